@@ -1,0 +1,146 @@
+//! The JSON of the HTTP interface. docs/PROTOCOL.md, "Meta" and "Status".
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::Etag;
+
+/// What a name stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// A regular file: it can be joined.
+    File,
+    /// A directory.
+    Directory,
+    /// A symbolic link.
+    Symlink,
+    /// A device, socket or pipe: it can be seen, not opened.
+    Other,
+}
+
+/// What is known of a name without reading it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attributes {
+    /// What it is.
+    pub kind: Kind,
+    /// Bytes in a file or in a link's target; 0 for the rest.
+    pub size: u64,
+    /// Permission bits, `0o7777` at most.
+    pub mode: u32,
+    /// Last modification, seconds since 1970 (negative before).
+    pub mtime: i64,
+    /// Nanoseconds of it.
+    #[serde(default)]
+    pub mtime_ns: u32,
+    /// Version of the file, or of the directory's listing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub etag: Option<Etag>,
+    /// A link's target, percent-encoded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+}
+
+/// A name in a directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Percent-encoded as in a URL, so that a name of any bytes fits JSON.
+    pub name: String,
+    /// Its attributes.
+    #[serde(flatten)]
+    pub attributes: Attributes,
+}
+
+/// Answer of `GET /meta/<path>`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Meta {
+    /// Of the path itself; a symbolic link is not followed.
+    #[serde(flatten)]
+    pub attributes: Attributes,
+    /// Of a directory: every name in it but `.` and `..`, in no promised order.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entries: Option<Vec<Entry>>,
+}
+
+/// Answer of `GET /status`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Of the server program.
+    pub version: String,
+    /// Seconds since it started.
+    pub uptime_s: u64,
+    /// Ceiling of the sending rate over all casts, bits per second on the wire.
+    pub rate_bps: u64,
+    /// Running casts.
+    pub casts: Vec<CastStatus>,
+    /// Sums over the server's life.
+    pub totals: Totals,
+}
+
+/// One running cast.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CastStatus {
+    /// Percent-encoded, without a slash in front.
+    pub path: String,
+    /// Version that is being sent.
+    pub etag: Etag,
+    /// Group and port, `239.255.0.1:9000`.
+    pub group: String,
+    /// Bytes in the file.
+    pub size: u64,
+    /// Pages in the file.
+    pub pages: u32,
+    /// Bytes of a full page.
+    pub page_size: u32,
+    /// Clients that joined and did not leave.
+    pub members: u32,
+    /// Joins since the cast began.
+    pub joins: u64,
+    /// Pages sent since the cast began.
+    pub pages_sent: u64,
+    /// Whole passes over the file.
+    pub passes: u32,
+    /// Seconds since the first join.
+    pub age_s: u64,
+}
+
+/// Sums over the server's life.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Totals {
+    /// Casts begun.
+    pub casts: u64,
+    /// Joins answered.
+    pub joins: u64,
+    /// Leaves of known members.
+    pub leaves: u64,
+    /// Pages sent.
+    pub pages_sent: u64,
+    /// Bytes sent on the wire, headers included.
+    pub bytes_sent: u64,
+    /// Bytes read from files for casts.
+    pub bytes_read: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// docs/PROTOCOL.md, "Meta", the worked example.
+    const EXAMPLE: &str = r#"{"kind":"directory","size":0,"mode":493,"mtime":1700000000,"mtime_ns":5,"etag":"5-1","entries":[{"name":"a%20b.img","kind":"file","size":4000,"mode":420,"mtime":1700000000,"mtime_ns":0,"etag":"2a-fa0"},{"name":"now","kind":"symlink","size":7,"mode":511,"mtime":1700000000,"mtime_ns":0,"target":"a%20b.img"}]}"#;
+
+    #[test]
+    fn the_worked_example_reads_and_writes_back() {
+        let meta: Meta = serde_json::from_str(EXAMPLE).unwrap();
+        assert_eq!(meta.entries.as_ref().unwrap()[0].attributes.size, 4000);
+        assert_eq!(serde_json::to_string(&meta).unwrap(), EXAMPLE);
+    }
+
+    #[test]
+    fn fields_of_a_later_version_are_ignored() {
+        let later = r#"{"kind":"file","size":1,"mode":420,"mtime":-1,"colour":"blue"}"#;
+        let meta: Meta = serde_json::from_str(later).unwrap();
+        assert_eq!((meta.attributes.mtime, meta.entries), (-1, None));
+    }
+}

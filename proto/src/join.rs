@@ -1,0 +1,239 @@
+//! The answer to a join: `KEY=value` lines, the base protocol's first, then our extensions.
+
+use alloc::string::{String, ToString};
+use core::fmt::Write;
+use core::net::{IpAddr, SocketAddrV4};
+use core::str::FromStr;
+
+use crate::geometry::Geometry;
+use crate::ids::{Etag, Token};
+use crate::units::{BitRate, PageSize};
+
+/// What a client learns by joining. docs/PROTOCOL.md, "Join".
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JoinAnswer {
+    /// Group and port of the data datagrams.
+    pub connect: SocketAddrV4,
+    /// Names this membership.
+    pub token: Token,
+    /// Pages announced. The reference layout may announce one that never comes.
+    pub pages: u32,
+    /// Bytes of a full page.
+    pub page_size: PageSize,
+    /// What a plain client ignores and a plain server does not send.
+    pub extensions: Extensions,
+}
+
+/// The lines that only our server sends. Each is optional.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Extensions {
+    /// Bytes in the file.
+    pub size: Option<u64>,
+    /// Version of the file.
+    pub etag: Option<Etag>,
+    /// Rate of sending at present.
+    pub rate: Option<BitRate>,
+    /// Address the datagrams come from.
+    pub source: Option<IpAddr>,
+}
+
+/// Why an answer cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum JoinAnswerError {
+    /// A line of the base protocol is not there.
+    #[error("the join answer has no line {0}=")]
+    Missing(&'static str),
+    /// A line of the base protocol makes no sense.
+    #[error("the join answer says {0}={1:?}")]
+    Malformed(&'static str, String),
+    /// `SIZE` is not a size that `PAGES` and `PAGESIZE` can have.
+    #[error("the join answer contradicts itself: {size} bytes in {pages} pages of {page_size}")]
+    Contradiction {
+        /// As announced.
+        size: u64,
+        /// As announced.
+        pages: u32,
+        /// As announced.
+        page_size: PageSize,
+    },
+}
+
+impl JoinAnswer {
+    /// The text of the answer, the empty line at its end included.
+    pub fn encode(&self) -> String {
+        let mut text = String::new();
+        let mut line = |key: &str, value: &dyn core::fmt::Display| {
+            writeln!(text, "{key}={value}").expect("a String takes all that memory can hold");
+        };
+        line("CONNECT", &self.connect);
+        line("TOKEN", &self.token);
+        line("PAGES", &self.pages);
+        line("PAGESIZE", &self.page_size);
+        let Extensions { size, etag, rate, source } = &self.extensions;
+        if let Some(size) = size {
+            line("SIZE", size);
+        }
+        if let Some(etag) = etag {
+            line("ETAG", etag);
+        }
+        if let Some(rate) = rate {
+            line("RATE", &rate.bits_per_second());
+        }
+        if let Some(source) = source {
+            line("SOURCE", source);
+        }
+        text.push('\n');
+        text
+    }
+
+    /// Reads an answer. Order, unknown lines and carriage returns do not matter; an extension that
+    /// makes no sense counts as absent, so that a stranger's line of the same name does no harm.
+    pub fn parse(text: &str) -> Result<Self, JoinAnswerError> {
+        let answer = Self {
+            connect: required(text, "CONNECT", |value| {
+                value.parse().ok().filter(|connect: &SocketAddrV4| {
+                    connect.ip().is_multicast() && connect.port() != 0
+                })
+            })?,
+            token: required(text, "TOKEN", |value| Token::parse(value).ok())?,
+            pages: required(text, "PAGES", |value| value.parse().ok())?,
+            page_size: required(text, "PAGESIZE", |value| PageSize::new(value.parse().ok()?).ok())?,
+            extensions: Extensions {
+                size: optional(text, "SIZE"),
+                etag: line(text, "ETAG").and_then(|value| Etag::new(value).ok()),
+                rate: optional(text, "RATE").and_then(BitRate::from_bits_per_second),
+                source: optional(text, "SOURCE"),
+            },
+        };
+        answer.check_size()?;
+        Ok(answer)
+    }
+
+    /// The file's geometry, where the answer tells its exact size.
+    pub fn geometry(&self) -> Option<Geometry> {
+        Geometry::new(self.extensions.size?, self.page_size).ok()
+    }
+
+    /// `SIZE` fits `PAGES`, or is an exact multiple with the reference layout's phantom page behind it.
+    fn check_size(&self) -> Result<(), JoinAnswerError> {
+        let Some(size) = self.extensions.size else { return Ok(()) };
+        let (pages, page_size) = (self.pages, self.page_size);
+        let full = u64::from(page_size.get());
+        let fits = size.div_ceil(full) == u64::from(pages);
+        let phantom = size / full + 1 == u64::from(pages);
+        if fits || phantom {
+            Ok(())
+        } else {
+            Err(JoinAnswerError::Contradiction { size, pages, page_size })
+        }
+    }
+}
+
+fn line<'a>(text: &'a str, key: &str) -> Option<&'a str> {
+    text.lines().find_map(|line| line.trim().strip_prefix(key)?.strip_prefix('='))
+}
+
+fn optional<T: FromStr>(text: &str, key: &str) -> Option<T> {
+    line(text, key)?.parse().ok()
+}
+
+fn required<T>(
+    text: &str,
+    key: &'static str,
+    read: impl FnOnce(&str) -> Option<T>,
+) -> Result<T, JoinAnswerError> {
+    let value = line(text, key).ok_or(JoinAnswerError::Missing(key))?;
+    read(value).ok_or_else(|| JoinAnswerError::Malformed(key, value.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// docs/PROTOCOL.md, "Join", the worked example.
+    const EXAMPLE: &str = "CONNECT=239.255.0.1:9000\n\
+        TOKEN=6f1ed002ab5595859014ebf0951522d9\n\
+        PAGES=3\n\
+        PAGESIZE=1456\n\
+        SIZE=4000\n\
+        ETAG=2a-fa0-18c2f0a1\n\
+        RATE=900000000\n\
+        SOURCE=192.0.2.1\n\n";
+
+    #[test]
+    fn the_worked_example_reads_and_writes_back() {
+        let answer = JoinAnswer::parse(EXAMPLE).unwrap();
+        assert_eq!(answer.geometry().unwrap().pages(), 3);
+        assert_eq!(answer.encode(), EXAMPLE);
+    }
+
+    #[test]
+    fn a_plain_servers_answer_is_enough() {
+        let plain = "CONNECT=224.3.29.71:12000\r\nTOKEN=abc\r\nPAGES=7\r\nPAGESIZE=1450\r\nMOOD=good\r\n\r\n";
+        let answer = JoinAnswer::parse(plain).unwrap();
+        assert_eq!(answer.pages, 7);
+        assert_eq!(answer.extensions, Extensions::default());
+        assert_eq!(answer.geometry(), None);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let parse = |text: &str| JoinAnswer::parse(text).unwrap_err();
+        assert_eq!(parse(""), JoinAnswerError::Missing("CONNECT"));
+        let unicast = EXAMPLE.replace("239.255", "192.168");
+        assert!(matches!(parse(&unicast), JoinAnswerError::Malformed("CONNECT", _)));
+        let huge = EXAMPLE.replace("PAGESIZE=1456", "PAGESIZE=70000");
+        assert!(matches!(parse(&huge), JoinAnswerError::Malformed("PAGESIZE", _)));
+        let longer = EXAMPLE.replace("SIZE=4000\n", "SIZE=9999\n");
+        assert!(matches!(parse(&longer), JoinAnswerError::Contradiction { .. }));
+    }
+
+    #[test]
+    fn the_phantom_page_of_the_reference_layout_is_no_contradiction() {
+        let exact = EXAMPLE.replace("SIZE=4000\n", "SIZE=2912\n");
+        assert_eq!(JoinAnswer::parse(&exact).unwrap().geometry().unwrap().pages(), 2);
+    }
+
+    #[test]
+    fn a_senseless_extension_counts_as_absent() {
+        let odd = EXAMPLE.replace("RATE=900000000", "RATE=fast").replace("ETAG=2a", "ETAG=\"2a");
+        let extensions = JoinAnswer::parse(&odd).unwrap().extensions;
+        assert_eq!((extensions.rate, extensions.etag), (None, None));
+        assert_eq!(extensions.size, Some(4000));
+    }
+
+    proptest! {
+        #[test]
+        fn every_answer_reads_back(
+            host in 0u32..0x0fff_ffff, port in 1u16.., token: u128, size in 0u64..1 << 40,
+            page_size in 512u64..=9000, extended: bool, rate in 1u64..,
+        ) {
+            let page_size = PageSize::new(page_size).unwrap();
+            let geometry = Geometry::new(size, page_size).unwrap();
+            let answer = JoinAnswer {
+                connect: SocketAddrV4::new((0xe000_0000 | host).into(), port),
+                token: Token::from_random(token),
+                pages: geometry.pages(),
+                page_size,
+                extensions: if extended {
+                    Extensions {
+                        size: Some(size),
+                        etag: Some(Etag::new("v1").unwrap()),
+                        rate: BitRate::from_bits_per_second(rate),
+                        source: Some([10, 0, 0, 1].into()),
+                    }
+                } else {
+                    Extensions::default()
+                },
+            };
+            prop_assert_eq!(JoinAnswer::parse(&answer.encode()), Ok(answer));
+        }
+
+        #[test]
+        fn no_text_panics(text in "(CONNECT|TOKEN|PAGES|PAGESIZE|SIZE|\\PC|=|\n|[0-9:.]){0,60}") {
+            let _ = JoinAnswer::parse(&text);
+        }
+    }
+}

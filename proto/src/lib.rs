@@ -1,0 +1,45 @@
+//! What both ends of bootcast must agree on, and nothing else.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`ids`] | page indices, tokens, versions |
+//! | [`units`] | bit rates and page sizes |
+//! | [`geometry`] | file size -> pages, and back |
+//! | [`page_set`] | which pages are held, which are missing |
+//! | [`path`] | names as the URL carries them |
+//! | [`join`] | the answer to a join |
+//! | [`wire`] | datagrams |
+//! | [`api`] | the JSON of the HTTP interface |
+//!
+//! The crate is `no_std`: a socket, a clock, a thread or a file cannot even be named here.
+#![no_std]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+pub mod api;
+pub mod geometry;
+pub mod ids;
+pub mod join;
+pub mod page_set;
+pub mod path;
+pub mod units;
+pub mod wire;
+
+pub use geometry::Geometry;
+pub use ids::{Etag, PageIndex, PageRange, Token};
+pub use join::JoinAnswer;
+pub use page_set::PageSet;
+pub use path::RemotePath;
+pub use units::{BitRate, PageSize};
+pub use wire::Layout;
+
+/// TCP port of the control plane when nobody names one.
+pub const DEFAULT_PORT: u16 = 8888;
+
+/// Request header that says "I know the extensions"; its value is the version, `1`.
+pub const HEADER_EXTENSIONS: &str = "x-bootcast";
+
+/// Request header that carries the [`Token`] of a member.
+pub const HEADER_TOKEN: &str = "x-token";

@@ -1,0 +1,174 @@
+//! Which pages of a file are held: one bit a page.
+
+use alloc::vec;
+use alloc::vec::Vec;
+
+use crate::ids::{PageIndex, PageRange};
+
+const WORD: u32 = u64::BITS;
+
+/// A set of pages out of `0..pages`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PageSet {
+    /// Bit `p % 64` of word `p / 64` is page `p`. Bits beyond `pages` are 0.
+    words: Vec<u64>,
+    pages: u32,
+    held: u32,
+}
+
+impl PageSet {
+    /// The empty set out of `pages` pages.
+    pub fn new(pages: u32) -> Self {
+        Self { words: vec![0; pages.div_ceil(WORD) as usize], pages, held: 0 }
+    }
+
+    /// How many pages there are to hold.
+    pub fn pages(&self) -> u32 {
+        self.pages
+    }
+
+    /// How many pages are held.
+    pub fn held(&self) -> u32 {
+        self.held
+    }
+
+    /// Whether every page is held; a file without pages is held from the beginning.
+    pub fn is_full(&self) -> bool {
+        self.held == self.pages
+    }
+
+    /// Whether `page` is held. Pages out of range never are.
+    pub fn contains(&self, page: PageIndex) -> bool {
+        page.0 < self.pages && self.words[(page.0 / WORD) as usize] & (1 << (page.0 % WORD)) != 0
+    }
+
+    /// Whether all of these pages are held. An empty range is; pages out of range never are.
+    pub fn contains_all(&self, range: PageRange) -> bool {
+        self.first_missing(range).is_none()
+    }
+
+    /// The first page of the range that is not held.
+    pub fn first_missing(&self, range: PageRange) -> Option<PageIndex> {
+        let mut page = range.start.0;
+        while page < range.end.0 {
+            if page >= self.pages {
+                return Some(PageIndex(page));
+            }
+            let missing = !self.words[(page / WORD) as usize] >> (page % WORD);
+            if missing != 0 {
+                let found = page + missing.trailing_zeros();
+                return (found < range.end.0).then_some(PageIndex(found));
+            }
+            page = (page / WORD + 1).saturating_mul(WORD);
+        }
+        None
+    }
+
+    /// Adds `page`; `false` where it was held already or is out of range.
+    pub fn insert(&mut self, page: PageIndex) -> bool {
+        if page.0 >= self.pages || self.contains(page) {
+            return false;
+        }
+        self.words[(page.0 / WORD) as usize] |= 1 << (page.0 % WORD);
+        self.held += 1;
+        true
+    }
+
+    /// Adds the pages of the range that exist; returns how many of them were not held before.
+    pub fn insert_range(&mut self, range: PageRange) -> u32 {
+        let before = self.held;
+        for page in range.start.0..range.end.0.min(self.pages) {
+            self.insert(PageIndex(page));
+        }
+        self.held - before
+    }
+
+    /// Runs of pages that are not held, ascending.
+    pub fn missing_ranges(&self) -> impl Iterator<Item = PageRange> + '_ {
+        let mut next = PageIndex(0);
+        core::iter::from_fn(move || {
+            let start =
+                self.first_missing(PageRange { start: next, end: PageIndex(self.pages) })?;
+            let end = (start.0..self.pages).find(|&page| self.contains(PageIndex(page)));
+            next = PageIndex(end.unwrap_or(self.pages));
+            Some(PageRange { start, end: next })
+        })
+    }
+
+    /// The bits, page 0 lowest in byte 0: the form that is kept on disk.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes: Vec<u8> = self.words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        bytes.truncate(self.pages.div_ceil(8) as usize);
+        bytes
+    }
+
+    /// Reads [`Self::to_bytes`] back; `None` unless the length fits and no bit stands beyond the last page.
+    pub fn from_bytes(pages: u32, bytes: &[u8]) -> Option<Self> {
+        if bytes.len() != pages.div_ceil(8) as usize {
+            return None;
+        }
+        let mut set = Self::new(pages);
+        for (word, chunk) in set.words.iter_mut().zip(bytes.chunks(8)) {
+            let mut le = [0; 8];
+            le[..chunk.len()].copy_from_slice(chunk);
+            *word = u64::from_le_bytes(le);
+        }
+        let beyond = pages % WORD;
+        if beyond != 0 && set.words.last().is_some_and(|word| word >> beyond != 0) {
+            return None;
+        }
+        set.held = set.words.iter().map(|word| word.count_ones()).sum();
+        Some(set)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_set_out_of_no_pages_is_full() {
+        assert!(PageSet::new(0).is_full());
+        assert!(!PageSet::new(1).is_full());
+    }
+
+    #[test]
+    fn pages_out_of_range_are_never_held() {
+        let mut set = PageSet::new(3);
+        assert!(!set.insert(PageIndex(3)));
+        assert_eq!(set.insert_range(PageRange::new(1, u32::MAX)), 2);
+        assert_eq!(set.first_missing(PageRange::new(1, 9)), Some(PageIndex(3)));
+    }
+
+    #[test]
+    fn bits_beyond_the_last_page_are_refused() {
+        assert!(PageSet::from_bytes(3, &[0b111]).unwrap().is_full());
+        assert_eq!(PageSet::from_bytes(3, &[0b1111]), None);
+        assert_eq!(PageSet::from_bytes(3, &[]), None);
+    }
+
+    proptest! {
+        #[test]
+        fn behaves_as_a_set_of_numbers(
+            pages in 1u32..300, ranges in proptest::collection::vec((0u32..320, 0u32..80), 0..12),
+        ) {
+            let mut set = PageSet::new(pages);
+            let mut model = BTreeSet::new();
+            for (start, len) in ranges {
+                let before = model.len();
+                model.extend(start.min(pages)..(start + len).min(pages));
+                let new = set.insert_range(PageRange::new(start, start + len));
+                prop_assert_eq!(new as usize, model.len() - before);
+            }
+            prop_assert_eq!(set.held() as usize, model.len());
+            let missing: BTreeSet<u32> =
+                set.missing_ranges().flat_map(PageRange::iter).map(|page| page.0).collect();
+            prop_assert_eq!(missing, (0..pages).filter(|page| !model.contains(page)).collect());
+            prop_assert_eq!(PageSet::from_bytes(pages, &set.to_bytes()), Some(set));
+        }
+    }
+}

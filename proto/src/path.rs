@@ -1,0 +1,175 @@
+//! Names as the URL carries them: any bytes, percent-encoded.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_encode};
+
+/// Kept as they are in a path segment: RFC 3986 "unreserved".
+const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// Path of something the server serves, relative to the served directory.
+///
+/// A list of names of any bytes but `/` and NUL. No name is empty, `.` or `..`, so a `RemotePath`
+/// can point below the served directory only (symbolic links apart: those are the server's to
+/// refuse). The empty list is the served directory itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RemotePath {
+    /// Names joined by `/`, no slash at either end.
+    bytes: Vec<u8>,
+}
+
+/// Why a text is not a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PathError {
+    /// A `%` without two hex digits behind it.
+    #[error("malformed path: '%' must be followed by two hex digits")]
+    Escape,
+    /// A name that is `..`.
+    #[error("malformed path: '..' is not a name here")]
+    DotDot,
+    /// A name with an encoded `/` or NUL in it.
+    #[error("malformed path: a name cannot contain '/' or NUL")]
+    Separator,
+}
+
+impl RemotePath {
+    /// The served directory itself.
+    pub fn root() -> Self {
+        Self::default()
+    }
+
+    /// Reads a URL path such as `a/b%20c`. Repeated slashes count as one, names `.` as none.
+    pub fn decode(text: &str) -> Result<Self, PathError> {
+        let mut path = Self::root();
+        for segment in text.split('/') {
+            let name = decode_segment(segment)?;
+            if !name.is_empty() && name != b"." {
+                path = path.join(&name)?;
+            }
+        }
+        Ok(path)
+    }
+
+    /// The URL form, without a slash in front.
+    pub fn encode(&self) -> String {
+        let mut text = String::new();
+        for name in self.names() {
+            if !text.is_empty() {
+                text.push('/');
+            }
+            text.push_str(&encode_name(name));
+        }
+        text
+    }
+
+    /// The entry `name` of this directory.
+    pub fn join(&self, name: &[u8]) -> Result<Self, PathError> {
+        if name == b".." {
+            return Err(PathError::DotDot);
+        }
+        if name.is_empty() || name == b"." || name.iter().any(|&byte| byte == b'/' || byte == 0) {
+            return Err(PathError::Separator);
+        }
+        let mut bytes = self.bytes.clone();
+        if !bytes.is_empty() {
+            bytes.push(b'/');
+        }
+        bytes.extend_from_slice(name);
+        Ok(Self { bytes })
+    }
+
+    /// Whether this is the served directory itself.
+    pub fn is_root(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// The names, outermost first.
+    pub fn names(&self) -> impl Iterator<Item = &[u8]> {
+        self.bytes.split(|&byte| byte == b'/').filter(|name| !name.is_empty())
+    }
+
+    /// The last name; `None` for the root.
+    pub fn file_name(&self) -> Option<&[u8]> {
+        self.names().last()
+    }
+
+    /// The names joined by `/`, decoded: what `openat2` takes. Empty for the root.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl fmt::Display for RemotePath {
+    /// The URL form with a slash in front.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "/{}", self.encode())
+    }
+}
+
+/// One name in its URL form, which is also its form in JSON.
+pub fn encode_name(name: &[u8]) -> String {
+    alloc::string::ToString::to_string(&percent_encode(name, SEGMENT))
+}
+
+/// Reads one percent-encoded name back.
+pub fn decode_segment(segment: &str) -> Result<Vec<u8>, PathError> {
+    let bytes = segment.as_bytes();
+    for (at, _) in segment.match_indices('%') {
+        let digits = bytes.get(at + 1..at + 3).ok_or(PathError::Escape)?;
+        if !digits.iter().all(u8::is_ascii_hexdigit) {
+            return Err(PathError::Escape);
+        }
+    }
+    Ok(percent_decode_str(segment).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_path_that_would_leave_the_directory_is_refused() {
+        for bad in ["..", "a/../b", "%2e%2e/etc", "a/%2E%2e"] {
+            assert_eq!(RemotePath::decode(bad), Err(PathError::DotDot), "{bad}");
+        }
+        for bad in ["%2fetc/passwd", "a%2F..%2fb", "a%00b"] {
+            assert_eq!(RemotePath::decode(bad), Err(PathError::Separator), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_broken_escape_is_refused() {
+        for bad in ["%", "%4", "%zz", "a%", "%\u{e9}1"] {
+            assert_eq!(RemotePath::decode(bad), Err(PathError::Escape), "{bad}");
+        }
+    }
+
+    #[test]
+    fn slashes_and_dots_without_meaning_vanish() {
+        let path = RemotePath::decode("//a/./b%20c//").unwrap();
+        assert_eq!(path.as_bytes(), b"a/b c");
+        assert_eq!(path.encode(), "a/b%20c");
+        assert_eq!(path.file_name(), Some(&b"b c"[..]));
+        assert!(RemotePath::decode("/").unwrap().is_root());
+    }
+
+    proptest! {
+        #[test]
+        fn any_name_survives_the_url(name in proptest::collection::vec(1u8..=255, 1..40)) {
+            prop_assume!(!name.contains(&b'/') && name != b"." && name != b"..");
+            let path = RemotePath::root().join(b"dir").unwrap().join(&name).unwrap();
+            prop_assert_eq!(RemotePath::decode(&path.encode()).unwrap(), path);
+        }
+
+        #[test]
+        fn no_text_panics_or_climbs(text in "\\PC{0,40}") {
+            if let Ok(path) = RemotePath::decode(&text) {
+                prop_assert!(path.names().all(|name| name != b".." && name != b"."));
+            }
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! Numbers that have a unit.
+
+use core::fmt;
+use core::num::{NonZeroU32, NonZeroU64};
+use core::str::FromStr;
+use core::time::Duration;
+
+/// Bytes of a full page. At least 1; a page and its header fit one UDP datagram over IPv4.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PageSize(NonZeroU32);
+
+/// The number cannot be a page size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a page is 1 to 65491 bytes, not {0}")]
+pub struct PageSizeError(pub u64);
+
+impl PageSize {
+    /// Largest UDP payload over IPv4 (65,507) less the page header.
+    pub const MAX: u32 = 65_507 - PAGE_HEADER;
+
+    /// Checks the range.
+    pub fn new(bytes: u64) -> Result<Self, PageSizeError> {
+        u32::try_from(bytes)
+            .ok()
+            .filter(|&bytes| bytes <= Self::MAX)
+            .and_then(NonZeroU32::new)
+            .map(Self)
+            .ok_or(PageSizeError(bytes))
+    }
+
+    /// The largest even page whose datagram fits an IPv4 packet of `mtu` bytes: 1456 at 1500.
+    ///
+    /// Even, because the repair code works on pairs of bytes.
+    pub fn for_mtu(mtu: u32) -> Option<Self> {
+        let payload = mtu.min(65_535).checked_sub(IPV4_UDP_OVERHEAD + PAGE_HEADER)?;
+        Self::new(u64::from(payload & !1)).ok()
+    }
+
+    /// Bytes of a full page.
+    pub fn get(self) -> u32 {
+        self.0.get()
+    }
+
+    /// Bytes that a full page occupies on an Ethernet wire, headers included.
+    pub fn wire_len(self) -> u64 {
+        wire_len(self.get())
+    }
+}
+
+impl fmt::Display for PageSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// [`crate::wire::HEADER_LEN`] in the type of a page's size.
+const PAGE_HEADER: u32 = 16;
+const _: () = assert!(PAGE_HEADER as usize == crate::wire::HEADER_LEN);
+
+/// IPv4 header without options and UDP header.
+const IPV4_UDP_OVERHEAD: u32 = 20 + 8;
+
+/// Ethernet header, as traffic control and interface counters see a frame (no preamble, no checksum).
+const ETHERNET_OVERHEAD: u32 = 14;
+
+/// Bytes that a page of `payload` bytes occupies on an Ethernet wire: page, page header, UDP, IPv4, Ethernet.
+pub fn wire_len(payload: u32) -> u64 {
+    u64::from(payload) + u64::from(PAGE_HEADER + IPV4_UDP_OVERHEAD + ETHERNET_OVERHEAD)
+}
+
+/// Bits per second on the wire, headers included. Never 0: what must not send is paused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BitRate(NonZeroU64);
+
+/// The text is not a rate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a rate: write a number above 0 and bit, kbit, mbit or gbit, such as 900mbit")]
+pub struct BitRateError;
+
+impl BitRate {
+    /// `None` for 0.
+    pub fn from_bits_per_second(bits: u64) -> Option<Self> {
+        NonZeroU64::new(bits).map(Self)
+    }
+
+    /// Bits per second.
+    pub fn bits_per_second(self) -> u64 {
+        self.0.get()
+    }
+
+    /// Time that `bytes` occupy the wire, rounded up to the next nanosecond; `Duration::MAX` beyond 584 years.
+    pub fn time_to_send(self, bytes: u64) -> Duration {
+        let nanos = (u128::from(bytes) * 8 * 1_000_000_000).div_ceil(u128::from(self.0.get()));
+        u64::try_from(nanos).map_or(Duration::MAX, Duration::from_nanos)
+    }
+
+    /// Whole bytes that the wire carries in `time`.
+    pub fn bytes_in(self, time: Duration) -> u64 {
+        let bytes = u128::from(self.0.get()).saturating_mul(time.as_nanos()) / 8_000_000_000;
+        u64::try_from(bytes).unwrap_or(u64::MAX)
+    }
+}
+
+impl FromStr for BitRate {
+    type Err = BitRateError;
+
+    /// Reads `900mbit`, `1.5gbit`, `64 kbit`, `1000000` (bit/s). Powers of 1000, as traffic control counts.
+    fn from_str(text: &str) -> Result<Self, BitRateError> {
+        let text = text.trim();
+        let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+        let (number, unit) = text.split_at(digits);
+        let scale = match unit.trim().to_ascii_lowercase().as_str() {
+            "" | "bit" => 1.0,
+            "k" | "kbit" => 1e3,
+            "m" | "mbit" => 1e6,
+            "g" | "gbit" => 1e9,
+            _ => return Err(BitRateError),
+        };
+        let bits = number.parse::<f64>().map_err(|_| BitRateError)? * scale;
+        if !(1.0..=1e15).contains(&bits) {
+            return Err(BitRateError);
+        }
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "1 to 1e15 by the check above"
+        )]
+        Self::from_bits_per_second(bits as u64).ok_or(BitRateError)
+    }
+}
+
+impl fmt::Display for BitRate {
+    /// The largest unit that leaves no fraction: `900mbit`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bits = self.0.get();
+        for (scale, unit) in [(1_000_000_000, "gbit"), (1_000_000, "mbit"), (1_000, "kbit")] {
+            if bits.is_multiple_of(scale) {
+                return write!(f, "{}{unit}", bits / scale);
+            }
+        }
+        write!(f, "{bits}bit")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::string::ToString;
+
+    use super::*;
+
+    #[test]
+    fn the_default_page_at_an_mtu_of_1500_is_1456_bytes_and_1514_on_the_wire() {
+        let page = PageSize::for_mtu(1500).unwrap();
+        assert_eq!(page.get(), 1456);
+        assert_eq!(page.wire_len(), 1514);
+    }
+
+    #[test]
+    fn a_page_size_is_even_and_fits_whatever_the_mtu() {
+        for mtu in [68, 576, 1280, 1499, 1501, 9000, 65_535, u32::MAX] {
+            let page = PageSize::for_mtu(mtu).unwrap().get();
+            assert_eq!(page % 2, 0);
+            assert!(page + 44 <= mtu && page <= PageSize::MAX, "{mtu}: {page}");
+        }
+        assert_eq!(PageSize::for_mtu(44), None);
+        assert_eq!(PageSize::new(0), Err(PageSizeError(0)));
+        assert_eq!(PageSize::new(65_492), Err(PageSizeError(65_492)));
+    }
+
+    #[test]
+    fn rates_read_as_traffic_control_writes_them() {
+        for (text, bits) in
+            [("900mbit", 900_000_000), ("1.5gbit", 1_500_000_000), ("64 Kbit", 64_000), ("8", 8)]
+        {
+            assert_eq!(text.parse::<BitRate>().map(BitRate::bits_per_second), Ok(bits), "{text}");
+        }
+        for bad in ["", "0", "mbit", "-1mbit", "1mbps", "1e99gbit", "nan", "1.2.3mbit"] {
+            assert_eq!(bad.parse::<BitRate>(), Err(BitRateError), "{bad}");
+        }
+        assert_eq!("1500mbit".parse::<BitRate>().unwrap().to_string(), "1500mbit");
+    }
+
+    #[test]
+    fn time_and_bytes_at_a_rate_agree() {
+        let rate: BitRate = "200mbit".parse().unwrap();
+        assert_eq!(rate.time_to_send(25_000), Duration::from_millis(1));
+        assert_eq!(rate.bytes_in(Duration::from_millis(1)), 25_000);
+        assert_eq!(rate.bytes_in(Duration::MAX), u64::MAX);
+    }
+}
