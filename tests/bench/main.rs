@@ -1,0 +1,3 @@
+//! Benchmarks of a whole fleet.
+
+fn main() {}

@@ -1,0 +1,32 @@
+//! Where the programs under test are.
+
+use std::path::PathBuf;
+
+/// The program `name` as it was built last in the profile of the running test or benchmark.
+///
+/// Cargo puts test programs into `target/<profile>/deps` and the workspace's programs one level up.
+/// `BOOTCAST_BIN_DIR` names another directory.
+pub fn binary(name: &str) -> PathBuf {
+    let path = directory().join(name);
+    assert!(
+        path.exists(),
+        "{} is not there: run `cargo build --workspace --bins` first",
+        path.display()
+    );
+    path
+}
+
+/// The directory of the programs under test.
+pub fn directory() -> PathBuf {
+    if let Some(directory) = std::env::var_os("BOOTCAST_BIN_DIR") {
+        return directory.into();
+    }
+    let test = std::env::current_exe().expect("the path of the running test");
+    let deps = test.parent().expect("a program lies in a directory");
+    if deps.ends_with("deps") { deps.parent().unwrap_or(deps).into() } else { deps.into() }
+}
+
+/// A program of this package that Python runs, such as `plain_client.py`.
+pub fn peer(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("peers").join(name)
+}

@@ -1,0 +1,195 @@
+//! One host of the lab: a network namespace with an `eth0`.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::fs::File;
+use std::net::Ipv4Addr;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use crate::process::Proc;
+
+/// Where `ip netns` keeps the names.
+const NAMESPACES: &str = "/run/netns";
+
+/// How long an HTTP request of a test may take.
+const HTTP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A host: its namespace, its address and the place for its logs and caches.
+#[derive(Debug)]
+pub struct Host {
+    namespace: String,
+    address: Ipv4Addr,
+    directory: PathBuf,
+    next_file: AtomicU32,
+}
+
+/// An HTTP answer, whatever its status.
+#[derive(Debug)]
+pub struct Answer {
+    /// Status code.
+    pub status: u16,
+    /// Body as text.
+    pub body: String,
+}
+
+/// Counters of a host's `eth0` since the lab was built.
+#[derive(Clone, Copy, Debug)]
+pub struct Counters {
+    /// Packets received; one that GSO left uncut counts as one.
+    pub rx_packets: u64,
+    /// Bytes received, Ethernet headers included.
+    pub rx_bytes: u64,
+    /// Packets sent, likewise.
+    pub tx_packets: u64,
+    /// Bytes sent, likewise.
+    pub tx_bytes: u64,
+}
+
+impl Host {
+    pub(crate) fn new(namespace: String, address: Ipv4Addr, directory: PathBuf) -> Self {
+        Self { namespace, address, directory, next_file: AtomicU32::new(0) }
+    }
+
+    /// Name of the network namespace.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// Address of `eth0`.
+    pub fn address(&self) -> Ipv4Addr {
+        self.address
+    }
+
+    /// A path in the lab's directory that nothing has used yet, such as `c1-3-log`.
+    pub fn fresh_path(&self, purpose: &str) -> PathBuf {
+        let number = self.next_file.fetch_add(1, Ordering::Relaxed);
+        self.directory.join(format!("{self}-{number}-{purpose}"))
+    }
+
+    /// A command that will run on this host and die with the test's thread.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={NAMESPACES}/{}", self.namespace));
+        command.args(["--", "setpriv", "--pdeathsig", "KILL", "--"]).arg(program);
+        command
+    }
+
+    /// Starts a program on this host.
+    #[track_caller]
+    pub fn spawn<A: AsRef<OsStr>>(
+        &self,
+        program: impl AsRef<OsStr>,
+        args: impl IntoIterator<Item = A>,
+    ) -> Proc {
+        let mut command = self.command(program);
+        command.args(args);
+        Proc::start(command, &self.fresh_path("log"))
+    }
+
+    /// Runs a program on this host to its end.
+    #[track_caller]
+    pub fn run<A: AsRef<OsStr>>(
+        &self,
+        program: impl AsRef<OsStr>,
+        args: impl IntoIterator<Item = A>,
+    ) -> Output {
+        let mut command = self.command(program);
+        command.args(args);
+        command.output().unwrap_or_else(|error| panic!("starting {command:?}: {error}"))
+    }
+
+    /// As [`Host::run`], demands success, and gives what was printed.
+    #[track_caller]
+    pub fn run_ok<A: AsRef<OsStr>>(
+        &self,
+        program: impl AsRef<OsStr>,
+        args: impl IntoIterator<Item = A>,
+    ) -> String {
+        let program = program.as_ref();
+        let output = self.run(program, args);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{}: {}: {errors}", program.display(), output.status);
+        String::from_utf8_lossy(&output.stdout).into()
+    }
+
+    /// Runs `job` on a thread that is in this host's network namespace.
+    pub fn enter<T: Send>(&self, job: impl FnOnce() -> T + Send) -> T {
+        let path = Path::new(NAMESPACES).join(&self.namespace);
+        let entered = std::thread::scope(|scope| {
+            let job = scope.spawn(|| {
+                let namespace = File::open(&path).expect("the namespace of a host");
+                move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
+                    .expect("entering the namespace of a host");
+                job()
+            });
+            job.join()
+        });
+        entered.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+
+    /// Sends a GET request from this host; `headers` go with it.
+    #[track_caller]
+    pub fn get_with(&self, url: &str, headers: &[(&str, &str)]) -> Answer {
+        let answer = self.enter(|| {
+            let config = ureq::Agent::config_builder()
+                .timeout_global(Some(HTTP_TIMEOUT))
+                .http_status_as_error(false)
+                .proxy(None);
+            let agent = ureq::Agent::new_with_config(config.build());
+            let mut request = agent.get(url);
+            for (name, value) in headers {
+                request = request.header(*name, *value);
+            }
+            let mut answer = request.call()?;
+            let body = answer.body_mut().read_to_string()?;
+            Ok::<_, ureq::Error>(Answer { status: answer.status().as_u16(), body })
+        });
+        answer.unwrap_or_else(|error| panic!("GET {url} from {self}: {error}"))
+    }
+
+    /// Sends a GET request from this host.
+    #[track_caller]
+    pub fn get(&self, url: &str) -> Answer {
+        self.get_with(url, &[])
+    }
+
+    /// Counters of `eth0`.
+    pub fn counters(&self) -> Counters {
+        let text = self.enter(|| std::fs::read_to_string("/proc/thread-self/net/dev"));
+        let text = text.expect("the interface counters");
+        let line = text.lines().find_map(|line| line.trim_start().strip_prefix("eth0:"));
+        let fields: Vec<u64> = line
+            .expect("every host has an eth0")
+            .split_whitespace()
+            .map(|field| field.parse().expect("a counter"))
+            .collect();
+        Counters {
+            rx_bytes: fields[0],
+            rx_packets: fields[1],
+            tx_bytes: fields[8],
+            tx_packets: fields[9],
+        }
+    }
+
+    /// Whether this host is subscribed to any multicast group but "all hosts".
+    pub fn is_in_a_group(&self) -> bool {
+        let text = self.enter(|| std::fs::read_to_string("/proc/thread-self/net/igmp"));
+        text.expect("the groups of a host")
+            .lines()
+            .filter(|line| line.starts_with("\t\t"))
+            .any(|line| !line.trim_start().starts_with("010000E0"))
+    }
+}
+
+impl fmt::Display for Host {
+    /// `head`, `c1`, ..
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.namespace.rsplit('-').next().unwrap_or_default())
+    }
+}

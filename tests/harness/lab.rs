@@ -1,0 +1,264 @@
+//! The network: a head, clients and a switch, each in a network namespace of its own.
+
+use std::fs;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use bootcast_proto::BitRate;
+use rustix::mount::{UnmountFlags, unmount};
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use crate::content::{Content, Image};
+use crate::host::Host;
+use crate::link::{self, Cable};
+use crate::mount::MountBuilder;
+use crate::server::ServerBuilder;
+
+/// Begin of the name of everything a lab makes. The owner's process id follows, so that
+/// `make clean-lab` can tell what a killed run left behind.
+pub const PREFIX: &str = "bct-";
+
+/// Address of the head.
+pub const HEAD_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+
+/// The response interval of `link::add_switch` and a little. Nothing in the kernel's answers tells
+/// when the querier begins to count, so that this wait is for a time.
+const QUERIER_DELAY: Duration = Duration::from_millis(650);
+
+/// What a lab shall be.
+#[derive(Clone, Debug)]
+pub struct LabBuilder {
+    clients: u8,
+    rate: Option<BitRate>,
+    loss_ppm: u32,
+    snooping: bool,
+}
+
+/// The network of one test. Everything is removed when it is dropped.
+#[derive(Debug)]
+pub struct Lab {
+    name: String,
+    directory: TempDir,
+    head: Host,
+    clients: Vec<Host>,
+    files: AtomicU32,
+}
+
+impl LabBuilder {
+    /// Number of clients, 1 unless said.
+    #[must_use]
+    pub fn clients(mut self, clients: u8) -> Self {
+        self.clients = clients;
+        self
+    }
+
+    /// Caps the head's uplink: `200mbit`. Not capped unless said.
+    #[must_use]
+    pub fn rate(mut self, rate: &str) -> Self {
+        self.rate = Some(rate.parse().expect("a rate as traffic control writes it"));
+        self
+    }
+
+    /// Loses this many percent of what is sent to each client, independently.
+    #[must_use]
+    pub fn loss(mut self, percent: f64) -> Self {
+        assert!((0.0..=100.0).contains(&percent), "{percent} percent");
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "0 to 1e6 by the check above"
+        )]
+        let ppm = (percent * 10_000.0) as u32;
+        self.loss_ppm = ppm;
+        self
+    }
+
+    /// Whether the switch sends a group to its members alone (yes unless said) or floods.
+    #[must_use]
+    pub fn snooping(mut self, snooping: bool) -> Self {
+        self.snooping = snooping;
+        self
+    }
+
+    /// Builds it. Panics where that fails; ask [`crate::requirements::skip_reason`] first.
+    pub fn build(self) -> Lab {
+        static LABS: AtomicU32 = AtomicU32::new(0);
+        let name =
+            format!("{PREFIX}{}-{}", std::process::id(), LABS.fetch_add(1, Ordering::Relaxed));
+        let directory = tempfile::Builder::new()
+            .prefix(&format!("{name}-"))
+            .tempdir()
+            .expect("a directory for the lab");
+        fs::create_dir(directory.path().join("served")).expect("the served directory");
+        let host = |node: &str, address| {
+            Host::new(format!("{name}-{node}"), address, directory.path().into())
+        };
+        let clients = (1..=self.clients).map(|k| host(&format!("c{k}"), client_address(k)));
+        let lab = Lab {
+            head: host("head", HEAD_ADDRESS),
+            clients: clients.collect(),
+            files: AtomicU32::new(0),
+            directory,
+            name,
+        };
+        // From here on the lab's drop removes what was made, should the next step panic.
+        lab.wire(&self);
+        lab
+    }
+}
+
+impl Lab {
+    /// One client, no cap, no loss, snooping.
+    pub fn builder() -> LabBuilder {
+        LabBuilder { clients: 1, rate: None, loss_ppm: 0, snooping: true }
+    }
+
+    /// The host of the server.
+    pub fn head(&self) -> &Host {
+        &self.head
+    }
+
+    /// Client `k`, counted from 1.
+    pub fn client(&self, k: usize) -> &Host {
+        &self.clients[k - 1]
+    }
+
+    /// Every client.
+    pub fn clients(&self) -> &[Host] {
+        &self.clients
+    }
+
+    /// A directory that is removed with the lab.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// The directory the server serves.
+    pub fn served(&self) -> PathBuf {
+        self.directory.path().join("served")
+    }
+
+    /// Puts a file of `size` random bytes into the served directory. Each call gives other bytes.
+    pub fn put(&self, name: &str, size: u64) -> Image {
+        let seed = u64::from(self.files.fetch_add(1, Ordering::Relaxed));
+        let path = self.served().join(name);
+        fs::create_dir_all(path.parent().expect("a path in the served directory"))
+            .expect("a directory in the served directory");
+        let content = Content::new(size, seed);
+        content.write_to(&path);
+        Image { name: name.into(), path, size, digest: content.digest() }
+    }
+
+    /// A server for the served directory, not started yet.
+    pub fn server(&self) -> ServerBuilder<'_> {
+        ServerBuilder::new(self)
+    }
+
+    /// A mount on client `k`, not started yet.
+    pub fn mount(&self, k: usize) -> MountBuilder<'_> {
+        MountBuilder::new(self.client(k))
+    }
+
+    /// URL on the head.
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{HEAD_ADDRESS}:{}/{path}", bootcast_proto::DEFAULT_PORT)
+    }
+
+    fn switch(&self) -> String {
+        format!("{}-sw", self.name)
+    }
+
+    fn wire(&self, builder: &LabBuilder) {
+        let switch = self.switch();
+        let hosts: Vec<&Host> = std::iter::once(&self.head).chain(&self.clients).collect();
+        link::add_namespace(&switch);
+        for host in &hosts {
+            link::add_namespace(host.namespace());
+        }
+        link::add_switch(&switch, builder.snooping);
+        let querier_on = Instant::now();
+        for host in &hosts {
+            let cable = Cable {
+                switch: &switch,
+                host: host.namespace(),
+                port: &host.to_string(),
+                address: &host.address().to_string(),
+                mac: &mac(host),
+            };
+            cable.plug();
+        }
+        for client in &self.clients {
+            let (here, there) = (client.address().to_string(), HEAD_ADDRESS.to_string());
+            link::add_neighbour(self.head.namespace(), &here, &mac(client));
+            link::add_neighbour(client.namespace(), &there, &mac(&self.head));
+            if builder.loss_ppm > 0 {
+                link::lose(&switch, &client.to_string(), client.namespace(), builder.loss_ppm);
+            }
+        }
+        if let Some(rate) = builder.rate {
+            link::cap_rate(self.head.namespace(), rate);
+        }
+        if builder.snooping {
+            sleep(QUERIER_DELAY.saturating_sub(querier_on.elapsed()));
+        }
+    }
+
+    /// Ends every process on the lab's hosts, such as daemons that outlive the command that began them.
+    fn end_processes(&self) {
+        for host in std::iter::once(&self.head).chain(&self.clients) {
+            let listed = Command::new("ip").args(["netns", "pids", host.namespace()]).output();
+            let listed = listed.map(|output| output.stdout).unwrap_or_default();
+            for pid in String::from_utf8_lossy(&listed).split_whitespace() {
+                if let Some(pid) = pid.parse().ok().and_then(Pid::from_raw) {
+                    // One that ended meanwhile is what was wanted.
+                    let _ = kill_process(pid, Signal::KILL);
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        // Mounts first: removing the directory must not walk into one. Each step is tried, whatever
+        // became of the others; what fails is left to `make clean-lab`.
+        for mount in mounts_below(self.directory.path()) {
+            let _ = unmount(&mount, UnmountFlags::DETACH);
+        }
+        self.end_processes();
+        for mount in mounts_below(self.directory.path()) {
+            let _ = unmount(&mount, UnmountFlags::DETACH);
+        }
+        let hosts = self.clients.iter().chain([&self.head]).map(|host| host.namespace().to_owned());
+        for namespace in hosts.chain([self.switch()]) {
+            let _ = Command::new("ip").args(["netns", "del", &namespace]).output();
+        }
+    }
+}
+
+/// Mount points below `directory`, the last mounted first.
+pub fn mounts_below(directory: &Path) -> Vec<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mut below: Vec<PathBuf> = mounts
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(PathBuf::from)
+        .filter(|mount| mount.starts_with(directory))
+        .collect();
+    below.reverse();
+    below
+}
+
+fn client_address(k: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 77, 0, k + 10)
+}
+
+/// A locally administered hardware address that ends as the IP address does.
+fn mac(host: &Host) -> String {
+    format!("02:bc:00:00:00:{:02x}", host.address().octets()[3])
+}

@@ -1,0 +1,132 @@
+//! Commands that make links, switch ports, rate caps and loss. One function per thing on the wire.
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use bootcast_proto::BitRate;
+
+/// Bytes that may wait in the head's interface before its sender is held back.
+const NIC_QUEUE_BYTES: u64 = 1_500_000;
+
+/// A full Ethernet frame as traffic control counts it.
+const FRAME_BYTES: u64 = 1514;
+
+/// Runs `argv`, fed with `input`; panics with what it complained about.
+pub(crate) fn run(argv: &[&str], input: &str) {
+    let mut child = Command::new(argv[0])
+        .args(&argv[1..])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("starting {argv:?}: {error}"));
+    if let Some(mut stdin) = child.stdin.take() {
+        // A program that does not read its input says on stderr why.
+        let _ = stdin.write_all(input.as_bytes());
+    }
+    let output = child.wait_with_output().expect("a child that was started can be waited for");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{argv:?}: {errors}\n{input}");
+}
+
+/// Runs lines of `ip` in a namespace.
+fn ip(namespace: &str, lines: &[String]) {
+    run(&["ip", "-n", namespace, "-batch", "-"], &(lines.join("\n") + "\n"));
+}
+
+/// A namespace without IPv6, so that counters hold nothing but what tests sent.
+pub(crate) fn add_namespace(namespace: &str) {
+    run(&["ip", "netns", "add", namespace], "");
+    let quiet = ["net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1"];
+    let enter = ["ip", "netns", "exec", namespace, "sysctl", "-qw"];
+    run(&[&enter[..], &quiet[..]].concat(), "");
+}
+
+/// The switch. With `snooping` a client gets only the groups it joined.
+///
+/// The query intervals are set before the querier is turned on: it counts as present one response
+/// interval later ([`QUERIER_DELAY`](crate::lab)), and until then the bridge floods.
+pub(crate) fn add_switch(namespace: &str, snooping: bool) {
+    let mut lines = vec![
+        "link set lo up".to_owned(),
+        "link add br0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0".to_owned(),
+    ];
+    if snooping {
+        lines.push(
+            "link set br0 type bridge mcast_igmp_version 3 mcast_query_response_interval 50 \
+             mcast_startup_query_interval 50 mcast_query_interval 1000"
+                .to_owned(),
+        );
+        lines.push("link set br0 type bridge mcast_snooping 1".to_owned());
+        lines.push("addr add 10.77.0.254/24 dev br0".to_owned());
+    }
+    lines.push("link set br0 up".to_owned());
+    if snooping {
+        lines.push("link set br0 type bridge mcast_query_use_ifaddr 1".to_owned());
+        lines.push("link set br0 type bridge mcast_querier 1".to_owned());
+    }
+    ip(namespace, &lines);
+}
+
+/// One cable: `eth0` of a host to the port of the same name as the host.
+pub(crate) struct Cable<'a> {
+    pub(crate) switch: &'a str,
+    pub(crate) host: &'a str,
+    pub(crate) port: &'a str,
+    pub(crate) address: &'a str,
+    pub(crate) mac: &'a str,
+}
+
+impl Cable<'_> {
+    /// Plugs it in and gives the host its address and the route of all groups.
+    pub(crate) fn plug(&self) {
+        let Self { switch, host, port, address, mac } = self;
+        let add = ["ip", "link", "add", "eth0", "netns", host, "address", mac, "type", "veth"];
+        let peer = ["peer", "name", port, "netns", switch];
+        run(&[&add[..], &peer[..]].concat(), "");
+        ip(
+            host,
+            &[
+                "link set lo up".to_owned(),
+                format!("addr add {address}/24 brd + dev eth0"),
+                "link set eth0 up".to_owned(),
+                "route add 224.0.0.0/4 dev eth0".to_owned(),
+            ],
+        );
+        ip(switch, &[format!("link set {port} master br0 up")]);
+    }
+}
+
+/// Tells a host the hardware address of another: no ARP in the way of first packets.
+pub(crate) fn add_neighbour(namespace: &str, address: &str, mac: &str) {
+    ip(namespace, &[format!("neigh replace {address} lladdr {mac} dev eth0 nud permanent")]);
+}
+
+/// Caps what leaves a host's `eth0`, with a burst of one millisecond. A full queue blocks the sender.
+pub(crate) fn cap_rate(namespace: &str, rate: BitRate) {
+    let bits = rate.bits_per_second();
+    let burst = (bits / 8 / 1000).max(10 * FRAME_BYTES);
+    let (rate, burst) = (format!("{bits}bit"), format!("{burst}b"));
+    let queue = format!("{NIC_QUEUE_BYTES}b");
+    let add = ["tc", "-n", namespace, "qdisc", "add", "dev", "eth0", "root", "tbf"];
+    run(&[&add[..], &["rate", &rate, "burst", &burst, "limit", &queue]].concat(), "");
+}
+
+/// Drops each packet that reaches a client with a probability of `ppm` millionths, ARP and IGMP spared.
+///
+/// A large GSO packet is cut at the switch port before: lost in one piece it would be some forty
+/// datagrams in a row.
+pub(crate) fn lose(switch: &str, port: &str, client: &str, ppm: u32) {
+    ip(switch, &[format!("link set {port} gso_max_segs 1")]);
+    let rules = format!(
+        "table netdev bootcast {{
+            chain toward_client {{
+                type filter hook ingress device \"eth0\" priority 0; policy accept;
+                meta protocol != ip accept
+                ip protocol igmp accept
+                numgen random mod 1000000 < {ppm} drop
+            }}
+        }}"
+    );
+    run(&["ip", "netns", "exec", client, "nft", "-f", "-"], &rules);
+}

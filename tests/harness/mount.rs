@@ -1,0 +1,161 @@
+//! `bootcastfs` on a client.
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::process::Signal;
+
+use crate::binaries::binary;
+use crate::host::Host;
+use crate::lab::{HEAD_ADDRESS, mounts_below};
+use crate::process::Proc;
+use crate::wait::{SOON, wait_until};
+
+/// A mount with its options, not made yet.
+#[derive(Debug)]
+pub struct MountBuilder<'lab> {
+    host: &'lab Host,
+    source: String,
+    options: Vec<String>,
+}
+
+/// A mounted directory. Network namespaces alone: it is visible on the whole machine.
+#[derive(Debug)]
+pub struct MountProc<'lab> {
+    host: &'lab Host,
+    path: PathBuf,
+    cache: PathBuf,
+    proc: Proc,
+}
+
+impl<'lab> MountBuilder<'lab> {
+    pub(crate) fn new(host: &'lab Host) -> Self {
+        Self { host, source: format!("{HEAD_ADDRESS}:/"), options: Vec::new() }
+    }
+
+    /// What to mount instead of the whole served directory.
+    #[must_use]
+    pub fn source(mut self, source: &str) -> Self {
+        self.source = source.into();
+        self
+    }
+
+    /// One more mount option, such as `linger=1s`.
+    #[must_use]
+    pub fn option(mut self, option: &str) -> Self {
+        self.options.push(option.into());
+        self
+    }
+
+    /// Mounts and waits until the mount is there.
+    #[track_caller]
+    pub fn start(self) -> MountProc<'lab> {
+        let (path, cache) = (self.host.fresh_path("mnt"), self.host.fresh_path("cache"));
+        fs::create_dir(&path).expect("a mount point");
+        fs::create_dir(&cache).expect("a cache directory");
+        let args = self.args(&path, &cache);
+        let mut proc = self.host.spawn(binary("bootcastfs"), args);
+        wait_until(SOON, "bootcastfs has mounted", || {
+            assert!(proc.exited().is_none(), "bootcastfs ended:\n{}", proc.log());
+            is_mounted(&path)
+        });
+        MountProc { host: self.host, path, cache, proc }
+    }
+
+    fn args(&self, path: &Path, cache: &Path) -> Vec<OsString> {
+        let mut options = format!("interface=eth0,cache_dir={}", cache.display());
+        for option in &self.options {
+            options.push(',');
+            options.push_str(option);
+        }
+        let source = self.source.clone();
+        vec![source.into(), path.into(), "-o".into(), options.into(), "-f".into()]
+    }
+}
+
+impl MountProc<'_> {
+    /// Where it is mounted.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The path of `name` in the mount.
+    pub fn join(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// Its cache directory.
+    pub fn cache(&self) -> &Path {
+        &self.cache
+    }
+
+    /// The client it is on.
+    pub fn host(&self) -> &Host {
+        self.host
+    }
+
+    /// The daemon.
+    pub fn proc(&mut self) -> &mut Proc {
+        &mut self.proc
+    }
+
+    /// What the daemon logged.
+    pub fn log(&self) -> String {
+        self.proc.log()
+    }
+
+    /// Requests that the kernel has sent to the daemon and not got answered: readers that wait.
+    pub fn parked_requests(&self) -> u64 {
+        let connections = fuse_connections();
+        let device = fs::symlink_metadata(&self.path).expect("the root of the mount").dev();
+        let minor = rustix::fs::minor(device);
+        let waiting = connections.join(minor.to_string()).join("waiting");
+        let text = fs::read_to_string(&waiting)
+            .unwrap_or_else(|error| panic!("{}: {error}", waiting.display()));
+        text.trim().parse().expect("a number of requests")
+    }
+
+    /// Waits until at least `count` requests wait in the daemon.
+    #[track_caller]
+    pub fn wait_parked(&self, count: u64) {
+        wait_until(SOON, &format!("{count} reads are parked"), || self.parked_requests() >= count);
+    }
+
+    /// Unmounts as `umount` does, and demands that the daemon ends with status 0.
+    #[track_caller]
+    pub fn umount(mut self) {
+        let output = Command::new("umount").arg(&self.path).output().expect("umount runs");
+        assert!(output.status.success(), "umount: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(!is_mounted(&self.path), "umount said that it had unmounted");
+        self.proc.wait_success(SOON);
+    }
+}
+
+impl Drop for MountProc<'_> {
+    fn drop(&mut self) {
+        if is_mounted(&self.path) {
+            // Readers may still be there; they go on with the detached mount until the daemon ends.
+            let _ = unmount(&self.path, UnmountFlags::DETACH);
+        }
+        self.proc.signal(Signal::KILL);
+    }
+}
+
+/// Whether something is mounted at exactly this path.
+pub fn is_mounted(path: &Path) -> bool {
+    mounts_below(path).iter().any(|mount| mount == path)
+}
+
+/// The kernel's list of FUSE connections; mounted here where nobody did.
+fn fuse_connections() -> &'static Path {
+    let path = Path::new("/sys/fs/fuse/connections");
+    if !is_mounted(path) {
+        // Another test may do the same at this moment: what counts is that it is there.
+        let _ = mount("fusectl", path, "fusectl", MountFlags::empty(), None);
+    }
+    path
+}

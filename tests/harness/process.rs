@@ -1,0 +1,94 @@
+//! A running program whose end is certain.
+
+use std::fs::{self, File};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::wait::{SOON, wait_for};
+
+/// A program that was started. Killed when dropped, and by the kernel when the test ends before.
+#[derive(Debug)]
+pub struct Proc {
+    name: String,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Proc {
+    /// Starts `command`; what it prints goes to the file `log`.
+    #[track_caller]
+    pub fn start(mut command: Command, log: &Path) -> Self {
+        let name = format!("{command:?}");
+        let file = File::options().create(true).append(true).open(log);
+        let file = file.unwrap_or_else(|error| panic!("opening {}: {error}", log.display()));
+        let same_file = file.try_clone().expect("a second handle of the log");
+        let child = command.stdin(Stdio::null()).stdout(file).stderr(same_file).spawn();
+        let child = child.unwrap_or_else(|error| panic!("starting {name}: {error}"));
+        Self { name, child, log: log.into() }
+    }
+
+    /// Process id: that of the program itself, since nothing that starts it stays.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Everything printed up to now.
+    pub fn log(&self) -> String {
+        fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into()).unwrap_or_default()
+    }
+
+    /// Sends a signal; one that comes too late is none.
+    pub fn signal(&self, signal: Signal) {
+        // The child is not waited for yet, so its id cannot belong to another process.
+        let _ = kill_process(self.rustix_pid(), signal);
+    }
+
+    /// The exit status, if it has ended.
+    pub fn exited(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap_or_else(|error| panic!("waiting for {}: {error}", self.name))
+    }
+
+    /// Waits for its end.
+    #[track_caller]
+    pub fn wait(&mut self, deadline: Duration) -> ExitStatus {
+        let what = format!("the end of {}; it printed:\n{}", self.name, self.log());
+        wait_for(deadline, &what, || self.exited())
+    }
+
+    /// Waits for its end and demands that it succeeded.
+    #[track_caller]
+    pub fn wait_success(&mut self, deadline: Duration) {
+        let status = self.wait(deadline);
+        assert!(status.success(), "{}: {status}; it printed:\n{}", self.name, self.log());
+    }
+
+    /// SIGKILL, then demands that it was the signal that ended it, within `deadline`.
+    #[track_caller]
+    pub fn kill_within(&mut self, deadline: Duration) {
+        self.signal(Signal::KILL);
+        let status = self.wait(deadline);
+        assert_eq!(status.signal(), Some(Signal::KILL.as_raw()), "{}: {status}", self.name);
+    }
+
+    fn rustix_pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+}
+
+impl Drop for Proc {
+    fn drop(&mut self) {
+        if self.child.try_wait().is_ok_and(|status| status.is_none()) {
+            self.signal(Signal::KILL);
+            if std::thread::panicking() {
+                // A process in the kernel's hands may outlive this; the test has failed already.
+                let _ = self.child.try_wait();
+            } else {
+                self.wait(SOON);
+            }
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! What a lab needs of the machine.
+
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+/// Programs a lab uses, and the Debian package of each.
+const TOOLS: [(&str, &str); 8] = [
+    ("ip", "iproute2"),
+    ("tc", "iproute2"),
+    ("nft", "nftables"),
+    ("nsenter", "util-linux"),
+    ("setpriv", "util-linux"),
+    ("sysctl", "procps"),
+    ("tcpdump", "tcpdump"),
+    ("python3", "python3"),
+];
+
+/// Why no lab can be built here; `None` where one can.
+pub fn skip_reason() -> Option<String> {
+    static REASON: OnceLock<Option<String>> = OnceLock::new();
+    REASON.get_or_init(find_skip_reason).clone()
+}
+
+/// Says on the terminal, past the test runner's capture, that this test did not run.
+pub fn report_skipped(reason: &str) {
+    let thread = std::thread::current();
+    let name = thread.name().unwrap_or("test");
+    // A closed stderr leaves nobody to tell.
+    let _ = writeln!(std::io::stderr(), "skipped: {name}: {reason}");
+}
+
+/// Whether a program of this name is in `PATH`.
+pub fn has_tool(name: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|directory| directory.join(name).is_file())
+}
+
+fn find_skip_reason() -> Option<String> {
+    if !rustix::process::geteuid().is_root() {
+        return Some("not root, so no network namespaces".into());
+    }
+    for (tool, package) in TOOLS {
+        if !has_tool(tool) {
+            return Some(format!("{tool} not found, install {package}"));
+        }
+    }
+    if !Path::new("/dev/fuse").exists() {
+        return Some("no /dev/fuse".into());
+    }
+    let unshared = Command::new("unshare")
+        .args(["--net", "true"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    match unshared {
+        Ok(status) if status.success() => None,
+        _ => Some("no network namespaces".into()),
+    }
+}

@@ -1,0 +1,66 @@
+//! The laboratory itself: what the other tests take for granted.
+
+use std::net::{Ipv4Addr, UdpSocket};
+
+use harness::{Lab, SOON, lab_or_skip, wait_until};
+
+const GROUP: Ipv4Addr = Ipv4Addr::new(239, 255, 0, 1);
+const PORT: u16 = 9000;
+
+fn send(lab: &Lab, datagrams: u32) {
+    lab.head().enter(|| {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        for _ in 0..datagrams {
+            socket.send_to(&[0; 1000], (GROUP, PORT)).unwrap();
+        }
+    });
+}
+
+fn subscribe(lab: &Lab, client: usize) -> UdpSocket {
+    let host = lab.client(client);
+    let socket = host.enter(|| {
+        let socket = UdpSocket::bind((GROUP, PORT)).unwrap();
+        socket.join_multicast_v4(&GROUP, &host.address()).unwrap();
+        socket
+    });
+    wait_until(SOON, "the kernel has joined", || host.is_in_a_group());
+    socket
+}
+
+#[test]
+fn a_client_gets_only_the_groups_it_joined() {
+    let lab = lab_or_skip!(Lab::builder().clients(2));
+    let _socket = subscribe(&lab, 1);
+    let before = (lab.client(1).counters().rx_bytes, lab.client(2).counters().rx_bytes);
+    send(&lab, 100);
+    wait_until(SOON, "the member got them", || {
+        lab.client(1).counters().rx_bytes - before.0 >= 100_000
+    });
+    assert!(lab.client(2).counters().rx_bytes - before.1 < 10_000, "the switch floods");
+}
+
+#[test]
+fn loss_takes_about_its_share_of_the_datagrams() {
+    let lab = lab_or_skip!(Lab::builder().loss(20.0));
+    let socket = subscribe(&lab, 1);
+    send(&lab, 150);
+    socket.set_nonblocking(true).unwrap();
+    let received = std::iter::from_fn(|| socket.recv(&mut [0; 2000]).ok()).count();
+    assert!((75..150).contains(&received), "{received} of 150 at 20 % loss");
+}
+
+#[test]
+fn nothing_is_left_behind_by_a_lab_even_when_its_test_panics() {
+    let lab = lab_or_skip!(Lab::builder());
+    let namespace = lab.head().namespace().to_owned();
+    let directory = lab.directory().to_owned();
+    let mut sleeper = lab.head().spawn("sleep", ["1000"]);
+    let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let _owned = lab;
+        panic!("as a failing test does");
+    }));
+    assert!(panicked.is_err());
+    sleeper.wait(SOON);
+    assert!(!directory.exists());
+    assert!(!std::path::Path::new("/run/netns").join(namespace).exists());
+}
