@@ -1,1 +1,134 @@
-//! x
+//! What must be true of the source tree itself: who may depend on whom, and on which licences.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+/// What `proto` may stand on: encoders and derive macros. Nothing here opens a socket or reads a clock.
+const PROTO_MAY_USE: [&str; 10] = [
+    "percent-encoding",
+    "proc-macro2",
+    "quote",
+    "serde",
+    "serde_core",
+    "serde_derive",
+    "syn",
+    "thiserror",
+    "thiserror-impl",
+    "unicode-ident",
+];
+
+fn workspace_root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().into()
+}
+
+fn metadata() -> Value {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version=1", "--locked"])
+        .args(["--filter-platform", "x86_64-unknown-linux-gnu"])
+        .current_dir(workspace_root())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+fn name_of<'a>(metadata: &'a Value, id: &str) -> &'a str {
+    let packages = metadata["packages"].as_array().unwrap();
+    let package = packages.iter().find(|package| package["id"] == id).unwrap();
+    package["name"].as_str().unwrap()
+}
+
+/// Names of everything that ends up in `package`, tests and build scripts left out.
+fn closure(metadata: &Value, package: &str) -> BTreeSet<String> {
+    let nodes = metadata["resolve"]["nodes"].as_array().unwrap();
+    let mut names = BTreeSet::new();
+    let mut open = vec![package.to_owned()];
+    while let Some(name) = open.pop() {
+        let node =
+            nodes.iter().find(|node| name_of(metadata, node["id"].as_str().unwrap()) == name);
+        for dependency in node.unwrap()["deps"].as_array().unwrap() {
+            let kinds = dependency["dep_kinds"].as_array().unwrap();
+            let dependency = name_of(metadata, dependency["pkg"].as_str().unwrap());
+            let is_normal = kinds.iter().any(|kind| kind["kind"].is_null());
+            if is_normal && names.insert(dependency.to_owned()) {
+                open.push(dependency.to_owned());
+            }
+        }
+    }
+    names
+}
+
+#[test]
+fn every_dependency_has_a_licence_that_deny_toml_allows() {
+    let deny = fs::read_to_string(workspace_root().join("deny.toml")).unwrap();
+    let deny: toml::Table = deny.parse().unwrap();
+    let allowed: Vec<spdx::Licensee> = deny["licenses"]["allow"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|licence| spdx::Licensee::parse(licence.as_str().unwrap()).unwrap())
+        .collect();
+    let metadata = metadata();
+    for package in metadata["packages"].as_array().unwrap() {
+        let name = &package["name"];
+        let licence = package["license"].as_str().unwrap_or_default();
+        let expression = spdx::Expression::parse_mode(licence, spdx::ParseMode::LAX);
+        let expression = expression.unwrap_or_else(|error| panic!("{name}: {licence:?}: {error}"));
+        let is_allowed =
+            |wanted: &spdx::LicenseReq| allowed.iter().any(|one| one.satisfies(wanted));
+        assert!(expression.evaluate(is_allowed), "{name} is under {licence}");
+    }
+}
+
+#[test]
+fn proto_stands_on_nothing_that_does_io() {
+    let used = closure(&metadata(), "bootcast-proto");
+    let stray: Vec<_> =
+        used.iter().filter(|name| !PROTO_MAY_USE.contains(&name.as_str())).collect();
+    assert!(stray.is_empty(), "proto must not depend on {stray:?}");
+}
+
+#[test]
+fn proto_cannot_name_a_socket_a_clock_or_a_thread() {
+    let root = fs::read_to_string(workspace_root().join("proto/src/lib.rs")).unwrap();
+    assert!(root.lines().any(|line| line == "#![no_std]"));
+    let lines: Vec<&str> = root.lines().collect();
+    for (line, before) in lines.iter().skip(1).zip(&lines) {
+        assert!(*line != "extern crate std;" || *before == "#[cfg(test)]", "std outside tests");
+    }
+}
+
+#[test]
+fn server_and_file_system_know_nothing_of_each_other() {
+    let metadata = metadata();
+    assert!(!closure(&metadata, "bootcast-server").contains("bootcast-fs"));
+    assert!(!closure(&metadata, "bootcast-fs").contains("bootcast-server"));
+}
+
+#[test]
+fn no_file_names_a_path_of_the_machine_it_was_written_on() {
+    let root = workspace_root();
+    let listed = Command::new("git").args(["ls-files", "-z"]).current_dir(&root).output();
+    let Some(listed) = listed.ok().filter(|listed| listed.status.success()) else {
+        return harness::requirements::report_skipped("not a git checkout");
+    };
+    let home = std::env::var("HOME").unwrap_or_default();
+    let forbidden: Vec<String> = [home.as_str(), root.to_str().unwrap()]
+        .into_iter()
+        .filter(|path| path.len() > 1)
+        .map(|path| format!("{path}/"))
+        .collect();
+    for name in String::from_utf8(listed.stdout).unwrap().split_terminator('\0') {
+        // A file that was deleted and not committed yet names nothing.
+        let text = fs::read(root.join(name)).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        for path in &forbidden {
+            assert!(!text.contains(path), "{name} contains {path}");
+        }
+    }
+}

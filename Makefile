@@ -1,0 +1,52 @@
+# bootcast: build, test, demonstrate, measure. `make help` lists the targets.
+
+PREFIX ?= /usr/local
+BINARIES := bootcast-server bootcastfs bootcast
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+
+# Labs share the machine's cores: more at once would measure the scheduler.
+TEST_THREADS ?= 2
+
+.PHONY: all help deps check wasm test demo bench install clean-lab clean
+all: ## release binaries in target/release
+	cargo build --release --workspace --bins
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+deps: ## install the Debian packages that are missing
+	tests/scripts/install-deps.sh
+
+check: wasm ## format, lints and documentation, without tests
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
+	if cargo deny --version >/dev/null 2>&1; then cargo deny check; fi
+
+# What cannot be built for a machine without sockets and clock has crept in where it must not be.
+# Where the target is not installed, tests/workspace.rs keeps watch alone.
+wasm:
+	if [ -d "$$(rustc --print sysroot)/lib/rustlib/wasm32-unknown-unknown" ]; then \
+	    cargo check -p bootcast-proto --target wasm32-unknown-unknown; fi
+
+test: deps check ## everything that can fail: checks, unit tests, end to end in network namespaces
+	cargo build --workspace --bins
+	RUST_TEST_THREADS=$(TEST_THREADS) cargo test --workspace
+
+demo: deps all ## serve, mount and copy a 256 MiB image on this machine
+	BOOTCAST_BIN_DIR=$(TARGET)/release tests/scripts/demo.sh
+
+bench: ## measure in network namespaces, write docs/BENCHMARKS.md
+	tests/scripts/install-deps.sh nginx-light curl
+	cargo build --release --workspace --bins
+	BOOTCAST_BIN_DIR=$(abspath $(TARGET))/release cargo bench -p bootcast-tests --bench fleet
+
+install: all ## binaries to $(PREFIX)/bin
+	install -d $(DESTDIR)$(PREFIX)/bin
+	install -m 755 $(BINARIES:%=$(TARGET)/release/%) $(DESTDIR)$(PREFIX)/bin
+
+clean-lab: ## remove namespaces, mounts and processes of test runs that were killed
+	tests/scripts/clean-lab.sh
+
+clean: ## remove what was built
+	cargo clean

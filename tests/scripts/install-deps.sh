@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Installs the Debian packages that building and testing need, if they are missing. Packages given as
+# arguments are wanted besides. Without root: says what is missing; tests that need it are skipped.
+set -euo pipefail
+
+wanted=(
+    ca-certificates curl fuse3 gcc iproute2 libc6-dev nftables procps
+    python3 qemu-utils tcpdump util-linux wget "$@"
+)
+
+if ! command -v cargo >/dev/null; then
+    echo "cargo not found: install Rust 1.88 or later from https://rustup.rs" >&2
+    exit 1
+fi
+if ! command -v dpkg-query >/dev/null; then
+    echo "not a Debian system: these packages' like are assumed to be there: ${wanted[*]}" >&2
+    exit 0
+fi
+
+missing=()
+for package in "${wanted[@]}"; do
+    state=$(dpkg-query --show --showformat='${db:Status-Status}' "$package" 2>/dev/null || true)
+    [ "$state" = installed ] || missing+=("$package")
+done
+[ ${#missing[@]} -gt 0 ] || exit 0
+
+if [ "$(id -u)" -ne 0 ]; then
+    echo "missing packages: ${missing[*]}" >&2
+    echo "tests that need them are skipped; as root: apt-get install ${missing[*]}" >&2
+    exit 0
+fi
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -q
+apt-get install -qy --no-install-recommends "${missing[@]}"
