@@ -1,0 +1,79 @@
+//! The one place where what went wrong becomes an HTTP status.
+
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use bootcast_proto::path::PathError;
+
+use crate::io::sender::{JoinError, Stopped};
+use crate::source::SourceError;
+
+/// Why a request is not answered as it wished.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// The path is no path.
+    #[error(transparent)]
+    Path(#[from] PathError),
+    /// The path leads to nothing that can be served.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// No cast for it.
+    #[error(transparent)]
+    Join(#[from] JoinError),
+    /// A leave that does not say whose.
+    #[error("a leave needs the header X-TOKEN: <token of the join>")]
+    NoToken,
+    /// No such endpoint.
+    #[error("no such endpoint: there are /join/, /leave/, /meta/, /file/ and /status")]
+    NoRoute,
+    /// The endpoint has no such method.
+    #[error("method not allowed: use GET")]
+    Method,
+    /// The server is on its way out.
+    #[error("the server stops")]
+    Stopped,
+}
+
+impl From<Stopped> for ApiError {
+    fn from(_: Stopped) -> Self {
+        Self::Stopped
+    }
+}
+
+impl ApiError {
+    /// docs/PROTOCOL.md, "Errors".
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::Path(_) | Self::NoToken | Self::Source(SourceError::NotRegular) => {
+                StatusCode::BAD_REQUEST
+            }
+            Self::Source(SourceError::Forbidden) => StatusCode::FORBIDDEN,
+            Self::NoRoute | Self::Source(SourceError::NotFound) => StatusCode::NOT_FOUND,
+            Self::Method => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Source(SourceError::Io(_)) | Self::Join(JoinError::TooManyPages(_)) => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
+            Self::Stopped
+            | Self::Source(SourceError::Busy)
+            | Self::Join(JoinError::Refused(_) | JoinError::Stopped(_)) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+        }
+    }
+}
+
+/// Seconds that a client waits before it tries again.
+const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let status = self.status();
+        let mut headers = HeaderMap::new();
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(header::RETRY_AFTER, RETRY_AFTER);
+        }
+        if status.is_server_error() {
+            tracing::warn!(%status, error = %self, "request failed");
+        }
+        (status, headers, format!("{self}\n")).into_response()
+    }
+}

@@ -1,0 +1,88 @@
+//! Files over plain HTTP. docs/PROTOCOL.md, "File".
+
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use futures_util::{Stream, stream};
+
+use super::range::{Selection, select};
+use super::{ApiError, Served, off_thread, remote_path};
+use crate::source::{OpenFile, Version};
+
+/// Bytes in memory for one answer: one piece is read, then sent, then the next is read.
+const PIECE_BYTES: u64 = 256 << 10;
+
+pub(super) async fn file(
+    State(served): State<Served>,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let path = remote_path(&uri, "/file/")?;
+    let source = Arc::clone(&served.source);
+    let open = off_thread(move || source.open(&path)).await?;
+    let (size, modified) = (open.version.size(), open.version.modified());
+    let common = [
+        (header::ETAG, open.etag().to_header()),
+        (header::LAST_MODIFIED, httpdate::fmt_http_date(modified)),
+        (header::ACCEPT_RANGES, "bytes".to_owned()),
+    ];
+    let (status, content_range, part) = match select(&headers, &open.etag(), modified, size) {
+        Selection::NotModified => return Ok((StatusCode::NOT_MODIFIED, common).into_response()),
+        Selection::Beyond => {
+            (StatusCode::RANGE_NOT_SATISFIABLE, Some(format!("bytes */{size}")), 0..0)
+        }
+        Selection::Whole => (StatusCode::OK, None, 0..size),
+        Selection::Part(part) => {
+            let range = format!("bytes {}-{}/{size}", part.start, part.end - 1);
+            (StatusCode::PARTIAL_CONTENT, Some(range), part)
+        }
+    };
+    let length = HeaderValue::from(part.end - part.start);
+    let body =
+        if method == Method::HEAD { Body::empty() } else { Body::from_stream(pieces(open, part)) };
+    let kind = [(header::CONTENT_TYPE, "application/octet-stream")];
+    let mut response = (status, common, kind, body).into_response();
+    response.headers_mut().insert(header::CONTENT_LENGTH, length);
+    if let Some(range) = content_range.and_then(|range| HeaderValue::try_from(range).ok()) {
+        response.headers_mut().insert(header::CONTENT_RANGE, range);
+    }
+    Ok(response)
+}
+
+/// The bytes of one version. Where the file changes meanwhile the stream fails, which cuts the
+/// connection: no answer mixes versions.
+fn pieces(open: OpenFile, part: Range<u64>) -> impl Stream<Item = io::Result<Bytes>> {
+    let file = Arc::new(open.file);
+    let version = open.version;
+    stream::try_unfold(part, move |left| {
+        let file = Arc::clone(&file);
+        async move {
+            if left.is_empty() {
+                return Ok(None);
+            }
+            let end = left.end.min(left.start + PIECE_BYTES);
+            let piece = left.start..end;
+            let read = move || read_piece(&file, version, &piece);
+            let bytes = tokio::task::spawn_blocking(read).await.map_err(io::Error::other)??;
+            Ok(Some((bytes, end..left.end)))
+        }
+    })
+}
+
+fn read_piece(file: &std::fs::File, version: Version, piece: &Range<u64>) -> io::Result<Bytes> {
+    let len = usize::try_from(piece.end - piece.start).map_err(io::Error::other)?;
+    let mut bytes = vec![0; len];
+    file.read_exact_at(&mut bytes, piece.start)?;
+    if Version::of_file(file)? != version {
+        return Err(io::Error::other("the file changed"));
+    }
+    Ok(bytes.into())
+}

@@ -1,0 +1,44 @@
+//! Joining and leaving. docs/PROTOCOL.md, "Join" and "Leave".
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, Uri, header};
+use axum::response::IntoResponse;
+use bootcast_proto::{HEADER_TOKEN, Token};
+
+use super::{ApiError, Served, off_thread, remote_path};
+use crate::source::SourceError;
+
+pub(super) async fn join(
+    State(served): State<Served>,
+    uri: Uri,
+) -> Result<impl IntoResponse, ApiError> {
+    let path = remote_path(&uri, "/join/")?;
+    let source = Arc::clone(&served.source);
+    let wanted = path.clone();
+    let open = off_thread(move || source.open(&wanted)).await?;
+    let answer = served.sender.join(path, open, random_token()?).await?;
+    let headers = [(header::CONTENT_TYPE, "text/plain"), (header::CACHE_CONTROL, "no-store")];
+    Ok((headers, answer.encode()))
+}
+
+pub(super) async fn leave(
+    State(served): State<Served>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Result<StatusCode, ApiError> {
+    let path = remote_path(&uri, "/leave/")?;
+    let token = headers.get(HEADER_TOKEN).ok_or(ApiError::NoToken)?;
+    // What cannot be a token is an unknown one.
+    if let Some(token) = token.to_str().ok().and_then(|text| Token::parse(text.trim()).ok()) {
+        served.sender.leave(path, token).await?;
+    }
+    Ok(StatusCode::NO_CONTENT)
+}
+
+fn random_token() -> Result<Token, SourceError> {
+    let mut bits = [0; 16];
+    getrandom::fill(&mut bits).map_err(|error| SourceError::Io(error.into()))?;
+    Ok(Token::from_random(u128::from_ne_bytes(bits)))
+}

@@ -1,0 +1,95 @@
+//! The control plane: requests over HTTP to answers. docs/PROTOCOL.md, sections 1 and 4.
+//!
+//! No handler touches a socket; what blocks on a disk runs off the async threads.
+
+mod error;
+mod file;
+mod membership;
+mod meta;
+mod range;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::http::{StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{any, get};
+use bootcast_proto::RemotePath;
+
+use crate::io::sender::SenderHandle;
+use crate::source::{Source, SourceError};
+pub use error::ApiError;
+
+/// What the handlers work on.
+#[derive(Clone, Debug)]
+pub struct Served {
+    /// The directory.
+    pub source: Arc<Source>,
+    /// The casts.
+    pub sender: SenderHandle,
+}
+
+/// Every route. A path without a name behind its prefix means the served directory itself.
+pub fn router(served: Served) -> Router {
+    Router::new()
+        .route("/join/", get(membership::join).head(no_head))
+        .route("/join/{*path}", get(membership::join).head(no_head))
+        .route("/leave/", get(membership::leave).head(no_head))
+        .route("/leave/{*path}", get(membership::leave).head(no_head))
+        .route("/meta/", get(meta::meta))
+        .route("/meta/{*path}", get(meta::meta))
+        .route("/file/", get(file::file))
+        .route("/file/{*path}", get(file::file))
+        .route("/status", get(status))
+        .fallback(any(no_route))
+        .method_not_allowed_fallback(no_method)
+        .with_state(served)
+}
+
+async fn status(
+    axum::extract::State(served): axum::extract::State<Served>,
+) -> Result<Response, ApiError> {
+    Ok(json(&served.sender.status().await?))
+}
+
+async fn no_route() -> ApiError {
+    ApiError::NoRoute
+}
+
+/// The route list adds `Allow`.
+async fn no_method() -> ApiError {
+    ApiError::Method
+}
+
+/// A join or a leave changes something, a HEAD must not.
+async fn no_head() -> impl IntoResponse {
+    ([(header::ALLOW, "GET")], ApiError::Method)
+}
+
+/// The path behind a route's prefix, from the request as it came: a name may be of any bytes, which
+/// the framework's decoded parameters refuse.
+fn remote_path(uri: &Uri, prefix: &str) -> Result<RemotePath, ApiError> {
+    let path = uri.path().strip_prefix(prefix).ok_or(ApiError::NoRoute)?;
+    Ok(RemotePath::decode(path)?)
+}
+
+/// Runs what may wait for a disk.
+async fn off_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, SourceError> + Send + 'static,
+) -> Result<T, ApiError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => Ok(done?),
+        // The runtime stops, or the work panicked and said so.
+        Err(_) => Err(ApiError::Stopped),
+    }
+}
+
+fn json(value: &impl serde::Serialize) -> Response {
+    match serde_json::to_vec(value) {
+        Ok(text) => ([(header::CONTENT_TYPE, "application/json")], text).into_response(),
+        Err(error) => {
+            tracing::error!(%error, "an answer does not fit JSON");
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+        }
+    }
+}

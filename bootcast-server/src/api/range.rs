@@ -1,0 +1,195 @@
+//! Which part of a file a request is for, and whether it has that already. RFC 9110, 13 and 14.
+
+use std::ops::Range;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
+use bootcast_proto::Etag;
+
+/// What is to be answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Selection {
+    /// 304: the client has it.
+    NotModified,
+    /// 200.
+    Whole,
+    /// 206, with these bytes.
+    Part(Range<u64>),
+    /// 416: nothing lies there.
+    Beyond,
+}
+
+/// What the conditions and the range of a request select of a file of `size` bytes.
+pub(super) fn select(
+    headers: &HeaderMap,
+    etag: &Etag,
+    modified: SystemTime,
+    size: u64,
+) -> Selection {
+    let modified = whole_seconds(modified);
+    let not_modified = match headers.get(header::IF_NONE_MATCH) {
+        Some(known) => names_version(known, etag),
+        // Looked at only without If-None-Match (RFC 9110, 13.1.3).
+        None => date(headers, header::IF_MODIFIED_SINCE).is_some_and(|since| modified <= since),
+    };
+    if not_modified {
+        return Selection::NotModified;
+    }
+    let Some(range) = headers.get(header::RANGE).and_then(|range| range.to_str().ok()) else {
+        return Selection::Whole;
+    };
+    let unchanged = match headers.get(header::IF_RANGE) {
+        None => true,
+        Some(value) => is_version(value, etag) || date(headers, header::IF_RANGE) == Some(modified),
+    };
+    if unchanged { part(range, size) } else { Selection::Whole }
+}
+
+/// Whether the list of versions of an `If-None-Match` has this one, or is `*`.
+pub(super) fn names_version(list: &HeaderValue, etag: &Etag) -> bool {
+    let Ok(list) = list.to_str() else { return false };
+    // Our versions hold no comma. The comparison is weak (RFC 9110, 13.1.2).
+    list.split(',').map(str::trim).any(|one| {
+        one == "*" || Etag::from_header(one.strip_prefix("W/").unwrap_or(one)).as_ref() == Ok(etag)
+    })
+}
+
+fn is_version(value: &HeaderValue, etag: &Etag) -> bool {
+    value.to_str().is_ok_and(|value| Etag::from_header(value.trim()).as_ref() == Ok(etag))
+}
+
+/// One range of bytes. Several, another unit or none that can be read: the whole file (RFC 9110, 14.2).
+fn part(range: &str, size: u64) -> Selection {
+    let Some((unit, spec)) = range.split_once('=') else { return Selection::Whole };
+    let Some((first, last)) = spec.trim().split_once('-') else { return Selection::Whole };
+    if !unit.trim().eq_ignore_ascii_case("bytes") || spec.contains(',') {
+        return Selection::Whole;
+    }
+    let (first, last) = (position(first), position(last));
+    match (first, last) {
+        (Ok(Some(first)), Ok(Some(last))) if first > last => Selection::Whole,
+        (Ok(Some(first)), Ok(_)) if first >= size => Selection::Beyond,
+        (Ok(Some(first)), Ok(last)) => {
+            let end = last.map_or(size, |last| last.saturating_add(1).min(size));
+            Selection::Part(first..end)
+        }
+        (Ok(None), Ok(Some(0))) => Selection::Beyond,
+        (Ok(None), Ok(Some(_))) if size == 0 => Selection::Beyond,
+        (Ok(None), Ok(Some(suffix))) => Selection::Part(size.saturating_sub(suffix)..size),
+        (Ok(None), Ok(None)) | (Err(()), _) | (_, Err(())) => Selection::Whole,
+    }
+}
+
+/// A number of digits, or nothing. What is too large for us is larger than any file.
+fn position(text: &str) -> Result<Option<u64>, ()> {
+    let text = text.trim();
+    if !text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(());
+    }
+    Ok((!text.is_empty()).then(|| text.parse().unwrap_or(u64::MAX)))
+}
+
+fn date(headers: &HeaderMap, name: HeaderName) -> Option<SystemTime> {
+    httpdate::parse_http_date(headers.get(name)?.to_str().ok()?).ok()
+}
+
+/// What an HTTP date can say.
+fn whole_seconds(time: SystemTime) -> SystemTime {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    UNIX_EPOCH + Duration::from_secs(since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZE: u64 = 1000;
+
+    fn selected(headers: &[(HeaderName, &str)]) -> Selection {
+        let headers = headers
+            .iter()
+            .map(|(name, value)| (name.clone(), HeaderValue::from_str(value).unwrap()))
+            .collect();
+        let modified = UNIX_EPOCH + Duration::new(784_111_777, 5);
+        select(&headers, &Etag::new("v1").unwrap(), modified, SIZE)
+    }
+
+    /// When the file of these tests was modified, but for the nanoseconds.
+    const MODIFIED: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
+    const BEFORE: &str = "Sun, 06 Nov 1994 08:49:36 GMT";
+
+    #[test]
+    fn one_range_of_bytes_selects_a_part() {
+        for (range, part) in [
+            ("bytes=0-0", 0..1),
+            ("bytes=0-", 0..1000),
+            ("bytes=999-", 999..1000),
+            ("Bytes= 10 - 19", 10..20),
+            ("bytes=10-99999999999999999999999", 10..1000),
+            ("bytes=-1", 999..1000),
+            ("bytes=-5000", 0..1000),
+        ] {
+            assert_eq!(selected(&[(header::RANGE, range)]), Selection::Part(part), "{range}");
+        }
+    }
+
+    #[test]
+    fn a_range_beyond_the_end_is_told_so() {
+        for range in ["bytes=1000-", "bytes=1000-2000", "bytes=-0", "bytes=18446744073709551616-"] {
+            assert_eq!(selected(&[(header::RANGE, range)]), Selection::Beyond, "{range}");
+        }
+        let mut empty = HeaderMap::new();
+        empty.insert(header::RANGE, HeaderValue::from_static("bytes=-5"));
+        let of_empty = select(&empty, &Etag::new("v1").unwrap(), UNIX_EPOCH, 0);
+        assert_eq!(of_empty, Selection::Beyond);
+    }
+
+    #[test]
+    fn a_range_that_cannot_be_read_selects_the_whole_file() {
+        for range in [
+            "",
+            "bytes",
+            "bytes=",
+            "bytes=-",
+            "bytes=a-b",
+            "bytes=5-4",
+            "bytes=0-1,5-6",
+            "lines=0-1",
+        ] {
+            assert_eq!(selected(&[(header::RANGE, range)]), Selection::Whole, "{range:?}");
+        }
+    }
+
+    #[test]
+    fn if_range_keeps_the_range_of_the_same_version_only() {
+        for (condition, same) in [
+            ("\"v1\"", true),
+            ("\"v0\"", false),
+            ("W/\"v1\"", false),
+            (MODIFIED, true),
+            (BEFORE, false),
+        ] {
+            let headers = [(header::RANGE, "bytes=0-9"), (header::IF_RANGE, condition)];
+            let wanted = if same { Selection::Part(0..10) } else { Selection::Whole };
+            assert_eq!(selected(&headers), wanted, "{condition}");
+        }
+    }
+
+    #[test]
+    fn what_the_client_has_is_not_sent_again() {
+        for (name, value, has) in [
+            (header::IF_NONE_MATCH, "\"v0\", \"v1\"", true),
+            (header::IF_NONE_MATCH, "W/\"v1\"", true),
+            (header::IF_NONE_MATCH, "*", true),
+            (header::IF_NONE_MATCH, "\"v0\"", false),
+            (header::IF_MODIFIED_SINCE, MODIFIED, true),
+            (header::IF_MODIFIED_SINCE, BEFORE, false),
+            (header::IF_MODIFIED_SINCE, "yesterday", false),
+        ] {
+            let wanted = if has { Selection::NotModified } else { Selection::Whole };
+            assert_eq!(selected(&[(name.clone(), value)]), wanted, "{name}: {value}");
+        }
+        let both = [(header::IF_NONE_MATCH, "\"v0\""), (header::IF_MODIFIED_SINCE, MODIFIED)];
+        assert_eq!(selected(&both), Selection::Whole);
+    }
+}

@@ -1,0 +1,382 @@
+//! All casts of an interface: who may send next, and how much.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::net::SocketAddrV4;
+use std::time::{Duration, Instant};
+
+use bootcast_proto::api::Totals;
+use bootcast_proto::units::wire_len;
+use bootcast_proto::{BitRate, Etag, Geometry, PageIndex, PageRange, RemotePath, Token};
+
+use super::{Cast, CastPolicy, EndReason, GroupPool, TokenBucket};
+
+/// How long the driver sleeps between two bursts at least.
+const TICK: Duration = Duration::from_millis(1);
+
+/// Credit that a late wake-up may catch up. Short of a tick it would slow the sending below its rate;
+/// the longer, the larger the burst that switches have to take.
+const BUCKET_DEPTH: Duration = Duration::from_millis(4);
+
+/// Members of one cast. Beyond, somebody joins in a loop.
+pub const MAX_MEMBERS: usize = 65_536;
+
+/// Names a cast within one run of the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CastId(pub u64);
+
+impl fmt::Display for CastId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What holds for all casts of the interface.
+#[derive(Debug)]
+pub struct Settings {
+    /// Ceiling over all casts.
+    pub rate: BitRate,
+    /// Pages of a full run, at least 1: what one system call sends.
+    pub batch_pages: u32,
+    /// UDP port of every group.
+    pub data_port: u16,
+    /// Casts at the same time.
+    pub max_casts: usize,
+    /// When a cast gives up.
+    pub policy: CastPolicy,
+    /// Where groups come from.
+    pub groups: GroupPool,
+}
+
+/// What a join led to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Joined {
+    /// The cast that runs now.
+    pub cast: CastId,
+    /// Where its datagrams go.
+    pub group: SocketAddrV4,
+    /// Whether this join began it.
+    pub began: bool,
+}
+
+/// Why a join was refused. Each passes with time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum JoinRefusal {
+    /// `max_casts` is reached.
+    #[error("too many casts run already: try again later")]
+    TooManyCasts,
+    /// All groups are in use.
+    #[error("no multicast group is free: try again later")]
+    NoGroup,
+    /// [`MAX_MEMBERS`] is reached.
+    #[error("this cast has too many members: try again later")]
+    TooManyMembers,
+}
+
+/// A run of pages to be sent now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Transmit {
+    /// Whose pages.
+    pub cast: CastId,
+    /// Where to.
+    pub group: SocketAddrV4,
+    /// Which. Never empty, at most `batch_pages`, within one pass.
+    pub pages: PageRange,
+}
+
+/// What the driver has to clean up after.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The cast is gone and its group returned.
+    Ended {
+        /// Which.
+        cast: CastId,
+        /// Of which file.
+        path: RemotePath,
+        /// Where its datagrams went.
+        group: SocketAddrV4,
+        /// Why.
+        reason: EndReason,
+        /// Whole passes it made.
+        passes: u32,
+    },
+}
+
+/// A running cast, to be looked at.
+#[derive(Clone, Copy, Debug)]
+pub struct CastView<'a> {
+    /// Its name.
+    pub id: CastId,
+    /// Of which file.
+    pub path: &'a RemotePath,
+    /// Which version.
+    pub etag: &'a Etag,
+    /// Size and pages.
+    pub geometry: Geometry,
+    /// Where its datagrams go.
+    pub group: SocketAddrV4,
+    /// When its first member joined.
+    pub began: Instant,
+    /// Members, passes and what was sent.
+    pub cast: &'a Cast,
+}
+
+#[derive(Debug)]
+struct Running {
+    path: RemotePath,
+    etag: Etag,
+    geometry: Geometry,
+    group: SocketAddrV4,
+    began: Instant,
+    cast: Cast,
+    /// Bytes on the wire that it may send in its turn: deficit round robin (Shreedhar and Varghese, 1995).
+    deficit: u64,
+}
+
+impl Running {
+    fn view(&self, id: CastId) -> CastView<'_> {
+        let Self { path, etag, geometry, group, began, cast, deficit: _ } = self;
+        CastView { id, path, etag, geometry: *geometry, group: *group, began: *began, cast }
+    }
+}
+
+/// All casts of one interface. At most one per path: its newest version.
+#[derive(Debug)]
+pub struct Scheduler {
+    settings: Settings,
+    bucket: TokenBucket,
+    casts: BTreeMap<CastId, Running>,
+    by_path: BTreeMap<RemotePath, CastId>,
+    /// Every cast once; the front has its turn.
+    turns: VecDeque<CastId>,
+    /// Whether the front got the quantum of this turn.
+    granted: bool,
+    next_id: CastId,
+    events: VecDeque<Event>,
+    totals: Totals,
+}
+
+impl Scheduler {
+    /// No cast, a full bucket. `page_wire` is what a full page occupies on the wire, in bytes.
+    pub fn new(settings: Settings, page_wire: u64, now: Instant) -> Self {
+        let batch = u64::from(settings.batch_pages) * page_wire;
+        Self {
+            bucket: TokenBucket::new(settings.rate, BUCKET_DEPTH, batch, now),
+            settings,
+            casts: BTreeMap::new(),
+            by_path: BTreeMap::new(),
+            turns: VecDeque::new(),
+            granted: false,
+            next_id: CastId(0),
+            events: VecDeque::new(),
+            totals: Totals::default(),
+        }
+    }
+
+    /// Adds a member to the cast of this version, which begins unless it runs. A cast of another
+    /// version of the path ends: the file changed.
+    pub fn handle_join(
+        &mut self,
+        path: &RemotePath,
+        etag: &Etag,
+        geometry: Geometry,
+        token: Token,
+        now: Instant,
+    ) -> Result<Joined, JoinRefusal> {
+        let running = self.by_path.get(path).copied();
+        let same = running.filter(|id| self.casts[id].etag == *etag);
+        if let (Some(outdated), None) = (running, same) {
+            self.handle_end(outdated, EndReason::FileChanged);
+        }
+        let id = match same {
+            Some(id) => id,
+            None => self.begin(path, etag, geometry, now)?,
+        };
+        let entry = self.casts.get_mut(&id).expect("found or begun above");
+        if entry.cast.members() >= MAX_MEMBERS {
+            return Err(JoinRefusal::TooManyMembers);
+        }
+        entry.cast.handle_join(token, now);
+        self.totals.joins += 1;
+        Ok(Joined { cast: id, group: entry.group, began: same.is_none() })
+    }
+
+    /// Removes a member of the cast of this path; `None` where the token is none.
+    pub fn handle_leave(
+        &mut self,
+        path: &RemotePath,
+        token: &Token,
+        now: Instant,
+    ) -> Option<CastId> {
+        let id = *self.by_path.get(path)?;
+        let left = self.casts.get_mut(&id)?.cast.handle_leave(token, now);
+        if !left {
+            return None;
+        }
+        self.totals.leaves += 1;
+        self.reap(id);
+        Some(id)
+    }
+
+    /// Ends a cast for a reason that the driver found. An unknown cast ended before.
+    pub fn handle_end(&mut self, id: CastId, reason: EndReason) {
+        if let Some(running) = self.casts.get_mut(&id) {
+            running.cast.handle_end(reason);
+            self.reap(id);
+        }
+    }
+
+    /// Ends all casts.
+    pub fn handle_stop(&mut self) {
+        let ids: Vec<_> = self.casts.keys().copied().collect();
+        for id in ids {
+            self.handle_end(id, EndReason::Stopped);
+        }
+    }
+
+    /// Runs what is due at `now`. Calling early changes nothing.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        let mut ended = Vec::new();
+        for (&id, running) in &mut self.casts {
+            running.cast.handle_timeout(now);
+            if running.cast.ended().is_some() {
+                ended.push(id);
+            }
+        }
+        for id in ended {
+            self.reap(id);
+        }
+    }
+
+    /// The next run of pages; `None` until [`Self::poll_timeout`].
+    pub fn poll_transmit(&mut self, now: Instant) -> Option<Transmit> {
+        // Each cast is looked at once at least, the front perhaps at the end of its turn first.
+        for _ in 0..=self.turns.len() {
+            let id = *self.turns.front()?;
+            let running = self.casts.get_mut(&id).expect("turns lists running casts");
+            let page_wire = running.geometry.page_size().wire_len();
+            let batch = u64::from(self.settings.batch_pages) * page_wire;
+            if !self.bucket.allows(batch, now) {
+                return None;
+            }
+            if !self.granted {
+                running.deficit += batch;
+                self.granted = true;
+            }
+            let affordable = u32::try_from(running.deficit / page_wire).unwrap_or(u32::MAX);
+            let budget = affordable.min(self.settings.batch_pages);
+            if let Some(pages) = running.cast.poll_transmit(budget, now) {
+                let transmit = Transmit { cast: id, group: running.group, pages };
+                let cost = wire_bytes(&running.geometry, pages);
+                running.deficit = running.deficit.saturating_sub(cost);
+                self.bucket.take(cost, now);
+                self.totals.pages_sent += u64::from(pages.len());
+                self.totals.bytes_sent += cost;
+                self.reap(id);
+                return Some(transmit);
+            }
+            if !running.cast.is_sending() {
+                running.deficit = 0;
+            }
+            self.turns.rotate_left(1);
+            self.granted = false;
+        }
+        None
+    }
+
+    /// When to call [`Self::handle_timeout`] and [`Self::poll_transmit`] again; changes with every
+    /// other call. `None`: nothing will happen without a join.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let timers = self.casts.values().filter_map(|running| running.cast.poll_timeout());
+        let sending = self.casts.values().find(|running| running.cast.is_sending());
+        let paced = sending.map(|running| {
+            let page_wire = running.geometry.page_size().wire_len();
+            self.bucket.ready_at(u64::from(self.settings.batch_pages) * page_wire, TICK)
+        });
+        timers.chain(paced).min()
+    }
+
+    /// What happened since the last call, oldest first.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// A running cast.
+    pub fn cast(&self, id: CastId) -> Option<CastView<'_>> {
+        self.casts.get(&id).map(|running| running.view(id))
+    }
+
+    /// Running casts, oldest first.
+    pub fn casts(&self) -> impl Iterator<Item = CastView<'_>> {
+        self.casts.iter().map(|(&id, running)| running.view(id))
+    }
+
+    /// Sums since the beginning. `bytes_read` is the driver's.
+    pub fn totals(&self) -> Totals {
+        self.totals
+    }
+
+    /// Ceiling over all casts.
+    pub fn rate(&self) -> BitRate {
+        self.settings.rate
+    }
+
+    fn begin(
+        &mut self,
+        path: &RemotePath,
+        etag: &Etag,
+        geometry: Geometry,
+        now: Instant,
+    ) -> Result<CastId, JoinRefusal> {
+        if self.casts.len() >= self.settings.max_casts {
+            return Err(JoinRefusal::TooManyCasts);
+        }
+        let address = self.settings.groups.take().ok_or(JoinRefusal::NoGroup)?;
+        let id = self.next_id;
+        self.next_id.0 += 1;
+        self.casts.insert(
+            id,
+            Running {
+                path: path.clone(),
+                etag: etag.clone(),
+                geometry,
+                group: SocketAddrV4::new(address, self.settings.data_port),
+                began: now,
+                cast: Cast::new(geometry.pages(), self.settings.policy, now),
+                deficit: 0,
+            },
+        );
+        self.by_path.insert(path.clone(), id);
+        self.turns.push_back(id);
+        self.totals.casts += 1;
+        Ok(id)
+    }
+
+    /// Forgets a cast that ended and takes its group back.
+    fn reap(&mut self, id: CastId) {
+        let Some(reason) = self.casts.get(&id).and_then(|running| running.cast.ended()) else {
+            return;
+        };
+        let running = self.casts.remove(&id).expect("looked up above");
+        self.by_path.remove(&running.path);
+        if self.turns.front() == Some(&id) {
+            self.granted = false;
+        }
+        self.turns.retain(|&turn| turn != id);
+        self.settings.groups.give_back(*running.group.ip());
+        self.events.push_back(Event::Ended {
+            cast: id,
+            path: running.path,
+            group: running.group,
+            reason,
+            passes: running.cast.passes(),
+        });
+    }
+}
+
+/// What these pages occupy on the wire.
+fn wire_bytes(geometry: &Geometry, pages: PageRange) -> u64 {
+    let Some(last) = pages.end.0.checked_sub(1) else { return 0 };
+    let full = u64::from(pages.len()).saturating_sub(1) * geometry.page_size().wire_len();
+    full + wire_len(geometry.page_len(PageIndex(last)).unwrap_or(0))
+}

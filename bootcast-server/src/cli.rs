@@ -1,0 +1,145 @@
+//! The command line: what was typed, and what it means.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bootcast_proto::{BitRate, DEFAULT_PORT, Layout, PageSize};
+use clap::{Parser, ValueEnum};
+use ipnet::Ipv4Net;
+
+use crate::cast::{CastPolicy, GroupPool, GroupPoolError};
+use crate::io::interface::InterfaceName;
+
+/// Sends the files of a directory by UDP multicast, each page once for all clients that want it.
+#[derive(Debug, Parser)]
+#[command(name = "bootcast-server", version, max_term_width = 100)]
+pub struct Args {
+    /// Directory to serve; nothing outside of it is ever opened
+    #[arg(long, value_name = "DIR", default_value = ".", env = "BOOTCAST_DIR")]
+    dir: PathBuf,
+
+    /// Address and TCP port of the control plane (HTTP); port 0 takes a free one
+    #[arg(long, value_name = "ADDR:PORT", default_value_t = SocketAddr::from((Ipv4Addr::UNSPECIFIED, DEFAULT_PORT)), env = "BOOTCAST_LISTEN")]
+    listen: SocketAddr,
+
+    /// Interface to multicast through, by name or by its IPv4 address [default: the one that the
+    /// kernel routes the groups through, else the only one there is]
+    #[arg(long, value_name = "NAME|ADDR", env = "BOOTCAST_INTERFACE")]
+    interface: Option<InterfaceName>,
+
+    /// Multicast addresses to use, one for each cast
+    #[arg(long, value_name = "CIDR", default_value = "239.255.0.0/16", env = "BOOTCAST_GROUPS")]
+    groups: Ipv4Net,
+
+    /// UDP port of the datagrams
+    #[arg(long, value_name = "PORT", default_value_t = 9000, value_parser = clap::value_parser!(u16).range(1..), env = "BOOTCAST_DATA_PORT")]
+    data_port: u16,
+
+    /// Bytes of a page, 1 to 65491 [default: what fits the interface's MTU, 1456 at 1500; on
+    /// loopback 1456]
+    #[arg(long, value_name = "BYTES", value_parser = page_size, env = "BOOTCAST_PAGE_SIZE")]
+    page_size: Option<PageSize>,
+
+    /// Ceiling of the sending rate over all casts, headers included, such as 900mbit or 2.5gbit
+    /// [default: 0.9 of the interface's speed, of 1gbit where that is unknown; on loopback 10gbit]
+    #[arg(long, value_name = "RATE", env = "BOOTCAST_RATE")]
+    rate: Option<BitRate>,
+
+    /// Hops that a datagram may go
+    #[arg(long, value_name = "HOPS", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..), env = "BOOTCAST_TTL")]
+    ttl: u8,
+
+    /// A cast ends after this many passes without a join or a leave
+    #[arg(long, value_name = "PASSES", default_value = "5", env = "BOOTCAST_IDLE_PASSES")]
+    idle_passes: NonZeroU32,
+
+    /// How long a cast that everybody left can still be joined, such as 500ms or 2s; nothing is sent
+    /// meanwhile
+    #[arg(long, value_name = "DURATION", default_value = "500ms", value_parser = humantime::parse_duration, env = "BOOTCAST_LINGER")]
+    linger: Duration,
+
+    /// Casts at the same time; a join beyond is told to come again
+    #[arg(long, value_name = "CASTS", default_value = "1024", env = "BOOTCAST_MAX_CASTS")]
+    max_casts: NonZeroU32,
+
+    /// Header of the datagrams: as the protocol says, or as the reference implementation of 2016 sends
+    #[arg(long, value_enum, default_value = "base", env = "BOOTCAST_LAYOUT")]
+    layout: LayoutArg,
+
+    /// What to log to standard error: error, warn, info, debug, trace, or a filter by module
+    #[arg(long, value_name = "FILTER", default_value = "info", env = "BOOTCAST_LOG")]
+    log: String,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LayoutArg {
+    Base,
+    Reference,
+}
+
+/// What the arguments mean.
+#[derive(Debug)]
+pub struct Config {
+    /// Directory to serve.
+    pub dir: PathBuf,
+    /// Of the control plane.
+    pub listen: SocketAddr,
+    /// `None`: find one.
+    pub interface: Option<InterfaceName>,
+    /// One for each cast.
+    pub groups: GroupPool,
+    /// One of them.
+    pub any_group: Ipv4Addr,
+    /// UDP port of the datagrams.
+    pub data_port: u16,
+    /// `None`: what fits the interface.
+    pub page_size: Option<PageSize>,
+    /// `None`: what fits the interface.
+    pub rate: Option<BitRate>,
+    /// Hops that a datagram may go.
+    pub ttl: u8,
+    /// When a cast gives up.
+    pub policy: CastPolicy,
+    /// At the same time.
+    pub max_casts: usize,
+    /// Of the datagrams.
+    pub layout: Layout,
+}
+
+impl Args {
+    /// What to log.
+    pub fn log_filter(&self) -> &str {
+        &self.log
+    }
+}
+
+impl TryFrom<Args> for Config {
+    type Error = GroupPoolError;
+
+    fn try_from(args: Args) -> Result<Self, GroupPoolError> {
+        Ok(Self {
+            dir: args.dir,
+            listen: args.listen,
+            interface: args.interface,
+            groups: GroupPool::new(args.groups)?,
+            any_group: args.groups.network(),
+            data_port: args.data_port,
+            page_size: args.page_size,
+            rate: args.rate,
+            ttl: args.ttl,
+            policy: CastPolicy { idle_passes: args.idle_passes, linger: args.linger },
+            max_casts: usize::try_from(args.max_casts.get()).unwrap_or(usize::MAX),
+            layout: match args.layout {
+                LayoutArg::Base => Layout::Base,
+                LayoutArg::Reference => Layout::Reference,
+            },
+        })
+    }
+}
+
+fn page_size(text: &str) -> Result<PageSize, String> {
+    let bytes = text.parse::<u64>().map_err(|_| "not a number of bytes".to_owned())?;
+    PageSize::new(bytes).map_err(|error| error.to_string())
+}

@@ -1,0 +1,203 @@
+//! The network interface that datagrams leave through.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4, UdpSocket};
+
+use bootcast_proto::BitRate;
+use nix::ifaddrs::InterfaceAddress;
+use nix::net::if_::{InterfaceFlags, if_nametoindex};
+use nix::sys::socket::sockopt::IpMtu;
+
+/// What `--interface` names it by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum InterfaceName {
+    /// `eth0`.
+    Name(String),
+    /// An IPv4 address that it has.
+    Address(Ipv4Addr),
+}
+
+/// An interface with an IPv4 address.
+#[derive(Clone, Debug)]
+pub struct Interface {
+    /// `eth0`.
+    pub name: String,
+    /// The kernel's number of it.
+    pub index: u32,
+    /// Source address of the datagrams.
+    pub address: Ipv4Addr,
+    /// Largest IPv4 packet, in bytes.
+    pub mtu: u32,
+    /// Where the driver tells it.
+    pub speed: Option<BitRate>,
+    /// Traffic never leaves this machine.
+    pub is_loopback: bool,
+}
+
+/// Why there is no interface to send through.
+#[derive(Debug, thiserror::Error)]
+pub enum InterfaceError {
+    /// The name or address is not of this machine.
+    #[error("no interface {wanted} with an IPv4 address here: --interface takes one of {known}")]
+    Unknown {
+        /// As it was typed.
+        wanted: String,
+        /// What there is.
+        known: String,
+    },
+    /// There is no multicast route, and more than one interface to choose from, or none.
+    #[error("no route to {group}: name the interface by --interface, one of {known}")]
+    Ambiguous {
+        /// The group that was asked for.
+        group: Ipv4Addr,
+        /// What there is.
+        known: String,
+    },
+    /// The kernel did not answer.
+    #[error("cannot look at the network interfaces: {0}")]
+    Io(#[from] std::io::Error),
+}
+
+/// Discard (RFC 863). Nothing is sent to it: a connected UDP socket tells routes.
+const ANY_PORT: u16 = 9;
+
+impl std::str::FromStr for InterfaceName {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(text.parse().map_or_else(|_| Self::Name(text.to_owned()), Self::Address))
+    }
+}
+
+/// Finds the interface. Without a name: the one that the kernel routes `group` through, or the only one
+/// that can multicast.
+pub fn resolve(
+    wanted: Option<&InterfaceName>,
+    group: Ipv4Addr,
+) -> Result<Interface, InterfaceError> {
+    let candidates = candidates()?;
+    let found = match wanted {
+        Some(InterfaceName::Name(name)) => candidates.iter().find(|it| it.name == *name),
+        Some(InterfaceName::Address(address)) => {
+            candidates.iter().find(|it| it.address == *address)
+        }
+        None => default(&candidates, group),
+    };
+    let Some(found) = found else {
+        let known = names(&candidates);
+        return Err(match wanted {
+            Some(InterfaceName::Name(name)) => {
+                InterfaceError::Unknown { wanted: name.clone(), known }
+            }
+            Some(InterfaceName::Address(address)) => {
+                InterfaceError::Unknown { wanted: address.to_string(), known }
+            }
+            None => InterfaceError::Ambiguous { group, known },
+        });
+    };
+    let index = if_nametoindex(found.name.as_str()).map_err(std::io::Error::from)?;
+    Ok(Interface {
+        name: found.name.clone(),
+        index,
+        address: found.address,
+        mtu: mtu(index, found.address, group)?,
+        speed: speed(&found.name, index),
+        is_loopback: found.flags.contains(InterfaceFlags::IFF_LOOPBACK),
+    })
+}
+
+struct Candidate {
+    name: String,
+    address: Ipv4Addr,
+    flags: InterfaceFlags,
+}
+
+/// Every interface that is up, once per IPv4 address.
+fn candidates() -> Result<Vec<Candidate>, std::io::Error> {
+    let read = |entry: InterfaceAddress| {
+        let address = entry.address?.as_sockaddr_in()?.ip();
+        entry.flags.contains(InterfaceFlags::IFF_UP).then_some(Candidate {
+            name: entry.interface_name,
+            address,
+            flags: entry.flags,
+        })
+    };
+    Ok(nix::ifaddrs::getifaddrs()?.filter_map(read).collect())
+}
+
+fn default(candidates: &[Candidate], group: Ipv4Addr) -> Option<&Candidate> {
+    if let Some(routed) = routed_source(group) {
+        return candidates.iter().find(|it| it.address == routed);
+    }
+    let network = InterfaceFlags::IFF_MULTICAST | InterfaceFlags::IFF_RUNNING;
+    let mut usable = candidates.iter().filter(|it| {
+        it.flags.contains(network) && !it.flags.contains(InterfaceFlags::IFF_LOOPBACK)
+    });
+    usable.next().filter(|only| usable.all(|other| other.name == only.name))
+}
+
+/// The source address that the kernel would choose; `None` without a route.
+fn routed_source(group: Ipv4Addr) -> Option<Ipv4Addr> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+    socket.connect((group, ANY_PORT)).ok()?;
+    match socket.local_addr().ok()?.ip() {
+        IpAddr::V4(address) => Some(address),
+        IpAddr::V6(_) => None,
+    }
+}
+
+/// Asked from the kernel through a socket: /sys may show another network namespace.
+fn mtu(index: u32, address: Ipv4Addr, group: Ipv4Addr) -> Result<u32, std::io::Error> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    rustix::net::sockopt::set_ip_multicast_if_with_ifindex(
+        &socket,
+        &Ipv4Addr::UNSPECIFIED,
+        &address,
+        index,
+    )?;
+    socket.connect(SocketAddrV4::new(group, ANY_PORT))?;
+    let mtu = nix::sys::socket::getsockopt(&socket, IpMtu)?;
+    u32::try_from(mtu).map_err(std::io::Error::other)
+}
+
+/// What the driver says. Unknown where there is no driver behind it, the link is down, or /sys shows
+/// the interfaces of another network namespace.
+fn speed(name: &str, index: u32) -> Option<BitRate> {
+    let read = |what: &str| {
+        let text = std::fs::read_to_string(format!("/sys/class/net/{name}/{what}")).ok()?;
+        text.trim().parse::<u64>().ok()
+    };
+    if read("ifindex")? != u64::from(index) {
+        return None;
+    }
+    BitRate::from_bits_per_second(read("speed")?.checked_mul(1_000_000)?)
+}
+
+fn names(candidates: &[Candidate]) -> String {
+    let names: Vec<_> =
+        candidates.iter().map(|it| format!("{} ({})", it.name, it.address)).collect();
+    if names.is_empty() { "none (no interface is up)".to_owned() } else { names.join(", ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GROUP: Ipv4Addr = Ipv4Addr::new(239, 255, 0, 1);
+
+    #[test]
+    fn loopback_is_found_by_name_and_by_address() {
+        for wanted in ["lo", "127.0.0.1"] {
+            let found = resolve(Some(&wanted.parse().unwrap()), GROUP).unwrap();
+            assert_eq!((found.name.as_str(), found.address), ("lo", Ipv4Addr::LOCALHOST));
+            assert!(found.is_loopback);
+            assert!(found.mtu >= 1500);
+        }
+    }
+
+    #[test]
+    fn an_unknown_interface_is_refused_with_those_that_there_are() {
+        let wanted = "no-such-0".parse().unwrap();
+        let refusal = resolve(Some(&wanted), GROUP).unwrap_err().to_string();
+        assert!(refusal.contains("no-such-0") && refusal.contains("lo (127.0.0.1)"), "{refusal}");
+    }
+}

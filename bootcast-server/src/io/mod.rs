@@ -1,0 +1,16 @@
+//! The only place with sockets, threads and a clock.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`sender`] | the one thread that runs all casts |
+//! | [`page_reader`] | a file on its way into datagrams |
+//! | [`socket`] | datagrams on their way into the network |
+//! | [`interface`] | which network that is |
+//! | [`http`] | connections of the control plane |
+#![expect(clippy::disallowed_methods, reason = "the clock is read here and nowhere else")]
+
+pub mod http;
+pub mod interface;
+pub mod page_reader;
+pub mod sender;
+pub mod socket;

@@ -1,0 +1,163 @@
+//! The one thread that owns all casts and sends their pages; and the handle that talks to it.
+
+mod driver;
+
+use std::net::Ipv4Addr;
+use std::sync::{Arc, mpsc};
+
+use bootcast_proto::api::Status;
+use bootcast_proto::geometry::TooManyPages;
+use bootcast_proto::join::Extensions;
+use bootcast_proto::{Etag, Geometry, JoinAnswer, Layout, PageSize, RemotePath, Token};
+use tokio::sync::oneshot;
+
+use super::interface::{Interface, InterfaceName};
+use super::socket::{MulticastSocket, SocketConfig};
+use crate::cast::{JoinRefusal, Joined, Settings};
+use crate::source::{OpenFile, Source};
+use driver::Driver;
+
+/// What the sender needs to know.
+#[derive(Debug)]
+pub struct SenderConfig {
+    /// What is served.
+    pub source: Arc<Source>,
+    /// Where to.
+    pub interface: Interface,
+    /// How the interface was named; `None` for the default. It is looked up again when it went away.
+    pub interface_name: Option<InterfaceName>,
+    /// Any address of the groups, for that.
+    pub any_group: Ipv4Addr,
+    /// How.
+    pub socket: SocketConfig,
+    /// Bytes of a full page.
+    pub page_size: PageSize,
+    /// What the headers say.
+    pub layout: Layout,
+}
+
+/// Why there is no answer to a join.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    /// Try again later.
+    #[error(transparent)]
+    Refused(#[from] JoinRefusal),
+    /// The file is too large for the page size.
+    #[error(transparent)]
+    TooManyPages(#[from] TooManyPages),
+    /// The server stops.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+}
+
+/// The sender is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the server stops")]
+pub struct Stopped;
+
+/// Talks to the sender. Each call waits a few milliseconds at most.
+#[derive(Clone, Debug)]
+pub struct SenderHandle {
+    commands: mpsc::Sender<Command>,
+    page_size: PageSize,
+    layout: Layout,
+    rate: bootcast_proto::BitRate,
+    source_address: Ipv4Addr,
+}
+
+#[derive(Debug)]
+enum Command {
+    Join {
+        path: RemotePath,
+        etag: Etag,
+        open: OpenFile,
+        geometry: Geometry,
+        token: Token,
+        reply: oneshot::Sender<Result<Joined, JoinRefusal>>,
+    },
+    Leave {
+        path: RemotePath,
+        token: Token,
+        reply: oneshot::Sender<bool>,
+    },
+    Status {
+        reply: oneshot::Sender<Status>,
+    },
+    Stop,
+}
+
+/// Opens the socket and starts the thread. It ends by [`SenderHandle::stop`]; then the receiver resolves.
+pub fn spawn(
+    config: SenderConfig,
+    settings: Settings,
+) -> std::io::Result<(SenderHandle, oneshot::Receiver<()>)> {
+    let socket = MulticastSocket::open(&config.interface, &config.socket)?;
+    let (commands, received) = mpsc::channel();
+    let handle = SenderHandle {
+        commands,
+        page_size: config.page_size,
+        layout: config.layout,
+        rate: settings.rate,
+        source_address: config.interface.address,
+    };
+    let (ending, ended) = oneshot::channel();
+    std::thread::Builder::new().name("sender".to_owned()).spawn(move || {
+        // Dropped with the thread, by whatever way it ends.
+        let _ending: oneshot::Sender<()> = ending;
+        Driver::new(config, settings, socket).run(&received);
+    })?;
+    Ok((handle, ended))
+}
+
+impl SenderHandle {
+    /// Joins the cast of this version of the file.
+    pub async fn join(
+        &self,
+        path: RemotePath,
+        open: OpenFile,
+        token: Token,
+    ) -> Result<JoinAnswer, JoinError> {
+        let etag = open.etag();
+        let geometry = Geometry::new(open.version.size(), self.page_size)?;
+        let (reply, answer) = oneshot::channel();
+        let (etag_, token_) = (etag.clone(), token.clone());
+        self.command(Command::Join { path, etag: etag_, open, geometry, token: token_, reply })?;
+        let joined = answer.await.map_err(|_| Stopped)??;
+        Ok(JoinAnswer {
+            connect: joined.group,
+            token,
+            pages: self.layout.announced_pages(&geometry),
+            page_size: self.page_size,
+            extensions: Extensions {
+                size: Some(geometry.size()),
+                etag: Some(etag),
+                rate: Some(self.rate),
+                source: Some(self.source_address.into()),
+            },
+        })
+    }
+
+    /// Leaves; `false` where the token is no member of a cast of this path.
+    pub async fn leave(&self, path: RemotePath, token: Token) -> Result<bool, Stopped> {
+        let (reply, answer) = oneshot::channel();
+        self.command(Command::Leave { path, token, reply })?;
+        answer.await.map_err(|_| Stopped)
+    }
+
+    /// What runs at present.
+    pub async fn status(&self) -> Result<Status, Stopped> {
+        let (reply, answer) = oneshot::channel();
+        self.command(Command::Status { reply })?;
+        answer.await.map_err(|_| Stopped)
+    }
+
+    /// Ends all casts and the thread.
+    pub fn stop(&self) {
+        // A sender that is gone has stopped.
+        let _ = self.command(Command::Stop);
+    }
+
+    fn command(&self, command: Command) -> Result<(), Stopped> {
+        self.commands.send(command).map_err(|_| Stopped)
+    }
+}

@@ -1,0 +1,162 @@
+//! The UDP socket: runs of datagrams into the network, as few system calls as possible.
+
+use std::io::IoSlice;
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::time::Duration;
+
+use bootcast_proto::BitRate;
+use nix::sys::socket::sockopt::UdpGsoSegment;
+use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrIn, sendmmsg, setsockopt};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::SendFlags;
+
+use super::interface::Interface;
+
+/// Datagrams of one `sendmsg` with GSO: below the kernel's limit of 64 (`UDP_MAX_SEGMENTS` before 6.9).
+/// 44 of a page for an MTU of 1500 are just below the limit of 65,507 bytes.
+const GSO_MAX_DATAGRAMS: usize = 44;
+
+/// Largest UDP payload over IPv4.
+const GSO_MAX_BYTES: usize = 65_507;
+
+/// Time that a full socket buffer takes to drain at the configured rate.
+const SEND_BUFFER: Duration = Duration::from_millis(4);
+
+/// Range of the socket buffer, in bytes. The kernel's usual default; what 8 Gbit/s carry in 4 ms.
+const SEND_BUFFER_BYTES: std::ops::RangeInclusive<u64> = 212_992..=4_194_304;
+
+/// What the socket is to be.
+#[derive(Clone, Copy, Debug)]
+pub struct SocketConfig {
+    /// Hops.
+    pub ttl: u8,
+    /// Bytes of a full datagram.
+    pub datagram_len: usize,
+    /// For the size of the buffer.
+    pub rate: BitRate,
+}
+
+/// Why datagrams did not go out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SendError {
+    /// The socket's buffer is full: [`MulticastSocket::wait_writable`].
+    #[error("socket buffer full")]
+    Full,
+    /// The kernel is short of memory, which the socket cannot tell the end of.
+    #[error("no buffer space")]
+    NoBuffers,
+    /// The interface is down or gone. It may come back.
+    #[error("{0}")]
+    Down(Errno),
+}
+
+/// Sends pages to groups through one interface.
+#[derive(Debug)]
+pub struct MulticastSocket {
+    socket: UdpSocket,
+    datagram_len: usize,
+    /// The kernel cuts one large buffer into datagrams.
+    segmentation: bool,
+}
+
+/// Datagrams of `datagram_len` bytes that one call may send.
+pub fn batch_datagrams(datagram_len: usize) -> usize {
+    (GSO_MAX_BYTES / datagram_len).clamp(1, GSO_MAX_DATAGRAMS)
+}
+
+impl MulticastSocket {
+    /// A socket on the interface, with GSO where the kernel has it.
+    pub fn open(interface: &Interface, config: &SocketConfig) -> std::io::Result<Self> {
+        let socket = UdpSocket::bind((interface.address, 0))?;
+        socket.set_nonblocking(true)?;
+        socket.set_multicast_ttl_v4(u32::from(config.ttl))?;
+        socket.set_multicast_loop_v4(true)?;
+        rustix::net::sockopt::set_ip_multicast_if_with_ifindex(
+            &socket,
+            &Ipv4Addr::UNSPECIFIED,
+            &interface.address,
+            interface.index,
+        )?;
+        let buffer = config
+            .rate
+            .bytes_in(SEND_BUFFER)
+            .clamp(*SEND_BUFFER_BYTES.start(), *SEND_BUFFER_BYTES.end());
+        let buffer = usize::try_from(buffer).unwrap_or(usize::MAX);
+        socket2::SockRef::from(&socket).set_send_buffer_size(buffer)?;
+        let mut socket = Self { socket, datagram_len: config.datagram_len, segmentation: false };
+        socket.segmentation = socket.set_segmentation(true);
+        Ok(socket)
+    }
+
+    /// Whether one call sends many datagrams by GSO.
+    pub fn has_segmentation(&self) -> bool {
+        self.segmentation
+    }
+
+    /// Sends datagrams that lie one behind the other, all full but the last. Returns the bytes that
+    /// went out: all of them, or whole datagrams from the front.
+    pub fn send(&mut self, datagrams: &[u8], group: SocketAddrV4) -> Result<usize, SendError> {
+        if !self.segmentation || datagrams.len() <= self.datagram_len {
+            return self.send_each(datagrams, group).map_err(Self::error);
+        }
+        match rustix::net::sendto(&self.socket, datagrams, SendFlags::empty(), &group) {
+            // The device cannot do it after all (no checksum offload, IPsec) - or that is not why it failed.
+            Err(Errno::INVAL | Errno::IO | Errno::OPNOTSUPP | Errno::MSGSIZE) => {
+                let sent = self.send_each(datagrams, group).map_err(Self::error)?;
+                self.segmentation = false;
+                tracing::info!("this interface does not do UDP segmentation: sending one by one");
+                Ok(sent)
+            }
+            sent => sent.map_err(Self::error),
+        }
+    }
+
+    /// Waits until the socket takes datagrams again, or the time is over.
+    pub fn wait_writable(&self, timeout: Duration) {
+        let timeout = Timespec::try_from(timeout).ok();
+        let mut waiting = [PollFd::new(&self.socket, PollFlags::OUT)];
+        // An interrupted wait is a short one.
+        let _ = poll(&mut waiting, timeout.as_ref());
+    }
+
+    fn send_each(&mut self, datagrams: &[u8], group: SocketAddrV4) -> Result<usize, Errno> {
+        let group = Some(SockaddrIn::from(group));
+        let slices: Vec<[IoSlice<'_>; 1]> =
+            datagrams.chunks(self.datagram_len).map(|one| [IoSlice::new(one)]).collect();
+        let groups = vec![group; slices.len()];
+        let mut headers = MultiHeaders::preallocate(slices.len(), None);
+        if self.segmentation {
+            self.set_segmentation(false);
+        }
+        let sent = sendmmsg(
+            self.socket.as_raw_fd(),
+            &mut headers,
+            &slices,
+            &groups,
+            [],
+            MsgFlags::empty(),
+        );
+        let sent = sent
+            .map(|results| results.map(|message| message.bytes).sum())
+            .map_err(|errno| Errno::from_raw_os_error(errno as i32));
+        if self.segmentation {
+            self.set_segmentation(true);
+        }
+        sent
+    }
+
+    fn set_segmentation(&self, on: bool) -> bool {
+        let len = if on { i32::try_from(self.datagram_len).unwrap_or(0) } else { 0 };
+        setsockopt(&self.socket, UdpGsoSegment, &len).is_ok()
+    }
+
+    fn error(errno: Errno) -> SendError {
+        match errno {
+            Errno::AGAIN | Errno::INTR => SendError::Full,
+            Errno::NOBUFS | Errno::NOMEM => SendError::NoBuffers,
+            other => SendError::Down(other),
+        }
+    }
+}

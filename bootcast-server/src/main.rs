@@ -1,0 +1,61 @@
+//! Parse, log, run, exit code.
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use bootcast_server::cli::{Args, Config};
+use bootcast_server::server::Server;
+use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// It could not start: the message says what to do.
+const EXIT_START: u8 = 2;
+/// It started and could not go on.
+const EXIT_FAILED: u8 = 1;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let server = match start(Args::parse()).await {
+        Ok(server) => server,
+        Err(error) => return failed(&error, EXIT_START),
+    };
+    match run(server).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(&error, EXIT_FAILED),
+    }
+}
+
+async fn start(args: Args) -> anyhow::Result<Server> {
+    let filter = EnvFilter::try_new(args.log_filter())
+        .context("--log is error, warn, info, debug or trace, or a filter by module")?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+    Server::start(Config::try_from(args)?).await
+}
+
+async fn run(server: Server) -> anyhow::Result<()> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    // Not started by systemd: nobody to notify.
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    server
+        .run(async move {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            tracing::info!("stopping");
+            let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+        })
+        .await
+}
+
+fn failed(error: &anyhow::Error, code: u8) -> ExitCode {
+    eprintln!("bootcast-server: {error:#}");
+    ExitCode::from(code)
+}

@@ -1,0 +1,143 @@
+//! The server put together: from its configuration to its end.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use bootcast_proto::wire::HEADER_LEN;
+use bootcast_proto::{BitRate, PageSize};
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+
+use crate::api::{self, Served};
+use crate::cast::Settings;
+use crate::cli::Config;
+use crate::io::http;
+use crate::io::interface::{self, Interface};
+use crate::io::sender::{self, SenderConfig, SenderHandle};
+use crate::io::socket::{SocketConfig, batch_datagrams};
+use crate::source::Source;
+
+/// IPv4, UDP and page headers: what a packet holds beside its page.
+const PACKET_OVERHEAD: u32 = 20 + 8 + 16;
+
+/// What pages are cut for on loopback: its own MTU of 65,536 would make pages that no network carries,
+/// and the kernel moves a batch of small ones in one piece anyway.
+const LOOPBACK_PAGE_MTU: u32 = 1500;
+
+/// Where nothing is known of the interface's speed.
+const ASSUMED_SPEED_BITS: u64 = 1_000_000_000;
+
+/// On loopback, which has no speed: what a core can copy without being busy with nothing else.
+const LOOPBACK_RATE_BITS: u64 = 10_000_000_000;
+
+/// A server that listens.
+#[derive(Debug)]
+pub struct Server {
+    listener: TcpListener,
+    address: SocketAddr,
+    served: Served,
+    sender_ended: oneshot::Receiver<()>,
+}
+
+impl Server {
+    /// Opens the directory, the sockets and the sender's thread. Errors say what to do.
+    pub async fn start(config: Config) -> anyhow::Result<Self> {
+        let dir = config.dir.display().to_string();
+        let source = Source::new(&config.dir)
+            .with_context(|| format!("cannot serve {dir:?}: name a directory by --dir"))?;
+        let source = Arc::new(source);
+        let found = interface::resolve(config.interface.as_ref(), config.any_group)?;
+        let page_size = page_size(config.page_size, &found)?;
+        let rate = config.rate.unwrap_or_else(|| default_rate(&found));
+        let datagram_len = HEADER_LEN + page_size.get() as usize;
+        let socket = SocketConfig { ttl: config.ttl, datagram_len, rate };
+        let settings = Settings {
+            rate,
+            batch_pages: u32::try_from(batch_datagrams(datagram_len))?,
+            data_port: config.data_port,
+            max_casts: config.max_casts,
+            policy: config.policy,
+            groups: config.groups,
+        };
+        let listener = TcpListener::bind(config.listen).await.with_context(|| {
+            format!("cannot listen on {}: take another one by --listen", config.listen)
+        })?;
+        let address = listener.local_addr()?;
+        let sender = SenderConfig {
+            source: Arc::clone(&source),
+            interface: found.clone(),
+            interface_name: config.interface,
+            any_group: config.any_group,
+            socket,
+            page_size,
+            layout: config.layout,
+        };
+        let (sender, sender_ended) = sender::spawn(sender, settings)
+            .with_context(|| format!("cannot multicast through {}", found.name))?;
+        tracing::info!(
+            dir, interface = found.name, source = %found.address, %page_size, %rate, "serving"
+        );
+        tracing::info!(addr = %address, "listening");
+        Ok(Self { listener, address, served: Served { source, sender }, sender_ended })
+    }
+
+    /// Where the control plane listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until `stop` resolves; then ends all casts and returns within about a second. Fails
+    /// where the sender's thread died.
+    pub async fn run(self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+        let Self { listener, served, sender_ended, .. } = self;
+        let sender: SenderHandle = served.sender.clone();
+        let mut sender_ended = sender_ended;
+        let mut died = false;
+        let until = async {
+            tokio::select! {
+                () = stop => {}
+                _ = &mut sender_ended => died = true,
+            }
+            sender.stop();
+        };
+        http::serve(listener, api::router(served), until).await;
+        if died {
+            bail!("the sender's thread ended by itself");
+        }
+        // Resolves with an error when the thread ends.
+        let _ = sender_ended.await;
+        Ok(())
+    }
+}
+
+fn page_size(wanted: Option<PageSize>, interface: &Interface) -> anyhow::Result<PageSize> {
+    let Interface { name, mtu, .. } = interface;
+    let fitting = |mtu| {
+        PageSize::for_mtu(mtu).with_context(|| format!("the MTU of {name} is {mtu}: too small"))
+    };
+    let Some(wanted) = wanted else {
+        return fitting(if interface.is_loopback { (*mtu).min(LOOPBACK_PAGE_MTU) } else { *mtu });
+    };
+    if wanted.get() + PACKET_OVERHEAD > *mtu {
+        let largest = fitting(*mtu)?;
+        bail!(
+            "a page of {wanted} bytes does not fit the MTU of {name}, {mtu}: \
+             take --page-size {largest} or less"
+        );
+    }
+    if wanted.get() % 2 == 1 {
+        tracing::warn!(page_size = %wanted, "an odd page size: clients may not be able to repair");
+    }
+    Ok(wanted)
+}
+
+fn default_rate(interface: &Interface) -> BitRate {
+    let known = if interface.is_loopback {
+        BitRate::from_bits_per_second(LOOPBACK_RATE_BITS)
+    } else {
+        let speed = interface.speed.map_or(ASSUMED_SPEED_BITS, BitRate::bits_per_second);
+        BitRate::from_bits_per_second(speed / 10 * 9)
+    };
+    known.expect("a tenth of a megabit and more")
+}

@@ -1,0 +1,97 @@
+//! Attributes of names, in the form that `/meta/` answers with.
+
+use std::os::fd::BorrowedFd;
+
+use bootcast_proto::Etag;
+use bootcast_proto::api::{Attributes, Entry, Kind, Meta};
+use bootcast_proto::path::encode_name;
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
+
+use super::Version;
+
+/// Attributes of what `found` is open on (`O_PATH`), with its entries if it is a directory.
+pub(super) fn meta(found: BorrowedFd<'_>) -> Result<Meta, Errno> {
+    let stat = rustix::fs::fstat(found)?;
+    let mut attributes = attributes(&stat);
+    match attributes.kind {
+        Kind::Directory => {
+            let mut entries = entries(found)?;
+            entries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+            attributes.etag = Some(listing_etag(&stat, &entries));
+            Ok(Meta { attributes, entries: Some(entries) })
+        }
+        Kind::Symlink => {
+            attributes.target = Some(target(found, "")?);
+            Ok(Meta { attributes, entries: None })
+        }
+        Kind::File | Kind::Other => Ok(Meta { attributes, entries: None }),
+    }
+}
+
+/// Every entry that can be looked at. One that vanishes meanwhile, or fails, is left out.
+fn entries(directory: BorrowedFd<'_>) -> Result<Vec<Entry>, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let readable = rustix::fs::openat(directory, ".", flags, Mode::empty())?;
+    let mut entries = Vec::new();
+    for entry in Dir::read_from(&readable)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name.to_bytes() == b"." || name.to_bytes() == b".." {
+            continue;
+        }
+        let Ok(stat) = rustix::fs::statat(&readable, name, AtFlags::SYMLINK_NOFOLLOW) else {
+            continue;
+        };
+        let mut attributes = attributes(&stat);
+        if attributes.kind == Kind::Symlink {
+            let Ok(target) = target(directory, name) else { continue };
+            attributes.target = Some(target);
+        }
+        entries.push(Entry { name: encode_name(name.to_bytes()), attributes });
+    }
+    Ok(entries)
+}
+
+fn attributes(stat: &Stat) -> Attributes {
+    let kind = match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => Kind::File,
+        FileType::Directory => Kind::Directory,
+        FileType::Symlink => Kind::Symlink,
+        _ => Kind::Other,
+    };
+    let version = Version::of_stat(stat);
+    Attributes {
+        kind,
+        size: if matches!(kind, Kind::File | Kind::Symlink) { version.size() } else { 0 },
+        mode: stat.st_mode & 0o7777,
+        mtime: stat.st_mtime,
+        mtime_ns: u32::try_from(stat.st_mtime_nsec).unwrap_or(0),
+        etag: (kind == Kind::File).then(|| version.etag()),
+        target: None,
+    }
+}
+
+/// A link's target, percent-encoded. The empty name is the link `at` itself.
+fn target<P: rustix::path::Arg>(at: BorrowedFd<'_>, name: P) -> Result<String, Errno> {
+    let target = rustix::fs::readlinkat(at, name, Vec::new())?;
+    Ok(encode_name(target.as_bytes()))
+}
+
+/// Changes whenever the listing does. `entries` in the order of their names.
+fn listing_etag(directory: &Stat, entries: &[Entry]) -> Etag {
+    let mut hasher = blake3::Hasher::new();
+    let mut line = |name: &str, attributes: &Attributes| {
+        let Attributes { kind, size, mode, mtime, mtime_ns, etag, target } = attributes;
+        let etag = etag.as_ref().map_or("", Etag::as_str);
+        let target = target.as_deref().unwrap_or("");
+        let text = format!("{name} {kind:?} {size} {mode} {mtime} {mtime_ns} {etag} {target}\n");
+        hasher.update(text.as_bytes());
+    };
+    line(".", &attributes(directory));
+    for entry in entries {
+        line(&entry.name, &entry.attributes);
+    }
+    let hex = hasher.finalize().to_hex();
+    Etag::new(&hex[..32]).expect("hex digits")
+}

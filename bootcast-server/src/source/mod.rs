@@ -1,0 +1,129 @@
+//! What is served: one directory tree, and nothing outside of it.
+//!
+//! Names are resolved by the kernel beneath the directory's descriptor (`openat2`,
+//! `RESOLVE_BENEATH`), so that neither `..` nor a symbolic link leads out, also while somebody
+//! renames things. A name is opened for reading only after it proved to be a regular file: opening a
+//! pipe or a device can block or have effects.
+
+mod listing;
+mod version;
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use bootcast_proto::api::Meta;
+use bootcast_proto::{Etag, RemotePath};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+
+pub use version::Version;
+
+/// How often a lookup is tried again that a rename disturbed (openat2(2), EAGAIN).
+const LOOKUP_TRIES: u32 = 8;
+
+/// The served directory.
+#[derive(Debug)]
+pub struct Source {
+    root: OwnedFd,
+}
+
+/// A regular file, open for reading.
+#[derive(Debug)]
+pub struct OpenFile {
+    /// Its own file description.
+    pub file: File,
+    /// As it was when it was opened.
+    pub version: Version,
+}
+
+/// Why a path cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// There is no such name.
+    #[error("no such file or directory")]
+    NotFound,
+    /// The server may not open it, or it leads out of the served directory.
+    #[error("permission denied")]
+    Forbidden,
+    /// It is something else than a regular file.
+    #[error("not a regular file")]
+    NotRegular,
+    /// The server is out of descriptors or memory; it may have some later.
+    #[error("too many open files: try again later")]
+    Busy,
+    /// The file system failed.
+    #[error("cannot read: {0}")]
+    Io(std::io::Error),
+}
+
+impl From<Errno> for SourceError {
+    fn from(errno: Errno) -> Self {
+        match errno {
+            Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG => Self::NotFound,
+            Errno::ACCESS | Errno::PERM | Errno::XDEV | Errno::LOOP => Self::Forbidden,
+            Errno::MFILE | Errno::NFILE | Errno::NOMEM => Self::Busy,
+            other => Self::Io(other.into()),
+        }
+    }
+}
+
+impl Source {
+    /// Serves `dir`. Fails where it is not a directory, or the kernel is too old for `openat2` (before 5.6).
+    pub fn new(dir: &Path) -> std::io::Result<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let source = Self { root: rustix::fs::open(dir, flags, Mode::empty())? };
+        source.lookup(&RemotePath::root(), OFlags::empty())?;
+        Ok(source)
+    }
+
+    /// Opens a regular file for reading.
+    pub fn open(&self, path: &RemotePath) -> Result<OpenFile, SourceError> {
+        let found = self.lookup(path, OFlags::empty())?;
+        let stat = rustix::fs::fstat(&found)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(SourceError::NotRegular);
+        }
+        let reopen = format!("/proc/self/fd/{}", found.as_raw_fd());
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY;
+        let file = File::from(rustix::fs::open(reopen, flags, Mode::empty())?);
+        let version = Version::of_file(&file)?;
+        Ok(OpenFile { file, version })
+    }
+
+    /// The version that the path leads to at present.
+    pub fn version(&self, path: &RemotePath) -> Result<Version, SourceError> {
+        let found = self.lookup(path, OFlags::empty())?;
+        Ok(Version::of_stat(&rustix::fs::fstat(&found)?))
+    }
+
+    /// Attributes of the path, and of a directory those of its entries. A symbolic link at the end
+    /// is not followed.
+    pub fn meta(&self, path: &RemotePath) -> Result<Meta, SourceError> {
+        let found = self.lookup(path, OFlags::NOFOLLOW)?;
+        Ok(listing::meta(found.as_fd())?)
+    }
+
+    fn lookup(&self, path: &RemotePath, extra: OFlags) -> Result<OwnedFd, Errno> {
+        let name = if path.is_root() { b"." } else { path.as_bytes() };
+        let flags = OFlags::PATH | OFlags::CLOEXEC | extra;
+        let confined = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+        let mut tries = 1;
+        loop {
+            let name = OsStr::from_bytes(name);
+            match rustix::fs::openat2(&self.root, name, flags, Mode::empty(), confined) {
+                Err(Errno::AGAIN) if tries < LOOKUP_TRIES => tries += 1,
+                other => return other,
+            }
+        }
+    }
+}
+
+impl OpenFile {
+    /// The version's name.
+    pub fn etag(&self) -> Etag {
+        self.version.etag()
+    }
+}
