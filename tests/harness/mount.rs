@@ -2,18 +2,22 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::time::Duration;
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::Signal;
 
 use crate::binaries::binary;
 use crate::host::Host;
-use crate::lab::{HEAD_ADDRESS, mounts_below};
+use crate::lab::HEAD_ADDRESS;
 use crate::process::Proc;
-use crate::wait::{SOON, wait_until};
+use crate::wait::{SOON, wait_for, wait_until};
+
+/// How long a mount may live. A test that reads from its mount itself cannot watch its own time.
+const LEASH: Duration = Duration::from_secs(150);
 
 /// A mount with its options, not made yet.
 #[derive(Debug)]
@@ -29,7 +33,11 @@ pub struct MountProc<'lab> {
     host: &'lab Host,
     path: PathBuf,
     cache: PathBuf,
+    /// Minor device number, which is also the number of the kernel's FUSE connection.
+    connection: u32,
     proc: Proc,
+    /// Dropped with the mount, which calls the watchdog off.
+    _leash: Sender<()>,
 }
 
 impl<'lab> MountBuilder<'lab> {
@@ -59,11 +67,12 @@ impl<'lab> MountBuilder<'lab> {
         fs::create_dir(&cache).expect("a cache directory");
         let args = self.args(&path, &cache);
         let mut proc = self.host.spawn(binary("bootcastfs"), args);
-        wait_until(SOON, "bootcastfs has mounted", || {
+        let connection = wait_for(SOON, "bootcastfs has mounted", || {
             assert!(proc.exited().is_none(), "bootcastfs ended:\n{}", proc.log());
-            is_mounted(&path)
+            minor_device(&path)
         });
-        MountProc { host: self.host, path, cache, proc }
+        let leash = abort_after(LEASH, connection);
+        MountProc { host: self.host, path, cache, connection, proc, _leash: leash }
     }
 
     fn args(&self, path: &Path, cache: &Path) -> Vec<OsString> {
@@ -110,10 +119,7 @@ impl MountProc<'_> {
 
     /// Requests that the kernel has sent to the daemon and not got answered: readers that wait.
     pub fn parked_requests(&self) -> u64 {
-        let connections = fuse_connections();
-        let device = fs::symlink_metadata(&self.path).expect("the root of the mount").dev();
-        let minor = rustix::fs::minor(device);
-        let waiting = connections.join(minor.to_string()).join("waiting");
+        let waiting = fuse_connections().join(self.connection.to_string()).join("waiting");
         let text = fs::read_to_string(&waiting)
             .unwrap_or_else(|error| panic!("{}: {error}", waiting.display()));
         text.trim().parse().expect("a number of requests")
@@ -147,7 +153,29 @@ impl Drop for MountProc<'_> {
 
 /// Whether something is mounted at exactly this path.
 pub fn is_mounted(path: &Path) -> bool {
-    mounts_below(path).iter().any(|mount| mount == path)
+    minor_device(path).is_some()
+}
+
+/// Minor device number of what is mounted at exactly this path, learnt without asking the file system.
+fn minor_device(path: &Path) -> Option<u32> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mount =
+        mounts.lines().rev().find(|line| line.split(' ').nth(4).map(Path::new) == Some(path))?;
+    let (_major, minor) = mount.split(' ').nth(2)?.split_once(':')?;
+    minor.parse().ok()
+}
+
+/// Aborts the connection when its time is over: every read that still waits fails, and the test with it.
+fn abort_after(leash: Duration, connection: u32) -> Sender<()> {
+    let (called_off, watch) = channel();
+    let abort = fuse_connections().join(connection.to_string()).join("abort");
+    std::thread::spawn(move || {
+        if watch.recv_timeout(leash) == Err(RecvTimeoutError::Timeout) {
+            // One that is gone needs no end.
+            let _ = fs::write(abort, "1");
+        }
+    });
+    called_off
 }
 
 /// The kernel's list of FUSE connections; mounted here where nobody did.

@@ -9,13 +9,32 @@
 //!
 //! IGMP snooping is on and a querier runs: a client gets only what it subscribed to. Each test has
 //! a lab of its own. Where no lab can be built, tests print `skipped` and why.
-
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod casting;
+mod fetching;
+mod kernel_facts;
+mod killing;
 mod laboratory;
+mod loss;
+mod mounting;
+mod outages;
 mod plain_peers;
+mod readers;
+mod reading;
+mod replacing;
+mod tree;
+mod waiting;
+mod web;
 
 use std::path::Path;
+use std::time::Duration;
+
+/// A rate at which the far end of a file of 16 MiB is minutes away: who waits for it, waits.
+const CRAWL: &str = "1mbit";
+
+/// Deadline of a transfer that takes a few seconds on an idle machine.
+const TRANSFER: Duration = Duration::from_secs(60);
 
 /// A path of the lab as a command line takes it.
 fn text(path: &Path) -> &str {

@@ -1,0 +1,184 @@
+//! `bootcast get`, `ls` and `status`.
+
+use std::fs;
+use std::path::Path;
+use std::process::Output;
+
+use harness::binaries::binary;
+use harness::{Host, Lab, Proc, SOON, digest_of, lab_or_skip, mib};
+
+use crate::{CRAWL, TRANSFER, text};
+
+fn bootcast(host: &Host, args: &[&str]) -> Output {
+    host.run(binary("bootcast"), args)
+}
+
+/// `bootcast get` on an interface that has the multicast route.
+fn get(host: &Host, args: &[&str]) -> Output {
+    bootcast(host, &[&["get", "--interface", "eth0"], args].concat())
+}
+
+fn start_get(host: &Host, args: &[&str]) -> Proc {
+    host.spawn(binary("bootcast"), [&["get", "--interface", "eth0"], args].concat())
+}
+
+fn assert_success(output: &Output) {
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}: {errors}", output.status);
+}
+
+/// Names in `directory`; hidden ones, where a transfer may live on the way, left out.
+fn visible_names(directory: &Path) -> Vec<String> {
+    let names = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name());
+    let names = names.map(|name| name.into_string().unwrap());
+    names.filter(|name| !name.starts_with('.')).collect()
+}
+
+#[test]
+fn get_writes_the_file_it_is_told_quietly() {
+    let lab = lab_or_skip!(Lab::builder());
+    let image = lab.put("image", mib(8) + 1);
+    let server = lab.server().start();
+    let target = lab.client(1).fresh_path("image");
+    let output = get(lab.client(1), &[&lab.url("image"), "-O", text(&target)]);
+    assert_success(&output);
+    assert_eq!(digest_of(target), image.digest);
+    assert!(
+        output.stdout.is_empty() && output.stderr.is_empty(),
+        "no terminal, no words: {output:?}"
+    );
+    server.wait_no_members();
+    assert_eq!(server.status().totals.leaves, 1);
+}
+
+#[test]
+fn get_streams_to_standard_output_in_order() {
+    let lab = lab_or_skip!(Lab::builder().loss(2.0));
+    let image = lab.put("image", mib(4) + 5);
+    let _server = lab.server().option("--rate", "200mbit").start();
+    let output = get(lab.client(1), &[&lab.url("image"), "-O", "-"]);
+    assert_success(&output);
+    assert!(output.stdout == fs::read(image.path).unwrap());
+}
+
+#[test]
+fn get_names_the_file_after_the_url() {
+    let lab = lab_or_skip!(Lab::builder());
+    let image = lab.put("dir/my image.img", 10_000);
+    let _server = lab.server().start();
+    let directory = lab.client(1).fresh_path("dir");
+    fs::create_dir(&directory).unwrap();
+    let mut command = lab.client(1).command(binary("bootcast"));
+    command.args(["get", "--interface", "eth0", &lab.url("dir/my%20image.img")]);
+    assert_success(&command.current_dir(&directory).output().unwrap());
+    assert_eq!(digest_of(directory.join("my image.img")), image.digest);
+    assert_eq!(visible_names(&directory), ["my image.img"]);
+}
+
+#[test]
+fn get_of_an_empty_file_makes_an_empty_file() {
+    let lab = lab_or_skip!(Lab::builder());
+    lab.put("empty", 0);
+    let _server = lab.server().start();
+    let target = lab.client(1).fresh_path("empty");
+    assert_success(&get(lab.client(1), &[&lab.url("empty"), "-O", text(&target)]));
+    assert_eq!(fs::metadata(target).unwrap().len(), 0);
+}
+
+#[test]
+fn get_by_unicast_joins_nothing() {
+    let lab = lab_or_skip!(Lab::builder());
+    let image = lab.put("image", mib(4));
+    let server = lab.server().start();
+    let target = lab.client(1).fresh_path("image");
+    let url = lab.url("image");
+    assert_success(&bootcast(lab.client(1), &["get", "--unicast", &url, "-O", text(&target)]));
+    assert_eq!(digest_of(target), image.digest);
+    assert_eq!(server.status().totals.joins, 0);
+}
+
+#[test]
+fn a_name_that_is_not_there_is_one_line_an_exit_code_and_no_file() {
+    let lab = lab_or_skip!(Lab::builder());
+    let _server = lab.server().start();
+    let target = lab.client(1).fresh_path("image");
+    let output = get(lab.client(1), &[&lab.url("nothing"), "-O", text(&target)]);
+    assert!(output.status.code().is_some_and(|code| code != 0), "{output:?}");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(errors.trim_end().lines().count(), 1, "{errors}");
+    assert!(errors.contains("404") || errors.contains("no such"), "{errors}");
+    assert!(!target.exists());
+}
+
+#[test]
+fn a_server_that_is_not_there_is_one_line_and_an_exit_code() {
+    let lab = lab_or_skip!(Lab::builder());
+    let output = get(lab.client(1), &[&lab.url("image"), "-O", "-"]);
+    assert!(output.status.code().is_some_and(|code| code != 0), "{output:?}");
+    assert_eq!(String::from_utf8_lossy(&output.stderr).trim_end().lines().count(), 1, "{output:?}");
+}
+
+#[test]
+fn a_get_that_is_killed_leaves_what_was_under_the_final_name() {
+    let lab = lab_or_skip!(Lab::builder());
+    lab.put("image", mib(16));
+    let server = lab.server().option("--rate", CRAWL).start();
+    let directory = lab.client(1).fresh_path("dir");
+    fs::create_dir(&directory).unwrap();
+    let (new, old) = (directory.join("new"), directory.join("old"));
+    fs::write(&old, "what was here before").unwrap();
+    let mut running: Vec<Proc> = [&new, &old]
+        .iter()
+        .map(|path| start_get(lab.client(1), &[&lab.url("image"), "-O", text(path)]))
+        .collect();
+    server.wait_cast("image", "pages are being sent to both", |cast| {
+        cast.members == 2 && cast.pages_sent > 100
+    });
+    for get in &mut running {
+        get.kill_within(SOON);
+    }
+    assert!(!new.exists());
+    assert_eq!(fs::read_to_string(&old).unwrap(), "what was here before");
+}
+
+#[test]
+fn many_gets_share_one_cast() {
+    let lab = lab_or_skip!(Lab::builder().clients(3).rate("100mbit"));
+    let image = lab.put("image", mib(16));
+    let server = lab.server().option("--rate", "100mbit").start();
+    let targets: Vec<_> = lab.clients().iter().map(|host| host.fresh_path("image")).collect();
+    let mut running: Vec<Proc> = lab
+        .clients()
+        .iter()
+        .zip(&targets)
+        .map(|(host, target)| start_get(host, &[&lab.url("image"), "-O", text(target)]))
+        .collect();
+    for get in &mut running {
+        get.wait_success(TRANSFER);
+    }
+    for target in &targets {
+        assert_eq!(digest_of(target), image.digest);
+    }
+    assert_eq!(server.status().totals.casts, 1);
+    let sent = lab.head().counters().tx_bytes;
+    assert!(sent * 10 < image.size * 13, "{sent} bytes for three copies of {}", image.size);
+}
+
+#[test]
+fn ls_lists_and_status_tells() {
+    let lab = lab_or_skip!(Lab::builder());
+    lab.put("images/debian.img", mib(4));
+    lab.put("images/other.img", 10);
+    let server = lab.server().option("--rate", CRAWL).start();
+    let listed = bootcast(lab.client(1), &["ls", &lab.url("images")]);
+    assert_success(&listed);
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    assert!(listed.contains("debian.img") && listed.contains("other.img"), "{listed}");
+
+    let _running = start_get(lab.client(1), &[&lab.url("images/debian.img"), "-O", "-"]);
+    server.wait_cast("images/debian.img", "it was joined", |cast| cast.members == 1);
+    let status = bootcast(lab.client(1), &["status", &lab.url("")]);
+    assert_success(&status);
+    let status = String::from_utf8(status.stdout).unwrap();
+    assert!(status.contains("images/debian.img"), "{status}");
+}

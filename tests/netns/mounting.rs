@@ -1,0 +1,165 @@
+//! mount(8), options, exit codes.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use harness::binaries::{binary, directory};
+use harness::mount::is_mounted;
+use harness::{Host, Lab, SOON, digest_of, lab_or_skip, wait_until};
+
+use crate::text;
+
+/// Makes a mount point and a cache directory; gives the first and the options that name the second.
+fn place(host: &Host) -> (PathBuf, String) {
+    let (path, cache) = (host.fresh_path("mnt"), host.fresh_path("cache"));
+    fs::create_dir(&path).unwrap();
+    (path, format!("interface=eth0,cache_dir={}", text(&cache)))
+}
+
+/// `mount -t fuse.bootcastfs` with our programs in `PATH`.
+fn mount_8(host: &Host, source: &str, path: &Path, options: &str) -> Output {
+    let system = std::env::var("PATH").unwrap();
+    let mut command = host.command("mount");
+    command.env("PATH", format!("{}:{system}", directory().display()));
+    command.args(["-t", "fuse.bootcastfs", source, text(path), "-o", options]).output().unwrap()
+}
+
+/// One line that says what is wrong.
+fn assert_one_line(output: &Output) {
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(errors.trim_end().lines().count(), 1, "stderr:\n{errors}");
+}
+
+fn umount(path: &Path) {
+    let output = std::process::Command::new("umount").arg(path).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn processes_on(host: &Host) -> String {
+    let output =
+        std::process::Command::new("ip").args(["netns", "pids", host.namespace()]).output();
+    String::from_utf8(output.unwrap().stdout).unwrap()
+}
+
+#[test]
+fn mount_8_mounts_and_umount_ends_the_daemon() {
+    let lab = lab_or_skip!(Lab::builder());
+    let image = lab.put("image", 100_000);
+    let _server = lab.server().start();
+    let (path, options) = place(lab.client(1));
+    // As an fstab line has them.
+    let options =
+        format!("{options},_netdev,nofail,x-systemd.automount,noatime,nodev,nosuid,port=8888");
+    let mounted = mount_8(lab.client(1), "10.77.0.1:/", &path, &options);
+    assert!(mounted.status.success(), "{}", String::from_utf8_lossy(&mounted.stderr));
+
+    assert!(is_mounted(&path));
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let line = mounts.lines().find(|line| line.contains(text(&path))).unwrap();
+    assert!(line.starts_with("10.77.0.1:/ ") && line.contains(" fuse.bootcastfs ro,"), "{line}");
+    assert_eq!(digest_of(path.join("image")), image.digest);
+    umount(&path);
+    wait_until(SOON, "the daemon has ended", || processes_on(lab.client(1)).is_empty());
+}
+
+#[test]
+fn a_server_that_cannot_be_reached_is_one_line_and_exit_32() {
+    let lab = lab_or_skip!(Lab::builder());
+    let (path, options) = place(lab.client(1));
+    let output = mount_8(lab.client(1), "10.77.0.1:/", &path, &options);
+    assert_eq!(output.status.code(), Some(32), "{output:?}");
+    assert_one_line(&output);
+    assert!(!is_mounted(&path));
+}
+
+#[test]
+fn a_directory_that_the_server_does_not_have_is_one_line_and_exit_32() {
+    let lab = lab_or_skip!(Lab::builder());
+    let _server = lab.server().start();
+    let (path, options) = place(lab.client(1));
+    let output = mount_8(lab.client(1), "10.77.0.1:/nowhere", &path, &options);
+    assert_eq!(output.status.code(), Some(32), "{output:?}");
+    assert_one_line(&output);
+}
+
+#[test]
+fn an_option_that_is_unknown_is_one_line_and_exit_1() {
+    let lab = lab_or_skip!(Lab::builder());
+    let _server = lab.server().start();
+    for bad in ["cache_dri=/x", "port=none", "cache=tape", "linger=soon"] {
+        let (path, options) = place(lab.client(1));
+        let options = format!("{options},{bad}");
+        let output =
+            lab.client(1).run(binary("bootcastfs"), ["10.77.0.1:/", text(&path), "-o", &options]);
+        assert_eq!(output.status.code(), Some(1), "{bad}: {output:?}");
+        assert_one_line(&output);
+        let named = bad.split('=').next().unwrap();
+        assert!(String::from_utf8_lossy(&output.stderr).contains(named), "{output:?}");
+        assert!(!is_mounted(&path), "{bad}");
+    }
+}
+
+#[test]
+fn rw_is_mounted_read_only_with_a_warning_and_every_write_gives_erofs() {
+    let lab = lab_or_skip!(Lab::builder());
+    lab.put("image", 10_000);
+    let _server = lab.server().start();
+    let mount = lab.mount(1).option("rw").start();
+    let warnings = mount.log().to_lowercase().matches("read-only").count();
+    assert_eq!(warnings, 1, "{}", mount.log());
+
+    let image = mount.join("image");
+    let attempts = [
+        ("create", File::create(mount.join("new")).map(drop)),
+        ("append", OpenOptions::new().append(true).open(&image).map(drop)),
+        ("unlink", fs::remove_file(&image)),
+        ("mkdir", fs::create_dir(mount.join("dir"))),
+        ("rename", fs::rename(&image, mount.join("other"))),
+        ("chmod", fs::set_permissions(&image, fs::metadata(&image).unwrap().permissions())),
+    ];
+    for (what, attempt) in attempts {
+        let kind = attempt.map_err(|error| error.kind());
+        assert_eq!(kind, Err(ErrorKind::ReadOnlyFilesystem), "{what}");
+    }
+}
+
+#[test]
+fn every_way_to_write_the_source_mounts_the_same_directory() {
+    let lab = lab_or_skip!(Lab::builder());
+    let image = lab.put("images/image", 10_000);
+    let _server = lab.server().start();
+    for source in [
+        "10.77.0.1:/images",
+        "10.77.0.1:8888:/images/",
+        "http://10.77.0.1:8888/images",
+        "http://10.77.0.1:8888/images/",
+    ] {
+        let mount = lab.mount(1).source(source).start();
+        assert_eq!(digest_of(mount.join("image")), image.digest, "{source}");
+        mount.umount();
+    }
+}
+
+#[test]
+fn the_memory_cache_writes_nothing_to_disk() {
+    let lab = lab_or_skip!(Lab::builder());
+    let image = lab.put("image", 3_000_000);
+    let _server = lab.server().start();
+    let mount = lab.mount(1).option("cache=memory").start();
+    assert_eq!(digest_of(mount.join("image")), image.digest);
+    assert_eq!(fs::read_dir(mount.cache()).unwrap().count(), 0);
+}
+
+#[test]
+fn df_and_find_see_a_file_system() {
+    let lab = lab_or_skip!(Lab::builder());
+    lab.put("dir/image", 10_000);
+    let _server = lab.server().start();
+    let mount = lab.mount(1).start();
+    let df = lab.client(1).run_ok("df", ["-k", text(mount.path())]);
+    assert!(df.contains("10.77.0.1:/"), "{df}");
+    let found = lab.client(1).run_ok("find", [text(mount.path()), "-type", "f"]);
+    assert_eq!(found.trim(), text(&mount.join("dir/image")));
+}

@@ -1,0 +1,57 @@
+//! Programs that read from a mount, each in its own way.
+
+use std::path::Path;
+
+use harness::{Host, Proc};
+
+use crate::text;
+
+/// Copies a whole file through a shared mapping.
+const MAP_AND_COPY: &str = "
+import mmap, sys
+with open(sys.argv[1], 'rb') as source, open(sys.argv[2], 'wb') as copy:
+    copy.write(mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ))
+";
+
+/// Touches the last byte of a file in a shared mapping.
+const MAP_LAST_BYTE: &str = "
+import mmap, sys
+with open(sys.argv[1], 'rb') as source:
+    print(mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ)[-1])
+";
+
+/// `cp`.
+pub(crate) fn copy(host: &Host, from: &Path, to: &Path) -> Proc {
+    host.spawn("cp", [from, to])
+}
+
+/// `dd` in blocks that are no multiple of anything.
+pub(crate) fn copy_with_dd(host: &Host, from: &Path, to: &Path) -> Proc {
+    host.spawn("dd", [format!("if={}", text(from)), format!("of={}", text(to)), "bs=70001".into()])
+}
+
+/// `mmap` of the whole file.
+pub(crate) fn copy_with_mmap(host: &Host, from: &Path, to: &Path) -> Proc {
+    host.spawn("python3", ["-c", MAP_AND_COPY, text(from), text(to)])
+}
+
+/// `mmap`, then a page fault at the end of the file.
+pub(crate) fn fault_at_end(host: &Host, path: &Path) -> Proc {
+    host.spawn("python3", ["-c", MAP_LAST_BYTE, text(path)])
+}
+
+/// Reads 4096 bytes at `offset`, a multiple of 4096.
+pub(crate) fn read_at(host: &Host, path: &Path, offset: u64) -> Proc {
+    dd_at(host, path, offset, &[])
+}
+
+/// As [`read_at`], past the page cache.
+pub(crate) fn read_direct_at(host: &Host, path: &Path, offset: u64) -> Proc {
+    dd_at(host, path, offset, &["iflag=direct"])
+}
+
+fn dd_at(host: &Host, path: &Path, offset: u64, flags: &[&str]) -> Proc {
+    let (from, skip) = (format!("if={}", text(path)), format!("skip={}", offset / 4096));
+    let fixed = [from.as_str(), "of=/dev/null", "bs=4096", "count=1", &skip];
+    host.spawn("dd", [&fixed[..], flags].concat())
+}

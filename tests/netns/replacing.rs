@@ -1,0 +1,88 @@
+//! A file changes on the server: versions are never mixed.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use harness::content::Image;
+use harness::{Lab, SOON, digest_of, lab_or_skip, mib, wait_until};
+
+const ESTALE: i32 = 116;
+const CHUNK: usize = 65_536;
+
+/// Puts other bytes of the same size in the place of `image`, as `mv` does.
+fn replace(lab: &Lab, image: &Image) -> Image {
+    let new = lab.put("new-version", image.size);
+    fs::rename(&new.path, &image.path).unwrap();
+    new
+}
+
+/// Reads on through an old descriptor: every chunk is of the old version or ESTALE.
+fn assert_old_or_stale(file: &File, old: &[u8]) {
+    for (number, expected) in old.chunks(CHUNK).enumerate() {
+        let mut chunk = vec![0; expected.len()];
+        let offset = u64::try_from(number * CHUNK).unwrap();
+        match file.read_exact_at(&mut chunk, offset) {
+            Ok(()) => assert!(chunk == expected, "other bytes at {offset} of the old version"),
+            Err(error) => assert_eq!(error.raw_os_error(), Some(ESTALE), "{error}"),
+        }
+    }
+}
+
+fn wait_new_version(path: &Path, new: &Image) {
+    wait_until(SOON, "an open gives the new version", || digest_of(path) == new.digest);
+}
+
+#[test]
+fn an_open_file_that_is_complete_keeps_its_version_and_a_new_open_gets_the_new_one() {
+    let lab = lab_or_skip!(Lab::builder());
+    let image = lab.put("image", mib(2));
+    let old_bytes = fs::read(&image.path).unwrap();
+    let _server = lab.server().start();
+    let mount = lab.mount(1).start();
+    let path = mount.join("image");
+    assert_eq!(digest_of(&path), image.digest);
+    let old = File::open(&path).unwrap();
+
+    let new = replace(&lab, &image);
+    wait_new_version(&path, &new);
+    let mut still = vec![0; old_bytes.len()];
+    old.read_exact_at(&mut still, 0).unwrap();
+    assert!(still == old_bytes, "the old descriptor reads other bytes");
+}
+
+#[test]
+fn a_file_replaced_while_it_is_being_sent_is_never_mixed() {
+    let lab = lab_or_skip!(Lab::builder());
+    let image = lab.put("image", mib(4));
+    let old_bytes = fs::read(&image.path).unwrap();
+    let server = lab.server().option("--rate", "20mbit").start();
+    let mount = lab.mount(1).start();
+    let path = mount.join("image");
+    let old = File::open(&path).unwrap();
+    old.read_exact_at(&mut vec![0; CHUNK], 0).unwrap();
+    server.wait_cast("image", "the old version is being sent", |cast| {
+        cast.pages_sent < u64::from(cast.pages)
+    });
+
+    let new = replace(&lab, &image);
+    wait_new_version(&path, &new);
+    assert_old_or_stale(&old, &old_bytes);
+}
+
+#[test]
+fn a_file_written_over_in_place_ends_its_cast_and_is_read_anew() {
+    let lab = lab_or_skip!(Lab::builder());
+    let image = lab.put("image", mib(4));
+    let server = lab.server().option("--rate", "20mbit").start();
+    let mount = lab.mount(1).start();
+    let path = mount.join("image");
+    let old = File::open(&path).unwrap();
+    server.wait_cast("image", "the old version is being sent", |cast| cast.pages_sent > 10);
+
+    let other = lab.put("other", mib(3));
+    fs::write(&image.path, fs::read(&other.path).unwrap()).unwrap();
+    wait_new_version(&path, &other);
+    drop(old);
+    server.wait_no_members();
+}

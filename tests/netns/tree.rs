@@ -1,0 +1,105 @@
+//! Names, directories, links and attributes are the server's.
+
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use harness::{Lab, SOON, digest_of, lab_or_skip, wait_until};
+
+fn names_in(directory: &Path) -> BTreeSet<OsString> {
+    fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name()).collect()
+}
+
+#[test]
+fn names_of_any_bytes_are_listed_and_read() {
+    let lab = lab_or_skip!(Lab::builder());
+    let image = lab.put("plain", 5000);
+    let names: [&[u8]; 9] = [
+        b"with space",
+        b"line\nbreak",
+        b"100%25",
+        b"%2e%2e",
+        b"latin1-\xe9\xff",
+        b"q?a=b&c#d",
+        b"semi;colon+plus",
+        "schön".as_bytes(),
+        b"-rf",
+    ];
+    for name in names {
+        fs::copy(&image.path, lab.served().join(OsStr::from_bytes(name))).unwrap();
+    }
+    let _server = lab.server().start();
+    let mount = lab.mount(1).start();
+    assert_eq!(names_in(mount.path()), names_in(&lab.served()));
+    for name in names {
+        let path = mount.join(OsStr::from_bytes(name));
+        assert_eq!(digest_of(&path), image.digest, "{}", path.display());
+    }
+}
+
+#[test]
+fn directories_nest_and_links_lead_where_they_lead_on_the_server() {
+    let lab = lab_or_skip!(Lab::builder());
+    let deep = lab.put("a/b/c/deep", 5000);
+    symlink("a/b/c/deep", lab.served().join("to-file")).unwrap();
+    symlink("a/b", lab.served().join("to-directory")).unwrap();
+    symlink("nowhere", lab.served().join("dangling")).unwrap();
+    fs::create_dir(lab.served().join("empty")).unwrap();
+    let _server = lab.server().start();
+    let mount = lab.mount(1).start();
+
+    assert_eq!(digest_of(mount.join("a/b/c/deep")), deep.digest);
+    assert_eq!(digest_of(mount.join("to-file")), deep.digest);
+    assert_eq!(digest_of(mount.join("to-directory/c/deep")), deep.digest);
+    assert_eq!(fs::read_link(mount.join("dangling")).unwrap(), Path::new("nowhere"));
+    assert_eq!(names_in(&mount.join("empty")), BTreeSet::new());
+    assert!(fs::metadata(mount.join("nothing")).is_err());
+}
+
+#[test]
+fn attributes_are_those_of_the_file_on_the_server() {
+    let lab = lab_or_skip!(Lab::builder());
+    let image = lab.put("image", 12_345);
+    let modified = SystemTime::UNIX_EPOCH + Duration::new(1_234_567_890, 123_456_789);
+    let file = fs::File::options().append(true).open(&image.path).unwrap();
+    file.set_modified(modified).unwrap();
+    fs::set_permissions(&image.path, fs::Permissions::from_mode(0o754)).unwrap();
+    let _server = lab.server().start();
+    let mount = lab.mount(1).start();
+    let here = fs::metadata(mount.join("image")).unwrap();
+    assert_eq!(here.len(), 12_345);
+    assert_eq!(here.modified().unwrap(), modified);
+    assert_eq!(
+        here.mode() & 0o7777 & !0o222,
+        0o754 & !0o222,
+        "write permission means nothing here"
+    );
+}
+
+#[test]
+fn a_directory_of_thousands_of_names_is_listed_in_full() {
+    let lab = lab_or_skip!(Lab::builder());
+    for k in 0..3000 {
+        fs::write(lab.served().join(format!("file-{k:05}-{}", "x".repeat(100))), "").unwrap();
+    }
+    let _server = lab.server().start();
+    let mount = lab.mount(1).start();
+    assert_eq!(names_in(mount.path()), names_in(&lab.served()));
+}
+
+#[test]
+fn a_name_that_appears_on_the_server_appears_in_the_mount() {
+    let lab = lab_or_skip!(Lab::builder());
+    let _server = lab.server().start();
+    let mount = lab.mount(1).option("attr_ttl=1s").start();
+    assert_eq!(names_in(mount.path()), BTreeSet::new());
+    assert!(fs::metadata(mount.join("image")).is_err());
+    let image = lab.put("image", 1000);
+    wait_until(SOON, "the name is there", || fs::metadata(mount.join("image")).is_ok());
+    wait_until(SOON, "the listing has it", || !names_in(mount.path()).is_empty());
+    assert_eq!(digest_of(mount.join("image")), image.digest);
+}

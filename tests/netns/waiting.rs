@@ -1,0 +1,89 @@
+//! Reads that wait hold up nobody else, and end with the mount.
+
+use std::fs::File;
+use std::process::Command;
+
+use harness::mount::is_mounted;
+use harness::{Lab, SOON, digest_of, lab_or_skip, mib, wait_until};
+use rustix::process::Signal;
+
+use crate::{CRAWL, TRANSFER, readers};
+
+#[test]
+fn forty_files_that_are_waited_for_do_not_slow_a_complete_one() {
+    let lab = lab_or_skip!(Lab::builder());
+    let complete = lab.put("complete", 100_000);
+    let names: Vec<String> = (0..40).map(|k| format!("slow-{k}")).collect();
+    for name in &names {
+        lab.put(name, mib(1));
+    }
+    let _server = lab.server().option("--rate", CRAWL).start();
+    let mount = lab.mount(1).start();
+    assert_eq!(digest_of(mount.join("complete")), complete.digest);
+
+    let waiting: Vec<_> = names
+        .iter()
+        .map(|name| readers::read_at(lab.client(1), &mount.join(name), mib(1) - 4096))
+        .collect();
+    mount.wait_parked(40);
+    let mut reader = lab.client(1).spawn("cat", [mount.join("complete")]);
+    reader.wait_success(TRANSFER);
+    assert!(mount.parked_requests() >= 40, "the forty still wait");
+    drop(waiting);
+}
+
+#[test]
+fn a_file_that_crawls_does_not_hold_up_one_that_is_sent_later() {
+    let lab = lab_or_skip!(Lab::builder());
+    lab.put("slow", mib(64));
+    let quick = lab.put("quick", 100_000);
+    let _server = lab.server().option("--rate", "10mbit").start();
+    let mount = lab.mount(1).start();
+    let waiting = readers::read_at(lab.client(1), &mount.join("slow"), mib(64) - 4096);
+    mount.wait_parked(1);
+    assert_eq!(digest_of(mount.join("quick")), quick.digest);
+    drop(waiting);
+}
+
+#[test]
+fn umount_without_readers_ends_the_daemon_and_the_memberships() {
+    let lab = lab_or_skip!(Lab::builder());
+    lab.put("image", mib(16));
+    let server = lab.server().option("--rate", CRAWL).start();
+    let mount = lab.mount(1).option("linger=60s").start();
+    drop(File::open(mount.join("image")).unwrap());
+    server.wait_cast("image", "the open joined", |cast| cast.members == 1);
+    mount.umount();
+    server.wait_no_members();
+}
+
+#[test]
+fn umount_says_busy_while_a_file_is_open_and_leaves_everything_as_it_was() {
+    let lab = lab_or_skip!(Lab::builder());
+    let image = lab.put("image", 10_000);
+    let _server = lab.server().start();
+    let mount = lab.mount(1).start();
+    let file = File::open(mount.join("image")).unwrap();
+    let umount = Command::new("umount").arg(mount.path()).output().unwrap();
+    assert!(!umount.status.success());
+    assert_eq!(digest_of(mount.join("image")), image.digest);
+    drop(file);
+    mount.umount();
+}
+
+#[test]
+fn sigterm_answers_the_reads_that_wait_unmounts_and_exits_0() {
+    let lab = lab_or_skip!(Lab::builder());
+    lab.put("image", mib(16));
+    let server = lab.server().option("--rate", CRAWL).start();
+    let mut mount = lab.mount(1).start();
+    let path = mount.path().to_owned();
+    let mut reader = readers::read_at(lab.client(1), &mount.join("image"), mib(16) - 4096);
+    mount.wait_parked(1);
+
+    mount.proc().signal(Signal::TERM);
+    mount.proc().wait_success(SOON);
+    assert!(!reader.wait(SOON).success(), "a read that was cut off is no success");
+    wait_until(SOON, "it is unmounted", || !is_mounted(&path));
+    server.wait_no_members();
+}
