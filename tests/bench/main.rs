@@ -1,3 +1,76 @@
-//! Benchmarks of a whole fleet.
+//! How much one cast is worth: measures real binaries in network namespaces, writes docs/BENCHMARKS.md.
+//!
+//! Every figure is the median of [`RUNS`] runs. `cargo bench -p bootcast-tests --bench fleet -- NAME`
+//! measures one part and prints it; without a name all parts are measured and written.
+#![expect(clippy::unwrap_used, reason = "a measurement that fails has no result")]
+#![expect(clippy::disallowed_methods, reason = "a measurement reads the clock")]
 
-fn main() {}
+mod complete;
+mod fleet;
+mod memory;
+mod one_client;
+mod report;
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use harness::{Host, Proc};
+
+/// Runs behind each figure.
+const RUNS: usize = 5;
+
+/// Deadline of one run.
+const RUN_DEADLINE: Duration = Duration::from_secs(300);
+
+/// A part of the report: its name, and what measures and words it.
+type Part = (&'static str, fn() -> String);
+
+const PARTS: [Part; 4] = [
+    ("fleet", fleet::measure),
+    ("one_client", one_client::measure),
+    ("complete", complete::measure),
+    ("memory", memory::measure),
+];
+
+fn main() {
+    if let Some(reason) = harness::requirements::skip_reason() {
+        return harness::requirements::report_skipped(&reason);
+    }
+    let only: Vec<String> =
+        std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
+    let chosen = |name: &str| only.is_empty() || only.iter().any(|wanted| wanted == name);
+    let mut text = String::new();
+    for (name, measure) in PARTS.into_iter().filter(|(name, _)| chosen(name)) {
+        println!("measuring: {name}");
+        let part = measure();
+        println!("{part}");
+        text.push_str(&part);
+    }
+    if only.is_empty() {
+        report::write(&text);
+    }
+}
+
+/// The time `job` takes.
+fn timed(job: impl FnOnce()) -> Duration {
+    let start = Instant::now();
+    job();
+    start.elapsed()
+}
+
+/// The middle one of an odd number of figures.
+fn median(mut figures: Vec<f64>) -> f64 {
+    figures.sort_by(f64::total_cmp);
+    figures[figures.len() / 2]
+}
+
+/// Reads a whole file on a host, as `cat` does, in blocks of a mebibyte.
+fn read_all(host: &Host, path: &Path) -> Proc {
+    host.spawn("dd", [&format!("if={}", path.display()), "of=/dev/null", "bs=1M"])
+}
+
+fn wait_all(mut readers: Vec<Proc>) {
+    for reader in &mut readers {
+        reader.wait_success(RUN_DEADLINE);
+    }
+}

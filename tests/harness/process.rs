@@ -74,6 +74,29 @@ impl Proc {
         assert_eq!(status.signal(), Some(Signal::KILL.as_raw()), "{}: {status}", self.name);
     }
 
+    /// CPU time it has used up to now, the kernel's work for it included.
+    pub fn cpu_time(&self) -> Duration {
+        let stat = self.proc_file("stat");
+        // The name, in parentheses, may hold spaces; user and system time are the 12th and 13th field behind it.
+        let fields =
+            stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11).take(2);
+        let ticks: u64 = fields.filter_map(|field| field.parse::<u64>().ok()).sum();
+        Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second())
+    }
+
+    /// The most memory it ever held, in bytes.
+    pub fn peak_rss_bytes(&self) -> u64 {
+        let status = self.proc_file("status");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        kib.expect("a running process has a peak") * 1024
+    }
+
+    fn proc_file(&self, name: &str) -> String {
+        let path = format!("/proc/{}/{name}", self.pid());
+        fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
+    }
+
     fn rustix_pid(&self) -> Pid {
         Pid::from_child(&self.child)
     }

@@ -93,9 +93,9 @@ impl ServerProc<'_> {
         }
     }
 
-    /// Process id. Panics when it does not run.
-    pub fn pid(&self) -> u32 {
-        self.proc.as_ref().expect("the server runs").pid()
+    /// The program. Panics when it does not run.
+    pub fn proc(&self) -> &Proc {
+        self.proc.as_ref().expect("the server runs")
     }
 
     /// Everything it logged, over all its starts.

@@ -1,0 +1,103 @@
+//! When is the last of N clients done, and what did the server send for them all? Beside it: nginx.
+
+use std::fmt::Write;
+use std::fs;
+
+use harness::{Host, Lab, SOON, mib, wait_until};
+
+use crate::{RUNS, median, read_all, timed, wait_all};
+
+const RATE: &str = "200mbit";
+const RATE_BYTES_PER_SECOND: f64 = 200e6 / 8.0;
+const SIZE: u64 = mib(128);
+
+/// Medians of one way to get the file to N clients.
+struct Figures {
+    /// Until the last client is done, in multiples of the limit.
+    time: f64,
+    /// What left the server, in files.
+    sent: f64,
+}
+
+/// One client, four and eight, by cast and by TCP.
+pub(crate) fn measure() -> String {
+    let mut text = format!(
+        "\n## A fleet at {RATE}\n\n\
+         128 MiB, no loss, all clients mount and `cat` at once; beside it nginx and `curl` on the same network.\n\n\
+         | clients | bootcast: last one done, s | × limit | files sent | nginx: last one done, s | × limit | files sent |\n\
+         |---|---|---|---|---|---|---|\n"
+    );
+    for clients in [1, 4, 8] {
+        let cast = cast(clients);
+        let tcp = tcp(clients);
+        let seconds = |figures: &Figures| figures.time * limit_seconds();
+        writeln!(
+            text,
+            "| {clients} | {:.2} | {:.3} | {:.3} | {:.2} | {:.3} | {:.3} |",
+            seconds(&cast),
+            cast.time,
+            cast.sent,
+            seconds(&tcp),
+            tcp.time,
+            tcp.sent,
+        )
+        .unwrap();
+    }
+    text.push_str("\nGoal: the last client within 1.10 of the limit, at most 1.10 files sent.\n");
+    text
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a figure for people")]
+fn limit_seconds() -> f64 {
+    SIZE as f64 / RATE_BYTES_PER_SECOND
+}
+
+fn cast(clients: u8) -> Figures {
+    let lab = Lab::builder().clients(clients).rate(RATE).build();
+    let server = lab.server().option("--rate", RATE).start();
+    let mounts: Vec<_> = (1..=usize::from(clients)).map(|k| lab.mount(k).start()).collect();
+    let read = |name: &str| {
+        wait_all(mounts.iter().map(|mount| read_all(mount.host(), &mount.join(name))).collect());
+    };
+    let settle = || wait_until(SOON, "the cast has ended", || server.status().casts.is_empty());
+    repeat(&lab, read, settle)
+}
+
+fn tcp(clients: u8) -> Figures {
+    let lab = Lab::builder().clients(clients).rate(RATE).build();
+    let configuration = lab.directory().join("nginx.conf");
+    fs::write(
+        &configuration,
+        format!(
+            "daemon off; user root; pid {0}/nginx.pid; error_log stderr; events {{}}\n\
+             http {{ access_log off; sendfile on; server {{ listen 8080; root {0}/served; }} }}\n",
+            lab.directory().display()
+        ),
+    )
+    .unwrap();
+    let _nginx = lab.head().spawn("nginx", ["-c", configuration.to_str().unwrap()]);
+    let head = format!("http://{}:8080/", harness::lab::HEAD_ADDRESS);
+    wait_until(SOON, "nginx answers", || lab.client(1).run("curl", ["-s", &head]).status.success());
+    let fetch = |name: &str| {
+        let url = format!("{head}{name}");
+        let fetch = |host: &Host| host.spawn("curl", ["-sSf", &url, "-o", "/dev/null"]);
+        wait_all(lab.clients().iter().map(fetch).collect());
+    };
+    repeat(&lab, fetch, || ())
+}
+
+/// Times `transfer` of a new file again and again; what is sent until `settle` returns counts as well.
+#[expect(clippy::cast_precision_loss, reason = "a figure for people")]
+fn repeat(lab: &Lab, transfer: impl Fn(&str), settle: impl Fn()) -> Figures {
+    let (mut times, mut sent) = (Vec::new(), Vec::new());
+    for run in 0..RUNS {
+        let name = format!("image-{run}");
+        let image = lab.put(&name, SIZE);
+        let before = lab.head().counters().tx_bytes;
+        times.push(timed(|| transfer(&name)).as_secs_f64() / limit_seconds());
+        settle();
+        sent.push((lab.head().counters().tx_bytes - before) as f64 / SIZE as f64);
+        fs::remove_file(image.path).unwrap();
+    }
+    Figures { time: median(times), sent: median(sent) }
+}

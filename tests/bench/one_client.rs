@@ -1,0 +1,78 @@
+//! How fast is the whole path, disk to reader, and what does a GiB cost in CPU time?
+
+use std::fmt::Write;
+use std::fs;
+
+use harness::{Lab, SOON, mib, wait_until};
+
+use crate::{RUNS, median, read_all, timed, wait_all};
+
+const SIZE: u64 = mib(1024);
+
+/// Rates the server is told. Above what the client can take, a page that was dropped waits for the
+/// next pass: the best rate is not the highest.
+const RATES: [&str; 5] = ["3gbit", "5gbit", "6gbit", "8gbit", "100gbit"];
+
+struct Figures {
+    gbit_per_second: f64,
+    files_sent: f64,
+    server_cpu_seconds: f64,
+    client_cpu_seconds: f64,
+}
+
+/// One client on a link without a cap, at several rates of sending.
+pub(crate) fn measure() -> String {
+    let mut text = "\n## One client, no cap\n\n\
+         1 GiB through the mount, first byte to last. CPU time is that of the server and of `bootcastfs`, per GiB.\n\n\
+         | --rate | Gbit/s | files sent | server CPU, s | client CPU, s |\n|---|---|---|---|---|\n"
+        .to_owned();
+    for rate in RATES {
+        let figures = at_rate(rate);
+        writeln!(
+            text,
+            "| {rate} | {:.2} | {:.2} | {:.2} | {:.2} |",
+            figures.gbit_per_second,
+            figures.files_sent,
+            figures.server_cpu_seconds,
+            figures.client_cpu_seconds,
+        )
+        .unwrap();
+    }
+    text.push_str("\nGoal: 5 Gbit/s.\n");
+    text
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a figure for people")]
+fn at_rate(rate: &str) -> Figures {
+    let lab = Lab::builder().build();
+    let server = lab.server().option("--rate", rate).start();
+    let mut runs = Vec::new();
+    for run in 0..RUNS {
+        // A mount of its own for each run: its cache goes with it.
+        let mut mount = lab.mount(1).start();
+        let name = format!("image-{run}");
+        let image = lab.put(&name, SIZE);
+        let before =
+            (server.proc().cpu_time().as_secs_f64(), mount.proc().cpu_time().as_secs_f64());
+        let sent_before = server.status().totals.bytes_sent;
+        let time = timed(|| wait_all(vec![read_all(lab.client(1), &mount.join(&name))]));
+        wait_until(SOON, "the cast has ended", || server.status().casts.is_empty());
+        let cache = mount.cache().to_owned();
+        runs.push(Figures {
+            gbit_per_second: SIZE as f64 * 8.0 / 1e9 / time.as_secs_f64(),
+            files_sent: (server.status().totals.bytes_sent - sent_before) as f64 / SIZE as f64,
+            server_cpu_seconds: server.proc().cpu_time().as_secs_f64() - before.0,
+            client_cpu_seconds: mount.proc().cpu_time().as_secs_f64() - before.1,
+        });
+        mount.umount();
+        fs::remove_dir_all(cache).unwrap();
+        fs::remove_file(image.path).unwrap();
+    }
+    let middle = |figure: fn(&Figures) -> f64| median(runs.iter().map(figure).collect());
+    Figures {
+        gbit_per_second: middle(|run| run.gbit_per_second),
+        files_sent: middle(|run| run.files_sent),
+        server_cpu_seconds: middle(|run| run.server_cpu_seconds),
+        client_cpu_seconds: middle(|run| run.client_cpu_seconds),
+    }
+}

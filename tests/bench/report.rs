@@ -1,0 +1,48 @@
+//! docs/BENCHMARKS.md: the figures, and the machine and command that made them.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use crate::RUNS;
+
+/// Writes the page around the measured parts.
+pub(crate) fn write(parts: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/BENCHMARKS.md");
+    let text = format!(
+        "# Benchmarks\n\n\
+         Written by `make bench` (as root, about 15 minutes). {}.\n\
+         {}.\n\n\
+         Every host is a network namespace of this one machine: server, switch and all clients share its cores, and the \
+         kernel charges part of the receivers' work to the sender. Files and caches lie in `{}`. Each figure is the median \
+         of {RUNS} runs; each run casts a file that no client has seen. \"Limit\" is the payload alone at the full rate of \
+         the wire; headers take 4 % more.\n{parts}",
+        date(),
+        machine(),
+        std::env::temp_dir().display(),
+    );
+    fs::write(&path, text).unwrap();
+    println!("written: {}", path.display());
+}
+
+fn date() -> String {
+    let output = Command::new("date").args(["-u", "+%Y-%m-%d"]).output().unwrap();
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+fn machine() -> String {
+    let cpu = first_value("/proc/cpuinfo", "model name").unwrap_or("unknown processor".into());
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let memory = first_value("/proc/meminfo", "MemTotal").unwrap_or_default();
+    let kib: u64 = memory.trim_end_matches(" kB").parse().unwrap_or(0);
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let release = kernel.trim().split('-').next().unwrap_or_default().to_owned();
+    format!("{cores} cores of {cpu}, {} GiB of memory, Linux {release}", kib.div_ceil(1 << 20))
+}
+
+/// The value of the first line `key : value` of a file.
+fn first_value(path: &str, key: &str) -> Option<String> {
+    let text = fs::read_to_string(path).ok()?;
+    let line = text.lines().find(|line| line.starts_with(key))?;
+    Some(line.split_once(':')?.1.trim().to_owned())
+}
