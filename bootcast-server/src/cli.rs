@@ -14,7 +14,7 @@ use crate::io::interface::InterfaceName;
 
 /// Sends the files of a directory by UDP multicast, each page once for all clients that want it.
 #[derive(Debug, Parser)]
-#[command(name = "bootcast-server", version, max_term_width = 100)]
+#[command(name = "bootcast-server", version, max_term_width = 100, args_override_self = true)]
 pub struct Args {
     /// Directory to serve; nothing outside of it is ever opened
     #[arg(long, value_name = "DIR", default_value = ".", env = "BOOTCAST_DIR")]

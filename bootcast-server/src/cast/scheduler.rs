@@ -380,3 +380,7 @@ fn wire_bytes(geometry: &Geometry, pages: PageRange) -> u64 {
     let full = u64::from(pages.len()).saturating_sub(1) * geometry.page_size().wire_len();
     full + wire_len(geometry.page_len(PageIndex(last)).unwrap_or(0))
 }
+
+#[cfg(test)]
+#[path = "scheduler_tests.rs"]
+mod tests;

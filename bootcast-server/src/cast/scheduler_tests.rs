@@ -1,0 +1,235 @@
+//! The scheduler on a virtual clock.
+#![expect(clippy::disallowed_methods, reason = "a test needs some instant to count from")]
+
+use std::num::NonZeroU32;
+
+use bootcast_proto::PageSize;
+use proptest::prelude::*;
+
+use super::*;
+use crate::cast::HOLD;
+
+const BATCH: u32 = 8;
+
+struct Lab {
+    scheduler: Scheduler,
+    now: Instant,
+    /// When, what, and its bytes on the wire.
+    sent: Vec<(Instant, Transmit, u64)>,
+    tokens: u128,
+}
+
+impl Lab {
+    fn new(rate: &str, groups: &str, max_casts: usize) -> Self {
+        let settings = Settings {
+            rate: rate.parse().unwrap(),
+            batch_pages: BATCH,
+            data_port: 9000,
+            max_casts,
+            policy: CastPolicy {
+                idle_passes: NonZeroU32::new(5).unwrap(),
+                linger: Duration::from_millis(500),
+            },
+            groups: GroupPool::new(groups.parse().unwrap()).unwrap(),
+        };
+        let now = Instant::now();
+        let scheduler = Scheduler::new(settings, page_size().wire_len(), now);
+        Self { scheduler, now, sent: Vec::new(), tokens: 0 }
+    }
+
+    fn join(&mut self, path: &str, etag: &str, size: u64) -> Result<(Joined, Token), JoinRefusal> {
+        self.tokens += 1;
+        let token = Token::from_random(self.tokens);
+        let etag = Etag::new(etag).unwrap();
+        let geometry = Geometry::new(size, page_size()).unwrap();
+        let joined =
+            self.scheduler.handle_join(&name(path), &etag, geometry, token.clone(), self.now)?;
+        Ok((joined, token))
+    }
+
+    /// Drives the scheduler as the driver does, for this long.
+    fn run(&mut self, time: Duration) {
+        let end = self.now + time;
+        while self.now < end {
+            self.scheduler.handle_timeout(self.now);
+            let mut before = self.scheduler.totals().bytes_sent;
+            while let Some(transmit) = self.scheduler.poll_transmit(self.now) {
+                let total = self.scheduler.totals().bytes_sent;
+                self.sent.push((self.now, transmit, total - before));
+                before = total;
+            }
+            let wake = self.scheduler.poll_timeout().unwrap_or(end);
+            assert!(wake > self.now, "the driver would spin");
+            self.now = wake.min(end);
+        }
+    }
+
+    fn ended(&mut self) -> Vec<(CastId, EndReason)> {
+        std::iter::from_fn(|| self.scheduler.poll_event())
+            .map(|Event::Ended { cast, reason, .. }| (cast, reason))
+            .collect()
+    }
+
+    fn pages_of(&self, cast: CastId) -> u32 {
+        self.sent.iter().filter(|(_, it, _)| it.cast == cast).map(|(_, it, _)| it.pages.len()).sum()
+    }
+}
+
+fn page_size() -> PageSize {
+    PageSize::new(1456).unwrap()
+}
+
+fn name(path: &str) -> RemotePath {
+    RemotePath::decode(path).unwrap()
+}
+
+const MIB: u64 = 1 << 20;
+const SECOND: Duration = Duration::from_secs(1);
+
+#[test]
+fn a_second_join_of_the_same_version_rides_on_the_running_cast() {
+    let mut lab = Lab::new("100mbit", "239.255.0.0/16", 9);
+    let (first, _) = lab.join("a", "v1", MIB).unwrap();
+    lab.run(HOLD + Duration::from_millis(20));
+    let sent = lab.sent.len();
+    let (second, _) = lab.join("a", "v1", MIB).unwrap();
+    assert!(first.began && !second.began);
+    assert_eq!((first.cast, first.group), (second.cast, second.group));
+    lab.run(Duration::from_millis(5));
+    assert_eq!(lab.sent[sent].1.pages.start, lab.sent[sent - 1].1.pages.end);
+}
+
+#[test]
+fn a_join_of_another_version_ends_the_outdated_cast_and_begins_one_in_another_group() {
+    let mut lab = Lab::new("100mbit", "239.255.0.0/16", 9);
+    let (old, token) = lab.join("a", "v1", MIB).unwrap();
+    let (new, _) = lab.join("a", "v2", MIB).unwrap();
+    assert_eq!(lab.ended(), [(old.cast, EndReason::FileChanged)]);
+    assert!(new.began && new.group != old.group);
+    assert_eq!(lab.scheduler.handle_leave(&name("a"), &token, lab.now), None);
+}
+
+#[test]
+fn a_leave_counts_for_the_path_of_its_join_only() {
+    let mut lab = Lab::new("100mbit", "239.255.0.0/16", 9);
+    let (a, token) = lab.join("a", "v1", MIB).unwrap();
+    lab.join("b", "v1", MIB).unwrap();
+    assert_eq!(lab.scheduler.handle_leave(&name("b"), &token, lab.now), None);
+    assert_eq!(lab.scheduler.handle_leave(&name("a"), &token, lab.now), Some(a.cast));
+    assert_eq!(lab.scheduler.handle_leave(&name("a"), &token, lab.now), None);
+    assert_eq!(lab.scheduler.totals().leaves, 1);
+}
+
+#[test]
+fn a_join_beyond_the_limits_is_refused_and_passes_once_a_cast_ended() {
+    let mut lab = Lab::new("100mbit", "239.255.0.0/16", 1);
+    let (a, _) = lab.join("a", "v1", MIB).unwrap();
+    assert_eq!(lab.join("b", "v1", MIB).unwrap_err(), JoinRefusal::TooManyCasts);
+    lab.scheduler.handle_end(a.cast, EndReason::FileChanged);
+    assert!(lab.join("b", "v1", MIB).is_ok());
+
+    let mut lab = Lab::new("100mbit", "239.255.0.0/31", 9);
+    let (a, _) = lab.join("a", "v1", MIB).unwrap();
+    lab.join("b", "v1", MIB).unwrap();
+    assert_eq!(lab.join("c", "v1", MIB).unwrap_err(), JoinRefusal::NoGroup);
+    lab.scheduler.handle_end(a.cast, EndReason::FileChanged);
+    assert_eq!(lab.join("c", "v1", MIB).unwrap().0.group, a.group);
+}
+
+#[test]
+fn a_cast_ends_after_its_idle_passes_and_sends_no_page_more() {
+    let mut lab = Lab::new("100mbit", "239.255.0.0/16", 9);
+    let (cast, _) = lab.join("a", "v1", MIB).unwrap();
+    lab.run(3 * SECOND);
+    assert_eq!(lab.ended(), [(cast.cast, EndReason::IdlePasses)]);
+    assert_eq!(lab.pages_of(cast.cast), 5 * 721);
+    assert_eq!(lab.scheduler.poll_timeout(), None);
+}
+
+#[test]
+fn a_stop_ends_every_cast() {
+    let mut lab = Lab::new("100mbit", "239.255.0.0/16", 9);
+    lab.join("a", "v1", MIB).unwrap();
+    lab.join("b", "v1", MIB).unwrap();
+    lab.scheduler.handle_stop();
+    assert!(lab.ended().iter().all(|(_, reason)| *reason == EndReason::Stopped));
+    assert_eq!(lab.scheduler.casts().count(), 0);
+    assert_eq!(lab.scheduler.poll_transmit(lab.now), None);
+}
+
+#[test]
+fn the_rate_is_used_up_while_there_is_something_to_send() {
+    let mut lab = Lab::new("100mbit", "239.255.0.0/16", 9);
+    lab.join("a", "v1", 100 * MIB).unwrap();
+    lab.run(HOLD + SECOND);
+    let sent = lab.scheduler.totals().bytes_sent;
+    assert!((12_400_000..=12_600_000).contains(&sent), "{sent} bytes in a second at 100 Mbit/s");
+}
+
+#[test]
+fn casts_share_the_rate_fairly_whatever_their_size() {
+    let mut lab = Lab::new("100mbit", "239.255.0.0/16", 9);
+    let (large, _) = lab.join("large", "v1", 100 * MIB).unwrap();
+    // 403 pages: every pass ends with a run of three pages only.
+    let (odd, _) = lab.join("odd", "v1", 586_000).unwrap();
+    lab.run(HOLD);
+    lab.join("third", "v1", 100 * MIB).unwrap();
+    for _ in 0..20 {
+        lab.run(Duration::from_millis(50));
+        // Keeps the small one from ending.
+        lab.join("odd", "v1", 586_000).unwrap();
+    }
+    let (large, odd) = (lab.pages_of(large.cast), lab.pages_of(odd.cast));
+    assert!(large.abs_diff(odd) < large / 20, "{large} and {odd} pages");
+}
+
+proptest! {
+    #[test]
+    fn no_window_carries_more_than_the_rate_and_the_bucket(
+        sizes in proptest::collection::vec(0u64..3 * MIB, 1..6),
+        gaps_ms in proptest::collection::vec(0u64..200, 6),
+        rate_mbit in 1u64..2000,
+    ) {
+        let rate = BitRate::from_bits_per_second(rate_mbit * 1_000_000).unwrap();
+        let mut lab = Lab::new(&rate.to_string(), "239.255.0.0/16", 9);
+        for (number, (size, gap)) in sizes.iter().zip(gaps_ms).enumerate() {
+            lab.join(&number.to_string(), "v1", *size).unwrap();
+            lab.run(Duration::from_millis(gap));
+        }
+        lab.run(SECOND);
+        let batch = u64::from(BATCH) * page_size().wire_len();
+        let depth = BUCKET_DEPTH.max(rate.time_to_send(batch));
+        for start in (0..lab.sent.len()).step_by(1 + lab.sent.len() / 50) {
+            let mut total = 0;
+            for &(at, _, bytes) in &lab.sent[start..] {
+                total += bytes;
+                prop_assert!(total <= rate.bytes_in(at - lab.sent[start].0 + depth));
+            }
+        }
+        prop_assert!(lab.sent.iter().all(|(_, it, _)| (1..=BATCH).contains(&it.pages.len())));
+    }
+
+    #[test]
+    fn every_pass_sends_every_page_in_order_however_casts_mix(
+        sizes in proptest::collection::vec(1u64..300_000, 1..5),
+    ) {
+        let mut lab = Lab::new("1gbit", "239.255.0.0/16", 9);
+        let casts: Vec<_> = sizes
+            .iter()
+            .enumerate()
+            .map(|(number, size)| lab.join(&number.to_string(), "v1", *size).unwrap().0.cast)
+            .collect();
+        lab.run(5 * SECOND);
+        for (cast, size) in casts.into_iter().zip(sizes) {
+            let pages = u32::try_from(size.div_ceil(1456)).unwrap();
+            let sent: Vec<u32> = lab
+                .sent
+                .iter()
+                .filter(|(_, it, _)| it.cast == cast)
+                .flat_map(|(_, it, _)| it.pages.iter().map(|page| page.0))
+                .collect();
+            let five_passes: Vec<u32> = (0..5).flat_map(|_| 0..pages).collect();
+            prop_assert_eq!(sent, five_passes);
+        }
+    }
+}

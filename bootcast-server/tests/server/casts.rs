@@ -1,0 +1,180 @@
+//! Casts over loopback multicast, to a client that knows the base protocol only.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, UdpSocket};
+
+use bootcast_proto::wire::Layout;
+use bootcast_proto::{JoinAnswer, PageIndex};
+
+use crate::http::request;
+use crate::process::{DEADLINE, Server, wait_for};
+
+/// A member with its socket.
+struct Member {
+    path: String,
+    answer: JoinAnswer,
+    socket: UdpSocket,
+}
+
+impl Member {
+    fn join(server: &Server, path: &str) -> Self {
+        let response = server.get(&format!("/join/{path}"));
+        assert_eq!(response.status, 200, "{}", response.text());
+        let answer = JoinAnswer::parse(response.text()).unwrap();
+        let address = socket2::Socket::new(
+            socket2::Domain::IPV4,
+            socket2::Type::DGRAM,
+            Some(socket2::Protocol::UDP),
+        )
+        .unwrap();
+        address.set_reuse_address(true).unwrap();
+        address.bind(&std::net::SocketAddr::from(answer.connect).into()).unwrap();
+        let socket = UdpSocket::from(address);
+        socket.join_multicast_v4(answer.connect.ip(), &Ipv4Addr::LOCALHOST).unwrap();
+        socket.set_read_timeout(Some(DEADLINE)).unwrap();
+        Self { path: path.to_owned(), answer, socket }
+    }
+
+    fn receive(&self, layout: Layout) -> (PageIndex, Vec<u8>) {
+        let mut datagram = [0; 65_536];
+        let len = self.socket.recv(&mut datagram).expect("a datagram within the deadline");
+        let page = layout.decode(&datagram[..len], self.answer.pages).expect("a page of this cast");
+        (page.index, page.payload.to_vec())
+    }
+
+    /// Every page once, in file order.
+    fn receive_all(&self, layout: Layout) -> Vec<u8> {
+        let pages = self.answer.geometry().unwrap().pages() as usize;
+        let mut held = BTreeMap::new();
+        while held.len() < pages {
+            let (index, payload) = self.receive(layout);
+            held.insert(index, payload);
+        }
+        held.into_values().flatten().collect()
+    }
+
+    fn leave(self, server: &Server) {
+        let token = [("X-TOKEN", self.answer.token.as_str())];
+        let left = request(server.address(), "GET", &format!("/leave/{}", self.path), &token);
+        assert_eq!((left.status, left.body.len()), (204, 0));
+    }
+}
+
+fn bytes(len: usize) -> Vec<u8> {
+    (0..len).map(|at| u8::try_from(at * 31 % 253).unwrap()).collect()
+}
+
+/// Slow enough for an unoptimised receiver with a small socket buffer.
+const SLOW: [&str; 2] = ["--rate", "50mbit"];
+
+fn no_cast_runs(server: &Server) {
+    wait_for("the end of the cast", || server.status().casts.is_empty().then_some(()));
+}
+
+#[test]
+fn a_file_of_any_size_arrives_and_the_last_leave_ends_its_cast() {
+    let server = Server::start(&SLOW);
+    for size in [1, 1455, 1456, 1457, 2912, 4000, 300_000] {
+        let name = format!("file-{size}");
+        server.write(&name, &bytes(size));
+        let member = Member::join(&server, &name);
+        assert!(member.receive_all(Layout::Base) == bytes(size), "{size}");
+        member.leave(&server);
+    }
+    no_cast_runs(&server);
+    assert_eq!(server.log().matches("reason=last member left").count(), 7);
+}
+
+#[test]
+fn the_reference_layout_is_spoken_when_told_so() {
+    let server = Server::start(&[&SLOW[..], &["--layout", "reference"]].concat());
+    server.write("exact", &bytes(2912));
+    let member = Member::join(&server, "exact");
+    assert_eq!(member.answer.pages, 3);
+    assert!(member.receive_all(Layout::Reference) == bytes(2912));
+    member.leave(&server);
+}
+
+#[test]
+fn an_empty_file_is_joined_and_left_without_a_datagram() {
+    let server = Server::start(&SLOW);
+    server.write("empty", b"");
+    let member = Member::join(&server, "empty");
+    assert_eq!(member.answer.pages, 0);
+    member.leave(&server);
+    no_cast_runs(&server);
+    assert_eq!(server.status().totals.pages_sent, 0);
+}
+
+#[test]
+fn a_late_joiner_rides_on_the_running_cast_and_the_file_is_not_read_for_it_again() {
+    let server = Server::start(&["--rate", "10mbit"]);
+    server.write("file", &bytes(200_000));
+    let first = Member::join(&server, "file");
+    first.receive(Layout::Base);
+    let late = Member::join(&server, "file");
+    assert_eq!(late.answer.connect, first.answer.connect);
+    assert_ne!(late.answer.token, first.answer.token);
+    let (begins_with, _) = late.receive(Layout::Base);
+    assert!(begins_with.0 > 0, "the carousel began anew");
+    assert!(late.receive_all(Layout::Base) == bytes(200_000));
+    let status = server.status();
+    let cast = &status.casts[0];
+    assert_eq!((status.totals.casts, cast.joins, cast.members), (1, 2, 2));
+    let passes = u64::from(cast.passes) + 1;
+    assert!(status.totals.bytes_read <= passes * 200_000, "{status:?}");
+}
+
+#[test]
+fn a_cast_that_nobody_leaves_ends_after_its_idle_passes() {
+    let server = Server::start(&["--rate", "50mbit", "--idle-passes", "2"]);
+    server.write("file", &bytes(4000));
+    drop(Member::join(&server, "file"));
+    no_cast_runs(&server);
+    assert_eq!(server.status().totals.pages_sent, 2 * 3);
+    assert!(server.log().contains("reason=idle passes"));
+}
+
+#[test]
+fn a_file_that_changes_ends_its_cast() {
+    let changes: [(&str, fn(&std::path::Path)); 4] = [
+        ("shrinks", |file| {
+            std::fs::File::options().write(true).open(file).unwrap().set_len(10).unwrap();
+        }),
+        ("grows", |file| std::fs::write(file, bytes(500_000)).unwrap()),
+        ("vanishes", |file| std::fs::remove_file(file).unwrap()),
+        ("is replaced", |file| {
+            let other = file.with_extension("new");
+            std::fs::write(&other, bytes(300_000)).unwrap();
+            std::fs::rename(&other, file).unwrap();
+        }),
+    ];
+    for (how, change) in changes {
+        // A pass of 2.4 s: it is found out in the middle of one.
+        let server = Server::start(&["--rate", "1mbit"]);
+        server.write("file", &bytes(300_000));
+        let member = Member::join(&server, "file");
+        member.receive(Layout::Base);
+        change(&server.dir.path().join("file"));
+        no_cast_runs(&server);
+        assert!(server.log().contains("reason=file changed"), "{how}");
+        assert_eq!(server.status().totals.casts, 1, "{how}");
+    }
+}
+
+#[test]
+fn a_join_beyond_the_casts_allowed_is_told_to_come_again() {
+    for limit in [["--max-casts", "1"], ["--groups", "239.255.9.9/32"]] {
+        let server = Server::start(&[&["--rate", "1mbit"][..], &limit].concat());
+        server.write("one", &bytes(100_000));
+        server.write("two", &bytes(100_000));
+        let one = Member::join(&server, "one");
+        let refused = server.get("/join/two");
+        assert_eq!((refused.status, refused.header("retry-after")), (503, Some("1")));
+        assert_eq!(refused.text().lines().count(), 1);
+        one.leave(&server);
+        wait_for("room for the second cast", || {
+            (server.get("/join/two").status == 200).then_some(())
+        });
+    }
+}

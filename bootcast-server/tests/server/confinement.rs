@@ -1,0 +1,109 @@
+//! Nothing outside the served directory is ever served, and names may be of any bytes.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::symlink;
+
+use bootcast_proto::api::{Kind, Meta};
+use bootcast_proto::path::encode_name;
+use tempfile::TempDir;
+
+use crate::process::Server;
+
+fn meta(server: &Server, path: &str) -> Meta {
+    let response = server.get(&format!("/meta/{path}"));
+    assert_eq!(response.status, 200, "{path}: {}", response.text());
+    serde_json::from_slice(&response.body).unwrap()
+}
+
+#[test]
+fn a_path_that_climbs_is_refused_in_every_spelling() {
+    let server = Server::start(&[]);
+    for endpoint in ["join", "file", "meta"] {
+        for path in ["..", "../etc/passwd", "a/../../b", "%2e%2e/etc/passwd", "%2fetc/passwd"] {
+            let response = server.get(&format!("/{endpoint}/{path}"));
+            assert_eq!(response.status, 400, "{endpoint} {path}");
+        }
+        let absolute = server.get(&format!("/{endpoint}//etc/passwd"));
+        assert_eq!(absolute.status, 404, "{endpoint}");
+    }
+}
+
+#[test]
+fn a_symbolic_link_that_leads_out_is_seen_but_not_followed() {
+    let outside = TempDir::new().unwrap();
+    std::fs::write(outside.path().join("secret"), "secret").unwrap();
+    let server = Server::start(&[]);
+    let dir = server.dir.path();
+    symlink(outside.path().join("secret"), dir.join("absolute")).unwrap();
+    symlink("../../../../../../../etc/passwd", dir.join("climbing")).unwrap();
+    symlink(outside.path(), dir.join("directory")).unwrap();
+    symlink("/proc/self/root", dir.join("magic")).unwrap();
+    symlink("loop", dir.join("loop")).unwrap();
+    for name in ["absolute", "climbing", "directory/secret", "magic/etc/passwd", "loop"] {
+        for endpoint in ["join", "file"] {
+            let response = server.get(&format!("/{endpoint}/{name}"));
+            assert_eq!(response.status, 403, "{endpoint} {name}");
+        }
+    }
+    assert_eq!(server.get("/meta/directory/secret").status, 403);
+    let link = meta(&server, "climbing");
+    assert_eq!(link.attributes.kind, Kind::Symlink);
+    assert!(link.attributes.target.unwrap().ends_with("etc%2Fpasswd"));
+}
+
+#[test]
+fn a_symbolic_link_within_the_directory_is_followed() {
+    let server = Server::start(&[]);
+    std::fs::create_dir(server.dir.path().join("sub")).unwrap();
+    server.write("sub/file", b"bytes");
+    symlink("sub/../sub/file", server.dir.path().join("link")).unwrap();
+    symlink("sub", server.dir.path().join("sub-link")).unwrap();
+    assert_eq!(server.get("/file/link").text(), "bytes");
+    assert_eq!(server.get("/file/sub-link/file").text(), "bytes");
+    assert!(server.get("/join/link").text().contains("SIZE=5\n"));
+}
+
+#[test]
+fn a_pipe_is_seen_but_never_opened() {
+    let server = Server::start(&[]);
+    let pipe = server.dir.path().join("pipe");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    // A server that opened it would wait for a writer for ever.
+    assert_eq!(server.get("/join/pipe").status, 400);
+    assert_eq!(server.get("/file/pipe").status, 400);
+    assert_eq!(meta(&server, "pipe").attributes.kind, Kind::Other);
+}
+
+#[test]
+fn a_name_of_any_bytes_is_listed_and_served() {
+    let server = Server::start(&[]);
+    let names: [&[u8]; 6] =
+        [b"\xff\xfe", b"a b", b"100%", b"what?", b"new\nline", "gr\u{fc}n".as_bytes()];
+    for name in names {
+        std::fs::write(server.dir.path().join(OsStr::from_bytes(name)), name).unwrap();
+    }
+    let entries = meta(&server, "").entries.unwrap();
+    for name in names {
+        let encoded = encode_name(name);
+        assert!(entries.iter().any(|entry| entry.name == encoded), "{encoded}");
+        assert_eq!(server.get(&format!("/file/{encoded}")).body, name, "{encoded}");
+        assert_eq!(server.get(&format!("/join/{encoded}")).status, 200, "{encoded}");
+    }
+}
+
+#[test]
+fn a_listing_changes_its_version_with_its_entries_and_not_without() {
+    let server = Server::start(&[]);
+    server.write("file", b"bytes");
+    let first = meta(&server, "");
+    assert_eq!(meta(&server, ""), first);
+    let etag = first.attributes.etag.unwrap().to_header();
+    let known = [("If-None-Match", etag.as_str())];
+    let again = crate::http::request(server.address(), "GET", "/meta/", &known);
+    assert_eq!((again.status, again.body.len()), (304, 0));
+    // Not a change of the directory itself, only of what an entry says.
+    server.write("file", b"more bytes");
+    let changed = crate::http::request(server.address(), "GET", "/meta/", &known);
+    assert_eq!(changed.status, 200);
+}

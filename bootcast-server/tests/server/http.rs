@@ -1,0 +1,121 @@
+//! Requests byte by byte, so that a path goes out as it is written; and what they are answered.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+
+use crate::process::{DEADLINE, Server};
+
+#[derive(Debug)]
+pub(crate) struct Response {
+    pub(crate) status: u16,
+    head: String,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Response {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        let fields = self.head.lines().skip(1).filter_map(|line| line.split_once(": "));
+        fields.into_iter().find(|(field, _)| field.eq_ignore_ascii_case(name)).map(|it| it.1)
+    }
+
+    pub(crate) fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap()
+    }
+}
+
+/// One request on a connection of its own.
+pub(crate) fn request(
+    server: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+) -> Response {
+    let fields: String =
+        headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    raw(
+        server,
+        &format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{fields}\r\n"),
+    )
+}
+
+pub(crate) fn raw(server: SocketAddr, text: &str) -> Response {
+    let mut stream = TcpStream::connect(server).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    stream.write_all(text.as_bytes()).unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    let end = answer.windows(4).position(|four| four == b"\r\n\r\n").expect("a complete head");
+    let head = String::from_utf8(answer[..end].to_vec()).unwrap();
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    Response { status, head, body: answer[end + 4..].to_vec() }
+}
+
+#[test]
+fn every_refusal_has_its_status_and_says_why_in_one_line() {
+    let server = Server::start(&[]);
+    server.write("file", b"bytes");
+    std::fs::create_dir(server.dir.path().join("sub")).unwrap();
+    for (method, path, status) in [
+        ("GET", "/join/nope", 404),
+        ("GET", "/join/file/below", 404),
+        ("GET", "/join/sub", 400),
+        ("GET", "/join/", 400),
+        ("GET", "/join/%", 400),
+        ("GET", "/join/%zz", 400),
+        ("GET", "/join/a%00b", 400),
+        ("GET", "/leave/file", 400),
+        ("GET", "/meta/nope", 404),
+        ("GET", "/file/sub", 400),
+        ("GET", "/", 404),
+        ("GET", "/elsewhere", 404),
+        ("POST", "/join/file", 405),
+        ("PUT", "/file/file", 405),
+        ("DELETE", "/status", 405),
+    ] {
+        let response = request(server.address(), method, path, &[]);
+        assert_eq!(response.status, status, "{method} {path}: {}", response.text());
+        assert_eq!(response.text().lines().count(), 1, "{method} {path}");
+        assert_eq!(response.header("allow").is_some(), status == 405, "{method} {path}");
+    }
+    assert_eq!(server.status().totals.joins, 0);
+}
+
+#[test]
+fn a_head_request_joins_nothing() {
+    let server = Server::start(&[]);
+    server.write("file", b"bytes");
+    let response = request(server.address(), "HEAD", "/join/file", &[]);
+    assert_eq!((response.status, response.header("allow")), (405, Some("GET")));
+    assert_eq!(server.status().totals.joins, 0);
+}
+
+#[test]
+fn a_leave_of_an_unknown_token_changes_nothing() {
+    let server = Server::start(&[]);
+    server.write("file", b"bytes");
+    server.get("/join/file");
+    for token in ["0123456789abcdef", "no token at all", "\u{e9}"] {
+        let response = request(server.address(), "GET", "/leave/file", &[("X-TOKEN", token)]);
+        assert_eq!((response.status, response.body.len()), (204, 0), "{token}");
+    }
+    assert_eq!(server.status().totals.leaves, 0);
+}
+
+#[test]
+fn a_query_string_is_ignored() {
+    let server = Server::start(&[]);
+    server.write("file", b"bytes");
+    assert_eq!(server.get("/file/file?x=../y").text(), "bytes");
+    assert!(server.get("/join/file?again").text().starts_with("CONNECT="));
+}
+
+#[test]
+fn a_request_that_is_no_http_does_no_harm() {
+    let server = Server::start(&[]);
+    for nonsense in ["\0\0\0\0\r\n\r\n", "GET\r\n\r\n", "GET /join/a b HTTP/1.1\r\n\r\n"] {
+        assert_eq!(raw(server.address(), nonsense).status, 400);
+    }
+    let endless = format!("GET /status HTTP/1.1\r\nx: {}\r\n\r\n", "y".repeat(1 << 17));
+    assert_eq!(raw(server.address(), &endless).status, 431);
+    assert_eq!(server.get("/status").status, 200);
+}

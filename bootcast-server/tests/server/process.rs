@@ -1,0 +1,109 @@
+//! A server process with a directory of its own.
+
+use std::io::{BufRead, BufReader};
+use std::net::{SocketAddr, UdpSocket};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+use crate::http::{Response, request};
+
+/// Until a condition that must come true counts as failed.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Between two looks at a condition.
+const POLL: Duration = Duration::from_millis(5);
+
+pub(crate) struct Server {
+    pub(crate) dir: TempDir,
+    child: Child,
+    address: SocketAddr,
+    log: Arc<Mutex<String>>,
+}
+
+/// The program, with loopback as its network and free ports. Tests run side by side: servers that
+/// sent to the same group and port would hear each other.
+pub(crate) fn command(dir: &Path) -> Command {
+    let data_port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_bootcast-server"));
+    command.args(["--listen", "127.0.0.1:0", "--interface", "lo", "--data-port"]);
+    command.arg(data_port.to_string()).arg("--dir").arg(dir);
+    command
+}
+
+/// Waits for `look` to find something.
+pub(crate) fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "not within {DEADLINE:?}: {what}");
+        std::thread::sleep(POLL);
+    }
+}
+
+impl Server {
+    /// Serves a new directory; `args` as on the command line. Returns once it listens.
+    pub(crate) fn start(args: &[&str]) -> Self {
+        let dir = TempDir::new().unwrap();
+        let mut child = command(dir.path()).args(args).stderr(Stdio::piped()).spawn().unwrap();
+        let log = Arc::new(Mutex::new(String::new()));
+        let (stderr, lines) = (child.stderr.take().unwrap(), Arc::clone(&log));
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                let mut log = lines.lock().unwrap();
+                log.push_str(&line);
+                log.push('\n');
+            }
+        });
+        let address = wait_for("listening addr=", || {
+            let log = log.lock().unwrap();
+            let line = log.lines().find_map(|line| line.split_once("listening addr="))?.1;
+            line.trim().parse().ok()
+        });
+        Self { dir, child, address, log }
+    }
+
+    pub(crate) fn write(&self, name: &str, bytes: &[u8]) {
+        std::fs::write(self.dir.path().join(name), bytes).unwrap();
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub(crate) fn get(&self, path: &str) -> Response {
+        request(self.address, "GET", path, &[])
+    }
+
+    pub(crate) fn status(&self) -> bootcast_proto::api::Status {
+        serde_json::from_slice(&self.get("/status").body).unwrap()
+    }
+
+    pub(crate) fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// Sends a signal and waits for the end.
+    pub(crate) fn end_by(&mut self, signal: Signal) -> ExitStatus {
+        kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).unwrap();
+        wait_for("the end of the process", || self.child.try_wait().unwrap())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Fails where it ended before.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("--- log of the server\n{}", self.log());
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! What cannot work is said at the start, in one line.
+
+use std::net::TcpListener;
+
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+
+use crate::process::{Server, command};
+
+#[test]
+fn a_start_that_cannot_work_says_what_to_do_and_exits_with_2() {
+    let dir = TempDir::new().unwrap();
+    std::fs::write(dir.path().join("file"), "bytes").unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap().to_string();
+    let file = dir.path().join("file");
+    let file = file.to_str().unwrap();
+    for (args, says) in [
+        (["--dir", "/no/such/directory"], "--dir"),
+        (["--dir", file], "--dir"),
+        (["--listen", &taken], "--listen"),
+        (["--interface", "no-such-0"], "lo (127.0.0.1)"),
+        (["--interface", "192.0.2.77"], "lo (127.0.0.1)"),
+        (["--groups", "192.168.0.0/16"], "not multicast"),
+        (["--groups", "224.0.0.0/24"], "no usable group"),
+        (["--groups", "239.255.0.0"], "--groups"),
+        (["--page-size", "0"], "1 to 65491"),
+        (["--page-size", "65492"], "1 to 65491"),
+        (["--rate", "fast"], "900mbit"),
+        (["--rate", "0"], "900mbit"),
+        (["--ttl", "0"], "--ttl"),
+        (["--idle-passes", "0"], "--idle-passes"),
+        (["--linger", "long"], "--linger"),
+        (["--log", "=,=["], "--log"),
+    ] {
+        let output = command(dir.path()).args(args).env("BOOTCAST_LOG", "warn").output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {stderr}");
+        assert!(stderr.contains(says), "{args:?}: {stderr}");
+    }
+}
+
+#[test]
+fn a_signal_ends_the_casts_and_the_server_with_0() {
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let mut server = Server::start(&[]);
+        server.write("file", b"bytes");
+        server.get("/join/file");
+        // An idle connection does not hold it up.
+        let _idle = std::net::TcpStream::connect(server.address()).unwrap();
+        assert_eq!(server.end_by(signal).code(), Some(0));
+        crate::process::wait_for("the end of the cast in the log", || {
+            server.log().contains("reason=server stops").then_some(())
+        });
+    }
+}
