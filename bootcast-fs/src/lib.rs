@@ -1,1 +1,22 @@
-//! To come.
+//! The client of bootcast: what a server casts, as a file system and as files.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`receiver`] | from datagrams to pages, when to join and leave; no I/O |
+//! | [`cache`] | pages on this machine |
+//! | [`object`] | one version of one file: its receiver, its pages, who waits for them |
+//! | [`io`] | sockets, requests, the clock |
+//! | [`fs`] | the file system without FUSE |
+//! | [`fuse`] | kernel requests -> `fs` -> replies |
+//! | [`mount`] | `-o` options, mount(2), life in the background |
+
+pub mod cache;
+pub mod fs;
+pub mod fuse;
+pub mod io;
+pub mod mount;
+pub mod object;
+pub mod receiver;
+mod run;
+
+pub use run::run_mount;

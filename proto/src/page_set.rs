@@ -95,6 +95,17 @@ impl PageSet {
         })
     }
 
+    /// The same pages out of the first `pages` only.
+    pub fn truncated(&self, pages: u32) -> Self {
+        let mut cut = Self::new(pages.min(self.pages));
+        for page in 0..cut.pages {
+            if self.contains(PageIndex(page)) {
+                cut.insert(PageIndex(page));
+            }
+        }
+        cut
+    }
+
     /// The bits, page 0 lowest in byte 0: the form that is kept on disk.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes: Vec<u8> = self.words.iter().flat_map(|word| word.to_le_bytes()).collect();
@@ -168,6 +179,8 @@ mod tests {
             let missing: BTreeSet<u32> =
                 set.missing_ranges().flat_map(PageRange::iter).map(|page| page.0).collect();
             prop_assert_eq!(missing, (0..pages).filter(|page| !model.contains(page)).collect());
+            let cut = set.truncated(pages / 2);
+            prop_assert_eq!(cut.held() as usize, model.range(..pages / 2).count());
             prop_assert_eq!(PageSet::from_bytes(pages, &set.to_bytes()), Some(set));
         }
     }

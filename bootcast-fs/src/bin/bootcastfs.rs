@@ -1,0 +1,92 @@
+//! `bootcastfs SOURCE MOUNTPOINT`: mounts a directory of a bootcast server. mount(8) runs it for
+//! `mount -t fuse.bootcastfs`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use bootcast_fs::mount::{MountError, MountRequest, daemon, logging, options};
+use clap::{CommandFactory, FromArgMatches, Parser};
+
+const EXAMPLES: &str = "\
+Examples:
+  bootcastfs head:/images /mnt/images
+  bootcastfs head:/images /mnt/images -f -o allow_other,cache=memory,log=debug
+  mount -t fuse.bootcastfs head:8888:/images /mnt/images -o allow_other,interface=eth1
+
+/etc/fstab:
+  head:/images  /mnt/images  fuse.bootcastfs  ro,allow_other,_netdev,nofail  0  0
+
+In the background, log lines go to syslog. Exit codes are those of mount(8): 0 mounted, 1 wrong
+usage, 32 the mount failed.";
+
+/// Mounts a directory of a bootcast server, read-only. What many hosts open at once travels once.
+#[derive(Parser)]
+#[command(name = "bootcastfs", version, max_term_width = 100)]
+struct Args {
+    /// What to mount, as HOST:[PORT:]/PATH or as a URL; brackets around an IPv6 address
+    source: OsString,
+
+    /// Directory to mount on
+    mountpoint: PathBuf,
+
+    /// Mount options, separated by commas; may be repeated
+    #[arg(short = 'o', value_name = "OPTIONS")]
+    options: Vec<OsString>,
+
+    /// Stay in the foreground and log to standard error
+    #[arg(short, long)]
+    foreground: bool,
+
+    /// Like -f -o log=debug
+    #[arg(short, long)]
+    debug: bool,
+}
+
+fn main() -> ExitCode {
+    let args = match parse_args() {
+        Ok(args) => args,
+        Err(error) if !error.use_stderr() => {
+            // Help or version, asked for. A closed pipe is the reader's choice.
+            let _ = error.print();
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => return daemon::fail(&usage_error(&error)),
+    };
+    match MountRequest::parse(&args.source, &args.mountpoint, &args.options) {
+        Ok(request) => run(request, &args),
+        Err(error) => daemon::fail(&error),
+    }
+}
+
+fn run(request: MountRequest, args: &Args) -> ExitCode {
+    let log = request.options.log.clone();
+    if args.foreground || args.debug {
+        logging::to_stderr(log.as_deref().or(args.debug.then_some("debug")));
+        return match bootcast_fs::run_mount(request, || ()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => daemon::fail(&error),
+        };
+    }
+    if request.options.wants_rw {
+        // In the foreground the log is on the terminal and says so.
+        eprintln!("bootcastfs: warning: read-only whatever rw says; give -o ro");
+    }
+    daemon::run_in_background(|ready| {
+        logging::to_syslog(log.as_deref());
+        bootcast_fs::run_mount(request, move || ready.announce())
+    })
+}
+
+fn parse_args() -> Result<Args, clap::Error> {
+    let help = format!("Mount options:\n{}\n{EXAMPLES}", options::help());
+    let matches = Args::command().after_help(help).try_get_matches()?;
+    Args::from_arg_matches(&matches)
+}
+
+/// The first paragraph of what clap has to say.
+fn usage_error(error: &clap::Error) -> MountError {
+    let text = error.render().to_string();
+    let paragraph = text.split("\n\n").next().unwrap_or_default();
+    MountError::usage(&format!("{} (see --help)", paragraph.trim_start_matches("error: ")))
+}

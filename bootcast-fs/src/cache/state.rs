@@ -1,0 +1,85 @@
+//! The file `state` of an object on disk: what its `data` is, and which of its pages are held.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::Path;
+
+use bootcast_proto::{Etag, Geometry, PageSet, PageSize};
+use serde::{Deserialize, Serialize};
+
+use super::ObjectKey;
+use crate::receiver::Assembly;
+
+/// Changes whenever an older program could misread what follows.
+const FORMAT: u32 = 1;
+
+/// The first line. It repeats the key, so that a person can tell what an object is.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Header {
+    format: u32,
+    server: String,
+    path: String,
+    etag: Etag,
+    size: u64,
+    page_size: u32,
+}
+
+/// Replaces the state atomically. The caller has synced the data before.
+pub(super) fn save(dir: &Path, key: &ObjectKey, etag: &Etag, kept: &Kept) -> io::Result<()> {
+    let header = Header {
+        format: FORMAT,
+        server: key.server.clone(),
+        path: key.path.encode(),
+        etag: etag.clone(),
+        size: kept.geometry.size(),
+        page_size: kept.geometry.page_size().get(),
+    };
+    let mut text = serde_json::to_vec(&header)?;
+    text.push(b'\n');
+    text.extend(kept.held.to_bytes());
+    let new = dir.join("state.new");
+    let mut file = File::create(&new)?;
+    file.write_all(&text)?;
+    file.sync_all()?;
+    fs::rename(&new, dir.join("state"))?;
+    File::open(dir)?.sync_all()
+}
+
+/// What was kept of this version; `None` where nothing usable was, whatever the reason.
+pub(super) fn load(dir: &Path, key: &ObjectKey, etag: &Etag, data: &File) -> Option<Assembly> {
+    let text = fs::read(dir.join("state")).ok()?;
+    let line = text.iter().position(|&byte| byte == b'\n')?;
+    let header: Header = serde_json::from_slice(&text[..line]).ok()?;
+    let page_size = PageSize::new(header.page_size.into()).ok()?;
+    let expected = Header {
+        format: FORMAT,
+        server: key.server.clone(),
+        path: key.path.encode(),
+        etag: etag.clone(),
+        ..header
+    };
+    let ours = header == expected && data.metadata().ok()?.len() == header.size;
+    let geometry = Geometry::new(header.size, page_size).ok().filter(|_| ours)?;
+    let held = PageSet::from_bytes(geometry.pages(), &text[line + 1..])?;
+    Some(Assembly::resume(geometry, held))
+}
+
+/// What is known of an object's pages at one moment.
+#[derive(Clone, Debug)]
+pub struct Kept {
+    pub(super) geometry: Geometry,
+    pub(super) held: PageSet,
+}
+
+impl Kept {
+    /// `None` until the exact size is known.
+    pub fn of(assembly: &Assembly) -> Option<Self> {
+        assembly.size()?;
+        Some(Self { geometry: *assembly.geometry(), held: assembly.held().clone() })
+    }
+
+    /// How many pages.
+    pub fn held(&self) -> u32 {
+        self.held.held()
+    }
+}

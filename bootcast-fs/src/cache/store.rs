@@ -1,0 +1,188 @@
+//! The bytes of one version of one file.
+
+use std::fs::File;
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+use bootcast_proto::Etag;
+
+use super::ObjectKey;
+use super::state::{self, Kept};
+use crate::receiver::Assembly;
+
+/// A sparse file that fills. Bytes that were not written read as zeros: which ones count is the
+/// [`Assembly`]'s to know.
+#[derive(Debug)]
+pub struct Store {
+    data: File,
+    /// Where to remember what is held; nowhere for nameless stores.
+    place: Option<Place>,
+    kept: Option<Assembly>,
+}
+
+#[derive(Debug)]
+struct Place {
+    dir: PathBuf,
+    key: ObjectKey,
+    etag: Etag,
+}
+
+impl Store {
+    /// A store that ends with its last descriptor.
+    pub(crate) fn nameless(data: File) -> Self {
+        Self { data, place: None, kept: None }
+    }
+
+    /// A store that persists. `data` is locked by the caller.
+    pub(super) fn named(data: File, dir: PathBuf, key: ObjectKey, etag: Etag) -> io::Result<Self> {
+        let kept = state::load(&dir, &key, &etag, &data);
+        if kept.is_none() {
+            // Bytes that nothing vouches for.
+            data.set_len(0)?;
+        }
+        Ok(Self { data, place: Some(Place { dir, key, etag }), kept })
+    }
+
+    /// What an earlier use left; once.
+    pub fn take_kept(&mut self) -> Option<Assembly> {
+        self.kept.take()
+    }
+
+    /// Gives the file its size, so that a read at the end of what arrived is not short.
+    pub fn set_size(&self, size: u64) -> io::Result<()> {
+        if self.data.metadata()?.len() == size { Ok(()) } else { self.data.set_len(size) }
+    }
+
+    /// Writes `slices`, one behind the other, from `offset` on.
+    pub fn write_run(&self, mut slices: &mut [IoSlice<'_>], mut offset: u64) -> io::Result<()> {
+        while !slices.is_empty() {
+            let written = rustix::io::pwritev(&self.data, slices, offset)?;
+            if written == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            offset += written as u64;
+            IoSlice::advance_slices(&mut slices, written);
+        }
+        Ok(())
+    }
+
+    /// Fills `buffer` from `offset`, or fails.
+    pub fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.data.read_exact_at(buffer, offset)
+    }
+
+    /// Remembers, crash-proof, which pages are held. Waits for the disk.
+    pub fn checkpoint(&self, kept: &Kept) -> io::Result<()> {
+        let Some(place) = &self.place else { return Ok(()) };
+        self.data.sync_data()?;
+        state::save(&place.dir, &place.key, &place.etag, kept)
+    }
+
+    /// Whether what arrives outlives this program.
+    pub fn is_persistent(&self) -> bool {
+        self.place.is_some()
+    }
+}
+
+impl AsFd for Store {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.data.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bootcast_proto::{Geometry, PageRange, PageSet, PageSize, RemotePath};
+
+    use super::super::Cache;
+    use super::*;
+
+    fn key(etag: &str) -> ObjectKey {
+        let path = RemotePath::decode("images/a%20b").unwrap();
+        ObjectKey { server: "head:8888".into(), path, etag: Some(Etag::new(etag).unwrap()) }
+    }
+
+    fn kept(size: u64, held: PageRange) -> Kept {
+        let geometry = Geometry::new(size, PageSize::new(4).unwrap()).unwrap();
+        let mut set = PageSet::new(geometry.pages());
+        set.insert_range(held);
+        Kept { geometry, held: set }
+    }
+
+    /// Writes "aaaabbbb" of a 10-byte file and remembers it.
+    fn fill(cache: &Cache) {
+        let store = cache.open(&key("v1")).unwrap();
+        store.set_size(10).unwrap();
+        store.write_run(&mut [IoSlice::new(b"aaaa"), IoSlice::new(b"bbbb")], 0).unwrap();
+        store.checkpoint(&kept(10, PageRange::new(0, 2))).unwrap();
+    }
+
+    #[test]
+    fn what_was_checkpointed_is_there_in_the_next_life() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::on_disk(dir.path()).unwrap();
+        fill(&cache);
+        let mut store = cache.open(&key("v1")).unwrap();
+        let assembly = store.take_kept().unwrap();
+        assert!(assembly.holds(&(0..8)) && !assembly.holds(&(8..10)));
+        let mut bytes = [0; 8];
+        store.read_exact_at(&mut bytes, 0).unwrap();
+        assert_eq!(&bytes, b"aaaabbbb");
+    }
+
+    #[test]
+    fn another_version_finds_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::on_disk(dir.path()).unwrap();
+        fill(&cache);
+        assert!(cache.open(&key("v2")).unwrap().take_kept().is_none());
+    }
+
+    #[test]
+    fn a_store_in_use_is_not_shared() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::on_disk(dir.path()).unwrap();
+        fill(&cache);
+        let first = cache.open(&key("v1")).unwrap();
+        let mut second = cache.open(&key("v1")).unwrap();
+        assert!(first.is_persistent() && !second.is_persistent());
+        assert!(second.take_kept().is_none());
+    }
+
+    #[test]
+    fn a_damaged_object_counts_as_empty() {
+        type Damage = fn(&std::path::Path);
+        let damages: [Damage; 4] = [
+            |object| std::fs::write(object.join("state"), b"{}\n").unwrap(),
+            |object| std::fs::write(object.join("state"), b"\xff").unwrap(),
+            |object| std::fs::remove_file(object.join("state")).unwrap(),
+            |object| {
+                File::options().write(true).open(object.join("data")).unwrap().set_len(9).unwrap()
+            },
+        ];
+        for damage in damages {
+            let dir = tempfile::tempdir().unwrap();
+            let cache = Cache::on_disk(dir.path()).unwrap();
+            fill(&cache);
+            let object = std::fs::read_dir(dir.path().join("objects")).unwrap().next().unwrap();
+            damage(&object.unwrap().path());
+            let mut store = cache.open(&key("v1")).unwrap();
+            assert!(store.take_kept().is_none());
+            assert_eq!(store.data.metadata().unwrap().len(), 0);
+        }
+    }
+
+    #[test]
+    fn a_store_without_a_version_or_in_memory_ends_with_its_use() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Cache::on_disk(dir.path()).unwrap();
+        let plain = ObjectKey { etag: None, ..key("v1") };
+        for store in [disk.open(&plain).unwrap(), Cache::Memory.open(&key("v1")).unwrap()] {
+            store.checkpoint(&kept(4, PageRange::new(0, 1))).unwrap();
+            assert!(!store.is_persistent());
+        }
+        assert_eq!(std::fs::read_dir(dir.path().join("objects")).unwrap().count(), 0);
+    }
+}

@@ -1,0 +1,280 @@
+//! The file system without FUSE: names, versions, opens and reads that may wait.
+//!
+//! docs/SEMANTICS.md says what its users may rely on.
+
+mod error;
+mod inode;
+mod names;
+mod objects;
+mod plain;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bootcast_proto::RemotePath;
+use bootcast_proto::api::{Attributes, Kind};
+use dashmap::DashMap;
+use tracing::warn;
+
+pub use error::FsError;
+pub use inode::{ROOT, Version};
+pub use names::{Attr, DirEntry};
+
+use crate::cache::Cache;
+use crate::io::{Control, ControlError, Intake, now};
+use crate::object::{Object, Opening, Waiter};
+use crate::receiver::Timing;
+use inode::Inodes;
+use plain::PlainNames;
+
+/// First pause before a request is repeated; it doubles.
+const RETRY_MIN: Duration = Duration::from_millis(100);
+/// The longest.
+const RETRY_MAX: Duration = Duration::from_secs(2);
+/// How often waiting reads are looked over for readers that died or waited too long. Half of what a
+/// killed reader may take to die.
+const REAP_PERIOD: Duration = Duration::from_millis(250);
+
+/// What the mount's options say.
+#[derive(Clone, Debug)]
+pub struct FsConfig {
+    /// Owner of everything.
+    pub uid: u32,
+    /// Group of everything.
+    pub gid: u32,
+    /// Permission bits that nothing has.
+    pub umask: u32,
+    /// How long attributes and names are believed.
+    pub attr_ttl: Duration,
+    /// How long a call waits for the server; for ever where `None`.
+    pub patience: Option<Duration>,
+    /// Of memberships.
+    pub timing: Timing,
+}
+
+/// What is served: by a server with our extensions, or a plain one.
+#[derive(Debug)]
+enum Server {
+    Full,
+    Plain(Mutex<PlainNames>),
+}
+
+/// The file system. Shared by all threads.
+#[derive(Debug)]
+pub struct Fs {
+    config: FsConfig,
+    control: Control,
+    cache: Cache,
+    intake: Intake,
+    server: Server,
+    inodes: Mutex<Inodes>,
+    objects: Mutex<HashMap<(RemotePath, Version), Arc<Object>>>,
+    handles: DashMap<u64, Arc<Object>>,
+    dirs: DashMap<u64, Arc<Vec<DirEntry>>>,
+    last_handle: AtomicU64,
+}
+
+/// An open file.
+#[derive(Debug)]
+pub struct OpenFile {
+    /// Names the open in reads and in the release.
+    pub handle: u64,
+    /// The object behind it.
+    pub object: Arc<Object>,
+    /// Whether every byte is here, so that the kernel may read the store itself.
+    pub complete: bool,
+}
+
+impl Fs {
+    /// Serves `path` of a server with our extensions; `attributes` are the directory's.
+    pub fn new(
+        config: FsConfig,
+        control: Control,
+        cache: Cache,
+        intake: Intake,
+        path: RemotePath,
+        attributes: Attributes,
+    ) -> Self {
+        Self::with_server(config, control, cache, intake, (path, attributes), Server::Full)
+    }
+
+    /// Serves names below `path` of a plain server, which tells nothing of them before they are joined.
+    pub fn new_plain(
+        config: FsConfig,
+        control: Control,
+        cache: Cache,
+        intake: Intake,
+        path: RemotePath,
+    ) -> Self {
+        let server = Server::Plain(Mutex::default());
+        let root = (path, plain::directory_attributes());
+        Self::with_server(config, control, cache, intake, root, server)
+    }
+
+    fn with_server(
+        config: FsConfig,
+        control: Control,
+        cache: Cache,
+        intake: Intake,
+        (path, attributes): (RemotePath, Attributes),
+        server: Server,
+    ) -> Self {
+        Self {
+            config,
+            control,
+            cache,
+            intake,
+            server,
+            inodes: Mutex::new(Inodes::new(path, attributes, now())),
+            objects: Mutex::default(),
+            handles: DashMap::new(),
+            dirs: DashMap::new(),
+            last_handle: AtomicU64::new(0),
+        }
+    }
+
+    /// Opens a file: joins its cast unless every byte is here. Waits for the server's word.
+    pub async fn open(&self, ino: u64) -> Result<OpenFile, FsError> {
+        let node = lock(&self.inodes).find(ino).cloned().ok_or(FsError::Stale)?;
+        let (Kind::File, Some(version)) = (node.attributes.kind, node.version.clone()) else {
+            return Err(FsError::Access);
+        };
+        let size = match version {
+            Version::Etag(_) => Some(node.attributes.size),
+            Version::Plain(_) => None,
+        };
+        let object = self.acquire(&node.path, &version, size)?;
+        let opened = match self.settle(&object, ino, &version).await {
+            Ok(()) => {
+                if let Server::Plain(names) = &self.server {
+                    lock(names).see(&node.path);
+                }
+                Ok(self.hand_out(&object))
+            }
+            Err(error) => Err(error),
+        };
+        if opened.is_err() {
+            self.give_back(&object);
+        }
+        opened
+    }
+
+    /// Waits until the object can be read, now or later, as the version it should be.
+    async fn settle(&self, object: &Object, ino: u64, version: &Version) -> Result<(), FsError> {
+        if object.is_complete() {
+            return match version {
+                Version::Etag(_) => self.confirm(ino).await,
+                Version::Plain(_) => Ok(()),
+            };
+        }
+        let mut changes = object.watch();
+        let opening = async {
+            loop {
+                match object.opening() {
+                    Opening::Failed(failure) => return Err(failure.into()),
+                    // A plain server's file has no size until its last page came.
+                    Opening::Open if object.size().is_some() => return Ok(()),
+                    Opening::Open | Opening::Pending => {}
+                }
+                if changes.changed().await.is_err() {
+                    return Err(FsError::BadHandle);
+                }
+            }
+        };
+        match self.config.patience {
+            None => opening.await,
+            Some(patience) => tokio::time::timeout(patience, opening)
+                .await
+                .unwrap_or_else(|_| Err(FsError::Io("the server does not answer".into()))),
+        }
+    }
+
+    fn hand_out(&self, object: &Arc<Object>) -> OpenFile {
+        let handle = self.next_handle();
+        self.handles.insert(handle, object.clone());
+        OpenFile { handle, object: object.clone(), complete: object.is_complete() }
+    }
+
+    fn next_handle(&self) -> u64 {
+        self.last_handle.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Reads, now or when the bytes are here.
+    pub fn read(&self, handle: u64, offset: u64, len: u32, waiter: Box<dyn Waiter>) {
+        let object = self.handles.get(&handle).map(|object| object.clone());
+        match object {
+            Some(object) => object.read(offset..offset.saturating_add(len.into()), waiter, now()),
+            None => waiter.answer(Err(crate::object::Unread::ShutDown)),
+        }
+    }
+
+    /// The last descriptor of an open is gone.
+    pub fn release(&self, handle: u64) {
+        if let Some((_, object)) = self.handles.remove(&handle) {
+            self.give_back(&object);
+        }
+    }
+
+    /// Repeats a request that the server does not answer, for as long as the mount's patience goes.
+    async fn persist<T, F>(&self, mut request: impl FnMut() -> F) -> Result<T, ControlError>
+    where
+        F: Future<Output = Result<T, ControlError>>,
+    {
+        let deadline = self.config.patience.map(|patience| now() + patience);
+        let mut pause = RETRY_MIN;
+        loop {
+            match request().await {
+                Err(error)
+                    if error.is_temporary() && deadline.is_none_or(|end| now() + pause < end) =>
+                {
+                    if pause == RETRY_MIN {
+                        warn!(%error, "trying on");
+                    }
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(RETRY_MAX);
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// Looks after waiting reads and idle objects until the mount ends.
+    pub async fn housekeep(self: Arc<Self>) {
+        let mut ticks = tokio::time::interval(REAP_PERIOD);
+        loop {
+            ticks.tick().await;
+            let deadline = self.config.patience.and_then(|patience| now().checked_sub(patience));
+            self.reap(deadline);
+            let fs = self.clone();
+            // Checkpoints wait for the disk.
+            let _ = tokio::task::spawn_blocking(move || fs.retire_idle()).await;
+        }
+    }
+
+    /// The mount ends: waiting reads fail, casts are left, what arrived is kept.
+    pub async fn shut_down(&self, patience: Duration) {
+        let objects: Vec<_> = self.all_objects();
+        for object in &objects {
+            object.shut_down();
+            self.intake.attend(object);
+        }
+        self.intake.drain(patience).await;
+        for object in objects {
+            if let Err(error) = object.checkpoint() {
+                warn!(path = %object.key().path, %error, "cannot remember what arrived");
+            }
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // No code that holds these locks leaves the tables half changed.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether what was learnt at `fetched` is still to be believed.
+fn is_fresh(fetched: Instant, ttl: Duration) -> bool {
+    now().saturating_duration_since(fetched) < ttl
+}

@@ -1,0 +1,271 @@
+//! Names, attributes and directories.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bootcast_proto::RemotePath;
+use bootcast_proto::api::{Attributes, Kind, Meta};
+use bootcast_proto::path::decode_segment;
+use tracing::warn;
+
+use super::inode::Node;
+use super::{Fs, FsError, ROOT, Server, Version, is_fresh, lock, plain};
+use crate::io::{ControlError, now};
+
+/// What `stat` shows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attr {
+    /// Inode number.
+    pub ino: u64,
+    /// Type.
+    pub kind: Kind,
+    /// Bytes.
+    pub size: u64,
+    /// Permission bits, the mount's umask applied.
+    pub mode: u16,
+    /// Last modification.
+    pub mtime: SystemTime,
+    /// How long it may be believed.
+    pub ttl: Duration,
+}
+
+/// A name in an open directory.
+#[derive(Clone, Debug)]
+pub struct DirEntry {
+    /// Any bytes but `/` and NUL.
+    pub name: Vec<u8>,
+    /// Of the entry; `None` for `.` and `..`.
+    found: Option<(RemotePath, Option<Version>, Attributes)>,
+    /// Where its inode is known already.
+    pub ino: u64,
+    /// Type.
+    pub kind: Kind,
+}
+
+impl Fs {
+    /// Finds `name` in a directory: one kernel reference more on what it finds.
+    pub async fn lookup(&self, parent: u64, name: &[u8]) -> Result<Attr, FsError> {
+        let dir = self.directory(parent)?;
+        let path = dir.path.join(name).map_err(|_| FsError::NotFound)?;
+        match &self.server {
+            Server::Plain(names) => {
+                let version = lock(names).version(&path);
+                Ok(self.remember_plain(path, version))
+            }
+            Server::Full => match self.persist(|| self.meta_or_cached(&path)).await? {
+                Some(meta) => self.remember(path, meta.attributes),
+                None => self.known_attr(&path),
+            },
+        }
+    }
+
+    /// Asks the server; while it is away, `None` where the name is a file that is here completely.
+    async fn meta_or_cached(&self, path: &RemotePath) -> Result<Option<Meta>, ControlError> {
+        match self.control.meta(path, None).await {
+            Err(error) if error.is_temporary() && self.is_cached(path) => {
+                warn!(%path, %error, "served from the cache");
+                Ok(None)
+            }
+            answer => answer,
+        }
+    }
+
+    fn is_cached(&self, path: &RemotePath) -> bool {
+        let version =
+            lock(&self.inodes).newest_file(path).and_then(|(_, node)| node.version.clone());
+        let object = version.and_then(|version| self.object(path, &version));
+        object.is_some_and(|object| object.is_complete())
+    }
+
+    fn known_attr(&self, path: &RemotePath) -> Result<Attr, FsError> {
+        let known = lock(&self.inodes).newest_file(path).map(|(_, node)| node.clone());
+        let node = known.ok_or(FsError::NotFound)?;
+        self.remember(node.path, node.attributes)
+    }
+
+    fn remember(&self, path: RemotePath, attributes: Attributes) -> Result<Attr, FsError> {
+        let version = match (attributes.kind, &attributes.etag) {
+            (Kind::File, Some(etag)) => Some(Version::Etag(etag.clone())),
+            (Kind::File, None) => return Err(FsError::Io(format!("{path} has no version"))),
+            (Kind::Directory | Kind::Symlink | Kind::Other, _) => None,
+        };
+        let ino = lock(&self.inodes).remember(path, version, attributes.clone(), now());
+        Ok(self.attr(ino, &attributes, self.config.attr_ttl))
+    }
+
+    fn remember_plain(&self, path: RemotePath, version: u64) -> Attr {
+        let version = Version::Plain(version);
+        let size = self.object(&path, &version).and_then(|object| object.size());
+        let attributes = plain::file_attributes(size.unwrap_or(0));
+        let ino = lock(&self.inodes).remember(path, Some(version), attributes.clone(), now());
+        self.attr(ino, &attributes, plain_ttl(size))
+    }
+
+    fn attr(&self, ino: u64, attributes: &Attributes, ttl: Duration) -> Attr {
+        let mtime = if attributes.mtime < 0 {
+            SystemTime::UNIX_EPOCH.checked_sub(Duration::from_secs(attributes.mtime.unsigned_abs()))
+        } else {
+            SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(attributes.mtime.unsigned_abs()))
+        };
+        let mtime = mtime.unwrap_or(SystemTime::UNIX_EPOCH)
+            + Duration::from_nanos(attributes.mtime_ns.min(999_999_999).into());
+        let mode = attributes.mode & 0o7777 & !self.config.umask;
+        Attr {
+            ino,
+            kind: attributes.kind,
+            size: attributes.size,
+            mode: u16::try_from(mode).expect("at most 0o7777"),
+            mtime,
+            ttl,
+        }
+    }
+
+    /// The attributes of an inode. Those of a file's version never change.
+    pub async fn getattr(&self, ino: u64) -> Result<Attr, FsError> {
+        let node = self.node(ino)?;
+        match (&node.version, &self.server) {
+            (Some(version @ Version::Plain(_)), _) => {
+                let size = self.object(&node.path, version).and_then(|object| object.size());
+                let attributes = plain::file_attributes(size.unwrap_or(node.attributes.size));
+                Ok(self.attr(ino, &attributes, plain_ttl(size)))
+            }
+            (None, Server::Full) if !is_fresh(node.fetched, self.config.attr_ttl) => {
+                let known = node.attributes.etag.as_ref();
+                let answer = self.persist(|| self.control.meta(&node.path, known)).await?;
+                let attributes = answer.map_or(node.attributes, |meta| meta.attributes);
+                lock(&self.inodes).refresh(ino, attributes.clone(), now());
+                Ok(self.attr(ino, &attributes, self.config.attr_ttl))
+            }
+            (Some(Version::Etag(_)) | None, _) => {
+                Ok(self.attr(ino, &node.attributes, self.config.attr_ttl))
+            }
+        }
+    }
+
+    /// Makes sure that a name still leads to this version, as far as the server can be asked.
+    pub(super) async fn confirm(&self, ino: u64) -> Result<(), FsError> {
+        let node = self.node(ino)?;
+        if is_fresh(node.fetched, self.config.attr_ttl) {
+            return Ok(());
+        }
+        match self.control.meta(&node.path, node.attributes.etag.as_ref()).await {
+            Ok(None) => {
+                lock(&self.inodes).refresh(ino, node.attributes, now());
+                Ok(())
+            }
+            Ok(Some(meta)) if meta.attributes.etag != node.attributes.etag => Err(FsError::Stale),
+            Ok(Some(_)) => Ok(()),
+            Err(error) if error.is_temporary() => {
+                warn!(path = %node.path, %error, "served from the cache");
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Where a symbolic link leads to.
+    pub fn readlink(&self, ino: u64) -> Result<Vec<u8>, FsError> {
+        let node = self.node(ino)?;
+        let target = node.attributes.target.ok_or(FsError::Access)?;
+        // A target may hold slashes, which a name may not; the encoding is the same.
+        decode_segment(&target).map_err(|error| FsError::Io(error.to_string()))
+    }
+
+    /// The kernel gives references back.
+    pub fn forget(&self, ino: u64, lookups: u64) {
+        lock(&self.inodes).forget(ino, lookups);
+    }
+
+    /// Opens a directory: takes a snapshot of its entries.
+    pub async fn opendir(&self, ino: u64) -> Result<u64, FsError> {
+        let dir = self.directory(ino)?;
+        let mut entries = vec![self.dot(b".", ino), self.dot(b"..", ROOT)];
+        match &self.server {
+            Server::Full => {
+                let meta = self.persist(|| self.control.meta(&dir.path, None)).await?;
+                let listed = meta.and_then(|meta| meta.entries).ok_or(FsError::NotDirectory)?;
+                for entry in listed {
+                    let name = decode_segment(&entry.name).unwrap_or_default();
+                    // A name that no path can have is not for us to show.
+                    let Ok(path) = dir.path.join(&name) else { continue };
+                    let version = entry.attributes.etag.clone().map(Version::Etag);
+                    let version = version.filter(|_| entry.attributes.kind == Kind::File);
+                    entries.push(self.dir_entry(name, path, version, entry.attributes));
+                }
+            }
+            Server::Plain(names) => {
+                for (path, version) in lock(names).seen() {
+                    let version = Version::Plain(version);
+                    let size = self.object(path, &version).and_then(|object| object.size());
+                    let attributes = plain::file_attributes(size.unwrap_or(0));
+                    let name = path.file_name().unwrap_or_default().to_vec();
+                    entries.push(self.dir_entry(name, path.clone(), Some(version), attributes));
+                }
+            }
+        }
+        let handle = self.next_handle();
+        self.dirs.insert(handle, Arc::new(entries));
+        Ok(handle)
+    }
+
+    fn dot(&self, name: &[u8], ino: u64) -> DirEntry {
+        DirEntry { name: name.to_vec(), found: None, ino, kind: Kind::Directory }
+    }
+
+    fn dir_entry(
+        &self,
+        name: Vec<u8>,
+        path: RemotePath,
+        version: Option<Version>,
+        attributes: Attributes,
+    ) -> DirEntry {
+        let kind = attributes.kind;
+        // Only a lookup gives out numbers; until then any but 0 will do for `d_ino`.
+        let known = lock(&self.inodes).number(&path, version.as_ref(), kind);
+        DirEntry {
+            name,
+            ino: known.unwrap_or(u64::MAX),
+            kind,
+            found: Some((path, version, attributes)),
+        }
+    }
+
+    /// The snapshot of an open directory.
+    pub fn readdir(&self, handle: u64) -> Result<Arc<Vec<DirEntry>>, FsError> {
+        self.dirs.get(&handle).map(|entries| entries.clone()).ok_or(FsError::BadHandle)
+    }
+
+    /// The attributes of an entry, as a lookup would: one kernel reference more. `None` for `.` and `..`, which get none.
+    pub fn remember_entry(&self, entry: &DirEntry) -> Option<Attr> {
+        let (path, version, attributes) = entry.found.clone()?;
+        match version {
+            Some(Version::Plain(version)) => Some(self.remember_plain(path, version)),
+            Some(Version::Etag(_)) | None => self.remember(path, attributes).ok(),
+        }
+    }
+
+    /// What `.` and `..` show.
+    pub fn dot_attr(&self, ino: u64) -> Option<Attr> {
+        let node = self.node(ino).ok()?;
+        Some(self.attr(ino, &node.attributes, Duration::ZERO))
+    }
+
+    /// The directory is closed.
+    pub fn releasedir(&self, handle: u64) {
+        self.dirs.remove(&handle);
+    }
+
+    fn node(&self, ino: u64) -> Result<Node, FsError> {
+        lock(&self.inodes).find(ino).cloned().ok_or(FsError::Stale)
+    }
+
+    fn directory(&self, ino: u64) -> Result<Node, FsError> {
+        let node = self.node(ino)?;
+        if node.attributes.kind == Kind::Directory { Ok(node) } else { Err(FsError::NotDirectory) }
+    }
+}
+
+/// A size that is not known yet must be asked for again.
+fn plain_ttl(size: Option<u64>) -> Duration {
+    if size.is_some() { Duration::from_secs(1) } else { Duration::ZERO }
+}

@@ -1,0 +1,106 @@
+//! The objects of a mount: who shares one, and when it is let go.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bootcast_proto::RemotePath;
+use tracing::warn;
+
+use super::{Fs, FsError, Server, Version, lock};
+use crate::cache::ObjectKey;
+use crate::io::now;
+use crate::object::Object;
+
+impl Fs {
+    /// The object of this version, opened once more. All opens of a version share one.
+    pub(super) fn acquire(
+        &self,
+        path: &RemotePath,
+        version: &Version,
+        size: Option<u64>,
+    ) -> Result<Arc<Object>, FsError> {
+        let mut objects = lock(&self.objects);
+        let key = (path.clone(), version.clone());
+        // What failed stays with those who have it open; a new open tries anew.
+        let shared = objects.get(&key).filter(|object| !object.is_failed()).cloned();
+        let object = if let Some(shared) = shared {
+            shared
+        } else {
+            if let (Server::Plain(names), Version::Plain(begun)) = (&self.server, version) {
+                lock(names).begin(path, *begun)?;
+            }
+            let object = Arc::new(self.create(path, version, size)?);
+            objects.insert(key, object.clone());
+            object
+        };
+        // Under the lock, so that it is not let go in between.
+        object.open();
+        drop(objects);
+        self.intake.attend(&object);
+        Ok(object)
+    }
+
+    fn create(
+        &self,
+        path: &RemotePath,
+        version: &Version,
+        size: Option<u64>,
+    ) -> Result<Object, FsError> {
+        let etag = match version {
+            Version::Etag(etag) => Some(etag.clone()),
+            Version::Plain(_) => None,
+        };
+        let key = ObjectKey { server: self.control.server().to_owned(), path: path.clone(), etag };
+        let store = self.cache.open(&key).map_err(|error| {
+            warn!(%path, %error, "cannot open the cache");
+            FsError::Io(error.to_string())
+        })?;
+        Ok(Object::new(key, store, size, self.config.timing))
+    }
+
+    /// One open less.
+    pub(super) fn give_back(&self, object: &Arc<Object>) {
+        object.close(now());
+        self.intake.attend(object);
+    }
+
+    /// The object of this version, if one is alive.
+    pub(super) fn object(&self, path: &RemotePath, version: &Version) -> Option<Arc<Object>> {
+        lock(&self.objects).get(&(path.clone(), version.clone())).cloned()
+    }
+
+    pub(super) fn all_objects(&self) -> Vec<Arc<Object>> {
+        let mut objects: Vec<_> = lock(&self.objects).values().cloned().collect();
+        // Failed ones may live on in handles only.
+        objects.extend(self.handles.iter().map(|handle| handle.value().clone()));
+        objects.sort_by_key(|object| object.id());
+        objects.dedup_by_key(|object| object.id());
+        objects
+    }
+
+    /// Ends the waits of dead readers, and of those that began before `deadline`.
+    pub(super) fn reap(&self, deadline: Option<Instant>) {
+        for object in self.all_objects() {
+            object.reap(deadline);
+        }
+    }
+
+    /// Lets go of objects that nobody uses. What is on disk is found again; what is in memory only is kept.
+    pub(super) fn retire_idle(&self) {
+        let is_idle = |object: &Arc<Object>| {
+            object.is_idle()
+                && (object.store().is_persistent()
+                    || object.key().etag.is_none()
+                    || object.is_failed())
+        };
+        let idle: Vec<_> = lock(&self.objects).values().filter(|o| is_idle(o)).cloned().collect();
+        for object in idle {
+            if let Err(error) = object.checkpoint() {
+                warn!(path = %object.key().path, %error, "cannot remember what arrived");
+            }
+        }
+        // Still idle, and in nobody's hands: a store that is in use twice would be locked for the second.
+        lock(&self.objects)
+            .retain(|_, object| !(is_idle(object) && Arc::strong_count(object) == 1));
+    }
+}

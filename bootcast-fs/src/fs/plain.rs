@@ -1,0 +1,104 @@
+//! Names on a plain server, which tells nothing of a file before it is joined.
+//!
+//! Every name is taken for a file until an open says otherwise. A directory shows what was opened. A plain server names no
+//! versions: what was received is served for as long as somebody has it open, and fetched anew after that. The new content
+//! gets a new inode; an open of the old one fails with ESTALE, upon which the kernel looks the name up again.
+
+use std::collections::BTreeMap;
+
+use bootcast_proto::RemotePath;
+use bootcast_proto::api::{Attributes, Kind};
+
+use super::FsError;
+
+/// What was asked for so far.
+#[derive(Debug, Default)]
+pub(super) struct PlainNames {
+    names: BTreeMap<RemotePath, PlainName>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct PlainName {
+    /// The content that a lookup leads to.
+    version: u64,
+    /// Whether that content was begun.
+    begun: bool,
+    /// Whether the server had it at some time.
+    seen: bool,
+}
+
+impl PlainNames {
+    /// The version that the name stands for at present.
+    pub(super) fn version(&self, path: &RemotePath) -> u64 {
+        self.names.get(path).map_or(0, |name| name.version)
+    }
+
+    /// Begins the content `version`. It cannot be begun twice: who comes later must look the name up again.
+    pub(super) fn begin(&mut self, path: &RemotePath, version: u64) -> Result<(), FsError> {
+        let name = self.names.entry(path.clone()).or_default();
+        if name.version == version && !name.begun {
+            name.begun = true;
+            return Ok(());
+        }
+        if name.version == version {
+            name.version += 1;
+            name.begun = false;
+        }
+        Err(FsError::Stale)
+    }
+
+    /// The server has this file.
+    pub(super) fn see(&mut self, path: &RemotePath) {
+        self.names.entry(path.clone()).or_default().seen = true;
+    }
+
+    /// The files that were opened, with their present versions.
+    pub(super) fn seen(&self) -> impl Iterator<Item = (&RemotePath, u64)> {
+        self.names.iter().filter(|(_, name)| name.seen).map(|(path, name)| (path, name.version))
+    }
+}
+
+/// Of the one directory.
+pub(super) fn directory_attributes() -> Attributes {
+    Attributes { kind: Kind::Directory, mode: 0o755, ..file_attributes(0) }
+}
+
+/// Of a file of which `size` bytes are known to exist.
+pub(super) fn file_attributes(size: u64) -> Attributes {
+    Attributes {
+        kind: Kind::File,
+        size,
+        mode: 0o644,
+        mtime: 0,
+        mtime_ns: 0,
+        etag: None,
+        target: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_content_is_begun_once_and_the_next_open_must_look_up_the_next() {
+        let mut names = PlainNames::default();
+        let path = RemotePath::decode("a").unwrap();
+        assert_eq!(names.version(&path), 0);
+        assert_eq!(names.begin(&path, 0), Ok(()));
+        assert_eq!(names.begin(&path, 0), Err(FsError::Stale));
+        assert_eq!(names.version(&path), 1);
+        assert_eq!(names.begin(&path, 0), Err(FsError::Stale));
+        assert_eq!(names.begin(&path, 1), Ok(()));
+    }
+
+    #[test]
+    fn only_what_the_server_had_is_listed() {
+        let mut names = PlainNames::default();
+        let path = RemotePath::decode("a").unwrap();
+        names.begin(&path, 0).unwrap();
+        assert_eq!(names.seen().count(), 0);
+        names.see(&path);
+        assert_eq!(names.seen().next(), Some((&path, 0)));
+    }
+}

@@ -1,0 +1,235 @@
+//! Requests to the server. docs/PROTOCOL.md, "Control" and "Extensions".
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bootcast_proto::api::{Meta, Status};
+use bootcast_proto::{Etag, HEADER_EXTENSIONS, HEADER_TOKEN, JoinAnswer, RemotePath, Token};
+use reqwest::header::{ETAG, IF_NONE_MATCH, IF_RANGE, RANGE, RETRY_AFTER};
+use reqwest::{Client, RequestBuilder, Response, StatusCode};
+
+use crate::receiver::JoinError;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// For a whole answer, the files of `/file/` excepted.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Most that a refusal's text is read for.
+const MESSAGE_LEN: usize = 200;
+
+/// The control plane of one server.
+#[derive(Clone, Debug)]
+pub struct Control {
+    client: Client,
+    base: String,
+}
+
+/// Why a request brought nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ControlError {
+    /// No answer: trying again may help.
+    #[error("cannot reach {base}: {reason}")]
+    Unreachable {
+        /// Of the server.
+        base: String,
+        /// The innermost cause.
+        reason: String,
+    },
+    /// The server refused. Its text, or the status' own.
+    #[error("{message}")]
+    Refused {
+        /// HTTP status code.
+        status: u16,
+        /// One line.
+        message: String,
+        /// As the server asked, or zero.
+        retry_after: Duration,
+    },
+    /// The answer is not one of this protocol.
+    #[error("{base} does not answer as a bootcast server: {reason}")]
+    Garbled {
+        /// Of the server.
+        base: String,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+impl ControlError {
+    /// Whether the server said that there is no such thing.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Refused { status: 404, .. })
+    }
+
+    /// Whether the same request may succeed later: the server is away, or overloaded.
+    pub fn is_temporary(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } => true,
+            Self::Refused { status, .. } => *status >= 500 || *status == 429,
+            Self::Garbled { .. } => false,
+        }
+    }
+}
+
+impl Control {
+    /// Talks to `base`, such as `http://head:8888`.
+    pub fn new(base: &str) -> Result<Self, ControlError> {
+        let client = Client::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .tcp_nodelay(true)
+            .no_proxy()
+            .user_agent(concat!("bootcast/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .map_err(|error| ControlError::Unreachable {
+                base: base.to_owned(),
+                reason: innermost(&error),
+            })?;
+        Ok(Self { client, base: base.trim_end_matches('/').to_owned() })
+    }
+
+    /// `host:port` as it was given.
+    pub fn server(&self) -> &str {
+        self.base.strip_prefix("http://").unwrap_or(&self.base)
+    }
+
+    fn get(&self, endpoint: &str, path: &RemotePath) -> RequestBuilder {
+        self.client.get(format!("{}/{endpoint}/{}", self.base, path.encode()))
+    }
+
+    /// Joins, as a client that knows the extensions. Also tells where the server was reached.
+    pub async fn join(
+        &self,
+        path: &RemotePath,
+    ) -> Result<(JoinAnswer, Option<SocketAddr>), JoinError> {
+        let request = self.get("join", path).header(HEADER_EXTENSIONS, "1").timeout(ANSWER_TIMEOUT);
+        let joined = async {
+            let response = self.send(request).await?;
+            let address = response.remote_addr();
+            let text = self.text(response).await?;
+            let answer = JoinAnswer::parse(&text).map_err(|error| self.garbled(&error))?;
+            Ok((answer, address))
+        };
+        joined.await.map_err(|error: ControlError| match error {
+            ControlError::Unreachable { .. } => JoinError::Retry { after: Duration::ZERO },
+            ControlError::Refused { retry_after, .. } if error.is_temporary() => {
+                JoinError::Retry { after: retry_after }
+            }
+            ControlError::Refused { status: 404, message, .. } => JoinError::NotFound(message),
+            ControlError::Refused { message, .. } => JoinError::Refused(message),
+            ControlError::Garbled { .. } => JoinError::Refused(error.to_string()),
+        })
+    }
+
+    /// Leaves. Whatever the answer, there is nothing more to do: a cast without members ends by itself.
+    pub async fn leave(&self, path: &RemotePath, token: &Token) -> Result<(), ControlError> {
+        let request = self.get("leave", path).header(HEADER_TOKEN, token.as_str());
+        self.send(request.timeout(ANSWER_TIMEOUT)).await.map(drop)
+    }
+
+    /// Attributes and entries; `None` where they are still those of `known`.
+    pub async fn meta(
+        &self,
+        path: &RemotePath,
+        known: Option<&Etag>,
+    ) -> Result<Option<Meta>, ControlError> {
+        let mut request = self.get("meta", path).timeout(ANSWER_TIMEOUT);
+        if let Some(etag) = known {
+            request = request.header(IF_NONE_MATCH, etag.to_header());
+        }
+        let response = self.send(request).await?;
+        if response.status() == StatusCode::NOT_MODIFIED {
+            return Ok(None);
+        }
+        let text = self.text(response).await?;
+        serde_json::from_str(&text).map(Some).map_err(|error| self.garbled(&error))
+    }
+
+    /// Casts and sums.
+    pub async fn status(&self) -> Result<Status, ControlError> {
+        let request = self.client.get(format!("{}/status", self.base)).timeout(ANSWER_TIMEOUT);
+        let response = self.send(request).await?;
+        let text = self.text(response).await?;
+        serde_json::from_str(&text).map_err(|error| self.garbled(&error))
+    }
+
+    /// The file over plain HTTP from `offset` on, as long as it is the version `etag`; the body is the answer's to give.
+    pub async fn file(
+        &self,
+        path: &RemotePath,
+        offset: u64,
+        etag: Option<&Etag>,
+    ) -> Result<FileAnswer, ControlError> {
+        let mut request = self.get("file", path);
+        if offset > 0 {
+            request = request.header(RANGE, format!("bytes={offset}-"));
+        }
+        if let Some(etag) = etag {
+            request = request.header(IF_RANGE, etag.to_header());
+        }
+        let response = self.send(request).await?;
+        let etag = header(&response, ETAG).and_then(|value| Etag::from_header(&value).ok());
+        let offset = if response.status() == StatusCode::PARTIAL_CONTENT { offset } else { 0 };
+        let size = response.content_length().map(|length| length + offset);
+        Ok(FileAnswer { response, offset, size, etag })
+    }
+
+    /// Sends; anything but 2xx and 304 is a refusal.
+    async fn send(&self, request: RequestBuilder) -> Result<Response, ControlError> {
+        let response = request.send().await.map_err(|error| self.unreachable(&error))?;
+        let status = response.status();
+        if status.is_success() || status == StatusCode::NOT_MODIFIED {
+            return Ok(response);
+        }
+        let retry_after = header(&response, RETRY_AFTER).and_then(|value| value.parse().ok());
+        let text = self.text(response).await.unwrap_or_default();
+        let line = text.lines().next().unwrap_or_default().trim();
+        let message = if line.is_empty() || line.starts_with('<') {
+            status.to_string()
+        } else {
+            line.chars().take(MESSAGE_LEN).collect()
+        };
+        Err(ControlError::Refused {
+            status: status.as_u16(),
+            message,
+            retry_after: Duration::from_secs(retry_after.unwrap_or(0)),
+        })
+    }
+
+    async fn text(&self, response: Response) -> Result<String, ControlError> {
+        response.text().await.map_err(|error| self.unreachable(&error))
+    }
+
+    /// A request that broke off, in words.
+    pub fn unreachable(&self, error: &reqwest::Error) -> ControlError {
+        ControlError::Unreachable { base: self.base.clone(), reason: innermost(error) }
+    }
+
+    fn garbled(&self, error: &dyn std::error::Error) -> ControlError {
+        ControlError::Garbled { base: self.base.clone(), reason: error.to_string() }
+    }
+}
+
+/// The beginning of a file over plain HTTP.
+#[derive(Debug)]
+pub struct FileAnswer {
+    /// Whose body is the file from `offset` on.
+    pub response: Response,
+    /// Where the body begins: as asked, or 0 where the version is another one.
+    pub offset: u64,
+    /// Size of the whole file.
+    pub size: Option<u64>,
+    /// Version.
+    pub etag: Option<Etag>,
+}
+
+fn header(response: &Response, name: reqwest::header::HeaderName) -> Option<String> {
+    response.headers().get(name)?.to_str().ok().map(str::to_owned)
+}
+
+/// The cause that tells most: `Connection refused` rather than "error sending request".
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    cause.to_string()
+}

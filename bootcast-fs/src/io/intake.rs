@@ -1,0 +1,361 @@
+//! The receive thread: sockets in, pages into objects, joins and leaves out.
+//!
+//! One thread serves all objects. It sleeps in `epoll` until a datagram comes, an object's time is up, or another
+//! thread says that an object wants attention. A second thread answers the reads that arrived pages serve, so that copying
+//! to readers does not hold up the socket.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, epoll};
+use tokio::runtime::Handle;
+use tracing::{debug, info, warn};
+
+use super::control::Control;
+use super::group_socket::GroupSocket;
+use super::interface::InterfaceChoice;
+use super::now;
+use super::sys::RecvBatch;
+use crate::object::{Object, Ready};
+use crate::receiver::{Action, JoinError, Subscription};
+
+/// The thread looks up at least this often, should a wake-up ever be lost.
+const LONGEST_SLEEP: Duration = Duration::from_secs(1);
+/// Batches taken from one socket before the others are looked at.
+const BATCHES_A_TURN: usize = 8;
+/// `epoll` data of the eventfd; objects count from 1.
+const WAKE: u64 = 0;
+
+/// What the receive thread needs from outside.
+#[derive(Clone, Debug)]
+pub struct IntakeConfig {
+    /// Requests go here.
+    pub control: Control,
+    /// Datagrams come in by it.
+    pub interface: InterfaceChoice,
+    /// Runs the requests.
+    pub runtime: Handle,
+}
+
+/// The receive thread and its answering thread. Dropping it ends both.
+#[derive(Debug)]
+pub struct Intake {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    config: IntakeConfig,
+    wake: OwnedFd,
+    /// Objects that want attention.
+    inbox: Mutex<Vec<Arc<Object>>>,
+    stop: AtomicBool,
+    /// Where the server was reached last.
+    server: Mutex<Option<SocketAddr>>,
+    /// Requests under way, so that an orderly end can wait for the leaves.
+    requests: tokio::sync::watch::Sender<usize>,
+    answers: mpsc::Sender<(Arc<Object>, Vec<Ready>)>,
+}
+
+impl Intake {
+    /// Starts the threads.
+    pub fn start(config: IntakeConfig) -> io::Result<Self> {
+        let (answers, ready) = mpsc::channel::<(Arc<Object>, Vec<Ready>)>();
+        let wake = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let shared = Arc::new(Shared {
+            config,
+            wake,
+            inbox: Mutex::default(),
+            stop: AtomicBool::new(false),
+            server: Mutex::default(),
+            requests: tokio::sync::watch::Sender::new(0),
+            answers,
+        });
+        let answering = std::thread::Builder::new().name("answer".into());
+        answering.spawn(move || {
+            for (object, reads) in ready {
+                for read in reads {
+                    object.answer(read);
+                }
+            }
+        })?;
+        let mut receiving = Receiving::new(shared.clone())?;
+        let thread = std::thread::Builder::new().name("receive".into());
+        let thread = thread.spawn(move || receiving.run())?;
+        Ok(Self { shared, thread: Some(thread) })
+    }
+
+    /// Has the receive thread look at `object`: it was opened, closed or answered.
+    pub fn attend(&self, object: &Arc<Object>) {
+        self.shared.attend(object);
+    }
+
+    /// Waits until no request is under way, or until `patience` is over.
+    pub async fn drain(&self, patience: Duration) {
+        let mut requests = self.shared.requests.subscribe();
+        let drained = requests.wait_for(|count| *count == 0);
+        if tokio::time::timeout(patience, drained).await.is_err() {
+            debug!("ended with requests still under way");
+        }
+    }
+}
+
+impl Drop for Intake {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Release);
+        self.shared.ring();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn ring(&self) {
+        // The counter is full only when the thread has been rung for anyway.
+        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+    }
+
+    fn attend(&self, object: &Arc<Object>) {
+        // Counted as a request from here on, so that `drain` sees the leaves that this may bring.
+        self.requests.send_modify(|count| *count += 1);
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner).push(object.clone());
+        self.ring();
+    }
+
+    fn request_done(&self) {
+        self.requests.send_modify(|count| *count = count.saturating_sub(1));
+    }
+
+    fn hand_out(&self, object: &Arc<Object>, reads: Vec<Ready>) {
+        if !reads.is_empty() {
+            // The answering thread lives as long as this sender.
+            let _ = self.answers.send((object.clone(), reads));
+        }
+    }
+
+    /// Joins in the background; the object hears of the outcome.
+    fn join(self: &Arc<Self>, object: &Arc<Object>) {
+        self.requests.send_modify(|count| *count += 1);
+        let (shared, object) = (self.clone(), object.clone());
+        self.config.runtime.spawn(async move {
+            let path = &object.key().path;
+            let result = match shared.config.control.join(path).await {
+                Ok((answer, server)) => {
+                    info!(%path, token = %answer.token, group = %answer.connect, pages = answer.pages, "joined");
+                    if let Some(server) = server {
+                        *shared.server.lock().unwrap_or_else(PoisonError::into_inner) = Some(server);
+                    }
+                    Ok(answer)
+                }
+                Err(error) => {
+                    log_join_error(&object, &error);
+                    Err(error)
+                }
+            };
+            let reads = object.joined(result, now());
+            shared.hand_out(&object, reads);
+            shared.attend(&object);
+            shared.request_done();
+        });
+    }
+
+    fn leave(self: &Arc<Self>, object: &Arc<Object>, token: bootcast_proto::Token) {
+        self.requests.send_modify(|count| *count += 1);
+        let (shared, object) = (self.clone(), object.clone());
+        self.config.runtime.spawn(async move {
+            let path = &object.key().path;
+            match shared.config.control.leave(path, &token).await {
+                Ok(()) => info!(%path, %token, complete = object.is_complete(), "left"),
+                Err(error) => debug!(%path, %token, %error, "leave not heard"),
+            }
+            if let Err(error) = save(object.clone()).await {
+                warn!(%path, %error, "cannot remember what arrived");
+            }
+            shared.request_done();
+        });
+    }
+}
+
+/// Once, not at every attempt: the first failure and the turn to slow retries tell all.
+fn log_join_error(object: &Object, error: &JoinError) {
+    let path = &object.key().path;
+    match error {
+        JoinError::Retry { .. } if object.join_failures() == 0 => {
+            warn!(%path, "the server does not answer, trying on");
+        }
+        JoinError::Retry { .. } => debug!(%path, "the server does not answer"),
+        JoinError::NotFound(message) | JoinError::Refused(message) => {
+            info!(%path, message, "join refused");
+        }
+    }
+}
+
+/// Checkpoints off the async threads.
+async fn save(object: Arc<Object>) -> io::Result<()> {
+    tokio::task::spawn_blocking(move || object.checkpoint()).await.map_err(io::Error::other)?
+}
+
+/// What the receive thread owns.
+struct Receiving {
+    shared: Arc<Shared>,
+    epoll: OwnedFd,
+    attended: BTreeMap<u64, Attended>,
+    batch: RecvBatch,
+}
+
+struct Attended {
+    object: Arc<Object>,
+    socket: Option<GroupSocket>,
+    /// The kernel's count at the last look.
+    drops: u32,
+}
+
+impl Receiving {
+    fn new(shared: Arc<Shared>) -> io::Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        epoll::add(&epoll, &shared.wake, epoll::EventData::new_u64(WAKE), epoll::EventFlags::IN)?;
+        Ok(Self { shared, epoll, attended: BTreeMap::new(), batch: RecvBatch::new() })
+    }
+
+    fn run(&mut self) {
+        let mut events = Vec::with_capacity(64);
+        while !self.shared.stop.load(Ordering::Acquire) {
+            let sleep = self.tend_due();
+            let timeout = rustix::event::Timespec::try_from(sleep).ok();
+            events.clear();
+            let waited = epoll::wait(
+                &self.epoll,
+                rustix::buffer::spare_capacity(&mut events),
+                timeout.as_ref(),
+            );
+            if let Err(error) = waited
+                && error != rustix::io::Errno::INTR
+            {
+                warn!(%error, "cannot wait for datagrams");
+            }
+            for event in &events {
+                match event.data.u64() {
+                    WAKE => self.take_inbox(),
+                    id => self.receive(id),
+                }
+            }
+        }
+    }
+
+    /// Tends to the objects whose time is up; returns how long nothing else is due.
+    fn tend_due(&mut self) -> Duration {
+        let now = now();
+        let is_due = |object: &Object| object.due().is_some_and(|due| due <= now);
+        let due: Vec<u64> = self
+            .attended
+            .iter()
+            .filter(|(_, attended)| is_due(&attended.object))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in due {
+            self.tend(id, now);
+        }
+        let next = self.attended.values().filter_map(|attended| attended.object.due()).min();
+        next.map_or(LONGEST_SLEEP, |next| next.saturating_duration_since(now)).min(LONGEST_SLEEP)
+    }
+
+    fn take_inbox(&mut self) {
+        let mut counter = [0; 8];
+        let _ = rustix::io::read(&self.shared.wake, &mut counter);
+        let objects =
+            std::mem::take(&mut *self.shared.inbox.lock().unwrap_or_else(PoisonError::into_inner));
+        let now = now();
+        for object in objects {
+            let id = object.id();
+            self.attended.entry(id).or_insert(Attended { object, socket: None, drops: 0 });
+            self.tend(id, now);
+            self.shared.request_done();
+        }
+    }
+
+    /// Does what the object asks for, and forgets it when it asks for nothing more.
+    fn tend(&mut self, id: u64, now: Instant) {
+        let Some(attended) = self.attended.get_mut(&id) else { return };
+        let object = attended.object.clone();
+        for action in object.tend(now) {
+            match action {
+                Action::Join => self.shared.join(&object),
+                Action::Leave(token) => self.shared.leave(&object, token),
+                Action::Unsubscribe => attended.socket = None,
+                Action::Subscribe(subscription) => {
+                    attended.drops = 0;
+                    attended.socket = match subscribe(&self.shared, &self.epoll, id, &subscription)
+                    {
+                        Ok(socket) => Some(socket),
+                        Err(error) => {
+                            warn!(path = %object.key().path, group = %subscription.connect, %error,
+                                "cannot listen to the group");
+                            None
+                        }
+                    };
+                }
+            }
+        }
+        if object.is_resting() {
+            self.attended.remove(&id);
+        }
+    }
+
+    fn receive(&mut self, id: u64) {
+        let Some(attended) = self.attended.get_mut(&id) else { return };
+        let Some(socket) = &attended.socket else { return };
+        let object = attended.object.clone();
+        for _ in 0..BATCHES_A_TURN {
+            match self.batch.receive(socket.as_fd()) {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(error) => {
+                    debug!(path = %object.key().path, %error, "receive failed");
+                    break;
+                }
+            }
+            let datagrams = self.batch.messages().flat_map(|message| {
+                let from = IpAddr::from(message.from);
+                message.datagrams().map(move |datagram| (from, datagram))
+            });
+            let reads = object.receive(datagrams, now());
+            self.shared.hand_out(&object, reads);
+            if let Some(drops) = self.batch.messages().filter_map(|message| message.drops).last()
+                && drops != attended.drops
+            {
+                let lost = drops.wrapping_sub(attended.drops);
+                attended.drops = drops;
+                object.count_drops(lost.into());
+                debug!(path = %object.key().path, lost, "this machine was too slow for the stream");
+            }
+            if !self.batch.is_full() || object.is_resting() {
+                break;
+            }
+        }
+        self.tend(id, now());
+    }
+}
+
+fn subscribe(
+    shared: &Shared,
+    epoll: &OwnedFd,
+    id: u64,
+    subscription: &Subscription,
+) -> io::Result<GroupSocket> {
+    let server = *shared.server.lock().unwrap_or_else(PoisonError::into_inner);
+    let interface = match server {
+        Some(server) => shared.config.interface.index(server)?,
+        None => 0,
+    };
+    let socket = GroupSocket::subscribe(subscription, interface)?;
+    epoll::add(epoll, &socket, epoll::EventData::new_u64(id), epoll::EventFlags::IN)?;
+    Ok(socket)
+}

@@ -1,0 +1,119 @@
+//! Which interface the datagrams come in by.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::str::FromStr;
+
+/// What the user said of the interface.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum InterfaceChoice {
+    /// The one that leads to the server.
+    #[default]
+    TowardServer,
+    /// By name.
+    Name(String),
+    /// By its address.
+    Address(Ipv4Addr),
+}
+
+impl FromStr for InterfaceChoice {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(text.parse().map_or_else(|_| Self::Name(text.to_owned()), Self::Address))
+    }
+}
+
+impl InterfaceChoice {
+    /// Whether the interface exists, as far as that can be told before the server was reached.
+    pub fn check(&self) -> io::Result<()> {
+        match self {
+            Self::TowardServer => Ok(()),
+            Self::Name(_) | Self::Address(_) => {
+                self.index(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).map(drop)
+            }
+        }
+    }
+
+    /// The index of the interface. `server` is where the control connection leads to.
+    pub(super) fn index(&self, server: SocketAddr) -> io::Result<u32> {
+        match self {
+            Self::Name(name) => {
+                rustix::net::netdevice::name_to_index(probe()?, name).map_err(|_| {
+                    io::Error::new(
+                        io::ErrorKind::NotFound,
+                        format!("no interface {name:?}: `ip link` lists them"),
+                    )
+                })
+            }
+            Self::Address(address) => index_of(*address),
+            Self::TowardServer => match local_address_toward(server)? {
+                IpAddr::V4(address) => index_of(address),
+                IpAddr::V6(_) => Ok(0), // the kernel's choice for the group
+            },
+        }
+    }
+}
+
+fn probe() -> io::Result<UdpSocket> {
+    UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))
+}
+
+/// The address that packets to `server` leave from. Sends nothing.
+fn local_address_toward(server: SocketAddr) -> io::Result<IpAddr> {
+    let any: SocketAddr = match server {
+        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        SocketAddr::V6(_) => (std::net::Ipv6Addr::UNSPECIFIED, 0).into(),
+    };
+    let socket = UdpSocket::bind(any)?;
+    socket.connect(server)?;
+    Ok(socket.local_addr()?.ip())
+}
+
+fn index_of(address: Ipv4Addr) -> io::Result<u32> {
+    let socket = probe()?;
+    let addresses = nix::ifaddrs::getifaddrs()?;
+    let name = addresses
+        .filter(|entry| {
+            let own =
+                entry.address.as_ref().and_then(|own| own.as_sockaddr_in().map(|own| own.ip()));
+            own == Some(address)
+                || (address.is_loopback() && own.is_some_and(|own| own.is_loopback()))
+        })
+        .map(|entry| entry.interface_name)
+        .next();
+    let name = name.ok_or_else(|| {
+        io::Error::new(
+            io::ErrorKind::NotFound,
+            format!("no interface has the address {address}: `ip address` lists them"),
+        )
+    })?;
+    Ok(rustix::net::netdevice::name_to_index(socket, &name)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server() -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::LOCALHOST, 8888))
+    }
+
+    #[test]
+    fn the_way_to_loopback_is_the_loopback_interface_however_it_is_named() {
+        let by_name = InterfaceChoice::Name("lo".into()).index(server()).unwrap();
+        assert_eq!(InterfaceChoice::TowardServer.index(server()).unwrap(), by_name);
+        assert_eq!(
+            "127.0.0.1".parse::<InterfaceChoice>().unwrap().index(server()).unwrap(),
+            by_name
+        );
+    }
+
+    #[test]
+    fn an_unknown_interface_is_named_in_the_error() {
+        for text in ["nosuch0", "203.0.113.77"] {
+            let error = text.parse::<InterfaceChoice>().unwrap().index(server()).unwrap_err();
+            assert!(error.to_string().contains(text), "{error}");
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! `recvmmsg` with everything that comes beside a datagram: its sender, where GRO joined several, and how many
+//! the socket dropped.
+
+use std::io;
+use std::mem;
+use std::net::Ipv4Addr;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// Largest thing that a UDP socket with GRO hands out.
+const SLOT_LEN: usize = 65_536;
+/// Messages a call.
+const SLOTS: usize = 32;
+
+/// Room for the two control messages that are asked for, each an int.
+#[repr(C, align(8))]
+#[derive(Clone, Copy)]
+struct Control([u8; 64]);
+
+/// A batch of received messages. The buffers are used again by the next call.
+pub(super) struct RecvBatch {
+    buffer: Vec<u8>,
+    addresses: Vec<libc::sockaddr_in>,
+    controls: Vec<Control>,
+    headers: Vec<libc::mmsghdr>,
+    iovecs: Vec<libc::iovec>,
+    received: usize,
+}
+
+/// One message: one datagram, or several of equal length (the last may be shorter) that GRO joined.
+pub(super) struct Message<'a> {
+    pub(super) from: Ipv4Addr,
+    bytes: &'a [u8],
+    segment: usize,
+    /// Datagrams that this socket dropped since it was made, as the kernel counts (modulo 2^32).
+    pub(super) drops: Option<u32>,
+}
+
+impl<'a> Message<'a> {
+    /// The datagrams in it.
+    pub(super) fn datagrams(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        self.bytes.chunks(self.segment)
+    }
+}
+
+// SAFETY: the raw pointers inside `headers` and `iovecs` point into the other fields' heap memory and are
+// written anew by every `receive` before they are used.
+unsafe impl Send for RecvBatch {}
+
+impl RecvBatch {
+    pub(super) fn new() -> Self {
+        // SAFETY: all-zero is a valid value of these plain C structures.
+        let (address, header, iovec) = unsafe { (mem::zeroed(), mem::zeroed(), mem::zeroed()) };
+        Self {
+            buffer: vec![0; SLOTS * SLOT_LEN],
+            addresses: vec![address; SLOTS],
+            controls: vec![Control([0; 64]); SLOTS],
+            headers: vec![header; SLOTS],
+            iovecs: vec![iovec; SLOTS],
+            received: 0,
+        }
+    }
+
+    /// Takes what is there, without waiting. 0: nothing is there.
+    pub(super) fn receive(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
+        self.received = 0;
+        for (slot, bytes) in self.buffer.chunks_exact_mut(SLOT_LEN).enumerate() {
+            self.iovecs[slot] =
+                libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+            let header = &mut self.headers[slot].msg_hdr;
+            header.msg_iov = &raw mut self.iovecs[slot];
+            header.msg_iovlen = 1;
+            header.msg_name = (&raw mut self.addresses[slot]).cast();
+            header.msg_namelen = size_of::<libc::sockaddr_in>() as libc::socklen_t;
+            header.msg_control = (&raw mut self.controls[slot]).cast();
+            header.msg_controllen = size_of::<Control>() as _;
+        }
+        // SAFETY: every header points to `SLOTS` live, disjoint buffers of the lengths it states, set just above.
+        let received = unsafe {
+            libc::recvmmsg(
+                socket.as_raw_fd(),
+                self.headers.as_mut_ptr(),
+                SLOTS as libc::c_uint,
+                libc::MSG_DONTWAIT,
+                std::ptr::null_mut(),
+            )
+        };
+        match usize::try_from(received) {
+            Ok(received) => {
+                self.received = received;
+                Ok(received)
+            }
+            Err(_) => match io::Error::last_os_error() {
+                error
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                    ) =>
+                {
+                    Ok(0)
+                }
+                error => Err(error),
+            },
+        }
+    }
+
+    /// Whether the last call filled every slot, so that more may wait.
+    pub(super) fn is_full(&self) -> bool {
+        self.received == SLOTS
+    }
+
+    /// What the last call brought.
+    pub(super) fn messages(&self) -> impl Iterator<Item = Message<'_>> {
+        (0..self.received).map(|slot| self.message(slot))
+    }
+
+    fn message(&self, slot: usize) -> Message<'_> {
+        let header = &self.headers[slot];
+        let len = (header.msg_len as usize).min(SLOT_LEN);
+        let bytes = &self.buffer[slot * SLOT_LEN..][..len];
+        let (mut segment, mut drops) = (len, None);
+        // SAFETY: the kernel filled `msg_control` of this header up to `msg_controllen`; CMSG_* stay inside it, and
+        // the payload of each message read here is checked to hold the int that is read.
+        unsafe {
+            let mut next = libc::CMSG_FIRSTHDR(&raw const header.msg_hdr);
+            while let Some(message) = next.as_ref() {
+                let enough = message.cmsg_len as usize
+                    >= libc::CMSG_LEN(size_of::<libc::c_int>() as libc::c_uint) as usize;
+                let value = libc::CMSG_DATA(next).cast::<libc::c_int>();
+                match (message.cmsg_level, message.cmsg_type) {
+                    (libc::SOL_UDP, libc::UDP_GRO) if enough => {
+                        segment = usize::try_from(value.read_unaligned()).unwrap_or(len);
+                    }
+                    (libc::SOL_SOCKET, libc::SO_RXQ_OVFL) if enough => {
+                        drops = Some(value.read_unaligned().cast_unsigned());
+                    }
+                    _ => {}
+                }
+                next = libc::CMSG_NXTHDR(&raw const header.msg_hdr, next);
+            }
+        }
+        let from = Ipv4Addr::from(u32::from_be(self.addresses[slot].sin_addr.s_addr));
+        Message { from, bytes, segment: segment.max(1), drops }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn datagrams_come_with_their_sender_and_none_comes_twice() {
+        let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let mut batch = RecvBatch::new();
+        assert_eq!(batch.receive(receiver.as_fd()).unwrap(), 0);
+        for number in 0..40u8 {
+            sender.send_to(&[number; 100], receiver.local_addr().unwrap()).unwrap();
+        }
+        let mut seen = Vec::new();
+        while batch.receive(receiver.as_fd()).unwrap() > 0 {
+            for message in batch.messages() {
+                assert_eq!(message.from, Ipv4Addr::LOCALHOST);
+                seen.extend(message.datagrams().map(|datagram| (datagram[0], datagram.len())));
+            }
+        }
+        assert_eq!(seen, (0..40).map(|number| (number, 100)).collect::<Vec<_>>());
+    }
+}

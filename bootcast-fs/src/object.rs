@@ -1,0 +1,429 @@
+//! One version of one file on this machine: what is here, and who waits for the rest.
+
+use std::fmt;
+use std::io::IoSlice;
+use std::net::IpAddr;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use bootcast_proto::{Etag, JoinAnswer, PageIndex, PageRange};
+use tokio::sync::watch;
+
+use crate::cache::{Kept, ObjectKey, Store};
+use crate::receiver::{
+    Action, Arrival, Assembly, Counters, Failure, JoinError, Pin, Receiver, Timing,
+};
+
+/// Most slices that one write takes: `UIO_MAXIOV` of the kernel.
+const MAX_SLICES: usize = 1024;
+
+/// Somebody who waits for bytes. Dropping it unanswered is a bug that the kernel turns into EIO.
+pub trait Waiter: Send {
+    /// Ends the wait.
+    fn answer(self: Box<Self>, outcome: Result<&[u8], Unread>);
+    /// Whether nobody is interested any more, for example because the caller was killed.
+    fn is_abandoned(&self) -> bool;
+}
+
+/// Why a read ends without its bytes.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unread {
+    /// The bytes can never come.
+    #[error(transparent)]
+    Failed(#[from] Failure),
+    /// They did not come within the time that the mount allows.
+    #[error("timed out")]
+    TimedOut,
+    /// The reader was killed.
+    #[error("interrupted")]
+    Interrupted,
+    /// The mount ends.
+    #[error("shutting down")]
+    ShutDown,
+    /// The store could not be read.
+    #[error("cannot read the cache: {0}")]
+    Store(String),
+}
+
+/// A read whose bytes are not all here.
+struct Parked {
+    bytes: Range<u64>,
+    since: Instant,
+    waiter: Box<dyn Waiter>,
+}
+
+/// A read that can be answered now.
+pub struct Ready {
+    /// What to read.
+    pub bytes: Range<u64>,
+    /// Who gets it.
+    pub waiter: Box<dyn Waiter>,
+    /// Set where the bytes will not come.
+    pub error: Option<Unread>,
+}
+
+/// What became of an open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Opening {
+    /// No answer yet.
+    Pending,
+    /// Reads will be served, now or later.
+    Open,
+    /// It cannot be opened.
+    Failed(Failure),
+}
+
+/// One version of one file: its [`Store`], its [`Receiver`] and its waiting reads.
+pub struct Object {
+    id: u64,
+    key: ObjectKey,
+    store: Store,
+    inner: Mutex<Inner>,
+    /// One checkpoint at a time.
+    saving: Mutex<()>,
+    /// Signalled whenever an opener or a progress display may see something new.
+    changed: watch::Sender<()>,
+}
+
+struct Inner {
+    receiver: Receiver,
+    parked: Vec<Parked>,
+    /// Whether the store has its final size.
+    sized: bool,
+    /// Pages held at the last checkpoint.
+    saved: u32,
+}
+
+impl Object {
+    /// The object of `key` in `store`, with `size` bytes where that is known.
+    pub fn new(key: ObjectKey, mut store: Store, size: Option<u64>, timing: Timing) -> Self {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+        let kept = store.take_kept();
+        let saved = kept.as_ref().map_or(0, |kept| kept.held().held());
+        let pin = Pin { etag: key.etag.clone(), size };
+        let inner = Inner {
+            receiver: Receiver::new(pin, kept, timing),
+            parked: Vec::new(),
+            sized: false,
+            saved,
+        };
+        Self {
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            key,
+            store,
+            inner: Mutex::new(inner),
+            saving: Mutex::default(),
+            changed: watch::Sender::new(()),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // No code that holds the lock leaves the state half changed.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Unlike that of any other object of this process.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// What it is.
+    pub fn key(&self) -> &ObjectKey {
+        &self.key
+    }
+
+    /// Its bytes.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// One reader more. The intake must attend to the object afterwards.
+    pub fn open(&self) {
+        self.lock().receiver.handle_open();
+    }
+
+    /// One reader less. The intake must attend to the object afterwards.
+    pub fn close(&self, now: Instant) {
+        self.lock().receiver.handle_close(now);
+    }
+
+    /// Takes the server's word on a join.
+    #[must_use]
+    pub fn joined(&self, result: Result<JoinAnswer, JoinError>, now: Instant) -> Vec<Ready> {
+        let mut inner = self.lock();
+        match result {
+            Ok(answer) => inner.receiver.handle_join(&answer, now),
+            Err(error) => inner.receiver.handle_join_error(error, now),
+        }
+        self.settle(&mut inner)
+    }
+
+    /// Runs what is due and hands out what is to be done.
+    pub fn tend(&self, now: Instant) -> Vec<Action> {
+        let mut inner = self.lock();
+        inner.receiver.handle_timeout(now);
+        std::iter::from_fn(|| inner.receiver.poll_action()).collect()
+    }
+
+    /// When [`Self::tend`] is due.
+    pub fn due(&self) -> Option<Instant> {
+        self.lock().receiver.poll_timeout()
+    }
+
+    /// Takes a batch of datagrams, stores what is new, and hands out the reads that this serves.
+    #[must_use]
+    pub fn receive<'a>(
+        &self,
+        datagrams: impl Iterator<Item = (IpAddr, &'a [u8])>,
+        now: Instant,
+    ) -> Vec<Ready> {
+        let mut pages = Vec::new();
+        {
+            let mut inner = self.lock();
+            for (from, datagram) in datagrams {
+                if let Arrival::New(page) = inner.receiver.handle_datagram(from, datagram, now) {
+                    pages.push((page.index, IoSlice::new(page.payload)));
+                }
+            }
+            if !inner.sized
+                && let Some(size) = inner.receiver.size()
+            {
+                match self.store.set_size(size) {
+                    Ok(()) => inner.sized = true,
+                    Err(error) => inner.receiver.handle_store_error(error.to_string()),
+                }
+            }
+        }
+        let stored = self.write(&mut pages);
+        let mut inner = self.lock();
+        for run in stored.runs {
+            inner.receiver.handle_stored(run);
+        }
+        if let Some(error) = stored.error {
+            inner.receiver.handle_store_error(error);
+        }
+        self.settle(&mut inner)
+    }
+
+    /// Counts datagrams that this machine was too slow for.
+    pub fn count_drops(&self, datagrams: u64) {
+        self.lock().receiver.handle_drops(datagrams);
+    }
+
+    /// Writes pages in runs of consecutive ones.
+    fn write(&self, mut pages: &mut [(PageIndex, IoSlice<'_>)]) -> Stored {
+        let mut stored = Stored::default();
+        let page_size = self.lock().receiver.assembly().map(Assembly::page_size);
+        let Some(page_size) = page_size else { return stored };
+        while let Some(&(first, _)) = pages.first() {
+            let consecutive = |(at, page): &(usize, &(PageIndex, IoSlice<'_>))| {
+                *at < MAX_SLICES && page.0.0 as usize == first.0 as usize + at
+            };
+            let len = pages.iter().enumerate().take_while(consecutive).count();
+            let (run, rest) = pages.split_at_mut(len);
+            let mut slices: Vec<_> = run.iter().map(|(_, slice)| *slice).collect();
+            let offset = u64::from(first.0) * u64::from(page_size.get());
+            match self.store.write_run(&mut slices, offset) {
+                Ok(()) => {
+                    let end = u32::try_from(len).map_or(u32::MAX, |len| first.0 + len);
+                    stored.runs.push(PageRange::new(first.0, end));
+                }
+                Err(error) => {
+                    stored.error = Some(error.to_string());
+                    return stored;
+                }
+            }
+            pages = rest;
+        }
+        stored
+    }
+
+    /// Takes out the reads that need not wait any more, and wakes who watches.
+    fn settle(&self, inner: &mut Inner) -> Vec<Ready> {
+        self.changed.send_replace(());
+        let failure = inner.receiver.failure().cloned();
+        let receiver = &inner.receiver;
+        inner
+            .parked
+            .extract_if(.., |parked| failure.is_some() || receiver.holds(&parked.bytes))
+            .map(|parked| {
+                let error = failure.clone().filter(|_| !receiver.holds(&parked.bytes));
+                let error = error.map(Unread::Failed);
+                Ready { bytes: parked.bytes, waiter: parked.waiter, error }
+            })
+            .collect()
+    }
+
+    /// Serves a read, or parks it until its bytes are here.
+    pub fn read(&self, bytes: Range<u64>, waiter: Box<dyn Waiter>, now: Instant) {
+        let mut inner = self.lock();
+        let size = inner.receiver.size().unwrap_or(u64::MAX);
+        let bytes = bytes.start.min(size)..bytes.end.min(size);
+        let ready = if bytes.is_empty() || inner.receiver.holds(&bytes) {
+            Ready { bytes, waiter, error: None }
+        } else if let Some(failure) = inner.receiver.failure() {
+            Ready { bytes, waiter, error: Some(failure.clone().into()) }
+        } else {
+            inner.parked.push(Parked { bytes, since: now, waiter });
+            return;
+        };
+        drop(inner);
+        self.answer(ready);
+    }
+
+    /// Answers a read from the store.
+    pub fn answer(&self, ready: Ready) {
+        let Ready { bytes, waiter, error } = ready;
+        if let Some(error) = error {
+            return waiter.answer(Err(error));
+        }
+        // The kernel asks for at most a MiB or so at a time.
+        let mut buffer = vec![0; usize::try_from(bytes.end - bytes.start).unwrap_or(usize::MAX)];
+        match self.store.read_exact_at(&mut buffer, bytes.start) {
+            Ok(()) => waiter.answer(Ok(&buffer)),
+            Err(error) => waiter.answer(Err(Unread::Store(error.to_string()))),
+        }
+    }
+
+    /// Ends the waits of readers that are gone, and of those that began before `deadline`.
+    pub fn reap(&self, deadline: Option<Instant>) {
+        let reaped: Vec<_> = {
+            let mut inner = self.lock();
+            let verdict = |parked: &Parked| {
+                if parked.waiter.is_abandoned() {
+                    Some(Unread::Interrupted)
+                } else if deadline.is_some_and(|deadline| parked.since < deadline) {
+                    Some(Unread::TimedOut)
+                } else {
+                    None
+                }
+            };
+            let mut reaped = Vec::new();
+            for parked in std::mem::take(&mut inner.parked) {
+                match verdict(&parked) {
+                    Some(error) => reaped.push((parked, error)),
+                    None => inner.parked.push(parked),
+                }
+            }
+            reaped
+        };
+        for (parked, error) in reaped {
+            parked.waiter.answer(Err(error));
+        }
+    }
+
+    /// Ends every wait and the membership: the program ends.
+    pub fn shut_down(&self) {
+        let parked = {
+            let mut inner = self.lock();
+            inner.receiver.shut_down();
+            std::mem::take(&mut inner.parked)
+        };
+        for parked in parked {
+            parked.waiter.answer(Err(Unread::ShutDown));
+        }
+    }
+
+    /// Remembers on disk what is held. Waits for the disk; call it where that harms nobody.
+    pub fn checkpoint(&self) -> std::io::Result<()> {
+        let _alone = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = {
+            let inner = self.lock();
+            let assembly = inner.receiver.assembly();
+            let news = assembly.filter(|assembly| assembly.held().held() != inner.saved);
+            news.and_then(Kept::of)
+        };
+        let Some(kept) = kept else { return Ok(()) };
+        self.store.checkpoint(&kept)?;
+        self.lock().saved = kept.held();
+        Ok(())
+    }
+
+    /// What became of the open.
+    pub fn opening(&self) -> Opening {
+        let inner = self.lock();
+        match inner.receiver.failure() {
+            Some(failure) => Opening::Failed(failure.clone()),
+            None if inner.receiver.assembly().is_some() => Opening::Open,
+            None => Opening::Pending,
+        }
+    }
+
+    /// A receiver that wakes whenever something may have changed.
+    pub fn watch(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
+    /// Whether every byte is here.
+    pub fn is_complete(&self) -> bool {
+        self.lock().receiver.is_complete()
+    }
+
+    /// Whether it can never be completed.
+    pub fn is_failed(&self) -> bool {
+        self.lock().receiver.failure().is_some()
+    }
+
+    /// Nobody reads it, and it takes part in no cast.
+    pub fn is_idle(&self) -> bool {
+        let inner = self.lock();
+        inner.receiver.is_idle() && inner.receiver.readers() == 0
+    }
+
+    /// Takes part in no cast, nor tries to.
+    pub fn is_resting(&self) -> bool {
+        self.lock().receiver.is_idle()
+    }
+
+    /// Exact size in bytes, once known.
+    pub fn size(&self) -> Option<u64> {
+        self.lock().receiver.size()
+    }
+
+    /// Version, once known.
+    pub fn etag(&self) -> Option<Etag> {
+        self.lock().receiver.etag().cloned()
+    }
+
+    /// Bytes from the beginning that are here without a gap.
+    pub fn contiguous(&self) -> u64 {
+        self.lock().receiver.assembly().map_or(0, Assembly::contiguous)
+    }
+
+    /// Bytes that are here; up to a page less than in truth.
+    pub fn received(&self) -> u64 {
+        let inner = self.lock();
+        inner.receiver.assembly().map_or(0, |assembly| {
+            let pages = u64::from(assembly.held().held());
+            (pages * u64::from(assembly.page_size().get())).min(assembly.geometry().size())
+        })
+    }
+
+    /// Joins in a row that failed.
+    pub fn join_failures(&self) -> u32 {
+        self.lock().receiver.join_failures()
+    }
+
+    /// Datagrams by what became of them.
+    pub fn counters(&self) -> Counters {
+        self.lock().receiver.counters()
+    }
+}
+
+impl fmt::Debug for Object {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Object")
+            .field("id", &self.id)
+            .field("key", &self.key)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a write of pages came to.
+#[derive(Default)]
+struct Stored {
+    runs: Vec<PageRange>,
+    error: Option<String>,
+}

@@ -1,0 +1,320 @@
+//! Which pages of one version of a file are here, and which datagrams bring new ones.
+
+use std::ops::Range;
+
+use bootcast_proto::wire::{DataError, Page};
+use bootcast_proto::{Geometry, JoinAnswer, Layout, PageIndex, PageRange, PageSet, PageSize};
+
+/// Wraps without the last page after which it counts as a phantom; docs/PROTOCOL.md, "The reference layout".
+const PHANTOM_WRAPS: u32 = 3;
+
+/// The pages of one version of a file, as far as they came.
+#[derive(Debug)]
+pub struct Assembly {
+    geometry: Geometry,
+    /// Whether `geometry` has the file's exact size; else it is the largest that the answer allows.
+    exact: bool,
+    /// Pages that the present cast announced; may exceed the geometry's by the phantom page.
+    announced: u32,
+    /// Of the present cast; `None` until its first datagram.
+    layout: Option<Layout>,
+    held: PageSet,
+    last_seen: Option<PageIndex>,
+    wraps_without_last: u32,
+}
+
+/// What a datagram was worth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arrival<'a> {
+    /// A page not held before: store it, then call [`Assembly::stored`].
+    New(Page<'a>),
+    /// Held already.
+    Duplicate,
+    /// Not a page of this cast.
+    Bad(DataError),
+}
+
+impl Assembly {
+    /// Begins from what was kept of this version: the exact size, and the pages held.
+    pub fn resume(geometry: Geometry, held: PageSet) -> Self {
+        let announced = geometry.pages();
+        Self { held, ..Self::empty(geometry, true, announced) }
+    }
+
+    /// Begins with nothing but a join answer. `size` is the exact size where it is known from elsewhere.
+    pub fn begin(answer: &JoinAnswer, size: Option<u64>) -> Self {
+        let exact = size.and_then(|size| Geometry::new(size, answer.page_size).ok());
+        let geometry = exact.or_else(|| answer.geometry());
+        let full = || Geometry::all_full(answer.pages, answer.page_size);
+        // No page can tell the size of a file that has none.
+        let exact = geometry.is_some() || answer.pages == 0;
+        Self::empty(geometry.unwrap_or_else(full), exact, answer.pages)
+    }
+
+    fn empty(geometry: Geometry, exact: bool, announced: u32) -> Self {
+        Self {
+            geometry,
+            exact,
+            announced,
+            layout: None,
+            held: PageSet::new(geometry.pages()),
+            last_seen: None,
+            wraps_without_last: 0,
+        }
+    }
+
+    /// Goes on with another cast of the same version; `false` where the answer cannot be of this version.
+    ///
+    /// The page size may be another one now: pages that the held bytes cover stay held.
+    pub fn continue_with(&mut self, answer: &JoinAnswer) -> bool {
+        let same_pages = answer.page_size == self.geometry.page_size();
+        let size = self.exact.then(|| self.geometry.size());
+        let next = Self::begin(answer, size);
+        let fits = match size {
+            Some(size) => {
+                answer.extensions.size.is_none_or(|announced| announced == size)
+                    && (answer.pages == next.geometry.pages()
+                        || answer.pages == Layout::Reference.announced_pages(&next.geometry))
+            }
+            None => same_pages && answer.pages == self.announced,
+        };
+        if !fits {
+            return false;
+        }
+        let held = if same_pages { self.held.clone() } else { self.regrouped(&next.geometry) };
+        *self = Self { held, exact: self.exact || next.exact, ..next };
+        true
+    }
+
+    /// The pages of `other` whose bytes are all held.
+    fn regrouped(&self, other: &Geometry) -> PageSet {
+        let mut held = PageSet::new(other.pages());
+        for page in other.all().iter() {
+            if self.holds(&other.byte_range(PageRange::single(page))) {
+                held.insert(page);
+            }
+        }
+        held
+    }
+
+    /// Looks at a datagram of the present cast.
+    pub fn arrived<'a>(&mut self, datagram: &'a [u8]) -> Arrival<'a> {
+        let layout = self.layout.or_else(|| Layout::detect(datagram, self.announced));
+        // Where neither layout fits, the base layout's complaint is the one to count.
+        let page = match layout.unwrap_or(Layout::Base).decode(datagram, self.announced) {
+            Ok(page) => page,
+            Err(error) => return Arrival::Bad(error),
+        };
+        if let Err(error) = self.check_len(&page) {
+            return Arrival::Bad(error);
+        }
+        self.layout = layout;
+        self.watch_for_phantom(page.index);
+        if self.held.contains(page.index) { Arrival::Duplicate } else { Arrival::New(page) }
+    }
+
+    /// Every page has the length that its place demands; an unknown last page tells the exact size.
+    fn check_len(&mut self, page: &Page<'_>) -> Result<(), DataError> {
+        let expected = self.geometry.page_len(page.index).ok_or(DataError::Index)?;
+        let len = u32::try_from(page.payload.len()).map_err(|_| DataError::Size)?;
+        let is_last = page.index.0 + 1 == self.announced;
+        if !self.exact && is_last && len <= expected {
+            let size = self.geometry.offset(page.index) + u64::from(len);
+            self.geometry = Geometry::new(size, self.geometry.page_size())
+                .expect("not more pages than were announced");
+            self.exact = true;
+            return Ok(());
+        }
+        if len == expected { Ok(()) } else { Err(DataError::Size) }
+    }
+
+    fn watch_for_phantom(&mut self, index: PageIndex) {
+        let before = self.last_seen.replace(index);
+        let wrapped = index.0 == 0 && before.is_some_and(|page| page.0 + 2 == self.announced);
+        if wrapped && self.layout == Some(Layout::Reference) && !self.exact {
+            self.wraps_without_last += 1;
+            self.settle_phantom();
+        }
+    }
+
+    /// Takes the last announced page for a phantom once the evidence is in.
+    fn settle_phantom(&mut self) {
+        let real = self.announced.saturating_sub(1);
+        if !self.exact
+            && self.wraps_without_last >= PHANTOM_WRAPS
+            && self.held.contains_all(PageRange::new(0, real))
+        {
+            self.geometry = Geometry::all_full(real, self.geometry.page_size());
+            self.held = self.held.truncated(real);
+            self.exact = true;
+        }
+    }
+
+    /// Notes pages that are now in the store.
+    pub fn stored(&mut self, pages: PageRange) {
+        self.held.insert_range(pages);
+        self.settle_phantom();
+    }
+
+    /// Whether every page is here. Never before the exact size is known.
+    pub fn is_complete(&self) -> bool {
+        self.exact && self.held.is_full()
+    }
+
+    /// Whether all of these bytes are here. What lies beyond the end of the file is not missed.
+    pub fn holds(&self, bytes: &Range<u64>) -> bool {
+        self.held.contains_all(self.geometry.pages_covering(bytes.clone()))
+    }
+
+    /// Bytes from the beginning of the file that are here without a gap.
+    pub fn contiguous(&self) -> u64 {
+        match self.held.first_missing(self.geometry.all()) {
+            Some(page) => self.geometry.offset(page),
+            None => self.geometry.size(),
+        }
+    }
+
+    /// The exact size in bytes, once it is known.
+    pub fn size(&self) -> Option<u64> {
+        self.exact.then(|| self.geometry.size())
+    }
+
+    /// The pages held.
+    pub fn held(&self) -> &PageSet {
+        &self.held
+    }
+
+    /// The geometry; its size is an upper bound until [`Self::size`] is known.
+    pub fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    /// Bytes of a full page.
+    pub fn page_size(&self) -> PageSize {
+        self.geometry.page_size()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bootcast_proto::Token;
+    use bootcast_proto::join::Extensions;
+
+    use super::*;
+
+    const PAGE: u32 = 4;
+
+    fn answer(pages: u32, size: Option<u64>) -> JoinAnswer {
+        JoinAnswer {
+            connect: "239.255.0.1:9000".parse().unwrap(),
+            token: Token::from_random(1),
+            pages,
+            page_size: PageSize::new(PAGE.into()).unwrap(),
+            extensions: Extensions { size, ..Extensions::default() },
+        }
+    }
+
+    fn datagram(layout: Layout, announced: u32, number: u32, payload: &[u8]) -> Vec<u8> {
+        let mut bytes = layout.header(PageIndex(number - 1), announced, payload).to_vec();
+        bytes.extend_from_slice(payload);
+        bytes
+    }
+
+    /// Feeds page `number` and stores it if it is new.
+    fn feed(assembly: &mut Assembly, layout: Layout, number: u32, payload: &[u8]) {
+        let bytes = datagram(layout, assembly.announced, number, payload);
+        if let Arrival::New(page) = assembly.arrived(&bytes) {
+            assembly.stored(PageRange::single(page.index));
+        }
+    }
+
+    #[test]
+    fn a_plain_servers_last_page_tells_the_size() {
+        let mut file = Assembly::begin(&answer(2, None), None);
+        feed(&mut file, Layout::Base, 1, b"aaaa");
+        assert_eq!((file.size(), file.is_complete()), (None, false));
+        feed(&mut file, Layout::Base, 2, b"bb");
+        assert_eq!((file.size(), file.is_complete()), (Some(6), true));
+    }
+
+    #[test]
+    fn a_page_of_the_wrong_length_is_bad() {
+        let mut file = Assembly::begin(&answer(2, Some(6)), None);
+        for (number, payload) in [(1, &b"aaa"[..]), (2, b"bbb"), (2, b"b")] {
+            let bytes = datagram(Layout::Base, 2, number, payload);
+            assert_eq!(file.arrived(&bytes), Arrival::Bad(DataError::Size));
+        }
+    }
+
+    #[test]
+    fn a_page_counts_only_once_it_is_stored() {
+        let mut file = Assembly::begin(&answer(1, Some(4)), None);
+        let bytes = datagram(Layout::Base, 1, 1, b"aaaa");
+        assert!(matches!(file.arrived(&bytes), Arrival::New(_)));
+        assert!(matches!(file.arrived(&bytes), Arrival::New(_)));
+        file.stored(PageRange::new(0, 1));
+        assert_eq!(file.arrived(&bytes), Arrival::Duplicate);
+        assert!(file.is_complete());
+    }
+
+    #[test]
+    fn a_reference_server_with_an_exact_multiple_is_finished_in_spite_of_the_phantom_page() {
+        let mut file = Assembly::begin(&answer(3, None), None);
+        for pass in 1..=4 {
+            assert_eq!(file.is_complete(), pass > 4, "pass {pass}");
+            feed(&mut file, Layout::Reference, 1, b"aaaa");
+            feed(&mut file, Layout::Reference, 2, b"bbbb");
+        }
+        assert_eq!((file.size(), file.is_complete()), (Some(8), true));
+        assert_eq!(file.contiguous(), 8);
+    }
+
+    #[test]
+    fn a_last_page_that_was_lost_twice_is_not_taken_for_a_phantom() {
+        let mut file = Assembly::begin(&answer(3, None), None);
+        for _ in 0..3 {
+            feed(&mut file, Layout::Reference, 1, b"aaaa");
+            feed(&mut file, Layout::Reference, 2, b"bbbb");
+        }
+        feed(&mut file, Layout::Reference, 3, b"c");
+        assert_eq!((file.size(), file.is_complete()), (Some(9), true));
+    }
+
+    #[test]
+    fn a_wrap_with_other_losses_is_no_evidence_of_a_phantom() {
+        let mut file = Assembly::begin(&answer(3, None), None);
+        feed(&mut file, Layout::Reference, 1, b"aaaa");
+        feed(&mut file, Layout::Reference, 2, b"bbbb");
+        for _ in 0..10 {
+            feed(&mut file, Layout::Reference, 1, b"aaaa"); // page 2 lost, and perhaps page 3
+        }
+        assert_eq!(file.size(), None);
+    }
+
+    #[test]
+    fn an_empty_file_is_complete_at_once() {
+        assert!(Assembly::begin(&answer(0, None), None).is_complete());
+        assert!(Assembly::begin(&answer(0, Some(0)), None).is_complete());
+    }
+
+    #[test]
+    fn another_page_size_keeps_the_bytes_that_are_here() {
+        let mut file = Assembly::begin(&answer(4, Some(14)), None);
+        for number in [1, 2, 4] {
+            feed(&mut file, Layout::Base, number, &b"abcd"[..if number == 4 { 2 } else { 4 }]);
+        }
+        let larger =
+            JoinAnswer { pages: 3, page_size: PageSize::new(6).unwrap(), ..answer(3, Some(14)) };
+        assert!(file.continue_with(&larger));
+        assert!(file.holds(&(0..6)) && !file.holds(&(6..12)) && file.holds(&(12..14)));
+    }
+
+    #[test]
+    fn another_size_is_another_version() {
+        let mut file = Assembly::begin(&answer(2, Some(6)), None);
+        assert!(!file.continue_with(&answer(2, Some(7))));
+        let mut plain = Assembly::begin(&answer(2, None), None);
+        assert!(plain.continue_with(&answer(2, None)));
+        assert!(!plain.continue_with(&answer(3, None)));
+    }
+}

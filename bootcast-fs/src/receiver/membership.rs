@@ -1,0 +1,347 @@
+//! When to be a member of a cast: join, join again, linger, leave.
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddrV4};
+use std::time::{Duration, Instant};
+
+use bootcast_proto::Token;
+
+/// First pause after a join that failed; it doubles.
+const RETRY_MIN: Duration = Duration::from_millis(100);
+/// The longest pause between joins while the server is away.
+const RETRY_MAX: Duration = Duration::from_secs(2);
+
+/// What the driver must do. Actions are handed out in the order in which they must happen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Send a join; answer with `joined` or `join_failed`.
+    Join,
+    /// Send a leave; nobody waits for the answer.
+    Leave(Token),
+    /// Listen to this group, and to no other any more.
+    Subscribe(Subscription),
+    /// Listen to nothing.
+    Unsubscribe,
+}
+
+/// Where the datagrams of a cast come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Subscription {
+    /// Group and port.
+    pub connect: SocketAddrV4,
+    /// The only address whose datagrams count, where it is known.
+    pub source: Option<IpAddr>,
+}
+
+/// Times that the user may choose.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// How long a membership outlives its last reader.
+    pub linger: Duration,
+    /// How long a member hears nothing before it joins again.
+    pub silence: Duration,
+}
+
+/// Whether and how this client takes part in the cast of one file.
+///
+///     Idle --open--> Joining --answer--> Member --silence--> Rejoining
+///      ^                |                  |  ^---- answer -----'  |
+///      '--- complete, failed, or unread for longer than linger ----'
+///
+/// A failed join is repeated, ever more slowly, for as long as the file is wanted. A member stays subscribed while it
+/// joins again, because the silence may have been the network's.
+#[derive(Debug)]
+pub(super) struct Membership {
+    timing: Timing,
+    state: State,
+    readers: usize,
+    /// Set while nobody reads but the membership is still kept.
+    linger_until: Option<Instant>,
+    /// All pages are here, or can never be: membership has no use any more.
+    over: bool,
+    actions: VecDeque<Action>,
+}
+
+#[derive(Debug)]
+enum State {
+    Idle,
+    Joining(Attempt),
+    Member { token: Token, heard: Instant },
+    Rejoining { token: Token, attempt: Attempt },
+}
+
+/// A join on its way, or due.
+#[derive(Clone, Copy, Debug)]
+struct Attempt {
+    failures: u32,
+    /// `None`: the request is out.
+    retry_at: Option<Instant>,
+}
+
+impl Attempt {
+    const FIRST: Self = Self { failures: 0, retry_at: None };
+
+    fn failed(self, now: Instant, at_least: Duration) -> Self {
+        let doubled = RETRY_MIN.saturating_mul(1 << self.failures.min(16));
+        let pause = doubled.min(RETRY_MAX).max(at_least);
+        Self { failures: self.failures.saturating_add(1), retry_at: Some(now + pause) }
+    }
+
+    fn is_due(self, now: Instant) -> bool {
+        self.retry_at.is_some_and(|at| at <= now)
+    }
+
+    fn sent(self) -> Self {
+        Self { retry_at: None, ..self }
+    }
+}
+
+impl Membership {
+    /// Nobody reads yet; with `over` nobody ever needs to join.
+    pub(super) fn new(timing: Timing, over: bool) -> Self {
+        let actions = VecDeque::new();
+        Self { timing, state: State::Idle, readers: 0, linger_until: None, over, actions }
+    }
+
+    /// One reader more.
+    pub(super) fn opened(&mut self) {
+        self.readers += 1;
+        self.linger_until = None;
+        if matches!(self.state, State::Idle) && !self.over {
+            self.state = State::Joining(Attempt::FIRST);
+            self.actions.push_back(Action::Join);
+        }
+    }
+
+    /// One reader less. The last one starts the linger time.
+    pub(super) fn closed(&mut self, now: Instant) {
+        self.readers = self.readers.saturating_sub(1);
+        if self.readers == 0 && !matches!(self.state, State::Idle) {
+            self.linger_until = Some(now + self.timing.linger);
+            self.handle_timeout(now);
+        }
+    }
+
+    /// The server made us a member. Where that is not wanted any more, the membership is given back.
+    pub(super) fn joined(&mut self, token: Token, subscription: Subscription, now: Instant) {
+        let previous = match std::mem::replace(&mut self.state, State::Idle) {
+            State::Idle => {
+                self.actions.push_back(Action::Leave(token));
+                return;
+            }
+            State::Joining(_) => None,
+            State::Member { token, .. } | State::Rejoining { token, .. } => Some(token),
+        };
+        self.actions.push_back(Action::Subscribe(subscription));
+        self.actions.extend(previous.map(Action::Leave));
+        self.state = State::Member { token, heard: now };
+    }
+
+    /// A join failed in a way that time may heal. `retry_after` is the server's wish.
+    pub(super) fn join_failed(&mut self, now: Instant, retry_after: Duration) {
+        match &mut self.state {
+            State::Joining(attempt) | State::Rejoining { attempt, .. } => {
+                *attempt = attempt.failed(now, retry_after);
+            }
+            State::Idle | State::Member { .. } => {}
+        }
+    }
+
+    /// A datagram of the cast came.
+    pub(super) fn heard(&mut self, now: Instant) {
+        if let State::Member { heard, .. } = &mut self.state {
+            *heard = now;
+        }
+    }
+
+    /// Membership has no use any more, for ever.
+    pub(super) fn end(&mut self) {
+        self.over = true;
+        self.leave();
+    }
+
+    fn leave(&mut self) {
+        self.linger_until = None;
+        match std::mem::replace(&mut self.state, State::Idle) {
+            State::Idle | State::Joining(_) => {}
+            State::Member { token, .. } | State::Rejoining { token, .. } => {
+                self.actions.push_back(Action::Unsubscribe);
+                self.actions.push_back(Action::Leave(token));
+            }
+        }
+    }
+
+    /// Runs what is due.
+    pub(super) fn handle_timeout(&mut self, now: Instant) {
+        if self.linger_until.is_some_and(|until| until <= now) {
+            self.leave();
+        }
+        let silence = self.timing.silence;
+        match &mut self.state {
+            State::Joining(attempt) | State::Rejoining { attempt, .. } if attempt.is_due(now) => {
+                *attempt = attempt.sent();
+                self.actions.push_back(Action::Join);
+            }
+            State::Member { token, heard } if *heard + silence <= now => {
+                let token = token.clone();
+                self.state = State::Rejoining { token, attempt: Attempt::FIRST };
+                self.actions.push_back(Action::Join);
+            }
+            State::Idle | State::Joining(_) | State::Member { .. } | State::Rejoining { .. } => {}
+        }
+    }
+
+    /// When `handle_timeout` is due next.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        let own = match &self.state {
+            State::Idle => None,
+            State::Joining(attempt) | State::Rejoining { attempt, .. } => attempt.retry_at,
+            State::Member { heard, .. } => Some(*heard + self.timing.silence),
+        };
+        [own, self.linger_until].into_iter().flatten().min()
+    }
+
+    /// What to do next.
+    pub(super) fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// Readers at present.
+    pub(super) fn readers(&self) -> usize {
+        self.readers
+    }
+
+    /// Neither a member nor on the way to become one.
+    pub(super) fn is_idle(&self) -> bool {
+        matches!(self.state, State::Idle) && self.actions.is_empty()
+    }
+
+    /// How many joins in a row have failed.
+    pub(super) fn failures(&self) -> u32 {
+        match &self.state {
+            State::Idle | State::Member { .. } => 0,
+            State::Joining(attempt) | State::Rejoining { attempt, .. } => attempt.failures,
+        }
+    }
+
+    /// A member at present, as far as is known.
+    pub(super) fn is_member(&self) -> bool {
+        matches!(self.state, State::Member { .. } | State::Rejoining { .. })
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a virtual clock needs a first moment")]
+mod tests {
+    use super::*;
+
+    const TIMING: Timing =
+        Timing { linger: Duration::from_secs(10), silence: Duration::from_secs(2) };
+
+    fn token(number: u128) -> Token {
+        Token::from_random(number)
+    }
+
+    fn place(host: u8) -> Subscription {
+        Subscription { connect: SocketAddrV4::new([239, 255, 0, host].into(), 9000), source: None }
+    }
+
+    fn actions(membership: &mut Membership) -> Vec<Action> {
+        std::iter::from_fn(|| membership.poll_action()).collect()
+    }
+
+    fn member(now: Instant) -> Membership {
+        let mut membership = Membership::new(TIMING, false);
+        membership.opened();
+        membership.joined(token(1), place(1), now);
+        assert_eq!(actions(&mut membership), [Action::Join, Action::Subscribe(place(1))]);
+        membership
+    }
+
+    #[test]
+    fn two_readers_share_one_join() {
+        let mut membership = member(Instant::now());
+        membership.opened();
+        assert_eq!(actions(&mut membership), []);
+    }
+
+    #[test]
+    fn when_all_is_here_the_leave_goes_out() {
+        let mut membership = member(Instant::now());
+        membership.end();
+        assert_eq!(actions(&mut membership), [Action::Unsubscribe, Action::Leave(token(1))]);
+        membership.opened();
+        assert_eq!(actions(&mut membership), []);
+        assert!(membership.is_idle());
+    }
+
+    #[test]
+    fn the_last_close_lingers_and_then_leaves() {
+        let start = Instant::now();
+        let mut membership = member(start);
+        membership.closed(start);
+        let second = Duration::from_secs(1);
+        for elapsed in 1..10 {
+            membership.heard(start + second * elapsed);
+            membership.handle_timeout(start + second * elapsed);
+            assert_eq!(actions(&mut membership), []);
+        }
+        assert_eq!(membership.poll_timeout(), Some(start + TIMING.linger));
+        membership.handle_timeout(start + TIMING.linger);
+        assert_eq!(actions(&mut membership), [Action::Unsubscribe, Action::Leave(token(1))]);
+    }
+
+    #[test]
+    fn an_open_within_the_linger_time_keeps_the_membership() {
+        let start = Instant::now();
+        let mut membership = member(start);
+        membership.closed(start);
+        membership.opened();
+        membership.heard(start + TIMING.linger);
+        membership.handle_timeout(start + TIMING.linger);
+        assert_eq!(actions(&mut membership), []);
+    }
+
+    #[test]
+    fn silence_joins_again_and_gives_the_old_membership_back() {
+        let start = Instant::now();
+        let mut membership = member(start);
+        let later = start + TIMING.silence;
+        membership.handle_timeout(later);
+        assert_eq!(actions(&mut membership), [Action::Join]);
+        membership.joined(token(2), place(2), later);
+        assert_eq!(
+            actions(&mut membership),
+            [Action::Subscribe(place(2)), Action::Leave(token(1))]
+        );
+    }
+
+    #[test]
+    fn a_failed_join_is_repeated_ever_more_slowly_for_ever() {
+        let mut now = Instant::now();
+        let mut membership = Membership::new(TIMING, false);
+        membership.opened();
+        let mut pauses = Vec::new();
+        for _ in 0..40 {
+            assert_eq!(actions(&mut membership), [Action::Join]);
+            membership.join_failed(now, Duration::ZERO);
+            let next = membership.poll_timeout().unwrap();
+            pauses.push(next - now);
+            now = next;
+            membership.handle_timeout(now);
+        }
+        assert!(pauses.is_sorted());
+        assert_eq!((pauses[0], pauses[39]), (RETRY_MIN, RETRY_MAX));
+    }
+
+    #[test]
+    fn a_join_that_is_answered_after_everybody_left_is_given_back() {
+        let start = Instant::now();
+        let mut membership = Membership::new(Timing { linger: Duration::ZERO, ..TIMING }, false);
+        membership.opened();
+        membership.closed(start);
+        membership.joined(token(1), place(1), start);
+        assert_eq!(actions(&mut membership), [Action::Join, Action::Leave(token(1))]);
+        assert!(membership.is_idle());
+    }
+}

@@ -1,0 +1,419 @@
+//! From datagrams to the pages of one version of one file. Does no I/O: time and datagrams are
+//! arguments, what is to be done comes out as [`Action`]s.
+
+mod assembly;
+mod membership;
+
+use std::net::IpAddr;
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use bootcast_proto::join::Extensions;
+use bootcast_proto::wire::DataError;
+use bootcast_proto::{Etag, JoinAnswer, PageRange};
+
+pub use assembly::{Arrival, Assembly};
+pub use membership::{Action, Subscription, Timing};
+
+use membership::Membership;
+
+/// What must be true of the file that a join yields.
+#[derive(Clone, Debug, Default)]
+pub struct Pin {
+    /// The only version that counts; without one the first answer decides.
+    pub etag: Option<Etag>,
+    /// Exact size, where it is known beforehand.
+    pub size: Option<u64>,
+}
+
+/// Why missing pages can never come. Final.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// The server does not have this version any more.
+    #[error("the file changed on the server")]
+    Stale,
+    /// The server has no such file.
+    #[error("{0}")]
+    NotFound(String),
+    /// The server will not give it to us.
+    #[error("{0}")]
+    Refused(String),
+    /// What arrives cannot be kept here.
+    #[error("cannot store what arrives: {0}")]
+    Store(String),
+}
+
+/// Why a join had no usable answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum JoinError {
+    /// Time may heal it: no connection, an overloaded server, a garbled answer.
+    Retry {
+        /// The server's `Retry-After`, or zero.
+        after: Duration,
+    },
+    /// 404.
+    NotFound(String),
+    /// Any other refusal.
+    Refused(String),
+}
+
+/// Datagrams by what became of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Pages that were stored.
+    pub pages: u64,
+    /// Pages that were held already.
+    pub duplicates: u64,
+    /// Datagrams that are no page of the cast.
+    pub bad: u64,
+    /// Datagrams from another address than the server's.
+    pub strangers: u64,
+    /// Datagrams that this machine's socket had no room for.
+    pub drops: u64,
+}
+
+/// One version of one file on its way to this machine.
+#[derive(Debug)]
+pub struct Receiver {
+    pin: Pin,
+    membership: Membership,
+    /// `None` until the first answer tells the page size.
+    assembly: Option<Assembly>,
+    source: Option<IpAddr>,
+    failure: Option<Failure>,
+    counters: Counters,
+}
+
+impl Receiver {
+    /// Wants the file that `pin` describes; `kept` is what an earlier life left of that version.
+    pub fn new(pin: Pin, kept: Option<Assembly>, timing: Timing) -> Self {
+        let complete = kept.as_ref().is_some_and(Assembly::is_complete);
+        Self {
+            pin,
+            membership: Membership::new(timing, complete),
+            assembly: kept,
+            source: None,
+            failure: None,
+            counters: Counters::default(),
+        }
+    }
+
+    /// A reader opened the file.
+    pub fn handle_open(&mut self) {
+        self.membership.opened();
+    }
+
+    /// A reader closed the file.
+    pub fn handle_close(&mut self, now: Instant) {
+        self.membership.closed(now);
+    }
+
+    /// The server answered a join.
+    pub fn handle_join(&mut self, answer: &JoinAnswer, now: Instant) {
+        let subscription =
+            Subscription { connect: answer.connect, source: answer.extensions.source };
+        self.membership.joined(answer.token.clone(), subscription, now);
+        if !self.adopt(answer) {
+            self.fail(Failure::Stale);
+            return;
+        }
+        self.source = answer.extensions.source;
+        self.end_if_complete();
+    }
+
+    /// Takes the answer for the pinned version, or pins it. `false`: it is another version.
+    fn adopt(&mut self, answer: &JoinAnswer) -> bool {
+        let Extensions { etag, size, .. } = &answer.extensions;
+        if differ(self.pin.etag.as_ref(), etag.as_ref()) || differ(self.pin.size, *size) {
+            return false;
+        }
+        let fits = match &mut self.assembly {
+            Some(assembly) => assembly.continue_with(answer),
+            None => {
+                self.assembly = Some(Assembly::begin(answer, self.pin.size));
+                true
+            }
+        };
+        self.pin.etag = self.pin.etag.take().or_else(|| etag.clone());
+        self.pin.size = self.pin.size.or(*size);
+        fits
+    }
+
+    /// A join had no usable answer.
+    pub fn handle_join_error(&mut self, error: JoinError, now: Instant) {
+        match error {
+            JoinError::Retry { after } => self.membership.join_failed(now, after),
+            // Once a version was there, "not found" says that it is gone.
+            JoinError::NotFound(_) if self.assembly.is_some() => self.fail(Failure::Stale),
+            JoinError::NotFound(message) => self.fail(Failure::NotFound(message)),
+            JoinError::Refused(message) => self.fail(Failure::Refused(message)),
+        }
+    }
+
+    /// Looks at a datagram from `from`. A new page must be stored before [`Self::handle_stored`].
+    pub fn handle_datagram<'a>(
+        &mut self,
+        from: IpAddr,
+        datagram: &'a [u8],
+        now: Instant,
+    ) -> Arrival<'a> {
+        let Some(assembly) = &mut self.assembly else {
+            return Arrival::Bad(DataError::Index);
+        };
+        if self.source.is_some_and(|source| source != from) {
+            self.counters.strangers += 1;
+            return Arrival::Bad(DataError::Index);
+        }
+        let arrival = assembly.arrived(datagram);
+        match arrival {
+            Arrival::New(_) => self.membership.heard(now),
+            Arrival::Duplicate => {
+                self.counters.duplicates += 1;
+                self.membership.heard(now);
+            }
+            Arrival::Bad(_) => self.counters.bad += 1,
+        }
+        // A phantom page can be settled by a duplicate.
+        self.end_if_complete();
+        arrival
+    }
+
+    /// The socket had no room for this many datagrams.
+    pub fn handle_drops(&mut self, datagrams: u64) {
+        self.counters.drops += datagrams;
+    }
+
+    /// These pages are in the store.
+    pub fn handle_stored(&mut self, pages: PageRange) {
+        if let Some(assembly) = &mut self.assembly {
+            assembly.stored(pages);
+            self.counters.pages += u64::from(pages.len());
+        }
+        self.end_if_complete();
+    }
+
+    /// What arrives cannot be kept.
+    pub fn handle_store_error(&mut self, message: String) {
+        self.fail(Failure::Store(message));
+    }
+
+    fn end_if_complete(&mut self) {
+        if self.is_complete() {
+            self.membership.end();
+        }
+    }
+
+    fn fail(&mut self, failure: Failure) {
+        if !self.is_complete() {
+            self.failure.get_or_insert(failure);
+        }
+        self.membership.end();
+    }
+
+    /// Gives the membership up: the client ends.
+    pub fn shut_down(&mut self) {
+        self.membership.end();
+    }
+
+    /// Runs what is due.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.membership.handle_timeout(now);
+    }
+
+    /// When [`Self::handle_timeout`] is due next.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.membership.poll_timeout()
+    }
+
+    /// What to do next.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.membership.poll_action()
+    }
+
+    /// Whether every page is here.
+    pub fn is_complete(&self) -> bool {
+        self.assembly.as_ref().is_some_and(Assembly::is_complete)
+    }
+
+    /// Whether all of these bytes are here.
+    pub fn holds(&self, bytes: &Range<u64>) -> bool {
+        self.assembly.as_ref().is_some_and(|assembly| assembly.holds(bytes))
+    }
+
+    /// The exact size, once it is known.
+    pub fn size(&self) -> Option<u64> {
+        self.assembly.as_ref().and_then(Assembly::size).or(self.pin.size)
+    }
+
+    /// The version, once it is known. A plain server tells none.
+    pub fn etag(&self) -> Option<&Etag> {
+        self.pin.etag.as_ref()
+    }
+
+    /// Why missing pages can never come, if so.
+    pub fn failure(&self) -> Option<&Failure> {
+        self.failure.as_ref()
+    }
+
+    /// What came so far.
+    pub fn assembly(&self) -> Option<&Assembly> {
+        self.assembly.as_ref()
+    }
+
+    /// Datagrams so far.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Readers at present.
+    pub fn readers(&self) -> usize {
+        self.membership.readers()
+    }
+
+    /// Nothing to do for this file but to keep it.
+    pub fn is_idle(&self) -> bool {
+        self.membership.is_idle()
+    }
+
+    /// A member of a cast at present.
+    pub fn is_member(&self) -> bool {
+        self.membership.is_member()
+    }
+
+    /// Joins in a row that failed.
+    pub fn join_failures(&self) -> u32 {
+        self.membership.failures()
+    }
+}
+
+/// Whether both are known and not the same.
+fn differ<T: PartialEq>(one: Option<T>, other: Option<T>) -> bool {
+    matches!((one, other), (Some(one), Some(other)) if one != other)
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a virtual clock needs a first moment")]
+mod tests {
+    use bootcast_proto::{Layout, PageIndex, PageSize, Token};
+
+    use super::*;
+
+    const TIMING: Timing =
+        Timing { linger: Duration::from_secs(10), silence: Duration::from_secs(2) };
+    const SERVER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
+
+    fn answer(token: u128, etag: Option<&str>) -> JoinAnswer {
+        JoinAnswer {
+            connect: "239.255.0.1:9000".parse().unwrap(),
+            token: Token::from_random(token),
+            pages: 2,
+            page_size: PageSize::new(4).unwrap(),
+            extensions: Extensions {
+                size: Some(6),
+                etag: etag.map(|etag| Etag::new(etag).unwrap()),
+                rate: None,
+                source: Some(SERVER),
+            },
+        }
+    }
+
+    fn actions(receiver: &mut Receiver) -> Vec<Action> {
+        std::iter::from_fn(|| receiver.poll_action()).collect()
+    }
+
+    fn joined(now: Instant) -> Receiver {
+        let mut receiver = Receiver::new(Pin::default(), None, TIMING);
+        receiver.handle_open();
+        receiver.handle_join(&answer(1, Some("v1")), now);
+        actions(&mut receiver);
+        receiver
+    }
+
+    /// Feeds a page and stores it.
+    fn feed(receiver: &mut Receiver, number: u32, payload: &[u8], now: Instant) {
+        let mut bytes = Layout::Base.header(PageIndex(number - 1), 2, payload).to_vec();
+        bytes.extend_from_slice(payload);
+        if let Arrival::New(page) = receiver.handle_datagram(SERVER, &bytes, now) {
+            receiver.handle_stored(PageRange::single(page.index));
+        }
+    }
+
+    #[test]
+    fn the_leave_goes_out_when_all_pages_are_there() {
+        let now = Instant::now();
+        let mut receiver = joined(now);
+        feed(&mut receiver, 1, b"aaaa", now);
+        assert_eq!(actions(&mut receiver), []);
+        feed(&mut receiver, 2, b"bb", now);
+        let leave = Action::Leave(Token::from_random(1));
+        assert_eq!(actions(&mut receiver), [Action::Unsubscribe, leave]);
+        assert!(receiver.is_complete() && receiver.is_idle());
+    }
+
+    #[test]
+    fn a_strangers_datagram_is_counted_and_forgotten() {
+        let now = Instant::now();
+        let mut receiver = joined(now);
+        let mut bytes = Layout::Base.header(PageIndex(0), 2, b"evil").to_vec();
+        bytes.extend_from_slice(b"evil");
+        let stranger = IpAddr::from([192, 0, 2, 66]);
+        assert!(matches!(receiver.handle_datagram(stranger, &bytes, now), Arrival::Bad(_)));
+        assert_eq!(receiver.counters().strangers, 1);
+        assert!(!receiver.holds(&(0..4)));
+    }
+
+    #[test]
+    fn a_server_that_comes_back_with_the_same_version_goes_on_where_it_was() {
+        let start = Instant::now();
+        let mut receiver = joined(start);
+        feed(&mut receiver, 1, b"aaaa", start);
+        let later = start + TIMING.silence;
+        receiver.handle_timeout(later);
+        assert_eq!(actions(&mut receiver), [Action::Join]);
+        receiver.handle_join(&answer(2, Some("v1")), later);
+        assert!(receiver.holds(&(0..4)));
+        feed(&mut receiver, 2, b"bb", later);
+        assert!(receiver.is_complete());
+    }
+
+    #[test]
+    fn another_version_is_never_mixed_in_and_the_membership_is_given_back() {
+        let start = Instant::now();
+        let mut receiver = joined(start);
+        receiver.handle_timeout(start + TIMING.silence);
+        actions(&mut receiver);
+        receiver.handle_join(&answer(2, Some("v2")), start + TIMING.silence);
+        assert_eq!(receiver.failure(), Some(&Failure::Stale));
+        let left: Vec<_> = actions(&mut receiver)
+            .into_iter()
+            .filter(|action| matches!(action, Action::Leave(_)))
+            .collect();
+        assert_eq!(left, [1, 2].map(|token| Action::Leave(Token::from_random(token))));
+        feed(&mut receiver, 2, b"bb", start + TIMING.silence);
+        assert!(receiver.is_idle());
+    }
+
+    #[test]
+    fn a_file_that_vanished_is_stale_for_those_who_have_begun_it() {
+        let now = Instant::now();
+        let mut begun = joined(now);
+        begun.handle_join_error(JoinError::NotFound("no such file".into()), now);
+        assert_eq!(begun.failure(), Some(&Failure::Stale));
+        let mut new = Receiver::new(Pin::default(), None, TIMING);
+        new.handle_open();
+        new.handle_join_error(JoinError::NotFound("no such file".into()), now);
+        assert_eq!(new.failure(), Some(&Failure::NotFound("no such file".into())));
+    }
+
+    #[test]
+    fn what_was_kept_complete_never_joins() {
+        let geometry = bootcast_proto::Geometry::new(6, PageSize::new(4).unwrap()).unwrap();
+        let mut held = bootcast_proto::PageSet::new(2);
+        held.insert_range(PageRange::new(0, 2));
+        let kept = Some(Assembly::resume(geometry, held));
+        let mut receiver = Receiver::new(Pin::default(), kept, TIMING);
+        receiver.handle_open();
+        assert_eq!(actions(&mut receiver), []);
+        assert!(receiver.holds(&(0..6)));
+    }
+}

@@ -1,0 +1,205 @@
+//! A mount from its beginning to its end.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bootcast_proto::RemotePath;
+use bootcast_proto::api::{Attributes, Kind};
+use fuser::{Config, Session, SessionACL};
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+use tracing::{info, warn};
+
+use crate::cache::Cache;
+use crate::fs::{Fs, FsConfig};
+use crate::fuse::Adapter;
+use crate::io::{Control, Intake, IntakeConfig, InterfaceChoice};
+use crate::mount::options::CacheKind;
+use crate::mount::{MountError, MountOptions, MountRequest, kernel};
+use crate::receiver::Timing;
+
+/// How long a member hears nothing before it joins again.
+const SILENCE: Duration = Duration::from_secs(2);
+/// How long the end of a mount waits for the server to hear of it.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(2);
+/// Threads that take kernel requests.
+const SESSION_THREADS: usize = 2;
+
+/// Mounts, calls `ready` once the kernel knows us, and serves until somebody unmounts or a signal ends it.
+pub fn run_mount(request: MountRequest, ready: impl FnOnce()) -> Result<(), MountError> {
+    let runtime = Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| MountError::failed(&error))?;
+    let mounted = runtime.block_on(Mounted::begin(&request, runtime.handle().clone()))?;
+    ready();
+    info!(source = %request.shown_source.display(), mountpoint = %request.mountpoint.display(), "mounted");
+    serve(&runtime, &request, mounted)
+}
+
+/// A mount that the kernel knows.
+struct Mounted {
+    fs: Arc<Fs>,
+    session: Session<Adapter>,
+}
+
+impl Mounted {
+    async fn begin(
+        request: &MountRequest,
+        runtime: tokio::runtime::Handle,
+    ) -> Result<Self, MountError> {
+        let MountRequest { source, options, .. } = request;
+        if options.wants_rw {
+            warn!("bootcast file systems are read-only: mounting read-only");
+        }
+        let control =
+            Control::new(&source.base_url()).map_err(|error| MountError::failed(&error))?;
+        let root = find_root(&control, &source.path).await?;
+        let cache = open_cache(options)?;
+        let config = fs_config(options);
+        let interface =
+            options.interface.as_deref().map_or(InterfaceChoice::TowardServer, |text| {
+                text.parse().unwrap_or_else(|never: std::convert::Infallible| match never {})
+            });
+        interface.check().map_err(|error| MountError::failed(&error))?;
+        let intake = IntakeConfig { control: control.clone(), interface, runtime: runtime.clone() };
+        let intake = Intake::start(intake).map_err(|error| MountError::failed(&error))?;
+        let (uid, gid) = (config.uid, config.gid);
+        let path = source.path.clone();
+        let fs = Arc::new(match root {
+            Some(attributes) => Fs::new(config, control, cache, intake, path, attributes),
+            None => Fs::new_plain(config, control, cache, intake, path),
+        });
+        let connection = kernel::mount(request)?;
+        let adapter = Adapter::new(fs.clone(), runtime, uid, gid);
+        let mut config = Config::default();
+        config.n_threads = Some(SESSION_THREADS);
+        config.clone_fd = true;
+        // The handshake with the kernel is made in here.
+        let acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
+        match Session::from_fd(adapter, connection, acl, config) {
+            Ok(session) => Ok(Self { fs, session }),
+            Err(error) => {
+                let _ = kernel::unmount(&request.mountpoint, true);
+                Err(MountError::failed(&error))
+            }
+        }
+    }
+}
+
+/// The attributes of the directory to be mounted; `None` on a plain server.
+async fn find_root(control: &Control, path: &RemotePath) -> Result<Option<Attributes>, MountError> {
+    match control.meta(path, None).await {
+        Ok(Some(meta)) if meta.attributes.kind == Kind::Directory => Ok(Some(meta.attributes)),
+        Ok(_) => {
+            Err(MountError::failed(&format!("{path} is not a directory on {}", control.server())))
+        }
+        Err(error) if error.is_not_found() => match control.meta(&RemotePath::root(), None).await {
+            Err(error) if error.is_not_found() => {
+                info!("a plain server: names appear when they are opened");
+                Ok(None)
+            }
+            Err(error) => Err(MountError::failed(&error)),
+            Ok(_) => Err(MountError::failed(&format!(
+                "there is no directory {path} on {}",
+                control.server()
+            ))),
+        },
+        Err(error) => Err(MountError::failed(&error)),
+    }
+}
+
+fn open_cache(options: &MountOptions) -> Result<Cache, MountError> {
+    match options.cache {
+        CacheKind::Memory => Ok(Cache::Memory),
+        CacheKind::Disk => {
+            let dir = options.cache_dir.clone().unwrap_or_else(default_cache_dir);
+            Cache::on_disk(&dir).map_err(|error| {
+                let dir = dir.display();
+                MountError::failed(&format!(
+                    "cannot keep pages in {dir}: {error}; name another cache_dir="
+                ))
+            })
+        }
+    }
+}
+
+/// `/var/cache/bootcast` for root, the XDG place for others.
+fn default_cache_dir() -> PathBuf {
+    if rustix::process::geteuid().is_root() {
+        return PathBuf::from("/var/cache/bootcast");
+    }
+    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
+    let xdg = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    xdg.or_else(home).unwrap_or_else(std::env::temp_dir).join("bootcast")
+}
+
+fn fs_config(options: &MountOptions) -> FsConfig {
+    FsConfig {
+        uid: options.uid.unwrap_or_else(|| rustix::process::geteuid().as_raw()),
+        gid: options.gid.unwrap_or_else(|| rustix::process::getegid().as_raw()),
+        umask: options.umask.unwrap_or(0).into(),
+        attr_ttl: options.attr_ttl,
+        patience: options.wait_limit(),
+        timing: Timing { linger: options.linger, silence: SILENCE },
+    }
+}
+
+/// Serves until the kernel ends the connection or a signal asks for the end.
+fn serve(runtime: &Runtime, request: &MountRequest, mounted: Mounted) -> Result<(), MountError> {
+    let Mounted { fs, session } = mounted;
+    let (ended, end) = oneshot::channel();
+    let thread = std::thread::Builder::new().name("session".into());
+    thread
+        .spawn(move || {
+            let _ = ended.send(session.run());
+        })
+        .map_err(|error| MountError::failed(&error))?;
+    runtime.block_on(async {
+        tokio::spawn(fs.clone().housekeep());
+        let outcome = tokio::select! {
+            ended = end => ended.unwrap_or_else(|_| Err(std::io::Error::other("the session thread died"))),
+            name = terminated() => {
+                info!(signal = name, "unmounting");
+                fs.shut_down(LEAVE_PATIENCE).await;
+                unmount(request);
+                Ok(())
+            }
+        };
+        fs.shut_down(LEAVE_PATIENCE).await;
+        info!("unmounted");
+        outcome.map_err(|error| MountError::failed(&error))
+    })
+}
+
+/// Resolves when SIGTERM, SIGINT or SIGHUP comes.
+async fn terminated() -> &'static str {
+    let listen = |kind| signal(kind).ok();
+    let (mut term, mut int, mut hup) = (
+        listen(SignalKind::terminate()),
+        listen(SignalKind::interrupt()),
+        listen(SignalKind::hangup()),
+    );
+    async fn next(signal: &mut Option<tokio::signal::unix::Signal>) {
+        match signal {
+            Some(signal) => drop(signal.recv().await),
+            None => std::future::pending().await,
+        }
+    }
+    tokio::select! {
+        () = next(&mut term) => "SIGTERM",
+        () = next(&mut int) => "SIGINT",
+        () = next(&mut hup) => "SIGHUP",
+    }
+}
+
+/// Now, or where files are still open, as soon as they are not: the connection ends with this program in any case.
+fn unmount(request: &MountRequest) {
+    let first = kernel::unmount(&request.mountpoint, false);
+    if let Err(error) = first.or_else(|_| kernel::unmount(&request.mountpoint, true)) {
+        warn!(%error, "cannot unmount");
+    }
+}
