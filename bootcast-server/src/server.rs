@@ -141,3 +141,46 @@ fn default_rate(interface: &Interface) -> BitRate {
     };
     known.expect("a tenth of a megabit and more")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    fn interface(mtu: u32) -> Interface {
+        Interface {
+            name: "eth0".to_owned(),
+            index: 2,
+            address: Ipv4Addr::new(192, 0, 2, 1),
+            mtu,
+            speed: None,
+            is_loopback: false,
+        }
+    }
+
+    #[test]
+    fn a_page_fills_the_mtu_and_on_loopback_that_of_a_network() {
+        assert_eq!(page_size(None, &interface(1500)).unwrap().get(), 1456);
+        assert_eq!(page_size(None, &interface(9000)).unwrap().get(), 8956);
+        let loopback = Interface { is_loopback: true, ..interface(65_536) };
+        assert_eq!(page_size(None, &loopback).unwrap().get(), 1456);
+    }
+
+    #[test]
+    fn a_page_over_the_mtu_is_refused_with_the_largest_that_fits() {
+        let wanted = PageSize::new(1457).ok();
+        let refusal = page_size(wanted, &interface(1500)).unwrap_err().to_string();
+        assert!(refusal.contains("--page-size 1456"), "{refusal}");
+        assert!(page_size(PageSize::new(1456).ok(), &interface(1500)).is_ok());
+    }
+
+    #[test]
+    fn the_default_rate_leaves_a_tenth_of_the_interface_to_others() {
+        let speed = "10gbit".parse().ok();
+        assert_eq!(default_rate(&Interface { speed, ..interface(1500) }).to_string(), "9gbit");
+        assert_eq!(default_rate(&interface(1500)).to_string(), "900mbit");
+        let loopback = Interface { is_loopback: true, ..interface(65_536) };
+        assert_eq!(default_rate(&loopback).to_string(), "10gbit");
+    }
+}

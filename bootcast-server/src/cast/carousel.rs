@@ -279,7 +279,7 @@ mod tests {
     fn the_first_page_waits_for_the_hold() {
         let start = Instant::now();
         let mut cast = joined(3, start);
-        cast.handle_timeout(start + HOLD - Duration::from_nanos(1));
+        cast.handle_timeout(start + HOLD / 2);
         assert_eq!(cast.poll_transmit(9, start), None);
         assert_eq!(cast.poll_timeout(), Some(start + HOLD));
         cast.handle_timeout(start + HOLD);

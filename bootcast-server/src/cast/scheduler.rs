@@ -9,14 +9,10 @@ use bootcast_proto::api::Totals;
 use bootcast_proto::units::wire_len;
 use bootcast_proto::{BitRate, Etag, Geometry, PageIndex, PageRange, RemotePath, Token};
 
-use super::{Cast, CastPolicy, EndReason, GroupPool, TokenBucket};
+use super::{Cast, CastPolicy, EndReason, GroupPool, Pacer};
 
 /// How long the driver sleeps between two bursts at least.
 const TICK: Duration = Duration::from_millis(1);
-
-/// Credit that a late wake-up may catch up. Short of a tick it would slow the sending below its rate;
-/// the longer, the larger the burst that switches have to take.
-const BUCKET_DEPTH: Duration = Duration::from_millis(4);
 
 /// Members of one cast. Beyond, somebody joins in a loop.
 pub const MAX_MEMBERS: usize = 65_536;
@@ -144,7 +140,7 @@ impl Running {
 #[derive(Debug)]
 pub struct Scheduler {
     settings: Settings,
-    bucket: TokenBucket,
+    pacer: Pacer,
     casts: BTreeMap<CastId, Running>,
     by_path: BTreeMap<RemotePath, CastId>,
     /// Every cast once; the front has its turn.
@@ -157,11 +153,11 @@ pub struct Scheduler {
 }
 
 impl Scheduler {
-    /// No cast, a full bucket. `page_wire` is what a full page occupies on the wire, in bytes.
+    /// No cast yet. `page_wire` is what a full page occupies on the wire, in bytes.
     pub fn new(settings: Settings, page_wire: u64, now: Instant) -> Self {
         let batch = u64::from(settings.batch_pages) * page_wire;
         Self {
-            bucket: TokenBucket::new(settings.rate, BUCKET_DEPTH, batch, now),
+            pacer: Pacer::new(settings.rate, batch, now),
             settings,
             casts: BTreeMap::new(),
             by_path: BTreeMap::new(),
@@ -256,7 +252,7 @@ impl Scheduler {
             let running = self.casts.get_mut(&id).expect("turns lists running casts");
             let page_wire = running.geometry.page_size().wire_len();
             let batch = u64::from(self.settings.batch_pages) * page_wire;
-            if !self.bucket.allows(batch, now) {
+            if !self.pacer.allows(batch, now) {
                 return None;
             }
             if !self.granted {
@@ -269,7 +265,7 @@ impl Scheduler {
                 let transmit = Transmit { cast: id, group: running.group, pages };
                 let cost = wire_bytes(&running.geometry, pages);
                 running.deficit = running.deficit.saturating_sub(cost);
-                self.bucket.take(cost, now);
+                self.pacer.take(cost, now);
                 self.totals.pages_sent += u64::from(pages.len());
                 self.totals.bytes_sent += cost;
                 self.reap(id);
@@ -291,7 +287,7 @@ impl Scheduler {
         let sending = self.casts.values().find(|running| running.cast.is_sending());
         let paced = sending.map(|running| {
             let page_wire = running.geometry.page_size().wire_len();
-            self.bucket.ready_at(u64::from(self.settings.batch_pages) * page_wire, TICK)
+            self.pacer.ready_at(u64::from(self.settings.batch_pages) * page_wire, TICK)
         });
         timers.chain(paced).min()
     }

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::IoSliceMut;
+use std::num::NonZeroU64;
 
 use bootcast_proto::wire::HEADER_LEN;
 use bootcast_proto::{Geometry, Layout, PageRange};
@@ -109,6 +110,13 @@ impl PageReader {
         }
         self.bytes_read += len as u64;
         self.held = window;
+        // A hint again: the disk fetches the next window while this one is sent.
+        let _ = rustix::fs::fadvise(
+            &self.file,
+            bytes.end,
+            NonZeroU64::new(len as u64),
+            Advice::WillNeed,
+        );
         Ok(())
     }
 

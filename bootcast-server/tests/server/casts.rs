@@ -1,10 +1,11 @@
 //! Casts over loopback multicast, to a client that knows the base protocol only.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 
 use bootcast_proto::wire::Layout;
 use bootcast_proto::{JoinAnswer, PageIndex};
+use socket2::{Domain, Socket, Type};
 
 use crate::http::request;
 use crate::process::{DEADLINE, Server, wait_for};
@@ -21,22 +22,17 @@ impl Member {
         let response = server.get(&format!("/join/{path}"));
         assert_eq!(response.status, 200, "{}", response.text());
         let answer = JoinAnswer::parse(response.text()).unwrap();
-        let address = socket2::Socket::new(
-            socket2::Domain::IPV4,
-            socket2::Type::DGRAM,
-            Some(socket2::Protocol::UDP),
-        )
-        .unwrap();
-        address.set_reuse_address(true).unwrap();
-        address.bind(&std::net::SocketAddr::from(answer.connect).into()).unwrap();
-        let socket = UdpSocket::from(address);
+        let unbound = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
+        unbound.set_reuse_address(true).unwrap();
+        unbound.bind(&SocketAddr::from(answer.connect).into()).unwrap();
+        let socket = UdpSocket::from(unbound);
         socket.join_multicast_v4(answer.connect.ip(), &Ipv4Addr::LOCALHOST).unwrap();
         socket.set_read_timeout(Some(DEADLINE)).unwrap();
         Self { path: path.to_owned(), answer, socket }
     }
 
     fn receive(&self, layout: Layout) -> (PageIndex, Vec<u8>) {
-        let mut datagram = [0; 65_536];
+        let mut datagram = vec![0; 65_536];
         let len = self.socket.recv(&mut datagram).expect("a datagram within the deadline");
         let page = layout.decode(&datagram[..len], self.answer.pages).expect("a page of this cast");
         (page.index, page.payload.to_vec())
@@ -135,9 +131,11 @@ fn a_cast_that_nobody_leaves_ends_after_its_idle_passes() {
     assert!(server.log().contains("reason=idle passes"));
 }
 
+type Change = fn(&std::path::Path);
+
 #[test]
 fn a_file_that_changes_ends_its_cast() {
-    let changes: [(&str, fn(&std::path::Path)); 4] = [
+    let changes: [(&str, Change); 4] = [
         ("shrinks", |file| {
             std::fs::File::options().write(true).open(file).unwrap().set_len(10).unwrap();
         }),

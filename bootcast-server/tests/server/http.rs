@@ -30,12 +30,12 @@ pub(crate) fn request(
     path: &str,
     headers: &[(&str, &str)],
 ) -> Response {
-    let fields: String =
-        headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
-    raw(
-        server,
-        &format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{fields}\r\n"),
-    )
+    let mut text = format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n");
+    for (name, value) in headers {
+        text.extend([*name, ": ", *value, "\r\n"]);
+    }
+    text.push_str("\r\n");
+    raw(server, &text)
 }
 
 pub(crate) fn raw(server: SocketAddr, text: &str) -> Response {
