@@ -228,7 +228,7 @@ impl Filesystem for Adapter {
         let fs = self.fs.clone();
         let (uid, gid) = (self.uid, self.gid);
         self.spawn(request, reply, async move { fs.getattr(ino.0).await }, move |reply, attr| {
-            reply.attr(&attr.ttl, &file_attr(&attr, uid, gid))
+            reply.attr(&attr.ttl, &file_attr(&attr, uid, gid));
         });
     }
 
@@ -242,7 +242,7 @@ impl Filesystem for Adapter {
     fn open(&self, request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         let (fs, opens) = (self.fs.clone(), self.opens.clone());
         self.spawn(request, reply, async move { fs.open(ino.0).await }, move |reply, file| {
-            opens.answer(ino, &file, reply)
+            opens.answer(ino, &file, reply);
         });
     }
 
@@ -283,7 +283,7 @@ impl Filesystem for Adapter {
     fn opendir(&self, request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         let fs = self.fs.clone();
         self.spawn(request, reply, async move { fs.opendir(ino.0).await }, move |reply, handle| {
-            reply.opened(FileHandle(handle), FopenFlags::empty())
+            reply.opened(FileHandle(handle), FopenFlags::empty());
         });
     }
 

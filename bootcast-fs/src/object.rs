@@ -1,5 +1,6 @@
 //! One version of one file on this machine: what is here, and who waits for the rest.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::io::IoSlice;
 use std::net::IpAddr;
@@ -280,11 +281,11 @@ impl Object {
             return waiter.answer(Err(error));
         }
         // The kernel asks for at most a MiB or so at a time.
-        let mut buffer = vec![0; usize::try_from(bytes.end - bytes.start).unwrap_or(usize::MAX)];
-        match self.store.read_exact_at(&mut buffer, bytes.start) {
-            Ok(()) => waiter.answer(Ok(&buffer)),
+        let len = usize::try_from(bytes.end - bytes.start).unwrap_or(usize::MAX);
+        with_buffer(len, |buffer| match self.store.read_exact_at(buffer, bytes.start) {
+            Ok(()) => waiter.answer(Ok(buffer)),
             Err(error) => waiter.answer(Err(Unread::Store(error.to_string()))),
-        }
+        });
     }
 
     /// Ends the waits of readers that are gone, and of those that began before `deadline`.
@@ -419,6 +420,17 @@ impl fmt::Debug for Object {
             .field("key", &self.key)
             .finish_non_exhaustive()
     }
+}
+
+/// Lends this thread's buffer: a fresh one for each read would be mapped, cleared and unmapped each time.
+fn with_buffer(len: usize, fill: impl FnOnce(&mut [u8])) {
+    thread_local!(static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) });
+    BUFFER.with_borrow_mut(|buffer| {
+        if buffer.len() < len {
+            buffer.resize(len, 0);
+        }
+        fill(&mut buffer[..len]);
+    });
 }
 
 /// What a write of pages came to.

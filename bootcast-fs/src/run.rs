@@ -8,7 +8,7 @@ use bootcast_proto::RemotePath;
 use bootcast_proto::api::{Attributes, Kind};
 use fuser::{Config, Session, SessionACL};
 use tokio::runtime::{Builder, Runtime};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
@@ -28,16 +28,16 @@ const LEAVE_PATIENCE: Duration = Duration::from_secs(2);
 const SESSION_THREADS: usize = 2;
 
 /// Mounts, calls `ready` once the kernel knows us, and serves until somebody unmounts or a signal ends it.
-pub fn run_mount(request: MountRequest, ready: impl FnOnce()) -> Result<(), MountError> {
+pub fn run_mount(request: &MountRequest, ready: impl FnOnce()) -> Result<(), MountError> {
     let runtime = Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .map_err(|error| MountError::failed(&error))?;
-    let mounted = runtime.block_on(Mounted::begin(&request, runtime.handle().clone()))?;
+    let mounted = runtime.block_on(Mounted::begin(request, runtime.handle().clone()))?;
     ready();
     info!(source = %request.shown_source.display(), mountpoint = %request.mountpoint.display(), "mounted");
-    serve(&runtime, &request, mounted)
+    serve(&runtime, request, mounted)
 }
 
 /// A mount that the kernel knows.
@@ -183,16 +183,18 @@ async fn terminated() -> &'static str {
         listen(SignalKind::interrupt()),
         listen(SignalKind::hangup()),
     );
-    async fn next(signal: &mut Option<tokio::signal::unix::Signal>) {
-        match signal {
-            Some(signal) => drop(signal.recv().await),
-            None => std::future::pending().await,
-        }
-    }
     tokio::select! {
         () = next(&mut term) => "SIGTERM",
         () = next(&mut int) => "SIGINT",
         () = next(&mut hup) => "SIGHUP",
+    }
+}
+
+/// Resolves at the next signal; never, where it cannot be listened for.
+async fn next(signal: &mut Option<Signal>) {
+    match signal {
+        Some(signal) => drop(signal.recv().await),
+        None => std::future::pending().await,
     }
 }
 

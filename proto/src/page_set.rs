@@ -96,6 +96,7 @@ impl PageSet {
     }
 
     /// The same pages out of the first `pages` only.
+    #[must_use]
     pub fn truncated(&self, pages: u32) -> Self {
         let mut cut = Self::new(pages.min(self.pages));
         for page in 0..cut.pages {

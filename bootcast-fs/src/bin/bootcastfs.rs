@@ -54,12 +54,12 @@ fn main() -> ExitCode {
         Err(error) => return daemon::fail(&usage_error(&error)),
     };
     match MountRequest::parse(&args.source, &args.mountpoint, &args.options) {
-        Ok(request) => run(request, &args),
+        Ok(request) => run(&request, &args),
         Err(error) => daemon::fail(&error),
     }
 }
 
-fn run(request: MountRequest, args: &Args) -> ExitCode {
+fn run(request: &MountRequest, args: &Args) -> ExitCode {
     let log = request.options.log.clone();
     if args.foreground || args.debug {
         logging::to_stderr(log.as_deref().or(args.debug.then_some("debug")));

@@ -159,7 +159,7 @@ mod tests {
             |object| std::fs::write(object.join("state"), b"\xff").unwrap(),
             |object| std::fs::remove_file(object.join("state")).unwrap(),
             |object| {
-                File::options().write(true).open(object.join("data")).unwrap().set_len(9).unwrap()
+                File::options().write(true).open(object.join("data")).unwrap().set_len(9).unwrap();
             },
         ];
         for damage in damages {

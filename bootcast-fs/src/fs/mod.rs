@@ -145,20 +145,15 @@ impl Fs {
             Version::Etag(_) => Some(node.attributes.size),
             Version::Plain(_) => None,
         };
-        let object = self.acquire(&node.path, &version, size)?;
-        let opened = match self.settle(&object, ino, &version).await {
-            Ok(()) => {
-                if let Server::Plain(names) = &self.server {
-                    lock(names).see(&node.path);
-                }
-                Ok(self.hand_out(&object))
-            }
-            Err(error) => Err(error),
-        };
-        if opened.is_err() {
-            self.give_back(&object);
+        let lease = self.acquire(&node.path, &version, size)?;
+        self.settle(lease.object(), ino, &version).await?;
+        if let Server::Plain(names) = &self.server {
+            lock(names).see(&node.path);
         }
-        opened
+        let object = lease.keep();
+        let handle = self.next_handle();
+        self.handles.insert(handle, object.clone());
+        Ok(OpenFile { handle, complete: object.is_complete(), object })
     }
 
     /// Waits until the object can be read, now or later, as the version it should be.
@@ -189,12 +184,6 @@ impl Fs {
                 .await
                 .unwrap_or_else(|_| Err(FsError::Io("the server does not answer".into()))),
         }
-    }
-
-    fn hand_out(&self, object: &Arc<Object>) -> OpenFile {
-        let handle = self.next_handle();
-        self.handles.insert(handle, object.clone());
-        OpenFile { handle, object: object.clone(), complete: object.is_complete() }
     }
 
     fn next_handle(&self) -> u64 {

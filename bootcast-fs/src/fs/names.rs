@@ -42,6 +42,13 @@ pub struct DirEntry {
     pub kind: Kind,
 }
 
+impl DirEntry {
+    /// `.` or `..`.
+    fn dot(name: &[u8], ino: u64) -> Self {
+        Self { name: name.to_vec(), found: None, ino, kind: Kind::Directory }
+    }
+}
+
 impl Fs {
     /// Finds `name` in a directory: one kernel reference more on what it finds.
     pub async fn lookup(&self, parent: u64, name: &[u8]) -> Result<Attr, FsError> {
@@ -53,7 +60,7 @@ impl Fs {
                 Ok(self.remember_plain(path, version))
             }
             Server::Full => match self.persist(|| self.meta_or_cached(&path)).await? {
-                Some(meta) => self.remember(path, meta.attributes),
+                Some(meta) => self.remember(path, &meta.attributes),
                 None => self.known_attr(&path),
             },
         }
@@ -80,17 +87,17 @@ impl Fs {
     fn known_attr(&self, path: &RemotePath) -> Result<Attr, FsError> {
         let known = lock(&self.inodes).newest_file(path).map(|(_, node)| node.clone());
         let node = known.ok_or(FsError::NotFound)?;
-        self.remember(node.path, node.attributes)
+        self.remember(node.path, &node.attributes)
     }
 
-    fn remember(&self, path: RemotePath, attributes: Attributes) -> Result<Attr, FsError> {
+    fn remember(&self, path: RemotePath, attributes: &Attributes) -> Result<Attr, FsError> {
         let version = match (attributes.kind, &attributes.etag) {
             (Kind::File, Some(etag)) => Some(Version::Etag(etag.clone())),
             (Kind::File, None) => return Err(FsError::Io(format!("{path} has no version"))),
             (Kind::Directory | Kind::Symlink | Kind::Other, _) => None,
         };
         let ino = lock(&self.inodes).remember(path, version, attributes.clone(), now());
-        Ok(self.attr(ino, &attributes, self.config.attr_ttl))
+        Ok(self.attr(ino, attributes, self.config.attr_ttl))
     }
 
     fn remember_plain(&self, path: RemotePath, version: u64) -> Attr {
@@ -179,7 +186,7 @@ impl Fs {
     /// Opens a directory: takes a snapshot of its entries.
     pub async fn opendir(&self, ino: u64) -> Result<u64, FsError> {
         let dir = self.directory(ino)?;
-        let mut entries = vec![self.dot(b".", ino), self.dot(b"..", ROOT)];
+        let mut entries = vec![DirEntry::dot(b".", ino), DirEntry::dot(b"..", ROOT)];
         match &self.server {
             Server::Full => {
                 let meta = self.persist(|| self.control.meta(&dir.path, None)).await?;
@@ -206,10 +213,6 @@ impl Fs {
         let handle = self.next_handle();
         self.dirs.insert(handle, Arc::new(entries));
         Ok(handle)
-    }
-
-    fn dot(&self, name: &[u8], ino: u64) -> DirEntry {
-        DirEntry { name: name.to_vec(), found: None, ino, kind: Kind::Directory }
     }
 
     fn dir_entry(
@@ -240,7 +243,7 @@ impl Fs {
         let (path, version, attributes) = entry.found.clone()?;
         match version {
             Some(Version::Plain(version)) => Some(self.remember_plain(path, version)),
-            Some(Version::Etag(_)) | None => self.remember(path, attributes).ok(),
+            Some(Version::Etag(_)) | None => self.remember(path, &attributes).ok(),
         }
     }
 

@@ -11,14 +11,40 @@ use crate::cache::ObjectKey;
 use crate::io::now;
 use crate::object::Object;
 
+/// An open that is on its way, and is given back should it not arrive: its caller may die at any moment.
+pub(super) struct Lease<'a> {
+    fs: &'a Fs,
+    /// `None` once it is kept.
+    object: Option<Arc<Object>>,
+}
+
+impl Lease<'_> {
+    pub(super) fn object(&self) -> &Object {
+        self.object.as_ref().expect("only keep() takes it, and the lease with it")
+    }
+
+    /// The open arrived; a release will end it.
+    pub(super) fn keep(mut self) -> Arc<Object> {
+        self.object.take().expect("only keep() takes it, and the lease with it")
+    }
+}
+
+impl Drop for Lease<'_> {
+    fn drop(&mut self) {
+        if let Some(object) = &self.object {
+            self.fs.give_back(object);
+        }
+    }
+}
+
 impl Fs {
     /// The object of this version, opened once more. All opens of a version share one.
-    pub(super) fn acquire(
-        &self,
+    pub(super) fn acquire<'a>(
+        &'a self,
         path: &RemotePath,
         version: &Version,
         size: Option<u64>,
-    ) -> Result<Arc<Object>, FsError> {
+    ) -> Result<Lease<'a>, FsError> {
         let mut objects = lock(&self.objects);
         let key = (path.clone(), version.clone());
         // What failed stays with those who have it open; a new open tries anew.
@@ -37,7 +63,7 @@ impl Fs {
         object.open();
         drop(objects);
         self.intake.attend(&object);
-        Ok(object)
+        Ok(Lease { fs: self, object: Some(object) })
     }
 
     fn create(

@@ -4,6 +4,8 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::str::FromStr;
 
+use nix::sys::socket::SockaddrIn;
+
 /// What the user said of the interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum InterfaceChoice {
@@ -76,7 +78,7 @@ fn index_of(address: Ipv4Addr) -> io::Result<u32> {
     let name = addresses
         .filter(|entry| {
             let own =
-                entry.address.as_ref().and_then(|own| own.as_sockaddr_in().map(|own| own.ip()));
+                entry.address.as_ref().and_then(|own| own.as_sockaddr_in().map(SockaddrIn::ip));
             own == Some(address)
                 || (address.is_loopback() && own.is_some_and(|own| own.is_loopback()))
         })

@@ -10,6 +10,14 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 const SLOT_LEN: usize = 65_536;
 /// Messages a call.
 const SLOTS: usize = 32;
+const SLOTS_C: libc::c_uint = 32;
+const _: () = assert!(SLOTS_C as usize == SLOTS);
+/// Of a `sockaddr_in`.
+const ADDRESS_LEN: libc::socklen_t = 16;
+const _: () = assert!(ADDRESS_LEN as usize == size_of::<libc::sockaddr_in>());
+/// Of an int in a control message.
+const INT_LEN: libc::c_uint = 4;
+const _: () = assert!(INT_LEN as usize == size_of::<libc::c_int>());
 
 /// Room for the two control messages that are asked for, each an int.
 #[repr(C, align(8))]
@@ -70,7 +78,7 @@ impl RecvBatch {
             header.msg_iov = &raw mut self.iovecs[slot];
             header.msg_iovlen = 1;
             header.msg_name = (&raw mut self.addresses[slot]).cast();
-            header.msg_namelen = size_of::<libc::sockaddr_in>() as libc::socklen_t;
+            header.msg_namelen = ADDRESS_LEN;
             header.msg_control = (&raw mut self.controls[slot]).cast();
             header.msg_controllen = size_of::<Control>() as _;
         }
@@ -79,7 +87,7 @@ impl RecvBatch {
             libc::recvmmsg(
                 socket.as_raw_fd(),
                 self.headers.as_mut_ptr(),
-                SLOTS as libc::c_uint,
+                SLOTS_C,
                 libc::MSG_DONTWAIT,
                 std::ptr::null_mut(),
             )
@@ -123,15 +131,14 @@ impl RecvBatch {
         unsafe {
             let mut next = libc::CMSG_FIRSTHDR(&raw const header.msg_hdr);
             while let Some(message) = next.as_ref() {
-                let enough = message.cmsg_len as usize
-                    >= libc::CMSG_LEN(size_of::<libc::c_int>() as libc::c_uint) as usize;
-                let value = libc::CMSG_DATA(next).cast::<libc::c_int>();
+                let enough = message.cmsg_len >= libc::CMSG_LEN(INT_LEN) as usize;
+                let value = libc::CMSG_DATA(next).cast::<[u8; INT_LEN as usize]>();
                 match (message.cmsg_level, message.cmsg_type) {
                     (libc::SOL_UDP, libc::UDP_GRO) if enough => {
-                        segment = usize::try_from(value.read_unaligned()).unwrap_or(len);
+                        segment = usize::try_from(i32::from_ne_bytes(value.read())).unwrap_or(len);
                     }
                     (libc::SOL_SOCKET, libc::SO_RXQ_OVFL) if enough => {
-                        drops = Some(value.read_unaligned().cast_unsigned());
+                        drops = Some(u32::from_ne_bytes(value.read()));
                     }
                     _ => {}
                 }

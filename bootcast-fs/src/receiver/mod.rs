@@ -127,12 +127,11 @@ impl Receiver {
         if differ(self.pin.etag.as_ref(), etag.as_ref()) || differ(self.pin.size, *size) {
             return false;
         }
-        let fits = match &mut self.assembly {
-            Some(assembly) => assembly.continue_with(answer),
-            None => {
-                self.assembly = Some(Assembly::begin(answer, self.pin.size));
-                true
-            }
+        let fits = if let Some(assembly) = &mut self.assembly {
+            assembly.continue_with(answer)
+        } else {
+            self.assembly = Some(Assembly::begin(answer, self.pin.size));
+            true
         };
         self.pin.etag = self.pin.etag.take().or_else(|| etag.clone());
         self.pin.size = self.pin.size.or(*size);
