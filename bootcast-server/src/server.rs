@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use bootcast_proto::wire::HEADER_LEN;
 use bootcast_proto::{BitRate, PageSize};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
@@ -43,6 +44,7 @@ pub struct Server {
 impl Server {
     /// Opens the directory, the sockets and the sender's thread. Errors say what to do.
     pub async fn start(config: Config) -> anyhow::Result<Self> {
+        raise_descriptor_limit();
         let dir = config.dir.display().to_string();
         let source = Source::new(&config.dir)
             .with_context(|| format!("cannot serve {dir:?}: name a directory by --dir"))?;
@@ -109,6 +111,14 @@ impl Server {
         let _ = sender_ended.await;
         Ok(())
     }
+}
+
+/// As many descriptors as may be had: connections and casts hold one each, and the usual limit of
+/// 1024 is for programs that call select(2).
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    // The old limit does too, for fewer clients.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
 fn page_size(wanted: Option<PageSize>, interface: &Interface) -> anyhow::Result<PageSize> {

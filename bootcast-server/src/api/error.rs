@@ -19,9 +19,6 @@ pub enum ApiError {
     /// No cast for it.
     #[error(transparent)]
     Join(#[from] JoinError),
-    /// A leave that does not say whose.
-    #[error("a leave needs the header X-TOKEN: <token of the join>")]
-    NoToken,
     /// No such endpoint.
     #[error("no such endpoint: there are /join/, /leave/, /meta/, /file/ and /status")]
     NoRoute,
@@ -43,9 +40,7 @@ impl ApiError {
     /// docs/PROTOCOL.md, "Errors".
     fn status(&self) -> StatusCode {
         match self {
-            Self::Path(_) | Self::NoToken | Self::Source(SourceError::NotRegular) => {
-                StatusCode::BAD_REQUEST
-            }
+            Self::Path(_) | Self::Source(SourceError::NotRegular) => StatusCode::BAD_REQUEST,
             Self::Source(SourceError::Forbidden) => StatusCode::FORBIDDEN,
             Self::NoRoute | Self::Source(SourceError::NotFound) => StatusCode::NOT_FOUND,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,

@@ -29,7 +29,8 @@ pub(super) async fn leave(
     headers: HeaderMap,
 ) -> Result<StatusCode, ApiError> {
     let path = remote_path(&uri, "/leave/")?;
-    let token = headers.get(HEADER_TOKEN).ok_or(ApiError::NoToken)?;
+    // As the protocol says, without a body: unlike other refusals.
+    let Some(token) = headers.get(HEADER_TOKEN) else { return Ok(StatusCode::BAD_REQUEST) };
     // What cannot be a token is an unknown one.
     if let Some(token) = token.to_str().ok().and_then(|text| Token::parse(text.trim()).ok()) {
         served.sender.leave(path, token).await?;

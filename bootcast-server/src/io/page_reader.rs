@@ -143,3 +143,92 @@ impl PageReader {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use bootcast_proto::wire::Page;
+    use bootcast_proto::{PageIndex, PageSize};
+    use proptest::prelude::*;
+    use tempfile::NamedTempFile;
+
+    use super::*;
+
+    fn reader(file: &NamedTempFile, page_size: u64, layout: Layout) -> PageReader {
+        let file = file.reopen().unwrap();
+        let version = Version::of_file(&file).unwrap();
+        let page_size = PageSize::new(page_size).unwrap();
+        let geometry = Geometry::new(version.size(), page_size).unwrap();
+        PageReader::new(OpenFile { file, version }, geometry, layout)
+    }
+
+    fn file(content: &[u8]) -> NamedTempFile {
+        let mut file = NamedTempFile::new().unwrap();
+        file.write_all(content).unwrap();
+        file
+    }
+
+    #[test]
+    fn a_window_is_read_once_however_many_runs_it_serves() {
+        let file = file(&[7; 5000]);
+        let mut reader = reader(&file, 100, Layout::Base);
+        for start in [0, 10, 20, 30, 40] {
+            let run = PageRange::new(start, start + 10);
+            assert_eq!(reader.datagrams(run, 1 << 20).unwrap().0, run);
+        }
+        assert_eq!(reader.bytes_read(), 5000);
+    }
+
+    #[test]
+    fn a_file_that_changed_is_found_out_at_the_next_read() {
+        let changes: [fn(&NamedTempFile); 2] = [
+            |file| file.as_file().set_len(100).unwrap(),
+            |file| file.as_file().write_all(b"x").unwrap(),
+        ];
+        for change in changes {
+            let file = file(&[7; 5000]);
+            let mut reader = reader(&file, 100, Layout::Base);
+            reader.datagrams(PageRange::new(0, 10), 1160).unwrap();
+            change(&file);
+            let next = reader.datagrams(PageRange::new(10, 20), 1160);
+            assert!(matches!(next, Err(ReadError::Changed)));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_run_becomes_the_datagrams_of_its_pages(
+            size in 1usize..20_000, page_size in 1u64..3000, run in 1u32..60,
+            window in 0usize..10_000, reference: bool,
+        ) {
+            let content: Vec<u8> = (0..size).map(|at| u8::try_from(at % 251).unwrap()).collect();
+            let layout = if reference { Layout::Reference } else { Layout::Base };
+            let file = file(&content);
+            let mut reader = reader(&file, page_size, layout);
+            let geometry = reader.geometry;
+            let announced = layout.announced_pages(&geometry);
+            let mut next = 0;
+            while next < geometry.pages() {
+                let run = PageRange::new(next, (next + run).min(geometry.pages()));
+                let (pages, datagrams) = reader.datagrams(run, window).unwrap();
+                prop_assert!(!pages.is_empty() && pages.start == run.start && pages.end <= run.end);
+                let mut seen = 0;
+                let full = HEADER_LEN + usize::try_from(page_size).unwrap();
+                for (index, datagram) in pages.iter().zip(datagrams.chunks(full)) {
+                    let bytes = geometry.byte_range(PageRange::single(index));
+                    let place = |offset| usize::try_from(offset).unwrap();
+                    let payload = &content[place(bytes.start)..place(bytes.end)];
+                    prop_assert_eq!(
+                        layout.decode(datagram, announced),
+                        Ok(Page { index: PageIndex(index.0), payload })
+                    );
+                    seen += datagram.len();
+                }
+                prop_assert_eq!(seen, datagrams.len());
+                next = pages.end.0;
+            }
+            prop_assert_eq!(reader.bytes_read(), size as u64);
+        }
+    }
+}

@@ -90,11 +90,6 @@ impl MulticastSocket {
         Ok(socket)
     }
 
-    /// Whether one call sends many datagrams by GSO.
-    pub fn has_segmentation(&self) -> bool {
-        self.segmentation
-    }
-
     /// Sends datagrams that lie one behind the other, all full but the last. Returns the bytes that
     /// went out: all of them, or whole datagrams from the front.
     pub fn send(&mut self, datagrams: &[u8], group: SocketAddrV4) -> Result<usize, SendError> {
@@ -158,5 +153,65 @@ impl MulticastSocket {
             Errno::NOBUFS | Errno::NOMEM => SendError::NoBuffers,
             other => SendError::Down(other),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::interface::resolve;
+
+    const DATAGRAM: usize = 1472;
+
+    /// A member of a group of its own, and a sender to it.
+    fn pair() -> (UdpSocket, SocketAddrV4, MulticastSocket) {
+        let group = Ipv4Addr::new(239, 254, 17, 1);
+        let member = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+        member.join_multicast_v4(&group, &Ipv4Addr::LOCALHOST).unwrap();
+        member.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let port = member.local_addr().unwrap().port();
+        let loopback = resolve(Some(&"lo".parse().unwrap()), group).unwrap();
+        let config =
+            SocketConfig { ttl: 1, datagram_len: DATAGRAM, rate: "1gbit".parse().unwrap() };
+        let sender = MulticastSocket::open(&loopback, &config).unwrap();
+        (member, SocketAddrV4::new(group, port), sender)
+    }
+
+    /// Three full datagrams and a short one, each of its own byte.
+    fn batch() -> Vec<u8> {
+        let full = (0..3).flat_map(|byte| std::iter::repeat_n(byte, DATAGRAM));
+        full.chain([3; 100]).collect()
+    }
+
+    fn received(member: &UdpSocket) -> Vec<(usize, u8)> {
+        let mut datagram = vec![0; 65_536];
+        let one = |_| (member.recv(&mut datagram).unwrap(), datagram[0]);
+        (0..4).map(one).collect()
+    }
+
+    const WHOLE_BATCH: [(usize, u8); 4] = [(DATAGRAM, 0), (DATAGRAM, 1), (DATAGRAM, 2), (100, 3)];
+
+    #[test]
+    fn a_batch_arrives_as_its_datagrams() {
+        let (member, group, mut sender) = pair();
+        assert_eq!(sender.send(&batch(), group), Ok(batch().len()));
+        assert_eq!(received(&member), WHOLE_BATCH);
+    }
+
+    #[test]
+    fn without_segmentation_a_batch_arrives_as_the_same_datagrams() {
+        let (member, group, mut sender) = pair();
+        sender.segmentation = false;
+        sender.set_segmentation(false);
+        assert_eq!(sender.send(&batch(), group), Ok(batch().len()));
+        assert_eq!(received(&member), WHOLE_BATCH);
+    }
+
+    #[test]
+    fn a_batch_fits_one_datagram_of_ipv4() {
+        assert_eq!(batch_datagrams(DATAGRAM), 44);
+        assert_eq!(batch_datagrams(17), 44);
+        assert_eq!(batch_datagrams(8972), 7);
+        assert_eq!(batch_datagrams(65_507), 1);
     }
 }

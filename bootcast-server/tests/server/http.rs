@@ -63,7 +63,6 @@ fn every_refusal_has_its_status_and_says_why_in_one_line() {
         ("GET", "/join/%", 400),
         ("GET", "/join/%zz", 400),
         ("GET", "/join/a%00b", 400),
-        ("GET", "/leave/file", 400),
         ("GET", "/meta/nope", 404),
         ("GET", "/file/sub", 400),
         ("GET", "/", 404),
@@ -99,6 +98,16 @@ fn a_leave_of_an_unknown_token_changes_nothing() {
         assert_eq!((response.status, response.body.len()), (204, 0), "{token}");
     }
     assert_eq!(server.status().totals.leaves, 0);
+}
+
+#[test]
+fn a_leave_that_does_not_say_whose_is_refused_without_a_body() {
+    let server = Server::start(&[]);
+    server.write("file", b"bytes");
+    server.get("/join/file");
+    let response = server.get("/leave/file");
+    assert_eq!((response.status, response.body.len()), (400, 0));
+    assert_eq!(server.status().casts[0].members, 1);
 }
 
 #[test]
