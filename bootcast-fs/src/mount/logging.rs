@@ -1,6 +1,6 @@
 //! Where log lines go: to standard error in the foreground, to syslog in the background.
 
-use std::io::{self};
+use std::io::{self, IsTerminal};
 
 use tracing_subscriber::EnvFilter;
 
@@ -14,7 +14,11 @@ pub fn is_filter(text: &str) -> bool {
 
 /// Logs to standard error from now on. `None` means the default.
 pub fn to_stderr(filter: Option<&str>) {
-    tracing_subscriber::fmt().with_env_filter(env_filter(filter)).with_writer(io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(env_filter(filter))
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .init();
 }
 
 /// Logs to `/dev/log` from now on, which the journal reads as well. Where nobody listens there,
