@@ -57,7 +57,7 @@ pub struct Args {
 
     /// How long a cast that everybody left can still be joined, such as 500ms or 2s; nothing is sent
     /// meanwhile
-    #[arg(long, value_name = "DURATION", default_value = "500ms", value_parser = humantime::parse_duration, env = "BOOTCAST_LINGER")]
+    #[arg(long, value_name = "DURATION", default_value = "500ms", value_parser = linger, env = "BOOTCAST_LINGER")]
     linger: Duration,
 
     /// Casts at the same time; a join beyond is told to come again
@@ -72,6 +72,9 @@ pub struct Args {
     #[arg(long, value_name = "FILTER", default_value = "info", env = "BOOTCAST_LOG")]
     log: String,
 }
+
+/// Casts without members hold a group and a descriptor each.
+const LINGER_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum LayoutArg {
@@ -137,6 +140,11 @@ impl TryFrom<Args> for Config {
             },
         })
     }
+}
+
+fn linger(text: &str) -> Result<Duration, String> {
+    let linger = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if linger > LINGER_MAX { Err("more than a day".to_owned()) } else { Ok(linger) }
 }
 
 fn page_size(text: &str) -> Result<PageSize, String> {

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use bootcast_proto::wire::HEADER_LEN;
@@ -25,6 +26,9 @@ const PACKET_OVERHEAD: u32 = 20 + 8 + 16;
 /// What pages are cut for on loopback: its own MTU of 65,536 would make pages that no network carries,
 /// and the kernel moves a batch of small ones in one piece anyway.
 const LOOPBACK_PAGE_MTU: u32 = 1500;
+
+/// A run occupies the wire for this long at most, if it has more than one page.
+const BATCH_TIME: Duration = Duration::from_millis(2);
 
 /// Where nothing is known of the interface's speed.
 const ASSUMED_SPEED_BITS: u64 = 1_000_000_000;
@@ -56,7 +60,7 @@ impl Server {
         let socket = SocketConfig { ttl: config.ttl, datagram_len, rate };
         let settings = Settings {
             rate,
-            batch_pages: u32::try_from(batch_datagrams(datagram_len))?,
+            batch_pages: batch_pages(rate, page_size),
             data_port: config.data_port,
             max_casts: config.max_casts,
             policy: config.policy,
@@ -142,6 +146,14 @@ fn page_size(wanted: Option<PageSize>, interface: &Interface) -> anyhow::Result<
     Ok(wanted)
 }
 
+/// Pages of a run: what one system call takes, or less where that would be a burst at this rate.
+fn batch_pages(rate: BitRate, page_size: PageSize) -> u32 {
+    let datagram_len = HEADER_LEN + page_size.get() as usize;
+    let most = u32::try_from(batch_datagrams(datagram_len)).unwrap_or(u32::MAX);
+    let calm = rate.bytes_in(BATCH_TIME) / page_size.wire_len();
+    u32::try_from(calm).unwrap_or(u32::MAX).clamp(1, most)
+}
+
 fn default_rate(interface: &Interface) -> BitRate {
     let known = if interface.is_loopback {
         BitRate::from_bits_per_second(LOOPBACK_RATE_BITS)
@@ -183,6 +195,14 @@ mod tests {
         let refusal = page_size(wanted, &interface(1500)).unwrap_err().to_string();
         assert!(refusal.contains("--page-size 1456"), "{refusal}");
         assert!(page_size(PageSize::new(1456).ok(), &interface(1500)).is_ok());
+    }
+
+    #[test]
+    fn a_run_fills_a_system_call_but_is_no_burst_at_a_low_rate() {
+        let page = PageSize::new(1456).unwrap();
+        for (rate, pages) in [("10gbit", 44), ("270mbit", 44), ("100mbit", 16), ("1mbit", 1)] {
+            assert_eq!(batch_pages(rate.parse().unwrap(), page), pages, "{rate}");
+        }
     }
 
     #[test]

@@ -31,6 +31,8 @@ fn a_start_that_cannot_work_says_what_to_do_and_exits_with_2() {
         (["--ttl", "0"], "--ttl"),
         (["--idle-passes", "0"], "--idle-passes"),
         (["--linger", "long"], "--linger"),
+        (["--linger", "9999999999years"], "--linger"),
+        (["--linger", "2days"], "more than a day"),
         (["--log", "=,=["], "--log"),
     ] {
         let output = command(dir.path()).args(args).env("BOOTCAST_LOG", "warn").output().unwrap();
