@@ -69,7 +69,7 @@ fn tcp(clients: u8) -> Figures {
     fs::write(
         &configuration,
         format!(
-            "daemon off; user root; pid {0}/nginx.pid; error_log stderr; events {{}}\n\
+            "daemon off; master_process off; user root; pid {0}/nginx.pid; error_log stderr; events {{}}\n\
              http {{ access_log off; sendfile on; server {{ listen 8080; root {0}/served; }} }}\n",
             lab.directory().display()
         ),

@@ -42,7 +42,7 @@ fn the_leave_goes_out_when_all_pages_are_there_though_the_file_is_still_open() {
     server.wait_no_members();
     wait_until(SOON, "the cast has ended", || server.status().casts.is_empty());
     assert_eq!(server.status().totals.leaves, 1);
-    requests.wait_line("GET /leave/image");
+    requests.wait_text("GET /leave/image");
     wait_until(SOON, "the client left the group", || !lab.client(1).is_in_a_group());
     drop(file);
 }

@@ -96,8 +96,8 @@ done
 wait "$copy_pid"
 
 say "The server's log: join and leave"
-wait_until "the leave" grep -qi leave "$dir/server.log"
-grep -iE 'join|leave|leav|cast' "$dir/server.log"
+wait_until "the end of the cast" grep -q 'cast ended' "$dir/server.log"
+grep -E 'cast began|joined|left|cast ended' "$dir/server.log"
 
 say "Checksums of the image that was served and of the copy"
 (cd "$dir" && sha256sum images/debian.img copy.img)
