@@ -90,6 +90,27 @@ fn the_switch_gives_the_pages_to_members_alone() {
 }
 
 #[test]
+fn two_mounts_on_one_host_are_two_members_and_both_get_every_page() {
+    let lab = lab_or_skip!(Lab::builder());
+    let image = lab.put("image", mib(4));
+    let server = lab.server().option("--rate", "50mbit").start();
+    let mounts = [lab.mount(1).start(), lab.mount(1).start()];
+    let copies = [lab.client(1).fresh_path("copy"), lab.client(1).fresh_path("copy")];
+    let mut running: Vec<_> = mounts
+        .iter()
+        .zip(&copies)
+        .map(|(mount, copy)| readers::copy(lab.client(1), &mount.join("image"), copy))
+        .collect();
+    for reader in &mut running {
+        reader.wait_success(TRANSFER);
+    }
+    for copy in &copies {
+        assert_eq!(digest_of(copy), image.digest);
+    }
+    assert_eq!(server.status().totals.joins, 2);
+}
+
+#[test]
 fn casts_that_run_together_have_groups_of_their_own() {
     let lab = lab_or_skip!(Lab::builder());
     let server = lab.server().option("--rate", CRAWL).start();

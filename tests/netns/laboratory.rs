@@ -7,11 +7,11 @@ use harness::{Lab, SOON, lab_or_skip, wait_until};
 const GROUP: Ipv4Addr = Ipv4Addr::new(239, 255, 0, 1);
 const PORT: u16 = 9000;
 
-fn send(lab: &Lab, datagrams: u32) {
+fn send(lab: &Lab, datagrams: u32, len: usize) {
     lab.head().enter(|| {
         let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
         for _ in 0..datagrams {
-            socket.send_to(&[0; 1000], (GROUP, PORT)).unwrap();
+            socket.send_to(&vec![0; len], (GROUP, PORT)).unwrap();
         }
     });
 }
@@ -32,7 +32,7 @@ fn a_client_gets_only_the_groups_it_joined() {
     let lab = lab_or_skip!(Lab::builder().clients(2));
     let _socket = subscribe(&lab, 1);
     let before = (lab.client(1).counters().rx_bytes, lab.client(2).counters().rx_bytes);
-    send(&lab, 100);
+    send(&lab, 100, 1000);
     wait_until(SOON, "the member got them", || {
         lab.client(1).counters().rx_bytes - before.0 >= 100_000
     });
@@ -40,12 +40,31 @@ fn a_client_gets_only_the_groups_it_joined() {
 }
 
 #[test]
+fn without_snooping_every_client_gets_every_group() {
+    let lab = lab_or_skip!(Lab::builder().clients(2).snooping(false));
+    send(&lab, 100, 1000);
+    for client in lab.clients() {
+        wait_until(SOON, "the switch floods", || client.counters().rx_bytes >= 100_000);
+    }
+}
+
+#[test]
 fn loss_takes_about_its_share_of_the_datagrams() {
     let lab = lab_or_skip!(Lab::builder().loss(20.0));
     let socket = subscribe(&lab, 1);
-    send(&lab, 150);
     socket.set_nonblocking(true).unwrap();
-    let received = std::iter::from_fn(|| socket.recv(&mut [0; 2000]).ok()).count();
+    send(&lab, 150, 100);
+    let (mut received, mut is_over) = (0, false);
+    wait_until(SOON, "a last datagram gets through", || {
+        // Order is kept: behind one of these nothing else is on the way.
+        send(&lab, 1, 1);
+        let mut buffer = [0; 200];
+        while let Ok(len) = socket.recv(&mut buffer) {
+            received += u32::from(len == 100);
+            is_over |= len == 1;
+        }
+        is_over
+    });
     assert!((75..150).contains(&received), "{received} of 150 at 20 % loss");
 }
 

@@ -1,4 +1,6 @@
-//! Datagrams get lost; files do not.
+//! Datagrams get lost, and strangers send some; files stay right.
+
+use std::net::UdpSocket;
 
 use harness::{Lab, digest_of, lab_or_skip, mib};
 
@@ -23,4 +25,30 @@ fn every_client_reads_the_same_bytes_through_2_percent_loss() {
         assert_eq!(digest_of(copy), image.digest, "{}", copy.display());
     }
     server.wait_no_members();
+}
+
+#[test]
+fn datagrams_of_a_stranger_in_the_group_do_no_harm() {
+    let lab = lab_or_skip!(Lab::builder().clients(2));
+    let image = lab.put("image", mib(4));
+    let server = lab.server().option("--rate", "20mbit").start();
+    let mount = lab.mount(1).start();
+    let copy = lab.client(1).fresh_path("copy");
+    let mut reader = readers::copy(lab.client(1), &mount.join("image"), &copy);
+    server.wait_cast("image", "pages are being sent", |cast| cast.pages_sent > 50);
+
+    let cast = server.cast_of("image").unwrap();
+    lab.client(2).enter(|| {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        for page in 1..=cast.pages {
+            // A page that could be one, but for its bytes and its sender.
+            let mut forged = vec![0xaa; 16 + cast.page_size as usize];
+            let words = [cast.page_size, page, 0, 0].map(u32::to_be_bytes);
+            forged[..16].copy_from_slice(words.as_flattened());
+            socket.send_to(&forged, &cast.group).unwrap();
+            socket.send_to(b"noise", &cast.group).unwrap();
+        }
+    });
+    reader.wait_success(TRANSFER);
+    assert_eq!(digest_of(copy), image.digest);
 }
