@@ -35,8 +35,13 @@ impl TokenBucket {
 
     /// Takes what `bytes` cost. Credit beyond the depth is forfeit.
     pub fn take(&mut self, bytes: u64, now: Instant) {
-        let oldest = now.checked_sub(self.depth).unwrap_or(now);
-        self.sold_until = self.sold_until.max(oldest) + self.rate.time_to_send(bytes);
+        self.keep(self.depth, now);
+        self.sold_until += self.rate.time_to_send(bytes);
+    }
+
+    /// Forfeits credit beyond `credit`.
+    pub fn keep(&mut self, credit: Duration, now: Instant) {
+        self.sold_until = self.sold_until.max(now.checked_sub(credit).unwrap_or(now));
     }
 }
 
@@ -67,6 +72,11 @@ impl Pacer {
             ceiling: TokenBucket::new(ceiling, CATCH_UP, largest, now),
             peak: TokenBucket::new(peak, BURST, largest, now),
         }
+    }
+
+    /// There was nothing to send until `now`: that is no time to be made up for.
+    pub fn restart(&mut self, now: Instant) {
+        self.ceiling.keep(BURST, now);
     }
 
     /// Whether `bytes` may leave at `now`.

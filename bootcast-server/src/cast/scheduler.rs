@@ -233,11 +233,17 @@ impl Scheduler {
     /// Runs what is due at `now`. Calling early changes nothing.
     pub fn handle_timeout(&mut self, now: Instant) {
         let mut ended = Vec::new();
+        let (mut was_sending, mut is_sending) = (false, false);
         for (&id, running) in &mut self.casts {
+            was_sending |= running.cast.is_sending();
             running.cast.handle_timeout(now);
+            is_sending |= running.cast.is_sending();
             if running.cast.ended().is_some() {
                 ended.push(id);
             }
+        }
+        if is_sending && !was_sending {
+            self.pacer.restart(now);
         }
         for id in ended {
             self.reap(id);
