@@ -9,6 +9,7 @@
 //! | [`fs`] | the file system without FUSE |
 //! | [`fuse`] | kernel requests -> `fs` -> replies |
 //! | [`mount`] | `-o` options, mount(2), life in the background |
+//! | [`tool`] | the command line tool `bootcast` |
 
 pub mod cache;
 pub mod fs;
@@ -18,5 +19,6 @@ pub mod mount;
 pub mod object;
 pub mod receiver;
 mod run;
+pub mod tool;
 
 pub use run::run_mount;

@@ -383,6 +383,11 @@ impl Object {
         self.lock().receiver.size()
     }
 
+    /// No more than these bytes, once joined: less than a page above the exact size until that is known.
+    pub fn size_at_most(&self) -> Option<u64> {
+        self.lock().receiver.assembly().map(|assembly| assembly.geometry().size())
+    }
+
     /// Version, once known.
     pub fn etag(&self) -> Option<Etag> {
         self.lock().receiver.etag().cloned()

@@ -1,2 +1,7 @@
-//! To come.
-fn main() {}
+//! `bootcast get`, `ls`, `status`: files of a bootcast server without a mount.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    bootcast_fs::tool::run(std::env::args_os())
+}

@@ -1,0 +1,178 @@
+//! What can go wrong with a command, and the exit code that says so.
+
+use std::io;
+use std::path::Path;
+
+use super::signals::Signal;
+use crate::io::ControlError;
+use crate::receiver::Failure;
+
+/// The exit codes as `--help` tells them.
+pub(super) const EXIT_CODES: &str = "\
+Exit codes:
+  0    done
+  1    wrong usage
+  2    a file of this machine cannot be read or written
+  3    the server cannot be reached
+  4    nothing arrived for the time that --timeout allows
+  5    the server has no such file
+  6    the server refuses, or is none of this protocol
+  7    the file changes on the server while it is being fetched
+  129, 130, 143  ended by SIGHUP, SIGINT, SIGTERM
+  141  whoever read standard output went away";
+
+/// Why a command did not do its work. Its text is one line for the user.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ToolError {
+    /// What was typed makes no sense.
+    #[error("{0}")]
+    Usage(String),
+    /// A file here cannot be read or written.
+    #[error("{0}")]
+    Local(String),
+    /// No connection.
+    #[error("{0}")]
+    Unreachable(String),
+    /// No progress for too long.
+    #[error("{0}")]
+    TimedOut(String),
+    /// No such file on the server.
+    #[error("{0}")]
+    NotFound(String),
+    /// The server will not, or cannot.
+    #[error("{0}")]
+    Refused(String),
+    /// Nothing of the present version was handed on: a fresh start can help.
+    #[error("the file keeps changing on the server")]
+    Changed,
+    /// Part of another version was handed on, which cannot be taken back.
+    #[error("the file changed on the server after {0} bytes of it were written")]
+    ChangedMidway(u64),
+    /// The other end of standard output is closed. Not worth a word.
+    #[error("nobody reads standard output any more")]
+    ReaderGone,
+    /// A signal asked for the end.
+    #[error("{0}")]
+    Signal(Signal),
+}
+
+impl ToolError {
+    /// The only place where an error becomes an exit code; [`EXIT_CODES`].
+    pub(super) fn exit_code(&self) -> u8 {
+        match self {
+            Self::Usage(_) => 1,
+            Self::Local(_) => 2,
+            Self::Unreachable(_) => 3,
+            Self::TimedOut(_) => 4,
+            Self::NotFound(_) => 5,
+            Self::Refused(_) => 6,
+            Self::Changed | Self::ChangedMidway(_) => 7,
+            Self::ReaderGone => 141,
+            Self::Signal(signal) => signal.exit_code(),
+        }
+    }
+
+    /// A file here cannot be read or written.
+    pub(super) fn local(path: &Path, error: &io::Error) -> Self {
+        Self::Local(format!("{}: {error}", path.display()))
+    }
+
+    /// Writing bytes in order failed.
+    pub(super) fn streaming(error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => Self::ReaderGone,
+            _ => Self::Local(format!("cannot write: {error}")),
+        }
+    }
+}
+
+impl From<ControlError> for ToolError {
+    fn from(error: ControlError) -> Self {
+        let text = error.to_string();
+        match error {
+            ControlError::Unreachable { .. } => Self::Unreachable(text),
+            ControlError::Refused { status: 404, .. } => Self::NotFound(text),
+            ControlError::Refused { .. } | ControlError::Garbled { .. } => Self::Refused(text),
+        }
+    }
+}
+
+impl From<Failure> for ToolError {
+    fn from(failure: Failure) -> Self {
+        let text = failure.to_string();
+        match failure {
+            Failure::Stale => Self::Changed,
+            Failure::NotFound(_) => Self::NotFound(text),
+            Failure::Refused(_) => Self::Refused(text),
+            Failure::Store(_) => Self::Local(text),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn errors() -> Vec<ToolError> {
+        let text = || "text".to_owned();
+        vec![
+            ToolError::Usage(text()),
+            ToolError::Local(text()),
+            ToolError::Unreachable(text()),
+            ToolError::TimedOut(text()),
+            ToolError::NotFound(text()),
+            ToolError::Refused(text()),
+            ToolError::Changed,
+            ToolError::ChangedMidway(1),
+            ToolError::ReaderGone,
+            ToolError::Signal(Signal::Hangup),
+            ToolError::Signal(Signal::Interrupt),
+            ToolError::Signal(Signal::Terminate),
+        ]
+    }
+
+    #[test]
+    fn every_exit_code_is_told_in_the_help() {
+        let told: Vec<u8> = EXIT_CODES
+            .split(|c: char| !c.is_ascii_digit())
+            .filter_map(|word| word.parse().ok())
+            .collect();
+        for error in errors() {
+            assert!(told.contains(&error.exit_code()), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn the_servers_word_decides_the_exit_code() {
+        let refused = |status| ControlError::Refused {
+            status,
+            message: "no".into(),
+            retry_after: std::time::Duration::ZERO,
+        };
+        for (status, code) in [(404, 5), (403, 6), (400, 6), (503, 6)] {
+            assert_eq!(ToolError::from(refused(status)).exit_code(), code, "{status}");
+        }
+        let away =
+            ControlError::Unreachable { base: "http://head".into(), reason: "refused".into() };
+        assert_eq!(ToolError::from(away).exit_code(), 3);
+    }
+
+    #[test]
+    fn a_failed_object_has_the_exit_code_of_its_cause() {
+        for (failure, code) in [
+            (Failure::Stale, 7),
+            (Failure::NotFound("no".into()), 5),
+            (Failure::Refused("no".into()), 6),
+            (Failure::Store("disk full".into()), 2),
+        ] {
+            assert_eq!(ToolError::from(failure.clone()).exit_code(), code, "{failure:?}");
+        }
+    }
+
+    #[test]
+    fn a_closed_pipe_is_not_a_file_error() {
+        let closed = io::Error::from(io::ErrorKind::BrokenPipe);
+        assert_eq!(ToolError::streaming(&closed).exit_code(), 141);
+        assert_eq!(ToolError::streaming(&io::ErrorKind::StorageFull.into()).exit_code(), 2);
+    }
+}

@@ -1,0 +1,166 @@
+//! `bootcast get`: one file from the server to this machine.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bootcast_proto::api::Kind;
+
+use super::cast::CastFetch;
+use super::error::ToolError;
+use super::output::{Output, Part};
+use super::progress::{Progress, Screen};
+use super::signals::Signals;
+use super::unicast::UnicastFetch;
+use super::url::{Target, default_file_name};
+use crate::io::{ControlError, InterfaceChoice};
+
+/// Beginnings in all, where the file changes on the server meanwhile.
+const MAX_STARTS: u32 = 4;
+
+/// What stands behind `bootcast get`.
+#[derive(clap::Args, Debug)]
+pub(super) struct Args {
+    /// File to fetch: http://HOST[:PORT]/PATH, percent-encoded, or HOST:[PORT:]/PATH as it is; port 8888 unless named
+    url: OsString,
+
+    /// Write to FILE, which appears or is replaced when all is there; '-' is standard output, in order while the
+    /// pages arrive [default: the last name of the URL]
+    #[arg(short = 'O', long = "output", value_name = "FILE")]
+    output: Option<PathBuf>,
+
+    /// Take the file over plain HTTP, for this client alone
+    #[arg(short, long)]
+    unicast: bool,
+
+    /// Interface that the multicast comes in by, by name or address [default: the one toward the server]
+    #[arg(short, long, value_name = "NAME|ADDR", env = "BOOTCAST_INTERFACE")]
+    interface: Option<String>,
+
+    /// Give up when nothing arrived for so long: seconds, or units as in 1m30s; 0 is never
+    #[arg(short, long, value_name = "DURATION", default_value = "60s", value_parser = duration)]
+    timeout: Duration,
+
+    /// No progress bar, no notices; errors are told still
+    #[arg(short, long)]
+    quiet: bool,
+
+    /// Tell what happens; twice to tell more
+    #[arg(short, long, action = clap::ArgAction::Count, conflicts_with = "quiet")]
+    verbose: u8,
+}
+
+/// Fetches.
+pub(super) async fn run(args: Args) -> Result<(), ToolError> {
+    let target = Target::parse(&args.url)?;
+    let to_stdout = args.output.as_ref().is_some_and(|output| output.as_os_str() == "-");
+    let output = match &args.output {
+        Some(_) if to_stdout => Output::stdout()?,
+        Some(path) => Output::at(path)?,
+        None => Output::at(&default_file_name(&target.path)?)?,
+    };
+    let screen = Screen::new(args.quiet, to_stdout);
+    screen.log(args.quiet, args.verbose);
+    let mut signals = Signals::listen()
+        .map_err(|error| ToolError::Local(format!("cannot listen to signals: {error}")))?;
+    let patience = Some(args.timeout).filter(|timeout| !timeout.is_zero());
+    let transport = if args.unicast {
+        Transport::Unicast { patience }
+    } else {
+        signals.guard(probe(&target)).await?;
+        Transport::Cast(CastFetch::new(&target, interface(args.interface), patience)?)
+    };
+    let progress = screen.progress(&target.shown_name());
+    let get = Get { target, transport, output, progress, signals };
+    get.run().await
+}
+
+fn interface(text: Option<String>) -> InterfaceChoice {
+    match text.as_deref().map(str::parse) {
+        Some(Ok(choice)) => choice,
+        None => InterfaceChoice::TowardServer,
+    }
+}
+
+/// Finds out at once what waiting would not heal: no server there, or no file.
+///
+/// A plain server knows nothing of this request; the join will tell.
+async fn probe(target: &Target) -> Result<(), ToolError> {
+    match target.control.meta(&target.path, None).await {
+        Err(error @ ControlError::Unreachable { .. }) => Err(error.into()),
+        Ok(Some(meta)) if meta.attributes.kind == Kind::Directory => {
+            Err(ToolError::Refused(format!("{} is a directory: see bootcast ls", target.path)))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// How the bytes travel.
+#[derive(Debug)]
+enum Transport {
+    Cast(CastFetch),
+    Unicast { patience: Option<Duration> },
+}
+
+/// One fetch.
+struct Get {
+    target: Target,
+    transport: Transport,
+    output: Output,
+    progress: Progress,
+    signals: Signals,
+}
+
+impl Get {
+    async fn run(mut self) -> Result<(), ToolError> {
+        let mut starts = 1;
+        let size = loop {
+            match self.fetch().await {
+                Err(ToolError::Changed) if starts < MAX_STARTS => {
+                    starts += 1;
+                    self.progress.restart("the file changed on the server");
+                }
+                outcome => break outcome?,
+            }
+        };
+        self.progress.finish(size);
+        Ok(())
+    }
+
+    /// Fetches one version; returns its size.
+    async fn fetch(&mut self) -> Result<u64, ToolError> {
+        let Self { target, transport, output, progress, signals } = self;
+        match (transport, output) {
+            (Transport::Cast(cast), Output::Stream(stream)) => {
+                cast.stream(stream, progress, signals).await
+            }
+            (Transport::Cast(cast), Output::File(path)) => {
+                let part = Part::begin(path)?;
+                let size = cast.fill(part.open()?, progress, signals).await?;
+                part.keep()?;
+                Ok(size)
+            }
+            (Transport::Unicast { patience }, Output::Stream(stream)) => {
+                let stream = stream.try_clone().map_err(|error| ToolError::streaming(&error))?;
+                let fetch = UnicastFetch::new(target, *patience, progress, stream);
+                signals.guard(fetch.run()).await
+            }
+            (Transport::Unicast { patience }, Output::File(path)) => {
+                let part = Part::begin(path)?;
+                let fetch = UnicastFetch::new(target, *patience, progress, part.open()?);
+                let size = signals.guard(fetch.run()).await?;
+                part.keep()?;
+                Ok(size)
+            }
+        }
+    }
+}
+
+/// Plain seconds, with or without a fraction, or units: `10`, `0.5`, `1m30s`.
+fn duration(text: &str) -> Result<Duration, &'static str> {
+    let duration = match text.parse() {
+        Ok(seconds) => Duration::try_from_secs_f64(seconds).ok(),
+        Err(_) => humantime::parse_duration(text).ok(),
+    };
+    duration.ok_or("expected seconds, or units as in 1m30s")
+}

@@ -1,0 +1,152 @@
+//! The command line tool `bootcast`: files of a server without a mount.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`get`] | `bootcast get` |
+//! | [`cast`], [`unicast`] | the two ways for the bytes to travel |
+//! | [`output`] | where they go |
+//! | [`progress`] | what a person sees of it |
+//! | [`list`], [`status`] | `bootcast ls`, `bootcast status` |
+//! | [`error`] | what can go wrong, and the exit codes |
+
+mod cast;
+mod error;
+mod get;
+mod list;
+mod output;
+mod progress;
+mod signals;
+mod status;
+mod stdout;
+mod unicast;
+mod url;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use error::{EXIT_CODES, ToolError};
+
+const EXAMPLES: &str = "\
+Examples:
+  bootcast get http://head/images/debian.img
+  bootcast get head:/images/debian.img.zst -O - | zstd -d > /dev/sda
+  bootcast ls -l http://head/images
+  bootcast status http://head";
+
+/// Gets files from a bootcast server, which sends what many hosts want at once by multicast
+#[derive(Parser, Debug)]
+#[command(name = "bootcast", version, max_term_width = 100, after_help = after_help())]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(clap::Subcommand, Debug)]
+enum Command {
+    /// Fetch a file
+    #[command(after_help = EXIT_CODES)]
+    Get(get::Args),
+    /// List a directory
+    #[command(after_help = EXIT_CODES)]
+    Ls(list::Args),
+    /// Show what a server is casting
+    #[command(after_help = EXIT_CODES)]
+    Status(status::Args),
+}
+
+fn after_help() -> String {
+    format!("{EXAMPLES}\n\n{EXIT_CODES}")
+}
+
+/// Runs the command line, program name first.
+pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let outcome = match Args::try_parse_from(args) {
+        Ok(args) => run_command(args.command),
+        Err(error) if !error.use_stderr() => {
+            // Help or version, asked for. A closed pipe is the reader's choice.
+            let _ = error.print();
+            Ok(())
+        }
+        Err(error) => Err(usage_error(&error)),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            if !matches!(error, ToolError::ReaderGone) {
+                eprintln!("bootcast: {}", one_line(&error.to_string()));
+            }
+            error.exit_code().into()
+        }
+    }
+}
+
+fn run_command(command: Command) -> Result<(), ToolError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| ToolError::Local(format!("cannot start: {error}")))?;
+    let outcome = runtime.block_on(async {
+        match command {
+            Command::Get(args) => get::run(args).await,
+            Command::Ls(args) => list::run(args).await,
+            Command::Status(args) => status::run(args).await,
+        }
+    });
+    // A write to a pipe that nobody empties would hold up the end for ever.
+    runtime.shutdown_background();
+    outcome
+}
+
+/// The first paragraph of what clap has to say.
+fn usage_error(error: &clap::Error) -> ToolError {
+    let text = error.render().to_string();
+    let paragraph = text.split("\n\n").next().unwrap_or_default();
+    let what = paragraph.trim_start_matches("error: ");
+    ToolError::Usage(format!("{} (see --help)", one_line(what)))
+}
+
+/// Folds a text that others wrote into one line that a terminal can show.
+fn one_line(text: &str) -> String {
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    url::printable(line.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Args, clap::Error> {
+        Args::try_parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn a_wrong_command_line_is_one_line_and_exit_code_1() {
+        for line in ["bootcast", "bootcast get", "bootcast git x", "bootcast get -t soon head:/x"] {
+            let error = usage_error(&parse(line).unwrap_err());
+            assert_eq!(error.exit_code(), 1, "{line}");
+            assert!(!error.to_string().contains('\n'), "{line}");
+            assert!(error.to_string().contains("--help"), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_timeout_has_a_unit_or_is_in_seconds() {
+        for line in ["-t 0", "--timeout 1m30s", "-t 0.5", "--timeout=90"] {
+            assert!(parse(&format!("bootcast get {line} head:/x")).is_ok(), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_servers_text_cannot_play_with_the_terminal() {
+        assert_eq!(one_line("no\nsuch \x1b[2J file"), "no such \\u{1b}[2J file");
+    }
+}

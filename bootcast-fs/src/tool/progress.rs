@@ -1,0 +1,166 @@
+//! What a person at a terminal sees of a fetch, and how log lines and the bar keep out of each other's way.
+
+use std::io::{self, IsTerminal, Write};
+use std::time::Instant;
+
+use indicatif::{
+    BinaryBytes, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle,
+};
+use tracing_subscriber::EnvFilter;
+
+use crate::io::now;
+
+const KNOWN_SIZE: &str =
+    "{prefix} {wide_bar} {binary_bytes}/{binary_total_bytes} {mean_rate} eta {eta}";
+const UNKNOWN_SIZE: &str = "{prefix} {spinner} {binary_bytes} {mean_rate} {elapsed}";
+
+/// Standard error, shared by the progress bar and the log.
+#[derive(Clone, Debug)]
+pub(super) struct Screen {
+    bars: MultiProgress,
+    /// Somebody looks on, and wants to.
+    is_watched: bool,
+}
+
+impl Screen {
+    /// Shows bars only where somebody looks on: on a terminal that gets no file contents.
+    pub(super) fn new(quiet: bool, contents_to_stdout: bool) -> Self {
+        let is_watched = !quiet
+            && io::stderr().is_terminal()
+            && !(contents_to_stdout && io::stdout().is_terminal());
+        let target =
+            if is_watched { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        Self { bars: MultiProgress::with_draw_target(target), is_watched }
+    }
+
+    /// Sends log lines here. Without `-v` a watched command warns, and an unwatched one keeps to errors.
+    pub(super) fn log(&self, quiet: bool, verbose: u8) {
+        let filter = match (quiet, verbose) {
+            (true, _) => "off",
+            (false, 0) if self.is_watched => "warn",
+            (false, 0) => "error",
+            (false, 1) => "bootcast_fs=info,warn",
+            (false, _) => "bootcast_fs=debug,info",
+        };
+        let screen = self.clone();
+        tracing_subscriber::fmt()
+            .with_env_filter(EnvFilter::new(filter))
+            .with_writer(move || screen.clone())
+            .with_ansi(self.is_watched)
+            .with_target(false)
+            .without_time()
+            .init();
+    }
+
+    /// Says something that only a person who looks on wants to know.
+    pub(super) fn say(&self, line: &str) {
+        if self.is_watched {
+            // A terminal that is gone has no use for it.
+            let _ = writeln!(self.clone(), "{line}");
+        }
+    }
+
+    /// A bar for one file.
+    pub(super) fn progress(&self, name: &str) -> Progress {
+        let bar = self.bars.add(ProgressBar::no_length());
+        bar.set_style(style(UNKNOWN_SIZE));
+        bar.set_prefix(name.to_owned());
+        Progress { screen: self.clone(), bar, name: name.to_owned(), begun: now() }
+    }
+}
+
+impl Write for Screen {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.bars.suspend(|| io::stderr().write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
+}
+
+/// The bar of one file.
+#[derive(Debug)]
+pub(super) struct Progress {
+    screen: Screen,
+    bar: ProgressBar,
+    name: String,
+    begun: Instant,
+}
+
+impl Progress {
+    /// `received` of `total` bytes are here.
+    pub(super) fn show(&self, received: u64, total: Option<u64>) {
+        if let Some(total) = total
+            && self.bar.length() != Some(total)
+        {
+            self.bar.set_style(style(KNOWN_SIZE));
+            self.bar.set_length(total);
+        }
+        self.bar.set_position(received);
+        self.bar.tick();
+    }
+
+    /// Everything begins anew.
+    pub(super) fn restart(&self, reason: &str) {
+        self.screen.say(&format!("bootcast: {reason}, starting anew"));
+        self.bar.set_position(0);
+        self.bar.reset_eta();
+    }
+
+    /// The file of `size` bytes is here.
+    pub(super) fn finish(self, size: u64) {
+        self.bar.finish_and_clear();
+        let seconds = now().duration_since(self.begun).as_secs_f64();
+        let Self { screen, name, .. } = &self;
+        let (bytes, rate) = (BinaryBytes(size), mean_rate(size, seconds));
+        screen.say(&format!("{name}  {bytes} in {seconds:.1} s, {rate}"));
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template)
+        .expect("the templates of this file are valid")
+        .with_key("mean_rate", |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+            let _ = write!(out, "{}/s", BinaryBytes(whole(state.per_sec())));
+        })
+        .progress_chars("=> ")
+}
+
+fn mean_rate(bytes: u64, seconds: f64) -> String {
+    #[expect(clippy::cast_precision_loss, reason = "shown with three digits")]
+    let rate = bytes as f64 / seconds.max(0.001);
+    format!("{}/s", BinaryBytes(whole(rate)))
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a rate to look at, saturating at both ends"
+)]
+fn whole(rate: f64) -> u64 {
+    rate as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_template_is_valid() {
+        style(KNOWN_SIZE);
+        style(UNKNOWN_SIZE);
+    }
+
+    #[test]
+    fn a_rate_is_never_a_division_by_zero() {
+        assert_eq!(mean_rate(0, 0.0), "0 B/s");
+        assert_eq!(mean_rate(1 << 20, 2.0), "512.00 KiB/s");
+    }
+}

@@ -1,0 +1,186 @@
+//! `bootcast status`: what a server is casting.
+
+use std::ffi::OsString;
+use std::fmt::Write;
+use std::time::Duration;
+
+use bootcast_proto::api::{CastStatus, Status, Totals};
+use bootcast_proto::{BitRate, RemotePath, units};
+use indicatif::BinaryBytes;
+
+use super::error::ToolError;
+use super::stdout;
+use super::url::{Target, printable};
+
+/// What stands behind `bootcast status`.
+#[derive(clap::Args, Debug)]
+pub(super) struct Args {
+    /// Server: http://HOST[:PORT] or HOST:[PORT:]/; port 8888 unless named
+    url: OsString,
+
+    /// Print the server's answer
+    #[arg(long)]
+    json: bool,
+}
+
+/// Tells.
+pub(super) async fn run(args: Args) -> Result<(), ToolError> {
+    let control = Target::parse(&args.url)?.control;
+    let status = control.status().await.map_err(|error| {
+        if error.is_not_found() {
+            let server = control.server();
+            ToolError::Refused(format!("{server} is a plain server: it tells no status"))
+        } else {
+            error.into()
+        }
+    })?;
+    if args.json { stdout::print_json(&status) } else { stdout::print(table(&status).as_bytes()) }
+}
+
+/// A line about the server, a table of its casts, a line of sums.
+fn table(status: &Status) -> String {
+    let header = ["PATH", "GROUP", "MEMBERS", "PASSES", "SENT/PAGES", "MEAN RATE"];
+    let mut rows = vec![header.map(str::to_owned)];
+    rows.extend(status.casts.iter().map(row));
+    let mut text = server_line(status);
+    if !status.casts.is_empty() {
+        text.push('\n');
+        write_columns(&mut text, &rows);
+        text.push('\n');
+    }
+    text.push_str(&totals_line(&status.totals));
+    text
+}
+
+fn server_line(status: &Status) -> String {
+    let Status { version, uptime_s, rate_bps, casts, .. } = status;
+    let up = humantime::format_duration(Duration::from_secs(*uptime_s));
+    let version = printable(version.as_bytes());
+    let casts = counted(casts.len() as u64, "cast");
+    format!("version {version}, up {up}, at most {}, {casts}\n", rate(*rate_bps))
+}
+
+fn row(cast: &CastStatus) -> [String; 6] {
+    // Decoded for people; as it came where it cannot be.
+    let path = RemotePath::decode(&cast.path);
+    let path = path.as_ref().map_or(cast.path.as_bytes(), RemotePath::as_bytes);
+    let bits = cast.pages_sent.saturating_mul(units::wire_len(cast.page_size) * 8);
+    [
+        printable(path),
+        printable(cast.group.as_bytes()),
+        cast.members.to_string(),
+        cast.passes.to_string(),
+        format!("{}/{}", cast.pages_sent, cast.pages),
+        bits.checked_div(cast.age_s).map_or_else(|| "-".into(), rate),
+    ]
+}
+
+fn totals_line(totals: &Totals) -> String {
+    let Totals { casts, joins, leaves, pages_sent, bytes_sent, bytes_read } = *totals;
+    format!(
+        "in all {}, {}, {}, {} in {}, {} read\n",
+        counted(casts, "cast"),
+        counted(joins, "join"),
+        counted(leaves, "leave"),
+        BinaryBytes(bytes_sent),
+        counted(pages_sent, "page"),
+        BinaryBytes(bytes_read),
+    )
+}
+
+fn counted(count: u64, thing: &str) -> String {
+    if count == 1 { format!("1 {thing}") } else { format!("{count} {thing}s") }
+}
+
+/// Three digits are enough to look at: `199mbit`.
+fn rate(bits: u64) -> String {
+    let step = 10u64.pow(bits.checked_ilog10().unwrap_or(0).saturating_sub(2));
+    let rounded = bits / step * step;
+    BitRate::from_bits_per_second(rounded).map_or_else(|| "0".into(), |rate| rate.to_string())
+}
+
+/// The first column to the left, the others to the right, two blanks between.
+fn write_columns<const N: usize>(text: &mut String, rows: &[[String; N]]) {
+    let width = |column: usize| {
+        rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default()
+    };
+    let widths: [usize; N] = std::array::from_fn(width);
+    for row in rows {
+        let _ = write!(text, "{:<width$}", row[0], width = widths[0]);
+        for (cell, width) in row.iter().zip(widths).skip(1) {
+            let _ = write!(text, "  {cell:>width$}");
+        }
+        text.push('\n');
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bootcast_proto::Etag;
+
+    use super::*;
+
+    fn status() -> Status {
+        let cast = CastStatus {
+            path: "images/a%20b.img".into(),
+            etag: Etag::new("2a").unwrap(),
+            group: "239.255.0.1:9000".into(),
+            size: 4000,
+            pages: 3,
+            page_size: 1456,
+            members: 12,
+            joins: 13,
+            pages_sent: 33_025,
+            passes: 5,
+            age_s: 2,
+        };
+        let totals = Totals { casts: 1, joins: 13, leaves: 1, ..Totals::default() };
+        Status {
+            version: "0.1.0".into(),
+            uptime_s: 61,
+            rate_bps: 900_000_000,
+            casts: vec![cast],
+            totals,
+        }
+    }
+
+    #[test]
+    fn a_cast_is_a_row_under_its_headings() {
+        assert_eq!(
+            table(&status()),
+            "\
+version 0.1.0, up 1m 1s, at most 900mbit, 1 cast
+
+PATH                        GROUP  MEMBERS  PASSES  SENT/PAGES  MEAN RATE
+images/a b.img  239.255.0.1:9000       12       5     33025/3    200mbit
+
+in all 1 cast, 13 joins, 1 leave, 0 B in 0 pages, 0 B read
+"
+        );
+    }
+
+    #[test]
+    fn a_server_without_casts_has_no_table() {
+        let status = Status { casts: Vec::new(), ..status() };
+        assert_eq!(table(&status).lines().count(), 2);
+    }
+
+    #[test]
+    fn a_cast_that_just_began_has_no_rate() {
+        let cast = CastStatus { age_s: 0, ..status().casts.remove(0) };
+        assert_eq!(row(&cast)[5], "-");
+    }
+
+    #[test]
+    fn a_rate_has_three_digits() {
+        for (bits, text) in [
+            (0, "0"),
+            (999, "999bit"),
+            (199_876_543, "199mbit"),
+            (1_234_567_890, "1230mbit"),
+            (u64::MAX, "18400000000gbit"),
+        ] {
+            assert_eq!(rate(bits), text);
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! What a command is about: `http://head:8888/images/a.img`, and the name that it has here.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use bootcast_proto::RemotePath;
+
+use super::error::ToolError;
+use crate::io::Control;
+use crate::mount::Source;
+
+/// Something on a server.
+#[derive(Clone, Debug)]
+pub(super) struct Target {
+    /// The server.
+    pub(super) control: Control,
+    /// Of the thing, below the served directory.
+    pub(super) path: RemotePath,
+}
+
+impl Target {
+    /// Reads a URL, or `HOST:[PORT:]/PATH` as a mount takes it.
+    pub(super) fn parse(text: &OsStr) -> Result<Self, ToolError> {
+        let source =
+            Source::parse(text, None).map_err(|error| ToolError::Usage(error.to_string()))?;
+        let control = Control::new(&source.base_url())
+            .map_err(|error| ToolError::Usage(error.to_string()))?;
+        Ok(Self { control, path: source.path })
+    }
+
+    /// The name as a person reads it.
+    pub(super) fn shown_name(&self) -> String {
+        printable(self.path.file_name().unwrap_or(b"/"))
+    }
+}
+
+/// The name that a fetched file gets here where nobody says: the last one of its path.
+pub(super) fn default_file_name(path: &RemotePath) -> Result<PathBuf, ToolError> {
+    // Neither empty nor with a slash in it: `RemotePath` has no such names.
+    let name = path.file_name().ok_or_else(|| {
+        ToolError::Usage("the URL names no file: give a path, and a name here by -O FILE".into())
+    })?;
+    Ok(OsStr::from_bytes(name).into())
+}
+
+/// A text of any bytes for a terminal: what cannot be printed is escaped, `\x1b` and `\n`.
+pub(super) fn printable(bytes: &[u8]) -> String {
+    let mut text = String::new();
+    for chunk in bytes.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            if c.is_control() { text.extend(c.escape_default()) } else { text.push(c) }
+        }
+        text.extend(chunk.invalid().escape_ascii().map(char::from));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name_of(url: &str) -> Result<PathBuf, ToolError> {
+        default_file_name(&Target::parse(OsStr::new(url))?.path)
+    }
+
+    #[test]
+    fn a_file_is_named_after_the_last_name_of_its_path() {
+        for (url, name) in [
+            ("http://head/image", &b"image"[..]),
+            ("http://head:8888/dir/my%20image.img", b"my image.img"),
+            ("http://head/dir/%ff%0a", b"\xff\n"),
+            ("head:/dir/100%", b"100%"),
+            ("head:8888:/dir/image/", b"image"),
+        ] {
+            assert_eq!(name_of(url).unwrap().as_os_str().as_bytes(), name, "{url}");
+        }
+    }
+
+    #[test]
+    fn a_url_without_a_usable_name_is_wrong_usage() {
+        for url in ["http://head", "http://head/", "head:/", "http://head/a%2fb", "http://head/.."]
+        {
+            assert_eq!(name_of(url).unwrap_err().exit_code(), 1, "{url}");
+        }
+        assert!(name_of("http://head/").unwrap_err().to_string().contains("-O"));
+    }
+
+    #[test]
+    fn https_is_refused_by_name() {
+        let error = Target::parse(OsStr::new("https://head/x")).unwrap_err();
+        assert_eq!(error.exit_code(), 1);
+        assert!(error.to_string().contains("https is not supported"), "{error}");
+    }
+
+    #[test]
+    fn a_url_asks_the_port_it_names_or_8888() {
+        let server = |url| Target::parse(OsStr::new(url)).unwrap().control.server().to_owned();
+        assert_eq!(server("http://head/x"), "head:8888");
+        assert_eq!(server("http://head:99/x"), "head:99");
+        assert_eq!(server("[::1]:99:/x"), "[::1]:99");
+    }
+
+    #[test]
+    fn a_terminal_gets_no_control_characters() {
+        assert_eq!(printable("caf\u{e9} 1".as_bytes()), "caf\u{e9} 1");
+        assert_eq!(printable(b"\x1b[2J\n\xff"), "\\u{1b}[2J\\n\\xff");
+    }
+}
