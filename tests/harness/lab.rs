@@ -169,6 +169,17 @@ impl Lab {
         format!("http://{HEAD_ADDRESS}:{}/{path}", bootcast_proto::DEFAULT_PORT)
     }
 
+    /// Whether the switch knows that client `k` wants the group. A join reaches it some milliseconds after
+    /// the socket's.
+    pub fn switch_sends(&self, group: Ipv4Addr, k: usize) -> bool {
+        let output = Command::new("bridge").args(["-n", &self.switch(), "mdb", "show"]).output();
+        let output = output.expect("bridge comes with ip");
+        let (port, group) = (format!(" port {} ", self.client(k)), format!(" grp {group} "));
+        String::from_utf8_lossy(&output.stdout)
+            .lines()
+            .any(|line| line.contains(&port) && line.contains(&group))
+    }
+
     fn switch(&self) -> String {
         format!("{}-sw", self.name)
     }

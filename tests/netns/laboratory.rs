@@ -23,7 +23,7 @@ fn subscribe(lab: &Lab, client: usize) -> UdpSocket {
         socket.join_multicast_v4(&GROUP, &host.address()).unwrap();
         socket
     });
-    wait_until(SOON, "the kernel has joined", || host.is_in_a_group());
+    wait_until(SOON, "the switch knows the member", || lab.switch_sends(GROUP, client));
     socket
 }
 
