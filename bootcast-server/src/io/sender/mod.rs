@@ -120,8 +120,14 @@ impl SenderHandle {
         let etag = open.etag();
         let geometry = Geometry::new(open.version.size(), self.page_size)?;
         let (reply, answer) = oneshot::channel();
-        let (etag_, token_) = (etag.clone(), token.clone());
-        self.command(Command::Join { path, etag: etag_, open, geometry, token: token_, reply })?;
+        self.command(Command::Join {
+            path,
+            etag: etag.clone(),
+            open,
+            geometry,
+            token: token.clone(),
+            reply,
+        })?;
         let joined = answer.await.map_err(|_| Stopped)??;
         Ok(JoinAnswer {
             connect: joined.group,
