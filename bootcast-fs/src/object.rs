@@ -9,12 +9,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use bootcast_proto::{Etag, JoinAnswer, PageIndex, PageRange};
+use bootcast_proto::{Etag, JoinAnswer, PageIndex, PageRange, Token};
 use tokio::sync::watch;
 
 use crate::cache::{Kept, ObjectKey, Store};
 use crate::receiver::{
-    Action, Arrival, Assembly, Counters, Failure, JoinError, Pin, Receiver, Timing,
+    Action, Arrival, Assembly, Counters, Failure, JoinError, Pin, Receiver, ReportError, Timing,
 };
 
 /// Most slices that one write takes: `UIO_MAXIOV` of the kernel.
@@ -98,14 +98,20 @@ struct Inner {
 }
 
 impl Object {
-    /// The object of `key` in `store`, with `size` bytes where that is known.
-    pub fn new(key: ObjectKey, mut store: Store, size: Option<u64>, timing: Timing) -> Self {
+    /// The object of `key` in `store`, with `size` bytes where that is known. `seed` is to be unlike those of other members.
+    pub fn new(
+        key: ObjectKey,
+        mut store: Store,
+        size: Option<u64>,
+        timing: Timing,
+        seed: u64,
+    ) -> Self {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         let kept = store.take_kept();
         let saved = kept.as_ref().map_or(0, |kept| kept.held().held());
         let pin = Pin { etag: key.etag.clone(), size };
         let inner = Inner {
-            receiver: Receiver::new(pin, kept, timing),
+            receiver: Receiver::new(pin, kept, timing, seed),
             parked: Vec::new(),
             sized: false,
             saved,
@@ -159,6 +165,16 @@ impl Object {
             Err(error) => inner.receiver.handle_join_error(error, now),
         }
         self.settle(&mut inner)
+    }
+
+    /// Takes the server's word on a report.
+    pub fn reported(&self, result: Result<(), ReportError>, now: Instant) {
+        self.lock().receiver.handle_reported(result, now);
+    }
+
+    /// Names the present membership in reports.
+    pub fn token(&self) -> Option<Token> {
+        self.lock().receiver.token().cloned()
     }
 
     /// Runs what is due and hands out what is to be done.

@@ -8,7 +8,7 @@ use tracing::warn;
 
 use super::{Fs, FsError, Server, Version, lock};
 use crate::cache::ObjectKey;
-use crate::io::now;
+use crate::io::{now, seed};
 use crate::object::Object;
 
 /// An open that is on its way, and is given back should it not arrive: its caller may die at any moment.
@@ -81,7 +81,7 @@ impl Fs {
             warn!(%path, %error, "cannot open the cache");
             FsError::Io(error.to_string())
         })?;
-        Ok(Object::new(key, store, size, self.config.timing))
+        Ok(Object::new(key, store, size, self.config.timing, seed()))
     }
 
     /// One open less.

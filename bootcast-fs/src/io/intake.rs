@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use bootcast_proto::api::Report;
 use rustix::event::{EventfdFlags, epoll};
 use tokio::runtime::Handle;
 use tracing::{debug, info, warn};
@@ -23,7 +24,7 @@ use super::interface::InterfaceChoice;
 use super::now;
 use super::sys::RecvBatch;
 use crate::object::{Object, Ready};
-use crate::receiver::{Action, JoinError, Subscription};
+use crate::receiver::{Action, JoinError, ReportError, Subscription};
 
 /// The thread looks up at least this often, should a wake-up ever be lost.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
@@ -182,6 +183,29 @@ impl Shared {
             shared.request_done();
         });
     }
+
+    /// Reports in the background; the object hears of the outcome.
+    fn report(self: &Arc<Self>, object: &Arc<Object>, report: Report) {
+        let Some(token) = object.token() else { return };
+        self.requests.send_modify(|count| *count += 1);
+        let (shared, object) = (self.clone(), object.clone());
+        self.config.runtime.spawn(async move {
+            let path = &object.key().path;
+            let result = shared.config.control.report(path, &token, &report).await;
+            let (needs, bulk) = (report.needs.len(), report.bulk.len());
+            match &result {
+                Ok(()) => debug!(%path, %token, needs, bulk, "reported"),
+                Err(error) => debug!(%path, %token, needs, bulk, %error, "report not heard"),
+            }
+            let result = result.map_err(|error| match error.is_not_found() {
+                true => ReportError::UnknownMember,
+                false => ReportError::Temporary,
+            });
+            object.reported(result, now());
+            shared.attend(&object);
+            shared.request_done();
+        });
+    }
 }
 
 /// Once, not at every attempt: the first failure and the turn to slow retries tell all.
@@ -289,6 +313,7 @@ impl Receiving {
             match action {
                 Action::Join => self.shared.join(&object),
                 Action::Leave(token) => self.shared.leave(&object, token),
+                Action::Report(report) => self.shared.report(&object, report),
                 Action::Unsubscribe => attended.socket = None,
                 Action::Subscribe(subscription) => {
                     attended.drops = 0;

@@ -2,20 +2,28 @@
 //! arguments, what is to be done comes out as [`Action`]s.
 
 mod assembly;
+mod channel;
 mod membership;
+mod repair;
+mod reporter;
+mod stream;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddrV4};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use bootcast_proto::join::Extensions;
 use bootcast_proto::wire::DataError;
-use bootcast_proto::{Etag, JoinAnswer, PageRange};
+use bootcast_proto::{Etag, JoinAnswer, PageIndex, PageRange, Token};
 
 pub use assembly::{Arrival, Assembly};
+pub use channel::{RepairArrival, ReportError};
 pub use membership::{Action, Subscription, Timing};
+pub use repair::DecodePlan;
 
 use membership::Membership;
+use repair::Repair;
+use reporter::Reporter;
 
 /// What must be true of the file that a join yields.
 #[derive(Clone, Debug, Default)]
@@ -60,11 +68,13 @@ pub enum JoinError {
 /// Datagrams by what became of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Pages that were stored.
+    /// Pages that were stored, those that were rebuilt included.
     pub pages: u64,
     /// Pages that were held already.
     pub duplicates: u64,
-    /// Datagrams that are no page of the cast.
+    /// Repair symbols, of use or not.
+    pub symbols: u64,
+    /// Datagrams that are nothing of the cast.
     pub bad: u64,
     /// Datagrams from another address than the server's.
     pub strangers: u64,
@@ -80,21 +90,42 @@ pub struct Receiver {
     /// `None` until the first answer tells the page size.
     assembly: Option<Assembly>,
     source: Option<IpAddr>,
+    /// Blocks of the present cast; `None` while something is missing and nobody repairs it.
+    repair: Option<Repair>,
+    /// Counts up whenever blocks get other pages.
+    repair_round: u32,
+    reporter: Reporter,
+    /// Windows that the report on its way asks for.
+    asked_windows: Vec<(u32, u32)>,
     failure: Option<Failure>,
     counters: Counters,
+    since_join: SinceJoin,
+}
+
+/// Datagrams since the last join, for reports.
+#[derive(Clone, Copy, Debug, Default)]
+struct SinceJoin {
+    received: u64,
+    drops: u64,
 }
 
 impl Receiver {
-    /// Wants the file that `pin` describes; `kept` is what an earlier life left of that version.
-    pub fn new(pin: Pin, kept: Option<Assembly>, timing: Timing) -> Self {
+    /// Wants the file that `pin` describes; `kept` is what an earlier life left of that version. Unlike
+    /// those of other members, `seed` spreads in time what all of them do.
+    pub fn new(pin: Pin, kept: Option<Assembly>, timing: Timing, seed: u64) -> Self {
         let complete = kept.as_ref().is_some_and(Assembly::is_complete);
         Self {
             pin,
             membership: Membership::new(timing, complete),
             assembly: kept,
             source: None,
+            repair: None,
+            repair_round: 0,
+            reporter: Reporter::new(seed),
+            asked_windows: Vec::new(),
             failure: None,
             counters: Counters::default(),
+            since_join: SinceJoin::default(),
         }
     }
 
@@ -110,14 +141,19 @@ impl Receiver {
 
     /// The server answered a join.
     pub fn handle_join(&mut self, answer: &JoinAnswer, now: Instant) {
-        let subscription =
-            Subscription { connect: answer.connect, source: answer.extensions.source };
+        let port = answer.extensions.repair.filter(|_| answer.block_layout().is_some());
+        let subscription = Subscription {
+            connect: answer.connect,
+            source: answer.extensions.source,
+            repair: port.map(|port| SocketAddrV4::new(*answer.connect.ip(), port)),
+        };
         self.membership.joined(answer.token.clone(), subscription, now);
         if !self.adopt(answer) {
             self.fail(Failure::Stale);
             return;
         }
         self.source = answer.extensions.source;
+        self.begin_repair(answer, now);
         self.end_if_complete();
     }
 
@@ -165,10 +201,10 @@ impl Receiver {
         }
         let arrival = assembly.arrived(datagram);
         match arrival {
-            Arrival::New(_) => self.membership.heard(now),
-            Arrival::Duplicate => {
+            Arrival::New(page) => self.handle_page(page.index, now),
+            Arrival::Duplicate(page) => {
                 self.counters.duplicates += 1;
-                self.membership.heard(now);
+                self.handle_page(page, now);
             }
             Arrival::Bad(_) => self.counters.bad += 1,
         }
@@ -177,13 +213,23 @@ impl Receiver {
         arrival
     }
 
+    fn handle_page(&mut self, page: PageIndex, now: Instant) {
+        self.membership.heard(now);
+        self.since_join.received += 1;
+        if let Some(repair) = &mut self.repair {
+            repair.page_seen(page);
+        }
+    }
+
     /// The socket had no room for this many datagrams.
     pub fn handle_drops(&mut self, datagrams: u64) {
         self.counters.drops += datagrams;
+        self.since_join.drops += datagrams;
     }
 
     /// These pages are in the store.
     pub fn handle_stored(&mut self, pages: PageRange) {
+        self.note_in_blocks(pages);
         if let Some(assembly) = &mut self.assembly {
             assembly.stored(pages);
             self.counters.pages += u64::from(pages.len());
@@ -198,6 +244,7 @@ impl Receiver {
 
     fn end_if_complete(&mut self) {
         if self.is_complete() {
+            self.repair = None;
             self.membership.end();
         }
     }
@@ -217,11 +264,12 @@ impl Receiver {
     /// Runs what is due.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.membership.handle_timeout(now);
+        self.report_if_due(now);
     }
 
     /// When [`Self::handle_timeout`] is due next.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.membership.poll_timeout()
+        [self.membership.poll_timeout(), self.poll_report()].into_iter().flatten().min()
     }
 
     /// What to do next.
@@ -279,6 +327,11 @@ impl Receiver {
         self.membership.is_member()
     }
 
+    /// Names the present membership in reports.
+    pub fn token(&self) -> Option<&Token> {
+        self.membership.token()
+    }
+
     /// Joins in a row that failed.
     pub fn join_failures(&self) -> u32 {
         self.membership.failures()
@@ -293,7 +346,7 @@ fn differ<T: PartialEq>(one: Option<T>, other: Option<T>) -> bool {
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "a virtual clock needs a first moment")]
 mod tests {
-    use bootcast_proto::{Layout, PageIndex, PageSize, Token};
+    use bootcast_proto::{Layout, PageSize};
 
     use super::*;
 
@@ -312,6 +365,7 @@ mod tests {
                 etag: etag.map(|etag| Etag::new(etag).unwrap()),
                 rate: None,
                 source: Some(SERVER),
+                ..Extensions::default()
             },
         }
     }
@@ -321,7 +375,7 @@ mod tests {
     }
 
     fn joined(now: Instant) -> Receiver {
-        let mut receiver = Receiver::new(Pin::default(), None, TIMING);
+        let mut receiver = Receiver::new(Pin::default(), None, TIMING, 1);
         receiver.handle_open();
         receiver.handle_join(&answer(1, Some("v1")), now);
         actions(&mut receiver);
@@ -398,7 +452,7 @@ mod tests {
         let mut begun = joined(now);
         begun.handle_join_error(JoinError::NotFound("no such file".into()), now);
         assert_eq!(begun.failure(), Some(&Failure::Stale));
-        let mut new = Receiver::new(Pin::default(), None, TIMING);
+        let mut new = Receiver::new(Pin::default(), None, TIMING, 1);
         new.handle_open();
         new.handle_join_error(JoinError::NotFound("no such file".into()), now);
         assert_eq!(new.failure(), Some(&Failure::NotFound("no such file".into())));
@@ -410,7 +464,7 @@ mod tests {
         let mut held = bootcast_proto::PageSet::new(2);
         held.insert_range(PageRange::new(0, 2));
         let kept = Some(Assembly::resume(geometry, held));
-        let mut receiver = Receiver::new(Pin::default(), kept, TIMING);
+        let mut receiver = Receiver::new(Pin::default(), kept, TIMING, 1);
         receiver.handle_open();
         assert_eq!(actions(&mut receiver), []);
         assert!(receiver.holds(&(0..6)));

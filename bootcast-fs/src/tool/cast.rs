@@ -14,7 +14,7 @@ use super::progress::Progress;
 use super::signals::Signals;
 use super::url::Target;
 use crate::cache::{ObjectKey, Store};
-use crate::io::{Intake, IntakeConfig, InterfaceChoice, now};
+use crate::io::{Intake, IntakeConfig, InterfaceChoice, now, seed};
 use crate::object::{Object, Opening};
 use crate::receiver::Timing;
 
@@ -85,7 +85,7 @@ impl CastFetch {
             path: self.target.path.clone(),
             etag: None,
         };
-        Arc::new(Object::new(key, Store::nameless(file), None, TIMING))
+        Arc::new(Object::new(key, Store::nameless(file), None, TIMING, seed()))
     }
 
     /// Is a member while `work` lasts, and none any more afterwards, however it ends.
@@ -149,10 +149,10 @@ impl CastFetch {
     }
 }
 
-/// Pages of the cast that came, new or not: a pass may take long, and lack one page only.
+/// Pages and symbols of the cast that came, new or not: a pass may take long, and lack one page only.
 fn heard(object: &Object) -> u64 {
     let counters = object.counters();
-    counters.pages + counters.duplicates
+    counters.pages + counters.duplicates + counters.symbols
 }
 
 /// Resolves when every page is here.

@@ -76,7 +76,7 @@ fn row(cast: &CastStatus) -> [String; 6] {
 }
 
 fn totals_line(totals: &Totals) -> String {
-    let Totals { casts, joins, leaves, pages_sent, bytes_sent, bytes_read } = *totals;
+    let Totals { casts, joins, leaves, pages_sent, bytes_sent, bytes_read, .. } = *totals;
     format!(
         "in all {}, {}, {}, {} in {}, {} read\n",
         counted(casts, "cast"),

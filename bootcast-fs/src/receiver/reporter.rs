@@ -1,0 +1,201 @@
+//! When to tell the server what this member lacks. docs/PROTOCOL.md, "When a client reports".
+
+use std::time::{Duration, Instant};
+
+use bootcast_proto::Token;
+use bootcast_proto::wire::Beacon;
+
+/// Pause after a report that did not get through.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Says when a report is due.
+///
+///     Quiet --short, permitted--> Drawn --still short--> Asking --answer--> Holding --beacon, time--> Quiet
+///       ^                           |
+///       '----- promised by now -----'
+#[derive(Debug)]
+pub(super) struct Reporter {
+    random: SplitMix,
+    /// Of the membership's token, over the whole range.
+    hash: u16,
+    lease: Option<Duration>,
+    /// When the lease wants a report, whatever is lacking.
+    renewal: Option<Instant>,
+    newest: Option<Guidance>,
+    phase: Phase,
+}
+
+/// What the newest beacon says to those who would report.
+#[derive(Clone, Copy, Debug)]
+struct Guidance {
+    number: u32,
+    members: u32,
+    permit: u16,
+    spread: Duration,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Phase {
+    /// Nothing to say, or not permitted to.
+    Quiet,
+    /// Has something to say, unless others say it before.
+    Drawn { due: Instant },
+    /// The report is out.
+    Asking,
+    /// Waits for what the report brings.
+    Holding { until: Instant, heard_beacon: bool },
+}
+
+impl Reporter {
+    /// Draws its times from `seed`.
+    pub(super) fn new(seed: u64) -> Self {
+        Self {
+            random: SplitMix(seed),
+            hash: 0,
+            lease: None,
+            renewal: None,
+            newest: None,
+            phase: Phase::Quiet,
+        }
+    }
+
+    /// A membership begins.
+    pub(super) fn begin(&mut self, token: &Token, lease: Option<Duration>, now: Instant) {
+        self.hash = hash(token);
+        self.lease = lease;
+        self.newest = None;
+        self.phase = Phase::Quiet;
+        self.renew(now);
+    }
+
+    /// The server heard of this member now. The next time is drawn, because many joined with it: within half the lease.
+    fn renew(&mut self, now: Instant) {
+        let share = 0.375 + 0.125 * self.random.fraction();
+        self.renewal = self.lease.map(|lease| now + lease.mul_f64(share));
+    }
+
+    /// Whether the beacon with this number is newer than all before.
+    pub(super) fn is_news(&self, number: u32) -> bool {
+        self.newest.is_none_or(|newest| newest.number < number)
+    }
+
+    /// The newest beacon, its promises already counted in `is_short`.
+    pub(super) fn beacon(&mut self, beacon: &Beacon, is_short: bool, now: Instant) {
+        self.newest = Some(Guidance {
+            number: beacon.number,
+            members: beacon.members,
+            permit: beacon.permit,
+            spread: Duration::from_millis(beacon.spread_ms.into()),
+        });
+        if let Phase::Holding { heard_beacon, .. } = &mut self.phase {
+            *heard_beacon = true;
+        }
+        self.review(is_short, now);
+    }
+
+    /// Begins to wait for its turn, where there is something to say.
+    fn review(&mut self, is_short: bool, now: Instant) {
+        if matches!(self.phase, Phase::Holding { until, heard_beacon: true } if until <= now) {
+            self.phase = Phase::Quiet;
+        }
+        let Some(guidance) = self.newest.filter(|newest| newest.permits(self.hash)) else { return };
+        if is_short && matches!(self.phase, Phase::Quiet) {
+            let wait = truncated_exponential(&guidance, self.random.fraction());
+            self.phase = Phase::Drawn { due: now + wait };
+        }
+    }
+
+    /// Runs what is due. `true`: report now.
+    pub(super) fn handle_timeout(&mut self, is_short: bool, now: Instant) -> bool {
+        self.review(is_short, now);
+        let mut speaks = self.renewal.is_some_and(|at| at <= now);
+        match self.phase {
+            Phase::Asking => return false,
+            Phase::Drawn { due } if due <= now => {
+                speaks |= is_short;
+                self.phase = Phase::Quiet;
+            }
+            Phase::Quiet | Phase::Drawn { .. } | Phase::Holding { .. } => {}
+        }
+        if speaks {
+            self.phase = Phase::Asking;
+        }
+        speaks
+    }
+
+    /// Whether a report is out.
+    pub(super) fn is_asking(&self) -> bool {
+        matches!(self.phase, Phase::Asking)
+    }
+
+    /// The server took the report.
+    pub(super) fn heard(&mut self, now: Instant) {
+        let spread = self.newest.map_or(Duration::ZERO, |newest| newest.spread);
+        self.phase = Phase::Holding { until: now + 2 * spread, heard_beacon: false };
+        self.renew(now);
+    }
+
+    /// The report did not get through.
+    pub(super) fn not_heard(&mut self, now: Instant) {
+        self.phase = Phase::Holding { until: now + RETRY, heard_beacon: true };
+        self.renewal = self.renewal.map(|at| at.max(now + RETRY));
+    }
+
+    /// When [`Self::handle_timeout`] is due next.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        let own = match self.phase {
+            Phase::Asking => return None,
+            Phase::Drawn { due } => Some(due),
+            Phase::Holding { until, heard_beacon: true } => Some(until),
+            Phase::Quiet | Phase::Holding { .. } => None,
+        };
+        [own, self.renewal].into_iter().flatten().min()
+    }
+
+    /// A time of up to `longest`, so that not all do the same at once.
+    pub(super) fn draw(&mut self, longest: Duration) -> Duration {
+        longest.mul_f64(self.random.fraction())
+    }
+}
+
+impl Guidance {
+    fn permits(self, hash: u16) -> bool {
+        self.permit == u16::MAX || hash < self.permit
+    }
+}
+
+/// How long to wait: rarely short, so that few speak before the first one's wish is granted (RFC 5740, 5.3). `fraction` is drawn
+/// from 0 to 1.
+fn truncated_exponential(guidance: &Guidance, fraction: f64) -> Duration {
+    let lambda = f64::from(guidance.members.max(1)).ln() + 1.0;
+    guidance.spread.mul_f64((fraction * lambda.exp_m1()).ln_1p() / lambda)
+}
+
+/// FNV-1a, the high bits of its product mixed down: tokens may differ in their last characters only.
+fn hash(token: &Token) -> u16 {
+    let fnv = token.as_str().bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    let mixed = SplitMix(fnv).next().to_be_bytes();
+    u16::from_be_bytes([mixed[0], mixed[1]])
+}
+
+/// `SplitMix64` (Steele, Lea and Flood, 2014): enough to tell members apart.
+#[derive(Clone, Copy, Debug)]
+struct SplitMix(u64);
+
+impl SplitMix {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// From 0 up to, not including, 1.
+    fn fraction(&mut self) -> f64 {
+        let bits = u32::try_from(self.next() >> 32).expect("the upper half of 64 bits");
+        f64::from(bits) / 2f64.powi(32)
+    }
+}
