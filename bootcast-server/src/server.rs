@@ -65,6 +65,7 @@ impl Server {
             max_casts: config.max_casts,
             policy: config.policy,
             groups: config.groups,
+            repair: None,
         };
         let listener = TcpListener::bind(config.listen).await.with_context(|| {
             format!("cannot listen on {}: take another one by --listen", config.listen)

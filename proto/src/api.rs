@@ -117,6 +117,12 @@ pub struct CastStatus {
     pub joins: u64,
     /// Pages sent since the cast began.
     pub pages_sent: u64,
+    /// Repair symbols sent since the cast began.
+    #[serde(default)]
+    pub symbols_sent: u64,
+    /// Repair symbols that each block gets unasked at present.
+    #[serde(default)]
+    pub repair_level: u32,
     /// Whole passes over the file.
     pub passes: u32,
     /// Seconds since the first join.
@@ -134,6 +140,9 @@ pub struct Totals {
     pub leaves: u64,
     /// Pages sent.
     pub pages_sent: u64,
+    /// Repair symbols sent.
+    #[serde(default)]
+    pub symbols_sent: u64,
     /// Bytes sent on the wire, headers included.
     pub bytes_sent: u64,
     /// Bytes read from files for casts.

@@ -8,6 +8,7 @@ use axum::response::IntoResponse;
 use bootcast_proto::{HEADER_TOKEN, Token};
 
 use super::{ApiError, Served, off_thread, remote_path};
+use crate::cast::MemberKind;
 use crate::source::SourceError;
 
 pub(super) async fn join(
@@ -18,7 +19,7 @@ pub(super) async fn join(
     let source = Arc::clone(&served.source);
     let wanted = path.clone();
     let open = off_thread(move || source.open(&wanted)).await?;
-    let answer = served.sender.join(path, open, random_token()?).await?;
+    let answer = served.sender.join(path, open, random_token()?, MemberKind::Plain).await?;
     let headers = [(header::CONTENT_TYPE, "text/plain"), (header::CACHE_CONTROL, "no-store")];
     Ok((headers, answer.encode()))
 }

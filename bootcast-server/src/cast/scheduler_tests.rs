@@ -31,6 +31,7 @@ impl Lab {
                 linger: Duration::from_millis(500),
             },
             groups: GroupPool::new(groups.parse().unwrap()).unwrap(),
+            repair: None,
         };
         let now = Instant::now();
         let scheduler = Scheduler::new(settings, page_size().wire_len(), now);
@@ -42,8 +43,14 @@ impl Lab {
         let token = Token::from_random(self.tokens);
         let etag = Etag::new(etag).unwrap();
         let geometry = Geometry::new(size, page_size()).unwrap();
-        let joined =
-            self.scheduler.handle_join(&name(path), &etag, geometry, token.clone(), self.now)?;
+        let joined = self.scheduler.handle_join(
+            &name(path),
+            &etag,
+            geometry,
+            token.clone(),
+            MemberKind::Plain,
+            self.now,
+        )?;
         Ok((joined, token))
     }
 
@@ -71,7 +78,19 @@ impl Lab {
     }
 
     fn pages_of(&self, cast: CastId) -> u32 {
-        self.sent.iter().filter(|(_, it, _)| it.cast == cast).map(|(_, it, _)| it.pages.len()).sum()
+        self.sent
+            .iter()
+            .filter(|(_, it, _)| it.cast == cast)
+            .map(|(_, it, _)| pages_in(it).len())
+            .sum()
+    }
+}
+
+/// To plain members nothing else is sent.
+fn pages_in(transmit: &Transmit) -> PageRange {
+    match transmit.what {
+        Sending::Pages(pages) => pages,
+        _ => panic!("{transmit:?}"),
     }
 }
 
@@ -96,7 +115,7 @@ fn a_second_join_of_the_same_version_rides_on_the_running_cast() {
     assert!(first.began && !second.began);
     assert_eq!((first.cast, first.group), (second.cast, second.group));
     lab.run(Duration::from_millis(5));
-    assert_eq!(lab.sent[sent].1.pages.start, lab.sent[sent - 1].1.pages.end);
+    assert_eq!(pages_in(&lab.sent[sent].1).start, pages_in(&lab.sent[sent - 1].1).end);
 }
 
 #[test]
@@ -125,14 +144,14 @@ fn a_join_beyond_the_limits_is_refused_and_passes_once_a_cast_ended() {
     let mut lab = Lab::new("100mbit", "239.255.0.0/16", 1);
     let (a, _) = lab.join("a", "v1", MIB).unwrap();
     assert_eq!(lab.join("b", "v1", MIB).unwrap_err(), JoinRefusal::TooManyCasts);
-    lab.scheduler.handle_end(a.cast, EndReason::FileChanged);
+    lab.scheduler.handle_end(a.cast, EndReason::FileChanged, lab.now);
     assert!(lab.join("b", "v1", MIB).is_ok());
 
     let mut lab = Lab::new("100mbit", "239.255.0.0/31", 9);
     let (a, _) = lab.join("a", "v1", MIB).unwrap();
     lab.join("b", "v1", MIB).unwrap();
     assert_eq!(lab.join("c", "v1", MIB).unwrap_err(), JoinRefusal::NoGroup);
-    lab.scheduler.handle_end(a.cast, EndReason::FileChanged);
+    lab.scheduler.handle_end(a.cast, EndReason::FileChanged, lab.now);
     assert_eq!(lab.join("c", "v1", MIB).unwrap().0.group, a.group);
 }
 
@@ -151,7 +170,7 @@ fn a_stop_ends_every_cast() {
     let mut lab = Lab::new("100mbit", "239.255.0.0/16", 9);
     lab.join("a", "v1", MIB).unwrap();
     lab.join("b", "v1", MIB).unwrap();
-    lab.scheduler.handle_stop();
+    lab.scheduler.handle_stop(lab.now);
     assert!(lab.ended().iter().all(|(_, reason)| *reason == EndReason::Stopped));
     assert_eq!(lab.scheduler.casts().count(), 0);
     assert_eq!(lab.scheduler.poll_transmit(lab.now), None);
@@ -206,7 +225,7 @@ proptest! {
                 prop_assert!(total <= rate.bytes_in(at - lab.sent[start].0 + depth));
             }
         }
-        prop_assert!(lab.sent.iter().all(|(_, it, _)| (1..=BATCH).contains(&it.pages.len())));
+        prop_assert!(lab.sent.iter().all(|(_, it, _)| (1..=BATCH).contains(&pages_in(it).len())));
     }
 
     #[test]
@@ -226,7 +245,7 @@ proptest! {
                 .sent
                 .iter()
                 .filter(|(_, it, _)| it.cast == cast)
-                .flat_map(|(_, it, _)| it.pages.iter().map(|page| page.0))
+                .flat_map(|(_, it, _)| pages_in(it).iter().map(|page| page.0))
                 .collect();
             let five_passes: Vec<u32> = (0..5).flat_map(|_| 0..pages).collect();
             prop_assert_eq!(sent, five_passes);

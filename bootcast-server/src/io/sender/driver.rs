@@ -9,7 +9,7 @@ use bootcast_proto::PageRange;
 use bootcast_proto::api::{CastStatus, Status};
 
 use super::{Command, SenderConfig};
-use crate::cast::{CastId, CastView, EndReason, Event, Scheduler, Settings, Transmit};
+use crate::cast::{CastId, CastView, EndReason, Event, Scheduler, Sending, Settings, Transmit};
 use crate::io::interface;
 use crate::io::page_reader::{PageReader, ReadError};
 use crate::io::socket::{MulticastSocket, SendError};
@@ -91,7 +91,7 @@ impl Driver {
                 break;
             }
         }
-        self.scheduler.handle_stop();
+        self.scheduler.handle_stop(Instant::now());
         self.clean_up();
     }
 
@@ -132,7 +132,7 @@ impl Driver {
         let window = WINDOWS_BYTES / self.readers.len().max(1);
         let window = window.clamp(*WINDOW_BYTES.start(), *WINDOW_BYTES.end());
         let datagram_len = self.config.socket.datagram_len;
-        let mut left = run.pages;
+        let Sending::Pages(mut left) = run.what else { return Ok(()) };
         while !left.is_empty() {
             // A cast that ended meanwhile has no reader and nothing to send.
             let Some(reader) = self.readers.get_mut(&run.cast) else { return Ok(()) };
@@ -150,7 +150,7 @@ impl Driver {
                     left = PageRange::new(left.start.0.saturating_add(pages), left.end.0);
                 }
                 Err(error) => {
-                    self.unsent = Some(Transmit { pages: left, ..run });
+                    self.unsent = Some(Transmit { what: Sending::Pages(left), ..run });
                     return Err(error);
                 }
             }
@@ -185,9 +185,9 @@ impl Driver {
     fn carry_out(&mut self, command: Command) -> ControlFlow<()> {
         let now = Instant::now();
         match command {
-            Command::Join { path, etag, open, geometry, token, reply } => {
+            Command::Join { path, etag, open, geometry, token, kind, reply } => {
                 let name = token.clone();
-                let joined = self.scheduler.handle_join(&path, &etag, geometry, token, now);
+                let joined = self.scheduler.handle_join(&path, &etag, geometry, token, kind, now);
                 if let Ok(joined) = joined {
                     let group = joined.group;
                     if joined.began {
@@ -234,16 +234,17 @@ impl Driver {
         };
         let changed: Vec<_> = self.scheduler.casts().filter(changed).map(|view| view.id).collect();
         for cast in changed {
-            self.scheduler.handle_end(cast, EndReason::FileChanged);
+            self.scheduler.handle_end(cast, EndReason::FileChanged, now);
         }
     }
 
     fn end_unreadable(&mut self, cast: CastId, error: &ReadError) {
+        let now = Instant::now();
         match error {
-            ReadError::Changed => self.scheduler.handle_end(cast, EndReason::FileChanged),
+            ReadError::Changed => self.scheduler.handle_end(cast, EndReason::FileChanged, now),
             ReadError::Io(errno) => {
                 tracing::warn!(%cast, %errno, "cannot read the file");
-                self.scheduler.handle_end(cast, EndReason::Unreadable);
+                self.scheduler.handle_end(cast, EndReason::Unreadable, now);
             }
         }
     }
@@ -300,6 +301,8 @@ impl Driver {
             members: u32::try_from(view.cast.members()).unwrap_or(u32::MAX),
             joins: view.cast.joins(),
             pages_sent: view.cast.pages_sent(),
+            symbols_sent: view.cast.symbols_sent(),
+            repair_level: view.cast.redundancy(),
             passes: view.cast.passes(),
             age_s: now.saturating_duration_since(view.began).as_secs(),
         });

@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 
 use super::interface::{Interface, InterfaceName};
 use super::socket::{MulticastSocket, SocketConfig};
-use crate::cast::{JoinRefusal, Joined, Settings};
+use crate::cast::{JoinRefusal, Joined, MemberKind, Settings};
 use crate::source::{OpenFile, Source};
 use driver::Driver;
 
@@ -73,6 +73,7 @@ enum Command {
         open: OpenFile,
         geometry: Geometry,
         token: Token,
+        kind: MemberKind,
         reply: oneshot::Sender<Result<Joined, JoinRefusal>>,
     },
     Leave {
@@ -116,6 +117,7 @@ impl SenderHandle {
         path: RemotePath,
         open: OpenFile,
         token: Token,
+        kind: MemberKind,
     ) -> Result<JoinAnswer, JoinError> {
         let etag = open.etag();
         let geometry = Geometry::new(open.version.size(), self.page_size)?;
@@ -126,6 +128,7 @@ impl SenderHandle {
             open,
             geometry,
             token: token.clone(),
+            kind,
             reply,
         })?;
         let joined = answer.await.map_err(|_| Stopped)??;
@@ -139,6 +142,7 @@ impl SenderHandle {
                 etag: Some(etag),
                 rate: Some(self.rate),
                 source: Some(self.source_address.into()),
+                ..Extensions::default()
             },
         })
     }
