@@ -1,5 +1,7 @@
 //! One version of one file on this machine: what is here, and who waits for the rest.
 
+mod rebuilding;
+
 use std::cell::RefCell;
 use std::fmt;
 use std::io::IoSlice;
@@ -95,6 +97,10 @@ struct Inner {
     sized: bool,
     /// Pages held at the last checkpoint.
     saved: u32,
+    /// Somebody is at it; see [`Object::begin_rebuilding`].
+    is_rebuilding: bool,
+    /// Bytes from the beginning whose room was given back.
+    given_back: u64,
 }
 
 impl Object {
@@ -115,6 +121,8 @@ impl Object {
             parked: Vec::new(),
             sized: false,
             saved,
+            is_rebuilding: false,
+            given_back: 0,
         };
         Self {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
@@ -214,14 +222,7 @@ impl Object {
             }
         }
         let stored = self.write(&mut pages);
-        let mut inner = self.lock();
-        for run in stored.runs {
-            inner.receiver.handle_stored(run);
-        }
-        if let Some(error) = stored.error {
-            inner.receiver.handle_store_error(error);
-        }
-        self.settle(&mut inner)
+        self.note(stored)
     }
 
     /// Counts datagrams that this machine was too slow for.
@@ -260,6 +261,9 @@ impl Object {
     /// Takes out the reads that need not wait any more, and wakes who watches.
     fn settle(&self, inner: &mut Inner) -> Vec<Ready> {
         self.changed.send_replace(());
+        if inner.receiver.is_complete() {
+            self.store.symbols().clear();
+        }
         let failure = inner.receiver.failure().cloned();
         let receiver = &inner.receiver;
         inner
@@ -444,14 +448,14 @@ impl fmt::Debug for Object {
 }
 
 /// Lends this thread's buffer: a fresh one for each read would be mapped, cleared and unmapped each time.
-fn with_buffer(len: usize, fill: impl FnOnce(&mut [u8])) {
+fn with_buffer<T>(len: usize, fill: impl FnOnce(&mut [u8]) -> T) -> T {
     thread_local!(static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) });
     BUFFER.with_borrow_mut(|buffer| {
         if buffer.len() < len {
             buffer.resize(len, 0);
         }
-        fill(&mut buffer[..len]);
-    });
+        fill(&mut buffer[..len])
+    })
 }
 
 /// What a write of pages came to.

@@ -12,6 +12,7 @@
 
 mod state;
 mod store;
+mod symbols;
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -23,6 +24,7 @@ use rustix::fs::{FlockOperation, MemfdFlags, OFlags};
 
 pub use state::Kept;
 pub use store::Store;
+pub use symbols::Symbols;
 
 /// What is stored: one version of one file of one server.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -68,10 +70,9 @@ impl Cache {
     /// The store of `key`, with what an earlier use left in it.
     pub fn open(&self, key: &ObjectKey) -> io::Result<Store> {
         match (self, &key.etag) {
-            (Self::Memory, _) => Ok(Store::nameless(
-                rustix::fs::memfd_create("bootcast", MemfdFlags::CLOEXEC)?.into(),
-            )),
-            (Self::Disk(dir), None) => Ok(Store::nameless(nameless_file(dir)?)),
+            (Self::Memory, _) | (Self::Disk(_), None) => {
+                Ok(Store::nameless(self.nameless()?, self.clone()))
+            }
             (Self::Disk(dir), Some(etag)) => {
                 let object = dir.join("objects").join(key.id(etag));
                 create_private_dir(&object)?;
@@ -83,11 +84,21 @@ impl Cache {
                     .mode(0o600)
                     .open(object.join("data"))?;
                 match rustix::fs::flock(&data, FlockOperation::NonBlockingLockExclusive) {
-                    Ok(()) => Store::named(data, object, key.clone(), etag.clone()),
-                    Err(rustix::io::Errno::WOULDBLOCK) => Ok(Store::nameless(nameless_file(dir)?)),
+                    Ok(()) => Store::named(data, object, key.clone(), etag.clone(), self.clone()),
+                    Err(rustix::io::Errno::WOULDBLOCK) => {
+                        Ok(Store::nameless(self.nameless()?, self.clone()))
+                    }
                     Err(error) => Err(error.into()),
                 }
             }
+        }
+    }
+
+    /// A file that vanishes with its last descriptor.
+    fn nameless(&self) -> io::Result<File> {
+        match self {
+            Self::Disk(dir) => nameless_file(dir),
+            Self::Memory => Ok(rustix::fs::memfd_create("bootcast", MemfdFlags::CLOEXEC)?.into()),
         }
     }
 }

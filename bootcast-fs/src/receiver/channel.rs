@@ -192,6 +192,17 @@ impl Receiver {
         self.membership.token().and_then(|_| self.reporter.poll_timeout())
     }
 
+    /// Bytes from the beginning that are here without a gap, and from which nothing will be rebuilt.
+    pub fn settled(&self) -> u64 {
+        let Some(assembly) = &self.assembly else { return 0 };
+        let Some(repair) = &self.repair else { return assembly.contiguous() };
+        let first = assembly.held().first_missing(assembly.geometry().all());
+        first.map_or(assembly.geometry().size(), |page| {
+            let layout = repair.layout();
+            assembly.geometry().offset(layout.pages_of(layout.window_of(page)).start)
+        })
+    }
+
     /// Whether the pages that the plan rebuilds are still missing, and its symbols still those of the present blocks: what was read
     /// for it is then what it should be.
     pub fn confirms(&self, plan: &DecodePlan) -> bool {

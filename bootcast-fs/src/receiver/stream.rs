@@ -18,6 +18,8 @@ pub(super) struct Stream {
     from: Option<PageIndex>,
     /// Seen on its way since this member asked for it last.
     moved: bool,
+    /// As of the last beacon.
+    had_moved: bool,
     resting_since: Option<Instant>,
 }
 
@@ -31,6 +33,7 @@ impl Stream {
     /// This member asked for windows: a rest that was seen before the stream moves tells nothing of them.
     pub(super) fn asked(&mut self) {
         self.moved = false;
+        self.had_moved = false;
         self.resting_since = None;
     }
 
@@ -50,8 +53,14 @@ impl Stream {
             let is_over = self.moved || since + REST_GRACE <= now;
             return if is_over { [0..layout.windows(), 0..0] } else { [0..0, 0..0] };
         }
-        self.moved = true;
         self.resting_since = None;
+        let start = PageIndex(0);
+        let had_moved = std::mem::replace(&mut self.had_moved, self.moved);
+        if (before, position, had_moved) == (start, start, true) {
+            // All of a small file went by between two beacons, and waits for its next pass.
+            return [0..layout.windows(), 0..0];
+        }
+        self.moved |= position != start;
         if before <= position {
             [at(before)..at(position), 0..0]
         } else if before >= end {

@@ -131,6 +131,8 @@ mod tests {
             members: 12,
             joins: 13,
             pages_sent: 33_025,
+            symbols_sent: 0,
+            repair_level: 0,
             passes: 5,
             age_s: 2,
         };
