@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::IntoResponse;
-use bootcast_proto::{HEADER_TOKEN, Token};
+use bootcast_proto::{HEADER_EXTENSIONS, HEADER_TOKEN, Token};
 
 use super::{ApiError, Served, off_thread, remote_path};
 use crate::cast::MemberKind;
@@ -14,12 +14,13 @@ use crate::source::SourceError;
 pub(super) async fn join(
     State(served): State<Served>,
     uri: Uri,
+    headers: HeaderMap,
 ) -> Result<impl IntoResponse, ApiError> {
     let path = remote_path(&uri, "/join/")?;
     let source = Arc::clone(&served.source);
     let wanted = path.clone();
     let open = off_thread(move || source.open(&wanted)).await?;
-    let answer = served.sender.join(path, open, random_token()?, MemberKind::Plain).await?;
+    let answer = served.sender.join(path, open, random_token()?, member_kind(&headers)).await?;
     let headers = [(header::CONTENT_TYPE, "text/plain"), (header::CACHE_CONTROL, "no-store")];
     Ok((headers, answer.encode()))
 }
@@ -37,6 +38,14 @@ pub(super) async fn leave(
         served.sender.leave(path, token).await?;
     }
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Later versions of the extensions say another number; a plain client says nothing.
+fn member_kind(headers: &HeaderMap) -> MemberKind {
+    match headers.get(HEADER_EXTENSIONS) {
+        Some(version) if version == "1" => MemberKind::Extended,
+        Some(_) | None => MemberKind::Plain,
+    }
 }
 
 fn random_token() -> Result<Token, SourceError> {

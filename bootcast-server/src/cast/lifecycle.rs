@@ -21,6 +21,9 @@ pub const HOLD: Duration = Duration::from_millis(100);
 /// them weighs what a pass does.
 const SYMBOLS_PER_PASS: u32 = 128;
 
+/// Runs of windows that are taken from one report. A member that lacks more asks again.
+const BULK_MAX: usize = 256;
+
 /// When a cast gives up.
 #[derive(Clone, Copy, Debug)]
 pub struct CastPolicy {
@@ -199,7 +202,7 @@ impl Cast {
         }
         self.on_heard();
         let mut wanted = false;
-        for &(first, count) in &report.bulk {
+        for &(first, count) in report.bulk.iter().take(BULK_MAX) {
             wanted |= self.stream.want(first, count);
         }
         if let Some(repair) = &mut self.repair {

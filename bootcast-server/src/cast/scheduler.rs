@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use bootcast_proto::api::{Report, Totals};
 use bootcast_proto::units::wire_len;
 use bootcast_proto::wire::{Beacon, REPAIR_HEADER_LEN};
-use bootcast_proto::{BitRate, Etag, Geometry, PageIndex, PageRange, RemotePath, Token};
+use bootcast_proto::{
+    BitRate, BlockLayout, Etag, Geometry, PageIndex, PageRange, RemotePath, Token,
+};
 
 use super::farewells::Farewells;
 use super::{Cast, CastPolicy, EndReason, GroupPool, MemberKind, Pacer, RepairSettings, Sending};
@@ -334,6 +336,11 @@ impl Scheduler {
     /// Sums since the beginning. `bytes_read` is the driver's.
     pub fn totals(&self) -> Totals {
         self.totals
+    }
+
+    /// Windows and blocks of a file; `None` where it is not repaired.
+    pub fn layout(&self, geometry: &Geometry) -> Option<BlockLayout> {
+        self.settings.repair.as_ref()?.layout(geometry)
     }
 
     /// Ceiling over all casts.

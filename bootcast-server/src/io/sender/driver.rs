@@ -7,11 +7,15 @@ use std::time::{Duration, Instant};
 
 use bootcast_proto::PageRange;
 use bootcast_proto::api::{CastStatus, Status};
+use bootcast_proto::wire::end_datagram;
 
 use super::{Command, SenderConfig};
-use crate::cast::{CastId, CastView, EndReason, Event, Scheduler, Sending, Settings, Transmit};
+use crate::cast::{
+    CastId, CastView, EndReason, Event, Scheduler, Sending, Settings, Symbol, Transmit,
+};
 use crate::io::interface;
 use crate::io::page_reader::{PageReader, ReadError};
+use crate::io::repair_reader::{RepairReader, Rows};
 use crate::io::socket::{MulticastSocket, SendError};
 use crate::source::SourceError;
 
@@ -47,11 +51,24 @@ enum Next {
     WaitForCommand,
 }
 
+/// The file of a cast, for either port.
+struct CastReader {
+    pages: PageReader,
+    repair: Option<RepairReader>,
+}
+
+impl CastReader {
+    fn bytes_read(&self) -> u64 {
+        self.pages.bytes_read() + self.repair.as_ref().map_or(0, RepairReader::bytes_read)
+    }
+}
+
 pub(super) struct Driver {
     config: SenderConfig,
     socket: MulticastSocket,
     scheduler: Scheduler,
-    readers: BTreeMap<CastId, PageReader>,
+    readers: BTreeMap<CastId, CastReader>,
+    rows: Rows,
     /// What the socket did not take yet.
     unsent: Option<Transmit>,
     /// The interface is down; try again then.
@@ -70,6 +87,7 @@ impl Driver {
             config,
             socket,
             readers: BTreeMap::new(),
+            rows: Rows::default(),
             unsent: None,
             down_until: None,
             next_version_check: now,
@@ -92,6 +110,8 @@ impl Driver {
             }
         }
         self.scheduler.handle_stop(Instant::now());
+        // The farewells, said once: nobody waits for more.
+        self.send_burst();
         self.clean_up();
     }
 
@@ -127,19 +147,42 @@ impl Driver {
         Next::GoOn
     }
 
-    /// Sends a run; what does not go out is kept as unsent. A file that cannot be read ends its cast.
-    fn send(&mut self, run: Transmit) -> Result<(), SendError> {
+    /// Sends what the scheduler handed out; what does not go out is kept as unsent. A file that cannot be read ends its cast.
+    fn send(&mut self, transmit: Transmit) -> Result<(), SendError> {
+        match &transmit.what {
+            Sending::Pages(pages) => self.send_pages(&transmit, *pages),
+            Sending::Symbols(symbols) => self.send_symbols(&transmit, symbols),
+            Sending::Beacon(beacon) => {
+                let sent = self.socket.send(&beacon.encode(), transmit.group);
+                self.keep_unsent(sent, transmit)
+            }
+            Sending::End => {
+                let sent = self.socket.send(&end_datagram(), transmit.group);
+                self.keep_unsent(sent, transmit)
+            }
+        }
+    }
+
+    fn keep_unsent(
+        &mut self,
+        sent: Result<usize, SendError>,
+        transmit: Transmit,
+    ) -> Result<(), SendError> {
+        sent.map(drop).inspect_err(|_| self.unsent = Some(transmit))
+    }
+
+    fn send_pages(&mut self, transmit: &Transmit, mut left: PageRange) -> Result<(), SendError> {
         let window = WINDOWS_BYTES / self.readers.len().max(1);
         let window = window.clamp(*WINDOW_BYTES.start(), *WINDOW_BYTES.end());
         let datagram_len = self.config.socket.datagram_len;
-        let Sending::Pages(mut left) = run.what else { return Ok(()) };
+        let Transmit { cast, group, .. } = *transmit;
         while !left.is_empty() {
             // A cast that ended meanwhile has no reader and nothing to send.
-            let Some(reader) = self.readers.get_mut(&run.cast) else { return Ok(()) };
-            let sent = match reader.datagrams(left, window) {
-                Ok((_, datagrams)) => self.socket.send(datagrams, run.group),
+            let Some(reader) = self.readers.get_mut(&cast) else { return Ok(()) };
+            let sent = match reader.pages.datagrams(left, window) {
+                Ok((_, datagrams)) => self.socket.send(datagrams, group),
                 Err(error) => {
-                    self.end_unreadable(run.cast, &error);
+                    self.end_unreadable(cast, &error);
                     return Ok(());
                 }
             };
@@ -150,7 +193,37 @@ impl Driver {
                     left = PageRange::new(left.start.0.saturating_add(pages), left.end.0);
                 }
                 Err(error) => {
-                    self.unsent = Some(Transmit { what: Sending::Pages(left), ..run });
+                    self.unsent = Some(Transmit { cast, group, what: Sending::Pages(left) });
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn send_symbols(&mut self, transmit: &Transmit, symbols: &[Symbol]) -> Result<(), SendError> {
+        let Transmit { cast, group, .. } = *transmit;
+        let mut left = symbols;
+        while !left.is_empty() {
+            let reader = self.readers.get_mut(&cast).and_then(|reader| reader.repair.as_mut());
+            let Some(reader) = reader else { return Ok(()) };
+            let sent = match reader.datagrams(left, &mut self.rows) {
+                Ok(datagrams) => self.socket.send(datagrams, group),
+                Err(error) => {
+                    self.end_unreadable(cast, &error);
+                    return Ok(());
+                }
+            };
+            match sent {
+                Ok(bytes) => {
+                    let count = bytes.div_ceil(self.config.socket.datagram_len).min(left.len());
+                    let (gone, rest) = left.split_at(count);
+                    reader.forget(gone);
+                    left = rest;
+                }
+                Err(error) => {
+                    let what = Sending::Symbols(left.to_vec());
+                    self.unsent = Some(Transmit { cast, group, what });
                     return Err(error);
                 }
             }
@@ -191,8 +264,10 @@ impl Driver {
                 if let Ok(joined) = joined {
                     let group = joined.group;
                     if joined.began {
-                        let reader = PageReader::new(open, geometry, self.config.layout);
-                        self.readers.insert(joined.cast, reader);
+                        let pages = PageReader::new(open, geometry, self.config.layout);
+                        let repair = self.scheduler.layout(&geometry);
+                        let repair = repair.map(|layout| pages.for_repair(layout));
+                        self.readers.insert(joined.cast, CastReader { pages, repair });
                         let size = geometry.size();
                         tracing::info!(cast = %joined.cast, %path, %group, size, %etag, "cast began");
                     }
@@ -208,6 +283,12 @@ impl Driver {
                     tracing::info!(%cast, %path, %token, members, "left");
                 }
                 let _ = reply.send(left.is_some());
+            }
+            Command::Report { path, token, report, reply } => {
+                let known = self.scheduler.handle_report(&path, &token, &report, now);
+                let needs = report.needs.len();
+                tracing::debug!(%path, %token, known, needs, bulk = ?report.bulk, "reported");
+                let _ = reply.send(known);
             }
             Command::Status { reply } => {
                 let _ = reply.send(self.status(now));
@@ -227,7 +308,9 @@ impl Driver {
         }
         self.next_version_check = now + VERSION_CHECK_INTERVAL;
         let changed = |view: &CastView<'_>| match self.config.source.version(view.path) {
-            Ok(version) => self.readers.get(&view.id).is_some_and(|it| it.version() != version),
+            Ok(version) => {
+                self.readers.get(&view.id).is_some_and(|it| it.pages.version() != version)
+            }
             // Of the server, not of the file.
             Err(SourceError::Busy) => false,
             Err(_) => true,
@@ -306,7 +389,7 @@ impl Driver {
             passes: view.cast.passes(),
             age_s: now.saturating_duration_since(view.began).as_secs(),
         });
-        let reading: u64 = self.readers.values().map(PageReader::bytes_read).sum();
+        let reading: u64 = self.readers.values().map(CastReader::bytes_read).sum();
         let mut totals = self.scheduler.totals();
         totals.bytes_read = self.bytes_read + reading;
         Status {

@@ -5,7 +5,7 @@ mod driver;
 use std::net::Ipv4Addr;
 use std::sync::{Arc, mpsc};
 
-use bootcast_proto::api::Status;
+use bootcast_proto::api::{Report, Status};
 use bootcast_proto::geometry::TooManyPages;
 use bootcast_proto::join::Extensions;
 use bootcast_proto::{Etag, Geometry, JoinAnswer, Layout, PageSize, RemotePath, Token};
@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 
 use super::interface::{Interface, InterfaceName};
 use super::socket::{MulticastSocket, SocketConfig};
-use crate::cast::{JoinRefusal, Joined, MemberKind, Settings};
+use crate::cast::{JoinRefusal, Joined, MemberKind, RepairSettings, Settings};
 use crate::source::{OpenFile, Source};
 use driver::Driver;
 
@@ -63,6 +63,7 @@ pub struct SenderHandle {
     layout: Layout,
     rate: bootcast_proto::BitRate,
     source_address: Ipv4Addr,
+    repair: Option<RepairSettings>,
 }
 
 #[derive(Debug)]
@@ -79,6 +80,12 @@ enum Command {
     Leave {
         path: RemotePath,
         token: Token,
+        reply: oneshot::Sender<bool>,
+    },
+    Report {
+        path: RemotePath,
+        token: Token,
+        report: Report,
         reply: oneshot::Sender<bool>,
     },
     Status {
@@ -100,6 +107,7 @@ pub fn spawn(
         layout: config.layout,
         rate: settings.rate,
         source_address: config.interface.address,
+        repair: settings.repair,
     };
     let (ending, ended) = oneshot::channel();
     std::thread::Builder::new().name("sender".to_owned()).spawn(move || {
@@ -132,6 +140,7 @@ impl SenderHandle {
             reply,
         })?;
         let joined = answer.await.map_err(|_| Stopped)??;
+        let repair = self.repair.and_then(|it| Some((it, it.layout(&geometry)?)));
         Ok(JoinAnswer {
             connect: joined.group,
             token,
@@ -142,7 +151,9 @@ impl SenderHandle {
                 etag: Some(etag),
                 rate: Some(self.rate),
                 source: Some(self.source_address.into()),
-                ..Extensions::default()
+                repair: repair.map(|(settings, _)| settings.repair_port),
+                interleave: repair.map(|(_, layout)| layout.interleave()),
+                lease: repair.map(|(settings, _)| settings.lease),
             },
         })
     }
@@ -151,6 +162,18 @@ impl SenderHandle {
     pub async fn leave(&self, path: RemotePath, token: Token) -> Result<bool, Stopped> {
         let (reply, answer) = oneshot::channel();
         self.command(Command::Leave { path, token, reply })?;
+        answer.await.map_err(|_| Stopped)
+    }
+
+    /// Tells what a member lacks; `false` where the token is no member of a cast of this path that may report.
+    pub async fn report(
+        &self,
+        path: RemotePath,
+        token: Token,
+        report: Report,
+    ) -> Result<bool, Stopped> {
+        let (reply, answer) = oneshot::channel();
+        self.command(Command::Report { path, token, report, reply })?;
         answer.await.map_err(|_| Stopped)
     }
 
