@@ -1,6 +1,5 @@
 //! Results of the simulation, kept under review: every change of them is a change of `scenarios.txt`.
 
-use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -28,7 +27,9 @@ fn results(scenarios: &[Scenario]) -> String {
     let mut results: Vec<_> = results.iter().collect();
     results.sort();
     let mut text = format!("{HEADER}\n");
-    results.into_iter().for_each(|(_, lines)| text.push_str(&lines));
+    for (_, lines) in results {
+        text.push_str(&lines);
+    }
     text
 }
 
@@ -39,8 +40,10 @@ fn difference(before: &str, after: &str) -> String {
     for at in 0..lines {
         let (old, new) = (before.lines().nth(at), after.lines().nth(at));
         if old != new {
-            old.into_iter().for_each(|line| writeln!(text, "- {line}").unwrap());
-            new.into_iter().for_each(|line| writeln!(text, "+ {line}").unwrap());
+            for (sign, line) in [('-', old), ('+', new)] {
+                let line = line.map(|line| format!("{sign} {line}\n"));
+                text.push_str(&line.unwrap_or_default());
+            }
         }
     }
     text
