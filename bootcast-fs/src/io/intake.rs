@@ -212,9 +212,12 @@ impl Shared {
                 Ok(()) => debug!(%path, %token, needs, bulk, "reported"),
                 Err(error) => debug!(%path, %token, needs, bulk, %error, "report not heard"),
             }
-            let result = result.map_err(|error| match error.is_not_found() {
-                true => ReportError::UnknownMember,
-                false => ReportError::Temporary,
+            let result = result.map_err(|error| {
+                if error.is_not_found() {
+                    ReportError::UnknownMember
+                } else {
+                    ReportError::Temporary
+                }
             });
             object.reported(result, now());
             shared.attend(&object);

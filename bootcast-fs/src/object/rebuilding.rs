@@ -171,3 +171,6 @@ impl Object {
 fn page_len(geometry: &Geometry, page: PageIndex) -> usize {
     geometry.page_len(page).unwrap_or_default() as usize
 }
+
+#[cfg(test)]
+mod tests;

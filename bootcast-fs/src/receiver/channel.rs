@@ -211,3 +211,6 @@ impl Receiver {
             && held.is_some_and(|held| plan.missing.iter().all(|(_, page)| !held.contains(*page)))
     }
 }
+
+#[cfg(test)]
+mod tests;

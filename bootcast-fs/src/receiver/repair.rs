@@ -217,8 +217,9 @@ impl Repair {
             && self.need(block) > known.level.promised;
         if is_short != known.is_short {
             self.blocks[block.0 as usize].is_short = is_short;
-            let counts = [&mut self.windows[window].short, &mut self.short];
-            counts.into_iter().for_each(|count| if is_short { *count += 1 } else { *count -= 1 });
+            for count in [&mut self.windows[window].short, &mut self.short] {
+                *count = if is_short { *count + 1 } else { *count - 1 };
+            }
         }
     }
 
@@ -329,3 +330,6 @@ fn need(sent: u8, held: u128, lacking: u32) -> u8 {
     let last = lacking.checked_sub(1).and_then(|skipped| fresh.clone().nth(skipped as usize));
     last.map_or(sent, |last| u8::try_from(last + 1).unwrap_or(MAX_LEVEL))
 }
+
+#[cfg(test)]
+mod tests;

@@ -75,3 +75,73 @@ impl Stream {
 fn end_of(layout: BlockLayout) -> PageIndex {
     layout.pages_of(WindowIndex(layout.windows().saturating_sub(1))).end
 }
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a virtual clock needs a first moment")]
+mod tests {
+    use super::*;
+
+    /// Windows of 128 pages: 0 to 3.
+    const PAGES: u32 = 500;
+
+    struct Heard(Stream, Instant);
+
+    impl Heard {
+        fn new() -> Self {
+            Self(Stream::default(), Instant::now())
+        }
+
+        /// The windows passed when a beacon comes 25 ms after the one before.
+        fn beacon(&mut self, position: u32) -> Vec<u32> {
+            self.1 += Duration::from_millis(25);
+            let layout = BlockLayout::new(PAGES, 1).unwrap();
+            self.0.beacon(PageIndex(position), layout, self.1).into_iter().flatten().collect()
+        }
+    }
+
+    #[test]
+    fn what_the_stream_sent_before_this_member_came_is_not_passed() {
+        let mut heard = Heard::new();
+        assert!(heard.beacon(300).is_empty());
+        assert!(heard.beacon(383).is_empty());
+        assert_eq!(heard.beacon(384), [2]);
+    }
+
+    #[test]
+    fn a_stream_that_begins_again_has_passed_the_end() {
+        let mut heard = Heard::new();
+        heard.0.page(PageIndex(300));
+        assert_eq!(heard.beacon(130), [2, 3, 0]);
+        assert_eq!(heard.beacon(129), [1, 2, 3, 0]);
+    }
+
+    #[test]
+    fn a_stream_that_rests_has_passed_everything() {
+        let mut heard = Heard::new();
+        heard.0.page(PageIndex(0));
+        assert_eq!(heard.beacon(PAGES), [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn a_rest_before_the_stream_began_to_move_tells_nothing_for_a_while() {
+        let mut heard = Heard::new();
+        assert!(heard.beacon(PAGES).is_empty());
+        for _ in 1..20 {
+            assert!(heard.beacon(PAGES).is_empty());
+        }
+        assert_eq!(heard.beacon(PAGES), [0, 1, 2, 3]);
+        heard.0.asked();
+        assert!(heard.beacon(PAGES).is_empty());
+        assert!(heard.beacon(10).is_empty());
+        assert_eq!(heard.beacon(PAGES), [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn a_small_file_that_went_by_between_two_beacons_is_passed() {
+        let mut heard = Heard::new();
+        assert!(heard.beacon(0).is_empty());
+        heard.0.page(PageIndex(0));
+        assert!(heard.beacon(0).is_empty());
+        assert_eq!(heard.beacon(0), [0, 1, 2, 3]);
+    }
+}
