@@ -4,6 +4,7 @@ use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
 use bootcast_proto::api::Report;
+use bootcast_proto::fec::SOURCES;
 use bootcast_proto::wire::{Beacon, HEADER_LEN};
 use bootcast_proto::{BlockLayout, Geometry, PageRange, Token};
 
@@ -17,9 +18,9 @@ use super::stream::{Audience, Stream};
 /// membership (IGMP). What is sent earlier is lost and costs a repair, or a second pass.
 pub const HOLD: Duration = Duration::from_millis(100);
 
-/// Symbols that the repair code has of each block: as many as a block has pages, so that a round of all of
-/// them weighs what a pass does.
-const SYMBOLS_PER_PASS: u32 = 128;
+/// Pages of a block of the repair code.
+const BLOCK_PAGES: u32 = 128;
+const _: () = assert!(BLOCK_PAGES as usize == SOURCES);
 
 /// Runs of windows that are taken from one report. A member that lacks more asks again.
 const BULK_MAX: usize = 256;
@@ -51,7 +52,7 @@ impl RepairSettings {
         let room = datagram_len(geometry).checked_sub(Beacon::datagram_len(1, 0))?;
         let per_block = Beacon::datagram_len(1, 1) - Beacon::datagram_len(1, 0);
         let told = u32::try_from(room / per_block).unwrap_or(u32::MAX);
-        let in_file = geometry.pages().div_ceil(SYMBOLS_PER_PASS).max(1);
+        let in_file = geometry.pages().div_ceil(BLOCK_PAGES).max(1);
         BlockLayout::new(geometry.pages(), self.interleave.min(told).min(in_file))
     }
 }
@@ -141,8 +142,7 @@ impl Cast {
         now: Instant,
     ) -> Self {
         let layout = repair.and_then(|repair| repair.layout(geometry));
-        let fill_rounds = policy.idle_passes.get().saturating_mul(SYMBOLS_PER_PASS);
-        let channel = |layout| Repair::new(layout, datagram_len(geometry), fill_rounds, now);
+        let channel = |layout| Repair::new(layout, datagram_len(geometry), now);
         Self {
             policy,
             pages: geometry.pages(),

@@ -202,6 +202,73 @@ fn casts_share_the_rate_fairly_whatever_their_size() {
     assert!(large.abs_diff(odd) < large / 20, "{large} and {odd} pages");
 }
 
+/// A lab whose casts have a repair channel, and an extended member of its only cast.
+fn extended() -> (Lab, Joined, Token) {
+    let mut lab = Lab::new("100mbit", "239.255.0.0/31", 9);
+    lab.scheduler.settings.repair =
+        Some(RepairSettings { interleave: 4, repair_port: 9001, lease: 60 * SECOND });
+    let (etag, token) = (Etag::new("v1").unwrap(), Token::from_random(0));
+    let geometry = Geometry::new(MIB, page_size()).unwrap();
+    let (path, kind) = (name("a"), MemberKind::Extended);
+    let joined = lab.scheduler.handle_join(&path, &etag, geometry, token.clone(), kind, lab.now);
+    (lab, joined.unwrap(), token)
+}
+
+fn farewells(lab: &Lab) -> Vec<SocketAddrV4> {
+    let ends = lab.sent.iter().filter(|(_, it, _)| it.what == Sending::End);
+    ends.map(|(_, it, _)| it.group).collect()
+}
+
+#[test]
+fn what_is_repair_goes_to_the_repair_port_and_pages_to_theirs() {
+    let (mut lab, joined, token) = extended();
+    lab.run(HOLD + Duration::from_millis(30));
+    let report = Report { needs: vec![(1, 3)], ..Report::default() };
+    assert!(lab.scheduler.handle_report(&name("a"), &token, &report, lab.now));
+    assert!(!lab.scheduler.handle_report(&name("b"), &token, &report, lab.now));
+    lab.run(Duration::from_millis(60));
+    for (_, transmit, bytes) in &lab.sent {
+        let port = if matches!(transmit.what, Sending::Pages(_)) { 9000 } else { 9001 };
+        assert_eq!(transmit.group, SocketAddrV4::new(*joined.group.ip(), port));
+        assert!(*bytes > 0);
+    }
+    assert_eq!(lab.scheduler.totals().symbols_sent, 3);
+}
+
+#[test]
+fn a_cast_that_ends_says_so_three_times_though_it_is_gone() {
+    let (mut lab, joined, _) = extended();
+    lab.run(HOLD + Duration::from_millis(5));
+    lab.scheduler.handle_end(joined.cast, EndReason::FileChanged, lab.now);
+    assert_eq!(lab.ended(), [(joined.cast, EndReason::FileChanged)]);
+    lab.run(SECOND);
+    let channel = SocketAddrV4::new(*joined.group.ip(), 9001);
+    assert_eq!(farewells(&lab), [channel; 3]);
+    assert_eq!(lab.scheduler.poll_timeout(), None);
+}
+
+#[test]
+fn who_joins_a_cast_that_everybody_left_does_not_hear_its_farewell() {
+    let (mut lab, joined, token) = extended();
+    lab.run(HOLD + Duration::from_millis(5));
+    lab.scheduler.handle_leave(&name("a"), &token, lab.now);
+    lab.run(Duration::from_millis(5));
+    assert_eq!(farewells(&lab).len(), 1);
+    assert_eq!(lab.join("a", "v1", MIB).unwrap().0.cast, joined.cast);
+    lab.run(SECOND / 5);
+    assert_eq!(farewells(&lab).len(), 1);
+}
+
+#[test]
+fn a_cast_that_takes_over_a_group_does_not_hear_the_farewell_of_the_one_before() {
+    let (mut lab, joined, _) = extended();
+    lab.join("b", "v1", MIB).unwrap();
+    lab.scheduler.handle_end(joined.cast, EndReason::FileChanged, lab.now);
+    assert_eq!(lab.join("c", "v1", MIB).unwrap().0.group, joined.group);
+    lab.run(SECOND / 5);
+    assert!(farewells(&lab).is_empty());
+}
+
 proptest! {
     #[test]
     fn no_window_carries_more_than_the_rate_and_the_bucket(

@@ -8,6 +8,10 @@ use bootcast_proto::BlockIndex;
 /// sent thousands of times before a leave gets through.
 const ROUND_INTERVAL: Duration = Duration::from_millis(10);
 
+/// After so many rounds in which nothing was heard nobody seems to listen: who lacks more than a quarter of a block
+/// asks for pages, and who asks begins the rounds anew.
+const QUIET_ROUNDS: u32 = 32;
+
 /// Goes round over all blocks.
 #[derive(Debug)]
 pub(super) struct Fill {
@@ -17,13 +21,11 @@ pub(super) struct Fill {
     round_at: Instant,
     /// Rounds since anything was heard.
     rounds: u32,
-    /// After so many nobody seems to listen.
-    rounds_max: u32,
 }
 
 impl Fill {
-    pub(super) fn new(blocks: u32, rounds_max: u32, now: Instant) -> Self {
-        Self { blocks, next: 0, round_at: now, rounds: 0, rounds_max }
+    pub(super) fn new(blocks: u32, now: Instant) -> Self {
+        Self { blocks, next: 0, round_at: now, rounds: 0 }
     }
 
     pub(super) fn on_heard(&mut self) {
@@ -32,7 +34,7 @@ impl Fill {
 
     /// From when on there is a block; `None` while nobody seems to listen.
     pub(super) fn due_at(&self) -> Option<Instant> {
-        (self.rounds < self.rounds_max && self.blocks > 0).then_some(self.round_at)
+        (self.rounds < QUIET_ROUNDS && self.blocks > 0).then_some(self.round_at)
     }
 
     /// Blocks that get a symbol now: at most `budget`, within one round.

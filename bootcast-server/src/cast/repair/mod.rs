@@ -68,18 +68,13 @@ pub(super) struct Repair {
 }
 
 impl Repair {
-    /// `datagram_len`: bytes of a full datagram. `fill_rounds`: symbols of each block that are sent unasked while nothing is heard.
-    pub(super) fn new(
-        layout: BlockLayout,
-        datagram_len: usize,
-        fill_rounds: u32,
-        now: Instant,
-    ) -> Self {
+    /// `datagram_len`: bytes of a full datagram.
+    pub(super) fn new(layout: BlockLayout, datagram_len: usize, now: Instant) -> Self {
         Self {
             levels: Levels::new(layout),
             redundancy: Redundancy::default(),
             beacons: Beacons::new(layout, datagram_len, now),
-            fill: Fill::new(layout.blocks(), fill_rounds, now),
+            fill: Fill::new(layout.blocks(), now),
             changed_at: now,
         }
     }
