@@ -18,7 +18,10 @@ const FIRST_UNWRITABLE_SECOND: u64 = 253_402_300_800;
 /// What stands behind `bootcast ls`.
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
-    /// Directory or file: http://HOST[:PORT]/PATH, percent-encoded, or HOST:[PORT:]/PATH as it is; port 8888 unless named
+    #[arg(
+        help = "Directory or file: http://HOST[:PORT]/PATH, percent-encoded, or HOST:[PORT:]/PATH as it \
+                  is; port 8888 unless named"
+    )]
     url: OsString,
 
     /// Show mode, size in bytes, last modification and where links lead to
@@ -33,7 +36,7 @@ pub(super) struct Args {
 /// Lists.
 pub(super) async fn run(args: Args) -> Result<(), ToolError> {
     let target = Target::parse(&args.url)?;
-    let meta = fetch(&target).await?;
+    let meta = fetch(&target).await.map_err(|error| error.about(&target.path))?;
     if args.json {
         return stdout::print_json(&meta);
     }
