@@ -3,8 +3,10 @@
 //! A [`Cache`] opens a [`Store`] for each version of a file: a sparse file, on disk or in memory, that is
 //! written in runs and read at any offset. On disk a store also keeps which of its pages are held:
 //!
-//!     CACHE_DIR/objects/<id>/data    the file's bytes where they belong, holes where they are missing
-//!     CACHE_DIR/objects/<id>/state   one line of JSON (see `state`), then the bitmap of held pages
+//! ```text
+//! CACHE_DIR/objects/<id>/data    the file's bytes where they belong, holes where they are missing
+//! CACHE_DIR/objects/<id>/state   one line of JSON (see `state`), then the bitmap of held pages
+//! ```
 //!
 //! `<id>` is the BLAKE3 of server, path and version. `state` is replaced atomically, and only after `data` was
 //! synced: whatever crashes, a page that it calls held is on disk. `data` is locked while it is in use; who

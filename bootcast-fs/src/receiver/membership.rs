@@ -44,9 +44,11 @@ pub struct Timing {
 
 /// Whether and how this client takes part in the cast of one file.
 ///
-///     Idle --open--> Joining --answer--> Member --silence--> Rejoining
-///      ^                |                  |  ^---- answer -----'  |
-///      '--- complete, failed, or unread for longer than linger ----'
+/// ```text
+/// Idle --open--> Joining --answer--> Member --silence--> Rejoining
+///  ^                |                  |  ^---- answer -----'  |
+///  '--- complete, failed, or unread for longer than linger ----'
+/// ```
 ///
 /// A failed join is repeated, ever more slowly, for as long as the file is wanted. A member stays subscribed while it
 /// joins again, because the silence may have been the network's.
