@@ -36,7 +36,7 @@ pub(super) struct Args {
 /// Lists.
 pub(super) async fn run(args: Args) -> Result<(), ToolError> {
     let target = Target::parse(&args.url)?;
-    let meta = fetch(&target).await.map_err(|error| error.about(&target.path))?;
+    let meta = fetch(&target).await?;
     if args.json {
         return stdout::print_json(&meta);
     }
@@ -56,6 +56,7 @@ pub(super) async fn run(args: Args) -> Result<(), ToolError> {
 
 async fn fetch(target: &Target) -> Result<Meta, ToolError> {
     let Target { control, path } = target;
+    let failed = |error| ToolError::from(error).about(path);
     match control.meta(path, None).await {
         Ok(Some(meta)) => Ok(meta),
         // Only where a version was named, and none was.
@@ -65,9 +66,9 @@ async fn fetch(target: &Target) -> Result<Meta, ToolError> {
                 "{} is a plain server: it casts files but cannot list them",
                 control.server()
             ))),
-            _ => Err(error.into()),
+            _ => Err(failed(error)),
         },
-        Err(error) => Err(error.into()),
+        Err(error) => Err(failed(error)),
     }
 }
 
