@@ -2,15 +2,15 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`get`] | `bootcast get` |
-//! | [`cast`], [`unicast`] | the two ways for the bytes to travel |
-//! | [`output`] | where they go |
-//! | [`progress`] | what a person sees of it |
-//! | [`list`], [`status`] | `bootcast ls`, `bootcast status` |
-//! | [`url`] | what a command is about, and its name here |
-//! | [`signals`] | an orderly end |
-//! | [`stdout`] | short answers |
-//! | [`error`] | what can go wrong, and the exit codes |
+//! | `get` | `bootcast get` |
+//! | `cast`, `unicast` | the two ways for the bytes to travel |
+//! | `output` | where they go |
+//! | `progress` | what a person sees of it |
+//! | `list`, `status` | `bootcast ls`, `bootcast status` |
+//! | `url` | what a command is about, and its name here |
+//! | `signals` | an orderly end |
+//! | `stdout` | short answers |
+//! | `error` | what can go wrong, and the exit codes |
 
 mod cast;
 mod error;
