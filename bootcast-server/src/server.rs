@@ -64,7 +64,7 @@ impl Server {
             data_port: config.data_port,
             max_casts: config.max_casts,
             policy: config.policy,
-            groups: config.groups,
+            groups: config.groups.starting_at(getrandom::u32()?),
         };
         let listener = TcpListener::bind(config.listen).await.with_context(|| {
             format!("cannot listen on {}: take another one by --listen", config.listen)

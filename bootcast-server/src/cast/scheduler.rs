@@ -61,7 +61,7 @@ pub enum JoinRefusal {
     /// `max_casts` is reached.
     #[error("too many casts run already: try again later")]
     TooManyCasts,
-    /// All groups are in use.
+    /// All groups are in use, or were until a moment ago.
     #[error("no multicast group is free: try again later")]
     NoGroup,
     /// [`MAX_MEMBERS`] is reached.
@@ -182,7 +182,7 @@ impl Scheduler {
         let running = self.by_path.get(path).copied();
         let same = running.filter(|id| self.casts[id].etag == *etag);
         if let (Some(outdated), None) = (running, same) {
-            self.handle_end(outdated, EndReason::FileChanged);
+            self.handle_end(outdated, EndReason::FileChanged, now);
         }
         let id = match same {
             Some(id) => id,
@@ -210,23 +210,23 @@ impl Scheduler {
             return None;
         }
         self.totals.leaves += 1;
-        self.reap(id);
+        self.reap(id, now);
         Some(id)
     }
 
     /// Ends a cast for a reason that the driver found. An unknown cast ended before.
-    pub fn handle_end(&mut self, id: CastId, reason: EndReason) {
+    pub fn handle_end(&mut self, id: CastId, reason: EndReason, now: Instant) {
         if let Some(running) = self.casts.get_mut(&id) {
             running.cast.handle_end(reason);
-            self.reap(id);
+            self.reap(id, now);
         }
     }
 
     /// Ends all casts.
-    pub fn handle_stop(&mut self) {
+    pub fn handle_stop(&mut self, now: Instant) {
         let ids: Vec<_> = self.casts.keys().copied().collect();
         for id in ids {
-            self.handle_end(id, EndReason::Stopped);
+            self.handle_end(id, EndReason::Stopped, now);
         }
     }
 
@@ -246,7 +246,7 @@ impl Scheduler {
             self.pacer.restart(now);
         }
         for id in ended {
-            self.reap(id);
+            self.reap(id, now);
         }
     }
 
@@ -274,7 +274,7 @@ impl Scheduler {
                 self.pacer.take(cost, now);
                 self.totals.pages_sent += u64::from(pages.len());
                 self.totals.bytes_sent += cost;
-                self.reap(id);
+                self.reap(id, now);
                 return Some(transmit);
             }
             if !running.cast.is_sending() {
@@ -333,7 +333,7 @@ impl Scheduler {
         if self.casts.len() >= self.settings.max_casts {
             return Err(JoinRefusal::TooManyCasts);
         }
-        let address = self.settings.groups.take().ok_or(JoinRefusal::NoGroup)?;
+        let address = self.settings.groups.take(now).ok_or(JoinRefusal::NoGroup)?;
         let id = self.next_id;
         self.next_id.0 += 1;
         self.casts.insert(
@@ -355,7 +355,7 @@ impl Scheduler {
     }
 
     /// Forgets a cast that ended and takes its group back.
-    fn reap(&mut self, id: CastId) {
+    fn reap(&mut self, id: CastId, now: Instant) {
         let Some(reason) = self.casts.get(&id).and_then(|running| running.cast.ended()) else {
             return;
         };
@@ -365,7 +365,7 @@ impl Scheduler {
             self.granted = false;
         }
         self.turns.retain(|&turn| turn != id);
-        self.settings.groups.give_back(*running.group.ip());
+        self.settings.groups.give_back(*running.group.ip(), now);
         self.events.push_back(Event::Ended {
             cast: id,
             path: running.path,

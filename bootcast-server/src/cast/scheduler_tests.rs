@@ -125,14 +125,16 @@ fn a_join_beyond_the_limits_is_refused_and_passes_once_a_cast_ended() {
     let mut lab = Lab::new("100mbit", "239.255.0.0/16", 1);
     let (a, _) = lab.join("a", "v1", MIB).unwrap();
     assert_eq!(lab.join("b", "v1", MIB).unwrap_err(), JoinRefusal::TooManyCasts);
-    lab.scheduler.handle_end(a.cast, EndReason::FileChanged);
+    lab.scheduler.handle_end(a.cast, EndReason::FileChanged, lab.now);
     assert!(lab.join("b", "v1", MIB).is_ok());
 
     let mut lab = Lab::new("100mbit", "239.255.0.0/31", 9);
     let (a, _) = lab.join("a", "v1", MIB).unwrap();
     lab.join("b", "v1", MIB).unwrap();
     assert_eq!(lab.join("c", "v1", MIB).unwrap_err(), JoinRefusal::NoGroup);
-    lab.scheduler.handle_end(a.cast, EndReason::FileChanged);
+    lab.scheduler.handle_end(a.cast, EndReason::FileChanged, lab.now);
+    assert_eq!(lab.join("c", "v1", MIB).unwrap_err(), JoinRefusal::NoGroup);
+    lab.now += 10 * SECOND;
     assert_eq!(lab.join("c", "v1", MIB).unwrap().0.group, a.group);
 }
 
@@ -151,7 +153,7 @@ fn a_stop_ends_every_cast() {
     let mut lab = Lab::new("100mbit", "239.255.0.0/16", 9);
     lab.join("a", "v1", MIB).unwrap();
     lab.join("b", "v1", MIB).unwrap();
-    lab.scheduler.handle_stop();
+    lab.scheduler.handle_stop(lab.now);
     assert!(lab.ended().iter().all(|(_, reason)| *reason == EndReason::Stopped));
     assert_eq!(lab.scheduler.casts().count(), 0);
     assert_eq!(lab.scheduler.poll_transmit(lab.now), None);

@@ -91,7 +91,7 @@ impl Driver {
                 break;
             }
         }
-        self.scheduler.handle_stop();
+        self.scheduler.handle_stop(Instant::now());
         self.clean_up();
     }
 
@@ -234,16 +234,17 @@ impl Driver {
         };
         let changed: Vec<_> = self.scheduler.casts().filter(changed).map(|view| view.id).collect();
         for cast in changed {
-            self.scheduler.handle_end(cast, EndReason::FileChanged);
+            self.scheduler.handle_end(cast, EndReason::FileChanged, now);
         }
     }
 
     fn end_unreadable(&mut self, cast: CastId, error: &ReadError) {
+        let now = Instant::now();
         match error {
-            ReadError::Changed => self.scheduler.handle_end(cast, EndReason::FileChanged),
+            ReadError::Changed => self.scheduler.handle_end(cast, EndReason::FileChanged, now),
             ReadError::Io(errno) => {
                 tracing::warn!(%cast, %errno, "cannot read the file");
-                self.scheduler.handle_end(cast, EndReason::Unreadable);
+                self.scheduler.handle_end(cast, EndReason::Unreadable, now);
             }
         }
     }
