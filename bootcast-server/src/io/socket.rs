@@ -73,12 +73,6 @@ impl MulticastSocket {
         socket.set_nonblocking(true)?;
         socket.set_multicast_ttl_v4(u32::from(config.ttl))?;
         socket.set_multicast_loop_v4(true)?;
-        rustix::net::sockopt::set_ip_multicast_if_with_ifindex(
-            &socket,
-            &Ipv4Addr::UNSPECIFIED,
-            &interface.address,
-            interface.index,
-        )?;
         let buffer = config
             .rate
             .bytes_in(SEND_BUFFER)
@@ -86,8 +80,21 @@ impl MulticastSocket {
         let buffer = usize::try_from(buffer).unwrap_or(usize::MAX);
         socket2::SockRef::from(&socket).set_send_buffer_size(buffer)?;
         let mut socket = Self { socket, datagram_len: config.datagram_len, segmentation: false };
-        socket.segmentation = socket.set_segmentation(true);
+        socket.attach(interface)?;
         Ok(socket)
+    }
+
+    /// Sends through this interface from now on, from the same address and port: clients know a
+    /// cast by them.
+    pub fn attach(&mut self, interface: &Interface) -> std::io::Result<()> {
+        rustix::net::sockopt::set_ip_multicast_if_with_ifindex(
+            &self.socket,
+            &Ipv4Addr::UNSPECIFIED,
+            &interface.address,
+            interface.index,
+        )?;
+        self.segmentation = self.set_segmentation(true);
+        Ok(())
     }
 
     /// Sends datagrams that lie one behind the other, all full but the last. Returns the bytes that
@@ -205,6 +212,18 @@ mod tests {
         sender.set_segmentation(false);
         assert_eq!(sender.send(&batch(), group), Ok(batch().len()));
         assert_eq!(received(&member), WHOLE_BATCH);
+    }
+
+    #[test]
+    fn on_an_interface_that_came_back_the_datagrams_have_the_same_source() {
+        let (member, group, mut sender) = pair();
+        let mut source = || {
+            sender.send(&[7; 100], group).unwrap();
+            let loopback = resolve(Some(&"lo".parse().unwrap()), *group.ip()).unwrap();
+            sender.attach(&loopback).unwrap();
+            member.recv_from(&mut [0; 100]).unwrap().1
+        };
+        assert_eq!(source(), source());
     }
 
     #[test]

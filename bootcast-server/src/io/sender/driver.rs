@@ -101,7 +101,7 @@ impl Driver {
             if Instant::now() < until {
                 return Next::WaitUntil(until);
             }
-            self.reopen();
+            self.find_interface();
         }
         for _ in 0..BURST_RUNS {
             let unsent = self.unsent.take();
@@ -272,17 +272,16 @@ impl Driver {
         until
     }
 
-    /// A new socket: an interface that comes back may have another number.
-    fn reopen(&mut self) {
+    /// An interface that comes back may have another number.
+    fn find_interface(&mut self) {
         let config = &mut self.config;
         let found = interface::resolve(config.interface_name.as_ref(), config.any_group);
-        // Where that fails, the old socket fails again and another pause follows.
+        // Where that fails, the socket fails again and another pause follows.
         if let Ok(interface) = found
             && interface.address == config.interface.address
-            && let Ok(socket) = MulticastSocket::open(&interface, &config.socket)
+            && self.socket.attach(&interface).is_ok()
         {
             config.interface = interface;
-            self.socket = socket;
         }
     }
 
