@@ -24,7 +24,7 @@ use bootcast_proto::{Etag, RemotePath};
 use rustix::fs::{FlockOperation, MemfdFlags, OFlags};
 
 pub use state::Kept;
-pub use store::Store;
+pub use store::{CheckpointError, Store};
 
 /// What is stored: one version of one file of one server.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -83,9 +83,12 @@ impl Cache {
                     .create(true)
                     .truncate(false)
                     .mode(0o600)
+                    .custom_flags(libc::O_NOFOLLOW)
                     .open(object.join("data"))?;
                 match rustix::fs::flock(&data, FlockOperation::NonBlockingLockExclusive) {
-                    Ok(()) => Store::named(data, object, key.clone(), etag.clone()),
+                    // An object that cannot be looked at is left alone, not thrown away.
+                    Ok(()) => Store::named(data, object, key.clone(), etag.clone())
+                        .or_else(|_| Ok(Store::nameless(nameless_file(dir)?))),
                     Err(rustix::io::Errno::WOULDBLOCK) => Ok(Store::nameless(nameless_file(dir)?)),
                     Err(error) => Err(error.into()),
                 }

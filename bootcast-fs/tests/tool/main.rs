@@ -10,6 +10,8 @@ use std::io::Read;
 use std::net::SocketAddrV4;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -162,14 +164,17 @@ fn a_stream_begins_before_the_cast_is_complete() {
     let server =
         ScriptedServer::start([("join", join_answer(group(3), "t1", content.len(), "v1"))]);
     // Pages beyond the gap must wait for it.
-    let begun = Carousel::start(group(3), &content, |page| page != 2);
+    let whole = Arc::new(AtomicBool::new(false));
+    let is_whole = whole.clone();
+    let _cast = Carousel::start(group(3), &content, move |page| {
+        page != 2 || is_whole.load(Ordering::Acquire)
+    });
     let mut child = get(dir.path(), &[&server.url("image"), "-O", "-"]).spawn().unwrap();
     let mut stdout = child.stdout.take().unwrap();
     let mut prefix = vec![0; 2 * PAGE_SIZE];
     stdout.read_exact(&mut prefix).unwrap();
     assert_eq!(prefix, content[..2 * PAGE_SIZE]);
-    drop(begun);
-    let _all = Carousel::start(group(3), &content, |_| true);
+    whole.store(true, Ordering::Release);
     let mut rest = Vec::new();
     stdout.read_to_end(&mut rest).unwrap();
     assert!(rest == content[2 * PAGE_SIZE..]);

@@ -102,13 +102,16 @@ pub(crate) struct Carousel {
 }
 
 impl Carousel {
-    /// Sends the pages in which `wanted` is true.
-    pub(crate) fn start(group: SocketAddrV4, content: &[u8], wanted: fn(usize) -> bool) -> Self {
+    /// Sends, in every pass, the pages for which `wanted` is true then.
+    pub(crate) fn start(
+        group: SocketAddrV4,
+        content: &[u8],
+        wanted: impl Fn(usize) -> bool + Send + 'static,
+    ) -> Self {
         let socket = loopback_socket();
         let datagrams: Vec<Vec<u8>> = content
             .chunks(PAGE_SIZE)
             .enumerate()
-            .filter(|(page, _)| wanted(*page))
             .map(|(page, bytes)| {
                 let page = PageIndex(u32::try_from(page).unwrap());
                 [&Layout::Base.header(page, 0, bytes)[..], bytes].concat()
@@ -118,7 +121,8 @@ impl Carousel {
         let stopped = stop.clone();
         thread::spawn(move || {
             while !stopped.load(Ordering::Relaxed) {
-                for datagram in &datagrams {
+                for (_, datagram) in datagrams.iter().enumerate().filter(|(page, _)| wanted(*page))
+                {
                     socket.send_to(datagram, group).unwrap();
                 }
                 // The pace of a pass; nobody waits for it.
