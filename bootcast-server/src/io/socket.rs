@@ -50,6 +50,10 @@ pub enum SendError {
     /// The interface is down or gone. It may come back.
     #[error("{0}")]
     Down(Errno),
+    /// The kernel does not take these datagrams, such as for a firewall. It may take those of
+    /// another group.
+    #[error("{0}")]
+    Refused(Errno),
 }
 
 /// Sends pages to groups through one interface.
@@ -158,7 +162,14 @@ impl MulticastSocket {
         match errno {
             Errno::AGAIN | Errno::INTR => SendError::Full,
             Errno::NOBUFS | Errno::NOMEM => SendError::NoBuffers,
-            other => SendError::Down(other),
+            Errno::NETDOWN
+            | Errno::NETUNREACH
+            | Errno::HOSTDOWN
+            | Errno::HOSTUNREACH
+            | Errno::NODEV
+            | Errno::NXIO
+            | Errno::ADDRNOTAVAIL => SendError::Down(errno),
+            other => SendError::Refused(other),
         }
     }
 }
@@ -212,6 +223,16 @@ mod tests {
         sender.set_segmentation(false);
         assert_eq!(sender.send(&batch(), group), Ok(batch().len()));
         assert_eq!(received(&member), WHOLE_BATCH);
+    }
+
+    #[test]
+    fn an_address_that_may_not_be_sent_to_does_not_count_as_an_interface_that_is_down() {
+        let (_, group, mut sender) = pair();
+        // Broadcasts are forbidden to a socket that did not ask for them.
+        let forbidden = SocketAddrV4::new(Ipv4Addr::BROADCAST, group.port());
+        let refused = Err(SendError::Refused(Errno::ACCESS));
+        assert_eq!(sender.send(&batch(), forbidden), refused);
+        assert_eq!(sender.send(&batch()[..100], forbidden), refused);
     }
 
     #[test]

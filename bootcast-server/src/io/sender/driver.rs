@@ -1,6 +1,7 @@
 //! The loop of the sender's thread: commands in, runs of pages out, at the pace of the scheduler.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddrV4;
 use std::ops::ControlFlow;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
@@ -30,6 +31,9 @@ const NO_BUFFERS_PAUSE: Duration = Duration::from_millis(1);
 /// Pause between two attempts on an interface that is down.
 const DOWN_PAUSE: Duration = Duration::from_millis(250);
 
+/// Between two warnings of datagrams that the kernel refused.
+const REFUSED_WARNING_INTERVAL: Duration = Duration::from_secs(60);
+
 /// How often the paths of running casts are looked up again.
 const VERSION_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -56,6 +60,7 @@ pub(super) struct Driver {
     unsent: Option<Transmit>,
     /// The interface is down; try again then.
     down_until: Option<Instant>,
+    next_refused_warning: Instant,
     next_version_check: Instant,
     started: Instant,
     /// Of casts that ended.
@@ -72,6 +77,7 @@ impl Driver {
             readers: BTreeMap::new(),
             unsent: None,
             down_until: None,
+            next_refused_warning: now,
             next_version_check: now,
             started: now,
             bytes_read: 0,
@@ -122,12 +128,14 @@ impl Driver {
                     return Next::WaitUntil(Instant::now() + NO_BUFFERS_PAUSE);
                 }
                 Err(SendError::Down(errno)) => return Next::WaitUntil(self.on_down(errno)),
+                Err(SendError::Refused(errno)) => self.warn_refused(run.group, errno),
             }
         }
         Next::GoOn
     }
 
-    /// Sends a run; what does not go out is kept as unsent. A file that cannot be read ends its cast.
+    /// Sends a run; what does not go out is kept as unsent, but for what the kernel refused: that is
+    /// lost, as if on the way. A file that cannot be read ends its cast.
     fn send(&mut self, run: Transmit) -> Result<(), SendError> {
         let window = WINDOWS_BYTES / self.readers.len().max(1);
         let window = window.clamp(*WINDOW_BYTES.start(), *WINDOW_BYTES.end());
@@ -150,7 +158,9 @@ impl Driver {
                     left = PageRange::new(left.start.0.saturating_add(pages), left.end.0);
                 }
                 Err(error) => {
-                    self.unsent = Some(Transmit { pages: left, ..run });
+                    if !matches!(error, SendError::Refused(_)) {
+                        self.unsent = Some(Transmit { pages: left, ..run });
+                    }
                     return Err(error);
                 }
             }
@@ -258,6 +268,15 @@ impl Driver {
                 self.bytes_read += reader.bytes_read();
             }
             tracing::info!(%cast, %path, %group, %reason, passes, "cast ended");
+        }
+    }
+
+    /// Says it now and then.
+    fn warn_refused(&mut self, group: SocketAddrV4, errno: rustix::io::Errno) {
+        let now = Instant::now();
+        if self.next_refused_warning <= now {
+            self.next_refused_warning = now + REFUSED_WARNING_INTERVAL;
+            tracing::warn!(%group, %errno, "the kernel takes no datagrams to this group: firewall?");
         }
     }
 
