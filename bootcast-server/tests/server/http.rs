@@ -55,7 +55,9 @@ fn every_refusal_has_its_status_and_says_why_in_one_line() {
     let server = Server::start(&[]);
     server.write("file", b"bytes");
     std::fs::create_dir(server.dir.path().join("sub")).unwrap();
+    let endless = format!("/file/{}", "a/".repeat(20_000));
     for (method, path, status) in [
+        ("GET", endless.as_str(), 400),
         ("GET", "/join/nope", 404),
         ("GET", "/join/file/below", 404),
         ("GET", "/join/sub", 400),
