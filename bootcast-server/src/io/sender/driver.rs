@@ -191,7 +191,7 @@ impl Driver {
         ControlFlow::Continue(())
     }
 
-    /// A reply that nobody waits for any more is dropped: the client went away.
+    /// A client that went away before the reply to its join is no member: nobody would ever leave.
     fn carry_out(&mut self, command: Command) -> ControlFlow<()> {
         let now = Instant::now();
         match command {
@@ -209,7 +209,9 @@ impl Driver {
                     let members = self.members(joined.cast);
                     tracing::info!(cast = %joined.cast, %path, token = %name, members, "joined");
                 }
-                let _ = reply.send(joined);
+                if reply.send(joined).is_err() {
+                    self.scheduler.handle_leave(&path, &name, now);
+                }
             }
             Command::Leave { path, token, reply } => {
                 let left = self.scheduler.handle_leave(&path, &token, now);
@@ -334,3 +336,7 @@ impl Driver {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "driver_tests.rs"]
+mod tests;

@@ -1,0 +1,106 @@
+//! The driver by its commands, over loopback.
+
+use std::net::Ipv4Addr;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use bootcast_proto::{Geometry, Layout, PageSize, RemotePath, Token};
+use tempfile::TempDir;
+use tokio::sync::oneshot;
+
+use super::*;
+use crate::cast::{CastPolicy, GroupPool};
+use crate::io::socket::SocketConfig;
+use crate::source::{OpenFile, Source};
+
+/// A driver that sends nothing: nobody calls its loop.
+struct Lab {
+    dir: TempDir,
+    driver: Driver,
+    tokens: u128,
+}
+
+impl Lab {
+    fn new() -> Self {
+        let dir = TempDir::new().unwrap();
+        let any_group = Ipv4Addr::new(239, 254, 18, 0);
+        let interface = interface::resolve(Some(&"lo".parse().unwrap()), any_group).unwrap();
+        let rate = "1mbit".parse().unwrap();
+        let config = SenderConfig {
+            source: Arc::new(Source::new(dir.path()).unwrap()),
+            interface,
+            interface_name: None,
+            any_group,
+            socket: SocketConfig { ttl: 1, datagram_len: 1472, rate },
+            page_size: page_size(),
+            layout: Layout::Base,
+        };
+        let settings = Settings {
+            rate,
+            batch_pages: 1,
+            data_port: 9000,
+            max_casts: 1000,
+            policy: CastPolicy { idle_passes: NonZeroU32::MIN, linger: Duration::from_secs(60) },
+            groups: GroupPool::new("239.254.18.0/22".parse().unwrap()).unwrap(),
+        };
+        let socket = MulticastSocket::open(&config.interface, &config.socket).unwrap();
+        Self { dir, driver: Driver::new(config, settings, socket), tokens: 0 }
+    }
+
+    /// Puts another file in the place of this one.
+    fn replace(&self, name: &str) {
+        let new = self.dir.path().join("new");
+        std::fs::write(&new, name).unwrap();
+        std::fs::rename(new, self.dir.path().join(name)).unwrap();
+    }
+
+    fn open(&self, name: &str) -> OpenFile {
+        self.driver.config.source.open(&path(name)).unwrap()
+    }
+
+    fn join(&mut self, name: &str, open: OpenFile) -> Answer {
+        let (reply, answer) = oneshot::channel();
+        self.join_with(name, open, reply);
+        answer
+    }
+
+    fn join_with(&mut self, name: &str, open: OpenFile, reply: Reply) {
+        self.tokens += 1;
+        let command = Command::Join {
+            path: path(name),
+            etag: open.etag(),
+            geometry: Geometry::new(open.version.size(), page_size()).unwrap(),
+            open,
+            token: Token::from_random(self.tokens),
+            reply,
+        };
+        assert!(self.driver.carry_out(command).is_continue());
+    }
+
+    fn casts(&self) -> Vec<CastStatus> {
+        self.driver.status(Instant::now()).casts
+    }
+}
+
+type Reply = oneshot::Sender<Result<crate::cast::Joined, crate::cast::JoinRefusal>>;
+type Answer = oneshot::Receiver<Result<crate::cast::Joined, crate::cast::JoinRefusal>>;
+
+fn page_size() -> PageSize {
+    PageSize::new(1456).unwrap()
+}
+
+fn path(name: &str) -> RemotePath {
+    RemotePath::decode(name).unwrap()
+}
+
+#[test]
+fn a_client_that_went_away_before_the_answer_is_no_member() {
+    let mut lab = Lab::new();
+    lab.replace("file");
+    let (stays, goes) = (lab.open("file"), lab.open("file"));
+    let _answer = lab.join("file", stays);
+    let (reply, answer) = oneshot::channel();
+    drop(answer);
+    lab.join_with("file", goes, reply);
+    assert_eq!(lab.casts()[0].members, 1);
+}
