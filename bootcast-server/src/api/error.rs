@@ -49,7 +49,7 @@ impl ApiError {
             }
             Self::Stopped
             | Self::Source(SourceError::Busy)
-            | Self::Join(JoinError::Refused(_) | JoinError::Stopped(_)) => {
+            | Self::Join(JoinError::Refused(_) | JoinError::Outdated | JoinError::Stopped(_)) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
         }

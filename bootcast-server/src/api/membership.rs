@@ -8,17 +8,27 @@ use axum::response::IntoResponse;
 use bootcast_proto::{HEADER_TOKEN, Token};
 
 use super::{ApiError, Served, off_thread, remote_path};
+use crate::io::sender::JoinError;
 use crate::source::SourceError;
+
+/// How often a file is opened again that is replaced just then.
+const JOIN_TRIES: u32 = 4;
 
 pub(super) async fn join(
     State(served): State<Served>,
     uri: Uri,
 ) -> Result<impl IntoResponse, ApiError> {
     let path = remote_path(&uri, "/join/")?;
-    let source = Arc::clone(&served.source);
-    let wanted = path.clone();
-    let open = off_thread(move || source.open(&wanted)).await?;
-    let answer = served.sender.join(path, open, random_token()?).await?;
+    let mut tries = 1;
+    let answer = loop {
+        let source = Arc::clone(&served.source);
+        let wanted = path.clone();
+        let open = off_thread(move || source.open(&wanted)).await?;
+        match served.sender.join(path.clone(), open, random_token()?).await {
+            Err(JoinError::Outdated) if tries < JOIN_TRIES => tries += 1,
+            answer => break answer?,
+        }
+    };
     let headers = [(header::CONTENT_TYPE, "text/plain"), (header::CACHE_CONTROL, "no-store")];
     Ok((headers, answer.encode()))
 }

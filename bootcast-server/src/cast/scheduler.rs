@@ -308,6 +308,11 @@ impl Scheduler {
         self.casts.get(&id).map(|running| running.view(id))
     }
 
+    /// The running cast of a path.
+    pub fn cast_of(&self, path: &RemotePath) -> Option<CastView<'_>> {
+        self.by_path.get(path).and_then(|&id| self.cast(id))
+    }
+
     /// Running casts, oldest first.
     pub fn casts(&self) -> impl Iterator<Item = CastView<'_>> {
         self.casts.iter().map(|(&id, running)| running.view(id))

@@ -82,8 +82,8 @@ impl Lab {
     }
 }
 
-type Reply = oneshot::Sender<Result<crate::cast::Joined, crate::cast::JoinRefusal>>;
-type Answer = oneshot::Receiver<Result<crate::cast::Joined, crate::cast::JoinRefusal>>;
+type Reply = oneshot::Sender<Result<crate::cast::Joined, JoinError>>;
+type Answer = oneshot::Receiver<Result<crate::cast::Joined, JoinError>>;
 
 fn page_size() -> PageSize {
     PageSize::new(1456).unwrap()
@@ -103,4 +103,22 @@ fn a_client_that_went_away_before_the_answer_is_no_member() {
     drop(answer);
     lab.join_with("file", goes, reply);
     assert_eq!(lab.casts()[0].members, 1);
+}
+
+#[test]
+fn a_join_that_opened_the_file_before_it_was_replaced_ends_no_cast_of_the_new_one() {
+    let mut lab = Lab::new();
+    lab.replace("file");
+    let (late, old) = (lab.open("file"), lab.open("file"));
+    let mut first = lab.join("file", old);
+    lab.replace("file");
+    let new = lab.open("file");
+    let etag = new.etag();
+    let mut second = lab.join("file", new);
+    let mut third = lab.join("file", late);
+    assert!(first.try_recv().unwrap().unwrap().began);
+    assert!(second.try_recv().unwrap().unwrap().began);
+    assert!(matches!(third.try_recv().unwrap(), Err(JoinError::Outdated)));
+    let casts = lab.casts();
+    assert_eq!((casts.len(), &casts[0].etag, casts[0].joins), (1, &etag, 1));
 }

@@ -42,6 +42,9 @@ pub enum JoinError {
     /// Try again later.
     #[error(transparent)]
     Refused(#[from] JoinRefusal),
+    /// The file was replaced since it was opened: open it again.
+    #[error("the file was replaced meanwhile: try again")]
+    Outdated,
     /// The file is too large for the page size.
     #[error(transparent)]
     TooManyPages(#[from] TooManyPages),
@@ -73,7 +76,7 @@ enum Command {
         open: OpenFile,
         geometry: Geometry,
         token: Token,
-        reply: oneshot::Sender<Result<Joined, JoinRefusal>>,
+        reply: oneshot::Sender<Result<Joined, JoinError>>,
     },
     Leave {
         path: RemotePath,
