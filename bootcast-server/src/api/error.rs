@@ -4,7 +4,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bootcast_proto::path::PathError;
 
-use crate::io::sender::{JoinError, Stopped};
+use crate::io::sender::{JoinError, NoAnswer};
 use crate::source::SourceError;
 
 /// Why a request is not answered as it wished.
@@ -25,15 +25,9 @@ pub enum ApiError {
     /// The endpoint has no such method.
     #[error("method not allowed: use GET")]
     Method,
-    /// The server is on its way out.
-    #[error("the server stops")]
-    Stopped,
-}
-
-impl From<Stopped> for ApiError {
-    fn from(_: Stopped) -> Self {
-        Self::Stopped
-    }
+    /// The sender says nothing.
+    #[error(transparent)]
+    NoAnswer(#[from] NoAnswer),
 }
 
 impl ApiError {
@@ -47,9 +41,9 @@ impl ApiError {
             Self::Source(SourceError::Io(_)) | Self::Join(JoinError::TooManyPages(_)) => {
                 StatusCode::INTERNAL_SERVER_ERROR
             }
-            Self::Stopped
+            Self::NoAnswer(_)
             | Self::Source(SourceError::Busy)
-            | Self::Join(JoinError::Refused(_) | JoinError::Outdated | JoinError::Stopped(_)) => {
+            | Self::Join(JoinError::Refused(_) | JoinError::Outdated | JoinError::NoAnswer(_)) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
         }

@@ -16,7 +16,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
 use bootcast_proto::RemotePath;
 
-use crate::io::sender::SenderHandle;
+use crate::io::sender::{NoAnswer, SenderHandle};
 use crate::source::{Source, SourceError};
 pub use error::ApiError;
 
@@ -80,7 +80,7 @@ async fn off_thread<T: Send + 'static>(
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => Ok(done?),
         // The runtime stops, or the work panicked and said so.
-        Err(_) => Err(ApiError::Stopped),
+        Err(_) => Err(NoAnswer::Stopped.into()),
     }
 }
 

@@ -4,6 +4,7 @@ mod driver;
 
 use std::net::Ipv4Addr;
 use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use bootcast_proto::api::Status;
 use bootcast_proto::geometry::TooManyPages;
@@ -48,17 +49,26 @@ pub enum JoinError {
     /// The file is too large for the page size.
     #[error(transparent)]
     TooManyPages(#[from] TooManyPages),
-    /// The server stops.
+    /// Not from the sender.
     #[error(transparent)]
-    Stopped(#[from] Stopped),
+    NoAnswer(#[from] NoAnswer),
 }
 
-/// The sender is gone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the server stops")]
-pub struct Stopped;
+/// How long the sender is waited for. It needs milliseconds, but for a disk that hangs.
+const ANSWER_WAIT: Duration = Duration::from_secs(5);
 
-/// Talks to the sender. Each call waits a few milliseconds at most.
+/// Why the sender does not answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoAnswer {
+    /// It is gone.
+    #[error("the server stops")]
+    Stopped,
+    /// It has other things to do, for seconds.
+    #[error("the server is busy: try again later")]
+    Busy,
+}
+
+/// Talks to the sender. Each call waits a few milliseconds as a rule, [`ANSWER_WAIT`] at most.
 #[derive(Clone, Debug)]
 pub struct SenderHandle {
     commands: mpsc::Sender<Command>,
@@ -122,16 +132,10 @@ impl SenderHandle {
     ) -> Result<JoinAnswer, JoinError> {
         let etag = open.etag();
         let geometry = Geometry::new(open.version.size(), self.page_size)?;
-        let (reply, answer) = oneshot::channel();
-        self.command(Command::Join {
-            path,
-            etag: etag.clone(),
-            open,
-            geometry,
-            token: token.clone(),
-            reply,
-        })?;
-        let joined = answer.await.map_err(|_| Stopped)??;
+        let (name, version) = (token.clone(), etag.clone());
+        let join =
+            |reply| Command::Join { path, etag: version, open, geometry, token: name, reply };
+        let joined = self.ask(join).await??;
         Ok(JoinAnswer {
             connect: joined.group,
             token,
@@ -147,26 +151,52 @@ impl SenderHandle {
     }
 
     /// Leaves; `false` where the token is no member of a cast of this path.
-    pub async fn leave(&self, path: RemotePath, token: Token) -> Result<bool, Stopped> {
-        let (reply, answer) = oneshot::channel();
-        self.command(Command::Leave { path, token, reply })?;
-        answer.await.map_err(|_| Stopped)
+    pub async fn leave(&self, path: RemotePath, token: Token) -> Result<bool, NoAnswer> {
+        self.ask(|reply| Command::Leave { path, token, reply }).await
     }
 
     /// What runs at present.
-    pub async fn status(&self) -> Result<Status, Stopped> {
-        let (reply, answer) = oneshot::channel();
-        self.command(Command::Status { reply })?;
-        answer.await.map_err(|_| Stopped)
+    pub async fn status(&self) -> Result<Status, NoAnswer> {
+        self.ask(|reply| Command::Status { reply }).await
     }
 
     /// Ends all casts and the thread.
     pub fn stop(&self) {
         // A sender that is gone has stopped.
-        let _ = self.command(Command::Stop);
+        let _ = self.commands.send(Command::Stop);
     }
 
-    fn command(&self, command: Command) -> Result<(), Stopped> {
-        self.commands.send(command).map_err(|_| Stopped)
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> Result<T, NoAnswer> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(command(reply)).map_err(|_| NoAnswer::Stopped)?;
+        match tokio::time::timeout(ANSWER_WAIT, answer).await {
+            Ok(answer) => answer.map_err(|_| NoAnswer::Stopped),
+            Err(_) => Err(NoAnswer::Busy),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sender_that_does_not_answer_is_not_waited_for_for_ever() {
+        let (commands, received) = mpsc::channel();
+        let handle = SenderHandle {
+            commands,
+            page_size: PageSize::new(1456).unwrap(),
+            layout: Layout::Base,
+            rate: "1gbit".parse().unwrap(),
+            source_address: Ipv4Addr::LOCALHOST,
+        };
+        assert_eq!(handle.status().await, Err(NoAnswer::Busy));
+        let Ok(Command::Status { reply }) = received.recv() else { panic!("another command") };
+        assert!(reply.is_closed());
+        drop(received);
+        assert_eq!(handle.status().await, Err(NoAnswer::Stopped));
     }
 }
