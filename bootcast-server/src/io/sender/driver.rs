@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddrV4;
-use std::ops::ControlFlow;
+use std::ops::{Bound, ControlFlow};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use bootcast_proto::api::{CastStatus, Status};
 use bootcast_proto::{PageRange, RemotePath};
 
 use super::{Command, JoinError, SenderConfig};
-use crate::cast::{CastId, CastView, EndReason, Event, Scheduler, Settings, Transmit};
+use crate::cast::{CastId, EndReason, Event, Scheduler, Settings, Transmit};
 use crate::io::interface;
 use crate::io::page_reader::{PageReader, ReadError};
 use crate::io::socket::{MulticastSocket, SendError};
@@ -34,8 +34,11 @@ const DOWN_PAUSE: Duration = Duration::from_millis(250);
 /// Between two warnings of datagrams that the kernel refused.
 const REFUSED_WARNING_INTERVAL: Duration = Duration::from_secs(60);
 
-/// How often the paths of running casts are looked up again.
-const VERSION_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// The path of every running cast is looked up again in the course of this ..
+const VERSION_ROUND: Duration = Duration::from_secs(1);
+
+/// .. at so many times at most, a few at a time: a slow disk holds the sending up for moments only.
+const VERSION_ROUND_CHECKS: u32 = 64;
 
 /// Memory of all read windows together, and of one.
 const WINDOWS_BYTES: usize = 64 << 20;
@@ -51,6 +54,18 @@ enum Next {
     WaitForCommand,
 }
 
+/// Where looking up the paths of all casts again has got to.
+struct VersionRound {
+    /// When the next few have their turn.
+    next: Instant,
+    /// From few to few.
+    interval: Duration,
+    /// How many a few are.
+    share: usize,
+    /// The last one that was looked up; `None`: a round begins.
+    last: Option<CastId>,
+}
+
 pub(super) struct Driver {
     config: SenderConfig,
     socket: MulticastSocket,
@@ -61,7 +76,7 @@ pub(super) struct Driver {
     /// The interface is down; try again then.
     down_until: Option<Instant>,
     next_refused_warning: Instant,
-    next_version_check: Instant,
+    versions: VersionRound,
     started: Instant,
     /// Of casts that ended.
     bytes_read: u64,
@@ -78,7 +93,7 @@ impl Driver {
             unsent: None,
             down_until: None,
             next_refused_warning: now,
-            next_version_check: now,
+            versions: VersionRound { next: now, interval: VERSION_ROUND, share: 0, last: None },
             started: now,
             bytes_read: 0,
         }
@@ -237,19 +252,33 @@ impl Driver {
 }
 
 impl Driver {
-    /// Ends the casts whose path leads to another version by now, or nowhere.
+    /// Ends those of a few casts whose path leads to another version by now, or nowhere.
     fn check_versions(&mut self, now: Instant) {
-        if now < self.next_version_check {
+        let round = &mut self.versions;
+        if now < round.next {
             return;
         }
-        self.next_version_check = now + VERSION_CHECK_INTERVAL;
-        let changed = |view: &CastView<'_>| match self.config.source.version(view.path) {
-            Ok(version) => self.readers.get(&view.id).is_some_and(|it| it.version() != version),
-            // Of the server, not of the file.
-            Err(SourceError::Busy) => false,
-            Err(_) => true,
+        if round.last.is_none() {
+            let casts = u32::try_from(self.readers.len()).unwrap_or(u32::MAX);
+            let checks = casts.clamp(1, VERSION_ROUND_CHECKS);
+            round.interval = VERSION_ROUND / checks;
+            round.share = casts.div_ceil(checks) as usize;
+        }
+        round.next = now + round.interval;
+        let after = round.last.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut rest = self.readers.range((after, Bound::Unbounded));
+        let due: Vec<_> = rest.by_ref().take(round.share).collect();
+        round.last = rest.next().and(due.last()).map(|&(&cast, _)| cast);
+        let changed = |&(&cast, reader): &(&CastId, &PageReader)| {
+            let path = self.scheduler.cast(cast)?.path;
+            match self.config.source.version(path) {
+                Ok(version) if version == reader.version() => None,
+                // Of the server, not of the file.
+                Err(SourceError::Busy) => None,
+                Ok(_) | Err(_) => Some(cast),
+            }
         };
-        let changed: Vec<_> = self.scheduler.casts().filter(changed).map(|view| view.id).collect();
+        let changed: Vec<_> = due.iter().filter_map(changed).collect();
         for cast in changed {
             self.scheduler.handle_end(cast, EndReason::FileChanged, now);
         }

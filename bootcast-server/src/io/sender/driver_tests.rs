@@ -85,6 +85,8 @@ impl Lab {
 type Reply = oneshot::Sender<Result<crate::cast::Joined, JoinError>>;
 type Answer = oneshot::Receiver<Result<crate::cast::Joined, JoinError>>;
 
+const SECOND: Duration = Duration::from_secs(1);
+
 fn page_size() -> PageSize {
     PageSize::new(1456).unwrap()
 }
@@ -121,4 +123,26 @@ fn a_join_that_opened_the_file_before_it_was_replaced_ends_no_cast_of_the_new_on
     assert!(matches!(third.try_recv().unwrap(), Err(JoinError::Outdated)));
     let casts = lab.casts();
     assert_eq!((casts.len(), &casts[0].etag, casts[0].joins), (1, &etag, 1));
+}
+
+#[test]
+fn the_paths_of_all_casts_are_looked_up_in_a_second_and_few_of_them_at_a_time() {
+    let mut lab = Lab::new();
+    for number in 0..200 {
+        let name = number.to_string();
+        lab.replace(&name);
+        let open = lab.open(&name);
+        lab.join(&name, open);
+        std::fs::remove_file(lab.dir.path().join(&name)).unwrap();
+    }
+    let start = Instant::now();
+    let mut most = 0;
+    for check in 0..64 {
+        let before = lab.casts().len();
+        lab.driver.check_versions(start + SECOND * check / 64);
+        lab.driver.clean_up();
+        most = most.max(before - lab.casts().len());
+    }
+    assert_eq!(lab.casts().len(), 0);
+    assert!(most <= 4, "{most} at a time");
 }
