@@ -67,7 +67,8 @@ fn a_leave_counts_for_a_token_of_this_path_and_for_no_other() {
 #[test]
 fn a_page_that_the_network_cannot_carry_is_refused_at_the_start() {
     let lab = lab_or_skip!(Lab::builder());
-    let args = ["--dir", text(&lab.served()), "--interface", "eth0", "--page-size", "1458"];
+    let served = lab.served();
+    let args = ["--dir", text(&served), "--interface", "eth0", "--page-size", "1458"];
     let output = lab.head().run(binary("bootcast-server"), args);
     assert_eq!(output.status.code(), Some(2));
     let line = String::from_utf8_lossy(&output.stderr);
