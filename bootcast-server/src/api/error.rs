@@ -34,13 +34,13 @@ impl ApiError {
     /// docs/PROTOCOL.md, "Errors".
     fn status(&self) -> StatusCode {
         match self {
-            Self::Path(_) | Self::Source(SourceError::NotRegular) => StatusCode::BAD_REQUEST,
+            Self::Path(_)
+            | Self::Source(SourceError::NotRegular)
+            | Self::Join(JoinError::TooManyPages(_)) => StatusCode::BAD_REQUEST,
             Self::Source(SourceError::Forbidden) => StatusCode::FORBIDDEN,
             Self::NoRoute | Self::Source(SourceError::NotFound) => StatusCode::NOT_FOUND,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
-            Self::Source(SourceError::Io(_)) | Self::Join(JoinError::TooManyPages(_)) => {
-                StatusCode::INTERNAL_SERVER_ERROR
-            }
+            Self::Source(SourceError::Io(_)) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::NoAnswer(_)
             | Self::Source(SourceError::Busy)
             | Self::Join(JoinError::Refused(_) | JoinError::Outdated | JoinError::NoAnswer(_)) => {

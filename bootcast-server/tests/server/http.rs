@@ -130,3 +130,13 @@ fn a_request_that_is_no_http_does_no_harm() {
     assert_eq!(raw(server.address(), &endless).status, 431);
     assert_eq!(server.get("/status").status, 200);
 }
+
+#[test]
+fn a_file_of_more_pages_than_a_datagram_numbers_is_refused_with_what_to_do() {
+    let server = Server::start(&["--page-size", "2"]);
+    let file = std::fs::File::create(server.dir.path().join("sparse")).unwrap();
+    file.set_len(2 << 32).unwrap();
+    let refused = server.get("/join/sparse");
+    assert_eq!(refused.status, 400);
+    assert!(refused.text().contains("--page-size"), "{}", refused.text());
+}

@@ -47,7 +47,7 @@ pub enum JoinError {
     #[error("the file was replaced meanwhile: try again")]
     Outdated,
     /// The file is too large for the page size.
-    #[error(transparent)]
+    #[error("no cast with the server's --page-size: {0}")]
     TooManyPages(#[from] TooManyPages),
     /// Not from the sender.
     #[error(transparent)]
