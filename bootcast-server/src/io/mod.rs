@@ -7,10 +7,12 @@
 //! | [`socket`] | datagrams on their way into the network |
 //! | [`interface`] | which network that is |
 //! | [`http`] | connections of the control plane |
+//! | [`peers`] | how many of them a host has |
 #![expect(clippy::disallowed_methods, reason = "the clock is read here and nowhere else")]
 
 pub mod http;
 pub mod interface;
 pub mod page_reader;
+pub mod peers;
 pub mod sender;
 pub mod socket;
