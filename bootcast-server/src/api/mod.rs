@@ -15,18 +15,29 @@ use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
 use bootcast_proto::RemotePath;
+use tokio::sync::Semaphore;
 
 use crate::io::sender::{NoAnswer, SenderHandle};
 use crate::source::{Source, SourceError};
 pub use error::ApiError;
 
+/// Directories that are listed at the same time: each listing holds a thread, and memory for all its
+/// entries, that joins and files need too.
+const MAX_LISTINGS: usize = 8;
+
 /// What the handlers work on.
 #[derive(Clone, Debug)]
 pub struct Served {
-    /// The directory.
-    pub source: Arc<Source>,
-    /// The casts.
-    pub sender: SenderHandle,
+    source: Arc<Source>,
+    sender: SenderHandle,
+    listings: Arc<Semaphore>,
+}
+
+impl Served {
+    /// The files of `source`, by the casts of `sender`.
+    pub fn new(source: Arc<Source>, sender: SenderHandle) -> Self {
+        Self { source, sender, listings: Arc::new(Semaphore::new(MAX_LISTINGS)) }
+    }
 }
 
 /// Every route. A path without a name behind its prefix means the served directory itself.
