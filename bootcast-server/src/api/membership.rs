@@ -1,13 +1,11 @@
 //! Joining and leaving. docs/PROTOCOL.md, "Join" and "Leave".
 
-use std::sync::Arc;
-
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::IntoResponse;
 use bootcast_proto::{HEADER_TOKEN, Token};
 
-use super::{ApiError, Served, off_thread, remote_path};
+use super::{ApiError, Served, remote_path};
 use crate::io::sender::JoinError;
 use crate::source::SourceError;
 
@@ -21,9 +19,7 @@ pub(super) async fn join(
     let path = remote_path(&uri, "/join/")?;
     let mut tries = 1;
     let answer = loop {
-        let source = Arc::clone(&served.source);
-        let wanted = path.clone();
-        let open = off_thread(move || source.open(&wanted)).await?;
+        let open = super::open(&served, &path).await?;
         match served.sender.join(path.clone(), open, random_token()?).await {
             Err(JoinError::Outdated) if tries < JOIN_TRIES => tries += 1,
             answer => break answer?,

@@ -18,7 +18,8 @@ use bootcast_proto::RemotePath;
 use tokio::sync::Semaphore;
 
 use crate::io::sender::{NoAnswer, SenderHandle};
-use crate::source::{Source, SourceError};
+use crate::io::settle::settled;
+use crate::source::{OpenFile, Source, SourceError};
 pub use error::ApiError;
 
 /// Directories that are listed at the same time: each listing holds a thread, and memory for all its
@@ -82,6 +83,13 @@ async fn no_head() -> impl IntoResponse {
 fn remote_path(uri: &Uri, prefix: &str) -> Result<RemotePath, ApiError> {
     let path = uri.path().strip_prefix(prefix).ok_or(ApiError::NoRoute)?;
     Ok(RemotePath::decode(path)?)
+}
+
+/// Opens a file whose version stands for its bytes.
+async fn open(served: &Served, path: &RemotePath) -> Result<OpenFile, ApiError> {
+    let (source, path) = (Arc::clone(&served.source), path.clone());
+    let open = off_thread(move || source.open(&path)).await?;
+    Ok(settled(open).await.map_err(SourceError::Io)?)
 }
 
 /// Runs what may wait for a disk.

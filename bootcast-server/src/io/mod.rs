@@ -6,6 +6,7 @@
 //! | [`page_reader`] | a file on its way into datagrams |
 //! | [`socket`] | datagrams on their way into the network |
 //! | [`interface`] | which network that is |
+//! | [`settle`] | files just written, until their version is one of its own |
 //! | [`http`] | connections of the control plane |
 //! | [`peers`] | how many of them a host has |
 #![expect(clippy::disallowed_methods, reason = "the clock is read here and nowhere else")]
@@ -15,4 +16,5 @@ pub mod interface;
 pub mod page_reader;
 pub mod peers;
 pub mod sender;
+pub mod settle;
 pub mod socket;
