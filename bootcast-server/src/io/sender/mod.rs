@@ -68,7 +68,7 @@ pub enum NoAnswer {
     Busy,
 }
 
-/// Talks to the sender. Each call waits a few milliseconds as a rule, [`ANSWER_WAIT`] at most.
+/// Talks to the sender. Each call waits a few milliseconds as a rule, a few seconds at most.
 #[derive(Clone, Debug)]
 pub struct SenderHandle {
     commands: mpsc::Sender<Command>,
