@@ -7,6 +7,9 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 # Labs share the machine's cores: more at once would measure the scheduler.
 TEST_THREADS ?= 2
 
+# Files and caches of benchmarks: in memory, or they would measure the disk.
+BENCH_DIR ?= /dev/shm
+
 .PHONY: all help deps check wasm test demo bench install clean-lab clean
 all: ## release binaries in target/release
 	cargo build --release --workspace --bins
@@ -37,9 +40,9 @@ demo: deps all ## serve, mount and copy a 256 MiB image on this machine
 	BOOTCAST_BIN_DIR=$(TARGET)/release tests/scripts/demo.sh
 
 bench: ## measure in network namespaces, write docs/BENCHMARKS.md
-	tests/scripts/install-deps.sh nginx-light curl
+	tests/scripts/install-deps.sh nginx
 	cargo build --release --workspace --bins
-	BOOTCAST_BIN_DIR=$(abspath $(TARGET))/release cargo bench -p bootcast-tests --bench fleet
+	TMPDIR=$(BENCH_DIR) cargo bench -p bootcast-tests --bench fleet
 
 install: all ## binaries to $(PREFIX)/bin
 	install -d $(DESTDIR)$(PREFIX)/bin

@@ -5,16 +5,16 @@ mod rebuilding;
 use std::cell::RefCell;
 use std::fmt;
 use std::io::IoSlice;
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use bootcast_proto::{Etag, JoinAnswer, PageIndex, PageRange, Token};
+use bootcast_proto::{Etag, JoinAnswer, PageIndex, PageRange, PageSize, Token};
 use tokio::sync::watch;
 
-use crate::cache::{Kept, ObjectKey, Store};
+use crate::cache::{CheckpointError, Kept, ObjectKey, Store};
 use crate::receiver::{
     Action, Arrival, Assembly, Counters, Failure, JoinError, Pin, Receiver, ReportError, Timing,
 };
@@ -201,11 +201,11 @@ impl Object {
     #[must_use]
     pub fn receive<'a>(
         &self,
-        datagrams: impl Iterator<Item = (IpAddr, &'a [u8])>,
+        datagrams: impl Iterator<Item = (SocketAddr, &'a [u8])>,
         now: Instant,
     ) -> Vec<Ready> {
         let mut pages = Vec::new();
-        {
+        let (epoch, page_size) = {
             let mut inner = self.lock();
             for (from, datagram) in datagrams {
                 if let Arrival::New(page) = inner.receiver.handle_datagram(from, datagram, now) {
@@ -220,9 +220,10 @@ impl Object {
                     Err(error) => inner.receiver.handle_store_error(error.to_string()),
                 }
             }
-        }
-        let stored = self.write(&mut pages);
-        self.note(stored)
+            (inner.receiver.epoch(), inner.receiver.assembly().map(Assembly::page_size))
+        };
+        let stored = page_size.map(|size| self.write(&mut pages, size)).unwrap_or_default();
+        self.note(stored, epoch)
     }
 
     /// Counts datagrams that this machine was too slow for.
@@ -231,10 +232,8 @@ impl Object {
     }
 
     /// Writes pages in runs of consecutive ones.
-    fn write(&self, mut pages: &mut [(PageIndex, IoSlice<'_>)]) -> Stored {
+    fn write(&self, mut pages: &mut [(PageIndex, IoSlice<'_>)], page_size: PageSize) -> Stored {
         let mut stored = Stored::default();
-        let page_size = self.lock().receiver.assembly().map(Assembly::page_size);
-        let Some(page_size) = page_size else { return stored };
         while let Some(&(first, _)) = pages.first() {
             let consecutive = |(at, page): &(usize, &(PageIndex, IoSlice<'_>))| {
                 *at < MAX_SLICES && page.0.0 as usize == first.0 as usize + at
@@ -310,26 +309,33 @@ impl Object {
 
     /// Ends the waits of readers that are gone, and of those that began before `deadline`.
     pub fn reap(&self, deadline: Option<Instant>) {
-        let reaped: Vec<_> = {
-            let mut inner = self.lock();
-            let verdict = |parked: &Parked| {
-                if parked.waiter.is_abandoned() {
-                    Some(Unread::Interrupted)
-                } else if deadline.is_some_and(|deadline| parked.since < deadline) {
-                    Some(Unread::TimedOut)
-                } else {
-                    None
-                }
-            };
-            let mut reaped = Vec::new();
-            for parked in std::mem::take(&mut inner.parked) {
-                match verdict(&parked) {
-                    Some(error) => reaped.push((parked, error)),
-                    None => inner.parked.push(parked),
-                }
+        // Looking after the callers reads files: not under the lock.
+        let parked = std::mem::take(&mut self.lock().parked);
+        let verdict = |parked: &Parked| {
+            if parked.waiter.is_abandoned() {
+                Some(Unread::Interrupted)
+            } else if deadline.is_some_and(|deadline| parked.since < deadline) {
+                Some(Unread::TimedOut)
+            } else {
+                None
             }
-            reaped
         };
+        let (mut reaped, mut waiting) = (Vec::new(), Vec::new());
+        for parked in parked {
+            match verdict(&parked) {
+                Some(error) => reaped.push((parked, error)),
+                None => waiting.push(parked),
+            }
+        }
+        let ready = {
+            let mut inner = self.lock();
+            inner.parked.append(&mut waiting);
+            // What arrived meanwhile did not find them.
+            self.settle(&mut inner)
+        };
+        for read in ready {
+            self.answer(read);
+        }
         for (parked, error) in reaped {
             parked.waiter.answer(Err(error));
         }
@@ -348,7 +354,7 @@ impl Object {
     }
 
     /// Remembers on disk what is held. Waits for the disk; call it where that harms nobody.
-    pub fn checkpoint(&self) -> std::io::Result<()> {
+    pub fn checkpoint(&self) -> Result<(), CheckpointError> {
         let _alone = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
         let kept = {
             let inner = self.lock();
@@ -357,9 +363,22 @@ impl Object {
             news.and_then(Kept::of)
         };
         let Some(kept) = kept else { return Ok(()) };
-        self.store.checkpoint(&kept)?;
-        self.lock().saved = kept.held();
-        Ok(())
+        let saved = self.store.checkpoint(&kept);
+        let mut inner = self.lock();
+        match &saved {
+            Ok(()) => inner.saved = kept.held(),
+            // The kernel reports a failed write-back once, and then shows the page as clean.
+            Err(CheckpointError::Data(error)) => {
+                inner.receiver.handle_store_lost(error.to_string());
+                let failed = self.settle(&mut inner);
+                drop(inner);
+                for read in failed {
+                    self.answer(read);
+                }
+            }
+            Err(CheckpointError::State(_)) => {}
+        }
+        saved
     }
 
     /// What became of the open.
@@ -367,7 +386,7 @@ impl Object {
         let inner = self.lock();
         match inner.receiver.failure() {
             Some(failure) => Opening::Failed(failure.clone()),
-            None if inner.receiver.assembly().is_some() => Opening::Open,
+            None if inner.receiver.is_confirmed() => Opening::Open,
             None => Opening::Pending,
         }
     }

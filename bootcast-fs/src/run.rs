@@ -7,6 +7,7 @@ use std::time::Duration;
 use bootcast_proto::RemotePath;
 use bootcast_proto::api::{Attributes, Kind};
 use fuser::{Config, Session, SessionACL};
+use rustix::process::{Resource, Rlimit};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
@@ -24,11 +25,13 @@ use crate::receiver::Timing;
 const SILENCE: Duration = Duration::from_secs(2);
 /// How long the end of a mount waits for the server to hear of it.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(2);
-/// Threads that take kernel requests.
-const SESSION_THREADS: usize = 2;
+/// Threads that take kernel requests. They read the cache for readers that need not wait, so that a slow disk can
+/// hold up that many.
+const SESSION_THREADS: usize = 4;
 
 /// Mounts, calls `ready` once the kernel knows us, and serves until somebody unmounts or a signal ends it.
 pub fn run_mount(request: &MountRequest, ready: impl FnOnce()) -> Result<(), MountError> {
+    raise_file_limit();
     let runtime = Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -90,6 +93,15 @@ impl Mounted {
     }
 }
 
+/// Every file that is open, or kept in memory, is a descriptor: as many as the system grants.
+fn raise_file_limit() {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = rustix::process::setrlimit(Resource::Nofile, raised) {
+        warn!(%error, "the limit of open files stays low");
+    }
+}
+
 /// The attributes of the directory to be mounted; `None` on a plain server.
 async fn find_root(control: &Control, path: &RemotePath) -> Result<Option<Attributes>, MountError> {
     match control.meta(path, None).await {
@@ -116,7 +128,9 @@ fn open_cache(options: &MountOptions) -> Result<Cache, MountError> {
     match options.cache {
         CacheKind::Memory => Ok(Cache::Memory),
         CacheKind::Disk => {
-            let dir = options.cache_dir.clone().unwrap_or_else(default_cache_dir);
+            let dir = options.cache_dir.clone().or_else(default_cache_dir);
+            let dir = dir
+                .ok_or_else(|| MountError::usage(&"no HOME to keep pages in: name a cache_dir="))?;
             Cache::on_disk(&dir).map_err(|error| {
                 let dir = dir.display();
                 MountError::failed(&format!(
@@ -128,13 +142,13 @@ fn open_cache(options: &MountOptions) -> Result<Cache, MountError> {
 }
 
 /// `/var/cache/bootcast` for root, the XDG place for others.
-fn default_cache_dir() -> PathBuf {
+fn default_cache_dir() -> Option<PathBuf> {
     if rustix::process::geteuid().is_root() {
-        return PathBuf::from("/var/cache/bootcast");
+        return Some(PathBuf::from("/var/cache/bootcast"));
     }
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
     let xdg = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-    xdg.or_else(home).unwrap_or_else(std::env::temp_dir).join("bootcast")
+    Some(xdg.or_else(home)?.join("bootcast"))
 }
 
 fn fs_config(options: &MountOptions) -> FsConfig {
@@ -161,15 +175,19 @@ fn serve(runtime: &Runtime, request: &MountRequest, mounted: Mounted) -> Result<
     runtime.block_on(async {
         tokio::spawn(fs.clone().housekeep());
         let outcome = tokio::select! {
-            ended = end => ended.unwrap_or_else(|_| Err(std::io::Error::other("the session thread died"))),
+            ended = end => {
+                fs.stop(LEAVE_PATIENCE).await;
+                ended.unwrap_or_else(|_| Err(std::io::Error::other("the session thread died")))
+            }
             name = terminated() => {
                 info!(signal = name, "unmounting");
-                fs.shut_down(LEAVE_PATIENCE).await;
+                fs.stop(LEAVE_PATIENCE).await;
                 unmount(request);
                 Ok(())
             }
         };
-        fs.shut_down(LEAVE_PATIENCE).await;
+        // Last, because it waits for the disk.
+        fs.save();
         info!("unmounted");
         outcome.map_err(|error| MountError::failed(&error))
     })

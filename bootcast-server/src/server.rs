@@ -55,6 +55,7 @@ pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
     served: Served,
+    sender: SenderHandle,
     sender_ended: oneshot::Receiver<()>,
 }
 
@@ -77,7 +78,7 @@ impl Server {
             data_port: config.data_port,
             max_casts: config.max_casts,
             policy: config.policy,
-            groups: config.groups,
+            groups: config.groups.starting_at(getrandom::u32()?),
             repair: config.repair.map(|it| repair_settings(it, rate, page_size)),
         };
         let listener = TcpListener::bind(config.listen).await.with_context(|| {
@@ -99,7 +100,8 @@ impl Server {
             dir, interface = found.name, source = %found.address, %page_size, %rate, "serving"
         );
         tracing::info!(addr = %address, "listening");
-        Ok(Self { listener, address, served: Served { source, sender }, sender_ended })
+        let served = Served::new(source, sender.clone());
+        Ok(Self { listener, address, served, sender, sender_ended })
     }
 
     /// Where the control plane listens.
@@ -110,8 +112,7 @@ impl Server {
     /// Serves until `stop` resolves; then ends all casts and returns within about a second. Fails
     /// where the sender's thread died.
     pub async fn run(self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
-        let Self { listener, served, sender_ended, .. } = self;
-        let sender: SenderHandle = served.sender.clone();
+        let Self { listener, served, sender, sender_ended, .. } = self;
         let mut sender_ended = sender_ended;
         let mut died = false;
         let until = async {

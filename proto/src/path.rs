@@ -9,6 +9,9 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_e
 /// Kept as they are in a path segment: RFC 3986 "unreserved".
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
+/// Bytes of a decoded path at most: what the kernel takes (`PATH_MAX`).
+const MAX_LEN: usize = 4096;
+
 /// Path of something the server serves, relative to the served directory.
 ///
 /// A list of names of any bytes but `/` and NUL. No name is empty, `.` or `..`, so a `RemotePath`
@@ -32,6 +35,9 @@ pub enum PathError {
     /// A name with an encoded `/` or NUL in it.
     #[error("malformed path: a name cannot contain '/' or NUL")]
     Separator,
+    /// More than a kernel takes.
+    #[error("malformed path: longer than {MAX_LEN} bytes")]
+    TooLong,
 }
 
 impl RemotePath {
@@ -46,7 +52,7 @@ impl RemotePath {
         for segment in text.split('/') {
             let name = decode_segment(segment)?;
             if !name.is_empty() && name != b"." {
-                path = path.join(&name)?;
+                path.push(&name)?;
             }
         }
         Ok(path)
@@ -66,18 +72,25 @@ impl RemotePath {
 
     /// The entry `name` of this directory.
     pub fn join(&self, name: &[u8]) -> Result<Self, PathError> {
+        let mut path = self.clone();
+        path.push(name)?;
+        Ok(path)
+    }
+
+    fn push(&mut self, name: &[u8]) -> Result<(), PathError> {
         if name == b".." {
             return Err(PathError::DotDot);
         }
         if name.is_empty() || name == b"." || name.iter().any(|&byte| byte == b'/' || byte == 0) {
             return Err(PathError::Separator);
         }
-        let mut bytes = self.bytes.clone();
-        if !bytes.is_empty() {
-            bytes.push(b'/');
+        let slash = usize::from(!self.is_root());
+        if self.bytes.len() + slash + name.len() > MAX_LEN {
+            return Err(PathError::TooLong);
         }
-        bytes.extend_from_slice(name);
-        Ok(Self { bytes })
+        self.bytes.extend_from_slice(&b"/"[..slash]);
+        self.bytes.extend_from_slice(name);
+        Ok(())
     }
 
     /// Whether this is the served directory itself.
@@ -155,6 +168,17 @@ mod tests {
         assert_eq!(path.encode(), "a/b%20c");
         assert_eq!(path.file_name(), Some(&b"b c"[..]));
         assert!(RemotePath::decode("/").unwrap().is_root());
+    }
+
+    #[test]
+    fn a_path_that_no_kernel_takes_is_refused() {
+        let deep = RemotePath::decode(&"a/".repeat(MAX_LEN / 2)).unwrap();
+        assert_eq!(deep.as_bytes().len(), MAX_LEN - 1);
+        assert_eq!(deep.join(b"b"), Err(PathError::TooLong));
+        assert_eq!(RemotePath::decode(&"a/".repeat(MAX_LEN)), Err(PathError::TooLong));
+        let encoded = "%61".repeat(MAX_LEN);
+        assert!(RemotePath::decode(&encoded).is_ok());
+        assert_eq!(RemotePath::decode(&(encoded + "a")), Err(PathError::TooLong));
     }
 
     proptest! {

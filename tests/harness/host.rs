@@ -41,12 +41,8 @@ pub struct Answer {
 /// Counters of a host's `eth0` since the lab was built.
 #[derive(Clone, Copy, Debug)]
 pub struct Counters {
-    /// Packets received; one that GSO left uncut counts as one.
-    pub rx_packets: u64,
-    /// Bytes received, Ethernet headers included.
+    /// Bytes received, Ethernet headers included; a packet that GSO left uncut has one set of them.
     pub rx_bytes: u64,
-    /// Packets sent, likewise.
-    pub tx_packets: u64,
     /// Bytes sent, likewise.
     pub tx_bytes: u64,
 }
@@ -169,12 +165,7 @@ impl Host {
             .split_whitespace()
             .map(|field| field.parse().expect("a counter"))
             .collect();
-        Counters {
-            rx_bytes: fields[0],
-            rx_packets: fields[1],
-            tx_bytes: fields[8],
-            tx_packets: fields[9],
-        }
+        Counters { rx_bytes: fields[0], tx_bytes: fields[8] }
     }
 
     /// Whether this host is subscribed to any multicast group but "all hosts".

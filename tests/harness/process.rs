@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::wait::{SOON, wait_for};
+use crate::wait::{SOON, try_wait_for};
 
 /// A program that was started. Killed when dropped, and by the kernel when the test ends before.
 #[derive(Debug)]
@@ -55,8 +55,9 @@ impl Proc {
     /// Waits for its end.
     #[track_caller]
     pub fn wait(&mut self, deadline: Duration) -> ExitStatus {
-        let what = format!("the end of {}; it printed:\n{}", self.name, self.log());
-        wait_for(deadline, &what, || self.exited())
+        try_wait_for(deadline, || self.exited()).unwrap_or_else(|| {
+            panic!("{} runs on after {deadline:?}; it printed:\n{}", self.name, self.log())
+        })
     }
 
     /// Waits for its end and demands that it succeeded.

@@ -16,13 +16,18 @@ pub fn wait_until(deadline: Duration, what: &str, mut condition: impl FnMut() ->
 
 /// Waits until `look` finds something; panics with `what` when `deadline` has passed.
 #[track_caller]
-pub fn wait_for<T>(deadline: Duration, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+pub fn wait_for<T>(deadline: Duration, what: &str, look: impl FnMut() -> Option<T>) -> T {
+    try_wait_for(deadline, look).unwrap_or_else(|| panic!("not within {deadline:?}: {what}"))
+}
+
+/// As [`wait_for`]; what it means that `deadline` has passed is the caller's to say.
+pub fn try_wait_for<T>(deadline: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
     let start = Instant::now();
     loop {
-        if let Some(found) = look() {
+        let found = look();
+        if found.is_some() || start.elapsed() >= deadline {
             return found;
         }
-        assert!(start.elapsed() < deadline, "not within {deadline:?}: {what}");
         sleep(POLL_INTERVAL);
     }
 }

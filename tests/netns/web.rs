@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::symlink;
 
+use harness::binaries::binary;
 use harness::{Lab, digest_of, lab_or_skip, mib};
 
 use crate::text;
@@ -61,4 +62,15 @@ fn a_leave_counts_for_a_token_of_this_path_and_for_no_other() {
     let ours = client.get_with(&lab.url("leave/image"), &[("X-TOKEN", token)]);
     assert_eq!((ours.status, ours.body.as_str()), (204, ""));
     server.wait_no_members();
+}
+
+#[test]
+fn a_page_that_the_network_cannot_carry_is_refused_at_the_start() {
+    let lab = lab_or_skip!(Lab::builder());
+    let served = lab.served();
+    let args = ["--dir", text(&served), "--interface", "eth0", "--page-size", "1458"];
+    let output = lab.head().run(binary("bootcast-server"), args);
+    assert_eq!(output.status.code(), Some(2));
+    let line = String::from_utf8_lossy(&output.stderr);
+    assert!(line.contains("1456") && line.contains("MTU"), "{line}");
 }

@@ -3,7 +3,8 @@
 # processes, network namespaces and directories named bct-<pid of the run>-... of runs that are gone.
 set -euo pipefail
 
-tmp=${TMPDIR:-/tmp}
+# Tests use the first, benchmarks the second.
+roots=("${TMPDIR:-/tmp}" /dev/shm)
 
 # Whether the run that made the thing of this name is still there.
 is_running() {
@@ -12,9 +13,14 @@ is_running() {
 }
 
 while read -r mount; do
-    name=${mount#"$tmp"/}
-    is_running "${name%%/*}" || { echo "unmounting $mount" && umount -l "$mount"; }
-done < <(awk -v prefix="$tmp/bct-" 'index($5, prefix) == 1 { print $5 }' /proc/self/mountinfo | tac)
+    for root in "${roots[@]}"; do
+        name=${mount#"$root"/}
+        if [[ $name == bct-* ]] && ! is_running "${name%%/*}"; then
+            echo "unmounting $mount"
+            umount -l "$mount"
+        fi
+    done
+done < <(awk '{ print $5 }' /proc/self/mountinfo | tac)
 
 while read -r namespace _; do
     is_running "$namespace" && continue
@@ -25,9 +31,11 @@ while read -r namespace _; do
     ip netns del "$namespace"
 done < <(ip netns list | grep '^bct-' || true)
 
-for directory in "$tmp"/bct-*; do
-    if [ -d "$directory" ] && ! is_running "${directory##*/}"; then
-        echo "removing $directory"
-        rm -rf --one-file-system "$directory"
-    fi
+for root in "${roots[@]}"; do
+    for directory in "$root"/bct-*; do
+        if [ -d "$directory" ] && ! is_running "${directory##*/}"; then
+            echo "removing $directory"
+            rm -rf --one-file-system "$directory"
+        fi
+    done
 done

@@ -11,7 +11,9 @@ dir=$(mktemp -d "${TMPDIR:-/tmp}/bct-$$-demo-XXXX")
 head_ns=bct-$$-demo-head client_ns=bct-$$-demo-client
 server_pid= mount_pid=
 
-say() { printf '\n\033[1m==> %s\033[0m\n' "$*"; }
+say() {
+    if [ -t 1 ]; then printf '\n\033[1m==> %s\033[0m\n' "$*"; else printf '\n==> %s\n' "$*"; fi
+}
 
 unmount() {
     if [ "$(id -u)" -eq 0 ]; then umount "$@" "$dir/mnt"; else fusermount3 -u ${1:+-z} "$dir/mnt"; fi

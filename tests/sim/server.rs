@@ -1,6 +1,6 @@
 //! The real core of the server, with a simulated network behind it.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,8 @@ use super::random::Random;
 use super::scenario::Scenario;
 
 /// Where its datagrams come from.
-pub(super) const ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+pub(super) const ADDRESS: SocketAddr =
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 40_000);
 
 /// The repair channel as the server has it unless told otherwise.
 const REPAIR: RepairSettings =
@@ -99,7 +100,7 @@ impl Server {
             size: Some(self.geometry.size()),
             etag: Some(self.etag.clone()),
             rate: Some(self.scheduler.rate()),
-            source: Some(ADDRESS),
+            source: Some(ADDRESS.ip()),
             repair: Some(REPAIR.repair_port),
             interleave: Some(layout.interleave()),
             lease: Some(REPAIR.lease),

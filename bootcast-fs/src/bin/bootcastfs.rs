@@ -24,7 +24,9 @@ usage, 32 the mount failed.";
 #[derive(Parser)]
 #[command(name = "bootcastfs", version, max_term_width = 100)]
 struct Args {
-    /// What to mount, as HOST:[PORT:]/PATH or as a URL; brackets around an IPv6 address
+    #[arg(
+        help = "What to mount, as HOST:[PORT:]/PATH or as a URL; brackets around an IPv6 address"
+    )]
     source: OsString,
 
     /// Directory to mount on

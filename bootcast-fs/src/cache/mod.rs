@@ -3,8 +3,10 @@
 //! A [`Cache`] opens a [`Store`] for each version of a file: a sparse file, on disk or in memory, that is
 //! written in runs and read at any offset. On disk a store also keeps which of its pages are held:
 //!
-//!     CACHE_DIR/objects/<id>/data    the file's bytes where they belong, holes where they are missing
-//!     CACHE_DIR/objects/<id>/state   one line of JSON (see `state`), then the bitmap of held pages
+//! ```text
+//! CACHE_DIR/objects/<id>/data    the file's bytes where they belong, holes where they are missing
+//! CACHE_DIR/objects/<id>/state   one line of JSON (see `state`), then the bitmap of held pages
+//! ```
 //!
 //! `<id>` is the BLAKE3 of server, path and version. `state` is replaced atomically, and only after `data` was
 //! synced: whatever crashes, a page that it calls held is on disk. `data` is locked while it is in use; who
@@ -23,7 +25,7 @@ use bootcast_proto::{Etag, RemotePath};
 use rustix::fs::{FlockOperation, MemfdFlags, OFlags};
 
 pub use state::Kept;
-pub use store::Store;
+pub use store::{CheckpointError, Store};
 pub use symbols::Symbols;
 
 /// What is stored: one version of one file of one server.
@@ -82,9 +84,12 @@ impl Cache {
                     .create(true)
                     .truncate(false)
                     .mode(0o600)
+                    .custom_flags(libc::O_NOFOLLOW)
                     .open(object.join("data"))?;
                 match rustix::fs::flock(&data, FlockOperation::NonBlockingLockExclusive) {
-                    Ok(()) => Store::named(data, object, key.clone(), etag.clone(), self.clone()),
+                    // An object that cannot be looked at is left alone, not thrown away.
+                    Ok(()) => Store::named(data, object, key.clone(), etag.clone(), self.clone())
+                        .or_else(|_| Ok(Store::nameless(self.nameless()?, self.clone()))),
                     Err(rustix::io::Errno::WOULDBLOCK) => {
                         Ok(Store::nameless(self.nameless()?, self.clone()))
                     }

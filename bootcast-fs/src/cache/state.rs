@@ -45,9 +45,30 @@ pub(super) fn save(dir: &Path, key: &ObjectKey, etag: &Etag, kept: &Kept) -> io:
     File::open(dir)?.sync_all()
 }
 
-/// What was kept of this version; `None` where nothing usable was, whatever the reason.
-pub(super) fn load(dir: &Path, key: &ObjectKey, etag: &Etag, data: &File) -> Option<Assembly> {
-    let text = fs::read(dir.join("state")).ok()?;
+/// Removes the state for good: what `data` holds from now on is not what it speaks of.
+pub(super) fn discard(dir: &Path) -> io::Result<()> {
+    match fs::remove_file(dir.join("state")) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Err(_) => Ok(()),
+        Ok(()) => File::open(dir)?.sync_all(),
+    }
+}
+
+/// What was kept of this version; `None` where nothing usable was. An error says nothing of what is there.
+pub(super) fn load(
+    dir: &Path,
+    key: &ObjectKey,
+    etag: &Etag,
+    data: &File,
+) -> io::Result<Option<Assembly>> {
+    match fs::read(dir.join("state")) {
+        Ok(text) => Ok(parse(&text, key, etag, data.metadata()?.len())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn parse(text: &[u8], key: &ObjectKey, etag: &Etag, data_len: u64) -> Option<Assembly> {
     let line = text.iter().position(|&byte| byte == b'\n')?;
     let header: Header = serde_json::from_slice(&text[..line]).ok()?;
     let page_size = PageSize::new(header.page_size.into()).ok()?;
@@ -58,7 +79,7 @@ pub(super) fn load(dir: &Path, key: &ObjectKey, etag: &Etag, data: &File) -> Opt
         etag: etag.clone(),
         ..header
     };
-    let ours = header == expected && data.metadata().ok()?.len() == header.size;
+    let ours = header == expected && data_len == header.size;
     let geometry = Geometry::new(header.size, page_size).ok().filter(|_| ours)?;
     let held = PageSet::from_bytes(geometry.pages(), &text[line + 1..])?;
     Some(Assembly::resume(geometry, held))

@@ -12,6 +12,17 @@ use super::state::{self, Kept};
 use super::{Cache, ObjectKey, Symbols};
 use crate::receiver::Assembly;
 
+/// Why what is held could not be remembered.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// The data did not reach the disk: it may be lost.
+    #[error("the data did not reach the disk: {0}")]
+    Data(io::Error),
+    /// The data is safe; that it is there will be forgotten.
+    #[error(transparent)]
+    State(io::Error),
+}
+
 /// A sparse file that fills. Bytes that were not written read as zeros: which ones count is the
 /// [`Assembly`]'s to know.
 #[derive(Debug)]
@@ -44,9 +55,10 @@ impl Store {
         etag: Etag,
         cache: Cache,
     ) -> io::Result<Self> {
-        let kept = state::load(&dir, &key, &etag, &data);
+        let kept = state::load(&dir, &key, &etag, &data)?;
         if kept.is_none() {
-            // Bytes that nothing vouches for.
+            // Bytes that nothing vouches for; and a state that must never vouch for the next ones.
+            state::discard(&dir)?;
             data.set_len(0)?;
         }
         let place = Some(Place { dir, key, etag });
@@ -66,7 +78,8 @@ impl Store {
     /// Writes `slices`, one behind the other, from `offset` on.
     pub fn write_run(&self, mut slices: &mut [IoSlice<'_>], mut offset: u64) -> io::Result<()> {
         while !slices.is_empty() {
-            let written = rustix::io::pwritev(&self.data, slices, offset)?;
+            let write = || rustix::io::pwritev(&self.data, slices, offset);
+            let written = rustix::io::retry_on_intr(write)?;
             if written == 0 {
                 return Err(io::ErrorKind::WriteZero.into());
             }
@@ -87,10 +100,14 @@ impl Store {
     }
 
     /// Remembers, crash-proof, which pages are held. Waits for the disk.
-    pub fn checkpoint(&self, kept: &Kept) -> io::Result<()> {
+    pub fn checkpoint(&self, kept: &Kept) -> Result<(), CheckpointError> {
         let Some(place) = &self.place else { return Ok(()) };
-        self.data.sync_data()?;
-        state::save(&place.dir, &place.key, &place.etag, kept)
+        if let Err(error) = self.data.sync_data() {
+            // Whatever an earlier state says is held may be what was lost.
+            state::discard(&place.dir).map_err(CheckpointError::State)?;
+            return Err(CheckpointError::Data(error));
+        }
+        state::save(&place.dir, &place.key, &place.etag, kept).map_err(CheckpointError::State)
     }
 
     /// Whether what arrives outlives this program.
@@ -184,6 +201,10 @@ mod tests {
             let mut store = cache.open(&key("v1")).unwrap();
             assert!(store.take_kept().is_none());
             assert_eq!(store.data.metadata().unwrap().len(), 0);
+            // Killed before the first checkpoint of its second life.
+            store.set_size(10).unwrap();
+            drop(store);
+            assert!(cache.open(&key("v1")).unwrap().take_kept().is_none());
         }
     }
 

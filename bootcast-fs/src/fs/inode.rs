@@ -47,6 +47,8 @@ pub(super) struct Node {
 pub(super) struct Inodes {
     nodes: HashMap<u64, Node>,
     numbers: HashMap<Identity, u64>,
+    /// The inode that each name led to last.
+    newest: HashMap<RemotePath, u64>,
     last: u64,
 }
 
@@ -72,6 +74,7 @@ impl Inodes {
             self.last += 1;
             self.last
         });
+        self.newest.insert(path.clone(), ino);
         let node = Node { path, version, attributes, fetched: now, lookups: 1 };
         self.nodes
             .entry(ino)
@@ -98,14 +101,9 @@ impl Inodes {
         self.nodes.get(&ino)
     }
 
-    /// The newest known node of a file's name.
-    pub(super) fn newest_file(&self, path: &RemotePath) -> Option<(u64, &Node)> {
-        let of_path = |(_, node): &(&u64, &Node)| node.path == *path && node.version.is_some();
-        self.nodes
-            .iter()
-            .filter(of_path)
-            .max_by_key(|(_, node)| node.fetched)
-            .map(|(ino, node)| (*ino, node))
+    /// What a name was found to be last, while the kernel remembers that.
+    pub(super) fn newest(&self, path: &RemotePath) -> Option<&Node> {
+        self.nodes.get(self.newest.get(path)?)
     }
 
     /// Notes fresh attributes.
@@ -127,6 +125,9 @@ impl Inodes {
             let identity = identity(&node.path, node.version.as_ref(), node.attributes.kind);
             self.nodes.remove(&ino);
             self.numbers.remove(&identity);
+            if self.newest.get(&identity.path) == Some(&ino) {
+                self.newest.remove(&identity.path);
+            }
         }
     }
 }
@@ -176,6 +177,18 @@ mod tests {
         let link = inodes.remember(path("a"), None, attributes(Kind::Symlink), Instant::now());
         let dir = inodes.remember(path("a"), None, attributes(Kind::Directory), Instant::now());
         assert_ne!(link, dir);
+    }
+
+    #[test]
+    fn a_name_leads_to_what_was_found_last() {
+        let mut inodes = inodes();
+        let version = |etag: &str| Some(Version::Etag(Etag::new(etag).unwrap()));
+        let file = attributes(Kind::File);
+        inodes.remember(path("a"), version("v1"), file.clone(), Instant::now());
+        let second = inodes.remember(path("a"), version("v2"), file.clone(), Instant::now());
+        assert_eq!(inodes.newest(&path("a")).unwrap().version, version("v2"));
+        inodes.forget(second, 1);
+        assert!(inodes.newest(&path("a")).is_none());
     }
 
     #[test]

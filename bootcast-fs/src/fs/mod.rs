@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 use bootcast_proto::RemotePath;
 use bootcast_proto::api::{Attributes, Kind};
 use dashmap::DashMap;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tracing::warn;
 
 pub use error::FsError;
@@ -24,7 +26,7 @@ pub use names::{Attr, DirEntry};
 
 use crate::cache::Cache;
 use crate::io::{Control, ControlError, Intake, now};
-use crate::object::{Object, Opening, Waiter};
+use crate::object::{Object, Opening, Unread, Waiter};
 use crate::receiver::Timing;
 use inode::Inodes;
 use plain::PlainNames;
@@ -36,6 +38,9 @@ const RETRY_MAX: Duration = Duration::from_secs(2);
 /// How often waiting reads are looked over for readers that died or waited too long. Half of what a
 /// killed reader may take to die.
 const REAP_PERIOD: Duration = Duration::from_millis(250);
+
+/// How much of what arrived a crash may cost.
+const CHECKPOINT_PERIOD: Duration = Duration::from_secs(10);
 
 /// What the mount's options say.
 #[derive(Clone, Debug)]
@@ -74,6 +79,8 @@ pub struct Fs {
     handles: DashMap<u64, Arc<Object>>,
     dirs: DashMap<u64, Arc<Vec<DirEntry>>>,
     last_handle: AtomicU64,
+    /// The mount ends.
+    stopping: watch::Sender<bool>,
 }
 
 /// An open file.
@@ -132,11 +139,15 @@ impl Fs {
             handles: DashMap::new(),
             dirs: DashMap::new(),
             last_handle: AtomicU64::new(0),
+            stopping: watch::Sender::new(false),
         }
     }
 
     /// Opens a file: joins its cast unless every byte is here. Waits for the server's word.
-    pub async fn open(&self, ino: u64) -> Result<OpenFile, FsError> {
+    pub async fn open(self: &Arc<Self>, ino: u64) -> Result<OpenFile, FsError> {
+        if *self.stopping.borrow() {
+            return Err(shutting_down());
+        }
         let node = lock(&self.inodes).find(ino).cloned().ok_or(FsError::Stale)?;
         let (Kind::File, Some(version)) = (node.attributes.kind, node.version.clone()) else {
             return Err(FsError::Access);
@@ -145,11 +156,19 @@ impl Fs {
             Version::Etag(_) => Some(node.attributes.size),
             Version::Plain(_) => None,
         };
-        let lease = self.acquire(&node.path, &version, size)?;
-        self.settle(lease.object(), ino, &version).await?;
+        let lease = {
+            let (fs, path, version) = (self.clone(), node.path.clone(), version.clone());
+            let acquired = tokio::task::spawn_blocking(move || fs.acquire(&path, &version, size));
+            acquired.await.map_err(|error| FsError::Io(error.to_string()))??
+        };
+        let settled = self.settle(lease.object(), ino, &version).await;
         if let Server::Plain(names) = &self.server {
-            lock(names).see(&node.path);
+            match settled {
+                Ok(()) => lock(names).see(&node.path),
+                Err(_) => lock(names).forget_unseen(&node.path),
+            }
         }
+        settled?;
         let object = lease.keep();
         let handle = self.next_handle();
         self.handles.insert(handle, object.clone());
@@ -178,11 +197,17 @@ impl Fs {
                 }
             }
         };
-        match self.config.patience {
-            None => opening.await,
-            Some(patience) => tokio::time::timeout(patience, opening)
-                .await
-                .unwrap_or_else(|_| Err(FsError::Io("the server does not answer".into()))),
+        let patience = async {
+            match self.config.patience {
+                Some(patience) => tokio::time::sleep(patience).await,
+                None => std::future::pending().await,
+            }
+        };
+        let mut stopping = self.stopping.subscribe();
+        tokio::select! {
+            opened = opening => opened,
+            () = patience => Err(FsError::Io("the server does not answer".into())),
+            _ = stopping.wait_for(|stopping| *stopping) => Err(shutting_down()),
         }
     }
 
@@ -194,8 +219,10 @@ impl Fs {
     pub fn read(&self, handle: u64, offset: u64, len: u32, waiter: Box<dyn Waiter>) {
         let object = self.handles.get(&handle).map(|object| object.clone());
         match object {
-            Some(object) => object.read(offset..offset.saturating_add(len.into()), waiter, now()),
-            None => waiter.answer(Err(crate::object::Unread::ShutDown)),
+            Some(object) if !*self.stopping.borrow() => {
+                object.read(offset..offset.saturating_add(len.into()), waiter, now());
+            }
+            Some(_) | None => waiter.answer(Err(Unread::ShutDown)),
         }
     }
 
@@ -232,30 +259,53 @@ impl Fs {
     /// Looks after waiting reads and idle objects until the mount ends.
     pub async fn housekeep(self: Arc<Self>) {
         let mut ticks = tokio::time::interval(REAP_PERIOD);
+        let mut next_checkpoint = now() + CHECKPOINT_PERIOD;
+        let mut tidying: Option<JoinHandle<()>> = None;
         loop {
             ticks.tick().await;
-            let deadline = self.config.patience.and_then(|patience| now().checked_sub(patience));
-            self.reap(deadline);
+            let checkpoint = next_checkpoint <= now();
+            if checkpoint {
+                next_checkpoint = now() + CHECKPOINT_PERIOD;
+            }
             let fs = self.clone();
-            // Checkpoints wait for the disk.
-            let _ = tokio::task::spawn_blocking(move || fs.retire_idle()).await;
+            let reap = move || {
+                let patience = fs.config.patience;
+                fs.reap(patience.and_then(|patience| now().checked_sub(patience)));
+            };
+            let fs = self.clone();
+            let tidy = move || {
+                fs.retire_idle();
+                if checkpoint {
+                    fs.checkpoint_all();
+                }
+            };
+            // Both read files: not on the threads of the requests, and the dead need not wait for the disk.
+            let reaping = tokio::task::spawn_blocking(reap);
+            if tidying.as_ref().is_none_or(JoinHandle::is_finished) {
+                tidying = Some(tokio::task::spawn_blocking(tidy));
+            }
+            let _ = reaping.await;
         }
     }
 
-    /// The mount ends: waiting reads fail, casts are left, what arrived is kept.
-    pub async fn shut_down(&self, patience: Duration) {
-        let objects: Vec<_> = self.all_objects();
-        for object in &objects {
+    /// The mount ends: what waits fails, what comes is refused, casts are left; waits for the leaves for `patience`.
+    pub async fn stop(&self, patience: Duration) {
+        self.stopping.send_replace(true);
+        for object in self.all_objects() {
             object.shut_down();
-            self.intake.attend(object);
+            self.intake.attend(&object);
         }
         self.intake.drain(patience).await;
-        for object in objects {
-            if let Err(error) = object.checkpoint() {
-                warn!(path = %object.key().path, %error, "cannot remember what arrived");
-            }
-        }
     }
+
+    /// Remembers on disk what arrived. Waits for the disk.
+    pub fn save(&self) {
+        self.checkpoint_all();
+    }
+}
+
+fn shutting_down() -> FsError {
+    Unread::ShutDown.into()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

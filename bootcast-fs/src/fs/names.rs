@@ -4,13 +4,16 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bootcast_proto::RemotePath;
-use bootcast_proto::api::{Attributes, Kind, Meta};
+use bootcast_proto::api::{Attributes, Kind};
 use bootcast_proto::path::decode_segment;
 use tracing::warn;
 
 use super::inode::Node;
 use super::{Fs, FsError, ROOT, Server, Version, is_fresh, lock, plain};
 use crate::io::{ControlError, now};
+
+/// Longest name that programs can ask for, in bytes (limits.h).
+const NAME_MAX: usize = 255;
 
 /// What `stat` shows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,35 +62,32 @@ impl Fs {
                 let version = lock(names).version(&path);
                 Ok(self.remember_plain(path, version))
             }
-            Server::Full => match self.persist(|| self.meta_or_cached(&path)).await? {
-                Some(meta) => self.remember(path, &meta.attributes),
-                None => self.known_attr(&path),
-            },
-        }
-    }
-
-    /// Asks the server; while it is away, `None` where the name is a file that is here completely.
-    async fn meta_or_cached(&self, path: &RemotePath) -> Result<Option<Meta>, ControlError> {
-        match self.control.meta(path, None).await {
-            Err(error) if error.is_temporary() && self.is_cached(path) => {
-                warn!(%path, %error, "served from the cache");
-                Ok(None)
+            Server::Full => {
+                let attributes = self.persist(|| self.ask_or_remember(&path)).await?;
+                self.remember(path, &attributes)
             }
-            answer => answer,
         }
     }
 
-    fn is_cached(&self, path: &RemotePath) -> bool {
-        let version =
-            lock(&self.inodes).newest_file(path).and_then(|(_, node)| node.version.clone());
-        let object = version.and_then(|version| self.object(path, &version));
-        object.is_some_and(|object| object.is_complete())
-    }
-
-    fn known_attr(&self, path: &RemotePath) -> Result<Attr, FsError> {
-        let known = lock(&self.inodes).newest_file(path).map(|(_, node)| node.clone());
-        let node = known.ok_or(FsError::NotFound)?;
-        self.remember(node.path, &node.attributes)
+    /// Asks the server. What is known already is believed when the server says so, and, of a file that is
+    /// here completely, while the server is away.
+    async fn ask_or_remember(&self, path: &RemotePath) -> Result<Attributes, ControlError> {
+        let known = lock(&self.inodes).newest(path).map(|node| node.attributes.clone());
+        // A directory's answer is its whole listing: not again unless it changed.
+        let etag = known.as_ref().and_then(|known| known.etag.as_ref());
+        match (self.control.meta(path, etag).await, known) {
+            (Ok(Some(meta)), _) => Ok(meta.attributes),
+            (Ok(None), Some(known)) => Ok(known),
+            (Ok(None), None) => Err(ControlError::Garbled {
+                base: self.control.server().to_owned(),
+                reason: "304 to a request without a condition".into(),
+            }),
+            (Err(error), Some(known)) if error.is_temporary() && self.is_cached(path, &known) => {
+                warn!(%path, %error, "served from the cache");
+                Ok(known)
+            }
+            (Err(error), _) => Err(error),
+        }
     }
 
     fn remember(&self, path: RemotePath, attributes: &Attributes) -> Result<Attr, FsError> {
@@ -139,7 +139,12 @@ impl Fs {
             (None, Server::Full) if !is_fresh(node.fetched, self.config.attr_ttl) => {
                 let known = node.attributes.etag.as_ref();
                 let answer = self.persist(|| self.control.meta(&node.path, known)).await?;
-                let attributes = answer.map_or(node.attributes, |meta| meta.attributes);
+                let attributes =
+                    answer.map_or_else(|| node.attributes.clone(), |meta| meta.attributes);
+                if attributes.kind != node.attributes.kind {
+                    // Another thing has this name now: another inode.
+                    return Err(FsError::Stale);
+                }
                 lock(&self.inodes).refresh(ino, attributes.clone(), now());
                 Ok(self.attr(ino, &attributes, self.config.attr_ttl))
             }
@@ -193,20 +198,26 @@ impl Fs {
                 let listed = meta.and_then(|meta| meta.entries).ok_or(FsError::NotDirectory)?;
                 for entry in listed {
                     let name = decode_segment(&entry.name).unwrap_or_default();
-                    // A name that no path can have is not for us to show.
+                    // What no path can have, or no program ask for, is not for us to show.
                     let Ok(path) = dir.path.join(&name) else { continue };
+                    if name.len() > NAME_MAX {
+                        continue;
+                    }
                     let version = entry.attributes.etag.clone().map(Version::Etag);
                     let version = version.filter(|_| entry.attributes.kind == Kind::File);
                     entries.push(self.dir_entry(name, path, version, entry.attributes));
                 }
             }
             Server::Plain(names) => {
-                for (path, version) in lock(names).seen() {
+                // Copied first: nothing else may be locked while this is.
+                let seen: Vec<_> =
+                    lock(names).seen().map(|(path, version)| (path.clone(), version)).collect();
+                for (path, version) in seen {
                     let version = Version::Plain(version);
-                    let size = self.object(path, &version).and_then(|object| object.size());
+                    let size = self.object(&path, &version).and_then(|object| object.size());
                     let attributes = plain::file_attributes(size.unwrap_or(0));
                     let name = path.file_name().unwrap_or_default().to_vec();
-                    entries.push(self.dir_entry(name, path.clone(), Some(version), attributes));
+                    entries.push(self.dir_entry(name, path, Some(version), attributes));
                 }
             }
         }

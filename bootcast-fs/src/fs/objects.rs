@@ -4,21 +4,22 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bootcast_proto::RemotePath;
+use bootcast_proto::api::{Attributes, Kind};
 use tracing::warn;
 
 use super::{Fs, FsError, Server, Version, lock};
-use crate::cache::ObjectKey;
+use crate::cache::{Cache, ObjectKey};
 use crate::io::{now, seed};
 use crate::object::Object;
 
 /// An open that is on its way, and is given back should it not arrive: its caller may die at any moment.
-pub(super) struct Lease<'a> {
-    fs: &'a Fs,
+pub(super) struct Lease {
+    fs: Arc<Fs>,
     /// `None` once it is kept.
     object: Option<Arc<Object>>,
 }
 
-impl Lease<'_> {
+impl Lease {
     pub(super) fn object(&self) -> &Object {
         self.object.as_ref().expect("only keep() takes it, and the lease with it")
     }
@@ -29,7 +30,7 @@ impl Lease<'_> {
     }
 }
 
-impl Drop for Lease<'_> {
+impl Drop for Lease {
     fn drop(&mut self) {
         if let Some(object) = &self.object {
             self.fs.give_back(object);
@@ -38,13 +39,13 @@ impl Drop for Lease<'_> {
 }
 
 impl Fs {
-    /// The object of this version, opened once more. All opens of a version share one.
-    pub(super) fn acquire<'a>(
-        &'a self,
+    /// The object of this version, opened once more. All opens of a version share one. Reads the disk.
+    pub(super) fn acquire(
+        self: &Arc<Self>,
         path: &RemotePath,
         version: &Version,
         size: Option<u64>,
-    ) -> Result<Lease<'a>, FsError> {
+    ) -> Result<Lease, FsError> {
         let mut objects = lock(&self.objects);
         let key = (path.clone(), version.clone());
         // What failed stays with those who have it open; a new open tries anew.
@@ -63,7 +64,7 @@ impl Fs {
         object.open();
         drop(objects);
         self.intake.attend(&object);
-        Ok(Lease { fs: self, object: Some(object) })
+        Ok(Lease { fs: self.clone(), object: Some(object) })
     }
 
     fn create(
@@ -72,16 +73,35 @@ impl Fs {
         version: &Version,
         size: Option<u64>,
     ) -> Result<Object, FsError> {
-        let etag = match version {
-            Version::Etag(etag) => Some(etag.clone()),
-            Version::Plain(_) => None,
-        };
-        let key = ObjectKey { server: self.control.server().to_owned(), path: path.clone(), etag };
+        let key = self.key(path, version);
         let store = self.cache.open(&key).map_err(|error| {
             warn!(%path, %error, "cannot open the cache");
             FsError::Io(error.to_string())
         })?;
         Ok(Object::new(key, store, size, self.config.timing, seed()))
+    }
+
+    fn key(&self, path: &RemotePath, version: &Version) -> ObjectKey {
+        let etag = match version {
+            Version::Etag(etag) => Some(etag.clone()),
+            Version::Plain(_) => None,
+        };
+        ObjectKey { server: self.control.server().to_owned(), path: path.clone(), etag }
+    }
+
+    /// Whether every byte of the file with these attributes is here. Reads the disk.
+    pub(super) fn is_cached(&self, path: &RemotePath, attributes: &Attributes) -> bool {
+        let Some(etag) = attributes.etag.clone().filter(|_| attributes.kind == Kind::File) else {
+            return false;
+        };
+        let version = Version::Etag(etag);
+        // Kept locked, so that an open does not find the store in use by this look at it.
+        let objects = lock(&self.objects);
+        if let Some(object) = objects.get(&(path.clone(), version.clone())) {
+            return object.is_complete();
+        }
+        let kept = self.cache.open(&self.key(path, &version)).map(|mut store| store.take_kept());
+        matches!(kept, Ok(Some(assembly)) if assembly.is_complete())
     }
 
     /// One open less.
@@ -111,22 +131,45 @@ impl Fs {
         }
     }
 
-    /// Lets go of objects that nobody uses. What is on disk is found again; what is in memory only is kept.
+    /// Remembers on disk what arrived of every object.
+    pub(super) fn checkpoint_all(&self) {
+        for object in self.all_objects() {
+            checkpoint(&object);
+        }
+    }
+
+    /// Lets go of objects that nobody uses: what is on disk is found again; what is in memory only is kept for as long
+    /// as the kernel remembers its inode.
     pub(super) fn retire_idle(&self) {
-        let is_idle = |object: &Arc<Object>| {
-            object.is_idle()
-                && (object.store().is_persistent()
-                    || object.key().etag.is_none()
-                    || object.is_failed())
+        let idle: Vec<_> = {
+            let objects = lock(&self.objects);
+            objects
+                .iter()
+                .filter(|entry| self.is_retirable(entry))
+                .map(|(_, it)| it.clone())
+                .collect()
         };
-        let idle: Vec<_> = lock(&self.objects).values().filter(|o| is_idle(o)).cloned().collect();
         for object in idle {
-            if let Err(error) = object.checkpoint() {
-                warn!(path = %object.key().path, %error, "cannot remember what arrived");
-            }
+            checkpoint(&object);
         }
         // Still idle, and in nobody's hands: a store that is in use twice would be locked for the second.
-        lock(&self.objects)
-            .retain(|_, object| !(is_idle(object) && Arc::strong_count(object) == 1));
+        lock(&self.objects).retain(|key, object| {
+            !(self.is_retirable(&(key, object)) && Arc::strong_count(object) == 1)
+        });
+    }
+
+    fn is_retirable(&self, (key, object): &(&(RemotePath, Version), &Arc<Object>)) -> bool {
+        let (path, version) = key;
+        let is_kept = matches!(self.cache, Cache::Memory)
+            && object.is_complete()
+            && matches!(version, Version::Etag(_))
+            && lock(&self.inodes).number(path, Some(version), Kind::File).is_some();
+        object.is_idle() && !is_kept
+    }
+}
+
+fn checkpoint(object: &Object) {
+    if let Err(error) = object.checkpoint() {
+        warn!(path = %object.key().path, %error, "cannot remember what arrived");
     }
 }

@@ -47,6 +47,13 @@ impl PlainNames {
         Err(FsError::Stale)
     }
 
+    /// An open of this name failed: without this, every invented name would be remembered.
+    pub(super) fn forget_unseen(&mut self, path: &RemotePath) {
+        if self.names.get(path).is_some_and(|name| !name.seen) {
+            self.names.remove(path);
+        }
+    }
+
     /// The server has this file.
     pub(super) fn see(&mut self, path: &RemotePath) {
         self.names.entry(path.clone()).or_default().seen = true;
@@ -90,6 +97,18 @@ mod tests {
         assert_eq!(names.version(&path), 1);
         assert_eq!(names.begin(&path, 0), Err(FsError::Stale));
         assert_eq!(names.begin(&path, 1), Ok(()));
+    }
+
+    #[test]
+    fn a_name_that_the_server_does_not_have_is_forgotten_and_one_that_it_has_is_not() {
+        let mut names = PlainNames::default();
+        let path = RemotePath::decode("a").unwrap();
+        names.begin(&path, 0).unwrap();
+        names.forget_unseen(&path);
+        assert_eq!(names.begin(&path, 0), Ok(()));
+        names.see(&path);
+        names.forget_unseen(&path);
+        assert_eq!(names.begin(&path, 0), Err(FsError::Stale));
     }
 
     #[test]

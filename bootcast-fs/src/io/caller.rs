@@ -22,9 +22,10 @@ impl Caller {
         }
         match fs::read_to_string(format!("/proc/{}/status", self.0)) {
             Ok(status) => says_dying(&status),
+            // Where `hidepid=` hides strangers, a missing entry says nothing; PID 1 is a stranger.
             Err(error) => {
                 error.kind() == std::io::ErrorKind::NotFound
-                    && fs::exists("/proc/self").unwrap_or(false)
+                    && fs::exists("/proc/1/status").unwrap_or(false)
             }
         }
     }

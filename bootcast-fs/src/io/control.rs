@@ -11,8 +11,18 @@ use reqwest::{Client, RequestBuilder, Response, StatusCode};
 use crate::receiver::JoinError;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// For a whole answer, the files of `/file/` excepted.
+/// For a whole answer, listings and files excepted.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// For the next piece of any answer.
+const READ_TIMEOUT: Duration = Duration::from_secs(10);
+/// Shorter than servers keep an idle connection, so that none is used while it is being closed.
+const POOL_IDLE: Duration = Duration::from_secs(10);
+/// Tries of a leave, and the pause behind the first, which doubles.
+const LEAVE_TRIES: u32 = 4;
+const LEAVE_PAUSE: Duration = Duration::from_millis(100);
+/// Most that is read of an answer: of a listing, of all else.
+const LISTING_LIMIT: usize = 256 << 20;
+const ANSWER_LIMIT: usize = 1 << 20;
 /// Most that a refusal's text is read for.
 const MESSAGE_LEN: usize = 200;
 
@@ -75,6 +85,8 @@ impl Control {
     pub fn new(base: &str) -> Result<Self, ControlError> {
         let client = Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
+            .read_timeout(READ_TIMEOUT)
+            .pool_idle_timeout(POOL_IDLE)
             .tcp_nodelay(true)
             .no_proxy()
             .user_agent(concat!("bootcast/", env!("CARGO_PKG_VERSION")))
@@ -108,7 +120,7 @@ impl Control {
         let joined = async {
             let response = self.send(request).await?;
             let address = response.remote_addr();
-            let text = self.text(response).await?;
+            let text = self.text(response, ANSWER_LIMIT).await?;
             let answer = JoinAnswer::parse(&text).map_err(|error| self.garbled(&error))?;
             Ok((answer, address))
         };
@@ -123,8 +135,20 @@ impl Control {
         })
     }
 
-    /// Leaves. Whatever the answer, there is nothing more to do: a cast without members ends by itself.
+    /// Leaves. Tried a few times, because a leave that is not heard costs the server passes for nobody.
     pub async fn leave(&self, path: &RemotePath, token: &Token) -> Result<(), ControlError> {
+        let mut pause = LEAVE_PAUSE;
+        for _ in 1..LEAVE_TRIES {
+            match self.leave_once(path, token).await {
+                Err(error) if error.is_temporary() => tokio::time::sleep(pause).await,
+                result => return result,
+            }
+            pause *= 2;
+        }
+        self.leave_once(path, token).await
+    }
+
+    async fn leave_once(&self, path: &RemotePath, token: &Token) -> Result<(), ControlError> {
         let request = self.get("leave", path).header(HEADER_TOKEN, token.as_str());
         self.send(request.timeout(ANSWER_TIMEOUT)).await.map(drop)
     }
@@ -151,7 +175,7 @@ impl Control {
         path: &RemotePath,
         known: Option<&Etag>,
     ) -> Result<Option<Meta>, ControlError> {
-        let mut request = self.get("meta", path).timeout(ANSWER_TIMEOUT);
+        let mut request = self.get("meta", path);
         if let Some(etag) = known {
             request = request.header(IF_NONE_MATCH, etag.to_header());
         }
@@ -159,7 +183,7 @@ impl Control {
         if response.status() == StatusCode::NOT_MODIFIED {
             return Ok(None);
         }
-        let text = self.text(response).await?;
+        let text = self.text(response, LISTING_LIMIT).await?;
         serde_json::from_str(&text).map(Some).map_err(|error| self.garbled(&error))
     }
 
@@ -167,7 +191,7 @@ impl Control {
     pub async fn status(&self) -> Result<Status, ControlError> {
         let request = self.client.get(format!("{}/status", self.base)).timeout(ANSWER_TIMEOUT);
         let response = self.send(request).await?;
-        let text = self.text(response).await?;
+        let text = self.text(response, LISTING_LIMIT).await?;
         serde_json::from_str(&text).map_err(|error| self.garbled(&error))
     }
 
@@ -200,7 +224,7 @@ impl Control {
             return Ok(response);
         }
         let retry_after = header(&response, RETRY_AFTER).and_then(|value| value.parse().ok());
-        let text = self.text(response).await.unwrap_or_default();
+        let text = self.text(response, ANSWER_LIMIT).await.unwrap_or_default();
         let line = text.lines().next().unwrap_or_default().trim();
         let message = if line.is_empty() || line.starts_with('<') {
             status.to_string()
@@ -214,8 +238,17 @@ impl Control {
         })
     }
 
-    async fn text(&self, response: Response) -> Result<String, ControlError> {
-        response.text().await.map_err(|error| self.unreachable(&error))
+    /// The body, as long as it stays below `limit` bytes.
+    async fn text(&self, mut response: Response, limit: usize) -> Result<String, ControlError> {
+        let mut body = Vec::new();
+        while let Some(piece) = response.chunk().await.map_err(|error| self.unreachable(&error))? {
+            if body.len() + piece.len() > limit {
+                let reason = format!("an answer of more than {limit} bytes");
+                return Err(ControlError::Garbled { base: self.base.clone(), reason });
+            }
+            body.extend_from_slice(&piece);
+        }
+        String::from_utf8(body).map_err(|error| self.garbled(&error))
     }
 
     /// A request that broke off, in words.

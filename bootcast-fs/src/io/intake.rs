@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr, SocketAddrV4};
+use std::net::{SocketAddr, SocketAddrV4};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
@@ -58,7 +58,7 @@ struct Shared {
     config: IntakeConfig,
     wake: OwnedFd,
     /// Objects that want attention.
-    inbox: Mutex<Vec<Arc<Object>>>,
+    inbox: Mutex<Vec<(Arc<Object>, UnderWay)>>,
     stop: AtomicBool,
     /// Where the server was reached last.
     server: Mutex<Option<SocketAddr>>,
@@ -126,15 +126,17 @@ impl Shared {
         let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
     }
 
-    fn attend(&self, object: &Arc<Object>) {
+    fn attend(self: &Arc<Self>, object: &Arc<Object>) {
         // Counted as a request from here on, so that `drain` sees the leaves that this may bring.
-        self.requests.send_modify(|count| *count += 1);
-        self.inbox.lock().unwrap_or_else(PoisonError::into_inner).push(object.clone());
+        let entry = (object.clone(), self.begin_request());
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner).push(entry);
         self.ring();
     }
 
-    fn request_done(&self) {
-        self.requests.send_modify(|count| *count = count.saturating_sub(1));
+    /// Counts a request as under way until the result is dropped, in whatever way that happens.
+    fn begin_request(self: &Arc<Self>) -> UnderWay {
+        self.requests.send_modify(|count| *count += 1);
+        UnderWay(self.clone())
     }
 
     fn hand_out(&self, object: &Arc<Object>, reads: Vec<Ready>) {
@@ -146,7 +148,7 @@ impl Shared {
 
     /// Joins in the background; the object hears of the outcome.
     fn join(self: &Arc<Self>, object: &Arc<Object>) {
-        self.requests.send_modify(|count| *count += 1);
+        let request = self.begin_request();
         let (shared, object) = (self.clone(), object.clone());
         self.config.runtime.spawn(async move {
             let path = &object.key().path;
@@ -166,43 +168,41 @@ impl Shared {
             let reads = object.joined(result, now());
             shared.hand_out(&object, reads);
             shared.attend(&object);
-            shared.request_done();
+            drop(request);
         });
     }
 
     fn leave(self: &Arc<Self>, object: &Arc<Object>, token: bootcast_proto::Token) {
-        self.requests.send_modify(|count| *count += 1);
+        let request = self.begin_request();
         let (shared, object) = (self.clone(), object.clone());
         self.config.runtime.spawn(async move {
             let path = &object.key().path;
             match shared.config.control.leave(path, &token).await {
                 Ok(()) => info!(%path, %token, complete = object.is_complete(), "left"),
-                Err(error) => debug!(%path, %token, %error, "leave not heard"),
+                Err(error) => warn!(%path, %token, %error, "leave not heard"),
             }
-            if let Err(error) = save(object.clone()).await {
-                warn!(%path, %error, "cannot remember what arrived");
-            }
-            shared.request_done();
+            drop(request);
+            save(object).await;
         });
     }
 
     /// Rebuilds pages in the background, one block after the other.
     fn rebuild(self: &Arc<Self>, object: &Arc<Object>) {
-        self.requests.send_modify(|count| *count += 1);
+        let request = self.begin_request();
         let (shared, object) = (self.clone(), object.clone());
         self.config.runtime.spawn_blocking(move || {
             while let Some(reads) = object.rebuild() {
                 shared.hand_out(&object, reads);
             }
             shared.attend(&object);
-            shared.request_done();
+            drop(request);
         });
     }
 
     /// Reports in the background; the object hears of the outcome.
     fn report(self: &Arc<Self>, object: &Arc<Object>, report: Report) {
         let Some(token) = object.token() else { return };
-        self.requests.send_modify(|count| *count += 1);
+        let request = self.begin_request();
         let (shared, object) = (self.clone(), object.clone());
         self.config.runtime.spawn(async move {
             let path = &object.key().path;
@@ -221,7 +221,7 @@ impl Shared {
             });
             object.reported(result, now());
             shared.attend(&object);
-            shared.request_done();
+            drop(request);
         });
     }
 }
@@ -241,8 +241,29 @@ fn log_join_error(object: &Object, error: &JoinError) {
 }
 
 /// Checkpoints off the async threads.
-async fn save(object: Arc<Object>) -> io::Result<()> {
-    tokio::task::spawn_blocking(move || object.checkpoint()).await.map_err(io::Error::other)?
+async fn save(object: Arc<Object>) {
+    let saving = tokio::task::spawn_blocking(move || {
+        if let Err(error) = object.checkpoint() {
+            warn!(path = %object.key().path, %error, "cannot remember what arrived");
+        }
+    });
+    // It cannot be waited for only where the runtime ends, which checkpoints by itself.
+    let _ = saving.await;
+}
+
+/// Something that an orderly end waits for.
+struct UnderWay(Arc<Shared>);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.requests.send_modify(|count| *count -= 1);
+    }
+}
+
+impl std::fmt::Debug for UnderWay {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("UnderWay")
+    }
 }
 
 /// What the receive thread owns.
@@ -317,7 +338,7 @@ impl Receiving {
     fn run(&mut self) {
         let mut events = Vec::with_capacity(64);
         while !self.shared.stop.load(Ordering::Acquire) {
-            let sleep = self.tend_due();
+            let sleep = self.time_left();
             let timeout = rustix::event::Timespec::try_from(sleep).ok();
             events.clear();
             let waited = epoll::wait(
@@ -336,11 +357,19 @@ impl Receiving {
                     data => self.receive(data / 2, data % 2 == Channel::Repair as u64),
                 }
             }
+            // After what is in the sockets: a thread that was held up must not take that for silence.
+            self.tend_due();
         }
     }
 
-    /// Tends to the objects whose time is up; returns how long nothing else is due.
-    fn tend_due(&mut self) -> Duration {
+    /// How long nothing is due.
+    fn time_left(&self) -> Duration {
+        let next = self.attended.values().filter_map(|attended| attended.object.due()).min();
+        next.map_or(LONGEST_SLEEP, |next| next.saturating_duration_since(now())).min(LONGEST_SLEEP)
+    }
+
+    /// Tends to the objects whose time is up.
+    fn tend_due(&mut self) {
         let now = now();
         let is_due = |object: &Object| object.due().is_some_and(|due| due <= now);
         let due: Vec<u64> = self
@@ -352,8 +381,6 @@ impl Receiving {
         for id in due {
             self.tend(id, now);
         }
-        let next = self.attended.values().filter_map(|attended| attended.object.due()).min();
-        next.map_or(LONGEST_SLEEP, |next| next.saturating_duration_since(now)).min(LONGEST_SLEEP)
     }
 
     fn take_inbox(&mut self) {
@@ -362,11 +389,11 @@ impl Receiving {
         let objects =
             std::mem::take(&mut *self.shared.inbox.lock().unwrap_or_else(PoisonError::into_inner));
         let now = now();
-        for object in objects {
+        for (object, request) in objects {
             let id = object.id();
             self.attended.entry(id).or_insert(Attended { object, pages: None, repair: None });
             self.tend(id, now);
-            self.shared.request_done();
+            drop(request);
         }
     }
 
@@ -430,9 +457,9 @@ impl Receiving {
 }
 
 /// What a batch holds, and from whom.
-fn datagrams(batch: &RecvBatch) -> impl Iterator<Item = (IpAddr, &[u8])> {
+fn datagrams(batch: &RecvBatch) -> impl Iterator<Item = (SocketAddr, &[u8])> {
     batch.messages().flat_map(|message| {
-        let from = IpAddr::from(message.from);
+        let from = message.from;
         message.datagrams().map(move |datagram| (from, datagram))
     })
 }

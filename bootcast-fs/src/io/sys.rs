@@ -3,7 +3,7 @@
 
 use std::io;
 use std::mem;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// Largest thing that a UDP socket with GRO hands out.
@@ -36,7 +36,7 @@ pub(super) struct RecvBatch {
 
 /// One message: one datagram, or several of equal length (the last may be shorter) that GRO joined.
 pub(super) struct Message<'a> {
-    pub(super) from: Ipv4Addr,
+    pub(super) from: SocketAddr,
     bytes: &'a [u8],
     segment: usize,
     /// Datagrams that this socket dropped since it was made, as the kernel counts (modulo 2^32).
@@ -145,7 +145,9 @@ impl RecvBatch {
                 next = libc::CMSG_NXTHDR(&raw const header.msg_hdr, next);
             }
         }
-        let from = Ipv4Addr::from(u32::from_be(self.addresses[slot].sin_addr.s_addr));
+        let address = &self.addresses[slot];
+        let host = Ipv4Addr::from(u32::from_be(address.sin_addr.s_addr));
+        let from = SocketAddr::from((host, u16::from_be(address.sin_port)));
         Message { from, bytes, segment: segment.max(1), drops }
     }
 }
@@ -169,7 +171,7 @@ mod tests {
         let mut seen = Vec::new();
         while batch.receive(receiver.as_fd()).unwrap() > 0 {
             for message in batch.messages() {
-                assert_eq!(message.from, Ipv4Addr::LOCALHOST);
+                assert_eq!(message.from, sender.local_addr().unwrap());
                 seen.extend(message.datagrams().map(|datagram| (datagram[0], datagram.len())));
             }
         }

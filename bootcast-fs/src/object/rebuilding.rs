@@ -1,7 +1,7 @@
 //! Rebuilding lost pages from repair symbols.
 
 use std::io::{self, IoSlice};
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::time::Instant;
 
 use bootcast_proto::fec::{self, Engine};
@@ -24,7 +24,7 @@ impl Object {
     /// Takes a batch of datagrams of the repair channel, and keeps the symbols that are of use.
     pub fn receive_repair<'a>(
         &self,
-        datagrams: impl Iterator<Item = (IpAddr, &'a [u8])>,
+        datagrams: impl Iterator<Item = (SocketAddr, &'a [u8])>,
         now: Instant,
     ) {
         let mut symbols = Vec::new();
@@ -120,29 +120,33 @@ impl Object {
         geometry: &Geometry,
         pages: &[Vec<u8>],
     ) -> Vec<Ready> {
-        {
+        let epoch = {
             let inner = self.lock();
             let lowest = plan.present.iter().map(|(_, page)| geometry.offset(*page)).min();
             let is_whole = lowest.is_none_or(|lowest| lowest >= inner.given_back);
             if !is_whole || !inner.receiver.confirms(plan) {
                 return Vec::new();
             }
-        }
+            inner.receiver.epoch()
+        };
         let mut slices: Vec<_> = plan
             .missing
             .iter()
             .zip(pages)
             .map(|((_, page), bytes)| (*page, IoSlice::new(&bytes[..page_len(geometry, *page)])))
             .collect();
-        let stored = self.write(&mut slices);
-        self.note(stored)
+        let stored = self.write(&mut slices, geometry.page_size());
+        self.note(stored, epoch)
     }
 
-    /// Counts what was written as held.
-    pub(super) fn note(&self, stored: Stored) -> Vec<Ready> {
+    /// Counts what was written as held, unless a join since `epoch` may have brought another page size: then the bytes
+    /// are right, but their page numbers are not.
+    pub(super) fn note(&self, stored: Stored, epoch: u32) -> Vec<Ready> {
         let mut inner = self.lock();
-        for run in stored.runs {
-            inner.receiver.handle_stored(run);
+        if inner.receiver.epoch() == epoch {
+            for run in stored.runs {
+                inner.receiver.handle_stored(run);
+            }
         }
         if let Some(error) = stored.error {
             inner.receiver.handle_store_error(error);

@@ -134,7 +134,8 @@ impl Assembly {
 
     fn watch_for_phantom(&mut self, index: PageIndex) {
         let before = self.last_seen.replace(index);
-        let wrapped = index.0 == 0 && before.is_some_and(|page| page.0 + 2 == self.announced);
+        let wrapped = index.0 == 0
+            && before.is_some_and(|page| page.0.checked_add(2) == Some(self.announced));
         if wrapped && self.layout == Some(Layout::Reference) && !self.exact {
             self.wraps_without_last += 1;
             self.settle_phantom();

@@ -1,6 +1,6 @@
 //! The receiver's half of the repair channel: symbols to keep, blocks to rebuild, reports to send.
 
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use bootcast_proto::fec::RepairIndex;
@@ -62,17 +62,17 @@ impl Receiver {
     /// Looks at a datagram of the repair channel. A symbol must be stored before [`Self::handle_symbol_stored`].
     pub fn handle_repair_datagram<'a>(
         &mut self,
-        from: IpAddr,
+        from: SocketAddr,
         datagram: &'a [u8],
         now: Instant,
     ) -> RepairArrival<'a> {
-        let Some(repair) = &mut self.repair else {
-            return RepairArrival::Bad(RepairError::Index);
-        };
-        if self.source.is_some_and(|source| source != from) {
+        if !self.is_sender(from) {
             self.counters.strangers += 1;
             return RepairArrival::Bad(RepairError::Index);
         }
+        let Some(repair) = &mut self.repair else {
+            return RepairArrival::Bad(RepairError::Index);
+        };
         let page_size = repair.page_size().get();
         let decoded = match RepairDatagram::decode(datagram, repair.layout(), page_size) {
             Ok(decoded) => decoded,
@@ -81,6 +81,7 @@ impl Receiver {
                 return RepairArrival::Bad(error);
             }
         };
+        self.sender = Some(from);
         self.membership.heard(now);
         match decoded {
             RepairDatagram::Symbol { block, symbol: number, promised, payload } => {

@@ -11,6 +11,10 @@ use bootcast_proto::api::Report;
 const RETRY_MIN: Duration = Duration::from_millis(100);
 /// The longest pause between joins while the server is away.
 const RETRY_MAX: Duration = Duration::from_secs(2);
+/// How often the time of silence doubles: up to 16 times the first.
+const MAX_DEAF_DOUBLINGS: u32 = 4;
+/// The longest wish for a pause that is granted to a server.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(30);
 
 /// What the driver must do. Actions are handed out in the order in which they must happen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,15 +47,17 @@ pub struct Subscription {
 pub struct Timing {
     /// How long a membership outlives its last reader.
     pub linger: Duration,
-    /// How long a member hears nothing before it joins again.
+    /// How long a member hears nothing before it joins again. Doubles with each join that brought nothing.
     pub silence: Duration,
 }
 
 /// Whether and how this client takes part in the cast of one file.
 ///
-///     Idle --open--> Joining --answer--> Member --silence--> Rejoining
-///      ^                |                  |  ^---- answer -----'  |
-///      '--- complete, failed, or unread for longer than linger ----'
+/// ```text
+/// Idle --open--> Joining --answer--> Member --silence--> Rejoining
+///  ^                |                  |  ^---- answer -----'  |
+///  '--- complete, failed, or unread for longer than linger ----'
+/// ```
 ///
 /// A failed join is repeated, ever more slowly, for as long as the file is wanted. A member stays subscribed while it
 /// joins again, because the silence may have been the network's.
@@ -62,6 +68,8 @@ pub(super) struct Membership {
     readers: usize,
     /// Set while nobody reads but the membership is still kept.
     linger_until: Option<Instant>,
+    /// Joins in a row after which nothing was heard.
+    deaf: u32,
     /// All pages are here, or can never be: membership has no use any more.
     over: bool,
     actions: VecDeque<Action>,
@@ -88,7 +96,7 @@ impl Attempt {
 
     fn failed(self, now: Instant, at_least: Duration) -> Self {
         let doubled = RETRY_MIN.saturating_mul(1 << self.failures.min(16));
-        let pause = doubled.min(RETRY_MAX).max(at_least);
+        let pause = doubled.min(RETRY_MAX).max(at_least.min(RETRY_AFTER_MAX));
         Self { failures: self.failures.saturating_add(1), retry_at: Some(now + pause) }
     }
 
@@ -105,7 +113,7 @@ impl Membership {
     /// Nobody reads yet; with `over` nobody ever needs to join.
     pub(super) fn new(timing: Timing, over: bool) -> Self {
         let actions = VecDeque::new();
-        Self { timing, state: State::Idle, readers: 0, linger_until: None, over, actions }
+        Self { timing, state: State::Idle, readers: 0, linger_until: None, deaf: 0, over, actions }
     }
 
     /// One reader more.
@@ -156,6 +164,7 @@ impl Membership {
     pub(super) fn heard(&mut self, now: Instant) {
         if let State::Member { heard, .. } = &mut self.state {
             *heard = now;
+            self.deaf = 0;
         }
     }
 
@@ -171,6 +180,11 @@ impl Membership {
     pub(super) fn end(&mut self) {
         self.over = true;
         self.leave();
+    }
+
+    /// A client that no multicast reaches must not keep a cast alive by joining it again and again.
+    fn silence(&self) -> Duration {
+        self.timing.silence * (1 << self.deaf.min(MAX_DEAF_DOUBLINGS))
     }
 
     fn leave(&mut self) {
@@ -189,7 +203,7 @@ impl Membership {
         if self.linger_until.is_some_and(|until| until <= now) {
             self.leave();
         }
-        let silence = self.timing.silence;
+        let silence = self.silence();
         match &mut self.state {
             State::Joining(attempt) | State::Rejoining { attempt, .. } if attempt.is_due(now) => {
                 *attempt = attempt.sent();
@@ -197,6 +211,7 @@ impl Membership {
             }
             State::Member { token, heard } if *heard + silence <= now => {
                 let token = token.clone();
+                self.deaf += 1;
                 self.state = State::Rejoining { token, attempt: Attempt::FIRST };
                 self.actions.push_back(Action::Join);
             }
@@ -209,7 +224,7 @@ impl Membership {
         let own = match &self.state {
             State::Idle => None,
             State::Joining(attempt) | State::Rejoining { attempt, .. } => attempt.retry_at,
-            State::Member { heard, .. } => Some(*heard + self.timing.silence),
+            State::Member { heard, .. } => Some(*heard + self.silence()),
         };
         [own, self.linger_until].into_iter().flatten().min()
     }
@@ -341,6 +356,34 @@ mod tests {
             actions(&mut membership),
             [Action::Subscribe(place(2)), Action::Leave(token(1))]
         );
+    }
+
+    #[test]
+    fn who_hears_nothing_joins_ever_more_seldom_and_at_once_again_after_the_first_page() {
+        let mut now = Instant::now();
+        let mut membership = member(now);
+        let mut pauses = Vec::new();
+        for number in 2..10 {
+            let due = membership.poll_timeout().unwrap();
+            pauses.push(due - now);
+            now = due;
+            membership.handle_timeout(now);
+            membership.joined(token(number), place(1), now);
+            actions(&mut membership);
+        }
+        assert!(pauses.is_sorted());
+        assert_eq!((pauses[0], pauses[7]), (TIMING.silence, TIMING.silence * 16));
+        membership.heard(now);
+        assert_eq!(membership.poll_timeout(), Some(now + TIMING.silence));
+    }
+
+    #[test]
+    fn a_wish_for_an_endless_pause_is_granted_for_half_a_minute() {
+        let now = Instant::now();
+        let mut membership = Membership::new(TIMING, false);
+        membership.opened();
+        membership.join_failed(now, Duration::MAX);
+        assert_eq!(membership.poll_timeout(), Some(now + RETRY_AFTER_MAX));
     }
 
     #[test]

@@ -8,7 +8,7 @@ mod repair;
 mod reporter;
 mod stream;
 
-use std::net::{IpAddr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
@@ -90,6 +90,9 @@ pub struct Receiver {
     /// `None` until the first answer tells the page size.
     assembly: Option<Assembly>,
     source: Option<IpAddr>,
+    /// Where the present cast's datagrams come from, once one came. A server that restarted, or another one that
+    /// uses the same group, sends from another port.
+    sender: Option<SocketAddr>,
     /// Blocks of the present cast; `None` while something is missing and nobody repairs it.
     repair: Option<Repair>,
     /// Counts up whenever blocks get other pages.
@@ -99,6 +102,7 @@ pub struct Receiver {
     asked_windows: Vec<(u32, u32)>,
     failure: Option<Failure>,
     counters: Counters,
+    epoch: u32,
     since_join: SinceJoin,
 }
 
@@ -119,12 +123,14 @@ impl Receiver {
             membership: Membership::new(timing, complete),
             assembly: kept,
             source: None,
+            sender: None,
             repair: None,
             repair_round: 0,
             reporter: Reporter::new(seed),
             asked_windows: Vec::new(),
             failure: None,
             counters: Counters::default(),
+            epoch: 0,
             since_join: SinceJoin::default(),
         }
     }
@@ -153,6 +159,8 @@ impl Receiver {
             return;
         }
         self.source = answer.extensions.source;
+        self.sender = None;
+        self.epoch += 1;
         self.begin_repair(answer, now);
         self.end_if_complete();
     }
@@ -188,37 +196,52 @@ impl Receiver {
     /// Looks at a datagram from `from`. A new page must be stored before [`Self::handle_stored`].
     pub fn handle_datagram<'a>(
         &mut self,
-        from: IpAddr,
+        from: SocketAddr,
         datagram: &'a [u8],
         now: Instant,
     ) -> Arrival<'a> {
-        let Some(assembly) = &mut self.assembly else {
-            return Arrival::Bad(DataError::Index);
-        };
-        if self.source.is_some_and(|source| source != from) {
+        if !self.is_sender(from) {
             self.counters.strangers += 1;
             return Arrival::Bad(DataError::Index);
         }
+        let Some(assembly) = &mut self.assembly else {
+            return Arrival::Bad(DataError::Index);
+        };
         let arrival = assembly.arrived(datagram);
         match arrival {
-            Arrival::New(page) => self.handle_page(page.index, now),
+            Arrival::New(page) => self.handle_page(page.index),
             Arrival::Duplicate(page) => {
                 self.counters.duplicates += 1;
-                self.handle_page(page, now);
+                self.handle_page(page);
             }
-            Arrival::Bad(_) => self.counters.bad += 1,
+            Arrival::Bad(_) => {
+                self.counters.bad += 1;
+                return arrival;
+            }
         }
+        self.sender = Some(from);
+        self.membership.heard(now);
         // A phantom page can be settled by a duplicate.
         self.end_if_complete();
         arrival
     }
 
-    fn handle_page(&mut self, page: PageIndex, now: Instant) {
-        self.membership.heard(now);
+    /// Whether this may be where the present cast's datagrams come from.
+    fn is_sender(&self, from: SocketAddr) -> bool {
+        let announced = self.source.is_none_or(|source| source == from.ip());
+        announced && self.sender.is_none_or(|sender| sender == from)
+    }
+
+    fn handle_page(&mut self, page: PageIndex) {
         self.since_join.received += 1;
         if let Some(repair) = &mut self.repair {
             repair.page_seen(page);
         }
+    }
+
+    /// Changes with every join: what was decoded before may have other offsets than what comes now.
+    pub fn epoch(&self) -> u32 {
+        self.epoch
     }
 
     /// The socket had no room for this many datagrams.
@@ -235,6 +258,12 @@ impl Receiver {
             self.counters.pages += u64::from(pages.len());
         }
         self.end_if_complete();
+    }
+
+    /// What was kept may be lost: nothing of it is to be believed.
+    pub fn handle_store_lost(&mut self, message: String) {
+        self.assembly = None;
+        self.fail(Failure::Store(message));
     }
 
     /// What arrives cannot be kept.
@@ -322,6 +351,13 @@ impl Receiver {
         self.membership.is_idle()
     }
 
+    /// Whether the server said, in this membership, that this version can be had; or all of it is here, or
+    /// some of it and the server is away.
+    pub fn is_confirmed(&self) -> bool {
+        let begun = self.assembly.is_some();
+        begun && (self.is_complete() || self.is_member() || self.join_failures() > 0)
+    }
+
     /// A member of a cast at present.
     pub fn is_member(&self) -> bool {
         self.membership.is_member()
@@ -352,7 +388,8 @@ mod tests {
 
     const TIMING: Timing =
         Timing { linger: Duration::from_secs(10), silence: Duration::from_secs(2) };
-    const SERVER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
+    const SERVER: SocketAddr =
+        SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)), 40_000);
 
     fn answer(token: u128, etag: Option<&str>) -> JoinAnswer {
         JoinAnswer {
@@ -364,7 +401,7 @@ mod tests {
                 size: Some(6),
                 etag: etag.map(|etag| Etag::new(etag).unwrap()),
                 rate: None,
-                source: Some(SERVER),
+                source: Some(SERVER.ip()),
                 ..Extensions::default()
             },
         }
@@ -409,10 +446,26 @@ mod tests {
         let mut receiver = joined(now);
         let mut bytes = Layout::Base.header(PageIndex(0), 2, b"evil").to_vec();
         bytes.extend_from_slice(b"evil");
-        let stranger = IpAddr::from([192, 0, 2, 66]);
+        let stranger = SocketAddr::from(([192, 0, 2, 66], SERVER.port()));
         assert!(matches!(receiver.handle_datagram(stranger, &bytes, now), Arrival::Bad(_)));
         assert_eq!(receiver.counters().strangers, 1);
         assert!(!receiver.holds(&(0..4)));
+    }
+
+    #[test]
+    fn another_cast_on_the_same_group_is_silence_until_the_next_join() {
+        let start = Instant::now();
+        let mut receiver = joined(start);
+        feed(&mut receiver, 1, b"aaaa", start);
+        let restarted = SocketAddr::new(SERVER.ip(), SERVER.port() + 1);
+        let mut bytes = Layout::Base.header(PageIndex(1), 2, b"zz").to_vec();
+        bytes.extend_from_slice(b"zz");
+        let later = start + TIMING.silence;
+        assert!(matches!(receiver.handle_datagram(restarted, &bytes, later), Arrival::Bad(_)));
+        receiver.handle_timeout(later);
+        assert_eq!(actions(&mut receiver), [Action::Join]);
+        receiver.handle_join(&answer(2, Some("v1")), later);
+        assert!(matches!(receiver.handle_datagram(restarted, &bytes, later), Arrival::New(_)));
     }
 
     #[test]

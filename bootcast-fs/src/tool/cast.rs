@@ -14,7 +14,7 @@ use super::url::Target;
 use crate::cache::{Cache, ObjectKey, Store};
 use crate::io::{Intake, IntakeConfig, InterfaceChoice, now, seed};
 use crate::object::{Object, Opening};
-use crate::receiver::Timing;
+use crate::receiver::{Failure, Timing};
 
 /// A member that hears nothing joins again after `silence`, and leaves as soon as it is not wanted.
 const TIMING: Timing = Timing { linger: Duration::ZERO, silence: Duration::from_secs(2) };
@@ -185,9 +185,12 @@ async fn hand_on(object: &Arc<Object>, stream: Arc<File>) -> Result<u64, ToolErr
         } else if is_complete {
             return Ok(written);
         } else if let Opening::Failed(failure) = object.opening() {
-            return Err(match ToolError::from(failure) {
-                ToolError::Changed if written > 0 => ToolError::ChangedMidway(written),
-                error => error,
+            return Err(match failure {
+                Failure::Stale if written > 0 => ToolError::ChangedMidway(written),
+                Failure::Store(text) => {
+                    ToolError::Local(format!("cannot spool in $TMPDIR or memory: {text}"))
+                }
+                failure => failure.into(),
             });
         } else {
             let _ = changes.changed().await;

@@ -3,7 +3,10 @@
 use std::io;
 use std::path::Path;
 
+use bootcast_proto::RemotePath;
+
 use super::signals::Signal;
+use super::url::printable;
 use crate::io::ControlError;
 use crate::receiver::Failure;
 
@@ -69,6 +72,16 @@ impl ToolError {
             Self::Changed | Self::ChangedMidway(_) => 7,
             Self::ReaderGone => 141,
             Self::Signal(signal) => signal.exit_code(),
+        }
+    }
+
+    /// Names what the server's word is about.
+    pub(super) fn about(self, path: &RemotePath) -> Self {
+        let path = || printable(path.as_bytes());
+        match self {
+            Self::NotFound(text) => Self::NotFound(format!("/{}: {text}", path())),
+            Self::Refused(text) => Self::Refused(format!("/{}: {text}", path())),
+            other => other,
         }
     }
 

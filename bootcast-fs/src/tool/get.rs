@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bootcast_proto::api::Kind;
+use futures_util::FutureExt;
 
 use super::cast::CastFetch;
 use super::error::ToolError;
@@ -17,11 +18,16 @@ use crate::io::{ControlError, InterfaceChoice};
 
 /// Beginnings in all, where the file changes on the server meanwhile.
 const MAX_STARTS: u32 = 4;
+/// Before each further one: whoever changes the file may be at it still.
+const RESTART_PAUSE: Duration = Duration::from_secs(1);
 
 /// What stands behind `bootcast get`.
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
-    /// File to fetch: http://HOST[:PORT]/PATH, percent-encoded, or HOST:[PORT:]/PATH as it is; port 8888 unless named
+    #[arg(
+        help = "File to fetch: http://HOST[:PORT]/PATH, percent-encoded, or HOST:[PORT:]/PATH as it is; \
+                  port 8888 unless named"
+    )]
     url: OsString,
 
     /// Write to FILE, which appears or is replaced when all is there; '-' is standard output, in order while the
@@ -35,7 +41,7 @@ pub(super) struct Args {
 
     /// Interface that the multicast comes in by, by name or address [default: the one toward the server]
     #[arg(short, long, value_name = "NAME|ADDR", env = "BOOTCAST_INTERFACE")]
-    interface: Option<String>,
+    interface: Option<InterfaceChoice>,
 
     /// Give up when nothing arrived for so long: seconds, or units as in 1m30s; 0 is never
     #[arg(short, long, value_name = "DURATION", default_value = "60s", value_parser = duration)]
@@ -68,18 +74,12 @@ pub(super) async fn run(args: Args) -> Result<(), ToolError> {
         Transport::Unicast { patience }
     } else {
         signals.guard(probe(&target)).await?;
-        Transport::Cast(CastFetch::new(&target, interface(args.interface), patience)?)
+        Transport::Cast(CastFetch::new(&target, args.interface.unwrap_or_default(), patience)?)
     };
     let progress = screen.progress(&target.shown_name());
+    let path = target.path.clone();
     let get = Get { target, transport, output, progress, signals };
-    get.run().await
-}
-
-fn interface(text: Option<String>) -> InterfaceChoice {
-    match text.as_deref().map(str::parse) {
-        Some(Ok(choice)) => choice,
-        None => InterfaceChoice::TowardServer,
-    }
+    get.run().await.map_err(|error| error.about(&path))
 }
 
 /// Finds out at once what waiting would not heal: no server there, or no file.
@@ -119,6 +119,8 @@ impl Get {
                 Err(ToolError::Changed) if starts < MAX_STARTS => {
                     starts += 1;
                     self.progress.restart("the file changed on the server");
+                    let pause = tokio::time::sleep(RESTART_PAUSE).map(Ok);
+                    self.signals.guard(pause).await?;
                 }
                 outcome => break outcome?,
             }
@@ -142,12 +144,15 @@ impl Get {
             }
             (Transport::Unicast { patience }, Output::Stream(stream)) => {
                 let stream = stream.try_clone().map_err(|error| ToolError::streaming(&error))?;
-                let fetch = UnicastFetch::new(target, *patience, progress, stream);
-                signals.guard(fetch.run()).await
+                let mut fetch = UnicastFetch::new(target, *patience, progress, stream);
+                signals.guard(fetch.run()).await.map_err(|error| match error {
+                    ToolError::Changed => ToolError::ChangedMidway(fetch.written()),
+                    error => error,
+                })
             }
             (Transport::Unicast { patience }, Output::File(path)) => {
                 let part = Part::begin(path)?;
-                let fetch = UnicastFetch::new(target, *patience, progress, part.open()?);
+                let mut fetch = UnicastFetch::new(target, *patience, progress, part.open()?);
                 let size = signals.guard(fetch.run()).await?;
                 part.keep()?;
                 Ok(size)

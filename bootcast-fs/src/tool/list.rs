@@ -18,7 +18,10 @@ const FIRST_UNWRITABLE_SECOND: u64 = 253_402_300_800;
 /// What stands behind `bootcast ls`.
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
-    /// Directory or file: http://HOST[:PORT]/PATH, percent-encoded, or HOST:[PORT:]/PATH as it is; port 8888 unless named
+    #[arg(
+        help = "Directory or file: http://HOST[:PORT]/PATH, percent-encoded, or HOST:[PORT:]/PATH as it \
+                  is; port 8888 unless named"
+    )]
     url: OsString,
 
     /// Show mode, size in bytes, last modification and where links lead to
@@ -53,6 +56,7 @@ pub(super) async fn run(args: Args) -> Result<(), ToolError> {
 
 async fn fetch(target: &Target) -> Result<Meta, ToolError> {
     let Target { control, path } = target;
+    let failed = |error| ToolError::from(error).about(path);
     match control.meta(path, None).await {
         Ok(Some(meta)) => Ok(meta),
         // Only where a version was named, and none was.
@@ -62,9 +66,9 @@ async fn fetch(target: &Target) -> Result<Meta, ToolError> {
                 "{} is a plain server: it casts files but cannot list them",
                 control.server()
             ))),
-            _ => Err(error.into()),
+            _ => Err(failed(error)),
         },
-        Err(error) => Err(error.into()),
+        Err(error) => Err(failed(error)),
     }
 }
 

@@ -2,12 +2,15 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`get`] | `bootcast get` |
-//! | [`cast`], [`unicast`] | the two ways for the bytes to travel |
-//! | [`output`] | where they go |
-//! | [`progress`] | what a person sees of it |
-//! | [`list`], [`status`] | `bootcast ls`, `bootcast status` |
-//! | [`error`] | what can go wrong, and the exit codes |
+//! | `get` | `bootcast get` |
+//! | `cast`, `unicast` | the two ways for the bytes to travel |
+//! | `output` | where they go |
+//! | `progress` | what a person sees of it |
+//! | `list`, `status` | `bootcast ls`, `bootcast status` |
+//! | `url` | what a command is about, and its name here |
+//! | `signals` | an orderly end |
+//! | `stdout` | short answers |
+//! | `error` | what can go wrong, and the exit codes |
 
 mod cast;
 mod error;
@@ -25,6 +28,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::Parser;
+use clap::error::ErrorKind;
 
 use error::{EXIT_CODES, ToolError};
 
@@ -101,6 +105,9 @@ fn run_command(command: Command) -> Result<(), ToolError> {
 
 /// The first paragraph of what clap has to say.
 fn usage_error(error: &clap::Error) -> ToolError {
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        return ToolError::Usage("which command: get, ls or status? (see --help)".into());
+    }
     let text = error.render().to_string();
     let paragraph = text.split("\n\n").next().unwrap_or_default();
     let what = paragraph.trim_start_matches("error: ");

@@ -68,12 +68,14 @@ impl Part {
         };
         let name = target.file_name().ok_or_else(|| fail(io::ErrorKind::IsADirectory.into()))?;
         let name = &name.as_bytes()[..name.len().min(NAME_LEN)];
+        // Told of the directory, not of a name that nobody knows.
+        fs::metadata(dir).map_err(|error| ToolError::local(dir, &error))?;
         let prefix = [b".", name, b".part-"].concat();
         let file = tempfile::Builder::new()
             .prefix(std::ffi::OsStr::from_bytes(&prefix))
             .permissions(Permissions::from_mode(0o666)) // less the umask
             .tempfile_in(dir)
-            .map_err(|error| fail(undecorated(error)))?;
+            .map_err(|error| fail(error.kind().into()))?;
         Ok(Self { file, target: target.to_path_buf() })
     }
 
@@ -87,11 +89,6 @@ impl Part {
         let Self { file, target } = self;
         file.persist(&target).map(drop).map_err(|error| ToolError::local(&target, &error.error))
     }
-}
-
-/// Without the temporary name, which says nothing to the user.
-fn undecorated(error: io::Error) -> io::Error {
-    error.kind().into()
 }
 
 /// Room without a name for bytes that arrive out of order: on disk, or in memory where no disk will have them.

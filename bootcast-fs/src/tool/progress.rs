@@ -11,7 +11,7 @@ use tracing_subscriber::EnvFilter;
 use crate::io::now;
 
 const KNOWN_SIZE: &str =
-    "{prefix} {wide_bar} {binary_bytes}/{binary_total_bytes} {mean_rate} eta {eta}";
+    "{prefix} [{wide_bar}] {binary_bytes}/{binary_total_bytes} {mean_rate} eta {eta}";
 const UNKNOWN_SIZE: &str = "{prefix} {spinner} {binary_bytes} {mean_rate} {elapsed}";
 
 /// Standard error, shared by the progress bar and the log.

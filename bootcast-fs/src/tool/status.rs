@@ -15,7 +15,7 @@ use super::url::{Target, printable};
 /// What stands behind `bootcast status`.
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
-    /// Server: http://HOST[:PORT] or HOST:[PORT:]/; port 8888 unless named
+    #[arg(help = "Server: http://HOST[:PORT] or HOST:[PORT:]/; port 8888 unless named")]
     url: OsString,
 
     /// Print the server's answer
@@ -95,7 +95,7 @@ fn counted(count: u64, thing: &str) -> String {
 /// Three digits are enough to look at: `199mbit`.
 fn rate(bits: u64) -> String {
     let step = 10u64.pow(bits.checked_ilog10().unwrap_or(0).saturating_sub(2));
-    let rounded = bits / step * step;
+    let rounded = bits.saturating_add(step / 2) / step * step;
     BitRate::from_bits_per_second(rounded).map_or_else(|| "0".into(), |rate| rate.to_string())
 }
 
@@ -153,7 +153,7 @@ mod tests {
             "\
 version 0.1.0, up 1m 1s, at most 900mbit, 1 cast
 
-PATH                        GROUP  MEMBERS  PASSES  SENT/PAGES  MEAN RATE
+PATH                       GROUP  MEMBERS  PASSES  SENT/PAGES  MEAN RATE
 images/a b.img  239.255.0.1:9000       12       5     33025/3    200mbit
 
 in all 1 cast, 13 joins, 1 leave, 0 B in 0 pages, 0 B read
@@ -178,7 +178,8 @@ in all 1 cast, 13 joins, 1 leave, 0 B in 0 pages, 0 B read
         for (bits, text) in [
             (0, "0"),
             (999, "999bit"),
-            (199_876_543, "199mbit"),
+            (199_400_000, "199mbit"),
+            (199_999_400, "200mbit"),
             (1_234_567_890, "1230mbit"),
             (u64::MAX, "18400000000gbit"),
         ] {

@@ -10,12 +10,12 @@ use tracing::info;
 use super::error::ToolError;
 use super::progress::Progress;
 use super::url::Target;
-use crate::io::{ControlError, FileAnswer};
+use crate::io::{ControlError, FileAnswer, now};
 
-/// Connections in a row that may break off without a byte.
-const MAX_FRUITLESS: u32 = 5;
 /// First pause before a broken connection is made anew; it doubles.
 const RETRY_MIN: Duration = Duration::from_millis(100);
+/// The longest.
+const RETRY_MAX: Duration = Duration::from_secs(2);
 /// Bytes that are written at a time.
 const PIECE: usize = 1 << 20;
 
@@ -55,23 +55,39 @@ impl<'a> UnicastFetch<'a> {
     }
 
     /// Fetches; returns the size. [`ToolError::Changed`] once another version is met.
-    pub(super) async fn run(mut self) -> Result<u64, ToolError> {
-        let mut fruitless = 0;
-        loop {
-            let before = self.written;
-            let error = match self.connect().await? {
-                Connection::Done => break,
-                Connection::Broken(error) => error,
-            };
-            fruitless = if self.written > before { 0 } else { fruitless + 1 };
-            if fruitless > MAX_FRUITLESS || self.written == 0 {
+    pub(super) async fn run(&mut self) -> Result<u64, ToolError> {
+        let outcome = self.copy().await;
+        let flushed = self.output.flush().await;
+        outcome?;
+        flushed.map_err(|error| ToolError::streaming(&error))?;
+        Ok(self.written)
+    }
+
+    /// Bytes that were written, from the beginning of the file.
+    pub(super) fn written(&self) -> u64 {
+        self.written
+    }
+
+    /// Connects as often as it takes.
+    async fn copy(&mut self) -> Result<(), ToolError> {
+        let mut pause = RETRY_MIN;
+        let mut last = (self.written, now());
+        while let Connection::Broken(error) = self.connect().await? {
+            if self.written == 0 {
                 return Err(error.into());
             }
+            if self.written > last.0 {
+                last = (self.written, now());
+                pause = RETRY_MIN;
+            } else if let Some(patience) = self.patience.filter(|&limit| last.1 + limit <= now()) {
+                let waited = humantime::format_duration(patience);
+                return Err(ToolError::TimedOut(format!("tried for {waited}: {error}")));
+            }
             info!(%error, written = self.written, "connection lost, going on");
-            tokio::time::sleep(RETRY_MIN * (1 << fruitless)).await;
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(RETRY_MAX);
         }
-        self.output.flush().await.map_err(|error| ToolError::streaming(&error))?;
-        Ok(self.written)
+        Ok(())
     }
 
     /// Copies what one connection brings.

@@ -4,7 +4,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bootcast_proto::path::PathError;
 
-use crate::io::sender::{JoinError, Stopped};
+use crate::io::sender::{JoinError, NoAnswer};
 use crate::source::SourceError;
 
 /// Why a request is not answered as it wished.
@@ -37,15 +37,9 @@ pub enum ApiError {
     /// The body is larger than any report.
     #[error("larger than 256 KiB: report the rest later")]
     TooLarge,
-    /// The server is on its way out.
-    #[error("the server stops")]
-    Stopped,
-}
-
-impl From<Stopped> for ApiError {
-    fn from(_: Stopped) -> Self {
-        Self::Stopped
-    }
+    /// The sender says nothing.
+    #[error(transparent)]
+    NoAnswer(#[from] NoAnswer),
 }
 
 impl ApiError {
@@ -55,19 +49,18 @@ impl ApiError {
             Self::Path(_)
             | Self::NoToken
             | Self::NoReport
-            | Self::Source(SourceError::NotRegular) => StatusCode::BAD_REQUEST,
+            | Self::Source(SourceError::NotRegular)
+            | Self::Join(JoinError::TooManyPages(_)) => StatusCode::BAD_REQUEST,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Source(SourceError::Forbidden) => StatusCode::FORBIDDEN,
             Self::NoRoute | Self::UnknownToken | Self::Source(SourceError::NotFound) => {
                 StatusCode::NOT_FOUND
             }
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
-            Self::Source(SourceError::Io(_)) | Self::Join(JoinError::TooManyPages(_)) => {
-                StatusCode::INTERNAL_SERVER_ERROR
-            }
-            Self::Stopped
+            Self::Source(SourceError::Io(_)) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::NoAnswer(_)
             | Self::Source(SourceError::Busy)
-            | Self::Join(JoinError::Refused(_) | JoinError::Stopped(_)) => {
+            | Self::Join(JoinError::Refused(_) | JoinError::Outdated | JoinError::NoAnswer(_)) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
         }

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use futures_util::{Stream, stream};
 
 use super::range::{Selection, select};
-use super::{ApiError, Served, off_thread, remote_path};
+use super::{ApiError, Served, remote_path};
 use crate::source::{OpenFile, Version};
 
 /// Bytes in memory for one answer: one piece is read, then sent, then the next is read.
@@ -26,8 +26,7 @@ pub(super) async fn file(
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let path = remote_path(&uri, "/file/")?;
-    let source = Arc::clone(&served.source);
-    let open = off_thread(move || source.open(&path)).await?;
+    let open = super::open(&served, &path).await?;
     let (size, modified) = (open.version.size(), open.version.modified());
     let common = [
         (header::ETAG, open.etag().to_header()),

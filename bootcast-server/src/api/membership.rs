@@ -1,15 +1,17 @@
 //! Joining and leaving. docs/PROTOCOL.md, "Join" and "Leave".
 
-use std::sync::Arc;
-
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::IntoResponse;
 use bootcast_proto::{HEADER_EXTENSIONS, HEADER_TOKEN, Token};
 
-use super::{ApiError, Served, off_thread, remote_path};
+use super::{ApiError, Served, remote_path};
 use crate::cast::MemberKind;
+use crate::io::sender::JoinError;
 use crate::source::SourceError;
+
+/// How often a file is opened again that is replaced just then.
+const JOIN_TRIES: u32 = 4;
 
 pub(super) async fn join(
     State(served): State<Served>,
@@ -17,10 +19,15 @@ pub(super) async fn join(
     headers: HeaderMap,
 ) -> Result<impl IntoResponse, ApiError> {
     let path = remote_path(&uri, "/join/")?;
-    let source = Arc::clone(&served.source);
-    let wanted = path.clone();
-    let open = off_thread(move || source.open(&wanted)).await?;
-    let answer = served.sender.join(path, open, random_token()?, member_kind(&headers)).await?;
+    let kind = member_kind(&headers);
+    let mut tries = 1;
+    let answer = loop {
+        let open = super::open(&served, &path).await?;
+        match served.sender.join(path.clone(), open, random_token()?, kind).await {
+            Err(JoinError::Outdated) if tries < JOIN_TRIES => tries += 1,
+            answer => break answer?,
+        }
+    };
     let headers = [(header::CONTENT_TYPE, "text/plain"), (header::CACHE_CONTROL, "no-store")];
     Ok((headers, answer.encode()))
 }

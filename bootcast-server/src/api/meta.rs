@@ -16,7 +16,13 @@ pub(super) async fn meta(
 ) -> Result<Response, ApiError> {
     let path = remote_path(&uri, "/meta/")?;
     let source = Arc::clone(&served.source);
-    let meta = off_thread(move || source.meta(&path)).await?;
+    // Held by the work, not by the request: a client that goes away does not end a listing.
+    let permit = Arc::clone(&served.listings).acquire_owned().await;
+    let list = move || {
+        let _permit = permit;
+        source.meta(&path)
+    };
+    let meta = off_thread(list).await?;
     let Some(etag) = &meta.attributes.etag else { return Ok(json(&meta)) };
     let header = [(header::ETAG, etag.to_header())];
     if headers.get(header::IF_NONE_MATCH).is_some_and(|known| names_version(known, etag)) {

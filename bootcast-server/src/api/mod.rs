@@ -16,18 +16,30 @@ use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
 use bootcast_proto::RemotePath;
+use tokio::sync::Semaphore;
 
-use crate::io::sender::SenderHandle;
-use crate::source::{Source, SourceError};
+use crate::io::sender::{NoAnswer, SenderHandle};
+use crate::io::settle::settled;
+use crate::source::{OpenFile, Source, SourceError};
 pub use error::ApiError;
+
+/// Directories that are listed at the same time: each listing holds a thread, and memory for all its
+/// entries, that joins and files need too.
+const MAX_LISTINGS: usize = 8;
 
 /// What the handlers work on.
 #[derive(Clone, Debug)]
 pub struct Served {
-    /// The directory.
-    pub source: Arc<Source>,
-    /// The casts.
-    pub sender: SenderHandle,
+    source: Arc<Source>,
+    sender: SenderHandle,
+    listings: Arc<Semaphore>,
+}
+
+impl Served {
+    /// The files of `source`, by the casts of `sender`.
+    pub fn new(source: Arc<Source>, sender: SenderHandle) -> Self {
+        Self { source, sender, listings: Arc::new(Semaphore::new(MAX_LISTINGS)) }
+    }
 }
 
 /// Every route. A path without a name behind its prefix means the served directory itself.
@@ -76,6 +88,13 @@ fn remote_path(uri: &Uri, prefix: &str) -> Result<RemotePath, ApiError> {
     Ok(RemotePath::decode(path)?)
 }
 
+/// Opens a file whose version stands for its bytes.
+async fn open(served: &Served, path: &RemotePath) -> Result<OpenFile, ApiError> {
+    let (source, path) = (Arc::clone(&served.source), path.clone());
+    let open = off_thread(move || source.open(&path)).await?;
+    Ok(settled(open).await.map_err(SourceError::Io)?)
+}
+
 /// Runs what may wait for a disk.
 async fn off_thread<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, SourceError> + Send + 'static,
@@ -83,7 +102,7 @@ async fn off_thread<T: Send + 'static>(
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => Ok(done?),
         // The runtime stops, or the work panicked and said so.
-        Err(_) => Err(ApiError::Stopped),
+        Err(_) => Err(NoAnswer::Stopped.into()),
     }
 }
 

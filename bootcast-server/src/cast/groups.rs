@@ -2,8 +2,13 @@
 
 use std::collections::VecDeque;
 use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
 
-use ipnet::{Ipv4AddrRange, Ipv4Net};
+use ipnet::Ipv4Net;
+
+/// For how long a returned address is not lent: a client that was not told of the end of a cast gives
+/// its group up meanwhile, and does not take pages of the next cast for those of the old one.
+const QUARANTINE: Duration = Duration::from_secs(10);
 
 /// Multicast addresses that casts borrow.
 ///
@@ -11,8 +16,16 @@ use ipnet::{Ipv4AddrRange, Ipv4Net};
 /// ended cast that are still under way are not to meet the next one.
 #[derive(Debug)]
 pub struct GroupPool {
-    fresh: Ipv4AddrRange,
-    returned: VecDeque<Ipv4Addr>,
+    /// Lowest address, as a number.
+    first: u32,
+    /// Addresses in all, usable or not.
+    len: u32,
+    /// Which of them goes first.
+    offset: u32,
+    /// How many, from there on and around, were lent or skipped.
+    used: u32,
+    /// With the time from which on it may be lent again.
+    returned: VecDeque<(Ipv4Addr, Instant)>,
 }
 
 /// Why a block of addresses cannot serve as groups.
@@ -38,17 +51,36 @@ impl GroupPool {
         if !block.hosts().any(is_usable) {
             return Err(GroupPoolError::LinkLocal(block));
         }
-        Ok(Self { fresh: block.hosts(), returned: VecDeque::new() })
+        let mut hosts = block.hosts();
+        let first = hosts.next().unwrap_or(block.network()).to_bits();
+        let last = hosts.next_back().map_or(first, Ipv4Addr::to_bits);
+        Ok(Self { first, len: last - first + 1, offset: 0, used: 0, returned: VecDeque::new() })
     }
 
-    /// Lends an address; `None` while all are lent.
-    pub fn take(&mut self) -> Option<Ipv4Addr> {
-        self.fresh.find(|&group| is_usable(group)).or_else(|| self.returned.pop_front())
+    /// Lends the address at `offset` first, counted around the block. From a random one on, a server
+    /// does not meet the clients of its run before, or of another server.
+    #[must_use]
+    pub fn starting_at(self, offset: u32) -> Self {
+        Self { offset: offset % self.len, ..self }
+    }
+
+    /// Lends an address; `None` while all are lent or were until a moment ago.
+    pub fn take(&mut self, now: Instant) -> Option<Ipv4Addr> {
+        while self.used < self.len {
+            let nth = (self.offset + self.used) % self.len;
+            self.used += 1;
+            let group = Ipv4Addr::from_bits(self.first + nth);
+            if is_usable(group) {
+                return Some(group);
+            }
+        }
+        self.returned.front().filter(|(_, until)| *until <= now)?;
+        self.returned.pop_front().map(|(group, _)| group)
     }
 
     /// Takes an address back.
-    pub fn give_back(&mut self, group: Ipv4Addr) {
-        self.returned.push_back(group);
+    pub fn give_back(&mut self, group: Ipv4Addr, now: Instant) {
+        self.returned.push_back((group, now + QUARANTINE));
     }
 }
 
@@ -61,6 +93,7 @@ fn is_usable(group: Ipv4Addr) -> bool {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test needs some instant to count from")]
 mod tests {
     use super::*;
 
@@ -69,21 +102,48 @@ mod tests {
     }
 
     #[test]
-    fn a_returned_group_is_lent_again_only_after_all_others() {
+    fn a_returned_group_is_lent_again_only_after_all_others_and_its_quarantine() {
+        let now = Instant::now();
         let mut pool = pool("239.255.0.0/29").unwrap();
-        let first = pool.take().unwrap();
-        assert_eq!(first, Ipv4Addr::new(239, 255, 0, 1));
-        pool.give_back(first);
-        let others: Vec<_> = (0..5).map(|_| pool.take().unwrap()).collect();
+        let first = pool.take(now).unwrap();
+        pool.give_back(first, now);
+        let later = now + QUARANTINE;
+        let others: Vec<_> = (0..5).map(|_| pool.take(later).unwrap()).collect();
         assert!(!others.contains(&first));
-        assert_eq!(pool.take(), Some(first));
-        assert_eq!(pool.take(), None);
+        assert_eq!(pool.take(later.checked_sub(Duration::from_millis(1)).unwrap()), None);
+        assert_eq!(pool.take(later), Some(first));
+        assert_eq!(pool.take(later), None);
+    }
+
+    #[test]
+    fn the_only_group_is_lent_again_after_its_quarantine() {
+        let now = Instant::now();
+        let mut pool = pool("239.255.9.9/32").unwrap().starting_at(u32::MAX);
+        let only = pool.take(now).unwrap();
+        assert_eq!((only, pool.take(now)), (Ipv4Addr::new(239, 255, 9, 9), None));
+        pool.give_back(only, now);
+        assert_eq!(pool.take(now), None);
+        assert_eq!(pool.take(now + QUARANTINE), Some(only));
+    }
+
+    #[test]
+    fn groups_go_round_the_block_from_the_offset_on_each_once() {
+        let now = Instant::now();
+        for offset in [0, 4, 5, 6, u32::MAX] {
+            let mut pool = pool("239.255.0.0/29").unwrap().starting_at(offset);
+            let lent: Vec<_> = std::iter::from_fn(|| pool.take(now)).collect();
+            let expected: Vec<_> = (0u64..6)
+                .map(|nth| (u64::from(offset) + nth) % 6)
+                .map(|host| Ipv4Addr::new(239, 255, 0, 1 + u8::try_from(host).unwrap()))
+                .collect();
+            assert_eq!(lent, expected, "{offset}");
+        }
     }
 
     #[test]
     fn groups_that_share_an_ethernet_address_with_link_local_ones_are_skipped() {
         let mut pool = pool("239.0.0.0/16").unwrap();
-        assert_eq!(pool.take(), Some(Ipv4Addr::new(239, 0, 1, 0)));
+        assert_eq!(pool.take(Instant::now()), Some(Ipv4Addr::new(239, 0, 1, 0)));
         assert!(!is_usable(Ipv4Addr::new(224, 0, 0, 251)));
         assert!(!is_usable(Ipv4Addr::new(239, 128, 0, 5)));
     }

@@ -67,7 +67,7 @@ pub enum JoinRefusal {
     /// `max_casts` is reached.
     #[error("too many casts run already: try again later")]
     TooManyCasts,
-    /// All groups are in use.
+    /// All groups are in use, or were until a moment ago.
     #[error("no multicast group is free: try again later")]
     NoGroup,
     /// [`MAX_MEMBERS`] is reached.
@@ -328,6 +328,11 @@ impl Scheduler {
         self.casts.get(&id).map(|running| running.view(id))
     }
 
+    /// The running cast of a path.
+    pub fn cast_of(&self, path: &RemotePath) -> Option<CastView<'_>> {
+        self.by_path.get(path).and_then(|&id| self.cast(id))
+    }
+
     /// Running casts, oldest first.
     pub fn casts(&self) -> impl Iterator<Item = CastView<'_>> {
         self.casts.iter().map(|(&id, running)| running.view(id))
@@ -358,7 +363,7 @@ impl Scheduler {
         if self.casts.len() >= self.settings.max_casts {
             return Err(JoinRefusal::TooManyCasts);
         }
-        let address = self.settings.groups.take().ok_or(JoinRefusal::NoGroup)?;
+        let address = self.settings.groups.take(now).ok_or(JoinRefusal::NoGroup)?;
         let repair = self.settings.repair.as_ref();
         let id = self.next_id;
         self.next_id.0 += 1;
@@ -395,7 +400,7 @@ impl Scheduler {
             self.granted = false;
         }
         self.turns.retain(|&turn| turn != id);
-        self.settings.groups.give_back(*running.group.ip());
+        self.settings.groups.give_back(*running.group.ip(), now);
         self.events.push_back(Event::Ended {
             cast: id,
             path: running.path,

@@ -152,6 +152,8 @@ fn a_join_beyond_the_limits_is_refused_and_passes_once_a_cast_ended() {
     lab.join("b", "v1", MIB).unwrap();
     assert_eq!(lab.join("c", "v1", MIB).unwrap_err(), JoinRefusal::NoGroup);
     lab.scheduler.handle_end(a.cast, EndReason::FileChanged, lab.now);
+    assert_eq!(lab.join("c", "v1", MIB).unwrap_err(), JoinRefusal::NoGroup);
+    lab.now += 10 * SECOND;
     assert_eq!(lab.join("c", "v1", MIB).unwrap().0.group, a.group);
 }
 

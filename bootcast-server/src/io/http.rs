@@ -12,18 +12,26 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
+use super::peers::Peers;
+
 /// Connections at a time; further ones wait in the kernel. Each may hold a descriptor and a buffer.
 const MAX_CONNECTIONS: usize = 4096;
 
+/// Of them, those of one host. Many clients behind one address, such as a proxy's, still fit.
+const MAX_HOST_CONNECTIONS: usize = MAX_CONNECTIONS / 4;
+
 /// A request's header must be complete within this, and an idle connection is closed after it: a
 /// client that sends byte by byte cannot keep a connection.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Bytes of a request's header at most.
 const MAX_HEADER_BYTES: usize = 64 << 10;
 
 /// After this without a sign of life the kernel asks a silent peer whether it still exists.
 const KEEPALIVE: Duration = Duration::from_secs(60);
+
+/// A peer that takes nothing of an answer for this long is given up, alive or not.
+const UNREAD_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Pause after a failed accept, such as out of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -35,6 +43,7 @@ const STOP_GRACE: Duration = Duration::from_millis(500);
 pub async fn serve(listener: TcpListener, router: Router, stop: impl Future<Output = ()>) {
     let connections = GracefulShutdown::new();
     let free = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let peers = Peers::new(MAX_HOST_CONNECTIONS);
     let mut stop = std::pin::pin!(stop);
     loop {
         let accepted = async {
@@ -46,14 +55,18 @@ pub async fn serve(listener: TcpListener, router: Router, stop: impl Future<Outp
             () = &mut stop => break,
         };
         match accepted {
-            Ok((stream, _)) => {
+            Ok((stream, peer)) => {
+                let Some(admitted) = peers.admit(peer.ip()) else {
+                    tracing::debug!(%peer, "too many connections of one host: closed");
+                    continue;
+                };
                 let connection = connections.watch(connection(stream, router.clone()));
                 tokio::spawn(async move {
                     // Errors are the client's: it went away, or does not speak HTTP.
                     if let Err(error) = connection.await {
                         tracing::debug!(%error, "connection failed");
                     }
-                    drop(permit);
+                    drop((permit, admitted));
                 });
             }
             Err(error) => {
@@ -70,12 +83,33 @@ fn connection(
     stream: TcpStream,
     router: Router,
 ) -> http1::Connection<TokioIo<TcpStream>, TowerToHyperService<Router>> {
-    // Hints: without them answers are slower and dead peers are noticed later.
-    let _ = stream.set_nodelay(true);
-    let _ = SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE));
+    tune(&stream);
     http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
         .max_buf_size(MAX_HEADER_BYTES)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
+}
+
+/// Hints: without them answers are slower, and dead or stubborn peers are noticed later.
+fn tune(stream: &TcpStream) {
+    let _ = stream.set_nodelay(true);
+    let socket = SockRef::from(stream);
+    let _ = socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE));
+    let _ = socket.set_tcp_user_timeout(Some(UNREAD_TIMEOUT));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_kernel_gives_a_peer_up_that_reads_nothing() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (_client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+        let (stream, _) = accepted.unwrap();
+        tune(&stream);
+        assert_eq!(SockRef::from(&stream).tcp_user_timeout().unwrap(), Some(UNREAD_TIMEOUT));
+    }
 }

@@ -50,6 +50,10 @@ pub enum SendError {
     /// The interface is down or gone. It may come back.
     #[error("{0}")]
     Down(Errno),
+    /// The kernel does not take these datagrams, such as for a firewall. It may take those of
+    /// another group.
+    #[error("{0}")]
+    Refused(Errno),
 }
 
 /// Sends pages to groups through one interface.
@@ -73,12 +77,6 @@ impl MulticastSocket {
         socket.set_nonblocking(true)?;
         socket.set_multicast_ttl_v4(u32::from(config.ttl))?;
         socket.set_multicast_loop_v4(true)?;
-        rustix::net::sockopt::set_ip_multicast_if_with_ifindex(
-            &socket,
-            &Ipv4Addr::UNSPECIFIED,
-            &interface.address,
-            interface.index,
-        )?;
         let buffer = config
             .rate
             .bytes_in(SEND_BUFFER)
@@ -86,8 +84,21 @@ impl MulticastSocket {
         let buffer = usize::try_from(buffer).unwrap_or(usize::MAX);
         socket2::SockRef::from(&socket).set_send_buffer_size(buffer)?;
         let mut socket = Self { socket, datagram_len: config.datagram_len, segmentation: false };
-        socket.segmentation = socket.set_segmentation(true);
+        socket.attach(interface)?;
         Ok(socket)
+    }
+
+    /// Sends through this interface from now on, from the same address and port: clients know a
+    /// cast by them.
+    pub fn attach(&mut self, interface: &Interface) -> std::io::Result<()> {
+        rustix::net::sockopt::set_ip_multicast_if_with_ifindex(
+            &self.socket,
+            &Ipv4Addr::UNSPECIFIED,
+            &interface.address,
+            interface.index,
+        )?;
+        self.segmentation = self.set_segmentation(true);
+        Ok(())
     }
 
     /// Sends datagrams that lie one behind the other, all full but the last. Returns the bytes that
@@ -151,7 +162,14 @@ impl MulticastSocket {
         match errno {
             Errno::AGAIN | Errno::INTR => SendError::Full,
             Errno::NOBUFS | Errno::NOMEM => SendError::NoBuffers,
-            other => SendError::Down(other),
+            Errno::NETDOWN
+            | Errno::NETUNREACH
+            | Errno::HOSTDOWN
+            | Errno::HOSTUNREACH
+            | Errno::NODEV
+            | Errno::NXIO
+            | Errno::ADDRNOTAVAIL => SendError::Down(errno),
+            other => SendError::Refused(other),
         }
     }
 }
@@ -205,6 +223,28 @@ mod tests {
         sender.set_segmentation(false);
         assert_eq!(sender.send(&batch(), group), Ok(batch().len()));
         assert_eq!(received(&member), WHOLE_BATCH);
+    }
+
+    #[test]
+    fn an_address_that_may_not_be_sent_to_does_not_count_as_an_interface_that_is_down() {
+        let (_, group, mut sender) = pair();
+        // Broadcasts are forbidden to a socket that did not ask for them.
+        let forbidden = SocketAddrV4::new(Ipv4Addr::BROADCAST, group.port());
+        let refused = Err(SendError::Refused(Errno::ACCESS));
+        assert_eq!(sender.send(&batch(), forbidden), refused);
+        assert_eq!(sender.send(&batch()[..100], forbidden), refused);
+    }
+
+    #[test]
+    fn on_an_interface_that_came_back_the_datagrams_have_the_same_source() {
+        let (member, group, mut sender) = pair();
+        let mut source = || {
+            sender.send(&[7; 100], group).unwrap();
+            let loopback = resolve(Some(&"lo".parse().unwrap()), *group.ip()).unwrap();
+            sender.attach(&loopback).unwrap();
+            member.recv_from(&mut [0; 100]).unwrap().1
+        };
+        assert_eq!(source(), source());
     }
 
     #[test]

@@ -7,6 +7,11 @@ use bootcast_proto::Etag;
 use rustix::fs::Stat;
 use rustix::io::Errno;
 
+/// Two writes may leave the same change time: the kernel takes it from a clock that steps with the timer
+/// interrupt, every 10 ms at the slowest (`CONFIG_HZ=100`). A change time of this age is not given again.
+/// File systems that keep whole seconds are not helped.
+const SETTLED_AGE: Duration = Duration::from_millis(20);
+
 /// Attributes that change whenever the content may have changed, and survive a restart.
 ///
 /// The change time is among them because nobody can set it back: a file that was replaced by one of the
@@ -50,6 +55,15 @@ impl Version {
     pub fn modified(&self) -> SystemTime {
         let seconds = u64::try_from(self.modified.seconds).unwrap_or(0);
         SystemTime::UNIX_EPOCH + Duration::new(seconds, self.modified.nanos)
+    }
+
+    /// How long it may still be left as it is by another write; `None`: every write changes it.
+    pub fn unsettled_for(&self, now: SystemTime) -> Option<Duration> {
+        let Timestamp { seconds, nanos } = self.changed;
+        let changed = Duration::new(u64::try_from(seconds).ok()?, nanos);
+        // A time to come is of another clock, which ours says nothing about.
+        let age = now.duration_since(SystemTime::UNIX_EPOCH + changed).ok()?;
+        SETTLED_AGE.checked_sub(age).filter(|left| !left.is_zero())
     }
 
     /// Its name on the wire: inode, size, modification and change time, in hex.

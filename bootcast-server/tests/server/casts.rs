@@ -176,3 +176,15 @@ fn a_join_beyond_the_casts_allowed_is_told_to_come_again() {
         });
     }
 }
+
+#[test]
+fn servers_do_not_begin_with_the_same_group() {
+    let group = |_| {
+        let server = Server::start(&SLOW);
+        server.write("file", &bytes(4000));
+        *Member::join(&server, "file").answer.connect.ip()
+    };
+    // Of 65,534: that three random ones are the same does not happen.
+    let groups: std::collections::BTreeSet<_> = (0..3).map(group).collect();
+    assert!(groups.len() > 1, "{groups:?}");
+}

@@ -3,6 +3,9 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use socket2::{Domain, Socket, Type};
+
 use crate::process::{DEADLINE, Server};
 
 #[derive(Debug)]
@@ -68,7 +71,9 @@ fn every_refusal_has_its_status_and_says_why_in_one_line() {
     let server = Server::start(&[]);
     server.write("file", b"bytes");
     std::fs::create_dir(server.dir.path().join("sub")).unwrap();
+    let endless = format!("/file/{}", "a/".repeat(20_000));
     for (method, path, status) in [
+        ("GET", endless.as_str(), 400),
         ("GET", "/join/nope", 404),
         ("GET", "/join/file/below", 404),
         ("GET", "/join/sub", 400),
@@ -140,4 +145,37 @@ fn a_request_that_is_no_http_does_no_harm() {
     let endless = format!("GET /status HTTP/1.1\r\nx: {}\r\n\r\n", "y".repeat(1 << 17));
     assert_eq!(raw(server.address(), &endless).status, 431);
     assert_eq!(server.get("/status").status, 200);
+}
+
+#[test]
+fn a_host_that_holds_connections_does_not_shut_out_the_others() {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
+    let server = Server::start(&[]);
+    // The kernel takes any address of 127.0.0.0/8 for one of this machine.
+    let connect = |from: [u8; 4]| {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from((from, 0)).into()).unwrap();
+        socket.connect(&server.address().into()).unwrap();
+        TcpStream::from(socket)
+    };
+    let _held: Vec<_> = (0..1024).map(|_| connect([127, 0, 0, 2])).collect();
+    let mut one_more = connect([127, 0, 0, 2]);
+    one_more.set_read_timeout(Some(DEADLINE)).unwrap();
+    let mut answer = Vec::new();
+    // Reset or closed: all that counts is that there is no answer.
+    let _ = one_more.write_all(b"GET /status HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    let _ = one_more.read_to_end(&mut answer);
+    assert!(answer.is_empty());
+    assert_eq!(server.get("/status").status, 200);
+}
+
+#[test]
+fn a_file_of_more_pages_than_a_datagram_numbers_is_refused_with_what_to_do() {
+    let server = Server::start(&["--page-size", "2"]);
+    let file = std::fs::File::create(server.dir.path().join("sparse")).unwrap();
+    file.set_len(2 << 32).unwrap();
+    let refused = server.get("/join/sparse");
+    assert_eq!(refused.status, 400);
+    assert!(refused.text().contains("--page-size"), "{}", refused.text());
 }

@@ -1,11 +1,12 @@
 //! What cannot work is said at the start, in one line.
 
 use std::net::TcpListener;
+use std::os::unix::net::UnixDatagram;
 
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
-use crate::process::{Server, command};
+use crate::process::{DEADLINE, Server, command};
 
 #[test]
 fn a_start_that_cannot_work_says_what_to_do_and_exits_with_2() {
@@ -58,4 +59,18 @@ fn a_signal_ends_the_casts_and_the_server_with_0() {
             server.log().contains("reason=server stops").then_some(())
         });
     }
+}
+
+#[test]
+fn a_service_manager_is_told_when_the_server_listens() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(DEADLINE)).unwrap();
+    let mut child = command(dir.path()).env("NOTIFY_SOCKET", &path).spawn().unwrap();
+    let mut message = [0; 64];
+    let told = socket.recv(&mut message).map(|len| message[..len].to_vec());
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(told.unwrap().starts_with(b"READY=1"));
 }

@@ -225,10 +225,14 @@ fn nonempty(text: &OsStr) -> Option<String> {
 }
 
 /// Plain seconds, with or without a fraction, or units: `10`, `0.5`, `1m30s`.
+/// Longer times are typing errors, and would overflow clocks.
+const LONGEST: Duration = Duration::from_secs(366 * 24 * 60 * 60);
+
 fn duration(text: &OsStr) -> Result<Duration, &'static str> {
     let parse = |text: &str| match text.parse() {
         Ok(seconds) => Duration::try_from_secs_f64(seconds).ok(),
         Err(_) => humantime::parse_duration(text).ok(),
     };
-    text.to_str().and_then(parse).ok_or("seconds, or units as in 1m30s")
+    let within = text.to_str().and_then(parse).filter(|time| *time <= LONGEST);
+    within.ok_or("seconds, or units as in 1m30s, up to a year")
 }

@@ -16,7 +16,8 @@ use crate::cache::{Cache, ObjectKey};
 use crate::object::{Unread, Waiter};
 use crate::receiver::Timing;
 
-const SERVER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+const SERVER: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 40_000);
 const TIMING: Timing = Timing { linger: Duration::from_secs(10), silence: Duration::from_secs(2) };
 
 /// A file whose last page is short, what its server says of it, and an object that joined.

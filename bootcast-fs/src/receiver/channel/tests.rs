@@ -10,7 +10,8 @@ use super::super::{Arrival, Pin, Subscription, Timing};
 use super::*;
 
 const TIMING: Timing = Timing { linger: Duration::from_secs(10), silence: Duration::from_secs(2) };
-const SERVER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
+const SERVER: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)), 40_000);
 const BEACON_INTERVAL: Duration = Duration::from_millis(25);
 /// In one window of three blocks, of 100 pages each.
 const PAGES: u32 = 300;
@@ -26,7 +27,7 @@ fn answer(token: u128) -> JoinAnswer {
             size: Some(u64::from(PAGES * PAGE)),
             etag: Some(Etag::new("v1").unwrap()),
             rate: None,
-            source: Some(SERVER),
+            source: Some(SERVER.ip()),
             repair: Some(9001),
             interleave: Some(16),
             lease: Some(Duration::from_secs(60)),
@@ -319,7 +320,7 @@ fn datagrams_that_are_none_are_counted() {
         receiver.handle_repair_datagram(SERVER, &[9; 20], now),
         RepairArrival::Bad(_)
     ));
-    let stranger = IpAddr::from([192, 0, 2, 66]);
+    let stranger = SocketAddr::from(([192, 0, 2, 66], SERVER.port()));
     let end = end_datagram();
     assert!(matches!(receiver.handle_repair_datagram(stranger, &end, now), RepairArrival::Bad(_)));
     assert_eq!((receiver.counters().bad, receiver.counters().strangers), (1, 1));

@@ -1,23 +1,22 @@
 //! The loop of the sender's thread: commands in, runs of pages out, at the pace of the scheduler.
 
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
+use std::net::SocketAddrV4;
+use std::ops::{Bound, ControlFlow};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
-use bootcast_proto::PageRange;
 use bootcast_proto::api::{CastStatus, Status};
 use bootcast_proto::wire::end_datagram;
+use bootcast_proto::{PageRange, RemotePath};
 
-use super::{Command, SenderConfig};
-use crate::cast::{
-    CastId, CastView, EndReason, Event, Scheduler, Sending, Settings, Symbol, Transmit,
-};
+use super::{Command, JoinError, SenderConfig};
+use crate::cast::{CastId, EndReason, Event, Scheduler, Sending, Settings, Symbol, Transmit};
 use crate::io::interface;
 use crate::io::page_reader::{PageReader, ReadError};
 use crate::io::repair_reader::{RepairReader, Rows};
 use crate::io::socket::{MulticastSocket, SendError};
-use crate::source::SourceError;
+use crate::source::{SourceError, Version};
 
 /// Runs between two looks at the commands: about 2 ms of sending at 10 Gbit/s.
 const BURST_RUNS: u32 = 32;
@@ -34,8 +33,14 @@ const NO_BUFFERS_PAUSE: Duration = Duration::from_millis(1);
 /// Pause between two attempts on an interface that is down.
 const DOWN_PAUSE: Duration = Duration::from_millis(250);
 
-/// How often the paths of running casts are looked up again.
-const VERSION_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// Between two warnings of datagrams that the kernel refused.
+const REFUSED_WARNING_INTERVAL: Duration = Duration::from_secs(60);
+
+/// The path of every running cast is looked up again in the course of this ..
+const VERSION_ROUND: Duration = Duration::from_secs(1);
+
+/// .. at so many times at most, a few at a time: a slow disk holds the sending up for moments only.
+const VERSION_ROUND_CHECKS: u32 = 64;
 
 /// Memory of all read windows together, and of one.
 const WINDOWS_BYTES: usize = 64 << 20;
@@ -63,6 +68,18 @@ impl CastReader {
     }
 }
 
+/// Where looking up the paths of all casts again has got to.
+struct VersionRound {
+    /// When the next few have their turn.
+    next: Instant,
+    /// From few to few.
+    interval: Duration,
+    /// How many a few are.
+    share: usize,
+    /// The last one that was looked up; `None`: a round begins.
+    last: Option<CastId>,
+}
+
 pub(super) struct Driver {
     config: SenderConfig,
     socket: MulticastSocket,
@@ -73,7 +90,8 @@ pub(super) struct Driver {
     unsent: Option<Transmit>,
     /// The interface is down; try again then.
     down_until: Option<Instant>,
-    next_version_check: Instant,
+    next_refused_warning: Instant,
+    versions: VersionRound,
     started: Instant,
     /// Of casts that ended.
     bytes_read: u64,
@@ -90,7 +108,8 @@ impl Driver {
             rows: Rows::default(),
             unsent: None,
             down_until: None,
-            next_version_check: now,
+            next_refused_warning: now,
+            versions: VersionRound { next: now, interval: VERSION_ROUND, share: 0, last: None },
             started: now,
             bytes_read: 0,
         }
@@ -121,13 +140,14 @@ impl Driver {
             if Instant::now() < until {
                 return Next::WaitUntil(until);
             }
-            self.reopen();
+            self.find_interface();
         }
         for _ in 0..BURST_RUNS {
             let unsent = self.unsent.take();
             let Some(run) = unsent.or_else(|| self.scheduler.poll_transmit(Instant::now())) else {
                 return self.scheduler.poll_timeout().map_or(Next::WaitForCommand, Next::WaitUntil);
             };
+            let group = run.group;
             match self.send(run) {
                 Ok(()) => {
                     if self.down_until.take().is_some() {
@@ -142,12 +162,14 @@ impl Driver {
                     return Next::WaitUntil(Instant::now() + NO_BUFFERS_PAUSE);
                 }
                 Err(SendError::Down(errno)) => return Next::WaitUntil(self.on_down(errno)),
+                Err(SendError::Refused(errno)) => self.warn_refused(group, errno),
             }
         }
         Next::GoOn
     }
 
-    /// Sends what the scheduler handed out; what does not go out is kept as unsent. A file that cannot be read ends its cast.
+    /// Sends what the scheduler handed out; what does not go out is kept as unsent, but for what the kernel
+    /// refused: that is lost, as if on the way. A file that cannot be read ends its cast.
     fn send(&mut self, transmit: Transmit) -> Result<(), SendError> {
         match &transmit.what {
             Sending::Pages(pages) => self.send_pages(&transmit, *pages),
@@ -168,7 +190,11 @@ impl Driver {
         sent: Result<usize, SendError>,
         transmit: Transmit,
     ) -> Result<(), SendError> {
-        sent.map(drop).inspect_err(|_| self.unsent = Some(transmit))
+        sent.map(drop).inspect_err(|error| {
+            if !matches!(error, SendError::Refused(_)) {
+                self.unsent = Some(transmit);
+            }
+        })
     }
 
     fn send_pages(&mut self, transmit: &Transmit, mut left: PageRange) -> Result<(), SendError> {
@@ -193,7 +219,9 @@ impl Driver {
                     left = PageRange::new(left.start.0.saturating_add(pages), left.end.0);
                 }
                 Err(error) => {
-                    self.unsent = Some(Transmit { cast, group, what: Sending::Pages(left) });
+                    if !matches!(error, SendError::Refused(_)) {
+                        self.unsent = Some(Transmit { cast, group, what: Sending::Pages(left) });
+                    }
                     return Err(error);
                 }
             }
@@ -222,8 +250,10 @@ impl Driver {
                     left = rest;
                 }
                 Err(error) => {
-                    let what = Sending::Symbols(left.to_vec());
-                    self.unsent = Some(Transmit { cast, group, what });
+                    if !matches!(error, SendError::Refused(_)) {
+                        let what = Sending::Symbols(left.to_vec());
+                        self.unsent = Some(Transmit { cast, group, what });
+                    }
                     return Err(error);
                 }
             }
@@ -254,11 +284,16 @@ impl Driver {
         ControlFlow::Continue(())
     }
 
-    /// A reply that nobody waits for any more is dropped: the client went away.
+    /// A client that went away before the reply to its join is no member: nobody would ever leave.
     fn carry_out(&mut self, command: Command) -> ControlFlow<()> {
         let now = Instant::now();
         match command {
             Command::Join { path, etag, open, geometry, token, kind, reply } => {
+                if self.is_outdated(&path, open.version) {
+                    // A reply that nobody waits for: the client went away.
+                    let _ = reply.send(Err(JoinError::Outdated));
+                    return ControlFlow::Continue(());
+                }
                 let name = token.clone();
                 let joined = self.scheduler.handle_join(&path, &etag, geometry, token, kind, now);
                 if let Ok(joined) = joined {
@@ -274,7 +309,9 @@ impl Driver {
                     let members = self.members(joined.cast);
                     tracing::info!(cast = %joined.cast, %path, token = %name, members, "joined");
                 }
-                let _ = reply.send(joined);
+                if reply.send(joined.map_err(JoinError::from)).is_err() {
+                    self.scheduler.handle_leave(&path, &name, now);
+                }
             }
             Command::Leave { path, token, reply } => {
                 let left = self.scheduler.handle_leave(&path, &token, now);
@@ -301,24 +338,46 @@ impl Driver {
 }
 
 impl Driver {
-    /// Ends the casts whose path leads to another version by now, or nowhere.
+    /// Ends those of a few casts whose path leads to another version by now, or nowhere.
     fn check_versions(&mut self, now: Instant) {
-        if now < self.next_version_check {
+        let round = &mut self.versions;
+        if now < round.next {
             return;
         }
-        self.next_version_check = now + VERSION_CHECK_INTERVAL;
-        let changed = |view: &CastView<'_>| match self.config.source.version(view.path) {
-            Ok(version) => {
-                self.readers.get(&view.id).is_some_and(|it| it.pages.version() != version)
+        if round.last.is_none() {
+            let casts = u32::try_from(self.readers.len()).unwrap_or(u32::MAX);
+            let checks = casts.clamp(1, VERSION_ROUND_CHECKS);
+            round.interval = VERSION_ROUND / checks;
+            round.share = casts.div_ceil(checks) as usize;
+        }
+        round.next = now + round.interval;
+        let after = round.last.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut rest = self.readers.range((after, Bound::Unbounded));
+        let due: Vec<_> = rest.by_ref().take(round.share).collect();
+        round.last = rest.next().and(due.last()).map(|&(&cast, _)| cast);
+        let changed = |&(&cast, reader): &(&CastId, &CastReader)| {
+            let path = self.scheduler.cast(cast)?.path;
+            match self.config.source.version(path) {
+                Ok(version) if version == reader.pages.version() => None,
+                // Of the server, not of the file.
+                Err(SourceError::Busy) => None,
+                Ok(_) | Err(_) => Some(cast),
             }
-            // Of the server, not of the file.
-            Err(SourceError::Busy) => false,
-            Err(_) => true,
         };
-        let changed: Vec<_> = self.scheduler.casts().filter(changed).map(|view| view.id).collect();
+        let changed: Vec<_> = due.iter().filter_map(changed).collect();
         for cast in changed {
             self.scheduler.handle_end(cast, EndReason::FileChanged, now);
         }
+    }
+
+    /// Whether the path leads to the version that is being cast, and not any more to this one: a
+    /// join that opened the file before it was replaced came after one that opened it later.
+    fn is_outdated(&self, path: &RemotePath, version: Version) -> bool {
+        let running = self.scheduler.cast_of(path).and_then(|view| self.readers.get(&view.id));
+        running.map(|reader| reader.pages.version()).is_some_and(|running| {
+            running != version
+                && self.config.source.version(path).is_ok_and(|present| present == running)
+        })
     }
 
     fn end_unreadable(&mut self, cast: CastId, error: &ReadError) {
@@ -344,6 +403,15 @@ impl Driver {
         }
     }
 
+    /// Says it now and then.
+    fn warn_refused(&mut self, group: SocketAddrV4, errno: rustix::io::Errno) {
+        let now = Instant::now();
+        if self.next_refused_warning <= now {
+            self.next_refused_warning = now + REFUSED_WARNING_INTERVAL;
+            tracing::warn!(%group, %errno, "the kernel takes no datagrams to this group: firewall?");
+        }
+    }
+
     /// Says it once; returns when to try again.
     fn on_down(&mut self, errno: rustix::io::Errno) -> Instant {
         if self.down_until.is_none() {
@@ -355,17 +423,16 @@ impl Driver {
         until
     }
 
-    /// A new socket: an interface that comes back may have another number.
-    fn reopen(&mut self) {
+    /// An interface that comes back may have another number.
+    fn find_interface(&mut self) {
         let config = &mut self.config;
         let found = interface::resolve(config.interface_name.as_ref(), config.any_group);
-        // Where that fails, the old socket fails again and another pause follows.
+        // Where that fails, the socket fails again and another pause follows.
         if let Ok(interface) = found
             && interface.address == config.interface.address
-            && let Ok(socket) = MulticastSocket::open(&interface, &config.socket)
+            && self.socket.attach(&interface).is_ok()
         {
             config.interface = interface;
-            self.socket = socket;
         }
     }
 
@@ -401,3 +468,7 @@ impl Driver {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "driver_tests.rs"]
+mod tests;

@@ -4,6 +4,7 @@ mod driver;
 
 use std::net::Ipv4Addr;
 use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use bootcast_proto::api::{Report, Status};
 use bootcast_proto::geometry::TooManyPages;
@@ -42,20 +43,32 @@ pub enum JoinError {
     /// Try again later.
     #[error(transparent)]
     Refused(#[from] JoinRefusal),
+    /// The file was replaced since it was opened: open it again.
+    #[error("the file was replaced meanwhile: try again")]
+    Outdated,
     /// The file is too large for the page size.
-    #[error(transparent)]
+    #[error("no cast with the server's --page-size: {0}")]
     TooManyPages(#[from] TooManyPages),
-    /// The server stops.
+    /// Not from the sender.
     #[error(transparent)]
-    Stopped(#[from] Stopped),
+    NoAnswer(#[from] NoAnswer),
 }
 
-/// The sender is gone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the server stops")]
-pub struct Stopped;
+/// How long the sender is waited for. It needs milliseconds, but for a disk that hangs.
+const ANSWER_WAIT: Duration = Duration::from_secs(5);
 
-/// Talks to the sender. Each call waits a few milliseconds at most.
+/// Why the sender does not answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoAnswer {
+    /// It is gone.
+    #[error("the server stops")]
+    Stopped,
+    /// It has other things to do, for seconds.
+    #[error("the server is busy: try again later")]
+    Busy,
+}
+
+/// Talks to the sender. Each call waits a few milliseconds as a rule, a few seconds at most.
 #[derive(Clone, Debug)]
 pub struct SenderHandle {
     commands: mpsc::Sender<Command>,
@@ -75,7 +88,7 @@ enum Command {
         geometry: Geometry,
         token: Token,
         kind: MemberKind,
-        reply: oneshot::Sender<Result<Joined, JoinRefusal>>,
+        reply: oneshot::Sender<Result<Joined, JoinError>>,
     },
     Leave {
         path: RemotePath,
@@ -129,17 +142,10 @@ impl SenderHandle {
     ) -> Result<JoinAnswer, JoinError> {
         let etag = open.etag();
         let geometry = Geometry::new(open.version.size(), self.page_size)?;
-        let (reply, answer) = oneshot::channel();
-        self.command(Command::Join {
-            path,
-            etag: etag.clone(),
-            open,
-            geometry,
-            token: token.clone(),
-            kind,
-            reply,
-        })?;
-        let joined = answer.await.map_err(|_| Stopped)??;
+        let (name, version) = (token.clone(), etag.clone());
+        let join =
+            |reply| Command::Join { path, etag: version, open, geometry, token: name, kind, reply };
+        let joined = self.ask(join).await??;
         let repair = self.repair.and_then(|it| Some((it, it.layout(&geometry)?)));
         Ok(JoinAnswer {
             connect: joined.group,
@@ -159,10 +165,8 @@ impl SenderHandle {
     }
 
     /// Leaves; `false` where the token is no member of a cast of this path.
-    pub async fn leave(&self, path: RemotePath, token: Token) -> Result<bool, Stopped> {
-        let (reply, answer) = oneshot::channel();
-        self.command(Command::Leave { path, token, reply })?;
-        answer.await.map_err(|_| Stopped)
+    pub async fn leave(&self, path: RemotePath, token: Token) -> Result<bool, NoAnswer> {
+        self.ask(|reply| Command::Leave { path, token, reply }).await
     }
 
     /// Tells what a member lacks; `false` where the token is no member of a cast of this path that may report.
@@ -171,26 +175,53 @@ impl SenderHandle {
         path: RemotePath,
         token: Token,
         report: Report,
-    ) -> Result<bool, Stopped> {
-        let (reply, answer) = oneshot::channel();
-        self.command(Command::Report { path, token, report, reply })?;
-        answer.await.map_err(|_| Stopped)
+    ) -> Result<bool, NoAnswer> {
+        self.ask(|reply| Command::Report { path, token, report, reply }).await
     }
 
     /// What runs at present.
-    pub async fn status(&self) -> Result<Status, Stopped> {
-        let (reply, answer) = oneshot::channel();
-        self.command(Command::Status { reply })?;
-        answer.await.map_err(|_| Stopped)
+    pub async fn status(&self) -> Result<Status, NoAnswer> {
+        self.ask(|reply| Command::Status { reply }).await
     }
 
     /// Ends all casts and the thread.
     pub fn stop(&self) {
         // A sender that is gone has stopped.
-        let _ = self.command(Command::Stop);
+        let _ = self.commands.send(Command::Stop);
     }
 
-    fn command(&self, command: Command) -> Result<(), Stopped> {
-        self.commands.send(command).map_err(|_| Stopped)
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> Result<T, NoAnswer> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(command(reply)).map_err(|_| NoAnswer::Stopped)?;
+        match tokio::time::timeout(ANSWER_WAIT, answer).await {
+            Ok(answer) => answer.map_err(|_| NoAnswer::Stopped),
+            Err(_) => Err(NoAnswer::Busy),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sender_that_does_not_answer_is_not_waited_for_for_ever() {
+        let (commands, received) = mpsc::channel();
+        let handle = SenderHandle {
+            repair: None,
+            commands,
+            page_size: PageSize::new(1456).unwrap(),
+            layout: Layout::Base,
+            rate: "1gbit".parse().unwrap(),
+            source_address: Ipv4Addr::LOCALHOST,
+        };
+        assert_eq!(handle.status().await, Err(NoAnswer::Busy));
+        let Ok(Command::Status { reply }) = received.recv() else { panic!("another command") };
+        assert!(reply.is_closed());
+        drop(received);
+        assert_eq!(handle.status().await, Err(NoAnswer::Stopped));
     }
 }

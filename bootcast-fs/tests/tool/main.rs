@@ -1,0 +1,234 @@
+//! `bootcast get` against servers that misbehave on purpose, over loopback.
+//!
+//! What it does with the real server is seen end to end in the `tests` package.
+#![expect(clippy::unwrap_used, reason = "a helper that cannot do its work fails the test")]
+
+mod server;
+
+use std::fs;
+use std::io::Read;
+use std::net::SocketAddrV4;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use server::{Carousel, PAGE_SIZE, ScriptedServer, answer_of, cut_answer_of, join_answer};
+use tempfile::TempDir;
+
+const ETAG: &str = "ETag: \"v1\"\r\n";
+
+/// A group of its own for every test, because they run side by side.
+fn group(number: u8) -> SocketAddrV4 {
+    SocketAddrV4::new([239, 255, 77, number].into(), 9077)
+}
+
+fn get(dir: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_bootcast"));
+    command.current_dir(dir).env_remove("BOOTCAST_INTERFACE");
+    command.args(["get", "--interface", "lo"]).args(args);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn run(dir: &TempDir, args: &[&str]) -> Output {
+    get(dir.path(), args).output().unwrap()
+}
+
+/// Exit code, and the one line on standard error.
+fn verdict(output: &Output) -> (Option<i32>, String) {
+    let text = String::from_utf8(output.stderr.clone()).unwrap();
+    assert!(text.lines().count() <= 1, "{text}");
+    (output.status.code(), text)
+}
+
+/// Names in `dir`, hidden ones included.
+fn names(dir: &TempDir) -> Vec<PathBuf> {
+    fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into()).collect()
+}
+
+#[expect(clippy::disallowed_methods, reason = "a deadline for a condition of another process")]
+fn wait_until(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        std::thread::park_timeout(Duration::from_millis(10));
+    }
+}
+
+/// Whether the kernel lists this process as a member of the group.
+fn is_heard(group: SocketAddrV4) -> bool {
+    let address = u32::from_ne_bytes(group.ip().octets());
+    let groups = fs::read_to_string("/proc/net/igmp").unwrap();
+    groups.contains(&format!("{address:08X}"))
+}
+
+fn signal(child: &Child, signal: Signal) {
+    kill_process(Pid::from_child(child), signal).unwrap();
+}
+
+#[test]
+fn a_broken_unicast_fetch_goes_on_where_it_broke_off() {
+    let dir = tempfile::tempdir().unwrap();
+    let whole = format!("Content-Length: 10\r\n{ETAG}");
+    let rest = format!("{ETAG}Content-Range: bytes 4-9/10\r\n");
+    let server = ScriptedServer::start([
+        ("file", cut_answer_of("200 OK", &whole, "0123")),
+        ("file", answer_of("206 Partial Content", &rest, "456789")),
+    ]);
+    let output = run(&dir, &["--unicast", &server.url("image")]);
+    assert_eq!(verdict(&output), (Some(0), String::new()));
+    assert_eq!(fs::read(dir.path().join("image")).unwrap(), b"0123456789");
+    let asked = &server.requests("file")[1];
+    assert_eq!(asked.header("range"), Some("bytes=4-"));
+    assert_eq!(asked.header("if-range"), Some("\"v1\""));
+}
+
+/// The first connection brings the beginning of version 1, the second all of version 2.
+fn changing_server() -> ScriptedServer {
+    let first = format!("Content-Length: 10\r\n{ETAG}");
+    let second = || answer_of("200 OK", "ETag: \"v2\"\r\n", "ABCDEFGHIJ");
+    ScriptedServer::start([
+        ("file", cut_answer_of("200 OK", &first, "0123")),
+        ("file", second()),
+        ("file", second()),
+    ])
+}
+
+#[test]
+fn a_file_that_changes_is_fetched_anew_and_never_mixed() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = run(&dir, &["--unicast", &changing_server().url("image")]);
+    assert_eq!(verdict(&output), (Some(0), String::new()));
+    assert_eq!(fs::read(dir.path().join("image")).unwrap(), b"ABCDEFGHIJ");
+}
+
+#[test]
+fn a_stream_of_a_file_that_changes_fails_because_it_cannot_be_taken_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = run(&dir, &["--unicast", &changing_server().url("image"), "-O", "-"]);
+    let (code, text) = verdict(&output);
+    assert_eq!(code, Some(7), "{text}");
+    assert!(text.contains("after 4 bytes"), "{text}");
+    assert_eq!(output.stdout, b"0123");
+}
+
+#[test]
+fn refusals_have_their_exit_codes_and_leave_no_file() {
+    for (status, code) in
+        [("404 Not Found", 5), ("403 Forbidden", 6), ("503 Service Unavailable", 6)]
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let server = ScriptedServer::start([("file", answer_of(status, "", "because\n"))]);
+        let (found, text) = verdict(&run(&dir, &["--unicast", &server.url("image")]));
+        assert_eq!(found, Some(code), "{text}");
+        assert_eq!(text, "bootcast: /image: because\n");
+        assert_eq!(names(&dir), [""; 0].map(PathBuf::from));
+    }
+}
+
+#[test]
+fn a_cast_that_is_not_heard_times_out_with_advice_and_is_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = ScriptedServer::start([("join", join_answer(group(1), "t1", 250, "v1"))]);
+    let (code, text) = verdict(&run(&dir, &["--timeout", "0.3", &server.url("image")]));
+    assert_eq!(code, Some(4), "{text}");
+    assert!(text.contains("firewall") && text.contains("--unicast"), "{text}");
+    assert_eq!(server.requests("leave")[0].header("x-token"), Some("t1"));
+    assert!(names(&dir).is_empty());
+}
+
+#[test]
+fn a_signal_leaves_the_cast_and_what_was_under_the_name() {
+    for (sent, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("image"), "old").unwrap();
+        let server = ScriptedServer::start([("join", join_answer(group(2), "t1", 250, "v1"))]);
+        let child = get(dir.path(), &[&server.url("image")]).spawn().unwrap();
+        wait_until("it listens", || is_heard(group(2)));
+        signal(&child, sent);
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(verdict(&output).0, Some(code));
+        assert_eq!(server.requests("leave").len(), 1);
+        assert_eq!(names(&dir), [PathBuf::from("image")]);
+        assert_eq!(fs::read(dir.path().join("image")).unwrap(), b"old");
+    }
+}
+
+#[test]
+fn a_stream_begins_before_the_cast_is_complete() {
+    let dir = tempfile::tempdir().unwrap();
+    let content: Vec<u8> = (0..=255).cycle().take(5 * PAGE_SIZE + 1).collect();
+    let server =
+        ScriptedServer::start([("join", join_answer(group(3), "t1", content.len(), "v1"))]);
+    // Pages beyond the gap must wait for it.
+    let whole = Arc::new(AtomicBool::new(false));
+    let is_whole = whole.clone();
+    let _cast = Carousel::start(group(3), &content, move |page| {
+        page != 2 || is_whole.load(Ordering::Acquire)
+    });
+    let mut child = get(dir.path(), &[&server.url("image"), "-O", "-"]).spawn().unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    let mut prefix = vec![0; 2 * PAGE_SIZE];
+    stdout.read_exact(&mut prefix).unwrap();
+    assert_eq!(prefix, content[..2 * PAGE_SIZE]);
+    whole.store(true, Ordering::Release);
+    let mut rest = Vec::new();
+    stdout.read_to_end(&mut rest).unwrap();
+    assert!(rest == content[2 * PAGE_SIZE..]);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(server.requests("leave").len(), 1);
+}
+
+#[test]
+fn a_reader_that_goes_away_ends_the_stream_without_a_word() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = ScriptedServer::start([("join", join_answer(group(4), "t1", 250, "v1"))]);
+    let mut child = get(dir.path(), &[&server.url("image"), "-O", "-"]).spawn().unwrap();
+    drop(child.stdout.take());
+    let _carousel = Carousel::start(group(4), &[7; 250], |_| true);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(verdict(&output), (Some(141), String::new()));
+    assert_eq!(server.requests("leave").len(), 1);
+}
+
+#[test]
+fn a_spool_in_memory_does_where_no_directory_will() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = ScriptedServer::start([("join", join_answer(group(5), "t1", 250, "v1"))]);
+    let _carousel = Carousel::start(group(5), &[7; 250], |_| true);
+    let mut command = get(dir.path(), &[&server.url("image"), "-O", "-"]);
+    let output = command.env("TMPDIR", "/nonexistent").output().unwrap();
+    assert_eq!(verdict(&output), (Some(0), String::new()));
+    assert_eq!(output.stdout, [7; 250]);
+}
+
+#[test]
+fn a_version_that_comes_by_a_later_join_is_fetched_from_its_beginning() {
+    let dir = tempfile::tempdir().unwrap();
+    // The first cast falls silent; the join again meets another version.
+    let joins = [(6, "t1", "v1"), (7, "t2", "v2"), (7, "t3", "v2")];
+    let server = ScriptedServer::start(
+        joins.map(|(number, token, etag)| ("join", join_answer(group(number), token, 250, etag))),
+    );
+    let _new = Carousel::start(group(7), &[2; 250], |_| true);
+    let output = run(&dir, &[&server.url("image")]);
+    assert_eq!(verdict(&output), (Some(0), String::new()));
+    assert_eq!(fs::read(dir.path().join("image")).unwrap(), [2; 250]);
+    let left: Vec<_> = server.requests("leave");
+    let mut left: Vec<_> = left.iter().filter_map(|leave| leave.header("x-token")).collect();
+    left.sort_unstable();
+    assert_eq!(left, ["t1", "t2", "t3"]);
+}
+
+#[test]
+fn no_server_is_told_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    for args in [&["http://127.0.0.1:1/image"][..], &["--unicast", "http://127.0.0.1:1/image"]] {
+        let (code, text) = verdict(&run(&dir, args));
+        assert_eq!(code, Some(3), "{text}");
+        assert!(text.contains("refused"), "{text}");
+    }
+}

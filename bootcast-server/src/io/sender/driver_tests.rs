@@ -1,0 +1,151 @@
+//! The driver by its commands, over loopback.
+
+use std::net::Ipv4Addr;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use bootcast_proto::{Geometry, Layout, PageSize, RemotePath, Token};
+use tempfile::TempDir;
+use tokio::sync::oneshot;
+
+use super::*;
+use crate::cast::MemberKind;
+use crate::cast::{CastPolicy, GroupPool};
+use crate::io::socket::SocketConfig;
+use crate::source::{OpenFile, Source};
+
+/// A driver that sends nothing: nobody calls its loop.
+struct Lab {
+    dir: TempDir,
+    driver: Driver,
+    tokens: u128,
+}
+
+impl Lab {
+    fn new() -> Self {
+        let dir = TempDir::new().unwrap();
+        let any_group = Ipv4Addr::new(239, 254, 18, 0);
+        let interface = interface::resolve(Some(&"lo".parse().unwrap()), any_group).unwrap();
+        let rate = "1mbit".parse().unwrap();
+        let config = SenderConfig {
+            source: Arc::new(Source::new(dir.path()).unwrap()),
+            interface,
+            interface_name: None,
+            any_group,
+            socket: SocketConfig { ttl: 1, datagram_len: 1472, rate },
+            page_size: page_size(),
+            layout: Layout::Base,
+        };
+        let settings = Settings {
+            repair: None,
+            rate,
+            batch_pages: 1,
+            data_port: 9000,
+            max_casts: 1000,
+            policy: CastPolicy { idle_passes: NonZeroU32::MIN, linger: Duration::from_secs(60) },
+            groups: GroupPool::new("239.254.18.0/22".parse().unwrap()).unwrap(),
+        };
+        let socket = MulticastSocket::open(&config.interface, &config.socket).unwrap();
+        Self { dir, driver: Driver::new(config, settings, socket), tokens: 0 }
+    }
+
+    /// Puts another file in the place of this one.
+    fn replace(&self, name: &str) {
+        let new = self.dir.path().join("new");
+        std::fs::write(&new, name).unwrap();
+        std::fs::rename(new, self.dir.path().join(name)).unwrap();
+    }
+
+    fn open(&self, name: &str) -> OpenFile {
+        self.driver.config.source.open(&path(name)).unwrap()
+    }
+
+    fn join(&mut self, name: &str, open: OpenFile) -> Answer {
+        let (reply, answer) = oneshot::channel();
+        self.join_with(name, open, reply);
+        answer
+    }
+
+    fn join_with(&mut self, name: &str, open: OpenFile, reply: Reply) {
+        self.tokens += 1;
+        let command = Command::Join {
+            kind: MemberKind::Plain,
+            path: path(name),
+            etag: open.etag(),
+            geometry: Geometry::new(open.version.size(), page_size()).unwrap(),
+            open,
+            token: Token::from_random(self.tokens),
+            reply,
+        };
+        assert!(self.driver.carry_out(command).is_continue());
+    }
+
+    fn casts(&self) -> Vec<CastStatus> {
+        self.driver.status(Instant::now()).casts
+    }
+}
+
+type Reply = oneshot::Sender<Result<crate::cast::Joined, JoinError>>;
+type Answer = oneshot::Receiver<Result<crate::cast::Joined, JoinError>>;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn page_size() -> PageSize {
+    PageSize::new(1456).unwrap()
+}
+
+fn path(name: &str) -> RemotePath {
+    RemotePath::decode(name).unwrap()
+}
+
+#[test]
+fn a_client_that_went_away_before_the_answer_is_no_member() {
+    let mut lab = Lab::new();
+    lab.replace("file");
+    let (stays, goes) = (lab.open("file"), lab.open("file"));
+    let _answer = lab.join("file", stays);
+    let (reply, answer) = oneshot::channel();
+    drop(answer);
+    lab.join_with("file", goes, reply);
+    assert_eq!(lab.casts()[0].members, 1);
+}
+
+#[test]
+fn a_join_that_opened_the_file_before_it_was_replaced_ends_no_cast_of_the_new_one() {
+    let mut lab = Lab::new();
+    lab.replace("file");
+    let (late, old) = (lab.open("file"), lab.open("file"));
+    let mut first = lab.join("file", old);
+    lab.replace("file");
+    let new = lab.open("file");
+    let etag = new.etag();
+    let mut second = lab.join("file", new);
+    let mut third = lab.join("file", late);
+    assert!(first.try_recv().unwrap().unwrap().began);
+    assert!(second.try_recv().unwrap().unwrap().began);
+    assert!(matches!(third.try_recv().unwrap(), Err(JoinError::Outdated)));
+    let casts = lab.casts();
+    assert_eq!((casts.len(), &casts[0].etag, casts[0].joins), (1, &etag, 1));
+}
+
+#[test]
+fn the_paths_of_all_casts_are_looked_up_in_a_second_and_few_of_them_at_a_time() {
+    let mut lab = Lab::new();
+    for number in 0..200 {
+        let name = number.to_string();
+        lab.replace(&name);
+        let open = lab.open(&name);
+        lab.join(&name, open);
+        std::fs::remove_file(lab.dir.path().join(&name)).unwrap();
+    }
+    let start = Instant::now();
+    let mut most = 0;
+    for check in 0..64 {
+        let before = lab.casts().len();
+        lab.driver.check_versions(start + SECOND * check / 64);
+        lab.driver.clean_up();
+        most = most.max(before - lab.casts().len());
+    }
+    assert_eq!(lab.casts().len(), 0);
+    assert!(most <= 4, "{most} at a time");
+}

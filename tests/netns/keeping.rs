@@ -1,0 +1,100 @@
+//! What arrived is kept: by the next mount, after a crash, while the server is away.
+
+use std::fs;
+use std::path::Path;
+
+use harness::{Lab, MountProc, SOON, digest_of, lab_or_skip, mib, wait_until};
+use rustix::process::Signal;
+
+use crate::{TRANSFER, readers};
+
+/// A mount with a cache that outlives it.
+fn mount<'lab>(lab: &'lab Lab, cache: &Path) -> MountProc<'lab> {
+    let dir = format!("cache_dir={}", cache.display());
+    lab.mount(1).option(&dir).option("attr_ttl=0s").start()
+}
+
+/// Whether an object of the cache says which of its pages are held.
+fn has_checkpoint(cache: &Path) -> bool {
+    let objects = fs::read_dir(cache.join("objects")).unwrap();
+    objects.into_iter().any(|object| object.unwrap().path().join("state").exists())
+}
+
+#[test]
+fn a_complete_file_is_read_by_the_next_mount_without_a_join() {
+    let lab = lab_or_skip!(Lab::builder());
+    let image = lab.put("image", mib(4));
+    let server = lab.server().start();
+    let cache = lab.client(1).fresh_path("kept");
+    for _ in 0..2 {
+        let mount = mount(&lab, &cache);
+        assert_eq!(digest_of(mount.join("image")), image.digest);
+        mount.umount();
+    }
+    assert_eq!(server.status().totals.joins, 1);
+}
+
+#[test]
+fn a_complete_file_can_be_opened_while_the_server_is_away() {
+    let lab = lab_or_skip!(Lab::builder());
+    let image = lab.put("image", mib(4));
+    let mut server = lab.server().start();
+    let cache = lab.client(1).fresh_path("kept");
+    let mount = mount(&lab, &cache);
+    assert_eq!(digest_of(mount.join("image")), image.digest);
+    wait_until(SOON, "the file is remembered", || has_checkpoint(&cache));
+    server.kill();
+    for _ in 0..3 {
+        assert_eq!(digest_of(mount.join("image")), image.digest);
+    }
+}
+
+#[test]
+fn what_arrived_before_a_crash_is_not_fetched_again() {
+    let lab = lab_or_skip!(Lab::builder());
+    let image = lab.put("image", mib(16));
+    let server = lab.server().option("--rate", "8mbit").start();
+    let cache = lab.client(1).fresh_path("kept");
+    let mut crashed = mount(&lab, &cache);
+    let _reader = readers::read_at(lab.client(1), &crashed.join("image"), mib(16) - 4096);
+    wait_until(TRANSFER, "some of it is remembered", || has_checkpoint(&cache));
+    crashed.proc().signal(Signal::KILL);
+    wait_until(SOON, "the daemon is gone", || crashed.proc().exited().is_some());
+    drop(crashed);
+    drop(server);
+
+    // At this rate the stream would be minutes away from there: what can be read was kept.
+    let server = lab.server().option("--rate", "100kbit").start();
+    let mount = mount(&lab, &cache);
+    readers::read_at(lab.client(1), &mount.join("image"), mib(4)).wait_success(SOON);
+    drop(server);
+    let _server = lab.server().option("--rate", "400mbit").start();
+    assert_eq!(digest_of(mount.join("image")), image.digest);
+}
+
+#[test]
+fn two_files_on_their_way_stay_apart_when_the_server_restarts() {
+    let lab = lab_or_skip!(Lab::builder().clients(2));
+    let images = [lab.put("one", mib(12)), lab.put("two", mib(12))];
+    // One group alone: whoever joins first after the restart gets the one that the other listens to.
+    let mut server =
+        lab.server().option("--rate", "50mbit").option("--groups", "239.255.7.0/31").start();
+    let mounts: Vec<_> = (1..=2).map(|k| lab.mount(k).start()).collect();
+    let mut readers: Vec<_> = Vec::new();
+    let mut copies = Vec::new();
+    for (mount, image) in mounts.iter().zip(&images) {
+        let copy = mount.host().fresh_path("copy");
+        readers.push(readers::copy(mount.host(), &mount.join(&image.name), &copy));
+        copies.push(copy);
+    }
+    for name in ["one", "two"] {
+        server
+            .wait_cast(name, "a third is sent", |cast| cast.pages_sent > u64::from(cast.pages) / 3);
+    }
+    server.kill();
+    server.start();
+    for ((reader, copy), image) in readers.iter_mut().zip(copies).zip(&images) {
+        reader.wait_success(TRANSFER);
+        assert_eq!(digest_of(copy), image.digest);
+    }
+}
