@@ -66,9 +66,7 @@ impl Receiver {
         datagram: &'a [u8],
         now: Instant,
     ) -> RepairArrival<'a> {
-        let Some(repair) = &mut self.repair else {
-            return RepairArrival::Bad(RepairError::Index);
-        };
+        let Some(repair) = &mut self.repair else { return RepairArrival::Nothing };
         if self.source.is_some_and(|source| source != from) {
             self.counters.strangers += 1;
             return RepairArrival::Bad(RepairError::Index);
