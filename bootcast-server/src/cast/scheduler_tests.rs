@@ -261,16 +261,6 @@ fn who_joins_a_cast_that_everybody_left_does_not_hear_its_farewell() {
     assert_eq!(farewells(&lab).len(), 1);
 }
 
-#[test]
-fn a_cast_that_takes_over_a_group_does_not_hear_the_farewell_of_the_one_before() {
-    let (mut lab, joined, _) = extended();
-    lab.join("b", "v1", MIB).unwrap();
-    lab.scheduler.handle_end(joined.cast, EndReason::FileChanged, lab.now);
-    assert_eq!(lab.join("c", "v1", MIB).unwrap().0.group, joined.group);
-    lab.run(SECOND / 5);
-    assert!(farewells(&lab).is_empty());
-}
-
 proptest! {
     #[test]
     fn no_window_carries_more_than_the_rate_and_the_bucket(

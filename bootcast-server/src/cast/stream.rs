@@ -151,10 +151,9 @@ impl Stream {
 
     /// The page that goes out next; the page behind the last while the stream rests.
     pub(super) fn position(&self, audience: Audience) -> PageIndex {
-        match (audience, self.next_wanted()) {
-            (Audience::Everybody, _) => self.next,
-            (Audience::Extended, Some(page)) => page,
-            (Audience::Extended, None) => PageIndex(self.pages),
+        match audience {
+            Audience::Everybody => self.next,
+            Audience::Extended => self.next_wanted().unwrap_or(PageIndex(self.pages)),
         }
     }
 

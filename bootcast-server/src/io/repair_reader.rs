@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use bootcast_proto::fec::{Engine, REPAIRS, RepairIndex, SourceIndex, encode};
-use bootcast_proto::wire::{REPAIR_HEADER_LEN, symbol_header};
+use bootcast_proto::wire::symbol_header;
 use bootcast_proto::{BlockIndex, BlockLayout, Geometry, PageRange};
 use rustix::io::Errno;
 
@@ -23,9 +23,6 @@ const AHEAD: usize = 8;
 
 /// Bytes of the pages that are read at once, if that is more than one block.
 const READ_BYTES: usize = 3 << 20;
-
-/// Bytes of symbols that are kept until they are wanted.
-const READY_BYTES: usize = 6 << 20;
 
 /// Makes the repair symbols of one version of one file.
 #[derive(Debug)]
@@ -73,13 +70,19 @@ impl RepairReader {
         self.bytes_read
     }
 
-    /// The datagrams of these symbols, all full. They are kept until [`Self::forget`].
-    pub fn datagrams(&mut self, symbols: &[Symbol], rows: &mut Rows) -> Result<&[u8], ReadError> {
+    /// The datagrams of these symbols, all full. They are kept until [`Self::forget`], and about `ready_bytes` of those that
+    /// will be wanted next.
+    pub fn datagrams(
+        &mut self,
+        symbols: &[Symbol],
+        ready_bytes: usize,
+        rows: &mut Rows,
+    ) -> Result<&[u8], ReadError> {
         self.datagrams.clear();
         for (at, symbol) in symbols.iter().enumerate() {
             let key = (symbol.block, symbol.number);
             if !self.ready.contains_key(&key) {
-                self.make(&symbols[at..], rows)?;
+                self.make(&symbols[at..], ready_bytes, rows)?;
             }
             let payload = self.ready.get(&key).expect("made above");
             let header = symbol_header(symbol.block, symbol.number, symbol.promised);
@@ -97,11 +100,16 @@ impl RepairReader {
     }
 
     /// Makes the first of these symbols and, while blocks are neighbours, those behind it.
-    fn make(&mut self, symbols: &[Symbol], rows: &mut Rows) -> Result<(), ReadError> {
+    fn make(
+        &mut self,
+        symbols: &[Symbol],
+        ready_bytes: usize,
+        rows: &mut Rows,
+    ) -> Result<(), ReadError> {
         let span = self.span(symbols);
         self.read(span, rows)?;
         let page_size = self.page_size();
-        let has_room = self.ready.len() * (page_size + REPAIR_HEADER_LEN) < READY_BYTES;
+        let has_room = self.ready.len() * page_size < ready_bytes;
         let ahead = if has_room { AHEAD } else { 1 };
         for symbol in &symbols[..span.blocks as usize] {
             for step in 0..owed(*symbol).min(ahead) {
@@ -208,6 +216,7 @@ mod tests {
 
     use bootcast_proto::PageSize;
     use bootcast_proto::fec::decode;
+    use bootcast_proto::wire::REPAIR_HEADER_LEN;
     use proptest::prelude::*;
     use tempfile::NamedTempFile;
 
@@ -238,7 +247,7 @@ mod tests {
         let mut rows = Rows::default();
         let layer = |number| (0..4).map(|block| symbol(block, number, 5)).collect::<Vec<_>>();
         for number in 0..5 {
-            reader.datagrams(&layer(number), &mut rows).unwrap();
+            reader.datagrams(&layer(number), 1 << 20, &mut rows).unwrap();
             reader.forget(&layer(number));
         }
         assert_eq!(reader.bytes_read(), 50_000);
@@ -256,7 +265,7 @@ mod tests {
             file.write_all(&content(5000)).unwrap();
             let mut reader = reader(&file, 100, 1);
             change(&file);
-            let made = reader.datagrams(&[symbol(0, 0, 1)], &mut Rows::default());
+            let made = reader.datagrams(&[symbol(0, 0, 1)], 0, &mut Rows::default());
             assert!(matches!(made, Err(ReadError::Changed)));
         }
     }
@@ -276,7 +285,7 @@ mod tests {
         #[test]
         fn every_symbol_rebuilds_a_page_of_its_block(
             size in 1usize..200_000, page_size in 30u64..400, interleave in 1u32..9,
-            number in 0usize..128, promised in 1u8.., lost: u32,
+            number in 0usize..128, promised in 1u8.., lost: u32, ready_bytes in 0usize..9000,
         ) {
             let content = content(size);
             let mut file = NamedTempFile::new().unwrap();
@@ -285,7 +294,7 @@ mod tests {
             let (layout, geometry) = (reader.layout, reader.geometry);
             let symbols: Vec<_> =
                 (0..layout.blocks()).map(|block| symbol(block, number, promised)).collect();
-            let datagrams = reader.datagrams(&symbols, &mut Rows::default()).unwrap().to_vec();
+            let datagrams = reader.datagrams(&symbols, ready_bytes, &mut Rows::default()).unwrap().to_vec();
             let len = usize::try_from(page_size).unwrap();
             let page = |page| {
                 let bytes = geometry.byte_range(PageRange::single(page));

@@ -46,6 +46,10 @@ const VERSION_ROUND_CHECKS: u32 = 64;
 const WINDOWS_BYTES: usize = 64 << 20;
 const WINDOW_BYTES: std::ops::RangeInclusive<usize> = 64 << 10..=1 << 20;
 
+/// Memory of all symbols that were made before they are wanted, and of those of one cast.
+const READY_BYTES: usize = 64 << 20;
+const READY_BYTES_MAX: usize = 6 << 20;
+
 /// What the loop does next.
 enum Next {
     /// More commands, more pages.
@@ -128,9 +132,9 @@ impl Driver {
                 break;
             }
         }
-        self.scheduler.handle_stop(Instant::now());
-        // The farewells, said once: nobody waits for more.
-        self.send_burst();
+        let now = Instant::now();
+        self.scheduler.handle_stop(now);
+        self.send_farewells(now);
         self.clean_up();
     }
 
@@ -168,8 +172,22 @@ impl Driver {
         Next::GoOn
     }
 
+<<<<<<< HEAD
     /// Sends what the scheduler handed out; what does not go out is kept as unsent, but for what the kernel
     /// refused: that is lost, as if on the way. A file that cannot be read ends its cast.
+=======
+    /// Says that all casts are over, once: nobody waits for more. What the socket does not take is lost, as on the way.
+    fn send_farewells(&mut self, now: Instant) {
+        self.unsent = None;
+        while let Some(farewell) = self.scheduler.poll_transmit(now) {
+            if self.send(farewell).is_err() {
+                break;
+            }
+        }
+    }
+
+    /// Sends what the scheduler handed out; what does not go out is kept as unsent. A file that cannot be read ends its cast.
+>>>>>>> repair
     fn send(&mut self, transmit: Transmit) -> Result<(), SendError> {
         match &transmit.what {
             Sending::Pages(pages) => self.send_pages(&transmit, *pages),
@@ -230,12 +248,13 @@ impl Driver {
     }
 
     fn send_symbols(&mut self, transmit: &Transmit, symbols: &[Symbol]) -> Result<(), SendError> {
+        let ready_bytes = (READY_BYTES / self.readers.len().max(1)).min(READY_BYTES_MAX);
         let Transmit { cast, group, .. } = *transmit;
         let mut left = symbols;
         while !left.is_empty() {
             let reader = self.readers.get_mut(&cast).and_then(|reader| reader.repair.as_mut());
             let Some(reader) = reader else { return Ok(()) };
-            let sent = match reader.datagrams(left, &mut self.rows) {
+            let sent = match reader.datagrams(left, ready_bytes, &mut self.rows) {
                 Ok(datagrams) => self.socket.send(datagrams, group),
                 Err(error) => {
                     self.end_unreadable(cast, &error);
