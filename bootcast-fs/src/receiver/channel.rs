@@ -66,18 +66,11 @@ impl Receiver {
         datagram: &'a [u8],
         now: Instant,
     ) -> RepairArrival<'a> {
-<<<<<<< HEAD
         if !self.is_sender(from) {
-=======
-        let Some(repair) = &mut self.repair else { return RepairArrival::Nothing };
-        if self.source.is_some_and(|source| source != from) {
->>>>>>> repair
             self.counters.strangers += 1;
             return RepairArrival::Bad(RepairError::Index);
         }
-        let Some(repair) = &mut self.repair else {
-            return RepairArrival::Bad(RepairError::Index);
-        };
+        let Some(repair) = &mut self.repair else { return RepairArrival::Nothing };
         let page_size = repair.page_size().get();
         let decoded = match RepairDatagram::decode(datagram, repair.layout(), page_size) {
             Ok(decoded) => decoded,

@@ -172,10 +172,6 @@ impl Driver {
         Next::GoOn
     }
 
-<<<<<<< HEAD
-    /// Sends what the scheduler handed out; what does not go out is kept as unsent, but for what the kernel
-    /// refused: that is lost, as if on the way. A file that cannot be read ends its cast.
-=======
     /// Says that all casts are over, once: nobody waits for more. What the socket does not take is lost, as on the way.
     fn send_farewells(&mut self, now: Instant) {
         self.unsent = None;
@@ -186,8 +182,8 @@ impl Driver {
         }
     }
 
-    /// Sends what the scheduler handed out; what does not go out is kept as unsent. A file that cannot be read ends its cast.
->>>>>>> repair
+    /// Sends what the scheduler handed out; what does not go out is kept as unsent, but for what the kernel
+    /// refused: that is lost, as if on the way. A file that cannot be read ends its cast.
     fn send(&mut self, transmit: Transmit) -> Result<(), SendError> {
         match &transmit.what {
             Sending::Pages(pages) => self.send_pages(&transmit, *pages),
