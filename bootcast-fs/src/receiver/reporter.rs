@@ -10,9 +10,11 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// Says when a report is due.
 ///
-///     Quiet --short, permitted--> Drawn --still short--> Asking --answer--> Holding --beacon, time--> Quiet
-///       ^                           |
-///       '----- promised by now -----'
+/// ```text
+/// Quiet --short, permitted--> Drawn --still short--> Asking --answer--> Holding --beacon, time--> Quiet
+///   ^                           |
+///   '----- promised by now -----'
+/// ```
 #[derive(Debug)]
 pub(super) struct Reporter {
     random: SplitMix,
