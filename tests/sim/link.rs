@@ -237,17 +237,17 @@ mod tests {
 
     fn losses(loss: Loss) -> (f64, f64) {
         let mut runs = Runs::new(loss, Random::new(1, 1));
-        let (mut lost, mut runs_lost, mut before) = (0u32, 0u32, false);
+        let (mut packets, mut runs_lost, mut before) = (0u32, 0u32, false);
         for _ in 0..50_000 {
             let mask = runs.pick(BURST);
-            lost += mask.count_ones();
+            packets += mask.count_ones();
             for bit in 0..BURST {
                 let is_lost = mask & 1 << bit != 0;
                 runs_lost += u32::from(is_lost && !before);
                 before = is_lost;
             }
         }
-        (f64::from(lost) / (50_000.0 * 44.0), f64::from(lost) / f64::from(runs_lost))
+        (f64::from(packets) / (50_000.0 * 44.0), f64::from(packets) / f64::from(runs_lost))
     }
 
     #[test]
