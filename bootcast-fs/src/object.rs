@@ -1,5 +1,7 @@
 //! One version of one file on this machine: what is here, and who waits for the rest.
 
+mod rebuilding;
+
 use std::cell::RefCell;
 use std::fmt;
 use std::io::IoSlice;
@@ -9,12 +11,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use bootcast_proto::{Etag, JoinAnswer, PageIndex, PageRange, PageSize};
+use bootcast_proto::{Etag, JoinAnswer, PageIndex, PageRange, PageSize, Token};
 use tokio::sync::watch;
 
 use crate::cache::{CheckpointError, Kept, ObjectKey, Store};
 use crate::receiver::{
-    Action, Arrival, Assembly, Counters, Failure, JoinError, Pin, Receiver, Timing,
+    Action, Arrival, Assembly, Counters, Failure, JoinError, Pin, Receiver, ReportError, Timing,
 };
 
 /// Most slices that one write takes: `UIO_MAXIOV` of the kernel.
@@ -95,20 +97,32 @@ struct Inner {
     sized: bool,
     /// Pages held at the last checkpoint.
     saved: u32,
+    /// Somebody is at it; see [`Object::begin_rebuilding`].
+    is_rebuilding: bool,
+    /// Bytes from the beginning whose room was given back.
+    given_back: u64,
 }
 
 impl Object {
-    /// The object of `key` in `store`, with `size` bytes where that is known.
-    pub fn new(key: ObjectKey, mut store: Store, size: Option<u64>, timing: Timing) -> Self {
+    /// The object of `key` in `store`, with `size` bytes where that is known. `seed` is to be unlike those of other members.
+    pub fn new(
+        key: ObjectKey,
+        mut store: Store,
+        size: Option<u64>,
+        timing: Timing,
+        seed: u64,
+    ) -> Self {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         let kept = store.take_kept();
         let saved = kept.as_ref().map_or(0, |kept| kept.held().held());
         let pin = Pin { etag: key.etag.clone(), size };
         let inner = Inner {
-            receiver: Receiver::new(pin, kept, timing),
+            receiver: Receiver::new(pin, kept, timing, seed),
             parked: Vec::new(),
             sized: false,
             saved,
+            is_rebuilding: false,
+            given_back: 0,
         };
         Self {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
@@ -161,6 +175,16 @@ impl Object {
         self.settle(&mut inner)
     }
 
+    /// Takes the server's word on a report.
+    pub fn reported(&self, result: Result<(), ReportError>, now: Instant) {
+        self.lock().receiver.handle_reported(result, now);
+    }
+
+    /// Names the present membership in reports.
+    pub fn token(&self) -> Option<Token> {
+        self.lock().receiver.token().cloned()
+    }
+
     /// Runs what is due and hands out what is to be done.
     pub fn tend(&self, now: Instant) -> Vec<Action> {
         let mut inner = self.lock();
@@ -199,17 +223,7 @@ impl Object {
             (inner.receiver.epoch(), inner.receiver.assembly().map(Assembly::page_size))
         };
         let stored = page_size.map(|size| self.write(&mut pages, size)).unwrap_or_default();
-        let mut inner = self.lock();
-        // A join in between may have brought another page size: the bytes are right, their page numbers not.
-        if inner.receiver.epoch() == epoch {
-            for run in stored.runs {
-                inner.receiver.handle_stored(run);
-            }
-        }
-        if let Some(error) = stored.error {
-            inner.receiver.handle_store_error(error);
-        }
-        self.settle(&mut inner)
+        self.note(stored, epoch)
     }
 
     /// Counts datagrams that this machine was too slow for.
@@ -246,6 +260,9 @@ impl Object {
     /// Takes out the reads that need not wait any more, and wakes who watches.
     fn settle(&self, inner: &mut Inner) -> Vec<Ready> {
         self.changed.send_replace(());
+        if inner.receiver.is_complete() {
+            self.store.symbols().clear();
+        }
         let failure = inner.receiver.failure().cloned();
         let receiver = &inner.receiver;
         inner
@@ -450,14 +467,14 @@ impl fmt::Debug for Object {
 }
 
 /// Lends this thread's buffer: a fresh one for each read would be mapped, cleared and unmapped each time.
-fn with_buffer(len: usize, fill: impl FnOnce(&mut [u8])) {
+fn with_buffer<T>(len: usize, fill: impl FnOnce(&mut [u8]) -> T) -> T {
     thread_local!(static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) });
     BUFFER.with_borrow_mut(|buffer| {
         if buffer.len() < len {
             buffer.resize(len, 0);
         }
-        fill(&mut buffer[..len]);
-    });
+        fill(&mut buffer[..len])
+    })
 }
 
 /// What a write of pages came to.

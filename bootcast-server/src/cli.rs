@@ -37,6 +37,19 @@ pub struct Args {
     #[arg(long, value_name = "PORT", default_value_t = 9000, value_parser = clap::value_parser!(u16).range(1..), env = "BOOTCAST_DATA_PORT")]
     data_port: u16,
 
+    /// UDP port of the repair channel [default: the one behind --data-port]
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..), env = "BOOTCAST_REPAIR_PORT")]
+    repair_port: Option<u16>,
+
+    /// Blocks of a window of the repair code: more spread longer bursts of losses, and let repair come
+    /// later [default: what is sent in about 0.2 s, 16 to 512]
+    #[arg(long, value_name = "BLOCKS", value_parser = clap::value_parser!(u32).range(1..=512), env = "BOOTCAST_INTERLEAVE")]
+    interleave: Option<u32>,
+
+    /// Repeat the pages only, for all clients
+    #[arg(long, env = "BOOTCAST_NO_REPAIR")]
+    no_repair: bool,
+
     /// Bytes of a page, 1 to 65491 [default: what fits the interface's MTU, 1456 at 1500; on
     /// loopback 1456]
     #[arg(long, value_name = "BYTES", value_parser = page_size, env = "BOOTCAST_PAGE_SIZE")]
@@ -82,6 +95,26 @@ enum LayoutArg {
     Reference,
 }
 
+/// The repair channel of all casts.
+#[derive(Clone, Copy, Debug)]
+pub struct RepairConfig {
+    /// UDP port.
+    pub port: u16,
+    /// Blocks of a window. `None`: what fits the rate.
+    pub interleave: Option<u32>,
+}
+
+/// Why the arguments mean nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// See there.
+    #[error(transparent)]
+    Groups(#[from] GroupPoolError),
+    /// Pages and repair would meet on one port.
+    #[error("the repair channel needs a port of its own: name one by --repair-port")]
+    RepairPort,
+}
+
 /// What the arguments mean.
 #[derive(Debug)]
 pub struct Config {
@@ -97,6 +130,8 @@ pub struct Config {
     pub any_group: Ipv4Addr,
     /// UDP port of the datagrams.
     pub data_port: u16,
+    /// `None`: no repair channel.
+    pub repair: Option<RepairConfig>,
     /// `None`: what fits the interface.
     pub page_size: Option<PageSize>,
     /// `None`: what fits the interface.
@@ -116,12 +151,23 @@ impl Args {
     pub fn log_filter(&self) -> &str {
         &self.log
     }
+
+    /// The reference layout belongs to clients that know the base protocol only.
+    fn repair(&self) -> Result<Option<RepairConfig>, ConfigError> {
+        if self.no_repair || matches!(self.layout, LayoutArg::Reference) {
+            return Ok(None);
+        }
+        let port = self.repair_port.or_else(|| self.data_port.checked_add(1));
+        let port = port.filter(|&port| port != self.data_port).ok_or(ConfigError::RepairPort)?;
+        Ok(Some(RepairConfig { port, interleave: self.interleave }))
+    }
 }
 
 impl TryFrom<Args> for Config {
-    type Error = GroupPoolError;
+    type Error = ConfigError;
 
-    fn try_from(args: Args) -> Result<Self, GroupPoolError> {
+    fn try_from(args: Args) -> Result<Self, ConfigError> {
+        let repair = args.repair()?;
         Ok(Self {
             dir: args.dir,
             listen: args.listen,
@@ -129,6 +175,7 @@ impl TryFrom<Args> for Config {
             groups: GroupPool::new(args.groups)?,
             any_group: args.groups.network(),
             data_port: args.data_port,
+            repair,
             page_size: args.page_size,
             rate: args.rate,
             ttl: args.ttl,

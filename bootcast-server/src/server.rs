@@ -1,6 +1,7 @@
 //! The server put together: from its configuration to its end.
 
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,8 +13,8 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
 use crate::api::{self, Served};
-use crate::cast::Settings;
-use crate::cli::Config;
+use crate::cast::{RepairSettings, Settings};
+use crate::cli::{Config, RepairConfig};
 use crate::io::http;
 use crate::io::interface::{self, Interface};
 use crate::io::sender::{self, SenderConfig, SenderHandle};
@@ -29,6 +30,18 @@ const LOOPBACK_PAGE_MTU: u32 = 1500;
 
 /// A run occupies the wire for this long at most, if it has more than one page.
 const BATCH_TIME: Duration = Duration::from_millis(2);
+
+/// A window takes this long to send: losses that last a tenth of it are spread over many blocks.
+const WINDOW_TIME: Duration = Duration::from_millis(200);
+
+/// Blocks of a window unless configured: fewer spread no burst, more delay the repair of slow casts.
+const INTERLEAVE: RangeInclusive<u64> = 16..=512;
+
+/// Pages of a block of the repair code.
+const BLOCK_PAGES: u64 = 128;
+
+/// A member that says nothing for so long is forgotten: clients report twice within it.
+const LEASE: Duration = Duration::from_secs(60);
 
 /// Where nothing is known of the interface's speed.
 const ASSUMED_SPEED_BITS: u64 = 1_000_000_000;
@@ -66,6 +79,7 @@ impl Server {
             max_casts: config.max_casts,
             policy: config.policy,
             groups: config.groups.starting_at(getrandom::u32()?),
+            repair: config.repair.map(|it| repair_settings(it, rate, page_size)),
         };
         let listener = TcpListener::bind(config.listen).await.with_context(|| {
             format!("cannot listen on {}: take another one by --listen", config.listen)
@@ -153,6 +167,19 @@ fn batch_pages(rate: BitRate, page_size: PageSize) -> u32 {
     let most = u32::try_from(batch_datagrams(datagram_len)).unwrap_or(u32::MAX);
     let calm = rate.bytes_in(BATCH_TIME) / page_size.wire_len();
     u32::try_from(calm).unwrap_or(u32::MAX).clamp(1, most)
+}
+
+fn repair_settings(config: RepairConfig, rate: BitRate, page_size: PageSize) -> RepairSettings {
+    let fitting = || {
+        let blocks = rate.bytes_in(WINDOW_TIME) / page_size.wire_len() / BLOCK_PAGES;
+        let blocks = blocks.clamp(*INTERLEAVE.start(), *INTERLEAVE.end());
+        u32::try_from(blocks).expect("512 at most")
+    };
+    RepairSettings {
+        interleave: config.interleave.unwrap_or_else(fitting),
+        repair_port: config.port,
+        lease: LEASE,
+    }
 }
 
 fn default_rate(interface: &Interface) -> BitRate {

@@ -64,6 +64,23 @@ pub struct Meta {
     pub entries: Option<Vec<Entry>>,
 }
 
+/// Body of `POST /report/<path>`: what a member lacks that was not promised.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// Block and the number of repair symbols that it must have got in all; docs/PROTOCOL.md, "Report".
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub needs: Vec<(u32, u8)>,
+    /// Windows of which so much is missing that the stream must bring them again: first, and how many.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub bulk: Vec<(u32, u32)>,
+    /// Datagrams since the join that were pages or repair symbols.
+    #[serde(default)]
+    pub received: u64,
+    /// Datagrams since the join that the member's own socket had no room for.
+    #[serde(default)]
+    pub drops: u64,
+}
+
 /// Answer of `GET /status`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
@@ -100,6 +117,12 @@ pub struct CastStatus {
     pub joins: u64,
     /// Pages sent since the cast began.
     pub pages_sent: u64,
+    /// Repair symbols sent since the cast began.
+    #[serde(default)]
+    pub symbols_sent: u64,
+    /// Repair symbols that each block gets unasked at present.
+    #[serde(default)]
+    pub repair_level: u32,
     /// Whole passes over the file.
     pub passes: u32,
     /// Seconds since the first join.
@@ -117,6 +140,9 @@ pub struct Totals {
     pub leaves: u64,
     /// Pages sent.
     pub pages_sent: u64,
+    /// Repair symbols sent.
+    #[serde(default)]
+    pub symbols_sent: u64,
     /// Bytes sent on the wire, headers included.
     pub bytes_sent: u64,
     /// Bytes read from files for casts.

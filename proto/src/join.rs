@@ -4,7 +4,9 @@ use alloc::string::{String, ToString};
 use core::fmt::Write;
 use core::net::{IpAddr, SocketAddrV4};
 use core::str::FromStr;
+use core::time::Duration;
 
+use crate::blocks::{BlockLayout, MAX_INTERLEAVE};
 use crate::geometry::Geometry;
 use crate::ids::{Etag, Token};
 use crate::units::{BitRate, PageSize};
@@ -35,7 +37,16 @@ pub struct Extensions {
     pub rate: Option<BitRate>,
     /// Address the datagrams come from.
     pub source: Option<IpAddr>,
+    /// UDP port of the repair channel, in the same group.
+    pub repair: Option<u16>,
+    /// Blocks of a window of the repair code `cauchy8-128`.
+    pub interleave: Option<u32>,
+    /// How long the server remembers a member that says nothing.
+    pub lease: Option<Duration>,
 }
+
+/// Name of the repair code in the line `FEC=`; the interleave follows behind a slash.
+const CODE: &str = "cauchy8-128";
 
 /// Why an answer cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -69,7 +80,7 @@ impl JoinAnswer {
         line("TOKEN", &self.token);
         line("PAGES", &self.pages);
         line("PAGESIZE", &self.page_size);
-        let Extensions { size, etag, rate, source } = &self.extensions;
+        let Extensions { size, etag, rate, source, repair, interleave, lease } = &self.extensions;
         if let Some(size) = size {
             line("SIZE", size);
         }
@@ -81,6 +92,15 @@ impl JoinAnswer {
         }
         if let Some(source) = source {
             line("SOURCE", source);
+        }
+        if let Some(repair) = repair {
+            line("REPAIR", repair);
+        }
+        if let Some(interleave) = interleave {
+            line("FEC", &format_args!("{CODE}/{interleave}"));
+        }
+        if let Some(lease) = lease {
+            line("LEASE", &lease.as_secs());
         }
         text.push('\n');
         text
@@ -103,6 +123,9 @@ impl JoinAnswer {
                 etag: line(text, "ETAG").and_then(|value| Etag::new(value).ok()),
                 rate: optional(text, "RATE").and_then(BitRate::from_bits_per_second),
                 source: optional(text, "SOURCE"),
+                repair: optional(text, "REPAIR").filter(|port| *port != 0),
+                interleave: line(text, "FEC").and_then(interleave),
+                lease: optional(text, "LEASE").map(Duration::from_secs),
             },
         };
         answer.check_size()?;
@@ -112,6 +135,12 @@ impl JoinAnswer {
     /// The file's geometry, where the answer tells its exact size.
     pub fn geometry(&self) -> Option<Geometry> {
         Geometry::new(self.extensions.size?, self.page_size).ok()
+    }
+
+    /// The blocks of the repair code, where the server repairs in a way that we know.
+    pub fn block_layout(&self) -> Option<BlockLayout> {
+        self.extensions.repair?;
+        BlockLayout::new(self.geometry()?.pages(), self.extensions.interleave?)
     }
 
     /// `SIZE` fits `PAGES`, or is an exact multiple with the reference layout's phantom page behind it.
@@ -127,6 +156,13 @@ impl JoinAnswer {
             Err(JoinAnswerError::Contradiction { size, pages, page_size })
         }
     }
+}
+
+/// Reads `cauchy8-128/<interleave>`; another code is none that we know.
+fn interleave(value: &str) -> Option<u32> {
+    let (code, interleave) = value.split_once('/')?;
+    let interleave = interleave.parse().ok().filter(|it| (1..=MAX_INTERLEAVE).contains(it));
+    interleave.filter(|_| code == CODE)
 }
 
 fn line<'a>(text: &'a str, key: &str) -> Option<&'a str> {
@@ -160,12 +196,16 @@ mod tests {
         SIZE=4000\n\
         ETAG=2a-fa0-18c2f0a1\n\
         RATE=900000000\n\
-        SOURCE=192.0.2.1\n\n";
+        SOURCE=192.0.2.1\n\
+        REPAIR=9001\n\
+        FEC=cauchy8-128/16\n\
+        LEASE=60\n\n";
 
     #[test]
     fn the_worked_example_reads_and_writes_back() {
         let answer = JoinAnswer::parse(EXAMPLE).unwrap();
         assert_eq!(answer.geometry().unwrap().pages(), 3);
+        assert_eq!(answer.block_layout(), BlockLayout::new(3, 16));
         assert_eq!(answer.encode(), EXAMPLE);
     }
 
@@ -202,6 +242,10 @@ mod tests {
         let extensions = JoinAnswer::parse(&odd).unwrap().extensions;
         assert_eq!((extensions.rate, extensions.etag), (None, None));
         assert_eq!(extensions.size, Some(4000));
+        for code in ["raptor/16", "cauchy8-128", "cauchy8-128/0", "cauchy8-128/x"] {
+            let unknown = EXAMPLE.replace("cauchy8-128/16", code);
+            assert_eq!(JoinAnswer::parse(&unknown).unwrap().block_layout(), None, "{code}");
+        }
     }
 
     proptest! {
@@ -223,6 +267,9 @@ mod tests {
                         etag: Some(Etag::new("v1").unwrap()),
                         rate: BitRate::from_bits_per_second(rate),
                         source: Some([10, 0, 0, 1].into()),
+                        repair: Some(port),
+                        interleave: Some(1 + host % MAX_INTERLEAVE),
+                        lease: Some(Duration::from_secs(rate % 1000)),
                     }
                 } else {
                     Extensions::default()

@@ -5,6 +5,8 @@
 //! | [`ids`] | page indices, tokens, versions |
 //! | [`units`] | bit rates and page sizes |
 //! | [`geometry`] | file size -> pages, and back |
+//! | [`blocks`] | pages -> windows and blocks of the repair code, and back |
+//! | [`fec`] | the repair code |
 //! | [`page_set`] | which pages are held, which are missing |
 //! | [`path`] | names as the URL carries them |
 //! | [`join`] | the answer to a join |
@@ -19,6 +21,8 @@ extern crate alloc;
 extern crate std;
 
 pub mod api;
+pub mod blocks;
+pub mod fec;
 pub mod geometry;
 pub mod ids;
 pub mod join;
@@ -27,6 +31,7 @@ pub mod path;
 pub mod units;
 pub mod wire;
 
+pub use blocks::{BlockIndex, BlockLayout, WindowIndex};
 pub use geometry::Geometry;
 pub use ids::{Etag, PageIndex, PageRange, Token};
 pub use join::JoinAnswer;

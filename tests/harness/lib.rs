@@ -15,6 +15,7 @@
 //! | [`mount`] | `bootcastfs` on a client |
 //! | [`capture`] | `tcpdump` on a host |
 //! | [`content`] | seeded random files and digests |
+//! | [`sim`] | no network at all: the cores of server and client on a virtual clock |
 //! | [`requirements`] | what must be there, else tests say `skipped` |
 //! | [`wait`] | conditions with a deadline |
 //!
@@ -35,6 +36,8 @@ pub mod mount;
 pub mod process;
 pub mod requirements;
 pub mod server;
+#[path = "../sim/mod.rs"]
+pub mod sim;
 pub mod wait;
 
 pub use content::{Content, digest_of, mib};

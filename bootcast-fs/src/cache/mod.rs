@@ -14,6 +14,7 @@
 
 mod state;
 mod store;
+mod symbols;
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -25,6 +26,7 @@ use rustix::fs::{FlockOperation, MemfdFlags, OFlags};
 
 pub use state::Kept;
 pub use store::{CheckpointError, Store};
+pub use symbols::Symbols;
 
 /// What is stored: one version of one file of one server.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -70,10 +72,9 @@ impl Cache {
     /// The store of `key`, with what an earlier use left in it.
     pub fn open(&self, key: &ObjectKey) -> io::Result<Store> {
         match (self, &key.etag) {
-            (Self::Memory, _) => Ok(Store::nameless(
-                rustix::fs::memfd_create("bootcast", MemfdFlags::CLOEXEC)?.into(),
-            )),
-            (Self::Disk(dir), None) => Ok(Store::nameless(nameless_file(dir)?)),
+            (Self::Memory, _) | (Self::Disk(_), None) => {
+                Ok(Store::nameless(self.nameless()?, self.clone()))
+            }
             (Self::Disk(dir), Some(etag)) => {
                 let object = dir.join("objects").join(key.id(etag));
                 create_private_dir(&object)?;
@@ -87,12 +88,22 @@ impl Cache {
                     .open(object.join("data"))?;
                 match rustix::fs::flock(&data, FlockOperation::NonBlockingLockExclusive) {
                     // An object that cannot be looked at is left alone, not thrown away.
-                    Ok(()) => Store::named(data, object, key.clone(), etag.clone())
-                        .or_else(|_| Ok(Store::nameless(nameless_file(dir)?))),
-                    Err(rustix::io::Errno::WOULDBLOCK) => Ok(Store::nameless(nameless_file(dir)?)),
+                    Ok(()) => Store::named(data, object, key.clone(), etag.clone(), self.clone())
+                        .or_else(|_| Ok(Store::nameless(self.nameless()?, self.clone()))),
+                    Err(rustix::io::Errno::WOULDBLOCK) => {
+                        Ok(Store::nameless(self.nameless()?, self.clone()))
+                    }
                     Err(error) => Err(error.into()),
                 }
             }
+        }
+    }
+
+    /// A file that vanishes with its last descriptor.
+    fn nameless(&self) -> io::Result<File> {
+        match self {
+            Self::Disk(dir) => nameless_file(dir),
+            Self::Memory => Ok(rustix::fs::memfd_create("bootcast", MemfdFlags::CLOEXEC)?.into()),
         }
     }
 }

@@ -8,8 +8,8 @@ use std::path::PathBuf;
 
 use bootcast_proto::Etag;
 
-use super::ObjectKey;
 use super::state::{self, Kept};
+use super::{Cache, ObjectKey, Symbols};
 use crate::receiver::Assembly;
 
 /// Why what is held could not be remembered.
@@ -28,6 +28,7 @@ pub enum CheckpointError {
 #[derive(Debug)]
 pub struct Store {
     data: File,
+    symbols: Symbols,
     /// Where to remember what is held; nowhere for nameless stores.
     place: Option<Place>,
     kept: Option<Assembly>,
@@ -41,20 +42,27 @@ struct Place {
 }
 
 impl Store {
-    /// A store that ends with its last descriptor.
-    pub(crate) fn nameless(data: File) -> Self {
-        Self { data, place: None, kept: None }
+    /// A store that ends with its last descriptor, its symbols kept in `cache`.
+    pub(crate) fn nameless(data: File, cache: Cache) -> Self {
+        Self { data, symbols: Symbols::new(cache), place: None, kept: None }
     }
 
-    /// A store that persists. `data` is locked by the caller.
-    pub(super) fn named(data: File, dir: PathBuf, key: ObjectKey, etag: Etag) -> io::Result<Self> {
+    /// A store that persists, but for its symbols. `data` is locked by the caller.
+    pub(super) fn named(
+        data: File,
+        dir: PathBuf,
+        key: ObjectKey,
+        etag: Etag,
+        cache: Cache,
+    ) -> io::Result<Self> {
         let kept = state::load(&dir, &key, &etag, &data)?;
         if kept.is_none() {
             // Bytes that nothing vouches for; and a state that must never vouch for the next ones.
             state::discard(&dir)?;
             data.set_len(0)?;
         }
-        Ok(Self { data, place: Some(Place { dir, key, etag }), kept })
+        let place = Some(Place { dir, key, etag });
+        Ok(Self { data, symbols: Symbols::new(cache), place, kept })
     }
 
     /// What an earlier use left; once.
@@ -84,6 +92,11 @@ impl Store {
     /// Fills `buffer` from `offset`, or fails.
     pub fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         self.data.read_exact_at(buffer, offset)
+    }
+
+    /// Repair symbols of this version.
+    pub fn symbols(&self) -> &Symbols {
+        &self.symbols
     }
 
     /// Remembers, crash-proof, which pages are held. Waits for the disk.

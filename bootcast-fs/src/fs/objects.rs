@@ -9,7 +9,7 @@ use tracing::warn;
 
 use super::{Fs, FsError, Server, Version, lock};
 use crate::cache::{Cache, ObjectKey};
-use crate::io::now;
+use crate::io::{now, seed};
 use crate::object::Object;
 
 /// An open that is on its way, and is given back should it not arrive: its caller may die at any moment.
@@ -78,7 +78,7 @@ impl Fs {
             warn!(%path, %error, "cannot open the cache");
             FsError::Io(error.to_string())
         })?;
-        Ok(Object::new(key, store, size, self.config.timing))
+        Ok(Object::new(key, store, size, self.config.timing, seed()))
     }
 
     fn key(&self, path: &RemotePath, version: &Version) -> ObjectKey {

@@ -3,9 +3,9 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use bootcast_proto::api::{Meta, Status};
+use bootcast_proto::api::{Meta, Report, Status};
 use bootcast_proto::{Etag, HEADER_EXTENSIONS, HEADER_TOKEN, JoinAnswer, RemotePath, Token};
-use reqwest::header::{ETAG, IF_NONE_MATCH, IF_RANGE, RANGE, RETRY_AFTER};
+use reqwest::header::{CONTENT_TYPE, ETAG, IF_NONE_MATCH, IF_RANGE, RANGE, RETRY_AFTER};
 use reqwest::{Client, RequestBuilder, Response, StatusCode};
 
 use crate::receiver::JoinError;
@@ -103,8 +103,12 @@ impl Control {
         self.base.strip_prefix("http://").unwrap_or(&self.base)
     }
 
+    fn url(&self, endpoint: &str, path: &RemotePath) -> String {
+        format!("{}/{endpoint}/{}", self.base, path.encode())
+    }
+
     fn get(&self, endpoint: &str, path: &RemotePath) -> RequestBuilder {
-        self.client.get(format!("{}/{endpoint}/{}", self.base, path.encode()))
+        self.client.get(self.url(endpoint, path))
     }
 
     /// Joins, as a client that knows the extensions. Also tells where the server was reached.
@@ -147,6 +151,22 @@ impl Control {
     async fn leave_once(&self, path: &RemotePath, token: &Token) -> Result<(), ControlError> {
         let request = self.get("leave", path).header(HEADER_TOKEN, token.as_str());
         self.send(request.timeout(ANSWER_TIMEOUT)).await.map(drop)
+    }
+
+    /// Tells what this member lacks.
+    pub async fn report(
+        &self,
+        path: &RemotePath,
+        token: &Token,
+        report: &Report,
+    ) -> Result<(), ControlError> {
+        let body = serde_json::to_vec(report).map_err(|error| self.garbled(&error))?;
+        let request = self.client.post(self.url("report", path)).body(body);
+        let request = request
+            .header(CONTENT_TYPE, "application/json")
+            .header(HEADER_TOKEN, token.as_str())
+            .timeout(ANSWER_TIMEOUT);
+        self.send(request).await.map(drop)
     }
 
     /// Attributes and entries; `None` where they are still those of `known`.

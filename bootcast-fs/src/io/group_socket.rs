@@ -1,13 +1,12 @@
 //! A socket that hears one multicast group.
 
 use std::io;
+use std::net::SocketAddrV4;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, InterfaceIndexOrAddress, Protocol, Socket, Type};
 use tracing::warn;
-
-use crate::receiver::Subscription;
 
 /// Room for what arrives while this program does not run: a second at 256 Mbit/s, 30 ms at 10 Gbit/s.
 const RECEIVE_BUFFER: usize = 32 << 20;
@@ -19,8 +18,8 @@ const SMALL_BUFFER: usize = 1 << 20;
 pub(super) struct GroupSocket(Socket);
 
 impl GroupSocket {
-    /// Hears the datagrams of `subscription` that come in by the interface with this index.
-    pub(super) fn subscribe(subscription: &Subscription, interface: u32) -> io::Result<Self> {
+    /// Hears the datagrams to this group and port that come in by the interface with this index.
+    pub(super) fn subscribe(group: SocketAddrV4, interface: u32) -> io::Result<Self> {
         let socket =
             Socket::new(Domain::IPV4, Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP))?;
         socket.set_reuse_address(true)?;
@@ -30,9 +29,8 @@ impl GroupSocket {
         let _ = setsockopt(&socket, sockopt::RxqOvfl, &1);
         // Only what is sent to this group, whatever else this machine is a member of.
         socket.set_multicast_all_v4(false)?;
-        socket.bind(&subscription.connect.into())?;
-        let group = subscription.connect.ip();
-        socket.join_multicast_v4_n(group, &InterfaceIndexOrAddress::Index(interface))?;
+        socket.bind(&group.into())?;
+        socket.join_multicast_v4_n(group.ip(), &InterfaceIndexOrAddress::Index(interface))?;
         Ok(Self(socket))
     }
 }

@@ -6,13 +6,14 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, SocketAddrV4};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use bootcast_proto::api::Report;
 use rustix::event::{EventfdFlags, epoll};
 use tokio::runtime::Handle;
 use tracing::{debug, info, warn};
@@ -23,13 +24,15 @@ use super::interface::InterfaceChoice;
 use super::now;
 use super::sys::RecvBatch;
 use crate::object::{Object, Ready};
-use crate::receiver::{Action, JoinError, Subscription};
+use crate::receiver::{Action, JoinError, ReportError, Subscription};
 
 /// The thread looks up at least this often, should a wake-up ever be lost.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 /// Batches taken from one socket before the others are looked at.
 const BATCHES_A_TURN: usize = 8;
-/// `epoll` data of the eventfd; objects count from 1.
+/// Batches of pages that may have come before a datagram of the repair channel: as many as a full receive buffer holds.
+const BATCHES_BEFORE: usize = 1024;
+/// `epoll` data of the eventfd; objects count from 1, and each has two numbers.
 const WAKE: u64 = 0;
 
 /// What the receive thread needs from outside.
@@ -182,6 +185,45 @@ impl Shared {
             save(object).await;
         });
     }
+
+    /// Rebuilds pages in the background, one block after the other.
+    fn rebuild(self: &Arc<Self>, object: &Arc<Object>) {
+        let request = self.begin_request();
+        let (shared, object) = (self.clone(), object.clone());
+        self.config.runtime.spawn_blocking(move || {
+            while let Some(reads) = object.rebuild() {
+                shared.hand_out(&object, reads);
+            }
+            shared.attend(&object);
+            drop(request);
+        });
+    }
+
+    /// Reports in the background; the object hears of the outcome.
+    fn report(self: &Arc<Self>, object: &Arc<Object>, report: Report) {
+        let Some(token) = object.token() else { return };
+        let request = self.begin_request();
+        let (shared, object) = (self.clone(), object.clone());
+        self.config.runtime.spawn(async move {
+            let path = &object.key().path;
+            let result = shared.config.control.report(path, &token, &report).await;
+            let (needs, bulk) = (report.needs.len(), report.bulk.len());
+            match &result {
+                Ok(()) => debug!(%path, %token, needs, bulk, "reported"),
+                Err(error) => debug!(%path, %token, needs, bulk, %error, "report not heard"),
+            }
+            let result = result.map_err(|error| {
+                if error.is_not_found() {
+                    ReportError::UnknownMember
+                } else {
+                    ReportError::Temporary
+                }
+            });
+            object.reported(result, now());
+            shared.attend(&object);
+            drop(request);
+        });
+    }
 }
 
 /// Once, not at every attempt: the first failure and the turn to slow retries tell all.
@@ -229,21 +271,68 @@ struct Receiving {
     shared: Arc<Shared>,
     epoll: OwnedFd,
     attended: BTreeMap<u64, Attended>,
-    batch: RecvBatch,
+    pages: RecvBatch,
+    repair: RecvBatch,
 }
 
 struct Attended {
     object: Arc<Object>,
-    socket: Option<GroupSocket>,
+    pages: Option<Ear>,
+    repair: Option<Ear>,
+}
+
+/// A socket of an object.
+struct Ear {
+    socket: GroupSocket,
     /// The kernel's count at the last look.
     drops: u32,
+}
+
+impl Ear {
+    /// Takes what is there into `batch`; `false` where that is nothing.
+    fn receive(&mut self, object: &Object, batch: &mut RecvBatch) -> bool {
+        match batch.receive(self.socket.as_fd()) {
+            Ok(received) => {
+                self.count_drops(object, batch);
+                received > 0
+            }
+            Err(error) => {
+                debug!(path = %object.key().path, %error, "receive failed");
+                false
+            }
+        }
+    }
+
+    fn count_drops(&mut self, object: &Object, batch: &RecvBatch) {
+        if let Some(drops) = batch.messages().filter_map(|message| message.drops).last()
+            && drops != self.drops
+        {
+            let lost = drops.wrapping_sub(self.drops);
+            self.drops = drops;
+            object.count_drops(lost.into());
+            debug!(path = %object.key().path, lost, "this machine was too slow for the stream");
+        }
+    }
+}
+
+/// Which of the two ports of a group; also the lowest bit of its `epoll` data.
+#[derive(Clone, Copy)]
+enum Channel {
+    Pages = 0,
+    Repair = 1,
 }
 
 impl Receiving {
     fn new(shared: Arc<Shared>) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         epoll::add(&epoll, &shared.wake, epoll::EventData::new_u64(WAKE), epoll::EventFlags::IN)?;
-        Ok(Self { shared, epoll, attended: BTreeMap::new(), batch: RecvBatch::new() })
+        Ok(Self {
+            shared,
+            epoll,
+            attended: BTreeMap::new(),
+            pages: RecvBatch::new(),
+            repair: RecvBatch::new(),
+        })
     }
 
     fn run(&mut self) {
@@ -265,7 +354,7 @@ impl Receiving {
             for event in &events {
                 match event.data.u64() {
                     WAKE => self.take_inbox(),
-                    id => self.receive(id),
+                    data => self.receive(data / 2, data % 2 == Channel::Repair as u64),
                 }
             }
             // After what is in the sockets: a thread that was held up must not take that for silence.
@@ -302,7 +391,7 @@ impl Receiving {
         let now = now();
         for (object, request) in objects {
             let id = object.id();
-            self.attended.entry(id).or_insert(Attended { object, socket: None, drops: 0 });
+            self.attended.entry(id).or_insert(Attended { object, pages: None, repair: None });
             self.tend(id, now);
             drop(request);
         }
@@ -316,18 +405,13 @@ impl Receiving {
             match action {
                 Action::Join => self.shared.join(&object),
                 Action::Leave(token) => self.shared.leave(&object, token),
-                Action::Unsubscribe => attended.socket = None,
-                Action::Subscribe(subscription) => {
-                    attended.drops = 0;
-                    attended.socket = match subscribe(&self.shared, &self.epoll, id, &subscription)
-                    {
-                        Ok(socket) => Some(socket),
-                        Err(error) => {
-                            warn!(path = %object.key().path, group = %subscription.connect, %error,
-                                "cannot listen to the group");
-                            None
-                        }
-                    };
+                Action::Report(report) => self.shared.report(&object, report),
+                Action::Unsubscribe => (attended.pages, attended.repair) = (None, None),
+                Action::Subscribe(Subscription { connect, repair, .. }) => {
+                    let hear =
+                        |group, channel| hear(&self.shared, &self.epoll, &object, group, channel);
+                    attended.pages = hear(connect, Channel::Pages);
+                    attended.repair = repair.and_then(|group| hear(group, Channel::Repair));
                 }
             }
         }
@@ -336,53 +420,79 @@ impl Receiving {
         }
     }
 
-    fn receive(&mut self, id: u64) {
+    fn receive(&mut self, id: u64, is_repair: bool) {
         let Some(attended) = self.attended.get_mut(&id) else { return };
-        let Some(socket) = &attended.socket else { return };
         let object = attended.object.clone();
-        for _ in 0..BATCHES_A_TURN {
-            match self.batch.receive(socket.as_fd()) {
-                Ok(0) => break,
-                Ok(_) => {}
-                Err(error) => {
-                    debug!(path = %object.key().path, %error, "receive failed");
-                    break;
-                }
-            }
-            let datagrams = self.batch.messages().flat_map(|message| {
-                let from = message.from;
-                message.datagrams().map(move |datagram| (from, datagram))
-            });
-            let reads = object.receive(datagrams, now());
-            self.shared.hand_out(&object, reads);
-            if let Some(drops) = self.batch.messages().filter_map(|message| message.drops).last()
-                && drops != attended.drops
-            {
-                let lost = drops.wrapping_sub(attended.drops);
-                attended.drops = drops;
-                object.count_drops(lost.into());
-                debug!(path = %object.key().path, lost, "this machine was too slow for the stream");
-            }
-            if !self.batch.is_full() || object.is_resting() {
-                break;
-            }
+        if !is_repair {
+            self.receive_pages(id, BATCHES_A_TURN);
+        } else if let Some(ear) = &mut attended.repair
+            && ear.receive(&object, &mut self.repair)
+        {
+            // What was sent before it is read before it: nothing counts as lost that waits here.
+            self.receive_pages(id, BATCHES_BEFORE);
+            object.receive_repair(datagrams(&self.repair), now());
+        }
+        if object.begin_rebuilding() {
+            self.shared.rebuild(&object);
         }
         self.tend(id, now());
     }
+
+    /// Takes pages until none are there, but no more than this many batches.
+    fn receive_pages(&mut self, id: u64, batches: usize) {
+        let Some(attended) = self.attended.get_mut(&id) else { return };
+        let Some(ear) = &mut attended.pages else { return };
+        let object = &attended.object;
+        for _ in 0..batches {
+            if !ear.receive(object, &mut self.pages) {
+                break;
+            }
+            let reads = object.receive(datagrams(&self.pages), now());
+            self.shared.hand_out(object, reads);
+            if !self.pages.is_full() || object.is_resting() {
+                break;
+            }
+        }
+    }
+}
+
+/// What a batch holds, and from whom.
+fn datagrams(batch: &RecvBatch) -> impl Iterator<Item = (SocketAddr, &[u8])> {
+    batch.messages().flat_map(|message| {
+        let from = message.from;
+        message.datagrams().map(move |datagram| (from, datagram))
+    })
+}
+
+/// Listens to a port of the object's group; `None` where that cannot be.
+fn hear(
+    shared: &Shared,
+    epoll: &OwnedFd,
+    object: &Object,
+    group: SocketAddrV4,
+    channel: Channel,
+) -> Option<Ear> {
+    let data = epoll::EventData::new_u64(object.id() * 2 + channel as u64);
+    subscribe(shared, epoll, data, group)
+        .inspect_err(|error| {
+            warn!(path = %object.key().path, %group, %error, "cannot listen to the group");
+        })
+        .map(|socket| Ear { socket, drops: 0 })
+        .ok()
 }
 
 fn subscribe(
     shared: &Shared,
     epoll: &OwnedFd,
-    id: u64,
-    subscription: &Subscription,
+    data: epoll::EventData,
+    group: SocketAddrV4,
 ) -> io::Result<GroupSocket> {
     let server = *shared.server.lock().unwrap_or_else(PoisonError::into_inner);
     let interface = match server {
         Some(server) => shared.config.interface.index(server)?,
         None => 0,
     };
-    let socket = GroupSocket::subscribe(subscription, interface)?;
-    epoll::add(epoll, &socket, epoll::EventData::new_u64(id), epoll::EventFlags::IN)?;
+    let socket = GroupSocket::subscribe(group, interface)?;
+    epoll::add(epoll, &socket, data, epoll::EventFlags::IN)?;
     Ok(socket)
 }

@@ -28,8 +28,8 @@ pub struct Assembly {
 pub enum Arrival<'a> {
     /// A page not held before: store it, then call [`Assembly::stored`].
     New(Page<'a>),
-    /// Held already.
-    Duplicate,
+    /// A page held already.
+    Duplicate(PageIndex),
     /// Not a page of this cast.
     Bad(DataError),
 }
@@ -110,7 +110,11 @@ impl Assembly {
         }
         self.layout = layout;
         self.watch_for_phantom(page.index);
-        if self.held.contains(page.index) { Arrival::Duplicate } else { Arrival::New(page) }
+        if self.held.contains(page.index) {
+            Arrival::Duplicate(page.index)
+        } else {
+            Arrival::New(page)
+        }
     }
 
     /// Every page has the length that its place demands; an unknown last page tells the exact size.
@@ -254,7 +258,7 @@ mod tests {
         assert!(matches!(file.arrived(&bytes), Arrival::New(_)));
         assert!(matches!(file.arrived(&bytes), Arrival::New(_)));
         file.stored(PageRange::new(0, 1));
-        assert_eq!(file.arrived(&bytes), Arrival::Duplicate);
+        assert_eq!(file.arrived(&bytes), Arrival::Duplicate(PageIndex(0)));
         assert!(file.is_complete());
     }
 

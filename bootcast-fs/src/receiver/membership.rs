@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
 use bootcast_proto::Token;
+use bootcast_proto::api::Report;
 
 /// First pause after a join that failed; it doubles.
 const RETRY_MIN: Duration = Duration::from_millis(100);
@@ -26,6 +27,8 @@ pub enum Action {
     Subscribe(Subscription),
     /// Listen to nothing.
     Unsubscribe,
+    /// Tell the server what is lacking; answer with `handle_reported`.
+    Report(Report),
 }
 
 /// Where the datagrams of a cast come to.
@@ -35,6 +38,8 @@ pub struct Subscription {
     pub connect: SocketAddrV4,
     /// The only address whose datagrams count, where it is known.
     pub source: Option<IpAddr>,
+    /// Group and port of the repair channel, where it is of use.
+    pub repair: Option<SocketAddrV4>,
 }
 
 /// Times that the user may choose.
@@ -163,6 +168,14 @@ impl Membership {
         }
     }
 
+    /// This membership is worth nothing any more: joins again at this time, a member meanwhile.
+    pub(super) fn join_again(&mut self, at: Instant) {
+        if let State::Member { token, .. } = &self.state {
+            let attempt = Attempt { failures: 0, retry_at: Some(at) };
+            self.state = State::Rejoining { token: token.clone(), attempt };
+        }
+    }
+
     /// Membership has no use any more, for ever.
     pub(super) fn end(&mut self) {
         self.over = true;
@@ -216,9 +229,22 @@ impl Membership {
         [own, self.linger_until].into_iter().flatten().min()
     }
 
+    /// Asks for something to be done as this member.
+    pub(super) fn act(&mut self, action: Action) {
+        self.actions.push_back(action);
+    }
+
     /// What to do next.
     pub(super) fn poll_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
+    }
+
+    /// Of a membership that the server knows, as far as is known.
+    pub(super) fn token(&self) -> Option<&Token> {
+        match &self.state {
+            State::Member { token, .. } => Some(token),
+            State::Idle | State::Joining(_) | State::Rejoining { .. } => None,
+        }
     }
 
     /// Readers at present.
@@ -258,7 +284,8 @@ mod tests {
     }
 
     fn place(host: u8) -> Subscription {
-        Subscription { connect: SocketAddrV4::new([239, 255, 0, host].into(), 9000), source: None }
+        let connect = SocketAddrV4::new([239, 255, 0, host].into(), 9000);
+        Subscription { connect, source: None, repair: None }
     }
 
     fn actions(membership: &mut Membership) -> Vec<Action> {

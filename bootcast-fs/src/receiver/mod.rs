@@ -2,20 +2,28 @@
 //! arguments, what is to be done comes out as [`Action`]s.
 
 mod assembly;
+mod channel;
 mod membership;
+mod repair;
+mod reporter;
+mod stream;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use bootcast_proto::join::Extensions;
 use bootcast_proto::wire::DataError;
-use bootcast_proto::{Etag, JoinAnswer, PageRange};
+use bootcast_proto::{Etag, JoinAnswer, PageIndex, PageRange, Token};
 
 pub use assembly::{Arrival, Assembly};
+pub use channel::{RepairArrival, ReportError};
 pub use membership::{Action, Subscription, Timing};
+pub use repair::DecodePlan;
 
 use membership::Membership;
+use repair::Repair;
+use reporter::Reporter;
 
 /// What must be true of the file that a join yields.
 #[derive(Clone, Debug, Default)]
@@ -60,11 +68,13 @@ pub enum JoinError {
 /// Datagrams by what became of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Pages that were stored.
+    /// Pages that were stored, those that were rebuilt included.
     pub pages: u64,
     /// Pages that were held already.
     pub duplicates: u64,
-    /// Datagrams that are no page of the cast.
+    /// Repair symbols, of use or not.
+    pub symbols: u64,
+    /// Datagrams that are nothing of the cast.
     pub bad: u64,
     /// Datagrams from another address than the server's.
     pub strangers: u64,
@@ -83,14 +93,30 @@ pub struct Receiver {
     /// Where the present cast's datagrams come from, once one came. A server that restarted, or another one that
     /// uses the same group, sends from another port.
     sender: Option<SocketAddr>,
+    /// Blocks of the present cast; `None` while something is missing and nobody repairs it.
+    repair: Option<Repair>,
+    /// Counts up whenever blocks get other pages.
+    repair_round: u32,
+    reporter: Reporter,
+    /// Windows that the report on its way asks for.
+    asked_windows: Vec<(u32, u32)>,
     failure: Option<Failure>,
     counters: Counters,
     epoch: u32,
+    since_join: SinceJoin,
+}
+
+/// Datagrams since the last join, for reports.
+#[derive(Clone, Copy, Debug, Default)]
+struct SinceJoin {
+    received: u64,
+    drops: u64,
 }
 
 impl Receiver {
-    /// Wants the file that `pin` describes; `kept` is what an earlier life left of that version.
-    pub fn new(pin: Pin, kept: Option<Assembly>, timing: Timing) -> Self {
+    /// Wants the file that `pin` describes; `kept` is what an earlier life left of that version. Unlike
+    /// those of other members, `seed` spreads in time what all of them do.
+    pub fn new(pin: Pin, kept: Option<Assembly>, timing: Timing, seed: u64) -> Self {
         let complete = kept.as_ref().is_some_and(Assembly::is_complete);
         Self {
             pin,
@@ -98,9 +124,14 @@ impl Receiver {
             assembly: kept,
             source: None,
             sender: None,
+            repair: None,
+            repair_round: 0,
+            reporter: Reporter::new(seed),
+            asked_windows: Vec::new(),
             failure: None,
             counters: Counters::default(),
             epoch: 0,
+            since_join: SinceJoin::default(),
         }
     }
 
@@ -116,8 +147,12 @@ impl Receiver {
 
     /// The server answered a join.
     pub fn handle_join(&mut self, answer: &JoinAnswer, now: Instant) {
-        let subscription =
-            Subscription { connect: answer.connect, source: answer.extensions.source };
+        let port = answer.extensions.repair.filter(|_| answer.block_layout().is_some());
+        let subscription = Subscription {
+            connect: answer.connect,
+            source: answer.extensions.source,
+            repair: port.map(|port| SocketAddrV4::new(*answer.connect.ip(), port)),
+        };
         self.membership.joined(answer.token.clone(), subscription, now);
         if !self.adopt(answer) {
             self.fail(Failure::Stale);
@@ -126,6 +161,7 @@ impl Receiver {
         self.source = answer.extensions.source;
         self.sender = None;
         self.epoch += 1;
+        self.begin_repair(answer, now);
         self.end_if_complete();
     }
 
@@ -164,18 +200,20 @@ impl Receiver {
         datagram: &'a [u8],
         now: Instant,
     ) -> Arrival<'a> {
-        let Some(assembly) = &mut self.assembly else {
-            return Arrival::Bad(DataError::Index);
-        };
-        let announced = self.source.is_none_or(|source| source == from.ip());
-        if !announced || self.sender.is_some_and(|sender| sender != from) {
+        if !self.is_sender(from) {
             self.counters.strangers += 1;
             return Arrival::Bad(DataError::Index);
         }
+        let Some(assembly) = &mut self.assembly else {
+            return Arrival::Bad(DataError::Index);
+        };
         let arrival = assembly.arrived(datagram);
         match arrival {
-            Arrival::New(_) => {}
-            Arrival::Duplicate => self.counters.duplicates += 1,
+            Arrival::New(page) => self.handle_page(page.index),
+            Arrival::Duplicate(page) => {
+                self.counters.duplicates += 1;
+                self.handle_page(page);
+            }
             Arrival::Bad(_) => {
                 self.counters.bad += 1;
                 return arrival;
@@ -188,6 +226,19 @@ impl Receiver {
         arrival
     }
 
+    /// Whether this may be where the present cast's datagrams come from.
+    fn is_sender(&self, from: SocketAddr) -> bool {
+        let announced = self.source.is_none_or(|source| source == from.ip());
+        announced && self.sender.is_none_or(|sender| sender == from)
+    }
+
+    fn handle_page(&mut self, page: PageIndex) {
+        self.since_join.received += 1;
+        if let Some(repair) = &mut self.repair {
+            repair.page_seen(page);
+        }
+    }
+
     /// Changes with every join: what was decoded before may have other offsets than what comes now.
     pub fn epoch(&self) -> u32 {
         self.epoch
@@ -196,10 +247,12 @@ impl Receiver {
     /// The socket had no room for this many datagrams.
     pub fn handle_drops(&mut self, datagrams: u64) {
         self.counters.drops += datagrams;
+        self.since_join.drops += datagrams;
     }
 
     /// These pages are in the store.
     pub fn handle_stored(&mut self, pages: PageRange) {
+        self.note_in_blocks(pages);
         if let Some(assembly) = &mut self.assembly {
             assembly.stored(pages);
             self.counters.pages += u64::from(pages.len());
@@ -220,6 +273,7 @@ impl Receiver {
 
     fn end_if_complete(&mut self) {
         if self.is_complete() {
+            self.repair = None;
             self.membership.end();
         }
     }
@@ -239,11 +293,12 @@ impl Receiver {
     /// Runs what is due.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.membership.handle_timeout(now);
+        self.report_if_due(now);
     }
 
     /// When [`Self::handle_timeout`] is due next.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.membership.poll_timeout()
+        [self.membership.poll_timeout(), self.poll_report()].into_iter().flatten().min()
     }
 
     /// What to do next.
@@ -308,6 +363,11 @@ impl Receiver {
         self.membership.is_member()
     }
 
+    /// Names the present membership in reports.
+    pub fn token(&self) -> Option<&Token> {
+        self.membership.token()
+    }
+
     /// Joins in a row that failed.
     pub fn join_failures(&self) -> u32 {
         self.membership.failures()
@@ -322,7 +382,7 @@ fn differ<T: PartialEq>(one: Option<T>, other: Option<T>) -> bool {
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "a virtual clock needs a first moment")]
 mod tests {
-    use bootcast_proto::{Layout, PageIndex, PageSize, Token};
+    use bootcast_proto::{Layout, PageSize};
 
     use super::*;
 
@@ -342,6 +402,7 @@ mod tests {
                 etag: etag.map(|etag| Etag::new(etag).unwrap()),
                 rate: None,
                 source: Some(SERVER.ip()),
+                ..Extensions::default()
             },
         }
     }
@@ -351,7 +412,7 @@ mod tests {
     }
 
     fn joined(now: Instant) -> Receiver {
-        let mut receiver = Receiver::new(Pin::default(), None, TIMING);
+        let mut receiver = Receiver::new(Pin::default(), None, TIMING, 1);
         receiver.handle_open();
         receiver.handle_join(&answer(1, Some("v1")), now);
         actions(&mut receiver);
@@ -444,7 +505,7 @@ mod tests {
         let mut begun = joined(now);
         begun.handle_join_error(JoinError::NotFound("no such file".into()), now);
         assert_eq!(begun.failure(), Some(&Failure::Stale));
-        let mut new = Receiver::new(Pin::default(), None, TIMING);
+        let mut new = Receiver::new(Pin::default(), None, TIMING, 1);
         new.handle_open();
         new.handle_join_error(JoinError::NotFound("no such file".into()), now);
         assert_eq!(new.failure(), Some(&Failure::NotFound("no such file".into())));
@@ -456,7 +517,7 @@ mod tests {
         let mut held = bootcast_proto::PageSet::new(2);
         held.insert_range(PageRange::new(0, 2));
         let kept = Some(Assembly::resume(geometry, held));
-        let mut receiver = Receiver::new(Pin::default(), kept, TIMING);
+        let mut receiver = Receiver::new(Pin::default(), kept, TIMING, 1);
         receiver.handle_open();
         assert_eq!(actions(&mut receiver), []);
         assert!(receiver.holds(&(0..6)));

@@ -6,15 +6,13 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::fs::FallocateFlags;
-
 use super::error::ToolError;
 use super::output;
 use super::progress::Progress;
 use super::signals::Signals;
 use super::url::Target;
-use crate::cache::{ObjectKey, Store};
-use crate::io::{Intake, IntakeConfig, InterfaceChoice, now};
+use crate::cache::{Cache, ObjectKey, Store};
+use crate::io::{Intake, IntakeConfig, InterfaceChoice, now, seed};
 use crate::object::{Object, Opening};
 use crate::receiver::{Failure, Timing};
 
@@ -85,7 +83,8 @@ impl CastFetch {
             path: self.target.path.clone(),
             etag: None,
         };
-        Arc::new(Object::new(key, Store::nameless(file), None, TIMING))
+        let store = Store::nameless(file, Cache::Disk(std::env::temp_dir()));
+        Arc::new(Object::new(key, store, None, TIMING, seed()))
     }
 
     /// Is a member while `work` lasts, and none any more afterwards, however it ends.
@@ -149,10 +148,10 @@ impl CastFetch {
     }
 }
 
-/// Pages of the cast that came, new or not: a pass may take long, and lack one page only.
+/// Pages and symbols of the cast that came, new or not: a pass may take long, and lack one page only.
 fn heard(object: &Object) -> u64 {
     let counters = object.counters();
-    counters.pages + counters.duplicates
+    counters.pages + counters.duplicates + counters.symbols
 }
 
 /// Resolves when every page is here.
@@ -199,14 +198,12 @@ async fn hand_on(object: &Arc<Object>, stream: Arc<File>) -> Result<u64, ToolErr
     }
 }
 
-/// Hands one piece on, and gives its room back: a page that is held is never written again.
+/// Hands one piece on, and gives room back: a page that is held is never written again.
 fn copy(object: &Object, mut stream: &File, piece: Range<u64>) -> io::Result<()> {
     let len = piece.end - piece.start;
     let mut buffer = vec![0; usize::try_from(len).map_err(io::Error::other)?];
     object.store().read_exact_at(&mut buffer, piece.start)?;
     stream.write_all(&buffer)?;
-    let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-    // Where the file system cannot, the room is free again at the end.
-    let _ = rustix::fs::fallocate(object.store(), hole, piece.start, len);
+    object.give_back(piece.end);
     Ok(())
 }

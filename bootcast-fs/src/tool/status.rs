@@ -76,7 +76,7 @@ fn row(cast: &CastStatus) -> [String; 6] {
 }
 
 fn totals_line(totals: &Totals) -> String {
-    let Totals { casts, joins, leaves, pages_sent, bytes_sent, bytes_read } = *totals;
+    let Totals { casts, joins, leaves, pages_sent, bytes_sent, bytes_read, .. } = *totals;
     format!(
         "in all {}, {}, {}, {} in {}, {} read\n",
         counted(casts, "cast"),
@@ -131,6 +131,8 @@ mod tests {
             members: 12,
             joins: 13,
             pages_sent: 33_025,
+            symbols_sent: 0,
+            repair_level: 0,
             passes: 5,
             age_s: 2,
         };

@@ -20,11 +20,23 @@ pub enum ApiError {
     #[error(transparent)]
     Join(#[from] JoinError),
     /// No such endpoint.
-    #[error("no such endpoint: there are /join/, /leave/, /meta/, /file/ and /status")]
+    #[error("no such endpoint: there are /join/, /leave/, /meta/, /file/, /report/ and /status")]
     NoRoute,
     /// The endpoint has no such method.
-    #[error("method not allowed: use GET")]
+    #[error("method not allowed: use GET, or POST for /report/")]
     Method,
+    /// A report that does not say whose.
+    #[error("no X-TOKEN header: send the TOKEN of the join answer")]
+    NoToken,
+    /// A report of nobody known.
+    #[error("unknown token: join again")]
+    UnknownToken,
+    /// The body is not what it should be.
+    #[error("not a report: send {{\"needs\":[[block,symbols]],\"bulk\":[[window,windows]]}}")]
+    NoReport,
+    /// The body is larger than any report.
+    #[error("larger than 256 KiB: report the rest later")]
+    TooLarge,
     /// The sender says nothing.
     #[error(transparent)]
     NoAnswer(#[from] NoAnswer),
@@ -35,10 +47,15 @@ impl ApiError {
     fn status(&self) -> StatusCode {
         match self {
             Self::Path(_)
+            | Self::NoToken
+            | Self::NoReport
             | Self::Source(SourceError::NotRegular)
             | Self::Join(JoinError::TooManyPages(_)) => StatusCode::BAD_REQUEST,
+            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Source(SourceError::Forbidden) => StatusCode::FORBIDDEN,
-            Self::NoRoute | Self::Source(SourceError::NotFound) => StatusCode::NOT_FOUND,
+            Self::NoRoute | Self::UnknownToken | Self::Source(SourceError::NotFound) => {
+                StatusCode::NOT_FOUND
+            }
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::Source(SourceError::Io(_)) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::NoAnswer(_)

@@ -3,9 +3,10 @@
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::IntoResponse;
-use bootcast_proto::{HEADER_TOKEN, Token};
+use bootcast_proto::{HEADER_EXTENSIONS, HEADER_TOKEN, Token};
 
 use super::{ApiError, Served, remote_path};
+use crate::cast::MemberKind;
 use crate::io::sender::JoinError;
 use crate::source::SourceError;
 
@@ -15,12 +16,14 @@ const JOIN_TRIES: u32 = 4;
 pub(super) async fn join(
     State(served): State<Served>,
     uri: Uri,
+    headers: HeaderMap,
 ) -> Result<impl IntoResponse, ApiError> {
     let path = remote_path(&uri, "/join/")?;
+    let kind = member_kind(&headers);
     let mut tries = 1;
     let answer = loop {
         let open = super::open(&served, &path).await?;
-        match served.sender.join(path.clone(), open, random_token()?).await {
+        match served.sender.join(path.clone(), open, random_token()?, kind).await {
             Err(JoinError::Outdated) if tries < JOIN_TRIES => tries += 1,
             answer => break answer?,
         }
@@ -42,6 +45,14 @@ pub(super) async fn leave(
         served.sender.leave(path, token).await?;
     }
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Later versions of the extensions say another number; a plain client says nothing.
+fn member_kind(headers: &HeaderMap) -> MemberKind {
+    match headers.get(HEADER_EXTENSIONS) {
+        Some(version) if version == "1" => MemberKind::Extended,
+        Some(_) | None => MemberKind::Plain,
+    }
 }
 
 fn random_token() -> Result<Token, SourceError> {

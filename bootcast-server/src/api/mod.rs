@@ -7,13 +7,14 @@ mod file;
 mod membership;
 mod meta;
 mod range;
+mod report;
 
 use std::sync::Arc;
 
 use axum::Router;
 use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{any, get};
+use axum::routing::{any, get, post};
 use bootcast_proto::RemotePath;
 use tokio::sync::Semaphore;
 
@@ -52,6 +53,8 @@ pub fn router(served: Served) -> Router {
         .route("/meta/{*path}", get(meta::meta))
         .route("/file/", get(file::file))
         .route("/file/{*path}", get(file::file))
+        .route("/report/", post(report::report))
+        .route("/report/{*path}", post(report::report))
         .route("/status", get(status))
         .fallback(any(no_route))
         .method_not_allowed_fallback(no_method)

@@ -2,22 +2,37 @@
 //!
 //! | module | decides |
 //! |---|---|
-//! | [`Cast`] | which pages of one file go out next, and when their sending ends |
+//! | [`Cast`] | which datagrams of one file go out next, and when their sending ends |
 //! | [`Scheduler`] | which cast is next, so that all share the rate fairly |
-//! | [`Pacer`] | when the next run of pages may leave |
+//! | [`Pacer`] | when the next datagrams may leave |
 //! | [`GroupPool`] | which multicast address a cast gets |
 //!
-//! The unit of sending is a run of pages ([`Transmit`]). How it becomes datagrams is left to
+//! A cast is put together from
+//!
+//! | module | decides |
+//! |---|---|
+//! | [`members`] | who is believed to listen |
+//! | [`stream`] | which pages go out next |
+//! | [`repair`] | which repair symbols go out next, and what members are told |
+//!
+//! The unit of sending is a few datagrams of one kind ([`Transmit`]). How they get their bytes is left to
 //! [`crate::io`].
 
-mod carousel;
+mod farewells;
 mod groups;
+mod lifecycle;
+mod members;
 mod pacer;
+mod repair;
 mod scheduler;
+mod stream;
 
-pub use carousel::{Cast, CastPolicy, EndReason, HOLD, PASS_INTERVAL};
 pub use groups::{GroupPool, GroupPoolError};
+pub use lifecycle::{Cast, CastPolicy, EndReason, HOLD, RepairSettings, Sending};
+pub use members::MemberKind;
 pub use pacer::{Pacer, TokenBucket};
+pub use repair::Symbol;
 pub use scheduler::{
     CastId, CastView, Event, JoinRefusal, Joined, MAX_MEMBERS, Scheduler, Settings, Transmit,
 };
+pub use stream::PASS_INTERVAL;

@@ -5,11 +5,15 @@ use std::fmt;
 use std::net::SocketAddrV4;
 use std::time::{Duration, Instant};
 
-use bootcast_proto::api::Totals;
+use bootcast_proto::api::{Report, Totals};
 use bootcast_proto::units::wire_len;
-use bootcast_proto::{BitRate, Etag, Geometry, PageIndex, PageRange, RemotePath, Token};
+use bootcast_proto::wire::{Beacon, REPAIR_HEADER_LEN};
+use bootcast_proto::{
+    BitRate, BlockLayout, Etag, Geometry, PageIndex, PageRange, RemotePath, Token,
+};
 
-use super::{Cast, CastPolicy, EndReason, GroupPool, Pacer};
+use super::farewells::Farewells;
+use super::{Cast, CastPolicy, EndReason, GroupPool, MemberKind, Pacer, RepairSettings, Sending};
 
 /// How long the driver sleeps between two bursts at least.
 const TICK: Duration = Duration::from_millis(1);
@@ -42,6 +46,8 @@ pub struct Settings {
     pub policy: CastPolicy,
     /// Where groups come from.
     pub groups: GroupPool,
+    /// `None`: all members are plain ones.
+    pub repair: Option<RepairSettings>,
 }
 
 /// What a join led to.
@@ -69,15 +75,15 @@ pub enum JoinRefusal {
     TooManyMembers,
 }
 
-/// A run of pages to be sent now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Something to be sent now.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Transmit {
-    /// Whose pages.
+    /// Whose. A cast that says its farewell may be gone already.
     pub cast: CastId,
-    /// Where to.
+    /// Where to: the port is that of the pages or that of the repair channel.
     pub group: SocketAddrV4,
-    /// Which. Never empty, at most `batch_pages`, within one pass.
-    pub pages: PageRange,
+    /// What: at most `batch_pages` datagrams.
+    pub what: Sending,
 }
 
 /// What the driver has to clean up after.
@@ -147,6 +153,9 @@ pub struct Scheduler {
     turns: VecDeque<CastId>,
     /// Whether the front got the quantum of this turn.
     granted: bool,
+    /// There was nothing to send when it was asked for last.
+    idle: bool,
+    farewells: Farewells,
     next_id: CastId,
     events: VecDeque<Event>,
     totals: Totals,
@@ -163,6 +172,8 @@ impl Scheduler {
             by_path: BTreeMap::new(),
             turns: VecDeque::new(),
             granted: false,
+            idle: true,
+            farewells: Farewells::default(),
             next_id: CastId(0),
             events: VecDeque::new(),
             totals: Totals::default(),
@@ -177,6 +188,7 @@ impl Scheduler {
         etag: &Etag,
         geometry: Geometry,
         token: Token,
+        kind: MemberKind,
         now: Instant,
     ) -> Result<Joined, JoinRefusal> {
         let running = self.by_path.get(path).copied();
@@ -192,7 +204,8 @@ impl Scheduler {
         if entry.cast.members() >= MAX_MEMBERS {
             return Err(JoinRefusal::TooManyMembers);
         }
-        entry.cast.handle_join(token, now);
+        entry.cast.handle_join(token, kind, now);
+        self.farewells.cancel(entry.group);
         self.totals.joins += 1;
         Ok(Joined { cast: id, group: entry.group, began: same.is_none() })
     }
@@ -214,6 +227,18 @@ impl Scheduler {
         Some(id)
     }
 
+    /// Takes over what a member of the cast of this path lacks; `false` where the token is none that may report.
+    pub fn handle_report(
+        &mut self,
+        path: &RemotePath,
+        token: &Token,
+        report: &Report,
+        now: Instant,
+    ) -> bool {
+        let running = self.by_path.get(path).and_then(|id| self.casts.get_mut(id));
+        running.is_some_and(|running| running.cast.handle_report(token, report, now))
+    }
+
     /// Ends a cast for a reason that the driver found. An unknown cast ended before.
     pub fn handle_end(&mut self, id: CastId, reason: EndReason, now: Instant) {
         if let Some(running) = self.casts.get_mut(&id) {
@@ -222,7 +247,7 @@ impl Scheduler {
         }
     }
 
-    /// Ends all casts.
+    /// Ends all casts. Their farewells are due at once.
     pub fn handle_stop(&mut self, now: Instant) {
         let ids: Vec<_> = self.casts.keys().copied().collect();
         for id in ids {
@@ -232,26 +257,21 @@ impl Scheduler {
 
     /// Runs what is due at `now`. Calling early changes nothing.
     pub fn handle_timeout(&mut self, now: Instant) {
-        let mut ended = Vec::new();
-        let (mut was_sending, mut is_sending) = (false, false);
-        for (&id, running) in &mut self.casts {
-            was_sending |= running.cast.is_sending();
+        for running in self.casts.values_mut() {
             running.cast.handle_timeout(now);
-            is_sending |= running.cast.is_sending();
-            if running.cast.ended().is_some() {
-                ended.push(id);
-            }
         }
-        if is_sending && !was_sending {
-            self.pacer.restart(now);
-        }
-        for id in ended {
+        let ids: Vec<_> = self.casts.keys().copied().collect();
+        for id in ids {
             self.reap(id, now);
         }
     }
 
-    /// The next run of pages; `None` until [`Self::poll_timeout`].
+    /// What goes out next; `None` until [`Self::poll_timeout`].
     pub fn poll_transmit(&mut self, now: Instant) -> Option<Transmit> {
+        if let Some((cast, group)) = self.farewells.poll(now) {
+            self.charge(wire_len(0), now);
+            return Some(Transmit { cast, group, what: Sending::End });
+        }
         // Each cast is looked at once at least, the front perhaps at the end of its turn first.
         for _ in 0..=self.turns.len() {
             let id = *self.turns.front()?;
@@ -267,22 +287,22 @@ impl Scheduler {
             }
             let affordable = u32::try_from(running.deficit / page_wire).unwrap_or(u32::MAX);
             let budget = affordable.min(self.settings.batch_pages);
-            if let Some(pages) = running.cast.poll_transmit(budget, now) {
-                let transmit = Transmit { cast: id, group: running.group, pages };
-                let cost = wire_bytes(&running.geometry, pages);
+            if let Some(what) = running.cast.poll_transmit(budget, now) {
+                let cost = wire_bytes(&running.geometry, &what);
                 running.deficit = running.deficit.saturating_sub(cost);
-                self.pacer.take(cost, now);
-                self.totals.pages_sent += u64::from(pages.len());
-                self.totals.bytes_sent += cost;
+                let group = self.port_of(id, &what);
+                self.count(&what);
+                self.charge(cost, now);
                 self.reap(id, now);
-                return Some(transmit);
+                return Some(Transmit { cast: id, group, what });
             }
-            if !running.cast.is_sending() {
+            if running.cast.poll_transmit_at().is_none_or(|at| now < at) {
                 running.deficit = 0;
             }
             self.turns.rotate_left(1);
             self.granted = false;
         }
+        self.idle = true;
         None
     }
 
@@ -290,12 +310,12 @@ impl Scheduler {
     /// other call. `None`: nothing will happen without a join.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let timers = self.casts.values().filter_map(|running| running.cast.poll_timeout());
-        let sending = self.casts.values().find(|running| running.cast.is_sending());
-        let paced = sending.map(|running| {
+        let paced = self.casts.values().filter_map(|running| {
             let page_wire = running.geometry.page_size().wire_len();
-            self.pacer.ready_at(u64::from(self.settings.batch_pages) * page_wire, TICK)
+            let batch = u64::from(self.settings.batch_pages) * page_wire;
+            Some(running.cast.poll_transmit_at()?.max(self.pacer.ready_at(batch, TICK)))
         });
-        timers.chain(paced).min()
+        timers.chain(paced).chain(self.farewells.due_at()).min()
     }
 
     /// What happened since the last call, oldest first.
@@ -323,6 +343,11 @@ impl Scheduler {
         self.totals
     }
 
+    /// Windows and blocks of a file; `None` where it is not repaired.
+    pub fn layout(&self, geometry: &Geometry) -> Option<BlockLayout> {
+        self.settings.repair.as_ref()?.layout(geometry)
+    }
+
     /// Ceiling over all casts.
     pub fn rate(&self) -> BitRate {
         self.settings.rate
@@ -339,6 +364,7 @@ impl Scheduler {
             return Err(JoinRefusal::TooManyCasts);
         }
         let address = self.settings.groups.take(now).ok_or(JoinRefusal::NoGroup)?;
+        let repair = self.settings.repair.as_ref();
         let id = self.next_id;
         self.next_id.0 += 1;
         self.casts.insert(
@@ -349,7 +375,7 @@ impl Scheduler {
                 geometry,
                 group: SocketAddrV4::new(address, self.settings.data_port),
                 began: now,
-                cast: Cast::new(geometry.pages(), self.settings.policy, now),
+                cast: Cast::new(&geometry, self.settings.policy, repair, now),
                 deficit: 0,
             },
         );
@@ -359,11 +385,15 @@ impl Scheduler {
         Ok(id)
     }
 
-    /// Forgets a cast that ended and takes its group back.
+    /// Lets a cast that is over say so; forgets one that ended and takes its group back.
     fn reap(&mut self, id: CastId, now: Instant) {
-        let Some(reason) = self.casts.get(&id).and_then(|running| running.cast.ended()) else {
-            return;
-        };
+        let Some(running) = self.casts.get_mut(&id) else { return };
+        let says_farewell = running.cast.poll_farewell();
+        let reason = running.cast.ended();
+        if says_farewell {
+            self.farewells.push(id, self.port_of(id, &Sending::End), now);
+        }
+        let Some(reason) = reason else { return };
         let running = self.casts.remove(&id).expect("looked up above");
         self.by_path.remove(&running.path);
         if self.turns.front() == Some(&id) {
@@ -379,10 +409,51 @@ impl Scheduler {
             passes: running.cast.passes(),
         });
     }
+
+    /// The group of a cast with the port that this belongs to.
+    fn port_of(&self, id: CastId, what: &Sending) -> SocketAddrV4 {
+        let group = self.casts[&id].group;
+        match (what, &self.settings.repair) {
+            (Sending::Pages(_), _) | (_, None) => group,
+            (Sending::Symbols(_) | Sending::Beacon(_) | Sending::End, Some(repair)) => {
+                SocketAddrV4::new(*group.ip(), repair.repair_port)
+            }
+        }
+    }
+
+    fn count(&mut self, what: &Sending) {
+        match what {
+            Sending::Pages(pages) => self.totals.pages_sent += u64::from(pages.len()),
+            Sending::Symbols(symbols) => self.totals.symbols_sent += symbols.len() as u64,
+            Sending::Beacon(_) | Sending::End => {}
+        }
+    }
+
+    /// Pays for bytes on the wire. Time in which there was nothing to send is no time to make up for.
+    fn charge(&mut self, bytes: u64, now: Instant) {
+        if std::mem::take(&mut self.idle) {
+            self.pacer.restart(now);
+        }
+        self.pacer.take(bytes, now);
+        self.totals.bytes_sent += bytes;
+    }
 }
 
-/// What these pages occupy on the wire.
-fn wire_bytes(geometry: &Geometry, pages: PageRange) -> u64 {
+/// What this occupies on the wire.
+fn wire_bytes(geometry: &Geometry, what: &Sending) -> u64 {
+    match what {
+        Sending::Pages(pages) => pages_wire_bytes(geometry, *pages),
+        Sending::Symbols(symbols) => symbols.len() as u64 * geometry.page_size().wire_len(),
+        Sending::Beacon(beacon) => {
+            let blocks = beacon.windows.iter().map(|(_, levels)| levels.len()).sum();
+            let len = Beacon::datagram_len(beacon.windows.len(), blocks) - REPAIR_HEADER_LEN;
+            wire_len(u32::try_from(len).unwrap_or(u32::MAX))
+        }
+        Sending::End => wire_len(0),
+    }
+}
+
+fn pages_wire_bytes(geometry: &Geometry, pages: PageRange) -> u64 {
     let Some(last) = pages.end.0.checked_sub(1) else { return 0 };
     let full = u64::from(pages.len()).saturating_sub(1) * geometry.page_size().wire_len();
     full + wire_len(geometry.page_len(PageIndex(last)).unwrap_or(0))

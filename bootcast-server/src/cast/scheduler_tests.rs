@@ -31,6 +31,7 @@ impl Lab {
                 linger: Duration::from_millis(500),
             },
             groups: GroupPool::new(groups.parse().unwrap()).unwrap(),
+            repair: None,
         };
         let now = Instant::now();
         let scheduler = Scheduler::new(settings, page_size().wire_len(), now);
@@ -42,8 +43,14 @@ impl Lab {
         let token = Token::from_random(self.tokens);
         let etag = Etag::new(etag).unwrap();
         let geometry = Geometry::new(size, page_size()).unwrap();
-        let joined =
-            self.scheduler.handle_join(&name(path), &etag, geometry, token.clone(), self.now)?;
+        let joined = self.scheduler.handle_join(
+            &name(path),
+            &etag,
+            geometry,
+            token.clone(),
+            MemberKind::Plain,
+            self.now,
+        )?;
         Ok((joined, token))
     }
 
@@ -71,7 +78,19 @@ impl Lab {
     }
 
     fn pages_of(&self, cast: CastId) -> u32 {
-        self.sent.iter().filter(|(_, it, _)| it.cast == cast).map(|(_, it, _)| it.pages.len()).sum()
+        self.sent
+            .iter()
+            .filter(|(_, it, _)| it.cast == cast)
+            .map(|(_, it, _)| pages_in(it).len())
+            .sum()
+    }
+}
+
+/// To plain members nothing else is sent.
+fn pages_in(transmit: &Transmit) -> PageRange {
+    match transmit.what {
+        Sending::Pages(pages) => pages,
+        _ => panic!("{transmit:?}"),
     }
 }
 
@@ -96,7 +115,7 @@ fn a_second_join_of_the_same_version_rides_on_the_running_cast() {
     assert!(first.began && !second.began);
     assert_eq!((first.cast, first.group), (second.cast, second.group));
     lab.run(Duration::from_millis(5));
-    assert_eq!(lab.sent[sent].1.pages.start, lab.sent[sent - 1].1.pages.end);
+    assert_eq!(pages_in(&lab.sent[sent].1).start, pages_in(&lab.sent[sent - 1].1).end);
 }
 
 #[test]
@@ -185,6 +204,63 @@ fn casts_share_the_rate_fairly_whatever_their_size() {
     assert!(large.abs_diff(odd) < large / 20, "{large} and {odd} pages");
 }
 
+/// A lab whose casts have a repair channel, and an extended member of its only cast.
+fn extended() -> (Lab, Joined, Token) {
+    let mut lab = Lab::new("100mbit", "239.255.0.0/31", 9);
+    lab.scheduler.settings.repair =
+        Some(RepairSettings { interleave: 4, repair_port: 9001, lease: 60 * SECOND });
+    let (etag, token) = (Etag::new("v1").unwrap(), Token::from_random(0));
+    let geometry = Geometry::new(MIB, page_size()).unwrap();
+    let (path, kind) = (name("a"), MemberKind::Extended);
+    let joined = lab.scheduler.handle_join(&path, &etag, geometry, token.clone(), kind, lab.now);
+    (lab, joined.unwrap(), token)
+}
+
+fn farewells(lab: &Lab) -> Vec<SocketAddrV4> {
+    let ends = lab.sent.iter().filter(|(_, it, _)| it.what == Sending::End);
+    ends.map(|(_, it, _)| it.group).collect()
+}
+
+#[test]
+fn what_is_repair_goes_to_the_repair_port_and_pages_to_theirs() {
+    let (mut lab, joined, token) = extended();
+    lab.run(HOLD + Duration::from_millis(30));
+    let report = Report { needs: vec![(1, 3)], ..Report::default() };
+    assert!(lab.scheduler.handle_report(&name("a"), &token, &report, lab.now));
+    assert!(!lab.scheduler.handle_report(&name("b"), &token, &report, lab.now));
+    lab.run(Duration::from_millis(60));
+    for (_, transmit, bytes) in &lab.sent {
+        let port = if matches!(transmit.what, Sending::Pages(_)) { 9000 } else { 9001 };
+        assert_eq!(transmit.group, SocketAddrV4::new(*joined.group.ip(), port));
+        assert!(*bytes > 0);
+    }
+    assert_eq!(lab.scheduler.totals().symbols_sent, 3);
+}
+
+#[test]
+fn a_cast_that_ends_says_so_three_times_though_it_is_gone() {
+    let (mut lab, joined, _) = extended();
+    lab.run(HOLD + Duration::from_millis(5));
+    lab.scheduler.handle_end(joined.cast, EndReason::FileChanged, lab.now);
+    assert_eq!(lab.ended(), [(joined.cast, EndReason::FileChanged)]);
+    lab.run(SECOND);
+    let channel = SocketAddrV4::new(*joined.group.ip(), 9001);
+    assert_eq!(farewells(&lab), [channel; 3]);
+    assert_eq!(lab.scheduler.poll_timeout(), None);
+}
+
+#[test]
+fn who_joins_a_cast_that_everybody_left_does_not_hear_its_farewell() {
+    let (mut lab, joined, token) = extended();
+    lab.run(HOLD + Duration::from_millis(5));
+    lab.scheduler.handle_leave(&name("a"), &token, lab.now);
+    lab.run(Duration::from_millis(5));
+    assert_eq!(farewells(&lab).len(), 1);
+    assert_eq!(lab.join("a", "v1", MIB).unwrap().0.cast, joined.cast);
+    lab.run(SECOND / 5);
+    assert_eq!(farewells(&lab).len(), 1);
+}
+
 proptest! {
     #[test]
     fn no_window_carries_more_than_the_rate_and_the_bucket(
@@ -208,7 +284,7 @@ proptest! {
                 prop_assert!(total <= rate.bytes_in(at - lab.sent[start].0 + depth));
             }
         }
-        prop_assert!(lab.sent.iter().all(|(_, it, _)| (1..=BATCH).contains(&it.pages.len())));
+        prop_assert!(lab.sent.iter().all(|(_, it, _)| (1..=BATCH).contains(&pages_in(it).len())));
     }
 
     #[test]
@@ -228,7 +304,7 @@ proptest! {
                 .sent
                 .iter()
                 .filter(|(_, it, _)| it.cast == cast)
-                .flat_map(|(_, it, _)| it.pages.iter().map(|page| page.0))
+                .flat_map(|(_, it, _)| pages_in(it).iter().map(|page| page.0))
                 .collect();
             let five_passes: Vec<u32> = (0..5).flat_map(|_| 0..pages).collect();
             prop_assert_eq!(sent, five_passes);

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`sender`] | the one thread that runs all casts |
 //! | [`page_reader`] | a file on its way into datagrams |
+//! | [`repair_reader`] | its repair symbols, likewise |
 //! | [`socket`] | datagrams on their way into the network |
 //! | [`interface`] | which network that is |
 //! | [`settle`] | files just written, until their version is one of its own |
@@ -15,6 +16,7 @@ pub mod http;
 pub mod interface;
 pub mod page_reader;
 pub mod peers;
+pub mod repair_reader;
 pub mod sender;
 pub mod settle;
 pub mod socket;

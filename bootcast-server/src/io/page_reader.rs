@@ -3,12 +3,14 @@
 use std::fs::File;
 use std::io::IoSliceMut;
 use std::num::NonZeroU64;
+use std::sync::Arc;
 
 use bootcast_proto::wire::HEADER_LEN;
-use bootcast_proto::{Geometry, Layout, PageRange};
+use bootcast_proto::{BlockLayout, Geometry, Layout, PageRange};
 use rustix::fs::Advice;
 use rustix::io::Errno;
 
+use super::repair_reader::RepairReader;
 use crate::source::{OpenFile, Version};
 
 /// `IOV_MAX`: pages of one `preadv` at most.
@@ -28,7 +30,7 @@ pub enum ReadError {
 /// Reads one version of one file, window by window, and keeps the last window.
 #[derive(Debug)]
 pub struct PageReader {
-    file: File,
+    file: Arc<File>,
     version: Version,
     geometry: Geometry,
     layout: Layout,
@@ -45,7 +47,7 @@ impl PageReader {
         // A hint: without it reading is slower, not wrong.
         let _ = rustix::fs::fadvise(&open.file, 0, None, Advice::Sequential);
         Self {
-            file: open.file,
+            file: Arc::new(open.file),
             version: open.version,
             geometry,
             layout,
@@ -53,6 +55,11 @@ impl PageReader {
             window: Vec::new(),
             bytes_read: 0,
         }
+    }
+
+    /// Reads the same version for repair.
+    pub fn for_repair(&self, layout: BlockLayout) -> RepairReader {
+        RepairReader::new(Arc::clone(&self.file), self.version, self.geometry, layout)
     }
 
     /// Bytes read from the file so far.

@@ -41,6 +41,19 @@ pub(crate) fn request(
     raw(server, &text)
 }
 
+/// A report of this member, as it came over the wire.
+pub(crate) fn report(server: SocketAddr, path: &str, token: Option<&str>, body: &str) -> Response {
+    let token = token.map_or_else(String::new, |token| format!("X-TOKEN: {token}\r\n"));
+    let length = body.len();
+    raw(
+        server,
+        &format!(
+            "POST /report/{path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{token}\
+             content-length: {length}\r\n\r\n{body}"
+        ),
+    )
+}
+
 pub(crate) fn raw(server: SocketAddr, text: &str) -> Response {
     let mut stream = TcpStream::connect(server).unwrap();
     stream.set_read_timeout(Some(DEADLINE)).unwrap();

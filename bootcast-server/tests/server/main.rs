@@ -7,4 +7,5 @@ mod confinement;
 mod files;
 mod http;
 mod process;
+mod repair;
 mod startup;

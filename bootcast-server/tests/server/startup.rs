@@ -35,6 +35,9 @@ fn a_start_that_cannot_work_says_what_to_do_and_exits_with_2() {
         (["--linger", "9999999999years"], "--linger"),
         (["--linger", "2days"], "more than a day"),
         (["--log", "=,=["], "--log"),
+        (["--interleave", "513"], "--interleave"),
+        (["--repair-port", "0"], "--repair-port"),
+        (["--data-port", "65535"], "--repair-port"),
     ] {
         let output = command(dir.path()).args(args).env("BOOTCAST_LOG", "warn").output().unwrap();
         let stderr = String::from_utf8(output.stderr).unwrap();

@@ -4,5 +4,10 @@
 //! [`DataError`], which its receiver counts and forgets.
 
 mod data;
+mod repair;
 
 pub use data::{DataError, HEADER_LEN, Layout, Page};
+pub use repair::{
+    Beacon, Level, REPAIR_HEADER_LEN, RepairDatagram, RepairError, end_datagram, symbol_header,
+    symbol_number,
+};

@@ -7,12 +7,14 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
 use bootcast_proto::api::{CastStatus, Status};
+use bootcast_proto::wire::end_datagram;
 use bootcast_proto::{PageRange, RemotePath};
 
 use super::{Command, JoinError, SenderConfig};
-use crate::cast::{CastId, EndReason, Event, Scheduler, Settings, Transmit};
+use crate::cast::{CastId, EndReason, Event, Scheduler, Sending, Settings, Symbol, Transmit};
 use crate::io::interface;
 use crate::io::page_reader::{PageReader, ReadError};
+use crate::io::repair_reader::{RepairReader, Rows};
 use crate::io::socket::{MulticastSocket, SendError};
 use crate::source::{SourceError, Version};
 
@@ -44,6 +46,10 @@ const VERSION_ROUND_CHECKS: u32 = 64;
 const WINDOWS_BYTES: usize = 64 << 20;
 const WINDOW_BYTES: std::ops::RangeInclusive<usize> = 64 << 10..=1 << 20;
 
+/// Memory of all symbols that were made before they are wanted, and of those of one cast.
+const READY_BYTES: usize = 64 << 20;
+const READY_BYTES_MAX: usize = 6 << 20;
+
 /// What the loop does next.
 enum Next {
     /// More commands, more pages.
@@ -52,6 +58,18 @@ enum Next {
     WaitUntil(Instant),
     /// Nothing without a command.
     WaitForCommand,
+}
+
+/// The file of a cast, for either port.
+struct CastReader {
+    pages: PageReader,
+    repair: Option<RepairReader>,
+}
+
+impl CastReader {
+    fn bytes_read(&self) -> u64 {
+        self.pages.bytes_read() + self.repair.as_ref().map_or(0, RepairReader::bytes_read)
+    }
 }
 
 /// Where looking up the paths of all casts again has got to.
@@ -70,7 +88,8 @@ pub(super) struct Driver {
     config: SenderConfig,
     socket: MulticastSocket,
     scheduler: Scheduler,
-    readers: BTreeMap<CastId, PageReader>,
+    readers: BTreeMap<CastId, CastReader>,
+    rows: Rows,
     /// What the socket did not take yet.
     unsent: Option<Transmit>,
     /// The interface is down; try again then.
@@ -90,6 +109,7 @@ impl Driver {
             config,
             socket,
             readers: BTreeMap::new(),
+            rows: Rows::default(),
             unsent: None,
             down_until: None,
             next_refused_warning: now,
@@ -112,7 +132,9 @@ impl Driver {
                 break;
             }
         }
-        self.scheduler.handle_stop(Instant::now());
+        let now = Instant::now();
+        self.scheduler.handle_stop(now);
+        self.send_farewells(now);
         self.clean_up();
     }
 
@@ -129,6 +151,7 @@ impl Driver {
             let Some(run) = unsent.or_else(|| self.scheduler.poll_transmit(Instant::now())) else {
                 return self.scheduler.poll_timeout().map_or(Next::WaitForCommand, Next::WaitUntil);
             };
+            let group = run.group;
             match self.send(run) {
                 Ok(()) => {
                     if self.down_until.take().is_some() {
@@ -143,26 +166,63 @@ impl Driver {
                     return Next::WaitUntil(Instant::now() + NO_BUFFERS_PAUSE);
                 }
                 Err(SendError::Down(errno)) => return Next::WaitUntil(self.on_down(errno)),
-                Err(SendError::Refused(errno)) => self.warn_refused(run.group, errno),
+                Err(SendError::Refused(errno)) => self.warn_refused(group, errno),
             }
         }
         Next::GoOn
     }
 
-    /// Sends a run; what does not go out is kept as unsent, but for what the kernel refused: that is
-    /// lost, as if on the way. A file that cannot be read ends its cast.
-    fn send(&mut self, run: Transmit) -> Result<(), SendError> {
+    /// Says that all casts are over, once: nobody waits for more. What the socket does not take is lost, as on the way.
+    fn send_farewells(&mut self, now: Instant) {
+        self.unsent = None;
+        while let Some(farewell) = self.scheduler.poll_transmit(now) {
+            if self.send(farewell).is_err() {
+                break;
+            }
+        }
+    }
+
+    /// Sends what the scheduler handed out; what does not go out is kept as unsent, but for what the kernel
+    /// refused: that is lost, as if on the way. A file that cannot be read ends its cast.
+    fn send(&mut self, transmit: Transmit) -> Result<(), SendError> {
+        match &transmit.what {
+            Sending::Pages(pages) => self.send_pages(&transmit, *pages),
+            Sending::Symbols(symbols) => self.send_symbols(&transmit, symbols),
+            Sending::Beacon(beacon) => {
+                let sent = self.socket.send(&beacon.encode(), transmit.group);
+                self.keep_unsent(sent, transmit)
+            }
+            Sending::End => {
+                let sent = self.socket.send(&end_datagram(), transmit.group);
+                self.keep_unsent(sent, transmit)
+            }
+        }
+    }
+
+    fn keep_unsent(
+        &mut self,
+        sent: Result<usize, SendError>,
+        transmit: Transmit,
+    ) -> Result<(), SendError> {
+        sent.map(drop).inspect_err(|error| {
+            if !matches!(error, SendError::Refused(_)) {
+                self.unsent = Some(transmit);
+            }
+        })
+    }
+
+    fn send_pages(&mut self, transmit: &Transmit, mut left: PageRange) -> Result<(), SendError> {
         let window = WINDOWS_BYTES / self.readers.len().max(1);
         let window = window.clamp(*WINDOW_BYTES.start(), *WINDOW_BYTES.end());
         let datagram_len = self.config.socket.datagram_len;
-        let mut left = run.pages;
+        let Transmit { cast, group, .. } = *transmit;
         while !left.is_empty() {
             // A cast that ended meanwhile has no reader and nothing to send.
-            let Some(reader) = self.readers.get_mut(&run.cast) else { return Ok(()) };
-            let sent = match reader.datagrams(left, window) {
-                Ok((_, datagrams)) => self.socket.send(datagrams, run.group),
+            let Some(reader) = self.readers.get_mut(&cast) else { return Ok(()) };
+            let sent = match reader.pages.datagrams(left, window) {
+                Ok((_, datagrams)) => self.socket.send(datagrams, group),
                 Err(error) => {
-                    self.end_unreadable(run.cast, &error);
+                    self.end_unreadable(cast, &error);
                     return Ok(());
                 }
             };
@@ -174,7 +234,40 @@ impl Driver {
                 }
                 Err(error) => {
                     if !matches!(error, SendError::Refused(_)) {
-                        self.unsent = Some(Transmit { pages: left, ..run });
+                        self.unsent = Some(Transmit { cast, group, what: Sending::Pages(left) });
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn send_symbols(&mut self, transmit: &Transmit, symbols: &[Symbol]) -> Result<(), SendError> {
+        let ready_bytes = (READY_BYTES / self.readers.len().max(1)).min(READY_BYTES_MAX);
+        let Transmit { cast, group, .. } = *transmit;
+        let mut left = symbols;
+        while !left.is_empty() {
+            let reader = self.readers.get_mut(&cast).and_then(|reader| reader.repair.as_mut());
+            let Some(reader) = reader else { return Ok(()) };
+            let sent = match reader.datagrams(left, ready_bytes, &mut self.rows) {
+                Ok(datagrams) => self.socket.send(datagrams, group),
+                Err(error) => {
+                    self.end_unreadable(cast, &error);
+                    return Ok(());
+                }
+            };
+            match sent {
+                Ok(bytes) => {
+                    let count = bytes.div_ceil(self.config.socket.datagram_len).min(left.len());
+                    let (gone, rest) = left.split_at(count);
+                    reader.forget(gone);
+                    left = rest;
+                }
+                Err(error) => {
+                    if !matches!(error, SendError::Refused(_)) {
+                        let what = Sending::Symbols(left.to_vec());
+                        self.unsent = Some(Transmit { cast, group, what });
                     }
                     return Err(error);
                 }
@@ -210,19 +303,21 @@ impl Driver {
     fn carry_out(&mut self, command: Command) -> ControlFlow<()> {
         let now = Instant::now();
         match command {
-            Command::Join { path, etag, open, geometry, token, reply } => {
+            Command::Join { path, etag, open, geometry, token, kind, reply } => {
                 if self.is_outdated(&path, open.version) {
                     // A reply that nobody waits for: the client went away.
                     let _ = reply.send(Err(JoinError::Outdated));
                     return ControlFlow::Continue(());
                 }
                 let name = token.clone();
-                let joined = self.scheduler.handle_join(&path, &etag, geometry, token, now);
+                let joined = self.scheduler.handle_join(&path, &etag, geometry, token, kind, now);
                 if let Ok(joined) = joined {
                     let group = joined.group;
                     if joined.began {
-                        let reader = PageReader::new(open, geometry, self.config.layout);
-                        self.readers.insert(joined.cast, reader);
+                        let pages = PageReader::new(open, geometry, self.config.layout);
+                        let repair = self.scheduler.layout(&geometry);
+                        let repair = repair.map(|layout| pages.for_repair(layout));
+                        self.readers.insert(joined.cast, CastReader { pages, repair });
                         let size = geometry.size();
                         tracing::info!(cast = %joined.cast, %path, %group, size, %etag, "cast began");
                     }
@@ -240,6 +335,12 @@ impl Driver {
                     tracing::info!(%cast, %path, %token, members, "left");
                 }
                 let _ = reply.send(left.is_some());
+            }
+            Command::Report { path, token, report, reply } => {
+                let known = self.scheduler.handle_report(&path, &token, &report, now);
+                let needs = report.needs.len();
+                tracing::debug!(%path, %token, known, needs, bulk = ?report.bulk, "reported");
+                let _ = reply.send(known);
             }
             Command::Status { reply } => {
                 let _ = reply.send(self.status(now));
@@ -269,10 +370,10 @@ impl Driver {
         let mut rest = self.readers.range((after, Bound::Unbounded));
         let due: Vec<_> = rest.by_ref().take(round.share).collect();
         round.last = rest.next().and(due.last()).map(|&(&cast, _)| cast);
-        let changed = |&(&cast, reader): &(&CastId, &PageReader)| {
+        let changed = |&(&cast, reader): &(&CastId, &CastReader)| {
             let path = self.scheduler.cast(cast)?.path;
             match self.config.source.version(path) {
-                Ok(version) if version == reader.version() => None,
+                Ok(version) if version == reader.pages.version() => None,
                 // Of the server, not of the file.
                 Err(SourceError::Busy) => None,
                 Ok(_) | Err(_) => Some(cast),
@@ -288,7 +389,7 @@ impl Driver {
     /// join that opened the file before it was replaced came after one that opened it later.
     fn is_outdated(&self, path: &RemotePath, version: Version) -> bool {
         let running = self.scheduler.cast_of(path).and_then(|view| self.readers.get(&view.id));
-        running.map(PageReader::version).is_some_and(|running| {
+        running.map(|reader| reader.pages.version()).is_some_and(|running| {
             running != version
                 && self.config.source.version(path).is_ok_and(|present| present == running)
         })
@@ -365,10 +466,12 @@ impl Driver {
             members: u32::try_from(view.cast.members()).unwrap_or(u32::MAX),
             joins: view.cast.joins(),
             pages_sent: view.cast.pages_sent(),
+            symbols_sent: view.cast.symbols_sent(),
+            repair_level: view.cast.redundancy(),
             passes: view.cast.passes(),
             age_s: now.saturating_duration_since(view.began).as_secs(),
         });
-        let reading: u64 = self.readers.values().map(PageReader::bytes_read).sum();
+        let reading: u64 = self.readers.values().map(CastReader::bytes_read).sum();
         let mut totals = self.scheduler.totals();
         totals.bytes_read = self.bytes_read + reading;
         Status {

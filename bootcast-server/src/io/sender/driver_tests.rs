@@ -9,6 +9,7 @@ use tempfile::TempDir;
 use tokio::sync::oneshot;
 
 use super::*;
+use crate::cast::MemberKind;
 use crate::cast::{CastPolicy, GroupPool};
 use crate::io::socket::SocketConfig;
 use crate::source::{OpenFile, Source};
@@ -36,6 +37,7 @@ impl Lab {
             layout: Layout::Base,
         };
         let settings = Settings {
+            repair: None,
             rate,
             batch_pages: 1,
             data_port: 9000,
@@ -67,6 +69,7 @@ impl Lab {
     fn join_with(&mut self, name: &str, open: OpenFile, reply: Reply) {
         self.tokens += 1;
         let command = Command::Join {
+            kind: MemberKind::Plain,
             path: path(name),
             etag: open.etag(),
             geometry: Geometry::new(open.version.size(), page_size()).unwrap(),

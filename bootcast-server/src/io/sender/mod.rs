@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use bootcast_proto::api::Status;
+use bootcast_proto::api::{Report, Status};
 use bootcast_proto::geometry::TooManyPages;
 use bootcast_proto::join::Extensions;
 use bootcast_proto::{Etag, Geometry, JoinAnswer, Layout, PageSize, RemotePath, Token};
@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 
 use super::interface::{Interface, InterfaceName};
 use super::socket::{MulticastSocket, SocketConfig};
-use crate::cast::{JoinRefusal, Joined, Settings};
+use crate::cast::{JoinRefusal, Joined, MemberKind, RepairSettings, Settings};
 use crate::source::{OpenFile, Source};
 use driver::Driver;
 
@@ -76,6 +76,7 @@ pub struct SenderHandle {
     layout: Layout,
     rate: bootcast_proto::BitRate,
     source_address: Ipv4Addr,
+    repair: Option<RepairSettings>,
 }
 
 #[derive(Debug)]
@@ -86,11 +87,18 @@ enum Command {
         open: OpenFile,
         geometry: Geometry,
         token: Token,
+        kind: MemberKind,
         reply: oneshot::Sender<Result<Joined, JoinError>>,
     },
     Leave {
         path: RemotePath,
         token: Token,
+        reply: oneshot::Sender<bool>,
+    },
+    Report {
+        path: RemotePath,
+        token: Token,
+        report: Report,
         reply: oneshot::Sender<bool>,
     },
     Status {
@@ -112,6 +120,7 @@ pub fn spawn(
         layout: config.layout,
         rate: settings.rate,
         source_address: config.interface.address,
+        repair: settings.repair,
     };
     let (ending, ended) = oneshot::channel();
     std::thread::Builder::new().name("sender".to_owned()).spawn(move || {
@@ -129,13 +138,15 @@ impl SenderHandle {
         path: RemotePath,
         open: OpenFile,
         token: Token,
+        kind: MemberKind,
     ) -> Result<JoinAnswer, JoinError> {
         let etag = open.etag();
         let geometry = Geometry::new(open.version.size(), self.page_size)?;
         let (name, version) = (token.clone(), etag.clone());
         let join =
-            |reply| Command::Join { path, etag: version, open, geometry, token: name, reply };
+            |reply| Command::Join { path, etag: version, open, geometry, token: name, kind, reply };
         let joined = self.ask(join).await??;
+        let repair = self.repair.and_then(|it| Some((it, it.layout(&geometry)?)));
         Ok(JoinAnswer {
             connect: joined.group,
             token,
@@ -146,6 +157,9 @@ impl SenderHandle {
                 etag: Some(etag),
                 rate: Some(self.rate),
                 source: Some(self.source_address.into()),
+                repair: repair.map(|(settings, _)| settings.repair_port),
+                interleave: repair.map(|(_, layout)| layout.interleave()),
+                lease: repair.map(|(settings, _)| settings.lease),
             },
         })
     }
@@ -153,6 +167,16 @@ impl SenderHandle {
     /// Leaves; `false` where the token is no member of a cast of this path.
     pub async fn leave(&self, path: RemotePath, token: Token) -> Result<bool, NoAnswer> {
         self.ask(|reply| Command::Leave { path, token, reply }).await
+    }
+
+    /// Tells what a member lacks; `false` where the token is no member of a cast of this path that may report.
+    pub async fn report(
+        &self,
+        path: RemotePath,
+        token: Token,
+        report: Report,
+    ) -> Result<bool, NoAnswer> {
+        self.ask(|reply| Command::Report { path, token, report, reply }).await
     }
 
     /// What runs at present.
@@ -187,6 +211,7 @@ mod tests {
     async fn a_sender_that_does_not_answer_is_not_waited_for_for_ever() {
         let (commands, received) = mpsc::channel();
         let handle = SenderHandle {
+            repair: None,
             commands,
             page_size: PageSize::new(1456).unwrap(),
             layout: Layout::Base,

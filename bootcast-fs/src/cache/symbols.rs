@@ -1,0 +1,80 @@
+//! Repair symbols that wait until their block can be rebuilt.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bootcast_proto::BlockIndex;
+use bootcast_proto::fec::{REPAIRS, RepairIndex};
+
+use super::Cache;
+
+/// The symbols of one file, each in a place of its own of a sparse, nameless file that exists from the first one on.
+#[derive(Debug)]
+pub struct Symbols {
+    cache: Cache,
+    file: Mutex<Option<Arc<File>>>,
+}
+
+impl Symbols {
+    pub(super) fn new(cache: Cache) -> Self {
+        Self { cache, file: Mutex::default() }
+    }
+
+    /// Keeps a symbol. All symbols have the same length.
+    pub fn write(&self, block: BlockIndex, number: RepairIndex, symbol: &[u8]) -> io::Result<()> {
+        let file = {
+            let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+            match &*file {
+                Some(file) => file.clone(),
+                None => file.insert(Arc::new(self.cache.nameless()?)).clone(),
+            }
+        };
+        file.write_all_at(symbol, offset(block, number, symbol.len()))
+    }
+
+    /// Fills `symbol` with a symbol that was kept.
+    pub fn read(
+        &self,
+        block: BlockIndex,
+        number: RepairIndex,
+        symbol: &mut [u8],
+    ) -> io::Result<()> {
+        let file = self.file.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let file = file.ok_or(io::ErrorKind::NotFound)?;
+        file.read_exact_at(symbol, offset(block, number, symbol.len()))
+    }
+
+    /// Forgets all symbols.
+    pub fn clear(&self) {
+        self.file.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+}
+
+fn offset(block: BlockIndex, number: RepairIndex, len: usize) -> u64 {
+    let place = u64::from(block.0) * REPAIRS as u64 + number.get() as u64;
+    place * len as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_symbol_reads_back_until_all_are_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        for cache in [Cache::Memory, Cache::Disk(dir.path().to_path_buf())] {
+            let symbols = Symbols::new(cache);
+            let number = |number| RepairIndex::new(number).unwrap();
+            symbols.write(BlockIndex(3), number(127), b"last").unwrap();
+            symbols.write(BlockIndex(4), number(0), b"next").unwrap();
+            let mut read = [0; 4];
+            symbols.read(BlockIndex(3), number(127), &mut read).unwrap();
+            assert_eq!(&read, b"last");
+            symbols.clear();
+            assert!(symbols.read(BlockIndex(3), number(127), &mut read).is_err());
+        }
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+}

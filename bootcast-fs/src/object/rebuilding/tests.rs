@@ -1,0 +1,179 @@
+#![expect(clippy::disallowed_methods, reason = "a test has a clock")]
+
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use bootcast_proto::fec::RepairIndex;
+use bootcast_proto::join::Extensions;
+use bootcast_proto::wire::symbol_header;
+use bootcast_proto::{
+    BlockIndex, BlockLayout, Etag, JoinAnswer, Layout, PageSize, RemotePath, Token,
+};
+
+use super::*;
+use crate::cache::{Cache, ObjectKey};
+use crate::object::{Unread, Waiter};
+use crate::receiver::Timing;
+
+const SERVER: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 40_000);
+const TIMING: Timing = Timing { linger: Duration::from_secs(10), silence: Duration::from_secs(2) };
+
+/// A file whose last page is short, what its server says of it, and an object that joined.
+struct Cast {
+    bytes: Vec<u8>,
+    geometry: Geometry,
+    layout: BlockLayout,
+    object: Object,
+}
+
+impl Cast {
+    /// Pages of 64 bytes, windows of two blocks.
+    fn new(cache: &Cache) -> Self {
+        let bytes: Vec<u8> = (0..20_000u32)
+            .flat_map(|word| word.wrapping_mul(0x9e37_79b1).to_le_bytes())
+            .take(64 * 600 + 7)
+            .collect();
+        let geometry = Geometry::new(bytes.len() as u64, PageSize::new(64).unwrap()).unwrap();
+        let layout = BlockLayout::new(geometry.pages(), 2).unwrap();
+        let key = ObjectKey {
+            server: "head:8888".into(),
+            path: RemotePath::decode("image").unwrap(),
+            etag: Some(Etag::new("v1").unwrap()),
+        };
+        let store = cache.open(&key).unwrap();
+        let object = Object::new(key, store, None, TIMING, 1);
+        object.open();
+        let answer = JoinAnswer {
+            connect: "239.255.0.1:9000".parse().unwrap(),
+            token: Token::from_random(1),
+            pages: geometry.pages(),
+            page_size: geometry.page_size(),
+            extensions: Extensions {
+                size: Some(geometry.size()),
+                etag: Some(Etag::new("v1").unwrap()),
+                repair: Some(9001),
+                interleave: Some(2),
+                ..Extensions::default()
+            },
+        };
+        assert!(object.joined(Ok(answer), Instant::now()).is_empty());
+        Self { bytes, geometry, layout, object }
+    }
+
+    fn page(&self, page: PageIndex) -> &[u8] {
+        let start = usize::try_from(self.geometry.offset(page)).unwrap();
+        &self.bytes[start..start + page_len(&self.geometry, page)]
+    }
+
+    fn send_page(&self, page: PageIndex) -> Vec<Ready> {
+        let header = Layout::Base.header(page, self.geometry.pages(), self.page(page));
+        let bytes = [&header[..], self.page(page)].concat();
+        self.object.receive([(SERVER, &bytes[..])].into_iter(), Instant::now())
+    }
+
+    fn send_symbol(&self, block: BlockIndex, number: usize) {
+        let number = RepairIndex::new(number).unwrap();
+        let sources = self.layout.pages_in(block).map(|(source, page)| (source, self.page(page)));
+        let mut symbol = vec![0; 64];
+        fec::encode(Engine::best(), number, sources, &mut symbol);
+        let bytes = [&symbol_header(block, number, 8)[..], &symbol].concat();
+        self.object.receive_repair([(SERVER, &bytes[..])].into_iter(), Instant::now());
+    }
+
+    /// Rebuilds all that can be; returns the reads that this served.
+    fn rebuild(&self) -> Vec<Ready> {
+        if !self.object.begin_rebuilding() {
+            return Vec::new();
+        }
+        std::iter::from_fn(|| self.object.rebuild()).flatten().collect()
+    }
+
+    fn stored(&self) -> Vec<u8> {
+        let mut bytes = vec![0; self.bytes.len()];
+        self.object.store().read_exact_at(&mut bytes, 0).unwrap();
+        bytes
+    }
+}
+
+/// Keeps what a read was answered.
+struct Reader(Arc<Mutex<Option<Vec<u8>>>>);
+
+impl Waiter for Reader {
+    fn answer(self: Box<Self>, outcome: Result<&[u8], Unread>) {
+        *self.0.lock().unwrap() = Some(outcome.unwrap().to_vec());
+    }
+
+    fn is_abandoned(&self) -> bool {
+        false
+    }
+}
+
+#[test]
+fn a_file_with_lost_pages_is_rebuilt_from_symbols() {
+    let dir = tempfile::tempdir().unwrap();
+    for cache in [Cache::Memory, Cache::on_disk(dir.path()).unwrap()] {
+        let cast = Cast::new(&cache);
+        // Every ninth page is lost, the short last one too.
+        let lost = |page: &PageIndex| page.0 % 9 == 6;
+        assert!(lost(&PageIndex(cast.geometry.pages() - 1)));
+        for page in cast.geometry.all().iter().filter(|page| !lost(page)) {
+            cast.send_page(page);
+        }
+        for block in (0..cast.layout.blocks()).map(BlockIndex) {
+            // The first symbol is lost too.
+            (1..=15).for_each(|number| cast.send_symbol(block, number));
+        }
+        assert!(!cast.object.is_complete());
+        assert!(cast.rebuild().is_empty());
+        assert!(cast.object.is_complete());
+        assert_eq!(cast.stored(), cast.bytes);
+    }
+}
+
+#[test]
+fn a_read_that_waits_for_a_lost_page_is_served_once_it_is_rebuilt() {
+    let cast = Cast::new(&Cache::Memory);
+    let lost = PageIndex(10);
+    cast.geometry.all().iter().filter(|page| *page != lost).for_each(|page| {
+        cast.send_page(page);
+    });
+    let answer = Arc::new(Mutex::new(None));
+    cast.object.read(600..700, Box::new(Reader(answer.clone())), Instant::now());
+    assert_eq!(*answer.lock().unwrap(), None);
+    cast.send_symbol(cast.layout.place(lost).0, 0);
+    for ready in cast.rebuild() {
+        cast.object.answer(ready);
+    }
+    assert_eq!(answer.lock().unwrap().as_deref(), Some(&cast.bytes[600..700]));
+}
+
+#[test]
+fn only_one_at_a_time_rebuilds() {
+    let cast = Cast::new(&Cache::Memory);
+    cast.geometry.all().iter().skip(1).for_each(|page| {
+        cast.send_page(page);
+    });
+    assert!(!cast.object.begin_rebuilding());
+    cast.send_symbol(BlockIndex(0), 0);
+    assert!(cast.object.begin_rebuilding());
+    assert!(!cast.object.begin_rebuilding());
+}
+
+#[test]
+fn room_is_given_back_only_where_nothing_is_rebuilt_from_it() {
+    let cast = Cast::new(&Cache::Memory);
+    // A page of the second window, of pages 256 to 511.
+    let lost = PageIndex(300);
+    cast.geometry.all().iter().filter(|page| *page != lost).for_each(|page| {
+        cast.send_page(page);
+    });
+    cast.object.give_back(cast.geometry.offset(lost));
+    cast.send_symbol(cast.layout.place(lost).0, 3);
+    cast.rebuild();
+    assert!(cast.object.is_complete());
+    let second = usize::try_from(cast.geometry.offset(PageIndex(256))).unwrap();
+    assert_eq!(cast.stored()[second..], cast.bytes[second..]);
+    assert_ne!(cast.stored()[..second], cast.bytes[..second]);
+}

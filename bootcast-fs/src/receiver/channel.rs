@@ -1,0 +1,215 @@
+//! The receiver's half of the repair channel: symbols to keep, blocks to rebuild, reports to send.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use bootcast_proto::fec::RepairIndex;
+use bootcast_proto::wire::{Beacon, RepairDatagram, RepairError};
+use bootcast_proto::{BlockIndex, JoinAnswer, PageRange};
+
+use super::repair::{DecodePlan, Repair};
+use super::{Action, Assembly, Receiver};
+
+/// Within this time the members of a cast that ended join again.
+const REJOIN_SPREAD: Duration = Duration::from_millis(200);
+
+/// What a datagram of the repair channel was worth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RepairArrival<'a> {
+    /// A symbol of use: keep it, then call [`Receiver::handle_symbol_stored`].
+    Symbol {
+        /// Of which block.
+        block: BlockIndex,
+        /// Which.
+        number: RepairIndex,
+        /// A full page of bytes.
+        payload: &'a [u8],
+    },
+    /// Nothing to be kept.
+    Nothing,
+    /// Not a datagram of this cast's repair channel.
+    Bad(RepairError),
+}
+
+/// Why a report was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReportError {
+    /// 404: the server does not know this member.
+    UnknownMember,
+    /// Time may heal it.
+    Temporary,
+}
+
+impl Receiver {
+    /// Takes up what the answer says of repair. Symbols are kept where they are still of use.
+    pub(super) fn begin_repair(&mut self, answer: &JoinAnswer, now: Instant) {
+        let layout = answer.block_layout();
+        let fits = |repair: &Repair| {
+            Some(repair.layout()) == layout && repair.page_size() == answer.page_size
+        };
+        if let Some(repair) = self.repair.as_mut().filter(|repair| fits(repair)) {
+            repair.begin_cast();
+        } else {
+            self.repair_round += 1;
+            self.repair = layout
+                .zip(self.assembly.as_ref())
+                .map(|(layout, assembly)| Repair::new(layout, answer.page_size, assembly.held()));
+        }
+        self.since_join = super::SinceJoin::default();
+        self.reporter.begin(&answer.token, answer.extensions.lease, now);
+    }
+
+    /// Looks at a datagram of the repair channel. A symbol must be stored before [`Self::handle_symbol_stored`].
+    pub fn handle_repair_datagram<'a>(
+        &mut self,
+        from: SocketAddr,
+        datagram: &'a [u8],
+        now: Instant,
+    ) -> RepairArrival<'a> {
+        if !self.is_sender(from) {
+            self.counters.strangers += 1;
+            return RepairArrival::Bad(RepairError::Index);
+        }
+        let Some(repair) = &mut self.repair else { return RepairArrival::Nothing };
+        let page_size = repair.page_size().get();
+        let decoded = match RepairDatagram::decode(datagram, repair.layout(), page_size) {
+            Ok(decoded) => decoded,
+            Err(error) => {
+                self.counters.bad += 1;
+                return RepairArrival::Bad(error);
+            }
+        };
+        self.sender = Some(from);
+        self.membership.heard(now);
+        match decoded {
+            RepairDatagram::Symbol { block, symbol: number, promised, payload } => {
+                self.counters.symbols += 1;
+                self.since_join.received += 1;
+                if repair.symbol_seen(block, number, promised) {
+                    return RepairArrival::Symbol { block, number, payload };
+                }
+            }
+            RepairDatagram::Beacon(beacon) => self.handle_beacon(&beacon, now),
+            RepairDatagram::End => self.join_again(now),
+        }
+        RepairArrival::Nothing
+    }
+
+    fn handle_beacon(&mut self, beacon: &Beacon, now: Instant) {
+        let Some(repair) = self.repair.as_mut().filter(|_| self.reporter.is_news(beacon.number))
+        else {
+            return;
+        };
+        repair.beacon(beacon, now);
+        self.reporter.beacon(beacon, repair.is_short(), now);
+    }
+
+    /// The cast ended, or forgot this member.
+    fn join_again(&mut self, now: Instant) {
+        let pause = self.reporter.draw(REJOIN_SPREAD);
+        self.membership.join_again(now + pause);
+    }
+
+    /// The symbol is stored.
+    pub fn handle_symbol_stored(&mut self, block: BlockIndex, number: RepairIndex) {
+        if let Some(repair) = &mut self.repair {
+            repair.symbol_stored(block, number);
+        }
+    }
+
+    /// The stored symbols of a block turned out to be unusable: they count as lost.
+    pub fn handle_symbols_lost(&mut self, block: BlockIndex) {
+        if let Some(repair) = &mut self.repair {
+            repair.symbols_lost(block);
+        }
+    }
+
+    /// Tells the blocks of the pages that are about to count as held.
+    pub(super) fn note_in_blocks(&mut self, pages: PageRange) {
+        let (Some(repair), Some(assembly)) = (&mut self.repair, &self.assembly) else { return };
+        let all = assembly.geometry().all();
+        let new =
+            pages.iter().filter(|page| all.contains(*page) && !assembly.held().contains(*page));
+        new.for_each(|page| repair.page_stored(page));
+    }
+
+    /// A block that its symbols suffice to rebuild. Each is handed out once, and again when a page or symbol of it
+    /// came since. Ask after stored pages and symbols.
+    pub fn poll_decodable(&mut self) -> Option<BlockIndex> {
+        self.repair.as_mut()?.poll_decodable()
+    }
+
+    /// Whether [`Self::poll_decodable`] is worth asking.
+    pub fn has_decodable(&self) -> bool {
+        self.repair.as_ref().is_some_and(Repair::has_decodable)
+    }
+
+    /// How to rebuild a block; `None` where that cannot be done, or need not be.
+    pub fn decode_plan(&self, block: BlockIndex) -> Option<DecodePlan> {
+        let (repair, assembly) = (self.repair.as_ref()?, self.assembly.as_ref()?);
+        let plan = repair.decode_plan(block, assembly.held())?;
+        Some(DecodePlan { round: self.repair_round, ..plan })
+    }
+
+    /// The server answered a report.
+    pub fn handle_reported(&mut self, result: Result<(), ReportError>, now: Instant) {
+        if !self.reporter.is_asking() {
+            // Of a membership that is over.
+            return;
+        }
+        let bulk = std::mem::take(&mut self.asked_windows);
+        match result {
+            Ok(()) => {
+                self.reporter.heard(now);
+                if let Some(repair) = &mut self.repair {
+                    repair.reopen(&bulk);
+                }
+            }
+            Err(ReportError::Temporary) => self.reporter.not_heard(now),
+            Err(ReportError::UnknownMember) => {
+                self.reporter.not_heard(now);
+                self.join_again(now);
+            }
+        }
+    }
+
+    /// Reports, if it is time to.
+    pub(super) fn report_if_due(&mut self, now: Instant) {
+        let is_short = self.repair.as_ref().is_some_and(Repair::is_short);
+        if self.membership.token().is_none() || !self.reporter.handle_timeout(is_short, now) {
+            return;
+        }
+        let mut report = self.repair.as_ref().map(Repair::report).unwrap_or_default();
+        report.received = self.since_join.received;
+        report.drops = self.since_join.drops;
+        self.asked_windows.clone_from(&report.bulk);
+        self.membership.act(Action::Report(report));
+    }
+
+    /// When a report may be due.
+    pub(super) fn poll_report(&self) -> Option<Instant> {
+        self.membership.token().and_then(|_| self.reporter.poll_timeout())
+    }
+
+    /// Bytes from the beginning that are here without a gap, and from which nothing will be rebuilt.
+    pub fn settled(&self) -> u64 {
+        let Some(assembly) = &self.assembly else { return 0 };
+        let Some(repair) = &self.repair else { return assembly.contiguous() };
+        let first = assembly.held().first_missing(assembly.geometry().all());
+        first.map_or(assembly.geometry().size(), |page| {
+            let layout = repair.layout();
+            assembly.geometry().offset(layout.pages_of(layout.window_of(page)).start)
+        })
+    }
+
+    /// Whether the pages that the plan rebuilds are still missing, and its symbols still those of the present blocks: what was read
+    /// for it is then what it should be.
+    pub fn confirms(&self, plan: &DecodePlan) -> bool {
+        let held = self.assembly.as_ref().map(Assembly::held);
+        plan.round == self.repair_round
+            && held.is_some_and(|held| plan.missing.iter().all(|(_, page)| !held.contains(*page)))
+    }
+}
+
+#[cfg(test)]
+mod tests;

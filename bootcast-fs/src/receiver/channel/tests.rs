@@ -1,0 +1,354 @@
+#![expect(clippy::disallowed_methods, reason = "a virtual clock needs a first moment")]
+
+use bootcast_proto::api::Report;
+use bootcast_proto::join::Extensions;
+use bootcast_proto::wire::{end_datagram, symbol_header};
+use bootcast_proto::{Etag, Layout, PageIndex, PageSize, Token, WindowIndex};
+use proptest::prelude::*;
+
+use super::super::{Arrival, Pin, Subscription, Timing};
+use super::*;
+
+const TIMING: Timing = Timing { linger: Duration::from_secs(10), silence: Duration::from_secs(2) };
+const SERVER: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)), 40_000);
+const BEACON_INTERVAL: Duration = Duration::from_millis(25);
+/// In one window of three blocks, of 100 pages each.
+const PAGES: u32 = 300;
+const PAGE: u32 = 4;
+
+fn answer(token: u128) -> JoinAnswer {
+    JoinAnswer {
+        connect: "239.255.0.1:9000".parse().unwrap(),
+        token: Token::from_random(token),
+        pages: PAGES,
+        page_size: PageSize::new(PAGE.into()).unwrap(),
+        extensions: Extensions {
+            size: Some(u64::from(PAGES * PAGE)),
+            etag: Some(Etag::new("v1").unwrap()),
+            rate: None,
+            source: Some(SERVER.ip()),
+            repair: Some(9001),
+            interleave: Some(16),
+            lease: Some(Duration::from_secs(60)),
+        },
+    }
+}
+
+/// A member, its clock, and the number of its last beacon.
+struct Member {
+    receiver: Receiver,
+    now: Instant,
+    number: u32,
+}
+
+impl Member {
+    fn new() -> Self {
+        let now = Instant::now();
+        let mut receiver = Receiver::new(Pin::default(), None, TIMING, 1);
+        receiver.handle_open();
+        receiver.handle_join(&answer(1), now);
+        let mut member = Self { receiver, now, number: 0 };
+        member.actions();
+        member
+    }
+
+    /// A member that has heard all pages but these go by.
+    fn lacking(missing: &[u32]) -> Self {
+        let mut member = Self::new();
+        (0..PAGES).filter(|page| !missing.contains(page)).for_each(|page| member.page(page));
+        member
+    }
+
+    fn actions(&mut self) -> Vec<Action> {
+        std::iter::from_fn(|| self.receiver.poll_action()).collect()
+    }
+
+    fn page(&mut self, page: u32) {
+        let payload = page.to_be_bytes();
+        let mut bytes = Layout::Base.header(PageIndex(page), PAGES, &payload).to_vec();
+        bytes.extend(payload);
+        if let Arrival::New(page) = self.receiver.handle_datagram(SERVER, &bytes, self.now) {
+            self.receiver.handle_stored(PageRange::single(page.index));
+        }
+    }
+
+    fn symbol(&mut self, block: u32, number: usize, promised: u8) {
+        let number = RepairIndex::new(number).unwrap();
+        let header = symbol_header(BlockIndex(block), number, promised);
+        let bytes = [&header[..], &[0; PAGE as usize]].concat();
+        let arrival = self.receiver.handle_repair_datagram(SERVER, &bytes, self.now);
+        if let RepairArrival::Symbol { block, number, .. } = arrival {
+            self.receiver.handle_symbol_stored(block, number);
+        }
+    }
+
+    /// The next beacon: where the stream is, and the levels of all blocks.
+    fn beacon(&mut self, position: u32, sent: u8, promised: u8) {
+        self.now += BEACON_INTERVAL;
+        self.number += 1;
+        let level = bootcast_proto::wire::Level { sent, promised };
+        let beacon = Beacon {
+            number: self.number,
+            position: PageIndex(position),
+            members: 10,
+            permit: u16::MAX,
+            spread_ms: 10,
+            windows: vec![(WindowIndex(0), vec![level; 3])],
+        };
+        let bytes = beacon.encode();
+        let arrival = self.receiver.handle_repair_datagram(SERVER, &bytes, self.now);
+        assert_eq!(arrival, RepairArrival::Nothing);
+    }
+
+    /// What is done before the next beacon would come.
+    fn actions_until_next_beacon(&mut self) -> Vec<Action> {
+        let end = self.now + BEACON_INTERVAL;
+        while let Some(due) = self.receiver.poll_timeout().filter(|due| *due < end) {
+            self.now = due;
+            self.receiver.handle_timeout(due);
+        }
+        self.actions()
+    }
+}
+
+/// The only report of these actions.
+fn report(actions: &[Action]) -> &Report {
+    match actions {
+        [Action::Report(report)] => report,
+        other => panic!("expected a report, got {other:?}"),
+    }
+}
+
+#[test]
+fn a_member_of_a_repaired_cast_hears_both_ports() {
+    let now = Instant::now();
+    let place = |answer: &JoinAnswer| {
+        let mut receiver = Receiver::new(Pin::default(), None, TIMING, 1);
+        receiver.handle_open();
+        receiver.handle_join(answer, now);
+        let mut actions = std::iter::from_fn(|| receiver.poll_action());
+        actions.find_map(|action| match action {
+            Action::Subscribe(Subscription { repair, .. }) => Some(repair),
+            _ => None,
+        })
+    };
+    assert_eq!(place(&answer(1)), Some(Some("239.255.0.1:9001".parse().unwrap())));
+    let mut plain = answer(1);
+    plain.extensions.interleave = None;
+    assert_eq!(place(&plain), Some(None));
+}
+
+#[test]
+fn what_is_lacking_is_reported_once_the_stream_has_passed() {
+    let mut member = Member::lacking(&[0, 3, 7]);
+    member.beacon(200, 0, 0);
+    assert_eq!(member.actions_until_next_beacon(), []);
+    member.beacon(PAGES, 0, 0);
+    let actions = member.actions_until_next_beacon();
+    assert_eq!(report(&actions).needs, [(0, 2), (1, 1)]);
+    assert_eq!(report(&actions).received, u64::from(PAGES) - 3);
+}
+
+#[test]
+fn what_the_newest_beacon_promises_is_not_reported() {
+    let mut member = Member::lacking(&[0]);
+    member.beacon(PAGES, 0, 0);
+    member.beacon(PAGES, 0, 1);
+    assert_eq!(member.actions_until_next_beacon(), []);
+}
+
+#[test]
+fn a_beacon_that_was_overtaken_is_dropped() {
+    let mut member = Member::lacking(&[0]);
+    member.number = 5;
+    member.beacon(100, 0, 0);
+    member.number = 4;
+    member.beacon(PAGES, 0, 0);
+    assert_eq!(member.actions_until_next_beacon(), []);
+}
+
+#[test]
+fn a_report_that_is_taken_is_not_repeated_while_its_promise_is_kept() {
+    let mut member = Member::lacking(&[0]);
+    member.beacon(PAGES, 0, 0);
+    report(&member.actions_until_next_beacon());
+    member.receiver.handle_reported(Ok(()), member.now);
+    member.beacon(PAGES, 0, 1);
+    member.symbol(0, 0, 1);
+    assert_eq!(member.actions_until_next_beacon(), []);
+    assert_eq!(member.receiver.poll_decodable(), Some(BlockIndex(0)));
+    member.receiver.handle_stored(PageRange::new(0, 1));
+    assert!(member.receiver.is_complete());
+}
+
+#[test]
+fn windows_that_are_asked_for_are_not_asked_for_again_before_they_came() {
+    let missing: Vec<u32> = (0..150).collect();
+    let mut member = Member::lacking(&missing);
+    member.beacon(PAGES, 0, 0);
+    assert_eq!(report(&member.actions_until_next_beacon()).bulk, [(0, 1)]);
+    member.receiver.handle_reported(Ok(()), member.now);
+    for position in [PAGES, PAGES, 10, 200] {
+        member.beacon(position, 0, 0);
+        assert_eq!(member.actions_until_next_beacon(), []);
+    }
+    member.beacon(PAGES, 0, 0);
+    assert_eq!(report(&member.actions_until_next_beacon()).bulk, [(0, 1)]);
+}
+
+#[test]
+fn a_report_that_is_lost_is_sent_again() {
+    let mut member = Member::lacking(&[0]);
+    member.beacon(PAGES, 0, 0);
+    report(&member.actions_until_next_beacon());
+    member.receiver.handle_reported(Err(ReportError::Temporary), member.now);
+    let start = member.now;
+    while member.now < start + Duration::from_millis(1100) {
+        member.beacon(PAGES, 0, 0);
+        if let [Action::Report(report)] = &member.actions_until_next_beacon()[..] {
+            assert_eq!(report.needs, [(0, 1)]);
+            return;
+        }
+    }
+    panic!("not sent again");
+}
+
+#[test]
+fn a_server_that_forgot_the_member_or_ended_the_cast_is_joined_again_soon() {
+    let forgotten = |member: &mut Member| {
+        member.beacon(PAGES, 0, 0);
+        report(&member.actions_until_next_beacon());
+        member.receiver.handle_reported(Err(ReportError::UnknownMember), member.now);
+    };
+    let ended = |member: &mut Member| {
+        member.receiver.handle_repair_datagram(SERVER, &end_datagram(), member.now);
+    };
+    for event in [&forgotten as &dyn Fn(&mut Member), &ended] {
+        let mut member = Member::lacking(&[0]);
+        event(&mut member);
+        let due = member.receiver.poll_timeout().unwrap();
+        assert!(due <= member.now + REJOIN_SPREAD);
+        member.receiver.handle_timeout(due);
+        assert_eq!(member.actions(), [Action::Join]);
+    }
+}
+
+#[test]
+fn a_member_that_lacks_nothing_yet_renews_its_lease_with_a_report_without_needs() {
+    let mut member = Member::new();
+    let start = member.now;
+    let lease = Duration::from_secs(60);
+    while member.now < start + lease / 2 {
+        member.beacon(10, 0, 0);
+        let actions = member.actions_until_next_beacon();
+        if !actions.is_empty() {
+            assert_eq!(report(&actions), &Report::default());
+            return;
+        }
+    }
+    panic!("not renewed");
+}
+
+#[test]
+fn beacons_and_symbols_alone_keep_a_member_from_joining_again() {
+    let mut member = Member::new();
+    let start = member.now;
+    while member.now < start + 2 * TIMING.silence {
+        member.beacon(10, 0, 0);
+        assert_eq!(member.actions_until_next_beacon(), []);
+    }
+    member.now += TIMING.silence;
+    member.receiver.handle_timeout(member.now);
+    assert_eq!(member.actions(), [Action::Join]);
+}
+
+#[test]
+fn symbols_outlive_the_membership_while_the_blocks_stay_the_same() {
+    for (interleave, expected) in [(16, Some(BlockIndex(0))), (1, None)] {
+        let mut member = Member::lacking(&[0, 3]);
+        member.symbol(0, 0, 1);
+        let mut again = answer(2);
+        again.extensions.interleave = Some(interleave);
+        member.receiver.handle_join(&again, member.now);
+        member.symbol(0, 5, 6);
+        assert_eq!(member.receiver.poll_decodable(), expected, "{interleave}");
+    }
+}
+
+#[test]
+fn a_plan_of_other_blocks_or_of_pages_that_came_is_not_confirmed() {
+    let planned = || {
+        let mut member = Member::lacking(&[0, 3]);
+        member.symbol(0, 0, 1);
+        member.symbol(0, 1, 2);
+        let plan = member.receiver.decode_plan(BlockIndex(0)).unwrap();
+        assert!(member.receiver.confirms(&plan));
+        (member, plan)
+    };
+    let (mut member, plan) = planned();
+    member.page(3);
+    assert!(!member.receiver.confirms(&plan));
+    let (mut member, plan) = planned();
+    let mut again = answer(2);
+    again.extensions.interleave = Some(1);
+    member.receiver.handle_join(&again, member.now);
+    assert!(!member.receiver.confirms(&plan));
+}
+
+#[test]
+fn only_pages_that_no_block_needs_any_more_are_settled() {
+    let mut member = Member::lacking(&[0]);
+    assert_eq!(member.receiver.settled(), 0);
+    member.page(0);
+    assert_eq!(member.receiver.settled(), u64::from(PAGES * PAGE));
+    // Two windows of two blocks, a page of the second is missing.
+    let mut member = Member::new();
+    let mut again = answer(2);
+    again.extensions.interleave = Some(1);
+    member.receiver.handle_join(&again, member.now);
+    (0..PAGES).filter(|page| *page != 200).for_each(|page| member.page(page));
+    assert_eq!(member.receiver.settled(), u64::from(128 * PAGE));
+}
+
+#[test]
+fn datagrams_that_are_none_are_counted() {
+    let mut member = Member::new();
+    let now = member.now;
+    let receiver = &mut member.receiver;
+    assert!(matches!(
+        receiver.handle_repair_datagram(SERVER, &[9; 20], now),
+        RepairArrival::Bad(_)
+    ));
+    let stranger = SocketAddr::from(([192, 0, 2, 66], SERVER.port()));
+    let end = end_datagram();
+    assert!(matches!(receiver.handle_repair_datagram(stranger, &end, now), RepairArrival::Bad(_)));
+    assert_eq!((receiver.counters().bad, receiver.counters().strangers), (1, 1));
+    assert!(receiver.is_member());
+}
+
+proptest! {
+    #[test]
+    fn no_datagrams_upset_a_member(
+        datagrams in proptest::collection::vec(
+            (0u8..5, proptest::collection::vec(any::<u8>(), 15..40), any::<bool>()), 0..60,
+        ),
+    ) {
+        let mut member = Member::lacking(&[0, 1, 2]);
+        for (kind, mut bytes, low) in datagrams {
+            bytes[0] = kind;
+            // Otherwise hardly any block exists.
+            if low {
+                bytes[4..8].copy_from_slice(&[0, 0, 0, kind]);
+            }
+            let arrival = member.receiver.handle_repair_datagram(SERVER, &bytes, member.now);
+            if let RepairArrival::Symbol { block, number, .. } = arrival {
+                member.receiver.handle_symbol_stored(block, number);
+            }
+            member.actions_until_next_beacon();
+        }
+        while let Some(block) = member.receiver.poll_decodable() {
+            prop_assert!(member.receiver.decode_plan(block).is_some());
+        }
+    }
+}

@@ -1,0 +1,335 @@
+//! What this member knows of the blocks of a cast: which pages are missing, which repair symbols are held, what was sent and
+//! what was promised. docs/PROTOCOL.md, "When a client reports".
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::time::Instant;
+
+use bootcast_proto::api::Report;
+use bootcast_proto::fec::{REPAIRS, RepairIndex, SourceIndex};
+use bootcast_proto::wire::{Beacon, Level};
+use bootcast_proto::{BlockIndex, BlockLayout, PageIndex, PageSet, PageSize, WindowIndex};
+
+use super::stream::Stream;
+
+/// Pairs that each list of a report holds at most. What does not fit follows with the next report.
+const MAX_PAIRS: usize = 4096;
+/// Symbols that a level can tell of; more count as this many.
+const MAX_LEVEL: u8 = u8::MAX;
+
+/// What a block takes to be rebuilt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DecodePlan {
+    /// Of which block.
+    pub block: BlockIndex,
+    /// Pages to be rebuilt.
+    pub missing: Vec<(SourceIndex, PageIndex)>,
+    /// All other pages of the block.
+    pub present: Vec<(SourceIndex, PageIndex)>,
+    /// Symbols to use: as many as pages are missing.
+    pub symbols: Vec<RepairIndex>,
+    /// Changes whenever blocks get other pages.
+    pub(super) round: u32,
+}
+
+/// Blocks of the present cast. Symbols outlive it as long as the blocks stay the same.
+#[derive(Debug)]
+pub(super) struct Repair {
+    layout: BlockLayout,
+    page_size: PageSize,
+    blocks: Vec<Block>,
+    /// Bit `n` of a block's word: symbol `n` is held.
+    symbols: Vec<u128>,
+    windows: Vec<Window>,
+    stream: Stream,
+    /// Blocks that lack something not promised.
+    short: u32,
+    /// Blocks whose symbols suffice, in the order in which they came to.
+    decodable: VecDeque<BlockIndex>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Block {
+    missing: u8,
+    level: Level,
+    is_short: bool,
+    /// Waits in `decodable`.
+    is_offered: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Window {
+    /// The stream has passed it, and a beacon told what was promised.
+    is_closed: bool,
+    /// Its blocks that lack something not promised.
+    short: u32,
+}
+
+impl Repair {
+    /// The blocks of a file of which `held` is here.
+    pub(super) fn new(layout: BlockLayout, page_size: PageSize, held: &PageSet) -> Self {
+        let blocks = (0..layout.windows())
+            .flat_map(|window| block_sizes(layout, WindowIndex(window)))
+            .map(|missing| Block { missing, ..Block::default() })
+            .collect();
+        let mut repair = Self {
+            layout,
+            page_size,
+            blocks,
+            symbols: vec![0; layout.blocks() as usize],
+            windows: vec![Window::default(); layout.windows() as usize],
+            stream: Stream::default(),
+            short: 0,
+            decodable: VecDeque::new(),
+        };
+        if held.held() > 0 {
+            for page in (0..held.pages()).map(PageIndex).filter(|page| held.contains(*page)) {
+                let block = layout.place(page).0;
+                repair.blocks[block.0 as usize].missing -= 1;
+            }
+        }
+        repair
+    }
+
+    /// Goes on with another membership: what the server sent and promised is to be heard anew.
+    pub(super) fn begin_cast(&mut self) {
+        self.stream = Stream::default();
+        self.short = 0;
+        self.windows.fill(Window::default());
+        for block in &mut self.blocks {
+            block.level = Level::default();
+            block.is_short = false;
+        }
+    }
+
+    pub(super) fn layout(&self) -> BlockLayout {
+        self.layout
+    }
+
+    pub(super) fn page_size(&self) -> PageSize {
+        self.page_size
+    }
+
+    /// Whether some block lacks something that was not promised.
+    pub(super) fn is_short(&self) -> bool {
+        self.short > 0
+    }
+
+    /// A page of the stream came, new or not.
+    pub(super) fn page_seen(&mut self, page: PageIndex) {
+        self.stream.page(page);
+    }
+
+    /// A page that was missing is stored.
+    pub(super) fn page_stored(&mut self, page: PageIndex) {
+        let block = self.layout.place(page).0;
+        let missing = &mut self.blocks[block.0 as usize].missing;
+        *missing = missing.saturating_sub(1);
+        self.weigh(block);
+        self.offer(block);
+    }
+
+    /// A symbol came. Returns whether it is of use.
+    pub(super) fn symbol_seen(
+        &mut self,
+        block: BlockIndex,
+        number: RepairIndex,
+        promised: u8,
+    ) -> bool {
+        let level = &mut self.blocks[block.0 as usize].level;
+        level.sent = sent_with(level.sent, number);
+        level.promised = level.promised.max(promised).max(level.sent);
+        self.weigh(block);
+        self.lacking(block) > 0 && self.symbols[block.0 as usize] & bit(number) == 0
+    }
+
+    /// A symbol is stored.
+    pub(super) fn symbol_stored(&mut self, block: BlockIndex, number: RepairIndex) {
+        if let Some(held) = self.symbols.get_mut(block.0 as usize) {
+            *held |= bit(number);
+            self.weigh(block);
+            self.offer(block);
+        }
+    }
+
+    /// The stored symbols of a block cannot be used.
+    pub(super) fn symbols_lost(&mut self, block: BlockIndex) {
+        if let Some(held) = self.symbols.get_mut(block.0 as usize) {
+            *held = 0;
+            self.weigh(block);
+        }
+    }
+
+    /// A beacon came that was not overtaken.
+    pub(super) fn beacon(&mut self, beacon: &Beacon, now: Instant) {
+        for (window, levels) in &beacon.windows {
+            for (number, level) in self.layout.blocks_of(*window).zip(levels) {
+                let known = &mut self.blocks[number as usize].level;
+                // A symbol may have overtaken the beacon.
+                known.sent = known.sent.max(level.sent);
+                known.promised = known.promised.max(level.promised);
+                self.weigh(BlockIndex(number));
+            }
+        }
+        for passed in self.stream.beacon(beacon.position, self.layout, now) {
+            self.close(passed);
+        }
+    }
+
+    fn close(&mut self, windows: Range<u32>) {
+        for window in windows {
+            if !std::mem::replace(&mut self.windows[window as usize].is_closed, true) {
+                self.layout
+                    .blocks_of(WindowIndex(window))
+                    .for_each(|it| self.weigh(BlockIndex(it)));
+            }
+        }
+    }
+
+    /// The server took a report that asked for these windows: the stream will pass them again.
+    pub(super) fn reopen(&mut self, bulk: &[(u32, u32)]) {
+        if !bulk.is_empty() {
+            self.stream.asked();
+        }
+        for window in bulk.iter().flat_map(|(first, count)| *first..*first + *count) {
+            self.windows[window as usize].is_closed = false;
+            self.layout.blocks_of(WindowIndex(window)).for_each(|it| self.weigh(BlockIndex(it)));
+        }
+    }
+
+    /// Symbols that the block lacks, whatever was promised.
+    fn lacking(&self, block: BlockIndex) -> u32 {
+        let missing = u32::from(self.blocks[block.0 as usize].missing);
+        missing.saturating_sub(self.symbols[block.0 as usize].count_ones())
+    }
+
+    fn need(&self, block: BlockIndex) -> u8 {
+        let sent = self.blocks[block.0 as usize].level.sent;
+        need(sent, self.symbols[block.0 as usize], self.lacking(block))
+    }
+
+    /// Keeps count of the blocks that are short.
+    fn weigh(&mut self, block: BlockIndex) {
+        let window = self.layout.window_of_block(block).0 as usize;
+        let known = self.blocks[block.0 as usize];
+        let is_short = self.windows[window].is_closed
+            && self.lacking(block) > 0
+            && self.need(block) > known.level.promised;
+        if is_short != known.is_short {
+            self.blocks[block.0 as usize].is_short = is_short;
+            for count in [&mut self.windows[window].short, &mut self.short] {
+                *count = if is_short { *count + 1 } else { *count - 1 };
+            }
+        }
+    }
+
+    fn is_decodable(&self, block: BlockIndex) -> bool {
+        self.blocks[block.0 as usize].missing > 0 && self.lacking(block) == 0
+    }
+
+    /// Hands the block out for decoding, if it can be and does not wait for that already.
+    fn offer(&mut self, block: BlockIndex) {
+        if self.is_decodable(block)
+            && !std::mem::replace(&mut self.blocks[block.0 as usize].is_offered, true)
+        {
+            self.decodable.push_back(block);
+        }
+    }
+
+    /// A block that can be rebuilt.
+    pub(super) fn poll_decodable(&mut self) -> Option<BlockIndex> {
+        while let Some(block) = self.decodable.pop_front() {
+            self.blocks[block.0 as usize].is_offered = false;
+            if self.is_decodable(block) {
+                return Some(block);
+            }
+        }
+        None
+    }
+
+    /// Whether [`Self::poll_decodable`] may have one.
+    pub(super) fn has_decodable(&self) -> bool {
+        !self.decodable.is_empty()
+    }
+
+    /// How to rebuild the block; `None` where that cannot be done.
+    pub(super) fn decode_plan(&self, block: BlockIndex, held: &PageSet) -> Option<DecodePlan> {
+        let symbols = *self.symbols.get(block.0 as usize)?;
+        if !self.is_decodable(block) {
+            return None;
+        }
+        let (present, missing): (Vec<_>, Vec<_>) =
+            self.layout.pages_in(block).partition(|(_, page)| held.contains(*page));
+        let symbols = (0..REPAIRS)
+            .filter_map(RepairIndex::new)
+            .filter(|number| symbols & bit(*number) != 0)
+            .take(missing.len())
+            .collect();
+        Some(DecodePlan { block, missing, present, symbols, round: 0 })
+    }
+
+    /// The blocks that lack something not promised, lowest first: their needs, or where much is missing their windows.
+    pub(super) fn report(&self) -> Report {
+        let mut report = Report::default();
+        let short = self.windows.iter().zip(0..).filter(|(window, _)| window.short > 0);
+        for (_, window) in short {
+            if report.needs.len() >= MAX_PAIRS || report.bulk.len() >= MAX_PAIRS {
+                break;
+            }
+            self.report_window(window, &mut report);
+        }
+        report.needs.truncate(MAX_PAIRS);
+        report
+    }
+
+    fn report_window(&self, window: u32, report: &mut Report) {
+        let sizes = block_sizes(self.layout, WindowIndex(window));
+        let short = self.layout.blocks_of(WindowIndex(window)).zip(sizes);
+        let mut short = short.filter(|(block, _)| self.blocks[*block as usize].is_short);
+        let is_bulk = |(block, size): (u32, u8)| {
+            u32::from(self.blocks[block as usize].missing) * 4 >= u32::from(size)
+        };
+        if !short.clone().any(is_bulk) {
+            let needs = short.by_ref().map(|(block, _)| (block, self.need(BlockIndex(block))));
+            report.needs.extend(needs);
+            return;
+        }
+        match report.bulk.last_mut() {
+            Some((first, count)) if *first + *count == window => *count += 1,
+            _ => report.bulk.push((window, 1)),
+        }
+    }
+}
+
+/// Pages of each block of a window.
+fn block_sizes(layout: BlockLayout, window: WindowIndex) -> impl Iterator<Item = u8> + Clone {
+    let (pages, blocks) = (layout.pages_of(window).len(), layout.blocks_of(window));
+    let stride = blocks.end - blocks.start;
+    (0..stride).map(move |block| {
+        u8::try_from((pages - block).div_ceil(stride)).expect("a block has at most 128 pages")
+    })
+}
+
+fn bit(number: RepairIndex) -> u128 {
+    1 << number.get()
+}
+
+/// How many symbols were sent, once `number` is seen where `sent` were known: numbers begin again after 127, and a
+/// symbol that was overtaken tells nothing.
+fn sent_with(sent: u8, number: RepairIndex) -> u8 {
+    let (known, seen) = (usize::from(sent), number.get() + 1);
+    // As many as `seen`, or 128 more for each time that numbers began again.
+    let next = seen + known.saturating_sub(seen).next_multiple_of(REPAIRS);
+    let is_overtaken = known > seen && next - known >= REPAIRS / 2;
+    if is_overtaken { sent } else { u8::try_from(next).unwrap_or(MAX_LEVEL) }
+}
+
+/// How many symbols a block must have got in all, so that `lacking` more come that are not `held`, from number `sent` on.
+fn need(sent: u8, held: u128, lacking: u32) -> u8 {
+    let fresh = (u32::from(sent)..).filter(|number| held & (1 << (number % 128)) == 0);
+    let last = lacking.checked_sub(1).and_then(|skipped| fresh.clone().nth(skipped as usize));
+    last.map_or(sent, |last| u8::try_from(last + 1).unwrap_or(MAX_LEVEL))
+}
+
+#[cfg(test)]
+mod tests;

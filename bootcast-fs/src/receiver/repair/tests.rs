@@ -1,0 +1,266 @@
+#![expect(clippy::disallowed_methods, reason = "a virtual clock needs a first moment")]
+
+use std::collections::BTreeSet;
+
+use bootcast_proto::PageRange;
+use proptest::prelude::*;
+
+use super::*;
+
+/// 400 pages in windows of 256: four blocks, of 128, 128, 72 and 72 pages.
+const PAGES: u32 = 400;
+
+fn layout() -> BlockLayout {
+    BlockLayout::new(PAGES, 2).unwrap()
+}
+
+fn symbol(number: usize) -> RepairIndex {
+    RepairIndex::new(number).unwrap()
+}
+
+/// A member that holds all pages but these.
+fn lacking(missing: &[u32]) -> (Repair, PageSet) {
+    let mut held = PageSet::new(PAGES);
+    for page in (0..PAGES).filter(|page| !missing.contains(page)) {
+        held.insert(PageIndex(page));
+    }
+    (Repair::new(layout(), PageSize::new(4).unwrap(), &held), held)
+}
+
+/// The beacon number `number`, with the same level for all blocks.
+fn beacon(number: u32, position: u32, sent: u8, promised: u8) -> Beacon {
+    let levels = vec![Level { sent, promised }; 2];
+    Beacon {
+        number,
+        position: PageIndex(position),
+        members: 1,
+        permit: u16::MAX,
+        spread_ms: 10,
+        windows: vec![(WindowIndex(0), levels.clone()), (WindowIndex(1), levels)],
+    }
+}
+
+/// Has the stream pass all windows.
+fn pass_all(repair: &mut Repair, sent: u8, promised: u8) {
+    repair.page_seen(PageIndex(0));
+    repair.beacon(&beacon(1, PAGES, sent, promised), Instant::now());
+}
+
+#[test]
+fn a_new_member_misses_every_page_of_every_block() {
+    let repair = Repair::new(layout(), PageSize::new(4).unwrap(), &PageSet::new(PAGES));
+    let missing: Vec<_> = repair.blocks.iter().map(|block| block.missing).collect();
+    assert_eq!(missing, [128, 128, 72, 72]);
+}
+
+#[test]
+fn nothing_is_reported_of_a_window_that_is_not_closed() {
+    let (mut repair, _) = lacking(&[0, 300]);
+    let now = Instant::now();
+    repair.page_seen(PageIndex(0));
+    repair.beacon(&beacon(1, 255, 0, 0), now);
+    assert!(!repair.is_short());
+    repair.beacon(&beacon(2, 256, 0, 0), now);
+    assert!(repair.is_short());
+    assert_eq!(repair.report().needs, [(0, 1)]);
+}
+
+#[test]
+fn a_need_counts_missing_pages_and_lost_symbols() {
+    // Pages 0, 2 and 4 are in block 0, page 1 is in block 1.
+    let (mut repair, _) = lacking(&[0, 1, 2, 4]);
+    repair.symbol_seen(BlockIndex(0), symbol(3), 4);
+    repair.symbol_stored(BlockIndex(0), symbol(3));
+    pass_all(&mut repair, 4, 4);
+    // Block 0: 3 missing + 3 lost of 4. Block 1: 1 missing + 4 lost.
+    assert_eq!(repair.report().needs, [(0, 6), (1, 5)]);
+}
+
+#[test]
+fn what_was_promised_is_not_reported() {
+    let (mut repair, _) = lacking(&[0, 1, 2]);
+    pass_all(&mut repair, 0, 1);
+    assert_eq!(repair.report().needs, [(0, 2)]);
+    repair.beacon(&beacon(2, PAGES, 0, 2), Instant::now());
+    assert!(!repair.is_short());
+    assert_eq!(repair.report(), Report::default());
+    // The promise is kept, and the symbol is lost.
+    repair.beacon(&beacon(3, PAGES, 2, 2), Instant::now());
+    assert_eq!(repair.report().needs, [(0, 4), (1, 3)]);
+}
+
+#[test]
+fn a_symbol_tells_of_promises_too() {
+    let (mut repair, _) = lacking(&[1]);
+    pass_all(&mut repair, 0, 0);
+    assert!(repair.is_short());
+    assert!(repair.symbol_seen(BlockIndex(1), symbol(0), 2));
+    assert!(!repair.is_short());
+}
+
+#[test]
+fn a_window_with_a_quarter_of_a_block_missing_is_asked_for_as_a_whole() {
+    // Block 2 has 72 pages, every second one from 256 on.
+    let many: Vec<u32> = (0..18).map(|page| 256 + 2 * page).chain([0, 257]).collect();
+    let (mut repair, _) = lacking(&many);
+    pass_all(&mut repair, 0, 0);
+    let report = repair.report();
+    assert_eq!((report.needs, report.bulk.clone()), (vec![(0, 1)], vec![(1, 1)]));
+    repair.reopen(&report.bulk);
+    let report = repair.report();
+    assert_eq!((report.needs, report.bulk), (vec![(0, 1)], vec![]));
+}
+
+#[test]
+fn windows_asked_for_one_after_the_other_are_one_pair() {
+    let mut repair = Repair::new(layout(), PageSize::new(4).unwrap(), &PageSet::new(PAGES));
+    pass_all(&mut repair, 0, 0);
+    assert_eq!(repair.report().bulk, [(0, 2)]);
+}
+
+#[test]
+fn a_long_report_is_cut_and_its_lowest_blocks_remain() {
+    let pages = 128 * 5000;
+    let layout = BlockLayout::new(pages, 1).unwrap();
+    let mut held = PageSet::new(pages);
+    held.insert_range(PageRange::new(0, pages));
+    let mut repair = Repair::new(layout, PageSize::new(4).unwrap(), &held);
+    for block in &mut repair.blocks {
+        block.missing = 1;
+    }
+    repair.page_seen(PageIndex(0));
+    repair.beacon(&Beacon { windows: Vec::new(), ..beacon(1, pages, 0, 0) }, Instant::now());
+    let needs = repair.report().needs;
+    assert_eq!((needs.len(), needs[0], needs[4095]), (4096, (0, 1), (4095, 1)));
+}
+
+#[test]
+fn a_block_is_decodable_exactly_when_enough_is_here() {
+    let (mut repair, held) = lacking(&[0, 2]);
+    let block = BlockIndex(0);
+    repair.symbol_stored(block, symbol(7));
+    assert_eq!(repair.poll_decodable(), None);
+    assert_eq!(repair.decode_plan(block, &held), None);
+    repair.symbol_stored(block, symbol(9));
+    assert_eq!(repair.poll_decodable(), Some(block));
+    assert_eq!(repair.poll_decodable(), None);
+    let plan = repair.decode_plan(block, &held).unwrap();
+    assert_eq!(plan.missing.iter().map(|(_, page)| page.0).collect::<Vec<_>>(), [0, 2]);
+    assert_eq!((plan.present.len(), plan.symbols), (126, vec![symbol(7), symbol(9)]));
+    // A page came meanwhile: there is something new to be said of the block.
+    repair.page_stored(PageIndex(0));
+    assert_eq!(repair.poll_decodable(), Some(block));
+    repair.page_stored(PageIndex(2));
+    assert_eq!(repair.poll_decodable(), None);
+}
+
+#[test]
+fn a_symbol_that_is_held_or_that_a_block_can_do_without_is_of_no_use() {
+    let (mut repair, _) = lacking(&[0, 2]);
+    assert!(!repair.symbol_seen(BlockIndex(1), symbol(0), 1));
+    assert!(repair.symbol_seen(BlockIndex(0), symbol(0), 1));
+    repair.symbol_stored(BlockIndex(0), symbol(0));
+    assert!(!repair.symbol_seen(BlockIndex(0), symbol(0), 1));
+    repair.symbol_stored(BlockIndex(0), symbol(1));
+    assert!(!repair.symbol_seen(BlockIndex(0), symbol(2), 3));
+}
+
+#[test]
+fn symbols_that_cannot_be_used_are_asked_for_again() {
+    let (mut repair, _) = lacking(&[0]);
+    repair.symbol_seen(BlockIndex(0), symbol(0), 1);
+    repair.symbol_stored(BlockIndex(0), symbol(0));
+    pass_all(&mut repair, 1, 1);
+    assert!(!repair.is_short());
+    repair.symbols_lost(BlockIndex(0));
+    assert_eq!(repair.poll_decodable(), None);
+    assert_eq!(repair.report().needs, [(0, 2)]);
+}
+
+#[test]
+fn another_cast_begins_with_the_symbols_and_without_the_promises() {
+    let (mut repair, _) = lacking(&[0, 2, 4]);
+    repair.symbol_seen(BlockIndex(0), symbol(0), 9);
+    repair.symbol_stored(BlockIndex(0), symbol(0));
+    pass_all(&mut repair, 1, 9);
+    repair.begin_cast();
+    assert_eq!(repair.report(), Report::default());
+    pass_all(&mut repair, 0, 0);
+    // Symbol 0 comes again first, which is held: two that are not make three in all.
+    assert_eq!(repair.report().needs, [(0, 3)]);
+}
+
+#[test]
+fn the_numbers_of_symbols_go_round() {
+    for (sent, number, expected) in [
+        (0, 0, 1),
+        (0, 127, 128),
+        (5, 3, 5),
+        (5, 5, 6),
+        (127, 127, 128),
+        (128, 127, 128),
+        (128, 0, 129),
+        (130, 126, 130),
+        (200, 80, 209),
+        (254, 127, 255),
+        (255, 0, 255),
+    ] {
+        assert_eq!(sent_with(sent, symbol(number)), expected, "{sent} {number}");
+    }
+}
+
+proptest! {
+    /// Against the slow and obvious way to say the same.
+    #[test]
+    fn needs_and_decodable_blocks_are_those_of_the_protocol(
+        missing in proptest::collection::btree_set(0..PAGES, 0..60),
+        arrivals in proptest::collection::vec((0u32..4, 0usize..12, any::<bool>()), 0..60),
+        (sent, more) in (0u8..12, 0u8..8),
+    ) {
+        let missing: Vec<u32> = missing.into_iter().collect();
+        let (mut repair, mut held) = lacking(&missing);
+        let mut symbols = vec![BTreeSet::new(); 4];
+        let mut seen = [sent; 4];
+        for (block, number, is_page) in arrivals {
+            if is_page {
+                let page = missing.iter().find(|page| {
+                    !held.contains(PageIndex(**page))
+                        && layout().place(PageIndex(**page)).0 == BlockIndex(block)
+                });
+                if let Some(page) = page {
+                    held.insert(PageIndex(*page));
+                    repair.page_stored(PageIndex(*page));
+                }
+            } else {
+                seen[block as usize] = seen[block as usize].max(u8::try_from(number + 1).unwrap());
+                if repair.symbol_seen(BlockIndex(block), symbol(number), 0) {
+                    symbols[block as usize].insert(number);
+                    repair.symbol_stored(BlockIndex(block), symbol(number));
+                }
+            }
+        }
+        pass_all(&mut repair, sent, sent + more);
+        let offered: BTreeSet<_> = std::iter::from_fn(|| repair.poll_decodable()).collect();
+        let report = repair.report();
+        for block in 0..4u32 {
+            let pages: Vec<_> = layout().pages_in(BlockIndex(block)).collect();
+            let missing = pages.iter().filter(|(_, page)| !held.contains(*page)).count();
+            let here = symbols[block as usize].len();
+            // The beacon's, or as far as a later symbol shows.
+            let promised = usize::from(seen[block as usize].max(sent + more));
+            let sent = usize::from(seen[block as usize]);
+            let is_decodable = missing > 0 && here >= missing;
+            prop_assert_eq!(offered.contains(&BlockIndex(block)), is_decodable);
+            let plan = repair.decode_plan(BlockIndex(block), &held);
+            prop_assert_eq!(plan.is_some(), is_decodable);
+            let need = missing + (sent - here);
+            let is_short = missing > here && need > promised;
+            let window = layout().window_of_block(BlockIndex(block)).0;
+            if report.bulk.iter().any(|(first, count)| (*first..first + count).contains(&window)) {
+                continue;
+            }
+            let reported = report.needs.iter().find(|(number, _)| *number == block);
+            prop_assert_eq!(reported.map(|(_, need)| usize::from(*need)), is_short.then_some(need));
+        }
+    }
+}

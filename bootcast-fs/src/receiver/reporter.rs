@@ -1,0 +1,341 @@
+//! When to tell the server what this member lacks. docs/PROTOCOL.md, "When a client reports".
+
+use std::time::{Duration, Instant};
+
+use bootcast_proto::Token;
+use bootcast_proto::wire::Beacon;
+
+/// Pause after a report that did not get through.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Says when a report is due.
+///
+/// ```text
+/// Quiet --short, permitted--> Drawn --still short--> Asking --answer--> Holding --beacon, time--> Quiet
+///   ^                           |
+///   '----- promised by now -----'
+/// ```
+#[derive(Debug)]
+pub(super) struct Reporter {
+    random: SplitMix,
+    /// Of the membership's token, over the whole range.
+    hash: u16,
+    lease: Option<Duration>,
+    /// When the lease wants a report, whatever is lacking.
+    renewal: Option<Instant>,
+    newest: Option<Guidance>,
+    phase: Phase,
+}
+
+/// What the newest beacon says to those who would report.
+#[derive(Clone, Copy, Debug)]
+struct Guidance {
+    number: u32,
+    members: u32,
+    permit: u16,
+    spread: Duration,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Phase {
+    /// Nothing to say, or not permitted to.
+    Quiet,
+    /// Has something to say, unless others say it before.
+    Drawn { due: Instant },
+    /// The report is out.
+    Asking,
+    /// Waits for what the report brings.
+    Holding { until: Instant, heard_beacon: bool },
+}
+
+impl Reporter {
+    /// Draws its times from `seed`.
+    pub(super) fn new(seed: u64) -> Self {
+        Self {
+            random: SplitMix(seed),
+            hash: 0,
+            lease: None,
+            renewal: None,
+            newest: None,
+            phase: Phase::Quiet,
+        }
+    }
+
+    /// A membership begins.
+    pub(super) fn begin(&mut self, token: &Token, lease: Option<Duration>, now: Instant) {
+        self.hash = hash(token);
+        self.lease = lease;
+        self.newest = None;
+        self.phase = Phase::Quiet;
+        self.renew(now);
+    }
+
+    /// The server heard of this member now. The next time is drawn, because many joined with it: within half the lease.
+    fn renew(&mut self, now: Instant) {
+        let share = 0.375 + 0.125 * self.random.fraction();
+        self.renewal = self.lease.map(|lease| now + lease.mul_f64(share));
+    }
+
+    /// Whether the beacon with this number is newer than all before.
+    pub(super) fn is_news(&self, number: u32) -> bool {
+        self.newest.is_none_or(|newest| newest.number < number)
+    }
+
+    /// The newest beacon, its promises already counted in `is_short`.
+    pub(super) fn beacon(&mut self, beacon: &Beacon, is_short: bool, now: Instant) {
+        self.newest = Some(Guidance {
+            number: beacon.number,
+            members: beacon.members,
+            permit: beacon.permit,
+            spread: Duration::from_millis(beacon.spread_ms.into()),
+        });
+        if let Phase::Holding { heard_beacon, .. } = &mut self.phase {
+            *heard_beacon = true;
+        }
+        self.review(is_short, now);
+    }
+
+    /// Begins to wait for its turn, where there is something to say.
+    fn review(&mut self, is_short: bool, now: Instant) {
+        if matches!(self.phase, Phase::Holding { until, heard_beacon: true } if until <= now) {
+            self.phase = Phase::Quiet;
+        }
+        let Some(guidance) = self.newest.filter(|newest| newest.permits(self.hash)) else { return };
+        if is_short && matches!(self.phase, Phase::Quiet) {
+            let wait = truncated_exponential(&guidance, self.random.fraction());
+            self.phase = Phase::Drawn { due: now + wait };
+        }
+    }
+
+    /// Runs what is due. `true`: report now.
+    pub(super) fn handle_timeout(&mut self, is_short: bool, now: Instant) -> bool {
+        self.review(is_short, now);
+        let mut speaks = self.renewal.is_some_and(|at| at <= now);
+        match self.phase {
+            Phase::Asking => return false,
+            Phase::Drawn { due } if due <= now => {
+                speaks |= is_short;
+                self.phase = Phase::Quiet;
+            }
+            Phase::Quiet | Phase::Drawn { .. } | Phase::Holding { .. } => {}
+        }
+        if speaks {
+            self.phase = Phase::Asking;
+        }
+        speaks
+    }
+
+    /// Whether a report is out.
+    pub(super) fn is_asking(&self) -> bool {
+        matches!(self.phase, Phase::Asking)
+    }
+
+    /// The server took the report.
+    pub(super) fn heard(&mut self, now: Instant) {
+        let spread = self.newest.map_or(Duration::ZERO, |newest| newest.spread);
+        self.phase = Phase::Holding { until: now + 2 * spread, heard_beacon: false };
+        self.renew(now);
+    }
+
+    /// The report did not get through.
+    pub(super) fn not_heard(&mut self, now: Instant) {
+        self.phase = Phase::Holding { until: now + RETRY, heard_beacon: true };
+        self.renewal = self.renewal.map(|at| at.max(now + RETRY));
+    }
+
+    /// When [`Self::handle_timeout`] is due next.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        let own = match self.phase {
+            Phase::Asking => return None,
+            Phase::Drawn { due } => Some(due),
+            Phase::Holding { until, heard_beacon: true } => Some(until),
+            Phase::Quiet | Phase::Holding { .. } => None,
+        };
+        [own, self.renewal].into_iter().flatten().min()
+    }
+
+    /// A time of up to `longest`, so that not all do the same at once.
+    pub(super) fn draw(&mut self, longest: Duration) -> Duration {
+        longest.mul_f64(self.random.fraction())
+    }
+}
+
+impl Guidance {
+    fn permits(self, hash: u16) -> bool {
+        self.permit == u16::MAX || hash < self.permit
+    }
+}
+
+/// How long to wait: rarely short, so that few speak before the first one's wish is granted (RFC 5740, 5.3). `fraction` is drawn
+/// from 0 to 1.
+fn truncated_exponential(guidance: &Guidance, fraction: f64) -> Duration {
+    let lambda = f64::from(guidance.members.max(1)).ln() + 1.0;
+    guidance.spread.mul_f64((fraction * lambda.exp_m1()).ln_1p() / lambda)
+}
+
+/// FNV-1a, the high bits of its product mixed down: tokens may differ in their last characters only.
+fn hash(token: &Token) -> u16 {
+    let fnv = token.as_str().bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    let mixed = SplitMix(fnv).next().to_be_bytes();
+    u16::from_be_bytes([mixed[0], mixed[1]])
+}
+
+/// `SplitMix64` (Steele, Lea and Flood, 2014): enough to tell members apart.
+#[derive(Clone, Copy, Debug)]
+struct SplitMix(u64);
+
+impl SplitMix {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// From 0 up to, not including, 1.
+    fn fraction(&mut self) -> f64 {
+        let bits = u32::try_from(self.next() >> 32).expect("the upper half of 64 bits");
+        f64::from(bits) / 2f64.powi(32)
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a virtual clock needs a first moment")]
+mod tests {
+    use bootcast_proto::PageIndex;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+    const LEASE: Duration = Duration::from_secs(60);
+
+    fn beacon(number: u32, members: u32, permit: u16) -> Beacon {
+        Beacon {
+            number,
+            position: PageIndex(0),
+            members,
+            permit,
+            spread_ms: 200,
+            windows: Vec::new(),
+        }
+    }
+
+    fn reporter(member: u64, lease: Option<Duration>, now: Instant) -> Reporter {
+        let mut reporter = Reporter::new(member);
+        reporter.begin(&Token::from_random(member.into()), lease, now);
+        reporter
+    }
+
+    #[test]
+    fn nobody_speaks_before_a_beacon_says_for_how_many() {
+        let now = Instant::now();
+        let mut reporter = reporter(1, None, now);
+        assert!(!reporter.handle_timeout(true, now));
+        assert_eq!(reporter.poll_timeout(), None);
+    }
+
+    #[test]
+    fn what_was_promised_while_waiting_is_not_asked_for() {
+        let now = Instant::now();
+        let mut reporter = reporter(1, None, now);
+        reporter.beacon(&beacon(1, 100, u16::MAX), true, now);
+        let due = reporter.poll_timeout().unwrap();
+        assert!(!reporter.handle_timeout(false, due));
+        assert_eq!(reporter.poll_timeout(), None);
+    }
+
+    #[test]
+    fn after_a_report_it_waits_for_a_beacon_and_for_twice_the_spread() {
+        let now = Instant::now();
+        let mut reporter = reporter(1, None, now);
+        reporter.beacon(&beacon(1, 1, u16::MAX), true, now);
+        let due = reporter.poll_timeout().unwrap();
+        assert!(due <= now + 200 * MS);
+        assert!(reporter.handle_timeout(true, due));
+        assert!(!reporter.handle_timeout(true, due + 10 * LEASE));
+        reporter.heard(due);
+        assert!(!reporter.handle_timeout(true, due + 1000 * MS));
+        assert_eq!(reporter.poll_timeout(), None);
+        reporter.beacon(&beacon(2, 1, u16::MAX), true, due + 25 * MS);
+        assert_eq!(reporter.poll_timeout(), Some(due + 400 * MS));
+        assert!(!reporter.handle_timeout(true, due + 400 * MS));
+        let again = reporter.poll_timeout().unwrap();
+        assert!(reporter.handle_timeout(true, again));
+    }
+
+    #[test]
+    fn a_report_that_did_not_get_through_is_repeated() {
+        let now = Instant::now();
+        let mut reporter = reporter(1, None, now);
+        reporter.beacon(&beacon(1, 1, u16::MAX), true, now);
+        let due = reporter.poll_timeout().unwrap();
+        assert!(reporter.handle_timeout(true, due));
+        reporter.not_heard(due);
+        assert_eq!(reporter.poll_timeout(), Some(due + RETRY));
+    }
+
+    #[test]
+    fn the_permit_lets_its_share_of_the_members_speak() {
+        let now = Instant::now();
+        let speaks = |permit: u16| {
+            let permitted = |member: &u64| {
+                let mut reporter = reporter(*member, None, now);
+                reporter.beacon(&beacon(1, 10_000, permit), true, now);
+                reporter.poll_timeout().is_some()
+            };
+            (0..10_000).filter(permitted).count()
+        };
+        assert_eq!((speaks(0), speaks(u16::MAX)), (0, 10_000));
+        assert!((2300..2700).contains(&speaks(16_384)));
+    }
+
+    #[test]
+    fn few_of_many_speak_early() {
+        let now = Instant::now();
+        let early = |member: &u64| {
+            let mut reporter = reporter(*member, None, now);
+            reporter.beacon(&beacon(1, 10_000, u16::MAX), true, now);
+            reporter.poll_timeout().unwrap() < now + 100 * MS
+        };
+        // Of a truncated exponential with lambda = ln(10 000) + 1, one in 165 lies in the first half.
+        let early = (0..10_000).filter(early).count();
+        assert!((30..100).contains(&early), "{early}");
+    }
+
+    #[test]
+    fn a_member_that_lacks_nothing_renews_its_lease_before_half_of_it_is_over() {
+        let mut now = Instant::now();
+        let mut reporter = reporter(1, Some(LEASE), now);
+        for _ in 0..10 {
+            let due = reporter.poll_timeout().unwrap();
+            assert!((LEASE / 4..=LEASE / 2).contains(&(due - now)));
+            assert!(reporter.handle_timeout(false, due));
+            reporter.heard(due);
+            now = due;
+        }
+    }
+
+    #[test]
+    fn a_renewal_that_did_not_get_through_is_repeated() {
+        let now = Instant::now();
+        let mut reporter = reporter(1, Some(LEASE), now);
+        let due = reporter.poll_timeout().unwrap();
+        assert!(reporter.handle_timeout(false, due));
+        reporter.not_heard(due);
+        assert!(!reporter.handle_timeout(false, due));
+        assert!(reporter.handle_timeout(false, due + RETRY));
+    }
+
+    proptest! {
+        #[test]
+        fn the_wait_lies_within_the_spread(members: u32, spread_ms: u16, fraction in 0.0..1.0) {
+            let spread = Duration::from_millis(spread_ms.into());
+            let guidance = Guidance { number: 0, members, permit: 0, spread };
+            prop_assert!(truncated_exponential(&guidance, fraction) <= spread);
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! Where the server's stream is, and which windows it has passed since this member joined.
+
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use bootcast_proto::{BlockLayout, PageIndex, WindowIndex};
+
+/// How long the stream rests before a member that never saw it move since it asked takes that for an answer.
+const REST_GRACE: Duration = Duration::from_millis(500);
+
+/// The way of the stream from beacon to beacon.
+///
+/// Beacons alone tell where it is: they are numbered, and tell what was promised at the same time. A page that overtook
+/// others could not be told from one of the next round.
+#[derive(Debug, Default)]
+pub(super) struct Stream {
+    /// What the next beacon's way begins from; `None` until the first page or beacon.
+    from: Option<PageIndex>,
+    /// Seen on its way since this member asked for it last.
+    moved: bool,
+    /// As of the last beacon.
+    had_moved: bool,
+    resting_since: Option<Instant>,
+}
+
+impl Stream {
+    /// A page of the stream came.
+    pub(super) fn page(&mut self, page: PageIndex) {
+        self.moved = true;
+        self.from.get_or_insert(page);
+    }
+
+    /// This member asked for windows: a rest that was seen before the stream moves tells nothing of them.
+    pub(super) fn asked(&mut self) {
+        self.moved = false;
+        self.had_moved = false;
+        self.resting_since = None;
+    }
+
+    /// A beacon says where the stream is. Returns the numbers of the windows that it passed on the way: those that it brought, and
+    /// those that it has no mind to bring.
+    pub(super) fn beacon(
+        &mut self,
+        position: PageIndex,
+        layout: BlockLayout,
+        now: Instant,
+    ) -> [Range<u32>; 2] {
+        let end = end_of(layout);
+        let before = self.from.replace(position).unwrap_or(position);
+        let at = |page| layout.window_of(page).0;
+        if position >= end {
+            let since = *self.resting_since.get_or_insert(now);
+            let is_over = self.moved || since + REST_GRACE <= now;
+            return if is_over { [0..layout.windows(), 0..0] } else { [0..0, 0..0] };
+        }
+        self.resting_since = None;
+        let start = PageIndex(0);
+        let had_moved = std::mem::replace(&mut self.had_moved, self.moved);
+        if (before, position, had_moved) == (start, start, true) {
+            // All of a small file went by between two beacons, and waits for its next pass.
+            return [0..layout.windows(), 0..0];
+        }
+        self.moved |= position != start;
+        if before <= position {
+            [at(before)..at(position), 0..0]
+        } else if before >= end {
+            [0..at(position), 0..0]
+        } else {
+            [at(before)..layout.windows(), 0..at(position)]
+        }
+    }
+}
+
+/// The page behind the last.
+fn end_of(layout: BlockLayout) -> PageIndex {
+    layout.pages_of(WindowIndex(layout.windows().saturating_sub(1))).end
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a virtual clock needs a first moment")]
+mod tests {
+    use super::*;
+
+    /// Windows of 128 pages: 0 to 3.
+    const PAGES: u32 = 500;
+
+    struct Heard(Stream, Instant);
+
+    impl Heard {
+        fn new() -> Self {
+            Self(Stream::default(), Instant::now())
+        }
+
+        /// The windows passed when a beacon comes 25 ms after the one before.
+        fn beacon(&mut self, position: u32) -> Vec<u32> {
+            self.1 += Duration::from_millis(25);
+            let layout = BlockLayout::new(PAGES, 1).unwrap();
+            self.0.beacon(PageIndex(position), layout, self.1).into_iter().flatten().collect()
+        }
+    }
+
+    #[test]
+    fn what_the_stream_sent_before_this_member_came_is_not_passed() {
+        let mut heard = Heard::new();
+        assert!(heard.beacon(300).is_empty());
+        assert!(heard.beacon(383).is_empty());
+        assert_eq!(heard.beacon(384), [2]);
+    }
+
+    #[test]
+    fn a_stream_that_begins_again_has_passed_the_end() {
+        let mut heard = Heard::new();
+        heard.0.page(PageIndex(300));
+        assert_eq!(heard.beacon(130), [2, 3, 0]);
+        assert_eq!(heard.beacon(129), [1, 2, 3, 0]);
+    }
+
+    #[test]
+    fn a_stream_that_rests_has_passed_everything() {
+        let mut heard = Heard::new();
+        heard.0.page(PageIndex(0));
+        assert_eq!(heard.beacon(PAGES), [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn a_rest_before_the_stream_began_to_move_tells_nothing_for_a_while() {
+        let mut heard = Heard::new();
+        assert!(heard.beacon(PAGES).is_empty());
+        for _ in 1..20 {
+            assert!(heard.beacon(PAGES).is_empty());
+        }
+        assert_eq!(heard.beacon(PAGES), [0, 1, 2, 3]);
+        heard.0.asked();
+        assert!(heard.beacon(PAGES).is_empty());
+        assert!(heard.beacon(10).is_empty());
+        assert_eq!(heard.beacon(PAGES), [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn a_small_file_that_went_by_between_two_beacons_is_passed() {
+        let mut heard = Heard::new();
+        assert!(heard.beacon(0).is_empty());
+        heard.0.page(PageIndex(0));
+        assert!(heard.beacon(0).is_empty());
+        assert_eq!(heard.beacon(0), [0, 1, 2, 3]);
+    }
+}

@@ -1,0 +1,434 @@
+//! One running cast: the stream of a file's pages and its repair, while somebody needs them.
+
+use std::num::NonZeroU32;
+use std::time::{Duration, Instant};
+
+use bootcast_proto::api::Report;
+use bootcast_proto::fec::SOURCES;
+use bootcast_proto::wire::{Beacon, HEADER_LEN};
+use bootcast_proto::{BlockLayout, Geometry, PageRange, Token};
+
+use super::members::{MemberKind, Members};
+use super::repair::{Repair, Situation, Symbol};
+use super::stream::{Audience, Stream};
+
+/// From the join that starts the cast to its first page.
+///
+/// Within it a client reads the answer and opens its socket, and the switches on the way hear of its
+/// membership (IGMP). What is sent earlier is lost and costs a repair, or a second pass.
+pub const HOLD: Duration = Duration::from_millis(100);
+
+/// Pages of a block of the repair code.
+const BLOCK_PAGES: u32 = 128;
+const _: () = assert!(BLOCK_PAGES as usize == SOURCES);
+
+/// Runs of windows that are taken from one report. A member that lacks more asks again.
+const BULK_MAX: usize = 256;
+
+/// When a cast gives up.
+#[derive(Clone, Copy, Debug)]
+pub struct CastPolicy {
+    /// Passes without a join, a leave or a report after which plain members are believed to be gone.
+    pub idle_passes: NonZeroU32,
+    /// How long a cast without members can be joined again. Nothing is sent meanwhile.
+    pub linger: Duration,
+}
+
+/// The repair channel of all casts.
+#[derive(Clone, Copy, Debug)]
+pub struct RepairSettings {
+    /// Blocks of a window, at least 1.
+    pub interleave: u32,
+    /// UDP port of the channel, in every group.
+    pub repair_port: u16,
+    /// Extended members that were silent for so long are forgotten.
+    pub lease: Duration,
+}
+
+impl RepairSettings {
+    /// Windows and blocks of a file: no more blocks in a window than the file has, nor than a beacon can tell of. `None` where
+    /// the pages are too small for a beacon.
+    pub fn layout(&self, geometry: &Geometry) -> Option<BlockLayout> {
+        let room = datagram_len(geometry).checked_sub(Beacon::datagram_len(1, 0))?;
+        let per_block = Beacon::datagram_len(1, 1) - Beacon::datagram_len(1, 0);
+        let told = u32::try_from(room / per_block).unwrap_or(u32::MAX);
+        let in_file = geometry.pages().div_ceil(BLOCK_PAGES).max(1);
+        BlockLayout::new(geometry.pages(), self.interleave.min(told).min(in_file))
+    }
+}
+
+/// Why a cast ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EndReason {
+    /// Every member has all pages.
+    #[error("last member left")]
+    LastLeave,
+    /// The members that are left seem to be gone.
+    #[error("idle passes")]
+    IdlePasses,
+    /// The members that are left said nothing within their lease.
+    #[error("leases are over")]
+    LeasesOver,
+    /// The file is not what was announced any more.
+    #[error("file changed")]
+    FileChanged,
+    /// The file cannot be read.
+    #[error("file unreadable")]
+    Unreadable,
+    /// The server stops.
+    #[error("server stops")]
+    Stopped,
+}
+
+/// What goes out next. Never empty.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sending {
+    /// Pages, within one pass and one window.
+    Pages(PageRange),
+    /// Repair symbols.
+    Symbols(Vec<Symbol>),
+    /// What members are told.
+    Beacon(Beacon),
+    /// The cast is over.
+    End,
+}
+
+/// ```text
+///  join --> Holding -- until --> Serving -- idle passes, leases over --> Ended
+///              ^                    |
+///            join               last leave
+///              |                    v
+///              +---------------- Lingering -- until --> Ended
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Its group forms; serves from `until` on.
+    Holding { until: Instant },
+    /// Sends what is needed.
+    Serving,
+    /// Nobody needs anything; ends at `until`.
+    Lingering { until: Instant },
+    /// For good.
+    Ended(EndReason),
+}
+
+/// One version of one file on its way to its members.
+#[derive(Debug)]
+pub struct Cast {
+    policy: CastPolicy,
+    /// Pages in the file.
+    pages: u32,
+    state: State,
+    members: Members,
+    stream: Stream,
+    repair: Option<Repair>,
+    /// The stream had its turn last, not the unasked symbols.
+    stream_was_last: bool,
+    /// Pages sent since anything was heard.
+    quiet_pages: u64,
+    joins: u64,
+    /// Extended members may wait for more and are to hear that there is nothing.
+    owes_farewell: bool,
+    /// An extended member joined since the last farewell.
+    was_extended: bool,
+}
+
+impl Cast {
+    /// A cast that nobody joined yet: it lingers.
+    pub fn new(
+        geometry: &Geometry,
+        policy: CastPolicy,
+        repair: Option<&RepairSettings>,
+        now: Instant,
+    ) -> Self {
+        let layout = repair.and_then(|repair| repair.layout(geometry));
+        let channel = |layout| Repair::new(layout, datagram_len(geometry), now);
+        Self {
+            policy,
+            pages: geometry.pages(),
+            state: State::Lingering { until: now + policy.linger },
+            members: Members::new(repair.map_or(Duration::ZERO, |repair| repair.lease)),
+            stream: Stream::new(geometry.pages(), layout, now),
+            repair: layout.map(channel),
+            stream_was_last: false,
+            quiet_pages: 0,
+            joins: 0,
+            owes_farewell: false,
+            was_extended: false,
+        }
+    }
+
+    /// Adds a member. A running stream goes on where it is; a lingering one starts with page 1.
+    pub fn handle_join(&mut self, token: Token, kind: MemberKind, now: Instant) {
+        // Without a repair channel nobody knows more than the base protocol.
+        let kind = if self.repair.is_some() { kind } else { MemberKind::Plain };
+        self.members.join(token, kind, now);
+        self.joins += 1;
+        self.on_heard();
+        match self.state {
+            State::Lingering { .. } => {
+                self.owes_farewell = false;
+                self.stream.restart(now + HOLD);
+                self.state = State::Holding { until: now + HOLD };
+            }
+            State::Holding { .. } | State::Serving | State::Ended(_) => {}
+        }
+        if kind == MemberKind::Extended {
+            self.was_extended = true;
+            self.stream.want_all();
+            if let Some(repair) = &mut self.repair {
+                repair.on_change(now);
+            }
+        }
+    }
+
+    /// Removes a member; `false` where the token is none.
+    pub fn handle_leave(&mut self, token: &Token, now: Instant) -> bool {
+        if !self.members.leave(token) {
+            return false;
+        }
+        self.on_heard();
+        self.on_members_gone();
+        if self.members.is_empty() {
+            self.linger(now);
+        }
+        true
+    }
+
+    /// Takes over what a member lacks; `false` where the token is no extended member.
+    pub fn handle_report(&mut self, token: &Token, report: &Report, now: Instant) -> bool {
+        if !self.members.renew(token, now) {
+            return false;
+        }
+        self.on_heard();
+        let mut wanted = false;
+        for &(first, count) in report.bulk.iter().take(BULK_MAX) {
+            wanted |= self.stream.want(first, count);
+        }
+        if let Some(repair) = &mut self.repair {
+            repair.handle_report(report, now);
+            if wanted {
+                repair.on_change(now);
+            }
+        }
+        true
+    }
+
+    /// Ends the cast for a reason that lies outside of it. An ended cast keeps its first reason.
+    pub fn handle_end(&mut self, reason: EndReason) {
+        if self.ended().is_none() {
+            self.end(reason);
+        }
+    }
+
+    /// Runs what is due at `now`. Calling early changes nothing.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        match self.state {
+            State::Holding { until } if until <= now => {
+                if self.pages == 0 {
+                    self.linger(now);
+                } else {
+                    self.state = State::Serving;
+                }
+            }
+            State::Lingering { until } if until <= now => self.end(EndReason::LastLeave),
+            State::Serving => {
+                if self.members.forget_silent(now) {
+                    self.on_members_gone();
+                    if self.members.is_empty() {
+                        self.end(EndReason::LeasesOver);
+                    }
+                }
+            }
+            State::Holding { .. } | State::Lingering { .. } | State::Ended(_) => {}
+        }
+    }
+
+    /// What goes out next, of at most `budget` full pages on the wire; `None` until [`Self::poll_transmit_at`].
+    pub fn poll_transmit(&mut self, budget: u32, now: Instant) -> Option<Sending> {
+        if self.state != State::Serving || budget == 0 {
+            return None;
+        }
+        if let Some(beacon) = self.poll_beacon(now) {
+            return Some(Sending::Beacon(beacon));
+        }
+        if let Some(symbols) = self.channel().and_then(|repair| repair.poll_promised(budget)) {
+            return Some(Sending::Symbols(symbols));
+        }
+        if self.stream_was_last
+            && let Some(symbols) = self.poll_fill(budget, now)
+        {
+            return Some(symbols);
+        }
+        self.poll_stream(budget, now).or_else(|| self.poll_fill(budget, now))
+    }
+
+    /// From when on [`Self::poll_transmit`] has something; may have passed.
+    pub fn poll_transmit_at(&self) -> Option<Instant> {
+        if self.state != State::Serving {
+            return None;
+        }
+        let situation = self.situation();
+        let heard = self.members.extended() > 0;
+        let repair = self.repair.as_ref().filter(|_| heard);
+        let repair = repair.and_then(|repair| repair.poll_at(situation));
+        [self.stream.poll_at(self.audience()), repair].into_iter().flatten().min()
+    }
+
+    /// When to call [`Self::handle_timeout`]; changes with every other call.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        match self.state {
+            State::Holding { until } | State::Lingering { until } => Some(until),
+            State::Serving => self.members.check_at(),
+            State::Ended(_) => None,
+        }
+    }
+
+    /// Whether the group is to hear that the cast is over; says so once.
+    pub fn poll_farewell(&mut self) -> bool {
+        std::mem::take(&mut self.owes_farewell)
+    }
+
+    /// Why it ended, once it did.
+    pub fn ended(&self) -> Option<EndReason> {
+        match self.state {
+            State::Ended(reason) => Some(reason),
+            State::Holding { .. } | State::Serving | State::Lingering { .. } => None,
+        }
+    }
+
+    /// Clients that joined and did not leave.
+    pub fn members(&self) -> usize {
+        self.members.len()
+    }
+
+    /// Joins since it began.
+    pub fn joins(&self) -> u64 {
+        self.joins
+    }
+
+    /// Pages handed out since it began.
+    pub fn pages_sent(&self) -> u64 {
+        self.stream.pages_sent()
+    }
+
+    /// Whole passes over the file.
+    pub fn passes(&self) -> u32 {
+        self.stream.passes()
+    }
+
+    /// Repair symbols handed out since it began.
+    pub fn symbols_sent(&self) -> u64 {
+        self.repair.as_ref().map_or(0, Repair::symbols_sent)
+    }
+
+    /// Repair symbols that each block of a window gets unasked, at present.
+    pub fn redundancy(&self) -> u32 {
+        self.repair.as_ref().map_or(0, Repair::redundancy)
+    }
+}
+
+impl Cast {
+    /// The repair channel, where anybody listens to it.
+    fn channel(&mut self) -> Option<&mut Repair> {
+        self.repair.as_mut().filter(|_| self.members.extended() > 0)
+    }
+
+    fn audience(&self) -> Audience {
+        if self.members.has_plain() { Audience::Everybody } else { Audience::Extended }
+    }
+
+    fn situation(&self) -> Situation {
+        Situation {
+            position: self.stream.position(self.audience()),
+            stream_done: self.stream.is_done(),
+            members: self.members.len(),
+        }
+    }
+
+    fn poll_beacon(&mut self, now: Instant) -> Option<Beacon> {
+        let situation = self.situation();
+        self.channel()?.poll_beacon(situation, now)
+    }
+
+    fn poll_fill(&mut self, budget: u32, now: Instant) -> Option<Sending> {
+        let situation = self.situation();
+        let symbols = self.channel()?.poll_fill(budget, situation, now)?;
+        self.stream_was_last = false;
+        Some(Sending::Symbols(symbols))
+    }
+
+    fn poll_stream(&mut self, budget: u32, now: Instant) -> Option<Sending> {
+        let audience = self.audience();
+        let run = self.stream.poll(budget, audience, now)?;
+        self.stream_was_last = true;
+        let members = self.members.len();
+        if let Some(repair) = self.channel() {
+            repair.on_sent();
+            if let Some(window) = run.finished {
+                repair.on_window(window, members, now);
+            }
+        }
+        if audience == Audience::Everybody {
+            self.count_quiet(run.pages);
+        }
+        Some(Sending::Pages(run.pages))
+    }
+
+    /// Gives plain members up after so many pages that nobody reacted to.
+    fn count_quiet(&mut self, pages: PageRange) {
+        self.quiet_pages += u64::from(pages.len());
+        let idle = u64::from(self.policy.idle_passes.get()) * u64::from(self.pages);
+        if self.quiet_pages >= idle {
+            self.members.forget_plain();
+            if self.members.is_empty() {
+                self.end(EndReason::IdlePasses);
+            }
+        }
+    }
+
+    /// A join, a leave or a report.
+    fn on_heard(&mut self) {
+        self.quiet_pages = 0;
+        if let Some(repair) = &mut self.repair {
+            repair.on_heard();
+        }
+    }
+
+    /// What nobody waits for any more is not sent.
+    fn on_members_gone(&mut self) {
+        if self.members.extended() == 0 {
+            self.stream.want_none();
+            if let Some(repair) = &mut self.repair {
+                repair.on_deserted();
+            }
+        }
+    }
+
+    fn linger(&mut self, now: Instant) {
+        if self.policy.linger.is_zero() {
+            self.end(EndReason::LastLeave);
+        } else {
+            self.say_farewell();
+            self.state = State::Lingering { until: now + self.policy.linger };
+        }
+    }
+
+    fn end(&mut self, reason: EndReason) {
+        self.say_farewell();
+        self.state = State::Ended(reason);
+    }
+
+    fn say_farewell(&mut self) {
+        self.owes_farewell |= std::mem::take(&mut self.was_extended);
+    }
+}
+
+/// Bytes of a full datagram, on either port.
+fn datagram_len(geometry: &Geometry) -> usize {
+    HEADER_LEN + geometry.page_size().get() as usize
+}
+
+#[cfg(test)]
+#[path = "lifecycle_tests.rs"]
+mod tests;

@@ -1,0 +1,210 @@
+//! Casts of plain members on a virtual clock.
+#![expect(clippy::disallowed_methods, reason = "a test needs some instant to count from")]
+
+use bootcast_proto::PageSize;
+use proptest::prelude::*;
+
+use super::*;
+use crate::cast::PASS_INTERVAL;
+
+const POLICY: CastPolicy =
+    CastPolicy { idle_passes: NonZeroU32::new(5).unwrap(), linger: Duration::from_millis(500) };
+
+fn token(number: u128) -> Token {
+    Token::from_random(number)
+}
+
+fn file(pages: u32) -> Geometry {
+    Geometry::new(u64::from(pages) * 1456, PageSize::new(1456).unwrap()).unwrap()
+}
+
+fn joined(pages: u32, now: Instant) -> Cast {
+    let mut cast = Cast::new(&file(pages), POLICY, None, now);
+    cast.handle_join(token(1), MemberKind::Plain, now);
+    cast
+}
+
+/// To plain members nothing else is sent.
+fn poll_pages(cast: &mut Cast, budget: u32, now: Instant) -> Option<PageRange> {
+    match cast.poll_transmit(budget, now)? {
+        Sending::Pages(pages) => Some(pages),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Lets time pass to the next timer or page. `false` where there is none.
+fn advance(cast: &mut Cast, now: &mut Instant) -> bool {
+    let timers = [cast.poll_timeout(), cast.poll_transmit_at()];
+    let Some(timer) = timers.into_iter().flatten().min() else { return false };
+    *now = timer.max(*now);
+    cast.handle_timeout(*now);
+    true
+}
+
+/// Every page in the order of sending, until the cast ends or `limit` pages went out.
+fn run(cast: &mut Cast, budget: u32, now: &mut Instant, limit: usize) -> Vec<u32> {
+    let mut sent = Vec::new();
+    while sent.len() < limit && cast.ended().is_none() {
+        match poll_pages(cast, budget, *now) {
+            Some(pages) => sent.extend(pages.iter().map(|page| page.0)),
+            None => assert!(advance(cast, now), "neither pages nor a timer nor an end"),
+        }
+    }
+    sent
+}
+
+#[test]
+fn the_first_page_waits_for_the_hold() {
+    let start = Instant::now();
+    let mut cast = joined(3, start);
+    cast.handle_timeout(start + HOLD / 2);
+    assert_eq!(poll_pages(&mut cast, 9, start), None);
+    assert_eq!(cast.poll_timeout(), Some(start + HOLD));
+    cast.handle_timeout(start + HOLD);
+    assert_eq!(poll_pages(&mut cast, 9, start + HOLD), Some(PageRange::new(0, 3)));
+}
+
+#[test]
+fn a_run_never_crosses_the_end_of_a_pass() {
+    let mut now = Instant::now();
+    let mut cast = joined(10, now);
+    advance(&mut cast, &mut now);
+    let runs: Vec<_> =
+        std::iter::from_fn(|| poll_pages(&mut cast, 4, now)).map(PageRange::len).collect();
+    assert_eq!(runs, [4, 4, 2]);
+    assert_eq!(cast.passes(), 1);
+}
+
+#[test]
+fn passes_of_a_small_file_keep_their_distance() {
+    let start = Instant::now();
+    let mut now = start;
+    let mut cast = joined(1, now);
+    let sent = run(&mut cast, 44, &mut now, usize::MAX);
+    assert_eq!(sent.len(), 5);
+    assert_eq!(now, start + HOLD + 4 * PASS_INTERVAL);
+}
+
+#[test]
+fn a_second_join_does_not_restart_the_carousel() {
+    let mut now = Instant::now();
+    let mut cast = joined(100, now);
+    assert_eq!(run(&mut cast, 10, &mut now, 30).len(), 30);
+    cast.handle_join(token(2), MemberKind::Plain, now);
+    assert_eq!(poll_pages(&mut cast, 10, now), Some(PageRange::new(30, 40)));
+}
+
+#[test]
+fn a_cast_ends_after_its_idle_passes() {
+    let mut now = Instant::now();
+    let mut cast = joined(7, now);
+    assert_eq!(run(&mut cast, 3, &mut now, usize::MAX).len(), 35);
+    assert_eq!(cast.ended(), Some(EndReason::IdlePasses));
+}
+
+#[test]
+fn a_join_or_a_leave_begins_the_idle_passes_anew() {
+    for joins in [true, false] {
+        let mut now = Instant::now();
+        let mut cast = joined(10, now);
+        cast.handle_join(token(2), MemberKind::Plain, now);
+        run(&mut cast, 7, &mut now, 47);
+        if joins {
+            cast.handle_join(token(3), MemberKind::Plain, now);
+        } else {
+            assert!(cast.handle_leave(&token(2), now));
+        }
+        let rest = run(&mut cast, 1, &mut now, usize::MAX);
+        assert_eq!(rest.len(), 50);
+    }
+}
+
+#[test]
+fn a_cast_that_everybody_left_lingers_silently_and_ends() {
+    let mut now = Instant::now();
+    let mut cast = joined(10, now);
+    run(&mut cast, 3, &mut now, 3);
+    assert!(cast.handle_leave(&token(1), now));
+    assert_eq!(poll_pages(&mut cast, 3, now), None);
+    assert_eq!(cast.poll_timeout(), Some(now + POLICY.linger));
+    assert_eq!(cast.ended(), None);
+    advance(&mut cast, &mut now);
+    assert_eq!(cast.ended(), Some(EndReason::LastLeave));
+}
+
+#[test]
+fn without_linger_the_last_leave_ends_the_cast_at_once() {
+    let now = Instant::now();
+    let policy = CastPolicy { linger: Duration::ZERO, ..POLICY };
+    let mut cast = Cast::new(&file(10), policy, None, now);
+    cast.handle_join(token(1), MemberKind::Plain, now);
+    cast.handle_join(token(2), MemberKind::Plain, now);
+    assert!(cast.handle_leave(&token(1), now));
+    assert_eq!(cast.ended(), None);
+    assert!(cast.handle_leave(&token(2), now));
+    assert_eq!(cast.ended(), Some(EndReason::LastLeave));
+}
+
+#[test]
+fn a_lingering_cast_that_is_joined_starts_with_page_1_after_a_hold() {
+    let mut now = Instant::now();
+    let mut cast = joined(10, now);
+    run(&mut cast, 3, &mut now, 3);
+    cast.handle_leave(&token(1), now);
+    cast.handle_join(token(2), MemberKind::Plain, now);
+    assert_eq!(cast.poll_timeout(), Some(now + HOLD));
+    advance(&mut cast, &mut now);
+    assert_eq!(poll_pages(&mut cast, 3, now), Some(PageRange::new(0, 3)));
+}
+
+#[test]
+fn an_unknown_token_changes_nothing() {
+    let mut now = Instant::now();
+    let mut cast = joined(10, now);
+    run(&mut cast, 3, &mut now, 6);
+    let before = format!("{cast:?}");
+    assert!(!cast.handle_leave(&token(9), now));
+    assert_eq!(format!("{cast:?}"), before);
+}
+
+#[test]
+fn an_empty_file_sends_nothing_and_its_cast_still_ends() {
+    let start = Instant::now();
+    let mut now = start;
+    let mut cast = joined(0, now);
+    assert!(run(&mut cast, 44, &mut now, usize::MAX).is_empty());
+    assert_eq!(now, start + HOLD + POLICY.linger);
+}
+
+#[test]
+fn an_ended_cast_keeps_its_reason_and_says_nothing_more() {
+    let now = Instant::now();
+    let mut cast = joined(10, now);
+    cast.handle_end(EndReason::FileChanged);
+    cast.handle_end(EndReason::Stopped);
+    cast.handle_join(token(2), MemberKind::Plain, now);
+    cast.handle_timeout(now + HOLD);
+    assert_eq!(cast.ended(), Some(EndReason::FileChanged));
+    assert_eq!((poll_pages(&mut cast, 5, now + HOLD), cast.poll_timeout()), (None, None));
+}
+
+proptest! {
+    #[test]
+    fn every_pass_sends_every_page_in_order(
+        pages in 1u32..300, budgets in proptest::collection::vec(1u32..60, 1..20),
+    ) {
+        let mut now = Instant::now();
+        let mut cast = joined(pages, now);
+        let mut sent = Vec::new();
+        for &budget in budgets.iter().cycle() {
+            sent.extend(run(&mut cast, budget, &mut now, 1));
+            now += Duration::from_millis(3);
+            if cast.ended().is_some() {
+                break;
+            }
+        }
+        let five_passes: Vec<u32> = (0..5).flat_map(|_| 0..pages).collect();
+        prop_assert_eq!(sent, five_passes);
+        prop_assert_eq!(cast.passes(), 5);
+    }
+}

@@ -1,0 +1,155 @@
+//! What members are told of the cast: levels, and whether they may speak.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use bootcast_proto::wire::Beacon;
+use bootcast_proto::{BlockLayout, WindowIndex};
+
+use super::levels::Levels;
+use super::{FEW_MEMBERS, Situation, spread};
+
+/// Between two beacons while the cast sends.
+const BUSY_INTERVAL: Duration = Duration::from_millis(25);
+
+/// Between two beacons while it waits for reports.
+const WAITING_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Everybody may report; the wire says 65,535.
+const EVERYBODY: u64 = 1 << 16;
+
+/// Fewer reports in a period than this, and more members may speak.
+const FEW_REPORTS: u32 = 25;
+
+/// So many times as many.
+const PERMIT_STEP: u64 = 4;
+
+#[derive(Debug)]
+pub(super) struct Beacons {
+    layout: BlockLayout,
+    datagram_len: usize,
+    number: u32,
+    last_at: Instant,
+    /// Something went out since the last one.
+    sent_since: bool,
+    /// Where the look over the windows goes on.
+    next_window: WindowIndex,
+    /// Share of members that may report beyond what their number allows, in 1/65536.
+    raised_permit: u64,
+    reports: u32,
+    /// Reports are counted from here on.
+    period_began: Instant,
+}
+
+impl Beacons {
+    pub(super) fn new(layout: BlockLayout, datagram_len: usize, now: Instant) -> Self {
+        Self {
+            layout,
+            datagram_len,
+            number: 0,
+            last_at: now,
+            sent_since: false,
+            next_window: WindowIndex(0),
+            raised_permit: 0,
+            reports: 0,
+            period_began: now,
+        }
+    }
+
+    pub(super) fn on_sent(&mut self) {
+        self.sent_since = true;
+    }
+
+    pub(super) fn count_report(&mut self) {
+        self.reports = self.reports.saturating_add(1);
+    }
+
+    /// When the next one is due. `calm_at`: until then reports are waited for, if there is nothing to send.
+    pub(super) fn due_at(&self, is_owing: bool, calm_at: Option<Instant>) -> Option<Instant> {
+        if self.sent_since || is_owing {
+            return Some(self.last_at + BUSY_INTERVAL);
+        }
+        let at = self.last_at + WAITING_INTERVAL;
+        calm_at.filter(|&calm_at| at < calm_at).map(|_| at)
+    }
+
+    /// Lets more members speak where those who may have little to say and the rest waits; `true` where it did.
+    pub(super) fn adjust_permit(
+        &mut self,
+        situation: Situation,
+        is_owing: bool,
+        now: Instant,
+    ) -> bool {
+        if !situation.stream_done {
+            self.raised_permit = 0;
+        }
+        if !situation.stream_done || is_owing {
+            self.begin_period(now);
+            return false;
+        }
+        let permit = self.permit(situation.members);
+        if permit == EVERYBODY || now < self.period_began + 2 * spread(situation.members) {
+            return false;
+        }
+        let few = self.reports < FEW_REPORTS;
+        self.begin_period(now);
+        if few {
+            self.raised_permit = permit * PERMIT_STEP;
+        }
+        few
+    }
+
+    /// Levels with news first, then those of the other windows in turn, as many as fit.
+    pub(super) fn compose(
+        &mut self,
+        situation: Situation,
+        levels: &mut Levels,
+        now: Instant,
+    ) -> Beacon {
+        let windows = self.choose_windows(levels);
+        let number = self.number;
+        self.number = self.number.wrapping_add(1);
+        self.last_at = now;
+        self.sent_since = false;
+        let permit = self.permit(situation.members);
+        Beacon {
+            number,
+            position: situation.position,
+            members: u32::try_from(situation.members).unwrap_or(u32::MAX),
+            permit: u16::try_from(permit).unwrap_or(u16::MAX),
+            spread_ms: u16::try_from(spread(situation.members).as_millis()).unwrap_or(u16::MAX),
+            windows: windows.into_iter().map(|it| (it, levels.of_window(it))).collect(),
+        }
+    }
+
+    fn begin_period(&mut self, now: Instant) {
+        self.reports = 0;
+        self.period_began = now;
+    }
+
+    /// In 1/65536, rounded up.
+    fn permit(&self, members: usize) -> u64 {
+        let few = (FEW_MEMBERS as u64 * EVERYBODY).div_ceil(members.max(1) as u64);
+        few.max(self.raised_permit).min(EVERYBODY)
+    }
+
+    fn choose_windows(&mut self, levels: &mut Levels) -> BTreeSet<WindowIndex> {
+        let mut chosen = BTreeSet::new();
+        let mut blocks = 0;
+        // Every window fits alone, and the largest that still fits decides: no window is passed over.
+        let largest = self.layout.interleave().min(self.layout.blocks()) as usize;
+        let windows = self.layout.windows();
+        while chosen.len() < windows as usize
+            && Beacon::datagram_len(chosen.len() + 1, blocks + largest) <= self.datagram_len
+        {
+            let news = levels.take_news(self.next_window);
+            let window = news.unwrap_or(self.next_window);
+            self.next_window = WindowIndex((window.0 + 1) % windows);
+            if chosen.insert(window) {
+                let range = self.layout.blocks_of(window);
+                blocks += (range.end - range.start) as usize;
+            }
+        }
+        chosen
+    }
+}

@@ -1,0 +1,55 @@
+//! Symbols that nobody asked for, when members remain and nothing else is to be sent.
+
+use std::time::{Duration, Instant};
+
+use bootcast_proto::BlockIndex;
+
+/// A round begins no sooner than this after the one before: a file of few blocks would otherwise be
+/// sent thousands of times before a leave gets through.
+const ROUND_INTERVAL: Duration = Duration::from_millis(10);
+
+/// After so many rounds in which nothing was heard nobody seems to listen: who lacks more than a quarter of a block
+/// asks for pages, and who asks begins the rounds anew.
+const QUIET_ROUNDS: u32 = 32;
+
+/// Goes round over all blocks.
+#[derive(Debug)]
+pub(super) struct Fill {
+    blocks: u32,
+    next: u32,
+    /// The next round begins then, or began.
+    round_at: Instant,
+    /// Rounds since anything was heard.
+    rounds: u32,
+}
+
+impl Fill {
+    pub(super) fn new(blocks: u32, now: Instant) -> Self {
+        Self { blocks, next: 0, round_at: now, rounds: 0 }
+    }
+
+    pub(super) fn on_heard(&mut self) {
+        self.rounds = 0;
+    }
+
+    /// From when on there is a block; `None` while nobody seems to listen.
+    pub(super) fn due_at(&self) -> Option<Instant> {
+        (self.rounds < QUIET_ROUNDS && self.blocks > 0).then_some(self.round_at)
+    }
+
+    /// Blocks that get a symbol now: at most `budget`, within one round.
+    pub(super) fn poll(&mut self, budget: u32, now: Instant) -> impl Iterator<Item = BlockIndex> {
+        let start = self.next;
+        let end = start.saturating_add(budget).min(self.blocks);
+        if start == 0 {
+            self.round_at = now;
+        }
+        self.next = end;
+        if end == self.blocks {
+            self.next = 0;
+            self.rounds += 1;
+            self.round_at += ROUND_INTERVAL;
+        }
+        (start..end).map(BlockIndex)
+    }
+}

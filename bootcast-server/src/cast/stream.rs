@@ -1,0 +1,212 @@
+//! The pages of one file in the order of sending.
+
+use std::time::{Duration, Instant};
+
+use bootcast_proto::{BlockLayout, PageIndex, PageRange, WindowIndex};
+
+/// A pass for plain members begins no sooner than this after the one before.
+///
+/// A file of a few pages would otherwise go round thousands of times, and all of its idle passes
+/// be over, before a client's leave or the next client's membership gets through.
+pub const PASS_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Who finds a window more than this share through has missed too much of it for repair.
+const MISSED_SHARE: u32 = 4;
+
+/// For whom the stream runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Audience {
+    /// Plain members too: all pages, pass after pass.
+    Everybody,
+    /// Extended members only: the windows that are wanted.
+    Extended,
+}
+
+/// Consecutive pages to be sent now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Run {
+    pub(super) pages: PageRange,
+    /// The wanted window that these pages end.
+    pub(super) finished: Option<WindowIndex>,
+}
+
+/// Where the stream is, and which windows extended members want of it.
+#[derive(Debug)]
+pub(super) struct Stream {
+    pages: u32,
+    /// `None`: without a repair channel there are no windows.
+    layout: Option<BlockLayout>,
+    /// First page of the next run; below `pages` unless that is 0.
+    next: PageIndex,
+    wanted: Vec<bool>,
+    /// How many of `wanted` are.
+    wanted_windows: usize,
+    /// The window of `next` stays wanted at its end: somebody missed its beginning.
+    again: bool,
+    pass_began: Instant,
+    /// The next pass for plain members begins then.
+    not_before: Instant,
+    passes: u32,
+    pages_sent: u64,
+}
+
+impl Stream {
+    pub(super) fn new(pages: u32, layout: Option<BlockLayout>, now: Instant) -> Self {
+        let windows = layout.map_or(0, BlockLayout::windows) as usize;
+        Self {
+            pages,
+            layout,
+            next: PageIndex(0),
+            wanted: vec![false; windows],
+            wanted_windows: 0,
+            again: false,
+            pass_began: now,
+            not_before: now,
+            passes: 0,
+            pages_sent: 0,
+        }
+    }
+
+    /// Begins with page 1 at `at`.
+    pub(super) fn restart(&mut self, at: Instant) {
+        self.next = PageIndex(0);
+        self.again = false;
+        self.not_before = at;
+    }
+
+    /// Wants every window: a client joined.
+    pub(super) fn want_all(&mut self) {
+        self.wanted.fill(true);
+        self.wanted_windows = self.wanted.len();
+        self.again |= self.is_far_in_its_window();
+    }
+
+    /// Wants these windows as well; `true` where that changed anything. Those that the file does not have do not count.
+    pub(super) fn want(&mut self, first: u32, count: u32) -> bool {
+        let Some(layout) = self.layout else { return false };
+        let windows = self.wanted.len();
+        let start = (first as usize).min(windows);
+        let end = start.saturating_add(count as usize).min(windows);
+        let mut changed = false;
+        for wanted in &mut self.wanted[start..end] {
+            if !std::mem::replace(wanted, true) {
+                self.wanted_windows += 1;
+                changed = true;
+            }
+        }
+        let here = layout.window_of(self.next).0 as usize;
+        if (start..end).contains(&here) && self.is_far_in_its_window() && !self.again {
+            self.again = true;
+            changed = true;
+        }
+        changed
+    }
+
+    /// Wants nothing any more: no extended member is left.
+    pub(super) fn want_none(&mut self) {
+        self.wanted.fill(false);
+        self.wanted_windows = 0;
+        self.again = false;
+    }
+
+    /// Whether every window that was wanted has been sent.
+    pub(super) fn is_done(&self) -> bool {
+        self.wanted_windows == 0
+    }
+
+    /// The next run of at most `budget` pages; it crosses neither the end of the file nor that of a window.
+    pub(super) fn poll(&mut self, budget: u32, audience: Audience, now: Instant) -> Option<Run> {
+        if self.poll_at(audience).is_none_or(|at| now < at) || self.pages == 0 {
+            return None;
+        }
+        if audience == Audience::Extended {
+            self.skip_to_wanted();
+        }
+        if self.next.0 == 0 {
+            self.pass_began = now;
+        }
+        let window = self.layout.map(|layout| (layout.window_of(self.next), layout));
+        let limit = window.map_or(self.pages, |(window, layout)| layout.pages_of(window).end.0);
+        let pages = PageRange::new(self.next.0, self.next.0.saturating_add(budget).min(limit));
+        if pages.is_empty() {
+            return None;
+        }
+        self.pages_sent += u64::from(pages.len());
+        self.next = pages.end;
+        let ended = window.filter(|_| pages.end.0 == limit);
+        let finished = ended.and_then(|(window, _)| self.finish_window(window));
+        if pages.end.0 == self.pages {
+            self.finish_pass(now);
+        }
+        Some(Run { pages, finished })
+    }
+
+    /// From when on [`Self::poll`] has pages; `None` while nobody wants any.
+    pub(super) fn poll_at(&self, audience: Audience) -> Option<Instant> {
+        match audience {
+            Audience::Everybody => Some(self.not_before),
+            Audience::Extended => (!self.is_done()).then_some(self.pass_began),
+        }
+    }
+
+    /// The page that goes out next; the page behind the last while the stream rests.
+    pub(super) fn position(&self, audience: Audience) -> PageIndex {
+        match audience {
+            Audience::Everybody => self.next,
+            Audience::Extended => self.next_wanted().unwrap_or(PageIndex(self.pages)),
+        }
+    }
+
+    pub(super) fn pages_sent(&self) -> u64 {
+        self.pages_sent
+    }
+
+    pub(super) fn passes(&self) -> u32 {
+        self.passes
+    }
+
+    fn is_far_in_its_window(&self) -> bool {
+        let Some(layout) = self.layout else { return false };
+        let window = layout.pages_of(layout.window_of(self.next));
+        window.contains(self.next) && self.next.0 - window.start.0 > window.len() / MISSED_SHARE
+    }
+
+    /// Moves on to the first page of the next wanted window, unless the stream is in a wanted one.
+    fn skip_to_wanted(&mut self) {
+        if let Some(page) = self.next_wanted()
+            && page != self.next
+        {
+            self.next = page;
+            self.again = false;
+        }
+    }
+
+    /// `next` if its window is wanted, else where the next wanted window begins, from here on and wrapping.
+    fn next_wanted(&self) -> Option<PageIndex> {
+        let layout = self.layout.filter(|_| !self.is_done())?;
+        let here = layout.window_of(self.next).0 as usize;
+        let windows = self.wanted.len();
+        let window = (here..windows).chain(0..here).find(|&window| self.wanted[window])?;
+        if window == here {
+            return Some(self.next);
+        }
+        Some(layout.pages_of(WindowIndex(u32::try_from(window).ok()?)).start)
+    }
+
+    /// The window if somebody had wanted it.
+    fn finish_window(&mut self, window: WindowIndex) -> Option<WindowIndex> {
+        let again = std::mem::take(&mut self.again);
+        let wanted = self.wanted.get_mut(window.0 as usize).filter(|wanted| **wanted)?;
+        if !again {
+            *wanted = false;
+            self.wanted_windows -= 1;
+        }
+        Some(window)
+    }
+
+    fn finish_pass(&mut self, now: Instant) {
+        self.passes = self.passes.saturating_add(1);
+        self.next = PageIndex(0);
+        self.not_before = now.max(self.pass_began + PASS_INTERVAL);
+    }
+}

@@ -1,0 +1,316 @@
+//! Repair symbols of a file on their way into datagrams. docs/PROTOCOL.md, "The code".
+//!
+//! Every symbol needs all pages of its block, which lie strided over a window. Neighbouring blocks are read together, a
+//! row of pages at a time, and of each block as many symbols are made at once as will be wanted soon.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use bootcast_proto::fec::{Engine, REPAIRS, RepairIndex, SourceIndex, encode};
+use bootcast_proto::wire::symbol_header;
+use bootcast_proto::{BlockIndex, BlockLayout, Geometry, PageRange};
+use rustix::io::Errno;
+
+use super::page_reader::ReadError;
+use crate::cast::Symbol;
+use crate::source::Version;
+
+/// Symbols of a block that are made at once, at most: making eight takes twice as long as making one.
+const AHEAD: usize = 8;
+
+/// Bytes of the pages that are read at once, if that is more than one block.
+const READ_BYTES: usize = 3 << 20;
+
+/// Makes the repair symbols of one version of one file.
+#[derive(Debug)]
+pub struct RepairReader {
+    file: Arc<File>,
+    version: Version,
+    geometry: Geometry,
+    layout: BlockLayout,
+    engine: Engine,
+    /// Made and not sent yet.
+    ready: BTreeMap<(BlockIndex, RepairIndex), Vec<u8>>,
+    /// Datagrams, one behind the other.
+    datagrams: Vec<u8>,
+    bytes_read: u64,
+}
+
+/// Pages of neighbouring blocks in memory, row by row; shared by all readers, which use it in turn.
+#[derive(Debug, Default)]
+pub struct Rows(Vec<u8>);
+
+/// Neighbouring blocks of one window.
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    first: BlockIndex,
+    blocks: u32,
+}
+
+impl RepairReader {
+    /// Nothing is read yet.
+    pub fn new(file: Arc<File>, version: Version, geometry: Geometry, layout: BlockLayout) -> Self {
+        Self {
+            file,
+            version,
+            geometry,
+            layout,
+            engine: Engine::best(),
+            ready: BTreeMap::new(),
+            datagrams: Vec::new(),
+            bytes_read: 0,
+        }
+    }
+
+    /// Bytes read from the file so far.
+    pub fn bytes_read(&self) -> u64 {
+        self.bytes_read
+    }
+
+    /// The datagrams of these symbols, all full. They are kept until [`Self::forget`], and about `ready_bytes` of those that
+    /// will be wanted next.
+    pub fn datagrams(
+        &mut self,
+        symbols: &[Symbol],
+        ready_bytes: usize,
+        rows: &mut Rows,
+    ) -> Result<&[u8], ReadError> {
+        self.datagrams.clear();
+        for (at, symbol) in symbols.iter().enumerate() {
+            let key = (symbol.block, symbol.number);
+            if !self.ready.contains_key(&key) {
+                self.make(&symbols[at..], ready_bytes, rows)?;
+            }
+            let payload = self.ready.get(&key).expect("made above");
+            let header = symbol_header(symbol.block, symbol.number, symbol.promised);
+            self.datagrams.extend_from_slice(&header);
+            self.datagrams.extend_from_slice(payload);
+        }
+        Ok(&self.datagrams)
+    }
+
+    /// These went out.
+    pub fn forget(&mut self, sent: &[Symbol]) {
+        for symbol in sent {
+            self.ready.remove(&(symbol.block, symbol.number));
+        }
+    }
+
+    /// Makes the first of these symbols and, while blocks are neighbours, those behind it.
+    fn make(
+        &mut self,
+        symbols: &[Symbol],
+        ready_bytes: usize,
+        rows: &mut Rows,
+    ) -> Result<(), ReadError> {
+        let span = self.span(symbols);
+        self.read(span, rows)?;
+        let page_size = self.page_size();
+        let has_room = self.ready.len() * page_size < ready_bytes;
+        let ahead = if has_room { AHEAD } else { 1 };
+        for symbol in &symbols[..span.blocks as usize] {
+            for step in 0..owed(*symbol).min(ahead) {
+                let number = (symbol.number.get() + step) % REPAIRS;
+                let number = RepairIndex::new(number).expect("a remainder by 128");
+                let mut payload = vec![0; page_size];
+                encode(self.engine, number, self.sources(span, symbol.block, rows), &mut payload);
+                self.ready.insert((symbol.block, number), payload);
+            }
+        }
+        Ok(())
+    }
+
+    /// The first of these blocks and its neighbours behind it that are to be made too.
+    fn span(&self, symbols: &[Symbol]) -> Span {
+        let first = symbols[0].block;
+        let window = self.layout.window_of_block(first);
+        let most = (READ_BYTES / (REPAIRS * self.page_size())).max(1);
+        let neighbours = symbols.iter().zip(first.0..).take(most).take_while(|(symbol, block)| {
+            symbol.block.0 == *block
+                && self.layout.window_of_block(symbol.block) == window
+                && !self.ready.contains_key(&(symbol.block, symbol.number))
+        });
+        Span { first, blocks: u32::try_from(neighbours.count()).unwrap_or(1) }
+    }
+
+    /// Reads the pages of these blocks: row by row, each row the pages at one position of the blocks.
+    fn read(&mut self, span: Span, rows: &mut Rows) -> Result<(), ReadError> {
+        rows.0.resize(REPAIRS * self.row_len(span), 0);
+        let row_len = self.row_len(span);
+        for (position, row) in rows.0.chunks_exact_mut(row_len).enumerate() {
+            let bytes = self.geometry.byte_range(self.row(span, position));
+            let len = usize::try_from(bytes.end - bytes.start).expect("a row fits memory");
+            self.file.read_exact_at(&mut row[..len], bytes.start).map_err(|error| {
+                match error.kind() {
+                    io::ErrorKind::UnexpectedEof => ReadError::Changed,
+                    _ => ReadError::Io(Errno::from_io_error(&error).unwrap_or(Errno::IO)),
+                }
+            })?;
+            self.bytes_read += len as u64;
+        }
+        // After the read: what was read before this is of the version that it finds.
+        if Version::of_file(&self.file).map_err(ReadError::Io)? != self.version {
+            return Err(ReadError::Changed);
+        }
+        Ok(())
+    }
+
+    /// The pages of a block that [`Self::read`] brought.
+    fn sources<'a>(
+        &self,
+        span: Span,
+        block: BlockIndex,
+        rows: &'a Rows,
+    ) -> impl Iterator<Item = (SourceIndex, &'a [u8])> {
+        let (geometry, page_size, row_len) = (self.geometry, self.page_size(), self.row_len(span));
+        let offset = (block.0 - span.first.0) as usize * page_size;
+        let pages: Vec<_> = self.layout.pages_in(block).collect();
+        pages.into_iter().map(move |(source, page)| {
+            let start = source.get() * row_len + offset;
+            let len = geometry.page_len(page).unwrap_or(0) as usize;
+            (source, &rows.0[start..start + len])
+        })
+    }
+
+    /// The pages at one position of these blocks; blocks that are shorter have none there.
+    fn row(&self, span: Span, position: usize) -> PageRange {
+        let page = |block: u32| {
+            let source = SourceIndex::new(position)?;
+            self.layout.page_at(BlockIndex(block), source)
+        };
+        // Longer blocks come first in a window.
+        let pages = (span.first.0..span.first.0 + span.blocks).map_while(page);
+        let Some((first, count)) = pages.fold(None, |run, page| match run {
+            None => Some((page, 1)),
+            Some((first, count)) => Some((first, count + 1)),
+        }) else {
+            return PageRange::default();
+        };
+        PageRange::new(first.0, first.0 + count)
+    }
+
+    fn row_len(&self, span: Span) -> usize {
+        span.blocks as usize * self.page_size()
+    }
+
+    fn page_size(&self) -> usize {
+        self.geometry.page_size().get() as usize
+    }
+}
+
+/// Symbols of its block that will be sent from this one on: 1 to 128.
+fn owed(symbol: Symbol) -> usize {
+    if symbol.promised == u8::MAX {
+        return 1;
+    }
+    let (promised, number) = (usize::from(symbol.promised), symbol.number.get());
+    (promised + REPAIRS - number - 1) % REPAIRS + 1
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use bootcast_proto::PageSize;
+    use bootcast_proto::fec::decode;
+    use bootcast_proto::wire::REPAIR_HEADER_LEN;
+    use proptest::prelude::*;
+    use tempfile::NamedTempFile;
+
+    use super::*;
+
+    fn content(size: usize) -> Vec<u8> {
+        (0..size).map(|at| u8::try_from(at * 31 % 251).unwrap()).collect()
+    }
+
+    fn reader(file: &NamedTempFile, page_size: u64, interleave: u32) -> RepairReader {
+        let file = file.reopen().unwrap();
+        let version = Version::of_file(&file).unwrap();
+        let geometry = Geometry::new(version.size(), PageSize::new(page_size).unwrap()).unwrap();
+        let layout = BlockLayout::new(geometry.pages(), interleave).unwrap();
+        RepairReader::new(Arc::new(file), version, geometry, layout)
+    }
+
+    fn symbol(block: u32, number: usize, promised: u8) -> Symbol {
+        let number = RepairIndex::new(number % REPAIRS).unwrap();
+        Symbol { block: BlockIndex(block), number, promised }
+    }
+
+    #[test]
+    fn symbols_that_are_promised_are_made_with_the_first_and_not_read_for_again() {
+        let mut file = NamedTempFile::new().unwrap();
+        file.write_all(&content(50_000)).unwrap();
+        let mut reader = reader(&file, 100, 4);
+        let mut rows = Rows::default();
+        let layer = |number| (0..4).map(|block| symbol(block, number, 5)).collect::<Vec<_>>();
+        for number in 0..5 {
+            reader.datagrams(&layer(number), 1 << 20, &mut rows).unwrap();
+            reader.forget(&layer(number));
+        }
+        assert_eq!(reader.bytes_read(), 50_000);
+        assert!(reader.ready.is_empty());
+    }
+
+    #[test]
+    fn a_file_that_changed_is_found_out_before_a_symbol_of_it_goes_out() {
+        let changes: [fn(&NamedTempFile); 2] = [
+            |file| file.as_file().set_len(100).unwrap(),
+            |file| file.as_file().write_all(b"x").unwrap(),
+        ];
+        for change in changes {
+            let mut file = NamedTempFile::new().unwrap();
+            file.write_all(&content(5000)).unwrap();
+            let mut reader = reader(&file, 100, 1);
+            change(&file);
+            let made = reader.datagrams(&[symbol(0, 0, 1)], 0, &mut Rows::default());
+            assert!(matches!(made, Err(ReadError::Changed)));
+        }
+    }
+
+    #[test]
+    fn what_is_owed_is_counted_from_this_symbol_on() {
+        for (number, promised, expected) in [(0, 1, 1), (0, 128, 128), (127, 128, 1), (3, 5, 2)] {
+            assert_eq!(owed(symbol(0, number, promised)), expected);
+        }
+        // The second time round: 130 were sent.
+        assert_eq!(owed(symbol(0, 130, 140)), 10);
+        assert_eq!(owed(symbol(0, 0, 255)), 1);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        #[test]
+        fn every_symbol_rebuilds_a_page_of_its_block(
+            size in 1usize..200_000, page_size in 30u64..400, interleave in 1u32..9,
+            number in 0usize..128, promised in 1u8.., lost: u32, ready_bytes in 0usize..9000,
+        ) {
+            let content = content(size);
+            let mut file = NamedTempFile::new().unwrap();
+            file.write_all(&content).unwrap();
+            let mut reader = reader(&file, page_size, interleave);
+            let (layout, geometry) = (reader.layout, reader.geometry);
+            let symbols: Vec<_> =
+                (0..layout.blocks()).map(|block| symbol(block, number, promised)).collect();
+            let datagrams = reader.datagrams(&symbols, ready_bytes, &mut Rows::default()).unwrap().to_vec();
+            let len = usize::try_from(page_size).unwrap();
+            let page = |page| {
+                let bytes = geometry.byte_range(PageRange::single(page));
+                &content[usize::try_from(bytes.start).unwrap()..usize::try_from(bytes.end).unwrap()]
+            };
+            for (wanted, datagram) in symbols.iter().zip(datagrams.chunks(REPAIR_HEADER_LEN + len)) {
+                let (header, payload) = datagram.split_at(REPAIR_HEADER_LEN);
+                prop_assert_eq!(header, symbol_header(wanted.block, wanted.number, promised));
+                let pages: Vec<_> = layout.pages_in(wanted.block).collect();
+                let (missing, lost) = pages[lost as usize % pages.len()];
+                let present: Vec<_> =
+                    pages.iter().filter(|it| it.0 != missing).map(|it| (it.0, page(it.1))).collect();
+                let repairs = [(wanted.number, payload)];
+                let rebuilt = decode(Engine::best(), len, &[missing], &present, &repairs).unwrap();
+                prop_assert_eq!(&rebuilt[0][..page(lost).len()], page(lost));
+            }
+        }
+    }
+}

@@ -1,0 +1,303 @@
+//! The repair channel: a second UDP port of the same group. docs/PROTOCOL.md, "Repair channel".
+
+use alloc::vec::Vec;
+use core::ops::Range;
+
+use crate::blocks::{BlockIndex, BlockLayout, WindowIndex};
+use crate::fec::{REPAIRS, RepairIndex};
+use crate::ids::PageIndex;
+
+/// Bytes in front of every payload of the repair channel.
+pub const REPAIR_HEADER_LEN: usize = 16;
+
+/// Byte ranges of the header.
+mod field {
+    use super::Range;
+    pub(super) const KIND: usize = 0;
+    pub(super) const PROMISED: usize = 1;
+    pub(super) const SYMBOL: Range<usize> = 2..4;
+    pub(super) const BLOCK: Range<usize> = 4..8;
+    // 8..16 reserved for the tag
+}
+
+const KIND_SYMBOL: u8 = 1;
+const KIND_BEACON: u8 = 2;
+const KIND_END: u8 = 3;
+
+/// How many repair symbols of a block were sent, and how many will be. Symbols go out in the order
+/// of their numbers, so both say which. Counted on beyond 128, where numbers begin again; 255 stands
+/// for more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Level {
+    /// Sent so far.
+    pub sent: u8,
+    /// Promised in all; never below `sent`.
+    pub promised: u8,
+}
+
+/// What a datagram of the repair channel says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RepairDatagram<'a> {
+    /// A repair symbol.
+    Symbol {
+        /// Of which block.
+        block: BlockIndex,
+        /// Which.
+        symbol: RepairIndex,
+        /// Symbols that the block will have got in all.
+        promised: u8,
+        /// A full page of bytes.
+        payload: &'a [u8],
+    },
+    /// Where the cast is.
+    Beacon(Beacon),
+    /// The cast is over: nothing more comes to this group.
+    End,
+}
+
+/// Where the stream is and what was promised, so that who lacks something knows whether to speak.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Beacon {
+    /// Counts up by one; a datagram that was overtaken is recognised by it.
+    pub number: u32,
+    /// The page that the stream sends next, counted from 0; `pages` where it rests.
+    pub position: PageIndex,
+    /// Members that the server believes in.
+    pub members: u32,
+    /// Share of the members that may report, in 1/65536, rounded up; 65,535 is everybody.
+    pub permit: u16,
+    /// The time over which reports are spread.
+    pub spread_ms: u16,
+    /// Levels of all blocks of some windows, ascending.
+    pub windows: Vec<(WindowIndex, Vec<Level>)>,
+}
+
+/// Why a datagram of the repair channel is dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RepairError {
+    /// Shorter than what it says it is.
+    #[error("too short")]
+    Short,
+    /// Of a later version of this protocol.
+    #[error("unknown kind")]
+    Kind,
+    /// No such block, symbol or window.
+    #[error("no such block")]
+    Index,
+}
+
+/// Byte ranges of a beacon's payload, before its windows. Each window: its number (u32), then two bytes a block.
+mod beacon {
+    use super::Range;
+    pub(super) const NUMBER: Range<usize> = 0..4;
+    pub(super) const POSITION: Range<usize> = 4..8;
+    pub(super) const MEMBERS: Range<usize> = 8..12;
+    pub(super) const PERMIT: Range<usize> = 12..14;
+    pub(super) const SPREAD: Range<usize> = 14..16;
+    pub(super) const LEN: usize = 16;
+}
+
+/// The header of a repair symbol; a full page of bytes follows.
+pub fn symbol_header(
+    block: BlockIndex,
+    symbol: RepairIndex,
+    promised: u8,
+) -> [u8; REPAIR_HEADER_LEN] {
+    let mut header = header(KIND_SYMBOL);
+    header[field::PROMISED] = promised;
+    let number = u16::try_from(symbol.get()).expect("below 128");
+    header[field::SYMBOL].copy_from_slice(&number.to_be_bytes());
+    header[field::BLOCK].copy_from_slice(&block.0.to_be_bytes());
+    header
+}
+
+/// The whole datagram that ends a cast.
+pub fn end_datagram() -> [u8; REPAIR_HEADER_LEN] {
+    header(KIND_END)
+}
+
+fn header(kind: u8) -> [u8; REPAIR_HEADER_LEN] {
+    let mut header = [0; REPAIR_HEADER_LEN];
+    header[field::KIND] = kind;
+    header
+}
+
+impl Beacon {
+    /// Bytes of the datagram that this many blocks in this many windows make.
+    pub fn datagram_len(windows: usize, blocks: usize) -> usize {
+        REPAIR_HEADER_LEN + beacon::LEN + windows * 4 + blocks * 2
+    }
+
+    /// The whole datagram.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = header(KIND_BEACON).to_vec();
+        bytes.extend(self.number.to_be_bytes());
+        bytes.extend(self.position.0.to_be_bytes());
+        bytes.extend(self.members.to_be_bytes());
+        bytes.extend(self.permit.to_be_bytes());
+        bytes.extend(self.spread_ms.to_be_bytes());
+        for (window, levels) in &self.windows {
+            bytes.extend(window.0.to_be_bytes());
+            bytes.extend(levels.iter().flat_map(|level| [level.sent, level.promised]));
+        }
+        bytes
+    }
+
+    fn decode(bytes: &[u8], layout: BlockLayout) -> Result<Self, RepairError> {
+        let (fixed, mut rest) = bytes.split_at_checked(beacon::LEN).ok_or(RepairError::Short)?;
+        let mut windows = Vec::new();
+        while !rest.is_empty() {
+            let (number, levels) = rest.split_at_checked(4).ok_or(RepairError::Short)?;
+            let window = WindowIndex(word(number));
+            let blocks = layout.blocks_of(window);
+            let len = (blocks.end - blocks.start) as usize * 2;
+            if len == 0 {
+                return Err(RepairError::Index);
+            }
+            let (levels, others) = levels.split_at_checked(len).ok_or(RepairError::Short)?;
+            let level = |pair: &[u8]| Level { sent: pair[0], promised: pair[1].max(pair[0]) };
+            windows.push((window, levels.chunks_exact(2).map(level).collect()));
+            rest = others;
+        }
+        Ok(Self {
+            number: word(&fixed[beacon::NUMBER]),
+            position: PageIndex(word(&fixed[beacon::POSITION])),
+            members: word(&fixed[beacon::MEMBERS]),
+            permit: half(&fixed[beacon::PERMIT]),
+            spread_ms: half(&fixed[beacon::SPREAD]),
+            windows,
+        })
+    }
+}
+
+impl<'a> RepairDatagram<'a> {
+    /// Reads a datagram of a cast with this layout and page size.
+    pub fn decode(
+        bytes: &'a [u8],
+        layout: BlockLayout,
+        page_size: u32,
+    ) -> Result<Self, RepairError> {
+        let (header, payload) =
+            bytes.split_first_chunk::<REPAIR_HEADER_LEN>().ok_or(RepairError::Short)?;
+        match header[field::KIND] {
+            KIND_SYMBOL => {
+                let block = BlockIndex(word(&header[field::BLOCK]));
+                let symbol = RepairIndex::new(half(&header[field::SYMBOL]).into());
+                let symbol =
+                    symbol.filter(|_| block.0 < layout.blocks()).ok_or(RepairError::Index)?;
+                if payload.len() != page_size as usize {
+                    return Err(RepairError::Short);
+                }
+                Ok(Self::Symbol { block, symbol, promised: header[field::PROMISED], payload })
+            }
+            KIND_BEACON => Beacon::decode(payload, layout).map(Self::Beacon),
+            KIND_END => Ok(Self::End),
+            _ => Err(RepairError::Kind),
+        }
+    }
+}
+
+/// The number of the symbol that brings a block from `sent` to `sent + 1`.
+pub fn symbol_number(sent: u32) -> RepairIndex {
+    RepairIndex::new(sent as usize % REPAIRS).expect("a remainder by 128")
+}
+
+fn word(bytes: &[u8]) -> u32 {
+    bytes.iter().fold(0, |word, &byte| word << 8 | u32::from(byte))
+}
+
+fn half(bytes: &[u8]) -> u16 {
+    bytes.iter().fold(0, |half, &byte| half << 8 | u16::from(byte))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const PAGE: u32 = 8;
+
+    fn layout() -> BlockLayout {
+        BlockLayout::new(1000, 4).unwrap()
+    }
+
+    fn decode(bytes: &[u8]) -> Result<RepairDatagram<'_>, RepairError> {
+        RepairDatagram::decode(bytes, layout(), PAGE)
+    }
+
+    fn symbol(block: u32, number: usize, payload: &[u8]) -> Vec<u8> {
+        let number = RepairIndex::new(number).unwrap();
+        [&symbol_header(BlockIndex(block), number, 9)[..], payload].concat()
+    }
+
+    #[test]
+    fn a_repair_symbol_reads_back() {
+        let bytes = symbol(7, 127, &[1; 8]);
+        assert_eq!(
+            decode(&bytes),
+            Ok(RepairDatagram::Symbol {
+                block: BlockIndex(7),
+                symbol: RepairIndex::new(127).unwrap(),
+                promised: 9,
+                payload: &[1; 8],
+            })
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_apart() {
+        assert_eq!(decode(&symbol(8, 0, &[1; 8])), Err(RepairError::Index));
+        assert_eq!(decode(&symbol(7, 0, &[1; 7])), Err(RepairError::Short));
+        assert_eq!(decode(&[0; 16]), Err(RepairError::Kind));
+        assert_eq!(decode(&[3; 15]), Err(RepairError::Short));
+        assert_eq!(decode(&end_datagram()), Ok(RepairDatagram::End));
+        let mut beyond = symbol(7, 0, &[1; 8]);
+        beyond[3] = 128;
+        assert_eq!(decode(&beyond), Err(RepairError::Index));
+    }
+
+    #[test]
+    fn a_beacon_that_names_no_window_of_the_file_is_dropped() {
+        let beacon = |window: u32, blocks: usize| Beacon {
+            number: 1,
+            position: PageIndex(0),
+            members: 1,
+            permit: 1,
+            spread_ms: 1,
+            windows: alloc::vec![(WindowIndex(window), alloc::vec![Level::default(); blocks])],
+        };
+        assert!(decode(&beacon(1, 4).encode()).is_ok());
+        assert_eq!(decode(&beacon(2, 4).encode()), Err(RepairError::Index));
+        assert_eq!(decode(&beacon(1, 3).encode()), Err(RepairError::Short));
+    }
+
+    proptest! {
+        #[test]
+        fn every_beacon_reads_back(
+            number: u32, position: u32, members: u32, permit: u16, spread_ms: u16,
+            levels in proptest::collection::vec((any::<u8>(), any::<u8>()), 8), windows in 0u32..=2,
+        ) {
+            let levels: Vec<_> = levels
+                .into_iter()
+                .map(|(one, other)| Level { sent: one.min(other), promised: one.max(other) })
+                .collect();
+            let beacon = Beacon {
+                number, position: PageIndex(position), members, permit, spread_ms,
+                windows: levels.chunks(4).zip(0..windows).map(|(it, at)| (WindowIndex(at), it.to_vec())).collect(),
+            };
+            let bytes = beacon.encode();
+            prop_assert_eq!(bytes.len(), Beacon::datagram_len(windows as usize, windows as usize * 4));
+            prop_assert_eq!(decode(&bytes), Ok(RepairDatagram::Beacon(beacon)));
+        }
+
+        #[test]
+        fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100), kind in 0u8..5) {
+            let mut bytes = bytes;
+            if let Some(first) = bytes.first_mut() {
+                *first = kind;
+            }
+            let _ = decode(&bytes);
+        }
+    }
+}

@@ -1,0 +1,301 @@
+//! What a network does to datagrams on their way to one receiver.
+
+use std::time::{Duration, Instant};
+
+use bootcast_proto::BitRate;
+
+use super::random::Random;
+
+/// Datagrams that go out at the same moment: one bit each.
+pub(super) type Mask = u64;
+
+/// The lowest `len` bits.
+pub(super) fn all(len: usize) -> Mask {
+    debug_assert!(len <= 64, "a burst is at most 64 datagrams");
+    if len == 64 { Mask::MAX } else { (1 << len) - 1 }
+}
+
+/// Loss of datagrams: how many, and how many in a row.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Loss {
+    /// Of all datagrams, 0 to 1.
+    pub share: f64,
+    /// Mean length of a run of losses, in datagrams; 0 where each is lost on its own.
+    pub burst: f64,
+}
+
+impl Loss {
+    /// Every datagram on its own.
+    pub fn independent(share: f64) -> Self {
+        Self { share, burst: 0.0 }
+    }
+
+    /// In runs of this mean length: the model of Gilbert, all of a bad period lost.
+    pub fn bursts(share: f64, burst: f64) -> Self {
+        Self { share, burst }
+    }
+}
+
+/// Alternating runs of geometric length, one kind of which picks datagrams.
+#[derive(Debug)]
+struct Runs {
+    random: Random,
+    /// Mean length of the runs that spare and of those that pick; `None` where nothing is ever picked.
+    means: Option<[f64; 2]>,
+    picking: bool,
+    left: u64,
+}
+
+impl Runs {
+    fn new(loss: Loss, mut random: Random) -> Self {
+        let Loss { share, burst } = loss;
+        let picked = if burst > 0.0 { burst.max(1.0) } else { 1.0 / (1.0 - share).max(1e-9) };
+        let means = (share > 0.0).then(|| [(picked * (1.0 - share) / share).max(1.0), picked]);
+        let picking = random.chance(share);
+        let left = means.map_or(0, |means| random.geometric(means[usize::from(picking)]));
+        Self { random, means, picking, left }
+    }
+
+    /// Which of the next `len` datagrams are picked.
+    fn pick(&mut self, len: usize) -> Mask {
+        let Some(means) = self.means else { return 0 };
+        let (mut mask, mut at) = (0, 0);
+        while at < len {
+            let run = usize::try_from(self.left).unwrap_or(usize::MAX).min(len - at);
+            if self.picking {
+                mask |= all(run) << at;
+            }
+            at += run;
+            self.left -= run as u64;
+            if self.left == 0 {
+                self.picking = !self.picking;
+                self.left = self.random.geometric(means[usize::from(self.picking)]);
+            }
+        }
+        mask
+    }
+}
+
+/// Loss that several receivers have in common, such as that of a switch's port.
+#[derive(Debug)]
+pub(super) struct SharedLoss(Runs);
+
+impl SharedLoss {
+    /// No datagram came yet.
+    pub(super) fn new(loss: Loss, random: Random) -> Self {
+        Self(Runs::new(loss, random))
+    }
+
+    /// Which of the next `len` datagrams none of the receivers gets.
+    pub(super) fn next(&mut self, len: usize) -> Mask {
+        self.0.pick(len)
+    }
+}
+
+/// How one receiver is connected.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct LinkKind {
+    /// Of its own.
+    pub loss: Loss,
+    /// That it has in common with the others of its port.
+    pub shared: Loss,
+    /// Receivers of a port; 0 where loss is not shared.
+    pub port: usize,
+    /// From the server to here, in addition to what all have.
+    pub delay: Duration,
+    /// Share of datagrams that are overtaken.
+    pub overtaken: f64,
+    /// How much later these come at most.
+    pub jitter: Duration,
+    /// Share of datagrams that come twice.
+    pub duplicated: f64,
+    /// Speed of the last hop, as a share of the server's rate; 0 where it is no bottleneck.
+    pub access: f64,
+    /// Datagrams that the queue before the last hop takes.
+    pub queue: u32,
+}
+
+/// Datagrams that arrive at the same moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Delivery {
+    /// When.
+    pub(super) at: Instant,
+    /// Which of the burst.
+    pub(super) which: Mask,
+}
+
+/// The way to one receiver.
+#[derive(Debug)]
+pub(super) struct Link {
+    kind: LinkKind,
+    lost: Runs,
+    overtaken: Runs,
+    duplicated: Runs,
+    random: Random,
+    /// Of the last hop, where that is a bottleneck.
+    access: Option<Access>,
+}
+
+#[derive(Debug)]
+struct Access {
+    rate: BitRate,
+    /// What a full queue holds, as time.
+    depth: Duration,
+    /// Up to here the hop is busy.
+    busy_until: Instant,
+}
+
+impl Access {
+    /// Whether a datagram of `bytes` finds room at `now`.
+    fn takes(&mut self, bytes: u64, now: Instant) -> bool {
+        let begins = self.busy_until.max(now);
+        let room = begins - now <= self.depth;
+        if room {
+            self.busy_until = begins + self.rate.time_to_send(bytes);
+        }
+        room
+    }
+}
+
+impl Link {
+    /// `rate` is the server's, `datagram` a typical one's bytes on the wire.
+    pub(super) fn new(
+        kind: LinkKind,
+        rate: BitRate,
+        datagram: u64,
+        mut random: Random,
+        now: Instant,
+    ) -> Self {
+        let mut stream = || Random::new(random.next(), 0);
+        let access = BitRate::from_bits_per_second(scaled(rate, kind.access)).map(|rate| Access {
+            rate,
+            depth: rate.time_to_send(datagram * u64::from(kind.queue)),
+            busy_until: now,
+        });
+        Self {
+            lost: Runs::new(kind.loss, stream()),
+            overtaken: Runs::new(Loss::independent(kind.overtaken), stream()),
+            duplicated: Runs::new(Loss::independent(kind.duplicated), stream()),
+            random: stream(),
+            access,
+            kind,
+        }
+    }
+
+    /// Carries a burst of datagrams with these lengths on the wire, without those that were lost before.
+    /// What comes now is the answer, what comes later is added to `late`.
+    pub(super) fn carry(
+        &mut self,
+        lens: &[u64],
+        lost_before: Mask,
+        now: Instant,
+        late: &mut Vec<Delivery>,
+    ) -> Mask {
+        let mut passed = all(lens.len()) & !lost_before & !self.lost.pick(lens.len());
+        let mut at = now + self.kind.delay;
+        if let Some(access) = &mut self.access {
+            for (bit, &len) in lens.iter().enumerate() {
+                if passed & 1 << bit != 0 && !access.takes(len, now) {
+                    passed &= !(1 << bit);
+                }
+            }
+            at = at.max(access.busy_until + self.kind.delay);
+        }
+        let duplicated = passed & self.duplicated.pick(lens.len());
+        let overtaken = passed & self.overtaken.pick(lens.len());
+        for which in [duplicated, overtaken] {
+            if which != 0 {
+                late.push(Delivery { at: at + self.random.within(self.kind.jitter), which });
+            }
+        }
+        let in_time = passed & !overtaken;
+        if at == now {
+            return in_time;
+        }
+        late.push(Delivery { at, which: in_time });
+        0
+    }
+}
+
+/// This share of a rate, in bits per second.
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a rate of a simulation, to the nearest bit or so"
+)]
+fn scaled(rate: BitRate, share: f64) -> u64 {
+    (rate.bits_per_second() as f64 * share) as u64
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a virtual clock needs a first moment")]
+mod tests {
+    use super::*;
+
+    const BURST: usize = 44;
+
+    fn losses(loss: Loss) -> (f64, f64) {
+        let mut runs = Runs::new(loss, Random::new(1, 1));
+        let (mut packets, mut runs_lost, mut before) = (0u32, 0u32, false);
+        for _ in 0..50_000 {
+            let mask = runs.pick(BURST);
+            packets += mask.count_ones();
+            for bit in 0..BURST {
+                let is_lost = mask & 1 << bit != 0;
+                runs_lost += u32::from(is_lost && !before);
+                before = is_lost;
+            }
+        }
+        (f64::from(packets) / (50_000.0 * 44.0), f64::from(packets) / f64::from(runs_lost))
+    }
+
+    #[test]
+    fn losses_have_the_share_and_the_length_that_was_asked_for() {
+        for (loss, length) in [
+            (Loss::independent(0.01), 1.01),
+            (Loss::independent(0.2), 1.25),
+            (Loss::bursts(0.01, 20.0), 20.0),
+        ] {
+            let (share, run) = losses(loss);
+            assert!((share / loss.share - 1.0).abs() < 0.05, "{loss:?}: {share}");
+            assert!((run / length - 1.0).abs() < 0.05, "{loss:?}: {run}");
+        }
+    }
+
+    #[test]
+    fn a_slow_last_hop_passes_its_own_rate_and_drops_the_rest() {
+        let now = Instant::now();
+        let rate: BitRate = "8mbit".parse().unwrap();
+        let kind = LinkKind { access: 0.5, queue: 10, ..LinkKind::default() };
+        let mut link = Link::new(kind, rate, 1000, Random::new(1, 1), now);
+        let mut passed = 0;
+        for ms in 0..1000 {
+            let mut late = Vec::new();
+            link.carry(&[1000], 0, now + Duration::from_millis(ms), &mut late);
+            passed += late.iter().map(|it| it.which.count_ones()).sum::<u32>();
+        }
+        assert!((500..=511).contains(&passed), "{passed}");
+    }
+
+    #[test]
+    fn what_is_overtaken_comes_later_and_what_is_duplicated_twice() {
+        let now = Instant::now();
+        let rate: BitRate = "8mbit".parse().unwrap();
+        let kind = LinkKind {
+            overtaken: 0.1,
+            duplicated: 0.1,
+            jitter: Duration::from_millis(1),
+            ..LinkKind::default()
+        };
+        let mut link = Link::new(kind, rate, 1000, Random::new(1, 1), now);
+        let (mut in_time, mut late) = (0, Vec::new());
+        for _ in 0..1000 {
+            in_time += link.carry(&[1000; BURST], 0, now, &mut late).count_ones();
+        }
+        let later: u32 = late.iter().map(|it| it.which.count_ones()).sum();
+        assert!(late.iter().all(|it| it.at > now));
+        assert!((in_time + later) > 44_000 + 4000, "{in_time} {later}");
+        assert!(in_time < 44_000 - 4000);
+    }
+}

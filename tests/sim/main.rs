@@ -1,0 +1,75 @@
+//! Results of the simulation, kept under review: every change of them is a change of `scenarios.txt`.
+
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::thread;
+
+use harness::sim::{HEADER, Scenario, run, table};
+
+/// Runs them all, on all processors, and returns their lines in order.
+fn results(scenarios: &[Scenario]) -> String {
+    let next = AtomicUsize::new(0);
+    let (done, results) = mpsc::channel();
+    thread::scope(|scope| {
+        for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
+            let (done, next) = (done.clone(), &next);
+            scope.spawn(move || {
+                while let Some(scenario) = scenarios.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let place = scenarios.iter().position(|it| std::ptr::eq(it, scenario));
+                    let _ = done.send((place, run(scenario).to_string()));
+                }
+            });
+        }
+    });
+    drop(done);
+    let mut results: Vec<_> = results.iter().collect();
+    results.sort();
+    let mut text = format!("{HEADER}\n");
+    for (_, lines) in results {
+        text.push_str(&lines);
+    }
+    text
+}
+
+/// The lines that differ, `-` as they were and `+` as they are.
+fn difference(before: &str, after: &str) -> String {
+    let mut text = String::new();
+    let lines = before.lines().count().max(after.lines().count());
+    for at in 0..lines {
+        let (old, new) = (before.lines().nth(at), after.lines().nth(at));
+        if old != new {
+            for (sign, line) in [('-', old), ('+', new)] {
+                let line = line.map(|line| format!("{sign} {line}\n"));
+                text.push_str(&line.unwrap_or_default());
+            }
+        }
+    }
+    text
+}
+
+#[test]
+fn every_cast_completes_and_takes_what_it_took_when_reviewed() {
+    let after = results(&table::reviewed());
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("sim/scenarios.txt");
+    if std::env::var_os("BLESS").is_some() {
+        fs::write(&file, &after).unwrap();
+        return;
+    }
+    let before = fs::read_to_string(&file).unwrap_or_default();
+    assert!(
+        before == after,
+        "the results changed. If that is an improvement, or its price is right, take them over with\n    \
+         BLESS=1 cargo test -p bootcast-tests --test sim\nand commit tests/sim/scenarios.txt.\n\n{}",
+        difference(&before, &after)
+    );
+}
+
+#[test]
+fn the_same_seed_gives_the_same_run_and_another_seed_another() {
+    let scenario = &table::reviewed()[6];
+    let first = run(scenario).to_string();
+    assert_eq!(first, run(scenario).to_string());
+    assert_ne!(first, run(&Scenario { seed: 2, ..scenario.clone() }).to_string());
+}

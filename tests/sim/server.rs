@@ -1,0 +1,192 @@
+//! The real core of the server, with a simulated network behind it.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZeroU32;
+use std::time::{Duration, Instant};
+
+use bootcast_proto::api::Report;
+use bootcast_proto::join::Extensions;
+use bootcast_proto::wire::{HEADER_LEN, REPAIR_HEADER_LEN, end_datagram, symbol_header};
+use bootcast_proto::{Etag, Geometry, JoinAnswer, Layout, PageRange, PageSize, RemotePath, Token};
+use bootcast_server::cast::{
+    CastPolicy, GroupPool, MemberKind, RepairSettings, Scheduler, Sending, Settings, Symbol,
+};
+
+use super::burst::{Burst, Channel};
+use super::random::Random;
+use super::scenario::Scenario;
+
+/// Where its datagrams come from.
+pub(super) const ADDRESS: SocketAddr =
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 40_000);
+
+/// The repair channel as the server has it unless told otherwise.
+const REPAIR: RepairSettings =
+    RepairSettings { interleave: 128, repair_port: 9001, lease: Duration::from_secs(60) };
+
+/// Datagrams of a run.
+const BATCH: u32 = 44;
+const _: () = assert!(BATCH as usize <= Burst::MAX);
+
+/// What went out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Sent {
+    /// Pages of the file.
+    pub(super) pages: u64,
+    /// Repair symbols.
+    pub(super) symbols: u64,
+    /// Beacons.
+    pub(super) beacons: u64,
+}
+
+/// A server that casts one file.
+#[derive(Debug)]
+pub(super) struct Server {
+    scheduler: Scheduler,
+    path: RemotePath,
+    etag: Etag,
+    geometry: Geometry,
+    random: Random,
+    sent: Sent,
+}
+
+impl Server {
+    /// Nobody joined yet.
+    pub(super) fn new(scenario: &Scenario, now: Instant) -> Self {
+        let page_size = PageSize::for_mtu(1500).expect("room for a page");
+        let settings = Settings {
+            rate: scenario.rate,
+            batch_pages: BATCH,
+            data_port: 9000,
+            max_casts: 1,
+            policy: CastPolicy {
+                idle_passes: NonZeroU32::new(5).expect("not 0"),
+                linger: Duration::from_millis(500),
+            },
+            groups: GroupPool::new("239.255.0.0/16".parse().expect("a block")).expect("multicast"),
+            repair: Some(REPAIR),
+        };
+        let size = u64::from(scenario.pages) * u64::from(page_size.get());
+        Self {
+            scheduler: Scheduler::new(settings, page_size.wire_len(), now),
+            path: RemotePath::decode("file").expect("a path"),
+            etag: Etag::new("v1").expect("a version"),
+            geometry: Geometry::new(size, page_size).expect("pages that u32 counts"),
+            random: Random::new(scenario.seed, 1),
+            sent: Sent::default(),
+        }
+    }
+
+    /// A client joins. Where the server refuses, it is to try again.
+    pub(super) fn join(&mut self, plain: bool, now: Instant) -> Option<JoinAnswer> {
+        let token = Token::from_random(self.random.wide());
+        let kind = if plain { MemberKind::Plain } else { MemberKind::Extended };
+        let joined = self
+            .scheduler
+            .handle_join(&self.path, &self.etag, self.geometry, token.clone(), kind, now)
+            .ok()?;
+        Some(JoinAnswer {
+            connect: joined.group,
+            token,
+            pages: self.geometry.pages(),
+            page_size: self.geometry.page_size(),
+            extensions: if plain { Extensions::default() } else { self.extensions() },
+        })
+    }
+
+    fn extensions(&self) -> Extensions {
+        let layout = REPAIR.layout(&self.geometry).expect("room for a beacon");
+        Extensions {
+            size: Some(self.geometry.size()),
+            etag: Some(self.etag.clone()),
+            rate: Some(self.scheduler.rate()),
+            source: Some(ADDRESS.ip()),
+            repair: Some(REPAIR.repair_port),
+            interleave: Some(layout.interleave()),
+            lease: Some(REPAIR.lease),
+        }
+    }
+
+    /// A member leaves.
+    pub(super) fn leave(&mut self, token: &Token, now: Instant) {
+        self.scheduler.handle_leave(&self.path, token, now);
+    }
+
+    /// A member tells what it lacks; `false` where the server does not know it.
+    pub(super) fn report(&mut self, token: &Token, report: &Report, now: Instant) -> bool {
+        self.scheduler.handle_report(&self.path, token, report, now)
+    }
+
+    /// Runs what is due and returns what goes out now.
+    pub(super) fn wake(&mut self, now: Instant) -> Vec<Burst> {
+        self.scheduler.handle_timeout(now);
+        let mut bursts = Vec::new();
+        while let Some(transmit) = self.scheduler.poll_transmit(now) {
+            bursts.push(self.encode(&transmit.what));
+        }
+        while self.scheduler.poll_event().is_some() {}
+        bursts
+    }
+
+    /// When [`Self::wake`] has something to do again.
+    pub(super) fn next_wake(&self) -> Option<Instant> {
+        self.scheduler.poll_timeout()
+    }
+
+    /// Whether a cast runs.
+    pub(super) fn is_casting(&self) -> bool {
+        self.scheduler.casts().next().is_some()
+    }
+
+    /// Members that the server believes in.
+    pub(super) fn members(&self) -> usize {
+        self.scheduler.casts().map(|view| view.cast.members()).sum()
+    }
+
+    /// So far.
+    pub(super) fn sent(&self) -> Sent {
+        self.sent
+    }
+
+    fn encode(&mut self, what: &Sending) -> Burst {
+        match what {
+            Sending::Pages(pages) => self.pages(*pages),
+            Sending::Symbols(symbols) => self.symbols(symbols),
+            Sending::Beacon(beacon) => {
+                self.sent.beacons += 1;
+                let bytes = beacon.encode();
+                let mut burst = Burst::new(Channel::Repair, bytes.len());
+                burst.push(&bytes, 0);
+                burst
+            }
+            Sending::End => {
+                let mut burst = Burst::new(Channel::Repair, REPAIR_HEADER_LEN);
+                burst.push(&end_datagram(), 0);
+                burst
+            }
+        }
+    }
+
+    fn symbols(&mut self, symbols: &[Symbol]) -> Burst {
+        let full = self.geometry.page_size().get() as usize;
+        let mut burst = Burst::new(Channel::Repair, symbols.len() * (full + REPAIR_HEADER_LEN));
+        for Symbol { block, number, promised } in symbols {
+            burst.push(&symbol_header(*block, *number, *promised), full);
+        }
+        self.sent.symbols += symbols.len() as u64;
+        burst
+    }
+
+    fn pages(&mut self, pages: PageRange) -> Burst {
+        let full = self.geometry.page_size().get() as usize;
+        let zeros = vec![0; full];
+        let mut burst = Burst::new(Channel::Data, pages.len() as usize * (full + HEADER_LEN));
+        for page in pages.iter() {
+            let len = self.geometry.page_len(page).expect("a page of the file") as usize;
+            let header = Layout::Base.header(page, self.geometry.pages(), &zeros[..len]);
+            burst.push(&header, len);
+        }
+        self.sent.pages += u64::from(pages.len());
+        burst
+    }
+}

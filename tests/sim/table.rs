@@ -1,0 +1,124 @@
+//! The scenarios whose results are kept under review, and those that a release is measured by.
+
+use std::time::Duration;
+
+use super::link::{LinkKind, Loss};
+use super::scenario::{Crowd, Scenario, Stalls};
+
+/// Pages of a file that takes a quarter of a second at 1 Gbit/s.
+const SMALL: u32 = 20_000;
+/// Pages of one that takes 1.2 s.
+const LARGE: u32 = 100_000;
+
+/// Everything that must work, in sizes that take a minute all together.
+pub fn reviewed() -> Vec<Scenario> {
+    let mut table = Vec::new();
+    for clients in [1, 8, 100] {
+        for percent in [0.0, 0.1, 1.0, 5.0] {
+            table.push(uniform(&format!("independent {percent}%"), SMALL, clients, percent));
+        }
+    }
+    table.push(uniform("many", SMALL, 1000, 1.0));
+    table.push(uniform("large", LARGE, 100, 1.0));
+    table.push(uniform("few pages", 100, 100, 1.0));
+    table.extend(bursts(SMALL, 100));
+    table.extend([late(SMALL, 100), outliers(SMALL, 200), shared(SMALL, 100), disorder(SMALL, 50)]);
+    table.extend([mixed(SMALL, 20), dying(SMALL, 50), slow(SMALL, 20), stalls(SMALL, 50)]);
+    table.push(rough_control(SMALL, 100));
+    table
+}
+
+/// What the goals are stated for. Minutes, in a release build.
+pub fn goals() -> Vec<Scenario> {
+    let mut table: Vec<_> = [0.0, 0.1, 1.0, 5.0]
+        .map(|percent| uniform(&format!("independent {percent}%"), LARGE, 1000, percent))
+        .into();
+    table.extend(bursts(LARGE, 1000));
+    table.extend([late(LARGE, 1000), outliers(LARGE, 1000), shared(LARGE, 1000)]);
+    table.extend([mixed(LARGE, 100), dying(LARGE, 1000), slow(LARGE, 1000), stalls(LARGE, 1000)]);
+    table.push(uniform("ten thousand", LARGE, 10_000, 1.0));
+    table
+}
+
+fn lossy(percent: f64) -> LinkKind {
+    LinkKind { loss: Loss::independent(percent / 100.0), ..LinkKind::default() }
+}
+
+fn uniform(name: &str, pages: u32, clients: usize, percent: f64) -> Scenario {
+    Scenario::new(name, pages, vec![Crowd::new(clients, lossy(percent))])
+}
+
+fn bursts(pages: u32, clients: usize) -> [Scenario; 2] {
+    [20.0, 100.0].map(|length| {
+        let link = LinkKind { loss: Loss::bursts(0.01, length), ..LinkKind::default() };
+        Scenario::new(&format!("bursts of {length}"), pages, vec![Crowd::new(clients, link)])
+    })
+}
+
+fn late(pages: u32, clients: usize) -> Scenario {
+    let crowd = Crowd { arrivals: 1.0, ..Crowd::new(clients, lossy(1.0)) };
+    Scenario::new("late joiners", pages, vec![crowd])
+}
+
+/// One of a hundred has a bad link.
+fn outliers(pages: u32, clients: usize) -> Scenario {
+    let few = clients / 100;
+    let crowds = vec![Crowd::new(clients - few, lossy(0.1)), Crowd::new(few, lossy(20.0))];
+    Scenario::new("outliers", pages, crowds)
+}
+
+/// Ten switch ports, each of which loses for all of its receivers.
+fn shared(pages: u32, clients: usize) -> Scenario {
+    let link =
+        LinkKind { shared: Loss::independent(0.009), port: clients.div_ceil(10), ..lossy(0.1) };
+    Scenario::new("shared loss", pages, vec![Crowd::new(clients, link)])
+}
+
+fn disorder(pages: u32, clients: usize) -> Scenario {
+    let link = LinkKind {
+        delay: Duration::from_millis(10),
+        overtaken: 0.05,
+        jitter: Duration::from_millis(5),
+        duplicated: 0.01,
+        ..lossy(1.0)
+    };
+    Scenario::new("delay and disorder", pages, vec![Crowd::new(clients, link)])
+}
+
+fn mixed(pages: u32, clients: usize) -> Scenario {
+    let plain = Crowd { plain: true, ..Crowd::new(clients / 4, lossy(1.0)) };
+    Scenario::new("mixed", pages, vec![Crowd::new(clients, lossy(1.0)), plain])
+}
+
+fn dying(pages: u32, clients: usize) -> Scenario {
+    let crowd = Crowd { dying: 0.1, ..Crowd::new(clients, lossy(1.0)) };
+    Scenario::new("dying members", pages, vec![crowd])
+}
+
+/// One of ten has half the rate.
+fn slow(pages: u32, clients: usize) -> Scenario {
+    let link = LinkKind { access: 0.5, queue: 100, ..lossy(0.1) };
+    let few = clients / 10;
+    let crowds = vec![Crowd::new(clients - few, lossy(0.1)), Crowd::new(few, link)];
+    Scenario::new("slow links", pages, crowds)
+}
+
+/// Every tenth of a second, receivers do not run for 10 ms; their sockets have room for 3.
+fn stalls(pages: u32, clients: usize) -> Scenario {
+    let stalls = Stalls {
+        every: Duration::from_millis(100),
+        lasting: Duration::from_millis(10),
+        socket: 250,
+    };
+    let crowd = Crowd { stalls: Some(stalls), ..Crowd::new(clients, lossy(0.1)) };
+    Scenario::new("stalls", pages, vec![crowd])
+}
+
+/// Requests and answers get lost too.
+fn rough_control(pages: u32, clients: usize) -> Scenario {
+    Scenario {
+        rtt: Duration::from_millis(20),
+        control_loss: 0.1,
+        ..uniform("rough control", pages, clients, 1.0)
+    }
+}
