@@ -27,7 +27,7 @@ pub(crate) fn measure() -> String {
          |---|---|---|---|---|---|---|\n"
     );
     for clients in [1, 4, 8] {
-        let cast = cast(clients);
+        let cast = cast(clients, 0.0);
         let tcp = tcp(clients);
         let seconds = |figures: &Figures| figures.time * limit_seconds();
         let row = format!(
@@ -47,13 +47,31 @@ pub(crate) fn measure() -> String {
     text
 }
 
+/// Eight clients on a network that loses packets: what repair is worth.
+pub(crate) fn measure_lossy() -> String {
+    let mut text = format!(
+        "\n## A fleet at {RATE} that loses packets\n\n\
+         128 MiB, eight clients mount and `cat` at once; each loses packets at random, for itself.\n\n\
+         | loss | last one done, s | × limit | files sent |\n|---|---|---|---|\n"
+    );
+    for loss in [0.1, 1.0, 5.0] {
+        let cast = cast(8, loss);
+        let seconds = cast.time * limit_seconds();
+        let row = format!("| {loss} % | {seconds:.2} | {:.3} | {:.3} |", cast.time, cast.sent);
+        println!("{row}");
+        text.push_str(&row);
+        text.push('\n');
+    }
+    text
+}
+
 #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
 fn limit_seconds() -> f64 {
     SIZE as f64 / RATE_BYTES_PER_SECOND
 }
 
-fn cast(clients: u8) -> Figures {
-    let lab = Lab::builder().clients(clients).rate(RATE).build();
+fn cast(clients: u8, loss_percent: f64) -> Figures {
+    let lab = Lab::builder().clients(clients).rate(RATE).loss(loss_percent).build();
     let server = lab.server().option("--rate", RATE).start();
     let mounts: Vec<_> = (1..=usize::from(clients)).map(|k| lab.mount(k).start()).collect();
     let read = |name: &str| {

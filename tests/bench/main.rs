@@ -25,8 +25,9 @@ const RUN_DEADLINE: Duration = Duration::from_secs(300);
 /// A part of the report: its name, and what measures and words it.
 type Part = (&'static str, fn() -> String);
 
-const PARTS: [Part; 4] = [
+const PARTS: [Part; 5] = [
     ("fleet", fleet::measure),
+    ("lossy", fleet::measure_lossy),
     ("one_client", one_client::measure),
     ("complete", complete::measure),
     ("memory", memory::measure),
