@@ -177,7 +177,7 @@ fn serve(runtime: &Runtime, request: &MountRequest, mounted: Mounted) -> Result<
         let outcome = tokio::select! {
             ended = end => {
                 fs.stop(LEAVE_PATIENCE).await;
-                ended.unwrap_or_else(|_| Err(std::io::Error::other("the session thread died")))
+                ended.unwrap_or_else(|_| Err(std::io::Error::other("the thread that serves the kernel died")))
             }
             name = terminated() => {
                 info!(signal = name, "unmounting");

@@ -61,7 +61,7 @@ impl From<Failure> for FsError {
             Failure::Stale => Self::Stale,
             Failure::NotFound(_) => Self::NotFound,
             Failure::Refused(_) => Self::Access,
-            Failure::Store(_) => Self::Io(failure.to_string()),
+            Failure::Garbled(_) | Failure::Store(_) => Self::Io(failure.to_string()),
         }
     }
 }
@@ -73,6 +73,28 @@ impl From<Unread> for FsError {
             Unread::Failed(failure) => failure.into(),
             Unread::Interrupted => Self::Interrupted,
             Unread::TimedOut | Unread::ShutDown | Unread::Store(_) => Self::Io(unread.to_string()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// docs/SEMANTICS.md, "Errors a reader sees".
+    #[test]
+    fn every_failure_of_a_cast_has_the_errno_of_its_cause() {
+        let text = || String::from("because");
+        for (failure, at_open, at_read) in [
+            (Failure::Stale, libc::ESTALE, libc::ESTALE),
+            (Failure::NotFound(text()), libc::ENOENT, libc::ESTALE),
+            (Failure::Refused(text()), libc::EACCES, libc::EACCES),
+            (Failure::Garbled(text()), libc::EIO, libc::EIO),
+            (Failure::Store(text()), libc::EIO, libc::EIO),
+        ] {
+            let opened: FsError = failure.clone().into();
+            let read: FsError = Unread::Failed(failure.clone()).into();
+            assert_eq!((opened.errno(), read.errno()), (at_open, at_read), "{failure:?}");
         }
     }
 }

@@ -131,7 +131,7 @@ impl Control {
             }
             ControlError::Refused { status: 404, message, .. } => JoinError::NotFound(message),
             ControlError::Refused { message, .. } => JoinError::Refused(message),
-            ControlError::Garbled { .. } => JoinError::Refused(error.to_string()),
+            ControlError::Garbled { .. } => JoinError::Garbled(error.to_string()),
         })
     }
 

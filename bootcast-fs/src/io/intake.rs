@@ -234,7 +234,9 @@ fn log_join_error(object: &Object, error: &JoinError) {
             warn!(%path, "the server does not answer, trying on");
         }
         JoinError::Retry { .. } => debug!(%path, "the server does not answer"),
-        JoinError::NotFound(message) | JoinError::Refused(message) => {
+        JoinError::NotFound(message)
+        | JoinError::Refused(message)
+        | JoinError::Garbled(message) => {
             info!(%path, message, "join refused");
         }
     }

@@ -46,6 +46,9 @@ pub enum Failure {
     /// The server will not give it to us.
     #[error("{0}")]
     Refused(String),
+    /// What the server answers is not of this protocol.
+    #[error("{0}")]
+    Garbled(String),
     /// What arrives cannot be kept here.
     #[error("cannot store what arrives: {0}")]
     Store(String),
@@ -63,6 +66,8 @@ pub enum JoinError {
     NotFound(String),
     /// Any other refusal.
     Refused(String),
+    /// An answer that is not of this protocol.
+    Garbled(String),
 }
 
 /// Datagrams by what became of them.
@@ -190,6 +195,7 @@ impl Receiver {
             JoinError::NotFound(_) if self.assembly.is_some() => self.fail(Failure::Stale),
             JoinError::NotFound(message) => self.fail(Failure::NotFound(message)),
             JoinError::Refused(message) => self.fail(Failure::Refused(message)),
+            JoinError::Garbled(message) => self.fail(Failure::Garbled(message)),
         }
     }
 

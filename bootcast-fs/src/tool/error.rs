@@ -116,7 +116,7 @@ impl From<Failure> for ToolError {
         match failure {
             Failure::Stale => Self::Changed,
             Failure::NotFound(_) => Self::NotFound(text),
-            Failure::Refused(_) => Self::Refused(text),
+            Failure::Refused(_) | Failure::Garbled(_) => Self::Refused(text),
             Failure::Store(_) => Self::Local(text),
         }
     }
