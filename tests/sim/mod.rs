@@ -2,12 +2,12 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`scenario`] | what is simulated: file, server, crowds of receivers |
-//! | [`world`] | the clock, and who is told what when |
-//! | [`server`], [`client`] | the cores, driven |
-//! | [`link`] | what happens to datagrams on the way |
-//! | [`outcome`] | results, as lines of a table |
-//! | [`table`] | the scenarios that are kept under review |
+//! | `scenario` | what is simulated: file, server, crowds of receivers |
+//! | `world` | the clock, and who is told what when |
+//! | `server`, `client` | the cores, driven |
+//! | `link` | what happens to datagrams on the way |
+//! | `outcome` | results, as lines of a table |
+//! | `table` | the scenarios that are kept under review |
 //!
 //! A run depends on nothing but its [`Scenario`]: the same one gives the same [`Outcome`]. Payloads are zeros,
 //! and a block of which enough arrived counts as rebuilt.
