@@ -11,9 +11,9 @@
 //!
 //! | module | decides |
 //! |---|---|
-//! | [`members`] | who is believed to listen |
-//! | [`stream`] | which pages go out next |
-//! | [`repair`] | which repair symbols go out next, and what members are told |
+//! | `members` | who is believed to listen |
+//! | `stream` | which pages go out next |
+//! | `repair` | which repair symbols go out next, and what members are told |
 //!
 //! The unit of sending is a few datagrams of one kind ([`Transmit`]). How they get their bytes is left to
 //! [`crate::io`].
