@@ -8,8 +8,11 @@ use std::process::Command;
 
 use serde_json::Value;
 
-/// What `proto` may stand on: encoders and derive macros. Nothing here opens a socket or reads a clock.
-const PROTO_MAY_USE: [&str; 10] = [
+/// What `proto` may stand on: encoders, derive macros, and what asks the CPU for its features. Nothing here opens a
+/// socket or reads a clock. `libc` is named by `cpufeatures` for CPUs on which `proto` does not use it.
+const PROTO_MAY_USE: [&str; 12] = [
+    "cpufeatures",
+    "libc",
     "percent-encoding",
     "proc-macro2",
     "quote",
