@@ -1,4 +1,4 @@
-//! The JSON of the HTTP interface. docs/PROTOCOL.md, "Meta" and "Status".
+//! The JSON of the HTTP interface. docs/PROTOCOL.md, "Meta", "Status", "Report" and "Demand".
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -81,6 +81,19 @@ pub struct Report {
     pub drops: u64,
 }
 
+/// Body of `POST /want/<path>`: pages that go out before everything else. docs/PROTOCOL.md, "Demand".
+///
+/// Both are pairs of the first page, counted from 1 as in datagrams, and how many pages.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Want {
+    /// A reader waits for these.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub now: Vec<(u32, u32)>,
+    /// A reader will probably want these next.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub later: Vec<(u32, u32)>,
+}
+
 /// Answer of `GET /status`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
@@ -151,6 +164,8 @@ pub struct Totals {
 
 #[cfg(test)]
 mod tests {
+    use alloc::vec;
+
     use super::*;
 
     /// docs/PROTOCOL.md, "Meta", the worked example.
@@ -161,6 +176,15 @@ mod tests {
         let meta: Meta = serde_json::from_str(EXAMPLE).unwrap();
         assert_eq!(meta.entries.as_ref().unwrap()[0].attributes.size, 4000);
         assert_eq!(serde_json::to_string(&meta).unwrap(), EXAMPLE);
+    }
+
+    #[test]
+    fn a_want_reads_and_writes_as_the_protocol_shows_it() {
+        let text = r#"{"now":[[17,3],[4001,16]],"later":[[4017,64]]}"#;
+        let want = Want { now: vec![(17, 3), (4001, 16)], later: vec![(4017, 64)] };
+        assert_eq!(serde_json::from_str::<Want>(text).unwrap(), want);
+        assert_eq!(serde_json::to_string(&want).unwrap(), text);
+        assert_eq!(serde_json::from_str::<Want>("{}").unwrap(), Want::default());
     }
 
     #[test]
