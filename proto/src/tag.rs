@@ -44,7 +44,7 @@ impl DatagramKey {
     /// The tag of a datagram with these first bytes and this payload.
     pub fn tag(&self, first: &[u8; TAG.start], payload: &[u8]) -> [u8; TAG_LEN] {
         let mut hasher = Hasher::new_keyed(&self.0);
-        hasher.update(first).update(payload);
+        hasher.update(payload).update(first);
         *hasher.finalize().as_bytes().first_chunk().expect("a hash has 32 bytes")
     }
 
@@ -166,10 +166,10 @@ mod tests {
             let mut sealed = bytes.clone();
             let key = DatagramKey::from_random(key);
             key.seal(&mut sealed);
-            let covered = [&bytes[..8], &bytes[16..]].concat();
+            let covered = [&bytes[16..], &bytes[..8]].concat();
             let hash = blake3::keyed_hash(&key.0, &covered);
             prop_assert_eq!(&sealed[TAG], &hash.as_bytes()[..8]);
-            prop_assert_eq!([&sealed[..8], &sealed[16..]].concat(), covered);
+            prop_assert_eq!([&sealed[16..], &sealed[..8]].concat(), covered);
             prop_assert!(key.is_genuine(&sealed));
         }
 
