@@ -3,7 +3,6 @@
 //! Blocks of 128 pages of 1456 bytes, in the cache. Ours makes any symbol by itself. The other code makes all of a block at once, and
 //! how many that are decides what is in them: `exact` tells it beforehand how many will be wanted, its best case, and
 //! `of 128` leaves all of ours open. Throughput is in bytes of the block.
-#![expect(missing_docs, reason = "what criterion's macros make has none")]
 #![expect(clippy::unwrap_used, reason = "a measurement that fails has no result")]
 
 use std::hint::black_box;
@@ -95,8 +94,8 @@ fn rebuilding(criterion: &mut Criterion) {
                 for (number, symbol) in symbols.iter().enumerate().take(lost) {
                     decoder.add_recovery_shard(number, symbol).unwrap();
                 }
-                let rebuilt = decoder.decode().unwrap();
-                rebuilt.restored_original_iter().filter(|(at, page)| *page == block[*at]).count()
+                let result = decoder.decode().unwrap();
+                result.restored_original_iter().filter(|(at, page)| *page == block[*at]).count()
             };
             assert_eq!(rebuild(), lost);
             group.bench_function(format!("reed-solomon-simd, {name}"), |bencher| {

@@ -1,5 +1,4 @@
 //! What does the tag of a datagram cost?
-#![expect(missing_docs, reason = "what criterion's macros make has none")]
 
 use std::hint::black_box;
 

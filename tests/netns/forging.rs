@@ -158,7 +158,9 @@ fn what_an_earlier_cast_sent_is_not_taken_for_the_present_one() {
     let name = sending_socket(&server);
     lab.client(2).enter(|| {
         let forger = Forger::of(name);
-        earlier.iter().for_each(|datagram| forger.send(group, datagram));
+        for datagram in &earlier {
+            forger.send(group, datagram);
+        }
     });
     reader.wait_success(TRANSFER);
     assert_eq!(digest_of(copy), new.digest);

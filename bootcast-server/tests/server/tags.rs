@@ -28,7 +28,7 @@ fn listen(group: SocketAddrV4) -> UdpSocket {
 }
 
 fn join(server: &Server, path: &str) -> JoinAnswer {
-    server.write(path, &[7; 40 * 1456 - 3]);
+    server.write(path, &vec![7; 40 * 1456 - 3]);
     let response =
         request(server.address(), "GET", &format!("/join/{path}"), &[("X-BOOTCAST", "1")]);
     JoinAnswer::parse(response.text()).unwrap()

@@ -136,6 +136,12 @@ impl Member {
         }
     }
 
+    fn hear_all(&mut self, from: SocketAddr, all: &[Sent]) {
+        for sent in all {
+            self.hear(from, sent);
+        }
+    }
+
     fn forged(&self) -> u64 {
         self.receiver.counters().forged
     }
@@ -147,11 +153,11 @@ fn forged_datagrams_of_every_kind_are_counted_and_the_transfer_completes() {
     let genuine = Some(key(1));
     let forgers = [None, Some(key(2))];
     for forger in forgers {
-        harmful(forger).iter().for_each(|sent| member.hear(SERVER, sent));
+        member.hear_all(SERVER, &harmful(forger));
     }
     for number in 0..PAGES - 1 {
         member.hear(SERVER, &page(genuine, number, &content(number)));
-        harmful(None).iter().for_each(|sent| member.hear(SERVER, sent));
+        member.hear_all(SERVER, &harmful(None));
     }
     member.hear(SERVER, &beacon(genuine, 1));
     assert_eq!(member.forged(), 5 * 2 + 5 * u64::from(PAGES - 1));
@@ -177,7 +183,7 @@ fn forged_datagrams_of_every_kind_are_counted_and_the_transfer_completes() {
 fn a_forged_datagram_does_not_make_its_port_the_servers() {
     let mut member = Member::new();
     let forger = SocketAddr::new(SERVER.ip(), SERVER.port() + 1);
-    harmful(None).iter().for_each(|sent| member.hear(forger, sent));
+    member.hear_all(forger, &harmful(None));
     member.hear(SERVER, &page(Some(key(1)), 0, &content(0)));
     assert_eq!(member.pages, [(PageIndex(0), content(0))]);
     assert_eq!((member.forged(), member.receiver.counters().strangers), (5, 0));
@@ -189,7 +195,7 @@ fn forged_datagrams_are_silence() {
     let start = member.now;
     for step in 1..=4 {
         member.now = start + TIMING.silence * step / 4;
-        harmful(None).iter().for_each(|sent| member.hear(SERVER, sent));
+        member.hear_all(SERVER, &harmful(None));
         member.receiver.handle_timeout(member.now);
     }
     assert_eq!(member.actions(), [Action::Join]);
@@ -202,7 +208,7 @@ fn what_another_cast_sent_to_the_same_group_is_dropped() {
     // The server restarted: the same group, port and version, and another key.
     member.receiver.handle_join(&answer(2, key(2)), member.now);
     member.actions();
-    earlier.iter().for_each(|sent| member.hear(SERVER, sent));
+    member.hear_all(SERVER, &earlier);
     assert_eq!((member.forged(), member.pages.len()), (5, 0));
     assert_eq!(member.receiver.poll_timeout(), Some(member.now + TIMING.silence));
     (0..PAGES).for_each(|at| member.hear(SERVER, &page(Some(key(2)), at, &content(at))));
