@@ -10,6 +10,7 @@ mod fleet;
 mod memory;
 mod one_client;
 mod report;
+mod wants;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -25,12 +26,13 @@ const RUN_DEADLINE: Duration = Duration::from_secs(300);
 /// A part of the report: its name, and what measures and words it.
 type Part = (&'static str, fn() -> String);
 
-const PARTS: [Part; 5] = [
+const PARTS: [Part; 6] = [
     ("fleet", fleet::measure),
     ("lossy", fleet::measure_lossy),
     ("one_client", one_client::measure),
     ("complete", complete::measure),
     ("memory", memory::measure),
+    ("wants", wants::measure),
 ];
 
 fn main() {
