@@ -3,10 +3,12 @@
 
 mod assembly;
 mod channel;
+mod fetches;
 mod membership;
 mod repair;
 mod reporter;
 mod stream;
+mod unicast;
 
 use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 use std::ops::Range;
@@ -18,12 +20,15 @@ use bootcast_proto::{Etag, JoinAnswer, PageIndex, PageRange, Token};
 
 pub use assembly::{Arrival, Assembly};
 pub use channel::{RepairArrival, ReportError};
+pub use fetches::Fetch;
 pub use membership::{Action, Subscription, Timing};
 pub use repair::DecodePlan;
+pub use unicast::{FetchError, Reception, UnicastMode};
 
 use membership::Membership;
 use repair::Repair;
 use reporter::Reporter;
+use unicast::Unicast;
 
 /// What must be true of the file that a join yields.
 #[derive(Clone, Debug, Default)]
@@ -105,6 +110,7 @@ pub struct Receiver {
     reporter: Reporter,
     /// Windows that the report on its way asks for.
     asked_windows: Vec<(u32, u32)>,
+    unicast: Unicast,
     failure: Option<Failure>,
     counters: Counters,
     epoch: u32,
@@ -133,6 +139,7 @@ impl Receiver {
             repair_round: 0,
             reporter: Reporter::new(seed),
             asked_windows: Vec::new(),
+            unicast: Unicast::default(),
             failure: None,
             counters: Counters::default(),
             epoch: 0,
@@ -167,6 +174,7 @@ impl Receiver {
         self.sender = None;
         self.epoch += 1;
         self.begin_repair(answer, now);
+        self.begin_unicast(answer, now);
         self.end_if_complete();
     }
 
@@ -226,7 +234,7 @@ impl Receiver {
             }
         }
         self.sender = Some(from);
-        self.membership.heard(now);
+        self.heard(now);
         // A phantom page can be settled by a duplicate.
         self.end_if_complete();
         arrival
@@ -299,17 +307,23 @@ impl Receiver {
     /// Runs what is due.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.membership.handle_timeout(now);
+        self.tend_unicast(now);
         self.report_if_due(now);
     }
 
     /// When [`Self::handle_timeout`] is due next.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        [self.membership.poll_timeout(), self.poll_report()].into_iter().flatten().min()
+        [self.membership.poll_timeout(), self.poll_report(), self.poll_unicast()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// What to do next.
     pub fn poll_action(&mut self) -> Option<Action> {
-        self.membership.poll_action()
+        let is_deaf = self.unicast.is_deaf();
+        let mut actions = std::iter::from_fn(|| self.membership.poll_action());
+        actions.find(|action| !(is_deaf && matches!(action, Action::Subscribe(_))))
     }
 
     /// Whether every page is here.

@@ -9,6 +9,7 @@ use bootcast_proto::wire::{Beacon, HEADER_LEN};
 use bootcast_proto::{BlockLayout, Geometry, PageRange, Token};
 
 use super::members::{MemberKind, Members};
+use super::recall::Recall;
 use super::repair::{Repair, Situation, Symbol};
 use super::stream::{Audience, Stream};
 
@@ -122,6 +123,7 @@ pub struct Cast {
     members: Members,
     stream: Stream,
     repair: Option<Repair>,
+    recall: Recall,
     /// The stream had its turn last, not the unasked symbols.
     stream_was_last: bool,
     /// Pages sent since anything was heard.
@@ -150,6 +152,7 @@ impl Cast {
             members: Members::new(repair.map_or(Duration::ZERO, |repair| repair.lease)),
             stream: Stream::new(geometry.pages(), layout, now),
             repair: layout.map(channel),
+            recall: Recall::new(now),
             stream_was_last: false,
             quiet_pages: 0,
             joins: 0,
@@ -200,6 +203,15 @@ impl Cast {
         if !self.members.renew(token, now) {
             return false;
         }
+        let fetched = self.members.set_unicast(token, report.unicast);
+        if report.unicast {
+            // It needs nothing, and says nothing of who does.
+            if !fetched {
+                self.recall.begin(now);
+                self.on_members_gone();
+            }
+            return true;
+        }
         self.on_heard();
         let mut wanted = false;
         for &(first, count) in report.bulk.iter().take(BULK_MAX) {
@@ -249,7 +261,7 @@ impl Cast {
         if self.state != State::Serving || budget == 0 {
             return None;
         }
-        if let Some(beacon) = self.poll_beacon(now) {
+        if let Some(beacon) = self.poll_beacon(now).or_else(|| self.poll_recall(now)) {
             return Some(Sending::Beacon(beacon));
         }
         if let Some(symbols) = self.channel().and_then(|repair| repair.poll_promised(budget)) {
@@ -272,7 +284,8 @@ impl Cast {
         let heard = self.members.extended() > 0;
         let repair = self.repair.as_ref().filter(|_| heard);
         let repair = repair.and_then(|repair| repair.poll_at(situation));
-        [self.stream.poll_at(self.audience()), repair].into_iter().flatten().min()
+        let recall = self.recall.poll_at(&self.members);
+        [self.stream.poll_at(self.audience()), repair, recall].into_iter().flatten().min()
     }
 
     /// When to call [`Self::handle_timeout`]; changes with every other call.
@@ -300,6 +313,11 @@ impl Cast {
     /// Clients that joined and did not leave.
     pub fn members(&self) -> usize {
         self.members.len()
+    }
+
+    /// Those of them that fetch the file themselves, over HTTP.
+    pub fn unicast_members(&self) -> usize {
+        self.members.unicast()
     }
 
     /// Joins since it began.
@@ -342,8 +360,18 @@ impl Cast {
         Situation {
             position: self.stream.position(self.audience()),
             stream_done: self.stream.is_done(),
-            members: self.members.len(),
+            members: self.members.hearing(),
         }
+    }
+
+    /// A beacon for those who hear nothing, lest they never learn that they could.
+    fn poll_recall(&mut self, now: Instant) -> Option<Beacon> {
+        if self.recall.poll_at(&self.members).is_none_or(|at| now < at) {
+            return None;
+        }
+        self.recall.begin(now);
+        let situation = self.situation();
+        Some(self.repair.as_mut()?.beacon(situation, now))
     }
 
     fn poll_beacon(&mut self, now: Instant) -> Option<Beacon> {
@@ -362,7 +390,7 @@ impl Cast {
         let audience = self.audience();
         let run = self.stream.poll(budget, audience, now)?;
         self.stream_was_last = true;
-        let members = self.members.len();
+        let members = self.members.hearing();
         if let Some(repair) = self.channel() {
             repair.on_sent();
             if let Some(window) = run.finished {

@@ -24,6 +24,8 @@ pub(super) struct Members {
     plain: BTreeSet<Token>,
     /// When each was heard of last.
     extended: BTreeMap<Token, Instant>,
+    /// Those of the extended that no datagram reaches: they fetch the file themselves.
+    unicast: BTreeSet<Token>,
     lease: Duration,
     /// When to look through the leases; `None` while nobody has one.
     check_at: Option<Instant>,
@@ -31,7 +33,13 @@ pub(super) struct Members {
 
 impl Members {
     pub(super) fn new(lease: Duration) -> Self {
-        Self { plain: BTreeSet::new(), extended: BTreeMap::new(), lease, check_at: None }
+        Self {
+            plain: BTreeSet::new(),
+            extended: BTreeMap::new(),
+            unicast: BTreeSet::new(),
+            lease,
+            check_at: None,
+        }
     }
 
     pub(super) fn join(&mut self, token: Token, kind: MemberKind, now: Instant) {
@@ -48,6 +56,7 @@ impl Members {
 
     /// `false` where the token is no member.
     pub(super) fn leave(&mut self, token: &Token) -> bool {
+        self.unicast.remove(token);
         self.plain.remove(token) || self.extended.remove(token).is_some()
     }
 
@@ -74,6 +83,7 @@ impl Members {
         let before = self.extended.len();
         let lease = self.lease;
         self.extended.retain(|_, heard| now < *heard + lease);
+        self.unicast.retain(|token| self.extended.contains_key(token));
         let earliest = self.extended.values().min();
         self.check_at = earliest.map(|heard| (*heard + lease).max(now + lease / CHECKS_PER_LEASE));
         self.extended.len() < before
@@ -96,7 +106,27 @@ impl Members {
         !self.plain.is_empty()
     }
 
+    /// Extended ones that hear what is sent.
     pub(super) fn extended(&self) -> usize {
-        self.extended.len()
+        self.extended.len() - self.unicast.len()
+    }
+
+    /// Whoever hears what is sent.
+    pub(super) fn hearing(&self) -> usize {
+        self.plain.len() + self.extended()
+    }
+
+    /// Notes whether an extended member fetches the file itself; returns whether it did before.
+    pub(super) fn set_unicast(&mut self, token: &Token, unicast: bool) -> bool {
+        if unicast && self.extended.contains_key(token) {
+            !self.unicast.insert(token.clone())
+        } else {
+            self.unicast.remove(token)
+        }
+    }
+
+    /// Extended ones that fetch the file themselves.
+    pub(super) fn unicast(&self) -> usize {
+        self.unicast.len()
     }
 }

@@ -14,6 +14,7 @@
 //! | `members` | who is believed to listen |
 //! | `stream` | which pages go out next |
 //! | `repair` | which repair symbols go out next, and what members are told |
+//! | `recall` | when those who hear nothing are told that there is something to hear |
 //!
 //! The unit of sending is a few datagrams of one kind ([`Transmit`]). How they get their bytes is left to
 //! [`crate::io`].
@@ -23,6 +24,7 @@ mod groups;
 mod lifecycle;
 mod members;
 mod pacer;
+mod recall;
 mod repair;
 mod scheduler;
 mod stream;
