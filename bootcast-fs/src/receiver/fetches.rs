@@ -195,12 +195,12 @@ fn gap(demand: &Demand<'_>, within: PageRange, limit: u64) -> PageRange {
     let bridge = u32::try_from(JOINED_GAP / page_size).unwrap_or(u32::MAX);
     let end = start.0.saturating_add(longest).min(within.end.0);
     let mut reached = start.0 + 1;
-    for page in reached..end {
-        if !demand.held.contains(PageIndex(page)) {
-            reached = page + 1;
-        } else if page - reached >= bridge {
+    let missing = (reached..end).filter(|page| !demand.held.contains(PageIndex(*page)));
+    for page in missing {
+        if page - reached >= bridge {
             break;
         }
+        reached = page + 1;
     }
     PageRange::new(start.0, reached)
 }

@@ -28,30 +28,21 @@ impl File {
         self.held.insert_range(self.geometry.pages_covering(bytes));
     }
 
-    fn poll(&mut self, oldest: Option<Range<u64>>, everything: bool) -> Option<Fetch> {
-        let demand = Demand {
-            geometry: &self.geometry,
-            held: &self.held,
-            oldest: oldest.as_ref(),
-            everything,
-        };
+    fn poll(&mut self, oldest: Option<&Range<u64>>, everything: bool) -> Option<Fetch> {
+        let demand = Demand { geometry: &self.geometry, held: &self.held, oldest, everything };
         self.fetches.poll(&demand, self.now)
     }
 
-    fn next(&mut self, oldest: Option<Range<u64>>) -> Range<u64> {
+    fn next(&mut self, oldest: Option<&Range<u64>>) -> Range<u64> {
         self.poll(oldest, true).unwrap().bytes
     }
 
     /// Bytes of the request come; whether more is wanted.
-    fn bring(&mut self, bytes: Range<u64>, oldest: Option<Range<u64>>) -> bool {
+    fn bring(&mut self, bytes: Range<u64>, oldest: Option<&Range<u64>>) -> bool {
         let id = self.fetches.last_id;
         self.hold(bytes.clone());
-        let demand = Demand {
-            geometry: &self.geometry,
-            held: &self.held,
-            oldest: oldest.as_ref(),
-            everything: true,
-        };
+        let demand =
+            Demand { geometry: &self.geometry, held: &self.held, oldest, everything: true };
         self.fetches.came(id, bytes.end, &demand)
     }
 
@@ -60,7 +51,7 @@ impl File {
     }
 
     /// All of the next request comes.
-    fn step(&mut self, oldest: Option<Range<u64>>) -> Range<u64> {
+    fn step(&mut self, oldest: Option<&Range<u64>>) -> Range<u64> {
         let bytes = self.next(oldest);
         self.bring(bytes.clone(), None);
         self.end(None);
@@ -86,7 +77,7 @@ fn who_jumps_gets_short_pieces_and_what_he_waits_for_first() {
     file.step(None);
     file.step(None);
     let jump = 100 * MIB + 5000;
-    assert_eq!(file.step(Some(jump..jump + 10)), (100 * MIB + 4096)..(101 * MIB + 4096));
+    assert_eq!(file.step(Some(&(jump..jump + 10))), (100 * MIB + 4096)..(101 * MIB + 4096));
     // Then what lies behind the last read, and from the beginning in the end.
     file.fetches.read(&(299 * MIB..299 * MIB + 10));
     assert_eq!(file.step(None), 299 * MIB..300 * MIB);
@@ -97,12 +88,12 @@ fn who_jumps_gets_short_pieces_and_what_he_waits_for_first() {
 fn a_reader_far_away_ends_a_stream_but_not_a_piece() {
     let mut file = File::new(300 * MIB);
     file.step(None);
-    let far = Some(200 * MIB..200 * MIB + 4096);
+    let far = &(200 * MIB..200 * MIB + 4096);
     assert_eq!(file.next(None), MIB..3 * MIB);
-    assert!(file.bring(MIB..MIB + 512 * PAGE, far.clone()));
-    assert!(!file.bring(MIB + 512 * PAGE..2 * MIB, far.clone()));
+    assert!(file.bring(MIB..MIB + 512 * PAGE, Some(far)));
+    assert!(!file.bring(MIB + 512 * PAGE..2 * MIB, Some(far)));
     file.end(None);
-    assert_eq!(file.next(far).start, 200 * MIB);
+    assert_eq!(file.next(Some(far)).start, 200 * MIB);
 }
 
 #[test]
@@ -110,7 +101,7 @@ fn a_reader_just_ahead_waits_for_the_stream() {
     let mut file = File::new(300 * MIB);
     file.step(None);
     file.next(None);
-    assert!(file.bring(MIB..2 * MIB, Some(2 * MIB + 7..3 * MIB)));
+    assert!(file.bring(MIB..2 * MIB, Some(&(2 * MIB + 7..3 * MIB))));
 }
 
 #[test]
@@ -127,7 +118,7 @@ fn small_holes_are_bridged_and_large_ones_are_not() {
 fn there_is_one_request_at_a_time() {
     let mut file = File::new(10 * MIB);
     assert!(file.poll(None, true).is_some());
-    assert_eq!(file.poll(Some(9 * MIB..10 * MIB), true), None);
+    assert_eq!(file.poll(Some(&(9 * MIB..10 * MIB)), true), None);
     // The end of another one changes nothing.
     file.fetches.ended(77, None, file.now);
     assert_eq!(file.poll(None, true), None);
@@ -212,9 +203,9 @@ proptest! {
                 break;
             }
             let start = reads.next().unwrap().min(size - 1);
-            let bytes = file.next(Some(start..start + 1));
-            prop_assert!(bytes.start % PAGE == 0 && !bytes.is_empty() && bytes.end <= size);
-            prop_assert!(bytes.end % PAGE == 0 || bytes.end == size);
+            let bytes = file.next(Some(&(start..start + 1)));
+            prop_assert!(bytes.start.is_multiple_of(PAGE) && !bytes.is_empty() && bytes.end <= size);
+            prop_assert!(bytes.end.is_multiple_of(PAGE) || bytes.end == size);
             file.bring(bytes, None);
             file.end(None);
         }

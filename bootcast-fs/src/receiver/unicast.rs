@@ -70,17 +70,13 @@ pub enum FetchError {
 #[derive(Debug, Default)]
 pub(super) struct Unicast {
     mode: UnicastMode,
-    /// Whether the server of the present cast has files over HTTP, by version.
-    is_possible: bool,
-    /// Whether it hears of reports: then it need not be joined to keep the membership.
-    has_lease: bool,
+    server: Server,
     /// Datagrams should come since then, and none did.
     awaited_since: Option<Instant>,
     /// A datagram of the present cast came.
     has_heard: bool,
     is_fetching: bool,
-    /// What the server believes of it; and what it is being told.
-    believed: bool,
+    /// What the server is being told.
     telling: bool,
     /// Fetches in a row of which the server knew nothing, though it takes joins.
     contradictions: u32,
@@ -89,22 +85,35 @@ pub(super) struct Unicast {
     pub(super) fetches: Fetches,
 }
 
+/// What is known of the server of the present cast.
+#[derive(Clone, Copy, Debug, Default)]
+struct Server {
+    /// It has files over HTTP, by version.
+    has_files: bool,
+    /// It hears of reports: nobody need join again to keep the membership.
+    has_lease: bool,
+    /// It believes that this member fetches the file.
+    believes: bool,
+}
+
 impl Unicast {
     /// A membership begins.
     fn joined(&mut self, answer: &JoinAnswer) {
         let is_versioned = answer.extensions.etag.is_some() && answer.extensions.size.is_some();
-        self.is_possible = is_versioned && self.contradictions < MAX_CONTRADICTIONS;
-        self.has_lease = answer.extensions.lease.is_some();
+        self.server = Server {
+            has_files: is_versioned && self.contradictions < MAX_CONTRADICTIONS,
+            has_lease: answer.extensions.lease.is_some(),
+            believes: false,
+        };
         self.awaited_since = None;
         self.has_heard = false;
-        self.believed = false;
         self.is_fetching |= self.mode == UnicastMode::Always;
-        self.is_fetching &= self.is_possible;
+        self.is_fetching &= self.server.has_files;
     }
 
     /// Datagrams should come from now on, if not before.
     fn expect(&mut self, now: Instant) {
-        if self.mode == UnicastMode::Auto && self.is_possible && !self.has_heard {
+        if self.mode == UnicastMode::Auto && self.server.has_files && !self.has_heard {
             self.awaited_since.get_or_insert(now);
         }
     }
@@ -123,7 +132,8 @@ impl Unicast {
     /// Whether the server believes otherwise. While it is not known whether a new membership hears anything, there is nothing
     /// to say.
     fn has_news(&self) -> bool {
-        self.has_lease && self.believed != self.is_fetching && self.awaited_since.is_none()
+        let Server { has_lease, believes, .. } = self.server;
+        has_lease && believes != self.is_fetching && self.awaited_since.is_none()
     }
 
     /// Whether what the blocks lack is to be asked for.
@@ -133,7 +143,7 @@ impl Unicast {
 
     /// Whether no group is listened to.
     pub(super) fn is_deaf(&self) -> bool {
-        self.mode == UnicastMode::Always && self.is_possible
+        self.mode == UnicastMode::Always && self.server.has_files
     }
 }
 
@@ -198,7 +208,7 @@ impl Receiver {
     }
 
     fn adjust_silence(&mut self) {
-        let Unicast { is_fetching, has_lease, .. } = self.unicast;
+        let Unicast { is_fetching, server: Server { has_lease, .. }, .. } = self.unicast;
         self.membership.expect_silence(match (is_fetching, has_lease) {
             (false, _) => Silence::Short,
             // The answers to reports tell whether the cast still is.
@@ -225,7 +235,7 @@ impl Receiver {
 
     /// The server took the report.
     pub(super) fn told(&mut self, now: Instant) {
-        self.unicast.believed = self.unicast.telling;
+        self.unicast.server.believes = self.unicast.telling;
         self.tell_news(now);
     }
 
@@ -254,7 +264,7 @@ impl Receiver {
 
     /// Fetches these pages even while multicast comes: they were asked for and did not.
     pub fn fetch_now(&mut self, pages: PageRange) {
-        if self.unicast.mode != UnicastMode::Never && self.unicast.is_possible {
+        if self.unicast.mode != UnicastMode::Never && self.unicast.server.has_files {
             self.unicast.fetches.name(pages);
         }
     }

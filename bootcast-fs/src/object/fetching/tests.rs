@@ -47,13 +47,15 @@ fn object() -> Object {
     object
 }
 
-/// Keeps what a read was answered.
+type Outcome = Result<Vec<u8>, Unread>;
+
+/// Keeps what reads were answered.
 #[derive(Clone, Default)]
-struct Answer(Arc<Mutex<Option<Result<Vec<u8>, Unread>>>>);
+struct Answer(Arc<Mutex<Vec<Outcome>>>);
 
 impl Waiter for Answer {
     fn answer(self: Box<Self>, outcome: Result<&[u8], Unread>) {
-        *self.0.lock().unwrap() = Some(outcome.map(<[u8]>::to_vec));
+        self.0.lock().unwrap().push(outcome.map(<[u8]>::to_vec));
     }
 
     fn is_abandoned(&self) -> bool {
@@ -89,7 +91,7 @@ fn a_read_that_waits_is_served_as_soon_as_its_pages_are_here() {
     for read in object.fetched(fetch.id, 192, &bytes[192..256]).ready {
         object.answer(read);
     }
-    assert_eq!(answer.0.lock().unwrap().take(), Some(Ok(bytes[100..200].to_vec())));
+    assert_eq!(*answer.0.lock().unwrap(), [Ok(bytes[100..200].to_vec())]);
 }
 
 #[test]
@@ -130,6 +132,6 @@ fn a_refusal_fails_the_reads_that_wait() {
     for read in object.fetch_ended(fetch.id, refused, Instant::now()) {
         object.answer(read);
     }
-    assert!(matches!(answer.0.lock().unwrap().take(), Some(Err(Unread::Failed(_)))));
+    assert!(matches!(answer.0.lock().unwrap()[..], [Err(Unread::Failed(_))]));
     assert_eq!(object.poll_fetch(Instant::now()), None);
 }
