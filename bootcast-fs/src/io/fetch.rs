@@ -1,8 +1,11 @@
 //! Parts of files over HTTP, into their objects.
 
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::FutureExt;
+use futures_util::future::{Either, select};
 use reqwest::Response;
 use tracing::debug;
 
@@ -10,7 +13,7 @@ use super::control::Control;
 use crate::object::{Fetched, Object, Ready};
 use crate::receiver::{Fetch, FetchError};
 
-/// Bytes that are stored at a time, where so many are there already. The memory that a fetch takes is little more.
+/// Bytes that are stored at a time, where so many are there already. The memory that a fetch takes is a few times as much.
 const STORED_AT_ONCE: usize = 256 << 10;
 
 /// Fetches, and stores what comes as it comes; `hand_out` gets the reads that this serves.
@@ -25,26 +28,48 @@ pub(super) async fn fetch(
     let etag = object.etag().ok_or(FetchError::Changed)?;
     let mut response = control.part(path, &fetch.bytes, &etag).await?;
     let (mut offset, mut bytes) = (fetch.bytes.start, Vec::new());
+    let mut received = more(&mut response, &mut bytes).await;
     loop {
-        let goes_on = more(&mut response, &mut bytes).await;
-        let room = usize::try_from(fetch.bytes.end - offset).unwrap_or(usize::MAX);
-        bytes.truncate(room);
-        let (fetched, rest) = store(object.clone(), fetch.id, offset, bytes).await?;
-        bytes = rest;
-        offset += fetched.taken as u64;
-        hand_out(fetched.ready);
-        if !fetched.goes_on || offset >= fetch.bytes.end {
-            return Ok(());
-        }
-        match goes_on {
-            Ok(true) => {}
-            // Whatever is missing is asked for again.
-            Ok(false) => return Ok(()),
-            Err(error) => {
-                debug!(%path, %error, "a fetch broke off");
-                return Err(FetchError::Retry { after: std::time::Duration::ZERO });
+        bytes.truncate(usize::try_from(fetch.bytes.end - offset).unwrap_or(usize::MAX));
+        // The next bytes come while these are stored. Readers wait for neither.
+        let mut next = Vec::new();
+        let stored = {
+            let storing = pin!(async {
+                let (fetched, rest) = store(object.clone(), fetch.id, offset, bytes).await?;
+                hand_out(fetched.ready);
+                let end = offset + fetched.taken as u64;
+                let is_over = !fetched.goes_on || end >= fetch.bytes.end;
+                Ok::<_, FetchError>((!is_over).then_some((end, rest)))
+            });
+            match received {
+                Ok(true) => {
+                    let receiving = pin!(more(&mut response, &mut next));
+                    match select(storing, receiving).await {
+                        Either::Left((stored, receiving)) => {
+                            let stored = stored?;
+                            if stored.is_some() {
+                                received = receiving.await;
+                            }
+                            stored
+                        }
+                        Either::Right((result, storing)) => {
+                            received = result;
+                            storing.await?
+                        }
+                    }
+                }
+                // Whatever is missing is asked for again.
+                Ok(false) => return storing.await.map(drop),
+                Err(error) => {
+                    debug!(%path, %error, "a fetch broke off");
+                    storing.await?;
+                    return Err(FetchError::Retry { after: Duration::ZERO });
+                }
             }
-        }
+        };
+        let Some((end, rest)) = stored else { return Ok(()) };
+        (offset, bytes) = (end, rest);
+        bytes.append(&mut next);
     }
 }
 
