@@ -112,7 +112,7 @@ impl Unicast {
     }
 
     /// Datagrams should come from now on, if not before.
-    fn expect(&mut self, now: Instant) {
+    pub(super) fn expect(&mut self, now: Instant) {
         if self.mode == UnicastMode::Auto && self.server.has_files && !self.has_heard {
             self.awaited_since.get_or_insert(now);
         }
