@@ -26,7 +26,9 @@ use super::now;
 use super::reception::Multicast;
 use super::sys::RecvBatch;
 use crate::object::{Object, Ready};
-use crate::receiver::{Action, Fetch, FetchError, JoinError, Reception, ReportError, Subscription};
+use crate::receiver::{
+    Action, Counters, Fetch, FetchError, JoinError, Reception, ReportError, Subscription,
+};
 
 /// The thread looks up at least this often, should a wake-up ever be lost.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
@@ -185,7 +187,11 @@ impl Shared {
         self.config.runtime.spawn(async move {
             let path = &object.key().path;
             match shared.config.control.leave(path, &token).await {
-                Ok(()) => info!(%path, %token, complete = object.is_complete(), "left"),
+                Ok(()) => {
+                    let complete = object.is_complete();
+                    let Counters { bad, strangers, forged, drops, .. } = object.counters();
+                    info!(%path, %token, complete, bad, strangers, forged, drops, "left");
+                }
                 Err(error) => warn!(%path, %token, %error, "leave not heard"),
             }
             drop(request);
