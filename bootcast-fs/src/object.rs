@@ -1,6 +1,9 @@
 //! One version of one file on this machine: what is here, and who waits for the rest.
 
+mod fetching;
 mod rebuilding;
+
+pub use fetching::Fetched;
 
 use std::cell::RefCell;
 use std::fmt;
@@ -214,18 +217,23 @@ impl Object {
                     pages.push((page.index, IoSlice::new(page.payload)));
                 }
             }
-            if !inner.sized
-                && let Some(size) = inner.receiver.size()
-            {
-                match self.store.set_size(size) {
-                    Ok(()) => inner.sized = true,
-                    Err(error) => inner.receiver.handle_store_error(error.to_string()),
-                }
-            }
+            self.give_size(&mut inner);
             (inner.receiver.epoch(), inner.receiver.assembly().map(Assembly::page_size))
         };
         let stored = page_size.map(|size| self.write(&mut pages, size)).unwrap_or_default();
         self.note(stored, epoch)
+    }
+
+    /// Gives the store its final size as soon as that is known.
+    fn give_size(&self, inner: &mut Inner) {
+        if !inner.sized
+            && let Some(size) = inner.receiver.size()
+        {
+            match self.store.set_size(size) {
+                Ok(()) => inner.sized = true,
+                Err(error) => inner.receiver.handle_store_error(error.to_string()),
+            }
+        }
     }
 
     /// Checks the tags of a batch, up to a millisecond's work: not under the lock, for which readers would wait.
@@ -292,6 +300,7 @@ impl Object {
         let mut inner = self.lock();
         let size = inner.receiver.size().unwrap_or(u64::MAX);
         let bytes = bytes.start.min(size)..bytes.end.min(size);
+        inner.receiver.handle_read(&bytes);
         let ready = if bytes.is_empty() || inner.receiver.holds(&bytes) {
             Ready { bytes, waiter, error: None }
         } else if let Some(failure) = inner.receiver.failure() {

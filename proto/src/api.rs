@@ -79,6 +79,9 @@ pub struct Report {
     /// Datagrams since the join that the member's own socket had no room for.
     #[serde(default)]
     pub drops: u64,
+    /// This member hears no datagrams and fetches the file itself: nothing need be sent for it.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub unicast: bool,
 }
 
 /// Body of `POST /want/<path>`: pages that go out before everything else. docs/PROTOCOL.md, "Demand".
@@ -126,6 +129,9 @@ pub struct CastStatus {
     pub page_size: u32,
     /// Clients that joined and did not leave.
     pub members: u32,
+    /// Those of them that fetch the file themselves, over HTTP.
+    #[serde(default)]
+    pub unicast: u32,
     /// Joins since the cast began.
     pub joins: u64,
     /// Pages sent since the cast began.

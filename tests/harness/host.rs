@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+use crate::link;
 use crate::process::Proc;
 
 /// Where `ip netns` keeps the names.
@@ -153,6 +154,16 @@ impl Host {
     #[track_caller]
     pub fn get(&self, url: &str) -> Answer {
         self.get_with(url, &[])
+    }
+
+    /// Has no datagram of any group reach this host from now on.
+    pub fn drop_multicast(&self) {
+        link::drop_multicast(&self.namespace);
+    }
+
+    /// Has them reach it again.
+    pub fn pass_multicast(&self) {
+        link::pass_multicast(&self.namespace);
     }
 
     /// Counters of `eth0`.

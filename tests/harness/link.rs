@@ -130,3 +130,19 @@ pub(crate) fn lose(switch: &str, port: &str, client: &str, ppm: u32) {
     );
     run(&["ip", "netns", "exec", client, "nft", "-f", "-"], &rules);
 }
+
+/// Has a host get no datagram of any group, IGMP spared: as behind a switch or access point that drops multicast.
+pub(crate) fn drop_multicast(namespace: &str) {
+    let rules = "table netdev multicast {
+        chain toward_host {
+            type filter hook ingress device \"eth0\" priority 0; policy accept;
+            ip daddr 224.0.0.0/4 ip protocol udp drop
+        }
+    }";
+    run(&["ip", "netns", "exec", namespace, "nft", "-f", "-"], rules);
+}
+
+/// Takes [`drop_multicast`] back.
+pub(crate) fn pass_multicast(namespace: &str) {
+    run(&["ip", "netns", "exec", namespace, "nft", "delete", "table", "netdev", "multicast"], "");
+}

@@ -26,6 +26,7 @@ mod readers;
 mod reading;
 mod replacing;
 mod tree;
+mod unicast;
 mod waiting;
 mod web;
 

@@ -27,7 +27,7 @@ pub use names::{Attr, DirEntry};
 use crate::cache::Cache;
 use crate::io::{Control, ControlError, Intake, now};
 use crate::object::{Object, Opening, Unread, Waiter};
-use crate::receiver::Timing;
+use crate::receiver::{Timing, UnicastMode};
 use inode::Inodes;
 use plain::PlainNames;
 
@@ -57,6 +57,8 @@ pub struct FsConfig {
     pub patience: Option<Duration>,
     /// Of memberships.
     pub timing: Timing,
+    /// Whether files may come over HTTP.
+    pub unicast: UnicastMode,
 }
 
 /// What is served: by a server with our extensions, or a plain one.

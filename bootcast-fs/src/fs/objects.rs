@@ -78,7 +78,8 @@ impl Fs {
             warn!(%path, %error, "cannot open the cache");
             FsError::Io(error.to_string())
         })?;
-        Ok(Object::new(key, store, size, self.config.timing, seed()))
+        let object = Object::new(key, store, size, self.config.timing, seed());
+        Ok(object.with_unicast(self.config.unicast))
     }
 
     fn key(&self, path: &RemotePath, version: &Version) -> ObjectKey {

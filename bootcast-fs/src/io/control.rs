@@ -1,14 +1,17 @@
 //! Requests to the server. docs/PROTOCOL.md, "Control" and "Extensions".
 
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::time::Duration;
 
 use bootcast_proto::api::{Meta, Report, Status};
 use bootcast_proto::{Etag, HEADER_EXTENSIONS, HEADER_TOKEN, JoinAnswer, RemotePath, Token};
-use reqwest::header::{CONTENT_TYPE, ETAG, IF_NONE_MATCH, IF_RANGE, RANGE, RETRY_AFTER};
+use reqwest::header::{
+    CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_NONE_MATCH, IF_RANGE, RANGE, RETRY_AFTER,
+};
 use reqwest::{Client, RequestBuilder, Response, StatusCode};
 
-use crate::receiver::JoinError;
+use crate::receiver::{FetchError, JoinError};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// For a whole answer, listings and files excepted.
@@ -214,6 +217,41 @@ impl Control {
         let offset = if response.status() == StatusCode::PARTIAL_CONTENT { offset } else { 0 };
         let size = response.content_length().map(|length| length + offset);
         Ok(FileAnswer { response, offset, size, etag })
+    }
+
+    /// These bytes of the version `etag`, as its body; another version, or another part, is an error.
+    pub async fn part(
+        &self,
+        path: &RemotePath,
+        bytes: &Range<u64>,
+        etag: &Etag,
+    ) -> Result<Response, FetchError> {
+        let range = format!("bytes={}-{}", bytes.start, bytes.end.saturating_sub(1));
+        let request = self.get("file", path).header(RANGE, &range);
+        let sent = self.send(request.header(IF_RANGE, etag.to_header())).await;
+        let response = sent.map_err(|error| match error {
+            ControlError::Unreachable { .. } => FetchError::Retry { after: Duration::ZERO },
+            ControlError::Refused { retry_after, .. } if error.is_temporary() => {
+                FetchError::Retry { after: retry_after }
+            }
+            // 416: a file that ends before.
+            ControlError::Refused { status: 404 | 410 | 412 | 416, .. } => FetchError::Changed,
+            ControlError::Refused { message, .. } => FetchError::Refused(message),
+            ControlError::Garbled { .. } => FetchError::Garbled(error.to_string()),
+        })?;
+        let answered = header(&response, ETAG).and_then(|value| Etag::from_header(&value).ok());
+        if answered.as_ref() != Some(etag) {
+            return Err(FetchError::Changed);
+        }
+        let begins_here = header(&response, CONTENT_RANGE)
+            .is_some_and(|value| value.starts_with(&format!("bytes {}-", bytes.start)));
+        let is_whole = response.status() == StatusCode::OK && bytes.start == 0;
+        if is_whole || (response.status() == StatusCode::PARTIAL_CONTENT && begins_here) {
+            Ok(response)
+        } else {
+            let reason = format!("asked for {range}, answered {}", response.status());
+            Err(FetchError::Garbled(reason))
+        }
     }
 
     /// Sends; anything but 2xx and 304 is a refusal.

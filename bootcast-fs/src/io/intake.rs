@@ -19,12 +19,16 @@ use tokio::runtime::Handle;
 use tracing::{debug, info, warn};
 
 use super::control::Control;
+use super::fetch::fetch;
 use super::group_socket::GroupSocket;
 use super::interface::InterfaceChoice;
 use super::now;
+use super::reception::Multicast;
 use super::sys::RecvBatch;
 use crate::object::{Object, Ready};
-use crate::receiver::{Action, Counters, JoinError, ReportError, Subscription};
+use crate::receiver::{
+    Action, Counters, Fetch, FetchError, JoinError, Reception, ReportError, Subscription,
+};
 
 /// The thread looks up at least this often, should a wake-up ever be lost.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
@@ -65,6 +69,7 @@ struct Shared {
     /// Requests under way, so that an orderly end can wait for the leaves.
     requests: tokio::sync::watch::Sender<usize>,
     answers: mpsc::Sender<(Arc<Object>, Vec<Ready>)>,
+    multicast: Multicast,
 }
 
 impl Intake {
@@ -80,6 +85,7 @@ impl Intake {
             server: Mutex::default(),
             requests: tokio::sync::watch::Sender::new(0),
             answers,
+            multicast: Multicast::default(),
         });
         let answering = std::thread::Builder::new().name("answer".into());
         answering.spawn(move || {
@@ -166,6 +172,9 @@ impl Shared {
                 }
             };
             let reads = object.joined(result, now());
+            if shared.multicast.is_missing() {
+                object.presume_no_multicast();
+            }
             shared.hand_out(&object, reads);
             shared.attend(&object);
             drop(request);
@@ -200,6 +209,27 @@ impl Shared {
             }
             shared.attend(&object);
             drop(request);
+        });
+    }
+
+    /// Fetches in the background. The end does not wait for it: what came counts.
+    fn fetch(self: &Arc<Self>, object: &Arc<Object>, part: Fetch) {
+        let (shared, object) = (self.clone(), object.clone());
+        self.config.runtime.spawn(async move {
+            let (path, control) = (&object.key().path, &shared.config.control);
+            let hand_out = |reads| shared.hand_out(&object, reads);
+            let result = fetch(control, &object, &part, hand_out).await;
+            let Fetch { id, bytes } = part;
+            match &result {
+                Ok(()) => debug!(%path, ?bytes, "fetched"),
+                Err(FetchError::Retry { .. }) if object.fetch_failures() == 0 => {
+                    warn!(%path, "the server does not give the file over HTTP, trying on");
+                }
+                Err(error) => debug!(%path, ?bytes, ?error, "not fetched"),
+            }
+            let reads = object.fetch_ended(id, result, now());
+            shared.hand_out(&object, reads);
+            shared.attend(&object);
         });
     }
 
@@ -285,6 +315,13 @@ struct Attended {
     object: Arc<Object>,
     pages: Option<Ear>,
     repair: Option<Ear>,
+    reception: Reception,
+}
+
+impl Attended {
+    fn new(object: Arc<Object>) -> Self {
+        Self { object, pages: None, repair: None, reception: Reception::Unknown }
+    }
 }
 
 /// A socket of an object.
@@ -397,7 +434,7 @@ impl Receiving {
         let now = now();
         for (object, request) in objects {
             let id = object.id();
-            self.attended.entry(id).or_insert(Attended { object, pages: None, repair: None });
+            self.attended.entry(id).or_insert(Attended::new(object));
             self.tend(id, now);
             drop(request);
         }
@@ -420,6 +457,13 @@ impl Receiving {
                     attended.repair = repair.and_then(|group| hear(group, Channel::Repair));
                 }
             }
+        }
+        let reception = object.reception();
+        if std::mem::replace(&mut attended.reception, reception) != reception {
+            self.shared.multicast.note(reception, self.shared.config.control.server());
+        }
+        if let Some(part) = object.poll_fetch(now) {
+            self.shared.fetch(&object, part);
         }
         if object.is_resting() {
             self.attended.remove(&id);

@@ -2,9 +2,11 @@
 
 mod caller;
 mod control;
+mod fetch;
 mod group_socket;
 mod intake;
 mod interface;
+mod reception;
 #[expect(
     unsafe_code,
     reason = "the door to system calls that no safe library offers as we need them"

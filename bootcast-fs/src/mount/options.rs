@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use rustix::mount::MountFlags;
 
+use crate::receiver::UnicastMode;
+
 mod list;
 mod table;
 
@@ -40,6 +42,8 @@ pub struct MountOptions {
     pub cache: CacheKind,
     /// Directory of the disk cache.
     pub cache_dir: Option<PathBuf>,
+    /// Whether files may come over HTTP.
+    pub unicast: UnicastMode,
     /// How long an incomplete file without readers is still received.
     pub linger: Duration,
     /// How long the kernel may use names and attributes without asking again.
@@ -107,6 +111,7 @@ impl Default for MountOptions {
             interface: None,
             cache: CacheKind::Disk,
             cache_dir: None,
+            unicast: UnicastMode::Auto,
             linger: Duration::from_secs(10),
             attr_ttl: Duration::from_secs(1),
             log: None,
@@ -188,7 +193,7 @@ mod tests {
     fn our_options_are_understood() {
         let options = parse(
             "allow_other,default_permissions,uid=1000,gid=100,umask=0027,port=9999,interface=eth1,\
-             cache=memory,cache_dir=/var/c,linger=1m30s,attr_ttl=0.5,log=debug,max_read=131072",
+             cache=memory,cache_dir=/var/c,unicast=always,linger=1m30s,attr_ttl=0.5,log=debug,max_read=131072",
         )
         .unwrap();
         let expected = MountOptions {
@@ -201,6 +206,7 @@ mod tests {
             interface: Some("eth1".into()),
             cache: CacheKind::Memory,
             cache_dir: Some("/var/c".into()),
+            unicast: UnicastMode::Always,
             linger: Duration::from_secs(90),
             attr_ttl: Duration::from_millis(500),
             log: Some("debug".into()),
@@ -261,6 +267,7 @@ mod tests {
             "umask=8",
             "umask=1000",
             "cache=ram",
+            "unicast=yes",
             "cache_dir=",
             "linger=soon",
             "attr_ttl=-1",

@@ -78,7 +78,7 @@ impl Receiver {
         if !self.gate.admits(checked, &mut self.counters) {
             return RepairArrival::Bad(RepairError::Index);
         }
-        let Some(repair) = &mut self.repair else { return RepairArrival::Nothing };
+        let Some(repair) = &self.repair else { return RepairArrival::Nothing };
         let page_size = repair.page_size().get();
         let decoded = match RepairDatagram::decode(checked.bytes, repair.layout(), page_size) {
             Ok(decoded) => decoded,
@@ -88,7 +88,8 @@ impl Receiver {
             }
         };
         self.gate.heard_from(checked.from);
-        self.membership.heard(now);
+        self.heard(now);
+        let Some(repair) = &mut self.repair else { return RepairArrival::Nothing };
         match decoded {
             RepairDatagram::Symbol { block, symbol: number, promised, payload } => {
                 self.counters.symbols += 1;
@@ -109,7 +110,8 @@ impl Receiver {
             return;
         };
         repair.beacon(beacon, now);
-        self.reporter.beacon(beacon, repair.is_short(), now);
+        let is_short = repair.is_short() && self.unicast.relies_on_multicast();
+        self.reporter.beacon(beacon, is_short, now);
     }
 
     /// The cast ended, or forgot this member.
@@ -172,8 +174,12 @@ impl Receiver {
                 if let Some(repair) = &mut self.repair {
                     repair.reopen(&bulk);
                 }
+                self.told(now);
             }
-            Err(ReportError::Temporary) => self.reporter.not_heard(now),
+            Err(ReportError::Temporary) => {
+                self.reporter.not_heard(now);
+                self.tell_news(now);
+            }
             Err(ReportError::UnknownMember) => {
                 self.reporter.not_heard(now);
                 self.join_again(now);
@@ -183,13 +189,15 @@ impl Receiver {
 
     /// Reports, if it is time to.
     pub(super) fn report_if_due(&mut self, now: Instant) {
-        let is_short = self.repair.as_ref().is_some_and(Repair::is_short);
+        let is_short = self.repair.as_ref().is_some_and(Repair::is_short)
+            && self.unicast.relies_on_multicast();
         if self.membership.token().is_none() || !self.reporter.handle_timeout(is_short, now) {
             return;
         }
         let mut report = self.repair.as_ref().map(Repair::report).unwrap_or_default();
         report.received = self.since_join.received;
         report.drops = self.since_join.drops;
+        self.note_in_report(&mut report);
         self.asked_windows.clone_from(&report.bulk);
         self.membership.act(Action::Report(report));
     }

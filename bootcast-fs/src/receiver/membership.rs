@@ -13,6 +13,8 @@ const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(2);
 /// How often the time of silence doubles: up to 16 times the first.
 const MAX_DEAF_DOUBLINGS: u32 = 4;
+/// How long silence is expected at a time.
+const LONG_SILENCE: Duration = Duration::from_secs(60);
 /// The longest wish for a pause that is granted to a server.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(30);
 
@@ -40,6 +42,18 @@ pub struct Subscription {
     pub source: Option<IpAddr>,
     /// Group and port of the repair channel, where it is of use.
     pub repair: Option<SocketAddrV4>,
+}
+
+/// What a member takes silence for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Silence {
+    /// A lost cast: it joins again soon.
+    #[default]
+    Short,
+    /// What is to be expected: it joins again now and then all the same.
+    Long,
+    /// What is to be expected; that the cast is lost it will hear in another way.
+    Endless,
 }
 
 /// Times that the user may choose.
@@ -70,6 +84,9 @@ pub(super) struct Membership {
     linger_until: Option<Instant>,
     /// Joins in a row after which nothing was heard.
     deaf: u32,
+    silence: Silence,
+    /// Of the newest membership.
+    subscription: Option<Subscription>,
     /// All pages are here, or can never be: membership has no use any more.
     over: bool,
     actions: VecDeque<Action>,
@@ -112,8 +129,17 @@ impl Attempt {
 impl Membership {
     /// Nobody reads yet; with `over` nobody ever needs to join.
     pub(super) fn new(timing: Timing, over: bool) -> Self {
-        let actions = VecDeque::new();
-        Self { timing, state: State::Idle, readers: 0, linger_until: None, deaf: 0, over, actions }
+        Self {
+            timing,
+            state: State::Idle,
+            readers: 0,
+            linger_until: None,
+            deaf: 0,
+            silence: Silence::default(),
+            subscription: None,
+            over,
+            actions: VecDeque::new(),
+        }
     }
 
     /// One reader more.
@@ -145,6 +171,7 @@ impl Membership {
             State::Joining(_) => None,
             State::Member { token, .. } | State::Rejoining { token, .. } => Some(token),
         };
+        self.subscription = Some(subscription);
         self.actions.push_back(Action::Subscribe(subscription));
         self.actions.extend(previous.map(Action::Leave));
         self.state = State::Member { token, heard: now };
@@ -182,9 +209,29 @@ impl Membership {
         self.leave();
     }
 
-    /// A client that no multicast reaches must not keep a cast alive by joining it again and again.
-    fn silence(&self) -> Duration {
-        self.timing.silence * (1 << self.deaf.min(MAX_DEAF_DOUBLINGS))
+    /// What silence is to mean from now on.
+    pub(super) fn expect_silence(&mut self, silence: Silence) {
+        self.silence = silence;
+    }
+
+    /// Enters the group anew, for switches on the way that forgot this member.
+    pub(super) fn listen_anew(&mut self) {
+        if let Some(subscription) = self.subscription.filter(|_| self.is_member()) {
+            self.actions.push_back(Action::Unsubscribe);
+            self.actions.push_back(Action::Subscribe(subscription));
+        }
+    }
+
+    /// When a member that heard something last at this time joins again. A client that no multicast reaches must not keep a
+    /// cast alive by joining it again and again.
+    fn rejoin_at(&self, heard: Instant) -> Option<Instant> {
+        match self.silence {
+            Silence::Short => {
+                Some(heard + self.timing.silence * (1 << self.deaf.min(MAX_DEAF_DOUBLINGS)))
+            }
+            Silence::Long => Some(heard + LONG_SILENCE),
+            Silence::Endless => None,
+        }
     }
 
     fn leave(&mut self) {
@@ -203,13 +250,16 @@ impl Membership {
         if self.linger_until.is_some_and(|until| until <= now) {
             self.leave();
         }
-        let silence = self.silence();
+        let is_silent = match &self.state {
+            State::Member { heard, .. } => self.rejoin_at(*heard).is_some_and(|at| at <= now),
+            State::Idle | State::Joining(_) | State::Rejoining { .. } => false,
+        };
         match &mut self.state {
             State::Joining(attempt) | State::Rejoining { attempt, .. } if attempt.is_due(now) => {
                 *attempt = attempt.sent();
                 self.actions.push_back(Action::Join);
             }
-            State::Member { token, heard } if *heard + silence <= now => {
+            State::Member { token, .. } if is_silent => {
                 let token = token.clone();
                 self.deaf += 1;
                 self.state = State::Rejoining { token, attempt: Attempt::FIRST };
@@ -224,7 +274,7 @@ impl Membership {
         let own = match &self.state {
             State::Idle => None,
             State::Joining(attempt) | State::Rejoining { attempt, .. } => attempt.retry_at,
-            State::Member { heard, .. } => Some(*heard + self.silence()),
+            State::Member { heard, .. } => self.rejoin_at(*heard),
         };
         [own, self.linger_until].into_iter().flatten().min()
     }

@@ -3,11 +3,13 @@
 
 mod assembly;
 mod channel;
+mod fetches;
 mod gate;
 mod membership;
 mod repair;
 mod reporter;
 mod stream;
+mod unicast;
 
 use std::net::{SocketAddr, SocketAddrV4};
 use std::ops::Range;
@@ -19,13 +21,16 @@ use bootcast_proto::{Etag, JoinAnswer, PageIndex, PageRange, Token};
 
 pub use assembly::{Arrival, Assembly};
 pub use channel::{RepairArrival, ReportError};
+pub use fetches::Fetch;
 pub use gate::{Checked, Gate};
 pub use membership::{Action, Subscription, Timing};
 pub use repair::DecodePlan;
+pub use unicast::{FetchError, Reception, UnicastMode};
 
 use membership::Membership;
 use repair::Repair;
 use reporter::Reporter;
+use unicast::Unicast;
 
 /// What must be true of the file that a join yields.
 #[derive(Clone, Debug, Default)]
@@ -106,6 +111,7 @@ pub struct Receiver {
     reporter: Reporter,
     /// Windows that the report on its way asks for.
     asked_windows: Vec<(u32, u32)>,
+    unicast: Unicast,
     failure: Option<Failure>,
     counters: Counters,
     since_join: SinceJoin,
@@ -132,6 +138,7 @@ impl Receiver {
             repair_round: 0,
             reporter: Reporter::new(seed),
             asked_windows: Vec::new(),
+            unicast: Unicast::default(),
             failure: None,
             counters: Counters::default(),
             since_join: SinceJoin::default(),
@@ -163,6 +170,7 @@ impl Receiver {
         }
         self.gate.begin(answer);
         self.begin_repair(answer, now);
+        self.begin_unicast(answer, now);
         self.end_if_complete();
     }
 
@@ -226,7 +234,7 @@ impl Receiver {
             }
         }
         self.gate.heard_from(checked.from);
-        self.membership.heard(now);
+        self.heard(now);
         // A phantom page can be settled by a duplicate.
         self.end_if_complete();
         arrival
@@ -298,17 +306,23 @@ impl Receiver {
     /// Runs what is due.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.membership.handle_timeout(now);
+        self.tend_unicast(now);
         self.report_if_due(now);
     }
 
     /// When [`Self::handle_timeout`] is due next.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        [self.membership.poll_timeout(), self.poll_report()].into_iter().flatten().min()
+        [self.membership.poll_timeout(), self.poll_report(), self.poll_unicast()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// What to do next.
     pub fn poll_action(&mut self) -> Option<Action> {
-        self.membership.poll_action()
+        let is_deaf = self.unicast.is_deaf();
+        let mut actions = std::iter::from_fn(|| self.membership.poll_action());
+        actions.find(|action| !(is_deaf && matches!(action, Action::Subscribe(_))))
     }
 
     /// Whether every page is here.

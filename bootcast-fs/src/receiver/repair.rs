@@ -186,6 +186,11 @@ impl Repair {
         }
     }
 
+    /// Everything that is missing is to be asked for, wherever the stream is.
+    pub(super) fn close_all(&mut self) {
+        self.close(0..self.layout.windows());
+    }
+
     /// The server took a report that asked for these windows: the stream will pass them again.
     pub(super) fn reopen(&mut self, bulk: &[(u32, u32)]) {
         if !bulk.is_empty() {

@@ -23,6 +23,8 @@ pub(super) struct Reporter {
     lease: Option<Duration>,
     /// When the lease wants a report, whatever is lacking.
     renewal: Option<Instant>,
+    /// There is something else that the server must hear from then on.
+    news: Option<Instant>,
     newest: Option<Guidance>,
     phase: Phase,
 }
@@ -56,6 +58,7 @@ impl Reporter {
             hash: 0,
             lease: None,
             renewal: None,
+            news: None,
             newest: None,
             phase: Phase::Quiet,
         }
@@ -65,6 +68,7 @@ impl Reporter {
     pub(super) fn begin(&mut self, token: &Token, lease: Option<Duration>, now: Instant) {
         self.hash = hash(token);
         self.lease = lease;
+        self.news = None;
         self.newest = None;
         self.phase = Phase::Quiet;
         self.renew(now);
@@ -74,6 +78,20 @@ impl Reporter {
     fn renew(&mut self, now: Instant) {
         let share = 0.375 + 0.125 * self.random.fraction();
         self.renewal = self.lease.map(|lease| now + lease.mul_f64(share));
+    }
+
+    /// There is something that the server must hear, whatever is lacking.
+    pub(super) fn hurry(&mut self, now: Instant) {
+        self.news.get_or_insert(now);
+    }
+
+    /// When the news go out: after the pause that follows a report.
+    fn news_at(&self) -> Option<Instant> {
+        match self.phase {
+            Phase::Asking => None,
+            Phase::Holding { until, .. } => self.news.map(|at| at.max(until)),
+            Phase::Quiet | Phase::Drawn { .. } => self.news,
+        }
     }
 
     /// Whether the beacon with this number is newer than all before.
@@ -110,7 +128,8 @@ impl Reporter {
     /// Runs what is due. `true`: report now.
     pub(super) fn handle_timeout(&mut self, is_short: bool, now: Instant) -> bool {
         self.review(is_short, now);
-        let mut speaks = self.renewal.is_some_and(|at| at <= now);
+        let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        let mut speaks = is_due(self.renewal) || is_due(self.news_at());
         match self.phase {
             Phase::Asking => return false,
             Phase::Drawn { due } if due <= now => {
@@ -120,6 +139,7 @@ impl Reporter {
             Phase::Quiet | Phase::Drawn { .. } | Phase::Holding { .. } => {}
         }
         if speaks {
+            self.news = None;
             self.phase = Phase::Asking;
         }
         speaks
@@ -151,7 +171,7 @@ impl Reporter {
             Phase::Holding { until, heard_beacon: true } => Some(until),
             Phase::Quiet | Phase::Holding { .. } => None,
         };
-        [own, self.renewal].into_iter().flatten().min()
+        [own, self.renewal, self.news_at()].into_iter().flatten().min()
     }
 
     /// A time of up to `longest`, so that not all do the same at once.

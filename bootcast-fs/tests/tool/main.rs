@@ -208,11 +208,13 @@ fn a_spool_in_memory_does_where_no_directory_will() {
 #[test]
 fn a_version_that_comes_by_a_later_join_is_fetched_from_its_beginning() {
     let dir = tempfile::tempdir().unwrap();
-    // The first cast falls silent; the join again meets another version.
+    // The first cast is silent; the fetch and the join again meet another version.
     let joins = [(6, "t1", "v1"), (7, "t2", "v2"), (7, "t3", "v2")];
-    let server = ScriptedServer::start(
-        joins.map(|(number, token, etag)| ("join", join_answer(group(number), token, 250, etag))),
-    );
+    let joins =
+        joins.map(|(number, token, etag)| ("join", join_answer(group(number), token, 250, etag)));
+    let file = answer_of("200 OK", "ETag: \"v2\"\r\n", &"\u{2}".repeat(250));
+    let server =
+        ScriptedServer::start(joins.into_iter().chain([("file", file.clone()), ("file", file)]));
     let _new = Carousel::start(group(7), &[2; 250], |_| true);
     let output = run(&dir, &[&server.url("image")]);
     assert_eq!(verdict(&output), (Some(0), String::new()));

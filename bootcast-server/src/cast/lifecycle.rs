@@ -11,6 +11,7 @@ use bootcast_proto::{BlockLayout, Geometry, PageRange, Token};
 use super::demand::Demand;
 use super::members::{MemberKind, Members};
 use super::precedence::Precedence;
+use super::recall::Recall;
 use super::repair::{Repair, Situation, Symbol};
 use super::stream::{Audience, Stream};
 
@@ -140,6 +141,7 @@ pub struct Cast {
     demand: Demand,
     /// Demand goes first, but not alone; in pages.
     precedence: Precedence,
+    recall: Recall,
     /// The stream had its turn last, not the unasked symbols.
     stream_was_last: bool,
     /// Pages sent since anything was heard.
@@ -170,6 +172,7 @@ impl Cast {
             repair: layout.map(channel),
             demand: Demand::new(geometry.pages()),
             precedence: Precedence::default(),
+            recall: Recall::new(now),
             stream_was_last: false,
             quiet_pages: 0,
             joins: 0,
@@ -220,10 +223,18 @@ impl Cast {
 
     /// Takes over what a member lacks; `false` where the token has no lease. Who only demands lacks nothing.
     pub fn handle_report(&mut self, token: &Token, report: &Report, now: Instant) -> bool {
-        match self.members.renew(token, now) {
-            None | Some(MemberKind::Plain) => return false,
-            Some(MemberKind::Demand) => return true,
-            Some(MemberKind::Extended) => {}
+        let Some(kind) = self.members.renew(token, now) else { return false };
+        let fetched = self.members.set_unicast(token, report.unicast);
+        if report.unicast {
+            // It needs nothing, and says nothing of who does.
+            if !fetched {
+                self.recall.begin(now);
+                self.on_members_gone();
+            }
+            return true;
+        }
+        if kind == MemberKind::Demand {
+            return true;
         }
         self.on_heard(MemberKind::Extended);
         let mut wanted = false;
@@ -304,7 +315,7 @@ impl Cast {
             return None;
         }
         if self.state == State::Serving
-            && let Some(beacon) = self.poll_beacon(now)
+            && let Some(beacon) = self.poll_beacon(now).or_else(|| self.poll_recall(now))
         {
             return Some(Sending::Beacon(beacon));
         }
@@ -333,7 +344,8 @@ impl Cast {
         let heard = self.members.extended() > 0;
         let repair = self.repair.as_ref().filter(|_| heard);
         let repair = repair.and_then(|repair| repair.poll_at(situation));
-        [later, self.stream.poll_at(self.audience()), repair].into_iter().flatten().min()
+        let recall = self.recall.poll_at(&self.members);
+        [later, self.stream.poll_at(self.audience()), repair, recall].into_iter().flatten().min()
     }
 
     /// When to call [`Self::handle_timeout`]; changes with every other call.
@@ -361,6 +373,11 @@ impl Cast {
     /// Clients that joined and did not leave.
     pub fn members(&self) -> usize {
         self.members.len()
+    }
+
+    /// Those of them that fetch the file themselves, over HTTP.
+    pub fn unicast_members(&self) -> usize {
+        self.members.unicast()
     }
 
     /// Joins since it began.
@@ -408,8 +425,18 @@ impl Cast {
         Situation {
             position: self.stream.position(self.audience()),
             stream_done: self.stream.is_done(),
-            members: self.members.takers(),
+            members: self.members.hearing(),
         }
+    }
+
+    /// A beacon for those who hear nothing, lest they never learn that they could.
+    fn poll_recall(&mut self, now: Instant) -> Option<Beacon> {
+        if self.recall.poll_at(&self.members).is_none_or(|at| now < at) {
+            return None;
+        }
+        self.recall.begin(now);
+        let situation = self.situation();
+        Some(self.repair.as_mut()?.beacon(situation, now))
     }
 
     fn poll_beacon(&mut self, now: Instant) -> Option<Beacon> {
@@ -463,7 +490,7 @@ impl Cast {
         let run = self.stream.poll(budget, audience, now)?;
         self.stream_was_last = true;
         self.demand.on_sent(run.pages, now);
-        let members = self.members.takers();
+        let members = self.members.hearing();
         if let Some(repair) = self.channel() {
             repair.on_sent();
             if let Some(window) = run.finished {

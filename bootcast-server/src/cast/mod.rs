@@ -17,6 +17,7 @@
 //! | `repair` | which repair symbols go out next, and what members are told |
 //! | `demand` | which pages members asked for, and go out before all that |
 //! | `precedence` | how much the others get while demand goes first |
+//! | `recall` | when those who hear nothing are told that there is something to hear |
 //!
 //! The unit of sending is a few datagrams of one kind ([`Transmit`]). How they get their bytes is left to
 //! [`crate::io`].
@@ -29,6 +30,7 @@ mod members;
 mod pacer;
 mod precedence;
 mod range_map;
+mod recall;
 mod repair;
 mod scheduler;
 mod stream;

@@ -8,6 +8,7 @@ use rustix::mount::MountFlags;
 
 use super::{CacheKind, MountOptions, Waiting};
 use crate::mount::{logging, source};
+use crate::receiver::UnicastMode;
 
 /// What an option does.
 pub(super) enum Meaning {
@@ -106,6 +107,20 @@ const OURS: &[Ours] = &[
         options.cache_dir = Some((!text.is_empty()).then(|| text.into()).ok_or("a directory")?);
         Ok(())
     }),
+    value(
+        "unicast",
+        "=auto|never|always",
+        "fetch over HTTP: without multicast [auto]",
+        |options, text| {
+            options.unicast = match text.to_str() {
+                Some("auto") => UnicastMode::Auto,
+                Some("never") => UnicastMode::Never,
+                Some("always") => UnicastMode::Always,
+                _ => return Err("auto, never or always"),
+            };
+            Ok(())
+        },
+    ),
     value("linger", "=TIME", "go on receiving after the last close [10s]", |options, text| {
         options.linger = duration(text)?;
         Ok(())

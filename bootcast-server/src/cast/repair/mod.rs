@@ -131,7 +131,12 @@ impl Repair {
         if self.beacons.adjust_permit(situation, self.levels.is_owing(), now) {
             self.on_change(now);
         }
-        Some(self.beacons.compose(situation, &mut self.levels, now))
+        Some(self.beacon(situation, now))
+    }
+
+    /// A beacon, due or not.
+    pub(super) fn beacon(&mut self, situation: Situation, now: Instant) -> Beacon {
+        self.beacons.compose(situation, &mut self.levels, now)
     }
 
     /// Promised symbols, the first of every block before the second of any.

@@ -1,6 +1,8 @@
 //! Casts with a repair channel on a virtual clock.
 #![expect(clippy::disallowed_methods, reason = "a test needs some instant to count from")]
 
+mod unicast;
+
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 

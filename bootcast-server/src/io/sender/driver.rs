@@ -488,6 +488,7 @@ impl Driver {
             pages: view.geometry.pages(),
             page_size: view.geometry.page_size().get(),
             members: u32::try_from(view.cast.members()).unwrap_or(u32::MAX),
+            unicast: u32::try_from(view.cast.unicast_members()).unwrap_or(u32::MAX),
             joins: view.cast.joins(),
             pages_sent: view.cast.pages_sent(),
             demanded: view.cast.demanded(),

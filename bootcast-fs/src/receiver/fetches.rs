@@ -1,0 +1,210 @@
+//! Which bytes to fetch over HTTP next, one request at a time.
+
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use bootcast_proto::{Geometry, PageIndex, PageRange, PageSet};
+
+/// Bytes of a request while readers jump around; also what a request may bring before another place has its turn.
+const PIECE: u64 = 1 << 20;
+/// Bytes of a request while they come one behind the other. From piece to piece it is twice as much, up to this.
+const STREAM: u64 = 64 << 20;
+/// A reader that waits no further than this ahead of what comes is served by it soon enough.
+const NEAR: u64 = 2 << 20;
+/// Pages that are here already and take fewer bytes than this are fetched again, rather than with a request more.
+const JOINED_GAP: u64 = 64 << 10;
+/// First pause after a request that brought nothing; it doubles.
+const RETRY_MIN: Duration = Duration::from_millis(100);
+/// The longest.
+const RETRY_MAX: Duration = Duration::from_secs(2);
+/// The longest wish for a pause that is granted to a server.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(30);
+
+/// A request for a part of the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fetch {
+    /// Unlike that of any other fetch of the receiver.
+    pub id: u64,
+    /// What to ask for: whole pages, not empty.
+    pub bytes: Range<u64>,
+}
+
+/// What there is to be fetched, and for whom.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Demand<'a> {
+    pub(super) geometry: &'a Geometry,
+    pub(super) held: &'a PageSet,
+    /// What the reader asked for that has waited longest.
+    pub(super) oldest: Option<&'a Range<u64>>,
+    /// Whether all that is missing is to be fetched, or only what was named.
+    pub(super) everything: bool,
+}
+
+/// The request under way, and where to go on.
+#[derive(Debug, Default)]
+pub(super) struct Fetches {
+    last_id: u64,
+    under_way: Option<UnderWay>,
+    /// Where the last request was to end.
+    last_end: u64,
+    /// Bytes of the last request.
+    last_len: u64,
+    /// Behind what was read last.
+    position: u64,
+    /// To be fetched whatever else is.
+    named: Vec<PageRange>,
+    /// Requests in a row that brought nothing.
+    failures: u32,
+    /// No request before this.
+    retry_at: Option<Instant>,
+}
+
+#[derive(Clone, Debug)]
+struct UnderWay {
+    id: u64,
+    bytes: Range<u64>,
+    /// Up to where they came.
+    next: u64,
+}
+
+impl Fetches {
+    /// A reader asked for these bytes, here or not.
+    pub(super) fn read(&mut self, bytes: &Range<u64>) {
+        self.position = bytes.end;
+    }
+
+    /// Fetches these pages before everything else.
+    pub(super) fn name(&mut self, pages: PageRange) {
+        if !pages.is_empty() && !self.named.contains(&pages) {
+            self.named.push(pages);
+        }
+    }
+
+    /// Whether pages were named that may still be missing.
+    pub(super) fn has_named(&self) -> bool {
+        !self.named.is_empty()
+    }
+
+    /// Forgets what was named, and the pause: the request under way is the last.
+    pub(super) fn clear(&mut self) {
+        self.named.clear();
+        self.retry_at = None;
+        self.failures = 0;
+    }
+
+    /// The next request, if it is time for one and something is missing.
+    pub(super) fn poll(&mut self, demand: &Demand<'_>, now: Instant) -> Option<Fetch> {
+        if self.under_way.is_some() || self.retry_at.is_some_and(|at| now < at) {
+            return None;
+        }
+        let within = self.choose(demand)?;
+        let offset = demand.geometry.offset(within.start);
+        let follows = self.last_len > 0 && (self.last_end..self.last_end + NEAR).contains(&offset);
+        let limit = if follows { (self.last_len * 2).clamp(PIECE, STREAM) } else { PIECE };
+        let bytes = demand.geometry.byte_range(gap(demand, within, limit));
+        self.last_id += 1;
+        (self.last_end, self.last_len) = (bytes.end, limit);
+        let next = bytes.start;
+        self.under_way = Some(UnderWay { id: self.last_id, bytes: bytes.clone(), next });
+        Some(Fetch { id: self.last_id, bytes })
+    }
+
+    /// The page to begin with, and where to end at the latest: what was named, what somebody waits for, else what lies behind
+    /// the last reader and then from the beginning.
+    fn choose(&mut self, demand: &Demand<'_>) -> Option<PageRange> {
+        let Demand { geometry, held, .. } = demand;
+        let clip = |pages: PageRange| {
+            let end = pages.end.0.min(geometry.pages());
+            PageRange::new(pages.start.0.min(end), end)
+        };
+        self.named.retain(|pages| held.first_missing(clip(*pages)).is_some());
+        if let Some(named) = self.named.first().map(|pages| clip(*pages)) {
+            let start = held.first_missing(named)?;
+            return Some(PageRange { start, end: named.end });
+        }
+        if !demand.everything {
+            return None;
+        }
+        let waited = demand.oldest.and_then(|bytes| first_missing(geometry, held, bytes.clone()));
+        let start = waited
+            .or_else(|| first_missing(geometry, held, self.position..geometry.size()))
+            .or_else(|| held.first_missing(geometry.all()))?;
+        Some(PageRange { start, end: geometry.all().end })
+    }
+
+    /// Everything before `next` of this request is stored. `false`: enough of it came.
+    pub(super) fn came(&mut self, id: u64, next: u64, demand: &Demand<'_>) -> bool {
+        let Some(fetch) = self.under_way.as_mut().filter(|fetch| fetch.id == id) else {
+            return false;
+        };
+        fetch.next = next.clamp(fetch.next, fetch.bytes.end);
+        if fetch.next > fetch.bytes.start {
+            self.failures = 0;
+        }
+        let Some(oldest) = demand.oldest.filter(|_| fetch.next - fetch.bytes.start >= PIECE) else {
+            return true;
+        };
+        let waits_for = first_missing(demand.geometry, demand.held, oldest.clone());
+        waits_for.is_none_or(|page| {
+            let offset = demand.geometry.offset(page);
+            let ahead = fetch.next.saturating_sub(u64::from(demand.geometry.page_size().get()));
+            (ahead..fetch.next + NEAR).contains(&offset)
+        })
+    }
+
+    /// The request is over. `failed`: with an error, and the pause that the server wishes for.
+    pub(super) fn ended(&mut self, id: u64, failed: Option<Duration>, now: Instant) {
+        let Some(fetch) = self.under_way.take_if(|fetch| fetch.id == id) else { return };
+        self.last_end = fetch.next;
+        let brought = fetch.next > fetch.bytes.start;
+        if failed.is_none() && brought {
+            return;
+        }
+        let doubled = RETRY_MIN.saturating_mul(1 << self.failures.min(16)).min(RETRY_MAX);
+        let wish = failed.unwrap_or_default().min(RETRY_AFTER_MAX);
+        self.failures = self.failures.saturating_add(1);
+        self.retry_at = Some(now + doubled.max(wish));
+    }
+
+    /// How many requests in a row have brought nothing.
+    pub(super) fn failures(&self) -> u32 {
+        self.failures
+    }
+
+    /// Runs what is due: after a pause there may be a request.
+    pub(super) fn handle_timeout(&mut self, now: Instant) {
+        self.retry_at = self.retry_at.filter(|at| now < *at);
+    }
+
+    /// When [`Self::poll`] may have one again.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        self.retry_at
+    }
+}
+
+fn first_missing(geometry: &Geometry, held: &PageSet, bytes: Range<u64>) -> Option<PageIndex> {
+    held.first_missing(geometry.pages_covering(bytes))
+}
+
+/// From the first of these pages, which is missing, to the end of its gap, or to that of one of the next gaps where little
+/// lies between; `limit` bytes at most, but a page in any case.
+fn gap(demand: &Demand<'_>, within: PageRange, limit: u64) -> PageRange {
+    let page_size = u64::from(demand.geometry.page_size().get());
+    let start = within.start;
+    let longest = u32::try_from((limit / page_size).max(1)).unwrap_or(u32::MAX);
+    let bridge = u32::try_from(JOINED_GAP / page_size).unwrap_or(u32::MAX);
+    let end = start.0.saturating_add(longest).min(within.end.0);
+    let mut reached = start.0 + 1;
+    let missing = (reached..end).filter(|page| !demand.held.contains(PageIndex(*page)));
+    for page in missing {
+        if page - reached >= bridge {
+            break;
+        }
+        reached = page + 1;
+    }
+    PageRange::new(start.0, reached)
+}
+
+#[cfg(test)]
+#[path = "fetches_tests.rs"]
+mod tests;

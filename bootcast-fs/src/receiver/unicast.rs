@@ -1,0 +1,336 @@
+//! When to fetch a file over HTTP because no multicast comes, and when to rely on multicast again. docs/PROTOCOL.md, "Unicast".
+
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use bootcast_proto::api::Report;
+use bootcast_proto::{JoinAnswer, PageRange};
+
+use super::fetches::{Demand, Fetch, Fetches};
+use super::membership::Silence;
+use super::{Assembly, Failure, Receiver};
+
+/// How long a member waits for the first datagram.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How often a member that hears nothing enters its group anew: a switch may have forgotten it.
+const RELISTEN: Duration = Duration::from_secs(60);
+/// So often in a row a server may deny a version over HTTP that it takes joins for. Then it has no files over HTTP.
+const MAX_CONTRADICTIONS: u32 = 3;
+
+/// Whether a file may be fetched over HTTP where multicast does not bring it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum UnicastMode {
+    /// While no multicast is heard.
+    Auto,
+    /// Never: who hears nothing waits.
+    #[default]
+    Never,
+    /// From the beginning, without listening to any group.
+    Always,
+}
+
+/// How the file comes to this machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reception {
+    /// That is not known yet.
+    Unknown,
+    /// By multicast: a datagram of the present cast came.
+    Multicast,
+    /// Over HTTP, because none came.
+    Unicast,
+}
+
+/// Why a fetch ended before its time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FetchError {
+    /// Time may heal it.
+    Retry {
+        /// The server's `Retry-After`, or zero.
+        after: Duration,
+    },
+    /// The path leads to another version, or nowhere.
+    Changed,
+    /// The server will not give it to us.
+    Refused(String),
+    /// The answer makes no sense.
+    Garbled(String),
+    /// What came cannot be kept here. The receiver knows.
+    Store,
+}
+
+/// Whether one receiver relies on multicast.
+///
+/// ```text
+///  join --> Listening --nothing for a second--> Fetching
+///             |   ^                               |
+///         datagram '----------- datagram ---------'
+///             v
+///           Hearing
+/// ```
+#[derive(Debug, Default)]
+pub(super) struct Unicast {
+    mode: UnicastMode,
+    server: Server,
+    /// Datagrams should come since then, and none did.
+    awaited_since: Option<Instant>,
+    /// A datagram of the present cast came.
+    has_heard: bool,
+    is_fetching: bool,
+    /// What the server is being told.
+    telling: bool,
+    /// Fetches in a row of which the server knew nothing, though it takes joins.
+    contradictions: u32,
+    /// When to enter the group anew.
+    relisten_at: Option<Instant>,
+    pub(super) fetches: Fetches,
+}
+
+/// What is known of the server of the present cast.
+#[derive(Clone, Copy, Debug, Default)]
+struct Server {
+    /// It has files over HTTP, by version.
+    has_files: bool,
+    /// It hears of reports: nobody need join again to keep the membership.
+    has_lease: bool,
+    /// It believes that this member fetches the file.
+    believes: bool,
+}
+
+impl Unicast {
+    /// A membership begins.
+    fn joined(&mut self, answer: &JoinAnswer) {
+        let is_versioned = answer.extensions.etag.is_some() && answer.extensions.size.is_some();
+        self.server = Server {
+            has_files: is_versioned && self.contradictions < MAX_CONTRADICTIONS,
+            has_lease: answer.extensions.lease.is_some(),
+            believes: false,
+        };
+        self.awaited_since = None;
+        self.has_heard = false;
+        self.is_fetching |= self.mode == UnicastMode::Always;
+        self.is_fetching &= self.server.has_files;
+    }
+
+    /// Datagrams should come from now on, if not before.
+    pub(super) fn expect(&mut self, now: Instant) {
+        if self.mode == UnicastMode::Auto && self.server.has_files && !self.has_heard {
+            self.awaited_since.get_or_insert(now);
+        }
+    }
+
+    /// Runs what is due; `true`: nothing was heard for too long.
+    fn handle_timeout(&mut self, now: Instant) -> bool {
+        self.fetches.handle_timeout(now);
+        self.awaited_since.take_if(|since| *since + PATIENCE <= now).is_some()
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        let patience = self.awaited_since.map(|since| since + PATIENCE);
+        [patience, self.relisten_at, self.fetches.poll_timeout()].into_iter().flatten().min()
+    }
+
+    /// Whether the server believes otherwise. While it is not known whether a new membership hears anything, there is nothing
+    /// to say.
+    fn has_news(&self) -> bool {
+        let Server { has_lease, believes, .. } = self.server;
+        has_lease && believes != self.is_fetching && self.awaited_since.is_none()
+    }
+
+    /// Whether what the blocks lack is to be asked for.
+    pub(super) fn relies_on_multicast(&self) -> bool {
+        !self.is_fetching
+    }
+
+    /// Whether no group is listened to.
+    pub(super) fn is_deaf(&self) -> bool {
+        self.mode == UnicastMode::Always && self.server.has_files
+    }
+}
+
+impl Receiver {
+    /// Whether the file may come over HTTP; never, unless this says so.
+    pub fn set_unicast(&mut self, mode: UnicastMode) {
+        self.unicast.mode = mode;
+    }
+
+    /// Multicast did not come for other files lately: fetches from the beginning, and listens all the same.
+    pub fn presume_no_multicast(&mut self) {
+        let unicast = &mut self.unicast;
+        if unicast.awaited_since.is_some() && !unicast.has_heard {
+            unicast.is_fetching = true;
+            self.adjust_silence();
+        }
+    }
+
+    /// A membership begins whose answer was adopted: the server sends for it.
+    pub(super) fn begin_unicast(&mut self, answer: &JoinAnswer, now: Instant) {
+        self.unicast.joined(answer);
+        self.unicast.expect(now);
+        self.adjust_silence();
+        self.tell_news(now);
+    }
+
+    /// A datagram of the cast came.
+    pub(super) fn heard(&mut self, now: Instant) {
+        self.membership.heard(now);
+        self.unicast.has_heard = true;
+        self.unicast.awaited_since = None;
+        if self.unicast.mode == UnicastMode::Auto && self.unicast.is_fetching {
+            self.unicast.is_fetching = false;
+            self.unicast.relisten_at = None;
+            self.unicast.fetches.clear();
+            self.adjust_silence();
+            if let Some(repair) = &mut self.repair {
+                // The server takes it that nothing is needed: it is to hear of everything that is.
+                repair.close_all();
+            }
+            self.tell_news(now);
+        }
+    }
+
+    /// Runs what is due.
+    pub(super) fn tend_unicast(&mut self, now: Instant) {
+        if self.unicast.handle_timeout(now) && self.membership.is_member() {
+            self.unicast.is_fetching = true;
+            self.unicast.relisten_at = Some(now + RELISTEN);
+            self.adjust_silence();
+            self.tell_news(now);
+        }
+        if self.unicast.relisten_at.take_if(|at| *at <= now).is_some() && self.is_fetching() {
+            self.membership.listen_anew();
+            self.unicast.relisten_at = Some(now + RELISTEN);
+        }
+    }
+
+    /// When [`Self::tend_unicast`] is due.
+    pub(super) fn poll_unicast(&self) -> Option<Instant> {
+        if self.membership.is_member() { self.unicast.poll_timeout() } else { None }
+    }
+
+    fn adjust_silence(&mut self) {
+        let Unicast { is_fetching, server: Server { has_lease, .. }, .. } = self.unicast;
+        self.membership.expect_silence(match (is_fetching, has_lease) {
+            (false, _) => Silence::Short,
+            // The answers to reports tell whether the cast still is.
+            (true, true) => Silence::Endless,
+            (true, false) => Silence::Long,
+        });
+    }
+
+    /// Has the server hear of what it does not know, as soon as a report may go out.
+    pub(super) fn tell_news(&mut self, now: Instant) {
+        if self.unicast.has_news() {
+            self.reporter.hurry(now);
+        }
+    }
+
+    /// What a member that fetches the file tells instead of what it lacks.
+    pub(super) fn note_in_report(&mut self, report: &mut Report) {
+        report.unicast = self.unicast.is_fetching && self.unicast.awaited_since.is_none();
+        self.unicast.telling = report.unicast;
+        if report.unicast {
+            (report.needs, report.bulk) = (Vec::new(), Vec::new());
+        }
+    }
+
+    /// The server took the report.
+    pub(super) fn told(&mut self, now: Instant) {
+        self.unicast.server.believes = self.unicast.telling;
+        self.tell_news(now);
+    }
+
+    fn is_fetching(&self) -> bool {
+        self.unicast.is_fetching && self.wants_fetches()
+    }
+
+    fn wants_fetches(&self) -> bool {
+        self.failure.is_none() && self.membership.is_member() && !self.is_complete()
+    }
+
+    /// How the file comes at present. Who fetches by choice learns nothing of multicast.
+    pub fn reception(&self) -> Reception {
+        let fetches = self.unicast.is_fetching && !self.unicast.is_deaf();
+        match (fetches, self.unicast.has_heard) {
+            (true, _) => Reception::Unicast,
+            (false, true) => Reception::Multicast,
+            (false, false) => Reception::Unknown,
+        }
+    }
+
+    /// A reader asks for these bytes: what is missing behind them comes next.
+    pub fn handle_read(&mut self, bytes: &Range<u64>) {
+        self.unicast.fetches.read(bytes);
+    }
+
+    /// Fetches these pages even while multicast comes: they were asked for and did not.
+    pub fn fetch_now(&mut self, pages: PageRange) {
+        if self.unicast.mode != UnicastMode::Never && self.unicast.server.has_files {
+            self.unicast.fetches.name(pages);
+        }
+    }
+
+    /// Whether [`Self::poll_fetch`] is worth asking.
+    pub fn may_fetch(&self) -> bool {
+        self.unicast.is_fetching || self.unicast.fetches.has_named()
+    }
+
+    /// A request to be sent. `oldest` is what the reader asked for that has waited longest. Say what comes with
+    /// [`Self::handle_fetched`], and then [`Self::handle_fetch_end`].
+    pub fn poll_fetch(&mut self, oldest: Option<&Range<u64>>, now: Instant) -> Option<Fetch> {
+        let assembly =
+            self.assembly.as_ref().filter(|_| self.may_fetch() && self.wants_fetches())?;
+        let demand = demand(assembly, oldest, self.unicast.is_fetching);
+        self.unicast.fetches.poll(&demand, now)
+    }
+
+    /// All bytes of a fetch before `next` are stored. `false`: the request is to end here.
+    pub fn handle_fetched(&mut self, id: u64, next: u64, oldest: Option<&Range<u64>>) -> bool {
+        let Some(assembly) = self.assembly.as_ref().filter(|_| self.wants_fetches()) else {
+            return false;
+        };
+        let demand = demand(assembly, oldest, self.unicast.is_fetching);
+        self.unicast.contradictions = 0;
+        self.unicast.fetches.came(id, next, &demand) && self.may_fetch()
+    }
+
+    /// A fetch is over, one way or the other.
+    pub fn handle_fetch_end(&mut self, id: u64, result: Result<(), FetchError>, now: Instant) {
+        let failed = match result {
+            Ok(()) => None,
+            Err(FetchError::Retry { after }) => Some(after),
+            Err(FetchError::Changed) => {
+                // The answer to a join tells for certain.
+                self.unicast.contradictions += 1;
+                self.membership.join_again(now);
+                Some(Duration::ZERO)
+            }
+            Err(FetchError::Refused(message)) => {
+                self.fail(Failure::Refused(message));
+                Some(Duration::ZERO)
+            }
+            Err(FetchError::Garbled(message)) => {
+                self.fail(Failure::Garbled(message));
+                Some(Duration::ZERO)
+            }
+            Err(FetchError::Store) => Some(Duration::ZERO),
+        };
+        self.unicast.fetches.ended(id, failed, now);
+    }
+
+    /// Fetches in a row that brought nothing.
+    pub fn fetch_failures(&self) -> u32 {
+        self.unicast.fetches.failures()
+    }
+}
+
+fn demand<'a>(
+    assembly: &'a Assembly,
+    oldest: Option<&'a Range<u64>>,
+    everything: bool,
+) -> Demand<'a> {
+    Demand { geometry: assembly.geometry(), held: assembly.held(), oldest, everything }
+}
+
+#[cfg(test)]
+#[path = "unicast_tests.rs"]
+mod tests;

@@ -1,0 +1,232 @@
+//! Networks that drop multicast: files come over HTTP, and by multicast again as soon as that comes.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+
+use harness::binaries::binary;
+use harness::{Lab, MountProc, SOON, ServerProc, digest_of, lab_or_skip, mib, wait_until};
+
+use crate::{CRAWL, TRANSFER, readers, text};
+
+/// What the mount's log says when files begin to come over HTTP.
+const NO_MULTICAST: &str = "no multicast from";
+
+fn times_told(mount: &MountProc<'_>) -> usize {
+    mount.log().lines().filter(|line| line.contains(NO_MULTICAST)).count()
+}
+
+/// Waits until the server knows that this many members of the cast of `path` fetch it.
+fn wait_unicast(server: &ServerProc<'_>, path: &str, members: u32) {
+    server.wait_cast(path, "the server knows who fetches", |cast| cast.unicast == members);
+}
+
+#[test]
+fn files_are_read_through_a_network_that_drops_all_multicast() {
+    let lab = lab_or_skip!(Lab::builder());
+    let images: Vec<_> = ["a", "b", "c"].map(|name| lab.put(name, mib(8) + 77)).into();
+    let server = lab.server().option("--rate", "20mbit").start();
+    lab.client(1).drop_multicast();
+    let mount = lab.mount(1).start();
+    for image in &images {
+        let copy = lab.client(1).fresh_path("copy");
+        readers::copy(lab.client(1), &mount.join(&image.name), &copy).wait_success(TRANSFER);
+        assert_eq!(digest_of(&copy), image.digest, "{}", image.name.display());
+    }
+    server.wait_no_members();
+    assert_eq!(times_told(&mount), 1, "{}", mount.log());
+}
+
+#[test]
+fn a_cast_that_nobody_hears_is_silent_and_the_status_says_why() {
+    // The file crawls over HTTP too.
+    let lab = lab_or_skip!(Lab::builder().rate("20mbit"));
+    let image = lab.put("image", mib(16));
+    let server = lab.server().option("--rate", "2mbit").start();
+    lab.client(1).drop_multicast();
+    let mount = lab.mount(1).start();
+    let copy = lab.client(1).fresh_path("copy");
+    let mut reader = readers::copy(lab.client(1), &mount.join("image"), &copy);
+    wait_unicast(&server, "image", 1);
+    let known = server.cast_of("image").unwrap();
+
+    let status = lab.client(1).run_ok(binary("bootcast"), ["status", &lab.url("")]);
+    let row: Vec<_> = status
+        .lines()
+        .find(|line| line.starts_with("image "))
+        .unwrap()
+        .split_whitespace()
+        .collect();
+    assert_eq!(row[2..4], ["1", "1"], "members, and those that fetch: {status}");
+    reader.wait_success(TRANSFER);
+    assert_eq!(digest_of(&copy), image.digest);
+    let totals = server.status().totals;
+    // What was on its way when the report came.
+    let later = totals.pages_sent + totals.symbols_sent - known.pages_sent - known.symbols_sent;
+    assert!(later < 100, "{later} datagrams to nobody");
+    assert_eq!(totals.joins, 1);
+}
+
+#[test]
+fn multicast_that_comes_back_brings_the_rest() {
+    let lab = lab_or_skip!(Lab::builder().rate("20mbit"));
+    let image = lab.put("image", mib(24));
+    let server = lab.server().option("--rate", "15mbit").start();
+    lab.client(1).drop_multicast();
+    let mount = lab.mount(1).start();
+    let copy = lab.client(1).fresh_path("copy");
+    let mut reader = readers::copy(lab.client(1), &mount.join("image"), &copy);
+    wait_unicast(&server, "image", 1);
+    let before = server.cast_of("image").unwrap().pages_sent;
+
+    lab.client(1).pass_multicast();
+    wait_unicast(&server, "image", 0);
+    server.wait_cast("image", "pages are sent again", |cast| cast.pages_sent > before + 100);
+    wait_until(SOON, "the mount says so", || mount.log().contains("comes again"));
+    reader.wait_success(TRANSFER);
+    assert_eq!(digest_of(&copy), image.digest);
+    server.wait_no_members();
+    assert_eq!(times_told(&mount), 1, "{}", mount.log());
+}
+
+#[test]
+fn one_client_without_multicast_costs_the_others_nothing() {
+    let lab = lab_or_skip!(Lab::builder().clients(2).rate("100mbit"));
+    let image = lab.put("image", mib(16));
+    let server = lab.server().option("--rate", "40mbit").start();
+    lab.client(2).drop_multicast();
+    let mounts = [lab.mount(1).start(), lab.mount(2).start()];
+    let copies = [lab.client(1).fresh_path("copy"), lab.client(2).fresh_path("copy")];
+    let mut running: Vec<_> = mounts
+        .iter()
+        .zip(&copies)
+        .map(|(mount, copy)| readers::copy(mount.host(), &mount.join("image"), copy))
+        .collect();
+    wait_unicast(&server, "image", 1);
+    for reader in &mut running {
+        reader.wait_success(TRANSFER);
+    }
+    for copy in &copies {
+        assert_eq!(digest_of(copy), image.digest);
+    }
+    server.wait_no_members();
+    let totals = server.status().totals;
+    let pages = mib(16).div_ceil(1456);
+    assert!(totals.pages_sent < pages * 3 / 2, "{totals:?} for a file of {pages} pages");
+    assert_eq!((times_told(&mounts[0]), times_told(&mounts[1])), (0, 1));
+}
+
+#[test]
+fn unicast_never_waits_for_multicast() {
+    let lab = lab_or_skip!(Lab::builder());
+    lab.put("image", mib(1));
+    let server = lab.server().start();
+    lab.client(1).drop_multicast();
+    let mount = lab.mount(1).option("unicast=never,soft,timeo=3s").start();
+    let mut file = File::open(mount.join("image")).unwrap();
+    let error = file.read(&mut [0; 4096]).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(5), "{error}");
+    assert_eq!((times_told(&mount), server.status().totals.joins > 0), (0, true));
+}
+
+#[test]
+fn unicast_always_does_not_listen() {
+    let lab = lab_or_skip!(Lab::builder().rate("50mbit"));
+    let image = lab.put("image", mib(16));
+    let server = lab.server().option("--rate", CRAWL).start();
+    let mount = lab.mount(1).option("unicast=always").start();
+    let copy = lab.client(1).fresh_path("copy");
+    let mut reader = readers::copy(lab.client(1), &mount.join("image"), &copy);
+    wait_unicast(&server, "image", 1);
+    assert!(!lab.client(1).is_in_a_group());
+    reader.wait_success(TRANSFER);
+    assert_eq!(digest_of(&copy), image.digest);
+    server.wait_no_members();
+    assert_eq!(times_told(&mount), 0);
+}
+
+#[test]
+fn a_read_far_away_does_not_wait_for_the_rest_of_the_file() {
+    // The whole file takes half a minute.
+    let lab = lab_or_skip!(Lab::builder().rate("20mbit"));
+    let image = lab.put("image", mib(64));
+    let bytes = fs::read(&image.path).unwrap();
+    let server = lab.server().option("--rate", "2mbit").start();
+    lab.client(1).drop_multicast();
+    let mount = lab.mount(1).start();
+    let file = File::open(mount.join("image")).unwrap();
+    wait_unicast(&server, "image", 1);
+    for offset in [mib(60), mib(30), mib(50)] {
+        let at = usize::try_from(offset).unwrap();
+        let mut chunk = vec![0; 8192];
+        file.read_exact_at(&mut chunk, offset).unwrap();
+        assert!(chunk == bytes[at..at + 8192], "other bytes at {offset}");
+    }
+    let here = server.cast_of("image").unwrap();
+    assert_eq!(here.members, 1, "the file is not complete yet");
+}
+
+#[test]
+fn a_server_that_is_killed_and_started_again_is_gone_on_with() {
+    let lab = lab_or_skip!(Lab::builder().rate("50mbit"));
+    let image = lab.put("image", mib(32));
+    let mut server = lab.server().option("--rate", "2mbit").start();
+    lab.client(1).drop_multicast();
+    let mount = lab.mount(1).start();
+    let copy = lab.client(1).fresh_path("copy");
+    let mut reader = readers::copy(lab.client(1), &mount.join("image"), &copy);
+    wait_unicast(&server, "image", 1);
+    server.kill();
+    server.start();
+    reader.wait_success(TRANSFER);
+    assert_eq!(digest_of(&copy), image.digest);
+    server.wait_no_members();
+}
+
+#[test]
+fn a_file_replaced_while_it_is_fetched_is_never_mixed() {
+    const ESTALE: i32 = 116;
+    const CHUNK: usize = 65_536;
+    let lab = lab_or_skip!(Lab::builder().rate("20mbit"));
+    let image = lab.put("image", mib(16));
+    let old_bytes = fs::read(&image.path).unwrap();
+    let server = lab.server().option("--rate", "2mbit").start();
+    lab.client(1).drop_multicast();
+    let mount = lab.mount(1).start();
+    let old = File::open(mount.join("image")).unwrap();
+    wait_unicast(&server, "image", 1);
+
+    let new = lab.put("new-version", image.size);
+    fs::rename(&new.path, &image.path).unwrap();
+    let mut stale = 0;
+    for (number, expected) in old_bytes.chunks(CHUNK).enumerate() {
+        let mut chunk = vec![0; expected.len()];
+        let offset = u64::try_from(number * CHUNK).unwrap();
+        match old.read_exact_at(&mut chunk, offset) {
+            Ok(()) => assert!(chunk == expected, "other bytes at {offset} of the old version"),
+            Err(error) => {
+                assert_eq!(error.raw_os_error(), Some(ESTALE), "{error}");
+                stale += 1;
+            }
+        }
+    }
+    assert!(stale > 0, "it was replaced before all of it was here");
+    wait_until(TRANSFER, "an open gives the new version", || {
+        harness::content::try_digest_of(&mount.join("image")).is_ok_and(|it| it == new.digest)
+    });
+}
+
+#[test]
+fn get_falls_back_to_http_by_itself() {
+    let lab = lab_or_skip!(Lab::builder());
+    let image = lab.put("image", mib(4) + 5);
+    let server = lab.server().start();
+    lab.client(1).drop_multicast();
+    let target = lab.client(1).fresh_path("image");
+    let args = ["get", "--interface", "eth0", &lab.url("image"), "-O", text(&target)];
+    lab.client(1).run_ok(binary("bootcast"), args);
+    assert_eq!(digest_of(&target), image.digest);
+    let streamed = lab.client(1).run(binary("bootcast"), ["get", &lab.url("image"), "-O", "-"]);
+    assert!(streamed.status.success() && streamed.stdout == fs::read(&image.path).unwrap());
+    server.wait_no_members();
+}
