@@ -159,6 +159,7 @@ fn fs_config(options: &MountOptions) -> FsConfig {
         attr_ttl: options.attr_ttl,
         patience: options.wait_limit(),
         timing: Timing { linger: options.linger, silence: SILENCE },
+        fill: options.fill,
     }
 }
 

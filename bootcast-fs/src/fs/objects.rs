@@ -78,7 +78,8 @@ impl Fs {
             warn!(%path, %error, "cannot open the cache");
             FsError::Io(error.to_string())
         })?;
-        Ok(Object::new(key, store, size, self.config.timing, seed()))
+        let (timing, fill) = (self.config.timing, self.config.fill);
+        Ok(Object::new(key, store, size, timing, fill, seed()))
     }
 
     fn key(&self, path: &RemotePath, version: &Version) -> ObjectKey {

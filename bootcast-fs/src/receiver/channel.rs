@@ -8,7 +8,7 @@ use bootcast_proto::wire::{Beacon, RepairDatagram, RepairError};
 use bootcast_proto::{BlockIndex, JoinAnswer, PageRange};
 
 use super::repair::{DecodePlan, Repair};
-use super::{Action, Assembly, Receiver};
+use super::{Action, Assembly, Fill, Receiver};
 
 /// Within this time the members of a cast that ended join again.
 const REJOIN_SPREAD: Duration = Duration::from_millis(200);
@@ -43,7 +43,7 @@ pub enum ReportError {
 impl Receiver {
     /// Takes up what the answer says of repair. Symbols are kept where they are still of use.
     pub(super) fn begin_repair(&mut self, answer: &JoinAnswer, now: Instant) {
-        let layout = answer.block_layout();
+        let layout = answer.block_layout().filter(|_| self.fill() == Fill::Full);
         let fits = |repair: &Repair| {
             Some(repair.layout()) == layout && repair.page_size() == answer.page_size
         };
@@ -101,6 +101,9 @@ impl Receiver {
             return;
         };
         repair.beacon(beacon, now);
+        if let Some(course) = &mut self.course {
+            course.beacon(beacon.position, now);
+        }
         self.reporter.beacon(beacon, repair.is_short(), now);
     }
 

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
 use bootcast_proto::Token;
-use bootcast_proto::api::Report;
+use bootcast_proto::api::{Report, Want};
 
 /// First pause after a join that failed; it doubles.
 const RETRY_MIN: Duration = Duration::from_millis(100);
@@ -29,6 +29,8 @@ pub enum Action {
     Unsubscribe,
     /// Tell the server what is lacking; answer with `handle_reported`.
     Report(Report),
+    /// Ask the server for pages; answer with `handle_wanted`.
+    Want(Want),
 }
 
 /// Where the datagrams of a cast come to.
@@ -70,6 +72,8 @@ pub(super) struct Membership {
     linger_until: Option<Instant>,
     /// Joins in a row after which nothing was heard.
     deaf: u32,
+    /// Nothing is expected to come: silence is no reason to join again.
+    may_be_silent: bool,
     /// All pages are here, or can never be: membership has no use any more.
     over: bool,
     actions: VecDeque<Action>,
@@ -113,7 +117,16 @@ impl Membership {
     /// Nobody reads yet; with `over` nobody ever needs to join.
     pub(super) fn new(timing: Timing, over: bool) -> Self {
         let actions = VecDeque::new();
-        Self { timing, state: State::Idle, readers: 0, linger_until: None, deaf: 0, over, actions }
+        Self {
+            timing,
+            state: State::Idle,
+            readers: 0,
+            linger_until: None,
+            deaf: 0,
+            may_be_silent: false,
+            over,
+            actions,
+        }
     }
 
     /// One reader more.
@@ -168,6 +181,15 @@ impl Membership {
         }
     }
 
+    /// Whether something is expected to come from now on; silence counts from the moment when that begins.
+    pub(super) fn expect(&mut self, something: bool, now: Instant) {
+        let begins = something && self.may_be_silent;
+        self.may_be_silent = !something;
+        if let (true, State::Member { heard, .. }) = (begins, &mut self.state) {
+            *heard = now;
+        }
+    }
+
     /// This membership is worth nothing any more: joins again at this time, a member meanwhile.
     pub(super) fn join_again(&mut self, at: Instant) {
         if let State::Member { token, .. } = &self.state {
@@ -203,13 +225,13 @@ impl Membership {
         if self.linger_until.is_some_and(|until| until <= now) {
             self.leave();
         }
-        let silence = self.silence();
+        let (silence, may_be_silent) = (self.silence(), self.may_be_silent);
         match &mut self.state {
             State::Joining(attempt) | State::Rejoining { attempt, .. } if attempt.is_due(now) => {
                 *attempt = attempt.sent();
                 self.actions.push_back(Action::Join);
             }
-            State::Member { token, heard } if *heard + silence <= now => {
+            State::Member { token, heard } if !may_be_silent && *heard + silence <= now => {
                 let token = token.clone();
                 self.deaf += 1;
                 self.state = State::Rejoining { token, attempt: Attempt::FIRST };
@@ -224,6 +246,7 @@ impl Membership {
         let own = match &self.state {
             State::Idle => None,
             State::Joining(attempt) | State::Rejoining { attempt, .. } => attempt.retry_at,
+            State::Member { .. } if self.may_be_silent => None,
             State::Member { heard, .. } => Some(*heard + self.silence()),
         };
         [own, self.linger_until].into_iter().flatten().min()

@@ -1,12 +1,16 @@
 //! From datagrams to the pages of one version of one file. Does no I/O: time and datagrams are
 //! arguments, what is to be done comes out as [`Action`]s.
 
+mod access;
 mod assembly;
 mod channel;
+mod course;
+mod demand;
 mod membership;
 mod repair;
 mod reporter;
 mod stream;
+mod wants;
 
 use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 use std::ops::Range;
@@ -18,9 +22,12 @@ use bootcast_proto::{Etag, JoinAnswer, PageIndex, PageRange, Token};
 
 pub use assembly::{Arrival, Assembly};
 pub use channel::{RepairArrival, ReportError};
+pub use demand::{Fill, WaitId};
 pub use membership::{Action, Subscription, Timing};
 pub use repair::DecodePlan;
 
+use course::Course;
+use demand::Demand;
 use membership::Membership;
 use repair::Repair;
 use reporter::Reporter;
@@ -105,6 +112,11 @@ pub struct Receiver {
     reporter: Reporter,
     /// Windows that the report on its way asks for.
     asked_windows: Vec<(u32, u32)>,
+    demand: Demand,
+    /// Where the stream of the present cast is.
+    course: Option<Course>,
+    /// Wants in a row for which the server did not know this member.
+    forgotten: u32,
     failure: Option<Failure>,
     counters: Counters,
     epoch: u32,
@@ -133,6 +145,9 @@ impl Receiver {
             repair_round: 0,
             reporter: Reporter::new(seed),
             asked_windows: Vec::new(),
+            demand: Demand::default(),
+            course: None,
+            forgotten: 0,
             failure: None,
             counters: Counters::default(),
             epoch: 0,
@@ -152,7 +167,8 @@ impl Receiver {
 
     /// The server answered a join.
     pub fn handle_join(&mut self, answer: &JoinAnswer, now: Instant) {
-        let port = answer.extensions.repair.filter(|_| answer.block_layout().is_some());
+        let repairs = self.fill() == Fill::Full && answer.block_layout().is_some();
+        let port = answer.extensions.repair.filter(|_| repairs);
         let subscription = Subscription {
             connect: answer.connect,
             source: answer.extensions.source,
@@ -167,6 +183,7 @@ impl Receiver {
         self.sender = None;
         self.epoch += 1;
         self.begin_repair(answer, now);
+        self.begin_demand(answer, now);
         self.end_if_complete();
     }
 
@@ -215,10 +232,10 @@ impl Receiver {
         };
         let arrival = assembly.arrived(datagram);
         match arrival {
-            Arrival::New(page) => self.handle_page(page.index),
+            Arrival::New(page) => self.handle_page(page.index, now),
             Arrival::Duplicate(page) => {
                 self.counters.duplicates += 1;
-                self.handle_page(page);
+                self.handle_page(page, now);
             }
             Arrival::Bad(_) => {
                 self.counters.bad += 1;
@@ -238,10 +255,16 @@ impl Receiver {
         announced && self.sender.is_none_or(|sender| sender == from)
     }
 
-    fn handle_page(&mut self, page: PageIndex) {
+    fn handle_page(&mut self, page: PageIndex, now: Instant) {
         self.since_join.received += 1;
+        if self.demand.is_asked(page) {
+            // It tells nothing of the stream.
+            return;
+        }
         if let Some(repair) = &mut self.repair {
             repair.page_seen(page);
+        } else if let Some(course) = &mut self.course {
+            course.page(page, now);
         }
     }
 
@@ -259,6 +282,7 @@ impl Receiver {
     /// These pages are in the store.
     pub fn handle_stored(&mut self, pages: PageRange) {
         self.note_in_blocks(pages);
+        self.demand.stored(pages);
         if let Some(assembly) = &mut self.assembly {
             assembly.stored(pages);
             self.counters.pages += u64::from(pages.len());
@@ -298,18 +322,20 @@ impl Receiver {
 
     /// Runs what is due.
     pub fn handle_timeout(&mut self, now: Instant) {
+        self.want_if_due(now);
         self.membership.handle_timeout(now);
         self.report_if_due(now);
     }
 
     /// When [`Self::handle_timeout`] is due next.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        [self.membership.poll_timeout(), self.poll_report()].into_iter().flatten().min()
+        let own = [self.membership.poll_timeout(), self.poll_report(), self.poll_demand()];
+        own.into_iter().flatten().min()
     }
 
     /// What to do next.
     pub fn poll_action(&mut self) -> Option<Action> {
-        self.membership.poll_action()
+        self.membership.poll_action().or_else(|| self.poll_want().map(Action::Want))
     }
 
     /// Whether every page is here.

@@ -14,7 +14,7 @@ use super::url::Target;
 use crate::cache::{Cache, ObjectKey, Store};
 use crate::io::{Intake, IntakeConfig, InterfaceChoice, now, seed};
 use crate::object::{Object, Opening};
-use crate::receiver::{Failure, Timing};
+use crate::receiver::{Failure, Fill, Timing};
 
 /// A member that hears nothing joins again after `silence`, and leaves as soon as it is not wanted.
 const TIMING: Timing = Timing { linger: Duration::ZERO, silence: Duration::from_secs(2) };
@@ -84,7 +84,7 @@ impl CastFetch {
             etag: None,
         };
         let store = Store::nameless(file, Cache::Disk(std::env::temp_dir()));
-        Arc::new(Object::new(key, store, None, TIMING, seed()))
+        Arc::new(Object::new(key, store, None, TIMING, Fill::Full, seed()))
     }
 
     /// Is a member while `work` lasts, and none any more afterwards, however it ends.

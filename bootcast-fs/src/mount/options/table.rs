@@ -8,6 +8,7 @@ use rustix::mount::MountFlags;
 
 use super::{CacheKind, MountOptions, Waiting};
 use crate::mount::{logging, source};
+use crate::receiver::Fill;
 
 /// What an option does.
 pub(super) enum Meaning {
@@ -106,6 +107,19 @@ const OURS: &[Ours] = &[
         options.cache_dir = Some((!text.is_empty()).then(|| text.into()).ok_or("a directory")?);
         Ok(())
     }),
+    value(
+        "fill",
+        "=full|demand",
+        "which pages arrive: all, or those that are read [full]",
+        |options, text| {
+            options.fill = match text.to_str() {
+                Some("full") => Fill::Full,
+                Some("demand") => Fill::Demand,
+                _ => return Err("full or demand"),
+            };
+            Ok(())
+        },
+    ),
     value("linger", "=TIME", "go on receiving after the last close [10s]", |options, text| {
         options.linger = duration(text)?;
         Ok(())

@@ -14,7 +14,7 @@ use bootcast_proto::{
 use super::*;
 use crate::cache::{Cache, ObjectKey};
 use crate::object::{Unread, Waiter};
-use crate::receiver::Timing;
+use crate::receiver::{Fill, Timing};
 
 const SERVER: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 40_000);
@@ -43,7 +43,7 @@ impl Cast {
             etag: Some(Etag::new("v1").unwrap()),
         };
         let store = cache.open(&key).unwrap();
-        let object = Object::new(key, store, None, TIMING, 1);
+        let object = Object::new(key, store, None, TIMING, Fill::Full, 1);
         object.open();
         let answer = JoinAnswer {
             connect: "239.255.0.1:9000".parse().unwrap(),
