@@ -8,7 +8,8 @@ use bootcast_proto::{JoinAnswer, Token};
 
 use super::course::Course;
 use super::demand::View;
-use super::{Fill, Receiver, ReportError, WaitId};
+use super::repair::Repair;
+use super::{Assembly, Fill, Receiver, ReportError, WaitId};
 
 /// Before a member that the server forgot joins again, from the second time in a row on; it doubles.
 const REJOIN_PAUSE: Duration = Duration::from_millis(100);
@@ -42,11 +43,14 @@ impl Receiver {
     /// A reader asks for these bytes, none of them beyond the end. Returns the name of the wait where they are not all here. Run what is
     /// due afterwards.
     pub fn handle_read(&mut self, bytes: &Range<u64>, now: Instant) -> Option<WaitId> {
-        let access = self.demand.note_read(bytes, view(&self.assembly, &self.course, &self.repair));
+        let access = self.demand.note_read(
+            bytes,
+            view(self.assembly.as_ref(), self.course.as_ref(), self.repair.as_ref()),
+        );
         if self.holds(bytes) {
             return None;
         }
-        let geometry = self.assembly.as_ref().map(super::Assembly::geometry);
+        let geometry = self.assembly.as_ref().map(Assembly::geometry);
         Some(self.demand.begin_wait(bytes, access, geometry, now))
     }
 
@@ -60,7 +64,8 @@ impl Receiver {
         if self.membership.token().is_none() || self.is_complete() {
             return;
         }
-        if let Some(view) = view(&self.assembly, &self.course, &self.repair) {
+        if let Some(view) = view(self.assembly.as_ref(), self.course.as_ref(), self.repair.as_ref())
+        {
             self.demand.handle_timeout(view, now);
         }
         if self.fill() == Fill::Demand && self.demand.is_known() {
@@ -116,13 +121,12 @@ impl Receiver {
 
 /// What is known of the pages.
 fn view<'a>(
-    assembly: &'a Option<super::Assembly>,
-    course: &'a Option<Course>,
-    repair: &'a Option<super::Repair>,
+    assembly: Option<&'a Assembly>,
+    course: Option<&'a Course>,
+    repair: Option<&'a Repair>,
 ) -> Option<View<'a>> {
-    let (assembly, course) = (assembly.as_ref()?, course.as_ref()?);
-    let (geometry, held) = (assembly.geometry(), assembly.held());
-    Some(View { geometry, held, course, repair: repair.as_ref() })
+    let (assembly, course) = (assembly?, course?);
+    Some(View { geometry: assembly.geometry(), held: assembly.held(), course, repair })
 }
 
 #[cfg(test)]
