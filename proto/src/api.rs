@@ -130,6 +130,9 @@ pub struct CastStatus {
     pub joins: u64,
     /// Pages sent since the cast began.
     pub pages_sent: u64,
+    /// Of these, pages that were asked for.
+    #[serde(default)]
+    pub demanded: u64,
     /// Repair symbols sent since the cast began.
     #[serde(default)]
     pub symbols_sent: u64,
@@ -153,6 +156,9 @@ pub struct Totals {
     pub leaves: u64,
     /// Pages sent.
     pub pages_sent: u64,
+    /// Of these, pages that were asked for.
+    #[serde(default)]
+    pub demanded: u64,
     /// Repair symbols sent.
     #[serde(default)]
     pub symbols_sent: u64,

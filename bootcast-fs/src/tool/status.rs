@@ -131,6 +131,7 @@ mod tests {
             members: 12,
             joins: 13,
             pages_sent: 33_025,
+            demanded: 0,
             symbols_sent: 0,
             repair_level: 0,
             passes: 5,

@@ -20,23 +20,25 @@ pub enum ApiError {
     #[error(transparent)]
     Join(#[from] JoinError),
     /// No such endpoint.
-    #[error("no such endpoint: there are /join/, /leave/, /meta/, /file/, /report/ and /status")]
+    #[error(
+        "no such endpoint: there are /join/, /leave/, /meta/, /file/, /report/, /want/ and /status"
+    )]
     NoRoute,
     /// The endpoint has no such method.
-    #[error("method not allowed: use GET, or POST for /report/")]
+    #[error("method not allowed: use GET, or POST for /report/ and /want/")]
     Method,
-    /// A report that does not say whose.
+    /// A report or a want that does not say whose.
     #[error("no X-TOKEN header: send the TOKEN of the join answer")]
     NoToken,
-    /// A report of nobody known.
+    /// A report or a want of nobody known.
     #[error("unknown token: join again")]
     UnknownToken,
-    /// The body is not what it should be.
-    #[error("not a report: send {{\"needs\":[[block,symbols]],\"bulk\":[[window,windows]]}}")]
-    NoReport,
-    /// The body is larger than any report.
-    #[error("larger than 256 KiB: report the rest later")]
-    TooLarge,
+    /// The body is not what it should be; this is.
+    #[error("the body is not what it should be: send {0}")]
+    NoBody(&'static str),
+    /// The body has more bytes than so many.
+    #[error("larger than {} KiB: send the rest later", .0 >> 10)]
+    TooLarge(usize),
     /// The sender says nothing.
     #[error(transparent)]
     NoAnswer(#[from] NoAnswer),
@@ -48,10 +50,10 @@ impl ApiError {
         match self {
             Self::Path(_)
             | Self::NoToken
-            | Self::NoReport
+            | Self::NoBody(_)
             | Self::Source(SourceError::NotRegular)
             | Self::Join(JoinError::TooManyPages(_)) => StatusCode::BAD_REQUEST,
-            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Source(SourceError::Forbidden) => StatusCode::FORBIDDEN,
             Self::NoRoute | Self::UnknownToken | Self::Source(SourceError::NotFound) => {
                 StatusCode::NOT_FOUND

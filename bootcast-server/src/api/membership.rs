@@ -3,7 +3,7 @@
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::IntoResponse;
-use bootcast_proto::{HEADER_EXTENSIONS, HEADER_TOKEN, Token};
+use bootcast_proto::{FILL_DEMAND, HEADER_EXTENSIONS, HEADER_FILL, HEADER_TOKEN, Token};
 
 use super::{ApiError, Served, remote_path};
 use crate::cast::MemberKind;
@@ -47,10 +47,14 @@ pub(super) async fn leave(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Later versions of the extensions say another number; a plain client says nothing.
+/// Later versions of the extensions say another number; a plain client says nothing. A fill that is not known is the usual one.
 fn member_kind(headers: &HeaderMap) -> MemberKind {
+    let fill = headers.get(HEADER_FILL);
     match headers.get(HEADER_EXTENSIONS) {
-        Some(version) if version == "1" => MemberKind::Extended,
+        Some(version) if version == "1" => match fill {
+            Some(fill) if fill == FILL_DEMAND => MemberKind::Demand,
+            Some(_) | None => MemberKind::Extended,
+        },
         Some(_) | None => MemberKind::Plain,
     }
 }

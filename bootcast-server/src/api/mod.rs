@@ -1,13 +1,15 @@
-//! The control plane: requests over HTTP to answers. docs/PROTOCOL.md, sections 1 and 4.
+//! The control plane: requests over HTTP to answers. docs/PROTOCOL.md, sections 1, 4 and 7.
 //!
 //! No handler touches a socket; what blocks on a disk runs off the async threads.
 
+mod body;
 mod error;
 mod file;
 mod membership;
 mod meta;
 mod range;
 mod report;
+mod want;
 
 use std::sync::Arc;
 
@@ -55,6 +57,8 @@ pub fn router(served: Served) -> Router {
         .route("/file/{*path}", get(file::file))
         .route("/report/", post(report::report))
         .route("/report/{*path}", post(report::report))
+        .route("/want/", post(want::want))
+        .route("/want/{*path}", post(want::want))
         .route("/status", get(status))
         .fallback(any(no_route))
         .method_not_allowed_fallback(no_method)

@@ -3,12 +3,14 @@
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
-use bootcast_proto::api::Report;
+use bootcast_proto::api::{Report, Want};
 use bootcast_proto::fec::SOURCES;
 use bootcast_proto::wire::{Beacon, HEADER_LEN};
 use bootcast_proto::{BlockLayout, Geometry, PageRange, Token};
 
+use super::demand::Demand;
 use super::members::{MemberKind, Members};
+use super::precedence::Precedence;
 use super::repair::{Repair, Situation, Symbol};
 use super::stream::{Audience, Stream};
 
@@ -83,7 +85,7 @@ pub enum EndReason {
 /// What goes out next. Never empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Sending {
-    /// Pages, within one pass and one window.
+    /// Pages: of the stream within one pass and one window, or such as were asked for.
     Pages(PageRange),
     /// Repair symbols.
     Symbols(Vec<Symbol>),
@@ -93,13 +95,26 @@ pub enum Sending {
     End,
 }
 
+impl Sending {
+    /// How many datagrams that is.
+    pub fn datagrams(&self) -> u32 {
+        match self {
+            Self::Pages(pages) => pages.len(),
+            Self::Symbols(symbols) => u32::try_from(symbols.len()).unwrap_or(u32::MAX),
+            Self::Beacon(_) | Self::End => 1,
+        }
+    }
+}
+
 /// ```text
 ///  join --> Holding -- until --> Serving -- idle passes, leases over --> Ended
-///              ^                    |
-///            join               last leave
-///              |                    v
-///              +---------------- Lingering -- until --> Ended
+///           ^     ^--- first ---'  |
+///           |          taker   last leave
+///         join                     v
+///           +----------------- Lingering -- until --> Ended
 /// ```
+///
+/// A taker is a member that wants the whole file. What is asked for is sent in `Holding` too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     /// Its group forms; serves from `until` on.
@@ -122,6 +137,9 @@ pub struct Cast {
     members: Members,
     stream: Stream,
     repair: Option<Repair>,
+    demand: Demand,
+    /// Demand goes first, but not alone; in pages.
+    precedence: Precedence,
     /// The stream had its turn last, not the unasked symbols.
     stream_was_last: bool,
     /// Pages sent since anything was heard.
@@ -150,6 +168,8 @@ impl Cast {
             members: Members::new(repair.map_or(Duration::ZERO, |repair| repair.lease)),
             stream: Stream::new(geometry.pages(), layout, now),
             repair: layout.map(channel),
+            demand: Demand::new(geometry.pages()),
+            precedence: Precedence::default(),
             stream_was_last: false,
             quiet_pages: 0,
             joins: 0,
@@ -158,36 +178,39 @@ impl Cast {
         }
     }
 
-    /// Adds a member. A running stream goes on where it is; a lingering one starts with page 1.
+    /// Adds a member. A running stream goes on where it is; it starts with page 1 for the first that wants the whole file.
     pub fn handle_join(&mut self, token: Token, kind: MemberKind, now: Instant) {
         // Without a repair channel nobody knows more than the base protocol.
         let kind = if self.repair.is_some() { kind } else { MemberKind::Plain };
+        let begins = self.members.takers() == 0 && kind != MemberKind::Demand;
         self.members.join(token, kind, now);
         self.joins += 1;
-        self.on_heard();
+        self.on_heard(kind);
         match self.state {
             State::Lingering { .. } => {
                 self.owes_farewell = false;
-                self.stream.restart(now + HOLD);
-                self.state = State::Holding { until: now + HOLD };
+                self.hold(now);
             }
+            State::Holding { .. } | State::Serving if begins => self.hold(now),
             State::Holding { .. } | State::Serving | State::Ended(_) => {}
         }
-        if kind == MemberKind::Extended {
-            self.was_extended = true;
-            self.stream.want_all();
-            if let Some(repair) = &mut self.repair {
-                repair.on_change(now);
+        match kind {
+            MemberKind::Plain => {}
+            MemberKind::Extended => {
+                self.was_extended = true;
+                self.stream.want_all();
+                if let Some(repair) = &mut self.repair {
+                    repair.on_change(now);
+                }
             }
+            MemberKind::Demand => self.was_extended = true,
         }
     }
 
     /// Removes a member; `false` where the token is none.
     pub fn handle_leave(&mut self, token: &Token, now: Instant) -> bool {
-        if !self.members.leave(token) {
-            return false;
-        }
-        self.on_heard();
+        let Some(kind) = self.members.leave(token) else { return false };
+        self.on_heard(kind);
         self.on_members_gone();
         if self.members.is_empty() {
             self.linger(now);
@@ -195,12 +218,14 @@ impl Cast {
         true
     }
 
-    /// Takes over what a member lacks; `false` where the token is no extended member.
+    /// Takes over what a member lacks; `false` where the token has no lease. Who only demands lacks nothing.
     pub fn handle_report(&mut self, token: &Token, report: &Report, now: Instant) -> bool {
-        if !self.members.renew(token, now) {
-            return false;
+        match self.members.renew(token, now) {
+            None | Some(MemberKind::Plain) => return false,
+            Some(MemberKind::Demand) => return true,
+            Some(MemberKind::Extended) => {}
         }
-        self.on_heard();
+        self.on_heard(MemberKind::Extended);
         let mut wanted = false;
         for &(first, count) in report.bulk.iter().take(BULK_MAX) {
             wanted |= self.stream.want(first, count);
@@ -211,6 +236,14 @@ impl Cast {
                 repair.on_change(now);
             }
         }
+        true
+    }
+
+    /// Queues pages that a member asks for; `false` where the token has no lease.
+    pub fn handle_want(&mut self, token: &Token, want: &Want, now: Instant) -> bool {
+        let Some(kind) = self.members.renew(token, now) else { return false };
+        self.on_heard(kind);
+        self.demand.handle_want(token, want, now);
         true
     }
 
@@ -244,35 +277,63 @@ impl Cast {
         }
     }
 
-    /// What goes out next, of at most `budget` full pages on the wire; `None` until [`Self::poll_transmit_at`].
-    pub fn poll_transmit(&mut self, budget: u32, now: Instant) -> Option<Sending> {
-        if self.state != State::Serving || budget == 0 {
+    /// What goes out next of the pages that readers wait for, at most `budget`. Beacons that are due go first.
+    pub fn poll_urgent(&mut self, budget: u32, now: Instant) -> Option<Sending> {
+        if !self.sends_demand() || self.demand.urgent_since().is_none() || budget == 0 {
             return None;
         }
-        if let Some(beacon) = self.poll_beacon(now) {
+        if self.state == State::Serving
+            && let Some(beacon) = self.poll_beacon(now)
+        {
             return Some(Sending::Beacon(beacon));
         }
-        if let Some(symbols) = self.channel().and_then(|repair| repair.poll_promised(budget)) {
-            return Some(Sending::Symbols(symbols));
+        let pages = self.demand.poll_urgent(budget, now)?;
+        Some(self.send_demanded(pages, budget))
+    }
+
+    /// Since when [`Self::poll_urgent`] has something, and how many pages of at most `budget` it is; `None` while it has nothing.
+    pub fn urgent(&self, budget: u32) -> Option<(Instant, u32)> {
+        let since = self.demand.urgent_since().filter(|_| self.sends_demand())?;
+        Some((since, self.demand.next_urgent(budget)))
+    }
+
+    /// What goes out next but for the pages that readers wait for, of at most `budget` full pages on the wire; `None` until
+    /// [`Self::poll_transmit_at`].
+    pub fn poll_transmit(&mut self, budget: u32, now: Instant) -> Option<Sending> {
+        if !self.sends_demand() || budget == 0 {
+            return None;
         }
-        if self.stream_was_last
-            && let Some(symbols) = self.poll_fill(budget, now)
+        if self.state == State::Serving
+            && let Some(beacon) = self.poll_beacon(now)
         {
-            return Some(symbols);
+            return Some(Sending::Beacon(beacon));
         }
-        self.poll_stream(budget, now).or_else(|| self.poll_fill(budget, now))
+        if self.precedence.is_used_up(budget.into()) {
+            if let Some(other) = self.poll_unasked(budget, now) {
+                return Some(other);
+            }
+            self.precedence.on_nobody_else();
+        }
+        if let Some(pages) = self.demand.poll_later(budget, now) {
+            return Some(self.send_demanded(pages, budget));
+        }
+        self.poll_unasked(budget, now)
     }
 
     /// From when on [`Self::poll_transmit`] has something; may have passed.
     pub fn poll_transmit_at(&self) -> Option<Instant> {
-        if self.state != State::Serving {
+        if !self.sends_demand() {
             return None;
+        }
+        let later = self.demand.later_since();
+        if self.state != State::Serving {
+            return later;
         }
         let situation = self.situation();
         let heard = self.members.extended() > 0;
         let repair = self.repair.as_ref().filter(|_| heard);
         let repair = repair.and_then(|repair| repair.poll_at(situation));
-        [self.stream.poll_at(self.audience()), repair].into_iter().flatten().min()
+        [later, self.stream.poll_at(self.audience()), repair].into_iter().flatten().min()
     }
 
     /// When to call [`Self::handle_timeout`]; changes with every other call.
@@ -309,7 +370,12 @@ impl Cast {
 
     /// Pages handed out since it began.
     pub fn pages_sent(&self) -> u64 {
-        self.stream.pages_sent()
+        self.stream.pages_sent() + self.demand.pages_sent()
+    }
+
+    /// Of these, pages that were asked for.
+    pub fn demanded(&self) -> u64 {
+        self.demand.pages_sent()
     }
 
     /// Whole passes over the file.
@@ -342,7 +408,7 @@ impl Cast {
         Situation {
             position: self.stream.position(self.audience()),
             stream_done: self.stream.is_done(),
-            members: self.members.len(),
+            members: self.members.takers(),
         }
     }
 
@@ -358,11 +424,46 @@ impl Cast {
         Some(Sending::Symbols(symbols))
     }
 
+    /// In which states a member is answered.
+    fn sends_demand(&self) -> bool {
+        match self.state {
+            State::Holding { .. } | State::Serving => true,
+            State::Lingering { .. } | State::Ended(_) => false,
+        }
+    }
+
+    fn send_demanded(&mut self, pages: PageRange, budget: u32) -> Sending {
+        self.precedence.on_first(pages.len().into(), budget.into());
+        if let Some(repair) = self.channel() {
+            repair.on_sent();
+        }
+        Sending::Pages(pages)
+    }
+
+    /// What goes out though nobody asked for these very pages.
+    fn poll_unasked(&mut self, budget: u32, now: Instant) -> Option<Sending> {
+        if self.state != State::Serving {
+            return None;
+        }
+        let sending = self.poll_promised(budget).or_else(|| {
+            let fill = if self.stream_was_last { self.poll_fill(budget, now) } else { None };
+            fill.or_else(|| self.poll_stream(budget, now)).or_else(|| self.poll_fill(budget, now))
+        })?;
+        self.precedence.on_others(sending.datagrams().into());
+        Some(sending)
+    }
+
+    fn poll_promised(&mut self, budget: u32) -> Option<Sending> {
+        let symbols = self.channel()?.poll_promised(budget)?;
+        Some(Sending::Symbols(symbols))
+    }
+
     fn poll_stream(&mut self, budget: u32, now: Instant) -> Option<Sending> {
         let audience = self.audience();
         let run = self.stream.poll(budget, audience, now)?;
         self.stream_was_last = true;
-        let members = self.members.len();
+        self.demand.on_sent(run.pages, now);
+        let members = self.members.takers();
         if let Some(repair) = self.channel() {
             repair.on_sent();
             if let Some(window) = run.finished {
@@ -387,8 +488,11 @@ impl Cast {
         }
     }
 
-    /// A join, a leave or a report.
-    fn on_heard(&mut self) {
+    /// A join, a leave, a report or a want. Who only demands keeps nothing going but what it demands.
+    fn on_heard(&mut self, kind: MemberKind) {
+        if kind == MemberKind::Demand {
+            return;
+        }
         self.quiet_pages = 0;
         if let Some(repair) = &mut self.repair {
             repair.on_heard();
@@ -405,7 +509,13 @@ impl Cast {
         }
     }
 
+    fn hold(&mut self, now: Instant) {
+        self.stream.restart(now + HOLD);
+        self.state = State::Holding { until: now + HOLD };
+    }
+
     fn linger(&mut self, now: Instant) {
+        self.demand.clear();
         if self.policy.linger.is_zero() {
             self.end(EndReason::LastLeave);
         } else {

@@ -208,3 +208,189 @@ proptest! {
         prop_assert_eq!(cast.passes(), 5);
     }
 }
+
+mod demand {
+    use super::*;
+
+    const REPAIR: RepairSettings =
+        RepairSettings { interleave: 1, repair_port: 9001, lease: Duration::from_secs(60) };
+
+    fn cast_of(pages: u32, kinds: &[MemberKind], now: Instant) -> Cast {
+        let mut cast = Cast::new(&file(pages), POLICY, Some(&REPAIR), now);
+        for (number, kind) in kinds.iter().enumerate() {
+            cast.handle_join(token(number as u128), *kind, now);
+        }
+        cast
+    }
+
+    fn want(cast: &mut Cast, member: u128, now: &[(u32, u32)], later: &[(u32, u32)], at: Instant) {
+        let want = Want { now: now.to_vec(), later: later.to_vec() };
+        assert!(cast.handle_want(&token(member), &want, at));
+    }
+
+    /// As the scheduler asks while there is credit for everything.
+    fn poll(cast: &mut Cast, budget: u32, now: Instant) -> Option<Sending> {
+        cast.poll_urgent(budget, now).or_else(|| cast.poll_transmit(budget, now))
+    }
+
+    #[test]
+    fn who_only_demands_hears_nothing_else() {
+        let start = Instant::now();
+        let mut now = start;
+        let mut cast = cast_of(1000, &[MemberKind::Demand], now);
+        while now < start + Duration::from_secs(50) {
+            cast.handle_timeout(now);
+            assert_eq!((poll(&mut cast, 44, now), cast.poll_transmit_at()), (None, None));
+            now += Duration::from_millis(100);
+        }
+        want(&mut cast, 0, &[(901, 3)], &[(1, 1)], now);
+        assert_eq!(cast.urgent(44), Some((now, 3)));
+        assert_eq!(poll(&mut cast, 44, now), Some(Sending::Pages(PageRange::new(900, 903))));
+        assert_eq!(cast.poll_transmit_at(), Some(now));
+        assert_eq!(poll(&mut cast, 44, now), Some(Sending::Pages(PageRange::new(0, 1))));
+        assert_eq!((poll(&mut cast, 44, now), cast.poll_transmit_at()), (None, None));
+        assert_eq!((cast.urgent(44), cast.passes(), cast.demanded()), (None, 0, 4));
+    }
+
+    #[test]
+    fn demand_is_answered_before_the_stream_begins() {
+        let now = Instant::now();
+        for kind in [MemberKind::Extended, MemberKind::Demand] {
+            let mut cast = cast_of(100, &[kind], now);
+            want(&mut cast, 0, &[(7, 2)], &[(50, 1)], now);
+            let runs =
+                [poll(&mut cast, 44, now), poll(&mut cast, 44, now), poll(&mut cast, 44, now)];
+            let pages = |start, end| Some(Sending::Pages(PageRange::new(start, end)));
+            assert_eq!(runs, [pages(6, 8), pages(49, 50), None]);
+        }
+    }
+
+    #[test]
+    fn a_want_renews_the_lease_and_silence_ends_it() {
+        let start = Instant::now();
+        let mut cast = cast_of(100, &[MemberKind::Demand], start);
+        cast.handle_timeout(start + HOLD);
+        let late = start + REPAIR.lease / 2;
+        want(&mut cast, 0, &[(1, 1)], &[], late);
+        assert!(cast.handle_report(&token(0), &Report::default(), late));
+        cast.handle_timeout(start + REPAIR.lease);
+        assert_eq!(cast.members(), 1);
+        let mut now = late;
+        while cast.ended().is_none() {
+            while poll(&mut cast, 44, now).is_some() {}
+            assert!(advance(&mut cast, &mut now));
+        }
+        assert_eq!(cast.ended(), Some(EndReason::LeasesOver));
+        assert!(late + REPAIR.lease <= now && now < late + REPAIR.lease * 9 / 8);
+        assert!(cast.poll_farewell());
+    }
+
+    #[test]
+    fn who_has_no_lease_demands_nothing() {
+        let now = Instant::now();
+        let mut cast = cast_of(100, &[MemberKind::Plain], now);
+        let want = Want { now: vec![(1, 1)], ..Want::default() };
+        assert!(!cast.handle_want(&token(0), &want, now));
+        assert!(!cast.handle_want(&token(9), &want, now));
+        let mut plain_server = joined(100, now);
+        plain_server.handle_join(token(2), MemberKind::Demand, now);
+        assert!(!plain_server.handle_want(&token(2), &want, now));
+    }
+
+    #[test]
+    fn the_first_that_wants_the_whole_file_gets_a_hold_and_page_1() {
+        for kind in [MemberKind::Plain, MemberKind::Extended] {
+            let mut now = Instant::now();
+            let mut cast = cast_of(300, &[MemberKind::Demand], now);
+            now += Duration::from_secs(1);
+            cast.handle_timeout(now);
+            want(&mut cast, 0, &[(200, 5)], &[], now);
+            while poll(&mut cast, 44, now).is_some() {}
+            cast.handle_join(token(1), kind, now);
+            assert_eq!(cast.poll_timeout(), Some(now + HOLD));
+            now += HOLD;
+            cast.handle_timeout(now);
+            let first = std::iter::from_fn(|| poll(&mut cast, 44, now))
+                .find(|sending| matches!(sending, Sending::Pages(_)));
+            assert_eq!(first, Some(Sending::Pages(PageRange::new(0, 44))), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn plain_members_that_are_gone_are_given_up_though_others_demand() {
+        let mut now = Instant::now();
+        let mut cast = cast_of(50, &[MemberKind::Plain, MemberKind::Demand], now);
+        let mut streamed = 0;
+        for round in 0..2000 {
+            cast.handle_timeout(now);
+            want(&mut cast, 1, &[(1 + round % 50, 1)], &[], now);
+            assert!(cast.handle_report(&token(1), &Report::default(), now));
+            let before = cast.demanded();
+            while let Some(sending) = poll(&mut cast, 8, now) {
+                streamed += u64::from(sending.datagrams());
+            }
+            streamed -= cast.demanded() - before;
+            now += Duration::from_millis(5);
+        }
+        assert_eq!((streamed, cast.passes(), cast.members()), (250, 5, 1));
+        cast.handle_leave(&token(1), now);
+        advance(&mut cast, &mut now);
+        assert_eq!(cast.ended(), Some(EndReason::LastLeave));
+    }
+
+    #[test]
+    fn the_others_get_a_tenth_at_least_however_much_is_demanded() {
+        let mut now = Instant::now();
+        let mut cast = cast_of(100_000, &[MemberKind::Plain, MemberKind::Demand], now);
+        advance(&mut cast, &mut now);
+        let (mut asked, mut others) = (0, 0);
+        for at in 0..5000 {
+            want(&mut cast, 1, &[], &[(1 + at * 17 % 99_000, 9)], now);
+            let before = cast.demanded();
+            let sent = cast.poll_transmit(8, now).unwrap().datagrams();
+            if cast.demanded() == before {
+                others += sent
+            } else {
+                asked += sent
+            }
+            now += Duration::from_millis(1);
+        }
+        assert!(others * 8 < asked && asked <= others * 9 + 100, "{asked} and {others}");
+    }
+
+    proptest! {
+        #[test]
+        fn wants_change_neither_the_stream_nor_its_end(
+            pages in 1u32..300, budgets in proptest::collection::vec(1u32..60, 1..20),
+            wants in proptest::collection::vec((0u8..3, 0u32..400, 0u32..400), 1..80),
+        ) {
+            let mut now = Instant::now();
+            let kinds = [MemberKind::Plain, MemberKind::Demand];
+            let mut cast = cast_of(pages, &kinds, now);
+            let (mut streamed, mut wants) = (Vec::new(), wants.into_iter());
+            for &budget in budgets.iter().cycle() {
+                if let Some((kind, first, count)) = wants.next() {
+                    let pair = &[(first, count)][..];
+                    let (urgent, later) = if kind == 0 { (&[][..], pair) } else { (pair, &[][..]) };
+                    want(&mut cast, 1, urgent, later, now);
+                }
+                let before = cast.demanded();
+                match poll(&mut cast, budget, now) {
+                    Some(Sending::Pages(run)) => {
+                        prop_assert!(!run.is_empty() && run.len() <= budget && run.end.0 <= pages);
+                        if cast.demanded() == before {
+                            streamed.extend(run.iter().map(|page| page.0));
+                        }
+                    }
+                    Some(other) => prop_assert!(false, "{:?}", other),
+                    None if cast.members() == 1 => break,
+                    None => prop_assert!(advance(&mut cast, &mut now)),
+                }
+                now += Duration::from_millis(1);
+            }
+            let five_passes: Vec<u32> = (0..5).flat_map(|_| 0..pages).collect();
+            prop_assert_eq!(streamed, five_passes);
+            prop_assert_eq!(cast.passes(), 5);
+        }
+    }
+}

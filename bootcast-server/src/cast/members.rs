@@ -15,15 +15,19 @@ pub enum MemberKind {
     Plain,
     /// It knows the extensions: it hears the repair channel and reports.
     Extended,
+    /// It knows the extensions and wants nothing but the pages that it asks for.
+    Demand,
 }
 
-/// The members of a cast. Plain ones say nothing until they leave; extended ones are forgotten when they
+/// The members of a cast. Plain ones say nothing until they leave; the others are forgotten when they
 /// were silent for longer than their lease.
 #[derive(Debug)]
 pub(super) struct Members {
     plain: BTreeSet<Token>,
     /// When each was heard of last.
     extended: BTreeMap<Token, Instant>,
+    /// The same of those that only demand.
+    demand: BTreeMap<Token, Instant>,
     lease: Duration,
     /// When to look through the leases; `None` while nobody has one.
     check_at: Option<Instant>,
@@ -31,7 +35,13 @@ pub(super) struct Members {
 
 impl Members {
     pub(super) fn new(lease: Duration) -> Self {
-        Self { plain: BTreeSet::new(), extended: BTreeMap::new(), lease, check_at: None }
+        Self {
+            plain: BTreeSet::new(),
+            extended: BTreeMap::new(),
+            demand: BTreeMap::new(),
+            lease,
+            check_at: None,
+        }
     }
 
     pub(super) fn join(&mut self, token: Token, kind: MemberKind, now: Instant) {
@@ -43,23 +53,30 @@ impl Members {
                 self.extended.insert(token, now);
                 self.check_at.get_or_insert(now + self.lease);
             }
-        }
-    }
-
-    /// `false` where the token is no member.
-    pub(super) fn leave(&mut self, token: &Token) -> bool {
-        self.plain.remove(token) || self.extended.remove(token).is_some()
-    }
-
-    /// Renews a lease; `false` where the token is no extended member.
-    pub(super) fn renew(&mut self, token: &Token, now: Instant) -> bool {
-        match self.extended.get_mut(token) {
-            Some(heard) => {
-                *heard = now;
-                true
+            MemberKind::Demand => {
+                self.demand.insert(token, now);
+                self.check_at.get_or_insert(now + self.lease);
             }
-            None => false,
         }
+    }
+
+    /// Which kind of member that was; `None` where the token is none.
+    pub(super) fn leave(&mut self, token: &Token) -> Option<MemberKind> {
+        if self.plain.remove(token) {
+            return Some(MemberKind::Plain);
+        }
+        let extended = self.extended.remove(token).map(|_| MemberKind::Extended);
+        extended.or_else(|| self.demand.remove(token).map(|_| MemberKind::Demand))
+    }
+
+    /// Renews a lease and tells whose; `None` where the token has none.
+    pub(super) fn renew(&mut self, token: &Token, now: Instant) -> Option<MemberKind> {
+        let extended = self.extended.get_mut(token).map(|heard| (heard, MemberKind::Extended));
+        let member = extended
+            .or_else(|| self.demand.get_mut(token).map(|heard| (heard, MemberKind::Demand)));
+        let (heard, kind) = member?;
+        *heard = now;
+        Some(kind)
     }
 
     pub(super) fn forget_plain(&mut self) {
@@ -71,12 +88,13 @@ impl Members {
         if self.check_at.is_none_or(|at| now < at) {
             return false;
         }
-        let before = self.extended.len();
+        let before = self.len();
         let lease = self.lease;
         self.extended.retain(|_, heard| now < *heard + lease);
-        let earliest = self.extended.values().min();
+        self.demand.retain(|_, heard| now < *heard + lease);
+        let earliest = self.extended.values().chain(self.demand.values()).min();
         self.check_at = earliest.map(|heard| (*heard + lease).max(now + lease / CHECKS_PER_LEASE));
-        self.extended.len() < before
+        self.len() < before
     }
 
     /// When to call [`Self::forget_silent`].
@@ -85,6 +103,11 @@ impl Members {
     }
 
     pub(super) fn len(&self) -> usize {
+        self.takers() + self.demand.len()
+    }
+
+    /// Those that want the whole file.
+    pub(super) fn takers(&self) -> usize {
         self.plain.len() + self.extended.len()
     }
 

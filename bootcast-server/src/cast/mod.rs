@@ -6,6 +6,7 @@
 //! | [`Scheduler`] | which cast is next, so that all share the rate fairly |
 //! | [`Pacer`] | when the next datagrams may leave |
 //! | [`GroupPool`] | which multicast address a cast gets |
+//! | `urgent` | which casts go first, because readers wait for pages of them |
 //!
 //! A cast is put together from
 //!
@@ -14,18 +15,24 @@
 //! | `members` | who is believed to listen |
 //! | `stream` | which pages go out next |
 //! | `repair` | which repair symbols go out next, and what members are told |
+//! | `demand` | which pages members asked for, and go out before all that |
+//! | `precedence` | how much the others get while demand goes first |
 //!
 //! The unit of sending is a few datagrams of one kind ([`Transmit`]). How they get their bytes is left to
 //! [`crate::io`].
 
+mod demand;
 mod farewells;
 mod groups;
 mod lifecycle;
 mod members;
 mod pacer;
+mod precedence;
+mod range_map;
 mod repair;
 mod scheduler;
 mod stream;
+mod urgent;
 
 pub use groups::{GroupPool, GroupPoolError};
 pub use lifecycle::{Cast, CastPolicy, EndReason, HOLD, RepairSettings, Sending};

@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::SocketAddrV4;
 use std::time::{Duration, Instant};
 
-use bootcast_proto::api::{Report, Totals};
+use bootcast_proto::api::{Report, Totals, Want};
 use bootcast_proto::units::wire_len;
 use bootcast_proto::wire::{Beacon, REPAIR_HEADER_LEN};
 use bootcast_proto::{
@@ -13,6 +13,7 @@ use bootcast_proto::{
 };
 
 use super::farewells::Farewells;
+use super::urgent::Urgent;
 use super::{Cast, CastPolicy, EndReason, GroupPool, MemberKind, Pacer, RepairSettings, Sending};
 
 /// How long the driver sleeps between two bursts at least.
@@ -84,6 +85,16 @@ pub struct Transmit {
     pub group: SocketAddrV4,
     /// What: at most `batch_pages` datagrams.
     pub what: Sending,
+    /// Pages that somebody asked for: those behind them need not be next.
+    pub demanded: bool,
+}
+
+/// What came of looking for something to send.
+enum Polled {
+    Sent(Transmit),
+    /// There may be something, but the line is busy.
+    NoCredit,
+    Nothing,
 }
 
 /// What the driver has to clean up after.
@@ -146,6 +157,8 @@ impl Running {
 #[derive(Debug)]
 pub struct Scheduler {
     settings: Settings,
+    /// Bytes of a full run of full pages on the wire.
+    batch_wire: u64,
     pacer: Pacer,
     casts: BTreeMap<CastId, Running>,
     by_path: BTreeMap<RemotePath, CastId>,
@@ -153,6 +166,7 @@ pub struct Scheduler {
     turns: VecDeque<CastId>,
     /// Whether the front got the quantum of this turn.
     granted: bool,
+    urgent: Urgent,
     /// There was nothing to send when it was asked for last.
     idle: bool,
     farewells: Farewells,
@@ -167,11 +181,13 @@ impl Scheduler {
         let batch = u64::from(settings.batch_pages) * page_wire;
         Self {
             pacer: Pacer::new(settings.rate, batch, now),
+            batch_wire: batch,
             settings,
             casts: BTreeMap::new(),
             by_path: BTreeMap::new(),
             turns: VecDeque::new(),
             granted: false,
+            urgent: Urgent::default(),
             idle: true,
             farewells: Farewells::default(),
             next_id: CastId(0),
@@ -239,6 +255,23 @@ impl Scheduler {
         running.is_some_and(|running| running.cast.handle_report(token, report, now))
     }
 
+    /// Queues pages of the cast of this path that a member asks for; `false` where the token is none that may ask.
+    pub fn handle_want(
+        &mut self,
+        path: &RemotePath,
+        token: &Token,
+        want: &Want,
+        now: Instant,
+    ) -> bool {
+        let Some(&id) = self.by_path.get(path) else { return false };
+        let Some(running) = self.casts.get_mut(&id) else { return false };
+        let known = running.cast.handle_want(token, want, now);
+        if running.cast.urgent(1).is_some() {
+            self.urgent.push(id);
+        }
+        known
+    }
+
     /// Ends a cast for a reason that the driver found. An unknown cast ended before.
     pub fn handle_end(&mut self, id: CastId, reason: EndReason, now: Instant) {
         if let Some(running) = self.casts.get_mut(&id) {
@@ -270,37 +303,21 @@ impl Scheduler {
     pub fn poll_transmit(&mut self, now: Instant) -> Option<Transmit> {
         if let Some((cast, group)) = self.farewells.poll(now) {
             self.charge(wire_len(0), now);
-            return Some(Transmit { cast, group, what: Sending::End });
+            return Some(Transmit { cast, group, what: Sending::End, demanded: false });
         }
-        // Each cast is looked at once at least, the front perhaps at the end of its turn first.
-        for _ in 0..=self.turns.len() {
-            let id = *self.turns.front()?;
-            let running = self.casts.get_mut(&id).expect("turns lists running casts");
-            let page_wire = running.geometry.page_size().wire_len();
-            let batch = u64::from(self.settings.batch_pages) * page_wire;
-            if !self.pacer.allows(batch, now) {
-                return None;
+        if self.urgent.is_used_up(self.batch_wire) {
+            match self.poll_turns(now) {
+                Polled::Sent(transmit) => return Some(transmit),
+                Polled::NoCredit => return None,
+                Polled::Nothing => self.urgent.on_nobody_else(),
             }
-            if !self.granted {
-                running.deficit += batch;
-                self.granted = true;
+        }
+        for poll in [Self::poll_urgent, Self::poll_turns] {
+            match poll(self, now) {
+                Polled::Sent(transmit) => return Some(transmit),
+                Polled::NoCredit => return None,
+                Polled::Nothing => {}
             }
-            let affordable = u32::try_from(running.deficit / page_wire).unwrap_or(u32::MAX);
-            let budget = affordable.min(self.settings.batch_pages);
-            if let Some(what) = running.cast.poll_transmit(budget, now) {
-                let cost = wire_bytes(&running.geometry, &what);
-                running.deficit = running.deficit.saturating_sub(cost);
-                let group = self.port_of(id, &what);
-                self.count(&what);
-                self.charge(cost, now);
-                self.reap(id, now);
-                return Some(Transmit { cast: id, group, what });
-            }
-            if running.cast.poll_transmit_at().is_none_or(|at| now < at) {
-                running.deficit = 0;
-            }
-            self.turns.rotate_left(1);
-            self.granted = false;
         }
         self.idle = true;
         None
@@ -315,7 +332,14 @@ impl Scheduler {
             let batch = u64::from(self.settings.batch_pages) * page_wire;
             Some(running.cast.poll_transmit_at()?.max(self.pacer.ready_at(batch, TICK)))
         });
-        timers.chain(paced).chain(self.farewells.due_at()).min()
+        let urgent = self.urgent.iter().find_map(|id| self.urgent_run(id));
+        let urgent = urgent.map(|(since, bytes)| {
+            // Where the others have their turn, they get the credit for it.
+            let bytes =
+                if self.urgent.is_used_up(self.batch_wire) { self.batch_wire } else { bytes };
+            since.max(self.pacer.ready_at(bytes, TICK))
+        });
+        timers.chain(paced).chain(urgent).chain(self.farewells.due_at()).min()
     }
 
     /// What happened since the last call, oldest first.
@@ -351,6 +375,88 @@ impl Scheduler {
     /// Ceiling over all casts.
     pub fn rate(&self) -> BitRate {
         self.settings.rate
+    }
+
+    /// What readers wait for, as soon as there is credit for just that.
+    fn poll_urgent(&mut self, now: Instant) -> Polled {
+        while let Some(id) = self.urgent.front() {
+            let Some((_, bytes)) = self.urgent_run(id) else {
+                self.urgent.pop();
+                continue;
+            };
+            if !self.pacer.allows(bytes, now) {
+                return Polled::NoCredit;
+            }
+            let running = self.casts.get_mut(&id).expect("it has a run");
+            let Some(what) = running.cast.poll_urgent(self.settings.batch_pages, now) else {
+                self.urgent.pop();
+                continue;
+            };
+            let cost = wire_bytes(&running.geometry, &what);
+            self.urgent.on_sent(cost, self.batch_wire);
+            let demanded = matches!(what, Sending::Pages(_));
+            return Polled::Sent(self.hand_out(id, what, demanded, cost, now));
+        }
+        Polled::Nothing
+    }
+
+    /// What else there is, of all casts in turn.
+    fn poll_turns(&mut self, now: Instant) -> Polled {
+        // Each cast is looked at once at least, the front perhaps at the end of its turn first.
+        for _ in 0..=self.turns.len() {
+            let Some(&id) = self.turns.front() else { return Polled::Nothing };
+            let running = self.casts.get_mut(&id).expect("turns lists running casts");
+            let page_wire = running.geometry.page_size().wire_len();
+            let batch = u64::from(self.settings.batch_pages) * page_wire;
+            if !self.pacer.allows(batch, now) {
+                return Polled::NoCredit;
+            }
+            if !self.granted {
+                running.deficit += batch;
+                self.granted = true;
+            }
+            let affordable = u32::try_from(running.deficit / page_wire).unwrap_or(u32::MAX);
+            let budget = affordable.min(self.settings.batch_pages);
+            let demanded = running.cast.demanded();
+            if let Some(what) = running.cast.poll_transmit(budget, now) {
+                let demanded = running.cast.demanded() != demanded;
+                let cost = wire_bytes(&running.geometry, &what);
+                running.deficit = running.deficit.saturating_sub(cost);
+                self.urgent.on_other(cost);
+                return Polled::Sent(self.hand_out(id, what, demanded, cost, now));
+            }
+            if running.cast.poll_transmit_at().is_none_or(|at| now < at) {
+                running.deficit = 0;
+            }
+            self.turns.rotate_left(1);
+            self.granted = false;
+        }
+        Polled::Nothing
+    }
+
+    /// Since when readers wait for the next run of this cast, and its bytes on the wire.
+    fn urgent_run(&self, id: CastId) -> Option<(Instant, u64)> {
+        let running = self.casts.get(&id)?;
+        let (since, pages) = running.cast.urgent(self.settings.batch_pages)?;
+        Some((since, u64::from(pages) * running.geometry.page_size().wire_len()))
+    }
+
+    fn hand_out(
+        &mut self,
+        cast: CastId,
+        what: Sending,
+        demanded: bool,
+        cost: u64,
+        now: Instant,
+    ) -> Transmit {
+        let group = self.port_of(cast, &what);
+        self.count(&what);
+        if demanded {
+            self.totals.demanded += u64::from(what.datagrams());
+        }
+        self.charge(cost, now);
+        self.reap(cast, now);
+        Transmit { cast, group, what, demanded }
     }
 
     fn begin(

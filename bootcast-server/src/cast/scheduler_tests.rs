@@ -311,3 +311,160 @@ proptest! {
         }
     }
 }
+
+mod demand {
+    use super::*;
+
+    const PATHS: [&str; 2] = ["streamed", "demanded"];
+
+    /// A lab at this rate, with a plain member of one cast and one of another that only demands.
+    fn lab(rate: &str) -> (Lab, Token) {
+        let mut lab = Lab::new(rate, "239.255.0.0/16", 9);
+        lab.scheduler.settings.repair =
+            Some(RepairSettings { interleave: 4, repair_port: 9001, lease: 60 * SECOND });
+        lab.join(PATHS[0], "v1", 100 * MIB).unwrap();
+        (lab, Token::from_random(1000))
+    }
+
+    fn join(lab: &mut Lab, token: &Token) -> CastId {
+        let (etag, kind) = (Etag::new("v1").unwrap(), MemberKind::Demand);
+        let geometry = Geometry::new(100 * MIB, page_size()).unwrap();
+        let (path, token) = (name(PATHS[1]), token.clone());
+        let joined = lab.scheduler.handle_join(&path, &etag, geometry, token, kind, lab.now);
+        joined.unwrap().cast
+    }
+
+    fn want(lab: &mut Lab, token: &Token, now: &[(u32, u32)]) {
+        let want = Want { now: now.to_vec(), later: Vec::new() };
+        assert!(lab.scheduler.handle_want(&name(PATHS[1]), token, &want, lab.now));
+    }
+
+    #[test]
+    fn demand_of_one_cast_overtakes_the_stream_of_another() {
+        let (mut lab, token) = lab("100mbit");
+        let cast = join(&mut lab, &token);
+        lab.run(HOLD + SECOND);
+        assert_eq!(lab.pages_of(cast), 0);
+        let (asked_at, before) = (lab.now, lab.sent.len());
+        want(&mut lab, &token, &[(40_001, 3)]);
+        lab.run(SECOND / 10);
+        let (at, first, _) = &lab.sent[before];
+        assert_eq!(
+            (first.cast, &first.what),
+            (cast, &Sending::Pages(PageRange::new(40_000, 40_003)))
+        );
+        assert!(first.demanded && *at <= asked_at + TICK, "{:?}", *at - asked_at);
+        assert_eq!(lab.pages_of(cast), 3);
+        assert_eq!(lab.scheduler.totals().demanded, 3);
+    }
+
+    #[test]
+    fn on_an_idle_line_demand_leaves_at_once() {
+        let (mut lab, token) = lab("200mbit");
+        lab.scheduler.handle_stop(lab.now);
+        let cast = join(&mut lab, &token);
+        lab.run(SECOND);
+        lab.sent.clear();
+        for _ in 0..100 {
+            let asked_at = lab.now;
+            want(&mut lab, &token, &[(40_001, 3)]);
+            assert!(lab.scheduler.poll_timeout() <= Some(lab.now));
+            lab.run(SECOND / 100);
+            let (at, transmit, _) = lab.sent.pop().unwrap();
+            assert_eq!((at, transmit.cast), (asked_at, cast));
+        }
+        assert_eq!(lab.sent.len(), 0);
+    }
+
+    #[test]
+    fn demand_waits_for_its_own_bytes_only() {
+        let (mut lab, token) = lab("10mbit");
+        lab.scheduler.handle_stop(lab.now);
+        join(&mut lab, &token);
+        lab.run(SECOND);
+        // Full runs, of 9.8 ms each, use up all credit; a page takes 1.2 ms.
+        want(&mut lab, &token, &[(1, 32)]);
+        lab.run(SECOND / 40);
+        want(&mut lab, &token, &[(101, 1), (201, 1), (301, 1)]);
+        lab.run(SECOND / 10);
+        let runs: Vec<_> = lab.sent.iter().map(|(_, it, _)| pages_in(it).len()).collect();
+        assert_eq!(runs, [8, 8, 8, 8, 1, 1, 1]);
+        let times: Vec<_> = lab.sent[3..].iter().map(|(at, _, _)| *at).collect();
+        let page = lab.scheduler.rate().time_to_send(page_size().wire_len());
+        assert!(times.windows(2).all(|two| two[1] - two[0] <= page + TICK), "{times:?}");
+    }
+
+    #[test]
+    fn the_stream_of_another_cast_keeps_a_tenth_however_much_is_demanded() {
+        let (mut lab, token) = lab("100mbit");
+        let cast = join(&mut lab, &token);
+        lab.run(HOLD + SECOND / 10);
+        lab.sent.clear();
+        for at in 0..400 {
+            want(&mut lab, &token, &[(1 + at * 170 % 68_000, 100)]);
+            lab.run(Duration::from_millis(2));
+        }
+        let (all, demanded) =
+            (lab.sent.iter().map(|(_, it, _)| pages_in(it).len()).sum::<u32>(), lab.pages_of(cast));
+        // 6,600 pages fit 0.8 s at this rate.
+        assert!((6400..=6800).contains(&all), "{all}");
+        assert!(demanded <= all * 9 / 10 + 100 && all * 8 / 10 < demanded, "{demanded} of {all}");
+    }
+
+    #[test]
+    fn casts_of_which_readers_wait_have_their_turns() {
+        let mut lab = Lab::new("100mbit", "239.255.0.0/16", 9);
+        lab.scheduler.settings.repair =
+            Some(RepairSettings { interleave: 4, repair_port: 9001, lease: 60 * SECOND });
+        let mut members = Vec::new();
+        for number in 0..3 {
+            let (path, token) = (name(&number.to_string()), Token::from_random(number));
+            let (etag, geometry) =
+                (Etag::new("v1").unwrap(), Geometry::new(MIB, page_size()).unwrap());
+            let kind = MemberKind::Demand;
+            lab.scheduler
+                .handle_join(&path, &etag, geometry, token.clone(), kind, lab.now)
+                .unwrap();
+            members.push((path, token));
+        }
+        for (path, token) in &members {
+            let want = Want { now: vec![(1, 16)], later: Vec::new() };
+            assert!(lab.scheduler.handle_want(path, token, &want, lab.now));
+        }
+        lab.run(SECOND / 10);
+        let casts: Vec<_> = lab.sent.iter().map(|(_, it, _)| it.cast.0).collect();
+        assert_eq!(casts, [0, 1, 2, 0, 1, 2]);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
+        #[test]
+        fn demand_does_not_break_the_rate_nor_leave_anything_behind(
+            wants in proptest::collection::vec((0u32..80_000, 0u32..300, 0u64..5000), 1..60),
+            rate_mbit in 50u64..1000,
+        ) {
+            let (mut lab, token) = lab(&format!("{rate_mbit}mbit"));
+            let cast = join(&mut lab, &token);
+            for (first, count, pause_us) in wants {
+                want(&mut lab, &token, &[(first, count)]);
+                lab.run(Duration::from_micros(pause_us));
+            }
+            lab.run(SECOND / 2);
+            let rate = lab.scheduler.rate();
+            let batch = u64::from(BATCH) * page_size().wire_len();
+            let depth = Duration::from_millis(20).max(rate.time_to_send(batch));
+            for start in (0..lab.sent.len()).step_by(1 + lab.sent.len() / 50) {
+                let mut total = 0;
+                for (at, _, bytes) in &lab.sent[start..] {
+                    total += bytes;
+                    prop_assert!(total <= rate.bytes_in(*at - lab.sent[start].0 + depth));
+                }
+            }
+            lab.run(2 * SECOND);
+            let view = lab.scheduler.cast(cast).unwrap();
+            prop_assert_eq!(view.cast.urgent(BATCH), None);
+            prop_assert_eq!(view.cast.demanded(), u64::from(lab.pages_of(cast)));
+        }
+    }
+}

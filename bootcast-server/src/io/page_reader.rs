@@ -62,6 +62,18 @@ impl PageReader {
         RepairReader::new(Arc::clone(&self.file), self.version, self.geometry, layout)
     }
 
+    /// Reads the same version for members that ask for single pages.
+    #[must_use]
+    pub fn for_demand(&self) -> Self {
+        Self {
+            file: Arc::clone(&self.file),
+            held: PageRange::default(),
+            window: Vec::new(),
+            bytes_read: 0,
+            ..*self
+        }
+    }
+
     /// Bytes read from the file so far.
     pub fn bytes_read(&self) -> u64 {
         self.bytes_read

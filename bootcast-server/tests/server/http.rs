@@ -43,12 +43,17 @@ pub(crate) fn request(
 
 /// A report of this member, as it came over the wire.
 pub(crate) fn report(server: SocketAddr, path: &str, token: Option<&str>, body: &str) -> Response {
+    post(server, &format!("/report/{path}"), token, body)
+}
+
+/// A body of this member.
+pub(crate) fn post(server: SocketAddr, path: &str, token: Option<&str>, body: &str) -> Response {
     let token = token.map_or_else(String::new, |token| format!("X-TOKEN: {token}\r\n"));
     let length = body.len();
     raw(
         server,
         &format!(
-            "POST /report/{path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{token}\
+            "POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{token}\
              content-length: {length}\r\n\r\n{body}"
         ),
     )

@@ -4,6 +4,7 @@
 
 mod casts;
 mod confinement;
+mod demand;
 mod files;
 mod http;
 mod process;

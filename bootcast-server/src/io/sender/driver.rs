@@ -63,12 +63,15 @@ enum Next {
 /// The file of a cast, for either port.
 struct CastReader {
     pages: PageReader,
+    /// The same for pages that are asked for: reading them leaves the stream's window as it is.
+    demanded: PageReader,
     repair: Option<RepairReader>,
 }
 
 impl CastReader {
     fn bytes_read(&self) -> u64 {
-        self.pages.bytes_read() + self.repair.as_ref().map_or(0, RepairReader::bytes_read)
+        let repair = self.repair.as_ref().map_or(0, RepairReader::bytes_read);
+        self.pages.bytes_read() + self.demanded.bytes_read() + repair
     }
 }
 
@@ -215,11 +218,13 @@ impl Driver {
         let window = WINDOWS_BYTES / self.readers.len().max(1);
         let window = window.clamp(*WINDOW_BYTES.start(), *WINDOW_BYTES.end());
         let datagram_len = self.config.socket.datagram_len;
-        let Transmit { cast, group, .. } = *transmit;
+        let Transmit { cast, group, demanded, .. } = *transmit;
         while !left.is_empty() {
             // A cast that ended meanwhile has no reader and nothing to send.
             let Some(reader) = self.readers.get_mut(&cast) else { return Ok(()) };
-            let sent = match reader.pages.datagrams(left, window) {
+            let (reader, window) =
+                if demanded { (&mut reader.demanded, 0) } else { (&mut reader.pages, window) };
+            let sent = match reader.datagrams(left, window) {
                 Ok((_, datagrams)) => self.socket.send(datagrams, group),
                 Err(error) => {
                     self.end_unreadable(cast, &error);
@@ -234,7 +239,8 @@ impl Driver {
                 }
                 Err(error) => {
                     if !matches!(error, SendError::Refused(_)) {
-                        self.unsent = Some(Transmit { cast, group, what: Sending::Pages(left) });
+                        let what = Sending::Pages(left);
+                        self.unsent = Some(Transmit { cast, group, what, demanded });
                     }
                     return Err(error);
                 }
@@ -267,7 +273,7 @@ impl Driver {
                 Err(error) => {
                     if !matches!(error, SendError::Refused(_)) {
                         let what = Sending::Symbols(left.to_vec());
-                        self.unsent = Some(Transmit { cast, group, what });
+                        self.unsent = Some(Transmit { cast, group, what, demanded: false });
                     }
                     return Err(error);
                 }
@@ -317,7 +323,8 @@ impl Driver {
                         let pages = PageReader::new(open, geometry, self.config.layout);
                         let repair = self.scheduler.layout(&geometry);
                         let repair = repair.map(|layout| pages.for_repair(layout));
-                        self.readers.insert(joined.cast, CastReader { pages, repair });
+                        let demanded = pages.for_demand();
+                        self.readers.insert(joined.cast, CastReader { pages, demanded, repair });
                         let size = geometry.size();
                         tracing::info!(cast = %joined.cast, %path, %group, size, %etag, "cast began");
                     }
@@ -340,6 +347,11 @@ impl Driver {
                 let known = self.scheduler.handle_report(&path, &token, &report, now);
                 let needs = report.needs.len();
                 tracing::debug!(%path, %token, known, needs, bulk = ?report.bulk, "reported");
+                let _ = reply.send(known);
+            }
+            Command::Want { path, token, want, reply } => {
+                let known = self.scheduler.handle_want(&path, &token, &want, now);
+                tracing::trace!(%path, %token, known, ?want, "wanted");
                 let _ = reply.send(known);
             }
             Command::Status { reply } => {
@@ -466,6 +478,7 @@ impl Driver {
             members: u32::try_from(view.cast.members()).unwrap_or(u32::MAX),
             joins: view.cast.joins(),
             pages_sent: view.cast.pages_sent(),
+            demanded: view.cast.demanded(),
             symbols_sent: view.cast.symbols_sent(),
             repair_level: view.cast.redundancy(),
             passes: view.cast.passes(),

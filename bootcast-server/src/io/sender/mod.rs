@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use bootcast_proto::api::{Report, Status};
+use bootcast_proto::api::{Report, Status, Want};
 use bootcast_proto::geometry::TooManyPages;
 use bootcast_proto::join::Extensions;
 use bootcast_proto::{Etag, Geometry, JoinAnswer, Layout, PageSize, RemotePath, Token};
@@ -101,6 +101,12 @@ enum Command {
         report: Report,
         reply: oneshot::Sender<bool>,
     },
+    Want {
+        path: RemotePath,
+        token: Token,
+        want: Want,
+        reply: oneshot::Sender<bool>,
+    },
     Status {
         reply: oneshot::Sender<Status>,
     },
@@ -177,6 +183,11 @@ impl SenderHandle {
         report: Report,
     ) -> Result<bool, NoAnswer> {
         self.ask(|reply| Command::Report { path, token, report, reply }).await
+    }
+
+    /// Asks for pages; `false` where the token is no member of a cast of this path that may ask.
+    pub async fn want(&self, path: RemotePath, token: Token, want: Want) -> Result<bool, NoAnswer> {
+        self.ask(|reply| Command::Want { path, token, want, reply }).await
     }
 
     /// What runs at present.

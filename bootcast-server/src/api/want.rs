@@ -1,0 +1,26 @@
+//! Pages that somebody waits for. docs/PROTOCOL.md, "Demand".
+
+use axum::extract::{Request, State};
+use axum::http::StatusCode;
+
+use super::body::{self, Expected};
+use super::{ApiError, Served};
+
+const WANT: Expected = Expected {
+    prefix: "/want/",
+    // Some thousand runs of pages.
+    max_bytes: 16 << 10,
+    example: r#"{"now":[[page,pages]],"later":[[page,pages]]}"#,
+};
+
+pub(super) async fn want(
+    State(served): State<Served>,
+    request: Request,
+) -> Result<StatusCode, ApiError> {
+    let (path, token, want) = body::read(request, WANT).await?;
+    if served.sender.want(path, token, want).await? {
+        Ok(StatusCode::NO_CONTENT)
+    } else {
+        Err(ApiError::UnknownToken)
+    }
+}

@@ -1,0 +1,220 @@
+//! Queues of demand on a virtual clock.
+#![expect(clippy::disallowed_methods, reason = "a test needs some instant to count from")]
+
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const BATCH: u32 = 44;
+
+fn token(number: u128) -> Token {
+    Token::from_random(number)
+}
+
+fn now_pages(pairs: &[(u32, u32)]) -> Want {
+    Want { now: pairs.to_vec(), later: Vec::new() }
+}
+
+fn later_pages(pairs: &[(u32, u32)]) -> Want {
+    Want { now: Vec::new(), later: pairs.to_vec() }
+}
+
+/// Runs of either kind in the order of sending, numbered from 1 as on the wire.
+fn drain(demand: &mut Demand, now: Instant) -> Vec<(u32, u32)> {
+    let mut runs = Vec::new();
+    while let Some(run) = demand.poll_urgent(BATCH, now).or_else(|| demand.poll_later(BATCH, now)) {
+        runs.push((run.start.0 + 1, run.len()));
+    }
+    runs
+}
+
+#[test]
+fn pages_go_out_in_the_order_of_asking_and_the_later_ones_last() {
+    let start = Instant::now();
+    let mut demand = Demand::new(10_000);
+    demand.handle_want(&token(1), &later_pages(&[(1, 2)]), start);
+    demand.handle_want(&token(1), &now_pages(&[(500, 3), (20, 1)]), start);
+    demand.handle_want(&token(2), &now_pages(&[(300, 2)]), start);
+    assert_eq!(drain(&mut demand, start), [(500, 3), (20, 1), (300, 2), (1, 2)]);
+    assert_eq!((demand.urgent_since(), demand.later_since()), (None, None));
+    assert_eq!(demand.pages_sent(), 8);
+}
+
+#[test]
+fn a_page_goes_out_once_for_all_who_ask() {
+    let start = Instant::now();
+    let mut demand = Demand::new(100);
+    demand.handle_want(&token(1), &now_pages(&[(10, 10)]), start);
+    demand.handle_want(&token(2), &now_pages(&[(5, 10), (10, 10)]), start);
+    demand.handle_want(&token(2), &later_pages(&[(1, 30)]), start);
+    let runs = drain(&mut demand, start);
+    assert_eq!(runs, [(10, 10), (5, 5), (1, 4), (20, 11)]);
+}
+
+#[test]
+fn a_page_that_is_waited_for_by_now_does_not_wait_among_the_later_ones() {
+    let start = Instant::now();
+    let mut demand = Demand::new(100);
+    demand.handle_want(&token(1), &later_pages(&[(1, 50)]), start);
+    demand.handle_want(&token(2), &now_pages(&[(30, 2)]), start);
+    assert_eq!(drain(&mut demand, start), [(30, 2), (1, 29), (32, 19)]);
+}
+
+#[test]
+fn pages_that_follow_each_other_go_out_in_one_run_whoever_asked() {
+    let start = Instant::now();
+    let mut demand = Demand::new(1000);
+    let pairs: Vec<_> = (1..=100).map(|page| (page, 1)).collect();
+    demand.handle_want(&token(1), &now_pages(&pairs), start);
+    demand.handle_want(&token(2), &now_pages(&[(101, 10)]), start);
+    assert_eq!(demand.next_urgent(BATCH), BATCH);
+    assert_eq!(drain(&mut demand, start), [(1, 44), (45, 44), (89, 22)]);
+}
+
+#[test]
+fn what_was_sent_is_not_sent_again_until_it_could_be_lost() {
+    let start = Instant::now();
+    let mut demand = Demand::new(100);
+    let want = now_pages(&[(10, 10)]);
+    demand.handle_want(&token(1), &want, start);
+    assert_eq!(drain(&mut demand, start), [(10, 10)]);
+    let soon = start + ON_THE_WAY - Duration::from_micros(1);
+    demand.on_sent(PageRange::new(11, 13), soon);
+    demand.handle_want(&token(1), &want, soon);
+    assert_eq!(drain(&mut demand, soon), []);
+    let then = start + ON_THE_WAY;
+    demand.handle_want(&token(1), &want, then);
+    assert_eq!(drain(&mut demand, then), [(10, 2), (14, 6)]);
+}
+
+#[test]
+fn what_the_stream_brings_meanwhile_is_not_waited_for_any_more() {
+    let start = Instant::now();
+    let mut demand = Demand::new(100);
+    demand.handle_want(&token(1), &now_pages(&[(1, 10), (50, 2)]), start);
+    demand.handle_want(&token(1), &later_pages(&[(20, 10)]), start);
+    demand.on_sent(PageRange::new(0, 25), start);
+    assert_eq!(drain(&mut demand, start), [(50, 2), (26, 4)]);
+    demand.handle_want(&token(1), &now_pages(&[(90, 2)]), start);
+    demand.on_sent(PageRange::new(0, 100), start);
+    assert_eq!(demand.urgent_since(), None);
+}
+
+#[test]
+fn pages_that_the_file_does_not_have_do_not_count() {
+    let start = Instant::now();
+    let mut demand = Demand::new(10);
+    let nonsense = [(0, 0), (11, 5), (u32::MAX, u32::MAX), (3, 0), (0, 1)];
+    demand.handle_want(&token(1), &now_pages(&nonsense), start);
+    assert_eq!(demand.urgent_since(), None);
+    demand.handle_want(&token(1), &now_pages(&[(9, u32::MAX), (0, 3)]), start);
+    assert_eq!(drain(&mut demand, start), [(9, 2), (1, 2)]);
+    let mut empty = Demand::new(0);
+    empty.handle_want(&token(1), &now_pages(&[(0, 9), (1, u32::MAX)]), start);
+    assert_eq!(empty.urgent_since(), None);
+}
+
+#[test]
+fn one_that_asks_for_everything_leaves_room_for_the_others() {
+    let start = Instant::now();
+    let mut demand = Demand::new(u32::MAX);
+    for _ in 0..100 {
+        demand.handle_want(&token(1), &now_pages(&[(1, u32::MAX); 3000]), start);
+    }
+    demand.handle_want(&token(2), &now_pages(&[(4_000_000_000, 7)]), start);
+    let runs = drain(&mut demand, start);
+    let pages: u32 = runs.iter().map(|(_, pages)| pages).sum();
+    assert_eq!((pages, runs.last()), (MEMBER_PAGES + 7, Some(&(4_000_000_000, 7))));
+}
+
+#[test]
+fn however_many_ask_no_more_is_kept_than_the_queue_holds_and_all_of_it_is_let_go() {
+    let start = Instant::now();
+    let mut demand = Demand::new(u32::MAX);
+    let scattered = |from: u32| -> Vec<_> { (0..1000).map(|at| (from + at * 2, 1)).collect() };
+    for member in 0..200u32 {
+        let pairs = scattered(1 + member * 2000);
+        let want = Want { now: pairs.clone(), later: pairs };
+        demand.handle_want(&token(member.into()), &want, start);
+    }
+    assert_eq!(demand.now.kept, QUEUE_PAGES);
+    assert_eq!(drain(&mut demand, start).len(), 2 * QUEUE_PAGES as usize);
+    for queue in [&demand.now, &demand.later] {
+        assert_eq!((queue.kept, queue.by_member.len(), queue.asked.len()), (0, 0, 0));
+    }
+    assert!(demand.recent.order.len() <= RECENT_RUNS);
+}
+
+proptest! {
+    /// Against sets of single pages: what goes out was asked for, is of the file, not on its way, and nothing that was
+    /// asked for and fits is forgotten.
+    #[test]
+    fn sends_what_was_asked_for_and_is_not_on_its_way(
+        pages in 1u32..120,
+        steps in proptest::collection::vec(
+            (0u8..4, 0u32..130, prop_oneof![0u32..20, Just(u32::MAX)], 0u64..3000), 1..60),
+        budget in 1u32..12,
+    ) {
+        let mut now = Instant::now();
+        let mut demand = Demand::new(pages);
+        let mut waiting: [BTreeSet<u32>; 2] = Default::default();
+        let mut sent_at: BTreeMap<u32, Instant> = BTreeMap::new();
+        for (kind, first, count, pause_us) in steps {
+            now += Duration::from_micros(pause_us);
+            let fresh = |page: &u32, sent_at: &BTreeMap<u32, Instant>| {
+                sent_at.get(page).is_some_and(|at| now < *at + ON_THE_WAY)
+            };
+            let end = u64::from(first) + u64::from(count);
+            let asked: Vec<u32> = (0..pages)
+                .filter(|page| (u64::from(first)..end).contains(&u64::from(page + 1)))
+                .collect();
+            match kind {
+                0 => {
+                    demand.handle_want(&token(1), &now_pages(&[(first, count)]), now);
+                    for page in asked.into_iter().filter(|page| !fresh(page, &sent_at)) {
+                        waiting[0].insert(page);
+                        waiting[1].remove(&page);
+                    }
+                }
+                1 => {
+                    demand.handle_want(&token(2), &later_pages(&[(first, count)]), now);
+                    let new = asked.into_iter().filter(|page| !fresh(page, &sent_at));
+                    let new: Vec<_> = new.filter(|page| !waiting[0].contains(page)).collect();
+                    waiting[1].extend(new);
+                }
+                2 => {
+                    let run = PageRange::new(first.min(pages), first.saturating_add(count).min(pages));
+                    demand.on_sent(run, now);
+                    for page in run.iter() {
+                        waiting.iter_mut().for_each(|set| { set.remove(&page.0); });
+                        sent_at.insert(page.0, now);
+                    }
+                }
+                _ => {
+                    let next = demand.next_urgent(budget);
+                    let run = demand.poll_urgent(budget, now);
+                    prop_assert_eq!(next, run.map_or(0, PageRange::len));
+                    let class = usize::from(run.is_none());
+                    prop_assert_eq!(run.is_none(), waiting[0].is_empty());
+                    let run = run.or_else(|| demand.poll_later(budget, now));
+                    prop_assert_eq!(run.is_none(), waiting[class].is_empty());
+                    for page in run.into_iter().flat_map(PageRange::iter) {
+                        prop_assert!(waiting[class].remove(&page.0));
+                        sent_at.insert(page.0, now);
+                    }
+                    prop_assert!(run.is_none_or(|run| (1..=budget).contains(&run.len())));
+                }
+            }
+            prop_assert_eq!(demand.urgent_since().is_none(), waiting[0].is_empty());
+            prop_assert_eq!(demand.later_since().is_none(), waiting[1].is_empty());
+        }
+        let rest: BTreeSet<u32> = drain(&mut demand, now)
+            .into_iter()
+            .flat_map(|(first, count)| first - 1..first - 1 + count)
+            .collect();
+        prop_assert_eq!(rest, &waiting[0] | &waiting[1]);
+        prop_assert_eq!(demand.now.kept + demand.later.kept, 0);
+    }
+}

@@ -1,0 +1,146 @@
+//! Runs of pages that each have a value: as cheap for a file of 2^32 pages as for one of ten.
+
+use std::collections::BTreeMap;
+
+use bootcast_proto::PageRange;
+
+/// A value for some of a file's pages. Its size is that of the number of runs, not of pages.
+#[derive(Debug)]
+pub(super) struct RangeMap<V> {
+    /// First page of each run: the page behind its last, and the value. They do not overlap; neighbours of equal
+    /// value are one.
+    runs: BTreeMap<u32, (u32, V)>,
+}
+
+impl<V> Default for RangeMap<V> {
+    fn default() -> Self {
+        Self { runs: BTreeMap::new() }
+    }
+}
+
+impl<V: Copy + PartialEq> RangeMap<V> {
+    /// Gives these pages a value, whatever they had.
+    pub(super) fn insert(&mut self, range: PageRange, value: V) {
+        if range.is_empty() {
+            return;
+        }
+        self.remove(range);
+        let (mut start, mut end) = (range.start.0, range.end.0);
+        let before = self.runs.range(..start).next_back();
+        if let Some((&first, &(behind, its))) = before
+            && (behind, its) == (start, value)
+        {
+            start = first;
+        }
+        if let Some(&(behind, its)) = self.runs.get(&end)
+            && its == value
+        {
+            self.runs.remove(&end);
+            end = behind;
+        }
+        self.runs.insert(start, (end, value));
+    }
+
+    /// Takes these pages' values away.
+    pub(super) fn remove(&mut self, range: PageRange) {
+        let touched: Vec<_> = self.touched(range).collect();
+        for (start, end, value) in touched {
+            self.runs.remove(&start);
+            if start < range.start.0 {
+                self.runs.insert(start, (range.start.0, value));
+            }
+            if range.end.0 < end {
+                self.runs.insert(range.end.0, (end, value));
+            }
+        }
+    }
+
+    /// The parts of `range` that have a value, ascending.
+    pub(super) fn parts(&self, range: PageRange) -> impl Iterator<Item = (PageRange, V)> {
+        self.touched(range).map(move |(start, end, value)| {
+            (PageRange::new(start.max(range.start.0), end.min(range.end.0)), value)
+        })
+    }
+
+    /// The parts of `range` that have none, ascending.
+    pub(super) fn gaps(&self, range: PageRange) -> impl Iterator<Item = PageRange> {
+        let behind = PageRange::new(range.end.0, range.end.0);
+        let mut next = range.start.0;
+        self.parts(range).map(|(part, _)| part).chain([behind]).filter_map(move |part| {
+            let gap = PageRange::new(next, part.start.0);
+            next = part.end.0;
+            (!gap.is_empty()).then_some(gap)
+        })
+    }
+
+    /// Runs that have a page of `range`, whole.
+    fn touched(&self, range: PageRange) -> impl Iterator<Item = (u32, u32, V)> {
+        let (from, to) = (range.start.0, range.end.0);
+        let before = self.runs.range(..from).next_back().filter(|(_, (end, _))| from < *end);
+        // An empty range has no pages, not even inside of a run.
+        let before = before.filter(|_| from < to);
+        let rest = self.runs.range(from..to.max(from));
+        before.into_iter().chain(rest).map(|(&start, &(end, value))| (start, end, value))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_last_of_four_billion_pages_is_a_page() {
+        let mut map = RangeMap::default();
+        map.insert(PageRange::new(0, u32::MAX), 1);
+        map.insert(PageRange::new(u32::MAX - 1, u32::MAX), 2);
+        let parts: Vec<_> = map.parts(PageRange::new(u32::MAX - 2, u32::MAX)).collect();
+        let single = |page| PageRange::new(page, page + 1);
+        assert_eq!(parts, [(single(u32::MAX - 2), 1), (single(u32::MAX - 1), 2)]);
+    }
+
+    #[test]
+    fn neighbours_of_equal_value_are_one_run() {
+        let mut map = RangeMap::default();
+        for start in [0, 4, 2] {
+            map.insert(PageRange::new(start, start + 2), ());
+        }
+        assert_eq!(map.runs.len(), 1);
+    }
+
+    proptest! {
+        #[test]
+        fn behaves_as_a_map_of_single_pages(
+            steps in proptest::collection::vec((0u32..60, 0u32..20, 0u8..4), 0..40),
+            look in (0u32..60, 0u32..40),
+        ) {
+            let mut map = RangeMap::default();
+            let mut model = BTreeMap::new();
+            for (start, len, value) in steps {
+                let range = PageRange::new(start, start + len);
+                if value == 0 {
+                    map.remove(range);
+                    model.retain(|page, _| !(start..start + len).contains(page));
+                } else {
+                    map.insert(range, value);
+                    model.extend((start..start + len).map(|page| (page, value)));
+                }
+            }
+            let look = PageRange::new(look.0, look.0 + look.1);
+            let pages = |(part, value): (PageRange, u8)| {
+                part.iter().map(move |page| (page.0, value))
+            };
+            let held: Vec<(u32, u8)> = map.parts(look).flat_map(pages).collect();
+            let inside = |page: &u32| (look.start.0..look.end.0).contains(page);
+            let wanted: Vec<_> =
+                model.iter().map(|(page, value)| (*page, *value)).filter(|(page, _)| inside(page)).collect();
+            prop_assert_eq!(held, wanted);
+            let gaps: Vec<u32> =
+                map.gaps(look).flat_map(PageRange::iter).map(|page| page.0).collect();
+            let missing: Vec<u32> =
+                (look.start.0..look.end.0).filter(|page| !model.contains_key(page)).collect();
+            prop_assert_eq!(gaps, missing);
+        }
+    }
+}
