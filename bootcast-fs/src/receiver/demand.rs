@@ -22,14 +22,14 @@ const PATIENCE: Duration = Duration::from_millis(5);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// Requests under way at a time.
 const MAX_REQUESTS: u32 = 4;
-/// Pages that are being asked for at a time; what is more waits for its turn. As many as the server keeps.
-const MAX_PAGES: usize = 65_536;
+/// Pages that are being asked for at a time; what is more waits for its turn. The server keeps no more for one member.
+const MAX_PAGES: usize = 4096;
 /// Pairs that a request holds at most: 16 KiB are over 700 of the longest.
 const MAX_PAIRS: usize = 512;
 /// Runs of pages that wait to be asked for as `later`; the oldest is forgotten.
 const MAX_LATER: usize = 64;
 /// When to look again where there is no room.
-const CROWDED: Duration = Duration::from_millis(100);
+const CROWDED: Duration = Duration::from_millis(20);
 /// Pages that are announced ahead of a reader who reads on.
 const WINDOW: u32 = 64;
 /// How much of each new measurement of the time of a request counts.

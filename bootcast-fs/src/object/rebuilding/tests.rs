@@ -140,7 +140,9 @@ fn a_read_that_waits_for_a_lost_page_is_served_once_it_is_rebuilt() {
         cast.send_page(page);
     });
     let answer = Arc::new(Mutex::new(None));
-    cast.object.read(600..700, Box::new(Reader(answer.clone())), Instant::now());
+    let reader = Box::new(Reader(answer.clone()));
+    let wants = cast.object.read(600..700, reader, Instant::now());
+    assert_eq!(wants.now, None, "its server tells no version");
     assert_eq!(*answer.lock().unwrap(), None);
     cast.send_symbol(cast.layout.place(lost).0, 0);
     for ready in cast.rebuild() {
