@@ -34,6 +34,8 @@ const CROWDED: Duration = Duration::from_millis(20);
 const WINDOW: u32 = 64;
 /// How much of each new measurement of the time of a request counts.
 const SHARE: u32 = 8;
+/// One that is by this and more above twice the smoothed time counts as no more.
+const OUTLIER: Duration = Duration::from_millis(1);
 
 /// Which pages arrive.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -284,7 +286,11 @@ impl Demand {
     pub(super) fn answered(&mut self, after: Option<Duration>) {
         self.under_way = self.under_way.saturating_sub(1);
         if let Some(after) = after {
-            let smoothed = |before: Duration| (before * (SHARE - 1) + after) / SHARE;
+            // One that had to be sent twice, or waited for a connection, tells little of the next.
+            let smoothed = |before: Duration| {
+                let after = after.min(before * 2 + OUTLIER);
+                (before * (SHARE - 1) + after) / SHARE
+            };
             self.round_trip = Some(self.round_trip.map_or(after, smoothed));
         }
     }
