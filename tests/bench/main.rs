@@ -11,6 +11,7 @@ mod memory;
 mod one_client;
 mod random;
 mod report;
+mod wants;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -26,7 +27,7 @@ const RUN_DEADLINE: Duration = Duration::from_secs(300);
 /// A part of the report: its name, and what measures and words it.
 type Part = (&'static str, fn() -> String);
 
-const PARTS: [Part; 7] = [
+const PARTS: [Part; 8] = [
     ("fleet", fleet::measure),
     ("lossy", fleet::measure_lossy),
     ("one_client", one_client::measure),
@@ -34,6 +35,7 @@ const PARTS: [Part; 7] = [
     ("memory", memory::measure),
     ("random", random::measure),
     ("same_order", random::measure_same_order),
+    ("wants", wants::measure),
 ];
 
 fn main() {
