@@ -14,6 +14,7 @@
 mod casting;
 mod demanding;
 mod fetching;
+mod forging;
 mod keeping;
 mod kernel_facts;
 mod killing;
