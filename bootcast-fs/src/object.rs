@@ -1,5 +1,6 @@
 //! One version of one file on this machine: what is here, and who waits for the rest.
 
+mod demanding;
 mod fetching;
 mod rebuilding;
 
@@ -17,10 +18,12 @@ use std::time::Instant;
 use bootcast_proto::{Etag, JoinAnswer, PageIndex, PageRange, PageSize, Token};
 use tokio::sync::watch;
 
+pub use demanding::Wants;
+
 use crate::cache::{CheckpointError, Kept, ObjectKey, Store};
 use crate::receiver::{
-    Action, Arrival, Assembly, Checked, Counters, Failure, JoinError, Pin, Receiver, ReportError,
-    Timing,
+    Action, Arrival, Assembly, Checked, Counters, Failure, Fill, JoinError, Pin, Receiver,
+    ReportError, Timing, WaitId,
 };
 
 /// Most slices that one write takes: `UIO_MAXIOV` of the kernel.
@@ -58,6 +61,7 @@ pub enum Unread {
 struct Parked {
     bytes: Range<u64>,
     since: Instant,
+    wait: WaitId,
     waiter: Box<dyn Waiter>,
 }
 
@@ -105,6 +109,8 @@ struct Inner {
     is_rebuilding: bool,
     /// Bytes from the beginning whose room was given back.
     given_back: u64,
+    /// What [`Object::due`] said last.
+    told_due: Option<Instant>,
 }
 
 impl Object {
@@ -114,6 +120,7 @@ impl Object {
         mut store: Store,
         size: Option<u64>,
         timing: Timing,
+        fill: Fill,
         seed: u64,
     ) -> Self {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
@@ -121,12 +128,13 @@ impl Object {
         let saved = kept.as_ref().map_or(0, |kept| kept.held().held());
         let pin = Pin { etag: key.etag.clone(), size };
         let inner = Inner {
-            receiver: Receiver::new(pin, kept, timing, seed),
+            receiver: Receiver::new(pin, kept, timing, seed).with_fill(fill),
             parked: Vec::new(),
             sized: false,
             saved,
             is_rebuilding: false,
             given_back: 0,
+            told_due: None,
         };
         Self {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
@@ -198,7 +206,9 @@ impl Object {
 
     /// When [`Self::tend`] is due.
     pub fn due(&self) -> Option<Instant> {
-        self.lock().receiver.poll_timeout()
+        let mut inner = self.lock();
+        inner.told_due = inner.receiver.poll_timeout();
+        inner.told_due
     }
 
     /// Takes a batch of datagrams, stores what is new, and hands out the reads that this serves.
@@ -283,11 +293,12 @@ impl Object {
             self.store.symbols().clear();
         }
         let failure = inner.receiver.failure().cloned();
-        let receiver = &inner.receiver;
-        inner
-            .parked
-            .extract_if(.., |parked| failure.is_some() || receiver.holds(&parked.bytes))
+        let Inner { receiver, parked, .. } = inner;
+        let is_over = |parked: &Parked| failure.is_some() || receiver.holds(&parked.bytes);
+        let over: Vec<_> = parked.extract_if(.., |parked| is_over(parked)).collect();
+        over.into_iter()
             .map(|parked| {
+                receiver.handle_wait_over(parked.wait);
                 let error = failure.clone().filter(|_| !receiver.holds(&parked.bytes));
                 let error = error.map(Unread::Failed);
                 Ready { bytes: parked.bytes, waiter: parked.waiter, error }
@@ -295,22 +306,27 @@ impl Object {
             .collect()
     }
 
-    /// Serves a read, or parks it until its bytes are here.
-    pub fn read(&self, bytes: Range<u64>, waiter: Box<dyn Waiter>, now: Instant) {
+    /// Serves a read, or parks it until its bytes are here. What it leads to be wanted is in the answer.
+    pub fn read(&self, bytes: Range<u64>, waiter: Box<dyn Waiter>, now: Instant) -> Wants {
         let mut inner = self.lock();
         let size = inner.receiver.size().unwrap_or(u64::MAX);
         let bytes = bytes.start.min(size)..bytes.end.min(size);
-        inner.receiver.handle_read(&bytes);
-        let ready = if bytes.is_empty() || inner.receiver.holds(&bytes) {
+        let ready = if bytes.is_empty() {
             Ready { bytes, waiter, error: None }
         } else if let Some(failure) = inner.receiver.failure() {
-            Ready { bytes, waiter, error: Some(failure.clone().into()) }
+            let is_here = inner.receiver.holds(&bytes);
+            let error = (!is_here).then(|| failure.clone().into());
+            Ready { bytes, waiter, error }
+        } else if let Some(wait) = inner.receiver.handle_read(&bytes, now) {
+            inner.parked.push(Parked { bytes, since: now, wait, waiter });
+            return Wants::after_read(&mut inner, now);
         } else {
-            inner.parked.push(Parked { bytes, since: now, waiter });
-            return;
+            Ready { bytes, waiter, error: None }
         };
+        let wants = Wants::after_read(&mut inner, now);
         drop(inner);
         self.answer(ready);
+        wants
     }
 
     /// Answers a read from the store.
@@ -349,6 +365,9 @@ impl Object {
         }
         let ready = {
             let mut inner = self.lock();
+            for (parked, _) in &reaped {
+                inner.receiver.handle_wait_over(parked.wait);
+            }
             inner.parked.append(&mut waiting);
             // What arrived meanwhile did not find them.
             self.settle(&mut inner)

@@ -160,6 +160,7 @@ fn fs_config(options: &MountOptions) -> FsConfig {
         patience: options.wait_limit(),
         timing: Timing { linger: options.linger, silence: SILENCE },
         unicast: options.unicast,
+        fill: options.fill,
     }
 }
 

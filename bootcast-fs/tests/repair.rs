@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bootcast_fs::cache::{Cache, ObjectKey};
 use bootcast_fs::io::{Control, Intake, IntakeConfig};
 use bootcast_fs::object::Object;
-use bootcast_fs::receiver::Timing;
+use bootcast_fs::receiver::{Fill, Timing};
 use bootcast_proto::api::Report;
 use bootcast_proto::fec::{self, Engine, RepairIndex};
 use bootcast_proto::join::Extensions;
@@ -194,7 +194,7 @@ fn member(address: &str, runtime: &tokio::runtime::Runtime) -> (Arc<Object>, Int
     let key = ObjectKey { server: address.to_owned(), path, etag: None };
     let store = Cache::Memory.open(&key).unwrap();
     let timing = Timing { linger: Duration::ZERO, silence: DEADLINE };
-    let object = Arc::new(Object::new(key, store, None, timing, 1));
+    let object = Arc::new(Object::new(key, store, None, timing, Fill::Full, 1));
     object.open();
     intake.attend(&object);
     (object, intake)

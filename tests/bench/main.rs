@@ -9,6 +9,7 @@ mod complete;
 mod fleet;
 mod memory;
 mod one_client;
+mod random;
 mod report;
 mod wants;
 
@@ -26,12 +27,14 @@ const RUN_DEADLINE: Duration = Duration::from_secs(300);
 /// A part of the report: its name, and what measures and words it.
 type Part = (&'static str, fn() -> String);
 
-const PARTS: [Part; 6] = [
+const PARTS: [Part; 8] = [
     ("fleet", fleet::measure),
     ("lossy", fleet::measure_lossy),
     ("one_client", one_client::measure),
     ("complete", complete::measure),
     ("memory", memory::measure),
+    ("random", random::measure),
+    ("same_order", random::measure_same_order),
     ("wants", wants::measure),
 ];
 

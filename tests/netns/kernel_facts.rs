@@ -11,12 +11,13 @@ use std::time::Duration;
 use harness::{Lab, Proc, SOON, digest_of, lab_or_skip, mib, wait_until};
 use rustix::process::Signal;
 
+use crate::readers::READ_LEN;
 use crate::{CRAWL, TRANSFER, readers};
 
-/// Readers of one file, each waiting for another 128 KiB of its far half.
+/// Readers of one file, each waiting for another part of it.
 fn park(lab: &Lab, mount: &harness::MountProc<'_>, count: u64) -> Vec<Proc> {
     let parked = (0..count)
-        .map(|k| readers::read_at(lab.client(1), &mount.join("image"), mib(8) + k * 131_072))
+        .map(|k| readers::read_at(lab.client(1), &mount.join("image"), mib(1) + k * READ_LEN))
         .collect();
     mount.wait_parked(count);
     parked
@@ -68,7 +69,8 @@ fn fact_4_a_signal_that_does_not_kill_does_not_disturb_a_direct_read() {
     lab.put("image", mib(1));
     let _server = lab.server().option("--rate", "4mbit").start();
     let mount = lab.mount(1).start();
-    let mut reader = readers::read_direct_at(lab.client(1), &mount.join("image"), mib(1) - 4096);
+    let mut reader =
+        readers::read_direct_at(lab.client(1), &mount.join("image"), mib(1) - READ_LEN);
     mount.wait_parked(1);
     reader.signal(Signal::URG);
     reader.wait_success(TRANSFER);

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use harness::{Host, Lab, Proc, digest_of, lab_or_skip, mib};
 
+use crate::readers::READ_LEN;
 use crate::{CRAWL, readers};
 
 /// "A waiting reader dies on SIGKILL within a second"; the rest is for a machine that is busy.
@@ -33,7 +34,7 @@ fn assert_killable(read: impl Fn(&Host, &std::path::Path) -> Proc) {
 
 #[test]
 fn a_reader_that_waits_in_read_dies_when_killed_and_others_go_on() {
-    assert_killable(|host, path| readers::read_at(host, path, mib(16) - 4096));
+    assert_killable(|host, path| readers::read_at(host, path, mib(16) - READ_LEN));
 }
 
 #[test]
@@ -43,5 +44,5 @@ fn a_reader_that_waits_in_a_page_fault_dies_when_killed_and_others_go_on() {
 
 #[test]
 fn a_reader_that_waits_in_a_direct_read_dies_when_killed_and_others_go_on() {
-    assert_killable(|host, path| readers::read_direct_at(host, path, mib(16) - 4096));
+    assert_killable(|host, path| readers::read_direct_at(host, path, mib(16) - READ_LEN));
 }

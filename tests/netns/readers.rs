@@ -40,18 +40,21 @@ pub(crate) fn fault_at_end(host: &Host, path: &Path) -> Proc {
     host.spawn("python3", ["-c", MAP_LAST_BYTE, text(path)])
 }
 
-/// Reads 4096 bytes at `offset`, a multiple of 4096.
+/// What [`read_at`] reads: at [`CRAWL`](crate::CRAWL) even what is demanded takes seconds.
+pub(crate) const READ_LEN: u64 = 256 << 10;
+
+/// Reads [`READ_LEN`] bytes at `offset`, a multiple of 4096.
 pub(crate) fn read_at(host: &Host, path: &Path, offset: u64) -> Proc {
-    dd_at(host, path, offset, &[])
+    dd_at(host, path, offset, "skip_bytes")
 }
 
 /// As [`read_at`], past the page cache.
 pub(crate) fn read_direct_at(host: &Host, path: &Path, offset: u64) -> Proc {
-    dd_at(host, path, offset, &["iflag=direct"])
+    dd_at(host, path, offset, "skip_bytes,direct")
 }
 
-fn dd_at(host: &Host, path: &Path, offset: u64, flags: &[&str]) -> Proc {
-    let (from, skip) = (format!("if={}", text(path)), format!("skip={}", offset / 4096));
-    let fixed = [from.as_str(), "of=/dev/null", "bs=4096", "count=1", &skip];
-    host.spawn("dd", [&fixed[..], flags].concat())
+fn dd_at(host: &Host, path: &Path, offset: u64, flags: &str) -> Proc {
+    let (from, skip) = (format!("if={}", text(path)), format!("skip={offset}"));
+    let (flags, bs) = (format!("iflag={flags}"), format!("bs={READ_LEN}"));
+    host.spawn("dd", [from.as_str(), "of=/dev/null", &bs, "count=1", &skip, &flags])
 }

@@ -7,7 +7,8 @@ use harness::mount::is_mounted;
 use harness::{Lab, SOON, digest_of, lab_or_skip, mib, wait_until};
 use rustix::process::Signal;
 
-use crate::{CRAWL, TRANSFER, readers};
+use crate::readers::READ_LEN;
+use crate::{CRAWL, TRANSFER, readers, text};
 
 #[test]
 fn forty_files_that_are_waited_for_do_not_slow_a_complete_one() {
@@ -23,7 +24,7 @@ fn forty_files_that_are_waited_for_do_not_slow_a_complete_one() {
 
     let waiting: Vec<_> = names
         .iter()
-        .map(|name| readers::read_at(lab.client(1), &mount.join(name), mib(1) - 4096))
+        .map(|name| readers::read_at(lab.client(1), &mount.join(name), mib(1) - READ_LEN))
         .collect();
     mount.wait_parked(40);
     let mut reader = lab.client(1).spawn("cat", [mount.join("complete")]);
@@ -39,7 +40,8 @@ fn a_file_that_crawls_does_not_hold_up_one_that_is_sent_later() {
     let quick = lab.put("quick", 100_000);
     let _server = lab.server().option("--rate", "10mbit").start();
     let mount = lab.mount(1).start();
-    let waiting = readers::read_at(lab.client(1), &mount.join("slow"), mib(64) - 4096);
+    let from = format!("if={}", text(&mount.join("slow")));
+    let waiting = lab.client(1).spawn("dd", [&from, "of=/dev/null", "bs=1M"]);
     mount.wait_parked(1);
     assert_eq!(digest_of(mount.join("quick")), quick.digest);
     drop(waiting);
@@ -78,7 +80,7 @@ fn sigterm_answers_the_reads_that_wait_unmounts_and_exits_0() {
     let server = lab.server().option("--rate", CRAWL).start();
     let mut mount = lab.mount(1).start();
     let path = mount.path().to_owned();
-    let mut reader = readers::read_at(lab.client(1), &mount.join("image"), mib(16) - 4096);
+    let mut reader = readers::read_at(lab.client(1), &mount.join("image"), mib(16) - READ_LEN);
     mount.wait_parked(1);
 
     mount.proc().signal(Signal::TERM);

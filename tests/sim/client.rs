@@ -211,6 +211,8 @@ impl Client {
                 Action::Unsubscribe => self.hears = (false, false),
                 Action::Join => return Some(Request::Join),
                 Action::Leave(token) => return Some(Request::Leave(token)),
+                // Nobody reads here, so that nothing is demanded.
+                Action::Want(_) => {}
                 Action::Report(report) => {
                     // Of a membership that ended meanwhile: nobody waits for it.
                     if let Some(token) = self.receiver.token() {

@@ -27,7 +27,7 @@ pub use names::{Attr, DirEntry};
 use crate::cache::Cache;
 use crate::io::{Control, ControlError, Intake, now};
 use crate::object::{Object, Opening, Unread, Waiter};
-use crate::receiver::{Timing, UnicastMode};
+use crate::receiver::{Fill, Timing, UnicastMode};
 use inode::Inodes;
 use plain::PlainNames;
 
@@ -59,6 +59,8 @@ pub struct FsConfig {
     pub timing: Timing,
     /// Whether files may come over HTTP.
     pub unicast: UnicastMode,
+    /// Which pages arrive.
+    pub fill: Fill,
 }
 
 /// What is served: by a server with our extensions, or a plain one.
@@ -222,7 +224,9 @@ impl Fs {
         let object = self.handles.get(&handle).map(|object| object.clone());
         match object {
             Some(object) if !*self.stopping.borrow() => {
-                object.read(offset..offset.saturating_add(len.into()), waiter, now());
+                let bytes = offset..offset.saturating_add(len.into());
+                let wants = object.read(bytes, waiter, now());
+                self.intake.demand(&object, wants);
             }
             Some(_) | None => waiter.answer(Err(Unread::ShutDown)),
         }

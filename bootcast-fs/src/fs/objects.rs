@@ -78,7 +78,8 @@ impl Fs {
             warn!(%path, %error, "cannot open the cache");
             FsError::Io(error.to_string())
         })?;
-        let object = Object::new(key, store, size, self.config.timing, seed());
+        let (timing, fill) = (self.config.timing, self.config.fill);
+        let object = Object::new(key, store, size, timing, fill, seed());
         Ok(object.with_unicast(self.config.unicast))
     }
 

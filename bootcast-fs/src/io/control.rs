@@ -4,20 +4,24 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::time::Duration;
 
-use bootcast_proto::api::{Meta, Report, Status};
-use bootcast_proto::{Etag, HEADER_EXTENSIONS, HEADER_TOKEN, JoinAnswer, RemotePath, Token};
+use bootcast_proto::api::{Meta, Report, Status, Want};
+use bootcast_proto::{
+    Etag, FILL_DEMAND, HEADER_EXTENSIONS, HEADER_FILL, HEADER_TOKEN, JoinAnswer, RemotePath, Token,
+};
 use reqwest::header::{
     CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_NONE_MATCH, IF_RANGE, RANGE, RETRY_AFTER,
 };
 use reqwest::{Client, RequestBuilder, Response, StatusCode};
 
-use crate::receiver::{FetchError, JoinError};
+use crate::receiver::{FetchError, Fill, JoinError};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// For a whole answer, listings and files excepted.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// For the next piece of any answer.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
+/// For the answer to a want, which is repeated sooner than that.
+const WANT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Shorter than servers keep an idle connection, so that none is used while it is being closed.
 const POOL_IDLE: Duration = Duration::from_secs(10);
 /// Tries of a leave, and the pause behind the first, which doubles.
@@ -33,6 +37,8 @@ const MESSAGE_LEN: usize = 200;
 #[derive(Clone, Debug)]
 pub struct Control {
     client: Client,
+    /// With connections of its own, so that nothing stands before a reader's request.
+    wants: Client,
     base: String,
 }
 
@@ -86,19 +92,21 @@ impl ControlError {
 impl Control {
     /// Talks to `base`, such as `http://head:8888`.
     pub fn new(base: &str) -> Result<Self, ControlError> {
-        let client = Client::builder()
-            .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(READ_TIMEOUT)
-            .pool_idle_timeout(POOL_IDLE)
-            .tcp_nodelay(true)
-            .no_proxy()
-            .user_agent(concat!("bootcast/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .map_err(|error| ControlError::Unreachable {
+        let client = || {
+            let builder = Client::builder()
+                .connect_timeout(CONNECT_TIMEOUT)
+                .read_timeout(READ_TIMEOUT)
+                .pool_idle_timeout(POOL_IDLE)
+                .tcp_nodelay(true)
+                .no_proxy()
+                .user_agent(concat!("bootcast/", env!("CARGO_PKG_VERSION")));
+            builder.build().map_err(|error| ControlError::Unreachable {
                 base: base.to_owned(),
                 reason: innermost(&error),
-            })?;
-        Ok(Self { client, base: base.trim_end_matches('/').to_owned() })
+            })
+        };
+        let (client, wants) = (client()?, client()?);
+        Ok(Self { client, wants, base: base.trim_end_matches('/').to_owned() })
     }
 
     /// `host:port` as it was given.
@@ -118,8 +126,13 @@ impl Control {
     pub async fn join(
         &self,
         path: &RemotePath,
+        fill: Fill,
     ) -> Result<(JoinAnswer, Option<SocketAddr>), JoinError> {
         let request = self.get("join", path).header(HEADER_EXTENSIONS, "1").timeout(ANSWER_TIMEOUT);
+        let request = match fill {
+            Fill::Full => request,
+            Fill::Demand => request.header(HEADER_FILL, FILL_DEMAND),
+        };
         let joined = async {
             let response = self.send(request).await?;
             let address = response.remote_addr();
@@ -163,12 +176,32 @@ impl Control {
         token: &Token,
         report: &Report,
     ) -> Result<(), ControlError> {
-        let body = serde_json::to_vec(report).map_err(|error| self.garbled(&error))?;
-        let request = self.client.post(self.url("report", path)).body(body);
+        let request = self.client.post(self.url("report", path)).timeout(ANSWER_TIMEOUT);
+        self.tell(request, token, report).await
+    }
+
+    /// Asks for pages that readers wait for.
+    pub async fn want(
+        &self,
+        path: &RemotePath,
+        token: &Token,
+        want: &Want,
+    ) -> Result<(), ControlError> {
+        let request = self.wants.post(self.url("want", path)).timeout(WANT_TIMEOUT);
+        self.tell(request, token, want).await
+    }
+
+    async fn tell<T: serde::Serialize>(
+        &self,
+        request: RequestBuilder,
+        token: &Token,
+        body: &T,
+    ) -> Result<(), ControlError> {
+        let body = serde_json::to_vec(body).map_err(|error| self.garbled(&error))?;
         let request = request
+            .body(body)
             .header(CONTENT_TYPE, "application/json")
-            .header(HEADER_TOKEN, token.as_str())
-            .timeout(ANSWER_TIMEOUT);
+            .header(HEADER_TOKEN, token.as_str());
         self.send(request).await.map(drop)
     }
 

@@ -13,19 +13,20 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use bootcast_proto::api::Report;
+use bootcast_proto::Token;
+use bootcast_proto::api::{Report, Want};
 use rustix::event::{EventfdFlags, epoll};
 use tokio::runtime::Handle;
 use tracing::{debug, info, warn};
 
-use super::control::Control;
+use super::control::{Control, ControlError};
 use super::fetch::fetch;
 use super::group_socket::GroupSocket;
 use super::interface::InterfaceChoice;
 use super::now;
 use super::reception::Multicast;
 use super::sys::RecvBatch;
-use crate::object::{Object, Ready};
+use crate::object::{Object, Ready, Wants};
 use crate::receiver::{
     Action, Counters, Fetch, FetchError, JoinError, Reception, ReportError, Subscription,
 };
@@ -106,6 +107,16 @@ impl Intake {
         self.shared.attend(object);
     }
 
+    /// Sends what a read of `object` led to, without a detour by the receive thread.
+    pub fn demand(&self, object: &Arc<Object>, wants: Wants) {
+        if let Some((token, want)) = wants.now {
+            self.shared.want(object, token, want);
+        }
+        if wants.attend {
+            self.attend(object);
+        }
+    }
+
     /// Waits until no request is under way, or until `patience` is over.
     pub async fn drain(&self, patience: Duration) {
         let mut requests = self.shared.requests.subscribe();
@@ -158,7 +169,7 @@ impl Shared {
         let (shared, object) = (self.clone(), object.clone());
         self.config.runtime.spawn(async move {
             let path = &object.key().path;
-            let result = match shared.config.control.join(path).await {
+            let result = match shared.config.control.join(path, object.fill()).await {
                 Ok((answer, server)) => {
                     info!(%path, token = %answer.token, group = %answer.connect, pages = answer.pages, "joined");
                     if let Some(server) = server {
@@ -181,7 +192,7 @@ impl Shared {
         });
     }
 
-    fn leave(self: &Arc<Self>, object: &Arc<Object>, token: bootcast_proto::Token) {
+    fn leave(self: &Arc<Self>, object: &Arc<Object>, token: Token) {
         let request = self.begin_request();
         let (shared, object) = (self.clone(), object.clone());
         self.config.runtime.spawn(async move {
@@ -246,18 +257,40 @@ impl Shared {
                 Ok(()) => debug!(%path, %token, needs, bulk, "reported"),
                 Err(error) => debug!(%path, %token, needs, bulk, %error, "report not heard"),
             }
-            let result = result.map_err(|error| {
-                if error.is_not_found() {
-                    ReportError::UnknownMember
-                } else {
-                    ReportError::Temporary
-                }
-            });
-            object.reported(result, now());
+            object.reported(result.map_err(|error| verdict(&error)), now());
             shared.attend(&object);
             drop(request);
         });
     }
+
+    /// Asks for pages in the background; the object hears of the outcome.
+    fn want(self: &Arc<Self>, object: &Arc<Object>, token: Token, want: Want) {
+        let request = self.begin_request();
+        let (shared, object) = (self.clone(), object.clone());
+        self.config.runtime.spawn(async move {
+            let path = &object.key().path;
+            let begun = now();
+            let result = shared.config.control.want(path, &token, &want).await;
+            let (runs, later) = (want.now.len(), want.later.len());
+            match &result {
+                Ok(()) => debug!(%path, %token, runs, later, "demanded"),
+                Err(error) => debug!(%path, %token, runs, later, %error, "demand not heard"),
+            }
+            let now = now();
+            let took = now.saturating_duration_since(begun);
+            let result = result.map_err(|error| verdict(&error));
+            let attend = object.wanted(&token, result, took, now);
+            if attend {
+                shared.attend(&object);
+            }
+            drop(request);
+        });
+    }
+}
+
+/// What an answer to a report or a want says of the membership.
+fn verdict(error: &ControlError) -> ReportError {
+    if error.is_not_found() { ReportError::UnknownMember } else { ReportError::Temporary }
 }
 
 /// Once, not at every attempt: the first failure and the turn to slow retries tell all.
@@ -449,6 +482,12 @@ impl Receiving {
                 Action::Join => self.shared.join(&object),
                 Action::Leave(token) => self.shared.leave(&object, token),
                 Action::Report(report) => self.shared.report(&object, report),
+                Action::Want(want) => {
+                    // Without a token it is of a membership that is over.
+                    if let Some(token) = object.token() {
+                        self.shared.want(&object, token, want);
+                    }
+                }
                 Action::Unsubscribe => (attended.pages, attended.repair) = (None, None),
                 Action::Subscribe(Subscription { connect, repair, .. }) => {
                     let hear =

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rustix::mount::MountFlags;
 
-use crate::receiver::UnicastMode;
+use crate::receiver::{Fill, UnicastMode};
 
 mod list;
 mod table;
@@ -44,6 +44,8 @@ pub struct MountOptions {
     pub cache_dir: Option<PathBuf>,
     /// Whether files may come over HTTP.
     pub unicast: UnicastMode,
+    /// Which pages arrive.
+    pub fill: Fill,
     /// How long an incomplete file without readers is still received.
     pub linger: Duration,
     /// How long the kernel may use names and attributes without asking again.
@@ -112,6 +114,7 @@ impl Default for MountOptions {
             cache: CacheKind::Disk,
             cache_dir: None,
             unicast: UnicastMode::Auto,
+            fill: Fill::Full,
             linger: Duration::from_secs(10),
             attr_ttl: Duration::from_secs(1),
             log: None,
@@ -193,7 +196,7 @@ mod tests {
     fn our_options_are_understood() {
         let options = parse(
             "allow_other,default_permissions,uid=1000,gid=100,umask=0027,port=9999,interface=eth1,\
-             cache=memory,cache_dir=/var/c,unicast=always,linger=1m30s,attr_ttl=0.5,log=debug,max_read=131072",
+             cache=memory,cache_dir=/var/c,unicast=always,fill=demand,linger=1m30s,attr_ttl=0.5,log=debug,max_read=131072",
         )
         .unwrap();
         let expected = MountOptions {
@@ -207,6 +210,7 @@ mod tests {
             cache: CacheKind::Memory,
             cache_dir: Some("/var/c".into()),
             unicast: UnicastMode::Always,
+            fill: Fill::Demand,
             linger: Duration::from_secs(90),
             attr_ttl: Duration::from_millis(500),
             log: Some("debug".into()),
@@ -269,6 +273,8 @@ mod tests {
             "cache=ram",
             "unicast=yes",
             "cache_dir=",
+            "fill=",
+            "fill=half",
             "linger=soon",
             "attr_ttl=-1",
             "timeo=0",
@@ -296,6 +302,13 @@ mod tests {
     }
 
     #[test]
+    fn all_pages_arrive_unless_only_those_are_wanted_that_are_read() {
+        assert_eq!(parse("").unwrap().fill, Fill::Full);
+        assert_eq!(parse("fill=demand").unwrap().fill, Fill::Demand);
+        assert_eq!(parse("fill=demand,fill=full").unwrap().fill, Fill::Full);
+    }
+
+    #[test]
     fn several_lists_count_as_one() {
         let options = MountOptions::parse(&["port=1", "port=2,allow_other"]).unwrap();
         assert_eq!((options.port, options.allow_other), (Some(2), true));
@@ -317,7 +330,9 @@ mod tests {
 
     #[test]
     fn every_option_of_ours_is_in_the_help() {
-        for name in ["allow_other", "timeo=TIME", "cache_dir=DIR", "hard", "log=FILTER"] {
+        for name in
+            ["allow_other", "fill=full|demand", "timeo=TIME", "cache_dir=DIR", "hard", "log=FILTER"]
+        {
             assert!(help().contains(name), "{name}");
         }
     }

@@ -8,7 +8,7 @@ use bootcast_proto::wire::{Beacon, RepairDatagram, RepairError};
 use bootcast_proto::{BlockIndex, JoinAnswer, PageRange};
 
 use super::repair::{DecodePlan, Repair};
-use super::{Action, Assembly, Checked, Receiver};
+use super::{Action, Assembly, Checked, Fill, Receiver};
 
 /// Within this time the members of a cast that ended join again.
 const REJOIN_SPREAD: Duration = Duration::from_millis(200);
@@ -43,7 +43,7 @@ pub enum ReportError {
 impl Receiver {
     /// Takes up what the answer says of repair. Symbols are kept where they are still of use.
     pub(super) fn begin_repair(&mut self, answer: &JoinAnswer, now: Instant) {
-        let layout = answer.block_layout();
+        let layout = answer.block_layout().filter(|_| self.fill() == Fill::Full);
         let fits = |repair: &Repair| {
             Some(repair.layout()) == layout && repair.page_size() == answer.page_size
         };
@@ -110,6 +110,9 @@ impl Receiver {
             return;
         };
         repair.beacon(beacon, now);
+        if let Some(course) = &mut self.course {
+            course.beacon(beacon.position, now);
+        }
         let is_short = repair.is_short() && self.unicast.relies_on_multicast();
         self.reporter.beacon(beacon, is_short, now);
     }

@@ -31,13 +31,23 @@ pub struct Fetch {
 
 /// What there is to be fetched, and for whom.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Demand<'a> {
+pub(super) struct Missing<'a> {
     pub(super) geometry: &'a Geometry,
     pub(super) held: &'a PageSet,
     /// What the reader asked for that has waited longest.
     pub(super) oldest: Option<&'a Range<u64>>,
-    /// Whether all that is missing is to be fetched, or only what was named.
-    pub(super) everything: bool,
+    pub(super) scope: Scope,
+}
+
+/// What may be fetched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Scope {
+    /// What was named.
+    Named,
+    /// That, and what readers wait for.
+    Waited,
+    /// All that is missing.
+    All,
 }
 
 /// The request under way, and where to go on.
@@ -93,15 +103,15 @@ impl Fetches {
     }
 
     /// The next request, if it is time for one and something is missing.
-    pub(super) fn poll(&mut self, demand: &Demand<'_>, now: Instant) -> Option<Fetch> {
+    pub(super) fn poll(&mut self, missing: &Missing<'_>, now: Instant) -> Option<Fetch> {
         if self.under_way.is_some() || self.retry_at.is_some_and(|at| now < at) {
             return None;
         }
-        let within = self.choose(demand)?;
-        let offset = demand.geometry.offset(within.start);
+        let within = self.choose(missing)?;
+        let offset = missing.geometry.offset(within.start);
         let follows = self.last_len > 0 && (self.last_end..self.last_end + NEAR).contains(&offset);
         let limit = if follows { (self.last_len * 2).clamp(PIECE, STREAM) } else { PIECE };
-        let bytes = demand.geometry.byte_range(gap(demand, within, limit));
+        let bytes = missing.geometry.byte_range(gap(missing, within, limit));
         self.last_id += 1;
         (self.last_end, self.last_len) = (bytes.end, limit);
         let next = bytes.start;
@@ -111,8 +121,8 @@ impl Fetches {
 
     /// The page to begin with, and where to end at the latest: what was named, what somebody waits for, else what lies behind
     /// the last reader and then from the beginning.
-    fn choose(&mut self, demand: &Demand<'_>) -> Option<PageRange> {
-        let Demand { geometry, held, .. } = demand;
+    fn choose(&mut self, missing: &Missing<'_>) -> Option<PageRange> {
+        let Missing { geometry, held, .. } = missing;
         let clip = |pages: PageRange| {
             let end = pages.end.0.min(geometry.pages());
             PageRange::new(pages.start.0.min(end), end)
@@ -122,10 +132,15 @@ impl Fetches {
             let start = held.first_missing(named)?;
             return Some(PageRange { start, end: named.end });
         }
-        if !demand.everything {
+        if missing.scope == Scope::Named {
             return None;
         }
-        let waited = demand.oldest.and_then(|bytes| first_missing(geometry, held, bytes.clone()));
+        let waited = missing.oldest.and_then(|bytes| first_missing(geometry, held, bytes.clone()));
+        if missing.scope == Scope::Waited {
+            // Up to the end of what is waited for: nobody wants what lies behind it.
+            let wanted = geometry.pages_covering(missing.oldest?.clone());
+            return Some(PageRange { start: waited?, end: wanted.end });
+        }
         let start = waited
             .or_else(|| first_missing(geometry, held, self.position..geometry.size()))
             .or_else(|| held.first_missing(geometry.all()))?;
@@ -133,7 +148,7 @@ impl Fetches {
     }
 
     /// Everything before `next` of this request is stored. `false`: enough of it came.
-    pub(super) fn came(&mut self, id: u64, next: u64, demand: &Demand<'_>) -> bool {
+    pub(super) fn came(&mut self, id: u64, next: u64, missing: &Missing<'_>) -> bool {
         let Some(fetch) = self.under_way.as_mut().filter(|fetch| fetch.id == id) else {
             return false;
         };
@@ -141,13 +156,14 @@ impl Fetches {
         if fetch.next > fetch.bytes.start {
             self.failures = 0;
         }
-        let Some(oldest) = demand.oldest.filter(|_| fetch.next - fetch.bytes.start >= PIECE) else {
+        let Some(oldest) = missing.oldest.filter(|_| fetch.next - fetch.bytes.start >= PIECE)
+        else {
             return true;
         };
-        let waits_for = first_missing(demand.geometry, demand.held, oldest.clone());
+        let waits_for = first_missing(missing.geometry, missing.held, oldest.clone());
         waits_for.is_none_or(|page| {
-            let offset = demand.geometry.offset(page);
-            let ahead = fetch.next.saturating_sub(u64::from(demand.geometry.page_size().get()));
+            let offset = missing.geometry.offset(page);
+            let ahead = fetch.next.saturating_sub(u64::from(missing.geometry.page_size().get()));
             (ahead..fetch.next + NEAR).contains(&offset)
         })
     }
@@ -188,14 +204,14 @@ fn first_missing(geometry: &Geometry, held: &PageSet, bytes: Range<u64>) -> Opti
 
 /// From the first of these pages, which is missing, to the end of its gap, or to that of one of the next gaps where little
 /// lies between; `limit` bytes at most, but a page in any case.
-fn gap(demand: &Demand<'_>, within: PageRange, limit: u64) -> PageRange {
-    let page_size = u64::from(demand.geometry.page_size().get());
+fn gap(missing: &Missing<'_>, within: PageRange, limit: u64) -> PageRange {
+    let page_size = u64::from(missing.geometry.page_size().get());
     let start = within.start;
     let longest = u32::try_from((limit / page_size).max(1)).unwrap_or(u32::MAX);
     let bridge = u32::try_from(JOINED_GAP / page_size).unwrap_or(u32::MAX);
     let end = start.0.saturating_add(longest).min(within.end.0);
     let mut reached = start.0 + 1;
-    let missing = (reached..end).filter(|page| !demand.held.contains(PageIndex(*page)));
+    let missing = (reached..end).filter(|page| !missing.held.contains(PageIndex(*page)));
     for page in missing {
         if page - reached >= bridge {
             break;

@@ -29,8 +29,9 @@ impl File {
     }
 
     fn poll(&mut self, oldest: Option<&Range<u64>>, everything: bool) -> Option<Fetch> {
-        let demand = Demand { geometry: &self.geometry, held: &self.held, oldest, everything };
-        self.fetches.poll(&demand, self.now)
+        let scope = if everything { Scope::All } else { Scope::Named };
+        let missing = Missing { geometry: &self.geometry, held: &self.held, oldest, scope };
+        self.fetches.poll(&missing, self.now)
     }
 
     fn next(&mut self, oldest: Option<&Range<u64>>) -> Range<u64> {
@@ -41,9 +42,9 @@ impl File {
     fn bring(&mut self, bytes: Range<u64>, oldest: Option<&Range<u64>>) -> bool {
         let id = self.fetches.last_id;
         self.hold(bytes.clone());
-        let demand =
-            Demand { geometry: &self.geometry, held: &self.held, oldest, everything: true };
-        self.fetches.came(id, bytes.end, &demand)
+        let missing =
+            Missing { geometry: &self.geometry, held: &self.held, oldest, scope: Scope::All };
+        self.fetches.came(id, bytes.end, &missing)
     }
 
     fn end(&mut self, failed: Option<Duration>) {

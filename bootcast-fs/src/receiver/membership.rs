@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
 use bootcast_proto::Token;
-use bootcast_proto::api::Report;
+use bootcast_proto::api::{Report, Want};
 
 /// First pause after a join that failed; it doubles.
 const RETRY_MIN: Duration = Duration::from_millis(100);
@@ -31,6 +31,8 @@ pub enum Action {
     Unsubscribe,
     /// Tell the server what is lacking; answer with `handle_reported`.
     Report(Report),
+    /// Ask the server for pages; answer with `handle_wanted`.
+    Want(Want),
 }
 
 /// Where the datagrams of a cast come to.
@@ -85,6 +87,8 @@ pub(super) struct Membership {
     /// Joins in a row after which nothing was heard.
     deaf: u32,
     silence: Silence,
+    /// Nothing is expected to come: silence is no reason to join again.
+    may_be_silent: bool,
     /// Of the newest membership.
     subscription: Option<Subscription>,
     /// All pages are here, or can never be: membership has no use any more.
@@ -136,6 +140,7 @@ impl Membership {
             linger_until: None,
             deaf: 0,
             silence: Silence::default(),
+            may_be_silent: false,
             subscription: None,
             over,
             actions: VecDeque::new(),
@@ -195,6 +200,15 @@ impl Membership {
         }
     }
 
+    /// Whether something is expected to come from now on; silence counts from the moment when that begins.
+    pub(super) fn expect(&mut self, something: bool, now: Instant) {
+        let begins = something && self.may_be_silent;
+        self.may_be_silent = !something;
+        if let (true, State::Member { heard, .. }) = (begins, &mut self.state) {
+            *heard = now;
+        }
+    }
+
     /// This membership is worth nothing any more: joins again at this time, a member meanwhile.
     pub(super) fn join_again(&mut self, at: Instant) {
         if let State::Member { token, .. } = &self.state {
@@ -226,6 +240,7 @@ impl Membership {
     /// cast alive by joining it again and again.
     fn rejoin_at(&self, heard: Instant) -> Option<Instant> {
         match self.silence {
+            _ if self.may_be_silent => None,
             Silence::Short => {
                 Some(heard + self.timing.silence * (1 << self.deaf.min(MAX_DEAF_DOUBLINGS)))
             }

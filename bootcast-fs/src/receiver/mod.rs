@@ -1,8 +1,11 @@
 //! From datagrams to the pages of one version of one file. Does no I/O: time and datagrams are
 //! arguments, what is to be done comes out as [`Action`]s.
 
+mod access;
 mod assembly;
 mod channel;
+mod course;
+mod demand;
 mod fetches;
 mod gate;
 mod membership;
@@ -10,6 +13,7 @@ mod repair;
 mod reporter;
 mod stream;
 mod unicast;
+mod wants;
 
 use std::net::{SocketAddr, SocketAddrV4};
 use std::ops::Range;
@@ -21,12 +25,15 @@ use bootcast_proto::{Etag, JoinAnswer, PageIndex, PageRange, Token};
 
 pub use assembly::{Arrival, Assembly};
 pub use channel::{RepairArrival, ReportError};
+pub use demand::{Fill, WaitId};
 pub use fetches::Fetch;
 pub use gate::{Checked, Gate};
 pub use membership::{Action, Subscription, Timing};
 pub use repair::DecodePlan;
 pub use unicast::{FetchError, Reception, UnicastMode};
 
+use course::Course;
+use demand::Demand;
 use membership::Membership;
 use repair::Repair;
 use reporter::Reporter;
@@ -112,6 +119,11 @@ pub struct Receiver {
     /// Windows that the report on its way asks for.
     asked_windows: Vec<(u32, u32)>,
     unicast: Unicast,
+    demand: Demand,
+    /// Where the stream of the present cast is.
+    course: Option<Course>,
+    /// Wants in a row for which the server did not know this member.
+    forgotten: u32,
     failure: Option<Failure>,
     counters: Counters,
     since_join: SinceJoin,
@@ -139,6 +151,9 @@ impl Receiver {
             reporter: Reporter::new(seed),
             asked_windows: Vec::new(),
             unicast: Unicast::default(),
+            demand: Demand::default(),
+            course: None,
+            forgotten: 0,
             failure: None,
             counters: Counters::default(),
             since_join: SinceJoin::default(),
@@ -157,7 +172,8 @@ impl Receiver {
 
     /// The server answered a join.
     pub fn handle_join(&mut self, answer: &JoinAnswer, now: Instant) {
-        let port = answer.extensions.repair.filter(|_| answer.block_layout().is_some());
+        let repairs = self.fill() == Fill::Full && answer.block_layout().is_some();
+        let port = answer.extensions.repair.filter(|_| repairs);
         let subscription = Subscription {
             connect: answer.connect,
             source: answer.extensions.source,
@@ -170,6 +186,7 @@ impl Receiver {
         }
         self.gate.begin(answer);
         self.begin_repair(answer, now);
+        self.begin_demand(answer, now);
         self.begin_unicast(answer, now);
         self.end_if_complete();
     }
@@ -223,10 +240,10 @@ impl Receiver {
         };
         let arrival = assembly.arrived(checked.bytes);
         match arrival {
-            Arrival::New(page) => self.handle_page(page.index),
+            Arrival::New(page) => self.handle_page(page.index, now),
             Arrival::Duplicate(page) => {
                 self.counters.duplicates += 1;
-                self.handle_page(page);
+                self.handle_page(page, now);
             }
             Arrival::Bad(_) => {
                 self.counters.bad += 1;
@@ -240,10 +257,16 @@ impl Receiver {
         arrival
     }
 
-    fn handle_page(&mut self, page: PageIndex) {
+    fn handle_page(&mut self, page: PageIndex, now: Instant) {
         self.since_join.received += 1;
+        if self.demand.is_asked(page) {
+            // It tells nothing of the stream.
+            return;
+        }
         if let Some(repair) = &mut self.repair {
             repair.page_seen(page);
+        } else if let Some(course) = &mut self.course {
+            course.page(page, now);
         }
     }
 
@@ -266,6 +289,7 @@ impl Receiver {
     /// These pages are in the store.
     pub fn handle_stored(&mut self, pages: PageRange) {
         self.note_in_blocks(pages);
+        self.demand.stored(pages);
         if let Some(assembly) = &mut self.assembly {
             assembly.stored(pages);
             self.counters.pages += u64::from(pages.len());
@@ -305,6 +329,7 @@ impl Receiver {
 
     /// Runs what is due.
     pub fn handle_timeout(&mut self, now: Instant) {
+        self.want_if_due(now);
         self.membership.handle_timeout(now);
         self.tend_unicast(now);
         self.report_if_due(now);
@@ -312,17 +337,16 @@ impl Receiver {
 
     /// When [`Self::handle_timeout`] is due next.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        [self.membership.poll_timeout(), self.poll_report(), self.poll_unicast()]
-            .into_iter()
-            .flatten()
-            .min()
+        let own = [self.membership.poll_timeout(), self.poll_report(), self.poll_demand()];
+        own.into_iter().chain([self.poll_unicast()]).flatten().min()
     }
 
     /// What to do next.
     pub fn poll_action(&mut self) -> Option<Action> {
         let is_deaf = self.unicast.is_deaf();
         let mut actions = std::iter::from_fn(|| self.membership.poll_action());
-        actions.find(|action| !(is_deaf && matches!(action, Action::Subscribe(_))))
+        let action = actions.find(|action| !(is_deaf && matches!(action, Action::Subscribe(_))));
+        action.or_else(|| self.poll_want().map(Action::Want))
     }
 
     /// Whether every page is here.

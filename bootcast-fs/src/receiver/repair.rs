@@ -110,6 +110,11 @@ impl Repair {
         self.page_size
     }
 
+    /// Whether the stream has passed the page's window, so that repair brings what is missing of it.
+    pub(super) fn is_closed(&self, page: PageIndex) -> bool {
+        self.windows[self.layout.window_of(page).0 as usize].is_closed
+    }
+
     /// Whether some block lacks something that was not promised.
     pub(super) fn is_short(&self) -> bool {
         self.short > 0

@@ -75,7 +75,7 @@ impl Reporter {
     }
 
     /// The server heard of this member now. The next time is drawn, because many joined with it: within half the lease.
-    fn renew(&mut self, now: Instant) {
+    pub(super) fn renew(&mut self, now: Instant) {
         let share = 0.375 + 0.125 * self.random.fraction();
         self.renewal = self.lease.map(|lease| now + lease.mul_f64(share));
     }

@@ -8,32 +8,52 @@ use bootcast_proto::{BlockLayout, PageIndex, WindowIndex};
 /// How long the stream rests before a member that never saw it move since it asked takes that for an answer.
 const REST_GRACE: Duration = Duration::from_millis(500);
 
+/// How far ahead of the beacon's position a page may be that the stream sent since, beyond twice the pages that came since.
+const AHEAD: u32 = 64;
+
 /// The way of the stream from beacon to beacon.
 ///
 /// Beacons alone tell where it is: they are numbered, and tell what was promised at the same time. A page that overtook
-/// others could not be told from one of the next round.
+/// others could not be told from one of the next round, and one that somebody demanded is of no round at all.
 #[derive(Debug, Default)]
 pub(super) struct Stream {
-    /// What the next beacon's way begins from; `None` until the first page or beacon.
+    /// What the next beacon's way begins from; `None` until the first one.
     from: Option<PageIndex>,
+    /// The first page that came before any beacon.
+    first: Option<PageIndex>,
     /// Seen on its way since this member asked for it last.
     moved: bool,
+    /// Pages that came since the last beacon.
+    since_beacon: u32,
+    /// Pages that came since this member asked last.
+    seen: u32,
     /// As of the last beacon.
     had_moved: bool,
     resting_since: Option<Instant>,
 }
 
 impl Stream {
-    /// A page of the stream came.
+    /// A page came that may be the stream's.
     pub(super) fn page(&mut self, page: PageIndex) {
-        self.moved = true;
-        self.from.get_or_insert(page);
+        self.seen = self.seen.saturating_add(1);
+        self.since_beacon = self.since_beacon.saturating_add(1);
+        match self.from {
+            Some(from) => self.moved |= self.is_way(from, page),
+            None => _ = self.first.get_or_insert(page),
+        }
+    }
+
+    /// Whether the stream may have gone from the one to the other with as many pages as came since the last beacon.
+    fn is_way(&self, from: PageIndex, to: PageIndex) -> bool {
+        let most = self.since_beacon.saturating_mul(2).saturating_add(AHEAD);
+        to.0.checked_sub(from.0).is_some_and(|ahead| ahead <= most)
     }
 
     /// This member asked for windows: a rest that was seen before the stream moves tells nothing of them.
     pub(super) fn asked(&mut self) {
         self.moved = false;
         self.had_moved = false;
+        self.seen = 0;
         self.resting_since = None;
     }
 
@@ -46,7 +66,7 @@ impl Stream {
         now: Instant,
     ) -> [Range<u32>; 2] {
         let end = end_of(layout);
-        let before = self.from.replace(position).unwrap_or(position);
+        let before = self.take_way(position, end);
         let at = |page| layout.window_of(page).0;
         if position >= end {
             let since = *self.resting_since.get_or_insert(now);
@@ -56,7 +76,8 @@ impl Stream {
         self.resting_since = None;
         let start = PageIndex(0);
         let had_moved = std::mem::replace(&mut self.had_moved, self.moved);
-        if (before, position, had_moved) == (start, start, true) {
+        let came = u64::from(self.seen) * 2 >= u64::from(end.0);
+        if (before, position, had_moved, came) == (start, start, true, true) {
             // All of a small file went by between two beacons, and waits for its next pass.
             return [0..layout.windows(), 0..0];
         }
@@ -68,6 +89,18 @@ impl Stream {
         } else {
             [at(before)..layout.windows(), 0..at(position)]
         }
+    }
+
+    /// Where the way to this position began; the next one begins there.
+    fn take_way(&mut self, position: PageIndex, end: PageIndex) -> PageIndex {
+        let before = self.from.replace(position).unwrap_or_else(|| {
+            let rests = position >= end;
+            let first = self.first.filter(|first| rests || self.is_way(*first, position));
+            self.moved |= first.is_some();
+            first.unwrap_or(position)
+        });
+        self.since_beacon = 0;
+        before
     }
 }
 
@@ -110,7 +143,7 @@ mod tests {
     #[test]
     fn a_stream_that_begins_again_has_passed_the_end() {
         let mut heard = Heard::new();
-        heard.0.page(PageIndex(300));
+        heard.beacon(300);
         assert_eq!(heard.beacon(130), [2, 3, 0]);
         assert_eq!(heard.beacon(129), [1, 2, 3, 0]);
     }
@@ -140,8 +173,31 @@ mod tests {
     fn a_small_file_that_went_by_between_two_beacons_is_passed() {
         let mut heard = Heard::new();
         assert!(heard.beacon(0).is_empty());
-        heard.0.page(PageIndex(0));
+        (0..PAGES / 2).for_each(|page| heard.0.page(PageIndex(page)));
         assert!(heard.beacon(0).is_empty());
         assert_eq!(heard.beacon(0), [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn pages_that_somebody_demanded_before_the_stream_began_pass_nothing() {
+        let mut heard = Heard::new();
+        heard.0.page(PageIndex(400));
+        assert!(heard.beacon(0).is_empty());
+        for page in [0, 1, 300, 200] {
+            heard.0.page(PageIndex(page));
+            assert!(heard.beacon(0).is_empty());
+        }
+        assert!(heard.beacon(10).is_empty());
+        assert_eq!(heard.beacon(130), [0]);
+    }
+
+    #[test]
+    fn the_first_page_tells_where_the_stream_began_unless_the_beacon_is_elsewhere() {
+        let mut heard = Heard::new();
+        (0..140).for_each(|page| heard.0.page(PageIndex(page)));
+        assert_eq!(heard.beacon(140), [0]);
+        let mut heard = Heard::new();
+        heard.0.page(PageIndex(0));
+        assert!(heard.beacon(300).is_empty());
     }
 }

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use bootcast_proto::api::Report;
 use bootcast_proto::{JoinAnswer, PageRange};
 
-use super::fetches::{Demand, Fetch, Fetches};
+use super::fetches::{Fetch, Fetches, Missing, Scope};
 use super::membership::Silence;
-use super::{Assembly, Failure, Receiver};
+use super::{Assembly, Failure, Fill, Receiver};
 
 /// How long a member waits for the first datagram.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -82,6 +82,8 @@ pub(super) struct Unicast {
     contradictions: u32,
     /// When to enter the group anew.
     relisten_at: Option<Instant>,
+    /// The next demand may go out, to see whether the answer comes.
+    probes: bool,
     pub(super) fetches: Fetches,
 }
 
@@ -118,6 +120,11 @@ impl Unicast {
         }
     }
 
+    /// Nothing is to come at present.
+    pub(super) fn expect_nothing(&mut self) {
+        self.awaited_since = None;
+    }
+
     /// Runs what is due; `true`: nothing was heard for too long.
     fn handle_timeout(&mut self, now: Instant) -> bool {
         self.fetches.handle_timeout(now);
@@ -136,9 +143,19 @@ impl Unicast {
         has_lease && believes != self.is_fetching && self.awaited_since.is_none()
     }
 
-    /// Whether what the blocks lack is to be asked for.
+    /// Whether what is lacking is to be asked for.
     pub(super) fn relies_on_multicast(&self) -> bool {
         !self.is_fetching
+    }
+
+    /// Whether a reader's demand may go out: of a member that fetches, one each time that it listened anew.
+    pub(super) fn may_want(&self) -> bool {
+        self.relies_on_multicast() || self.probes
+    }
+
+    /// A demand goes out.
+    pub(super) fn wanted(&mut self) {
+        self.probes = false;
     }
 
     /// Whether no group is listened to.
@@ -165,7 +182,9 @@ impl Receiver {
     /// A membership begins whose answer was adopted: the server sends for it.
     pub(super) fn begin_unicast(&mut self, answer: &JoinAnswer, now: Instant) {
         self.unicast.joined(answer);
-        self.unicast.expect(now);
+        if self.fill() == Fill::Full {
+            self.unicast.expect(now);
+        }
         self.adjust_silence();
         self.tell_news(now);
     }
@@ -198,6 +217,7 @@ impl Receiver {
         }
         if self.unicast.relisten_at.take_if(|at| *at <= now).is_some() && self.is_fetching() {
             self.membership.listen_anew();
+            self.unicast.probes = true;
             self.unicast.relisten_at = Some(now + RELISTEN);
         }
     }
@@ -257,15 +277,19 @@ impl Receiver {
         }
     }
 
-    /// A reader asks for these bytes: what is missing behind them comes next.
-    pub fn handle_read(&mut self, bytes: &Range<u64>) {
-        self.unicast.fetches.read(bytes);
-    }
-
     /// Fetches these pages even while multicast comes: they were asked for and did not.
-    pub fn fetch_now(&mut self, pages: PageRange) {
+    pub(super) fn fetch_now(&mut self, pages: PageRange) {
         if self.unicast.mode != UnicastMode::Never && self.unicast.server.has_files {
             self.unicast.fetches.name(pages);
+        }
+    }
+
+    /// What may be fetched at present.
+    fn scope(&self) -> Scope {
+        match (self.unicast.is_fetching, self.fill()) {
+            (false, _) => Scope::Named,
+            (true, Fill::Demand) => Scope::Waited,
+            (true, Fill::Full) => Scope::All,
         }
     }
 
@@ -279,8 +303,8 @@ impl Receiver {
     pub fn poll_fetch(&mut self, oldest: Option<&Range<u64>>, now: Instant) -> Option<Fetch> {
         let assembly =
             self.assembly.as_ref().filter(|_| self.may_fetch() && self.wants_fetches())?;
-        let demand = demand(assembly, oldest, self.unicast.is_fetching);
-        self.unicast.fetches.poll(&demand, now)
+        let missing = missing(assembly, oldest, self.scope());
+        self.unicast.fetches.poll(&missing, now)
     }
 
     /// All bytes of a fetch before `next` are stored. `false`: the request is to end here.
@@ -288,9 +312,9 @@ impl Receiver {
         let Some(assembly) = self.assembly.as_ref().filter(|_| self.wants_fetches()) else {
             return false;
         };
-        let demand = demand(assembly, oldest, self.unicast.is_fetching);
+        let missing = missing(assembly, oldest, self.scope());
         self.unicast.contradictions = 0;
-        self.unicast.fetches.came(id, next, &demand) && self.may_fetch()
+        self.unicast.fetches.came(id, next, &missing) && self.may_fetch()
     }
 
     /// A fetch is over, one way or the other.
@@ -323,12 +347,12 @@ impl Receiver {
     }
 }
 
-fn demand<'a>(
+fn missing<'a>(
     assembly: &'a Assembly,
     oldest: Option<&'a Range<u64>>,
-    everything: bool,
-) -> Demand<'a> {
-    Demand { geometry: assembly.geometry(), held: assembly.held(), oldest, everything }
+    scope: Scope,
+) -> Missing<'a> {
+    Missing { geometry: assembly.geometry(), held: assembly.held(), oldest, scope }
 }
 
 #[cfg(test)]

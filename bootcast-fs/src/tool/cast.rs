@@ -1,5 +1,6 @@
 //! Fetching by multicast: as a member of the file's cast, for no longer than it takes.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, Write};
 use std::ops::Range;
@@ -9,12 +10,13 @@ use std::time::{Duration, Instant};
 use super::error::ToolError;
 use super::output;
 use super::progress::Progress;
+use super::range::{ByteRange, RangeFetch};
 use super::signals::Signals;
 use super::url::Target;
 use crate::cache::{Cache, ObjectKey, Store};
 use crate::io::{Intake, IntakeConfig, InterfaceChoice, now, seed};
 use crate::object::{Object, Opening};
-use crate::receiver::{Failure, Timing, UnicastMode};
+use crate::receiver::{Failure, Fill, Timing, UnicastMode};
 
 /// A member that hears nothing joins again after `silence`, and leaves as soon as it is not wanted.
 const TIMING: Timing = Timing { linger: Duration::ZERO, silence: Duration::from_secs(2) };
@@ -56,8 +58,9 @@ impl CastFetch {
         progress: &Progress,
         signals: &mut Signals,
     ) -> Result<u64, ToolError> {
-        let object = self.object(file);
-        let complete = self.follow(&object, progress, signals, completion(&object)).await;
+        let object = self.object(file, Fill::Full);
+        let show = || progress.show(object.received(), object.size_at_most());
+        let complete = self.follow(&object, show, signals, completion(&object)).await;
         complete?;
         // Known, because complete.
         let size = object.size().unwrap_or_default();
@@ -73,18 +76,39 @@ impl CastFetch {
         signals: &mut Signals,
     ) -> Result<u64, ToolError> {
         let stream = stream.try_clone().map_err(|error| ToolError::streaming(&error))?;
-        let object = self.object(output::spool()?);
-        self.follow(&object, progress, signals, hand_on(&object, Arc::new(stream))).await
+        let object = self.object(output::spool()?, Fill::Full);
+        let show = || progress.show(object.received(), object.size_at_most());
+        self.follow(&object, show, signals, hand_on(&object, Arc::new(stream))).await
     }
 
-    fn object(&self, file: File) -> Arc<Object> {
+    /// Writes a part of the file to `stream`, in order and as soon as it can be; returns its size.
+    pub(super) async fn part(
+        &self,
+        range: ByteRange,
+        stream: &File,
+        progress: &Progress,
+        signals: &mut Signals,
+    ) -> Result<u64, ToolError> {
+        let stream = stream.try_clone().map_err(|error| ToolError::streaming(&error))?;
+        let object = self.object(output::spool()?, Fill::Demand);
+        let (written, total) = (Cell::new(0), Cell::new(None));
+        let show = || progress.show(written.get(), total.get());
+        let fetch = RangeFetch::new(range, &object, &self.intake, &written, &total);
+        let outcome = self.follow(&object, show, signals, fetch.run(Arc::new(stream))).await;
+        outcome.map_err(|error| match error {
+            ToolError::Changed if written.get() > 0 => ToolError::ChangedMidway(written.get()),
+            error => error,
+        })
+    }
+
+    fn object(&self, room: File, fill: Fill) -> Arc<Object> {
         let key = ObjectKey {
             server: self.target.control.server().to_owned(),
             path: self.target.path.clone(),
             etag: None,
         };
-        let store = Store::nameless(file, Cache::Disk(std::env::temp_dir()));
-        let object = Object::new(key, store, None, TIMING, seed());
+        let store = Store::nameless(room, Cache::Disk(std::env::temp_dir()));
+        let object = Object::new(key, store, None, TIMING, fill, seed());
         Arc::new(object.with_unicast(UnicastMode::Auto))
     }
 
@@ -92,7 +116,7 @@ impl CastFetch {
     async fn follow<T>(
         &self,
         object: &Arc<Object>,
-        progress: &Progress,
+        show: impl Fn(),
         signals: &mut Signals,
         work: impl Future<Output = Result<T, ToolError>>,
     ) -> Result<T, ToolError> {
@@ -101,7 +125,7 @@ impl CastFetch {
         let watched = async {
             tokio::select! {
                 done = work => done,
-                stalled = self.watch_over(object, progress) => Err(stalled),
+                stalled = self.watch_over(object, show) => Err(stalled),
             }
         };
         let outcome = signals.guard(watched).await;
@@ -111,13 +135,13 @@ impl CastFetch {
         outcome
     }
 
-    /// Shows the progress; returns when there was none for too long.
-    async fn watch_over(&self, object: &Object, progress: &Progress) -> ToolError {
+    /// Has the progress shown; returns when there was none for too long.
+    async fn watch_over(&self, object: &Object, show: impl Fn()) -> ToolError {
         let mut looks = tokio::time::interval(LOOK_PERIOD);
         let mut last = (heard(object), now());
         loop {
             looks.tick().await;
-            progress.show(object.received(), object.size_at_most());
+            show();
             let heard = heard(object);
             if heard != last.0 || object.is_complete() {
                 last = (heard, now());

@@ -11,6 +11,7 @@ use super::cast::CastFetch;
 use super::error::ToolError;
 use super::output::{Output, Part};
 use super::progress::{Progress, Screen};
+use super::range::ByteRange;
 use super::signals::Signals;
 use super::unicast::UnicastFetch;
 use super::url::{Target, default_file_name};
@@ -34,6 +35,16 @@ pub(super) struct Args {
     /// pages arrive [default: the last name of the URL]
     #[arg(short = 'O', long = "output", value_name = "FILE")]
     output: Option<PathBuf>,
+
+    /// Fetch only these bytes, counted from 0: 0-499, 500- or the last ones, -500
+    #[arg(
+        short,
+        long,
+        value_name = "FROM-TO",
+        allow_hyphen_values = true,
+        conflicts_with = "unicast"
+    )]
+    range: Option<ByteRange>,
 
     /// Take the file over plain HTTP, for this client alone
     #[arg(short, long)]
@@ -74,7 +85,11 @@ pub(super) async fn run(args: Args) -> Result<(), ToolError> {
         Transport::Unicast { patience }
     } else {
         signals.guard(probe(&target)).await?;
-        Transport::Cast(CastFetch::new(&target, args.interface.unwrap_or_default(), patience)?)
+        let cast = CastFetch::new(&target, args.interface.unwrap_or_default(), patience)?;
+        match args.range {
+            Some(range) => Transport::Part(cast, range),
+            None => Transport::Cast(cast),
+        }
     };
     let progress = screen.progress(&target.shown_name());
     let path = target.path.clone();
@@ -99,7 +114,11 @@ async fn probe(target: &Target) -> Result<(), ToolError> {
 #[derive(Debug)]
 enum Transport {
     Cast(CastFetch),
-    Unicast { patience: Option<Duration> },
+    /// As the cast, but these bytes only.
+    Part(CastFetch, ByteRange),
+    Unicast {
+        patience: Option<Duration>,
+    },
 }
 
 /// One fetch.
@@ -139,6 +158,20 @@ impl Get {
             (Transport::Cast(cast), Output::File(path)) => {
                 let part = Part::begin(path)?;
                 let size = cast.fill(part.open()?, progress, signals).await?;
+                part.keep()?;
+                Ok(size)
+            }
+            (Transport::Part(cast, range), Output::Stream(stream)) => {
+                cast.part(*range, stream, progress, signals).await
+            }
+            (Transport::Part(cast, range), Output::File(path)) => {
+                let part = Part::begin(path)?;
+                let fetched = cast.part(*range, &part.open()?, progress, signals).await;
+                let size = fetched.map_err(|error| match error {
+                    // What was written vanishes with the part.
+                    ToolError::ChangedMidway(_) => ToolError::Changed,
+                    error => error,
+                })?;
                 part.keep()?;
                 Ok(size)
             }

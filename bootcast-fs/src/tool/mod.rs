@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `get` | `bootcast get` |
 //! | `cast`, `unicast` | the two ways for the bytes to travel |
+//! | `range` | a part of a file |
 //! | `output` | where they go |
 //! | `progress` | what a person sees of it |
 //! | `list`, `status` | `bootcast ls`, `bootcast status` |
@@ -18,6 +19,7 @@ mod get;
 mod list;
 mod output;
 mod progress;
+mod range;
 mod signals;
 mod status;
 mod stdout;
@@ -36,6 +38,7 @@ const EXAMPLES: &str = "\
 Examples:
   bootcast get http://head/images/debian.img
   bootcast get head:/images/debian.img.zst -O - | zstd -d > /dev/sda
+  bootcast get http://head/images/debian.img --range 0-511 -O mbr
   bootcast ls -l http://head/images
   bootcast status http://head";
 

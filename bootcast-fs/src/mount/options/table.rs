@@ -8,7 +8,7 @@ use rustix::mount::MountFlags;
 
 use super::{CacheKind, MountOptions, Waiting};
 use crate::mount::{logging, source};
-use crate::receiver::UnicastMode;
+use crate::receiver::{Fill, UnicastMode};
 
 /// What an option does.
 pub(super) enum Meaning {
@@ -117,6 +117,19 @@ const OURS: &[Ours] = &[
                 Some("never") => UnicastMode::Never,
                 Some("always") => UnicastMode::Always,
                 _ => return Err("auto, never or always"),
+            };
+            Ok(())
+        },
+    ),
+    value(
+        "fill",
+        "=full|demand",
+        "which pages arrive: all, or those that are read [full]",
+        |options, text| {
+            options.fill = match text.to_str() {
+                Some("full") => Fill::Full,
+                Some("demand") => Fill::Demand,
+                _ => return Err("full or demand"),
             };
             Ok(())
         },

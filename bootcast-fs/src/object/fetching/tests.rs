@@ -41,7 +41,8 @@ fn object() -> Object {
         etag: Some(Etag::new("v1").unwrap()),
     };
     let store = Cache::Memory.open(&key).unwrap();
-    let object = Object::new(key, store, None, TIMING, 1).with_unicast(UnicastMode::Always);
+    let object = Object::new(key, store, None, TIMING, crate::receiver::Fill::Full, 1)
+        .with_unicast(UnicastMode::Always);
     object.open();
     assert!(object.joined(Ok(answer(1, 64)), Instant::now()).is_empty());
     object

@@ -14,7 +14,7 @@ use bootcast_proto::{
 use super::*;
 use crate::cache::{Cache, ObjectKey};
 use crate::object::{Unread, Waiter};
-use crate::receiver::Timing;
+use crate::receiver::{Fill, Timing};
 
 const SERVER: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 40_000);
@@ -43,7 +43,7 @@ impl Cast {
             etag: Some(Etag::new("v1").unwrap()),
         };
         let store = cache.open(&key).unwrap();
-        let object = Object::new(key, store, None, TIMING, 1);
+        let object = Object::new(key, store, None, TIMING, Fill::Full, 1);
         object.open();
         let answer = JoinAnswer {
             connect: "239.255.0.1:9000".parse().unwrap(),
@@ -140,7 +140,8 @@ fn a_read_that_waits_for_a_lost_page_is_served_once_it_is_rebuilt() {
         cast.send_page(page);
     });
     let answer = Arc::new(Mutex::new(None));
-    cast.object.read(600..700, Box::new(Reader(answer.clone())), Instant::now());
+    let reader = Box::new(Reader(answer.clone()));
+    drop(cast.object.read(600..700, reader, Instant::now()));
     assert_eq!(*answer.lock().unwrap(), None);
     cast.send_symbol(cast.layout.place(lost).0, 0);
     for ready in cast.rebuild() {

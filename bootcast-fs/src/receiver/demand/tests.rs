@@ -1,0 +1,407 @@
+#![expect(clippy::disallowed_methods, reason = "a virtual clock needs a first moment")]
+
+use std::collections::BTreeMap;
+
+use bootcast_proto::{BitRate, PageSize};
+use proptest::prelude::*;
+
+use super::*;
+
+const PAGES: u32 = 100_000;
+const PAGE: u64 = 1456;
+const RATE: u64 = 200_000_000;
+
+fn ms(milliseconds: u64) -> Duration {
+    Duration::from_millis(milliseconds)
+}
+
+/// A membership and what it holds.
+struct Member {
+    demand: Demand,
+    geometry: Geometry,
+    held: PageSet,
+    course: Course,
+    now: Instant,
+}
+
+impl Member {
+    fn new(fill: Fill) -> Self {
+        let page_size = PageSize::new(PAGE).unwrap();
+        let geometry = Geometry::all_full(PAGES, page_size);
+        let now = Instant::now();
+        let rate = BitRate::from_bits_per_second(RATE);
+        let course = Course::new(PAGES, page_size, rate, now);
+        let mut demand = Demand::default();
+        demand.set_fill(fill);
+        demand.begin(true, &geometry, now);
+        Self { demand, geometry, held: PageSet::new(PAGES), course, now }
+    }
+
+    fn view<'a>(geometry: &'a Geometry, held: &'a PageSet, course: &'a Course) -> View<'a> {
+        View { geometry, held, course, repair: None }
+    }
+
+    /// Reads `count` pages from `first`, counted from 0; waits where they are not here.
+    fn read(&mut self, first: u32, count: u32) -> Option<WaitId> {
+        let bytes = u64::from(first) * PAGE..u64::from(first + count) * PAGE;
+        let view = Self::view(&self.geometry, &self.held, &self.course);
+        let access = self.demand.note_read(&bytes, Some(view));
+        let waits = !self.held.contains_all(PageRange::new(first, first + count));
+        waits.then(|| self.demand.begin_wait(&bytes, access, Some(&self.geometry), self.now))
+    }
+
+    /// What is asked for at this moment. The answer comes at once.
+    fn ask(&mut self) -> Want {
+        let view = Self::view(&self.geometry, &self.held, &self.course);
+        self.demand.handle_timeout(view, self.now);
+        let want = self.demand.poll_want();
+        if want.is_some() {
+            self.demand.answered(Some(ms(1)));
+        }
+        want.unwrap_or_default()
+    }
+
+    /// What is asked for in the time until then, by when, in milliseconds.
+    fn watch(&mut self, time: Duration) -> Vec<(u128, Want)> {
+        let (start, end) = (self.now, self.now + time);
+        let mut wants = Vec::new();
+        loop {
+            let want = self.ask();
+            if want != Want::default() {
+                wants.push(((self.now - start).as_millis(), want));
+            }
+            match self.demand.poll_timeout() {
+                Some(next) if next <= end => self.now = next.max(self.now),
+                _ => break,
+            }
+        }
+        self.now = end;
+        wants
+    }
+
+    fn beacon(&mut self, position: u32) {
+        self.course.beacon(PageIndex(position), self.now);
+    }
+
+    fn store(&mut self, first: u32, count: u32) {
+        let pages = PageRange::new(first, first + count);
+        self.held.insert_range(pages);
+        self.demand.stored(pages);
+    }
+}
+
+fn now(pairs: &[(u32, u32)]) -> Want {
+    Want { now: pairs.to_vec(), later: Vec::new() }
+}
+
+#[test]
+fn a_read_that_waits_is_asked_for_at_once_and_then_ever_more_seldom() {
+    let mut member = Member::new(Fill::Demand);
+    member.read(500, 3).unwrap();
+    let times: Vec<_> = member
+        .watch(ms(4000))
+        .into_iter()
+        .map(|(at, want)| {
+            assert_eq!(want, now(&[(501, 3)]));
+            at
+        })
+        .collect();
+    // Nothing is known of the first request's time yet; each later pause is twice the one before, up to a second.
+    assert_eq!(times, [0, 5, 15, 35, 75, 155, 315, 635, 1275, 2275, 3275]);
+}
+
+#[test]
+fn the_time_that_a_request_takes_is_waited_for_as_well() {
+    let mut member = Member::new(Fill::Demand);
+    member.demand.under_way = 1;
+    member.demand.answered(Some(ms(20)));
+    member.read(500, 1).unwrap();
+    let times: Vec<_> = member.watch(ms(100)).into_iter().map(|(at, _)| at).collect();
+    // 5 + 20 ms behind the first; the answers that come at once count for little.
+    assert_eq!(times, [0, 25, 75]);
+}
+
+#[test]
+fn what_comes_within_a_millisecond_goes_out_as_one_and_oldest_first() {
+    let mut member = Member::new(Fill::Demand);
+    member.read(9000, 1).unwrap();
+    assert_eq!(member.ask(), now(&[(9001, 1)]));
+    member.now += Duration::from_micros(100);
+    member.read(5000, 2).unwrap();
+    assert_eq!(member.ask(), Want::default());
+    member.now += Duration::from_micros(100);
+    member.read(7000, 2).unwrap();
+    member.read(40, 1).unwrap();
+    assert_eq!(member.ask(), Want::default());
+    let due = member.demand.poll_timeout().unwrap();
+    assert_eq!(due - member.now, Duration::from_micros(800));
+    member.now = due;
+    assert_eq!(member.ask(), now(&[(5001, 2), (41, 1), (7001, 2)]));
+}
+
+#[test]
+fn a_page_that_came_is_asked_for_no_more_and_the_others_are() {
+    let mut member = Member::new(Fill::Demand);
+    member.read(500, 5).unwrap();
+    assert_eq!(member.ask(), now(&[(501, 5)]));
+    member.store(502, 1);
+    member.now += ms(10);
+    assert_eq!(member.ask(), now(&[(501, 2), (504, 2)]));
+    member.store(500, 5);
+    assert!(!member.demand.is_waiting());
+    assert_eq!(member.watch(ms(5000)), []);
+}
+
+#[test]
+fn a_read_that_ended_leaves_only_what_others_wait_for() {
+    let mut member = Member::new(Fill::Demand);
+    let (one, other) = (member.read(500, 3).unwrap(), member.read(501, 2).unwrap());
+    assert_eq!(member.ask(), now(&[(501, 3)]));
+    member.demand.end_wait(one);
+    member.now += ms(10);
+    assert_eq!(member.ask(), now(&[(502, 2)]));
+    member.demand.end_wait(other);
+    assert_eq!(member.watch(ms(5000)), []);
+    assert_eq!(member.demand.poll_timeout(), None);
+}
+
+#[test]
+fn another_membership_asks_for_everything_anew() {
+    let mut member = Member::new(Fill::Demand);
+    member.read(500, 3).unwrap();
+    member.ask();
+    member.demand.begin(true, &member.geometry, member.now);
+    member.now += ms(1);
+    assert_eq!(member.ask(), now(&[(501, 3)]));
+    member.demand.begin(false, &member.geometry, member.now);
+    assert_eq!(member.watch(ms(5000)), [], "a plain server is asked for nothing");
+}
+
+#[test]
+fn a_server_that_does_not_answer_is_asked_a_few_times_at_most() {
+    let mut member = Member::new(Fill::Demand);
+    for k in 0..10 {
+        member.read(k * 1000, 1).unwrap();
+        let view = Member::view(&member.geometry, &member.held, &member.course);
+        member.demand.handle_timeout(view, member.now);
+        assert_eq!(member.demand.poll_want().is_some(), k < MAX_REQUESTS);
+        member.now += ms(2);
+    }
+    member.demand.answered(None);
+    // All that gathered meanwhile.
+    assert_eq!(member.ask().now.len(), 10);
+}
+
+#[test]
+fn ahead_of_a_reader_who_reads_on_a_window_is_announced_once() {
+    let mut member = Member::new(Fill::Demand);
+    member.read(1000, 10).unwrap();
+    assert_eq!(member.ask(), now(&[(1001, 10)]));
+    member.store(1000, 10);
+    member.now += ms(1);
+    member.read(1010, 10).unwrap();
+    let first = Want { now: vec![(1011, 10)], later: vec![(1021, 64)] };
+    assert_eq!(member.ask(), first);
+    member.store(1010, 74);
+    member.now += ms(1);
+    // All here, and the end of what was announced comes nearer.
+    assert_eq!(member.read(1020, 40), None);
+    assert_eq!(member.ask(), Want { now: vec![], later: vec![(1085, 40)] });
+    member.now += ms(1);
+    assert_eq!(member.read(1060, 10), None);
+    assert_eq!(member.ask(), Want::default());
+}
+
+#[test]
+fn a_reader_here_and_there_announces_nothing() {
+    let mut member = Member::new(Fill::Demand);
+    for first in [5000, 9000, 100, 70_000] {
+        member.now += ms(1);
+        member.read(first, 3).unwrap();
+        assert_eq!(member.ask().later, []);
+    }
+}
+
+#[test]
+fn of_a_full_file_a_page_far_from_the_stream_is_asked_for_at_once() {
+    let mut member = Member::new(Fill::Full);
+    member.beacon(2000);
+    member.read(90_000, 3).unwrap();
+    assert_eq!(member.ask(), now(&[(90_001, 3)]));
+    member.now += ms(1);
+    member.read(1000, 3).unwrap();
+    assert_eq!(member.ask(), now(&[(1001, 3)]), "what the stream has passed is far away");
+}
+
+#[test]
+fn of_a_full_file_a_page_just_before_the_stream_is_waited_for_and_asked_for_when_it_was_lost() {
+    let mut member = Member::new(Fill::Full);
+    member.beacon(2000);
+    // About 6 ms at 16,500 pages a second.
+    member.read(2100, 3).unwrap();
+    assert_eq!(member.watch(ms(8)), []);
+    member.beacon(2150);
+    let wants = member.watch(ms(10));
+    assert_eq!(wants[0].1, now(&[(2101, 3)]));
+    // Where no beacon tells.
+    member.read(2250, 3).unwrap();
+    let wants = member.watch(ms(60));
+    assert_eq!(wants.last().unwrap().1, now(&[(2251, 3)]));
+}
+
+#[test]
+fn before_anything_is_heard_the_beginning_is_waited_for_and_the_end_is_asked_for() {
+    let mut member = Member::new(Fill::Full);
+    member.read(0, 90).unwrap();
+    assert_eq!(member.ask(), Want::default());
+    member.read(90_000, 3).unwrap();
+    assert_eq!(member.ask(), now(&[(90_001, 3)]));
+}
+
+#[test]
+fn a_reader_who_keeps_up_with_the_stream_asks_for_nothing() {
+    let mut member = Member::new(Fill::Full);
+    let mut position = 0;
+    member.now += ms(100);
+    while position < 20_000 {
+        let wait = member.read(position, 90).unwrap();
+        member.beacon(position);
+        assert_eq!(member.watch(Duration::from_micros(5500)), []);
+        member.store(position, 90);
+        member.demand.end_wait(wait);
+        position += 90;
+    }
+}
+
+#[test]
+fn a_stream_that_crawls_is_waited_for_by_those_who_follow_it() {
+    let mut member = Member::new(Fill::Full);
+    member.read(0, 90).unwrap();
+    member.read(90, 90).unwrap();
+    for second in 0..3 {
+        for step in 0..20 {
+            let position = second * 40 + step * 2;
+            member.beacon(position);
+            assert_eq!(member.watch(ms(50)), []);
+            member.store(position, 2);
+        }
+    }
+}
+
+#[test]
+fn a_late_reader_who_reads_on_asks_for_what_the_stream_has_passed_before() {
+    let mut member = Member::new(Fill::Full);
+    member.beacon(50_000);
+    member.read(0, 90).unwrap();
+    assert_eq!(member.ask(), now(&[(1, 90)]));
+}
+
+#[test]
+fn who_waited_for_a_second_asks_in_any_case() {
+    let mut member = Member::new(Fill::Full);
+    member.read(0, 90).unwrap();
+    let wants = member.watch(ms(1500));
+    assert!(!wants.is_empty(), "no stream was heard of");
+}
+
+#[test]
+fn no_read_can_ask_for_more_than_there_is_room_for() {
+    let mut member = Member::new(Fill::Demand);
+    member.read(0, PAGES).unwrap();
+    // Every other page is here, so that each is a pair of its own.
+    for page in (0..PAGES).step_by(2) {
+        member.held.insert(PageIndex(page));
+    }
+    for _ in 0..300 {
+        let want = member.ask();
+        assert!(want.now.len() <= MAX_PAIRS && member.demand.asked.len() <= MAX_PAGES);
+        member.now += ms(1);
+    }
+    let body = serde_json::to_vec(&Want {
+        now: vec![(u32::MAX - 1, u32::MAX); MAX_PAIRS],
+        later: vec![(u32::MAX - 1, u32::MAX); MAX_LATER],
+    });
+    assert!(body.unwrap().len() <= 16 << 10);
+}
+
+/// What may happen to a member.
+#[derive(Clone, Debug)]
+enum Step {
+    Read(u32, u32),
+    End(usize),
+    Store(u32, u32),
+    Pass(u64),
+    Beacon(u32),
+    Rejoin,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (0u32..2000, 1u32..40).prop_map(|(first, count)| Step::Read(first, count)),
+        1 => (0usize..8).prop_map(Step::End),
+        3 => (0u32..2000, 1u32..60).prop_map(|(first, count)| Step::Store(first, count)),
+        4 => (0u64..40).prop_map(Step::Pass),
+        1 => (0u32..=PAGES).prop_map(Step::Beacon),
+        1 => Just(Step::Rejoin),
+    ]
+}
+
+/// Asserts that every pair names pages that are missing and that somebody waits for.
+fn check(member: &Member, waits: &BTreeMap<WaitId, PageRange>, want: &Want) {
+    for page in want.now.iter().flat_map(|(first, count)| *first - 1..*first - 1 + *count) {
+        let is_awaited = waits.values().any(|it| it.start.0 <= page && page < it.end.0);
+        assert!(is_awaited && !member.held.contains(PageIndex(page)), "page {page}: {want:?}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn only_what_is_waited_for_is_asked_for_and_all_of_it_in_the_end(
+        full: bool, steps in proptest::collection::vec(step(), 0..60),
+    ) {
+        let mut member = Member::new(if full { Fill::Full } else { Fill::Demand });
+        let mut waits = BTreeMap::new();
+        for step in steps {
+            match step {
+                Step::Read(first, count) => {
+                    let pages = PageRange::new(first, first + count);
+                    waits.extend(member.read(first, count).map(|id| (id, pages)));
+                }
+                Step::End(which) => {
+                    if let Some(id) = waits.keys().nth(which).copied() {
+                        waits.remove(&id);
+                        member.demand.end_wait(id);
+                    }
+                }
+                Step::Store(first, count) => {
+                    member.store(first, count);
+                    let held = &member.held;
+                    for (id, _) in waits.extract_if(.., |_, pages| held.contains_all(*pages)) {
+                        member.demand.end_wait(id);
+                    }
+                }
+                Step::Pass(time) => {
+                    for (_, want) in member.watch(ms(time)) {
+                        check(&member, &waits, &want);
+                    }
+                }
+                Step::Beacon(position) => member.beacon(position),
+                Step::Rejoin => {
+                    let Member { demand, geometry, now, .. } = &mut member;
+                    demand.begin(true, geometry, *now);
+                }
+            }
+        }
+        // Whatever the rules are: no page stays away for long without being asked for.
+        let mut asked = PageSet::new(PAGES);
+        for (_, want) in member.watch(ms(12_000)) {
+            check(&member, &waits, &want);
+            for (first, count) in want.now {
+                asked.insert_range(PageRange::new(first - 1, first - 1 + count));
+            }
+        }
+        for page in waits.values().flat_map(|pages| pages.iter()) {
+            prop_assert!(asked.contains(page) || member.held.contains(page), "{page:?}");
+        }
+    }
+}

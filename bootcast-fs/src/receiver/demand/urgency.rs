@@ -1,0 +1,84 @@
+//! Whether a page that a reader waits for is worth a request, which costs everybody's time, or will come anyhow.
+//! docs/SEMANTICS.md, "Filling".
+
+use std::time::{Duration, Instant};
+
+use bootcast_proto::PageIndex;
+
+use super::super::access::Access;
+use super::{Fill, View};
+
+/// A reader who reads here and there is not helped by a stream that takes longer than this.
+const SOON: Duration = Duration::from_millis(10);
+/// One who reads on is.
+const SOON_ENOUGH: Duration = Duration::from_millis(200);
+/// After this a page that should have come soon is taken for lost.
+const GRACE: Duration = Duration::from_millis(5);
+/// Nobody waits longer for the sake of others: who reads here and there, and who reads on.
+const ENOUGH: Duration = Duration::from_millis(50);
+const LONG_ENOUGH: Duration = Duration::from_secs(1);
+/// A stream that is as near as this, in pages, is not overtaken for a while, however slow it is.
+const NEAR: u32 = 256;
+const NEAR_ENOUGH: Duration = Duration::from_secs(10);
+/// How often a page that repair or the stream should bring is looked after.
+const LOOK_PERIOD: Duration = Duration::from_millis(100);
+
+/// What is to be done about a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Urgency {
+    Ask,
+    LookAgain(Duration),
+}
+
+/// A look at a read that waits.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Moment<'a> {
+    pub(super) fill: Fill,
+    pub(super) access: Access,
+    pub(super) since: Instant,
+    pub(super) view: View<'a>,
+    pub(super) now: Instant,
+}
+
+impl Moment<'_> {
+    /// Of a missing page.
+    pub(super) fn urgency(&self, page: PageIndex) -> Urgency {
+        let waited = self.now.saturating_duration_since(self.since);
+        match (self.fill, self.access) {
+            (Fill::Demand, _) => Urgency::Ask,
+            (Fill::Full, Access::Random) => self.of_random(page, waited),
+            (Fill::Full, Access::Following | Access::Continuing) => self.of_onward(page, waited),
+        }
+    }
+
+    fn of_random(&self, page: PageIndex, waited: Duration) -> Urgency {
+        match self.view.course.eta(page, self.now) {
+            Some(eta) if eta <= SOON && waited < ENOUGH => Urgency::LookAgain(eta + GRACE),
+            _ => Urgency::Ask,
+        }
+    }
+
+    fn of_onward(&self, page: PageIndex, waited: Duration) -> Urgency {
+        let course = self.view.course;
+        let is_near = course.pages_before(page, self.now).is_some_and(|before| before < NEAR);
+        if (is_near && waited < NEAR_ENOUGH)
+            || (waited < LONG_ENOUGH && self.is_taken_care_of(page))
+        {
+            return Urgency::LookAgain(LOOK_PERIOD);
+        }
+        match course.eta(page, self.now) {
+            Some(eta) if eta <= SOON_ENOUGH && waited < LONG_ENOUGH => {
+                Urgency::LookAgain(eta.max(GRACE) + GRACE)
+            }
+            _ => Urgency::Ask,
+        }
+    }
+
+    /// Whether the page's window is the stream's at present, or repair's.
+    fn is_taken_care_of(&self, page: PageIndex) -> bool {
+        let Some(repair) = self.view.repair else { return false };
+        let window = repair.layout().window_of(page);
+        let is_at = |at| repair.layout().window_of(at) == window;
+        repair.is_closed(page) || self.view.course.position().is_some_and(is_at)
+    }
+}

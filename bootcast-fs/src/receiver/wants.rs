@@ -1,0 +1,148 @@
+//! The receiver's half of demand: reads that wait, wants to send, answers to them.
+
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use bootcast_proto::api::Want;
+use bootcast_proto::{JoinAnswer, Token};
+
+use super::course::Course;
+use super::demand::View;
+use super::repair::Repair;
+use super::{Assembly, Fill, Receiver, ReportError, WaitId};
+
+/// Before a member that the server forgot joins again, from the second time in a row on; it doubles.
+const REJOIN_PAUSE: Duration = Duration::from_millis(100);
+/// How often.
+const MAX_DOUBLINGS: u32 = 6;
+
+impl Receiver {
+    /// Wants only what its readers wait for, or all; the latter unless said.
+    #[must_use]
+    pub fn with_fill(mut self, fill: Fill) -> Self {
+        self.demand.set_fill(fill);
+        self
+    }
+
+    /// What it wants.
+    pub fn fill(&self) -> Fill {
+        self.demand.fill()
+    }
+
+    /// Takes up what the answer says of the stream, and whether the server knows of demand.
+    pub(super) fn begin_demand(&mut self, answer: &JoinAnswer, now: Instant) {
+        let Some(assembly) = &self.assembly else { return };
+        let (pages, rate) = (assembly.geometry().pages(), answer.extensions.rate);
+        self.course = Some(Course::new(pages, answer.page_size, rate, now));
+        let is_known = answer.extensions.size.is_some() && answer.extensions.etag.is_some();
+        self.demand.begin(is_known, assembly.geometry(), now);
+        let on_demand = is_known && self.fill() == Fill::Demand;
+        self.membership.expect(!on_demand || self.demand.is_waiting(), now);
+    }
+
+    /// A reader asks for these bytes, none of them beyond the end. Returns the name of the wait where they are not all here. Run what is
+    /// due afterwards.
+    pub fn handle_read(&mut self, bytes: &Range<u64>, now: Instant) -> Option<WaitId> {
+        let access = self.demand.note_read(
+            bytes,
+            view(self.assembly.as_ref(), self.course.as_ref(), self.repair.as_ref()),
+        );
+        self.unicast.fetches.read(bytes);
+        if self.holds(bytes) {
+            return None;
+        }
+        let geometry = self.assembly.as_ref().map(Assembly::geometry);
+        Some(self.demand.begin_wait(bytes, access, geometry, now))
+    }
+
+    /// A read waits no more, for whatever reason.
+    pub fn handle_wait_over(&mut self, wait: WaitId) {
+        self.demand.end_wait(wait);
+    }
+
+    /// Asks for what is due: a part of [`Self::handle_timeout`], for those who cannot do what the rest may lead to.
+    pub fn want_if_due(&mut self, now: Instant) {
+        if !self.may_want() {
+            return;
+        }
+        if let Some(view) = view(self.assembly.as_ref(), self.course.as_ref(), self.repair.as_ref())
+        {
+            self.demand.handle_timeout(view, now);
+        }
+        if self.fill() == Fill::Demand && self.demand.is_known() {
+            let is_waiting = self.demand.is_waiting();
+            self.membership.expect(is_waiting, now);
+            if is_waiting {
+                self.unicast.expect(now);
+            } else {
+                self.unicast.expect_nothing();
+            }
+        }
+        for pages in self.demand.take_overdue() {
+            self.fetch_now(pages);
+        }
+    }
+
+    /// When a want may be due.
+    pub(super) fn poll_demand(&self) -> Option<Instant> {
+        self.demand.poll_timeout().filter(|_| self.may_want())
+    }
+
+    /// Who hears nothing does not ask but fetches.
+    fn may_want(&self) -> bool {
+        let is_member = self.membership.token().is_some() && !self.is_complete();
+        is_member && self.unicast.may_want()
+    }
+
+    /// A want to be sent now: what [`Self::poll_action`] would hand out at the end. Ask after [`Self::handle_timeout`].
+    pub fn poll_want(&mut self) -> Option<Want> {
+        self.demand.poll_want().inspect(|_| self.unicast.wanted())
+    }
+
+    /// The server answered a want of the membership `token`, after this time.
+    pub fn handle_wanted(
+        &mut self,
+        token: &Token,
+        result: Result<(), ReportError>,
+        after: Duration,
+        now: Instant,
+    ) {
+        if self.membership.token() != Some(token) {
+            // Of a membership that is over.
+            return;
+        }
+        match result {
+            Ok(()) => {
+                self.forgotten = 0;
+                self.demand.answered(Some(after));
+                self.reporter.renew(now);
+            }
+            Err(ReportError::Temporary) => self.demand.answered(None),
+            Err(ReportError::UnknownMember) => {
+                self.demand.answered(None);
+                self.join_anew(now);
+            }
+        }
+    }
+
+    /// The server forgot this member: the first time it joins again at once, because a reader waits.
+    fn join_anew(&mut self, now: Instant) {
+        let doublings = self.forgotten.checked_sub(1);
+        let pause = doublings.map(|doublings| REJOIN_PAUSE * (1 << doublings.min(MAX_DOUBLINGS)));
+        self.forgotten = self.forgotten.saturating_add(1);
+        self.membership.join_again(now + pause.unwrap_or_default());
+    }
+}
+
+/// What is known of the pages.
+fn view<'a>(
+    assembly: Option<&'a Assembly>,
+    course: Option<&'a Course>,
+    repair: Option<&'a Repair>,
+) -> Option<View<'a>> {
+    let (assembly, course) = (assembly?, course?);
+    Some(View { geometry: assembly.geometry(), held: assembly.held(), course, repair })
+}
+
+#[cfg(test)]
+mod tests;

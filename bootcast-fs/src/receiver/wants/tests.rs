@@ -1,0 +1,226 @@
+#![expect(clippy::disallowed_methods, reason = "a virtual clock needs a first moment")]
+
+use std::net::{IpAddr, SocketAddr};
+
+use bootcast_proto::join::Extensions;
+use bootcast_proto::{Etag, Layout, PageIndex, PageRange, PageSize};
+
+use super::super::{Action, Arrival, Pin, Reception, Timing, UnicastMode};
+use super::*;
+
+const TIMING: Timing = Timing { linger: Duration::from_secs(10), silence: Duration::from_secs(2) };
+const SERVER: SocketAddr =
+    SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)), 40_000);
+const PAGES: u32 = 1000;
+
+fn answer(token: u128) -> JoinAnswer {
+    JoinAnswer {
+        connect: "239.255.0.1:9000".parse().unwrap(),
+        token: Token::from_random(token),
+        pages: PAGES,
+        page_size: PageSize::new(4).unwrap(),
+        extensions: Extensions {
+            size: Some(u64::from(PAGES) * 4),
+            etag: Some(Etag::new("v1").unwrap()),
+            source: Some(SERVER.ip()),
+            repair: Some(9001),
+            interleave: Some(1),
+            lease: Some(Duration::from_secs(60)),
+            ..Extensions::default()
+        },
+    }
+}
+
+fn actions(receiver: &mut Receiver, now: Instant) -> Vec<Action> {
+    receiver.handle_timeout(now);
+    std::iter::from_fn(|| receiver.poll_action()).collect()
+}
+
+fn joined(now: Instant) -> Receiver {
+    let mut receiver = Receiver::new(Pin::default(), None, TIMING, 1).with_fill(Fill::Demand);
+    receiver.handle_open();
+    receiver.handle_join(&answer(1), now);
+    actions(&mut receiver, now);
+    receiver
+}
+
+fn feed(receiver: &mut Receiver, page: u32, now: Instant) {
+    let mut bytes = Layout::Base.header(PageIndex(page), PAGES, b"page").to_vec();
+    bytes.extend_from_slice(b"page");
+    if let Arrival::New(page) = receiver.handle_datagram(SERVER, &bytes, now) {
+        receiver.handle_stored(PageRange::single(page.index));
+    }
+}
+
+fn want(pairs: &[(u32, u32)]) -> Action {
+    Action::Want(Want { now: pairs.to_vec(), later: Vec::new() })
+}
+
+#[test]
+fn who_wants_what_is_read_listens_to_no_repair_and_asks_for_what_is_read() {
+    let now = Instant::now();
+    let mut receiver = Receiver::new(Pin::default(), None, TIMING, 1).with_fill(Fill::Demand);
+    receiver.handle_open();
+    receiver.handle_join(&answer(1), now);
+    let begun = actions(&mut receiver, now);
+    assert!(matches!(&begun[1], Action::Subscribe(to) if to.repair.is_none()), "{begun:?}");
+    assert!(receiver.handle_read(&(40..44), now).is_some());
+    assert_eq!(actions(&mut receiver, now), [want(&[(11, 1)])]);
+    feed(&mut receiver, 10, now);
+    assert_eq!(receiver.handle_read(&(40..44), now), None);
+    assert_eq!(actions(&mut receiver, now), []);
+}
+
+#[test]
+fn silence_is_normal_while_nothing_is_wanted_and_counts_from_the_first_want() {
+    let start = Instant::now();
+    let mut receiver = joined(start);
+    // Up to half the lease nothing is due.
+    assert!(receiver.poll_timeout().unwrap() > start + Duration::from_secs(20));
+    let later = start + Duration::from_secs(15);
+    assert_eq!(actions(&mut receiver, later), []);
+    let wait = receiver.handle_read(&(40..44), later).unwrap();
+    assert_eq!(actions(&mut receiver, later), [want(&[(11, 1)])]);
+    let silent = later + TIMING.silence;
+    let before = later + Duration::from_millis(1999);
+    assert!(!actions(&mut receiver, before).contains(&Action::Join));
+    assert!(actions(&mut receiver, silent).contains(&Action::Join));
+    receiver.handle_join(&answer(2), silent);
+    assert!(actions(&mut receiver, silent).contains(&want(&[(11, 1)])));
+    receiver.handle_wait_over(wait);
+    assert_eq!(actions(&mut receiver, silent + Duration::from_secs(3)), []);
+}
+
+/// Looks after the receiver until `now`, and returns what it does.
+fn watch(receiver: &mut Receiver, from: Instant, until: Instant) -> Vec<Action> {
+    let mut seen = actions(receiver, from);
+    while let Some(at) = receiver.poll_timeout().filter(|at| *at <= until) {
+        seen.extend(actions(receiver, at));
+    }
+    seen
+}
+
+#[test]
+fn a_page_that_does_not_come_though_others_do_is_fetched() {
+    let start = Instant::now();
+    let mut receiver = joined(start);
+    receiver.set_unicast(UnicastMode::Auto);
+    receiver.handle_join(&answer(2), start);
+    feed(&mut receiver, 500, start);
+    receiver.handle_read(&(40..44), start).unwrap();
+    watch(&mut receiver, start, start + Duration::from_millis(249));
+    assert_eq!(receiver.poll_fetch(Some(&(40..44)), start), None);
+    let later = start + Duration::from_secs(1);
+    watch(&mut receiver, start, later);
+    let fetch = receiver.poll_fetch(Some(&(40..44)), later).unwrap();
+    assert_eq!(fetch.bytes, 40..44);
+}
+
+#[test]
+fn who_hears_nothing_fetches_what_is_read_and_asks_once_each_time_that_it_listens_anew() {
+    let start = Instant::now();
+    let mut receiver = joined(start);
+    receiver.set_unicast(UnicastMode::Auto);
+    receiver.handle_join(&answer(2), start);
+    assert_eq!(receiver.reception(), Reception::Unknown);
+    // Silence is normal while nothing is wanted.
+    let later = start + Duration::from_secs(10);
+    watch(&mut receiver, start, later);
+    assert_eq!(receiver.reception(), Reception::Unknown);
+    receiver.handle_read(&(40..48), later).unwrap();
+    let deaf = later + Duration::from_secs(1);
+    let seen = watch(&mut receiver, later, deaf);
+    assert!(seen.iter().any(|action| matches!(action, Action::Want(_))), "{seen:?}");
+    assert!(seen.iter().any(|action| matches!(action, Action::Report(it) if it.unicast)));
+    assert_eq!(receiver.reception(), Reception::Unicast);
+    let fetch = receiver.poll_fetch(Some(&(40..48)), deaf).unwrap();
+    assert_eq!(fetch.bytes, 40..48);
+    let is_want = |action: &&Action| matches!(action, Action::Want(_));
+    let minutes = deaf + Duration::from_secs(150);
+    let probes = watch(&mut receiver, deaf, minutes);
+    assert_eq!(probes.iter().filter(is_want).count(), 2, "{probes:?}");
+    feed(&mut receiver, 10, minutes);
+    assert_eq!(receiver.reception(), Reception::Multicast);
+}
+
+#[test]
+fn a_member_that_was_forgotten_joins_again_at_once_and_then_ever_more_seldom() {
+    let mut now = Instant::now();
+    let mut receiver = joined(now);
+    receiver.handle_read(&(40..44), now).unwrap();
+    let mut pauses = Vec::new();
+    for token in 1..8 {
+        assert!(actions(&mut receiver, now).contains(&want(&[(11, 1)])));
+        let token_now = receiver.token().unwrap().clone();
+        let forgotten = Err(ReportError::UnknownMember);
+        receiver.handle_wanted(&token_now, forgotten, Duration::from_millis(1), now);
+        let due = receiver.poll_timeout().unwrap();
+        pauses.push((due - now).as_millis());
+        now = due;
+        assert_eq!(actions(&mut receiver, now), [Action::Join]);
+        receiver.handle_join(&answer(token + 1), now);
+        now += Duration::from_millis(1);
+    }
+    assert_eq!(pauses, [0, 100, 200, 400, 800, 1600, 3200]);
+}
+
+#[test]
+fn the_answer_of_a_membership_that_is_over_changes_nothing() {
+    let now = Instant::now();
+    let mut receiver = joined(now);
+    receiver.handle_read(&(40..44), now).unwrap();
+    actions(&mut receiver, now);
+    let (old, forgotten) = (Token::from_random(7), Err(ReportError::UnknownMember));
+    receiver.handle_wanted(&old, forgotten, Duration::ZERO, now);
+    assert!(receiver.token().is_some());
+}
+
+#[test]
+fn a_want_renews_the_lease() {
+    let start = Instant::now();
+    let mut receiver = joined(start);
+    let later = start + Duration::from_secs(20);
+    receiver.handle_read(&(40..44), later).unwrap();
+    actions(&mut receiver, later);
+    feed(&mut receiver, 10, later);
+    receiver.handle_wanted(&Token::from_random(1), Ok(()), Duration::from_millis(1), later);
+    let reports = |actions: Vec<Action>| actions.iter().any(|it| matches!(it, Action::Report(_)));
+    assert!(!reports(actions(&mut receiver, start + Duration::from_secs(31))));
+    assert!(reports(actions(&mut receiver, later + Duration::from_secs(31))));
+}
+
+#[test]
+fn what_others_demanded_is_kept_and_a_file_that_is_complete_so_is_left() {
+    let now = Instant::now();
+    let mut receiver = joined(now);
+    for page in 0..PAGES {
+        feed(&mut receiver, page, now);
+    }
+    let left = Action::Leave(Token::from_random(1));
+    assert_eq!(actions(&mut receiver, now), [Action::Unsubscribe, left]);
+    assert!(receiver.is_complete());
+}
+
+#[test]
+fn a_read_that_begins_before_the_join_is_answered_is_asked_for_then() {
+    let now = Instant::now();
+    let mut receiver = Receiver::new(Pin::default(), None, TIMING, 1).with_fill(Fill::Demand);
+    receiver.handle_open();
+    receiver.handle_read(&(40..44), now).unwrap();
+    assert_eq!(actions(&mut receiver, now), [Action::Join]);
+    receiver.handle_join(&answer(1), now);
+    assert!(actions(&mut receiver, now).contains(&want(&[(11, 1)])));
+}
+
+#[test]
+fn a_plain_server_is_asked_for_nothing_and_its_silence_counts() {
+    let now = Instant::now();
+    let mut receiver = Receiver::new(Pin::default(), None, TIMING, 1).with_fill(Fill::Demand);
+    receiver.handle_open();
+    let plain = JoinAnswer { extensions: Extensions::default(), ..answer(1) };
+    receiver.handle_join(&plain, now);
+    actions(&mut receiver, now);
+    receiver.handle_read(&(40..44), now).unwrap();
+    assert_eq!(actions(&mut receiver, now), []);
+    assert_eq!(actions(&mut receiver, now + TIMING.silence), [Action::Join]);
+}

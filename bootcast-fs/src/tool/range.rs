@@ -1,0 +1,215 @@
+//! `bootcast get --range`: a part of a file, by demand.
+
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, Write};
+use std::ops::Range;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+use super::error::ToolError;
+use crate::io::{Intake, now};
+use crate::object::{Object, Opening, Unread, Waiter};
+
+/// Bytes asked for at a time.
+const PIECE: u64 = 256 << 10;
+/// Pieces that are waited for at a time.
+const MAX_PIECES: usize = 4;
+
+/// Bytes of a file, as they are typed: `0-499`, `500-`, `-500`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ByteRange {
+    /// The first byte, and the last one or the end of the file.
+    From(u64, Option<u64>),
+    /// So many at the end.
+    Last(u64),
+}
+
+/// The text is not a range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected first and last byte, as in 0-499, 500- or -500")]
+pub(super) struct ByteRangeError;
+
+impl FromStr for ByteRange {
+    type Err = ByteRangeError;
+
+    fn from_str(text: &str) -> Result<Self, ByteRangeError> {
+        let number = |text: &str| match text {
+            "" => Ok(None),
+            // Not "+5", which a number may be elsewhere.
+            _ if text.bytes().all(|byte| byte.is_ascii_digit()) => {
+                text.parse().map(Some).map_err(|_| ByteRangeError)
+            }
+            _ => Err(ByteRangeError),
+        };
+        let (first, last) = text.split_once('-').ok_or(ByteRangeError)?;
+        match (number(first)?, number(last)?) {
+            (Some(first), Some(last)) if last < first => Err(ByteRangeError),
+            (Some(first), last) => Ok(Self::From(first, last)),
+            (None, Some(0) | None) => Err(ByteRangeError),
+            (None, Some(count)) => Ok(Self::Last(count)),
+        }
+    }
+}
+
+impl ByteRange {
+    /// The bytes in a file of this size: those that there are. It is an error where there is none.
+    fn within(self, size: u64) -> Result<Range<u64>, ToolError> {
+        let bytes = match self {
+            Self::From(first, last) => {
+                first..last.map_or(size, |last| last.saturating_add(1).min(size))
+            }
+            Self::Last(count) => size.saturating_sub(count)..size,
+        };
+        if bytes.start < bytes.end {
+            return Ok(bytes);
+        }
+        Err(ToolError::Usage(format!("--range: nothing of it is in the file of {size} bytes")))
+    }
+}
+
+/// A part of a file on its way.
+#[derive(Debug)]
+pub(super) struct RangeFetch<'a> {
+    range: ByteRange,
+    object: &'a Arc<Object>,
+    intake: &'a Intake,
+    written: &'a Cell<u64>,
+    total: &'a Cell<Option<u64>>,
+}
+
+impl<'a> RangeFetch<'a> {
+    /// Counts in `written` what was handed on, and says in `total` what there is to do, once that is known.
+    pub(super) fn new(
+        range: ByteRange,
+        object: &'a Arc<Object>,
+        intake: &'a Intake,
+        written: &'a Cell<u64>,
+        total: &'a Cell<Option<u64>>,
+    ) -> Self {
+        Self { range, object, intake, written, total }
+    }
+
+    /// Writes the bytes to `stream`, in order and as soon as it can be; returns how many.
+    pub(super) async fn run(self, stream: Arc<File>) -> Result<u64, ToolError> {
+        let bytes = self.range.within(self.size().await?)?;
+        self.total.set(Some(bytes.end - bytes.start));
+        let mut rest = bytes.clone();
+        let mut pieces = VecDeque::new();
+        loop {
+            while pieces.len() < MAX_PIECES && !rest.is_empty() {
+                let piece = rest.start..rest.end.min(rest.start + PIECE);
+                rest.start = piece.end;
+                pieces.push_back(self.ask(piece));
+            }
+            let Some(piece) = pieces.pop_front() else { return Ok(bytes.end - bytes.start) };
+            // It is answered in any case, at the latest when the object is shut down.
+            let piece = piece.await.unwrap_or(Err(Unread::ShutDown)).map_err(unread)?;
+            let len = piece.len() as u64;
+            let stream = stream.clone();
+            let writing = tokio::task::spawn_blocking(move || (&*stream).write_all(&piece)).await;
+            writing
+                .unwrap_or_else(|error| Err(io::Error::other(error)))
+                .map_err(|error| ToolError::streaming(&error))?;
+            self.written.set(self.written.get() + len);
+        }
+    }
+
+    /// Of the file, once the join tells it.
+    async fn size(&self) -> Result<u64, ToolError> {
+        let mut changes = self.object.watch();
+        loop {
+            if let Opening::Failed(failure) = self.object.opening() {
+                return Err(failure.into());
+            }
+            if let Some(size) = self.object.size() {
+                return Ok(size);
+            }
+            // The object outlives this borrow of it.
+            let _ = changes.changed().await;
+        }
+    }
+
+    fn ask(&self, bytes: Range<u64>) -> oneshot::Receiver<Result<Vec<u8>, Unread>> {
+        let (answer, answered) = oneshot::channel();
+        let wants = self.object.read(bytes, Box::new(Piece(answer)), now());
+        self.intake.demand(self.object, wants);
+        answered
+    }
+}
+
+fn unread(error: Unread) -> ToolError {
+    match error {
+        Unread::Failed(failure) => failure.into(),
+        Unread::Store(text) => {
+            ToolError::Local(format!("cannot spool in $TMPDIR or memory: {text}"))
+        }
+        Unread::TimedOut | Unread::Interrupted | Unread::ShutDown => {
+            ToolError::TimedOut(error.to_string())
+        }
+    }
+}
+
+/// A piece that is waited for.
+struct Piece(oneshot::Sender<Result<Vec<u8>, Unread>>);
+
+impl Waiter for Piece {
+    fn answer(self: Box<Self>, outcome: Result<&[u8], Unread>) {
+        // Who does not wait any more needs no answer.
+        let _ = self.0.send(outcome.map(<[u8]>::to_vec));
+    }
+
+    fn is_abandoned(&self) -> bool {
+        self.0.is_closed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_reads_as_curl_reads_it() {
+        for (text, range) in [
+            ("0-499", ByteRange::From(0, Some(499))),
+            ("7-7", ByteRange::From(7, Some(7))),
+            ("500-", ByteRange::From(500, None)),
+            ("-500", ByteRange::Last(500)),
+        ] {
+            assert_eq!(text.parse(), Ok(range), "{text}");
+        }
+        for bad in [
+            "",
+            "-",
+            "5",
+            "9-3",
+            "-0",
+            "a-b",
+            "0x1-2",
+            "1-2,4-5",
+            "+1-2",
+            "1--2",
+            "1-99999999999999999999",
+        ] {
+            assert_eq!(bad.parse::<ByteRange>(), Err(ByteRangeError), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_range_is_cut_at_the_end_of_the_file_and_must_not_begin_there() {
+        let within = |text: &str, size| text.parse::<ByteRange>().unwrap().within(size).ok();
+        assert_eq!(within("10-19", 100), Some(10..20));
+        assert_eq!(within("90-200", 100), Some(90..100));
+        assert_eq!(within("90-", 100), Some(90..100));
+        assert_eq!(within("-30", 100), Some(70..100));
+        assert_eq!(within("-300", 100), Some(0..100));
+        assert_eq!(within("0-18446744073709551615", 100), Some(0..100));
+        for text in ["100-", "100-200"] {
+            assert_eq!(within(text, 100), None, "{text}");
+        }
+        assert_eq!(within("-1", 0), None);
+    }
+}

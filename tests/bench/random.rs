@@ -1,0 +1,114 @@
+//! How long does a read here and there take of a file that comes by demand, and do many such readers share what comes?
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::Duration;
+
+use harness::{Lab, MountProc, ServerProc, mib};
+
+use crate::{median, timed};
+
+const SIZE: u64 = mib(1024);
+const BLOCK: u64 = 4096;
+const READS: u64 = 500;
+
+const SHARED_SIZE: u64 = mib(64);
+const SHARED_BLOCK: u64 = 16 << 10;
+const READERS: usize = 8;
+const SHARED_RATE: &str = "200mbit";
+
+/// A prime without a common factor with any number of blocks here: its multiples visit all of them, far from each other.
+const STRIDE: u64 = 1_000_003;
+
+/// Latency of single reads of a cold file.
+pub(crate) fn measure() -> String {
+    let mut text = format!(
+        "\n## Reads here and there\n\n\
+         {READS} `pread`s of 4 KiB of a file of 1 GiB of which nothing is here, one after the other, `fill=demand`.\n\n\
+         | rate | loss | median, ms | 99 %, ms | longest, ms |\n|---|---|---|---|---|\n"
+    );
+    for rate in ["200mbit", "1gbit"] {
+        for loss in [0.0, 1.0] {
+            let times = latencies(rate, loss);
+            let longest = times[times.len() - 1];
+            let row = format!(
+                "| {rate} | {loss} % | {:.2} | {:.2} | {longest:.2} |",
+                times[times.len() / 2],
+                times[times.len() * 99 / 100],
+            );
+            println!("{row}");
+            text.push_str(&row);
+            text.push('\n');
+        }
+    }
+    text.push_str("\nGoal: median below 1.5 ms, 99 % below 10 ms, with loss below 25 ms.\n");
+    text
+}
+
+/// Milliseconds, ascending.
+fn latencies(rate: &str, loss_percent: f64) -> Vec<f64> {
+    let lab = Lab::builder().rate(rate).loss(loss_percent).build();
+    lab.put("image", SIZE);
+    let _server = lab.server().option("--rate", rate).start();
+    let mount = lab.mount(1).option("fill=demand").start();
+    let file = File::open(mount.join("image")).unwrap();
+    let blocks = SIZE / BLOCK;
+    let mut times: Vec<f64> = (1..=READS)
+        .map(|k| read(&file, k * STRIDE % blocks * BLOCK, BLOCK).as_secs_f64() * 1000.0)
+        .collect();
+    times.sort_by(f64::total_cmp);
+    times
+}
+
+fn read(file: &File, offset: u64, len: u64) -> Duration {
+    let mut buffer = vec![0; usize::try_from(len).unwrap()];
+    timed(|| file.read_exact_at(&mut buffer, offset).unwrap())
+}
+
+/// What the server sends for eight who read the same in the same order, and for one.
+pub(crate) fn measure_same_order() -> String {
+    let (alone, _) = share(1);
+    let (together, seconds) = share(READERS);
+    format!(
+        "\n## Eight who read the same here and there\n\n\
+         64 MiB in pieces of 16 KiB in the same random order, {SHARED_RATE}, `fill=demand`, each on a mount of its own.\n\n\
+         | sent for one, files | sent for eight, files | ratio | the slowest of the eight, s |\n|---|---|---|---|\n\
+         | {alone:.3} | {together:.3} | {:.3} | {seconds:.1} |\n\nGoal: 1.3.\n",
+        together / alone
+    )
+}
+
+/// Files sent, and the time of the slowest: medians of three.
+fn share(readers: usize) -> (f64, f64) {
+    let runs: Vec<_> = (0..3).map(|_| share_once(readers)).collect();
+    let middle = |figure: fn(&(f64, f64)) -> f64| median(runs.iter().map(figure).collect());
+    (middle(|run| run.0), middle(|run| run.1))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a figure for people")]
+fn share_once(readers: usize) -> (f64, f64) {
+    let clients = u8::try_from(readers).unwrap();
+    let lab = Lab::builder().clients(clients).rate(SHARED_RATE).build();
+    lab.put("image", SHARED_SIZE);
+    let server: ServerProc<'_> = lab.server().option("--rate", SHARED_RATE).start();
+    let mounts: Vec<MountProc<'_>> =
+        (1..=readers).map(|k| lab.mount(k).option("fill=demand").start()).collect();
+    let paths: Vec<_> = mounts.iter().map(|mount| mount.join("image")).collect();
+    let time = timed(|| {
+        std::thread::scope(|scope| {
+            for path in &paths {
+                scope.spawn(|| read_all_here_and_there(path));
+            }
+        });
+    });
+    (server.status().totals.bytes_sent as f64 / SHARED_SIZE as f64, time.as_secs_f64())
+}
+
+fn read_all_here_and_there(path: &Path) {
+    let file = File::open(path).unwrap();
+    let blocks = SHARED_SIZE / SHARED_BLOCK;
+    for k in 1..=blocks {
+        read(&file, k * STRIDE % blocks * SHARED_BLOCK, SHARED_BLOCK);
+    }
+}

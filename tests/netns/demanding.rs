@@ -1,0 +1,252 @@
+//! Pages that readers wait for come at once, and no more than those.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use harness::binaries::binary;
+use harness::{Host, Lab, MountProc, Proc, SOON, digest_of, lab_or_skip, mib, wait_until};
+
+use crate::{TRANSFER, readers, text};
+
+/// Multiples of 4096 all over a file of `size` bytes, each another one.
+fn offsets(size: u64, count: u64) -> impl Iterator<Item = u64> {
+    // A multiplier without a common factor with the number of blocks visits each block once.
+    let blocks = size / 4096;
+    (1..=count).map(move |k| k * 7919 % blocks * 4096)
+}
+
+/// Reads 4096 bytes at each offset, and compares with the served file.
+fn assert_same_at(mount: &MountProc<'_>, served: &[u8], offsets: impl Iterator<Item = u64>) {
+    let file = File::open(mount.join("image")).unwrap();
+    for offset in offsets {
+        let mut bytes = [0; 4096];
+        file.read_exact_at(&mut bytes, offset).unwrap();
+        let start = usize::try_from(offset).unwrap();
+        assert!(bytes == served[start..start + 4096], "at {offset}");
+    }
+}
+
+fn range(host: &Host, lab: &Lab, args: &[&str]) -> Output {
+    let url = lab.url("image");
+    host.run(binary("bootcast"), [&["get", "--interface", "eth0", &url], args].concat())
+}
+
+#[test]
+fn random_reads_of_a_demand_mount_are_right_and_bring_little_else() {
+    let lab = lab_or_skip!(Lab::builder());
+    let image = lab.put("image", mib(64));
+    let server = lab.server().option("--rate", "200mbit").start();
+    let mount = lab.mount(1).option("fill=demand").option("linger=0s").start();
+    let served = fs::read(&image.path).unwrap();
+    assert_same_at(&mount, &served, offsets(image.size, 100));
+    server.wait_no_members();
+    let totals = server.status().totals;
+    assert_eq!(totals.pages_sent, totals.demanded, "a stream runs for nobody");
+    // 4096 bytes lie in 4 pages at most.
+    assert!((300..=600).contains(&totals.demanded), "{totals:?}");
+    assert_eq!((totals.casts, totals.joins), (1, 1));
+}
+
+#[test]
+fn random_reads_through_loss_are_right() {
+    let lab = lab_or_skip!(Lab::builder().loss(5.0));
+    let image = lab.put("image", mib(16));
+    let _server = lab.server().option("--rate", "200mbit").start();
+    let mount = lab.mount(1).option("fill=demand").start();
+    let served = fs::read(&image.path).unwrap();
+    assert_same_at(&mount, &served, offsets(image.size, 200));
+}
+
+#[test]
+fn a_demand_mount_reads_a_whole_file_too_and_is_complete_then() {
+    let lab = lab_or_skip!(Lab::builder());
+    let image = lab.put("image", mib(16) + 77);
+    let server = lab.server().option("--rate", "200mbit").start();
+    let mount = lab.mount(1).option("fill=demand").start();
+    assert_eq!(digest_of(mount.join("image")), image.digest);
+    server.wait_no_members();
+    let totals = server.status().totals;
+    assert_eq!(totals.leaves, 1, "it left because all was there");
+    let pages = image.size.div_ceil(1456);
+    assert!(totals.pages_sent * 10 < pages * 12, "{totals:?} of {pages}");
+}
+
+#[test]
+fn what_one_demands_the_others_keep() {
+    let lab = lab_or_skip!(Lab::builder().clients(2));
+    let image = lab.put("image", mib(16));
+    let server = lab.server().option("--rate", "200mbit").start();
+    let mounts = [1, 2].map(|k| lab.mount(k).option("fill=demand").start());
+    // Open, so that it listens.
+    let _file = File::open(mounts[1].join("image")).unwrap();
+    let group = server.cast_of("image").unwrap().group;
+    let group = group.split(':').next().unwrap().parse().unwrap();
+    wait_until(SOON, "the switch sends to it", || lab.switch_sends(group, 2));
+    let served = fs::read(&image.path).unwrap();
+    assert_same_at(&mounts[0], &served, offsets(image.size, 50));
+    let demanded = server.status().totals.demanded;
+    assert_same_at(&mounts[1], &served, offsets(image.size, 50));
+    assert_eq!(server.status().totals.demanded, demanded);
+}
+
+#[test]
+fn a_read_far_ahead_of_a_slow_stream_returns_long_before_the_stream_is_there() {
+    let lab = lab_or_skip!(Lab::builder());
+    let image = lab.put("image", mib(64));
+    let server = lab.server().option("--rate", "20mbit").start();
+    let mount = lab.mount(1).start();
+    let served = fs::read(&image.path).unwrap();
+    assert_same_at(&mount, &served, [mib(64) - 4096, mib(48)].into_iter());
+    let cast = server.cast_of("image").unwrap();
+    let streamed = cast.pages_sent - cast.demanded;
+    assert!(streamed * 2 < u64::from(cast.pages), "{cast:?}");
+    assert!((3..200).contains(&cast.demanded), "{cast:?}");
+}
+
+#[test]
+fn those_who_read_along_with_the_stream_demand_nearly_nothing() {
+    let lab = lab_or_skip!(Lab::builder().clients(8).rate("200mbit").loss(1.0));
+    let image = lab.put("image", mib(32));
+    let server = lab.server().option("--rate", "200mbit").start();
+    let mounts: Vec<_> = (1..=8).map(|k| lab.mount(k).start()).collect();
+    let copies: Vec<_> = lab.clients().iter().map(|host| host.fresh_path("copy")).collect();
+    let copying = mounts.iter().zip(&copies);
+    let mut running: Vec<Proc> = copying
+        .map(|(mount, copy)| readers::copy(mount.host(), &mount.join("image"), copy))
+        .collect();
+    for reader in &mut running {
+        reader.wait_success(TRANSFER);
+    }
+    for copy in &copies {
+        assert_eq!(digest_of(copy), image.digest);
+    }
+    let totals = server.status().totals;
+    assert!(totals.demanded * 50 < totals.pages_sent, "{totals:?}");
+}
+
+#[test]
+fn a_reader_that_is_killed_while_it_waits_leaves_no_wish_behind() {
+    let lab = lab_or_skip!(Lab::builder());
+    lab.put("image", mib(16));
+    let server = lab.server().start();
+    // No page ever gets through, so that whoever waits asks again and again.
+    let rules = "add table inet deaf; \
+                 add chain inet deaf input { type filter hook input priority 0; }; \
+                 add rule inet deaf input udp dport 9000 drop";
+    let output = lab.client(1).run("nft", [rules]);
+    assert!(output.status.success(), "{output:?}");
+    let mount = lab.mount(1).option("fill=demand").start();
+    let _file = File::open(mount.join("image")).unwrap();
+    server.wait_cast("image", "the open joined", |cast| cast.members == 1);
+    let mut reader = readers::read_at(lab.client(1), &mount.join("image"), mib(8));
+    let pages = readers::READ_LEN.div_ceil(1456);
+    server.wait_cast("image", "it asks again", |cast| cast.demanded > 2 * pages);
+    reader.kill_within(SOON);
+    wait_until(SOON, "nothing waits", || mount.parked_requests() == 0);
+    // The longest pause of one who asks again is a second.
+    let mut last = (0, Instant::now());
+    wait_until(TRANSFER, "nothing was demanded for three seconds", || {
+        let demanded = server.cast_of("image").map_or(0, |cast| cast.demanded);
+        if demanded != last.0 {
+            last = (demanded, Instant::now());
+        }
+        last.1.elapsed() > Duration::from_secs(3)
+    });
+}
+
+#[test]
+fn a_demand_member_outlives_a_long_silence_and_a_restart_of_the_server() {
+    let lab = lab_or_skip!(Lab::builder());
+    let image = lab.put("image", mib(16));
+    let mut server = lab.server().start();
+    let mount = lab.mount(1).option("fill=demand").start();
+    let served = fs::read(&image.path).unwrap();
+    let file = File::open(mount.join("image")).unwrap();
+    assert_same_at(&mount, &served, offsets(image.size, 3));
+    let begun = Instant::now();
+    // Three times what a member of another kind takes for the end of its cast.
+    wait_until(TRANSFER, "six seconds of silence", || begun.elapsed() > Duration::from_secs(6));
+    assert_eq!(server.status().totals.joins, 1);
+    server.kill();
+    server.start();
+    assert_same_at(&mount, &served, offsets(image.size, 10));
+    drop(file);
+}
+
+#[test]
+fn a_qcow2_overlay_works_on_a_base_that_comes_by_demand() {
+    let lab = lab_or_skip!(Lab::builder());
+    let image = lab.put("image", mib(64));
+    File::options()
+        .write(true)
+        .open(&image.path)
+        .unwrap()
+        .write_all_at(&[0x5a; 65_536], mib(48))
+        .unwrap();
+    let server = lab.server().option("--rate", "200mbit").start();
+    let mount = lab.mount(1).option("fill=demand").start();
+    let overlay = lab.directory().join("overlay.qcow2");
+    let base = mount.join("image");
+    let run = |program: &str, args: &[&str]| {
+        let output = Command::new(program).args(args).output().unwrap();
+        let told = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{program} {args:?}: {told} {output:?}");
+        assert!(!told.contains("verification failed"), "{told}");
+    };
+    let create = ["create", "-f", "qcow2", "-b", text(&base), "-F", "raw", text(&overlay)];
+    run("qemu-img", &create);
+    let commands =
+        ["-c", "read -P 0x5a 48M 64k", "-c", "write -P 0xaa 48M 4k", "-c", "read -P 0xaa 48M 4k"];
+    let rest = ["-c", "read -P 0x5a 49156k 60k", text(&overlay)];
+    run("qemu-io", &[&["-f", "qcow2"][..], &commands, &rest].concat());
+    let totals = server.status().totals;
+    assert!(totals.pages_sent * 10 < image.size.div_ceil(1456), "{totals:?}");
+}
+
+#[test]
+fn get_fetches_the_bytes_it_is_told() {
+    let lab = lab_or_skip!(Lab::builder());
+    let size = mib(8) + 123;
+    let image = lab.put("image", size);
+    let server = lab.server().option("--rate", "200mbit").start();
+    let served = fs::read(&image.path).unwrap();
+    let len = served.len();
+    for (asked, bytes) in [
+        ("0-499", 0..500),
+        ("1455-1456", 1455..1457),
+        ("1000000-2999999", 1_000_000..3_000_000),
+        ("8388600-", 8_388_600..len),
+        ("-500", len - 500..len),
+        ("8388600-99999999", 8_388_600..len),
+    ] {
+        let output = range(lab.client(1), &lab, &["--range", asked, "-O", "-"]);
+        assert!(output.status.success(), "{asked}: {output:?}");
+        assert!(output.stdout == served[bytes], "{asked}");
+    }
+    let target = lab.client(1).fresh_path("part");
+    let output = range(lab.client(1), &lab, &["-r", "77-99", "-O", text(&target)]);
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    assert!(fs::read(&target).unwrap() == served[77..100]);
+    server.wait_no_members();
+    let totals = server.status().totals;
+    assert_eq!(totals.pages_sent, totals.demanded);
+    assert!(totals.demanded < size.div_ceil(1456) / 2, "{totals:?}");
+}
+
+#[test]
+fn a_range_that_makes_no_sense_is_one_line_and_wrong_usage() {
+    let lab = lab_or_skip!(Lab::builder());
+    lab.put("image", 1000);
+    let _server = lab.server().start();
+    let target = lab.client(1).fresh_path("part");
+    for asked in ["9-3", "x", "-0", "1000-", "5000-6000"] {
+        let asked = format!("--range={asked}");
+        let output = range(lab.client(1), &lab, &[&asked, "-O", text(&target)]);
+        assert_eq!(output.status.code(), Some(1), "{asked}: {output:?}");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(errors.trim_end().lines().count(), 1, "{errors}");
+        assert!(!target.exists());
+    }
+}
