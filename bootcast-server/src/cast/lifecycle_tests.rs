@@ -349,9 +349,9 @@ mod demand {
             let before = cast.demanded();
             let sent = cast.poll_transmit(8, now).unwrap().datagrams();
             if cast.demanded() == before {
-                others += sent
+                others += sent;
             } else {
-                asked += sent
+                asked += sent;
             }
             now += Duration::from_millis(1);
         }

@@ -10,3 +10,4 @@ mod http;
 mod process;
 mod repair;
 mod startup;
+mod tags;

@@ -12,6 +12,7 @@ use bootcast_proto::join::Extensions;
 use bootcast_proto::{Etag, Geometry, JoinAnswer, Layout, PageSize, RemotePath, Token};
 use tokio::sync::oneshot;
 
+use super::cast_keys::CastKeys;
 use super::interface::{Interface, InterfaceName};
 use super::socket::{MulticastSocket, SocketConfig};
 use crate::cast::{JoinRefusal, Joined, MemberKind, RepairSettings, Settings};
@@ -35,6 +36,8 @@ pub struct SenderConfig {
     pub page_size: PageSize,
     /// What the headers say.
     pub layout: Layout,
+    /// What vouches for the datagrams; `None`: nothing does.
+    pub keys: Option<CastKeys>,
 }
 
 /// Why there is no answer to a join.
@@ -77,6 +80,7 @@ pub struct SenderHandle {
     rate: bootcast_proto::BitRate,
     source_address: Ipv4Addr,
     repair: Option<RepairSettings>,
+    keys: Option<CastKeys>,
 }
 
 #[derive(Debug)]
@@ -127,6 +131,7 @@ pub fn spawn(
         rate: settings.rate,
         source_address: config.interface.address,
         repair: settings.repair,
+        keys: config.keys.clone(),
     };
     let (ending, ended) = oneshot::channel();
     std::thread::Builder::new().name("sender".to_owned()).spawn(move || {
@@ -163,6 +168,7 @@ impl SenderHandle {
                 etag: Some(etag),
                 rate: Some(self.rate),
                 source: Some(self.source_address.into()),
+                key: self.keys.as_ref().map(|keys| keys.of(joined.cast)),
                 repair: repair.map(|(settings, _)| settings.repair_port),
                 interleave: repair.map(|(_, layout)| layout.interleave()),
                 lease: repair.map(|(settings, _)| settings.lease),
@@ -223,6 +229,7 @@ mod tests {
         let (commands, received) = mpsc::channel();
         let handle = SenderHandle {
             repair: None,
+            keys: None,
             commands,
             page_size: PageSize::new(1456).unwrap(),
             layout: Layout::Base,
