@@ -53,11 +53,11 @@ fn asked_by(members: u32) -> Figures {
     let server = lab.server().option("--rate", "3gbit").start();
     let mut runs = Vec::new();
     for run in 0..RUNS {
-        let (cpu, sent) = (server.proc().cpu_time(), server.status().totals.demanded);
+        let (cpu, sent) = (server.proc().cpu_time().as_secs_f64(), server.status().totals.demanded);
         let began = Instant::now();
         let wants = ask(lab.client(1), members, u32::try_from(run).expect("a few runs"));
         let seconds = began.elapsed().as_secs_f64();
-        let cpu = (server.proc().cpu_time() - cpu).as_secs_f64();
+        let cpu = server.proc().cpu_time().as_secs_f64() - cpu;
         runs.push(Figures {
             wants_per_second: wants as f64 / seconds,
             pages_per_want: (server.status().totals.demanded - sent) as f64 / wants as f64,

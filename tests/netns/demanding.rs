@@ -18,13 +18,13 @@ fn offsets(size: u64, count: u64) -> impl Iterator<Item = u64> {
 }
 
 /// Reads 4096 bytes at each offset, and compares with the served file.
-fn assert_same_at(mount: &MountProc<'_>, served: &[u8], offsets: impl Iterator<Item = u64>) {
+fn assert_same_at(mount: &MountProc<'_>, content: &[u8], offsets: impl Iterator<Item = u64>) {
     let file = File::open(mount.join("image")).unwrap();
     for offset in offsets {
         let mut bytes = [0; 4096];
         file.read_exact_at(&mut bytes, offset).unwrap();
         let start = usize::try_from(offset).unwrap();
-        assert!(bytes == served[start..start + 4096], "at {offset}");
+        assert!(bytes == content[start..start + 4096], "at {offset}");
     }
 }
 
@@ -39,8 +39,8 @@ fn random_reads_of_a_demand_mount_are_right_and_bring_little_else() {
     let image = lab.put("image", mib(64));
     let server = lab.server().option("--rate", "200mbit").start();
     let mount = lab.mount(1).option("fill=demand").option("linger=0s").start();
-    let served = fs::read(&image.path).unwrap();
-    assert_same_at(&mount, &served, offsets(image.size, 100));
+    let content = fs::read(&image.path).unwrap();
+    assert_same_at(&mount, &content, offsets(image.size, 100));
     server.wait_no_members();
     let totals = server.status().totals;
     assert_eq!(totals.pages_sent, totals.demanded, "a stream runs for nobody");
@@ -55,8 +55,8 @@ fn random_reads_through_loss_are_right() {
     let image = lab.put("image", mib(16));
     let _server = lab.server().option("--rate", "200mbit").start();
     let mount = lab.mount(1).option("fill=demand").start();
-    let served = fs::read(&image.path).unwrap();
-    assert_same_at(&mount, &served, offsets(image.size, 200));
+    let content = fs::read(&image.path).unwrap();
+    assert_same_at(&mount, &content, offsets(image.size, 200));
 }
 
 #[test]
@@ -84,10 +84,10 @@ fn what_one_demands_the_others_keep() {
     let group = server.cast_of("image").unwrap().group;
     let group = group.split(':').next().unwrap().parse().unwrap();
     wait_until(SOON, "the switch sends to it", || lab.switch_sends(group, 2));
-    let served = fs::read(&image.path).unwrap();
-    assert_same_at(&mounts[0], &served, offsets(image.size, 50));
+    let content = fs::read(&image.path).unwrap();
+    assert_same_at(&mounts[0], &content, offsets(image.size, 50));
     let demanded = server.status().totals.demanded;
-    assert_same_at(&mounts[1], &served, offsets(image.size, 50));
+    assert_same_at(&mounts[1], &content, offsets(image.size, 50));
     assert_eq!(server.status().totals.demanded, demanded);
 }
 
@@ -97,8 +97,8 @@ fn a_read_far_ahead_of_a_slow_stream_returns_long_before_the_stream_is_there() {
     let image = lab.put("image", mib(64));
     let server = lab.server().option("--rate", "20mbit").start();
     let mount = lab.mount(1).start();
-    let served = fs::read(&image.path).unwrap();
-    assert_same_at(&mount, &served, [mib(64) - 4096, mib(48)].into_iter());
+    let content = fs::read(&image.path).unwrap();
+    assert_same_at(&mount, &content, [mib(64) - 4096, mib(48)].into_iter());
     let cast = server.cast_of("image").unwrap();
     let streamed = cast.pages_sent - cast.demanded;
     assert!(streamed * 2 < u64::from(cast.pages), "{cast:?}");
@@ -162,16 +162,16 @@ fn a_demand_member_outlives_a_long_silence_and_a_restart_of_the_server() {
     let image = lab.put("image", mib(16));
     let mut server = lab.server().start();
     let mount = lab.mount(1).option("fill=demand").start();
-    let served = fs::read(&image.path).unwrap();
+    let content = fs::read(&image.path).unwrap();
     let file = File::open(mount.join("image")).unwrap();
-    assert_same_at(&mount, &served, offsets(image.size, 3));
+    assert_same_at(&mount, &content, offsets(image.size, 3));
     let begun = Instant::now();
     // Three times what a member of another kind takes for the end of its cast.
     wait_until(TRANSFER, "six seconds of silence", || begun.elapsed() > Duration::from_secs(6));
     assert_eq!(server.status().totals.joins, 1);
     server.kill();
     server.start();
-    assert_same_at(&mount, &served, offsets(image.size, 10));
+    assert_same_at(&mount, &content, offsets(image.size, 10));
     drop(file);
 }
 
@@ -211,8 +211,8 @@ fn get_fetches_the_bytes_it_is_told() {
     let size = mib(8) + 123;
     let image = lab.put("image", size);
     let server = lab.server().option("--rate", "200mbit").start();
-    let served = fs::read(&image.path).unwrap();
-    let len = served.len();
+    let content = fs::read(&image.path).unwrap();
+    let len = content.len();
     for (asked, bytes) in [
         ("0-499", 0..500),
         ("1455-1456", 1455..1457),
@@ -223,12 +223,12 @@ fn get_fetches_the_bytes_it_is_told() {
     ] {
         let output = range(lab.client(1), &lab, &["--range", asked, "-O", "-"]);
         assert!(output.status.success(), "{asked}: {output:?}");
-        assert!(output.stdout == served[bytes], "{asked}");
+        assert!(output.stdout == content[bytes], "{asked}");
     }
     let target = lab.client(1).fresh_path("part");
     let output = range(lab.client(1), &lab, &["-r", "77-99", "-O", text(&target)]);
     assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
-    assert!(fs::read(&target).unwrap() == served[77..100]);
+    assert!(fs::read(&target).unwrap() == content[77..100]);
     server.wait_no_members();
     let totals = server.status().totals;
     assert_eq!(totals.pages_sent, totals.demanded);

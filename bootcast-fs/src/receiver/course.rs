@@ -54,13 +54,6 @@ impl Course {
         }
     }
 
-    /// A page came that may be the stream's, where no beacons tell of it.
-    pub(super) fn page(&mut self, page: PageIndex, now: Instant) {
-        if !self.is_told {
-            self.position = (page.0 + 1, now);
-        }
-    }
-
     /// The page that it sends next, as of the last news; `None` before those, and while it rests.
     pub(super) fn position(&self) -> Option<PageIndex> {
         Some(PageIndex(self.position.0)).filter(|at| self.is_told && at.0 < self.pages)

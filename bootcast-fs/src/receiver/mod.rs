@@ -240,10 +240,10 @@ impl Receiver {
         };
         let arrival = assembly.arrived(checked.bytes);
         match arrival {
-            Arrival::New(page) => self.handle_page(page.index, now),
+            Arrival::New(page) => self.handle_page(page.index),
             Arrival::Duplicate(page) => {
                 self.counters.duplicates += 1;
-                self.handle_page(page, now);
+                self.handle_page(page);
             }
             Arrival::Bad(_) => {
                 self.counters.bad += 1;
@@ -257,7 +257,7 @@ impl Receiver {
         arrival
     }
 
-    fn handle_page(&mut self, page: PageIndex, now: Instant) {
+    fn handle_page(&mut self, page: PageIndex) {
         self.since_join.received += 1;
         if self.demand.is_asked(page) {
             // It tells nothing of the stream.
@@ -265,8 +265,6 @@ impl Receiver {
         }
         if let Some(repair) = &mut self.repair {
             repair.page_seen(page);
-        } else if let Some(course) = &mut self.course {
-            course.page(page, now);
         }
     }
 

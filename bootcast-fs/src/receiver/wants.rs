@@ -34,7 +34,8 @@ impl Receiver {
         let Some(assembly) = &self.assembly else { return };
         let (pages, rate) = (assembly.geometry().pages(), answer.extensions.rate);
         self.course = Some(Course::new(pages, answer.page_size, rate, now));
-        let is_known = answer.extensions.size.is_some() && answer.extensions.etag.is_some();
+        // Who has no lease has nothing to ask for.
+        let is_known = answer.extensions.lease.is_some();
         self.demand.begin(is_known, assembly.geometry(), now);
         let on_demand = is_known && self.fill() == Fill::Demand;
         self.membership.expect(!on_demand || self.demand.is_waiting(), now);

@@ -193,7 +193,7 @@ impl Queue {
         self.waiting.remove(range);
         while let Some((asked, _)) = self.asked.front() {
             let asked = *asked;
-            let waits = self.waiting.parts(asked).next().map(|(part, _)| part.start);
+            let waits = self.waiting.parts(asked).next().map(|(part, ())| part.start);
             let gone = waits.unwrap_or(asked.end).0 - asked.start.0;
             self.forget_front(gone);
             if waits.is_some() {
@@ -224,7 +224,7 @@ impl Queue {
     fn next(&self, budget: u32) -> Option<PageRange> {
         let mut run: Option<PageRange> = None;
         for (range, _) in &self.asked {
-            let Some((part, _)) = self.waiting.parts(*range).next() else { break };
+            let Some((part, ())) = self.waiting.parts(*range).next() else { break };
             let follows = run.is_none_or(|run| run.end == part.start && part.start == range.start);
             if !follows {
                 break;

@@ -266,6 +266,18 @@ mod demand {
     }
 
     #[test]
+    fn what_the_stream_sent_a_moment_ago_is_not_sent_again_on_demand() {
+        let mut now = Instant::now();
+        let mut cast = cast_of(1000, &[MemberKind::Plain, MemberKind::Demand], now);
+        advance(&mut cast, &mut now);
+        assert_eq!(poll(&mut cast, 44, now), Some(Sending::Pages(PageRange::new(0, 44))));
+        want(&mut cast, 1, &[(40, 10)], &[(1, 40)], now);
+        assert_eq!(cast.poll_urgent(44, now), Some(Sending::Pages(PageRange::new(44, 50))));
+        assert_eq!((cast.urgent(44), cast.demanded()), (None, 6));
+        assert_eq!(cast.poll_transmit(44, now), Some(Sending::Pages(PageRange::new(44, 88))));
+    }
+
+    #[test]
     fn a_want_renews_the_lease_and_silence_ends_it() {
         let start = Instant::now();
         let mut cast = cast_of(100, &[MemberKind::Demand], start);
@@ -349,9 +361,9 @@ mod demand {
             let before = cast.demanded();
             let sent = cast.poll_transmit(8, now).unwrap().datagrams();
             if cast.demanded() == before {
-                others += sent
+                others += sent;
             } else {
-                asked += sent
+                asked += sent;
             }
             now += Duration::from_millis(1);
         }

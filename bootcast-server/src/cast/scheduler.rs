@@ -443,20 +443,20 @@ impl Scheduler {
 
     fn hand_out(
         &mut self,
-        cast: CastId,
+        id: CastId,
         what: Sending,
         demanded: bool,
         cost: u64,
         now: Instant,
     ) -> Transmit {
-        let group = self.port_of(cast, &what);
+        let group = self.port_of(id, &what);
         self.count(&what);
         if demanded {
             self.totals.demanded += u64::from(what.datagrams());
         }
         self.charge(cost, now);
-        self.reap(cast, now);
-        Transmit { cast, group, what, demanded }
+        self.reap(id, now);
+        Transmit { cast: id, group, what, demanded }
     }
 
     fn begin(
