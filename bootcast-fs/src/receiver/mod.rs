@@ -4,6 +4,7 @@
 mod assembly;
 mod channel;
 mod membership;
+mod panel;
 mod repair;
 mod reporter;
 mod stream;
@@ -22,6 +23,7 @@ pub use membership::{Action, Subscription, Timing};
 pub use repair::DecodePlan;
 
 use membership::Membership;
+use panel::Panel;
 use repair::Repair;
 use reporter::Reporter;
 
@@ -108,14 +110,7 @@ pub struct Receiver {
     failure: Option<Failure>,
     counters: Counters,
     epoch: u32,
-    since_join: SinceJoin,
-}
-
-/// Datagrams since the last join, for reports.
-#[derive(Clone, Copy, Debug, Default)]
-struct SinceJoin {
-    received: u64,
-    drops: u64,
+    panel: Panel,
 }
 
 impl Receiver {
@@ -136,7 +131,7 @@ impl Receiver {
             failure: None,
             counters: Counters::default(),
             epoch: 0,
-            since_join: SinceJoin::default(),
+            panel: Panel::default(),
         }
     }
 
@@ -239,7 +234,7 @@ impl Receiver {
     }
 
     fn handle_page(&mut self, page: PageIndex) {
-        self.since_join.received += 1;
+        self.panel.received();
         if let Some(repair) = &mut self.repair {
             repair.page_seen(page);
         }
@@ -253,7 +248,7 @@ impl Receiver {
     /// The socket had no room for this many datagrams.
     pub fn handle_drops(&mut self, datagrams: u64) {
         self.counters.drops += datagrams;
-        self.since_join.drops += datagrams;
+        self.panel.dropped(datagrams);
     }
 
     /// These pages are in the store.

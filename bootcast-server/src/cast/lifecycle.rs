@@ -200,7 +200,10 @@ impl Cast {
         if !self.members.renew(token, now) {
             return false;
         }
-        self.on_heard();
+        // Counters alone, which come as long as something is sent, are no sign that it is wanted.
+        if report.sent == 0 || !report.needs.is_empty() || !report.bulk.is_empty() {
+            self.on_heard();
+        }
         let mut wanted = false;
         for &(first, count) in report.bulk.iter().take(BULK_MAX) {
             wanted |= self.stream.want(first, count);
@@ -300,6 +303,11 @@ impl Cast {
     /// Clients that joined and did not leave.
     pub fn members(&self) -> usize {
         self.members.len()
+    }
+
+    /// Those of them that report.
+    pub fn reporting_members(&self) -> usize {
+        self.members.extended()
     }
 
     /// Joins since it began.

@@ -5,6 +5,7 @@
 //! | [`Cast`] | which datagrams of one file go out next, and when their sending ends |
 //! | [`Scheduler`] | which cast is next, so that all share the rate fairly |
 //! | [`Pacer`] | when the next datagrams may leave |
+//! | `rate` | how fast a cast sends below the ceiling of all |
 //! | [`GroupPool`] | which multicast address a cast gets |
 //!
 //! A cast is put together from
@@ -23,6 +24,7 @@ mod groups;
 mod lifecycle;
 mod members;
 mod pacer;
+mod rate;
 mod repair;
 mod scheduler;
 mod stream;

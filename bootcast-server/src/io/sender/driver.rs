@@ -468,6 +468,7 @@ impl Driver {
             pages_sent: view.cast.pages_sent(),
             symbols_sent: view.cast.symbols_sent(),
             repair_level: view.cast.redundancy(),
+            rate_bps: view.rate.bits_per_second(),
             passes: view.cast.passes(),
             age_s: now.saturating_duration_since(view.began).as_secs(),
         });
