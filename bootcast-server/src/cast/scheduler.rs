@@ -322,7 +322,7 @@ impl Scheduler {
                     beacon.pace = running.control.pace(running.cast.reporting_members());
                 }
                 let cost = wire_bytes(&running.geometry, &what);
-                running.control.on_sent(datagrams(&what));
+                running.control.on_sent(datagrams(&what), now);
                 running.allowance.take(cost, now);
                 running.deficit = running.deficit.saturating_sub(cost);
                 let group = self.port_of(id, &what);

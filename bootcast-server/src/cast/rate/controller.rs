@@ -46,8 +46,14 @@ const CEILING_TIME: Duration = Duration::from_secs(10);
 /// Losses that did not fall with the rate are believed to be none of it for so long.
 const PROVEN_TIME: Duration = Duration::from_secs(30);
 
-/// Smaller ones are not told from chance.
+/// Smaller ones are not told from chance, and larger ones are never believed to be harmless.
 const PROVABLE: f64 = 0.02;
+const PROVEN_MAX: f64 = 0.3;
+
+/// It takes so many reductions in a row that changed nothing, where nothing is: not a quarter more, nor less by half of what
+/// was to be expected.
+const TRIALS: u32 = 2;
+const UNCHANGED: f64 = 1.25;
 
 /// The share of the ceiling that a cast begins with where nobody vouches for more.
 const CAUTIOUS_SHARE: f64 = 0.1;
@@ -85,8 +91,10 @@ enum Congestion {
 #[derive(Clone, Copy, Debug)]
 struct Trial {
     congestion: Congestion,
-    /// Rate and losses before.
+    /// How many in a row it is, and the rate before the first.
+    number: u32,
     rate: f64,
+    /// Losses before.
     lost: f64,
     /// Losses that are left if the rate was their cause.
     expected: f64,
@@ -207,9 +215,14 @@ impl Controller {
             Congestion::Group if view.worst_average.is_none() => return false,
             Congestion::Group => 1.0 - view.delivered,
         };
+        let in_vain = trial.lost - trial.expected > PROVABLE
+            && (f64::midpoint(trial.lost, trial.expected)..trial.lost * UNCHANGED).contains(&lost)
+            && lost <= PROVEN_MAX;
+        if in_vain && trial.number < TRIALS {
+            return false;
+        }
         self.trial = None;
-        let provable = trial.lost - trial.expected > PROVABLE;
-        if !provable || lost <= f64::midpoint(trial.lost, trial.expected) {
+        if !in_vain {
             return false;
         }
         let before =
@@ -241,7 +254,9 @@ impl Controller {
         self.skips = true;
         // What gets through a narrow place does not depend on what is sent into it.
         let expected = (1.0 - (1.0 - lost) * before / self.rate).max(base.min(lost));
-        self.trial = Some(Trial { congestion, rate: before, lost, expected });
+        let earlier = self.trial.filter(|trial| trial.congestion == congestion);
+        let (number, rate) = earlier.map_or((1, before), |trial| (trial.number + 1, trial.rate));
+        self.trial = Some(Trial { congestion, number, rate, lost, expected });
     }
 
     fn grow(&mut self) {
@@ -404,9 +419,23 @@ mod tests {
             lab.lose(0.0);
             let mut rates: Vec<_> = (0..400).map(|_| lab.lose_more(median, worst, drops)).collect();
             rates.sort_by(f64::total_cmp);
-            assert!(rates[0] > 700.0, "{rates:?}");
-            assert!(near(rates[20], 1000.0), "{rates:?}");
+            assert!(rates[0] > 500.0, "{rates:?}");
+            assert!(near(rates[40], 1000.0), "{rates:?}");
         }
+    }
+
+    #[test]
+    fn losses_that_grow_or_are_many_are_never_believed_to_be_harmless() {
+        let mut lab = Lab::new(Start::Ceiling);
+        lab.lose(0.0);
+        (0..40).for_each(|_| assert!(lab.lose(0.4) <= 1000.0));
+        assert!(lab.mbit() < 20.0, "{}", lab.mbit());
+        let mut lab = Lab::new(Start::Ceiling);
+        lab.lose(0.0);
+        for lost in [0.05, 0.05, 0.1, 0.1, 0.2, 0.2, 0.25, 0.25] {
+            lab.lose(lost);
+        }
+        assert!(lab.mbit() < 500.0, "{}", lab.mbit());
     }
 
     #[test]

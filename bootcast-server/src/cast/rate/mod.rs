@@ -75,7 +75,10 @@ impl RateControl {
     }
 
     /// Pages or symbols were handed out.
-    pub(super) fn on_sent(&mut self, datagrams: u64) {
+    pub(super) fn on_sent(&mut self, datagrams: u64, now: Instant) {
+        if self.sent == 0 {
+            self.looks = VecDeque::from([(now, 0)]);
+        }
         self.sent += datagrams;
     }
 

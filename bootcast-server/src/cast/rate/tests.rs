@@ -29,7 +29,7 @@ impl Lab {
             self.now += TICK;
             let rate = self.control.rate();
             let sent = rate.bytes_in(TICK) / WIRE;
-            self.control.on_sent(sent);
+            self.control.on_sent(sent, self.now);
             let share = (self.through / to_f64(rate.bits_per_second())).min(1.0);
             for report in &mut self.members {
                 report.sent += sent;
