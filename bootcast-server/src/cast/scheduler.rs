@@ -62,6 +62,8 @@ pub struct Joined {
     pub group: SocketAddrV4,
     /// Whether this join began it.
     pub began: bool,
+    /// At which it may send at present.
+    pub rate: BitRate,
 }
 
 /// Why a join was refused. Each passes with time.
@@ -224,7 +226,8 @@ impl Scheduler {
         entry.cast.handle_join(token, kind, now);
         self.farewells.cancel(entry.group);
         self.totals.joins += 1;
-        Ok(Joined { cast: id, group: entry.group, began: same.is_none() })
+        let rate = entry.control.rate();
+        Ok(Joined { cast: id, group: entry.group, began: same.is_none(), rate })
     }
 
     /// Removes a member of the cast of this path; `None` where the token is none.

@@ -6,7 +6,7 @@ use std::ops::{Bound, ControlFlow};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
-use bootcast_proto::api::{CastStatus, Status};
+use bootcast_proto::api::{CastStatus, Report, Status};
 use bootcast_proto::wire::end_datagram;
 use bootcast_proto::{PageRange, RemotePath};
 
@@ -339,7 +339,8 @@ impl Driver {
             Command::Report { path, token, report, reply } => {
                 let known = self.scheduler.handle_report(&path, &token, &report, now);
                 let needs = report.needs.len();
-                tracing::debug!(%path, %token, known, needs, bulk = ?report.bulk, "reported");
+                let Report { bulk, sent, received, drops, .. } = &report;
+                tracing::debug!(%path, %token, known, needs, ?bulk, sent, received, drops, "reported");
                 let _ = reply.send(known);
             }
             Command::Status { reply } => {

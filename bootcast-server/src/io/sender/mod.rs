@@ -74,7 +74,6 @@ pub struct SenderHandle {
     commands: mpsc::Sender<Command>,
     page_size: PageSize,
     layout: Layout,
-    rate: bootcast_proto::BitRate,
     source_address: Ipv4Addr,
     repair: Option<RepairSettings>,
 }
@@ -118,7 +117,6 @@ pub fn spawn(
         commands,
         page_size: config.page_size,
         layout: config.layout,
-        rate: settings.rate,
         source_address: config.interface.address,
         repair: settings.repair,
     };
@@ -155,7 +153,7 @@ impl SenderHandle {
             extensions: Extensions {
                 size: Some(geometry.size()),
                 etag: Some(etag),
-                rate: Some(self.rate),
+                rate: Some(joined.rate),
                 source: Some(self.source_address.into()),
                 repair: repair.map(|(settings, _)| settings.repair_port),
                 interleave: repair.map(|(_, layout)| layout.interleave()),
@@ -215,7 +213,6 @@ mod tests {
             commands,
             page_size: PageSize::new(1456).unwrap(),
             layout: Layout::Base,
-            rate: "1gbit".parse().unwrap(),
             source_address: Ipv4Addr::LOCALHOST,
         };
         assert_eq!(handle.status().await, Err(NoAnswer::Busy));
