@@ -188,8 +188,9 @@ impl Receiver {
         if self.membership.token().is_none() {
             return;
         }
-        let speaks = self.reporter.handle_timeout(is_short, now);
-        if !speaks && !(self.panel.is_due(now) && self.reporter.tell(is_short)) {
+        let speaks = self.reporter.handle_timeout(is_short, now)
+            || self.panel.is_due(now) && self.reporter.tell(is_short);
+        if !speaks {
             return;
         }
         let asking = self.repair.as_ref().filter(|_| self.reporter.is_asking());

@@ -28,8 +28,8 @@ const INTERVAL: Duration = Duration::from_millis(250);
 /// Members that report regularly, of all casts together as long as these are fewer: 160 reports in a second.
 const PANEL_MEMBERS: usize = 40;
 
-/// An interval is over a little early, so that reports that come once an interval are looked at once an interval.
-const EARLY: u32 = 10;
+/// An interval is over when this share of it is, so that reports that come once an interval are looked at once an interval.
+const NEARLY: f64 = 0.9;
 
 /// What a report counts was sent within this time, or is too old to say anything of the present.
 const RECENT: Duration = Duration::from_secs(5);
@@ -97,7 +97,7 @@ impl RateControl {
         self.panel.handle_report(token, report, recently, self.interval, now);
         let Some(&(looked_at, sent)) = self.looks.back() else { return false };
         let elapsed = now.saturating_duration_since(looked_at);
-        if elapsed < self.interval - self.interval / EARLY {
+        if elapsed < self.interval.mul_f64(NEARLY) {
             return false;
         }
         self.look(elapsed, self.sent - sent, now)

@@ -143,7 +143,7 @@ impl Panel {
 
     /// What those members got who reported since the last call; `None` where nobody did.
     pub(super) fn view(&mut self) -> Option<View> {
-        let mut fresh: Vec<&mut Member> =
+        let fresh: Vec<&mut Member> =
             self.members.values_mut().filter(|member| member.is_fresh).collect();
         if fresh.is_empty() {
             return None;
@@ -165,7 +165,9 @@ impl Panel {
             worst_drops: worst(&drops),
             delivered: 1.0 - worst(&lost),
         };
-        fresh.iter_mut().for_each(|member| member.is_fresh = false);
+        for member in fresh {
+            member.is_fresh = false;
+        }
         Some(view)
     }
 }
