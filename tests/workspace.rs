@@ -8,9 +8,13 @@ use std::process::Command;
 
 use serde_json::Value;
 
-/// What `proto` may stand on: encoders, derive macros, and what asks the CPU for its features. Nothing here opens a
-/// socket or reads a clock. `libc` is named by `cpufeatures` for CPUs on which `proto` does not use it.
-const PROTO_MAY_USE: [&str; 12] = [
+/// What `proto` may stand on: encoders, derive macros, a hash, and what asks the CPU for its features. Nothing here opens
+/// a socket or reads a clock. `libc` is named by `cpufeatures` for CPUs on which `proto` does not use it.
+const PROTO_MAY_USE: [&str; 16] = [
+    "arrayvec",
+    "blake3",
+    "cfg-if",
+    "constant_time_eq",
     "cpufeatures",
     "libc",
     "percent-encoding",

@@ -16,7 +16,8 @@ use tokio::sync::watch;
 
 use crate::cache::{CheckpointError, Kept, ObjectKey, Store};
 use crate::receiver::{
-    Action, Arrival, Assembly, Counters, Failure, JoinError, Pin, Receiver, ReportError, Timing,
+    Action, Arrival, Assembly, Checked, Counters, Failure, JoinError, Pin, Receiver, ReportError,
+    Timing,
 };
 
 /// Most slices that one write takes: `UIO_MAXIOV` of the kernel.
@@ -205,10 +206,11 @@ impl Object {
         now: Instant,
     ) -> Vec<Ready> {
         let mut pages = Vec::new();
+        let checked = self.check(datagrams);
         let (epoch, page_size) = {
             let mut inner = self.lock();
-            for (from, datagram) in datagrams {
-                if let Arrival::New(page) = inner.receiver.handle_datagram(from, datagram, now) {
+            for datagram in &checked {
+                if let Arrival::New(page) = inner.receiver.handle_checked(datagram, now) {
                     pages.push((page.index, IoSlice::new(page.payload)));
                 }
             }
@@ -224,6 +226,15 @@ impl Object {
         };
         let stored = page_size.map(|size| self.write(&mut pages, size)).unwrap_or_default();
         self.note(stored, epoch)
+    }
+
+    /// Checks the tags of a batch, up to a millisecond's work: not under the lock, for which readers would wait.
+    fn check<'a>(
+        &self,
+        datagrams: impl Iterator<Item = (SocketAddr, &'a [u8])>,
+    ) -> Vec<Checked<'a>> {
+        let gate = *self.lock().receiver.gate();
+        datagrams.map(|(from, datagram)| gate.check(from, datagram)).collect()
     }
 
     /// Counts datagrams that this machine was too slow for.

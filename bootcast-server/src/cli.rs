@@ -50,6 +50,11 @@ pub struct Args {
     #[arg(long, env = "BOOTCAST_NO_REPAIR")]
     no_repair: bool,
 
+    /// No tag in the datagrams: a few per cent less work at both ends, and whoever can send in the server's
+    /// name can make clients store other bytes
+    #[arg(long, env = "BOOTCAST_NO_TAG")]
+    no_tag: bool,
+
     /// Bytes of a page, 1 to 65491 [default: what fits the interface's MTU, 1456 at 1500; on
     /// loopback 1456]
     #[arg(long, value_name = "BYTES", value_parser = page_size, env = "BOOTCAST_PAGE_SIZE")]
@@ -132,6 +137,8 @@ pub struct Config {
     pub data_port: u16,
     /// `None`: no repair channel.
     pub repair: Option<RepairConfig>,
+    /// Whether datagrams carry tags.
+    pub tags: bool,
     /// `None`: what fits the interface.
     pub page_size: Option<PageSize>,
     /// `None`: what fits the interface.
@@ -176,6 +183,8 @@ impl TryFrom<Args> for Config {
             any_group: args.groups.network(),
             data_port: args.data_port,
             repair,
+            // The reference layout has no room for them.
+            tags: !args.no_tag && matches!(args.layout, LayoutArg::Base),
             page_size: args.page_size,
             rate: args.rate,
             ttl: args.ttl,

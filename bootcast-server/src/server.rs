@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use bootcast_proto::tag::KEY_LEN;
 use bootcast_proto::wire::HEADER_LEN;
 use bootcast_proto::{BitRate, PageSize};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -15,6 +16,7 @@ use tokio::sync::oneshot;
 use crate::api::{self, Served};
 use crate::cast::{RepairSettings, Settings};
 use crate::cli::{Config, RepairConfig};
+use crate::io::cast_keys::CastKeys;
 use crate::io::http;
 use crate::io::interface::{self, Interface};
 use crate::io::sender::{self, SenderConfig, SenderHandle};
@@ -94,6 +96,7 @@ impl Server {
             socket,
             page_size,
             layout: config.layout,
+            keys: config.tags.then(cast_keys).transpose()?,
         };
         let (sender, sender_ended) = sender::spawn(sender, settings)
             .with_context(|| format!("cannot multicast through {}", found.name))?;
@@ -131,6 +134,12 @@ impl Server {
         let _ = sender_ended.await;
         Ok(())
     }
+}
+
+fn cast_keys() -> Result<CastKeys, getrandom::Error> {
+    let mut seed = [0; KEY_LEN];
+    getrandom::fill(&mut seed)?;
+    Ok(CastKeys::new(seed))
 }
 
 /// As many descriptors as may be had: connections and casts hold one each, and the usual limit of

@@ -9,6 +9,7 @@ use core::time::Duration;
 use crate::blocks::{BlockLayout, MAX_INTERLEAVE};
 use crate::geometry::Geometry;
 use crate::ids::{Etag, Token};
+use crate::tag::DatagramKey;
 use crate::units::{BitRate, PageSize};
 
 /// What a client learns by joining. docs/PROTOCOL.md, "Join".
@@ -37,6 +38,8 @@ pub struct Extensions {
     pub rate: Option<BitRate>,
     /// Address the datagrams come from.
     pub source: Option<IpAddr>,
+    /// Key of the tags of its datagrams.
+    pub key: Option<DatagramKey>,
     /// UDP port of the repair channel, in the same group.
     pub repair: Option<u16>,
     /// Blocks of a window of the repair code `cauchy8-128`.
@@ -80,7 +83,8 @@ impl JoinAnswer {
         line("TOKEN", &self.token);
         line("PAGES", &self.pages);
         line("PAGESIZE", &self.page_size);
-        let Extensions { size, etag, rate, source, repair, interleave, lease } = &self.extensions;
+        let Extensions { size, etag, rate, source, key, repair, interleave, lease } =
+            &self.extensions;
         if let Some(size) = size {
             line("SIZE", size);
         }
@@ -92,6 +96,9 @@ impl JoinAnswer {
         }
         if let Some(source) = source {
             line("SOURCE", source);
+        }
+        if let Some(key) = key {
+            line("KEY", &key.to_hex());
         }
         if let Some(repair) = repair {
             line("REPAIR", repair);
@@ -123,6 +130,7 @@ impl JoinAnswer {
                 etag: line(text, "ETAG").and_then(|value| Etag::new(value).ok()),
                 rate: optional(text, "RATE").and_then(BitRate::from_bits_per_second),
                 source: optional(text, "SOURCE"),
+                key: optional(text, "KEY"),
                 repair: optional(text, "REPAIR").filter(|port| *port != 0),
                 interleave: line(text, "FEC").and_then(interleave),
                 lease: optional(text, "LEASE").map(Duration::from_secs),
@@ -197,6 +205,7 @@ mod tests {
         ETAG=2a-fa0-18c2f0a1\n\
         RATE=900000000\n\
         SOURCE=192.0.2.1\n\
+        KEY=000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f\n\
         REPAIR=9001\n\
         FEC=cauchy8-128/16\n\
         LEASE=60\n\n";
@@ -239,8 +248,9 @@ mod tests {
     #[test]
     fn a_senseless_extension_counts_as_absent() {
         let odd = EXAMPLE.replace("RATE=900000000", "RATE=fast").replace("ETAG=2a", "ETAG=\"2a");
+        let odd = odd.replace("KEY=00", "KEY=");
         let extensions = JoinAnswer::parse(&odd).unwrap().extensions;
-        assert_eq!((extensions.rate, extensions.etag), (None, None));
+        assert_eq!((extensions.rate, extensions.etag, extensions.key), (None, None, None));
         assert_eq!(extensions.size, Some(4000));
         for code in ["raptor/16", "cauchy8-128", "cauchy8-128/0", "cauchy8-128/x"] {
             let unknown = EXAMPLE.replace("cauchy8-128/16", code);
@@ -252,7 +262,7 @@ mod tests {
         #[test]
         fn every_answer_reads_back(
             host in 0u32..0x0fff_ffff, port in 1u16.., token: u128, size in 0u64..1 << 40,
-            page_size in 512u64..=9000, extended: bool, rate in 1u64..,
+            page_size in 512u64..=9000, extended: bool, rate in 1u64.., key: Option<[u8; 32]>,
         ) {
             let page_size = PageSize::new(page_size).unwrap();
             let geometry = Geometry::new(size, page_size).unwrap();
@@ -267,6 +277,7 @@ mod tests {
                         etag: Some(Etag::new("v1").unwrap()),
                         rate: BitRate::from_bits_per_second(rate),
                         source: Some([10, 0, 0, 1].into()),
+                        key: key.map(DatagramKey::from_random),
                         repair: Some(port),
                         interleave: Some(1 + host % MAX_INTERLEAVE),
                         lease: Some(Duration::from_secs(rate % 1000)),

@@ -10,6 +10,7 @@
 //! | [`page_set`] | which pages are held, which are missing |
 //! | [`path`] | names as the URL carries them |
 //! | [`join`] | the answer to a join |
+//! | [`tag`] | what vouches for a datagram |
 //! | [`wire`] | datagrams |
 //! | [`api`] | the JSON of the HTTP interface |
 //!
@@ -28,6 +29,7 @@ pub mod ids;
 pub mod join;
 pub mod page_set;
 pub mod path;
+pub mod tag;
 pub mod units;
 pub mod wire;
 
@@ -37,6 +39,7 @@ pub use ids::{Etag, PageIndex, PageRange, Token};
 pub use join::JoinAnswer;
 pub use page_set::PageSet;
 pub use path::RemotePath;
+pub use tag::DatagramKey;
 pub use units::{BitRate, PageSize};
 pub use wire::Layout;
 

@@ -13,6 +13,7 @@
 
 mod casting;
 mod fetching;
+mod forging;
 mod keeping;
 mod kernel_facts;
 mod killing;

@@ -102,6 +102,7 @@ impl Server {
             etag: Some(self.etag.clone()),
             rate: Some(self.scheduler.rate()),
             source: Some(ADDRESS.ip()),
+            key: None,
             repair: Some(REPAIR.repair_port),
             interleave: Some(layout.interleave()),
             lease: Some(REPAIR.lease),

@@ -24,7 +24,7 @@ use super::interface::InterfaceChoice;
 use super::now;
 use super::sys::RecvBatch;
 use crate::object::{Object, Ready};
-use crate::receiver::{Action, JoinError, ReportError, Subscription};
+use crate::receiver::{Action, Counters, JoinError, ReportError, Subscription};
 
 /// The thread looks up at least this often, should a wake-up ever be lost.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
@@ -178,7 +178,11 @@ impl Shared {
         self.config.runtime.spawn(async move {
             let path = &object.key().path;
             match shared.config.control.leave(path, &token).await {
-                Ok(()) => info!(%path, %token, complete = object.is_complete(), "left"),
+                Ok(()) => {
+                    let complete = object.is_complete();
+                    let Counters { bad, strangers, forged, drops, .. } = object.counters();
+                    info!(%path, %token, complete, bad, strangers, forged, drops, "left");
+                }
                 Err(error) => warn!(%path, %token, %error, "leave not heard"),
             }
             drop(request);

@@ -29,9 +29,10 @@ impl Object {
     ) {
         let mut symbols = Vec::new();
         {
+            let checked = self.check(datagrams);
             let mut inner = self.lock();
-            for (from, datagram) in datagrams {
-                let arrival = inner.receiver.handle_repair_datagram(from, datagram, now);
+            for datagram in &checked {
+                let arrival = inner.receiver.handle_checked_repair(datagram, now);
                 if let RepairArrival::Symbol { block, number, payload } = arrival {
                     symbols.push((block, number, payload));
                 }

@@ -8,7 +8,7 @@ use bootcast_proto::wire::{Beacon, RepairDatagram, RepairError};
 use bootcast_proto::{BlockIndex, JoinAnswer, PageRange};
 
 use super::repair::{DecodePlan, Repair};
-use super::{Action, Assembly, Receiver};
+use super::{Action, Assembly, Checked, Receiver};
 
 /// Within this time the members of a cast that ended join again.
 const REJOIN_SPREAD: Duration = Duration::from_millis(200);
@@ -66,20 +66,28 @@ impl Receiver {
         datagram: &'a [u8],
         now: Instant,
     ) -> RepairArrival<'a> {
-        if !self.is_sender(from) {
-            self.counters.strangers += 1;
+        self.handle_checked_repair(&self.gate.check(from, datagram), now)
+    }
+
+    /// As [`Self::handle_repair_datagram`], of a datagram that was checked before.
+    pub fn handle_checked_repair<'a>(
+        &mut self,
+        checked: &Checked<'a>,
+        now: Instant,
+    ) -> RepairArrival<'a> {
+        if !self.gate.admits(checked, &mut self.counters) {
             return RepairArrival::Bad(RepairError::Index);
         }
         let Some(repair) = &mut self.repair else { return RepairArrival::Nothing };
         let page_size = repair.page_size().get();
-        let decoded = match RepairDatagram::decode(datagram, repair.layout(), page_size) {
+        let decoded = match RepairDatagram::decode(checked.bytes, repair.layout(), page_size) {
             Ok(decoded) => decoded,
             Err(error) => {
                 self.counters.bad += 1;
                 return RepairArrival::Bad(error);
             }
         };
-        self.sender = Some(from);
+        self.gate.heard_from(checked.from);
         self.membership.heard(now);
         match decoded {
             RepairDatagram::Symbol { block, symbol: number, promised, payload } => {

@@ -3,13 +3,14 @@
 
 mod assembly;
 mod channel;
+mod gate;
 mod membership;
 mod panel;
 mod repair;
 mod reporter;
 mod stream;
 
-use std::net::{IpAddr, SocketAddr, SocketAddrV4};
+use std::net::{SocketAddr, SocketAddrV4};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,7 @@ use bootcast_proto::{Etag, JoinAnswer, PageIndex, PageRange, Token};
 
 pub use assembly::{Arrival, Assembly};
 pub use channel::{RepairArrival, ReportError};
+pub use gate::{Checked, Gate};
 pub use membership::{Action, Subscription, Timing};
 pub use repair::DecodePlan;
 
@@ -85,6 +87,8 @@ pub struct Counters {
     pub bad: u64,
     /// Datagrams from another address than the server's.
     pub strangers: u64,
+    /// Datagrams in the server's name whose tags are wrong.
+    pub forged: u64,
     /// Datagrams that this machine's socket had no room for.
     pub drops: u64,
 }
@@ -96,10 +100,7 @@ pub struct Receiver {
     membership: Membership,
     /// `None` until the first answer tells the page size.
     assembly: Option<Assembly>,
-    source: Option<IpAddr>,
-    /// Where the present cast's datagrams come from, once one came. A server that restarted, or another one that
-    /// uses the same group, sends from another port.
-    sender: Option<SocketAddr>,
+    gate: Gate,
     /// Blocks of the present cast; `None` while something is missing and nobody repairs it.
     repair: Option<Repair>,
     /// Counts up whenever blocks get other pages.
@@ -109,7 +110,6 @@ pub struct Receiver {
     asked_windows: Vec<(u32, u32)>,
     failure: Option<Failure>,
     counters: Counters,
-    epoch: u32,
     panel: Panel,
 }
 
@@ -122,15 +122,13 @@ impl Receiver {
             pin,
             membership: Membership::new(timing, complete),
             assembly: kept,
-            source: None,
-            sender: None,
+            gate: Gate::default(),
             repair: None,
             repair_round: 0,
             reporter: Reporter::new(seed),
             asked_windows: Vec::new(),
             failure: None,
             counters: Counters::default(),
-            epoch: 0,
             panel: Panel::default(),
         }
     }
@@ -158,9 +156,7 @@ impl Receiver {
             self.fail(Failure::Stale);
             return;
         }
-        self.source = answer.extensions.source;
-        self.sender = None;
-        self.epoch += 1;
+        self.gate.begin(answer);
         self.begin_repair(answer, now);
         self.end_if_complete();
     }
@@ -201,14 +197,18 @@ impl Receiver {
         datagram: &'a [u8],
         now: Instant,
     ) -> Arrival<'a> {
-        if !self.is_sender(from) {
-            self.counters.strangers += 1;
+        self.handle_checked(&self.gate.check(from, datagram), now)
+    }
+
+    /// As [`Self::handle_datagram`], of a datagram that was checked before.
+    pub fn handle_checked<'a>(&mut self, checked: &Checked<'a>, now: Instant) -> Arrival<'a> {
+        if !self.gate.admits(checked, &mut self.counters) {
             return Arrival::Bad(DataError::Index);
         }
         let Some(assembly) = &mut self.assembly else {
             return Arrival::Bad(DataError::Index);
         };
-        let arrival = assembly.arrived(datagram);
+        let arrival = assembly.arrived(checked.bytes);
         match arrival {
             Arrival::New(page) => self.handle_page(page.index),
             Arrival::Duplicate(page) => {
@@ -220,17 +220,11 @@ impl Receiver {
                 return arrival;
             }
         }
-        self.sender = Some(from);
+        self.gate.heard_from(checked.from);
         self.membership.heard(now);
         // A phantom page can be settled by a duplicate.
         self.end_if_complete();
         arrival
-    }
-
-    /// Whether this may be where the present cast's datagrams come from.
-    fn is_sender(&self, from: SocketAddr) -> bool {
-        let announced = self.source.is_none_or(|source| source == from.ip());
-        announced && self.sender.is_none_or(|sender| sender == from)
     }
 
     fn handle_page(&mut self, page: PageIndex) {
@@ -242,7 +236,12 @@ impl Receiver {
 
     /// Changes with every join: what was decoded before may have other offsets than what comes now.
     pub fn epoch(&self) -> u32 {
-        self.epoch
+        self.gate.epoch()
+    }
+
+    /// What datagrams are checked by, at present.
+    pub fn gate(&self) -> &Gate {
+        &self.gate
     }
 
     /// The socket had no room for this many datagrams.
@@ -383,6 +382,8 @@ fn differ<T: PartialEq>(one: Option<T>, other: Option<T>) -> bool {
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "a virtual clock needs a first moment")]
 mod tests {
+    use std::net::IpAddr;
+
     use bootcast_proto::{Layout, PageSize};
 
     use super::*;

@@ -136,6 +136,10 @@ impl CastFetch {
             Opening::Pending | Opening::Failed(_) => {
                 format!("{server} took no join for {waited}: it is away or overloaded")
             }
+            Opening::Open if heard(object) == 0 && object.counters().forged > 0 => format!(
+                "joined, but for {waited} nothing arrived except datagrams that are not {server}'s: \
+                 something else sends to its group in its name, try --unicast"
+            ),
             Opening::Open if heard(object) == 0 => format!(
                 "joined, but nothing arrived for {waited}: check that multicast from {server} gets \
                  here (firewall, --interface, IGMP querier), or try --unicast"

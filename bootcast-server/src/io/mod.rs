@@ -5,6 +5,7 @@
 //! | [`sender`] | the one thread that runs all casts |
 //! | [`page_reader`] | a file on its way into datagrams |
 //! | [`repair_reader`] | its repair symbols, likewise |
+//! | [`cast_keys`] | what vouches for the datagrams of each cast |
 //! | [`socket`] | datagrams on their way into the network |
 //! | [`interface`] | which network that is |
 //! | [`settle`] | files just written, until their version is one of its own |
@@ -12,6 +13,7 @@
 //! | [`peers`] | how many of them a host has |
 #![expect(clippy::disallowed_methods, reason = "the clock is read here and nowhere else")]
 
+pub mod cast_keys;
 pub mod http;
 pub mod interface;
 pub mod page_reader;

@@ -6,7 +6,7 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use bootcast_proto::wire::HEADER_LEN;
-use bootcast_proto::{BlockLayout, Geometry, Layout, PageRange};
+use bootcast_proto::{BlockLayout, DatagramKey, Geometry, Layout, PageRange};
 use rustix::fs::Advice;
 use rustix::io::Errno;
 
@@ -34,6 +34,8 @@ pub struct PageReader {
     version: Version,
     geometry: Geometry,
     layout: Layout,
+    /// Of the datagrams' tags; `None`: they have none.
+    key: Option<DatagramKey>,
     /// Pages that `window` holds.
     held: PageRange,
     /// Datagrams of `held`, one behind the other; all full but the file's last.
@@ -51,15 +53,24 @@ impl PageReader {
             version: open.version,
             geometry,
             layout,
+            key: None,
             held: PageRange::default(),
             window: Vec::new(),
             bytes_read: 0,
         }
     }
 
+    /// Tags the datagrams of either port under this key. The reference layout has no room for tags.
+    #[must_use]
+    pub fn tagged(mut self, key: Option<DatagramKey>) -> Self {
+        self.key = key.filter(|_| self.layout == Layout::Base);
+        self
+    }
+
     /// Reads the same version for repair.
     pub fn for_repair(&self, layout: BlockLayout) -> RepairReader {
         RepairReader::new(Arc::clone(&self.file), self.version, self.geometry, layout)
+            .tagged(self.key)
     }
 
     /// Bytes read from the file so far.
@@ -114,6 +125,9 @@ impl PageReader {
         for (page, datagram) in window.iter().zip(self.window.chunks_mut(datagram)) {
             let (header, payload) = datagram.split_at_mut(HEADER_LEN);
             header.copy_from_slice(&self.layout.header(page, announced, payload));
+            if let Some(key) = &self.key {
+                key.seal(datagram);
+            }
         }
         self.bytes_read += len as u64;
         self.held = window;
@@ -155,6 +169,7 @@ impl PageReader {
 mod tests {
     use std::io::Write;
 
+    use bootcast_proto::tag::TAG;
     use bootcast_proto::wire::Page;
     use bootcast_proto::{PageIndex, PageSize};
     use proptest::prelude::*;
@@ -207,12 +222,14 @@ mod tests {
         #[test]
         fn every_run_becomes_the_datagrams_of_its_pages(
             size in 1usize..20_000, page_size in 1u64..3000, run in 1u32..60,
-            window in 0usize..10_000, reference: bool,
+            window in 0usize..10_000, reference: bool, key: Option<[u8; 32]>,
         ) {
+            let key = key.map(DatagramKey::from_random);
             let content: Vec<u8> = (0..size).map(|at| u8::try_from(at % 251).unwrap()).collect();
             let layout = if reference { Layout::Reference } else { Layout::Base };
             let file = file(&content);
-            let mut reader = reader(&file, page_size, layout);
+            let mut reader = reader(&file, page_size, layout).tagged(key);
+            let key = key.filter(|_| !reference);
             let geometry = reader.geometry;
             let announced = layout.announced_pages(&geometry);
             let mut next = 0;
@@ -230,6 +247,8 @@ mod tests {
                         layout.decode(datagram, announced),
                         Ok(Page { index: PageIndex(index.0), payload })
                     );
+                    prop_assert!(key.is_none_or(|key| key.is_genuine(datagram)));
+                    prop_assert!(key.is_some() || reference || datagram[TAG] == [0; 8]);
                     seen += datagram.len();
                 }
                 prop_assert_eq!(seen, datagrams.len());

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use bootcast_proto::fec::{Engine, REPAIRS, RepairIndex, SourceIndex, encode};
 use bootcast_proto::wire::symbol_header;
-use bootcast_proto::{BlockIndex, BlockLayout, Geometry, PageRange};
+use bootcast_proto::{BlockIndex, BlockLayout, DatagramKey, Geometry, PageRange};
 use rustix::io::Errno;
 
 use super::page_reader::ReadError;
@@ -31,6 +31,8 @@ pub struct RepairReader {
     version: Version,
     geometry: Geometry,
     layout: BlockLayout,
+    /// Of the datagrams' tags; `None`: they have none.
+    key: Option<DatagramKey>,
     engine: Engine,
     /// Made and not sent yet.
     ready: BTreeMap<(BlockIndex, RepairIndex), Vec<u8>>,
@@ -58,11 +60,18 @@ impl RepairReader {
             version,
             geometry,
             layout,
+            key: None,
             engine: Engine::best(),
             ready: BTreeMap::new(),
             datagrams: Vec::new(),
             bytes_read: 0,
         }
+    }
+
+    /// Tags the datagrams under this key.
+    #[must_use]
+    pub(super) fn tagged(self, key: Option<DatagramKey>) -> Self {
+        Self { key, ..self }
     }
 
     /// Bytes read from the file so far.
@@ -86,8 +95,12 @@ impl RepairReader {
             }
             let payload = self.ready.get(&key).expect("made above");
             let header = symbol_header(symbol.block, symbol.number, symbol.promised);
+            let start = self.datagrams.len();
             self.datagrams.extend_from_slice(&header);
             self.datagrams.extend_from_slice(payload);
+            if let Some(key) = &self.key {
+                key.seal(&mut self.datagrams[start..]);
+            }
         }
         Ok(&self.datagrams)
     }
@@ -216,6 +229,7 @@ mod tests {
 
     use bootcast_proto::PageSize;
     use bootcast_proto::fec::decode;
+    use bootcast_proto::tag::TAG;
     use bootcast_proto::wire::REPAIR_HEADER_LEN;
     use proptest::prelude::*;
     use tempfile::NamedTempFile;
@@ -286,11 +300,13 @@ mod tests {
         fn every_symbol_rebuilds_a_page_of_its_block(
             size in 1usize..200_000, page_size in 30u64..400, interleave in 1u32..9,
             number in 0usize..128, promised in 1u8.., lost: u32, ready_bytes in 0usize..9000,
+            key: Option<[u8; 32]>,
         ) {
+            let key = key.map(DatagramKey::from_random);
             let content = content(size);
             let mut file = NamedTempFile::new().unwrap();
             file.write_all(&content).unwrap();
-            let mut reader = reader(&file, page_size, interleave);
+            let mut reader = reader(&file, page_size, interleave).tagged(key);
             let (layout, geometry) = (reader.layout, reader.geometry);
             let symbols: Vec<_> =
                 (0..layout.blocks()).map(|block| symbol(block, number, promised)).collect();
@@ -302,7 +318,12 @@ mod tests {
             };
             for (wanted, datagram) in symbols.iter().zip(datagrams.chunks(REPAIR_HEADER_LEN + len)) {
                 let (header, payload) = datagram.split_at(REPAIR_HEADER_LEN);
-                prop_assert_eq!(header, symbol_header(wanted.block, wanted.number, promised));
+                let mut expected = symbol_header(wanted.block, wanted.number, promised);
+                if let Some(key) = key {
+                    prop_assert!(key.is_genuine(datagram));
+                    expected[TAG].copy_from_slice(&header[TAG]);
+                }
+                prop_assert_eq!(header, expected);
                 let pages: Vec<_> = layout.pages_in(wanted.block).collect();
                 let (missing, lost) = pages[lost as usize % pages.len()];
                 let present: Vec<_> =

@@ -9,3 +9,4 @@ mod http;
 mod process;
 mod repair;
 mod startup;
+mod tags;

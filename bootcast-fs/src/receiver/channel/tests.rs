@@ -28,6 +28,7 @@ fn answer(token: u128) -> JoinAnswer {
             etag: Some(Etag::new("v1").unwrap()),
             rate: None,
             source: Some(SERVER.ip()),
+            key: None,
             repair: Some(9001),
             interleave: Some(16),
             lease: Some(Duration::from_secs(60)),

@@ -189,13 +189,24 @@ impl Driver {
             Sending::Pages(pages) => self.send_pages(&transmit, *pages),
             Sending::Symbols(symbols) => self.send_symbols(&transmit, symbols),
             Sending::Beacon(beacon) => {
-                let sent = self.socket.send(&beacon.encode(), transmit.group);
+                let mut beacon = beacon.encode();
+                self.seal(transmit.cast, &mut beacon);
+                let sent = self.socket.send(&beacon, transmit.group);
                 self.keep_unsent(sent, transmit)
             }
             Sending::End => {
-                let sent = self.socket.send(&end_datagram(), transmit.group);
+                let mut end = end_datagram();
+                self.seal(transmit.cast, &mut end);
+                let sent = self.socket.send(&end, transmit.group);
                 self.keep_unsent(sent, transmit)
             }
+        }
+    }
+
+    /// Tags a datagram of this cast, which may be gone.
+    fn seal(&self, cast: CastId, datagram: &mut [u8]) {
+        if let Some(keys) = &self.config.keys {
+            keys.of(cast).seal(datagram);
         }
     }
 
@@ -314,7 +325,8 @@ impl Driver {
                 if let Ok(joined) = joined {
                     let group = joined.group;
                     if joined.began {
-                        let pages = PageReader::new(open, geometry, self.config.layout);
+                        let key = self.config.keys.as_ref().map(|keys| keys.of(joined.cast));
+                        let pages = PageReader::new(open, geometry, self.config.layout).tagged(key);
                         let repair = self.scheduler.layout(&geometry);
                         let repair = repair.map(|layout| pages.for_repair(layout));
                         self.readers.insert(joined.cast, CastReader { pages, repair });

@@ -35,6 +35,7 @@ impl Lab {
             socket: SocketConfig { ttl: 1, datagram_len: 1472, rate },
             page_size: page_size(),
             layout: Layout::Base,
+            keys: None,
         };
         let settings = Settings {
             repair: None,

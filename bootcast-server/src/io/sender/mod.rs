@@ -12,6 +12,7 @@ use bootcast_proto::join::Extensions;
 use bootcast_proto::{Etag, Geometry, JoinAnswer, Layout, PageSize, RemotePath, Token};
 use tokio::sync::oneshot;
 
+use super::cast_keys::CastKeys;
 use super::interface::{Interface, InterfaceName};
 use super::socket::{MulticastSocket, SocketConfig};
 use crate::cast::{JoinRefusal, Joined, MemberKind, RepairSettings, Settings};
@@ -35,6 +36,8 @@ pub struct SenderConfig {
     pub page_size: PageSize,
     /// What the headers say.
     pub layout: Layout,
+    /// What vouches for the datagrams; `None`: nothing does.
+    pub keys: Option<CastKeys>,
 }
 
 /// Why there is no answer to a join.
@@ -76,6 +79,7 @@ pub struct SenderHandle {
     layout: Layout,
     source_address: Ipv4Addr,
     repair: Option<RepairSettings>,
+    keys: Option<CastKeys>,
 }
 
 #[derive(Debug)]
@@ -119,6 +123,7 @@ pub fn spawn(
         layout: config.layout,
         source_address: config.interface.address,
         repair: settings.repair,
+        keys: config.keys.clone(),
     };
     let (ending, ended) = oneshot::channel();
     std::thread::Builder::new().name("sender".to_owned()).spawn(move || {
@@ -155,6 +160,7 @@ impl SenderHandle {
                 etag: Some(etag),
                 rate: Some(joined.rate),
                 source: Some(self.source_address.into()),
+                key: self.keys.as_ref().map(|keys| keys.of(joined.cast)),
                 repair: repair.map(|(settings, _)| settings.repair_port),
                 interleave: repair.map(|(_, layout)| layout.interleave()),
                 lease: repair.map(|(settings, _)| settings.lease),
@@ -210,6 +216,7 @@ mod tests {
         let (commands, received) = mpsc::channel();
         let handle = SenderHandle {
             repair: None,
+            keys: None,
             commands,
             page_size: PageSize::new(1456).unwrap(),
             layout: Layout::Base,

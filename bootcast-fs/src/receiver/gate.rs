@@ -1,0 +1,95 @@
+//! Which datagrams are of the present cast: by where they come from, and by their tags. docs/PROTOCOL.md, "Tags".
+
+use std::net::{IpAddr, SocketAddr};
+
+use bootcast_proto::{DatagramKey, JoinAnswer};
+
+use super::Counters;
+
+/// What the datagrams of one membership are checked by. A copy serves to check them where the receiver is not at hand.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Gate {
+    /// Counts the joins.
+    epoch: u32,
+    /// Address of the server's datagrams, where it is announced.
+    source: Option<IpAddr>,
+    /// Where the present cast's datagrams come from, once one came. A server that restarted, or another one that
+    /// uses the same group, sends from another port.
+    sender: Option<SocketAddr>,
+    /// Of the present cast's tags, where it has some.
+    key: Option<DatagramKey>,
+}
+
+/// A datagram and what a [`Gate`] found.
+#[derive(Clone, Copy, Debug)]
+pub struct Checked<'a> {
+    pub(super) from: SocketAddr,
+    pub(super) bytes: &'a [u8],
+    epoch: u32,
+    finding: Finding,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Finding {
+    Genuine,
+    /// From another address than the server's.
+    Stranger,
+    /// Its tag is wrong.
+    Forged,
+}
+
+impl Gate {
+    /// Another cast begins, or the same one for another membership.
+    pub(super) fn begin(&mut self, answer: &JoinAnswer) {
+        let (source, key) = (answer.extensions.source, answer.extensions.key);
+        *self = Self { epoch: self.epoch + 1, source, sender: None, key };
+    }
+
+    /// Changes with every join.
+    pub(super) fn epoch(&self) -> u32 {
+        self.epoch
+    }
+
+    /// Looks at a datagram; the work grows with its length.
+    pub fn check<'a>(&self, from: SocketAddr, bytes: &'a [u8]) -> Checked<'a> {
+        let finding = if !self.is_sender(from) {
+            Finding::Stranger
+        } else if self.key.is_some_and(|key| !key.is_genuine(bytes)) {
+            Finding::Forged
+        } else {
+            Finding::Genuine
+        };
+        Checked { from, bytes, epoch: self.epoch, finding }
+    }
+
+    /// Whether the datagram may be believed; one that may not is counted. What was found of it by a copy that is out of
+    /// date does not count.
+    pub(super) fn admits(&self, checked: &Checked<'_>, counters: &mut Counters) -> bool {
+        let is_current = checked.epoch == self.epoch && self.is_sender(checked.from);
+        let finding = if is_current {
+            checked.finding
+        } else {
+            self.check(checked.from, checked.bytes).finding
+        };
+        match finding {
+            Finding::Genuine => return true,
+            Finding::Stranger => counters.strangers += 1,
+            Finding::Forged => counters.forged += 1,
+        }
+        false
+    }
+
+    /// A datagram of the present cast came from there.
+    pub(super) fn heard_from(&mut self, sender: SocketAddr) {
+        self.sender = Some(sender);
+    }
+
+    /// Whether this may be where the present cast's datagrams come from.
+    fn is_sender(&self, from: SocketAddr) -> bool {
+        let announced = self.source.is_none_or(|source| source == from.ip());
+        announced && self.sender.is_none_or(|sender| sender == from)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,243 @@
+//! A receiver among forged datagrams.
+#![expect(clippy::disallowed_methods, reason = "a virtual clock needs a first moment")]
+
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use bootcast_proto::fec::{Engine, RepairIndex, encode};
+use bootcast_proto::join::Extensions;
+use bootcast_proto::wire::{Beacon, Level, end_datagram, symbol_header};
+use bootcast_proto::{
+    BlockIndex, Etag, Layout, PageIndex, PageRange, PageSize, Token, WindowIndex,
+};
+
+use super::super::{Action, Arrival, Pin, Receiver, RepairArrival, Timing};
+use super::*;
+
+const TIMING: Timing = Timing { linger: Duration::from_secs(10), silence: Duration::from_secs(2) };
+const SERVER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 40_000);
+/// In one block.
+const PAGES: u32 = 4;
+const PAGE: u32 = 8;
+
+fn key(number: u8) -> DatagramKey {
+    DatagramKey::from_random([number; 32])
+}
+
+fn answer(token: u128, key: DatagramKey) -> JoinAnswer {
+    JoinAnswer {
+        connect: "239.255.0.1:9000".parse().unwrap(),
+        token: Token::from_random(token),
+        pages: PAGES,
+        page_size: PageSize::new(PAGE.into()).unwrap(),
+        extensions: Extensions {
+            size: Some(u64::from(PAGES * PAGE)),
+            etag: Some(Etag::new("v1").unwrap()),
+            source: Some(SERVER.ip()),
+            key: Some(key),
+            repair: Some(9001),
+            interleave: Some(16),
+            lease: Some(Duration::from_secs(60)),
+            ..Extensions::default()
+        },
+    }
+}
+
+/// A datagram and its port.
+#[derive(Clone, Debug)]
+enum Sent {
+    Page(Vec<u8>),
+    Repair(Vec<u8>),
+}
+
+fn sealed(key: Option<DatagramKey>, mut bytes: Vec<u8>) -> Vec<u8> {
+    if let Some(key) = key {
+        key.seal(&mut bytes);
+    }
+    bytes
+}
+
+fn content(page: u32) -> Vec<u8> {
+    [page; 2].map(u32::to_be_bytes).as_flattened().to_vec()
+}
+
+fn page(key: Option<DatagramKey>, page: u32, payload: &[u8]) -> Sent {
+    let header = Layout::Base.header(PageIndex(page), PAGES, payload);
+    Sent::Page(sealed(key, [&header[..], payload].concat()))
+}
+
+fn symbol(key: Option<DatagramKey>, number: usize, payload: &[u8]) -> Sent {
+    let header = symbol_header(BlockIndex(0), RepairIndex::new(number).unwrap(), 1);
+    Sent::Repair(sealed(key, [&header[..], payload].concat()))
+}
+
+fn beacon(key: Option<DatagramKey>, number: u32) -> Sent {
+    let windows = vec![(WindowIndex(0), vec![Level { sent: 1, promised: 1 }])];
+    let beacon = Beacon {
+        number,
+        position: PageIndex(PAGES),
+        members: 1,
+        permit: u16::MAX,
+        spread_ms: 10,
+        windows,
+    };
+    Sent::Repair(sealed(key, beacon.encode()))
+}
+
+fn end(key: Option<DatagramKey>) -> Sent {
+    Sent::Repair(sealed(key, end_datagram().to_vec()))
+}
+
+/// One of each kind that would do harm.
+fn harmful(key: Option<DatagramKey>) -> [Sent; 5] {
+    let evil = [0xee; PAGE as usize];
+    [page(key, 0, &evil), page(key, 3, &evil), symbol(key, 0, &evil), beacon(key, 99), end(key)]
+}
+
+/// A member and its clock.
+struct Member {
+    receiver: Receiver,
+    now: Instant,
+    /// What it stored.
+    pages: Vec<(PageIndex, Vec<u8>)>,
+    symbols: Vec<(RepairIndex, Vec<u8>)>,
+}
+
+impl Member {
+    fn new() -> Self {
+        let now = Instant::now();
+        let mut receiver = Receiver::new(Pin::default(), None, TIMING, 1);
+        receiver.handle_open();
+        receiver.handle_join(&answer(1, key(1)), now);
+        let mut member = Self { receiver, now, pages: Vec::new(), symbols: Vec::new() };
+        member.actions();
+        member
+    }
+
+    fn actions(&mut self) -> Vec<Action> {
+        std::iter::from_fn(|| self.receiver.poll_action()).collect()
+    }
+
+    fn hear(&mut self, from: SocketAddr, sent: &Sent) {
+        match sent {
+            Sent::Page(bytes) => {
+                if let Arrival::New(page) = self.receiver.handle_datagram(from, bytes, self.now) {
+                    self.pages.push((page.index, page.payload.to_vec()));
+                    self.receiver.handle_stored(PageRange::single(page.index));
+                }
+            }
+            Sent::Repair(bytes) => {
+                let arrival = self.receiver.handle_repair_datagram(from, bytes, self.now);
+                if let RepairArrival::Symbol { block, number, payload } = arrival {
+                    self.symbols.push((number, payload.to_vec()));
+                    self.receiver.handle_symbol_stored(block, number);
+                }
+            }
+        }
+    }
+
+    fn hear_all(&mut self, from: SocketAddr, all: &[Sent]) {
+        for sent in all {
+            self.hear(from, sent);
+        }
+    }
+
+    fn forged(&self) -> u64 {
+        self.receiver.counters().forged
+    }
+}
+
+#[test]
+fn forged_datagrams_of_every_kind_are_counted_and_the_transfer_completes() {
+    let mut member = Member::new();
+    let genuine = Some(key(1));
+    let forgers = [None, Some(key(2))];
+    for forger in forgers {
+        member.hear_all(SERVER, &harmful(forger));
+    }
+    for number in 0..PAGES - 1 {
+        member.hear(SERVER, &page(genuine, number, &content(number)));
+        member.hear_all(SERVER, &harmful(None));
+    }
+    member.hear(SERVER, &beacon(genuine, 1));
+    assert_eq!(member.forged(), 5 * 2 + 5 * u64::from(PAGES - 1));
+    assert_eq!(member.receiver.counters().symbols, 0);
+    assert!(member.receiver.is_member() && member.receiver.poll_decodable().is_none());
+    // The last page by way of a symbol.
+    let layout = answer(1, key(1)).block_layout().unwrap();
+    let pages: Vec<_> = (0..PAGES).map(content).collect();
+    let sources =
+        layout.pages_in(BlockIndex(0)).map(|(source, at)| (source, &pages[at.0 as usize][..]));
+    let mut payload = vec![0; PAGE as usize];
+    encode(Engine::best(), RepairIndex::new(0).unwrap(), sources, &mut payload);
+    member.hear(SERVER, &symbol(genuine, 0, &payload));
+    assert_eq!(member.symbols, [(RepairIndex::new(0).unwrap(), payload)]);
+    assert_eq!(member.receiver.poll_decodable(), Some(BlockIndex(0)));
+    member.receiver.handle_stored(PageRange::new(PAGES - 1, PAGES));
+    assert!(member.receiver.is_complete());
+    let expected: Vec<_> = (0..PAGES - 1).map(|at| (PageIndex(at), content(at))).collect();
+    assert_eq!(member.pages, expected);
+}
+
+#[test]
+fn a_forged_datagram_does_not_make_its_port_the_servers() {
+    let mut member = Member::new();
+    let forger = SocketAddr::new(SERVER.ip(), SERVER.port() + 1);
+    member.hear_all(forger, &harmful(None));
+    member.hear(SERVER, &page(Some(key(1)), 0, &content(0)));
+    assert_eq!(member.pages, [(PageIndex(0), content(0))]);
+    assert_eq!((member.forged(), member.receiver.counters().strangers), (5, 0));
+}
+
+#[test]
+fn forged_datagrams_are_silence() {
+    let mut member = Member::new();
+    let start = member.now;
+    for step in 1..=4 {
+        member.now = start + TIMING.silence * step / 4;
+        member.hear_all(SERVER, &harmful(None));
+        member.receiver.handle_timeout(member.now);
+    }
+    assert_eq!(member.actions(), [Action::Join]);
+}
+
+#[test]
+fn what_another_cast_sent_to_the_same_group_is_dropped() {
+    let mut member = Member::new();
+    let earlier = harmful(Some(key(1)));
+    // The server restarted: the same group, port and version, and another key.
+    member.receiver.handle_join(&answer(2, key(2)), member.now);
+    member.actions();
+    member.hear_all(SERVER, &earlier);
+    assert_eq!((member.forged(), member.pages.len()), (5, 0));
+    assert_eq!(member.receiver.poll_timeout(), Some(member.now + TIMING.silence));
+    (0..PAGES).for_each(|at| member.hear(SERVER, &page(Some(key(2)), at, &content(at))));
+    assert!(member.receiver.is_complete());
+}
+
+#[test]
+fn what_was_checked_before_another_join_is_checked_again() {
+    let mut member = Member::new();
+    let (Sent::Page(old), Sent::Page(new)) =
+        (page(Some(key(1)), 0, &content(0)), page(Some(key(2)), 0, &content(0)))
+    else {
+        panic!("pages");
+    };
+    let gate = *member.receiver.gate();
+    let checked = [&old, &new].map(|bytes| gate.check(SERVER, bytes));
+    member.receiver.handle_join(&answer(2, key(2)), member.now);
+    let arrivals = checked.map(|it| member.receiver.handle_checked(&it, member.now));
+    assert!(matches!(arrivals, [Arrival::Bad(_), Arrival::New(_)]), "{arrivals:?}");
+    assert_eq!(member.forged(), 1);
+}
+
+#[test]
+fn without_a_key_nothing_is_forged() {
+    let mut member = Member::new();
+    let mut untagged = answer(2, key(2));
+    untagged.extensions.key = None;
+    member.receiver.handle_join(&untagged, member.now);
+    (0..PAGES).for_each(|at| member.hear(SERVER, &page(None, at, &content(at))));
+    assert!(member.receiver.is_complete());
+    assert_eq!(member.forged(), 0);
+}

@@ -1,0 +1,45 @@
+//! The keys of the casts' datagrams. docs/PROTOCOL.md, "Tags".
+
+use bootcast_proto::DatagramKey;
+use bootcast_proto::tag::KEY_LEN;
+
+use crate::cast::CastId;
+
+/// Gives every cast a key of its own. A key is never stored: it follows from the cast's name and the seed, so that it is
+/// still there for the farewell of a cast that is gone.
+#[derive(Clone)]
+pub struct CastKeys {
+    seed: [u8; KEY_LEN],
+}
+
+impl CastKeys {
+    /// `seed`: random bytes, others for each run of the server, since the names of casts begin anew with it.
+    pub fn new(seed: [u8; KEY_LEN]) -> Self {
+        Self { seed }
+    }
+
+    /// The key of this cast. Who knows it knows neither the seed nor the key of another.
+    pub fn of(&self, cast: CastId) -> DatagramKey {
+        let key = blake3::keyed_hash(&self.seed, &cast.0.to_be_bytes());
+        DatagramKey::from_random(*key.as_bytes())
+    }
+}
+
+impl std::fmt::Debug for CastKeys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("CastKeys(..)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_cast_has_a_key_of_its_own_and_keeps_it() {
+        let keys = CastKeys::new([1; KEY_LEN]);
+        assert_eq!(keys.of(CastId(7)), keys.clone().of(CastId(7)));
+        assert_ne!(keys.of(CastId(7)), keys.of(CastId(8)));
+        assert_ne!(keys.of(CastId(7)), CastKeys::new([2; KEY_LEN]).of(CastId(7)));
+    }
+}

@@ -1,0 +1,170 @@
+//! Somebody on the network sends in the server's name; files stay right. docs/PROTOCOL.md, "Tags".
+
+use std::fs;
+use std::net::{SocketAddrV4, UdpSocket};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bootcast_proto::fec::RepairIndex;
+use bootcast_proto::wire::{Beacon, Layout, end_datagram, symbol_header};
+use bootcast_proto::{BlockIndex, PageIndex};
+use harness::lab::HEAD_ADDRESS;
+use harness::{Host, Lab, SOON, ServerProc, digest_of, lab_or_skip, mib, wait_until};
+use rustix::net::{AddressFamily, SendFlags, SocketType, ipproto};
+
+use crate::{TRANSFER, readers};
+
+/// Sends datagrams under any address and port.
+struct Forger {
+    socket: OwnedFd,
+    name: SocketAddrV4,
+}
+
+impl Forger {
+    /// In the name of the server's own socket. To be called on the host that forges.
+    fn of(server: SocketAddrV4) -> Self {
+        let socket =
+            rustix::net::socket(AddressFamily::INET, SocketType::RAW, Some(ipproto::RAW)).unwrap();
+        Self { socket, name: server }
+    }
+
+    /// The kernel fills in the length, the number and the checksum of the IP header; 0 is no checksum of UDP.
+    fn send(&self, to: SocketAddrV4, payload: &[u8]) {
+        let length = u16::try_from(8 + payload.len()).unwrap();
+        let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 1, 17, 0, 0];
+        packet.extend(self.name.ip().octets());
+        packet.extend(to.ip().octets());
+        packet
+            .extend([self.name.port(), to.port(), length, 0].map(u16::to_be_bytes).as_flattened());
+        packet.extend(payload);
+        rustix::net::sendto(&self.socket, &packet, SendFlags::empty(), &to).unwrap();
+    }
+}
+
+/// Where the server's datagrams come from.
+fn sending_socket(server: &ServerProc<'_>) -> SocketAddrV4 {
+    let table = fs::read_to_string(format!("/proc/{}/net/udp", server.proc().pid())).unwrap();
+    let address = format!("{:08X}:", u32::from_le_bytes(HEAD_ADDRESS.octets()));
+    let port = table
+        .lines()
+        .find_map(|line| line.split_whitespace().nth(1)?.strip_prefix(&address))
+        .expect("a UDP socket on the head's address");
+    SocketAddrV4::new(HEAD_ADDRESS, u16::from_str_radix(port, 16).unwrap())
+}
+
+/// Datagrams that would do harm if they were believed, each with the port that it is for.
+fn harmful(pages: u32, page_size: u32) -> Vec<(u16, Vec<u8>)> {
+    let payload = vec![0xee; page_size as usize];
+    let page =
+        |page| [&Layout::Base.header(PageIndex(page), pages, &payload)[..], &payload].concat();
+    let symbol = |number| {
+        let header = symbol_header(BlockIndex(0), RepairIndex::new(number).unwrap(), 255);
+        [&header[..], &payload].concat()
+    };
+    let mut beacon = Beacon {
+        number: u32::MAX,
+        position: PageIndex(pages),
+        members: 1,
+        permit: u16::MAX,
+        spread_ms: 1,
+        pace: bootcast_proto::wire::Pace::default(),
+        windows: Vec::new(),
+    }
+    .encode();
+    // A tag, only not the right one.
+    beacon[8..16].fill(0x5a);
+    let mut all: Vec<_> = (0..pages - 1).map(|number| (9000, page(number))).collect();
+    all.extend((0..128).map(|number| (9001, symbol(number))));
+    all.extend([(9001, beacon), (9001, end_datagram().to_vec())]);
+    all
+}
+
+/// What the log's last word on a membership says of forged datagrams.
+fn forged(log: &str) -> u64 {
+    let line = log.lines().rev().find(|line| line.contains("forged="));
+    let count = line.and_then(|line| line.split_once("forged=")?.1.split_whitespace().next());
+    count.expect("a leave in the log").parse().unwrap()
+}
+
+#[test]
+fn datagrams_in_the_servers_name_are_counted_and_do_no_harm() {
+    let lab = lab_or_skip!(Lab::builder().clients(2).loss(0.5));
+    let image = lab.put("image", mib(4));
+    let server = lab.server().option("--rate", "20mbit").start();
+    let mount = lab.mount(1).start();
+    let copy = lab.client(1).fresh_path("copy");
+    let mut reader = readers::copy(lab.client(1), &mount.join("image"), &copy);
+    server.wait_cast("image", "pages are being sent", |cast| cast.pages_sent > 50);
+
+    let cast = server.cast_of("image").unwrap();
+    let group: SocketAddrV4 = cast.group.parse().unwrap();
+    let name = sending_socket(&server);
+    let datagrams = harmful(cast.pages, cast.page_size);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            lab.client(2).enter(|| {
+                let forger = Forger::of(name);
+                while !done.load(Ordering::Relaxed) {
+                    for (port, datagram) in &datagrams {
+                        forger.send(SocketAddrV4::new(*group.ip(), *port), datagram);
+                    }
+                }
+            });
+        });
+        let status = reader.wait(TRANSFER);
+        done.store(true, Ordering::Relaxed);
+        assert!(status.success(), "{}", reader.log());
+    });
+    assert_eq!(digest_of(copy), image.digest);
+    wait_until(SOON, "the client has left", || mount.log().contains("forged="));
+    assert!(forged(&mount.log()) > 0, "{}", mount.log());
+}
+
+/// The first datagrams that come to a group, as a host that joined it hears them.
+fn listen(host: &Host, group: SocketAddrV4, count: usize) -> Vec<Vec<u8>> {
+    host.enter(|| {
+        let socket = UdpSocket::bind(group).unwrap();
+        socket.join_multicast_v4(group.ip(), &host.address()).unwrap();
+        socket.set_read_timeout(Some(SOON)).unwrap();
+        let mut buffer = vec![0; 65_536];
+        let mut datagram = || {
+            let len = socket.recv(&mut buffer).expect("a datagram");
+            buffer[..len].to_vec()
+        };
+        (0..count).map(|_| datagram()).collect()
+    })
+}
+
+#[test]
+fn what_an_earlier_cast_sent_is_not_taken_for_the_present_one() {
+    let lab = lab_or_skip!(Lab::builder().clients(2));
+    let image = lab.put("image", mib(2));
+    let server = lab.server().option("--rate", "20mbit").start();
+    let join = lab.client(2).get(&lab.url("join/image"));
+    assert_eq!(join.status, 200);
+    let old = server.cast_of("image").unwrap();
+    let earlier = listen(lab.client(2), old.group.parse().unwrap(), 1000);
+
+    // Another version of the same size: every page of the earlier cast could be one of it.
+    let new = lab.put("new", image.size);
+    fs::rename(&new.path, &image.path).unwrap();
+    let mount = lab.mount(1).option("attr_ttl=0").start();
+    let copy = lab.client(1).fresh_path("copy");
+    let mut reader = readers::copy(lab.client(1), &mount.join("image"), &copy);
+    server.wait_cast("image", "the new version is being sent", |cast| {
+        cast.etag != old.etag && cast.pages_sent > 10
+    });
+    let group = server.cast_of("image").unwrap().group.parse().unwrap();
+    let name = sending_socket(&server);
+    lab.client(2).enter(|| {
+        let forger = Forger::of(name);
+        for datagram in &earlier {
+            forger.send(group, datagram);
+        }
+    });
+    reader.wait_success(TRANSFER);
+    assert_eq!(digest_of(copy), new.digest);
+    wait_until(SOON, "the client has left", || mount.log().contains("forged="));
+    assert!(forged(&mount.log()) > 0, "{}", mount.log());
+}
