@@ -88,6 +88,7 @@ impl Server {
             members: 1,
             permit: u16::MAX,
             spread_ms: 10,
+            pace: bootcast_proto::wire::Pace::default(),
             windows: windows.map(|window| (window, levels(window))).collect(),
         };
         self.socket.send_to(&beacon.encode(), self.repair_to).unwrap();

@@ -76,6 +76,7 @@ impl Server {
         let socket = SocketConfig { ttl: config.ttl, datagram_len, rate };
         let settings = Settings {
             rate,
+            is_rate_vouched: config.rate.is_some(),
             batch_pages: batch_pages(rate, page_size),
             data_port: config.data_port,
             max_casts: config.max_casts,

@@ -73,10 +73,13 @@ pub struct Report {
     /// Windows of which so much is missing that the stream must bring them again: first, and how many.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub bulk: Vec<(u32, u32)>,
-    /// Datagrams since the join that were pages or repair symbols.
+    /// Datagrams that the server sent, by its beacons, from the first beacon of this membership to the newest.
+    #[serde(default)]
+    pub sent: u64,
+    /// How many of these came: pages and repair symbols between the same two beacons, of use or not.
     #[serde(default)]
     pub received: u64,
-    /// Datagrams since the join that the member's own socket had no room for.
+    /// Datagrams between the same two that the member's own socket had no room for.
     #[serde(default)]
     pub drops: u64,
     /// This member hears no datagrams and fetches the file itself: nothing need be sent for it.
@@ -145,6 +148,9 @@ pub struct CastStatus {
     /// Repair symbols that each block gets unasked at present.
     #[serde(default)]
     pub repair_level: u32,
+    /// Present rate, bits per second on the wire.
+    #[serde(default)]
+    pub rate_bps: u64,
     /// Whole passes over the file.
     pub passes: u32,
     /// Seconds since the first join.
@@ -197,6 +203,22 @@ mod tests {
         assert_eq!(serde_json::from_str::<Want>(text).unwrap(), want);
         assert_eq!(serde_json::to_string(&want).unwrap(), text);
         assert_eq!(serde_json::from_str::<Want>("{}").unwrap(), Want::default());
+    }
+
+    #[test]
+    fn a_report_reads_and_writes_as_the_protocol_shows_it() {
+        let text =
+            r#"{"needs":[[3,7],[12,5]],"bulk":[[0,2]],"sent":104190,"received":103412,"drops":0}"#;
+        let report = Report {
+            needs: vec![(3, 7), (12, 5)],
+            bulk: vec![(0, 2)],
+            sent: 104_190,
+            received: 103_412,
+            ..Report::default()
+        };
+        assert_eq!(serde_json::from_str::<Report>(text).unwrap(), report);
+        assert_eq!(serde_json::to_string(&report).unwrap(), text);
+        assert_eq!(serde_json::from_str::<Report>("{}").unwrap(), Report::default());
     }
 
     #[test]

@@ -35,6 +35,7 @@ const QUERIER_DELAY: Duration = Duration::from_millis(650);
 pub struct LabBuilder {
     clients: u8,
     rate: Option<BitRate>,
+    narrow: Option<BitRate>,
     loss_ppm: u32,
     snooping: bool,
 }
@@ -61,6 +62,13 @@ impl LabBuilder {
     #[must_use]
     pub fn rate(mut self, rate: &str) -> Self {
         self.rate = Some(rate.parse().expect("a rate as traffic control writes it"));
+        self
+    }
+
+    /// Caps every client's port of the switch, which drops what does not fit: `50mbit`. Not capped unless said.
+    #[must_use]
+    pub fn narrow(mut self, rate: &str) -> Self {
+        self.narrow = Some(rate.parse().expect("a rate as traffic control writes it"));
         self
     }
 
@@ -115,7 +123,7 @@ impl LabBuilder {
 impl Lab {
     /// One client, no cap, no loss, snooping.
     pub fn builder() -> LabBuilder {
-        LabBuilder { clients: 1, rate: None, loss_ppm: 0, snooping: true }
+        LabBuilder { clients: 1, rate: None, narrow: None, loss_ppm: 0, snooping: true }
     }
 
     /// The host of the server.
@@ -207,6 +215,9 @@ impl Lab {
             let (here, there) = (client.address().to_string(), HEAD_ADDRESS.to_string());
             link::add_neighbour(self.head.namespace(), &here, &mac(client));
             link::add_neighbour(client.namespace(), &there, &mac(&self.head));
+            if let Some(rate) = builder.narrow {
+                link::narrow(&switch, &client.to_string(), rate);
+            }
             if builder.loss_ppm > 0 {
                 link::lose(&switch, &client.to_string(), client.namespace(), builder.loss_ppm);
             }

@@ -112,6 +112,17 @@ pub(crate) fn cap_rate(namespace: &str, rate: BitRate) {
     run(&[&add[..], &["rate", &rate, "burst", &burst, "limit", &queue]].concat(), "");
 }
 
+/// Caps what a port of the switch sends to its host, with a queue of 10 ms: what does not fit is dropped, datagram by datagram.
+pub(crate) fn narrow(switch: &str, port: &str, rate: BitRate) {
+    ip(switch, &[format!("link set {port} gso_max_segs 1")]);
+    let bits = rate.bits_per_second();
+    let (rate, burst) =
+        (format!("{bits}bit"), format!("{}b", (bits / 8 / 1000).max(10 * FRAME_BYTES)));
+    let queue = format!("{}b", (bits / 8 / 100).max(20 * FRAME_BYTES));
+    let add = ["tc", "-n", switch, "qdisc", "add", "dev", port, "root", "tbf"];
+    run(&[&add[..], &["rate", &rate, "burst", &burst, "limit", &queue]].concat(), "");
+}
+
 /// Drops each packet that reaches a client with a probability of `ppm` millionths, ARP and IGMP spared.
 ///
 /// A large GSO packet is cut at the switch port before: lost in one piece it would be some forty

@@ -67,6 +67,7 @@ fn harmful(pages: u32, page_size: u32) -> Vec<(u16, Vec<u8>)> {
         members: 1,
         permit: u16::MAX,
         spread_ms: 1,
+        pace: bootcast_proto::wire::Pace::default(),
         windows: Vec::new(),
     }
     .encode();

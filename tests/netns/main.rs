@@ -23,6 +23,7 @@ mod loss;
 mod mounting;
 mod outages;
 mod plain_peers;
+mod rates;
 mod readers;
 mod reading;
 mod replacing;

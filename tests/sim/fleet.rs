@@ -139,12 +139,21 @@ fn main() {
     let scenarios = match &cli.goals {
         Some(text) => {
             let all = table::goals().into_iter();
+            let all = all.chain(table::rate_goals());
             all.filter(|scenario| scenario.name.contains(text.as_str())).collect()
         }
         None => vec![cli.scenario()],
     };
     println!("{HEADER}");
     for scenario in &scenarios {
-        print!("{}", run(scenario));
+        let outcome = run(scenario);
+        print!("{outcome}");
+        if let Some(most) = outcome.most_done() {
+            print!("    95% of the clients after {:.2} s", most.as_secs_f64());
+        }
+        if let Some(share) = outcome.flows_share() {
+            print!(", TCP got {:.1}% of the core", share * 100.0);
+        }
+        println!();
     }
 }

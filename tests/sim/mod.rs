@@ -5,7 +5,7 @@
 //! | `scenario` | what is simulated: file, server, crowds of receivers |
 //! | `world` | the clock, and who is told what when |
 //! | `server`, `client` | the cores, driven |
-//! | `link` | what happens to datagrams on the way |
+//! | `core`, `link` | what happens to datagrams on the way that all receivers share, and on that of each |
 //! | `outcome` | results, as lines of a table |
 //! | `table` | the scenarios that are kept under review |
 //!
@@ -15,6 +15,7 @@
 mod agenda;
 mod burst;
 mod client;
+mod core;
 mod link;
 mod outcome;
 mod random;
@@ -23,6 +24,7 @@ mod server;
 pub mod table;
 mod world;
 
+pub use core::CoreKind;
 pub use link::{LinkKind, Loss};
 pub use outcome::{HEADER, Outcome};
 pub use scenario::{Crowd, Scenario, Stalls};

@@ -14,12 +14,16 @@ pub struct Outcome {
     name: String,
     pages: u32,
     datagram: u64,
+    /// Of all crowds.
+    clients: usize,
     file: Duration,
     /// When the first page left.
     began: Option<Instant>,
     crowds: Vec<CrowdOutcome>,
     /// When each report reached the server.
     reports: Vec<Instant>,
+    /// What TCP got of the core until 95 % of the clients were complete.
+    flows_share: Option<f64>,
     /// Until the last client was complete.
     until_done: Sent,
     /// Until the end.
@@ -46,10 +50,12 @@ impl Outcome {
             name: scenario.name.clone(),
             pages: scenario.pages,
             datagram,
+            clients: scenario.crowds.iter().map(|crowd| crowd.count).sum(),
             file: scenario.rate.time_to_send(datagram * u64::from(scenario.pages)),
             began: None,
             crowds: crowds.collect(),
             reports: Vec::new(),
+            flows_share: None,
             until_done: Sent::default(),
             in_all: Sent::default(),
         }
@@ -88,6 +94,35 @@ impl Outcome {
         let from = came.max(self.began).unwrap_or(now);
         self.crowds[crowd].taken.push(now.saturating_duration_since(from));
         self.until_done = sent;
+    }
+
+    /// What TCP got of the core until now.
+    pub(super) fn shared(&mut self, share: f64) {
+        if self.done() <= self.most() {
+            self.flows_share = Some(share);
+        }
+    }
+
+    fn done(&self) -> usize {
+        self.crowds.iter().map(|crowd| crowd.taken.len()).sum()
+    }
+
+    /// 95 % of the clients.
+    fn most(&self) -> usize {
+        (self.clients * 95).div_ceil(100)
+    }
+
+    /// The time that 95 % of the clients took at most.
+    pub fn most_done(&self) -> Option<Duration> {
+        let mut taken: Vec<_> =
+            self.crowds.iter().flat_map(|crowd| crowd.taken.iter().copied()).collect();
+        taken.sort_unstable();
+        taken.get(self.most().checked_sub(1)?).copied()
+    }
+
+    /// What TCP connections got of the link that they share with the cast, until then.
+    pub fn flows_share(&self) -> Option<f64> {
+        self.flows_share
     }
 
     /// The cast is over.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bootcast_proto::BitRate;
 
+use super::core::CoreKind;
 use super::link::LinkKind;
 
 /// One simulated cast.
@@ -16,6 +17,10 @@ pub struct Scenario {
     pub pages: u32,
     /// Ceiling of the server.
     pub rate: BitRate,
+    /// The ceiling is a guess: a cast begins at a tenth of it.
+    pub is_guessed: bool,
+    /// A bottleneck before all receivers.
+    pub core: Option<CoreKind>,
     /// There and back, of requests and their answers.
     pub rtt: Duration,
     /// Share of requests and of answers that are lost: TCP sends them again.
@@ -61,6 +66,8 @@ impl Scenario {
             name: name.into(),
             pages,
             rate: "1gbit".parse().expect("a rate"),
+            is_guessed: false,
+            core: None,
             rtt: Duration::from_millis(1),
             control_loss: 0.0,
             crowds,

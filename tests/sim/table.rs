@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::core::CoreKind;
 use super::link::{LinkKind, Loss};
 use super::scenario::{Crowd, Scenario, Stalls};
 
@@ -25,6 +26,7 @@ pub fn reviewed() -> Vec<Scenario> {
     table.extend([late(SMALL, 100), outliers(SMALL, 200), shared(SMALL, 100), disorder(SMALL, 50)]);
     table.extend([mixed(SMALL, 20), dying(SMALL, 50), slow(SMALL, 20), stalls(SMALL, 50)]);
     table.push(rough_control(SMALL, 100));
+    table.extend(rates(LARGE, 40));
     table
 }
 
@@ -38,6 +40,41 @@ pub fn goals() -> Vec<Scenario> {
     table.extend([mixed(LARGE, 100), dying(LARGE, 1000), slow(LARGE, 1000), stalls(LARGE, 1000)]);
     table.push(uniform("ten thousand", LARGE, 10_000, 1.0));
     table
+}
+
+/// Pages of a file of 2 GB.
+const HUGE: u32 = 1_373_626;
+
+/// What the control of the rate is measured by. Minutes, in a release build.
+pub fn rate_goals() -> Vec<Scenario> {
+    rates(HUGE, 200).into()
+}
+
+/// A guessed ceiling of 1 Gbit/s, and what is narrower than that, or seems to be.
+fn rates(pages: u32, clients: usize) -> [Scenario; 7] {
+    let crowd = |link| Crowd::new(clients, link);
+    let guessed = |name: &str, crowds| Scenario {
+        is_guessed: true,
+        ..Scenario::new(&format!("rate: {name}"), pages, crowds)
+    };
+    let behind = |name: &str, rate: &str, until, flows| {
+        let rate = rate.parse().expect("a rate");
+        // 4 ms at 1 Gbit/s.
+        let core = Some(CoreKind { rate, until, queue: 512 << 10, flows });
+        Scenario { core, ..guessed(name, vec![crowd(LinkKind::default())]) }
+    };
+    let access = LinkKind { access: 0.1, queue: 100, ..LinkKind::default() };
+    let one_slow = vec![Crowd::new(clients - 1, LinkKind::default()), Crowd::new(1, access)];
+    let slow_machines = Crowd { stalls: Some(STALLS), ..crowd(LinkKind::default()) };
+    [
+        guessed("clean", vec![crowd(LinkKind::default())]),
+        guessed("random 1%", vec![crowd(lossy(1.0))]),
+        behind("core 300 Mbit/s", "300mbit", None, 0),
+        guessed("one slow", one_slow),
+        guessed("stalls", vec![slow_machines]),
+        behind("4 TCP flows", "1gbit", None, 4),
+        behind("400 Mbit/s for 10 s", "400mbit", Some(Duration::from_secs(10)), 0),
+    ]
 }
 
 fn lossy(percent: f64) -> LinkKind {
@@ -104,13 +141,11 @@ fn slow(pages: u32, clients: usize) -> Scenario {
 }
 
 /// Every tenth of a second, receivers do not run for 10 ms; their sockets have room for 3.
+const STALLS: Stalls =
+    Stalls { every: Duration::from_millis(100), lasting: Duration::from_millis(10), socket: 250 };
+
 fn stalls(pages: u32, clients: usize) -> Scenario {
-    let stalls = Stalls {
-        every: Duration::from_millis(100),
-        lasting: Duration::from_millis(10),
-        socket: 250,
-    };
-    let crowd = Crowd { stalls: Some(stalls), ..Crowd::new(clients, lossy(0.1)) };
+    let crowd = Crowd { stalls: Some(STALLS), ..Crowd::new(clients, lossy(0.1)) };
     Scenario::new("stalls", pages, vec![crowd])
 }
 

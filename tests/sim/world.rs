@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use super::agenda::Agenda;
 use super::burst::Burst;
 use super::client::{Answer, Client, Request};
-use super::link::{Delivery, Link, Mask, SharedLoss};
+use super::core::Core;
+use super::link::{Delivery, Link, Mask, SharedLoss, all};
 use super::outcome::Outcome;
 use super::random::Random;
 use super::scenario::Scenario;
@@ -26,6 +27,8 @@ const PATIENCE: Duration = Duration::from_secs(3600);
 enum Happening {
     ServerWakes,
     Sent(Rc<Burst>),
+    /// A burst has crossed what all receivers share, without these.
+    Spreads(Rc<Burst>, Mask),
     Arrives(usize, Rc<Burst>, Mask),
     Asked(usize, Request),
     Answered(usize, Answer),
@@ -45,6 +48,7 @@ struct World<'a> {
     server: Server,
     server_timer: Option<Instant>,
     clients: Vec<Client>,
+    core: Option<Core>,
     ports: Vec<SharedLoss>,
     random: Random,
     outcome: Outcome,
@@ -83,6 +87,7 @@ impl<'a> World<'a> {
             server: Server::new(scenario, now),
             server_timer: None,
             clients: Vec::new(),
+            core: scenario.core.map(|kind| Core::new(kind, now)),
             ports: Vec::new(),
             random: Random::new(scenario.seed, 2),
             outcome: Outcome::new(scenario),
@@ -129,7 +134,8 @@ impl<'a> World<'a> {
                 self.server_timer = None;
                 self.serve();
             }
-            Happening::Sent(burst) => self.spread(&burst),
+            Happening::Sent(burst) => self.cross(&burst),
+            Happening::Spreads(burst, lost) => self.spread(&burst, lost),
             Happening::Arrives(index, burst, which) => {
                 if self.clients[index].is_listening(burst.channel()) {
                     self.clients[index].arrive(&burst, which, self.now);
@@ -157,8 +163,17 @@ impl<'a> World<'a> {
         }
     }
 
-    /// A burst has crossed the part of the network that all receivers share.
-    fn spread(&mut self, burst: &Rc<Burst>) {
+    /// A burst reaches the part of the network that all receivers share.
+    fn cross(&mut self, burst: &Rc<Burst>) {
+        let Some(core) = &mut self.core else { return self.spread(burst, 0) };
+        let (lost, at) = core.carry(burst.wire(), self.now);
+        if lost != all(burst.wire().len()) {
+            self.agenda.plan(at, Happening::Spreads(Rc::clone(burst), lost));
+        }
+    }
+
+    /// A burst has crossed it, without those that were lost there.
+    fn spread(&mut self, burst: &Rc<Burst>, lost_before: Mask) {
         let wire = burst.wire();
         let lost: Vec<Mask> = self.ports.iter_mut().map(|port| port.next(wire.len())).collect();
         let mut late = Vec::new();
@@ -167,7 +182,7 @@ impl<'a> World<'a> {
             if !client.is_listening(burst.channel()) {
                 continue;
             }
-            let before = client.port.map_or(0, |port| lost[port]);
+            let before = lost_before | client.port.map_or(0, |port| lost[port]);
             let which = client.link.carry(wire, before, self.now, &mut late);
             if which != 0 {
                 client.arrive(burst, which, self.now);
@@ -193,6 +208,9 @@ impl<'a> World<'a> {
             client.done = Some(self.now);
             self.wanting -= 1;
             self.outcome.completed(client.crowd, client.came, self.now, self.server.sent());
+            if let Some(core) = &mut self.core {
+                self.outcome.shared(core.share_of_flows(self.now));
+            }
         }
         if let Some(at) = client.next_wake()
             && client.timer.is_none_or(|planned| at < planned)

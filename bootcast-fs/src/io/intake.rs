@@ -383,9 +383,9 @@ impl Ear {
         if let Some(drops) = batch.messages().filter_map(|message| message.drops).last()
             && drops != self.drops
         {
-            let lost = drops.wrapping_sub(self.drops);
+            let lost = scaled(drops.wrapping_sub(self.drops), batch);
             self.drops = drops;
-            object.count_drops(lost.into());
+            object.count_drops(lost);
             debug!(path = %object.key().path, lost, "this machine was too slow for the stream");
         }
     }
@@ -543,6 +543,16 @@ impl Receiving {
             }
         }
     }
+}
+
+/// The kernel counts the buffers that it drops, each of which may hold several datagrams (GRO): as many as those that came.
+fn scaled(buffers: u32, batch: &RecvBatch) -> u64 {
+    let (mut came, mut held) = (0, 0);
+    for message in batch.messages() {
+        came += 1;
+        held += message.datagrams().count() as u64;
+    }
+    u64::from(buffers) * held / came.max(1)
 }
 
 /// What a batch holds, and from whom.

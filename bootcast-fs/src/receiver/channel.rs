@@ -55,7 +55,7 @@ impl Receiver {
                 .zip(self.assembly.as_ref())
                 .map(|(layout, assembly)| Repair::new(layout, answer.page_size, assembly.held()));
         }
-        self.since_join = super::SinceJoin::default();
+        self.panel.begin();
         self.reporter.begin(&answer.token, answer.extensions.lease, now);
     }
 
@@ -93,7 +93,7 @@ impl Receiver {
         match decoded {
             RepairDatagram::Symbol { block, symbol: number, promised, payload } => {
                 self.counters.symbols += 1;
-                self.since_join.received += 1;
+                self.panel.received();
                 if repair.symbol_seen(block, number, promised) {
                     return RepairArrival::Symbol { block, number, payload };
                 }
@@ -115,6 +115,9 @@ impl Receiver {
         }
         let is_short = repair.is_short() && self.unicast.relies_on_multicast();
         self.reporter.beacon(beacon, is_short, now);
+        let is_chosen = self.reporter.is_within(beacon.pace.panel);
+        let draw = |longest| self.reporter.draw(longest);
+        self.panel.beacon(&beacon.pace, is_chosen, draw, now);
     }
 
     /// The cast ended, or forgot this member.
@@ -166,6 +169,12 @@ impl Receiver {
 
     /// The server answered a report.
     pub fn handle_reported(&mut self, result: Result<(), ReportError>, now: Instant) {
+        if self.reporter.counted(result.is_ok(), now) {
+            if result == Err(ReportError::UnknownMember) {
+                self.join_again(now);
+            }
+            return;
+        }
         if !self.reporter.is_asking() {
             // Of a membership that is over.
             return;
@@ -192,14 +201,19 @@ impl Receiver {
 
     /// Reports, if it is time to.
     pub(super) fn report_if_due(&mut self, now: Instant) {
-        let is_short = self.repair.as_ref().is_some_and(Repair::is_short)
-            && self.unicast.relies_on_multicast();
-        if self.membership.token().is_none() || !self.reporter.handle_timeout(is_short, now) {
+        if self.membership.token().is_none() {
             return;
         }
-        let mut report = self.repair.as_ref().map(Repair::report).unwrap_or_default();
-        report.received = self.since_join.received;
-        report.drops = self.since_join.drops;
+        let hears = self.unicast.relies_on_multicast();
+        let is_short = hears && self.repair.as_ref().is_some_and(Repair::is_short);
+        let speaks = self.reporter.handle_timeout(is_short, now)
+            || hears && self.panel.is_due(now) && self.reporter.tell(is_short);
+        if !speaks {
+            return;
+        }
+        let asking = self.repair.as_ref().filter(|_| self.reporter.is_asking());
+        let mut report = asking.map(Repair::report).unwrap_or_default();
+        self.panel.tell(&mut report, now);
         self.note_in_report(&mut report);
         self.asked_windows.clone_from(&report.bulk);
         self.membership.act(Action::Report(report));
@@ -207,7 +221,11 @@ impl Receiver {
 
     /// When a report may be due.
     pub(super) fn poll_report(&self) -> Option<Instant> {
-        self.membership.token().and_then(|_| self.reporter.poll_timeout())
+        if self.membership.token().is_none() || self.reporter.is_speaking() {
+            return None;
+        }
+        let panel = self.panel.due().filter(|_| self.unicast.relies_on_multicast());
+        [self.reporter.poll_timeout(), panel].into_iter().flatten().min()
     }
 
     /// Bytes from the beginning that are here without a gap, and from which nothing will be rebuilt.

@@ -9,6 +9,7 @@ mod demand;
 mod fetches;
 mod gate;
 mod membership;
+mod panel;
 mod repair;
 mod reporter;
 mod stream;
@@ -35,6 +36,7 @@ pub use unicast::{FetchError, Reception, UnicastMode};
 use course::Course;
 use demand::Demand;
 use membership::Membership;
+use panel::Panel;
 use repair::Repair;
 use reporter::Reporter;
 use unicast::Unicast;
@@ -126,14 +128,7 @@ pub struct Receiver {
     forgotten: u32,
     failure: Option<Failure>,
     counters: Counters,
-    since_join: SinceJoin,
-}
-
-/// Datagrams since the last join, for reports.
-#[derive(Clone, Copy, Debug, Default)]
-struct SinceJoin {
-    received: u64,
-    drops: u64,
+    panel: Panel,
 }
 
 impl Receiver {
@@ -156,7 +151,7 @@ impl Receiver {
             forgotten: 0,
             failure: None,
             counters: Counters::default(),
-            since_join: SinceJoin::default(),
+            panel: Panel::default(),
         }
     }
 
@@ -258,7 +253,7 @@ impl Receiver {
     }
 
     fn handle_page(&mut self, page: PageIndex) {
-        self.since_join.received += 1;
+        self.panel.received();
         if self.demand.is_asked(page) {
             // It tells nothing of the stream.
             return;
@@ -281,7 +276,7 @@ impl Receiver {
     /// The socket had no room for this many datagrams.
     pub fn handle_drops(&mut self, datagrams: u64) {
         self.counters.drops += datagrams;
-        self.since_join.drops += datagrams;
+        self.panel.dropped(datagrams);
     }
 
     /// These pages are in the store.

@@ -27,6 +27,8 @@ pub(super) struct Reporter {
     news: Option<Instant>,
     newest: Option<Guidance>,
     phase: Phase,
+    /// A report of counters alone is out: nothing else goes out meanwhile.
+    telling: bool,
 }
 
 /// What the newest beacon says to those who would report.
@@ -61,6 +63,7 @@ impl Reporter {
             news: None,
             newest: None,
             phase: Phase::Quiet,
+            telling: false,
         }
     }
 
@@ -71,6 +74,7 @@ impl Reporter {
         self.news = None;
         self.newest = None;
         self.phase = Phase::Quiet;
+        self.telling = false;
         self.renew(now);
     }
 
@@ -128,6 +132,9 @@ impl Reporter {
     /// Runs what is due. `true`: report now.
     pub(super) fn handle_timeout(&mut self, is_short: bool, now: Instant) -> bool {
         self.review(is_short, now);
+        if self.telling {
+            return false;
+        }
         let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
         let mut speaks = is_due(self.renewal) || is_due(self.news_at());
         match self.phase {
@@ -145,7 +152,41 @@ impl Reporter {
         speaks
     }
 
-    /// Whether a report is out.
+    /// The panel wants a report: one of what is lacking, where that waits for its turn anyway, else of counters alone. `false`
+    /// where one is out.
+    pub(super) fn tell(&mut self, is_short: bool) -> bool {
+        if self.is_speaking() {
+            return false;
+        }
+        match self.phase {
+            Phase::Drawn { .. } if is_short => self.phase = Phase::Asking,
+            Phase::Quiet | Phase::Drawn { .. } | Phase::Asking | Phase::Holding { .. } => {
+                self.telling = true;
+            }
+        }
+        true
+    }
+
+    /// The answer came to a report of counters alone, good or bad; `false` where none was out.
+    pub(super) fn counted(&mut self, is_known: bool, now: Instant) -> bool {
+        let was_telling = std::mem::take(&mut self.telling);
+        if was_telling && is_known {
+            self.renew(now);
+        }
+        was_telling
+    }
+
+    /// Whether a report of any kind is out.
+    pub(super) fn is_speaking(&self) -> bool {
+        self.telling || self.is_asking()
+    }
+
+    /// Whether this member is of the share of them that a beacon names.
+    pub(super) fn is_within(&self, share: u16) -> bool {
+        share == u16::MAX || self.hash < share
+    }
+
+    /// Whether a report of what is lacking is out.
     pub(super) fn is_asking(&self) -> bool {
         matches!(self.phase, Phase::Asking)
     }
@@ -226,6 +267,7 @@ impl SplitMix {
 #[expect(clippy::disallowed_methods, reason = "a virtual clock needs a first moment")]
 mod tests {
     use bootcast_proto::PageIndex;
+    use bootcast_proto::wire::Pace;
     use proptest::prelude::*;
 
     use super::*;
@@ -240,6 +282,7 @@ mod tests {
             members,
             permit,
             spread_ms: 200,
+            pace: Pace::default(),
             windows: Vec::new(),
         }
     }
@@ -296,6 +339,22 @@ mod tests {
         assert!(reporter.handle_timeout(true, due));
         reporter.not_heard(due);
         assert_eq!(reporter.poll_timeout(), Some(due + RETRY));
+    }
+
+    #[test]
+    fn counters_alone_interrupt_no_wait_and_take_what_is_lacking_along() {
+        let now = Instant::now();
+        let mut reporter = reporter(1, None, now);
+        assert!(reporter.tell(false));
+        assert!(reporter.is_speaking() && !reporter.is_asking() && !reporter.tell(false));
+        assert!(reporter.counted(true, now) && !reporter.counted(true, now));
+        reporter.beacon(&beacon(1, 100, u16::MAX), true, now);
+        assert!(reporter.tell(true));
+        assert!(reporter.is_asking() && !reporter.counted(true, now));
+        reporter.heard(now);
+        assert!(reporter.tell(true));
+        assert!(!reporter.is_asking(), "it waits for what the last report brings");
+        assert!(!reporter.handle_timeout(true, now + 10 * LEASE));
     }
 
     #[test]

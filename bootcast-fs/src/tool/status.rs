@@ -39,7 +39,8 @@ pub(super) async fn run(args: Args) -> Result<(), ToolError> {
 
 /// A line about the server, a table of its casts, a line of sums.
 fn table(status: &Status) -> String {
-    let header = ["PATH", "GROUP", "MEMBERS", "UNICAST", "PASSES", "SENT/PAGES", "MEAN RATE"];
+    let header =
+        ["PATH", "GROUP", "MEMBERS", "UNICAST", "PASSES", "SENT/PAGES", "RATE", "MEAN RATE"];
     let mut rows = vec![header.map(str::to_owned)];
     rows.extend(status.casts.iter().map(row));
     let mut text = server_line(status);
@@ -60,7 +61,7 @@ fn server_line(status: &Status) -> String {
     format!("version {version}, up {up}, at most {}, {casts}\n", rate(*rate_bps))
 }
 
-fn row(cast: &CastStatus) -> [String; 7] {
+fn row(cast: &CastStatus) -> [String; 8] {
     // Decoded for people; as it came where it cannot be.
     let path = RemotePath::decode(&cast.path);
     let path = path.as_ref().map_or(cast.path.as_bytes(), RemotePath::as_bytes);
@@ -72,6 +73,7 @@ fn row(cast: &CastStatus) -> [String; 7] {
         cast.unicast.to_string(),
         cast.passes.to_string(),
         format!("{}/{}", cast.pages_sent, cast.pages),
+        rate(cast.rate_bps),
         bits.checked_div(cast.age_s).map_or_else(|| "-".into(), rate),
     ]
 }
@@ -136,6 +138,7 @@ mod tests {
             demanded: 0,
             symbols_sent: 0,
             repair_level: 0,
+            rate_bps: 450_000_000,
             passes: 5,
             age_s: 2,
         };
@@ -156,8 +159,8 @@ mod tests {
             "\
 version 0.1.0, up 1m 1s, at most 900mbit, 1 cast
 
-PATH                       GROUP  MEMBERS  UNICAST  PASSES  SENT/PAGES  MEAN RATE
-images/a b.img  239.255.0.1:9000       12        3       5     33025/3    200mbit
+PATH                       GROUP  MEMBERS  UNICAST  PASSES  SENT/PAGES     RATE  MEAN RATE
+images/a b.img  239.255.0.1:9000       12        3       5     33025/3  450mbit    200mbit
 
 in all 1 cast, 13 joins, 1 leave, 0 B in 0 pages, 0 B read
 "

@@ -236,7 +236,10 @@ impl Cast {
         if kind == MemberKind::Demand {
             return true;
         }
-        self.on_heard(MemberKind::Extended);
+        // Counters alone, which come as long as something is sent, are no sign that it is wanted.
+        if report.sent == 0 || !report.needs.is_empty() || !report.bulk.is_empty() {
+            self.on_heard(MemberKind::Extended);
+        }
         let mut wanted = false;
         for &(first, count) in report.bulk.iter().take(BULK_MAX) {
             wanted |= self.stream.want(first, count);
@@ -378,6 +381,11 @@ impl Cast {
     /// Those of them that fetch the file themselves, over HTTP.
     pub fn unicast_members(&self) -> usize {
         self.members.unicast()
+    }
+
+    /// Those of them that report what they get.
+    pub fn reporting_members(&self) -> usize {
+        self.members.extended()
     }
 
     /// Joins since it began.

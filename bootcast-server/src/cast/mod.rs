@@ -5,6 +5,7 @@
 //! | [`Cast`] | which datagrams of one file go out next, and when their sending ends |
 //! | [`Scheduler`] | which cast is next, so that all share the rate fairly |
 //! | [`Pacer`] | when the next datagrams may leave |
+//! | `rate` | how fast a cast sends below the ceiling of all |
 //! | [`GroupPool`] | which multicast address a cast gets |
 //! | `urgent` | which casts go first, because readers wait for pages of them |
 //!
@@ -30,6 +31,7 @@ mod members;
 mod pacer;
 mod precedence;
 mod range_map;
+mod rate;
 mod recall;
 mod repair;
 mod scheduler;

@@ -13,6 +13,7 @@ use bootcast_proto::{
 };
 
 use super::farewells::Farewells;
+use super::rate::{Allowance, RateControl, Start};
 use super::urgent::Urgent;
 use super::{Cast, CastPolicy, EndReason, GroupPool, MemberKind, Pacer, RepairSettings, Sending};
 
@@ -37,6 +38,8 @@ impl fmt::Display for CastId {
 pub struct Settings {
     /// Ceiling over all casts.
     pub rate: BitRate,
+    /// The operator named it and vouches for it: casts begin at it. Else they begin at a tenth.
+    pub is_rate_vouched: bool,
     /// Pages of a full run, at least 1: what one system call sends.
     pub batch_pages: u32,
     /// UDP port of every group.
@@ -60,6 +63,8 @@ pub struct Joined {
     pub group: SocketAddrV4,
     /// Whether this join began it.
     pub began: bool,
+    /// At which it may send at present.
+    pub rate: BitRate,
 }
 
 /// Why a join was refused. Each passes with time.
@@ -132,6 +137,8 @@ pub struct CastView<'a> {
     pub began: Instant,
     /// Members, passes and what was sent.
     pub cast: &'a Cast,
+    /// At which it may send at present, below the ceiling of all.
+    pub rate: BitRate,
 }
 
 #[derive(Debug)]
@@ -142,14 +149,23 @@ struct Running {
     group: SocketAddrV4,
     began: Instant,
     cast: Cast,
+    control: RateControl,
+    allowance: Allowance,
     /// Bytes on the wire that it may send in its turn: deficit round robin (Shreedhar and Varghese, 1995).
     deficit: u64,
 }
 
 impl Running {
+    /// Its share of the rate against those of others: a cast for a thousand machines gets ten times what one for a single
+    /// machine gets.
+    fn weight(&self) -> u64 {
+        u64::from(1 + self.cast.members().max(1).ilog2())
+    }
+
     fn view(&self, id: CastId) -> CastView<'_> {
-        let Self { path, etag, geometry, group, began, cast, deficit: _ } = self;
-        CastView { id, path, etag, geometry: *geometry, group: *group, began: *began, cast }
+        let Self { path, etag, geometry, group, began, cast, control, .. } = self;
+        let rate = control.rate();
+        CastView { id, path, etag, geometry: *geometry, group: *group, began: *began, cast, rate }
     }
 }
 
@@ -173,6 +189,8 @@ pub struct Scheduler {
     next_id: CastId,
     events: VecDeque<Event>,
     totals: Totals,
+    /// The rate of the last cast that the network held up.
+    last_good: Option<BitRate>,
 }
 
 impl Scheduler {
@@ -193,6 +211,7 @@ impl Scheduler {
             next_id: CastId(0),
             events: VecDeque::new(),
             totals: Totals::default(),
+            last_good: None,
         }
     }
 
@@ -223,7 +242,8 @@ impl Scheduler {
         entry.cast.handle_join(token, kind, now);
         self.farewells.cancel(entry.group);
         self.totals.joins += 1;
-        Ok(Joined { cast: id, group: entry.group, began: same.is_none() })
+        let rate = entry.control.rate();
+        Ok(Joined { cast: id, group: entry.group, began: same.is_none(), rate })
     }
 
     /// Removes a member of the cast of this path; `None` where the token is none.
@@ -234,10 +254,11 @@ impl Scheduler {
         now: Instant,
     ) -> Option<CastId> {
         let id = *self.by_path.get(path)?;
-        let left = self.casts.get_mut(&id)?.cast.handle_leave(token, now);
-        if !left {
+        let running = self.casts.get_mut(&id)?;
+        if !running.cast.handle_leave(token, now) {
             return None;
         }
+        running.control.forget(token);
         self.totals.leaves += 1;
         self.reap(id, now);
         Some(id)
@@ -252,7 +273,14 @@ impl Scheduler {
         now: Instant,
     ) -> bool {
         let running = self.by_path.get(path).and_then(|id| self.casts.get_mut(id));
-        running.is_some_and(|running| running.cast.handle_report(token, report, now))
+        let Some(running) = running else { return false };
+        if !running.cast.handle_report(token, report, now) {
+            return false;
+        }
+        if running.control.handle_report(token, report, now) {
+            running.allowance.set_rate(running.control.rate(), now);
+        }
+        true
     }
 
     /// Queues pages of the cast of this path that a member asks for; `false` where the token is none that may ask.
@@ -330,7 +358,9 @@ impl Scheduler {
         let paced = self.casts.values().filter_map(|running| {
             let page_wire = running.geometry.page_size().wire_len();
             let batch = u64::from(self.settings.batch_pages) * page_wire;
-            Some(running.cast.poll_transmit_at()?.max(self.pacer.ready_at(batch, TICK)))
+            let ready = self.pacer.ready_at(batch, TICK);
+            let ready = running.allowance.ready_at(TICK).map_or(ready, |own| own.max(ready));
+            Some(running.cast.poll_transmit_at()?.max(ready))
         });
         let urgent = self.urgent.iter().find_map(|id| self.urgent_run(id));
         let urgent = urgent.map(|(since, bytes)| {
@@ -377,7 +407,7 @@ impl Scheduler {
         self.settings.rate
     }
 
-    /// What readers wait for, as soon as there is credit for just that.
+    /// What readers wait for, as soon as there is credit for just that. It is taken from what the cast may send, but does not wait for that.
     fn poll_urgent(&mut self, now: Instant) -> Polled {
         while let Some(id) = self.urgent.front() {
             let Some((_, bytes)) = self.urgent_run(id) else {
@@ -411,12 +441,17 @@ impl Scheduler {
             if !self.pacer.allows(batch, now) {
                 return Polled::NoCredit;
             }
+            if !running.allowance.allows(now) {
+                running.deficit = 0;
+                self.next_turn();
+                continue;
+            }
             if !self.granted {
-                running.deficit += batch;
+                running.deficit += batch * running.weight();
                 self.granted = true;
             }
             let affordable = u32::try_from(running.deficit / page_wire).unwrap_or(u32::MAX);
-            let budget = affordable.min(self.settings.batch_pages);
+            let budget = affordable.min(running.allowance.pages());
             let demanded = running.cast.demanded();
             if let Some(what) = running.cast.poll_transmit(budget, now) {
                 let demanded = running.cast.demanded() != demanded;
@@ -427,9 +462,9 @@ impl Scheduler {
             }
             if running.cast.poll_transmit_at().is_none_or(|at| now < at) {
                 running.deficit = 0;
+                running.allowance.rest();
             }
-            self.turns.rotate_left(1);
-            self.granted = false;
+            self.next_turn();
         }
         Polled::Nothing
     }
@@ -444,11 +479,17 @@ impl Scheduler {
     fn hand_out(
         &mut self,
         id: CastId,
-        what: Sending,
+        mut what: Sending,
         demanded: bool,
         cost: u64,
         now: Instant,
     ) -> Transmit {
+        let running = self.casts.get_mut(&id).expect("it has something to send");
+        if let Sending::Beacon(beacon) = &mut what {
+            beacon.pace = running.control.pace(running.cast.reporting_members());
+        }
+        running.control.on_sent(datagrams(&what), now);
+        running.allowance.take(cost, now);
         let group = self.port_of(id, &what);
         self.count(&what);
         if demanded {
@@ -471,6 +512,16 @@ impl Scheduler {
         }
         let address = self.settings.groups.take(now).ok_or(JoinRefusal::NoGroup)?;
         let repair = self.settings.repair.as_ref();
+        let page_wire = geometry.page_size().wire_len();
+        let start = match self.last_good {
+            Some(rate) => Start::LastGood(rate),
+            None if self.settings.is_rate_vouched => Start::Ceiling,
+            None => Start::Cautious,
+        };
+        let ceiling = self.settings.rate;
+        let control = RateControl::new(ceiling, start, page_wire, now);
+        let pages = self.settings.batch_pages;
+        let allowance = Allowance::new(ceiling, control.rate(), page_wire, pages, now);
         let id = self.next_id;
         self.next_id.0 += 1;
         self.casts.insert(
@@ -482,11 +533,14 @@ impl Scheduler {
                 group: SocketAddrV4::new(address, self.settings.data_port),
                 began: now,
                 cast: Cast::new(&geometry, self.settings.policy, repair, now),
+                control,
+                allowance,
                 deficit: 0,
             },
         );
         self.by_path.insert(path.clone(), id);
         self.turns.push_back(id);
+        self.share_panel();
         self.totals.casts += 1;
         Ok(id)
     }
@@ -506,6 +560,11 @@ impl Scheduler {
             self.granted = false;
         }
         self.turns.retain(|&turn| turn != id);
+        let (rate, good) = (running.control.rate(), running.control.last_good());
+        if good.is_some() || rate == self.settings.rate {
+            self.last_good = good;
+        }
+        self.share_panel();
         self.settings.groups.give_back(*running.group.ip(), now);
         self.events.push_back(Event::Ended {
             cast: id,
@@ -514,6 +573,19 @@ impl Scheduler {
             reason,
             passes: running.cast.passes(),
         });
+    }
+
+    /// Ends the turn of the front.
+    fn next_turn(&mut self) {
+        self.turns.rotate_left(1);
+        self.granted = false;
+    }
+
+    fn share_panel(&mut self) {
+        let casts = self.casts.len();
+        for running in self.casts.values_mut() {
+            running.control.share_panel(casts);
+        }
     }
 
     /// The group of a cast with the port that this belongs to.
@@ -542,6 +614,15 @@ impl Scheduler {
         }
         self.pacer.take(bytes, now);
         self.totals.bytes_sent += bytes;
+    }
+}
+
+/// Pages and symbols, as beacons count them.
+fn datagrams(what: &Sending) -> u64 {
+    match what {
+        Sending::Pages(pages) => pages.len().into(),
+        Sending::Symbols(symbols) => symbols.len() as u64,
+        Sending::Beacon(_) | Sending::End => 0,
     }
 }
 

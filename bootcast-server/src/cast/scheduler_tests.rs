@@ -23,6 +23,7 @@ impl Lab {
     fn new(rate: &str, groups: &str, max_casts: usize) -> Self {
         let settings = Settings {
             rate: rate.parse().unwrap(),
+            is_rate_vouched: true,
             batch_pages: BATCH,
             data_port: 9000,
             max_casts,
@@ -198,10 +199,35 @@ fn casts_share_the_rate_fairly_whatever_their_size() {
     for _ in 0..20 {
         lab.run(Duration::from_millis(50));
         // Keeps the small one from ending.
-        lab.join("odd", "v1", 586_000).unwrap();
+        let (_, token) = lab.join("odd", "v1", 586_000).unwrap();
+        lab.scheduler.handle_leave(&name("odd"), &token, lab.now);
     }
     let (large, odd) = (lab.pages_of(large.cast), lab.pages_of(odd.cast));
     assert!(large.abs_diff(odd) < large / 20, "{large} and {odd} pages");
+}
+
+#[test]
+fn a_cast_for_many_gets_more_of_the_rate_but_not_as_many_times_more() {
+    let mut lab = Lab::new("100mbit", "239.255.0.0/16", 9);
+    let (one, _) = lab.join("one", "v1", 100 * MIB).unwrap();
+    let (many, _) = lab.join("many", "v1", 100 * MIB).unwrap();
+    (1..1024).for_each(|_| drop(lab.join("many", "v1", 100 * MIB).unwrap()));
+    lab.run(HOLD + 2 * SECOND);
+    let (one, many) = (lab.pages_of(one.cast), lab.pages_of(many.cast));
+    assert!(many.abs_diff(11 * one) < one, "{one} and {many} pages");
+}
+
+#[test]
+fn what_a_cast_below_the_ceiling_leaves_goes_to_the_others() {
+    let mut lab = Lab::new("100mbit", "239.255.0.0/16", 9);
+    let (slow, _) = lab.join("slow", "v1", 100 * MIB).unwrap();
+    let (other, _) = lab.join("other", "v1", 100 * MIB).unwrap();
+    let running = lab.scheduler.casts.get_mut(&slow.cast).unwrap();
+    running.allowance.set_rate("10mbit".parse().unwrap(), lab.now);
+    lab.run(HOLD + SECOND);
+    let (slow, other) = (lab.pages_of(slow.cast), lab.pages_of(other.cast));
+    assert!((800..850).contains(&slow), "{slow}");
+    assert!((7200..7500).contains(&other), "{other}");
 }
 
 /// A lab whose casts have a repair channel, and an extended member of its only cast.
@@ -214,6 +240,42 @@ fn extended() -> (Lab, Joined, Token) {
     let (path, kind) = (name("a"), MemberKind::Extended);
     let joined = lab.scheduler.handle_join(&path, &etag, geometry, token.clone(), kind, lab.now);
     (lab, joined.unwrap(), token)
+}
+
+#[test]
+fn a_beacon_tells_what_was_sent_before_it_and_at_what_rate() {
+    let (mut lab, _, _) = extended();
+    lab.run(HOLD + Duration::from_millis(60));
+    let (mut pages, mut beacons) = (0, 0);
+    for (_, transmit, _) in &lab.sent {
+        match &transmit.what {
+            Sending::Pages(run) => pages += u64::from(run.len()),
+            Sending::Beacon(Beacon { pace, .. }) => {
+                beacons += 1;
+                assert_eq!((pace.sent, pace.rate_kbps), (pages, 100_000));
+                assert_eq!((pace.panel, pace.interval_ms), (u16::MAX, 250));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(beacons >= 2);
+}
+
+#[test]
+fn a_cast_that_loses_half_goes_on_at_half_the_rate_and_the_next_one_begins_there() {
+    let (mut lab, joined, token) = extended();
+    let mut report = Report::default();
+    for _ in 0..2 {
+        lab.run(HOLD + Duration::from_millis(200));
+        report.sent = lab.scheduler.casts[&joined.cast].control.pace(1).sent;
+        report.received = report.sent / 2;
+        assert!(lab.scheduler.handle_report(&name("a"), &token, &report, lab.now));
+    }
+    let rate = lab.scheduler.cast(joined.cast).unwrap().rate;
+    assert!((40_000_000..60_000_000).contains(&rate.bits_per_second()), "{rate}");
+    lab.scheduler.handle_end(joined.cast, EndReason::FileChanged, lab.now);
+    let (next, _) = lab.join("b", "v1", MIB).unwrap();
+    assert_eq!(lab.scheduler.cast(next.cast).unwrap().rate, rate);
 }
 
 fn farewells(lab: &Lab) -> Vec<SocketAddrV4> {

@@ -8,6 +8,6 @@ mod repair;
 
 pub use data::{DataError, HEADER_LEN, Layout, Page};
 pub use repair::{
-    Beacon, Level, REPAIR_HEADER_LEN, RepairDatagram, RepairError, end_datagram, symbol_header,
-    symbol_number,
+    Beacon, Level, Pace, REPAIR_HEADER_LEN, RepairDatagram, RepairError, end_datagram,
+    symbol_header, symbol_number,
 };

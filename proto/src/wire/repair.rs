@@ -68,8 +68,23 @@ pub struct Beacon {
     pub permit: u16,
     /// The time over which reports are spread.
     pub spread_ms: u16,
+    /// How fast the cast sends, and who tells what came of it.
+    pub pace: Pace,
     /// Levels of all blocks of some windows, ascending.
     pub windows: Vec<(WindowIndex, Vec<Level>)>,
+}
+
+/// What a beacon says of the rate. docs/PROTOCOL.md, "Rate".
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pace {
+    /// Pages and symbols that the cast sent before this beacon, on both ports.
+    pub sent: u64,
+    /// Present rate of the cast on the wire.
+    pub rate_kbps: u32,
+    /// Share of the members that report regularly, in 1/65536, rounded up; 65,535 is everybody.
+    pub panel: u16,
+    /// Between two of these reports; 0: nobody reports regularly.
+    pub interval_ms: u16,
 }
 
 /// Why a datagram of the repair channel is dropped.
@@ -94,7 +109,11 @@ mod beacon {
     pub(super) const MEMBERS: Range<usize> = 8..12;
     pub(super) const PERMIT: Range<usize> = 12..14;
     pub(super) const SPREAD: Range<usize> = 14..16;
-    pub(super) const LEN: usize = 16;
+    pub(super) const SENT: Range<usize> = 16..24;
+    pub(super) const RATE: Range<usize> = 24..28;
+    pub(super) const PANEL: Range<usize> = 28..30;
+    pub(super) const INTERVAL: Range<usize> = 30..32;
+    pub(super) const LEN: usize = 32;
 }
 
 /// The header of a repair symbol; a full page of bytes follows.
@@ -136,6 +155,10 @@ impl Beacon {
         bytes.extend(self.members.to_be_bytes());
         bytes.extend(self.permit.to_be_bytes());
         bytes.extend(self.spread_ms.to_be_bytes());
+        bytes.extend(self.pace.sent.to_be_bytes());
+        bytes.extend(self.pace.rate_kbps.to_be_bytes());
+        bytes.extend(self.pace.panel.to_be_bytes());
+        bytes.extend(self.pace.interval_ms.to_be_bytes());
         for (window, levels) in &self.windows {
             bytes.extend(window.0.to_be_bytes());
             bytes.extend(levels.iter().flat_map(|level| [level.sent, level.promised]));
@@ -165,6 +188,12 @@ impl Beacon {
             members: word(&fixed[beacon::MEMBERS]),
             permit: half(&fixed[beacon::PERMIT]),
             spread_ms: half(&fixed[beacon::SPREAD]),
+            pace: Pace {
+                sent: long(&fixed[beacon::SENT]),
+                rate_kbps: word(&fixed[beacon::RATE]),
+                panel: half(&fixed[beacon::PANEL]),
+                interval_ms: half(&fixed[beacon::INTERVAL]),
+            },
             windows,
         })
     }
@@ -200,6 +229,10 @@ impl<'a> RepairDatagram<'a> {
 /// The number of the symbol that brings a block from `sent` to `sent + 1`.
 pub fn symbol_number(sent: u32) -> RepairIndex {
     RepairIndex::new(sent as usize % REPAIRS).expect("a remainder by 128")
+}
+
+fn long(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0, |long, &byte| long << 8 | u64::from(byte))
 }
 
 fn word(bytes: &[u8]) -> u32 {
@@ -265,6 +298,7 @@ mod tests {
             members: 1,
             permit: 1,
             spread_ms: 1,
+            pace: Pace::default(),
             windows: alloc::vec![(WindowIndex(window), alloc::vec![Level::default(); blocks])],
         };
         assert!(decode(&beacon(1, 4).encode()).is_ok());
@@ -277,13 +311,16 @@ mod tests {
         fn every_beacon_reads_back(
             number: u32, position: u32, members: u32, permit: u16, spread_ms: u16,
             levels in proptest::collection::vec((any::<u8>(), any::<u8>()), 8), windows in 0u32..=2,
+            pace: (u64, u32, u16, u16),
         ) {
+            let (sent, rate_kbps, panel, interval_ms) = pace;
             let levels: Vec<_> = levels
                 .into_iter()
                 .map(|(one, other)| Level { sent: one.min(other), promised: one.max(other) })
                 .collect();
             let beacon = Beacon {
                 number, position: PageIndex(position), members, permit, spread_ms,
+                pace: Pace { sent, rate_kbps, panel, interval_ms },
                 windows: levels.chunks(4).zip(0..windows).map(|(it, at)| (WindowIndex(at), it.to_vec())).collect(),
             };
             let bytes = beacon.encode();

@@ -2,7 +2,7 @@
 
 use bootcast_proto::api::Report;
 use bootcast_proto::join::Extensions;
-use bootcast_proto::wire::{end_datagram, symbol_header};
+use bootcast_proto::wire::{Pace, end_datagram, symbol_header};
 use bootcast_proto::{Etag, Layout, PageIndex, PageSize, Token, WindowIndex};
 use proptest::prelude::*;
 
@@ -41,6 +41,7 @@ struct Member {
     receiver: Receiver,
     now: Instant,
     number: u32,
+    pace: Pace,
 }
 
 impl Member {
@@ -49,7 +50,7 @@ impl Member {
         let mut receiver = Receiver::new(Pin::default(), None, TIMING, 1);
         receiver.handle_open();
         receiver.handle_join(&answer(1), now);
-        let mut member = Self { receiver, now, number: 0 };
+        let mut member = Self { receiver, now, number: 0, pace: Pace::default() };
         member.actions();
         member
     }
@@ -95,6 +96,7 @@ impl Member {
             members: 10,
             permit: u16::MAX,
             spread_ms: 10,
+            pace: self.pace,
             windows: vec![(WindowIndex(0), vec![level; 3])],
         };
         let bytes = beacon.encode();
@@ -148,7 +150,28 @@ fn what_is_lacking_is_reported_once_the_stream_has_passed() {
     member.beacon(PAGES, 0, 0);
     let actions = member.actions_until_next_beacon();
     assert_eq!(report(&actions).needs, [(0, 2), (1, 1)]);
-    assert_eq!(report(&actions).received, u64::from(PAGES) - 3);
+}
+
+#[test]
+fn a_member_of_the_panel_tells_what_came_between_beacons_though_it_lacks_nothing() {
+    let mut member = Member::new();
+    member.pace = Pace { sent: 5, panel: u16::MAX, interval_ms: 20, ..Pace::default() };
+    member.beacon(5, 0, 0);
+    (5..9).for_each(|page| member.page(page));
+    member.symbol(0, 0, 1);
+    member.receiver.handle_drops(2);
+    member.pace.sent = 13;
+    member.beacon(12, 1, 1);
+    let actions = member.actions_until_next_beacon();
+    let Report { sent, received, drops, .. } = *report(&actions);
+    assert_eq!((sent, received, drops), (8, 5, 2));
+    assert!(report(&actions).needs.is_empty() && report(&actions).bulk.is_empty());
+    member.beacon(12, 1, 1);
+    assert_eq!(member.actions_until_next_beacon(), [], "one is out");
+    member.receiver.handle_reported(Err(ReportError::UnknownMember), member.now);
+    member.now += REJOIN_SPREAD;
+    member.receiver.handle_timeout(member.now);
+    assert_eq!(member.actions(), [Action::Join]);
 }
 
 #[test]

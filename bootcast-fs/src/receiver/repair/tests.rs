@@ -36,6 +36,7 @@ fn beacon(number: u32, position: u32, sent: u8, promised: u8) -> Beacon {
         members: 1,
         permit: u16::MAX,
         spread_ms: 10,
+        pace: bootcast_proto::wire::Pace::default(),
         windows: vec![(WindowIndex(0), levels.clone()), (WindowIndex(1), levels)],
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use bootcast_proto::wire::Beacon;
+use bootcast_proto::wire::{Beacon, Pace};
 use bootcast_proto::{BlockLayout, WindowIndex};
 
 use super::levels::Levels;
@@ -99,7 +99,8 @@ impl Beacons {
         few
     }
 
-    /// Levels with news first, then those of the other windows in turn, as many as fit.
+    /// Levels with news first, then those of the other windows in turn, as many as fit. What is to be told of the rate is the
+    /// scheduler's to add.
     pub(super) fn compose(
         &mut self,
         situation: Situation,
@@ -118,6 +119,7 @@ impl Beacons {
             members: u32::try_from(situation.members).unwrap_or(u32::MAX),
             permit: u16::try_from(permit).unwrap_or(u16::MAX),
             spread_ms: u16::try_from(spread(situation.members).as_millis()).unwrap_or(u16::MAX),
+            pace: Pace::default(),
             windows: windows.into_iter().map(|it| (it, levels.of_window(it))).collect(),
         }
     }

@@ -96,7 +96,9 @@ impl Repair {
 
     /// Takes over what a member needs.
     pub(super) fn handle_report(&mut self, report: &Report, now: Instant) {
-        self.beacons.count_report();
+        if !report.needs.is_empty() || !report.bulk.is_empty() {
+            self.beacons.count_report();
+        }
         let mut raised = false;
         for &(block, need) in &report.needs {
             raised |= self.levels.promise(BlockIndex(block), need.into());

@@ -6,7 +6,7 @@ use std::ops::{Bound, ControlFlow};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
-use bootcast_proto::api::{CastStatus, Status};
+use bootcast_proto::api::{CastStatus, Report, Status};
 use bootcast_proto::wire::end_datagram;
 use bootcast_proto::{PageRange, RemotePath};
 
@@ -358,7 +358,8 @@ impl Driver {
             Command::Report { path, token, report, reply } => {
                 let known = self.scheduler.handle_report(&path, &token, &report, now);
                 let needs = report.needs.len();
-                tracing::debug!(%path, %token, known, needs, bulk = ?report.bulk, "reported");
+                let Report { bulk, sent, received, drops, .. } = &report;
+                tracing::debug!(%path, %token, known, needs, ?bulk, sent, received, drops, "reported");
                 let _ = reply.send(known);
             }
             Command::Want { path, token, want, reply } => {
@@ -494,6 +495,7 @@ impl Driver {
             demanded: view.cast.demanded(),
             symbols_sent: view.cast.symbols_sent(),
             repair_level: view.cast.redundancy(),
+            rate_bps: view.rate.bits_per_second(),
             passes: view.cast.passes(),
             age_s: now.saturating_duration_since(view.began).as_secs(),
         });

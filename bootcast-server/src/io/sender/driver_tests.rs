@@ -40,6 +40,7 @@ impl Lab {
         let settings = Settings {
             repair: None,
             rate,
+            is_rate_vouched: true,
             batch_pages: 1,
             data_port: 9000,
             max_casts: 1000,

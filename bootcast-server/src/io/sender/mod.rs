@@ -77,7 +77,6 @@ pub struct SenderHandle {
     commands: mpsc::Sender<Command>,
     page_size: PageSize,
     layout: Layout,
-    rate: bootcast_proto::BitRate,
     source_address: Ipv4Addr,
     repair: Option<RepairSettings>,
     keys: Option<CastKeys>,
@@ -128,7 +127,6 @@ pub fn spawn(
         commands,
         page_size: config.page_size,
         layout: config.layout,
-        rate: settings.rate,
         source_address: config.interface.address,
         repair: settings.repair,
         keys: config.keys.clone(),
@@ -166,7 +164,7 @@ impl SenderHandle {
             extensions: Extensions {
                 size: Some(geometry.size()),
                 etag: Some(etag),
-                rate: Some(self.rate),
+                rate: Some(joined.rate),
                 source: Some(self.source_address.into()),
                 key: self.keys.as_ref().map(|keys| keys.of(joined.cast)),
                 repair: repair.map(|(settings, _)| settings.repair_port),
@@ -233,7 +231,6 @@ mod tests {
             commands,
             page_size: PageSize::new(1456).unwrap(),
             layout: Layout::Base,
-            rate: "1gbit".parse().unwrap(),
             source_address: Ipv4Addr::LOCALHOST,
         };
         assert_eq!(handle.status().await, Err(NoAnswer::Busy));

@@ -1,0 +1,171 @@
+//! What came of what the server sent, from beacon to beacon, and when to tell it. docs/PROTOCOL.md, "Rate".
+
+use std::time::{Duration, Instant};
+
+use bootcast_proto::api::Report;
+use bootcast_proto::wire::Pace;
+
+/// Datagrams, counted from the beginning of something.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Counts {
+    /// By the server: pages and symbols.
+    sent: u64,
+    /// That came here, of use or not.
+    received: u64,
+    /// That this machine's sockets had no room for.
+    drops: u64,
+}
+
+/// The counters of one membership, and its part in the panel.
+///
+/// Only what lies between two beacons is told: what came after the newest one may be a part of what was sent.
+#[derive(Debug, Default)]
+pub(super) struct Panel {
+    /// Since the join. `sent` is that of the newest beacon.
+    now: Counts,
+    /// At the first beacon of this membership.
+    first: Option<Counts>,
+    /// At the newest.
+    newest: Counts,
+    /// Of the last report.
+    told: Counts,
+    told_at: Option<Instant>,
+    due: Option<Instant>,
+}
+
+impl Panel {
+    /// A membership begins.
+    pub(super) fn begin(&mut self) {
+        *self = Self::default();
+    }
+
+    /// A page or symbol came.
+    pub(super) fn received(&mut self) {
+        self.now.received += 1;
+    }
+
+    /// The sockets had no room for this many datagrams.
+    pub(super) fn dropped(&mut self, datagrams: u64) {
+        self.now.drops += datagrams;
+    }
+
+    /// A beacon came that is newer than all before. `is_chosen`: this member is of the panel; `draw` gives a time of up to
+    /// its argument, so that not all report at once.
+    pub(super) fn beacon(
+        &mut self,
+        pace: &Pace,
+        is_chosen: bool,
+        draw: impl FnOnce(Duration) -> Duration,
+        now: Instant,
+    ) {
+        self.now.sent = pace.sent;
+        self.newest = self.now;
+        self.first.get_or_insert(self.now);
+        let interval = Duration::from_millis(pace.interval_ms.into());
+        if !is_chosen || interval.is_zero() {
+            self.due = None;
+        } else if self.due.is_none() && self.counts().sent > self.told.sent {
+            self.due = Some(self.told_at.map_or_else(|| now + draw(interval), |at| at + interval));
+        }
+    }
+
+    /// From the first beacon to the newest.
+    fn counts(&self) -> Counts {
+        let Some(first) = self.first else { return Counts::default() };
+        Counts {
+            sent: self.newest.sent.saturating_sub(first.sent),
+            received: self.newest.received - first.received,
+            drops: self.newest.drops - first.drops,
+        }
+    }
+
+    /// Whether it is time to report.
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        self.due.is_some_and(|due| due <= now)
+    }
+
+    /// When it will be.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.due
+    }
+
+    /// Puts the counters into a report that goes out now, for whatever reason it does.
+    pub(super) fn tell(&mut self, report: &mut Report, now: Instant) {
+        self.told = self.counts();
+        self.told_at = Some(now);
+        self.due = None;
+        let Counts { sent, received, drops } = self.told;
+        (report.sent, report.received, report.drops) = (sent, received, drops);
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a virtual clock needs a first moment")]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn beacon(panel: &mut Panel, sent: u64, is_chosen: bool, now: Instant) {
+        let pace = Pace { sent, rate_kbps: 1000, panel: 1, interval_ms: 250 };
+        panel.beacon(&pace, is_chosen, |longest| longest / 2, now);
+    }
+
+    fn told(panel: &mut Panel, now: Instant) -> (u64, u64, u64) {
+        let mut report = Report::default();
+        panel.tell(&mut report, now);
+        (report.sent, report.received, report.drops)
+    }
+
+    #[test]
+    fn what_is_told_lies_between_the_first_beacon_and_the_newest() {
+        let now = Instant::now();
+        let mut panel = Panel::default();
+        panel.received();
+        assert_eq!(told(&mut panel, now), (0, 0, 0));
+        beacon(&mut panel, 1000, false, now);
+        for _ in 0..3 {
+            panel.received();
+        }
+        panel.dropped(2);
+        beacon(&mut panel, 1005, false, now);
+        panel.received();
+        panel.dropped(1);
+        assert_eq!(told(&mut panel, now), (5, 3, 2));
+        panel.begin();
+        beacon(&mut panel, 9, false, now);
+        assert_eq!(told(&mut panel, now), (0, 0, 0));
+    }
+
+    #[test]
+    fn a_chosen_member_reports_once_an_interval_while_something_is_sent() {
+        let mut now = Instant::now();
+        let mut panel = Panel::default();
+        beacon(&mut panel, 10, true, now);
+        assert_eq!(panel.due(), None, "nothing was sent between two beacons");
+        beacon(&mut panel, 20, true, now);
+        assert_eq!(panel.due(), Some(now + 125 * MS));
+        now += 125 * MS;
+        assert!(panel.is_due(now));
+        assert_eq!(told(&mut panel, now), (10, 0, 0));
+        assert_eq!(panel.due(), None);
+        beacon(&mut panel, 20, true, now + 25 * MS);
+        assert_eq!(panel.due(), None, "nothing was sent since");
+        beacon(&mut panel, 21, true, now + 50 * MS);
+        assert_eq!(panel.due(), Some(now + 250 * MS));
+        beacon(&mut panel, 22, false, now + 75 * MS);
+        assert_eq!(panel.due(), None, "others are chosen");
+    }
+
+    #[test]
+    fn a_server_that_wants_no_panel_or_counts_backwards_gets_none() {
+        let now = Instant::now();
+        let mut panel = Panel::default();
+        beacon(&mut panel, u64::MAX, true, now);
+        beacon(&mut panel, 0, true, now);
+        assert_eq!((panel.due(), told(&mut panel, now)), (None, (0, 0, 0)));
+        let silent = Pace { sent: u64::MAX, ..Pace::default() };
+        panel.beacon(&silent, true, |longest| longest, now);
+        assert_eq!(panel.due(), None);
+    }
+}

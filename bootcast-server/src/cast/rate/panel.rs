@@ -1,0 +1,355 @@
+//! What members' counters say of the last interval. Whoever joined may send any numbers: a member counts once an interval, no
+//! number counts for more than what was sent, and of two members and more the worst never counts.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use bootcast_proto::Token;
+use bootcast_proto::api::Report;
+
+/// Members that are listened to: more do not report unless they ignore the beacons.
+const MEMBERS_MAX: usize = 256;
+
+/// Fewer datagrams than this say little: they are counted with the next ones.
+const SAMPLE_MIN: u64 = 32;
+
+/// Intervals over which losses in the network are averaged, 2 s; the fewest of them that say something.
+const NET_INTERVALS: usize = 8;
+const NET_INTERVALS_MIN: usize = 4;
+
+/// Intervals over which what sockets had no room for is averaged, 5 s.
+const DROPS_INTERVALS: usize = 20;
+
+/// A member that was silent for longer begins anew.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(5);
+
+/// The members of a rank of which only the worse of them is left out.
+const WORST_SHARE: usize = 20;
+
+/// What members got, each a share of what was sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct View {
+    /// Lost in the network in this interval: the median.
+    pub(super) median: f64,
+    /// The same: what all but a twentieth stay below.
+    pub(super) worst: f64,
+    /// Lost in the network on average: what all but a twentieth stay below. `None` until enough is known.
+    pub(super) worst_average: Option<f64>,
+    /// Dropped by sockets on average: what all but a twentieth stay below.
+    pub(super) worst_drops: f64,
+    /// What all but a twentieth get, on average.
+    pub(super) delivered: f64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Sample {
+    sent: u64,
+    /// Of these, lost in the network.
+    net: u64,
+    /// Of these, dropped by a socket.
+    drops: u64,
+}
+
+#[derive(Debug, Default)]
+struct Member {
+    /// Counters of the last report that counted, and when.
+    told: Counters,
+    at: Option<Instant>,
+    samples: VecDeque<Sample>,
+    /// The last sample was not looked at yet.
+    is_fresh: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Counters {
+    sent: u64,
+    received: u64,
+    drops: u64,
+}
+
+impl Counters {
+    /// `None` where any of them went down.
+    fn since(self, before: Self) -> Option<Self> {
+        Some(Self {
+            sent: self.sent.checked_sub(before.sent)?,
+            received: self.received.checked_sub(before.received)?,
+            drops: self.drops.checked_sub(before.drops)?,
+        })
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Panel {
+    members: BTreeMap<Token, Member>,
+}
+
+impl Panel {
+    /// Takes over the counters of a member. `recently`: what was sent in the last seconds, and so what can have been
+    /// counted.
+    pub(super) fn handle_report(
+        &mut self,
+        token: &Token,
+        report: &Report,
+        recently: u64,
+        interval: Duration,
+        now: Instant,
+    ) {
+        if report.sent == 0 || !self.has_room_for(token, now) {
+            return;
+        }
+        let Report { sent, received, drops, .. } = *report;
+        let told = Counters { sent, received, drops };
+        let member = self.members.entry(token.clone()).or_default();
+        // A little less than an interval: reports are not that punctual.
+        if member.at.is_some_and(|at| now < at + interval * 3 / 4) {
+            return;
+        }
+        let since = told.since(member.told);
+        if since.is_some_and(|it| it.sent < SAMPLE_MIN) {
+            return;
+        }
+        let is_recent = member.at.is_none_or(|at| now < at + FORGOTTEN_AFTER);
+        (member.told, member.at) = (told, Some(now));
+        let Some(since) = since.filter(|it| it.sent <= recently && is_recent) else { return };
+        let lost = since.sent.saturating_sub(since.received);
+        let drops = since.drops.min(lost);
+        member.samples.push_back(Sample { sent: since.sent, net: lost - drops, drops });
+        if member.samples.len() > DROPS_INTERVALS {
+            member.samples.pop_front();
+        }
+        member.is_fresh = true;
+    }
+
+    fn has_room_for(&mut self, token: &Token, now: Instant) -> bool {
+        if self.members.len() >= MEMBERS_MAX && !self.members.contains_key(token) {
+            let is_alive = |member: &Member| member.at.is_some_and(|at| now < at + FORGOTTEN_AFTER);
+            self.members.retain(|_, member| is_alive(member));
+        }
+        self.members.len() < MEMBERS_MAX || self.members.contains_key(token)
+    }
+
+    /// This member does not count any more.
+    pub(super) fn forget(&mut self, token: &Token) {
+        self.members.remove(token);
+    }
+
+    /// What was before does not count any more: the rate was another.
+    pub(super) fn forget_samples(&mut self) {
+        for member in self.members.values_mut() {
+            member.samples.clear();
+            member.is_fresh = false;
+        }
+    }
+
+    /// What those members got who reported since the last call; `None` where nobody did.
+    pub(super) fn view(&mut self) -> Option<View> {
+        let fresh: Vec<&mut Member> =
+            self.members.values_mut().filter(|member| member.is_fresh).collect();
+        if fresh.is_empty() {
+            return None;
+        }
+        let ranked = |of: fn(&Member) -> f64| {
+            let mut shares: Vec<f64> = fresh.iter().map(|member| of(member)).collect();
+            shares.sort_unstable_by(f64::total_cmp);
+            shares
+        };
+        let latest = ranked(|it| it.last(1, |sample| sample.net));
+        let average = ranked(|it| it.last(NET_INTERVALS, |sample| sample.net));
+        let drops = ranked(Member::drops);
+        let lost = ranked(|it| it.last(NET_INTERVALS, |sample| sample.net + sample.drops));
+        let known = fresh.iter().filter(|it| it.samples.len() >= NET_INTERVALS_MIN).count();
+        let view = View {
+            median: latest[(latest.len() - 1) / 2],
+            worst: worst(&latest),
+            worst_average: (known * 2 > fresh.len()).then(|| worst(&average)),
+            worst_drops: worst(&drops),
+            delivered: 1.0 - worst(&lost),
+        };
+        for member in fresh {
+            member.is_fresh = false;
+        }
+        Some(view)
+    }
+}
+
+impl Member {
+    /// Of what was sent in the last so many intervals, what was lost in this way.
+    fn last(&self, intervals: usize, lost: fn(&Sample) -> u64) -> f64 {
+        let samples = || self.samples.iter().rev().take(intervals);
+        share(samples().map(lost).sum(), samples().map(|sample| sample.sent).sum())
+    }
+
+    /// What sockets dropped, where intervals that were not yet count as good ones: it takes long, or much, to prove a
+    /// machine too slow.
+    fn drops(&self) -> f64 {
+        let shares = self.samples.iter().map(|sample| share(sample.drops, sample.sent));
+        shares.sum::<f64>() / to_f64(DROPS_INTERVALS as u64)
+    }
+}
+
+/// What all but a twentieth stay below, rounded in favour of speed: one of two and more is left out.
+fn worst(ranked: &[f64]) -> f64 {
+    let left_out = (ranked.len() / WORST_SHARE).max(1);
+    let rank = ranked.len().saturating_sub(left_out + 1);
+    ranked.get(rank).copied().unwrap_or_default()
+}
+
+fn share(part: u64, whole: u64) -> f64 {
+    to_f64(part) / to_f64(whole.max(1))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "shares, to a few digits")]
+fn to_f64(number: u64) -> f64 {
+    number as f64
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a virtual clock needs a first moment")]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const INTERVAL: Duration = Duration::from_millis(250);
+
+    struct Lab {
+        panel: Panel,
+        now: Instant,
+        told: BTreeMap<u128, Report>,
+    }
+
+    impl Lab {
+        fn new() -> Self {
+            Self { panel: Panel::default(), now: Instant::now(), told: BTreeMap::new() }
+        }
+
+        /// The next report of a member: of 1000 datagrams it lost these, dropped those.
+        fn report(&mut self, member: u128, net: u64, drops: u64) {
+            let report = self.told.entry(member).or_default();
+            report.sent += 1000;
+            report.received += 1000 - net - drops;
+            report.drops += drops;
+            let report = report.clone();
+            self.tell(member, &report);
+        }
+
+        fn tell(&mut self, member: u128, report: &Report) {
+            let token = Token::from_random(member);
+            self.panel.handle_report(&token, report, 20_000, INTERVAL, self.now);
+        }
+
+        fn view(&mut self) -> Option<View> {
+            self.now += INTERVAL;
+            self.panel.view()
+        }
+    }
+
+    fn near(left: f64, right: f64) -> bool {
+        (left - right).abs() < 1e-9
+    }
+
+    #[test]
+    fn drops_of_sockets_are_no_losses_of_the_network() {
+        let mut lab = Lab::new();
+        lab.report(1, 30, 200);
+        let view = lab.view().unwrap();
+        assert!(near(view.median, 0.03) && near(view.worst, 0.03) && near(view.delivered, 0.77));
+        assert!(near(view.worst_drops, 0.01), "an interval of twenty");
+        assert_eq!(lab.view(), None, "nobody said anything since");
+    }
+
+    #[test]
+    fn of_forty_members_two_may_be_as_bad_as_they_like() {
+        let mut lab = Lab::new();
+        for round in 1..=4 {
+            for member in 0..40 {
+                let lost = if member < 2 { 900 } else { 10 };
+                lab.report(member, lost, 0);
+            }
+            let view = lab.view().unwrap();
+            assert!(near(view.worst, 0.01) && near(view.delivered, 0.99), "{view:?}");
+            assert_eq!(view.worst_average.is_some(), round == 4);
+        }
+        for member in 0..40 {
+            lab.report(member, if member < 3 { 900 } else { 10 }, 0);
+        }
+        let view = lab.view().unwrap();
+        assert!(near(view.worst, 0.9) && near(view.median, 0.01));
+    }
+
+    #[test]
+    fn one_of_few_does_not_decide_for_the_others_and_a_single_one_for_itself() {
+        for others in [1, 2, 5, 18] {
+            let mut lab = Lab::new();
+            lab.report(0, 999, 0);
+            (1..=others).for_each(|member| lab.report(member, 0, 0));
+            let view = lab.view().unwrap();
+            assert!(near(view.median, 0.0) && near(view.worst, 0.0), "{others}: {view:?}");
+        }
+    }
+
+    #[test]
+    fn numbers_that_cannot_be_count_for_nothing() {
+        let mut lab = Lab::new();
+        let report = |sent, received, drops| Report { sent, received, drops, ..Report::default() };
+        for absurd in [
+            report(u64::MAX, 0, 0),
+            report(0, u64::MAX, u64::MAX),
+            report(20_001, 0, 0),
+            report(31, 0, 0),
+        ] {
+            lab.tell(1, &absurd);
+            assert_eq!(lab.view(), None, "{absurd:?}");
+        }
+        let mut lab = Lab::new();
+        lab.tell(1, &report(1000, u64::MAX, u64::MAX));
+        let view = lab.view().unwrap();
+        assert!(near(view.worst, 0.0) && near(view.delivered, 1.0));
+        // Counting backwards: from there on anew.
+        lab.tell(1, &report(2000, 100, 0));
+        assert_eq!(lab.view(), None);
+        lab.tell(1, &report(3000, 1000, 500));
+        assert!(near(lab.view().unwrap().delivered, 0.95), "of what counted");
+    }
+
+    #[test]
+    fn a_flood_of_reports_counts_once_an_interval() {
+        let mut lab = Lab::new();
+        for _ in 0..10 {
+            lab.report(1, 1000, 0);
+        }
+        assert_eq!(lab.panel.members.values().map(|it| it.samples.len()).sum::<usize>(), 1);
+    }
+
+    #[test]
+    fn however_many_report_few_are_remembered_and_those_make_room_in_time() {
+        let mut lab = Lab::new();
+        (0..1000).for_each(|member| lab.report(member, 0, 0));
+        assert_eq!(lab.panel.members.len(), MEMBERS_MAX);
+        lab.now += FORGOTTEN_AFTER;
+        lab.report(2000, 0, 0);
+        assert_eq!(lab.panel.members.len(), 1);
+        lab.panel.forget(&Token::from_random(2000));
+        assert!(lab.panel.members.is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_told_shares_are_shares(
+            reports in proptest::collection::vec((0u128..4, any::<(u64, u64, u64)>(), 0u32..10_000), 1..60),
+        ) {
+            let mut lab = Lab::new();
+            for (member, (sent, received, drops), scale) in reports {
+                let scaled = |number: u64| number % u64::from(scale.max(1));
+                let (sent, received) = (scaled(sent), scaled(received));
+                lab.tell(member, &Report { sent, received, drops, ..Report::default() });
+                if let Some(view) = lab.view() {
+                    let View { median, worst, worst_average, worst_drops, delivered } = view;
+                    for share in [median, worst, worst_average.unwrap_or(0.0), worst_drops, delivered] {
+                        prop_assert!((0.0..=1.0 + 1e-9).contains(&share), "{:?}", view);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! How fast casts send: what the network and the members can take, and what others leave.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use bootcast_proto::api::CastStatus;
+use bootcast_proto::{DEFAULT_PORT, JoinAnswer};
+use harness::binaries::binary;
+use harness::lab::HEAD_ADDRESS;
+use harness::{Host, Lab, Proc, SOON, digest_of, lab_or_skip, mib, wait_until};
+use rustix::process::Signal;
+
+use crate::{TRANSFER, text};
+
+fn start_get(lab: &Lab, k: usize, name: &str) -> (Proc, std::path::PathBuf) {
+    let (host, target) = (lab.client(k), lab.client(k).fresh_path("copy"));
+    let url = lab.url(name);
+    let args = ["get", "--interface", "eth0", &url, "-O", text(&target)];
+    (host.spawn(binary("bootcast"), args), target)
+}
+
+fn sent(cast: &CastStatus) -> u64 {
+    cast.pages_sent + cast.symbols_sent
+}
+
+#[test]
+fn a_cast_slows_down_to_what_gets_through_a_narrow_network() {
+    let lab = lab_or_skip!(Lab::builder().clients(2).narrow("50mbit"));
+    let image = lab.put("image", mib(32));
+    let server = lab.server().option("--rate", "100mbit").option("--linger", "60s").start();
+    let mut gets: Vec<_> = (1..=2).map(|k| start_get(&lab, k, "image")).collect();
+    let lowered = |cast: &CastStatus| (1_200_000..80_000_000).contains(&cast.rate_bps);
+    server.wait_cast("image", "the rate follows what gets through", lowered);
+    for (get, target) in &mut gets {
+        get.wait_success(TRANSFER);
+        assert_eq!(digest_of(target), image.digest);
+    }
+    let cast = server.cast_of("image").unwrap();
+    let pages = u64::from(cast.pages);
+    assert!(sent(&cast) * 10 < pages * 13, "{} datagrams of {pages} pages", sent(&cast));
+}
+
+#[test]
+fn two_casts_share_the_uplink() {
+    let lab = lab_or_skip!(Lab::builder().clients(2));
+    let server = lab.server().option("--rate", "100mbit").start();
+    for (k, name) in [(1, "one"), (2, "other")] {
+        lab.put(name, mib(64));
+        assert_eq!(lab.client(k).get(&lab.url(&format!("join/{name}"))).status, 200);
+    }
+    let both = || ["one", "other"].map(|name| server.cast_of(name).map_or(0, |it| it.pages_sent));
+    wait_until(SOON, "both send", || both().iter().all(|pages| *pages > 0));
+    let before = both();
+    wait_until(SOON, "both went on", || both().iter().sum::<u64>() > 10_000);
+    let after = both();
+    let [one, other] = [after[0] - before[0], after[1] - before[1]];
+    assert!(one * 2 > other && other * 2 > one, "{one} and {other} pages");
+}
+
+#[test]
+fn a_client_that_does_not_run_for_a_while_holds_nobody_up_and_finishes() {
+    let lab = lab_or_skip!(Lab::builder().clients(3));
+    let image = lab.put("image", mib(128));
+    let server = lab.server().option("--rate", "500mbit").option("--linger", "60s").start();
+    let mut gets: Vec<_> = (1..=3).map(|k| start_get(&lab, k, "image")).collect();
+    let (stopped, _) = &gets[2];
+    server.wait_cast("image", "pages are being sent", |cast| cast.pages_sent > 0);
+    stopped.signal(Signal::STOP);
+    // More than its socket has room for.
+    server.wait_cast("image", "most is sent", |cast| {
+        cast.pages_sent * 10 > u64::from(cast.pages) * 8
+    });
+    stopped.signal(Signal::CONT);
+    for (get, target) in &mut gets {
+        get.wait_success(TRANSFER);
+        assert_eq!(digest_of(target), image.digest);
+    }
+}
+
+/// A connection that sends reports, one after the other.
+struct Reports {
+    connection: BufReader<TcpStream>,
+    token: String,
+}
+
+impl Reports {
+    /// Joins as a client that knows the extensions. To be called in the client's network namespace.
+    fn join(lab: &Lab, host: &Host, name: &str) -> Self {
+        let answer = host.get_with(&lab.url(&format!("join/{name}")), &[("X-BOOTCAST", "1")]);
+        let answer = JoinAnswer::parse(&answer.body).unwrap();
+        let server = SocketAddr::from((HEAD_ADDRESS, DEFAULT_PORT));
+        let stream = host.enter(|| TcpStream::connect_timeout(&server, SOON).unwrap());
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        Self { connection: BufReader::new(stream), token: answer.token.as_str().to_owned() }
+    }
+
+    /// The status that this body gets.
+    fn send(&mut self, endpoint: &str, body: &str) -> u16 {
+        let (token, len) = (&self.token, body.len());
+        let request = format!(
+            "POST /{endpoint} HTTP/1.1\r\nhost: x\r\nx-token: {token}\r\ncontent-length: {len}\r\n\r\n{body}"
+        );
+        self.connection.get_mut().write_all(request.as_bytes()).unwrap();
+        let (mut line, mut len) = (String::new(), 0);
+        self.connection.read_line(&mut line).unwrap();
+        let status = line.split(' ').nth(1).unwrap().parse().unwrap();
+        while line.trim() != "" {
+            line.clear();
+            self.connection.read_line(&mut line).unwrap();
+            if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                len = value.trim().parse().unwrap();
+            }
+        }
+        self.connection.read_exact(&mut vec![0; len]).unwrap();
+        status
+    }
+}
+
+#[test]
+fn a_member_that_lies_without_pause_does_not_keep_the_others_from_finishing() {
+    let lab = lab_or_skip!(Lab::builder().clients(3));
+    let image = lab.put("image", mib(64));
+    let server = lab.server().option("--rate", "200mbit").start();
+    let mut reports = Reports::join(&lab, lab.client(3), "image");
+    let gets = [start_get(&lab, 1, "image"), start_get(&lab, 2, "image")];
+    let over = AtomicBool::new(false);
+    let huge = u64::MAX;
+    let lies = [
+        format!(r#"{{"sent":{huge},"received":0,"drops":0}}"#),
+        format!(r#"{{"sent":1,"received":{huge},"drops":{huge}}}"#),
+        r#"{"needs":[[4294967295,255],[7,255]],"sent":100000,"received":1}"#.to_owned(),
+        r#"{"bulk":[[0,4294967295],[4294967295,4294967295]],"sent":50,"received":1}"#.to_owned(),
+    ];
+    let sent = thread::scope(|scope| {
+        let liar = scope.spawn(|| {
+            let mut sent = 0u64;
+            while !over.load(Ordering::Relaxed) {
+                for lie in &lies {
+                    assert_eq!(reports.send("report/image", lie), 204, "{lie}");
+                    sent += 1;
+                }
+                assert_eq!(reports.send("report/image", r#"{"sent":-1}"#), 400);
+            }
+            sent
+        });
+        for (mut get, target) in gets {
+            get.wait_success(TRANSFER);
+            assert_eq!(digest_of(target), image.digest);
+        }
+        over.store(true, Ordering::Relaxed);
+        liar.join().unwrap()
+    });
+    assert!(sent > 100, "{sent} lies are no flood");
+    assert_eq!(server.cast_of("image").unwrap().rate_bps, 200_000_000);
+}
+
+#[test]
+fn a_sender_that_the_interface_holds_back_waits() {
+    let lab = lab_or_skip!(Lab::builder().rate("20mbit"));
+    lab.put("image", mib(16));
+    let server = lab.server().option("--rate", "1gbit").start();
+    assert_eq!(lab.client(1).get(&lab.url("join/image")).status, 200);
+    server.wait_cast("image", "the queue is full", |cast| cast.pages_sent > 2_000);
+    let (before, pages) = (server.proc().cpu_time(), server.cast_of("image").unwrap().pages_sent);
+    // At 20 Mbit/s these take more than a second.
+    server.wait_cast("image", "it goes on", |cast| cast.pages_sent > pages + 2_000);
+    let busy = server.proc().cpu_time().saturating_sub(before);
+    assert!(busy < Duration::from_millis(600), "{busy:?} of CPU while it waits");
+}
