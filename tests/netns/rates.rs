@@ -29,7 +29,7 @@ fn sent(cast: &CastStatus) -> u64 {
 #[test]
 fn a_cast_slows_down_to_what_gets_through_a_narrow_network() {
     let lab = lab_or_skip!(Lab::builder().clients(2).narrow("50mbit"));
-    let image = lab.put("image", mib(32));
+    let image = lab.put("image", mib(48));
     let server = lab.server().option("--rate", "100mbit").option("--linger", "60s").start();
     let mut gets: Vec<_> = (1..=2).map(|k| start_get(&lab, k, "image")).collect();
     let lowered = |cast: &CastStatus| (1_200_000..80_000_000).contains(&cast.rate_bps);

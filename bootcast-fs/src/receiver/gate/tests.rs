@@ -79,6 +79,7 @@ fn beacon(key: Option<DatagramKey>, number: u32) -> Sent {
         members: 1,
         permit: u16::MAX,
         spread_ms: 10,
+        pace: bootcast_proto::wire::Pace::default(),
         windows,
     };
     Sent::Repair(sealed(key, beacon.encode()))
