@@ -176,7 +176,7 @@ in all 1 cast, 13 joins, 1 leave, 0 B in 0 pages, 0 B read
     #[test]
     fn a_cast_that_just_began_has_no_rate() {
         let cast = CastStatus { age_s: 0, ..status().casts.remove(0) };
-        assert_eq!(row(&cast)[6], "-");
+        assert_eq!(row(&cast)[7], "-");
     }
 
     #[test]

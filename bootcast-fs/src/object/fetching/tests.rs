@@ -85,7 +85,7 @@ fn whole_pages_count_and_the_rest_is_to_be_handed_in_again() {
 fn a_read_that_waits_is_served_as_soon_as_its_pages_are_here() {
     let (object, bytes) = (object(), content());
     let answer = Answer::default();
-    object.read(100..200, Box::new(answer.clone()), Instant::now());
+    let _ = object.read(100..200, Box::new(answer.clone()), Instant::now());
     let fetch = object.poll_fetch(Instant::now()).unwrap();
     assert_eq!(fetch.bytes.start, 64, "what is waited for first");
     assert!(object.fetched(fetch.id, 64, &bytes[64..192]).ready.is_empty());
@@ -127,7 +127,7 @@ fn pages_that_are_here_are_not_written_again() {
 fn a_refusal_fails_the_reads_that_wait() {
     let object = object();
     let answer = Answer::default();
-    object.read(0..10, Box::new(answer.clone()), Instant::now());
+    let _ = object.read(0..10, Box::new(answer.clone()), Instant::now());
     let fetch = object.poll_fetch(Instant::now()).unwrap();
     let refused = Err(FetchError::Refused("no".into()));
     for read in object.fetch_ended(fetch.id, refused, Instant::now()) {
