@@ -35,8 +35,11 @@ struct Run {
 impl Runs {
     /// Takes note of a read.
     pub(super) fn note(&mut self, bytes: &Range<u64>) -> Access {
-        // Requests of one reader may come in another order than they were made in.
-        let touches = |run: &Run| run.bytes.start <= bytes.end && bytes.start <= run.bytes.end;
+        // Requests of one reader may come in another order than they were made in, so that one is missing in between, or two.
+        let reach = 2 * (bytes.end - bytes.start);
+        let touches = |run: &Run| {
+            run.bytes.start <= bytes.end && bytes.start <= run.bytes.end.saturating_add(reach)
+        };
         let found = self.runs.iter().rposition(touches).and_then(|at| self.runs.remove(at));
         let known = found.as_ref().map(|run| run.bytes.clone());
         let mut run = found.unwrap_or(Run { bytes: bytes.clone(), ahead: bytes.end });
@@ -80,7 +83,7 @@ mod tests {
         assert_eq!(runs.note(&(5000..5100)), Access::Following);
         assert_eq!(runs.note(&(100..200)), Access::Continuing);
         assert_eq!(runs.note(&(5100..5200)), Access::Continuing);
-        assert_eq!(runs.note(&(201..300)), Access::Random);
+        assert_eq!(runs.note(&(401..500)), Access::Random);
     }
 
     #[test]
@@ -88,7 +91,9 @@ mod tests {
         let mut runs = Runs::default();
         assert_eq!(runs.note(&(100..200)), Access::Random);
         assert_eq!(runs.note(&(0..100)), Access::Continuing);
-        assert_eq!(runs.note(&(200..300)), Access::Continuing);
+        assert_eq!(runs.note(&(300..400)), Access::Continuing);
+        assert_eq!(runs.note(&(200..300)), Access::Following);
+        assert_eq!(runs.note(&(409..410)), Access::Random, "a short one must be nearer");
     }
 
     #[test]
