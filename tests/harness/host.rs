@@ -15,7 +15,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use crate::process::Proc;
 
 /// Where `ip netns` keeps the names.
-const NAMESPACES: &str = "/run/netns";
+pub(crate) const NAMESPACES: &str = "/run/netns";
 
 /// How long an HTTP request of a test may take.
 const HTTP_TIMEOUT: Duration = Duration::from_secs(10);
