@@ -40,7 +40,7 @@ demo: deps all ## serve, mount and copy a 256 MiB image on this machine
 	BOOTCAST_BIN_DIR=$(TARGET)/release tests/scripts/demo.sh
 
 bench: ## measure in network namespaces, write docs/BENCHMARKS.md
-	tests/scripts/install-deps.sh nginx
+	tests/scripts/install-bench-deps.sh
 	cargo build --release --workspace --bins
 	TMPDIR=$(BENCH_DIR) cargo bench -p bootcast-tests --bench fleet
 

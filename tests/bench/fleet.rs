@@ -2,7 +2,8 @@
 
 use std::fs;
 
-use harness::{Host, Lab, SOON, mib, wait_until};
+use harness::lab::HEAD_ADDRESS;
+use harness::{Host, Lab, Proc, SOON, mib, wait_until};
 
 use crate::{RUNS, median, read_all, timed, wait_all};
 
@@ -83,6 +84,18 @@ fn cast(clients: u8, loss_percent: f64) -> Figures {
 
 fn tcp(clients: u8) -> Figures {
     let lab = Lab::builder().clients(clients).rate(RATE).build();
+    let _nginx = start_nginx(&lab);
+    let head = format!("http://{HEAD_ADDRESS}:8080/");
+    let fetch = |name: &str| {
+        let url = format!("{head}{name}");
+        let fetch = |host: &Host| host.spawn("curl", ["-sSf", &url, "-o", "/dev/null"]);
+        wait_all(lab.clients().iter().map(fetch).collect());
+    };
+    repeat(&lab, fetch, || ())
+}
+
+/// nginx on the head, port 8080, for the served directory.
+pub(crate) fn start_nginx(lab: &Lab) -> Proc {
     let configuration = lab.directory().join("nginx.conf");
     fs::write(
         &configuration,
@@ -93,15 +106,10 @@ fn tcp(clients: u8) -> Figures {
         ),
     )
     .unwrap();
-    let _nginx = lab.head().spawn("nginx", ["-c", configuration.to_str().unwrap()]);
-    let head = format!("http://{}:8080/", harness::lab::HEAD_ADDRESS);
+    let nginx = lab.head().spawn("nginx", ["-c", configuration.to_str().unwrap()]);
+    let head = format!("http://{HEAD_ADDRESS}:8080/");
     wait_until(SOON, "nginx answers", || lab.client(1).run("curl", ["-s", &head]).status.success());
-    let fetch = |name: &str| {
-        let url = format!("{head}{name}");
-        let fetch = |host: &Host| host.spawn("curl", ["-sSf", &url, "-o", "/dev/null"]);
-        wait_all(lab.clients().iter().map(fetch).collect());
-    };
-    repeat(&lab, fetch, || ())
+    nginx
 }
 
 /// Times `transfer` of a new file again and again; what is sent until `settle` returns counts as well.

@@ -1,15 +1,17 @@
 //! How much one cast is worth: measures real binaries in network namespaces, writes docs/BENCHMARKS.md.
 //!
-//! Every figure is the median of [`RUNS`] runs. `cargo bench -p bootcast-tests --bench fleet -- NAME`
+//! Every figure is the median of [`RUNS`] runs, or of [`ROUNDS`] where others are measured beside it. `cargo bench -p bootcast-tests --bench fleet -- NAME`
 //! measures one part and prints it; without a name all parts are measured and written.
 #![expect(clippy::unwrap_used, reason = "a measurement that fails has no result")]
 #![expect(clippy::disallowed_methods, reason = "a measurement reads the clock")]
 
 mod complete;
 mod fleet;
+mod gigabit;
 mod memory;
 mod one_client;
 mod random;
+mod peers;
 mod report;
 mod wants;
 
@@ -21,15 +23,20 @@ use harness::{Host, Proc};
 /// Runs behind each figure.
 const RUNS: usize = 5;
 
+/// Rounds behind each figure of the parts that compare, unless `ROUNDS` says another number.
+const ROUNDS: usize = 3;
+
 /// Deadline of one run.
 const RUN_DEADLINE: Duration = Duration::from_secs(300);
 
 /// A part of the report: its name, and what measures and words it.
 type Part = (&'static str, fn() -> String);
 
-const PARTS: [Part; 8] = [
+const PARTS: [Part; 10] = [
     ("fleet", fleet::measure),
     ("lossy", fleet::measure_lossy),
+    ("peers", peers::measure),
+    ("gigabit", gigabit::measure),
     ("one_client", one_client::measure),
     ("complete", complete::measure),
     ("memory", memory::measure),
@@ -55,6 +62,12 @@ fn main() {
     if only.is_empty() {
         report::write(&text);
     }
+}
+
+/// Rounds of the parts that compare.
+fn rounds() -> usize {
+    let wanted = std::env::var("ROUNDS").ok();
+    wanted.map_or(ROUNDS, |text| text.parse().expect("ROUNDS is a number")).max(1)
 }
 
 /// The time `job` takes.

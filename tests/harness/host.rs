@@ -16,7 +16,7 @@ use crate::link;
 use crate::process::Proc;
 
 /// Where `ip netns` keeps the names.
-const NAMESPACES: &str = "/run/netns";
+pub(crate) const NAMESPACES: &str = "/run/netns";
 
 /// How long an HTTP request of a test may take.
 const HTTP_TIMEOUT: Duration = Duration::from_secs(10);

@@ -14,7 +14,9 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::content::{Content, Image};
-use crate::host::Host;
+use crate::delay_line::DelayLine;
+use crate::host::{Host, NAMESPACES};
+use crate::impairment::{Impairment, lose_for_all};
 use crate::link::{self, Cable};
 use crate::mount::MountBuilder;
 use crate::server::ServerBuilder;
@@ -36,7 +38,12 @@ pub struct LabBuilder {
     clients: u8,
     rate: Option<BitRate>,
     narrow: Option<BitRate>,
-    loss_ppm: u32,
+    cap_behind_port: bool,
+    impairment: Impairment,
+    /// Client and loss.
+    lossier: Option<(u8, u32)>,
+    shared_loss_ppm: u32,
+    delay: Duration,
     snooping: bool,
 }
 
@@ -47,6 +54,7 @@ pub struct Lab {
     directory: TempDir,
     head: Host,
     clients: Vec<Host>,
+    delay_line: Option<DelayLine>,
     files: AtomicU32,
 }
 
@@ -75,14 +83,50 @@ impl LabBuilder {
     /// Loses this many percent of what is sent to each client, independently.
     #[must_use]
     pub fn loss(mut self, percent: f64) -> Self {
-        assert!((0.0..=100.0).contains(&percent), "{percent} percent");
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "0 to 1e6 by the check above"
-        )]
-        let ppm = (percent * 10_000.0) as u32;
-        self.loss_ppm = ppm;
+        self.impairment.loss_ppm = millionths(percent);
+        self
+    }
+
+    /// Loses another share of what is sent to client `k`.
+    #[must_use]
+    pub fn loss_of(mut self, k: u8, percent: f64) -> Self {
+        self.lossier = Some((k, millionths(percent)));
+        self
+    }
+
+    /// Loses this share of what the head sends, the same packets for all.
+    #[must_use]
+    pub fn shared_loss(mut self, percent: f64) -> Self {
+        self.shared_loss_ppm = millionths(percent);
+        self
+    }
+
+    /// Of every `every` packets to a client, `lost` in a row are lost; others for each client.
+    #[must_use]
+    pub fn bursts(mut self, lost: u32, every: u32) -> Self {
+        assert!(0 < lost && lost <= every, "{lost} of {every}");
+        self.impairment.burst = Some((lost, every));
+        self
+    }
+
+    /// With this probability an outage of so many milliseconds begins with a packet to a client.
+    #[must_use]
+    pub fn outages(mut self, milliseconds: u32, percent: f64) -> Self {
+        self.impairment.outage = Some((milliseconds, millionths(percent)));
+        self
+    }
+
+    /// The rate is that of a link behind the switch's port: what is too much is dropped there, and the head does not feel it.
+    #[must_use]
+    pub fn cap_at_switch(mut self) -> Self {
+        self.cap_behind_port = true;
+        self
+    }
+
+    /// Time that a packet takes between head and switch, in either direction.
+    #[must_use]
+    pub fn delay(mut self, delay: Duration) -> Self {
+        self.delay = delay;
         self
     }
 
@@ -107,9 +151,10 @@ impl LabBuilder {
             Host::new(format!("{name}-{node}"), address, directory.path().into())
         };
         let clients = (1..=self.clients).map(|k| host(&format!("c{k}"), client_address(k)));
-        let lab = Lab {
+        let mut lab = Lab {
             head: host("head", HEAD_ADDRESS),
             clients: clients.collect(),
+            delay_line: None,
             files: AtomicU32::new(0),
             directory,
             name,
@@ -123,7 +168,17 @@ impl LabBuilder {
 impl Lab {
     /// One client, no cap, no loss, snooping.
     pub fn builder() -> LabBuilder {
-        LabBuilder { clients: 1, rate: None, narrow: None, loss_ppm: 0, snooping: true }
+        LabBuilder {
+            clients: 1,
+            rate: None,
+            narrow: None,
+            cap_behind_port: false,
+            impairment: Impairment::default(),
+            lossier: None,
+            shared_loss_ppm: 0,
+            delay: Duration::ZERO,
+            snooping: true,
+        }
     }
 
     /// The host of the server.
@@ -192,7 +247,7 @@ impl Lab {
         format!("{}-sw", self.name)
     }
 
-    fn wire(&self, builder: &LabBuilder) {
+    fn wire(&mut self, builder: &LabBuilder) {
         let switch = self.switch();
         let hosts: Vec<&Host> = std::iter::once(&self.head).chain(&self.clients).collect();
         link::add_namespace(&switch);
@@ -211,22 +266,45 @@ impl Lab {
             };
             cable.plug();
         }
-        for client in &self.clients {
+        self.attach_head(builder);
+        for (client, number) in self.clients.iter().zip(1..) {
+            link::attach(&switch, &client.to_string());
             let (here, there) = (client.address().to_string(), HEAD_ADDRESS.to_string());
             link::add_neighbour(self.head.namespace(), &here, &mac(client));
             link::add_neighbour(client.namespace(), &there, &mac(&self.head));
             if let Some(rate) = builder.narrow {
                 link::narrow(&switch, &client.to_string(), rate);
             }
-            if builder.loss_ppm > 0 {
-                link::lose(&switch, &client.to_string(), client.namespace(), builder.loss_ppm);
+            let mut impairment = builder.impairment;
+            if let Some((_, loss_ppm)) = builder.lossier.filter(|(k, _)| *k == number) {
+                impairment.loss_ppm = loss_ppm;
             }
-        }
-        if let Some(rate) = builder.rate {
-            link::cap_rate(self.head.namespace(), rate);
+            let port = client.to_string();
+            impairment.put(&switch, &port, client.namespace(), number.into());
         }
         if builder.snooping {
             sleep(QUERIER_DELAY.saturating_sub(querier_on.elapsed()));
+        }
+    }
+
+    /// The head's way to the switch: cap and delay.
+    fn attach_head(&mut self, builder: &LabBuilder) {
+        let (switch, port) = (self.switch(), self.head.to_string());
+        let mut last = port.as_str();
+        match builder.rate {
+            Some(rate) if builder.cap_behind_port => last = link::cap_behind(&switch, last, rate),
+            Some(rate) => link::cap_rate(self.head.namespace(), rate),
+            None => {}
+        }
+        if !builder.delay.is_zero() {
+            let taps = link::add_taps(&switch, last);
+            let namespace = Path::new(NAMESPACES).join(&switch);
+            self.delay_line = Some(DelayLine::start(&namespace, taps, builder.delay));
+            last = taps[1];
+        }
+        link::attach(&switch, last);
+        if builder.shared_loss_ppm > 0 {
+            lose_for_all(&switch, &port, self.head.namespace(), builder.shared_loss_ppm);
         }
     }
 
@@ -247,6 +325,7 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
+        self.delay_line = None;
         // Mounts first: removing the directory must not walk into one. Each step is tried, whatever
         // became of the others; what fails is left to `make clean-lab`.
         for mount in mounts_below(self.directory.path()) {
@@ -274,6 +353,17 @@ pub fn mounts_below(directory: &Path) -> Vec<PathBuf> {
         .collect();
     below.reverse();
     below
+}
+
+fn millionths(percent: f64) -> u32 {
+    assert!((0.0..=100.0).contains(&percent), "{percent} percent");
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "0 to 1e6 by the check above"
+    )]
+    let ppm = (percent * 10_000.0) as u32;
+    ppm
 }
 
 fn client_address(k: u8) -> Ipv4Addr {

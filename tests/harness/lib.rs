@@ -8,7 +8,7 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`lab`] | the network: hosts, switch, rate cap, loss |
+//! | [`lab`] | the network: hosts, switch, rate cap, loss, delay |
 //! | [`host`] | one host: commands, HTTP requests and counters in its network namespace |
 //! | [`process`] | a running program: log, deadline, end |
 //! | [`server`] | `bootcast-server` on the head |
@@ -29,7 +29,9 @@
 pub mod binaries;
 pub mod capture;
 pub mod content;
+mod delay_line;
 pub mod host;
+mod impairment;
 pub mod lab;
 mod link;
 pub mod mount;
@@ -38,6 +40,7 @@ pub mod requirements;
 pub mod server;
 #[path = "../sim/mod.rs"]
 pub mod sim;
+mod sys;
 pub mod wait;
 
 pub use content::{Content, digest_of, mib};

@@ -8,6 +8,9 @@ use bootcast_proto::BitRate;
 /// Bytes that may wait in the head's interface before its sender is held back.
 const NIC_QUEUE_BYTES: u64 = 1_500_000;
 
+/// Bytes that may wait at a port of the switch before more of them are dropped.
+const PORT_QUEUE_BYTES: u64 = 256_000;
+
 /// A full Ethernet frame as traffic control counts it.
 const FRAME_BYTES: u64 = 1514;
 
@@ -30,7 +33,7 @@ pub(crate) fn run(argv: &[&str], input: &str) {
 }
 
 /// Runs lines of `ip` in a namespace.
-fn ip(namespace: &str, lines: &[String]) {
+pub(crate) fn ip(namespace: &str, lines: &[String]) {
     run(&["ip", "-n", namespace, "-batch", "-"], &(lines.join("\n") + "\n"));
 }
 
@@ -93,8 +96,13 @@ impl Cable<'_> {
                 "route add 224.0.0.0/4 dev eth0".to_owned(),
             ],
         );
-        ip(switch, &[format!("link set {port} master br0 up")]);
+        ip(switch, &[format!("link set {port} up")]);
     }
+}
+
+/// Makes a port part of the switch.
+pub(crate) fn attach(switch: &str, port: &str) {
+    ip(switch, &[format!("link set {port} master br0 up")]);
 }
 
 /// Tells a host the hardware address of another: no ARP in the way of first packets.
@@ -104,11 +112,15 @@ pub(crate) fn add_neighbour(namespace: &str, address: &str, mac: &str) {
 
 /// Caps what leaves a host's `eth0`, with a burst of one millisecond. A full queue blocks the sender.
 pub(crate) fn cap_rate(namespace: &str, rate: BitRate) {
+    cap(namespace, "eth0", rate, NIC_QUEUE_BYTES);
+}
+
+fn cap(namespace: &str, device: &str, rate: BitRate, queue_bytes: u64) {
     let bits = rate.bits_per_second();
     let burst = (bits / 8 / 1000).max(10 * FRAME_BYTES);
     let (rate, burst) = (format!("{bits}bit"), format!("{burst}b"));
-    let queue = format!("{NIC_QUEUE_BYTES}b");
-    let add = ["tc", "-n", namespace, "qdisc", "add", "dev", "eth0", "root", "tbf"];
+    let queue = format!("{queue_bytes}b");
+    let add = ["tc", "-n", namespace, "qdisc", "add", "dev", device, "root", "tbf"];
     run(&[&add[..], &["rate", &rate, "burst", &burst, "limit", &queue]].concat(), "");
 }
 
@@ -123,23 +135,51 @@ pub(crate) fn narrow(switch: &str, port: &str, rate: BitRate) {
     run(&[&add[..], &["rate", &rate, "burst", &burst, "limit", &queue]].concat(), "");
 }
 
-/// Drops each packet that reaches a client with a probability of `ppm` millionths, ARP and IGMP spared.
+/// Puts a link of this rate behind a port of the switch; returns the port that is to be attached instead. A full queue drops, and
+/// the sender does not feel it.
 ///
-/// A large GSO packet is cut at the switch port before: lost in one piece it would be some forty
-/// datagrams in a row.
-pub(crate) fn lose(switch: &str, port: &str, client: &str, ppm: u32) {
-    ip(switch, &[format!("link set {port} gso_max_segs 1")]);
-    let rules = format!(
-        "table netdev bootcast {{
-            chain toward_client {{
-                type filter hook ingress device \"eth0\" priority 0; policy accept;
-                meta protocol != ip accept
-                ip protocol igmp accept
-                numgen random mod 1000000 < {ppm} drop
-            }}
-        }}"
+/// A packet stays charged to its sender's socket until the last queue of the machine lets it go, so that a full one would block the
+/// sender. Copies are charged to nobody: they go on, and what was copied ends here.
+pub(crate) fn cap_behind(switch: &str, port: &str, rate: BitRate) -> &'static str {
+    ip(
+        switch,
+        &[
+            "link add up0 type veth peer name up1".to_owned(),
+            "link set up0 up".to_owned(),
+            "link set up1 up".to_owned(),
+        ],
     );
-    run(&["ip", "netns", "exec", client, "nft", "-f", "-"], &rules);
+    for (name, from, to) in [("there", port, "up0"), ("back", "up0", port)] {
+        let rules = format!(
+            "table netdev hop_{name} {{
+                chain copy {{
+                    type filter hook ingress device \"{from}\" priority 10; policy accept;
+                    dup to \"{to}\"
+                    drop
+                }}
+            }}"
+        );
+        run(&["ip", "netns", "exec", switch, "nft", "-f", "-"], &rules);
+    }
+    cap(switch, "up0", rate, PORT_QUEUE_BYTES);
+    "up1"
+}
+
+/// The two ends of a delay line that is not there yet, the near one behind a port of the switch; returns them.
+pub(crate) fn add_taps(switch: &str, port: &str) -> [&'static str; 2] {
+    ip(
+        switch,
+        &[
+            "link add brx type bridge stp_state 0 forward_delay 0 mcast_snooping 0".to_owned(),
+            "link set brx up".to_owned(),
+            format!("link set {port} master brx"),
+            "tuntap add dev dl0 mode tap".to_owned(),
+            "tuntap add dev dl1 mode tap".to_owned(),
+            "link set dl0 txqueuelen 10000 master brx up".to_owned(),
+            "link set dl1 txqueuelen 10000 up".to_owned(),
+        ],
+    );
+    ["dl0", "dl1"]
 }
 
 /// Has a host get no datagram of any group, IGMP spared: as behind a switch or access point that drops multicast.

@@ -12,6 +12,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod casting;
+mod conditions;
 mod demanding;
 mod fetching;
 mod forging;

@@ -1,0 +1,29 @@
+//! Mounts, read whole.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use harness::wait::try_wait_for;
+use harness::{Lab, Proc};
+
+use super::race::{Race, Run, SIZE};
+use super::{Condition, RATE};
+use crate::read_all;
+
+/// A cast that all have left ends within its linger time.
+const SETTLING: Duration = Duration::from_secs(5);
+
+pub(super) fn run(lab: &Lab, _: &Condition) -> Run {
+    let image = lab.put("image", SIZE);
+    let server = lab.server().option("--rate", RATE).start();
+    let mounts: Vec<_> = (1..=lab.clients().len()).map(|k| lab.mount(k).start()).collect();
+    let race = Race::start(lab);
+    let mut readers: Vec<Proc> =
+        mounts.iter().map(|mount| read_all(mount.host(), &mount.join("image"))).collect();
+    let finished = race.watch_programs(&mut readers, || true);
+    // What is sent when all have left counts; where somebody has not, it may go on for ever.
+    let _ = try_wait_for(SETTLING, || server.status().casts.is_empty().then_some(()));
+    // What a client could not read within the time would be waited for.
+    let copies: Vec<PathBuf> = mounts.iter().map(|mount| mount.join("image")).collect();
+    race.finish(&finished, &copies, &image)
+}

@@ -1,0 +1,134 @@
+//! The laboratory's bad networks: what benchmarks take for granted.
+
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::time::{Duration, Instant};
+
+use harness::lab::HEAD_ADDRESS;
+use harness::{Lab, SOON, lab_or_skip, wait_until};
+
+const GROUP: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(239, 255, 0, 1), 9000);
+
+/// Sends numbered datagrams, a few at a time so that no socket overflows; tells for every client which of them came.
+fn received(lab: &Lab, count: u32) -> Vec<Vec<u32>> {
+    let sockets = lab.clients().iter().zip(1..).map(|(host, k)| {
+        let socket = host.enter(|| {
+            let socket = UdpSocket::bind(GROUP).unwrap();
+            socket.join_multicast_v4(GROUP.ip(), &host.address()).unwrap();
+            socket
+        });
+        socket.set_nonblocking(true).unwrap();
+        wait_until(SOON, "the switch knows the member", || lab.switch_sends(*GROUP.ip(), k));
+        socket
+    });
+    let sockets: Vec<_> = sockets.collect();
+    let head = lab.head().enter(|| UdpSocket::bind((HEAD_ADDRESS, 0)).unwrap());
+    let mut numbers = vec![Vec::new(); sockets.len()];
+    let read = |numbers: &mut [Vec<u32>]| {
+        for (socket, numbers) in sockets.iter().zip(numbers) {
+            let mut number = [0; 4];
+            while socket.recv(&mut number).is_ok() {
+                numbers.push(u32::from_be_bytes(number));
+            }
+        }
+    };
+    for number in 0..count {
+        head.send_to(&number.to_be_bytes(), GROUP).unwrap();
+        read(&mut numbers);
+    }
+    // Order is kept: behind one of these nothing else is on the way.
+    wait_until(SOON, "a last datagram gets through to all", || {
+        head.send_to(&count.to_be_bytes(), GROUP).unwrap();
+        read(&mut numbers);
+        numbers.iter().all(|numbers| numbers.contains(&count))
+    });
+    for numbers in &mut numbers {
+        numbers.retain(|number| *number < count);
+    }
+    numbers
+}
+
+#[test]
+fn of_every_hundred_packets_ten_in_a_row_are_lost_and_others_for_each_client() {
+    let lab = lab_or_skip!(Lab::builder().clients(2).bursts(10, 100));
+    let received = received(&lab, 1000);
+    for numbers in &received {
+        assert_eq!(numbers.len(), 900);
+        let gaps = numbers.windows(2).filter(|pair| pair[1] - pair[0] > 1);
+        assert!(gaps.clone().all(|pair| pair[1] - pair[0] == 11), "{numbers:?}");
+        assert!((9..=10).contains(&gaps.count()));
+    }
+    assert_ne!(received[0], received[1]);
+}
+
+#[test]
+fn shared_loss_is_the_same_for_all() {
+    let lab = lab_or_skip!(Lab::builder().clients(2).shared_loss(20.0));
+    let received = received(&lab, 1000);
+    assert_eq!(received[0], received[1]);
+    assert!((700..900).contains(&received[0].len()), "{} of 1000", received[0].len());
+}
+
+#[test]
+fn one_client_can_lose_more_than_the_others() {
+    let lab = lab_or_skip!(Lab::builder().clients(2).loss_of(2, 30.0));
+    let received = received(&lab, 1000);
+    assert_eq!(received[0].len(), 1000);
+    assert!((600..800).contains(&received[1].len()), "{} of 1000", received[1].len());
+}
+
+#[test]
+fn an_outage_takes_what_is_sent_while_it_lasts() {
+    let lab = lab_or_skip!(Lab::builder().outages(20, 0.5));
+    let received = received(&lab, 2000);
+    let numbers = &received[0];
+    assert!((1..2000).contains(&numbers.len()), "{} of 2000", numbers.len());
+    // Of single losses there would be about as many gaps as lost packets.
+    let gaps = numbers.windows(2).filter(|pair| pair[1] - pair[0] > 1).count();
+    assert!(gaps * 3 < 2000 - numbers.len(), "{gaps} gaps, {} of 2000", numbers.len());
+}
+
+#[test]
+fn a_cap_at_the_switch_drops_and_does_not_hold_the_head_back() {
+    let lab = lab_or_skip!(Lab::builder().rate("10mbit").cap_at_switch());
+    let (client, head) = (lab.client(1), lab.head());
+    let receiving = client.enter(|| UdpSocket::bind((client.address(), 9000)).unwrap());
+    let sending = head.enter(|| UdpSocket::bind((HEAD_ADDRESS, 0)).unwrap());
+    let before = (client.counters().rx_bytes, head.counters().tx_bytes);
+    sending.connect(receiving.local_addr().unwrap()).unwrap();
+    sending.set_nonblocking(true).unwrap();
+    receiving.set_nonblocking(true).unwrap();
+    for _ in 0..2000 {
+        sending.send(&[0; 1400]).expect("room in the socket's buffer");
+    }
+    assert!(head.counters().tx_bytes - before.1 >= 2000 * 1400);
+    // Order is kept: behind this nothing else is on the way.
+    wait_until(SOON, "a last datagram gets through", || {
+        sending.send(b"last").unwrap();
+        let mut datagram = [0; 1400];
+        std::iter::from_fn(|| receiving.recv(&mut datagram).ok()).any(|len| len == 4)
+    });
+    // They take 2.3 s at this rate; the queue holds a tenth of them.
+    let came = client.counters().rx_bytes - before.0;
+    assert!((200_000..2_000_000).contains(&came), "{came} bytes");
+}
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "the real clock is what a delay is measured by")]
+fn a_long_cable_takes_its_time_in_either_direction() {
+    let delay = Duration::from_millis(30);
+    let lab = lab_or_skip!(Lab::builder().delay(delay));
+    let bind =
+        |host: &harness::Host| host.enter(|| UdpSocket::bind((host.address(), 9000)).unwrap());
+    let (head, client) = (bind(lab.head()), bind(lab.client(1)));
+    let mut ping = [0; 4];
+    for socket in [&head, &client] {
+        socket.set_read_timeout(Some(SOON)).unwrap();
+    }
+    let start = Instant::now();
+    head.send_to(b"ping", client.local_addr().unwrap()).unwrap();
+    let (_, from) = client.recv_from(&mut ping).unwrap();
+    assert!(start.elapsed() >= delay, "{:?}", start.elapsed());
+    client.send_to(&ping, from).unwrap();
+    head.recv(&mut ping).unwrap();
+    assert!(start.elapsed() >= 2 * delay, "{:?}", start.elapsed());
+}
