@@ -78,6 +78,11 @@ pub struct Args {
     #[arg(long, value_name = "DURATION", default_value = "500ms", value_parser = linger, env = "BOOTCAST_LINGER")]
     linger: Duration,
 
+    /// A client that says nothing for so long is forgotten; those that know repair report twice within it.
+    /// Whole seconds
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = lease, env = "BOOTCAST_LEASE")]
+    lease: Duration,
+
     /// Casts at the same time; a join beyond is told to come again
     #[arg(long, value_name = "CASTS", default_value = "1024", env = "BOOTCAST_MAX_CASTS")]
     max_casts: NonZeroU32,
@@ -94,6 +99,9 @@ pub struct Args {
 /// Casts without members hold a group and a descriptor each.
 const LINGER_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// A member that died is waited for as long.
+const LEASE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum LayoutArg {
     Base,
@@ -107,6 +115,8 @@ pub struct RepairConfig {
     pub port: u16,
     /// Blocks of a window. `None`: what fits the rate.
     pub interleave: Option<u32>,
+    /// A member that says nothing for so long is forgotten.
+    pub lease: Duration,
 }
 
 /// Why the arguments mean nothing.
@@ -166,7 +176,7 @@ impl Args {
         }
         let port = self.repair_port.or_else(|| self.data_port.checked_add(1));
         let port = port.filter(|&port| port != self.data_port).ok_or(ConfigError::RepairPort)?;
-        Ok(Some(RepairConfig { port, interleave: self.interleave }))
+        Ok(Some(RepairConfig { port, interleave: self.interleave, lease: self.lease }))
     }
 }
 
@@ -203,7 +213,30 @@ fn linger(text: &str) -> Result<Duration, String> {
     if linger > LINGER_MAX { Err("more than a day".to_owned()) } else { Ok(linger) }
 }
 
+/// The join answer tells it in whole seconds.
+fn lease(text: &str) -> Result<Duration, String> {
+    let lease = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if lease.is_zero() || lease.subsec_nanos() != 0 {
+        return Err("not a number of whole seconds, at least one".to_owned());
+    }
+    if lease > LEASE_MAX { Err("more than a day".to_owned()) } else { Ok(lease) }
+}
+
 fn page_size(text: &str) -> Result<PageSize, String> {
     let bytes = text.parse::<u64>().map_err(|_| "not a number of bytes".to_owned())?;
     PageSize::new(bytes).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_is_told_in_whole_seconds() {
+        assert_eq!(lease("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(lease("1m 30s"), Ok(Duration::from_secs(90)));
+        for text in ["0s", "1500ms", "2d", "60", ""] {
+            assert!(lease(text).is_err(), "{text}");
+        }
+    }
 }

@@ -42,9 +42,6 @@ const INTERLEAVE: RangeInclusive<u64> = 16..=512;
 /// Pages of a block of the repair code.
 const BLOCK_PAGES: u64 = 128;
 
-/// A member that says nothing for so long is forgotten: clients report twice within it.
-const LEASE: Duration = Duration::from_secs(60);
-
 /// Where nothing is known of the interface's speed.
 const ASSUMED_SPEED_BITS: u64 = 1_000_000_000;
 
@@ -188,7 +185,7 @@ fn repair_settings(config: RepairConfig, rate: BitRate, page_size: PageSize) -> 
     RepairSettings {
         interleave: config.interleave.unwrap_or_else(fitting),
         repair_port: config.port,
-        lease: LEASE,
+        lease: config.lease,
     }
 }
 

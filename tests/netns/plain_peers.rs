@@ -10,7 +10,7 @@ use harness::{Host, Lab, Proc, SOON, digest_of, lab_or_skip, mib, wait_until};
 use crate::{TRANSFER, text};
 
 /// Starts `plain_server.py` for the lab's served directory.
-fn plain_server(lab: &Lab, options: &[&str]) -> Proc {
+pub(crate) fn plain_server(lab: &Lab, options: &[&str]) -> Proc {
     let (served, script) = (lab.served(), peer("plain_server.py"));
     let fixed = [text(&script), "--dir", text(&served)];
     let address = lab.head().address().to_string();
@@ -21,7 +21,7 @@ fn plain_server(lab: &Lab, options: &[&str]) -> Proc {
 }
 
 /// Starts `plain_client.py`.
-fn plain_client(host: &Host, url: &str, output: &Path, layout: &str) -> Proc {
+pub(crate) fn plain_client(host: &Host, url: &str, output: &Path, layout: &str) -> Proc {
     let (script, address) = (peer("plain_client.py"), host.address().to_string());
     host.spawn(
         "python3",

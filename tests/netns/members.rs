@@ -1,0 +1,98 @@
+//! Members that die, hang or hear badly, and a server that dies while they repair: the others finish.
+
+use std::path::Path;
+
+use harness::binaries::binary;
+use harness::{Host, Lab, Proc, SOON, digest_of, lab_or_skip, mib, wait_until};
+use rustix::process::Signal;
+
+use crate::second_implementation::extended_client;
+use crate::{TRANSFER, readers, text};
+
+/// Loses every repair symbol on the way to a host, but no beacon.
+const NO_SYMBOLS: &str = "table netdev symbols {
+    chain toward_client {
+        type filter hook ingress device \"eth0\" priority 0; policy accept;
+        udp dport 9001 @th,64,8 1 drop
+    }
+}";
+
+fn start_get(host: &Host, url: &str, target: &Path) -> Proc {
+    host.spawn(binary("bootcast"), ["get", "--interface", "eth0", url, "-O", text(target)])
+}
+
+#[test]
+fn a_member_that_dies_and_one_that_hangs_are_forgotten_after_the_lease() {
+    let lab = lab_or_skip!(Lab::builder().clients(4).loss(2.0));
+    let image = lab.put("image", mib(8));
+    let server = lab.server().option("--rate", "20mbit").option("--lease", "3s").start();
+    let mount = lab.mount(1).start();
+    let outputs = [1, 2, 3, 4].map(|k| lab.client(k).fresh_path("out"));
+    let mut reader = readers::copy(lab.client(1), &mount.join("image"), &outputs[0]);
+    let get = |k: usize| start_get(lab.client(k), &lab.url("image"), &outputs[k - 1]);
+    let (mut well, mut dies, mut hangs) = (get(2), get(3), get(4));
+    server.wait_cast("image", "all are members, a fifth is sent", |cast| {
+        cast.members == 4 && cast.pages_sent > u64::from(cast.pages) / 5
+    });
+
+    dies.kill_within(SOON);
+    hangs.signal(Signal::STOP);
+    reader.wait_success(TRANSFER);
+    well.wait_success(TRANSFER);
+    for output in &outputs[..2] {
+        assert_eq!(digest_of(output), image.digest);
+    }
+    wait_until(SOON, "the cast has ended", || server.status().casts.is_empty());
+    assert_eq!(server.status().totals.leaves, 2, "the other two said nothing");
+
+    hangs.signal(Signal::CONT);
+    hangs.wait_success(TRANSFER);
+    assert_eq!(digest_of(&outputs[3]), image.digest, "it joined again");
+    server.wait_no_members();
+}
+
+#[test]
+fn a_server_that_dies_while_members_repair_takes_nothing_from_them() {
+    let lab = lab_or_skip!(Lab::builder().clients(2).loss(5.0));
+    let image = lab.put("image", mib(8));
+    let mut server = lab.server().option("--rate", "50mbit").start();
+    for host in lab.clients() {
+        host.run_ok("nft", [NO_SYMBOLS]);
+    }
+    let mount = lab.mount(1).start();
+    let outputs = [1, 2].map(|k| lab.client(k).fresh_path("out"));
+    let mut reader = readers::copy(lab.client(1), &mount.join("image"), &outputs[0]);
+    let mut get = start_get(lab.client(2), &lab.url("image"), &outputs[1]);
+    server.wait_cast("image", "the stream is over, symbols are being sent", |cast| {
+        cast.pages_sent >= cast.pages.into() && cast.symbols_sent > 100
+    });
+    server.kill();
+    for host in lab.clients() {
+        host.run_ok("nft", ["delete", "table", "netdev", "symbols"]);
+    }
+    server.start();
+    reader.wait_success(TRANSFER);
+    get.wait_success(TRANSFER);
+    for output in outputs {
+        assert_eq!(digest_of(output), image.digest);
+    }
+    server.wait_no_members();
+}
+
+#[test]
+fn a_member_with_a_tiny_socket_buffer_finishes_and_holds_up_nobody() {
+    let lab = lab_or_skip!(Lab::builder().clients(2));
+    let image = lab.put("image", mib(4));
+    let server = lab.server().option("--rate", "200mbit").start();
+    let mount = lab.mount(1).start();
+    let [copy, tiny] = [1, 2].map(|k| lab.client(k).fresh_path("out"));
+    // A burst of the server has twice as many datagrams as fit.
+    let options = ["--buffer", "16384"];
+    let mut small = extended_client(lab.client(2), &lab.url("image"), &tiny, &options);
+    let mut reader = readers::copy(lab.client(1), &mount.join("image"), &copy);
+    reader.wait_success(TRANSFER);
+    assert_eq!(digest_of(copy), image.digest);
+    small.wait_success(TRANSFER);
+    assert_eq!(digest_of(tiny), image.digest);
+    server.wait_no_members();
+}
