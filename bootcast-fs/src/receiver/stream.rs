@@ -8,6 +8,9 @@ use bootcast_proto::{BlockLayout, PageIndex, WindowIndex};
 /// How long the stream rests before a member that never saw it move since it asked takes that for an answer.
 const REST_GRACE: Duration = Duration::from_millis(500);
 
+/// A member that heard a window from no more than this share of it on has missed too little for the stream to bring it again.
+const MISSED_SHARE: u32 = 64;
+
 /// The way of the stream from beacon to beacon.
 ///
 /// Beacons alone tell where it is: they are numbered, and tell what was promised at the same time. A page that overtook
@@ -16,6 +19,8 @@ const REST_GRACE: Duration = Duration::from_millis(500);
 pub(super) struct Stream {
     /// What the next beacon's way begins from; `None` until the first page or beacon.
     from: Option<PageIndex>,
+    /// The window whose beginning this member missed: it is passed when the stream has brought that too.
+    half: Option<u32>,
     /// Seen on its way since this member asked for it last.
     moved: bool,
     /// As of the last beacon.
@@ -25,9 +30,20 @@ pub(super) struct Stream {
 
 impl Stream {
     /// A page of the stream came.
-    pub(super) fn page(&mut self, page: PageIndex) {
+    pub(super) fn page(&mut self, page: PageIndex, layout: BlockLayout) {
         self.moved = true;
-        self.from.get_or_insert(page);
+        if self.from.is_none() {
+            self.begin(page, layout);
+        }
+    }
+
+    fn begin(&mut self, page: PageIndex, layout: BlockLayout) {
+        self.from = Some(page);
+        let window = layout.window_of(page);
+        let pages = layout.pages_of(window);
+        let missed = page.0.saturating_sub(pages.start.0);
+        self.half =
+            (pages.contains(page) && missed > pages.len() / MISSED_SHARE).then_some(window.0);
     }
 
     /// This member asked for windows: a rest that was seen before the stream moves tells nothing of them.
@@ -46,11 +62,15 @@ impl Stream {
         now: Instant,
     ) -> [Range<u32>; 2] {
         let end = end_of(layout);
+        if self.from.is_none() {
+            self.begin(position, layout);
+        }
         let before = self.from.replace(position).unwrap_or(position);
         let at = |page| layout.window_of(page).0;
         if position >= end {
             let since = *self.resting_since.get_or_insert(now);
             let is_over = self.moved || since + REST_GRACE <= now;
+            self.half = self.half.filter(|_| !is_over);
             return if is_over { [0..layout.windows(), 0..0] } else { [0..0, 0..0] };
         }
         self.resting_since = None;
@@ -61,12 +81,15 @@ impl Stream {
             return [0..layout.windows(), 0..0];
         }
         self.moved |= position != start;
+        // The first time that the stream leaves it.
+        let is_left = at(before) != at(position) || position < before;
+        let first = at(before) + u32::from(is_left && self.half.take_if(|_| is_left).is_some());
         if before <= position {
-            [at(before)..at(position), 0..0]
+            [first..at(position), 0..0]
         } else if before >= end {
             [0..at(position), 0..0]
         } else {
-            [at(before)..layout.windows(), 0..at(position)]
+            [first..layout.windows(), 0..at(position)]
         }
     }
 }
@@ -91,6 +114,10 @@ mod tests {
             Self(Stream::default(), Instant::now())
         }
 
+        fn page(&mut self, page: u32) {
+            self.0.page(PageIndex(page), BlockLayout::new(PAGES, 1).unwrap());
+        }
+
         /// The windows passed when a beacon comes 25 ms after the one before.
         fn beacon(&mut self, position: u32) -> Vec<u32> {
             self.1 += Duration::from_millis(25);
@@ -100,25 +127,42 @@ mod tests {
     }
 
     #[test]
-    fn what_the_stream_sent_before_this_member_came_is_not_passed() {
+    fn a_window_whose_beginning_was_missed_is_passed_when_that_came_too() {
         let mut heard = Heard::new();
         assert!(heard.beacon(300).is_empty());
         assert!(heard.beacon(383).is_empty());
+        assert!(heard.beacon(384).is_empty());
+        assert_eq!(heard.beacon(10), [3]);
+        assert_eq!(heard.beacon(300), [0, 1]);
+        assert_eq!(heard.beacon(384), [2]);
+    }
+
+    #[test]
+    fn a_window_that_was_heard_from_its_third_page_on_is_passed_at_its_end() {
+        let mut heard = Heard::new();
+        heard.page(258);
         assert_eq!(heard.beacon(384), [2]);
     }
 
     #[test]
     fn a_stream_that_begins_again_has_passed_the_end() {
         let mut heard = Heard::new();
-        heard.0.page(PageIndex(300));
-        assert_eq!(heard.beacon(130), [2, 3, 0]);
+        heard.page(300);
+        assert_eq!(heard.beacon(130), [3, 0]);
         assert_eq!(heard.beacon(129), [1, 2, 3, 0]);
+    }
+
+    #[test]
+    fn a_stream_that_came_to_rest_has_passed_the_window_whose_beginning_was_missed() {
+        let mut heard = Heard::new();
+        heard.page(300);
+        assert_eq!(heard.beacon(PAGES), [0, 1, 2, 3]);
     }
 
     #[test]
     fn a_stream_that_rests_has_passed_everything() {
         let mut heard = Heard::new();
-        heard.0.page(PageIndex(0));
+        heard.page(0);
         assert_eq!(heard.beacon(PAGES), [0, 1, 2, 3]);
     }
 
@@ -140,7 +184,7 @@ mod tests {
     fn a_small_file_that_went_by_between_two_beacons_is_passed() {
         let mut heard = Heard::new();
         assert!(heard.beacon(0).is_empty());
-        heard.0.page(PageIndex(0));
+        heard.page(0);
         assert!(heard.beacon(0).is_empty());
         assert_eq!(heard.beacon(0), [0, 1, 2, 3]);
     }
