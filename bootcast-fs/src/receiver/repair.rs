@@ -14,6 +14,8 @@ use super::stream::Stream;
 
 /// Pairs that each list of a report holds at most. What does not fit follows with the next report.
 const MAX_PAIRS: usize = 4096;
+/// Of a window that lacks this share of its pages the stream is to bring all.
+const BULK_SHARE: u32 = 4;
 /// Symbols that a level can tell of; more count as this many.
 const MAX_LEVEL: u8 = u8::MAX;
 
@@ -293,15 +295,11 @@ impl Repair {
     }
 
     fn report_window(&self, window: u32, report: &mut Report) {
-        let sizes = block_sizes(self.layout, WindowIndex(window));
-        let short = self.layout.blocks_of(WindowIndex(window)).zip(sizes);
-        let mut short = short.filter(|(block, _)| self.blocks[*block as usize].is_short);
-        let is_bulk = |(block, size): (u32, u8)| {
-            u32::from(self.blocks[block as usize].missing) * 4 >= u32::from(size)
-        };
-        if !short.clone().any(is_bulk) {
-            let needs = short.by_ref().map(|(block, _)| (block, self.need(BlockIndex(block))));
-            report.needs.extend(needs);
+        let blocks = self.layout.blocks_of(WindowIndex(window));
+        let lacking: u32 = blocks.clone().map(|block| self.lacking(BlockIndex(block))).sum();
+        if lacking * BULK_SHARE < self.layout.pages_of(WindowIndex(window)).len() {
+            let short = blocks.filter(|block| self.blocks[*block as usize].is_short);
+            report.needs.extend(short.map(|block| (block, self.need(BlockIndex(block)))));
             return;
         }
         match report.bulk.last_mut() {
@@ -312,7 +310,7 @@ impl Repair {
 }
 
 /// Pages of each block of a window.
-fn block_sizes(layout: BlockLayout, window: WindowIndex) -> impl Iterator<Item = u8> + Clone {
+fn block_sizes(layout: BlockLayout, window: WindowIndex) -> impl Iterator<Item = u8> {
     let (pages, blocks) = (layout.pages_of(window).len(), layout.blocks_of(window));
     let stride = blocks.end - blocks.start;
     (0..stride).map(move |block| {

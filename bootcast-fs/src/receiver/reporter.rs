@@ -12,7 +12,7 @@ const RETRY: Duration = Duration::from_secs(1);
 ///
 /// ```text
 /// Quiet --short, permitted--> Drawn --still short--> Asking --answer--> Holding --beacon, time--> Quiet
-///   ^                           |
+///   ^                           |                      '--no answer--> Retrying -------time---------^
 ///   '----- promised by now -----'
 /// ```
 #[derive(Debug)]
@@ -45,11 +45,13 @@ enum Phase {
     /// Nothing to say, or not permitted to.
     Quiet,
     /// Has something to say, unless others say it before.
-    Drawn { due: Instant },
+    Drawn { due: Instant, fraction: f64 },
     /// The report is out.
     Asking,
     /// Waits for what the report brings.
-    Holding { until: Instant, heard_beacon: bool },
+    Holding { since: Instant, heard_beacon: bool },
+    /// The report did not get through.
+    Retrying { until: Instant },
 }
 
 impl Reporter {
@@ -105,27 +107,44 @@ impl Reporter {
 
     /// The newest beacon, its promises already counted in `is_short`.
     pub(super) fn beacon(&mut self, beacon: &Beacon, is_short: bool, now: Instant) {
-        self.newest = Some(Guidance {
+        let guidance = Guidance {
             number: beacon.number,
             members: beacon.members,
             permit: beacon.permit,
             spread: Duration::from_millis(beacon.spread_ms.into()),
-        });
-        if let Phase::Holding { heard_beacon, .. } = &mut self.phase {
-            *heard_beacon = true;
+        };
+        self.newest = Some(guidance);
+        match &mut self.phase {
+            Phase::Holding { heard_beacon, .. } => *heard_beacon = true,
+            // Where the spread became shorter, because few are left, so does the wait.
+            Phase::Drawn { due, fraction } => {
+                *due = (*due).min(now + guidance.wait(*fraction));
+            }
+            Phase::Quiet | Phase::Asking | Phase::Retrying { .. } => {}
         }
         self.review(is_short, now);
     }
 
     /// Begins to wait for its turn, where there is something to say.
     fn review(&mut self, is_short: bool, now: Instant) {
-        if matches!(self.phase, Phase::Holding { until, heard_beacon: true } if until <= now) {
+        if self.free_at().is_some_and(|at| at <= now) {
             self.phase = Phase::Quiet;
         }
         let Some(guidance) = self.newest.filter(|newest| newest.permits(self.hash)) else { return };
         if is_short && matches!(self.phase, Phase::Quiet) {
-            let wait = truncated_exponential(&guidance, self.random.fraction());
-            self.phase = Phase::Drawn { due: now + wait };
+            let fraction = self.random.fraction();
+            self.phase = Phase::Drawn { due: now + guidance.wait(fraction), fraction };
+        }
+    }
+
+    /// When the pause after a report is over.
+    fn free_at(&self) -> Option<Instant> {
+        match self.phase {
+            Phase::Holding { since, heard_beacon: true } => {
+                Some(since + 2 * self.newest.map_or(Duration::ZERO, |newest| newest.spread))
+            }
+            Phase::Retrying { until } => Some(until),
+            Phase::Quiet | Phase::Drawn { .. } | Phase::Asking | Phase::Holding { .. } => None,
         }
     }
 
@@ -139,11 +158,12 @@ impl Reporter {
         let mut speaks = is_due(self.renewal) || is_due(self.news_at());
         match self.phase {
             Phase::Asking => return false,
-            Phase::Drawn { due } if due <= now => {
+            Phase::Drawn { due, .. } if due <= now => {
                 speaks |= is_short;
                 self.phase = Phase::Quiet;
             }
-            Phase::Quiet | Phase::Drawn { .. } | Phase::Holding { .. } => {}
+            Phase::Quiet | Phase::Drawn { .. } | Phase::Holding { .. } | Phase::Retrying { .. } => {
+            }
         }
         if speaks {
             self.news = None;
@@ -193,14 +213,13 @@ impl Reporter {
 
     /// The server took the report.
     pub(super) fn heard(&mut self, now: Instant) {
-        let spread = self.newest.map_or(Duration::ZERO, |newest| newest.spread);
-        self.phase = Phase::Holding { until: now + 2 * spread, heard_beacon: false };
+        self.phase = Phase::Holding { since: now, heard_beacon: false };
         self.renew(now);
     }
 
     /// The report did not get through.
     pub(super) fn not_heard(&mut self, now: Instant) {
-        self.phase = Phase::Holding { until: now + RETRY, heard_beacon: true };
+        self.phase = Phase::Retrying { until: now + RETRY };
         self.renewal = self.renewal.map(|at| at.max(now + RETRY));
     }
 
@@ -208,9 +227,9 @@ impl Reporter {
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let own = match self.phase {
             Phase::Asking => return None,
-            Phase::Drawn { due } => Some(due),
-            Phase::Holding { until, heard_beacon: true } => Some(until),
-            Phase::Quiet | Phase::Holding { .. } => None,
+            Phase::Drawn { due, .. } => Some(due),
+            Phase::Holding { .. } | Phase::Retrying { .. } => self.free_at(),
+            Phase::Quiet => None,
         };
         [own, self.renewal, self.news_at()].into_iter().flatten().min()
     }
@@ -225,13 +244,13 @@ impl Guidance {
     fn permits(self, hash: u16) -> bool {
         self.permit == u16::MAX || hash < self.permit
     }
-}
 
-/// How long to wait: rarely short, so that few speak before the first one's wish is granted (RFC 5740, 5.3). `fraction` is drawn
-/// from 0 to 1.
-fn truncated_exponential(guidance: &Guidance, fraction: f64) -> Duration {
-    let lambda = f64::from(guidance.members.max(1)).ln() + 1.0;
-    guidance.spread.mul_f64((fraction * lambda.exp_m1()).ln_1p() / lambda)
+    /// How long to wait: rarely short, so that few speak before the first one's wish is granted (RFC 5740, 5.3). `fraction` is drawn
+    /// from 0 to 1.
+    fn wait(self, fraction: f64) -> Duration {
+        let lambda = f64::from(self.members.max(1)).ln() + 1.0;
+        self.spread.mul_f64((fraction * lambda.exp_m1()).ln_1p() / lambda)
+    }
 }
 
 /// FNV-1a, the high bits of its product mixed down: tokens may differ in their last characters only.
@@ -414,7 +433,7 @@ mod tests {
         fn the_wait_lies_within_the_spread(members: u32, spread_ms: u16, fraction in 0.0..1.0) {
             let spread = Duration::from_millis(spread_ms.into());
             let guidance = Guidance { number: 0, members, permit: 0, spread };
-            prop_assert!(truncated_exponential(&guidance, fraction) <= spread);
+            prop_assert!(guidance.wait(fraction) <= spread);
         }
     }
 }

@@ -10,6 +10,8 @@ const REST_GRACE: Duration = Duration::from_millis(500);
 
 /// How far ahead of the beacon's position a page may be that the stream sent since, beyond twice the pages that came since.
 const AHEAD: u32 = 64;
+/// A member that heard a window from no more than this share of it on has missed too little for the stream to bring it again.
+const MISSED_SHARE: u32 = 64;
 
 /// The way of the stream from beacon to beacon.
 ///
@@ -21,6 +23,8 @@ pub(super) struct Stream {
     from: Option<PageIndex>,
     /// The first page that came before any beacon.
     first: Option<PageIndex>,
+    /// The window whose beginning this member missed: it is passed when the stream has brought that too.
+    half: Option<u32>,
     /// Seen on its way since this member asked for it last.
     moved: bool,
     /// Pages that came since the last beacon.
@@ -66,11 +70,12 @@ impl Stream {
         now: Instant,
     ) -> [Range<u32>; 2] {
         let end = end_of(layout);
-        let before = self.take_way(position, end);
+        let before = self.take_way(position, layout);
         let at = |page| layout.window_of(page).0;
         if position >= end {
             let since = *self.resting_since.get_or_insert(now);
             let is_over = self.moved || since + REST_GRACE <= now;
+            self.half = self.half.filter(|_| !is_over);
             return if is_over { [0..layout.windows(), 0..0] } else { [0..0, 0..0] };
         }
         self.resting_since = None;
@@ -82,26 +87,39 @@ impl Stream {
             return [0..layout.windows(), 0..0];
         }
         self.moved |= position != start;
+        // The first time that the stream leaves it.
+        let is_left = at(before) != at(position) || position < before;
+        let first = at(before) + u32::from(is_left && self.half.take_if(|_| is_left).is_some());
         if before <= position {
-            [at(before)..at(position), 0..0]
+            [first..at(position), 0..0]
         } else if before >= end {
             [0..at(position), 0..0]
         } else {
-            [at(before)..layout.windows(), 0..at(position)]
+            [first..layout.windows(), 0..at(position)]
         }
     }
 
     /// Where the way to this position began; the next one begins there.
-    fn take_way(&mut self, position: PageIndex, end: PageIndex) -> PageIndex {
+    fn take_way(&mut self, position: PageIndex, layout: BlockLayout) -> PageIndex {
         let before = self.from.replace(position).unwrap_or_else(|| {
-            let rests = position >= end;
+            let rests = position >= end_of(layout);
             let first = self.first.filter(|first| rests || self.is_way(*first, position));
             self.moved |= first.is_some();
-            first.unwrap_or(position)
+            let begun = first.unwrap_or(position);
+            self.half = missed_beginning(begun, layout);
+            begun
         });
         self.since_beacon = 0;
         before
     }
+}
+
+/// The window of this page, where so much lies before the page that the stream must bring it.
+fn missed_beginning(page: PageIndex, layout: BlockLayout) -> Option<u32> {
+    let window = layout.window_of(page);
+    let pages = layout.pages_of(window);
+    let missed = page.0.saturating_sub(pages.start.0);
+    (pages.contains(page) && missed > pages.len() / MISSED_SHARE).then_some(window.0)
 }
 
 /// The page behind the last.
@@ -124,6 +142,11 @@ mod tests {
             Self(Stream::default(), Instant::now())
         }
 
+        /// This page came, and so many more that the stream may be a window further.
+        fn page(&mut self, page: u32) {
+            (page..PAGES.min(page + 40)).for_each(|page| self.0.page(PageIndex(page)));
+        }
+
         /// The windows passed when a beacon comes 25 ms after the one before.
         fn beacon(&mut self, position: u32) -> Vec<u32> {
             self.1 += Duration::from_millis(25);
@@ -133,10 +156,20 @@ mod tests {
     }
 
     #[test]
-    fn what_the_stream_sent_before_this_member_came_is_not_passed() {
+    fn a_window_whose_beginning_was_missed_is_passed_when_that_came_too() {
         let mut heard = Heard::new();
         assert!(heard.beacon(300).is_empty());
         assert!(heard.beacon(383).is_empty());
+        assert!(heard.beacon(384).is_empty());
+        assert_eq!(heard.beacon(10), [3]);
+        assert_eq!(heard.beacon(300), [0, 1]);
+        assert_eq!(heard.beacon(384), [2]);
+    }
+
+    #[test]
+    fn a_window_that_was_heard_from_its_third_page_on_is_passed_at_its_end() {
+        let mut heard = Heard::new();
+        heard.page(258);
         assert_eq!(heard.beacon(384), [2]);
     }
 
@@ -144,14 +177,21 @@ mod tests {
     fn a_stream_that_begins_again_has_passed_the_end() {
         let mut heard = Heard::new();
         heard.beacon(300);
-        assert_eq!(heard.beacon(130), [2, 3, 0]);
+        assert_eq!(heard.beacon(130), [3, 0]);
         assert_eq!(heard.beacon(129), [1, 2, 3, 0]);
+    }
+
+    #[test]
+    fn a_stream_that_came_to_rest_has_passed_the_window_whose_beginning_was_missed() {
+        let mut heard = Heard::new();
+        heard.page(300);
+        assert_eq!(heard.beacon(PAGES), [0, 1, 2, 3]);
     }
 
     #[test]
     fn a_stream_that_rests_has_passed_everything() {
         let mut heard = Heard::new();
-        heard.0.page(PageIndex(0));
+        heard.page(0);
         assert_eq!(heard.beacon(PAGES), [0, 1, 2, 3]);
     }
 

@@ -205,6 +205,7 @@ impl Cast {
                 if let Some(repair) = &mut self.repair {
                     repair.on_change(now);
                 }
+                self.note_stream();
             }
             MemberKind::Demand => self.was_extended = true,
         }
@@ -240,16 +241,24 @@ impl Cast {
         if report.sent == 0 || !report.needs.is_empty() || !report.bulk.is_empty() {
             self.on_heard(MemberKind::Extended);
         }
+        let members = self.members.hearing();
+        // Who is not alone lets the others have their repair first.
+        let is_held = members > 1 && self.audience() == Audience::Extended;
         let mut wanted = false;
         for &(first, count) in report.bulk.iter().take(BULK_MAX) {
-            wanted |= self.stream.want(first, count);
+            if is_held {
+                self.stream.hold(first, count);
+            } else {
+                wanted |= self.stream.want(first, count);
+            }
         }
         if let Some(repair) = &mut self.repair {
-            repair.handle_report(report, now);
+            repair.handle_report(report, members, now);
             if wanted {
                 repair.on_change(now);
             }
         }
+        self.note_stream();
         true
     }
 
@@ -454,6 +463,11 @@ impl Cast {
 
     fn poll_fill(&mut self, budget: u32, now: Instant) -> Option<Sending> {
         let situation = self.situation();
+        if self.channel()?.is_idle(situation, now) && self.stream.want_held() {
+            self.channel()?.on_change(now);
+            self.note_stream();
+            return self.poll_stream(budget, now);
+        }
         let symbols = self.channel()?.poll_fill(budget, situation, now)?;
         self.stream_was_last = false;
         Some(Sending::Symbols(symbols))
@@ -505,10 +519,19 @@ impl Cast {
                 repair.on_window(window, members, now);
             }
         }
+        self.note_stream();
         if audience == Audience::Everybody {
             self.count_quiet(run.pages);
         }
         Some(Sending::Pages(run.pages))
+    }
+
+    /// Repair does other things while the stream rests.
+    fn note_stream(&mut self) {
+        let is_done = self.stream.is_done();
+        if let Some(repair) = self.channel() {
+            repair.on_stream(is_done);
+        }
     }
 
     /// Gives plain members up after so many pages that nobody reacted to.

@@ -1,5 +1,7 @@
 //! The pages of one file in the order of sending.
 
+use std::collections::BTreeSet;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use bootcast_proto::{BlockLayout, PageIndex, PageRange, WindowIndex};
@@ -10,8 +12,8 @@ use bootcast_proto::{BlockLayout, PageIndex, PageRange, WindowIndex};
 /// be over, before a client's leave or the next client's membership gets through.
 pub const PASS_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Who finds a window more than this share through has missed too much of it for repair.
-const MISSED_SHARE: u32 = 4;
+/// Who finds a window no more than this share through has missed so little of it that repair brings it.
+const MISSED_SHARE: u32 = 64;
 
 /// For whom the stream runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +28,7 @@ pub(super) enum Audience {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Run {
     pub(super) pages: PageRange,
-    /// The wanted window that these pages end.
+    /// The wanted window that these pages end, all of which was sent.
     pub(super) finished: Option<WindowIndex>,
 }
 
@@ -38,11 +40,14 @@ pub(super) struct Stream {
     layout: Option<BlockLayout>,
     /// First page of the next run; below `pages` unless that is 0.
     next: PageIndex,
-    wanted: Vec<bool>,
-    /// How many of `wanted` are.
+    /// Of each window, how many of its first pages.
+    wanted: Vec<u32>,
+    /// How many of `wanted` are not 0.
     wanted_windows: usize,
-    /// The window of `next` stays wanted at its end: somebody missed its beginning.
-    again: bool,
+    /// Of the window of `next`, how many of its first pages are wanted again at its end: somebody missed them.
+    again: u32,
+    /// Windows that are wanted once there is nothing else to do.
+    held: BTreeSet<u32>,
     pass_began: Instant,
     /// The next pass for plain members begins then.
     not_before: Instant,
@@ -57,9 +62,10 @@ impl Stream {
             pages,
             layout,
             next: PageIndex(0),
-            wanted: vec![false; windows],
+            wanted: vec![0; windows],
             wanted_windows: 0,
-            again: false,
+            again: 0,
+            held: BTreeSet::new(),
             pass_began: now,
             not_before: now,
             passes: 0,
@@ -70,43 +76,54 @@ impl Stream {
     /// Begins with page 1 at `at`.
     pub(super) fn restart(&mut self, at: Instant) {
         self.next = PageIndex(0);
-        self.again = false;
+        self.again = 0;
         self.not_before = at;
     }
 
-    /// Wants every window: a client joined.
+    /// Wants every page: a client joined. Of the window that is being sent, that means its beginning again.
     pub(super) fn want_all(&mut self) {
-        self.wanted.fill(true);
-        self.wanted_windows = self.wanted.len();
-        self.again |= self.is_far_in_its_window();
+        self.want(0, u32::MAX);
+        self.held.clear();
     }
 
     /// Wants these windows as well; `true` where that changed anything. Those that the file does not have do not count.
     pub(super) fn want(&mut self, first: u32, count: u32) -> bool {
         let Some(layout) = self.layout else { return false };
-        let windows = self.wanted.len();
-        let start = (first as usize).min(windows);
-        let end = start.saturating_add(count as usize).min(windows);
         let mut changed = false;
-        for wanted in &mut self.wanted[start..end] {
-            if !std::mem::replace(wanted, true) {
-                self.wanted_windows += 1;
-                changed = true;
+        for number in self.existing(first, count) {
+            let window = WindowIndex(number);
+            let wanted = &mut self.wanted[number as usize];
+            let pages = layout.pages_of(window).len();
+            changed |= *wanted < pages;
+            self.wanted_windows += usize::from(*wanted == 0);
+            *wanted = pages;
+            if window == layout.window_of(self.next) {
+                let missed = self.progress();
+                changed |= self.again < missed;
+                self.again = self.again.max(missed);
             }
-        }
-        let here = layout.window_of(self.next).0 as usize;
-        if (start..end).contains(&here) && self.is_far_in_its_window() && !self.again {
-            self.again = true;
-            changed = true;
         }
         changed
     }
 
+    /// Wants these windows when [`Self::want_held`] says so.
+    pub(super) fn hold(&mut self, first: u32, count: u32) {
+        let windows = self.existing(first, count);
+        self.held.extend(windows);
+    }
+
+    /// Wants what was held; `true` where that changed anything.
+    pub(super) fn want_held(&mut self) -> bool {
+        let held = std::mem::take(&mut self.held);
+        held.into_iter().fold(false, |changed, window| self.want(window, 1) | changed)
+    }
+
     /// Wants nothing any more: no extended member is left.
     pub(super) fn want_none(&mut self) {
-        self.wanted.fill(false);
+        self.wanted.fill(0);
         self.wanted_windows = 0;
-        self.again = false;
+        self.again = 0;
+        self.held.clear();
     }
 
     /// Whether every window that was wanted has been sent.
@@ -128,7 +145,11 @@ impl Stream {
         let window = self.layout.map(|layout| (layout.window_of(self.next), layout));
         let (start, limit) = window.map_or((0, self.pages), |(window, layout)| {
             let pages = layout.pages_of(window);
-            (pages.start.0, pages.end.0)
+            let limit = match audience {
+                Audience::Everybody => pages.end.0,
+                Audience::Extended => pages.start.0 + self.wanted[window.0 as usize],
+            };
+            (pages.start.0, limit)
         });
         let budget = if self.next.0 == start { self.first_run(budget) } else { budget };
         let pages = PageRange::new(self.next.0, self.next.0.saturating_add(budget).min(limit));
@@ -138,7 +159,7 @@ impl Stream {
         self.pages_sent += u64::from(pages.len());
         self.next = pages.end;
         let ended = window.filter(|_| pages.end.0 == limit);
-        let finished = ended.and_then(|(window, _)| self.finish_window(window));
+        let finished = ended.and_then(|(window, layout)| self.finish_window(window, layout));
         if pages.end.0 == self.pages {
             self.finish_pass(now);
         }
@@ -180,10 +201,18 @@ impl Stream {
         budget - u32::try_from(cut).unwrap_or_default()
     }
 
-    fn is_far_in_its_window(&self) -> bool {
-        let Some(layout) = self.layout else { return false };
+    /// Numbers of those windows of the range that the file has.
+    fn existing(&self, first: u32, count: u32) -> Range<u32> {
+        let windows = u32::try_from(self.wanted.len()).unwrap_or(u32::MAX);
+        first.min(windows)..first.saturating_add(count).min(windows)
+    }
+
+    /// Pages of the window of `next` that were sent, where they are more than repair brings.
+    fn progress(&self) -> u32 {
+        let Some(layout) = self.layout else { return 0 };
         let window = layout.pages_of(layout.window_of(self.next));
-        window.contains(self.next) && self.next.0 - window.start.0 > window.len() / MISSED_SHARE
+        let sent = self.next.0.saturating_sub(window.start.0);
+        if sent > window.len() / MISSED_SHARE { sent } else { 0 }
     }
 
     /// Moves on to the first page of the next wanted window, unless the stream is in a wanted one.
@@ -192,31 +221,30 @@ impl Stream {
             && page != self.next
         {
             self.next = page;
-            self.again = false;
+            self.again = 0;
         }
     }
 
-    /// `next` if its window is wanted, else where the next wanted window begins, from here on and wrapping.
+    /// `next` if pages of its window are wanted from there on, else where the next wanted window begins, from here on and wrapping.
     fn next_wanted(&self) -> Option<PageIndex> {
         let layout = self.layout.filter(|_| !self.is_done())?;
-        let here = layout.window_of(self.next).0 as usize;
-        let windows = self.wanted.len();
-        let window = (here..windows).chain(0..here).find(|&window| self.wanted[window])?;
-        if window == here {
+        let here = layout.window_of(self.next).0;
+        let start = |window| layout.pages_of(WindowIndex(window)).start;
+        if self.next.0 < start(here).0 + self.wanted[here as usize] {
             return Some(self.next);
         }
-        Some(layout.pages_of(WindowIndex(u32::try_from(window).ok()?)).start)
+        let windows = layout.windows();
+        let mut others = (here + 1..windows).chain(0..=here);
+        others.find(|&window| self.wanted[window as usize] > 0).map(start)
     }
 
-    /// The window if somebody had wanted it.
-    fn finish_window(&mut self, window: WindowIndex) -> Option<WindowIndex> {
+    /// The window if all of it was wanted.
+    fn finish_window(&mut self, window: WindowIndex, layout: BlockLayout) -> Option<WindowIndex> {
         let again = std::mem::take(&mut self.again);
-        let wanted = self.wanted.get_mut(window.0 as usize).filter(|wanted| **wanted)?;
-        if !again {
-            *wanted = false;
-            self.wanted_windows -= 1;
-        }
-        Some(window)
+        let wanted = self.wanted.get_mut(window.0 as usize).filter(|wanted| **wanted > 0)?;
+        let was_wanted = std::mem::replace(wanted, again);
+        self.wanted_windows -= usize::from(again == 0);
+        (was_wanted == layout.pages_of(window).len()).then_some(window)
     }
 
     fn finish_pass(&mut self, now: Instant) {

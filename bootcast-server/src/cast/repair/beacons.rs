@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use bootcast_proto::wire::{Beacon, Pace};
 use bootcast_proto::{BlockLayout, WindowIndex};
 
+use super::Situation;
 use super::levels::Levels;
-use super::{FEW_MEMBERS, Situation, spread};
+use super::reporters::{EVERYBODY, FEW_MEMBERS, Reporters, spread};
 
 /// Between two beacons while the cast sends.
 const BUSY_INTERVAL: Duration = Duration::from_millis(25);
@@ -15,13 +16,16 @@ const BUSY_INTERVAL: Duration = Duration::from_millis(25);
 /// Between two beacons while it waits for reports.
 const WAITING_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Everybody may report; the wire says 65,535.
-const EVERYBODY: u64 = 1 << 16;
+/// Before one that cannot wait.
+const URGENT_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Fewer reports in a period than this, and more members may speak.
 const FEW_REPORTS: u32 = 25;
 
-/// So many times as many.
+/// More reports than this, and fewer members may speak.
+const MANY_REPORTS: u32 = 50;
+
+/// So many times as many, or as few.
 const PERMIT_STEP: u64 = 4;
 
 #[derive(Debug)]
@@ -32,6 +36,10 @@ pub(super) struct Beacons {
     last_at: Instant,
     /// Something went out since the last one.
     sent_since: bool,
+    /// Members wait for the next one.
+    is_urgent: bool,
+    /// What the last one said of it.
+    spread: Duration,
     /// Where the look over the windows goes on.
     next_window: WindowIndex,
     /// Share of members that may report beyond what their number allows, in 1/65536.
@@ -49,6 +57,8 @@ impl Beacons {
             number: 0,
             last_at: now,
             sent_since: false,
+            is_urgent: false,
+            spread: Duration::ZERO,
             next_window: WindowIndex(0),
             raised_permit: 0,
             reports: 0,
@@ -60,12 +70,27 @@ impl Beacons {
         self.sent_since = true;
     }
 
+    /// There is something to be told without delay.
+    pub(super) fn on_urgent(&mut self) {
+        self.is_urgent = true;
+    }
+
     pub(super) fn count_report(&mut self) {
         self.reports = self.reports.saturating_add(1);
     }
 
     /// When the next one is due. `calm_at`: until then reports are waited for, if there is nothing to send.
-    pub(super) fn due_at(&self, is_owing: bool, calm_at: Option<Instant>) -> Option<Instant> {
+    pub(super) fn due_at(
+        &self,
+        situation: Situation,
+        is_owing: bool,
+        calm_at: Option<Instant>,
+    ) -> Option<Instant> {
+        // Many have left since the last one: those who remain may say at once what they lack.
+        let is_sooner = situation.stream_done && self.spread > 4 * spread_of(situation);
+        if self.is_urgent || (is_sooner && (self.sent_since || calm_at > Some(self.last_at))) {
+            return Some(self.last_at + URGENT_INTERVAL);
+        }
         if self.sent_since || is_owing {
             return Some(self.last_at + BUSY_INTERVAL);
         }
@@ -73,30 +98,26 @@ impl Beacons {
         calm_at.filter(|&calm_at| at < calm_at).map(|_| at)
     }
 
-    /// Lets more members speak where those who may have little to say and the rest waits; `true` where it did.
-    pub(super) fn adjust_permit(
-        &mut self,
-        situation: Situation,
-        is_owing: bool,
-        now: Instant,
-    ) -> bool {
-        if !situation.stream_done {
-            self.raised_permit = 0;
-        }
-        if !situation.stream_done || is_owing {
-            self.begin_period(now);
+    /// Lets more members speak where those who may have little to say, and fewer where they say much; `true` where more may.
+    pub(super) fn adjust_permit(&mut self, situation: Situation, now: Instant) -> bool {
+        if now < self.period_began + spread_of(situation) {
             return false;
         }
         let permit = self.permit(situation.members);
-        if permit == EVERYBODY || now < self.period_began + 2 * spread(situation.members) {
-            return false;
-        }
-        let few = self.reports < FEW_REPORTS;
-        self.begin_period(now);
+        let reports = std::mem::take(&mut self.reports);
+        self.period_began = now;
+        let few = reports < FEW_REPORTS && permit < EVERYBODY;
         if few {
             self.raised_permit = permit * PERMIT_STEP;
+        } else if reports > MANY_REPORTS {
+            self.raised_permit = permit / PERMIT_STEP;
         }
         few
+    }
+
+    /// Those to whom the beacons speak.
+    pub(super) fn reporters(&self, members: usize) -> Reporters {
+        Reporters { members, permit: self.permit(members) }
     }
 
     /// Levels with news first, then those of the other windows in turn, as many as fit. What is to be told of the rate is the
@@ -112,21 +133,18 @@ impl Beacons {
         self.number = self.number.wrapping_add(1);
         self.last_at = now;
         self.sent_since = false;
+        self.is_urgent = false;
+        self.spread = spread_of(situation);
         let permit = self.permit(situation.members);
         Beacon {
             number,
             position: situation.position,
             members: u32::try_from(situation.members).unwrap_or(u32::MAX),
             permit: u16::try_from(permit).unwrap_or(u16::MAX),
-            spread_ms: u16::try_from(spread(situation.members).as_millis()).unwrap_or(u16::MAX),
+            spread_ms: u16::try_from(self.spread.as_millis()).unwrap_or(u16::MAX),
             pace: Pace::default(),
             windows: windows.into_iter().map(|it| (it, levels.of_window(it))).collect(),
         }
-    }
-
-    fn begin_period(&mut self, now: Instant) {
-        self.reports = 0;
-        self.period_began = now;
     }
 
     /// In 1/65536, rounded up.
@@ -154,4 +172,8 @@ impl Beacons {
         }
         chosen
     }
+}
+
+fn spread_of(situation: Situation) -> Duration {
+    spread(situation.members, situation.stream_done)
 }

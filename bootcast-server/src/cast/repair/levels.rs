@@ -18,6 +18,10 @@ struct Count {
     sent: u32,
     /// Never below `sent`.
     promised: u32,
+    /// The highest need that counts for what is sent unasked.
+    asked: u32,
+    /// The highest need of those who let others go first.
+    held: u32,
 }
 
 #[derive(Debug)]
@@ -27,6 +31,8 @@ pub(super) struct Levels {
     counts: Vec<Count>,
     /// Blocks with promises to keep, after how many symbols each got.
     owed: BTreeSet<(u32, BlockIndex)>,
+    /// Blocks with held needs above what is promised, after how many symbols each had got when that was looked at last.
+    held: BTreeSet<(u32, BlockIndex)>,
     /// Windows with news since they were told last.
     news: BTreeSet<WindowIndex>,
     symbols_sent: u64,
@@ -38,6 +44,7 @@ impl Levels {
             layout,
             counts: vec![Count::default(); layout.blocks() as usize],
             owed: BTreeSet::new(),
+            held: BTreeSet::new(),
             news: BTreeSet::new(),
             symbols_sent: 0,
         }
@@ -64,20 +71,59 @@ impl Levels {
         }
     }
 
-    /// Promises each block of a window `more` symbols than it got. `true` where none of them had been promised any.
-    pub(super) fn promise_more(&mut self, window: WindowIndex, more: u32) -> bool {
-        let mut untouched = true;
-        for block in self.layout.blocks_of(window) {
-            let Count { sent, promised } = self.counts[block as usize];
-            untouched &= promised == 0;
-            self.promise(BlockIndex(block), sent.saturating_add(more));
+    /// Promises each block of a window `more` symbols than its `base`, which is what each had got at some time.
+    pub(super) fn promise_above(&mut self, window: WindowIndex, base: &[u32], more: u32) {
+        for (block, base) in self.layout.blocks_of(window).zip(base) {
+            self.promise(BlockIndex(block), base.saturating_add(more));
         }
         self.news.insert(window);
-        untouched
     }
 
-    /// Takes back what was promised and not sent.
+    /// Promises what a member needs; `true` where that had not been promised.
+    pub(super) fn ask(&mut self, block: BlockIndex, need: u32) -> bool {
+        if let Some(count) = self.counts.get_mut(block.0 as usize) {
+            count.asked = count.asked.max(need);
+        }
+        self.promise(block, need)
+    }
+
+    /// Keeps what a member needs that lets others go first; `true` where that is news.
+    pub(super) fn hold(&mut self, block: BlockIndex, need: u32) -> bool {
+        let Some(count) = self.counts.get_mut(block.0 as usize) else { return false };
+        if need <= count.held.max(count.promised) {
+            return false;
+        }
+        if count.held <= count.promised {
+            self.held.insert((count.promised, block));
+        }
+        count.held = need;
+        true
+    }
+
+    /// Promises a symbol of up to `budget` blocks with held needs, of those that got fewest first.
+    pub(super) fn promise_held(&mut self, budget: u32) {
+        for _ in 0..budget {
+            let Some((_, block)) = self.held.pop_first() else { return };
+            let Count { promised, held, .. } = self.counts[block.0 as usize];
+            if promised < held {
+                self.promise_one(block);
+            }
+            if promised + 1 < held {
+                self.held.insert((promised + 1, block));
+            }
+        }
+    }
+
+    /// Whether needs are held.
+    pub(super) fn is_holding(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    /// Takes back what was promised and not sent, and forgets what is held.
     pub(super) fn drop_promises(&mut self) {
+        for (_, block) in std::mem::take(&mut self.held) {
+            self.counts[block.0 as usize].held = 0;
+        }
         for (_, block) in std::mem::take(&mut self.owed) {
             let count = &mut self.counts[block.0 as usize];
             count.promised = count.sent;
@@ -123,9 +169,28 @@ impl Levels {
         counts.map(level).collect()
     }
 
-    /// What each block of a window is promised in all.
-    pub(super) fn promised_in(&self, window: WindowIndex) -> impl Iterator<Item = u32> {
-        self.layout.blocks_of(window).map(|block| self.counts[block as usize].promised)
+    pub(super) fn layout(&self) -> BlockLayout {
+        self.layout
+    }
+
+    /// Blocks of a window that is not the last one.
+    pub(super) fn blocks_of_a_window(&self) -> usize {
+        self.layout.blocks_of(WindowIndex(0)).len()
+    }
+
+    /// What a block is promised in all; `None` where there is no such block.
+    pub(super) fn promised(&self, block: BlockIndex) -> Option<u32> {
+        self.counts.get(block.0 as usize).map(|count| count.promised)
+    }
+
+    /// What each block of a window got.
+    pub(super) fn sent_in(&self, window: WindowIndex) -> impl Iterator<Item = u32> {
+        self.layout.blocks_of(window).map(|block| self.counts[block as usize].sent)
+    }
+
+    /// What was asked for each block of a window, in all.
+    pub(super) fn asked_in(&self, window: WindowIndex) -> impl Iterator<Item = u32> {
+        self.layout.blocks_of(window).map(|block| self.counts[block as usize].asked)
     }
 
     pub(super) fn symbols_sent(&self) -> u64 {

@@ -6,14 +6,18 @@
 //! | [`levels`] | which symbol goes out next |
 //! | [`redundancy`] | how many symbols a window gets unasked |
 //! | [`beacons`] | when and what members hear of all that, and how many of them may report |
+//! | [`reporters`] | how many may report, and over which time |
+//! | [`outliers`] | who lets the others go first |
 //! | [`fill`] | what is sent when everything promised is |
 
 mod beacons;
 mod fill;
 mod levels;
+mod outliers;
 mod redundancy;
+mod reporters;
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bootcast_proto::api::Report;
 use bootcast_proto::fec::RepairIndex;
@@ -23,17 +27,9 @@ use bootcast_proto::{BlockIndex, BlockLayout, PageIndex, WindowIndex};
 use beacons::Beacons;
 use fill::Fill;
 use levels::Levels;
+use outliers::Outliers;
 use redundancy::Redundancy;
-
-/// Up to this many members all may report, and the spread follows their number.
-const FEW_MEMBERS: usize = 100;
-
-/// Range of the time over which few members' reports are spread; and that of many.
-const SPREAD_MIN: Duration = Duration::from_millis(10);
-const SPREAD_MANY: Duration = Duration::from_millis(200);
-
-/// What a report takes from the end of its timer to its promise, at most.
-const REPORT_DELAY: Duration = Duration::from_millis(50);
+use reporters::{patience, spread};
 
 /// A repair symbol to be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +58,10 @@ pub(super) struct Repair {
     levels: Levels,
     redundancy: Redundancy,
     beacons: Beacons,
+    outliers: Outliers,
     fill: Fill,
+    /// Members were told that the stream rests.
+    is_resting: bool,
     /// The last join, promise or wish: there may be an answer to it.
     changed_at: Instant,
 }
@@ -74,7 +73,9 @@ impl Repair {
             levels: Levels::new(layout),
             redundancy: Redundancy::default(),
             beacons: Beacons::new(layout, datagram_len, now),
+            outliers: Outliers::new(now),
             fill: Fill::new(layout.blocks(), now),
+            is_resting: false,
             changed_at: now,
         }
     }
@@ -94,14 +95,20 @@ impl Repair {
         self.levels.drop_promises();
     }
 
-    /// Takes over what a member needs.
-    pub(super) fn handle_report(&mut self, report: &Report, now: Instant) {
-        if !report.needs.is_empty() || !report.bulk.is_empty() {
-            self.beacons.count_report();
+    /// Takes over what one of so many members needs.
+    pub(super) fn handle_report(&mut self, report: &Report, members: usize, now: Instant) {
+        if report.needs.is_empty() && report.bulk.is_empty() {
+            return;
         }
+        self.beacons.count_report();
+        let reporters = self.beacons.reporters(members);
+        let redundancy = self.redundancy.symbols();
+        let is_held = self.outliers.is_outlier(report, &self.levels, redundancy, reporters, now);
         let mut raised = false;
         for &(block, need) in &report.needs {
-            raised |= self.levels.promise(BlockIndex(block), need.into());
+            let (block, need) = (BlockIndex(block), need.into());
+            raised |=
+                if is_held { self.levels.hold(block, need) } else { self.levels.ask(block, need) };
         }
         if raised {
             self.on_change(now);
@@ -111,12 +118,22 @@ impl Repair {
     /// The stream brought a window that was wanted.
     pub(super) fn on_window(&mut self, window: WindowIndex, members: usize, now: Instant) {
         self.learn(members, now);
-        let untouched = self.levels.promise_more(window, self.redundancy.symbols());
-        if untouched {
-            self.redundancy.watch(window, now + 2 * spread(members));
-        }
+        self.redundancy.begin(window, &mut self.levels, now + 2 * spread(members, false));
         self.on_sent();
         self.on_change(now);
+    }
+
+    /// The stream came to rest, or runs again.
+    pub(super) fn on_stream(&mut self, stream_done: bool) {
+        if std::mem::replace(&mut self.is_resting, stream_done) == stream_done {
+            return;
+        }
+        self.beacons.on_urgent();
+        if stream_done {
+            let rounds = self.redundancy.symbols().isqrt();
+            let windows: Vec<_> = self.redundancy.unsettled().collect();
+            self.fill.begin_with(windows.into_iter(), rounds, self.levels.layout());
+        }
     }
 
     /// Pages or symbols went out.
@@ -130,7 +147,7 @@ impl Repair {
             return None;
         }
         self.learn(situation.members, now);
-        if self.beacons.adjust_permit(situation, self.levels.is_owing(), now) {
+        if self.beacons.adjust_permit(situation, now) {
             self.on_change(now);
         }
         Some(self.beacon(situation, now))
@@ -148,10 +165,13 @@ impl Repair {
             return None;
         }
         self.on_sent();
+        if self.is_resting && !self.levels.is_owing() {
+            self.beacons.on_urgent();
+        }
         Some(symbols)
     }
 
-    /// More symbols of every block in turn, once nobody seems to have a better idea.
+    /// What those need who let others go first, then more symbols of every block in turn, once nobody seems to have a better idea.
     pub(super) fn poll_fill(
         &mut self,
         budget: u32,
@@ -161,10 +181,21 @@ impl Repair {
         if self.fill_at(situation).is_none_or(|at| now < at) {
             return None;
         }
-        for block in self.fill.poll(budget, now) {
-            self.levels.promise_one(block);
+        if self.levels.is_holding() {
+            self.levels.promise_held(budget);
+        } else {
+            for block in self.fill.poll(budget, now) {
+                self.levels.promise_one(block);
+            }
         }
-        self.poll_promised(budget)
+        let symbols = self.levels.poll(budget);
+        self.on_sent();
+        (!symbols.is_empty()).then_some(symbols)
+    }
+
+    /// Whether everything that was asked for is sent, and something else may be.
+    pub(super) fn is_idle(&self, situation: Situation, now: Instant) -> bool {
+        !self.levels.is_holding() && self.fill_at(situation).is_some_and(|at| at <= now)
     }
 
     /// From when on one of the `poll_` has something.
@@ -184,34 +215,33 @@ impl Repair {
 
     fn learn(&mut self, members: usize, now: Instant) {
         if members > 0 {
-            self.redundancy.learn(&self.levels, now);
+            let reporters = self.beacons.reporters(members);
+            self.redundancy.learn(&mut self.levels, reporters, now);
         }
     }
 
     fn beacon_at(&self, situation: Situation) -> Option<Instant> {
-        let calm_at = situation.stream_done.then(|| self.changed_at + patience(situation.members));
-        self.beacons.due_at(self.levels.is_owing(), calm_at)
+        let calm_at = situation.stream_done.then(|| self.calm_at(situation));
+        self.beacons.due_at(situation, self.levels.is_owing(), calm_at)
     }
 
     fn fill_at(&self, situation: Situation) -> Option<Instant> {
         if !situation.stream_done || self.levels.is_owing() {
             return None;
         }
-        Some(self.fill.due_at()?.max(self.changed_at + patience(situation.members)))
+        if self.levels.is_holding() {
+            return Some(self.changed_at);
+        }
+        // Of many, somebody lacks something.
+        let reporters = self.beacons.reporters(situation.members);
+        let is_sure = !reporters.are_few() && self.redundancy.symbols() > 0;
+        let from = if is_sure { self.changed_at } else { self.calm_at(situation) };
+        Some(self.fill.due_at()?.max(from))
     }
-}
 
-/// The time over which the reports of so many members are spread.
-fn spread(members: usize) -> Duration {
-    if members > FEW_MEMBERS {
-        return SPREAD_MANY;
+    fn calm_at(&self, situation: Situation) -> Instant {
+        self.changed_at + patience(situation.members, situation.stream_done)
     }
-    SPREAD_MIN.max(Duration::from_millis(members as u64))
-}
-
-/// How long a report may be under way that answers the last change.
-fn patience(members: usize) -> Duration {
-    2 * spread(members) + REPORT_DELAY
 }
 
 #[cfg(test)]

@@ -6,15 +6,35 @@ use std::time::Instant;
 use bootcast_proto::WindowIndex;
 
 use super::levels::Levels;
+use super::reporters::Reporters;
 
 /// More is never sent unasked: half of what the pages themselves take.
 const MOST: u32 = 64;
+
+/// Windows with fewer blocks tell too little, unless there is no other.
+const TELLING_BLOCKS: usize = 32;
+
+/// Shares of a window's blocks, in thousandths, that may need more than they got unasked: with more of them it becomes more, with fewer
+/// it becomes less.
+#[derive(Clone, Copy, Debug)]
+struct Aim {
+    most: u64,
+    least: u64,
+}
+
+/// Few members tell all of their needs, and soon: what is sent unasked is what nearly every block needs anyway.
+const OF_FEW: Aim = Aim { most: 900, least: 500 };
+
+/// The reports of many take long, and are not to become many: few blocks are left to them.
+const OF_MANY: Aim = Aim { most: 250, least: 20 };
 
 /// A window whose reports are still under way.
 #[derive(Debug)]
 struct Watched {
     window: WindowIndex,
-    /// Symbols that its blocks got unasked.
+    /// What each of its blocks had got when the stream had passed it.
+    base: Vec<u32>,
+    /// Symbols that its blocks got unasked, at first.
     given: u32,
     settled_at: Instant,
 }
@@ -33,30 +53,66 @@ impl Redundancy {
         self.symbols
     }
 
-    /// Looks at the needs of this window once they are known.
-    pub(super) fn watch(&mut self, window: WindowIndex, settled_at: Instant) {
-        self.watched.push_back(Watched { window, given: self.symbols, settled_at });
+    /// The stream has passed this window: promises it what windows get, and watches for what it needs.
+    pub(super) fn begin(&mut self, window: WindowIndex, levels: &mut Levels, settled_at: Instant) {
+        self.watched.retain(|watched| watched.window != window);
+        let base: Vec<u32> = levels.sent_in(window).collect();
+        levels.promise_above(window, &base, self.symbols);
+        self.watched.push_back(Watched { window, base, given: self.symbols, settled_at });
     }
 
-    /// Follows the windows whose needs are known by now.
-    pub(super) fn learn(&mut self, levels: &Levels, now: Instant) {
+    /// Windows whose needs are not all known yet.
+    pub(super) fn unsettled(&self) -> impl Iterator<Item = WindowIndex> {
+        self.watched.iter().map(|watched| watched.window)
+    }
+
+    /// Follows the needs that are known by now. What it becomes is promised to the windows under watch as well.
+    pub(super) fn learn(&mut self, levels: &mut Levels, reporters: Reporters, now: Instant) {
+        let before = self.symbols;
+        let telling = TELLING_BLOCKS.min(levels.blocks_of_a_window());
+        for watched in self.watched.iter().filter(|watched| watched.base.len() >= telling) {
+            self.symbols = self.symbols.max(watched.needed(levels, reporters).min(MOST));
+        }
+        if self.symbols > before {
+            for watched in &self.watched {
+                levels.promise_above(watched.window, &watched.base, self.symbols);
+            }
+        }
         while self.watched.front().is_some_and(|it| it.settled_at <= now)
             && let Some(watched) = self.watched.pop_front()
         {
-            self.follow(&watched, levels);
+            let is_much = watched.given == self.symbols && watched.given > 0;
+            if is_much && watched.base.len() >= telling && watched.is_content(levels, reporters) {
+                self.symbols -= 1;
+            }
         }
+    }
+}
+
+impl Watched {
+    /// What all of its blocks need but those that are left to reports.
+    fn needed(&self, levels: &Levels, reporters: Reporters) -> u32 {
+        let mut needs: Vec<u32> = self.needs(levels).collect();
+        needs.sort_unstable();
+        let left = reporters.share_of(aim(reporters).most, needs.len());
+        needs.iter().rev().nth(left).copied().unwrap_or(0)
     }
 
-    fn follow(&mut self, watched: &Watched, levels: &Levels) {
-        let mut promised: Vec<u32> = levels.promised_in(watched.window).collect();
-        promised.sort_unstable();
-        let more = promised.iter().filter(|&&promised| promised > watched.given).count();
-        if more * 10 > promised.len() * 9 {
-            // What all but a tenth need: one more than they got, at least.
-            let needed = promised[promised.len() / 10];
-            self.symbols = self.symbols.max(needed.min(MOST));
-        } else if more * 2 < promised.len() && watched.given == self.symbols {
-            self.symbols = self.symbols.saturating_sub(1);
-        }
+    /// Whether hardly any of its blocks needed more than they got.
+    fn is_content(&self, levels: &Levels, reporters: Reporters) -> bool {
+        let short = self.needs(levels).filter(|&need| need > self.given).count();
+        short < 1 + reporters.share_of(aim(reporters).least, self.base.len())
     }
+
+    /// What was asked for each of its blocks since the stream passed it; 0 where nobody asked.
+    fn needs(&self, levels: &Levels) -> impl Iterator<Item = u32> {
+        levels
+            .asked_in(self.window)
+            .zip(&self.base)
+            .map(|(asked, base)| asked.saturating_sub(*base))
+    }
+}
+
+fn aim(reporters: Reporters) -> Aim {
+    if reporters.are_few() { OF_FEW } else { OF_MANY }
 }
