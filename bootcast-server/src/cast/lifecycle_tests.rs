@@ -272,8 +272,8 @@ mod demand {
         advance(&mut cast, &mut now);
         assert_eq!(poll(&mut cast, 44, now), Some(Sending::Pages(PageRange::new(0, 44))));
         want(&mut cast, 1, &[(40, 10)], &[(1, 40)], now);
-        assert_eq!(cast.poll_urgent(44, now), Some(Sending::Pages(PageRange::new(44, 50))));
-        assert_eq!((cast.urgent(44), cast.demanded()), (None, 6));
+        assert_eq!(cast.poll_urgent(44, now), Some(Sending::Pages(PageRange::new(44, 49))));
+        assert_eq!((cast.urgent(44), cast.demanded()), (None, 5));
         assert_eq!(cast.poll_transmit(44, now), Some(Sending::Pages(PageRange::new(44, 88))));
     }
 
