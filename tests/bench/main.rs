@@ -10,8 +10,8 @@ mod fleet;
 mod gigabit;
 mod memory;
 mod one_client;
-mod random;
 mod peers;
+mod random;
 mod report;
 mod wants;
 

@@ -63,9 +63,8 @@ fn a_server_that_dies_while_members_repair_takes_nothing_from_them() {
     let outputs = [1, 2].map(|k| lab.client(k).fresh_path("out"));
     let mut reader = readers::copy(lab.client(1), &mount.join("image"), &outputs[0]);
     let mut get = start_get(lab.client(2), &lab.url("image"), &outputs[1]);
-    server.wait_cast("image", "the stream is over, symbols are being sent", |cast| {
-        cast.pages_sent >= cast.pages.into() && cast.symbols_sent > 100
-    });
+    // Losing all of them slows the cast down to its floor, but more are always promised.
+    server.wait_cast("image", "symbols are being sent", |cast| cast.symbols_sent > 500);
     server.kill();
     for host in lab.clients() {
         host.run_ok("nft", ["delete", "table", "netdev", "symbols"]);

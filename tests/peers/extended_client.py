@@ -29,7 +29,7 @@ import urllib.parse
 import urllib.request
 
 SYMBOL, BEACON, END = 1, 2, 3    # kinds of datagrams on the repair channel
-FIXED = 16                       # bytes of a beacon's payload before its windows
+FIXED = 32                       # bytes of a beacon's payload before its windows
 PACE = struct.Struct("!QI2H")    # the last 16 of them
 K = 128                          # pages in a block; as many repair symbols can be made of it
 REST = 0.5                       # seconds of rest after which a stream has nothing more to bring
@@ -286,7 +286,7 @@ class Membership:
 
     def take_beacon(self, payload):
         number, position, members, permit, spread = struct.unpack("!3I2H", payload[:16])
-        sent, _rate, panel, interval = PACE.unpack(payload[16:FIXED]) if FIXED == 32 else (0, 0, 0, 0)
+        sent, _rate, panel, interval = PACE.unpack(payload[16:FIXED])
         if self.beacon and number <= self.beacon["number"]:
             return True
         self.beacon = {"number": number, "members": max(members, 1), "permit": permit,

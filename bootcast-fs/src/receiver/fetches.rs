@@ -138,8 +138,8 @@ impl Fetches {
         let waited = missing.oldest.and_then(|bytes| first_missing(geometry, held, bytes.clone()));
         if missing.scope == Scope::Waited {
             // Up to the end of what is waited for: nobody wants what lies behind it.
-            let wanted = geometry.pages_covering(missing.oldest?.clone());
-            return Some(PageRange { start: waited?, end: wanted.end });
+            let end = geometry.pages_covering(missing.oldest?.clone()).end;
+            return Some(PageRange { start: waited?, end });
         }
         let start = waited
             .or_else(|| first_missing(geometry, held, self.position..geometry.size()))

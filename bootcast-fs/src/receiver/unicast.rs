@@ -80,11 +80,17 @@ pub(super) struct Unicast {
     telling: bool,
     /// Fetches in a row of which the server knew nothing, though it takes joins.
     contradictions: u32,
+    relisten: Relisten,
+    pub(super) fetches: Fetches,
+}
+
+/// Attempts of a member that fetches to hear something.
+#[derive(Clone, Copy, Debug, Default)]
+struct Relisten {
     /// When to enter the group anew.
-    relisten_at: Option<Instant>,
+    at: Option<Instant>,
     /// The next demand may go out, to see whether the answer comes.
     probes: bool,
-    pub(super) fetches: Fetches,
 }
 
 /// What is known of the server of the present cast.
@@ -133,7 +139,7 @@ impl Unicast {
 
     fn poll_timeout(&self) -> Option<Instant> {
         let patience = self.awaited_since.map(|since| since + PATIENCE);
-        [patience, self.relisten_at, self.fetches.poll_timeout()].into_iter().flatten().min()
+        [patience, self.relisten.at, self.fetches.poll_timeout()].into_iter().flatten().min()
     }
 
     /// Whether the server believes otherwise. While it is not known whether a new membership hears anything, there is nothing
@@ -150,12 +156,12 @@ impl Unicast {
 
     /// Whether a reader's demand may go out: of a member that fetches, one each time that it listened anew.
     pub(super) fn may_want(&self) -> bool {
-        self.relies_on_multicast() || self.probes
+        self.relies_on_multicast() || self.relisten.probes
     }
 
     /// A demand goes out.
     pub(super) fn wanted(&mut self) {
-        self.probes = false;
+        self.relisten.probes = false;
     }
 
     /// Whether no group is listened to.
@@ -196,7 +202,7 @@ impl Receiver {
         self.unicast.awaited_since = None;
         if self.unicast.mode == UnicastMode::Auto && self.unicast.is_fetching {
             self.unicast.is_fetching = false;
-            self.unicast.relisten_at = None;
+            self.unicast.relisten.at = None;
             self.unicast.fetches.clear();
             self.adjust_silence();
             if let Some(repair) = &mut self.repair {
@@ -211,14 +217,14 @@ impl Receiver {
     pub(super) fn tend_unicast(&mut self, now: Instant) {
         if self.unicast.handle_timeout(now) && self.membership.is_member() {
             self.unicast.is_fetching = true;
-            self.unicast.relisten_at = Some(now + RELISTEN);
+            self.unicast.relisten.at = Some(now + RELISTEN);
             self.adjust_silence();
             self.tell_news(now);
         }
-        if self.unicast.relisten_at.take_if(|at| *at <= now).is_some() && self.is_fetching() {
+        if self.unicast.relisten.at.take_if(|at| *at <= now).is_some() && self.is_fetching() {
             self.membership.listen_anew();
-            self.unicast.probes = true;
-            self.unicast.relisten_at = Some(now + RELISTEN);
+            self.unicast.relisten.probes = true;
+            self.unicast.relisten.at = Some(now + RELISTEN);
         }
     }
 

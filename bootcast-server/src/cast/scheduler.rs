@@ -463,6 +463,7 @@ impl Scheduler {
             if running.cast.poll_transmit_at().is_none_or(|at| now < at) {
                 running.deficit = 0;
                 running.allowance.rest();
+                running.control.rest();
             }
             self.next_turn();
         }

@@ -73,6 +73,17 @@ pub(in crate::cast) enum Start {
     LastGood(BitRate),
 }
 
+/// What a cast made of its rate in an interval.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Usage {
+    /// It sent what it might.
+    Full,
+    /// It had nothing to send at times.
+    Rested,
+    /// It always had something to send, but this share of the rate is all that the others, or the machine, left to it.
+    HeldUp(f64),
+}
+
 /// What got through at the last congestion.
 #[derive(Clone, Copy, Debug)]
 struct Ceiling {
@@ -162,9 +173,8 @@ impl Controller {
         (self.was_congested && self.rate < self.line).then(|| self.rate())
     }
 
-    /// Follows what members got in the last interval. `is_limited`: the cast sent as much as its rate allowed. `true`: what
-    /// was told before says nothing of the rate from now on.
-    pub(super) fn update(&mut self, view: &View, is_limited: bool, now: Instant) -> bool {
+    /// Follows what members got in the last interval. `true`: what was told before says nothing of the rate from now on.
+    pub(super) fn update(&mut self, view: &View, usage: Usage, now: Instant) -> bool {
         if std::mem::take(&mut self.skips) {
             return true;
         }
@@ -174,21 +184,25 @@ impl Controller {
         if self.judge(view, now) {
             return true;
         }
+        let sent = match usage {
+            Usage::Full | Usage::Rested => self.rate,
+            Usage::HeldUp(share) => self.rate * share,
+        };
         if view.median > median_base + SHARED_EXCESS {
-            let through = self.rate * (1.0 - view.median) / (1.0 - median_base);
+            let through = sent * (1.0 - view.median) / (1.0 - median_base);
             let lost = (view.median, median_base);
-            self.lower(Congestion::Shared, through, through * SHARED_MARGIN, lost, now);
+            self.lower(Congestion::Shared, sent, (through, SHARED_MARGIN), lost, now);
             return true;
         }
         let drops = self.proven.map_or(0.0, |proven| proven.drops);
         let is_lossy = view.worst_average.is_some_and(|lost| lost > worst_base + GROUP_EXCESS);
         if is_lossy || view.worst_drops > drops + GROUP_DROPS {
-            let through = self.rate * view.delivered.max(GROUP_STEP);
+            let through = sent * view.delivered.max(GROUP_STEP);
             let lost = (1.0 - view.delivered, worst_base);
-            self.lower(Congestion::Group, through, through * GROUP_MARGIN, lost, now);
+            self.lower(Congestion::Group, sent, (through, GROUP_MARGIN), lost, now);
             return true;
         }
-        if is_limited {
+        if usage == Usage::Full {
             self.grow();
         }
         false
@@ -242,18 +256,18 @@ impl Controller {
     fn lower(
         &mut self,
         congestion: Congestion,
-        through: f64,
-        rate: f64,
+        sent: f64,
+        (through, margin): (f64, f64),
         (lost, base): (f64, f64),
         now: Instant,
     ) {
         let before = self.rate;
-        self.rate = rate.clamp(self.floor, self.line);
+        self.rate = (through * margin).clamp(self.floor, self.line);
         self.ceiling = Some(Ceiling { rate: through, at: now });
         self.was_congested = true;
         self.skips = true;
         // What gets through a narrow place does not depend on what is sent into it.
-        let expected = (1.0 - (1.0 - lost) * before / self.rate).max(base.min(lost));
+        let expected = (1.0 - (1.0 - lost) * sent / self.rate).max(base.min(lost));
         let earlier = self.trial.filter(|trial| trial.congestion == congestion);
         let (number, rate) = earlier.map_or((1, before), |trial| (trial.number + 1, trial.rate));
         self.trial = Some(Trial { congestion, number, rate, lost, expected });
@@ -322,7 +336,7 @@ mod tests {
                 worst_drops: drops,
                 delivered: 1.0 - worst - drops,
             };
-            self.controller.update(&view, true, self.now);
+            self.controller.update(&view, Usage::Full, self.now);
             self.mbit()
         }
 
@@ -401,7 +415,7 @@ mod tests {
         let mut lab = Lab::new(Start::Ceiling);
         lab.now += INTERVAL;
         let view = View { worst: 0.8, delivered: 0.2, ..View::default() };
-        lab.controller.update(&view, true, lab.now);
+        lab.controller.update(&view, Usage::Full, lab.now);
         assert!(near(lab.mbit(), 1000.0), "too little is known of the average");
     }
 
@@ -443,8 +457,22 @@ mod tests {
         let mut lab = Lab::new(Start::Cautious);
         lab.now += INTERVAL;
         let view = View { delivered: 1.0, ..View::default() };
-        lab.controller.update(&view, false, lab.now);
+        lab.controller.update(&view, Usage::HeldUp(0.5), lab.now);
+        lab.controller.update(&view, Usage::Rested, lab.now);
         assert!(near(lab.mbit(), 100.0));
+    }
+
+    #[test]
+    fn what_gets_through_is_counted_from_what_was_sent_and_not_from_what_might_have_been() {
+        let lose = |usage| {
+            let mut lab = Lab::new(Start::Ceiling);
+            lab.lose(0.0);
+            let view = View { median: 0.5, ..View::default() };
+            lab.controller.update(&view, usage, lab.now);
+            lab.mbit()
+        };
+        assert!(near(lose(Usage::Full), 475.0) && near(lose(Usage::Rested), 475.0));
+        assert!(near(lose(Usage::HeldUp(0.2)), 95.0));
     }
 
     #[test]
@@ -471,16 +499,21 @@ mod tests {
     proptest! {
         #[test]
         fn whatever_members_lose_the_rate_is_between_floor_and_ceiling(
-            views in proptest::collection::vec((0.0..=1.0, 0.0..=1.0, 0.0..=1.0, any::<bool>(), 0u64..4000), 0..200),
+            views in proptest::collection::vec((0.0..=1.0, 0.0..=1.0, 0.0..=1.0, -1.0..2.0, 0u64..4000), 0..200),
             cautious: bool,
         ) {
             let mut lab = Lab::new(if cautious { Start::Cautious } else { Start::Ceiling });
-            for (median, worst, drops, is_limited, pause_ms) in views {
+            for (median, worst, drops, usage, pause_ms) in views {
                 lab.now += Duration::from_millis(pause_ms);
                 let view = View {
                     median, worst, worst_average: Some(worst), worst_drops: drops, delivered: 1.0 - worst,
                 };
-                lab.controller.update(&view, is_limited, lab.now);
+                let usage = match usage {
+                    ..0.0 => Usage::Rested,
+                    1.0.. => Usage::Full,
+                    share => Usage::HeldUp(share),
+                };
+                lab.controller.update(&view, usage, lab.now);
                 prop_assert!((10.0..=1000.0).contains(&lab.mbit()), "{}", lab.mbit());
             }
         }

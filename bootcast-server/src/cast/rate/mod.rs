@@ -18,8 +18,8 @@ use bootcast_proto::wire::Pace;
 use bootcast_proto::{BitRate, Token};
 
 pub(super) use allowance::Allowance;
-use controller::Controller;
 pub(super) use controller::Start;
+use controller::{Controller, Usage};
 use panel::Panel;
 
 /// Between two reports of a member of the panel, and between two looks at what they say.
@@ -46,6 +46,8 @@ pub(super) struct RateControl {
     datagram_wire: u64,
     /// Pages and symbols that were handed out.
     sent: u64,
+    /// There was nothing to send at some time since the last look.
+    rested: bool,
     /// The last look, and `sent` at looks up to [`RECENT`] ago, oldest first.
     looks: VecDeque<(Instant, u64)>,
     /// Of the panel, at most.
@@ -61,6 +63,7 @@ impl RateControl {
             panel: Panel::default(),
             datagram_wire,
             sent: 0,
+            rested: true,
             looks: VecDeque::from([(now, 0)]),
             members: PANEL_MEMBERS,
             interval: INTERVAL,
@@ -80,6 +83,11 @@ impl RateControl {
             self.looks = VecDeque::from([(now, 0)]);
         }
         self.sent += datagrams;
+    }
+
+    /// There is nothing to send at present.
+    pub(super) fn rest(&mut self) {
+        self.rested = true;
     }
 
     /// A member left, or hears nothing any more.
@@ -108,11 +116,16 @@ impl RateControl {
         while self.looks.len() > 2 && self.looks[1].0 + RECENT <= now {
             self.looks.pop_front();
         }
+        let rested = std::mem::take(&mut self.rested);
         let Some(view) = self.panel.view() else { return false };
         let before = self.rate();
-        let allowed = before.bytes_in(elapsed);
-        let is_limited = is_share(datagrams * self.datagram_wire, allowed);
-        if self.controller.update(&view, is_limited, now) {
+        let used = share(datagrams * self.datagram_wire, before.bytes_in(elapsed));
+        let usage = match used {
+            LIMITED_SHARE.. => Usage::Full,
+            _ if rested => Usage::Rested,
+            _ => Usage::HeldUp(used),
+        };
+        if self.controller.update(&view, usage, now) {
             self.panel.forget_samples();
         }
         self.rate() != before
@@ -141,8 +154,8 @@ impl RateControl {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a share, to a few digits")]
-fn is_share(used: u64, allowed: u64) -> bool {
-    used as f64 >= allowed as f64 * LIMITED_SHARE
+fn share(used: u64, allowed: u64) -> f64 {
+    used as f64 / allowed.max(1) as f64
 }
 
 #[cfg(test)]

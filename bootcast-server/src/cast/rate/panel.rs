@@ -20,6 +20,9 @@ const NET_INTERVALS_MIN: usize = 4;
 /// Intervals over which what sockets had no room for is averaged, 5 s.
 const DROPS_INTERVALS: usize = 20;
 
+/// More than this in one interval needs no average.
+const DROPS_AT_ONCE: f64 = 0.5;
+
 /// A member that was silent for longer begins anew.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(5);
 
@@ -183,7 +186,8 @@ impl Member {
     /// machine too slow.
     fn drops(&self) -> f64 {
         let shares = self.samples.iter().map(|sample| share(sample.drops, sample.sent));
-        shares.sum::<f64>() / to_f64(DROPS_INTERVALS as u64)
+        let latest = shares.clone().next_back().filter(|latest| *latest > DROPS_AT_ONCE);
+        latest.unwrap_or_else(|| shares.sum::<f64>() / to_f64(DROPS_INTERVALS as u64))
     }
 }
 
@@ -256,6 +260,8 @@ mod tests {
         assert!(near(view.median, 0.03) && near(view.worst, 0.03) && near(view.delivered, 0.77));
         assert!(near(view.worst_drops, 0.01), "an interval of twenty");
         assert_eq!(lab.view(), None, "nobody said anything since");
+        lab.report(1, 0, 600);
+        assert!(near(lab.view().unwrap().worst_drops, 0.6), "more than half at once");
     }
 
     #[test]
