@@ -95,7 +95,8 @@ impl Reporter {
     fn news_at(&self) -> Option<Instant> {
         match self.phase {
             Phase::Asking => None,
-            Phase::Holding { until, .. } => self.news.map(|at| at.max(until)),
+            Phase::Holding { since, .. } => self.news.map(|at| at.max(self.pause_end(since))),
+            Phase::Retrying { until } => self.news.map(|at| at.max(until)),
             Phase::Quiet | Phase::Drawn { .. } => self.news,
         }
     }
@@ -140,12 +141,15 @@ impl Reporter {
     /// When the pause after a report is over.
     fn free_at(&self) -> Option<Instant> {
         match self.phase {
-            Phase::Holding { since, heard_beacon: true } => {
-                Some(since + 2 * self.newest.map_or(Duration::ZERO, |newest| newest.spread))
-            }
+            Phase::Holding { since, heard_beacon: true } => Some(self.pause_end(since)),
             Phase::Retrying { until } => Some(until),
             Phase::Quiet | Phase::Drawn { .. } | Phase::Asking | Phase::Holding { .. } => None,
         }
+    }
+
+    /// The pause after a report that was heard at this time.
+    fn pause_end(&self, since: Instant) -> Instant {
+        since + 2 * self.newest.map_or(Duration::ZERO, |newest| newest.spread)
     }
 
     /// Runs what is due. `true`: report now.
@@ -180,9 +184,7 @@ impl Reporter {
         }
         match self.phase {
             Phase::Drawn { .. } if is_short => self.phase = Phase::Asking,
-            Phase::Quiet | Phase::Drawn { .. } | Phase::Asking | Phase::Holding { .. } => {
-                self.telling = true;
-            }
+            _ => self.telling = true,
         }
         true
     }

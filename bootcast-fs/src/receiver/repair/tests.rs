@@ -58,7 +58,7 @@ fn a_new_member_misses_every_page_of_every_block() {
 fn nothing_is_reported_of_a_window_that_is_not_closed() {
     let (mut repair, _) = lacking(&[0, 300]);
     let now = Instant::now();
-    repair.page_seen(PageIndex(0));
+    (0..128).for_each(|page| repair.page_seen(PageIndex(page)));
     repair.beacon(&beacon(1, 255, 0, 0), now);
     assert!(!repair.is_short());
     repair.beacon(&beacon(2, 256, 0, 0), now);
