@@ -252,7 +252,7 @@ impl Object {
         datagrams: impl Iterator<Item = (SocketAddr, &'a [u8])>,
     ) -> Vec<Checked<'a>> {
         let gate = *self.lock().receiver.gate();
-        datagrams.map(|(from, datagram)| gate.check(from, datagram)).collect()
+        gate.check_all(datagrams)
     }
 
     /// Counts datagrams that this machine was too slow for.

@@ -20,6 +20,15 @@ fn tag(criterion: &mut Criterion) {
         group.bench_function(format!("check/{len}"), |bencher| {
             bencher.iter(|| key.is_genuine(black_box(&datagram)));
         });
+        let mut batch = vec![1; 44 * len];
+        group.throughput(Throughput::Bytes(batch.len() as u64));
+        group.bench_function(format!("seal 44 at once/{len}"), |bencher| {
+            bencher.iter(|| key.seal_all(black_box(&mut batch), len));
+        });
+        let datagrams: Vec<_> = batch.chunks(len).collect();
+        group.bench_function(format!("check 44 at once/{len}"), |bencher| {
+            bencher.iter(|| key.are_genuine(black_box(&datagrams)));
+        });
     }
     group.finish();
 }

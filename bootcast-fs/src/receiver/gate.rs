@@ -29,7 +29,7 @@ pub struct Checked<'a> {
     finding: Finding,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Finding {
     Genuine,
     /// From another address than the server's.
@@ -52,14 +52,40 @@ impl Gate {
 
     /// Looks at a datagram; the work grows with its length.
     pub fn check<'a>(&self, from: SocketAddr, bytes: &'a [u8]) -> Checked<'a> {
+        let is_genuine = |key: DatagramKey| key.is_genuine(bytes);
         let finding = if !self.is_sender(from) {
             Finding::Stranger
-        } else if self.key.is_some_and(|key| !key.is_genuine(bytes)) {
-            Finding::Forged
-        } else {
+        } else if self.key.is_none_or(is_genuine) {
             Finding::Genuine
+        } else {
+            Finding::Forged
         };
         Checked { from, bytes, epoch: self.epoch, finding }
+    }
+
+    /// Looks at many datagrams, in their order, which is faster than one by one. Those of strangers cost nothing.
+    pub fn check_all<'a>(
+        &self,
+        datagrams: impl Iterator<Item = (SocketAddr, &'a [u8])>,
+    ) -> Vec<Checked<'a>> {
+        let epoch = self.epoch;
+        let mut checked: Vec<_> = datagrams
+            .map(|(from, bytes)| {
+                let is_sender = self.is_sender(from);
+                let finding = if is_sender { Finding::Genuine } else { Finding::Stranger };
+                Checked { from, bytes, epoch, finding }
+            })
+            .collect();
+        let Some(key) = self.key else { return checked };
+        let mut claimed: Vec<_> =
+            checked.iter_mut().filter(|it| it.finding == Finding::Genuine).collect();
+        let bytes: Vec<_> = claimed.iter().map(|it| it.bytes).collect();
+        for (it, is_genuine) in claimed.iter_mut().zip(key.are_genuine(&bytes)) {
+            if !is_genuine {
+                it.finding = Finding::Forged;
+            }
+        }
+        checked
     }
 
     /// Whether the datagram may be believed; one that may not is counted. What was found of it by a copy that is out of

@@ -137,9 +137,9 @@ impl PageReader {
         for (page, datagram) in window.iter().zip(self.window.chunks_mut(datagram)) {
             let (header, payload) = datagram.split_at_mut(HEADER_LEN);
             header.copy_from_slice(&self.layout.header(page, announced, payload));
-            if let Some(key) = &self.key {
-                key.seal(datagram);
-            }
+        }
+        if let Some(key) = &self.key {
+            key.seal_all(&mut self.window, datagram);
         }
         self.bytes_read += len as u64;
         self.held = window;

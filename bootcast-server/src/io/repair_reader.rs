@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use bootcast_proto::fec::{Engine, REPAIRS, RepairIndex, SourceIndex, encode};
-use bootcast_proto::wire::symbol_header;
+use bootcast_proto::wire::{REPAIR_HEADER_LEN, symbol_header};
 use bootcast_proto::{BlockIndex, BlockLayout, DatagramKey, Geometry, PageRange};
 use rustix::io::Errno;
 
@@ -95,12 +95,12 @@ impl RepairReader {
             }
             let payload = self.ready.get(&key).expect("made above");
             let header = symbol_header(symbol.block, symbol.number, symbol.promised);
-            let start = self.datagrams.len();
             self.datagrams.extend_from_slice(&header);
             self.datagrams.extend_from_slice(payload);
-            if let Some(key) = &self.key {
-                key.seal(&mut self.datagrams[start..]);
-            }
+        }
+        if let Some(key) = &self.key {
+            let datagram_len = REPAIR_HEADER_LEN + self.page_size();
+            key.seal_all(&mut self.datagrams, datagram_len);
         }
         Ok(&self.datagrams)
     }

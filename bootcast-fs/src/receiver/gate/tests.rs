@@ -217,6 +217,30 @@ fn what_another_cast_sent_to_the_same_group_is_dropped() {
 }
 
 #[test]
+fn many_that_are_checked_at_once_are_judged_as_each_alone() {
+    let member = Member::new();
+    let gate = *member.receiver.gate();
+    let datagrams: Vec<_> = (0..40)
+        .map(|at| {
+            let Sent::Page(bytes) =
+                page(Some(key(1 + u8::from(at % 3 == 0))), at % PAGES, &content(at))
+            else {
+                panic!("a page")
+            };
+            let stranger: SocketAddr = "192.0.2.99:1".parse().unwrap();
+            (if at % 5 == 0 { stranger } else { SERVER }, bytes)
+        })
+        .collect();
+    let each = || datagrams.iter().map(|(from, bytes)| (*from, bytes.as_slice()));
+    let alone: Vec<_> = each().map(|(from, bytes)| gate.check(from, bytes).finding).collect();
+    let at_once: Vec<_> = gate.check_all(each()).iter().map(|it| it.finding).collect();
+    assert_eq!(at_once, alone);
+    for finding in [Finding::Genuine, Finding::Stranger, Finding::Forged] {
+        assert!(alone.contains(&finding));
+    }
+}
+
+#[test]
 fn what_was_checked_before_another_join_is_checked_again() {
     let mut member = Member::new();
     let (Sent::Page(old), Sent::Page(new)) =
