@@ -121,9 +121,9 @@ mod sys {
 mod sys {
     use core::arch::x86_64::{
         __m256i, _mm256_add_epi32, _mm256_loadu_si256, _mm256_or_si256, _mm256_permute2x128_si256,
-        _mm256_set1_epi32, _mm256_setr_epi8, _mm256_setzero_si256, _mm256_shuffle_epi8,
-        _mm256_slli_epi32, _mm256_srli_epi32, _mm256_storeu_si256, _mm256_unpackhi_epi32,
-        _mm256_unpackhi_epi64, _mm256_unpacklo_epi32, _mm256_unpacklo_epi64, _mm256_xor_si256,
+        _mm256_set1_epi32, _mm256_setr_epi8, _mm256_shuffle_epi8, _mm256_slli_epi32,
+        _mm256_srli_epi32, _mm256_storeu_si256, _mm256_unpackhi_epi32, _mm256_unpackhi_epi64,
+        _mm256_unpacklo_epi32, _mm256_unpacklo_epi64, _mm256_xor_si256,
     };
     use core::array::from_fn;
     use core::ops::Range;
@@ -256,21 +256,22 @@ mod sys {
     /// The block of each message that begins here, word by word.
     #[target_feature(enable = "avx2")]
     fn load(datagrams: &[&[u8]; LANES], at: usize) -> [Words; 16] {
-        let whole = datagrams.map(|datagram| whole_block(datagram, at));
-        if let [Some(a), Some(b), Some(c), Some(d), Some(e), Some(f), Some(g), Some(h)] = whole {
-            return by_words([a, b, c, d, e, f, g, h]);
+        let (mut low, mut high) = ([every(0); LANES], [every(0); LANES]);
+        // Loops, for an iterator's closures would be calls: the library that calls them does not know of AVX2.
+        for lane in 0..LANES {
+            let edge;
+            let block = if let Some(whole) = whole_block(datagrams[lane], at) {
+                whole
+            } else {
+                edge = edge_block(datagrams[lane], at);
+                &edge
+            };
+            low[lane] = load_words(&block[..BLOCK / 2]);
+            high[lane] = load_words(&block[BLOCK / 2..]);
         }
-        let blocks = datagrams.map(|datagram| edge_block(datagram, at));
-        by_words(blocks.each_ref())
-    }
-
-    #[target_feature(enable = "avx2")]
-    #[inline]
-    fn by_words(blocks: [&[u8; BLOCK]; LANES]) -> [Words; 16] {
-        let mut words = [_mm256_setzero_si256(); 16];
-        let (low, high) = words.split_at_mut(8);
-        low.copy_from_slice(&transpose(blocks.map(|block| load_words(&block[..BLOCK / 2]))));
-        high.copy_from_slice(&transpose(blocks.map(|block| load_words(&block[BLOCK / 2..]))));
+        let mut words = [every(0); 16];
+        words[..8].copy_from_slice(&transpose(low));
+        words[8..].copy_from_slice(&transpose(high));
         words
     }
 
