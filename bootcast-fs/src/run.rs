@@ -32,8 +32,9 @@ const SESSION_THREADS: usize = 4;
 /// Mounts, calls `ready` once the kernel knows us, and serves until somebody unmounts or a signal ends it.
 pub fn run_mount(request: &MountRequest, ready: impl FnOnce()) -> Result<(), MountError> {
     raise_file_limit();
+    // One, so that a demand is sent by the thread that is woken for it, and not handed on to another.
     let runtime = Builder::new_multi_thread()
-        .worker_threads(2)
+        .worker_threads(1)
         .enable_all()
         .build()
         .map_err(|error| MountError::failed(&error))?;

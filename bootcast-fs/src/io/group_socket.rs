@@ -24,9 +24,10 @@ impl GroupSocket {
             Socket::new(Domain::IPV4, Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP))?;
         socket.set_reuse_address(true)?;
         enlarge_buffer(&socket)?;
-        // Neither is vital: without them datagrams come one by one, and drops go uncounted.
+        // None is vital: without them datagrams come one by one, drops go uncounted, and what came before what is guessed.
         let _ = setsockopt(&socket, sockopt::UdpGroSegment, &true);
         let _ = setsockopt(&socket, sockopt::RxqOvfl, &1);
+        let _ = setsockopt(&socket, sockopt::ReceiveTimestampns, &true);
         // Only what is sent to this group, whatever else this machine is a member of.
         socket.set_multicast_all_v4(false)?;
         socket.bind(&group.into())?;

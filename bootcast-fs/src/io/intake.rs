@@ -35,9 +35,11 @@ use crate::receiver::{
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 /// Batches taken from one socket before the others are looked at.
 const BATCHES_A_TURN: usize = 8;
-/// Batches of pages that may have come before a datagram of the repair channel: as many as a full receive buffer holds.
+/// The same while there are datagrams of the repair channel that may have come later: as many as a full receive buffer holds.
 const BATCHES_BEFORE: usize = 1024;
-/// `epoll` data of the eventfd; objects count from 1, and each has two numbers.
+/// Bytes of reads that the receive thread answers itself.
+const ANSWERED_AT_ONCE: u64 = 16 << 10;
+/// `epoll` data of the eventfd; that of a socket is the number of its object, from 1.
 const WAKE: u64 = 0;
 
 /// What the receive thread needs from outside.
@@ -160,6 +162,18 @@ impl Shared {
         if !reads.is_empty() {
             // The answering thread lives as long as this sender.
             let _ = self.answers.send((object.clone(), reads));
+        }
+    }
+
+    /// As [`Self::hand_out`], for the receive thread: what takes less time than waking somebody who does it is done at once.
+    fn answer(&self, object: &Arc<Object>, reads: Vec<Ready>) {
+        if reads.iter().map(|read| read.bytes.end - read.bytes.start).sum::<u64>()
+            > ANSWERED_AT_ONCE
+        {
+            return self.hand_out(object, reads);
+        }
+        for read in reads {
+            object.answer(read);
         }
     }
 
@@ -391,13 +405,6 @@ impl Ear {
     }
 }
 
-/// Which of the two ports of a group; also the lowest bit of its `epoll` data.
-#[derive(Clone, Copy)]
-enum Channel {
-    Pages = 0,
-    Repair = 1,
-}
-
 impl Receiving {
     fn new(shared: Arc<Shared>) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
@@ -430,7 +437,7 @@ impl Receiving {
             for event in &events {
                 match event.data.u64() {
                     WAKE => self.take_inbox(),
-                    data => self.receive(data / 2, data % 2 == Channel::Repair as u64),
+                    id => self.receive(id),
                 }
             }
             // After what is in the sockets: a thread that was held up must not take that for silence.
@@ -490,10 +497,9 @@ impl Receiving {
                 }
                 Action::Unsubscribe => (attended.pages, attended.repair) = (None, None),
                 Action::Subscribe(Subscription { connect, repair, .. }) => {
-                    let hear =
-                        |group, channel| hear(&self.shared, &self.epoll, &object, group, channel);
-                    attended.pages = hear(connect, Channel::Pages);
-                    attended.repair = repair.and_then(|group| hear(group, Channel::Repair));
+                    let (shared, epoll) = (&self.shared, &self.epoll);
+                    attended.pages = hear(shared, epoll, &object, connect);
+                    attended.repair = repair.and_then(|group| hear(shared, epoll, &object, group));
                 }
             }
         }
@@ -509,39 +515,42 @@ impl Receiving {
         }
     }
 
-    fn receive(&mut self, id: u64, is_repair: bool) {
-        let Some(attended) = self.attended.get_mut(&id) else { return };
-        let object = attended.object.clone();
-        if !is_repair {
-            self.receive_pages(id, BATCHES_A_TURN);
-        } else if let Some(ear) = &mut attended.repair
-            && ear.receive(&object, &mut self.repair)
+    /// Takes what came to either socket of an object, in the order in which it came: a beacon counts what was sent before it, and
+    /// what the member had got by then is told beside that.
+    fn receive(&mut self, id: u64) {
+        let Some(Attended { object, pages, repair, .. }) = self.attended.get_mut(&id) else {
+            return;
+        };
+        let object = object.clone();
+        // Before the pages: those that came before its datagrams are all there then.
+        if !repair.as_mut().is_some_and(|ear| ear.receive(&object, &mut self.repair)) {
+            self.repair.clear();
+        }
+        let mut batches = 0..BATCHES_BEFORE;
+        while let Some(batch) = batches.next()
+            && (batch < BATCHES_A_TURN || !self.repair.is_used_up())
+            && pages.as_mut().is_some_and(|ear| ear.receive(&object, &mut self.pages))
         {
-            // What was sent before it is read before it: nothing counts as lost that waits here.
-            self.receive_pages(id, BATCHES_BEFORE);
-            object.receive_repair(datagrams(&self.repair), now());
+            let is_full = self.pages.is_full();
+            while !self.pages.is_used_up() {
+                let reads = object.receive(taken(&mut self.pages, &self.repair), now());
+                self.shared.answer(&object, reads);
+                if !self.pages.is_used_up() {
+                    object.receive_repair(taken(&mut self.repair, &self.pages), now());
+                }
+            }
+            if !is_full || object.is_resting() {
+                break;
+            }
+        }
+        if !self.repair.is_used_up() {
+            self.pages.clear();
+            object.receive_repair(taken(&mut self.repair, &self.pages), now());
         }
         if object.begin_rebuilding() {
             self.shared.rebuild(&object);
         }
         self.tend(id, now());
-    }
-
-    /// Takes pages until none are there, but no more than this many batches.
-    fn receive_pages(&mut self, id: u64, batches: usize) {
-        let Some(attended) = self.attended.get_mut(&id) else { return };
-        let Some(ear) = &mut attended.pages else { return };
-        let object = &attended.object;
-        for _ in 0..batches {
-            if !ear.receive(object, &mut self.pages) {
-                break;
-            }
-            let reads = object.receive(datagrams(&self.pages), now());
-            self.shared.hand_out(object, reads);
-            if !self.pages.is_full() || object.is_resting() {
-                break;
-            }
-        }
     }
 }
 
@@ -555,23 +564,20 @@ fn scaled(buffers: u32, batch: &RecvBatch) -> u64 {
     u64::from(buffers) * held / came.max(1)
 }
 
-/// What a batch holds, and from whom.
-fn datagrams(batch: &RecvBatch) -> impl Iterator<Item = (SocketAddr, &[u8])> {
-    batch.messages().flat_map(|message| {
+/// What a batch holds that came before the rest of another one, and from whom.
+fn taken<'a>(
+    batch: &'a mut RecvBatch,
+    other: &RecvBatch,
+) -> impl Iterator<Item = (SocketAddr, &'a [u8])> + use<'a> {
+    batch.take_until(other.next_at()).flat_map(|message| {
         let from = message.from;
         message.datagrams().map(move |datagram| (from, datagram))
     })
 }
 
 /// Listens to a port of the object's group; `None` where that cannot be.
-fn hear(
-    shared: &Shared,
-    epoll: &OwnedFd,
-    object: &Object,
-    group: SocketAddrV4,
-    channel: Channel,
-) -> Option<Ear> {
-    let data = epoll::EventData::new_u64(object.id() * 2 + channel as u64);
+fn hear(shared: &Shared, epoll: &OwnedFd, object: &Object, group: SocketAddrV4) -> Option<Ear> {
+    let data = epoll::EventData::new_u64(object.id());
     subscribe(shared, epoll, data, group)
         .inspect_err(|error| {
             warn!(path = %object.key().path, %group, %error, "cannot listen to the group");

@@ -1,10 +1,11 @@
-//! `recvmmsg` with everything that comes beside a datagram: its sender, where GRO joined several, and how many
+//! `recvmmsg` with everything that comes beside a datagram: its sender, when it came, where GRO joined several, and how many
 //! the socket dropped.
 
 use std::io;
 use std::mem;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::Duration;
 
 /// Largest thing that a UDP socket with GRO hands out.
 const SLOT_LEN: usize = 65_536;
@@ -18,11 +19,13 @@ const _: () = assert!(ADDRESS_LEN as usize == size_of::<libc::sockaddr_in>());
 /// Of an int in a control message.
 const INT_LEN: libc::c_uint = 4;
 const _: () = assert!(INT_LEN as usize == size_of::<libc::c_int>());
+/// Of a time in a control message.
+const TIME_LEN: libc::c_uint = 16;
 
-/// Room for the two control messages that are asked for, each an int.
+/// Room for the three control messages that are asked for: two ints and a time.
 #[repr(C, align(8))]
 #[derive(Clone, Copy)]
-struct Control([u8; 64]);
+struct Control([u8; 96]);
 
 /// A batch of received messages. The buffers are used again by the next call.
 pub(super) struct RecvBatch {
@@ -32,6 +35,8 @@ pub(super) struct RecvBatch {
     headers: Vec<libc::mmsghdr>,
     iovecs: Vec<libc::iovec>,
     received: usize,
+    /// Of these, as many were taken.
+    taken: usize,
 }
 
 /// One message: one datagram, or several of equal length (the last may be shorter) that GRO joined.
@@ -41,6 +46,8 @@ pub(super) struct Message<'a> {
     segment: usize,
     /// Datagrams that this socket dropped since it was made, as the kernel counts (modulo 2^32).
     pub(super) drops: Option<u32>,
+    /// When it came, by the clock of the kernel's time stamps; `None` where the socket has none.
+    at: Option<Duration>,
 }
 
 impl<'a> Message<'a> {
@@ -61,16 +68,17 @@ impl RecvBatch {
         Self {
             buffer: vec![0; SLOTS * SLOT_LEN],
             addresses: vec![address; SLOTS],
-            controls: vec![Control([0; 64]); SLOTS],
+            controls: vec![Control([0; 96]); SLOTS],
             headers: vec![header; SLOTS],
             iovecs: vec![iovec; SLOTS],
             received: 0,
+            taken: 0,
         }
     }
 
     /// Takes what is there, without waiting. 0: nothing is there.
     pub(super) fn receive(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
-        self.received = 0;
+        self.clear();
         for (slot, bytes) in self.buffer.chunks_exact_mut(SLOT_LEN).enumerate() {
             self.iovecs[slot] =
                 libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
@@ -116,6 +124,34 @@ impl RecvBatch {
         self.received == SLOTS
     }
 
+    /// Forgets what the last call brought.
+    pub(super) fn clear(&mut self) {
+        (self.received, self.taken) = (0, 0);
+    }
+
+    /// When the first message came that was not taken; `None` where there is none, or where that is not known.
+    pub(super) fn next_at(&self) -> Option<Duration> {
+        (self.taken < self.received).then(|| self.message(self.taken).at).flatten()
+    }
+
+    /// Whether every message was taken.
+    pub(super) fn is_used_up(&self) -> bool {
+        self.taken == self.received
+    }
+
+    /// Takes the messages that came until then: all, where that is `None` or not known of one.
+    pub(super) fn take_until(
+        &mut self,
+        until: Option<Duration>,
+    ) -> impl Iterator<Item = Message<'_>> {
+        let start = self.taken;
+        let is_later = |slot: usize| until.is_some_and(|until| self.message(slot).at > Some(until));
+        let end = (start..self.received).find(|slot| is_later(*slot)).unwrap_or(self.received);
+        self.taken = end;
+        let batch: &Self = self;
+        (start..end).map(|slot| batch.message(slot))
+    }
+
     /// What the last call brought.
     pub(super) fn messages(&self) -> impl Iterator<Item = Message<'_>> {
         (0..self.received).map(|slot| self.message(slot))
@@ -125,20 +161,24 @@ impl RecvBatch {
         let header = &self.headers[slot];
         let len = (header.msg_len as usize).min(SLOT_LEN);
         let bytes = &self.buffer[slot * SLOT_LEN..][..len];
-        let (mut segment, mut drops) = (len, None);
+        let (mut segment, mut drops, mut at) = (len, None, None);
         // SAFETY: the kernel filled `msg_control` of this header up to `msg_controllen`; CMSG_* stay inside it, and
-        // the payload of each message read here is checked to hold the int that is read.
+        // the payload of each message read here is checked to hold what is read, at any alignment.
         unsafe {
             let mut next = libc::CMSG_FIRSTHDR(&raw const header.msg_hdr);
             while let Some(message) = next.as_ref() {
                 let enough = message.cmsg_len >= libc::CMSG_LEN(INT_LEN) as usize;
                 let value = libc::CMSG_DATA(next).cast::<[u8; INT_LEN as usize]>();
+                let has_time = message.cmsg_len >= libc::CMSG_LEN(TIME_LEN) as usize;
                 match (message.cmsg_level, message.cmsg_type) {
                     (libc::SOL_UDP, libc::UDP_GRO) if enough => {
                         segment = usize::try_from(i32::from_ne_bytes(value.read())).unwrap_or(len);
                     }
                     (libc::SOL_SOCKET, libc::SO_RXQ_OVFL) if enough => {
                         drops = Some(u32::from_ne_bytes(value.read()));
+                    }
+                    (libc::SOL_SOCKET, libc::SCM_TIMESTAMPNS) if has_time => {
+                        at = time(libc::CMSG_DATA(next).cast::<[[u8; 8]; 2]>().read());
                     }
                     _ => {}
                 }
@@ -148,8 +188,14 @@ impl RecvBatch {
         let address = &self.addresses[slot];
         let host = Ipv4Addr::from(u32::from_be(address.sin_addr.s_addr));
         let from = SocketAddr::from((host, u16::from_be(address.sin_port)));
-        Message { from, bytes, segment: segment.max(1), drops }
+        Message { from, bytes, segment: segment.max(1), drops, at }
     }
+}
+
+/// A `struct timespec` of 64-bit words: seconds and nanoseconds.
+fn time(words: [[u8; 8]; 2]) -> Option<Duration> {
+    let [seconds, nanoseconds] = words.map(i64::from_ne_bytes);
+    Some(Duration::new(seconds.try_into().ok()?, nanoseconds.try_into().ok()?))
 }
 
 #[cfg(test)]
@@ -157,7 +203,35 @@ mod tests {
     use std::net::UdpSocket;
     use std::os::fd::AsFd;
 
+    use nix::sys::socket::{setsockopt, sockopt};
+
     use super::*;
+
+    #[test]
+    fn messages_are_taken_in_the_order_in_which_they_came_to_two_sockets() {
+        let sockets = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
+        for socket in &sockets {
+            setsockopt(socket, sockopt::ReceiveTimestampns, &true).unwrap();
+        }
+        let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+        for (number, to) in [0, 0, 1, 0, 1, 1].into_iter().enumerate() {
+            let number = u8::try_from(number).unwrap();
+            sender.send_to(&[number], sockets[to].local_addr().unwrap()).unwrap();
+        }
+        let [mut left, mut right] = [RecvBatch::new(), RecvBatch::new()];
+        assert_eq!(left.receive(sockets[0].as_fd()).unwrap(), 3);
+        assert_eq!(right.receive(sockets[1].as_fd()).unwrap(), 3);
+        let mut seen = Vec::new();
+        let take = |batch: &mut RecvBatch, until, seen: &mut Vec<_>| {
+            seen.extend(batch.take_until(until).map(|message| message.bytes[0]));
+        };
+        while !left.is_used_up() {
+            take(&mut left, right.next_at(), &mut seen);
+            take(&mut right, left.next_at(), &mut seen);
+        }
+        assert_eq!(seen, [0, 1, 2, 3, 4, 5]);
+        assert!(right.is_used_up() && right.next_at().is_none());
+    }
 
     #[test]
     fn datagrams_come_with_their_sender_and_none_comes_twice() {

@@ -100,12 +100,12 @@ const CONDITIONS: [Condition; 9] = [
     },
 ];
 
-/// Every peer on every network, in as many rounds as `ROUNDS` says.
+/// Every peer on every network, in as many rounds as `ROUNDS` says; or those peers only that `PEERS` names.
 pub(crate) fn measure() -> String {
     let mut table = Table::default();
     for round in 1..=rounds() {
         for condition in &CONDITIONS {
-            for peer in PEERS.iter().filter(|peer| is_installed(peer)) {
+            for peer in PEERS.iter().filter(|peer| is_installed(peer) && is_wanted(peer)) {
                 if peer.name == "nginx" && !(condition.nginx && round == 1) {
                     continue;
                 }
@@ -133,6 +133,11 @@ pub(crate) fn measure() -> String {
         writeln!(text, "\n{} is left out: not installed ({script}).", peer.name).unwrap();
     }
     text
+}
+
+fn is_wanted(peer: &Peer) -> bool {
+    let only = std::env::var("PEERS").ok();
+    only.is_none_or(|only| only.split(',').any(|name| name == peer.name))
 }
 
 fn is_installed(peer: &Peer) -> bool {
