@@ -324,6 +324,7 @@ mod tests {
         let share = hash + 1;
         let end = format!("{hash}, of a share of {share} and not of one of {hash}");
         assert!(line.ends_with(&end), "{end}: {line}");
+        assert!(line.contains(&format!("mixed {hash:04x}")), "{line}");
         let mut reporter = Reporter::new(1);
         reporter.begin(&Token::parse(token).unwrap(), None, Instant::now());
         assert!(reporter.is_within(share) && !reporter.is_within(hash));

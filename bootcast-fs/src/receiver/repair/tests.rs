@@ -214,6 +214,13 @@ fn the_worked_examples_of_counting_hold() {
 }
 
 #[test]
+fn a_report_holds_as_much_as_the_protocol_says() {
+    let page = include_str!("../../../../docs/PROTOCOL.md");
+    let told = format!("names at most {MAX_PAIRS} blocks and {MAX_PAIRS} runs of windows");
+    assert!(page.contains(&told), "{told}");
+}
+
+#[test]
 fn the_numbers_of_symbols_go_round() {
     for (sent, number, expected) in [
         (0, 0, 1),
