@@ -18,6 +18,8 @@ use crate::{TRANSFER, readers};
 
 /// Requests of one liar at least.
 const REQUESTS: usize = 10_000;
+/// Times that all lies are told before the first answer is read.
+const AT_ONCE: usize = 32;
 /// Bits per second that the server may send.
 const RATE: u64 = 20_000_000;
 
@@ -68,13 +70,14 @@ fn lie(endpoint: &str, lies: &[Lie], done: &AtomicBool) {
     stream.set_read_timeout(Some(SOON)).unwrap();
     let mut answers = BufReader::new(stream.try_clone().unwrap());
     let batch: String = lies.iter().map(|lie| request(endpoint, lie)).collect();
+    let batch = batch.repeat(AT_ONCE);
     let mut sent = 0;
     while sent < REQUESTS || !done.load(Ordering::Relaxed) {
         stream.write_all(batch.as_bytes()).unwrap();
-        for (_, body, status) in lies {
+        for (_, body, status) in std::iter::repeat_n(lies, AT_ONCE).flatten() {
             assert_eq!(answer(&mut answers), *status, "{endpoint}: {body:.80}");
         }
-        sent += lies.len();
+        sent += AT_ONCE * lies.len();
     }
 }
 
@@ -96,7 +99,7 @@ fn send_too_much(endpoint: &str, token: &str, bytes: usize) {
 /// A mount reads through the cast whose other member lies.
 fn read_beside_a_liar(endpoint: &str, headers: &[(&str, &str)], lies: fn(&str, &str) -> Vec<Lie>) {
     let lab = lab_or_skip!(Lab::builder().clients(2).loss(1.0));
-    let image = lab.put("image", mib(4));
+    let image = lab.put("image", mib(2));
     lab.put("other", mib(1));
     let start = Instant::now();
     let server = lab.server().option("--rate", &RATE.to_string()).start();
@@ -135,13 +138,12 @@ fn read_beside_a_liar(endpoint: &str, headers: &[(&str, &str)], lies: fn(&str, &
 #[test]
 fn ten_thousand_absurd_wants_take_nothing_from_a_reader() {
     let lies = |token: &str, strange: &str| {
-        let every_second: Vec<_> = (0..1400).map(|k| format!("[{},1]", 2 * k + 1)).collect();
+        let every_second: Vec<_> = (0..700).map(|k| format!("[{},1]", 2 * k + 1)).collect();
         let every_second = format!(r#"{{"now":[{}]}}"#, every_second.join(","));
-        assert!(every_second.len() <= 16 << 10);
         [
             (token, r#"{"now":[[1,4294967295]],"later":[[1,4294967295]]}"#, 204),
             (token, r#"{"now":[[0,4294967295],[0,0],[1,0],[0,1]]}"#, 204),
-            (token, r#"{"now":[[4294967295,4294967295]],"later":[[2882,1],[4294967295,1]]}"#, 204),
+            (token, r#"{"now":[[4294967295,4294967295]],"later":[[1441,1],[4294967295,1]]}"#, 204),
             (token, &every_second, 204),
             (token, "{}", 204),
             (token, r#"{"now":[[4294967296,1]]}"#, 400),
@@ -161,7 +163,7 @@ fn ten_thousand_absurd_wants_take_nothing_from_a_reader() {
 #[test]
 fn ten_thousand_absurd_reports_take_nothing_from_a_reader() {
     let lies = |token: &str, strange: &str| {
-        let all: Vec<_> = (0..2000).map(|block| format!("[{block},255]")).collect();
+        let all: Vec<_> = (0..100).map(|block| format!("[{block},255]")).collect();
         let all = format!(r#"{{"needs":[{}]}}"#, all.join(","));
         [
             (token, all.as_str(), 204),
