@@ -118,6 +118,21 @@ fn server_and_file_system_know_nothing_of_each_other() {
 }
 
 #[test]
+fn the_page_on_tests_names_every_part_of_the_benchmark() {
+    let read = |path: &str| fs::read_to_string(workspace_root().join(path)).unwrap();
+    let (code, page) = (read("tests/bench/main.rs"), read("docs/TESTING.md"));
+    let parts = code.split("const PARTS").nth(1).unwrap().split("];").next().unwrap();
+    let names: Vec<_> = parts
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("(\"")?.split('"').next())
+        .collect();
+    assert!(!names.is_empty());
+    for name in names {
+        assert!(page.contains(&format!("| `{name}` | ")), "{name} is not in TESTING.md");
+    }
+}
+
+#[test]
 fn no_file_names_a_path_of_the_machine_it_was_written_on() {
     let root = workspace_root();
     let listed = Command::new("git").args(["ls-files", "-z"]).current_dir(&root).output();

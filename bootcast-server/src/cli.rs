@@ -69,7 +69,7 @@ pub struct Args {
     #[arg(long, value_name = "HOPS", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..), env = "BOOTCAST_TTL")]
     ttl: u8,
 
-    /// A cast ends after this many passes without a join or a leave
+    /// A cast ends after this many passes without a join, a leave, a report or a want
     #[arg(long, value_name = "PASSES", default_value = "5", env = "BOOTCAST_IDLE_PASSES")]
     idle_passes: NonZeroU32,
 
@@ -229,7 +229,30 @@ fn page_size(text: &str) -> Result<PageSize, String> {
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
+
     use super::*;
+
+    #[test]
+    fn the_table_of_the_readme_has_every_option_and_its_default() {
+        let page = include_str!("../../README.md");
+        let table = page.split("### Options of the server").nth(1).unwrap();
+        let table = table.split("\n### ").next().unwrap();
+        for argument in Args::command().get_arguments() {
+            let long = argument.get_long().filter(|name| !["help", "version"].contains(name));
+            let Some(name) = long else { continue };
+            let option = format!("`--{name}");
+            let row = table.lines().find(|line| line.contains(&option));
+            let row = row.unwrap_or_else(|| panic!("no row for --{name}"));
+            // A flag's default is no text that a table shows.
+            let shown = argument.get_action().takes_values();
+            for default in argument.get_default_values().iter().filter(|_| shown) {
+                let default = default.to_str().unwrap();
+                let cell = row.split(" | ").nth(1).unwrap();
+                assert_eq!(cell.trim_matches('`'), default, "--{name}");
+            }
+        }
+    }
 
     #[test]
     fn a_lease_is_told_in_whole_seconds() {

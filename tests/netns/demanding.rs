@@ -62,6 +62,20 @@ fn random_reads_through_loss_are_right() {
 }
 
 #[test]
+fn a_demand_mount_without_multicast_fetches_what_is_read_and_little_else() {
+    let lab = lab_or_skip!(Lab::builder());
+    let image = lab.put("image", mib(64));
+    let server = lab.server().option("--rate", "50mbit").start();
+    lab.client(1).drop_multicast();
+    let mount = lab.mount(1).option("fill=demand").option("linger=0s").start();
+    let content = fs::read(&image.path).unwrap();
+    assert_same_at(&mount, &content, offsets(image.size, 50));
+    server.wait_no_members();
+    let sent = lab.head().counters().tx_bytes;
+    assert!(sent < image.size / 8, "{sent} bytes for 50 reads of 4096");
+}
+
+#[test]
 fn a_demand_mount_reads_a_whole_file_too_and_is_complete_then() {
     let lab = lab_or_skip!(Lab::builder());
     let image = lab.put("image", mib(16) + 77);

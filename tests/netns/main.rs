@@ -21,6 +21,7 @@ mod kernel_facts;
 mod killing;
 mod laboratory;
 mod loss;
+mod lying;
 mod members;
 mod mounting;
 mod outages;

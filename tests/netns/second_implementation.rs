@@ -1,5 +1,6 @@
 //! `extended_client.py`, written from docs/PROTOCOL.md alone, and ours in the same cast.
 
+use std::fs;
 use std::path::Path;
 
 use harness::binaries::peer;
@@ -56,6 +57,62 @@ fn its_reports_alone_bring_what_it_lacks() {
         );
     }
     assert!(server.status().totals.symbols_sent > 0);
+}
+
+#[test]
+fn it_gets_the_pages_that_it_demands_through_loss_and_no_stream() {
+    const PAGE: usize = 1456;
+    let lab = lab_or_skip!(Lab::builder().loss(10.0));
+    let image = lab.put("image", mib(64) + 5);
+    let content = fs::read(&image.path).unwrap();
+    let pages = content.len().div_ceil(PAGE);
+    let server = lab.server().option("--rate", "50mbit").start();
+    let wants = [(1, 1), (17, 3), (30_000, 500), (pages, 1)];
+    for (first, count) in wants {
+        let output = lab.client(1).fresh_path("pages");
+        let options = ["--want", &first.to_string(), &count.to_string()];
+        extended_client(lab.client(1), &lab.url("image"), &output, &options).wait_success(TRANSFER);
+        let end = content.len().min((first - 1 + count) * PAGE);
+        let got = fs::read(output).unwrap();
+        assert!(got == content[(first - 1) * PAGE..end], "{count} from {first}");
+    }
+    server.wait_no_members();
+    let totals = server.status().totals;
+    assert_eq!(totals.pages_sent, totals.demanded, "a stream runs for nobody");
+    // Of 505 pages a tenth was lost; more than that was asked for while it was on its way.
+    assert!((505..5 * 505).contains(&totals.demanded), "{totals:?}");
+    assert_eq!(totals.symbols_sent, 0);
+}
+
+#[test]
+fn it_fetches_what_no_multicast_brings() {
+    let lab = lab_or_skip!(Lab::builder());
+    let image = lab.put("image", mib(4) + 17);
+    let server = lab.server().option("--rate", "2mbit").start();
+    lab.client(1).drop_multicast();
+    let output = lab.client(1).fresh_path("out");
+    extended_client(lab.client(1), &lab.url("image"), &output, &[]).wait_success(TRANSFER);
+    assert_eq!(digest_of(output), image.digest);
+    server.wait_no_members();
+    let totals = server.status().totals;
+    assert_eq!(totals.joins, 1, "who fetches does not join again");
+}
+
+#[test]
+fn it_goes_back_to_multicast_when_that_comes() {
+    let lab = lab_or_skip!(Lab::builder().rate("20mbit"));
+    let image = lab.put("image", mib(16));
+    let server = lab.server().option("--rate", "15mbit").start();
+    lab.client(1).drop_multicast();
+    let output = lab.client(1).fresh_path("out");
+    let mut client = extended_client(lab.client(1), &lab.url("image"), &output, &[]);
+    server.wait_cast("image", "it says that it fetches", |cast| cast.unicast == 1);
+    let before = server.cast_of("image").unwrap().pages_sent;
+    lab.client(1).pass_multicast();
+    server.wait_cast("image", "pages are sent again", |cast| cast.pages_sent > before + 100);
+    client.wait_success(TRANSFER);
+    assert_eq!(digest_of(output), image.digest);
+    server.wait_no_members();
 }
 
 #[test]

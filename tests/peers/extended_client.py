@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A client of the whole protocol, written from docs/PROTOCOL.md alone: sections 1, 2, 4, 5, 7 and 8.
+"""A client of the whole protocol, written from docs/PROTOCOL.md alone: sections 1, 2, 4, 5 and 7 to 9.
 
 It receives a file, rebuilds what got lost from repair symbols, and reports what it needs:
 
@@ -10,8 +10,8 @@ or asks for a few pages and writes those alone:
     extended_client.py http://head:8888/image part --want 17 3
 
 Tags (section 6) need BLAKE3, which Python's standard library does not have: they are ignored, as
-`KEY=` is by a client that does not know it. Nor does it fetch what it lacks over HTTP (section 9).
-It holds the file in memory and reports synchronously: to be read, not to be fast.
+`KEY=` is by a client that does not know it. Where no multicast comes it fetches the file over HTTP,
+unless it asks for a few pages. It holds the file in memory and reports synchronously: to be read, not to be fast.
 """
 import argparse
 import hashlib
@@ -34,6 +34,8 @@ PACE = struct.Struct("!QI2H")    # the last 16 of them
 K = 128                          # pages in a block; as many repair symbols can be made of it
 REST = 0.5                       # seconds of rest after which a stream has nothing more to bring
 SILENCE = 5.0                    # seconds after which a client that hears nothing joins again
+DEAF = 1.0                       # seconds after a join within which a datagram must come
+PIECE = 256                      # pages of a request over HTTP, at most
 
 
 # ---- GF(2^8), section 5 "The code" ------------------------------------------------------------
@@ -114,6 +116,18 @@ class Control:
             pass
         return None
 
+    def fetch(self, first, last, etag):
+        """Bytes `first` to `last` of this version of the file, or as many as came. Section 9."""
+        headers = {"Range": f"bytes={first}-{last}", "If-Range": f'"{etag}"'}
+        request = urllib.request.Request(f"http://{self.url.netloc}/file{self.url.path}", headers=headers)
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                if answer.status == 206:
+                    return answer.read()
+                sys.exit("the file changed")
+        except OSError:
+            return b""
+
     def join(self, on_demand):
         """The lines of the answer. Asks until there is one."""
         fill = {"BOOTCAST_FILL": "demand"} if on_demand else {}
@@ -178,7 +192,8 @@ class Membership:
         self.resting = None           # since when the stream rests
         self.over = False
         now = time.monotonic()
-        self.heard = self.told = now  # when the server was last heard, when it last heard of us
+        self.heard = self.told = self.joined = now  # when the server was last heard, when it last heard of us
+        self.etag, self.deaf = lines.get("ETAG"), False
         self.report_at = None         # when a report is due that waits for its random time
         self.quiet_until = 0.0        # no report of needs before
         # Any hash that is uniform over tokens will do.
@@ -374,6 +389,32 @@ class Membership:
         if now - self.told >= min(every or math.inf, self.lease / 2):
             self.report(needs, bulk)
 
+    # Without multicast, section 9.
+
+    def fetch_if_deaf(self):
+        """Takes some of what is missing over HTTP, while no datagram comes. Called often."""
+        now = time.monotonic()
+        if self.deaf and self.heard > self.joined:
+            self.deaf = False
+            self.closed.update(range(-(-self.pages // (K * self.interleave))))
+            self.told = -math.inf    # the next beacon finds that a report is due, and all is asked for
+        may_fetch = self.etag and self.size and self.lease < math.inf
+        if self.heard > self.joined or now - self.joined < DEAF or not may_fetch:
+            return
+        if not self.deaf or now - self.told >= self.lease / 2:
+            self.over |= self.control.request("report", {"unicast": True}) is None
+            self.deaf, self.told = True, now
+        first = next(page for page in range(1, self.pages + 1) if page not in self.held)
+        piece = range(first, min(first + PIECE, self.pages + 1))
+        run = list(itertools.takewhile(lambda page: page not in self.held, piece))
+        begin = (first - 1) * self.page_size
+        last = begin + sum(map(self.length, run)) - 1
+        content = self.control.fetch(begin, last, self.etag)
+        for page in run:
+            whole, content = content[:self.length(page)], content[self.length(page):]
+            if len(whole) == self.length(page):
+                self.held[page] = whole
+
     def close(self):
         self.control.request("leave")
         for each in self.sockets:
@@ -393,10 +434,13 @@ def receive(control, options):
     version = {}
     while True:
         member = Membership(control, options, version)
-        while not member.is_done() and not member.over and time.monotonic() - member.heard < SILENCE:
+        while not member.is_done() and not member.over and \
+                (member.deaf or time.monotonic() - member.heard < SILENCE):
             member.hear(0.01)
-            if member.repairs:
+            if member.repairs and not member.deaf:
                 member.report_if_due()
+            if not member.is_done():
+                member.fetch_if_deaf()
         member.close()
         if member.is_done():
             return b"".join(member.held[page] for page in range(1, member.pages + 1))

@@ -329,6 +329,36 @@ mod tests {
     }
 
     #[test]
+    fn the_table_of_the_readme_has_the_options_and_their_defaults() {
+        let page = include_str!("../../../README.md");
+        let table = page.split("### Options of the mount").nth(1).unwrap();
+        let table = table.split("\n## ").next().unwrap();
+        let rows: Vec<Vec<&str>> = table
+            .lines()
+            .filter(|line| line.starts_with("| `"))
+            .map(|line| line.replace("\\|", "/"))
+            .map(|line| line.leak().trim_matches('|').split(" | ").map(str::trim).collect())
+            .collect();
+        let told = |name: &str| rows.iter().any(|row| row[0].contains(&format!("`{name}")));
+        for name in help().lines().filter_map(|line| line.split_whitespace().next()) {
+            let name = name.split('=').next().unwrap();
+            let is_rare = ["ro", "rw", "fsname", "max_read"].contains(&name);
+            assert!(is_rare || told(name), "{name} is not in the table");
+        }
+        for row in &rows {
+            let default = row[1].trim_matches('`');
+            let name = row[0].trim_matches('`').split('=').next().unwrap();
+            if ["cache", "unicast", "fill", "linger", "attr_ttl"].contains(&name) {
+                assert_eq!(parse(&format!("{name}={default}")), parse(""), "{name}");
+            }
+        }
+        let text = include_str!("../../../docs/SEMANTICS.md");
+        let soft = format!("`timeo=` ({} s unless given)", SOFT_WAIT.as_secs());
+        let ttl = format!("`attr_ttl=` ({} s)", MountOptions::default().attr_ttl.as_secs());
+        assert!(text.contains(&soft) && text.contains(&ttl), "{soft}, {ttl}");
+    }
+
+    #[test]
     fn every_option_of_ours_is_in_the_help() {
         for name in
             ["allow_other", "fill=full|demand", "timeo=TIME", "cache_dir=DIR", "hard", "log=FILTER"]

@@ -315,6 +315,22 @@ mod tests {
     }
 
     #[test]
+    fn the_worked_example_of_a_hash_is_right() {
+        // docs/PROTOCOL.md, "Which members a share means".
+        let page = include_str!("../../../docs/PROTOCOL.md");
+        let token = "6f1ed002ab5595859014ebf0951522d9";
+        let hash = hash(&Token::parse(token).unwrap());
+        let line = page.lines().find(|line| line.trim_start().starts_with(token)).unwrap();
+        let share = hash + 1;
+        let end = format!("{hash}, of a share of {share} and not of one of {hash}");
+        assert!(line.ends_with(&end), "{end}: {line}");
+        assert!(line.contains(&format!("mixed {hash:04x}")), "{line}");
+        let mut reporter = Reporter::new(1);
+        reporter.begin(&Token::parse(token).unwrap(), None, Instant::now());
+        assert!(reporter.is_within(share) && !reporter.is_within(hash));
+    }
+
+    #[test]
     fn nobody_speaks_before_a_beacon_says_for_how_many() {
         let now = Instant::now();
         let mut reporter = reporter(1, None, now);

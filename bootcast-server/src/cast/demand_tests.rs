@@ -21,6 +21,27 @@ fn later_pages(pairs: &[(u32, u32)]) -> Want {
     Want { now: Vec::new(), later: pairs.to_vec() }
 }
 
+/// With a comma between thousands.
+fn with_comma(number: u64) -> String {
+    format!("{},{:03}", number / 1000, number % 1000)
+}
+
+#[test]
+fn the_limits_are_those_of_the_protocol() {
+    // docs/PROTOCOL.md, "Demand".
+    let page = include_str!("../../../docs/PROTOCOL.md");
+    let page = page.split_whitespace().collect::<Vec<_>>().join(" ");
+    let pairs = with_comma(u64::try_from(REQUEST_PAIRS).unwrap());
+    for told in [
+        format!("at most {} pages in either queue", with_comma(QUEUE_PAGES.into())),
+        format!("of one member {}", with_comma(MEMBER_PAGES.into())),
+        format!("{pairs} pairs of either kind of a request"),
+        format!("sent less than {} ms ago", ON_THE_WAY.as_millis()),
+    ] {
+        assert!(page.contains(&told), "{told}");
+    }
+}
+
 /// Runs of either kind in the order of sending, numbered from 1 as on the wire.
 fn drain(demand: &mut Demand, now: Instant) -> Vec<(u32, u32)> {
     let mut runs = Vec::new();

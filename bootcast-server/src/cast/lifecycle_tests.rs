@@ -10,6 +10,13 @@ use crate::cast::PASS_INTERVAL;
 const POLICY: CastPolicy =
     CastPolicy { idle_passes: NonZeroU32::new(5).unwrap(), linger: Duration::from_millis(500) };
 
+#[test]
+fn so_much_of_a_report_is_looked_at_as_the_protocol_says() {
+    let page = include_str!("../../../docs/PROTOCOL.md");
+    let told = format!("looks at the first {BULK_MAX} pairs of `bulk`");
+    assert!(page.contains(&told), "{told}");
+}
+
 fn token(number: u128) -> Token {
     Token::from_random(number)
 }

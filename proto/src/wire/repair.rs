@@ -245,9 +245,13 @@ fn half(bytes: &[u8]) -> u16 {
 
 #[cfg(test)]
 mod tests {
+    use std::format;
+    use std::string::String;
+
     use proptest::prelude::*;
 
     use super::*;
+    use crate::fec::{Engine, encode};
 
     const PAGE: u32 = 8;
 
@@ -262,6 +266,96 @@ mod tests {
     fn symbol(block: u32, number: usize, payload: &[u8]) -> Vec<u8> {
         let number = RepairIndex::new(number).unwrap();
         [&symbol_header(BlockIndex(block), number, 9)[..], payload].concat()
+    }
+
+    /// Whether section 5 of docs/PROTOCOL.md holds a hex dump of these bytes.
+    fn is_quoted(bytes: &[u8]) -> bool {
+        let page = include_str!("../../../docs/PROTOCOL.md");
+        let section = page.split("\n## ").find(|section| section.starts_with("5 Repair")).unwrap();
+        let hex = |group: &[u8]| {
+            group.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ")
+        };
+        let line = |(at, bytes): (usize, &[u8])| {
+            let groups: Vec<String> = bytes.chunks(4).map(hex).collect();
+            format!("    {:04x}  {}", at * 16, groups.join("  "))
+        };
+        let dump: Vec<String> = bytes.chunks(16).enumerate().map(line).collect();
+        let lines: Vec<&str> = section.lines().collect();
+        let is_dump =
+            |lines: &[&str]| lines.iter().zip(&dump).all(|(line, dump)| line.starts_with(dump));
+        lines.windows(dump.len()).any(is_dump)
+    }
+
+    #[test]
+    fn the_worked_beacon_is_that_of_two_windows_at_rest() {
+        let level = |count| Level { sent: count, promised: count };
+        let beacon = Beacon {
+            number: 41,
+            position: PageIndex(400),
+            members: 2,
+            permit: u16::MAX,
+            spread_ms: 2,
+            pace: Pace { sent: 405, rate_kbps: 900_000, panel: u16::MAX, interval_ms: 250 },
+            windows: alloc::vec![
+                (WindowIndex(0), alloc::vec![level(2), level(1)]),
+                (WindowIndex(1), alloc::vec![level(1), level(1)]),
+            ],
+        };
+        assert!(is_quoted(&beacon.encode()), "{:02x?}", beacon.encode());
+        assert!(is_quoted(&end_datagram()));
+    }
+
+    #[test]
+    fn the_worked_symbol_is_the_second_one_of_block_3() {
+        let layout = BlockLayout::new(400, 2).unwrap();
+        let mut file: Vec<u8> = (0..19_190_u32).map(|at| u8::try_from(at % 251).unwrap()).collect();
+        file.resize(400 * 48, 0);
+        let pages: Vec<&[u8]> = file.chunks(48).collect();
+        let (block, number) = (BlockIndex(3), RepairIndex::new(1).unwrap());
+        let sources = layout.pages_in(block).map(|(at, page)| (at, pages[page.0 as usize]));
+        let mut symbol = [0; 48];
+        encode(Engine::best(), number, sources, &mut symbol);
+        let datagram = [&symbol_header(block, number, 3)[..], &symbol].concat();
+        assert!(is_quoted(&datagram), "{datagram:02x?}");
+    }
+
+    #[test]
+    fn what_bytes_mean_nothing_are_ignored_and_what_is_left_over_is_not() {
+        let mut end = end_datagram().to_vec();
+        end[1..].fill(0xee);
+        end.push(0xee);
+        assert_eq!(decode(&end), Ok(RepairDatagram::End));
+        let mut beacon = Beacon {
+            number: 1,
+            position: PageIndex(0),
+            members: 1,
+            permit: 1,
+            spread_ms: 1,
+            pace: Pace::default(),
+            windows: Vec::new(),
+        }
+        .encode();
+        beacon[1..8].fill(0xee);
+        assert!(decode(&beacon).is_ok(), "a beacon may tell of no window");
+        beacon.push(0);
+        assert_eq!(decode(&beacon), Err(RepairError::Short));
+    }
+
+    #[test]
+    fn a_promise_below_what_was_sent_counts_as_that() {
+        let windows = alloc::vec![(WindowIndex(1), alloc::vec![Level { sent: 7, promised: 3 }; 4])];
+        let beacon = Beacon {
+            number: 1,
+            position: PageIndex(0),
+            members: 1,
+            permit: 1,
+            spread_ms: 1,
+            pace: Pace::default(),
+            windows,
+        };
+        let bytes = beacon.encode();
+        let Ok(RepairDatagram::Beacon(read)) = decode(&bytes) else { panic!("{bytes:02x?}") };
+        assert_eq!(read.windows[0].1[0], Level { sent: 7, promised: 7 });
     }
 
     #[test]

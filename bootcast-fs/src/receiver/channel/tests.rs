@@ -1,6 +1,7 @@
 #![expect(clippy::disallowed_methods, reason = "a virtual clock needs a first moment")]
 
 use bootcast_proto::api::Report;
+use bootcast_proto::fec::{self, Engine};
 use bootcast_proto::join::Extensions;
 use bootcast_proto::wire::{Pace, end_datagram, symbol_header};
 use bootcast_proto::{Etag, Layout, PageIndex, PageSize, Token, WindowIndex};
@@ -115,6 +116,35 @@ impl Member {
     }
 }
 
+/// A part of docs/PROTOCOL.md below this heading.
+fn quoted(heading: &str) -> &'static str {
+    let page = include_str!("../../../../docs/PROTOCOL.md");
+    page.split("\n## ")
+        .flat_map(|section| section.split("\n### "))
+        .find(|part| part.starts_with(heading))
+        .unwrap()
+}
+
+/// The datagrams of which a text shows hex dumps.
+fn dumps(text: &str) -> Vec<Vec<u8>> {
+    let mut datagrams: Vec<Vec<u8>> = Vec::new();
+    for line in text.lines() {
+        let Some((offset, rest)) = line.trim_start().split_once("  ") else { continue };
+        let is_offset = offset.len() == 4 && line.starts_with("    ");
+        let Some(offset) = usize::from_str_radix(offset, 16).ok().filter(|_| is_offset) else {
+            continue;
+        };
+        if offset == 0 {
+            datagrams.push(Vec::new());
+        }
+        let datagram = datagrams.last_mut().unwrap();
+        assert_eq!(datagram.len(), offset, "{line}");
+        let bytes = rest.split("   ").next().unwrap().split_whitespace();
+        datagram.extend(bytes.map(|byte| u8::from_str_radix(byte, 16).unwrap()));
+    }
+    datagrams
+}
+
 /// The only report of these actions.
 fn report(actions: &[Action]) -> &Report {
     match actions {
@@ -172,6 +202,102 @@ fn a_member_of_the_panel_tells_what_came_between_beacons_though_it_lacks_nothing
     member.now += REJOIN_SPREAD;
     member.receiver.handle_timeout(member.now);
     assert_eq!(member.actions(), [Action::Join]);
+}
+
+#[test]
+fn a_member_does_what_the_worked_dialogue_of_the_protocol_says() {
+    const PAGE_SIZE: u64 = 48;
+    let dialogue = quoted("A worked dialogue");
+    let [beacon, symbol, _end]: [Vec<u8>; 3] = dumps(dialogue).try_into().unwrap();
+    let lines: Vec<_> = dialogue.lines().map(str::trim_start).collect();
+    let answer = JoinAnswer::parse(&lines.join("\n")).unwrap();
+    let geometry = answer.geometry().unwrap();
+    let content: Vec<u8> = (0..geometry.size()).map(|at| u8::try_from(at % 251).unwrap()).collect();
+    let page = |page: u32| {
+        let start = u64::from(page) * PAGE_SIZE;
+        let end = (start + PAGE_SIZE).min(geometry.size());
+        &content[usize::try_from(start).unwrap()..usize::try_from(end).unwrap()]
+    };
+
+    let mut now = Instant::now();
+    let mut receiver = Receiver::new(Pin::default(), None, TIMING, 1);
+    receiver.handle_open();
+    receiver.handle_join(&answer, now);
+    let hear = |receiver: &mut Receiver, bytes: &[u8], now| {
+        let arrival = receiver.handle_repair_datagram(SERVER, bytes, now);
+        if let RepairArrival::Symbol { block, number, .. } = arrival {
+            receiver.handle_symbol_stored(block, number);
+        }
+        assert!(!matches!(arrival, RepairArrival::Bad(_)), "{arrival:?}");
+    };
+    // The rebuilt pages of a block, if it can be rebuilt; `payload` are its symbols' bytes.
+    let rebuild = |receiver: &mut Receiver, payloads: &[&[u8]]| -> Vec<u32> {
+        let Some(block) = receiver.poll_decodable() else { return Vec::new() };
+        let plan = receiver.decode_plan(block).unwrap();
+        let symbols: Vec<_> = plan.symbols.iter().copied().zip(payloads.iter().copied()).collect();
+        let missing: Vec<_> = plan.missing.iter().map(|(at, _)| *at).collect();
+        let present: Vec<_> =
+            plan.present.iter().map(|(at, number)| (*at, page(number.0))).collect();
+        let rebuilt =
+            fec::decode(Engine::best(), payloads[0].len(), &missing, &present, &symbols).unwrap();
+        for ((_, number), bytes) in plan.missing.iter().zip(&rebuilt) {
+            assert_eq!(bytes, page(number.0), "page {number}");
+            receiver.handle_stored(PageRange::single(*number));
+        }
+        plan.missing.iter().map(|(_, number)| number.0 + 1).collect()
+    };
+    let symbol_of = |block: u32, number: usize| {
+        let layout = answer.block_layout().unwrap();
+        let sources = layout.pages_in(BlockIndex(block)).map(|(at, number)| (at, page(number.0)));
+        let mut payload = vec![0; 48];
+        fec::encode(Engine::best(), RepairIndex::new(number).unwrap(), sources, &mut payload);
+        payload
+    };
+    let datagram = |block: u32, number: usize, promised: u8| {
+        let header = symbol_header(BlockIndex(block), RepairIndex::new(number).unwrap(), promised);
+        [&header[..], &symbol_of(block, number)].concat()
+    };
+
+    let begin = Beacon {
+        number: 0,
+        position: PageIndex(0),
+        members: 2,
+        permit: u16::MAX,
+        spread_ms: 2,
+        pace: Pace::default(),
+        windows: Vec::new(),
+    };
+    hear(&mut receiver, &begin.encode(), now);
+    for number in (0..answer.pages).filter(|number| ![1, 257, 261].contains(number)) {
+        let header = Layout::Base.header(PageIndex(number), answer.pages, page(number));
+        let bytes = [&header[..], page(number)].concat();
+        let Arrival::New(new) = receiver.handle_datagram(SERVER, &bytes, now) else { panic!() };
+        receiver.handle_stored(PageRange::single(new.index));
+    }
+    for (block, number, promised) in [(0, 0, 1), (1, 0, 1), (2, 0, 1), (0, 1, 2)] {
+        hear(&mut receiver, &datagram(block, number, promised), now);
+    }
+    assert_eq!(rebuild(&mut receiver, &[&symbol_of(1, 0)]), [2]);
+
+    hear(&mut receiver, &beacon, now);
+    let due = receiver.poll_timeout().unwrap();
+    assert!(due <= now + Duration::from_millis(2));
+    now = due;
+    receiver.handle_timeout(now);
+    let actions: Vec<_> = std::iter::from_fn(|| receiver.poll_action()).collect();
+    let Some(Action::Report(report)) = actions.last() else { panic!("{actions:?}") };
+    let body = serde_json::to_string(report).unwrap();
+    assert!(lines.contains(&body.as_str()), "{body}");
+    receiver.handle_reported(Ok(()), now);
+
+    let others = datagram(3, 2, 3);
+    for bytes in [&symbol, &others] {
+        assert_eq!(rebuild(&mut receiver, &[]), [0; 0]);
+        hear(&mut receiver, bytes, now);
+    }
+    assert_eq!(rebuild(&mut receiver, &[&symbol[16..], &others[16..]]), [258, 262]);
+    let actions: Vec<_> = std::iter::from_fn(|| receiver.poll_action()).collect();
+    assert_eq!(actions, [Action::Unsubscribe, Action::Leave(answer.token)]);
 }
 
 #[test]

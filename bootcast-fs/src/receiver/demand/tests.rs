@@ -95,6 +95,22 @@ fn now(pairs: &[(u32, u32)]) -> Want {
 }
 
 #[test]
+fn the_limits_are_those_of_the_protocol() {
+    // docs/PROTOCOL.md, "How a client asks".
+    let page = include_str!("../../../../docs/PROTOCOL.md");
+    let page = page.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert_eq!((MAX_REQUESTS, GATHER), (4, ms(1)));
+    for told in [
+        "At most four requests are under way at a time, at least 1 ms apart.".to_owned(),
+        format!(
+            "at most {MAX_PAIRS} pairs of `now` and {MAX_LATER} of `later` in a request, {MAX_PAGES} pages"
+        ),
+    ] {
+        assert!(page.contains(&told), "{told}");
+    }
+}
+
+#[test]
 fn a_read_that_waits_is_asked_for_at_once_and_then_ever_more_seldom() {
     let mut member = Member::new(Fill::Demand);
     member.read(500, 3).unwrap();

@@ -82,3 +82,35 @@ impl Moment<'_> {
         repair.is_closed(page) || self.view.course.position().is_some_and(is_at)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{OVERDUE, PATIENCE, PAUSE_MAX, WINDOW};
+    use super::*;
+
+    #[test]
+    fn the_numbers_of_the_page_are_these() {
+        // docs/SEMANTICS.md, "Filling".
+        let page = include_str!("../../../../docs/SEMANTICS.md");
+        let page = page.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert_eq!([LONG_ENOUGH, PAUSE_MAX, NEAR_ENOUGH / 10], [Duration::from_secs(1); 3]);
+        for told in [
+            format!(
+                "unless the stream brings them within {} ms. What did not come {} ms later is demanded",
+                SOON.as_millis(),
+                ENOUGH.as_millis()
+            ),
+            format!("pages that the stream will not reach within {} ms", SOON_ENOUGH.as_millis()),
+            "After a second it demands all the same.".to_owned(),
+            format!("within {NEAR} pages, are not demanded for ten seconds"),
+            format!("{WINDOW} pages ahead are announced"),
+            format!(
+                "demanded again after {} ms and the time that a request takes, then after twice that, up to a second",
+                PATIENCE.as_millis()
+            ),
+            format!("did not come within {} ms and two more demands", OVERDUE.as_millis()),
+        ] {
+            assert!(page.contains(&told), "{told}");
+        }
+    }
+}

@@ -196,6 +196,31 @@ fn another_cast_begins_with_the_symbols_and_without_the_promises() {
 }
 
 #[test]
+fn the_worked_examples_of_counting_hold() {
+    // docs/PROTOCOL.md, "Counting symbols".
+    let page = include_str!("../../../../docs/PROTOCOL.md").replace('\n', " ");
+    let [first, second] = [104, 2].map(|number| sent_with(100, symbol(number)));
+    assert_eq!(sent_with(100, symbol(90)), 100);
+    let counted = format!(
+        "With 100 known, symbol 104 makes it {first}, symbol 2 makes it {second}, and symbol 90 was overtaken."
+    );
+    assert!(page.contains(&counted), "{counted}");
+    let need = need(130, !(1 << 5 | 1 << 9), 2);
+    let needed = format!(
+        "130 were sent, all numbers but 5 and 9 are held, and the block lacks two more symbols. \
+         The next numbers are 2, 3, 4, 5, 6, 7, 8 and 9: the need is {need}."
+    );
+    assert!(page.contains(&needed), "{needed}");
+}
+
+#[test]
+fn a_report_holds_as_much_as_the_protocol_says() {
+    let page = include_str!("../../../../docs/PROTOCOL.md");
+    let told = format!("names at most {MAX_PAIRS} blocks and {MAX_PAIRS} runs of windows");
+    assert!(page.contains(&told), "{told}");
+}
+
+#[test]
 fn the_numbers_of_symbols_go_round() {
     for (sent, number, expected) in [
         (0, 0, 1),

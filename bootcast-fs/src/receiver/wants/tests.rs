@@ -72,6 +72,56 @@ fn who_wants_what_is_read_listens_to_no_repair_and_asks_for_what_is_read() {
 }
 
 #[test]
+fn a_member_asks_as_the_worked_want_of_the_protocol_says() {
+    let page = include_str!("../../../../docs/PROTOCOL.md");
+    let part = |heading| page.split("\n### ").find(|part| part.starts_with(heading)).unwrap();
+    let dedented = |text: &str| text.lines().map(str::trim_start).collect::<Vec<_>>().join("\n");
+    let answer = JoinAnswer::parse(&dedented(part("A worked dialogue"))).unwrap();
+    let example = dedented(part("A worked want"));
+    let bodies: Vec<_> = example.lines().filter(|line| line.starts_with('{')).collect();
+    let ms = Duration::from_millis;
+
+    let mut now = Instant::now();
+    let mut receiver = Receiver::new(Pin::default(), None, TIMING, 1).with_fill(Fill::Demand);
+    receiver.handle_open();
+    receiver.handle_join(&answer, now);
+    let body = |receiver: &mut Receiver, now| match &actions(receiver, now)[..] {
+        [.., Action::Want(want)] => Some(serde_json::to_string(want).unwrap()),
+        _ => None,
+    };
+    let come = |receiver: &mut Receiver, number: u32, now| {
+        let payload = [0; 48];
+        let header = Layout::Base.header(PageIndex(number - 1), answer.pages, &payload);
+        let bytes = [&header[..], &payload].concat();
+        assert!(matches!(receiver.handle_datagram(SERVER, &bytes, now), Arrival::New(_)));
+        receiver.handle_stored(PageRange::single(PageIndex(number - 1)));
+    };
+    // An earlier request tells how long they take.
+    receiver.handle_read(&(0..48), now).unwrap();
+    assert!(body(&mut receiver, now).is_some());
+    now += ms(2);
+    receiver.handle_wanted(&answer.token, Ok(()), ms(2), now);
+    come(&mut receiver, 1, now);
+
+    now += ms(1000);
+    receiver.handle_read(&(9600..9750), now).unwrap();
+    assert_eq!(body(&mut receiver, now).as_deref(), Some(bodies[0]));
+    receiver.handle_wanted(&answer.token, Ok(()), ms(2), now + ms(2));
+    for number in [201, 202, 204] {
+        come(&mut receiver, number, now + ms(2));
+    }
+    assert_eq!(body(&mut receiver, now + ms(6)), None);
+    now += ms(7);
+    assert_eq!(body(&mut receiver, now).as_deref(), Some(bodies[1]));
+    receiver.handle_wanted(&answer.token, Ok(()), ms(2), now + ms(2));
+    assert_eq!(body(&mut receiver, now + ms(13)), None);
+    assert_eq!(body(&mut receiver, now + ms(14)).as_deref(), Some(bodies[1]));
+    come(&mut receiver, 203, now + ms(14));
+    assert!(receiver.holds(&(9600..9750)));
+    assert_eq!(body(&mut receiver, now + ms(500)), None);
+}
+
+#[test]
 fn silence_is_normal_while_nothing_is_wanted_and_counts_from_the_first_want() {
     let start = Instant::now();
     let mut receiver = joined(start);

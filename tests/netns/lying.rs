@@ -1,0 +1,185 @@
+//! Members that ask for what makes no sense, ten thousand times: a reader in the same cast gets its file all the same, and the
+//! server sends no more than it may. docs/PROTOCOL.md, "Demand" and "Report".
+#![expect(
+    clippy::disallowed_methods,
+    reason = "what may be sent follows from the time that went by"
+)]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use bootcast_proto::DEFAULT_PORT;
+use harness::lab::HEAD_ADDRESS;
+use harness::{Host, Lab, SOON, digest_of, lab_or_skip, mib};
+
+use crate::{TRANSFER, readers};
+
+/// Requests of one liar at least.
+const REQUESTS: usize = 10_000;
+/// Times that all lies are told before the first answer is read.
+const AT_ONCE: usize = 32;
+/// Bits per second that the server may send.
+const RATE: u64 = 20_000_000;
+
+/// A request's token and body, and the status that answers it.
+type Lie = (String, String, u16);
+
+/// Joins, and returns the token.
+fn join(host: &Host, lab: &Lab, file: &str, headers: &[(&str, &str)]) -> String {
+    let answer = host.get_with(&lab.url(&format!("join/{file}")), headers);
+    let token = answer.body.lines().find_map(|line| line.strip_prefix("TOKEN="));
+    token.unwrap_or_else(|| panic!("{answer:?}")).to_owned()
+}
+
+fn request(endpoint: &str, (token, body, _): &Lie) -> String {
+    let length = body.len();
+    format!(
+        "POST /{endpoint}/image HTTP/1.1\r\nHost: head\r\nX-TOKEN: {token}\r\n\
+         Content-Length: {length}\r\n\r\n{body}"
+    )
+}
+
+/// Reads an answer; gives its status.
+fn answer(stream: &mut impl BufRead) -> u16 {
+    let mut line = String::new();
+    stream.read_line(&mut line).unwrap();
+    let status = line.split(' ').nth(1).and_then(|status| status.parse().ok());
+    let status = status.unwrap_or_else(|| panic!("no answer: {line:?}"));
+    let mut length = 0;
+    loop {
+        line.clear();
+        stream.read_line(&mut line).unwrap();
+        if line.trim_end().is_empty() {
+            break;
+        }
+        let header = line.to_ascii_lowercase();
+        if let Some(value) = header.strip_prefix("content-length:") {
+            length = value.trim().parse().unwrap();
+        }
+    }
+    stream.read_exact(&mut vec![0; length]).unwrap();
+    status
+}
+
+/// Tells all lies over and over on one connection, without waiting for one answer before the next, until `done` and
+/// [`REQUESTS`] were sent. To be called on the host that lies.
+fn lie(endpoint: &str, lies: &[Lie], done: &AtomicBool) {
+    let mut stream = TcpStream::connect((HEAD_ADDRESS, DEFAULT_PORT)).unwrap();
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    let mut answers = BufReader::new(stream.try_clone().unwrap());
+    let batch: String = lies.iter().map(|lie| request(endpoint, lie)).collect();
+    let batch = batch.repeat(AT_ONCE);
+    let mut sent = 0;
+    while sent < REQUESTS || !done.load(Ordering::Relaxed) {
+        stream.write_all(batch.as_bytes()).unwrap();
+        for (_, body, status) in std::iter::repeat_n(lies, AT_ONCE).flatten() {
+            assert_eq!(answer(&mut answers), *status, "{endpoint}: {body:.80}");
+        }
+        sent += AT_ONCE * lies.len();
+    }
+}
+
+/// Sends more than an endpoint takes, on a connection of its own.
+fn send_too_much(endpoint: &str, token: &str, bytes: usize) {
+    let body = format!("[{}", " ".repeat(bytes));
+    let mut stream = TcpStream::connect((HEAD_ADDRESS, DEFAULT_PORT)).unwrap();
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    let request = request(endpoint, &(token.to_owned(), body, 413));
+    // The server may hang up before it has read all: then the answer may be lost on the way.
+    if stream.write_all(request.as_bytes()).is_ok() {
+        let mut status = [0; 12];
+        if stream.read_exact(&mut status).is_ok() {
+            assert_eq!(&status, b"HTTP/1.1 413");
+        }
+    }
+}
+
+/// A mount reads through the cast whose other member lies.
+fn read_beside_a_liar(endpoint: &str, headers: &[(&str, &str)], lies: fn(&str, &str) -> Vec<Lie>) {
+    let lab = lab_or_skip!(Lab::builder().clients(2).loss(1.0));
+    let image = lab.put("image", mib(2));
+    lab.put("other", mib(1));
+    let start = Instant::now();
+    let server = lab.server().option("--rate", &RATE.to_string()).start();
+    let liar = lab.client(2);
+    let (token, strange) = (join(liar, &lab, "image", headers), join(liar, &lab, "other", headers));
+    let lies = lies(&token, &strange);
+    let mount = lab.mount(1).start();
+    let copy = lab.client(1).fresh_path("copy");
+    let mut reader = readers::copy(lab.client(1), &mount.join("image"), &copy);
+    server.wait_cast("image", "both are in one cast", |cast| cast.members == 2);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            liar.enter(|| {
+                lie(endpoint, &lies, &done);
+                send_too_much(endpoint, &token, 300 << 10);
+            });
+        });
+        let status = reader.wait(TRANSFER);
+        done.store(true, Ordering::Relaxed);
+        assert!(status.success(), "{}", reader.log());
+    });
+    assert_eq!(digest_of(copy), image.digest);
+    let bits = server.status().totals.bytes_sent * 8;
+    let elapsed = start.elapsed().as_millis();
+    // A tenth of a second may be sent in advance.
+    let most = u128::from(RATE) * (elapsed + 100) / 1000;
+    assert!(u128::from(bits) <= most, "{bits} bits in {elapsed} ms");
+    for (file, token) in [("image", &token), ("other", &strange)] {
+        let left = liar.get_with(&lab.url(&format!("leave/{file}")), &[("X-TOKEN", token)]);
+        assert_eq!(left.status, 204);
+    }
+    server.wait_no_members();
+}
+
+#[test]
+fn ten_thousand_absurd_wants_take_nothing_from_a_reader() {
+    let lies = |token: &str, strange: &str| {
+        let every_second: Vec<_> = (0..700).map(|k| format!("[{},1]", 2 * k + 1)).collect();
+        let every_second = format!(r#"{{"now":[{}]}}"#, every_second.join(","));
+        [
+            (token, r#"{"now":[[1,4294967295]],"later":[[1,4294967295]]}"#, 204),
+            (token, r#"{"now":[[0,4294967295],[0,0],[1,0],[0,1]]}"#, 204),
+            (token, r#"{"now":[[4294967295,4294967295]],"later":[[1441,1],[4294967295,1]]}"#, 204),
+            (token, &every_second, 204),
+            (token, "{}", 204),
+            (token, r#"{"now":[[4294967296,1]]}"#, 400),
+            (token, r#"{"now":[[-1,1]]}"#, 400),
+            (token, r#"{"now":[[1]]}"#, 400),
+            (token, "[", 400),
+            (strange, r#"{"now":[[1,16]]}"#, 404),
+            ("no-token-at-all", r#"{"now":[[1,16]]}"#, 404),
+        ]
+        .map(|(token, body, status)| (token.to_owned(), body.to_owned(), status))
+        .into()
+    };
+    let headers = [("X-BOOTCAST", "1"), ("X-BOOTCAST-FILL", "demand")];
+    read_beside_a_liar("want", &headers, lies);
+}
+
+#[test]
+fn ten_thousand_absurd_reports_take_nothing_from_a_reader() {
+    let lies = |token: &str, strange: &str| {
+        let all: Vec<_> = (0..100).map(|block| format!("[{block},255]")).collect();
+        let all = format!(r#"{{"needs":[{}]}}"#, all.join(","));
+        [
+            (token, all.as_str(), 204),
+            (token, r#"{"bulk":[[0,4294967295],[4294967295,4294967295]]}"#, 204),
+            (token, r#"{"needs":[[4294967295,255],[0,0]],"bulk":[[7,0]]}"#, 204),
+            (token, r#"{"sent":18446744073709551615,"received":18446744073709551615}"#, 204),
+            (token, r#"{"sent":1,"received":1000000,"drops":18446744073709551615}"#, 204),
+            (token, r#"{"unicast":true}"#, 204),
+            (token, r#"{"needs":[[0,256]]}"#, 400),
+            (token, r#"{"sent":-1}"#, 400),
+            (token, "[", 400),
+            (strange, r#"{"needs":[[0,1]]}"#, 404),
+            ("no-token-at-all", "{}", 404),
+        ]
+        .map(|(token, body, status)| (token.to_owned(), body.to_owned(), status))
+        .into()
+    };
+    read_beside_a_liar("report", &[("X-BOOTCAST", "1")], lies);
+}
