@@ -37,9 +37,17 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 const BATCHES_A_TURN: usize = 8;
 /// The same while there are datagrams of the repair channel that may have come later: as many as a full receive buffer holds.
 const BATCHES_BEFORE: usize = 1024;
+/// Where messages come closer than this on average, each of them does not wake the thread: they gather for a while.
+const DENSE: Duration = Duration::from_micros(200);
+/// For so long.
+const GATHER: Duration = Duration::from_micros(500);
+/// The average is over this time: the pages of a single read come close together too.
+const COUNTED: Duration = Duration::from_millis(2);
+/// So many pages cannot have come later than a datagram of the repair channel that was not looked for.
+const FEW_MESSAGES: usize = 8;
 /// Bytes of reads that the receive thread answers itself.
 const ANSWERED_AT_ONCE: u64 = 16 << 10;
-/// `epoll` data of the eventfd; that of a socket is the number of its object, from 1.
+/// `epoll` data of the eventfd; objects count from 1, and each has two numbers.
 const WAKE: u64 = 0;
 
 /// What the receive thread needs from outside.
@@ -356,6 +364,10 @@ struct Receiving {
     attended: BTreeMap<u64, Attended>,
     pages: RecvBatch,
     repair: RecvBatch,
+    /// Messages since then, and whether they came close together before.
+    messages: u32,
+    counted_since: Instant,
+    is_dense: bool,
 }
 
 struct Attended {
@@ -405,6 +417,13 @@ impl Ear {
     }
 }
 
+/// Which of the two ports of a group; also the lowest bit of its `epoll` data.
+#[derive(Clone, Copy)]
+enum Channel {
+    Pages = 0,
+    Repair = 1,
+}
+
 impl Receiving {
     fn new(shared: Arc<Shared>) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
@@ -415,6 +434,9 @@ impl Receiving {
             attended: BTreeMap::new(),
             pages: RecvBatch::new(),
             repair: RecvBatch::new(),
+            messages: 0,
+            counted_since: now(),
+            is_dense: false,
         })
     }
 
@@ -437,11 +459,26 @@ impl Receiving {
             for event in &events {
                 match event.data.u64() {
                     WAKE => self.take_inbox(),
-                    id => self.receive(id),
+                    data => self.receive(data / 2, data % 2 == Channel::Repair as u64),
                 }
             }
             // After what is in the sockets: a thread that was held up must not take that for silence.
             self.tend_due();
+            self.gather();
+        }
+    }
+
+    /// Lets messages gather where they come one by one and fast: to wake up costs more than to read one.
+    #[expect(clippy::disallowed_methods, reason = "time is all that is waited for")]
+    fn gather(&mut self) {
+        let now = now();
+        let elapsed = now.saturating_duration_since(self.counted_since);
+        if elapsed >= COUNTED {
+            self.is_dense = DENSE * std::mem::take(&mut self.messages) > elapsed;
+            self.counted_since = now;
+        }
+        if self.is_dense {
+            std::thread::sleep(GATHER);
         }
     }
 
@@ -498,8 +535,9 @@ impl Receiving {
                 Action::Unsubscribe => (attended.pages, attended.repair) = (None, None),
                 Action::Subscribe(Subscription { connect, repair, .. }) => {
                     let (shared, epoll) = (&self.shared, &self.epoll);
-                    attended.pages = hear(shared, epoll, &object, connect);
-                    attended.repair = repair.and_then(|group| hear(shared, epoll, &object, group));
+                    let hear = |group, channel| hear(shared, epoll, &object, group, channel);
+                    attended.pages = hear(connect, Channel::Pages);
+                    attended.repair = repair.and_then(|group| hear(group, Channel::Repair));
                 }
             }
         }
@@ -515,23 +553,34 @@ impl Receiving {
         }
     }
 
-    /// Takes what came to either socket of an object, in the order in which it came: a beacon counts what was sent before it, and
+    /// Takes what came to the sockets of an object, in the order in which it came: a beacon counts what was sent before it, and
     /// what the member had got by then is told beside that.
-    fn receive(&mut self, id: u64) {
+    fn receive(&mut self, id: u64, is_repair: bool) {
         let Some(Attended { object, pages, repair, .. }) = self.attended.get_mut(&id) else {
             return;
         };
         let object = object.clone();
-        // Before the pages: those that came before its datagrams are all there then.
-        if !repair.as_mut().is_some_and(|ear| ear.receive(&object, &mut self.repair)) {
-            self.repair.clear();
+        let mut hear_repair = |batch: &mut RecvBatch| {
+            if !repair.as_mut().is_some_and(|ear| ear.receive(&object, batch)) {
+                batch.clear();
+            }
+        };
+        self.repair.clear();
+        if is_repair {
+            hear_repair(&mut self.repair);
         }
-        let mut batches = 0..BATCHES_BEFORE;
-        while let Some(batch) = batches.next()
-            && (batch < BATCHES_A_TURN || !self.repair.is_used_up())
-            && pages.as_mut().is_some_and(|ear| ear.receive(&object, &mut self.pages))
-        {
-            let is_full = self.pages.is_full();
+        for batch in 0..BATCHES_BEFORE {
+            let goes_on = batch < BATCHES_A_TURN || !self.repair.is_used_up();
+            let ear = pages.as_mut().filter(|_| goes_on);
+            if !ear.is_some_and(|ear| ear.receive(&object, &mut self.pages)) {
+                break;
+            }
+            let received = self.pages.len();
+            self.messages =
+                self.messages.saturating_add(u32::try_from(received).unwrap_or(u32::MAX));
+            if received > FEW_MESSAGES && self.repair.is_used_up() {
+                hear_repair(&mut self.repair);
+            }
             while !self.pages.is_used_up() {
                 let reads = object.receive(taken(&mut self.pages, &self.repair), now());
                 self.shared.answer(&object, reads);
@@ -539,12 +588,12 @@ impl Receiving {
                     object.receive_repair(taken(&mut self.repair, &self.pages), now());
                 }
             }
-            if !is_full || object.is_resting() {
+            if !self.pages.is_full() || object.is_resting() {
                 break;
             }
         }
+        self.pages.clear();
         if !self.repair.is_used_up() {
-            self.pages.clear();
             object.receive_repair(taken(&mut self.repair, &self.pages), now());
         }
         if object.begin_rebuilding() {
@@ -576,8 +625,14 @@ fn taken<'a>(
 }
 
 /// Listens to a port of the object's group; `None` where that cannot be.
-fn hear(shared: &Shared, epoll: &OwnedFd, object: &Object, group: SocketAddrV4) -> Option<Ear> {
-    let data = epoll::EventData::new_u64(object.id());
+fn hear(
+    shared: &Shared,
+    epoll: &OwnedFd,
+    object: &Object,
+    group: SocketAddrV4,
+    channel: Channel,
+) -> Option<Ear> {
+    let data = epoll::EventData::new_u64(object.id() * 2 + channel as u64);
     subscribe(shared, epoll, data, group)
         .inspect_err(|error| {
             warn!(path = %object.key().path, %group, %error, "cannot listen to the group");

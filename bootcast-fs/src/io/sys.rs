@@ -119,6 +119,11 @@ impl RecvBatch {
         }
     }
 
+    /// Messages that the last call brought.
+    pub(super) fn len(&self) -> usize {
+        self.received
+    }
+
     /// Whether the last call filled every slot, so that more may wait.
     pub(super) fn is_full(&self) -> bool {
         self.received == SLOTS
