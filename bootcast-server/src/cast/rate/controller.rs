@@ -175,6 +175,8 @@ pub(super) struct Controller {
     was_congested: bool,
     /// Losses of the last intervals: median and worst.
     bases: VecDeque<(Instant, f64, f64)>,
+    /// The last look doubled the rate: a loss thereafter needs no second interval to be believed.
+    has_doubled: bool,
     /// The next look sees what was sent at another rate.
     skips: bool,
     trial: Option<Trial>,
@@ -197,6 +199,7 @@ impl Controller {
             ceiling: known,
             was_congested: known.is_some(),
             bases: VecDeque::new(),
+            has_doubled: false,
             skips: false,
             trial: None,
             proven: None,
@@ -233,7 +236,9 @@ impl Controller {
             Usage::Full | Usage::Rested => self.rate,
             Usage::HeldUp(share) => self.rate * share,
         };
-        if let Some(lost) = view.twice.filter(|lost| harmless.is_exceeded_by(*lost, view)) {
+        let believed = if self.has_doubled { Some(view.median) } else { view.twice };
+        self.has_doubled = false;
+        if let Some(lost) = believed.filter(|lost| harmless.is_exceeded_by(*lost, view)) {
             let through = sent * (1.0 - lost) / (1.0 - harmless.median);
             let lost = (lost, harmless.median);
             self.lower(Congestion::Shared, sent, (through, SHARED_MARGIN), lost, now);
@@ -348,6 +353,7 @@ impl Controller {
             }
             Some(_) => self.rate * BEYOND_GROWTH,
         };
+        self.has_doubled = !self.was_congested && self.rate < self.line;
         self.rate = rate.min(self.line);
     }
 }
@@ -478,12 +484,21 @@ mod tests {
         for view in [View { median: 0.5, twice: Some(0.0), ..MANY }, View { drops: 0.5, ..MANY }] {
             let mut lab = Lab::new(Start::Cautious);
             lab.now += INTERVAL;
-            lab.controller.update(&View { twice: Some(0.0), ..MANY }, Usage::Full, lab.now);
+            lab.controller.update(&MANY, Usage::Rested, lab.now);
             lab.now += INTERVAL;
             lab.controller.update(&view, Usage::Full, lab.now);
-            assert!(near(lab.mbit(), 200.0), "{view:?}");
-            assert!(near(lab.lose(0.0), 400.0), "{view:?}");
+            assert!(near(lab.mbit(), 100.0), "{view:?}");
+            assert!(near(lab.lose(0.0), 200.0), "{view:?}");
         }
+    }
+
+    #[test]
+    fn after_the_rate_was_doubled_one_interval_tells_enough() {
+        let mut lab = Lab::new(Start::Cautious);
+        assert!(near(lab.lose(0.0), 200.0));
+        lab.now += INTERVAL;
+        lab.controller.update(&View { median: 0.5, ..MANY }, Usage::Full, lab.now);
+        assert!(near(lab.mbit(), 95.0), "{}", lab.mbit());
     }
 
     #[test]
