@@ -117,6 +117,11 @@ impl Client {
         self.receiver.handle_timeout(now);
     }
 
+    /// Its socket had no room for these.
+    pub(super) fn dropped(&mut self, datagrams: u64) {
+        self.receiver.handle_drops(datagrams);
+    }
+
     /// Datagrams come to its socket.
     pub(super) fn arrive(&mut self, burst: &Rc<Burst>, which: Mask, now: Instant) {
         let Some(stall) = &mut self.stall else {

@@ -52,6 +52,15 @@ struct Cli {
     /// Datagrams that the queue before the last hop takes
     #[arg(long, default_value_t = 100)]
     queue: u32,
+    /// Speed of the clients' machines, as a share of the rate
+    #[arg(long, default_value = "0%")]
+    machine: Percent,
+    /// Datagrams that their sockets have room for; 2700 are about 4 MB
+    #[arg(long, default_value_t = 2700)]
+    socket: u32,
+    /// The ceiling is a guess: a cast begins at a tenth of it
+    #[arg(long)]
+    guessed: bool,
     /// Time over which clients come, in file times
     #[arg(long, default_value_t = 0.0)]
     arrivals: f64,
@@ -103,6 +112,8 @@ impl Cli {
             duplicated: self.duplicated.0,
             access: self.access.0,
             queue: self.queue,
+            machine: self.machine.0,
+            socket: self.socket,
             ..LinkKind::default()
         };
         let stalls = (self.stall_ms > 0).then(|| Stalls {
@@ -126,6 +137,7 @@ impl Cli {
         let crowds = crowds.into_iter().filter(|crowd| crowd.count > 0).collect();
         Scenario {
             rate: self.rate,
+            is_guessed: self.guessed,
             rtt: Duration::from_millis(self.rtt_ms),
             control_loss: self.control_loss.0,
             seed: self.seed,

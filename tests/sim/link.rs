@@ -113,6 +113,10 @@ pub struct LinkKind {
     pub access: f64,
     /// Datagrams that the queue before the last hop takes.
     pub queue: u32,
+    /// Speed at which the receiver's machine takes datagrams, as a share of the server's rate; 0 where it keeps up with all.
+    pub machine: f64,
+    /// Datagrams that its socket has room for. The receiver is told how many found none.
+    pub socket: u32,
 }
 
 /// Datagrams that arrive at the same moment.
@@ -122,6 +126,8 @@ pub(super) struct Delivery {
     pub(super) at: Instant,
     /// Which of the burst.
     pub(super) which: Mask,
+    /// Datagrams that the socket dropped since the last delivery.
+    pub(super) dropped: u64,
 }
 
 /// The way to one receiver.
@@ -132,20 +138,42 @@ pub(super) struct Link {
     overtaken: Runs,
     duplicated: Runs,
     random: Random,
-    /// Of the last hop, where that is a bottleneck.
-    access: Option<Access>,
+    /// The last hop, where that is a bottleneck.
+    access: Option<Queue>,
+    /// The receiver's machine, where that is one.
+    machine: Option<Queue>,
+    /// What its socket dropped and the receiver does not know yet.
+    dropped: u64,
 }
 
+/// Something that takes datagrams one after the other, at a speed of its own.
 #[derive(Debug)]
-struct Access {
+struct Queue {
     rate: BitRate,
     /// What a full queue holds, as time.
     depth: Duration,
-    /// Up to here the hop is busy.
+    /// Up to here it is busy.
     busy_until: Instant,
 }
 
-impl Access {
+impl Queue {
+    /// At this share of `rate`, with room for so many bytes; `None` with a share of 0.
+    fn new(rate: BitRate, share: f64, room: u64, now: Instant) -> Option<Self> {
+        let rate = BitRate::from_bits_per_second(scaled(rate, share))?;
+        Some(Self { rate, depth: rate.time_to_send(room), busy_until: now })
+    }
+
+    /// Which of the datagrams of a burst that come at `now` find room, and when the last of these is through.
+    fn pass(&mut self, lens: &[u64], come: Mask, now: Instant) -> (Mask, Instant) {
+        let mut passed = come;
+        for (bit, &len) in lens.iter().enumerate() {
+            if come & 1 << bit != 0 && !self.takes(len, now) {
+                passed &= !(1 << bit);
+            }
+        }
+        (passed, self.busy_until.max(now))
+    }
+
     /// Whether a datagram of `bytes` finds room at `now`.
     fn takes(&mut self, bytes: u64, now: Instant) -> bool {
         let begins = self.busy_until.max(now);
@@ -167,17 +195,15 @@ impl Link {
         now: Instant,
     ) -> Self {
         let mut stream = || Random::new(random.next(), 0);
-        let access = BitRate::from_bits_per_second(scaled(rate, kind.access)).map(|rate| Access {
-            rate,
-            depth: rate.time_to_send(datagram * u64::from(kind.queue)),
-            busy_until: now,
-        });
+        let room = |datagrams: u32| datagram * u64::from(datagrams);
         Self {
             lost: Runs::new(kind.loss, stream()),
             overtaken: Runs::new(Loss::independent(kind.overtaken), stream()),
             duplicated: Runs::new(Loss::independent(kind.duplicated), stream()),
             random: stream(),
-            access,
+            access: Queue::new(rate, kind.access, room(kind.queue), now),
+            machine: Queue::new(rate, kind.machine, room(kind.socket), now),
+            dropped: 0,
             kind,
         }
     }
@@ -194,25 +220,33 @@ impl Link {
         let mut passed = all(lens.len()) & !lost_before & !self.lost.pick(lens.len());
         let mut at = now + self.kind.delay;
         if let Some(access) = &mut self.access {
-            for (bit, &len) in lens.iter().enumerate() {
-                if passed & 1 << bit != 0 && !access.takes(len, now) {
-                    passed &= !(1 << bit);
-                }
-            }
-            at = at.max(access.busy_until + self.kind.delay);
+            let through;
+            (passed, through) = access.pass(lens, passed, now);
+            at = at.max(through + self.kind.delay);
+        }
+        if let Some(machine) = &mut self.machine {
+            let (taken, through) = machine.pass(lens, passed, at);
+            self.dropped += u64::from((passed & !taken).count_ones());
+            (passed, at) = (taken, through);
         }
         let duplicated = passed & self.duplicated.pick(lens.len());
         let overtaken = passed & self.overtaken.pick(lens.len());
         for which in [duplicated, overtaken] {
             if which != 0 {
-                late.push(Delivery { at: at + self.random.within(self.kind.jitter), which });
+                late.push(Delivery {
+                    at: at + self.random.within(self.kind.jitter),
+                    which,
+                    dropped: 0,
+                });
             }
         }
         let in_time = passed & !overtaken;
+        // A socket tells with the next datagram that it has room for.
+        let dropped = if in_time == 0 { 0 } else { std::mem::take(&mut self.dropped) };
         if at == now {
             return in_time;
         }
-        late.push(Delivery { at, which: in_time });
+        late.push(Delivery { at, which: in_time, dropped });
         0
     }
 }
@@ -276,6 +310,23 @@ mod tests {
             passed += late.iter().map(|it| it.which.count_ones()).sum::<u32>();
         }
         assert!((500..=511).contains(&passed), "{passed}");
+    }
+
+    #[test]
+    fn a_slow_machine_takes_what_it_can_and_its_socket_tells_of_the_rest() {
+        let now = Instant::now();
+        let rate: BitRate = "8mbit".parse().unwrap();
+        let kind = LinkKind { machine: 0.25, socket: 20, ..LinkKind::default() };
+        let mut link = Link::new(kind, rate, 1000, Random::new(1, 1), now);
+        let (mut taken, mut dropped) = (0, 0);
+        for ms in 0..1000 {
+            let mut late = Vec::new();
+            assert_eq!(link.carry(&[1000], 0, now + Duration::from_millis(ms), &mut late), 0);
+            taken += late.iter().map(|it| it.which.count_ones()).sum::<u32>();
+            dropped += late.iter().map(|it| it.dropped).sum::<u64>();
+        }
+        assert!((250..=271).contains(&taken), "{taken}");
+        assert!((1000 - 4..=1000).contains(&(u64::from(taken) + dropped)), "{taken} {dropped}");
     }
 
     #[test]

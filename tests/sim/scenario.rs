@@ -90,7 +90,7 @@ impl fmt::Display for Crowd {
         if self.plain {
             write!(f, " plain")?;
         }
-        let LinkKind { loss, shared, access, .. } = self.link;
+        let LinkKind { loss, shared, access, machine, .. } = self.link;
         for (loss, what) in [(loss, ""), (shared, " shared")] {
             if loss.share > 0.0 {
                 write!(f, ", {}%{what}", (loss.share * 1e5).round() / 1e3)?;
@@ -101,6 +101,9 @@ impl fmt::Display for Crowd {
         }
         if access > 0.0 {
             write!(f, ", access {access}")?;
+        }
+        if machine > 0.0 {
+            write!(f, ", machine {machine}")?;
         }
         if self.arrivals > 0.0 {
             write!(f, ", late")?;

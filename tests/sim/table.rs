@@ -27,6 +27,7 @@ pub fn reviewed() -> Vec<Scenario> {
     table.extend([mixed(SMALL, 20), dying(SMALL, 50), slow(SMALL, 20), stalls(SMALL, 50)]);
     table.push(rough_control(SMALL, 100));
     table.extend(rates(LARGE, 40));
+    table.extend(slow_machines(LARGE));
     table
 }
 
@@ -47,7 +48,9 @@ const HUGE: u32 = 1_373_626;
 
 /// What the control of the rate is measured by. Minutes, in a release build.
 pub fn rate_goals() -> Vec<Scenario> {
-    rates(HUGE, 200).into()
+    let mut table: Vec<_> = rates(HUGE, 200).into();
+    table.extend(slow_machines(HUGE));
+    table
 }
 
 /// A guessed ceiling of 1 Gbit/s, and what is narrower than that, or seems to be.
@@ -65,16 +68,28 @@ fn rates(pages: u32, clients: usize) -> [Scenario; 7] {
     };
     let access = LinkKind { access: 0.1, queue: 100, ..LinkKind::default() };
     let one_slow = vec![Crowd::new(clients - 1, LinkKind::default()), Crowd::new(1, access)];
-    let slow_machines = Crowd { stalls: Some(STALLS), ..crowd(LinkKind::default()) };
+    let stalling = Crowd { stalls: Some(STALLS), ..crowd(LinkKind::default()) };
     [
         guessed("clean", vec![crowd(LinkKind::default())]),
         guessed("random 1%", vec![crowd(lossy(1.0))]),
         behind("core 300 Mbit/s", "300mbit", None, 0),
         guessed("one slow", one_slow),
-        guessed("stalls", vec![slow_machines]),
+        guessed("stalls", vec![stalling]),
         behind("4 TCP flows", "1gbit", None, 4),
         behind("400 Mbit/s for 10 s", "400mbit", Some(Duration::from_secs(10)), 0),
     ]
+}
+
+/// Machines that take 600 or 200 Mbit/s of 1 Gbit/s: what comes beyond does not fit their sockets of about 4 MB.
+fn slow_machines(pages: u32) -> [Scenario; 4] {
+    [(1, 0.6, false), (1, 0.2, true), (8, 0.6, true), (8, 0.2, false)].map(
+        |(clients, machine, is_guessed)| {
+            let link = LinkKind { machine, socket: 2700, ..LinkKind::default() };
+            let ceiling = if is_guessed { "guessed" } else { "vouched" };
+            let name = format!("rate: machine, {ceiling}");
+            Scenario { is_guessed, ..Scenario::new(&name, pages, vec![Crowd::new(clients, link)]) }
+        },
+    )
 }
 
 fn lossy(percent: f64) -> LinkKind {

@@ -29,7 +29,8 @@ enum Happening {
     Sent(Rc<Burst>),
     /// A burst has crossed what all receivers share, without these.
     Spreads(Rc<Burst>, Mask),
-    Arrives(usize, Rc<Burst>, Mask),
+    /// Datagrams of a burst come to a client, whose socket dropped so many before.
+    Arrives(usize, Rc<Burst>, Mask, u64),
     Asked(usize, Request),
     Answered(usize, Answer),
     ClientWakes(usize),
@@ -136,8 +137,9 @@ impl<'a> World<'a> {
             }
             Happening::Sent(burst) => self.cross(&burst),
             Happening::Spreads(burst, lost) => self.spread(&burst, lost),
-            Happening::Arrives(index, burst, which) => {
+            Happening::Arrives(index, burst, which, dropped) => {
                 if self.clients[index].is_listening(burst.channel()) {
+                    self.clients[index].dropped(dropped);
                     self.clients[index].arrive(&burst, which, self.now);
                     self.settle(index);
                 }
@@ -188,8 +190,9 @@ impl<'a> World<'a> {
                 client.arrive(burst, which, self.now);
                 self.settle(index);
             }
-            for Delivery { at, which } in late.drain(..) {
-                self.agenda.plan(at, Happening::Arrives(index, Rc::clone(burst), which));
+            for Delivery { at, which, dropped } in late.drain(..) {
+                let arrives = Happening::Arrives(index, Rc::clone(burst), which, dropped);
+                self.agenda.plan(at, arrives);
             }
         }
     }

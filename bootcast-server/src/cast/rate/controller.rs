@@ -24,6 +24,16 @@ const SHARED_EXCESS: f64 = 0.02;
 const GROUP_EXCESS: f64 = 0.05;
 const GROUP_DROPS: f64 = 0.1;
 
+/// An excess must be so many standard deviations of what chance makes of a loss: the base is the least of forty samples, some two
+/// of them below the mean, and the excess must not be reached by chance in hours.
+const CHANCE: f64 = 5.0;
+
+/// More than this that sockets dropped in a single interval is waited for.
+const DROPS_ONCE: f64 = 0.2;
+
+/// Where sockets drop more than this on average, a machine takes no more, or hardly more.
+const DROPS_SEEN: f64 = 0.02;
+
 /// Of what seems to get through, this share is sent after either.
 const SHARED_MARGIN: f64 = 0.95;
 const GROUP_MARGIN: f64 = 0.97;
@@ -111,12 +121,47 @@ struct Trial {
     expected: f64,
 }
 
+/// Losses that are none of the rate.
+#[derive(Clone, Copy, Debug, Default)]
+struct Harmless {
+    /// In the network: of half of the members, and of all but a twentieth.
+    median: f64,
+    worst: f64,
+    /// In sockets, of all but a twentieth.
+    drops: f64,
+}
+
+impl Harmless {
+    /// Whether half of the members lose so much that all must be held up.
+    fn is_exceeded_by(&self, lost: f64, view: &View) -> bool {
+        lost > self.median + excess(SHARED_EXCESS, lost, view.datagrams)
+    }
+
+    /// Whether a twentieth of them loses that much on average.
+    fn is_exceeded_for_a_group(&self, view: &View) -> bool {
+        let is_lossy = view
+            .worst_average
+            .is_some_and(|lost| lost > self.worst + excess(GROUP_EXCESS, lost, view.datagrams));
+        is_lossy || view.worst_drops > self.drops + GROUP_DROPS
+    }
+
+    /// Whether either was so in this interval, which alone says little.
+    fn may_be_exceeded(&self, view: &View) -> bool {
+        self.is_exceeded_by(view.median, view) || view.drops > self.drops + DROPS_ONCE
+    }
+}
+
+/// How much more than usual a loss must be that counts: `least`, or more where it is a share of so few datagrams that chance may do
+/// as much.
+fn excess(least: f64, lost: f64, datagrams: u64) -> f64 {
+    let deviation = (lost * (1.0 - lost) / to_f64(datagrams.max(1))).sqrt();
+    least.max(CHANCE * deviation)
+}
+
 /// Losses that are none of the rate, by trial.
 #[derive(Clone, Copy, Debug)]
 struct Proven {
-    median: f64,
-    worst: f64,
-    drops: f64,
+    losses: Harmless,
     until: Instant,
 }
 
@@ -130,6 +175,8 @@ pub(super) struct Controller {
     was_congested: bool,
     /// Losses of the last intervals: median and worst.
     bases: VecDeque<(Instant, f64, f64)>,
+    /// The last look doubled the rate: a loss thereafter needs no second interval to be believed.
+    has_doubled: bool,
     /// The next look sees what was sent at another rate.
     skips: bool,
     trial: Option<Trial>,
@@ -152,6 +199,7 @@ impl Controller {
             ceiling: known,
             was_congested: known.is_some(),
             bases: VecDeque::new(),
+            has_doubled: false,
             skips: false,
             trial: None,
             proven: None,
@@ -180,7 +228,7 @@ impl Controller {
         }
         self.proven = self.proven.filter(|proven| now < proven.until);
         self.ceiling = self.ceiling.filter(|ceiling| now < ceiling.at + CEILING_TIME);
-        let (median_base, worst_base) = self.base(view, now);
+        let harmless = self.harmless(view, now);
         if self.judge(view, now) {
             return true;
         }
@@ -188,28 +236,30 @@ impl Controller {
             Usage::Full | Usage::Rested => self.rate,
             Usage::HeldUp(share) => self.rate * share,
         };
-        if view.median > median_base + SHARED_EXCESS {
-            let through = sent * (1.0 - view.median) / (1.0 - median_base);
-            let lost = (view.median, median_base);
+        let believed = if self.has_doubled { Some(view.median) } else { view.twice };
+        self.has_doubled = false;
+        if let Some(lost) = believed.filter(|lost| harmless.is_exceeded_by(*lost, view)) {
+            let through = sent * (1.0 - lost) / (1.0 - harmless.median);
+            let lost = (lost, harmless.median);
             self.lower(Congestion::Shared, sent, (through, SHARED_MARGIN), lost, now);
             return true;
         }
-        let drops = self.proven.map_or(0.0, |proven| proven.drops);
-        let is_lossy = view.worst_average.is_some_and(|lost| lost > worst_base + GROUP_EXCESS);
-        if is_lossy || view.worst_drops > drops + GROUP_DROPS {
+        if harmless.is_exceeded_for_a_group(view) {
             let through = sent * view.delivered.max(GROUP_STEP);
-            let lost = (1.0 - view.delivered, worst_base);
+            let lost = (1.0 - view.delivered, harmless.worst);
             self.lower(Congestion::Group, sent, (through, GROUP_MARGIN), lost, now);
             return true;
         }
-        if usage == Usage::Full {
-            self.grow();
+        if harmless.may_be_exceeded(view) {
+            self.wait(now);
+        } else if usage == Usage::Full {
+            self.grow(view.worst_drops > harmless.drops + DROPS_SEEN, now);
         }
         false
     }
 
-    /// What half of the members, and all but a twentieth, lose whatever the rate.
-    fn base(&mut self, view: &View, now: Instant) -> (f64, f64) {
+    /// What members lose whatever the rate: the least of late, or what is proven.
+    fn harmless(&mut self, view: &View, now: Instant) -> Harmless {
         self.bases.push_back((now, view.median, view.worst));
         while self.bases.front().is_some_and(|&(at, ..)| at + BASE_TIME <= now) {
             self.bases.pop_front();
@@ -217,15 +267,22 @@ impl Controller {
         let least = |of: fn(&(Instant, f64, f64)) -> f64| {
             self.bases.iter().map(of).fold(BASE_MAX, f64::min)
         };
-        let proven = self.proven.map_or((0.0, 0.0), |proven| (proven.median, proven.worst));
-        (least(|base| base.1).max(proven.0), least(|base| base.2).max(proven.1))
+        let proven = self.proven.map_or_else(Harmless::default, |proven| proven.losses);
+        Harmless {
+            median: least(|base| base.1).max(proven.median),
+            worst: least(|base| base.2).max(proven.worst),
+            drops: proven.drops,
+        }
     }
 
     /// Whether lowering the rate was in vain: then it is what it was before, and the losses are nothing to react to.
     fn judge(&mut self, view: &View, now: Instant) -> bool {
         let Some(trial) = self.trial else { return false };
         let lost = match trial.congestion {
-            Congestion::Shared => view.median,
+            Congestion::Shared => match view.twice {
+                Some(lost) => lost,
+                None => return false,
+            },
             Congestion::Group if view.worst_average.is_none() => return false,
             Congestion::Group => 1.0 - view.delivered,
         };
@@ -239,14 +296,13 @@ impl Controller {
         if !in_vain {
             return false;
         }
-        let before =
-            self.proven.unwrap_or(Proven { median: 0.0, worst: 0.0, drops: 0.0, until: now });
-        self.proven = Some(Proven {
+        let before = self.proven.map_or_else(Harmless::default, |proven| proven.losses);
+        let losses = Harmless {
             median: before.median.max(view.median),
             worst: before.worst.max(view.worst_average.unwrap_or_default()).max(view.worst),
             drops: before.drops.max(1.0 - view.delivered),
-            until: now + PROVEN_TIME,
-        });
+        };
+        self.proven = Some(Proven { losses, until: now + PROVEN_TIME });
         self.rate = trial.rate;
         self.ceiling = None;
         self.skips = true;
@@ -273,23 +329,42 @@ impl Controller {
         self.trial = Some(Trial { congestion, number, rate, lost, expected });
     }
 
-    fn grow(&mut self) {
+    /// Much was lost in a single interval: the next ones tell why. Near what got through before, the reason may be guessed.
+    fn wait(&mut self, now: Instant) {
+        if let Some(ceiling) = self.ceiling.as_mut().filter(|it| self.rate < it.rate * NEAR.1) {
+            ceiling.at = now;
+            self.rate = self.rate.min(ceiling.rate * NEAR.0).max(self.floor);
+        }
+    }
+
+    /// `is_full`: machines seem to take no more. Then what gets through is what did, or little more.
+    fn grow(&mut self, is_full: bool, now: Instant) {
+        if let Some(ceiling) = self.ceiling.as_mut().filter(|_| is_full) {
+            ceiling.at = now;
+        }
         let rate = match self.ceiling {
             None if !self.was_congested => self.rate * FIRST_GROWTH,
             None => self.rate * LATER_GROWTH,
             Some(Ceiling { rate, .. }) if self.rate < rate * NEAR.0 => {
                 (self.rate * LATER_GROWTH).min(rate * NEAR.0)
             }
-            Some(Ceiling { rate, .. }) if self.rate < rate * NEAR.1 => self.rate * NEAR_GROWTH,
+            Some(Ceiling { rate, .. }) if is_full || self.rate < rate * NEAR.1 => {
+                self.rate * NEAR_GROWTH
+            }
             Some(_) => self.rate * BEYOND_GROWTH,
         };
+        self.has_doubled = !self.was_congested && self.rate < self.line;
         self.rate = rate.min(self.line);
     }
 }
 
-#[expect(clippy::cast_precision_loss, reason = "a rate, to a few digits")]
+#[expect(clippy::cast_precision_loss, reason = "a rate or a count, to a few digits")]
+fn to_f64(number: u64) -> f64 {
+    number as f64
+}
+
 fn bits(rate: BitRate) -> f64 {
-    rate.bits_per_second() as f64
+    to_f64(rate.bits_per_second())
 }
 
 #[cfg(test)]
@@ -300,6 +375,18 @@ mod tests {
     use super::*;
 
     const INTERVAL: Duration = Duration::from_millis(250);
+
+    /// Members that got all of many datagrams, as far as is known.
+    const MANY: View = View {
+        median: 0.0,
+        twice: None,
+        worst: 0.0,
+        worst_average: None,
+        drops: 0.0,
+        worst_drops: 0.0,
+        delivered: 1.0,
+        datagrams: 20_000,
+    };
 
     /// A controller whose members all lose the same, but for a slow group.
     struct Lab {
@@ -326,15 +413,18 @@ mod tests {
             self.lose_more(lost, lost, 0.0)
         }
 
-        /// An interval in which half of the members lose `median`, and a twentieth `worst` and `drops`.
+        /// An interval like those before in which half of the members lose `median`, and a twentieth `worst` and `drops`.
         fn lose_more(&mut self, median: f64, worst: f64, drops: f64) -> f64 {
             self.now += INTERVAL;
             let view = View {
                 median,
+                twice: Some(median),
                 worst,
                 worst_average: Some(worst),
+                drops,
                 worst_drops: drops,
                 delivered: 1.0 - worst - drops,
+                datagrams: 20_000,
             };
             self.controller.update(&view, Usage::Full, self.now);
             self.mbit()
@@ -368,6 +458,79 @@ mod tests {
                 assert!(near(lab.lose(percent / 100.0), 1000.0), "{percent}%");
             }
         }
+    }
+
+    #[test]
+    fn losses_by_chance_of_few_datagrams_change_nothing_and_those_of_a_narrow_place_do() {
+        // 20 Mbit/s are some 400 datagrams in an interval.
+        let few = |lost| View { median: lost, twice: Some(lost), datagrams: 400, ..MANY };
+        for (usual, unusual, expected) in
+            [(0.03, 0.08, 1000.0), (0.07, 0.14, 1000.0), (0.0, 0.5, 475.0)]
+        {
+            let mut lab = Lab::new(Start::Ceiling);
+            for lost in [usual, unusual] {
+                lab.now += INTERVAL;
+                lab.controller.update(&few(lost), Usage::Full, lab.now);
+            }
+            assert!(near(lab.mbit(), expected), "{usual} {unusual}: {}", lab.mbit());
+        }
+        let mut lab = Lab::new(Start::Ceiling);
+        lab.lose(0.03);
+        assert!(lab.lose(0.08) < 950.0, "no chance of 20 000");
+    }
+
+    #[test]
+    fn what_is_lost_in_one_interval_only_is_waited_for() {
+        for view in [View { median: 0.5, twice: Some(0.0), ..MANY }, View { drops: 0.5, ..MANY }] {
+            let mut lab = Lab::new(Start::Cautious);
+            lab.now += INTERVAL;
+            lab.controller.update(&MANY, Usage::Rested, lab.now);
+            lab.now += INTERVAL;
+            lab.controller.update(&view, Usage::Full, lab.now);
+            assert!(near(lab.mbit(), 100.0), "{view:?}");
+            assert!(near(lab.lose(0.0), 200.0), "{view:?}");
+        }
+    }
+
+    #[test]
+    fn after_the_rate_was_doubled_one_interval_tells_enough() {
+        let mut lab = Lab::new(Start::Cautious);
+        assert!(near(lab.lose(0.0), 200.0));
+        lab.now += INTERVAL;
+        lab.controller.update(&View { median: 0.5, ..MANY }, Usage::Full, lab.now);
+        assert!(near(lab.mbit(), 95.0), "{}", lab.mbit());
+    }
+
+    #[test]
+    fn near_what_got_through_a_single_bad_interval_costs_a_step_back_and_no_more() {
+        let mut lab = Lab::new(Start::Ceiling);
+        lab.lose(0.0);
+        assert!(near(lab.through(300.0, 0.0), 285.0));
+        (0..8).for_each(|_| assert!(lab.lose(0.0) < 310.0));
+        let once = View { median: 0.9, twice: Some(0.0), ..MANY };
+        for _ in 0..10 {
+            lab.now += INTERVAL;
+            lab.controller.update(&once, Usage::Full, lab.now);
+            assert!(near(lab.mbit(), 285.0), "{}", lab.mbit());
+        }
+        (0..12).for_each(|_| assert!(lab.lose(0.0) < 340.0));
+        lab.controller.update(&once, Usage::Full, lab.now);
+        assert!(lab.mbit() > 315.0, "too far above what got through: that was narrow");
+    }
+
+    #[test]
+    fn while_machines_drop_a_little_the_rate_grows_slowly_and_what_got_through_is_remembered() {
+        let mut lab = Lab::new(Start::Ceiling);
+        lab.lose(0.0);
+        assert!(near(lab.lose_more(0.0, 0.0, 0.5), 485.0));
+        lab.lose(0.0);
+        let drop_a_little = |lab: &mut Lab| {
+            lab.now += INTERVAL;
+            let view = View { drops: 0.04, worst_drops: 0.04, ..MANY };
+            lab.controller.update(&view, Usage::Full, lab.now);
+        };
+        (0..50).for_each(|_| drop_a_little(&mut lab));
+        assert!(near(lab.mbit(), 485.0 * 1.01_f64.powi(50)), "{}", lab.mbit());
     }
 
     #[test]
@@ -414,7 +577,7 @@ mod tests {
         assert!(near(lab.lose_more(0.0, 0.6, 0.0), 235.225));
         let mut lab = Lab::new(Start::Ceiling);
         lab.now += INTERVAL;
-        let view = View { worst: 0.8, delivered: 0.2, ..View::default() };
+        let view = View { worst: 0.8, delivered: 0.2, ..MANY };
         lab.controller.update(&view, Usage::Full, lab.now);
         assert!(near(lab.mbit(), 1000.0), "too little is known of the average");
     }
@@ -456,7 +619,7 @@ mod tests {
     fn a_cast_that_is_held_up_by_something_else_does_not_grow() {
         let mut lab = Lab::new(Start::Cautious);
         lab.now += INTERVAL;
-        let view = View { delivered: 1.0, ..View::default() };
+        let view = MANY;
         lab.controller.update(&view, Usage::HeldUp(0.5), lab.now);
         lab.controller.update(&view, Usage::Rested, lab.now);
         assert!(near(lab.mbit(), 100.0));
@@ -467,7 +630,7 @@ mod tests {
         let lose = |usage| {
             let mut lab = Lab::new(Start::Ceiling);
             lab.lose(0.0);
-            let view = View { median: 0.5, ..View::default() };
+            let view = View { median: 0.5, twice: Some(0.5), ..MANY };
             lab.controller.update(&view, usage, lab.now);
             lab.mbit()
         };
@@ -499,14 +662,15 @@ mod tests {
     proptest! {
         #[test]
         fn whatever_members_lose_the_rate_is_between_floor_and_ceiling(
-            views in proptest::collection::vec((0.0..=1.0, 0.0..=1.0, 0.0..=1.0, -1.0..2.0, 0u64..4000), 0..200),
+            views in proptest::collection::vec((0.0..=1.0, 0.0..=1.0, 0.0..=1.0, -1.0..2.0, 0u64..4000, any::<u64>()), 0..200),
             cautious: bool,
         ) {
             let mut lab = Lab::new(if cautious { Start::Cautious } else { Start::Ceiling });
-            for (median, worst, drops, usage, pause_ms) in views {
+            for (median, worst, drops, usage, pause_ms, datagrams) in views {
                 lab.now += Duration::from_millis(pause_ms);
                 let view = View {
-                    median, worst, worst_average: Some(worst), worst_drops: drops, delivered: 1.0 - worst,
+                    median, twice: Some(median), worst, worst_average: Some(worst), drops, worst_drops: drops,
+                    delivered: 1.0 - worst, datagrams,
                 };
                 let usage = match usage {
                     ..0.0 => Usage::Rested,

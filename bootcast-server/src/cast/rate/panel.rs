@@ -17,11 +17,8 @@ const SAMPLE_MIN: u64 = 32;
 const NET_INTERVALS: usize = 8;
 const NET_INTERVALS_MIN: usize = 4;
 
-/// Intervals over which what sockets had no room for is averaged, 5 s.
-const DROPS_INTERVALS: usize = 20;
-
-/// More than this in one interval needs no average.
-const DROPS_AT_ONCE: f64 = 0.5;
+/// Intervals over which what sockets had no room for is averaged, 3 s: a machine that is busy for a moment is not too slow.
+const DROPS_INTERVALS: usize = 12;
 
 /// A member that was silent for longer begins anew.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(5);
@@ -34,14 +31,21 @@ const WORST_SHARE: usize = 20;
 pub(super) struct View {
     /// Lost in the network in this interval: the median.
     pub(super) median: f64,
+    /// Lost in this interval and in the one before, in each at least: the median. `None` until enough is known. Datagrams that were
+    /// only late, or a moment in which a machine did not run, are in one of them.
+    pub(super) twice: Option<f64>,
     /// The same: what all but a twentieth stay below.
     pub(super) worst: f64,
     /// Lost in the network on average: what all but a twentieth stay below. `None` until enough is known.
     pub(super) worst_average: Option<f64>,
-    /// Dropped by sockets on average: what all but a twentieth stay below.
+    /// Dropped by sockets in this interval: what all but a twentieth stay below.
+    pub(super) drops: f64,
+    /// The same on average: what all but a twentieth stay below.
     pub(super) worst_drops: f64,
     /// What all but a twentieth get, on average.
     pub(super) delivered: f64,
+    /// Datagrams that a member's shares of this interval are of: the median. The fewer, the more is chance.
+    pub(super) datagrams: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -113,7 +117,9 @@ impl Panel {
         }
         let is_recent = member.at.is_none_or(|at| now < at + FORGOTTEN_AFTER);
         (member.told, member.at) = (told, Some(now));
-        let Some(since) = since.filter(|it| it.sent <= recently && is_recent) else { return };
+        // However narrow a path is, it lets something through: what lets nothing through is closed, and so at any rate.
+        let tells = |it: &Counters| it.sent <= recently && it.received > 0 && is_recent;
+        let Some(since) = since.filter(tells) else { return };
         let lost = since.sent.saturating_sub(since.received);
         let drops = since.drops.min(lost);
         member.samples.push_back(Sample { sent: since.sent, net: lost - drops, drops });
@@ -158,15 +164,25 @@ impl Panel {
         };
         let latest = ranked(|it| it.last(1, |sample| sample.net));
         let average = ranked(|it| it.last(NET_INTERVALS, |sample| sample.net));
+        let latest_drops = ranked(|it| it.last(1, |sample| sample.drops));
         let drops = ranked(Member::drops);
         let lost = ranked(|it| it.last(NET_INTERVALS, |sample| sample.net + sample.drops));
-        let known = fresh.iter().filter(|it| it.samples.len() >= NET_INTERVALS_MIN).count();
+        let twice = ranked(Member::twice);
+        let mut datagrams: Vec<u64> = fresh.iter().map(|it| it.datagrams()).collect();
+        datagrams.sort_unstable();
+        let middle = (fresh.len() - 1) / 2;
+        let are_known = |intervals| {
+            fresh.iter().filter(|it| it.samples.len() >= intervals).count() * 2 > fresh.len()
+        };
         let view = View {
-            median: latest[(latest.len() - 1) / 2],
+            median: latest[middle],
+            twice: are_known(2).then(|| twice[middle]),
             worst: worst(&latest),
-            worst_average: (known * 2 > fresh.len()).then(|| worst(&average)),
+            worst_average: are_known(NET_INTERVALS_MIN).then(|| worst(&average)),
+            drops: worst(&latest_drops),
             worst_drops: worst(&drops),
             delivered: 1.0 - worst(&lost),
+            datagrams: datagrams[middle],
         };
         for member in fresh {
             member.is_fresh = false;
@@ -182,12 +198,22 @@ impl Member {
         share(samples().map(lost).sum(), samples().map(|sample| sample.sent).sum())
     }
 
+    /// Of what was sent in each of the last two intervals, what was lost in the network in each at least.
+    fn twice(&self) -> f64 {
+        let latest = self.samples.iter().rev().take(2);
+        latest.map(|sample| share(sample.net, sample.sent)).fold(1.0, f64::min)
+    }
+
+    /// What was sent in the last interval.
+    fn datagrams(&self) -> u64 {
+        self.samples.back().map_or(0, |sample| sample.sent)
+    }
+
     /// What sockets dropped, where intervals that were not yet count as good ones: it takes long, or much, to prove a
     /// machine too slow.
     fn drops(&self) -> f64 {
         let shares = self.samples.iter().map(|sample| share(sample.drops, sample.sent));
-        let latest = shares.clone().next_back().filter(|latest| *latest > DROPS_AT_ONCE);
-        latest.unwrap_or_else(|| shares.sum::<f64>() / to_f64(DROPS_INTERVALS as u64))
+        shares.sum::<f64>() / to_f64(DROPS_INTERVALS as u64)
     }
 }
 
@@ -258,10 +284,35 @@ mod tests {
         lab.report(1, 30, 200);
         let view = lab.view().unwrap();
         assert!(near(view.median, 0.03) && near(view.worst, 0.03) && near(view.delivered, 0.77));
-        assert!(near(view.worst_drops, 0.01), "an interval of twenty");
+        assert!(near(view.drops, 0.2) && near(view.worst_drops, 0.2 / 12.0), "one of twelve");
         assert_eq!(lab.view(), None, "nobody said anything since");
         lab.report(1, 0, 600);
-        assert!(near(lab.view().unwrap().worst_drops, 0.6), "more than half at once");
+        let view = lab.view().unwrap();
+        assert!(near(view.drops, 0.6) && near(view.worst_drops, 0.8 / 12.0));
+    }
+
+    #[test]
+    fn what_was_only_late_is_lost_in_no_two_intervals() {
+        let mut lab = Lab::new();
+        lab.report(1, 10, 0);
+        assert_eq!(lab.view().unwrap().twice, None, "of one interval");
+        for (net, twice) in [(300, 0.01), (0, 0.0), (20, 0.0), (30, 0.02), (25, 0.025)] {
+            lab.report(1, net, 0);
+            let view = lab.view().unwrap();
+            assert!(near(view.twice.unwrap(), twice), "{net}: {view:?}");
+            assert_eq!(view.datagrams, 1000);
+        }
+    }
+
+    #[test]
+    fn intervals_in_which_nothing_at_all_came_say_nothing_of_the_rate() {
+        let mut lab = Lab::new();
+        lab.report(1, 10, 0);
+        assert!(lab.view().is_some());
+        lab.report(1, 1000, 0);
+        assert_eq!(lab.view(), None);
+        lab.report(1, 10, 0);
+        assert!(near(lab.view().unwrap().twice.unwrap(), 0.01));
     }
 
     #[test]
@@ -322,7 +373,7 @@ mod tests {
     fn a_flood_of_reports_counts_once_an_interval() {
         let mut lab = Lab::new();
         for _ in 0..10 {
-            lab.report(1, 1000, 0);
+            lab.report(1, 900, 0);
         }
         assert_eq!(lab.panel.members.values().map(|it| it.samples.len()).sum::<usize>(), 1);
     }
@@ -350,8 +401,9 @@ mod tests {
                 let (sent, received) = (scaled(sent), scaled(received));
                 lab.tell(member, &Report { sent, received, drops, ..Report::default() });
                 if let Some(view) = lab.view() {
-                    let View { median, worst, worst_average, worst_drops, delivered } = view;
-                    for share in [median, worst, worst_average.unwrap_or(0.0), worst_drops, delivered] {
+                    let View { median, worst, drops, worst_drops, delivered, .. } = view;
+                    let (twice, average) = (view.twice.unwrap_or(0.0), view.worst_average.unwrap_or(0.0));
+                    for share in [median, twice, worst, average, drops, worst_drops, delivered] {
                         prop_assert!((0.0..=1.0 + 1e-9).contains(&share), "{:?}", view);
                     }
                 }
