@@ -82,7 +82,7 @@ struct Cli {
     /// Loss of requests and answers
     #[arg(long, default_value = "0%")]
     control_loss: Percent,
-    /// Of all chance
+    /// Of all chance, with --goals too
     #[arg(long, default_value_t = 1)]
     seed: u64,
 }
@@ -152,7 +152,9 @@ fn main() {
         Some(text) => {
             let all = table::goals().into_iter();
             let all = all.chain(table::rate_goals());
-            all.filter(|scenario| scenario.name.contains(text.as_str())).collect()
+            all.filter(|scenario| scenario.name.contains(text.as_str()))
+                .map(|scenario| Scenario { seed: cli.seed, ..scenario })
+                .collect()
         }
         None => vec![cli.scenario()],
     };

@@ -31,6 +31,8 @@ pub(super) struct Panel {
     told: Counts,
     told_at: Option<Instant>,
     due: Option<Instant>,
+    /// The newest beacon names this member.
+    is_chosen: bool,
 }
 
 impl Panel {
@@ -61,6 +63,7 @@ impl Panel {
         self.now.sent = pace.sent;
         self.newest = self.now;
         self.first.get_or_insert(self.now);
+        self.is_chosen = is_chosen;
         let interval = Duration::from_millis(pace.interval_ms.into());
         if !is_chosen || interval.is_zero() {
             self.due = None;
@@ -90,7 +93,13 @@ impl Panel {
     }
 
     /// Puts the counters into a report that goes out now, for whatever reason it does.
+    ///
+    /// But for what a member lacks that is not of the panel: who loses much asks often, and the few who do would pass for many.
     pub(super) fn tell(&mut self, report: &mut Report, now: Instant) {
+        let asks = !report.needs.is_empty() || !report.bulk.is_empty();
+        if asks && !self.is_chosen {
+            return;
+        }
         self.told = self.counts();
         self.told_at = Some(now);
         self.due = None;
@@ -155,6 +164,23 @@ mod tests {
         assert_eq!(panel.due(), Some(now + 250 * MS));
         beacon(&mut panel, 22, false, now + 75 * MS);
         assert_eq!(panel.due(), None, "others are chosen");
+    }
+
+    #[test]
+    fn who_is_not_chosen_tells_what_it_lacks_without_counters() {
+        let now = Instant::now();
+        let told = |is_chosen, needs: &[(u32, u8)], bulk: &[(u32, u32)]| {
+            let mut panel = Panel::default();
+            beacon(&mut panel, 10, is_chosen, now);
+            beacon(&mut panel, 20, is_chosen, now);
+            let (needs, bulk) = (needs.to_vec(), bulk.to_vec());
+            let mut report = Report { needs, bulk, ..Report::default() };
+            panel.tell(&mut report, now);
+            report.sent
+        };
+        assert_eq!((told(false, &[(1, 1)], &[]), told(false, &[], &[(1, 1)])), (0, 0));
+        assert_eq!((told(true, &[(1, 1)], &[]), told(true, &[], &[(1, 1)])), (10, 10));
+        assert_eq!(told(false, &[], &[]), 10, "a lease that is renewed");
     }
 
     #[test]

@@ -11,7 +11,7 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Says when a report is due.
 ///
 /// ```text
-/// Quiet --short, permitted--> Drawn --still short--> Asking --answer--> Holding --beacon, time--> Quiet
+/// Quiet --short, permitted--> Drawn --still short--> Asking --answer--> Holding --beacon: promised, or time--> Quiet
 ///   ^                           |                      '--no answer--> Retrying -------time---------^
 ///   '----- promised by now -----'
 /// ```
@@ -116,6 +116,8 @@ impl Reporter {
         };
         self.newest = Some(guidance);
         match &mut self.phase {
+            // All is promised: what is short from now on was promised and did not come.
+            Phase::Holding { .. } if !is_short => self.phase = Phase::Quiet,
             Phase::Holding { heard_beacon, .. } => *heard_beacon = true,
             // Where the spread became shorter, because few are left, so does the wait.
             Phase::Drawn { due, fraction } => {
@@ -364,6 +366,22 @@ mod tests {
         assert_eq!(reporter.poll_timeout(), Some(due + 400 * MS));
         assert!(!reporter.handle_timeout(true, due + 400 * MS));
         let again = reporter.poll_timeout().unwrap();
+        assert!(reporter.handle_timeout(true, again));
+    }
+
+    #[test]
+    fn what_a_report_brought_and_was_lost_is_asked_for_without_a_pause() {
+        let now = Instant::now();
+        let mut reporter = reporter(1, None, now);
+        reporter.beacon(&beacon(1, 1, u16::MAX), true, now);
+        let due = reporter.poll_timeout().unwrap();
+        assert!(reporter.handle_timeout(true, due));
+        reporter.heard(due);
+        reporter.beacon(&beacon(2, 1, u16::MAX), false, due + 5 * MS);
+        assert_eq!(reporter.poll_timeout(), None);
+        reporter.beacon(&beacon(3, 1, u16::MAX), true, due + 10 * MS);
+        let again = reporter.poll_timeout().unwrap();
+        assert!(again <= due + 210 * MS);
         assert!(reporter.handle_timeout(true, again));
     }
 

@@ -143,15 +143,13 @@ impl Stream {
             self.pass_began = now;
         }
         let window = self.layout.map(|layout| (layout.window_of(self.next), layout));
-        let (start, limit) = window.map_or((0, self.pages), |(window, layout)| {
+        let limit = window.map_or(self.pages, |(window, layout)| {
             let pages = layout.pages_of(window);
-            let limit = match audience {
+            match audience {
                 Audience::Everybody => pages.end.0,
                 Audience::Extended => pages.start.0 + self.wanted[window.0 as usize],
-            };
-            (pages.start.0, limit)
+            }
         });
-        let budget = if self.next.0 == start { self.first_run(budget) } else { budget };
         let pages = PageRange::new(self.next.0, self.next.0.saturating_add(budget).min(limit));
         if pages.is_empty() {
             return None;
@@ -188,17 +186,6 @@ impl Stream {
 
     pub(super) fn passes(&self) -> u32 {
         self.passes
-    }
-
-    /// Pages of the first run of a window: as many as otherwise when the cast begins, another number each time after.
-    ///
-    /// A run leaves in one burst. Who has room for the beginning of a burst only would lose the same pages in every pass, if all passes
-    /// were cut alike.
-    fn first_run(&self, budget: u32) -> u32 {
-        // The golden ratio's multiples, in 1/2^32, lie evenly: Knuth's multiplicative hash.
-        let fraction = self.pages_sent.wrapping_mul(0x9e37_79b9) & u64::from(u32::MAX);
-        let cut = (u64::from(budget) * fraction) >> 32;
-        budget - u32::try_from(cut).unwrap_or_default()
     }
 
     /// Numbers of those windows of the range that the file has.

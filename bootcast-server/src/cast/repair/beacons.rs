@@ -17,7 +17,10 @@ const BUSY_INTERVAL: Duration = Duration::from_millis(25);
 const WAITING_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Before one that cannot wait.
-const URGENT_INTERVAL: Duration = Duration::from_millis(5);
+const URGENT_INTERVAL: Duration = Duration::from_millis(2);
+
+/// After so many reports of many members a beacon cannot wait: those who would ask next are to know what the first ones brought.
+const REPORTS_AT_ONCE: u32 = 4;
 
 /// Fewer reports in a period than this, and more members may speak.
 const FEW_REPORTS: u32 = 25;
@@ -27,6 +30,9 @@ const MANY_REPORTS: u32 = 50;
 
 /// So many times as many, or as few.
 const PERMIT_STEP: u64 = 4;
+
+/// Where all of many members may speak and few do, the time over which their reports are spread is halved up to so many times.
+const HALVINGS: u32 = 2;
 
 #[derive(Debug)]
 pub(super) struct Beacons {
@@ -44,7 +50,11 @@ pub(super) struct Beacons {
     next_window: WindowIndex,
     /// Share of members that may report beyond what their number allows, in 1/65536.
     raised_permit: u64,
+    /// How often the spread of many is halved.
+    halvings: u32,
     reports: u32,
+    /// Reports since the last beacon.
+    unanswered: u32,
     /// Reports are counted from here on.
     period_began: Instant,
 }
@@ -61,7 +71,9 @@ impl Beacons {
             spread: Duration::ZERO,
             next_window: WindowIndex(0),
             raised_permit: 0,
+            halvings: 0,
             reports: 0,
+            unanswered: 0,
             period_began: now,
         }
     }
@@ -75,8 +87,11 @@ impl Beacons {
         self.is_urgent = true;
     }
 
-    pub(super) fn count_report(&mut self) {
+    /// One of so many members reported what it lacks.
+    pub(super) fn count_report(&mut self, members: usize) {
         self.reports = self.reports.saturating_add(1);
+        self.unanswered = self.unanswered.saturating_add(1);
+        self.is_urgent |= members > FEW_MEMBERS && self.unanswered >= REPORTS_AT_ONCE;
     }
 
     /// When the next one is due. `calm_at`: until then reports are waited for, if there is nothing to send.
@@ -98,7 +113,8 @@ impl Beacons {
         calm_at.filter(|&calm_at| at < calm_at).map(|_| at)
     }
 
-    /// Lets more members speak where those who may have little to say, and fewer where they say much; `true` where more may.
+    /// Lets more members speak, and sooner, where those who may have little to say, and fewer and later where they say much; `true`
+    /// where more may.
     pub(super) fn adjust_permit(&mut self, situation: Situation, now: Instant) -> bool {
         if now < self.period_began + spread_of(situation) {
             return false;
@@ -106,13 +122,17 @@ impl Beacons {
         let permit = self.permit(situation.members);
         let reports = std::mem::take(&mut self.reports);
         self.period_began = now;
-        let few = reports < FEW_REPORTS && permit < EVERYBODY;
-        if few {
-            self.raised_permit = permit * PERMIT_STEP;
-        } else if reports > MANY_REPORTS {
+        let few = reports < FEW_REPORTS;
+        let all_may = permit >= EVERYBODY;
+        if reports > MANY_REPORTS {
             self.raised_permit = permit / PERMIT_STEP;
+            self.halvings = 0;
+        } else if few && all_may {
+            self.halvings = (self.halvings + 1).min(HALVINGS);
+        } else if few {
+            self.raised_permit = permit * PERMIT_STEP;
         }
-        few
+        few && !all_may
     }
 
     /// Those to whom the beacons speak.
@@ -134,7 +154,8 @@ impl Beacons {
         self.last_at = now;
         self.sent_since = false;
         self.is_urgent = false;
-        self.spread = spread_of(situation);
+        self.unanswered = 0;
+        self.spread = self.spread(situation);
         let permit = self.permit(situation.members);
         Beacon {
             number,
@@ -145,6 +166,12 @@ impl Beacons {
             pace: Pace::default(),
             windows: windows.into_iter().map(|it| (it, levels.of_window(it))).collect(),
         }
+    }
+
+    /// That of few members follows their number; that of many, how much they have to say.
+    fn spread(&self, situation: Situation) -> Duration {
+        let spread = spread_of(situation);
+        if situation.members > FEW_MEMBERS { spread / (1 << self.halvings) } else { spread }
     }
 
     /// In 1/65536, rounded up.

@@ -100,7 +100,7 @@ impl Repair {
         if report.needs.is_empty() && report.bulk.is_empty() {
             return;
         }
-        self.beacons.count_report();
+        self.beacons.count_report(members);
         let reporters = self.beacons.reporters(members);
         let redundancy = self.redundancy.symbols();
         let is_held = self.outliers.is_outlier(report, &self.levels, redundancy, reporters, now);

@@ -26,7 +26,7 @@ struct Aim {
 const OF_FEW: Aim = Aim { most: 900, least: 500 };
 
 /// The reports of many take long, and are not to become many: few blocks are left to them.
-const OF_MANY: Aim = Aim { most: 250, least: 20 };
+const OF_MANY: Aim = Aim { most: 160, least: 20 };
 
 /// A window whose reports are still under way.
 #[derive(Debug)]
@@ -36,6 +36,8 @@ struct Watched {
     base: Vec<u32>,
     /// Symbols that its blocks got unasked, at first.
     given: u32,
+    /// The largest share of the members that could report since then, in 1/65536: what they asked for stays asked for when fewer may.
+    permit: u64,
     settled_at: Instant,
 }
 
@@ -58,7 +60,8 @@ impl Redundancy {
         self.watched.retain(|watched| watched.window != window);
         let base: Vec<u32> = levels.sent_in(window).collect();
         levels.promise_above(window, &base, self.symbols);
-        self.watched.push_back(Watched { window, base, given: self.symbols, settled_at });
+        let given = self.symbols;
+        self.watched.push_back(Watched { window, base, given, permit: 0, settled_at });
     }
 
     /// Windows whose needs are not all known yet.
@@ -69,6 +72,9 @@ impl Redundancy {
     /// Follows the needs that are known by now. What it becomes is promised to the windows under watch as well.
     pub(super) fn learn(&mut self, levels: &mut Levels, reporters: Reporters, now: Instant) {
         let before = self.symbols;
+        for watched in &mut self.watched {
+            watched.permit = watched.permit.max(reporters.permit);
+        }
         let telling = TELLING_BLOCKS.min(levels.blocks_of_a_window());
         for watched in self.watched.iter().filter(|watched| watched.base.len() >= telling) {
             self.symbols = self.symbols.max(watched.needed(levels, reporters).min(MOST));
@@ -94,14 +100,19 @@ impl Watched {
     fn needed(&self, levels: &Levels, reporters: Reporters) -> u32 {
         let mut needs: Vec<u32> = self.needs(levels).collect();
         needs.sort_unstable();
-        let left = reporters.share_of(aim(reporters).most, needs.len());
+        let left = self.seen_by(reporters).share_of(aim(reporters).most, needs.len());
         needs.iter().rev().nth(left).copied().unwrap_or(0)
     }
 
     /// Whether hardly any of its blocks needed more than they got.
     fn is_content(&self, levels: &Levels, reporters: Reporters) -> bool {
         let short = self.needs(levels).filter(|&need| need > self.given).count();
-        short < 1 + reporters.share_of(aim(reporters).least, self.base.len())
+        short < 1 + self.seen_by(reporters).share_of(aim(reporters).least, self.base.len())
+    }
+
+    /// Those through whom its needs are seen.
+    fn seen_by(&self, reporters: Reporters) -> Reporters {
+        Reporters { permit: self.permit, ..reporters }
     }
 
     /// What was asked for each of its blocks since the stream passed it; 0 where nobody asked.

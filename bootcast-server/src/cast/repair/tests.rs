@@ -263,7 +263,7 @@ fn beacons_keep_their_distance_and_tell_of_every_window() {
     for pair in beacons.windows(2) {
         let came_to_rest =
             pair[0].1.position < PageIndex(PAGES) && pair[1].1.position == PageIndex(PAGES);
-        let distance = if came_to_rest { 5 } else { 25 };
+        let distance = if came_to_rest { 2 } else { 25 };
         assert!(pair[1].0 - pair[0].0 >= Duration::from_millis(distance));
         assert_eq!(pair[1].1.number, pair[0].1.number + 1);
     }
@@ -282,6 +282,59 @@ fn of_many_members_few_may_report_until_those_have_nothing_to_say() {
     assert_eq!(permits[0], 6554);
     assert_eq!(permits.last(), Some(&u16::MAX));
     assert!(permits.is_sorted());
+    let spreads: Vec<_> = lab.beacons().iter().map(|(_, beacon)| beacon.spread_ms).collect();
+    assert_eq!((spreads[0], spreads.last()), (200, Some(&50)));
+    assert!(spreads.is_sorted_by(|before, after| before >= after));
+}
+
+#[test]
+fn those_who_say_much_have_all_of_the_spread_again() {
+    let mut lab = Lab::joined(&[MemberKind::Extended; 1000]);
+    lab.run(HOLD + DATAGRAM * (PAGES + 2) + Duration::from_secs(3));
+    for need in 100..160 {
+        lab.report(&[(0, need)], &[]);
+    }
+    lab.sent.clear();
+    lab.run(Duration::from_millis(250));
+    let (_, last) = lab.beacons().pop().unwrap();
+    assert_eq!((last.permit, last.spread_ms), (16_384, 200));
+}
+
+#[test]
+fn several_reports_are_answered_by_a_beacon_at_once() {
+    let mut lab = Lab::joined(&[MemberKind::Extended; 200]);
+    lab.run(HOLD + Duration::from_millis(5));
+    lab.sent.clear();
+    for need in 1..4 {
+        lab.report(&[(0, need)], &[]);
+    }
+    lab.run(Duration::from_millis(10));
+    assert!(lab.beacons().is_empty(), "three can wait");
+    lab.report(&[(0, 4)], &[]);
+    let asked_at = lab.now;
+    lab.run(Duration::from_millis(10));
+    let (at, beacon) = lab.beacons().remove(0);
+    assert!(at <= asked_at + Duration::from_millis(1));
+    assert_eq!(beacon.windows[0].1[0].promised, 4);
+}
+
+#[test]
+fn what_is_learned_counts_those_who_could_report_at_best() {
+    let layout = BlockLayout::new(32 * 128, 32).unwrap();
+    let mut levels = Levels::new(layout);
+    let mut redundancy = Redundancy::default();
+    let now = Instant::now();
+    redundancy.begin(WindowIndex(0), &mut levels, now + SECOND);
+    let all = Reporters { members: 1000, permit: 1 << 16 };
+    redundancy.learn(&mut levels, all, now);
+    for block in 0..5 {
+        levels.ask(BlockIndex(block), 3);
+    }
+    redundancy.learn(&mut levels, Reporters { permit: all.permit / 4, ..all }, now);
+    assert_eq!(redundancy.symbols(), 0, "five of 32 are left to reports where all may report");
+    levels.ask(BlockIndex(5), 3);
+    redundancy.learn(&mut levels, all, now);
+    assert_eq!(redundancy.symbols(), 3);
 }
 
 #[test]
