@@ -213,12 +213,8 @@ impl Object {
 
     /// Takes a batch of datagrams, stores what is new, and hands out the reads that this serves.
     #[must_use]
-    pub fn receive<'a>(
-        &self,
-        datagrams: impl Iterator<Item = (SocketAddr, &'a [u8])>,
-        now: Instant,
-    ) -> Vec<Ready> {
-        let mut pages = Vec::new();
+    pub fn receive(&self, datagrams: &[(SocketAddr, &[u8])], now: Instant) -> Vec<Ready> {
+        let mut pages = Vec::with_capacity(datagrams.len());
         let checked = self.check(datagrams);
         let (epoch, page_size) = {
             let mut inner = self.lock();
@@ -247,10 +243,7 @@ impl Object {
     }
 
     /// Checks the tags of a batch, up to a millisecond's work: not under the lock, for which readers would wait.
-    fn check<'a>(
-        &self,
-        datagrams: impl Iterator<Item = (SocketAddr, &'a [u8])>,
-    ) -> Vec<Checked<'a>> {
+    fn check<'a>(&self, datagrams: &[(SocketAddr, &'a [u8])]) -> Vec<Checked<'a>> {
         let gate = *self.lock().receiver.gate();
         gate.check_all(datagrams)
     }

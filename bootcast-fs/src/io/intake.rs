@@ -40,9 +40,9 @@ const BATCHES_BEFORE: usize = 1024;
 /// Where messages come closer than this on average, each of them does not wake the thread: they gather for a while.
 const DENSE: Duration = Duration::from_micros(200);
 /// For so long.
-const GATHER: Duration = Duration::from_micros(500);
+const GATHER: Duration = Duration::from_millis(1);
 /// The average is over this time: the pages of a single read come close together too.
-const COUNTED: Duration = Duration::from_millis(2);
+const COUNTED: Duration = Duration::from_millis(4);
 /// So many pages cannot have come later than a datagram of the repair channel that was not looked for.
 const FEW_MESSAGES: usize = 8;
 /// Bytes of reads that the receive thread answers itself.
@@ -582,10 +582,10 @@ impl Receiving {
                 hear_repair(&mut self.repair);
             }
             while !self.pages.is_used_up() {
-                let reads = object.receive(taken(&mut self.pages, &self.repair), now());
+                let reads = object.receive(&taken(&mut self.pages, &self.repair), now());
                 self.shared.answer(&object, reads);
                 if !self.pages.is_used_up() {
-                    object.receive_repair(taken(&mut self.repair, &self.pages), now());
+                    object.receive_repair(&taken(&mut self.repair, &self.pages), now());
                 }
             }
             if !self.pages.is_full() || object.is_resting() {
@@ -594,7 +594,7 @@ impl Receiving {
         }
         self.pages.clear();
         if !self.repair.is_used_up() {
-            object.receive_repair(taken(&mut self.repair, &self.pages), now());
+            object.receive_repair(&taken(&mut self.repair, &self.pages), now());
         }
         if object.begin_rebuilding() {
             self.shared.rebuild(&object);
@@ -614,14 +614,14 @@ fn scaled(buffers: u32, batch: &RecvBatch) -> u64 {
 }
 
 /// What a batch holds that came before the rest of another one, and from whom.
-fn taken<'a>(
-    batch: &'a mut RecvBatch,
-    other: &RecvBatch,
-) -> impl Iterator<Item = (SocketAddr, &'a [u8])> + use<'a> {
-    batch.take_until(other.next_at()).flat_map(|message| {
+fn taken<'a>(batch: &'a mut RecvBatch, other: &RecvBatch) -> Vec<(SocketAddr, &'a [u8])> {
+    let messages: Vec<_> = batch.take_until(other.next_at()).collect();
+    let mut datagrams = Vec::with_capacity(messages.iter().map(|it| it.datagrams().len()).sum());
+    for message in messages {
         let from = message.from;
-        message.datagrams().map(move |datagram| (from, datagram))
-    })
+        datagrams.extend(message.datagrams().map(|datagram| (from, datagram)));
+    }
+    datagrams
 }
 
 /// Listens to a port of the object's group; `None` where that cannot be.

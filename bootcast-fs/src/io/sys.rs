@@ -52,7 +52,7 @@ pub(super) struct Message<'a> {
 
 impl<'a> Message<'a> {
     /// The datagrams in it.
-    pub(super) fn datagrams(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+    pub(super) fn datagrams(&self) -> impl ExactSizeIterator<Item = &'a [u8]> + use<'a> {
         self.bytes.chunks(self.segment)
     }
 }

@@ -22,11 +22,7 @@ enum Unbuilt {
 
 impl Object {
     /// Takes a batch of datagrams of the repair channel, and keeps the symbols that are of use.
-    pub fn receive_repair<'a>(
-        &self,
-        datagrams: impl Iterator<Item = (SocketAddr, &'a [u8])>,
-        now: Instant,
-    ) {
+    pub fn receive_repair(&self, datagrams: &[(SocketAddr, &[u8])], now: Instant) {
         let mut symbols = Vec::new();
         {
             let checked = self.check(datagrams);

@@ -64,21 +64,19 @@ impl Gate {
     }
 
     /// Looks at many datagrams, in their order, which is faster than one by one. Those of strangers cost nothing.
-    pub fn check_all<'a>(
-        &self,
-        datagrams: impl Iterator<Item = (SocketAddr, &'a [u8])>,
-    ) -> Vec<Checked<'a>> {
+    pub fn check_all<'a>(&self, datagrams: &[(SocketAddr, &'a [u8])]) -> Vec<Checked<'a>> {
         let epoch = self.epoch;
         let mut checked: Vec<_> = datagrams
-            .map(|(from, bytes)| {
+            .iter()
+            .map(|&(from, bytes)| {
                 let is_sender = self.is_sender(from);
                 let finding = if is_sender { Finding::Genuine } else { Finding::Stranger };
                 Checked { from, bytes, epoch, finding }
             })
             .collect();
         let Some(key) = self.key else { return checked };
-        let mut claimed: Vec<_> =
-            checked.iter_mut().filter(|it| it.finding == Finding::Genuine).collect();
+        let mut claimed = Vec::with_capacity(checked.len());
+        claimed.extend(checked.iter_mut().filter(|it| it.finding == Finding::Genuine));
         let bytes: Vec<_> = claimed.iter().map(|it| it.bytes).collect();
         for (it, is_genuine) in claimed.iter_mut().zip(key.are_genuine(&bytes)) {
             if !is_genuine {

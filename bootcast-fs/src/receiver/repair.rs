@@ -12,8 +12,10 @@ use bootcast_proto::{BlockIndex, BlockLayout, PageIndex, PageSet, PageSize, Wind
 
 use super::stream::Stream;
 
-/// Pairs that each list of a report holds at most. What does not fit follows with the next report.
-const MAX_PAIRS: usize = 4096;
+/// Blocks that a report names at most, and runs of windows: the server looks at no more of these. What does not fit follows with the
+/// next report.
+const MAX_NEEDS: usize = 4096;
+const MAX_BULK: usize = 256;
 /// Of a window that lacks this share of its pages the stream is to bring all.
 const BULK_SHARE: u32 = 4;
 /// Symbols that a level can tell of; more count as this many.
@@ -285,12 +287,12 @@ impl Repair {
         let mut report = Report::default();
         let short = self.windows.iter().zip(0..).filter(|(window, _)| window.short > 0);
         for (_, window) in short {
-            if report.needs.len() >= MAX_PAIRS || report.bulk.len() >= MAX_PAIRS {
+            if report.needs.len() >= MAX_NEEDS || report.bulk.len() >= MAX_BULK {
                 break;
             }
             self.report_window(window, &mut report);
         }
-        report.needs.truncate(MAX_PAIRS);
+        report.needs.truncate(MAX_NEEDS);
         report
     }
 

@@ -114,7 +114,7 @@ fn pages_that_are_here_are_not_written_again() {
     let server = std::net::SocketAddr::from(([127, 0, 0, 1], 40_000));
     let header = Layout::Base.header(PageIndex(1), 101, &bytes[64..128]);
     let datagram = [&header[..], &bytes[64..128]].concat();
-    let _ = object.receive([(server, &datagram[..])].into_iter(), Instant::now());
+    let _ = object.receive(&[(server, &datagram[..])], Instant::now());
     let fetch = object.poll_fetch(Instant::now()).unwrap();
     // Other bytes, to tell them apart.
     let _ = object.fetched(fetch.id, 0, &[0xee; 192]);

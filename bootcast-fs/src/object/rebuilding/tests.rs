@@ -70,7 +70,7 @@ impl Cast {
     fn send_page(&self, page: PageIndex) -> Vec<Ready> {
         let header = Layout::Base.header(page, self.geometry.pages(), self.page(page));
         let bytes = [&header[..], self.page(page)].concat();
-        self.object.receive([(SERVER, &bytes[..])].into_iter(), Instant::now())
+        self.object.receive(&[(SERVER, &bytes[..])], Instant::now())
     }
 
     fn send_symbol(&self, block: BlockIndex, number: usize) {
@@ -79,7 +79,7 @@ impl Cast {
         let mut symbol = vec![0; 64];
         fec::encode(Engine::best(), number, sources, &mut symbol);
         let bytes = [&symbol_header(block, number, 8)[..], &symbol].concat();
-        self.object.receive_repair([(SERVER, &bytes[..])].into_iter(), Instant::now());
+        self.object.receive_repair(&[(SERVER, &bytes[..])], Instant::now());
     }
 
     /// Rebuilds all that can be; returns the reads that this served.

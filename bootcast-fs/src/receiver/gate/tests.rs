@@ -231,9 +231,9 @@ fn many_that_are_checked_at_once_are_judged_as_each_alone() {
             (if at % 5 == 0 { stranger } else { SERVER }, bytes)
         })
         .collect();
-    let each = || datagrams.iter().map(|(from, bytes)| (*from, bytes.as_slice()));
-    let alone: Vec<_> = each().map(|(from, bytes)| gate.check(from, bytes).finding).collect();
-    let at_once: Vec<_> = gate.check_all(each()).iter().map(|it| it.finding).collect();
+    let each: Vec<_> = datagrams.iter().map(|(from, bytes)| (*from, bytes.as_slice())).collect();
+    let alone: Vec<_> = each.iter().map(|(from, bytes)| gate.check(*from, bytes).finding).collect();
+    let at_once: Vec<_> = gate.check_all(&each).iter().map(|it| it.finding).collect();
     assert_eq!(at_once, alone);
     for finding in [Finding::Genuine, Finding::Stranger, Finding::Forged] {
         assert!(alone.contains(&finding));

@@ -214,9 +214,23 @@ fn the_worked_examples_of_counting_hold() {
 }
 
 #[test]
+fn no_more_windows_are_asked_for_than_the_server_looks_at() {
+    let layout = BlockLayout::new(128 * 600, 1).unwrap();
+    let mut held = PageSet::new(128 * 600);
+    // Every second window is here: no two runs of those that lack everything touch.
+    (0..300).for_each(|run| held.insert_range(PageRange::new(run * 256, run * 256 + 128)));
+    let mut repair = Repair::new(layout, PageSize::new(4).unwrap(), &held);
+    repair.close_all();
+    let Report { needs, bulk, .. } = repair.report();
+    assert_eq!((needs.len(), bulk.len(), bulk[255]), (0, MAX_BULK, (511, 1)));
+    repair.reopen(&bulk);
+    assert_eq!(repair.report().bulk[0], (513, 1));
+}
+
+#[test]
 fn a_report_holds_as_much_as_the_protocol_says() {
     let page = include_str!("../../../../docs/PROTOCOL.md");
-    let told = format!("names at most {MAX_PAIRS} blocks and {MAX_PAIRS} runs of windows");
+    let told = format!("names at most {MAX_NEEDS} blocks and {MAX_BULK} runs of windows");
     assert!(page.contains(&told), "{told}");
 }
 

@@ -11,6 +11,7 @@ use bootcast_proto::fec::REPAIRS;
 use bootcast_proto::{Geometry, PageRange, PageSize, Token};
 use proptest::prelude::*;
 
+use super::reporters::Reporters;
 use super::*;
 use crate::cast::{Cast, CastPolicy, EndReason, HOLD, MemberKind, RepairSettings, Sending};
 
@@ -295,7 +296,7 @@ fn those_who_say_much_have_all_of_the_spread_again() {
         lab.report(&[(0, need)], &[]);
     }
     lab.sent.clear();
-    lab.run(Duration::from_millis(250));
+    lab.run(Duration::from_millis(100));
     let (_, last) = lab.beacons().pop().unwrap();
     assert_eq!((last.permit, last.spread_ms), (16_384, 200));
 }
