@@ -218,7 +218,9 @@ fn no_more_windows_are_asked_for_than_the_server_looks_at() {
     let layout = BlockLayout::new(128 * 600, 1).unwrap();
     let mut held = PageSet::new(128 * 600);
     // Every second window is here: no two runs of those that lack everything touch.
-    (0..300).for_each(|run| held.insert_range(PageRange::new(run * 256, run * 256 + 128)));
+    for run in 0..300 {
+        held.insert_range(PageRange::new(run * 256, run * 256 + 128));
+    }
     let mut repair = Repair::new(layout, PageSize::new(4).unwrap(), &held);
     repair.close_all();
     let Report { needs, bulk, .. } = repair.report();

@@ -50,6 +50,9 @@ const BEYOND_GROWTH: f64 = 1.05;
 /// Near: from this share of what got through to that one.
 const NEAR: (f64, f64) = (0.95, 1.05);
 
+/// From this share of it on, it is none any more.
+const FAR: f64 = 1.25;
+
 /// What got through is forgotten after so long without congestion.
 const CEILING_TIME: Duration = Duration::from_secs(10);
 
@@ -351,7 +354,8 @@ impl Controller {
             Some(Ceiling { rate, .. }) if is_full || self.rate < rate * NEAR.1 => {
                 self.rate * NEAR_GROWTH
             }
-            Some(_) => self.rate * BEYOND_GROWTH,
+            Some(Ceiling { rate, .. }) if self.rate < rate * FAR => self.rate * BEYOND_GROWTH,
+            Some(_) => self.rate * LATER_GROWTH,
         };
         self.has_doubled = !self.was_congested && self.rate < self.line;
         self.rate = rate.min(self.line);
@@ -565,7 +569,7 @@ mod tests {
             lab.through(300.0, 0.0);
         }
         let intervals = (0..200).take_while(|_| lab.through(1e9, 0.0) < 999.0).count();
-        assert!(intervals < 48, "{intervals}");
+        assert!(intervals < 32, "{intervals}");
     }
 
     #[test]
