@@ -347,7 +347,6 @@ impl Controller {
         }
         let rate = match self.ceiling {
             None if !self.was_congested => self.rate * FIRST_GROWTH,
-            None => self.rate * LATER_GROWTH,
             Some(Ceiling { rate, .. }) if self.rate < rate * NEAR.0 => {
                 (self.rate * LATER_GROWTH).min(rate * NEAR.0)
             }
@@ -355,7 +354,7 @@ impl Controller {
                 self.rate * NEAR_GROWTH
             }
             Some(Ceiling { rate, .. }) if self.rate < rate * FAR => self.rate * BEYOND_GROWTH,
-            Some(_) => self.rate * LATER_GROWTH,
+            None | Some(_) => self.rate * LATER_GROWTH,
         };
         self.has_doubled = !self.was_congested && self.rate < self.line;
         self.rate = rate.min(self.line);
