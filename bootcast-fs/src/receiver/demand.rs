@@ -14,7 +14,7 @@ use super::course::Course;
 use super::repair::Repair;
 use urgency::{Moment, Urgency};
 
-/// For this long wishes gather, unless nothing was asked for during this time.
+/// For this long after a request wishes gather, unless everything that was asked for has come.
 const GATHER: Duration = Duration::from_millis(1);
 /// What the server may need to send a page, besides the time that a request takes.
 const PATIENCE: Duration = Duration::from_millis(5);
@@ -225,14 +225,27 @@ impl Demand {
             self.looks.remove(&(at, id));
             self.look(id, view, now);
         }
-        let gathered = self.last_sent.is_none_or(|sent| sent + GATHER <= now);
-        if gathered && self.under_way < MAX_REQUESTS && self.ready.is_none() {
+        let begins = self.last_sent.is_none() && !self.later.is_empty();
+        let asks = begins || self.ask_at().is_some_and(|at| at <= now);
+        if asks && self.under_way < MAX_REQUESTS && self.ready.is_none() {
             self.ready = self.gather(now);
             if self.ready.is_some() {
                 self.last_sent = Some(now);
                 self.under_way += 1;
             }
         }
+    }
+
+    /// When to ask next; may have passed. A reader who reads one thing after the other is not to wait for company.
+    fn ask_at(&self) -> Option<Instant> {
+        let gathered = self.last_sent.map(|sent| sent + GATHER);
+        let is_owed = || self.asked.values().any(|asked| asked.pause.is_some());
+        let due = self.due.first().map(|&(due, _)| match gathered {
+            Some(gathered) if due < gathered && is_owed() => gathered,
+            _ => due,
+        });
+        let later = gathered.filter(|_| !self.later.is_empty());
+        [due, later].into_iter().flatten().min()
     }
 
     /// Asks for what is urgent of a read's pages, and says when to look at the others again.
@@ -324,10 +337,7 @@ impl Demand {
             return None;
         }
         let look = self.looks.first().map(|(at, _)| *at);
-        let due = self.due.first().map(|(at, _)| *at);
-        let now_or_gathered = |at: Instant| self.last_sent.map_or(at, |sent| at.max(sent + GATHER));
-        let announces = (!self.later.is_empty()).then_some(self.last_sent).flatten();
-        let ask = [due, announces].into_iter().flatten().min().map(now_or_gathered);
+        let ask = self.ask_at();
         [look, ask.filter(|_| self.under_way < MAX_REQUESTS)].into_iter().flatten().min()
     }
 }

@@ -101,7 +101,7 @@ fn the_limits_are_those_of_the_protocol() {
     let page = page.split_whitespace().collect::<Vec<_>>().join(" ");
     assert_eq!((MAX_REQUESTS, GATHER), (4, ms(1)));
     for told in [
-        "At most four requests are under way at a time, at least 1 ms apart.".to_owned(),
+        "At most four requests are under way at a time, at least 1 ms apart unless".to_owned(),
         format!(
             "at most {MAX_PAIRS} pairs of `now` and {MAX_LATER} of `later` in a request, {MAX_PAGES} pages"
         ),
@@ -153,6 +153,17 @@ fn what_comes_within_a_millisecond_goes_out_as_one_and_oldest_first() {
     assert_eq!(due - member.now, Duration::from_micros(800));
     member.now = due;
     assert_eq!(member.ask(), now(&[(5001, 2), (41, 1), (7001, 2)]));
+}
+
+#[test]
+fn who_reads_one_thing_after_the_other_does_not_wait_for_company() {
+    let mut member = Member::new(Fill::Demand);
+    for page in [9000, 500, 7000] {
+        member.read(page, 2).unwrap();
+        assert_eq!(member.ask(), now(&[(page + 1, 2)]));
+        member.now += Duration::from_micros(200);
+        member.store(page, 2);
+    }
 }
 
 #[test]
