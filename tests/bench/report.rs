@@ -6,17 +6,22 @@ use std::process::Command;
 
 use crate::RUNS;
 
+/// From here on the page is about the simulation, which other programs measure: that is kept.
+const SIMULATION: &str = "\n## Simulation\n";
+
 /// Writes the page around the measured parts.
 pub(crate) fn write(parts: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/BENCHMARKS.md");
+    let before = fs::read_to_string(&path).unwrap_or_default();
+    let simulation = before.find(SIMULATION).map_or("", |at| &before[at..]);
     let text = format!(
         "# Benchmarks\n\n\
-         Written by `make bench` (as root, about 15 minutes). {}.\n\
+         Written by `make bench` (as root, about 45 minutes). {}.\n\
          {}.\n\n\
          Every host is a network namespace of this one machine: server, switch and all clients share its cores, and the \
          kernel charges part of the receivers' work to the sender. Files and caches lie in `{}`. Each figure is the median \
          of {RUNS} runs; each run casts a file that no client has seen. \"Limit\" is the payload alone at the full rate of \
-         the wire; headers take 4 % more.\n{parts}",
+         the wire; headers take 4 % more.\n{parts}{simulation}",
         date(),
         machine(),
         std::env::temp_dir().display(),
