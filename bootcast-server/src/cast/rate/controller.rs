@@ -336,7 +336,11 @@ impl Controller {
     fn wait(&mut self, now: Instant) {
         if let Some(ceiling) = self.ceiling.as_mut().filter(|it| self.rate < it.rate * NEAR.1) {
             ceiling.at = now;
-            self.rate = self.rate.min(ceiling.rate * NEAR.0).max(self.floor);
+            let calm = (ceiling.rate * NEAR.0).max(self.floor);
+            if calm < self.rate {
+                // What the next look sees was sent at the higher rate in part: of that it must not be concluded what gets through.
+                (self.rate, self.skips) = (calm, true);
+            }
         }
     }
 
@@ -519,6 +523,21 @@ mod tests {
         (0..12).for_each(|_| assert!(lab.lose(0.0) < 340.0));
         lab.controller.update(&once, Usage::Full, lab.now);
         assert!(lab.mbit() > 315.0, "too far above what got through: that was narrow");
+    }
+
+    #[test]
+    fn what_was_lost_before_a_step_back_says_nothing_of_the_rate_after_it() {
+        let mut lab = Lab::new(Start::Ceiling);
+        lab.lose(0.0);
+        lab.through(300.0, 0.0);
+        (0..8).for_each(|_| assert!(lab.lose(0.0) < 310.0));
+        for (median, twice) in [(0.034, 0.0), (0.036, 0.034)] {
+            lab.now += INTERVAL;
+            let view = View { median, twice: Some(twice), ..MANY };
+            lab.controller.update(&view, Usage::Full, lab.now);
+            assert!(near(lab.mbit(), 285.0), "{}", lab.mbit());
+        }
+        assert!(near(lab.lose(0.0), 287.85));
     }
 
     #[test]

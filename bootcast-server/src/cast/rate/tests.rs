@@ -120,17 +120,17 @@ fn a_member_that_lies_slows_none_but_itself_and_that_to_the_floor() {
 }
 
 #[test]
-fn the_panel_has_thirty_members_of_however_many_and_all_casts_share_it() {
+fn the_panel_has_two_dozen_members_of_however_many_and_all_casts_share_it() {
     let mut control = Lab::new(Start::Ceiling, 0).control;
     let chosen = |control: &RateControl, members: u32| {
         f64::from(control.pace(members as usize).panel) / 65536.0 * f64::from(members)
     };
-    assert_eq!(control.pace(30).panel, u16::MAX);
-    assert!((30.0..32.0).contains(&chosen(&control, 10_000)));
+    assert_eq!(control.pace(24).panel, u16::MAX);
+    assert!((24.0..26.0).contains(&chosen(&control, 10_000)));
     assert_eq!(control.pace(1).interval_ms, 250);
     control.share_panel(3);
-    assert!((10.0..11.0).contains(&chosen(&control, 10_000)));
+    assert!((8.0..9.0).contains(&chosen(&control, 10_000)));
     control.share_panel(400);
     assert!((1.0..2.0).contains(&chosen(&control, 10_000)));
-    assert_eq!(control.pace(1).interval_ms, 3500);
+    assert_eq!(control.pace(1).interval_ms, 4250);
 }
