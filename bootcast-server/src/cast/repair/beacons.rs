@@ -13,8 +13,10 @@ use super::reporters::{EVERYBODY, FEW_MEMBERS, Reporters, spread};
 /// Between two beacons while the cast sends.
 const BUSY_INTERVAL: Duration = Duration::from_millis(25);
 
-/// Between two beacons while it waits for reports.
-const WAITING_INTERVAL: Duration = Duration::from_millis(50);
+/// Between two beacons while it waits for reports: at first, as the one that those who wait need most may get lost, then twice as
+/// long each time, and at most.
+const WAITING_INTERVALS: (Duration, Duration) =
+    (Duration::from_millis(5), Duration::from_millis(50));
 
 /// Before one that cannot wait.
 const URGENT_INTERVAL: Duration = Duration::from_millis(2);
@@ -44,6 +46,8 @@ pub(super) struct Beacons {
     sent_since: bool,
     /// Members wait for the next one.
     is_urgent: bool,
+    /// Until the next one, if there is nothing to be told.
+    waiting: Duration,
     /// What the last one said of it.
     spread: Duration,
     /// Where the look over the windows goes on.
@@ -68,6 +72,7 @@ impl Beacons {
             last_at: now,
             sent_since: false,
             is_urgent: false,
+            waiting: WAITING_INTERVALS.0,
             spread: Duration::ZERO,
             next_window: WindowIndex(0),
             raised_permit: 0,
@@ -109,7 +114,7 @@ impl Beacons {
         if self.sent_since || is_owing {
             return Some(self.last_at + BUSY_INTERVAL);
         }
-        let at = self.last_at + WAITING_INTERVAL;
+        let at = self.last_at + self.waiting;
         calm_at.filter(|&calm_at| at < calm_at).map(|_| at)
     }
 
@@ -152,6 +157,9 @@ impl Beacons {
         let number = self.number;
         self.number = self.number.wrapping_add(1);
         self.last_at = now;
+        let has_news = self.sent_since || self.is_urgent;
+        let (first, longest) = WAITING_INTERVALS;
+        self.waiting = if has_news { first } else { longest.min(2 * self.waiting) };
         self.sent_since = false;
         self.is_urgent = false;
         self.unanswered = 0;

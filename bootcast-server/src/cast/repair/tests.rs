@@ -264,7 +264,14 @@ fn beacons_keep_their_distance_and_tell_of_every_window() {
     for pair in beacons.windows(2) {
         let came_to_rest =
             pair[0].1.position < PageIndex(PAGES) && pair[1].1.position == PageIndex(PAGES);
-        let distance = if came_to_rest { 2 } else { 25 };
+        let rested = pair[0].1.position == PageIndex(PAGES);
+        let distance = if came_to_rest {
+            2
+        } else if rested {
+            5
+        } else {
+            25
+        };
         assert!(pair[1].0 - pair[0].0 >= Duration::from_millis(distance));
         assert_eq!(pair[1].1.number, pair[0].1.number + 1);
     }
@@ -354,6 +361,39 @@ fn what_most_blocks_need_is_sent_unasked_from_then_on_and_unlearned_when_they_do
     assert_eq!(repair.redundancy(), 5);
     end_window(&mut repair, 2);
     assert_eq!(repair.redundancy(), 4);
+}
+
+#[test]
+fn what_one_bad_moment_taught_is_forgotten_by_quarters_and_what_is_hardly_too_much_one_by_one() {
+    let layout = BlockLayout::new(3 * 32 * 128, 32).unwrap();
+    let mut levels = Levels::new(layout);
+    let mut redundancy = Redundancy::default();
+    let few = Reporters { members: 10, permit: 1 << 16 };
+    let now = Instant::now();
+    redundancy.begin(WindowIndex(0), &mut levels, now);
+    for block in 0..32 {
+        levels.ask(BlockIndex(block), 41);
+    }
+    redundancy.learn(&mut levels, few, now);
+    assert_eq!(redundancy.symbols(), 41);
+    redundancy.begin(WindowIndex(1), &mut levels, now);
+    redundancy.learn(&mut levels, few, now);
+    assert_eq!(redundancy.symbols(), 31);
+    redundancy.begin(WindowIndex(2), &mut levels, now);
+    levels.ask(BlockIndex(64), 32);
+    redundancy.learn(&mut levels, few, now);
+    assert_eq!(redundancy.symbols(), 30);
+}
+
+#[test]
+fn while_reports_are_awaited_what_a_beacon_told_is_told_again_soon() {
+    let mut lab = Lab::joined(&[MemberKind::Extended]);
+    lab.run(HOLD + DATAGRAM * PAGES + Duration::from_millis(50));
+    let beacons = lab.beacons();
+    let resting = beacons.iter().filter(|(_, beacon)| beacon.position == PageIndex(PAGES));
+    let times: Vec<_> = resting.map(|(at, _)| *at).collect();
+    let gaps: Vec<_> = times.windows(2).map(|pair| (pair[1] - pair[0]).as_millis()).collect();
+    assert_eq!(gaps, [5, 10, 20]);
 }
 
 proptest! {
