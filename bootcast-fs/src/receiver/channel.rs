@@ -10,6 +10,9 @@ use bootcast_proto::{BlockIndex, JoinAnswer, PageRange};
 use super::repair::{DecodePlan, Repair};
 use super::{Action, Assembly, Checked, Fill, Receiver};
 
+/// What a report takes from the end of its timer to its promise, at most.
+const REPORT_DELAY: Duration = Duration::from_millis(50);
+
 /// Within this time the members of a cast that ended join again.
 const REJOIN_SPREAD: Duration = Duration::from_millis(200);
 
@@ -55,6 +58,8 @@ impl Receiver {
                 .zip(self.assembly.as_ref())
                 .map(|(layout, assembly)| Repair::new(layout, answer.page_size, assembly.held()));
         }
+        self.asked_needs.clear();
+        self.is_supplied = false;
         self.panel.begin();
         self.reporter.begin(&answer.token, answer.extensions.lease, now);
     }
@@ -113,11 +118,20 @@ impl Receiver {
         if let Some(course) = &mut self.course {
             course.beacon(beacon.position, now);
         }
-        let is_short = repair.is_short() && self.unicast.relies_on_multicast();
-        self.reporter.beacon(beacon, is_short, now);
+        let owed = repair.time_owed(beacon.pace.rate_kbps);
+        let spread = Duration::from_millis(beacon.spread_ms.into());
+        self.is_supplied = owed > 2 * spread + REPORT_DELAY;
+        self.reporter.beacon(beacon, self.has_to_ask(), now);
         let is_chosen = self.reporter.is_within(beacon.pace.panel);
         let draw = |longest| self.reporter.draw(longest);
         self.panel.beacon(&beacon.pace, is_chosen, draw, now);
+    }
+
+    /// Whether something is lacking that nobody promised, and that it is time to ask for.
+    fn has_to_ask(&self) -> bool {
+        self.unicast.relies_on_multicast()
+            && !self.is_supplied
+            && self.repair.as_ref().is_some_and(Repair::is_short)
     }
 
     /// The cast ended, or forgot this member.
@@ -182,10 +196,11 @@ impl Receiver {
         let bulk = std::mem::take(&mut self.asked_windows);
         match result {
             Ok(()) => {
-                self.reporter.heard(now);
-                if let Some(repair) = &mut self.repair {
+                let is_answered = self.repair.as_mut().is_some_and(|repair| {
                     repair.reopen(&bulk);
-                }
+                    repair.is_promised(&self.asked_needs)
+                });
+                self.reporter.heard(is_answered, now);
                 self.told(now);
             }
             Err(ReportError::Temporary) => {
@@ -205,7 +220,7 @@ impl Receiver {
             return;
         }
         let hears = self.unicast.relies_on_multicast();
-        let is_short = hears && self.repair.as_ref().is_some_and(Repair::is_short);
+        let is_short = self.has_to_ask();
         let speaks = self.reporter.handle_timeout(is_short, now)
             || hears && self.panel.is_due(now) && self.reporter.tell(is_short);
         if !speaks {
@@ -216,6 +231,7 @@ impl Receiver {
         self.panel.tell(&mut report, now);
         self.note_in_report(&mut report);
         self.asked_windows.clone_from(&report.bulk);
+        self.asked_needs.clone_from(&report.needs);
         self.membership.act(Action::Report(report));
     }
 

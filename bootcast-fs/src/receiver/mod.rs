@@ -120,6 +120,10 @@ pub struct Receiver {
     reporter: Reporter,
     /// Windows that the report on its way asks for.
     asked_windows: Vec<(u32, u32)>,
+    /// Needs that the last report told, and that the server may have promised by now.
+    asked_needs: Vec<(u32, u8)>,
+    /// As of the newest beacon: what is promised takes the server longer than the answer to a report would.
+    is_supplied: bool,
     unicast: Unicast,
     demand: Demand,
     /// Where the stream of the present cast is.
@@ -145,6 +149,8 @@ impl Receiver {
             repair_round: 0,
             reporter: Reporter::new(seed),
             asked_windows: Vec::new(),
+            asked_needs: Vec::new(),
+            is_supplied: false,
             unicast: Unicast::default(),
             demand: Demand::default(),
             course: None,

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bootcast_proto::api::Report;
 use bootcast_proto::fec::{REPAIRS, RepairIndex, SourceIndex};
@@ -122,6 +122,22 @@ impl Repair {
     /// Whether some block lacks something that was not promised.
     pub(super) fn is_short(&self) -> bool {
         self.short > 0
+    }
+
+    /// How long the server needs at this rate, on the wire, for what it promised and did not send, as far as is known.
+    pub(super) fn time_owed(&self, rate_kbps: u32) -> Duration {
+        let levels = self.blocks.iter().map(|block| block.level);
+        let owed = levels.map(|it| u64::from(it.promised.saturating_sub(it.sent)));
+        let bits = owed.sum::<u64>() * self.page_size.wire_len() * 8;
+        Duration::from_millis(bits.checked_div(rate_kbps.into()).unwrap_or(0))
+    }
+
+    /// Whether all of these needs were promised since they were told; `false` of none.
+    pub(super) fn is_promised(&self, needs: &[(u32, u8)]) -> bool {
+        let is_promised = |&(block, need): &(u32, u8)| {
+            self.blocks.get(block as usize).is_some_and(|it| it.level.promised >= need)
+        };
+        !needs.is_empty() && needs.iter().all(is_promised)
     }
 
     /// A page of the stream came, new or not.

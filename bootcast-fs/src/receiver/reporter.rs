@@ -215,9 +215,9 @@ impl Reporter {
         matches!(self.phase, Phase::Asking)
     }
 
-    /// The server took the report.
-    pub(super) fn heard(&mut self, now: Instant) {
-        self.phase = Phase::Holding { since: now, heard_beacon: false };
+    /// The server took the report. `is_answered`: a beacon that was faster than this told what it brought.
+    pub(super) fn heard(&mut self, is_answered: bool, now: Instant) {
+        self.phase = Phase::Holding { since: now, heard_beacon: is_answered };
         self.renew(now);
     }
 
@@ -359,7 +359,7 @@ mod tests {
         assert!(due <= now + 200 * MS);
         assert!(reporter.handle_timeout(true, due));
         assert!(!reporter.handle_timeout(true, due + 10 * LEASE));
-        reporter.heard(due);
+        reporter.heard(false, due);
         assert!(!reporter.handle_timeout(true, due + 1000 * MS));
         assert_eq!(reporter.poll_timeout(), None);
         reporter.beacon(&beacon(2, 1, u16::MAX), true, due + 25 * MS);
@@ -376,13 +376,29 @@ mod tests {
         reporter.beacon(&beacon(1, 1, u16::MAX), true, now);
         let due = reporter.poll_timeout().unwrap();
         assert!(reporter.handle_timeout(true, due));
-        reporter.heard(due);
+        reporter.heard(false, due);
         reporter.beacon(&beacon(2, 1, u16::MAX), false, due + 5 * MS);
         assert_eq!(reporter.poll_timeout(), None);
         reporter.beacon(&beacon(3, 1, u16::MAX), true, due + 10 * MS);
         let again = reporter.poll_timeout().unwrap();
         assert!(again <= due + 210 * MS);
         assert!(reporter.handle_timeout(true, again));
+    }
+
+    #[test]
+    fn a_beacon_that_was_faster_than_the_answer_is_not_waited_for_again() {
+        let now = Instant::now();
+        let mut reporter = reporter(1, None, now);
+        reporter.beacon(&beacon(1, 1, u16::MAX), true, now);
+        let due = reporter.poll_timeout().unwrap();
+        assert!(reporter.handle_timeout(true, due));
+        reporter.beacon(&beacon(2, 1, u16::MAX), true, due + MS);
+        assert_eq!(reporter.poll_timeout(), None);
+        reporter.heard(true, due + 2 * MS);
+        let pause_end = due + 402 * MS;
+        assert_eq!(reporter.poll_timeout(), Some(pause_end));
+        assert!(!reporter.handle_timeout(true, pause_end));
+        assert!(reporter.poll_timeout().unwrap() <= pause_end + 200 * MS);
     }
 
     #[test]
@@ -406,7 +422,7 @@ mod tests {
         reporter.beacon(&beacon(1, 100, u16::MAX), true, now);
         assert!(reporter.tell(true));
         assert!(reporter.is_asking() && !reporter.counted(true, now));
-        reporter.heard(now);
+        reporter.heard(false, now);
         assert!(reporter.tell(true));
         assert!(!reporter.is_asking(), "it waits for what the last report brings");
         assert!(!reporter.handle_timeout(true, now + 10 * LEASE));
@@ -448,7 +464,7 @@ mod tests {
             let due = reporter.poll_timeout().unwrap();
             assert!((LEASE / 4..=LEASE / 2).contains(&(due - now)));
             assert!(reporter.handle_timeout(false, due));
-            reporter.heard(due);
+            reporter.heard(false, due);
             now = due;
         }
     }

@@ -309,6 +309,18 @@ fn what_the_newest_beacon_promises_is_not_reported() {
 }
 
 #[test]
+fn while_the_server_has_promises_to_keep_for_long_nothing_more_is_asked_for() {
+    let mut member = Member::lacking(&[0, 3]);
+    member.pace.rate_kbps = 1;
+    for _ in 0..4 {
+        member.beacon(PAGES, 0, 1);
+        assert_eq!(member.actions_until_next_beacon(), []);
+    }
+    member.beacon(PAGES, 1, 1);
+    assert_eq!(report(&member.actions_until_next_beacon()).needs, [(0, 3)]);
+}
+
+#[test]
 fn a_beacon_that_was_overtaken_is_dropped() {
     let mut member = Member::lacking(&[0]);
     member.number = 5;

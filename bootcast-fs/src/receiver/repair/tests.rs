@@ -67,6 +67,29 @@ fn nothing_is_reported_of_a_window_that_is_not_closed() {
 }
 
 #[test]
+fn a_report_is_answered_when_all_that_it_named_is_promised() {
+    let (mut repair, _) = lacking(&[0, 1, 2, 4]);
+    pass_all(&mut repair, 0, 0);
+    let needs = repair.report().needs;
+    assert_eq!(needs, [(0, 3), (1, 1)]);
+    assert!(!repair.is_promised(&needs) && !repair.is_promised(&[]));
+    repair.beacon(&beacon(2, PAGES, 2, 2), Instant::now());
+    assert!(!repair.is_promised(&needs));
+    repair.beacon(&beacon(3, PAGES, 3, 3), Instant::now());
+    assert!(repair.is_promised(&needs) && repair.is_short(), "kept, and lost");
+    assert!(!repair.is_promised(&[(99, 0)]), "no such block");
+}
+
+#[test]
+fn what_is_promised_and_not_sent_takes_its_time() {
+    let (mut repair, _) = lacking(&[0]);
+    pass_all(&mut repair, 1, 3);
+    let bits = PageSize::new(4).unwrap().wire_len() * 8;
+    assert_eq!(repair.time_owed(1), Duration::from_millis(4 * 2 * bits));
+    assert_eq!(repair.time_owed(0), Duration::ZERO, "of a server that tells no rate");
+}
+
+#[test]
 fn a_need_counts_missing_pages_and_lost_symbols() {
     // Pages 0, 2 and 4 are in block 0, page 1 is in block 1.
     let (mut repair, _) = lacking(&[0, 1, 2, 4]);
