@@ -7,7 +7,9 @@
 
 use std::hint::black_box;
 
-use bootcast_proto::fec::{Engine, REPAIRS, RepairIndex, SOURCES, SourceIndex, decode, encode};
+use bootcast_proto::fec::{
+    Engine, REPAIRS, RepairIndex, SOURCES, SourceIndex, decode, encode, encode_all,
+};
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
 use reed_solomon_simd::{ReedSolomonDecoder, ReedSolomonEncoder};
@@ -26,7 +28,7 @@ fn block() -> Vec<Vec<u8>> {
 }
 
 fn sources(block: &[Vec<u8>]) -> impl Iterator<Item = (SourceIndex, &[u8])> {
-    (0..).filter_map(SourceIndex::new).zip(block.iter().map(Vec::as_slice))
+    (0..SOURCES).filter_map(SourceIndex::new).zip(block.iter().map(Vec::as_slice))
 }
 
 fn our_symbol(block: &[Vec<u8>], number: usize, symbol: &mut [u8]) {
@@ -43,13 +45,15 @@ fn making(criterion: &mut Criterion) {
     let block = block();
     for wanted in WANTED {
         let mut group = begin(criterion, &format!("make {wanted}"));
-        let mut symbol = vec![0; PAGE];
+        let mut symbols = vec![vec![0; PAGE]; wanted];
         group.bench_function("ours", |bencher| {
             bencher.iter(|| {
-                for number in 0..wanted {
-                    our_symbol(black_box(&block), number, &mut symbol);
-                    black_box(&symbol);
-                }
+                let sources: Vec<_> = sources(black_box(&block)).collect();
+                let numbers = (0..).filter_map(RepairIndex::new);
+                let mut repairs: Vec<_> =
+                    numbers.zip(symbols.iter_mut().map(Vec::as_mut_slice)).collect();
+                encode_all(Engine::best(), &mut repairs, &sources);
+                black_box(&symbols);
             });
         });
         for (name, count) in [("exact", wanted), ("of 128", REPAIRS)] {

@@ -1,13 +1,15 @@
 //! The one loop that costs time: adding multiples of symbols to a symbol.
 
+use alloc::vec::Vec;
+
 use super::gf256::NIBBLES;
 
-/// A symbol and the factor that it counts with. A symbol shorter than the sum stands for itself with
-/// zeros behind.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Term<'a> {
-    pub(super) factor: u8,
-    pub(super) symbol: &'a [u8],
+/// A sum of multiples of some symbols.
+#[derive(Debug)]
+pub(super) struct Sum<'a> {
+    pub(super) bytes: &'a mut [u8],
+    /// What each of the symbols counts with.
+    pub(super) factors: Vec<u8>,
 }
 
 /// A way to compute. All give the same bytes.
@@ -43,34 +45,39 @@ impl Engine {
         core::iter::once(Self::Scalar).chain((best != Self::Scalar).then_some(best))
     }
 
-    /// Adds the terms to `sum`. No symbol may be longer than it.
-    pub(super) fn add(self, sum: &mut [u8], terms: &[Term<'_>]) {
-        debug_assert!(terms.iter().all(|term| term.symbol.len() <= sum.len()));
+    /// Adds to the sums what the symbols count in each. All sums have the same length; a symbol that is shorter stands for itself with
+    /// zeros behind, and none may be longer.
+    ///
+    /// A piece of all symbols serves all sums before the next one does: together the symbols are larger than the nearest cache.
+    pub(super) fn add(self, sums: &mut [Sum<'_>], symbols: &[&[u8]]) {
+        let Some(len) = sums.first().map(|sum| sum.bytes.len()) else { return };
+        debug_assert!(sums.iter().all(|sum| sum.bytes.len() == len));
+        debug_assert!(sums.iter().all(|sum| sum.factors.len() == symbols.len()));
+        debug_assert!(symbols.iter().all(|symbol| symbol.len() <= len));
+        // Bytes from the front that every symbol has.
+        let common = symbols.iter().map(|symbol| symbol.len()).fold(len, usize::min);
         let done = match self {
             Self::Scalar => 0,
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => sys::add_avx2(sum, terms),
+            Self::Avx2 => sys::add_avx2(sums, symbols, common),
             #[cfg(target_arch = "aarch64")]
-            Self::Neon => sys::add_neon(sum, terms),
+            Self::Neon => sys::add_neon(sums, symbols, common),
         };
-        add_scalar(sum, terms, done);
-    }
-}
-
-/// Adds what of the terms lies from `from` on.
-fn add_scalar(sum: &mut [u8], terms: &[Term<'_>], from: usize) {
-    for term in terms {
-        let [low, high] = &NIBBLES[usize::from(term.factor)];
-        let rest = term.symbol.get(from..).unwrap_or_default();
-        for (sum, byte) in sum[from..].iter_mut().zip(rest) {
-            *sum ^= low[usize::from(byte & 15)] ^ high[usize::from(byte >> 4)];
+        for sum in sums {
+            add_scalar(sum, symbols, done);
         }
     }
 }
 
-/// Bytes from the front that every term has.
-fn common_len(sum: &[u8], terms: &[Term<'_>]) -> usize {
-    terms.iter().map(|term| term.symbol.len()).fold(sum.len(), usize::min)
+/// Adds what of the symbols lies from `from` on.
+fn add_scalar(sum: &mut Sum<'_>, symbols: &[&[u8]], from: usize) {
+    for (factor, symbol) in sum.factors.iter().zip(symbols) {
+        let [low, high] = &NIBBLES[usize::from(*factor)];
+        let rest = symbol.get(from..).unwrap_or_default();
+        for (sum, byte) in sum.bytes[from..].iter_mut().zip(rest) {
+            *sum ^= low[usize::from(byte & 15)] ^ high[usize::from(byte >> 4)];
+        }
+    }
 }
 
 /// The door to vector instructions. Each function returns how many bytes from the front are done.
@@ -79,7 +86,7 @@ fn common_len(sum: &[u8], terms: &[Term<'_>]) -> usize {
     reason = "vector instructions and raw loads; each block says why it is sound"
 )]
 mod sys {
-    use super::{NIBBLES, Term, common_len};
+    use super::{NIBBLES, Sum};
 
     #[cfg(target_arch = "x86_64")]
     cpufeatures::new!(avx2, "avx2");
@@ -90,56 +97,98 @@ mod sys {
     }
 
     #[cfg(target_arch = "x86_64")]
-    pub(super) fn add_avx2(sum: &mut [u8], terms: &[Term<'_>]) -> usize {
+    pub(super) fn add_avx2(sums: &mut [Sum<'_>], symbols: &[&[u8]], common: usize) -> usize {
         if !has_avx2() {
             return 0;
         }
         // SAFETY: the CPU has AVX2, asked just above.
-        unsafe { x86::add(sum, terms) }
+        unsafe { x86::add(sums, symbols, common) }
     }
 
     #[cfg(target_arch = "x86_64")]
     mod x86 {
         use core::arch::x86_64::{
             __m256i, _mm_loadu_si128, _mm256_and_si256, _mm256_broadcastsi128_si256,
-            _mm256_loadu_si256, _mm256_set1_epi8, _mm256_shuffle_epi8, _mm256_srli_epi64,
-            _mm256_storeu_si256, _mm256_xor_si256,
+            _mm256_loadu_si256, _mm256_set1_epi8, _mm256_setzero_si256, _mm256_shuffle_epi8,
+            _mm256_srli_epi64, _mm256_storeu_si256, _mm256_xor_si256,
         };
 
-        use super::{NIBBLES, Term, common_len};
+        use super::{NIBBLES, Sum};
 
         /// Registers that hold a piece of the sum while all terms are added to it.
         const LANES: usize = 4;
-        const PIECE: usize = LANES * 32;
+        const LANE: usize = 32;
+        const PIECE: usize = LANES * LANE;
+
+        /// Zeros, then ones.
+        const EDGE: [u8; 2 * LANE] = {
+            let mut edge = [0; 2 * LANE];
+            let (_, ones) = edge.split_at_mut(LANE);
+            ones.copy_from_slice(&[0xff; LANE]);
+            edge
+        };
 
         #[target_feature(enable = "avx2")]
-        pub(super) fn add(sum: &mut [u8], terms: &[Term<'_>]) -> usize {
-            let whole = common_len(sum, terms) / PIECE * PIECE;
-            let low_bits = _mm256_set1_epi8(15);
-            for at in (0..whole).step_by(PIECE) {
-                let piece = &mut sum[at..at + PIECE];
-                let mut sums: [__m256i; LANES] =
-                    core::array::from_fn(|lane| load(&piece[lane * 32..]));
-                for term in terms {
-                    let [low, high] = &NIBBLES[usize::from(term.factor)];
-                    let (low, high) = (broadcast(low), broadcast(high));
-                    let bytes = &term.symbol[at..at + PIECE];
-                    for (lane, sum) in sums.iter_mut().enumerate() {
-                        let byte = load(&bytes[lane * 32..]);
-                        let upper = _mm256_and_si256(_mm256_srli_epi64::<4>(byte), low_bits);
-                        let lower = _mm256_and_si256(byte, low_bits);
-                        let product = _mm256_xor_si256(
-                            _mm256_shuffle_epi8(low, lower),
-                            _mm256_shuffle_epi8(high, upper),
-                        );
-                        *sum = _mm256_xor_si256(*sum, product);
+        pub(super) fn add(sums: &mut [Sum<'_>], symbols: &[&[u8]], common: usize) -> usize {
+            let (pieces, lanes) = (common / PIECE * PIECE, common / LANE * LANE);
+            for at in (0..pieces).step_by(PIECE) {
+                for Sum { bytes, factors } in &mut *sums {
+                    let mut piece = [_mm256_setzero_si256(); LANES];
+                    for (lane, words) in piece.iter_mut().enumerate() {
+                        *words = load(&bytes[at + lane * LANE..]);
+                    }
+                    let piece = add_piece(piece, factors, symbols, at);
+                    for (lane, words) in piece.into_iter().enumerate() {
+                        store(&mut bytes[at + lane * LANE..], words);
                     }
                 }
-                for (lane, sum) in sums.into_iter().enumerate() {
-                    store(&mut piece[lane * 32..], sum);
+            }
+            for at in (pieces..lanes).step_by(LANE) {
+                for Sum { bytes, factors } in &mut *sums {
+                    let [lane] = add_piece([load(&bytes[at..])], factors, symbols, at);
+                    store(&mut bytes[at..], lane);
                 }
             }
-            whole
+            let Some(at) = common.checked_sub(LANE).filter(|_| lanes < common) else {
+                return lanes;
+            };
+            // The last lane laps over what is done, of which nothing more is added.
+            let fresh = load(&EDGE[LANE - (lanes - at)..]);
+            for Sum { bytes, factors } in sums {
+                let [products] = add_piece([_mm256_setzero_si256()], factors, symbols, at);
+                let products = _mm256_and_si256(products, fresh);
+                let lane = _mm256_xor_si256(load(&bytes[at..]), products);
+                store(&mut bytes[at..], lane);
+            }
+            common
+        }
+
+        /// Adds to a piece of a sum what the symbols have from `at` on.
+        #[target_feature(enable = "avx2")]
+        #[inline]
+        fn add_piece<const LANES: usize>(
+            mut piece: [__m256i; LANES],
+            factors: &[u8],
+            symbols: &[&[u8]],
+            at: usize,
+        ) -> [__m256i; LANES] {
+            let low_bits = _mm256_set1_epi8(15);
+            for (factor, symbol) in factors.iter().zip(symbols) {
+                let [low, high] = &NIBBLES[usize::from(*factor)];
+                let (low, high) = (broadcast(low), broadcast(high));
+                let bytes = &symbol[at..at + LANES * LANE];
+                for (lane, sum) in piece.iter_mut().enumerate() {
+                    let byte = load(&bytes[lane * LANE..]);
+                    let upper = _mm256_and_si256(_mm256_srli_epi64::<4>(byte), low_bits);
+                    let lower = _mm256_and_si256(byte, low_bits);
+                    let product = _mm256_xor_si256(
+                        _mm256_shuffle_epi8(low, lower),
+                        _mm256_shuffle_epi8(high, upper),
+                    );
+                    *sum = _mm256_xor_si256(*sum, product);
+                }
+            }
+            piece
         }
 
         #[target_feature(enable = "avx2")]
@@ -164,25 +213,28 @@ mod sys {
     }
 
     #[cfg(target_arch = "aarch64")]
-    pub(super) fn add_neon(sum: &mut [u8], terms: &[Term<'_>]) -> usize {
+    pub(super) fn add_neon(sums: &mut [Sum<'_>], symbols: &[&[u8]], common: usize) -> usize {
         use core::arch::aarch64::{
             vandq_u8, vdupq_n_u8, veorq_u8, vld1q_u8, vqtbl1q_u8, vshrq_n_u8, vst1q_u8,
         };
         const PIECE: usize = 16;
-        let whole = common_len(sum, terms) / PIECE * PIECE;
+        let whole = common / PIECE * PIECE;
         for at in (0..whole).step_by(PIECE) {
-            let piece = &mut sum[at..at + PIECE];
-            // SAFETY: every 64-bit ARM has NEON; each load and store touches the 16 bytes of a slice of that length.
-            unsafe {
-                let mut total = vld1q_u8(piece.as_ptr());
-                for term in terms {
-                    let [low, high] = &NIBBLES[usize::from(term.factor)];
-                    let byte = vld1q_u8(term.symbol[at..at + PIECE].as_ptr());
-                    let lower = vqtbl1q_u8(vld1q_u8(low.as_ptr()), vandq_u8(byte, vdupq_n_u8(15)));
-                    let upper = vqtbl1q_u8(vld1q_u8(high.as_ptr()), vshrq_n_u8::<4>(byte));
-                    total = veorq_u8(total, veorq_u8(lower, upper));
+            for Sum { bytes, factors } in &mut *sums {
+                let piece = &mut bytes[at..at + PIECE];
+                // SAFETY: every 64-bit ARM has NEON; each load and store touches the 16 bytes of a slice of that length.
+                unsafe {
+                    let mut total = vld1q_u8(piece.as_ptr());
+                    for (factor, symbol) in factors.iter().zip(symbols) {
+                        let [low, high] = &NIBBLES[usize::from(*factor)];
+                        let byte = vld1q_u8(symbol[at..at + PIECE].as_ptr());
+                        let lower =
+                            vqtbl1q_u8(vld1q_u8(low.as_ptr()), vandq_u8(byte, vdupq_n_u8(15)));
+                        let upper = vqtbl1q_u8(vld1q_u8(high.as_ptr()), vshrq_n_u8::<4>(byte));
+                        total = veorq_u8(total, veorq_u8(lower, upper));
+                    }
+                    vst1q_u8(piece.as_mut_ptr(), total);
                 }
-                vst1q_u8(piece.as_mut_ptr(), total);
             }
         }
         whole
@@ -201,25 +253,27 @@ mod tests {
         #[test]
         fn every_engine_computes_the_same_bytes(
             len in 0usize..700, seed in any::<u8>(),
-            factors in proptest::collection::vec((any::<u8>(), 0usize..700), 0..20),
+            rows in proptest::collection::vec(any::<[u8; 20]>(), 0..9),
+            cuts in proptest::collection::vec(0usize..700, 0..20),
         ) {
             let fill = |salt: usize, len: usize| -> Vec<u8> {
                 (0..len).map(|at| (at * 31 + salt * 101 + usize::from(seed)).to_le_bytes()[0]).collect()
             };
-            let symbols: Vec<_> =
-                factors.iter().enumerate().map(|(salt, (_, cut))| fill(salt, len.min(*cut))).collect();
-            let terms: Vec<_> = factors
-                .iter()
-                .zip(&symbols)
-                .map(|((factor, _), symbol)| Term { factor: *factor, symbol })
-                .collect();
-            let sum = |engine: Engine| {
-                let mut sum = fill(99, len);
-                engine.add(&mut sum, &terms);
-                sum
+            // Most are as long as the sums.
+            let symbol = |(salt, cut): (usize, &usize)| fill(salt, if salt % 3 > 0 { len } else { len.min(*cut) });
+            let symbols: Vec<_> = cuts.iter().enumerate().map(symbol).collect();
+            let symbols: Vec<_> = symbols.iter().map(Vec::as_slice).collect();
+            let sums = |engine: Engine| {
+                let mut bytes: Vec<_> = (0..rows.len()).map(|row| fill(99 + row, len)).collect();
+                let sums = bytes.iter_mut().zip(&rows).map(|(bytes, row)| Sum {
+                    bytes,
+                    factors: row[..symbols.len()].to_vec(),
+                });
+                engine.add(&mut sums.collect::<Vec<_>>(), &symbols);
+                bytes
             };
             for engine in Engine::all() {
-                prop_assert_eq!(sum(engine), sum(Engine::Scalar), "{:?}", engine);
+                prop_assert_eq!(sums(engine), sums(Engine::Scalar), "{:?}", engine);
             }
         }
     }

@@ -19,7 +19,7 @@ use alloc::vec::Vec;
 
 pub use engine::Engine;
 
-use engine::Term;
+use engine::Sum;
 use gf256::{invert, mul};
 
 /// Source symbols of a block at most.
@@ -83,11 +83,35 @@ pub fn encode<'a>(
     sources: impl Iterator<Item = (SourceIndex, &'a [u8])>,
     symbol: &mut [u8],
 ) {
-    symbol.fill(0);
-    let terms: Vec<_> = sources
-        .map(|(source, bytes)| Term { factor: coefficient(repair, source), symbol: bytes })
-        .collect();
-    engine.add(symbol, &terms);
+    let sources: Vec<_> = sources.collect();
+    encode_all(engine, &mut [(repair, symbol)], &sources);
+}
+
+/// Several repair symbols of a block, as [`encode`] makes each: several times as fast. All are equally long.
+pub fn encode_all(
+    engine: Engine,
+    repairs: &mut [(RepairIndex, &mut [u8])],
+    sources: &[(SourceIndex, &[u8])],
+) {
+    let sums = repairs.iter_mut().map(|(repair, symbol)| {
+        symbol.fill(0);
+        sum_of(*repair, sources, symbol)
+    });
+    engine.add(&mut sums.collect::<Vec<_>>(), &payloads(sources));
+}
+
+/// What is added to `bytes` makes a sum of the repair symbol `repair`.
+fn sum_of<'a>(
+    repair: RepairIndex,
+    sources: &[(SourceIndex, &[u8])],
+    bytes: &'a mut [u8],
+) -> Sum<'a> {
+    let factors = sources.iter().map(|(source, _)| coefficient(repair, *source)).collect();
+    Sum { bytes, factors }
+}
+
+fn payloads<'a>(sources: &[(SourceIndex, &'a [u8])]) -> Vec<&'a [u8]> {
+    sources.iter().map(|(_, bytes)| *bytes).collect()
 }
 
 /// The symbols at hand do not give the block back.
@@ -127,19 +151,14 @@ pub fn decode(
     if missing.is_empty() {
         return Ok(rebuilt);
     }
-    let syndromes = syndromes(engine, len, present, used);
+    let syndromes = syndromes(engine, present, used);
+    let syndromes: Vec<_> = syndromes.iter().map(Vec::as_slice).collect();
     let rows: Vec<_> = used.iter().map(|(repair, _)| *repair).collect();
-    for (column, source) in rebuilt.iter_mut().enumerate() {
-        let terms: Vec<_> = syndromes
-            .iter()
-            .enumerate()
-            .map(|(row, syndrome)| Term {
-                factor: inverse(&rows, missing, row, column),
-                symbol: syndrome,
-            })
-            .collect();
-        engine.add(source, &terms);
-    }
+    let sums = rebuilt
+        .iter_mut()
+        .zip(inverse(&rows, missing))
+        .map(|(bytes, factors)| Sum { bytes, factors });
+    engine.add(&mut sums.collect::<Vec<_>>(), &syndromes);
     Ok(rebuilt)
 }
 
@@ -173,48 +192,47 @@ fn check(
 /// What remains of each repair symbol once the present sources are taken out: a sum of missing ones.
 fn syndromes(
     engine: Engine,
-    len: usize,
     present: &[(SourceIndex, &[u8])],
     used: &[(RepairIndex, &[u8])],
 ) -> Vec<Vec<u8>> {
-    used.iter()
-        .map(|(repair, symbol)| {
-            let mut syndrome = vec![0; len];
-            syndrome.copy_from_slice(symbol);
-            let terms: Vec<_> = present
-                .iter()
-                .map(|(source, bytes)| Term {
-                    factor: coefficient(*repair, *source),
-                    symbol: bytes,
-                })
-                .collect();
-            engine.add(&mut syndrome, &terms);
-            syndrome
-        })
-        .collect()
+    let mut syndromes: Vec<_> = used.iter().map(|(_, symbol)| symbol.to_vec()).collect();
+    let sums = syndromes.iter_mut().zip(used).map(|(syndrome, (repair, _))| {
+        // Minus is plus.
+        sum_of(*repair, present, syndrome)
+    });
+    engine.add(&mut sums.collect::<Vec<_>>(), &payloads(present));
+    syndromes
 }
 
-/// The entry of the inverse of the Cauchy matrix `1 / (x_i + y_j)` that belongs to `x` of `row` and `y` of `column`
-/// (Knuth, The Art of Computer Programming 1, 1.2.3, exercise 41; in this field minus is plus):
+/// The inverse of the Cauchy matrix `1 / (x_i + y_j)`, one row of factors for each of `columns`. The entry that belongs to `x` of `row`
+/// and `y` of `column` is (Knuth, The Art of Computer Programming 1, 1.2.3, exercise 41; in this field minus is plus)
 ///
 /// ```text
 /// product over k of (x_k + y_column) (x_row + y_k)
 /// ---------------------------------------------------------------------------------------------
 /// (x_row + y_column) * product over k != row of (x_row + x_k) * product over k != column of (y_column + y_k)
 /// ```
-fn inverse(rows: &[RepairIndex], columns: &[SourceIndex], row: usize, column: usize) -> u8 {
-    let (x, y) = (rows[row].element(), columns[column].element());
-    let (mut above, mut below) = (1, x ^ y);
-    for (k, (repair, source)) in rows.iter().zip(columns).enumerate() {
-        above = mul(above, mul(repair.element() ^ y, x ^ source.element()));
-        if k != row {
-            below = mul(below, x ^ repair.element());
-        }
-        if k != column {
-            below = mul(below, y ^ source.element());
-        }
-    }
-    mul(above, invert(below))
+///
+/// where the products are those of a row alone and those of a column alone.
+fn inverse(rows: &[RepairIndex], columns: &[SourceIndex]) -> Vec<Vec<u8>> {
+    let xs: Vec<_> = rows.iter().map(|repair| repair.element()).collect();
+    let ys: Vec<_> = columns.iter().map(|source| source.element()).collect();
+    let of_rows: Vec<_> = xs.iter().map(|x| share(*x, &xs, &ys)).collect();
+    let of_columns: Vec<_> = ys.iter().map(|y| share(*y, &ys, &xs)).collect();
+    let entry = |x: &u8, y: &u8, row: u8, column: u8| mul(mul(row, column), invert(x ^ y));
+    ys.iter()
+        .zip(&of_columns)
+        .map(|(y, column)| {
+            xs.iter().zip(&of_rows).map(|(x, row)| entry(x, y, *row, *column)).collect()
+        })
+        .collect()
+}
+
+/// The products that belong to one of `same` alone: with all of `others`, over those with the rest of `same`.
+fn share(this: u8, same: &[u8], others: &[u8]) -> u8 {
+    let product = |of: &[u8]| of.iter().fold(1, |product, that| mul(product, this ^ that));
+    let rest: Vec<_> = same.iter().copied().filter(|that| *that != this).collect();
+    mul(product(others), invert(product(&rest)))
 }
 
 #[cfg(test)]
