@@ -8,6 +8,8 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
+use nix::sys::socket::setsockopt;
+use nix::{getsockopt_impl, libc, setsockopt_impl, sockopt_impl};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -32,6 +34,10 @@ const KEEPALIVE: Duration = Duration::from_secs(60);
 
 /// A peer that takes nothing of an answer for this long is given up, alive or not.
 const UNREAD_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// After this a segment that is not acknowledged is sent again: the answers are small, and with the kernel's 200 ms a client that loses
+/// the answer to its join misses thousands of pages.
+const RETRANSMIT_AFTER_US: u32 = 20_000;
 
 /// Pause after a failed accept, such as out of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -97,19 +103,40 @@ fn tune(stream: &TcpStream) {
     let socket = SockRef::from(stream);
     let _ = socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE));
     let _ = socket.set_tcp_user_timeout(Some(UNREAD_TIMEOUT));
+    let _ = setsockopt(stream, RetransmitAfter, &RETRANSMIT_AFTER_US);
 }
+
+/// `TCP_RTO_MIN_US` of linux/tcp.h, since Linux 6.15.
+const TCP_RTO_MIN_US: i32 = 45;
+
+sockopt_impl!(
+    /// The least time after which the kernel sends again, in microseconds.
+    RetransmitAfter,
+    Both,
+    libc::IPPROTO_TCP,
+    TCP_RTO_MIN_US,
+    u32
+);
 
 #[cfg(test)]
 mod tests {
+    use nix::errno::Errno;
+    use nix::sys::socket::getsockopt;
+
     use super::*;
 
     #[tokio::test]
-    async fn the_kernel_gives_a_peer_up_that_reads_nothing() {
+    async fn the_kernel_gives_a_peer_up_that_reads_nothing_and_sends_again_soon() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (_client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
         let (stream, _) = accepted.unwrap();
         tune(&stream);
         assert_eq!(SockRef::from(&stream).tcp_user_timeout().unwrap(), Some(UNREAD_TIMEOUT));
+        match getsockopt(&stream, RetransmitAfter) {
+            Ok(after) => assert_eq!(after, RETRANSMIT_AFTER_US),
+            Err(Errno::ENOPROTOOPT) => println!("skipped: the kernel is older than 6.15"),
+            Err(errno) => panic!("{errno}"),
+        }
     }
 }

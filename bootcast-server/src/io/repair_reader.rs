@@ -9,7 +9,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use bootcast_proto::fec::{Engine, REPAIRS, RepairIndex, SourceIndex, encode};
+use bootcast_proto::fec::{Engine, REPAIRS, RepairIndex, SourceIndex, encode_all};
 use bootcast_proto::wire::{REPAIR_HEADER_LEN, symbol_header};
 use bootcast_proto::{BlockIndex, BlockLayout, DatagramKey, Geometry, PageRange};
 use rustix::io::Errno;
@@ -125,11 +125,16 @@ impl RepairReader {
         let has_room = self.ready.len() * page_size < ready_bytes;
         let ahead = if has_room { AHEAD } else { 1 };
         for symbol in &symbols[..span.blocks as usize] {
-            for step in 0..owed(*symbol).min(ahead) {
+            let numbers = (0..owed(*symbol).min(ahead)).map(|step| {
                 let number = (symbol.number.get() + step) % REPAIRS;
-                let number = RepairIndex::new(number).expect("a remainder by 128");
-                let mut payload = vec![0; page_size];
-                encode(self.engine, number, self.sources(span, symbol.block, rows), &mut payload);
+                RepairIndex::new(number).expect("a remainder by 128")
+            });
+            let mut made: Vec<_> = numbers.map(|number| (number, vec![0; page_size])).collect();
+            let mut repairs: Vec<_> =
+                made.iter_mut().map(|(number, payload)| (*number, &mut payload[..])).collect();
+            let sources: Vec<_> = self.sources(span, symbol.block, rows).collect();
+            encode_all(self.engine, &mut repairs, &sources);
+            for (number, payload) in made {
                 self.ready.insert((symbol.block, number), payload);
             }
         }

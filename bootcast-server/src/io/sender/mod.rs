@@ -19,6 +19,9 @@ use crate::cast::{JoinRefusal, Joined, MemberKind, RepairSettings, Settings};
 use crate::source::{OpenFile, Source};
 use driver::Driver;
 
+/// Nice value of the sender's thread. docs/SEMANTICS.md, "Priority".
+const NICENESS: i32 = -10;
+
 /// What the sender needs to know.
 #[derive(Debug)]
 pub struct SenderConfig {
@@ -135,9 +138,19 @@ pub fn spawn(
     std::thread::Builder::new().name("sender".to_owned()).spawn(move || {
         // Dropped with the thread, by whatever way it ends.
         let _ending: oneshot::Sender<()> = ending;
+        raise_priority();
         Driver::new(config, settings, socket).run(&received);
     })?;
     Ok((handle, ended))
+}
+
+/// The pace of all clients hangs on this thread: time on the wire that it misses because others have the processor is lost for
+/// all. Where the operator does not allow it (`CAP_SYS_NICE`), it has the priority of the others.
+fn raise_priority() {
+    let this = Some(rustix::thread::gettid());
+    if let Err(error) = rustix::process::setpriority_process(this, NICENESS) {
+        tracing::debug!(%error, "the sender keeps its usual priority");
+    }
 }
 
 impl SenderHandle {
