@@ -17,6 +17,7 @@ use std::time::Instant;
 
 use bootcast_proto::{Etag, JoinAnswer, PageIndex, PageRange, PageSize, Token};
 use tokio::sync::watch;
+use tracing::warn;
 
 pub use demanding::Wants;
 
@@ -237,9 +238,15 @@ impl Object {
         {
             match self.store.set_size(size) {
                 Ok(()) => inner.sized = true,
-                Err(error) => inner.receiver.handle_store_error(error.to_string()),
+                Err(error) => self.store_failed(inner, error.to_string()),
             }
         }
+    }
+
+    /// The cache cannot be written or read: the object has failed, and its readers are told.
+    fn store_failed(&self, inner: &mut Inner, error: String) {
+        warn!(path = %self.key.path, error, "cannot keep what arrives");
+        inner.receiver.handle_store_error(error);
     }
 
     /// Checks the tags of a batch, up to a millisecond's work: not under the lock, for which readers would wait.

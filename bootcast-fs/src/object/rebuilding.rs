@@ -2,22 +2,53 @@
 
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::time::Instant;
 
-use bootcast_proto::fec::{self, Engine};
-use bootcast_proto::{Geometry, PageIndex};
+use bootcast_proto::fec::{self, Engine, SOURCES, SourceIndex};
+use bootcast_proto::{BlockIndex, BlockLayout, Geometry, PageIndex, PageRange};
 use rustix::fs::FallocateFlags;
 use tracing::debug;
 
 use super::{Object, Ready, Stored, with_buffer};
 use crate::receiver::{DecodePlan, RepairArrival};
 
-/// Why a block was not rebuilt.
-enum Unbuilt {
-    /// Pages that are here cannot be read.
-    Store(io::Error),
-    /// Its symbols cannot be used; others may come.
-    Symbols(String),
+/// Blocks that are read together at most: 3 MiB of pages.
+const SPAN_BLOCKS: u32 = 16;
+
+/// So many blocks in between are read along: that takes no longer than one more system call for each row.
+const GAP_BLOCKS: u32 = 4;
+
+/// Blocks that can be rebuilt, and where their pages lie.
+struct Task {
+    /// In the order of the blocks.
+    plans: Vec<DecodePlan>,
+    geometry: Geometry,
+    layout: BlockLayout,
+}
+
+impl Task {
+    /// The plans in groups that are near each other.
+    fn spans(&self) -> impl Iterator<Item = &[DecodePlan]> {
+        let mut rest = &self.plans[..];
+        std::iter::from_fn(move || {
+            let first = rest.first()?.block;
+            let window = self.layout.window_of_block(first);
+            let goes_on = |before: BlockIndex, next: BlockIndex| {
+                next.0 <= before.0 + GAP_BLOCKS
+                    && next.0 < first.0 + SPAN_BLOCKS
+                    && self.layout.window_of_block(next) == window
+            };
+            let end = rest.windows(2).position(|pair| !goes_on(pair[0].block, pair[1].block));
+            let (span, others) = rest.split_at(end.map_or(rest.len(), |end| end + 1));
+            rest = others;
+            Some(span)
+        })
+    }
+
+    fn page_size(&self) -> usize {
+        self.geometry.page_size().get() as usize
+    }
 }
 
 impl Object {
@@ -56,83 +87,123 @@ impl Object {
         begins
     }
 
-    /// Rebuilds a block, and hands out the reads that this serves. `None`: nothing is left to be rebuilt.
-    pub fn rebuild(&self) -> Option<Vec<Ready>> {
-        let (plan, geometry) = self.next_plan()?;
-        match self.decode(&plan, &geometry) {
-            Ok(pages) => Some(self.store_rebuilt(&plan, &geometry, &pages)),
-            Err(Unbuilt::Store(error)) => {
+    /// Whether what can be rebuilt is all that is missing, so that nothing more is to be waited for.
+    pub fn lacks_only_decodable(&self) -> bool {
+        self.lock().receiver.lacks_only_decodable()
+    }
+
+    /// Rebuilds the blocks that can be, neighbours together, and hands out the reads that this serves. `false`: there was nothing to be
+    /// rebuilt any more.
+    pub fn rebuild(&self, mut hand_out: impl FnMut(Vec<Ready>)) -> bool {
+        let Some(task) = self.next_task() else { return false };
+        for span in task.spans() {
+            let mut built = Vec::with_capacity(span.len());
+            if let Err(error) = self.decode_span(span, &task, |plan, pages| match pages {
+                Ok(pages) => built.push((plan, pages)),
+                Err(reason) => {
+                    debug!(block = %plan.block, reason, "repair symbols are of no use");
+                    self.lock().receiver.handle_symbols_lost(plan.block);
+                }
+            }) {
                 let mut inner = self.lock();
-                inner.receiver.handle_store_error(error.to_string());
-                Some(self.settle(&mut inner))
+                self.store_failed(&mut inner, error.to_string());
+                hand_out(self.settle(&mut inner));
+                continue;
             }
-            Err(Unbuilt::Symbols(reason)) => {
-                debug!(block = %plan.block, reason, "repair symbols are of no use");
-                self.lock().receiver.handle_symbols_lost(plan.block);
-                Some(Vec::new())
-            }
+            hand_out(self.store_rebuilt(&built, &task.geometry));
         }
+        true
     }
 
-    fn next_plan(&self) -> Option<(DecodePlan, Geometry)> {
+    fn next_task(&self) -> Option<Task> {
         let mut inner = self.lock();
-        while let Some(block) = inner.receiver.poll_decodable() {
-            let geometry = inner.receiver.assembly().map(|assembly| *assembly.geometry());
-            if let Some(plan) = inner.receiver.decode_plan(block).zip(geometry) {
-                return Some(plan);
-            }
+        let receiver = &mut inner.receiver;
+        let geometry = receiver.assembly().map(|assembly| *assembly.geometry());
+        let mut plans = Vec::new();
+        while let Some(block) = receiver.poll_decodable() {
+            plans.extend(receiver.decode_plan(block));
         }
-        inner.is_rebuilding = false;
-        None
+        let task = geometry.zip(receiver.block_layout()).filter(|_| !plans.is_empty());
+        inner.is_rebuilding = task.is_some();
+        task.map(|(geometry, layout)| Task { plans, geometry, layout })
     }
 
-    /// The missing pages of the plan, each padded to the size of a full one.
-    fn decode(&self, plan: &DecodePlan, geometry: &Geometry) -> Result<Vec<Vec<u8>>, Unbuilt> {
-        let page_size = geometry.page_size().get() as usize;
-        let len = (plan.present.len() + plan.symbols.len()) * page_size;
-        with_buffer(len, |buffer| {
-            let (pages, symbols) = buffer.split_at_mut(plan.present.len() * page_size);
-            let mut present = Vec::with_capacity(plan.present.len());
-            for ((source, page), slot) in plan.present.iter().zip(pages.chunks_mut(page_size)) {
-                let bytes = &mut slot[..page_len(geometry, *page)];
-                let offset = geometry.offset(*page);
-                self.store.read_exact_at(bytes, offset).map_err(Unbuilt::Store)?;
-                present.push((*source, &*bytes));
+    /// Reads what neighbouring blocks have, row by row, and gives `take` the missing pages of each, padded to the size of a full one.
+    fn decode_span<'a>(
+        &self,
+        span: &'a [DecodePlan],
+        task: &Task,
+        mut take: impl FnMut(&'a DecodePlan, Result<Vec<Vec<u8>>, String>),
+    ) -> io::Result<()> {
+        let (geometry, page_size) = (&task.geometry, task.page_size());
+        let blocks = blocks_of(span);
+        let row_len = blocks.len() * page_size;
+        let column = |block: BlockIndex| (block.0 - blocks.start) as usize * page_size;
+        let missing = span.iter().map(|plan| plan.missing.len()).max().unwrap_or(0);
+        with_buffer(SOURCES * row_len + missing * page_size, |buffer| {
+            let (rows, symbols) = buffer.split_at_mut(SOURCES * row_len);
+            for (row, needed) in rows.chunks_exact_mut(row_len).zip(rows_of(span)) {
+                let Some((first, pages)) = needed else { continue };
+                let bytes = geometry.byte_range(pages);
+                let len = usize::try_from(bytes.end - bytes.start).expect("a row fits memory");
+                self.store.read_exact_at(&mut row[column(first)..][..len], bytes.start)?;
             }
-            let mut repairs = Vec::with_capacity(plan.symbols.len());
-            for (number, slot) in plan.symbols.iter().zip(symbols.chunks_mut(page_size)) {
-                let read = self.store.symbols().read(plan.block, *number, slot);
-                read.map_err(|error| Unbuilt::Symbols(error.to_string()))?;
-                repairs.push((*number, &*slot));
+            for plan in span {
+                let column = column(plan.block);
+                let present: Vec<_> = plan
+                    .present
+                    .iter()
+                    .map(|(source, page)| {
+                        let start = source.get() * row_len + column;
+                        (*source, &rows[start..start + page_len(geometry, *page)])
+                    })
+                    .collect();
+                take(plan, self.decode(plan, &present, symbols, page_size));
             }
-            let missing: Vec<_> = plan.missing.iter().map(|(source, _)| *source).collect();
-            fec::decode(Engine::best(), page_size, &missing, &present, &repairs)
-                .map_err(|error| Unbuilt::Symbols(error.to_string()))
+            Ok(())
         })
+    }
+
+    fn decode(
+        &self,
+        plan: &DecodePlan,
+        present: &[(SourceIndex, &[u8])],
+        symbols: &mut [u8],
+        page_size: usize,
+    ) -> Result<Vec<Vec<u8>>, String> {
+        let mut repairs = Vec::with_capacity(plan.symbols.len());
+        for (number, symbol) in plan.symbols.iter().zip(symbols.chunks_exact_mut(page_size)) {
+            let read = self.store.symbols().read(plan.block, *number, symbol);
+            read.map_err(|error| error.to_string())?;
+            repairs.push((*number, &*symbol));
+        }
+        let missing: Vec<_> = plan.missing.iter().map(|(source, _)| *source).collect();
+        fec::decode(Engine::best(), page_size, &missing, present, &repairs)
+            .map_err(|error| error.to_string())
     }
 
     fn store_rebuilt(
         &self,
-        plan: &DecodePlan,
+        built: &[(&DecodePlan, Vec<Vec<u8>>)],
         geometry: &Geometry,
-        pages: &[Vec<u8>],
     ) -> Vec<Ready> {
+        let mut rebuilt = Vec::new();
         let epoch = {
             let inner = self.lock();
-            let lowest = plan.present.iter().map(|(_, page)| geometry.offset(*page)).min();
-            let is_whole = lowest.is_none_or(|lowest| lowest >= inner.given_back);
-            if !is_whole || !inner.receiver.confirms(plan) {
-                return Vec::new();
+            let is_right = |plan: &DecodePlan| {
+                let lowest = plan.present.iter().map(|(_, page)| geometry.offset(*page)).min();
+                lowest.is_none_or(|lowest| lowest >= inner.given_back)
+                    && inner.receiver.confirms(plan)
+            };
+            for (plan, pages) in built.iter().filter(|(plan, _)| is_right(plan)) {
+                for ((_, page), bytes) in plan.missing.iter().zip(pages) {
+                    rebuilt.push((*page, IoSlice::new(&bytes[..page_len(geometry, *page)])));
+                }
             }
             inner.receiver.epoch()
         };
-        let mut slices: Vec<_> = plan
-            .missing
-            .iter()
-            .zip(pages)
-            .map(|((_, page), bytes)| (*page, IoSlice::new(&bytes[..page_len(geometry, *page)])))
-            .collect();
-        let stored = self.write(&mut slices, geometry.page_size());
+        rebuilt.sort_unstable_by_key(|(page, _)| *page);
+        let stored = self.write(&mut rebuilt, geometry.page_size());
         self.note(stored, epoch)
     }
 
@@ -146,7 +217,7 @@ impl Object {
             }
         }
         if let Some(error) = stored.error {
-            inner.receiver.handle_store_error(error);
+            self.store_failed(&mut inner, error);
         }
         self.settle(&mut inner)
     }
@@ -167,6 +238,29 @@ impl Object {
             let _ = rustix::fs::fallocate(&self.store, hole, piece.start, len);
         }
     }
+}
+
+/// From the first block of the plans to the last.
+fn blocks_of(span: &[DecodePlan]) -> Range<u32> {
+    match span {
+        [first, .., last] => first.block.0..last.block.0 + 1,
+        [only] => only.block.0..only.block.0 + 1,
+        [] => 0..0,
+    }
+}
+
+/// For each place in a block the pages that are there, from the first block that has one to the last, and that first block. What lies
+/// behind the last may be behind the end of the store: its final size is not always known yet.
+fn rows_of(span: &[DecodePlan]) -> Vec<Option<(BlockIndex, PageRange)>> {
+    let mut rows = vec![None; SOURCES];
+    for plan in span {
+        for (source, page) in &plan.present {
+            let (_, pages) =
+                rows[source.get()].get_or_insert((plan.block, PageRange::single(*page)));
+            pages.end = PageRange::single(*page).end;
+        }
+    }
+    rows
 }
 
 fn page_len(geometry: &Geometry, page: PageIndex) -> usize {

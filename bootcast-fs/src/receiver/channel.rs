@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use bootcast_proto::fec::RepairIndex;
 use bootcast_proto::wire::{Beacon, RepairDatagram, RepairError};
-use bootcast_proto::{BlockIndex, JoinAnswer, PageRange};
+use bootcast_proto::{BlockIndex, BlockLayout, JoinAnswer, PageRange};
 
 use super::repair::{DecodePlan, Repair};
 use super::{Action, Assembly, Checked, Fill, Receiver};
@@ -163,7 +163,20 @@ impl Receiver {
         new.for_each(|page| repair.page_stored(page));
     }
 
-    /// A block that its symbols suffice to rebuild. Each is handed out once, and again when a page or symbol of it
+    /// Whether what can be rebuilt is all that is missing.
+    pub fn lacks_only_decodable(&self) -> bool {
+        self.repair.as_ref().zip(self.assembly.as_ref()).is_some_and(|(repair, assembly)| {
+            let held = assembly.held();
+            held.pages() - held.held() <= repair.decodable_pages()
+        })
+    }
+
+    /// The blocks of the present file; `None` without repair.
+    pub fn block_layout(&self) -> Option<BlockLayout> {
+        self.repair.as_ref().map(Repair::layout)
+    }
+
+    /// The lowest block that its symbols suffice to rebuild. Each is handed out once, and again when a page or symbol of it
     /// came since. Ask after stored pages and symbols.
     pub fn poll_decodable(&mut self) -> Option<BlockIndex> {
         self.repair.as_mut()?.poll_decodable()

@@ -1,7 +1,7 @@
 //! What this member knows of the blocks of a cast: which pages are missing, which repair symbols are held, what was sent and
 //! what was promised. docs/PROTOCOL.md, "When a client reports".
 
-use std::collections::VecDeque;
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,7 @@ const BULK_SHARE: u32 = 4;
 const MAX_LEVEL: u8 = u8::MAX;
 
 /// What a block takes to be rebuilt.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DecodePlan {
     /// Of which block.
     pub block: BlockIndex,
@@ -48,8 +48,8 @@ pub(super) struct Repair {
     stream: Stream,
     /// Blocks that lack something not promised.
     short: u32,
-    /// Blocks whose symbols suffice, in the order in which they came to.
-    decodable: VecDeque<BlockIndex>,
+    /// Blocks whose symbols suffice and that nobody is rebuilding yet.
+    decodable: BTreeSet<BlockIndex>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -57,8 +57,6 @@ struct Block {
     missing: u8,
     level: Level,
     is_short: bool,
-    /// Waits in `decodable`.
-    is_offered: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -84,7 +82,7 @@ impl Repair {
             windows: vec![Window::default(); layout.windows() as usize],
             stream: Stream::default(),
             short: 0,
-            decodable: VecDeque::new(),
+            decodable: BTreeSet::new(),
         };
         if held.held() > 0 {
             for page in (0..held.pages()).map(PageIndex).filter(|page| held.contains(*page)) {
@@ -257,19 +255,16 @@ impl Repair {
         self.blocks[block.0 as usize].missing > 0 && self.lacking(block) == 0
     }
 
-    /// Hands the block out for decoding, if it can be and does not wait for that already.
+    /// Hands the block out for decoding, if it can be.
     fn offer(&mut self, block: BlockIndex) {
-        if self.is_decodable(block)
-            && !std::mem::replace(&mut self.blocks[block.0 as usize].is_offered, true)
-        {
-            self.decodable.push_back(block);
+        if self.is_decodable(block) {
+            self.decodable.insert(block);
         }
     }
 
-    /// A block that can be rebuilt.
+    /// The lowest block that can be rebuilt.
     pub(super) fn poll_decodable(&mut self) -> Option<BlockIndex> {
-        while let Some(block) = self.decodable.pop_front() {
-            self.blocks[block.0 as usize].is_offered = false;
+        while let Some(block) = self.decodable.pop_first() {
             if self.is_decodable(block) {
                 return Some(block);
             }
@@ -280,6 +275,12 @@ impl Repair {
     /// Whether [`Self::poll_decodable`] may have one.
     pub(super) fn has_decodable(&self) -> bool {
         !self.decodable.is_empty()
+    }
+
+    /// Pages that the blocks lack which can be rebuilt.
+    pub(super) fn decodable_pages(&self) -> u32 {
+        let missing = |block: &BlockIndex| u32::from(self.blocks[block.0 as usize].missing);
+        self.decodable.iter().map(missing).sum()
     }
 
     /// How to rebuild the block; `None` where that cannot be done.

@@ -87,7 +87,9 @@ impl Cast {
         if !self.object.begin_rebuilding() {
             return Vec::new();
         }
-        std::iter::from_fn(|| self.object.rebuild()).flatten().collect()
+        let mut served = Vec::new();
+        while self.object.rebuild(|reads| served.extend(reads)) {}
+        served
     }
 
     fn stored(&self) -> Vec<u8> {
@@ -177,4 +179,57 @@ fn room_is_given_back_only_where_nothing_is_rebuilt_from_it() {
     let second = usize::try_from(cast.geometry.offset(PageIndex(256))).unwrap();
     assert_eq!(cast.stored()[second..], cast.bytes[second..]);
     assert_ne!(cast.stored()[..second], cast.bytes[..second]);
+}
+
+#[test]
+fn blocks_that_are_near_each_other_are_read_together() {
+    let layout = BlockLayout::new(100_000, 64).unwrap();
+    let geometry = Geometry::new(100_000 * 64, PageSize::new(64).unwrap()).unwrap();
+    let plan = |block| {
+        let mut plan = DecodePlan::default();
+        plan.block = BlockIndex(block);
+        plan
+    };
+    let plans = [0, 1, 5, 10, 13, 17, 21, 25, 26, 62, 63, 64].map(plan).to_vec();
+    let task = Task { plans, geometry, layout };
+    let spans: Vec<Vec<_>> =
+        task.spans().map(|span| span.iter().map(|plan| plan.block.0).collect()).collect();
+    // Too far from the one before, too many from the first, another window.
+    let expected: [&[u32]; 4] = [&[0, 1, 5], &[10, 13, 17, 21, 25], &[26], &[62, 63]];
+    assert_eq!(spans[..4], expected);
+    assert_eq!(spans[4..], [[64]]);
+}
+
+#[test]
+fn many_lost_pages_of_many_windows_are_rebuilt_in_one_go() {
+    let cast = Cast::new(&Cache::Memory);
+    // Of each block one, two or none.
+    let lost = |page: &PageIndex| page.0 % 127 == 3 && page.0 % 5 != 0;
+    for page in cast.geometry.all().iter().filter(|page| !lost(page)) {
+        cast.send_page(page);
+    }
+    assert!(!cast.object.lacks_only_decodable());
+    for block in (0..cast.layout.blocks()).map(BlockIndex) {
+        (0..3).for_each(|number| cast.send_symbol(block, number));
+    }
+    assert!(cast.object.lacks_only_decodable());
+    assert!(cast.object.begin_rebuilding());
+    assert!(cast.object.rebuild(|served| assert!(served.is_empty())));
+    assert!(cast.object.is_complete());
+    assert_eq!(cast.stored(), cast.bytes);
+    assert!(!cast.object.rebuild(|_| {}));
+}
+
+#[test]
+fn a_block_is_rebuilt_before_any_page_came() {
+    let cast = Cast::new(&Cache::Memory);
+    let block = BlockIndex(1);
+    (0..128).for_each(|number| cast.send_symbol(block, number));
+    cast.rebuild();
+    for (_, page) in cast.layout.pages_in(block) {
+        let mut bytes = [0; 64];
+        cast.object.store().read_exact_at(&mut bytes, cast.geometry.offset(page)).unwrap();
+        assert_eq!(bytes, cast.page(page));
+    }
+    assert_eq!(cast.object.received(), 128 * 64);
 }
