@@ -40,11 +40,16 @@ const BATCHES_BEFORE: usize = 1024;
 /// Where messages come closer than this on average, each of them does not wake the thread: they gather for a while.
 const DENSE: Duration = Duration::from_micros(200);
 /// For so long.
-const GATHER: Duration = Duration::from_millis(1);
+const GATHER: Duration = Duration::from_millis(4);
 /// The average is over this time: the pages of a single read come close together too.
 const COUNTED: Duration = Duration::from_millis(4);
+/// For so long blocks that can be rebuilt gather, unless nothing else is missing. The symbols of a window come block by block, and
+/// neighbours are rebuilt from one reading of their pages.
+const REBUILD_GATHER: Duration = Duration::from_millis(20);
 /// So many pages cannot have come later than a datagram of the repair channel that was not looked for.
 const FEW_MESSAGES: usize = 8;
+/// Nice value of the receive thread. docs/SEMANTICS.md, "Priority".
+const NICENESS: i32 = -10;
 /// Bytes of reads that the receive thread answers itself.
 const ANSWERED_AT_ONCE: u64 = 16 << 10;
 /// `epoll` data of the eventfd; objects count from 1, and each has two numbers.
@@ -232,13 +237,19 @@ impl Shared {
         });
     }
 
-    /// Rebuilds pages in the background, one block after the other.
+    /// Rebuilds pages in the background.
+    #[expect(clippy::disallowed_methods, reason = "time is all that is waited for")]
     fn rebuild(self: &Arc<Self>, object: &Arc<Object>) {
         let request = self.begin_request();
         let (shared, object) = (self.clone(), object.clone());
         self.config.runtime.spawn_blocking(move || {
-            while let Some(reads) = object.rebuild() {
-                shared.hand_out(&object, reads);
+            loop {
+                if !object.lacks_only_decodable() {
+                    std::thread::sleep(REBUILD_GATHER);
+                }
+                if !object.rebuild(|reads| shared.hand_out(&object, reads)) {
+                    break;
+                }
             }
             shared.attend(&object);
             drop(request);
@@ -441,6 +452,7 @@ impl Receiving {
     }
 
     fn run(&mut self) {
+        raise_priority();
         let mut events = Vec::with_capacity(64);
         while !self.shared.stop.load(Ordering::Acquire) {
             let sleep = self.time_left();
@@ -578,7 +590,8 @@ impl Receiving {
             let received = self.pages.len();
             self.messages =
                 self.messages.saturating_add(u32::try_from(received).unwrap_or(u32::MAX));
-            if received > FEW_MESSAGES && self.repair.is_used_up() {
+            let is_behind = received > FEW_MESSAGES || self.pages.is_full();
+            if is_behind && self.repair.is_used_up() {
                 hear_repair(&mut self.repair);
             }
             while !self.pages.is_used_up() {
@@ -600,6 +613,15 @@ impl Receiving {
             self.shared.rebuild(&object);
         }
         self.tend(id, now());
+    }
+}
+
+/// What is not taken from a socket in time is lost, while everything else that this program does can wait. Where that is not
+/// allowed (`CAP_SYS_NICE`), the thread has the priority of the others.
+fn raise_priority() {
+    let this = Some(rustix::thread::gettid());
+    if let Err(error) = rustix::process::setpriority_process(this, NICENESS) {
+        debug!(%error, "the receive thread keeps its usual priority");
     }
 }
 

@@ -9,10 +9,15 @@ use std::time::Duration;
 
 /// Largest thing that a UDP socket with GRO hands out.
 const SLOT_LEN: usize = 65_536;
-/// Messages a call.
+/// From slot to slot. Datagrams that come one by one fill only the fronts of the slots: were these a power of two apart, they would
+/// all compete for the same few sets of the processor's caches.
+const SLOT_STRIDE: usize = SLOT_LEN + 1536;
+/// Messages a call, at most.
 const SLOTS: usize = 32;
-const SLOTS_C: libc::c_uint = 32;
-const _: () = assert!(SLOTS_C as usize == SLOTS);
+/// The same where they are as large as this on average: what the kernel wrote is to be in the processor's cache still when it is checked
+/// and stored.
+const FEW_SLOTS: usize = 4;
+const LARGE: usize = 8 << 10;
 /// Of a `sockaddr_in`.
 const ADDRESS_LEN: libc::socklen_t = 16;
 const _: () = assert!(ADDRESS_LEN as usize == size_of::<libc::sockaddr_in>());
@@ -34,6 +39,9 @@ pub(super) struct RecvBatch {
     controls: Vec<Control>,
     headers: Vec<libc::mmsghdr>,
     iovecs: Vec<libc::iovec>,
+    /// Messages that the next call asks for, and the last one did.
+    slots: usize,
+    asked: usize,
     received: usize,
     /// Of these, as many were taken.
     taken: usize,
@@ -66,11 +74,13 @@ impl RecvBatch {
         // SAFETY: all-zero is a valid value of these plain C structures.
         let (address, header, iovec) = unsafe { (mem::zeroed(), mem::zeroed(), mem::zeroed()) };
         Self {
-            buffer: vec![0; SLOTS * SLOT_LEN],
+            buffer: vec![0; SLOTS * SLOT_STRIDE],
             addresses: vec![address; SLOTS],
             controls: vec![Control([0; 96]); SLOTS],
             headers: vec![header; SLOTS],
             iovecs: vec![iovec; SLOTS],
+            slots: SLOTS,
+            asked: SLOTS,
             received: 0,
             taken: 0,
         }
@@ -79,9 +89,11 @@ impl RecvBatch {
     /// Takes what is there, without waiting. 0: nothing is there.
     pub(super) fn receive(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
         self.clear();
-        for (slot, bytes) in self.buffer.chunks_exact_mut(SLOT_LEN).enumerate() {
+        self.asked = self.slots;
+        for (slot, bytes) in self.buffer.chunks_exact_mut(SLOT_STRIDE).take(self.asked).enumerate()
+        {
             self.iovecs[slot] =
-                libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+                libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: SLOT_LEN };
             let header = &mut self.headers[slot].msg_hdr;
             header.msg_iov = &raw mut self.iovecs[slot];
             header.msg_iovlen = 1;
@@ -90,12 +102,12 @@ impl RecvBatch {
             header.msg_control = (&raw mut self.controls[slot]).cast();
             header.msg_controllen = size_of::<Control>() as _;
         }
-        // SAFETY: every header points to `SLOTS` live, disjoint buffers of the lengths it states, set just above.
+        // SAFETY: the first `asked` headers each point to live, disjoint buffers of the lengths they state, set just above.
         let received = unsafe {
             libc::recvmmsg(
                 socket.as_raw_fd(),
                 self.headers.as_mut_ptr(),
-                SLOTS_C,
+                libc::c_uint::try_from(self.asked).unwrap_or(1),
                 libc::MSG_DONTWAIT,
                 std::ptr::null_mut(),
             )
@@ -103,6 +115,9 @@ impl RecvBatch {
         match usize::try_from(received) {
             Ok(received) => {
                 self.received = received;
+                let bytes: usize =
+                    self.headers[..received].iter().map(|it| it.msg_len as usize).sum();
+                self.slots = if bytes > received * LARGE { FEW_SLOTS } else { SLOTS };
                 Ok(received)
             }
             Err(_) => match io::Error::last_os_error() {
@@ -126,7 +141,7 @@ impl RecvBatch {
 
     /// Whether the last call filled every slot, so that more may wait.
     pub(super) fn is_full(&self) -> bool {
-        self.received == SLOTS
+        self.received == self.asked
     }
 
     /// Forgets what the last call brought.
@@ -165,7 +180,7 @@ impl RecvBatch {
     fn message(&self, slot: usize) -> Message<'_> {
         let header = &self.headers[slot];
         let len = (header.msg_len as usize).min(SLOT_LEN);
-        let bytes = &self.buffer[slot * SLOT_LEN..][..len];
+        let bytes = &self.buffer[slot * SLOT_STRIDE..][..len];
         let (mut segment, mut drops, mut at) = (len, None, None);
         // SAFETY: the kernel filled `msg_control` of this header up to `msg_controllen`; CMSG_* stay inside it, and
         // the payload of each message read here is checked to hold what is read, at any alignment.
@@ -211,6 +226,25 @@ mod tests {
     use nix::sys::socket::{setsockopt, sockopt};
 
     use super::*;
+
+    #[test]
+    fn large_messages_are_taken_a_few_at_a_time() {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let mut batch = RecvBatch::new();
+        let mut taken_of = |count: usize, len: usize| {
+            let bytes = vec![1; len];
+            for _ in 0..count {
+                sender.send_to(&bytes, socket.local_addr().unwrap()).unwrap();
+            }
+            let receive = || batch.receive(socket.as_fd()).unwrap();
+            std::iter::repeat_with(receive).take_while(|taken| *taken > 0).collect::<Vec<_>>()
+        };
+        assert_eq!(taken_of(6, 9000), [6]);
+        assert_eq!(taken_of(6, 9000), [4, 2]);
+        assert_eq!(taken_of(6, 1472), [4, 2]);
+        assert_eq!(taken_of(6, 1472), [6]);
+    }
 
     #[test]
     fn messages_are_taken_in_the_order_in_which_they_came_to_two_sockets() {
