@@ -51,6 +51,31 @@ fn a_member_that_dies_and_one_that_hangs_are_forgotten_after_the_lease() {
     server.wait_no_members();
 }
 
+/// Nice value of a process's thread.
+fn niceness(process: u32, thread: &str) -> i32 {
+    for task in std::fs::read_dir(format!("/proc/{process}/task")).unwrap() {
+        let task = task.unwrap().path();
+        if std::fs::read_to_string(task.join("comm")).unwrap().trim() == thread {
+            let stat = std::fs::read_to_string(task.join("stat")).unwrap();
+            // proc_pid_stat(5): field 19, of which the second is in brackets.
+            let fields = stat.rsplit_once(") ").unwrap().1;
+            return fields.split(' ').nth(16).unwrap().parse().unwrap();
+        }
+    }
+    panic!("no thread {thread}");
+}
+
+#[test]
+fn the_threads_that_time_is_precious_for_go_before_others() {
+    // docs/SEMANTICS.md, "Priority".
+    let lab = lab_or_skip!(Lab::builder().clients(1));
+    let server = lab.server().start();
+    let mut mount = lab.mount(1).start();
+    assert_eq!(niceness(server.proc().pid(), "sender"), -10);
+    assert_eq!(niceness(mount.proc().pid(), "receive"), -10);
+    assert_eq!(niceness(mount.proc().pid(), "answer"), 0);
+}
+
 #[test]
 fn a_server_that_dies_while_members_repair_takes_nothing_from_them() {
     let lab = lab_or_skip!(Lab::builder().clients(2).loss(5.0));
