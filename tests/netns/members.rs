@@ -51,18 +51,14 @@ fn a_member_that_dies_and_one_that_hangs_are_forgotten_after_the_lease() {
     server.wait_no_members();
 }
 
-/// Nice value of a process's thread.
-fn niceness(process: u32, thread: &str) -> i32 {
-    for task in std::fs::read_dir(format!("/proc/{process}/task")).unwrap() {
-        let task = task.unwrap().path();
-        if std::fs::read_to_string(task.join("comm")).unwrap().trim() == thread {
-            let stat = std::fs::read_to_string(task.join("stat")).unwrap();
-            // proc_pid_stat(5): field 19, of which the second is in brackets.
-            let fields = stat.rsplit_once(") ").unwrap().1;
-            return fields.split(' ').nth(16).unwrap().parse().unwrap();
-        }
-    }
-    panic!("no thread {thread}");
+/// Nice value of a process's thread; `None` where there is no such thread.
+fn niceness(process: u32, thread: &str) -> Option<i32> {
+    let tasks = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
+    let stats =
+        tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("stat")).ok());
+    // proc_pid_stat(5): field 2 is the name, in brackets; field 19 is the nice value.
+    let stat = stats.into_iter().find(|stat| stat.contains(&format!(" ({thread}) ")))?;
+    stat.rsplit_once(") ")?.1.split(' ').nth(16)?.parse().ok()
 }
 
 #[test]
@@ -71,9 +67,14 @@ fn the_threads_that_time_is_precious_for_go_before_others() {
     let lab = lab_or_skip!(Lab::builder().clients(1));
     let server = lab.server().start();
     let mut mount = lab.mount(1).start();
-    assert_eq!(niceness(server.proc().pid(), "sender"), -10);
-    assert_eq!(niceness(mount.proc().pid(), "receive"), -10);
-    assert_eq!(niceness(mount.proc().pid(), "answer"), 0);
+    for (process, thread, nice) in [
+        (server.proc().pid(), "sender", -10),
+        (mount.proc().pid(), "receive", -10),
+        (mount.proc().pid(), "answer", 0),
+    ] {
+        // A thread that just began may not have come to it.
+        wait_until(SOON, thread, || niceness(process, thread) == Some(nice));
+    }
 }
 
 #[test]

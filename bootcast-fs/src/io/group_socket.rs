@@ -8,7 +8,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, InterfaceIndexOrAddress, Protocol, Socket, Type};
 use tracing::warn;
 
-/// Room for what arrives while this program does not run: a second at 256 Mbit/s, 30 ms at 10 Gbit/s.
+/// Room for what arrives while this program does not run: half a second at 1 Gbit/s, 50 ms at 10 Gbit/s.
 const RECEIVE_BUFFER: usize = 64 << 20;
 /// Below this, bursts are lost on most machines.
 const SMALL_BUFFER: usize = 1 << 20;

@@ -13,11 +13,14 @@ use tracing::debug;
 use super::{Object, Ready, Stored, with_buffer};
 use crate::receiver::{DecodePlan, RepairArrival};
 
-/// Blocks that are read together at most: 3 MiB of pages.
-const SPAN_BLOCKS: u32 = 16;
+/// Bytes of the pages that are read together, if that is more than one block.
+const SPAN_BYTES: usize = 3 << 20;
 
 /// So many blocks in between are read along: that takes no longer than one more system call for each row.
 const GAP_BLOCKS: u32 = 4;
+
+/// A block's missing pages.
+type Built<'a> = (&'a DecodePlan, Vec<Vec<u8>>);
 
 /// Blocks that can be rebuilt, and where their pages lie.
 struct Task {
@@ -30,13 +33,14 @@ struct Task {
 impl Task {
     /// The plans in groups that are near each other.
     fn spans(&self) -> impl Iterator<Item = &[DecodePlan]> {
+        let most = u32::try_from(SPAN_BYTES / (SOURCES * self.page_size())).unwrap_or(u32::MAX);
         let mut rest = &self.plans[..];
         std::iter::from_fn(move || {
             let first = rest.first()?.block;
             let window = self.layout.window_of_block(first);
             let goes_on = |before: BlockIndex, next: BlockIndex| {
                 next.0 <= before.0 + GAP_BLOCKS
-                    && next.0 < first.0 + SPAN_BLOCKS
+                    && next.0 - first.0 < most
                     && self.layout.window_of_block(next) == window
             };
             let end = rest.windows(2).position(|pair| !goes_on(pair[0].block, pair[1].block));
@@ -87,7 +91,7 @@ impl Object {
         begins
     }
 
-    /// Whether what can be rebuilt is all that is missing, so that nothing more is to be waited for.
+    /// Whether nothing is missing but what can be rebuilt, so that nothing more is to be waited for.
     pub fn lacks_only_decodable(&self) -> bool {
         self.lock().receiver.lacks_only_decodable()
     }
@@ -97,20 +101,14 @@ impl Object {
     pub fn rebuild(&self, mut hand_out: impl FnMut(Vec<Ready>)) -> bool {
         let Some(task) = self.next_task() else { return false };
         for span in task.spans() {
-            let mut built = Vec::with_capacity(span.len());
-            if let Err(error) = self.decode_span(span, &task, |plan, pages| match pages {
-                Ok(pages) => built.push((plan, pages)),
-                Err(reason) => {
-                    debug!(block = %plan.block, reason, "repair symbols are of no use");
-                    self.lock().receiver.handle_symbols_lost(plan.block);
+            hand_out(match self.decode_span(span, &task) {
+                Ok(built) => self.store_rebuilt(&built, &task.geometry),
+                Err(error) => {
+                    let mut inner = self.lock();
+                    self.store_failed(&mut inner, error.to_string());
+                    self.settle(&mut inner)
                 }
-            }) {
-                let mut inner = self.lock();
-                self.store_failed(&mut inner, error.to_string());
-                hand_out(self.settle(&mut inner));
-                continue;
-            }
-            hand_out(self.store_rebuilt(&built, &task.geometry));
+            });
         }
         true
     }
@@ -128,13 +126,9 @@ impl Object {
         task.map(|(geometry, layout)| Task { plans, geometry, layout })
     }
 
-    /// Reads what neighbouring blocks have, row by row, and gives `take` the missing pages of each, padded to the size of a full one.
-    fn decode_span<'a>(
-        &self,
-        span: &'a [DecodePlan],
-        task: &Task,
-        mut take: impl FnMut(&'a DecodePlan, Result<Vec<Vec<u8>>, String>),
-    ) -> io::Result<()> {
+    /// Reads what neighbouring blocks have, row by row. Returns the missing pages of each, padded to the size of a full one; the symbols
+    /// of those that are not in it are of no use.
+    fn decode_span<'a>(&self, span: &'a [DecodePlan], task: &Task) -> io::Result<Vec<Built<'a>>> {
         let (geometry, page_size) = (&task.geometry, task.page_size());
         let blocks = blocks_of(span);
         let row_len = blocks.len() * page_size;
@@ -148,6 +142,7 @@ impl Object {
                 let len = usize::try_from(bytes.end - bytes.start).expect("a row fits memory");
                 self.store.read_exact_at(&mut row[column(first)..][..len], bytes.start)?;
             }
+            let mut built = Vec::with_capacity(span.len());
             for plan in span {
                 let column = column(plan.block);
                 let present: Vec<_> = plan
@@ -158,9 +153,15 @@ impl Object {
                         (*source, &rows[start..start + page_len(geometry, *page)])
                     })
                     .collect();
-                take(plan, self.decode(plan, &present, symbols, page_size));
+                match self.decode(plan, &present, symbols, page_size) {
+                    Ok(pages) => built.push((plan, pages)),
+                    Err(reason) => {
+                        debug!(block = %plan.block, reason, "repair symbols are of no use");
+                        self.lock().receiver.handle_symbols_lost(plan.block);
+                    }
+                }
             }
-            Ok(())
+            Ok(built)
         })
     }
 
@@ -182,11 +183,7 @@ impl Object {
             .map_err(|error| error.to_string())
     }
 
-    fn store_rebuilt(
-        &self,
-        built: &[(&DecodePlan, Vec<Vec<u8>>)],
-        geometry: &Geometry,
-    ) -> Vec<Ready> {
+    fn store_rebuilt(&self, built: &[Built<'_>], geometry: &Geometry) -> Vec<Ready> {
         let mut rebuilt = Vec::new();
         let epoch = {
             let inner = self.lock();

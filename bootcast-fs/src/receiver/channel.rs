@@ -163,11 +163,12 @@ impl Receiver {
         new.for_each(|page| repair.page_stored(page));
     }
 
-    /// Whether what can be rebuilt is all that is missing.
+    /// Whether nothing is missing but what can be rebuilt.
     pub fn lacks_only_decodable(&self) -> bool {
-        self.repair.as_ref().zip(self.assembly.as_ref()).is_some_and(|(repair, assembly)| {
+        self.assembly.as_ref().is_some_and(|assembly| {
             let held = assembly.held();
-            held.pages() - held.held() <= repair.decodable_pages()
+            let decodable = self.repair.as_ref().map_or(0, Repair::decodable_pages);
+            held.pages() - held.held() <= decodable
         })
     }
 

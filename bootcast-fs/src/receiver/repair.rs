@@ -48,6 +48,8 @@ pub(super) struct Repair {
     stream: Stream,
     /// Blocks that lack something not promised.
     short: u32,
+    /// Symbols that were promised and not sent, of all blocks.
+    owed: u64,
     /// Blocks whose symbols suffice and that nobody is rebuilding yet.
     decodable: BTreeSet<BlockIndex>,
 }
@@ -82,6 +84,7 @@ impl Repair {
             windows: vec![Window::default(); layout.windows() as usize],
             stream: Stream::default(),
             short: 0,
+            owed: 0,
             decodable: BTreeSet::new(),
         };
         if held.held() > 0 {
@@ -96,7 +99,7 @@ impl Repair {
     /// Goes on with another membership: what the server sent and promised is to be heard anew.
     pub(super) fn begin_cast(&mut self) {
         self.stream = Stream::default();
-        self.short = 0;
+        (self.short, self.owed) = (0, 0);
         self.windows.fill(Window::default());
         for block in &mut self.blocks {
             block.level = Level::default();
@@ -124,9 +127,7 @@ impl Repair {
 
     /// How long the server needs at this rate, on the wire, for what it promised and did not send, as far as is known.
     pub(super) fn time_owed(&self, rate_kbps: u32) -> Duration {
-        let levels = self.blocks.iter().map(|block| block.level);
-        let owed = levels.map(|it| u64::from(it.promised.saturating_sub(it.sent)));
-        let bits = owed.sum::<u64>() * self.page_size.wire_len() * 8;
+        let bits = self.owed * self.page_size.wire_len() * 8;
         Duration::from_millis(bits.checked_div(rate_kbps.into()).unwrap_or(0))
     }
 
@@ -159,10 +160,8 @@ impl Repair {
         number: RepairIndex,
         promised: u8,
     ) -> bool {
-        let level = &mut self.blocks[block.0 as usize].level;
-        level.sent = sent_with(level.sent, number);
-        level.promised = level.promised.max(promised).max(level.sent);
-        self.weigh(block);
+        let sent = sent_with(self.blocks[block.0 as usize].level.sent, number);
+        self.learn(block, Level { sent, promised: promised.max(sent) });
         self.lacking(block) > 0 && self.symbols[block.0 as usize] & bit(number) == 0
     }
 
@@ -187,16 +186,23 @@ impl Repair {
     pub(super) fn beacon(&mut self, beacon: &Beacon, now: Instant) {
         for (window, levels) in &beacon.windows {
             for (number, level) in self.layout.blocks_of(*window).zip(levels) {
-                let known = &mut self.blocks[number as usize].level;
-                // A symbol may have overtaken the beacon.
-                known.sent = known.sent.max(level.sent);
-                known.promised = known.promised.max(level.promised);
-                self.weigh(BlockIndex(number));
+                self.learn(BlockIndex(number), *level);
             }
         }
         for passed in self.stream.beacon(beacon.position, self.layout, now) {
             self.close(passed);
         }
+    }
+
+    /// Takes up what was sent and promised of a block, which may have been overtaken.
+    fn learn(&mut self, block: BlockIndex, level: Level) {
+        let owed = |level: &Level| u64::from(level.promised.saturating_sub(level.sent));
+        let known = &mut self.blocks[block.0 as usize].level;
+        let before = owed(known);
+        known.sent = known.sent.max(level.sent);
+        known.promised = known.promised.max(level.promised);
+        self.owed = self.owed - before + owed(known);
+        self.weigh(block);
     }
 
     fn close(&mut self, windows: Range<u32>) {

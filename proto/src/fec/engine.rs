@@ -115,7 +115,7 @@ mod sys {
 
         use super::{NIBBLES, Sum};
 
-        /// Registers that hold a piece of the sum while all terms are added to it.
+        /// Registers that hold a piece of a sum while all symbols are added to it.
         const LANES: usize = 4;
         const LANE: usize = 32;
         const PIECE: usize = LANES * LANE;
@@ -166,17 +166,17 @@ mod sys {
         /// Adds to a piece of a sum what the symbols have from `at` on.
         #[target_feature(enable = "avx2")]
         #[inline]
-        fn add_piece<const LANES: usize>(
-            mut piece: [__m256i; LANES],
+        fn add_piece<const COUNT: usize>(
+            mut piece: [__m256i; COUNT],
             factors: &[u8],
             symbols: &[&[u8]],
             at: usize,
-        ) -> [__m256i; LANES] {
+        ) -> [__m256i; COUNT] {
             let low_bits = _mm256_set1_epi8(15);
             for (factor, symbol) in factors.iter().zip(symbols) {
                 let [low, high] = &NIBBLES[usize::from(*factor)];
                 let (low, high) = (broadcast(low), broadcast(high));
-                let bytes = &symbol[at..at + LANES * LANE];
+                let bytes = &symbol[at..at + COUNT * LANE];
                 for (lane, sum) in piece.iter_mut().enumerate() {
                     let byte = load(&bytes[lane * LANE..]);
                     let upper = _mm256_and_si256(_mm256_srli_epi64::<4>(byte), low_bits);

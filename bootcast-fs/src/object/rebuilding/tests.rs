@@ -184,7 +184,7 @@ fn room_is_given_back_only_where_nothing_is_rebuilt_from_it() {
 #[test]
 fn blocks_that_are_near_each_other_are_read_together() {
     let layout = BlockLayout::new(100_000, 64).unwrap();
-    let geometry = Geometry::new(100_000 * 64, PageSize::new(64).unwrap()).unwrap();
+    let geometry = Geometry::new(100_000 * 1456, PageSize::new(1456).unwrap()).unwrap();
     let plan = |block| {
         let mut plan = DecodePlan::default();
         plan.block = BlockIndex(block);
@@ -198,6 +198,9 @@ fn blocks_that_are_near_each_other_are_read_together() {
     let expected: [&[u32]; 4] = [&[0, 1, 5], &[10, 13, 17, 21, 25], &[26], &[62, 63]];
     assert_eq!(spans[..4], expected);
     assert_eq!(spans[4..], [[64]]);
+    // Pages of which a block has more than that: each for itself.
+    let geometry = Geometry::new(100_000 * 65_000, PageSize::new(65_000).unwrap()).unwrap();
+    assert_eq!(Task { geometry, ..task }.spans().count(), 12);
 }
 
 #[test]
@@ -215,7 +218,7 @@ fn many_lost_pages_of_many_windows_are_rebuilt_in_one_go() {
     assert!(cast.object.lacks_only_decodable());
     assert!(cast.object.begin_rebuilding());
     assert!(cast.object.rebuild(|served| assert!(served.is_empty())));
-    assert!(cast.object.is_complete());
+    assert!(cast.object.is_complete() && cast.object.lacks_only_decodable());
     assert_eq!(cast.stored(), cast.bytes);
     assert!(!cast.object.rebuild(|_| {}));
 }
