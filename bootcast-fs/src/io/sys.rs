@@ -54,7 +54,8 @@ pub(super) struct Message<'a> {
     segment: usize,
     /// Datagrams that this socket dropped since it was made, as the kernel counts (modulo 2^32).
     pub(super) drops: Option<u32>,
-    /// When it came, by the clock of the kernel's time stamps; `None` where the socket has none.
+    /// When it came, by the clock of the kernel's time stamps (when it was read, where it came before the kernel had begun to stamp);
+    /// `None` where the socket has none.
     at: Option<Duration>,
 }
 
@@ -222,6 +223,7 @@ fn time(words: [[u8; 8]; 2]) -> Option<Duration> {
 mod tests {
     use std::net::UdpSocket;
     use std::os::fd::AsFd;
+    use std::time::{Instant, SystemTime};
 
     use nix::sys::socket::{setsockopt, sockopt};
 
@@ -253,11 +255,23 @@ mod tests {
             setsockopt(socket, sockopt::ReceiveTimestampns, &true).unwrap();
         }
         let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let [mut left, mut right] = [RecvBatch::new(), RecvBatch::new()];
+        // The kernel begins to stamp what arrives a moment after the host's first socket asked for it (net/core/dev.c,
+        // net_enable_timestamp: a work queue does it). A datagram from before that gets the time at which it is read.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let mut is_stamped_on_arrival = || {
+            sender.send_to(&[0], sockets[0].local_addr().unwrap()).unwrap();
+            let arrived = SystemTime::UNIX_EPOCH.elapsed().unwrap();
+            assert_eq!(left.receive(sockets[0].as_fd()).unwrap(), 1);
+            left.next_at().is_some_and(|at| at <= arrived)
+        };
+        while !is_stamped_on_arrival() {
+            assert!(Instant::now() < deadline, "what arrives is not stamped");
+        }
         for (number, to) in [0, 0, 1, 0, 1, 1].into_iter().enumerate() {
             let number = u8::try_from(number).unwrap();
             sender.send_to(&[number], sockets[to].local_addr().unwrap()).unwrap();
         }
-        let [mut left, mut right] = [RecvBatch::new(), RecvBatch::new()];
         assert_eq!(left.receive(sockets[0].as_fd()).unwrap(), 3);
         assert_eq!(right.receive(sockets[1].as_fd()).unwrap(), 3);
         let mut seen = Vec::new();
