@@ -7,9 +7,6 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 # Labs share the machine's cores: more at once would measure the scheduler.
 TEST_THREADS ?= 2
 
-# Files and caches of benchmarks: in memory, or they would measure the disk.
-BENCH_DIR ?= /dev/shm
-
 .PHONY: all help deps check wasm test demo bench install clean-lab clean
 all: ## release binaries in target/release
 	cargo build --release --workspace --bins
@@ -39,10 +36,10 @@ test: deps check ## everything that can fail: checks, unit tests, end to end in 
 demo: deps all ## serve, mount and copy a 256 MiB image on this machine
 	BOOTCAST_BIN_DIR=$(TARGET)/release tests/scripts/demo.sh
 
-bench: ## measure in network namespaces, write docs/BENCHMARKS.md
+bench: ## measure in network namespaces, write docs/BENCHMARKS.md; PART=name measures one part and prints it
 	tests/scripts/install-bench-deps.sh
 	cargo build --release --workspace --bins
-	TMPDIR=$(BENCH_DIR) cargo bench -p bootcast-tests --bench fleet
+	tests/scripts/bench.sh $(PART)
 
 install: all ## binaries to $(PREFIX)/bin
 	install -d $(DESTDIR)$(PREFIX)/bin

@@ -5,7 +5,7 @@ use std::fs;
 use harness::lab::HEAD_ADDRESS;
 use harness::{Host, Lab, Proc, SOON, mib, wait_until};
 
-use crate::{RUNS, median, read_all, timed, wait_all};
+use crate::{RUNS, median, read_all, timed, wait_all, warm_memory};
 
 const RATE: &str = "200mbit";
 const RATE_BYTES_PER_SECOND: f64 = 200e6 / 8.0;
@@ -120,6 +120,7 @@ fn repeat(lab: &Lab, transfer: impl Fn(&str), settle: impl Fn()) -> Figures {
         let name = format!("image-{run}");
         let image = lab.put(&name, SIZE);
         let before = lab.head().counters().tx_bytes;
+        warm_memory();
         times.push(timed(|| transfer(&name)).as_secs_f64() / limit_seconds());
         settle();
         sent.push((lab.head().counters().tx_bytes - before) as f64 / SIZE as f64);

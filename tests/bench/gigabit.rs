@@ -2,7 +2,7 @@
 
 use harness::{Lab, SOON, mib, wait_until};
 
-use crate::{median, read_all, rounds, timed, wait_all};
+use crate::{median, read_all, rounds, timed, wait_all, warm_memory};
 
 const RATE: &str = "1gbit";
 const SIZE: u64 = mib(128);
@@ -56,6 +56,7 @@ fn run(clients: u8, loss_percent: f64) -> Figures {
     let (cpu_before, sent) = (cpu(), lab.head().counters().tx_bytes);
     let read =
         || wait_all(mounts.iter().map(|it| read_all(it.host(), &it.join("image"))).collect());
+    warm_memory();
     let seconds = timed(read).as_secs_f64();
     let server_cpu_seconds = cpu() - cpu_before;
     wait_until(SOON, "the cast has ended", || server.status().casts.is_empty());

@@ -1,6 +1,6 @@
 //! How much one cast is worth: measures real binaries in network namespaces, writes docs/BENCHMARKS.md.
 //!
-//! Every figure is the median of [`RUNS`] runs, or of [`ROUNDS`] where others are measured beside it. `cargo bench -p bootcast-tests --bench fleet -- NAME`
+//! Every figure is the median of [`RUNS`] runs, or of [`ROUNDS`] where others are measured beside it. `make bench PART=NAME`
 //! measures one part and prints it; without a name all parts are measured and written.
 #![expect(clippy::unwrap_used, reason = "a measurement that fails has no result")]
 #![expect(clippy::disallowed_methods, reason = "a measurement reads the clock")]
@@ -68,6 +68,15 @@ fn main() {
 fn rounds() -> usize {
     let wanted = std::env::var("ROUNDS").ok();
     wanted.map_or(ROUNDS, |text| text.parse().expect("ROUNDS is a number")).max(1)
+}
+
+/// Bytes that a run takes at most: what is cast, the caches, and the kernel's page cache over the mounts.
+const RUN_MEMORY: usize = 5 << 30;
+
+/// Takes memory for a run and gives it back. In a virtual machine the first touch of a page that the host has not backed yet, or has
+/// taken back while it was free, can cost more than everything that a run does with it.
+fn warm_memory() {
+    drop(std::hint::black_box(vec![1_u8; RUN_MEMORY]));
 }
 
 /// The time `job` takes.

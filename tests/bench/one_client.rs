@@ -4,7 +4,7 @@ use std::fs;
 
 use harness::{Lab, SOON, mib, wait_until};
 
-use crate::{RUNS, median, read_all, timed, wait_all};
+use crate::{RUNS, median, read_all, timed, wait_all, warm_memory};
 
 const SIZE: u64 = mib(1024);
 
@@ -59,6 +59,7 @@ fn at_rate(rate: &str, loss_percent: f64) -> Figures {
         let mut mount = lab.mount(1).start();
         let name = format!("image-{run}");
         let image = lab.put(&name, SIZE);
+        warm_memory();
         let before =
             (server.proc().cpu_time().as_secs_f64(), mount.proc().cpu_time().as_secs_f64());
         let sent_before = server.status().totals.bytes_sent;

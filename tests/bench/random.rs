@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use harness::{Lab, MountProc, ServerProc, mib};
 
-use crate::{RUNS, median, timed};
+use crate::{RUNS, median, timed, warm_memory};
 
 const SIZE: u64 = mib(1024);
 const BLOCK: u64 = 4096;
@@ -93,6 +93,7 @@ fn share_once(readers: usize) -> (f64, f64) {
     let mounts: Vec<MountProc<'_>> =
         (1..=readers).map(|k| lab.mount(k).option("fill=demand").start()).collect();
     let paths: Vec<_> = mounts.iter().map(|mount| mount.join("image")).collect();
+    warm_memory();
     let time = timed(|| {
         std::thread::scope(|scope| {
             for path in &paths {

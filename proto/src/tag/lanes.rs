@@ -76,19 +76,17 @@ pub(super) fn tags(key: &[u8; KEY_LEN], datagrams: &[&[u8]]) -> Option<[Tag; LAN
     sys::tags(key, &lanes)
 }
 
-/// The block that begins here in the message, which is the datagram without its tag; `None` for the first one, which the tag cuts,
-/// and for a last one that ends early.
-fn whole_block(datagram: &[u8], at: usize) -> Option<&[u8; BLOCK]> {
-    let rest = datagram.get(TAG.len() + at..).filter(|_| at > 0)?;
-    rest.first_chunk()
-}
-
-/// The same where there is no such piece of the datagram, with zeros behind the end.
+/// The block that begins here in the message, which is the datagram without its tag; with zeros behind the end. For a block that
+/// the tag cuts, which is the first, and for the last.
 fn edge_block(datagram: &[u8], at: usize) -> [u8; BLOCK] {
+    let mut block = [0; BLOCK];
     let front = if at == 0 { &datagram[..TAG.start] } else { &[] };
+    let (front_of_block, rest_of_block) = block.split_at_mut(front.len());
+    front_of_block.copy_from_slice(front);
     let rest = &datagram[TAG.end.max(TAG.len() + at)..];
-    let mut message = front.iter().chain(rest);
-    core::array::from_fn(|_| message.next().copied().unwrap_or(0))
+    let len = rest.len().min(rest_of_block.len());
+    rest_of_block[..len].copy_from_slice(&rest[..len]);
+    block
 }
 
 /// Where the blocks of a message's chunk begin, with their lengths and flags.
@@ -130,13 +128,16 @@ mod sys {
 
     use super::{
         BLOCK, BLOCK_LEN, CHUNK, IV, KEY_LEN, LANES, SCHEDULE, TAG, Tag, blocks, edge_block, flag,
-        whole_block,
     };
 
     cpufeatures::new!(avx2, "avx2");
 
     /// The same word of each lane.
     type Words = __m256i;
+
+    /// Of a block: what one load takes of it.
+    const HALF: usize = size_of::<Words>();
+    const _: () = assert!(2 * HALF == BLOCK);
 
     pub(super) fn tags(key: &[u8; KEY_LEN], datagrams: &[&[u8]; LANES]) -> Option<[Tag; LANES]> {
         // SAFETY: the CPU has AVX2, asked in the same expression.
@@ -255,23 +256,37 @@ mod sys {
 
     /// The block of each message that begins here, word by word.
     #[target_feature(enable = "avx2")]
+    #[inline]
     fn load(datagrams: &[&[u8]; LANES], at: usize) -> [Words; 16] {
-        let (mut low, mut high) = ([every(0); LANES], [every(0); LANES]);
-        // Loops, for an iterator's closures would be calls: the library that calls them does not know of AVX2.
-        for lane in 0..LANES {
-            let edge;
-            let block = if let Some(whole) = whole_block(datagrams[lane], at) {
-                whole
-            } else {
-                edge = edge_block(datagrams[lane], at);
-                &edge
-            };
-            low[lane] = load_words(&block[..BLOCK / 2]);
-            high[lane] = load_words(&block[BLOCK / 2..]);
+        if at > 0 && at + BLOCK + TAG.len() <= datagrams[0].len() {
+            load_blocks(datagrams, at + TAG.len())
+        } else {
+            let edges = datagrams.map(|datagram| edge_block(datagram, at));
+            load_blocks(&edges.each_ref().map(|edge| &edge[..]), 0)
         }
+    }
+
+    /// The same of what lies there in each of these.
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    fn load_blocks(lanes: &[&[u8]; LANES], from: usize) -> [Words; 16] {
+        // Without an iterator: the library that calls its closures does not know of AVX2, so that each would be a call.
+        let half = |lane: usize, half: usize| load_words(&lanes[lane][from + half * HALF..]);
+        let all = |of: usize| {
+            transpose([
+                half(0, of),
+                half(1, of),
+                half(2, of),
+                half(3, of),
+                half(4, of),
+                half(5, of),
+                half(6, of),
+                half(7, of),
+            ])
+        };
         let mut words = [every(0); 16];
-        words[..8].copy_from_slice(&transpose(low));
-        words[8..].copy_from_slice(&transpose(high));
+        words[..8].copy_from_slice(&all(0));
+        words[8..].copy_from_slice(&all(1));
         words
     }
 
