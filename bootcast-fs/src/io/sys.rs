@@ -249,6 +249,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::disallowed_methods, reason = "a deadline")]
     fn messages_are_taken_in_the_order_in_which_they_came_to_two_sockets() {
         let sockets = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
         for socket in &sockets {

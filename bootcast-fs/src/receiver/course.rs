@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use bootcast_proto::{BitRate, PageIndex, PageSize};
 
 /// How long the stream is expected to wait after the join, before anything was heard of it.
-const HOLD: Duration = Duration::from_millis(100);
+const HOLD: Duration = Duration::from_millis(20);
 /// A position that is older tells nothing.
 const BELIEVED: Duration = Duration::from_secs(1);
 /// Pages a second where the server told no rate, and the slowest.
@@ -105,11 +105,11 @@ mod tests {
     }
 
     #[test]
-    fn before_anything_is_heard_it_begins_a_tenth_of_a_second_after_the_join() {
+    fn before_anything_is_heard_it_begins_a_moment_after_the_join() {
         let now = Instant::now();
         let course = course(now);
-        assert_eq!(eta_ms(&course, 49, now), Some(150));
-        assert_eq!(eta_ms(&course, 49, now + ms(120)), Some(30));
+        assert_eq!(eta_ms(&course, 49, now), Some(70));
+        assert_eq!(eta_ms(&course, 49, now + ms(40)), Some(30));
         assert_eq!(course.position(), None);
     }
 

@@ -15,11 +15,14 @@ use super::recall::Recall;
 use super::repair::{Repair, Situation, Symbol};
 use super::stream::{Audience, Stream};
 
-/// From the join that starts the cast to its first page.
+/// From the join that starts the cast to its first page, at most.
 ///
 /// Within it a client reads the answer and opens its socket, and the switches on the way hear of its
-/// membership (IGMP). What is sent earlier is lost and costs a repair, or a second pass.
+/// membership (IGMP). What is sent earlier is lost and costs a plain member a second pass.
 pub const HOLD: Duration = Duration::from_millis(100);
+
+/// From the last join to the first page where all members have repair: what they miss costs no more time than waiting would.
+pub const SHORT_HOLD: Duration = Duration::from_millis(20);
 
 /// Pages of a block of the repair code.
 const BLOCK_PAGES: u32 = 128;
@@ -118,8 +121,8 @@ impl Sending {
 /// A taker is a member that wants the whole file. What is asked for is sent in `Holding` too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// Its group forms; serves from `until` on.
-    Holding { until: Instant },
+    /// Its group forms since the first join; serves from `until` on.
+    Holding { since: Instant, until: Instant },
     /// Sends what is needed.
     Serving,
     /// Nobody needs anything; ends at `until`.
@@ -192,9 +195,10 @@ impl Cast {
         match self.state {
             State::Lingering { .. } => {
                 self.owes_farewell = false;
-                self.hold(now);
+                self.hold(now, now);
             }
-            State::Holding { .. } | State::Serving if begins => self.hold(now),
+            State::Holding { .. } | State::Serving if begins => self.hold(now, now),
+            State::Holding { since, .. } if kind != MemberKind::Demand => self.hold(since, now),
             State::Holding { .. } | State::Serving | State::Ended(_) => {}
         }
         match kind {
@@ -280,7 +284,7 @@ impl Cast {
     /// Runs what is due at `now`. Calling early changes nothing.
     pub fn handle_timeout(&mut self, now: Instant) {
         match self.state {
-            State::Holding { until } if until <= now => {
+            State::Holding { until, .. } if until <= now => {
                 if self.pages == 0 {
                     self.linger(now);
                 } else {
@@ -363,7 +367,7 @@ impl Cast {
     /// When to call [`Self::handle_timeout`]; changes with every other call.
     pub fn poll_timeout(&self) -> Option<Instant> {
         match self.state {
-            State::Holding { until } | State::Lingering { until } => Some(until),
+            State::Holding { until, .. } | State::Lingering { until } => Some(until),
             State::Serving => self.members.check_at(),
             State::Ended(_) => None,
         }
@@ -567,9 +571,12 @@ impl Cast {
         }
     }
 
-    fn hold(&mut self, now: Instant) {
-        self.stream.restart(now + HOLD);
-        self.state = State::Holding { until: now + HOLD };
+    /// The first page waits for who joined since then, the last one now.
+    fn hold(&mut self, since: Instant, now: Instant) {
+        let latest = since + HOLD;
+        let until = if self.members.has_plain() { latest } else { latest.min(now + SHORT_HOLD) };
+        self.stream.restart(until);
+        self.state = State::Holding { since, until };
     }
 
     fn linger(&mut self, now: Instant) {

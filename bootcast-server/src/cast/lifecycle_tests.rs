@@ -318,8 +318,35 @@ mod demand {
     }
 
     #[test]
+    fn where_all_have_repair_the_first_page_waits_for_the_last_join_but_no_longer_than_the_hold() {
+        let start = Instant::now();
+        let mut cast = Cast::new(&file(300), POLICY, Some(&REPAIR), start);
+        let mut join = |number: u8, kind, milliseconds| {
+            let now = start + Duration::from_millis(milliseconds);
+            cast.handle_timeout(now);
+            cast.handle_join(token(number.into()), kind, now);
+            cast.poll_timeout().unwrap() - start
+        };
+        assert_eq!(join(1, MemberKind::Extended, 0), SHORT_HOLD);
+        assert_eq!(join(2, MemberKind::Extended, 15), Duration::from_millis(35));
+        assert_eq!(join(3, MemberKind::Demand, 20), Duration::from_millis(35));
+        assert_eq!(join(4, MemberKind::Plain, 30), HOLD);
+        assert_eq!(join(5, MemberKind::Extended, 95), HOLD);
+
+        let mut all_extended = Cast::new(&file(300), POLICY, Some(&REPAIR), start);
+        for number in 0..20 {
+            let now = start + Duration::from_millis(10) * number;
+            all_extended.handle_timeout(now);
+            all_extended.handle_join(token(number.into()), MemberKind::Extended, now);
+        }
+        assert_eq!(all_extended.passes(), 0);
+        let after_the_hold = start + HOLD;
+        assert!(matches!(all_extended.poll_transmit(44, after_the_hold), Some(Sending::Pages(_))));
+    }
+
+    #[test]
     fn the_first_that_wants_the_whole_file_gets_a_hold_and_page_1() {
-        for kind in [MemberKind::Plain, MemberKind::Extended] {
+        for (kind, hold) in [(MemberKind::Plain, HOLD), (MemberKind::Extended, SHORT_HOLD)] {
             let mut now = Instant::now();
             let mut cast = cast_of(300, &[MemberKind::Demand], now);
             now += Duration::from_secs(1);
@@ -327,8 +354,8 @@ mod demand {
             want(&mut cast, 0, &[(200, 5)], &[], now);
             while poll(&mut cast, 44, now).is_some() {}
             cast.handle_join(token(1), kind, now);
-            assert_eq!(cast.poll_timeout(), Some(now + HOLD));
-            now += HOLD;
+            assert_eq!(cast.poll_timeout(), Some(now + hold));
+            now += hold;
             cast.handle_timeout(now);
             let first = std::iter::from_fn(|| poll(&mut cast, 44, now))
                 .find(|sending| matches!(sending, Sending::Pages(_)));

@@ -39,7 +39,7 @@ mod stream;
 mod urgent;
 
 pub use groups::{GroupPool, GroupPoolError};
-pub use lifecycle::{Cast, CastPolicy, EndReason, HOLD, RepairSettings, Sending};
+pub use lifecycle::{Cast, CastPolicy, EndReason, HOLD, RepairSettings, SHORT_HOLD, Sending};
 pub use members::MemberKind;
 pub use pacer::{Pacer, TokenBucket};
 pub use repair::Symbol;

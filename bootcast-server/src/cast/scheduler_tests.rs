@@ -7,7 +7,7 @@ use bootcast_proto::PageSize;
 use proptest::prelude::*;
 
 use super::*;
-use crate::cast::HOLD;
+use crate::cast::{HOLD, SHORT_HOLD};
 
 const BATCH: u32 = 8;
 
@@ -245,7 +245,7 @@ fn extended() -> (Lab, Joined, Token) {
 #[test]
 fn a_beacon_tells_what_was_sent_before_it_and_at_what_rate() {
     let (mut lab, _, _) = extended();
-    lab.run(HOLD + Duration::from_millis(60));
+    lab.run(SHORT_HOLD + Duration::from_millis(60));
     let (mut pages, mut beacons) = (0, 0);
     for (_, transmit, _) in &lab.sent {
         match &transmit.what {
@@ -286,7 +286,7 @@ fn farewells(lab: &Lab) -> Vec<SocketAddrV4> {
 #[test]
 fn what_is_repair_goes_to_the_repair_port_and_pages_to_theirs() {
     let (mut lab, joined, token) = extended();
-    lab.run(HOLD + Duration::from_millis(30));
+    lab.run(SHORT_HOLD + Duration::from_millis(30));
     let report = Report { needs: vec![(1, 3)], ..Report::default() };
     assert!(lab.scheduler.handle_report(&name("a"), &token, &report, lab.now));
     assert!(!lab.scheduler.handle_report(&name("b"), &token, &report, lab.now));

@@ -13,7 +13,7 @@ use proptest::prelude::*;
 
 use super::reporters::Reporters;
 use super::*;
-use crate::cast::{Cast, CastPolicy, EndReason, HOLD, MemberKind, RepairSettings, Sending};
+use crate::cast::{Cast, CastPolicy, EndReason, MemberKind, RepairSettings, SHORT_HOLD, Sending};
 
 /// Four windows of four blocks.
 const PAGES: u32 = 2048;
@@ -51,7 +51,7 @@ impl Lab {
     /// An extended member that has all of the stream, and whose cast waits for its reports.
     fn streamed() -> Self {
         let mut lab = Self::joined(&[MemberKind::Extended]);
-        lab.run(HOLD + DATAGRAM * (PAGES + 2));
+        lab.run(SHORT_HOLD + DATAGRAM * (PAGES + 2));
         assert_eq!(lab.pages().len(), PAGES as usize);
         lab.sent.clear();
         lab
@@ -124,7 +124,7 @@ fn window(number: u32) -> Vec<u32> {
 #[test]
 fn a_promise_goes_before_the_stream_and_a_beacon_before_both() {
     let mut lab = Lab::joined(&[MemberKind::Extended]);
-    lab.run(HOLD + 30 * DATAGRAM);
+    lab.run(SHORT_HOLD + 30 * DATAGRAM);
     lab.sent.clear();
     lab.report(&[(3, 1)], &[]);
     // A beacon is due by then, and the stream has pages left.
@@ -176,7 +176,7 @@ fn a_report_of_a_stranger_or_of_a_plain_member_is_refused() {
     let report = Report { needs: vec![(2, 1)], ..Report::default() };
     assert!(!lab.cast.handle_report(&token(7), &report, lab.now));
     assert!(!lab.cast.handle_report(&token(0), &report, lab.now));
-    lab.run(HOLD + DATAGRAM * 50);
+    lab.run(SHORT_HOLD + DATAGRAM * 50);
     assert!(lab.symbols().is_empty());
 }
 
@@ -192,7 +192,7 @@ fn a_window_that_is_asked_for_comes_again_and_then_the_stream_rests() {
 #[test]
 fn a_late_joiner_gets_again_what_was_sent_before_it_came_and_no_more() {
     let mut lab = Lab::joined(&[MemberKind::Extended]);
-    lab.run(HOLD + DATAGRAM * (WINDOW + WINDOW / 2));
+    lab.run(SHORT_HOLD + DATAGRAM * (WINDOW + WINDOW / 2));
     let half = lab.pages().len();
     lab.cast.handle_join(token(1), MemberKind::Extended, lab.now);
     lab.run(DATAGRAM * (2 * PAGES));
@@ -258,7 +258,7 @@ fn idle_passes_forget_the_plain_members_and_leave_the_others_to_their_lease() {
 #[test]
 fn beacons_keep_their_distance_and_tell_of_every_window() {
     let mut lab = Lab::joined(&[MemberKind::Extended, MemberKind::Extended]);
-    lab.run(HOLD + Duration::from_millis(60));
+    lab.run(SHORT_HOLD + Duration::from_millis(60));
     let beacons = lab.beacons();
     assert!(beacons.len() >= 2);
     for pair in beacons.windows(2) {
@@ -284,7 +284,7 @@ fn beacons_keep_their_distance_and_tell_of_every_window() {
 #[test]
 fn of_many_members_few_may_report_until_those_have_nothing_to_say() {
     let mut lab = Lab::joined(&[MemberKind::Extended; 1000]);
-    lab.run(HOLD + DATAGRAM * (PAGES + 2));
+    lab.run(SHORT_HOLD + DATAGRAM * (PAGES + 2));
     lab.run(Duration::from_secs(3));
     let permits: Vec<_> = lab.beacons().iter().map(|(_, beacon)| beacon.permit).collect();
     assert_eq!(permits[0], 6554);
@@ -298,7 +298,7 @@ fn of_many_members_few_may_report_until_those_have_nothing_to_say() {
 #[test]
 fn those_who_say_much_have_all_of_the_spread_again() {
     let mut lab = Lab::joined(&[MemberKind::Extended; 1000]);
-    lab.run(HOLD + DATAGRAM * (PAGES + 2) + Duration::from_secs(3));
+    lab.run(SHORT_HOLD + DATAGRAM * (PAGES + 2) + Duration::from_secs(3));
     for need in 100..160 {
         lab.report(&[(0, need)], &[]);
     }
@@ -311,7 +311,7 @@ fn those_who_say_much_have_all_of_the_spread_again() {
 #[test]
 fn several_reports_are_answered_by_a_beacon_at_once() {
     let mut lab = Lab::joined(&[MemberKind::Extended; 200]);
-    lab.run(HOLD + Duration::from_millis(5));
+    lab.run(SHORT_HOLD + Duration::from_millis(10));
     lab.sent.clear();
     for need in 1..4 {
         lab.report(&[(0, need)], &[]);
@@ -388,7 +388,7 @@ fn what_one_bad_moment_taught_is_forgotten_by_quarters_and_what_is_hardly_too_mu
 #[test]
 fn while_reports_are_awaited_what_a_beacon_told_is_told_again_soon() {
     let mut lab = Lab::joined(&[MemberKind::Extended]);
-    lab.run(HOLD + DATAGRAM * PAGES + Duration::from_millis(50));
+    lab.run(SHORT_HOLD + DATAGRAM * PAGES + Duration::from_millis(50));
     let beacons = lab.beacons();
     let resting = beacons.iter().filter(|(_, beacon)| beacon.position == PageIndex(PAGES));
     let times: Vec<_> = resting.map(|(at, _)| *at).collect();
@@ -435,7 +435,7 @@ proptest! {
         steps in proptest::collection::vec((0u32..20, any::<u8>(), 0u32..6, 0u64..30, 0u8..4), 1..30),
     ) {
         let mut lab = Lab::joined(&[MemberKind::Extended, MemberKind::Plain]);
-        lab.run(HOLD);
+        lab.run(SHORT_HOLD);
         for (number, (block, need, window, pause_ms, what)) in steps.into_iter().enumerate() {
             match what {
                 0 => lab.report(&[(block, need)], &[]),

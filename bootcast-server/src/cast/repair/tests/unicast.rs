@@ -11,7 +11,7 @@ impl Lab {
     /// One member that fetches the file, since before the stream was through.
     fn deaf() -> Self {
         let mut lab = Self::joined(&[MemberKind::Extended]);
-        lab.run(HOLD + DATAGRAM * 300);
+        lab.run(SHORT_HOLD + DATAGRAM * 300);
         lab.tell_unicast(0, true);
         lab.sent.clear();
         lab
@@ -57,7 +57,7 @@ fn who_hears_again_gets_what_its_report_asks_for() {
 fn the_others_are_served_as_if_it_were_not_there() {
     let mut lab = Lab::joined(&[MemberKind::Extended; 2]);
     lab.tell_unicast(1, true);
-    lab.run(HOLD + SECOND / 20);
+    lab.run(SHORT_HOLD + SECOND / 20);
     assert_eq!(lab.pages().len(), PAGES as usize);
     assert!(lab.beacons().iter().all(|(_, beacon)| beacon.members == 1));
     // With the last of those who listen all sending ends.
@@ -72,7 +72,7 @@ fn the_others_are_served_as_if_it_were_not_there() {
 fn a_plain_member_gets_its_carousel_beside_it() {
     let mut lab = Lab::joined(&[MemberKind::Extended, MemberKind::Plain]);
     lab.tell_unicast(0, true);
-    lab.run(HOLD + SECOND / 5);
+    lab.run(SHORT_HOLD + SECOND / 5);
     assert!(lab.pages().len() > PAGES as usize, "a second pass");
     assert_eq!((lab.symbols().len(), lab.beacons().len()), (0, 0));
 }
