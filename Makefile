@@ -4,6 +4,9 @@ PREFIX ?= /usr/local
 BINARIES := bootcast-server bootcastfs bootcast
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
+# Files and caches of benchmarks: in memory, or they would measure the disk.
+BENCH_DIR ?= /dev/shm
+
 # Labs share the machine's cores: more at once would measure the scheduler.
 TEST_THREADS ?= 2
 
@@ -39,7 +42,7 @@ demo: deps all ## serve, mount and copy a 256 MiB image on this machine
 bench: ## measure in network namespaces, write docs/BENCHMARKS.md; PART=name measures one part and prints it
 	tests/scripts/install-bench-deps.sh
 	cargo build --release --workspace --bins
-	tests/scripts/bench.sh $(PART)
+	TMPDIR=$(BENCH_DIR) cargo bench -p bootcast-tests --bench fleet -- $(PART)
 
 install: all ## binaries to $(PREFIX)/bin
 	install -d $(DESTDIR)$(PREFIX)/bin

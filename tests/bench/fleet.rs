@@ -72,7 +72,7 @@ fn limit_seconds() -> f64 {
 }
 
 fn cast(clients: u8, loss_percent: f64) -> Figures {
-    let lab = Lab::builder().clients(clients).rate(RATE).loss(loss_percent).build();
+    let lab = Lab::builder().clients(clients).rate(RATE).memory_disk().loss(loss_percent).build();
     let server = lab.server().option("--rate", RATE).start();
     let mounts: Vec<_> = (1..=usize::from(clients)).map(|k| lab.mount(k).start()).collect();
     let read = |name: &str| {
@@ -83,7 +83,7 @@ fn cast(clients: u8, loss_percent: f64) -> Figures {
 }
 
 fn tcp(clients: u8) -> Figures {
-    let lab = Lab::builder().clients(clients).rate(RATE).build();
+    let lab = Lab::builder().clients(clients).rate(RATE).memory_disk().build();
     let _nginx = start_nginx(&lab);
     let head = format!("http://{HEAD_ADDRESS}:8080/");
     let fetch = |name: &str| {
@@ -120,7 +120,7 @@ fn repeat(lab: &Lab, transfer: impl Fn(&str), settle: impl Fn()) -> Figures {
         let name = format!("image-{run}");
         let image = lab.put(&name, SIZE);
         let before = lab.head().counters().tx_bytes;
-        warm_memory();
+        warm_memory(2);
         times.push(timed(|| transfer(&name)).as_secs_f64() / limit_seconds());
         settle();
         sent.push((lab.head().counters().tx_bytes - before) as f64 / SIZE as f64);

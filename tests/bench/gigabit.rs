@@ -48,7 +48,7 @@ pub(crate) fn measure() -> String {
 
 #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
 fn run(clients: u8, loss_percent: f64) -> Figures {
-    let lab = Lab::builder().clients(clients).rate(RATE).loss(loss_percent).build();
+    let lab = Lab::builder().clients(clients).rate(RATE).memory_disk().loss(loss_percent).build();
     lab.put("image", SIZE);
     let server = lab.server().option("--rate", RATE).start();
     let mounts: Vec<_> = (1..=usize::from(clients)).map(|k| lab.mount(k).start()).collect();
@@ -56,7 +56,7 @@ fn run(clients: u8, loss_percent: f64) -> Figures {
     let (cpu_before, sent) = (cpu(), lab.head().counters().tx_bytes);
     let read =
         || wait_all(mounts.iter().map(|it| read_all(it.host(), &it.join("image"))).collect());
-    warm_memory();
+    warm_memory(5);
     let seconds = timed(read).as_secs_f64();
     let server_cpu_seconds = cpu() - cpu_before;
     wait_until(SOON, "the cast has ended", || server.status().casts.is_empty());

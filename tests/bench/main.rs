@@ -70,13 +70,11 @@ fn rounds() -> usize {
     wanted.map_or(ROUNDS, |text| text.parse().expect("ROUNDS is a number")).max(1)
 }
 
-/// Bytes that a run takes at most: what is cast, the caches, and the kernel's page cache over the mounts.
-const RUN_MEMORY: usize = 5 << 30;
-
-/// Takes memory for a run and gives it back. In a virtual machine the first touch of a page that the host has not backed yet, or has
-/// taken back while it was free, can cost more than everything that a run does with it.
-fn warm_memory() {
-    drop(std::hint::black_box(vec![1_u8; RUN_MEMORY]));
+/// Takes this many GiB of memory and gives them back, before a run that will need them for what is cast, for caches, and for the kernel's
+/// page cache over the mounts. In a virtual machine the first touch of a page that the host has not backed yet, or has taken back while
+/// it was free, can cost more than everything that a run does with it.
+fn warm_memory(gib: usize) {
+    drop(std::hint::black_box(vec![1_u8; gib << 30]));
 }
 
 /// The time `job` takes.

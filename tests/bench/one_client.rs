@@ -51,7 +51,7 @@ pub(crate) fn measure() -> String {
 
 #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
 fn at_rate(rate: &str, loss_percent: f64) -> Figures {
-    let lab = Lab::builder().loss(loss_percent).build();
+    let lab = Lab::builder().memory_disk().loss(loss_percent).build();
     let server = lab.server().option("--rate", rate).start();
     let mut runs = Vec::new();
     for run in 0..RUNS {
@@ -59,7 +59,7 @@ fn at_rate(rate: &str, loss_percent: f64) -> Figures {
         let mut mount = lab.mount(1).start();
         let name = format!("image-{run}");
         let image = lab.put(&name, SIZE);
-        warm_memory();
+        warm_memory(4);
         let before =
             (server.proc().cpu_time().as_secs_f64(), mount.proc().cpu_time().as_secs_f64());
         let sent_before = server.status().totals.bytes_sent;

@@ -93,7 +93,7 @@ fn share_once(readers: usize) -> (f64, f64) {
     let mounts: Vec<MountProc<'_>> =
         (1..=readers).map(|k| lab.mount(k).option("fill=demand").start()).collect();
     let paths: Vec<_> = mounts.iter().map(|mount| mount.join("image")).collect();
-    warm_memory();
+    warm_memory(2);
     let time = timed(|| {
         std::thread::scope(|scope| {
             for path in &paths {

@@ -9,7 +9,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use bootcast_proto::BitRate;
-use rustix::mount::{UnmountFlags, unmount};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -45,6 +45,7 @@ pub struct LabBuilder {
     shared_loss_ppm: u32,
     delay: Duration,
     snooping: bool,
+    memory_disk: bool,
 }
 
 /// The network of one test. Everything is removed when it is dropped.
@@ -137,6 +138,14 @@ impl LabBuilder {
         self
     }
 
+    /// Served files and caches lie in memory, in pages as large as what is written at once: where large files are moved, the pages of
+    /// an ordinary `tmpfs` cost more than their bytes. Otherwise they lie in the directory for temporary files.
+    #[must_use]
+    pub fn memory_disk(mut self) -> Self {
+        self.memory_disk = true;
+        self
+    }
+
     /// Builds it. Panics where that fails; ask [`crate::requirements::skip_reason`] first.
     pub fn build(self) -> Lab {
         static LABS: AtomicU32 = AtomicU32::new(0);
@@ -146,6 +155,10 @@ impl LabBuilder {
             .prefix(&format!("{name}-"))
             .tempdir()
             .expect("a directory for the lab");
+        if self.memory_disk {
+            let (path, options) = (directory.path(), Some(c"huge=within_size"));
+            mount("bootcast", path, "tmpfs", MountFlags::empty(), options).expect("a memory disk");
+        }
         fs::create_dir(directory.path().join("served")).expect("the served directory");
         let host = |node: &str, address| {
             Host::new(format!("{name}-{node}"), address, directory.path().into())
@@ -178,6 +191,7 @@ impl Lab {
             shared_loss_ppm: 0,
             delay: Duration::ZERO,
             snooping: true,
+            memory_disk: false,
         }
     }
 

@@ -109,7 +109,7 @@ pub(crate) fn measure() -> String {
                 if peer.name == "nginx" && !(condition.nginx && round == 1) {
                     continue;
                 }
-                let lab = Lab::builder().clients(CLIENTS).rate(RATE);
+                let lab = Lab::builder().clients(CLIENTS).rate(RATE).memory_disk();
                 let lab = (condition.network)(lab).build();
                 let run = (peer.run)(&lab, condition);
                 println!("round {round}, {}, {}: {run}", condition.name, peer.name);
