@@ -60,7 +60,7 @@ const CONDITIONS: [Condition; 9] = [
         name: "5 % loss",
         network: |lab| lab.loss(5.0),
         udpcast: Setting::Hello,
-        nginx: false,
+        nginx: true,
     },
     Condition {
         name: "bursts of 50 in 5000",
