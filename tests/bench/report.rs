@@ -16,12 +16,12 @@ pub(crate) fn write(parts: &str) {
     let simulation = before.find(SIMULATION).map_or("", |at| &before[at..]);
     let text = format!(
         "# Benchmarks\n\n\
-         Written by `make bench` (as root, about 45 minutes). {}.\n\
+         Written by `make bench` (as root, about an hour and a half). {}.\n\
          {}.\n\n\
          Every host is a network namespace of this one machine: server, switch and all clients share its cores, and the \
-         kernel charges part of the receivers' work to the sender. Files and caches lie in memory (`tmpfs`, with large pages for files that are read whole). Each figure is the median \
-         of {RUNS} runs; each run casts a file that no client has seen. \"Limit\" is the payload alone at the full rate of \
-         the wire; headers take 4 % more.\n{parts}{simulation}",
+         kernel charges part of the receivers' work to the sender. Files and caches lie in memory (`tmpfs`, with large \
+         pages for files that are read whole). Each figure is the median of {RUNS} runs; each run casts a file that no client has seen. \
+         \"Limit\" is the payload alone at the full rate of the wire, where a table says nothing else; headers take 4 % more.\n{parts}{simulation}",
         date(),
         machine(),
     );
