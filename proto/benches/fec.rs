@@ -1,8 +1,9 @@
 //! What do repair symbols cost, and how does that compare with `reed-solomon-simd`?
 //!
-//! Blocks of 128 pages of 1456 bytes, in the cache. Ours makes any symbol by itself. The other code makes all of a block at once, and
-//! how many that are decides what is in them: `exact` tells it beforehand how many will be wanted, its best case, and
-//! `of 128` leaves all of ours open. Throughput is in bytes of the block.
+//! Blocks of 128 pages of 1456 bytes, in the CPU cache. Our code makes each symbol independently.
+//! The other code makes all symbols of a block at once, and their content depends on their number.
+//! `exact` tells it this number beforehand, its best case; `of 128` allows as many as ours.
+//! Throughput is in bytes of the block.
 #![expect(clippy::unwrap_used, reason = "a measurement that fails has no result")]
 
 use std::hint::black_box;
@@ -16,10 +17,10 @@ use reed_solomon_simd::{ReedSolomonDecoder, ReedSolomonEncoder};
 
 const PAGE: usize = 1456;
 
-/// Symbols that are made of a block.
+/// Numbers of symbols to make from a block.
 const WANTED: [usize; 3] = [1, 8, 32];
 
-/// Pages of a block that were lost.
+/// Numbers of lost pages in a block.
 const LOST: [usize; 3] = [1, 6, 32];
 
 fn block() -> Vec<Vec<u8>> {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::Etag;
 
-/// What a name stands for.
+/// Type of a directory entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
@@ -21,10 +21,10 @@ pub enum Kind {
     Other,
 }
 
-/// What is known of a name without reading it.
+/// Attributes of a path, known without reading the file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attributes {
-    /// What it is.
+    /// Type of the entry.
     pub kind: Kind,
     /// Bytes in a file or in a link's target; 0 for the rest.
     pub size: u64,
@@ -32,10 +32,10 @@ pub struct Attributes {
     pub mode: u32,
     /// Last modification, seconds since 1970 (negative before).
     pub mtime: i64,
-    /// Nanoseconds of it.
+    /// Nanoseconds of the last modification, in addition to `mtime`.
     #[serde(default)]
     pub mtime_ns: u32,
-    /// Version of the file, or of the directory's listing.
+    /// Version of the file; of a directory, version of its listing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub etag: Option<Etag>,
     /// A link's target, percent-encoded.
@@ -43,12 +43,12 @@ pub struct Attributes {
     pub target: Option<String>,
 }
 
-/// A name in a directory.
+/// One name in a directory, with its attributes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     /// Percent-encoded as in a URL, so that a name of any bytes fits JSON.
     pub name: String,
-    /// Its attributes.
+    /// Attributes of this name.
     #[serde(flatten)]
     pub attributes: Attributes,
 }
@@ -56,46 +56,52 @@ pub struct Entry {
 /// Answer of `GET /meta/<path>`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Meta {
-    /// Of the path itself; a symbolic link is not followed.
+    /// Attributes of the path itself; a symbolic link is not followed.
     #[serde(flatten)]
     pub attributes: Attributes,
-    /// Of a directory: every name in it but `.` and `..`, in no promised order.
+    /// All names of a directory except `.` and `..`, in no particular order. `None` for other
+    /// types.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub entries: Option<Vec<Entry>>,
 }
 
-/// Body of `POST /report/<path>`: what a member lacks that was not promised.
+/// Body of `POST /report/<path>`: what a member lacks beyond what the server has promised.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
-    /// Block and the number of repair symbols that it must have got in all; docs/PROTOCOL.md, "Report".
+    /// Pairs of a block and the number of repair symbols that must have been sent for it in all, so
+    /// that this member can rebuild it. docs/PROTOCOL.md, "Report".
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub needs: Vec<(u32, u8)>,
-    /// Windows of which so much is missing that the stream must bring them again: first, and how many.
+    /// Pairs of a first window and a number of windows. So much of them is missing that the stream
+    /// must bring them again.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub bulk: Vec<(u32, u32)>,
-    /// Datagrams that the server sent, by its beacons, from the first beacon of this membership to the newest.
+    /// Datagrams that the server sent from the first beacon of this membership to the newest, as
+    /// counted by the beacons.
     #[serde(default)]
     pub sent: u64,
-    /// How many of these came: pages and repair symbols between the same two beacons, of use or not.
+    /// Datagrams received between the same two beacons: pages and repair symbols, useful or not.
     #[serde(default)]
     pub received: u64,
-    /// Datagrams between the same two that the member's own socket had no room for.
+    /// Datagrams between the same two beacons that the member's own socket buffer had no room for.
     #[serde(default)]
     pub drops: u64,
-    /// This member hears no datagrams and fetches the file itself: nothing need be sent for it.
+    /// Whether this member receives no datagrams and fetches the file over HTTP. The server then
+    /// sends nothing for it.
     #[serde(default, skip_serializing_if = "core::ops::Not::not")]
     pub unicast: bool,
 }
 
-/// Body of `POST /want/<path>`: pages that go out before everything else. docs/PROTOCOL.md, "Demand".
+/// Body of `POST /want/<path>`: pages that go out before everything else. docs/PROTOCOL.md,
+/// "Demand".
 ///
-/// Both are pairs of the first page, counted from 1 as in datagrams, and how many pages.
+/// Both lists hold pairs of a first page, counted from 1 as in datagrams, and a number of pages.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Want {
-    /// A reader waits for these.
+    /// Pages that a reader waits for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub now: Vec<(u32, u32)>,
-    /// A reader will probably want these next.
+    /// Pages that a reader will probably read next.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub later: Vec<(u32, u32)>,
 }
@@ -103,22 +109,22 @@ pub struct Want {
 /// Answer of `GET /status`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
-    /// Of the server program.
+    /// Version of the server program.
     pub version: String,
-    /// Seconds since it started.
+    /// Seconds since the server started.
     pub uptime_s: u64,
-    /// Ceiling of the sending rate over all casts, bits per second on the wire.
+    /// Upper bound of the sending rate, all casts together, in bits per second on the wire.
     pub rate_bps: u64,
     /// Running casts.
     pub casts: Vec<CastStatus>,
-    /// Sums over the server's life.
+    /// Sums since the server started.
     pub totals: Totals,
 }
 
-/// One running cast.
+/// State of one running cast.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CastStatus {
-    /// Percent-encoded, without a slash in front.
+    /// Path of the file, percent-encoded, without a leading slash.
     pub path: String,
     /// Version that is being sent.
     pub etag: Etag,
@@ -130,45 +136,45 @@ pub struct CastStatus {
     pub pages: u32,
     /// Bytes of a full page.
     pub page_size: u32,
-    /// Clients that joined and did not leave.
+    /// Number of members.
     pub members: u32,
-    /// Those of them that fetch the file themselves, over HTTP.
+    /// Members that fetch the file over HTTP because they receive no datagrams.
     #[serde(default)]
     pub unicast: u32,
-    /// Joins since the cast began.
+    /// Joins since the cast started.
     pub joins: u64,
-    /// Pages sent since the cast began.
+    /// Pages sent since the cast started.
     pub pages_sent: u64,
-    /// Of these, pages that were asked for.
+    /// Pages sent on demand, a part of `pages_sent`.
     #[serde(default)]
     pub demanded: u64,
-    /// Repair symbols sent since the cast began.
+    /// Repair symbols sent since the cast started.
     #[serde(default)]
     pub symbols_sent: u64,
-    /// Repair symbols that each block gets unasked at present.
+    /// Redundancy at present: repair symbols that every block gets without being asked for.
     #[serde(default)]
     pub repair_level: u32,
-    /// Present rate, bits per second on the wire.
+    /// Sending rate at present, in bits per second on the wire.
     #[serde(default)]
     pub rate_bps: u64,
-    /// Whole passes over the file.
+    /// Completed passes over the file.
     pub passes: u32,
     /// Seconds since the first join.
     pub age_s: u64,
 }
 
-/// Sums over the server's life.
+/// Sums since the server started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Totals {
-    /// Casts begun.
+    /// Casts started.
     pub casts: u64,
-    /// Joins answered.
+    /// Joins that were answered with a membership.
     pub joins: u64,
-    /// Leaves of known members.
+    /// Leaves of members that the server knew.
     pub leaves: u64,
     /// Pages sent.
     pub pages_sent: u64,
-    /// Of these, pages that were asked for.
+    /// Pages sent on demand, a part of `pages_sent`.
     #[serde(default)]
     pub demanded: u64,
     /// Repair symbols sent.

@@ -1,7 +1,9 @@
-//! How pages group into windows and blocks of the repair code. docs/PROTOCOL.md, "Windows and blocks".
+//! Groups the pages of a file into windows and blocks of the repair code. docs/PROTOCOL.md,
+//! "Windows and blocks".
 //!
-//! A window is a run of consecutive pages. Its blocks are strided over it: neighbours in the stream belong to different
-//! blocks, so that a burst of losses is spread over many of them, while pages still go out in the order of the file.
+//! A window is a run of consecutive pages. Its blocks are interleaved: neighbouring pages belong to
+//! different blocks. A burst of losses therefore hits many blocks a little, while pages still go
+//! out in file order.
 
 use core::fmt;
 use core::num::NonZeroU32;
@@ -9,18 +11,18 @@ use core::num::NonZeroU32;
 use crate::fec::{SOURCES, SourceIndex};
 use crate::ids::{PageIndex, PageRange};
 
-/// Pages of a block at most: [`SOURCES`] in the type of a page's index.
+/// Most pages in a block: [`SOURCES`] as a `u32`, the type of page numbers.
 const BLOCK_PAGES: u32 = 128;
 const _: () = assert!(BLOCK_PAGES as usize == SOURCES);
 
-/// The largest interleave: a window then has 8.4 million pages.
+/// Largest interleave. A window then has 8.4 million pages.
 pub const MAX_INTERLEAVE: u32 = 65_536;
 
-/// Position of a window in its file.
+/// Position of a window in its file, counted from 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WindowIndex(pub u32);
 
-/// Position of a block in its file, window by window. Numbers have no gaps.
+/// Position of a block in its file, counted from 0 through all windows without gaps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BlockIndex(pub u32);
 
@@ -30,7 +32,7 @@ impl fmt::Display for BlockIndex {
     }
 }
 
-/// The windows and blocks of a file of `pages` pages.
+/// How a file of `pages` pages divides into windows and blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockLayout {
     pages: u32,
@@ -38,28 +40,29 @@ pub struct BlockLayout {
 }
 
 impl BlockLayout {
-    /// Windows of `interleave` blocks. `None` unless it is 1 to [`MAX_INTERLEAVE`].
+    /// Creates the layout with `interleave` blocks in a window. `None` unless `interleave` is 1 to
+    /// [`MAX_INTERLEAVE`].
     pub fn new(pages: u32, interleave: u32) -> Option<Self> {
         let interleave = NonZeroU32::new(interleave).filter(|it| it.get() <= MAX_INTERLEAVE)?;
         Some(Self { pages, interleave })
     }
 
-    /// Blocks of every window but the last, which may have fewer.
+    /// Blocks in a window. The last window may have fewer.
     pub fn interleave(self) -> u32 {
         self.interleave.get()
     }
 
-    /// Pages of every window but the last.
+    /// Pages in a window. The last window may have fewer.
     fn window_len(self) -> u64 {
         u64::from(BLOCK_PAGES) * u64::from(self.interleave.get())
     }
 
-    /// Number of windows.
+    /// Number of windows in the file.
     pub fn windows(self) -> u32 {
         narrow(u64::from(self.pages).div_ceil(self.window_len()))
     }
 
-    /// Number of blocks.
+    /// Number of blocks in the file.
     pub fn blocks(self) -> u32 {
         match self.windows().checked_sub(1) {
             Some(last) => self.blocks_of(WindowIndex(last)).end,
@@ -67,30 +70,30 @@ impl BlockLayout {
         }
     }
 
-    /// The window of a page.
+    /// Window that a page lies in.
     pub fn window_of(self, page: PageIndex) -> WindowIndex {
         WindowIndex(narrow(u64::from(page.0) / self.window_len()))
     }
 
-    /// The window of a block.
+    /// Window that a block lies in.
     pub fn window_of_block(self, block: BlockIndex) -> WindowIndex {
         WindowIndex(block.0 / self.interleave)
     }
 
-    /// The pages of a window; none beyond the last.
+    /// Pages of a window; empty beyond the last window.
     pub fn pages_of(self, window: WindowIndex) -> PageRange {
         let start = u64::from(window.0) * self.window_len();
         let limit = u64::from(self.pages);
         PageRange::new(narrow(start.min(limit)), narrow((start + self.window_len()).min(limit)))
     }
 
-    /// The blocks of a window, as a range of their numbers; none beyond the last window.
+    /// Blocks of a window as a range of block numbers; empty beyond the last window.
     pub fn blocks_of(self, window: WindowIndex) -> core::ops::Range<u32> {
         let start = window.0.saturating_mul(self.interleave.get());
         start..start.saturating_add(self.pages_of(window).len().div_ceil(BLOCK_PAGES))
     }
 
-    /// The block of a page and its place in it.
+    /// Block that a page lies in, and the position of the page in that block.
     pub fn place(self, page: PageIndex) -> (BlockIndex, SourceIndex) {
         let window = self.window_of(page);
         let blocks = self.blocks_of(window);
@@ -103,7 +106,8 @@ impl BlockLayout {
         )
     }
 
-    /// The page at a place; `None` where a short block has none there, or the file no such block.
+    /// Page at a position of a block. `None` if the file has no such block or the block no such
+    /// page.
     pub fn page_at(self, block: BlockIndex, source: SourceIndex) -> Option<PageIndex> {
         let window = self.window_of_block(block);
         let (pages, blocks) = (self.pages_of(window), self.blocks_of(window));
@@ -115,7 +119,7 @@ impl BlockLayout {
         (offset < u64::from(pages.len())).then(|| PageIndex(pages.start.0 + narrow(offset)))
     }
 
-    /// The pages of a block with their places, in order.
+    /// Pages of a block with their positions, ascending.
     pub fn pages_in(&self, block: BlockIndex) -> impl Iterator<Item = (SourceIndex, PageIndex)> {
         (0..SOURCES)
             .filter_map(SourceIndex::new)
@@ -123,7 +127,7 @@ impl BlockLayout {
     }
 }
 
-/// A number that was computed from page numbers and cannot exceed them.
+/// Converts a number that was computed from page numbers and cannot exceed them.
 fn narrow(number: u64) -> u32 {
     u32::try_from(number).expect("bounded by a page count")
 }

@@ -1,31 +1,32 @@
-//! How a file divides into pages.
+//! Divides a file into pages.
 
 use core::ops::Range;
 
 use crate::ids::{PageIndex, PageRange};
 use crate::units::PageSize;
 
-/// Size of a file and of its pages, and what follows from the two.
+/// Size of a file and size of its pages, and what follows from the two.
 ///
-/// All pages are full but the last, which holds 1 to `page_size` bytes. An empty file has no page.
+/// Every page is full except the last, which holds 1 to `page_size` bytes. An empty file has no
+/// page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
     size: u64,
     page_size: PageSize,
 }
 
-/// The file has more pages than a datagram can number.
+/// A file with more pages than a datagram can number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{size} bytes are more than {} pages of {page_size}: take a larger page size", u32::MAX)]
 pub struct TooManyPages {
-    /// Of the file, in bytes.
+    /// Size of the file in bytes.
     pub size: u64,
-    /// That was asked for.
+    /// Page size that was asked for.
     pub page_size: PageSize,
 }
 
 impl Geometry {
-    /// A file of `size` bytes in pages of `page_size`.
+    /// Divides a file of `size` bytes into pages of `page_size`.
     pub fn new(size: u64, page_size: PageSize) -> Result<Self, TooManyPages> {
         if size.div_ceil(u64::from(page_size.get())) > u64::from(u32::MAX) {
             return Err(TooManyPages { size, page_size });
@@ -33,7 +34,8 @@ impl Geometry {
         Ok(Self { size, page_size })
     }
 
-    /// The largest file that has `pages` pages: every page full. What a base server's answer alone tells.
+    /// Geometry of the largest file with `pages` pages: every page is full. A plain server's answer
+    /// tells no more than this.
     pub fn all_full(pages: u32, page_size: PageSize) -> Self {
         Self { size: u64::from(pages) * u64::from(page_size.get()), page_size }
     }
@@ -54,29 +56,29 @@ impl Geometry {
         u32::try_from(pages).expect("new() refuses more pages than u32 counts")
     }
 
-    /// Every page.
+    /// All pages of the file.
     pub fn all(&self) -> PageRange {
         PageRange::new(0, self.pages())
     }
 
-    /// Where the page begins in the file, in bytes. Beyond the last page: beyond the end.
+    /// Offset of a page in the file, in bytes. For pages beyond the last it lies beyond the end.
     pub fn offset(&self, page: PageIndex) -> u64 {
         u64::from(page.0) * u64::from(self.page_size.get())
     }
 
-    /// Bytes in the page; `None` where the file has no such page.
+    /// Bytes in a page; `None` if the file has no such page.
     pub fn page_len(&self, page: PageIndex) -> Option<u32> {
         let left = self.size.checked_sub(self.offset(page)).filter(|&left| left > 0)?;
         let full = self.page_size.get();
         Some(u32::try_from(left).map_or(full, |left| left.min(full)))
     }
 
-    /// The bytes of these pages, cut at the end of the file.
+    /// Byte range of these pages, cut at the end of the file.
     pub fn byte_range(&self, pages: PageRange) -> Range<u64> {
         self.offset(pages.start).min(self.size)..self.offset(pages.end).min(self.size)
     }
 
-    /// The pages that hold any of these bytes; what lies beyond the end of the file has none.
+    /// Pages that contain any of these bytes. Bytes beyond the end of the file lie in no page.
     pub fn pages_covering(&self, bytes: Range<u64>) -> PageRange {
         let end = bytes.end.min(self.size);
         if bytes.start >= end {

@@ -1,4 +1,4 @@
-//! Names of things: pages, members, versions of a file.
+//! Identifiers: pages, memberships, versions of a file.
 
 use alloc::borrow::ToOwned;
 use alloc::string::String;
@@ -6,7 +6,7 @@ use core::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// Position of a page in its file, counted from 0. The wire counts from 1.
+/// Position of a page in its file, counted from 0. (Datagrams count from 1.)
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PageIndex(pub u32);
 
@@ -16,22 +16,22 @@ impl fmt::Display for PageIndex {
     }
 }
 
-/// Consecutive pages, `start` included, `end` not.
+/// Consecutive pages from `start` to the page before `end`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct PageRange {
     /// First page.
     pub start: PageIndex,
-    /// The page behind the last.
+    /// Page after the last one.
     pub end: PageIndex,
 }
 
 impl PageRange {
-    /// The pages `start..end`; empty where `end` is not above `start`.
+    /// Creates the range `start..end`; empty if `end` is not above `start`.
     pub fn new(start: u32, end: u32) -> Self {
         Self { start: PageIndex(start), end: PageIndex(end.max(start)) }
     }
 
-    /// This page alone.
+    /// Range of one page.
     pub fn single(page: PageIndex) -> Self {
         Self::new(page.0, page.0.saturating_add(1))
     }
@@ -41,17 +41,17 @@ impl PageRange {
         self.end.0 - self.start.0
     }
 
-    /// No page at all.
+    /// Whether the range has no page.
     pub fn is_empty(self) -> bool {
         self.len() == 0
     }
 
-    /// Whether `page` is one of them.
+    /// Whether `page` lies in the range.
     pub fn contains(self, page: PageIndex) -> bool {
         self.start <= page && page < self.end
     }
 
-    /// Each page, ascending.
+    /// Iterates over the pages, ascending.
     pub fn iter(self) -> impl DoubleEndedIterator<Item = PageIndex> + ExactSizeIterator {
         (self.start.0..self.end.0).map(PageIndex)
     }
@@ -63,22 +63,23 @@ impl fmt::Display for PageRange {
     }
 }
 
-/// Names one membership of one client in one cast. Opaque to clients: 1 to 128 visible ASCII bytes.
+/// Identifies one membership of one client in one cast. Opaque to clients: 1 to 128 visible ASCII
+/// characters.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Token(String);
 
-/// The text cannot be a token.
+/// A text that cannot be a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a token is 1 to 128 visible ASCII characters")]
 pub struct TokenError;
 
 impl Token {
-    /// A server's token: 128 random bits, in hex.
+    /// Creates a server's token from 128 random bits, written in hex.
     pub fn from_random(bits: u128) -> Self {
         Self(alloc::format!("{bits:032x}"))
     }
 
-    /// A token as it was received.
+    /// Parses a token that a client sent.
     pub fn parse(text: &str) -> Result<Self, TokenError> {
         let visible = text.bytes().all(|byte| byte.is_ascii_graphic());
         if visible && (1..=128).contains(&text.len()) {
@@ -88,7 +89,7 @@ impl Token {
         }
     }
 
-    /// As it stands in the join answer and in `X-TOKEN`.
+    /// Text of the token, as in the join answer and the header `X-TOKEN`.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -100,19 +101,20 @@ impl fmt::Display for Token {
     }
 }
 
-/// Version of a file: changes whenever its content may have changed. 1 to 128 bytes of `[0-9A-Za-z._-]`,
-/// without the quotes of the HTTP header.
+/// Version of a file. It changes whenever the content may have changed.
+///
+/// 1 to 128 characters of `[0-9A-Za-z._-]`, without the quotes of the HTTP header.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Etag(String);
 
-/// The text cannot be a version.
+/// A text that cannot be a version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a version is 1 to 128 characters of 0-9 A-Z a-z . _ -")]
 pub struct EtagError;
 
 impl Etag {
-    /// Checks the alphabet and the length.
+    /// Creates a version after checking its characters and length.
     pub fn new(text: &str) -> Result<Self, EtagError> {
         let known = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
         if (1..=128).contains(&text.len()) && text.bytes().all(known) {
@@ -122,18 +124,19 @@ impl Etag {
         }
     }
 
-    /// Reads the HTTP form, `"version"` (RFC 9110, 8.8.3). Weak validators are refused: they do not promise equal bytes.
+    /// Parses the HTTP form, `"version"` (RFC 9110, 8.8.3). Refuses weak validators: they do not
+    /// promise equal bytes.
     pub fn from_header(value: &str) -> Result<Self, EtagError> {
         let inner = value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
         Self::new(inner.ok_or(EtagError)?)
     }
 
-    /// The HTTP form, `"version"`.
+    /// HTTP form of the version, in quotes.
     pub fn to_header(&self) -> String {
         alloc::format!("\"{}\"", self.0)
     }
 
-    /// The bare version.
+    /// Text of the version, without quotes.
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -1,4 +1,4 @@
-//! The answer to a join: `KEY=value` lines, the base protocol's first, then our extensions.
+//! The answer to a join: `KEY=value` lines, first those of the base protocol, then our extensions.
 
 use alloc::string::{String, ToString};
 use core::fmt::Write;
@@ -12,68 +12,68 @@ use crate::ids::{Etag, Token};
 use crate::tag::DatagramKey;
 use crate::units::{BitRate, PageSize};
 
-/// What a client learns by joining. docs/PROTOCOL.md, "Join".
+/// Everything a client learns from a join. docs/PROTOCOL.md, "Join".
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JoinAnswer {
-    /// Group and port of the data datagrams.
+    /// Multicast group and UDP port of the pages.
     pub connect: SocketAddrV4,
-    /// Names this membership.
+    /// Identifies this membership in later requests.
     pub token: Token,
-    /// Pages announced. The reference layout may announce one that never comes.
+    /// Announced number of pages. The reference layout may announce one that never comes.
     pub pages: u32,
     /// Bytes of a full page.
     pub page_size: PageSize,
-    /// What a plain client ignores and a plain server does not send.
+    /// Lines that a plain server does not send and a plain client ignores.
     pub extensions: Extensions,
 }
 
-/// The lines that only our server sends. Each is optional.
+/// Lines that only our server sends. Each is optional.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Extensions {
     /// Bytes in the file.
     pub size: Option<u64>,
     /// Version of the file.
     pub etag: Option<Etag>,
-    /// Rate of sending at present.
+    /// Sending rate at present.
     pub rate: Option<BitRate>,
-    /// Address the datagrams come from.
+    /// Address that the datagrams come from.
     pub source: Option<IpAddr>,
-    /// Key of the tags of its datagrams.
+    /// Key of the datagrams' tags.
     pub key: Option<DatagramKey>,
     /// UDP port of the repair channel, in the same group.
     pub repair: Option<u16>,
-    /// Blocks of a window of the repair code `cauchy8-128`.
+    /// Blocks in a window of the repair code `cauchy8-128`.
     pub interleave: Option<u32>,
-    /// How long the server remembers a member that says nothing.
+    /// Time after which the server forgets a member that sends no request.
     pub lease: Option<Duration>,
 }
 
-/// Name of the repair code in the line `FEC=`; the interleave follows behind a slash.
+/// Name of the repair code in the line `FEC=`. A slash and the interleave follow it.
 const CODE: &str = "cauchy8-128";
 
 /// Why an answer cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum JoinAnswerError {
-    /// A line of the base protocol is not there.
+    /// A line of the base protocol is missing.
     #[error("the join answer has no line {0}=")]
     Missing(&'static str),
-    /// A line of the base protocol makes no sense.
+    /// A line of the base protocol has a malformed value.
     #[error("the join answer says {0}={1:?}")]
     Malformed(&'static str, String),
-    /// `SIZE` is not a size that `PAGES` and `PAGESIZE` can have.
+    /// `SIZE` does not fit `PAGES` and `PAGESIZE`.
     #[error("the join answer contradicts itself: {size} bytes in {pages} pages of {page_size}")]
     Contradiction {
-        /// As announced.
+        /// Announced size of the file in bytes.
         size: u64,
-        /// As announced.
+        /// Announced number of pages.
         pages: u32,
-        /// As announced.
+        /// Announced page size.
         page_size: PageSize,
     },
 }
 
 impl JoinAnswer {
-    /// The text of the answer, the empty line at its end included.
+    /// Writes the answer as text, with the empty line at its end.
     pub fn encode(&self) -> String {
         let mut text = String::new();
         let mut line = |key: &str, value: &dyn core::fmt::Display| {
@@ -113,8 +113,8 @@ impl JoinAnswer {
         text
     }
 
-    /// Reads an answer. Order, unknown lines and carriage returns do not matter; an extension that
-    /// makes no sense counts as absent, so that a stranger's line of the same name does no harm.
+    /// Parses an answer. Order, unknown lines and carriage returns do not matter. A malformed
+    /// extension counts as absent: another server may use the same name for something else.
     pub fn parse(text: &str) -> Result<Self, JoinAnswerError> {
         let answer = Self {
             connect: required(text, "CONNECT", |value| {
@@ -140,18 +140,18 @@ impl JoinAnswer {
         Ok(answer)
     }
 
-    /// The file's geometry, where the answer tells its exact size.
+    /// Geometry of the file, if the answer states the exact size.
     pub fn geometry(&self) -> Option<Geometry> {
         Geometry::new(self.extensions.size?, self.page_size).ok()
     }
 
-    /// The blocks of the repair code, where the server repairs in a way that we know.
+    /// Blocks of the repair code, if the answer names a code that we know.
     pub fn block_layout(&self) -> Option<BlockLayout> {
         self.extensions.repair?;
         BlockLayout::new(self.geometry()?.pages(), self.extensions.interleave?)
     }
 
-    /// `SIZE` fits `PAGES`, or is an exact multiple with the reference layout's phantom page behind it.
+    /// Checks that `SIZE` fits `PAGES`, with or without the phantom page of the reference layout.
     fn check_size(&self) -> Result<(), JoinAnswerError> {
         let Some(size) = self.extensions.size else { return Ok(()) };
         let (pages, page_size) = (self.pages, self.page_size);
@@ -166,7 +166,7 @@ impl JoinAnswer {
     }
 }
 
-/// Reads `cauchy8-128/<interleave>`; another code is none that we know.
+/// Parses `cauchy8-128/<interleave>`; `None` for any other code.
 fn interleave(value: &str) -> Option<u32> {
     let (code, interleave) = value.split_once('/')?;
     let interleave = interleave.parse().ok().filter(|it| (1..=MAX_INTERLEAVE).contains(it));
@@ -196,7 +196,7 @@ mod tests {
 
     use super::*;
 
-    /// docs/PROTOCOL.md, "Join", the worked example.
+    /// The worked example of docs/PROTOCOL.md, "Join".
     const EXAMPLE: &str = "CONNECT=239.255.0.1:9000\n\
         TOKEN=6f1ed002ab5595859014ebf0951522d9\n\
         PAGES=3\n\

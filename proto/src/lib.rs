@@ -52,8 +52,9 @@ pub const HEADER_EXTENSIONS: &str = "x-bootcast";
 /// Request header that carries the [`Token`] of a member.
 pub const HEADER_TOKEN: &str = "x-token";
 
-/// Request header of a join that says which pages the member wants unasked; see [`FILL_DEMAND`].
+/// Request header of a join: which pages the member wants without demanding them. See
+/// [`FILL_DEMAND`].
 pub const HEADER_FILL: &str = "x-bootcast-fill";
 
-/// Value of [`HEADER_FILL`]: none but those that it demands.
+/// Value of [`HEADER_FILL`] of a member that wants only the pages it demands.
 pub const FILL_DEMAND: &str = "demand";

@@ -1,4 +1,4 @@
-//! Which pages of a file are held: one bit a page.
+//! Set of pages of a file, one bit for each page: which are held and which are missing.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -7,47 +7,48 @@ use crate::ids::{PageIndex, PageRange};
 
 const WORD: u32 = u64::BITS;
 
-/// A set of pages out of `0..pages`.
+/// Pages that are held, out of `0..pages`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PageSet {
-    /// Bit `p % 64` of word `p / 64` is page `p`. Bits beyond `pages` are 0.
+    /// Page `p` is bit `p % 64` of word `p / 64`. Bits beyond `pages` are 0.
     words: Vec<u64>,
     pages: u32,
     held: u32,
 }
 
 impl PageSet {
-    /// The empty set out of `pages` pages.
+    /// Creates the empty set for a file of `pages` pages.
     pub fn new(pages: u32) -> Self {
         Self { words: vec![0; pages.div_ceil(WORD) as usize], pages, held: 0 }
     }
 
-    /// How many pages there are to hold.
+    /// Number of pages in the file.
     pub fn pages(&self) -> u32 {
         self.pages
     }
 
-    /// How many pages are held.
+    /// Number of pages that are held.
     pub fn held(&self) -> u32 {
         self.held
     }
 
-    /// Whether every page is held; a file without pages is held from the beginning.
+    /// Whether every page is held. True from the beginning for a file without pages.
     pub fn is_full(&self) -> bool {
         self.held == self.pages
     }
 
-    /// Whether `page` is held. Pages out of range never are.
+    /// Whether `page` is held; `false` for pages out of range.
     pub fn contains(&self, page: PageIndex) -> bool {
         page.0 < self.pages && self.words[(page.0 / WORD) as usize] & (1 << (page.0 % WORD)) != 0
     }
 
-    /// Whether all of these pages are held. An empty range is; pages out of range never are.
+    /// Whether all pages of `range` are held. True for an empty range, `false` if any page is out
+    /// of range.
     pub fn contains_all(&self, range: PageRange) -> bool {
         self.first_missing(range).is_none()
     }
 
-    /// The first page of the range that is not held.
+    /// First page of `range` that is missing.
     pub fn first_missing(&self, range: PageRange) -> Option<PageIndex> {
         let mut page = range.start.0;
         while page < range.end.0 {
@@ -64,7 +65,7 @@ impl PageSet {
         None
     }
 
-    /// Adds `page`; `false` where it was held already or is out of range.
+    /// Adds `page`. Returns `false` if it was held already or is out of range.
     pub fn insert(&mut self, page: PageIndex) -> bool {
         if page.0 >= self.pages || self.contains(page) {
             return false;
@@ -74,7 +75,7 @@ impl PageSet {
         true
     }
 
-    /// Adds the pages of the range that exist; returns how many of them were not held before.
+    /// Adds the pages of `range` that the file has. Returns how many of them were missing before.
     pub fn insert_range(&mut self, range: PageRange) -> u32 {
         let before = self.held;
         for page in range.start.0..range.end.0.min(self.pages) {
@@ -83,7 +84,7 @@ impl PageSet {
         self.held - before
     }
 
-    /// Runs of pages that are not held, ascending.
+    /// Runs of missing pages, ascending.
     pub fn missing_ranges(&self) -> impl Iterator<Item = PageRange> + '_ {
         let mut next = PageIndex(0);
         core::iter::from_fn(move || {
@@ -95,7 +96,7 @@ impl PageSet {
         })
     }
 
-    /// The same pages out of the first `pages` only.
+    /// Copy of the set for a file that has only the first `pages` pages.
     #[must_use]
     pub fn truncated(&self, pages: u32) -> Self {
         let mut cut = Self::new(pages.min(self.pages));
@@ -107,14 +108,15 @@ impl PageSet {
         cut
     }
 
-    /// The bits, page 0 lowest in byte 0: the form that is kept on disk.
+    /// The bits as bytes, page 0 in the lowest bit of byte 0. The cache stores this form on disk.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes: Vec<u8> = self.words.iter().flat_map(|word| word.to_le_bytes()).collect();
         bytes.truncate(self.pages.div_ceil(8) as usize);
         bytes
     }
 
-    /// Reads [`Self::to_bytes`] back; `None` unless the length fits and no bit stands beyond the last page.
+    /// Reads the form of [`Self::to_bytes`]. `None` if the length is wrong or a bit beyond the last
+    /// page is set.
     pub fn from_bytes(pages: u32, bytes: &[u8]) -> Option<Self> {
         if bytes.len() != pages.div_ceil(8) as usize {
             return None;

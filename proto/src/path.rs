@@ -1,4 +1,4 @@
-//! Names as the URL carries them: any bytes, percent-encoded.
+//! Paths below the served directory: names of any bytes, percent-encoded in URLs.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -6,10 +6,10 @@ use core::fmt;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_encode};
 
-/// Kept as they are in a path segment: RFC 3986 "unreserved".
+/// Characters that stay unencoded in a path segment: RFC 3986, "unreserved".
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// Bytes of a decoded path at most: what the kernel takes (`PATH_MAX`).
+/// Most bytes of a decoded path: the kernel's `PATH_MAX`.
 const MAX_LEN: usize = 4096;
 
 /// Path of something the server serves, relative to the served directory.
@@ -26,27 +26,27 @@ pub struct RemotePath {
 /// Why a text is not a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PathError {
-    /// A `%` without two hex digits behind it.
+    /// A `%` is not followed by two hex digits.
     #[error("malformed path: '%' must be followed by two hex digits")]
     Escape,
-    /// A name that is `..`.
+    /// A name is `..`.
     #[error("malformed path: '..' is not a name here")]
     DotDot,
-    /// A name with an encoded `/` or NUL in it.
+    /// A name contains an encoded `/` or NUL.
     #[error("malformed path: a name cannot contain '/' or NUL")]
     Separator,
-    /// More than a kernel takes.
+    /// The decoded path is longer than the kernel's `PATH_MAX`.
     #[error("malformed path: longer than {MAX_LEN} bytes")]
     TooLong,
 }
 
 impl RemotePath {
-    /// The served directory itself.
+    /// Path of the served directory itself.
     pub fn root() -> Self {
         Self::default()
     }
 
-    /// Reads a URL path such as `a/b%20c`. Repeated slashes count as one, names `.` as none.
+    /// Parses a URL path such as `a/b%20c`. Repeated slashes count as one, names `.` are skipped.
     pub fn decode(text: &str) -> Result<Self, PathError> {
         let mut path = Self::root();
         for segment in text.split('/') {
@@ -58,7 +58,7 @@ impl RemotePath {
         Ok(path)
     }
 
-    /// The URL form, without a slash in front.
+    /// Percent-encoded form for URLs, without a leading slash.
     pub fn encode(&self) -> String {
         let mut text = String::new();
         for name in self.names() {
@@ -70,7 +70,7 @@ impl RemotePath {
         text
     }
 
-    /// The entry `name` of this directory.
+    /// Path of the entry `name` in this directory.
     pub fn join(&self, name: &[u8]) -> Result<Self, PathError> {
         let mut path = self.clone();
         path.push(name)?;
@@ -98,35 +98,35 @@ impl RemotePath {
         self.bytes.is_empty()
     }
 
-    /// The names, outermost first.
+    /// Names of the path, outermost first.
     pub fn names(&self) -> impl Iterator<Item = &[u8]> {
         self.bytes.split(|&byte| byte == b'/').filter(|name| !name.is_empty())
     }
 
-    /// The last name; `None` for the root.
+    /// Last name of the path; `None` for the served directory.
     pub fn file_name(&self) -> Option<&[u8]> {
         self.names().last()
     }
 
-    /// The names joined by `/`, decoded: what `openat2` takes. Empty for the root.
+    /// Decoded names joined by `/`, the form that `openat2` takes. Empty for the served directory.
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes
     }
 }
 
 impl fmt::Display for RemotePath {
-    /// The URL form with a slash in front.
+    /// Writes the URL form with a leading slash.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "/{}", self.encode())
     }
 }
 
-/// One name in its URL form, which is also its form in JSON.
+/// Percent-encodes one name, for URLs and JSON.
 pub fn encode_name(name: &[u8]) -> String {
     alloc::string::ToString::to_string(&percent_encode(name, SEGMENT))
 }
 
-/// Reads one percent-encoded name back.
+/// Decodes one percent-encoded name.
 pub fn decode_segment(segment: &str) -> Result<Vec<u8>, PathError> {
     let bytes = segment.as_bytes();
     for (at, _) in segment.match_indices('%') {

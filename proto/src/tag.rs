@@ -1,5 +1,5 @@
-//! What vouches for a datagram: a keyed hash of all of it, under a key that the members of its cast know.
-//! docs/PROTOCOL.md, "Tags".
+//! Tags: a keyed hash in every datagram that proves it comes from the cast. The members of the cast
+//! know the key. docs/PROTOCOL.md, "Tags".
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -13,31 +13,31 @@ use lanes::LANES;
 
 mod lanes;
 
-/// Bytes of a key.
+/// Length of a key in bytes.
 pub const KEY_LEN: usize = 32;
 
-/// Where the tag lies, in a datagram of either port.
+/// Byte range of the tag, the same on both ports.
 pub const TAG: Range<usize> = 8..16;
 
-/// The first bytes of a keyed hash.
+/// First bytes of the keyed hash.
 type Tag = [u8; TAG.end - TAG.start];
 
-/// The key of one cast's datagrams. `Debug` does not tell it: a log is read by others than members.
+/// Key for the tags of one cast. `Debug` hides it: logs are read by people who are not members.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct DatagramKey([u8; KEY_LEN]);
 
-/// The text is no key.
+/// A text that is not a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a key is {KEY_LEN} bytes in hex")]
 pub struct DatagramKeyError;
 
 impl DatagramKey {
-    /// A key of bytes that nobody can guess.
+    /// Creates a key from random bytes.
     pub fn from_random(bytes: [u8; KEY_LEN]) -> Self {
         Self(bytes)
     }
 
-    /// As it stands in the join answer.
+    /// Hex form of the key, as in the join answer.
     pub fn to_hex(self) -> String {
         let mut text = String::with_capacity(2 * KEY_LEN);
         for byte in self.0 {
@@ -46,14 +46,14 @@ impl DatagramKey {
         text
     }
 
-    /// Writes its tag into a datagram. Panics where that is shorter than its header.
+    /// Writes the tag into a datagram. Panics if the datagram is shorter than its header.
     pub fn seal(&self, datagram: &mut [u8]) {
         let tag = self.tag(datagram).expect("what is sent has a header");
         datagram[TAG].copy_from_slice(&tag);
     }
 
-    /// Writes their tags into datagrams that lie one behind the other, of `len` bytes each; the last one may be shorter. Panics
-    /// where one is shorter than its header.
+    /// Writes the tags into consecutive datagrams of `len` bytes each; the last one may be shorter.
+    /// Panics if one is shorter than its header.
     pub fn seal_all(&self, datagrams: &mut [u8], len: usize) {
         for some in datagrams.chunks_mut(len * LANES) {
             let tags = self.tags(&some.chunks(len).collect::<Vec<_>>());
@@ -63,12 +63,13 @@ impl DatagramKey {
         }
     }
 
-    /// Whether a datagram carries its tag.
+    /// Whether a datagram carries the right tag.
     pub fn is_genuine(&self, datagram: &[u8]) -> bool {
         self.tag(datagram).is_some_and(|tag| datagram[TAG] == tag)
     }
 
-    /// Which of these datagrams carry their tags, in the same order. Faster than one by one where neighbours are equally long.
+    /// Checks the tags of several datagrams; results are in the same order. Faster than one by one
+    /// if neighbours have equal lengths.
     pub fn are_genuine(&self, datagrams: &[&[u8]]) -> Vec<bool> {
         let mut genuine = Vec::with_capacity(datagrams.len());
         for some in datagrams.chunks(LANES) {
@@ -78,9 +79,10 @@ impl DatagramKey {
         genuine
     }
 
-    /// The tags of at most [`LANES`] datagrams, in the same order; `None` for what is shorter than a header.
+    /// Computes the tags of at most [`LANES`] datagrams, in the same order; `None` for a datagram
+    /// shorter than its header.
     fn tags(&self, datagrams: &[&[u8]]) -> [Option<Tag>; LANES] {
-        // For one alone the library is faster.
+        // The library is faster for a single datagram.
         let together = (datagrams.len() > 1).then(|| lanes::tags(&self.0, datagrams)).flatten();
         together.map_or_else(
             || core::array::from_fn(|at| datagrams.get(at).and_then(|datagram| self.tag(datagram))),
@@ -88,7 +90,7 @@ impl DatagramKey {
         )
     }
 
-    /// What a datagram's tag must be; `None` for what is shorter than a header.
+    /// Computes the tag of a datagram; `None` if it is shorter than its header.
     fn tag(&self, datagram: &[u8]) -> Option<Tag> {
         let (first, payload) = (datagram.get(..TAG.start)?, datagram.get(TAG.end..)?);
         let mut hasher = Hasher::new_keyed(&self.0);
@@ -137,12 +139,12 @@ mod tests {
     use crate::ids::PageIndex;
     use crate::wire::{Layout, end_datagram};
 
-    /// docs/PROTOCOL.md, "Tags", the worked examples' key: 00 01 02 .. 1f.
+    /// Key of the worked examples in docs/PROTOCOL.md, "Tags": 00 01 02 .. 1f.
     fn example_key() -> DatagramKey {
         DatagramKey::from_random(core::array::from_fn(|at| u8::try_from(at).unwrap()))
     }
 
-    /// A line of a hex dump that docs/PROTOCOL.md must hold.
+    /// Asserts that docs/PROTOCOL.md contains this line of a hex dump.
     fn quoted(bytes: &[u8]) -> std::string::String {
         let groups: Vec<_> = bytes
             .chunks(4)

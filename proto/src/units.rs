@@ -1,24 +1,25 @@
-//! Numbers that have a unit.
+//! Quantities with a unit: page size and bit rate.
 
 use core::fmt;
 use core::num::{NonZeroU32, NonZeroU64};
 use core::str::FromStr;
 use core::time::Duration;
 
-/// Bytes of a full page. At least 1; a page and its header fit one UDP datagram over IPv4.
+/// Size of a full page in bytes. At least 1; a page and its header fit in one UDP datagram over
+/// IPv4.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PageSize(NonZeroU32);
 
-/// The number cannot be a page size.
+/// A number that cannot be a page size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a page is 1 to 65491 bytes, not {0}")]
 pub struct PageSizeError(pub u64);
 
 impl PageSize {
-    /// Largest UDP payload over IPv4 (65,507) less the page header.
+    /// Largest page: the largest UDP payload over IPv4 (65,507 bytes) minus the page header.
     pub const MAX: u32 = 65_507 - PAGE_HEADER;
 
-    /// Checks the range.
+    /// Creates a page size after checking its range.
     pub fn new(bytes: u64) -> Result<Self, PageSizeError> {
         u32::try_from(bytes)
             .ok()
@@ -28,15 +29,14 @@ impl PageSize {
             .ok_or(PageSizeError(bytes))
     }
 
-    /// The largest even page whose datagram fits an IPv4 packet of `mtu` bytes: 1456 at 1500.
-    ///
-    /// Even, because the repair code works on pairs of bytes.
+    /// Largest even page size whose datagram fits in an IPv4 packet of `mtu` bytes: 1456 for an MTU
+    /// of 1500. `None` if not even a page of two bytes fits.
     pub fn for_mtu(mtu: u32) -> Option<Self> {
         let payload = mtu.min(65_535).checked_sub(IPV4_UDP_OVERHEAD + PAGE_HEADER)?;
         Self::new(u64::from(payload & !1)).ok()
     }
 
-    /// Bytes of a full page.
+    /// Page size in bytes.
     pub fn get(self) -> u32 {
         self.0.get()
     }
@@ -53,42 +53,45 @@ impl fmt::Display for PageSize {
     }
 }
 
-/// [`crate::wire::HEADER_LEN`] in the type of a page's size.
+/// [`crate::wire::HEADER_LEN`] as a `u32`, the type of page sizes.
 const PAGE_HEADER: u32 = 16;
 const _: () = assert!(PAGE_HEADER as usize == crate::wire::HEADER_LEN);
 
-/// IPv4 header without options and UDP header.
+/// Bytes of an IPv4 header without options and a UDP header.
 const IPV4_UDP_OVERHEAD: u32 = 20 + 8;
 
-/// Ethernet header, as traffic control and interface counters see a frame (no preamble, no checksum).
+/// Bytes of an Ethernet header as traffic control and interface counters count a frame: without
+/// preamble and checksum.
 const ETHERNET_OVERHEAD: u32 = 14;
 
-/// Bytes that a page of `payload` bytes occupies on an Ethernet wire: page, page header, UDP, IPv4, Ethernet.
+/// Bytes that a payload of `payload` bytes occupies on an Ethernet wire, with the headers of page,
+/// UDP, IPv4 and Ethernet.
 pub fn wire_len(payload: u32) -> u64 {
     u64::from(payload) + u64::from(PAGE_HEADER + IPV4_UDP_OVERHEAD + ETHERNET_OVERHEAD)
 }
 
-/// Bits per second on the wire, headers included. Never 0: what must not send is paused.
+/// Bits per second on the wire, headers included. Never 0: a sender that must not send is paused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BitRate(NonZeroU64);
 
-/// The text is not a rate.
+/// A text that is not a rate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a rate: write a number above 0 and bit, kbit, mbit or gbit, such as 900mbit")]
 pub struct BitRateError;
 
 impl BitRate {
-    /// `None` for 0.
+    /// Creates a rate; `None` for 0.
     pub fn from_bits_per_second(bits: u64) -> Option<Self> {
         NonZeroU64::new(bits).map(Self)
     }
 
-    /// Bits per second.
+    /// The rate in bits per second.
     pub fn bits_per_second(self) -> u64 {
         self.0.get()
     }
 
-    /// Time that `bytes` occupy the wire, rounded up to the next nanosecond; `Duration::MAX` beyond 584 years.
+    /// Time that `bytes` occupy the wire, rounded up to the next nanosecond. `Duration::MAX` beyond
+    /// 584 years.
     pub fn time_to_send(self, bytes: u64) -> Duration {
         let nanos = (u128::from(bytes) * 8 * 1_000_000_000).div_ceil(u128::from(self.0.get()));
         u64::try_from(nanos).map_or(Duration::MAX, Duration::from_nanos)
@@ -104,7 +107,8 @@ impl BitRate {
 impl FromStr for BitRate {
     type Err = BitRateError;
 
-    /// Reads `900mbit`, `1.5gbit`, `64 kbit`, `1000000` (bit/s). Powers of 1000, as traffic control counts.
+    /// Parses `900mbit`, `1.5gbit`, `64 kbit` or `1000000` (bit/s). Units are powers of 1000, as in
+    /// traffic control.
     fn from_str(text: &str) -> Result<Self, BitRateError> {
         let text = text.trim();
         let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
@@ -130,7 +134,7 @@ impl FromStr for BitRate {
 }
 
 impl fmt::Display for BitRate {
-    /// The largest unit that leaves no fraction: `900mbit`.
+    /// Writes the rate in the largest unit without a fraction: `900mbit`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let bits = self.0.get();
         for (scale, unit) in [(1_000_000_000, "gbit"), (1_000_000, "mbit"), (1_000, "kbit")] {

@@ -1,32 +1,32 @@
-//! The one loop that costs time: adding multiples of symbols to a symbol.
+//! Adds multiples of symbols to symbols: the one loop of the repair code that costs time.
 
 use alloc::vec::Vec;
 
 use super::gf256::NIBBLES;
 
-/// A sum of multiples of some symbols.
+/// A symbol under construction: a sum of multiples of other symbols.
 #[derive(Debug)]
 pub(super) struct Sum<'a> {
     pub(super) bytes: &'a mut [u8],
-    /// What each of the symbols counts with.
+    /// Factor of each of the symbols.
     pub(super) factors: Vec<u8>,
 }
 
-/// A way to compute. All give the same bytes.
+/// Implementation of the sums. All give the same bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Engine {
-    /// Byte by byte: the reference, and what machines without the others use.
+    /// Byte by byte: the reference, and the fallback of machines without the others.
     Scalar,
-    /// 32 bytes at a time by table look-ups in registers.
+    /// 32 bytes at a time, by table look-ups in registers.
     #[cfg(target_arch = "x86_64")]
     Avx2,
-    /// 16 bytes at a time, likewise.
+    /// 16 bytes at a time, by table look-ups in registers.
     #[cfg(target_arch = "aarch64")]
     Neon,
 }
 
 impl Engine {
-    /// The fastest that this machine has.
+    /// Fastest implementation that this machine supports.
     pub fn best() -> Self {
         #[cfg(target_arch = "x86_64")]
         if sys::has_avx2() {
@@ -39,22 +39,23 @@ impl Engine {
         Self::Scalar
     }
 
-    /// Every engine that this machine has.
+    /// All implementations that this machine supports.
     pub fn all() -> impl Iterator<Item = Self> {
         let best = Self::best();
         core::iter::once(Self::Scalar).chain((best != Self::Scalar).then_some(best))
     }
 
-    /// Adds to the sums what the symbols count in each. All sums have the same length; a symbol that is shorter stands for itself with
-    /// zeros behind, and none may be longer.
+    /// Adds to each sum the symbols, multiplied by its factors. All sums have the same length. A
+    /// shorter symbol counts as padded with zeros; no symbol may be longer.
     ///
-    /// A piece of all symbols serves all sums before the next one does: together the symbols are larger than the nearest cache.
+    /// Works through the symbols piece by piece and serves all sums from one piece: all symbols
+    /// together do not fit in the nearest cache.
     pub(super) fn add(self, sums: &mut [Sum<'_>], symbols: &[&[u8]]) {
         let Some(len) = sums.first().map(|sum| sum.bytes.len()) else { return };
         debug_assert!(sums.iter().all(|sum| sum.bytes.len() == len));
         debug_assert!(sums.iter().all(|sum| sum.factors.len() == symbols.len()));
         debug_assert!(symbols.iter().all(|symbol| symbol.len() <= len));
-        // Bytes from the front that every symbol has.
+        // Length of the shortest symbol: all symbols have bytes up to here.
         let common = symbols.iter().map(|symbol| symbol.len()).fold(len, usize::min);
         let done = match self {
             Self::Scalar => 0,
@@ -69,7 +70,7 @@ impl Engine {
     }
 }
 
-/// Adds what of the symbols lies from `from` on.
+/// Adds the bytes of the symbols from offset `from` on.
 fn add_scalar(sum: &mut Sum<'_>, symbols: &[&[u8]], from: usize) {
     for (factor, symbol) in sum.factors.iter().zip(symbols) {
         let [low, high] = &NIBBLES[usize::from(*factor)];
@@ -80,7 +81,7 @@ fn add_scalar(sum: &mut Sum<'_>, symbols: &[&[u8]], from: usize) {
     }
 }
 
-/// The door to vector instructions. Each function returns how many bytes from the front are done.
+/// Access to vector instructions. Each function returns how many bytes from the front are done.
 #[expect(
     unsafe_code,
     reason = "vector instructions and raw loads; each block says why it is sound"
@@ -120,7 +121,7 @@ mod sys {
         const LANE: usize = 32;
         const PIECE: usize = LANES * LANE;
 
-        /// Zeros, then ones.
+        /// Zeros, then ones: masks out the bytes of the last lane that are done already.
         const EDGE: [u8; 2 * LANE] = {
             let mut edge = [0; 2 * LANE];
             let (_, ones) = edge.split_at_mut(LANE);
@@ -152,7 +153,8 @@ mod sys {
             let Some(at) = common.checked_sub(LANE).filter(|_| lanes < common) else {
                 return lanes;
             };
-            // The last lane laps over what is done, of which nothing more is added.
+            // The last lane overlaps bytes that are done; the mask keeps them from being added
+            // twice.
             let fresh = load(&EDGE[LANE - (lanes - at)..]);
             for Sum { bytes, factors } in sums {
                 let [products] = add_piece([_mm256_setzero_si256()], factors, symbols, at);
@@ -163,7 +165,7 @@ mod sys {
             common
         }
 
-        /// Adds to a piece of a sum what the symbols have from `at` on.
+        /// Adds the bytes of the symbols at offset `at` to a piece of a sum.
         #[target_feature(enable = "avx2")]
         #[inline]
         fn add_piece<const COUNT: usize>(
@@ -222,7 +224,8 @@ mod sys {
         for at in (0..whole).step_by(PIECE) {
             for Sum { bytes, factors } in &mut *sums {
                 let piece = &mut bytes[at..at + PIECE];
-                // SAFETY: every 64-bit ARM has NEON; each load and store touches the 16 bytes of a slice of that length.
+                // SAFETY: every 64-bit ARM has NEON. Each load and store touches the 16 bytes of a
+                // slice of that length.
                 unsafe {
                     let mut total = vld1q_u8(piece.as_ptr());
                     for (factor, symbol) in factors.iter().zip(symbols) {
@@ -259,7 +262,7 @@ mod tests {
             let fill = |salt: usize, len: usize| -> Vec<u8> {
                 (0..len).map(|at| (at * 31 + salt * 101 + usize::from(seed)).to_le_bytes()[0]).collect()
             };
-            // Most are as long as the sums.
+            // Most symbols are as long as the sums.
             let symbol = |(salt, cut): (usize, &usize)| fill(salt, if salt % 3 > 0 { len } else { len.min(*cut) });
             let symbols: Vec<_> = cuts.iter().enumerate().map(symbol).collect();
             let symbols: Vec<_> = symbols.iter().map(Vec::as_slice).collect();

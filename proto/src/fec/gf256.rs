@@ -1,5 +1,5 @@
-//! The field GF(2^8) with the polynomial x^8 + x^4 + x^3 + x + 1 (0x11B), that of AES, so that the
-//! CPU's `gf2p8mulb` would multiply in it directly.
+//! The field GF(2^8) with the polynomial x^8 + x^4 + x^3 + x + 1 (0x11B). It is the field of AES,
+//! so the CPU instruction `gf2p8mulb` could multiply in it directly.
 
 /// Product of two elements.
 pub(super) const fn mul(a: u8, b: u8) -> u8 {
@@ -18,7 +18,7 @@ pub(super) const fn mul(a: u8, b: u8) -> u8 {
     product
 }
 
-/// Multiplicative inverses; that of 0, which has none, stands as 0.
+/// Multiplicative inverse of each element. 0 has none; its entry is 0.
 const INVERSES: [u8; 256] = inverses();
 
 const fn inverses() -> [u8; 256] {
@@ -35,13 +35,13 @@ const fn inverses() -> [u8; 256] {
     table
 }
 
-/// The inverse of an element that is not 0.
+/// Inverse of an element. The element must not be 0.
 pub(super) const fn invert(a: u8) -> u8 {
     INVERSES[a as usize]
 }
 
-/// For every element `c`: its products with 0..16, and with the multiples of 16. The product of `c` and any
-/// byte is the sum of one entry of each.
+/// For every element `c`: its products with 0..16 and with the multiples of 16. The product of `c`
+/// and any byte is the sum of one entry of each.
 pub(super) static NIBBLES: [[[u8; 16]; 2]; 256] = nibbles();
 
 const fn nibbles() -> [[[u8; 16]; 2]; 256] {

@@ -1,15 +1,16 @@
 //! The repair code `cauchy8-128`: systematic Cauchy Reed-Solomon over GF(2^8).
 //!
-//! A block has up to 128 *source* symbols, the pages, and up to 128 *repair* symbols. Any 128 of the 256 give the block
-//! back (Blömer et al., "An XOR-Based Erasure-Resilient Coding Scheme", 1995: every square part of a Cauchy matrix
-//! can be inverted). With `x_i = 128 + i` and `y_j = j`, elements of the field and all different,
+//! A block has up to 128 *source* symbols, the pages, and up to 128 *repair* symbols. Any 128 of
+//! the 256 give the block back, because every square part of a Cauchy matrix can be inverted
+//! (Blömer et al., "An XOR-Based Erasure-Resilient Coding Scheme", 1995). With the field elements
+//! `x_i = 128 + i` and `y_j = j`, which all differ, repair symbol *i* is
 //!
 //! ```text
 //! repair_i = sum over j of source_j / (x_i + y_j)
 //! ```
 //!
-//! Each repair symbol is computed by itself, whichever others exist. A block with fewer pages is one whose missing sources are
-//! zero, and a page shorter than the others one with zeros behind.
+//! Each repair symbol is computed independently of the others. In a block with fewer pages the
+//! absent sources count as zero; a shorter page counts as padded with zeros.
 
 mod engine;
 mod gf256;
@@ -22,10 +23,10 @@ pub use engine::Engine;
 use engine::Sum;
 use gf256::{invert, mul};
 
-/// Source symbols of a block at most.
+/// Most source symbols in a block.
 pub const SOURCES: usize = 128;
 
-/// Repair symbols of a block at most.
+/// Most repair symbols of a block.
 pub const REPAIRS: usize = 128;
 
 /// Position of a source symbol in its block, `0..128`.
@@ -37,46 +38,46 @@ pub struct SourceIndex(u8);
 pub struct RepairIndex(u8);
 
 impl SourceIndex {
-    /// `None` from 128 on.
+    /// Creates the index; `None` from 128 on.
     pub fn new(index: usize) -> Option<Self> {
         u8::try_from(index).ok().filter(|&index| usize::from(index) < SOURCES).map(Self)
     }
 
-    /// As a number.
+    /// The index as a number.
     pub fn get(self) -> usize {
         self.0.into()
     }
 
-    /// `y_j`.
+    /// Field element of this source symbol: `y_j` above.
     fn element(self) -> u8 {
         self.0
     }
 }
 
 impl RepairIndex {
-    /// `None` from 128 on.
+    /// Creates the index; `None` from 128 on.
     pub fn new(index: usize) -> Option<Self> {
         u8::try_from(index).ok().filter(|&index| usize::from(index) < REPAIRS).map(Self)
     }
 
-    /// As a number.
+    /// The index as a number.
     pub fn get(self) -> usize {
         self.0.into()
     }
 
-    /// `x_i`.
+    /// Field element of this repair symbol: `x_i` above.
     fn element(self) -> u8 {
         128 | self.0
     }
 }
 
-/// What `source` counts with in `repair`.
+/// Factor of `source` in the sum `repair`.
 fn coefficient(repair: RepairIndex, source: SourceIndex) -> u8 {
     invert(repair.element() ^ source.element())
 }
 
-/// The repair symbol `repair` of the block with these sources, into `symbol`. Sources that are not given count as zero; none may be
-/// longer than `symbol`.
+/// Computes the repair symbol `repair` of a block into `symbol`. Sources that are not given count
+/// as zero; no source may be longer than `symbol`.
 pub fn encode<'a>(
     engine: Engine,
     repair: RepairIndex,
@@ -87,7 +88,8 @@ pub fn encode<'a>(
     encode_all(engine, &mut [(repair, symbol)], &sources);
 }
 
-/// Several repair symbols of a block, as [`encode`] makes each: several times as fast. All are equally long.
+/// Computes several repair symbols of a block, several times as fast as [`encode`] one by one. All
+/// have the same length.
 pub fn encode_all(
     engine: Engine,
     repairs: &mut [(RepairIndex, &mut [u8])],
@@ -100,7 +102,7 @@ pub fn encode_all(
     engine.add(&mut sums.collect::<Vec<_>>(), &payloads(sources));
 }
 
-/// What is added to `bytes` makes a sum of the repair symbol `repair`.
+/// Starts a sum in `bytes`. Adding the sources to it yields the repair symbol `repair`.
 fn sum_of<'a>(
     repair: RepairIndex,
     sources: &[(SourceIndex, &[u8])],
@@ -114,28 +116,29 @@ fn payloads<'a>(sources: &[(SourceIndex, &'a [u8])]) -> Vec<&'a [u8]> {
     sources.iter().map(|(_, bytes)| *bytes).collect()
 }
 
-/// The symbols at hand do not give the block back.
+/// Why the given symbols do not give the block back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
-    /// Fewer repair symbols than missing sources.
+    /// There are fewer repair symbols than missing sources.
     #[error("{missing} pages are missing and {repairs} repair symbols here")]
     TooFew {
-        /// Sources to be rebuilt.
+        /// Sources to rebuild.
         missing: usize,
         /// Repair symbols given.
         repairs: usize,
     },
-    /// An index given twice, or a missing source given as present.
+    /// An index is given twice, or a missing source is also given as present.
     #[error("a symbol is given twice")]
     Twice,
-    /// A symbol is longer than the block's symbols are.
+    /// A symbol is longer than the symbols of this block.
     #[error("a symbol has the wrong length")]
     Length,
 }
 
 /// Rebuilds the `missing` sources of a block, each `len` bytes, in the order given.
 ///
-/// `present` are all other sources that are not zero; of `repairs`, each `len` bytes, as many as are missing are used.
+/// `present` must contain all other sources that are not zero. `repairs` are `len` bytes each; as
+/// many of them are used as sources are missing.
 pub fn decode(
     engine: Engine,
     len: usize,
@@ -189,7 +192,7 @@ fn check(
     if fits { Ok(()) } else { Err(DecodeError::Length) }
 }
 
-/// What remains of each repair symbol once the present sources are taken out: a sum of missing ones.
+/// Subtracts the present sources from each repair symbol: what remains is a sum of missing sources.
 fn syndromes(
     engine: Engine,
     present: &[(SourceIndex, &[u8])],
@@ -204,16 +207,18 @@ fn syndromes(
     syndromes
 }
 
-/// The inverse of the Cauchy matrix `1 / (x_i + y_j)`, one row of factors for each of `columns`. The entry that belongs to `x` of `row`
-/// and `y` of `column` is (Knuth, The Art of Computer Programming 1, 1.2.3, exercise 41; in this field minus is plus)
+/// Inverse of the Cauchy matrix `1 / (x_i + y_j)`, one row of factors for each of `columns`.
+///
+/// The entry for `x_r` and `y_c` is (Knuth, The Art of Computer Programming 1, 1.2.3, exercise 41;
+/// in this field minus is plus)
 ///
 /// ```text
-/// product over k of (x_k + y_column) (x_row + y_k)
-/// ---------------------------------------------------------------------------------------------
-/// (x_row + y_column) * product over k != row of (x_row + x_k) * product over k != column of (y_column + y_k)
+///                 product over k of (x_k + y_c) (x_r + y_k)
+/// -------------------------------------------------------------------------------
+/// (x_r + y_c) * product over k != r of (x_r + x_k) * product over k != c of (y_c + y_k)
 /// ```
 ///
-/// where the products are those of a row alone and those of a column alone.
+/// Each product depends on the row alone or on the column alone.
 fn inverse(rows: &[RepairIndex], columns: &[SourceIndex]) -> Vec<Vec<u8>> {
     let xs: Vec<_> = rows.iter().map(|repair| repair.element()).collect();
     let ys: Vec<_> = columns.iter().map(|source| source.element()).collect();
@@ -228,7 +233,8 @@ fn inverse(rows: &[RepairIndex], columns: &[SourceIndex]) -> Vec<Vec<u8>> {
         .collect()
 }
 
-/// The products that belong to one of `same` alone: with all of `others`, over those with the rest of `same`.
+/// Products that depend on `this` alone: its sums with all of `others`, divided by its sums with
+/// the rest of `same`.
 fn share(this: u8, same: &[u8], others: &[u8]) -> u8 {
     let product = |of: &[u8]| of.iter().fold(1, |product, that| mul(product, this ^ that));
     let rest: Vec<_> = same.iter().copied().filter(|that| *that != this).collect();

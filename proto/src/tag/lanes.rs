@@ -1,28 +1,31 @@
-//! The tags of eight datagrams at a time.
+//! Computes the tags of eight datagrams at the same time.
 //!
-//! BLAKE3 computes the chunks of one long message side by side, but a datagram of 1472 bytes has two of them: there is nothing to
-//! put side by side in it. Datagrams of equal length have the same steps, so here each is a lane of its own. The steps are those
-//! of the BLAKE3 paper, section 2; longer messages than two chunks are left to the library, which knows as well what to do.
+//! BLAKE3 hashes the chunks of a long message in parallel, but a datagram of 1472 bytes has only
+//! two chunks. Datagrams of equal length take the same steps, so here each datagram has a vector
+//! lane of its own.
+//!
+//! The steps are those of the BLAKE3 paper, section 2. Messages longer than two chunks are left to
+//! the library, which is fast at these.
 
 use core::ops::Range;
 
 use super::{KEY_LEN, TAG, Tag};
 
-/// Datagrams side by side.
+/// Datagrams hashed in parallel.
 pub(super) const LANES: usize = 8;
 
-/// Bytes that one compression takes in.
+/// Bytes that one compression consumes.
 const BLOCK: usize = 64;
 const BLOCK_LEN: u32 = 64;
 const _: () = assert!(BLOCK_LEN as usize == BLOCK);
 
-/// Bytes of a leaf of the tree.
+/// Bytes of a leaf of the hash tree.
 const CHUNK: usize = 1024;
 
-/// Bytes of a message that is not left to the library.
+/// Longest message handled here; the library hashes longer ones.
 const MESSAGE_MAX: usize = 2 * CHUNK;
 
-/// BLAKE3 paper, table 1.
+/// Initialization vector: BLAKE3 paper, table 1.
 const IV: [u32; 8] = [
     0x6a09_e667,
     0xbb67_ae85,
@@ -34,7 +37,7 @@ const IV: [u32; 8] = [
     0x5be0_cd19,
 ];
 
-/// BLAKE3 paper, table 3.
+/// Compression flags: BLAKE3 paper, table 3.
 mod flag {
     pub(super) const CHUNK_START: u32 = 1;
     pub(super) const CHUNK_END: u32 = 1 << 1;
@@ -45,10 +48,11 @@ mod flag {
 
 const ROUNDS: usize = 7;
 
-/// Which word of the block each step of a round mixes in.
+/// Word of the block that each step of a round mixes in.
 const SCHEDULE: [[usize; 16]; ROUNDS] = schedule();
 
-/// BLAKE3 paper, table 2: the words of a block are permuted between two rounds.
+/// Computes the schedule: the words of a block are permuted between two rounds (BLAKE3 paper, table
+/// 2).
 const fn schedule() -> [[usize; 16]; ROUNDS] {
     const PERMUTATION: [usize; 16] = [2, 6, 3, 10, 7, 0, 4, 13, 1, 11, 12, 5, 9, 14, 15, 8];
     let mut rounds = [[0; 16]; ROUNDS];
@@ -64,20 +68,21 @@ const fn schedule() -> [[usize; 16]; ROUNDS] {
     rounds
 }
 
-/// The tags of one to eight datagrams; `None` where they are not equally long, too long, or where this machine cannot.
+/// Computes the tags of one to eight datagrams. `None` if their lengths differ or are too long, or
+/// if this CPU lacks the instructions.
 pub(super) fn tags(key: &[u8; KEY_LEN], datagrams: &[&[u8]]) -> Option<[Tag; LANES]> {
     let len = datagrams.first()?.len();
     let fits = (TAG.end..=MESSAGE_MAX + TAG.len()).contains(&len) && datagrams.len() <= LANES;
     if !fits || datagrams.iter().any(|datagram| datagram.len() != len) {
         return None;
     }
-    // Lanes without a datagram do the work of the first once more.
+    // Unused lanes hash the first datagram again.
     let lanes = core::array::from_fn(|lane| *datagrams.get(lane).unwrap_or(&datagrams[0]));
     sys::tags(key, &lanes)
 }
 
-/// The block that begins here in the message, which is the datagram without its tag; with zeros behind the end. For a block that
-/// the tag cuts, which is the first, and for the last.
+/// Copies the block at offset `at` of the message, padded with zeros. The message is the datagram
+/// without its tag. Needed for the first block, which the tag interrupts, and for the last.
 fn edge_block(datagram: &[u8], at: usize) -> [u8; BLOCK] {
     let mut block = [0; BLOCK];
     let front = if at == 0 { &datagram[..TAG.start] } else { &[] };
@@ -89,7 +94,7 @@ fn edge_block(datagram: &[u8], at: usize) -> [u8; BLOCK] {
     block
 }
 
-/// Where the blocks of a message's chunk begin, with their lengths and flags.
+/// Offset, length and flags of each block in a chunk of the message.
 fn blocks(chunk: Range<usize>) -> impl Iterator<Item = (usize, u32, u32)> {
     let Range { start, end } = chunk;
     (start..end).step_by(BLOCK).map(move |at| {
@@ -100,7 +105,7 @@ fn blocks(chunk: Range<usize>) -> impl Iterator<Item = (usize, u32, u32)> {
     })
 }
 
-/// The door to vector instructions.
+/// Access to vector instructions: none on this architecture.
 #[cfg(not(target_arch = "x86_64"))]
 mod sys {
     use super::{KEY_LEN, LANES, Tag};
@@ -110,7 +115,7 @@ mod sys {
     }
 }
 
-/// The door to vector instructions.
+/// Access to vector instructions.
 #[cfg(target_arch = "x86_64")]
 #[expect(
     unsafe_code,
@@ -132,10 +137,10 @@ mod sys {
 
     cpufeatures::new!(avx2, "avx2");
 
-    /// The same word of each lane.
+    /// One word of each lane.
     type Words = __m256i;
 
-    /// Of a block: what one load takes of it.
+    /// Bytes that one load takes: half a block.
     const HALF: usize = size_of::<Words>();
     const _: () = assert!(2 * HALF == BLOCK);
 
@@ -144,7 +149,7 @@ mod sys {
         avx2::get().then(|| unsafe { hash(key, datagrams) })
     }
 
-    /// All datagrams have the same length, and at most two chunks.
+    /// Hashes datagrams of equal length, at most two chunks each.
     #[target_feature(enable = "avx2")]
     fn hash(key: &[u8; KEY_LEN], datagrams: &[&[u8]; LANES]) -> [Tag; LANES] {
         let words = key.as_chunks().0;
@@ -165,7 +170,8 @@ mod sys {
         from_fn(|lane| (u64::from(high[lane]) << 32 | u64::from(low[lane])).to_le_bytes())
     }
 
-    /// A chunk of each message. `root`: the flag of the last block, if it is the message's only chunk.
+    /// Hashes one chunk of each message. `root` is the flag for the last block if the message has
+    /// no other chunk.
     #[target_feature(enable = "avx2")]
     fn chunk(
         key: &[Words; 8],
@@ -181,7 +187,8 @@ mod sys {
         })
     }
 
-    /// What the paper calls the compression function, cut off at 8 words. `[number, len, flags]`: of the chunk, of the block.
+    /// Compression function of the paper, truncated to 8 words. `number` is that of the chunk;
+    /// `len` and `flags` belong to the block.
     #[target_feature(enable = "avx2")]
     fn compress(
         state: &[Words; 8],
@@ -216,7 +223,7 @@ mod sys {
         mix(v, [3, 4, 9, 14], word(14), word(15));
     }
 
-    /// The quarter round.
+    /// Quarter round of the paper.
     #[target_feature(enable = "avx2")]
     #[inline]
     #[expect(clippy::many_single_char_names, reason = "the paper's names")]
@@ -231,7 +238,7 @@ mod sys {
         v[b] = rotate::<7, 25>(_mm256_xor_si256(v[b], v[c]));
     }
 
-    /// To the right by this many bits; `LEFT` makes 32 of them.
+    /// Rotates each word right by `RIGHT` bits; `LEFT` is 32 minus `RIGHT`.
     #[target_feature(enable = "avx2")]
     #[inline]
     fn rotate<const RIGHT: i32, const LEFT: i32>(words: Words) -> Words {
@@ -239,7 +246,7 @@ mod sys {
         _mm256_or_si256(_mm256_srli_epi32::<RIGHT>(words), _mm256_slli_epi32::<LEFT>(words))
     }
 
-    /// To the right by one or two bytes.
+    /// Rotates each word right by one or two bytes.
     #[target_feature(enable = "avx2")]
     #[inline]
     fn rotate_bytes<const BYTES: usize>(words: Words) -> Words {
@@ -254,7 +261,7 @@ mod sys {
         _mm256_shuffle_epi8(words, if BYTES == 1 { one } else { two })
     }
 
-    /// The block of each message that begins here, word by word.
+    /// Loads the block at offset `at` of each message, word by word.
     #[target_feature(enable = "avx2")]
     #[inline]
     fn load(datagrams: &[&[u8]; LANES], at: usize) -> [Words; 16] {
@@ -266,11 +273,11 @@ mod sys {
         }
     }
 
-    /// The same of what lies there in each of these.
+    /// Loads the block at offset `from` of each slice, word by word.
     #[target_feature(enable = "avx2")]
     #[inline]
     fn load_blocks(lanes: &[&[u8]; LANES], from: usize) -> [Words; 16] {
-        // Without an iterator: the library that calls its closures does not know of AVX2, so that each would be a call.
+        // No iterator here: its closures would be compiled without AVX2 and become calls.
         let half = |lane: usize, half: usize| load_words(&lanes[lane][from + half * HALF..]);
         let all = |of: usize| {
             transpose([
@@ -290,7 +297,8 @@ mod sys {
         words
     }
 
-    /// From eight words of each lane to the lanes of each word: 4 by 4 within the halves of the registers, then the halves.
+    /// Turns eight words of each lane into the lanes of each word: 4 by 4 within the register
+    /// halves, then across the halves.
     #[target_feature(enable = "avx2")]
     #[inline]
     #[expect(clippy::many_single_char_names, reason = "rows have no better names")]

@@ -1,11 +1,11 @@
-//! A page on its way: four u32 in network byte order, then the page. docs/PROTOCOL.md, "Data".
+//! Datagram with a page: four `u32` in network byte order, then the page. docs/PROTOCOL.md, "Data".
 
 use core::ops::Range;
 
 use crate::geometry::Geometry;
 use crate::ids::PageIndex;
 
-/// Bytes in front of the page, in either layout.
+/// Bytes of the header before the page, the same in both layouts.
 pub const HEADER_LEN: usize = 16;
 
 /// Byte ranges of the base layout.
@@ -25,34 +25,35 @@ mod reference {
     pub(super) const SIZE: Range<usize> = 12..16;
 }
 
-/// What the four words of a cast's datagrams mean.
+/// Meaning of the four header words in the datagrams of a cast.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
-    /// The protocol text: size, index, reserved, reserved.
+    /// Layout of the base protocol: size, page number, reserved, reserved.
     Base,
-    /// What the reference implementation sends: index, page count, sum of bytes mod 256, size.
+    /// Layout of the 2016 reference implementation: page number, page count, byte sum mod 256,
+    /// size.
     Reference,
 }
 
-/// A page as a datagram carries it.
+/// A page as carried by a datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Page<'a> {
-    /// Which page.
+    /// Position of the page in its file.
     pub index: PageIndex,
-    /// Its bytes.
+    /// Bytes of the page.
     pub payload: &'a [u8],
 }
 
-/// Why a datagram is not a page of this cast. Each is a counter of the receiver.
+/// Why a datagram is not a page of this cast. The receiver has a counter for each reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub enum DataError {
     /// Shorter than the header.
     #[error("shorter than its header")]
     Short,
-    /// The header's size and the bytes that came do not agree.
+    /// The header's size and the number of bytes behind the header do not agree.
     #[error("size does not fit its payload")]
     Size,
-    /// Page 0, or beyond the announced pages.
+    /// The page number is 0 or above the announced number of pages.
     #[error("no such page")]
     Index,
     /// The reference layout's page count or checksum is wrong.
@@ -61,20 +62,21 @@ pub enum DataError {
 }
 
 impl Layout {
-    /// The layout of the cast that this datagram belongs to; `None` where it fits neither.
+    /// Detects the layout of a cast from one of its datagrams; `None` if it fits neither layout.
     ///
-    /// In the reference layout word 2 is the announced page count and word 4 the payload's length.
-    /// A base datagram has its reserved words there: zero, or a tag that collides once in 2^32.
+    /// In the reference layout the second word is the announced page count and the fourth the
+    /// length of the payload. A base datagram has its reserved words there: zero, or a tag, which
+    /// collides once in 2^32.
     pub fn detect(datagram: &[u8], pages: u32) -> Option<Self> {
         [Self::Reference, Self::Base]
             .into_iter()
             .find(|layout| layout.decode(datagram, pages).is_ok())
     }
 
-    /// The pages that a join announces.
+    /// Number of pages that a join announces.
     ///
-    /// The reference implementation announces `size / page_size + 1`: one that never comes where the
-    /// size is an exact multiple.
+    /// The reference implementation announces `size / page_size + 1`: one page that never comes if
+    /// the size is an exact multiple of the page size.
     pub fn announced_pages(self, geometry: &Geometry) -> u32 {
         match self {
             Self::Base => geometry.pages(),
@@ -85,7 +87,7 @@ impl Layout {
         }
     }
 
-    /// The header of a page. `announced` is [`Self::announced_pages`].
+    /// Encodes the header of a page. `announced` is [`Self::announced_pages`].
     pub fn header(self, index: PageIndex, announced: u32, payload: &[u8]) -> [u8; HEADER_LEN] {
         let mut header = [0; HEADER_LEN];
         let mut put = |field: Range<usize>, value: u32| {
@@ -108,7 +110,8 @@ impl Layout {
         header
     }
 
-    /// Reads a datagram of a cast that announced `pages` pages. Bytes behind the page are padding.
+    /// Decodes a datagram of a cast that announced `pages` pages. In the base layout bytes behind
+    /// the page are padding.
     pub fn decode(self, datagram: &[u8], pages: u32) -> Result<Page<'_>, DataError> {
         let (header, rest) = datagram.split_first_chunk::<HEADER_LEN>().ok_or(DataError::Short)?;
         let word = |field: Range<usize>| {
@@ -134,7 +137,7 @@ impl Layout {
     }
 }
 
-/// The reference implementation's checksum: sum of bytes mod 256.
+/// Checksum of the reference implementation: sum of the bytes mod 256.
 fn checksum(payload: &[u8]) -> u32 {
     u32::from(payload.iter().fold(0u8, |sum, &byte| sum.wrapping_add(byte)))
 }

@@ -1,7 +1,7 @@
-//! Datagrams. One file a kind.
+//! Datagram formats, one file for each port.
 //!
-//! Decoding never panics and trusts no length that it was sent: whatever does not fit is a
-//! [`DataError`], which its receiver counts and forgets.
+//! Decoding never panics and trusts no length in a datagram. Whatever does not fit is a
+//! [`DataError`] or a [`RepairError`]; the receiver counts it and drops the datagram.
 
 mod data;
 mod repair;

@@ -7,7 +7,7 @@ use crate::blocks::{BlockIndex, BlockLayout, WindowIndex};
 use crate::fec::{REPAIRS, RepairIndex};
 use crate::ids::PageIndex;
 
-/// Bytes in front of every payload of the repair channel.
+/// Bytes of the header before every payload of the repair channel.
 pub const REPAIR_HEADER_LEN: usize = 16;
 
 /// Byte ranges of the header.
@@ -24,84 +24,87 @@ const KIND_SYMBOL: u8 = 1;
 const KIND_BEACON: u8 = 2;
 const KIND_END: u8 = 3;
 
-/// How many repair symbols of a block were sent, and how many will be. Symbols go out in the order
-/// of their numbers, so both say which. Counted on beyond 128, where numbers begin again; 255 stands
-/// for more.
+/// Number of repair symbols of a block: sent so far and promised in all.
+///
+/// Symbols go out in the order of their numbers, so a count also says which symbols. Counts go on
+/// beyond 128, where symbol numbers start again; 255 stands for 255 or more.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Level {
-    /// Sent so far.
+    /// Symbols sent so far.
     pub sent: u8,
-    /// Promised in all; never below `sent`.
+    /// Symbols promised in all, including those sent. Never below `sent`.
     pub promised: u8,
 }
 
-/// What a datagram of the repair channel says.
+/// Content of a datagram of the repair channel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RepairDatagram<'a> {
     /// A repair symbol.
     Symbol {
-        /// Of which block.
+        /// Block that the symbol belongs to.
         block: BlockIndex,
-        /// Which.
+        /// Number of the symbol in its block.
         symbol: RepairIndex,
-        /// Symbols that the block will have got in all.
+        /// Symbols promised for the block in all, capped at 255.
         promised: u8,
-        /// A full page of bytes.
+        /// The symbol: as many bytes as a full page.
         payload: &'a [u8],
     },
-    /// Where the cast is.
+    /// State of the stream and of the promises.
     Beacon(Beacon),
-    /// The cast is over: nothing more comes to this group.
+    /// The cast is over: no more datagrams follow in this group.
     End,
 }
 
-/// Where the stream is and what was promised, so that who lacks something knows whether to speak.
+/// State of the stream and of the promises, so that members know what to report and when.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Beacon {
-    /// Counts up by one; a datagram that was overtaken is recognised by it.
+    /// Number of the beacon, rising by one. Identifies beacons that others overtook.
     pub number: u32,
-    /// The page that the stream sends next, counted from 0; `pages` where it rests.
+    /// Page that the stream sends next, counted from 0; the number of pages while the stream rests.
     pub position: PageIndex,
-    /// Members that the server believes in.
+    /// Members that the server counts on, without those that only demand pages.
     pub members: u32,
-    /// Share of the members that may report, in 1/65536, rounded up; 65,535 is everybody.
+    /// Share of the members that may report, in 1/65536, rounded up. 65,535 means all.
     pub permit: u16,
-    /// The time over which reports are spread.
+    /// Time over which members spread their reports.
     pub spread_ms: u16,
-    /// How fast the cast sends, and who tells what came of it.
+    /// Rate of the cast, and which members report counters.
     pub pace: Pace,
-    /// Levels of all blocks of some windows, ascending.
+    /// Levels of all blocks of some windows, ascending by window.
     pub windows: Vec<(WindowIndex, Vec<Level>)>,
 }
 
-/// What a beacon says of the rate. docs/PROTOCOL.md, "Rate".
+/// Rate section of a beacon. docs/PROTOCOL.md, "Rate".
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pace {
     /// Pages and symbols that the cast sent before this beacon, on both ports.
     pub sent: u64,
-    /// Present rate of the cast on the wire.
+    /// Sending rate at present, in kbit/s on the wire.
     pub rate_kbps: u32,
-    /// Share of the members that report regularly, in 1/65536, rounded up; 65,535 is everybody.
+    /// Share of the members that report counters regularly (the panel), in 1/65536, rounded up.
+    /// 65,535 means all.
     pub panel: u16,
-    /// Between two of these reports; 0: nobody reports regularly.
+    /// Time between two reports of a panel member; 0 if no member reports regularly.
     pub interval_ms: u16,
 }
 
 /// Why a datagram of the repair channel is dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RepairError {
-    /// Shorter than what it says it is.
+    /// Shorter or longer than its kind and content require.
     #[error("too short")]
     Short,
-    /// Of a later version of this protocol.
+    /// Kind of a later version of this protocol.
     #[error("unknown kind")]
     Kind,
-    /// No such block, symbol or window.
+    /// The file has no such block or window, or the code no such symbol.
     #[error("no such block")]
     Index,
 }
 
-/// Byte ranges of a beacon's payload, before its windows. Each window: its number (u32), then two bytes a block.
+/// Byte ranges of the fixed part of a beacon's payload. The windows follow, each with its number
+/// (`u32`) and two bytes for each block.
 mod beacon {
     use super::Range;
     pub(super) const NUMBER: Range<usize> = 0..4;
@@ -116,7 +119,7 @@ mod beacon {
     pub(super) const LEN: usize = 32;
 }
 
-/// The header of a repair symbol; a full page of bytes follows.
+/// Encodes the header of a repair symbol. The symbol follows it.
 pub fn symbol_header(
     block: BlockIndex,
     symbol: RepairIndex,
@@ -130,7 +133,7 @@ pub fn symbol_header(
     header
 }
 
-/// The whole datagram that ends a cast.
+/// Encodes the datagram that announces the end of a cast.
 pub fn end_datagram() -> [u8; REPAIR_HEADER_LEN] {
     header(KIND_END)
 }
@@ -142,12 +145,12 @@ fn header(kind: u8) -> [u8; REPAIR_HEADER_LEN] {
 }
 
 impl Beacon {
-    /// Bytes of the datagram that this many blocks in this many windows make.
+    /// Length of a beacon datagram with this many windows and, in all of them, this many blocks.
     pub fn datagram_len(windows: usize, blocks: usize) -> usize {
         REPAIR_HEADER_LEN + beacon::LEN + windows * 4 + blocks * 2
     }
 
-    /// The whole datagram.
+    /// Encodes the datagram, header included.
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = header(KIND_BEACON).to_vec();
         bytes.extend(self.number.to_be_bytes());
@@ -200,7 +203,7 @@ impl Beacon {
 }
 
 impl<'a> RepairDatagram<'a> {
-    /// Reads a datagram of a cast with this layout and page size.
+    /// Decodes a datagram of a cast with this block layout and page size.
     pub fn decode(
         bytes: &'a [u8],
         layout: BlockLayout,
@@ -226,7 +229,7 @@ impl<'a> RepairDatagram<'a> {
     }
 }
 
-/// The number of the symbol that brings a block from `sent` to `sent + 1`.
+/// Number of the symbol that raises a block's count from `sent` to `sent + 1`.
 pub fn symbol_number(sent: u32) -> RepairIndex {
     RepairIndex::new(sent as usize % REPAIRS).expect("a remainder by 128")
 }
