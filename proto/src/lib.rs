@@ -1,4 +1,4 @@
-//! What both ends of bootcast must agree on, and nothing else.
+//! What both ends of bootcast must agree on, and the little else that both need.
 //!
 //! | module | holds |
 //! |---|---|
@@ -13,6 +13,7 @@
 //! | [`tag`] | what vouches for a datagram |
 //! | [`wire`] | datagrams |
 //! | [`api`] | the JSON of the HTTP interface |
+//! | [`quiet`] | how often one cause may appear in the log |
 //!
 //! The crate is `no_std`: a socket, a clock, a thread or a file cannot even be named here.
 #![no_std]
@@ -29,6 +30,7 @@ pub mod ids;
 pub mod join;
 pub mod page_set;
 pub mod path;
+pub mod quiet;
 pub mod tag;
 pub mod units;
 pub mod wire;
