@@ -10,23 +10,27 @@ use rustix::io::Errno;
 
 use super::Version;
 
-/// Attributes of what `found` is open on (`O_PATH`), with its entries if it is a directory.
-pub(super) fn meta(found: BorrowedFd<'_>) -> Result<Meta, Errno> {
+/// Reads the attributes of what `found` is open on (`O_PATH`). The `etag` of a directory stands for
+/// its own attributes, which change with its names, not with the attributes of its entries.
+pub(super) fn own_attributes(found: BorrowedFd<'_>) -> Result<Attributes, Errno> {
     let stat = rustix::fs::fstat(found)?;
     let mut attributes = attributes(&stat);
     match attributes.kind {
-        Kind::Directory => {
-            let mut entries = entries(found)?;
-            entries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-            attributes.etag = Some(listing_etag(&stat, &entries));
-            Ok(Meta { attributes, entries: Some(entries) })
-        }
-        Kind::Symlink => {
-            attributes.target = Some(target(found, "")?);
-            Ok(Meta { attributes, entries: None })
-        }
-        Kind::File | Kind::Other => Ok(Meta { attributes, entries: None }),
+        Kind::Directory => attributes.etag = Some(Version::of_stat(&stat).etag()),
+        Kind::Symlink => attributes.target = Some(target(found, "")?),
+        Kind::File | Kind::Other => {}
     }
+    Ok(attributes)
+}
+
+/// Reads the attributes of the directory that `found` is open on (`O_PATH`), and of its entries.
+pub(super) fn list(found: BorrowedFd<'_>) -> Result<Meta, Errno> {
+    let stat = rustix::fs::fstat(found)?;
+    let mut attributes = attributes(&stat);
+    let mut entries = entries(found)?;
+    entries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+    attributes.etag = Some(listing_etag(&stat, &entries));
+    Ok(Meta { attributes, entries: Some(entries) })
 }
 
 /// Every entry that can be looked at. One that vanishes meanwhile, or fails, is left out.

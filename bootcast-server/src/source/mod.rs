@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use bootcast_proto::api::Meta;
+use bootcast_proto::api::{Attributes, Meta};
 use bootcast_proto::{Etag, RemotePath};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -99,11 +99,16 @@ impl Source {
         Ok(Version::of_stat(&rustix::fs::fstat(&found)?))
     }
 
-    /// Attributes of the path, and of a directory those of its entries. A symbolic link at the end
-    /// is not followed.
-    pub fn meta(&self, path: &RemotePath) -> Result<Meta, SourceError> {
+    /// Reads the attributes of the path alone. A symbolic link at the end is not followed.
+    pub fn attributes(&self, path: &RemotePath) -> Result<Attributes, SourceError> {
         let found = self.lookup(path, OFlags::NOFOLLOW)?;
-        Ok(listing::meta(found.as_fd())?)
+        Ok(listing::own_attributes(found.as_fd())?)
+    }
+
+    /// Reads the attributes of a directory and of all its entries. Fails where the path is none.
+    pub fn list(&self, path: &RemotePath) -> Result<Meta, SourceError> {
+        let found = self.lookup(path, OFlags::NOFOLLOW)?;
+        Ok(listing::list(found.as_fd())?)
     }
 
     fn lookup(&self, path: &RemotePath, extra: OFlags) -> Result<OwnedFd, Errno> {

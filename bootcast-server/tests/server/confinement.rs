@@ -107,3 +107,43 @@ fn a_listing_changes_its_version_with_its_entries_and_not_without() {
     let changed = crate::http::request(server.address(), "GET", "/meta/", &known);
     assert_eq!(changed.status, 200);
 }
+
+#[test]
+fn the_attributes_of_a_directory_come_without_its_entries_under_a_tag_of_their_own() {
+    let server = Server::start(&[]);
+    server.write("file", b"bytes");
+    std::fs::create_dir(server.dir.path().join("sub")).unwrap();
+    let alone = meta(&server, "?entries=0");
+    assert_eq!((alone.attributes.kind, alone.entries), (Kind::Directory, None));
+    let listed = meta(&server, "");
+    assert_eq!(listed.entries.map(|entries| entries.len()), Some(2));
+    assert_ne!(listed.attributes.etag, alone.attributes.etag);
+    let etag = alone.attributes.etag.unwrap().to_header();
+    let known = |path| {
+        crate::http::request(server.address(), "GET", path, &[("If-None-Match", etag.as_str())])
+    };
+    assert_eq!(known("/meta/").status, 200);
+    let again = known("/meta/?entries=0");
+    assert_eq!((again.status, again.body.len()), (304, 0));
+    // A change of what an entry says is none of the directory's own.
+    server.write("file", b"more bytes");
+    assert_eq!(known("/meta/?x=1&entries=0").status, 304);
+    let (one, other) = (server.dir.path().join("file"), server.dir.path().join("other"));
+    // Two changes within one tick of the kernel's clock may leave the same time.
+    let is_seen = (0..100).any(|_| {
+        std::fs::rename(&one, &other).unwrap();
+        std::fs::rename(&other, &one).unwrap();
+        known("/meta/?entries=0").status == 200
+    });
+    assert!(is_seen);
+}
+
+#[test]
+fn a_file_has_the_same_attributes_in_either_form() {
+    let server = Server::start(&[]);
+    server.write("file", b"bytes");
+    symlink("file", server.dir.path().join("link")).unwrap();
+    for path in ["file", "link"] {
+        assert_eq!(meta(&server, path), meta(&server, &format!("{path}?entries=0")), "{path}");
+    }
+}
