@@ -1,4 +1,4 @@
-//! The command line: what was typed, and what it means.
+//! The command line: arguments as typed (`Args`) and as understood (`Config`).
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroU32;
@@ -41,17 +41,17 @@ pub struct Args {
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..), env = "BOOTCAST_REPAIR_PORT")]
     repair_port: Option<u16>,
 
-    /// Blocks of a window of the repair code: more spread longer bursts of losses, and let repair come
-    /// later [default: what is sent in about 0.2 s, 16 to 512]
+    /// Blocks in a window of the repair code: more of them survive longer loss bursts, but delay
+    /// repair [default: what is sent in about 0.2 s, 16 to 512]
     #[arg(long, value_name = "BLOCKS", value_parser = clap::value_parser!(u32).range(1..=512), env = "BOOTCAST_INTERLEAVE")]
     interleave: Option<u32>,
 
-    /// Repeat the pages only, for all clients
+    /// Send no repair symbols; repeat the pages for all clients instead
     #[arg(long, env = "BOOTCAST_NO_REPAIR")]
     no_repair: bool,
 
-    /// No tag in the datagrams: a few per cent less work at both ends, and whoever can send in the server's
-    /// name can make clients store other bytes
+    /// Send datagrams without tags: saves a few per cent of CPU at both ends, but anyone who can
+    /// forge the server's address can make clients store wrong bytes
     #[arg(long, env = "BOOTCAST_NO_TAG")]
     no_tag: bool,
 
@@ -60,12 +60,13 @@ pub struct Args {
     #[arg(long, value_name = "BYTES", value_parser = page_size, env = "BOOTCAST_PAGE_SIZE")]
     page_size: Option<PageSize>,
 
-    /// Ceiling of the sending rate over all casts, headers included, such as 900mbit or 2.5gbit
-    /// [default: 0.9 of the interface's speed, of 1gbit where that is unknown; on loopback 10gbit]
+    /// Upper bound of the sending rate, all casts together, headers included, such as 900mbit or
+    /// 2.5gbit [default: 0.9 of the interface's speed, of 1gbit if that is unknown; on loopback
+    /// 10gbit]
     #[arg(long, value_name = "RATE", env = "BOOTCAST_RATE")]
     rate: Option<BitRate>,
 
-    /// Hops that a datagram may go
+    /// Most hops of a datagram
     #[arg(long, value_name = "HOPS", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..), env = "BOOTCAST_TTL")]
     ttl: u8,
 
@@ -73,21 +74,22 @@ pub struct Args {
     #[arg(long, value_name = "PASSES", default_value = "5", env = "BOOTCAST_IDLE_PASSES")]
     idle_passes: NonZeroU32,
 
-    /// How long a cast that everybody left can still be joined, such as 500ms or 2s; nothing is sent
+    /// How long a cast without members can still be joined, such as 500ms or 2s; nothing is sent
     /// meanwhile
     #[arg(long, value_name = "DURATION", default_value = "500ms", value_parser = linger, env = "BOOTCAST_LINGER")]
     linger: Duration,
 
-    /// A client that says nothing for so long is forgotten; those that know repair report twice within it.
-    /// Whole seconds
+    /// Time after which a client that sends no request is forgotten, in whole seconds; clients with
+    /// repair report twice within it
     #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = lease, env = "BOOTCAST_LEASE")]
     lease: Duration,
 
-    /// Casts at the same time; a join beyond is told to come again
+    /// Most casts at the same time; a further join is told to try again later
     #[arg(long, value_name = "CASTS", default_value = "1024", env = "BOOTCAST_MAX_CASTS")]
     max_casts: NonZeroU32,
 
-    /// Header of the datagrams: as the protocol says, or as the reference implementation of 2016 sends
+    /// Layout of the datagram headers: that of the protocol, or that of the reference
+    /// implementation of 2016
     #[arg(long, value_enum, default_value = "base", env = "BOOTCAST_LAYOUT")]
     layout: LayoutArg,
 
@@ -96,10 +98,10 @@ pub struct Args {
     log: String,
 }
 
-/// Casts without members hold a group and a descriptor each.
+/// Longest linger time. Casts without members hold a group and a descriptor each.
 const LINGER_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// A member that died is waited for as long.
+/// Longest lease: how long a dead member may be waited for.
 const LEASE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -108,68 +110,68 @@ enum LayoutArg {
     Reference,
 }
 
-/// The repair channel of all casts.
+/// Settings of the repair channel of all casts.
 #[derive(Clone, Copy, Debug)]
 pub struct RepairConfig {
-    /// UDP port.
+    /// UDP port, in every group.
     pub port: u16,
-    /// Blocks of a window. `None`: what fits the rate.
+    /// Blocks in a window; `None`: derived from the rate.
     pub interleave: Option<u32>,
-    /// A member that says nothing for so long is forgotten.
+    /// Time after which a member that sends no request is forgotten.
     pub lease: Duration,
 }
 
-/// Why the arguments mean nothing.
+/// Why the arguments cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
-    /// See there.
+    /// The block of addresses cannot serve as groups.
     #[error(transparent)]
     Groups(#[from] GroupPoolError),
-    /// Pages and repair would meet on one port.
+    /// Pages and repair would share a port.
     #[error("the repair channel needs a port of its own: name one by --repair-port")]
     RepairPort,
 }
 
-/// What the arguments mean.
+/// Configuration that the arguments describe.
 #[derive(Debug)]
 pub struct Config {
     /// Directory to serve.
     pub dir: PathBuf,
-    /// Of the control plane.
+    /// Address and port of the control plane.
     pub listen: SocketAddr,
-    /// `None`: find one.
+    /// Interface to send through; `None`: find one.
     pub interface: Option<InterfaceName>,
-    /// One for each cast.
+    /// Pool of groups, one for each cast.
     pub groups: GroupPool,
-    /// One of them.
+    /// An address of the group range, used to look up the route.
     pub any_group: Ipv4Addr,
     /// UDP port of the datagrams.
     pub data_port: u16,
-    /// `None`: no repair channel.
+    /// Repair channel; `None`: there is none.
     pub repair: Option<RepairConfig>,
     /// Whether datagrams carry tags.
     pub tags: bool,
-    /// `None`: what fits the interface.
+    /// Size of a page; `None`: what fits the interface.
     pub page_size: Option<PageSize>,
-    /// `None`: what fits the interface.
+    /// Upper bound of the sending rate; `None`: derived from the interface's speed.
     pub rate: Option<BitRate>,
-    /// Hops that a datagram may go.
+    /// Most hops of a datagram.
     pub ttl: u8,
-    /// When a cast gives up.
+    /// When a cast ends without a request.
     pub policy: CastPolicy,
-    /// At the same time.
+    /// Most casts at the same time.
     pub max_casts: usize,
-    /// Of the datagrams.
+    /// Layout of the datagrams.
     pub layout: Layout,
 }
 
 impl Args {
-    /// What to log.
+    /// Log filter as typed.
     pub fn log_filter(&self) -> &str {
         &self.log
     }
 
-    /// The reference layout belongs to clients that know the base protocol only.
+    /// Repair settings; `None` for the reference layout, whose clients know the base protocol only.
     fn repair(&self) -> Result<Option<RepairConfig>, ConfigError> {
         if self.no_repair || matches!(self.layout, LayoutArg::Reference) {
             return Ok(None);
@@ -193,7 +195,7 @@ impl TryFrom<Args> for Config {
             any_group: args.groups.network(),
             data_port: args.data_port,
             repair,
-            // The reference layout has no room for them.
+            // The reference layout has no room for tags.
             tags: !args.no_tag && matches!(args.layout, LayoutArg::Base),
             page_size: args.page_size,
             rate: args.rate,
@@ -213,7 +215,7 @@ fn linger(text: &str) -> Result<Duration, String> {
     if linger > LINGER_MAX { Err("more than a day".to_owned()) } else { Ok(linger) }
 }
 
-/// The join answer tells it in whole seconds.
+/// Parses a lease. It must be whole seconds because the join answer states seconds.
 fn lease(text: &str) -> Result<Duration, String> {
     let lease = humantime::parse_duration(text).map_err(|error| error.to_string())?;
     if lease.is_zero() || lease.subsec_nanos() != 0 {
@@ -244,7 +246,7 @@ mod tests {
             let option = format!("`--{name}");
             let row = table.lines().find(|line| line.contains(&option));
             let row = row.unwrap_or_else(|| panic!("no row for --{name}"));
-            // A flag's default is no text that a table shows.
+            // The table shows no default for flags.
             let shown = argument.get_action().takes_values();
             for default in argument.get_default_values().iter().filter(|_| shown) {
                 let default = default.to_str().unwrap();

@@ -1,4 +1,4 @@
-//! Parse, log, run, exit code.
+//! Entry point: parses arguments, sets up logging, runs the server, and sets the exit code.
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -10,9 +10,9 @@ use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
-/// It could not start: the message says what to do.
+/// Exit code if the server cannot start. The message says what to do.
 const EXIT_START: u8 = 2;
-/// It started and could not go on.
+/// Exit code if the server failed after it started.
 const EXIT_FAILED: u8 = 1;
 
 #[tokio::main]
@@ -41,7 +41,7 @@ async fn start(args: Args) -> anyhow::Result<Server> {
 async fn run(server: Server) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    // Not started by systemd: nobody to notify.
+    // Fails if systemd did not start us.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     server
         .run(async move {

@@ -1,4 +1,4 @@
-//! The server put together: from its configuration to its end.
+//! Assembles the server and runs it.
 
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -23,32 +23,33 @@ use crate::io::sender::{self, SenderConfig, SenderHandle};
 use crate::io::socket::{SocketConfig, batch_datagrams};
 use crate::source::Source;
 
-/// IPv4, UDP and page headers: what a packet holds beside its page.
+/// Bytes of a packet beside its page: headers of IPv4, UDP and page.
 const PACKET_OVERHEAD: u32 = 20 + 8 + 16;
 
-/// What pages are cut for on loopback: its own MTU of 65,536 would make pages that no network carries,
-/// and the kernel moves a batch of small ones in one piece anyway.
+/// MTU that determines the page size on loopback. Its own MTU of 65,536 would give pages that no
+/// network carries, and the kernel moves a batch of small pages in one piece anyway.
 const LOOPBACK_PAGE_MTU: u32 = 1500;
 
-/// A run occupies the wire for this long at most, if it has more than one page.
+/// Longest time that a run occupies the wire, if it has more than one page.
 const BATCH_TIME: Duration = Duration::from_millis(2);
 
-/// A window takes this long to send: losses that last a tenth of it are spread over many blocks.
+/// Time to send a window. A loss burst of a tenth of it is spread over many blocks.
 const WINDOW_TIME: Duration = Duration::from_millis(200);
 
-/// Blocks of a window unless configured: fewer spread no burst, more delay the repair of slow casts.
+/// Range of the default interleave. Smaller windows do not spread bursts, larger ones delay the
+/// repair of slow casts.
 const INTERLEAVE: RangeInclusive<u64> = 16..=512;
 
 /// Pages of a block of the repair code.
 const BLOCK_PAGES: u64 = 128;
 
-/// Where nothing is known of the interface's speed.
+/// Speed assumed for an interface that does not report one, in bits per second.
 const ASSUMED_SPEED_BITS: u64 = 1_000_000_000;
 
-/// On loopback, which has no speed: what a core can copy without being busy with nothing else.
+/// Rate on loopback, which has no speed: what one core can copy beside other work.
 const LOOPBACK_RATE_BITS: u64 = 10_000_000_000;
 
-/// A server that listens.
+/// A server that is listening.
 #[derive(Debug)]
 pub struct Server {
     listener: TcpListener,
@@ -105,13 +106,13 @@ impl Server {
         Ok(Self { listener, address, served, sender, sender_ended })
     }
 
-    /// Where the control plane listens.
+    /// Address of the control plane.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Serves until `stop` resolves; then ends all casts and returns within about a second. Fails
-    /// where the sender's thread died.
+    /// Serves until `stop` resolves, then ends all casts and returns within about a second. Fails
+    /// if the sender's thread dies.
     pub async fn run(self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
         let Self { listener, served, sender, sender_ended, .. } = self;
         let mut sender_ended = sender_ended;
@@ -139,11 +140,11 @@ fn cast_keys() -> Result<CastKeys, getrandom::Error> {
     Ok(CastKeys::new(seed))
 }
 
-/// As many descriptors as may be had: connections and casts hold one each, and the usual limit of
-/// 1024 is for programs that call select(2).
+/// Raises the descriptor limit to its maximum: connections and casts hold one each. The usual limit
+/// of 1024 exists for programs that call select(2).
 fn raise_descriptor_limit() {
     let limit = getrlimit(Resource::Nofile);
-    // The old limit does too, for fewer clients.
+    // The old limit also works, for fewer clients.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
@@ -168,7 +169,7 @@ fn page_size(wanted: Option<PageSize>, interface: &Interface) -> anyhow::Result<
     Ok(wanted)
 }
 
-/// Pages of a run: what one system call takes, or less where that would be a burst at this rate.
+/// Pages in a run: what one system call takes, or fewer if that would be a burst at this rate.
 fn batch_pages(rate: BitRate, page_size: PageSize) -> u32 {
     let datagram_len = HEADER_LEN + page_size.get() as usize;
     let most = u32::try_from(batch_datagrams(datagram_len)).unwrap_or(u32::MAX);

@@ -1,4 +1,4 @@
-//! The one place where what went wrong becomes an HTTP status.
+//! Maps every error of the HTTP interface to a status. No other place does.
 
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -7,45 +7,45 @@ use bootcast_proto::path::PathError;
 use crate::io::sender::{JoinError, NoAnswer};
 use crate::source::SourceError;
 
-/// Why a request is not answered as it wished.
+/// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
-    /// The path is no path.
+    /// The path is malformed.
     #[error(transparent)]
     Path(#[from] PathError),
     /// The path leads to nothing that can be served.
     #[error(transparent)]
     Source(#[from] SourceError),
-    /// No cast for it.
+    /// The join was refused.
     #[error(transparent)]
     Join(#[from] JoinError),
-    /// No such endpoint.
+    /// There is no such endpoint.
     #[error(
         "no such endpoint: there are /join/, /leave/, /meta/, /file/, /report/, /want/ and /status"
     )]
     NoRoute,
-    /// The endpoint has no such method.
+    /// The endpoint does not support the method.
     #[error("method not allowed: use GET, or POST for /report/ and /want/")]
     Method,
-    /// A report or a want that does not say whose.
+    /// A report or a want has no token.
     #[error("no X-TOKEN header: send the TOKEN of the join answer")]
     NoToken,
-    /// A report or a want of nobody known.
+    /// The token of a report or a want belongs to no member.
     #[error("unknown token: join again")]
     UnknownToken,
-    /// The body is not what it should be; this is.
+    /// The body is malformed. Carries an example of a valid one.
     #[error("the body is not what it should be: send {0}")]
     NoBody(&'static str),
-    /// The body has more bytes than so many.
+    /// The body is larger than this many bytes.
     #[error("larger than {} KiB: send the rest later", .0 >> 10)]
     TooLarge(usize),
-    /// The sender says nothing.
+    /// The sender's thread did not answer.
     #[error(transparent)]
     NoAnswer(#[from] NoAnswer),
 }
 
 impl ApiError {
-    /// docs/PROTOCOL.md, "Errors".
+    /// HTTP status of the error. docs/PROTOCOL.md, "Errors".
     fn status(&self) -> StatusCode {
         match self {
             Self::Path(_)
@@ -69,7 +69,7 @@ impl ApiError {
     }
 }
 
-/// Seconds that a client waits before it tries again.
+/// Seconds after which a client should try again.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 
 impl IntoResponse for ApiError {

@@ -16,7 +16,7 @@ use super::range::{Selection, select};
 use super::{ApiError, Served, remote_path};
 use crate::source::{OpenFile, Version};
 
-/// Bytes in memory for one answer: one piece is read, then sent, then the next is read.
+/// Bytes in memory for one answer. Each piece is read and sent before the next is read.
 const PIECE_BYTES: u64 = 256 << 10;
 
 pub(super) async fn file(
@@ -56,8 +56,8 @@ pub(super) async fn file(
     Ok(response)
 }
 
-/// The bytes of one version. Where the file changes meanwhile the stream fails, which cuts the
-/// connection: no answer mixes versions.
+/// Streams bytes of one version. If the file changes meanwhile, the stream fails and the connection
+/// is cut: no answer mixes versions.
 fn pieces(open: OpenFile, part: Range<u64>) -> impl Stream<Item = io::Result<Bytes>> {
     let file = Arc::new(open.file);
     let version = open.version;

@@ -1,4 +1,4 @@
-//! Joining and leaving. docs/PROTOCOL.md, "Join" and "Leave".
+//! Joins and leaves. docs/PROTOCOL.md, "Join" and "Leave".
 
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, Uri, header};
@@ -10,7 +10,7 @@ use crate::cast::MemberKind;
 use crate::io::sender::JoinError;
 use crate::source::SourceError;
 
-/// How often a file is opened again that is replaced just then.
+/// How often a file that is replaced during the join is opened again.
 const JOIN_TRIES: u32 = 4;
 
 pub(super) async fn join(
@@ -38,16 +38,17 @@ pub(super) async fn leave(
     headers: HeaderMap,
 ) -> Result<StatusCode, ApiError> {
     let path = remote_path(&uri, "/leave/")?;
-    // As the protocol says, without a body: unlike other refusals.
+    // The protocol demands an empty body here, unlike for other errors.
     let Some(token) = headers.get(HEADER_TOKEN) else { return Ok(StatusCode::BAD_REQUEST) };
-    // What cannot be a token is an unknown one.
+    // A malformed token is treated like an unknown one.
     if let Some(token) = token.to_str().ok().and_then(|text| Token::parse(text.trim()).ok()) {
         served.sender.leave(path, token).await?;
     }
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Later versions of the extensions say another number; a plain client says nothing. A fill that is not known is the usual one.
+/// Reads the kind of member from the headers. Another version of the extensions counts as plain, an
+/// unknown fill as the default.
 fn member_kind(headers: &HeaderMap) -> MemberKind {
     let fill = headers.get(HEADER_FILL);
     match headers.get(HEADER_EXTENSIONS) {

@@ -22,7 +22,7 @@ pub(super) async fn meta(
         return Ok(answer(&headers, &Meta { attributes, entries: None }));
     }
     let source = Arc::clone(&served.source);
-    // Held by the work, not by the request: a client that goes away does not end a listing.
+    // The work owns the permit, not the request: a listing goes on when its client disconnects.
     let permit = Arc::clone(&served.listings).acquire_owned().await;
     let list = move || {
         let _permit = permit;

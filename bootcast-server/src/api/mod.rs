@@ -1,6 +1,6 @@
-//! The control plane: requests over HTTP to answers. docs/PROTOCOL.md, sections 1, 4 and 7.
+//! The control plane: answers HTTP requests. docs/PROTOCOL.md, sections 1, 4 and 7.
 //!
-//! No handler touches a socket; what blocks on a disk runs off the async threads.
+//! No handler touches a socket. Whatever may block on a disk runs on other threads.
 
 mod body;
 mod error;
@@ -25,11 +25,11 @@ use crate::io::settle::settled;
 use crate::source::{OpenFile, Source, SourceError};
 pub use error::ApiError;
 
-/// Directories that are listed at the same time: each listing holds a thread, and memory for all its
-/// entries, that joins and files need too.
+/// Most directories that are listed at the same time. Each listing takes a thread, and memory for
+/// all its entries, that joins and files need as well.
 const MAX_LISTINGS: usize = 8;
 
-/// What the handlers work on.
+/// State that the handlers share.
 #[derive(Clone, Debug)]
 pub struct Served {
     source: Arc<Source>,
@@ -38,13 +38,13 @@ pub struct Served {
 }
 
 impl Served {
-    /// The files of `source`, by the casts of `sender`.
+    /// Serves the files of `source` through the casts of `sender`.
     pub fn new(source: Arc<Source>, sender: SenderHandle) -> Self {
         Self { source, sender, listings: Arc::new(Semaphore::new(MAX_LISTINGS)) }
     }
 }
 
-/// Every route. A path without a name behind its prefix means the served directory itself.
+/// Routes of all endpoints. A prefix without a path behind it means the served directory itself.
 pub fn router(served: Served) -> Router {
     Router::new()
         .route("/join/", get(membership::join).head(no_head))
@@ -75,37 +75,37 @@ async fn no_route() -> ApiError {
     ApiError::NoRoute
 }
 
-/// The route list adds `Allow`.
+/// Answers a wrong method. The router adds the `Allow` header.
 async fn no_method() -> ApiError {
     ApiError::Method
 }
 
-/// A join or a leave changes something, a HEAD must not.
+/// Answers HEAD with an error: joins and leaves change something, HEAD must not.
 async fn no_head() -> impl IntoResponse {
     ([(header::ALLOW, "GET")], ApiError::Method)
 }
 
-/// The path behind a route's prefix, from the request as it came: a name may be of any bytes, which
+/// Extracts the path behind a route's prefix from the raw URI. Names may contain any bytes, which
 /// the framework's decoded parameters refuse.
 fn remote_path(uri: &Uri, prefix: &str) -> Result<RemotePath, ApiError> {
     let path = uri.path().strip_prefix(prefix).ok_or(ApiError::NoRoute)?;
     Ok(RemotePath::decode(path)?)
 }
 
-/// Opens a file whose version stands for its bytes.
+/// Opens a file and waits until its version identifies its bytes.
 async fn open(served: &Served, path: &RemotePath) -> Result<OpenFile, ApiError> {
     let (source, path) = (Arc::clone(&served.source), path.clone());
     let open = off_thread(move || source.open(&path)).await?;
     Ok(settled(open).await.map_err(SourceError::Io)?)
 }
 
-/// Runs what may wait for a disk.
+/// Runs work that may wait for a disk on another thread.
 async fn off_thread<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, SourceError> + Send + 'static,
 ) -> Result<T, ApiError> {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => Ok(done?),
-        // The runtime stops, or the work panicked and said so.
+        // The runtime is stopping, or the work panicked, which the panic hook has reported.
         Err(_) => Err(NoAnswer::Stopped.into()),
     }
 }

@@ -1,4 +1,4 @@
-//! Which part of a file a request is for, and whether it has that already. RFC 9110, 13 and 14.
+//! Decides which part of a file a request gets. RFC 9110, 13 and 14.
 
 use std::ops::Range;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -6,20 +6,20 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use bootcast_proto::Etag;
 
-/// What is to be answered.
+/// Part of the file to answer with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Selection {
-    /// 304: the client has it.
+    /// 304: the client already has this version.
     NotModified,
-    /// 200.
+    /// 200: the whole file.
     Whole,
-    /// 206, with these bytes.
+    /// 206: these bytes.
     Part(Range<u64>),
-    /// 416: nothing lies there.
+    /// 416: the range begins beyond the end of the file.
     Beyond,
 }
 
-/// What the conditions and the range of a request select of a file of `size` bytes.
+/// Evaluates the conditions and the range of a request for a file of `size` bytes.
 pub(super) fn select(
     headers: &HeaderMap,
     etag: &Etag,
@@ -29,7 +29,7 @@ pub(super) fn select(
     let modified = whole_seconds(modified);
     let not_modified = match headers.get(header::IF_NONE_MATCH) {
         Some(known) => names_version(known, etag),
-        // Looked at only without If-None-Match (RFC 9110, 13.1.3).
+        // Only evaluated without If-None-Match (RFC 9110, 13.1.3).
         None => date(headers, header::IF_MODIFIED_SINCE).is_some_and(|since| modified <= since),
     };
     if not_modified {
@@ -45,10 +45,10 @@ pub(super) fn select(
     if unchanged { part(range, size) } else { Selection::Whole }
 }
 
-/// Whether the list of versions of an `If-None-Match` has this one, or is `*`.
+/// Whether the value of an `If-None-Match` header contains this version or is `*`.
 pub(super) fn names_version(list: &HeaderValue, etag: &Etag) -> bool {
     let Ok(list) = list.to_str() else { return false };
-    // Our versions hold no comma. The comparison is weak (RFC 9110, 13.1.2).
+    // Our versions contain no comma. The comparison is weak (RFC 9110, 13.1.2).
     list.split(',').map(str::trim).any(|one| {
         one == "*" || Etag::from_header(one.strip_prefix("W/").unwrap_or(one)).as_ref() == Ok(etag)
     })
@@ -58,7 +58,8 @@ fn is_version(value: &HeaderValue, etag: &Etag) -> bool {
     value.to_str().is_ok_and(|value| Etag::from_header(value.trim()).as_ref() == Ok(etag))
 }
 
-/// One range of bytes. Several, another unit or none that can be read: the whole file (RFC 9110, 14.2).
+/// Parses a range of bytes. Several ranges, another unit or a malformed range select the whole file
+/// (RFC 9110, 14.2).
 fn part(range: &str, size: u64) -> Selection {
     let Some((unit, spec)) = range.split_once('=') else { return Selection::Whole };
     let Some((first, last)) = spec.trim().split_once('-') else { return Selection::Whole };
@@ -80,7 +81,7 @@ fn part(range: &str, size: u64) -> Selection {
     }
 }
 
-/// A number of digits, or nothing. What is too large for us is larger than any file.
+/// Parses an optional number. A number too large for us is larger than any file.
 fn position(text: &str) -> Result<Option<u64>, ()> {
     let text = text.trim();
     if !text.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -93,7 +94,7 @@ fn date(headers: &HeaderMap, name: HeaderName) -> Option<SystemTime> {
     httpdate::parse_http_date(headers.get(name)?.to_str().ok()?).ok()
 }
 
-/// What an HTTP date can say.
+/// Cuts a time to the precision of an HTTP date.
 fn whole_seconds(time: SystemTime) -> SystemTime {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     UNIX_EPOCH + Duration::from_secs(since.as_secs())
@@ -114,7 +115,7 @@ mod tests {
         select(&headers, &Etag::new("v1").unwrap(), modified, SIZE)
     }
 
-    /// When the file of these tests was modified, but for the nanoseconds.
+    /// Modification time of the file in these tests, without its nanoseconds.
     const MODIFIED: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
     const BEFORE: &str = "Sun, 06 Nov 1994 08:49:36 GMT";
 

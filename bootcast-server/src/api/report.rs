@@ -1,4 +1,4 @@
-//! What a member lacks. docs/PROTOCOL.md, "Report".
+//! Reports of what members lack. docs/PROTOCOL.md, "Report".
 
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
@@ -8,7 +8,7 @@ use super::{ApiError, Served};
 
 const REPORT: Expected = Expected {
     prefix: "/report/",
-    // Some thirty thousand blocks.
+    // Enough for some thirty thousand blocks.
     max_bytes: 256 << 10,
     example: r#"{"needs":[[block,symbols]],"bulk":[[window,windows]]}"#,
 };

@@ -1,4 +1,4 @@
-//! Pages that somebody waits for. docs/PROTOCOL.md, "Demand".
+//! Demands for single pages. docs/PROTOCOL.md, "Demand".
 
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
@@ -8,7 +8,7 @@ use super::{ApiError, Served};
 
 const WANT: Expected = Expected {
     prefix: "/want/",
-    // Some thousand runs of pages.
+    // Enough for some thousand runs of pages.
     max_bytes: 16 << 10,
     example: r#"{"now":[[page,pages]],"later":[[page,pages]]}"#,
 };

@@ -1,4 +1,4 @@
-//! Saying that a cast is over, more than once: the last word is not repeated by anything else.
+//! Announces the end of a cast several times, because nothing else repeats a lost announcement.
 
 use std::collections::VecDeque;
 use std::net::SocketAddrV4;
@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use super::CastId;
 
-/// How often it is said.
+/// How often the end of a cast is announced.
 const TIMES: u32 = 3;
 
-/// Between two of them.
+/// Time between two announcements of the same end.
 const INTERVAL: Duration = Duration::from_millis(10);
 
 #[derive(Clone, Copy, Debug)]
@@ -20,25 +20,25 @@ struct Farewell {
     left: u32,
 }
 
-/// Farewells that are still to be said. They outlive their casts.
+/// Announcements that are still to be sent. They outlive their casts.
 #[derive(Debug, Default)]
 pub(super) struct Farewells {
-    /// By when they are due.
+    /// Pending announcements, by due time.
     queue: VecDeque<Farewell>,
 }
 
 impl Farewells {
-    /// Says it to this channel from now on.
+    /// Schedules the announcements of a cast's end for this channel, the first one at `now`.
     pub(super) fn push(&mut self, cast: CastId, channel: SocketAddrV4, now: Instant) {
         self.queue.push_front(Farewell { cast, channel, due: now, left: TIMES });
     }
 
-    /// Somebody joined the group: what was to be said there is not true any more.
+    /// Drops the announcements for a group that somebody joined again.
     pub(super) fn cancel(&mut self, group: SocketAddrV4) {
         self.queue.retain(|farewell| farewell.channel.ip() != group.ip());
     }
 
-    /// The next that is due.
+    /// Takes the next announcement that is due.
     pub(super) fn poll(&mut self, now: Instant) -> Option<(CastId, SocketAddrV4)> {
         if self.due_at().is_none_or(|due| now < due) {
             return None;
@@ -51,7 +51,7 @@ impl Farewells {
         Some((farewell.cast, farewell.channel))
     }
 
-    /// When one is due; may have passed.
+    /// When the next announcement is due; may lie in the past.
     pub(super) fn due_at(&self) -> Option<Instant> {
         self.queue.front().map(|farewell| farewell.due)
     }

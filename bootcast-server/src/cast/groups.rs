@@ -1,4 +1,4 @@
-//! Which multicast address a cast gets.
+//! Lends multicast addresses to casts.
 
 use std::collections::VecDeque;
 use std::net::Ipv4Addr;
@@ -6,44 +6,45 @@ use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
 
-/// For how long a returned address is not lent: a client that was not told of the end of a cast gives
-/// its group up meanwhile, and does not take pages of the next cast for those of the old one.
+/// How long a returned address stays unused. A client that missed the end of a cast leaves the
+/// group within this time, and so does not take pages of the next cast for those of the old one.
 const QUARANTINE: Duration = Duration::from_secs(10);
 
 /// Multicast addresses that casts borrow.
 ///
-/// Addresses never used go first, then returned ones, the longest unused first: datagrams of an
-/// ended cast that are still under way are not to meet the next one.
+/// Lends unused addresses first, then returned ones, the longest unused first. This keeps late
+/// datagrams of an ended cast away from the next one.
 #[derive(Debug)]
 pub struct GroupPool {
     /// Lowest address, as a number.
     first: u32,
-    /// Addresses in all, usable or not.
+    /// Number of addresses, usable or not.
     len: u32,
-    /// Which of them goes first.
+    /// Position of the address that is lent first.
     offset: u32,
-    /// How many, from there on and around, were lent or skipped.
+    /// Number of addresses, from `offset` on and around, that were lent or skipped.
     used: u32,
-    /// With the time from which on it may be lent again.
+    /// Returned addresses, each with the time from which it may be lent again.
     returned: VecDeque<(Ipv4Addr, Instant)>,
 }
 
-/// Why a block of addresses cannot serve as groups.
+/// Why a block of addresses cannot serve as multicast groups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GroupPoolError {
-    /// Some or all of it is unicast.
+    /// Some of the addresses are not multicast.
     #[error("{0} is not multicast: groups lie in 224.0.0.0/4, such as 239.255.0.0/16")]
     NotMulticast(Ipv4Net),
-    /// Every address in it is skipped.
+    /// Every address is skipped because switches flood it.
     #[error("{0} holds no usable group: its Ethernet addresses are those of 224.0.0.0/24")]
     LinkLocal(Ipv4Net),
 }
 
-/// All of IPv4 multicast.
+/// Prefix length of the whole IPv4 multicast range.
 const MULTICAST_PREFIX_LEN: u8 = 4;
 
 impl GroupPool {
-    /// The addresses of `block`, without its first and its last if it has more than two.
+    /// Creates the pool of the addresses of `block`, without its first and last if it has more than
+    /// two.
     pub fn new(block: Ipv4Net) -> Result<Self, GroupPoolError> {
         if !block.network().is_multicast() || block.prefix_len() < MULTICAST_PREFIX_LEN {
             return Err(GroupPoolError::NotMulticast(block));
@@ -57,14 +58,15 @@ impl GroupPool {
         Ok(Self { first, len: last - first + 1, offset: 0, used: 0, returned: VecDeque::new() })
     }
 
-    /// Lends the address at `offset` first, counted around the block. From a random one on, a server
-    /// does not meet the clients of its run before, or of another server.
+    /// Makes the pool lend the address at `offset` first, counted around the block. With a random
+    /// offset, a restarted server or a second server is unlikely to reuse groups that clients still
+    /// listen to.
     #[must_use]
     pub fn starting_at(self, offset: u32) -> Self {
         Self { offset: offset % self.len, ..self }
     }
 
-    /// Lends an address; `None` while all are lent or were until a moment ago.
+    /// Lends an address; `None` while all are lent or in quarantine.
     pub fn take(&mut self, now: Instant) -> Option<Ipv4Addr> {
         while self.used < self.len {
             let nth = (self.offset + self.used) % self.len;
@@ -84,10 +86,10 @@ impl GroupPool {
     }
 }
 
-/// Whether the address has an Ethernet address of its own kind.
+/// Whether no network protocol shares the address's Ethernet address.
 ///
-/// Ethernet keeps the low 23 bits only (RFC 1112, 6.4). Those of 224.0.0.0/24 belong to the network's
-/// own protocols: switches flood them, however the group's high bits read.
+/// Ethernet keeps only the low 23 bits (RFC 1112, 6.4). Those of 224.0.0.0/24 belong to the
+/// network's own protocols: switches flood them, whatever the high bits of the group are.
 fn is_usable(group: Ipv4Addr) -> bool {
     group.to_bits() & 0x007f_ff00 != 0
 }

@@ -1,42 +1,43 @@
-//! Who takes part in a cast, and until when that is believed.
+//! Members of a cast, and when they are forgotten.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use bootcast_proto::Token;
 
-/// How often leases are looked through: each is over by this share of it too late at most.
+/// Leases are checked this many times per lease. A member is forgotten at most 1 / this of a lease
+/// late.
 const CHECKS_PER_LEASE: u32 = 16;
 
-/// What a client told of itself with its join.
+/// What a client announced about itself when it joined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MemberKind {
-    /// It knows the base protocol only.
+    /// Knows the base protocol only.
     Plain,
-    /// It knows the extensions: it hears the repair channel and reports.
+    /// Knows the extensions: receives the repair channel and reports.
     Extended,
-    /// It knows the extensions and wants nothing but the pages that it asks for.
+    /// Knows the extensions and wants only the pages that it demands.
     Demand,
 }
 
-/// The members of a cast. Plain ones say nothing until they leave; the others are forgotten when they
-/// were silent for longer than their lease.
+/// Members of a cast. Plain members send nothing until they leave; members with a lease are
+/// forgotten when it expires.
 #[derive(Debug)]
 pub(super) struct Members {
     plain: BTreeSet<Token>,
     extended: Leased,
     demand: Leased,
     lease: Duration,
-    /// When to look through the leases; `None` while nobody has one.
+    /// When to check the leases; `None` while no member has one.
     check_at: Option<Instant>,
 }
 
 /// Members of one kind that have a lease.
 #[derive(Debug, Default)]
 struct Leased {
-    /// When each was heard of last.
+    /// Time of each member's last request.
     heard: BTreeMap<Token, Instant>,
-    /// Those of them that no datagram reaches: they fetch the file themselves.
+    /// Members that receive no datagrams and fetch the file over HTTP.
     unicast: BTreeSet<Token>,
 }
 
@@ -46,7 +47,7 @@ impl Leased {
         self.heard.remove(token).is_some()
     }
 
-    /// `false` where the token is none of them.
+    /// Renews a lease. Returns `false` if the token is not a member of this kind.
     fn renew(&mut self, token: &Token, now: Instant) -> bool {
         match self.heard.get_mut(token) {
             Some(heard) => {
@@ -95,7 +96,7 @@ impl Members {
         self.check_at.get_or_insert(now + self.lease);
     }
 
-    /// Which kind of member that was; `None` where the token is none.
+    /// Removes a member and returns its kind; `None` if the token is not a member.
     pub(super) fn leave(&mut self, token: &Token) -> Option<MemberKind> {
         if self.plain.remove(token) {
             return Some(MemberKind::Plain);
@@ -104,7 +105,7 @@ impl Members {
         extended.or_else(|| self.demand.leave(token).then_some(MemberKind::Demand))
     }
 
-    /// Renews a lease and tells whose; `None` where the token has none.
+    /// Renews a lease and returns the member's kind; `None` if the token has no lease.
     pub(super) fn renew(&mut self, token: &Token, now: Instant) -> Option<MemberKind> {
         let extended = self.extended.renew(token, now).then_some(MemberKind::Extended);
         extended.or_else(|| self.demand.renew(token, now).then_some(MemberKind::Demand))
@@ -114,7 +115,7 @@ impl Members {
         self.plain.clear();
     }
 
-    /// Forgets those whose lease is over; `true` where there were any.
+    /// Forgets the members whose lease expired. Returns whether there were any.
     pub(super) fn forget_silent(&mut self, now: Instant) -> bool {
         if self.check_at.is_none_or(|at| now < at) {
             return false;
@@ -137,7 +138,7 @@ impl Members {
         self.takers() + self.demand.heard.len()
     }
 
-    /// Those that want the whole file.
+    /// Number of members that want the whole file.
     pub(super) fn takers(&self) -> usize {
         self.plain.len() + self.extended.heard.len()
     }
@@ -150,23 +151,24 @@ impl Members {
         !self.plain.is_empty()
     }
 
-    /// Extended ones that hear what is sent.
+    /// Number of extended members that receive datagrams.
     pub(super) fn extended(&self) -> usize {
         self.extended.heard.len() - self.extended.unicast.len()
     }
 
-    /// Those that want the whole file and hear what is sent.
+    /// Number of members that want the whole file and receive datagrams.
     pub(super) fn hearing(&self) -> usize {
         self.plain.len() + self.extended()
     }
 
-    /// Notes whether a member with a lease fetches the file itself; returns whether it did before.
+    /// Records whether a member with a lease fetches the file over HTTP. Returns whether it did
+    /// before.
     pub(super) fn set_unicast(&mut self, token: &Token, unicast: bool) -> bool {
         let extended = self.extended.set_unicast(token, unicast);
         self.demand.set_unicast(token, unicast) || extended
     }
 
-    /// Those that fetch the file themselves.
+    /// Number of members that fetch the file over HTTP.
     pub(super) fn unicast(&self) -> usize {
         self.extended.unicast.len() + self.demand.unicast.len()
     }

@@ -1,27 +1,27 @@
-//! What is sent, when and to which group. No I/O: time and randomness are arguments.
+//! Decides what is sent, when, and to which group. No I/O: time and randomness are arguments.
 //!
 //! | module | decides |
 //! |---|---|
-//! | [`Cast`] | which datagrams of one file go out next, and when their sending ends |
-//! | [`Scheduler`] | which cast is next, so that all share the rate fairly |
+//! | [`Cast`] | which datagrams of one file go out next, and when the cast ends |
+//! | [`Scheduler`] | which cast sends next, so that all share the rate fairly |
 //! | [`Pacer`] | when the next datagrams may leave |
-//! | `rate` | how fast a cast sends below the ceiling of all |
+//! | `rate` | how fast one cast sends, below the ceiling that all casts share |
 //! | [`GroupPool`] | which multicast address a cast gets |
-//! | `urgent` | which casts go first, because readers wait for pages of them |
+//! | `urgent` | which casts send first, because readers wait for their pages |
 //!
-//! A cast is put together from
+//! A cast consists of
 //!
 //! | module | decides |
 //! |---|---|
-//! | `members` | who is believed to listen |
+//! | `members` | which clients still take part |
 //! | `stream` | which pages go out next |
-//! | `repair` | which repair symbols go out next, and what members are told |
-//! | `demand` | which pages members asked for, and go out before all that |
-//! | `precedence` | how much the others get while demand goes first |
-//! | `recall` | when those who hear nothing are told that there is something to hear |
+//! | `repair` | which repair symbols go out next, and what beacons say |
+//! | `demand` | which demanded pages go out before all that |
+//! | `precedence` | how much the rest may send while demand goes first |
+//! | `recall` | when members that receive nothing get a beacon |
 //!
-//! The unit of sending is a few datagrams of one kind ([`Transmit`]). How they get their bytes is left to
-//! [`crate::io`].
+//! The unit of sending is a few datagrams of one kind ([`Transmit`]). [`crate::io`] fills them with
+//! bytes.
 
 mod demand;
 mod farewells;

@@ -1,31 +1,34 @@
-//! Going first without shutting out who comes second.
+//! Priority that does not starve the rest.
 
-/// While others wait, who goes first gets this many times what they get: nine tenths of all.
+/// While both have something to send, the prioritised side gets this many times the rest's share:
+/// nine tenths of the total.
 const SHARE: u64 = 9;
 
-/// Counts how far those who go first are ahead of the others, in whatever unit both are counted.
+/// Counts how far the prioritised side is ahead of the rest. Both count in the same unit, whichever
+/// it is.
 #[derive(Debug, Default)]
 pub(super) struct Precedence {
     ahead: u64,
 }
 
 impl Precedence {
-    /// Whether the others have their turn, of about `turn`.
+    /// Whether it is the rest's turn to send about `turn`.
     pub(super) fn is_used_up(&self, turn: u64) -> bool {
         self.ahead >= SHARE.saturating_mul(turn)
     }
 
-    /// Those who go first got this much. While nobody else wanted anything that does not add up: the others are owed one `turn`.
+    /// Counts `amount` sent by the prioritised side. The lead is capped at what makes up one
+    /// `turn`, so that time in which the rest had nothing to send does not add up.
     pub(super) fn on_first(&mut self, amount: u64, turn: u64) {
         self.ahead = self.ahead.saturating_add(amount).min(SHARE.saturating_mul(turn));
     }
 
-    /// The others got this much.
+    /// Counts `amount` sent by the rest.
     pub(super) fn on_others(&mut self, amount: u64) {
         self.ahead = self.ahead.saturating_sub(SHARE.saturating_mul(amount));
     }
 
-    /// None of the others wants its turn.
+    /// Ends the rest's turn early because it has nothing to send.
     pub(super) fn on_nobody_else(&mut self) {
         self.ahead = 0;
     }

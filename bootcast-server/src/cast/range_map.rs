@@ -1,14 +1,14 @@
-//! Runs of pages that each have a value: as cheap for a file of 2^32 pages as for one of ten.
+//! Map from pages to values, stored as runs: costs the same for a file of 2^32 pages as for ten.
 
 use std::collections::BTreeMap;
 
 use bootcast_proto::PageRange;
 
-/// A value for some of a file's pages. Its size is that of the number of runs, not of pages.
+/// Values for some of a file's pages. Its size grows with the number of runs, not of pages.
 #[derive(Debug)]
 pub(super) struct RangeMap<V> {
-    /// First page of each run: the page behind its last, and the value. They do not overlap; neighbours of equal
-    /// value are one.
+    /// Runs by their first page: the page after their last, and the value. Runs do not overlap;
+    /// neighbours of equal value are merged.
     runs: BTreeMap<u32, (u32, V)>,
 }
 
@@ -19,7 +19,7 @@ impl<V> Default for RangeMap<V> {
 }
 
 impl<V: Copy + PartialEq> RangeMap<V> {
-    /// Gives these pages a value, whatever they had.
+    /// Sets the value of these pages, replacing earlier ones.
     pub(super) fn insert(&mut self, range: PageRange, value: V) {
         if range.is_empty() {
             return;
@@ -41,7 +41,7 @@ impl<V: Copy + PartialEq> RangeMap<V> {
         self.runs.insert(start, (end, value));
     }
 
-    /// Takes these pages' values away.
+    /// Removes the values of these pages.
     pub(super) fn remove(&mut self, range: PageRange) {
         let touched: Vec<_> = self.touched(range).collect();
         for (start, end, value) in touched {
@@ -55,14 +55,14 @@ impl<V: Copy + PartialEq> RangeMap<V> {
         }
     }
 
-    /// The parts of `range` that have a value, ascending.
+    /// Parts of `range` that have a value, ascending.
     pub(super) fn parts(&self, range: PageRange) -> impl Iterator<Item = (PageRange, V)> {
         self.touched(range).map(move |(start, end, value)| {
             (PageRange::new(start.max(range.start.0), end.min(range.end.0)), value)
         })
     }
 
-    /// The parts of `range` that have none, ascending.
+    /// Parts of `range` that have no value, ascending.
     pub(super) fn gaps(&self, range: PageRange) -> impl Iterator<Item = PageRange> {
         let behind = PageRange::new(range.end.0, range.end.0);
         let mut next = range.start.0;
@@ -73,11 +73,11 @@ impl<V: Copy + PartialEq> RangeMap<V> {
         })
     }
 
-    /// Runs that have a page of `range`, whole.
+    /// Whole runs that share a page with `range`.
     fn touched(&self, range: PageRange) -> impl Iterator<Item = (u32, u32, V)> {
         let (from, to) = (range.start.0, range.end.0);
         let before = self.runs.range(..from).next_back().filter(|(_, (end, _))| from < *end);
-        // An empty range has no pages, not even inside of a run.
+        // An empty range touches no run, even inside of one.
         let before = before.filter(|_| from < to);
         let rest = self.runs.range(from..to.max(from));
         before.into_iter().chain(rest).map(|(&start, &(end, value))| (start, end, value))

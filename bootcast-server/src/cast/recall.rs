@@ -1,14 +1,14 @@
-//! A sign of life for members that hear nothing: who fetches the file itself goes on listening, and comes back when it
-//! hears something. docs/PROTOCOL.md, "Unicast".
+//! Keep-alive beacons for a cast whose members all fetch the file over HTTP: they listen on, and
+//! return to multicast when a datagram arrives. docs/PROTOCOL.md, "Unicast".
 
 use std::time::{Duration, Instant};
 
 use super::members::Members;
 
-/// Between two beacons of a cast that all have left to themselves.
+/// Time between two such beacons.
 const INTERVAL: Duration = Duration::from_secs(5);
 
-/// When a cast whose members all fetch the file themselves sends a beacon.
+/// Decides when a cast whose members all fetch over HTTP sends a beacon.
 #[derive(Debug)]
 pub(super) struct Recall {
     next: Instant,
@@ -19,12 +19,13 @@ impl Recall {
         Self { next: now }
     }
 
-    /// When the next one is due; `None` while there is anybody else, who makes more noise than this.
+    /// When the next beacon is due; `None` while any member receives datagrams, because the cast
+    /// then sends anyway.
     pub(super) fn poll_at(&self, members: &Members) -> Option<Instant> {
         (members.hearing() == 0 && members.unicast() > 0).then_some(self.next)
     }
 
-    /// One was sent, or nobody is left but those who hear nothing.
+    /// Restarts the interval: a beacon was sent, or the last receiving member is gone.
     pub(super) fn begin(&mut self, now: Instant) {
         self.next = now + INTERVAL;
     }

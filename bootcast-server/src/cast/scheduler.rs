@@ -1,4 +1,4 @@
-//! All casts of an interface: who may send next, and how much.
+//! All casts of one interface: which of them sends next, and how much.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -17,13 +17,13 @@ use super::rate::{Allowance, RateControl, Start};
 use super::urgent::Urgent;
 use super::{Cast, CastPolicy, EndReason, GroupPool, MemberKind, Pacer, RepairSettings, Sending};
 
-/// How long the driver sleeps between two bursts at least.
+/// Shortest sleep of the driver between two bursts.
 const TICK: Duration = Duration::from_millis(1);
 
-/// Members of one cast. Beyond, somebody joins in a loop.
+/// Most members of one cast. More are a sign of a client that joins in a loop.
 pub const MAX_MEMBERS: usize = 65_536;
 
-/// Names a cast within one run of the server.
+/// Identifies a cast within one run of the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CastId(pub u64);
 
@@ -33,111 +33,112 @@ impl fmt::Display for CastId {
     }
 }
 
-/// What holds for all casts of the interface.
+/// Settings that all casts of the interface share.
 #[derive(Debug)]
 pub struct Settings {
-    /// Ceiling over all casts.
+    /// Upper bound of the sending rate, all casts together.
     pub rate: BitRate,
-    /// The operator named it and vouches for it: casts begin at it. Else they begin at a tenth.
+    /// Whether the operator named `rate` and so vouches for the path. Casts then start at it,
+    /// otherwise at a tenth of it.
     pub is_rate_vouched: bool,
-    /// Pages of a full run, at least 1: what one system call sends.
+    /// Pages in a full batch, at least 1: what one system call sends.
     pub batch_pages: u32,
     /// UDP port of every group.
     pub data_port: u16,
-    /// Casts at the same time.
+    /// Most casts at the same time.
     pub max_casts: usize,
-    /// When a cast gives up.
+    /// When a cast ends without a request.
     pub policy: CastPolicy,
-    /// Where groups come from.
+    /// Pool that groups are taken from.
     pub groups: GroupPool,
-    /// `None`: all members are plain ones.
+    /// Settings of the repair channel; `None` treats all members as plain ones.
     pub repair: Option<RepairSettings>,
 }
 
-/// What a join led to.
+/// Result of a join.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Joined {
-    /// The cast that runs now.
+    /// Cast that the member belongs to.
     pub cast: CastId,
-    /// Where its datagrams go.
+    /// Group and port that its pages go to.
     pub group: SocketAddrV4,
-    /// Whether this join began it.
+    /// Whether this join started the cast.
     pub began: bool,
-    /// At which it may send at present.
+    /// Sending rate at present.
     pub rate: BitRate,
 }
 
-/// Why a join was refused. Each passes with time.
+/// Why a join was refused. All reasons are temporary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum JoinRefusal {
-    /// `max_casts` is reached.
+    /// The limit `max_casts` is reached.
     #[error("too many casts run already: try again later")]
     TooManyCasts,
-    /// All groups are in use, or were until a moment ago.
+    /// All groups are lent or in quarantine.
     #[error("no multicast group is free: try again later")]
     NoGroup,
-    /// [`MAX_MEMBERS`] is reached.
+    /// The limit [`MAX_MEMBERS`] is reached.
     #[error("this cast has too many members: try again later")]
     TooManyMembers,
 }
 
-/// Something to be sent now.
+/// Datagrams to be sent now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Transmit {
-    /// Whose. A cast that says its farewell may be gone already.
+    /// Cast that sends. It may have ended already if `what` is its farewell.
     pub cast: CastId,
-    /// Where to: the port is that of the pages or that of the repair channel.
+    /// Destination: the group with the port of the pages or of the repair channel.
     pub group: SocketAddrV4,
-    /// What: at most `batch_pages` datagrams.
+    /// Content: at most `batch_pages` datagrams.
     pub what: Sending,
-    /// Pages that somebody asked for: those behind them need not be next.
+    /// Whether the pages were demanded. The pages after them are then unlikely to be next.
     pub demanded: bool,
 }
 
-/// What came of looking for something to send.
+/// Result of looking for something to send.
 enum Polled {
     Sent(Transmit),
-    /// There may be something, but the line is busy.
+    /// Something may be ready, but the pacing does not allow it yet.
     NoCredit,
     Nothing,
 }
 
-/// What the driver has to clean up after.
+/// A change that the driver has to act on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// The cast is gone and its group returned.
+    /// A cast ended and its group was returned.
     Ended {
-        /// Which.
+        /// The cast that ended.
         cast: CastId,
-        /// Of which file.
+        /// Path of its file.
         path: RemotePath,
-        /// Where its datagrams went.
+        /// Group and port that its pages went to.
         group: SocketAddrV4,
-        /// Why.
+        /// Reason of the end.
         reason: EndReason,
-        /// Whole passes it made.
+        /// Completed passes.
         passes: u32,
     },
 }
 
-/// A running cast, to be looked at.
+/// Read access to a running cast.
 #[derive(Clone, Copy, Debug)]
 pub struct CastView<'a> {
-    /// Its name.
+    /// Identifier of the cast.
     pub id: CastId,
-    /// Of which file.
+    /// Path of its file.
     pub path: &'a RemotePath,
-    /// Which version.
+    /// Version of its file.
     pub etag: &'a Etag,
-    /// Size and pages.
+    /// Size and pages of its file.
     pub geometry: Geometry,
-    /// Where its datagrams go.
+    /// Group and port that its pages go to.
     pub group: SocketAddrV4,
     /// When its first member joined.
     pub began: Instant,
-    /// Members, passes and what was sent.
+    /// Members, passes and counters.
     pub cast: &'a Cast,
-    /// At which it may send at present, below the ceiling of all.
+    /// Sending rate at present, below the ceiling of all casts.
     pub rate: BitRate,
 }
 
@@ -151,13 +152,14 @@ struct Running {
     cast: Cast,
     control: RateControl,
     allowance: Allowance,
-    /// Bytes on the wire that it may send in its turn: deficit round robin (Shreedhar and Varghese, 1995).
+    /// Bytes on the wire that it may still send in its turn: deficit round robin (Shreedhar and
+    /// Varghese, 1995).
     deficit: u64,
 }
 
 impl Running {
-    /// Its share of the rate against those of others: a cast for a thousand machines gets ten times what one for a single
-    /// machine gets.
+    /// Weight of the cast in sharing the rate, logarithmic in its members: a cast for a thousand
+    /// machines gets ten times the rate of a cast for one.
     fn weight(&self) -> u64 {
         u64::from(1 + self.cast.members().max(1).ilog2())
     }
@@ -169,32 +171,33 @@ impl Running {
     }
 }
 
-/// All casts of one interface. At most one per path: its newest version.
+/// All casts of one interface, at most one for each path: the newest version.
 #[derive(Debug)]
 pub struct Scheduler {
     settings: Settings,
-    /// Bytes of a full run of full pages on the wire.
+    /// Bytes on the wire of a full batch of full pages.
     batch_wire: u64,
     pacer: Pacer,
     casts: BTreeMap<CastId, Running>,
     by_path: BTreeMap<RemotePath, CastId>,
-    /// Every cast once; the front has its turn.
+    /// All casts, each once; it is the front's turn.
     turns: VecDeque<CastId>,
-    /// Whether the front got the quantum of this turn.
+    /// Whether the front received its quantum for this turn.
     granted: bool,
     urgent: Urgent,
-    /// There was nothing to send when it was asked for last.
+    /// Whether the last poll found nothing to send.
     idle: bool,
     farewells: Farewells,
     next_id: CastId,
     events: VecDeque<Event>,
     totals: Totals,
-    /// The rate of the last cast that the network held up.
+    /// Rate of the last cast that congestion held back.
     last_good: Option<BitRate>,
 }
 
 impl Scheduler {
-    /// No cast yet. `page_wire` is what a full page occupies on the wire, in bytes.
+    /// Creates a scheduler without casts. `page_wire` is the size of a full page on the wire, in
+    /// bytes.
     pub fn new(settings: Settings, page_wire: u64, now: Instant) -> Self {
         let batch = u64::from(settings.batch_pages) * page_wire;
         Self {
@@ -215,8 +218,8 @@ impl Scheduler {
         }
     }
 
-    /// Adds a member to the cast of this version, which begins unless it runs. A cast of another
-    /// version of the path ends: the file changed.
+    /// Adds a member to the cast of this version and starts the cast if needed. Ends a cast of
+    /// another version of the path: the file changed.
     pub fn handle_join(
         &mut self,
         path: &RemotePath,
@@ -246,7 +249,7 @@ impl Scheduler {
         Ok(Joined { cast: id, group: entry.group, began: same.is_none(), rate })
     }
 
-    /// Removes a member of the cast of this path; `None` where the token is none.
+    /// Removes a member from the cast of this path; `None` if the token is not a member.
     pub fn handle_leave(
         &mut self,
         path: &RemotePath,
@@ -264,7 +267,8 @@ impl Scheduler {
         Some(id)
     }
 
-    /// Takes over what a member of the cast of this path lacks; `false` where the token is none that may report.
+    /// Takes over a report of a member of this path's cast. Returns `false` if the token may not
+    /// report.
     pub fn handle_report(
         &mut self,
         path: &RemotePath,
@@ -283,7 +287,8 @@ impl Scheduler {
         true
     }
 
-    /// Queues pages of the cast of this path that a member asks for; `false` where the token is none that may ask.
+    /// Queues pages that a member of this path's cast demands. Returns `false` if the token may not
+    /// demand.
     pub fn handle_want(
         &mut self,
         path: &RemotePath,
@@ -300,7 +305,7 @@ impl Scheduler {
         known
     }
 
-    /// Ends a cast for a reason that the driver found. An unknown cast ended before.
+    /// Ends a cast for a reason found by the driver. Ignores casts that have ended.
     pub fn handle_end(&mut self, id: CastId, reason: EndReason, now: Instant) {
         if let Some(running) = self.casts.get_mut(&id) {
             running.cast.handle_end(reason);
@@ -316,7 +321,7 @@ impl Scheduler {
         }
     }
 
-    /// Runs what is due at `now`. Calling early changes nothing.
+    /// Runs what is due at `now`. An early call changes nothing.
     pub fn handle_timeout(&mut self, now: Instant) {
         for running in self.casts.values_mut() {
             running.cast.handle_timeout(now);
@@ -327,7 +332,7 @@ impl Scheduler {
         }
     }
 
-    /// What goes out next; `None` until [`Self::poll_timeout`].
+    /// Returns the next datagrams to send; `None` until [`Self::poll_timeout`].
     pub fn poll_transmit(&mut self, now: Instant) -> Option<Transmit> {
         if let Some((cast, group)) = self.farewells.poll(now) {
             self.charge(wire_len(0), now);
@@ -351,8 +356,8 @@ impl Scheduler {
         None
     }
 
-    /// When to call [`Self::handle_timeout`] and [`Self::poll_transmit`] again; changes with every
-    /// other call. `None`: nothing will happen without a join.
+    /// When to call [`Self::handle_timeout`] and [`Self::poll_transmit`] again; every other call
+    /// may change it. `None`: nothing happens without a join.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let timers = self.casts.values().filter_map(|running| running.cast.poll_timeout());
         let paced = self.casts.values().filter_map(|running| {
@@ -364,7 +369,7 @@ impl Scheduler {
         });
         let urgent = self.urgent.iter().find_map(|id| self.urgent_run(id));
         let urgent = urgent.map(|(since, bytes)| {
-            // Where the others have their turn, they get the credit for it.
+            // If it is the other casts' turn, the credit is saved for them.
             let bytes =
                 if self.urgent.is_used_up(self.batch_wire) { self.batch_wire } else { bytes };
             since.max(self.pacer.ready_at(bytes, TICK))
@@ -372,17 +377,17 @@ impl Scheduler {
         timers.chain(paced).chain(urgent).chain(self.farewells.due_at()).min()
     }
 
-    /// What happened since the last call, oldest first.
+    /// Returns the next change since the last call, oldest first.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.events.pop_front()
     }
 
-    /// A running cast.
+    /// Looks up a running cast.
     pub fn cast(&self, id: CastId) -> Option<CastView<'_>> {
         self.casts.get(&id).map(|running| running.view(id))
     }
 
-    /// The running cast of a path.
+    /// Looks up the running cast of a path.
     pub fn cast_of(&self, path: &RemotePath) -> Option<CastView<'_>> {
         self.by_path.get(path).and_then(|&id| self.cast(id))
     }
@@ -392,22 +397,23 @@ impl Scheduler {
         self.casts.iter().map(|(&id, running)| running.view(id))
     }
 
-    /// Sums since the beginning. `bytes_read` is the driver's.
+    /// Sums since the server started. The driver adds `bytes_read`.
     pub fn totals(&self) -> Totals {
         self.totals
     }
 
-    /// Windows and blocks of a file; `None` where it is not repaired.
+    /// Windows and blocks of a file; `None` if it gets no repair.
     pub fn layout(&self, geometry: &Geometry) -> Option<BlockLayout> {
         self.settings.repair.as_ref()?.layout(geometry)
     }
 
-    /// Ceiling over all casts.
+    /// Upper bound of the sending rate, all casts together.
     pub fn rate(&self) -> BitRate {
         self.settings.rate
     }
 
-    /// What readers wait for, as soon as there is credit for just that. It is taken from what the cast may send, but does not wait for that.
+    /// Sends pages that readers wait for, as soon as the interface has credit for them. They are
+    /// charged to the cast's own allowance but do not wait for it.
     fn poll_urgent(&mut self, now: Instant) -> Polled {
         while let Some(id) = self.urgent.front() {
             let Some((_, bytes)) = self.urgent_run(id) else {
@@ -430,9 +436,9 @@ impl Scheduler {
         Polled::Nothing
     }
 
-    /// What else there is, of all casts in turn.
+    /// Sends everything else, all casts in turn.
     fn poll_turns(&mut self, now: Instant) -> Polled {
-        // Each cast is looked at once at least, the front perhaps at the end of its turn first.
+        // Looks at each cast once, and at the front twice if its turn is ending.
         for _ in 0..=self.turns.len() {
             let Some(&id) = self.turns.front() else { return Polled::Nothing };
             let running = self.casts.get_mut(&id).expect("turns lists running casts");
@@ -470,7 +476,7 @@ impl Scheduler {
         Polled::Nothing
     }
 
-    /// Since when readers wait for the next run of this cast, and its bytes on the wire.
+    /// When readers began to wait for this cast's next urgent run, and the run's bytes on the wire.
     fn urgent_run(&self, id: CastId) -> Option<(Instant, u64)> {
         let running = self.casts.get(&id)?;
         let (since, pages) = running.cast.urgent(self.settings.batch_pages)?;
@@ -546,7 +552,7 @@ impl Scheduler {
         Ok(id)
     }
 
-    /// Lets a cast that is over say so; forgets one that ended and takes its group back.
+    /// Queues the farewell of a cast that is over, and removes an ended cast and returns its group.
     fn reap(&mut self, id: CastId, now: Instant) {
         let Some(running) = self.casts.get_mut(&id) else { return };
         let says_farewell = running.cast.poll_farewell();
@@ -589,7 +595,7 @@ impl Scheduler {
         }
     }
 
-    /// The group of a cast with the port that this belongs to.
+    /// Group of a cast with the port for this kind of datagram.
     fn port_of(&self, id: CastId, what: &Sending) -> SocketAddrV4 {
         let group = self.casts[&id].group;
         match (what, &self.settings.repair) {
@@ -608,7 +614,7 @@ impl Scheduler {
         }
     }
 
-    /// Pays for bytes on the wire. Time in which there was nothing to send is no time to make up for.
+    /// Charges bytes on the wire to the pacer. Time with nothing to send earns no credit.
     fn charge(&mut self, bytes: u64, now: Instant) {
         if std::mem::take(&mut self.idle) {
             self.pacer.restart(now);
@@ -618,7 +624,7 @@ impl Scheduler {
     }
 }
 
-/// Pages and symbols, as beacons count them.
+/// Number of pages and symbols, as beacons count them.
 fn datagrams(what: &Sending) -> u64 {
     match what {
         Sending::Pages(pages) => pages.len().into(),
@@ -627,7 +633,7 @@ fn datagrams(what: &Sending) -> u64 {
     }
 }
 
-/// What this occupies on the wire.
+/// Bytes that these datagrams occupy on the wire.
 fn wire_bytes(geometry: &Geometry, what: &Sending) -> u64 {
     match what {
         Sending::Pages(pages) => pages_wire_bytes(geometry, *pages),

@@ -1,24 +1,25 @@
-//! The keys of the casts' datagrams. docs/PROTOCOL.md, "Tags".
+//! Keys for the tags of the casts' datagrams. docs/PROTOCOL.md, "Tags".
 
 use bootcast_proto::DatagramKey;
 use bootcast_proto::tag::KEY_LEN;
 
 use crate::cast::CastId;
 
-/// Gives every cast a key of its own. A key is never stored: it follows from the cast's name and the seed, so that it is
-/// still there for the farewell of a cast that is gone.
+/// Derives a key for each cast. Keys are not stored but follow from seed and cast identifier, so
+/// the key is still available for the farewell of a cast that is gone.
 #[derive(Clone)]
 pub struct CastKeys {
     seed: [u8; KEY_LEN],
 }
 
 impl CastKeys {
-    /// `seed`: random bytes, others for each run of the server, since the names of casts begin anew with it.
+    /// Creates the keys from random bytes. `seed` must differ for each run of the server, because
+    /// cast identifiers start again.
     pub fn new(seed: [u8; KEY_LEN]) -> Self {
         Self { seed }
     }
 
-    /// The key of this cast. Who knows it knows neither the seed nor the key of another.
+    /// Key of this cast. It reveals neither the seed nor the key of another cast.
     pub fn of(&self, cast: CastId) -> DatagramKey {
         let key = blake3::keyed_hash(&self.seed, &cast.0.to_be_bytes());
         DatagramKey::from_random(*key.as_bytes())

@@ -1,4 +1,4 @@
-//! Connections of the control plane.
+//! Accepts and limits the connections of the control plane.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,36 +16,39 @@ use tokio::sync::Semaphore;
 
 use super::peers::Peers;
 
-/// Connections at a time; further ones wait in the kernel. Each may hold a descriptor and a buffer.
+/// Most connections at a time; further ones wait in the kernel. Each may hold a descriptor and a
+/// buffer.
 const MAX_CONNECTIONS: usize = 4096;
 
-/// Of them, those of one host. Many clients behind one address, such as a proxy's, still fit.
+/// Most connections from one host. Leaves room for many clients behind one address, such as a
+/// proxy.
 const MAX_HOST_CONNECTIONS: usize = MAX_CONNECTIONS / 4;
 
-/// A request's header must be complete within this, and an idle connection is closed after it: a
-/// client that sends byte by byte cannot keep a connection.
+/// Time within which a request's header must be complete, and after which an idle connection is
+/// closed. A client that sends byte by byte cannot keep a connection.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Bytes of a request's header at most.
+/// Most bytes of a request's header.
 const MAX_HEADER_BYTES: usize = 64 << 10;
 
-/// After this without a sign of life the kernel asks a silent peer whether it still exists.
+/// Idle time after which the kernel probes whether the peer still exists.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
-/// A peer that takes nothing of an answer for this long is given up, alive or not.
+/// Time after which a peer that takes none of its answer is disconnected, alive or not.
 const UNREAD_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// After this a segment that is not acknowledged is sent again: the answers are small, and with the kernel's 200 ms a client that loses
-/// the answer to its join misses thousands of pages.
+/// Minimum retransmission timeout, in microseconds. With the kernel's 200 ms, a client that loses
+/// the answer to its join misses thousands of pages. The answers are small, so resending early
+/// costs little.
 const RETRANSMIT_AFTER_US: u32 = 20_000;
 
-/// Pause after a failed accept, such as out of descriptors.
+/// Pause after a failed accept, for example for lack of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What open connections get to finish their answer when the server stops.
+/// Time that open connections get to finish their answers when the server stops.
 const STOP_GRACE: Duration = Duration::from_millis(500);
 
-/// Answers requests until `stop` resolves.
+/// Serves requests until `stop` resolves.
 pub async fn serve(listener: TcpListener, router: Router, stop: impl Future<Output = ()>) {
     let connections = GracefulShutdown::new();
     let free = Arc::new(Semaphore::new(MAX_CONNECTIONS));
@@ -68,7 +71,7 @@ pub async fn serve(listener: TcpListener, router: Router, stop: impl Future<Outp
                 };
                 let connection = connections.watch(connection(stream, router.clone()));
                 tokio::spawn(async move {
-                    // Errors are the client's: it went away, or does not speak HTTP.
+                    // Errors are the client's: it disconnected or does not speak HTTP.
                     if let Err(error) = connection.await {
                         tracing::debug!(%error, "connection failed");
                     }
@@ -81,7 +84,7 @@ pub async fn serve(listener: TcpListener, router: Router, stop: impl Future<Outp
             }
         }
     }
-    // Connections that are still busy then are cut.
+    // Cuts connections that are still busy after the grace period.
     let _ = tokio::time::timeout(STOP_GRACE, connections.shutdown()).await;
 }
 
@@ -97,7 +100,8 @@ fn connection(
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
 }
 
-/// Hints: without them answers are slower, and dead or stubborn peers are noticed later.
+/// Sets socket options. All are optional: without them answers are slower, and dead or stubborn
+/// peers are noticed later.
 fn tune(stream: &TcpStream) {
     let _ = stream.set_nodelay(true);
     let socket = SockRef::from(stream);
@@ -106,11 +110,11 @@ fn tune(stream: &TcpStream) {
     let _ = setsockopt(stream, RetransmitAfter, &RETRANSMIT_AFTER_US);
 }
 
-/// `TCP_RTO_MIN_US` of linux/tcp.h, since Linux 6.15.
+/// `TCP_RTO_MIN_US` from linux/tcp.h, since Linux 6.15.
 const TCP_RTO_MIN_US: i32 = 45;
 
 sockopt_impl!(
-    /// The least time after which the kernel sends again, in microseconds.
+    /// Minimum retransmission timeout of the kernel, in microseconds.
     RetransmitAfter,
     Both,
     libc::IPPROTO_TCP,

@@ -1,4 +1,4 @@
-//! The network interface that datagrams leave through.
+//! Network interface that datagrams leave through.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4, UdpSocket};
 
@@ -7,57 +7,57 @@ use nix::ifaddrs::InterfaceAddress;
 use nix::net::if_::{InterfaceFlags, if_nametoindex};
 use nix::sys::socket::sockopt::IpMtu;
 
-/// What `--interface` names it by.
+/// How `--interface` names an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum InterfaceName {
-    /// `eth0`.
+    /// Its name, such as `eth0`.
     Name(String),
-    /// An IPv4 address that it has.
+    /// One of its IPv4 addresses.
     Address(Ipv4Addr),
 }
 
 /// An interface with an IPv4 address.
 #[derive(Clone, Debug)]
 pub struct Interface {
-    /// `eth0`.
+    /// Name, such as `eth0`.
     pub name: String,
-    /// The kernel's number of it.
+    /// Index of the interface in the kernel.
     pub index: u32,
     /// Source address of the datagrams.
     pub address: Ipv4Addr,
-    /// Largest IPv4 packet, in bytes.
+    /// Largest IPv4 packet in bytes.
     pub mtu: u32,
-    /// Where the driver tells it.
+    /// Link speed; `None` if the driver does not report it.
     pub speed: Option<BitRate>,
-    /// Traffic never leaves this machine.
+    /// Whether traffic never leaves this machine.
     pub is_loopback: bool,
 }
 
-/// Why there is no interface to send through.
+/// Why no interface was found.
 #[derive(Debug, thiserror::Error)]
 pub enum InterfaceError {
-    /// The name or address is not of this machine.
+    /// This machine has no interface of this name or address.
     #[error("no interface {wanted} with an IPv4 address here: --interface takes one of {known}")]
     Unknown {
-        /// As it was typed.
+        /// Name or address as typed.
         wanted: String,
-        /// What there is.
+        /// Interfaces of this machine.
         known: String,
     },
-    /// There is no multicast route, and more than one interface to choose from, or none.
+    /// There is no multicast route, and not exactly one interface to choose from.
     #[error("no route to {group}: name the interface by --interface, one of {known}")]
     Ambiguous {
-        /// The group that was asked for.
+        /// Group whose route was looked up.
         group: Ipv4Addr,
-        /// What there is.
+        /// Interfaces of this machine.
         known: String,
     },
-    /// The kernel did not answer.
+    /// A system call failed.
     #[error("cannot look at the network interfaces: {0}")]
     Io(#[from] std::io::Error),
 }
 
-/// Discard (RFC 863). Nothing is sent to it: a connected UDP socket tells routes.
+/// Port Discard (RFC 863). Nothing is sent to it: connecting a UDP socket only looks up the route.
 const ANY_PORT: u16 = 9;
 
 impl std::str::FromStr for InterfaceName {
@@ -68,8 +68,8 @@ impl std::str::FromStr for InterfaceName {
     }
 }
 
-/// Finds the interface. Without a name: the one that the kernel routes `group` through, or the only one
-/// that can multicast.
+/// Finds the interface. Without a name, takes the one that the kernel routes `group` through, or
+/// the only one capable of multicast.
 pub fn resolve(
     wanted: Option<&InterfaceName>,
     group: Ipv4Addr,
@@ -111,7 +111,7 @@ struct Candidate {
     flags: InterfaceFlags,
 }
 
-/// Every interface that is up, once per IPv4 address.
+/// Lists the interfaces that are up, once for each IPv4 address.
 fn candidates() -> Result<Vec<Candidate>, std::io::Error> {
     let read = |entry: InterfaceAddress| {
         let address = entry.address?.as_sockaddr_in()?.ip();
@@ -135,7 +135,7 @@ fn default(candidates: &[Candidate], group: Ipv4Addr) -> Option<&Candidate> {
     usable.next().filter(|only| usable.all(|other| other.name == only.name))
 }
 
-/// The source address that the kernel would choose; `None` without a route.
+/// Source address that the kernel would choose for `group`; `None` without a route.
 fn routed_source(group: Ipv4Addr) -> Option<Ipv4Addr> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
     socket.connect((group, ANY_PORT)).ok()?;
@@ -145,7 +145,7 @@ fn routed_source(group: Ipv4Addr) -> Option<Ipv4Addr> {
     }
 }
 
-/// Asked from the kernel through a socket: /sys may show another network namespace.
+/// Queries the MTU through a socket, because /sys may show another network namespace.
 fn mtu(index: u32, address: Ipv4Addr, group: Ipv4Addr) -> Result<u32, std::io::Error> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
     rustix::net::sockopt::set_ip_multicast_if_with_ifindex(
@@ -159,8 +159,8 @@ fn mtu(index: u32, address: Ipv4Addr, group: Ipv4Addr) -> Result<u32, std::io::E
     u32::try_from(mtu).map_err(std::io::Error::other)
 }
 
-/// What the driver says. Unknown where there is no driver behind it, the link is down, or /sys shows
-/// the interfaces of another network namespace.
+/// Reads the link speed from the driver. `None` without a driver, while the link is down, or if
+/// /sys shows another network namespace.
 fn speed(name: &str, index: u32) -> Option<BitRate> {
     let read = |what: &str| {
         let text = std::fs::read_to_string(format!("/sys/class/net/{name}/{what}")).ok()?;

@@ -2,15 +2,15 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`sender`] | the one thread that runs all casts |
-//! | [`page_reader`] | a file on its way into datagrams |
-//! | [`repair_reader`] | its repair symbols, likewise |
-//! | [`cast_keys`] | what vouches for the datagrams of each cast |
-//! | [`socket`] | datagrams on their way into the network |
-//! | [`interface`] | which network that is |
-//! | [`settle`] | files just written, until their version is one of its own |
+//! | [`sender`] | the thread that runs all casts |
+//! | [`page_reader`] | reads a file into datagrams |
+//! | [`repair_reader`] | reads a file and encodes repair symbols into datagrams |
+//! | [`cast_keys`] | keys for the datagrams of each cast |
+//! | [`socket`] | sends datagrams |
+//! | [`interface`] | finds the network interface |
+//! | [`settle`] | waits until the version of a file just written is unique |
 //! | [`http`] | connections of the control plane |
-//! | [`peers`] | how many of them a host has |
+//! | [`peers`] | limits the connections of each host |
 #![expect(clippy::disallowed_methods, reason = "the clock is read here and nowhere else")]
 
 pub mod cast_keys;

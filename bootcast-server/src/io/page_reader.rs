@@ -1,4 +1,5 @@
-//! A file on its way into datagrams: read in large pieces, each page to its place behind its header.
+//! Reads a file into datagrams: in large pieces, each page directly into its place behind its
+//! header.
 
 use std::fs::File;
 use std::io::IoSliceMut;
@@ -13,40 +14,40 @@ use rustix::io::Errno;
 use super::repair_reader::RepairReader;
 use crate::source::{OpenFile, Version};
 
-/// `IOV_MAX`: pages of one `preadv` at most.
+/// Most pages in one `preadv`: `IOV_MAX`.
 const MAX_WINDOW_PAGES: u32 = 1024;
 
-/// Why a file cannot be sent on.
+/// Why the file of a cast cannot be read on.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// It is another version than the one announced.
+    /// The file is no longer the announced version.
     #[error("the file changed")]
     Changed,
-    /// The file system failed.
+    /// A system call failed.
     #[error("cannot read the file: {0}")]
     Io(Errno),
 }
 
-/// Reads one version of one file, window by window, and keeps the last window.
+/// Reads one version of one file in large windows, and keeps the last window.
 #[derive(Debug)]
 pub struct PageReader {
     file: Arc<File>,
     version: Version,
     geometry: Geometry,
     layout: Layout,
-    /// Of the datagrams' tags; `None`: they have none.
+    /// Key for the datagrams' tags; `None`: they carry none.
     key: Option<DatagramKey>,
-    /// Pages that `window` holds.
+    /// Pages in `window`.
     held: PageRange,
-    /// Datagrams of `held`, one behind the other; all full but the file's last.
+    /// Consecutive datagrams of the pages `held`. All are full except the last one of the file.
     window: Vec<u8>,
     bytes_read: u64,
 }
 
 impl PageReader {
-    /// Nothing is read yet.
+    /// Creates a reader; nothing is read yet.
     pub fn new(open: OpenFile, geometry: Geometry, layout: Layout) -> Self {
-        // A hint: without it reading is slower, not wrong.
+        // Only a hint: without it reading is slower, not wrong.
         let _ = rustix::fs::fadvise(&open.file, 0, None, Advice::Sequential);
         Self {
             file: Arc::new(open.file),
@@ -60,20 +61,21 @@ impl PageReader {
         }
     }
 
-    /// Tags the datagrams of either port under this key. The reference layout has no room for tags.
+    /// Makes this reader tag its datagrams, and those of its repair readers, with this key. The
+    /// reference layout has no room for tags.
     #[must_use]
     pub fn tagged(mut self, key: Option<DatagramKey>) -> Self {
         self.key = key.filter(|_| self.layout == Layout::Base);
         self
     }
 
-    /// Reads the same version for repair.
+    /// Creates a reader of the same version for repair symbols.
     pub fn for_repair(&self, layout: BlockLayout) -> RepairReader {
         RepairReader::new(Arc::clone(&self.file), self.version, self.geometry, layout)
             .tagged(self.key)
     }
 
-    /// Reads the same version for members that ask for single pages.
+    /// Creates a reader of the same version for demanded pages.
     #[must_use]
     pub fn for_demand(&self) -> Self {
         Self {
@@ -90,12 +92,13 @@ impl PageReader {
         self.bytes_read
     }
 
-    /// The version that is being sent.
+    /// Version that is being sent.
     pub fn version(&self) -> Version {
         self.version
     }
 
-    /// Datagrams of the first pages of `run`, at least one page of it; reads about `window_bytes` ahead.
+    /// Returns datagrams of the first pages of `run`, at least one. Reads about `window_bytes`
+    /// ahead.
     pub fn datagrams(
         &mut self,
         run: PageRange,
@@ -111,7 +114,7 @@ impl PageReader {
         Ok((pages, &self.window[start..end]))
     }
 
-    /// Bytes of a full datagram.
+    /// Length of a full datagram in bytes.
     fn datagram_len(&self) -> usize {
         HEADER_LEN + self.geometry.page_size().get() as usize
     }
@@ -119,7 +122,7 @@ impl PageReader {
     fn load(&mut self, run: PageRange, window_bytes: usize) -> Result<(), ReadError> {
         let datagram = self.datagram_len();
         let wanted = u32::try_from(window_bytes / datagram).unwrap_or(MAX_WINDOW_PAGES);
-        // Whole runs, so that no later run is split by the window's end.
+        // Reads whole runs, so that the end of the window splits no later run.
         let runs = wanted.min(MAX_WINDOW_PAGES) / run.len().max(1);
         let pages = (runs.max(1) * run.len()).min(MAX_WINDOW_PAGES);
         let end = run.start.0.saturating_add(pages).min(self.geometry.pages());
@@ -129,7 +132,8 @@ impl PageReader {
         self.held = PageRange::default();
         self.window.resize(len + window.len() as usize * HEADER_LEN, 0);
         self.fill(bytes.start)?;
-        // After the read: what was read before this is of the version that it finds.
+        // Checked after the read: if the version is still the same now, the bytes read before
+        // belong to it.
         if Version::of_file(&self.file).map_err(ReadError::Io)? != self.version {
             return Err(ReadError::Changed);
         }
@@ -143,7 +147,7 @@ impl PageReader {
         }
         self.bytes_read += len as u64;
         self.held = window;
-        // A hint again: the disk fetches the next window while this one is sent.
+        // Only a hint: the disk fetches the next window while this one is sent.
         let _ = rustix::fs::fadvise(
             &self.file,
             bytes.end,
@@ -153,7 +157,7 @@ impl PageReader {
         Ok(())
     }
 
-    /// Reads the payloads of `window`, which lie in the file from `offset` on.
+    /// Reads the payloads of `window`, which begin at `offset` in the file.
     fn fill(&mut self, mut offset: u64) -> Result<(), ReadError> {
         let datagram = self.datagram_len();
         let mut payloads: Vec<_> = self

@@ -1,18 +1,18 @@
-//! Connections counted by the host that they come from.
+//! Counts connections by the host they come from.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Bounds the connections of each host, so that one cannot take those of all others.
+/// Limits the connections of each host, so that one host cannot take all of them.
 #[derive(Clone, Debug)]
 pub struct Peers {
     limit: usize,
-    /// Only hosts that have some.
+    /// Number of open connections of each host that has any.
     open: Arc<Mutex<HashMap<IpAddr, usize>>>,
 }
 
-/// A connection that counts until this is dropped.
+/// Admission of one connection; counts until dropped.
 #[derive(Debug)]
 pub struct Admitted {
     peers: Peers,
@@ -20,14 +20,14 @@ pub struct Admitted {
 }
 
 impl Peers {
-    /// `limit` connections of each.
+    /// Allows each host `limit` connections.
     pub fn new(limit: usize) -> Self {
         Self { limit, open: Arc::default() }
     }
 
-    /// Counts a connection; `None` where the host has as many as it may have.
+    /// Counts a connection; `None` if the host has reached its limit.
     pub fn admit(&self, host: IpAddr) -> Option<Admitted> {
-        // A listener for both families sees IPv4 hosts as IPv6 ones.
+        // A listener for both families shows IPv4 hosts as IPv6 addresses.
         let host = host.to_canonical();
         let mut open = self.open();
         if open.get(&host).is_some_and(|&count| count >= self.limit) {

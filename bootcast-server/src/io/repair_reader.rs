@@ -1,7 +1,8 @@
-//! Repair symbols of a file on their way into datagrams. docs/PROTOCOL.md, "The code".
+//! Encodes repair symbols of a file into datagrams. docs/PROTOCOL.md, "The code".
 //!
-//! Every symbol needs all pages of its block, which lie strided over a window. Neighbouring blocks are read together, a
-//! row of pages at a time, and of each block as many symbols are made at once as will be wanted soon.
+//! Every symbol needs all pages of its block, which are interleaved over a window. Neighbouring
+//! blocks are therefore read together, one row of pages at a time. All symbols of a block that will
+//! be needed soon are encoded at once.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -18,30 +19,30 @@ use super::page_reader::ReadError;
 use crate::cast::Symbol;
 use crate::source::Version;
 
-/// Symbols of a block that are made at once, at most: making eight takes twice as long as making one.
+/// Most symbols of a block encoded at once. Encoding eight takes twice as long as encoding one.
 const AHEAD: usize = 8;
 
-/// Bytes of the pages that are read at once, if that is more than one block.
+/// Most bytes of pages read at once, if that is more than one block.
 const READ_BYTES: usize = 3 << 20;
 
-/// Makes the repair symbols of one version of one file.
+/// Encodes the repair symbols of one version of one file.
 #[derive(Debug)]
 pub struct RepairReader {
     file: Arc<File>,
     version: Version,
     geometry: Geometry,
     layout: BlockLayout,
-    /// Of the datagrams' tags; `None`: they have none.
+    /// Key for the datagrams' tags; `None`: they carry none.
     key: Option<DatagramKey>,
     engine: Engine,
-    /// Made and not sent yet.
+    /// Symbols that are encoded and not sent yet.
     ready: BTreeMap<(BlockIndex, RepairIndex), Vec<u8>>,
-    /// Datagrams, one behind the other.
+    /// Consecutive datagrams of the last call.
     datagrams: Vec<u8>,
     bytes_read: u64,
 }
 
-/// Pages of neighbouring blocks in memory, row by row; shared by all readers, which use it in turn.
+/// Pages of neighbouring blocks, row by row. A buffer that all readers share and use in turn.
 #[derive(Debug, Default)]
 pub struct Rows(Vec<u8>);
 
@@ -53,7 +54,7 @@ struct Span {
 }
 
 impl RepairReader {
-    /// Nothing is read yet.
+    /// Creates a reader; nothing is read yet.
     pub fn new(file: Arc<File>, version: Version, geometry: Geometry, layout: BlockLayout) -> Self {
         Self {
             file,
@@ -68,7 +69,7 @@ impl RepairReader {
         }
     }
 
-    /// Tags the datagrams under this key.
+    /// Makes this reader tag its datagrams with this key.
     #[must_use]
     pub(super) fn tagged(self, key: Option<DatagramKey>) -> Self {
         Self { key, ..self }
@@ -79,8 +80,8 @@ impl RepairReader {
         self.bytes_read
     }
 
-    /// The datagrams of these symbols, all full. They are kept until [`Self::forget`], and about `ready_bytes` of those that
-    /// will be wanted next.
+    /// Returns the datagrams of these symbols, all full. Keeps them until [`Self::forget`], and
+    /// about `ready_bytes` of symbols that will be needed next.
     pub fn datagrams(
         &mut self,
         symbols: &[Symbol],
@@ -105,14 +106,15 @@ impl RepairReader {
         Ok(&self.datagrams)
     }
 
-    /// These went out.
+    /// Drops symbols that were sent.
     pub fn forget(&mut self, sent: &[Symbol]) {
         for symbol in sent {
             self.ready.remove(&(symbol.block, symbol.number));
         }
     }
 
-    /// Makes the first of these symbols and, while blocks are neighbours, those behind it.
+    /// Encodes the first of these symbols, and the symbols after it as long as their blocks are
+    /// neighbours.
     fn make(
         &mut self,
         symbols: &[Symbol],
@@ -141,7 +143,7 @@ impl RepairReader {
         Ok(())
     }
 
-    /// The first of these blocks and its neighbours behind it that are to be made too.
+    /// First of these blocks, with the neighbours after it that also need symbols.
     fn span(&self, symbols: &[Symbol]) -> Span {
         let first = symbols[0].block;
         let window = self.layout.window_of_block(first);
@@ -154,7 +156,8 @@ impl RepairReader {
         Span { first, blocks: u32::try_from(neighbours.count()).unwrap_or(1) }
     }
 
-    /// Reads the pages of these blocks: row by row, each row the pages at one position of the blocks.
+    /// Reads the pages of these blocks row by row. A row holds the pages at one position of the
+    /// blocks.
     fn read(&mut self, span: Span, rows: &mut Rows) -> Result<(), ReadError> {
         rows.0.resize(REPAIRS * self.row_len(span), 0);
         let row_len = self.row_len(span);
@@ -169,14 +172,15 @@ impl RepairReader {
             })?;
             self.bytes_read += len as u64;
         }
-        // After the read: what was read before this is of the version that it finds.
+        // Checked after the read: if the version is still the same now, the bytes read before
+        // belong to it.
         if Version::of_file(&self.file).map_err(ReadError::Io)? != self.version {
             return Err(ReadError::Changed);
         }
         Ok(())
     }
 
-    /// The pages of a block that [`Self::read`] brought.
+    /// Pages of a block among those that [`Self::read`] read.
     fn sources<'a>(
         &self,
         span: Span,
@@ -193,13 +197,13 @@ impl RepairReader {
         })
     }
 
-    /// The pages at one position of these blocks; blocks that are shorter have none there.
+    /// Pages at one position of these blocks. Shorter blocks have none there.
     fn row(&self, span: Span, position: usize) -> PageRange {
         let page = |block: u32| {
             let source = SourceIndex::new(position)?;
             self.layout.page_at(BlockIndex(block), source)
         };
-        // Longer blocks come first in a window.
+        // In a window, longer blocks come first.
         let pages = (span.first.0..span.first.0 + span.blocks).map_while(page);
         let Some((first, count)) = pages.fold(None, |run, page| match run {
             None => Some((page, 1)),
@@ -219,7 +223,7 @@ impl RepairReader {
     }
 }
 
-/// Symbols of its block that will be sent from this one on: 1 to 128.
+/// Number of symbols of its block that will be sent from this one on: 1 to 128.
 fn owed(symbol: Symbol) -> usize {
     if symbol.promised == u8::MAX {
         return 1;
@@ -294,7 +298,7 @@ mod tests {
         for (number, promised, expected) in [(0, 1, 1), (0, 128, 128), (127, 128, 1), (3, 5, 2)] {
             assert_eq!(owed(symbol(0, number, promised)), expected);
         }
-        // The second time round: 130 were sent.
+        // Symbol numbers have wrapped: 130 were sent.
         assert_eq!(owed(symbol(0, 130, 140)), 10);
         assert_eq!(owed(symbol(0, 0, 255)), 1);
     }

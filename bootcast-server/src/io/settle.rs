@@ -1,15 +1,15 @@
-//! Waiting until a file's version stands for one content only.
+//! Waits until the version of a file identifies its content.
 
 use std::io;
 use std::time::SystemTime;
 
 use crate::source::{OpenFile, Version};
 
-/// How often the version is looked at again of a file that is being written.
+/// How often the version of a file that is being written is checked again.
 const TRIES: u32 = 3;
 
-/// The file with a version that a later write cannot leave as it is. A file that somebody keeps
-/// writing to is given as it is after a moment: it ends its cast soon.
+/// Waits until a later write would change the version. A file that is written to all the time is
+/// returned as it is: its cast ends soon.
 pub async fn settled(mut open: OpenFile) -> io::Result<OpenFile> {
     for _ in 0..TRIES {
         let Some(wait) = open.version.unsettled_for(SystemTime::now()) else { break };

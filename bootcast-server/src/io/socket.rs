@@ -1,4 +1,4 @@
-//! The UDP socket: runs of datagrams into the network, as few system calls as possible.
+//! The UDP socket: sends runs of datagrams with as few system calls as possible.
 
 use std::io::IoSlice;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
@@ -14,8 +14,8 @@ use rustix::net::SendFlags;
 
 use super::interface::Interface;
 
-/// Datagrams of one `sendmsg` with GSO: below the kernel's limit of 64 (`UDP_MAX_SEGMENTS` before 6.9).
-/// 44 of a page for an MTU of 1500 are just below the limit of 65,507 bytes.
+/// Most datagrams in one `sendmsg` with GSO: below the kernel's limit of 64 (`UDP_MAX_SEGMENTS`
+/// before 6.9). 44 datagrams at an MTU of 1500 stay just below the limit of 65,507 bytes.
 const GSO_MAX_DATAGRAMS: usize = 44;
 
 /// Largest UDP payload over IPv4.
@@ -24,54 +24,55 @@ const GSO_MAX_BYTES: usize = 65_507;
 /// Time that a full socket buffer takes to drain at the configured rate.
 const SEND_BUFFER: Duration = Duration::from_millis(4);
 
-/// Range of the socket buffer, in bytes. The kernel's usual default; what 8 Gbit/s carry in 4 ms.
+/// Bounds of the socket buffer in bytes: the kernel's usual default, and what 8 Gbit/s carry in 4
+/// ms.
 const SEND_BUFFER_BYTES: std::ops::RangeInclusive<u64> = 212_992..=4_194_304;
 
-/// What the socket is to be.
+/// Options of the sending socket.
 #[derive(Clone, Copy, Debug)]
 pub struct SocketConfig {
-    /// Hops.
+    /// TTL: most hops of a datagram.
     pub ttl: u8,
-    /// Bytes of a full datagram.
+    /// Length of a full datagram in bytes.
     pub datagram_len: usize,
-    /// For the size of the buffer.
+    /// Sending rate, which determines the size of the socket buffer.
     pub rate: BitRate,
 }
 
-/// Why datagrams did not go out.
+/// Why datagrams were not sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SendError {
-    /// The socket's buffer is full: [`MulticastSocket::wait_writable`].
+    /// The socket buffer is full. Call [`MulticastSocket::wait_writable`].
     #[error("socket buffer full")]
     Full,
-    /// The kernel is short of memory, which the socket cannot tell the end of.
+    /// The kernel is short of memory. Polling the socket does not tell when this ends.
     #[error("no buffer space")]
     NoBuffers,
     /// The interface is down or gone. It may come back.
     #[error("{0}")]
     Down(Errno),
-    /// The kernel does not take these datagrams, such as for a firewall. It may take those of
-    /// another group.
+    /// The kernel refuses these datagrams, for example because of a firewall. It may accept those
+    /// of another group.
     #[error("{0}")]
     Refused(Errno),
 }
 
-/// Sends pages to groups through one interface.
+/// Sends datagrams to groups through one interface.
 #[derive(Debug)]
 pub struct MulticastSocket {
     socket: UdpSocket,
     datagram_len: usize,
-    /// The kernel cuts one large buffer into datagrams.
+    /// Whether the kernel splits one large buffer into datagrams (GSO).
     segmentation: bool,
 }
 
-/// Datagrams of `datagram_len` bytes that one call may send.
+/// Most datagrams of `datagram_len` bytes that one call may send.
 pub fn batch_datagrams(datagram_len: usize) -> usize {
     (GSO_MAX_BYTES / datagram_len).clamp(1, GSO_MAX_DATAGRAMS)
 }
 
 impl MulticastSocket {
-    /// A socket on the interface, with GSO where the kernel has it.
+    /// Opens a socket on the interface, with GSO if the kernel supports it.
     pub fn open(interface: &Interface, config: &SocketConfig) -> std::io::Result<Self> {
         let socket = UdpSocket::bind((interface.address, 0))?;
         socket.set_nonblocking(true)?;
@@ -88,8 +89,8 @@ impl MulticastSocket {
         Ok(socket)
     }
 
-    /// Sends through this interface from now on, from the same address and port: clients know a
-    /// cast by them.
+    /// Sends through this interface from now on. Keeps address and port, because clients recognise
+    /// a cast by them.
     pub fn attach(&mut self, interface: &Interface) -> std::io::Result<()> {
         rustix::net::sockopt::set_ip_multicast_if_with_ifindex(
             &self.socket,
@@ -101,14 +102,15 @@ impl MulticastSocket {
         Ok(())
     }
 
-    /// Sends datagrams that lie one behind the other, all full but the last. Returns the bytes that
-    /// went out: all of them, or whole datagrams from the front.
+    /// Sends consecutive datagrams, all full except the last. Returns the bytes sent: all, or whole
+    /// datagrams from the front.
     pub fn send(&mut self, datagrams: &[u8], group: SocketAddrV4) -> Result<usize, SendError> {
         if !self.segmentation || datagrams.len() <= self.datagram_len {
             return self.send_each(datagrams, group).map_err(Self::error);
         }
         match rustix::net::sendto(&self.socket, datagrams, SendFlags::empty(), &group) {
-            // The device cannot do it after all (no checksum offload, IPsec) - or that is not why it failed.
+            // The device cannot segment after all (no checksum offload, IPsec), or the call failed
+            // for another reason.
             Err(Errno::INVAL | Errno::IO | Errno::OPNOTSUPP | Errno::MSGSIZE) => {
                 let sent = self.send_each(datagrams, group).map_err(Self::error)?;
                 self.segmentation = false;
@@ -119,11 +121,11 @@ impl MulticastSocket {
         }
     }
 
-    /// Waits until the socket takes datagrams again, or the time is over.
+    /// Waits until the socket accepts datagrams again or the timeout expires.
     pub fn wait_writable(&self, timeout: Duration) {
         let timeout = Timespec::try_from(timeout).ok();
         let mut waiting = [PollFd::new(&self.socket, PollFlags::OUT)];
-        // An interrupted wait is a short one.
+        // An interrupted wait is merely short.
         let _ = poll(&mut waiting, timeout.as_ref());
     }
 
@@ -181,7 +183,7 @@ mod tests {
 
     const DATAGRAM: usize = 1472;
 
-    /// A member of a group of its own, and a sender to it.
+    /// Creates a receiver in a group of its own, and a sender to it.
     fn pair() -> (UdpSocket, SocketAddrV4, MulticastSocket) {
         let group = Ipv4Addr::new(239, 254, 17, 1);
         let member = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
@@ -195,7 +197,7 @@ mod tests {
         (member, SocketAddrV4::new(group, port), sender)
     }
 
-    /// Three full datagrams and a short one, each of its own byte.
+    /// Three full datagrams and a short one, each filled with its own byte.
     fn batch() -> Vec<u8> {
         let full = (0..3).flat_map(|byte| std::iter::repeat_n(byte, DATAGRAM));
         full.chain([3; 100]).collect()
@@ -228,7 +230,7 @@ mod tests {
     #[test]
     fn an_address_that_may_not_be_sent_to_does_not_count_as_an_interface_that_is_down() {
         let (_, group, mut sender) = pair();
-        // Broadcasts are forbidden to a socket that did not ask for them.
+        // Broadcasts are forbidden unless a socket enables them.
         let forbidden = SocketAddrV4::new(Ipv4Addr::BROADCAST, group.port());
         let refused = Err(SendError::Refused(Errno::ACCESS));
         assert_eq!(sender.send(&batch(), forbidden), refused);

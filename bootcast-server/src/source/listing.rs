@@ -1,4 +1,4 @@
-//! Attributes of names, in the form that `/meta/` answers with.
+//! Attributes and listings in the form of `/meta/`.
 
 use std::os::fd::BorrowedFd;
 
@@ -33,7 +33,7 @@ pub(super) fn list(found: BorrowedFd<'_>) -> Result<Meta, Errno> {
     Ok(Meta { attributes, entries: Some(entries) })
 }
 
-/// Every entry that can be looked at. One that vanishes meanwhile, or fails, is left out.
+/// Entries of a directory. Leaves out any that vanish or cannot be examined.
 fn entries(directory: BorrowedFd<'_>) -> Result<Vec<Entry>, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let readable = rustix::fs::openat(directory, ".", flags, Mode::empty())?;
@@ -76,13 +76,13 @@ fn attributes(stat: &Stat) -> Attributes {
     }
 }
 
-/// A link's target, percent-encoded. The empty name is the link `at` itself.
+/// Target of a symbolic link, percent-encoded. An empty name means the link `at` itself.
 fn target<P: rustix::path::Arg>(at: BorrowedFd<'_>, name: P) -> Result<String, Errno> {
     let target = rustix::fs::readlinkat(at, name, Vec::new())?;
     Ok(encode_name(target.as_bytes()))
 }
 
-/// Changes whenever the listing does. `entries` in the order of their names.
+/// Version of a listing; changes whenever the listing does. `entries` must be sorted by name.
 fn listing_etag(directory: &Stat, entries: &[Entry]) -> Etag {
     let mut hasher = blake3::Hasher::new();
     let mut line = |name: &str, attributes: &Attributes| {

@@ -2,8 +2,8 @@
 //!
 //! Names are resolved by the kernel beneath the directory's descriptor (`openat2`,
 //! `RESOLVE_BENEATH`), so that neither `..` nor a symbolic link leads out, also while somebody
-//! renames things. A name is opened for reading only after it proved to be a regular file: opening a
-//! pipe or a device can block or have effects.
+//! renames things. A name is opened for reading only after it proved to be a regular file: opening
+//! a pipe or a device can block or have effects.
 
 mod listing;
 mod version;
@@ -21,7 +21,7 @@ use rustix::io::Errno;
 
 pub use version::Version;
 
-/// How often a lookup is tried again that a rename disturbed (openat2(2), EAGAIN).
+/// How often to retry a lookup that a concurrent rename disturbed (openat2(2), EAGAIN).
 const LOOKUP_TRIES: u32 = 8;
 
 /// The served directory.
@@ -33,9 +33,9 @@ pub struct Source {
 /// A regular file, open for reading.
 #[derive(Debug)]
 pub struct OpenFile {
-    /// Its own file description.
+    /// Descriptor with a file position of its own.
     pub file: File,
-    /// As it was when it was opened.
+    /// Version at the time of opening.
     pub version: Version,
 }
 
@@ -45,16 +45,16 @@ pub enum SourceError {
     /// There is no such name.
     #[error("no such file or directory")]
     NotFound,
-    /// The server may not open it, or it leads out of the served directory.
+    /// The server may not open the path, or the path leads out of the served directory.
     #[error("permission denied")]
     Forbidden,
-    /// It is something else than a regular file.
+    /// The path leads to something other than a regular file.
     #[error("not a regular file")]
     NotRegular,
-    /// The server is out of descriptors or memory; it may have some later.
+    /// The server is out of descriptors or memory. Retrying later may help.
     #[error("too many open files: try again later")]
     Busy,
-    /// The file system failed.
+    /// A system call failed.
     #[error("cannot read: {0}")]
     Io(std::io::Error),
 }
@@ -71,7 +71,8 @@ impl From<Errno> for SourceError {
 }
 
 impl Source {
-    /// Serves `dir`. Fails where it is not a directory, or the kernel is too old for `openat2` (before 5.6).
+    /// Serves the directory `dir`. Fails if it is not a directory, or if the kernel is too old for
+    /// `openat2` (before 5.6).
     pub fn new(dir: &Path) -> std::io::Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let source = Self { root: rustix::fs::open(dir, flags, Mode::empty())? };
@@ -93,7 +94,7 @@ impl Source {
         Ok(OpenFile { file, version })
     }
 
-    /// The version that the path leads to at present.
+    /// Version that the path leads to at present.
     pub fn version(&self, path: &RemotePath) -> Result<Version, SourceError> {
         let found = self.lookup(path, OFlags::empty())?;
         Ok(Version::of_stat(&rustix::fs::fstat(&found)?))
@@ -127,7 +128,7 @@ impl Source {
 }
 
 impl OpenFile {
-    /// The version's name.
+    /// ETag of the version.
     pub fn etag(&self) -> Etag {
         self.version.etag()
     }

@@ -1,4 +1,4 @@
-//! Which content a file has, told from outside.
+//! Version of a file, derived from its attributes.
 
 use std::fs::File;
 use std::time::{Duration, SystemTime};
@@ -7,15 +7,16 @@ use bootcast_proto::Etag;
 use rustix::fs::Stat;
 use rustix::io::Errno;
 
-/// Two writes may leave the same change time: the kernel takes it from a clock that steps with the timer
-/// interrupt, every 10 ms at the slowest (`CONFIG_HZ=100`). A change time of this age is not given again.
-/// File systems that keep whole seconds are not helped.
+/// Age after which a change time cannot be given to another write. The kernel takes change times
+/// from a clock that ticks with the timer interrupt, at least every 10 ms (`CONFIG_HZ=100`). This
+/// does not suffice for file systems that store whole seconds.
 const SETTLED_AGE: Duration = Duration::from_millis(20);
 
-/// Attributes that change whenever the content may have changed, and survive a restart.
+/// Attributes that change with the content and survive a restart.
 ///
-/// The change time is among them because nobody can set it back: a file that was replaced by one of the
-/// same size and modification time is another version.
+/// They include the change time because no program can set it back: replacing a file by one of the
+/// same size and modification time still gives another version. File systems that take their times
+/// from an image are an exception.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Version {
     inode: u64,
@@ -31,12 +32,12 @@ struct Timestamp {
 }
 
 impl Version {
-    /// Of an open file, as it is now.
+    /// Version of an open file at present.
     pub fn of_file(file: &File) -> Result<Self, Errno> {
         rustix::fs::fstat(file).map(|stat| Self::of_stat(&stat))
     }
 
-    /// Of whatever was looked at.
+    /// Version from a `stat` result.
     pub fn of_stat(stat: &Stat) -> Self {
         Self {
             inode: stat.st_ino,
@@ -46,7 +47,7 @@ impl Version {
         }
     }
 
-    /// Bytes in the file.
+    /// Size of the file in bytes.
     pub fn size(&self) -> u64 {
         self.size
     }
@@ -57,16 +58,17 @@ impl Version {
         SystemTime::UNIX_EPOCH + Duration::new(seconds, self.modified.nanos)
     }
 
-    /// How long it may still be left as it is by another write; `None`: every write changes it.
+    /// How long another write may still leave the version unchanged; `None` if every write changes
+    /// it.
     pub fn unsettled_for(&self, now: SystemTime) -> Option<Duration> {
         let Timestamp { seconds, nanos } = self.changed;
         let changed = Duration::new(u64::try_from(seconds).ok()?, nanos);
-        // A time to come is of another clock, which ours says nothing about.
+        // A change time in the future comes from another clock, which ours says nothing about.
         let age = now.duration_since(SystemTime::UNIX_EPOCH + changed).ok()?;
         SETTLED_AGE.checked_sub(age).filter(|left| !left.is_zero())
     }
 
-    /// Its name on the wire: inode, size, modification and change time, in hex.
+    /// ETag: inode, size, modification and change time in hex.
     pub fn etag(&self) -> Etag {
         let Self { inode, size, modified, changed } = self;
         let text = format!(

@@ -1,4 +1,4 @@
-//! What members are told of the cast: levels, and whether they may speak.
+//! Beacons: tell members the levels, and whether they may report.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -10,30 +10,33 @@ use super::Situation;
 use super::levels::Levels;
 use super::reporters::{EVERYBODY, FEW_MEMBERS, Reporters, spread};
 
-/// Between two beacons while the cast sends.
+/// Time between two beacons while the cast sends.
 const BUSY_INTERVAL: Duration = Duration::from_millis(25);
 
-/// Between two beacons while it waits for reports: at first, as the one that those who wait need most may get lost, then twice as
-/// long each time, and at most.
+/// Time between two beacons while the cast waits for reports: the first interval, doubled each time
+/// up to the second. It starts short because the beacon that waiting members need most may get
+/// lost.
 const WAITING_INTERVALS: (Duration, Duration) =
     (Duration::from_millis(5), Duration::from_millis(50));
 
-/// Before one that cannot wait.
+/// Shortest time before an urgent beacon.
 const URGENT_INTERVAL: Duration = Duration::from_millis(2);
 
-/// After so many reports of many members a beacon cannot wait: those who would ask next are to know what the first ones brought.
+/// Among many members, a beacon becomes urgent after this many reports, so that members who would
+/// report next learn what the first reports achieved.
 const REPORTS_AT_ONCE: u32 = 4;
 
-/// Fewer reports in a period than this, and more members may speak.
+/// With fewer reports in a period than this, more members may report.
 const FEW_REPORTS: u32 = 25;
 
-/// More reports than this, and fewer members may speak.
+/// With more reports in a period than this, fewer members may report.
 const MANY_REPORTS: u32 = 50;
 
-/// So many times as many, or as few.
+/// Factor by which the permit rises or falls.
 const PERMIT_STEP: u64 = 4;
 
-/// Where all of many members may speak and few do, the time over which their reports are spread is halved up to so many times.
+/// Upper bound on halvings of the spread. It is halved where all of many members may report and few
+/// do.
 const HALVINGS: u32 = 2;
 
 #[derive(Debug)]
@@ -42,24 +45,24 @@ pub(super) struct Beacons {
     datagram_len: usize,
     number: u32,
     last_at: Instant,
-    /// Something went out since the last one.
+    /// Whether something was sent since the last beacon.
     sent_since: bool,
-    /// Members wait for the next one.
+    /// Whether members wait for the next beacon.
     is_urgent: bool,
-    /// Until the next one, if there is nothing to be told.
+    /// Time until the next beacon while nothing changes.
     waiting: Duration,
-    /// What the last one said of it.
+    /// Spread in the last beacon.
     spread: Duration,
-    /// Where the look over the windows goes on.
+    /// Window at which the next search for changed levels starts.
     next_window: WindowIndex,
-    /// Share of members that may report beyond what their number allows, in 1/65536.
+    /// Permit beyond what the number of members allows, in 1/65536.
     raised_permit: u64,
-    /// How often the spread of many is halved.
+    /// How often the spread of many members is halved at present.
     halvings: u32,
     reports: u32,
     /// Reports since the last beacon.
     unanswered: u32,
-    /// Reports are counted from here on.
+    /// Start of the period in which reports are counted.
     period_began: Instant,
 }
 
@@ -87,26 +90,27 @@ impl Beacons {
         self.sent_since = true;
     }
 
-    /// There is something to be told without delay.
+    /// Makes the next beacon urgent.
     pub(super) fn on_urgent(&mut self) {
         self.is_urgent = true;
     }
 
-    /// One of so many members reported what it lacks.
+    /// Counts a report of needs by one of `members` members.
     pub(super) fn count_report(&mut self, members: usize) {
         self.reports = self.reports.saturating_add(1);
         self.unanswered = self.unanswered.saturating_add(1);
         self.is_urgent |= members > FEW_MEMBERS && self.unanswered >= REPORTS_AT_ONCE;
     }
 
-    /// When the next one is due. `calm_at`: until then reports are waited for, if there is nothing to send.
+    /// When the next beacon is due. If there is nothing to send, reports are awaited until
+    /// `calm_at`.
     pub(super) fn due_at(
         &self,
         situation: Situation,
         is_owing: bool,
         calm_at: Option<Instant>,
     ) -> Option<Instant> {
-        // Many have left since the last one: those who remain may say at once what they lack.
+        // Many members left since the last beacon: the others may now report with a shorter spread.
         let is_sooner = situation.stream_done && self.spread > 4 * spread_of(situation);
         if self.is_urgent || (is_sooner && (self.sent_since || calm_at > Some(self.last_at))) {
             return Some(self.last_at + URGENT_INTERVAL);
@@ -118,8 +122,8 @@ impl Beacons {
         calm_at.filter(|&calm_at| at < calm_at).map(|_| at)
     }
 
-    /// Lets more members speak, and sooner, where those who may have little to say, and fewer and later where they say much; `true`
-    /// where more may.
+    /// Adapts permit and spread to the number of reports: few reports let more members report, and
+    /// sooner; many reports do the opposite. Returns whether the permit rose.
     pub(super) fn adjust_permit(&mut self, situation: Situation, now: Instant) -> bool {
         if now < self.period_began + spread_of(situation) {
             return false;
@@ -140,13 +144,13 @@ impl Beacons {
         few && !all_may
     }
 
-    /// Those to whom the beacons speak.
+    /// Members that may report, as beacons state it.
     pub(super) fn reporters(&self, members: usize) -> Reporters {
         Reporters { members, permit: self.permit(members) }
     }
 
-    /// Levels with news first, then those of the other windows in turn, as many as fit. What is to be told of the rate is the
-    /// scheduler's to add.
+    /// Composes a beacon: changed levels first, then those of other windows in turn, as many as
+    /// fit. The scheduler adds the rate.
     pub(super) fn compose(
         &mut self,
         situation: Situation,
@@ -176,13 +180,13 @@ impl Beacons {
         }
     }
 
-    /// That of few members follows their number; that of many, how much they have to say.
+    /// Spread of reports: follows the number of few members, and the number of reports of many.
     fn spread(&self, situation: Situation) -> Duration {
         let spread = spread_of(situation);
         if situation.members > FEW_MEMBERS { spread / (1 << self.halvings) } else { spread }
     }
 
-    /// In 1/65536, rounded up.
+    /// Share that may report, in 1/65536, rounded up.
     fn permit(&self, members: usize) -> u64 {
         let few = (FEW_MEMBERS as u64 * EVERYBODY).div_ceil(members.max(1) as u64);
         few.max(self.raised_permit).min(EVERYBODY)
@@ -191,7 +195,8 @@ impl Beacons {
     fn choose_windows(&mut self, levels: &mut Levels) -> BTreeSet<WindowIndex> {
         let mut chosen = BTreeSet::new();
         let mut blocks = 0;
-        // Every window fits alone, and the largest that still fits decides: no window is passed over.
+        // Every window fits alone. The size of the largest decides when to stop, so no window is
+        // skipped.
         let largest = self.layout.interleave().min(self.layout.blocks()) as usize;
         let windows = self.layout.windows();
         while chosen.len() < windows as usize

@@ -1,28 +1,28 @@
-//! Symbols that nobody asked for, when members remain and nothing else is to be sent.
+//! Fill symbols: sent without a request while members remain and nothing else is to be sent.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use bootcast_proto::{BlockIndex, BlockLayout, WindowIndex};
 
-/// A round begins no sooner than this after the one before: a file of few blocks would otherwise be
-/// sent thousands of times before a leave gets through.
+/// Shortest time from the start of a round to the next. A file of few blocks would otherwise be
+/// sent thousands of times before a leave arrives.
 const ROUND_INTERVAL: Duration = Duration::from_millis(10);
 
-/// After so many rounds in which nothing was heard nobody seems to listen: who lacks more than a quarter of a window
-/// asks for pages, and who asks begins the rounds anew.
+/// After this many rounds without a request, nobody seems to listen and fill stops. A member that
+/// lacks more than a quarter of a window requests pages, and every request restarts the rounds.
 const QUIET_ROUNDS: u32 = 32;
 
-/// Goes round over all blocks; before that, over those of the windows whose needs are not known yet.
+/// Cycles through all blocks, after a few rounds over the windows whose needs are not known yet.
 #[derive(Debug)]
 pub(super) struct Fill {
     blocks: u32,
     next: u32,
-    /// The next round begins then, or began.
+    /// Start of the next round, or of the present one.
     round_at: Instant,
-    /// Rounds since anything was heard.
+    /// Rounds since the last request.
     rounds: u32,
-    /// Goes before the next round.
+    /// Blocks that get symbols before the next round.
     first: VecDeque<BlockIndex>,
 }
 
@@ -35,7 +35,7 @@ impl Fill {
         self.rounds = 0;
     }
 
-    /// The stream rests: `rounds` over these windows go first.
+    /// Puts `rounds` over these windows in front: the stream came to rest.
     pub(super) fn begin_with(
         &mut self,
         windows: impl Iterator<Item = WindowIndex> + Clone,
@@ -47,12 +47,12 @@ impl Fill {
         self.first = all.map(BlockIndex).collect();
     }
 
-    /// From when on there is a block; `None` while nobody seems to listen.
+    /// When the next block is due; `None` while nobody seems to listen.
     pub(super) fn due_at(&self) -> Option<Instant> {
         (self.rounds < QUIET_ROUNDS && self.blocks > 0).then_some(self.round_at)
     }
 
-    /// Blocks that get a symbol now: at most `budget`, within one round.
+    /// Returns the blocks that get a symbol now: at most `budget`, within one round.
     pub(super) fn poll(&mut self, budget: u32, now: Instant) -> Vec<BlockIndex> {
         if !self.first.is_empty() {
             let count = self.first.len().min(budget as usize);

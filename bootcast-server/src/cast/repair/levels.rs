@@ -1,4 +1,4 @@
-//! How many symbols each block got and will get.
+//! Levels: how many symbols each block got and is promised.
 
 use std::collections::BTreeSet;
 
@@ -8,32 +8,33 @@ use bootcast_proto::{BlockIndex, BlockLayout, WindowIndex};
 
 use super::Symbol;
 
-/// Symbols of a block that are owed at a time, at most: more would be the same ones again.
+/// Most symbols of a block that are promised and not sent: the next one would repeat the first.
 const OWED_MAX: u32 = 128;
 const _: () = assert!(OWED_MAX as usize == REPAIRS);
 
-/// Symbols of one block since the cast began.
+/// Symbols of one block since the cast started.
 #[derive(Clone, Copy, Debug, Default)]
 struct Count {
     sent: u32,
-    /// Never below `sent`.
+    /// Symbols promised in all. Never below `sent`.
     promised: u32,
-    /// The highest need that counts for what is sent unasked.
+    /// Highest need of members that are not outliers.
     asked: u32,
-    /// The highest need of those who let others go first.
+    /// Highest need of outliers, served after all others.
     held: u32,
 }
 
 #[derive(Debug)]
 pub(super) struct Levels {
     layout: BlockLayout,
-    /// Of every block.
+    /// Counts of every block.
     counts: Vec<Count>,
-    /// Blocks with promises to keep, after how many symbols each got.
+    /// Blocks with unsent promises, ordered by the symbols each got.
     owed: BTreeSet<(u32, BlockIndex)>,
-    /// Blocks with held needs above what is promised, after how many symbols each had got when that was looked at last.
+    /// Blocks with deferred needs above their promise, ordered by the symbols each got when it was
+    /// queued.
     held: BTreeSet<(u32, BlockIndex)>,
-    /// Windows with news since they were told last.
+    /// Windows whose levels changed since a beacon told them.
     news: BTreeSet<WindowIndex>,
     symbols_sent: u64,
 }
@@ -50,8 +51,8 @@ impl Levels {
         }
     }
 
-    /// Promises the block `level` symbols in all, but no more than [`OWED_MAX`] at a time. `false` where it had as many, or there
-    /// is no such block.
+    /// Promises the block `level` symbols in all, at most [`OWED_MAX`] beyond those sent. Returns
+    /// `false` if it already had as many, or does not exist.
     pub(super) fn promise(&mut self, block: BlockIndex, level: u32) -> bool {
         let Some(count) = self.counts.get_mut(block.0 as usize) else { return false };
         let level = level.min(count.sent.saturating_add(OWED_MAX));
@@ -64,14 +65,14 @@ impl Levels {
         true
     }
 
-    /// Promises a symbol more than the block got.
+    /// Promises one symbol more than the block got.
     pub(super) fn promise_one(&mut self, block: BlockIndex) {
         if let Some(count) = self.counts.get(block.0 as usize) {
             self.promise(block, count.sent.saturating_add(1));
         }
     }
 
-    /// Promises each block of a window `more` symbols than its `base`, which is what each had got at some time.
+    /// Raises the promise of each block in a window to `more` above its entry in `base`.
     pub(super) fn promise_above(&mut self, window: WindowIndex, base: &[u32], more: u32) {
         for (block, base) in self.layout.blocks_of(window).zip(base) {
             self.promise(BlockIndex(block), base.saturating_add(more));
@@ -79,7 +80,7 @@ impl Levels {
         self.news.insert(window);
     }
 
-    /// Promises what a member needs; `true` where that had not been promised.
+    /// Promises what a member needs. Returns whether it was not promised before.
     pub(super) fn ask(&mut self, block: BlockIndex, need: u32) -> bool {
         if let Some(count) = self.counts.get_mut(block.0 as usize) {
             count.asked = count.asked.max(need);
@@ -87,7 +88,7 @@ impl Levels {
         self.promise(block, need)
     }
 
-    /// Keeps what a member needs that lets others go first; `true` where that is news.
+    /// Defers what an outlier needs. Returns whether the need is higher than those before.
     pub(super) fn hold(&mut self, block: BlockIndex, need: u32) -> bool {
         let Some(count) = self.counts.get_mut(block.0 as usize) else { return false };
         if need <= count.held.max(count.promised) {
@@ -100,7 +101,8 @@ impl Levels {
         true
     }
 
-    /// Promises a symbol of up to `budget` blocks with held needs, of those that got fewest first.
+    /// Promises one symbol to each of up to `budget` blocks with deferred needs, those with the
+    /// fewest symbols first.
     pub(super) fn promise_held(&mut self, budget: u32) {
         for _ in 0..budget {
             let Some((_, block)) = self.held.pop_first() else { return };
@@ -114,12 +116,12 @@ impl Levels {
         }
     }
 
-    /// Whether needs are held.
+    /// Whether needs are deferred.
     pub(super) fn is_holding(&self) -> bool {
         !self.held.is_empty()
     }
 
-    /// Takes back what was promised and not sent, and forgets what is held.
+    /// Takes back unsent promises and forgets deferred needs.
     pub(super) fn drop_promises(&mut self) {
         for (_, block) in std::mem::take(&mut self.held) {
             self.counts[block.0 as usize].held = 0;
@@ -130,7 +132,7 @@ impl Levels {
         }
     }
 
-    /// At most `budget` promised symbols, of the blocks that got fewest first.
+    /// Returns at most `budget` promised symbols, of the blocks that got the fewest first.
     pub(super) fn poll(&mut self, budget: u32) -> Vec<Symbol> {
         let mut symbols = Vec::new();
         for _ in 0..budget {
@@ -148,18 +150,18 @@ impl Levels {
         symbols
     }
 
-    /// Whether symbols are promised and not sent.
+    /// Whether promised symbols are unsent.
     pub(super) fn is_owing(&self) -> bool {
         !self.owed.is_empty()
     }
 
-    /// The first window with news, from `from` on and wrapping; it has none any more.
+    /// Takes the first window with changed levels, from `from` on and wrapping.
     pub(super) fn take_news(&mut self, from: WindowIndex) -> Option<WindowIndex> {
         let next = self.news.range(from..).next().or_else(|| self.news.first()).copied()?;
         self.news.take(&next)
     }
 
-    /// As a beacon tells them.
+    /// Levels of a window's blocks in the form of a beacon.
     pub(super) fn of_window(&self, window: WindowIndex) -> Vec<Level> {
         let counts = self.layout.blocks_of(window).map(|block| self.counts[block as usize]);
         let level = |count: Count| Level {
@@ -173,22 +175,22 @@ impl Levels {
         self.layout
     }
 
-    /// Blocks of a window that is not the last one.
+    /// Number of blocks in a window, except for the last window.
     pub(super) fn blocks_of_a_window(&self) -> usize {
         self.layout.blocks_of(WindowIndex(0)).len()
     }
 
-    /// What a block is promised in all; `None` where there is no such block.
+    /// Symbols promised to a block in all; `None` if there is no such block.
     pub(super) fn promised(&self, block: BlockIndex) -> Option<u32> {
         self.counts.get(block.0 as usize).map(|count| count.promised)
     }
 
-    /// What each block of a window got.
+    /// Symbols sent of each block in a window.
     pub(super) fn sent_in(&self, window: WindowIndex) -> impl Iterator<Item = u32> {
         self.layout.blocks_of(window).map(|block| self.counts[block as usize].sent)
     }
 
-    /// What was asked for each block of a window, in all.
+    /// Highest need of each block in a window.
     pub(super) fn asked_in(&self, window: WindowIndex) -> impl Iterator<Item = u32> {
         self.layout.blocks_of(window).map(|block| self.counts[block as usize].asked)
     }

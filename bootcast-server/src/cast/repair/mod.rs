@@ -1,14 +1,14 @@
-//! The repair channel of one cast: what is promised, what is owed, and who is to speak about it.
+//! The repair channel of one cast: which symbols are promised, and which members report.
 //! docs/PROTOCOL.md, "Repair".
 //!
 //! | module | decides |
 //! |---|---|
 //! | [`levels`] | which symbol goes out next |
-//! | [`redundancy`] | how many symbols a window gets unasked |
-//! | [`beacons`] | when and what members hear of all that, and how many of them may report |
-//! | [`reporters`] | how many may report, and over which time |
-//! | [`outliers`] | who lets the others go first |
-//! | [`fill`] | what is sent when everything promised is |
+//! | [`redundancy`] | how many symbols a window gets without reports |
+//! | [`beacons`] | when a beacon goes out, what it says, and how many members may report |
+//! | [`reporters`] | how many members may report, and over which time |
+//! | [`outliers`] | which members are served last |
+//! | [`fill`] | which symbols go out when everything promised is sent |
 
 mod beacons;
 mod fill;
@@ -34,22 +34,22 @@ use reporters::{patience, spread};
 /// A repair symbol to be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Symbol {
-    /// Of which block.
+    /// Block that the symbol belongs to.
     pub block: BlockIndex,
-    /// Which of its symbols.
+    /// Number of the symbol in its block.
     pub number: RepairIndex,
-    /// Symbols that the block will have got in all; 255 stands for more.
+    /// Symbols promised for the block in all, capped at 255.
     pub promised: u8,
 }
 
-/// What repair has to know of the rest of its cast.
+/// State of the rest of the cast that repair depends on.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Situation {
-    /// The page that the stream sends next.
+    /// Page that the stream sends next.
     pub(super) position: PageIndex,
-    /// Whether the stream brought every window that was asked for.
+    /// Whether the stream has sent every window that was asked for.
     pub(super) stream_done: bool,
-    /// Members of either kind.
+    /// Members that want the whole file and receive datagrams.
     pub(super) members: usize,
 }
 
@@ -60,14 +60,15 @@ pub(super) struct Repair {
     beacons: Beacons,
     outliers: Outliers,
     fill: Fill,
-    /// Members were told that the stream rests.
+    /// Whether a beacon has told the members that the stream rests.
     is_resting: bool,
-    /// The last join, promise or wish: there may be an answer to it.
+    /// Time of the last join, promise or request: reports that answer it may still be on their way.
     changed_at: Instant,
 }
 
 impl Repair {
-    /// `datagram_len`: bytes of a full datagram.
+    /// Creates the state for a file without promises. `datagram_len` is the length of a full
+    /// datagram in bytes.
     pub(super) fn new(layout: BlockLayout, datagram_len: usize, now: Instant) -> Self {
         Self {
             levels: Levels::new(layout),
@@ -80,22 +81,22 @@ impl Repair {
         }
     }
 
-    /// Somebody joined, left or reported.
+    /// Handles a sign of life: a join, a leave or a report.
     pub(super) fn on_heard(&mut self) {
         self.fill.on_heard();
     }
 
-    /// What members lack changed, or what they are told.
+    /// Handles a change in what members lack or in what beacons say.
     pub(super) fn on_change(&mut self, now: Instant) {
         self.changed_at = now;
     }
 
-    /// Nobody is left to whom anything was promised.
+    /// Drops all promises: no member is left that they were made to.
     pub(super) fn on_deserted(&mut self) {
         self.levels.drop_promises();
     }
 
-    /// Takes over what one of so many members needs.
+    /// Takes over the needs in a report of one of `members` members.
     pub(super) fn handle_report(&mut self, report: &Report, members: usize, now: Instant) {
         if report.needs.is_empty() && report.bulk.is_empty() {
             return;
@@ -115,7 +116,7 @@ impl Repair {
         }
     }
 
-    /// The stream brought a window that was wanted.
+    /// Handles a wanted window whose pages the stream has sent.
     pub(super) fn on_window(&mut self, window: WindowIndex, members: usize, now: Instant) {
         self.learn(members, now);
         self.redundancy.begin(window, &mut self.levels, now + 2 * spread(members, false));
@@ -123,7 +124,7 @@ impl Repair {
         self.on_change(now);
     }
 
-    /// The stream came to rest, or runs again.
+    /// Handles the stream coming to rest or running again.
     pub(super) fn on_stream(&mut self, stream_done: bool) {
         if std::mem::replace(&mut self.is_resting, stream_done) == stream_done {
             return;
@@ -136,12 +137,12 @@ impl Repair {
         }
     }
 
-    /// Pages or symbols went out.
+    /// Handles sent pages or symbols.
     pub(super) fn on_sent(&mut self) {
         self.beacons.on_sent();
     }
 
-    /// The next beacon, if one is due.
+    /// Returns the next beacon if one is due.
     pub(super) fn poll_beacon(&mut self, situation: Situation, now: Instant) -> Option<Beacon> {
         if self.beacon_at(situation).is_none_or(|at| now < at) {
             return None;
@@ -153,12 +154,12 @@ impl Repair {
         Some(self.beacon(situation, now))
     }
 
-    /// A beacon, due or not.
+    /// Returns a beacon, due or not.
     pub(super) fn beacon(&mut self, situation: Situation, now: Instant) -> Beacon {
         self.beacons.compose(situation, &mut self.levels, now)
     }
 
-    /// Promised symbols, the first of every block before the second of any.
+    /// Returns promised symbols, the first of every block before the second of any.
     pub(super) fn poll_promised(&mut self, budget: u32) -> Option<Vec<Symbol>> {
         let symbols = self.levels.poll(budget);
         if symbols.is_empty() {
@@ -171,7 +172,8 @@ impl Repair {
         Some(symbols)
     }
 
-    /// What those need who let others go first, then more symbols of every block in turn, once nobody seems to have a better idea.
+    /// Returns symbols that no promise covers: deferred needs first, then more symbols of every
+    /// block in turn. `None` until reports had time to arrive.
     pub(super) fn poll_fill(
         &mut self,
         budget: u32,
@@ -193,18 +195,18 @@ impl Repair {
         (!symbols.is_empty()).then_some(symbols)
     }
 
-    /// Whether everything that was asked for is sent, and something else may be.
+    /// Whether everything promised is sent and fill symbols may go out.
     pub(super) fn is_idle(&self, situation: Situation, now: Instant) -> bool {
         !self.levels.is_holding() && self.fill_at(situation).is_some_and(|at| at <= now)
     }
 
-    /// From when on one of the `poll_` has something.
+    /// Earliest time at which one of the `poll_` functions has something.
     pub(super) fn poll_at(&self, situation: Situation) -> Option<Instant> {
         let owed = self.levels.is_owing().then_some(self.changed_at);
         [owed, self.beacon_at(situation), self.fill_at(situation)].into_iter().flatten().min()
     }
 
-    /// Symbols of each block that a window gets unasked.
+    /// Redundancy at present: symbols that every block of a window gets without reports.
     pub(super) fn redundancy(&self) -> u32 {
         self.redundancy.symbols()
     }
@@ -232,7 +234,7 @@ impl Repair {
         if self.levels.is_holding() {
             return Some(self.changed_at);
         }
-        // Of many, somebody lacks something.
+        // Among many members, one is practically certain to lack something.
         let reporters = self.beacons.reporters(situation.members);
         let is_sure = !reporters.are_few() && self.redundancy.symbols() > 0;
         let from = if is_sure { self.changed_at } else { self.calm_at(situation) };

@@ -1,4 +1,4 @@
-//! Who needs much more than the others, and is to let them go first.
+//! Detects members that need far more than the others; these are served last.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -9,10 +9,12 @@ use bootcast_proto::api::Report;
 use super::levels::Levels;
 use super::reporters::{Reporters, patience};
 
-/// More symbols than these, or than a window gets unasked, beyond those promised are more than chance explains.
+/// A need counts as large if it exceeds the promise by more than this many symbols, or by more than
+/// the redundancy. Random loss does not explain more.
 const MUCH: u32 = 8;
 
-/// If more than this share of those who may report need so much, it is not they who are unusual.
+/// 1 / this is the largest fraction of the reporting members that can be outliers. If more of them
+/// need much, they are not unusual.
 const UNUSUAL_SHARE: u64 = 8;
 
 /// Counts the reports of members that need much.
@@ -27,7 +29,7 @@ impl Outliers {
         Self { since: now, reports: 0 }
     }
 
-    /// Whether this report is one of few that ask for far more than the others.
+    /// Whether this report asks for far more than most others do.
     pub(super) fn is_outlier(
         &mut self,
         report: &Report,
@@ -47,7 +49,7 @@ impl Outliers {
     }
 }
 
-/// Whether over half of the blocks of the windows that it names need much.
+/// Whether more than half of the blocks in the reported windows need much.
 fn asks_for_much(report: &Report, levels: &Levels, redundancy: u32) -> bool {
     let layout = levels.layout();
     let mut blocks = BTreeMap::new();

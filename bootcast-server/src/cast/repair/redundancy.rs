@@ -1,4 +1,4 @@
-//! How many symbols a window gets before anybody asks.
+//! Redundancy: symbols that every block gets without reports.
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -8,54 +8,57 @@ use bootcast_proto::WindowIndex;
 use super::levels::Levels;
 use super::reporters::Reporters;
 
-/// More is never sent unasked: half of what the pages themselves take.
+/// Upper bound of the redundancy: half as many symbols as a block has pages.
 const MOST: u32 = 64;
 
-/// Windows with fewer blocks tell too little, unless there is no other.
+/// Windows with fewer blocks say too little about needs, unless the file has no larger ones.
 const TELLING_BLOCKS: usize = 32;
 
-/// Shares of a window's blocks, in thousandths, that may need more than they got unasked: with more of them it becomes more, with fewer
-/// it becomes less.
+/// Bounds on the share of a window's blocks, in thousandths, that need more than the redundancy.
+/// Above `most` the redundancy rises; below `least` it falls.
 #[derive(Clone, Copy, Debug)]
 struct Aim {
     most: u64,
     least: u64,
 }
 
-/// Few members tell all of their needs, and soon: what is sent unasked is what nearly every block needs anyway.
+/// Bounds for few members: all of them report, and soon, so redundancy only covers what nearly
+/// every block needs.
 const OF_FEW: Aim = Aim { most: 900, least: 500 };
 
-/// The reports of many take long, and are not to become many: few blocks are left to them.
+/// Bounds for many members: reports take long and must stay few, so few blocks are left to them.
 const OF_MANY: Aim = Aim { most: 160, least: 20 };
 
-/// A window whose reports are still under way.
+/// A window whose reports may still arrive.
 #[derive(Debug)]
 struct Watched {
     window: WindowIndex,
-    /// What each of its blocks had got when the stream had passed it.
+    /// Symbols that each block had got when the stream passed the window.
     base: Vec<u32>,
-    /// Symbols that its blocks got unasked, at first.
+    /// Redundancy that its blocks got at first.
     given: u32,
-    /// The largest share of the members that could report since then, in 1/65536: what they asked for stays asked for when fewer may.
+    /// Largest permit since the stream passed the window, in 1/65536. Needs reported under it stay
+    /// valid when the permit falls.
     permit: u64,
     settled_at: Instant,
 }
 
-/// Follows the needs that are reported. Begins with none: the first window of a clean network costs nothing.
+/// Learns the redundancy from reported needs. Starts at 0: a network without loss pays nothing.
 #[derive(Debug, Default)]
 pub(super) struct Redundancy {
     symbols: u32,
-    /// In the order of the stream.
+    /// Windows that are watched, in the order of the stream.
     watched: VecDeque<Watched>,
 }
 
 impl Redundancy {
-    /// For each block of a window.
+    /// Redundancy at present, in symbols per block.
     pub(super) fn symbols(&self) -> u32 {
         self.symbols
     }
 
-    /// The stream has passed this window: promises it what windows get, and watches for what it needs.
+    /// Promises a window that the stream has passed its redundancy, and watches its needs until
+    /// `settled_at`.
     pub(super) fn begin(&mut self, window: WindowIndex, levels: &mut Levels, settled_at: Instant) {
         self.watched.retain(|watched| watched.window != window);
         let base: Vec<u32> = levels.sent_in(window).collect();
@@ -69,7 +72,8 @@ impl Redundancy {
         self.watched.iter().map(|watched| watched.window)
     }
 
-    /// Follows the needs that are known by now. What it becomes is promised to the windows under watch as well.
+    /// Learns from the windows whose needs are known by now. A raised redundancy is promised to the
+    /// watched windows too.
     pub(super) fn learn(&mut self, levels: &mut Levels, reporters: Reporters, now: Instant) {
         let before = self.symbols;
         for watched in &mut self.watched {
@@ -95,7 +99,7 @@ impl Redundancy {
 }
 
 impl Watched {
-    /// What all of its blocks need but those that are left to reports.
+    /// Redundancy that would cover all blocks of this window, except the share left to reports.
     fn needed(&self, levels: &Levels, reporters: Reporters) -> u32 {
         let mut needs: Vec<u32> = self.needs(levels).collect();
         needs.sort_unstable();
@@ -103,8 +107,8 @@ impl Watched {
         needs.iter().rev().nth(left).copied().unwrap_or(0)
     }
 
-    /// How many fewer the next windows are to get unasked: one where hardly any of its blocks needed more than they got. Where none
-    /// did, nobody knows how much too many those were: a quarter of them.
+    /// How much the redundancy may fall: by one if hardly any block needed more, by a quarter if
+    /// none did, because then the excess is unknown.
     fn spared(&self, levels: &Levels, reporters: Reporters) -> u32 {
         let short = self.needs(levels).filter(|&need| need > self.given).count();
         if short == 0 {
@@ -116,12 +120,12 @@ impl Watched {
         }
     }
 
-    /// Those through whom its needs are seen.
+    /// Members whose reports show the needs of this window.
     fn seen_by(&self, reporters: Reporters) -> Reporters {
         Reporters { permit: self.permit, ..reporters }
     }
 
-    /// What was asked for each of its blocks since the stream passed it; 0 where nobody asked.
+    /// Needs of each block in excess of `base`; 0 for blocks nobody reported.
     fn needs(&self, levels: &Levels) -> impl Iterator<Item = u32> {
         levels
             .asked_in(self.window)

@@ -1,4 +1,5 @@
-//! The loop of the sender's thread: commands in, runs of pages out, at the pace of the scheduler.
+//! The loop of the sender's thread: takes commands, sends runs of datagrams at the scheduler's
+//! pace.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddrV4;
@@ -18,52 +19,52 @@ use crate::io::repair_reader::{RepairReader, Rows};
 use crate::io::socket::{MulticastSocket, SendError};
 use crate::source::{SourceError, Version};
 
-/// Runs between two looks at the commands: about 2 ms of sending at 10 Gbit/s.
+/// Runs sent between two looks at the commands: about 2 ms of sending at 10 Gbit/s.
 const BURST_RUNS: u32 = 32;
 
-/// Commands between two bursts, so that a storm of joins does not silence the casts.
+/// Most commands between two bursts, so that a storm of joins does not stop the casts.
 const BURST_COMMANDS: usize = 256;
 
-/// How long a full socket is waited for before commands are looked at.
+/// How long to wait for a full socket before looking at the commands.
 const WRITABLE_WAIT: Duration = Duration::from_millis(2);
 
-/// Pause where the kernel has no memory.
+/// Pause when the kernel is short of memory.
 const NO_BUFFERS_PAUSE: Duration = Duration::from_millis(1);
 
 /// Pause between two attempts on an interface that is down.
 const DOWN_PAUSE: Duration = Duration::from_millis(250);
 
-/// Between two warnings of datagrams that the kernel refused.
+/// Time between two warnings about datagrams that the kernel refused.
 const REFUSED_WARNING_INTERVAL: Duration = Duration::from_secs(60);
 
-/// The path of every running cast is looked up again in the course of this ..
+/// Period within which the path of every running cast is checked for a new version.
 const VERSION_ROUND: Duration = Duration::from_secs(1);
 
-/// .. at so many times at most, a few at a time: a slow disk holds the sending up for moments only.
+/// Most checks in a period, each of a few casts: a slow disk then interrupts sending only briefly.
 const VERSION_ROUND_CHECKS: u32 = 64;
 
-/// Memory of all read windows together, and of one.
+/// Memory of all read windows together, and of one window, in bytes.
 const WINDOWS_BYTES: usize = 64 << 20;
 const WINDOW_BYTES: std::ops::RangeInclusive<usize> = 64 << 10..=1 << 20;
 
-/// Memory of all symbols that were made before they are wanted, and of those of one cast.
+/// Memory of the symbols encoded ahead for all casts, and for one cast, in bytes.
 const READY_BYTES: usize = 64 << 20;
 const READY_BYTES_MAX: usize = 6 << 20;
 
 /// What the loop does next.
 enum Next {
-    /// More commands, more pages.
+    /// Handle more commands and send more datagrams.
     GoOn,
-    /// Nothing before this.
+    /// Sleep until this time or the next command.
     WaitUntil(Instant),
-    /// Nothing without a command.
+    /// Sleep until the next command.
     WaitForCommand,
 }
 
-/// The file of a cast, for either port.
+/// Readers of one cast's file.
 struct CastReader {
     pages: PageReader,
-    /// The same for pages that are asked for: reading them leaves the stream's window as it is.
+    /// Reader of demanded pages. Separate, so that the stream's window stays in place.
     demanded: PageReader,
     repair: Option<RepairReader>,
 }
@@ -75,15 +76,15 @@ impl CastReader {
     }
 }
 
-/// Where looking up the paths of all casts again has got to.
+/// Progress of checking all casts for new versions.
 struct VersionRound {
-    /// When the next few have their turn.
+    /// When the next few casts are checked.
     next: Instant,
-    /// From few to few.
+    /// Time between two checks.
     interval: Duration,
-    /// How many a few are.
+    /// Casts in one check.
     share: usize,
-    /// The last one that was looked up; `None`: a round begins.
+    /// Cast that was checked last; `None` at the start of a round.
     last: Option<CastId>,
 }
 
@@ -93,14 +94,14 @@ pub(super) struct Driver {
     scheduler: Scheduler,
     readers: BTreeMap<CastId, CastReader>,
     rows: Rows,
-    /// What the socket did not take yet.
+    /// Datagrams that the socket did not accept yet.
     unsent: Option<Transmit>,
-    /// The interface is down; try again then.
+    /// When to try again on an interface that is down.
     down_until: Option<Instant>,
     next_refused_warning: Instant,
     versions: VersionRound,
     started: Instant,
-    /// Of casts that ended.
+    /// Bytes read by casts that have ended.
     bytes_read: u64,
 }
 
@@ -122,7 +123,7 @@ impl Driver {
         }
     }
 
-    /// Until [`Command::Stop`], or every handle is gone.
+    /// Runs until [`Command::Stop`] arrives or every handle is dropped.
     pub(super) fn run(mut self, commands: &Receiver<Command>) {
         loop {
             let now = Instant::now();
@@ -141,7 +142,7 @@ impl Driver {
         self.clean_up();
     }
 
-    /// Sends what is due, a bounded number of runs.
+    /// Sends what is due, at most [`BURST_RUNS`] runs.
     fn send_burst(&mut self) -> Next {
         if let Some(until) = self.down_until {
             if Instant::now() < until {
@@ -175,7 +176,8 @@ impl Driver {
         Next::GoOn
     }
 
-    /// Says that all casts are over, once: nobody waits for more. What the socket does not take is lost, as on the way.
+    /// Announces the end of all casts once, without waiting. Datagrams that the socket does not
+    /// accept are lost.
     fn send_farewells(&mut self, now: Instant) {
         self.unsent = None;
         while let Some(farewell) = self.scheduler.poll_transmit(now) {
@@ -185,8 +187,8 @@ impl Driver {
         }
     }
 
-    /// Sends what the scheduler handed out; what does not go out is kept as unsent, but for what the kernel
-    /// refused: that is lost, as if on the way. A file that cannot be read ends its cast.
+    /// Sends what the scheduler handed out. What the socket does not accept is kept as `unsent`;
+    /// what the kernel refuses counts as lost. A file that cannot be read ends its cast.
     fn send(&mut self, transmit: Transmit) -> Result<(), SendError> {
         match &transmit.what {
             Sending::Pages(pages) => self.send_pages(&transmit, *pages),
@@ -206,7 +208,7 @@ impl Driver {
         }
     }
 
-    /// Tags a datagram of this cast, which may be gone.
+    /// Tags a datagram of this cast, which may have ended.
     fn seal(&self, cast: CastId, datagram: &mut [u8]) {
         if let Some(keys) = &self.config.keys {
             keys.of(cast).seal(datagram);
@@ -243,7 +245,7 @@ impl Driver {
                 }
             };
             match sent {
-                // Whole datagrams, of which only the last may be short.
+                // Whole datagrams; only the last may be short.
                 Ok(bytes) => {
                     let pages = u32::try_from(bytes.div_ceil(datagram_len)).unwrap_or(u32::MAX);
                     left = PageRange::new(left.start.0.saturating_add(pages), left.end.0);
@@ -293,7 +295,7 @@ impl Driver {
         Ok(())
     }
 
-    /// Waits as `next` says, then carries out the commands that came.
+    /// Waits as `next` says, then executes the commands that arrived.
     fn obey(&mut self, commands: &Receiver<Command>, next: &Next) -> ControlFlow<()> {
         let first = match next {
             Next::GoOn => commands.try_recv().map_err(|error| match error {
@@ -316,13 +318,14 @@ impl Driver {
         ControlFlow::Continue(())
     }
 
-    /// A client that went away before the reply to its join is no member: nobody would ever leave.
+    /// Executes a command. A join whose client disconnected before the reply is undone: nobody
+    /// would ever leave.
     fn carry_out(&mut self, command: Command) -> ControlFlow<()> {
         let now = Instant::now();
         match command {
             Command::Join { path, etag, open, geometry, token, kind, reply } => {
                 if self.is_outdated(&path, open.version) {
-                    // A reply that nobody waits for: the client went away.
+                    // A failed reply means that the client disconnected.
                     let _ = reply.send(Err(JoinError::Outdated));
                     return ControlFlow::Continue(());
                 }
@@ -378,7 +381,7 @@ impl Driver {
 }
 
 impl Driver {
-    /// Ends those of a few casts whose path leads to another version by now, or nowhere.
+    /// Checks a few casts and ends those whose path now leads to another version or nowhere.
     fn check_versions(&mut self, now: Instant) {
         let round = &mut self.versions;
         if now < round.next {
@@ -399,7 +402,7 @@ impl Driver {
             let path = self.scheduler.cast(cast)?.path;
             match self.config.source.version(path) {
                 Ok(version) if version == reader.pages.version() => None,
-                // Of the server, not of the file.
+                // The problem is the server's, not the file's.
                 Err(SourceError::Busy) => None,
                 Ok(_) | Err(_) => Some(cast),
             }
@@ -410,8 +413,8 @@ impl Driver {
         }
     }
 
-    /// Whether the path leads to the version that is being cast, and not any more to this one: a
-    /// join that opened the file before it was replaced came after one that opened it later.
+    /// Whether the path no longer leads to `version` but still to the version being cast. Happens
+    /// if a join opens the file, the file is replaced, and a later join arrives first.
     fn is_outdated(&self, path: &RemotePath, version: Version) -> bool {
         let running = self.scheduler.cast_of(path).and_then(|view| self.readers.get(&view.id));
         running.map(|reader| reader.pages.version()).is_some_and(|running| {
@@ -431,7 +434,7 @@ impl Driver {
         }
     }
 
-    /// Drops what belongs to casts that ended.
+    /// Drops the readers of casts that ended.
     fn clean_up(&mut self) {
         while let Some(Event::Ended { cast, path, group, reason, passes }) =
             self.scheduler.poll_event()
@@ -443,7 +446,7 @@ impl Driver {
         }
     }
 
-    /// Says it now and then.
+    /// Warns about a refused datagram, at most once per interval.
     fn warn_refused(&mut self, group: SocketAddrV4, errno: rustix::io::Errno) {
         let now = Instant::now();
         if self.next_refused_warning <= now {
@@ -452,7 +455,7 @@ impl Driver {
         }
     }
 
-    /// Says it once; returns when to try again.
+    /// Warns once that the interface is down. Returns when to try again.
     fn on_down(&mut self, errno: rustix::io::Errno) -> Instant {
         if self.down_until.is_none() {
             let interface = &self.config.interface.name;
@@ -463,11 +466,11 @@ impl Driver {
         until
     }
 
-    /// An interface that comes back may have another number.
+    /// Looks up the interface again: one that comes back may have another index.
     fn find_interface(&mut self) {
         let config = &mut self.config;
         let found = interface::resolve(config.interface_name.as_ref(), config.any_group);
-        // Where that fails, the socket fails again and another pause follows.
+        // If this fails, the socket fails again and another pause follows.
         if let Ok(interface) = found
             && interface.address == config.interface.address
             && self.socket.attach(&interface).is_ok()

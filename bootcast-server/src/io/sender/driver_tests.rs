@@ -1,4 +1,4 @@
-//! The driver by its commands, over loopback.
+//! Tests the driver by its commands, over loopback.
 
 use std::net::Ipv4Addr;
 use std::num::NonZeroU32;
@@ -14,7 +14,7 @@ use crate::cast::{CastPolicy, GroupPool};
 use crate::io::socket::SocketConfig;
 use crate::source::{OpenFile, Source};
 
-/// A driver that sends nothing: nobody calls its loop.
+/// A driver that sends nothing, because its loop does not run.
 struct Lab {
     dir: TempDir,
     driver: Driver,
@@ -51,7 +51,7 @@ impl Lab {
         Self { dir, driver: Driver::new(config, settings, socket), tokens: 0 }
     }
 
-    /// Puts another file in the place of this one.
+    /// Replaces this file by another one.
     fn replace(&self, name: &str) {
         let new = self.dir.path().join("new");
         std::fs::write(&new, name).unwrap();

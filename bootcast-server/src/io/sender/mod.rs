@@ -1,4 +1,4 @@
-//! The one thread that owns all casts and sends their pages; and the handle that talks to it.
+//! The thread that owns all casts and sends their datagrams, and the handle to it.
 
 mod driver;
 
@@ -22,59 +22,60 @@ use driver::Driver;
 /// Nice value of the sender's thread. docs/SEMANTICS.md, "Priority".
 const NICENESS: i32 = -10;
 
-/// What the sender needs to know.
+/// Configuration of the sender.
 #[derive(Debug)]
 pub struct SenderConfig {
-    /// What is served.
+    /// Served directory.
     pub source: Arc<Source>,
-    /// Where to.
+    /// Interface that multicast leaves by.
     pub interface: Interface,
-    /// How the interface was named; `None` for the default. It is looked up again when it went away.
+    /// Name that selected the interface; `None` for the default. Used to find the interface again
+    /// if it disappears.
     pub interface_name: Option<InterfaceName>,
-    /// Any address of the groups, for that.
+    /// An address of the group range, used to look up the route.
     pub any_group: Ipv4Addr,
-    /// How.
+    /// Options of the sending socket.
     pub socket: SocketConfig,
     /// Bytes of a full page.
     pub page_size: PageSize,
-    /// What the headers say.
+    /// Layout of the datagram headers.
     pub layout: Layout,
-    /// What vouches for the datagrams; `None`: nothing does.
+    /// Keys for the datagrams' tags; `None`: they carry none.
     pub keys: Option<CastKeys>,
 }
 
-/// Why there is no answer to a join.
+/// Why a join got no membership.
 #[derive(Debug, thiserror::Error)]
 pub enum JoinError {
-    /// Try again later.
+    /// The scheduler refused it. Retrying later may help.
     #[error(transparent)]
     Refused(#[from] JoinRefusal),
-    /// The file was replaced since it was opened: open it again.
+    /// The file was replaced after it was opened. Opening it again helps.
     #[error("the file was replaced meanwhile: try again")]
     Outdated,
-    /// The file is too large for the page size.
+    /// The file has too many pages of this size.
     #[error("no cast with the server's --page-size: {0}")]
     TooManyPages(#[from] TooManyPages),
-    /// Not from the sender.
+    /// The sender did not answer.
     #[error(transparent)]
     NoAnswer(#[from] NoAnswer),
 }
 
-/// How long the sender is waited for. It needs milliseconds, but for a disk that hangs.
+/// How long to wait for the sender. It needs milliseconds unless a disk hangs.
 const ANSWER_WAIT: Duration = Duration::from_secs(5);
 
 /// Why the sender does not answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoAnswer {
-    /// It is gone.
+    /// Its thread has ended.
     #[error("the server stops")]
     Stopped,
-    /// It has other things to do, for seconds.
+    /// It did not answer within seconds.
     #[error("the server is busy: try again later")]
     Busy,
 }
 
-/// Talks to the sender. Each call waits a few milliseconds as a rule, a few seconds at most.
+/// Handle to the sender. Each call usually takes a few milliseconds, at most a few seconds.
 #[derive(Clone, Debug)]
 pub struct SenderHandle {
     commands: mpsc::Sender<Command>,
@@ -119,7 +120,8 @@ enum Command {
     Stop,
 }
 
-/// Opens the socket and starts the thread. It ends by [`SenderHandle::stop`]; then the receiver resolves.
+/// Opens the socket and starts the thread. [`SenderHandle::stop`] ends it; then the receiver
+/// resolves.
 pub fn spawn(
     config: SenderConfig,
     settings: Settings,
@@ -136,7 +138,7 @@ pub fn spawn(
     };
     let (ending, ended) = oneshot::channel();
     std::thread::Builder::new().name("sender".to_owned()).spawn(move || {
-        // Dropped with the thread, by whatever way it ends.
+        // Dropped when the thread ends, for whatever reason.
         let _ending: oneshot::Sender<()> = ending;
         raise_priority();
         Driver::new(config, settings, socket).run(&received);
@@ -144,8 +146,8 @@ pub fn spawn(
     Ok((handle, ended))
 }
 
-/// The pace of all clients hangs on this thread: time on the wire that it misses because others have the processor is lost for
-/// all. Where the operator does not allow it (`CAP_SYS_NICE`), it has the priority of the others.
+/// Raises the thread's priority: wire time that it misses because others have the CPU is lost for
+/// all clients. Keeps the default priority without `CAP_SYS_NICE`.
 fn raise_priority() {
     let this = Some(rustix::thread::gettid());
     if let Err(error) = rustix::process::setpriority_process(this, NICENESS) {
@@ -187,12 +189,13 @@ impl SenderHandle {
         })
     }
 
-    /// Leaves; `false` where the token is no member of a cast of this path.
+    /// Leaves. Returns `false` if the token is not a member of a cast of this path.
     pub async fn leave(&self, path: RemotePath, token: Token) -> Result<bool, NoAnswer> {
         self.ask(|reply| Command::Leave { path, token, reply }).await
     }
 
-    /// Tells what a member lacks; `false` where the token is no member of a cast of this path that may report.
+    /// Passes a report on. Returns `false` if the token is not a member that may report to a cast
+    /// of this path.
     pub async fn report(
         &self,
         path: RemotePath,
@@ -202,19 +205,20 @@ impl SenderHandle {
         self.ask(|reply| Command::Report { path, token, report, reply }).await
     }
 
-    /// Asks for pages; `false` where the token is no member of a cast of this path that may ask.
+    /// Passes a demand on. Returns `false` if the token is not a member that may demand from a cast
+    /// of this path.
     pub async fn want(&self, path: RemotePath, token: Token, want: Want) -> Result<bool, NoAnswer> {
         self.ask(|reply| Command::Want { path, token, want, reply }).await
     }
 
-    /// What runs at present.
+    /// Returns the state of the server.
     pub async fn status(&self) -> Result<Status, NoAnswer> {
         self.ask(|reply| Command::Status { reply }).await
     }
 
     /// Ends all casts and the thread.
     pub fn stop(&self) {
-        // A sender that is gone has stopped.
+        // Fails if the sender has already stopped.
         let _ = self.commands.send(Command::Stop);
     }
 
