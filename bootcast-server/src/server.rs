@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use bootcast_proto::tag::KEY_LEN;
 use bootcast_proto::wire::HEADER_LEN;
-use bootcast_proto::{BitRate, PageSize};
+use bootcast_proto::{BLOCK_PAGES, BitRate, PageSize};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -39,9 +39,6 @@ const WINDOW_TIME: Duration = Duration::from_millis(200);
 /// Range of the default interleave. Smaller windows do not spread bursts, larger ones delay the
 /// repair of slow casts.
 const INTERLEAVE: RangeInclusive<u64> = 16..=512;
-
-/// Pages of a block of the repair code.
-const BLOCK_PAGES: u64 = 128;
 
 /// Speed assumed for an interface that does not report one, in bits per second.
 const ASSUMED_SPEED_BITS: u64 = 1_000_000_000;
@@ -151,7 +148,9 @@ fn raise_descriptor_limit() {
 fn page_size(wanted: Option<PageSize>, interface: &Interface) -> anyhow::Result<PageSize> {
     let Interface { name, mtu, .. } = interface;
     let fitting = |mtu| {
-        PageSize::for_mtu(mtu).with_context(|| format!("the MTU of {name} is {mtu}: too small"))
+        PageSize::for_mtu(mtu).with_context(|| {
+            format!("the MTU of {name} is {mtu}, too small for a page: take another --interface")
+        })
     };
     let Some(wanted) = wanted else {
         return fitting(if interface.is_loopback { (*mtu).min(LOOPBACK_PAGE_MTU) } else { *mtu });
@@ -162,9 +161,6 @@ fn page_size(wanted: Option<PageSize>, interface: &Interface) -> anyhow::Result<
             "a page of {wanted} bytes does not fit the MTU of {name}, {mtu}: \
              take --page-size {largest} or less"
         );
-    }
-    if wanted.get() % 2 == 1 {
-        tracing::warn!(page_size = %wanted, "an odd page size: clients may not be able to repair");
     }
     Ok(wanted)
 }
@@ -179,7 +175,7 @@ fn batch_pages(rate: BitRate, page_size: PageSize) -> u32 {
 
 fn repair_settings(config: RepairConfig, rate: BitRate, page_size: PageSize) -> RepairSettings {
     let fitting = || {
-        let blocks = rate.bytes_in(WINDOW_TIME) / page_size.wire_len() / BLOCK_PAGES;
+        let blocks = rate.bytes_in(WINDOW_TIME) / page_size.wire_len() / u64::from(BLOCK_PAGES);
         let blocks = blocks.clamp(*INTERLEAVE.start(), *INTERLEAVE.end());
         u32::try_from(blocks).expect("512 at most")
     };

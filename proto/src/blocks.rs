@@ -12,7 +12,7 @@ use crate::fec::{SOURCES, SourceIndex};
 use crate::ids::{PageIndex, PageRange};
 
 /// Most pages in a block: [`SOURCES`] as a `u32`, the type of page numbers.
-const BLOCK_PAGES: u32 = 128;
+pub const BLOCK_PAGES: u32 = 128;
 const _: () = assert!(BLOCK_PAGES as usize == SOURCES);
 
 /// Largest interleave. A window then has 8.4 million pages.

@@ -35,7 +35,7 @@ pub mod tag;
 pub mod units;
 pub mod wire;
 
-pub use blocks::{BlockIndex, BlockLayout, WindowIndex};
+pub use blocks::{BLOCK_PAGES, BlockIndex, BlockLayout, WindowIndex};
 pub use geometry::Geometry;
 pub use ids::{Etag, PageIndex, PageRange, Token};
 pub use join::JoinAnswer;

@@ -4,9 +4,8 @@ use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
 use bootcast_proto::api::{Report, Want};
-use bootcast_proto::fec::SOURCES;
 use bootcast_proto::wire::{Beacon, HEADER_LEN};
-use bootcast_proto::{BlockLayout, Geometry, PageRange, Token};
+use bootcast_proto::{BLOCK_PAGES, BlockLayout, Geometry, PageRange, Token};
 
 use super::demand::Demand;
 use super::members::{MemberKind, Members};
@@ -23,10 +22,6 @@ pub const HOLD: Duration = Duration::from_millis(100);
 
 /// From the last join to the first page where all members have repair: what they miss costs no more time than waiting would.
 pub const SHORT_HOLD: Duration = Duration::from_millis(20);
-
-/// Pages of a block of the repair code.
-const BLOCK_PAGES: u32 = 128;
-const _: () = assert!(BLOCK_PAGES as usize == SOURCES);
 
 /// Runs of windows that are taken from one report. A member that lacks more asks again.
 const BULK_MAX: usize = 256;
