@@ -128,7 +128,7 @@ impl Source {
 }
 
 impl OpenFile {
-    /// ETag of the version.
+    /// `ETag` of the version.
     pub fn etag(&self) -> Etag {
         self.version.etag()
     }

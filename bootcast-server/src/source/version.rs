@@ -68,7 +68,7 @@ impl Version {
         SETTLED_AGE.checked_sub(age).filter(|left| !left.is_zero())
     }
 
-    /// ETag: inode, size, modification and change time in hex.
+    /// `ETag`: inode, size, modification and change time in hex.
     pub fn etag(&self) -> Etag {
         let Self { inode, size, modified, changed } = self;
         let text = format!(
