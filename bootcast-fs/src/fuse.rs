@@ -1,7 +1,7 @@
-//! Kernel requests -> [`Fs`] -> replies.
+//! The FUSE adapter: turns kernel requests into calls of [`Fs`], and results into replies.
 //!
-//! Session threads never wait: what needs the server runs on the runtime and takes the reply object along; a read that must
-//! wait is parked with its reply object in it.
+//! Session threads never wait. Calls that need the server run on the runtime and take their reply
+//! object along. A read that must wait is parked together with its reply object.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -22,10 +22,11 @@ use crate::fs::{Attr, DirEntry, Fs, FsError, OpenFile};
 use crate::io::Caller;
 use crate::object::{Unread, Waiter};
 
-/// Parked reads are background requests to the kernel; at its default of 16 they would hold up all others.
+/// Most background requests of the kernel. Parked reads count among them; with the default of 16
+/// they would block all others.
 const MAX_BACKGROUND: u16 = u16::MAX;
 
-/// The file system as the kernel sees it.
+/// Adapter between the kernel and the file system.
 #[derive(Debug)]
 pub struct Adapter {
     fs: Arc<Fs>,
@@ -36,12 +37,12 @@ pub struct Adapter {
 }
 
 impl Adapter {
-    /// Everything belongs to `uid` and `gid`.
+    /// Creates the adapter. All files belong to `uid` and `gid`.
     pub fn new(fs: Arc<Fs>, runtime: Handle, uid: u32, gid: u32) -> Self {
         Self { fs, runtime, uid, gid, opens: Arc::default() }
     }
 
-    /// Runs a call that may wait, and answers when it is done or its caller dies.
+    /// Runs a call that may wait. Replies when it is done or its caller dies.
     fn spawn<T, R>(
         &self,
         request: &Request,
@@ -95,12 +96,12 @@ fn file_type(kind: Kind) -> FileType {
         Kind::File => FileType::RegularFile,
         Kind::Directory => FileType::Directory,
         Kind::Symlink => FileType::Symlink,
-        // Of all special files the one whose open does nothing but fail.
+        // A socket is the only special file whose open fails without a side effect.
         Kind::Other => FileType::Socket,
     }
 }
 
-/// A reply that can be an errno.
+/// A reply that can carry an errno.
 trait Refuse {
     fn refuse(self, error: &FsError);
 }
@@ -117,7 +118,7 @@ macro_rules! refuse {
 }
 refuse!(ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEntry, ReplyOpen);
 
-/// A kernel read that waits.
+/// A kernel read that waits for its pages.
 struct ReadWaiter {
     reply: ReplyData,
     caller: Caller,
@@ -137,8 +138,8 @@ impl Waiter for ReadWaiter {
     }
 }
 
-/// How the open files of each inode are read. The kernel allows one way at a time: by requests to us
-/// and its page cache, or by itself from a backing file (fs/fuse/iomode.c).
+/// How the open files of each inode are read. The kernel allows one mode at a time: through
+/// requests and its page cache, or directly from a backing file (fs/fuse/iomode.c).
 #[derive(Debug, Default)]
 struct OpenModes {
     inodes: Mutex<HashMap<INodeNo, OpenMode>>,
@@ -151,7 +152,8 @@ enum OpenMode {
 }
 
 impl OpenModes {
-    /// Answers an open: passthrough where the file is complete and nobody reads it the other way.
+    /// Answers an open. Uses passthrough if the file is complete and nobody reads it through
+    /// requests.
     fn answer(&self, ino: INodeNo, file: &OpenFile, reply: ReplyOpen) {
         let mut inodes = self.inodes.lock().unwrap_or_else(PoisonError::into_inner);
         let handle = FileHandle(file.handle);
@@ -164,7 +166,8 @@ impl OpenModes {
         match inodes.entry(ino).or_insert(OpenMode::Cached { opens: 0 }) {
             OpenMode::Cached { opens } => {
                 *opens += 1;
-                // Without KEEP_CACHE a second open would wait for the pages that a parked read holds.
+                // Without KEEP_CACHE a second open would wait for the pages that a parked read
+                // holds.
                 reply.opened(handle, FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
             }
             OpenMode::Passthrough { opens, backing } => {
@@ -328,7 +331,7 @@ impl Filesystem for Adapter {
             };
             let file_attr = self.file_attr(&attr);
             if reply.add(INodeNo(attr.ino), next, &name, &attr.ttl, &file_attr, Generation(0)) {
-                // It did not fit, so the kernel holds no reference.
+                // The entry did not fit, so the kernel holds no reference to it.
                 if let Some(attr) = remembered {
                     self.fs.forget(attr.ino, 1);
                 }
@@ -351,12 +354,12 @@ impl Filesystem for Adapter {
     }
 
     fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        // How much the server holds is not known; programs take 0 of 0 for "cannot be told".
+        // The server's capacity is unknown. Programs read 0 of 0 blocks as "unknown".
         reply.statfs(0, 0, 0, 0, 0, 4096, 255, 4096);
     }
 }
 
-/// The entries behind `offset`, each with the offset that leads behind it.
+/// Entries after `offset`, each with the offset of the next one.
 fn from_offset(entries: &[DirEntry], offset: u64) -> impl Iterator<Item = (u64, &DirEntry)> {
     let skip = usize::try_from(offset).unwrap_or(usize::MAX);
     (1u64..).zip(entries.iter()).skip(skip)

@@ -1,4 +1,4 @@
-//! A mount from its beginning to its end.
+//! Runs a mount from its start to its end.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,18 +21,18 @@ use crate::mount::options::CacheKind;
 use crate::mount::{MountError, MountOptions, MountRequest, kernel};
 use crate::receiver::Timing;
 
-/// How long a member hears nothing before it joins again.
+/// How long a member receives nothing before it joins again.
 const SILENCE: Duration = Duration::from_secs(2);
-/// How long the end of a mount waits for the server to hear of it.
+/// How long the end of a mount waits for its leaves.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(2);
-/// Threads that take kernel requests. They read the cache for readers that need not wait, so that a slow disk can
-/// hold up that many.
+/// Threads that take kernel requests. They also read the cache for reads that need not wait, so
+/// this many reads of a slow disk block all requests.
 const SESSION_THREADS: usize = 4;
 
-/// Mounts, calls `ready` once the kernel knows us, and serves until somebody unmounts or a signal ends it.
+/// Mounts, calls `ready` once the kernel accepts requests, and serves until an unmount or a signal.
 pub fn run_mount(request: &MountRequest, ready: impl FnOnce()) -> Result<(), MountError> {
     raise_file_limit();
-    // One, so that a demand is sent by the thread that is woken for it, and not handed on to another.
+    // One thread, so that the thread that is woken for a demand also sends it.
     let runtime = Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
@@ -44,7 +44,7 @@ pub fn run_mount(request: &MountRequest, ready: impl FnOnce()) -> Result<(), Mou
     serve(&runtime, request, mounted)
 }
 
-/// A mount that the kernel knows.
+/// A mount that the kernel accepted.
 struct Mounted {
     fs: Arc<Fs>,
     session: Session<Adapter>,
@@ -82,7 +82,7 @@ impl Mounted {
         let mut config = Config::default();
         config.n_threads = Some(SESSION_THREADS);
         config.clone_fd = true;
-        // The handshake with the kernel is made in here.
+        // The FUSE handshake happens here.
         let acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
         match Session::from_fd(adapter, connection, acl, config) {
             Ok(session) => Ok(Self { fs, session }),
@@ -94,7 +94,7 @@ impl Mounted {
     }
 }
 
-/// Every file that is open, or kept in memory, is a descriptor: as many as the system grants.
+/// Raises the limit of open files: every file that is open or kept in memory takes a descriptor.
 fn raise_file_limit() {
     let limit = rustix::process::getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
@@ -103,7 +103,7 @@ fn raise_file_limit() {
     }
 }
 
-/// The attributes of the directory to be mounted; `None` on a plain server.
+/// Fetches the attributes of the directory to mount; `None` for a plain server.
 async fn find_root(control: &Control, path: &RemotePath) -> Result<Option<Attributes>, MountError> {
     match control.meta(path, None).await {
         Ok(Some(meta)) if meta.attributes.kind == Kind::Directory => Ok(Some(meta.attributes)),
@@ -142,7 +142,7 @@ fn open_cache(options: &MountOptions) -> Result<Cache, MountError> {
     }
 }
 
-/// `/var/cache/bootcast` for root, the XDG place for others.
+/// Default cache directory: `/var/cache/bootcast` for root, the XDG directory for others.
 fn default_cache_dir() -> Option<PathBuf> {
     if rustix::process::geteuid().is_root() {
         return Some(PathBuf::from("/var/cache/bootcast"));
@@ -165,7 +165,7 @@ fn fs_config(options: &MountOptions) -> FsConfig {
     }
 }
 
-/// Serves until the kernel ends the connection or a signal asks for the end.
+/// Serves until the kernel closes the connection or a signal arrives.
 fn serve(runtime: &Runtime, request: &MountRequest, mounted: Mounted) -> Result<(), MountError> {
     let Mounted { fs, session } = mounted;
     let (ended, end) = oneshot::channel();
@@ -189,14 +189,14 @@ fn serve(runtime: &Runtime, request: &MountRequest, mounted: Mounted) -> Result<
                 Ok(())
             }
         };
-        // Last, because it waits for the disk.
+        // Last step, because it waits for the disk.
         fs.save();
         info!("unmounted");
         outcome.map_err(|error| MountError::failed(&error))
     })
 }
 
-/// Resolves when SIGTERM, SIGINT or SIGHUP comes.
+/// Resolves when SIGTERM, SIGINT or SIGHUP arrives. Returns its name.
 async fn terminated() -> &'static str {
     let listen = |kind| signal(kind).ok();
     let (mut term, mut int, mut hup) = (
@@ -211,7 +211,7 @@ async fn terminated() -> &'static str {
     }
 }
 
-/// Resolves at the next signal; never, where it cannot be listened for.
+/// Resolves at the next signal; never if the signal cannot be listened for.
 async fn next(signal: &mut Option<Signal>) {
     match signal {
         Some(signal) => drop(signal.recv().await),
@@ -219,7 +219,8 @@ async fn next(signal: &mut Option<Signal>) {
     }
 }
 
-/// Now, or where files are still open, as soon as they are not: the connection ends with this program in any case.
+/// Unmounts at once, or lazily if files are still open. The connection ends with this process in
+/// any case.
 fn unmount(request: &MountRequest) {
     let first = kernel::unmount(&request.mountpoint, false);
     if let Err(error) = first.or_else(|_| kernel::unmount(&request.mountpoint, true)) {

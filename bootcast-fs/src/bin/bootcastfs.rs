@@ -20,7 +20,7 @@ Examples:
 In the background, log lines go to syslog. Exit codes are those of mount(8): 0 mounted, 1 wrong
 usage, 32 the mount failed.";
 
-/// Mounts a directory of a bootcast server, read-only. What many hosts open at once travels once.
+/// Mounts a directory of a bootcast server, read-only. What many hosts open at once is sent once.
 #[derive(Parser)]
 #[command(name = "bootcastfs", version, max_term_width = 100)]
 struct Args {
@@ -49,7 +49,7 @@ fn main() -> ExitCode {
     let args = match parse_args() {
         Ok(args) => args,
         Err(error) if !error.use_stderr() => {
-            // Help or version, asked for. A closed pipe is the reader's choice.
+            // Help or version was asked for. A closed pipe is no error.
             let _ = error.print();
             return ExitCode::SUCCESS;
         }
@@ -71,7 +71,7 @@ fn run(request: &MountRequest, args: &Args) -> ExitCode {
         };
     }
     if request.options.wants_rw {
-        // In the foreground the log is on the terminal and says so.
+        // In the foreground the log goes to the terminal and contains this warning.
         eprintln!("bootcastfs: warning: read-only whatever rw says; give -o ro");
     }
     daemon::run_in_background(|ready| {
@@ -86,7 +86,7 @@ fn parse_args() -> Result<Args, clap::Error> {
     Args::from_arg_matches(&matches)
 }
 
-/// The first paragraph of what clap has to say.
+/// First paragraph of clap's message.
 fn usage_error(error: &clap::Error) -> MountError {
     let text = error.render().to_string();
     let paragraph = text.split("\n\n").next().unwrap_or_default();

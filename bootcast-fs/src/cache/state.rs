@@ -1,4 +1,5 @@
-//! The file `state` of an object on disk: what its `data` is, and which of its pages are held.
+//! The file `state` of an object on disk: identifies the content of `data` and lists its held
+//! pages.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -10,10 +11,10 @@ use serde::{Deserialize, Serialize};
 use super::ObjectKey;
 use crate::receiver::Assembly;
 
-/// Changes whenever an older program could misread what follows.
+/// Format number; rises whenever an older program could misread the rest.
 const FORMAT: u32 = 1;
 
-/// The first line. It repeats the key, so that a person can tell what an object is.
+/// First line of the file. It repeats the key, so that a person can tell what an object is.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Header {
     format: u32,
@@ -24,7 +25,7 @@ struct Header {
     page_size: u32,
 }
 
-/// Replaces the state atomically. The caller has synced the data before.
+/// Replaces the state atomically. The caller must have synced the data before.
 pub(super) fn save(dir: &Path, key: &ObjectKey, etag: &Etag, kept: &Kept) -> io::Result<()> {
     let header = Header {
         format: FORMAT,
@@ -45,7 +46,7 @@ pub(super) fn save(dir: &Path, key: &ObjectKey, etag: &Etag, kept: &Kept) -> io:
     File::open(dir)?.sync_all()
 }
 
-/// Removes the state for good: what `data` holds from now on is not what it speaks of.
+/// Deletes the state for good, because it does not describe what `data` holds from now on.
 pub(super) fn discard(dir: &Path) -> io::Result<()> {
     match fs::remove_file(dir.join("state")) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -54,7 +55,8 @@ pub(super) fn discard(dir: &Path) -> io::Result<()> {
     }
 }
 
-/// What was kept of this version; `None` where nothing usable was. An error says nothing of what is there.
+/// Loads the state of this version; `None` if there is none that is usable. An error says nothing
+/// about the file's content.
 pub(super) fn load(
     dir: &Path,
     key: &ObjectKey,
@@ -85,7 +87,7 @@ fn parse(text: &[u8], key: &ObjectKey, etag: &Etag, data_len: u64) -> Option<Ass
     Some(Assembly::resume(geometry, held))
 }
 
-/// What is known of an object's pages at one moment.
+/// Snapshot of an object's held pages.
 #[derive(Clone, Debug)]
 pub struct Kept {
     pub(super) geometry: Geometry,
@@ -93,13 +95,13 @@ pub struct Kept {
 }
 
 impl Kept {
-    /// `None` until the exact size is known.
+    /// Takes the snapshot; `None` until the exact size is known.
     pub fn of(assembly: &Assembly) -> Option<Self> {
         assembly.size()?;
         Some(Self { geometry: *assembly.geometry(), held: assembly.held().clone() })
     }
 
-    /// How many pages.
+    /// Number of held pages.
     pub fn held(&self) -> u32 {
         self.held.held()
     }

@@ -12,24 +12,24 @@ use super::state::{self, Kept};
 use super::{Cache, ObjectKey, Symbols};
 use crate::receiver::Assembly;
 
-/// Why what is held could not be remembered.
+/// Why a checkpoint failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
-    /// The data did not reach the disk: it may be lost.
+    /// The data did not reach the disk and may be lost.
     #[error("the data did not reach the disk: {0}")]
     Data(io::Error),
-    /// The data is safe; that it is there will be forgotten.
+    /// The data is on disk, but the state was not saved, so it will be forgotten.
     #[error(transparent)]
     State(io::Error),
 }
 
-/// A sparse file that fills. Bytes that were not written read as zeros: which ones count is the
-/// [`Assembly`]'s to know.
+/// Sparse file that fills with pages. Missing bytes read as zeros; the [`Assembly`] knows which
+/// pages are held.
 #[derive(Debug)]
 pub struct Store {
     data: File,
     symbols: Symbols,
-    /// Where to remember what is held; nowhere for nameless stores.
+    /// Where the state is saved; `None` for nameless stores.
     place: Option<Place>,
     kept: Option<Assembly>,
 }
@@ -42,12 +42,12 @@ struct Place {
 }
 
 impl Store {
-    /// A store that ends with its last descriptor, its symbols kept in `cache`.
+    /// Creates a store that disappears with its last descriptor. Its symbols are kept in `cache`.
     pub(crate) fn nameless(data: File, cache: Cache) -> Self {
         Self { data, symbols: Symbols::new(cache), place: None, kept: None }
     }
 
-    /// A store that persists, but for its symbols. `data` is locked by the caller.
+    /// Creates a store that persists, except for its symbols. The caller has locked `data`.
     pub(super) fn named(
         data: File,
         dir: PathBuf,
@@ -57,7 +57,7 @@ impl Store {
     ) -> io::Result<Self> {
         let kept = state::load(&dir, &key, &etag, &data)?;
         if kept.is_none() {
-            // Bytes that nothing vouches for; and a state that must never vouch for the next ones.
+            // Nothing vouches for these bytes, and the old state must not vouch for the next ones.
             state::discard(&dir)?;
             data.set_len(0)?;
         }
@@ -65,17 +65,17 @@ impl Store {
         Ok(Self { data, symbols: Symbols::new(cache), place, kept })
     }
 
-    /// What an earlier use left; once.
+    /// Takes the pages that an earlier use left. Works once.
     pub fn take_kept(&mut self) -> Option<Assembly> {
         self.kept.take()
     }
 
-    /// Gives the file its size, so that a read at the end of what arrived is not short.
+    /// Sets the size of the file, so that a read near the end of the received pages is not short.
     pub fn set_size(&self, size: u64) -> io::Result<()> {
         if self.data.metadata()?.len() == size { Ok(()) } else { self.data.set_len(size) }
     }
 
-    /// Writes `slices`, one behind the other, from `offset` on.
+    /// Writes `slices` one after another, starting at `offset`.
     pub fn write_run(&self, mut slices: &mut [IoSlice<'_>], mut offset: u64) -> io::Result<()> {
         while !slices.is_empty() {
             let write = || rustix::io::pwritev(&self.data, slices, offset);
@@ -89,28 +89,28 @@ impl Store {
         Ok(())
     }
 
-    /// Fills `buffer` from `offset`, or fails.
+    /// Fills `buffer` from `offset`. Fails if the file is shorter.
     pub fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         self.data.read_exact_at(buffer, offset)
     }
 
-    /// Repair symbols of this version.
+    /// Spool of repair symbols for this version.
     pub fn symbols(&self) -> &Symbols {
         &self.symbols
     }
 
-    /// Remembers, crash-proof, which pages are held. Waits for the disk.
+    /// Saves which pages are held, so that they survive a crash. Waits for the disk.
     pub fn checkpoint(&self, kept: &Kept) -> Result<(), CheckpointError> {
         let Some(place) = &self.place else { return Ok(()) };
         if let Err(error) = self.data.sync_data() {
-            // Whatever an earlier state says is held may be what was lost.
+            // Pages that an earlier state lists as held may be the lost ones.
             state::discard(&place.dir).map_err(CheckpointError::State)?;
             return Err(CheckpointError::Data(error));
         }
         state::save(&place.dir, &place.key, &place.etag, kept).map_err(CheckpointError::State)
     }
 
-    /// Whether what arrives outlives this program.
+    /// Whether held pages outlive this program.
     pub fn is_persistent(&self) -> bool {
         self.place.is_some()
     }
@@ -141,7 +141,7 @@ mod tests {
         Kept { geometry, held: set }
     }
 
-    /// Writes "aaaabbbb" of a 10-byte file and remembers it.
+    /// Writes "aaaabbbb" into a file of 10 bytes and makes a checkpoint.
     fn fill(cache: &Cache) {
         let store = cache.open(&key("v1")).unwrap();
         store.set_size(10).unwrap();
@@ -201,7 +201,7 @@ mod tests {
             let mut store = cache.open(&key("v1")).unwrap();
             assert!(store.take_kept().is_none());
             assert_eq!(store.data.metadata().unwrap().len(), 0);
-            // Killed before the first checkpoint of its second life.
+            // The program dies before the first checkpoint of its second run.
             store.set_size(10).unwrap();
             drop(store);
             assert!(cache.open(&key("v1")).unwrap().take_kept().is_none());

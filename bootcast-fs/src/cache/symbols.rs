@@ -1,4 +1,4 @@
-//! Repair symbols that wait until their block can be rebuilt.
+//! Spool of repair symbols that wait until their block can be rebuilt.
 
 use std::fs::File;
 use std::io;
@@ -10,7 +10,8 @@ use bootcast_proto::fec::{REPAIRS, RepairIndex};
 
 use super::Cache;
 
-/// The symbols of one file, each in a place of its own of a sparse, nameless file that exists from the first one on.
+/// Repair symbols of one file. Each has its own place in a sparse, nameless file that is created
+/// for the first symbol.
 #[derive(Debug)]
 pub struct Symbols {
     cache: Cache,
@@ -22,7 +23,7 @@ impl Symbols {
         Self { cache, file: Mutex::default() }
     }
 
-    /// Keeps a symbol. All symbols have the same length.
+    /// Stores a symbol. All symbols must have the same length.
     pub fn write(&self, block: BlockIndex, number: RepairIndex, symbol: &[u8]) -> io::Result<()> {
         let file = {
             let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
@@ -34,7 +35,7 @@ impl Symbols {
         file.write_all_at(symbol, offset(block, number, symbol.len()))
     }
 
-    /// Fills `symbol` with a symbol that was kept.
+    /// Reads a stored symbol into `symbol`.
     pub fn read(
         &self,
         block: BlockIndex,
@@ -46,7 +47,7 @@ impl Symbols {
         file.read_exact_at(symbol, offset(block, number, symbol.len()))
     }
 
-    /// Forgets all symbols.
+    /// Drops all symbols.
     pub fn clear(&self) {
         self.file.lock().unwrap_or_else(PoisonError::into_inner).take();
     }

@@ -1,37 +1,37 @@
-//! What can go wrong with a file system call, and the errno that says so.
+//! Errors of file system calls, and their errno.
 
 use crate::io::ControlError;
 use crate::object::Unread;
 use crate::receiver::Failure;
 
-/// Why a file system call fails.
+/// Why a file system call failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FsError {
-    /// No such name, or it is gone.
+    /// There is no such name, or no longer.
     #[error("no such file or directory")]
     NotFound,
-    /// The name leads to another version now.
+    /// The name now leads to another version.
     #[error("the file changed on the server")]
     Stale,
-    /// The server, or we, will not allow it.
+    /// The server or this mount refuses access.
     #[error("permission denied")]
     Access,
-    /// A directory was needed.
+    /// A directory was needed, but the path is something else.
     #[error("not a directory")]
     NotDirectory,
-    /// A handle or inode that we did not give out.
+    /// A handle or inode number that we did not give out.
     #[error("bad file descriptor")]
     BadHandle,
     /// The caller was killed while it waited.
     #[error("interrupted")]
     Interrupted,
-    /// All the rest: no answer in time, no room, nonsense from the server.
+    /// Everything else: no answer in time, no room, an invalid answer of the server.
     #[error("{0}")]
     Io(String),
 }
 
 impl FsError {
-    /// The only place where an error becomes an errno; docs/SEMANTICS.md, "Errors a reader sees".
+    /// Maps an error to an errno. No other place does. docs/SEMANTICS.md, "Errors a reader sees".
     pub fn errno(&self) -> i32 {
         match self {
             Self::NotFound => libc::ENOENT,
@@ -81,7 +81,7 @@ impl From<Unread> for FsError {
 mod tests {
     use super::*;
 
-    /// docs/SEMANTICS.md, "Errors a reader sees".
+    /// Tests the table in docs/SEMANTICS.md, "Errors a reader sees".
     #[test]
     fn every_failure_of_a_cast_has_the_errno_of_its_cause() {
         let text = || String::from("because");

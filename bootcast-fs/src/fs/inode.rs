@@ -1,4 +1,4 @@
-//! Inodes: one for each version of a file, one for each other name.
+//! Inodes: one for each version of a file, one for each other path.
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -6,54 +6,54 @@ use std::time::Instant;
 use bootcast_proto::api::{Attributes, Kind};
 use bootcast_proto::{Etag, RemotePath};
 
-/// The inode of the mounted directory.
+/// Inode number of the mounted directory.
 pub const ROOT: u64 = 1;
 
-/// Which content a file's name stood for.
+/// Identifies the content that a file's path led to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Version {
-    /// As the server names it.
+    /// `ETag` that the server gave.
     Etag(Etag),
-    /// A plain server names none: the how-manieth content that was begun under this name.
+    /// Plain servers have no `ETag`s, so each new content of a path gets the next number.
     Plain(u64),
 }
 
-/// What tells one inode from another.
+/// Key of an inode.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Identity {
     path: RemotePath,
-    /// The kernel must never see an inode change its type.
+    /// Type, because the kernel must never see an inode change its type.
     kind: u8,
     version: Option<Version>,
 }
 
-/// What an inode number stands for.
+/// Path, version and attributes behind an inode number.
 #[derive(Clone, Debug)]
 pub(super) struct Node {
-    /// Where it was found.
+    /// Path at which it was found.
     pub path: RemotePath,
-    /// Of files only.
+    /// Version of a file; `None` for other types.
     pub version: Option<Version>,
-    /// As the server told them last.
+    /// Attributes that the server sent last.
     pub attributes: Attributes,
-    /// When it did.
+    /// When the server sent the attributes.
     pub fetched: Instant,
-    /// References that the kernel holds.
+    /// Number of references that the kernel holds.
     lookups: u64,
 }
 
-/// All inodes that the kernel knows.
+/// All inodes that the kernel has references to.
 #[derive(Debug, Default)]
 pub(super) struct Inodes {
     nodes: HashMap<u64, Node>,
     numbers: HashMap<Identity, u64>,
-    /// The inode that each name led to last.
+    /// Inode that each path led to last.
     newest: HashMap<RemotePath, u64>,
     last: u64,
 }
 
 impl Inodes {
-    /// With the mounted directory, which is never forgotten.
+    /// Creates the table with the mounted directory, which is never forgotten.
     pub(super) fn new(path: RemotePath, attributes: Attributes, now: Instant) -> Self {
         let mut inodes = Self::default();
         let root = inodes.remember(path, None, attributes, now);
@@ -61,7 +61,7 @@ impl Inodes {
         inodes
     }
 
-    /// The inode of this name and version, one kernel reference more.
+    /// Returns the inode of this path and version with one more kernel reference.
     pub(super) fn remember(
         &mut self,
         path: RemotePath,
@@ -86,7 +86,7 @@ impl Inodes {
         ino
     }
 
-    /// The number of this name and version, where the kernel knows it.
+    /// Inode number of this path and version; `None` if the kernel has no reference to it.
     pub(super) fn number(
         &self,
         path: &RemotePath,
@@ -96,17 +96,17 @@ impl Inodes {
         self.numbers.get(&identity(path, version, kind)).copied()
     }
 
-    /// What the number stands for.
+    /// Looks up an inode number.
     pub(super) fn find(&self, ino: u64) -> Option<&Node> {
         self.nodes.get(&ino)
     }
 
-    /// What a name was found to be last, while the kernel remembers that.
+    /// Inode that a path led to last, if the kernel still refers to it.
     pub(super) fn newest(&self, path: &RemotePath) -> Option<&Node> {
         self.nodes.get(self.newest.get(path)?)
     }
 
-    /// Notes fresh attributes.
+    /// Replaces the attributes by fresh ones.
     pub(super) fn refresh(&mut self, ino: u64, attributes: Attributes, now: Instant) {
         if let Some(node) = self.nodes.get_mut(&ino) {
             node.attributes = attributes;
@@ -114,7 +114,7 @@ impl Inodes {
         }
     }
 
-    /// The kernel gives `lookups` references back.
+    /// Takes `lookups` references back from the kernel.
     pub(super) fn forget(&mut self, ino: u64, lookups: u64) {
         if ino == ROOT {
             return;

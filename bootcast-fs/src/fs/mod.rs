@@ -31,46 +31,46 @@ use crate::receiver::{Fill, Timing, UnicastMode};
 use inode::Inodes;
 use plain::PlainNames;
 
-/// First pause before a request is repeated; it doubles.
+/// First pause before a request is repeated. It doubles each time.
 const RETRY_MIN: Duration = Duration::from_millis(100);
-/// The longest.
+/// Longest pause between two repetitions.
 const RETRY_MAX: Duration = Duration::from_secs(2);
-/// How often waiting reads are looked over for readers that died or waited too long. Half of what a
+/// How often waiting reads are checked for readers that died or timed out. Half of the time that a
 /// killed reader may take to die.
 const REAP_PERIOD: Duration = Duration::from_millis(250);
 
-/// How much of what arrived a crash may cost.
+/// Time between checkpoints: data younger than this may be lost in a crash.
 const CHECKPOINT_PERIOD: Duration = Duration::from_secs(10);
 
-/// What the mount's options say.
+/// Configuration from the mount options.
 #[derive(Clone, Debug)]
 pub struct FsConfig {
-    /// Owner of everything.
+    /// Owner of all files.
     pub uid: u32,
-    /// Group of everything.
+    /// Group of all files.
     pub gid: u32,
-    /// Permission bits that nothing has.
+    /// Permission bits that no file has.
     pub umask: u32,
-    /// How long attributes and names are believed.
+    /// How long attributes and names may be used without asking the server again.
     pub attr_ttl: Duration,
-    /// How long a call waits for the server; for ever where `None`.
+    /// How long a call waits for the server; `None` for ever.
     pub patience: Option<Duration>,
-    /// Of memberships.
+    /// Timing of memberships.
     pub timing: Timing,
-    /// Whether files may come over HTTP.
+    /// Whether files may be fetched over HTTP.
     pub unicast: UnicastMode,
-    /// Which pages arrive.
+    /// Which pages of an open file arrive.
     pub fill: Fill,
 }
 
-/// What is served: by a server with our extensions, or a plain one.
+/// The kind of server: with our extensions or plain.
 #[derive(Debug)]
 enum Server {
     Full,
     Plain(Mutex<PlainNames>),
 }
 
-/// The file system. Shared by all threads.
+/// The file system, shared by all threads.
 #[derive(Debug)]
 pub struct Fs {
     config: FsConfig,
@@ -83,23 +83,24 @@ pub struct Fs {
     handles: DashMap<u64, Arc<Object>>,
     dirs: DashMap<u64, Arc<Vec<DirEntry>>>,
     last_handle: AtomicU64,
-    /// The mount ends.
+    /// Becomes true when the mount ends.
     stopping: watch::Sender<bool>,
 }
 
-/// An open file.
+/// Result of an open.
 #[derive(Debug)]
 pub struct OpenFile {
-    /// Names the open in reads and in the release.
+    /// Identifies the open in later reads and the release.
     pub handle: u64,
-    /// The object behind it.
+    /// Object that holds the file's bytes.
     pub object: Arc<Object>,
-    /// Whether every byte is here, so that the kernel may read the store itself.
+    /// Whether every byte is here, so that the kernel may read the cache file itself.
     pub complete: bool,
 }
 
 impl Fs {
-    /// Serves `path` of a server with our extensions; `attributes` are the directory's.
+    /// Creates the file system for `path` on a server with our extensions. `attributes` are those
+    /// of the directory.
     pub fn new(
         config: FsConfig,
         control: Control,
@@ -111,7 +112,8 @@ impl Fs {
         Self::with_server(config, control, cache, intake, (path, attributes), Server::Full)
     }
 
-    /// Serves names below `path` of a plain server, which tells nothing of them before they are joined.
+    /// Creates the file system for paths below `path` on a plain server. Such a server says nothing
+    /// about a file before it is joined.
     pub fn new_plain(
         config: FsConfig,
         control: Control,
@@ -147,7 +149,8 @@ impl Fs {
         }
     }
 
-    /// Opens a file: joins its cast unless every byte is here. Waits for the server's word.
+    /// Opens a file: joins its cast unless every byte is here. Returns when the server has
+    /// confirmed the version.
     pub async fn open(self: &Arc<Self>, ino: u64) -> Result<OpenFile, FsError> {
         if *self.stopping.borrow() {
             return Err(shutting_down());
@@ -179,7 +182,8 @@ impl Fs {
         Ok(OpenFile { handle, complete: object.is_complete(), object })
     }
 
-    /// Waits until the object can be read, now or later, as the version it should be.
+    /// Waits until the object has its expected version and size, so that it can be read now or
+    /// later.
     async fn settle(&self, object: &Object, ino: u64, version: &Version) -> Result<(), FsError> {
         if object.is_complete() {
             return match version {
@@ -192,7 +196,7 @@ impl Fs {
             loop {
                 match object.opening() {
                     Opening::Failed(failure) => return Err(failure.into()),
-                    // A plain server's file has no size until its last page came.
+                    // The size of a plain server's file is unknown until its last page arrives.
                     Opening::Open if object.size().is_some() => return Ok(()),
                     Opening::Open | Opening::Pending => {}
                 }
@@ -219,7 +223,7 @@ impl Fs {
         self.last_handle.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// Reads, now or when the bytes are here.
+    /// Reads now, or as soon as the bytes are here. The answer goes to `waiter`.
     pub fn read(&self, handle: u64, offset: u64, len: u32, waiter: Box<dyn Waiter>) {
         let object = self.handles.get(&handle).map(|object| object.clone());
         match object {
@@ -232,14 +236,14 @@ impl Fs {
         }
     }
 
-    /// The last descriptor of an open is gone.
+    /// Handles the close of the last descriptor of an open.
     pub fn release(&self, handle: u64) {
         if let Some((_, object)) = self.handles.remove(&handle) {
             self.give_back(&object);
         }
     }
 
-    /// Repeats a request that the server does not answer, for as long as the mount's patience goes.
+    /// Repeats a request until the server answers or the mount's patience ends.
     async fn persist<T, F>(&self, mut request: impl FnMut() -> F) -> Result<T, ControlError>
     where
         F: Future<Output = Result<T, ControlError>>,
@@ -262,7 +266,7 @@ impl Fs {
         }
     }
 
-    /// Looks after waiting reads and idle objects until the mount ends.
+    /// Checks waiting reads and idle objects regularly until the mount ends.
     pub async fn housekeep(self: Arc<Self>) {
         let mut ticks = tokio::time::interval(REAP_PERIOD);
         let mut next_checkpoint = now() + CHECKPOINT_PERIOD;
@@ -285,7 +289,8 @@ impl Fs {
                     fs.checkpoint_all();
                 }
             };
-            // Both read files: not on the threads of the requests, and the dead need not wait for the disk.
+            // Both jobs read files, so they run on other threads. Dead readers need not wait for
+            // the disk.
             let reaping = tokio::task::spawn_blocking(reap);
             if tidying.as_ref().is_none_or(JoinHandle::is_finished) {
                 tidying = Some(tokio::task::spawn_blocking(tidy));
@@ -294,7 +299,8 @@ impl Fs {
         }
     }
 
-    /// The mount ends: what waits fails, what comes is refused, casts are left; waits for the leaves for `patience`.
+    /// Ends the mount: fails waiting calls, refuses new ones, and leaves all casts. Waits at most
+    /// `patience` for the leaves.
     pub async fn stop(&self, patience: Duration) {
         self.stopping.send_replace(true);
         for object in self.all_objects() {
@@ -304,7 +310,7 @@ impl Fs {
         self.intake.drain(patience).await;
     }
 
-    /// Remembers on disk what arrived. Waits for the disk.
+    /// Saves to disk which pages are held. Waits for the disk.
     pub fn save(&self) {
         self.checkpoint_all();
     }
@@ -315,11 +321,11 @@ fn shutting_down() -> FsError {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // No code that holds these locks leaves the tables half changed.
+    // A panic leaves the tables consistent: no code panics in the middle of a change.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Whether what was learnt at `fetched` is still to be believed.
+/// Whether an answer that arrived at `fetched` is still valid.
 fn is_fresh(fetched: Instant, ttl: Duration) -> bool {
     now().saturating_duration_since(fetched) < ttl
 }

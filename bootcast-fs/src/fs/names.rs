@@ -12,48 +12,48 @@ use super::inode::Node;
 use super::{Fs, FsError, ROOT, Server, Version, is_fresh, lock, plain};
 use crate::io::{ControlError, now};
 
-/// Longest name that programs can ask for, in bytes (limits.h).
+/// Longest name that programs can ask for, in bytes (`NAME_MAX` in limits.h).
 const NAME_MAX: usize = 255;
 
-/// What `stat` shows.
+/// Attributes in the form of `stat`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attr {
     /// Inode number.
     pub ino: u64,
     /// Type.
     pub kind: Kind,
-    /// Bytes.
+    /// Size in bytes.
     pub size: u64,
-    /// Permission bits, the mount's umask applied.
+    /// Permission bits after the mount's umask.
     pub mode: u16,
     /// Last modification.
     pub mtime: SystemTime,
-    /// How long it may be believed.
+    /// How long the kernel may use them without asking again.
     pub ttl: Duration,
 }
 
-/// A name in an open directory.
+/// One name in an open directory.
 #[derive(Clone, Debug)]
 pub struct DirEntry {
-    /// Any bytes but `/` and NUL.
+    /// The name: any bytes except `/` and NUL.
     pub name: Vec<u8>,
-    /// Of the entry; `None` for `.` and `..`.
+    /// Path, version and attributes; `None` for `.` and `..`.
     found: Option<(RemotePath, Option<Version>, Attributes)>,
-    /// Where its inode is known already.
+    /// Inode number if it is known, else a placeholder.
     pub ino: u64,
     /// Type.
     pub kind: Kind,
 }
 
 impl DirEntry {
-    /// `.` or `..`.
+    /// Creates the entry `.` or `..`.
     fn dot(name: &[u8], ino: u64) -> Self {
         Self { name: name.to_vec(), found: None, ino, kind: Kind::Directory }
     }
 }
 
 impl Fs {
-    /// Finds `name` in a directory: one kernel reference more on what it finds.
+    /// Looks up `name` in a directory. The kernel gets one reference to the result.
     pub async fn lookup(&self, parent: u64, name: &[u8]) -> Result<Attr, FsError> {
         let dir = self.directory(parent)?;
         let path = dir.path.join(name).map_err(|_| FsError::NotFound)?;
@@ -69,11 +69,11 @@ impl Fs {
         }
     }
 
-    /// Asks the server. What is known already is believed when the server says so, and, of a file that is
-    /// here completely, while the server is away.
+    /// Asks the server for attributes. Falls back to known ones if the server confirms them or, for
+    /// a complete file, if the server is away.
     async fn ask_or_remember(&self, path: &RemotePath) -> Result<Attributes, ControlError> {
         let known = lock(&self.inodes).newest(path).map(|node| node.attributes.clone());
-        // A directory's answer is its whole listing: not again unless it changed.
+        // The answer for a directory is its whole listing, so it is only sent if it changed.
         let etag = known.as_ref().and_then(|known| known.etag.as_ref());
         match (self.control.meta(path, etag).await, known) {
             (Ok(Some(meta)), _) => Ok(meta.attributes),
@@ -127,7 +127,7 @@ impl Fs {
         }
     }
 
-    /// The attributes of an inode. Those of a file's version never change.
+    /// Attributes of an inode. Those of a file's version never change.
     pub async fn getattr(&self, ino: u64) -> Result<Attr, FsError> {
         let node = self.node(ino)?;
         match (&node.version, &self.server) {
@@ -142,7 +142,7 @@ impl Fs {
                 let attributes =
                     answer.map_or_else(|| node.attributes.clone(), |meta| meta.attributes);
                 if attributes.kind != node.attributes.kind {
-                    // Another thing has this name now: another inode.
+                    // Another file has this name now, so the inode is stale.
                     return Err(FsError::Stale);
                 }
                 lock(&self.inodes).refresh(ino, attributes.clone(), now());
@@ -154,7 +154,7 @@ impl Fs {
         }
     }
 
-    /// Makes sure that a name still leads to this version, as far as the server can be asked.
+    /// Confirms that a path still leads to this version, if the server can be reached.
     pub(super) async fn confirm(&self, ino: u64) -> Result<(), FsError> {
         let node = self.node(ino)?;
         if is_fresh(node.fetched, self.config.attr_ttl) {
@@ -175,20 +175,20 @@ impl Fs {
         }
     }
 
-    /// Where a symbolic link leads to.
+    /// Target of a symbolic link.
     pub fn readlink(&self, ino: u64) -> Result<Vec<u8>, FsError> {
         let node = self.node(ino)?;
         let target = node.attributes.target.ok_or(FsError::Access)?;
-        // A target may hold slashes, which a name may not; the encoding is the same.
+        // Unlike a name, a target may contain slashes. The encoding is the same.
         decode_segment(&target).map_err(|error| FsError::Io(error.to_string()))
     }
 
-    /// The kernel gives references back.
+    /// Takes references back from the kernel.
     pub fn forget(&self, ino: u64, lookups: u64) {
         lock(&self.inodes).forget(ino, lookups);
     }
 
-    /// Opens a directory: takes a snapshot of its entries.
+    /// Opens a directory and takes a snapshot of its entries.
     pub async fn opendir(&self, ino: u64) -> Result<u64, FsError> {
         let dir = self.directory(ino)?;
         let mut entries = vec![DirEntry::dot(b".", ino), DirEntry::dot(b"..", ROOT)];
@@ -198,7 +198,7 @@ impl Fs {
                 let listed = meta.and_then(|meta| meta.entries).ok_or(FsError::NotDirectory)?;
                 for entry in listed {
                     let name = decode_segment(&entry.name).unwrap_or_default();
-                    // What no path can have, or no program ask for, is not for us to show.
+                    // Hides names that no path can contain or that no program can ask for.
                     let Ok(path) = dir.path.join(&name) else { continue };
                     if name.len() > NAME_MAX {
                         continue;
@@ -209,7 +209,7 @@ impl Fs {
                 }
             }
             Server::Plain(names) => {
-                // Copied first: nothing else may be locked while this is.
+                // Copied first, because no other lock may be taken while this one is held.
                 let seen: Vec<_> =
                     lock(names).seen().map(|(path, version)| (path.clone(), version)).collect();
                 for (path, version) in seen {
@@ -234,7 +234,7 @@ impl Fs {
         attributes: Attributes,
     ) -> DirEntry {
         let kind = attributes.kind;
-        // Only a lookup gives out numbers; until then any but 0 will do for `d_ino`.
+        // Only lookups assign inode numbers. Until then any `d_ino` except 0 is fine.
         let known = lock(&self.inodes).number(&path, version.as_ref(), kind);
         DirEntry {
             name,
@@ -244,12 +244,13 @@ impl Fs {
         }
     }
 
-    /// The snapshot of an open directory.
+    /// Entries of an open directory, as of its opening.
     pub fn readdir(&self, handle: u64) -> Result<Arc<Vec<DirEntry>>, FsError> {
         self.dirs.get(&handle).map(|entries| entries.clone()).ok_or(FsError::BadHandle)
     }
 
-    /// The attributes of an entry, as a lookup would: one kernel reference more. `None` for `.` and `..`, which get none.
+    /// Attributes of an entry, as a lookup would return them. The kernel gets one reference. `None`
+    /// for `.` and `..`, which get no reference.
     pub fn remember_entry(&self, entry: &DirEntry) -> Option<Attr> {
         let (path, version, attributes) = entry.found.clone()?;
         match version {
@@ -258,13 +259,13 @@ impl Fs {
         }
     }
 
-    /// What `.` and `..` show.
+    /// Attributes of `.` and `..`.
     pub fn dot_attr(&self, ino: u64) -> Option<Attr> {
         let node = self.node(ino).ok()?;
         Some(self.attr(ino, &node.attributes, Duration::ZERO))
     }
 
-    /// The directory is closed.
+    /// Closes a directory.
     pub fn releasedir(&self, handle: u64) {
         self.dirs.remove(&handle);
     }
@@ -279,7 +280,7 @@ impl Fs {
     }
 }
 
-/// A size that is not known yet must be asked for again.
+/// How long attributes are valid. A size that is not known yet must be asked for again.
 fn plain_ttl(size: Option<u64>) -> Duration {
     if size.is_some() { Duration::from_secs(1) } else { Duration::ZERO }
 }

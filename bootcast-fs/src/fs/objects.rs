@@ -1,4 +1,4 @@
-//! The objects of a mount: who shares one, and when it is let go.
+//! The objects of a mount: opens of the same version share one.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -12,10 +12,10 @@ use crate::cache::{Cache, ObjectKey};
 use crate::io::{now, seed};
 use crate::object::Object;
 
-/// An open that is on its way, and is given back should it not arrive: its caller may die at any moment.
+/// An open in progress. It is undone when dropped, because its caller may die at any moment.
 pub(super) struct Lease {
     fs: Arc<Fs>,
-    /// `None` once it is kept.
+    /// The opened object; `None` once the open has completed.
     object: Option<Arc<Object>>,
 }
 
@@ -24,7 +24,7 @@ impl Lease {
         self.object.as_ref().expect("only keep() takes it, and the lease with it")
     }
 
-    /// The open arrived; a release will end it.
+    /// Completes the open. From now on a release ends it.
     pub(super) fn keep(mut self) -> Arc<Object> {
         self.object.take().expect("only keep() takes it, and the lease with it")
     }
@@ -39,7 +39,7 @@ impl Drop for Lease {
 }
 
 impl Fs {
-    /// The object of this version, opened once more. All opens of a version share one. Reads the disk.
+    /// Opens the object of this version; all opens of a version share one. Reads the disk.
     pub(super) fn acquire(
         self: &Arc<Self>,
         path: &RemotePath,
@@ -48,7 +48,7 @@ impl Fs {
     ) -> Result<Lease, FsError> {
         let mut objects = lock(&self.objects);
         let key = (path.clone(), version.clone());
-        // What failed stays with those who have it open; a new open tries anew.
+        // A failed object stays with the opens it has; a new open gets a new object.
         let shared = objects.get(&key).filter(|object| !object.is_failed()).cloned();
         let object = if let Some(shared) = shared {
             shared
@@ -60,7 +60,7 @@ impl Fs {
             objects.insert(key, object.clone());
             object
         };
-        // Under the lock, so that it is not let go in between.
+        // Done under the lock, so that the object is not dropped in between.
         object.open();
         drop(objects);
         self.intake.attend(&object);
@@ -91,13 +91,13 @@ impl Fs {
         ObjectKey { server: self.control.server().to_owned(), path: path.clone(), etag }
     }
 
-    /// Whether every byte of the file with these attributes is here. Reads the disk.
+    /// Whether every byte of the file with these attributes is in the cache. Reads the disk.
     pub(super) fn is_cached(&self, path: &RemotePath, attributes: &Attributes) -> bool {
         let Some(etag) = attributes.etag.clone().filter(|_| attributes.kind == Kind::File) else {
             return false;
         };
         let version = Version::Etag(etag);
-        // Kept locked, so that an open does not find the store in use by this look at it.
+        // Held during the check, so that an open does not find the store locked by it.
         let objects = lock(&self.objects);
         if let Some(object) = objects.get(&(path.clone(), version.clone())) {
             return object.is_complete();
@@ -106,42 +106,42 @@ impl Fs {
         matches!(kept, Ok(Some(assembly)) if assembly.is_complete())
     }
 
-    /// One open less.
+    /// Ends one open of an object.
     pub(super) fn give_back(&self, object: &Arc<Object>) {
         object.close(now());
         self.intake.attend(object);
     }
 
-    /// The object of this version, if one is alive.
+    /// Looks up the object of this version.
     pub(super) fn object(&self, path: &RemotePath, version: &Version) -> Option<Arc<Object>> {
         lock(&self.objects).get(&(path.clone(), version.clone())).cloned()
     }
 
     pub(super) fn all_objects(&self) -> Vec<Arc<Object>> {
         let mut objects: Vec<_> = lock(&self.objects).values().cloned().collect();
-        // Failed ones may live on in handles only.
+        // Failed objects may be known only by open handles.
         objects.extend(self.handles.iter().map(|handle| handle.value().clone()));
         objects.sort_by_key(|object| object.id());
         objects.dedup_by_key(|object| object.id());
         objects
     }
 
-    /// Ends the waits of dead readers, and of those that began before `deadline`.
+    /// Ends the waits of dead readers, and waits that began before `deadline`.
     pub(super) fn reap(&self, deadline: Option<Instant>) {
         for object in self.all_objects() {
             object.reap(deadline);
         }
     }
 
-    /// Remembers on disk what arrived of every object.
+    /// Saves to disk which pages of each object are held.
     pub(super) fn checkpoint_all(&self) {
         for object in self.all_objects() {
             checkpoint(&object);
         }
     }
 
-    /// Lets go of objects that nobody uses: what is on disk is found again; what is in memory only is kept for as long
-    /// as the kernel remembers its inode.
+    /// Drops objects that nobody uses. Disk objects can be found again; memory objects live as long
+    /// as the kernel remembers their inode.
     pub(super) fn retire_idle(&self) {
         let idle: Vec<_> = {
             let objects = lock(&self.objects);
@@ -154,7 +154,8 @@ impl Fs {
         for object in idle {
             checkpoint(&object);
         }
-        // Still idle, and in nobody's hands: a store that is in use twice would be locked for the second.
+        // Drops an object only if it is still idle and nothing else refers to it. A store that is
+        // opened twice would be locked for the second user.
         lock(&self.objects).retain(|key, object| {
             !(self.is_retirable(&(key, object)) && Arc::strong_count(object) == 1)
         });

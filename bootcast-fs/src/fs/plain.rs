@@ -1,8 +1,11 @@
-//! Names on a plain server, which tells nothing of a file before it is joined.
+//! Names on a plain server, which says nothing about a file before it is joined.
 //!
-//! Every name is taken for a file until an open says otherwise. A directory shows what was opened. A plain server names no
-//! versions: what was received is served for as long as somebody has it open, and fetched anew after that. The new content
-//! gets a new inode; an open of the old one fails with ESTALE, upon which the kernel looks the name up again.
+//! Every name counts as a file until an open proves otherwise. A directory lists the files that
+//! were opened.
+//!
+//! A plain server names no versions. Received content is used as long as somebody has it open, and
+//! fetched again after that. New content gets a new inode. An open of the old inode fails with
+//! ESTALE; the kernel then looks the name up again.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +14,7 @@ use bootcast_proto::api::{Attributes, Kind};
 
 use super::FsError;
 
-/// What was asked for so far.
+/// Names that were asked for so far.
 #[derive(Debug, Default)]
 pub(super) struct PlainNames {
     names: BTreeMap<RemotePath, PlainName>,
@@ -19,21 +22,22 @@ pub(super) struct PlainNames {
 
 #[derive(Clone, Copy, Debug, Default)]
 struct PlainName {
-    /// The content that a lookup leads to.
+    /// Number of the content that a lookup leads to.
     version: u64,
-    /// Whether that content was begun.
+    /// Whether that content was opened.
     begun: bool,
-    /// Whether the server had it at some time.
+    /// Whether the server ever had a file of this name.
     seen: bool,
 }
 
 impl PlainNames {
-    /// The version that the name stands for at present.
+    /// Number of the content that the name stands for at present.
     pub(super) fn version(&self, path: &RemotePath) -> u64 {
         self.names.get(path).map_or(0, |name| name.version)
     }
 
-    /// Begins the content `version`. It cannot be begun twice: who comes later must look the name up again.
+    /// Starts the content `version`. Each content can be started once; later opens must look the
+    /// name up again.
     pub(super) fn begin(&mut self, path: &RemotePath, version: u64) -> Result<(), FsError> {
         let name = self.names.entry(path.clone()).or_default();
         if name.version == version && !name.begun {
@@ -47,30 +51,30 @@ impl PlainNames {
         Err(FsError::Stale)
     }
 
-    /// An open of this name failed: without this, every invented name would be remembered.
+    /// Forgets a name whose open failed. Otherwise every invented name would be remembered.
     pub(super) fn forget_unseen(&mut self, path: &RemotePath) {
         if self.names.get(path).is_some_and(|name| !name.seen) {
             self.names.remove(path);
         }
     }
 
-    /// The server has this file.
+    /// Records that the server has this file.
     pub(super) fn see(&mut self, path: &RemotePath) {
         self.names.entry(path.clone()).or_default().seen = true;
     }
 
-    /// The files that were opened, with their present versions.
+    /// Files that were opened, with their content numbers.
     pub(super) fn seen(&self) -> impl Iterator<Item = (&RemotePath, u64)> {
         self.names.iter().filter(|(_, name)| name.seen).map(|(path, name)| (path, name.version))
     }
 }
 
-/// Of the one directory.
+/// Attributes of the one directory.
 pub(super) fn directory_attributes() -> Attributes {
     Attributes { kind: Kind::Directory, mode: 0o755, ..file_attributes(0) }
 }
 
-/// Of a file of which `size` bytes are known to exist.
+/// Attributes of a file of which at least `size` bytes exist.
 pub(super) fn file_attributes(size: u64) -> Attributes {
     Attributes {
         kind: Kind::File,

@@ -18,7 +18,7 @@ use rustix::process::{Pid, WaitOptions};
 use super::MountError;
 use super::sys::{self, Forked};
 
-/// How the child tells that the mount stands. Only the first verdict counts.
+/// Reports that the mount is ready. Only the first report counts.
 #[derive(Clone)]
 pub struct Ready(Arc<Mutex<Option<PipeWriter>>>);
 
@@ -59,7 +59,7 @@ pub fn run_in_background(serve: impl FnOnce(Ready) -> Result<(), MountError>) ->
     }
 }
 
-/// Prints an error as a mount helper should, in one line, and gives its exit code.
+/// Prints an error in one line, as a mount helper should, and returns its exit code.
 pub fn fail(error: &MountError) -> ExitCode {
     eprintln!("bootcastfs: {error}");
     ExitCode::from(error.exit_code())
@@ -70,7 +70,7 @@ impl Ready {
         Self(Arc::new(Mutex::new(Some(writer))))
     }
 
-    /// Lets the parent exit with success, and leaves the terminal behind.
+    /// Lets the parent exit with success, then detaches from the terminal.
     pub fn announce(&self) {
         if let Some(mut writer) = self.take_writer() {
             if let Err(error) = leave_terminal() {
@@ -82,11 +82,11 @@ impl Ready {
         }
     }
 
-    /// Lets the parent fail. `false` if it has its verdict already.
+    /// Lets the parent exit with this error. Returns `false` if the parent already has a verdict.
     fn refuse(&self, error: &MountError) -> bool {
         let Some(mut writer) = self.take_writer() else { return false };
         let verdict = [&[error.exit_code()], error.to_string().as_bytes()].concat();
-        // Nobody is left to be told if this fails.
+        // If this fails, no parent is left to read it.
         let _ = writer.write_all(&verdict);
         true
     }
@@ -96,13 +96,13 @@ impl Ready {
     }
 }
 
-/// Waits for the verdict: a byte, 0 or the exit code, and behind the code the reason.
+/// Waits for the verdict: one byte, 0 or the exit code; the reason follows the exit code.
 fn read_verdict(
     mut reader: PipeReader,
     cause_of_death: impl FnOnce() -> String,
 ) -> Result<(), MountError> {
     let mut verdict = Vec::new();
-    // What was read before an error is judged all the same.
+    // Whatever was read before an error still counts.
     let _ = reader.read_to_end(&mut verdict);
     match verdict.split_first() {
         Some((0, _)) => Ok(()),
@@ -112,7 +112,7 @@ fn read_verdict(
     }
 }
 
-/// Called when the child has closed its end of the pipe unasked.
+/// Explains why the child closed its end of the pipe without a verdict.
 fn cause_of_death(child: Pid) -> String {
     match rustix::process::waitpid(Some(child), WaitOptions::empty()) {
         Ok(Some((_, status))) => match (status.terminating_signal(), status.exit_status()) {
@@ -125,7 +125,8 @@ fn cause_of_death(child: Pid) -> String {
     }
 }
 
-/// New session, `/` as directory, `/dev/null` as standard input, output and error.
+/// Detaches: new session, `/` as working directory, `/dev/null` as standard input, output and
+/// error.
 fn leave_terminal() -> io::Result<()> {
     rustix::process::setsid()?;
     rustix::process::chdir("/")?;
@@ -140,7 +141,7 @@ fn leave_terminal() -> io::Result<()> {
 mod tests {
     use super::*;
 
-    /// What a parent makes of what its child does.
+    /// Verdict that the parent gets from this child.
     fn verdict(child: impl FnOnce(Ready)) -> Result<(), MountError> {
         let (reader, writer) = io::pipe().unwrap();
         child(Ready::new(writer));

@@ -1,4 +1,5 @@
-//! The kernel's side: `/dev/fuse`, mount(2), umount2(2), and fusermount3 for those who are not root.
+//! The kernel's side of mounting: `/dev/fuse`, mount(2), umount2(2), and fusermount3 for users
+//! other than root.
 
 use std::ffi::{CString, OsString};
 use std::fs;
@@ -19,51 +20,52 @@ use super::MountRequest;
 
 const DEVICE: &str = "/dev/fuse";
 
-/// What `/proc/mounts` shows behind `fuse.`, and mount(8) runs for it.
+/// File system subtype: `/proc/mounts` shows it after `fuse.`, and mount(8) runs the program of
+/// this name.
 const SUBTYPE: &str = "bootcastfs";
 
 const FUSERMOUNT: &str = "fusermount3";
 
-/// File type of the root directory, as `rootmode=` wants it: octal, without permissions.
+/// File type of the root directory in the form of `rootmode=`: octal, without permissions.
 const ROOT_MODE: u32 = 0o040_000;
 
-/// Why the kernel could not be had to mount or unmount.
+/// Why the kernel did not mount or unmount.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
-    /// Nothing is there.
+    /// The mount point does not exist.
     #[error("mount point {0:?} does not exist")]
     NoMountpoint(PathBuf),
-    /// A file or a device is there.
+    /// The mount point is not a directory.
     #[error("mount point {0:?} is not a directory")]
     NotADirectory(PathBuf),
-    /// A file system whose process died is mounted there.
+    /// A dead mount, whose process has exited, covers the mount point.
     #[error("mount point {0:?} holds a dead file system: run umount -l on it first")]
     Stale(PathBuf),
-    /// The mount point cannot be looked at.
+    /// The mount point cannot be examined.
     #[error("mount point {0:?}: {1}")]
     Mountpoint(PathBuf, io::Error),
-    /// The kernel has no FUSE, or not yet.
+    /// The kernel has no FUSE, or its module is not loaded.
     #[error("{DEVICE} is missing: run modprobe fuse, or give the container this device")]
     NoDevice,
-    /// Only root may mount without it.
+    /// Without fusermount3 only root may mount.
     #[error("{FUSERMOUNT} is missing, and only root can mount without it: install fuse3")]
     NoFusermount,
-    /// In fusermount3's own words.
+    /// fusermount3 failed; its own message.
     #[error("{FUSERMOUNT}: {0}")]
     Fusermount(String),
-    /// Someone works in it.
+    /// The mount is in use.
     #[error("{0:?} is busy: a process uses it")]
     Busy(PathBuf),
-    /// Nothing to unmount.
+    /// Nothing is mounted there.
     #[error("{0:?} is not mounted")]
     NotMounted(PathBuf),
-    /// A system call failed in another way.
+    /// Another system call failed.
     #[error("{0}: {1}")]
     System(&'static str, io::Error),
 }
 
-/// Mounts, and returns the connection to the kernel. The kernel holds every access to the mount
-/// until the FUSE handshake was made on it.
+/// Mounts and returns the connection to the kernel. The kernel blocks every access to the mount
+/// until the FUSE handshake on this connection.
 ///
 /// Tries mount(2), which needs privileges, then fusermount3.
 pub fn mount(request: &MountRequest) -> Result<OwnedFd, KernelError> {
@@ -76,7 +78,7 @@ pub fn mount(request: &MountRequest) -> Result<OwnedFd, KernelError> {
     }
 }
 
-/// Unmounts; `lazy` also what is in use, once it no longer is.
+/// Unmounts. With `lazy`, a mount in use is unmounted once it is no longer used.
 pub fn unmount(mountpoint: &Path, lazy: bool) -> Result<(), KernelError> {
     let detach = if lazy { UnmountFlags::DETACH } else { UnmountFlags::empty() };
     match rustix::mount::unmount(mountpoint, UnmountFlags::NOFOLLOW | detach) {
@@ -134,7 +136,7 @@ fn mount_directly(request: &MountRequest) -> Result<OwnedFd, KernelError> {
     Ok(device)
 }
 
-/// The options that the kernel and fusermount3 spell alike.
+/// Options that the kernel and fusermount3 spell alike.
 fn shared_data(request: &MountRequest) -> impl Iterator<Item = String> {
     let options = &request.options;
     [
@@ -146,8 +148,8 @@ fn shared_data(request: &MountRequest) -> impl Iterator<Item = String> {
     .flatten()
 }
 
-/// fusermount3 mounts, and passes the open device through a socket that it knows by number. That it
-/// is standard input keeps it open across the exec without further ado.
+/// Mounts through fusermount3, which passes the open device back through a socket whose number it
+/// is given. The socket is standard input, which stays open across the exec by itself.
 fn mount_by_fusermount(request: &MountRequest) -> Result<OwnedFd, KernelError> {
     let (ours, theirs) = UnixStream::pair().map_err(system("making a socket pair"))?;
     let child = fusermount()
@@ -214,7 +216,7 @@ fn fusermount_options(request: &MountRequest) -> OsString {
     OsString::from_vec(bytes)
 }
 
-/// Waits for a message with a descriptor; `None` if the other end closes without one.
+/// Receives a message with a descriptor; `None` if the other end closes without one.
 fn receive_descriptor(socket: &UnixStream) -> Result<Option<OwnedFd>, KernelError> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -248,12 +250,12 @@ mod tests {
 
     use super::*;
 
-    /// An empty file system: every request is answered with ENOSYS, INIT aside.
+    /// An empty file system: answers every request except INIT with ENOSYS.
     struct Nothing;
 
     impl fuser::Filesystem for Nothing {}
 
-    /// A mount point that is free again at the end of the test, whatever happens in it.
+    /// A mount point that is unmounted at the end of the test, whatever happens.
     struct Mountpoint(tempfile::TempDir);
 
     impl Mountpoint {
@@ -261,7 +263,7 @@ mod tests {
             Self(tempfile::tempdir().unwrap())
         }
 
-        /// The line of the mount table, fields separated by blanks.
+        /// Fields of its line in the mount table, separated by blanks.
         fn mounted(&self) -> Option<String> {
             let table = fs::read_to_string("/proc/self/mounts").unwrap();
             let place = self.0.path().to_str().unwrap();
@@ -281,7 +283,7 @@ mod tests {
         }
     }
 
-    /// Whether this machine lets the test mount; says so if not.
+    /// Whether this machine allows the test to mount. Reports a skipped test if not.
     fn can_mount() -> bool {
         let can = rustix::process::geteuid().is_root() && Path::new(DEVICE).exists();
         if !can {

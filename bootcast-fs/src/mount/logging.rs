@@ -1,18 +1,18 @@
-//! Where log lines go: to standard error in the foreground, to syslog in the background.
+//! Destination of log lines: standard error in the foreground, syslog in the background.
 
 use std::io::{self, IsTerminal};
 
 use tracing_subscriber::EnvFilter;
 
-/// What is logged when nobody says.
+/// Filter used when none is given.
 const DEFAULT_FILTER: &str = "info";
 
-/// Whether `text` can be given to [`to_stderr`] and [`to_syslog`].
+/// Whether `text` is a valid filter for [`to_stderr`] and [`to_syslog`].
 pub fn is_filter(text: &str) -> bool {
     text.parse::<EnvFilter>().is_ok()
 }
 
-/// Logs to standard error from now on. `None` means the default.
+/// Starts logging to standard error. `None` means the default filter.
 pub fn to_stderr(filter: Option<&str>) {
     tracing_subscriber::fmt()
         .with_env_filter(env_filter(filter))
@@ -21,17 +21,17 @@ pub fn to_stderr(filter: Option<&str>) {
         .init();
 }
 
-/// Logs to `/dev/log` from now on, which the journal reads as well. Where nobody listens there,
-/// lines are lost and nothing waits.
+/// Starts logging to `/dev/log`, which the journal reads as well. If nothing listens there, lines
+/// are lost and nothing waits.
 pub fn to_syslog(filter: Option<&str>) {
     let options = syslog_tracing::Options::LOG_PID;
-    // `None` only if a second logger is made in one process.
+    // `None` only if the process already has such a logger.
     let Some(syslog) =
         syslog_tracing::Syslog::new(c"bootcastfs", options, syslog_tracing::Facility::Daemon)
     else {
         return;
     };
-    // The journal and syslogd set the time and show the level themselves.
+    // Journal and syslogd add the time and show the level themselves.
     tracing_subscriber::fmt()
         .with_env_filter(env_filter(filter))
         .with_writer(syslog)

@@ -1,4 +1,5 @@
-//! The front of the mount: what was typed, the kernel's side of mounting, and life in the background.
+//! The front of the mount: what was typed, the kernel's side of mounting, and life in the
+//! background.
 //!
 //! | module | holds |
 //! |---|---|
@@ -23,22 +24,22 @@ mod sys;
 pub use options::MountOptions;
 pub use source::Source;
 
-/// Something to mount, and where.
+/// A request to mount a source on a directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountRequest {
-    /// What is mounted.
+    /// Server and directory to mount.
     pub source: Source,
-    /// An absolute path.
+    /// Absolute path of the mount point.
     pub mountpoint: PathBuf,
-    /// How.
+    /// Mount options.
     pub options: MountOptions,
-    /// The source as it stands in `/proc/mounts`: as it was typed, because `mount -a` looks for the
-    /// text of `/etc/fstab` there to see what is mounted already.
+    /// Source as shown in `/proc/mounts`: exactly as typed, because `mount -a` looks there for the
+    /// text of `/etc/fstab` to see what is mounted.
     pub shown_source: OsString,
 }
 
 impl MountRequest {
-    /// Reads what stood on the command line. Relative paths are taken from the present directory.
+    /// Parses the arguments of the command line. Relative paths start at the working directory.
     pub fn parse(
         source: &OsStr,
         mountpoint: &Path,
@@ -59,10 +60,10 @@ fn absolute(path: &Path) -> Result<PathBuf, MountError> {
         .map_err(|error| MountError::usage(&format!("{}: {error}", path.display())))
 }
 
-/// Why nothing was mounted, in the words of mount(8): one line, and the exit code.
+/// Why nothing was mounted: one line for the user and an exit code of mount(8).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MountError {
-    /// What was typed makes no sense; the same line will never work.
+    /// The arguments are wrong; the same command will never work.
     #[error("{0}")]
     Usage(String),
     /// The mount failed; it may work later.
@@ -71,17 +72,17 @@ pub enum MountError {
 }
 
 impl MountError {
-    /// What was typed makes no sense.
+    /// Creates an error about the arguments.
     pub fn usage(reason: &impl ToString) -> Self {
         Self::Usage(one_line(&reason.to_string()))
     }
 
-    /// The mount failed.
+    /// Creates an error about the mount.
     pub fn failed(reason: &impl ToString) -> Self {
         Self::Failed(one_line(&reason.to_string()))
     }
 
-    /// What mount(8) expects its helpers to exit with, and passes on.
+    /// Exit code that mount(8) expects of its helpers and passes on.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) => 1,
@@ -96,7 +97,7 @@ impl From<kernel::KernelError> for MountError {
     }
 }
 
-/// Folds a text that others wrote into one line.
+/// Folds a message of other programs into one line.
 fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }

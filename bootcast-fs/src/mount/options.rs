@@ -1,4 +1,4 @@
-//! Everything behind `-o`, as mount(8), fstab or a person gave it.
+//! Options after `-o`, as passed by mount(8), fstab or a person.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -14,53 +14,53 @@ mod table;
 
 pub use table::help;
 
-/// How long a reader waits under `soft` when nobody says.
+/// Default wait limit of a reader under `soft`.
 const SOFT_WAIT: Duration = Duration::from_secs(30);
 
-/// The meaning of all option lists together. Of options that contradict each other the last wins.
+/// Result of all option lists. If options contradict each other, the last one wins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountOptions {
-    /// `rw` was asked for. The mount is read-only all the same; the user deserves a warning.
+    /// Whether `rw` was given. The mount is read-only anyway; the user gets a warning.
     pub wants_rw: bool,
-    /// What mount(2) is given. Read-only always; `nosuid` and `nodev` unless lifted.
+    /// Flags for mount(2). Always read-only; `nosuid` and `nodev` unless disabled.
     pub flags: MountFlags,
-    /// Users other than the mounting one may enter.
+    /// Whether users other than the mounting one have access.
     pub allow_other: bool,
-    /// The kernel checks the mode bits.
+    /// Whether the kernel checks the mode bits.
     pub default_permissions: bool,
-    /// Owner of everything; the mounting user if `None`.
+    /// Owner of all files; `None` for the mounting user.
     pub uid: Option<u32>,
-    /// Group of everything; the mounting user's if `None`.
+    /// Group of all files; `None` for that of the mounting user.
     pub gid: Option<u32>,
-    /// Permission bits taken away, at most `0o777`.
+    /// Permission bits to remove, at most `0o777`.
     pub umask: Option<u16>,
     /// TCP port of the server's control plane.
     pub port: Option<u16>,
-    /// Name or address of the interface that listens.
+    /// Name or address of the interface that multicast arrives on.
     pub interface: Option<String>,
-    /// Where pages are kept.
+    /// Where pages are cached.
     pub cache: CacheKind,
     /// Directory of the disk cache.
     pub cache_dir: Option<PathBuf>,
-    /// Whether files may come over HTTP.
+    /// Whether files may be fetched over HTTP.
     pub unicast: UnicastMode,
-    /// Which pages arrive.
+    /// Which pages of an open file arrive.
     pub fill: Fill,
-    /// How long an incomplete file without readers is still received.
+    /// How long an incomplete file that nobody has open goes on arriving.
     pub linger: Duration,
     /// How long the kernel may use names and attributes without asking again.
     pub attr_ttl: Duration,
-    /// Which log lines are written; the default of [`logging`](super::logging) if `None`.
+    /// Log filter; `None` for the default of [`logging`](super::logging).
     pub log: Option<String>,
-    /// Stands for the source in `/proc/mounts`.
+    /// Text that replaces the source in `/proc/mounts`.
     pub fsname: Option<OsString>,
-    /// Bytes that one request of the kernel may ask for.
+    /// Most bytes in one read request of the kernel.
     pub max_read: Option<u32>,
     waiting: Waiting,
     timeo: Option<Duration>,
 }
 
-/// Where pages are kept.
+/// Where pages are cached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CacheKind {
     /// In files that outlive the mount.
@@ -75,26 +75,26 @@ enum Waiting {
     Soft,
 }
 
-/// Why an option list makes no sense.
+/// Why an option list is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OptionError {
-    /// Neither ours nor one of mount(8)'s.
+    /// An option that neither we nor mount(8) know.
     #[error("unknown option {0:?}: see bootcastfs --help for those there are")]
     Unknown(String),
-    /// Mount options apply from the start of a mount to its end.
+    /// `remount` is not supported: options hold for the life of a mount.
     #[error("remount is not supported: unmount, then mount with the new options")]
     Remount,
-    /// A flag with a value, as in `ro=1`.
+    /// An option that takes no value has one, as in `ro=1`.
     #[error("option {0} takes no value")]
     TakesNoValue(&'static str),
-    /// A value that is missing or malformed.
+    /// A value is missing or malformed.
     #[error("option {name}={value}: expected {expected}")]
     Value {
-        /// The option.
+        /// Name of the option.
         name: &'static str,
-        /// What was given, empty if nothing was.
+        /// Value as given; empty if there was none.
         value: String,
-        /// What would have been right.
+        /// Description of a valid value.
         expected: &'static str,
     },
 }
@@ -127,7 +127,7 @@ impl Default for MountOptions {
 }
 
 impl MountOptions {
-    /// Reads the values of all `-o`. A comma within double quotes or behind a backslash belongs to
+    /// Parses the values of all `-o`. A comma inside double quotes or after a backslash belongs to
     /// the value.
     pub fn parse<L: AsRef<OsStr>>(lists: &[L]) -> Result<Self, OptionError> {
         let mut options = Self::default();
@@ -137,7 +137,7 @@ impl MountOptions {
         Ok(options)
     }
 
-    /// How long a reader waits before EIO (`soft`); `None` for ever (`hard`).
+    /// How long a reader waits before it gets EIO (`soft`); `None` for ever (`hard`).
     pub fn wait_limit(&self) -> Option<Duration> {
         match self.waiting {
             Waiting::Hard => None,

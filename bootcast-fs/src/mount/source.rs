@@ -1,4 +1,4 @@
-//! What is mounted: `head:/images` and its relatives.
+//! What to mount: `head:/images` and its other forms.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -13,44 +13,44 @@ use bootcast_proto::{DEFAULT_PORT, RemotePath};
 pub struct Source {
     /// Name or address of the server; an IPv6 address stands without its brackets.
     pub host: String,
-    /// TCP port of its control plane.
+    /// TCP port of the server's control plane.
     pub port: u16,
-    /// The directory, seen from the served one.
+    /// Path of the directory, relative to the served one.
     pub path: RemotePath,
 }
 
-/// Why a text names no source.
+/// Why a text is not a source.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SourceError {
-    /// None of the accepted forms.
+    /// The text has none of the accepted forms.
     #[error(
         "{0:?} is not a source: expected HOST:/PATH, HOST:PORT:/PATH, [IPV6]:/PATH or \
          http://HOST[:PORT]/PATH"
     )]
     Form(String),
-    /// Control traffic is plain HTTP.
+    /// The source is an HTTPS URL, but the control plane speaks plain HTTP.
     #[error("{0:?}: https is not supported, use http:// or HOST:/PATH")]
     Https(String),
-    /// No port, or port 0.
+    /// The port is missing or not between 1 and 65535.
     #[error("{0:?} is not a port: expected 1 to 65535")]
     Port(String),
-    /// Two ports that differ.
+    /// Source and options name different ports.
     #[error("the source says port {in_source}, -o port= says {in_options}: give one of them")]
     TwoPorts {
-        /// Behind the host.
+        /// Port after the host.
         in_source: u16,
-        /// Among the options.
+        /// Port among the options.
         in_options: u16,
     },
-    /// No path the server could have.
+    /// The path is malformed.
     #[error(transparent)]
     Path(#[from] PathError),
 }
 
 impl Source {
-    /// Reads any of the accepted forms. `port_option` is the one of `-o port=`.
+    /// Parses any of the accepted forms. `port_option` is the value of `-o port=`.
     ///
-    /// The path behind `HOST:` is taken byte for byte; in a URL it is percent-encoded.
+    /// The path after `HOST:` is taken byte for byte; in a URL it is percent-encoded.
     pub fn parse(text: &OsStr, port_option: Option<u16>) -> Result<Self, SourceError> {
         let bytes = text.as_bytes();
         let unknown = || SourceError::Form(text.to_string_lossy().into_owned());
@@ -70,14 +70,14 @@ impl Source {
         Ok(Self { host: host.to_owned(), port: one_port(in_source, port_option)?, path })
     }
 
-    /// Where the control plane answers, without a slash at the end.
+    /// Base URL of the control plane, without a trailing slash.
     pub fn base_url(&self) -> String {
         format!("http://{}:{}", Bracketed(&self.host), self.port)
     }
 }
 
 impl fmt::Display for Source {
-    /// The shortest mount form: `head:/images`. Bytes that are no UTF-8 are shown as `\u{fffd}`.
+    /// Writes the shortest form: `head:/images`. Bytes that are not UTF-8 become `\u{fffd}`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:", Bracketed(&self.host))?;
         if self.port != DEFAULT_PORT {
@@ -87,7 +87,7 @@ impl fmt::Display for Source {
     }
 }
 
-/// A host as it stands before a colon.
+/// A host in the form it takes before a colon.
 struct Bracketed<'a>(&'a str);
 
 impl fmt::Display for Bracketed<'_> {
@@ -106,21 +106,21 @@ fn strip_scheme<'a>(bytes: &'a [u8], scheme: &str) -> Option<&'a [u8]> {
     head.eq_ignore_ascii_case(scheme.as_bytes()).then_some(rest)
 }
 
-/// What stands behind `http://`, as authority and path.
+/// Splits the part after `http://` into authority and path.
 fn split_url(rest: &[u8]) -> Option<(&str, Path<'_>)> {
     let rest = str::from_utf8(rest).ok().filter(|rest| !rest.contains(['?', '#']))?;
     let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
     Some((authority, Path::Encoded(path)))
 }
 
-/// `HOST[:PORT]:/PATH` as authority and path.
+/// Splits `HOST[:PORT]:/PATH` into authority and path.
 fn split_mount_form(bytes: &[u8]) -> Option<(&str, Path<'_>)> {
     let colon = bytes.windows(2).position(|pair| pair == b":/")?;
     let authority = str::from_utf8(&bytes[..colon]).ok()?;
     Some((authority, Path::Plain(&bytes[colon + 1..])))
 }
 
-/// `HOST[:PORT]` as host, without brackets, and the text of the port.
+/// Splits `HOST[:PORT]` into the host, without brackets, and the text of the port.
 fn split_authority(authority: &str) -> Option<(&str, Option<&str>)> {
     if let Some(rest) = authority.strip_prefix('[') {
         let (host, tail) = rest.split_once(']')?;
@@ -138,7 +138,7 @@ fn split_authority(authority: &str) -> Option<(&str, Option<&str>)> {
     (!host.is_empty() && host.bytes().all(is_host_byte)).then_some((host, port))
 }
 
-/// A port as it is typed: 1 to 65535, digits only.
+/// Parses a port as typed: 1 to 65535, digits only.
 pub fn parse_port(text: &str) -> Result<u16, SourceError> {
     let port = text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok());
     port.flatten().filter(|&port| port != 0).ok_or_else(|| SourceError::Port(text.to_owned()))

@@ -1,4 +1,4 @@
-//! Fetching by multicast: as a member of the file's cast, for no longer than it takes.
+//! Fetches by multicast, as a member of the file's cast for as long as needed.
 
 use std::cell::Cell;
 use std::fs::File;
@@ -18,26 +18,27 @@ use crate::io::{Intake, IntakeConfig, InterfaceChoice, now, seed};
 use crate::object::{Object, Opening};
 use crate::receiver::{Failure, Fill, Timing, UnicastMode};
 
-/// A member that hears nothing joins again after `silence`, and leaves as soon as it is not wanted.
+/// Timing of the membership: join again after `silence` without a datagram, leave at once when
+/// done.
 const TIMING: Timing = Timing { linger: Duration::ZERO, silence: Duration::from_secs(2) };
-/// How long the end waits for the server to hear of it.
+/// How long the end of a fetch waits for its leave.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(2);
-/// Bytes handed on at a time.
+/// Bytes written to the output at a time.
 const PIECE: u64 = 1 << 20;
-/// How often the progress is looked at.
+/// How often the progress is checked.
 const LOOK_PERIOD: Duration = Duration::from_millis(100);
 
-/// Fetches a file as a member of its cast.
+/// Fetch of a file as a member of its cast.
 #[derive(Debug)]
 pub(super) struct CastFetch {
     target: Target,
     intake: Intake,
-    /// Longest time without any page; for ever where `None`.
+    /// Longest time without a new page; `None` for ever.
     patience: Option<Duration>,
 }
 
 impl CastFetch {
-    /// Gets ready to receive. Needs the runtime.
+    /// Prepares to receive. Needs the runtime.
     pub(super) fn new(
         target: &Target,
         interface: InterfaceChoice,
@@ -51,7 +52,7 @@ impl CastFetch {
         Ok(Self { target: target.clone(), intake, patience })
     }
 
-    /// Fills `file`; returns the size.
+    /// Receives into `file`. Returns the size.
     pub(super) async fn fill(
         &self,
         file: File,
@@ -62,13 +63,13 @@ impl CastFetch {
         let show = || progress.show(object.received(), object.size_at_most());
         let complete = self.follow(&object, show, signals, completion(&object)).await;
         complete?;
-        // Known, because complete.
+        // Known because the file is complete.
         let size = object.size().unwrap_or_default();
         object.store().set_size(size).map_err(|error| ToolError::streaming(&error))?;
         Ok(size)
     }
 
-    /// Writes the file to `stream`, in order and as soon as it can be; returns the size.
+    /// Writes the file to `stream`, in order, as pages arrive. Returns the size.
     pub(super) async fn stream(
         &self,
         stream: &File,
@@ -81,7 +82,8 @@ impl CastFetch {
         self.follow(&object, show, signals, hand_on(&object, Arc::new(stream))).await
     }
 
-    /// Writes a part of the file to `stream`, in order and as soon as it can be; returns its size.
+    /// Writes a part of the file to `stream`, in order, as pages arrive. Returns the size of the
+    /// part.
     pub(super) async fn part(
         &self,
         range: ByteRange,
@@ -112,7 +114,7 @@ impl CastFetch {
         Arc::new(object.with_unicast(UnicastMode::Auto))
     }
 
-    /// Is a member while `work` lasts, and none any more afterwards, however it ends.
+    /// Runs `work` as a member, and leaves afterwards however it ends.
     async fn follow<T>(
         &self,
         object: &Arc<Object>,
@@ -135,7 +137,7 @@ impl CastFetch {
         outcome
     }
 
-    /// Has the progress shown; returns when there was none for too long.
+    /// Shows the progress. Returns when there was none for too long.
     async fn watch_over(&self, object: &Object, show: impl Fn()) -> ToolError {
         let mut looks = tokio::time::interval(LOOK_PERIOD);
         let mut last = (heard(object), now());
@@ -152,7 +154,7 @@ impl CastFetch {
         }
     }
 
-    /// Why nothing arrives, as far as that can be told from here.
+    /// Explains why nothing arrives, as far as this side can tell.
     fn stalled(&self, object: &Object, since: Instant) -> ToolError {
         let waited =
             humantime::format_duration(Duration::from_secs(now().duration_since(since).as_secs()));
@@ -177,7 +179,8 @@ impl CastFetch {
     }
 }
 
-/// Pages and symbols of the cast that came, new or not: a pass may take long, and lack one page only.
+/// Number of pages and symbols received, new or not. A pass may take long and bring only one
+/// missing page.
 fn heard(object: &Object) -> u64 {
     let counters = object.counters();
     counters.pages + counters.duplicates + counters.symbols
@@ -196,7 +199,8 @@ async fn completion(object: &Object) -> Result<(), ToolError> {
     Ok(())
 }
 
-/// Writes what is here without a gap, until it is all; returns how much that was.
+/// Writes what is contiguous from the start until everything is written. Returns the number of
+/// bytes.
 async fn hand_on(object: &Arc<Object>, stream: Arc<File>) -> Result<u64, ToolError> {
     let mut changes = object.watch();
     let mut written = 0;
@@ -227,7 +231,7 @@ async fn hand_on(object: &Arc<Object>, stream: Arc<File>) -> Result<u64, ToolErr
     }
 }
 
-/// Hands one piece on, and gives room back: a page that is held is never written again.
+/// Copies one piece and frees its space: a held page is never written again.
 fn copy(object: &Object, mut stream: &File, piece: Range<u64>) -> io::Result<()> {
     let len = piece.end - piece.start;
     let mut buffer = vec![0; usize::try_from(len).map_err(io::Error::other)?];

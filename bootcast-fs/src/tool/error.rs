@@ -1,4 +1,4 @@
-//! What can go wrong with a command, and the exit code that says so.
+//! Errors of a command, and their exit codes.
 
 use std::io;
 use std::path::Path;
@@ -10,7 +10,7 @@ use super::url::printable;
 use crate::io::ControlError;
 use crate::receiver::Failure;
 
-/// The exit codes as `--help` tells them.
+/// The exit codes as shown by `--help`.
 pub(super) const EXIT_CODES: &str = "\
 Exit codes:
   0    done
@@ -24,43 +24,43 @@ Exit codes:
   129, 130, 143  ended by SIGHUP, SIGINT, SIGTERM
   141  whoever read standard output went away";
 
-/// Why a command did not do its work. Its text is one line for the user.
+/// Why a command failed. Its text is one line for the user.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ToolError {
-    /// What was typed makes no sense.
+    /// The arguments are wrong.
     #[error("{0}")]
     Usage(String),
-    /// A file here cannot be read or written.
+    /// A local file cannot be read or written.
     #[error("{0}")]
     Local(String),
-    /// No connection.
+    /// The server cannot be reached.
     #[error("{0}")]
     Unreachable(String),
-    /// No progress for too long.
+    /// There was no progress for too long.
     #[error("{0}")]
     TimedOut(String),
-    /// No such file on the server.
+    /// The server has no such file.
     #[error("{0}")]
     NotFound(String),
-    /// The server will not, or cannot.
+    /// The server refused, or failed.
     #[error("{0}")]
     Refused(String),
-    /// Nothing of the present version was handed on: a fresh start can help.
+    /// The file changed before any of it was written: starting again can help.
     #[error("the file keeps changing on the server")]
     Changed,
-    /// Part of another version was handed on, which cannot be taken back.
+    /// The file changed after this many bytes were written, which cannot be taken back.
     #[error("the file changed on the server after {0} bytes of it were written")]
     ChangedMidway(u64),
-    /// The other end of standard output is closed. Not worth a word.
+    /// The reader of standard output is gone. Ends the command silently.
     #[error("nobody reads standard output any more")]
     ReaderGone,
-    /// A signal asked for the end.
+    /// A signal ended the command.
     #[error("{0}")]
     Signal(Signal),
 }
 
 impl ToolError {
-    /// The only place where an error becomes an exit code; [`EXIT_CODES`].
+    /// Maps an error to an exit code, as listed in [`EXIT_CODES`]. No other place does.
     pub(super) fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) => 1,
@@ -75,7 +75,7 @@ impl ToolError {
         }
     }
 
-    /// Names what the server's word is about.
+    /// Adds the path to a message of the server.
     pub(super) fn about(self, path: &RemotePath) -> Self {
         let path = || printable(path.as_bytes());
         match self {
@@ -85,12 +85,12 @@ impl ToolError {
         }
     }
 
-    /// A file here cannot be read or written.
+    /// Creates an error about a local file.
     pub(super) fn local(path: &Path, error: &io::Error) -> Self {
         Self::Local(format!("{}: {error}", path.display()))
     }
 
-    /// Writing bytes in order failed.
+    /// Creates an error about writing to a stream.
     pub(super) fn streaming(error: &io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::BrokenPipe => Self::ReaderGone,

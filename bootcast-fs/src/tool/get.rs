@@ -1,4 +1,4 @@
-//! `bootcast get`: one file from the server to this machine.
+//! `bootcast get`: fetches one file.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -17,12 +17,12 @@ use super::unicast::UnicastFetch;
 use super::url::{Target, default_file_name};
 use crate::io::{ControlError, InterfaceChoice};
 
-/// Beginnings in all, where the file changes on the server meanwhile.
+/// Most attempts if the file changes on the server meanwhile.
 const MAX_STARTS: u32 = 4;
-/// Before each further one: whoever changes the file may be at it still.
+/// Pause before each further attempt: the file may still be changing.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
 
-/// What stands behind `bootcast get`.
+/// Arguments of `bootcast get`.
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
     #[arg(
@@ -31,8 +31,8 @@ pub(super) struct Args {
     )]
     url: OsString,
 
-    /// Write to FILE, which appears or is replaced when all is there; '-' is standard output, in order while the
-    /// pages arrive [default: the last name of the URL]
+    /// Write to FILE, which appears or is replaced when everything is here; '-' is standard output,
+    /// written in order as pages arrive [default: the last name of the URL]
     #[arg(short = 'O', long = "output", value_name = "FILE")]
     output: Option<PathBuf>,
 
@@ -46,28 +46,28 @@ pub(super) struct Args {
     )]
     range: Option<ByteRange>,
 
-    /// Take the file over plain HTTP, for this client alone
+    /// Fetch the file over plain HTTP, for this client alone
     #[arg(short, long)]
     unicast: bool,
 
-    /// Interface that the multicast comes in by, by name or address [default: the one toward the server]
+    /// Interface that multicast arrives on, by name or address [default: the one toward the server]
     #[arg(short, long, value_name = "NAME|ADDR", env = "BOOTCAST_INTERFACE")]
     interface: Option<InterfaceChoice>,
 
-    /// Give up when nothing arrived for so long: seconds, or units as in 1m30s; 0 is never
+    /// Give up after this time without progress: seconds, or with units as in 1m30s; 0 is never
     #[arg(short, long, value_name = "DURATION", default_value = "60s", value_parser = duration)]
     timeout: Duration,
 
-    /// No progress bar, no notices; errors are told still
+    /// No progress bar and no notices; errors are still shown
     #[arg(short, long)]
     quiet: bool,
 
-    /// Tell what happens; twice to tell more
+    /// Log what happens; twice for more
     #[arg(short, long, action = clap::ArgAction::Count, conflicts_with = "quiet")]
     verbose: u8,
 }
 
-/// Fetches.
+/// Fetches the file.
 pub(super) async fn run(args: Args) -> Result<(), ToolError> {
     let target = Target::parse(&args.url)?;
     let to_stdout = args.output.as_ref().is_some_and(|output| output.as_os_str() == "-");
@@ -97,9 +97,9 @@ pub(super) async fn run(args: Args) -> Result<(), ToolError> {
     get.run().await.map_err(|error| error.about(&path))
 }
 
-/// Finds out at once what waiting would not heal: no server there, or no file.
+/// Detects at once what waiting would not cure: no server, or no such file.
 ///
-/// A plain server knows nothing of this request; the join will tell.
+/// A plain server does not know this request; there the join finds out.
 async fn probe(target: &Target) -> Result<(), ToolError> {
     match target.control.meta(&target.path, None).await {
         Err(error @ ControlError::Unreachable { .. }) => Err(error.into()),
@@ -110,11 +110,11 @@ async fn probe(target: &Target) -> Result<(), ToolError> {
     }
 }
 
-/// How the bytes travel.
+/// How the bytes reach this machine.
 #[derive(Debug)]
 enum Transport {
     Cast(CastFetch),
-    /// As the cast, but these bytes only.
+    /// Like `Cast`, but only these bytes.
     Part(CastFetch, ByteRange),
     Unicast {
         patience: Option<Duration>,
@@ -148,7 +148,7 @@ impl Get {
         Ok(())
     }
 
-    /// Fetches one version; returns its size.
+    /// Fetches one version. Returns its size.
     async fn fetch(&mut self) -> Result<u64, ToolError> {
         let Self { target, transport, output, progress, signals } = self;
         match (transport, output) {
@@ -168,7 +168,7 @@ impl Get {
                 let part = Part::begin(path)?;
                 let fetched = cast.part(*range, &part.open()?, progress, signals).await;
                 let size = fetched.map_err(|error| match error {
-                    // What was written vanishes with the part.
+                    // Whatever was written disappears with the partial file.
                     ToolError::ChangedMidway(_) => ToolError::Changed,
                     error => error,
                 })?;
@@ -194,7 +194,7 @@ impl Get {
     }
 }
 
-/// Plain seconds, with or without a fraction, or units: `10`, `0.5`, `1m30s`.
+/// Parses seconds, with or without a fraction, or units: `10`, `0.5`, `1m30s`.
 fn duration(text: &str) -> Result<Duration, &'static str> {
     let duration = match text.parse() {
         Ok(seconds) => Duration::try_from_secs_f64(seconds).ok(),

@@ -1,4 +1,4 @@
-//! `bootcast ls`: the names of a directory, and what is known of them.
+//! `bootcast ls`: lists a directory.
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal};
@@ -12,10 +12,10 @@ use super::error::ToolError;
 use super::stdout;
 use super::url::{Target, printable};
 
-/// The first second that RFC 3339 cannot write any more: the year 10000.
+/// First second that RFC 3339 cannot represent: the year 10000.
 const FIRST_UNWRITABLE_SECOND: u64 = 253_402_300_800;
 
-/// What stands behind `bootcast ls`.
+/// Arguments of `bootcast ls`.
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
     #[arg(
@@ -24,16 +24,16 @@ pub(super) struct Args {
     )]
     url: OsString,
 
-    /// Show mode, size in bytes, last modification and where links lead to
+    /// Show mode, size in bytes, last modification and the targets of links
     #[arg(short, long)]
     long: bool,
 
-    /// Print the server's answer: names and targets are percent-encoded there
+    /// Print the server's answer, in which names and targets are percent-encoded
     #[arg(long, conflicts_with = "long")]
     json: bool,
 }
 
-/// Lists.
+/// Lists the directory.
 pub(super) async fn run(args: Args) -> Result<(), ToolError> {
     let target = Target::parse(&args.url)?;
     let meta = fetch(&target).await?;
@@ -59,7 +59,7 @@ async fn fetch(target: &Target) -> Result<Meta, ToolError> {
     let failed = |error| ToolError::from(error).about(path);
     match control.meta(path, None).await {
         Ok(Some(meta)) => Ok(meta),
-        // Only where a version was named, and none was.
+        // Only possible if the request names a version, which this one does not.
         Ok(None) => Err(ToolError::Refused("the server sent no listing".into())),
         Err(error) if error.is_not_found() => match control.meta(&RemotePath::root(), None).await {
             Err(error) if error.is_not_found() => Err(ToolError::Refused(format!(
@@ -72,7 +72,7 @@ async fn fetch(target: &Target) -> Result<Meta, ToolError> {
     }
 }
 
-/// Names and attributes, sorted by name: of a directory its entries, else the thing itself.
+/// Names and attributes, sorted by name: the entries of a directory, or the file itself.
 fn entries(target: &Target, meta: &Meta) -> Result<Vec<(Vec<u8>, Attributes)>, ToolError> {
     let Some(entries) = &meta.entries else {
         let name = target.path.file_name().unwrap_or(b"/").to_vec();
@@ -95,7 +95,7 @@ fn garbled(name: &str) -> ToolError {
     ToolError::Refused(format!("the server sent a malformed name: {name:?}"))
 }
 
-/// What `ls -l` puts before the name, without owners, which the protocol does not know.
+/// Columns that `ls -l` puts before the name, without owners, which the protocol does not know.
 fn long_prefix(attributes: &Attributes) -> String {
     let Attributes { kind, mode, size, mtime, .. } = attributes;
     format!("{}{} {size:>14} {:>20} ", letter(*kind), permissions(*mode), time(*mtime))
@@ -123,7 +123,7 @@ fn permissions(mode: u32) -> String {
     text.into_iter().collect()
 }
 
-/// UTC as in RFC 3339; what that cannot write, as seconds since 1970.
+/// Time in UTC as in RFC 3339, or seconds since 1970 if that cannot represent it.
 fn time(mtime: i64) -> String {
     match u64::try_from(mtime) {
         Ok(seconds) if seconds < FIRST_UNWRITABLE_SECOND => {

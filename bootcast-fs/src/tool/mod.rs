@@ -1,17 +1,17 @@
-//! The command line tool `bootcast`: files of a server without a mount.
+//! The command line tool `bootcast`: works on files of a server without a mount.
 //!
 //! | module | holds |
 //! |---|---|
 //! | `get` | `bootcast get` |
-//! | `cast`, `unicast` | the two ways for the bytes to travel |
-//! | `range` | a part of a file |
-//! | `output` | where they go |
-//! | `progress` | what a person sees of it |
+//! | `cast`, `unicast` | the two ways to fetch |
+//! | `range` | fetching a part of a file |
+//! | `output` | where the bytes go |
+//! | `progress` | the progress bar and messages for a person |
 //! | `list`, `status` | `bootcast ls`, `bootcast status` |
-//! | `url` | what a command is about, and its name here |
-//! | `signals` | an orderly end |
+//! | `url` | the argument that names a file on a server |
+//! | `signals` | orderly end by a signal |
 //! | `stdout` | short answers |
-//! | `error` | what can go wrong, and the exit codes |
+//! | `error` | errors and exit codes |
 
 mod cast;
 mod error;
@@ -42,7 +42,7 @@ Examples:
   bootcast ls -l http://head/images
   bootcast status http://head";
 
-/// Gets files from a bootcast server, which sends what many hosts want at once by multicast
+/// Fetches files from a bootcast server, which sends what many hosts want at once by multicast
 #[derive(Parser, Debug)]
 #[command(name = "bootcast", version, max_term_width = 100, after_help = after_help())]
 struct Args {
@@ -67,12 +67,12 @@ fn after_help() -> String {
     format!("{EXAMPLES}\n\n{EXIT_CODES}")
 }
 
-/// Runs the command line, program name first.
+/// Runs the command line, which starts with the program's name.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let outcome = match Args::try_parse_from(args) {
         Ok(args) => run_command(args.command),
         Err(error) if !error.use_stderr() => {
-            // Help or version, asked for. A closed pipe is the reader's choice.
+            // Help or version was asked for. A closed pipe is no error.
             let _ = error.print();
             Ok(())
         }
@@ -101,12 +101,12 @@ fn run_command(command: Command) -> Result<(), ToolError> {
             Command::Status(args) => status::run(args).await,
         }
     });
-    // A write to a pipe that nobody empties would hold up the end for ever.
+    // A blocked write to a pipe that nobody reads must not delay the end for ever.
     runtime.shutdown_background();
     outcome
 }
 
-/// The first paragraph of what clap has to say.
+/// First paragraph of clap's message.
 fn usage_error(error: &clap::Error) -> ToolError {
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         return ToolError::Usage("which command: get, ls or status? (see --help)".into());
@@ -117,7 +117,7 @@ fn usage_error(error: &clap::Error) -> ToolError {
     ToolError::Usage(format!("{} (see --help)", one_line(what)))
 }
 
-/// Folds a text that others wrote into one line that a terminal can show.
+/// Folds a message of others into one line that a terminal can show.
 fn one_line(text: &str) -> String {
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
     url::printable(line.as_bytes())

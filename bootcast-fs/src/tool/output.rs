@@ -1,4 +1,5 @@
-//! Where fetched bytes go: in order into a stream, or into a file that appears in one step.
+//! Destination of fetched bytes: a stream that takes them in order, or a file that appears in one
+//! step.
 
 use std::fs::{self, File, Permissions};
 use std::io;
@@ -14,28 +15,29 @@ use tracing::info;
 use super::error::ToolError;
 use crate::cache::nameless_file;
 
-/// Bytes of the final name that a file on its way is named after: with all else they stay below 255.
+/// Most bytes of the final name in the name of a partial file. With the other parts it stays below
+/// 255.
 const NAME_LEN: usize = 200;
 
-/// Where fetched bytes go.
+/// Destination of fetched bytes.
 #[derive(Debug)]
 pub(super) enum Output {
-    /// Standard output, a pipe, a device: takes bytes in order, and takes none back.
+    /// Standard output, a pipe or a device: takes bytes in order and gives none back.
     Stream(File),
-    /// A file of this name, which is replaced if there is one.
+    /// A file with this path, replaced if it exists.
     File(PathBuf),
 }
 
 impl Output {
-    /// Standard output.
+    /// Writes to standard output.
     pub(super) fn stdout() -> Result<Self, ToolError> {
         let stdout = io::stdout().as_fd().try_clone_to_owned();
         Ok(Self::Stream(stdout.map_err(|error| ToolError::streaming(&error))?.into()))
     }
 
-    /// What `path` leads to, or shall lead to.
+    /// Writes to `path`, whether it exists or not.
     pub(super) fn at(path: &Path) -> Result<Self, ToolError> {
-        // Links are followed: what they point to is replaced, not they.
+        // Follows links: replaces the target, not the link.
         let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
         match fs::metadata(&path) {
             Ok(found) if found.is_dir() => {
@@ -51,7 +53,7 @@ impl Output {
     }
 }
 
-/// A file on its way: `.NAME.part-XXXXXX` beside the final name. Removed unless it is kept.
+/// A partial file, `.NAME.part-XXXXXX` beside the final name. Deleted unless it is kept.
 #[derive(Debug)]
 pub(super) struct Part {
     file: NamedTempFile,
@@ -59,7 +61,7 @@ pub(super) struct Part {
 }
 
 impl Part {
-    /// An empty one.
+    /// Creates an empty partial file.
     pub(super) fn begin(target: &Path) -> Result<Self, ToolError> {
         let fail = |error| ToolError::local(target, &error);
         let dir = match target.parent() {
@@ -68,7 +70,7 @@ impl Part {
         };
         let name = target.file_name().ok_or_else(|| fail(io::ErrorKind::IsADirectory.into()))?;
         let name = &name.as_bytes()[..name.len().min(NAME_LEN)];
-        // Told of the directory, not of a name that nobody knows.
+        // Reports a missing directory by its own name, not by the name of the partial file.
         fs::metadata(dir).map_err(|error| ToolError::local(dir, &error))?;
         let prefix = [b".", name, b".part-"].concat();
         let file = tempfile::Builder::new()
@@ -79,19 +81,20 @@ impl Part {
         Ok(Self { file, target: target.to_path_buf() })
     }
 
-    /// A second descriptor of it.
+    /// Opens a second descriptor.
     pub(super) fn open(&self) -> Result<File, ToolError> {
         self.file.as_file().try_clone().map_err(|error| ToolError::local(&self.target, &error))
     }
 
-    /// Gives it the final name, in the place of whatever had it.
+    /// Renames the partial file to the final name, replacing any file there.
     pub(super) fn keep(self) -> Result<(), ToolError> {
         let Self { file, target } = self;
         file.persist(&target).map(drop).map_err(|error| ToolError::local(&target, &error.error))
     }
 }
 
-/// Room without a name for bytes that arrive out of order: on disk, or in memory where no disk will have them.
+/// Creates a nameless file for bytes that arrive out of order: on disk, or in memory if no disk
+/// accepts it.
 pub(super) fn spool() -> Result<File, ToolError> {
     let dir = std::env::temp_dir();
     nameless_file(&dir)

@@ -1,4 +1,4 @@
-//! What a person at a terminal sees of a fetch, and how log lines and the bar keep out of each other's way.
+//! Progress bar and messages of a fetch, and the log lines, which share one terminal.
 
 use std::io::{self, IsTerminal, Write};
 use std::time::Instant;
@@ -18,12 +18,12 @@ const UNKNOWN_SIZE: &str = "{prefix} {spinner} {binary_bytes} {mean_rate} {elaps
 #[derive(Clone, Debug)]
 pub(super) struct Screen {
     bars: MultiProgress,
-    /// Somebody looks on, and wants to.
+    /// Whether a person is watching and wants messages.
     is_watched: bool,
 }
 
 impl Screen {
-    /// Shows bars only where somebody looks on: on a terminal that gets no file contents.
+    /// Shows bars only to a person: on a terminal that gets no file contents.
     pub(super) fn new(quiet: bool, contents_to_stdout: bool) -> Self {
         let is_watched = !quiet
             && io::stderr().is_terminal()
@@ -33,7 +33,8 @@ impl Screen {
         Self { bars: MultiProgress::with_draw_target(target), is_watched }
     }
 
-    /// Sends log lines here. Without `-v` a watched command warns, and an unwatched one keeps to errors.
+    /// Sends log lines here. Without `-v`, warnings are shown on a terminal, and only errors
+    /// elsewhere.
     pub(super) fn log(&self, quiet: bool, verbose: u8) {
         let filter = match (quiet, verbose) {
             (true, _) => "off",
@@ -52,15 +53,15 @@ impl Screen {
             .init();
     }
 
-    /// Says something that only a person who looks on wants to know.
+    /// Shows a line that only a watching person needs.
     pub(super) fn say(&self, line: &str) {
         if self.is_watched {
-            // A terminal that is gone has no use for it.
+            // A terminal that is gone needs no message.
             let _ = writeln!(self.clone(), "{line}");
         }
     }
 
-    /// A bar for one file.
+    /// Creates the bar for one file.
     pub(super) fn progress(&self, name: &str) -> Progress {
         let bar = self.bars.add(ProgressBar::no_length());
         bar.set_style(style(UNKNOWN_SIZE));
@@ -79,7 +80,7 @@ impl Write for Screen {
     }
 }
 
-/// The bar of one file.
+/// Progress bar of one file.
 #[derive(Debug)]
 pub(super) struct Progress {
     screen: Screen,
@@ -89,7 +90,7 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// `received` of `total` bytes are here.
+    /// Shows that `received` of `total` bytes are here.
     pub(super) fn show(&self, received: u64, total: Option<u64>) {
         if let Some(total) = total
             && self.bar.length() != Some(total)
@@ -101,14 +102,14 @@ impl Progress {
         self.bar.tick();
     }
 
-    /// Everything begins anew.
+    /// Starts again from zero, for this reason.
     pub(super) fn restart(&self, reason: &str) {
         self.screen.say(&format!("bootcast: {reason}, starting anew"));
         self.bar.set_position(0);
         self.bar.reset_eta();
     }
 
-    /// The file of `size` bytes is here.
+    /// Shows that the file of `size` bytes is complete.
     pub(super) fn finish(self, size: u64) {
         self.bar.finish_and_clear();
         let seconds = now().duration_since(self.begun).as_secs_f64();

@@ -1,4 +1,4 @@
-//! `bootcast get --range`: a part of a file, by demand.
+//! `bootcast get --range`: fetches a part of a file by demand.
 
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -14,21 +14,21 @@ use super::error::ToolError;
 use crate::io::{Intake, now};
 use crate::object::{Object, Opening, Unread, Waiter};
 
-/// Bytes asked for at a time.
+/// Bytes in one read.
 const PIECE: u64 = 256 << 10;
-/// Pieces that are waited for at a time.
+/// Most reads that wait at a time.
 const MAX_PIECES: usize = 4;
 
-/// Bytes of a file, as they are typed: `0-499`, `500-`, `-500`.
+/// A range of bytes as typed: `0-499`, `500-`, `-500`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ByteRange {
-    /// The first byte, and the last one or the end of the file.
+    /// From the first byte to the last one given, or to the end of the file.
     From(u64, Option<u64>),
-    /// So many at the end.
+    /// This many bytes at the end.
     Last(u64),
 }
 
-/// The text is not a range.
+/// A text that is not a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("expected first and last byte, as in 0-499, 500- or -500")]
 pub(super) struct ByteRangeError;
@@ -39,7 +39,7 @@ impl FromStr for ByteRange {
     fn from_str(text: &str) -> Result<Self, ByteRangeError> {
         let number = |text: &str| match text {
             "" => Ok(None),
-            // Not "+5", which a number may be elsewhere.
+            // Refuses "+5", which other number parsers accept.
             _ if text.bytes().all(|byte| byte.is_ascii_digit()) => {
                 text.parse().map(Some).map_err(|_| ByteRangeError)
             }
@@ -56,7 +56,7 @@ impl FromStr for ByteRange {
 }
 
 impl ByteRange {
-    /// The bytes in a file of this size: those that there are. It is an error where there is none.
+    /// Bytes of the range that a file of this size has. Fails if there are none.
     fn within(self, size: u64) -> Result<Range<u64>, ToolError> {
         let bytes = match self {
             Self::From(first, last) => {
@@ -71,7 +71,7 @@ impl ByteRange {
     }
 }
 
-/// A part of a file on its way.
+/// Fetch of a part of a file.
 #[derive(Debug)]
 pub(super) struct RangeFetch<'a> {
     range: ByteRange,
@@ -82,7 +82,8 @@ pub(super) struct RangeFetch<'a> {
 }
 
 impl<'a> RangeFetch<'a> {
-    /// Counts in `written` what was handed on, and says in `total` what there is to do, once that is known.
+    /// Creates the fetch. Counts written bytes in `written` and stores their expected number in
+    /// `total` once it is known.
     pub(super) fn new(
         range: ByteRange,
         object: &'a Arc<Object>,
@@ -93,7 +94,7 @@ impl<'a> RangeFetch<'a> {
         Self { range, object, intake, written, total }
     }
 
-    /// Writes the bytes to `stream`, in order and as soon as it can be; returns how many.
+    /// Writes the bytes to `stream`, in order, as they arrive. Returns their number.
     pub(super) async fn run(self, stream: Arc<File>) -> Result<u64, ToolError> {
         let bytes = self.range.within(self.size().await?)?;
         self.total.set(Some(bytes.end - bytes.start));
@@ -106,7 +107,7 @@ impl<'a> RangeFetch<'a> {
                 pieces.push_back(self.ask(piece));
             }
             let Some(piece) = pieces.pop_front() else { return Ok(bytes.end - bytes.start) };
-            // It is answered in any case, at the latest when the object is shut down.
+            // Every read is answered, at the latest when the object is shut down.
             let piece = piece.await.unwrap_or(Err(Unread::ShutDown)).map_err(unread)?;
             let len = piece.len() as u64;
             let stream = stream.clone();
@@ -118,7 +119,7 @@ impl<'a> RangeFetch<'a> {
         }
     }
 
-    /// Of the file, once the join tells it.
+    /// Size of the file, once the join states it.
     async fn size(&self) -> Result<u64, ToolError> {
         let mut changes = self.object.watch();
         loop {
@@ -153,12 +154,12 @@ fn unread(error: Unread) -> ToolError {
     }
 }
 
-/// A piece that is waited for.
+/// A read that waits.
 struct Piece(oneshot::Sender<Result<Vec<u8>, Unread>>);
 
 impl Waiter for Piece {
     fn answer(self: Box<Self>, outcome: Result<&[u8], Unread>) {
-        // Who does not wait any more needs no answer.
+        // A reader that no longer waits needs no answer.
         let _ = self.0.send(outcome.map(<[u8]>::to_vec));
     }
 

@@ -1,4 +1,5 @@
-//! Signals that end a command in an orderly way: what was begun is left and removed first.
+//! Signals that end a command in an orderly way: it leaves its cast and deletes partial files
+//! first.
 
 use std::fmt;
 use std::io;
@@ -7,19 +8,19 @@ use tokio::signal::unix::{self, SignalKind};
 
 use super::error::ToolError;
 
-/// A signal that asks for the end.
+/// A signal that ends the command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Signal {
-    /// The terminal went away.
+    /// SIGHUP: the terminal was closed.
     Hangup,
-    /// Ctrl-C.
+    /// SIGINT: Ctrl-C.
     Interrupt,
-    /// A polite kill.
+    /// SIGTERM: the usual kill.
     Terminate,
 }
 
 impl Signal {
-    /// As a shell reports a death by this signal.
+    /// Exit code by which a shell reports death by this signal.
     pub(super) fn exit_code(self) -> u8 {
         match self {
             Self::Hangup => 128 + 1,
@@ -39,7 +40,7 @@ impl fmt::Display for Signal {
     }
 }
 
-/// Listens from its making on.
+/// Listens for signals from its creation on.
 #[derive(Debug)]
 pub(super) struct Signals {
     hangup: unix::Signal,
@@ -48,7 +49,7 @@ pub(super) struct Signals {
 }
 
 impl Signals {
-    /// Takes the signals over from the kernel's default. Needs the runtime.
+    /// Replaces the default action of the signals. Needs the runtime.
     pub(super) fn listen() -> io::Result<Self> {
         Ok(Self {
             hangup: unix::signal(SignalKind::hangup())?,
@@ -57,7 +58,7 @@ impl Signals {
         })
     }
 
-    /// Does `work` unless a signal comes first.
+    /// Runs `work` unless a signal arrives first.
     pub(super) async fn guard<T>(
         &mut self,
         work: impl Future<Output = Result<T, ToolError>>,

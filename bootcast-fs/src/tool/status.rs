@@ -1,4 +1,4 @@
-//! `bootcast status`: what a server is casting.
+//! `bootcast status`: shows what a server is casting.
 
 use std::ffi::OsString;
 use std::fmt::Write;
@@ -12,18 +12,18 @@ use super::error::ToolError;
 use super::stdout;
 use super::url::{Target, printable};
 
-/// What stands behind `bootcast status`.
+/// Arguments of `bootcast status`.
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
     #[arg(help = "Server: http://HOST[:PORT] or HOST:[PORT:]/; port 8888 unless named")]
     url: OsString,
 
-    /// Print the server's answer
+    /// Print the server's answer as JSON
     #[arg(long)]
     json: bool,
 }
 
-/// Tells.
+/// Prints the status.
 pub(super) async fn run(args: Args) -> Result<(), ToolError> {
     let control = Target::parse(&args.url)?.control;
     let status = control.status().await.map_err(|error| {
@@ -37,7 +37,7 @@ pub(super) async fn run(args: Args) -> Result<(), ToolError> {
     if args.json { stdout::print_json(&status) } else { stdout::print(table(&status).as_bytes()) }
 }
 
-/// A line about the server, a table of its casts, a line of sums.
+/// One line about the server, a table of its casts, and a line of sums.
 fn table(status: &Status) -> String {
     let header =
         ["PATH", "GROUP", "MEMBERS", "UNICAST", "PASSES", "SENT/PAGES", "RATE", "MEAN RATE"];
@@ -62,7 +62,7 @@ fn server_line(status: &Status) -> String {
 }
 
 fn row(cast: &CastStatus) -> [String; 8] {
-    // Decoded for people; as it came where it cannot be.
+    // Shows the path decoded, or as received if it cannot be decoded.
     let path = RemotePath::decode(&cast.path);
     let path = path.as_ref().map_or(cast.path.as_bytes(), RemotePath::as_bytes);
     let bits = cast.pages_sent.saturating_mul(units::wire_len(cast.page_size) * 8);
@@ -95,14 +95,14 @@ fn counted(count: u64, thing: &str) -> String {
     if count == 1 { format!("1 {thing}") } else { format!("{count} {thing}s") }
 }
 
-/// Three digits are enough to look at: `199mbit`.
+/// Formats a rate with three digits: `199mbit`.
 fn rate(bits: u64) -> String {
     let step = 10u64.pow(bits.checked_ilog10().unwrap_or(0).saturating_sub(2));
     let rounded = bits.saturating_add(step / 2) / step * step;
     BitRate::from_bits_per_second(rounded).map_or_else(|| "0".into(), |rate| rate.to_string())
 }
 
-/// The first column to the left, the others to the right, two blanks between.
+/// Aligns the first column left and the others right, two blanks apart.
 fn write_columns<const N: usize>(text: &mut String, rows: &[[String; N]]) {
     let width = |column: usize| {
         rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default()

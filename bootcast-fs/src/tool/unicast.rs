@@ -1,4 +1,4 @@
-//! Fetching over plain HTTP: where multicast does not reach, or is not wanted.
+//! Fetches over plain HTTP, if multicast does not arrive or is not wanted.
 
 use std::fs::File;
 use std::time::Duration;
@@ -12,37 +12,37 @@ use super::progress::Progress;
 use super::url::Target;
 use crate::io::{ControlError, FileAnswer, now};
 
-/// First pause before a broken connection is made anew; it doubles.
+/// First pause before a broken connection is replaced. It doubles each time.
 const RETRY_MIN: Duration = Duration::from_millis(100);
-/// The longest.
+/// Longest pause between two connections.
 const RETRY_MAX: Duration = Duration::from_secs(2);
-/// Bytes that are written at a time.
+/// Bytes in one write.
 const PIECE: usize = 1 << 20;
 
-/// A fetch over plain HTTP that survives broken connections.
+/// Fetch over plain HTTP that survives broken connections.
 #[derive(Debug)]
 pub(super) struct UnicastFetch<'a> {
     target: &'a Target,
-    /// Longest time without a byte; for ever where `None`.
+    /// Longest time without a byte; `None` for ever.
     patience: Option<Duration>,
     progress: &'a Progress,
     output: tokio::fs::File,
     written: u64,
-    /// Of what was written; without one a broken fetch cannot go on.
+    /// Version of the bytes written so far. Without a version a broken fetch cannot continue.
     etag: Option<Etag>,
     size: Option<u64>,
 }
 
-/// What became of one connection.
+/// How a connection ended.
 enum Connection {
-    /// The file is at its end.
+    /// The end of the file was reached.
     Done,
-    /// It broke off.
+    /// The connection failed.
     Broken(ControlError),
 }
 
 impl<'a> UnicastFetch<'a> {
-    /// A fetch into `output`, from the beginning.
+    /// Creates a fetch into `output`, from the beginning.
     pub(super) fn new(
         target: &'a Target,
         patience: Option<Duration>,
@@ -54,7 +54,7 @@ impl<'a> UnicastFetch<'a> {
         Self { target, patience, progress, output, written: 0, etag: None, size: None }
     }
 
-    /// Fetches; returns the size. [`ToolError::Changed`] once another version is met.
+    /// Fetches the file. Returns the size, or [`ToolError::Changed`] if another version appears.
     pub(super) async fn run(&mut self) -> Result<u64, ToolError> {
         let outcome = self.copy().await;
         let flushed = self.output.flush().await;
@@ -63,12 +63,12 @@ impl<'a> UnicastFetch<'a> {
         Ok(self.written)
     }
 
-    /// Bytes that were written, from the beginning of the file.
+    /// Number of bytes written, from the beginning of the file.
     pub(super) fn written(&self) -> u64 {
         self.written
     }
 
-    /// Connects as often as it takes.
+    /// Connects as often as needed.
     async fn copy(&mut self) -> Result<(), ToolError> {
         let mut pause = RETRY_MIN;
         let mut last = (self.written, now());
@@ -113,7 +113,7 @@ impl<'a> UnicastFetch<'a> {
         }
     }
 
-    /// Takes the answer for the version that was begun, or begins with it.
+    /// Checks that the answer belongs to the version that was begun, or begins with its version.
     fn adopt(&mut self, answer: &FileAnswer) -> Result<(), ToolError> {
         if self.written > 0 {
             let same = self.etag.is_some() && answer.etag == self.etag;

@@ -1,4 +1,4 @@
-//! What a command is about: `http://head:8888/images/a.img`, and the name that it has here.
+//! Argument of a command, such as `http://head:8888/images/a.img`, and the local name of its file.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -10,17 +10,17 @@ use super::error::ToolError;
 use crate::io::Control;
 use crate::mount::Source;
 
-/// Something on a server.
+/// A path on a server.
 #[derive(Clone, Debug)]
 pub(super) struct Target {
-    /// The server.
+    /// Client of the server's control plane.
     pub(super) control: Control,
-    /// Of the thing, below the served directory.
+    /// Path below the served directory.
     pub(super) path: RemotePath,
 }
 
 impl Target {
-    /// Reads a URL, or `HOST:[PORT:]/PATH` as a mount takes it.
+    /// Parses a URL, or `HOST:[PORT:]/PATH` as a mount takes it.
     pub(super) fn parse(text: &OsStr) -> Result<Self, ToolError> {
         let source =
             Source::parse(text, None).map_err(|error| ToolError::Usage(error.to_string()))?;
@@ -29,22 +29,23 @@ impl Target {
         Ok(Self { control, path: source.path })
     }
 
-    /// The name as a person reads it.
+    /// The path as a person reads it.
     pub(super) fn shown_name(&self) -> String {
         printable(self.path.file_name().unwrap_or(b"/"))
     }
 }
 
-/// The name that a fetched file gets here where nobody says: the last one of its path.
+/// Default name of a fetched file: the last name of its path.
 pub(super) fn default_file_name(path: &RemotePath) -> Result<PathBuf, ToolError> {
-    // Neither empty nor with a slash in it: `RemotePath` has no such names.
+    // `RemotePath` has no empty names and no names with a slash.
     let name = path.file_name().ok_or_else(|| {
         ToolError::Usage("the URL names no file: give a path, and a name here by -O FILE".into())
     })?;
     Ok(OsStr::from_bytes(name).into())
 }
 
-/// A text of any bytes for a terminal: what cannot be printed is escaped, `\x1b` and `\n`.
+/// Escapes what a terminal cannot show: `\x1b` and `
+/// `, for example.
 pub(super) fn printable(bytes: &[u8]) -> String {
     let mut text = String::new();
     for chunk in bytes.utf8_chunks() {

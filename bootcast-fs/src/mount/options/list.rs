@@ -1,14 +1,14 @@
-//! Cutting an option list into its items.
+//! Splits an option list into its items.
 
-/// One item of a list: `name` or `name=value`, quotes and backslashes already taken away.
+/// One item of a list: `name` or `name=value`, with quotes and backslashes removed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Item {
     pub(super) name: Vec<u8>,
-    /// `None` without `=`.
+    /// Value; `None` without `=`.
     pub(super) value: Option<Vec<u8>>,
 }
 
-/// Cuts at commas, but neither within double quotes nor behind a backslash. Empty items vanish.
+/// Splits at commas, except inside double quotes or after a backslash. Drops empty items.
 pub(super) fn split(text: &[u8]) -> Vec<Item> {
     let mut items = Vec::new();
     let mut item = Item::default();

@@ -1,4 +1,4 @@
-//! The options there are: name, meaning and, of ours, the line in `--help`.
+//! All options: name, meaning and, for our own, the line in `--help`.
 
 use std::ffi::OsStr;
 use std::fmt::Write;
@@ -10,19 +10,19 @@ use super::{CacheKind, MountOptions, Waiting};
 use crate::mount::{logging, source};
 use crate::receiver::{Fill, UnicastMode};
 
-/// What an option does.
+/// Effect of an option.
 pub(super) enum Meaning {
-    /// Nothing, with or without a value: it is meant for mount(8), or for file systems that write.
+    /// No effect, with or without a value: meant for mount(8) or for writable file systems.
     Ignored,
-    /// Changes what mount(2) is given.
+    /// Changes the flags for mount(2).
     Flags { set: MountFlags, clear: MountFlags },
-    /// Takes no value.
+    /// Sets a field. Takes no value.
     Switch(fn(&mut MountOptions)),
-    /// Takes a value. The error says what was expected.
+    /// Sets a field to a value. The error describes a valid value.
     Value(fn(&mut MountOptions, &OsStr) -> Result<(), &'static str>),
 }
 
-/// The name as the table spells it, and the meaning. `None` for what nobody knows.
+/// Finds an option; returns its name in the table and its meaning. `None` for unknown names.
 pub(super) fn find(name: &[u8]) -> Option<(&'static str, &'static Meaning)> {
     if name.starts_with(b"x-") || name.starts_with(b"X-") {
         return Some(("x-", &Meaning::Ignored));
@@ -32,7 +32,7 @@ pub(super) fn find(name: &[u8]) -> Option<(&'static str, &'static Meaning)> {
     ours.chain(generic).find(|(known, _)| known.as_bytes() == name)
 }
 
-/// Our options for `--help`, one a line.
+/// Text of our options for `--help`, one on each line.
 pub fn help() -> String {
     let mut text = String::new();
     for Ours { name, value, help, .. } in OURS {
@@ -43,10 +43,10 @@ pub fn help() -> String {
     text
 }
 
-/// An option that only this file system has, or that it answers itself.
+/// An option of this file system, or one that it handles itself.
 struct Ours {
     name: &'static str,
-    /// `=SOMETHING` if there is a value.
+    /// Form of the value, such as `=SOMETHING`; empty for none.
     value: &'static str,
     help: &'static str,
     meaning: Meaning,
@@ -178,7 +178,8 @@ const OURS: &[Ours] = &[
     }),
 ];
 
-/// mount(8), "FILESYSTEM-INDEPENDENT MOUNT OPTIONS", and what mount.fuse(8) may add.
+/// Generic options of mount(8), "FILESYSTEM-INDEPENDENT MOUNT OPTIONS", and those that
+/// mount.fuse(8) may add.
 const GENERIC: &[(&str, Meaning)] = &[
     ("defaults", flags(NONE, NOSUID.union(NODEV).union(NOEXEC))),
     ("suid", flags(NONE, NOSUID)),
@@ -252,8 +253,8 @@ fn nonempty(text: &OsStr) -> Option<String> {
     text.to_str().filter(|text| !text.is_empty()).map(str::to_owned)
 }
 
-/// Plain seconds, with or without a fraction, or units: `10`, `0.5`, `1m30s`.
-/// Longer times are typing errors, and would overflow clocks.
+/// Longest time that an option accepts, either in seconds or with units: `10`, `0.5`, `1m30s`.
+/// Longer times are typing errors and would overflow clocks.
 const LONGEST: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 
 fn duration(text: &OsStr) -> Result<Duration, &'static str> {
