@@ -38,8 +38,8 @@ pub struct PageReader {
     /// Key for the datagrams' tags; `None`: they carry none.
     key: Option<DatagramKey>,
     /// Pages in `window`.
-    held: PageRange,
-    /// Consecutive datagrams of the pages `held`. All are full except the last one of the file.
+    loaded: PageRange,
+    /// Consecutive datagrams of the pages `loaded`. All are full except the last one of the file.
     window: Vec<u8>,
     bytes_read: u64,
 }
@@ -55,7 +55,7 @@ impl PageReader {
             geometry,
             layout,
             key: None,
-            held: PageRange::default(),
+            loaded: PageRange::default(),
             window: Vec::new(),
             bytes_read: 0,
         }
@@ -80,7 +80,7 @@ impl PageReader {
     pub fn for_demand(&self) -> Self {
         Self {
             file: Arc::clone(&self.file),
-            held: PageRange::default(),
+            loaded: PageRange::default(),
             window: Vec::new(),
             bytes_read: 0,
             ..*self
@@ -104,12 +104,12 @@ impl PageReader {
         run: PageRange,
         window_bytes: usize,
     ) -> Result<(PageRange, &[u8]), ReadError> {
-        if !self.held.contains(run.start) {
+        if !self.loaded.contains(run.start) {
             self.load(run, window_bytes)?;
         }
-        let pages = PageRange::new(run.start.0, run.end.0.min(self.held.end.0));
+        let pages = PageRange::new(run.start.0, run.end.0.min(self.loaded.end.0));
         let datagram = self.datagram_len();
-        let start = (pages.start.0 - self.held.start.0) as usize * datagram;
+        let start = (pages.start.0 - self.loaded.start.0) as usize * datagram;
         let end = (start + pages.len() as usize * datagram).min(self.window.len());
         Ok((pages, &self.window[start..end]))
     }
@@ -129,7 +129,7 @@ impl PageReader {
         let window = PageRange::new(run.start.0, end);
         let bytes = self.geometry.byte_range(window);
         let len = usize::try_from(bytes.end - bytes.start).expect("a window fits memory");
-        self.held = PageRange::default();
+        self.loaded = PageRange::default();
         self.window.resize(len + window.len() as usize * HEADER_LEN, 0);
         self.fill(bytes.start)?;
         // Checked after the read: if the version is still the same now, the bytes read before
@@ -146,7 +146,7 @@ impl PageReader {
             key.seal_all(&mut self.window, datagram);
         }
         self.bytes_read += len as u64;
-        self.held = window;
+        self.loaded = window;
         // Only a hint: the disk fetches the next window while this one is sent.
         let _ = rustix::fs::fadvise(
             &self.file,

@@ -21,7 +21,7 @@ struct Count {
     /// Highest need of members that are not outliers.
     asked: u32,
     /// Highest need of outliers, served after all others.
-    held: u32,
+    deferred: u32,
 }
 
 #[derive(Debug)]
@@ -33,7 +33,7 @@ pub(super) struct Levels {
     owed: BTreeSet<(u32, BlockIndex)>,
     /// Blocks with deferred needs above their promise, ordered by the symbols each got when it was
     /// queued.
-    held: BTreeSet<(u32, BlockIndex)>,
+    deferred: BTreeSet<(u32, BlockIndex)>,
     /// Windows whose levels changed since a beacon told them.
     news: BTreeSet<WindowIndex>,
     symbols_sent: u64,
@@ -45,7 +45,7 @@ impl Levels {
             layout,
             counts: vec![Count::default(); layout.blocks() as usize],
             owed: BTreeSet::new(),
-            held: BTreeSet::new(),
+            deferred: BTreeSet::new(),
             news: BTreeSet::new(),
             symbols_sent: 0,
         }
@@ -89,42 +89,42 @@ impl Levels {
     }
 
     /// Defers what an outlier needs. Returns whether the need is higher than those before.
-    pub(super) fn hold(&mut self, block: BlockIndex, need: u32) -> bool {
+    pub(super) fn defer(&mut self, block: BlockIndex, need: u32) -> bool {
         let Some(count) = self.counts.get_mut(block.0 as usize) else { return false };
-        if need <= count.held.max(count.promised) {
+        if need <= count.deferred.max(count.promised) {
             return false;
         }
-        if count.held <= count.promised {
-            self.held.insert((count.promised, block));
+        if count.deferred <= count.promised {
+            self.deferred.insert((count.promised, block));
         }
-        count.held = need;
+        count.deferred = need;
         true
     }
 
     /// Promises one symbol to each of up to `budget` blocks with deferred needs, those with the
     /// fewest symbols first.
-    pub(super) fn promise_held(&mut self, budget: u32) {
+    pub(super) fn promise_deferred(&mut self, budget: u32) {
         for _ in 0..budget {
-            let Some((_, block)) = self.held.pop_first() else { return };
-            let Count { promised, held, .. } = self.counts[block.0 as usize];
-            if promised < held {
+            let Some((_, block)) = self.deferred.pop_first() else { return };
+            let Count { promised, deferred, .. } = self.counts[block.0 as usize];
+            if promised < deferred {
                 self.promise_one(block);
             }
-            if promised + 1 < held {
-                self.held.insert((promised + 1, block));
+            if promised + 1 < deferred {
+                self.deferred.insert((promised + 1, block));
             }
         }
     }
 
     /// Whether needs are deferred.
-    pub(super) fn is_holding(&self) -> bool {
-        !self.held.is_empty()
+    pub(super) fn has_deferred(&self) -> bool {
+        !self.deferred.is_empty()
     }
 
     /// Takes back unsent promises and forgets deferred needs.
     pub(super) fn drop_promises(&mut self) {
-        for (_, block) in std::mem::take(&mut self.held) {
-            self.counts[block.0 as usize].held = 0;
+        for (_, block) in std::mem::take(&mut self.deferred) {
+            self.counts[block.0 as usize].deferred = 0;
         }
         for (_, block) in std::mem::take(&mut self.owed) {
             let count = &mut self.counts[block.0 as usize];

@@ -104,12 +104,15 @@ impl Repair {
         self.beacons.count_report(members);
         let reporters = self.beacons.reporters(members);
         let redundancy = self.redundancy.symbols();
-        let is_held = self.outliers.is_outlier(report, &self.levels, redundancy, reporters, now);
+        let is_outlier = self.outliers.is_outlier(report, &self.levels, redundancy, reporters, now);
         let mut raised = false;
         for &(block, need) in &report.needs {
             let (block, need) = (BlockIndex(block), need.into());
-            raised |=
-                if is_held { self.levels.hold(block, need) } else { self.levels.ask(block, need) };
+            raised |= if is_outlier {
+                self.levels.defer(block, need)
+            } else {
+                self.levels.ask(block, need)
+            };
         }
         if raised {
             self.on_change(now);
@@ -132,7 +135,7 @@ impl Repair {
         self.beacons.on_urgent();
         if stream_done {
             let rounds = self.redundancy.symbols().isqrt();
-            let windows: Vec<_> = self.redundancy.unsettled().collect();
+            let windows: Vec<_> = self.redundancy.awaiting_reports().collect();
             self.fill.begin_with(windows.into_iter(), rounds, self.levels.layout());
         }
     }
@@ -183,8 +186,8 @@ impl Repair {
         if self.fill_at(situation).is_none_or(|at| now < at) {
             return None;
         }
-        if self.levels.is_holding() {
-            self.levels.promise_held(budget);
+        if self.levels.has_deferred() {
+            self.levels.promise_deferred(budget);
         } else {
             for block in self.fill.poll(budget, now) {
                 self.levels.promise_one(block);
@@ -197,7 +200,7 @@ impl Repair {
 
     /// Whether everything promised is sent and fill symbols may go out.
     pub(super) fn is_idle(&self, situation: Situation, now: Instant) -> bool {
-        !self.levels.is_holding() && self.fill_at(situation).is_some_and(|at| at <= now)
+        !self.levels.has_deferred() && self.fill_at(situation).is_some_and(|at| at <= now)
     }
 
     /// Earliest time at which one of the `poll_` functions has something.
@@ -231,7 +234,7 @@ impl Repair {
         if !situation.stream_done || self.levels.is_owing() {
             return None;
         }
-        if self.levels.is_holding() {
+        if self.levels.has_deferred() {
             return Some(self.changed_at);
         }
         // Among many members, one is practically certain to lack something.

@@ -40,7 +40,7 @@ struct Watched {
     /// Largest permit since the stream passed the window, in 1/65536. Needs reported under it stay
     /// valid when the permit falls.
     permit: u64,
-    settled_at: Instant,
+    reports_due_at: Instant,
 }
 
 /// Learns the redundancy from reported needs. Starts at 0: a network without loss pays nothing.
@@ -58,17 +58,22 @@ impl Redundancy {
     }
 
     /// Promises a window that the stream has passed its redundancy, and watches its needs until
-    /// `settled_at`.
-    pub(super) fn begin(&mut self, window: WindowIndex, levels: &mut Levels, settled_at: Instant) {
+    /// `reports_due_at`.
+    pub(super) fn begin(
+        &mut self,
+        window: WindowIndex,
+        levels: &mut Levels,
+        reports_due_at: Instant,
+    ) {
         self.watched.retain(|watched| watched.window != window);
         let base: Vec<u32> = levels.sent_in(window).collect();
         levels.promise_above(window, &base, self.symbols);
         let given = self.symbols;
-        self.watched.push_back(Watched { window, base, given, permit: 0, settled_at });
+        self.watched.push_back(Watched { window, base, given, permit: 0, reports_due_at });
     }
 
     /// Windows whose needs are not all known yet.
-    pub(super) fn unsettled(&self) -> impl Iterator<Item = WindowIndex> {
+    pub(super) fn awaiting_reports(&self) -> impl Iterator<Item = WindowIndex> {
         self.watched.iter().map(|watched| watched.window)
     }
 
@@ -88,7 +93,7 @@ impl Redundancy {
                 levels.promise_above(watched.window, &watched.base, self.symbols);
             }
         }
-        while self.watched.front().is_some_and(|it| it.settled_at <= now)
+        while self.watched.front().is_some_and(|it| it.reports_due_at <= now)
             && let Some(watched) = self.watched.pop_front()
         {
             if watched.given == self.symbols && watched.base.len() >= telling {
