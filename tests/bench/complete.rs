@@ -10,10 +10,10 @@ use crate::{RUNS, median, timed};
 
 const SIZE: u64 = mib(1024);
 
-/// A read takes a fraction of a second only: more of them than of other measurements.
+/// A read takes only a fraction of a second, so more runs than elsewhere.
 const TURNS: usize = 3 * RUNS;
 
-/// The same read of the same bytes, by turns through the mount and from the cache file.
+/// Reads the same bytes in the same way, in turn through the mount and from the cache file.
 pub(crate) fn measure() -> String {
     let lab = Lab::builder().build();
     let image = lab.put("image", SIZE);

@@ -11,15 +11,15 @@ const RATE: &str = "200mbit";
 const RATE_BYTES_PER_SECOND: f64 = 200e6 / 8.0;
 const SIZE: u64 = mib(128);
 
-/// Medians of one way to get the file to N clients.
+/// Median results of one way to bring the file to N clients.
 struct Figures {
-    /// Until the last client is done, in multiples of the limit.
+    /// Time until the last client is done, in multiples of the limit.
     time: f64,
-    /// What left the server, in files.
+    /// Bytes that left the server, in files.
     sent: f64,
 }
 
-/// One client, four and eight, by cast and by TCP.
+/// Measures one client, four and eight, by cast and by TCP.
 pub(crate) fn measure() -> String {
     let mut text = format!(
         "\n## A fleet at {RATE}\n\n\
@@ -48,7 +48,7 @@ pub(crate) fn measure() -> String {
     text
 }
 
-/// Eight clients on a network that loses packets: what repair is worth.
+/// Measures eight clients on networks that lose packets: the value of repair.
 pub(crate) fn measure_lossy() -> String {
     let mut text = format!(
         "\n## A fleet at {RATE} that loses packets\n\n\
@@ -94,7 +94,7 @@ fn tcp(clients: u8) -> Figures {
     repeat(&lab, fetch, || ())
 }
 
-/// nginx on the head, port 8080, for the served directory.
+/// Starts nginx on the head, port 8080, for the served directory.
 pub(crate) fn start_nginx(lab: &Lab) -> Proc {
     let configuration = lab.directory().join("nginx.conf");
     fs::write(
@@ -112,7 +112,7 @@ pub(crate) fn start_nginx(lab: &Lab) -> Proc {
     nginx
 }
 
-/// Times `transfer` of a new file again and again; what is sent until `settle` returns counts as well.
+/// Times `transfer` of a new file repeatedly. What is sent until `settle` returns counts as well.
 #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
 fn repeat(lab: &Lab, transfer: impl Fn(&str), settle: impl Fn()) -> Figures {
     let (mut times, mut sent) = (Vec::new(), Vec::new());

@@ -7,7 +7,8 @@ use crate::{median, read_all, rounds, timed, wait_all, warm_memory};
 const RATE: &str = "1gbit";
 const SIZE: u64 = mib(128);
 
-/// Seconds that one copy takes at the full rate with its headers: 38 bytes of Ethernet, 20 of IPv4 and 8 of UDP for 1472.
+/// Seconds that one copy takes at the full rate. A datagram of 1472 bytes has 38 bytes of Ethernet,
+/// 20 of IPv4 and 8 of UDP headers.
 #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
 fn limit_seconds() -> f64 {
     SIZE as f64 * 8.0 * 1538.0 / 1472.0 / 1e9
@@ -19,7 +20,7 @@ struct Figures {
     sent: f64,
 }
 
-/// Mounts on a network of a gigabit, with and without loss.
+/// Measures mounts on a network of a gigabit, with and without loss.
 pub(crate) fn measure() -> String {
     let mut text = format!(
         "\n## A fleet at {RATE}\n\n\

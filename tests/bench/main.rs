@@ -1,7 +1,9 @@
-//! How much one cast is worth: measures real binaries in network namespaces, writes docs/BENCHMARKS.md.
+//! How much one cast is worth: measures real binaries in network namespaces, writes
+//! docs/BENCHMARKS.md.
 //!
-//! Every figure is the median of [`RUNS`] runs, or of [`ROUNDS`] where others are measured beside it. `make bench PART=NAME`
-//! measures one part and prints it; without a name all parts are measured and written.
+//! Every figure is the median of [`RUNS`] runs, or of [`ROUNDS`] where others are measured beside
+//! it. `make bench PART=NAME` measures one part and prints it; without a name all parts are
+//! measured and written.
 #![expect(clippy::unwrap_used, reason = "a measurement that fails has no result")]
 #![expect(clippy::disallowed_methods, reason = "a measurement reads the clock")]
 
@@ -70,9 +72,10 @@ fn rounds() -> usize {
     wanted.map_or(ROUNDS, |text| text.parse().expect("ROUNDS is a number")).max(1)
 }
 
-/// Takes this many GiB of memory and gives them back, before a run that will need them for what is cast, for caches, and for the kernel's
-/// page cache over the mounts. In a virtual machine the first touch of a page that the host has not backed yet, or has taken back while
-/// it was free, can cost more than everything that a run does with it.
+/// Takes this many GiB of memory and gives them back, before a run that will need them for what is
+/// cast, for caches, and for the kernel's page cache over the mounts. In a virtual machine the
+/// first touch of a page that the host has not backed yet, or has taken back while it was free, can
+/// cost more than everything that a run does with it.
 fn warm_memory(gib: usize) {
     drop(std::hint::black_box(vec![1_u8; gib << 30]));
 }

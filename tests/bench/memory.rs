@@ -6,7 +6,8 @@ use crate::{read_all, wait_all};
 
 const SIZE: u64 = mib(4096);
 
-/// Peak resident memory of `bootcastfs` while a file of 4 GiB comes through it. One run: a peak has no median.
+/// Measures the peak resident memory of `bootcastfs` while a file of 4 GiB arrives. One run,
+/// because a peak has no median.
 pub(crate) fn measure() -> String {
     let lab = Lab::builder().build();
     lab.put("image", SIZE);

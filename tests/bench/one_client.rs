@@ -8,8 +8,8 @@ use crate::{RUNS, median, read_all, timed, wait_all, warm_memory};
 
 const SIZE: u64 = mib(1024);
 
-/// Rates the server is told, and the loss in percent. Above what the client can take, a page that was dropped waits for the
-/// next pass: the best rate is not the highest.
+/// Values of `--rate`, with the loss in percent. Above what the client can take, a dropped page
+/// waits for the next pass, so the best rate is not the highest.
 const RATES: [(&str, f64); 6] = [
     ("3gbit", 0.0),
     ("5gbit", 0.0),
@@ -26,7 +26,7 @@ struct Figures {
     client_cpu_seconds: f64,
 }
 
-/// One client on a link without a cap, at several rates of sending.
+/// Measures one client on a link without a cap, at several rates.
 pub(crate) fn measure() -> String {
     let mut text = "\n## One client, no cap\n\n\
          1 GiB through the mount, first byte to last. CPU time is that of the server and of `bootcastfs`, per GiB.\n\n\
@@ -55,7 +55,7 @@ fn at_rate(rate: &str, loss_percent: f64) -> Figures {
     let server = lab.server().option("--rate", rate).start();
     let mut runs = Vec::new();
     for run in 0..RUNS {
-        // A mount of its own for each run: its cache goes with it.
+        // Each run has its own mount, whose cache goes with it.
         let mut mount = lab.mount(1).start();
         let name = format!("image-{run}");
         let image = lab.put(&name, SIZE);

@@ -1,4 +1,5 @@
-//! How long does a read here and there take of a file that comes by demand, and do many such readers share what comes?
+//! How long does a random read take of a file that arrives on demand, and do many such readers
+//! share what is sent?
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -18,10 +19,11 @@ const SHARED_BLOCK: u64 = 16 << 10;
 const READERS: usize = 8;
 const SHARED_RATE: &str = "200mbit";
 
-/// A prime without a common factor with any number of blocks here: its multiples visit all of them, far from each other.
+/// A prime that no number of blocks here shares: its multiples visit all blocks, far from each
+/// other.
 const STRIDE: u64 = 1_000_003;
 
-/// Latency of single reads of a cold file.
+/// Measures the latency of single reads of a cold file.
 pub(crate) fn measure() -> String {
     let mut text = format!(
         "\n## Reads here and there\n\n\
@@ -44,7 +46,7 @@ pub(crate) fn measure() -> String {
     text
 }
 
-/// Milliseconds, ascending.
+/// Latencies in milliseconds, ascending.
 fn latencies(rate: &str, loss_percent: f64) -> Vec<f64> {
     let lab = Lab::builder().rate(rate).loss(loss_percent).build();
     lab.put("image", SIZE);
@@ -64,7 +66,7 @@ fn read(file: &File, offset: u64, len: u64) -> Duration {
     timed(|| file.read_exact_at(&mut buffer, offset).unwrap())
 }
 
-/// What the server sends for eight who read the same in the same order, and for one.
+/// Compares what the server sends for eight readers with the same order, and for one.
 pub(crate) fn measure_same_order() -> String {
     let (alone, _) = share(1);
     let (together, seconds) = share(READERS);
@@ -77,7 +79,7 @@ pub(crate) fn measure_same_order() -> String {
     )
 }
 
-/// Files sent, and the time of the slowest: medians of three.
+/// Files sent and time of the slowest reader: medians of three.
 fn share(readers: usize) -> (f64, f64) {
     let runs: Vec<_> = (0..3).map(|_| share_once(readers)).collect();
     let middle = |figure: fn(&(f64, f64)) -> f64| median(runs.iter().map(figure).collect());

@@ -1,4 +1,4 @@
-//! docs/BENCHMARKS.md: the figures, and the machine and command that made them.
+//! Writes docs/BENCHMARKS.md: the figures, with the machine and command that made them.
 
 use std::fs;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::process::Command;
 
 use crate::RUNS;
 
-/// From here on the page is about the simulation, which other programs measure: that is kept.
+/// Start of the section on the simulation, which other programs measure. It is kept.
 const SIMULATION: &str = "\n## Simulation\n";
 
 /// Writes the page around the measured parts.

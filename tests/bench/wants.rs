@@ -1,4 +1,4 @@
-//! What does it cost the server to be asked for pages?
+//! What does a demand cost the server?
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
@@ -12,10 +12,10 @@ use crate::{RUNS, median};
 const SIZE: u64 = mib(128);
 const RUN: Duration = Duration::from_secs(3);
 
-/// Pages of one want.
+/// Pages in one request.
 const PAGES: u32 = 3;
 
-/// Members that ask one after the other, on one connection each.
+/// Numbers of members, each with one connection and one request at a time.
 const MEMBERS: [u32; 3] = [1, 8, 64];
 
 struct Figures {
@@ -24,7 +24,8 @@ struct Figures {
     cpu_per_thousand: f64,
 }
 
-/// Members that ask as fast as they are answered, each for three pages at a time, anywhere in the file.
+/// Measures members that demand three pages at a time, anywhere in the file, as fast as they are
+/// answered.
 pub(crate) fn measure() -> String {
     let mut text = format!(
         "\n## Demand\n\n\
@@ -72,7 +73,7 @@ fn asked_by(members: u32) -> Figures {
     }
 }
 
-/// How many requests were answered.
+/// Number of requests that were answered.
 fn ask(host: &Host, members: u32, run: u32) -> u64 {
     let begin = |member: u32| {
         std::thread::spawn(move || {
@@ -88,7 +89,7 @@ fn ask(host: &Host, members: u32, run: u32) -> u64 {
         })
     };
     host.enter(|| {
-        // A thread begins in the namespace of the one that starts it.
+        // A thread starts in the namespace of its creator.
         let threads: Vec<_> = (0..members).map(begin).collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).sum()
     })

@@ -1,8 +1,8 @@
-//! Where the programs under test are.
+//! Finds the programs under test.
 
 use std::path::PathBuf;
 
-/// The program `name` as it was built last in the profile of the running test or benchmark.
+/// Path of the program `name`, as built last in the profile of the running test or benchmark.
 ///
 /// Cargo puts test programs into `target/<profile>/deps` and the workspace's programs one level up.
 /// `BOOTCAST_BIN_DIR` names another directory.
@@ -16,7 +16,7 @@ pub fn binary(name: &str) -> PathBuf {
     path
 }
 
-/// The directory of the programs under test.
+/// Directory of the programs under test.
 pub fn directory() -> PathBuf {
     if let Some(directory) = std::env::var_os("BOOTCAST_BIN_DIR") {
         return directory.into();
@@ -26,7 +26,7 @@ pub fn directory() -> PathBuf {
     if deps.ends_with("deps") { deps.parent().unwrap_or(deps).into() } else { deps.into() }
 }
 
-/// A program of this package that Python runs, such as `plain_client.py`.
+/// Path of a Python program of this package, such as `plain_client.py`.
 pub fn peer(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("peers").join(name)
 }

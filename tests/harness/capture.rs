@@ -1,4 +1,4 @@
-//! What crosses a host's `eth0`, as `tcpdump` tells it.
+//! Captures packets on a host's `eth0` with `tcpdump`.
 
 use crate::host::Host;
 use crate::process::Proc;
@@ -11,7 +11,8 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// Begins to print every packet that matches `filter`, a pcap filter such as `igmp`, and the text in it.
+    /// Starts to print every packet that matches `filter`, a pcap filter such as `igmp`, with its
+    /// text.
     #[track_caller]
     pub fn start(host: &Host, filter: &str) -> Self {
         let mut proc = host.spawn("tcpdump", ["-lnA", "--immediate-mode", "-i", "eth0", filter]);
@@ -22,7 +23,7 @@ impl Capture {
         Self { proc }
     }
 
-    /// Waits until `text` was in a packet or in what tcpdump says of one.
+    /// Waits until `text` appears in a packet or in tcpdump's description of one.
     #[track_caller]
     pub fn wait_text(&self, text: &str) {
         wait_until(SOON, &format!("a packet with {text:?}"), || self.proc.log().contains(text));

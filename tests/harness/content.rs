@@ -1,4 +1,4 @@
-//! Files with content that can be told apart: seeded, fast to make, and their digests.
+//! Seeded file content, fast to generate, with digests.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
@@ -9,34 +9,34 @@ pub type Digest = blake3::Hash;
 
 const CHUNK: usize = 1 << 20;
 
-/// Bytes in `n` MiB.
+/// Number of bytes in `n` MiB.
 pub const fn mib(n: u64) -> u64 {
     n << 20
 }
 
-/// What a file holds: `size` bytes that follow from `seed`.
+/// Content of a file: `size` bytes generated from `seed`.
 #[derive(Clone, Copy, Debug)]
 pub struct Content {
-    /// Bytes in the file.
+    /// Size in bytes.
     pub size: u64,
-    /// Another seed, other bytes from the first on.
+    /// Seed. Different seeds differ from the first byte on.
     pub seed: u64,
 }
 
 impl Content {
-    /// `size` bytes that follow from `seed`.
+    /// Content of `size` bytes generated from `seed`.
     pub const fn new(size: u64, seed: u64) -> Self {
         Self { size, seed }
     }
 
-    /// All of it.
+    /// All bytes.
     pub fn bytes(self) -> Vec<u8> {
         let mut bytes = Vec::new();
         self.reader().read_to_end(&mut bytes).expect("a generator does not fail");
         bytes
     }
 
-    /// Writes it to a new file at `path`, or over the one that is there.
+    /// Writes the content to the file `path`, which it creates or replaces.
     pub fn write_to(self, path: &Path) {
         let written = File::create(path).and_then(|file| {
             let mut file = BufWriter::with_capacity(CHUNK, file);
@@ -46,7 +46,7 @@ impl Content {
         written.unwrap_or_else(|error| panic!("writing {}: {error}", path.display()));
     }
 
-    /// Its digest.
+    /// Digest of the content.
     pub fn digest(self) -> Digest {
         digest_from(self.reader()).expect("a generator does not fail")
     }
@@ -57,16 +57,16 @@ impl Content {
     }
 }
 
-/// A file in the served directory, and what it must read as.
+/// A file in the served directory, with its expected content.
 #[derive(Clone, Debug)]
 pub struct Image {
-    /// Relative to the served directory.
+    /// Path relative to the served directory.
     pub name: PathBuf,
-    /// On the server's disk.
+    /// Path on this machine.
     pub path: PathBuf,
-    /// Bytes in the file.
+    /// Size in bytes.
     pub size: u64,
-    /// Of the whole file.
+    /// Digest of the whole file.
     pub digest: Digest,
 }
 
@@ -77,7 +77,7 @@ pub fn digest_of(path: impl AsRef<Path>) -> Digest {
     try_digest_of(path).unwrap_or_else(|error| panic!("reading {}: {error}", path.display()))
 }
 
-/// As [`digest_of`]; the error is the caller's to judge.
+/// Like [`digest_of`], but returns the error.
 pub fn try_digest_of(path: &Path) -> io::Result<Digest> {
     digest_from(File::open(path)?)
 }

@@ -1,4 +1,5 @@
-//! A long cable: frames come out of its other end some time after they went in, in order. For kernels without `netem`.
+//! A long cable: each frame leaves its other end a fixed time later, in order. For kernels without
+//! `netem`.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -18,13 +19,13 @@ use crate::sys::open_tap;
 /// Largest Ethernet frame.
 const FRAME_MAX: usize = 65_536;
 
-/// Frames that are under way in one direction, at most: what comes then is lost.
+/// Most frames in flight in one direction. Further frames are lost.
 const UNDER_WAY_MAX: usize = 200_000;
 
-/// How often the thread looks whether it is to end.
+/// How often the thread checks whether it should end.
 const LONGEST_SLEEP: Duration = Duration::from_millis(50);
 
-/// A running delay line. It ends when it is dropped.
+/// A running delay line. Ends when dropped.
 #[derive(Debug)]
 pub(crate) struct DelayLine {
     stop: Arc<AtomicBool>,
@@ -38,7 +39,8 @@ struct Direction {
 }
 
 impl DelayLine {
-    /// Connects two tap interfaces of a namespace: what leaves by one comes in by the other, `delay` later.
+    /// Connects two tap interfaces of a namespace: what leaves by one arrives at the other, `delay`
+    /// later.
     pub(crate) fn start(namespace: &Path, taps: [&'static str; 2], delay: Duration) -> Self {
         let taps = open_taps(namespace, taps);
         let stop = Arc::new(AtomicBool::new(false));
@@ -52,7 +54,7 @@ impl Drop for DelayLine {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
-            // What it panicked with, it said.
+            // The thread has printed its panic already.
             let _ = thread.join();
         }
     }
@@ -77,7 +79,7 @@ fn carry(taps: &[File; 2], delay: Duration, stop: &AtomicBool) {
         let dues = directions.iter().filter_map(|it| it.under_way.front()).map(|(due, _)| *due);
         let sleep = dues.min().map_or(LONGEST_SLEEP, |due| due.saturating_duration_since(now));
         let mut waiting = taps.each_ref().map(|tap| PollFd::new(tap, PollFlags::IN));
-        // An interrupted wait is a short one.
+        // An interrupted wait is merely short.
         let _ = poll(&mut waiting, Timespec::try_from(sleep.min(LONGEST_SLEEP)).ok().as_ref());
         let now = Instant::now();
         for Direction { from, under_way } in &mut directions {
@@ -90,7 +92,7 @@ fn carry(taps: &[File; 2], delay: Duration, stop: &AtomicBool) {
             while under_way.front().is_some_and(is_due)
                 && let Some((_, frame)) = under_way.pop_front()
             {
-                // A full queue on the other side loses it.
+                // A full queue on the other side loses the frame.
                 let _ = (&taps[1 - *from]).write(&frame);
             }
         }

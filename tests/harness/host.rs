@@ -15,13 +15,13 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use crate::link;
 use crate::process::Proc;
 
-/// Where `ip netns` keeps the names.
+/// Directory in which `ip netns` keeps its names.
 pub(crate) const NAMESPACES: &str = "/run/netns";
 
-/// How long an HTTP request of a test may take.
+/// Longest time for an HTTP request of a test.
 const HTTP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A host: its namespace, its address and the place for its logs and caches.
+/// A host: its namespace, address, and directory for logs and caches.
 #[derive(Debug)]
 pub struct Host {
     namespace: String,
@@ -30,7 +30,7 @@ pub struct Host {
     next_file: AtomicU32,
 }
 
-/// An HTTP answer, whatever its status.
+/// An HTTP answer with any status.
 #[derive(Debug)]
 pub struct Answer {
     /// Status code.
@@ -42,9 +42,10 @@ pub struct Answer {
 /// Counters of a host's `eth0` since the lab was built.
 #[derive(Clone, Copy, Debug)]
 pub struct Counters {
-    /// Bytes received, Ethernet headers included; a packet that GSO left uncut has one set of them.
+    /// Bytes received, Ethernet headers included. A packet that GSO has not split counts one
+    /// header.
     pub rx_bytes: u64,
-    /// Bytes sent, likewise.
+    /// Bytes sent, counted like `rx_bytes`.
     pub tx_bytes: u64,
 }
 
@@ -63,13 +64,13 @@ impl Host {
         self.address
     }
 
-    /// A path in the lab's directory that nothing has used yet, such as `c1-3-log`.
+    /// A new path in the lab's directory, such as `c1-3-log`.
     pub fn fresh_path(&self, purpose: &str) -> PathBuf {
         let number = self.next_file.fetch_add(1, Ordering::Relaxed);
         self.directory.join(format!("{self}-{number}-{purpose}"))
     }
 
-    /// A command that will run on this host and die with the test's thread.
+    /// Creates a command that runs on this host and dies with the test's thread.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net={NAMESPACES}/{}", self.namespace));
@@ -89,7 +90,7 @@ impl Host {
         Proc::start(command, &self.fresh_path("log"))
     }
 
-    /// Runs a program on this host to its end.
+    /// Runs a program on this host and waits for its end.
     #[track_caller]
     pub fn run<A: AsRef<OsStr>>(
         &self,
@@ -101,7 +102,7 @@ impl Host {
         command.output().unwrap_or_else(|error| panic!("starting {command:?}: {error}"))
     }
 
-    /// As [`Host::run`], demands success, and gives what was printed.
+    /// Like [`Host::run`], but requires success and returns the output.
     #[track_caller]
     pub fn run_ok<A: AsRef<OsStr>>(
         &self,
@@ -115,7 +116,7 @@ impl Host {
         String::from_utf8_lossy(&output.stdout).into()
     }
 
-    /// Runs `job` on a thread that is in this host's network namespace.
+    /// Runs `job` on a thread in this host's network namespace.
     pub fn enter<T: Send>(&self, job: impl FnOnce() -> T + Send) -> T {
         let path = Path::new(NAMESPACES).join(&self.namespace);
         let entered = std::thread::scope(|scope| {
@@ -130,7 +131,7 @@ impl Host {
         entered.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 
-    /// Sends a GET request from this host; `headers` go with it.
+    /// Sends a GET request with `headers` from this host.
     #[track_caller]
     pub fn get_with(&self, url: &str, headers: &[(&str, &str)]) -> Answer {
         let answer = self.enter(|| {
@@ -156,12 +157,12 @@ impl Host {
         self.get_with(url, &[])
     }
 
-    /// Has no datagram of any group reach this host from now on.
+    /// Blocks all multicast datagrams to this host.
     pub fn drop_multicast(&self) {
         link::drop_multicast(&self.namespace);
     }
 
-    /// Has them reach it again.
+    /// Lets multicast datagrams through again.
     pub fn pass_multicast(&self) {
         link::pass_multicast(&self.namespace);
     }
@@ -179,7 +180,7 @@ impl Host {
         Counters { rx_bytes: fields[0], tx_bytes: fields[8] }
     }
 
-    /// Whether this host is subscribed to any multicast group but "all hosts".
+    /// Whether this host is subscribed to any multicast group other than "all hosts".
     pub fn is_in_a_group(&self) -> bool {
         let text = self.enter(|| std::fs::read_to_string("/proc/thread-self/net/igmp"));
         text.expect("the groups of a host")
@@ -190,7 +191,7 @@ impl Host {
 }
 
 impl fmt::Display for Host {
-    /// `head`, `c1`, ..
+    /// Writes the name: `head`, `c1`, ..
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.namespace.rsplit('-').next().unwrap_or_default())
     }

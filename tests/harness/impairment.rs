@@ -1,26 +1,29 @@
-//! What befalls packets on their way: loss of several kinds. `nftables` draws it, so that no `netem` is needed.
+//! Packet loss of several kinds, made with `nftables`, so that no `netem` is needed.
 
 use crate::link::{ip, run};
 
-/// Spared by every loss: without IGMP and ARP there would be no group and no way.
+/// Packets exempt from loss: without IGMP and ARP there is no group and no route.
 const SPARED: &str = "meta protocol != ip accept
                 ip protocol igmp accept";
 
-/// What befalls what is sent to one client.
+/// Loss on the way to one client.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Impairment {
-    /// Each packet is lost with this probability, in millionths.
+    /// Probability of losing each packet, in millionths.
     pub(crate) loss_ppm: u32,
-    /// So many packets in a row are lost of every so many.
+    /// Length and period of bursts: this many packets in a row are lost of every so many.
     pub(crate) burst: Option<(u32, u32)>,
-    /// With each packet an outage of so many milliseconds begins, with a probability in millionths.
+    /// Outages: length in milliseconds, and the probability that one starts with a packet, in
+    /// millionths.
     pub(crate) outage: Option<(u32, u32)>,
 }
 
 impl Impairment {
-    /// Puts it before client `number`. Bursts of different clients begin at different packets.
+    /// Installs the loss before client `number`. Bursts of different clients start at different
+    /// packets.
     ///
-    /// A large GSO packet is cut at the switch port before: lost in one piece it would be some forty datagrams in a row.
+    /// Splits large GSO packets at the switch port first: losing one whole would lose some forty
+    /// datagrams in a row.
     pub(crate) fn put(self, switch: &str, port: &str, client: &str, number: u32) {
         if self == Self::default() {
             return;
@@ -55,7 +58,8 @@ impl Impairment {
     }
 }
 
-/// Loses packets of the head before the switch, so that all clients miss the same; with a probability of `ppm` millionths.
+/// Loses packets of the head before the switch, with a probability of `ppm` millionths, so that all
+/// clients miss the same packets.
 pub(crate) fn lose_for_all(switch: &str, port: &str, head: &str, ppm: u32) {
     ip(head, &["link set eth0 gso_max_segs 1".to_owned()]);
     let table = format!(

@@ -16,10 +16,10 @@ use crate::lab::HEAD_ADDRESS;
 use crate::process::Proc;
 use crate::wait::{SOON, wait_for, wait_until};
 
-/// How long a mount may live. A test that reads from its mount itself cannot watch its own time.
+/// Longest life of a mount. A test that reads from its mount cannot watch the time itself.
 const LEASH: Duration = Duration::from_secs(150);
 
-/// A mount with its options, not made yet.
+/// A mount with its options, not mounted yet.
 #[derive(Debug)]
 pub struct MountBuilder<'lab> {
     host: &'lab Host,
@@ -27,7 +27,7 @@ pub struct MountBuilder<'lab> {
     options: Vec<String>,
 }
 
-/// A mounted directory. Network namespaces alone: it is visible on the whole machine.
+/// A mounted directory. Only networks are isolated, so it is visible on the whole machine.
 #[derive(Debug)]
 pub struct MountProc<'lab> {
     host: &'lab Host,
@@ -36,7 +36,7 @@ pub struct MountProc<'lab> {
     /// Minor device number, which is also the number of the kernel's FUSE connection.
     connection: u32,
     proc: Proc,
-    /// Dropped with the mount, which calls the watchdog off.
+    /// Stops the watchdog when dropped.
     _leash: Sender<()>,
 }
 
@@ -45,14 +45,14 @@ impl<'lab> MountBuilder<'lab> {
         Self { host, source: format!("{HEAD_ADDRESS}:/"), options: Vec::new() }
     }
 
-    /// What to mount instead of the whole served directory.
+    /// Sets the source to mount instead of the whole served directory.
     #[must_use]
     pub fn source(mut self, source: &str) -> Self {
         self.source = source.into();
         self
     }
 
-    /// One more mount option, such as `linger=1s`.
+    /// Adds a mount option, such as `linger=1s`.
     #[must_use]
     pub fn option(mut self, option: &str) -> Self {
         self.options.push(option.into());
@@ -87,37 +87,37 @@ impl<'lab> MountBuilder<'lab> {
 }
 
 impl MountProc<'_> {
-    /// Where it is mounted.
+    /// Mount point.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The path of `name` in the mount.
+    /// Path of `name` in the mount.
     pub fn join(&self, name: impl AsRef<Path>) -> PathBuf {
         self.path.join(name)
     }
 
-    /// Its cache directory.
+    /// Cache directory.
     pub fn cache(&self) -> &Path {
         &self.cache
     }
 
-    /// The client it is on.
+    /// Client that has the mount.
     pub fn host(&self) -> &Host {
         self.host
     }
 
-    /// The daemon.
+    /// The daemon's process.
     pub fn proc(&mut self) -> &mut Proc {
         &mut self.proc
     }
 
-    /// What the daemon logged.
+    /// Log of the daemon.
     pub fn log(&self) -> String {
         self.proc.log()
     }
 
-    /// Requests that the kernel has sent to the daemon and not got answered: readers that wait.
+    /// Requests that the daemon has not answered yet: waiting readers.
     pub fn parked_requests(&self) -> u64 {
         let waiting = fuse_connections().join(self.connection.to_string()).join("waiting");
         let text = fs::read_to_string(&waiting)
@@ -131,7 +131,7 @@ impl MountProc<'_> {
         wait_until(SOON, &format!("{count} reads are parked"), || self.parked_requests() >= count);
     }
 
-    /// Unmounts as `umount` does, and demands that the daemon ends with status 0.
+    /// Unmounts like `umount`, and requires that the daemon exits with status 0.
     #[track_caller]
     pub fn umount(mut self) {
         let output = Command::new("umount").arg(&self.path).output().expect("umount runs");
@@ -144,7 +144,7 @@ impl MountProc<'_> {
 impl Drop for MountProc<'_> {
     fn drop(&mut self) {
         if is_mounted(&self.path) {
-            // Readers may still be there; they go on with the detached mount until the daemon ends.
+            // Readers may remain; they keep the detached mount until the daemon ends.
             let _ = unmount(&self.path, UnmountFlags::DETACH);
         }
         self.proc.signal(Signal::KILL);
@@ -156,7 +156,8 @@ pub fn is_mounted(path: &Path) -> bool {
     minor_device(path).is_some()
 }
 
-/// Minor device number of what is mounted at exactly this path, learnt without asking the file system.
+/// Minor device number of the mount at exactly this path, found without a request to the file
+/// system.
 fn minor_device(path: &Path) -> Option<u32> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let mount =
@@ -165,24 +166,24 @@ fn minor_device(path: &Path) -> Option<u32> {
     minor.parse().ok()
 }
 
-/// Aborts the connection when its time is over: every read that still waits fails, and the test with it.
+/// Aborts the connection after `leash`: every read that still waits fails, and its test with it.
 fn abort_after(leash: Duration, connection: u32) -> Sender<()> {
     let (called_off, watch) = channel();
     let abort = fuse_connections().join(connection.to_string()).join("abort");
     std::thread::spawn(move || {
         if watch.recv_timeout(leash) == Err(RecvTimeoutError::Timeout) {
-            // One that is gone needs no end.
+            // Fails if the connection is gone, which is fine.
             let _ = fs::write(abort, "1");
         }
     });
     called_off
 }
 
-/// The kernel's list of FUSE connections; mounted here where nobody did.
+/// Directory of the kernel's FUSE connections; mounts it if necessary.
 fn fuse_connections() -> &'static Path {
     let path = Path::new("/sys/fs/fuse/connections");
     if !is_mounted(path) {
-        // Another test may do the same at this moment: what counts is that it is there.
+        // Another test may mount it at the same moment. It only has to be there.
         let _ = mount("fusectl", path, "fusectl", MountFlags::empty(), None);
     }
     path

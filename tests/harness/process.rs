@@ -1,4 +1,4 @@
-//! A running program whose end is certain.
+//! A running program that is sure to end.
 
 use std::fs::{self, File};
 use std::os::unix::process::ExitStatusExt;
@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::wait::{SOON, try_wait_for};
 
-/// A program that was started. Killed when dropped, and by the kernel when the test ends before.
+/// A started program. Killed when dropped, and by the kernel if the test dies first.
 #[derive(Debug)]
 pub struct Proc {
     name: String,
@@ -19,7 +19,7 @@ pub struct Proc {
 }
 
 impl Proc {
-    /// Starts `command`; what it prints goes to the file `log`.
+    /// Starts `command`, with its output going to the file `log`.
     #[track_caller]
     pub fn start(mut command: Command, log: &Path) -> Self {
         let name = format!("{command:?}");
@@ -31,19 +31,19 @@ impl Proc {
         Self { name, child, log: log.into() }
     }
 
-    /// Process id: that of the program itself, since nothing that starts it stays.
+    /// Process id of the program itself: no wrapper remains.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Everything printed up to now.
+    /// Output so far.
     pub fn log(&self) -> String {
         fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into()).unwrap_or_default()
     }
 
-    /// Sends a signal; one that comes too late is none.
+    /// Sends a signal. Does nothing if the process has ended.
     pub fn signal(&self, signal: Signal) {
-        // The child is not waited for yet, so its id cannot belong to another process.
+        // The child has not been waited for, so its id cannot belong to another process.
         let _ = kill_process(self.rustix_pid(), signal);
     }
 
@@ -52,7 +52,7 @@ impl Proc {
         self.child.try_wait().unwrap_or_else(|error| panic!("waiting for {}: {error}", self.name))
     }
 
-    /// Waits for its end.
+    /// Waits for the end.
     #[track_caller]
     pub fn wait(&mut self, deadline: Duration) -> ExitStatus {
         try_wait_for(deadline, || self.exited()).unwrap_or_else(|| {
@@ -60,14 +60,14 @@ impl Proc {
         })
     }
 
-    /// Waits for its end and demands that it succeeded.
+    /// Waits for the end and requires success.
     #[track_caller]
     pub fn wait_success(&mut self, deadline: Duration) {
         let status = self.wait(deadline);
         assert!(status.success(), "{}: {status}; it printed:\n{}", self.name, self.log());
     }
 
-    /// SIGKILL, then demands that it was the signal that ended it, within `deadline`.
+    /// Sends SIGKILL and requires that this ends the process within `deadline`.
     #[track_caller]
     pub fn kill_within(&mut self, deadline: Duration) {
         self.signal(Signal::KILL);
@@ -75,17 +75,18 @@ impl Proc {
         assert_eq!(status.signal(), Some(Signal::KILL.as_raw()), "{}: {status}", self.name);
     }
 
-    /// CPU time it has used up to now, the kernel's work for it included.
+    /// CPU time used so far, including the kernel's work for the process.
     pub fn cpu_time(&self) -> Duration {
         let stat = self.proc_file("stat");
-        // The name, in parentheses, may hold spaces; user and system time are the 12th and 13th field behind it.
+        // The name, in parentheses, may contain spaces. User and system time are the 12th and 13th
+        // field after it.
         let fields =
             stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11).take(2);
         let ticks: u64 = fields.filter_map(|field| field.parse::<u64>().ok()).sum();
         Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second())
     }
 
-    /// The most memory it ever held, in bytes.
+    /// Peak resident memory in bytes.
     pub fn peak_rss_bytes(&self) -> u64 {
         let status = self.proc_file("status");
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
@@ -108,7 +109,7 @@ impl Drop for Proc {
         if self.child.try_wait().is_ok_and(|status| status.is_none()) {
             self.signal(Signal::KILL);
             if std::thread::panicking() {
-                // A process in the kernel's hands may outlive this; the test has failed already.
+                // A process stuck in the kernel may outlive this; the test has failed already.
                 let _ = self.child.try_wait();
             } else {
                 self.wait(SOON);

@@ -1,11 +1,11 @@
-//! What a lab needs of the machine.
+//! Requirements of a lab on the machine.
 
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-/// Programs a lab uses, and the Debian package of each.
+/// Programs that a lab uses, with their Debian packages.
 const TOOLS: [(&str, &str); 8] = [
     ("ip", "iproute2"),
     ("tc", "iproute2"),
@@ -17,17 +17,17 @@ const TOOLS: [(&str, &str); 8] = [
     ("python3", "python3"),
 ];
 
-/// Why no lab can be built here; `None` where one can.
+/// Why no lab can be built here; `None` if one can.
 pub fn skip_reason() -> Option<String> {
     static REASON: OnceLock<Option<String>> = OnceLock::new();
     REASON.get_or_init(find_skip_reason).clone()
 }
 
-/// Says on the terminal, past the test runner's capture, that this test did not run.
+/// Prints, past the test runner's capture, that this test did not run.
 pub fn report_skipped(reason: &str) {
     let thread = std::thread::current();
     let name = thread.name().unwrap_or("test");
-    // A closed stderr leaves nobody to tell.
+    // If standard error is closed, nobody can be told.
     let _ = writeln!(std::io::stderr(), "skipped: {name}: {reason}");
 }
 

@@ -44,7 +44,7 @@ impl<'lab> ServerBuilder<'lab> {
         Self { host: lab.head(), args: args.into() }
     }
 
-    /// One more option, such as `("--rate", "50mbit")`.
+    /// Adds an option, such as `("--rate", "50mbit")`.
     #[must_use]
     pub fn option(mut self, name: &str, value: &str) -> Self {
         self.args.extend([name.into(), value.into()]);
@@ -76,7 +76,7 @@ impl ServerProc<'_> {
         self.proc = Some(proc);
     }
 
-    /// Kills it as a crash would.
+    /// Kills it, like a crash.
     #[track_caller]
     pub fn kill(&mut self) {
         if let Some(mut proc) = self.proc.take() {
@@ -84,7 +84,7 @@ impl ServerProc<'_> {
         }
     }
 
-    /// Ends it as an administrator would, and demands exit status 0.
+    /// Ends it like an administrator would, and requires exit status 0.
     #[track_caller]
     pub fn stop(&mut self) {
         if let Some(mut proc) = self.proc.take() {
@@ -93,17 +93,17 @@ impl ServerProc<'_> {
         }
     }
 
-    /// The program. Panics when it does not run.
+    /// The server's process. Panics if it is not running.
     pub fn proc(&self) -> &Proc {
         self.proc.as_ref().expect("the server runs")
     }
 
-    /// Everything it logged, over all its starts.
+    /// Log of all its starts.
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Its answer to `GET /status`.
+    /// Answer to `GET /status`.
     #[track_caller]
     pub fn status(&self) -> Status {
         let answer = self.host.get(&format!("http://{HEAD_ADDRESS}:{DEFAULT_PORT}/status"));
@@ -111,13 +111,13 @@ impl ServerProc<'_> {
             .unwrap_or_else(|error| panic!("/status says {answer:?}: {error}"))
     }
 
-    /// The running cast of the file `path`, if there is one.
+    /// The running cast of the file `path`.
     #[track_caller]
     pub fn cast_of(&self, path: &str) -> Option<CastStatus> {
         self.status().casts.into_iter().find(|cast| cast.path == path)
     }
 
-    /// Waits until the running cast of `path` is as `condition` wants it.
+    /// Waits until the running cast of `path` satisfies `condition`.
     #[track_caller]
     pub fn wait_cast(&self, path: &str, what: &str, condition: impl Fn(&CastStatus) -> bool) {
         wait_until(SOON, what, || self.cast_of(path).is_some_and(|cast| condition(&cast)));

@@ -1,4 +1,4 @@
-//! The one system call of the lab that no safe library has.
+//! The one system call of the lab without a safe library function.
 #![expect(unsafe_code, reason = "an ioctl of the tun driver")]
 
 use std::fs::File;
@@ -7,7 +7,7 @@ use std::io;
 use rustix::fs::{Mode, OFlags};
 use rustix::ioctl::{Setter, ioctl, opcode};
 
-/// `TUNSETIFF` of `linux/if_tun.h`, which was made with the size of an int, whatever is passed.
+/// `TUNSETIFF` of `linux/if_tun.h`. Its number encodes the size of an int, whatever is passed.
 const TUNSETIFF: rustix::ioctl::Opcode = opcode::write::<i32>(b'T', 202);
 
 /// `IFF_TAP | IFF_NO_PI`: whole Ethernet frames and nothing else.
@@ -21,8 +21,8 @@ struct InterfaceRequest {
     padding: [u8; 22],
 }
 
-/// Opens the tap interface of this name in the thread's network namespace, not blocking: each read is a frame that left by it, each
-/// write one that came in.
+/// Opens the tap interface of this name in the thread's network namespace, non-blocking. Each read
+/// returns a frame that left by it, each write delivers one.
 pub(crate) fn open_tap(name: &str) -> io::Result<File> {
     let tap = rustix::fs::open(
         "/dev/net/tun",

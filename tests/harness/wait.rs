@@ -1,9 +1,10 @@
-//! Waiting for a condition, never for a time.
+//! Waits for conditions, never for a fixed time.
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// Deadline of what takes milliseconds on an idle machine; generous, because test machines are not.
+/// Deadline for things that take milliseconds on an idle machine. Generous, because test machines
+/// are busy.
 pub const SOON: Duration = Duration::from_secs(20);
 
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
@@ -20,7 +21,7 @@ pub fn wait_for<T>(deadline: Duration, what: &str, look: impl FnMut() -> Option<
     try_wait_for(deadline, look).unwrap_or_else(|| panic!("not within {deadline:?}: {what}"))
 }
 
-/// As [`wait_for`]; what it means that `deadline` has passed is the caller's to say.
+/// Like [`wait_for`], but returns `None` when `deadline` has passed.
 pub fn try_wait_for<T>(deadline: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
     let start = Instant::now();
     loop {

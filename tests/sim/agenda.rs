@@ -1,10 +1,10 @@
-//! What happens when, on a clock that jumps.
+//! Events of the simulation, on a clock that jumps from one to the next.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::time::Instant;
 
-/// Things to come, earliest first, and in the order of planning where they come together.
+/// Planned events, earliest first. Simultaneous ones stay in the order of planning.
 #[derive(Debug)]
 pub(super) struct Agenda<T> {
     entries: BinaryHeap<Reverse<Entry<T>>>,
@@ -45,18 +45,18 @@ impl<T> Ord for Entry<T> {
 }
 
 impl<T> Agenda<T> {
-    /// Nothing will happen.
+    /// Creates an agenda without events.
     pub(super) fn new() -> Self {
         Self { entries: BinaryHeap::new(), planned: 0 }
     }
 
-    /// `what` will happen `at`.
+    /// Plans the event `what` for the time `at`.
     pub(super) fn plan(&mut self, at: Instant, what: T) {
         self.entries.push(Reverse(Entry { at, number: self.planned, what }));
         self.planned += 1;
     }
 
-    /// What happens next.
+    /// Returns the next event.
     pub(super) fn pop(&mut self) -> Option<(Instant, T)> {
         self.entries.pop().map(|Reverse(entry)| (entry.at, entry.what))
     }

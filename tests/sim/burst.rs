@@ -1,11 +1,11 @@
-//! Datagrams that leave the server at the same moment.
+//! Datagrams that leave the server at the same time.
 
 use std::ops::Range;
 
 use bootcast_proto::units::wire_len;
 use bootcast_proto::wire::HEADER_LEN;
 
-/// Which of the two ports of a group a datagram goes to.
+/// Port of a group that a datagram goes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Channel {
     /// Pages.
@@ -24,15 +24,15 @@ pub(super) struct Burst {
 }
 
 impl Burst {
-    /// Datagrams at most: what a [`super::link::Mask`] has bits for.
+    /// Most datagrams in a burst: the number of bits in a [`super::link::Mask`].
     pub(super) const MAX: usize = 64;
 
-    /// No datagram yet; `bytes` is what all of them will have.
+    /// Creates an empty burst with room for `bytes` bytes in all.
     pub(super) fn new(channel: Channel, bytes: usize) -> Self {
         Self { channel, bytes: Vec::with_capacity(bytes), places: Vec::new(), wire: Vec::new() }
     }
 
-    /// Adds a datagram of a header and a payload that is all zeros.
+    /// Adds a datagram with a header and a payload of zeros.
     pub(super) fn push(&mut self, header: &[u8], payload: usize) {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(header);
@@ -42,17 +42,17 @@ impl Burst {
         self.wire.push(wire_len(u32::try_from(len).expect("a datagram has fewer than 64 KiB")));
     }
 
-    /// Where it goes.
+    /// Port that the burst goes to.
     pub(super) fn channel(&self) -> Channel {
         self.channel
     }
 
-    /// Bytes on the wire of each.
+    /// Size of each datagram on the wire, in bytes.
     pub(super) fn wire(&self) -> &[u64] {
         &self.wire
     }
 
-    /// One datagram.
+    /// Bytes of one datagram.
     pub(super) fn datagram(&self, at: usize) -> &[u8] {
         &self.bytes[self.places[at].clone()]
     }

@@ -1,4 +1,4 @@
-//! The real core of a client, with a simulated network before it.
+//! A client's real core behind a simulated network.
 
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -14,50 +14,50 @@ use super::link::{Link, Mask};
 use super::scenario::Stalls;
 use super::server::ADDRESS;
 
-/// What a client asks of the server.
+/// Request of a client to the server.
 #[derive(Debug)]
 pub(super) enum Request {
-    /// To be a member.
+    /// Become a member.
     Join,
-    /// To be none any more.
+    /// End the membership.
     Leave(Token),
-    /// To hear what it lacks.
+    /// Report what it lacks.
     Report(Token, Report),
 }
 
-/// What came back.
+/// Answer of the server.
 #[derive(Debug)]
 pub(super) enum Answer {
-    /// To a join; `None` where the server refused.
+    /// Answer to a join; `None` if the server refused it.
     Join(Option<JoinAnswer>),
-    /// To a report: whether the server knows the member.
+    /// Answer to a report: whether the server knows the member.
     Report(bool),
 }
 
-/// One receiver and its machine.
+/// One receiver with its machine.
 #[derive(Debug)]
 pub(super) struct Client {
-    /// Its crowd in the scenario.
+    /// Index of its crowd in the scenario.
     pub(super) crowd: usize,
-    /// Its port, where loss is shared.
+    /// Index of its port, if loss is shared.
     pub(super) port: Option<usize>,
-    /// The way to it.
+    /// Link from the server.
     pub(super) link: Link,
-    /// The timer that is planned.
+    /// Time of the planned timer event.
     pub(super) timer: Option<Instant>,
-    /// When it came, once it did.
+    /// When it arrived.
     pub(super) came: Option<Instant>,
     /// When it had every page.
     pub(super) done: Option<Instant>,
-    /// Whether it vanished.
+    /// Whether it died without leaving.
     pub(super) dead: bool,
     receiver: Receiver,
-    /// It listens to the pages; to the repair channel.
+    /// Whether it listens to the pages, and to the repair channel.
     hears: (bool, bool),
     stall: Option<Stall>,
 }
 
-/// A time in which the client does not run.
+/// A pause in which the client does not run.
 #[derive(Debug)]
 struct Stall {
     until: Instant,
@@ -67,7 +67,7 @@ struct Stall {
 }
 
 impl Client {
-    /// A client that did not come yet.
+    /// Creates a client that has not arrived yet.
     pub(super) fn new(crowd: usize, port: Option<usize>, link: Link, seed: u64) -> Self {
         let timing = Timing { linger: Duration::from_secs(10), silence: Duration::from_secs(2) };
         Self {
@@ -84,30 +84,30 @@ impl Client {
         }
     }
 
-    /// Whether datagrams of this channel come to it.
+    /// Whether datagrams of this channel reach it.
     pub(super) fn is_listening(&self, channel: Channel) -> bool {
         let (pages, repair) = self.hears;
         !self.dead && if channel == Channel::Data { pages } else { repair }
     }
 
-    /// Until when it does not run, if so.
+    /// End of the present pause.
     pub(super) fn stalled_until(&self) -> Option<Instant> {
         self.stall.as_ref().map(|stall| stall.until)
     }
 
-    /// It wants the file.
+    /// Handles its arrival: it wants the file.
     pub(super) fn come(&mut self, now: Instant) {
         self.came = Some(now);
         self.receiver.handle_open();
     }
 
-    /// It does not run for a while.
+    /// Pauses the client.
     pub(super) fn stall(&mut self, stalls: Stalls, now: Instant) {
         let until = now + stalls.lasting;
         self.stall = Some(Stall { until, room: stalls.socket, waiting: Vec::new(), dropped: 0 });
     }
 
-    /// It runs again, and reads what its socket kept.
+    /// Ends the pause and reads what the socket kept.
     pub(super) fn resume(&mut self, now: Instant) {
         let Some(stall) = self.stall.take() else { return };
         self.receiver.handle_drops(stall.dropped);
@@ -117,12 +117,12 @@ impl Client {
         self.receiver.handle_timeout(now);
     }
 
-    /// Its socket had no room for these.
+    /// Counts datagrams that its socket had no room for.
     pub(super) fn dropped(&mut self, datagrams: u64) {
         self.receiver.handle_drops(datagrams);
     }
 
-    /// Datagrams come to its socket.
+    /// Delivers datagrams to its socket.
     pub(super) fn arrive(&mut self, burst: &Rc<Burst>, which: Mask, now: Instant) {
         let Some(stall) = &mut self.stall else {
             self.read(burst, which, now);
@@ -183,7 +183,7 @@ impl Client {
         }
     }
 
-    /// The server answered.
+    /// Delivers an answer of the server.
     pub(super) fn answered(&mut self, answer: &Answer, now: Instant) {
         match answer {
             Answer::Join(Some(answer)) => self.receiver.handle_join(answer, now),
@@ -203,12 +203,12 @@ impl Client {
         self.receiver.handle_timeout(now);
     }
 
-    /// When [`Self::wake`] has something to do.
+    /// When [`Self::wake`] must be called next.
     pub(super) fn next_wake(&self) -> Option<Instant> {
         self.receiver.poll_timeout()
     }
 
-    /// What it asks of the server next.
+    /// Next request to the server.
     pub(super) fn next_request(&mut self) -> Option<Request> {
         loop {
             match self.receiver.poll_action()? {
@@ -216,10 +216,10 @@ impl Client {
                 Action::Unsubscribe => self.hears = (false, false),
                 Action::Join => return Some(Request::Join),
                 Action::Leave(token) => return Some(Request::Leave(token)),
-                // Nobody reads here, so that nothing is demanded.
+                // The simulation has no readers, so nothing is demanded.
                 Action::Want(_) => {}
                 Action::Report(report) => {
-                    // Of a membership that ended meanwhile: nobody waits for it.
+                    // For a membership that has ended, no report is expected.
                     if let Some(token) = self.receiver.token() {
                         return Some(Request::Report(token.clone(), report));
                     }

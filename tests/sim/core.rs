@@ -1,4 +1,4 @@
-//! A link that the datagrams for all receivers share, and others use it too.
+//! A link that all receivers share, perhaps with other traffic.
 
 use std::time::{Duration, Instant};
 
@@ -6,57 +6,58 @@ use bootcast_proto::BitRate;
 
 use super::link::Mask;
 
-/// A link between the server and all receivers.
+/// Properties of a link between the server and all receivers.
 #[derive(Clone, Copy, Debug)]
 pub struct CoreKind {
-    /// What it carries.
+    /// Rate that it carries.
     pub rate: BitRate,
-    /// From then on it is no bottleneck any more; `None`: it stays one.
+    /// Time from which it is no bottleneck any more; `None`: always one.
     pub until: Option<Duration>,
-    /// Bytes that its queue takes; what comes beyond is dropped.
+    /// Bytes that its queue holds; more are dropped.
     pub queue: u32,
     /// TCP connections through it that always have something to send.
     pub flows: u32,
 }
 
-/// Round trip of the connections, without the queue.
+/// Round trip of the connections in seconds, without the queue.
 const ROUND_TRIP: f64 = 0.002;
 
-/// Bytes of a segment.
+/// Bytes in a segment.
 const SEGMENT: f64 = 1514.0;
 
-/// The queue is followed in steps of at most this, in seconds.
+/// Longest step of the fluid model, in seconds.
 const STEP: f64 = 0.001;
 
-/// A TCP connection as a fluid: its window grows by a segment in a round trip, and is halved where something is dropped.
+/// A TCP connection as a fluid: its window grows by a segment each round trip and is halved by a
+/// drop.
 #[derive(Clone, Copy, Debug)]
 struct Flow {
     window: f64,
-    /// Bytes dropped since the window was halved.
+    /// Bytes dropped since the window was last halved.
     dropped: f64,
-    /// Seconds until a drop halves it again: one round trip.
+    /// Seconds until a further drop halves the window: one round trip.
     deaf: f64,
 }
 
-/// The link under way.
+/// State of the link.
 #[derive(Debug)]
 pub(super) struct Core {
     kind: CoreKind,
     began: Instant,
     now: Instant,
-    /// Bytes a second.
+    /// Rate in bytes per second.
     speed: f64,
-    /// Bytes that wait.
+    /// Bytes in the queue.
     queued: f64,
     flows: Vec<Flow>,
-    /// Of a datagram, that was refused and not dropped yet.
+    /// Part of a datagram that was refused and not dropped yet.
     refused: f64,
     /// Bytes of the connections that got through.
     carried: f64,
 }
 
 impl Core {
-    /// Nothing waits.
+    /// Creates the link with an empty queue.
     pub(super) fn new(kind: CoreKind, now: Instant) -> Self {
         let speed = to_f64(kind.rate.bits_per_second()) / 8.0;
         let window = speed * ROUND_TRIP / f64::from(kind.flows.max(1));
@@ -65,7 +66,8 @@ impl Core {
         Self { kind, began: now, now, speed, queued: 0.0, refused: 0.0, flows, carried: 0.0 }
     }
 
-    /// A burst of datagrams of these lengths reaches the link. Which of them find no room, and when the others have crossed it.
+    /// Carries a burst of datagrams of these lengths. Returns which find no room, and when the
+    /// others have crossed.
     pub(super) fn carry(&mut self, lens: &[u64], now: Instant) -> (Mask, Instant) {
         if self.kind.until.is_some_and(|until| now >= self.began + until) {
             return (0, now);
@@ -82,13 +84,13 @@ impl Core {
         (lost, now + Duration::from_secs_f64(self.queued / self.speed))
     }
 
-    /// What the connections got of what the link carried at most until `now`.
+    /// Share of the carried bytes that belonged to the connections, until `now`.
     pub(super) fn share_of_flows(&mut self, now: Instant) -> f64 {
         self.pass_until(now, 0.0);
         self.carried / (self.speed * (now - self.began).as_secs_f64())
     }
 
-    /// Lets time pass, and these bytes come towards its end. Returns the share of them that there was no room for.
+    /// Advances time while these bytes arrive. Returns the share of them that found no room.
     fn pass_until(&mut self, now: Instant, bytes: f64) -> f64 {
         let mut left = now.saturating_duration_since(self.now).as_secs_f64();
         self.now = self.now.max(now);
@@ -99,7 +101,7 @@ impl Core {
         self.pass(left, bytes)
     }
 
-    /// A full queue refuses the same share of all that comes in this time.
+    /// Advances one step. A full queue refuses the same share of everything that arrives.
     fn pass(&mut self, step: f64, bytes: f64) -> f64 {
         let round_trip = ROUND_TRIP + self.queued / self.speed;
         let sent: f64 = self.flows.iter().map(|flow| flow.window / round_trip * step).sum();

@@ -1,4 +1,4 @@
-//! What a network does to datagrams on their way to one receiver.
+//! Simulates the network between server and one receiver.
 
 use std::time::{Duration, Instant};
 
@@ -6,10 +6,10 @@ use bootcast_proto::BitRate;
 
 use super::random::Random;
 
-/// Datagrams that go out at the same moment: one bit each.
+/// Set of datagrams of a burst, one bit each.
 pub(super) type Mask = u64;
 
-/// The lowest `len` bits.
+/// Mask of the lowest `len` bits.
 pub(super) fn all(len: usize) -> Mask {
     debug_assert!(len <= 64, "a burst is at most 64 datagrams");
     if len == 64 { Mask::MAX } else { (1 << len) - 1 }
@@ -18,29 +18,30 @@ pub(super) fn all(len: usize) -> Mask {
 /// Loss of datagrams: how many, and how many in a row.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Loss {
-    /// Of all datagrams, 0 to 1.
+    /// Share of all datagrams, 0 to 1.
     pub share: f64,
-    /// Mean length of a run of losses, in datagrams; 0 where each is lost on its own.
+    /// Mean length of a run of losses, in datagrams; 0 if each is lost independently.
     pub burst: f64,
 }
 
 impl Loss {
-    /// Every datagram on its own.
+    /// Loses each datagram independently.
     pub fn independent(share: f64) -> Self {
         Self { share, burst: 0.0 }
     }
 
-    /// In runs of this mean length: the model of Gilbert, all of a bad period lost.
+    /// Loses runs of this mean length: Gilbert's model, in which a bad period loses everything.
     pub fn bursts(share: f64, burst: f64) -> Self {
         Self { share, burst }
     }
 }
 
-/// Alternating runs of geometric length, one kind of which picks datagrams.
+/// Alternating runs of geometric length; one kind picks datagrams.
 #[derive(Debug)]
 struct Runs {
     random: Random,
-    /// Mean length of the runs that spare and of those that pick; `None` where nothing is ever picked.
+    /// Mean lengths of the runs that do not pick and of those that do; `None` if nothing is ever
+    /// picked.
     means: Option<[f64; 2]>,
     picking: bool,
     left: u64,
@@ -56,7 +57,7 @@ impl Runs {
         Self { random, means, picking, left }
     }
 
-    /// Which of the next `len` datagrams are picked.
+    /// Picks from the next `len` datagrams.
     fn pick(&mut self, len: usize) -> Mask {
         let Some(means) = self.means else { return 0 };
         let (mut mask, mut at) = (0, 0);
@@ -76,61 +77,62 @@ impl Runs {
     }
 }
 
-/// Loss that several receivers have in common, such as that of a switch's port.
+/// Loss that several receivers share, such as that of a switch port.
 #[derive(Debug)]
 pub(super) struct SharedLoss(Runs);
 
 impl SharedLoss {
-    /// No datagram came yet.
+    /// Creates the loss before its first datagram.
     pub(super) fn new(loss: Loss, random: Random) -> Self {
         Self(Runs::new(loss, random))
     }
 
-    /// Which of the next `len` datagrams none of the receivers gets.
+    /// Picks those of the next `len` datagrams that none of the receivers gets.
     pub(super) fn next(&mut self, len: usize) -> Mask {
         self.0.pick(len)
     }
 }
 
-/// How one receiver is connected.
+/// Connection of one receiver.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct LinkKind {
-    /// Of its own.
+    /// Loss of this receiver alone.
     pub loss: Loss,
-    /// That it has in common with the others of its port.
+    /// Loss that it shares with the others of its port.
     pub shared: Loss,
-    /// Receivers of a port; 0 where loss is not shared.
+    /// Receivers at a port; 0 if loss is not shared.
     pub port: usize,
-    /// From the server to here, in addition to what all have.
+    /// Delay from the server, in addition to the common one.
     pub delay: Duration,
-    /// Share of datagrams that are overtaken.
+    /// Share of datagrams that others overtake.
     pub overtaken: f64,
-    /// How much later these come at most.
+    /// Largest additional delay of these.
     pub jitter: Duration,
-    /// Share of datagrams that come twice.
+    /// Share of datagrams that arrive twice.
     pub duplicated: f64,
-    /// Speed of the last hop, as a share of the server's rate; 0 where it is no bottleneck.
+    /// Speed of the last hop as a share of the server's rate; 0 if it is no bottleneck.
     pub access: f64,
-    /// Datagrams that the queue before the last hop takes.
+    /// Datagrams that the queue before the last hop holds.
     pub queue: u32,
-    /// Speed at which the receiver's machine takes datagrams, as a share of the server's rate; 0 where it keeps up with all.
+    /// Speed at which the receiver's machine takes datagrams, as a share of the server's rate; 0 if
+    /// it always keeps up.
     pub machine: f64,
-    /// Datagrams that its socket has room for. The receiver is told how many found none.
+    /// Datagrams that its socket holds. The receiver learns how many were dropped.
     pub socket: u32,
 }
 
-/// Datagrams that arrive at the same moment.
+/// Datagrams that arrive at the same time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Delivery {
-    /// When.
+    /// Time of arrival.
     pub(super) at: Instant,
-    /// Which of the burst.
+    /// Datagrams of the burst that arrive.
     pub(super) which: Mask,
     /// Datagrams that the socket dropped since the last delivery.
     pub(super) dropped: u64,
 }
 
-/// The way to one receiver.
+/// State of the link to one receiver.
 #[derive(Debug)]
 pub(super) struct Link {
     kind: LinkKind,
@@ -138,32 +140,34 @@ pub(super) struct Link {
     overtaken: Runs,
     duplicated: Runs,
     random: Random,
-    /// The last hop, where that is a bottleneck.
+    /// Queue of the last hop, if that is a bottleneck.
     access: Option<Queue>,
-    /// The receiver's machine, where that is one.
+    /// Queue of the receiver's machine, if that is a bottleneck.
     machine: Option<Queue>,
-    /// What its socket dropped and the receiver does not know yet.
+    /// Drops of its socket that the receiver does not know yet.
     dropped: u64,
 }
 
-/// Something that takes datagrams one after the other, at a speed of its own.
+/// A queue that passes datagrams on one by one, at a fixed speed.
 #[derive(Debug)]
 struct Queue {
     rate: BitRate,
-    /// What a full queue holds, as time.
+    /// Time to empty a full queue.
     depth: Duration,
-    /// Up to here it is busy.
+    /// The queue is busy until then.
     busy_until: Instant,
 }
 
 impl Queue {
-    /// At this share of `rate`, with room for so many bytes; `None` with a share of 0.
+    /// Creates a queue with this share of `rate` and room for `room` bytes; `None` for a share of
+    /// 0.
     fn new(rate: BitRate, share: f64, room: u64, now: Instant) -> Option<Self> {
         let rate = BitRate::from_bits_per_second(scaled(rate, share))?;
         Some(Self { rate, depth: rate.time_to_send(room), busy_until: now })
     }
 
-    /// Which of the datagrams of a burst that come at `now` find room, and when the last of these is through.
+    /// Passes a burst that arrives at `now`. Returns which datagrams find room, and when the last
+    /// of these is through.
     fn pass(&mut self, lens: &[u64], come: Mask, now: Instant) -> (Mask, Instant) {
         let mut passed = come;
         for (bit, &len) in lens.iter().enumerate() {
@@ -186,7 +190,8 @@ impl Queue {
 }
 
 impl Link {
-    /// `rate` is the server's, `datagram` a typical one's bytes on the wire.
+    /// Creates a link. `rate` is the server's, `datagram` the size of a typical datagram on the
+    /// wire.
     pub(super) fn new(
         kind: LinkKind,
         rate: BitRate,
@@ -208,8 +213,8 @@ impl Link {
         }
     }
 
-    /// Carries a burst of datagrams with these lengths on the wire, without those that were lost before.
-    /// What comes now is the answer, what comes later is added to `late`.
+    /// Carries a burst of datagrams of these lengths, without those that were lost before. Returns
+    /// what arrives now and adds later deliveries to `late`.
     pub(super) fn carry(
         &mut self,
         lens: &[u64],
@@ -241,7 +246,7 @@ impl Link {
             }
         }
         let in_time = passed & !overtaken;
-        // A socket tells with the next datagram that it has room for.
+        // A socket reports its drops with the next datagram that finds room.
         let dropped = if in_time == 0 { 0 } else { std::mem::take(&mut self.dropped) };
         if at == now {
             return in_time;
@@ -251,7 +256,7 @@ impl Link {
     }
 }
 
-/// This share of a rate, in bits per second.
+/// Computes a share of a rate, in bits per second.
 #[expect(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,

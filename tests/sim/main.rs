@@ -1,4 +1,4 @@
-//! Results of the simulation, kept under review: every change of them is a change of `scenarios.txt`.
+//! Compares the simulation with `scenarios.txt`, where its results are kept under review.
 
 use std::fs;
 use std::path::Path;
@@ -8,7 +8,7 @@ use std::thread;
 
 use harness::sim::{HEADER, Scenario, run, table};
 
-/// Runs them all, on all processors, and returns their lines in order.
+/// Runs all scenarios on all processors. Returns their lines in order.
 fn results(scenarios: &[Scenario]) -> String {
     let next = AtomicUsize::new(0);
     let (done, results) = mpsc::channel();
@@ -33,7 +33,7 @@ fn results(scenarios: &[Scenario]) -> String {
     text
 }
 
-/// The lines that differ, `-` as they were and `+` as they are.
+/// Lines that differ: `-` before, `+` now.
 fn difference(before: &str, after: &str) -> String {
     let mut text = String::new();
     let lines = before.lines().count().max(after.lines().count());

@@ -9,8 +9,8 @@
 //! | `outcome` | results, as lines of a table |
 //! | `table` | the scenarios that are kept under review |
 //!
-//! A run depends on nothing but its [`Scenario`]: the same one gives the same [`Outcome`]. Payloads are zeros,
-//! and a block of which enough arrived counts as rebuilt.
+//! A run depends on nothing but its [`Scenario`]: the same one gives the same [`Outcome`]. Payloads
+//! are zeros, and a block of which enough arrived counts as rebuilt.
 
 mod agenda;
 mod burst;

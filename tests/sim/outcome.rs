@@ -1,4 +1,4 @@
-//! What a run led to, as lines of a table.
+//! Results of a run, as lines of a table.
 
 use std::fmt::{self, Write};
 use std::time::{Duration, Instant};
@@ -14,19 +14,19 @@ pub struct Outcome {
     name: String,
     pages: u32,
     datagram: u64,
-    /// Of all crowds.
+    /// Clients of all crowds.
     clients: usize,
     file: Duration,
-    /// When the first page left.
+    /// When the first page was sent.
     began: Option<Instant>,
     crowds: Vec<CrowdOutcome>,
     /// When each report reached the server.
     reports: Vec<Instant>,
-    /// What TCP got of the core until 95 % of the clients were complete.
+    /// Share of the core that TCP got until 95 % of the clients were complete.
     flows_share: Option<f64>,
-    /// Until the last client was complete.
+    /// Sent until the last client was complete.
     until_done: Sent,
-    /// Until the end.
+    /// Sent until the end.
     in_all: Sent,
 }
 
@@ -34,12 +34,12 @@ pub struct Outcome {
 #[derive(Debug)]
 struct CrowdOutcome {
     label: String,
-    /// From the time a client came, or the first page left if that was later.
+    /// Time that each client took since its arrival, or since the first page if that was later.
     taken: Vec<Duration>,
 }
 
 impl Outcome {
-    /// Nothing happened yet.
+    /// Creates the results before anything happened.
     pub(super) fn new(scenario: &Scenario) -> Self {
         let datagram = PageSize::for_mtu(1500).expect("room for a page").wire_len();
         let crowds = scenario
@@ -61,7 +61,7 @@ impl Outcome {
         }
     }
 
-    /// Time in which the file goes out once at the server's rate.
+    /// Time to send the file once at the server's rate.
     pub(super) fn file_time(&self) -> Duration {
         self.file
     }
@@ -71,19 +71,19 @@ impl Outcome {
         self.datagram
     }
 
-    /// The server ran.
+    /// Records what the server sent.
     pub(super) fn sent(&mut self, before: Sent, after: Sent, now: Instant) {
         if before.pages == 0 && after.pages > 0 {
             self.began = Some(now);
         }
     }
 
-    /// The server got a report.
+    /// Records a report to the server.
     pub(super) fn reported(&mut self, now: Instant) {
         self.reports.push(now);
     }
 
-    /// A client that came at `came` has every page.
+    /// Records that a client that arrived at `came` has every page.
     pub(super) fn completed(
         &mut self,
         crowd: usize,
@@ -96,7 +96,7 @@ impl Outcome {
         self.until_done = sent;
     }
 
-    /// What TCP got of the core until now.
+    /// Records the share of the core that TCP got until now.
     pub(super) fn shared(&mut self, share: f64) {
         if self.done() <= self.most() {
             self.flows_share = Some(share);
@@ -107,12 +107,12 @@ impl Outcome {
         self.crowds.iter().map(|crowd| crowd.taken.len()).sum()
     }
 
-    /// 95 % of the clients.
+    /// Number of clients that are 95 % of all.
     fn most(&self) -> usize {
         (self.clients * 95).div_ceil(100)
     }
 
-    /// The time that 95 % of the clients took at most.
+    /// Longest time that the fastest 95 % of the clients took.
     pub fn most_done(&self) -> Option<Duration> {
         let mut taken: Vec<_> =
             self.crowds.iter().flat_map(|crowd| crowd.taken.iter().copied()).collect();
@@ -120,17 +120,18 @@ impl Outcome {
         taken.get(self.most().checked_sub(1)?).copied()
     }
 
-    /// What TCP connections got of the link that they share with the cast, until then.
+    /// Share of the core that TCP connections got until then.
     pub fn flows_share(&self) -> Option<f64> {
         self.flows_share
     }
 
-    /// The cast is over.
+    /// Records the end of the cast.
     pub(super) fn ended(&mut self, sent: Sent) {
         self.in_all = sent;
     }
 
-    /// Packets of pages and symbols for each page of the file, until the last client was complete.
+    /// Datagrams with pages and symbols for each page of the file, until the last client was
+    /// complete.
     pub fn sent_per_page(&self) -> f64 {
         self.per_page(self.until_done)
     }
@@ -140,7 +141,7 @@ impl Outcome {
         (sent.pages + sent.symbols) as f64 / f64::from(self.pages)
     }
 
-    /// The most reports within any second.
+    /// Most reports within any second.
     fn peak(&self) -> usize {
         let second = Duration::from_secs(1);
         let within = |first: usize| {
@@ -151,14 +152,14 @@ impl Outcome {
     }
 }
 
-/// Heads of the columns of [`Outcome`]'s lines.
+/// Column headings of [`Outcome`]'s lines.
 pub const HEADER: &str = concat!(
     "scenario                  tx/P  after  beacons  reports  peak/s",
     "  receivers                              mean     max"
 );
 
 impl fmt::Display for Outcome {
-    /// A line for each crowd; the first one says what holds for all of them.
+    /// Writes a line for each crowd. The first also has the values that hold for all crowds.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let file = self.file.as_secs_f64();
         let mut common = String::new();

@@ -7,7 +7,7 @@ use std::time::Duration;
 pub(super) struct Random(u64);
 
 impl Random {
-    /// A generator of its own for each `stream` of a seed.
+    /// Creates an independent generator for each `stream` of a seed.
     pub(super) fn new(seed: u64, stream: u64) -> Self {
         let mut root = Self(seed ^ stream.wrapping_mul(0xd6e8_feb8_6659_fd93));
         Self(root.next())
@@ -48,7 +48,7 @@ impl Random {
         mean.mul_f64(-self.unit().ln())
     }
 
-    /// How many trials it takes until the first success, where that takes `mean` on average: at least 1.
+    /// Number of trials until the first success, at least 1, if it takes `mean` on average.
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,

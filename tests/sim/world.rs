@@ -13,23 +13,23 @@ use super::random::Random;
 use super::scenario::Scenario;
 use super::server::Server;
 
-/// From the server to any receiver, at least.
+/// Delay from the server to any receiver.
 const DELAY: Duration = Duration::from_micros(200);
 
-/// First pause after which TCP sends a lost segment again; it doubles.
+/// First retransmission timeout of TCP. It doubles each time.
 const RETRANSMISSION: Duration = Duration::from_millis(200);
 
-/// Virtual time in which every cast must be over.
+/// Virtual time within which every cast must end.
 const PATIENCE: Duration = Duration::from_secs(3600);
 
-/// Something that happens.
+/// An event of the simulation.
 #[derive(Debug)]
 enum Happening {
     ServerWakes,
     Sent(Rc<Burst>),
-    /// A burst has crossed what all receivers share, without these.
+    /// A burst has crossed the shared network, without these datagrams.
     Spreads(Rc<Burst>, Mask),
-    /// Datagrams of a burst come to a client, whose socket dropped so many before.
+    /// Datagrams of a burst reach a client whose socket dropped this many before.
     Arrives(usize, Rc<Burst>, Mask, u64),
     Asked(usize, Request),
     Answered(usize, Answer),
@@ -40,7 +40,7 @@ enum Happening {
     Resumes(usize),
 }
 
-/// A simulation under way.
+/// A running simulation.
 struct World<'a> {
     scenario: &'a Scenario,
     start: Instant,
@@ -53,7 +53,7 @@ struct World<'a> {
     ports: Vec<SharedLoss>,
     random: Random,
     outcome: Outcome,
-    /// Living clients that came, or will, and are not done.
+    /// Living clients that have arrived or will, and are not complete.
     wanting: usize,
 }
 
@@ -61,7 +61,7 @@ struct World<'a> {
 ///
 /// # Panics
 ///
-/// Where something that must hold of every cast does not.
+/// Panics if a property that every cast must have does not hold.
 pub fn run(scenario: &Scenario) -> Outcome {
     let mut world = World::new(scenario, first_moment());
     while let Some((at, what)) = world.agenda.pop() {
@@ -72,7 +72,7 @@ pub fn run(scenario: &Scenario) -> Outcome {
     world.finish()
 }
 
-/// The moment that the virtual clock begins with. Only distances from it count.
+/// Start of the virtual clock. Only distances from it count.
 #[expect(clippy::disallowed_methods, reason = "there is no other way to an Instant")]
 fn first_moment() -> Instant {
     Instant::now()
@@ -165,7 +165,7 @@ impl<'a> World<'a> {
         }
     }
 
-    /// A burst reaches the part of the network that all receivers share.
+    /// Sends a burst through the part of the network that all receivers share.
     fn cross(&mut self, burst: &Rc<Burst>) {
         let Some(core) = &mut self.core else { return self.spread(burst, 0) };
         let (lost, at) = core.carry(burst.wire(), self.now);
@@ -174,7 +174,7 @@ impl<'a> World<'a> {
         }
     }
 
-    /// A burst has crossed it, without those that were lost there.
+    /// Delivers a burst that has crossed it, without the datagrams lost there.
     fn spread(&mut self, burst: &Rc<Burst>, lost_before: Mask) {
         let wire = burst.wire();
         let lost: Vec<Mask> = self.ports.iter_mut().map(|port| port.next(wire.len())).collect();
@@ -197,7 +197,7 @@ impl<'a> World<'a> {
         }
     }
 
-    /// Whatever a client wants done after something happened to it.
+    /// Does what a client wants after something happened to it.
     fn settle(&mut self, index: usize) {
         let client = &mut self.clients[index];
         if client.dead || client.stalled_until().is_some() {
@@ -225,7 +225,7 @@ impl<'a> World<'a> {
 
     fn wake(&mut self, index: usize) {
         let client = &mut self.clients[index];
-        // A timer that was planned before an earlier one wakes nobody.
+        // A timer that was planned before an earlier one has no effect.
         if client.timer.is_none_or(|timer| timer > self.now) || client.dead {
             return;
         }
@@ -252,7 +252,7 @@ impl<'a> World<'a> {
         self.agenda.plan(next, Happening::Stalls(index));
     }
 
-    /// A request reaches the server. What a dead client sent before its end still comes.
+    /// Delivers a request to the server. Requests sent before a client's death still arrive.
     fn ask(&mut self, index: usize, request: Request) {
         let plain = self.scenario.crowds[self.clients[index].crowd].plain;
         let answer = match request {
@@ -286,7 +286,7 @@ impl<'a> World<'a> {
         self.settle(index);
     }
 
-    /// Lets the server run and carries off what it sends.
+    /// Runs the server and sends its datagrams.
     fn serve(&mut self) {
         let before = self.server.sent();
         let bursts = self.server.wake(self.now);
@@ -317,7 +317,7 @@ impl<'a> World<'a> {
     }
 }
 
-/// One way of a request or an answer.
+/// Delay of a request or an answer, one way.
 fn request_delay(random: &mut Random, scenario: &Scenario) -> Duration {
     let (mut delay, mut pause) = (scenario.rtt / 2, RETRANSMISSION);
     while random.chance(scenario.control_loss) {

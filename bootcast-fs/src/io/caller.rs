@@ -1,28 +1,30 @@
-//! Whether the thread behind a kernel request still lives.
+//! Detects whether the thread behind a kernel request is dying.
 
 use std::fs;
 use std::time::Duration;
 
-/// How often a waiting call looks after its caller.
+/// How often a waiting call checks its caller.
 const LOOK_PERIOD: Duration = Duration::from_millis(250);
 
-/// The thread that made a kernel request, by its number in this process' PID namespace.
+/// Thread that made a kernel request, by its id in this process's PID namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Caller(pub u32);
 
 impl Caller {
-    /// Whether nobody can take an answer any more: the thread is gone, or a fatal signal is pending for it.
+    /// Whether the caller cannot take an answer any more: its thread is gone or a fatal signal is
+    /// pending.
     ///
     /// The kernel turns every signal that will kill into a pending SIGKILL (`complete_signal`,
-    /// kernel/signal.c), so that this one bit is enough, and handlers that want to run are left alone.
+    /// kernel/signal.c). So this one bit is enough, and signals with handlers do not count.
     pub fn is_dying(self) -> bool {
-        // 0: of another PID namespace, nothing is known.
+        // 0 means another PID namespace: nothing is known.
         if self.0 == 0 {
             return false;
         }
         match fs::read_to_string(format!("/proc/{}/status", self.0)) {
             Ok(status) => says_dying(&status),
-            // Where `hidepid=` hides strangers, a missing entry says nothing; PID 1 is a stranger.
+            // With `hidepid=` a missing entry says nothing about processes of others. PID 1 belongs
+            // to others.
             Err(error) => {
                 error.kind() == std::io::ErrorKind::NotFound
                     && fs::exists("/proc/1/status").unwrap_or(false)

@@ -1,4 +1,4 @@
-//! Parts of files over HTTP, into their objects.
+//! Fetches parts of files over HTTP into their objects.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -13,10 +13,11 @@ use super::control::Control;
 use crate::object::{Fetched, Object, Ready};
 use crate::receiver::{Fetch, FetchError};
 
-/// Bytes that are stored at a time, where so many are there already. The memory that a fetch takes is a few times as much.
+/// Most bytes stored in one step. A fetch takes a few times as much memory.
 const STORED_AT_ONCE: usize = 256 << 10;
 
-/// Fetches, and stores what comes as it comes; `hand_out` gets the reads that this serves.
+/// Fetches a part of the file and stores bytes as they arrive. `hand_out` gets the reads that they
+/// complete.
 pub(super) async fn fetch(
     control: &Control,
     object: &Arc<Object>,
@@ -24,14 +25,14 @@ pub(super) async fn fetch(
     hand_out: impl Fn(Vec<Ready>),
 ) -> Result<(), FetchError> {
     let path = &object.key().path;
-    // Without a version nothing is fetched.
+    // Without a version nothing may be fetched.
     let etag = object.etag().ok_or(FetchError::Changed)?;
     let mut response = control.part(path, &fetch.bytes, &etag).await?;
     let (mut offset, mut bytes) = (fetch.bytes.start, Vec::new());
     let mut received = more(&mut response, &mut bytes).await;
     loop {
         bytes.truncate(usize::try_from(fetch.bytes.end - offset).unwrap_or(usize::MAX));
-        // The next bytes come while these are stored. Readers wait for neither.
+        // Receives the next bytes while these are stored. Readers wait for neither.
         let mut next = Vec::new();
         let stored = {
             let storing = pin!(async {
@@ -58,7 +59,7 @@ pub(super) async fn fetch(
                         }
                     }
                 }
-                // Whatever is missing is asked for again.
+                // Whatever is still missing is requested again.
                 Ok(false) => return storing.await.map(drop),
                 Err(error) => {
                     debug!(%path, %error, "a fetch broke off");
@@ -73,7 +74,8 @@ pub(super) async fn fetch(
     }
 }
 
-/// Waits for bytes of the body, and takes those that are there. `false`: it is at its end.
+/// Waits for bytes of the body and takes all that are there. Returns `false` at the end of the
+/// body.
 async fn more(response: &mut Response, bytes: &mut Vec<u8>) -> Result<bool, reqwest::Error> {
     let mut piece = response.chunk().await?;
     while let Some(some) = piece {
@@ -81,7 +83,7 @@ async fn more(response: &mut Response, bytes: &mut Vec<u8>) -> Result<bool, reqw
         if bytes.len() >= STORED_AT_ONCE {
             return Ok(true);
         }
-        // A chunk that is not there yet is not lost: the body keeps what it has of it.
+        // A chunk that is not complete yet is not lost: the body keeps its part.
         match response.chunk().now_or_never() {
             Some(next) => piece = next?,
             None => return Ok(true),
@@ -90,7 +92,7 @@ async fn more(response: &mut Response, bytes: &mut Vec<u8>) -> Result<bool, reqw
     Ok(false)
 }
 
-/// Stores where waiting for the disk harms nobody; returns what was not taken.
+/// Stores bytes on a thread that may wait for the disk. Returns the bytes that were not taken.
 async fn store(
     object: Arc<Object>,
     id: u64,
@@ -102,6 +104,6 @@ async fn store(
         bytes.drain(..fetched.taken);
         (fetched, bytes)
     });
-    // It cannot be waited for only where the runtime ends.
+    // Awaiting fails only if the runtime is ending.
     storing.await.map_err(|_| FetchError::Store)
 }

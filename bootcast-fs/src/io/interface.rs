@@ -1,4 +1,4 @@
-//! Which interface the datagrams come in by.
+//! Interface that datagrams arrive on.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
@@ -6,15 +6,15 @@ use std::str::FromStr;
 
 use nix::sys::socket::SockaddrIn;
 
-/// What the user said of the interface.
+/// How the user selected the interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum InterfaceChoice {
-    /// The one that leads to the server.
+    /// The interface of the route to the server.
     #[default]
     TowardServer,
-    /// By name.
+    /// The interface of this name.
     Name(String),
-    /// By its address.
+    /// The interface with this address.
     Address(Ipv4Addr),
 }
 
@@ -27,7 +27,7 @@ impl FromStr for InterfaceChoice {
 }
 
 impl InterfaceChoice {
-    /// Whether the interface exists, as far as that can be told before the server was reached.
+    /// Checks that the interface exists, as far as possible before the server was reached.
     pub fn check(&self) -> io::Result<()> {
         match self {
             Self::TowardServer => Ok(()),
@@ -37,7 +37,7 @@ impl InterfaceChoice {
         }
     }
 
-    /// The index of the interface. `server` is where the control connection leads to.
+    /// Index of the interface. `server` is the peer of the control connection.
     pub(super) fn index(&self, server: SocketAddr) -> io::Result<u32> {
         match self {
             Self::Name(name) => {
@@ -61,7 +61,7 @@ fn probe() -> io::Result<UdpSocket> {
     UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))
 }
 
-/// The address that packets to `server` leave from. Sends nothing.
+/// Local address of packets to `server`. Sends nothing.
 fn local_address_toward(server: SocketAddr) -> io::Result<IpAddr> {
     let any: SocketAddr = match server {
         SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),

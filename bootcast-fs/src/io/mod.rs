@@ -21,13 +21,13 @@ pub use interface::InterfaceChoice;
 use std::hash::{BuildHasher, RandomState};
 use std::time::Instant;
 
-/// The present moment, for those who have no clock.
+/// Current time, for modules that must not read a clock.
 #[expect(clippy::disallowed_methods, reason = "the one reading of the clock that the client has")]
 pub fn now() -> Instant {
     Instant::now()
 }
 
-/// A number unlike those of other machines, for those who have no randomness.
+/// Random number, for modules that have no randomness of their own.
 pub fn seed() -> u64 {
     RandomState::new().hash_one(())
 }

@@ -1,5 +1,5 @@
-//! `recvmmsg` with everything that comes beside a datagram: its sender, when it came, where GRO joined several, and how many
-//! the socket dropped.
+//! `recvmmsg` with the facts that accompany a datagram: sender, time of arrival, segment size if
+//! GRO joined several, and the socket's drop count.
 
 use std::io;
 use std::mem;
@@ -7,67 +7,68 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::Duration;
 
-/// Largest thing that a UDP socket with GRO hands out.
+/// Largest message that a UDP socket with GRO returns, in bytes.
 const SLOT_LEN: usize = 65_536;
-/// From slot to slot. Datagrams that come one by one fill only the fronts of the slots: were these a power of two apart, they would
-/// all compete for the same few sets of the processor's caches.
+/// Distance between slots. Datagrams that arrive one by one fill only the starts of the slots. At a
+/// power of two, these starts would compete for the same few cache sets.
 const SLOT_STRIDE: usize = SLOT_LEN + 1536;
-/// Messages a call, at most.
+/// Most messages in one call.
 const SLOTS: usize = 32;
-/// The same where they are as large as this on average: what the kernel wrote is to be in the processor's cache still when it is checked
-/// and stored.
+/// Most messages in one call if they are this large on average, so that data is still in the CPU
+/// cache when it is checked and stored.
 const FEW_SLOTS: usize = 4;
 const LARGE: usize = 8 << 10;
-/// Of a `sockaddr_in`.
+/// Length of a `sockaddr_in`.
 const ADDRESS_LEN: libc::socklen_t = 16;
 const _: () = assert!(ADDRESS_LEN as usize == size_of::<libc::sockaddr_in>());
-/// Of an int in a control message.
+/// Length of an int in a control message.
 const INT_LEN: libc::c_uint = 4;
 const _: () = assert!(INT_LEN as usize == size_of::<libc::c_int>());
-/// Of a time in a control message.
+/// Length of a time in a control message.
 const TIME_LEN: libc::c_uint = 16;
 
-/// Room for the three control messages that are asked for: two ints and a time.
+/// Space for three control messages: two ints and a time.
 #[repr(C, align(8))]
 #[derive(Clone, Copy)]
 struct Control([u8; 96]);
 
-/// A batch of received messages. The buffers are used again by the next call.
+/// A batch of received messages. Each call reuses the buffers.
 pub(super) struct RecvBatch {
     buffer: Vec<u8>,
     addresses: Vec<libc::sockaddr_in>,
     controls: Vec<Control>,
     headers: Vec<libc::mmsghdr>,
     iovecs: Vec<libc::iovec>,
-    /// Messages that the next call asks for, and the last one did.
+    /// Number of messages that the next call requests, and that the last call requested.
     slots: usize,
     asked: usize,
     received: usize,
-    /// Of these, as many were taken.
+    /// Number of messages already taken from the batch.
     taken: usize,
 }
 
-/// One message: one datagram, or several of equal length (the last may be shorter) that GRO joined.
+/// One message: a datagram, or several of equal length that GRO joined (the last may be shorter).
 pub(super) struct Message<'a> {
     pub(super) from: SocketAddr,
     bytes: &'a [u8],
     segment: usize,
-    /// Datagrams that this socket dropped since it was made, as the kernel counts (modulo 2^32).
+    /// Datagrams that the socket dropped since its creation, as counted by the kernel (modulo
+    /// 2^32).
     pub(super) drops: Option<u32>,
-    /// When it came, by the clock of the kernel's time stamps (when it was read, where it came before the kernel had begun to stamp);
-    /// `None` where the socket has none.
+    /// Time of arrival by the clock of the kernel's timestamps; `None` if the socket has none. It
+    /// is the time of reading for messages that arrived before the kernel began to stamp.
     at: Option<Duration>,
 }
 
 impl<'a> Message<'a> {
-    /// The datagrams in it.
+    /// Datagrams in the message.
     pub(super) fn datagrams(&self) -> impl ExactSizeIterator<Item = &'a [u8]> + use<'a> {
         self.bytes.chunks(self.segment)
     }
 }
 
-// SAFETY: the raw pointers inside `headers` and `iovecs` point into the other fields' heap memory and are
-// written anew by every `receive` before they are used.
+// SAFETY: the raw pointers inside `headers` and `iovecs` point into the other fields' heap memory
+// and are written anew by every `receive` before they are used.
 unsafe impl Send for RecvBatch {}
 
 impl RecvBatch {
@@ -87,7 +88,7 @@ impl RecvBatch {
         }
     }
 
-    /// Takes what is there, without waiting. 0: nothing is there.
+    /// Receives what is there without waiting. Returns 0 if nothing is there.
     pub(super) fn receive(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
         self.clear();
         self.asked = self.slots;
@@ -103,7 +104,8 @@ impl RecvBatch {
             header.msg_control = (&raw mut self.controls[slot]).cast();
             header.msg_controllen = size_of::<Control>() as _;
         }
-        // SAFETY: the first `asked` headers each point to live, disjoint buffers of the lengths they state, set just above.
+        // SAFETY: the first `asked` headers each point to live, disjoint buffers of the lengths
+        // they state, set just above.
         let received = unsafe {
             libc::recvmmsg(
                 socket.as_raw_fd(),
@@ -135,7 +137,7 @@ impl RecvBatch {
         }
     }
 
-    /// Messages that the last call brought.
+    /// Messages that the last call returned.
     pub(super) fn len(&self) -> usize {
         self.received
     }
@@ -145,12 +147,13 @@ impl RecvBatch {
         self.received == self.asked
     }
 
-    /// Forgets what the last call brought.
+    /// Drops the messages of the last call.
     pub(super) fn clear(&mut self) {
         (self.received, self.taken) = (0, 0);
     }
 
-    /// When the first message came that was not taken; `None` where there is none, or where that is not known.
+    /// Time of arrival of the first message not taken; `None` if there is none or its time is
+    /// unknown.
     pub(super) fn next_at(&self) -> Option<Duration> {
         (self.taken < self.received).then(|| self.message(self.taken).at).flatten()
     }
@@ -160,7 +163,8 @@ impl RecvBatch {
         self.taken == self.received
     }
 
-    /// Takes the messages that came until then: all, where that is `None` or not known of one.
+    /// Takes the messages that arrived until `until`. Takes all if that is `None` or a message's
+    /// time is unknown.
     pub(super) fn take_until(
         &mut self,
         until: Option<Duration>,
@@ -173,7 +177,7 @@ impl RecvBatch {
         (start..end).map(|slot| batch.message(slot))
     }
 
-    /// What the last call brought.
+    /// Messages of the last call.
     pub(super) fn messages(&self) -> impl Iterator<Item = Message<'_>> {
         (0..self.received).map(|slot| self.message(slot))
     }
@@ -183,8 +187,9 @@ impl RecvBatch {
         let len = (header.msg_len as usize).min(SLOT_LEN);
         let bytes = &self.buffer[slot * SLOT_STRIDE..][..len];
         let (mut segment, mut drops, mut at) = (len, None, None);
-        // SAFETY: the kernel filled `msg_control` of this header up to `msg_controllen`; CMSG_* stay inside it, and
-        // the payload of each message read here is checked to hold what is read, at any alignment.
+        // SAFETY: the kernel filled `msg_control` of this header up to `msg_controllen`; CMSG_*
+        // stay inside it, and the payload of each message read here is checked to hold what is
+        // read, at any alignment.
         unsafe {
             let mut next = libc::CMSG_FIRSTHDR(&raw const header.msg_hdr);
             while let Some(message) = next.as_ref() {
@@ -213,7 +218,7 @@ impl RecvBatch {
     }
 }
 
-/// A `struct timespec` of 64-bit words: seconds and nanoseconds.
+/// Parses a `struct timespec` of two 64-bit words: seconds and nanoseconds.
 fn time(words: [[u8; 8]; 2]) -> Option<Duration> {
     let [seconds, nanoseconds] = words.map(i64::from_ne_bytes);
     Some(Duration::new(seconds.try_into().ok()?, nanoseconds.try_into().ok()?))
@@ -257,8 +262,9 @@ mod tests {
         }
         let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
         let [mut left, mut right] = [RecvBatch::new(), RecvBatch::new()];
-        // The kernel begins to stamp what arrives a moment after the host's first socket asked for it (net/core/dev.c,
-        // net_enable_timestamp: a work queue does it). A datagram from before that gets the time at which it is read.
+        // The kernel begins to stamp what arrives a moment after the host's first socket asked for
+        // it (net/core/dev.c, net_enable_timestamp: a work queue does it). A datagram from before
+        // that gets the time at which it is read.
         let deadline = Instant::now() + Duration::from_secs(10);
         let mut is_stamped_on_arrival = || {
             sender.send_to(&[0], sockets[0].local_addr().unwrap()).unwrap();

@@ -1,4 +1,4 @@
-//! When what may leave: token buckets.
+//! Token buckets: decide when datagrams may leave.
 
 use std::time::{Duration, Instant};
 
@@ -6,18 +6,19 @@ use bootcast_proto::BitRate;
 
 /// Token bucket that counts in time: what a byte costs is how long it occupies the wire.
 ///
-/// Over any window of length `w` it lets through at most what the rate carries in `w + depth`.
+/// In any interval of length `w` it lets through at most what the rate carries in `w + depth`.
 #[derive(Debug)]
 pub struct TokenBucket {
     rate: BitRate,
-    /// Credit that can be saved up. Bounds the burst after a pause or a late wake-up.
+    /// Most credit that can be saved. Limits the burst after a pause or a late wake-up.
     depth: Duration,
     /// Up to here the wire is sold. Credit is how far it lies in the past.
     sold_until: Instant,
 }
 
 impl TokenBucket {
-    /// A full bucket. `depth` is raised to what `largest` bytes cost, so that they can ever pass.
+    /// Creates a full bucket. Raises `depth` to the cost of `largest` bytes, so that they can ever
+    /// pass.
     pub fn new(rate: BitRate, depth: Duration, largest: u64, now: Instant) -> Self {
         let depth = depth.max(rate.time_to_send(largest));
         Self { rate, depth, sold_until: now.checked_sub(depth).unwrap_or(now) }
@@ -28,12 +29,12 @@ impl TokenBucket {
         self.ready_at(bytes, Duration::ZERO) <= now
     }
 
-    /// When `bytes` may leave, and at least `credit` has been saved up for more.
+    /// When `bytes` may leave with `credit` left over.
     pub fn ready_at(&self, bytes: u64, credit: Duration) -> Instant {
         self.sold_until + self.rate.time_to_send(bytes).max(credit.min(self.depth))
     }
 
-    /// Takes what `bytes` cost. Credit beyond the depth is forfeit.
+    /// Charges `bytes`. Credit beyond the depth is forfeit.
     pub fn take(&mut self, bytes: u64, now: Instant) {
         self.keep(self.depth, now);
         self.sold_until += self.rate.time_to_send(bytes);
@@ -45,17 +46,17 @@ impl TokenBucket {
     }
 }
 
-/// Credit of the ceiling: a thread that gets no CPU for so long makes up for it.
+/// Credit of the ceiling: a thread that gets no CPU for this long can make up for it.
 const CATCH_UP: Duration = Duration::from_millis(20);
 
-/// Credit of the peak: bounds the burst that a switch has to take. Twice a late tick.
+/// Credit of the peak: limits the burst that a switch must absorb. Twice a late tick.
 const BURST: Duration = Duration::from_millis(4);
 
-/// What was missed is made up for at a tenth above the ceiling. With a ceiling of 0.9 of the
-/// interface's speed, the default, that is still below the speed itself.
+/// Lost time is made up for at the ceiling plus 1 / this. With the default ceiling, 0.9 of the
+/// interface's speed, that is still below the speed itself.
 const CATCH_UP_SHARE: u64 = 10;
 
-/// The pace of an interface: its ceiling on average, little above it at any moment.
+/// Pacing of an interface: its ceiling on average, and little more at any moment.
 #[derive(Debug)]
 pub struct Pacer {
     ceiling: TokenBucket,
@@ -63,7 +64,7 @@ pub struct Pacer {
 }
 
 impl Pacer {
-    /// `largest` bytes leave at once at most.
+    /// Creates the pacer. At most `largest` bytes leave at once.
     pub fn new(ceiling: BitRate, largest: u64, now: Instant) -> Self {
         let bits = ceiling.bits_per_second();
         let peak = bits.saturating_add(bits / CATCH_UP_SHARE);
@@ -74,7 +75,7 @@ impl Pacer {
         }
     }
 
-    /// There was nothing to send until `now`: that is no time to be made up for.
+    /// Discards saved credit: time in which there was nothing to send must not be made up for.
     pub fn restart(&mut self, now: Instant) {
         self.ceiling.keep(BURST, now);
     }
@@ -84,12 +85,12 @@ impl Pacer {
         self.ceiling.allows(bytes, now) && self.peak.allows(bytes, now)
     }
 
-    /// When `bytes` may leave, and at least `credit` has been saved up for more.
+    /// When `bytes` may leave with `credit` left over.
     pub fn ready_at(&self, bytes: u64, credit: Duration) -> Instant {
         self.ceiling.ready_at(bytes, credit).max(self.peak.ready_at(bytes, credit))
     }
 
-    /// Takes what `bytes` cost.
+    /// Charges `bytes`.
     pub fn take(&mut self, bytes: u64, now: Instant) {
         self.ceiling.take(bytes, now);
         self.peak.take(bytes, now);

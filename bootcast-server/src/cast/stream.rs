@@ -1,4 +1,4 @@
-//! The pages of one file in the order of sending.
+//! The stream: the pages of one file in the order of sending.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -6,50 +6,52 @@ use std::time::{Duration, Instant};
 
 use bootcast_proto::{BlockLayout, PageIndex, PageRange, WindowIndex};
 
-/// A pass for plain members begins no sooner than this after the one before.
+/// Shortest time from the start of a pass for plain members to the next.
 ///
-/// A file of a few pages would otherwise go round thousands of times, and all of its idle passes
-/// be over, before a client's leave or the next client's membership gets through.
+/// Otherwise a file of a few pages would go round thousands of times, and use up all idle passes,
+/// before a leave or the next client's IGMP report arrives.
 pub const PASS_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Who finds a window no more than this share through has missed so little of it that repair brings it.
+/// 1 / this is the share of a window that repair can replace. A member that misses no more of a
+/// window's beginning needs nothing again.
 const MISSED_SHARE: u32 = 64;
 
-/// For whom the stream runs.
+/// Members that the stream serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Audience {
     /// Plain members too: all pages, pass after pass.
     Everybody,
-    /// Extended members only: the windows that are wanted.
+    /// Extended members only: the wanted windows.
     Extended,
 }
 
-/// Consecutive pages to be sent now.
+/// Consecutive pages to send now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Run {
     pub(super) pages: PageRange,
-    /// The wanted window that these pages end, all of which was sent.
+    /// The wanted window that is completely sent after these pages, if there is one.
     pub(super) finished: Option<WindowIndex>,
 }
 
-/// Where the stream is, and which windows extended members want of it.
+/// Position of the stream, and the windows that extended members want.
 #[derive(Debug)]
 pub(super) struct Stream {
     pages: u32,
-    /// `None`: without a repair channel there are no windows.
+    /// Windows of the file; `None` without a repair channel.
     layout: Option<BlockLayout>,
-    /// First page of the next run; below `pages` unless that is 0.
+    /// First page of the next run. Below `pages` unless that is 0.
     next: PageIndex,
-    /// Of each window, how many of its first pages.
+    /// For each window, how many of its first pages are wanted.
     wanted: Vec<u32>,
-    /// How many of `wanted` are not 0.
+    /// Number of windows with wanted pages.
     wanted_windows: usize,
-    /// Of the window of `next`, how many of its first pages are wanted again at its end: somebody missed them.
+    /// How many first pages of the current window are wanted again after its end, because a member
+    /// missed them.
     again: u32,
-    /// Windows that are wanted once there is nothing else to do.
+    /// Windows that are wanted once nothing else is to be sent.
     held: BTreeSet<u32>,
     pass_began: Instant,
-    /// The next pass for plain members begins then.
+    /// Earliest start of the next pass for plain members.
     not_before: Instant,
     passes: u32,
     pages_sent: u64,
@@ -73,20 +75,21 @@ impl Stream {
         }
     }
 
-    /// Begins with page 1 at `at`.
+    /// Restarts with page 1 at `at`.
     pub(super) fn restart(&mut self, at: Instant) {
         self.next = PageIndex(0);
         self.again = 0;
         self.not_before = at;
     }
 
-    /// Wants every page: a client joined. Of the window that is being sent, that means its beginning again.
+    /// Wants every page, because a client joined. The window being sent gets its beginning again.
     pub(super) fn want_all(&mut self) {
         self.want(0, u32::MAX);
         self.held.clear();
     }
 
-    /// Wants these windows as well; `true` where that changed anything. Those that the file does not have do not count.
+    /// Wants these windows as well. Returns whether that changed anything. Ignores windows that the
+    /// file does not have.
     pub(super) fn want(&mut self, first: u32, count: u32) -> bool {
         let Some(layout) = self.layout else { return false };
         let mut changed = false;
@@ -106,19 +109,19 @@ impl Stream {
         changed
     }
 
-    /// Wants these windows when [`Self::want_held`] says so.
+    /// Wants these windows once [`Self::want_held`] is called.
     pub(super) fn hold(&mut self, first: u32, count: u32) {
         let windows = self.existing(first, count);
         self.held.extend(windows);
     }
 
-    /// Wants what was held; `true` where that changed anything.
+    /// Wants the deferred windows. Returns whether that changed anything.
     pub(super) fn want_held(&mut self) -> bool {
         let held = std::mem::take(&mut self.held);
         held.into_iter().fold(false, |changed, window| self.want(window, 1) | changed)
     }
 
-    /// Wants nothing any more: no extended member is left.
+    /// Drops all wanted windows: the last extended member is gone.
     pub(super) fn want_none(&mut self) {
         self.wanted.fill(0);
         self.wanted_windows = 0;
@@ -126,12 +129,13 @@ impl Stream {
         self.held.clear();
     }
 
-    /// Whether every window that was wanted has been sent.
+    /// Whether every wanted window has been sent.
     pub(super) fn is_done(&self) -> bool {
         self.wanted_windows == 0
     }
 
-    /// The next run of at most `budget` pages; it crosses neither the end of the file nor that of a window.
+    /// Returns the next run of at most `budget` pages. It crosses neither the end of the file nor
+    /// of a window.
     pub(super) fn poll(&mut self, budget: u32, audience: Audience, now: Instant) -> Option<Run> {
         if self.poll_at(audience).is_none_or(|at| now < at) || self.pages == 0 {
             return None;
@@ -164,7 +168,7 @@ impl Stream {
         Some(Run { pages, finished })
     }
 
-    /// From when on [`Self::poll`] has pages; `None` while nobody wants any.
+    /// Earliest time at which [`Self::poll`] has pages; `None` while no pages are wanted.
     pub(super) fn poll_at(&self, audience: Audience) -> Option<Instant> {
         match audience {
             Audience::Everybody => Some(self.not_before),
@@ -172,7 +176,7 @@ impl Stream {
         }
     }
 
-    /// The page that goes out next; the page behind the last while the stream rests.
+    /// Page that goes out next; the number of pages while the stream rests.
     pub(super) fn position(&self, audience: Audience) -> PageIndex {
         match audience {
             Audience::Everybody => self.next,
@@ -188,13 +192,14 @@ impl Stream {
         self.passes
     }
 
-    /// Numbers of those windows of the range that the file has.
+    /// Clips a range of windows to those of the file.
     fn existing(&self, first: u32, count: u32) -> Range<u32> {
         let windows = u32::try_from(self.wanted.len()).unwrap_or(u32::MAX);
         first.min(windows)..first.saturating_add(count).min(windows)
     }
 
-    /// Pages of the window of `next` that were sent, where they are more than repair brings.
+    /// Pages of the current window that were sent, if they are more than repair can replace; else
+    /// 0.
     fn progress(&self) -> u32 {
         let Some(layout) = self.layout else { return 0 };
         let window = layout.pages_of(layout.window_of(self.next));
@@ -202,7 +207,7 @@ impl Stream {
         if sent > window.len() / MISSED_SHARE { sent } else { 0 }
     }
 
-    /// Moves on to the first page of the next wanted window, unless the stream is in a wanted one.
+    /// Moves to the first page of the next wanted window, unless the current window is wanted.
     fn skip_to_wanted(&mut self) {
         if let Some(page) = self.next_wanted()
             && page != self.next
@@ -212,7 +217,8 @@ impl Stream {
         }
     }
 
-    /// `next` if pages of its window are wanted from there on, else where the next wanted window begins, from here on and wrapping.
+    /// Returns `next` if pages of its window are wanted from there on, else the start of the next
+    /// wanted window, wrapping.
     fn next_wanted(&self) -> Option<PageIndex> {
         let layout = self.layout.filter(|_| !self.is_done())?;
         let here = layout.window_of(self.next).0;
@@ -225,7 +231,7 @@ impl Stream {
         others.find(|&window| self.wanted[window as usize] > 0).map(start)
     }
 
-    /// The window if all of it was wanted.
+    /// Returns the window if all of it was wanted, and marks it as sent.
     fn finish_window(&mut self, window: WindowIndex, layout: BlockLayout) -> Option<WindowIndex> {
         let again = std::mem::take(&mut self.again);
         let wanted = self.wanted.get_mut(window.0 as usize).filter(|wanted| **wanted > 0)?;

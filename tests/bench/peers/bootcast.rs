@@ -1,4 +1,4 @@
-//! Mounts, read whole.
+//! Peer: bootcast mounts, each read whole.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use super::race::{Race, Run, SIZE};
 use super::{Condition, RATE};
 use crate::read_all;
 
-/// A cast that all have left ends within its linger time.
+/// Time within which a cast without members ends.
 const SETTLING: Duration = Duration::from_secs(5);
 
 pub(super) fn run(lab: &Lab, _: &Condition) -> Run {
@@ -21,9 +21,10 @@ pub(super) fn run(lab: &Lab, _: &Condition) -> Run {
     let mut readers: Vec<Proc> =
         mounts.iter().map(|mount| read_all(mount.host(), &mount.join("image"))).collect();
     let finished = race.watch_programs(&mut readers, || true);
-    // What is sent when all have left counts; where somebody has not, it may go on for ever.
+    // Waits for the end of the cast, because all that is sent counts. If a member remains, it may
+    // never end.
     let _ = try_wait_for(SETTLING, || server.status().casts.is_empty().then_some(()));
-    // What a client could not read within the time would be waited for.
+    // A client whose read did not finish in time must not be waited for.
     let copies: Vec<PathBuf> = mounts.iter().map(|mount| mount.join("image")).collect();
     race.finish(&finished, &copies, &image)
 }

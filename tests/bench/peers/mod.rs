@@ -1,4 +1,4 @@
-//! How do others fare on the same bad networks? bootcast, udpcast, UFTP and nginx, by turns in one run.
+//! How do other tools fare on the same bad networks? bootcast, udpcast, UFTP and nginx, in turn.
 
 mod bootcast;
 mod nginx;
@@ -24,7 +24,7 @@ const RATE: &str = "200mbit";
 /// Clients of every run.
 const CLIENTS: u8 = 8;
 
-/// What one way to get the file to all clients needs of the machine, and how it runs.
+/// A way to bring the file to all clients: what it needs of the machine, and how it runs.
 struct Peer {
     name: &'static str,
     tools: &'static [&'static str],
@@ -38,13 +38,14 @@ const PEERS: [Peer; 4] = [
     Peer { name: "nginx", tools: &["nginx", "curl"], run: nginx::run },
 ];
 
-/// A network, and what is known beforehand of who can do with it.
+/// A network, and known limits of the peers on it.
 struct Condition {
     name: &'static str,
     network: fn(LabBuilder) -> LabBuilder,
-    /// With which udpcast is at its best.
+    /// Setting that is best for udpcast.
     udpcast: Setting,
-    /// A copy for each client takes 45 s and hardly varies: nginx has one run of few conditions.
+    /// Whether nginx runs. A copy for each client takes 45 s and hardly varies, so one run of few
+    /// conditions is enough.
     nginx: bool,
 }
 
@@ -100,7 +101,7 @@ const CONDITIONS: [Condition; 9] = [
     },
 ];
 
-/// Every peer on every network, in as many rounds as `ROUNDS` says; or those peers only that `PEERS` names.
+/// Measures every peer on every network, in `ROUNDS` rounds, or only the peers in `PEERS`.
 pub(crate) fn measure() -> String {
     let mut table = Table::default();
     for round in 1..=rounds() {

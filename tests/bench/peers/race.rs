@@ -1,4 +1,4 @@
-//! One run: all clients want the same file at the same moment.
+//! One run: all clients want the same file at the same time.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -13,16 +13,17 @@ use rustix::process::Signal;
 /// Bytes of the file.
 pub(super) const SIZE: u64 = mib(128);
 
-/// A run that is not over by then is ended.
+/// Time after which a run is ended.
 pub(super) const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Clients that have no server any more are given so long.
+/// Time that clients get after their server is gone.
 const ORPHANED: Duration = Duration::from_secs(5);
 
-/// Bytes on the wire of a packet with 1472 bytes behind its UDP header: Ethernet takes 38, IPv4 20, UDP 8.
+/// Payload and size on the wire of a packet with 1472 bytes after its UDP header: 38 bytes of
+/// Ethernet, 20 of IPv4, 8 of UDP.
 const PACKET: (f64, f64) = (1472.0, 1538.0);
 
-/// What one copy takes at this rate, headers included.
+/// Time that one copy takes at this rate, headers included.
 #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
 pub(super) fn limit(rate: &str) -> Duration {
     let rate: BitRate = rate.parse().unwrap();
@@ -30,16 +31,16 @@ pub(super) fn limit(rate: &str) -> Duration {
     Duration::from_secs_f64(bits / rate.bits_per_second() as f64)
 }
 
-/// What became of a run.
+/// Result of a run.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Run {
     /// Clients that have the right bytes.
     pub(super) complete: usize,
     /// Clients.
     pub(super) clients: usize,
-    /// Until the last client had them; of a run in which all got them.
+    /// When the last client was complete; `None` unless all were.
     pub(super) last: Option<Duration>,
-    /// What left the head, in files.
+    /// Bytes that left the head, in files.
     pub(super) sent: f64,
 }
 
@@ -51,14 +52,14 @@ impl fmt::Display for Run {
     }
 }
 
-/// How a client is doing.
+/// State of a client.
 pub(super) enum State {
     Running,
     Finished,
     Failed,
 }
 
-/// A run under way.
+/// A running race.
 pub(super) struct Race<'lab> {
     lab: &'lab Lab,
     start: Instant,
@@ -66,14 +67,14 @@ pub(super) struct Race<'lab> {
 }
 
 impl<'lab> Race<'lab> {
-    /// From now on it is timed.
+    /// Starts the clock.
     pub(super) fn start(lab: &'lab Lab) -> Self {
         crate::warm_memory(2);
         Self { lab, start: Instant::now(), sent_before: lab.head().counters().tx_bytes }
     }
 
-    /// Waits until every client has finished or failed; tells when each finished. Who does not by the deadline, or soon after there is
-    /// no server any more, has failed.
+    /// Waits until every client has finished or failed. Returns when each finished. A client fails
+    /// at the deadline, or soon after its server is gone.
     pub(super) fn watch(
         &self,
         mut state: impl FnMut(usize) -> State,
@@ -101,7 +102,8 @@ impl<'lab> Race<'lab> {
         finished
     }
 
-    /// As [`Self::watch`], where each client is a program that ends when it has the file. What runs on is ended.
+    /// Like [`Self::watch`], if each client is a program that ends when it has the file. Ends those
+    /// that still run.
     pub(super) fn watch_programs(
         &self,
         clients: &mut [Proc],
@@ -121,7 +123,7 @@ impl<'lab> Race<'lab> {
         finished
     }
 
-    /// Sums up, and looks at what the clients have.
+    /// Sums up and checks what the clients have.
     #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
     pub(super) fn finish(
         self,
@@ -146,7 +148,7 @@ impl<'lab> Race<'lab> {
     }
 }
 
-/// Where each client puts its copy.
+/// Path of each client's copy.
 pub(super) fn copies(lab: &Lab) -> Vec<PathBuf> {
     lab.clients().iter().map(|host| host.fresh_path("copy")).collect()
 }

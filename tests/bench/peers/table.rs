@@ -1,4 +1,4 @@
-//! What all rounds came to.
+//! Table of all rounds.
 
 use std::fmt::Write;
 
@@ -6,7 +6,7 @@ use super::RATE;
 use super::race::{Run, limit};
 use crate::median;
 
-/// Runs by network and peer, in the order in which they were first seen.
+/// Runs by network and peer, in the order of their first appearance.
 #[derive(Default)]
 pub(super) struct Table {
     rows: Vec<Row>,

@@ -5,12 +5,12 @@ use harness::{Lab, Proc};
 use super::race::{Race, Run, SIZE, copies};
 use super::{CLIENTS, Condition};
 
-/// What is said beside the defaults.
+/// Options beside the defaults.
 #[derive(Clone, Copy)]
 pub(super) enum Setting {
-    /// Receivers that come find the sender at once.
+    /// Receivers that arrive find the sender at once.
     Hello,
-    /// Redundant packets from the first on.
+    /// Sends redundant packets from the start.
     Fec,
 }
 

@@ -1,4 +1,4 @@
-//! When the next datagrams of one cast may leave.
+//! Pacing of one cast below the ceiling of its interface.
 
 use std::time::{Duration, Instant};
 
@@ -6,26 +6,26 @@ use bootcast_proto::BitRate;
 
 use crate::cast::Pacer;
 
-/// A run occupies the wire for this long at most, at the cast's own rate, if it has more than one page.
+/// Longest time that a run occupies the wire at the cast's own rate, if it has more than one page.
 const BATCH_TIME: Duration = Duration::from_millis(2);
 
-/// A cast's own pace below the ceiling of its interface. At the ceiling it has none: the interface's holds for all.
+/// A cast's own pacer. At the ceiling it has none: the interface's pacer limits all casts together.
 #[derive(Debug)]
 pub(in crate::cast) struct Allowance {
     ceiling: BitRate,
     datagram_wire: u64,
-    /// Pages of a full run at the ceiling.
+    /// Pages in a full run at the ceiling.
     most_pages: u32,
-    /// Pages of a full run at present.
+    /// Pages in a full run at the present rate.
     pages: u32,
     /// `None` at the ceiling.
     pacer: Option<Pacer>,
-    /// There was nothing to send when it was asked for last.
+    /// Whether the last poll found nothing to send.
     idle: bool,
 }
 
 impl Allowance {
-    /// `most_pages` leave at once at most, at the ceiling.
+    /// Creates an allowance for runs of at most `most_pages` pages.
     pub(in crate::cast) fn new(
         ceiling: BitRate,
         rate: BitRate,
@@ -39,7 +39,7 @@ impl Allowance {
         allowance
     }
 
-    /// Goes on at this rate.
+    /// Sets the rate.
     pub(in crate::cast) fn set_rate(&mut self, rate: BitRate, now: Instant) {
         if rate >= self.ceiling {
             (self.pages, self.pacer) = (self.most_pages, None);
@@ -52,7 +52,7 @@ impl Allowance {
         self.pacer = Some(pacer);
     }
 
-    /// Pages of a full run.
+    /// Pages in a full run.
     pub(in crate::cast) fn pages(&self) -> u32 {
         self.pages
     }
@@ -67,17 +67,17 @@ impl Allowance {
         self.pacer.as_ref().is_none_or(|pacer| pacer.allows(self.batch(), now))
     }
 
-    /// When a full run may leave, and at least `credit` has been saved up for more; `None`: always.
+    /// When a full run may leave with `credit` left over; `None`: always.
     pub(in crate::cast) fn ready_at(&self, credit: Duration) -> Option<Instant> {
         self.pacer.as_ref().map(|pacer| pacer.ready_at(self.batch(), credit))
     }
 
-    /// There is nothing to send: that is no time to be made up for.
+    /// Marks time without anything to send, which earns no credit.
     pub(in crate::cast) fn rest(&mut self) {
         self.idle = true;
     }
 
-    /// Takes what `bytes` cost.
+    /// Charges `bytes`.
     pub(in crate::cast) fn take(&mut self, bytes: u64, now: Instant) {
         let rested = std::mem::take(&mut self.idle);
         if let Some(pacer) = &mut self.pacer {
