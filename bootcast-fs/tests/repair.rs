@@ -1,4 +1,5 @@
-//! The intake against a server that loses pages and repairs them, over multicast on the loopback interface.
+//! Tests the intake with a server that loses pages and repairs them, over multicast on the loopback
+//! interface.
 #![expect(clippy::disallowed_methods, reason = "a test has a clock")]
 #![expect(clippy::unwrap_used, reason = "a helper that cannot do its work fails the test")]
 
@@ -22,10 +23,10 @@ use bootcast_proto::{
 
 const DEADLINE: Duration = Duration::from_secs(20);
 const SIZE: u32 = 1456 * 400 + 99;
-/// The pages lost are those whose number ends in this digit.
+/// Pages whose number ends in this digit are lost.
 const LOST: u32 = 4;
 
-/// A server of one file, of which everybody misses a tenth.
+/// A server of one file, of which every client misses a tenth.
 struct Server {
     bytes: Vec<u8>,
     geometry: Geometry,
@@ -38,7 +39,7 @@ struct Server {
 
 #[derive(Default)]
 struct Heard {
-    /// First lines of requests.
+    /// First lines of the requests.
     requests: Vec<String>,
     report: Option<Report>,
 }
@@ -78,7 +79,7 @@ impl Server {
         }
     }
 
-    /// The stream rests, and nothing is promised.
+    /// Sends a beacon of a resting stream without promises.
     fn send_beacon(&self, number: u32) {
         let windows = (0..self.layout.windows()).map(WindowIndex);
         let levels = |window| vec![Level::default(); self.layout.blocks_of(window).len()];
@@ -172,7 +173,7 @@ fn free_port() -> u16 {
     UdpSocket::bind("0.0.0.0:0").unwrap().local_addr().unwrap().port()
 }
 
-/// Serves in the background; returns where.
+/// Serves in the background. Returns the address.
 fn serve(server: &Arc<Server>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -185,7 +186,7 @@ fn serve(server: &Arc<Server>) -> String {
     address.to_string()
 }
 
-/// An object that a reader opened, and the intake that attends to it.
+/// An object opened by a reader, and the intake that attends to it.
 fn member(address: &str, runtime: &tokio::runtime::Runtime) -> (Arc<Object>, Intake) {
     let control = Control::new(&format!("http://{address}")).unwrap();
     let interface = "lo".parse().unwrap();
@@ -201,7 +202,7 @@ fn member(address: &str, runtime: &tokio::runtime::Runtime) -> (Arc<Object>, Int
     (object, intake)
 }
 
-/// Takes the step again and again, until it says that it was the last.
+/// Repeats a step until it returns that it was the last.
 fn repeat_until(what: &str, mut step: impl FnMut() -> bool) {
     let deadline = Instant::now() + DEADLINE;
     while !step() {

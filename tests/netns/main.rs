@@ -39,7 +39,7 @@ mod web;
 use std::path::Path;
 use std::time::Duration;
 
-/// A rate at which the far end of a file of 16 MiB is minutes away: who waits for it, waits.
+/// A rate at which the far end of a file of 16 MiB is minutes away, so its readers wait.
 const CRAWL: &str = "1mbit";
 
 /// Deadline of a transfer that takes a few seconds on an idle machine.

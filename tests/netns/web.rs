@@ -1,4 +1,4 @@
-//! The server as an ordinary web server: what wget and curl make of it.
+//! The server as an ordinary web server, for wget and curl.
 
 use std::os::unix::fs::symlink;
 

@@ -1,6 +1,6 @@
-//! `bootcast get` against servers that misbehave on purpose, over loopback.
+//! Tests `bootcast get` with servers that misbehave on purpose, over loopback.
 //!
-//! What it does with the real server is seen end to end in the `tests` package.
+//! The `tests` package tests it end to end with the real server.
 #![expect(clippy::unwrap_used, reason = "a helper that cannot do its work fails the test")]
 
 mod server;
@@ -20,7 +20,7 @@ use tempfile::TempDir;
 
 const ETAG: &str = "ETag: \"v1\"\r\n";
 
-/// A group of its own for every test, because they run side by side.
+/// A group for each test, because tests run side by side.
 fn group(number: u8) -> SocketAddrV4 {
     SocketAddrV4::new([239, 255, 77, number].into(), 9077)
 }
@@ -37,7 +37,7 @@ fn run(dir: &TempDir, args: &[&str]) -> Output {
     get(dir.path(), args).output().unwrap()
 }
 
-/// Exit code, and the one line on standard error.
+/// Exit code and the one line on standard error.
 fn verdict(output: &Output) -> (Option<i32>, String) {
     let text = String::from_utf8(output.stderr.clone()).unwrap();
     assert!(text.lines().count() <= 1, "{text}");
@@ -86,7 +86,7 @@ fn a_broken_unicast_fetch_goes_on_where_it_broke_off() {
     assert_eq!(asked.header("if-range"), Some("\"v1\""));
 }
 
-/// The first connection brings the beginning of version 1, the second all of version 2.
+/// A server whose first connection brings the start of version 1, and the second all of version 2.
 fn changing_server() -> ScriptedServer {
     let first = format!("Content-Length: 10\r\n{ETAG}");
     let second = || answer_of("200 OK", "ETag: \"v2\"\r\n", "ABCDEFGHIJ");
@@ -163,7 +163,7 @@ fn a_stream_begins_before_the_cast_is_complete() {
     let content: Vec<u8> = (0..=255).cycle().take(5 * PAGE_SIZE + 1).collect();
     let server =
         ScriptedServer::start([("join", join_answer(group(3), "t1", content.len(), "v1"))]);
-    // Pages beyond the gap must wait for it.
+    // Pages after the gap must wait for it.
     let whole = Arc::new(AtomicBool::new(false));
     let is_whole = whole.clone();
     let _cast = Carousel::start(group(3), &content, move |page| {
@@ -208,7 +208,7 @@ fn a_spool_in_memory_does_where_no_directory_will() {
 #[test]
 fn a_version_that_comes_by_a_later_join_is_fetched_from_its_beginning() {
     let dir = tempfile::tempdir().unwrap();
-    // The first cast is silent; the fetch and the join again meet another version.
+    // The first cast is silent; the fetch and the second join meet another version.
     let joins = [(6, "t1", "v1"), (7, "t2", "v2"), (7, "t3", "v2")];
     let joins =
         joins.map(|(number, token, etag)| ("join", join_answer(group(number), token, 250, etag)));

@@ -1,4 +1,4 @@
-//! A server that says what a test tells it to, and remembers what it was asked.
+//! A scripted server that records its requests.
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Write};
@@ -11,7 +11,7 @@ use std::time::Duration;
 use bootcast_proto::{Layout, PageIndex};
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// One request: its line, and its headers in lower case.
+/// A request: its first line, and its headers in lower case.
 #[derive(Clone, Debug)]
 pub(crate) struct Request {
     pub(crate) line: String,
@@ -28,14 +28,14 @@ impl Request {
     }
 }
 
-/// Answers the requests to each endpoint in the order of the script; 404 where that has no more.
+/// Answers the requests to each endpoint in the order of the script, then with 404.
 pub(crate) struct ScriptedServer {
     port: u16,
     seen: Arc<Mutex<Vec<Request>>>,
 }
 
 impl ScriptedServer {
-    /// `script`: endpoint, and the whole answer as it goes out.
+    /// Starts the server. `script` holds endpoints with complete answers.
     pub(crate) fn start(script: impl IntoIterator<Item = (&'static str, String)>) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -44,7 +44,7 @@ impl ScriptedServer {
         let log = seen.clone();
         thread::spawn(move || {
             for connection in listener.incoming() {
-                // A client that is gone is no concern of this server.
+                // A client that disconnected does not matter.
                 let Ok(mut connection) = connection else { continue };
                 let Some(request) = read_request(&connection) else { continue };
                 let at = script.iter().position(|(endpoint, _)| request.is(endpoint));
@@ -61,7 +61,7 @@ impl ScriptedServer {
         format!("http://127.0.0.1:{}/{path}", self.port)
     }
 
-    /// The requests to `endpoint` until now.
+    /// Requests to `endpoint` so far.
     pub(crate) fn requests(&self, endpoint: &str) -> Vec<Request> {
         self.seen.lock().unwrap().iter().filter(|request| request.is(endpoint)).cloned().collect()
     }
@@ -80,12 +80,12 @@ pub(crate) fn answer_of(status: &str, headers: &str, body: &str) -> String {
     cut_answer_of(status, &format!("Content-Length: {len}\r\n{headers}"), body)
 }
 
-/// An answer whose headers need not fit its body.
+/// An answer whose headers need not match its body.
 pub(crate) fn cut_answer_of(status: &str, headers: &str, body: &str) -> String {
     format!("HTTP/1.1 {status}\r\nConnection: close\r\n{headers}\r\n{body}")
 }
 
-/// The answer to a join, as a server with extensions gives it.
+/// Answer to a join of a server with extensions.
 pub(crate) fn join_answer(group: SocketAddrV4, token: &str, size: usize, etag: &str) -> String {
     let pages = size.div_ceil(PAGE_SIZE);
     let body = format!(
@@ -96,13 +96,13 @@ pub(crate) fn join_answer(group: SocketAddrV4, token: &str, size: usize, etag: &
 
 pub(crate) const PAGE_SIZE: usize = 100;
 
-/// Sends some pages of `content` to a group on the loopback interface, again and again, until it is dropped.
+/// Sends some pages of `content` to a group on the loopback interface in passes, until dropped.
 pub(crate) struct Carousel {
     stop: Arc<AtomicBool>,
 }
 
 impl Carousel {
-    /// Sends, in every pass, the pages for which `wanted` is true then.
+    /// Starts sending. Each pass has the pages for which `wanted` is then true.
     pub(crate) fn start(
         group: SocketAddrV4,
         content: &[u8],
@@ -125,7 +125,7 @@ impl Carousel {
                 {
                     socket.send_to(datagram, group).unwrap();
                 }
-                // The pace of a pass; nobody waits for it.
+                // The pace of a pass; no test depends on it.
                 thread::park_timeout(Duration::from_millis(5));
             }
         });

@@ -10,7 +10,7 @@ use socket2::{Domain, Socket, Type};
 use crate::http::request;
 use crate::process::{DEADLINE, Server, wait_for};
 
-/// A member with its socket.
+/// A member and its socket.
 struct Member {
     path: String,
     answer: JoinAnswer,
@@ -38,7 +38,7 @@ impl Member {
         (page.index, page.payload.to_vec())
     }
 
-    /// Every page once, in file order.
+    /// Receives every page once, in file order.
     fn receive_all(&self, layout: Layout) -> Vec<u8> {
         let pages = self.answer.geometry().unwrap().pages() as usize;
         let mut held = BTreeMap::new();
@@ -148,7 +148,7 @@ fn a_file_that_changes_ends_its_cast() {
         }),
     ];
     for (how, change) in changes {
-        // A pass of 2.4 s: it is found out in the middle of one.
+        // A pass takes 2.4 s, so the change is detected within one.
         let server = Server::start(&["--rate", "1mbit"]);
         server.write("file", &bytes(300_000));
         let member = Member::join(&server, "file");
@@ -184,7 +184,7 @@ fn servers_do_not_begin_with_the_same_group() {
         server.write("file", &bytes(4000));
         *Member::join(&server, "file").answer.connect.ip()
     };
-    // Of 65,534: that three random ones are the same does not happen.
+    // Out of 65,534, three random groups are never all the same.
     let groups: std::collections::BTreeSet<_> = (0..3).map(group).collect();
     assert!(groups.len() > 1, "{groups:?}");
 }

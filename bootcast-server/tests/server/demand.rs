@@ -17,7 +17,7 @@ fn bytes(len: usize) -> Vec<u8> {
     (0..len).map(|at| u8::try_from(at * 31 % 253).unwrap()).collect()
 }
 
-/// A member that wants nothing but what it asks for, with its socket.
+/// A member that wants only what it demands, and its socket.
 struct Member {
     answer: JoinAnswer,
     socket: UdpSocket,
@@ -43,7 +43,8 @@ impl Member {
         post(server.address(), &format!("/want/{path}"), token, body)
     }
 
-    /// The pages of the next datagrams, numbered from 1; their bytes are those of `content`.
+    /// Page numbers of the next datagrams, counted from 1. Asserts that their bytes are those of
+    /// `content`.
     fn receive(&self, count: usize, content: &[u8]) -> Vec<u32> {
         let mut datagram = vec![0; 65_536];
         let mut receive = || {
@@ -68,14 +69,14 @@ fn the_pages_that_are_asked_for_come_in_the_order_of_asking_and_no_other() {
     let answer = member.want(&server, "file", body);
     assert_eq!((answer.status, answer.body.len()), (204, 0), "{}", answer.text());
     assert_eq!(member.receive(7, &content), [600, 601, 602, 17, 18, 687, 5]);
-    // Whatever else had been sent would stand before these.
+    // Anything else that had been sent would arrive before these.
     assert_eq!(member.want(&server, "file", r#"{"now":[[1,2]]}"#).status, 204);
     assert_eq!(member.receive(2, &content), [1, 2]);
     let status = server.status();
     let cast = &status.casts[0];
     assert_eq!((cast.members, cast.demanded, cast.pages_sent), (1, 9, 9));
     assert_eq!((cast.passes, cast.symbols_sent, status.totals.demanded), (0, 0, 9));
-    // Nothing is read but what is sent.
+    // Only what is sent is read.
     assert_eq!(status.totals.bytes_read, 9 * 1456 - (1456 - 1_000_000 % 1456));
 }
 
@@ -121,7 +122,7 @@ fn a_want_that_makes_no_sense_is_refused_with_its_status() {
     assert_eq!(server.get("/want/file").status, 405);
 }
 
-/// Posts on one connection and waits for each answer.
+/// A connection that posts and waits for each answer.
 struct Connection(BufReader<TcpStream>);
 
 impl Connection {
@@ -152,7 +153,7 @@ impl Connection {
 #[test]
 fn members_that_ask_for_everything_ten_thousand_times_do_not_shut_out_another() {
     let server = Server::start(&["--rate", "100mbit"]);
-    // Four billion pages, but for a hundred.
+    // Four billion pages, minus a hundred.
     let file = std::fs::File::create(server.dir.path().join("sparse")).unwrap();
     file.set_len((u64::from(u32::MAX) - 100) * PAGE as u64).unwrap();
     let (greedy, modest) = (Member::join(&server, "sparse"), Member::join(&server, "sparse"));
@@ -171,7 +172,7 @@ fn members_that_ask_for_everything_ten_thousand_times_do_not_shut_out_another() 
         let page = Layout::Base.decode(&datagram[..len], modest.answer.pages).unwrap();
         Some(page.index == PageIndex(wanted - 1))
     };
-    // Again and again, as a client does: its socket is full of what the other asked for.
+    // Repeats the demand as a client does: the socket is full of the other member's pages.
     wait_for("the page of the other member", || {
         assert_eq!(modest.want(&server, "sparse", &body).status, 204);
         std::iter::from_fn(&mut comes).any(|it| it).then_some(())

@@ -1,4 +1,4 @@
-//! Requests byte by byte, so that a path goes out as it is written; and what they are answered.
+//! Requests byte by byte, so that paths go out exactly as written.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -26,7 +26,7 @@ impl Response {
     }
 }
 
-/// One request on a connection of its own.
+/// Sends a request on a new connection.
 pub(crate) fn request(
     server: SocketAddr,
     method: &str,
@@ -41,12 +41,12 @@ pub(crate) fn request(
     raw(server, &text)
 }
 
-/// A report of this member, as it came over the wire.
+/// Sends a report of this member.
 pub(crate) fn report(server: SocketAddr, path: &str, token: Option<&str>, body: &str) -> Response {
     post(server, &format!("/report/{path}"), token, body)
 }
 
-/// A body of this member.
+/// Posts a body of this member.
 pub(crate) fn post(server: SocketAddr, path: &str, token: Option<&str>, body: &str) -> Response {
     let token = token.map_or_else(String::new, |token| format!("X-TOKEN: {token}\r\n"));
     let length = body.len();
@@ -157,7 +157,7 @@ fn a_host_that_holds_connections_does_not_shut_out_the_others() {
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
     let server = Server::start(&[]);
-    // The kernel takes any address of 127.0.0.0/8 for one of this machine.
+    // The kernel accepts any address of 127.0.0.0/8 as its own.
     let connect = |from: [u8; 4]| {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         socket.bind(&SocketAddr::from((from, 0)).into()).unwrap();
@@ -168,7 +168,7 @@ fn a_host_that_holds_connections_does_not_shut_out_the_others() {
     let mut one_more = connect([127, 0, 0, 2]);
     one_more.set_read_timeout(Some(DEADLINE)).unwrap();
     let mut answer = Vec::new();
-    // Reset or closed: all that counts is that there is no answer.
+    // Reset or closed: there is no answer either way.
     let _ = one_more.write_all(b"GET /status HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
     let _ = one_more.read_to_end(&mut answer);
     assert!(answer.is_empty());
