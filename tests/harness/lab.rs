@@ -1,7 +1,8 @@
 //! The network: a head, clients and a switch, each in a network namespace of its own.
 
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -19,7 +20,9 @@ use crate::host::{Host, NAMESPACES};
 use crate::impairment::{Impairment, lose_for_all};
 use crate::link::{self, Cable};
 use crate::mount::MountBuilder;
-use crate::server::ServerBuilder;
+use crate::server::{ServerBuilder, ServerProc};
+use crate::valve::Valve;
+use crate::wait::{SOON, wait_until};
 
 /// Begin of the name of everything a lab makes. The owner's process id follows, so that
 /// `make clean-lab` can tell what a killed run left behind.
@@ -57,6 +60,7 @@ pub struct Lab {
     clients: Vec<Host>,
     delay_line: Option<DelayLine>,
     files: AtomicU32,
+    is_capped: bool,
 }
 
 impl LabBuilder {
@@ -169,6 +173,7 @@ impl LabBuilder {
             clients: clients.collect(),
             delay_line: None,
             files: AtomicU32::new(0),
+            is_capped: self.rate.is_some() || !self.delay.is_zero(),
             directory,
             name,
         };
@@ -255,6 +260,35 @@ impl Lab {
         String::from_utf8_lossy(&output.stdout)
             .lines()
             .any(|line| line.contains(&port) && line.contains(&group))
+    }
+
+    /// Holds all multicast of the head back, but for about the first `bytes`, until the valve is
+    /// opened. Not for labs with a capped uplink.
+    pub fn hold_multicast_after(&self, bytes: u64) -> Valve<'_> {
+        assert!(!self.is_capped, "the uplink has one queue: either a cap or a valve");
+        Valve::close_after(&self.head, bytes)
+    }
+
+    /// Waits until all of these clients hear the cast of `path`: members for the server, and
+    /// receivers for the switch.
+    #[track_caller]
+    pub fn wait_members(
+        &self,
+        server: &ServerProc<'_>,
+        path: &str,
+        clients: RangeInclusive<usize>,
+    ) {
+        let count = clients.clone().count();
+        server.wait_cast(path, &format!("{count} are members"), |cast| {
+            usize::try_from(cast.members).is_ok_and(|members| members >= count)
+        });
+        let group = server.cast_of(path).map(|cast| cast.group).expect("its members are there");
+        let group: SocketAddrV4 = group.parse().expect("a group and a port");
+        for k in clients {
+            wait_until(SOON, &format!("the switch sends to client {k}"), || {
+                self.switch_sends(*group.ip(), k)
+            });
+        }
     }
 
     fn switch(&self) -> String {

@@ -17,6 +17,7 @@
 //! | [`content`] | seeded random files and digests |
 //! | [`sim`] | no network at all: the cores of server and client on a virtual clock |
 //! | [`requirements`] | what must be there, else tests say `skipped` |
+//! | [`valve`] | holds a cast back until what it must wait for has happened |
 //! | [`wait`] | conditions with a deadline |
 //!
 //! Whatever a test starts ends with it, also when it panics. What a killed test run leaves behind
@@ -41,6 +42,7 @@ pub mod server;
 #[path = "../sim/mod.rs"]
 pub mod sim;
 mod sys;
+pub mod valve;
 pub mod wait;
 
 pub use content::{Content, digest_of, mib};

@@ -197,3 +197,41 @@ pub(crate) fn drop_multicast(namespace: &str) {
 pub(crate) fn pass_multicast(namespace: &str) {
     run(&["ip", "netns", "exec", namespace, "nft", "delete", "table", "netdev", "multicast"], "");
 }
+
+/// Bytes that the closed valve may hold: more than a socket's send buffer, so that the sender is
+/// held back before anything is dropped.
+const HELD_BYTES: &str = "16mb";
+
+/// Has UDP to any group wait in the head's `eth0` after the first `bytes`; other packets pass it.
+///
+/// The rate of 8 bit/s is that of minutes for a packet. One packet passes at the beginning.
+pub(crate) fn hold_multicast(namespace: &str, bytes: u64) {
+    let tc = |args: &str| {
+        let args: Vec<_> = args.split(' ').collect();
+        run(&[&["tc", "-n", namespace][..], &args].concat(), "");
+    };
+    let class = "htb rate 10gbit burst 1mb cburst 1mb quantum 60000";
+    tc("qdisc replace dev eth0 root handle 1: htb default 1");
+    tc(&format!("class add dev eth0 parent 1: classid 1:1 {class}"));
+    tc(&format!("class add dev eth0 parent 1: classid 1:2 {class}"));
+    tc(&format!(
+        "qdisc add dev eth0 parent 1:2 handle 2: tbf rate 8bit burst 1600 limit {HELD_BYTES}"
+    ));
+    let after = if bytes > 0 { format!("quota over {bytes} bytes") } else { String::new() };
+    let rules = format!(
+        "table netdev valve {{
+            chain from_head {{
+                type filter hook egress device \"eth0\" priority 0; policy accept;
+                ip daddr 224.0.0.0/4 ip protocol udp {after} meta priority set 1:2
+            }}
+        }}"
+    );
+    run(&["ip", "netns", "exec", namespace, "nft", "-f", "-"], &rules);
+}
+
+/// Takes the rate limit of [`hold_multicast`] away; its queue stays, so that the order is kept.
+pub(crate) fn release_multicast(namespace: &str) {
+    let change = ["tc", "-n", namespace, "qdisc", "change", "dev", "eth0"];
+    let rate = ["rate", "10gbit", "burst", "1mb", "limit", HELD_BYTES];
+    run(&[&change[..], &["parent", "1:2", "handle", "2:", "tbf"], &rate].concat(), "");
+}

@@ -81,7 +81,7 @@ fn an_outage_takes_what_is_sent_while_it_lasts() {
     let lab = lab_or_skip!(Lab::builder().outages(20, 0.5));
     let received = received(&lab, 2000);
     let numbers = &received[0];
-    assert!((1..2000).contains(&numbers.len()), "{} of 2000", numbers.len());
+    assert!(numbers.len() < 2000, "none of 2000 was lost");
     // Of single losses there would be about as many gaps as lost packets.
     let gaps = numbers.windows(2).filter(|pair| pair[1] - pair[0] > 1).count();
     assert!(gaps * 3 < 2000 - numbers.len(), "{gaps} gaps, {} of 2000", numbers.len());
@@ -89,7 +89,7 @@ fn an_outage_takes_what_is_sent_while_it_lasts() {
 
 #[test]
 fn a_cap_at_the_switch_drops_and_does_not_hold_the_head_back() {
-    let lab = lab_or_skip!(Lab::builder().rate("10mbit").cap_at_switch());
+    let lab = lab_or_skip!(Lab::builder().rate("1mbit").cap_at_switch());
     let (client, head) = (lab.client(1), lab.head());
     let receiving = client.enter(|| UdpSocket::bind((client.address(), 9000)).unwrap());
     let sending = head.enter(|| UdpSocket::bind((HEAD_ADDRESS, 0)).unwrap());
@@ -107,7 +107,7 @@ fn a_cap_at_the_switch_drops_and_does_not_hold_the_head_back() {
         let mut datagram = [0; 1400];
         std::iter::from_fn(|| receiving.recv(&mut datagram).ok()).any(|len| len == 4)
     });
-    // They take 2.3 s at this rate; the queue holds a tenth of them.
+    // They take 23 s at this rate; the queue holds a tenth of them.
     let came = client.counters().rx_bytes - before.0;
     assert!((200_000..2_000_000).contains(&came), "{came} bytes");
 }

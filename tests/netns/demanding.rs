@@ -30,6 +30,16 @@ fn assert_same_at(mount: &MountProc<'_>, content: &[u8], offsets: impl Iterator<
     }
 }
 
+/// Whether the cache of a mount with one file holds the 4096 bytes at `offset`.
+fn is_stored(mount: &MountProc<'_>, content: &[u8], offset: u64) -> bool {
+    let objects = fs::read_dir(mount.cache().join("objects")).unwrap();
+    let data = objects.into_iter().next().expect("an object").unwrap().path().join("data");
+    let mut bytes = [0; 4096];
+    let start = usize::try_from(offset).unwrap();
+    File::open(data).unwrap().read_exact_at(&mut bytes, offset).is_ok()
+        && bytes == content[start..start + 4096]
+}
+
 fn range(host: &Host, lab: &Lab, args: &[&str]) -> Output {
     let url = lab.url("image");
     host.run(binary("bootcast"), [&["get", "--interface", "eth0", &url], args].concat())
@@ -46,8 +56,9 @@ fn random_reads_of_a_demand_mount_are_right_and_bring_little_else() {
     server.wait_no_members();
     let totals = server.status().totals;
     assert_eq!(totals.pages_sent, totals.demanded, "a stream runs for nobody");
-    // 4096 bytes lie in 4 pages at most.
-    assert!((300..=600).contains(&totals.demanded), "{totals:?}");
+    // 4096 bytes lie in 4 pages at most, so 100 reads need 300 to 400 pages. A client that waits for
+    // long asks again. That is far from the 9,300 pages of what the kernel would read ahead.
+    assert!((300..=4000).contains(&totals.demanded), "{totals:?}");
     assert_eq!((totals.casts, totals.joins), (1, 1));
 }
 
@@ -102,6 +113,9 @@ fn what_one_demands_the_others_keep() {
     wait_until(SOON, "the switch sends to it", || lab.switch_sends(group, 2));
     let content = fs::read(&image.path).unwrap();
     assert_same_at(&mounts[0], &content, offsets(image.size, 50));
+    wait_until(SOON, "the other has stored them", || {
+        offsets(image.size, 50).all(|offset| is_stored(&mounts[1], &content, offset))
+    });
     let demanded = server.status().totals.demanded;
     assert_same_at(&mounts[1], &content, offsets(image.size, 50));
     assert_eq!(server.status().totals.demanded, demanded);
@@ -111,22 +125,25 @@ fn what_one_demands_the_others_keep() {
 fn a_read_far_ahead_of_a_slow_stream_returns_long_before_the_stream_is_there() {
     let lab = lab_or_skip!(Lab::builder());
     let image = lab.put("image", mib(64));
-    let server = lab.server().option("--rate", "20mbit").start();
+    // The stream needs more than two minutes.
+    let server = lab.server().option("--rate", "4mbit").start();
     let mount = lab.mount(1).start();
     let content = fs::read(&image.path).unwrap();
     assert_same_at(&mount, &content, [mib(64) - 4096, mib(48)].into_iter());
     let cast = server.cast_of("image").unwrap();
     let streamed = cast.pages_sent - cast.demanded;
     assert!(streamed * 2 < u64::from(cast.pages), "{cast:?}");
-    assert!((3..200).contains(&cast.demanded), "{cast:?}");
+    assert!(cast.demanded >= 3 && cast.demanded * 20 < u64::from(cast.pages), "{cast:?}");
 }
 
 #[test]
 fn those_who_read_along_with_the_stream_demand_nearly_nothing() {
-    let lab = lab_or_skip!(Lab::builder().clients(8).rate("200mbit").loss(1.0));
-    let image = lab.put("image", mib(32));
-    let server = lab.server().option("--rate", "200mbit").start();
-    let mounts: Vec<_> = (1..=8).map(|k| lab.mount(k).start()).collect();
+    let lab = lab_or_skip!(Lab::builder().clients(8).loss(1.0));
+    let image = lab.put("image", mib(16));
+    let server = lab.server().option("--rate", "50mbit").start();
+    let mounts: Vec<_> = (1..=8).map(|k| lab.mount(k).option("unicast=never").start()).collect();
+    // A reader that starts late finds in the cache what was sent before.
+    let _open = readers::open_together(&lab, &server, &mounts);
     let copies: Vec<_> = lab.clients().iter().map(|host| host.fresh_path("copy")).collect();
     let copying = mounts.iter().zip(&copies);
     let mut running: Vec<Proc> = copying
@@ -139,7 +156,7 @@ fn those_who_read_along_with_the_stream_demand_nearly_nothing() {
         assert_eq!(digest_of(copy), image.digest);
     }
     let totals = server.status().totals;
-    // A machine that is short of time has late readers; were it not for the rules, each would demand most of the file.
+    // Were it not for the rules, each would demand most of the file.
     assert!(totals.demanded * 8 < totals.pages_sent, "{totals:?}");
 }
 
@@ -221,7 +238,7 @@ fn a_qcow2_overlay_works_on_a_base_that_comes_by_demand() {
 #[test]
 fn get_fetches_the_bytes_it_is_told() {
     let lab = lab_or_skip!(Lab::builder());
-    let size = mib(8) + 123;
+    let size = mib(32) + 123;
     let image = lab.put("image", size);
     let server = lab.server().option("--rate", "200mbit").start();
     let content = fs::read(&image.path).unwrap();
@@ -230,9 +247,9 @@ fn get_fetches_the_bytes_it_is_told() {
         ("0-499", 0..500),
         ("1455-1456", 1455..1457),
         ("1000000-2999999", 1_000_000..3_000_000),
-        ("8388600-", 8_388_600..len),
+        ("33554400-", 33_554_400..len),
         ("-500", len - 500..len),
-        ("8388600-99999999", 8_388_600..len),
+        ("33554400-99999999", 33_554_400..len),
     ] {
         let output = range(lab.client(1), &lab, &["--range", asked, "-O", "-"]);
         assert!(output.status.success(), "{asked}: {output:?}");
@@ -266,16 +283,18 @@ fn a_range_that_makes_no_sense_is_one_line_and_wrong_usage() {
 
 #[test]
 fn one_who_comes_later_demands_what_was_sent_before_and_then_reads_along() {
-    let lab = lab_or_skip!(Lab::builder().clients(2).rate("200mbit"));
-    let image = lab.put("image", mib(32));
-    let server = lab.server().option("--rate", "200mbit").start();
-    let mounts = [1, 2].map(|k| lab.mount(k).start());
+    let lab = lab_or_skip!(Lab::builder().clients(2));
+    let image = lab.put("image", mib(16));
+    let server = lab.server().option("--rate", "50mbit").start();
+    let mounts = [1, 2].map(|k| lab.mount(k).option("unicast=never").start());
+    let valve = lab.hold_multicast_after(mib(6));
     let copies = [1, 2].map(|k| lab.client(k).fresh_path("copy"));
     let copy = |k: usize| readers::copy(lab.client(k + 1), &mounts[k].join("image"), &copies[k]);
     let mut first = copy(0);
     server.wait_cast("image", "a third is sent", |cast| cast.pages_sent * 3 > cast.pages.into());
     let mut second = copy(1);
-    server.wait_cast("image", "the other has joined", |cast| cast.members == 2);
+    lab.wait_members(&server, "image", 1..=2);
+    valve.open();
     let before = server.cast_of("image").unwrap().pages_sent;
     first.wait_success(TRANSFER);
     second.wait_success(TRANSFER);

@@ -6,7 +6,6 @@
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::FileExt;
-use std::time::Duration;
 
 use harness::{Lab, Proc, SOON, digest_of, lab_or_skip, mib, wait_until};
 use rustix::process::Signal;
@@ -27,9 +26,9 @@ fn park(lab: &Lab, mount: &harness::MountProc<'_>, count: u64) -> Vec<Proc> {
 #[test]
 fn fact_1_twenty_parked_reads_do_not_freeze_another_file() {
     let lab = lab_or_skip!(Lab::builder());
-    let small = lab.put("small", 500_000);
+    let small = lab.put("small", 100_000);
     lab.put("image", mib(16));
-    let _server = lab.server().option("--rate", "4mbit").start();
+    let _server = lab.server().option("--rate", CRAWL).start();
     let mount = lab.mount(1).start();
     assert_eq!(digest_of(mount.join("small")), small.digest);
     let _parked = park(&lab, &mount, 20);
@@ -67,7 +66,7 @@ fn fact_3_a_file_that_somebody_waits_for_can_be_opened_again() {
 fn fact_4_a_signal_that_does_not_kill_does_not_disturb_a_direct_read() {
     let lab = lab_or_skip!(Lab::builder());
     lab.put("image", mib(1));
-    let _server = lab.server().option("--rate", "4mbit").start();
+    let _server = lab.server().option("--rate", CRAWL).start();
     let mount = lab.mount(1).start();
     let mut reader =
         readers::read_direct_at(lab.client(1), &mount.join("image"), mib(1) - READ_LEN);
@@ -139,7 +138,7 @@ fn fact_9_an_open_of_a_changed_file_succeeds_at_once_though_the_attributes_are_c
     assert_eq!(digest_of(&path), image.digest);
     let new = lab.put("new", mib(1));
     std::fs::rename(&new.path, &image.path).unwrap();
-    wait_until(Duration::from_secs(10), "the new version", || digest_of(&path) == new.digest);
+    wait_until(SOON, "the new version", || digest_of(&path) == new.digest);
 }
 
 /// "A reader waits for the whole READ, so keep 128 KiB while a file fills."

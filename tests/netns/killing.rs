@@ -1,32 +1,31 @@
 //! A reader that waits for pages can be killed, and takes nobody along.
 
 use std::fs::File;
-use std::time::Duration;
 
-use harness::{Host, Lab, Proc, digest_of, lab_or_skip, mib};
+use harness::{Host, Lab, Proc, SOON, digest_of, lab_or_skip, mib};
 
+use crate::readers;
 use crate::readers::READ_LEN;
-use crate::{CRAWL, readers};
 
-/// "A waiting reader dies on SIGKILL within a second"; the rest is for a machine that is busy.
-const DEATH: Duration = Duration::from_secs(3);
-
-/// Lets `read` wait for the far end of a file that crawls in, kills it, and reads on elsewhere.
+/// Lets `read` wait for the far end of a file that never comes, kills it, and reads on elsewhere.
 fn assert_killable(read: impl Fn(&Host, &std::path::Path) -> Proc) {
     let lab = lab_or_skip!(Lab::builder());
     let small = lab.put("small", 100_000);
     lab.put("image", mib(16));
-    let server = lab.server().option("--rate", CRAWL).start();
-    let mount = lab.mount(1).start();
+    let server = lab.server().option("--rate", "50mbit").start();
+    let mount = lab.mount(1).option("unicast=never").start();
     assert_eq!(digest_of(mount.join("small")), small.digest);
+    // A reader that the kernel would not let die before its page comes lives on.
+    let valve = lab.hold_multicast_after(0);
     let _other = File::open(mount.join("image")).unwrap();
     server.wait_cast("image", "the open joined", |cast| cast.members == 1);
 
     let mut reader = read(lab.client(1), &mount.join("image"));
     mount.wait_parked(1);
     assert!(reader.exited().is_none(), "{}", reader.log());
-    reader.kill_within(DEATH);
+    reader.kill_within(SOON);
 
+    valve.open();
     let mut others = readers::read_at(lab.client(1), &mount.join("image"), 0);
     others.wait_success(crate::TRANSFER);
     assert_eq!(digest_of(mount.join("small")), small.digest);

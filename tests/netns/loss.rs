@@ -32,7 +32,8 @@ fn datagrams_of_a_stranger_in_the_group_do_no_harm() {
     let lab = lab_or_skip!(Lab::builder().clients(2));
     let image = lab.put("image", mib(4));
     let server = lab.server().option("--rate", "20mbit").start();
-    let mount = lab.mount(1).start();
+    let mount = lab.mount(1).option("unicast=never").start();
+    let valve = lab.hold_multicast_after(500_000);
     let copy = lab.client(1).fresh_path("copy");
     let mut reader = readers::copy(lab.client(1), &mount.join("image"), &copy);
     server.wait_cast("image", "pages are being sent", |cast| cast.pages_sent > 50);
@@ -49,6 +50,7 @@ fn datagrams_of_a_stranger_in_the_group_do_no_harm() {
             socket.send_to(b"noise", &cast.group).unwrap();
         }
     });
+    valve.open();
     reader.wait_success(TRANSFER);
     assert_eq!(digest_of(copy), image.digest);
 }

@@ -106,10 +106,12 @@ fn read_beside_a_liar(endpoint: &str, headers: &[(&str, &str)], lies: fn(&str, &
     let liar = lab.client(2);
     let (token, strange) = (join(liar, &lab, "image", headers), join(liar, &lab, "other", headers));
     let lies = lies(&token, &strange);
-    let mount = lab.mount(1).start();
+    let mount = lab.mount(1).option("unicast=never").start();
+    let valve = lab.hold_multicast_after(0);
     let copy = lab.client(1).fresh_path("copy");
     let mut reader = readers::copy(lab.client(1), &mount.join("image"), &copy);
     server.wait_cast("image", "both are in one cast", |cast| cast.members == 2);
+    valve.open();
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {

@@ -12,12 +12,14 @@ fn a_reader_finishes_with_the_right_bytes_when_the_server_crashes_in_the_middle(
     let lab = lab_or_skip!(Lab::builder());
     let image = lab.put("image", mib(16));
     let mut server = lab.server().option("--rate", "50mbit").start();
-    let mount = lab.mount(1).start();
+    let mount = lab.mount(1).option("unicast=never").start();
+    let valve = lab.hold_multicast_after(mib(8));
     let copy = lab.client(1).fresh_path("copy");
     let mut reader = readers::copy(lab.client(1), &mount.join("image"), &copy);
     server
         .wait_cast("image", "a third is sent", |cast| cast.pages_sent > u64::from(cast.pages) / 3);
     server.kill();
+    valve.open();
     server.start();
     reader.wait_success(TRANSFER);
     assert_eq!(digest_of(copy), image.digest);
@@ -29,13 +31,15 @@ fn a_cast_that_the_server_forgot_is_joined_again() {
     let lab = lab_or_skip!(Lab::builder());
     let image = lab.put("image", mib(8));
     let server = lab.server().option("--rate", "20mbit").start();
-    let mount = lab.mount(1).start();
+    let mount = lab.mount(1).option("unicast=never").start();
+    let valve = lab.hold_multicast_after(mib(1));
     let copy = lab.client(1).fresh_path("copy");
     let mut reader = readers::copy(lab.client(1), &mount.join("image"), &copy);
     server.wait_cast("image", "pages are being sent", |cast| cast.pages_sent > 100);
     // A touch makes another version of equal bytes: the server must end the cast.
     let file = File::options().append(true).open(&image.path).unwrap();
     file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+    valve.open();
     wait_until(TRANSFER, "the reader has ended", || reader.exited().is_some());
     let whole = digest_of(mount.join("image"));
     assert_eq!(whole, image.digest);

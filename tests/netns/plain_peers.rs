@@ -41,7 +41,7 @@ fn plain_peers_understand_each_other() {
             clients.push(plain_client(host, &lab.url("image"), output, layout));
         }
         for client in &mut clients {
-            client.wait_success(SOON);
+            client.wait_success(TRANSFER);
         }
         for output in outputs {
             assert_eq!(digest_of(output), image.digest, "{layout}");

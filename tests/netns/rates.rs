@@ -32,6 +32,8 @@ fn a_cast_slows_down_to_what_gets_through_a_narrow_network() {
     let image = lab.put("image", mib(48));
     let server = lab.server().option("--rate", "100mbit").option("--linger", "60s").start();
     let mut gets: Vec<_> = (1..=2).map(|k| start_get(&lab, k, "image")).collect();
+    lab.wait_members(&server, "image", 1..=2);
+    let before = server.cast_of("image").unwrap().pages_sent;
     let lowered = |cast: &CastStatus| (1_200_000..80_000_000).contains(&cast.rate_bps);
     server.wait_cast("image", "the rate follows what gets through", lowered);
     for (get, target) in &mut gets {
@@ -40,7 +42,9 @@ fn a_cast_slows_down_to_what_gets_through_a_narrow_network() {
     }
     let cast = server.cast_of("image").unwrap();
     let pages = u64::from(cast.pages);
-    assert!(sent(&cast) * 10 < pages * 13, "{} datagrams of {pages} pages", sent(&cast));
+    // What was sent before the second of them came may have to be sent again for it.
+    let most = pages * 13 / 10 + before;
+    assert!(sent(&cast) < most, "{} datagrams of {pages} pages", sent(&cast));
 }
 
 #[test]
@@ -51,7 +55,12 @@ fn two_casts_share_the_uplink() {
         lab.put(name, mib(64));
         assert_eq!(lab.client(k).get(&lab.url(&format!("join/{name}"))).status, 200);
     }
-    let both = || ["one", "other"].map(|name| server.cast_of(name).map_or(0, |it| it.pages_sent));
+    // Of one answer: between two of them pages are sent.
+    let both = || {
+        let casts = server.status().casts;
+        let pages_of = |name| casts.iter().find(|cast| cast.path == name).map(|it| it.pages_sent);
+        ["one", "other"].map(|name| pages_of(name).unwrap_or_default())
+    };
     wait_until(SOON, "both send", || both().iter().all(|pages| *pages > 0));
     let before = both();
     wait_until(SOON, "both went on", || both().iter().sum::<u64>() > 10_000);
@@ -63,11 +72,11 @@ fn two_casts_share_the_uplink() {
 #[test]
 fn a_client_that_does_not_run_for_a_while_holds_nobody_up_and_finishes() {
     let lab = lab_or_skip!(Lab::builder().clients(3));
-    let image = lab.put("image", mib(128));
-    let server = lab.server().option("--rate", "500mbit").option("--linger", "60s").start();
+    let image = lab.put("image", mib(64));
+    let server = lab.server().option("--rate", "100mbit").option("--linger", "60s").start();
     let mut gets: Vec<_> = (1..=3).map(|k| start_get(&lab, k, "image")).collect();
     let (stopped, _) = &gets[2];
-    server.wait_cast("image", "pages are being sent", |cast| cast.pages_sent > 0);
+    lab.wait_members(&server, "image", 1..=3);
     stopped.signal(Signal::STOP);
     // More than its socket has room for.
     server.wait_cast("image", "most is sent", |cast| {
@@ -122,8 +131,9 @@ impl Reports {
 #[test]
 fn a_member_that_lies_without_pause_does_not_keep_the_others_from_finishing() {
     let lab = lab_or_skip!(Lab::builder().clients(3));
-    let image = lab.put("image", mib(64));
-    let server = lab.server().option("--rate", "200mbit").start();
+    let image = lab.put("image", mib(8));
+    // So slow that no honest member loses a page, whatever else the machine does.
+    let server = lab.server().option("--rate", "20mbit").start();
     let mut reports = Reports::join(&lab, lab.client(3), "image");
     let gets = [start_get(&lab, 1, "image"), start_get(&lab, 2, "image")];
     let over = AtomicBool::new(false);
@@ -134,27 +144,22 @@ fn a_member_that_lies_without_pause_does_not_keep_the_others_from_finishing() {
         r#"{"needs":[[4294967295,255],[7,255]],"sent":100000,"received":1}"#.to_owned(),
         r#"{"bulk":[[0,4294967295],[4294967295,4294967295]],"sent":50,"received":1}"#.to_owned(),
     ];
-    let sent = thread::scope(|scope| {
-        let liar = scope.spawn(|| {
-            let mut sent = 0u64;
+    thread::scope(|scope| {
+        scope.spawn(|| {
             while !over.load(Ordering::Relaxed) {
                 for lie in &lies {
                     assert_eq!(reports.send("report/image", lie), 204, "{lie}");
-                    sent += 1;
                 }
                 assert_eq!(reports.send("report/image", r#"{"sent":-1}"#), 400);
             }
-            sent
         });
         for (mut get, target) in gets {
             get.wait_success(TRANSFER);
             assert_eq!(digest_of(target), image.digest);
         }
         over.store(true, Ordering::Relaxed);
-        liar.join().unwrap()
     });
-    assert!(sent > 100, "{sent} lies are no flood");
-    assert_eq!(server.cast_of("image").unwrap().rate_bps, 200_000_000);
+    assert_eq!(server.cast_of("image").unwrap().rate_bps, 20_000_000);
 }
 
 #[test]

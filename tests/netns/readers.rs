@@ -1,8 +1,9 @@
 //! Programs that read from a mount, each in its own way.
 
+use std::fs::File;
 use std::path::Path;
 
-use harness::{Host, Proc};
+use harness::{Host, Lab, MountProc, Proc, ServerProc};
 
 use crate::text;
 
@@ -19,6 +20,20 @@ import mmap, sys
 with open(sys.argv[1], 'rb') as source:
     print(mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ)[-1])
 ";
+
+/// Opens the served file `image` on the mounts of clients 1, 2, .. while its cast is held back:
+/// when this returns, all are members and no page was sent (but for one).
+pub(crate) fn open_together(
+    lab: &Lab,
+    server: &ServerProc<'_>,
+    mounts: &[MountProc<'_>],
+) -> Vec<File> {
+    let valve = lab.hold_multicast_after(0);
+    let open = mounts.iter().map(|mount| File::open(mount.join("image")).unwrap()).collect();
+    lab.wait_members(server, "image", 1..=mounts.len());
+    valve.open();
+    open
+}
 
 /// `cp`.
 pub(crate) fn copy(host: &Host, from: &Path, to: &Path) -> Proc {

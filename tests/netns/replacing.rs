@@ -68,7 +68,8 @@ fn a_file_replaced_while_it_is_being_sent_is_never_mixed() {
     let image = lab.put("image", mib(4));
     let old_bytes = fs::read(&image.path).unwrap();
     let server = lab.server().option("--rate", "20mbit").start();
-    let mount = lab.mount(1).start();
+    let mount = lab.mount(1).option("unicast=never").start();
+    let valve = lab.hold_multicast_after(mib(1));
     let path = mount.join("image");
     let old = File::open(&path).unwrap();
     old.read_exact_at(&mut vec![0; CHUNK], 0).unwrap();
@@ -77,6 +78,7 @@ fn a_file_replaced_while_it_is_being_sent_is_never_mixed() {
     });
 
     let new = replace(&lab, &image);
+    valve.open();
     wait_new_version(&path, &image, &new);
     assert_old_or_stale(&old, &old_bytes);
 }
@@ -86,13 +88,15 @@ fn a_file_written_over_in_place_ends_its_cast_and_is_read_anew() {
     let lab = lab_or_skip!(Lab::builder());
     let image = lab.put("image", mib(4));
     let server = lab.server().option("--rate", "20mbit").start();
-    let mount = lab.mount(1).start();
+    let mount = lab.mount(1).option("unicast=never").start();
+    let valve = lab.hold_multicast_after(mib(1));
     let path = mount.join("image");
     let old = File::open(&path).unwrap();
     server.wait_cast("image", "the old version is being sent", |cast| cast.pages_sent > 10);
 
     let other = lab.put("other", mib(3));
     fs::write(&image.path, fs::read(&other.path).unwrap()).unwrap();
+    valve.open();
     wait_new_version(&path, &image, &other);
     drop(old);
     server.wait_no_members();
