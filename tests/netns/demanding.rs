@@ -1,4 +1,4 @@
-//! Pages that readers wait for come at once, and no more than those.
+//! Pages that readers wait for arrive at once, and only those.
 #![expect(clippy::disallowed_methods, reason = "that nothing happens is seen over a time")]
 
 use std::fs::{self, File};
@@ -11,10 +11,11 @@ use harness::{Host, Lab, MountProc, Proc, SOON, digest_of, lab_or_skip, mib, wai
 
 use crate::{TRANSFER, readers, text};
 
-/// Multiples of 4096 all over a file of `size` bytes, far from each other: the kernel would read ahead else.
+/// Multiples of 4096 all over a file of `size` bytes, so far from each other that the kernel does
+/// not read ahead.
 fn offsets(size: u64, count: u64) -> impl Iterator<Item = u64> {
     let blocks = size / 4096;
-    // The golden section spreads best.
+    // The golden ratio spreads best.
     let stride = blocks * 618 / 1000;
     (1..=count).map(move |k| k * stride % blocks * 4096)
 }
@@ -56,8 +57,8 @@ fn random_reads_of_a_demand_mount_are_right_and_bring_little_else() {
     server.wait_no_members();
     let totals = server.status().totals;
     assert_eq!(totals.pages_sent, totals.demanded, "a stream runs for nobody");
-    // 4096 bytes lie in 4 pages at most, so 100 reads need 300 to 400 pages. A client that waits for
-    // long asks again. That is far from the 9,300 pages of what the kernel would read ahead.
+    // 4096 bytes lie in 4 pages at most, so 100 reads need 300 to 400 pages. A client that waits
+    // for long asks again. That is far from the 9,300 pages of what the kernel would read ahead.
     assert!((300..=4000).contains(&totals.demanded), "{totals:?}");
     assert_eq!((totals.casts, totals.joins), (1, 1));
 }
@@ -106,7 +107,7 @@ fn what_one_demands_the_others_keep() {
     let image = lab.put("image", mib(16));
     let server = lab.server().option("--rate", "200mbit").start();
     let mounts = [1, 2].map(|k| lab.mount(k).option("fill=demand").start());
-    // Open, so that it listens.
+    // Opened, so that the mount listens.
     let _file = File::open(mounts[1].join("image")).unwrap();
     let group = server.cast_of("image").unwrap().group;
     let group = group.split(':').next().unwrap().parse().unwrap();
@@ -165,7 +166,7 @@ fn a_reader_that_is_killed_while_it_waits_leaves_no_wish_behind() {
     let lab = lab_or_skip!(Lab::builder());
     lab.put("image", mib(16));
     let server = lab.server().start();
-    // No page ever gets through, so that whoever waits asks again and again.
+    // No page ever arrives, so a waiting reader demands again and again.
     let rules = "add table inet deaf; \
                  add chain inet deaf input { type filter hook input priority 0; }; \
                  add rule inet deaf input udp dport 9000 drop";
@@ -179,7 +180,7 @@ fn a_reader_that_is_killed_while_it_waits_leaves_no_wish_behind() {
     server.wait_cast("image", "it asks again", |cast| cast.demanded > 2 * pages);
     reader.kill_within(SOON);
     wait_until(SOON, "nothing waits", || mount.parked_requests() == 0);
-    // The longest pause of one who asks again is a second.
+    // The longest pause between two demands is a second.
     let mut last = (0, Instant::now());
     wait_until(TRANSFER, "nothing was demanded for three seconds", || {
         let demanded = server.cast_of("image").map_or(0, |cast| cast.demanded);
@@ -302,6 +303,6 @@ fn one_who_comes_later_demands_what_was_sent_before_and_then_reads_along() {
         assert_eq!(digest_of(copy), image.digest);
     }
     let totals = server.status().totals;
-    // While it demands, the stream goes on with a tenth of the rate.
+    // While it demands, the stream continues at a tenth of the rate.
     assert!(totals.demanded < before + before / 4 + 1000, "{before} pages, then {totals:?}");
 }

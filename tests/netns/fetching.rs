@@ -27,7 +27,7 @@ fn assert_success(output: &Output) {
     assert!(output.status.success(), "{}: {errors}", output.status);
 }
 
-/// Names in `directory`; hidden ones, where a transfer may live on the way, left out.
+/// Names in `directory`, except hidden ones, which may be partial files.
 fn visible_names(directory: &Path) -> Vec<String> {
     let names = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name());
     let names = names.map(|name| name.into_string().unwrap());

@@ -1,4 +1,4 @@
-//! Somebody on the network sends in the server's name; files stay right. docs/PROTOCOL.md, "Tags".
+//! A host on the network sends in the server's name; files stay right. docs/PROTOCOL.md, "Tags".
 
 use std::fs;
 use std::net::{SocketAddrV4, UdpSocket};
@@ -21,14 +21,15 @@ struct Forger {
 }
 
 impl Forger {
-    /// In the name of the server's own socket. To be called on the host that forges.
+    /// Forges the server's own socket. Must be called on the forging host.
     fn of(server: SocketAddrV4) -> Self {
         let socket =
             rustix::net::socket(AddressFamily::INET, SocketType::RAW, Some(ipproto::RAW)).unwrap();
         Self { socket, name: server }
     }
 
-    /// The kernel fills in the length, the number and the checksum of the IP header; 0 is no checksum of UDP.
+    /// The kernel fills in length, identification and checksum of the IP header. A UDP checksum of
+    /// 0 means none.
     fn send(&self, to: SocketAddrV4, payload: &[u8]) {
         let length = u16::try_from(8 + payload.len()).unwrap();
         let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 1, 17, 0, 0];
@@ -41,7 +42,7 @@ impl Forger {
     }
 }
 
-/// Where the server's datagrams come from.
+/// Address and port that the server's datagrams come from.
 fn sending_socket(server: &ServerProc<'_>) -> SocketAddrV4 {
     let table = fs::read_to_string(format!("/proc/{}/net/udp", server.proc().pid())).unwrap();
     let address = format!("{:08X}:", u32::from_le_bytes(HEAD_ADDRESS.octets()));
@@ -52,7 +53,7 @@ fn sending_socket(server: &ServerProc<'_>) -> SocketAddrV4 {
     SocketAddrV4::new(HEAD_ADDRESS, u16::from_str_radix(port, 16).unwrap())
 }
 
-/// Datagrams that would do harm if they were believed, each with the port that it is for.
+/// Datagrams that would do harm if they were believed, each with its port.
 fn harmful(pages: u32, page_size: u32) -> Vec<(u16, Vec<u8>)> {
     let payload = vec![0xee; page_size as usize];
     let page =
@@ -71,7 +72,7 @@ fn harmful(pages: u32, page_size: u32) -> Vec<(u16, Vec<u8>)> {
         windows: Vec::new(),
     }
     .encode();
-    // A tag, only not the right one.
+    // A tag, but a wrong one.
     beacon[8..16].fill(0x5a);
     let mut all: Vec<_> = (0..pages - 1).map(|number| (9000, page(number))).collect();
     all.extend((0..128).map(|number| (9001, symbol(number))));
@@ -79,7 +80,7 @@ fn harmful(pages: u32, page_size: u32) -> Vec<(u16, Vec<u8>)> {
     all
 }
 
-/// What the log's last word on a membership says of forged datagrams.
+/// Number of forged datagrams in the log's last line about a membership.
 fn forged(log: &str) -> u64 {
     let line = log.lines().rev().find(|line| line.contains("forged="));
     let count = line.and_then(|line| line.split_once("forged=")?.1.split_whitespace().next());
@@ -123,7 +124,7 @@ fn datagrams_in_the_servers_name_are_counted_and_do_no_harm() {
     assert!(forged(&mount.log()) > 0, "{}", mount.log());
 }
 
-/// The first datagrams that come to a group, as a host that joined it hears them.
+/// First datagrams to a group, as received by a host that joined it.
 fn listen(host: &Host, group: SocketAddrV4, count: usize) -> Vec<Vec<u8>> {
     host.enter(|| {
         let socket = UdpSocket::bind(group).unwrap();
@@ -148,7 +149,7 @@ fn what_an_earlier_cast_sent_is_not_taken_for_the_present_one() {
     let old = server.cast_of("image").unwrap();
     let earlier = listen(lab.client(2), old.group.parse().unwrap(), 1000);
 
-    // Another version of the same size: every page of the earlier cast could be one of it.
+    // Another version of the same size: every page of the earlier cast could belong to it.
     let new = lab.put("new", image.size);
     fs::rename(&new.path, &image.path).unwrap();
     let mount = lab.mount(1).option("attr_ttl=0,unicast=never").start();

@@ -1,4 +1,4 @@
-//! What arrived is kept: by the next mount, after a crash, while the server is away.
+//! What arrived is kept: for the next mount, after a crash, and while the server is away.
 
 use std::fs;
 use std::path::Path;
@@ -14,7 +14,7 @@ fn mount<'lab>(lab: &'lab Lab, cache: &Path) -> MountProc<'lab> {
     lab.mount(1).option(&dir).option("attr_ttl=0s").start()
 }
 
-/// Whether an object of the cache says which of its pages are held.
+/// Whether an object in the cache has a checkpoint.
 fn has_checkpoint(cache: &Path) -> bool {
     let objects = fs::read_dir(cache.join("objects")).unwrap();
     objects.into_iter().any(|object| object.unwrap().path().join("state").exists())
@@ -77,7 +77,8 @@ fn what_arrived_before_a_crash_is_not_fetched_again() {
 fn two_files_on_their_way_stay_apart_when_the_server_restarts() {
     let lab = lab_or_skip!(Lab::builder().clients(2));
     let images = [lab.put("one", mib(6)), lab.put("two", mib(6))];
-    // One group alone: whoever joins first after the restart gets the one that the other listens to.
+    // With a single group, the first client to join after the restart gets the one that the other
+    // listens to.
     let mut server =
         lab.server().option("--rate", "12mbit").option("--groups", "239.255.7.0/31").start();
     let mounts: Vec<_> = (1..=2).map(|k| lab.mount(k).start()).collect();

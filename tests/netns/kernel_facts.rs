@@ -1,7 +1,7 @@
-//! What the kernel does with a FUSE file system that makes its readers wait, and how this one copes.
+//! What the kernel does with a FUSE file system whose readers wait, and how this one copes.
 //!
-//! Each test quotes the fact it covers. Fact 6 ("`store` blocks while a READ of that page is parked")
-//! has none: nothing is stored into the kernel's cache.
+//! Each test quotes the fact it covers. Fact 6 ("`store` blocks while a READ of that page is
+//! parked") has no test: nothing is stored into the kernel's cache.
 
 use std::fs::File;
 use std::io::Read;
@@ -13,7 +13,7 @@ use rustix::process::Signal;
 use crate::readers::READ_LEN;
 use crate::{CRAWL, TRANSFER, readers};
 
-/// Readers of one file, each waiting for another part of it.
+/// Starts readers of one file, each waiting for a different part of it.
 fn park(lab: &Lab, mount: &harness::MountProc<'_>, count: u64) -> Vec<Proc> {
     let parked = (0..count)
         .map(|k| readers::read_at(lab.client(1), &mount.join("image"), mib(1) + k * READ_LEN))
@@ -22,7 +22,8 @@ fn park(lab: &Lab, mount: &harness::MountProc<'_>, count: u64) -> Vec<Proc> {
     parked
 }
 
-/// "With `max_background` 16, sixteen parked 128 KiB reads froze the reads of another, complete file."
+/// "With `max_background` 16, sixteen parked 128 KiB reads froze the reads of another, complete
+/// file."
 #[test]
 fn fact_1_twenty_parked_reads_do_not_freeze_another_file() {
     let lab = lab_or_skip!(Lab::builder());
@@ -49,7 +50,8 @@ fn fact_2_sixty_readers_that_wait_can_all_be_killed() {
     }
 }
 
-/// "Without `FOPEN_KEEP_CACHE`, a second `open()` of a file that has a parked read hangs in D state."
+/// "Without `FOPEN_KEEP_CACHE`, a second `open()` of a file that has a parked read hangs in D
+/// state."
 #[test]
 fn fact_3_a_file_that_somebody_waits_for_can_be_opened_again() {
     let lab = lab_or_skip!(Lab::builder());
@@ -61,7 +63,8 @@ fn fact_3_a_file_that_somebody_waits_for_can_be_opened_again() {
     second.wait_success(TRANSFER);
 }
 
-/// "Answer EINTR when [..] a pending fatal signal; ignore the others (SIGURG broke git and Go programs)."
+/// "Answer EINTR when [..] a pending fatal signal; ignore the others (SIGURG broke git and Go
+/// programs)."
 #[test]
 fn fact_4_a_signal_that_does_not_kill_does_not_disturb_a_direct_read() {
     let lab = lab_or_skip!(Lab::builder());
@@ -120,7 +123,7 @@ fn fact_8_opens_before_and_after_completion_read_side_by_side() {
     beside.read_exact_at(&mut last, mib(2) - 1).unwrap();
     std::io::copy(&mut before, &mut std::io::sink()).unwrap();
     drop((before, beside));
-    // Nothing holds the inode now: from here on it may be passed through.
+    // Nothing uses the inode now, so the next open may be passthrough.
     let (one, other) = (File::open(&path).unwrap(), File::open(&path).unwrap());
     assert_eq!(digest_of(&path), image.digest);
     drop((one, other));

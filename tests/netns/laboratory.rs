@@ -1,4 +1,4 @@
-//! The laboratory itself: what the other tests take for granted.
+//! Checks the laboratory itself, which the other tests take for granted.
 
 use std::net::{Ipv4Addr, UdpSocket};
 
@@ -56,7 +56,7 @@ fn loss_takes_about_its_share_of_the_datagrams() {
     send(&lab, 150, 100);
     let (mut received, mut is_over) = (0, false);
     wait_until(SOON, "a last datagram gets through", || {
-        // Order is kept: behind one of these nothing else is on the way.
+        // Order is kept: after one of these arrives, nothing else is on the way.
         send(&lab, 1, 1);
         let mut buffer = [0; 200];
         while let Ok(len) = socket.recv(&mut buffer) {

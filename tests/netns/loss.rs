@@ -1,4 +1,4 @@
-//! Datagrams get lost, and strangers send some; files stay right.
+//! Datagrams are lost, and strangers send some; files stay right.
 
 use std::net::UdpSocket;
 
@@ -42,7 +42,7 @@ fn datagrams_of_a_stranger_in_the_group_do_no_harm() {
     lab.client(2).enter(|| {
         let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
         for page in 1..=cast.pages {
-            // A page that could be one, but for its bytes and its sender.
+            // A plausible page, except for its bytes and its sender.
             let mut forged = vec![0xaa; 16 + cast.page_size as usize];
             let words = [cast.page_size, page, 0, 0].map(u32::to_be_bytes);
             forged[..16].copy_from_slice(words.as_flattened());

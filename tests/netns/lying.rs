@@ -1,5 +1,5 @@
-//! Members that ask for what makes no sense, ten thousand times: a reader in the same cast gets its file all the same, and the
-//! server sends no more than it may. docs/PROTOCOL.md, "Demand" and "Report".
+//! Members that send nonsense ten thousand times: a reader in the same cast still gets its file,
+//! and the server does not exceed its rate. docs/PROTOCOL.md, "Demand" and "Report".
 #![expect(
     clippy::disallowed_methods,
     reason = "what may be sent follows from the time that went by"
@@ -16,14 +16,14 @@ use harness::{Host, Lab, SOON, digest_of, lab_or_skip, mib};
 
 use crate::{TRANSFER, readers};
 
-/// Requests of one liar at least.
+/// Fewest requests of one liar.
 const REQUESTS: usize = 10_000;
-/// Times that all lies are told before the first answer is read.
+/// Number of times that all lies are sent before the first answer is read.
 const AT_ONCE: usize = 32;
-/// Bits per second that the server may send.
+/// Rate that the server may send at, in bits per second.
 const RATE: u64 = 20_000_000;
 
-/// A request's token and body, and the status that answers it.
+/// A request's token and body, and the expected status.
 type Lie = (String, String, u16);
 
 /// Joins, and returns the token.
@@ -41,7 +41,7 @@ fn request(endpoint: &str, (token, body, _): &Lie) -> String {
     )
 }
 
-/// Reads an answer; gives its status.
+/// Reads an answer and returns its status.
 fn answer(stream: &mut impl BufRead) -> u16 {
     let mut line = String::new();
     stream.read_line(&mut line).unwrap();
@@ -63,8 +63,8 @@ fn answer(stream: &mut impl BufRead) -> u16 {
     status
 }
 
-/// Tells all lies over and over on one connection, without waiting for one answer before the next, until `done` and
-/// [`REQUESTS`] were sent. To be called on the host that lies.
+/// Sends all lies over and over on one connection, without waiting for answers, until `done` is set
+/// and [`REQUESTS`] were sent. Must be called on the lying host.
 fn lie(endpoint: &str, lies: &[Lie], done: &AtomicBool) {
     let mut stream = TcpStream::connect((HEAD_ADDRESS, DEFAULT_PORT)).unwrap();
     stream.set_read_timeout(Some(SOON)).unwrap();
@@ -81,13 +81,13 @@ fn lie(endpoint: &str, lies: &[Lie], done: &AtomicBool) {
     }
 }
 
-/// Sends more than an endpoint takes, on a connection of its own.
+/// Sends a body larger than the endpoint accepts, on a connection of its own.
 fn send_too_much(endpoint: &str, token: &str, bytes: usize) {
     let body = format!("[{}", " ".repeat(bytes));
     let mut stream = TcpStream::connect((HEAD_ADDRESS, DEFAULT_PORT)).unwrap();
     stream.set_read_timeout(Some(SOON)).unwrap();
     let request = request(endpoint, &(token.to_owned(), body, 413));
-    // The server may hang up before it has read all: then the answer may be lost on the way.
+    // The server may hang up before it has read everything, and then the answer may be lost.
     if stream.write_all(request.as_bytes()).is_ok() {
         let mut status = [0; 12];
         if stream.read_exact(&mut status).is_ok() {
@@ -96,7 +96,7 @@ fn send_too_much(endpoint: &str, token: &str, bytes: usize) {
     }
 }
 
-/// A mount reads through the cast whose other member lies.
+/// Reads from a mount whose cast has a lying member.
 fn read_beside_a_liar(endpoint: &str, headers: &[(&str, &str)], lies: fn(&str, &str) -> Vec<Lie>) {
     let lab = lab_or_skip!(Lab::builder().clients(2).loss(1.0));
     let image = lab.put("image", mib(2));

@@ -1,4 +1,5 @@
-//! Members that die, hang or hear badly, and a server that dies while they repair: the others finish.
+//! Members that die, hang or lose much, and a server that dies while they repair: the others
+//! finish.
 
 use std::path::Path;
 
@@ -9,7 +10,7 @@ use rustix::process::Signal;
 use crate::second_implementation::extended_client;
 use crate::{TRANSFER, readers, text};
 
-/// Loses every repair symbol on the way to a host, but no beacon.
+/// Drops every repair symbol on the way to a host, but no beacon.
 const NO_SYMBOLS: &str = "table netdev symbols {
     chain toward_client {
         type filter hook ingress device \"eth0\" priority 0; policy accept;
@@ -51,7 +52,7 @@ fn a_member_that_dies_and_one_that_hangs_are_forgotten_after_the_lease() {
     server.wait_no_members();
 }
 
-/// Nice value of a process's thread; `None` where there is no such thread.
+/// Nice value of a process's thread; `None` if there is no such thread.
 fn niceness(process: u32, thread: &str) -> Option<i32> {
     let tasks = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
     let stats =
@@ -72,7 +73,7 @@ fn the_threads_that_time_is_precious_for_go_before_others() {
         (mount.proc().pid(), "receive", -10),
         (mount.proc().pid(), "answer", 0),
     ] {
-        // A thread that just began may not have come to it.
+        // A thread that has just started may not have set it yet.
         wait_until(SOON, thread, || niceness(process, thread) == Some(nice));
     }
 }
@@ -89,7 +90,7 @@ fn a_server_that_dies_while_members_repair_takes_nothing_from_them() {
     let outputs = [1, 2].map(|k| lab.client(k).fresh_path("out"));
     let mut reader = readers::copy(lab.client(1), &mount.join("image"), &outputs[0]);
     let mut get = start_get(lab.client(2), &lab.url("image"), &outputs[1]);
-    // Losing all of them slows the cast down to its floor, but more are always promised.
+    // Losing all symbols slows the cast down to its floor, but more are always promised.
     server.wait_cast("image", "symbols are being sent", |cast| cast.symbols_sent > 500);
     server.kill();
     for host in lab.clients() {

@@ -11,18 +11,19 @@ use harness::{Host, Lab, SOON, digest_of, lab_or_skip, wait_until};
 
 use crate::text;
 
-/// Makes a mount point and a cache directory; gives the first and the options that name the second.
+/// Creates a mount point and a cache directory. Returns the mount point and options that name the
+/// cache.
 fn place(host: &Host) -> (PathBuf, String) {
     let (path, cache) = (host.fresh_path("mnt"), host.fresh_path("cache"));
     fs::create_dir(&path).unwrap();
     (path, format!("ro,interface=eth0,cache_dir={}", text(&cache)))
 }
 
-/// Runs a shell script in which `mount` finds our programs and `$1`, `$2`, `$3` are source, mount point
-/// and options.
+/// Runs a shell script in which `mount` finds our programs; `$1`, `$2`, `$3` are source, mount
+/// point and options.
 ///
-/// mount(8) takes helpers from the system's directories alone, whatever `PATH` says: so the script has
-/// a mount namespace of its own, where the programs under test are in one of them.
+/// mount(8) takes helpers only from the system's directories, whatever `PATH` is. So the script has
+/// a mount namespace of its own, where one of them contains the programs under test.
 fn with_mount_8(host: &Host, script: &str, source: &str, path: &Path, options: &str) -> Output {
     let installed = format!("mount --bind {} /usr/local/sbin && {script}", directory().display());
     let mut command = host.command("unshare");
@@ -32,7 +33,7 @@ fn with_mount_8(host: &Host, script: &str, source: &str, path: &Path, options: &
 
 const MOUNT: &str = "mount -t fuse.bootcastfs \"$1\" \"$2\" -o \"$3\"";
 
-/// One line that says what is wrong.
+/// Asserts that standard error is one line.
 fn assert_one_line(output: &Output) {
     let errors = String::from_utf8_lossy(&output.stderr);
     assert_eq!(errors.trim_end().lines().count(), 1, "stderr:\n{errors}");
@@ -50,7 +51,7 @@ fn mount_8_mounts_and_umount_ends_the_daemon() {
     let image = lab.put("image", 100_000);
     let _server = lab.server().start();
     let (path, options) = place(lab.client(1));
-    // As an fstab line has them.
+    // Options as in a line of fstab.
     let options =
         format!("{options},_netdev,nofail,x-systemd.automount,noatime,nodev,nosuid,port=8888");
     let script = format!(

@@ -1,4 +1,4 @@
-//! The server goes and comes back; readers wait and go on.
+//! The server disappears and comes back; readers wait and continue.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};

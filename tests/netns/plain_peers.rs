@@ -1,4 +1,4 @@
-//! Peers that know the base protocol alone: `plain_client.py`, `plain_server.py`, and ours with them.
+//! Peers that know only the base protocol: `plain_client.py` and `plain_server.py`, with ours.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -49,7 +49,7 @@ fn plain_peers_understand_each_other() {
     }
 }
 
-/// Sizes at which the two layouts differ: no multiple of the page size, exact multiples, one page.
+/// Sizes at which the layouts differ: no multiple of the page size, exact multiples, and one page.
 const SIZES: [u64; 4] = [1_000_000, 1456 * 700, 1456, 17];
 
 #[test]
@@ -101,7 +101,7 @@ fn our_clients_recognise_the_reference_layout_of_our_server() {
     server.wait_no_members();
 }
 
-/// `bootcast get` of every size from `plain_server.py`.
+/// Gets files of every size from `plain_server.py` with `bootcast get`.
 fn get_from_a_plain_server(layout: &str) {
     let lab = lab_or_skip!(Lab::builder());
     let _server = plain_server(&lab, &["--layout", layout]);
@@ -124,7 +124,7 @@ fn get_completes_from_a_reference_server_in_spite_of_the_phantom_page() {
     get_from_a_plain_server("reference");
 }
 
-/// A mount of `plain_server.py`: reads every size.
+/// Reads files of every size from a mount of `plain_server.py`.
 fn mount_a_plain_server(layout: &str) {
     let lab = lab_or_skip!(Lab::builder());
     let _server = plain_server(&lab, &["--layout", layout]);

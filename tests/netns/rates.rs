@@ -1,4 +1,4 @@
-//! How fast casts send: what the network and the members can take, and what others leave.
+//! Rate of casts: what the network and the members can take, and what other casts leave.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -78,7 +78,7 @@ fn a_client_that_does_not_run_for_a_while_holds_nobody_up_and_finishes() {
     let (stopped, _) = &gets[2];
     lab.wait_members(&server, "image", 1..=3);
     stopped.signal(Signal::STOP);
-    // More than its socket has room for.
+    // More than its socket buffer holds.
     server.wait_cast("image", "most is sent", |cast| {
         cast.pages_sent * 10 > u64::from(cast.pages) * 8
     });
@@ -89,14 +89,15 @@ fn a_client_that_does_not_run_for_a_while_holds_nobody_up_and_finishes() {
     }
 }
 
-/// A connection that sends reports, one after the other.
+/// A connection that sends reports one after another.
 struct Reports {
     connection: BufReader<TcpStream>,
     token: String,
 }
 
 impl Reports {
-    /// Joins as a client that knows the extensions. To be called in the client's network namespace.
+    /// Joins as a client that knows the extensions. Must be called in the client's network
+    /// namespace.
     fn join(lab: &Lab, host: &Host, name: &str) -> Self {
         let answer = host.get_with(&lab.url(&format!("join/{name}")), &[("X-BOOTCAST", "1")]);
         let answer = JoinAnswer::parse(&answer.body).unwrap();
@@ -106,7 +107,7 @@ impl Reports {
         Self { connection: BufReader::new(stream), token: answer.token.as_str().to_owned() }
     }
 
-    /// The status that this body gets.
+    /// Status in answer to this body.
     fn send(&mut self, endpoint: &str, body: &str) -> u16 {
         let (token, len) = (&self.token, body.len());
         let request = format!(

@@ -40,7 +40,7 @@ pub(crate) fn copy(host: &Host, from: &Path, to: &Path) -> Proc {
     host.spawn("cp", [from, to])
 }
 
-/// `dd` in blocks that are no multiple of anything.
+/// `dd` in blocks of an odd size.
 pub(crate) fn copy_with_dd(host: &Host, from: &Path, to: &Path) -> Proc {
     host.spawn("dd", [format!("if={}", text(from)), format!("of={}", text(to)), "bs=70001".into()])
 }
@@ -55,7 +55,7 @@ pub(crate) fn fault_at_end(host: &Host, path: &Path) -> Proc {
     host.spawn("python3", ["-c", MAP_LAST_BYTE, text(path)])
 }
 
-/// What [`read_at`] reads: at [`CRAWL`](crate::CRAWL) even what is demanded takes seconds.
+/// Bytes that [`read_at`] reads. At [`CRAWL`](crate::CRAWL) even demanded pages take seconds.
 pub(crate) const READ_LEN: u64 = 256 << 10;
 
 /// Reads [`READ_LEN`] bytes at `offset`, a multiple of 4096.
@@ -63,7 +63,7 @@ pub(crate) fn read_at(host: &Host, path: &Path, offset: u64) -> Proc {
     dd_at(host, path, offset, "skip_bytes")
 }
 
-/// As [`read_at`], past the page cache.
+/// Like [`read_at`], past the page cache.
 pub(crate) fn read_direct_at(host: &Host, path: &Path, offset: u64) -> Proc {
     dd_at(host, path, offset, "skip_bytes,direct")
 }

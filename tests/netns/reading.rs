@@ -15,7 +15,7 @@ fn run_ok(program: &str, args: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Bytes the head sent from its `eth0`, in files of `size` bytes.
+/// Bytes that the head sent from its `eth0`, in files of `size` bytes.
 #[expect(clippy::cast_precision_loss, reason = "a ratio for comparison with 1.3")]
 fn files_sent(head: &Host, size: u64) -> f64 {
     head.counters().tx_bytes as f64 / size as f64

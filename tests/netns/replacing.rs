@@ -10,14 +10,14 @@ use harness::{Lab, SOON, digest_of, lab_or_skip, mib, wait_until};
 const ESTALE: i32 = 116;
 const CHUNK: usize = 65_536;
 
-/// Puts other bytes of the same size in the place of `image`, as `mv` does.
+/// Replaces `image` by other bytes of the same size, as `mv` does.
 fn replace(lab: &Lab, image: &Image) -> Image {
     let new = lab.put("new-version", image.size);
     fs::rename(&new.path, &image.path).unwrap();
     new
 }
 
-/// Reads on through an old descriptor: every chunk is of the old version or ESTALE.
+/// Reads on through an old descriptor: every chunk is of the old version, or ESTALE.
 fn assert_old_or_stale(file: &File, old: &[u8]) {
     for (number, expected) in old.chunks(CHUNK).enumerate() {
         let mut chunk = vec![0; expected.len()];
@@ -29,8 +29,8 @@ fn assert_old_or_stale(file: &File, old: &[u8]) {
     }
 }
 
-/// Opens and reads whole until it is the new version. Before that it is the old one, or ESTALE where
-/// pages of that were missing: docs/SEMANTICS.md, "open again".
+/// Opens and reads the whole file until it is the new version. Before that it is the old one, or
+/// ESTALE for missing pages: docs/SEMANTICS.md, "open again".
 fn wait_new_version(path: &Path, old: &Image, new: &Image) {
     wait_until(SOON, "an open gives the new version", || match try_digest_of(path) {
         Ok(digest) => {

@@ -80,7 +80,7 @@ fn it_gets_the_pages_that_it_demands_through_loss_and_no_stream() {
     server.wait_no_members();
     let totals = server.status().totals;
     assert_eq!(totals.pages_sent, totals.demanded, "a stream runs for nobody");
-    // Of 505 pages a tenth was lost; more than that was asked for while it was on its way.
+    // A tenth of 505 pages was lost; more were demanded while they were on their way.
     assert!((505..5 * 505).contains(&totals.demanded), "{totals:?}");
     assert_eq!(totals.symbols_sent, 0);
 }

@@ -1,4 +1,4 @@
-//! Networks that drop multicast: files come over HTTP, and by multicast again as soon as that comes.
+//! Networks that drop multicast: files arrive over HTTP, and by multicast as soon as it works.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -9,14 +9,14 @@ use harness::{Lab, MountProc, SOON, ServerProc, digest_of, lab_or_skip, mib, wai
 
 use crate::{CRAWL, TRANSFER, readers, text};
 
-/// What the mount's log says when files begin to come over HTTP.
+/// Part of the mount's log line when files begin to arrive over HTTP.
 const NO_MULTICAST: &str = "no multicast from";
 
 fn times_told(mount: &MountProc<'_>) -> usize {
     mount.log().lines().filter(|line| line.contains(NO_MULTICAST)).count()
 }
 
-/// Waits until the server knows that this many members of the cast of `path` fetch it.
+/// Waits until the server knows that this many members of the cast of `path` fetch the file.
 fn wait_unicast(server: &ServerProc<'_>, path: &str, members: u32) {
     server.wait_cast(path, "the server knows who fetches", |cast| cast.unicast == members);
 }
@@ -39,7 +39,7 @@ fn files_are_read_through_a_network_that_drops_all_multicast() {
 
 #[test]
 fn a_cast_that_nobody_hears_is_silent_and_the_status_says_why() {
-    // The file crawls over HTTP too.
+    // Over HTTP the file arrives slowly too.
     let lab = lab_or_skip!(Lab::builder().rate("20mbit"));
     let image = lab.put("image", mib(16));
     let server = lab.server().option("--rate", "2mbit").start();
@@ -61,7 +61,7 @@ fn a_cast_that_nobody_hears_is_silent_and_the_status_says_why() {
     reader.wait_success(TRANSFER);
     assert_eq!(digest_of(&copy), image.digest);
     let totals = server.status().totals;
-    // What was on its way when the report came.
+    // Datagrams that were on their way when the report arrived.
     let later = totals.pages_sent + totals.symbols_sent - known.pages_sent - known.symbols_sent;
     assert!(later < 100, "{later} datagrams to nobody");
     assert_eq!(totals.joins, 1);

@@ -1,4 +1,4 @@
-//! Reads that wait hold up nobody else, and end with the mount.
+//! Waiting reads do not block other reads, and end with the mount.
 
 use std::fs::File;
 use std::process::Command;
