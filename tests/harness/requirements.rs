@@ -1,5 +1,6 @@
 //! Requirements of a lab on the machine.
 
+use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -23,12 +24,19 @@ pub fn skip_reason() -> Option<String> {
     REASON.get_or_init(find_skip_reason).clone()
 }
 
-/// Prints, past the test runner's capture, that this test did not run.
+/// Prints, past the test runner's capture, that this test did not run, and adds it to the list that
+/// `tests/scripts/run-tests.sh` shows at the end.
 pub fn report_skipped(reason: &str) {
     let thread = std::thread::current();
     let name = thread.name().unwrap_or("test");
     // If standard error is closed, nobody can be told.
     let _ = writeln!(std::io::stderr(), "skipped: {name}: {reason}");
+    if let Some(list) = std::env::var_os("BOOTCAST_SKIPPED") {
+        let list = File::options().append(true).create(true).open(list);
+        // One write, so that tests that run side by side do not mix their lines.
+        list.and_then(|mut list| list.write_all(format!("{name}\t{reason}\n").as_bytes()))
+            .expect("the list of skipped tests");
+    }
 }
 
 /// Whether a program of this name is in `PATH`.

@@ -247,6 +247,8 @@ fn system(action: &'static str) -> impl Fn(io::Error) -> KernelError {
 #[cfg(test)]
 mod tests {
     use std::ffi::OsStr;
+    use std::fs::File;
+    use std::io::Write;
 
     use super::*;
 
@@ -287,9 +289,19 @@ mod tests {
     fn can_mount() -> bool {
         let can = rustix::process::geteuid().is_root() && Path::new(DEVICE).exists();
         if !can {
-            eprintln!("skipped: needs root and {DEVICE}");
+            report_skipped(&format!("needs root and {DEVICE}"));
         }
         can
+    }
+
+    /// Adds this test to the list that `tests/scripts/run-tests.sh` shows at the end.
+    fn report_skipped(reason: &str) {
+        let thread = std::thread::current();
+        let line = format!("{}\t{reason}\n", thread.name().unwrap_or("test"));
+        if let Some(list) = std::env::var_os("BOOTCAST_SKIPPED") {
+            let mut list = File::options().append(true).create(true).open(list).unwrap();
+            list.write_all(line.as_bytes()).unwrap();
+        }
     }
 
     #[test]
