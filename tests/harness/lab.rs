@@ -17,7 +17,7 @@ use tempfile::TempDir;
 use crate::content::{Content, Image};
 use crate::delay_line::DelayLine;
 use crate::host::{Host, NAMESPACES};
-use crate::impairment::{Impairment, lose_for_all};
+use crate::impairment::{Impairment, lose_for_all, lost_packets};
 use crate::link::{self, Cable};
 use crate::mount::MountBuilder;
 use crate::server::{ServerBuilder, ServerProc};
@@ -148,6 +148,14 @@ impl LabBuilder {
     pub fn memory_disk(mut self) -> Self {
         self.memory_disk = true;
         self
+    }
+
+    /// Whether anything in this lab loses packets, other than a full queue of the whole uplink.
+    fn loses_packets(&self) -> bool {
+        self.impairment != Impairment::default()
+            || self.lossier.is_some()
+            || self.shared_loss_ppm > 0
+            || self.narrow.is_some()
     }
 
     /// Builds it. Panics where that fails; ask [`crate::requirements::skip_reason`] first.
@@ -291,6 +299,22 @@ impl Lab {
         }
     }
 
+    /// Packets that the switch has lost on the way to client `k`.
+    pub fn lost_packets(&self, k: usize) -> u64 {
+        lost_packets(&self.switch(), &self.client(k).to_string()).unwrap_or_default()
+    }
+
+    /// Has the switch drop what matches `rule` on its way to client `k`: a match of `nftables` such
+    /// as `udp dport 9001`. Not for labs without loss, where datagrams may come in one piece.
+    pub fn drop_toward(&self, k: usize, rule: &str) {
+        link::drop_toward(&self.switch(), &self.client(k).to_string(), rule);
+    }
+
+    /// Takes [`Lab::drop_toward`] back.
+    pub fn pass_toward(&self, k: usize) {
+        link::pass_toward(&self.switch(), &self.client(k).to_string());
+    }
+
     fn switch(&self) -> String {
         format!("{}-sw", self.name)
     }
@@ -320,15 +344,19 @@ impl Lab {
             let (here, there) = (client.address().to_string(), HEAD_ADDRESS.to_string());
             link::add_neighbour(self.head.namespace(), &here, &mac(client));
             link::add_neighbour(client.namespace(), &there, &mac(&self.head));
+            let port = client.to_string();
             if let Some(rate) = builder.narrow {
-                link::narrow(&switch, &client.to_string(), rate);
+                link::narrow(&switch, &port, rate);
+            }
+            if builder.loses_packets() {
+                let has_queue = builder.narrow.is_some();
+                link::gather_at_client(&switch, &port, client.namespace(), has_queue);
             }
             let mut impairment = builder.impairment;
             if let Some((_, loss_ppm)) = builder.lossier.filter(|(k, _)| *k == number) {
                 impairment.loss_ppm = loss_ppm;
             }
-            let port = client.to_string();
-            impairment.put(&switch, &port, client.namespace(), number.into());
+            impairment.put(&switch, &port, number.into());
         }
         if builder.snooping {
             sleep(QUERIER_DELAY.saturating_sub(querier_on.elapsed()));
@@ -337,6 +365,9 @@ impl Lab {
 
     /// The head's way to the switch: cap and delay.
     fn attach_head(&mut self, builder: &LabBuilder) {
+        if builder.loses_packets() {
+            link::send_single_datagrams(self.head.namespace());
+        }
         let (switch, port) = (self.switch(), self.head.to_string());
         let mut last = port.as_str();
         match builder.rate {
@@ -352,7 +383,7 @@ impl Lab {
         }
         link::attach(&switch, last);
         if builder.shared_loss_ppm > 0 {
-            lose_for_all(&switch, &port, self.head.namespace(), builder.shared_loss_ppm);
+            lose_for_all(&switch, &port, builder.shared_loss_ppm);
         }
     }
 

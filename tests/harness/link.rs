@@ -2,8 +2,11 @@
 
 use std::io::Write;
 use std::process::{Command, Stdio};
+use std::sync::Once;
 
 use bootcast_proto::BitRate;
+
+use crate::requirements::has_tool;
 
 /// Bytes that may wait in the head's interface before its sender is held back.
 const NIC_QUEUE_BYTES: u64 = 1_500_000;
@@ -100,6 +103,35 @@ impl Cable<'_> {
     }
 }
 
+/// Has a host send datagrams one by one, as they are on the wire: what one call hands over in one
+/// piece (GSO) is split before it leaves. Whatever loses packets further on then loses datagrams.
+pub(crate) fn send_single_datagrams(namespace: &str) {
+    ip(namespace, &["link set eth0 gso_max_segs 1".to_owned()]);
+}
+
+/// Has a client's `eth0` gather datagrams that arrive together (GRO), as a network card does.
+///
+/// A virtual cable does so only for packets whose sender could not have left them in one piece.
+/// Packets that find the receiving side busy wait at the switch's port instead of being dropped.
+/// Without `ethtool` every datagram arrives by itself, which costs receivers twice the CPU time.
+pub(crate) fn gather_at_client(switch: &str, port: &str, client: &str, has_queue: bool) {
+    if !has_tool("ethtool") {
+        static TOLD: Once = Once::new();
+        TOLD.call_once(|| eprintln!("no ethtool: datagrams arrive one by one in labs with loss"));
+        return;
+    }
+    for (namespace, device, feature, state) in
+        [(switch, port, "tso", "off"), (client, "eth0", "gro", "on")]
+    {
+        let enter = ["ip", "netns", "exec", namespace];
+        run(&[&enter[..], &["ethtool", "-K", device, feature, state]].concat(), "");
+    }
+    if !has_queue {
+        let add = ["tc", "-n", switch, "qdisc", "add", "dev", port, "root"];
+        run(&[&add[..], &["pfifo", "limit", "10000"]].concat(), "");
+    }
+}
+
 /// Makes a port part of the switch.
 pub(crate) fn attach(switch: &str, port: &str) {
     ip(switch, &[format!("link set {port} master br0 up")]);
@@ -126,7 +158,6 @@ fn cap(namespace: &str, device: &str, rate: BitRate, queue_bytes: u64) {
 
 /// Caps what a port of the switch sends to its host, with a queue of 10 ms: what does not fit is dropped, datagram by datagram.
 pub(crate) fn narrow(switch: &str, port: &str, rate: BitRate) {
-    ip(switch, &[format!("link set {port} gso_max_segs 1")]);
     let bits = rate.bits_per_second();
     let (rate, burst) =
         (format!("{bits}bit"), format!("{}b", (bits / 8 / 1000).max(10 * FRAME_BYTES)));
@@ -234,4 +265,23 @@ pub(crate) fn release_multicast(namespace: &str) {
     let change = ["tc", "-n", namespace, "qdisc", "change", "dev", "eth0"];
     let rate = ["rate", "10gbit", "burst", "1mb", "limit", HELD_BYTES];
     run(&[&change[..], &["parent", "1:2", "handle", "2:", "tbf"], &rate].concat(), "");
+}
+
+/// Drops what matches `rule` where it leaves the switch by `port`.
+pub(crate) fn drop_toward(switch: &str, port: &str, rule: &str) {
+    let rules = format!(
+        "table netdev dropped_{port} {{
+            chain toward_client {{
+                type filter hook egress device \"{port}\" priority 1; policy accept;
+                {rule} drop
+            }}
+        }}"
+    );
+    run(&["ip", "netns", "exec", switch, "nft", "-f", "-"], &rules);
+}
+
+/// Takes [`drop_toward`] back.
+pub(crate) fn pass_toward(switch: &str, port: &str) {
+    let table = format!("dropped_{port}");
+    run(&["ip", "netns", "exec", switch, "nft", "delete", "table", "netdev", &table], "");
 }

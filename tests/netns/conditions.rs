@@ -4,7 +4,10 @@ use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::time::{Duration, Instant};
 
 use harness::lab::HEAD_ADDRESS;
+use harness::requirements::{has_tool, report_skipped};
 use harness::{Lab, SOON, lab_or_skip, wait_until};
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::{UdpGroSegment, UdpGsoSegment};
 
 const GROUP: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(239, 255, 0, 1), 9000);
 
@@ -58,6 +61,46 @@ fn of_every_hundred_packets_ten_in_a_row_are_lost_and_others_for_each_client() {
         assert!((9..=10).contains(&gaps.count()));
     }
     assert_ne!(received[0], received[1]);
+    for k in [1, 2] {
+        // The datagram that ends the test may have met a burst as well.
+        let lost = lab.lost_packets(k);
+        assert!((100..=110).contains(&lost), "{lost} counted as lost on the way to client {k}");
+    }
+}
+
+#[test]
+fn a_lossy_network_loses_single_datagrams_and_hands_over_many_at_a_time() {
+    const LEN: usize = 1000;
+    const SENDS: u64 = 20;
+    const AT_ONCE: u64 = 40;
+    let lab = lab_or_skip!(Lab::builder().loss(5.0));
+    if !has_tool("ethtool") {
+        return report_skipped("ethtool not found, install ethtool");
+    }
+    let host = lab.client(1);
+    let receiving = host.enter(|| UdpSocket::bind(GROUP).unwrap());
+    host.enter(|| receiving.join_multicast_v4(GROUP.ip(), &host.address()).unwrap());
+    setsockopt(&receiving, UdpGroSegment, &true).unwrap();
+    receiving.set_nonblocking(true).unwrap();
+    wait_until(SOON, "the switch knows the member", || lab.switch_sends(*GROUP.ip(), 1));
+    let sending = lab.head().enter(|| UdpSocket::bind((HEAD_ADDRESS, 0)).unwrap());
+    setsockopt(&sending, UdpGsoSegment, &i32::try_from(LEN).unwrap()).unwrap();
+
+    let (mut datagrams, mut messages) = (0, 0);
+    let mut message = [0; 65_536];
+    for sends in 1..=SENDS {
+        sending.send_to(&vec![0; LEN * usize::try_from(AT_ONCE).unwrap()], GROUP).unwrap();
+        wait_until(SOON, "each datagram was received or lost", || {
+            while let Ok(len) = receiving.recv(&mut message) {
+                assert_eq!(len % LEN, 0);
+                datagrams += u64::try_from(len / LEN).unwrap();
+                messages += 1;
+            }
+            datagrams + lab.lost_packets(1) == sends * AT_ONCE
+        });
+    }
+    assert!((1..200).contains(&lab.lost_packets(1)), "of 800 at 5 %: {}", lab.lost_packets(1));
+    assert!(messages * 2 < datagrams, "{messages} messages for {datagrams} datagrams");
 }
 
 #[test]

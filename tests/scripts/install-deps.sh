@@ -4,7 +4,7 @@
 set -euo pipefail
 
 wanted=(
-    ca-certificates curl fuse3 gcc iproute2 libc6-dev nftables procps
+    ca-certificates curl ethtool fuse3 gcc iproute2 libc6-dev nftables procps
     python3 qemu-utils tcpdump util-linux wget "$@"
 )
 
