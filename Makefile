@@ -34,10 +34,12 @@ wasm:
 
 test: deps check ## everything that can fail: checks, unit tests, end to end in network namespaces
 	cargo build --workspace --bins
-	RUST_TEST_THREADS=$(TEST_THREADS) cargo test --workspace
+	RUST_TEST_THREADS=$(TEST_THREADS) tests/scripts/run-tests.sh
 
-demo: deps all ## serve, mount and copy a 256 MiB image on this machine
-	BOOTCAST_BIN_DIR=$(TARGET)/release tests/scripts/demo.sh
+# Built like the tests, so that whoever runs both compiles once.
+demo: deps ## two nodes read an image at once on this machine, and it is sent once
+	cargo build -p bootcast-server -p bootcast-fs
+	BOOTCAST_BIN_DIR=$(TARGET)/debug tests/scripts/demo.sh
 
 bench: ## measure in network namespaces, write docs/BENCHMARKS.md; PART=name measures one part and prints it
 	tests/scripts/install-bench-deps.sh

@@ -110,6 +110,27 @@ fn proto_cannot_name_a_socket_a_clock_or_a_thread() {
     }
 }
 
+/// Packages with their features, as programs (or programs and tests) are built from them.
+fn packages_with_features(edges: &str) -> BTreeSet<String> {
+    let output = Command::new(env!("CARGO"))
+        .args(["tree", "--workspace", "--locked", "--no-dedupe", "--prefix=none", "--edges", edges])
+        .args(["--format", "{p} {f}"])
+        .current_dir(workspace_root())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
+}
+
+/// Else `cargo test` would build these, and all that uses them, a second time.
+#[test]
+fn programs_and_tests_are_built_from_the_same_packages_with_the_same_features() {
+    let programs = packages_with_features("normal,build");
+    let with_tests = packages_with_features("normal,build,dev");
+    let other: Vec<_> = programs.difference(&with_tests).collect();
+    assert!(other.is_empty(), "built again for the tests, with other features: {other:?}");
+}
+
 #[test]
 fn server_and_file_system_know_nothing_of_each_other() {
     let metadata = metadata();

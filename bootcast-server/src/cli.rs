@@ -8,6 +8,7 @@ use std::time::Duration;
 use bootcast_proto::{BitRate, DEFAULT_PORT, Layout, PageSize};
 use clap::{Parser, ValueEnum};
 use ipnet::Ipv4Net;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 
 use crate::cast::{CastPolicy, GroupPool, GroupPoolError};
 use crate::io::interface::InterfaceName;
@@ -94,8 +95,8 @@ pub struct Args {
     layout: LayoutArg,
 
     /// What to log to standard error: error, warn, info, debug, trace, or a filter by module
-    #[arg(long, value_name = "FILTER", default_value = "info", env = "BOOTCAST_LOG")]
-    log: String,
+    #[arg(long, value_name = "FILTER", default_value = "info", value_parser = log_filter, env = "BOOTCAST_LOG")]
+    log: Targets,
 }
 
 /// Longest linger time. Casts without members hold a group and a descriptor each.
@@ -166,9 +167,9 @@ pub struct Config {
 }
 
 impl Args {
-    /// Log filter as typed.
-    pub fn log_filter(&self) -> &str {
-        &self.log
+    /// Which log lines are written.
+    pub fn log_filter(&self) -> Targets {
+        self.log.clone()
     }
 
     /// Repair settings; `None` for the reference layout, whose clients know the base protocol only.
@@ -224,6 +225,19 @@ fn lease(text: &str) -> Result<Duration, String> {
     if lease > LEASE_MAX { Err("more than a day".to_owned()) } else { Ok(lease) }
 }
 
+/// Parses a level, or several of `level` and `module=level` with commas between.
+///
+/// `Targets` alone would take any other word for the name of a module, and a misspelt level would
+/// silence everything.
+fn log_filter(text: &str) -> Result<Targets, String> {
+    let is_level = |part: &str| !part.is_empty() && part.parse::<LevelFilter>().is_ok();
+    let is_known = |part: &str| part.contains('=') || is_level(part);
+    match text.split(',').map(str::trim).find(|part| !is_known(part)) {
+        Some(part) => Err(format!("{part:?} is no level (error, warn, info, debug, trace, off)")),
+        None => text.parse::<Targets>().map_err(|error| error.to_string()),
+    }
+}
+
 fn page_size(text: &str) -> Result<PageSize, String> {
     let bytes = text.parse::<u64>().map_err(|_| "not a number of bytes".to_owned())?;
     PageSize::new(bytes).map_err(|error| error.to_string())
@@ -253,6 +267,17 @@ mod tests {
                 let cell = row.split(" | ").nth(1).unwrap();
                 assert_eq!(cell.trim_matches('`'), default, "--{name}");
             }
+        }
+    }
+
+    #[test]
+    fn a_log_filter_is_a_level_or_levels_of_modules() {
+        for text in ["info", "DEBUG", "off", "info,bootcast_server=debug", "bootcast_server=trace"]
+        {
+            assert!(log_filter(text).is_ok(), "{text}");
+        }
+        for text in ["", "inof", "info,hyper", "hyper=loud", "=,=[", "info,,debug"] {
+            assert!(log_filter(text).is_err(), "{text:?}");
         }
     }
 

@@ -3,12 +3,12 @@
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use anyhow::Context;
 use bootcast_server::cli::{Args, Config};
 use bootcast_server::server::Server;
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// Exit code if the server cannot start. The message says what to do.
 const EXIT_START: u8 = 2;
@@ -28,13 +28,10 @@ async fn main() -> ExitCode {
 }
 
 async fn start(args: Args) -> anyhow::Result<Server> {
-    let filter = EnvFilter::try_new(args.log_filter())
-        .context("--log is error, warn, info, debug or trace, or a filter by module")?;
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let stderr = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
+        .with_ansi(std::io::stderr().is_terminal());
+    tracing_subscriber::registry().with(stderr).with(args.log_filter()).init();
     Server::start(Config::try_from(args)?).await
 }
 

@@ -10,6 +10,7 @@ use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use reqwest::Client;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::link;
@@ -135,18 +136,18 @@ impl Host {
     #[track_caller]
     pub fn get_with(&self, url: &str, headers: &[(&str, &str)]) -> Answer {
         let answer = self.enter(|| {
-            let config = ureq::Agent::config_builder()
-                .timeout_global(Some(HTTP_TIMEOUT))
-                .http_status_as_error(false)
-                .proxy(None);
-            let agent = ureq::Agent::new_with_config(config.build());
-            let mut request = agent.get(url);
-            for (name, value) in headers {
-                request = request.header(*name, *value);
-            }
-            let mut answer = request.call()?;
-            let body = answer.body_mut().read_to_string()?;
-            Ok::<_, ureq::Error>(Answer { status: answer.status().as_u16(), body })
+            // Runs on this thread alone, so that its connections are this host's.
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.expect("a runtime").block_on(async {
+                let client = Client::builder().timeout(HTTP_TIMEOUT).no_proxy().build()?;
+                let mut request = client.get(url);
+                for (name, value) in headers {
+                    request = request.header(*name, *value);
+                }
+                let answer = request.send().await?;
+                let status = answer.status().as_u16();
+                Ok::<_, reqwest::Error>(Answer { status, body: answer.text().await? })
+            })
         });
         answer.unwrap_or_else(|error| panic!("GET {url} from {self}: {error}"))
     }

@@ -2,23 +2,37 @@
 
 use std::io::{self, IsTerminal};
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// Filter used when none is given.
 const DEFAULT_FILTER: &str = "info";
 
-/// Whether `text` is a valid filter for [`to_stderr`] and [`to_syslog`].
+/// Parses a level such as `debug`, or several of `level` and `module=level` with commas between.
+///
+/// A word that is neither is refused. `Targets` alone would take it for the name of a module, and a
+/// misspelt level would silence everything.
+pub(crate) fn parse_filter(text: &str) -> Option<Targets> {
+    let is_level = |part: &str| !part.is_empty() && part.parse::<LevelFilter>().is_ok();
+    let is_known = |part: &str| part.contains('=') || is_level(part);
+    if !text.split(',').all(|part| is_known(part.trim())) {
+        return None;
+    }
+    text.parse().ok()
+}
+
+/// Whether `text` can be given to [`to_stderr`] and [`to_syslog`].
 pub fn is_filter(text: &str) -> bool {
-    text.parse::<EnvFilter>().is_ok()
+    parse_filter(text).is_some()
 }
 
 /// Starts logging to standard error. `None` means the default filter.
 pub fn to_stderr(filter: Option<&str>) {
-    tracing_subscriber::fmt()
-        .with_env_filter(env_filter(filter))
+    let stderr = tracing_subscriber::fmt::layer()
         .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .init();
+        .with_ansi(io::stderr().is_terminal());
+    tracing_subscriber::registry().with(stderr).with(targets(filter)).init();
 }
 
 /// Starts logging to `/dev/log`, which the journal reads as well. If nothing listens there, lines
@@ -32,15 +46,40 @@ pub fn to_syslog(filter: Option<&str>) {
         return;
     };
     // Journal and syslogd add the time and show the level themselves.
-    tracing_subscriber::fmt()
-        .with_env_filter(env_filter(filter))
+    let syslog = tracing_subscriber::fmt::layer()
         .with_writer(syslog)
         .with_ansi(false)
         .without_time()
-        .with_level(false)
-        .init();
+        .with_level(false);
+    tracing_subscriber::registry().with(syslog).with(targets(filter)).init();
 }
 
-fn env_filter(filter: Option<&str>) -> EnvFilter {
-    EnvFilter::new(filter.unwrap_or(DEFAULT_FILTER))
+fn targets(filter: Option<&str>) -> Targets {
+    let chosen = filter.and_then(parse_filter).or_else(|| parse_filter(DEFAULT_FILTER));
+    chosen.expect("the default is a filter")
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing::Level;
+
+    use super::*;
+
+    #[test]
+    fn a_filter_is_a_level_or_levels_of_modules() {
+        for (text, module, level, is_logged) in [
+            ("info", "any", Level::INFO, true),
+            ("info", "any", Level::DEBUG, false),
+            ("OFF", "any", Level::ERROR, false),
+            ("info,bootcast_fs=debug", "bootcast_fs::io", Level::DEBUG, true),
+            ("info, bootcast_fs=debug", "hyper", Level::DEBUG, false),
+            ("bootcast_fs=trace", "hyper", Level::ERROR, false),
+        ] {
+            let targets = parse_filter(text).expect(text);
+            assert_eq!(targets.would_enable(module, &level), is_logged, "{text}: {module} {level}");
+        }
+        for text in ["", "inof", "info,hyper", "hyper=loud", "==[", "info,,debug"] {
+            assert!(!is_filter(text), "{text:?}");
+        }
+    }
 }

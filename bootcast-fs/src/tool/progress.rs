@@ -6,7 +6,9 @@ use std::time::Instant;
 use indicatif::{
     BinaryBytes, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle,
 };
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::io::now;
 
@@ -36,21 +38,21 @@ impl Screen {
     /// Sends log lines here. Without `-v`, warnings are shown on a terminal, and only errors
     /// elsewhere.
     pub(super) fn log(&self, quiet: bool, verbose: u8) {
-        let filter = match (quiet, verbose) {
-            (true, _) => "off",
-            (false, 0) if self.is_watched => "warn",
-            (false, 0) => "error",
-            (false, 1) => "bootcast_fs=info,warn",
-            (false, _) => "bootcast_fs=debug,info",
+        let (all, ours) = match (quiet, verbose) {
+            (true, _) => (LevelFilter::OFF, LevelFilter::OFF),
+            (false, 0) if self.is_watched => (LevelFilter::WARN, LevelFilter::WARN),
+            (false, 0) => (LevelFilter::ERROR, LevelFilter::ERROR),
+            (false, 1) => (LevelFilter::WARN, LevelFilter::INFO),
+            (false, _) => (LevelFilter::INFO, LevelFilter::DEBUG),
         };
+        let filter = Targets::new().with_default(all).with_target("bootcast_fs", ours);
         let screen = self.clone();
-        tracing_subscriber::fmt()
-            .with_env_filter(EnvFilter::new(filter))
+        let lines = tracing_subscriber::fmt::layer()
             .with_writer(move || screen.clone())
             .with_ansi(self.is_watched)
             .with_target(false)
-            .without_time()
-            .init();
+            .without_time();
+        tracing_subscriber::registry().with(lines).with(filter).init();
     }
 
     /// Shows a line that only a watching person needs.

@@ -7,8 +7,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::http::{Response, request};
@@ -92,7 +91,7 @@ impl Server {
 
     /// Sends a signal and waits for the end.
     pub(crate) fn end_by(&mut self, signal: Signal) -> ExitStatus {
-        kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).unwrap();
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
         wait_for("the end of the process", || self.child.try_wait().unwrap())
     }
 }

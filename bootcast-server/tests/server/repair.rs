@@ -86,7 +86,7 @@ fn a_member_hears_beacons_and_that_the_cast_is_over() {
         });
     };
     hear(|heard| matches!(heard, RepairDatagram::Beacon(beacon) if beacon.members == 1));
-    assert_eq!(server.end_by(nix::sys::signal::Signal::SIGTERM).code(), Some(0));
+    assert_eq!(server.end_by(rustix::process::Signal::TERM).code(), Some(0));
     hear(|heard| matches!(heard, RepairDatagram::End));
 }
 

@@ -3,7 +3,7 @@
 use std::net::TcpListener;
 use std::os::unix::net::UnixDatagram;
 
-use nix::sys::signal::Signal;
+use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::process::{DEADLINE, Server, command};
@@ -35,6 +35,7 @@ fn a_start_that_cannot_work_says_what_to_do_and_exits_with_2() {
         (["--linger", "9999999999years"], "--linger"),
         (["--linger", "2days"], "more than a day"),
         (["--log", "=,=["], "--log"),
+        (["--log", "inof"], "--log"),
         (["--interleave", "513"], "--interleave"),
         (["--repair-port", "0"], "--repair-port"),
         (["--data-port", "65535"], "--repair-port"),
@@ -48,7 +49,7 @@ fn a_start_that_cannot_work_says_what_to_do_and_exits_with_2() {
 
 #[test]
 fn a_signal_ends_the_casts_and_the_server_with_0() {
-    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+    for signal in [Signal::TERM, Signal::INT] {
         let mut server = Server::start(&[]);
         server.write("file", b"bytes");
         server.get("/join/file");

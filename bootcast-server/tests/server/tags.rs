@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 
 use bootcast_proto::tag::TAG;
 use bootcast_proto::{DatagramKey, JoinAnswer};
-use nix::sys::signal::Signal;
+use rustix::process::Signal;
 use socket2::{Domain, Socket, Type};
 
 use crate::http::{report, request};
@@ -64,7 +64,7 @@ impl Member {
             }
             (symbols > 0 && beacons > 0).then_some(())
         });
-        assert_eq!(server.end_by(Signal::SIGTERM).code(), Some(0));
+        assert_eq!(server.end_by(Signal::TERM).code(), Some(0));
         wait_for("the end", || (hear(&self.repair) == 3).then_some(()));
     }
 }

@@ -226,9 +226,17 @@ impl SenderHandle {
         &self,
         command: impl FnOnce(oneshot::Sender<T>) -> Command,
     ) -> Result<T, NoAnswer> {
+        self.ask_within(ANSWER_WAIT, command).await
+    }
+
+    async fn ask_within<T>(
+        &self,
+        patience: Duration,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> Result<T, NoAnswer> {
         let (reply, answer) = oneshot::channel();
         self.commands.send(command(reply)).map_err(|_| NoAnswer::Stopped)?;
-        match tokio::time::timeout(ANSWER_WAIT, answer).await {
+        match tokio::time::timeout(patience, answer).await {
             Ok(answer) => answer.map_err(|_| NoAnswer::Stopped),
             Err(_) => Err(NoAnswer::Busy),
         }
@@ -239,7 +247,7 @@ impl SenderHandle {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_sender_that_does_not_answer_is_not_waited_for_for_ever() {
         let (commands, received) = mpsc::channel();
         let handle = SenderHandle {
@@ -250,7 +258,9 @@ mod tests {
             layout: Layout::Base,
             source_address: Ipv4Addr::LOCALHOST,
         };
-        assert_eq!(handle.status().await, Err(NoAnswer::Busy));
+        let status = |reply| Command::Status { reply };
+        let answer = handle.ask_within(Duration::ZERO, status).await;
+        assert_eq!(answer, Err(NoAnswer::Busy));
         let Ok(Command::Status { reply }) = received.recv() else { panic!("another command") };
         assert!(reply.is_closed());
         drop(received);
