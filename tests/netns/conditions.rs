@@ -87,7 +87,7 @@ fn a_lossy_network_loses_single_datagrams_and_hands_over_many_at_a_time() {
     setsockopt(&sending, UdpGsoSegment, &i32::try_from(LEN).unwrap()).unwrap();
 
     let (mut datagrams, mut messages) = (0, 0);
-    let mut message = [0; 65_536];
+    let mut message = vec![0; 65_536];
     for sends in 1..=SENDS {
         sending.send_to(&vec![0; LEN * usize::try_from(AT_ONCE).unwrap()], GROUP).unwrap();
         wait_until(SOON, "each datagram was received or lost", || {
