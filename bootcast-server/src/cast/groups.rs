@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
 
+use super::group_ranges::reserved_for;
+
 /// How long a returned address stays unused. A client that missed the end of a cast leaves the
 /// group within this time, and so does not take pages of the next cast for those of the old one.
 const QUARANTINE: Duration = Duration::from_secs(10);
@@ -34,9 +36,9 @@ pub enum GroupPoolError {
     /// Some of the addresses are not multicast.
     #[error("{0} is not multicast: groups lie in 224.0.0.0/4, such as 239.255.0.0/16")]
     NotMulticast(Ipv4Net),
-    /// Every address is skipped because switches flood it.
-    #[error("{0} holds no usable group: its Ethernet addresses are those of 224.0.0.0/24")]
-    LinkLocal(Ipv4Net),
+    /// Every address in it is reserved; the first one for this reason.
+    #[error("{0} holds no usable group: {1} {2}; name other groups, such as 239.255.0.0/16")]
+    Reserved(Ipv4Net, Ipv4Addr, &'static str),
 }
 
 /// Prefix length of the whole IPv4 multicast range.
@@ -49,12 +51,15 @@ impl GroupPool {
         if !block.network().is_multicast() || block.prefix_len() < MULTICAST_PREFIX_LEN {
             return Err(GroupPoolError::NotMulticast(block));
         }
-        if !block.hosts().any(is_usable) {
-            return Err(GroupPoolError::LinkLocal(block));
-        }
         let mut hosts = block.hosts();
         let first = hosts.next().unwrap_or(block.network()).to_bits();
         let last = hosts.next_back().map_or(first, Ipv4Addr::to_bits);
+        let reserved = |bits| reserved_for(Ipv4Addr::from_bits(bits));
+        if let Some(reason) = reserved(first)
+            && (first..=last).all(|bits| reserved(bits).is_some())
+        {
+            return Err(GroupPoolError::Reserved(block, Ipv4Addr::from_bits(first), reason));
+        }
         Ok(Self { first, len: last - first + 1, offset: 0, used: 0, returned: VecDeque::new() })
     }
 
@@ -72,7 +77,7 @@ impl GroupPool {
             let nth = (self.offset + self.used) % self.len;
             self.used += 1;
             let group = Ipv4Addr::from_bits(self.first + nth);
-            if is_usable(group) {
+            if reserved_for(group).is_none() {
                 return Some(group);
             }
         }
@@ -84,14 +89,6 @@ impl GroupPool {
     pub fn give_back(&mut self, group: Ipv4Addr, now: Instant) {
         self.returned.push_back((group, now + QUARANTINE));
     }
-}
-
-/// Whether no network protocol shares the address's Ethernet address.
-///
-/// Ethernet keeps only the low 23 bits (RFC 1112, 6.4). Those of 224.0.0.0/24 belong to the
-/// network's own protocols: switches flood them, whatever the high bits of the group are.
-fn is_usable(group: Ipv4Addr) -> bool {
-    group.to_bits() & 0x007f_ff00 != 0
 }
 
 #[cfg(test)]
@@ -143,19 +140,50 @@ mod tests {
     }
 
     #[test]
-    fn groups_that_share_an_ethernet_address_with_link_local_ones_are_skipped() {
-        let mut pool = pool("239.0.0.0/16").unwrap();
-        assert_eq!(pool.take(Instant::now()), Some(Ipv4Addr::new(239, 0, 1, 0)));
-        assert!(!is_usable(Ipv4Addr::new(224, 0, 0, 251)));
-        assert!(!is_usable(Ipv4Addr::new(239, 128, 0, 5)));
+    fn groups_of_other_protocols_are_skipped() {
+        let now = Instant::now();
+        let lent = |block: &str| {
+            let mut pool = pool(block).unwrap();
+            std::iter::from_fn(move || pool.take(now))
+        };
+        assert_eq!(lent("239.0.0.0/16").next(), Some(Ipv4Addr::new(239, 0, 1, 0)));
+        assert_eq!(lent("224.0.0.0/15").next(), Some(Ipv4Addr::new(224, 1, 0, 0)));
+        assert_eq!(lent("232.0.0.0/7").next(), Some(Ipv4Addr::new(233, 0, 1, 0)));
+        let last = lent("239.255.254.0/23").last();
+        assert_eq!(last, Some(Ipv4Addr::new(239, 255, 254, 255)));
     }
 
     #[test]
-    fn a_block_that_is_not_multicast_or_has_no_usable_group_is_refused() {
+    fn the_default_block_lends_all_but_its_reserved_groups() {
+        let now = Instant::now();
+        let mut pool = pool("239.255.0.0/16").unwrap().starting_at(65_000);
+        let lent: Vec<_> = std::iter::from_fn(|| pool.take(now)).collect();
+        // Without 239.255.255.0/24 and the first address of the block.
+        assert_eq!(lent.len(), 65_536 - 256 - 1);
+        assert!(lent.iter().all(|group| group.octets()[2] != 255));
+    }
+
+    #[test]
+    fn a_block_without_a_usable_group_is_refused_with_the_reason() {
         for unicast in ["192.168.0.0/16", "0.0.0.0/0", "224.0.0.0/3"] {
             assert!(matches!(pool(unicast), Err(GroupPoolError::NotMulticast(_))), "{unicast}");
         }
-        assert!(matches!(pool("224.0.0.0/24"), Err(GroupPoolError::LinkLocal(_))));
-        assert!(pool("239.255.0.1/32").is_ok());
+        for (reserved, word) in [
+            ("224.0.0.0/24", "own protocols"),
+            ("224.0.1.1/32", "own protocols"),
+            ("224.0.255.0/30", "own protocols"),
+            ("232.1.1.1/32", "RFC 4607"),
+            ("232.0.0.0/8", "RFC 4607"),
+            ("239.255.255.248/29", "SSDP"),
+            ("239.255.255.253/32", "SSDP"),
+            ("239.128.0.0/24", "Ethernet"),
+        ] {
+            let refused = pool(reserved).unwrap_err();
+            assert!(matches!(refused, GroupPoolError::Reserved(..)), "{reserved}");
+            assert!(refused.to_string().contains(word), "{reserved}: {refused}");
+        }
+        for usable in ["239.255.0.1/32", "239.192.0.0/14", "239.255.254.0/23", "224.0.0.0/4"] {
+            assert!(pool(usable).is_ok(), "{usable}");
+        }
     }
 }

@@ -25,6 +25,7 @@
 
 mod demand;
 mod farewells;
+mod group_ranges;
 mod groups;
 mod lifecycle;
 mod members;
