@@ -12,6 +12,7 @@
 //! | [`tool`] | the command line tool `bootcast` |
 
 pub mod cache;
+mod durations;
 pub mod fs;
 pub mod fuse;
 pub mod io;
@@ -19,6 +20,7 @@ pub mod mount;
 pub mod object;
 pub mod receiver;
 mod run;
+mod signals;
 pub mod tool;
 
 pub use run::run_mount;

@@ -9,7 +9,7 @@ use bootcast_proto::api::{Attributes, Kind};
 use fuser::{Config, Session, SessionACL};
 use rustix::process::{Resource, Rlimit};
 use tokio::runtime::{Builder, Runtime};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::SignalKind;
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
@@ -20,6 +20,7 @@ use crate::io::{Control, Intake, IntakeConfig, InterfaceChoice};
 use crate::mount::options::CacheKind;
 use crate::mount::{MountError, MountOptions, MountRequest, kernel};
 use crate::receiver::Timing;
+use crate::signals::EndSignal;
 
 /// How long a member receives nothing before it joins again.
 const SILENCE: Duration = Duration::from_secs(2);
@@ -196,26 +197,19 @@ fn serve(runtime: &Runtime, request: &MountRequest, mounted: Mounted) -> Result<
     })
 }
 
-/// Resolves when SIGTERM, SIGINT or SIGHUP arrives. Returns its name.
+/// Resolves when SIGTERM, SIGINT or SIGHUP arrives. Returns its name. A signal that was ignored when
+/// the program started, or that cannot be listened for, does not count.
 async fn terminated() -> &'static str {
-    let listen = |kind| signal(kind).ok();
+    let listen = |kind| EndSignal::listen(kind).unwrap_or_default();
     let (mut term, mut int, mut hup) = (
         listen(SignalKind::terminate()),
         listen(SignalKind::interrupt()),
         listen(SignalKind::hangup()),
     );
     tokio::select! {
-        () = next(&mut term) => "SIGTERM",
-        () = next(&mut int) => "SIGINT",
-        () = next(&mut hup) => "SIGHUP",
-    }
-}
-
-/// Resolves at the next signal; never if the signal cannot be listened for.
-async fn next(signal: &mut Option<Signal>) {
-    match signal {
-        Some(signal) => drop(signal.recv().await),
-        None => std::future::pending().await,
+        () = term.recv() => "SIGTERM",
+        () = int.recv() => "SIGINT",
+        () = hup.recv() => "SIGHUP",
     }
 }
 

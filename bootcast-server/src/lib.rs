@@ -8,10 +8,12 @@
 //! | [`api`] | the control plane: HTTP requests to answers |
 //! | [`io`] | sockets, the sender's thread, the clock |
 //! | [`server`] | all of it put together |
+//! | [`signals`] | an orderly end |
 
 pub mod api;
 pub mod cast;
 pub mod cli;
 pub mod io;
 pub mod server;
+pub mod signals;
 pub mod source;

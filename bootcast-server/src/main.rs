@@ -5,8 +5,9 @@ use std::process::ExitCode;
 
 use bootcast_server::cli::{Args, Config};
 use bootcast_server::server::Server;
+use bootcast_server::signals::EndSignal;
 use clap::Parser;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::SignalKind;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -36,15 +37,15 @@ async fn start(args: Args) -> anyhow::Result<Server> {
 }
 
 async fn run(server: Server) -> anyhow::Result<()> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = EndSignal::listen(SignalKind::interrupt())?;
+    let mut terminate = EndSignal::listen(SignalKind::terminate())?;
     // Fails if systemd did not start us.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     server
         .run(async move {
             tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
+                () = interrupt.recv() => {}
+                () = terminate.recv() => {}
             }
             tracing::info!("stopping");
             let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);

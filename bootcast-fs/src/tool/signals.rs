@@ -4,9 +4,10 @@
 use std::fmt;
 use std::io;
 
-use tokio::signal::unix::{self, SignalKind};
+use tokio::signal::unix::SignalKind;
 
 use super::error::ToolError;
+use crate::signals::EndSignal;
 
 /// A signal that ends the command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,21 +41,21 @@ impl fmt::Display for Signal {
     }
 }
 
-/// Listens for signals from its creation on.
+/// Listens for signals from its creation on. Those that were ignored before stay ignored.
 #[derive(Debug)]
 pub(super) struct Signals {
-    hangup: unix::Signal,
-    interrupt: unix::Signal,
-    terminate: unix::Signal,
+    hangup: EndSignal,
+    interrupt: EndSignal,
+    terminate: EndSignal,
 }
 
 impl Signals {
     /// Replaces the default action of the signals. Needs the runtime.
     pub(super) fn listen() -> io::Result<Self> {
         Ok(Self {
-            hangup: unix::signal(SignalKind::hangup())?,
-            interrupt: unix::signal(SignalKind::interrupt())?,
-            terminate: unix::signal(SignalKind::terminate())?,
+            hangup: EndSignal::listen(SignalKind::hangup())?,
+            interrupt: EndSignal::listen(SignalKind::interrupt())?,
+            terminate: EndSignal::listen(SignalKind::terminate())?,
         })
     }
 
@@ -65,9 +66,9 @@ impl Signals {
     ) -> Result<T, ToolError> {
         let signal = tokio::select! {
             done = work => return done,
-            _ = self.hangup.recv() => Signal::Hangup,
-            _ = self.interrupt.recv() => Signal::Interrupt,
-            _ = self.terminate.recv() => Signal::Terminate,
+            () = self.hangup.recv() => Signal::Hangup,
+            () = self.interrupt.recv() => Signal::Interrupt,
+            () = self.terminate.recv() => Signal::Terminate,
         };
         Err(ToolError::Signal(signal))
     }

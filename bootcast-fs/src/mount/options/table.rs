@@ -7,6 +7,7 @@ use std::time::Duration;
 use rustix::mount::MountFlags;
 
 use super::{CacheKind, MountOptions, Waiting};
+use crate::durations;
 use crate::mount::{logging, source};
 use crate::receiver::{Fill, UnicastMode};
 
@@ -253,15 +254,6 @@ fn nonempty(text: &OsStr) -> Option<String> {
     text.to_str().filter(|text| !text.is_empty()).map(str::to_owned)
 }
 
-/// Longest time that an option accepts, either in seconds or with units: `10`, `0.5`, `1m30s`.
-/// Longer times are typing errors and would overflow clocks.
-const LONGEST: Duration = Duration::from_secs(366 * 24 * 60 * 60);
-
 fn duration(text: &OsStr) -> Result<Duration, &'static str> {
-    let parse = |text: &str| match text.parse() {
-        Ok(seconds) => Duration::try_from_secs_f64(seconds).ok(),
-        Err(_) => humantime::parse_duration(text).ok(),
-    };
-    let within = text.to_str().and_then(parse).filter(|time| *time <= LONGEST);
-    within.ok_or("seconds, or units as in 1m30s, up to a year")
+    durations::parse(text.to_str().unwrap_or_default())
 }

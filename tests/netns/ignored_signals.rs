@@ -1,0 +1,85 @@
+//! Signals that were ignored when a program started, as by `nohup`, do not end it.
+
+use std::fs;
+
+use harness::binaries::binary;
+use harness::mount::is_mounted;
+use harness::{Host, Lab, Proc, SOON, digest_of, lab_or_skip, mib, wait_until};
+use rustix::process::Signal;
+
+use crate::{TRANSFER, text};
+
+/// Starts a program that ignores `signals` from its first moment on.
+fn spawn_ignoring(host: &Host, signals: &str, program: &str, args: &[&str]) -> Proc {
+    let script = format!("trap '' {signals}; exec \"$0\" \"$@\"");
+    let program = binary(program);
+    host.spawn("sh", [&["-c", &script, text(&program)], args].concat())
+}
+
+#[test]
+fn a_get_goes_on_through_signals_that_are_ignored() {
+    let lab = lab_or_skip!(Lab::builder());
+    let image = lab.put("image", mib(4));
+    let server = lab.server().option("--rate", "10mbit").start();
+    let target = lab.client(1).fresh_path("image");
+    let args = ["get", "--interface", "eth0", &lab.url("image"), "-O", text(&target)];
+    let mut get = spawn_ignoring(lab.client(1), "HUP INT TERM", "bootcast", &args);
+    server.wait_cast("image", "it has begun", |cast| cast.pages_sent > 10);
+    for signal in [Signal::HUP, Signal::INT, Signal::TERM] {
+        get.signal(signal);
+    }
+    get.wait_success(TRANSFER);
+    assert_eq!(digest_of(&target), image.digest);
+}
+
+#[test]
+fn a_get_ends_by_a_signal_that_is_not_ignored() {
+    let lab = lab_or_skip!(Lab::builder());
+    lab.put("image", mib(4));
+    let server = lab.server().option("--rate", "1mbit").start();
+    let target = lab.client(1).fresh_path("image");
+    let args = ["get", "--interface", "eth0", &lab.url("image"), "-O", text(&target)];
+    let mut get = spawn_ignoring(lab.client(1), "HUP", "bootcast", &args);
+    server.wait_cast("image", "it has begun", |cast| cast.pages_sent > 10);
+    get.signal(Signal::HUP);
+    get.signal(Signal::TERM);
+    assert_eq!(get.wait(SOON).code(), Some(143), "{}", get.log());
+    assert!(!target.exists());
+}
+
+#[test]
+fn a_server_goes_on_through_signals_that_are_ignored() {
+    let lab = lab_or_skip!(Lab::builder());
+    let image = lab.put("image", mib(1));
+    let served = lab.served();
+    let args = ["--dir", text(&served), "--interface", "eth0", "--rate", "100mbit"];
+    let mut server = spawn_ignoring(lab.head(), "INT TERM", "bootcast-server", &args);
+    wait_until(SOON, "the server listens", || server.log().contains("listening"));
+    server.signal(Signal::INT);
+    server.signal(Signal::TERM);
+    let target = lab.client(1).fresh_path("image");
+    let args = ["get", "--interface", "eth0", &lab.url("image"), "-O", text(&target)];
+    lab.client(1).run_ok(binary("bootcast"), args);
+    assert_eq!(digest_of(&target), image.digest);
+    assert!(server.exited().is_none(), "{}", server.log());
+    assert!(!server.log().contains("stopping"), "{}", server.log());
+}
+
+#[test]
+fn a_mount_goes_on_through_a_hangup_that_is_ignored() {
+    let lab = lab_or_skip!(Lab::builder());
+    let _server = lab.server().start();
+    let client = lab.client(1);
+    let path = client.fresh_path("mnt");
+    fs::create_dir(&path).unwrap();
+    let source = format!("{}:/", lab.head().address());
+    let args = [&source, text(&path), "-f", "-o", "interface=eth0,cache=memory"];
+    let mut mount = spawn_ignoring(client, "HUP", "bootcastfs", &args);
+    wait_until(SOON, "it is mounted", || is_mounted(&path));
+    wait_until(SOON, "it serves", || mount.log().contains("mounted"));
+    mount.signal(Signal::HUP);
+    mount.signal(Signal::TERM);
+    mount.wait_success(SOON);
+    assert!(mount.log().contains("SIGTERM"), "the signal that ended it: {}", mount.log());
+    assert!(!is_mounted(&path));
+}
