@@ -48,6 +48,9 @@ pub struct Extensions {
     pub lease: Option<Duration>,
 }
 
+/// Longest lease that is believed. A longer one would overflow clocks, and renewing early is harmless.
+const MAX_LEASE: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// Name of the repair code in the line `FEC=`. A slash and the interleave follow it.
 const CODE: &str = "cauchy8-128";
 
@@ -133,7 +136,8 @@ impl JoinAnswer {
                 key: optional(text, "KEY"),
                 repair: optional(text, "REPAIR").filter(|port| *port != 0),
                 interleave: line(text, "FEC").and_then(interleave),
-                lease: optional(text, "LEASE").map(Duration::from_secs),
+                lease: optional(text, "LEASE")
+                    .map(|lease| Duration::from_secs(lease).min(MAX_LEASE)),
             },
         };
         answer.check_size()?;
@@ -209,6 +213,13 @@ mod tests {
         REPAIR=9001\n\
         FEC=cauchy8-128/16\n\
         LEASE=60\n\n";
+
+    #[test]
+    fn an_endless_lease_is_cut_to_what_clocks_can_add() {
+        let text = EXAMPLE.replace("LEASE=60", "LEASE=18446744073709551615");
+        let lease = JoinAnswer::parse(&text).unwrap().extensions.lease;
+        assert_eq!(lease, Some(MAX_LEASE));
+    }
 
     #[test]
     fn the_worked_example_reads_and_writes_back() {

@@ -2,6 +2,7 @@
 
 use core::fmt;
 use core::num::{NonZeroU32, NonZeroU64};
+use core::ops::RangeInclusive;
 use core::str::FromStr;
 use core::time::Duration;
 
@@ -74,12 +75,24 @@ pub fn wire_len(payload: u32) -> u64 {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BitRate(NonZeroU64);
 
-/// A text that is not a rate.
+/// Why a text is not a rate to send at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a rate: write a number above 0 and bit, kbit, mbit or gbit, such as 900mbit")]
-pub struct BitRateError;
+pub enum BitRateError {
+    /// It is no number with a unit.
+    #[error("not a rate: write a number and kbit, mbit or gbit, such as 900mbit")]
+    Malformed,
+    /// A bare number can be meant in any unit.
+    #[error("a rate needs a unit: kbit, mbit or gbit, such as 900mbit")]
+    NoUnit,
+    /// It is outside of [`BitRate::TYPED`].
+    #[error("a rate is 100kbit to 10000gbit, such as 900mbit")]
+    Range,
+}
 
 impl BitRate {
+    /// Rates that a person can mean, in bits per second: at 100 kbit/s a page takes 0.1 s.
+    pub const TYPED: RangeInclusive<u64> = 100_000..=10_000_000_000_000;
+
     /// Creates a rate; `None` for 0.
     pub fn from_bits_per_second(bits: u64) -> Option<Self> {
         NonZeroU64::new(bits).map(Self)
@@ -107,29 +120,25 @@ impl BitRate {
 impl FromStr for BitRate {
     type Err = BitRateError;
 
-    /// Parses `900mbit`, `1.5gbit`, `64 kbit` or `1000000` (bit/s). Units are powers of 1000, as in
-    /// traffic control.
+    /// Parses `900mbit`, `1.5gbit` or `640 kbit`. Units are powers of 1000, as in traffic control.
     fn from_str(text: &str) -> Result<Self, BitRateError> {
         let text = text.trim();
         let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
         let (number, unit) = text.split_at(digits);
+        let number = number.parse::<f64>().map_err(|_| BitRateError::Malformed)?;
         let scale = match unit.trim().to_ascii_lowercase().as_str() {
-            "" | "bit" => 1.0,
+            "" => return Err(BitRateError::NoUnit),
+            "bit" => 1.0,
             "k" | "kbit" => 1e3,
             "m" | "mbit" => 1e6,
             "g" | "gbit" => 1e9,
-            _ => return Err(BitRateError),
+            _ => return Err(BitRateError::Malformed),
         };
-        let bits = number.parse::<f64>().map_err(|_| BitRateError)? * scale;
-        if !(1.0..=1e15).contains(&bits) {
-            return Err(BitRateError);
-        }
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "1 to 1e15 by the check above"
-        )]
-        Self::from_bits_per_second(bits as u64).ok_or(BitRateError)
+        // Saturates at both ends.
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "see above")]
+        let bits = (number * scale) as u64;
+        let rate = Self::from_bits_per_second(bits).filter(|_| Self::TYPED.contains(&bits));
+        rate.ok_or(BitRateError::Range)
     }
 }
 
@@ -149,6 +158,8 @@ impl fmt::Display for BitRate {
 #[cfg(test)]
 mod tests {
     use std::string::ToString;
+
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -173,14 +184,34 @@ mod tests {
 
     #[test]
     fn rates_read_as_traffic_control_writes_them() {
-        for (text, bits) in
-            [("900mbit", 900_000_000), ("1.5gbit", 1_500_000_000), ("64 Kbit", 64_000), ("8", 8)]
-        {
+        for (text, bits) in [
+            ("900mbit", 900_000_000),
+            ("1.5gbit", 1_500_000_000),
+            ("640 Kbit", 640_000),
+            ("100000bit", 100_000),
+            ("10000gbit", 10_000_000_000_000),
+        ] {
             assert_eq!(text.parse::<BitRate>().map(BitRate::bits_per_second), Ok(bits), "{text}");
         }
-        for bad in ["", "0", "mbit", "-1mbit", "1mbps", "1e99gbit", "nan", "1.2.3mbit"] {
-            assert_eq!(bad.parse::<BitRate>(), Err(BitRateError), "{bad}");
+        for (bad, error) in [
+            ("", BitRateError::Malformed),
+            ("mbit", BitRateError::Malformed),
+            ("-1mbit", BitRateError::Malformed),
+            ("1mbps", BitRateError::Malformed),
+            ("1e9gbit", BitRateError::Malformed),
+            ("nan", BitRateError::Malformed),
+            ("1.2.3mbit", BitRateError::Malformed),
+            ("5", BitRateError::NoUnit),
+            ("900000000", BitRateError::NoUnit),
+            ("0mbit", BitRateError::Range),
+            ("5bit", BitRateError::Range),
+            ("99kbit", BitRateError::Range),
+            ("10001gbit", BitRateError::Range),
+        ] {
+            assert_eq!(bad.parse::<BitRate>(), Err(error), "{bad}");
         }
+        let endless = std::format!("{}gbit", "9".repeat(400));
+        assert_eq!(endless.parse::<BitRate>(), Err(BitRateError::Range));
         assert_eq!("1500mbit".parse::<BitRate>().unwrap().to_string(), "1500mbit");
     }
 
@@ -190,5 +221,24 @@ mod tests {
         assert_eq!(rate.time_to_send(25_000), Duration::from_millis(1));
         assert_eq!(rate.bytes_in(Duration::from_millis(1)), 25_000);
         assert_eq!(rate.bytes_in(Duration::MAX), u64::MAX);
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_is_too_strange_to_be_parsed(text in "\\PC*", number in "[0-9.]*", unit in "[kmgbit]*") {
+            for text in [text, number + &unit] {
+                if let Ok(rate) = text.parse::<BitRate>() {
+                    prop_assert!(BitRate::TYPED.contains(&rate.bits_per_second()));
+                }
+            }
+        }
+
+        #[test]
+        fn every_rate_is_written_and_reckoned_with(bits in 1u64.., bytes: u64, nanos: u64) {
+            let rate = BitRate::from_bits_per_second(bits).unwrap();
+            prop_assert!(!rate.to_string().is_empty());
+            rate.time_to_send(bytes);
+            rate.bytes_in(Duration::from_nanos(nanos));
+        }
     }
 }

@@ -137,6 +137,7 @@ fn time(mtime: i64) -> String {
 #[cfg(test)]
 mod tests {
     use bootcast_proto::api::Entry;
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -177,11 +178,19 @@ mod tests {
         assert_eq!(permissions(0o7000), "--S--S--T");
     }
 
+    proptest! {
+        #[test]
+        fn every_time_is_shown(seconds: i64) {
+            prop_assert!(!time(seconds).is_empty());
+        }
+    }
+
     #[test]
     fn no_time_is_too_strange_to_be_shown() {
         assert_eq!(time(-1), "@-1");
         assert_eq!(time(253_402_300_799), "9999-12-31T23:59:59Z");
         assert_eq!(time(253_402_300_800), "@253402300800");
+        assert_eq!(time(i64::MIN), format!("@{}", i64::MIN));
         assert_eq!(time(i64::MAX), format!("@{}", i64::MAX));
     }
 }

@@ -12,6 +12,9 @@ use rustix::io::Errno;
 /// does not suffice for file systems that store whole seconds.
 const SETTLED_AGE: Duration = Duration::from_millis(20);
 
+/// The end of the year 9999, in seconds since 1970. Dates of HTTP have four digits for the year.
+const LAST_HTTP_SECOND: u64 = 253_402_300_799;
+
 /// Attributes that change with the content and survive a restart.
 ///
 /// They include the change time because no program can set it back: replacing a file by one of the
@@ -52,9 +55,10 @@ impl Version {
         self.size
     }
 
-    /// Last modification. Times before 1970 count as 1970.
+    /// Last modification, as far as a date of HTTP can say it: times before 1970 count as 1970, and
+    /// those after the year 9999 as the last second of it.
     pub fn modified(&self) -> SystemTime {
-        let seconds = u64::try_from(self.modified.seconds).unwrap_or(0);
+        let seconds = u64::try_from(self.modified.seconds).unwrap_or(0).min(LAST_HTTP_SECOND);
         SystemTime::UNIX_EPOCH + Duration::new(seconds, self.modified.nanos)
     }
 
@@ -82,5 +86,26 @@ impl Version {
 impl Timestamp {
     fn new<N: TryInto<u32>>(seconds: i64, nanos: N) -> Self {
         Self { seconds, nanos: nanos.try_into().unwrap_or(0) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn no_time_is_too_strange_for_a_header(seconds: i64, nanos in 0u32..1_000_000_000) {
+            for seconds in [seconds, i64::MIN, i64::MAX, -1, 253_402_300_799, 253_402_300_800] {
+                let time = Timestamp { seconds, nanos };
+                let version = Version { inode: 1, size: 1, modified: time, changed: time };
+                let header = httpdate::fmt_http_date(version.modified());
+                prop_assert!(httpdate::parse_http_date(&header).is_ok(), "{}", header);
+                version.unsettled_for(SystemTime::UNIX_EPOCH);
+                version.etag();
+            }
+        }
     }
 }
