@@ -466,6 +466,11 @@ impl Object {
         self.lock().receiver.assembly().map(|assembly| assembly.geometry().size())
     }
 
+    /// Pages in all, once joined.
+    pub fn pages(&self) -> Option<u32> {
+        self.lock().receiver.assembly().map(|assembly| assembly.geometry().pages())
+    }
+
     /// Version, once known.
     pub fn etag(&self) -> Option<Etag> {
         self.lock().receiver.etag().cloned()

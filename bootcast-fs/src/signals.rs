@@ -35,7 +35,7 @@ fn ignored_signals() -> String {
     std::fs::read_to_string("/proc/self/status").unwrap_or_default()
 }
 
-/// Reads the mask of ignored signals, `SigIgn` in proc_pid_status(5): bit 0 is signal 1.
+/// Reads the mask of ignored signals, `SigIgn` in `proc_pid_status(5)`: bit 0 is signal 1.
 fn is_ignored(kind: SignalKind, status: &str) -> bool {
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);

@@ -51,8 +51,8 @@ fn a_get_ends_by_a_signal_that_is_not_ignored() {
 fn a_server_goes_on_through_signals_that_are_ignored() {
     let lab = lab_or_skip!(Lab::builder());
     let image = lab.put("image", mib(1));
-    let served = lab.served();
-    let args = ["--dir", text(&served), "--interface", "eth0", "--rate", "100mbit"];
+    let directory = lab.served();
+    let args = ["--dir", text(&directory), "--interface", "eth0", "--rate", "100mbit"];
     let mut server = spawn_ignoring(lab.head(), "INT TERM", "bootcast-server", &args);
     wait_until(SOON, "the server listens", || server.log().contains("listening"));
     server.signal(Signal::INT);

@@ -3,10 +3,11 @@
 use std::fs::File;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::PathBuf;
 
 use bootcast_proto::Etag;
+use rustix::fs::SeekFrom;
 
 use super::state::{self, Kept};
 use super::{Cache, ObjectKey, Symbols};
@@ -70,9 +71,23 @@ impl Store {
         self.kept.take()
     }
 
-    /// Sets the size of the file, so that a read near the end of the received pages is not short.
+    /// Sets the size of the file, so that a read near the end of the received pages is not short. The
+    /// size of a device is fixed: fails if it is too small.
     pub fn set_size(&self, size: u64) -> io::Result<()> {
-        if self.data.metadata()?.len() == size { Ok(()) } else { self.data.set_len(size) }
+        let metadata = self.data.metadata()?;
+        if metadata.file_type().is_block_device() {
+            return self.check_device(size);
+        }
+        if metadata.len() == size { Ok(()) } else { self.data.set_len(size) }
+    }
+
+    fn check_device(&self, size: u64) -> io::Result<()> {
+        let room = rustix::fs::seek(&self.data, SeekFrom::End(0))?;
+        if size <= room {
+            return Ok(());
+        }
+        let text = format!("the file has {size} bytes, the device {room}");
+        Err(io::Error::new(io::ErrorKind::StorageFull, text))
     }
 
     /// Writes `slices` one after another, starting at `offset`.

@@ -52,6 +52,8 @@ pub enum ControlError {
         base: String,
         /// The innermost cause.
         reason: String,
+        /// Whether a connection was made: then something listens there, and may answer later.
+        is_connected: bool,
     },
     /// The server refused. Its text, or the status' own.
     #[error("{message}")]
@@ -103,6 +105,7 @@ impl Control {
             builder.build().map_err(|error| ControlError::Unreachable {
                 base: base.to_owned(),
                 reason: innermost(&error),
+                is_connected: false,
             })
         };
         let (client, wants) = (client()?, client()?);
@@ -324,7 +327,11 @@ impl Control {
 
     /// A request that broke off, in words.
     pub fn unreachable(&self, error: &reqwest::Error) -> ControlError {
-        ControlError::Unreachable { base: self.base.clone(), reason: innermost(error) }
+        ControlError::Unreachable {
+            base: self.base.clone(),
+            reason: innermost(error),
+            is_connected: !error.is_connect(),
+        }
     }
 
     fn garbled(&self, error: &dyn std::error::Error) -> ControlError {

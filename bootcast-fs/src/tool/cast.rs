@@ -1,20 +1,21 @@
 //! Fetches by multicast, as a member of the file's cast for as long as needed.
 
-use std::cell::Cell;
-use std::fs::File;
-use std::io::{self, Write};
-use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::error::ToolError;
-use super::output;
+use super::output::Sink;
+use super::probe::Probe;
 use super::progress::Progress;
 use super::range::{ByteRange, RangeFetch};
+use super::relay::{Relay, Relayed};
 use super::signals::Signals;
+use super::spool::{Scratch, Spool};
+use super::stall::{Progressed, StallClock};
+use super::unicast::{Begun, UnicastFetch};
 use super::url::Target;
-use crate::cache::{Cache, ObjectKey, Store};
-use crate::io::{Intake, IntakeConfig, InterfaceChoice, now, seed};
+use crate::cache::{ObjectKey, Store};
+use crate::io::{Intake, IntakeConfig, InterfaceChoice, seed};
 use crate::object::{Object, Opening};
 use crate::receiver::{Failure, Fill, Timing, UnicastMode};
 
@@ -23,8 +24,6 @@ use crate::receiver::{Failure, Fill, Timing, UnicastMode};
 const TIMING: Timing = Timing { linger: Duration::ZERO, silence: Duration::from_secs(2) };
 /// How long the end of a fetch waits for its leave.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(2);
-/// Bytes written to the output at a time.
-const PIECE: u64 = 1 << 20;
 /// How often the progress is checked.
 const LOOK_PERIOD: Duration = Duration::from_millis(100);
 
@@ -52,64 +51,104 @@ impl CastFetch {
         Ok(Self { target: target.clone(), intake, patience })
     }
 
-    /// Receives into `file`. Returns the size.
+    /// Receives into a file or a device, each page at its place. Returns the size.
     pub(super) async fn fill(
         &self,
-        file: File,
+        sink: &Sink,
         progress: &Progress,
         signals: &mut Signals,
     ) -> Result<u64, ToolError> {
-        let object = self.object(file, Fill::Full);
+        let store = Store::nameless(sink.duplicate()?, Scratch::find().cache());
+        let object = self.object(store, Fill::Full);
+        let clock = StallClock::new(self.patience);
         let show = || progress.show(object.received(), object.size_at_most());
-        let complete = self.follow(&object, show, signals, completion(&object)).await;
-        complete?;
+        let completion = async {
+            completion(&object).await.map_err(|failure| match failure {
+                Failure::Store(text) => sink.refused(&text),
+                failure => failure.into(),
+            })
+        };
+        self.follow(&object, &clock, show, signals, completion).await?;
         // Known because the file is complete.
         let size = object.size().unwrap_or_default();
-        object.store().set_size(size).map_err(|error| ToolError::streaming(&error))?;
+        object.store().set_size(size).map_err(|error| sink.failed(&error))?;
         Ok(size)
     }
 
-    /// Writes the file to `stream`, in order, as pages arrive. Returns the size.
+    /// Writes the file to `sink`, in order, as pages arrive. Returns the size.
     pub(super) async fn stream(
         &self,
-        stream: &File,
+        sink: &Sink,
         progress: &Progress,
         signals: &mut Signals,
     ) -> Result<u64, ToolError> {
-        let stream = stream.try_clone().map_err(|error| ToolError::streaming(&error))?;
-        let object = self.object(output::spool()?, Fill::Full);
+        let spool = Spool::new()?;
+        let object = self.object(spool.store()?, Fill::Full);
+        let clock = StallClock::new(self.patience);
         let show = || progress.show(object.received(), object.size_at_most());
-        self.follow(&object, show, signals, hand_on(&object, Arc::new(stream))).await
+        let relay = Relay::new(&object, &spool, sink, &clock);
+        let relaying = relay.run(|| self.leave(&object));
+        match self.follow(&object, &clock, show, signals, relaying).await? {
+            Relayed::All => Ok(relay.written()),
+            Relayed::SpoolFull(reason) => {
+                let etag = object.etag().ok_or_else(|| no_other_way(&spool, &reason))?;
+                let begun = Begun { first: 0, written: relay.written(), end: None, etag };
+                self.go_on(begun, sink, progress, signals).await
+            }
+        }
     }
 
-    /// Writes a part of the file to `stream`, in order, as pages arrive. Returns the size of the
+    /// Writes a part of the file to `sink`, in order, as pages arrive. Returns the size of the
     /// part.
     pub(super) async fn part(
         &self,
         range: ByteRange,
-        stream: &File,
+        sink: &Sink,
         progress: &Progress,
         signals: &mut Signals,
     ) -> Result<u64, ToolError> {
-        let stream = stream.try_clone().map_err(|error| ToolError::streaming(&error))?;
-        let object = self.object(output::spool()?, Fill::Demand);
-        let (written, total) = (Cell::new(0), Cell::new(None));
-        let show = || progress.show(written.get(), total.get());
-        let fetch = RangeFetch::new(range, &object, &self.intake, &written, &total);
-        let outcome = self.follow(&object, show, signals, fetch.run(Arc::new(stream))).await;
-        outcome.map_err(|error| match error {
-            ToolError::Changed if written.get() > 0 => ToolError::ChangedMidway(written.get()),
+        let spool = Spool::new()?;
+        let object = self.object(spool.store()?, Fill::Demand);
+        let clock = StallClock::new(self.patience);
+        let fetch = RangeFetch::new(range, &object, &self.intake, &spool, sink, &clock);
+        let show = || progress.show(fetch.written(), fetch.total());
+        let outcome = self.follow(&object, &clock, show, signals, fetch.run()).await;
+        let relayed = outcome.map_err(|error| match error {
+            ToolError::Changed if fetch.written() > 0 => ToolError::ChangedMidway(fetch.written()),
             error => error,
-        })
+        })?;
+        match relayed {
+            Relayed::All => Ok(fetch.written()),
+            Relayed::SpoolFull(reason) => {
+                let etag = object.etag().ok_or_else(|| no_other_way(&spool, &reason))?;
+                let Some(bytes) = fetch.bytes() else { return Err(spool.failed(&reason)) };
+                let (first, written) = (bytes.start, fetch.written());
+                let begun = Begun { first, written, end: Some(bytes.end), etag };
+                self.go_on(begun, sink, progress, signals).await
+            }
+        }
     }
 
-    fn object(&self, room: File, fill: Fill) -> Arc<Object> {
+    /// Fetches the rest over HTTP, which is as fast as the reader and needs no spool. Returns the
+    /// number of bytes written in all.
+    async fn go_on(
+        &self,
+        begun: Begun,
+        sink: &Sink,
+        progress: &Progress,
+        signals: &mut Signals,
+    ) -> Result<u64, ToolError> {
+        progress.say("no room to spool for a slow reader, going on over HTTP");
+        let mut fetch = UnicastFetch::going_on(&self.target, self.patience, progress, sink, begun)?;
+        signals.guard(fetch.run()).await
+    }
+
+    fn object(&self, store: Store, fill: Fill) -> Arc<Object> {
         let key = ObjectKey {
             server: self.target.control.server().to_owned(),
             path: self.target.path.clone(),
             etag: None,
         };
-        let store = Store::nameless(room, Cache::Disk(std::env::temp_dir()));
         let object = Object::new(key, store, None, TIMING, fill, seed());
         Arc::new(object.with_unicast(UnicastMode::Auto))
     }
@@ -118,125 +157,96 @@ impl CastFetch {
     async fn follow<T>(
         &self,
         object: &Arc<Object>,
+        clock: &StallClock,
         show: impl Fn(),
         signals: &mut Signals,
         work: impl Future<Output = Result<T, ToolError>>,
     ) -> Result<T, ToolError> {
         object.open();
         self.intake.attend(object);
+        let mut probe = Probe::new(&self.target);
         let watched = async {
-            tokio::select! {
+            let outcome = tokio::select! {
                 done = work => done,
-                stalled = self.watch_over(object, show) => Err(stalled),
+                stalled = self.watch_over(object, clock, show) => Err(stalled),
+                hopeless = probe.hopeless() => Err(hopeless),
+            };
+            match outcome {
+                Ok(done) => Ok(done),
+                Err(error) => Err(probe.explain(error).await),
             }
         };
         let outcome = signals.guard(watched).await;
-        object.shut_down();
-        self.intake.attend(object);
+        self.leave(object);
         self.intake.drain(LEAVE_PATIENCE).await;
         outcome
     }
 
-    /// Shows the progress. Returns when there was none for too long.
-    async fn watch_over(&self, object: &Object, show: impl Fn()) -> ToolError {
+    /// Ends the membership. Received pages stay readable.
+    fn leave(&self, object: &Arc<Object>) {
+        object.shut_down();
+        self.intake.attend(object);
+    }
+
+    /// Shows the progress. Returns when nothing new came for too long.
+    async fn watch_over(&self, object: &Object, clock: &StallClock, show: impl Fn()) -> ToolError {
         let mut looks = tokio::time::interval(LOOK_PERIOD);
-        let mut last = (heard(object), now());
+        let mut progressed = Progressed::default();
         loop {
             looks.tick().await;
             show();
-            let heard = heard(object);
-            if heard != last.0 || object.is_complete() {
-                last = (heard, now());
+            let counters = object.counters();
+            // Only plain servers, which have no versions, repeat a file to repair it.
+            let pages = if object.etag().is_some() { None } else { object.pages() };
+            let pass = u64::from(pages.unwrap_or(0));
+            if progressed.look(counters.pages, counters.duplicates, pass) || object.is_complete() {
+                clock.restart();
             }
-            if self.patience.is_some_and(|patience| last.1 + patience <= now()) {
-                return self.stalled(object, last.1);
+            if let Some(waited) = clock.expired() {
+                return self.stalled(object, waited);
             }
         }
     }
 
-    /// Explains why nothing arrives, as far as this side can tell.
-    fn stalled(&self, object: &Object, since: Instant) -> ToolError {
-        let waited =
-            humantime::format_duration(Duration::from_secs(now().duration_since(since).as_secs()));
+    /// Explains why nothing new arrives, as far as this side can tell.
+    fn stalled(&self, object: &Object, waited: Duration) -> ToolError {
+        let waited = humantime::format_duration(Duration::from_secs(waited.as_secs()));
         let server = self.target.control.server();
+        let counters = object.counters();
+        let heard = counters.pages + counters.duplicates + counters.symbols;
         ToolError::TimedOut(match object.opening() {
             Opening::Pending | Opening::Failed(_) => {
                 format!("{server} took no join for {waited}: it is away or overloaded")
             }
-            Opening::Open if heard(object) == 0 && object.counters().forged > 0 => format!(
+            Opening::Open if heard == 0 && counters.forged > 0 => format!(
                 "joined, but for {waited} nothing arrived except datagrams that are not {server}'s: \
                  something else sends to its group in its name, try --unicast"
             ),
-            Opening::Open if heard(object) == 0 => format!(
+            Opening::Open if heard == 0 => format!(
                 "joined, but nothing arrived for {waited}: check that multicast from {server} gets \
                  here (firewall, --interface, IGMP querier), or try --unicast"
             ),
             Opening::Open => format!(
-                "nothing arrived any more for {waited}: check {server} and the network, or try \
-                 --unicast"
+                "nothing new arrived for {waited}: check {server} and the network, or try --unicast"
             ),
         })
     }
 }
 
-/// Number of pages and symbols received, new or not. A pass may take long and bring only one
-/// missing page.
-fn heard(object: &Object) -> u64 {
-    let counters = object.counters();
-    counters.pages + counters.duplicates + counters.symbols
+/// Creates the error of a full spool on a plain server, which has no files over HTTP.
+fn no_other_way(spool: &Spool, reason: &str) -> ToolError {
+    spool.failed(&format!("{reason}, and this server has no files over HTTP"))
 }
 
 /// Resolves when every page is here.
-async fn completion(object: &Object) -> Result<(), ToolError> {
+async fn completion(object: &Object) -> Result<(), Failure> {
     let mut changes = object.watch();
     while !object.is_complete() {
         if let Opening::Failed(failure) = object.opening() {
-            return Err(failure.into());
+            return Err(failure);
         }
         // The object outlives this borrow of it.
         let _ = changes.changed().await;
     }
-    Ok(())
-}
-
-/// Writes what is contiguous from the start until everything is written. Returns the number of
-/// bytes.
-async fn hand_on(object: &Arc<Object>, stream: Arc<File>) -> Result<u64, ToolError> {
-    let mut changes = object.watch();
-    let mut written = 0;
-    loop {
-        let is_complete = object.is_complete();
-        let here = object.contiguous();
-        if written < here {
-            let piece = written..here.min(written + PIECE);
-            written = piece.end;
-            let (object, stream) = (object.clone(), stream.clone());
-            let copied = tokio::task::spawn_blocking(move || copy(&object, &stream, piece)).await;
-            copied
-                .unwrap_or_else(|error| Err(io::Error::other(error)))
-                .map_err(|error| ToolError::streaming(&error))?;
-        } else if is_complete {
-            return Ok(written);
-        } else if let Opening::Failed(failure) = object.opening() {
-            return Err(match failure {
-                Failure::Stale if written > 0 => ToolError::ChangedMidway(written),
-                Failure::Store(text) => {
-                    ToolError::Local(format!("cannot spool in $TMPDIR or memory: {text}"))
-                }
-                failure => failure.into(),
-            });
-        } else {
-            let _ = changes.changed().await;
-        }
-    }
-}
-
-/// Copies one piece and frees its space: a held page is never written again.
-fn copy(object: &Object, mut stream: &File, piece: Range<u64>) -> io::Result<()> {
-    let len = piece.end - piece.start;
-    let mut buffer = vec![0; usize::try_from(len).map_err(io::Error::other)?];
-    object.store().read_exact_at(&mut buffer, piece.start)?;
-    stream.write_all(&buffer)?;
-    object.give_back(piece.end);
     Ok(())
 }

@@ -17,7 +17,7 @@ Exit codes:
   1    wrong usage
   2    a file of this machine cannot be read or written
   3    the server cannot be reached
-  4    nothing arrived for the time that --timeout allows
+  4    nothing new arrived for the time that --timeout allows
   5    the server has no such file
   6    the server refuses, or is none of this protocol
   7    the file changes on the server while it is being fetched
@@ -90,12 +90,17 @@ impl ToolError {
         Self::Local(format!("{}: {error}", path.display()))
     }
 
-    /// Creates an error about writing to a stream.
-    pub(super) fn streaming(error: &io::Error) -> Self {
+    /// Creates an error about writing to `name`: a file, a device or standard output.
+    pub(super) fn writing(name: &str, error: &io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::BrokenPipe => Self::ReaderGone,
-            _ => Self::Local(format!("cannot write: {error}")),
+            _ => Self::Local(format!("cannot write {name}: {error}")),
         }
+    }
+
+    /// Creates an error about writing to standard output.
+    pub(super) fn stdout(error: &io::Error) -> Self {
+        Self::writing("standard output", error)
     }
 }
 
@@ -156,6 +161,20 @@ mod tests {
     }
 
     #[test]
+    fn the_readme_has_every_exit_code() {
+        let page = include_str!("../../../README.md");
+        let table = page.split("| exit code | meaning |").nth(1).unwrap();
+        let table = table.split("\n\n").next().unwrap();
+        let codes = table.lines().filter_map(|row| row.split('|').nth(1)).flat_map(|cell| {
+            cell.split(',').filter_map(|code| code.trim().parse::<u8>().ok()).collect::<Vec<_>>()
+        });
+        let told: Vec<_> = codes.collect();
+        for error in errors() {
+            assert!(told.contains(&error.exit_code()), "{error:?}");
+        }
+    }
+
+    #[test]
     fn the_servers_word_decides_the_exit_code() {
         let refused = |status| ControlError::Refused {
             status,
@@ -165,8 +184,11 @@ mod tests {
         for (status, code) in [(404, 5), (403, 6), (400, 6), (503, 6)] {
             assert_eq!(ToolError::from(refused(status)).exit_code(), code, "{status}");
         }
-        let away =
-            ControlError::Unreachable { base: "http://head".into(), reason: "refused".into() };
+        let away = ControlError::Unreachable {
+            base: "http://head".into(),
+            reason: "refused".into(),
+            is_connected: false,
+        };
         assert_eq!(ToolError::from(away).exit_code(), 3);
     }
 
@@ -185,7 +207,7 @@ mod tests {
     #[test]
     fn a_closed_pipe_is_not_a_file_error() {
         let closed = io::Error::from(io::ErrorKind::BrokenPipe);
-        assert_eq!(ToolError::streaming(&closed).exit_code(), 141);
-        assert_eq!(ToolError::streaming(&io::ErrorKind::StorageFull.into()).exit_code(), 2);
+        assert_eq!(ToolError::stdout(&closed).exit_code(), 141);
+        assert_eq!(ToolError::stdout(&io::ErrorKind::StorageFull.into()).exit_code(), 2);
     }
 }

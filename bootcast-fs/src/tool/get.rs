@@ -4,18 +4,18 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use bootcast_proto::api::Kind;
 use futures_util::FutureExt;
 
 use super::cast::CastFetch;
 use super::error::ToolError;
-use super::output::{Output, Part};
+use super::output::{OnDisk, Output, Part, Sink};
 use super::progress::{Progress, Screen};
 use super::range::ByteRange;
 use super::signals::Signals;
 use super::unicast::UnicastFetch;
 use super::url::{Target, default_file_name};
-use crate::io::{ControlError, InterfaceChoice};
+use crate::durations;
+use crate::io::InterfaceChoice;
 
 /// Most attempts if the file changes on the server meanwhile.
 const MAX_STARTS: u32 = 4;
@@ -54,8 +54,8 @@ pub(super) struct Args {
     #[arg(short, long, value_name = "NAME|ADDR", env = "BOOTCAST_INTERFACE")]
     interface: Option<InterfaceChoice>,
 
-    /// Give up after this time without progress: seconds, or with units as in 1m30s; 0 is never
-    #[arg(short, long, value_name = "DURATION", default_value = "60s", value_parser = duration)]
+    /// Give up after this time without a new byte: seconds, or with units as in 1m30s; 0 is never
+    #[arg(short, long, value_name = "DURATION", default_value = "60s", value_parser = durations::parse)]
     timeout: Duration,
 
     /// No progress bar and no notices; errors are still shown
@@ -78,13 +78,12 @@ pub(super) async fn run(args: Args) -> Result<(), ToolError> {
     };
     let screen = Screen::new(args.quiet, to_stdout);
     screen.log(args.quiet, args.verbose);
-    let mut signals = Signals::listen()
+    let signals = Signals::listen()
         .map_err(|error| ToolError::Local(format!("cannot listen to signals: {error}")))?;
     let patience = Some(args.timeout).filter(|timeout| !timeout.is_zero());
     let transport = if args.unicast {
         Transport::Unicast { patience }
     } else {
-        signals.guard(probe(&target)).await?;
         let cast = CastFetch::new(&target, args.interface.unwrap_or_default(), patience)?;
         match args.range {
             Some(range) => Transport::Part(cast, range),
@@ -97,20 +96,7 @@ pub(super) async fn run(args: Args) -> Result<(), ToolError> {
     get.run().await.map_err(|error| error.about(&path))
 }
 
-/// Detects at once what waiting would not cure: no server, or no such file.
-///
-/// A plain server does not know this request; there the join finds out.
-async fn probe(target: &Target) -> Result<(), ToolError> {
-    match target.control.meta(&target.path, None).await {
-        Err(error @ ControlError::Unreachable { .. }) => Err(error.into()),
-        Ok(Some(meta)) if meta.attributes.kind == Kind::Directory => {
-            Err(ToolError::Refused(format!("{} is a directory: see bootcast ls", target.path)))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// How the bytes reach this machine.
+/// How the bytes travel.
 #[derive(Debug)]
 enum Transport {
     Cast(CastFetch),
@@ -148,57 +134,55 @@ impl Get {
         Ok(())
     }
 
-    /// Fetches one version. Returns its size.
+    /// Fetches one version and syncs it. Returns its size.
     async fn fetch(&mut self) -> Result<u64, ToolError> {
-        let Self { target, transport, output, progress, signals } = self;
-        match (transport, output) {
-            (Transport::Cast(cast), Output::Stream(stream)) => {
-                cast.stream(stream, progress, signals).await
-            }
-            (Transport::Cast(cast), Output::File(path)) => {
-                let part = Part::begin(path)?;
-                let size = cast.fill(part.open()?, progress, signals).await?;
-                part.keep()?;
+        match &self.output {
+            Output::Stream(sink) => {
+                let sink = sink.clone();
+                let size = self.transport(&sink, Order::Ascending).await?;
+                self.signals.guard(sink.sync()).await?;
                 Ok(size)
             }
-            (Transport::Part(cast, range), Output::Stream(stream)) => {
-                cast.part(*range, stream, progress, signals).await
+            Output::Device(sink) => {
+                let sink = sink.clone();
+                let size = self.transport(&sink, Order::Any).await?;
+                self.signals.guard(sink.sync()).await?;
+                Ok(size)
             }
-            (Transport::Part(cast, range), Output::File(path)) => {
+            Output::File(path) => {
                 let part = Part::begin(path)?;
-                let fetched = cast.part(*range, &part.open()?, progress, signals).await;
+                let fetched = self.transport(&part.sink()?, Order::Any).await;
                 let size = fetched.map_err(|error| match error {
                     // Whatever was written disappears with the partial file.
                     ToolError::ChangedMidway(_) => ToolError::Changed,
                     error => error,
                 })?;
-                part.keep()?;
+                self.signals.guard(part.keep(OnDisk)).await?;
                 Ok(size)
             }
-            (Transport::Unicast { patience }, Output::Stream(stream)) => {
-                let stream = stream.try_clone().map_err(|error| ToolError::streaming(&error))?;
-                let mut fetch = UnicastFetch::new(target, *patience, progress, stream);
-                signals.guard(fetch.run()).await.map_err(|error| match error {
-                    ToolError::Changed => ToolError::ChangedMidway(fetch.written()),
-                    error => error,
-                })
-            }
-            (Transport::Unicast { patience }, Output::File(path)) => {
-                let part = Part::begin(path)?;
-                let mut fetch = UnicastFetch::new(target, *patience, progress, part.open()?);
-                let size = signals.guard(fetch.run()).await?;
-                part.keep()?;
-                Ok(size)
+        }
+    }
+
+    /// Writes the bytes to `sink`. Returns their number.
+    async fn transport(&mut self, sink: &Sink, order: Order) -> Result<u64, ToolError> {
+        let Self { target, transport, progress, signals, .. } = self;
+        match (transport, order) {
+            (Transport::Cast(cast), Order::Ascending) => cast.stream(sink, progress, signals).await,
+            (Transport::Cast(cast), Order::Any) => cast.fill(sink, progress, signals).await,
+            (Transport::Part(cast, range), _) => cast.part(*range, sink, progress, signals).await,
+            (Transport::Unicast { patience }, _) => {
+                let mut fetch = UnicastFetch::new(target, *patience, progress, sink)?;
+                signals.guard(fetch.run()).await
             }
         }
     }
 }
 
-/// Parses seconds, with or without a fraction, or units: `10`, `0.5`, `1m30s`.
-fn duration(text: &str) -> Result<Duration, &'static str> {
-    let duration = match text.parse() {
-        Ok(seconds) => Duration::try_from_secs_f64(seconds).ok(),
-        Err(_) => humantime::parse_duration(text).ok(),
-    };
-    duration.ok_or("expected seconds, or units as in 1m30s")
+/// Order in which an output takes bytes.
+#[derive(Clone, Copy, Debug)]
+enum Order {
+    /// From the first to the last.
+    Ascending,
+    /// Each page at its place.
+    Any,
 }

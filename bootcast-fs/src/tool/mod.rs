@@ -3,10 +3,12 @@
 //! | module | holds |
 //! |---|---|
 //! | `get` | `bootcast get` |
-//! | `cast`, `unicast` | the two ways to fetch |
-//! | `range` | fetching a part of a file |
-//! | `output` | where the bytes go |
-//! | `progress` | the progress bar and messages for a person |
+//! | `cast`, `unicast` | the two ways for the bytes to travel |
+//! | `range` | a part of a file |
+//! | `output` | where the bytes go, and that they reach the disk |
+//! | `spool`, `relay` | from pages in any order to a stream in order |
+//! | `stall`, `probe` | when to give up |
+//! | `progress` | what a person sees of it |
 //! | `list`, `status` | `bootcast ls`, `bootcast status` |
 //! | `url` | the argument that names a file on a server |
 //! | `signals` | orderly end by a signal |
@@ -18,9 +20,13 @@ mod error;
 mod get;
 mod list;
 mod output;
+mod probe;
 mod progress;
 mod range;
+mod relay;
 mod signals;
+mod spool;
+mod stall;
 mod status;
 mod stdout;
 mod unicast;
@@ -153,6 +159,8 @@ mod tests {
         for line in ["-t 0", "--timeout 1m30s", "-t 0.5", "--timeout=90"] {
             assert!(parse(&format!("bootcast get {line} head:/x")).is_ok(), "{line}");
         }
+        let error = parse("bootcast get -t 18000000000000000000 head:/x").unwrap_err();
+        assert!(error.to_string().contains("up to a year"), "{error}");
     }
 
     #[test]

@@ -1,19 +1,18 @@
-//! Destination of fetched bytes: a stream that takes them in order, or a file that appears in one
-//! step.
+//! Destination of fetched bytes: a stream that takes them in order, a device that takes them in
+//! any order, or a file that appears in one step. Each is synced before the command succeeds.
 
 use std::fs::{self, File, Permissions};
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use rustix::fs::MemfdFlags;
+use rustix::io::Errno;
 use tempfile::NamedTempFile;
-use tracing::info;
 
 use super::error::ToolError;
-use crate::cache::nameless_file;
 
 /// Most bytes of the final name in the name of a partial file. With the other parts it stays below
 /// 255.
@@ -22,8 +21,10 @@ const NAME_LEN: usize = 200;
 /// Destination of fetched bytes.
 #[derive(Debug)]
 pub(super) enum Output {
-    /// Standard output, a pipe or a device: takes bytes in order and gives none back.
-    Stream(File),
+    /// Standard output, a pipe or a terminal: takes bytes in order and gives none back.
+    Stream(Sink),
+    /// A block device: each page is written at its place when it arrives.
+    Device(Sink),
     /// A file with this path, replaced if it exists.
     File(PathBuf),
 }
@@ -31,8 +32,10 @@ pub(super) enum Output {
 impl Output {
     /// Writes to standard output.
     pub(super) fn stdout() -> Result<Self, ToolError> {
+        let name = "standard output".to_owned();
         let stdout = io::stdout().as_fd().try_clone_to_owned();
-        Ok(Self::Stream(stdout.map_err(|error| ToolError::streaming(&error))?.into()))
+        let stdout = stdout.map_err(|error| ToolError::writing(&name, &error))?;
+        Ok(Self::Stream(Sink { file: Arc::new(stdout.into()), name }))
     }
 
     /// Writes to `path`, whether it exists or not.
@@ -43,13 +46,102 @@ impl Output {
             Ok(found) if found.is_dir() => {
                 Err(ToolError::Local(format!("{} is a directory", path.display())))
             }
+            // Repair reads pages that were written before.
+            Ok(found) if found.file_type().is_block_device() => {
+                Sink::open(&path, File::options().read(true).write(true)).map(Self::Device)
+            }
             // A rename would replace the device itself.
             Ok(found) if !found.is_file() => {
-                let device = File::options().write(true).open(&path);
-                device.map(Self::Stream).map_err(|error| ToolError::local(&path, &error))
+                Sink::open(&path, File::options().write(true)).map(Self::Stream)
             }
             _ => Ok(Self::File(path)),
         }
+    }
+}
+
+/// An open stream, device or partial file, and its name in messages.
+#[derive(Clone, Debug)]
+pub(super) struct Sink {
+    file: Arc<File>,
+    name: String,
+}
+
+impl Sink {
+    fn open(path: &Path, options: &fs::OpenOptions) -> Result<Self, ToolError> {
+        let file = options.open(path).map_err(|error| ToolError::local(path, &error))?;
+        Ok(Self { file: Arc::new(file), name: path.display().to_string() })
+    }
+
+    /// Opens a second descriptor.
+    pub(super) fn duplicate(&self) -> Result<File, ToolError> {
+        self.file.try_clone().map_err(|error| self.failed(&error))
+    }
+
+    /// Writes all of `bytes`. May block for as long as nobody reads.
+    pub(super) fn write_all(&self, bytes: &[u8]) -> io::Result<()> {
+        (&*self.file).write_all(bytes)
+    }
+
+    /// Creates the error of the command from a failed write.
+    pub(super) fn failed(&self, error: &io::Error) -> ToolError {
+        ToolError::writing(&self.name, error)
+    }
+
+    /// Creates the error of the command from the reason why pages cannot be written.
+    pub(super) fn refused(&self, reason: &str) -> ToolError {
+        ToolError::Local(format!("cannot write {}: {reason}", self.name))
+    }
+
+    /// Waits until all written bytes are on the disk. A pipe or a terminal has none.
+    pub(super) async fn sync(&self) -> Result<(), ToolError> {
+        let file = self.file.clone();
+        let synced = blocking(move || tolerate_unsyncable(file.sync_data())).await;
+        synced.map_err(|error| self.failed(&error))
+    }
+}
+
+/// Ignores the errors of files that have nothing to sync, such as a pipe or a terminal.
+fn tolerate_unsyncable(synced: io::Result<()>) -> io::Result<()> {
+    let is_unsyncable = |error: &io::Error| {
+        let errno = Errno::from_io_error(error);
+        matches!(errno, Some(Errno::INVAL | Errno::NOTSUP | Errno::NOSYS | Errno::ROFS))
+    };
+    synced.or_else(|error| if is_unsyncable(&error) { Ok(()) } else { Err(error) })
+}
+
+/// Runs a system call that may wait for a disk or a reader, so that signals still end the command.
+pub(super) async fn blocking<T: Send + 'static>(
+    call: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    tokio::task::spawn_blocking(call).await.unwrap_or_else(|error| Err(io::Error::other(error)))
+}
+
+/// Steps that publish a finished file under its name, in the order of their use.
+///
+/// If the rename reached the disk before the bytes, a power failure would leave an empty file.
+pub(super) trait Publish: Send + Sync + 'static {
+    /// Waits until the bytes of `file` are on the disk.
+    fn sync_file(&self, file: &File) -> io::Result<()>;
+    /// Renames `part` to its final name, replacing any file there.
+    fn rename(&self, part: NamedTempFile, target: &Path) -> io::Result<()>;
+    /// Waits until the names in `directory` are on the disk.
+    fn sync_directory(&self, directory: &Path) -> io::Result<()>;
+}
+
+/// The real steps; tests record them.
+pub(super) struct OnDisk;
+
+impl Publish for OnDisk {
+    fn sync_file(&self, file: &File) -> io::Result<()> {
+        tolerate_unsyncable(file.sync_all())
+    }
+
+    fn rename(&self, part: NamedTempFile, target: &Path) -> io::Result<()> {
+        part.persist(target).map(drop).map_err(|error| error.error)
+    }
+
+    fn sync_directory(&self, directory: &Path) -> io::Result<()> {
+        tolerate_unsyncable(File::open(directory)?.sync_all())
     }
 }
 
@@ -64,10 +156,7 @@ impl Part {
     /// Creates an empty partial file.
     pub(super) fn begin(target: &Path) -> Result<Self, ToolError> {
         let fail = |error| ToolError::local(target, &error);
-        let dir = match target.parent() {
-            Some(dir) if !dir.as_os_str().is_empty() => dir,
-            _ => Path::new("."),
-        };
+        let dir = directory_of(target);
         let name = target.file_name().ok_or_else(|| fail(io::ErrorKind::IsADirectory.into()))?;
         let name = &name.as_bytes()[..name.len().min(NAME_LEN)];
         // Reports a missing directory by its own name, not by the name of the partial file.
@@ -82,33 +171,44 @@ impl Part {
     }
 
     /// Opens a second descriptor.
-    pub(super) fn open(&self) -> Result<File, ToolError> {
-        self.file.as_file().try_clone().map_err(|error| ToolError::local(&self.target, &error))
+    fn open(&self) -> Result<File, ToolError> {
+        self.file.as_file().try_clone().map_err(|error| self.failed(&error))
     }
 
-    /// Renames the partial file to the final name, replacing any file there.
-    pub(super) fn keep(self) -> Result<(), ToolError> {
-        let Self { file, target } = self;
-        file.persist(&target).map(drop).map_err(|error| ToolError::local(&target, &error.error))
+    /// Opens it for writing, under its final name in messages.
+    pub(super) fn sink(&self) -> Result<Sink, ToolError> {
+        Ok(Sink { file: Arc::new(self.open()?), name: self.target.display().to_string() })
+    }
+
+    /// Syncs the partial file, renames it to the final name, and syncs the name. A file of that name
+    /// is replaced only when all bytes are on the disk.
+    pub(super) async fn keep(self, publish: impl Publish) -> Result<(), ToolError> {
+        let target = self.target.clone();
+        let failed = |error: io::Error| ToolError::writing(&target.display().to_string(), &error);
+        let publish = Arc::new(publish);
+        let (file, publisher) = (self.open()?, publish.clone());
+        blocking(move || publisher.sync_file(&file)).await.map_err(failed)?;
+        let Self { file, target: path } = self;
+        publish.rename(file, &path).map_err(failed)?;
+        blocking(move || publish.sync_directory(directory_of(&path))).await.map_err(failed)
+    }
+
+    fn failed(&self, error: &io::Error) -> ToolError {
+        ToolError::writing(&self.target.display().to_string(), error)
     }
 }
 
-/// Creates a nameless file for bytes that arrive out of order: on disk, or in memory if no disk
-/// accepts it.
-pub(super) fn spool() -> Result<File, ToolError> {
-    let dir = std::env::temp_dir();
-    nameless_file(&dir)
-        .or_else(|error| {
-            info!(dir = %dir.display(), %error, "cannot spool there, taking memory");
-            let memory = rustix::fs::memfd_create("bootcast", MemfdFlags::CLOEXEC)?;
-            Ok(memory.into())
-        })
-        .map_err(|error: io::Error| ToolError::local(&dir, &error))
+/// The directory that holds, or will hold, `path`.
+fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
+    use std::sync::Mutex;
 
     use super::*;
 
@@ -117,13 +217,97 @@ mod tests {
         entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
     }
 
+    fn keep(part: Part, publish: impl Publish) -> Result<(), ToolError> {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(part.keep(publish))
+    }
+
+    /// Takes the steps, writes them down, and fails at one of them.
+    #[derive(Clone, Default)]
+    struct Recorder {
+        steps: Arc<Mutex<Vec<&'static str>>>,
+        fails_at: &'static str,
+    }
+
+    impl Recorder {
+        fn step(&self, step: &'static str) -> io::Result<()> {
+            self.steps.lock().unwrap().push(step);
+            let failed = || Err(Errno::IO.into());
+            if step == self.fails_at { failed() } else { Ok(()) }
+        }
+    }
+
+    impl Publish for Recorder {
+        fn sync_file(&self, file: &File) -> io::Result<()> {
+            self.step("sync file")?;
+            OnDisk.sync_file(file)
+        }
+
+        fn rename(&self, part: NamedTempFile, target: &Path) -> io::Result<()> {
+            self.step("rename")?;
+            OnDisk.rename(part, target)
+        }
+
+        fn sync_directory(&self, directory: &Path) -> io::Result<()> {
+            self.step("sync directory")?;
+            OnDisk.sync_directory(directory)
+        }
+    }
+
+    #[test]
+    fn bytes_are_on_the_disk_before_the_name_and_the_name_before_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let recorder = Recorder::default();
+        let part = Part::begin(&dir.path().join("image")).unwrap();
+        keep(part, recorder.clone()).unwrap();
+        assert_eq!(*recorder.steps.lock().unwrap(), ["sync file", "rename", "sync directory"]);
+    }
+
+    #[test]
+    fn bytes_that_do_not_reach_the_disk_replace_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("image");
+        fs::write(&target, "old").unwrap();
+        let recorder = Recorder { fails_at: "sync file", ..Recorder::default() };
+        let part = Part::begin(&target).unwrap();
+        part.sink().unwrap().write_all(b"new").unwrap();
+        let error = keep(part, recorder.clone()).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        let text = error.to_string();
+        let told = format!("cannot write {}: Input/output error", target.display());
+        assert!(text.starts_with(&told), "{text}");
+        assert_eq!(*recorder.steps.lock().unwrap(), ["sync file"]);
+        assert_eq!(names(dir.path()), ["image"]);
+        assert_eq!(fs::read(&target).unwrap(), b"old");
+    }
+
+    #[test]
+    fn a_name_that_does_not_reach_the_disk_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let recorder = Recorder { fails_at: "sync directory", ..Recorder::default() };
+        let part = Part::begin(&dir.path().join("image")).unwrap();
+        assert_eq!(keep(part, recorder).unwrap_err().exit_code(), 2);
+    }
+
+    #[test]
+    fn a_pipe_or_a_null_device_has_nothing_to_sync() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let (_reader, writer) = io::pipe().unwrap();
+        let file = Arc::new(File::from(std::os::fd::OwnedFd::from(writer)));
+        runtime.block_on(Sink { file, name: "a pipe".into() }.sync()).unwrap();
+        let Ok(Output::Stream(null)) = Output::at(Path::new("/dev/null")) else { panic!() };
+        runtime.block_on(null.sync()).unwrap();
+        assert!(tolerate_unsyncable(Err(Errno::IO.into())).is_err());
+        assert!(tolerate_unsyncable(Err(Errno::NOSPC.into())).is_err());
+    }
+
     #[test]
     fn a_part_has_a_hidden_name_until_it_is_kept() {
         let dir = tempfile::tempdir().unwrap();
         let part = Part::begin(&dir.path().join("image")).unwrap();
         assert!(names(dir.path())[0].starts_with(".image.part-"));
-        part.open().unwrap().write_all(b"new").unwrap();
-        part.keep().unwrap();
+        part.sink().unwrap().write_all(b"new").unwrap();
+        keep(part, OnDisk).unwrap();
         assert_eq!(names(dir.path()), ["image"]);
         assert_eq!(fs::read(dir.path().join("image")).unwrap(), b"new");
     }
@@ -142,7 +326,7 @@ mod tests {
     fn the_longest_name_has_a_part() {
         let dir = tempfile::tempdir().unwrap();
         let part = Part::begin(&dir.path().join("n".repeat(255))).unwrap();
-        part.keep().unwrap();
+        keep(part, OnDisk).unwrap();
         assert_eq!(names(dir.path()), ["n".repeat(255)]);
     }
 

@@ -104,9 +104,14 @@ impl Progress {
         self.bar.tick();
     }
 
+    /// Shows a message to a watching person.
+    pub(super) fn say(&self, what: &str) {
+        self.screen.say(&format!("bootcast: {what}"));
+    }
+
     /// Starts again from zero, for this reason.
     pub(super) fn restart(&self, reason: &str) {
-        self.screen.say(&format!("bootcast: {reason}, starting anew"));
+        self.say(&format!("{reason}, starting anew"));
         self.bar.set_position(0);
         self.bar.reset_eta();
     }

@@ -2,8 +2,6 @@
 
 use std::cell::Cell;
 use std::collections::VecDeque;
-use std::fs::File;
-use std::io::{self, Write};
 use std::ops::Range;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -11,8 +9,13 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use super::error::ToolError;
+use super::output::{Sink, blocking};
+use super::relay::Relayed;
+use super::spool::Spool;
+use super::stall::StallClock;
 use crate::io::{Intake, now};
 use crate::object::{Object, Opening, Unread, Waiter};
+use crate::receiver::Failure;
 
 /// Bytes in one read.
 const PIECE: u64 = 256 << 10;
@@ -77,28 +80,48 @@ pub(super) struct RangeFetch<'a> {
     range: ByteRange,
     object: &'a Arc<Object>,
     intake: &'a Intake,
-    written: &'a Cell<u64>,
-    total: &'a Cell<Option<u64>>,
+    spool: &'a Spool,
+    sink: &'a Sink,
+    clock: &'a StallClock,
+    /// Number of bytes written.
+    written: Cell<u64>,
+    /// Start and end of the range within the file, once the size is known.
+    bytes: Cell<Option<(u64, u64)>>,
 }
 
 impl<'a> RangeFetch<'a> {
-    /// Creates the fetch. Counts written bytes in `written` and stores their expected number in
-    /// `total` once it is known.
+    /// Fetches `range` of `object` into `sink`. `clock` stands still while the sink blocks.
     pub(super) fn new(
         range: ByteRange,
         object: &'a Arc<Object>,
         intake: &'a Intake,
-        written: &'a Cell<u64>,
-        total: &'a Cell<Option<u64>>,
+        spool: &'a Spool,
+        sink: &'a Sink,
+        clock: &'a StallClock,
     ) -> Self {
-        Self { range, object, intake, written, total }
+        let (written, bytes) = (Cell::new(0), Cell::new(None));
+        Self { range, object, intake, spool, sink, clock, written, bytes }
     }
 
-    /// Writes the bytes to `stream`, in order, as they arrive. Returns their number.
-    pub(super) async fn run(self, stream: Arc<File>) -> Result<u64, ToolError> {
-        let bytes = self.range.within(self.size().await?)?;
-        self.total.set(Some(bytes.end - bytes.start));
-        let mut rest = bytes.clone();
+    /// Number of bytes written.
+    pub(super) fn written(&self) -> u64 {
+        self.written.get()
+    }
+
+    /// The range within the file, once its size is known.
+    pub(super) fn bytes(&self) -> Option<Range<u64>> {
+        self.bytes.get().map(|(start, end)| start..end)
+    }
+
+    /// Number of bytes in that range.
+    pub(super) fn total(&self) -> Option<u64> {
+        self.bytes().map(|bytes| bytes.end - bytes.start)
+    }
+
+    /// Writes the bytes, in order, as they arrive.
+    pub(super) async fn run(&self) -> Result<Relayed, ToolError> {
+        let mut rest = self.range.within(self.size().await?)?;
+        self.bytes.set(Some((rest.start, rest.end)));
         let mut pieces = VecDeque::new();
         loop {
             while pieces.len() < MAX_PIECES && !rest.is_empty() {
@@ -106,16 +129,22 @@ impl<'a> RangeFetch<'a> {
                 rest.start = piece.end;
                 pieces.push_back(self.ask(piece));
             }
-            let Some(piece) = pieces.pop_front() else { return Ok(bytes.end - bytes.start) };
+            let Some(piece) = pieces.pop_front() else { return Ok(Relayed::All) };
             // Every read is answered, at the latest when the object is shut down.
-            let piece = piece.await.unwrap_or(Err(Unread::ShutDown)).map_err(unread)?;
-            let len = piece.len() as u64;
-            let stream = stream.clone();
-            let writing = tokio::task::spawn_blocking(move || (&*stream).write_all(&piece)).await;
-            writing
-                .unwrap_or_else(|error| Err(io::Error::other(error)))
-                .map_err(|error| ToolError::streaming(&error))?;
+            let piece = match piece.await.unwrap_or(Err(Unread::ShutDown)) {
+                Ok(piece) => piece,
+                Err(Unread::Store(text) | Unread::Failed(Failure::Store(text))) => {
+                    return Ok(Relayed::SpoolFull(text));
+                }
+                Err(error) => return Err(unread(error)),
+            };
+            let (len, sink) = (piece.len() as u64, self.sink.clone());
+            let writing = self.clock.pause(blocking(move || sink.write_all(&piece))).await;
+            writing.map_err(|error| self.sink.failed(&error))?;
             self.written.set(self.written.get() + len);
+            if self.object.etag().is_some() && self.spool.is_full() {
+                return Ok(Relayed::SpoolFull("it is full".to_owned()));
+            }
         }
     }
 
@@ -145,10 +174,7 @@ impl<'a> RangeFetch<'a> {
 fn unread(error: Unread) -> ToolError {
     match error {
         Unread::Failed(failure) => failure.into(),
-        Unread::Store(text) => {
-            ToolError::Local(format!("cannot spool in $TMPDIR or memory: {text}"))
-        }
-        Unread::TimedOut | Unread::Interrupted | Unread::ShutDown => {
+        Unread::TimedOut | Unread::Interrupted | Unread::ShutDown | Unread::Store(_) => {
             ToolError::TimedOut(error.to_string())
         }
     }

@@ -10,13 +10,13 @@ use super::error::ToolError;
 pub(super) fn print(bytes: &[u8]) -> Result<(), ToolError> {
     let mut stdout = io::stdout().lock();
     let printed = stdout.write_all(bytes).and_then(|()| stdout.flush());
-    printed.map_err(|error| ToolError::streaming(&error))
+    printed.map_err(|error| ToolError::stdout(&error))
 }
 
 /// Prints `value` as JSON for people and programs.
 pub(super) fn print_json(value: &impl Serialize) -> Result<(), ToolError> {
     let mut text = serde_json::to_vec_pretty(value)
-        .map_err(|error| ToolError::streaming(&io::Error::other(error)))?;
+        .map_err(|error| ToolError::stdout(&io::Error::other(error)))?;
     text.push(b'\n');
     print(&text)
 }

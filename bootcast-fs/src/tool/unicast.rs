@@ -1,6 +1,5 @@
 //! Fetches over plain HTTP, if multicast does not arrive or is not wanted.
 
-use std::fs::File;
 use std::time::Duration;
 
 use bootcast_proto::Etag;
@@ -8,9 +7,11 @@ use tokio::io::AsyncWriteExt;
 use tracing::info;
 
 use super::error::ToolError;
+use super::output::Sink;
 use super::progress::Progress;
+use super::stall::StallClock;
 use super::url::Target;
-use crate::io::{ControlError, FileAnswer, now};
+use crate::io::{ControlError, FileAnswer};
 
 /// First pause before a broken connection is replaced. It doubles each time.
 const RETRY_MIN: Duration = Duration::from_millis(100);
@@ -23,68 +24,120 @@ const PIECE: usize = 1 << 20;
 #[derive(Debug)]
 pub(super) struct UnicastFetch<'a> {
     target: &'a Target,
-    /// Longest time without a byte; `None` for ever.
-    patience: Option<Duration>,
+    clock: StallClock,
     progress: &'a Progress,
     output: tokio::fs::File,
+    sink: Sink,
+    /// Offset of the first byte to fetch.
+    first: u64,
+    /// Number of bytes written from there on.
     written: u64,
-    /// Version of the bytes written so far. Without a version a broken fetch cannot continue.
+    /// Offset behind the last byte to fetch; `None` for the end of the file.
+    end: Option<u64>,
+    /// Version of the file. Without one, a broken fetch cannot be resumed.
     etag: Option<Etag>,
     size: Option<u64>,
 }
 
-/// How a connection ended.
+/// State of a fetch that another transport began.
+#[derive(Debug)]
+pub(super) struct Begun {
+    /// Offset of the first byte to fetch.
+    pub(super) first: u64,
+    /// Number of bytes written from there on.
+    pub(super) written: u64,
+    /// Offset behind the last byte to fetch; `None` for the end of the file.
+    pub(super) end: Option<u64>,
+    /// Version of the written bytes.
+    pub(super) etag: Etag,
+}
+
+/// How one connection ended.
 enum Connection {
-    /// The end of the file was reached.
+    /// Everything was written.
     Done,
     /// The connection failed.
     Broken(ControlError),
 }
 
 impl<'a> UnicastFetch<'a> {
-    /// Creates a fetch into `output`, from the beginning.
+    /// Creates a fetch of the whole file into `sink`. Gives up after `patience` without a byte.
     pub(super) fn new(
         target: &'a Target,
         patience: Option<Duration>,
         progress: &'a Progress,
-        output: File,
-    ) -> Self {
-        let mut output = tokio::fs::File::from_std(output);
+        sink: &Sink,
+    ) -> Result<Self, ToolError> {
+        let mut output = tokio::fs::File::from_std(sink.duplicate()?);
         output.set_max_buf_size(PIECE);
-        Self { target, patience, progress, output, written: 0, etag: None, size: None }
+        Ok(Self {
+            target,
+            clock: StallClock::new(patience),
+            progress,
+            output,
+            sink: sink.clone(),
+            first: 0,
+            written: 0,
+            end: None,
+            etag: None,
+            size: None,
+        })
     }
 
-    /// Fetches the file. Returns the size, or [`ToolError::Changed`] if another version appears.
+    /// Creates a fetch of the rest of what another transport began.
+    pub(super) fn going_on(
+        target: &'a Target,
+        patience: Option<Duration>,
+        progress: &'a Progress,
+        sink: &Sink,
+        begun: Begun,
+    ) -> Result<Self, ToolError> {
+        let Begun { first, written, end, etag } = begun;
+        let fetch = Self::new(target, patience, progress, sink)?;
+        Ok(Self { first, written, end, etag: Some(etag), ..fetch })
+    }
+
+    /// Fetches. Returns the number of bytes written in all. If the file changed, the error is
+    /// [`ToolError::ChangedMidway`], or [`ToolError::Changed`] before the first byte.
     pub(super) async fn run(&mut self) -> Result<u64, ToolError> {
         let outcome = self.copy().await;
         let flushed = self.output.flush().await;
-        outcome?;
-        flushed.map_err(|error| ToolError::streaming(&error))?;
+        outcome.map_err(|error| match error {
+            ToolError::Changed if self.written > 0 => ToolError::ChangedMidway(self.written),
+            error => error,
+        })?;
+        flushed.map_err(|error| self.sink.failed(&error))?;
         Ok(self.written)
     }
 
-    /// Number of bytes written, from the beginning of the file.
-    pub(super) fn written(&self) -> u64 {
-        self.written
+    /// Offset of the next byte to fetch.
+    fn position(&self) -> u64 {
+        self.first + self.written
+    }
+
+    /// Whether the fetch is bound to a version, and so resumes after an interruption.
+    fn is_begun(&self) -> bool {
+        self.written > 0 || self.etag.is_some()
     }
 
     /// Connects as often as needed.
     async fn copy(&mut self) -> Result<(), ToolError> {
         let mut pause = RETRY_MIN;
-        let mut last = (self.written, now());
+        let mut last = self.written;
         while let Connection::Broken(error) = self.connect().await? {
-            if self.written == 0 {
+            if !self.is_begun() {
                 return Err(error.into());
             }
-            if self.written > last.0 {
-                last = (self.written, now());
+            if self.written > last {
+                last = self.written;
                 pause = RETRY_MIN;
-            } else if let Some(patience) = self.patience.filter(|&limit| last.1 + limit <= now()) {
-                let waited = humantime::format_duration(patience);
-                return Err(ToolError::TimedOut(format!("tried for {waited}: {error}")));
             }
             info!(%error, written = self.written, "connection lost, going on");
-            tokio::time::sleep(pause).await;
+            let paused = self.clock.within(tokio::time::sleep(pause)).await;
+            paused.map_err(|waited| {
+                let waited = humantime::format_duration(waited);
+                ToolError::TimedOut(format!("nothing new arrived for {waited}: {error}"))
+            })?;
             pause = (pause * 2).min(RETRY_MAX);
         }
         Ok(())
@@ -93,11 +146,11 @@ impl<'a> UnicastFetch<'a> {
     /// Copies what one connection brings.
     async fn connect(&mut self) -> Result<Connection, ToolError> {
         let Target { control, path } = self.target;
-        let request = control.file(path, self.written, self.etag.as_ref());
+        let request = control.file(path, self.position(), self.etag.as_ref());
         let answer = match self.patiently(request).await? {
             Ok(answer) => answer,
             Err(error) if error.is_temporary() => return Ok(Connection::Broken(error)),
-            Err(error) if self.written > 0 && error.is_not_found() => {
+            Err(error) if self.is_begun() && error.is_not_found() => {
                 return Err(ToolError::Changed);
             }
             Err(error) => return Err(error.into()),
@@ -110,33 +163,42 @@ impl<'a> UnicastFetch<'a> {
                 Ok(None) => return Ok(Connection::Done),
                 Err(error) => return Ok(Connection::Broken(control.unreachable(&error))),
             }
+            if self.end.is_some_and(|end| end <= self.position()) {
+                return Ok(Connection::Done);
+            }
         }
     }
 
     /// Checks that the answer belongs to the version that was begun, or begins with its version.
     fn adopt(&mut self, answer: &FileAnswer) -> Result<(), ToolError> {
-        if self.written > 0 {
+        if self.is_begun() {
             let same = self.etag.is_some() && answer.etag == self.etag;
-            let continues = answer.offset == self.written;
-            return if same && continues { Ok(()) } else { Err(ToolError::Changed) };
+            let continues = answer.offset == self.position();
+            if !(same && continues) {
+                return Err(ToolError::Changed);
+            }
+        } else {
+            self.etag.clone_from(&answer.etag);
         }
-        self.etag.clone_from(&answer.etag);
         self.size = answer.size;
         Ok(())
     }
 
     async fn write(&mut self, bytes: &[u8]) -> Result<(), ToolError> {
-        self.output.write_all(bytes).await.map_err(|error| ToolError::streaming(&error))?;
-        self.written += bytes.len() as u64;
-        self.progress.show(self.written, self.size);
+        let wanted = self.end.map_or(u64::MAX, |end| end.saturating_sub(self.position()));
+        let len = usize::try_from(wanted).unwrap_or(usize::MAX).min(bytes.len());
+        let written = self.clock.pause(self.output.write_all(&bytes[..len])).await;
+        written.map_err(|error| self.sink.failed(&error))?;
+        self.written += len as u64;
+        let end = self.end.or(self.size);
+        self.progress.show(self.written, end.map(|end| end.saturating_sub(self.first)));
         Ok(())
     }
 
     async fn patiently<T>(&self, work: impl Future<Output = T>) -> Result<T, ToolError> {
-        let Some(patience) = self.patience else { return Ok(work.await) };
-        tokio::time::timeout(patience, work).await.map_err(|_| {
+        self.clock.within(work).await.map_err(|waited| {
             let server = self.target.control.server();
-            let waited = humantime::format_duration(patience);
+            let waited = humantime::format_duration(waited);
             ToolError::TimedOut(format!("{server} sent nothing for {waited}"))
         })
     }

@@ -15,7 +15,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use server::{Carousel, PAGE_SIZE, ScriptedServer, answer_of, cut_answer_of, join_answer};
+use server::{
+    Carousel, NO_ANSWER, PAGE_SIZE, ScriptedServer, answer_of, cut_answer_of, join_answer,
+};
 use tempfile::TempDir;
 
 const ETAG: &str = "ETag: \"v1\"\r\n";
@@ -223,6 +225,70 @@ fn a_version_that_comes_by_a_later_join_is_fetched_from_its_beginning() {
     let mut left: Vec<_> = left.iter().filter_map(|leave| leave.header("x-token")).collect();
     left.sort_unstable();
     assert_eq!(left, ["t1", "t2", "t3"]);
+}
+
+#[test]
+fn pages_that_come_again_and_again_are_no_progress() {
+    let dir = tempfile::tempdir().unwrap();
+    let joins =
+        || ["t1", "t2", "t3"].map(|token| ("join", join_answer(group(8), token, 250, "v1")));
+    let _first_page_only = Carousel::start(group(8), &[7; 250], |page| page == 0);
+    for output in [&["-O", "image"][..], &["-O", "-"], &["--range", "0-", "-O", "-"]] {
+        let server = ScriptedServer::start(joins());
+        let url = server.url("image");
+        let (code, text) = verdict(&run(&dir, &[&["-t", "0.5", &url], output].concat()));
+        assert_eq!(code, Some(4), "{output:?}: {text}");
+        assert!(text.contains("nothing new"), "{output:?}: {text}");
+        assert!(names(&dir).is_empty());
+    }
+}
+
+#[test]
+fn connections_that_bring_nothing_new_are_no_progress() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = cut_answer_of("200 OK", &format!("Content-Length: 10\r\n{ETAG}"), "0123");
+    let rest = format!("Content-Length: 6\r\nContent-Range: bytes 4-9/10\r\n{ETAG}");
+    let empty = cut_answer_of("206 Partial Content", &rest, "");
+    let script = std::iter::once(first).chain(std::iter::repeat_n(empty, 100));
+    let server = ScriptedServer::start(script.map(|answer| ("file", answer)));
+    let (code, text) = verdict(&run(&dir, &["--unicast", "-t", "0.5", &server.url("image")]));
+    assert_eq!(code, Some(4), "{text}");
+    assert!(names(&dir).is_empty());
+}
+
+#[test]
+fn a_server_that_takes_requests_and_answers_none_is_given_up() {
+    let dir = tempfile::tempdir().unwrap();
+    for mode in [&[][..], &["--unicast"], &["--range", "0-9"]] {
+        let silent = ["meta", "join", "file"].map(|endpoint| (endpoint, NO_ANSWER.to_owned()));
+        let server = ScriptedServer::start(silent);
+        let url = server.url("image");
+        let (code, text) = verdict(&run(&dir, &[&["-t", "0.5", &url], mode].concat()));
+        assert_eq!(code, Some(4), "{mode:?}: {text}");
+        assert!(names(&dir).is_empty());
+    }
+}
+
+#[test]
+fn a_listing_that_hangs_does_not_hold_up_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let join = join_answer(group(9), "t1", 250, "v1");
+    let server = ScriptedServer::start([("meta", NO_ANSWER.to_owned()), ("join", join)]);
+    let _carousel = Carousel::start(group(9), &[7; 250], |_| true);
+    let output = run(&dir, &[&server.url("image")]);
+    assert_eq!(verdict(&output), (Some(0), String::new()));
+    assert_eq!(fs::read(dir.path().join("image")).unwrap(), [7; 250]);
+    assert_eq!(server.requests("meta").len(), 1);
+}
+
+#[test]
+fn a_directory_is_named_as_such_whatever_the_join_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let meta = r#"{"kind":"directory","size":0,"mode":493,"mtime":0,"mtime_ns":0,"entries":[]}"#;
+    let server = ScriptedServer::start([("meta", answer_of("200 OK", "", meta))]);
+    let (code, text) = verdict(&run(&dir, &[&server.url("images")]));
+    assert_eq!(code, Some(6), "{text}");
+    assert!(text.contains("is a directory"), "{text}");
 }
 
 #[test]

@@ -28,6 +28,9 @@ impl Request {
     }
 }
 
+/// In a script: keeps the connection open and sends nothing.
+pub(crate) const NO_ANSWER: &str = "";
+
 /// Answers the requests to each endpoint in the order of the script, then with 404.
 pub(crate) struct ScriptedServer {
     port: u16,
@@ -43,6 +46,7 @@ impl ScriptedServer {
         let mut script: VecDeque<_> = script.into_iter().collect();
         let log = seen.clone();
         thread::spawn(move || {
+            let mut waiting = Vec::new();
             for connection in listener.incoming() {
                 // A client that disconnected does not matter.
                 let Ok(mut connection) = connection else { continue };
@@ -50,6 +54,10 @@ impl ScriptedServer {
                 let at = script.iter().position(|(endpoint, _)| request.is(endpoint));
                 let answer = at.and_then(|at| script.remove(at)).map(|(_, answer)| answer);
                 log.lock().unwrap().push(request);
+                if answer.as_deref() == Some(NO_ANSWER) {
+                    waiting.push(connection);
+                    continue;
+                }
                 let answer = answer.unwrap_or_else(|| answer_of("404 Not Found", "", "no\n"));
                 let _ = connection.write_all(answer.as_bytes());
             }

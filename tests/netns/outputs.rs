@@ -1,0 +1,145 @@
+//! Where `bootcast get` writes: what the disk loses is told, and a device is written in place.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use harness::binaries::binary;
+use harness::requirements::report_skipped;
+use harness::{Host, Lab, digest_of, lab_or_skip, mib};
+
+use crate::text;
+
+/// A tmpfs of so many MiB at a new directory. The lab unmounts it.
+pub(crate) fn small_disk(host: &Host, size_mib: u32) -> PathBuf {
+    let directory = host.fresh_path("disk");
+    fs::create_dir(&directory).unwrap();
+    let options = format!("size={size_mib}m");
+    host.run_ok("mount", ["-t", "tmpfs", "-o", &options, "tmpfs", text(&directory)]);
+    directory
+}
+
+/// A block device of so many MiB over a sparse file in `directory`.
+struct LoopDevice(PathBuf);
+
+impl LoopDevice {
+    /// `None`, and said on the terminal, where the machine has none to give.
+    fn attach(directory: &Path, size_mib: u64) -> Option<Self> {
+        let backing = directory.join("backing");
+        File::create(&backing).unwrap().set_len(mib(size_mib)).unwrap();
+        let attached = Command::new("losetup").args(["--find", "--show"]).arg(&backing).output();
+        match attached {
+            Ok(output) if output.status.success() => {
+                let name = String::from_utf8(output.stdout).unwrap();
+                Some(Self(name.trim().into()))
+            }
+            failed => {
+                report_skipped(&format!("no loop device: {failed:?}"));
+                None
+            }
+        }
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").arg("--detach").arg(&self.0).status();
+    }
+}
+
+fn get(host: &Host, args: &[&str], tmpdir: &Path) -> Output {
+    let mut command = host.command(binary("bootcast"));
+    command.args(["get", "--interface", "eth0"]).args(args).env("TMPDIR", tmpdir);
+    command.output().unwrap()
+}
+
+/// Whether the first bytes of `device` are those of `image`.
+fn begins_with(device: &Path, image: &Path) -> bool {
+    let image = fs::read(image).unwrap();
+    let mut bytes = vec![0; image.len()];
+    File::open(device).unwrap().read_exact(&mut bytes).unwrap();
+    bytes == image
+}
+
+#[test]
+fn a_device_that_loses_what_is_written_is_an_error_in_every_mode() {
+    let lab = lab_or_skip!(Lab::builder());
+    lab.put("image", mib(40));
+    let _server = lab.server().start();
+    let client = lab.client(1);
+    for mode in [&[][..], &["--unicast"], &["--range", "0-"]] {
+        let disk = small_disk(client, 8);
+        let Some(device) = LoopDevice::attach(&disk, 100) else { return };
+        let url = lab.url("image");
+        let args = [mode, &[&url, "-O", text(&device.0)]].concat();
+        let output = get(client, &args, lab.directory());
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{mode:?}: {errors}");
+        let told = format!("bootcast: cannot write {}: ", device.0.display());
+        assert!(errors.starts_with(&told), "{mode:?}: {errors}");
+        assert_eq!(errors.lines().count(), 1, "{mode:?}: {errors}");
+    }
+}
+
+#[test]
+fn a_device_is_written_in_place_and_needs_no_spool() {
+    let lab = lab_or_skip!(Lab::builder().loss(2.0));
+    let image = lab.put("image", mib(24) + 5);
+    let server = lab.server().option("--rate", "200mbit").start();
+    let client = lab.client(1);
+    let Some(device) = LoopDevice::attach(lab.directory(), 32) else { return };
+    let nowhere = client.fresh_path("no-such-directory");
+    let output = get(client, &[&lab.url("image"), "-O", text(&device.0)], &nowhere);
+    assert!(output.status.success(), "{output:?}");
+    assert!(begins_with(&device.0, &image.path));
+    server.wait_no_members();
+}
+
+#[test]
+fn a_device_that_is_too_small_is_an_error_that_says_so() {
+    let lab = lab_or_skip!(Lab::builder());
+    lab.put("image", mib(16));
+    let _server = lab.server().start();
+    let client = lab.client(1);
+    let Some(device) = LoopDevice::attach(lab.directory(), 4) else { return };
+    let output = get(client, &[&lab.url("image"), "-O", text(&device.0)], lab.directory());
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{errors}");
+    assert!(errors.contains("16777216") && errors.contains("4194304"), "{errors}");
+}
+
+#[test]
+fn a_file_that_does_not_fit_leaves_the_old_one_and_nothing_else() {
+    let lab = lab_or_skip!(Lab::builder());
+    lab.put("image", mib(16));
+    let _server = lab.server().start();
+    let client = lab.client(1);
+    for mode in [&[][..], &["--unicast"], &["--range", "0-"]] {
+        let disk = small_disk(client, 8);
+        let target = disk.join("image");
+        fs::write(&target, "what was here before").unwrap();
+        let url = lab.url("image");
+        let args = [mode, &[&url, "-O", text(&target)]].concat();
+        let output = get(client, &args, lab.directory());
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{mode:?}: {errors}");
+        assert!(errors.contains(text(&target)), "{mode:?}: {errors}");
+        assert_eq!(fs::read_to_string(&target).unwrap(), "what was here before");
+        assert_eq!(fs::read_dir(&disk).unwrap().count(), 1, "{mode:?}: the part is gone");
+    }
+}
+
+#[test]
+fn a_file_on_a_device_is_the_image_again() {
+    let lab = lab_or_skip!(Lab::builder());
+    let image = lab.put("image", mib(8) + 77);
+    let _server = lab.server().start();
+    let disk = small_disk(lab.client(1), 16);
+    let target = disk.join("image");
+    fs::write(&target, "what was here before").unwrap();
+    let output = get(lab.client(1), &[&lab.url("image"), "-O", text(&target)], lab.directory());
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(digest_of(&target), image.digest);
+    assert_eq!(fs::read_dir(&disk).unwrap().count(), 1);
+}

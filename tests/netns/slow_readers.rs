@@ -1,0 +1,115 @@
+//! `bootcast get -O -` for a reader that is slower than the network, and little room to spool.
+
+use std::fs;
+use std::io::Read;
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, Stdio};
+
+use harness::binaries::binary;
+use harness::{Lab, SOON, ServerProc, lab_or_skip, mib, wait_for, wait_until};
+
+use crate::outputs::small_disk;
+
+/// A get whose reader decides when it reads. Killed when dropped.
+struct Reading {
+    child: Child,
+    pipe: ChildStdout,
+}
+
+impl Reading {
+    fn start(mut command: Command, args: &[&str], tmpdir: &Path) -> Self {
+        command.args(["get", "--interface", "eth0", "-O", "-"]).args(args);
+        command.env("TMPDIR", tmpdir).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let pipe = child.stdout.take().unwrap();
+        Self { child, pipe }
+    }
+
+    /// Reads the rest; returns it, the exit code and what was said.
+    fn finish(mut self) -> (Vec<u8>, Option<i32>, String) {
+        let mut bytes = Vec::new();
+        self.pipe.read_to_end(&mut bytes).unwrap();
+        let status = wait_for(SOON, "the get ends", || self.child.try_wait().unwrap());
+        let mut errors = String::new();
+        self.child.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
+        (bytes, status.code(), errors)
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Waits until the get took part in a cast and left it.
+fn wait_left(server: &ServerProc<'_>) {
+    wait_until(SOON, "the get has left the cast", || server.status().totals.leaves > 0);
+}
+
+#[test]
+fn a_reader_that_pauses_gets_all_though_the_spool_is_small() {
+    let lab = lab_or_skip!(Lab::builder());
+    let image = lab.put("image", mib(64) + 3);
+    let server = lab.server().option("--rate", "500mbit").start();
+    let client = lab.client(1);
+    let tmpdir = small_disk(client, 16);
+    let command = client.command(binary("bootcast"));
+    let reading = Reading::start(command, &[&lab.url("image")], &tmpdir);
+    wait_left(&server);
+    let (bytes, code, errors) = reading.finish();
+    assert_eq!(code, Some(0), "{errors}");
+    assert!(bytes == fs::read(&image.path).unwrap(), "{} other bytes", bytes.len());
+    assert_eq!(server.status().totals.joins, 1);
+}
+
+#[test]
+fn a_reader_that_pauses_gets_its_range_though_the_spool_is_small() {
+    let lab = lab_or_skip!(Lab::builder());
+    let image = lab.put("image", mib(64));
+    let _server = lab.server().option("--rate", "500mbit").start();
+    let client = lab.client(1);
+    let tmpdir = small_disk(client, 8);
+    let command = client.command(binary("bootcast"));
+    let range = format!("{}-{}", mib(1) + 1, mib(60));
+    let reading = Reading::start(command, &["--range", &range, &lab.url("image")], &tmpdir);
+    let (bytes, code, errors) = reading.finish();
+    assert_eq!(code, Some(0), "{errors}");
+    let expected = usize::try_from(mib(1) + 1).unwrap()..=usize::try_from(mib(60)).unwrap();
+    assert!(bytes == fs::read(&image.path).unwrap()[expected], "{} other bytes", bytes.len());
+}
+
+#[test]
+fn memory_stands_in_for_a_directory_that_is_not_there_and_is_bounded_too() {
+    let lab = lab_or_skip!(Lab::builder());
+    let image = lab.put("image", mib(96));
+    let server = lab.server().option("--rate", "500mbit").start();
+    let client = lab.client(1);
+    let nowhere = client.fresh_path("no-such-directory");
+    let command = client.command(binary("bootcast"));
+    let reading = Reading::start(command, &[&lab.url("image")], &nowhere);
+    wait_left(&server);
+    let (bytes, code, errors) = reading.finish();
+    assert_eq!(code, Some(0), "{errors}");
+    assert!(bytes == fs::read(&image.path).unwrap(), "{} other bytes", bytes.len());
+}
+
+#[test]
+fn a_file_that_changes_while_the_reader_pauses_is_never_mixed() {
+    let lab = lab_or_skip!(Lab::builder());
+    let image = lab.put("image", mib(64));
+    let old = fs::read(&image.path).unwrap();
+    let server = lab.server().option("--rate", "500mbit").start();
+    let client = lab.client(1);
+    let tmpdir = small_disk(client, 16);
+    let command = client.command(binary("bootcast"));
+    let reading = Reading::start(command, &[&lab.url("image")], &tmpdir);
+    wait_left(&server);
+    let new = lab.put("new-version", mib(64));
+    fs::rename(&new.path, &image.path).unwrap();
+    let (bytes, code, errors) = reading.finish();
+    assert_eq!(code, Some(7), "{errors}");
+    assert!(bytes.len() < old.len() && old.starts_with(&bytes), "{} other bytes", bytes.len());
+    assert!(errors.contains("changed on the server"), "{errors}");
+}
