@@ -310,7 +310,7 @@ mod tests {
             return;
         }
         let place = Mountpoint::new();
-        let request = place.request("head:/a,b c", "allow_other,noexec,suid,max_read=65536");
+        let request = place.request("head:/a,b c", "allow_other,noexec,dev,suid,max_read=65536");
         let device = mount(&request).unwrap();
         let config = fuser::Config::default();
         let session =
@@ -321,10 +321,11 @@ mod tests {
         let fields: Vec<&str> = line.split(' ').collect();
         assert_eq!((fields[0], fields[2]), ("head:/a,b\\040c", "fuse.bootcastfs"));
         let options: Vec<&str> = fields[3].split(',').collect();
-        for option in ["ro", "nodev", "noexec", "allow_other", "max_read=65536", "user_id=0"] {
+        for option in
+            ["ro", "nosuid", "nodev", "noexec", "allow_other", "max_read=65536", "user_id=0"]
+        {
             assert!(options.contains(&option), "{option} is not in {line}");
         }
-        assert!(!options.contains(&"nosuid"), "{line}");
 
         unmount(place.0.path(), false).unwrap();
         assert_eq!(place.mounted(), None);

@@ -22,7 +22,7 @@ const SOFT_WAIT: Duration = Duration::from_secs(30);
 pub struct MountOptions {
     /// Whether `rw` was given. The mount is read-only anyway; the user gets a warning.
     pub wants_rw: bool,
-    /// Flags for mount(2). Always read-only; `nosuid` and `nodev` unless disabled.
+    /// Flags of mount(2). `ro`, `nosuid` and `nodev` are always among them.
     pub flags: MountFlags,
     /// Whether users other than the mounting one have access.
     pub allow_other: bool,
@@ -229,8 +229,12 @@ mod tests {
     }
 
     #[test]
-    fn what_mount_fuse_adds_lifts_nodev_and_nosuid() {
-        assert_eq!(parse("ro,dev,suid").unwrap().flags, MountFlags::RDONLY);
+    fn no_option_lifts_nosuid_or_nodev() {
+        let always = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
+        // The first is what mount(8) adds for root; the kernel's default holds for all.
+        for text in ["rw,dev,suid", "defaults", "nodev,nosuid,dev,suid", "users,exec,defaults"] {
+            assert_eq!(parse(text).unwrap().flags, always, "{text}");
+        }
     }
 
     #[test]
@@ -244,8 +248,7 @@ mod tests {
     fn generic_options_without_a_meaning_here_are_ignored() {
         let text = "defaults,_netdev,nofail,noauto,users,user=joe,x-systemd.automount,X-mount.mkdir=0755,\
                     comment=hello,async,lazytime,context=\"a:b:c0,c1\",subtype=bootcastfs,nonempty";
-        let defaults = parse("suid,dev").unwrap();
-        assert_eq!(parse(text).unwrap(), defaults);
+        assert_eq!(parse(text).unwrap(), MountOptions::default());
     }
 
     #[test]

@@ -182,10 +182,13 @@ const OURS: &[Ours] = &[
 /// Generic options of mount(8), "FILESYSTEM-INDEPENDENT MOUNT OPTIONS", and those that
 /// mount.fuse(8) may add.
 const GENERIC: &[(&str, Meaning)] = &[
-    ("defaults", flags(NONE, NOSUID.union(NODEV).union(NOEXEC))),
-    ("suid", flags(NONE, NOSUID)),
+    ("defaults", flags(NONE, NOEXEC)),
+    // mount(8) hands `dev,suid` to the helpers of FUSE unless somebody asked for the contrary, so
+    // that they say nothing about what was wanted. Owners here are invented: nothing may take
+    // rights from them.
+    ("suid", flags(NONE, NONE)),
     ("nosuid", flags(NOSUID, NONE)),
-    ("dev", flags(NONE, NODEV)),
+    ("dev", flags(NONE, NONE)),
     ("nodev", flags(NODEV, NONE)),
     ("exec", flags(NONE, NOEXEC)),
     ("noexec", flags(NOEXEC, NONE)),
