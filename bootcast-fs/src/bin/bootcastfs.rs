@@ -46,6 +46,7 @@ struct Args {
 }
 
 fn main() -> ExitCode {
+    logging::abort_on_panic();
     let args = match parse_args() {
         Ok(args) => args,
         Err(error) if !error.use_stderr() => {
