@@ -3,11 +3,12 @@
 //! Session threads never wait. Calls that need the server run on the runtime and take their reply
 //! object along. A read that must wait is parked together with its reply object.
 
-use std::collections::HashMap;
-use std::ffi::{OsStr, OsString};
+mod modes;
+
+use std::ffi::OsStr;
 use std::io;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bootcast_proto::api::Kind;
 use fuser::{
@@ -21,6 +22,7 @@ use tracing::{debug, warn};
 use crate::fs::{Attr, DirEntry, Fs, FsError, OpenFile};
 use crate::io::Caller;
 use crate::object::{Unread, Waiter};
+use modes::{Mode, OpenModes};
 
 /// Most background requests of the kernel. Parked reads count among them; with the default of 16
 /// they would block all others.
@@ -33,7 +35,7 @@ pub struct Adapter {
     runtime: Handle,
     uid: u32,
     gid: u32,
-    opens: Arc<OpenModes>,
+    opens: Arc<Mutex<OpenModes<BackingId>>>,
 }
 
 impl Adapter {
@@ -64,10 +66,6 @@ impl Adapter {
                 Err(error) => reply.refuse(&error),
             }
         });
-    }
-
-    fn file_attr(&self, attr: &Attr) -> FileAttr {
-        file_attr(attr, self.uid, self.gid)
     }
 }
 
@@ -138,54 +136,37 @@ impl Waiter for ReadWaiter {
     }
 }
 
-/// How the open files of each inode are read. The kernel allows one mode at a time: through
-/// requests and its page cache, or directly from a backing file (fs/fuse/iomode.c).
-#[derive(Debug, Default)]
-struct OpenModes {
-    inodes: Mutex<HashMap<INodeNo, OpenMode>>,
-}
-
-#[derive(Debug)]
-enum OpenMode {
-    Cached { opens: usize },
-    Passthrough { opens: usize, backing: Arc<BackingId> },
-}
-
-impl OpenModes {
-    /// Answers an open. Uses passthrough if the file is complete and nobody reads it through
-    /// requests.
-    fn answer(&self, ino: INodeNo, file: &OpenFile, reply: ReplyOpen) {
-        let mut inodes = self.inodes.lock().unwrap_or_else(PoisonError::into_inner);
-        let handle = FileHandle(file.handle);
-        if !inodes.contains_key(&ino)
-            && file.complete
-            && let Ok(backing) = reply.open_backing(file.object.store())
-        {
-            inodes.insert(ino, OpenMode::Passthrough { opens: 0, backing: Arc::new(backing) });
+/// Answers an open in the way that the kernel can read the file at present.
+fn answer_open(
+    opens: &Mutex<OpenModes<BackingId>>,
+    ino: INodeNo,
+    file: &OpenFile,
+    reply: ReplyOpen,
+) {
+    let handle = FileHandle(file.handle);
+    let register = || {
+        let backing = file.is_durable.then(|| reply.open_backing(file.object.store()));
+        backing.and_then(Result::ok)
+    };
+    // Locked until the kernel has its answer: the next open depends on it.
+    let mut opens = lock(opens);
+    match opens.open(ino.0, file.handle, file.object.id(), register) {
+        // Without KEEP_CACHE a second open would wait for the pages that a parked read holds.
+        Mode::Cached => {
+            reply.opened(handle, FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
         }
-        match inodes.entry(ino).or_insert(OpenMode::Cached { opens: 0 }) {
-            OpenMode::Cached { opens } => {
-                *opens += 1;
-                // Without KEEP_CACHE a second open would wait for the pages that a parked read
-                // holds.
-                reply.opened(handle, FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
-            }
-            OpenMode::Passthrough { opens, backing } => {
-                *opens += 1;
-                reply.opened_passthrough(handle, FopenFlags::FOPEN_NOFLUSH, backing);
-            }
+        Mode::Passthrough(backing) => {
+            reply.opened_passthrough(handle, FopenFlags::FOPEN_NOFLUSH, &backing);
+        }
+        Mode::Direct => {
+            reply.opened(handle, FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH);
         }
     }
+}
 
-    fn release(&self, ino: INodeNo) {
-        let mut inodes = self.inodes.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(mode) = inodes.get_mut(&ino) else { return };
-        let (OpenMode::Cached { opens } | OpenMode::Passthrough { opens, .. }) = mode;
-        *opens -= 1;
-        if *opens == 0 {
-            inodes.remove(&ino);
-        }
-    }
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // No code that holds the lock leaves the table half changed.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Filesystem for Adapter {
@@ -245,7 +226,7 @@ impl Filesystem for Adapter {
     fn open(&self, request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         let (fs, opens) = (self.fs.clone(), self.opens.clone());
         self.spawn(request, reply, async move { fs.open(ino.0).await }, move |reply, file| {
-            opens.answer(ino, &file, reply);
+            answer_open(&opens, ino, &file, reply);
         });
     }
 
@@ -278,67 +259,71 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.opens.release(ino);
+        lock(&self.opens).release(ino.0, handle.0);
         self.fs.release(handle.0);
         reply.ok();
     }
 
-    fn opendir(&self, request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        let fs = self.fs.clone();
-        self.spawn(request, reply, async move { fs.opendir(ino.0).await }, move |reply, handle| {
-            reply.opened(FileHandle(handle), FopenFlags::empty());
-        });
+    fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        match self.fs.opendir(ino.0) {
+            Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::empty()),
+            Err(error) => reply.refuse(&error),
+        }
     }
 
     fn readdir(
         &self,
-        _request: &Request,
+        request: &Request,
         _ino: INodeNo,
         handle: FileHandle,
         offset: u64,
-        mut reply: ReplyDirectory,
+        reply: ReplyDirectory,
     ) {
-        let entries = match self.fs.readdir(handle.0) {
-            Ok(entries) => entries,
-            Err(error) => return reply.refuse(&error),
-        };
-        for (next, entry) in from_offset(&entries, offset) {
-            let name = OsString::from_vec(entry.name.clone());
-            if reply.add(INodeNo(entry.ino), next, file_type(entry.kind), &name) {
-                break;
+        let fs = self.fs.clone();
+        let listing = async move { fs.readdir(handle.0).await };
+        self.spawn(request, reply, listing, move |mut reply, entries| {
+            for (next, entry) in from_offset(&entries, offset) {
+                let name = OsStr::from_bytes(&entry.name);
+                if reply.add(INodeNo(entry.ino), next, file_type(entry.kind), name) {
+                    break;
+                }
             }
-        }
-        reply.ok();
+            reply.ok();
+        });
     }
 
     fn readdirplus(
         &self,
-        _request: &Request,
+        request: &Request,
         _ino: INodeNo,
         handle: FileHandle,
         offset: u64,
-        mut reply: ReplyDirectoryPlus,
+        reply: ReplyDirectoryPlus,
     ) {
-        let entries = match self.fs.readdir(handle.0) {
-            Ok(entries) => entries,
-            Err(error) => return reply.refuse(&error),
+        let (fs, uid, gid) = (self.fs.clone(), self.uid, self.gid);
+        let listing = {
+            let fs = fs.clone();
+            async move { fs.readdir(handle.0).await }
         };
-        for (next, entry) in from_offset(&entries, offset) {
-            let name = OsString::from_vec(entry.name.clone());
-            let remembered = self.fs.remember_entry(entry);
-            let Some(attr) = remembered.clone().or_else(|| self.fs.dot_attr(entry.ino)) else {
-                continue;
-            };
-            let file_attr = self.file_attr(&attr);
-            if reply.add(INodeNo(attr.ino), next, &name, &attr.ttl, &file_attr, Generation(0)) {
-                // The entry did not fit, so the kernel holds no reference to it.
-                if let Some(attr) = remembered {
-                    self.fs.forget(attr.ino, 1);
+        self.spawn(request, reply, listing, move |mut reply, entries| {
+            for (next, entry) in from_offset(&entries, offset) {
+                let name = OsStr::from_bytes(&entry.name);
+                let remembered = fs.remember_entry(entry);
+                let Some(attr) = remembered.clone().or_else(|| fs.dot_attr(entry.ino)) else {
+                    continue;
+                };
+                let file_attr = file_attr(&attr, uid, gid);
+                let (ino, generation) = (INodeNo(attr.ino), Generation(0));
+                if reply.add(ino, next, name, &attr.ttl, &file_attr, generation) {
+                    // It did not fit, so the kernel holds no reference.
+                    if let Some(attr) = remembered {
+                        fs.forget(attr.ino, 1);
+                    }
+                    break;
                 }
-                break;
             }
-        }
-        reply.ok();
+            reply.ok();
+        });
     }
 
     fn releasedir(

@@ -6,6 +6,7 @@
 //! | [`cache`] | pages on this machine |
 //! | [`object`] | one version of one file: its receiver, its pages, who waits for them |
 //! | [`io`] | sockets, requests, the clock |
+//! | `quiet` | how often one message is logged |
 //! | [`fs`] | the file system without FUSE |
 //! | [`fuse`] | kernel requests -> `fs` -> replies |
 //! | [`mount`] | `-o` options, mount(2), life in the background |
@@ -18,6 +19,7 @@ pub mod fuse;
 pub mod io;
 pub mod mount;
 pub mod object;
+mod quiet;
 pub mod receiver;
 mod run;
 mod signals;

@@ -22,6 +22,7 @@ use tracing::warn;
 pub use demanding::Wants;
 
 use crate::cache::{CheckpointError, Kept, ObjectKey, Store};
+use crate::quiet;
 use crate::receiver::{
     Action, Arrival, Assembly, Checked, Counters, Failure, Fill, JoinError, Pin, Receiver,
     ReportError, Timing, WaitId,
@@ -104,8 +105,8 @@ struct Inner {
     parked: Vec<Parked>,
     /// Whether the store has its final size.
     sized: bool,
-    /// Pages held at the last checkpoint.
-    saved: u32,
+    /// What was held at the last checkpoint.
+    saved: Saved,
     /// Somebody is at it; see [`Object::begin_rebuilding`].
     is_rebuilding: bool,
     /// Bytes from the beginning whose room was given back.
@@ -126,7 +127,7 @@ impl Object {
     ) -> Self {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         let kept = store.take_kept();
-        let saved = kept.as_ref().map_or(0, |kept| kept.held().held());
+        let saved = kept.as_ref().map(Saved::of).unwrap_or_default();
         let pin = Pin { etag: key.etag.clone(), size };
         let inner = Inner {
             receiver: Receiver::new(pin, kept, timing, seed).with_fill(fill),
@@ -245,7 +246,9 @@ impl Object {
 
     /// The cache cannot be written or read: the object has failed, and its readers are told.
     fn store_failed(&self, inner: &mut Inner, error: String) {
-        warn!(path = %self.key.path, error, "cannot keep what arrives");
+        if let Some(more) = quiet::allow("cannot keep what arrives", &error) {
+            warn!(path = %self.key.path, error, "cannot keep what arrives{more}");
+        }
         inner.receiver.handle_store_error(error);
     }
 
@@ -398,17 +401,26 @@ impl Object {
         let kept = {
             let inner = self.lock();
             let assembly = inner.receiver.assembly();
-            let news = assembly.filter(|assembly| assembly.held().held() != inner.saved);
-            news.and_then(Kept::of)
+            let news = assembly.filter(|assembly| Saved::of(assembly) != inner.saved);
+            news.map(|assembly| (Saved::of(assembly), Kept::of(assembly)))
         };
-        let Some(kept) = kept else { return Ok(()) };
-        let saved = self.store.checkpoint(&kept);
+        let result = match &kept {
+            Some((_, Some(kept))) => self.store.checkpoint(kept),
+            Some((_, None)) => return Ok(()),
+            // Of lost data an earlier state may still be there, if it could not be removed.
+            None => return self.store.forget_if_lost(),
+        };
+        if let Err(error) = &result
+            && let Some(more) = quiet::allow("cannot remember what arrived", error)
+        {
+            warn!(path = %self.key.path, %error, "cannot remember what arrived{more}");
+        }
         let mut inner = self.lock();
-        match &saved {
-            Ok(()) => inner.saved = kept.held(),
+        match &result {
+            Ok(()) => inner.saved = kept.map(|(saved, _)| saved).unwrap_or_default(),
             // The kernel reports a failed write-back once, and then shows the page as clean.
             Err(CheckpointError::Data(error)) => {
-                inner.receiver.handle_store_lost(error.to_string());
+                inner.receiver.handle_store_lost(error.clone());
                 let failed = self.settle(&mut inner);
                 drop(inner);
                 for read in failed {
@@ -417,7 +429,7 @@ impl Object {
             }
             Err(CheckpointError::State(_)) => {}
         }
-        saved
+        result
     }
 
     /// What became of the open.
@@ -438,6 +450,13 @@ impl Object {
     /// Whether every byte is here.
     pub fn is_complete(&self) -> bool {
         self.lock().receiver.is_complete()
+    }
+
+    /// Whether every byte is here and will not get lost: it reached the disk, where there is one.
+    pub fn is_durable(&self) -> bool {
+        let inner = self.lock();
+        let is_safe = |assembly| self.store.is_in_memory() || Saved::of(assembly) == inner.saved;
+        inner.receiver.is_complete() && inner.receiver.assembly().is_some_and(is_safe)
     }
 
     /// Whether it can never be completed.
@@ -519,6 +538,22 @@ fn with_buffer<T>(len: usize, fill: impl FnOnce(&mut [u8]) -> T) -> T {
         }
         fill(&mut buffer[..len])
     })
+}
+
+/// How many pages of which size a checkpoint has seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Saved {
+    page_size: u32,
+    pages: u32,
+}
+
+impl Saved {
+    fn of(assembly: &Assembly) -> Self {
+        match assembly.held().held() {
+            0 => Self::default(),
+            pages => Self { page_size: assembly.page_size().get(), pages },
+        }
+    }
 }
 
 /// What a write of pages came to.

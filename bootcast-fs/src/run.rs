@@ -106,12 +106,12 @@ fn raise_file_limit() {
 
 /// Fetches the attributes of the directory to mount; `None` for a plain server.
 async fn find_root(control: &Control, path: &RemotePath) -> Result<Option<Attributes>, MountError> {
-    match control.meta(path, None).await {
-        Ok(Some(meta)) if meta.attributes.kind == Kind::Directory => Ok(Some(meta.attributes)),
+    match control.attributes(path).await {
+        Ok(attributes) if attributes.kind == Kind::Directory => Ok(Some(attributes)),
         Ok(_) => {
             Err(MountError::failed(&format!("{path} is not a directory on {}", control.server())))
         }
-        Err(error) if error.is_not_found() => match control.meta(&RemotePath::root(), None).await {
+        Err(error) if error.is_not_found() => match control.attributes(&RemotePath::root()).await {
             Err(error) if error.is_not_found() => {
                 info!("a plain server: names appear when they are opened");
                 Ok(None)

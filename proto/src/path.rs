@@ -108,6 +108,13 @@ impl RemotePath {
         self.names().last()
     }
 
+    /// Path of the directory above; `None` for the served directory.
+    pub fn parent(&self) -> Option<Self> {
+        let (last, bytes) = (self.file_name()?.len(), &self.bytes);
+        let len = (bytes.len() - last).saturating_sub(1);
+        Some(Self { bytes: bytes[..len].into() })
+    }
+
     /// Decoded names joined by `/`, the form that `openat2` takes. Empty for the served directory.
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes
@@ -168,6 +175,7 @@ mod tests {
         assert_eq!(path.encode(), "a/b%20c");
         assert_eq!(path.file_name(), Some(&b"b c"[..]));
         assert!(RemotePath::decode("/").unwrap().is_root());
+        assert_eq!(RemotePath::root().parent(), None);
     }
 
     #[test]
@@ -186,6 +194,8 @@ mod tests {
         fn any_name_survives_the_url(name in proptest::collection::vec(1u8..=255, 1..40)) {
             prop_assume!(!name.contains(&b'/') && name != b"." && name != b"..");
             let path = RemotePath::root().join(b"dir").unwrap().join(&name).unwrap();
+            prop_assert_eq!(path.parent(), Some(RemotePath::decode("dir").unwrap()));
+            prop_assert_eq!(path.parent().unwrap().parent(), Some(RemotePath::root()));
             prop_assert_eq!(RemotePath::decode(&path.encode()).unwrap(), path);
         }
 

@@ -11,11 +11,13 @@
 //! a lab of its own. Where no lab can be built, tests print `skipped` and why.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod absence;
 mod casting;
 mod conditions;
 mod demanding;
 mod fetching;
 mod forging;
+mod identity;
 mod ignored_signals;
 mod keeping;
 mod kernel_facts;

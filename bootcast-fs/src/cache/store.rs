@@ -1,10 +1,12 @@
 //! The bytes of one version of one file.
 
+use std::fmt;
 use std::fs::File;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bootcast_proto::Etag;
 use rustix::fs::SeekFrom;
@@ -18,7 +20,7 @@ use crate::receiver::Assembly;
 pub enum CheckpointError {
     /// The data did not reach the disk and may be lost.
     #[error("the data did not reach the disk: {0}")]
-    Data(io::Error),
+    Data(String),
     /// The data is on disk, but the state was not saved, so it will be forgotten.
     #[error(transparent)]
     State(io::Error),
@@ -30,9 +32,50 @@ pub enum CheckpointError {
 pub struct Store {
     data: File,
     symbols: Symbols,
+    /// Whether the file is in memory, where nothing has to reach a disk.
+    is_in_memory: bool,
     /// Where the state is saved; `None` for nameless stores.
     place: Option<Place>,
     kept: Option<Assembly>,
+    disk: Box<dyn Disk>,
+    /// Why data is lost, once it is. The kernel tells a failed write-back once; from then on it
+    /// takes the lost pages for written, so that a later success says nothing.
+    lost: Mutex<Option<Lost>>,
+}
+
+#[derive(Clone, Debug)]
+struct Lost {
+    reason: String,
+    /// Whether the state is gone that may speak of what was lost.
+    is_forgotten: bool,
+}
+
+/// The steps of a checkpoint, so that tests can let each of them fail.
+trait Disk: fmt::Debug + Send + Sync {
+    /// Waits until the data is on disk.
+    fn sync_data(&self, data: &File) -> io::Result<()>;
+    /// Replaces the state.
+    fn save(&self, place: &Place, kept: &Kept) -> io::Result<()>;
+    /// Removes the state.
+    fn discard(&self, place: &Place) -> io::Result<()>;
+}
+
+/// The disk that is there.
+#[derive(Debug)]
+struct TrueDisk;
+
+impl Disk for TrueDisk {
+    fn sync_data(&self, data: &File) -> io::Result<()> {
+        data.sync_data()
+    }
+
+    fn save(&self, place: &Place, kept: &Kept) -> io::Result<()> {
+        state::save(&place.dir, &place.key, &place.etag, kept)
+    }
+
+    fn discard(&self, place: &Place) -> io::Result<()> {
+        state::discard(&place.dir)
+    }
 }
 
 #[derive(Debug)]
@@ -45,7 +88,7 @@ struct Place {
 impl Store {
     /// Creates a store that disappears with its last descriptor. Its symbols are kept in `cache`.
     pub(crate) fn nameless(data: File, cache: Cache) -> Self {
-        Self { data, symbols: Symbols::new(cache), place: None, kept: None }
+        Self::with(data, cache, None, None)
     }
 
     /// Creates a store that persists, except for its symbols. The caller has locked `data`.
@@ -62,8 +105,19 @@ impl Store {
             state::discard(&dir)?;
             data.set_len(0)?;
         }
-        let place = Some(Place { dir, key, etag });
-        Ok(Self { data, symbols: Symbols::new(cache), place, kept })
+        Ok(Self::with(data, cache, Some(Place { dir, key, etag }), kept))
+    }
+
+    fn with(data: File, cache: Cache, place: Option<Place>, kept: Option<Assembly>) -> Self {
+        Self {
+            data,
+            is_in_memory: matches!(cache, Cache::Memory),
+            symbols: Symbols::new(cache),
+            place,
+            kept,
+            disk: Box::new(TrueDisk),
+            lost: Mutex::default(),
+        }
     }
 
     /// Takes the pages that an earlier use left. Works once.
@@ -114,20 +168,54 @@ impl Store {
         &self.symbols
     }
 
-    /// Saves which pages are held, so that they survive a crash. Waits for the disk.
+    /// Saves which pages are held, so that they survive a crash. Waits for the disk. Once data was
+    /// lost, every later call fails as well, and tries again to remove the state if that failed.
     pub fn checkpoint(&self, kept: &Kept) -> Result<(), CheckpointError> {
-        let Some(place) = &self.place else { return Ok(()) };
-        if let Err(error) = self.data.sync_data() {
-            // Pages that an earlier state lists as held may be the lost ones.
-            state::discard(&place.dir).map_err(CheckpointError::State)?;
-            return Err(CheckpointError::Data(error));
+        if self.is_in_memory {
+            return Ok(());
         }
-        state::save(&place.dir, &place.key, &place.etag, kept).map_err(CheckpointError::State)
+        self.forget_if_lost()?;
+        if let Err(error) = self.disk.sync_data(&self.data) {
+            let lost = Lost { reason: error.to_string(), is_forgotten: false };
+            *self.lost() = Some(lost);
+            return self.forget_if_lost();
+        }
+        let Some(place) = &self.place else { return Ok(()) };
+        self.disk.save(place, kept).map_err(CheckpointError::State)
+    }
+
+    /// Fails where data was lost, and sees to it that no state vouches for it: whatever an earlier
+    /// one says is held may be what was lost.
+    pub fn forget_if_lost(&self) -> Result<(), CheckpointError> {
+        let mut lost = self.lost();
+        let Some(Lost { reason, is_forgotten }) = &mut *lost else { return Ok(()) };
+        if !*is_forgotten {
+            let discarded = self.place.as_ref().map_or(Ok(()), |place| self.disk.discard(place));
+            *is_forgotten = discarded.is_ok();
+        }
+        Err(CheckpointError::Data(reason.clone()))
+    }
+
+    fn lost(&self) -> MutexGuard<'_, Option<Lost>> {
+        // Nothing that holds the lock can panic half way.
+        self.lost.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the bytes are in memory, and so as safe as they can be.
+    pub fn is_in_memory(&self) -> bool {
+        self.is_in_memory
     }
 
     /// Whether held pages outlive this program.
     pub fn is_persistent(&self) -> bool {
         self.place.is_some()
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        // The last chance to remove a state that may speak of lost data.
+        let _ = self.forget_if_lost();
     }
 }
 
@@ -139,6 +227,10 @@ impl AsFd for Store {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicU32;
+    use std::sync::atomic::Ordering::Relaxed;
+
     use bootcast_proto::{Geometry, PageRange, PageSet, PageSize, RemotePath};
 
     use super::super::Cache;
@@ -154,6 +246,95 @@ mod tests {
         let mut set = PageSet::new(geometry.pages());
         set.insert_range(held);
         Kept { geometry, held: set }
+    }
+
+    /// A disk whose next calls fail as often as they are told to.
+    #[derive(Clone, Debug, Default)]
+    struct FailingDisk(Arc<Faults>);
+
+    #[derive(Debug, Default)]
+    struct Faults {
+        sync_data: AtomicU32,
+        save: AtomicU32,
+        discard: AtomicU32,
+    }
+
+    fn fail(faults: &AtomicU32, call: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        match faults.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)) {
+            Ok(_) => Err(io::ErrorKind::StorageFull.into()),
+            Err(_) => call(),
+        }
+    }
+
+    impl Disk for FailingDisk {
+        fn sync_data(&self, data: &File) -> io::Result<()> {
+            fail(&self.0.sync_data, || TrueDisk.sync_data(data))
+        }
+
+        fn save(&self, place: &Place, kept: &Kept) -> io::Result<()> {
+            fail(&self.0.save, || TrueDisk.save(place, kept))
+        }
+
+        fn discard(&self, place: &Place) -> io::Result<()> {
+            fail(&self.0.discard, || TrueDisk.discard(place))
+        }
+    }
+
+    /// A store that holds pages 0 and 1 of a 10-byte file since an earlier checkpoint.
+    fn failing_store(cache: &Cache) -> (Store, Arc<Faults>) {
+        fill(cache);
+        let mut store = cache.open(&key("v1")).unwrap();
+        store.take_kept().unwrap();
+        let disk = FailingDisk::default();
+        store.disk = Box::new(disk.clone());
+        (store, disk.0)
+    }
+
+    #[test]
+    fn data_that_did_not_reach_the_disk_is_never_remembered_whatever_else_fails() {
+        for failing_discards in [0, 1, 2, 3] {
+            let dir = tempfile::tempdir().unwrap();
+            let cache = Cache::on_disk(dir.path()).unwrap();
+            let (store, faults) = failing_store(&cache);
+            faults.sync_data.store(1, Relaxed);
+            faults.discard.store(failing_discards, Relaxed);
+            let all = kept(10, PageRange::new(0, 3));
+            for attempt in 0..3 {
+                // From the second attempt on the disk works again, or says so.
+                let result = store.checkpoint(&all);
+                assert!(matches!(result, Err(CheckpointError::Data(_))), "{attempt}: {result:?}");
+            }
+            drop(store);
+            let kept = cache.open(&key("v1")).unwrap().take_kept();
+            assert!(kept.is_none(), "{failing_discards}: the state was removed at last");
+        }
+    }
+
+    #[test]
+    fn a_state_that_cannot_be_written_is_written_the_next_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::on_disk(dir.path()).unwrap();
+        let (store, faults) = failing_store(&cache);
+        faults.save.store(1, Relaxed);
+        let all = kept(10, PageRange::new(0, 3));
+        assert!(matches!(store.checkpoint(&all), Err(CheckpointError::State(_))));
+        store.checkpoint(&all).unwrap();
+        drop(store);
+        assert!(cache.open(&key("v1")).unwrap().take_kept().unwrap().is_complete());
+    }
+
+    #[test]
+    fn a_nameless_file_on_disk_can_lose_data_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::on_disk(dir.path()).unwrap();
+        let _first = cache.open(&key("v1")).unwrap();
+        let mut second = cache.open(&key("v1")).unwrap();
+        let disk = FailingDisk::default();
+        second.disk = Box::new(disk.clone());
+        let all = kept(10, PageRange::new(0, 3));
+        second.checkpoint(&all).unwrap();
+        disk.0.sync_data.store(1, Relaxed);
+        assert!(matches!(second.checkpoint(&all), Err(CheckpointError::Data(_))));
     }
 
     /// Writes "aaaabbbb" into a file of 10 bytes and makes a checkpoint.

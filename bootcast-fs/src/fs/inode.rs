@@ -6,6 +6,8 @@ use std::time::Instant;
 use bootcast_proto::api::{Attributes, Kind};
 use bootcast_proto::{Etag, RemotePath};
 
+use super::numbers::{Identity, Numbers};
+
 /// Inode number of the mounted directory.
 pub const ROOT: u64 = 1;
 
@@ -14,17 +16,8 @@ pub const ROOT: u64 = 1;
 pub enum Version {
     /// `ETag` that the server gave.
     Etag(Etag),
-    /// Plain servers have no `ETag`s, so each new content of a path gets the next number.
+    /// Plain servers name no versions, so each new content of a name gets the next number.
     Plain(u64),
-}
-
-/// Key of an inode.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Identity {
-    path: RemotePath,
-    /// Type, because the kernel must never see an inode change its type.
-    kind: u8,
-    version: Option<Version>,
 }
 
 /// Path, version and attributes behind an inode number.
@@ -46,16 +39,18 @@ pub(super) struct Node {
 #[derive(Debug, Default)]
 pub(super) struct Inodes {
     nodes: HashMap<u64, Node>,
-    numbers: HashMap<Identity, u64>,
+    /// Number of each live inode.
+    live: HashMap<Identity, u64>,
+    numbers: Numbers,
     /// Inode that each path led to last.
     newest: HashMap<RemotePath, u64>,
-    last: u64,
 }
 
 impl Inodes {
     /// Creates the table with the mounted directory, which is never forgotten.
     pub(super) fn new(path: RemotePath, attributes: Attributes, now: Instant) -> Self {
         let mut inodes = Self::default();
+        inodes.live.insert(Identity::of(&path, None, attributes.kind), ROOT);
         let root = inodes.remember(path, None, attributes, now);
         debug_assert_eq!(root, ROOT);
         inodes
@@ -69,16 +64,14 @@ impl Inodes {
         attributes: Attributes,
         now: Instant,
     ) -> u64 {
-        let identity = identity(&path, version.as_ref(), attributes.kind);
-        let ino = *self.numbers.entry(identity).or_insert_with(|| {
-            self.last += 1;
-            self.last
-        });
+        let identity = Identity::of(&path, version.as_ref(), attributes.kind);
+        let ino = *self.live.entry(identity).or_insert_with(|| self.numbers.take(identity));
         self.newest.insert(path.clone(), ino);
         let node = Node { path, version, attributes, fetched: now, lookups: 1 };
         self.nodes
             .entry(ino)
             .and_modify(|known| {
+                debug_assert_eq!((&known.path, &known.version), (&node.path, &node.version));
                 let lookups = known.lookups + 1;
                 *known = Node { lookups, ..node.clone() };
             })
@@ -93,7 +86,29 @@ impl Inodes {
         version: Option<&Version>,
         kind: Kind,
     ) -> Option<u64> {
-        self.numbers.get(&identity(path, version, kind)).copied()
+        self.live.get(&Identity::of(path, version, kind)).copied()
+    }
+
+    /// Returns the number that the next lookup of a listed name gives; see [`Numbers::foresee`].
+    pub(super) fn foresee(
+        &mut self,
+        path: &RemotePath,
+        version: Option<&Version>,
+        kind: Kind,
+        listed: &mut HashMap<u64, Identity>,
+    ) -> u64 {
+        let identity = Identity::of(path, version, kind);
+        match self.live.get(&identity) {
+            Some(&number) => number,
+            None => self.numbers.foresee(identity, listed),
+        }
+    }
+
+    /// Returns the number of the directory above `path`; of the mounted one its own.
+    pub(super) fn parent(&self, path: &RemotePath) -> u64 {
+        let parent = path.parent().unwrap_or_default();
+        // The kernel keeps what is above an inode for as long as the inode.
+        self.number(&parent, None, Kind::Directory).unwrap_or(ROOT)
     }
 
     /// Looks up an inode number.
@@ -122,24 +137,15 @@ impl Inodes {
         let Some(node) = self.nodes.get_mut(&ino) else { return };
         node.lookups = node.lookups.saturating_sub(lookups);
         if node.lookups == 0 {
-            let identity = identity(&node.path, node.version.as_ref(), node.attributes.kind);
-            self.nodes.remove(&ino);
-            self.numbers.remove(&identity);
-            if self.newest.get(&identity.path) == Some(&ino) {
-                self.newest.remove(&identity.path);
+            let identity = Identity::of(&node.path, node.version.as_ref(), node.attributes.kind);
+            if self.newest.get(&node.path) == Some(&ino) {
+                self.newest.remove(&node.path);
             }
+            self.nodes.remove(&ino);
+            self.live.remove(&identity);
+            self.numbers.give_back(ino, &identity);
         }
     }
-}
-
-fn identity(path: &RemotePath, version: Option<&Version>, kind: Kind) -> Identity {
-    let kind = match kind {
-        Kind::File => 0,
-        Kind::Directory => 1,
-        Kind::Symlink => 2,
-        Kind::Other => 3,
-    };
-    Identity { path: path.clone(), kind, version: version.cloned() }
 }
 
 #[cfg(test)]
@@ -201,6 +207,8 @@ mod tests {
         inodes.forget(ino, 1);
         assert!(inodes.find(ino).is_none());
         assert_eq!(inodes.number(&path("a"), None, Kind::Directory), None);
+        let again = inodes.remember(path("a"), None, attributes(Kind::Directory), Instant::now());
+        assert_eq!(again, ino, "the number outlives the inode");
         inodes.forget(ROOT, 100);
         assert!(inodes.find(ROOT).is_some());
     }

@@ -2,9 +2,11 @@
 //!
 //! docs/SEMANTICS.md says what its users may rely on.
 
+mod absence;
 mod error;
 mod inode;
 mod names;
+mod numbers;
 mod objects;
 mod plain;
 
@@ -27,8 +29,11 @@ pub use names::{Attr, DirEntry};
 use crate::cache::Cache;
 use crate::io::{Control, ControlError, Intake, now};
 use crate::object::{Object, Opening, Unread, Waiter};
+use crate::quiet;
 use crate::receiver::{Fill, Timing, UnicastMode};
+use absence::Absence;
 use inode::Inodes;
+use names::OpenDir;
 use plain::PlainNames;
 
 /// First pause before a request is repeated. It doubles each time.
@@ -78,10 +83,11 @@ pub struct Fs {
     cache: Cache,
     intake: Intake,
     server: Server,
+    absence: Absence,
     inodes: Mutex<Inodes>,
     objects: Mutex<HashMap<(RemotePath, Version), Arc<Object>>>,
     handles: DashMap<u64, Arc<Object>>,
-    dirs: DashMap<u64, Arc<Vec<DirEntry>>>,
+    dirs: DashMap<u64, Arc<OpenDir>>,
     last_handle: AtomicU64,
     /// Becomes true when the mount ends.
     stopping: watch::Sender<bool>,
@@ -94,8 +100,8 @@ pub struct OpenFile {
     pub handle: u64,
     /// Object that holds the file's bytes.
     pub object: Arc<Object>,
-    /// Whether every byte is here, so that the kernel may read the cache file itself.
-    pub complete: bool,
+    /// Whether every byte is here for good, so that the kernel may read the cache file itself.
+    pub is_durable: bool,
 }
 
 impl Fs {
@@ -140,6 +146,7 @@ impl Fs {
             cache,
             intake,
             server,
+            absence: Absence::default(),
             inodes: Mutex::new(Inodes::new(path, attributes, now())),
             objects: Mutex::default(),
             handles: DashMap::new(),
@@ -179,12 +186,17 @@ impl Fs {
         let object = lease.keep();
         let handle = self.next_handle();
         self.handles.insert(handle, object.clone());
-        Ok(OpenFile { handle, complete: object.is_complete(), object })
+        Ok(OpenFile { handle, is_durable: object.is_durable(), object })
     }
 
     /// Waits until the object has its expected version and size, so that it can be read now or
     /// later.
-    async fn settle(&self, object: &Object, ino: u64, version: &Version) -> Result<(), FsError> {
+    async fn settle(
+        self: &Arc<Self>,
+        object: &Object,
+        ino: u64,
+        version: &Version,
+    ) -> Result<(), FsError> {
         if object.is_complete() {
             return match version {
                 Version::Etag(_) => self.confirm(ino).await,
@@ -255,8 +267,10 @@ impl Fs {
                 Err(error)
                     if error.is_temporary() && deadline.is_none_or(|end| now() + pause < end) =>
                 {
-                    if pause == RETRY_MIN {
-                        warn!(%error, "trying on");
+                    if pause == RETRY_MIN
+                        && let Some(more) = quiet::allow("trying on", &error)
+                    {
+                        warn!(%error, "trying on{more}");
                     }
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(RETRY_MAX);

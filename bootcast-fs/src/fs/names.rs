@@ -1,19 +1,25 @@
 //! Names, attributes and directories.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bootcast_proto::RemotePath;
 use bootcast_proto::api::{Attributes, Kind};
 use bootcast_proto::path::decode_segment;
-use tracing::warn;
+use tokio::sync::OnceCell;
 
 use super::inode::Node;
-use super::{Fs, FsError, ROOT, Server, Version, is_fresh, lock, plain};
-use crate::io::{ControlError, now};
+use super::numbers::Identity;
+use super::{Fs, FsError, Server, Version, is_fresh, lock, plain};
+use crate::io::now;
 
 /// Longest name that programs can ask for, in bytes (`NAME_MAX` in limits.h).
 const NAME_MAX: usize = 255;
+
+/// Mode bits that are shown. Without the set-user-id and set-group-id bits: the owner here is not
+/// the one that set them on the server, and must not lend its rights to whoever runs the file.
+const MODE_BITS: u32 = 0o1777;
 
 /// Attributes in the form of `stat`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,7 +30,7 @@ pub struct Attr {
     pub kind: Kind,
     /// Size in bytes.
     pub size: u64,
-    /// Permission bits after the mount's umask.
+    /// Permission bits of `MODE_BITS` after the mount's umask.
     pub mode: u16,
     /// Last modification.
     pub mtime: SystemTime,
@@ -39,10 +45,17 @@ pub struct DirEntry {
     pub name: Vec<u8>,
     /// Path, version and attributes; `None` for `.` and `..`.
     found: Option<(RemotePath, Option<Version>, Attributes)>,
-    /// Inode number if it is known, else a placeholder.
+    /// Inode number, the same that a lookup gives.
     pub ino: u64,
     /// Type.
     pub kind: Kind,
+}
+
+/// A directory that somebody has open.
+#[derive(Debug)]
+pub(super) struct OpenDir {
+    ino: u64,
+    entries: OnceCell<Arc<Vec<DirEntry>>>,
 }
 
 impl DirEntry {
@@ -54,7 +67,7 @@ impl DirEntry {
 
 impl Fs {
     /// Looks up `name` in a directory. The kernel gets one reference to the result.
-    pub async fn lookup(&self, parent: u64, name: &[u8]) -> Result<Attr, FsError> {
+    pub async fn lookup(self: &Arc<Self>, parent: u64, name: &[u8]) -> Result<Attr, FsError> {
         let dir = self.directory(parent)?;
         let path = dir.path.join(name).map_err(|_| FsError::NotFound)?;
         match &self.server {
@@ -63,30 +76,13 @@ impl Fs {
                 Ok(self.remember_plain(path, version))
             }
             Server::Full => {
-                let attributes = self.persist(|| self.ask_or_remember(&path)).await?;
+                let known = lock(&self.inodes).newest(&path).map(|node| node.attributes.clone());
+                let attributes = match known {
+                    Some(known) => self.ask_again(&path, known).await?,
+                    None => self.persist(|| self.control.attributes(&path)).await?,
+                };
                 self.remember(path, &attributes)
             }
-        }
-    }
-
-    /// Asks the server for attributes. Falls back to known ones if the server confirms them or, for
-    /// a complete file, if the server is away.
-    async fn ask_or_remember(&self, path: &RemotePath) -> Result<Attributes, ControlError> {
-        let known = lock(&self.inodes).newest(path).map(|node| node.attributes.clone());
-        // The answer for a directory is its whole listing, so it is only sent if it changed.
-        let etag = known.as_ref().and_then(|known| known.etag.as_ref());
-        match (self.control.meta(path, etag).await, known) {
-            (Ok(Some(meta)), _) => Ok(meta.attributes),
-            (Ok(None), Some(known)) => Ok(known),
-            (Ok(None), None) => Err(ControlError::Garbled {
-                base: self.control.server().to_owned(),
-                reason: "304 to a request without a condition".into(),
-            }),
-            (Err(error), Some(known)) if error.is_temporary() && self.is_cached(path, &known) => {
-                warn!(%path, %error, "served from the cache");
-                Ok(known)
-            }
-            (Err(error), _) => Err(error),
         }
     }
 
@@ -116,19 +112,19 @@ impl Fs {
         };
         let mtime = mtime.unwrap_or(SystemTime::UNIX_EPOCH)
             + Duration::from_nanos(attributes.mtime_ns.min(999_999_999).into());
-        let mode = attributes.mode & 0o7777 & !self.config.umask;
+        let mode = attributes.mode & MODE_BITS & !self.config.umask;
         Attr {
             ino,
             kind: attributes.kind,
             size: attributes.size,
-            mode: u16::try_from(mode).expect("at most 0o7777"),
+            mode: u16::try_from(mode).expect("at most 0o1777"),
             mtime,
             ttl,
         }
     }
 
     /// Attributes of an inode. Those of a file's version never change.
-    pub async fn getattr(&self, ino: u64) -> Result<Attr, FsError> {
+    pub async fn getattr(self: &Arc<Self>, ino: u64) -> Result<Attr, FsError> {
         let node = self.node(ino)?;
         match (&node.version, &self.server) {
             (Some(version @ Version::Plain(_)), _) => {
@@ -137,10 +133,7 @@ impl Fs {
                 Ok(self.attr(ino, &attributes, plain_ttl(size)))
             }
             (None, Server::Full) if !is_fresh(node.fetched, self.config.attr_ttl) => {
-                let known = node.attributes.etag.as_ref();
-                let answer = self.persist(|| self.control.meta(&node.path, known)).await?;
-                let attributes =
-                    answer.map_or_else(|| node.attributes.clone(), |meta| meta.attributes);
+                let attributes = self.ask_again(&node.path, node.attributes.clone()).await?;
                 if attributes.kind != node.attributes.kind {
                     // Another file has this name now, so the inode is stale.
                     return Err(FsError::Stale);
@@ -155,24 +148,17 @@ impl Fs {
     }
 
     /// Confirms that a path still leads to this version, if the server can be reached.
-    pub(super) async fn confirm(&self, ino: u64) -> Result<(), FsError> {
+    pub(super) async fn confirm(self: &Arc<Self>, ino: u64) -> Result<(), FsError> {
         let node = self.node(ino)?;
         if is_fresh(node.fetched, self.config.attr_ttl) {
             return Ok(());
         }
-        match self.control.meta(&node.path, node.attributes.etag.as_ref()).await {
-            Ok(None) => {
-                lock(&self.inodes).refresh(ino, node.attributes, now());
-                Ok(())
-            }
-            Ok(Some(meta)) if meta.attributes.etag != node.attributes.etag => Err(FsError::Stale),
-            Ok(Some(_)) => Ok(()),
-            Err(error) if error.is_temporary() => {
-                warn!(path = %node.path, %error, "served from the cache");
-                Ok(())
-            }
-            Err(error) => Err(error.into()),
+        let attributes = self.ask_again(&node.path, node.attributes.clone()).await?;
+        if attributes.etag != node.attributes.etag {
+            return Err(FsError::Stale);
         }
+        lock(&self.inodes).refresh(ino, attributes, now());
+        Ok(())
     }
 
     /// Target of a symbolic link.
@@ -188,15 +174,31 @@ impl Fs {
         lock(&self.inodes).forget(ino, lookups);
     }
 
-    /// Opens a directory and takes a snapshot of its entries.
-    pub async fn opendir(&self, ino: u64) -> Result<u64, FsError> {
+    /// Opens a directory. It is listed when it is read: programs such as `df` open what they only
+    /// look at, and must not wait for a listing.
+    pub fn opendir(&self, ino: u64) -> Result<u64, FsError> {
+        self.directory(ino)?;
+        let handle = self.next_handle();
+        self.dirs.insert(handle, Arc::new(OpenDir { ino, entries: OnceCell::new() }));
+        Ok(handle)
+    }
+
+    /// Returns the entries of an open directory as they were when it was first read.
+    pub async fn readdir(&self, handle: u64) -> Result<Arc<Vec<DirEntry>>, FsError> {
+        let dir = self.dirs.get(&handle).map(|dir| dir.clone()).ok_or(FsError::BadHandle)?;
+        dir.entries.get_or_try_init(|| self.list(dir.ino)).await.cloned()
+    }
+
+    async fn list(&self, ino: u64) -> Result<Arc<Vec<DirEntry>>, FsError> {
         let dir = self.directory(ino)?;
-        let mut entries = vec![DirEntry::dot(b".", ino), DirEntry::dot(b"..", ROOT)];
+        let parent = lock(&self.inodes).parent(&dir.path);
+        let mut entries = vec![DirEntry::dot(b".", ino), DirEntry::dot(b"..", parent)];
+        let mut listed = HashMap::new();
         match &self.server {
             Server::Full => {
                 let meta = self.persist(|| self.control.meta(&dir.path, None)).await?;
-                let listed = meta.and_then(|meta| meta.entries).ok_or(FsError::NotDirectory)?;
-                for entry in listed {
+                let entries_there = meta.and_then(|meta| meta.entries);
+                for entry in entries_there.ok_or(FsError::NotDirectory)? {
                     let name = decode_segment(&entry.name).unwrap_or_default();
                     // Hides names that no path can contain or that no program can ask for.
                     let Ok(path) = dir.path.join(&name) else { continue };
@@ -205,7 +207,8 @@ impl Fs {
                     }
                     let version = entry.attributes.etag.clone().map(Version::Etag);
                     let version = version.filter(|_| entry.attributes.kind == Kind::File);
-                    entries.push(self.dir_entry(name, path, version, entry.attributes));
+                    let found = (path, version, entry.attributes);
+                    entries.push(self.dir_entry(name, found, &mut listed));
                 }
             }
             Server::Plain(names) => {
@@ -217,36 +220,23 @@ impl Fs {
                     let size = self.object(&path, &version).and_then(|object| object.size());
                     let attributes = plain::file_attributes(size.unwrap_or(0));
                     let name = path.file_name().unwrap_or_default().to_vec();
-                    entries.push(self.dir_entry(name, path, Some(version), attributes));
+                    let found = (path, Some(version), attributes);
+                    entries.push(self.dir_entry(name, found, &mut listed));
                 }
             }
         }
-        let handle = self.next_handle();
-        self.dirs.insert(handle, Arc::new(entries));
-        Ok(handle)
+        Ok(Arc::new(entries))
     }
 
     fn dir_entry(
         &self,
         name: Vec<u8>,
-        path: RemotePath,
-        version: Option<Version>,
-        attributes: Attributes,
+        found: (RemotePath, Option<Version>, Attributes),
+        listed: &mut HashMap<u64, Identity>,
     ) -> DirEntry {
-        let kind = attributes.kind;
-        // Only lookups assign inode numbers. Until then any `d_ino` except 0 is fine.
-        let known = lock(&self.inodes).number(&path, version.as_ref(), kind);
-        DirEntry {
-            name,
-            ino: known.unwrap_or(u64::MAX),
-            kind,
-            found: Some((path, version, attributes)),
-        }
-    }
-
-    /// Entries of an open directory, as of its opening.
-    pub fn readdir(&self, handle: u64) -> Result<Arc<Vec<DirEntry>>, FsError> {
-        self.dirs.get(&handle).map(|entries| entries.clone()).ok_or(FsError::BadHandle)
+        let (path, version, Attributes { kind, .. }) = &found;
+        let ino = lock(&self.inodes).foresee(path, version.as_ref(), *kind, listed);
+        DirEntry { name, ino, kind: *kind, found: Some(found) }
     }
 
     /// Attributes of an entry, as a lookup would return them. The kernel gets one reference. `None`

@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bootcast_proto::RemotePath;
-use bootcast_proto::api::{Attributes, Kind};
+use bootcast_proto::api::Kind;
 use tracing::warn;
 
 use super::{Fs, FsError, Server, Version, lock};
 use crate::cache::{Cache, ObjectKey};
 use crate::io::{now, seed};
 use crate::object::Object;
+use crate::quiet;
 
 /// An open in progress. It is undone when dropped, because its caller may die at any moment.
 pub(super) struct Lease {
@@ -75,7 +76,9 @@ impl Fs {
     ) -> Result<Object, FsError> {
         let key = self.key(path, version);
         let store = self.cache.open(&key).map_err(|error| {
-            warn!(%path, %error, "cannot open the cache");
+            if let Some(more) = quiet::allow("cannot open the cache", &error) {
+                warn!(%path, %error, "cannot open the cache{more}");
+            }
             FsError::Io(error.to_string())
         })?;
         let (timing, fill) = (self.config.timing, self.config.fill);
@@ -89,21 +92,6 @@ impl Fs {
             Version::Plain(_) => None,
         };
         ObjectKey { server: self.control.server().to_owned(), path: path.clone(), etag }
-    }
-
-    /// Whether every byte of the file with these attributes is in the cache. Reads the disk.
-    pub(super) fn is_cached(&self, path: &RemotePath, attributes: &Attributes) -> bool {
-        let Some(etag) = attributes.etag.clone().filter(|_| attributes.kind == Kind::File) else {
-            return false;
-        };
-        let version = Version::Etag(etag);
-        // Held during the check, so that an open does not find the store locked by it.
-        let objects = lock(&self.objects);
-        if let Some(object) = objects.get(&(path.clone(), version.clone())) {
-            return object.is_complete();
-        }
-        let kept = self.cache.open(&self.key(path, &version)).map(|mut store| store.take_kept());
-        matches!(kept, Ok(Some(assembly)) if assembly.is_complete())
     }
 
     /// Ends one open of an object.
@@ -172,7 +160,6 @@ impl Fs {
 }
 
 fn checkpoint(object: &Object) {
-    if let Err(error) = object.checkpoint() {
-        warn!(path = %object.key().path, %error, "cannot remember what arrived");
-    }
+    // The object logs what went wrong.
+    let _ = object.checkpoint();
 }

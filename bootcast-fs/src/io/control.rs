@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::time::Duration;
 
-use bootcast_proto::api::{Meta, Report, Status, Want};
+use bootcast_proto::api::{Attributes, Meta, Report, Status, Want};
 use bootcast_proto::{
     Etag, FILL_DEMAND, HEADER_EXTENSIONS, HEADER_FILL, HEADER_TOKEN, JoinAnswer, RemotePath, Token,
 };
@@ -18,8 +18,16 @@ use crate::receiver::{FetchError, Fill, JoinError};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// For a whole answer, listings and files excepted.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// For the next piece of any answer.
+/// For the next piece of any answer, listings excepted.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
+/// For the next piece of a listing. The server looks at every name before it begins to answer, so
+/// that 100,000 names on a slow disk take minutes. Asking anew would only make that work twice.
+const LISTING_TIMEOUT: Duration = Duration::from_secs(300);
+/// Idle time after which a connection is probed, and then the time between two probes: a host that
+/// died without a word is noticed, however long an answer may take.
+const KEEPALIVE: Duration = Duration::from_secs(5);
+/// Probes without an answer that end a connection.
+const KEEPALIVE_PROBES: u32 = 3;
 /// For the answer to a want, which is repeated sooner than that.
 const WANT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Shorter than servers keep an idle connection, so that none is used while it is being closed.
@@ -39,6 +47,8 @@ pub struct Control {
     client: Client,
     /// With connections of its own, so that nothing stands before a reader's request.
     wants: Client,
+    /// With patience for answers that take their time.
+    listings: Client,
     base: String,
 }
 
@@ -94,10 +104,13 @@ impl ControlError {
 impl Control {
     /// Talks to `base`, such as `http://head:8888`.
     pub fn new(base: &str) -> Result<Self, ControlError> {
-        let client = || {
+        let client = |read_timeout| {
             let builder = Client::builder()
                 .connect_timeout(CONNECT_TIMEOUT)
-                .read_timeout(READ_TIMEOUT)
+                .read_timeout(read_timeout)
+                .tcp_keepalive(KEEPALIVE)
+                .tcp_keepalive_interval(KEEPALIVE)
+                .tcp_keepalive_retries(KEEPALIVE_PROBES)
                 .pool_idle_timeout(POOL_IDLE)
                 .tcp_nodelay(true)
                 .no_proxy()
@@ -108,8 +121,12 @@ impl Control {
                 is_connected: false,
             })
         };
-        let (client, wants) = (client()?, client()?);
-        Ok(Self { client, wants, base: base.trim_end_matches('/').to_owned() })
+        Ok(Self {
+            client: client(READ_TIMEOUT)?,
+            wants: client(READ_TIMEOUT)?,
+            listings: client(LISTING_TIMEOUT)?,
+            base: base.trim_end_matches('/').to_owned(),
+        })
     }
 
     /// `host:port` as it was given.
@@ -208,13 +225,41 @@ impl Control {
         self.send(request).await.map(drop)
     }
 
-    /// Attributes and entries; `None` where they are still those of `known`.
+    /// Asks for the attributes of a name, of a directory without its entries.
+    pub async fn attributes(&self, path: &RemotePath) -> Result<Attributes, ControlError> {
+        let answer = self.attributes_unless(path, None).await?;
+        answer.ok_or_else(|| ControlError::Garbled {
+            base: self.base.clone(),
+            reason: "304 to a request without a condition".into(),
+        })
+    }
+
+    /// As [`Self::attributes`]; `None` where they are still those of `known`.
+    pub async fn attributes_unless(
+        &self,
+        path: &RemotePath,
+        known: Option<&Etag>,
+    ) -> Result<Option<Attributes>, ControlError> {
+        // A server that does not know the query answers with the entries, which are ignored.
+        let url = format!("{}?entries=0", self.url("meta", path));
+        self.ask_meta(self.client.get(url), known).await
+    }
+
+    /// Asks for attributes, and for those of all names in a directory; `None` where they are still
+    /// those of `known`.
     pub async fn meta(
         &self,
         path: &RemotePath,
         known: Option<&Etag>,
     ) -> Result<Option<Meta>, ControlError> {
-        let mut request = self.get("meta", path);
+        self.ask_meta(self.listings.get(self.url("meta", path)), known).await
+    }
+
+    async fn ask_meta<T: serde::de::DeserializeOwned>(
+        &self,
+        mut request: RequestBuilder,
+        known: Option<&Etag>,
+    ) -> Result<Option<T>, ControlError> {
         if let Some(etag) = known {
             request = request.header(IF_NONE_MATCH, etag.to_header());
         }
@@ -334,6 +379,15 @@ impl Control {
         }
     }
 
+    /// The error of a request that nobody waits for any longer.
+    pub fn unanswered(&self) -> ControlError {
+        ControlError::Unreachable {
+            base: self.base.clone(),
+            reason: "no answer in time".into(),
+            is_connected: false,
+        }
+    }
+
     fn garbled(&self, error: &dyn std::error::Error) -> ControlError {
         ControlError::Garbled { base: self.base.clone(), reason: error.to_string() }
     }
@@ -363,4 +417,40 @@ fn innermost(error: &dyn std::error::Error) -> String {
         cause = next;
     }
     cause.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// Answers one request with `body`, and returns its first line.
+    async fn serve_once(listener: &TcpListener, body: &str) -> String {
+        let (mut connection, _) = listener.accept().await.unwrap();
+        let mut lines = BufReader::new(&mut connection).lines();
+        let first = lines.next_line().await.unwrap().unwrap();
+        while lines.next_line().await.unwrap().is_some_and(|line| !line.is_empty()) {}
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+        connection.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+        first
+    }
+
+    #[tokio::test]
+    async fn a_name_is_asked_for_without_entries_and_a_server_may_send_them_all_the_same() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = format!("http://{}", listener.local_addr().unwrap());
+        let control = Control::new(&base).unwrap();
+        let path = RemotePath::decode("a%20b").unwrap();
+        let body = r#"{"kind":"directory","size":0,"mode":493,"mtime":5,"etag":"1-2",
+            "entries":[{"name":"x","kind":"file","size":1,"mode":420,"mtime":5,"etag":"3"}]}"#;
+        let (request, attributes) =
+            tokio::join!(serve_once(&listener, body), control.attributes(&path));
+        assert_eq!(request, "GET /meta/a%20b?entries=0 HTTP/1.1");
+        assert_eq!(attributes.unwrap().kind, bootcast_proto::api::Kind::Directory);
+        let (request, meta) = tokio::join!(serve_once(&listener, body), control.meta(&path, None));
+        assert_eq!(request, "GET /meta/a%20b HTTP/1.1");
+        assert_eq!(meta.unwrap().unwrap().entries.unwrap().len(), 1);
+    }
 }

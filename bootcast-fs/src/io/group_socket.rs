@@ -8,6 +8,8 @@ use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, InterfaceIndexOrAddress, Protocol, Socket, Type};
 use tracing::warn;
 
+use crate::quiet;
+
 /// Room for what arrives while this program does not run: half a second at 1 Gbit/s, 50 ms at 10 Gbit/s.
 const RECEIVE_BUFFER: usize = 64 << 20;
 /// Below this, bursts are lost on most machines.
@@ -49,8 +51,10 @@ fn enlarge_buffer(socket: &Socket) -> io::Result<()> {
     }
     // The kernel reports twice what it grants.
     let granted = socket.recv_buffer_size()? / 2;
-    if granted < SMALL_BUFFER {
-        warn!(granted, "small receive buffer, pages will be lost: raise net.core.rmem_max");
+    if granted < SMALL_BUFFER
+        && let Some(more) = quiet::allow("small receive buffer", &granted)
+    {
+        warn!(granted, "small receive buffer, pages will be lost: raise net.core.rmem_max{more}");
     }
     Ok(())
 }

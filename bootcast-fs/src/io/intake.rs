@@ -27,6 +27,7 @@ use super::now;
 use super::reception::Multicast;
 use super::sys::RecvBatch;
 use crate::object::{Object, Ready, Wants};
+use crate::quiet;
 use crate::receiver::{
     Action, Counters, Fetch, FetchError, JoinError, Reception, ReportError, Subscription,
 };
@@ -230,7 +231,11 @@ impl Shared {
                     let Counters { bad, strangers, forged, drops, .. } = object.counters();
                     info!(%path, %token, complete, bad, strangers, forged, drops, "left");
                 }
-                Err(error) => warn!(%path, %token, %error, "leave not heard"),
+                Err(error) => {
+                    if let Some(more) = quiet::allow("leave not heard", &error) {
+                        warn!(%path, %token, %error, "leave not heard{more}");
+                    }
+                }
             }
             drop(request);
             save(object).await;
@@ -267,7 +272,9 @@ impl Shared {
             match &result {
                 Ok(()) => debug!(%path, ?bytes, "fetched"),
                 Err(FetchError::Retry { .. }) if object.fetch_failures() == 0 => {
-                    warn!(%path, "the server does not give the file over HTTP, trying on");
+                    if let Some(more) = quiet::allow("no file over HTTP", "") {
+                        warn!(%path, "the server does not give the file over HTTP, trying on{more}");
+                    }
                 }
                 Err(error) => debug!(%path, ?bytes, ?error, "not fetched"),
             }
@@ -331,13 +338,17 @@ fn log_join_error(object: &Object, error: &JoinError) {
     let path = &object.key().path;
     match error {
         JoinError::Retry { .. } if object.join_failures() == 0 => {
-            warn!(%path, "the server does not answer, trying on");
+            if let Some(more) = quiet::allow("no answer to a join", "") {
+                warn!(%path, "the server does not answer, trying on{more}");
+            }
         }
         JoinError::Retry { .. } => debug!(%path, "the server does not answer"),
         JoinError::NotFound(message)
         | JoinError::Refused(message)
         | JoinError::Garbled(message) => {
-            info!(%path, message, "join refused");
+            if let Some(more) = quiet::allow("join refused", message) {
+                info!(%path, message, "join refused{more}");
+            }
         }
     }
 }
@@ -345,9 +356,8 @@ fn log_join_error(object: &Object, error: &JoinError) {
 /// Checkpoints off the async threads.
 async fn save(object: Arc<Object>) {
     let saving = tokio::task::spawn_blocking(move || {
-        if let Err(error) = object.checkpoint() {
-            warn!(path = %object.key().path, %error, "cannot remember what arrived");
-        }
+        // The object logs what went wrong.
+        let _ = object.checkpoint();
     });
     // It cannot be waited for only where the runtime ends, which checkpoints by itself.
     let _ = saving.await;
@@ -465,8 +475,9 @@ impl Receiving {
             );
             if let Err(error) = waited
                 && error != rustix::io::Errno::INTR
+                && let Some(more) = quiet::allow("cannot wait for datagrams", &error)
             {
-                warn!(%error, "cannot wait for datagrams");
+                warn!(%error, "cannot wait for datagrams{more}");
             }
             for event in &events {
                 match event.data.u64() {
@@ -657,7 +668,9 @@ fn hear(
     let data = epoll::EventData::new_u64(object.id() * 2 + channel as u64);
     subscribe(shared, epoll, data, group)
         .inspect_err(|error| {
-            warn!(path = %object.key().path, %group, %error, "cannot listen to the group");
+            if let Some(more) = quiet::allow("cannot listen to the group", error) {
+                warn!(path = %object.key().path, %group, %error, "cannot listen to the group{more}");
+            }
         })
         .map(|socket| Ear { socket, drops: 0 })
         .ok()
