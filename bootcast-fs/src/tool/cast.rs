@@ -169,7 +169,8 @@ impl CastFetch {
             let outcome = tokio::select! {
                 done = work => done,
                 stalled = self.watch_over(object, clock, show) => Err(stalled),
-                hopeless = probe.hopeless() => Err(hopeless),
+                // Not polled again after this.
+                hopeless = probe.hopeless() => return Err(hopeless),
             };
             match outcome {
                 Ok(done) => Ok(done),

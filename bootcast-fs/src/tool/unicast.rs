@@ -1,8 +1,9 @@
 //! Fetches over plain HTTP, if multicast does not arrive or is not wanted.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bootcast_proto::Etag;
+use bootcast_proto::quiet::{Limiter, More};
 use tokio::io::AsyncWriteExt;
 use tracing::info;
 
@@ -11,7 +12,7 @@ use super::output::Sink;
 use super::progress::Progress;
 use super::stall::StallClock;
 use super::url::Target;
-use crate::io::{ControlError, FileAnswer};
+use crate::io::{ControlError, FileAnswer, now};
 
 /// First pause before a broken connection is replaced. It doubles each time.
 const RETRY_MIN: Duration = Duration::from_millis(100);
@@ -37,6 +38,8 @@ pub(super) struct UnicastFetch<'a> {
     /// Version of the file. Without one, a broken fetch cannot be resumed.
     etag: Option<Etag>,
     size: Option<u64>,
+    /// Causes of lost connections that were logged.
+    losses: Limiter<String, Instant>,
 }
 
 /// State of a fetch that another transport began.
@@ -81,6 +84,7 @@ impl<'a> UnicastFetch<'a> {
             end: None,
             etag: None,
             size: None,
+            losses: Limiter::new(),
         })
     }
 
@@ -132,7 +136,10 @@ impl<'a> UnicastFetch<'a> {
                 last = self.written;
                 pause = RETRY_MIN;
             }
-            info!(%error, written = self.written, "connection lost, going on");
+            let (cause, written) = (error.to_string(), self.written);
+            if let Some(suppressed) = self.losses.allow(&cause, now()) {
+                info!(error = cause, written, "connection lost, going on{}", More(suppressed));
+            }
             let paused = self.clock.within(tokio::time::sleep(pause)).await;
             paused.map_err(|waited| {
                 let waited = humantime::format_duration(waited);

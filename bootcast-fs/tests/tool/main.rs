@@ -257,6 +257,24 @@ fn connections_that_bring_nothing_new_are_no_progress() {
 }
 
 #[test]
+fn connections_that_are_lost_for_one_reason_are_one_line_in_the_log() {
+    let dir = tempfile::tempdir().unwrap();
+    // Each connection brings one byte, so that the next one follows at once.
+    let byte = |at: usize| {
+        let range =
+            format!("Content-Length: {}\r\nContent-Range: bytes {at}-9/10\r\n{ETAG}", 10 - at);
+        let status = if at == 0 { "200 OK" } else { "206 Partial Content" };
+        ("file", cut_answer_of(status, &range, "7"))
+    };
+    let server = ScriptedServer::start((0..10).map(byte));
+    let output = run(&dir, &["--unicast", "-v", &server.url("image")]);
+    let log = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{log}");
+    assert_eq!(server.requests("file").len(), 10);
+    assert_eq!(log.matches("connection lost").count(), 1, "{log}");
+}
+
+#[test]
 fn a_server_that_takes_requests_and_answers_none_is_given_up() {
     let dir = tempfile::tempdir().unwrap();
     for mode in [&[][..], &["--unicast"], &["--range", "0-9"]] {
