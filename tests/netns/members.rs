@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use harness::binaries::binary;
+use harness::wait::try_wait_for;
 use harness::{Host, Lab, Proc, SOON, digest_of, lab_or_skip, mib, wait_until};
 use rustix::process::Signal;
 
@@ -47,14 +48,18 @@ fn a_member_that_dies_and_one_that_hangs_are_forgotten_after_the_lease() {
     server.wait_no_members();
 }
 
-/// Nice value of a process's thread; `None` if there is no such thread.
-fn niceness(process: u32, thread: &str) -> Option<i32> {
+/// Name and nice value of each thread of a process.
+fn threads(process: u32) -> Vec<(String, i32)> {
     let tasks = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
     let stats =
         tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("stat")).ok());
     // proc_pid_stat(5): field 2 is the name, in brackets; field 19 is the nice value.
-    let stat = stats.into_iter().find(|stat| stat.contains(&format!(" ({thread}) ")))?;
-    stat.rsplit_once(") ")?.1.split(' ').nth(16)?.parse().ok()
+    let thread = |stat: String| {
+        let (begin, end) = stat.rsplit_once(") ")?;
+        let name = begin.split_once('(')?.1.to_owned();
+        Some((name, end.split(' ').nth(16)?.parse().ok()?))
+    };
+    stats.filter_map(thread).collect()
 }
 
 #[test]
@@ -69,7 +74,9 @@ fn the_threads_that_time_is_precious_for_go_before_others() {
         (mount.proc().pid(), "answer", 0),
     ] {
         // A thread that has just started may not have set it yet.
-        wait_until(SOON, thread, || niceness(process, thread) == Some(nice));
+        let expected = (thread.to_owned(), nice);
+        try_wait_for(SOON, || threads(process).contains(&expected).then_some(()))
+            .unwrap_or_else(|| panic!("no {expected:?} among {:?}", threads(process)));
     }
 }
 
