@@ -104,6 +104,24 @@ pub struct Want {
     /// Pages that a reader will probably read next.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub later: Vec<(u32, u32)>,
+    /// Page that arrived last, or 0. Demanded pages that were sent before it are lost.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub came: u32,
+    /// Microseconds within which a demanded page usually arrives, without the server's queue; 0
+    /// while unknown.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub delay_us: u32,
+    /// Whether nothing arrived any more for so long that pages of `now` are taken for lost.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub late: bool,
+    /// Whether pages got lost lately: the last page of `now` may be sent twice.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub lossy: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// Answer of `GET /status`.
@@ -205,10 +223,16 @@ mod tests {
     #[test]
     fn a_want_reads_and_writes_as_the_protocol_shows_it() {
         let text = r#"{"now":[[17,3],[4001,16]],"later":[[4017,64]]}"#;
-        let want = Want { now: vec![(17, 3), (4001, 16)], later: vec![(4017, 64)] };
+        let pages = (vec![(17, 3), (4001, 16)], vec![(4017, 64)]);
+        let want = Want { now: pages.0, later: pages.1, ..Want::default() };
         assert_eq!(serde_json::from_str::<Want>(text).unwrap(), want);
         assert_eq!(serde_json::to_string(&want).unwrap(), text);
         assert_eq!(serde_json::from_str::<Want>("{}").unwrap(), Want::default());
+        let text = r#"{"now":[[17,3]],"came":16,"delay_us":900,"lossy":true}"#;
+        let now = vec![(17, 3)];
+        let want = Want { now, came: 16, delay_us: 900, lossy: true, ..Want::default() };
+        assert_eq!(serde_json::from_str::<Want>(text).unwrap(), want);
+        assert_eq!(serde_json::to_string(&want).unwrap(), text);
     }
 
     #[test]

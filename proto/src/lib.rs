@@ -58,5 +58,8 @@ pub const HEADER_TOKEN: &str = "x-token";
 /// [`FILL_DEMAND`].
 pub const HEADER_FILL: &str = "x-bootcast-fill";
 
+/// Response header of a want: microseconds until its last page leaves the server.
+pub const HEADER_QUEUE: &str = "x-bootcast-queue";
+
 /// Value of [`HEADER_FILL`] of a member that wants only the pages it demands.
 pub const FILL_DEMAND: &str = "demand";

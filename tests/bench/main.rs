@@ -8,6 +8,7 @@
 #![expect(clippy::disallowed_methods, reason = "a measurement reads the clock")]
 
 mod complete;
+mod demand_sequential;
 mod fleet;
 mod gigabit;
 mod memory;
@@ -34,7 +35,7 @@ const RUN_DEADLINE: Duration = Duration::from_secs(300);
 /// A part of the report: its name, and what measures and words it.
 type Part = (&'static str, fn() -> String);
 
-const PARTS: [Part; 10] = [
+const PARTS: [Part; 11] = [
     ("fleet", fleet::measure),
     ("lossy", fleet::measure_lossy),
     ("peers", peers::measure),
@@ -44,6 +45,7 @@ const PARTS: [Part; 10] = [
     ("memory", memory::measure),
     ("random", random::measure),
     ("same_order", random::measure_same_order),
+    ("demand_sequential", demand_sequential::measure),
     ("wants", wants::measure),
 ];
 

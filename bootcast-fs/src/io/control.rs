@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use bootcast_proto::api::{Attributes, Meta, Report, Status, Want};
 use bootcast_proto::{
-    Etag, FILL_DEMAND, HEADER_EXTENSIONS, HEADER_FILL, HEADER_TOKEN, JoinAnswer, RemotePath, Token,
+    Etag, FILL_DEMAND, HEADER_EXTENSIONS, HEADER_FILL, HEADER_QUEUE, HEADER_TOKEN, JoinAnswer,
+    RemotePath, Token,
 };
 use reqwest::header::{
     CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_NONE_MATCH, IF_RANGE, RANGE, RETRY_AFTER,
@@ -30,6 +31,8 @@ const KEEPALIVE: Duration = Duration::from_secs(5);
 const KEEPALIVE_PROBES: u32 = 3;
 /// For the answer to a want, which is repeated sooner than that.
 const WANT_TIMEOUT: Duration = Duration::from_secs(2);
+/// The longest queue of the server that is believed.
+const QUEUE_MAX: Duration = Duration::from_secs(2);
 /// Shorter than servers keep an idle connection, so that none is used while it is being closed.
 const POOL_IDLE: Duration = Duration::from_secs(10);
 /// Tries of a leave, and the pause behind the first, which doubles.
@@ -171,7 +174,8 @@ impl Control {
         })
     }
 
-    /// Leaves. Tried a few times, because a leave that is not heard costs the server passes for nobody.
+    /// Leaves. Tried a few times, because a leave that is not heard costs the server passes for
+    /// nobody.
     pub async fn leave(&self, path: &RemotePath, token: &Token) -> Result<(), ControlError> {
         let mut pause = LEAVE_PAUSE;
         for _ in 1..LEAVE_TRIES {
@@ -197,18 +201,22 @@ impl Control {
         report: &Report,
     ) -> Result<(), ControlError> {
         let request = self.client.post(self.url("report", path)).timeout(ANSWER_TIMEOUT);
-        self.tell(request, token, report).await
+        self.tell(request, token, report).await.map(drop)
     }
 
-    /// Asks for pages that readers wait for.
+    /// Asks for pages that readers wait for. Returns how long it takes until they have left the
+    /// server; zero where an older server does not say.
     pub async fn want(
         &self,
         path: &RemotePath,
         token: &Token,
         want: &Want,
-    ) -> Result<(), ControlError> {
+    ) -> Result<Duration, ControlError> {
         let request = self.wants.post(self.url("want", path)).timeout(WANT_TIMEOUT);
-        self.tell(request, token, want).await
+        let response = self.tell(request, token, want).await?;
+        let queue = response.headers().get(HEADER_QUEUE).and_then(|value| value.to_str().ok());
+        let queue = queue.and_then(|text| text.parse().ok()).map(Duration::from_micros);
+        Ok(queue.unwrap_or_default().min(QUEUE_MAX))
     }
 
     async fn tell<T: serde::Serialize>(
@@ -216,13 +224,13 @@ impl Control {
         request: RequestBuilder,
         token: &Token,
         body: &T,
-    ) -> Result<(), ControlError> {
+    ) -> Result<Response, ControlError> {
         let body = serde_json::to_vec(body).map_err(|error| self.garbled(&error))?;
         let request = request
             .body(body)
             .header(CONTENT_TYPE, "application/json")
             .header(HEADER_TOKEN, token.as_str());
-        self.send(request).await.map(drop)
+        self.send(request).await
     }
 
     /// Asks for the attributes of a name, of a directory without its entries.
@@ -279,7 +287,8 @@ impl Control {
         serde_json::from_str(&text).map_err(|error| self.garbled(&error))
     }
 
-    /// The file over plain HTTP from `offset` on, as long as it is the version `etag`; the body is the answer's to give.
+    /// The file over plain HTTP from `offset` on, as long as it is the version `etag`; the body is
+    /// the answer's to give.
     pub async fn file(
         &self,
         path: &RemotePath,
@@ -300,7 +309,8 @@ impl Control {
         Ok(FileAnswer { response, offset, size, etag })
     }
 
-    /// These bytes of the version `etag`, as its body; another version, or another part, is an error.
+    /// These bytes of the version `etag`, as its body; another version, or another part, is an
+    /// error.
     pub async fn part(
         &self,
         path: &RemotePath,

@@ -309,17 +309,14 @@ impl Shared {
         let (shared, object) = (self.clone(), object.clone());
         self.config.runtime.spawn(async move {
             let path = &object.key().path;
-            let begun = now();
             let result = shared.config.control.want(path, &token, &want).await;
             let (runs, later) = (want.now.len(), want.later.len());
             match &result {
-                Ok(()) => debug!(%path, %token, runs, later, "demanded"),
+                Ok(queue) => debug!(%path, %token, runs, later, ?queue, "demanded"),
                 Err(error) => debug!(%path, %token, runs, later, %error, "demand not heard"),
             }
-            let now = now();
-            let took = now.saturating_duration_since(begun);
             let result = result.map_err(|error| verdict(&error));
-            let attend = object.wanted(&token, result, took, now);
+            let attend = object.wanted(&token, &want, result, now());
             if attend {
                 shared.attend(&object);
             }
@@ -479,11 +476,11 @@ impl Receiving {
             {
                 warn!(%error, "cannot wait for datagrams{more}");
             }
-            for event in &events {
-                match event.data.u64() {
-                    WAKE => self.take_inbox(),
-                    data => self.receive(data / 2, data % 2 == Channel::Repair as u64),
-                }
+            for data in events.iter().map(|event| event.data.u64()).filter(|data| *data != WAKE) {
+                self.receive(data / 2, data % 2 == Channel::Repair as u64);
+            }
+            if events.iter().any(|event| event.data.u64() == WAKE) {
+                self.take_inbox();
             }
             // After what is in the sockets: a thread that was held up must not take that for silence.
             self.tend_due();
@@ -491,7 +488,8 @@ impl Receiving {
         }
     }
 
-    /// Lets messages gather where they come one by one and fast: to wake up costs more than to read one.
+    /// Lets messages gather where they come one by one and fast, and nobody is in a hurry: to wake
+    /// up costs more than to read one.
     #[expect(clippy::disallowed_methods, reason = "time is all that is waited for")]
     fn gather(&mut self) {
         let now = now();
@@ -500,7 +498,8 @@ impl Receiving {
             self.is_dense = DENSE * std::mem::take(&mut self.messages) > elapsed;
             self.counted_since = now;
         }
-        if self.is_dense {
+        let is_hurried = |attended: &Attended| attended.object.is_hurried(now);
+        if self.is_dense && !self.attended.values().any(is_hurried) {
             std::thread::sleep(GATHER);
         }
     }

@@ -37,6 +37,11 @@ impl Inner {
 }
 
 impl Object {
+    /// Whether somebody reads here and there, so that the time of each page counts.
+    pub fn is_hurried(&self, now: Instant) -> bool {
+        self.lock().receiver.is_hurried(now)
+    }
+
     /// What this member wants.
     pub fn fill(&self) -> Fill {
         self.lock().receiver.fill()
@@ -48,12 +53,12 @@ impl Object {
     pub fn wanted(
         &self,
         token: &Token,
-        result: Result<(), ReportError>,
-        after: Duration,
+        want: &Want,
+        result: Result<Duration, ReportError>,
         now: Instant,
     ) -> bool {
         let mut inner = self.lock();
-        inner.receiver.handle_wanted(token, result, after, now);
+        inner.receiver.handle_wanted(token, want, result, now);
         inner.is_due_earlier()
     }
 }

@@ -71,11 +71,26 @@ impl Course {
         Duration::try_from_secs_f64(seconds).ok()?.checked_add(wait)
     }
 
+    /// Pages that the server sends in this time, at most.
+    pub(super) fn pages_in(&self, time: Duration) -> u32 {
+        to_u32(self.speed * time.as_secs_f64())
+    }
+
     /// Pages that it brings before this one in this pass; `None` where it will not come by, as far as is known.
     pub(super) fn pages_before(&self, page: PageIndex, now: Instant) -> Option<u32> {
         self.eta(page, now)?;
         page.0.checked_sub(self.position.0)
     }
+}
+
+/// Nearest whole number, as far as there is one.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a conversion of floating point numbers saturates"
+)]
+fn to_u32(number: f64) -> u32 {
+    number.round() as u32
 }
 
 fn to_f64(number: u64) -> f64 {
@@ -111,6 +126,7 @@ mod tests {
         assert_eq!(eta_ms(&course, 49, now), Some(70));
         assert_eq!(eta_ms(&course, 49, now + ms(40)), Some(30));
         assert_eq!(course.position(), None);
+        assert_eq!(course.pages_in(ms(250)), 250);
     }
 
     #[test]

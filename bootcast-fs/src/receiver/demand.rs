@@ -1,9 +1,12 @@
-//! What readers wait for, and when to ask the server for it. docs/PROTOCOL.md, "Demand"; docs/SEMANTICS.md, "Filling".
+//! What readers wait for, and when to ask the server for it. docs/PROTOCOL.md, "Demand";
+//! docs/SEMANTICS.md, "Filling".
 
+mod asked;
+mod patience;
 mod urgency;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::time::{Duration, Instant};
 
 use bootcast_proto::api::Want;
@@ -12,17 +15,15 @@ use bootcast_proto::{Geometry, PageIndex, PageRange, PageSet};
 use super::access::{Access, Runs};
 use super::course::Course;
 use super::repair::Repair;
+use asked::AskedPages;
 use urgency::{Moment, Urgency};
 
 /// For this long after a request wishes gather, unless everything that was asked for has come.
 const GATHER: Duration = Duration::from_millis(1);
-/// What the server may need to send a page, besides the time that a request takes.
-const PATIENCE: Duration = Duration::from_millis(5);
-/// The longest pause before a page is asked for again.
-const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// Requests under way at a time.
-const MAX_REQUESTS: u32 = 4;
-/// Pages that are being asked for at a time; what is more waits for its turn. The server keeps no more for one member.
+const MAX_REQUESTS: usize = 4;
+/// Pages that are being asked for at a time; what is more waits for its turn. The server keeps no
+/// more for one member.
 const MAX_PAGES: usize = 4096;
 /// Pairs that a request holds at most: 16 KiB are over 700 of the longest.
 const MAX_PAIRS: usize = 512;
@@ -30,13 +31,11 @@ const MAX_PAIRS: usize = 512;
 const MAX_LATER: usize = 64;
 /// When to look again where there is no room.
 const CROWDED: Duration = Duration::from_millis(20);
-/// Pages that are announced ahead of a reader who reads on.
-const WINDOW: u32 = 64;
-/// How much of each new measurement of the time of a request counts.
-const SHARE: u32 = 8;
-/// One that is by this and more above twice the smoothed time counts as no more.
-const OUTLIER: Duration = Duration::from_millis(1);
+/// Fewest and most pages that are announced ahead of a reader who reads on.
+const WINDOW: RangeInclusive<u32> = 64..=256;
 
+/// After a read here and there others will probably follow for so long.
+const HURRY: Duration = Duration::from_millis(20);
 /// A page that was asked for more than twice, and for so long, does not come by multicast.
 const OVERDUE: Duration = Duration::from_millis(250);
 
@@ -65,8 +64,9 @@ pub(super) struct View<'a> {
 
 /// The wishes of one membership after the other.
 ///
-/// A read that waits is looked at until all its missing pages are asked for; when each is, [`urgency`] says. A page that was asked for is
-/// asked for again, ever more seldom, until it comes or nobody waits for it.
+/// A read that waits is looked at until all its missing pages are asked for; when each is,
+/// [`urgency`] says. A page that was asked for is asked for again when it got lost, until it comes
+/// or nobody waits for it: [`asked`].
 #[derive(Debug, Default)]
 pub(super) struct Demand {
     fill: Fill,
@@ -77,18 +77,18 @@ pub(super) struct Demand {
     waits: BTreeMap<WaitId, Wait>,
     /// When to look at which wait.
     looks: BTreeSet<(Instant, WaitId)>,
-    asked: BTreeMap<PageIndex, Asked>,
-    /// When to ask for which page of `asked`.
-    due: BTreeSet<(Instant, PageIndex)>,
+    asked: AskedPages,
     later: VecDeque<PageRange>,
     /// Pages that do not come.
     overdue: Vec<PageIndex>,
     /// To be sent now.
     ready: Option<Want>,
     last_sent: Option<Instant>,
-    under_way: u32,
-    /// Smoothed time that a request takes.
-    round_trip: Option<Duration>,
+    /// When a read here and there began to wait.
+    random_at: Option<Instant>,
+    /// Requests without an answer, and where their pages are in the order of asking, if they have
+    /// any.
+    under_way: Vec<(Want, Option<u64>)>,
 }
 
 /// A read that waits.
@@ -99,16 +99,6 @@ struct Wait {
     access: Access,
     since: Instant,
     look_at: Option<Instant>,
-}
-
-/// A page that is asked for.
-#[derive(Clone, Copy, Debug)]
-struct Asked {
-    due: Instant,
-    /// Before the next time; `None`: not asked for yet.
-    pause: Option<Duration>,
-    since: Instant,
-    times: u32,
 }
 
 impl Demand {
@@ -129,11 +119,10 @@ impl Demand {
     pub(super) fn begin(&mut self, is_known: bool, geometry: &Geometry, now: Instant) {
         self.is_known = is_known;
         self.asked.clear();
-        self.due.clear();
         self.overdue.clear();
         self.later.clear();
         self.ready = None;
-        self.under_way = 0;
+        self.under_way.clear();
         self.looks.clear();
         for (id, wait) in &mut self.waits {
             wait.pages = geometry.pages_covering(wait.bytes.clone());
@@ -142,14 +131,18 @@ impl Demand {
         }
     }
 
-    /// A read, whether or not it must wait. What its reader will probably want next is asked for without hurry.
+    /// A read, whether or not it must wait. What its reader will probably want next is asked for
+    /// without hurry.
     pub(super) fn note_read(&mut self, bytes: &Range<u64>, view: Option<View<'_>>) -> Access {
         let access = self.runs.note(bytes);
         let announces = access == Access::Continuing && self.fill == Fill::Demand && self.is_known;
         let Some(view) = view.filter(|_| announces) else { return access };
-        let window = u64::from(WINDOW) * u64::from(view.geometry.page_size().get());
+        // What the server can send until the next pages that are asked for come.
+        let ahead = view.course.pages_in(self.asked.usual().unwrap_or_default());
+        let ahead = ahead.clamp(*WINDOW.start(), *WINDOW.end());
+        let window = u64::from(ahead) * u64::from(view.geometry.page_size().get());
         let pages = view.geometry.pages_covering(self.runs.announce(window));
-        let missing = missing(view.held, pages).filter(|page| !self.asked.contains_key(page));
+        let missing = missing(view.held, pages).filter(|page| !self.asked.contains(*page));
         for run in runs(missing) {
             if self.later.len() == MAX_LATER {
                 self.later.pop_front();
@@ -159,7 +152,8 @@ impl Demand {
         access
     }
 
-    /// A read begins to wait. Where the geometry is not known yet, [`Self::begin`] will tell its pages.
+    /// A read begins to wait. Where the geometry is not known yet, [`Self::begin`] will tell its
+    /// pages.
     pub(super) fn begin_wait(
         &mut self,
         bytes: &Range<u64>,
@@ -167,6 +161,9 @@ impl Demand {
         geometry: Option<&Geometry>,
         now: Instant,
     ) -> WaitId {
+        if access == Access::Random {
+            self.random_at = Some(now);
+        }
         self.last_id += 1;
         let id = WaitId(self.last_id);
         let pages = geometry.map(|geometry| geometry.pages_covering(bytes.clone()));
@@ -182,33 +179,53 @@ impl Demand {
         if let Some(at) = wait.look_at {
             self.looks.remove(&(at, id));
         }
-        let left = self.asked.range(wait.pages.start..wait.pages.end);
-        let left: Vec<_> = left.map(|(page, _)| *page).collect();
+        let left: Vec<_> = self.asked.within(wait.pages).collect();
+        if left.is_empty() {
+            return;
+        }
+        let mut others: Vec<_> = self.waits.values().map(|other| other.pages).collect();
+        others.retain(|it| it.start < wait.pages.end && wait.pages.start < it.end);
+        others.sort_unstable_by_key(|it| it.start);
+        // Pages ascend, and so do the ranges: `wanted_until` is the end of all that begin before
+        // the page.
+        let (mut others, mut wanted_until) = (others.into_iter().peekable(), PageIndex(0));
         for page in left {
-            let is_wanted = |wait: &Wait| wait.pages.start <= page && page < wait.pages.end;
-            if !self.waits.values().any(is_wanted) {
-                self.forget(page);
+            while let Some(other) = others.next_if(|it| it.start <= page) {
+                wanted_until = wanted_until.max(other.end);
+            }
+            if wanted_until <= page {
+                self.asked.forget(page);
             }
         }
     }
 
-    /// These pages came.
-    pub(super) fn stored(&mut self, pages: PageRange) {
-        while let Some((page, _)) = self.asked.range(pages.start..pages.end).next() {
-            let page = *page;
-            self.forget(page);
-        }
+    /// Takes pages for lost that are overdue. All datagrams that have arrived were looked at.
+    pub(super) fn lose_late(&mut self, now: Instant) {
+        self.asked.lose_late(now);
     }
 
-    fn forget(&mut self, page: PageIndex) {
-        if let Some(asked) = self.asked.remove(&page) {
-            self.due.remove(&(asked.due, page));
+    /// The datagram of a page came.
+    pub(super) fn came(&mut self, page: PageIndex, now: Instant) {
+        self.asked.came(page, now);
+    }
+
+    /// These pages came.
+    pub(super) fn stored(&mut self, pages: PageRange) {
+        let came: Vec<_> = self.asked.within(pages).collect();
+        for page in came {
+            self.asked.forget(page);
         }
+        self.asked.all_stored();
+    }
+
+    /// Whether somebody reads here and there, so that the time of each page counts.
+    pub(super) fn is_hurried(&self, now: Instant) -> bool {
+        self.random_at.is_some_and(|at| now < at + HURRY)
     }
 
     /// Whether this page was asked for and did not come.
     pub(super) fn is_asked(&self, page: PageIndex) -> bool {
-        self.asked.get(&page).is_some_and(|asked| asked.pause.is_some())
+        self.asked.was_asked_for(page)
     }
 
     /// Whether an answer is owed.
@@ -226,22 +243,20 @@ impl Demand {
             self.look(id, view, now);
         }
         let begins = self.last_sent.is_none() && !self.later.is_empty();
-        let asks = begins || self.ask_at().is_some_and(|at| at <= now);
-        if asks && self.under_way < MAX_REQUESTS && self.ready.is_none() {
-            self.ready = self.gather(now);
-            if self.ready.is_some() {
-                self.last_sent = Some(now);
-                self.under_way += 1;
-            }
+        // Readers waited for what got lost already; and there is no answer to be overtaken.
+        let hurries = self.under_way.is_empty() && self.asked.is_losing(now);
+        let asks = begins || hurries || self.ask_at().is_some_and(|at| at <= now);
+        if asks && self.under_way.len() < MAX_REQUESTS && self.ready.is_none() {
+            self.gather(now);
         }
     }
 
-    /// When to ask next; may have passed. A reader who reads one thing after the other is not to wait for company.
+    /// When to ask next; may have passed. A reader who reads one thing after the other is not to
+    /// wait for company.
     fn ask_at(&self) -> Option<Instant> {
         let gathered = self.last_sent.map(|sent| sent + GATHER);
-        let is_owed = || self.asked.values().any(|asked| asked.pause.is_some());
-        let due = self.due.first().map(|&(due, _)| match gathered {
-            Some(gathered) if due < gathered && is_owed() => gathered,
+        let due = self.asked.poll_timeout().map(|due| match gathered {
+            Some(gathered) if due < gathered && self.asked.is_owed() => gathered,
             _ => due,
         });
         let later = gathered.filter(|_| !self.later.is_empty());
@@ -254,7 +269,7 @@ impl Demand {
         let moment = Moment { fill: self.fill, access: wait.access, since: wait.since, view, now };
         wait.look_at = None;
         for page in missing(view.held, wait.pages) {
-            if self.asked.contains_key(&page) {
+            if self.asked.contains(page) {
                 continue;
             }
             let urgency = if self.asked.len() < MAX_PAGES {
@@ -263,10 +278,7 @@ impl Demand {
                 Urgency::LookAgain(CROWDED)
             };
             match urgency {
-                Urgency::Ask => {
-                    self.asked.insert(page, Asked { due: now, pause: None, since: now, times: 0 });
-                    self.due.insert((now, page));
-                }
+                Urgency::Ask => self.asked.add(page, now),
                 Urgency::LookAgain(pause) => {
                     let at = now + pause;
                     wait.look_at = Some(wait.look_at.map_or(at, |earlier| earlier.min(at)));
@@ -279,31 +291,32 @@ impl Demand {
         self.looks.extend(wait.look_at.map(|at| (at, id)));
     }
 
-    /// The pages whose time has come, those that have waited longest first.
-    fn gather(&mut self, now: Instant) -> Option<Want> {
-        let first = PATIENCE + self.round_trip.unwrap_or_default();
+    /// Makes a request of the pages whose time has come.
+    fn gather(&mut self, now: Instant) {
         let mut want = Want::default();
-        while let Some(&(due, page)) = self.due.first().filter(|(due, _)| *due <= now) {
-            if !add(&mut want.now, page) {
-                break;
-            }
-            self.due.remove(&(due, page));
-            let asked = self.asked.get_mut(&page).expect("what is due is asked for");
-            let pause = asked.pause.map_or(first, |pause| (pause * 2).min(PAUSE_MAX));
-            *asked = Asked {
-                due: now + pause,
-                pause: Some(pause),
-                since: asked.since,
-                times: asked.times.saturating_add(1),
-            };
-            if asked.times > 2 && asked.since + OVERDUE <= now {
-                self.overdue.push(page);
-            }
-            self.due.insert((asked.due, page));
-        }
+        let overdue = &mut self.overdue;
+        let first = self.asked.gather(
+            now,
+            |page| add(&mut want.now, page),
+            |page, since, times| {
+                if times > 2 && since + OVERDUE <= now {
+                    overdue.push(page);
+                }
+            },
+        );
         let later = self.later.drain(..).map(|run| (run.start.0 + 1, run.len()));
         want.later = later.collect();
-        (want != Want::default()).then_some(want)
+        if want == Want::default() {
+            return;
+        }
+        want.came = self.asked.last_came();
+        let usual = self.asked.usual().unwrap_or_default().as_micros();
+        want.delay_us = u32::try_from(usual).unwrap_or(u32::MAX);
+        want.late = self.asked.is_late();
+        want.lossy = self.asked.is_lossy();
+        self.last_sent = Some(now);
+        self.under_way.push((want.clone(), first));
+        self.ready = Some(want);
     }
 
     /// A request that must be sent now.
@@ -318,16 +331,12 @@ impl Demand {
         runs(pages.into_iter()).collect()
     }
 
-    /// A request was answered, or not, after some time.
-    pub(super) fn answered(&mut self, after: Option<Duration>) {
-        self.under_way = self.under_way.saturating_sub(1);
-        if let Some(after) = after {
-            // One that had to be sent twice, or waited for a connection, tells little of the next.
-            let smoothed = |before: Duration| {
-                let after = after.min(before * 2 + OUTLIER);
-                (before * (SHARE - 1) + after) / SHARE
-            };
-            self.round_trip = Some(self.round_trip.map_or(after, smoothed));
+    /// A request was answered: its pages are out after `queue`. Or it was not.
+    pub(super) fn answered(&mut self, want: &Want, queue: Option<Duration>) {
+        let Some(at) = self.under_way.iter().position(|(it, _)| it == want) else { return };
+        let (_, first) = self.under_way.remove(at);
+        if let (Some(first), Some(queue)) = (first, queue) {
+            self.asked.answered(first, queue);
         }
     }
 
@@ -338,7 +347,7 @@ impl Demand {
         }
         let look = self.looks.first().map(|(at, _)| *at);
         let ask = self.ask_at();
-        [look, ask.filter(|_| self.under_way < MAX_REQUESTS)].into_iter().flatten().min()
+        [look, ask.filter(|_| self.under_way.len() < MAX_REQUESTS)].into_iter().flatten().min()
     }
 }
 

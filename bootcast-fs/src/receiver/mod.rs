@@ -241,10 +241,10 @@ impl Receiver {
         };
         let arrival = assembly.arrived(checked.bytes);
         match arrival {
-            Arrival::New(page) => self.handle_page(page.index),
+            Arrival::New(page) => self.handle_page(page.index, now),
             Arrival::Duplicate(page) => {
                 self.counters.duplicates += 1;
-                self.handle_page(page);
+                self.handle_page(page, now);
             }
             Arrival::Bad(_) => {
                 self.counters.bad += 1;
@@ -258,9 +258,11 @@ impl Receiver {
         arrival
     }
 
-    fn handle_page(&mut self, page: PageIndex) {
+    fn handle_page(&mut self, page: PageIndex, now: Instant) {
         self.panel.received();
-        if self.demand.is_asked(page) {
+        let was_asked_for = self.demand.is_asked(page);
+        self.demand.came(page, now);
+        if was_asked_for {
             // It tells nothing of the stream.
             return;
         }
@@ -326,8 +328,10 @@ impl Receiver {
         self.membership.end();
     }
 
-    /// Runs what is due.
+    /// Runs what is due. Call it after the datagrams that have arrived were handed in: what is
+    /// overdue counts as lost.
     pub fn handle_timeout(&mut self, now: Instant) {
+        self.lose_late_pages(now);
         self.want_if_due(now);
         self.membership.handle_timeout(now);
         self.tend_unicast(now);

@@ -11,7 +11,8 @@ use super::demand::View;
 use super::repair::Repair;
 use super::{Assembly, Fill, Receiver, ReportError, WaitId};
 
-/// Before a member that the server forgot joins again, from the second time in a row on; it doubles.
+/// Before a member that the server forgot joins again, from the second time in a row on; it
+/// doubles.
 const REJOIN_PAUSE: Duration = Duration::from_millis(100);
 /// How often.
 const MAX_DOUBLINGS: u32 = 6;
@@ -41,8 +42,8 @@ impl Receiver {
         self.membership.expect(!on_demand || self.demand.is_waiting(), now);
     }
 
-    /// A reader asks for these bytes, none of them beyond the end. Returns the name of the wait where they are not all here. Run what is
-    /// due afterwards.
+    /// A reader asks for these bytes, none of them beyond the end. Returns the name of the wait
+    /// where they are not all here. Run what is due afterwards.
     pub fn handle_read(&mut self, bytes: &Range<u64>, now: Instant) -> Option<WaitId> {
         let access = self.demand.note_read(
             bytes,
@@ -61,7 +62,8 @@ impl Receiver {
         self.demand.end_wait(wait);
     }
 
-    /// Asks for what is due: a part of [`Self::handle_timeout`], for those who cannot do what the rest may lead to.
+    /// Asks for what is due: a part of [`Self::handle_timeout`], for those who cannot do what the
+    /// rest may lead to.
     pub fn want_if_due(&mut self, now: Instant) {
         if !self.may_want() {
             return;
@@ -84,6 +86,18 @@ impl Receiver {
         }
     }
 
+    /// Whether somebody reads here and there, so that the time of each page counts.
+    pub fn is_hurried(&self, now: Instant) -> bool {
+        self.demand.is_hurried(now)
+    }
+
+    /// Takes demanded pages for lost that are overdue.
+    pub(super) fn lose_late_pages(&mut self, now: Instant) {
+        if self.may_want() {
+            self.demand.lose_late(now);
+        }
+    }
+
     /// When a want may be due.
     pub(super) fn poll_demand(&self) -> Option<Instant> {
         self.demand.poll_timeout().filter(|_| self.may_want())
@@ -95,17 +109,19 @@ impl Receiver {
         is_member && self.unicast.may_want()
     }
 
-    /// A want to be sent now: what [`Self::poll_action`] would hand out at the end. Ask after [`Self::handle_timeout`].
+    /// A want to be sent now: what [`Self::poll_action`] would hand out at the end. Ask after
+    /// [`Self::handle_timeout`].
     pub fn poll_want(&mut self) -> Option<Want> {
         self.demand.poll_want().inspect(|_| self.unicast.wanted())
     }
 
-    /// The server answered a want of the membership `token`, after this time.
+    /// The server answered a want of the membership `token`: its pages are out after the time that
+    /// the answer tells.
     pub fn handle_wanted(
         &mut self,
         token: &Token,
-        result: Result<(), ReportError>,
-        after: Duration,
+        want: &Want,
+        result: Result<Duration, ReportError>,
         now: Instant,
     ) {
         if self.membership.token() != Some(token) {
@@ -113,20 +129,21 @@ impl Receiver {
             return;
         }
         match result {
-            Ok(()) => {
+            Ok(queue) => {
                 self.forgotten = 0;
-                self.demand.answered(Some(after));
+                self.demand.answered(want, Some(queue));
                 self.reporter.renew(now);
             }
-            Err(ReportError::Temporary) => self.demand.answered(None),
+            Err(ReportError::Temporary) => self.demand.answered(want, None),
             Err(ReportError::UnknownMember) => {
-                self.demand.answered(None);
+                self.demand.answered(want, None);
                 self.join_anew(now);
             }
         }
     }
 
-    /// The server forgot this member: the first time it joins again at once, because a reader waits.
+    /// The server forgot this member: the first time it joins again at once, because a reader
+    /// waits.
     fn join_anew(&mut self, now: Instant) {
         let doublings = self.forgotten.checked_sub(1);
         let pause = doublings.map(|doublings| REJOIN_PAUSE * (1 << doublings.min(MAX_DOUBLINGS)));

@@ -2,6 +2,8 @@
 
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
+use axum::response::IntoResponse;
+use bootcast_proto::HEADER_QUEUE;
 
 use super::body::{self, Expected};
 use super::{ApiError, Served};
@@ -16,11 +18,8 @@ const WANT: Expected = Expected {
 pub(super) async fn want(
     State(served): State<Served>,
     request: Request,
-) -> Result<StatusCode, ApiError> {
+) -> Result<impl IntoResponse, ApiError> {
     let (path, token, want) = body::read(request, WANT).await?;
-    if served.sender.want(path, token, want).await? {
-        Ok(StatusCode::NO_CONTENT)
-    } else {
-        Err(ApiError::UnknownToken)
-    }
+    let queue = served.sender.want(path, token, want).await?.ok_or(ApiError::UnknownToken)?;
+    Ok((StatusCode::NO_CONTENT, [(HEADER_QUEUE, queue.as_micros().to_string())]))
 }

@@ -1,13 +1,15 @@
-//! Pages that members asked for: they go out before the stream, in the order of asking. docs/PROTOCOL.md, "Demand".
+//! Pages that members asked for: they go out before the stream, in the order of asking.
+//! docs/PROTOCOL.md, "Demand".
 //!
-//! What is asked for is not to be trusted: a request may name pages that the file does not have, all of 2^32, or the same a
-//! thousand times. Memory and work are bounded by what is kept of it, and each member has a share of that.
+//! What is asked for is not to be trusted: a request may name pages that the file does not have,
+//! all of 2^32, or the same a thousand times. Memory and work are bounded by what is kept of it,
+//! and each member has a share of that.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use bootcast_proto::api::Want;
-use bootcast_proto::{PageRange, Token};
+use bootcast_proto::{PageIndex, PageRange, Token};
 
 use super::range_map::RangeMap;
 
@@ -20,10 +22,16 @@ const MEMBER_PAGES: u32 = 4096;
 /// Pairs of either kind that are looked at of one request.
 const REQUEST_PAIRS: usize = 1024;
 
-/// Pages that were sent less than this ago are still on their way.
-const ON_THE_WAY: Duration = Duration::from_millis(4);
+/// How long a page is under way to a member that does not say.
+const DELAY: Duration = Duration::from_millis(4);
 
-/// Runs that are remembered as such. At 10 Gbit/s a thousand full ones take 50 ms.
+/// How long at most, whatever a member says.
+const DELAY_MAX: Duration = Duration::from_millis(100);
+
+/// How long it is remembered what was sent. A member that lags by more may get pages twice.
+const MEMORY: Duration = Duration::from_millis(500);
+
+/// Runs that are remembered. At 10 Gbit/s a thousand full ones take 50 ms.
 const RECENT_RUNS: usize = 1024;
 
 /// What waits to be sent because somebody asked for it, and what was sent just now.
@@ -36,6 +44,8 @@ pub(super) struct Demand {
     /// Readers will probably want these next. No page is in both.
     later: Queue,
     recent: Recent,
+    /// Page that ends a want of a member on a lossy path, and the member.
+    repeat: Option<(PageIndex, Token)>,
     pages_sent: u64,
 }
 
@@ -47,24 +57,41 @@ impl Demand {
             now: Queue::default(),
             later: Queue::default(),
             recent: Recent::default(),
+            repeat: None,
             pages_sent: 0,
         }
     }
 
-    /// Queues what is not queued nor on its way.
+    /// Queues what is neither queued nor under way.
     pub(super) fn handle_want(&mut self, token: &Token, want: &Want, now: Instant) {
         self.recent.forget_before(now);
+        let view = self.recent.view(want, now);
+        let (mut lost, mut newest) = (Vec::new(), None);
         for &pair in want.now.iter().take(REQUEST_PAIRS) {
             let asked = self.in_file(pair);
-            for range in self.recent.missing(asked, self.now.room(token)) {
-                for queued in self.now.push(token, range, now) {
+            for range in self.recent.missing(asked, &view, self.now.room(token)) {
+                lost.extend(self.recent.parts(range));
+                let new = self.recent.gaps(range);
+                for queued in new.into_iter().flat_map(|run| self.now.push(token, run, now)) {
                     self.later.remove(queued);
+                    newest = Some(queued);
                 }
             }
         }
+        // What got lost was asked for earlier than all that waits.
+        for range in lost.into_iter().rev() {
+            for queued in self.now.push_first(token, range, now) {
+                self.later.remove(queued);
+                newest.get_or_insert(queued);
+            }
+        }
+        if let Some(newest) = newest {
+            let page = PageIndex(newest.end.0 - 1);
+            self.repeat = want.lossy.then(|| (page, token.clone()));
+        }
         for &pair in want.later.iter().take(REQUEST_PAIRS) {
             let asked = self.in_file(pair);
-            for range in self.recent.missing(asked, self.later.room(token)) {
+            for range in self.recent.missing(asked, &view, self.later.room(token)) {
                 for range in self.now.missing(range, self.later.room(token)) {
                     self.later.push(token, range, now);
                 }
@@ -81,6 +108,7 @@ impl Demand {
 
     /// Nobody is left who asked.
     pub(super) fn clear(&mut self) {
+        self.repeat = None;
         self.now = Queue::default();
         self.later = Queue::default();
     }
@@ -95,6 +123,11 @@ impl Demand {
         self.later.since()
     }
 
+    /// Pages that readers wait for, at most: some of them may have been sent meanwhile.
+    pub(super) fn urgent_pages(&self) -> u32 {
+        self.now.kept
+    }
+
     /// How many pages of at most `budget` go out next for readers that wait.
     pub(super) fn next_urgent(&self, budget: u32) -> u32 {
         self.now.next(budget).map_or(0, PageRange::len)
@@ -103,7 +136,20 @@ impl Demand {
     /// The next consecutive pages that readers wait for, at most `budget`.
     pub(super) fn poll_urgent(&mut self, budget: u32, now: Instant) -> Option<PageRange> {
         let run = self.now.next(budget)?;
-        Some(self.sent(run, now))
+        let run = self.sent(run, now);
+        if self.now.since().is_none() {
+            self.repeat_last_of(run, now);
+        }
+        Some(run)
+    }
+
+    /// Queues the last page of the run once more where it ends a want of a lossy path: it shows the
+    /// member at once what of that want got lost, itself included.
+    fn repeat_last_of(&mut self, run: PageRange, now: Instant) {
+        let Some((page, token)) = self.repeat.take() else { return };
+        if page.0 + 1 == run.end.0 {
+            self.now.push(&token, PageRange::single(page), now);
+        }
     }
 
     /// The next consecutive pages that readers will want next, at most `budget`.
@@ -138,8 +184,8 @@ fn first_of(run: PageRange, budget: u32) -> PageRange {
 /// Pages in the order of asking.
 #[derive(Debug, Default)]
 struct Queue {
-    /// Who asked for what, the oldest first. Pages that were sent meanwhile stay until they would have their turn. The front
-    /// begins with a page that waits.
+    /// Who asked for what, the oldest first. Pages that were sent meanwhile stay until they would
+    /// have their turn. The front begins with a page that waits.
     asked: VecDeque<(PageRange, Token)>,
     /// Pages of `asked`, those that were sent included.
     kept: u32,
@@ -167,8 +213,25 @@ impl Queue {
         self.waiting.gaps(range).take(limit as usize).collect()
     }
 
-    /// Queues what of the range does not wait yet, as far as there is room; returns what waits of it now and did not before.
+    /// Queues what of the range does not wait yet, as far as there is room; returns what waits of
+    /// it now and did not before.
     fn push(&mut self, token: &Token, range: PageRange, now: Instant) -> Vec<PageRange> {
+        let queued = self.take_in(token, range, now);
+        self.asked.extend(queued.iter().map(|run| (*run, token.clone())));
+        queued
+    }
+
+    /// The same before all others.
+    fn push_first(&mut self, token: &Token, range: PageRange, now: Instant) -> Vec<PageRange> {
+        let queued = self.take_in(token, range, now);
+        for run in queued.iter().rev() {
+            self.asked.push_front((*run, token.clone()));
+        }
+        queued
+    }
+
+    /// Counts what of the range does not wait yet, as far as there is room, and returns it.
+    fn take_in(&mut self, token: &Token, range: PageRange, now: Instant) -> Vec<PageRange> {
         let mut queued = Vec::new();
         for gap in self.missing(range, self.room(token)) {
             let run = first_of(gap, self.room(token));
@@ -177,7 +240,6 @@ impl Queue {
             }
             self.kept += run.len();
             *self.by_member.entry(token.clone()).or_insert(0) += run.len();
-            self.asked.push_back((run, token.clone()));
             self.waiting.insert(run, ());
             self.since.get_or_insert(now);
             queued.push(run);
@@ -219,8 +281,8 @@ impl Queue {
         }
     }
 
-    /// What goes out next, at most `budget` pages and at least one: the first pages of the front, and those that were
-    /// asked for next if they follow.
+    /// What goes out next, at most `budget` pages and at least one: the first pages of the front,
+    /// and those that were asked for next if they follow.
     fn next(&self, budget: u32) -> Option<PageRange> {
         let mut run: Option<PageRange> = None;
         for (range, _) in &self.asked {
@@ -238,13 +300,50 @@ impl Queue {
     }
 }
 
-/// Pages that are still on their way, unless they were lost.
+/// When a run was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Sent {
+    /// Counts runs: two may have left at the same moment.
+    run: u64,
+    at: Instant,
+}
+
+/// What a member that asks knows of the pages that were sent.
+#[derive(Debug)]
+struct MemberView {
+    /// The page that came to it last, and when that was sent.
+    came: Option<(PageIndex, Sent)>,
+    /// What was sent up to then is not under way to it any more, if it hears nothing.
+    since: Option<Instant>,
+}
+
+impl MemberView {
+    /// Those pages of `part` that are under way to the member: a run's last pages, or none.
+    /// Datagrams keep their order, so that what was sent before a page that came is lost, however
+    /// short a time ago.
+    fn under_way(&self, part: PageRange, sent: Sent) -> PageRange {
+        let none = PageRange::new(part.end.0, part.end.0);
+        if self.since.is_some_and(|since| sent.at <= since) {
+            return none;
+        }
+        match self.came {
+            Some((_, came)) if sent.run < came.run => none,
+            Some((page, came)) if sent.run == came.run => {
+                PageRange::new(part.start.0.max(page.0).min(part.end.0), part.end.0)
+            }
+            Some(_) | None => part,
+        }
+    }
+}
+
+/// Pages that were sent lately.
 #[derive(Debug, Default)]
 struct Recent {
     /// When each was sent last.
-    sent: RangeMap<Instant>,
+    sent: RangeMap<Sent>,
     /// What was sent when, the oldest first.
-    order: VecDeque<(PageRange, Instant)>,
+    order: VecDeque<(PageRange, Sent)>,
+    runs: u64,
 }
 
 impl Recent {
@@ -253,29 +352,66 @@ impl Recent {
         if self.order.len() >= RECENT_RUNS {
             self.forget_oldest();
         }
-        self.sent.insert(range, now);
-        self.order.push_back((range, now));
+        self.runs += 1;
+        let sent = Sent { run: self.runs, at: now };
+        self.sent.insert(range, sent);
+        self.order.push_back((range, sent));
     }
 
     fn forget_before(&mut self, now: Instant) {
-        while self.order.front().is_some_and(|(_, at)| *at + ON_THE_WAY <= now) {
+        while self.order.front().is_some_and(|(_, sent)| sent.at + MEMORY <= now) {
             self.forget_oldest();
         }
     }
 
     /// What was sent again since stays.
     fn forget_oldest(&mut self) {
-        let Some((range, at)) = self.order.pop_front() else { return };
-        let old = self.sent.parts(range).filter(|(_, sent)| *sent <= at);
+        let Some((range, oldest)) = self.order.pop_front() else { return };
+        let old = self.sent.parts(range).filter(|(_, sent)| sent.run <= oldest.run);
         let old: Vec<_> = old.map(|(part, _)| part).collect();
         for part in old {
             self.sent.remove(part);
         }
     }
 
-    /// The first runs that are not on their way, `limit` of them: each has a page at least.
-    fn missing(&self, range: PageRange, limit: u32) -> Vec<PageRange> {
-        self.sent.gaps(range).take(limit as usize).collect()
+    /// What the member that sent this want knows.
+    fn view(&self, want: &Want, now: Instant) -> MemberView {
+        let came = want.came.checked_sub(1).map(PageIndex);
+        let came = came.and_then(|page| {
+            let (_, sent) = self.sent.parts(PageRange::single(page)).next()?;
+            Some((page, sent))
+        });
+        let delay = match want.delay_us {
+            0 => DELAY,
+            delay => Duration::from_micros(delay.into()).min(DELAY_MAX),
+        };
+        // While pages come to it, the order in which they do tells it what is lost.
+        let is_silent = want.late || came.is_none();
+        MemberView { came, since: now.checked_sub(delay).filter(|_| is_silent) }
+    }
+
+    /// The parts of a range that were sent lately.
+    fn parts(&self, range: PageRange) -> impl Iterator<Item = PageRange> {
+        self.sent.parts(range).map(|(part, _)| part)
+    }
+
+    /// The parts of a range that were not sent lately.
+    fn gaps(&self, range: PageRange) -> Vec<PageRange> {
+        self.sent.gaps(range).collect()
+    }
+
+    /// The first runs that are not under way to the member, `limit` of them: each has a page at
+    /// least.
+    fn missing(&self, range: PageRange, view: &MemberView, limit: u32) -> Vec<PageRange> {
+        let parts = self.sent.parts(range).map(|(part, sent)| view.under_way(part, sent));
+        let behind = PageRange::new(range.end.0, range.end.0);
+        let mut next = range.start.0;
+        let runs = parts.filter(|part| !part.is_empty()).chain([behind]).filter_map(|part| {
+            let run = PageRange::new(next, part.start.0);
+            next = part.end.0;
+            (!run.is_empty()).then_some(run)
+        });
+        runs.take(limit as usize).collect()
     }
 }
 

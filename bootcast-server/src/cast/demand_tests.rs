@@ -14,11 +14,11 @@ fn token(number: u128) -> Token {
 }
 
 fn now_pages(pairs: &[(u32, u32)]) -> Want {
-    Want { now: pairs.to_vec(), later: Vec::new() }
+    Want { now: pairs.to_vec(), ..Want::default() }
 }
 
 fn later_pages(pairs: &[(u32, u32)]) -> Want {
-    Want { now: Vec::new(), later: pairs.to_vec() }
+    Want { later: pairs.to_vec(), ..Want::default() }
 }
 
 /// With a comma between thousands.
@@ -32,11 +32,16 @@ fn the_limits_are_those_of_the_protocol() {
     let page = include_str!("../../../docs/PROTOCOL.md");
     let page = page.split_whitespace().collect::<Vec<_>>().join(" ");
     let pairs = with_comma(u64::try_from(REQUEST_PAIRS).unwrap());
+    assert_eq!(MEMORY, Duration::from_millis(500), "half a second");
     for told in [
         format!("at most {} pages in either queue", with_comma(QUEUE_PAGES.into())),
         format!("of one member {}", with_comma(MEMBER_PAGES.into())),
         format!("{pairs} pairs of either kind of a request"),
-        format!("sent less than {} ms ago", ON_THE_WAY.as_millis()),
+        format!(
+            "`delay_us` ago ({} ms where that is 0, {} ms at most)",
+            DELAY.as_millis(),
+            DELAY_MAX.as_millis()
+        ),
     ] {
         assert!(page.contains(&told), "{told}");
     }
@@ -105,9 +110,84 @@ fn what_was_sent_is_not_sent_again_until_it_could_be_lost() {
     demand.on_sent(PageRange::new(11, 13), soon);
     demand.handle_want(&token(1), &want, soon);
     assert_eq!(drain(&mut demand, soon), []);
-    let then = start + ON_THE_WAY;
+    let then = start + DELAY;
     demand.handle_want(&token(1), &want, then);
     assert_eq!(drain(&mut demand, then), [(10, 2), (14, 6)]);
+}
+
+#[test]
+fn what_is_under_way_by_what_the_member_says_is_not_sent_again() {
+    let start = Instant::now();
+    let mut demand = Demand::new(100);
+    demand.handle_want(&token(1), &now_pages(&[(10, 10)]), start);
+    assert_eq!(drain(&mut demand, start), [(10, 10)]);
+    for (after_us, delay_us, sent_again) in [(800, 900, false), (900, 900, true), (2000, 0, false)]
+    {
+        let then = start + Duration::from_micros(after_us);
+        let mut later = Demand::new(100);
+        later.on_sent(PageRange::new(9, 19), start);
+        let want = Want { delay_us, came: 10, late: true, ..now_pages(&[(11, 9)]) };
+        later.handle_want(&token(1), &want, then);
+        assert_eq!(!drain(&mut later, then).is_empty(), sent_again, "{after_us} {delay_us}");
+    }
+    // No member can have pages held back for longer.
+    let then = start + DELAY_MAX;
+    let want = Want { delay_us: u32::MAX, late: true, ..now_pages(&[(10, 10)]) };
+    demand.handle_want(&token(1), &want, then);
+    assert_eq!(drain(&mut demand, then), [(10, 10)]);
+}
+
+#[test]
+fn what_was_sent_before_a_page_that_came_is_lost_and_what_was_sent_after_it_is_under_way() {
+    let start = Instant::now();
+    let mut demand = Demand::new(100);
+    for run in [PageRange::new(0, 10), PageRange::new(50, 60), PageRange::new(20, 30)] {
+        demand.on_sent(run, start);
+    }
+    let missing = [(3, 2), (53, 4), (22, 2), (80, 1)];
+    let want = Want { came: 55, delay_us: 10_000, ..now_pages(&missing) };
+    demand.handle_want(&token(1), &want, start);
+    assert_eq!(drain(&mut demand, start), [(3, 2), (53, 2), (80, 1)]);
+    // They went out again: the page that came says nothing of these.
+    demand.handle_want(&token(1), &want, start);
+    demand.handle_want(&token(2), &want, start);
+    assert_eq!(drain(&mut demand, start), []);
+    let unknown = Want { came: 90, delay_us: 10_000, ..now_pages(&[(3, 2)]) };
+    demand.handle_want(&token(1), &unknown, start);
+    assert_eq!(drain(&mut demand, start), [], "that page was not sent lately");
+    // A member that lags gets what is under way in the end.
+    let lagging = Want { came: 55, delay_us: 1000, ..now_pages(&[(22, 2)]) };
+    let then = start + MEMORY.mul_f64(0.99);
+    demand.handle_want(&token(1), &lagging, then);
+    assert_eq!(drain(&mut demand, then), []);
+}
+
+#[test]
+fn what_was_lost_goes_out_before_what_waits() {
+    let start = Instant::now();
+    let mut demand = Demand::new(100);
+    demand.on_sent(PageRange::new(0, 10), start);
+    demand.handle_want(&token(2), &now_pages(&[(50, 10)]), start);
+    let want = Want { came: 10, ..now_pages(&[(3, 1), (5, 2), (90, 1)]) };
+    demand.handle_want(&token(1), &want, start);
+    assert_eq!(drain(&mut demand, start), [(3, 1), (5, 2), (50, 10), (90, 1)]);
+}
+
+#[test]
+fn the_last_page_of_a_lossy_want_goes_out_twice_if_nobody_waits_for_another_one() {
+    let start = Instant::now();
+    let mut demand = Demand::new(100);
+    let lossy = |pairs: &[(u32, u32)]| Want { lossy: true, ..now_pages(pairs) };
+    demand.handle_want(&token(1), &lossy(&[(10, 3), (20, 1)]), start);
+    assert_eq!(drain(&mut demand, start), [(10, 3), (20, 1), (20, 1)]);
+    demand.handle_want(&token(1), &lossy(&[(30, 3)]), start);
+    demand.handle_want(&token(2), &now_pages(&[(40, 2)]), start);
+    assert_eq!(drain(&mut demand, start), [(30, 3), (40, 2)]);
+    demand.handle_want(&token(1), &lossy(&[(50, 3)]), start);
+    demand.clear();
+    demand.handle_want(&token(2), &now_pages(&[(60, 2)]), start);
+    assert_eq!(drain(&mut demand, start), [(60, 2)]);
+    assert_eq!(demand.urgent_pages(), 0);
 }
 
 #[test]
@@ -158,7 +238,7 @@ fn however_many_ask_no_more_is_kept_than_the_queue_holds_and_all_of_it_is_let_go
     let scattered = |from: u32| -> Vec<_> { (0..1000).map(|at| (from + at * 2, 1)).collect() };
     for member in 0..200u32 {
         let pairs = scattered(1 + member * 2000);
-        let want = Want { now: pairs.clone(), later: pairs };
+        let want = Want { now: pairs.clone(), later: pairs, ..Want::default() };
         demand.handle_want(&token(member.into()), &want, start);
     }
     assert_eq!(demand.now.kept, QUEUE_PAGES);
@@ -186,7 +266,7 @@ proptest! {
         for (kind, first, count, pause_us) in steps {
             now += Duration::from_micros(pause_us);
             let fresh = |page: &u32, sent_at: &BTreeMap<u32, Instant>| {
-                sent_at.get(page).is_some_and(|at| now < *at + ON_THE_WAY)
+                sent_at.get(page).is_some_and(|at| now < *at + DELAY)
             };
             let end = u64::from(first) + u64::from(count);
             let asked: Vec<u32> = (0..pages)

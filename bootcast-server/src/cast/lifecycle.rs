@@ -319,6 +319,11 @@ impl Cast {
         Some((since, self.demand.next_urgent(budget)))
     }
 
+    /// How many pages readers wait for, at most.
+    pub fn urgent_pages(&self) -> u32 {
+        if self.sends_demand() { self.demand.urgent_pages() } else { 0 }
+    }
+
     /// What goes out next but for the pages that readers wait for, of at most `budget` full pages on the wire; `None` until
     /// [`Self::poll_transmit_at`].
     pub fn poll_transmit(&mut self, budget: u32, now: Instant) -> Option<Sending> {

@@ -232,7 +232,7 @@ mod demand {
     }
 
     fn want(cast: &mut Cast, member: u128, now: &[(u32, u32)], later: &[(u32, u32)], at: Instant) {
-        let want = Want { now: now.to_vec(), later: later.to_vec() };
+        let want = Want { now: now.to_vec(), later: later.to_vec(), ..Want::default() };
         assert!(cast.handle_want(&token(member), &want, at));
     }
 

@@ -100,6 +100,8 @@ enum Polled {
     Sent(Transmit),
     /// Something may be ready, but the pacing does not allow it yet.
     NoCredit,
+    /// Something is ready, but the casts' own rates do not allow it yet.
+    HeldBack,
     Nothing,
 }
 
@@ -162,6 +164,17 @@ impl Running {
     /// machines gets ten times the rate of a cast for one.
     fn weight(&self) -> u64 {
         u64::from(1 + self.cast.members().max(1).ilog2())
+    }
+
+    /// Limits urgent pages below the ceiling; `None` while no member reports what it receives, for
+    /// then the cast's rate says nothing about the network.
+    fn urgent_allowance(&self) -> Option<&Allowance> {
+        Some(&self.allowance).filter(|_| self.cast.reporting_members() > 0)
+    }
+
+    /// Largest run of urgent pages.
+    fn urgent_budget(&self, batch_pages: u32) -> u32 {
+        self.urgent_allowance().map_or(batch_pages, |own| own.pages().min(batch_pages))
     }
 
     fn view(&self, id: CastId) -> CastView<'_> {
@@ -287,22 +300,24 @@ impl Scheduler {
         true
     }
 
-    /// Queues pages that a member of this path's cast demands. Returns `false` if the token may not
-    /// demand.
+    /// Queues pages that a member of this path's cast demands. Returns the time until the last of
+    /// them is sent, or `None` if the token may not demand.
     pub fn handle_want(
         &mut self,
         path: &RemotePath,
         token: &Token,
         want: &Want,
         now: Instant,
-    ) -> bool {
-        let Some(&id) = self.by_path.get(path) else { return false };
-        let Some(running) = self.casts.get_mut(&id) else { return false };
-        let known = running.cast.handle_want(token, want, now);
+    ) -> Option<Duration> {
+        let &id = self.by_path.get(path)?;
+        let running = self.casts.get_mut(&id)?;
+        if !running.cast.handle_want(token, want, now) {
+            return None;
+        }
         if running.cast.urgent(1).is_some() {
             self.urgent.push(id);
         }
-        known
+        Some(self.urgent_queue(id, now))
     }
 
     /// Ends a cast for a reason found by the driver. Ignores casts that have ended.
@@ -342,6 +357,7 @@ impl Scheduler {
             match self.poll_turns(now) {
                 Polled::Sent(transmit) => return Some(transmit),
                 Polled::NoCredit => return None,
+                Polled::HeldBack => {}
                 Polled::Nothing => self.urgent.on_nobody_else(),
             }
         }
@@ -349,7 +365,7 @@ impl Scheduler {
             match poll(self, now) {
                 Polled::Sent(transmit) => return Some(transmit),
                 Polled::NoCredit => return None,
-                Polled::Nothing => {}
+                Polled::HeldBack | Polled::Nothing => {}
             }
         }
         self.idle = true;
@@ -367,12 +383,14 @@ impl Scheduler {
             let ready = running.allowance.ready_at(TICK).map_or(ready, |own| own.max(ready));
             Some(running.cast.poll_transmit_at()?.max(ready))
         });
-        let urgent = self.urgent.iter().find_map(|id| self.urgent_run(id));
-        let urgent = urgent.map(|(since, bytes)| {
+        let urgent = self.urgent.iter().filter_map(|id| {
+            let (since, bytes) = self.urgent_run(id)?;
             // If it is the other casts' turn, the credit is saved for them.
             let bytes =
                 if self.urgent.is_used_up(self.batch_wire) { self.batch_wire } else { bytes };
-            since.max(self.pacer.ready_at(bytes, TICK))
+            let ready = since.max(self.pacer.ready_at(bytes, TICK));
+            let own = self.casts.get(&id)?.urgent_allowance();
+            Some(own.and_then(|own| own.ready_at(TICK)).map_or(ready, |own| own.max(ready)))
         });
         timers.chain(paced).chain(urgent).chain(self.farewells.due_at()).min()
     }
@@ -412,10 +430,11 @@ impl Scheduler {
         self.settings.rate
     }
 
-    /// Sends pages that readers wait for, as soon as the interface has credit for them. They are
-    /// charged to the cast's own allowance but do not wait for it.
+    /// Sends pages that readers wait for, as soon as the interface and the cast's own allowance
+    /// have credit for them.
     fn poll_urgent(&mut self, now: Instant) -> Polled {
-        while let Some(id) = self.urgent.front() {
+        let mut skipped = 0;
+        while let Some(id) = self.urgent.front().filter(|_| skipped < self.urgent.len()) {
             let Some((_, bytes)) = self.urgent_run(id) else {
                 self.urgent.pop();
                 continue;
@@ -424,7 +443,13 @@ impl Scheduler {
                 return Polled::NoCredit;
             }
             let running = self.casts.get_mut(&id).expect("it has a run");
-            let Some(what) = running.cast.poll_urgent(self.settings.batch_pages, now) else {
+            if running.urgent_allowance().is_some_and(|own| !own.allows(now)) {
+                self.urgent.skip();
+                skipped += 1;
+                continue;
+            }
+            let budget = running.urgent_budget(self.settings.batch_pages);
+            let Some(what) = running.cast.poll_urgent(budget, now) else {
                 self.urgent.pop();
                 continue;
             };
@@ -433,11 +458,31 @@ impl Scheduler {
             let demanded = matches!(what, Sending::Pages(_));
             return Polled::Sent(self.hand_out(id, what, demanded, cost, now));
         }
-        Polled::Nothing
+        if skipped > 0 { Polled::HeldBack } else { Polled::Nothing }
+    }
+
+    /// Estimates the time until all urgent pages of a cast are sent. Casts with urgent pages send
+    /// in turn; everything else takes up to a tenth of the rate.
+    fn urgent_queue(&self, id: CastId, now: Instant) -> Duration {
+        let bytes_of = |id| {
+            let running: &Running = self.casts.get(&id)?;
+            let page_wire = running.geometry.page_size().wire_len();
+            Some(u64::from(running.cast.urgent_pages()) * page_wire)
+        };
+        let Some(own) = bytes_of(id).filter(|own| *own > 0) else { return Duration::ZERO };
+        let others = self.urgent.iter().filter(|other| *other != id);
+        let others: u64 = others.filter_map(bytes_of).map(|other| other.min(own)).sum();
+        let on_the_line = self.settings.rate.time_to_send(own + others);
+        let running = self.casts.get(&id).filter(|running| running.urgent_allowance().is_some());
+        let at_its_rate = running.map(|running| running.control.rate().time_to_send(own));
+        let sending = at_its_rate.map_or(on_the_line, |time| time.max(on_the_line));
+        let begins = self.pacer.ready_at(0, Duration::ZERO).saturating_duration_since(now);
+        begins + sending * 10 / 9
     }
 
     /// Sends everything else, all casts in turn.
     fn poll_turns(&mut self, now: Instant) -> Polled {
+        let mut is_held_back = false;
         // Looks at each cast once, and at the front twice if its turn is ending.
         for _ in 0..=self.turns.len() {
             let Some(&id) = self.turns.front() else { return Polled::Nothing };
@@ -448,6 +493,7 @@ impl Scheduler {
                 return Polled::NoCredit;
             }
             if !running.allowance.allows(now) {
+                is_held_back |= running.cast.poll_transmit_at().is_some_and(|at| at <= now);
                 running.deficit = 0;
                 self.next_turn();
                 continue;
@@ -473,13 +519,14 @@ impl Scheduler {
             }
             self.next_turn();
         }
-        Polled::Nothing
+        if is_held_back { Polled::HeldBack } else { Polled::Nothing }
     }
 
     /// When readers began to wait for this cast's next urgent run, and the run's bytes on the wire.
     fn urgent_run(&self, id: CastId) -> Option<(Instant, u64)> {
         let running = self.casts.get(&id)?;
-        let (since, pages) = running.cast.urgent(self.settings.batch_pages)?;
+        let budget = running.urgent_budget(self.settings.batch_pages);
+        let (since, pages) = running.cast.urgent(budget)?;
         Some((since, u64::from(pages) * running.geometry.page_size().wire_len()))
     }
 

@@ -397,8 +397,8 @@ mod demand {
     }
 
     fn want(lab: &mut Lab, token: &Token, now: &[(u32, u32)]) {
-        let want = Want { now: now.to_vec(), later: Vec::new() };
-        assert!(lab.scheduler.handle_want(&name(PATHS[1]), token, &want, lab.now));
+        let want = Want { now: now.to_vec(), ..Want::default() };
+        assert!(lab.scheduler.handle_want(&name(PATHS[1]), token, &want, lab.now).is_some());
     }
 
     #[test]
@@ -474,6 +474,58 @@ mod demand {
     }
 
     #[test]
+    fn a_member_hears_when_its_pages_are_out() {
+        let (mut lab, token) = lab("100mbit");
+        let cast = join(&mut lab, &token);
+        lab.run(HOLD + SECOND / 10);
+        for pages in [10, 100, 1000] {
+            let (asked_at, before) = (lab.now, lab.sent.len());
+            let want = Want { now: vec![(1 + pages * 20, pages)], ..Want::default() };
+            let path = name(PATHS[1]);
+            let queue = lab.scheduler.handle_want(&path, &token, &want, lab.now).unwrap();
+            // The same pages wait already: they are out at the same time.
+            assert_eq!(lab.scheduler.handle_want(&path, &token, &want, lab.now), Some(queue));
+            lab.run(SECOND / 2);
+            let mut sent = lab.sent[before..].iter().filter(|(_, it, _)| it.cast == cast);
+            let took = sent.next_back().unwrap().0 - asked_at;
+            // It overtakes what has credit saved up for a burst of 4 ms, which the estimate does
+            // not count on.
+            let (least, most) = (took.saturating_sub(2 * TICK), took + 6 * TICK);
+            assert!(
+                (least..=most).contains(&queue),
+                "{pages} pages: {queue:?} told, took {took:?}"
+            );
+            lab.run(SECOND / 2);
+        }
+        let nothing = lab.scheduler.handle_want(&name(PATHS[1]), &token, &Want::default(), lab.now);
+        assert_eq!(nothing, Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn demand_keeps_to_the_rate_of_its_cast_where_members_tell_what_they_get() {
+        for (kind, few) in [(MemberKind::Extended, true), (MemberKind::Demand, false)] {
+            let mut lab = Lab::new("100mbit", "239.255.0.0/16", 9);
+            lab.scheduler.settings.is_rate_vouched = false;
+            lab.scheduler.settings.repair =
+                Some(RepairSettings { interleave: 4, repair_port: 9001, lease: 60 * SECOND });
+            let reader = Token::from_random(1000);
+            let cast = join(&mut lab, &reader);
+            let (etag, geometry) =
+                (Etag::new("v1").unwrap(), Geometry::new(100 * MIB, page_size()).unwrap());
+            let (path, other) = (name(PATHS[1]), Token::from_random(7));
+            lab.scheduler.handle_join(&path, &etag, geometry, other, kind, lab.now).unwrap();
+            for at in 0..20 {
+                want(&mut lab, &reader, &[(1 + at * 1000, 1000)]);
+                lab.run(SECOND / 20);
+            }
+            // A cautious start is a tenth of the ceiling, which carries 8256 pages a second.
+            let sent = lab.scheduler.cast(cast).unwrap().cast.demanded();
+            let expected = if few { 600..=900 } else { 6000..=8600 };
+            assert!(expected.contains(&sent), "{kind:?}: {sent}");
+        }
+    }
+
+    #[test]
     fn casts_of_which_readers_wait_have_their_turns() {
         let mut lab = Lab::new("100mbit", "239.255.0.0/16", 9);
         lab.scheduler.settings.repair =
@@ -490,8 +542,8 @@ mod demand {
             members.push((path, token));
         }
         for (path, token) in &members {
-            let want = Want { now: vec![(1, 16)], later: Vec::new() };
-            assert!(lab.scheduler.handle_want(path, token, &want, lab.now));
+            let want = Want { now: vec![(1, 16)], ..Want::default() };
+            assert!(lab.scheduler.handle_want(path, token, &want, lab.now).is_some());
         }
         lab.run(SECOND / 10);
         let casts: Vec<_> = lab.sent.iter().map(|(_, it, _)| it.cast.0).collect();

@@ -33,6 +33,18 @@ impl Urgent {
         self.turns.pop_front();
     }
 
+    /// Passes the turn on: the front may not send at present.
+    pub(super) fn skip(&mut self) {
+        if !self.turns.is_empty() {
+            self.turns.rotate_left(1);
+        }
+    }
+
+    /// Number of urgent casts.
+    pub(super) fn len(&self) -> usize {
+        self.turns.len()
+    }
+
     /// All urgent casts, the front first.
     pub(super) fn iter(&self) -> impl Iterator<Item = CastId> {
         self.turns.iter().copied()
@@ -46,9 +58,7 @@ impl Urgent {
     /// Counts urgent bytes of the front and passes the turn on.
     pub(super) fn on_sent(&mut self, bytes: u64, batch: u64) {
         self.precedence.on_first(bytes, batch);
-        if !self.turns.is_empty() {
-            self.turns.rotate_left(1);
-        }
+        self.skip();
     }
 
     /// Counts bytes that no reader waits for.

@@ -68,6 +68,8 @@ fn the_pages_that_are_asked_for_come_in_the_order_of_asking_and_no_other() {
     let body = r#"{"later":[[5,1]],"now":[[600,3],[17,2],[687,99]]}"#;
     let answer = member.want(&server, "file", body);
     assert_eq!((answer.status, answer.body.len()), (204, 0), "{}", answer.text());
+    let queue: u64 = answer.header("x-bootcast-queue").unwrap().parse().unwrap();
+    assert!((1..100_000).contains(&queue), "{queue} us for six pages");
     assert_eq!(member.receive(7, &content), [600, 601, 602, 17, 18, 687, 5]);
     // Anything else that had been sent would arrive before these.
     assert_eq!(member.want(&server, "file", r#"{"now":[[1,2]]}"#).status, 204);

@@ -22,6 +22,8 @@ struct Member {
     held: PageSet,
     course: Course,
     now: Instant,
+    /// What the server says of its queue.
+    queue: Duration,
 }
 
 impl Member {
@@ -34,7 +36,7 @@ impl Member {
         let mut demand = Demand::default();
         demand.set_fill(fill);
         demand.begin(true, &geometry, now);
-        Self { demand, geometry, held: PageSet::new(PAGES), course, now }
+        Self { demand, geometry, held: PageSet::new(PAGES), course, now, queue: Duration::ZERO }
     }
 
     fn view<'a>(geometry: &'a Geometry, held: &'a PageSet, course: &'a Course) -> View<'a> {
@@ -50,15 +52,19 @@ impl Member {
         waits.then(|| self.demand.begin_wait(&bytes, access, Some(&self.geometry), self.now))
     }
 
-    /// What is asked for at this moment. The answer comes at once.
+    /// What is asked for at this moment, without what it tells of the path. The answer comes at once.
     fn ask(&mut self) -> Want {
+        let want = self.ask_whole().unwrap_or_default();
+        Want { now: want.now, later: want.later, ..Want::default() }
+    }
+
+    fn ask_whole(&mut self) -> Option<Want> {
         let view = Self::view(&self.geometry, &self.held, &self.course);
+        self.demand.lose_late(self.now);
         self.demand.handle_timeout(view, self.now);
-        let want = self.demand.poll_want();
-        if want.is_some() {
-            self.demand.answered(Some(ms(1)));
-        }
-        want.unwrap_or_default()
+        let want = self.demand.poll_want()?;
+        self.demand.answered(&want, Some(self.queue));
+        Some(want)
     }
 
     /// What is asked for in the time until then, by when, in milliseconds.
@@ -83,6 +89,21 @@ impl Member {
         self.course.beacon(PageIndex(position), self.now);
     }
 
+    /// The datagram of a page comes, and is stored.
+    fn come(&mut self, page: u32) {
+        self.demand.came(PageIndex(page), self.now);
+        self.store(page, 1);
+    }
+
+    /// A page far away comes after this time: that is what is known of the path then.
+    fn path_takes(&mut self, time: Duration) {
+        self.read(PAGES - 1, 1).unwrap();
+        self.ask();
+        self.now += time;
+        self.come(PAGES - 1);
+        self.now += ms(1);
+    }
+
     fn store(&mut self, first: u32, count: u32) {
         let pages = PageRange::new(first, first + count);
         self.held.insert_range(pages);
@@ -91,7 +112,7 @@ impl Member {
 }
 
 fn now(pairs: &[(u32, u32)]) -> Want {
-    Want { now: pairs.to_vec(), later: Vec::new() }
+    Want { now: pairs.to_vec(), ..Want::default() }
 }
 
 #[test]
@@ -100,7 +121,11 @@ fn the_limits_are_those_of_the_protocol() {
     let page = include_str!("../../../../docs/PROTOCOL.md");
     let page = page.split_whitespace().collect::<Vec<_>>().join(" ");
     assert_eq!((MAX_REQUESTS, GATHER), (4, ms(1)));
+    assert_eq!((asked::QUICK_TIMES, patience::PATIENCE_MAX), (3, ms(1000)));
     for told in [
+        format!("at least {} ms more than the smoothed", patience::MARGIN_MIN.as_millis()),
+        format!("Before the first measurement it is {} ms.", patience::FIRST.as_millis()),
+        format!("`lossy` until {} pages", asked::LOSSY_PAGES),
         "At most four requests are under way at a time, at least 1 ms apart unless".to_owned(),
         format!(
             "at most {MAX_PAIRS} pairs of `now` and {MAX_LATER} of `later` in a request, {MAX_PAGES} pages"
@@ -122,19 +147,86 @@ fn a_read_that_waits_is_asked_for_at_once_and_then_ever_more_seldom() {
             at
         })
         .collect();
-    // Nothing is known of the first request's time yet; each later pause is twice the one before, up to a second.
-    assert_eq!(times, [0, 5, 15, 35, 75, 155, 315, 635, 1275, 2275, 3275]);
+    // Nothing is known of the path yet; each later pause is twice the one before, up to a second.
+    assert_eq!(times, [0, 20, 60, 140, 300, 620, 1260, 2260, 3260]);
 }
 
 #[test]
-fn the_time_that_a_request_takes_is_waited_for_as_well() {
+fn what_waits_in_the_queue_of_the_server_is_not_asked_for_again() {
     let mut member = Member::new(Fill::Demand);
-    member.demand.under_way = 1;
-    member.demand.answered(Some(ms(20)));
+    member.path_takes(ms(2));
+    member.queue = ms(300);
+    member.read(500, 90).unwrap();
+    assert_eq!(member.ask(), now(&[(501, 90)]));
+    // The page before it in the queue comes now and then, 20 ms late in the end.
+    assert_eq!(member.watch(ms(301)), []);
+    for page in 500..590 {
+        member.come(page);
+        assert_eq!(member.watch(ms(5)), [], "after page {page}");
+    }
+    assert!(!member.demand.is_waiting());
+}
+
+#[test]
+fn a_page_is_lost_when_patience_ends_that_began_when_it_was_out() {
+    let mut member = Member::new(Fill::Demand);
+    member.path_takes(ms(2));
+    member.queue = ms(40);
     member.read(500, 1).unwrap();
-    let times: Vec<_> = member.watch(ms(100)).into_iter().map(|(at, _)| at).collect();
-    // 5 + 20 ms behind the first; the answers that come at once count for little.
-    assert_eq!(times, [0, 25, 75]);
+    // 40 ms of queue, and a patience of 2 + 4 * 1 ms that doubles.
+    let times: Vec<_> = member.watch(ms(150)).into_iter().map(|(at, _)| at).collect();
+    assert_eq!(times, [0, 46, 98]);
+}
+
+#[test]
+fn a_page_that_was_overtaken_is_asked_for_at_once_and_tells_what_came() {
+    let mut member = Member::new(Fill::Demand);
+    member.path_takes(ms(2));
+    member.read(500, 4).unwrap();
+    assert_eq!(member.ask(), now(&[(501, 4)]));
+    member.now += ms(2);
+    member.come(500);
+    assert_eq!(member.ask(), Want::default(), "the others may come yet");
+    member.come(502);
+    let want = member.ask_whole().unwrap();
+    assert_eq!((&want.now[..], want.came, want.lossy), (&[(502, 1)][..], 503, true));
+    // Pages of the first request say nothing of the second.
+    member.come(503);
+    assert_eq!(member.watch(ms(1)), []);
+    member.come(501);
+    assert!(!member.demand.is_waiting());
+}
+
+#[test]
+fn what_was_asked_for_again_and_again_without_success_waits_for_patience() {
+    let mut member = Member::new(Fill::Demand);
+    member.path_takes(ms(1));
+    member.read(100, 1).unwrap();
+    let mut asked = 0;
+    for page in 1000..1050 {
+        member.read(page * 10, 1).unwrap();
+        let want = member.ask();
+        asked += usize::from(want.now.iter().any(|(first, _)| *first == 101));
+        member.now += ms(1);
+        member.come(page * 10);
+        let again = member.ask();
+        asked += usize::from(again.now.iter().any(|(first, _)| *first == 101));
+    }
+    // Four times by its order; then patience has doubled thrice, and doubles on.
+    assert!((4..8).contains(&asked), "{asked} times in 50 ms");
+}
+
+#[test]
+fn one_of_many_reads_that_ends_leaves_the_pages_of_all_that_overlap_it() {
+    let mut member = Member::new(Fill::Demand);
+    let ends = member.read(100, 50).unwrap();
+    for first in [90, 110, 112, 130] {
+        member.read(first, 15).unwrap();
+    }
+    assert_eq!(member.ask().now, [(91, 60)]);
+    member.demand.end_wait(ends);
+    member.now += ms(20);
+    assert_eq!(member.ask().now, [(91, 15), (111, 17), (131, 15)]);
 }
 
 #[test]
@@ -172,7 +264,7 @@ fn a_page_that_came_is_asked_for_no_more_and_the_others_are() {
     member.read(500, 5).unwrap();
     assert_eq!(member.ask(), now(&[(501, 5)]));
     member.store(502, 1);
-    member.now += ms(10);
+    member.now += ms(20);
     assert_eq!(member.ask(), now(&[(501, 2), (504, 2)]));
     member.store(500, 5);
     assert!(!member.demand.is_waiting());
@@ -185,7 +277,7 @@ fn a_read_that_ended_leaves_only_what_others_wait_for() {
     let (one, other) = (member.read(500, 3).unwrap(), member.read(501, 2).unwrap());
     assert_eq!(member.ask(), now(&[(501, 3)]));
     member.demand.end_wait(one);
-    member.now += ms(10);
+    member.now += ms(20);
     assert_eq!(member.ask(), now(&[(502, 2)]));
     member.demand.end_wait(other);
     assert_eq!(member.watch(ms(5000)), []);
@@ -207,16 +299,19 @@ fn another_membership_asks_for_everything_anew() {
 #[test]
 fn a_server_that_does_not_answer_is_asked_a_few_times_at_most() {
     let mut member = Member::new(Fill::Demand);
+    let mut wants = Vec::new();
     for k in 0..10 {
         member.read(k * 1000, 1).unwrap();
         let view = Member::view(&member.geometry, &member.held, &member.course);
         member.demand.handle_timeout(view, member.now);
-        assert_eq!(member.demand.poll_want().is_some(), k < MAX_REQUESTS);
-        member.now += ms(2);
+        let want = member.demand.poll_want();
+        assert_eq!(want.is_some(), (k as usize) < MAX_REQUESTS);
+        wants.extend(want);
+        member.now += ms(1);
     }
-    member.demand.answered(None);
+    member.demand.answered(&wants[1], None);
     // All that gathered meanwhile.
-    assert_eq!(member.ask().now.len(), 10);
+    assert_eq!(member.ask().now, [4, 5, 6, 7, 8, 9].map(|k| (k * 1000 + 1, 1)));
 }
 
 #[test]
@@ -227,13 +322,13 @@ fn ahead_of_a_reader_who_reads_on_a_window_is_announced_once() {
     member.store(1000, 10);
     member.now += ms(1);
     member.read(1010, 10).unwrap();
-    let first = Want { now: vec![(1011, 10)], later: vec![(1021, 64)] };
+    let first = Want { now: vec![(1011, 10)], later: vec![(1021, 64)], ..Want::default() };
     assert_eq!(member.ask(), first);
     member.store(1010, 74);
     member.now += ms(1);
     // All here, and the end of what was announced comes nearer.
     assert_eq!(member.read(1020, 40), None);
-    assert_eq!(member.ask(), Want { now: vec![], later: vec![(1085, 40)] });
+    assert_eq!(member.ask(), Want { later: vec![(1085, 40)], ..Want::default() });
     member.now += ms(1);
     assert_eq!(member.read(1060, 10), None);
     assert_eq!(member.ask(), Want::default());
@@ -273,7 +368,7 @@ fn of_a_full_file_a_page_just_before_the_stream_is_waited_for_and_asked_for_when
     // Where no beacon tells.
     member.read(2250, 3).unwrap();
     let wants = member.watch(ms(60));
-    assert_eq!(wants.last().unwrap().1, now(&[(2251, 3)]));
+    assert!(wants.iter().any(|(_, want)| *want == now(&[(2251, 3)])), "{wants:?}");
 }
 
 #[test]
@@ -347,6 +442,10 @@ fn no_read_can_ask_for_more_than_there_is_room_for() {
     let body = serde_json::to_vec(&Want {
         now: vec![(u32::MAX - 1, u32::MAX); MAX_PAIRS],
         later: vec![(u32::MAX - 1, u32::MAX); MAX_LATER],
+        came: u32::MAX,
+        delay_us: u32::MAX,
+        late: true,
+        lossy: true,
     });
     assert!(body.unwrap().len() <= 16 << 10);
 }

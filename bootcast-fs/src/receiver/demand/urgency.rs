@@ -85,7 +85,8 @@ impl Moment<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{OVERDUE, PATIENCE, PAUSE_MAX, WINDOW};
+    use super::super::patience::{MARGIN_MIN, PATIENCE_MAX};
+    use super::super::{OVERDUE, WINDOW};
     use super::*;
 
     #[test]
@@ -93,7 +94,7 @@ mod tests {
         // docs/SEMANTICS.md, "Filling".
         let page = include_str!("../../../../docs/SEMANTICS.md");
         let page = page.split_whitespace().collect::<Vec<_>>().join(" ");
-        assert_eq!([LONG_ENOUGH, PAUSE_MAX, NEAR_ENOUGH / 10], [Duration::from_secs(1); 3]);
+        assert_eq!([LONG_ENOUGH, PATIENCE_MAX, NEAR_ENOUGH / 10], [Duration::from_secs(1); 3]);
         for told in [
             format!(
                 "unless the stream brings them within {} ms. What did not come {} ms later is demanded",
@@ -103,10 +104,15 @@ mod tests {
             format!("pages that the stream will not reach within {} ms", SOON_ENOUGH.as_millis()),
             "After a second it demands all the same.".to_owned(),
             format!("within {NEAR} pages, are not demanded for ten seconds"),
-            format!("{WINDOW} pages ahead are announced"),
             format!(
-                "demanded again after {} ms and the time that a request takes, then after twice that, up to a second",
-                PATIENCE.as_millis()
+                "pages ahead are announced: as many as the server can send within the time that pages \
+                 take to come, at least {} and at most {}",
+                WINDOW.start(),
+                WINDOW.end()
+            ),
+            format!(
+                "overdue by what pages took before, {} ms at least, then after twice that, up to a second",
+                MARGIN_MIN.as_millis()
             ),
             format!("did not come within {} ms and two more demands", OVERDUE.as_millis()),
         ] {

@@ -31,7 +31,18 @@ fn answer(token: u128) -> JoinAnswer {
     }
 }
 
+/// What is to be done, wants without what they tell of the path.
 fn actions(receiver: &mut Receiver, now: Instant) -> Vec<Action> {
+    let plain = |action| match action {
+        Action::Want(want) => {
+            Action::Want(Want { now: want.now, later: want.later, ..Want::default() })
+        }
+        other => other,
+    };
+    whole_actions(receiver, now).into_iter().map(plain).collect()
+}
+
+fn whole_actions(receiver: &mut Receiver, now: Instant) -> Vec<Action> {
     receiver.handle_timeout(now);
     std::iter::from_fn(|| receiver.poll_action()).collect()
 }
@@ -53,7 +64,7 @@ fn feed(receiver: &mut Receiver, page: u32, now: Instant) {
 }
 
 fn want(pairs: &[(u32, u32)]) -> Action {
-    Action::Want(Want { now: pairs.to_vec(), later: Vec::new() })
+    Action::Want(Want { now: pairs.to_vec(), ..Want::default() })
 }
 
 #[test]
@@ -85,10 +96,11 @@ fn a_member_asks_as_the_worked_want_of_the_protocol_says() {
     let mut receiver = Receiver::new(Pin::default(), None, TIMING, 1).with_fill(Fill::Demand);
     receiver.handle_open();
     receiver.handle_join(&answer, now);
-    let body = |receiver: &mut Receiver, now| match &actions(receiver, now)[..] {
-        [.., Action::Want(want)] => Some(serde_json::to_string(want).unwrap()),
+    let wanted = |receiver: &mut Receiver, now| match &whole_actions(receiver, now)[..] {
+        [.., Action::Want(want)] => Some(want.clone()),
         _ => None,
     };
+    let json = |want: &Want| serde_json::to_string(want).unwrap();
     let come = |receiver: &mut Receiver, number: u32, now| {
         let payload = [0; 48];
         let header = Layout::Base.header(PageIndex(number - 1), answer.pages, &payload);
@@ -96,29 +108,33 @@ fn a_member_asks_as_the_worked_want_of_the_protocol_says() {
         assert!(matches!(receiver.handle_datagram(SERVER, &bytes, now), Arrival::New(_)));
         receiver.handle_stored(PageRange::single(PageIndex(number - 1)));
     };
-    // An earlier request tells how long they take.
+    // An earlier page tells how long they take.
     receiver.handle_read(&(0..48), now).unwrap();
-    assert!(body(&mut receiver, now).is_some());
+    let want = wanted(&mut receiver, now).unwrap();
     now += ms(2);
-    receiver.handle_wanted(&answer.token, Ok(()), ms(2), now);
+    receiver.handle_wanted(&answer.token, &want, Ok(Duration::ZERO), now);
     come(&mut receiver, 1, now);
 
     now += ms(1000);
     receiver.handle_read(&(9600..9750), now).unwrap();
-    assert_eq!(body(&mut receiver, now).as_deref(), Some(bodies[0]));
-    receiver.handle_wanted(&answer.token, Ok(()), ms(2), now + ms(2));
-    for number in [201, 202, 204] {
-        come(&mut receiver, number, now + ms(2));
+    let want = wanted(&mut receiver, now).unwrap();
+    assert_eq!(json(&want), bodies[0]);
+    receiver.handle_wanted(&answer.token, &want, Ok(ms(1)), now + ms(1));
+    now += ms(3);
+    for number in [201, 202] {
+        come(&mut receiver, number, now);
     }
-    assert_eq!(body(&mut receiver, now + ms(6)), None);
-    now += ms(7);
-    assert_eq!(body(&mut receiver, now).as_deref(), Some(bodies[1]));
-    receiver.handle_wanted(&answer.token, Ok(()), ms(2), now + ms(2));
-    assert_eq!(body(&mut receiver, now + ms(13)), None);
-    assert_eq!(body(&mut receiver, now + ms(14)).as_deref(), Some(bodies[1]));
-    come(&mut receiver, 203, now + ms(14));
+    assert_eq!(wanted(&mut receiver, now), None);
+    come(&mut receiver, 204, now);
+    let want = wanted(&mut receiver, now).unwrap();
+    assert_eq!(json(&want), bodies[1]);
+    receiver.handle_wanted(&answer.token, &want, Ok(ms(1)), now + ms(2));
+    assert_eq!(wanted(&mut receiver, now + ms(10)), None);
+    let third = wanted(&mut receiver, now + ms(11)).unwrap();
+    assert_eq!(third, Want { late: true, ..want });
+    come(&mut receiver, 203, now + ms(11));
     assert!(receiver.holds(&(9600..9750)));
-    assert_eq!(body(&mut receiver, now + ms(500)), None);
+    assert_eq!(wanted(&mut receiver, now + ms(500)), None);
 }
 
 #[test]
@@ -146,11 +162,13 @@ fn watch(receiver: &mut Receiver, from: Instant, until: Instant) -> Vec<Action> 
     let mut seen = Vec::new();
     let mut due = Some(from);
     while let Some(now) = due.filter(|at| *at <= until) {
-        let done = actions(receiver, now);
+        let done = whole_actions(receiver, now);
         for action in &done {
             let token = receiver.token().unwrap().clone();
             match action {
-                Action::Want(_) => receiver.handle_wanted(&token, Ok(()), Duration::ZERO, now),
+                Action::Want(want) => {
+                    receiver.handle_wanted(&token, want, Ok(Duration::ZERO), now);
+                }
                 Action::Report(_) => receiver.handle_reported(Ok(()), now),
                 _ => {}
             }
@@ -214,7 +232,7 @@ fn a_member_that_was_forgotten_joins_again_at_once_and_then_ever_more_seldom() {
         assert!(actions(&mut receiver, now).contains(&want(&[(11, 1)])));
         let token_now = receiver.token().unwrap().clone();
         let forgotten = Err(ReportError::UnknownMember);
-        receiver.handle_wanted(&token_now, forgotten, Duration::from_millis(1), now);
+        receiver.handle_wanted(&token_now, &Want::default(), forgotten, now);
         let due = receiver.poll_timeout().unwrap();
         pauses.push((due - now).as_millis());
         now = due;
@@ -232,7 +250,7 @@ fn the_answer_of_a_membership_that_is_over_changes_nothing() {
     receiver.handle_read(&(40..44), now).unwrap();
     actions(&mut receiver, now);
     let (old, forgotten) = (Token::from_random(7), Err(ReportError::UnknownMember));
-    receiver.handle_wanted(&old, forgotten, Duration::ZERO, now);
+    receiver.handle_wanted(&old, &Want::default(), forgotten, now);
     assert!(receiver.token().is_some());
 }
 
@@ -244,7 +262,7 @@ fn a_want_renews_the_lease() {
     receiver.handle_read(&(40..44), later).unwrap();
     actions(&mut receiver, later);
     feed(&mut receiver, 10, later);
-    receiver.handle_wanted(&Token::from_random(1), Ok(()), Duration::from_millis(1), later);
+    receiver.handle_wanted(&Token::from_random(1), &Want::default(), Ok(Duration::ZERO), later);
     let reports = |actions: Vec<Action>| actions.iter().any(|it| matches!(it, Action::Report(_)));
     assert!(!reports(actions(&mut receiver, start + Duration::from_secs(31))));
     assert!(reports(actions(&mut receiver, later + Duration::from_secs(31))));

@@ -366,9 +366,9 @@ impl Driver {
                 let _ = reply.send(known);
             }
             Command::Want { path, token, want, reply } => {
-                let known = self.scheduler.handle_want(&path, &token, &want, now);
-                tracing::trace!(%path, %token, known, ?want, "wanted");
-                let _ = reply.send(known);
+                let queue = self.scheduler.handle_want(&path, &token, &want, now);
+                tracing::trace!(%path, %token, ?queue, ?want, "wanted");
+                let _ = reply.send(queue);
             }
             Command::Status { reply } => {
                 let _ = reply.send(self.status(now));

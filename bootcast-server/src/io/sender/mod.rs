@@ -112,7 +112,7 @@ enum Command {
         path: RemotePath,
         token: Token,
         want: Want,
-        reply: oneshot::Sender<bool>,
+        reply: oneshot::Sender<Option<Duration>>,
     },
     Status {
         reply: oneshot::Sender<Status>,
@@ -205,9 +205,14 @@ impl SenderHandle {
         self.ask(|reply| Command::Report { path, token, report, reply }).await
     }
 
-    /// Passes a demand on. Returns `false` if the token is not a member that may demand from a cast
-    /// of this path.
-    pub async fn want(&self, path: RemotePath, token: Token, want: Want) -> Result<bool, NoAnswer> {
+    /// Passes a demand on. Returns the time until its last page is sent, or `None` if the token is
+    /// not a member that may demand from a cast of this path.
+    pub async fn want(
+        &self,
+        path: RemotePath,
+        token: Token,
+        want: Want,
+    ) -> Result<Option<Duration>, NoAnswer> {
         self.ask(|reply| Command::Want { path, token, want, reply }).await
     }
 

@@ -1,0 +1,111 @@
+//! How long a demanded page may take before it counts as lost. docs/PROTOCOL.md, "How a client
+//! asks".
+
+use std::time::Duration;
+
+/// Patience before anything was measured: the first request opens a connection too.
+pub(super) const FIRST: Duration = Duration::from_millis(20);
+/// Least margin above the usual time: a machine that is busy is late by as much.
+pub(super) const MARGIN_MIN: Duration = Duration::from_millis(3);
+/// Longest patience.
+pub(super) const PATIENCE_MAX: Duration = Duration::from_secs(1);
+/// How much of each new measurement counts for the smoothed time: a share of this (RFC 6298:
+/// alpha).
+const SMOOTHING: u32 = 8;
+/// The same for the variation (RFC 6298: beta).
+const VARIATION_SMOOTHING: u32 = 4;
+/// The margin above the smoothed time in variations (RFC 6298: K).
+const VARIATIONS: u32 = 4;
+/// Variations above the smoothed time within which nearly every page comes.
+const USUAL_VARIATIONS: u32 = 2;
+
+/// Estimates the time from a want to its page as TCP does its round trip (RFC 6298). The time in
+/// the server's queue is not part of it: the server tells that for each want.
+#[derive(Debug, Default)]
+pub(super) struct Patience {
+    /// Smoothed time and its smoothed variation; `None` before the first measurement.
+    estimate: Option<(Duration, Duration)>,
+    /// Times that patience ran out since the last measurement: it doubles each time.
+    doublings: u32,
+}
+
+impl Patience {
+    /// A page that was asked for once came after `time`. Of a page that was asked for twice nobody
+    /// knows which request it answers (Karn's rule): it is no measurement.
+    pub(super) fn measured(&mut self, time: Duration) {
+        self.doublings = 0;
+        self.estimate = Some(match self.estimate {
+            None => (time, time / 2),
+            Some((smoothed, variation)) => {
+                let deviation = smoothed.abs_diff(time);
+                let kept = variation * (VARIATION_SMOOTHING - 1);
+                let variation = (kept + deviation) / VARIATION_SMOOTHING;
+                ((smoothed * (SMOOTHING - 1) + time) / SMOOTHING, variation)
+            }
+        });
+    }
+
+    /// Nothing came within the patience.
+    pub(super) fn ran_out(&mut self) {
+        self.doublings = self.doublings.saturating_add(1);
+    }
+
+    /// How long a page may take that is asked for the `times`-th time, the server's queue apart.
+    pub(super) fn patience(&self, times: u32) -> Duration {
+        let once = self.estimate.map_or(FIRST, |(smoothed, variation)| {
+            smoothed + (variation * VARIATIONS).max(MARGIN_MIN)
+        });
+        let doublings = self.doublings.max(times.saturating_sub(1));
+        let factor = 1u32.checked_shl(doublings).unwrap_or(u32::MAX);
+        once.checked_mul(factor).unwrap_or(PATIENCE_MAX).min(PATIENCE_MAX)
+    }
+
+    /// Time within which a page usually comes; `None` before the first measurement.
+    pub(super) fn usual(&self) -> Option<Duration> {
+        self.estimate.map(|(smoothed, variation)| smoothed + variation * USUAL_VARIATIONS)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn us(microseconds: u64) -> Duration {
+        Duration::from_micros(microseconds)
+    }
+
+    #[test]
+    fn the_estimate_follows_rfc_6298() {
+        let mut patience = Patience::default();
+        assert_eq!((patience.patience(1), patience.usual()), (FIRST, None));
+        patience.measured(us(8000));
+        assert_eq!(patience.patience(1), us(8000 + 4 * 4000));
+        patience.measured(us(16_000));
+        // 7/8 of 8 ms and 1/8 of 16 ms; 3/4 of 4 ms and 1/4 of the 8 ms that it was off.
+        assert_eq!(patience.patience(1), us(9000 + 4 * 5000));
+        assert_eq!(patience.usual(), Some(us(9000 + 2 * 5000)));
+    }
+
+    #[test]
+    fn a_steady_time_leaves_a_margin_for_a_busy_machine() {
+        let mut patience = Patience::default();
+        for _ in 0..100 {
+            patience.measured(us(300));
+        }
+        assert_eq!(patience.patience(1), us(300) + MARGIN_MIN);
+    }
+
+    #[test]
+    fn patience_doubles_until_something_is_measured() {
+        let mut patience = Patience::default();
+        patience.measured(us(1000));
+        assert_eq!(patience.patience(1), us(4000));
+        patience.ran_out();
+        patience.ran_out();
+        assert_eq!(patience.patience(1), us(16_000), "of other pages too");
+        assert_eq!(patience.patience(5), us(64_000), "more where this page was asked for often");
+        assert_eq!(patience.patience(u32::MAX), PATIENCE_MAX);
+        patience.measured(us(1000));
+        assert!(patience.patience(1) < us(5000));
+    }
+}
