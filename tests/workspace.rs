@@ -1,4 +1,4 @@
-//! What must be true of the source tree itself: who may depend on whom, and on which licences.
+//! Checks the source tree itself: dependencies between crates, their licences, and paths.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::collections::BTreeSet;
@@ -8,8 +8,9 @@ use std::process::Command;
 
 use serde_json::Value;
 
-/// What `proto` may stand on: encoders, derive macros, a hash, and what asks the CPU for its features. Nothing here opens
-/// a socket or reads a clock. `libc` is named by `cpufeatures` for CPUs on which `proto` does not use it.
+/// Crates that `proto` may use: encoders, derive macros, a hash, and detection of CPU features.
+/// None of them opens a socket or reads a clock. `cpufeatures` names `libc` only for CPUs that
+/// `proto` does not use it on.
 const PROTO_MAY_USE: [&str; 16] = [
     "arrayvec",
     "blake3",
@@ -50,7 +51,7 @@ fn name_of<'a>(metadata: &'a Value, id: &str) -> &'a str {
     package["name"].as_str().unwrap()
 }
 
-/// Names of everything that ends up in `package`, tests and build scripts left out.
+/// Names of all crates that end up in `package`, without tests and build scripts.
 fn closure(metadata: &Value, package: &str) -> BTreeSet<String> {
     let nodes = metadata["resolve"]["nodes"].as_array().unwrap();
     let mut names = BTreeSet::new();
@@ -167,7 +168,7 @@ fn no_file_names_a_path_of_the_machine_it_was_written_on() {
         .map(|path| format!("{path}/"))
         .collect();
     for name in String::from_utf8(listed.stdout).unwrap().split_terminator('\0') {
-        // A file that was deleted and not committed yet names nothing.
+        // A file that was deleted and not committed yet contains nothing.
         let text = fs::read(root.join(name)).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
         for path in &forbidden {

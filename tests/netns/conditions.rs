@@ -1,4 +1,4 @@
-//! The laboratory's bad networks: what benchmarks take for granted.
+//! Checks the laboratory's bad networks, which benchmarks take for granted.
 
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::time::{Duration, Instant};
@@ -11,7 +11,8 @@ use nix::sys::socket::sockopt::{UdpGroSegment, UdpGsoSegment};
 
 const GROUP: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(239, 255, 0, 1), 9000);
 
-/// Sends numbered datagrams, a few at a time so that no socket overflows; tells for every client which of them came.
+/// Sends numbered datagrams, a few at a time so that no socket overflows. Returns which of them
+/// each client received.
 fn received(lab: &Lab, count: u32) -> Vec<Vec<u32>> {
     let sockets = lab.clients().iter().zip(1..).map(|(host, k)| {
         let socket = host.enter(|| {
@@ -38,7 +39,7 @@ fn received(lab: &Lab, count: u32) -> Vec<Vec<u32>> {
         head.send_to(&number.to_be_bytes(), GROUP).unwrap();
         read(&mut numbers);
     }
-    // Order is kept: behind one of these nothing else is on the way.
+    // Order is kept: after one of these arrives, nothing else is on the way.
     wait_until(SOON, "a last datagram gets through to all", || {
         head.send_to(&count.to_be_bytes(), GROUP).unwrap();
         read(&mut numbers);
@@ -125,7 +126,7 @@ fn an_outage_takes_what_is_sent_while_it_lasts() {
     let received = received(&lab, 2000);
     let numbers = &received[0];
     assert!(numbers.len() < 2000, "none of 2000 was lost");
-    // Of single losses there would be about as many gaps as lost packets.
+    // Independent losses would make about as many gaps as lost packets.
     let gaps = numbers.windows(2).filter(|pair| pair[1] - pair[0] > 1).count();
     assert!(gaps * 3 < 2000 - numbers.len(), "{gaps} gaps, {} of 2000", numbers.len());
 }
@@ -144,7 +145,7 @@ fn a_cap_at_the_switch_drops_and_does_not_hold_the_head_back() {
         sending.send(&[0; 1400]).expect("room in the socket's buffer");
     }
     assert!(head.counters().tx_bytes - before.1 >= 2000 * 1400);
-    // Order is kept: behind this nothing else is on the way.
+    // Order is kept: after this one arrives, nothing else is on the way.
     wait_until(SOON, "a last datagram gets through", || {
         sending.send(b"last").unwrap();
         let mut datagram = [0; 1400];

@@ -1,4 +1,4 @@
-//! A reader that waits for pages can be killed, and takes nobody along.
+//! A reader that waits for pages can be killed, without harm to others.
 
 use std::fs::File;
 

@@ -1,4 +1,4 @@
-//! Rebuilding lost pages from repair symbols.
+//! Rebuilds lost pages from repair symbols.
 
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
@@ -13,25 +13,26 @@ use tracing::debug;
 use super::{Object, Ready, Stored, with_buffer};
 use crate::receiver::{DecodePlan, RepairArrival};
 
-/// Bytes of the pages that are read together, if that is more than one block.
+/// Most bytes of pages read together, if that is more than one block.
 const SPAN_BYTES: usize = 3 << 20;
 
-/// So many blocks in between are read along: that takes no longer than one more system call for each row.
+/// Most unneeded blocks that are read along with their neighbours. That takes no longer than one
+/// more system call per row.
 const GAP_BLOCKS: u32 = 4;
 
-/// A block's missing pages.
+/// The missing pages of a block.
 type Built<'a> = (&'a DecodePlan, Vec<Vec<u8>>);
 
 /// Blocks that can be rebuilt, and where their pages lie.
 struct Task {
-    /// In the order of the blocks.
+    /// Plans in the order of their blocks.
     plans: Vec<DecodePlan>,
     geometry: Geometry,
     layout: BlockLayout,
 }
 
 impl Task {
-    /// The plans in groups that are near each other.
+    /// Groups of plans whose blocks are close to each other.
     fn spans(&self) -> impl Iterator<Item = &[DecodePlan]> {
         let most = u32::try_from(SPAN_BYTES / (SOURCES * self.page_size())).unwrap_or(u32::MAX);
         let mut rest = &self.plans[..];
@@ -56,7 +57,7 @@ impl Task {
 }
 
 impl Object {
-    /// Takes a batch of datagrams of the repair channel, and keeps the symbols that are of use.
+    /// Stores the useful symbols of a batch of datagrams of the repair channel.
     pub fn receive_repair(&self, datagrams: &[(SocketAddr, &[u8])], now: Instant) {
         let mut symbols = Vec::new();
         {
@@ -69,7 +70,7 @@ impl Object {
                 }
             }
         }
-        // One that cannot be kept counts as lost.
+        // A symbol that cannot be stored counts as lost.
         symbols.retain(|(block, number, payload)| {
             let kept = self.store.symbols().write(*block, *number, payload);
             kept.inspect_err(|error| debug!(%error, "cannot keep a repair symbol")).is_ok()
@@ -82,7 +83,8 @@ impl Object {
         }
     }
 
-    /// Whether there are blocks to be rebuilt and nobody is at it. Who is told so calls [`Self::rebuild`] until nothing is left.
+    /// Whether there are blocks to rebuild and no task is doing so. If true, the caller must call
+    /// [`Self::rebuild`] until nothing is left.
     #[must_use]
     pub fn begin_rebuilding(&self) -> bool {
         let mut inner = self.lock();
@@ -91,13 +93,13 @@ impl Object {
         begins
     }
 
-    /// Whether nothing is missing but what can be rebuilt, so that nothing more is to be waited for.
+    /// Whether all missing pages can be rebuilt, so that nothing else needs to arrive.
     pub fn lacks_only_decodable(&self) -> bool {
         self.lock().receiver.lacks_only_decodable()
     }
 
-    /// Rebuilds the blocks that can be, neighbours together, and hands out the reads that this serves. `false`: there was nothing to be
-    /// rebuilt any more.
+    /// Rebuilds the blocks that can be, neighbours together, and hands out the reads that they
+    /// complete. Returns `false` if there was nothing to rebuild.
     pub fn rebuild(&self, mut hand_out: impl FnMut(Vec<Ready>)) -> bool {
         let Some(task) = self.next_task() else { return false };
         for span in task.spans() {
@@ -126,8 +128,8 @@ impl Object {
         task.map(|(geometry, layout)| Task { plans, geometry, layout })
     }
 
-    /// Reads what neighbouring blocks have, row by row. Returns the missing pages of each, padded to the size of a full one; the symbols
-    /// of those that are not in it are of no use.
+    /// Reads the pages of neighbouring blocks, row by row. Returns the missing pages of each block,
+    /// padded to full pages. Blocks that are absent from the result have unusable symbols.
     fn decode_span<'a>(&self, span: &'a [DecodePlan], task: &Task) -> io::Result<Vec<Built<'a>>> {
         let (geometry, page_size) = (&task.geometry, task.page_size());
         let blocks = blocks_of(span);
@@ -204,8 +206,8 @@ impl Object {
         self.note(stored, epoch)
     }
 
-    /// Counts what was written as held, unless a join since `epoch` may have brought another page size: then the bytes
-    /// are right, but their page numbers are not.
+    /// Marks written pages as held, unless a join since `epoch` may have brought another page size.
+    /// The bytes are then right, but their page numbers are not.
     pub(super) fn note(&self, stored: Stored, epoch: u32) -> Vec<Ready> {
         let mut inner = self.lock();
         if inner.receiver.epoch() == epoch {
@@ -219,7 +221,8 @@ impl Object {
         self.settle(&mut inner)
     }
 
-    /// Gives the room of the bytes before `end` back, as far as nothing will be rebuilt from them. They can be read no more.
+    /// Frees the space of the bytes before `end`, except where a block may be rebuilt from them.
+    /// They cannot be read again.
     pub fn give_back(&self, end: u64) {
         let piece = {
             let mut inner = self.lock();
@@ -231,13 +234,13 @@ impl Object {
         if !piece.is_empty() {
             let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
             let len = piece.end - piece.start;
-            // Where the file system cannot, the room is free again at the end.
+            // If the file system cannot do this, the space is freed at the end.
             let _ = rustix::fs::fallocate(&self.store, hole, piece.start, len);
         }
     }
 }
 
-/// From the first block of the plans to the last.
+/// Range from the first block of the plans to the last.
 fn blocks_of(span: &[DecodePlan]) -> Range<u32> {
     match span {
         [first, .., last] => first.block.0..last.block.0 + 1,
@@ -246,8 +249,9 @@ fn blocks_of(span: &[DecodePlan]) -> Range<u32> {
     }
 }
 
-/// For each place in a block the pages that are there, from the first block that has one to the last, and that first block. What lies
-/// behind the last may be behind the end of the store: its final size is not always known yet.
+/// For each position in a block: the present pages, from the first block that has one to the last,
+/// and that first block. Later pages may lie beyond the end of the store, whose final size is not
+/// always known.
 fn rows_of(span: &[DecodePlan]) -> Vec<Option<(BlockIndex, PageRange)>> {
     let mut rows = vec![None; SOURCES];
     for plan in span {

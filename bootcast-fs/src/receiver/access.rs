@@ -1,41 +1,43 @@
-//! Which reads go on where others ended.
+//! Detects sequential reads: which reads continue others.
 
 use std::collections::VecDeque;
 use std::ops::Range;
 
-/// Runs that are remembered: so many readers of one file are told apart.
+/// Most runs that are remembered: this many readers of one file can be told apart.
 const MAX_RUNS: usize = 16;
 
-/// How a read relates to those before it.
+/// How a read relates to the reads before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Access {
-    /// It begins at the beginning of the file, as one who reads all of it does, or asks again for what was read before.
+    /// It begins at the start of the file, as a sequential reader does, or repeats bytes that were
+    /// read before.
     Following,
-    /// It goes on where another ended.
+    /// It continues where another read ended.
     Continuing,
-    /// Neither.
+    /// None of these.
     Random,
 }
 
-/// What was read lately.
+/// Recent runs of reads.
 #[derive(Debug, Default)]
 pub(super) struct Runs {
-    /// The one that was continued last stands last.
+    /// Runs, the most recently continued one last.
     runs: VecDeque<Run>,
 }
 
-/// Bytes that were read one after the other.
+/// Bytes that were read one after another.
 #[derive(Debug)]
 struct Run {
     bytes: Range<u64>,
-    /// Bytes before this were announced already.
+    /// End of the bytes that were announced already.
     ahead: u64,
 }
 
 impl Runs {
-    /// Takes note of a read.
+    /// Records a read and classifies it.
     pub(super) fn note(&mut self, bytes: &Range<u64>) -> Access {
-        // Requests of one reader may come in another order than they were made in, so that one is missing in between, or two.
+        // Requests of one reader may arrive out of order, so one or two in between may still be
+        // missing.
         let reach = 2 * (bytes.end - bytes.start);
         let touches = |run: &Run| {
             run.bytes.start <= bytes.end && bytes.start <= run.bytes.end.saturating_add(reach)
@@ -58,8 +60,8 @@ impl Runs {
         }
     }
 
-    /// What the reader of the last read will want next: up to `window` bytes behind it, as far as that was not said before.
-    /// Nothing while that is less than half of the window.
+    /// Bytes that the last reader will probably read next: up to `window` bytes after its read,
+    /// without those announced before. Empty if that is less than half of the window.
     pub(super) fn announce(&mut self, window: u64) -> Range<u64> {
         let Some(run) = self.runs.back_mut() else { return 0..0 };
         let (start, end) = (run.ahead.max(run.bytes.end), run.bytes.end.saturating_add(window));

@@ -1,52 +1,55 @@
-//! Which pages of one version of a file are here, and which datagrams bring new ones.
+//! Tracks which pages of one version of a file are held, and which datagrams bring new ones.
 
 use std::ops::Range;
 
 use bootcast_proto::wire::{DataError, Page};
 use bootcast_proto::{Geometry, JoinAnswer, Layout, PageIndex, PageRange, PageSet, PageSize};
 
-/// Wraps without the last page after which it counts as a phantom; docs/PROTOCOL.md, "The reference layout".
+/// Passes without the last page after which it counts as a phantom. docs/PROTOCOL.md, "The
+/// reference layout".
 const PHANTOM_WRAPS: u32 = 3;
 
-/// The pages of one version of a file, as far as they came.
+/// Held pages of one version of a file.
 #[derive(Debug)]
 pub struct Assembly {
     geometry: Geometry,
-    /// Whether `geometry` has the file's exact size; else it is the largest that the answer allows.
+    /// Whether `geometry` has the file's exact size. Otherwise it has the largest size that the
+    /// answer allows.
     exact: bool,
-    /// Pages that the present cast announced; may exceed the geometry's by the phantom page.
+    /// Pages that the present cast announced. May include the phantom page, which `geometry` does
+    /// not have.
     announced: u32,
-    /// Of the present cast; `None` until its first datagram.
+    /// Layout of the present cast; `None` until its first datagram.
     layout: Option<Layout>,
     held: PageSet,
     last_seen: Option<PageIndex>,
     wraps_without_last: u32,
 }
 
-/// What a datagram was worth.
+/// Result of a datagram with a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Arrival<'a> {
-    /// A page not held before: store it, then call [`Assembly::stored`].
+    /// A missing page: store it, then call [`Assembly::stored`].
     New(Page<'a>),
-    /// A page held already.
+    /// A page that is held already.
     Duplicate(PageIndex),
     /// Not a page of this cast.
     Bad(DataError),
 }
 
 impl Assembly {
-    /// Begins from what was kept of this version: the exact size, and the pages held.
+    /// Resumes from what the cache kept of this version: the exact size and the held pages.
     pub fn resume(geometry: Geometry, held: PageSet) -> Self {
         let announced = geometry.pages();
         Self { held, ..Self::empty(geometry, true, announced) }
     }
 
-    /// Begins with nothing but a join answer. `size` is the exact size where it is known from elsewhere.
+    /// Starts with only a join answer. `size` is the exact size if it is known from elsewhere.
     pub fn begin(answer: &JoinAnswer, size: Option<u64>) -> Self {
         let exact = size.and_then(|size| Geometry::new(size, answer.page_size).ok());
         let geometry = exact.or_else(|| answer.geometry());
         let full = || Geometry::all_full(answer.pages, answer.page_size);
-        // No page can tell the size of a file that has none.
+        // A file without pages has no page that could tell its size.
         let exact = geometry.is_some() || answer.pages == 0;
         Self::empty(geometry.unwrap_or_else(full), exact, answer.pages)
     }
@@ -63,9 +66,10 @@ impl Assembly {
         }
     }
 
-    /// Goes on with another cast of the same version; `false` where the answer cannot be of this version.
+    /// Continues with another cast of the same version. Returns `false` if the answer cannot belong
+    /// to this version.
     ///
-    /// The page size may be another one now: pages that the held bytes cover stay held.
+    /// The page size may differ. Pages whose bytes are all held stay held.
     pub fn continue_with(&mut self, answer: &JoinAnswer) -> bool {
         let same_pages = answer.page_size == self.geometry.page_size();
         let size = self.exact.then(|| self.geometry.size());
@@ -86,7 +90,7 @@ impl Assembly {
         true
     }
 
-    /// The pages of `other` whose bytes are all held.
+    /// Pages of `other` whose bytes are all held.
     fn regrouped(&self, other: &Geometry) -> PageSet {
         let mut held = PageSet::new(other.pages());
         for page in other.all().iter() {
@@ -97,10 +101,10 @@ impl Assembly {
         held
     }
 
-    /// Looks at a datagram of the present cast.
+    /// Checks a datagram of the present cast.
     pub fn arrived<'a>(&mut self, datagram: &'a [u8]) -> Arrival<'a> {
         let layout = self.layout.or_else(|| Layout::detect(datagram, self.announced));
-        // Where neither layout fits, the base layout's complaint is the one to count.
+        // If neither layout fits, the error of the base layout is reported.
         let page = match layout.unwrap_or(Layout::Base).decode(datagram, self.announced) {
             Ok(page) => page,
             Err(error) => return Arrival::Bad(error),
@@ -117,7 +121,8 @@ impl Assembly {
         }
     }
 
-    /// Every page has the length that its place demands; an unknown last page tells the exact size.
+    /// Checks that the page has the length of its position. The last page may reveal the exact
+    /// size.
     fn check_len(&mut self, page: &Page<'_>) -> Result<(), DataError> {
         let expected = self.geometry.page_len(page.index).ok_or(DataError::Index)?;
         let len = u32::try_from(page.payload.len()).map_err(|_| DataError::Size)?;
@@ -142,7 +147,7 @@ impl Assembly {
         }
     }
 
-    /// Takes the last announced page for a phantom once the evidence is in.
+    /// Drops the last announced page as a phantom once enough passes went by without it.
     fn settle_phantom(&mut self) {
         let real = self.announced.saturating_sub(1);
         if !self.exact
@@ -155,23 +160,23 @@ impl Assembly {
         }
     }
 
-    /// Notes pages that are now in the store.
+    /// Marks pages as held, after they were stored.
     pub fn stored(&mut self, pages: PageRange) {
         self.held.insert_range(pages);
         self.settle_phantom();
     }
 
-    /// Whether every page is here. Never before the exact size is known.
+    /// Whether every page is held. Never true before the exact size is known.
     pub fn is_complete(&self) -> bool {
         self.exact && self.held.is_full()
     }
 
-    /// Whether all of these bytes are here. What lies beyond the end of the file is not missed.
+    /// Whether all of these bytes are held. Ignores bytes beyond the end of the file.
     pub fn holds(&self, bytes: &Range<u64>) -> bool {
         self.held.contains_all(self.geometry.pages_covering(bytes.clone()))
     }
 
-    /// Bytes from the beginning of the file that are here without a gap.
+    /// Length of the gapless part at the start of the file, in bytes.
     pub fn contiguous(&self) -> u64 {
         match self.held.first_missing(self.geometry.all()) {
             Some(page) => self.geometry.offset(page),
@@ -179,22 +184,22 @@ impl Assembly {
         }
     }
 
-    /// The exact size in bytes, once it is known.
+    /// Exact size in bytes; `None` until it is known.
     pub fn size(&self) -> Option<u64> {
         self.exact.then(|| self.geometry.size())
     }
 
-    /// The pages held.
+    /// Pages that are held.
     pub fn held(&self) -> &PageSet {
         &self.held
     }
 
-    /// The geometry; its size is an upper bound until [`Self::size`] is known.
+    /// Geometry of the file. Its size is an upper bound until [`Self::size`] is known.
     pub fn geometry(&self) -> &Geometry {
         &self.geometry
     }
 
-    /// Bytes of a full page.
+    /// Size of a full page in bytes.
     pub fn page_size(&self) -> PageSize {
         self.geometry.page_size()
     }
@@ -225,7 +230,7 @@ mod tests {
         bytes
     }
 
-    /// Feeds page `number` and stores it if it is new.
+    /// Feeds page `number` and marks it as held if it is new.
     fn feed(assembly: &mut Assembly, layout: Layout, number: u32, payload: &[u8]) {
         let bytes = datagram(layout, assembly.announced, number, payload);
         if let Arrival::New(page) = assembly.arrived(&bytes) {

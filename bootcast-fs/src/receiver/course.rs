@@ -1,34 +1,35 @@
-//! Where the server's stream is at this moment, and when it will bring a page. An estimate.
+//! Estimates where the server's stream is, and when it will send a page.
 
 use std::time::{Duration, Instant};
 
 use bootcast_proto::{BitRate, PageIndex, PageSize};
 
-/// How long the stream is expected to wait after the join, before anything was heard of it.
+/// Expected hold after the join, until the stream was observed.
 const HOLD: Duration = Duration::from_millis(20);
-/// A position that is older tells nothing.
+/// Age at which a position is too old to use.
 const BELIEVED: Duration = Duration::from_secs(1);
-/// Pages a second where the server told no rate, and the slowest.
+/// Pages per second assumed if the server states no rate; also the minimum.
 const GUESS: f64 = 1000.0;
 const SLOWEST: f64 = 1.0;
 
-/// The stream on its way through the file.
+/// Position of the stream.
 ///
-/// It is taken to be as fast as the server can send. Where it is slower, that may be because of what readers demand: if they
-/// demanded the more for it, nothing would be left of it.
+/// Assumes that the stream is as fast as the server may send. It may be slower because of demands.
+/// Demanding more for that reason would leave nothing of the stream.
 #[derive(Debug)]
 pub(super) struct Course {
     pages: u32,
-    /// Pages a second, at most.
+    /// Pages per second, an upper bound.
     speed: f64,
-    /// The page that it sends next, and as of when; `pages` while it rests.
+    /// Page that the stream sends next, and the time of this observation; the number of pages while
+    /// it rests.
     position: (u32, Instant),
-    /// A beacon told the position.
+    /// Whether a beacon stated the position.
     is_told: bool,
 }
 
 impl Course {
-    /// After a join: the stream begins soon, from the first page.
+    /// Starts after a join: the stream begins soon, with the first page.
     pub(super) fn new(
         pages: u32,
         page_size: PageSize,
@@ -43,19 +44,20 @@ impl Course {
         Self { pages, speed, position: (0, now + HOLD), is_told: false }
     }
 
-    /// A beacon says where the stream is.
+    /// Updates the position from a beacon.
     pub(super) fn beacon(&mut self, position: PageIndex, now: Instant) {
         self.position = (position.0, now);
         self.is_told = true;
     }
 
-    /// The page that it sends next, as of the last news; `None` before those, and while it rests.
+    /// Page that the stream was about to send when last observed; `None` before that and while it
+    /// rests.
     pub(super) fn position(&self) -> Option<PageIndex> {
         Some(PageIndex(self.position.0)).filter(|at| self.is_told && at.0 < self.pages)
     }
 
-    /// When it will have brought the page at the earliest, from now on: in this pass, or in one that follows directly. `None`: it rests,
-    /// or nothing was heard of it for too long.
+    /// Earliest time from now at which the stream will have sent `page`, in this pass or the next.
+    /// `None` if the stream rests or its position is too old.
     pub(super) fn eta(&self, page: PageIndex, now: Instant) -> Option<Duration> {
         let (position, at) = self.position;
         let age = now.saturating_duration_since(at);
@@ -65,7 +67,8 @@ impl Course {
         let wait = at.saturating_duration_since(now);
         let here = f64::from(position) + age.as_secs_f64() * self.speed;
         let ahead = f64::from(page.0) + 1.0 - here;
-        // One that it should have brought since the last news may come at any moment: it may be slower than it was.
+        // A page that it should have sent since then may come at any moment, because it may be
+        // slower than estimated.
         let ahead = if page.0 < position { ahead + f64::from(self.pages) } else { ahead };
         let seconds = ahead.max(0.0) / self.speed;
         Duration::try_from_secs_f64(seconds).ok()?.checked_add(wait)
@@ -76,7 +79,8 @@ impl Course {
         to_u32(self.speed * time.as_secs_f64())
     }
 
-    /// Pages that it brings before this one in this pass; `None` where it will not come by, as far as is known.
+    /// Pages that the stream sends before `page` in this pass; `None` if it is not known to send
+    /// it.
     pub(super) fn pages_before(&self, page: PageIndex, now: Instant) -> Option<u32> {
         self.eta(page, now)?;
         page.0.checked_sub(self.position.0)
@@ -108,7 +112,7 @@ mod tests {
         Duration::from_millis(milliseconds)
     }
 
-    /// A thousand pages a second.
+    /// A stream of a thousand pages per second.
     fn course(now: Instant) -> Course {
         let page_size = PageSize::for_mtu(1500).unwrap();
         let rate = BitRate::from_bits_per_second(page_size.wire_len() * 8 * 1000);

@@ -18,42 +18,42 @@ use super::repair::Repair;
 use asked::AskedPages;
 use urgency::{Moment, Urgency};
 
-/// For this long after a request wishes gather, unless everything that was asked for has come.
+/// How long demands gather after a request, unless every demanded page has arrived.
 const GATHER: Duration = Duration::from_millis(1);
-/// Requests under way at a time.
+/// Most requests in flight.
 const MAX_REQUESTS: usize = 4;
 /// Pages that are being asked for at a time; what is more waits for its turn. The server keeps no
 /// more for one member.
 const MAX_PAGES: usize = 4096;
-/// Pairs that a request holds at most: 16 KiB are over 700 of the longest.
+/// Most pairs in a request. Over 700 of the longest fit the server's 16 KiB.
 const MAX_PAIRS: usize = 512;
-/// Runs of pages that wait to be asked for as `later`; the oldest is forgotten.
+/// Most runs that wait to be demanded as `later`; the oldest is dropped.
 const MAX_LATER: usize = 64;
-/// When to look again where there is no room.
+/// When to look again if there is no room.
 const CROWDED: Duration = Duration::from_millis(20);
 /// Fewest and most pages that are announced ahead of a reader who reads on.
 const WINDOW: RangeInclusive<u32> = 64..=256;
 
 /// After a read here and there others will probably follow for so long.
 const HURRY: Duration = Duration::from_millis(20);
-/// A page that was asked for more than twice, and for so long, does not come by multicast.
+/// A page that was demanded more than twice, for at least this long, is fetched over HTTP.
 const OVERDUE: Duration = Duration::from_millis(250);
 
-/// Which pages arrive.
+/// Which pages of an open file arrive.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Fill {
-    /// All of them.
+    /// All pages.
     #[default]
     Full,
-    /// Those that readers wait for.
+    /// Pages that readers wait for.
     Demand,
 }
 
-/// Names a read that waits.
+/// Identifies a waiting read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct WaitId(u64);
 
-/// What is known of the pages at some moment.
+/// State of the pages that decisions depend on.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct View<'a> {
     pub(super) geometry: &'a Geometry,
@@ -70,18 +70,18 @@ pub(super) struct View<'a> {
 #[derive(Debug, Default)]
 pub(super) struct Demand {
     fill: Fill,
-    /// Whether the server knows of demand.
+    /// Whether the server supports demand.
     is_known: bool,
     runs: Runs,
     last_id: u64,
     waits: BTreeMap<WaitId, Wait>,
-    /// When to look at which wait.
+    /// When to examine each waiting read.
     looks: BTreeSet<(Instant, WaitId)>,
     asked: AskedPages,
     later: VecDeque<PageRange>,
-    /// Pages that do not come.
+    /// Pages that do not arrive by multicast.
     overdue: Vec<PageIndex>,
-    /// To be sent now.
+    /// Request to send now.
     ready: Option<Want>,
     last_sent: Option<Instant>,
     /// When a read here and there began to wait.
@@ -91,7 +91,7 @@ pub(super) struct Demand {
     under_way: Vec<(Want, Option<u64>)>,
 }
 
-/// A read that waits.
+/// A waiting read.
 #[derive(Debug)]
 struct Wait {
     bytes: Range<u64>,
@@ -110,12 +110,12 @@ impl Demand {
         self.fill
     }
 
-    /// Whether the server knows of demand.
+    /// Whether the server supports demand.
     pub(super) fn is_known(&self) -> bool {
         self.is_known
     }
 
-    /// A membership begins: everything is to be asked for anew, of a server that knows of demand.
+    /// Starts a membership: everything is demanded again, if the server supports demand.
     pub(super) fn begin(&mut self, is_known: bool, geometry: &Geometry, now: Instant) {
         self.is_known = is_known;
         self.asked.clear();
@@ -173,7 +173,7 @@ impl Demand {
         id
     }
 
-    /// A read waits no more. Pages that nobody else waits for are asked for no more.
+    /// Ends the wait of a read. Pages that no other read waits for are no longer demanded.
     pub(super) fn end_wait(&mut self, id: WaitId) {
         let Some(wait) = self.waits.remove(&id) else { return };
         if let Some(at) = wait.look_at {
@@ -209,7 +209,7 @@ impl Demand {
         self.asked.came(page, now);
     }
 
-    /// These pages came.
+    /// Handles pages that arrived.
     pub(super) fn stored(&mut self, pages: PageRange) {
         let came: Vec<_> = self.asked.within(pages).collect();
         for page in came {
@@ -223,17 +223,17 @@ impl Demand {
         self.random_at.is_some_and(|at| now < at + HURRY)
     }
 
-    /// Whether this page was asked for and did not come.
+    /// Whether this page was demanded and has not arrived.
     pub(super) fn is_asked(&self, page: PageIndex) -> bool {
         self.asked.was_asked_for(page)
     }
 
-    /// Whether an answer is owed.
+    /// Whether a request is unanswered.
     pub(super) fn is_waiting(&self) -> bool {
         !self.asked.is_empty()
     }
 
-    /// Runs what is due, as a member.
+    /// Runs what is due, while a member.
     pub(super) fn handle_timeout(&mut self, view: View<'_>, now: Instant) {
         if !self.is_known {
             return;
@@ -263,7 +263,7 @@ impl Demand {
         [due, later].into_iter().flatten().min()
     }
 
-    /// Asks for what is urgent of a read's pages, and says when to look at the others again.
+    /// Demands the urgent pages of a read, and schedules the next look at the others.
     fn look(&mut self, id: WaitId, view: View<'_>, now: Instant) {
         let Some(wait) = self.waits.get_mut(&id) else { return };
         let moment = Moment { fill: self.fill, access: wait.access, since: wait.since, view, now };
@@ -319,12 +319,12 @@ impl Demand {
         self.ready = Some(want);
     }
 
-    /// A request that must be sent now.
+    /// Returns a request to send now.
     pub(super) fn poll_want(&mut self) -> Option<Want> {
         self.ready.take()
     }
 
-    /// Pages that were asked for again and again and did not come.
+    /// Returns pages that were demanded repeatedly and did not arrive.
     pub(super) fn take_overdue(&mut self) -> Vec<PageRange> {
         let mut pages = std::mem::take(&mut self.overdue);
         pages.sort_unstable();
@@ -340,7 +340,7 @@ impl Demand {
         }
     }
 
-    /// When [`Self::handle_timeout`] is due next.
+    /// When [`Self::handle_timeout`] is due.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         if !self.is_known {
             return None;
@@ -351,9 +351,9 @@ impl Demand {
     }
 }
 
-/// Adds a page to pairs of first page and count; `false` where it does not fit.
+/// Adds a page to pairs of first page and count. Returns `false` if it does not fit.
 fn add(pairs: &mut Vec<(u32, u32)>, page: PageIndex) -> bool {
-    // Datagrams count pages from 1.
+    // Datagrams number pages from 1.
     let number = page.0 + 1;
     let is_full = pairs.len() == MAX_PAIRS;
     match pairs.last_mut() {
@@ -364,7 +364,7 @@ fn add(pairs: &mut Vec<(u32, u32)>, page: PageIndex) -> bool {
     true
 }
 
-/// The pages of the range that are not held.
+/// Pages of the range that are missing.
 fn missing(held: &PageSet, pages: PageRange) -> impl Iterator<Item = PageIndex> + '_ {
     let mut rest = pages;
     std::iter::from_fn(move || {
@@ -374,7 +374,7 @@ fn missing(held: &PageSet, pages: PageRange) -> impl Iterator<Item = PageIndex> 
     })
 }
 
-/// Ascending pages as runs.
+/// Groups ascending pages into runs.
 fn runs(pages: impl Iterator<Item = PageIndex>) -> impl Iterator<Item = PageRange> {
     let mut pages = pages.peekable();
     std::iter::from_fn(move || {

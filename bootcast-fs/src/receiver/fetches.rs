@@ -1,40 +1,41 @@
-//! Which bytes to fetch over HTTP next, one request at a time.
+//! Decides which bytes to fetch over HTTP next, one request at a time.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use bootcast_proto::{Geometry, PageIndex, PageRange, PageSet};
 
-/// Bytes of a request while readers jump around; also what a request may bring before another place has its turn.
+/// Bytes of a request for random readers. Also what a request may bring before another position
+/// gets its turn.
 const PIECE: u64 = 1 << 20;
-/// Bytes of a request while they come one behind the other. From piece to piece it is twice as much, up to this.
+/// Most bytes of a request for sequential data. Each request doubles the size, up to this.
 const STREAM: u64 = 64 << 20;
-/// A reader that waits no further than this ahead of what comes is served by it soon enough.
+/// A reader that waits at most this far ahead of a running request is served by it soon enough.
 const NEAR: u64 = 2 << 20;
-/// Pages that are here already and take fewer bytes than this are fetched again, rather than with a request more.
+/// A gap of fewer held bytes than this is fetched again, to save a request.
 const JOINED_GAP: u64 = 64 << 10;
-/// First pause after a request that brought nothing; it doubles.
+/// First pause after a request that brought nothing. It doubles each time.
 const RETRY_MIN: Duration = Duration::from_millis(100);
-/// The longest.
+/// Longest pause after failed requests.
 const RETRY_MAX: Duration = Duration::from_secs(2);
-/// The longest wish for a pause that is granted to a server.
+/// Longest `Retry-After` of a server that is obeyed.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(30);
 
 /// A request for a part of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fetch {
-    /// Unlike that of any other fetch of the receiver.
+    /// Unique among the fetches of the receiver.
     pub id: u64,
-    /// What to ask for: whole pages, not empty.
+    /// Bytes to request: whole pages, not empty.
     pub bytes: Range<u64>,
 }
 
-/// What there is to be fetched, and for whom.
+/// Missing pages, and the readers that wait for them.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Missing<'a> {
     pub(super) geometry: &'a Geometry,
     pub(super) held: &'a PageSet,
-    /// What the reader asked for that has waited longest.
+    /// Bytes that the longest waiting reader asked for.
     pub(super) oldest: Option<&'a Range<u64>>,
     pub(super) scope: Scope,
 }
@@ -42,30 +43,30 @@ pub(super) struct Missing<'a> {
 /// What may be fetched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Scope {
-    /// What was named.
+    /// Pages named by [`Fetches::name`].
     Named,
-    /// That, and what readers wait for.
+    /// Also pages that readers wait for.
     Waited,
-    /// All that is missing.
+    /// All missing pages.
     All,
 }
 
-/// The request under way, and where to go on.
+/// Request in flight, and where to continue.
 #[derive(Debug, Default)]
 pub(super) struct Fetches {
     last_id: u64,
     under_way: Option<UnderWay>,
-    /// Where the last request was to end.
+    /// Intended end of the last request.
     last_end: u64,
-    /// Bytes of the last request.
+    /// Length of the last request in bytes.
     last_len: u64,
-    /// Behind what was read last.
+    /// End of the last read.
     position: u64,
-    /// To be fetched whatever else is.
+    /// Pages to fetch before all others.
     named: Vec<PageRange>,
     /// Requests in a row that brought nothing.
     failures: u32,
-    /// No request before this.
+    /// Earliest time of the next request.
     retry_at: Option<Instant>,
 }
 
@@ -73,36 +74,36 @@ pub(super) struct Fetches {
 struct UnderWay {
     id: u64,
     bytes: Range<u64>,
-    /// Up to where they came.
+    /// End of the bytes that arrived.
     next: u64,
 }
 
 impl Fetches {
-    /// A reader asked for these bytes, here or not.
+    /// Records a read of these bytes, held or not.
     pub(super) fn read(&mut self, bytes: &Range<u64>) {
         self.position = bytes.end;
     }
 
-    /// Fetches these pages before everything else.
+    /// Requests these pages before everything else.
     pub(super) fn name(&mut self, pages: PageRange) {
         if !pages.is_empty() && !self.named.contains(&pages) {
             self.named.push(pages);
         }
     }
 
-    /// Whether pages were named that may still be missing.
+    /// Whether named pages may still be missing.
     pub(super) fn has_named(&self) -> bool {
         !self.named.is_empty()
     }
 
-    /// Forgets what was named, and the pause: the request under way is the last.
+    /// Drops named pages and the pause. No further request follows the one in flight.
     pub(super) fn clear(&mut self) {
         self.named.clear();
         self.retry_at = None;
         self.failures = 0;
     }
 
-    /// The next request, if it is time for one and something is missing.
+    /// Returns the next request, if something is missing and no pause is running.
     pub(super) fn poll(&mut self, missing: &Missing<'_>, now: Instant) -> Option<Fetch> {
         if self.under_way.is_some() || self.retry_at.is_some_and(|at| now < at) {
             return None;
@@ -119,8 +120,8 @@ impl Fetches {
         Some(Fetch { id: self.last_id, bytes })
     }
 
-    /// The page to begin with, and where to end at the latest: what was named, what somebody waits for, else what lies behind
-    /// the last reader and then from the beginning.
+    /// Chooses the pages of the next request: named pages, then what a reader waits for, then what
+    /// follows the last read, then the start of the file.
     fn choose(&mut self, missing: &Missing<'_>) -> Option<PageRange> {
         let Missing { geometry, held, .. } = missing;
         let clip = |pages: PageRange| {
@@ -137,7 +138,7 @@ impl Fetches {
         }
         let waited = missing.oldest.and_then(|bytes| first_missing(geometry, held, bytes.clone()));
         if missing.scope == Scope::Waited {
-            // Up to the end of what is waited for: nobody wants what lies behind it.
+            // Up to the end of the awaited read: nobody wants what follows.
             let end = geometry.pages_covering(missing.oldest?.clone()).end;
             return Some(PageRange { start: waited?, end });
         }
@@ -147,7 +148,8 @@ impl Fetches {
         Some(PageRange { start, end: geometry.all().end })
     }
 
-    /// Everything before `next` of this request is stored. `false`: enough of it came.
+    /// Handles that everything before `next` of this request is stored. Returns `false` if the
+    /// request should end.
     pub(super) fn came(&mut self, id: u64, next: u64, missing: &Missing<'_>) -> bool {
         let Some(fetch) = self.under_way.as_mut().filter(|fetch| fetch.id == id) else {
             return false;
@@ -168,7 +170,7 @@ impl Fetches {
         })
     }
 
-    /// The request is over. `failed`: with an error, and the pause that the server wishes for.
+    /// Ends the request. `failed` holds the pause that the server asked for after an error.
     pub(super) fn ended(&mut self, id: u64, failed: Option<Duration>, now: Instant) {
         let Some(fetch) = self.under_way.take_if(|fetch| fetch.id == id) else { return };
         self.last_end = fetch.next;
@@ -182,7 +184,7 @@ impl Fetches {
         self.retry_at = Some(now + doubled.max(wish));
     }
 
-    /// How many requests in a row have brought nothing.
+    /// Number of requests in a row that brought nothing.
     pub(super) fn failures(&self) -> u32 {
         self.failures
     }
@@ -192,7 +194,7 @@ impl Fetches {
         self.retry_at = self.retry_at.filter(|at| now < *at);
     }
 
-    /// When [`Self::poll`] may have one again.
+    /// When [`Self::poll`] may return a request again.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         self.retry_at
     }
@@ -202,8 +204,8 @@ fn first_missing(geometry: &Geometry, held: &PageSet, bytes: Range<u64>) -> Opti
     held.first_missing(geometry.pages_covering(bytes))
 }
 
-/// From the first of these pages, which is missing, to the end of its gap, or to that of one of the next gaps where little
-/// lies between; `limit` bytes at most, but a page in any case.
+/// Gap that starts with the first page of `within`, which is missing. Includes following gaps with
+/// little between them. At most `limit` bytes, but at least a page.
 fn gap(missing: &Missing<'_>, within: PageRange, limit: u64) -> PageRange {
     let page_size = u64::from(missing.geometry.page_size().get());
     let start = within.start;

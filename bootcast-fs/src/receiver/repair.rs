@@ -1,5 +1,5 @@
-//! What this member knows of the blocks of a cast: which pages are missing, which repair symbols are held, what was sent and
-//! what was promised. docs/PROTOCOL.md, "When a client reports".
+//! State of a cast's blocks: missing pages, stored symbols, and what was sent and promised.
+//! docs/PROTOCOL.md, "When a client reports".
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -12,45 +12,46 @@ use bootcast_proto::{BlockIndex, BlockLayout, PageIndex, PageSet, PageSize, Wind
 
 use super::stream::Stream;
 
-/// Blocks that a report names at most, and runs of windows: the server looks at no more of these. What does not fit follows with the
+/// Most blocks and runs of windows in a report. The server reads no more; the rest follows with the
 /// next report.
 const MAX_NEEDS: usize = 4096;
 const MAX_BULK: usize = 256;
-/// Of a window that lacks this share of its pages the stream is to bring all.
+/// 1 / this is the share of a window's pages from which on the stream should bring the whole
+/// window.
 const BULK_SHARE: u32 = 4;
-/// Symbols that a level can tell of; more count as this many.
+/// Highest count that a level can express; higher ones count as this.
 const MAX_LEVEL: u8 = u8::MAX;
 
-/// What a block takes to be rebuilt.
+/// Everything needed to rebuild a block.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DecodePlan {
-    /// Of which block.
+    /// Block to rebuild.
     pub block: BlockIndex,
-    /// Pages to be rebuilt.
+    /// Pages to rebuild.
     pub missing: Vec<(SourceIndex, PageIndex)>,
     /// All other pages of the block.
     pub present: Vec<(SourceIndex, PageIndex)>,
-    /// Symbols to use: as many as pages are missing.
+    /// Symbols to use, as many as pages are missing.
     pub symbols: Vec<RepairIndex>,
-    /// Changes whenever blocks get other pages.
+    /// Round of the blocks; changes whenever blocks get other pages.
     pub(super) round: u32,
 }
 
-/// Blocks of the present cast. Symbols outlive it as long as the blocks stay the same.
+/// Blocks of the present cast. Stored symbols outlive it as long as the blocks stay the same.
 #[derive(Debug)]
 pub(super) struct Repair {
     layout: BlockLayout,
     page_size: PageSize,
     blocks: Vec<Block>,
-    /// Bit `n` of a block's word: symbol `n` is held.
+    /// Stored symbols of each block: bit `n` stands for symbol `n`.
     symbols: Vec<u128>,
     windows: Vec<Window>,
     stream: Stream,
-    /// Blocks that lack something not promised.
+    /// Blocks that lack something unpromised.
     short: u32,
-    /// Symbols that were promised and not sent, of all blocks.
+    /// Symbols of all blocks that are promised and not sent.
     owed: u64,
-    /// Blocks whose symbols suffice and that nobody is rebuilding yet.
+    /// Blocks with enough symbols that nobody is rebuilding yet.
     decodable: BTreeSet<BlockIndex>,
 }
 
@@ -63,14 +64,14 @@ struct Block {
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Window {
-    /// The stream has passed it, and a beacon told what was promised.
+    /// Whether the stream has passed the window and a beacon has stated its promises.
     is_closed: bool,
-    /// Its blocks that lack something not promised.
+    /// Blocks of the window that lack something unpromised.
     short: u32,
 }
 
 impl Repair {
-    /// The blocks of a file of which `held` is here.
+    /// Creates the blocks of a file of which the pages `held` are here.
     pub(super) fn new(layout: BlockLayout, page_size: PageSize, held: &PageSet) -> Self {
         let blocks = (0..layout.windows())
             .flat_map(|window| block_sizes(layout, WindowIndex(window)))
@@ -96,7 +97,7 @@ impl Repair {
         repair
     }
 
-    /// Goes on with another membership: what the server sent and promised is to be heard anew.
+    /// Starts another membership: counts of sent and promised symbols start again.
     pub(super) fn begin_cast(&mut self) {
         self.stream = Stream::default();
         (self.short, self.owed) = (0, 0);
@@ -115,23 +116,24 @@ impl Repair {
         self.page_size
     }
 
-    /// Whether the stream has passed the page's window, so that repair brings what is missing of it.
+    /// Whether the stream has passed the page's window, so that repair brings its missing pages.
     pub(super) fn is_closed(&self, page: PageIndex) -> bool {
         self.windows[self.layout.window_of(page).0 as usize].is_closed
     }
 
-    /// Whether some block lacks something that was not promised.
+    /// Whether some block lacks something unpromised.
     pub(super) fn is_short(&self) -> bool {
         self.short > 0
     }
 
-    /// How long the server needs at this rate, on the wire, for what it promised and did not send, as far as is known.
+    /// Time that the server needs at this rate on the wire for symbols that are promised and not
+    /// sent.
     pub(super) fn time_owed(&self, rate_kbps: u32) -> Duration {
         let bits = self.owed * self.page_size.wire_len() * 8;
         Duration::from_millis(bits.checked_div(rate_kbps.into()).unwrap_or(0))
     }
 
-    /// Whether all of these needs were promised since they were told; `false` of none.
+    /// Whether all of these needs are promised by now; `false` if there are none.
     pub(super) fn is_promised(&self, needs: &[(u32, u8)]) -> bool {
         let is_promised = |&(block, need): &(u32, u8)| {
             self.blocks.get(block as usize).is_some_and(|it| it.level.promised >= need)
@@ -139,12 +141,12 @@ impl Repair {
         !needs.is_empty() && needs.iter().all(is_promised)
     }
 
-    /// A page of the stream came, new or not.
+    /// Handles a page of the stream, new or not.
     pub(super) fn page_seen(&mut self, page: PageIndex) {
         self.stream.page(page);
     }
 
-    /// A page that was missing is stored.
+    /// Handles a stored page that was missing.
     pub(super) fn page_stored(&mut self, page: PageIndex) {
         let block = self.layout.place(page).0;
         let missing = &mut self.blocks[block.0 as usize].missing;
@@ -153,7 +155,7 @@ impl Repair {
         self.offer(block);
     }
 
-    /// A symbol came. Returns whether it is of use.
+    /// Handles a symbol. Returns whether it is useful.
     pub(super) fn symbol_seen(
         &mut self,
         block: BlockIndex,
@@ -165,7 +167,7 @@ impl Repair {
         self.lacking(block) > 0 && self.symbols[block.0 as usize] & bit(number) == 0
     }
 
-    /// A symbol is stored.
+    /// Handles a stored symbol.
     pub(super) fn symbol_stored(&mut self, block: BlockIndex, number: RepairIndex) {
         if let Some(held) = self.symbols.get_mut(block.0 as usize) {
             *held |= bit(number);
@@ -174,7 +176,7 @@ impl Repair {
         }
     }
 
-    /// The stored symbols of a block cannot be used.
+    /// Handles that the stored symbols of a block are unusable.
     pub(super) fn symbols_lost(&mut self, block: BlockIndex) {
         if let Some(held) = self.symbols.get_mut(block.0 as usize) {
             *held = 0;
@@ -182,7 +184,7 @@ impl Repair {
         }
     }
 
-    /// A beacon came that was not overtaken.
+    /// Handles a beacon that was not overtaken.
     pub(super) fn beacon(&mut self, beacon: &Beacon, now: Instant) {
         for (window, levels) in &beacon.windows {
             for (number, level) in self.layout.blocks_of(*window).zip(levels) {
@@ -194,7 +196,7 @@ impl Repair {
         }
     }
 
-    /// Takes up what was sent and promised of a block, which may have been overtaken.
+    /// Updates what was sent and promised of a block from a level that may be outdated.
     fn learn(&mut self, block: BlockIndex, level: Level) {
         let owed = |level: &Level| u64::from(level.promised.saturating_sub(level.sent));
         let known = &mut self.blocks[block.0 as usize].level;
@@ -215,12 +217,12 @@ impl Repair {
         }
     }
 
-    /// Everything that is missing is to be asked for, wherever the stream is.
+    /// Makes all missing pages reportable, wherever the stream is.
     pub(super) fn close_all(&mut self) {
         self.close(0..self.layout.windows());
     }
 
-    /// The server took a report that asked for these windows: the stream will pass them again.
+    /// Handles an accepted report that asked for these windows: the stream will pass them again.
     pub(super) fn reopen(&mut self, bulk: &[(u32, u32)]) {
         if !bulk.is_empty() {
             self.stream.asked();
@@ -242,7 +244,7 @@ impl Repair {
         need(sent, self.symbols[block.0 as usize], self.lacking(block))
     }
 
-    /// Keeps count of the blocks that are short.
+    /// Updates the counts of blocks that lack something.
     fn weigh(&mut self, block: BlockIndex) {
         let window = self.layout.window_of_block(block).0 as usize;
         let known = self.blocks[block.0 as usize];
@@ -261,14 +263,14 @@ impl Repair {
         self.blocks[block.0 as usize].missing > 0 && self.lacking(block) == 0
     }
 
-    /// Hands the block out for decoding, if it can be.
+    /// Offers the block for decoding if it can be rebuilt.
     fn offer(&mut self, block: BlockIndex) {
         if self.is_decodable(block) {
             self.decodable.insert(block);
         }
     }
 
-    /// The lowest block that can be rebuilt.
+    /// Returns the lowest block that can be rebuilt.
     pub(super) fn poll_decodable(&mut self) -> Option<BlockIndex> {
         while let Some(block) = self.decodable.pop_first() {
             if self.is_decodable(block) {
@@ -278,18 +280,18 @@ impl Repair {
         None
     }
 
-    /// Whether [`Self::poll_decodable`] may have one.
+    /// Whether [`Self::poll_decodable`] may return a block.
     pub(super) fn has_decodable(&self) -> bool {
         !self.decodable.is_empty()
     }
 
-    /// Pages that the blocks lack which can be rebuilt.
+    /// Missing pages that can be rebuilt.
     pub(super) fn decodable_pages(&self) -> u32 {
         let missing = |block: &BlockIndex| u32::from(self.blocks[block.0 as usize].missing);
         self.decodable.iter().map(missing).sum()
     }
 
-    /// How to rebuild the block; `None` where that cannot be done.
+    /// Plan to rebuild the block; `None` if that is impossible.
     pub(super) fn decode_plan(&self, block: BlockIndex, held: &PageSet) -> Option<DecodePlan> {
         let symbols = *self.symbols.get(block.0 as usize)?;
         if !self.is_decodable(block) {
@@ -305,7 +307,8 @@ impl Repair {
         Some(DecodePlan { block, missing, present, symbols, round: 0 })
     }
 
-    /// The blocks that lack something not promised, lowest first: their needs, or where much is missing their windows.
+    /// Report of the blocks that lack something unpromised, lowest first: their needs, or their
+    /// windows if much is missing.
     pub(super) fn report(&self) -> Report {
         let mut report = Report::default();
         let short = self.windows.iter().zip(0..).filter(|(window, _)| window.short > 0);
@@ -334,7 +337,7 @@ impl Repair {
     }
 }
 
-/// Pages of each block of a window.
+/// Number of pages in each block of a window.
 fn block_sizes(layout: BlockLayout, window: WindowIndex) -> impl Iterator<Item = u8> {
     let (pages, blocks) = (layout.pages_of(window).len(), layout.blocks_of(window));
     let stride = blocks.end - blocks.start;
@@ -347,17 +350,18 @@ fn bit(number: RepairIndex) -> u128 {
     1 << number.get()
 }
 
-/// How many symbols were sent, once `number` is seen where `sent` were known: numbers begin again after 127, and a
-/// symbol that was overtaken tells nothing.
+/// Number of symbols sent once symbol `number` is seen and `sent` were known. Numbers start again
+/// after 127; a symbol that was overtaken changes nothing.
 fn sent_with(sent: u8, number: RepairIndex) -> u8 {
     let (known, seen) = (usize::from(sent), number.get() + 1);
-    // As many as `seen`, or 128 more for each time that numbers began again.
+    // The count is `seen`, or 128 more for each time that the numbers started again.
     let next = seen + known.saturating_sub(seen).next_multiple_of(REPAIRS);
     let is_overtaken = known > seen && next - known >= REPAIRS / 2;
     if is_overtaken { sent } else { u8::try_from(next).unwrap_or(MAX_LEVEL) }
 }
 
-/// How many symbols a block must have got in all, so that `lacking` more come that are not `held`, from number `sent` on.
+/// Number of symbols that must have been sent in all, so that `lacking` more arrive that are not
+/// `held`, counted from `sent`.
 fn need(sent: u8, held: u128, lacking: u32) -> u8 {
     let fresh = (u32::from(sent)..).filter(|number| held & (1 << (number % 128)) == 0);
     let last = lacking.checked_sub(1).and_then(|skipped| fresh.clone().nth(skipped as usize));

@@ -1,43 +1,47 @@
-//! Where the server's stream is, and which windows it has passed since this member joined.
+//! Follows the server's stream, and which windows it has passed since this member joined.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use bootcast_proto::{BlockLayout, PageIndex, WindowIndex};
 
-/// How long the stream rests before a member that never saw it move since it asked takes that for an answer.
+/// How long the stream must rest before a member that has not seen it move since its request takes
+/// this for the answer.
 const REST_GRACE: Duration = Duration::from_millis(500);
 
-/// How far ahead of the beacon's position a page may be that the stream sent since, beyond twice the pages that came since.
+/// How far ahead of the beacon's position a page of the stream may be, in pages, in addition to
+/// twice the pages received since.
 const AHEAD: u32 = 64;
-/// A member that heard a window from no more than this share of it on has missed too little for the stream to bring it again.
+/// 1 / this is the share of a window's beginning that a joining member may miss without needing the
+/// stream to bring it again.
 const MISSED_SHARE: u32 = 64;
 
-/// The way of the stream from beacon to beacon.
+/// Way of the stream from beacon to beacon.
 ///
-/// Beacons alone tell where it is: they are numbered, and tell what was promised at the same time. A page that overtook
-/// others could not be told from one of the next round, and one that somebody demanded is of no round at all.
+/// Only beacons state the position: they are numbered, and state the promises at the same time. A
+/// page could have overtaken others, and a demanded page belongs to no pass.
 #[derive(Debug, Default)]
 pub(super) struct Stream {
-    /// What the next beacon's way begins from; `None` until the first one.
+    /// Start of the next beacon's way; `None` until the first beacon.
     from: Option<PageIndex>,
-    /// The first page that came before any beacon.
+    /// First page received before any beacon.
     first: Option<PageIndex>,
-    /// The window whose beginning this member missed: it is passed when the stream has brought that too.
+    /// Window whose beginning this member missed. It counts as passed when the stream has brought
+    /// that too.
     half: Option<u32>,
-    /// Seen on its way since this member asked for it last.
+    /// Whether the stream has moved since this member last asked for windows.
     moved: bool,
-    /// Pages that came since the last beacon.
+    /// Pages received since the last beacon.
     since_beacon: u32,
-    /// Pages that came since this member asked last.
+    /// Pages received since this member last asked.
     seen: u32,
-    /// As of the last beacon.
+    /// Value of `moved` at the last beacon.
     had_moved: bool,
     resting_since: Option<Instant>,
 }
 
 impl Stream {
-    /// A page came that may be the stream's.
+    /// Handles a page that may be the stream's.
     pub(super) fn page(&mut self, page: PageIndex) {
         self.seen = self.seen.saturating_add(1);
         self.since_beacon = self.since_beacon.saturating_add(1);
@@ -47,13 +51,15 @@ impl Stream {
         }
     }
 
-    /// Whether the stream may have gone from the one to the other with as many pages as came since the last beacon.
+    /// Whether the stream may have gone from `from` to `to`, given the pages received since the
+    /// last beacon.
     fn is_way(&self, from: PageIndex, to: PageIndex) -> bool {
         let most = self.since_beacon.saturating_mul(2).saturating_add(AHEAD);
         to.0.checked_sub(from.0).is_some_and(|ahead| ahead <= most)
     }
 
-    /// This member asked for windows: a rest that was seen before the stream moves tells nothing of them.
+    /// Records that this member asked for windows: a rest before the stream moves again says
+    /// nothing about them.
     pub(super) fn asked(&mut self) {
         self.moved = false;
         self.had_moved = false;
@@ -61,8 +67,8 @@ impl Stream {
         self.resting_since = None;
     }
 
-    /// A beacon says where the stream is. Returns the numbers of the windows that it passed on the way: those that it brought, and
-    /// those that it has no mind to bring.
+    /// Handles a beacon. Returns the windows that the stream passed on its way: those that it sent,
+    /// and those that it skipped.
     pub(super) fn beacon(
         &mut self,
         position: PageIndex,
@@ -83,11 +89,11 @@ impl Stream {
         let had_moved = std::mem::replace(&mut self.had_moved, self.moved);
         let came = u64::from(self.seen) * 2 >= u64::from(end.0);
         if (before, position, had_moved, came) == (start, start, true, true) {
-            // All of a small file went by between two beacons, and waits for its next pass.
+            // The whole of a small file was sent between two beacons, and waits for its next pass.
             return [0..layout.windows(), 0..0];
         }
         self.moved |= position != start;
-        // The first time that the stream leaves it.
+        // The stream leaves the window for the first time.
         let is_left = at(before) != at(position) || position < before;
         let first = at(before) + u32::from(is_left && self.half.take_if(|_| is_left).is_some());
         if before <= position {
@@ -99,7 +105,7 @@ impl Stream {
         }
     }
 
-    /// Where the way to this position began; the next one begins there.
+    /// Returns the start of the way to this position. The next way starts there.
     fn take_way(&mut self, position: PageIndex, layout: BlockLayout) -> PageIndex {
         let before = self.from.replace(position).unwrap_or_else(|| {
             let rests = position >= end_of(layout);
@@ -114,7 +120,7 @@ impl Stream {
     }
 }
 
-/// The window of this page, where so much lies before the page that the stream must bring it.
+/// Window of the page, if so much lies before the page that the stream must bring it again.
 fn missed_beginning(page: PageIndex, layout: BlockLayout) -> Option<u32> {
     let window = layout.window_of(page);
     let pages = layout.pages_of(window);
@@ -122,7 +128,7 @@ fn missed_beginning(page: PageIndex, layout: BlockLayout) -> Option<u32> {
     (pages.contains(page) && missed > pages.len() / MISSED_SHARE).then_some(window.0)
 }
 
-/// The page behind the last.
+/// Page after the last.
 fn end_of(layout: BlockLayout) -> PageIndex {
     layout.pages_of(WindowIndex(layout.windows().saturating_sub(1))).end
 }
@@ -132,7 +138,7 @@ fn end_of(layout: BlockLayout) -> PageIndex {
 mod tests {
     use super::*;
 
-    /// Windows of 128 pages: 0 to 3.
+    /// Pages of the test file, in windows 0 to 3 of 128 pages.
     const PAGES: u32 = 500;
 
     struct Heard(Stream, Instant);
@@ -142,12 +148,12 @@ mod tests {
             Self(Stream::default(), Instant::now())
         }
 
-        /// This page came, and so many more that the stream may be a window further.
+        /// Receives this page, and so many others that the stream may be a window further.
         fn page(&mut self, page: u32) {
             (page..PAGES.min(page + 40)).for_each(|page| self.0.page(PageIndex(page)));
         }
 
-        /// The windows passed when a beacon comes 25 ms after the one before.
+        /// Windows passed when a beacon arrives 25 ms after the one before.
         fn beacon(&mut self, position: u32) -> Vec<u32> {
             self.1 += Duration::from_millis(25);
             let layout = BlockLayout::new(PAGES, 1).unwrap();

@@ -12,10 +12,10 @@ use tempfile::TempDir;
 
 use crate::http::{Response, request};
 
-/// Until a condition that must come true counts as failed.
+/// Time after which a condition counts as failed.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
-/// Between two looks at a condition.
+/// Time between two checks of a condition.
 const POLL: Duration = Duration::from_millis(5);
 
 pub(crate) struct Server {
@@ -25,8 +25,8 @@ pub(crate) struct Server {
     log: Arc<Mutex<String>>,
 }
 
-/// The program, with loopback as its network and free ports. Tests run side by side: servers that
-/// sent to the same group and port would hear each other.
+/// The program on loopback, with free ports. Tests run side by side, and servers that sent to the
+/// same group and port would disturb each other.
 pub(crate) fn command(dir: &Path) -> Command {
     let data_port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let mut command = Command::new(env!("CARGO_BIN_EXE_bootcast-server"));
@@ -98,7 +98,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // Fails where it ended before.
+        // Fails if the process has ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
         if std::thread::panicking() {

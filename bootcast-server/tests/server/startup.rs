@@ -1,4 +1,4 @@
-//! What cannot work is said at the start, in one line.
+//! Configurations that cannot work are reported at the start, in one line.
 
 use std::net::TcpListener;
 use std::os::unix::net::UnixDatagram;
@@ -60,7 +60,7 @@ fn a_signal_ends_the_casts_and_the_server_with_0() {
         let mut server = Server::start(&[]);
         server.write("file", b"bytes");
         server.get("/join/file");
-        // An idle connection does not hold it up.
+        // An idle connection must not delay the end.
         let _idle = std::net::TcpStream::connect(server.address()).unwrap();
         assert_eq!(server.end_by(signal).code(), Some(0));
         crate::process::wait_for("the end of the cast in the log", || {

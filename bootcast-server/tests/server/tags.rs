@@ -1,4 +1,4 @@
-//! What vouches for datagrams. docs/PROTOCOL.md, "Tags".
+//! Tags of datagrams. docs/PROTOCOL.md, "Tags".
 
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 
@@ -10,7 +10,7 @@ use socket2::{Domain, Socket, Type};
 use crate::http::{report, request};
 use crate::process::{DEADLINE, Server, wait_for};
 
-/// A member of a cast of 40 pages, which listens to both ports.
+/// A member of a cast of 40 pages that listens to both ports.
 struct Member {
     answer: JoinAnswer,
     pages: UdpSocket,
@@ -44,7 +44,8 @@ impl Member {
         Self { answer, pages, repair }
     }
 
-    /// Shows every page, and one at least of every kind of the repair channel, the end of the server among them.
+    /// Passes every page to `look`, and at least one datagram of each kind of the repair channel,
+    /// including the server's end.
     fn hear_all(&self, server: &mut Server, mut look: impl FnMut(&[u8])) {
         let mut datagram = vec![0; 65_536];
         let mut hear = |socket: &UdpSocket| {
@@ -99,7 +100,7 @@ fn a_key_is_one_of_a_cast_and_of_no_other() {
     let again = request(server.address(), "GET", "/join/one", &[]);
     assert_eq!(JoinAnswer::parse(again.text()).unwrap().extensions.key, Some(keys[0]));
     assert_ne!(keys[0], keys[1]);
-    // The same file, another run of the server.
+    // The same file in another run of the server.
     let restarted = Server::start(&["--rate", "1mbit"]);
     assert!(!keys.contains(&key(&restarted, "one")));
 }

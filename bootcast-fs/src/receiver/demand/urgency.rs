@@ -1,5 +1,5 @@
-//! Whether a page that a reader waits for is worth a request, which costs everybody's time, or will come anyhow.
-//! docs/SEMANTICS.md, "Filling".
+//! Decides whether a waiting read's page is worth a demand, which costs everybody's time, or will
+//! arrive anyway. docs/SEMANTICS.md, "Filling".
 
 use std::time::{Duration, Instant};
 
@@ -8,29 +8,29 @@ use bootcast_proto::PageIndex;
 use super::super::access::Access;
 use super::{Fill, View};
 
-/// A reader who reads here and there is not helped by a stream that takes longer than this.
+/// A random reader waits for the stream at most this long.
 const SOON: Duration = Duration::from_millis(10);
-/// One who reads on is.
+/// A sequential reader waits for the stream at most this long.
 const SOON_ENOUGH: Duration = Duration::from_millis(200);
-/// After this a page that should have come soon is taken for lost.
+/// A page this late after its expected time counts as lost.
 const GRACE: Duration = Duration::from_millis(5);
-/// Nobody waits longer for the sake of others: who reads here and there, and who reads on.
+/// Longest wait without a demand, for random and for sequential readers.
 const ENOUGH: Duration = Duration::from_millis(50);
 const LONG_ENOUGH: Duration = Duration::from_secs(1);
-/// A stream that is as near as this, in pages, is not overtaken for a while, however slow it is.
+/// A stream this close, in pages, is not overtaken by a demand for a while, however slow it is.
 const NEAR: u32 = 256;
 const NEAR_ENOUGH: Duration = Duration::from_secs(10);
-/// How often a page that repair or the stream should bring is looked after.
+/// How often a page that repair or the stream should bring is examined.
 const LOOK_PERIOD: Duration = Duration::from_millis(100);
 
-/// What is to be done about a page.
+/// What to do about a missing page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Urgency {
     Ask,
     LookAgain(Duration),
 }
 
-/// A look at a read that waits.
+/// Inputs of a decision about a waiting read.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Moment<'a> {
     pub(super) fill: Fill,
@@ -41,7 +41,7 @@ pub(super) struct Moment<'a> {
 }
 
 impl Moment<'_> {
-    /// Of a missing page.
+    /// Decides about a missing page.
     pub(super) fn urgency(&self, page: PageIndex) -> Urgency {
         let waited = self.now.saturating_duration_since(self.since);
         match (self.fill, self.access) {
@@ -74,7 +74,7 @@ impl Moment<'_> {
         }
     }
 
-    /// Whether the page's window is the stream's at present, or repair's.
+    /// Whether the stream is in the page's window, or has passed it so that repair brings the page.
     fn is_taken_care_of(&self, page: PageIndex) -> bool {
         let Some(repair) = self.view.repair else { return false };
         let window = repair.layout().window_of(page);
