@@ -24,13 +24,15 @@ check: wasm ## format, lints and documentation, without tests
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
-	if cargo deny --version >/dev/null 2>&1; then cargo deny check; fi
+	if cargo deny --version >/dev/null 2>&1; then cargo deny check; \
+	    else echo "skipped: cargo deny, which is not installed"; fi
 
 # What cannot be built for a machine without sockets and clock has crept in where it must not be.
 # Where the target is not installed, tests/workspace.rs keeps watch alone.
 wasm:
 	if [ -d "$$(rustc --print sysroot)/lib/rustlib/wasm32-unknown-unknown" ]; then \
-	    cargo check -p bootcast-proto --target wasm32-unknown-unknown; fi
+	    cargo check -p bootcast-proto --target wasm32-unknown-unknown; \
+	    else echo "skipped: proto for wasm32-unknown-unknown, which is not installed"; fi
 
 test: deps check ## everything that can fail: checks, unit tests, end to end in network namespaces
 	cargo build --workspace --bins
