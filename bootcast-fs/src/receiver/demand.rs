@@ -1,4 +1,4 @@
-//! What readers wait for, and when to ask the server for it. docs/PROTOCOL.md, "Demand";
+//! Decides when to ask the server for pages that readers wait for. docs/PROTOCOL.md, "Demand";
 //! docs/SEMANTICS.md, "Filling".
 
 mod asked;
@@ -22,8 +22,7 @@ use urgency::{Moment, Urgency};
 const GATHER: Duration = Duration::from_millis(1);
 /// Most requests in flight.
 const MAX_REQUESTS: usize = 4;
-/// Pages that are being asked for at a time; what is more waits for its turn. The server keeps no
-/// more for one member.
+/// Most pages demanded at a time; further ones wait. The server queues no more for one member.
 const MAX_PAGES: usize = 4096;
 /// Most pairs in a request. Over 700 of the longest fit the server's 16 KiB.
 const MAX_PAIRS: usize = 512;
@@ -31,10 +30,10 @@ const MAX_PAIRS: usize = 512;
 const MAX_LATER: usize = 64;
 /// When to look again if there is no room.
 const CROWDED: Duration = Duration::from_millis(20);
-/// Fewest and most pages that are announced ahead of a reader who reads on.
+/// Fewest and most pages announced ahead of a sequential reader.
 const WINDOW: RangeInclusive<u32> = 64..=256;
 
-/// After a read here and there others will probably follow for so long.
+/// After a random read, others will probably follow within this time.
 const HURRY: Duration = Duration::from_millis(20);
 /// A page that was demanded more than twice, for at least this long, is fetched over HTTP.
 const OVERDUE: Duration = Duration::from_millis(250);
@@ -62,11 +61,11 @@ pub(super) struct View<'a> {
     pub(super) repair: Option<&'a Repair>,
 }
 
-/// The wishes of one membership after the other.
+/// Demands of one membership after the other.
 ///
-/// A read that waits is looked at until all its missing pages are asked for; when each is,
-/// [`urgency`] says. A page that was asked for is asked for again when it got lost, until it comes
-/// or nobody waits for it: [`asked`].
+/// A waiting read is examined until all its missing pages are demanded; [`urgency`] decides when. A
+/// demanded page is demanded again when it was lost, until it arrives or no read waits for it:
+/// [`asked`].
 #[derive(Debug, Default)]
 pub(super) struct Demand {
     fill: Fill,
@@ -84,9 +83,9 @@ pub(super) struct Demand {
     /// Request to send now.
     ready: Option<Want>,
     last_sent: Option<Instant>,
-    /// When a read here and there began to wait.
+    /// When a random read began to wait.
     random_at: Option<Instant>,
-    /// Requests without an answer, and where their pages are in the order of asking, if they have
+    /// Unanswered requests, with the position of their pages in the order of demands, if they have
     /// any.
     under_way: Vec<(Want, Option<u64>)>,
 }
@@ -131,13 +130,12 @@ impl Demand {
         }
     }
 
-    /// A read, whether or not it must wait. What its reader will probably want next is asked for
-    /// without hurry.
+    /// Records a read, whether it waits or not. Announces what its reader will probably read next.
     pub(super) fn note_read(&mut self, bytes: &Range<u64>, view: Option<View<'_>>) -> Access {
         let access = self.runs.note(bytes);
         let announces = access == Access::Continuing && self.fill == Fill::Demand && self.is_known;
         let Some(view) = view.filter(|_| announces) else { return access };
-        // What the server can send until the next pages that are asked for come.
+        // Number of pages that the server can send until demanded pages arrive.
         let ahead = view.course.pages_in(self.asked.usual().unwrap_or_default());
         let ahead = ahead.clamp(*WINDOW.start(), *WINDOW.end());
         let window = u64::from(ahead) * u64::from(view.geometry.page_size().get());
@@ -152,8 +150,7 @@ impl Demand {
         access
     }
 
-    /// A read begins to wait. Where the geometry is not known yet, [`Self::begin`] will tell its
-    /// pages.
+    /// Starts the wait of a read. If the geometry is unknown, [`Self::begin`] adds its pages later.
     pub(super) fn begin_wait(
         &mut self,
         bytes: &Range<u64>,
@@ -186,8 +183,8 @@ impl Demand {
         let mut others: Vec<_> = self.waits.values().map(|other| other.pages).collect();
         others.retain(|it| it.start < wait.pages.end && wait.pages.start < it.end);
         others.sort_unstable_by_key(|it| it.start);
-        // Pages ascend, and so do the ranges: `wanted_until` is the end of all that begin before
-        // the page.
+        // Pages ascend, and so do the ranges: `wanted_until` is the end of all ranges that begin
+        // before the page.
         let (mut others, mut wanted_until) = (others.into_iter().peekable(), PageIndex(0));
         for page in left {
             while let Some(other) = others.next_if(|it| it.start <= page) {
@@ -199,12 +196,12 @@ impl Demand {
         }
     }
 
-    /// Takes pages for lost that are overdue. All datagrams that have arrived were looked at.
+    /// Declares overdue pages lost. Call it only after all received datagrams were handled.
     pub(super) fn lose_late(&mut self, now: Instant) {
         self.asked.lose_late(now);
     }
 
-    /// The datagram of a page came.
+    /// Handles the datagram of a page.
     pub(super) fn came(&mut self, page: PageIndex, now: Instant) {
         self.asked.came(page, now);
     }
@@ -218,7 +215,7 @@ impl Demand {
         self.asked.all_stored();
     }
 
-    /// Whether somebody reads here and there, so that the time of each page counts.
+    /// Whether a random reader waits, so that the time of each page matters.
     pub(super) fn is_hurried(&self, now: Instant) -> bool {
         self.random_at.is_some_and(|at| now < at + HURRY)
     }
@@ -243,7 +240,7 @@ impl Demand {
             self.look(id, view, now);
         }
         let begins = self.last_sent.is_none() && !self.later.is_empty();
-        // Readers waited for what got lost already; and there is no answer to be overtaken.
+        // Readers have waited for the lost pages already, and no answer can be overtaken.
         let hurries = self.under_way.is_empty() && self.asked.is_losing(now);
         let asks = begins || hurries || self.ask_at().is_some_and(|at| at <= now);
         if asks && self.under_way.len() < MAX_REQUESTS && self.ready.is_none() {
@@ -251,8 +248,8 @@ impl Demand {
         }
     }
 
-    /// When to ask next; may have passed. A reader who reads one thing after the other is not to
-    /// wait for company.
+    /// When to send the next request; may lie in the past. A reader with one read at a time must
+    /// not wait for others.
     fn ask_at(&self) -> Option<Instant> {
         let gathered = self.last_sent.map(|sent| sent + GATHER);
         let due = self.asked.poll_timeout().map(|due| match gathered {
@@ -291,7 +288,7 @@ impl Demand {
         self.looks.extend(wait.look_at.map(|at| (at, id)));
     }
 
-    /// Makes a request of the pages whose time has come.
+    /// Makes a request of the pages whose demand is due.
     fn gather(&mut self, now: Instant) {
         let mut want = Want::default();
         let overdue = &mut self.overdue;
@@ -331,7 +328,8 @@ impl Demand {
         runs(pages.into_iter()).collect()
     }
 
-    /// A request was answered: its pages are out after `queue`. Or it was not.
+    /// Handles the end of a request. `queue` is the time until its pages leave the server; `None`
+    /// if the request was not answered.
     pub(super) fn answered(&mut self, want: &Want, queue: Option<Duration>) {
         let Some(at) = self.under_way.iter().position(|(it, _)| it == want) else { return };
         let (_, first) = self.under_way.remove(at);

@@ -1,4 +1,4 @@
-//! Pages that the server is asked for, and which of them got lost on the way.
+//! Tracks demanded pages, and detects which of them were lost on the way.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
@@ -7,75 +7,74 @@ use bootcast_proto::{PageIndex, PageRange};
 
 use super::patience::Patience;
 
-/// So often in a row the order of arrival alone has a page asked for again. Then it takes patience.
+/// How often the order of arrival alone may cause a page to be demanded again. After that, only a
+/// timeout does.
 pub(super) const QUICK_TIMES: u32 = 3;
-/// After a loss so many pages that come are asked for with a page to spare.
+/// After a loss, requests ask for a page to spare until this many demanded pages have arrived.
 pub(super) const LOSSY_PAGES: u32 = 1000;
 
-/// Pages that readers wait for and that are not here.
+/// Missing pages that readers wait for.
 ///
-/// The server sends what it is asked for in the order of asking. Hence a page is lost when one came
-/// that was asked for later. Where none is left to come later, a page is lost when patience is at
-/// its end: that begins when the server says that the page is out, and anew with each page that
-/// comes.
+/// The server sends demanded pages in the order of the demands. So a page is lost if one arrives
+/// that was demanded later. If no later one is left, a timeout decides (*patience*). It starts when
+/// the server says that the page has left its queue, and again with each page that arrives.
 #[derive(Debug, Default)]
 pub(super) struct AskedPages {
     pages: BTreeMap<PageIndex, Asked>,
-    /// When to ask for which page: at once for new and lost ones, when patience is at its end for
-    /// those that were asked for more than once.
+    /// When to demand each page: at once for new and lost ones, at the timeout for those demanded
+    /// more than once.
     due: BTreeSet<(Instant, PageIndex)>,
-    /// Pages that the server was asked for, in the order of asking.
+    /// Demanded pages, in the order of the demands.
     order: BTreeMap<u64, PageIndex>,
-    /// Places in `order` of pages that were asked for once.
+    /// Positions in `order` of pages that were demanded once.
     once: BTreeSet<u64>,
     /// Requests with pages in `order`, and perhaps older ones.
     requests: VecDeque<Request>,
-    /// Pages asked for so far: the next one's place in the order.
+    /// Number of demands so far: the next one's position in the order.
     turns: u64,
-    /// Pages that the server was not asked for yet.
+    /// Pages that were not demanded yet.
     fresh: usize,
-    /// When a page came last that was asked for.
+    /// When a demanded page last arrived.
     progress: Option<Instant>,
-    /// What the server told last of its queue.
+    /// Queueing time that the server last reported.
     queue: Duration,
     patience: Patience,
-    /// The page that came last, and when.
+    /// Page that arrived last, with its time.
     came: Option<(PageIndex, Instant)>,
-    /// The same as of when pages were stored last: up to it there is nothing that came and is not
-    /// stored.
+    /// Value of `came` when pages were last stored: everything that arrived up to it is stored.
     stored: Option<PageIndex>,
-    /// What was asked for before this place in the order, and did not come, is lost.
+    /// Missing pages demanded before this position in the order are lost.
     overtaken: u64,
-    /// Patience ended while nothing at all came.
+    /// Whether the timeout expired while nothing at all arrived.
     is_late: bool,
-    /// Pages yet for which the path counts as lossy.
+    /// Number of pages for which the path still counts as lossy.
     lossy_for: u32,
 }
 
-/// A page that is asked for.
+/// A demanded page.
 #[derive(Clone, Copy, Debug)]
 struct Asked {
     since: Instant,
     due: Option<Instant>,
-    /// Its place in the order of asking, and that of the first time.
+    /// Position of its last demand in the order, and that of the first one.
     turn: Option<u64>,
     first_turn: u64,
     times: u32,
 }
 
-/// A request, by the places of its pages in the order of asking.
+/// A request, by the positions of its pages in the order.
 #[derive(Debug)]
 struct Request {
     first: u64,
     end: u64,
     at: Instant,
-    /// Until its pages are out. A guess until the answer tells.
+    /// Time until its pages leave the server; a guess until the answer states it.
     queue: Duration,
     is_answered: bool,
 }
 
 impl AskedPages {
-    /// Forgets all pages. What was learned of the path stays.
+    /// Forgets all pages. Keeps what was learned about the path.
     pub(super) fn clear(&mut self) {
         let patience = std::mem::take(&mut self.patience);
         let (turns, lossy_for) = (self.turns, self.lossy_for);
@@ -94,22 +93,22 @@ impl AskedPages {
         self.pages.contains_key(&page)
     }
 
-    /// Whether the server was asked for this page, which is not stored yet.
+    /// Whether this page was demanded and is not stored yet.
     pub(super) fn was_asked_for(&self, page: PageIndex) -> bool {
         self.pages.get(&page).is_some_and(|asked| asked.times > 0)
     }
 
-    /// Whether the server owes a page.
+    /// Whether a demanded page has not arrived.
     pub(super) fn is_owed(&self) -> bool {
         self.pages.len() > self.fresh
     }
 
-    /// The pages of a range that are asked for.
+    /// Demanded pages within a range.
     pub(super) fn within(&self, pages: PageRange) -> impl Iterator<Item = PageIndex> + '_ {
         self.pages.range(pages.start..pages.end).map(|(page, _)| *page)
     }
 
-    /// A reader waits for a page that is not asked for yet.
+    /// Adds a page that a reader waits for and that was not demanded yet.
     pub(super) fn add(&mut self, page: PageIndex, now: Instant) {
         let asked = Asked { since: now, due: Some(now), turn: None, first_turn: 0, times: 0 };
         if self.pages.insert(page, asked).is_none() {
@@ -118,7 +117,7 @@ impl AskedPages {
         self.due.insert((now, page));
     }
 
-    /// Nobody waits for this page any more.
+    /// Forgets a page that no reader waits for any more.
     pub(super) fn forget(&mut self, page: PageIndex) {
         self.wait_no_more(page);
         if self.pages.remove(&page).is_some_and(|asked| asked.times == 0) {
@@ -127,7 +126,7 @@ impl AskedPages {
         self.forget_requests();
     }
 
-    /// Takes a page out of the order of asking, and out of what is due.
+    /// Removes a page from the order of demands and from those that are due.
     fn wait_no_more(&mut self, page: PageIndex) {
         let Some(asked) = self.pages.get_mut(&page) else { return };
         if let Some(turn) = asked.turn.take() {
@@ -151,7 +150,7 @@ impl AskedPages {
         self.requests.get(behind.checked_sub(1)?).filter(|request| turn < request.end)
     }
 
-    /// The datagram of a page came, which is to be stored next.
+    /// Handles the datagram of a page, which is stored next.
     pub(super) fn came(&mut self, page: PageIndex, now: Instant) {
         self.came = Some((page, now));
         self.is_late = false;
@@ -163,8 +162,8 @@ impl AskedPages {
         if let Some(turn) = asked.turn.filter(|_| asked.times == 1)
             && let Some(request) = self.request_of(turn).filter(|request| turn + 1 == request.end)
         {
-            // The last of a request comes when the server's queue is over. One that overtakes the
-            // answer met none.
+            // The last page of a request arrives when the server's queue is empty. If it overtakes
+            // the answer, there was no queue.
             let queue = if request.is_answered { request.queue } else { Duration::ZERO };
             self.patience.measured(now.saturating_duration_since(request.at + queue));
         }
@@ -173,7 +172,7 @@ impl AskedPages {
         self.forget_requests();
     }
 
-    /// All pages that came are stored, or were before.
+    /// Records that all pages that arrived are stored.
     pub(super) fn all_stored(&mut self) {
         let Some((page, now)) = self.came else { return };
         self.stored = Some(page);
@@ -194,15 +193,15 @@ impl AskedPages {
         }
     }
 
-    /// When patience with the pages is at its end that were asked for once, the oldest first.
+    /// When the timeout of the pages demanded once expires, oldest request first.
     fn patience_ends(&self) -> Option<Instant> {
         let request = self.request_of(*self.once.first()?)?;
         let out = request.at + request.queue;
         Some(self.progress.map_or(out, |progress| progress.max(out)) + self.patience.patience(1))
     }
 
-    /// Takes pages for lost with which patience is at its end. To be called when all datagrams were
-    /// looked at that have arrived: a machine that is busy must not take its own delay for a loss.
+    /// Declares pages lost whose timeout has expired. Call it only after all received datagrams
+    /// were handled: a busy machine must not take its own delay for a loss.
     pub(super) fn lose_late(&mut self, now: Instant) {
         let silent_since = self.came.map(|(_, at)| at + self.patience.patience(1));
         if self.patience_ends().is_some_and(|at| at <= now) {
@@ -213,7 +212,7 @@ impl AskedPages {
         self.is_late = is_silent && self.is_losing(now);
     }
 
-    /// Has the pages asked for again that belong to the oldest request and were asked for once.
+    /// Demands the pages of the oldest request again that were demanded once.
     fn ask_request_again(&mut self, now: Instant) {
         let Some(&first) = self.once.first() else { return };
         let end = self.request_of(first).map_or(first + 1, |request| request.end);
@@ -224,21 +223,21 @@ impl AskedPages {
         self.forget_requests();
     }
 
-    /// When something is due; may have passed.
+    /// When something is due; may lie in the past.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let due = self.due.first().map(|(due, _)| *due);
         [due, self.patience_ends()].into_iter().flatten().min()
     }
 
-    /// Whether a page must be asked for again by now.
+    /// Whether a lost page must be demanded by now.
     pub(super) fn is_losing(&self, now: Instant) -> bool {
         let mut due = self.due.iter().take_while(|(due, _)| *due <= now);
         due.any(|(_, page)| self.was_asked_for(*page))
     }
 
-    /// The pages to ask for now, those that have waited longest first, as long as `add` takes them.
-    /// Returns the places of this request in the order of asking; `gave_up` is told of pages that
-    /// were asked for so often that they do not come.
+    /// Selects the pages to demand now, longest waits first, as long as `add` accepts them. Returns
+    /// the positions of this request in the order. Calls `gave_up` for pages that were demanded too
+    /// often without arriving.
     pub(super) fn gather(
         &mut self,
         now: Instant,
@@ -250,7 +249,7 @@ impl AskedPages {
             if !add(page) {
                 break;
             }
-            // Of those that were asked for more than once patience ended with `due`.
+            // The timeout of pages demanded more than once is `due`.
             self.wait_no_more(page);
             let asked = self.pages.get_mut(&page).expect("what is due is asked for");
             debug_assert!(asked.due.is_none() && due <= now);
@@ -278,8 +277,8 @@ impl AskedPages {
         })
     }
 
-    /// The server took the request that began at this place in the order: its pages are out after
-    /// this time.
+    /// Handles the answer to the request that starts at this position in the order. Its pages leave
+    /// the server after this time.
     pub(super) fn answered(&mut self, first: u64, queue: Duration) {
         let Some(request) = self.requests.iter_mut().find(|it| it.first == first) else { return };
         let longer = queue.saturating_sub(request.queue);
@@ -297,22 +296,22 @@ impl AskedPages {
         }
     }
 
-    /// The page that came last of those that are stored, counted from 1; 0 where none did.
+    /// Last page that arrived and is stored, counted from 1; 0 if there is none.
     pub(super) fn last_came(&self) -> u32 {
         self.stored.map_or(0, |page| page.0 + 1)
     }
 
-    /// Time within which a page usually comes; `None` before that is known.
+    /// Time within which a page usually arrives; `None` before it is known.
     pub(super) fn usual(&self) -> Option<Duration> {
         self.patience.usual()
     }
 
-    /// Whether the pages that are asked for again were waited for in silence.
+    /// Whether nothing arrived during the timeout of the pages that are demanded again.
     pub(super) fn is_late(&self) -> bool {
         self.is_late
     }
 
-    /// Whether pages got lost lately.
+    /// Whether pages were lost recently.
     pub(super) fn is_lossy(&self) -> bool {
         self.lossy_for > 0
     }
