@@ -1,6 +1,8 @@
 //! One version of one file on this machine: what is here, and who waits for the rest.
 
 mod demanding;
+#[cfg(test)]
+mod durability_tests;
 mod fetching;
 mod rebuilding;
 

@@ -212,6 +212,15 @@ impl Store {
     }
 }
 
+#[cfg(test)]
+impl Store {
+    /// Lets the next sync and the removal of the state after it fail.
+    pub(crate) fn with_failing_disk(mut self) -> Self {
+        self.disk = Box::new(tests::FailingDisk::once());
+        self
+    }
+}
+
 impl Drop for Store {
     fn drop(&mut self) {
         // The last chance to remove a state that may speak of lost data.
@@ -250,7 +259,16 @@ mod tests {
 
     /// A disk whose next calls fail as often as they are told to.
     #[derive(Clone, Debug, Default)]
-    struct FailingDisk(Arc<Faults>);
+    pub(super) struct FailingDisk(Arc<Faults>);
+
+    impl FailingDisk {
+        pub(super) fn once() -> Self {
+            let disk = Self::default();
+            disk.0.sync_data.store(1, Relaxed);
+            disk.0.discard.store(1, Relaxed);
+            disk
+        }
+    }
 
     #[derive(Debug, Default)]
     struct Faults {

@@ -1,0 +1,95 @@
+//! When an object counts as durable, and what a failing disk makes of it.
+#![expect(clippy::disallowed_methods, reason = "a test has a clock")]
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bootcast_proto::RemotePath;
+use bootcast_proto::join::Extensions;
+
+use super::*;
+use crate::cache::Cache;
+use crate::receiver::UnicastMode;
+
+const SIZE: u64 = 1000;
+const CONTENT: [u8; 1000] = [7; 1000];
+
+/// An object in `store` that has received everything over HTTP.
+fn complete(key: &ObjectKey, store: Store) -> Object {
+    let timing = Timing { linger: Duration::from_secs(10), silence: Duration::from_secs(2) };
+    let object = Object::new(key.clone(), store, Some(SIZE), timing, Fill::Full, 1)
+        .with_unicast(UnicastMode::Always);
+    object.open();
+    let answer = JoinAnswer {
+        connect: "239.255.0.1:9000".parse().unwrap(),
+        token: Token::from_random(1),
+        pages: 10,
+        page_size: PageSize::new(100).unwrap(),
+        extensions: Extensions {
+            size: Some(SIZE),
+            etag: key.etag.clone(),
+            ..Extensions::default()
+        },
+    };
+    assert!(object.joined(Ok(answer), Instant::now()).is_empty());
+    let fetch = object.poll_fetch(Instant::now()).unwrap();
+    let _ = object.fetched(fetch.id, 0, &CONTENT);
+    assert!(object.is_complete());
+    object
+}
+
+fn key() -> ObjectKey {
+    let etag = Some(Etag::new("v1").unwrap());
+    ObjectKey { server: "head:8888".into(), path: RemotePath::decode("image").unwrap(), etag }
+}
+
+#[derive(Clone, Default)]
+struct Answer(Arc<Mutex<Option<Result<usize, Unread>>>>);
+
+impl Waiter for Answer {
+    fn answer(self: Box<Self>, outcome: Result<&[u8], Unread>) {
+        *self.0.lock().unwrap() = Some(outcome.map(<[u8]>::len));
+    }
+
+    fn is_abandoned(&self) -> bool {
+        false
+    }
+}
+
+fn read(object: &Object) -> Result<usize, Unread> {
+    let answer = Answer::default();
+    let _ = object.read(0..SIZE, Box::new(answer.clone()), Instant::now());
+    answer.0.lock().unwrap().clone().expect("answered at once")
+}
+
+#[test]
+fn what_is_complete_is_durable_once_it_reached_the_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::on_disk(dir.path()).unwrap();
+    let object = complete(&key(), cache.open(&key()).unwrap());
+    assert!(!object.is_durable());
+    object.checkpoint().unwrap();
+    assert!(object.is_durable());
+    drop(object);
+
+    let timing = Timing { linger: Duration::from_secs(10), silence: Duration::from_secs(2) };
+    let store = cache.open(&key()).unwrap();
+    let next = Object::new(key(), store, Some(SIZE), timing, Fill::Full, 1);
+    assert!(next.is_complete() && next.is_durable());
+    assert!(complete(&key(), Cache::Memory.open(&key()).unwrap()).is_durable());
+}
+
+#[test]
+fn after_a_failed_sync_nothing_of_the_object_is_read_or_remembered_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::on_disk(dir.path()).unwrap();
+    let object = complete(&key(), cache.open(&key()).unwrap().with_failing_disk());
+    assert_eq!(read(&object), Ok(1000));
+    assert!(matches!(object.checkpoint(), Err(CheckpointError::Data(_))));
+    assert!(object.is_failed() && !object.is_durable());
+    assert!(matches!(read(&object), Err(Unread::Failed(Failure::Store(_)))));
+    // The disk works again, but the kernel has dropped what it could not write.
+    assert!(matches!(object.checkpoint(), Err(CheckpointError::Data(_))));
+    drop(object);
+    assert!(cache.open(&key()).unwrap().take_kept().is_none());
+}
