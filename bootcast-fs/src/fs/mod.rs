@@ -10,7 +10,6 @@ mod numbers;
 mod objects;
 mod plain;
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -34,6 +33,7 @@ use crate::receiver::{Fill, Timing, UnicastMode};
 use absence::Absence;
 use inode::Inodes;
 use names::OpenDir;
+use objects::Objects;
 use plain::PlainNames;
 
 /// First pause before a request is repeated. It doubles each time.
@@ -85,7 +85,7 @@ pub struct Fs {
     server: Server,
     absence: Absence,
     inodes: Mutex<Inodes>,
-    objects: Mutex<HashMap<(RemotePath, Version), Arc<Object>>>,
+    objects: Mutex<Objects>,
     handles: DashMap<u64, Arc<Object>>,
     dirs: DashMap<u64, Arc<OpenDir>>,
     last_handle: AtomicU64,

@@ -1,6 +1,7 @@
 //! The objects of a mount: opens of the same version share one.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use bootcast_proto::RemotePath;
@@ -12,6 +13,24 @@ use crate::cache::{Cache, ObjectKey};
 use crate::io::{now, seed};
 use crate::object::Object;
 use crate::quiet;
+
+/// The objects of a mount, by version.
+pub(super) type Objects = HashMap<(RemotePath, Version), Arc<Slot>>;
+
+/// The place of one version's object.
+#[derive(Debug, Default)]
+pub(super) struct Slot {
+    /// Held while an object is made, which waits for the disk: so that only opens of the same
+    /// version wait for it too.
+    making: Mutex<()>,
+    object: Mutex<Option<Arc<Object>>>,
+}
+
+impl Slot {
+    fn object(&self) -> Option<Arc<Object>> {
+        lock(&self.object).clone()
+    }
+}
 
 /// An open in progress. It is undone when dropped, because its caller may die at any moment.
 pub(super) struct Lease {
@@ -47,10 +66,11 @@ impl Fs {
         version: &Version,
         size: Option<u64>,
     ) -> Result<Lease, FsError> {
-        let mut objects = lock(&self.objects);
         let key = (path.clone(), version.clone());
+        let slot = lock(&self.objects).entry(key).or_default().clone();
+        let making = lock(&slot.making);
         // A failed object stays with the opens it has; a new open gets a new object.
-        let shared = objects.get(&key).filter(|object| !object.is_failed()).cloned();
+        let shared = slot.object().filter(|object| !object.is_failed());
         let object = if let Some(shared) = shared {
             shared
         } else {
@@ -58,12 +78,12 @@ impl Fs {
                 lock(names).begin(path, *begun)?;
             }
             let object = Arc::new(self.create(path, version, size)?);
-            objects.insert(key, object.clone());
+            *lock(&slot.object) = Some(object.clone());
             object
         };
-        // Done under the lock, so that the object is not dropped in between.
+        // Before the slot is let go, which keeps the object from being retired.
         object.open();
-        drop(objects);
+        drop(making);
         self.intake.attend(&object);
         Ok(Lease { fs: self.clone(), object: Some(object) })
     }
@@ -102,11 +122,12 @@ impl Fs {
 
     /// Looks up the object of this version.
     pub(super) fn object(&self, path: &RemotePath, version: &Version) -> Option<Arc<Object>> {
-        lock(&self.objects).get(&(path.clone(), version.clone())).cloned()
+        lock(&self.objects).get(&(path.clone(), version.clone()))?.object()
     }
 
     pub(super) fn all_objects(&self) -> Vec<Arc<Object>> {
-        let mut objects: Vec<_> = lock(&self.objects).values().cloned().collect();
+        let mut objects: Vec<_> =
+            lock(&self.objects).values().filter_map(|slot| slot.object()).collect();
         // Failed objects may be known only by open handles.
         objects.extend(self.handles.iter().map(|handle| handle.value().clone()));
         objects.sort_by_key(|object| object.id());
@@ -131,26 +152,27 @@ impl Fs {
     /// Drops objects that nobody uses. Disk objects can be found again; memory objects live as long
     /// as the kernel remembers their inode.
     pub(super) fn retire_idle(&self) {
-        let idle: Vec<_> = {
-            let objects = lock(&self.objects);
-            objects
-                .iter()
-                .filter(|entry| self.is_retirable(entry))
-                .map(|(_, it)| it.clone())
-                .collect()
-        };
+        let idle: Vec<_> = lock(&self.objects)
+            .iter()
+            .filter_map(|(key, slot)| Some((key, slot.object()?)))
+            .filter(|(key, object)| self.is_retirable(key, object))
+            .map(|(_, object)| object)
+            .collect();
         for object in idle {
             checkpoint(&object);
         }
         // Drops an object only if it is still idle and nothing else refers to it. A store that is
-        // opened twice would be locked for the second user.
-        lock(&self.objects).retain(|key, object| {
-            !(self.is_retirable(&(key, object)) && Arc::strong_count(object) == 1)
+        // opened twice would be locked for the second user. Slots are taken under this lock only.
+        lock(&self.objects).retain(|key, slot| {
+            let object = lock(&slot.object);
+            let is_free = object.as_ref().is_none_or(|object| {
+                self.is_retirable(key, object) && Arc::strong_count(object) == 1
+            });
+            !(is_free && Arc::strong_count(slot) == 1)
         });
     }
 
-    fn is_retirable(&self, (key, object): &(&(RemotePath, Version), &Arc<Object>)) -> bool {
-        let (path, version) = key;
+    fn is_retirable(&self, (path, version): &(RemotePath, Version), object: &Object) -> bool {
         let is_kept = matches!(self.cache, Cache::Memory)
             && object.is_complete()
             && matches!(version, Version::Etag(_))
