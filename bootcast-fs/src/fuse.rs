@@ -199,7 +199,12 @@ impl Filesystem for Adapter {
         self.spawn(
             request,
             reply,
-            async move { fs.lookup(parent.0, &name).await },
+            async move {
+                match fs.lookup(parent.0, &name).await {
+                    Err(FsError::NotFound) => Ok(fs.absent_attr()),
+                    found => found,
+                }
+            },
             move |reply, attr| reply.entry(&attr.ttl, &file_attr(&attr, uid, gid), Generation(0)),
         );
     }

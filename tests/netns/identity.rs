@@ -107,3 +107,16 @@ fn a_new_content_of_a_name_has_a_new_number() {
     assert_ne!(fs::metadata(mount.join("image")).unwrap().ino(), first);
     assert_eq!(digest_of(mount.join("image")), image.digest);
 }
+
+#[test]
+fn a_name_that_does_not_exist_is_believed_not_to_for_attr_ttl() {
+    let lab = lab_or_skip!(Lab::builder());
+    let _server = lab.server().start();
+    let (slow, quick) = (lab.mount(1).option("attr_ttl=1h"), lab.mount(1).option("attr_ttl=0s"));
+    let (slow, quick) = (slow.start(), quick.start());
+    let exists = |directory: &Path| directory.join("image").exists();
+    assert!(!exists(slow.path()) && !exists(quick.path()));
+    lab.put("image", 1000);
+    assert!(!exists(slow.path()), "the server was asked again");
+    assert!(exists(quick.path()));
+}

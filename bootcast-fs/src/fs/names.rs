@@ -249,6 +249,14 @@ impl Fs {
         }
     }
 
+    /// Stands for a name that does not exist: the kernel takes inode 0 for that, and believes it
+    /// for as long as the attributes of one that exists. Search paths ask for the same missing
+    /// names again and again.
+    pub fn absent_attr(&self) -> Attr {
+        let attributes = plain::file_attributes(0);
+        self.attr(0, &attributes, self.config.attr_ttl)
+    }
+
     /// Attributes of `.` and `..`.
     pub fn dot_attr(&self, ino: u64) -> Option<Attr> {
         let node = self.node(ino).ok()?;
