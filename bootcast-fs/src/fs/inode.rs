@@ -13,7 +13,7 @@ pub const ROOT: u64 = 1;
 
 /// Identifies the content that a file's path led to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Version {
+pub enum FileVersion {
     /// `ETag` that the server gave.
     Etag(Etag),
     /// Plain servers name no versions, so each new content of a name gets the next number.
@@ -26,7 +26,7 @@ pub(super) struct Node {
     /// Path at which it was found.
     pub path: RemotePath,
     /// Version of a file; `None` for other types.
-    pub version: Option<Version>,
+    pub version: Option<FileVersion>,
     /// Attributes that the server sent last.
     pub attributes: Attributes,
     /// When the server sent the attributes.
@@ -60,7 +60,7 @@ impl Inodes {
     pub(super) fn remember(
         &mut self,
         path: RemotePath,
-        version: Option<Version>,
+        version: Option<FileVersion>,
         attributes: Attributes,
         now: Instant,
     ) -> u64 {
@@ -83,7 +83,7 @@ impl Inodes {
     pub(super) fn number(
         &self,
         path: &RemotePath,
-        version: Option<&Version>,
+        version: Option<&FileVersion>,
         kind: Kind,
     ) -> Option<u64> {
         self.live.get(&Identity::of(path, version, kind)).copied()
@@ -93,7 +93,7 @@ impl Inodes {
     pub(super) fn foresee(
         &mut self,
         path: &RemotePath,
-        version: Option<&Version>,
+        version: Option<&FileVersion>,
         kind: Kind,
         listed: &mut HashMap<u64, Identity>,
     ) -> u64 {
@@ -169,7 +169,7 @@ mod tests {
     fn each_version_of_a_file_has_an_inode_of_its_own() {
         let mut inodes = inodes();
         let mut remember = |etag: &str| {
-            let version = Version::Etag(Etag::new(etag).unwrap());
+            let version = FileVersion::Etag(Etag::new(etag).unwrap());
             inodes.remember(path("a"), Some(version), attributes(Kind::File), Instant::now())
         };
         let (first, second) = (remember("v1"), remember("v2"));
@@ -188,7 +188,7 @@ mod tests {
     #[test]
     fn a_name_leads_to_what_was_found_last() {
         let mut inodes = inodes();
-        let version = |etag: &str| Some(Version::Etag(Etag::new(etag).unwrap()));
+        let version = |etag: &str| Some(FileVersion::Etag(Etag::new(etag).unwrap()));
         let file = attributes(Kind::File);
         inodes.remember(path("a"), version("v1"), file.clone(), Instant::now());
         let second = inodes.remember(path("a"), version("v2"), file.clone(), Instant::now());

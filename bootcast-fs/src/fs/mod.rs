@@ -22,7 +22,7 @@ use tokio::task::JoinHandle;
 use tracing::warn;
 
 pub use error::FsError;
-pub use inode::{ROOT, Version};
+pub use inode::{FileVersion, ROOT};
 pub use names::{Attr, DirEntry};
 
 use crate::cache::Cache;
@@ -167,23 +167,23 @@ impl Fs {
             return Err(FsError::Access);
         };
         let size = match version {
-            Version::Etag(_) => Some(node.attributes.size),
-            Version::Plain(_) => None,
+            FileVersion::Etag(_) => Some(node.attributes.size),
+            FileVersion::Plain(_) => None,
         };
-        let lease = {
+        let pending = {
             let (fs, path, version) = (self.clone(), node.path.clone(), version.clone());
             let acquired = tokio::task::spawn_blocking(move || fs.acquire(&path, &version, size));
             acquired.await.map_err(|error| FsError::Io(error.to_string()))??
         };
-        let settled = self.settle(lease.object(), ino, &version).await;
+        let confirmed = self.wait_for_version(pending.object(), ino, &version).await;
         if let Server::Plain(names) = &self.server {
-            match settled {
+            match confirmed {
                 Ok(()) => lock(names).see(&node.path),
                 Err(_) => lock(names).forget_unseen(&node.path),
             }
         }
-        settled?;
-        let object = lease.keep();
+        confirmed?;
+        let object = pending.keep();
         let handle = self.next_handle();
         self.handles.insert(handle, object.clone());
         Ok(OpenFile { handle, is_durable: object.is_durable(), object })
@@ -191,16 +191,16 @@ impl Fs {
 
     /// Waits until the object has its expected version and size, so that it can be read now or
     /// later.
-    async fn settle(
+    async fn wait_for_version(
         self: &Arc<Self>,
         object: &Object,
         ino: u64,
-        version: &Version,
+        version: &FileVersion,
     ) -> Result<(), FsError> {
         if object.is_complete() {
             return match version {
-                Version::Etag(_) => self.confirm(ino).await,
-                Version::Plain(_) => Ok(()),
+                FileVersion::Etag(_) => self.confirm(ino).await,
+                FileVersion::Plain(_) => Ok(()),
             };
         }
         let mut changes = object.watch();

@@ -11,7 +11,7 @@ use tokio::sync::OnceCell;
 
 use super::inode::Node;
 use super::numbers::Identity;
-use super::{Fs, FsError, Server, Version, is_fresh, lock, plain};
+use super::{FileVersion, Fs, FsError, Server, is_fresh, lock, plain};
 use crate::io::now;
 
 /// Longest name that programs can ask for, in bytes (`NAME_MAX` in limits.h).
@@ -44,7 +44,7 @@ pub struct DirEntry {
     /// The name: any bytes except `/` and NUL.
     pub name: Vec<u8>,
     /// Path, version and attributes; `None` for `.` and `..`.
-    found: Option<(RemotePath, Option<Version>, Attributes)>,
+    found: Option<(RemotePath, Option<FileVersion>, Attributes)>,
     /// Inode number, the same that a lookup gives.
     pub ino: u64,
     /// Type.
@@ -88,7 +88,7 @@ impl Fs {
 
     fn remember(&self, path: RemotePath, attributes: &Attributes) -> Result<Attr, FsError> {
         let version = match (attributes.kind, &attributes.etag) {
-            (Kind::File, Some(etag)) => Some(Version::Etag(etag.clone())),
+            (Kind::File, Some(etag)) => Some(FileVersion::Etag(etag.clone())),
             (Kind::File, None) => return Err(FsError::Io(format!("{path} has no version"))),
             (Kind::Directory | Kind::Symlink | Kind::Other, _) => None,
         };
@@ -97,7 +97,7 @@ impl Fs {
     }
 
     fn remember_plain(&self, path: RemotePath, version: u64) -> Attr {
-        let version = Version::Plain(version);
+        let version = FileVersion::Plain(version);
         let size = self.object(&path, &version).and_then(|object| object.size());
         let attributes = plain::file_attributes(size.unwrap_or(0));
         let ino = lock(&self.inodes).remember(path, Some(version), attributes.clone(), now());
@@ -127,7 +127,7 @@ impl Fs {
     pub async fn getattr(self: &Arc<Self>, ino: u64) -> Result<Attr, FsError> {
         let node = self.node(ino)?;
         match (&node.version, &self.server) {
-            (Some(version @ Version::Plain(_)), _) => {
+            (Some(version @ FileVersion::Plain(_)), _) => {
                 let size = self.object(&node.path, version).and_then(|object| object.size());
                 let attributes = plain::file_attributes(size.unwrap_or(node.attributes.size));
                 Ok(self.attr(ino, &attributes, plain_ttl(size)))
@@ -141,7 +141,7 @@ impl Fs {
                 lock(&self.inodes).refresh(ino, attributes.clone(), now());
                 Ok(self.attr(ino, &attributes, self.config.attr_ttl))
             }
-            (Some(Version::Etag(_)) | None, _) => {
+            (Some(FileVersion::Etag(_)) | None, _) => {
                 Ok(self.attr(ino, &node.attributes, self.config.attr_ttl))
             }
         }
@@ -205,7 +205,7 @@ impl Fs {
                     if name.len() > NAME_MAX {
                         continue;
                     }
-                    let version = entry.attributes.etag.clone().map(Version::Etag);
+                    let version = entry.attributes.etag.clone().map(FileVersion::Etag);
                     let version = version.filter(|_| entry.attributes.kind == Kind::File);
                     let found = (path, version, entry.attributes);
                     entries.push(self.dir_entry(name, found, &mut listed));
@@ -216,7 +216,7 @@ impl Fs {
                 let seen: Vec<_> =
                     lock(names).seen().map(|(path, version)| (path.clone(), version)).collect();
                 for (path, version) in seen {
-                    let version = Version::Plain(version);
+                    let version = FileVersion::Plain(version);
                     let size = self.object(&path, &version).and_then(|object| object.size());
                     let attributes = plain::file_attributes(size.unwrap_or(0));
                     let name = path.file_name().unwrap_or_default().to_vec();
@@ -231,7 +231,7 @@ impl Fs {
     fn dir_entry(
         &self,
         name: Vec<u8>,
-        found: (RemotePath, Option<Version>, Attributes),
+        found: (RemotePath, Option<FileVersion>, Attributes),
         listed: &mut HashMap<u64, Identity>,
     ) -> DirEntry {
         let (path, version, Attributes { kind, .. }) = &found;
@@ -244,8 +244,8 @@ impl Fs {
     pub fn remember_entry(&self, entry: &DirEntry) -> Option<Attr> {
         let (path, version, attributes) = entry.found.clone()?;
         match version {
-            Some(Version::Plain(version)) => Some(self.remember_plain(path, version)),
-            Some(Version::Etag(_)) | None => self.remember(path, &attributes).ok(),
+            Some(FileVersion::Plain(version)) => Some(self.remember_plain(path, version)),
+            Some(FileVersion::Etag(_)) | None => self.remember(path, &attributes).ok(),
         }
     }
 

@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use bootcast_proto::RemotePath;
 use bootcast_proto::api::Kind;
 
-use super::Version;
+use super::FileVersion;
 use super::inode::ROOT;
 
 /// What tells one inode from another: the hash of its path, its type and its version.
@@ -21,7 +21,7 @@ pub(super) struct Identity([u8; 32]);
 
 impl Identity {
     /// The type is part of it: the kernel must never see an inode change its type.
-    pub(super) fn of(path: &RemotePath, version: Option<&Version>, kind: Kind) -> Self {
+    pub(super) fn of(path: &RemotePath, version: Option<&FileVersion>, kind: Kind) -> Self {
         let kind = match kind {
             Kind::File => 0,
             Kind::Directory => 1,
@@ -34,10 +34,10 @@ impl Identity {
         hasher.update(path.as_bytes());
         match version {
             None => {}
-            Some(Version::Etag(etag)) => {
+            Some(FileVersion::Etag(etag)) => {
                 hasher.update(b"e").update(etag.as_str().as_bytes());
             }
-            Some(Version::Plain(content)) => {
+            Some(FileVersion::Plain(content)) => {
                 hasher.update(b"p").update(&content.to_le_bytes());
             }
         }
@@ -68,7 +68,7 @@ pub(super) struct Numbers {
 impl Numbers {
     /// Takes the number of an inode into use.
     pub(super) fn take(&mut self, identity: Identity) -> u64 {
-        let number = self.settle(identity, |_| true);
+        let number = self.assign(identity, |_| true);
         self.owners.insert(number, identity);
         number
     }
@@ -88,13 +88,13 @@ impl Numbers {
         listed: &mut HashMap<u64, Identity>,
     ) -> u64 {
         let number = self
-            .settle(identity, |number| listed.get(&number).is_none_or(|owner| *owner == identity));
+            .assign(identity, |number| listed.get(&number).is_none_or(|owner| *owner == identity));
         listed.insert(number, identity);
         number
     }
 
-    /// Finds the number of an identity; from then on it is settled where it is not the first choice.
-    fn settle(&mut self, identity: Identity, is_free: impl Fn(u64) -> bool) -> u64 {
+    /// Assigns a number to an identity. A number that is not the first choice stays assigned.
+    fn assign(&mut self, identity: Identity, is_free: impl Fn(u64) -> bool) -> u64 {
         if let Some(&number) = self.displaced.get(&identity) {
             return number;
         }
@@ -145,13 +145,13 @@ mod tests {
     #[test]
     fn path_type_and_version_each_change_the_number() {
         let path = RemotePath::decode("a").unwrap();
-        let etag = |text| Version::Etag(bootcast_proto::Etag::new(text).unwrap());
+        let etag = |text| FileVersion::Etag(bootcast_proto::Etag::new(text).unwrap());
         let identities = [
             Identity::of(&path, None, Kind::Directory),
             Identity::of(&path, None, Kind::Symlink),
             Identity::of(&path, Some(&etag("1")), Kind::File),
             Identity::of(&path, Some(&etag("2")), Kind::File),
-            Identity::of(&path, Some(&Version::Plain(1)), Kind::File),
+            Identity::of(&path, Some(&FileVersion::Plain(1)), Kind::File),
             Identity::of(&RemotePath::decode("b").unwrap(), None, Kind::Directory),
         ];
         let mut numbers = Numbers::default();

@@ -8,14 +8,14 @@ use bootcast_proto::RemotePath;
 use bootcast_proto::api::Kind;
 use tracing::warn;
 
-use super::{Fs, FsError, Server, Version, lock};
+use super::{FileVersion, Fs, FsError, Server, lock};
 use crate::cache::{Cache, ObjectKey};
 use crate::io::{now, seed};
 use crate::object::Object;
 use crate::quiet;
 
 /// The objects of a mount, by version.
-pub(super) type Objects = HashMap<(RemotePath, Version), Arc<Slot>>;
+pub(super) type Objects = HashMap<(RemotePath, FileVersion), Arc<Slot>>;
 
 /// The place of one version's object.
 #[derive(Debug, Default)]
@@ -33,13 +33,13 @@ impl Slot {
 }
 
 /// An open in progress. It is undone when dropped, because its caller may die at any moment.
-pub(super) struct Lease {
+pub(super) struct PendingOpen {
     fs: Arc<Fs>,
     /// The opened object; `None` once the open has completed.
     object: Option<Arc<Object>>,
 }
 
-impl Lease {
+impl PendingOpen {
     pub(super) fn object(&self) -> &Object {
         self.object.as_ref().expect("only keep() takes it, and the lease with it")
     }
@@ -50,7 +50,7 @@ impl Lease {
     }
 }
 
-impl Drop for Lease {
+impl Drop for PendingOpen {
     fn drop(&mut self) {
         if let Some(object) = &self.object {
             self.fs.give_back(object);
@@ -63,9 +63,9 @@ impl Fs {
     pub(super) fn acquire(
         self: &Arc<Self>,
         path: &RemotePath,
-        version: &Version,
+        version: &FileVersion,
         size: Option<u64>,
-    ) -> Result<Lease, FsError> {
+    ) -> Result<PendingOpen, FsError> {
         let key = (path.clone(), version.clone());
         let slot = lock(&self.objects).entry(key).or_default().clone();
         let making = lock(&slot.making);
@@ -74,7 +74,7 @@ impl Fs {
         let object = if let Some(shared) = shared {
             shared
         } else {
-            if let (Server::Plain(names), Version::Plain(begun)) = (&self.server, version) {
+            if let (Server::Plain(names), FileVersion::Plain(begun)) = (&self.server, version) {
                 lock(names).begin(path, *begun)?;
             }
             let object = Arc::new(self.create(path, version, size)?);
@@ -85,13 +85,13 @@ impl Fs {
         object.open();
         drop(making);
         self.intake.attend(&object);
-        Ok(Lease { fs: self.clone(), object: Some(object) })
+        Ok(PendingOpen { fs: self.clone(), object: Some(object) })
     }
 
     fn create(
         &self,
         path: &RemotePath,
-        version: &Version,
+        version: &FileVersion,
         size: Option<u64>,
     ) -> Result<Object, FsError> {
         let key = self.key(path, version);
@@ -106,10 +106,10 @@ impl Fs {
         Ok(object.with_unicast(self.config.unicast))
     }
 
-    fn key(&self, path: &RemotePath, version: &Version) -> ObjectKey {
+    fn key(&self, path: &RemotePath, version: &FileVersion) -> ObjectKey {
         let etag = match version {
-            Version::Etag(etag) => Some(etag.clone()),
-            Version::Plain(_) => None,
+            FileVersion::Etag(etag) => Some(etag.clone()),
+            FileVersion::Plain(_) => None,
         };
         ObjectKey { server: self.control.server().to_owned(), path: path.clone(), etag }
     }
@@ -121,7 +121,7 @@ impl Fs {
     }
 
     /// Looks up the object of this version.
-    pub(super) fn object(&self, path: &RemotePath, version: &Version) -> Option<Arc<Object>> {
+    pub(super) fn object(&self, path: &RemotePath, version: &FileVersion) -> Option<Arc<Object>> {
         lock(&self.objects).get(&(path.clone(), version.clone()))?.object()
     }
 
@@ -172,10 +172,10 @@ impl Fs {
         });
     }
 
-    fn is_retirable(&self, (path, version): &(RemotePath, Version), object: &Object) -> bool {
+    fn is_retirable(&self, (path, version): &(RemotePath, FileVersion), object: &Object) -> bool {
         let is_kept = matches!(self.cache, Cache::Memory)
             && object.is_complete()
-            && matches!(version, Version::Etag(_))
+            && matches!(version, FileVersion::Etag(_))
             && lock(&self.inodes).number(path, Some(version), Kind::File).is_some();
         object.is_idle() && !is_kept
     }
