@@ -38,6 +38,8 @@ pub(super) struct UnicastFetch<'a> {
     /// Version of the file. Without one, a broken fetch cannot be resumed.
     etag: Option<Etag>,
     size: Option<u64>,
+    /// How the last connection was lost, if nothing was written since.
+    lost: Option<ControlError>,
     /// Causes of lost connections that were logged.
     losses: Limiter<String, Instant>,
 }
@@ -84,6 +86,7 @@ impl<'a> UnicastFetch<'a> {
             end: None,
             etag: None,
             size: None,
+            lost: None,
             losses: Limiter::new(),
         })
     }
@@ -140,11 +143,8 @@ impl<'a> UnicastFetch<'a> {
             if let Some(suppressed) = self.losses.allow(&cause, now()) {
                 info!(error = cause, written, "connection lost, going on{}", More(suppressed));
             }
-            let paused = self.clock.within(tokio::time::sleep(pause)).await;
-            paused.map_err(|waited| {
-                let waited = humantime::format_duration(waited);
-                ToolError::TimedOut(format!("nothing new arrived for {waited}: {error}"))
-            })?;
+            self.lost = Some(error);
+            self.patiently(tokio::time::sleep(pause)).await?;
             pause = (pause * 2).min(RETRY_MAX);
         }
         Ok(())
@@ -197,16 +197,28 @@ impl<'a> UnicastFetch<'a> {
         let written = self.clock.pause(self.output.write_all(&bytes[..len])).await;
         written.map_err(|error| self.sink.failed(&error))?;
         self.written += len as u64;
+        self.lost = None;
         let end = self.end.or(self.size);
         self.progress.show(self.written, end.map(|end| end.saturating_sub(self.first)));
         Ok(())
     }
 
     async fn patiently<T>(&self, work: impl Future<Output = T>) -> Result<T, ToolError> {
-        self.clock.within(work).await.map_err(|waited| {
-            let server = self.target.control.server();
-            let waited = humantime::format_duration(waited);
-            ToolError::TimedOut(format!("{server} sent nothing for {waited}"))
+        self.clock.within(work).await.map_err(|waited| self.stalled(waited))
+    }
+
+    /// Explains why nothing new arrives, as far as this side can tell.
+    fn stalled(&self, waited: Duration) -> ToolError {
+        let server = self.target.control.server();
+        let waited = humantime::format_duration(waited);
+        ToolError::TimedOut(match &self.lost {
+            None => format!("{server} sent nothing for {waited}"),
+            Some(ControlError::Unreachable { is_connected: true, .. }) => format!(
+                "nothing new arrived for {waited}: {server} ends each connection at byte {}, where it \
+                 may be unable to read the file",
+                self.position()
+            ),
+            Some(error) => format!("nothing new arrived for {waited}: {error}"),
         })
     }
 }
