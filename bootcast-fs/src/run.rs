@@ -197,8 +197,8 @@ fn serve(runtime: &Runtime, request: &MountRequest, mounted: Mounted) -> Result<
     })
 }
 
-/// Resolves when SIGTERM, SIGINT or SIGHUP arrives. Returns its name. A signal that was ignored when
-/// the program started, or that cannot be listened for, does not count.
+/// Resolves when SIGTERM, SIGINT or SIGHUP arrives. Returns its name. A signal that was ignored
+/// when the program started, or that cannot be listened for, does not count.
 async fn terminated() -> &'static str {
     let listen = |kind| EndSignal::listen(kind).unwrap_or_default();
     let (mut term, mut int, mut hup) = (

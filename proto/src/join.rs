@@ -48,7 +48,8 @@ pub struct Extensions {
     pub lease: Option<Duration>,
 }
 
-/// Longest lease that is believed. A longer one would overflow clocks, and renewing early is harmless.
+/// Longest lease that is believed. A longer one would overflow clocks, and renewing early is
+/// harmless.
 const MAX_LEASE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Name of the repair code in the line `FEC=`. A slash and the interleave follow it.

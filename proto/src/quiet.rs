@@ -45,8 +45,9 @@ impl<K, T> Limiter<K, T> {
 }
 
 impl<K: Ord + Clone, T: Copy + Sub<T, Output = Duration>> Limiter<K, T> {
-    /// Returns `None` where a message of this cause was logged less than a [`PERIOD`] ago. Otherwise
-    /// the message is to be logged now, and the number tells how many were suppressed before it.
+    /// Returns `None` where a message of this cause was logged less than a [`PERIOD`] ago.
+    /// Otherwise the message is to be logged now, and the number tells how many were suppressed
+    /// before it.
     pub fn allow(&mut self, cause: &K, now: T) -> Option<u64> {
         if let Some(recent) = self.causes.get_mut(cause) {
             return recent.allow(now);

@@ -1,4 +1,4 @@
-//! The network: a head, clients and a switch, each in a network namespace of its own.
+//! The network of a test: a head, clients and a switch, each in its own network namespace.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -24,18 +24,18 @@ use crate::server::{ServerBuilder, ServerProc};
 use crate::valve::Valve;
 use crate::wait::{SOON, wait_until};
 
-/// Begin of the name of everything a lab makes. The owner's process id follows, so that
+/// Prefix of the names of everything that a lab makes. The owner's process id follows, so that
 /// `make clean-lab` can tell what a killed run left behind.
 pub const PREFIX: &str = "bct-";
 
 /// Address of the head.
 pub const HEAD_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 
-/// The response interval of `link::add_switch` and a little. Nothing in the kernel's answers tells
-/// when the querier begins to count, so that this wait is for a time.
+/// The response interval of `link::add_switch`, and a little more. Nothing in the kernel's answers
+/// tells when the querier starts to count, so this waits for a fixed time.
 const QUERIER_DELAY: Duration = Duration::from_millis(650);
 
-/// What a lab shall be.
+/// Description of a lab.
 #[derive(Clone, Debug)]
 pub struct LabBuilder {
     clients: u8,
@@ -43,7 +43,7 @@ pub struct LabBuilder {
     narrow: Option<BitRate>,
     cap_behind_port: bool,
     impairment: Impairment,
-    /// Client and loss.
+    /// A client with a loss of its own.
     lossier: Option<(u8, u32)>,
     shared_loss_ppm: u32,
     delay: Duration,
@@ -64,49 +64,51 @@ pub struct Lab {
 }
 
 impl LabBuilder {
-    /// Number of clients, 1 unless said.
+    /// Sets the number of clients; 1 by default.
     #[must_use]
     pub fn clients(mut self, clients: u8) -> Self {
         self.clients = clients;
         self
     }
 
-    /// Caps the head's uplink: `200mbit`. Not capped unless said.
+    /// Caps the head's uplink: `200mbit`. Not capped by default.
     #[must_use]
     pub fn rate(mut self, rate: &str) -> Self {
         self.rate = Some(rate.parse().expect("a rate as traffic control writes it"));
         self
     }
 
-    /// Caps every client's port of the switch, which drops what does not fit: `50mbit`. Not capped unless said.
+    /// Caps every client's port of the switch, which drops the rest: `50mbit`. Not capped by
+    /// default.
     #[must_use]
     pub fn narrow(mut self, rate: &str) -> Self {
         self.narrow = Some(rate.parse().expect("a rate as traffic control writes it"));
         self
     }
 
-    /// Loses this many percent of what is sent to each client, independently.
+    /// Loses this share of the packets to each client, independently, in percent.
     #[must_use]
     pub fn loss(mut self, percent: f64) -> Self {
         self.impairment.loss_ppm = millionths(percent);
         self
     }
 
-    /// Loses another share of what is sent to client `k`.
+    /// Loses another share of the packets to client `k`, in percent.
     #[must_use]
     pub fn loss_of(mut self, k: u8, percent: f64) -> Self {
         self.lossier = Some((k, millionths(percent)));
         self
     }
 
-    /// Loses this share of what the head sends, the same packets for all.
+    /// Loses this share of what the head sends, the same packets for all, in percent.
     #[must_use]
     pub fn shared_loss(mut self, percent: f64) -> Self {
         self.shared_loss_ppm = millionths(percent);
         self
     }
 
-    /// Of every `every` packets to a client, `lost` in a row are lost; others for each client.
+    /// Loses `lost` packets in a row of every `every` to a client; different packets for each
+    /// client.
     #[must_use]
     pub fn bursts(mut self, lost: u32, every: u32) -> Self {
         assert!(0 < lost && lost <= every, "{lost} of {every}");
@@ -114,36 +116,39 @@ impl LabBuilder {
         self
     }
 
-    /// With this probability an outage of so many milliseconds begins with a packet to a client.
+    /// Starts an outage of this many milliseconds with each packet to a client, with this
+    /// probability.
     #[must_use]
     pub fn outages(mut self, milliseconds: u32, percent: f64) -> Self {
         self.impairment.outage = Some((milliseconds, millionths(percent)));
         self
     }
 
-    /// The rate is that of a link behind the switch's port: what is too much is dropped there, and the head does not feel it.
+    /// Places the rate cap behind the switch's port: excess is dropped there, and the head does not
+    /// notice.
     #[must_use]
     pub fn cap_at_switch(mut self) -> Self {
         self.cap_behind_port = true;
         self
     }
 
-    /// Time that a packet takes between head and switch, in either direction.
+    /// Sets the delay between head and switch, in either direction.
     #[must_use]
     pub fn delay(mut self, delay: Duration) -> Self {
         self.delay = delay;
         self
     }
 
-    /// Whether the switch sends a group to its members alone (yes unless said) or floods.
+    /// Sets whether the switch sends a group only to its members (the default) or floods.
     #[must_use]
     pub fn snooping(mut self, snooping: bool) -> Self {
         self.snooping = snooping;
         self
     }
 
-    /// Served files and caches lie in memory, in pages as large as what is written at once: where large files are moved, the pages of
-    /// an ordinary `tmpfs` cost more than their bytes. Otherwise they lie in the directory for temporary files.
+    /// Places served files and caches in memory, with large pages: for large files, the pages of an
+    /// ordinary `tmpfs` cost more than their bytes. By default they lie in the directory for
+    /// temporary files.
     #[must_use]
     pub fn memory_disk(mut self) -> Self {
         self.memory_disk = true;
@@ -158,7 +163,7 @@ impl LabBuilder {
             || self.narrow.is_some()
     }
 
-    /// Builds it. Panics where that fails; ask [`crate::requirements::skip_reason`] first.
+    /// Builds the lab. Panics on failure; ask [`crate::requirements::skip_reason`] first.
     pub fn build(self) -> Lab {
         static LABS: AtomicU32 = AtomicU32::new(0);
         let name =
@@ -185,14 +190,14 @@ impl LabBuilder {
             directory,
             name,
         };
-        // From here on the lab's drop removes what was made, should the next step panic.
+        // From here on, dropping the lab removes what was made if the next step panics.
         lab.wire(&self);
         lab
     }
 }
 
 impl Lab {
-    /// One client, no cap, no loss, snooping.
+    /// Describes one client, without cap and loss, with snooping.
     pub fn builder() -> LabBuilder {
         LabBuilder {
             clients: 1,
@@ -208,17 +213,17 @@ impl Lab {
         }
     }
 
-    /// The host of the server.
+    /// Host of the server.
     pub fn head(&self) -> &Host {
         &self.head
     }
 
-    /// Client `k`, counted from 1.
+    /// Host of client `k`, counted from 1.
     pub fn client(&self, k: usize) -> &Host {
         &self.clients[k - 1]
     }
 
-    /// Every client.
+    /// Hosts of all clients.
     pub fn clients(&self) -> &[Host] {
         &self.clients
     }
@@ -228,12 +233,12 @@ impl Lab {
         self.directory.path()
     }
 
-    /// The directory the server serves.
+    /// The directory that the server serves.
     pub fn served(&self) -> PathBuf {
         self.directory.path().join("served")
     }
 
-    /// Puts a file of `size` random bytes into the served directory. Each call gives other bytes.
+    /// Creates a file of `size` random bytes in the served directory. Each call gives other bytes.
     pub fn put(&self, name: &str, size: u64) -> Image {
         let seed = u64::from(self.files.fetch_add(1, Ordering::Relaxed));
         let path = self.served().join(name);
@@ -244,12 +249,12 @@ impl Lab {
         Image { name: name.into(), path, size, digest: content.digest() }
     }
 
-    /// A server for the served directory, not started yet.
+    /// Prepares a server for the served directory.
     pub fn server(&self) -> ServerBuilder<'_> {
         ServerBuilder::new(self)
     }
 
-    /// A mount on client `k`, not started yet.
+    /// Prepares a mount on client `k`.
     pub fn mount(&self, k: usize) -> MountBuilder<'_> {
         MountBuilder::new(self.client(k))
     }
@@ -259,8 +264,8 @@ impl Lab {
         format!("http://{HEAD_ADDRESS}:{}/{path}", bootcast_proto::DEFAULT_PORT)
     }
 
-    /// Whether the switch knows that client `k` wants the group. A join reaches it some milliseconds after
-    /// the socket's.
+    /// Whether the switch knows that client `k` wants the group. It learns this some milliseconds
+    /// after the socket joins.
     pub fn switch_sends(&self, group: Ipv4Addr, k: usize) -> bool {
         let output = Command::new("bridge").args(["-n", &self.switch(), "mdb", "show"]).output();
         let output = output.expect("bridge comes with ip");
@@ -363,7 +368,7 @@ impl Lab {
         }
     }
 
-    /// The head's way to the switch: cap and delay.
+    /// Connects the head to the switch, with cap and delay.
     fn attach_head(&mut self, builder: &LabBuilder) {
         if builder.loses_packets() {
             link::send_single_datagrams(self.head.namespace());
@@ -387,14 +392,14 @@ impl Lab {
         }
     }
 
-    /// Ends every process on the lab's hosts, such as daemons that outlive the command that began them.
+    /// Ends every process on the lab's hosts, such as daemons that outlive their starter.
     fn end_processes(&self) {
         for host in std::iter::once(&self.head).chain(&self.clients) {
             let listed = Command::new("ip").args(["netns", "pids", host.namespace()]).output();
             let listed = listed.map(|output| output.stdout).unwrap_or_default();
             for pid in String::from_utf8_lossy(&listed).split_whitespace() {
                 if let Some(pid) = pid.parse().ok().and_then(Pid::from_raw) {
-                    // One that ended meanwhile is what was wanted.
+                    // Fails if the process has ended, which is fine.
                     let _ = kill_process(pid, Signal::KILL);
                 }
             }
@@ -405,8 +410,8 @@ impl Lab {
 impl Drop for Lab {
     fn drop(&mut self) {
         self.delay_line = None;
-        // Mounts first: removing the directory must not walk into one. Each step is tried, whatever
-        // became of the others; what fails is left to `make clean-lab`.
+        // Mounts first: removing the directory must not walk into one. Each step is tried even if
+        // others failed; `make clean-lab` removes the rest.
         for mount in mounts_below(self.directory.path()) {
             let _ = unmount(&mount, UnmountFlags::DETACH);
         }
@@ -449,7 +454,7 @@ fn client_address(k: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 77, 0, k + 10)
 }
 
-/// A locally administered hardware address that ends as the IP address does.
+/// A locally administered hardware address with the last bytes of the IP address.
 fn mac(host: &Host) -> String {
     format!("02:bc:00:00:00:{:02x}", host.address().octets()[3])
 }

@@ -1,4 +1,4 @@
-//! Commands that make links, switch ports, rate caps and loss. One function per thing on the wire.
+//! Makes links, switch ports, rate caps and loss. One function for each thing on the wire.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -8,16 +8,16 @@ use bootcast_proto::BitRate;
 
 use crate::requirements::has_tool;
 
-/// Bytes that may wait in the head's interface before its sender is held back.
+/// Queue of the head's interface in bytes. A full queue blocks its sender.
 const NIC_QUEUE_BYTES: u64 = 1_500_000;
 
-/// Bytes that may wait at a port of the switch before more of them are dropped.
+/// Queue of a switch port in bytes. A full queue drops.
 const PORT_QUEUE_BYTES: u64 = 256_000;
 
-/// A full Ethernet frame as traffic control counts it.
+/// Size of a full Ethernet frame as counted by traffic control.
 const FRAME_BYTES: u64 = 1514;
 
-/// Runs `argv`, fed with `input`; panics with what it complained about.
+/// Runs `argv` with `input`. Panics with its error message.
 pub(crate) fn run(argv: &[&str], input: &str) {
     let mut child = Command::new(argv[0])
         .args(&argv[1..])
@@ -27,7 +27,7 @@ pub(crate) fn run(argv: &[&str], input: &str) {
         .spawn()
         .unwrap_or_else(|error| panic!("starting {argv:?}: {error}"));
     if let Some(mut stdin) = child.stdin.take() {
-        // A program that does not read its input says on stderr why.
+        // A program that does not read its input says why on stderr.
         let _ = stdin.write_all(input.as_bytes());
     }
     let output = child.wait_with_output().expect("a child that was started can be waited for");
@@ -40,7 +40,7 @@ pub(crate) fn ip(namespace: &str, lines: &[String]) {
     run(&["ip", "-n", namespace, "-batch", "-"], &(lines.join("\n") + "\n"));
 }
 
-/// A namespace without IPv6, so that counters hold nothing but what tests sent.
+/// Creates a namespace without IPv6, so that counters contain only what tests sent.
 pub(crate) fn add_namespace(namespace: &str) {
     run(&["ip", "netns", "add", namespace], "");
     let quiet = ["net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1"];
@@ -48,7 +48,7 @@ pub(crate) fn add_namespace(namespace: &str) {
     run(&[&enter[..], &quiet[..]].concat(), "");
 }
 
-/// The switch. With `snooping` a client gets only the groups it joined.
+/// Creates the switch. With `snooping` a client gets only the groups it joined.
 ///
 /// The query intervals are set before the querier is turned on: it counts as present one response
 /// interval later ([`QUERIER_DELAY`](crate::lab)), and until then the bridge floods.
@@ -74,7 +74,7 @@ pub(crate) fn add_switch(namespace: &str, snooping: bool) {
     ip(namespace, &lines);
 }
 
-/// One cable: `eth0` of a host to the port of the same name as the host.
+/// A cable: from `eth0` of a host to the switch port named like the host.
 pub(crate) struct Cable<'a> {
     pub(crate) switch: &'a str,
     pub(crate) host: &'a str,
@@ -84,7 +84,7 @@ pub(crate) struct Cable<'a> {
 }
 
 impl Cable<'_> {
-    /// Plugs it in and gives the host its address and the route of all groups.
+    /// Plugs the cable in, and gives the host its address and a route for all groups.
     pub(crate) fn plug(&self) {
         let Self { switch, host, port, address, mac } = self;
         let add = ["ip", "link", "add", "eth0", "netns", host, "address", mac, "type", "veth"];
@@ -132,17 +132,18 @@ pub(crate) fn gather_at_client(switch: &str, port: &str, client: &str, has_queue
     }
 }
 
-/// Makes a port part of the switch.
+/// Attaches a port to the switch.
 pub(crate) fn attach(switch: &str, port: &str) {
     ip(switch, &[format!("link set {port} master br0 up")]);
 }
 
-/// Tells a host the hardware address of another: no ARP in the way of first packets.
+/// Tells a host the hardware address of another, so that ARP does not delay first packets.
 pub(crate) fn add_neighbour(namespace: &str, address: &str, mac: &str) {
     ip(namespace, &[format!("neigh replace {address} lladdr {mac} dev eth0 nud permanent")]);
 }
 
-/// Caps what leaves a host's `eth0`, with a burst of one millisecond. A full queue blocks the sender.
+/// Caps the rate of a host's `eth0`, with a burst of one millisecond. A full queue blocks the
+/// sender.
 pub(crate) fn cap_rate(namespace: &str, rate: BitRate) {
     cap(namespace, "eth0", rate, NIC_QUEUE_BYTES);
 }
@@ -156,7 +157,8 @@ fn cap(namespace: &str, device: &str, rate: BitRate, queue_bytes: u64) {
     run(&[&add[..], &["rate", &rate, "burst", &burst, "limit", &queue]].concat(), "");
 }
 
-/// Caps what a port of the switch sends to its host, with a queue of 10 ms: what does not fit is dropped, datagram by datagram.
+/// Caps the rate of a switch port to its host, with a queue of 10 ms. A full queue drops single
+/// datagrams.
 pub(crate) fn narrow(switch: &str, port: &str, rate: BitRate) {
     let bits = rate.bits_per_second();
     let (rate, burst) =
@@ -166,11 +168,12 @@ pub(crate) fn narrow(switch: &str, port: &str, rate: BitRate) {
     run(&[&add[..], &["rate", &rate, "burst", &burst, "limit", &queue]].concat(), "");
 }
 
-/// Puts a link of this rate behind a port of the switch; returns the port that is to be attached instead. A full queue drops, and
-/// the sender does not feel it.
+/// Places a link of this rate behind a switch port. Returns the port to attach instead. A full
+/// queue drops, and the sender does not notice.
 ///
-/// A packet stays charged to its sender's socket until the last queue of the machine lets it go, so that a full one would block the
-/// sender. Copies are charged to nobody: they go on, and what was copied ends here.
+/// A packet stays charged to its sender's socket until the machine's last queue releases it, so a
+/// full queue would block the sender. Copies are charged to nobody: they continue, and the
+/// originals end here.
 pub(crate) fn cap_behind(switch: &str, port: &str, rate: BitRate) -> &'static str {
     ip(
         switch,
@@ -196,7 +199,8 @@ pub(crate) fn cap_behind(switch: &str, port: &str, rate: BitRate) -> &'static st
     "up1"
 }
 
-/// The two ends of a delay line that is not there yet, the near one behind a port of the switch; returns them.
+/// Creates the two ends of a delay line, the near one behind a switch port, and returns their
+/// names. The delay line itself is added later.
 pub(crate) fn add_taps(switch: &str, port: &str) -> [&'static str; 2] {
     ip(
         switch,
@@ -213,7 +217,8 @@ pub(crate) fn add_taps(switch: &str, port: &str) -> [&'static str; 2] {
     ["dl0", "dl1"]
 }
 
-/// Has a host get no datagram of any group, IGMP spared: as behind a switch or access point that drops multicast.
+/// Keeps all multicast datagrams except IGMP from a host, like a switch or access point that drops
+/// multicast.
 pub(crate) fn drop_multicast(namespace: &str) {
     let rules = "table netdev multicast {
         chain toward_host {
@@ -224,7 +229,7 @@ pub(crate) fn drop_multicast(namespace: &str) {
     run(&["ip", "netns", "exec", namespace, "nft", "-f", "-"], rules);
 }
 
-/// Takes [`drop_multicast`] back.
+/// Reverts [`drop_multicast`].
 pub(crate) fn pass_multicast(namespace: &str) {
     run(&["ip", "netns", "exec", namespace, "nft", "delete", "table", "netdev", "multicast"], "");
 }

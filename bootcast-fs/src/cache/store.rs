@@ -125,8 +125,8 @@ impl Store {
         self.kept.take()
     }
 
-    /// Sets the size of the file, so that a read near the end of the received pages is not short. The
-    /// size of a device is fixed: fails if it is too small.
+    /// Sets the size of the file, so that a read near the end of the received pages is not short.
+    /// The size of a device is fixed: fails if it is too small.
     pub fn set_size(&self, size: u64) -> io::Result<()> {
         let metadata = self.data.metadata()?;
         if metadata.file_type().is_block_device() {

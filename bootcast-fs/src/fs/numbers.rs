@@ -1,8 +1,9 @@
 //! Inode numbers, derived from what an inode stands for.
 //!
-//! The number is a hash of path, type and version. So it survives that the kernel forgets the inode,
-//! and is the same in a listing, in `stat` and in every other mount of the same directory. Programs
-//! rely on the first two: `cp -r`, `tar` and `find` take a file whose number changed for another one.
+//! The number is a hash of path, type and version. So it survives that the kernel forgets the
+//! inode, and is the same in a listing, in `stat` and in every other mount of the same directory.
+//! Programs rely on the first two: `cp -r`, `tar` and `find` take a file whose number changed for
+//! another one.
 //!
 //! Numbers have 32 bits, because programs with a 32-bit `ino_t` fail on larger ones. Two of 100,000
 //! names are then likely to collide; the second gets another number and keeps it.

@@ -41,12 +41,12 @@ pub(super) struct PendingOpen {
 
 impl PendingOpen {
     pub(super) fn object(&self) -> &Object {
-        self.object.as_ref().expect("only keep() takes it, and the lease with it")
+        self.object.as_ref().expect("only keep() takes it, and the open with it")
     }
 
     /// Completes the open. From now on a release ends it.
     pub(super) fn keep(mut self) -> Arc<Object> {
-        self.object.take().expect("only keep() takes it, and the lease with it")
+        self.object.take().expect("only keep() takes it, and the open with it")
     }
 }
 

@@ -1,7 +1,7 @@
 //! How the open files of each inode are read.
 //!
-//! The kernel allows one way for an inode at a time: by requests to this program and its page cache,
-//! or by itself from one backing file (fs/fuse/iomode.c). Direct I/O goes beside either.
+//! The kernel allows one way for an inode at a time: by requests to this program and its page
+//! cache, or by itself from one backing file (fs/fuse/iomode.c). Direct I/O goes beside either.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;

@@ -9,8 +9,8 @@ use tracing_subscriber::util::SubscriberInitExt;
 /// Filter used when none is given.
 const DEFAULT_FILTER: &str = "info";
 
-/// Where the FUSE library logs that nobody took a reply. It calls that an error, and each reader that
-/// is killed while it waits would be a line. Logged only if the filter names `fuser`.
+/// Where the FUSE library logs that nobody took a reply. It calls that an error, and each reader
+/// that is killed while it waits would be a line. Logged only if the filter names `fuser`.
 const LOST_REPLIES: &str = "fuser::reply";
 
 /// Parses a level such as `debug`, or several of `level` and `module=level` with commas between.

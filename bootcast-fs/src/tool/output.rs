@@ -180,8 +180,8 @@ impl Part {
         Ok(Sink { file: Arc::new(self.open()?), name: self.target.display().to_string() })
     }
 
-    /// Syncs the partial file, renames it to the final name, and syncs the name. A file of that name
-    /// is replaced only when all bytes are on the disk.
+    /// Syncs the partial file, renames it to the final name, and syncs the name. A file of that
+    /// name is replaced only when all bytes are on the disk.
     pub(super) async fn keep(self, publish: impl Publish) -> Result<(), ToolError> {
         let target = self.target.clone();
         let failed = |error: io::Error| ToolError::writing(&target.display().to_string(), &error);

@@ -115,8 +115,8 @@ impl<'a> Relay<'a> {
         }
     }
 
-    /// Copies one piece and frees its space: a held page is never written again. Returns an error of
-    /// the spool, which does not end the command.
+    /// Copies one piece and frees its space: a held page is never written again. Returns an error
+    /// of the spool, which does not end the command.
     async fn copy(&self, piece: Range<u64>) -> Result<Option<io::Error>, ToolError> {
         let (object, sink) = (self.object.clone(), self.sink.clone());
         let copied = blocking(move || {

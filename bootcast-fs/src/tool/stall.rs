@@ -62,8 +62,9 @@ pub(super) struct Progressed {
 impl Progressed {
     /// Returns whether a new page came since the last call.
     ///
-    /// A plain server repeats the whole file for one lost page. For such a server `pass` is the number
-    /// of pages of the file, and as many duplicates count as progress too. Otherwise it is 0.
+    /// A plain server repeats the whole file for one lost page. For such a server `pass` is the
+    /// number of pages of the file, and as many duplicates count as progress too. Otherwise it is
+    /// 0.
     pub(super) fn look(&mut self, pages: u64, duplicates: u64, pass: u64) -> bool {
         let is_new = pages > self.pages;
         if is_new {

@@ -250,8 +250,8 @@ fn however_many_ask_no_more_is_kept_than_the_queue_holds_and_all_of_it_is_let_go
 }
 
 proptest! {
-    /// Against sets of single pages: what goes out was asked for, is of the file, not on its way, and nothing that was
-    /// asked for and fits is forgotten.
+    /// Against sets of single pages: what goes out was asked for, is of the file, not on its way,
+    /// and nothing that was asked for and fits is forgotten.
     #[test]
     fn sends_what_was_asked_for_and_is_not_on_its_way(
         pages in 1u32..120,

@@ -52,7 +52,8 @@ impl Member {
         waits.then(|| self.demand.begin_wait(&bytes, access, Some(&self.geometry), self.now))
     }
 
-    /// What is asked for at this moment, without what it tells of the path. The answer comes at once.
+    /// What is asked for at this moment, without what it tells of the path. The answer comes at
+    /// once.
     fn ask(&mut self) -> Want {
         let want = self.ask_whole().unwrap_or_default();
         Want { now: want.now, later: want.later, ..Want::default() }
