@@ -17,7 +17,7 @@ use crate::process::Proc;
 use crate::wait::{SOON, wait_for, wait_until};
 
 /// Longest life of a mount. A test that reads from its mount cannot watch the time itself.
-const LEASH: Duration = Duration::from_secs(150);
+const LEASH: Duration = Duration::from_secs(240);
 
 /// A mount with its options, not mounted yet.
 #[derive(Debug)]

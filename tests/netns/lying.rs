@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use bootcast_proto::DEFAULT_PORT;
 use harness::lab::HEAD_ADDRESS;
-use harness::{Host, Lab, SOON, digest_of, lab_or_skip, mib};
+use harness::{Host, Lab, digest_of, lab_or_skip, mib};
 
 use crate::{TRANSFER, readers};
 
@@ -67,7 +67,7 @@ fn answer(stream: &mut impl BufRead) -> u16 {
 /// and [`REQUESTS`] were sent. Must be called on the lying host.
 fn lie(endpoint: &str, lies: &[Lie], done: &AtomicBool) {
     let mut stream = TcpStream::connect((HEAD_ADDRESS, DEFAULT_PORT)).unwrap();
-    stream.set_read_timeout(Some(SOON)).unwrap();
+    stream.set_read_timeout(Some(TRANSFER)).unwrap();
     let mut answers = BufReader::new(stream.try_clone().unwrap());
     let batch: String = lies.iter().map(|lie| request(endpoint, lie)).collect();
     let batch = batch.repeat(AT_ONCE);
@@ -85,7 +85,7 @@ fn lie(endpoint: &str, lies: &[Lie], done: &AtomicBool) {
 fn send_too_much(endpoint: &str, token: &str, bytes: usize) {
     let body = format!("[{}", " ".repeat(bytes));
     let mut stream = TcpStream::connect((HEAD_ADDRESS, DEFAULT_PORT)).unwrap();
-    stream.set_read_timeout(Some(SOON)).unwrap();
+    stream.set_read_timeout(Some(TRANSFER)).unwrap();
     let request = request(endpoint, &(token.to_owned(), body, 413));
     // The server may hang up before it has read everything, and then the answer may be lost.
     if stream.write_all(request.as_bytes()).is_ok() {
