@@ -20,6 +20,7 @@ mod fetching;
 mod forging;
 mod identity;
 mod ignored_signals;
+mod hanging;
 mod keeping;
 mod kernel_facts;
 mod killing;

@@ -4,6 +4,8 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bootcast_proto::path::PathError;
 
+use crate::io::listings::ListingError;
+use crate::io::lookups::NotDone;
 use crate::io::sender::{JoinError, NoAnswer};
 use crate::source::SourceError;
 
@@ -39,9 +41,21 @@ pub enum ApiError {
     /// The body is larger than this many bytes.
     #[error("larger than {} KiB: send the rest later", .0 >> 10)]
     TooLarge(usize),
+    /// The path's file system may hang.
+    #[error(transparent)]
+    NotDone(#[from] NotDone),
     /// The sender's thread did not answer.
     #[error(transparent)]
     NoAnswer(#[from] NoAnswer),
+}
+
+impl From<ListingError> for ApiError {
+    fn from(error: ListingError) -> Self {
+        match error {
+            ListingError::Source(error) => error.into(),
+            ListingError::NotDone(error) => error.into(),
+        }
+    }
 }
 
 impl ApiError {
@@ -61,6 +75,7 @@ impl ApiError {
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::Source(SourceError::Io(_)) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::NoAnswer(_)
+            | Self::NotDone(_)
             | Self::Source(SourceError::Busy)
             | Self::Join(JoinError::Refused(_) | JoinError::Outdated | JoinError::NoAnswer(_)) => {
                 StatusCode::SERVICE_UNAVAILABLE

@@ -9,6 +9,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
+use bootcast_proto::RemotePath;
 use bytes::Bytes;
 use futures_util::{Stream, stream};
 
@@ -45,8 +46,11 @@ pub(super) async fn file(
         }
     };
     let length = HeaderValue::from(part.end - part.start);
-    let body =
-        if method == Method::HEAD { Body::empty() } else { Body::from_stream(pieces(open, part)) };
+    let body = if method == Method::HEAD {
+        Body::empty()
+    } else {
+        Body::from_stream(pieces(served, path, open, part))
+    };
     let kind = [(header::CONTENT_TYPE, "application/octet-stream")];
     let mut response = (status, common, kind, body).into_response();
     response.headers_mut().insert(header::CONTENT_LENGTH, length);
@@ -58,10 +62,16 @@ pub(super) async fn file(
 
 /// Streams bytes of one version. If the file changes meanwhile, the stream fails and the connection
 /// is cut: no answer mixes versions.
-fn pieces(open: OpenFile, part: Range<u64>) -> impl Stream<Item = io::Result<Bytes>> {
+fn pieces(
+    served: Served,
+    path: RemotePath,
+    open: OpenFile,
+    part: Range<u64>,
+) -> impl Stream<Item = io::Result<Bytes>> {
     let file = Arc::new(open.file);
     let version = open.version;
-    stream::try_unfold(part, move |left| {
+    let state = (served, path, part);
+    stream::try_unfold(state, move |(served, path, left)| {
         let file = Arc::clone(&file);
         async move {
             if left.is_empty() {
@@ -70,8 +80,8 @@ fn pieces(open: OpenFile, part: Range<u64>) -> impl Stream<Item = io::Result<Byt
             let end = left.end.min(left.start + PIECE_BYTES);
             let piece = left.start..end;
             let read = move || read_piece(&file, version, &piece);
-            let bytes = tokio::task::spawn_blocking(read).await.map_err(io::Error::other)??;
-            Ok(Some((bytes, end..left.end)))
+            let bytes = served.reads.run(&path, read).await.map_err(io::Error::other)??;
+            Ok(Some((bytes, (served, path, end..left.end))))
         }
     })
 }

@@ -62,6 +62,6 @@ fn member_kind(headers: &HeaderMap) -> MemberKind {
 
 fn random_token() -> Result<Token, SourceError> {
     let mut bits = [0; 16];
-    getrandom::fill(&mut bits).map_err(|error| SourceError::Io(error.into()))?;
+    getrandom::fill(&mut bits).map_err(|error| SourceError::from(std::io::Error::from(error)))?;
     Ok(Token::from_random(u128::from_ne_bytes(bits)))
 }

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
+use bootcast_proto::Etag;
 use bootcast_proto::api::{Kind, Meta};
 
 use super::range::names_version;
-use super::{ApiError, Served, json, off_thread, remote_path};
+use super::{ApiError, JSON, Served, json, remote_path};
 
 pub(super) async fn meta(
     State(served): State<Served>,
@@ -17,18 +18,15 @@ pub(super) async fn meta(
 ) -> Result<Response, ApiError> {
     let path = remote_path(&uri, "/meta/")?;
     let (source, name) = (Arc::clone(&served.source), path.clone());
-    let attributes = off_thread(move || source.attributes(&name)).await?;
+    let attributes = served.look(&path, move || source.attributes(&name)).await?;
     if attributes.kind != Kind::Directory || !wants_entries(&uri) {
-        return Ok(answer(&headers, &Meta { attributes, entries: None }));
+        let etag = attributes.etag.clone();
+        let body = || json(&Meta { attributes, entries: None });
+        return Ok(answer(&headers, etag.as_ref(), body));
     }
-    let source = Arc::clone(&served.source);
-    // The work owns the permit, not the request: a listing goes on when its client disconnects.
-    let permit = Arc::clone(&served.listings).acquire_owned().await;
-    let list = move || {
-        let _permit = permit;
-        source.list(&path)
-    };
-    Ok(answer(&headers, &off_thread(list).await?))
+    let listing = served.listings.get(&path).await?;
+    let body = || ([(header::CONTENT_TYPE, JSON)], listing.json).into_response();
+    Ok(answer(&headers, listing.etag.as_ref(), body))
 }
 
 /// Whether a listing is to be made, should the path be a directory.
@@ -38,11 +36,11 @@ fn wants_entries(uri: &Uri) -> bool {
 }
 
 /// Answers 304 where the request names the present version.
-fn answer(headers: &HeaderMap, meta: &Meta) -> Response {
-    let Some(etag) = &meta.attributes.etag else { return json(meta) };
+fn answer(headers: &HeaderMap, etag: Option<&Etag>, body: impl FnOnce() -> Response) -> Response {
+    let Some(etag) = etag else { return body() };
     let header = [(header::ETAG, etag.to_header())];
     if headers.get(header::IF_NONE_MATCH).is_some_and(|known| names_version(known, etag)) {
         return (StatusCode::NOT_MODIFIED, header).into_response();
     }
-    (header, json(meta)).into_response()
+    (header, body()).into_response()
 }

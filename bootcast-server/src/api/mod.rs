@@ -18,30 +18,57 @@ use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
 use bootcast_proto::RemotePath;
-use tokio::sync::Semaphore;
 
-use crate::io::sender::{NoAnswer, SenderHandle};
+use crate::io::listings::{Listing, Listings};
+use crate::io::lookups::Lookups;
+use crate::io::sender::SenderHandle;
 use crate::io::settle::settled;
 use crate::source::{OpenFile, Source, SourceError};
 pub use error::ApiError;
 
-/// Most directories that are listed at the same time. Each listing takes a thread, and memory for
-/// all its entries, that joins and files need as well.
-const MAX_LISTINGS: usize = 8;
+/// Threads that look at names and open files at the same time.
+const LOOKUP_THREADS: usize = 256;
+
+/// Threads that read files for `/file/` at the same time.
+const READ_THREADS: usize = 128;
+
+const JSON: &str = "application/json";
 
 /// State that the handlers share.
 #[derive(Clone, Debug)]
 pub struct Served {
     source: Arc<Source>,
     sender: SenderHandle,
-    listings: Arc<Semaphore>,
+    lookups: Lookups,
+    reads: Lookups,
+    listings: Listings,
 }
 
 impl Served {
     /// Serves the files of `source` through the casts of `sender`.
     pub fn new(source: Arc<Source>, sender: SenderHandle) -> Self {
-        Self { source, sender, listings: Arc::new(Semaphore::new(MAX_LISTINGS)) }
+        let listed = Arc::clone(&source);
+        let listings = Listings::new(move |path| list(&listed, path));
+        let lookups = Lookups::new(LOOKUP_THREADS);
+        Self { source, sender, lookups, reads: Lookups::new(READ_THREADS), listings }
     }
+
+    /// Runs what may wait for the file system of this path.
+    async fn look<T: Send + 'static>(
+        &self,
+        path: &RemotePath,
+        work: impl FnOnce() -> Result<T, SourceError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        Ok(self.lookups.run(path, work).await??)
+    }
+}
+
+/// Lists a directory in the form in which it goes out.
+fn list(source: &Source, path: &RemotePath) -> Result<Listing, SourceError> {
+    let meta = source.list(path)?;
+    let json = serde_json::to_vec(&meta).map_err(std::io::Error::other)?.into();
+    let entries = meta.entries.map_or(0, |entries| entries.len());
+    Ok(Listing { etag: meta.attributes.etag, json, entries })
 }
 
 /// Routes of all endpoints. A prefix without a path behind it means the served directory itself.
@@ -94,25 +121,14 @@ fn remote_path(uri: &Uri, prefix: &str) -> Result<RemotePath, ApiError> {
 
 /// Opens a file and waits until its version identifies its bytes.
 async fn open(served: &Served, path: &RemotePath) -> Result<OpenFile, ApiError> {
-    let (source, path) = (Arc::clone(&served.source), path.clone());
-    let open = off_thread(move || source.open(&path)).await?;
-    Ok(settled(open).await.map_err(SourceError::Io)?)
-}
-
-/// Runs work that may wait for a disk on another thread.
-async fn off_thread<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, SourceError> + Send + 'static,
-) -> Result<T, ApiError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => Ok(done?),
-        // The runtime is stopping, or the work panicked, which the panic hook has reported.
-        Err(_) => Err(NoAnswer::Stopped.into()),
-    }
+    let (source, name) = (Arc::clone(&served.source), path.clone());
+    let open = served.look(path, move || source.open(&name)).await?;
+    Ok(settled(open).await.map_err(SourceError::from)?)
 }
 
 fn json(value: &impl serde::Serialize) -> Response {
     match serde_json::to_vec(value) {
-        Ok(text) => ([(header::CONTENT_TYPE, "application/json")], text).into_response(),
+        Ok(text) => ([(header::CONTENT_TYPE, JSON)], text).into_response(),
         Err(error) => {
             tracing::error!(%error, "an answer does not fit JSON");
             StatusCode::INTERNAL_SERVER_ERROR.into_response()

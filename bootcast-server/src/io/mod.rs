@@ -9,6 +9,8 @@
 //! | [`socket`] | sends datagrams |
 //! | [`interface`] | finds the network interface |
 //! | [`settle`] | waits until the version of a file just written is unique |
+//! | [`lookups`] | shares threads out over the served tree |
+//! | [`listings`] | lists each directory once for all who ask |
 //! | [`http`] | connections of the control plane |
 //! | [`peers`] | limits the connections of each host |
 #![expect(clippy::disallowed_methods, reason = "the clock is read here and nowhere else")]
@@ -16,6 +18,8 @@
 pub mod cast_keys;
 pub mod http;
 pub mod interface;
+pub mod listings;
+pub mod lookups;
 pub mod page_reader;
 pub mod peers;
 pub mod repair_reader;

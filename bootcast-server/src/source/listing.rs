@@ -1,11 +1,12 @@
 //! Attributes and listings in the form of `/meta/`.
 
-use std::os::fd::BorrowedFd;
+use std::ffi::CStr;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use bootcast_proto::Etag;
 use bootcast_proto::api::{Attributes, Entry, Kind, Meta};
 use bootcast_proto::path::encode_name;
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 
 use super::Version;
@@ -44,6 +45,12 @@ fn entries(directory: BorrowedFd<'_>) -> Result<Vec<Entry>, Errno> {
         if name.to_bytes() == b"." || name.to_bytes() == b".." {
             continue;
         }
+        if matches!(entry.file_type(), FileType::Directory | FileType::Unknown)
+            && let Some(attributes) = mounted_attributes(&readable, name)
+        {
+            entries.push(Entry { name: encode_name(name.to_bytes()), attributes });
+            continue;
+        }
         let Ok(stat) = rustix::fs::statat(&readable, name, AtFlags::SYMLINK_NOFOLLOW) else {
             continue;
         };
@@ -55,6 +62,25 @@ fn entries(directory: BorrowedFd<'_>) -> Result<Vec<Entry>, Errno> {
         entries.push(Entry { name: encode_name(name.to_bytes()), attributes });
     }
     Ok(entries)
+}
+
+/// Gives the attributes of a directory that another file system is mounted on, as the kernel
+/// remembers them; `None` where `name` is no such directory. That file system is not asked: one
+/// that hangs would hang the listing of the directory that it is mounted in.
+fn mounted_attributes(directory: &OwnedFd, name: &CStr) -> Option<Attributes> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
+    let stat = rustix::fs::statx(directory, name, flags, StatxFlags::BASIC_STATS).ok()?;
+    let kind = FileType::from_raw_mode(stat.stx_mode.into());
+    let is_mounted = stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT);
+    (is_mounted && kind == FileType::Directory).then(|| Attributes {
+        kind: Kind::Directory,
+        size: 0,
+        mode: u32::from(stat.stx_mode) & 0o7777,
+        mtime: stat.stx_mtime.tv_sec,
+        mtime_ns: stat.stx_mtime.tv_nsec,
+        etag: None,
+        target: None,
+    })
 }
 
 fn attributes(stat: &Stat) -> Attributes {

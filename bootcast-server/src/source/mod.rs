@@ -13,6 +13,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use bootcast_proto::api::{Attributes, Meta};
 use bootcast_proto::{Etag, RemotePath};
@@ -40,7 +41,7 @@ pub struct OpenFile {
 }
 
 /// Why a path cannot be served.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum SourceError {
     /// There is no such name.
     #[error("no such file or directory")]
@@ -56,7 +57,7 @@ pub enum SourceError {
     Busy,
     /// A system call failed.
     #[error("cannot read: {0}")]
-    Io(std::io::Error),
+    Io(Arc<std::io::Error>),
 }
 
 impl From<Errno> for SourceError {
@@ -65,8 +66,14 @@ impl From<Errno> for SourceError {
             Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG => Self::NotFound,
             Errno::ACCESS | Errno::PERM | Errno::XDEV | Errno::LOOP => Self::Forbidden,
             Errno::MFILE | Errno::NFILE | Errno::NOMEM => Self::Busy,
-            other => Self::Io(other.into()),
+            other => std::io::Error::from(other).into(),
         }
+    }
+}
+
+impl From<std::io::Error> for SourceError {
+    fn from(error: std::io::Error) -> Self {
+        Self::Io(Arc::new(error))
     }
 }
 

@@ -1,0 +1,60 @@
+//! A file system below the served directory hangs: the rest of the tree does not.
+
+use std::io::Write;
+use std::net::TcpStream;
+use std::process::Command;
+
+use bootcast_proto::DEFAULT_PORT;
+use harness::binaries::binary;
+use harness::lab::HEAD_ADDRESS;
+use harness::{Lab, digest_of, lab_or_skip, wait_until};
+use rustix::process::Signal;
+
+use crate::{TRANSFER, text};
+
+/// More than the server lists, or looks at, at the same time below one directory.
+const REQUESTS: usize = 300;
+
+#[test]
+fn a_submount_that_hangs_holds_up_no_other_name() {
+    let lab = lab_or_skip!(Lab::builder());
+    lab.put("inner/file", 1000);
+    lab.put("fine/file", 1000);
+    let image = lab.put("image", 100_000);
+    let _server = lab.server().start();
+    let source = format!("{HEAD_ADDRESS}:/inner");
+    let mut mount = lab.mount(1).source(&source).option("attr_ttl=0").start();
+    let hung = lab.served().join("hung");
+    std::fs::create_dir(&hung).unwrap();
+    let bound = Command::new("mount").arg("--bind").args([mount.path(), &hung]).status().unwrap();
+    assert!(bound.success());
+    let host = lab.client(1);
+    assert!(host.get(&lab.url("meta/hung/")).body.contains(r#""name":"file""#));
+
+    mount.proc().signal(Signal::STOP);
+    let _waiting: Vec<TcpStream> = host.enter(|| {
+        let ask = |k| {
+            let name = ["hung/", "hung/file", "hung"][k % 3];
+            let endpoint = ["meta", "join", "file", "meta"][k % 4];
+            let mut stream = TcpStream::connect((HEAD_ADDRESS, DEFAULT_PORT)).unwrap();
+            write!(stream, "GET /{endpoint}/{name} HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+            stream
+        };
+        (0..REQUESTS).map(ask).collect()
+    });
+    mount.wait_parked(20);
+    for path in ["meta/fine/", "meta/image", "meta/image?entries=0", "file/fine/file", "status"] {
+        assert_eq!(host.get(&lab.url(path)).status, 200, "{path}");
+    }
+    let listing = host.get(&lab.url("meta/")).body;
+    assert!(listing.contains(r#"{"name":"hung","kind":"directory""#), "{listing}");
+    let copy = host.fresh_path("copy");
+    let url = lab.url("image");
+    host.spawn(binary("bootcast"), ["get", &url, "-O", text(&copy)]).wait_success(TRANSFER);
+    assert_eq!(digest_of(copy), image.digest);
+
+    mount.proc().signal(Signal::CONT);
+    wait_until(TRANSFER, "the submount is served again", || {
+        host.get(&lab.url("meta/hung/")).status == 200
+    });
+}
