@@ -47,6 +47,9 @@ pub enum Unread {
     /// The bytes can never come.
     #[error(transparent)]
     Failed(#[from] Failure),
+    /// The server cannot read them, or others of the same read.
+    #[error("the server cannot read bytes {}-{} of the file", .0.start, .0.end.saturating_sub(1))]
+    Unreadable(Range<u64>),
     /// They did not come within the time that the mount allows.
     #[error("timed out")]
     TimedOut,
@@ -299,13 +302,18 @@ impl Object {
         }
         let failure = inner.receiver.failure().cloned();
         let Inner { receiver, parked, .. } = inner;
-        let is_over = |parked: &Parked| failure.is_some() || receiver.holds(&parked.bytes);
+        let is_over = |parked: &Parked| {
+            failure.is_some()
+                || receiver.holds(&parked.bytes)
+                || receiver.unreadable(&parked.bytes).is_some()
+        };
         let over: Vec<_> = parked.extract_if(.., |parked| is_over(parked)).collect();
         over.into_iter()
             .map(|parked| {
                 receiver.handle_wait_over(parked.wait);
-                let error = failure.clone().filter(|_| !receiver.holds(&parked.bytes));
-                let error = error.map(Unread::Failed);
+                let failure = failure.clone().map(Unread::Failed);
+                let missing = || receiver.unreadable(&parked.bytes).map(Unread::Unreadable);
+                let error = failure.or_else(missing).filter(|_| !receiver.holds(&parked.bytes));
                 Ready { bytes: parked.bytes, waiter: parked.waiter, error }
             })
             .collect()
@@ -323,6 +331,12 @@ impl Object {
             let error = (!is_here).then(|| failure.clone().into());
             Ready { bytes, waiter, error }
         } else if let Some(wait) = inner.receiver.handle_read(&bytes, now) {
+            if let Some(missing) = inner.receiver.unreadable(&bytes) {
+                inner.receiver.handle_wait_over(wait);
+                drop(inner);
+                self.answer(Ready { bytes, waiter, error: Some(Unread::Unreadable(missing)) });
+                return Wants::default();
+            }
             inner.parked.push(Parked { bytes, since: now, wait, waiter });
             return Wants::after_read(&mut inner, now);
         } else {

@@ -8,10 +8,12 @@
 //! | [`blocks`] | pages -> windows and blocks of the repair code, and back |
 //! | [`fec`] | the repair code |
 //! | [`page_set`] | which pages are held, which are missing |
+//! | [`range_map`] | values for runs of pages |
 //! | [`path`] | names as the URL carries them |
 //! | [`join`] | the answer to a join |
 //! | [`tag`] | what vouches for a datagram |
 //! | [`wire`] | datagrams |
+//! | [`unreadable`] | the header that names what a server cannot read |
 //! | [`api`] | the JSON of the HTTP interface |
 //! | [`quiet`] | how often one cause may appear in the log |
 //!
@@ -31,8 +33,10 @@ pub mod join;
 pub mod page_set;
 pub mod path;
 pub mod quiet;
+pub mod range_map;
 pub mod tag;
 pub mod units;
+pub mod unreadable;
 pub mod wire;
 
 pub use blocks::{BLOCK_PAGES, BlockIndex, BlockLayout, WindowIndex};
@@ -41,6 +45,7 @@ pub use ids::{Etag, PageIndex, PageRange, Token};
 pub use join::JoinAnswer;
 pub use page_set::PageSet;
 pub use path::RemotePath;
+pub use range_map::RangeMap;
 pub use tag::DatagramKey;
 pub use units::{BitRate, PageSize};
 pub use wire::Layout;

@@ -40,6 +40,7 @@ mod second_implementation;
 mod slow_readers;
 mod tree;
 mod unicast;
+mod unreadable;
 mod waiting;
 mod web;
 

@@ -72,7 +72,9 @@ impl From<Unread> for FsError {
             Unread::Failed(Failure::NotFound(_)) => Self::Stale,
             Unread::Failed(failure) => failure.into(),
             Unread::Interrupted => Self::Interrupted,
-            Unread::TimedOut | Unread::ShutDown | Unread::Store(_) => Self::Io(unread.to_string()),
+            Unread::Unreadable(_) | Unread::TimedOut | Unread::ShutDown | Unread::Store(_) => {
+                Self::Io(unread.to_string())
+            }
         }
     }
 }

@@ -5,8 +5,10 @@ use std::ops::Range;
 use std::time::Duration;
 
 use bootcast_proto::api::{Attributes, Meta, Report, Status, Want};
+use bootcast_proto::unreadable::{HEADER_UNREADABLE, decode_bytes, decode_pages};
 use bootcast_proto::{
     Etag, FILL_DEMAND, HEADER_EXTENSIONS, HEADER_FILL, HEADER_QUEUE, HEADER_TOKEN, JoinAnswer,
+    PageRange,
     RemotePath, Token,
 };
 use reqwest::header::{
@@ -78,6 +80,14 @@ pub enum ControlError {
         /// As the server asked, or zero.
         retry_after: Duration,
     },
+    /// The server cannot read a part of the file. Its text.
+    #[error("{message}")]
+    Unreadable {
+        /// Bytes that it cannot read.
+        bytes: Range<u64>,
+        /// One line.
+        message: String,
+    },
     /// The answer is not one of this protocol.
     #[error("{base} does not answer as a bootcast server: {reason}")]
     Garbled {
@@ -99,7 +109,7 @@ impl ControlError {
         match self {
             Self::Unreachable { .. } => true,
             Self::Refused { status, .. } => *status >= 500 || *status == 429,
-            Self::Garbled { .. } => false,
+            Self::Garbled { .. } | Self::Unreadable { .. } => false,
         }
     }
 }
@@ -169,7 +179,9 @@ impl Control {
                 JoinError::Retry { after: retry_after }
             }
             ControlError::Refused { status: 404, message, .. } => JoinError::NotFound(message),
-            ControlError::Refused { message, .. } => JoinError::Refused(message),
+            ControlError::Refused { message, .. } | ControlError::Unreadable { message, .. } => {
+                JoinError::Refused(message)
+            }
             ControlError::Garbled { .. } => JoinError::Garbled(error.to_string()),
         })
     }
@@ -193,30 +205,31 @@ impl Control {
         self.send(request.timeout(ANSWER_TIMEOUT)).await.map(drop)
     }
 
-    /// Tells what this member lacks.
+    /// Tells what this member lacks. Returns pages that the server cannot read.
     pub async fn report(
         &self,
         path: &RemotePath,
         token: &Token,
         report: &Report,
-    ) -> Result<(), ControlError> {
+    ) -> Result<Vec<PageRange>, ControlError> {
         let request = self.client.post(self.url("report", path)).timeout(ANSWER_TIMEOUT);
-        self.tell(request, token, report).await.map(drop)
+        let response = self.tell(request, token, report).await?;
+        Ok(unreadable_pages(&response))
     }
 
-    /// Asks for pages that readers wait for. Returns how long it takes until they have left the
-    /// server; zero where an older server does not say.
+    /// Asks for pages that readers wait for.
     pub async fn want(
         &self,
         path: &RemotePath,
         token: &Token,
         want: &Want,
-    ) -> Result<Duration, ControlError> {
+    ) -> Result<Wanted, ControlError> {
         let request = self.wants.post(self.url("want", path)).timeout(WANT_TIMEOUT);
         let response = self.tell(request, token, want).await?;
         let queue = response.headers().get(HEADER_QUEUE).and_then(|value| value.to_str().ok());
         let queue = queue.and_then(|text| text.parse().ok()).map(Duration::from_micros);
-        Ok(queue.unwrap_or_default().min(QUEUE_MAX))
+        let queue = queue.unwrap_or_default().min(QUEUE_MAX);
+        Ok(Wanted { queue, unreadable: unreadable_pages(&response) })
     }
 
     async fn tell<T: serde::Serialize>(
@@ -328,6 +341,7 @@ impl Control {
             // 416: a file that ends before.
             ControlError::Refused { status: 404 | 410 | 412 | 416, .. } => FetchError::Changed,
             ControlError::Refused { message, .. } => FetchError::Refused(message),
+            ControlError::Unreadable { bytes, .. } => FetchError::Unreadable(bytes),
             ControlError::Garbled { .. } => FetchError::Garbled(error.to_string()),
         })?;
         let answered = header(&response, ETAG).and_then(|value| Etag::from_header(&value).ok());
@@ -353,6 +367,7 @@ impl Control {
             return Ok(response);
         }
         let retry_after = header(&response, RETRY_AFTER).and_then(|value| value.parse().ok());
+        let bytes = unreadable(&response).and_then(|text| decode_bytes(&text));
         let text = self.text(response, ANSWER_LIMIT).await.unwrap_or_default();
         let line = text.lines().next().unwrap_or_default().trim();
         let message = if line.is_empty() || line.starts_with('<') {
@@ -360,6 +375,9 @@ impl Control {
         } else {
             line.chars().take(MESSAGE_LEN).collect()
         };
+        if let Some(bytes) = bytes {
+            return Err(ControlError::Unreadable { bytes, message });
+        }
         Err(ControlError::Refused {
             status: status.as_u16(),
             message,
@@ -403,6 +421,16 @@ impl Control {
     }
 }
 
+/// Answer to a want.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// How long it takes until the pages have left the server; zero where an older server does not
+    /// say.
+    pub queue: Duration,
+    /// Pages that the server cannot read.
+    pub unreadable: Vec<PageRange>,
+}
+
 /// The beginning of a file over plain HTTP.
 #[derive(Debug)]
 pub struct FileAnswer {
@@ -414,6 +442,15 @@ pub struct FileAnswer {
     pub size: Option<u64>,
     /// Version.
     pub etag: Option<Etag>,
+}
+
+fn unreadable_pages(response: &Response) -> Vec<PageRange> {
+    unreadable(response).map(|text| decode_pages(&text)).unwrap_or_default()
+}
+
+/// What the answer says of parts of the file that the server cannot read.
+fn unreadable(response: &Response) -> Option<String> {
+    header(response, reqwest::header::HeaderName::from_static(HEADER_UNREADABLE))
 }
 
 fn header(response: &Response, name: reqwest::header::HeaderName) -> Option<String> {

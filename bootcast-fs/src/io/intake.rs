@@ -294,10 +294,14 @@ impl Shared {
             let result = shared.config.control.report(path, &token, &report).await;
             let (needs, bulk) = (report.needs.len(), report.bulk.len());
             match &result {
-                Ok(()) => debug!(%path, %token, needs, bulk, "reported"),
+                Ok(_) => debug!(%path, %token, needs, bulk, "reported"),
                 Err(error) => debug!(%path, %token, needs, bulk, %error, "report not heard"),
             }
-            object.reported(result.map_err(|error| verdict(&error)), now());
+            let unreadable = result.as_ref().map_or(&[][..], Vec::as_slice);
+            if !unreadable.is_empty() {
+                shared.hand_out(&object, object.unreadable_pages(unreadable, now()));
+            }
+            object.reported(result.map(drop).map_err(|error| verdict(&error)), now());
             shared.attend(&object);
             drop(request);
         });
@@ -312,12 +316,20 @@ impl Shared {
             let result = shared.config.control.want(path, &token, &want).await;
             let (runs, later) = (want.now.len(), want.later.len());
             match &result {
-                Ok(queue) => debug!(%path, %token, runs, later, ?queue, "demanded"),
+                Ok(answer) => {
+                    let queue = answer.queue;
+                    debug!(%path, %token, runs, later, ?queue, "demanded");
+                }
                 Err(error) => debug!(%path, %token, runs, later, %error, "demand not heard"),
             }
-            let result = result.map_err(|error| verdict(&error));
+            let unreadable = result.as_ref().map_or(&[][..], |answer| &answer.unreadable);
+            let ends = !unreadable.is_empty();
+            if ends {
+                shared.hand_out(&object, object.unreadable_pages(unreadable, now()));
+            }
+            let result = result.map(|answer| answer.queue).map_err(|error| verdict(&error));
             let attend = object.wanted(&token, &want, result, now());
-            if attend {
+            if attend || ends {
                 shared.attend(&object);
             }
             drop(request);

@@ -1,11 +1,12 @@
 //! Asking the server for what readers wait for.
 
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use bootcast_proto::Token;
 use bootcast_proto::api::Want;
+use bootcast_proto::{PageRange, Token};
 
-use super::{Inner, Object};
+use super::{Inner, Object, Ready};
 use crate::receiver::{Fill, ReportError};
 
 /// What a read led to.
@@ -24,7 +25,9 @@ impl Wants {
         inner.receiver.want_if_due(now);
         let token = inner.receiver.token().cloned();
         let want = token.and_then(|token| Some((token, inner.receiver.poll_want()?)));
-        Self { now: want, attend: inner.is_due_earlier() || inner.receiver.may_fetch() }
+        let receiver = &inner.receiver;
+        let attend = inner.is_due_earlier() || receiver.may_fetch() || receiver.has_action();
+        Self { now: want, attend }
     }
 }
 
@@ -60,5 +63,20 @@ impl Object {
         let mut inner = self.lock();
         inner.receiver.handle_wanted(token, want, result, now);
         inner.is_due_earlier()
+    }
+
+    /// The server cannot read these pages. Returns the reads that this ends.
+    #[must_use]
+    pub fn unreadable_pages(&self, runs: &[PageRange], now: Instant) -> Vec<Ready> {
+        let mut inner = self.lock();
+        inner.receiver.handle_unreadable(runs, now);
+        self.settle(&mut inner)
+    }
+
+    /// The first bytes of the file that the server cannot read, if it said so lately.
+    pub fn unreadable(&self) -> Option<Range<u64>> {
+        let inner = self.lock();
+        let size = inner.receiver.assembly()?.geometry().size();
+        inner.receiver.unreadable(&(0..size))
     }
 }

@@ -217,6 +217,24 @@ impl Membership {
         }
     }
 
+    /// Leaves for as long as nothing more can come.
+    pub(super) fn rest(&mut self) {
+        self.leave();
+    }
+
+    /// Something may come again: joins, where a reader is there and nothing else is under way.
+    pub(super) fn wake(&mut self) {
+        if matches!(self.state, State::Idle) && !self.over && self.readers > 0 {
+            self.state = State::Joining(Attempt::FIRST);
+            self.actions.push_back(Action::Join);
+        }
+    }
+
+    /// Whether something is to be done at once.
+    pub(super) fn has_action(&self) -> bool {
+        !self.actions.is_empty()
+    }
+
     /// Membership has no use any more, for ever.
     pub(super) fn end(&mut self) {
         self.over = true;

@@ -14,6 +14,7 @@ mod repair;
 mod reporter;
 mod stream;
 mod unicast;
+mod unreadable;
 mod wants;
 
 use std::net::{SocketAddr, SocketAddrV4};
@@ -40,6 +41,7 @@ use panel::Panel;
 use repair::Repair;
 use reporter::Reporter;
 use unicast::Unicast;
+use unreadable::Unreadable;
 
 /// What must be true of the file that a join yields.
 #[derive(Clone, Debug, Default)]
@@ -128,6 +130,7 @@ pub struct Receiver {
     demand: Demand,
     /// Where the stream of the present cast is.
     course: Option<Course>,
+    unreadable: Unreadable,
     /// Wants in a row for which the server did not know this member.
     forgotten: u32,
     failure: Option<Failure>,
@@ -154,6 +157,7 @@ impl Receiver {
             unicast: Unicast::default(),
             demand: Demand::default(),
             course: None,
+            unreadable: Unreadable::default(),
             forgotten: 0,
             failure: None,
             counters: Counters::default(),
@@ -296,6 +300,7 @@ impl Receiver {
             self.counters.pages += u64::from(pages.len());
         }
         self.end_if_complete();
+        self.rest_if_nothing_can_come();
     }
 
     /// What was kept may be lost: nothing of it is to be believed.
@@ -350,6 +355,11 @@ impl Receiver {
         let mut actions = std::iter::from_fn(|| self.membership.poll_action());
         let action = actions.find(|action| !(is_deaf && matches!(action, Action::Subscribe(_))));
         action.or_else(|| self.poll_want().map(Action::Want))
+    }
+
+    /// Whether [`Self::poll_action`] is worth asking at once.
+    pub fn has_action(&self) -> bool {
+        self.membership.has_action()
     }
 
     /// Whether every page is here.

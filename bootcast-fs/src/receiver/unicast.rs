@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use bootcast_proto::api::Report;
-use bootcast_proto::{JoinAnswer, PageRange};
+use bootcast_proto::{JoinAnswer, PageRange, PageSet};
 
 use super::fetches::{Fetch, Fetches, Missing, Scope};
 use super::membership::Silence;
@@ -54,6 +54,8 @@ pub enum FetchError {
     Refused(String),
     /// The answer makes no sense.
     Garbled(String),
+    /// The server cannot read these bytes of the file.
+    Unreadable(Range<u64>),
     /// What came cannot be kept here. The receiver knows.
     Store,
 }
@@ -309,7 +311,8 @@ impl Receiver {
     pub fn poll_fetch(&mut self, oldest: Option<&Range<u64>>, now: Instant) -> Option<Fetch> {
         let assembly =
             self.assembly.as_ref().filter(|_| self.may_fetch() && self.wants_fetches())?;
-        let missing = missing(assembly, oldest, self.scope());
+        let held = self.unreadable.or_held(assembly.held());
+        let missing = missing(assembly, &held, oldest, self.scope());
         self.unicast.fetches.poll(&missing, now)
     }
 
@@ -318,7 +321,8 @@ impl Receiver {
         let Some(assembly) = self.assembly.as_ref().filter(|_| self.wants_fetches()) else {
             return false;
         };
-        let missing = missing(assembly, oldest, self.scope());
+        let held = self.unreadable.or_held(assembly.held());
+        let missing = missing(assembly, &held, oldest, self.scope());
         self.unicast.contradictions = 0;
         self.unicast.fetches.came(id, next, &missing) && self.may_fetch()
     }
@@ -342,6 +346,12 @@ impl Receiver {
                 self.fail(Failure::Garbled(message));
                 Some(Duration::ZERO)
             }
+            Err(FetchError::Unreadable(bytes)) => {
+                let geometry = self.assembly.as_ref().map(Assembly::geometry);
+                let pages = geometry.map(|geometry| geometry.pages_covering(bytes));
+                self.handle_unreadable(pages.as_slice(), now);
+                None
+            }
             Err(FetchError::Store) => Some(Duration::ZERO),
         };
         self.unicast.fetches.ended(id, failed, now);
@@ -355,10 +365,11 @@ impl Receiver {
 
 fn missing<'a>(
     assembly: &'a Assembly,
+    held: &'a PageSet,
     oldest: Option<&'a Range<u64>>,
     scope: Scope,
 ) -> Missing<'a> {
-    Missing { geometry: assembly.geometry(), held: assembly.held(), oldest, scope }
+    Missing { geometry: assembly.geometry(), held, oldest, scope }
 }
 
 #[cfg(test)]

@@ -50,6 +50,7 @@ impl Receiver {
             view(self.assembly.as_ref(), self.course.as_ref(), self.repair.as_ref()),
         );
         self.unicast.fetches.read(bytes);
+        self.retry_unreadable(bytes, now);
         if self.holds(bytes) {
             return None;
         }

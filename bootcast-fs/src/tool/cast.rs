@@ -16,7 +16,7 @@ use super::unicast::{Begun, UnicastFetch};
 use super::url::Target;
 use crate::cache::{ObjectKey, Store};
 use crate::io::{Intake, IntakeConfig, InterfaceChoice, seed};
-use crate::object::{Object, Opening};
+use crate::object::{Object, Opening, Unread};
 use crate::receiver::{Failure, Fill, Timing, UnicastMode};
 
 /// Timing of the membership: join again after `silence` without a datagram, leave at once when
@@ -68,7 +68,7 @@ impl CastFetch {
                 failure => failure.into(),
             })
         };
-        self.follow(&object, &clock, show, signals, completion).await?;
+        self.follow(&object, &clock, show, signals, whole(&object, completion)).await?;
         // Known because the file is complete.
         let size = object.size().unwrap_or_default();
         object.store().set_size(size).map_err(|error| sink.failed(&error))?;
@@ -87,7 +87,7 @@ impl CastFetch {
         let clock = StallClock::new(self.patience);
         let show = || progress.show(object.received(), object.size_at_most());
         let relay = Relay::new(&object, &spool, sink, &clock);
-        let relaying = relay.run(|| self.leave(&object));
+        let relaying = whole(&object, relay.run(|| self.leave(&object)));
         match self.follow(&object, &clock, show, signals, relaying).await? {
             Relayed::All => Ok(relay.written()),
             Relayed::SpoolFull(reason) => {
@@ -237,6 +237,27 @@ impl CastFetch {
 /// Creates the error of a full spool on a plain server, which has no files over HTTP.
 fn no_other_way(spool: &Spool, reason: &str) -> ToolError {
     spool.failed(&format!("{reason}, and this server has no files over HTTP"))
+}
+
+/// Runs `work`, which wants all of the file, until the server says that it cannot read a part.
+async fn whole<T>(
+    object: &Object,
+    work: impl Future<Output = Result<T, ToolError>>,
+) -> Result<T, ToolError> {
+    let unreadable = async {
+        let mut changes = object.watch();
+        loop {
+            if let Some(bytes) = object.unreadable() {
+                return Unread::Unreadable(bytes);
+            }
+            // The object outlives this borrow of it.
+            let _ = changes.changed().await;
+        }
+    };
+    tokio::select! {
+        done = work => done,
+        unreadable = unreadable => Err(unreadable.into()),
+    }
 }
 
 /// Resolves when every page is here.

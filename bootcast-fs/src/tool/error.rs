@@ -8,6 +8,7 @@ use bootcast_proto::RemotePath;
 use super::signals::Signal;
 use super::url::printable;
 use crate::io::ControlError;
+use crate::object::Unread;
 use crate::receiver::Failure;
 
 /// The exit codes as shown by `--help`.
@@ -110,7 +111,23 @@ impl From<ControlError> for ToolError {
         match error {
             ControlError::Unreachable { .. } => Self::Unreachable(text),
             ControlError::Refused { status: 404, .. } => Self::NotFound(text),
-            ControlError::Refused { .. } | ControlError::Garbled { .. } => Self::Refused(text),
+            ControlError::Refused { .. }
+            | ControlError::Unreadable { .. }
+            | ControlError::Garbled { .. } => Self::Refused(text),
+        }
+    }
+}
+
+impl From<Unread> for ToolError {
+    fn from(unread: Unread) -> Self {
+        let text = unread.to_string();
+        match unread {
+            Unread::Failed(failure) => failure.into(),
+            Unread::Store(text) => {
+                Self::Local(format!("cannot spool in $TMPDIR or memory: {text}"))
+            }
+            Unread::Unreadable(_) => Self::Refused(text),
+            Unread::TimedOut | Unread::Interrupted | Unread::ShutDown => Self::TimedOut(text),
         }
     }
 }

@@ -136,7 +136,7 @@ impl<'a> RangeFetch<'a> {
                 Err(Unread::Store(text) | Unread::Failed(Failure::Store(text))) => {
                     return Ok(Relayed::SpoolFull(text));
                 }
-                Err(error) => return Err(unread(error)),
+                Err(error) => return Err(error.into()),
             };
             let (len, sink) = (piece.len() as u64, self.sink.clone());
             let writing = self.clock.pause(blocking(move || sink.write_all(&piece))).await;
@@ -168,15 +168,6 @@ impl<'a> RangeFetch<'a> {
         let wants = self.object.read(bytes, Box::new(Piece(answer)), now());
         self.intake.demand(self.object, wants);
         answered
-    }
-}
-
-fn unread(error: Unread) -> ToolError {
-    match error {
-        Unread::Failed(failure) => failure.into(),
-        Unread::TimedOut | Unread::Interrupted | Unread::ShutDown | Unread::Store(_) => {
-            ToolError::TimedOut(error.to_string())
-        }
     }
 }
 

@@ -1,8 +1,16 @@
 //! Maps every error of the HTTP interface to a status. No other place does.
 
+use std::io;
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use bootcast_proto::RemotePath;
 use bootcast_proto::path::PathError;
+use bootcast_proto::quiet::Limiter;
+use bootcast_proto::unreadable::{HEADER_UNREADABLE, encode_bytes};
+use tokio::time::Instant;
 
 use crate::io::listings::ListingError;
 use crate::io::lookups::NotDone;
@@ -41,6 +49,17 @@ pub enum ApiError {
     /// The body is larger than this many bytes.
     #[error("larger than {} KiB: send the rest later", .0 >> 10)]
     TooLarge(usize),
+    /// Bytes of the file cannot be read.
+    #[error("cannot read bytes {}-{} of {}: {}", .bytes.start, .bytes.end.saturating_sub(1),
+        .path.to_string().trim_start_matches('/'), describe(.error))]
+    Unreadable {
+        /// The file.
+        path: RemotePath,
+        /// Not empty.
+        bytes: Range<u64>,
+        /// What the file system says.
+        error: io::Error,
+    },
     /// The path's file system may hang.
     #[error(transparent)]
     NotDone(#[from] NotDone),
@@ -73,7 +92,9 @@ impl ApiError {
                 StatusCode::NOT_FOUND
             }
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
-            Self::Source(SourceError::Io(_)) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Unreadable { .. } | Self::Source(SourceError::Io(_)) => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
             Self::NoAnswer(_)
             | Self::NotDone(_)
             | Self::Source(SourceError::Busy)
@@ -87,6 +108,27 @@ impl ApiError {
 /// Seconds after which a client should try again.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 
+/// Warnings by their text.
+static WARNED: Mutex<Limiter<String, Instant>> = Mutex::new(Limiter::new());
+
+impl ApiError {
+    /// Warns of a request that failed through no fault of the client, once a minute for each cause:
+    /// a thousand clients may try again and again.
+    pub(super) fn warn(&self) {
+        let (error, status) = (self.to_string(), self.status());
+        let mut warned = WARNED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(more) = warned.allow(&error, Instant::now()) {
+            tracing::warn!(%status, error, more, "request failed");
+        }
+    }
+}
+
+/// The error without its number.
+fn describe(error: &io::Error) -> String {
+    let text = error.to_string();
+    text.split(" (os error").next().unwrap_or_default().to_owned()
+}
+
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let status = self.status();
@@ -94,8 +136,13 @@ impl IntoResponse for ApiError {
         if status == StatusCode::SERVICE_UNAVAILABLE {
             headers.insert(header::RETRY_AFTER, RETRY_AFTER);
         }
+        if let Self::Unreadable { bytes, .. } = &self
+            && let Some(bytes) = encode_bytes(bytes).and_then(|it| HeaderValue::try_from(it).ok())
+        {
+            headers.insert(HEADER_UNREADABLE, bytes);
+        }
         if status.is_server_error() {
-            tracing::warn!(%status, error = %self, "request failed");
+            self.warn();
         }
         (status, headers, format!("{self}\n")).into_response()
     }

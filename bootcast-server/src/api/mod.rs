@@ -17,7 +17,8 @@ use axum::Router;
 use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
-use bootcast_proto::RemotePath;
+use bootcast_proto::unreadable::{HEADER_UNREADABLE, encode_pages};
+use bootcast_proto::{PageRange, RemotePath};
 
 use crate::io::listings::{Listing, Listings};
 use crate::io::lookups::Lookups;
@@ -124,6 +125,15 @@ async fn open(served: &Served, path: &RemotePath) -> Result<OpenFile, ApiError> 
     let (source, name) = (Arc::clone(&served.source), path.clone());
     let open = served.look(path, move || source.open(&name)).await?;
     Ok(settled(open).await.map_err(SourceError::from)?)
+}
+
+/// Answers a report or a want that was taken. Names pages that cannot be read.
+fn taken(unreadable: &[PageRange]) -> Response {
+    let status = StatusCode::NO_CONTENT;
+    if unreadable.is_empty() {
+        return status.into_response();
+    }
+    (status, [(HEADER_UNREADABLE, encode_pages(unreadable))]).into_response()
 }
 
 fn json(value: &impl serde::Serialize) -> Response {

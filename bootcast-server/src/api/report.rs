@@ -1,10 +1,10 @@
 //! Reports of what members lack. docs/PROTOCOL.md, "Report".
 
 use axum::extract::{Request, State};
-use axum::http::StatusCode;
+use axum::response::Response;
 
 use super::body::{self, Expected};
-use super::{ApiError, Served};
+use super::{ApiError, Served, taken};
 
 const REPORT: Expected = Expected {
     prefix: "/report/",
@@ -16,11 +16,8 @@ const REPORT: Expected = Expected {
 pub(super) async fn report(
     State(served): State<Served>,
     request: Request,
-) -> Result<StatusCode, ApiError> {
+) -> Result<Response, ApiError> {
     let (path, token, report) = body::read(request, REPORT).await?;
-    if served.sender.report(path, token, report).await? {
-        Ok(StatusCode::NO_CONTENT)
-    } else {
-        Err(ApiError::UnknownToken)
-    }
+    let unreadable = served.sender.report(path, token, report).await?;
+    Ok(taken(&unreadable.ok_or(ApiError::UnknownToken)?))
 }

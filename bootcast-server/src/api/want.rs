@@ -1,12 +1,11 @@
 //! Demands for single pages. docs/PROTOCOL.md, "Demand".
 
 use axum::extract::{Request, State};
-use axum::http::StatusCode;
-use axum::response::IntoResponse;
+use axum::response::{IntoResponse, Response};
 use bootcast_proto::HEADER_QUEUE;
 
 use super::body::{self, Expected};
-use super::{ApiError, Served};
+use super::{ApiError, Served, taken};
 
 const WANT: Expected = Expected {
     prefix: "/want/",
@@ -18,8 +17,9 @@ const WANT: Expected = Expected {
 pub(super) async fn want(
     State(served): State<Served>,
     request: Request,
-) -> Result<impl IntoResponse, ApiError> {
+) -> Result<Response, ApiError> {
     let (path, token, want) = body::read(request, WANT).await?;
-    let queue = served.sender.want(path, token, want).await?.ok_or(ApiError::UnknownToken)?;
-    Ok((StatusCode::NO_CONTENT, [(HEADER_QUEUE, queue.as_micros().to_string())]))
+    let wanted = served.sender.want(path, token, want).await?.ok_or(ApiError::UnknownToken)?;
+    let queue = [(HEADER_QUEUE, wanted.queue.as_micros().to_string())];
+    Ok((queue, taken(&wanted.unreadable)).into_response())
 }

@@ -9,9 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use bootcast_proto::api::Want;
-use bootcast_proto::{PageIndex, PageRange, Token};
-
-use super::range_map::RangeMap;
+use bootcast_proto::{PageIndex, PageRange, RangeMap, Token};
 
 /// Pages that are kept in either queue.
 const QUEUE_PAGES: u32 = 65_536;

@@ -1,5 +1,6 @@
 //! One running cast: the stream of a file's pages and its repair, while somebody needs them.
 
+use std::collections::BTreeSet;
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,7 @@ use super::precedence::Precedence;
 use super::recall::Recall;
 use super::repair::{Repair, Situation, Symbol};
 use super::stream::{Audience, Stream};
+use super::unreadable::Unreadable;
 
 /// From the join that starts the cast to its first page, at most.
 ///
@@ -140,6 +142,9 @@ pub struct Cast {
     /// Demand goes first, but not alone; in pages.
     precedence: Precedence,
     recall: Recall,
+    unreadable: Unreadable,
+    /// Pages handed out that the driver could not read.
+    unsent: u64,
     /// The stream had its turn last, not the unasked symbols.
     stream_was_last: bool,
     /// Pages sent since anything was heard.
@@ -171,6 +176,8 @@ impl Cast {
             demand: Demand::new(geometry.pages()),
             precedence: Precedence::default(),
             recall: Recall::new(now),
+            unreadable: Unreadable::new(now),
+            unsent: 0,
             stream_was_last: false,
             quiet_pages: 0,
             joins: 0,
@@ -265,8 +272,55 @@ impl Cast {
     pub fn handle_want(&mut self, token: &Token, want: &Want, now: Instant) -> bool {
         let Some(kind) = self.members.renew(token, now) else { return false };
         self.on_heard(kind);
-        self.demand.handle_want(token, want, now);
+        if self.unreadable.is_empty() {
+            self.demand.handle_want(token, want, now);
+        } else {
+            let now_readable = self.unreadable.without(&want.now);
+            let later = self.unreadable.without(&want.later);
+            self.demand.handle_want(token, &Want { now: now_readable, later }, now);
+        }
         true
+    }
+
+    /// These pages could not be read: they are left out, and so are the symbols of their blocks.
+    pub fn handle_unreadable(&mut self, pages: PageRange, now: Instant) {
+        let pages = PageRange::new(pages.start.0, pages.end.0.min(self.pages));
+        self.unreadable.insert(pages, now);
+        if let Some(repair) = &mut self.repair {
+            let layout = repair.layout();
+            pages.iter().for_each(|page| repair.forbid(layout.place(page).0));
+        }
+    }
+
+    /// So many pages that were handed out were not sent, because they cannot be read.
+    pub fn handle_unsent(&mut self, pages: u32) {
+        self.unsent += u64::from(pages);
+    }
+
+    /// The first of these pages that cannot be read, and those that follow it.
+    pub fn unreadable_in(&self, pages: PageRange) -> Option<PageRange> {
+        self.unreadable.first_in(pages)
+    }
+
+    /// Names unreadable pages for an answer to a member that asked for `asked`.
+    pub fn tell_unreadable(&mut self, asked: &[PageRange]) -> Vec<PageRange> {
+        self.unreadable.tell(asked)
+    }
+
+    /// Lets pages be tried again whose time has come.
+    fn expire_unreadable(&mut self, now: Instant) {
+        let expired = self.unreadable.take_expired(now);
+        let Some(repair) = &mut self.repair else { return };
+        let layout = repair.layout();
+        let blocks: BTreeSet<_> =
+            expired.iter().flat_map(|run| run.iter()).map(|page| layout.place(page).0).collect();
+        blocks.iter().for_each(|block| repair.allow(*block));
+        if !blocks.is_empty() {
+            let rest: Vec<_> = self.unreadable.runs().collect();
+            rest.iter().flat_map(|run| run.iter()).for_each(|page| {
+                repair.forbid(layout.place(page).0);
+            });
+        }
     }
 
     /// Ends the cast for a reason that lies outside of it. An ended cast keeps its first reason.
@@ -278,6 +332,7 @@ impl Cast {
 
     /// Runs what is due at `now`. Calling early changes nothing.
     pub fn handle_timeout(&mut self, now: Instant) {
+        self.expire_unreadable(now);
         match self.state {
             State::Holding { until, .. } if until <= now => {
                 if self.pages == 0 {
@@ -366,11 +421,12 @@ impl Cast {
 
     /// When to call [`Self::handle_timeout`]; changes with every other call.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        match self.state {
+        let own = match self.state {
             State::Holding { until, .. } | State::Lingering { until } => Some(until),
             State::Serving => self.members.check_at(),
-            State::Ended(_) => None,
-        }
+            State::Ended(_) => return None,
+        };
+        [own, self.unreadable.expires_at()].into_iter().flatten().min()
     }
 
     /// Whether the group is to hear that the cast is over; says so once.
@@ -408,7 +464,7 @@ impl Cast {
 
     /// Pages handed out since it began.
     pub fn pages_sent(&self) -> u64 {
-        self.stream.pages_sent() + self.demand.pages_sent()
+        (self.stream.pages_sent() + self.demand.pages_sent()).saturating_sub(self.unsent)
     }
 
     /// Of these, pages that were asked for.

@@ -441,3 +441,33 @@ mod demand {
         }
     }
 }
+
+#[test]
+fn an_unreadable_page_is_neither_demanded_nor_repaired_until_it_may_be_tried_again() {
+    let now = Instant::now();
+    let lease = Duration::from_secs(600);
+    let repair = RepairSettings { interleave: 1, repair_port: 9001, lease };
+    let mut cast = Cast::new(&file(256), POLICY, Some(&repair), now);
+    cast.handle_join(token(1), MemberKind::Extended, now);
+    cast.handle_unreadable(PageRange::new(130, 132), now);
+    // Pages are counted from 1 in a want.
+    let want = Want { now: vec![(129, 5)], later: vec![(131, 1)] };
+    assert!(cast.handle_want(&token(1), &want, now));
+    let demanded = std::iter::from_fn(|| cast.poll_urgent(8, now));
+    let demanded: Vec<_> = demanded.collect();
+    let pages = |start, end| Sending::Pages(PageRange::new(start, end));
+    assert_eq!(demanded, [pages(128, 130), pages(132, 133)]);
+    assert_eq!(cast.tell_unreadable(&[]), [PageRange::new(130, 132)]);
+
+    let promised = |cast: &mut Cast, block, now| {
+        let report = Report { needs: vec![(block, 2)], ..Report::default() };
+        cast.handle_report(&token(1), &report, now);
+        cast.poll_promised(8).is_some()
+    };
+    assert!(!promised(&mut cast, 1, now));
+    assert!(promised(&mut cast, 0, now));
+    let later = now + Duration::from_secs(41);
+    cast.handle_timeout(later);
+    assert_eq!(cast.unreadable_in(PageRange::new(0, 256)), None);
+    assert!(promised(&mut cast, 1, later));
+}

@@ -18,6 +18,7 @@
 //! | `repair` | which repair symbols go out next, and what beacons say |
 //! | `demand` | which demanded pages go out before all that |
 //! | `precedence` | how much the rest may send while demand goes first |
+//! | `unreadable` | which pages are left out because they cannot be read |
 //! | `recall` | when members that receive nothing get a beacon |
 //!
 //! The unit of sending is a few datagrams of one kind ([`Transmit`]). [`crate::io`] fills them with
@@ -31,12 +32,12 @@ mod lifecycle;
 mod members;
 mod pacer;
 mod precedence;
-mod range_map;
 mod rate;
 mod recall;
 mod repair;
 mod scheduler;
 mod stream;
+mod unreadable;
 mod urgent;
 
 pub use groups::{GroupPool, GroupPoolError};
@@ -48,3 +49,4 @@ pub use scheduler::{
     CastId, CastView, Event, JoinRefusal, Joined, MAX_MEMBERS, Scheduler, Settings, Transmit,
 };
 pub use stream::PASS_INTERVAL;
+pub use unreadable::run_of;

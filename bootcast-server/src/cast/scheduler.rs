@@ -320,6 +320,44 @@ impl Scheduler {
         Some(self.urgent_queue(id, now))
     }
 
+    /// These pages of a cast cannot be read: they are left out for a while.
+    pub fn handle_unreadable(&mut self, id: CastId, pages: PageRange, now: Instant) {
+        if let Some(running) = self.casts.get_mut(&id) {
+            running.cast.handle_unreadable(pages, now);
+        }
+    }
+
+    /// These pages or symbols were handed out and not sent, because they cannot be read.
+    pub fn handle_unsent(&mut self, id: CastId, unsent: &Sending) {
+        let Some(running) = self.casts.get_mut(&id) else { return };
+        running.control.on_unsent(datagrams(unsent));
+        let wire = wire_bytes(&running.geometry, unsent);
+        let totals = &mut self.totals;
+        totals.bytes_sent = totals.bytes_sent.saturating_sub(wire);
+        match unsent {
+            Sending::Pages(pages) => {
+                running.cast.handle_unsent(pages.len());
+                totals.pages_sent = totals.pages_sent.saturating_sub(pages.len().into());
+            }
+            Sending::Symbols(symbols) => {
+                let count = symbols.len() as u64;
+                totals.symbols_sent = totals.symbols_sent.saturating_sub(count);
+            }
+            Sending::Beacon(_) | Sending::End => {}
+        }
+    }
+
+    /// Returns the first run within these pages of a cast that cannot be read.
+    pub fn unreadable_in(&self, id: CastId, pages: PageRange) -> Option<PageRange> {
+        self.casts.get(&id)?.cast.unreadable_in(pages)
+    }
+
+    /// Names unreadable pages of the cast of this path for an answer, those within `asked` first.
+    pub fn tell_unreadable(&mut self, path: &RemotePath, asked: &[PageRange]) -> Vec<PageRange> {
+        let running = self.by_path.get(path).and_then(|id| self.casts.get_mut(id));
+        running.map(|running| running.cast.tell_unreadable(asked)).unwrap_or_default()
+    }
+
     /// Ends a cast for a reason found by the driver. Ignores casts that have ended.
     pub fn handle_end(&mut self, id: CastId, reason: EndReason, now: Instant) {
         if let Some(running) = self.casts.get_mut(&id) {

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`sender`] | the thread that runs all casts |
 //! | [`page_reader`] | reads a file into datagrams |
+//! | `reading` | reads bytes of a file, or tells which error that is |
 //! | [`repair_reader`] | reads a file and encodes repair symbols into datagrams |
 //! | [`cast_keys`] | keys for the datagrams of each cast |
 //! | [`socket`] | sends datagrams |
@@ -22,6 +23,7 @@ pub mod listings;
 pub mod lookups;
 pub mod page_reader;
 pub mod peers;
+mod reading;
 pub mod repair_reader;
 pub mod sender;
 pub mod settle;

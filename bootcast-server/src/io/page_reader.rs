@@ -7,10 +7,11 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use bootcast_proto::wire::HEADER_LEN;
-use bootcast_proto::{BlockLayout, DatagramKey, Geometry, Layout, PageRange};
+use bootcast_proto::{BlockLayout, DatagramKey, Geometry, Layout, PageIndex, PageRange};
 use rustix::fs::Advice;
 use rustix::io::Errno;
 
+use super::reading::{is_about_bytes, read_exact};
 use super::repair_reader::RepairReader;
 use crate::source::{OpenFile, Version};
 
@@ -119,14 +120,25 @@ impl PageReader {
         HEADER_LEN + self.geometry.page_size().get() as usize
     }
 
+    /// Loads a window that begins with `run`. Where that cannot be read, `run` alone is tried: the
+    /// bad part may lie behind it.
     fn load(&mut self, run: PageRange, window_bytes: usize) -> Result<(), ReadError> {
-        let datagram = self.datagram_len();
-        let wanted = u32::try_from(window_bytes / datagram).unwrap_or(MAX_WINDOW_PAGES);
-        // Reads whole runs, so that the end of the window splits no later run.
+        let wanted = u32::try_from(window_bytes / self.datagram_len()).unwrap_or(MAX_WINDOW_PAGES);
+        // Whole runs, so that no later run is split by the window's end.
         let runs = wanted.min(MAX_WINDOW_PAGES) / run.len().max(1);
         let pages = (runs.max(1) * run.len()).min(MAX_WINDOW_PAGES);
-        let end = run.start.0.saturating_add(pages).min(self.geometry.pages());
-        let window = PageRange::new(run.start.0, end);
+        match self.load_pages(run.start, pages) {
+            Err(ReadError::Io(_)) if pages > run.len() => {
+                self.load_pages(run.start, run.len().min(MAX_WINDOW_PAGES))
+            }
+            loaded => loaded,
+        }
+    }
+
+    fn load_pages(&mut self, start: PageIndex, pages: u32) -> Result<(), ReadError> {
+        let datagram = self.datagram_len();
+        let end = start.0.saturating_add(pages).min(self.geometry.pages());
+        let window = PageRange::new(start.0, end);
         let bytes = self.geometry.byte_range(window);
         let len = usize::try_from(bytes.end - bytes.start).expect("a window fits memory");
         self.loaded = PageRange::default();
@@ -158,26 +170,22 @@ impl PageReader {
     }
 
     /// Reads the payloads of `window`, which begin at `offset` in the file.
-    fn fill(&mut self, mut offset: u64) -> Result<(), ReadError> {
+    fn fill(&mut self, offset: u64) -> Result<(), ReadError> {
         let datagram = self.datagram_len();
         let mut payloads: Vec<_> = self
             .window
             .chunks_mut(datagram)
             .map(|datagram| IoSliceMut::new(&mut datagram[HEADER_LEN..]))
             .collect();
-        let mut left = payloads.as_mut_slice();
-        while !left.is_empty() {
-            match rustix::io::preadv(&self.file, left, offset) {
-                Ok(0) => return Err(ReadError::Changed),
-                Ok(read) => {
-                    offset += read as u64;
-                    IoSliceMut::advance_slices(&mut left, read);
-                }
-                Err(Errno::INTR) => {}
-                Err(errno) => return Err(ReadError::Io(errno)),
-            }
-        }
-        Ok(())
+        read_exact(&self.file, &mut payloads, offset)
+    }
+
+    /// Whether this page by itself cannot be read. Errors of the whole file are none of the page.
+    pub fn is_unreadable(&self, page: PageIndex) -> bool {
+        let bytes = self.geometry.byte_range(PageRange::single(page));
+        let mut payload = vec![0; usize::try_from(bytes.end - bytes.start).unwrap_or(0)];
+        let read = read_exact(&self.file, &mut [IoSliceMut::new(&mut payload)], bytes.start);
+        matches!(read, Err(ReadError::Io(errno)) if is_about_bytes(errno))
     }
 }
 
@@ -185,13 +193,14 @@ impl PageReader {
 mod tests {
     use std::io::Write;
 
+    use bootcast_proto::PageSize;
     use bootcast_proto::tag::TAG;
     use bootcast_proto::wire::Page;
-    use bootcast_proto::{PageIndex, PageSize};
     use proptest::prelude::*;
     use tempfile::NamedTempFile;
 
     use super::*;
+    use crate::io::reading::faults;
 
     fn reader(file: &NamedTempFile, page_size: u64, layout: Layout) -> PageReader {
         let file = file.reopen().unwrap();
@@ -232,6 +241,18 @@ mod tests {
             let next = reader.datagrams(PageRange::new(10, 20), 1160);
             assert!(matches!(next, Err(ReadError::Changed)));
         }
+    }
+
+    #[test]
+    fn a_bad_page_ahead_of_a_run_does_not_keep_the_run_from_being_read() {
+        let file = file(&[7; 5000]);
+        let mut reader = reader(&file, 100, Layout::Base);
+        faults::set(&[2050..2051]);
+        assert!(reader.datagrams(PageRange::new(0, 10), 1 << 20).is_ok());
+        let bad = reader.datagrams(PageRange::new(15, 25), 1 << 20);
+        assert!(matches!(bad, Err(ReadError::Io(Errno::IO))));
+        let all = (0..50).map(PageIndex).filter(|page| reader.is_unreadable(*page));
+        assert_eq!(all.collect::<Vec<_>>(), [PageIndex(20)]);
     }
 
     proptest! {

@@ -6,16 +6,15 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt;
+use std::io::IoSliceMut;
 use std::sync::Arc;
 
 use bootcast_proto::fec::{Engine, REPAIRS, RepairIndex, SourceIndex, encode_all};
 use bootcast_proto::wire::{REPAIR_HEADER_LEN, symbol_header};
 use bootcast_proto::{BlockIndex, BlockLayout, DatagramKey, Geometry, PageRange};
-use rustix::io::Errno;
 
 use super::page_reader::ReadError;
+use super::reading::read_exact;
 use crate::cast::Symbol;
 use crate::source::Version;
 
@@ -164,12 +163,8 @@ impl RepairReader {
         for (position, row) in rows.0.chunks_exact_mut(row_len).enumerate() {
             let bytes = self.geometry.byte_range(self.row(span, position));
             let len = usize::try_from(bytes.end - bytes.start).expect("a row fits memory");
-            self.file.read_exact_at(&mut row[..len], bytes.start).map_err(|error| {
-                match error.kind() {
-                    io::ErrorKind::UnexpectedEof => ReadError::Changed,
-                    _ => ReadError::Io(Errno::from_io_error(&error).unwrap_or(Errno::IO)),
-                }
-            })?;
+            let mut row = [IoSliceMut::new(&mut row[..len])];
+            read_exact(&self.file, &mut row, bytes.start)?;
             self.bytes_read += len as u64;
         }
         // Checked after the read: if the version is still the same now, the bytes read before

@@ -87,6 +87,12 @@ impl RateControl {
         self.sent += datagrams;
     }
 
+    /// So many of the datagrams handed out were not sent, because their pages cannot be read.
+    pub(super) fn on_unsent(&mut self, datagrams: u64) {
+        let counted = self.looks.back().map_or(0, |&(_, sent)| sent);
+        self.sent = self.sent.saturating_sub(datagrams).max(counted);
+    }
+
     /// There is nothing to send at present.
     pub(super) fn rest(&mut self) {
         self.rested = true;

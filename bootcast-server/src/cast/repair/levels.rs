@@ -36,6 +36,8 @@ pub(super) struct Levels {
     deferred: BTreeSet<(u32, BlockIndex)>,
     /// Windows whose levels changed since a beacon told them.
     news: BTreeSet<WindowIndex>,
+    /// Blocks that get no symbols, because a page of theirs cannot be read.
+    forbidden: BTreeSet<BlockIndex>,
     symbols_sent: u64,
 }
 
@@ -47,6 +49,7 @@ impl Levels {
             owed: BTreeSet::new(),
             deferred: BTreeSet::new(),
             news: BTreeSet::new(),
+            forbidden: BTreeSet::new(),
             symbols_sent: 0,
         }
     }
@@ -55,6 +58,9 @@ impl Levels {
     /// `false` if it already had as many, or does not exist.
     pub(super) fn promise(&mut self, block: BlockIndex, level: u32) -> bool {
         let Some(count) = self.counts.get_mut(block.0 as usize) else { return false };
+        if self.forbidden.contains(&block) {
+            return false;
+        }
         let level = level.min(count.sent.saturating_add(OWED_MAX));
         if level <= count.promised {
             return false;
@@ -82,16 +88,37 @@ impl Levels {
 
     /// Promises what a member needs. Returns whether it was not promised before.
     pub(super) fn ask(&mut self, block: BlockIndex, need: u32) -> bool {
+        if self.forbidden.contains(&block) {
+            return false;
+        }
         if let Some(count) = self.counts.get_mut(block.0 as usize) {
             count.asked = count.asked.max(need);
         }
         self.promise(block, need)
     }
 
+    /// Gives a block no symbols from now on, and takes back what was promised. Members may believe
+    /// in the promises still: they are told of the unreadable page in another way.
+    pub(super) fn forbid(&mut self, block: BlockIndex) {
+        let Some(count) = self.counts.get_mut(block.0 as usize) else { return };
+        if !self.forbidden.insert(block) {
+            return;
+        }
+        self.owed.remove(&(count.sent, block));
+        self.deferred.retain(|(_, deferred)| *deferred != block);
+        (count.promised, count.asked, count.deferred) = (count.sent, 0, 0);
+        self.news.insert(self.layout.window_of_block(block));
+    }
+
+    /// Gives a block symbols again.
+    pub(super) fn allow(&mut self, block: BlockIndex) {
+        self.forbidden.remove(&block);
+    }
+
     /// Defers what an outlier needs. Returns whether the need is higher than those before.
     pub(super) fn defer(&mut self, block: BlockIndex, need: u32) -> bool {
         let Some(count) = self.counts.get_mut(block.0 as usize) else { return false };
-        if need <= count.deferred.max(count.promised) {
+        if need <= count.deferred.max(count.promised) || self.forbidden.contains(&block) {
             return false;
         }
         if count.deferred <= count.promised {

@@ -162,6 +162,20 @@ impl Repair {
         self.beacons.compose(situation, &mut self.levels, now)
     }
 
+    /// Sends no symbols of a block from now on: a page of it cannot be read.
+    pub(super) fn forbid(&mut self, block: BlockIndex) {
+        self.levels.forbid(block);
+    }
+
+    /// Sends symbols of a block again.
+    pub(super) fn allow(&mut self, block: BlockIndex) {
+        self.levels.allow(block);
+    }
+
+    pub(super) fn layout(&self) -> BlockLayout {
+        self.levels.layout()
+    }
+
     /// Returns promised symbols, the first of every block before the second of any.
     pub(super) fn poll_promised(&mut self, budget: u32) -> Option<Vec<Symbol>> {
         let symbols = self.levels.poll(budget);

@@ -1,6 +1,8 @@
 //! The loop of the sender's thread: takes commands, sends runs of datagrams at the scheduler's
 //! pace.
 
+mod unreadable;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddrV4;
 use std::ops::{Bound, ControlFlow};
@@ -8,11 +10,14 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
 use bootcast_proto::api::{CastStatus, Report, Status};
+use bootcast_proto::quiet::Limiter;
 use bootcast_proto::wire::end_datagram;
 use bootcast_proto::{PageRange, RemotePath};
 
-use super::{Command, JoinError, SenderConfig};
-use crate::cast::{CastId, EndReason, Event, Scheduler, Sending, Settings, Symbol, Transmit};
+use super::{Command, JoinError, SenderConfig, Wanted};
+use crate::cast::{
+    CastId, EndReason, Event, Scheduler, Sending, Settings, Symbol, Transmit, run_of,
+};
 use crate::io::interface;
 use crate::io::page_reader::{PageReader, ReadError};
 use crate::io::repair_reader::{RepairReader, Rows};
@@ -99,6 +104,8 @@ pub(super) struct Driver {
     /// When to try again on an interface that is down.
     down_until: Option<Instant>,
     next_refused_warning: Instant,
+    /// Warnings about files that cannot be read, by their paths.
+    unreadable: Limiter<RemotePath, Instant>,
     versions: VersionRound,
     started: Instant,
     /// Bytes read by casts that have ended.
@@ -117,6 +124,7 @@ impl Driver {
             unsent: None,
             down_until: None,
             next_refused_warning: now,
+            unreadable: Limiter::new(),
             versions: VersionRound { next: now, interval: VERSION_ROUND, share: 0, last: None },
             started: now,
             bytes_read: 0,
@@ -232,16 +240,25 @@ impl Driver {
         let window = window.clamp(*WINDOW_BYTES.start(), *WINDOW_BYTES.end());
         let datagram_len = self.config.socket.datagram_len;
         let Transmit { cast, group, demanded, .. } = *transmit;
-        while !left.is_empty() {
+        let mut tries = 0;
+        loop {
+            let run = self.readable(transmit, &mut left);
+            if run.is_empty() {
+                return Ok(());
+            }
             // A cast that ended meanwhile has no reader and nothing to send.
             let Some(reader) = self.readers.get_mut(&cast) else { return Ok(()) };
             let (reader, window) =
                 if demanded { (&mut reader.demanded, 0) } else { (&mut reader.pages, window) };
-            let sent = match reader.datagrams(left, window) {
+            let sent = match reader.datagrams(run, window) {
                 Ok((_, datagrams)) => self.socket.send(datagrams, group),
                 Err(error) => {
-                    self.end_unreadable(cast, &error);
-                    return Ok(());
+                    let pages: Vec<_> = run.iter().collect();
+                    self.on_unreadable(cast, &pages, &error, &mut tries);
+                    if self.scheduler.cast(cast).is_none() {
+                        return Ok(());
+                    }
+                    continue;
                 }
             };
             match sent {
@@ -259,33 +276,33 @@ impl Driver {
                 }
             }
         }
-        Ok(())
     }
 
     fn send_symbols(&mut self, transmit: &Transmit, symbols: &[Symbol]) -> Result<(), SendError> {
         let ready_bytes = (READY_BYTES / self.readers.len().max(1)).min(READY_BYTES_MAX);
         let Transmit { cast, group, .. } = *transmit;
-        let mut left = symbols;
+        let mut left = symbols.to_vec();
+        let mut tries = 0;
         while !left.is_empty() {
             let reader = self.readers.get_mut(&cast).and_then(|reader| reader.repair.as_mut());
             let Some(reader) = reader else { return Ok(()) };
-            let sent = match reader.datagrams(left, ready_bytes, &mut self.rows) {
+            let sent = match reader.datagrams(&left, ready_bytes, &mut self.rows) {
                 Ok(datagrams) => self.socket.send(datagrams, group),
                 Err(error) => {
-                    self.end_unreadable(cast, &error);
-                    return Ok(());
+                    left = self.on_unreadable_block(cast, &left, &error, &mut tries);
+                    continue;
                 }
             };
             match sent {
                 Ok(bytes) => {
                     let count = bytes.div_ceil(self.config.socket.datagram_len).min(left.len());
-                    let (gone, rest) = left.split_at(count);
-                    reader.forget(gone);
+                    let rest = left.split_off(count);
+                    reader.forget(&left);
                     left = rest;
                 }
                 Err(error) => {
                     if !matches!(error, SendError::Refused(_)) {
-                        let what = Sending::Symbols(left.to_vec());
+                        let what = Sending::Symbols(left);
                         self.unsent = Some(Transmit { cast, group, what, demanded: false });
                     }
                     return Err(error);
@@ -363,12 +380,19 @@ impl Driver {
                 let needs = report.needs.len();
                 let Report { bulk, sent, received, drops, .. } = &report;
                 tracing::debug!(%path, %token, known, needs, ?bulk, sent, received, drops, "reported");
-                let _ = reply.send(known);
+                let _ = reply.send(known.then(|| self.scheduler.tell_unreadable(&path, &[])));
             }
             Command::Want { path, token, want, reply } => {
                 let queue = self.scheduler.handle_want(&path, &token, &want, now);
                 tracing::trace!(%path, %token, ?queue, ?want, "wanted");
-                let _ = reply.send(queue);
+                let pairs = want.now.iter().chain(&want.later);
+                let asked: Vec<_> =
+                    pairs.filter_map(|(first, count)| run_of(*first, *count)).collect();
+                let wanted = queue.map(|queue| {
+                    let unreadable = self.scheduler.tell_unreadable(&path, &asked);
+                    Wanted { queue, unreadable }
+                });
+                let _ = reply.send(wanted);
             }
             Command::Status { reply } => {
                 let _ = reply.send(self.status(now));
@@ -421,17 +445,6 @@ impl Driver {
             running != version
                 && self.config.source.version(path).is_ok_and(|present| present == running)
         })
-    }
-
-    fn end_unreadable(&mut self, cast: CastId, error: &ReadError) {
-        let now = Instant::now();
-        match error {
-            ReadError::Changed => self.scheduler.handle_end(cast, EndReason::FileChanged, now),
-            ReadError::Io(errno) => {
-                tracing::warn!(%cast, %errno, "cannot read the file");
-                self.scheduler.handle_end(cast, EndReason::Unreadable, now);
-            }
-        }
     }
 
     /// Drops the readers of casts that ended.

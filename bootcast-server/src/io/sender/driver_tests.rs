@@ -4,13 +4,16 @@ use std::net::Ipv4Addr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
+use bootcast_proto::api::Want;
 use bootcast_proto::{Geometry, Layout, PageSize, RemotePath, Token};
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 
 use super::*;
 use crate::cast::MemberKind;
+use crate::cast::RepairSettings;
 use crate::cast::{CastPolicy, GroupPool};
+use crate::io::reading::faults;
 use crate::io::socket::SocketConfig;
 use crate::source::{OpenFile, Source};
 
@@ -23,6 +26,10 @@ struct Lab {
 
 impl Lab {
     fn new() -> Self {
+        Self::with(None)
+    }
+
+    fn with(repair: Option<RepairSettings>) -> Self {
         let dir = TempDir::new().unwrap();
         let any_group = Ipv4Addr::new(239, 254, 18, 0);
         let interface = interface::resolve(Some(&"lo".parse().unwrap()), any_group).unwrap();
@@ -38,7 +45,7 @@ impl Lab {
             keys: None,
         };
         let settings = Settings {
-            repair: None,
+            repair,
             rate,
             is_rate_vouched: true,
             batch_pages: 1,
@@ -69,9 +76,13 @@ impl Lab {
     }
 
     fn join_with(&mut self, name: &str, open: OpenFile, reply: Reply) {
+        self.join_as(MemberKind::Plain, name, open, reply);
+    }
+
+    fn join_as(&mut self, kind: MemberKind, name: &str, open: OpenFile, reply: Reply) {
         self.tokens += 1;
         let command = Command::Join {
-            kind: MemberKind::Plain,
+            kind,
             path: path(name),
             etag: open.etag(),
             geometry: Geometry::new(open.version.size(), page_size()).unwrap(),
@@ -80,6 +91,24 @@ impl Lab {
             reply,
         };
         assert!(self.driver.carry_out(command).is_continue());
+    }
+
+    /// A cast of a file of so many pages, with one member.
+    fn cast_of(&mut self, kind: MemberKind, pages: usize) -> CastId {
+        std::fs::write(self.dir.path().join("file"), vec![7; pages * 1456]).unwrap();
+        let open = self.open("file");
+        let (reply, mut answer) = oneshot::channel();
+        self.join_as(kind, "file", open, reply);
+        answer.try_recv().unwrap().unwrap().cast
+    }
+
+    /// Sends what is due, as the loop does, until `condition` holds.
+    fn run_until(&mut self, condition: impl Fn(&Status) -> bool) {
+        while !condition(&self.driver.status(Instant::now())) {
+            self.driver.scheduler.handle_timeout(Instant::now());
+            self.driver.send_burst();
+            self.driver.clean_up();
+        }
     }
 
     fn casts(&self) -> Vec<CastStatus> {
@@ -150,4 +179,52 @@ fn the_paths_of_all_casts_are_looked_up_in_a_second_and_few_of_them_at_a_time() 
     }
     assert_eq!(lab.casts().len(), 0);
     assert!(most <= 4, "{most} at a time");
+}
+
+fn pages(start: u32, end: u32) -> PageRange {
+    PageRange::new(start, end)
+}
+
+/// Bytes of pages of 1456 bytes.
+fn bytes(start: u64, end: u64) -> std::ops::Range<u64> {
+    start * 1456..end * 1456
+}
+
+#[test]
+fn pages_that_cannot_be_read_are_left_out_and_the_others_are_sent_once() {
+    let mut lab = Lab::new();
+    let cast = lab.cast_of(MemberKind::Plain, 20);
+    faults::set(&[bytes(5, 6), bytes(10, 12)]);
+    // The only member says nothing: after one pass it is given up.
+    lab.run_until(|status| status.casts.is_empty());
+    let totals = lab.driver.status(Instant::now()).totals;
+    assert_eq!((totals.casts, totals.pages_sent), (1, 17));
+    assert!(lab.driver.scheduler.cast(cast).is_none());
+}
+
+#[test]
+fn whoever_wants_unreadable_pages_is_told_so_and_the_block_gets_no_symbols() {
+    let lease = Duration::from_secs(60);
+    let mut lab = Lab::with(Some(RepairSettings { interleave: 1, repair_port: 9001, lease }));
+    let cast = lab.cast_of(MemberKind::Extended, 20);
+    faults::set(&[bytes(5, 6)]);
+    let token = Token::from_random(1);
+    let (reply, mut answer) = oneshot::channel();
+    let report = Report { needs: vec![(0, 3)], ..Report::default() };
+    let told = Command::Report { path: path("file"), token: token.clone(), report, reply };
+    assert!(lab.driver.carry_out(told).is_continue());
+    assert_eq!(answer.try_recv().unwrap(), Some(vec![]));
+    // The symbols that were promised go first, and lead to the page.
+    lab.run_until(|status| status.totals.pages_sent >= 19);
+    assert_eq!(lab.driver.scheduler.unreadable_in(cast, pages(0, 20)), Some(pages(5, 6)));
+    let totals = lab.driver.status(Instant::now()).totals;
+    assert_eq!((totals.pages_sent, totals.symbols_sent), (19, 0));
+    let (reply, mut answer) = oneshot::channel();
+    let want = Want { now: vec![(6, 1), (8, 1)], later: vec![] };
+    let wanted = Command::Want { path: path("file"), token, want, reply };
+    assert!(lab.driver.carry_out(wanted).is_continue());
+    assert_eq!(answer.try_recv().unwrap(), Some(vec![pages(5, 6)]));
+    lab.run_until(|status| status.totals.demanded >= 1);
+    assert_eq!(lab.driver.status(Instant::now()).totals.demanded, 1);
+    assert_eq!(lab.casts().len(), 1);
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bootcast_proto::api::{Report, Status, Want};
 use bootcast_proto::geometry::TooManyPages;
 use bootcast_proto::join::Extensions;
-use bootcast_proto::{Etag, Geometry, JoinAnswer, Layout, PageSize, RemotePath, Token};
+use bootcast_proto::{Etag, Geometry, JoinAnswer, Layout, PageRange, PageSize, RemotePath, Token};
 use tokio::sync::oneshot;
 
 use super::cast_keys::CastKeys;
@@ -75,6 +75,15 @@ pub enum NoAnswer {
     Busy,
 }
 
+/// What becomes of a demand.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Time until its last page is sent.
+    pub queue: Duration,
+    /// Pages that cannot be read, those of the demand first.
+    pub unreadable: Vec<PageRange>,
+}
+
 /// Handle to the sender. Each call usually takes a few milliseconds, at most a few seconds.
 #[derive(Clone, Debug)]
 pub struct SenderHandle {
@@ -106,13 +115,13 @@ enum Command {
         path: RemotePath,
         token: Token,
         report: Report,
-        reply: oneshot::Sender<bool>,
+        reply: oneshot::Sender<Option<Vec<PageRange>>>,
     },
     Want {
         path: RemotePath,
         token: Token,
         want: Want,
-        reply: oneshot::Sender<Option<Duration>>,
+        reply: oneshot::Sender<Option<Wanted>>,
     },
     Status {
         reply: oneshot::Sender<Status>,
@@ -194,25 +203,25 @@ impl SenderHandle {
         self.ask(|reply| Command::Leave { path, token, reply }).await
     }
 
-    /// Passes a report on. Returns `false` if the token is not a member that may report to a cast
-    /// of this path.
+    /// Passes a report on. Returns pages that cannot be read; `None` if the token is not a member
+    /// that may report to a cast of this path.
     pub async fn report(
         &self,
         path: RemotePath,
         token: Token,
         report: Report,
-    ) -> Result<bool, NoAnswer> {
+    ) -> Result<Option<Vec<PageRange>>, NoAnswer> {
         self.ask(|reply| Command::Report { path, token, report, reply }).await
     }
 
-    /// Passes a demand on. Returns the time until its last page is sent, or `None` if the token is
-    /// not a member that may demand from a cast of this path.
+    /// Passes a demand on. Returns `None` if the token is not a member that may demand from a cast
+    /// of this path.
     pub async fn want(
         &self,
         path: RemotePath,
         token: Token,
         want: Want,
-    ) -> Result<Option<Duration>, NoAnswer> {
+    ) -> Result<Option<Wanted>, NoAnswer> {
         self.ask(|reply| Command::Want { path, token, want, reply }).await
     }
 

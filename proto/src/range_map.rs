@@ -1,12 +1,13 @@
 //! Map from pages to values, stored as runs: costs the same for a file of 2^32 pages as for ten.
 
-use std::collections::BTreeMap;
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
 
-use bootcast_proto::PageRange;
+use crate::ids::PageRange;
 
 /// Values for some of a file's pages. Its size grows with the number of runs, not of pages.
-#[derive(Debug)]
-pub(super) struct RangeMap<V> {
+#[derive(Clone, Debug)]
+pub struct RangeMap<V> {
     /// Runs by their first page: the page after their last, and the value. Runs do not overlap;
     /// neighbours of equal value are merged.
     runs: BTreeMap<u32, (u32, V)>,
@@ -19,8 +20,18 @@ impl<V> Default for RangeMap<V> {
 }
 
 impl<V: Copy + PartialEq> RangeMap<V> {
+    /// Whether no page has a value.
+    pub fn is_empty(&self) -> bool {
+        self.runs.is_empty()
+    }
+
+    /// All runs with their values, ascending.
+    pub fn iter(&self) -> impl Iterator<Item = (PageRange, V)> {
+        self.runs.iter().map(|(&start, &(end, value))| (PageRange::new(start, end), value))
+    }
+
     /// Sets the value of these pages, replacing earlier ones.
-    pub(super) fn insert(&mut self, range: PageRange, value: V) {
+    pub fn insert(&mut self, range: PageRange, value: V) {
         if range.is_empty() {
             return;
         }
@@ -42,7 +53,7 @@ impl<V: Copy + PartialEq> RangeMap<V> {
     }
 
     /// Removes the values of these pages.
-    pub(super) fn remove(&mut self, range: PageRange) {
+    pub fn remove(&mut self, range: PageRange) {
         let touched: Vec<_> = self.touched(range).collect();
         for (start, end, value) in touched {
             self.runs.remove(&start);
@@ -56,14 +67,14 @@ impl<V: Copy + PartialEq> RangeMap<V> {
     }
 
     /// Parts of `range` that have a value, ascending.
-    pub(super) fn parts(&self, range: PageRange) -> impl Iterator<Item = (PageRange, V)> {
+    pub fn parts(&self, range: PageRange) -> impl Iterator<Item = (PageRange, V)> {
         self.touched(range).map(move |(start, end, value)| {
             (PageRange::new(start.max(range.start.0), end.min(range.end.0)), value)
         })
     }
 
     /// Parts of `range` that have no value, ascending.
-    pub(super) fn gaps(&self, range: PageRange) -> impl Iterator<Item = PageRange> {
+    pub fn gaps(&self, range: PageRange) -> impl Iterator<Item = PageRange> {
         let behind = PageRange::new(range.end.0, range.end.0);
         let mut next = range.start.0;
         self.parts(range).map(|(part, _)| part).chain([behind]).filter_map(move |part| {
@@ -86,6 +97,8 @@ impl<V: Copy + PartialEq> RangeMap<V> {
 
 #[cfg(test)]
 mod tests {
+    use alloc::vec::Vec;
+
     use proptest::prelude::*;
 
     use super::*;

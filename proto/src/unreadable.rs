@@ -1,0 +1,78 @@
+//! Parts of a file that the server cannot read, as the header [`HEADER_UNREADABLE`] names them.
+//! docs/PROTOCOL.md, "Unreadable pages".
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt::Write;
+use core::ops::Range;
+
+use crate::ids::PageRange;
+
+/// Header of an answer about a file of which the server cannot read everything.
+pub const HEADER_UNREADABLE: &str = "x-bootcast-unreadable";
+
+/// Writes runs of pages as the first page, counted from 1, and the number of pages: `17+3,40+1`.
+pub fn encode_pages(runs: &[PageRange]) -> String {
+    let mut text = String::new();
+    for run in runs {
+        let separator = if text.is_empty() { "" } else { "," };
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{separator}{}+{}", u64::from(run.start.0) + 1, run.len());
+    }
+    text
+}
+
+/// Reads [`encode_pages`] back. What makes no sense is left out.
+pub fn decode_pages(text: &str) -> Vec<PageRange> {
+    let run = |pair: &str| {
+        let (first, count) = pair.trim().split_once('+')?;
+        let start = first.parse::<u32>().ok()?.checked_sub(1)?;
+        let end = start.checked_add(count.parse().ok()?)?;
+        Some(PageRange::new(start, end)).filter(|run| !run.is_empty())
+    };
+    text.split(',').filter_map(run).collect()
+}
+
+/// Writes bytes as the first and the last: `4096-8191`. An empty range has no form.
+pub fn encode_bytes(bytes: &Range<u64>) -> Option<String> {
+    let last = bytes.end.checked_sub(1).filter(|last| bytes.start <= *last)?;
+    let mut text = String::new();
+    // Writing to a string cannot fail.
+    let _ = write!(text, "{}-{last}", bytes.start);
+    Some(text)
+}
+
+/// Reads [`encode_bytes`] back; `None` where it makes no sense.
+pub fn decode_bytes(text: &str) -> Option<Range<u64>> {
+    let (first, last) = text.trim().split_once('-')?;
+    let (first, last) = (first.parse::<u64>().ok()?, last.parse::<u64>().ok()?);
+    let end = last.checked_add(1)?;
+    (first < end).then_some(first..end)
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec;
+
+    use super::*;
+
+    #[test]
+    fn pages_and_bytes_are_written_as_the_protocol_shows_them_and_read_back() {
+        let runs = vec![PageRange::new(16, 19), PageRange::new(39, 40)];
+        assert_eq!(encode_pages(&runs), "17+3,40+1");
+        assert_eq!(decode_pages(" 17+3, 40+1 "), runs);
+        assert_eq!(encode_bytes(&(4096..8192)).as_deref(), Some("4096-8191"));
+        assert_eq!(decode_bytes("4096-8191"), Some(4096..8192));
+        assert_eq!(encode_bytes(&(5..5)), None);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_left_out() {
+        let odd = "0+1,5+0,x,7,4294967295+9,+,-1+2,8+1";
+        assert_eq!(decode_pages(odd), [PageRange::new(7, 8)]);
+        assert_eq!(decode_pages(""), []);
+        for bytes in ["", "5", "8-7", "a-b", "0-18446744073709551615"] {
+            assert_eq!(decode_bytes(bytes), None, "{bytes}");
+        }
+    }
+}

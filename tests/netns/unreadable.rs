@@ -1,0 +1,115 @@
+//! A part of a served file cannot be read: everything else arrives, and whoever wants that part is
+//! told so.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::process::Command;
+
+use harness::binaries::binary;
+use harness::{Lab, Proc, lab_or_skip, mib, wait_until};
+use rustix::fs::Advice;
+
+use crate::{TRANSFER, text};
+
+const BLOCK: u64 = 4096;
+
+/// Blocks at the end of the file that cannot be read.
+const BAD_BLOCKS: u64 = 8;
+
+/// Puts `disk/image` on a loop device and cuts the device off before the end of the file. Returns
+/// the content and the first byte that cannot be read; `None`, after saying why, where this machine
+/// cannot do that.
+fn damage(lab: &Lab, size: u64) -> Option<(Vec<u8>, u64)> {
+    let (backing, mounted) = (lab.directory().join("disk.img"), lab.served().join("disk"));
+    fs::create_dir(&mounted).unwrap();
+    let disk = File::options().create_new(true).write(true).open(&backing).unwrap();
+    disk.set_len(size + mib(8)).unwrap();
+    let makes = ["-q", "-b", "4096", "-O", "^has_journal", text(&backing)];
+    let is_made = Command::new("mkfs.ext4").args(makes).status().is_ok_and(|it| it.success());
+    let mount = ["-o", "loop", text(&backing), text(&mounted)];
+    let is_mounted =
+        is_made && Command::new("mount").args(mount).status().is_ok_and(|it| it.success());
+    if !is_mounted {
+        println!("skipped: no mkfs.ext4, or no loop device");
+        return None;
+    }
+    let image = lab.put("disk/image", size);
+    let content = fs::read(&image.path).unwrap();
+    let file = File::open(&image.path).unwrap();
+    file.sync_all().unwrap();
+    // The last extent: `4:  57344..  61439:  75777..  79872: ..`
+    let extents = Command::new("filefrag").arg("-v").arg(&image.path).output().ok()?;
+    let extents = String::from_utf8_lossy(&extents.stdout).into_owned();
+    let last = extents.lines().rev().find(|line| line.contains(".."));
+    let last =
+        last.and_then(|line| line.split(':').nth(2)?.split("..").nth(1)?.trim().parse().ok());
+    let last: u64 = last.unwrap_or_else(|| panic!("filefrag says {extents}"));
+    disk.set_len((last + 1 - BAD_BLOCKS) * BLOCK).unwrap();
+    // The kernel remembers what was written.
+    rustix::fs::fadvise(&file, 0, None, Advice::DontNeed).unwrap();
+    let first_bad = size - BAD_BLOCKS * BLOCK;
+    let read = file.read_at(&mut [0; 16], first_bad);
+    assert!(read.is_err(), "a device that is cut off gives {read:?}");
+    Some((content, first_bad))
+}
+
+/// A reader of what `args` say.
+fn read(host: &harness::Host, path: &std::path::Path, args: &[String]) -> Proc {
+    let mut all = vec![format!("if={}", text(path)), "of=/dev/null".to_owned()];
+    all.extend_from_slice(args);
+    host.spawn("dd", all)
+}
+
+#[test]
+fn a_part_that_cannot_be_read_fails_its_readers_and_nobody_else() {
+    let lab = lab_or_skip!(Lab::builder().clients(2));
+    let Some((content, first_bad)) = damage(&lab, mib(8)) else { return };
+    let server = lab.server().option("--rate", "200mbit").start();
+    let (one, other) = (lab.mount(1).start(), lab.mount(2).option("fill=demand").start());
+    // Readers of the bad part, again and again, with either fill.
+    let skip = format!("skip={}", first_bad + 5000);
+    let bad = [&skip, "iflag=skip_bytes", "count=1", "bs=1"].map(str::to_owned);
+    for mount in [&one, &other] {
+        let mut reader = read(mount.host(), &mount.join("disk/image"), &bad);
+        let status = reader.wait(TRANSFER);
+        assert!(
+            !status.success() && reader.log().contains("Input/output error"),
+            "{}",
+            reader.log()
+        );
+    }
+    // All that comes before it.
+    for mount in [&one, &other] {
+        let copy = mount.host().fresh_path("copy");
+        let from = format!("if={}", text(&mount.join("disk/image")));
+        let blocks = format!("count={}", first_bad / BLOCK - 64);
+        let to = format!("of={}", text(&copy));
+        let args = [&from, &to, "bs=4096", &blocks].map(str::to_owned);
+        mount.host().spawn("dd", args).wait_success(TRANSFER);
+        let copied = fs::read(copy).unwrap();
+        assert!(copied == content[..copied.len()], "the bytes before the bad part");
+    }
+    // No cast ended for it: each reader makes one at most.
+    assert!(server.status().totals.casts <= 4, "{:?}", server.status());
+    assert!(server.log().contains("cannot read bytes"), "{}", server.log());
+    drop((one, other));
+    wait_until(TRANSFER, "everybody has left", || {
+        server.status().casts.iter().all(|cast| cast.members == 0)
+    });
+}
+
+#[test]
+fn bootcast_get_ends_and_says_which_bytes_cannot_be_read() {
+    let lab = lab_or_skip!(Lab::builder());
+    let Some((_, first_bad)) = damage(&lab, mib(4)) else { return };
+    let _server = lab.server().option("--rate", "200mbit").start();
+    let url = lab.url("disk/image");
+    for way in [&["get"][..], &["get", "--unicast"], &["get", "--range", "4190000-"]] {
+        let to = lab.client(1).fresh_path("copy");
+        let args = way.iter().copied().chain([url.as_str(), "-O", text(&to)]);
+        let mut get = lab.client(1).spawn(binary("bootcast"), args);
+        let status = get.wait(TRANSFER);
+        assert_eq!(status.code(), Some(6), "{way:?}: {}", get.log());
+        assert!(get.log().contains("cannot read bytes 41"), "{way:?} {first_bad}: {}", get.log());
+    }
+}
