@@ -19,7 +19,7 @@ use crate::cli::{Config, RepairConfig};
 use crate::io::cast_keys::CastKeys;
 use crate::io::http;
 use crate::io::interface::{self, Interface};
-use crate::io::sender::{self, SenderConfig, SenderHandle};
+use crate::io::sender::{self, SenderConfig, SenderHandle, SourceAddress};
 use crate::io::socket::{SocketConfig, batch_datagrams};
 use crate::source::Source;
 
@@ -85,6 +85,7 @@ impl Server {
         let address = listener.local_addr()?;
         let sender = SenderConfig {
             source: Arc::clone(&source),
+            source_address: SourceAddress::new(found.address),
             interface: found.clone(),
             interface_name: config.interface,
             any_group: config.any_group,

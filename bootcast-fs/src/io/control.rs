@@ -8,8 +8,7 @@ use bootcast_proto::api::{Attributes, Meta, Report, Status, Want};
 use bootcast_proto::unreadable::{HEADER_UNREADABLE, decode_bytes, decode_pages};
 use bootcast_proto::{
     Etag, FILL_DEMAND, HEADER_EXTENSIONS, HEADER_FILL, HEADER_QUEUE, HEADER_TOKEN, JoinAnswer,
-    PageRange,
-    RemotePath, Token,
+    PageRange, RemotePath, Token,
 };
 use reqwest::header::{
     CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_NONE_MATCH, IF_RANGE, RANGE, RETRY_AFTER,

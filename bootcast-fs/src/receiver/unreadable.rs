@@ -73,12 +73,12 @@ impl Receiver {
     pub fn unreadable(&self, bytes: &Range<u64>) -> Option<Range<u64>> {
         let assembly = self.assembly.as_ref()?;
         let pages = assembly.geometry().pages_covering(bytes.clone());
-        let run = self.unreadable.pages.parts(pages).map(|(run, _)| run);
+        let mut runs = self.unreadable.pages.parts(pages).map(|(run, _)| run);
         let missing = |run: PageRange| {
             let first = run.iter().find(|page| !assembly.held().contains(*page))?;
             Some(PageRange::new(first.0, run.end.0))
         };
-        Some(assembly.geometry().byte_range(run.filter_map(missing).next()?))
+        Some(assembly.geometry().byte_range(runs.find_map(missing)?))
     }
 
     /// Before a read: pages whose time is over may be asked for again, which takes a membership.

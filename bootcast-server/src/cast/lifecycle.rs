@@ -78,6 +78,9 @@ pub enum EndReason {
     /// The file cannot be read.
     #[error("file unreadable")]
     Unreadable,
+    /// The server sends from another address, which members were not told.
+    #[error("address changed")]
+    AddressChanged,
     /// The server stops.
     #[error("server stops")]
     Stopped,
@@ -275,9 +278,10 @@ impl Cast {
         if self.unreadable.is_empty() {
             self.demand.handle_want(token, want, now);
         } else {
-            let now_readable = self.unreadable.without(&want.now);
-            let later = self.unreadable.without(&want.later);
-            self.demand.handle_want(token, &Want { now: now_readable, later }, now);
+            let mut readable = want.clone();
+            readable.now = self.unreadable.without(&want.now);
+            readable.later = self.unreadable.without(&want.later);
+            self.demand.handle_want(token, &readable, now);
         }
         true
     }
@@ -314,7 +318,9 @@ impl Cast {
         let layout = repair.layout();
         let blocks: BTreeSet<_> =
             expired.iter().flat_map(|run| run.iter()).map(|page| layout.place(page).0).collect();
-        blocks.iter().for_each(|block| repair.allow(*block));
+        for block in &blocks {
+            repair.allow(*block);
+        }
         if !blocks.is_empty() {
             let rest: Vec<_> = self.unreadable.runs().collect();
             rest.iter().flat_map(|run| run.iter()).for_each(|page| {

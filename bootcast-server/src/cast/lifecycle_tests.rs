@@ -451,7 +451,7 @@ fn an_unreadable_page_is_neither_demanded_nor_repaired_until_it_may_be_tried_aga
     cast.handle_join(token(1), MemberKind::Extended, now);
     cast.handle_unreadable(PageRange::new(130, 132), now);
     // Pages are counted from 1 in a want.
-    let want = Want { now: vec![(129, 5)], later: vec![(131, 1)] };
+    let want = Want { now: vec![(129, 5)], later: vec![(131, 1)], ..Want::default() };
     assert!(cast.handle_want(&token(1), &want, now));
     let demanded = std::iter::from_fn(|| cast.poll_urgent(8, now));
     let demanded: Vec<_> = demanded.collect();

@@ -329,21 +329,16 @@ impl Scheduler {
 
     /// These pages or symbols were handed out and not sent, because they cannot be read.
     pub fn handle_unsent(&mut self, id: CastId, unsent: &Sending) {
-        let Some(running) = self.casts.get_mut(&id) else { return };
-        running.control.on_unsent(datagrams(unsent));
+        let (Some(running), totals) = (self.casts.get_mut(&id), &mut self.totals) else { return };
+        let count = datagrams(unsent);
+        running.control.on_unsent(count);
         let wire = wire_bytes(&running.geometry, unsent);
-        let totals = &mut self.totals;
         totals.bytes_sent = totals.bytes_sent.saturating_sub(wire);
-        match unsent {
-            Sending::Pages(pages) => {
-                running.cast.handle_unsent(pages.len());
-                totals.pages_sent = totals.pages_sent.saturating_sub(pages.len().into());
-            }
-            Sending::Symbols(symbols) => {
-                let count = symbols.len() as u64;
-                totals.symbols_sent = totals.symbols_sent.saturating_sub(count);
-            }
-            Sending::Beacon(_) | Sending::End => {}
+        if let Sending::Pages(pages) = unsent {
+            running.cast.handle_unsent(pages.len());
+            totals.pages_sent = totals.pages_sent.saturating_sub(count);
+        } else {
+            totals.symbols_sent = totals.symbols_sent.saturating_sub(count);
         }
     }
 
@@ -366,12 +361,17 @@ impl Scheduler {
         }
     }
 
-    /// Ends all casts. Their farewells are due at once.
-    pub fn handle_stop(&mut self, now: Instant) {
+    /// Ends all casts for a reason that the driver found. New ones may begin.
+    pub fn handle_end_of_all(&mut self, reason: EndReason, now: Instant) {
         let ids: Vec<_> = self.casts.keys().copied().collect();
         for id in ids {
-            self.handle_end(id, EndReason::Stopped, now);
+            self.handle_end(id, reason, now);
         }
+    }
+
+    /// Ends all casts. Their farewells are due at once.
+    pub fn handle_stop(&mut self, now: Instant) {
+        self.handle_end_of_all(EndReason::Stopped, now);
     }
 
     /// Runs what is due at `now`. An early call changes nothing.

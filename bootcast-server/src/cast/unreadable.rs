@@ -86,7 +86,9 @@ impl Unreadable {
         let behind = PageRange::new(self.told_to, u32::MAX);
         let before = PageRange::new(0, self.told_to);
         let rest = self.pages.parts(behind).chain(self.pages.parts(before));
-        told.extend(rest.map(|(run, _)| run).take(TOLD_RUNS - told.len()));
+        let rest = rest.map(|(run, _)| run).filter(|run| !told.contains(run));
+        let rest: Vec<_> = rest.take(TOLD_RUNS - told.len()).collect();
+        told.extend(rest);
         self.told_to = told.last().map_or(0, |run| run.end.0);
         told
     }
@@ -119,7 +121,7 @@ mod tests {
         unreadable.insert(range(5, 8), now);
         let at = unreadable.expires_at().unwrap();
         assert!(at >= now + Duration::from_secs(RETRY_S));
-        assert_eq!(unreadable.take_expired(at - Duration::from_secs(1)), []);
+        assert_eq!(unreadable.take_expired(now + Duration::from_secs(RETRY_S - 1)), []);
         assert_eq!(unreadable.first_in(range(0, 7)), Some(range(5, 7)));
         assert_eq!(unreadable.take_expired(at), [range(5, 8)]);
         assert_eq!(unreadable.first_in(range(0, 100)), None);

@@ -103,14 +103,14 @@ impl Listings {
             Err(error) => Err(error.into()),
         };
         let kept = kept(&listed, began.elapsed());
-        if !kept.is_zero() {
-            sender.send_replace(Some(listed));
-            tokio::time::sleep(kept).await;
-            self.lock().remove(&path);
-        } else {
+        if kept.is_zero() {
             // Who asks from now on gets a new one.
             self.lock().remove(&path);
             sender.send_replace(Some(listed));
+        } else {
+            sender.send_replace(Some(listed));
+            tokio::time::sleep(kept).await;
+            self.lock().remove(&path);
         }
     }
 

@@ -247,7 +247,8 @@ mod tests {
     fn a_bad_page_ahead_of_a_run_does_not_keep_the_run_from_being_read() {
         let file = file(&[7; 5000]);
         let mut reader = reader(&file, 100, Layout::Base);
-        faults::set(&[2050..2051]);
+        let bad = 2050..2051;
+        faults::set(std::slice::from_ref(&bad));
         assert!(reader.datagrams(PageRange::new(0, 10), 1 << 20).is_ok());
         let bad = reader.datagrams(PageRange::new(15, 25), 1 << 20);
         assert!(matches!(bad, Err(ReadError::Io(Errno::IO))));

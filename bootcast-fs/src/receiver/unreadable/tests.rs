@@ -85,7 +85,7 @@ fn a_member_that_lacks_nothing_but_unreadable_pages_leaves_and_asks_again_later(
     assert_eq!(woken, [Action::Join]);
     assert_eq!(receiver.fill(), Fill::Demand);
     receiver.handle_join(&answer(), later);
-    let wants = |action: &Action| matches!(action, Action::Want(want) if want.now == [(8, 1)]);
+    let wants = |action: &Action| matches!(action, Action::Want(sent) if sent.now == [(8, 1)]);
     assert!(actions(&mut receiver, later).iter().any(wants));
     receiver.handle_stored(pages(7, 9));
     assert!(receiver.is_complete());
@@ -99,8 +99,8 @@ fn lost_pages_of_a_block_that_cannot_be_rebuilt_are_demanded() {
     receiver.handle_unreadable(&[pages(8, 9)], now);
     assert!(receiver.is_member());
     let wants =
-        |action: &Action| matches!(action, Action::Want(want) if want.now == [(8, 1), (10, 1)]);
-    let asked = actions(&mut receiver, now);
+        |action: &Action| matches!(action, Action::Want(sent) if sent.now == [(8, 1), (10, 1)]);
+    let asked = actions(&mut receiver, now + Duration::from_secs(1));
     assert!(asked.iter().any(wants), "{asked:?}");
     receiver.handle_stored(pages(7, 8));
     receiver.handle_stored(pages(9, 10));

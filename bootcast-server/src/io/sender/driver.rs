@@ -18,7 +18,7 @@ use super::{Command, JoinError, SenderConfig, Wanted};
 use crate::cast::{
     CastId, EndReason, Event, Scheduler, Sending, Settings, Symbol, Transmit, run_of,
 };
-use crate::io::interface;
+use crate::io::interface::{self, Interface, InterfaceName};
 use crate::io::page_reader::{PageReader, ReadError};
 use crate::io::repair_reader::{RepairReader, Rows};
 use crate::io::socket::{MulticastSocket, SendError};
@@ -471,25 +471,45 @@ impl Driver {
     /// Warns once that the interface is down. Returns when to try again.
     fn on_down(&mut self, errno: rustix::io::Errno) -> Instant {
         if self.down_until.is_none() {
-            let interface = &self.config.interface.name;
-            tracing::warn!(interface, %errno, "cannot send: waiting for the interface");
+            let Interface { name, address, .. } = &self.config.interface;
+            match self.config.interface_name {
+                Some(InterfaceName::Address(_)) => {
+                    tracing::warn!(%address, %errno, "cannot send: waiting for this address");
+                }
+                _ => {
+                    tracing::warn!(interface = name, %errno, "cannot send: waiting for the interface");
+                }
+            }
         }
         let until = Instant::now() + DOWN_PAUSE;
         self.down_until = Some(until);
         until
     }
 
-    /// Looks up the interface again: one that comes back may have another index.
+    /// Looks up the interface again: one that comes back may have another index, and another
+    /// address. If this fails, the socket fails again and another pause follows.
     fn find_interface(&mut self) {
         let config = &mut self.config;
         let found = interface::resolve(config.interface_name.as_ref(), config.any_group);
-        // If this fails, the socket fails again and another pause follows.
-        if let Ok(interface) = found
-            && interface.address == config.interface.address
-            && self.socket.attach(&interface).is_ok()
-        {
-            config.interface = interface;
+        let Ok(interface) = found else { return };
+        if interface.address == config.interface.address {
+            if self.socket.attach(&interface).is_ok() {
+                config.interface = interface;
+            }
+            return;
         }
+        // Clients were told the old address, and drop what comes from another one.
+        let Ok(socket) = MulticastSocket::open(&interface, &config.socket) else { return };
+        tracing::warn!(
+            interface = interface.name, old = %config.interface.address, new = %interface.address,
+            "the address changed: all casts end, and members join again"
+        );
+        self.socket = socket;
+        self.unsent = None;
+        config.source_address.set(interface.address);
+        config.interface = interface;
+        self.scheduler.handle_end_of_all(EndReason::AddressChanged, Instant::now());
+        self.clean_up();
     }
 
     fn members(&self, cast: CastId) -> usize {

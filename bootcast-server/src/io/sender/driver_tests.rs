@@ -9,6 +9,7 @@ use bootcast_proto::{Geometry, Layout, PageSize, RemotePath, Token};
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 
+use super::super::SourceAddress;
 use super::*;
 use crate::cast::MemberKind;
 use crate::cast::RepairSettings;
@@ -36,6 +37,7 @@ impl Lab {
         let rate = "1mbit".parse().unwrap();
         let config = SenderConfig {
             source: Arc::new(Source::new(dir.path()).unwrap()),
+            source_address: SourceAddress::new(interface.address),
             interface,
             interface_name: None,
             any_group,
@@ -220,10 +222,11 @@ fn whoever_wants_unreadable_pages_is_told_so_and_the_block_gets_no_symbols() {
     let totals = lab.driver.status(Instant::now()).totals;
     assert_eq!((totals.pages_sent, totals.symbols_sent), (19, 0));
     let (reply, mut answer) = oneshot::channel();
-    let want = Want { now: vec![(6, 1), (8, 1)], later: vec![] };
+    let want = Want { now: vec![(6, 1), (8, 1)], ..Want::default() };
     let wanted = Command::Want { path: path("file"), token, want, reply };
     assert!(lab.driver.carry_out(wanted).is_continue());
-    assert_eq!(answer.try_recv().unwrap(), Some(vec![pages(5, 6)]));
+    let told = answer.try_recv().unwrap().map(|wanted| wanted.unreadable);
+    assert_eq!(told, Some(vec![pages(5, 6)]));
     lab.run_until(|status| status.totals.demanded >= 1);
     assert_eq!(lab.driver.status(Instant::now()).totals.demanded, 1);
     assert_eq!(lab.casts().len(), 1);

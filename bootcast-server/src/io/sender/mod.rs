@@ -3,6 +3,7 @@
 mod driver;
 
 use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
@@ -22,6 +23,25 @@ use driver::Driver;
 /// Nice value of the sender's thread. docs/SEMANTICS.md, "Priority".
 const NICENESS: i32 = -10;
 
+/// Address that datagrams come from at present. The sender changes it, joins tell it.
+#[derive(Clone, Debug)]
+pub struct SourceAddress(Arc<AtomicU32>);
+
+impl SourceAddress {
+    /// Begins with this address.
+    pub fn new(address: Ipv4Addr) -> Self {
+        Self(Arc::new(AtomicU32::new(address.to_bits())))
+    }
+
+    fn get(&self) -> Ipv4Addr {
+        Ipv4Addr::from_bits(self.0.load(Ordering::Acquire))
+    }
+
+    fn set(&self, address: Ipv4Addr) {
+        self.0.store(address.to_bits(), Ordering::Release);
+    }
+}
+
 /// Configuration of the sender.
 #[derive(Debug)]
 pub struct SenderConfig {
@@ -29,6 +49,8 @@ pub struct SenderConfig {
     pub source: Arc<Source>,
     /// Interface that multicast leaves by.
     pub interface: Interface,
+    /// Address of the interface, as joins are told it.
+    pub source_address: SourceAddress,
     /// Name that selected the interface; `None` for the default. Used to find the interface again
     /// if it disappears.
     pub interface_name: Option<InterfaceName>,
@@ -90,7 +112,7 @@ pub struct SenderHandle {
     commands: mpsc::Sender<Command>,
     page_size: PageSize,
     layout: Layout,
-    source_address: Ipv4Addr,
+    source_address: SourceAddress,
     repair: Option<RepairSettings>,
     keys: Option<CastKeys>,
 }
@@ -141,7 +163,7 @@ pub fn spawn(
         commands,
         page_size: config.page_size,
         layout: config.layout,
-        source_address: config.interface.address,
+        source_address: config.source_address.clone(),
         repair: settings.repair,
         keys: config.keys.clone(),
     };
@@ -189,7 +211,7 @@ impl SenderHandle {
                 size: Some(geometry.size()),
                 etag: Some(etag),
                 rate: Some(joined.rate),
-                source: Some(self.source_address.into()),
+                source: Some(self.source_address.get().into()),
                 key: self.keys.as_ref().map(|keys| keys.of(joined.cast)),
                 repair: repair.map(|(settings, _)| settings.repair_port),
                 interleave: repair.map(|(_, layout)| layout.interleave()),
@@ -270,7 +292,7 @@ mod tests {
             commands,
             page_size: PageSize::new(1456).unwrap(),
             layout: Layout::Base,
-            source_address: Ipv4Addr::LOCALHOST,
+            source_address: SourceAddress::new(Ipv4Addr::LOCALHOST),
         };
         let status = |reply| Command::Status { reply };
         let answer = handle.ask_within(Duration::ZERO, status).await;
