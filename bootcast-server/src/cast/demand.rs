@@ -66,6 +66,9 @@ impl Demand {
         let view = self.recent.view(want, now);
         let (mut lost, mut newest) = (Vec::new(), None);
         for &pair in want.now.iter().take(REQUEST_PAIRS) {
+            if self.now.room(token) == 0 {
+                break;
+            }
             let asked = self.in_file(pair);
             for range in self.recent.missing(asked, &view, self.now.room(token)) {
                 lost.extend(self.recent.parts(range));

@@ -16,9 +16,6 @@ const SMOOTHING: u32 = 8;
 const VARIATION_SMOOTHING: u32 = 4;
 /// The margin above the smoothed time in variations (RFC 6298: K).
 const VARIATIONS: u32 = 4;
-/// Variations above the smoothed time within which nearly every page comes.
-const USUAL_VARIATIONS: u32 = 2;
-
 /// Estimates the time from a want to its page as TCP does its round trip (RFC 6298). The time in
 /// the server's queue is not part of it: the server tells that for each want.
 #[derive(Debug, Default)]
@@ -50,19 +47,25 @@ impl Patience {
         self.doublings = self.doublings.saturating_add(1);
     }
 
+    /// The smoothed time and its margin; `None` before the first measurement.
+    fn base(&self) -> Option<Duration> {
+        let margin = |variation: Duration| (variation * VARIATIONS).max(MARGIN_MIN);
+        self.estimate.map(|(smoothed, variation)| smoothed + margin(variation))
+    }
+
     /// How long a page may take that is asked for the `times`-th time, the server's queue apart.
     pub(super) fn patience(&self, times: u32) -> Duration {
-        let once = self.estimate.map_or(FIRST, |(smoothed, variation)| {
-            smoothed + (variation * VARIATIONS).max(MARGIN_MIN)
-        });
+        let once = self.base().unwrap_or(FIRST);
         let doublings = self.doublings.max(times.saturating_sub(1));
         let factor = 1u32.checked_shl(doublings).unwrap_or(u32::MAX);
         once.checked_mul(factor).unwrap_or(PATIENCE_MAX).min(PATIENCE_MAX)
     }
 
-    /// Time within which a page usually comes; `None` before the first measurement.
+    /// Time within which a page usually comes; `None` before the first measurement. It is a little
+    /// less than patience: of many members that miss the same page and ask again at about the same
+    /// time, the first has it sent for all.
     pub(super) fn usual(&self) -> Option<Duration> {
-        self.estimate.map(|(smoothed, variation)| smoothed + variation * USUAL_VARIATIONS)
+        self.base().map(|base| base * 3 / 4)
     }
 }
 
@@ -83,7 +86,7 @@ mod tests {
         patience.measured(us(16_000));
         // 7/8 of 8 ms and 1/8 of 16 ms; 3/4 of 4 ms and 1/4 of the 8 ms that it was off.
         assert_eq!(patience.patience(1), us(9000 + 4 * 5000));
-        assert_eq!(patience.usual(), Some(us(9000 + 2 * 5000)));
+        assert_eq!(patience.usual(), Some(us(29_000 * 3 / 4)));
     }
 
     #[test]
