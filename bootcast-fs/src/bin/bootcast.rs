@@ -3,5 +3,6 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    bootcast_fs::mount::logging::abort_on_panic();
     bootcast_fs::tool::run(std::env::args_os())
 }

@@ -61,7 +61,7 @@ async fn fetch(target: &Target) -> Result<Meta, ToolError> {
         Ok(Some(meta)) => Ok(meta),
         // Only possible if the request names a version, which this one does not.
         Ok(None) => Err(ToolError::Refused("the server sent no listing".into())),
-        Err(error) if error.is_not_found() => match control.meta(&RemotePath::root(), None).await {
+        Err(error) if error.is_not_found() => match control.attributes(&RemotePath::root()).await {
             Err(error) if error.is_not_found() => Err(ToolError::Refused(format!(
                 "{} is a plain server: it casts files but cannot list them",
                 control.server()

@@ -20,9 +20,9 @@ impl<'a> Probe<'a> {
     /// Creates the request, which is sent when it is polled.
     pub(super) fn new(target: &'a Target) -> Self {
         Self(Box::pin(async {
-            match target.control.meta(&target.path, None).await {
+            match target.control.attributes(&target.path).await {
                 Err(error @ ControlError::Unreachable { is_connected: false, .. }) => error.into(),
-                Ok(Some(meta)) if meta.attributes.kind == Kind::Directory => {
+                Ok(attributes) if attributes.kind == Kind::Directory => {
                     ToolError::Refused(format!("{} is a directory: see bootcast ls", target.path))
                 }
                 // A plain server does not know this request; there the join finds out.
