@@ -1,4 +1,4 @@
-//! Asking the server for what readers wait for.
+//! Demands pages that readers wait for.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -9,18 +9,19 @@ use bootcast_proto::{PageRange, Token};
 use super::{Inner, Object, Ready};
 use crate::receiver::{Fill, ReportError};
 
-/// What a read led to.
+/// Consequences of a read.
 #[derive(Debug, Default)]
 #[must_use]
 pub struct Wants {
-    /// To be sent at once, as the member of this token.
+    /// Demand to send at once, with the member's token.
     pub now: Option<(Token, Want)>,
-    /// The intake must attend to the object, because something is due earlier than it knows, or is to be fetched.
+    /// Whether the intake must attend to the object: something is due earlier than it knows, or
+    /// must be fetched.
     pub attend: bool,
 }
 
 impl Wants {
-    /// Asks for what is due after a read: that need not wait for the receive thread.
+    /// Issues the demand that is due after a read. It does not wait for the receive thread.
     pub(super) fn after_read(inner: &mut Inner, now: Instant) -> Self {
         inner.receiver.want_if_due(now);
         let token = inner.receiver.token().cloned();
@@ -32,7 +33,7 @@ impl Wants {
 }
 
 impl Inner {
-    /// Whether something is due before the time that the intake was told.
+    /// Whether something is due before the time that the intake knows.
     fn is_due_earlier(&self) -> bool {
         let due = self.receiver.poll_timeout();
         due.is_some_and(|due| self.told_due.is_none_or(|told| due < told))
@@ -45,13 +46,13 @@ impl Object {
         self.lock().receiver.is_hurried(now)
     }
 
-    /// What this member wants.
+    /// Which pages should arrive.
     pub fn fill(&self) -> Fill {
         self.lock().receiver.fill()
     }
 
-    /// Takes the server's word on a want of the membership `token`. `true`: the intake must attend to the object, because something is
-    /// due earlier than it knows.
+    /// Handles the answer to a demand of the membership `token`. Returns whether the intake must
+    /// attend to the object, because something is due earlier than it knows.
     #[must_use]
     pub fn wanted(
         &self,

@@ -1,4 +1,4 @@
-//! The receiver's half of demand: reads that wait, wants to send, answers to them.
+//! Client side of demand: waiting reads, requests to send, and their answers.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -14,28 +14,28 @@ use super::{Assembly, Fill, Receiver, ReportError, WaitId};
 /// Before a member that the server forgot joins again, from the second time in a row on; it
 /// doubles.
 const REJOIN_PAUSE: Duration = Duration::from_millis(100);
-/// How often.
+/// Most doublings of the pause.
 const MAX_DOUBLINGS: u32 = 6;
 
 impl Receiver {
-    /// Wants only what its readers wait for, or all; the latter unless said.
+    /// Sets which pages should arrive; all, by default.
     #[must_use]
     pub fn with_fill(mut self, fill: Fill) -> Self {
         self.demand.set_fill(fill);
         self
     }
 
-    /// What it wants.
+    /// Which pages should arrive.
     pub fn fill(&self) -> Fill {
         self.demand.fill()
     }
 
-    /// Takes up what the answer says of the stream, and whether the server knows of demand.
+    /// Adopts the answer's facts about the stream, and whether the server supports demand.
     pub(super) fn begin_demand(&mut self, answer: &JoinAnswer, now: Instant) {
         let Some(assembly) = &self.assembly else { return };
         let (pages, rate) = (assembly.geometry().pages(), answer.extensions.rate);
         self.course = Some(Course::new(pages, answer.page_size, rate, now));
-        // Who has no lease has nothing to ask for.
+        // Without a lease a member cannot demand.
         let is_known = answer.extensions.lease.is_some();
         self.demand.begin(is_known, assembly.geometry(), now);
         let on_demand = is_known && self.fill() == Fill::Demand;
@@ -58,7 +58,7 @@ impl Receiver {
         Some(self.demand.begin_wait(bytes, access, geometry, now))
     }
 
-    /// A read waits no more, for whatever reason.
+    /// Ends the wait of a read, for whatever reason.
     pub fn handle_wait_over(&mut self, wait: WaitId) {
         self.demand.end_wait(wait);
     }
@@ -99,12 +99,12 @@ impl Receiver {
         }
     }
 
-    /// When a want may be due.
+    /// When a demand may be due.
     pub(super) fn poll_demand(&self) -> Option<Instant> {
         self.demand.poll_timeout().filter(|_| self.may_want())
     }
 
-    /// Who hears nothing does not ask but fetches.
+    /// Whether demands may go out; a member that receives nothing fetches instead.
     fn may_want(&self) -> bool {
         let is_member = self.membership.token().is_some() && !self.is_complete();
         is_member && self.unicast.may_want()
@@ -126,7 +126,7 @@ impl Receiver {
         now: Instant,
     ) {
         if self.membership.token() != Some(token) {
-            // Of a membership that is over.
+            // The answer belongs to a membership that has ended.
             return;
         }
         match result {
@@ -153,7 +153,7 @@ impl Receiver {
     }
 }
 
-/// What is known of the pages.
+/// State of the pages that decisions depend on.
 fn view<'a>(
     assembly: Option<&'a Assembly>,
     course: Option<&'a Course>,

@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 use bootcast_proto::api::Want;
 use bootcast_proto::{PageIndex, PageRange, RangeMap, Token};
 
-/// Pages that are kept in either queue.
+/// Most pages in either queue.
 const QUEUE_PAGES: u32 = 65_536;
 
-/// Of them, those of one member: sixteen must conspire before another is not heard.
+/// Most pages of one member in a queue: it takes sixteen members to fill one.
 const MEMBER_PAGES: u32 = 4096;
 
-/// Pairs of either kind that are looked at of one request.
+/// Most pairs of either kind that are read of one request.
 const REQUEST_PAIRS: usize = 1024;
 
 /// How long a page is under way to a member that does not say.
@@ -32,14 +32,14 @@ const MEMORY: Duration = Duration::from_millis(500);
 /// Runs that are remembered. At 10 Gbit/s a thousand full ones take 50 ms.
 const RECENT_RUNS: usize = 1024;
 
-/// What waits to be sent because somebody asked for it, and what was sent just now.
+/// Queues of demanded pages, and pages sent recently.
 #[derive(Debug)]
 pub(super) struct Demand {
-    /// In the file.
+    /// Number of pages in the file.
     pages: u32,
-    /// Readers wait for these.
+    /// Pages that readers wait for.
     now: Queue,
-    /// Readers will probably want these next. No page is in both.
+    /// Pages that readers will probably read next. No page is in both queues.
     later: Queue,
     recent: Recent,
     /// Page that ends a want of a member on a lossy path, and the member.
@@ -48,7 +48,7 @@ pub(super) struct Demand {
 }
 
 impl Demand {
-    /// `pages`: those of the file.
+    /// Creates empty queues for a file of `pages` pages.
     pub(super) fn new(pages: u32) -> Self {
         Self {
             pages,
@@ -100,26 +100,26 @@ impl Demand {
         }
     }
 
-    /// These pages went out, on demand or not: nobody has to wait for them any more.
+    /// Handles pages that were sent, on demand or not: they need not be sent again.
     pub(super) fn on_sent(&mut self, range: PageRange, now: Instant) {
         self.now.remove(range);
         self.later.remove(range);
         self.recent.insert(range, now);
     }
 
-    /// Nobody is left who asked.
+    /// Drops all demands, because no member is left that made them.
     pub(super) fn clear(&mut self) {
         self.repeat = None;
         self.now = Queue::default();
         self.later = Queue::default();
     }
 
-    /// Since when readers wait for pages; `None` while none does.
+    /// Since when readers have been waiting for pages; `None` while none does.
     pub(super) fn urgent_since(&self) -> Option<Instant> {
         self.now.since()
     }
 
-    /// Since when there are pages that readers will want next.
+    /// Since when pages of the second queue have been waiting.
     pub(super) fn later_since(&self) -> Option<Instant> {
         self.later.since()
     }
@@ -129,12 +129,12 @@ impl Demand {
         self.now.kept
     }
 
-    /// How many pages of at most `budget` go out next for readers that wait.
+    /// How many pages, of at most `budget`, go out next for waiting readers.
     pub(super) fn next_urgent(&self, budget: u32) -> u32 {
         self.now.next(budget).map_or(0, PageRange::len)
     }
 
-    /// The next consecutive pages that readers wait for, at most `budget`.
+    /// Returns the next consecutive pages that readers wait for, at most `budget`.
     pub(super) fn poll_urgent(&mut self, budget: u32, now: Instant) -> Option<PageRange> {
         let run = self.now.next(budget)?;
         let run = self.sent(run, now);
@@ -153,13 +153,13 @@ impl Demand {
         }
     }
 
-    /// The next consecutive pages that readers will want next, at most `budget`.
+    /// Returns the next consecutive pages of the second queue, at most `budget`.
     pub(super) fn poll_later(&mut self, budget: u32, now: Instant) -> Option<PageRange> {
         let run = self.later.next(budget)?;
         Some(self.sent(run, now))
     }
 
-    /// Pages that went out on demand.
+    /// Number of pages sent on demand.
     pub(super) fn pages_sent(&self) -> u64 {
         self.pages_sent
     }
@@ -170,7 +170,7 @@ impl Demand {
         run
     }
 
-    /// Pages of the file out of a pair of the first, counted from 1, and how many.
+    /// Pages of the file in a pair of first page, counted from 1, and number of pages.
     fn in_file(&self, (first, count): (u32, u32)) -> PageRange {
         let end = (u64::from(first) + u64::from(count)).saturating_sub(1);
         let end = u32::try_from(end).map_or(self.pages, |end| end.min(self.pages));
@@ -182,19 +182,19 @@ fn first_of(run: PageRange, budget: u32) -> PageRange {
     PageRange::new(run.start.0, run.start.0.saturating_add(budget).min(run.end.0))
 }
 
-/// Pages in the order of asking.
+/// A queue of pages in the order of the requests.
 #[derive(Debug, Default)]
 struct Queue {
     /// Who asked for what, the oldest first. Pages that were sent meanwhile stay until they would
     /// have their turn. The front begins with a page that waits.
     asked: VecDeque<(PageRange, Token)>,
-    /// Pages of `asked`, those that were sent included.
+    /// Number of pages in `asked`, including those that were sent.
     kept: u32,
-    /// The same by who asked; nobody has 0.
+    /// Pages of `asked` by member; no entry is 0.
     by_member: BTreeMap<Token, u32>,
-    /// Pages that wait, each since it was asked for.
+    /// Pages that wait to be sent.
     waiting: RangeMap<()>,
-    /// Since when there are some without interruption.
+    /// Since when the queue has not been empty.
     since: Option<Instant>,
 }
 
@@ -203,13 +203,13 @@ impl Queue {
         self.since
     }
 
-    /// Pages that this member may queue yet.
+    /// Number of pages that this member may still queue.
     fn room(&self, token: &Token) -> u32 {
         let own = self.by_member.get(token).map_or(0, |kept| *kept);
         (QUEUE_PAGES - self.kept).min(MEMBER_PAGES.saturating_sub(own))
     }
 
-    /// The first runs that do not wait here, `limit` of them: each has a page at least.
+    /// Parts of `range` that do not wait here, at most `limit` of them.
     fn missing(&self, range: PageRange, limit: u32) -> Vec<PageRange> {
         self.waiting.gaps(range).take(limit as usize).collect()
     }
@@ -248,7 +248,7 @@ impl Queue {
         queued
     }
 
-    /// These do not wait any more.
+    /// Removes pages from the waiting ones.
     fn remove(&mut self, range: PageRange) {
         if self.asked.is_empty() {
             return;
@@ -266,7 +266,7 @@ impl Queue {
         self.since = None;
     }
 
-    /// Forgets the first pages of the front, which is gone without pages.
+    /// Drops the first pages of the front, and the front if none are left.
     fn forget_front(&mut self, pages: u32) {
         let Some((range, token)) = self.asked.front_mut() else { return };
         range.start.0 += pages;
@@ -340,9 +340,9 @@ impl MemberView {
 /// Pages that were sent lately.
 #[derive(Debug, Default)]
 struct Recent {
-    /// When each was sent last.
+    /// Time at which each page was last sent.
     sent: RangeMap<Sent>,
-    /// What was sent when, the oldest first.
+    /// Runs with the times they were sent, oldest first.
     order: VecDeque<(PageRange, Sent)>,
     runs: u64,
 }
@@ -365,7 +365,7 @@ impl Recent {
         }
     }
 
-    /// What was sent again since stays.
+    /// Drops the oldest run, except for pages sent again since.
     fn forget_oldest(&mut self) {
         let Some((range, oldest)) = self.order.pop_front() else { return };
         let old = self.sent.parts(range).filter(|(_, sent)| sent.run <= oldest.run);
