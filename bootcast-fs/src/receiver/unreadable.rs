@@ -1,4 +1,4 @@
-//! Pages that the server cannot read: reads that need one fail, everything else goes on.
+//! Pages that the server cannot read: reads that need one fail, everything else continues.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -9,16 +9,16 @@ use bootcast_proto::{PageIndex, PageRange, PageSet, RangeMap};
 use super::access::Access;
 use super::{Fill, Receiver, WaitId};
 
-/// A page is asked for again by the first read after this time.
+/// After this time, the next read of an unreadable page asks for it again.
 const BELIEVED_FOR: Duration = Duration::from_secs(10);
 
-/// Runs of pages that are asked for at a time because their blocks cannot be rebuilt.
+/// Most runs of pages demanded at a time because their blocks cannot be rebuilt.
 const MAX_RESCUED: usize = 256;
 
-/// What the server said lately.
+/// Unreadable pages that the server named recently.
 #[derive(Debug, Default)]
 pub(super) struct Unreadable {
-    /// Until when each page is believed to be unreadable.
+    /// Until when each page counts as unreadable.
     pages: RangeMap<Instant>,
     /// Demands for pages of blocks that cannot be rebuilt.
     rescues: Vec<WaitId>,
@@ -36,14 +36,14 @@ impl Unreadable {
         self.pages.parts(PageRange::single(page)).next().is_some()
     }
 
-    /// How many of these pages are missing.
+    /// Number of these pages that are missing.
     fn missing(&self, held: &PageSet) -> u32 {
         let runs = self.pages.iter().map(|(run, _)| run);
         let missing = |run: PageRange| run.iter().filter(|page| !held.contains(*page)).count();
         u32::try_from(runs.map(missing).sum::<usize>()).unwrap_or(u32::MAX)
     }
 
-    /// The pages that need not be fetched: those that are here, and those that cannot come.
+    /// Pages that need not be fetched: held ones, and those that cannot arrive.
     pub(super) fn or_held<'a>(&self, held: &'a PageSet) -> Cow<'a, PageSet> {
         if self.pages.is_empty() {
             return Cow::Borrowed(held);
@@ -57,7 +57,7 @@ impl Unreadable {
 }
 
 impl Receiver {
-    /// The server cannot read these pages.
+    /// Handles pages that the server cannot read.
     pub fn handle_unreadable(&mut self, runs: &[PageRange], now: Instant) {
         let Some(assembly) = &self.assembly else { return };
         let pages = assembly.geometry().pages();
@@ -69,7 +69,7 @@ impl Receiver {
         self.rescue(now);
     }
 
-    /// The first bytes among these that are not here and that the server cannot read.
+    /// First missing bytes among these that the server cannot read.
     pub fn unreadable(&self, bytes: &Range<u64>) -> Option<Range<u64>> {
         let assembly = self.assembly.as_ref()?;
         let pages = assembly.geometry().pages_covering(bytes.clone());
@@ -81,7 +81,7 @@ impl Receiver {
         Some(assembly.geometry().byte_range(runs.find_map(missing)?))
     }
 
-    /// Before a read: pages whose time is over may be asked for again, which takes a membership.
+    /// Prepares a read: pages whose time is over may be asked for again, which needs a membership.
     pub(super) fn retry_unreadable(&mut self, bytes: &Range<u64>, now: Instant) {
         self.unreadable.expire(now);
         if self.assembly.is_some() && !self.holds(bytes) && self.unreadable(bytes).is_none() {
@@ -89,8 +89,8 @@ impl Receiver {
         }
     }
 
-    /// Leaves the cast where all missing pages are unreadable. What is read of them later is
-    /// demanded, so that no stream runs for them.
+    /// Leaves the cast if all missing pages are unreadable. Later reads of them demand them, so
+    /// that no stream runs for them.
     pub(super) fn rest_if_nothing_can_come(&mut self) {
         let Some(assembly) = self.assembly.as_ref().filter(|_| !self.unreadable.pages.is_empty())
         else {
@@ -108,8 +108,8 @@ impl Receiver {
         }
     }
 
-    /// Demands missing pages that nothing else brings: a page of their block is unreadable, so that
-    /// the block cannot be rebuilt. Waits until nothing else is missing.
+    /// Demands missing pages that nothing else brings, because an unreadable page keeps their block
+    /// from being rebuilt. Waits until nothing else is missing.
     fn rescue(&mut self, now: Instant) {
         for wait in std::mem::take(&mut self.unreadable.rescues) {
             self.demand.end_wait(wait);

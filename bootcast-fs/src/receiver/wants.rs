@@ -11,8 +11,8 @@ use super::demand::View;
 use super::repair::Repair;
 use super::{Assembly, Fill, Receiver, ReportError, WaitId};
 
-/// Before a member that the server forgot joins again, from the second time in a row on; it
-/// doubles.
+/// First pause before a forgotten member joins again, from the second time in a row on. It doubles
+/// each time.
 const REJOIN_PAUSE: Duration = Duration::from_millis(100);
 /// Most doublings of the pause.
 const MAX_DOUBLINGS: u32 = 6;
@@ -42,8 +42,8 @@ impl Receiver {
         self.membership.expect(!on_demand || self.demand.is_waiting(), now);
     }
 
-    /// A reader asks for these bytes, none of them beyond the end. Returns the name of the wait
-    /// where they are not all here. Run what is due afterwards.
+    /// Handles a read of these bytes, all within the file. Returns an identifier of its wait if
+    /// some are missing. Run what is due afterwards.
     pub fn handle_read(&mut self, bytes: &Range<u64>, now: Instant) -> Option<WaitId> {
         let access = self.demand.note_read(
             bytes,
@@ -63,8 +63,8 @@ impl Receiver {
         self.demand.end_wait(wait);
     }
 
-    /// Asks for what is due: a part of [`Self::handle_timeout`], for those who cannot do what the
-    /// rest may lead to.
+    /// Issues a demand if one is due: the part of [`Self::handle_timeout`] for callers that cannot
+    /// execute other actions.
     pub fn want_if_due(&mut self, now: Instant) {
         if !self.may_want() {
             return;
@@ -87,12 +87,12 @@ impl Receiver {
         }
     }
 
-    /// Whether somebody reads here and there, so that the time of each page counts.
+    /// Whether a random reader waits, so that the time of each page matters.
     pub fn is_hurried(&self, now: Instant) -> bool {
         self.demand.is_hurried(now)
     }
 
-    /// Takes demanded pages for lost that are overdue.
+    /// Declares overdue demanded pages lost.
     pub(super) fn lose_late_pages(&mut self, now: Instant) {
         if self.may_want() {
             self.demand.lose_late(now);
@@ -110,14 +110,14 @@ impl Receiver {
         is_member && self.unicast.may_want()
     }
 
-    /// A want to be sent now: what [`Self::poll_action`] would hand out at the end. Ask after
+    /// Returns a demand to send now, which [`Self::poll_action`] would return last. Call it after
     /// [`Self::handle_timeout`].
     pub fn poll_want(&mut self) -> Option<Want> {
         self.demand.poll_want().inspect(|_| self.unicast.wanted())
     }
 
-    /// The server answered a want of the membership `token`: its pages are out after the time that
-    /// the answer tells.
+    /// Handles the answer to a demand of the membership `token`. It states when the demanded pages
+    /// leave the server.
     pub fn handle_wanted(
         &mut self,
         token: &Token,
@@ -143,7 +143,7 @@ impl Receiver {
         }
     }
 
-    /// The server forgot this member: the first time it joins again at once, because a reader
+    /// Joins again because the server forgot this member; at once the first time, because a reader
     /// waits.
     fn join_anew(&mut self, now: Instant) {
         let doublings = self.forgotten.checked_sub(1);

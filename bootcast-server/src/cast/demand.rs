@@ -1,9 +1,9 @@
-//! Pages that members asked for: they go out before the stream, in the order of asking.
-//! docs/PROTOCOL.md, "Demand".
+//! Demanded pages: they go out before the stream, in the order of the requests. docs/PROTOCOL.md,
+//! "Demand".
 //!
-//! What is asked for is not to be trusted: a request may name pages that the file does not have,
-//! all of 2^32, or the same a thousand times. Memory and work are bounded by what is kept of it,
-//! and each member has a share of that.
+//! Requests are not to be trusted: one may name pages that the file does not have, all of 2^32, or
+//! the same page a thousand times. The queues bound memory and work, and each member has a share of
+//! them.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -20,16 +20,16 @@ const MEMBER_PAGES: u32 = 4096;
 /// Most pairs of either kind that are read of one request.
 const REQUEST_PAIRS: usize = 1024;
 
-/// How long a page is under way to a member that does not say.
+/// How long a page is under way to a member that states no delay.
 const DELAY: Duration = Duration::from_millis(4);
 
-/// How long at most, whatever a member says.
+/// Longest delay that is believed.
 const DELAY_MAX: Duration = Duration::from_millis(100);
 
-/// How long it is remembered what was sent. A member that lags by more may get pages twice.
+/// How long sent pages are remembered. A member that lags behind by more may get pages twice.
 const MEMORY: Duration = Duration::from_millis(500);
 
-/// Runs that are remembered. At 10 Gbit/s a thousand full ones take 50 ms.
+/// Most runs that are remembered. At 10 Gbit/s a thousand full ones take 50 ms.
 const RECENT_RUNS: usize = 1024;
 
 /// Queues of demanded pages, and pages sent recently.
@@ -42,7 +42,7 @@ pub(super) struct Demand {
     /// Pages that readers will probably read next. No page is in both queues.
     later: Queue,
     recent: Recent,
-    /// Page that ends a want of a member on a lossy path, and the member.
+    /// Last page of a want from a member on a lossy path, with the member.
     repeat: Option<(PageIndex, Token)>,
     pages_sent: u64,
 }
@@ -60,7 +60,7 @@ impl Demand {
         }
     }
 
-    /// Queues what is neither queued nor under way.
+    /// Queues the requested pages that are neither queued nor under way.
     pub(super) fn handle_want(&mut self, token: &Token, want: &Want, now: Instant) {
         self.recent.forget_before(now);
         let view = self.recent.view(want, now);
@@ -79,7 +79,7 @@ impl Demand {
                 }
             }
         }
-        // What got lost was asked for earlier than all that waits.
+        // Lost pages were demanded earlier than all waiting ones.
         for range in lost.into_iter().rev() {
             for queued in self.now.push_first(token, range, now) {
                 self.later.remove(queued);
@@ -124,7 +124,7 @@ impl Demand {
         self.later.since()
     }
 
-    /// Pages that readers wait for, at most: some of them may have been sent meanwhile.
+    /// Upper bound of the pages that readers wait for: some may have been sent meanwhile.
     pub(super) fn urgent_pages(&self) -> u32 {
         self.now.kept
     }
@@ -144,8 +144,8 @@ impl Demand {
         Some(run)
     }
 
-    /// Queues the last page of the run once more where it ends a want of a lossy path: it shows the
-    /// member at once what of that want got lost, itself included.
+    /// Queues the last page of the run again if it ends a want of a lossy path. Its second copy
+    /// shows the member at once what of the want was lost.
     fn repeat_last_of(&mut self, run: PageRange, now: Instant) {
         let Some((page, token)) = self.repeat.take() else { return };
         if page.0 + 1 == run.end.0 {
@@ -185,8 +185,8 @@ fn first_of(run: PageRange, budget: u32) -> PageRange {
 /// A queue of pages in the order of the requests.
 #[derive(Debug, Default)]
 struct Queue {
-    /// Who asked for what, the oldest first. Pages that were sent meanwhile stay until they would
-    /// have their turn. The front begins with a page that waits.
+    /// Requests with their members, oldest first. Pages that were sent meanwhile stay until their
+    /// turn. The front begins with a waiting page.
     asked: VecDeque<(PageRange, Token)>,
     /// Number of pages in `asked`, including those that were sent.
     kept: u32,
@@ -214,15 +214,15 @@ impl Queue {
         self.waiting.gaps(range).take(limit as usize).collect()
     }
 
-    /// Queues what of the range does not wait yet, as far as there is room; returns what waits of
-    /// it now and did not before.
+    /// Queues the pages of `range` that do not wait yet, as far as there is room. Returns the parts
+    /// that were added.
     fn push(&mut self, token: &Token, range: PageRange, now: Instant) -> Vec<PageRange> {
         let queued = self.take_in(token, range, now);
         self.asked.extend(queued.iter().map(|run| (*run, token.clone())));
         queued
     }
 
-    /// The same before all others.
+    /// Like [`Self::push`], in front of all others.
     fn push_first(&mut self, token: &Token, range: PageRange, now: Instant) -> Vec<PageRange> {
         let queued = self.take_in(token, range, now);
         for run in queued.iter().rev() {
@@ -231,7 +231,7 @@ impl Queue {
         queued
     }
 
-    /// Counts what of the range does not wait yet, as far as there is room, and returns it.
+    /// Counts the pages of `range` that do not wait yet, as far as there is room, and returns them.
     fn take_in(&mut self, token: &Token, range: PageRange, now: Instant) -> Vec<PageRange> {
         let mut queued = Vec::new();
         for gap in self.missing(range, self.room(token)) {
@@ -282,8 +282,8 @@ impl Queue {
         }
     }
 
-    /// What goes out next, at most `budget` pages and at least one: the first pages of the front,
-    /// and those that were asked for next if they follow.
+    /// Pages to send next, at most `budget` and at least one: the first of the front, and those of
+    /// following requests if they are consecutive.
     fn next(&self, budget: u32) -> Option<PageRange> {
         let mut run: Option<PageRange> = None;
         for (range, _) in &self.asked {
@@ -301,27 +301,26 @@ impl Queue {
     }
 }
 
-/// When a run was sent.
+/// Time and number of a sent run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Sent {
-    /// Counts runs: two may have left at the same moment.
+    /// Number of the run: two may have left at the same time.
     run: u64,
     at: Instant,
 }
 
-/// What a member that asks knows of the pages that were sent.
+/// What a requesting member knows of the pages that were sent.
 #[derive(Debug)]
 struct MemberView {
-    /// The page that came to it last, and when that was sent.
+    /// Page that arrived there last, and when it was sent.
     came: Option<(PageIndex, Sent)>,
-    /// What was sent up to then is not under way to it any more, if it hears nothing.
+    /// If the member receives nothing, pages sent before this are no longer under way to it.
     since: Option<Instant>,
 }
 
 impl MemberView {
-    /// Those pages of `part` that are under way to the member: a run's last pages, or none.
-    /// Datagrams keep their order, so that what was sent before a page that came is lost, however
-    /// short a time ago.
+    /// Pages of `part` that are under way to the member: the last ones of a run, or none. Datagrams
+    /// keep their order, so pages sent before one that arrived are lost, however recent they are.
     fn under_way(&self, part: PageRange, sent: Sent) -> PageRange {
         let none = PageRange::new(part.end.0, part.end.0);
         if self.since.is_some_and(|since| sent.at <= since) {
@@ -337,7 +336,7 @@ impl MemberView {
     }
 }
 
-/// Pages that were sent lately.
+/// Pages that were sent recently.
 #[derive(Debug, Default)]
 struct Recent {
     /// Time at which each page was last sent.
@@ -375,7 +374,7 @@ impl Recent {
         }
     }
 
-    /// What the member that sent this want knows.
+    /// View of the member that sent this want.
     fn view(&self, want: &Want, now: Instant) -> MemberView {
         let came = want.came.checked_sub(1).map(PageIndex);
         let came = came.and_then(|page| {
@@ -386,23 +385,22 @@ impl Recent {
             0 => DELAY,
             delay => Duration::from_micros(delay.into()).min(DELAY_MAX),
         };
-        // While pages come to it, the order in which they do tells it what is lost.
+        // While pages arrive there, their order tells the member what is lost.
         let is_silent = want.late || came.is_none();
         MemberView { came, since: now.checked_sub(delay).filter(|_| is_silent) }
     }
 
-    /// The parts of a range that were sent lately.
+    /// Parts of a range that were sent recently.
     fn parts(&self, range: PageRange) -> impl Iterator<Item = PageRange> {
         self.sent.parts(range).map(|(part, _)| part)
     }
 
-    /// The parts of a range that were not sent lately.
+    /// Parts of a range that were not sent recently.
     fn gaps(&self, range: PageRange) -> Vec<PageRange> {
         self.sent.gaps(range).collect()
     }
 
-    /// The first runs that are not under way to the member, `limit` of them: each has a page at
-    /// least.
+    /// Parts of a range that are not under way to the member, at most `limit` of them.
     fn missing(&self, range: PageRange, view: &MemberView, limit: u32) -> Vec<PageRange> {
         let parts = self.sent.parts(range).map(|(part, sent)| view.under_way(part, sent));
         let behind = PageRange::new(range.end.0, range.end.0);

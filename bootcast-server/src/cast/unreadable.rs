@@ -1,32 +1,32 @@
-//! Pages of one file that cannot be read: they are left out, and those who want them are told.
+//! Unreadable pages of one file: the cast leaves them out, and members that want them are told.
 
 use std::time::{Duration, Instant};
 
 use bootcast_proto::{PageRange, RangeMap};
 
-/// Seconds after which a page may be tried again, at least.
+/// Shortest time before a page is tried again, in seconds.
 const RETRY_S: u64 = 30;
 
-/// Step of the times of retries, in seconds: neighbours found within it are kept as one run.
+/// Granularity of the retry times, in seconds: neighbours found within it are kept as one run.
 const STEP_S: u64 = 10;
 
-/// Runs that one answer names, at most.
+/// Most runs that one answer names.
 const TOLD_RUNS: usize = 64;
 
-/// The pages that could not be read lately.
+/// Pages that could not be read recently.
 #[derive(Debug)]
 pub(super) struct Unreadable {
     began: Instant,
-    /// The second since `began` at which each page may be tried again.
+    /// When each page may be tried again, in seconds since `began`.
     pages: RangeMap<u64>,
-    /// The least of these seconds.
+    /// Earliest of these times.
     first_retry: Option<u64>,
-    /// Where the next answer begins to name runs.
+    /// Page at which the next answer starts to name runs.
     told_to: u32,
 }
 
 impl Unreadable {
-    /// Everything can be read, as far as is known.
+    /// Starts with all pages presumed readable.
     pub(super) fn new(began: Instant) -> Self {
         Self { began, pages: RangeMap::default(), first_retry: None, told_to: 0 }
     }
@@ -35,19 +35,19 @@ impl Unreadable {
         self.pages.is_empty()
     }
 
-    /// All of them, ascending.
+    /// Runs of unreadable pages, ascending.
     pub(super) fn runs(&self) -> impl Iterator<Item = PageRange> {
         self.pages.iter().map(|(run, _)| run)
     }
 
-    /// Leaves these pages out of the pairs of a want.
+    /// Removes unreadable pages from the pairs of a want.
     pub(super) fn without(&self, pairs: &[(u32, u32)]) -> Vec<(u32, u32)> {
         let runs = pairs.iter().filter_map(|&(first, count)| run_of(first, count));
         let readable = runs.flat_map(|run| self.pages.gaps(run).collect::<Vec<_>>());
         readable.map(|run| (run.start.0 + 1, run.len())).collect()
     }
 
-    /// These pages could not be read.
+    /// Records pages that could not be read.
     pub(super) fn insert(&mut self, pages: PageRange, now: Instant) {
         let retry = (self.seconds(now) + RETRY_S).next_multiple_of(STEP_S);
         self.pages.insert(pages, retry);
@@ -74,12 +74,12 @@ impl Unreadable {
         Some(self.began + Duration::from_secs(self.first_retry?))
     }
 
-    /// The first of these pages that cannot be read, and those that follow it.
+    /// First run of unreadable pages among `pages`.
     pub(super) fn first_in(&self, pages: PageRange) -> Option<PageRange> {
         self.pages.parts(pages).next().map(|(run, _)| run)
     }
 
-    /// Names what an answer tells: of `asked` first, then of the rest, another part each time.
+    /// Selects the runs that an answer names: those of `asked` first, then others in turn.
     pub(super) fn tell(&mut self, asked: &[PageRange]) -> Vec<PageRange> {
         let own = asked.iter().flat_map(|asked| self.pages.parts(*asked));
         let mut told: Vec<_> = own.map(|(run, _)| run).take(TOLD_RUNS).collect();
@@ -98,7 +98,7 @@ impl Unreadable {
     }
 }
 
-/// The pages of a pair as a want has it: the first page, counted from 1, and their number.
+/// Pages of a pair in a want: the first page, counted from 1, and their number.
 pub fn run_of(first: u32, count: u32) -> Option<PageRange> {
     let start = first.checked_sub(1)?;
     Some(PageRange::new(start, start.saturating_add(count)))

@@ -14,8 +14,8 @@ use crate::io::reading::is_about_bytes;
 const TRIES: u32 = 3;
 
 impl Driver {
-    /// The first of these pages that can be read, and those that follow it, as far as is known.
-    /// What is left out counts as not sent. Empty where nothing is left.
+    /// First of these pages that are readable, as far as known, with those that follow. Pages left
+    /// out count as not sent. Empty if none is left.
     pub(super) fn readable(&mut self, transmit: &Transmit, left: &mut PageRange) -> PageRange {
         let cast = transmit.cast;
         while let Some(bad) = self.scheduler.unreadable_in(cast, *left) {
@@ -28,9 +28,9 @@ impl Driver {
         *left
     }
 
-    /// A read of these pages failed. Finds the pages that cannot be read, and leaves them out from
-    /// now on. Ends the cast where the error is about the whole file. `tries` counts the failures of
-    /// this run.
+    /// Handles a failed read of these pages: finds the unreadable ones and leaves them out from now
+    /// on. Ends the cast if the error concerns the whole file. `tries` counts the failures of this
+    /// run.
     pub(super) fn on_unreadable(
         &mut self,
         cast: CastId,
@@ -58,7 +58,8 @@ impl Driver {
         }
     }
 
-    /// A read for these symbols failed. Returns those whose blocks can be read, as far as is known.
+    /// Handles a failed read for these symbols. Returns those whose blocks are readable, as far as
+    /// known.
     pub(super) fn on_unreadable_block(
         &mut self,
         cast: CastId,
@@ -94,7 +95,7 @@ impl Driver {
         rest
     }
 
-    /// Ends a cast whose file cannot be read at all, or is not what was announced any more.
+    /// Ends a cast whose file cannot be read at all, or is no longer the announced version.
     pub(super) fn end_unreadable(&mut self, cast: CastId, error: &ReadError) {
         let now = Instant::now();
         match error {
@@ -106,7 +107,7 @@ impl Driver {
         }
     }
 
-    /// Says once a minute for each file which part of it cannot be read.
+    /// Warns once a minute for each file about the part that cannot be read.
     fn warn_unreadable(&mut self, cast: CastId, pages: PageRange, errno: Errno) {
         let Some(view) = self.scheduler.cast(cast) else { return };
         let Some(more) = self.unreadable.allow(view.path, Instant::now()) else { return };
