@@ -102,7 +102,9 @@ fn read_beside_a_liar(endpoint: &str, headers: &[(&str, &str)], lies: fn(&str, &
     let image = lab.put("image", mib(2));
     lab.put("other", mib(1));
     let start = Instant::now();
-    let server = lab.server().option("--rate", &format!("{}kbit", RATE / 1000)).start();
+    // However long the reader takes to start, the cast that the liar began is still there.
+    let server = lab.server().option("--idle-passes", "100000");
+    let server = server.option("--rate", &format!("{}kbit", RATE / 1000)).start();
     let liar = lab.client(2);
     let (token, strange) = (join(liar, &lab, "image", headers), join(liar, &lab, "other", headers));
     let lies = lies(&token, &strange);
