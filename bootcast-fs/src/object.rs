@@ -1,4 +1,4 @@
-//! One version of one file on this machine: what is here, and who waits for the rest.
+//! One version of one file on this machine: its pages and the reads that wait for them.
 
 mod demanding;
 #[cfg(test)]
@@ -30,27 +30,27 @@ use crate::receiver::{
     ReportError, Timing, WaitId,
 };
 
-/// Most slices that one write takes: `UIO_MAXIOV` of the kernel.
+/// Most slices in one write: `UIO_MAXIOV` of the kernel.
 const MAX_SLICES: usize = 1024;
 
-/// Somebody who waits for bytes. Dropping it unanswered is a bug that the kernel turns into EIO.
+/// A reader that waits for bytes. Dropping it unanswered is a bug, which the kernel turns into EIO.
 pub trait Waiter: Send {
     /// Ends the wait.
     fn answer(self: Box<Self>, outcome: Result<&[u8], Unread>);
-    /// Whether nobody is interested any more, for example because the caller was killed.
+    /// Whether nobody needs the answer any more, for example because the caller was killed.
     fn is_abandoned(&self) -> bool;
 }
 
 /// Why a read ends without its bytes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unread {
-    /// The bytes can never come.
+    /// The bytes can never arrive.
     #[error(transparent)]
     Failed(#[from] Failure),
     /// The server cannot read them, or others of the same read.
     #[error("the server cannot read bytes {}-{} of the file", .0.start, .0.end.saturating_sub(1))]
     Unreadable(Range<u64>),
-    /// They did not come within the time that the mount allows.
+    /// They did not arrive within the time that the mount allows.
     #[error("timed out")]
     TimedOut,
     /// The reader was killed.
@@ -64,7 +64,7 @@ pub enum Unread {
     Store(String),
 }
 
-/// A read whose bytes are not all here.
+/// A read with missing bytes.
 struct Parked {
     bytes: Range<u64>,
     since: Instant,
@@ -74,22 +74,22 @@ struct Parked {
 
 /// A read that can be answered now.
 pub struct Ready {
-    /// What to read.
+    /// Bytes to read.
     pub bytes: Range<u64>,
-    /// Who gets it.
+    /// Reader that gets them.
     pub waiter: Box<dyn Waiter>,
-    /// Set where the bytes will not come.
+    /// Error to answer with, if the bytes will not arrive.
     pub error: Option<Unread>,
 }
 
-/// What became of an open.
+/// Progress of an open.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Opening {
-    /// No answer yet.
+    /// The server has not answered yet.
     Pending,
     /// Reads will be served, now or later.
     Open,
-    /// It cannot be opened.
+    /// The file cannot be opened.
     Failed(Failure),
 }
 
@@ -99,9 +99,9 @@ pub struct Object {
     key: ObjectKey,
     store: Store,
     inner: Mutex<Inner>,
-    /// One checkpoint at a time.
+    /// Serialises checkpoints.
     saving: Mutex<()>,
-    /// Signalled whenever an opener or a progress display may see something new.
+    /// Notified whenever an opener or a progress display may see something new.
     changed: watch::Sender<()>,
 }
 
@@ -112,16 +112,17 @@ struct Inner {
     sized: bool,
     /// What was held at the last checkpoint.
     saved: Saved,
-    /// Somebody is at it; see [`Object::begin_rebuilding`].
+    /// Whether a task is rebuilding; see [`Object::begin_rebuilding`].
     is_rebuilding: bool,
-    /// Bytes from the beginning whose room was given back.
+    /// Bytes at the start whose space was freed.
     given_back: u64,
-    /// What [`Object::due`] said last.
+    /// Last result of [`Object::due`].
     told_due: Option<Instant>,
 }
 
 impl Object {
-    /// The object of `key` in `store`, with `size` bytes where that is known. `seed` is to be unlike those of other members.
+    /// Creates the object of `key` in `store`, with its `size` if known. `seed` must differ between
+    /// members.
     pub fn new(
         key: ObjectKey,
         mut store: Store,
@@ -154,36 +155,36 @@ impl Object {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        // No code that holds the lock leaves the state half changed.
+        // No code leaves the state half changed while it holds the lock.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Unlike that of any other object of this process.
+    /// Identifier, unique in this process.
     pub fn id(&self) -> u64 {
         self.id
     }
 
-    /// What it is.
+    /// Server, path and version.
     pub fn key(&self) -> &ObjectKey {
         &self.key
     }
 
-    /// Its bytes.
+    /// Bytes of the object.
     pub fn store(&self) -> &Store {
         &self.store
     }
 
-    /// One reader more. The intake must attend to the object afterwards.
+    /// Adds a reader. The intake must attend to the object afterwards.
     pub fn open(&self) {
         self.lock().receiver.handle_open();
     }
 
-    /// One reader less. The intake must attend to the object afterwards.
+    /// Removes a reader. The intake must attend to the object afterwards.
     pub fn close(&self, now: Instant) {
         self.lock().receiver.handle_close(now);
     }
 
-    /// Takes the server's word on a join.
+    /// Handles the answer to a join.
     #[must_use]
     pub fn joined(&self, result: Result<JoinAnswer, JoinError>, now: Instant) -> Vec<Ready> {
         let mut inner = self.lock();
@@ -199,12 +200,12 @@ impl Object {
         self.lock().receiver.handle_reported(result, now);
     }
 
-    /// Names the present membership in reports.
+    /// Token of the present membership.
     pub fn token(&self) -> Option<Token> {
         self.lock().receiver.token().cloned()
     }
 
-    /// Runs what is due and hands out what is to be done.
+    /// Runs what is due and returns what is to be done.
     pub fn tend(&self, now: Instant) -> Vec<Action> {
         let mut inner = self.lock();
         inner.receiver.handle_timeout(now);
@@ -218,7 +219,7 @@ impl Object {
         inner.told_due
     }
 
-    /// Takes a batch of datagrams, stores what is new, and hands out the reads that this serves.
+    /// Stores the new pages of a batch of datagrams. Returns the reads that they complete.
     #[must_use]
     pub fn receive(&self, datagrams: &[(SocketAddr, &[u8])], now: Instant) -> Vec<Ready> {
         let mut pages = Vec::with_capacity(datagrams.len());
@@ -237,7 +238,7 @@ impl Object {
         self.note(stored, epoch)
     }
 
-    /// Gives the store its final size as soon as that is known.
+    /// Gives the store its final size as soon as it is known.
     fn give_size(&self, inner: &mut Inner) {
         if !inner.sized
             && let Some(size) = inner.receiver.size()
@@ -249,7 +250,7 @@ impl Object {
         }
     }
 
-    /// The cache cannot be written or read: the object has failed, and its readers are told.
+    /// Fails the object because its cache cannot be written or read.
     fn store_failed(&self, inner: &mut Inner, error: String) {
         if let Some(more) = quiet::allow("cannot keep what arrives", &error) {
             warn!(path = %self.key.path, error, "cannot keep what arrives{more}");
@@ -257,13 +258,14 @@ impl Object {
         inner.receiver.handle_store_error(error);
     }
 
-    /// Checks the tags of a batch, up to a millisecond's work: not under the lock, for which readers would wait.
+    /// Checks the tags of a batch, which takes up to a millisecond, without the lock that readers
+    /// need.
     fn check<'a>(&self, datagrams: &[(SocketAddr, &'a [u8])]) -> Vec<Checked<'a>> {
         let gate = *self.lock().receiver.gate();
         gate.check_all(datagrams)
     }
 
-    /// Counts datagrams that this machine was too slow for.
+    /// Counts datagrams that the socket had no room for.
     pub fn count_drops(&self, datagrams: u64) {
         self.lock().receiver.handle_drops(datagrams);
     }
@@ -294,7 +296,7 @@ impl Object {
         stored
     }
 
-    /// Takes out the reads that need not wait any more, and wakes who watches.
+    /// Takes out the reads that need not wait any more, and notifies watchers.
     fn settle(&self, inner: &mut Inner) -> Vec<Ready> {
         self.changed.send_replace(());
         if inner.receiver.is_complete() {
@@ -319,7 +321,8 @@ impl Object {
             .collect()
     }
 
-    /// Serves a read, or parks it until its bytes are here. What it leads to be wanted is in the answer.
+    /// Serves a read, or parks it until its bytes are here. Returns the pages to demand because of
+    /// this read.
     pub fn read(&self, bytes: Range<u64>, waiter: Box<dyn Waiter>, now: Instant) -> Wants {
         let mut inner = self.lock();
         let size = inner.receiver.size().unwrap_or(u64::MAX);
@@ -354,7 +357,7 @@ impl Object {
         if let Some(error) = error {
             return waiter.answer(Err(error));
         }
-        // The kernel asks for at most a MiB or so at a time.
+        // The kernel asks for at most about a MiB at a time.
         let len = usize::try_from(bytes.end - bytes.start).unwrap_or(usize::MAX);
         with_buffer(len, |buffer| match self.store.read_exact_at(buffer, bytes.start) {
             Ok(()) => waiter.answer(Ok(buffer)),
@@ -362,9 +365,9 @@ impl Object {
         });
     }
 
-    /// Ends the waits of readers that are gone, and of those that began before `deadline`.
+    /// Ends the waits of dead readers, and waits that began before `deadline`.
     pub fn reap(&self, deadline: Option<Instant>) {
-        // Looking after the callers reads files: not under the lock.
+        // Checking callers reads files, so it happens without the lock.
         let parked = std::mem::take(&mut self.lock().parked);
         let verdict = |parked: &Parked| {
             if parked.waiter.is_abandoned() {
@@ -388,7 +391,7 @@ impl Object {
                 inner.receiver.handle_wait_over(parked.wait);
             }
             inner.parked.append(&mut waiting);
-            // What arrived meanwhile did not find them.
+            // These reads were out of sight of pages that arrived meanwhile.
             self.settle(&mut inner)
         };
         for read in ready {
@@ -399,7 +402,7 @@ impl Object {
         }
     }
 
-    /// Ends every wait and the membership: the program ends.
+    /// Ends every wait and the membership, because the program ends.
     pub fn shut_down(&self) {
         let parked = {
             let mut inner = self.lock();
@@ -411,7 +414,7 @@ impl Object {
         }
     }
 
-    /// Remembers on disk what is held. Waits for the disk; call it where that harms nobody.
+    /// Saves to disk which pages are held. Waits for the disk; call it on a thread that may.
     pub fn checkpoint(&self) -> Result<(), CheckpointError> {
         let _alone = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
         let kept = {
@@ -448,7 +451,7 @@ impl Object {
         result
     }
 
-    /// What became of the open.
+    /// Progress of the open.
     pub fn opening(&self) -> Opening {
         let inner = self.lock();
         match inner.receiver.failure() {
@@ -458,12 +461,12 @@ impl Object {
         }
     }
 
-    /// A receiver that wakes whenever something may have changed.
+    /// Returns a receiver that is notified whenever something may have changed.
     pub fn watch(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
     }
 
-    /// Whether every byte is here.
+    /// Whether every page is held.
     pub fn is_complete(&self) -> bool {
         self.lock().receiver.is_complete()
     }
@@ -475,18 +478,18 @@ impl Object {
         inner.receiver.is_complete() && inner.receiver.assembly().is_some_and(is_safe)
     }
 
-    /// Whether it can never be completed.
+    /// Whether the object can never be completed.
     pub fn is_failed(&self) -> bool {
         self.lock().receiver.failure().is_some()
     }
 
-    /// Nobody reads it, and it takes part in no cast.
+    /// Whether it has no readers and takes part in no cast.
     pub fn is_idle(&self) -> bool {
         let inner = self.lock();
         inner.receiver.is_idle() && inner.receiver.readers() == 0
     }
 
-    /// Takes part in no cast, nor tries to.
+    /// Whether it takes part in no cast and does not try to.
     pub fn is_resting(&self) -> bool {
         self.lock().receiver.is_idle()
     }
@@ -496,7 +499,8 @@ impl Object {
         self.lock().receiver.size()
     }
 
-    /// No more than these bytes, once joined: less than a page above the exact size until that is known.
+    /// Upper bound of the size, once joined: less than a page above the exact size until that is
+    /// known.
     pub fn size_at_most(&self) -> Option<u64> {
         self.lock().receiver.assembly().map(|assembly| assembly.geometry().size())
     }
@@ -511,12 +515,12 @@ impl Object {
         self.lock().receiver.etag().cloned()
     }
 
-    /// Bytes from the beginning that are here without a gap.
+    /// Length of the gapless part at the start, in bytes.
     pub fn contiguous(&self) -> u64 {
         self.lock().receiver.assembly().map_or(0, Assembly::contiguous)
     }
 
-    /// Bytes that are here; up to a page less than in truth.
+    /// Number of held bytes, up to a page too low.
     pub fn received(&self) -> u64 {
         let inner = self.lock();
         inner.receiver.assembly().map_or(0, |assembly| {
@@ -530,7 +534,7 @@ impl Object {
         self.lock().receiver.join_failures()
     }
 
-    /// Datagrams by what became of them.
+    /// Datagrams by result.
     pub fn counters(&self) -> Counters {
         self.lock().receiver.counters()
     }
@@ -545,7 +549,8 @@ impl fmt::Debug for Object {
     }
 }
 
-/// Lends this thread's buffer: a fresh one for each read would be mapped, cleared and unmapped each time.
+/// Lends this thread's buffer. A new one for each read would be mapped, cleared and unmapped each
+/// time.
 fn with_buffer<T>(len: usize, fill: impl FnOnce(&mut [u8]) -> T) -> T {
     thread_local!(static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) });
     BUFFER.with_borrow_mut(|buffer| {
@@ -572,7 +577,7 @@ impl Saved {
     }
 }
 
-/// What a write of pages came to.
+/// Result of writing pages.
 #[derive(Default)]
 struct Stored {
     runs: Vec<PageRange>,

@@ -18,7 +18,7 @@ use reqwest::{Client, RequestBuilder, Response, StatusCode};
 use crate::receiver::{FetchError, Fill, JoinError};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// For a whole answer, listings and files excepted.
+/// Timeout of a whole answer, except for listings and files.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// For the next piece of any answer, listings excepted.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
@@ -30,53 +30,54 @@ const LISTING_TIMEOUT: Duration = Duration::from_secs(300);
 const KEEPALIVE: Duration = Duration::from_secs(5);
 /// Probes without an answer that end a connection.
 const KEEPALIVE_PROBES: u32 = 3;
-/// For the answer to a want, which is repeated sooner than that.
+/// Timeout of the answer to a demand, which is repeated sooner than that.
 const WANT_TIMEOUT: Duration = Duration::from_secs(2);
 /// The longest queue of the server that is believed.
 const QUEUE_MAX: Duration = Duration::from_secs(2);
-/// Shorter than servers keep an idle connection, so that none is used while it is being closed.
+/// How long idle connections are kept: shorter than servers keep them, so that none is used while
+/// it is being closed.
 const POOL_IDLE: Duration = Duration::from_secs(10);
-/// Tries of a leave, and the pause behind the first, which doubles.
+/// Attempts of a leave, and the first pause between them, which doubles.
 const LEAVE_TRIES: u32 = 4;
 const LEAVE_PAUSE: Duration = Duration::from_millis(100);
-/// Most that is read of an answer: of a listing, of all else.
+/// Most bytes read of an answer: of a listing, and of any other.
 const LISTING_LIMIT: usize = 256 << 20;
 const ANSWER_LIMIT: usize = 1 << 20;
-/// Most that a refusal's text is read for.
+/// Most bytes read of a refusal's text.
 const MESSAGE_LEN: usize = 200;
 
-/// The control plane of one server.
+/// Client of one server's control plane.
 #[derive(Clone, Debug)]
 pub struct Control {
     client: Client,
-    /// With connections of its own, so that nothing stands before a reader's request.
+    /// Separate connections for demands, so that no other request delays a reader.
     wants: Client,
     /// With patience for answers that take their time.
     listings: Client,
     base: String,
 }
 
-/// Why a request brought nothing.
+/// Why a request failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ControlError {
     /// No answer: trying again may help.
     #[error("cannot reach {base}: {reason}")]
     Unreachable {
-        /// Of the server.
+        /// Base URL of the server.
         base: String,
-        /// The innermost cause.
+        /// Innermost cause.
         reason: String,
         /// Whether a connection was made: then something listens there, and may answer later.
         is_connected: bool,
     },
-    /// The server refused. Its text, or the status' own.
+    /// The server refused.
     #[error("{message}")]
     Refused {
         /// HTTP status code.
         status: u16,
-        /// One line.
+        /// One line: the server's text, or that of the status.
         message: String,
-        /// As the server asked, or zero.
+        /// Pause that the server asks for, or zero.
         retry_after: Duration,
     },
     /// The server cannot read a part of the file. Its text.
@@ -87,10 +88,10 @@ pub enum ControlError {
         /// One line.
         message: String,
     },
-    /// The answer is not one of this protocol.
+    /// The answer does not follow the protocol.
     #[error("{base} does not answer as a bootcast server: {reason}")]
     Garbled {
-        /// Of the server.
+        /// Base URL of the server.
         base: String,
         /// What is wrong.
         reason: String,
@@ -103,7 +104,7 @@ impl ControlError {
         matches!(self, Self::Refused { status: 404, .. })
     }
 
-    /// Whether the same request may succeed later: the server is away, or overloaded.
+    /// Whether the same request may succeed later: the server is away or overloaded.
     pub fn is_temporary(&self) -> bool {
         match self {
             Self::Unreachable { .. } => true,
@@ -114,7 +115,7 @@ impl ControlError {
 }
 
 impl Control {
-    /// Talks to `base`, such as `http://head:8888`.
+    /// Creates a client for `base`, such as `http://head:8888`.
     pub fn new(base: &str) -> Result<Self, ControlError> {
         let client = |read_timeout| {
             let builder = Client::builder()
@@ -141,7 +142,7 @@ impl Control {
         })
     }
 
-    /// `host:port` as it was given.
+    /// Server as given: `host:port`.
     pub fn server(&self) -> &str {
         self.base.strip_prefix("http://").unwrap_or(&self.base)
     }
@@ -154,7 +155,8 @@ impl Control {
         self.client.get(self.url(endpoint, path))
     }
 
-    /// Joins, as a client that knows the extensions. Also tells where the server was reached.
+    /// Joins as a client that knows the extensions. Also returns the address at which the server
+    /// was reached.
     pub async fn join(
         &self,
         path: &RemotePath,
@@ -216,7 +218,7 @@ impl Control {
         Ok(unreadable_pages(&response))
     }
 
-    /// Asks for pages that readers wait for.
+    /// Demands pages that readers wait for.
     pub async fn want(
         &self,
         path: &RemotePath,
@@ -291,7 +293,7 @@ impl Control {
         serde_json::from_str(&text).map(Some).map_err(|error| self.garbled(&error))
     }
 
-    /// Casts and sums.
+    /// Fetches the state of the server.
     pub async fn status(&self) -> Result<Status, ControlError> {
         let request = self.client.get(format!("{}/status", self.base)).timeout(ANSWER_TIMEOUT);
         let response = self.send(request).await?;
@@ -337,7 +339,7 @@ impl Control {
             ControlError::Refused { retry_after, .. } if error.is_temporary() => {
                 FetchError::Retry { after: retry_after }
             }
-            // 416: a file that ends before.
+            // 416: the file ends before these bytes.
             ControlError::Refused { status: 404 | 410 | 412 | 416, .. } => FetchError::Changed,
             ControlError::Refused { message, .. } => FetchError::Refused(message),
             ControlError::Unreadable { bytes, .. } => FetchError::Unreadable(bytes),
@@ -358,7 +360,7 @@ impl Control {
         }
     }
 
-    /// Sends; anything but 2xx and 304 is a refusal.
+    /// Sends a request. Any status except 2xx and 304 is a refusal.
     async fn send(&self, request: RequestBuilder) -> Result<Response, ControlError> {
         let response = request.send().await.map_err(|error| self.unreachable(&error))?;
         let status = response.status();
@@ -384,7 +386,7 @@ impl Control {
         })
     }
 
-    /// The body, as long as it stays below `limit` bytes.
+    /// Reads a body of less than `limit` bytes.
     async fn text(&self, mut response: Response, limit: usize) -> Result<String, ControlError> {
         let mut body = Vec::new();
         while let Some(piece) = response.chunk().await.map_err(|error| self.unreachable(&error))? {
@@ -397,7 +399,7 @@ impl Control {
         String::from_utf8(body).map_err(|error| self.garbled(&error))
     }
 
-    /// A request that broke off, in words.
+    /// Describes a request that failed on the way.
     pub fn unreachable(&self, error: &reqwest::Error) -> ControlError {
         ControlError::Unreachable {
             base: self.base.clone(),
@@ -430,16 +432,16 @@ pub struct Wanted {
     pub unreadable: Vec<PageRange>,
 }
 
-/// The beginning of a file over plain HTTP.
+/// Start of a file over plain HTTP.
 #[derive(Debug)]
 pub struct FileAnswer {
-    /// Whose body is the file from `offset` on.
+    /// Response whose body is the file from `offset` on.
     pub response: Response,
-    /// Where the body begins: as asked, or 0 where the version is another one.
+    /// Offset of the body: as requested, or 0 if the version is another one.
     pub offset: u64,
     /// Size of the whole file.
     pub size: Option<u64>,
-    /// Version.
+    /// Version of the file.
     pub etag: Option<Etag>,
 }
 
@@ -456,7 +458,8 @@ fn header(response: &Response, name: reqwest::header::HeaderName) -> Option<Stri
     response.headers().get(name)?.to_str().ok().map(str::to_owned)
 }
 
-/// The cause that tells most: `Connection refused` rather than "error sending request".
+/// Innermost cause of an error, which says most: `Connection refused` rather than "error sending
+/// request".
 fn innermost(error: &dyn std::error::Error) -> String {
     let mut cause = error;
     while let Some(next) = cause.source() {

@@ -1,4 +1,4 @@
-//! A socket that hears one multicast group.
+//! Socket that receives one multicast group.
 
 use std::io;
 use std::net::SocketAddrV4;
@@ -10,27 +10,29 @@ use tracing::warn;
 
 use crate::quiet;
 
-/// Room for what arrives while this program does not run: half a second at 1 Gbit/s, 50 ms at 10 Gbit/s.
+/// Receive buffer in bytes: half a second at 1 Gbit/s, 50 ms at 10 Gbit/s, for times in which this
+/// program does not run.
 const RECEIVE_BUFFER: usize = 64 << 20;
-/// Below this, bursts are lost on most machines.
+/// Buffers smaller than this lose bursts on most machines.
 const SMALL_BUFFER: usize = 1 << 20;
 
-/// A member of one group.
+/// A socket subscribed to one group.
 #[derive(Debug)]
 pub(super) struct GroupSocket(Socket);
 
 impl GroupSocket {
-    /// Hears the datagrams to this group and port that come in by the interface with this index.
+    /// Receives datagrams to this group and port that arrive on the interface with this index.
     pub(super) fn subscribe(group: SocketAddrV4, interface: u32) -> io::Result<Self> {
         let socket =
             Socket::new(Domain::IPV4, Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP))?;
         socket.set_reuse_address(true)?;
         enlarge_buffer(&socket)?;
-        // None is vital: without them datagrams come one by one, drops go uncounted, and what came before what is guessed.
+        // None of these is vital. Without them datagrams arrive one by one, drops are not counted,
+        // or the order of the two ports is guessed.
         let _ = setsockopt(&socket, sockopt::UdpGroSegment, &true);
         let _ = setsockopt(&socket, sockopt::RxqOvfl, &1);
         let _ = setsockopt(&socket, sockopt::ReceiveTimestampns, &true);
-        // Only what is sent to this group, whatever else this machine is a member of.
+        // Only datagrams of this group, whatever other groups this machine has joined.
         socket.set_multicast_all_v4(false)?;
         socket.bind(&group.into())?;
         socket.join_multicast_v4_n(group.ip(), &InterfaceIndexOrAddress::Index(interface))?;
@@ -44,7 +46,7 @@ impl AsFd for GroupSocket {
     }
 }
 
-/// As root beyond the system's limit, else up to it.
+/// Enlarges the receive buffer: beyond the system's limit as root, else up to it.
 fn enlarge_buffer(socket: &Socket) -> io::Result<()> {
     if setsockopt(socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
         socket.set_recv_buffer_size(RECEIVE_BUFFER)?;

@@ -1,8 +1,8 @@
-//! The receive thread: sockets in, pages into objects, joins and leaves out.
+//! The receive thread: reads sockets, stores pages in objects, and sends joins and leaves.
 //!
-//! One thread serves all objects. It sleeps in `epoll` until a datagram comes, an object's time is up, or another
-//! thread says that an object wants attention. A second thread answers the reads that arrived pages serve, so that copying
-//! to readers does not hold up the socket.
+//! One thread serves all objects. It sleeps in `epoll` until a datagram arrives, an object's timer
+//! expires, or another thread asks it to attend to an object. A second thread answers the reads
+//! that arrived pages complete, so that copying to readers does not delay the socket.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -32,38 +32,41 @@ use crate::receiver::{
     Action, Counters, Fetch, FetchError, JoinError, Reception, ReportError, Subscription,
 };
 
-/// The thread looks up at least this often, should a wake-up ever be lost.
+/// The thread wakes at least this often, in case a wake-up is lost.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
-/// Batches taken from one socket before the others are looked at.
+/// Most batches taken from one socket before the others are served.
 const BATCHES_A_TURN: usize = 8;
-/// The same while there are datagrams of the repair channel that may have come later: as many as a full receive buffer holds.
+/// Most batches while datagrams of the repair channel may have arrived later: as many as a full
+/// receive buffer holds.
 const BATCHES_BEFORE: usize = 1024;
-/// Where messages come closer than this on average, each of them does not wake the thread: they gather for a while.
+/// If messages arrive closer than this on average, they gather for [`GATHER`] before the thread
+/// wakes.
 const DENSE: Duration = Duration::from_micros(200);
-/// For so long.
+/// How long the receive thread lets datagrams accumulate before it wakes.
 const GATHER: Duration = Duration::from_millis(4);
-/// The average is over this time: the pages of a single read come close together too.
+/// Time over which the average is taken. The pages of a single read also arrive close together.
 const COUNTED: Duration = Duration::from_millis(4);
-/// For so long blocks that can be rebuilt gather, unless nothing else is missing. The symbols of a window come block by block, and
-/// neighbours are rebuilt from one reading of their pages.
+/// How long blocks that can be rebuilt gather, unless nothing else is missing. The symbols of a
+/// window arrive block by block, and neighbours are rebuilt from one reading of their pages.
 const REBUILD_GATHER: Duration = Duration::from_millis(20);
-/// So many pages cannot have come later than a datagram of the repair channel that was not looked for.
+/// After this many data messages the repair socket is polled again, so that beacons are never older
+/// than the pages they count.
 const FEW_MESSAGES: usize = 8;
 /// Nice value of the receive thread. docs/SEMANTICS.md, "Priority".
 const NICENESS: i32 = -10;
-/// Bytes of reads that the receive thread answers itself.
+/// Reads of up to this many bytes are answered by the receive thread itself.
 const ANSWERED_AT_ONCE: u64 = 16 << 10;
-/// `epoll` data of the eventfd; objects count from 1, and each has two numbers.
+/// `epoll` data of the eventfd. Objects count from 1, and each has two numbers.
 const WAKE: u64 = 0;
 
-/// What the receive thread needs from outside.
+/// Configuration of the receive thread.
 #[derive(Clone, Debug)]
 pub struct IntakeConfig {
-    /// Requests go here.
+    /// Client for requests to the server.
     pub control: Control,
-    /// Datagrams come in by it.
+    /// Interface that datagrams arrive on.
     pub interface: InterfaceChoice,
-    /// Runs the requests.
+    /// Runtime for the requests.
     pub runtime: Handle,
 }
 
@@ -78,12 +81,12 @@ pub struct Intake {
 struct Shared {
     config: IntakeConfig,
     wake: OwnedFd,
-    /// Objects that want attention.
+    /// Objects to attend to.
     inbox: Mutex<Vec<(Arc<Object>, UnderWay)>>,
     stop: AtomicBool,
-    /// Where the server was reached last.
+    /// Address at which the server was last reached.
     server: Mutex<Option<SocketAddr>>,
-    /// Requests under way, so that an orderly end can wait for the leaves.
+    /// Number of requests in flight, so that an orderly end can wait for the leaves.
     requests: tokio::sync::watch::Sender<usize>,
     answers: mpsc::Sender<(Arc<Object>, Vec<Ready>)>,
     multicast: Multicast,
@@ -118,12 +121,12 @@ impl Intake {
         Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// Has the receive thread look at `object`: it was opened, closed or answered.
+    /// Makes the receive thread attend to `object`, which was opened, closed or answered.
     pub fn attend(&self, object: &Arc<Object>) {
         self.shared.attend(object);
     }
 
-    /// Sends what a read of `object` led to, without a detour by the receive thread.
+    /// Sends a demand that a read caused, without involving the receive thread.
     pub fn demand(&self, object: &Arc<Object>, wants: Wants) {
         if let Some((token, want)) = wants.now {
             self.shared.want(object, token, want);
@@ -133,7 +136,7 @@ impl Intake {
         }
     }
 
-    /// Waits until no request is under way, or until `patience` is over.
+    /// Waits until no request is in flight, or until `patience` is over.
     pub async fn drain(&self, patience: Duration) {
         let mut requests = self.shared.requests.subscribe();
         let drained = requests.wait_for(|count| *count == 0);
@@ -155,18 +158,18 @@ impl Drop for Intake {
 
 impl Shared {
     fn ring(&self) {
-        // The counter is full only when the thread has been rung for anyway.
+        // If the counter is full, the thread is being woken anyway.
         let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
     }
 
     fn attend(self: &Arc<Self>, object: &Arc<Object>) {
-        // Counted as a request from here on, so that `drain` sees the leaves that this may bring.
+        // Counts as a request from here on, so that `drain` waits for leaves that this may cause.
         let entry = (object.clone(), self.begin_request());
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner).push(entry);
         self.ring();
     }
 
-    /// Counts a request as under way until the result is dropped, in whatever way that happens.
+    /// Counts a request as in flight until the result is dropped.
     fn begin_request(self: &Arc<Self>) -> UnderWay {
         self.requests.send_modify(|count| *count += 1);
         UnderWay(self.clone())
@@ -179,7 +182,8 @@ impl Shared {
         }
     }
 
-    /// As [`Self::hand_out`], for the receive thread: what takes less time than waking somebody who does it is done at once.
+    /// Like [`Self::hand_out`], for the receive thread: reads that take less time than waking
+    /// another thread are answered at once.
     fn answer(&self, object: &Arc<Object>, reads: Vec<Ready>) {
         if reads.iter().map(|read| read.bytes.end - read.bytes.start).sum::<u64>()
             > ANSWERED_AT_ONCE
@@ -191,7 +195,7 @@ impl Shared {
         }
     }
 
-    /// Joins in the background; the object hears of the outcome.
+    /// Joins in the background and passes the result to the object.
     fn join(self: &Arc<Self>, object: &Arc<Object>) {
         let request = self.begin_request();
         let (shared, object) = (self.clone(), object.clone());
@@ -261,7 +265,7 @@ impl Shared {
         });
     }
 
-    /// Fetches in the background. The end does not wait for it: what came counts.
+    /// Fetches in the background. An orderly end does not wait for it: what arrived counts.
     fn fetch(self: &Arc<Self>, object: &Arc<Object>, part: Fetch) {
         let (shared, object) = (self.clone(), object.clone());
         self.config.runtime.spawn(async move {
@@ -284,7 +288,7 @@ impl Shared {
         });
     }
 
-    /// Reports in the background; the object hears of the outcome.
+    /// Reports in the background and passes the result to the object.
     fn report(self: &Arc<Self>, object: &Arc<Object>, report: Report) {
         let Some(token) = object.token() else { return };
         let request = self.begin_request();
@@ -307,7 +311,7 @@ impl Shared {
         });
     }
 
-    /// Asks for pages in the background; the object hears of the outcome.
+    /// Demands pages in the background and passes the result to the object.
     fn want(self: &Arc<Self>, object: &Arc<Object>, token: Token, want: Want) {
         let request = self.begin_request();
         let (shared, object) = (self.clone(), object.clone());
@@ -337,12 +341,12 @@ impl Shared {
     }
 }
 
-/// What an answer to a report or a want says of the membership.
+/// What a failed report or demand says about the membership.
 fn verdict(error: &ControlError) -> ReportError {
     if error.is_not_found() { ReportError::UnknownMember } else { ReportError::Temporary }
 }
 
-/// Once, not at every attempt: the first failure and the turn to slow retries tell all.
+/// Logs the first failure and the change to slow retries, not every attempt.
 fn log_join_error(object: &Object, error: &JoinError) {
     let path = &object.key().path;
     match error {
@@ -362,17 +366,17 @@ fn log_join_error(object: &Object, error: &JoinError) {
     }
 }
 
-/// Checkpoints off the async threads.
+/// Makes a checkpoint on a thread that may wait for the disk.
 async fn save(object: Arc<Object>) {
     let saving = tokio::task::spawn_blocking(move || {
         // The object logs what went wrong.
         let _ = object.checkpoint();
     });
-    // It cannot be waited for only where the runtime ends, which checkpoints by itself.
+    // Awaiting fails only if the runtime ends, which makes checkpoints by itself.
     let _ = saving.await;
 }
 
-/// Something that an orderly end waits for.
+/// Counts something that an orderly end waits for.
 struct UnderWay(Arc<Shared>);
 
 impl Drop for UnderWay {
@@ -387,14 +391,14 @@ impl std::fmt::Debug for UnderWay {
     }
 }
 
-/// What the receive thread owns.
+/// State of the receive thread.
 struct Receiving {
     shared: Arc<Shared>,
     epoll: OwnedFd,
     attended: BTreeMap<u64, Attended>,
     pages: RecvBatch,
     repair: RecvBatch,
-    /// Messages since then, and whether they came close together before.
+    /// Messages since then, and whether they arrived close together before.
     messages: u32,
     counted_since: Instant,
     is_dense: bool,
@@ -416,12 +420,12 @@ impl Attended {
 /// A socket of an object.
 struct Ear {
     socket: GroupSocket,
-    /// The kernel's count at the last look.
+    /// The kernel's drop count at the last look.
     drops: u32,
 }
 
 impl Ear {
-    /// Takes what is there into `batch`; `false` where that is nothing.
+    /// Receives what is there into `batch`. Returns `false` if that is nothing.
     fn receive(&mut self, object: &Object, batch: &mut RecvBatch) -> bool {
         match batch.receive(self.socket.as_fd()) {
             Ok(received) => {
@@ -447,7 +451,7 @@ impl Ear {
     }
 }
 
-/// Which of the two ports of a group; also the lowest bit of its `epoll` data.
+/// Port of a group. Also the lowest bit of its `epoll` data.
 #[derive(Clone, Copy)]
 enum Channel {
     Pages = 0,
@@ -494,7 +498,8 @@ impl Receiving {
             if events.iter().any(|event| event.data.u64() == WAKE) {
                 self.take_inbox();
             }
-            // After what is in the sockets: a thread that was held up must not take that for silence.
+            // After reading the sockets, because a thread that was held up must not take that for
+            // silence.
             self.tend_due();
             self.gather();
         }
@@ -516,13 +521,13 @@ impl Receiving {
         }
     }
 
-    /// How long nothing is due.
+    /// Time until something is due.
     fn time_left(&self) -> Duration {
         let next = self.attended.values().filter_map(|attended| attended.object.due()).min();
         next.map_or(LONGEST_SLEEP, |next| next.saturating_duration_since(now())).min(LONGEST_SLEEP)
     }
 
-    /// Tends to the objects whose time is up.
+    /// Tends to the objects whose timers have expired.
     fn tend_due(&mut self) {
         let now = now();
         let is_due = |object: &Object| object.due().is_some_and(|due| due <= now);
@@ -551,7 +556,7 @@ impl Receiving {
         }
     }
 
-    /// Does what the object asks for, and forgets it when it asks for nothing more.
+    /// Executes the actions of an object, and forgets it when it has none and needs none.
     fn tend(&mut self, id: u64, now: Instant) {
         let Some(attended) = self.attended.get_mut(&id) else { return };
         let object = attended.object.clone();
@@ -561,7 +566,7 @@ impl Receiving {
                 Action::Leave(token) => self.shared.leave(&object, token),
                 Action::Report(report) => self.shared.report(&object, report),
                 Action::Want(want) => {
-                    // Without a token it is of a membership that is over.
+                    // Without a token the report belongs to a membership that has ended.
                     if let Some(token) = object.token() {
                         self.shared.want(&object, token, want);
                     }
@@ -587,8 +592,8 @@ impl Receiving {
         }
     }
 
-    /// Takes what came to the sockets of an object, in the order in which it came: a beacon counts what was sent before it, and
-    /// what the member had got by then is told beside that.
+    /// Receives from the sockets of an object in the order of arrival: a beacon counts what was
+    /// sent before it, and the report compares this with what had arrived by then.
     fn receive(&mut self, id: u64, is_repair: bool) {
         let Some(Attended { object, pages, repair, .. }) = self.attended.get_mut(&id) else {
             return;
@@ -638,8 +643,8 @@ impl Receiving {
     }
 }
 
-/// What is not taken from a socket in time is lost, while everything else that this program does can wait. Where that is not
-/// allowed (`CAP_SYS_NICE`), the thread has the priority of the others.
+/// Raises the thread's priority: what is not taken from a socket in time is lost, while everything
+/// else can wait. Keeps the default priority without `CAP_SYS_NICE`.
 fn raise_priority() {
     let this = Some(rustix::thread::gettid());
     if let Err(error) = rustix::process::setpriority_process(this, NICENESS) {
@@ -647,7 +652,8 @@ fn raise_priority() {
     }
 }
 
-/// The kernel counts the buffers that it drops, each of which may hold several datagrams (GRO): as many as those that came.
+/// Converts dropped buffers to datagrams. The kernel counts buffers, each of which may hold several
+/// datagrams (GRO), presumably as many as those received.
 fn scaled(buffers: u32, batch: &RecvBatch) -> u64 {
     let (mut came, mut held) = (0, 0);
     for message in batch.messages() {
@@ -657,7 +663,7 @@ fn scaled(buffers: u32, batch: &RecvBatch) -> u64 {
     u64::from(buffers) * held / came.max(1)
 }
 
-/// What a batch holds that came before the rest of another one, and from whom.
+/// Takes the messages of a batch that arrived before the rest of another batch, with their senders.
 fn taken<'a>(batch: &'a mut RecvBatch, other: &RecvBatch) -> Vec<(SocketAddr, &'a [u8])> {
     let messages: Vec<_> = batch.take_until(other.next_at()).collect();
     let mut datagrams = Vec::with_capacity(messages.iter().map(|it| it.datagrams().len()).sum());

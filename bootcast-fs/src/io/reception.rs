@@ -1,4 +1,4 @@
-//! Whether multicast comes from the server at all, as its files tell one after the other.
+//! Whether multicast arrives from the server at all, as its files show one after another.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -6,7 +6,7 @@ use tracing::{info, warn};
 
 use crate::receiver::Reception;
 
-/// What is known of the multicast of one server. Tells the log when that changes.
+/// Reception of one server's multicast. Logs when it changes.
 #[derive(Debug, Default)]
 pub(super) struct Multicast {
     is_missing: AtomicBool,

@@ -1,4 +1,4 @@
-//! Bytes that come over HTTP.
+//! Bytes that arrive over HTTP.
 
 use std::io::IoSlice;
 use std::ops::Range;
@@ -9,25 +9,26 @@ use bootcast_proto::{PageIndex, PageRange};
 use super::{Inner, Object, Ready};
 use crate::receiver::{Assembly, Fetch, FetchError, Reception, UnicastMode};
 
-/// What bytes of a fetch led to.
+/// Result of bytes of a fetch.
 pub struct Fetched {
-    /// The reads that they serve.
+    /// Reads that they complete.
     pub ready: Vec<Ready>,
-    /// Up to where they were of use: the rest is the beginning of a page, to be handed in again with what follows.
+    /// Number of bytes used. The rest is the start of a page; pass it again with the bytes that
+    /// follow.
     pub taken: usize,
-    /// Whether more is wanted.
+    /// Whether more bytes are wanted.
     pub goes_on: bool,
 }
 
 impl Inner {
-    /// What the reader asked for that has waited longest.
+    /// Bytes that the longest waiting reader asked for.
     fn oldest_wait(&self) -> Option<Range<u64>> {
         self.parked.iter().min_by_key(|parked| parked.since).map(|parked| parked.bytes.clone())
     }
 }
 
 impl Object {
-    /// Lets the file come over HTTP as `mode` says.
+    /// Sets whether the file may be fetched over HTTP.
     #[must_use]
     pub fn with_unicast(self, mode: UnicastMode) -> Self {
         self.lock().receiver.set_unicast(mode);
@@ -39,7 +40,7 @@ impl Object {
         self.lock().receiver.presume_no_multicast();
     }
 
-    /// How it comes at present.
+    /// How the file arrives at present.
     pub fn reception(&self) -> Reception {
         self.lock().receiver.reception()
     }
@@ -49,7 +50,7 @@ impl Object {
         self.lock().receiver.fetch_failures()
     }
 
-    /// A request to be sent, if there is one. Ask whenever the object was tended to.
+    /// Returns a request to send. Call it whenever the object was tended to.
     pub fn poll_fetch(&self, now: Instant) -> Option<Fetch> {
         let mut inner = self.lock();
         if !inner.receiver.may_fetch() {
@@ -59,7 +60,7 @@ impl Object {
         inner.receiver.poll_fetch(oldest.as_ref(), now)
     }
 
-    /// Takes bytes of fetch `id` that lie at `offset`: whole pages that were missing are stored.
+    /// Stores whole missing pages from bytes of fetch `id` at `offset`.
     #[must_use]
     pub fn fetched(&self, id: u64, offset: u64, bytes: &[u8]) -> Fetched {
         let end = offset + bytes.len() as u64;
@@ -91,7 +92,7 @@ impl Object {
         Fetched { ready, taken, goes_on }
     }
 
-    /// The fetch is over. The intake must attend to the object afterwards.
+    /// Ends a fetch. The intake must attend to the object afterwards.
     #[must_use]
     pub fn fetch_ended(&self, id: u64, result: Result<(), FetchError>, now: Instant) -> Vec<Ready> {
         let mut inner = self.lock();
@@ -100,7 +101,7 @@ impl Object {
     }
 }
 
-/// The pages all of whose bytes lie within `bytes`.
+/// Pages whose bytes all lie within `bytes`.
 fn whole_pages(assembly: &Assembly, bytes: &Range<u64>) -> PageRange {
     let geometry = assembly.geometry();
     let mut pages = geometry.pages_covering(bytes.clone());

@@ -1,4 +1,5 @@
-//! The receiver's half of the repair channel: symbols to keep, blocks to rebuild, reports to send.
+//! Client side of the repair channel: which symbols to store, which blocks to rebuild, and what to
+//! report.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -10,41 +11,41 @@ use bootcast_proto::{BlockIndex, BlockLayout, JoinAnswer, PageRange};
 use super::repair::{DecodePlan, Repair};
 use super::{Action, Assembly, Checked, Fill, Receiver};
 
-/// What a report takes from the end of its timer to its promise, at most.
+/// Upper bound of the time from a report's timer to its promise.
 const REPORT_DELAY: Duration = Duration::from_millis(50);
 
-/// Within this time the members of a cast that ended join again.
+/// Members of a cast that ended join again spread over this time.
 const REJOIN_SPREAD: Duration = Duration::from_millis(200);
 
 /// What a datagram of the repair channel was worth.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RepairArrival<'a> {
-    /// A symbol of use: keep it, then call [`Receiver::handle_symbol_stored`].
+    /// A useful symbol: store it, then call [`Receiver::handle_symbol_stored`].
     Symbol {
-        /// Of which block.
+        /// Block that the symbol belongs to.
         block: BlockIndex,
-        /// Which.
+        /// Number of the symbol in its block.
         number: RepairIndex,
-        /// A full page of bytes.
+        /// The symbol: as many bytes as a full page.
         payload: &'a [u8],
     },
-    /// Nothing to be kept.
+    /// Nothing to store.
     Nothing,
     /// Not a datagram of this cast's repair channel.
     Bad(RepairError),
 }
 
-/// Why a report was not taken.
+/// Why a report was not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReportError {
     /// 404: the server does not know this member.
     UnknownMember,
-    /// Time may heal it.
+    /// Another reason, which may pass.
     Temporary,
 }
 
 impl Receiver {
-    /// Takes up what the answer says of repair. Symbols are kept where they are still of use.
+    /// Adopts the answer's repair settings. Keeps stored symbols if they are still useful.
     pub(super) fn begin_repair(&mut self, answer: &JoinAnswer, now: Instant) {
         let layout = answer.block_layout().filter(|_| self.fill() == Fill::Full);
         let fits = |repair: &Repair| {
@@ -64,7 +65,8 @@ impl Receiver {
         self.reporter.begin(&answer.token, answer.extensions.lease, now);
     }
 
-    /// Looks at a datagram of the repair channel. A symbol must be stored before [`Self::handle_symbol_stored`].
+    /// Handles a datagram of the repair channel. A symbol must be stored before
+    /// [`Self::handle_symbol_stored`].
     pub fn handle_repair_datagram<'a>(
         &mut self,
         from: SocketAddr,
@@ -74,7 +76,7 @@ impl Receiver {
         self.handle_checked_repair(&self.gate.check(from, datagram), now)
     }
 
-    /// As [`Self::handle_repair_datagram`], of a datagram that was checked before.
+    /// Like [`Self::handle_repair_datagram`], for a datagram whose tag was checked before.
     pub fn handle_checked_repair<'a>(
         &mut self,
         checked: &Checked<'a>,
@@ -127,7 +129,8 @@ impl Receiver {
         self.panel.beacon(&beacon.pace, is_chosen, draw, now);
     }
 
-    /// Whether something is lacking that nobody promised, and that it is time to ask for.
+    /// Whether a report of needs is due: something unpromised is lacking, and the server is not
+    /// still busy with promises.
     fn has_to_ask(&self) -> bool {
         self.unicast.relies_on_multicast()
             && !self.is_supplied
@@ -140,21 +143,21 @@ impl Receiver {
         self.membership.join_again(now + pause);
     }
 
-    /// The symbol is stored.
+    /// Handles a stored symbol.
     pub fn handle_symbol_stored(&mut self, block: BlockIndex, number: RepairIndex) {
         if let Some(repair) = &mut self.repair {
             repair.symbol_stored(block, number);
         }
     }
 
-    /// The stored symbols of a block turned out to be unusable: they count as lost.
+    /// Handles that the stored symbols of a block are unusable: they count as lost.
     pub fn handle_symbols_lost(&mut self, block: BlockIndex) {
         if let Some(repair) = &mut self.repair {
             repair.symbols_lost(block);
         }
     }
 
-    /// Tells the blocks of the pages that are about to count as held.
+    /// Updates the blocks of pages that are about to be marked as held.
     pub(super) fn note_in_blocks(&mut self, pages: PageRange) {
         let (Some(repair), Some(assembly)) = (&mut self.repair, &self.assembly) else { return };
         let all = assembly.geometry().all();
@@ -163,7 +166,7 @@ impl Receiver {
         new.for_each(|page| repair.page_stored(page));
     }
 
-    /// Whether nothing is missing but what can be rebuilt.
+    /// Whether all missing pages can be rebuilt.
     pub fn lacks_only_decodable(&self) -> bool {
         self.assembly.as_ref().is_some_and(|assembly| {
             let held = assembly.held();
@@ -172,23 +175,23 @@ impl Receiver {
         })
     }
 
-    /// The blocks of the present file; `None` without repair.
+    /// Blocks of the file; `None` without repair.
     pub fn block_layout(&self) -> Option<BlockLayout> {
         self.repair.as_ref().map(Repair::layout)
     }
 
-    /// The lowest block that its symbols suffice to rebuild. Each is handed out once, and again when a page or symbol of it
-    /// came since. Ask after stored pages and symbols.
+    /// Returns the lowest block with enough symbols to be rebuilt. Returns each block once, and
+    /// again after another page or symbol of it arrived. Call it after storing pages or symbols.
     pub fn poll_decodable(&mut self) -> Option<BlockIndex> {
         self.repair.as_mut()?.poll_decodable()
     }
 
-    /// Whether [`Self::poll_decodable`] is worth asking.
+    /// Whether [`Self::poll_decodable`] would return a block.
     pub fn has_decodable(&self) -> bool {
         self.repair.as_ref().is_some_and(Repair::has_decodable)
     }
 
-    /// How to rebuild a block; `None` where that cannot be done, or need not be.
+    /// Plan to rebuild a block; `None` if that is impossible or not needed.
     pub fn decode_plan(&self, block: BlockIndex) -> Option<DecodePlan> {
         let (repair, assembly) = (self.repair.as_ref()?, self.assembly.as_ref()?);
         let plan = repair.decode_plan(block, assembly.held())?;
@@ -204,7 +207,7 @@ impl Receiver {
             return;
         }
         if !self.reporter.is_asking() {
-            // Of a membership that is over.
+            // The answer belongs to a membership that has ended.
             return;
         }
         let bulk = std::mem::take(&mut self.asked_windows);
@@ -228,7 +231,7 @@ impl Receiver {
         }
     }
 
-    /// Reports, if it is time to.
+    /// Issues a report if one is due.
     pub(super) fn report_if_due(&mut self, now: Instant) {
         if self.membership.token().is_none() {
             return;
@@ -258,7 +261,7 @@ impl Receiver {
         [self.reporter.poll_timeout(), panel].into_iter().flatten().min()
     }
 
-    /// Bytes from the beginning that are here without a gap, and from which nothing will be rebuilt.
+    /// Length of the gapless part at the start from which no block will be rebuilt, in bytes.
     pub fn settled(&self) -> u64 {
         let Some(assembly) = &self.assembly else { return 0 };
         let Some(repair) = &self.repair else { return assembly.contiguous() };
@@ -269,8 +272,8 @@ impl Receiver {
         })
     }
 
-    /// Whether the pages that the plan rebuilds are still missing, and its symbols still those of the present blocks: what was read
-    /// for it is then what it should be.
+    /// Whether a plan is still valid: its pages are missing and the blocks are the same. What was
+    /// read for it is then correct.
     pub fn confirms(&self, plan: &DecodePlan) -> bool {
         let held = self.assembly.as_ref().map(Assembly::held);
         plan.round == self.repair_round

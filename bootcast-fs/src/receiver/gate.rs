@@ -1,4 +1,5 @@
-//! Which datagrams are of the present cast: by where they come from, and by their tags. docs/PROTOCOL.md, "Tags".
+//! Decides which datagrams belong to the present cast, by their sender and their tags.
+//! docs/PROTOCOL.md, "Tags".
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -6,21 +7,22 @@ use bootcast_proto::{DatagramKey, JoinAnswer};
 
 use super::Counters;
 
-/// What the datagrams of one membership are checked by. A copy serves to check them where the receiver is not at hand.
+/// Facts that the datagrams of one membership are checked against. Copies allow checks without a
+/// lock on the receiver.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Gate {
-    /// Counts the joins.
+    /// Number of joins so far.
     epoch: u32,
-    /// Address of the server's datagrams, where it is announced.
+    /// Address of the server's datagrams, if announced.
     source: Option<IpAddr>,
     /// Where the present cast's datagrams come from, once one came. A server that restarted, or another one that
     /// uses the same group, sends from another port.
     sender: Option<SocketAddr>,
-    /// Of the present cast's tags, where it has some.
+    /// Key of the present cast's tags, if it has any.
     key: Option<DatagramKey>,
 }
 
-/// A datagram and what a [`Gate`] found.
+/// A datagram with the verdict of a [`Gate`].
 #[derive(Clone, Copy, Debug)]
 pub struct Checked<'a> {
     pub(super) from: SocketAddr,
@@ -32,25 +34,25 @@ pub struct Checked<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Finding {
     Genuine,
-    /// From another address than the server's.
+    /// It comes from another address than the server's.
     Stranger,
     /// Its tag is wrong.
     Forged,
 }
 
 impl Gate {
-    /// Another cast begins, or the same one for another membership.
+    /// Starts another membership.
     pub(super) fn begin(&mut self, answer: &JoinAnswer) {
         let (source, key) = (answer.extensions.source, answer.extensions.key);
         *self = Self { epoch: self.epoch + 1, source, sender: None, key };
     }
 
-    /// Changes with every join.
+    /// Number that changes with every join.
     pub(super) fn epoch(&self) -> u32 {
         self.epoch
     }
 
-    /// Looks at a datagram; the work grows with its length.
+    /// Checks a datagram. The cost grows with its length.
     pub fn check<'a>(&self, from: SocketAddr, bytes: &'a [u8]) -> Checked<'a> {
         let is_genuine = |key: DatagramKey| key.is_genuine(bytes);
         let finding = if !self.is_sender(from) {
@@ -63,7 +65,8 @@ impl Gate {
         Checked { from, bytes, epoch: self.epoch, finding }
     }
 
-    /// Looks at many datagrams, in their order, which is faster than one by one. Those of strangers cost nothing.
+    /// Checks several datagrams, in order; faster than one by one. Datagrams of strangers cost
+    /// nothing.
     pub fn check_all<'a>(&self, datagrams: &[(SocketAddr, &'a [u8])]) -> Vec<Checked<'a>> {
         let epoch = self.epoch;
         let mut checked: Vec<_> = datagrams
@@ -86,8 +89,8 @@ impl Gate {
         checked
     }
 
-    /// Whether the datagram may be believed; one that may not is counted. What was found of it by a copy that is out of
-    /// date does not count.
+    /// Whether the datagram may be believed; counts it if not. Verdicts of an outdated copy are
+    /// ignored.
     pub(super) fn admits(&self, checked: &Checked<'_>, counters: &mut Counters) -> bool {
         let is_current = checked.epoch == self.epoch && self.is_sender(checked.from);
         let finding = if is_current {
@@ -108,7 +111,7 @@ impl Gate {
         self.sender = Some(sender);
     }
 
-    /// Whether this may be where the present cast's datagrams come from.
+    /// Whether datagrams of the present cast may come from this address.
     fn is_sender(&self, from: SocketAddr) -> bool {
         let announced = self.source.is_none_or(|source| source == from.ip());
         announced && self.sender.is_none_or(|sender| sender == from)

@@ -1,4 +1,4 @@
-//! When to be a member of a cast: join, join again, linger, leave.
+//! Decides when to be a member: join, join again, linger, leave.
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddrV4};
@@ -7,54 +7,54 @@ use std::time::{Duration, Instant};
 use bootcast_proto::Token;
 use bootcast_proto::api::{Report, Want};
 
-/// First pause after a join that failed; it doubles.
+/// First pause after a failed join. It doubles each time.
 const RETRY_MIN: Duration = Duration::from_millis(100);
-/// The longest pause between joins while the server is away.
+/// Longest pause between joins while the server is away.
 const RETRY_MAX: Duration = Duration::from_secs(2);
-/// How often the time of silence doubles: up to 16 times the first.
+/// Most doublings of the time of silence: up to 16 times the first.
 const MAX_DEAF_DOUBLINGS: u32 = 4;
-/// How long silence is expected at a time.
+/// Time of silence before a new join, if silence is expected.
 const LONG_SILENCE: Duration = Duration::from_secs(60);
-/// The longest wish for a pause that is granted to a server.
+/// Longest `Retry-After` of a server that is obeyed.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(30);
 
-/// What the driver must do. Actions are handed out in the order in which they must happen.
+/// What the driver must do. Actions must be executed in the order they are returned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Send a join; answer with `joined` or `join_failed`.
     Join,
-    /// Send a leave; nobody waits for the answer.
+    /// Send a leave; the answer does not matter.
     Leave(Token),
-    /// Listen to this group, and to no other any more.
+    /// Listen to this group and to no other.
     Subscribe(Subscription),
-    /// Listen to nothing.
+    /// Stop listening.
     Unsubscribe,
-    /// Tell the server what is lacking; answer with `handle_reported`.
+    /// Send a report; answer with `handle_reported`.
     Report(Report),
-    /// Ask the server for pages; answer with `handle_wanted`.
+    /// Demand pages; answer with `handle_wanted`.
     Want(Want),
 }
 
-/// Where the datagrams of a cast come to.
+/// Destination of a cast's datagrams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Subscription {
-    /// Group and port.
+    /// Group and port of the pages.
     pub connect: SocketAddrV4,
-    /// The only address whose datagrams count, where it is known.
+    /// Only address whose datagrams count, if it is known.
     pub source: Option<IpAddr>,
-    /// Group and port of the repair channel, where it is of use.
+    /// Group and port of the repair channel, if it is useful.
     pub repair: Option<SocketAddrV4>,
 }
 
-/// What a member takes silence for.
+/// How a member interprets silence.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Silence {
-    /// A lost cast: it joins again soon.
+    /// The cast is lost: join again soon.
     #[default]
     Short,
-    /// What is to be expected: it joins again now and then all the same.
+    /// Silence is expected: still join again now and then.
     Long,
-    /// What is to be expected; that the cast is lost it will hear in another way.
+    /// Silence is expected, and a lost cast shows in another way: never join again.
     Endless,
 }
 
@@ -63,7 +63,8 @@ pub(super) enum Silence {
 pub struct Timing {
     /// How long a membership outlives its last reader.
     pub linger: Duration,
-    /// How long a member hears nothing before it joins again. Doubles with each join that brought nothing.
+    /// How long a member receives nothing before it joins again. Doubles with each join that
+    /// brought nothing.
     pub silence: Duration,
 }
 
@@ -82,16 +83,16 @@ pub(super) struct Membership {
     timing: Timing,
     state: State,
     readers: usize,
-    /// Set while nobody reads but the membership is still kept.
+    /// End of the linger time; set while no reader is left but the membership is kept.
     linger_until: Option<Instant>,
     /// Joins in a row after which nothing was heard.
     deaf: u32,
     silence: Silence,
-    /// Nothing is expected to come: silence is no reason to join again.
+    /// Whether silence is no reason to join again.
     may_be_silent: bool,
-    /// Of the newest membership.
+    /// Subscription of the newest membership.
     subscription: Option<Subscription>,
-    /// All pages are here, or can never be: membership has no use any more.
+    /// Whether membership is of no more use: all pages are held, or can never arrive.
     over: bool,
     actions: VecDeque<Action>,
 }
@@ -104,11 +105,11 @@ enum State {
     Rejoining { token: Token, attempt: Attempt },
 }
 
-/// A join on its way, or due.
+/// A join in flight or due.
 #[derive(Clone, Copy, Debug)]
 struct Attempt {
     failures: u32,
-    /// `None`: the request is out.
+    /// When to send the join again; `None` while it is in flight.
     retry_at: Option<Instant>,
 }
 
@@ -131,7 +132,7 @@ impl Attempt {
 }
 
 impl Membership {
-    /// Nobody reads yet; with `over` nobody ever needs to join.
+    /// Starts without readers. With `over`, no join is ever needed.
     pub(super) fn new(timing: Timing, over: bool) -> Self {
         Self {
             timing,
@@ -147,7 +148,7 @@ impl Membership {
         }
     }
 
-    /// One reader more.
+    /// Adds a reader.
     pub(super) fn opened(&mut self) {
         self.readers += 1;
         self.linger_until = None;
@@ -157,7 +158,7 @@ impl Membership {
         }
     }
 
-    /// One reader less. The last one starts the linger time.
+    /// Removes a reader. The last one starts the linger time.
     pub(super) fn closed(&mut self, now: Instant) {
         self.readers = self.readers.saturating_sub(1);
         if self.readers == 0 && !matches!(self.state, State::Idle) {
@@ -166,7 +167,7 @@ impl Membership {
         }
     }
 
-    /// The server made us a member. Where that is not wanted any more, the membership is given back.
+    /// Handles a successful join. If the membership is no longer wanted, it is given back.
     pub(super) fn joined(&mut self, token: Token, subscription: Subscription, now: Instant) {
         let previous = match std::mem::replace(&mut self.state, State::Idle) {
             State::Idle => {
@@ -182,7 +183,8 @@ impl Membership {
         self.state = State::Member { token, heard: now };
     }
 
-    /// A join failed in a way that time may heal. `retry_after` is the server's wish.
+    /// Handles a join that failed for a reason that may pass. `retry_after` is the server's
+    /// request.
     pub(super) fn join_failed(&mut self, now: Instant, retry_after: Duration) {
         match &mut self.state {
             State::Joining(attempt) | State::Rejoining { attempt, .. } => {
@@ -209,7 +211,7 @@ impl Membership {
         }
     }
 
-    /// This membership is worth nothing any more: joins again at this time, a member meanwhile.
+    /// Gives the present membership up: joins again at `at` and stays subscribed until then.
     pub(super) fn join_again(&mut self, at: Instant) {
         if let State::Member { token, .. } = &self.state {
             let attempt = Attempt { failures: 0, retry_at: Some(at) };
@@ -235,18 +237,18 @@ impl Membership {
         !self.actions.is_empty()
     }
 
-    /// Membership has no use any more, for ever.
+    /// Ends membership for good.
     pub(super) fn end(&mut self) {
         self.over = true;
         self.leave();
     }
 
-    /// What silence is to mean from now on.
+    /// Sets the meaning of silence from now on.
     pub(super) fn expect_silence(&mut self, silence: Silence) {
         self.silence = silence;
     }
 
-    /// Enters the group anew, for switches on the way that forgot this member.
+    /// Leaves and enters the group, for switches that forgot this member.
     pub(super) fn listen_anew(&mut self) {
         if let Some(subscription) = self.subscription.filter(|_| self.is_member()) {
             self.actions.push_back(Action::Unsubscribe);
@@ -254,8 +256,8 @@ impl Membership {
         }
     }
 
-    /// When a member that heard something last at this time joins again. A client that no multicast reaches must not keep a
-    /// cast alive by joining it again and again.
+    /// When a member that last received something at `heard` joins again. A client that receives no
+    /// multicast must not keep a cast alive by joining it again and again.
     fn rejoin_at(&self, heard: Instant) -> Option<Instant> {
         match self.silence {
             _ if self.may_be_silent => None,
@@ -302,7 +304,7 @@ impl Membership {
         }
     }
 
-    /// When `handle_timeout` is due next.
+    /// When `handle_timeout` is due.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let own = match &self.state {
             State::Idle => None,
@@ -312,17 +314,17 @@ impl Membership {
         [own, self.linger_until].into_iter().flatten().min()
     }
 
-    /// Asks for something to be done as this member.
+    /// Queues an action of this member.
     pub(super) fn act(&mut self, action: Action) {
         self.actions.push_back(action);
     }
 
-    /// What to do next.
+    /// Returns the next action.
     pub(super) fn poll_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }
 
-    /// Of a membership that the server knows, as far as is known.
+    /// Token of the present membership, if there is one.
     pub(super) fn token(&self) -> Option<&Token> {
         match &self.state {
             State::Member { token, .. } => Some(token),
@@ -330,17 +332,17 @@ impl Membership {
         }
     }
 
-    /// Readers at present.
+    /// Number of readers.
     pub(super) fn readers(&self) -> usize {
         self.readers
     }
 
-    /// Neither a member nor on the way to become one.
+    /// Whether it is neither a member nor joining.
     pub(super) fn is_idle(&self) -> bool {
         matches!(self.state, State::Idle) && self.actions.is_empty()
     }
 
-    /// How many joins in a row have failed.
+    /// Number of joins in a row that failed.
     pub(super) fn failures(&self) -> u32 {
         match &self.state {
             State::Idle | State::Member { .. } => 0,
@@ -348,7 +350,7 @@ impl Membership {
         }
     }
 
-    /// A member at present, as far as is known.
+    /// Whether it is a member, as far as known.
     pub(super) fn is_member(&self) -> bool {
         matches!(self.state, State::Member { .. } | State::Rejoining { .. })
     }

@@ -1,5 +1,5 @@
-//! From datagrams to the pages of one version of one file. Does no I/O: time and datagrams are
-//! arguments, what is to be done comes out as [`Action`]s.
+//! Turns datagrams into the pages of one version of one file. Does no I/O: time and datagrams are
+//! arguments, and what is to be done comes out as [`Action`]s.
 
 mod access;
 mod assembly;
@@ -43,31 +43,31 @@ use reporter::Reporter;
 use unicast::Unicast;
 use unreadable::Unreadable;
 
-/// What must be true of the file that a join yields.
+/// Conditions on the file that a join yields.
 #[derive(Clone, Debug, Default)]
 pub struct Pin {
-    /// The only version that counts; without one the first answer decides.
+    /// Version that the file must have; `None` accepts the version of the first answer.
     pub etag: Option<Etag>,
-    /// Exact size, where it is known beforehand.
+    /// Exact size, if known beforehand.
     pub size: Option<u64>,
 }
 
-/// Why missing pages can never come. Final.
+/// Why missing pages can never arrive. Final.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
-    /// The server does not have this version any more.
+    /// The server no longer has this version.
     #[error("the file changed on the server")]
     Stale,
     /// The server has no such file.
     #[error("{0}")]
     NotFound(String),
-    /// The server will not give it to us.
+    /// The server refuses the file.
     #[error("{0}")]
     Refused(String),
-    /// What the server answers is not of this protocol.
+    /// The server's answer does not follow the protocol.
     #[error("{0}")]
     Garbled(String),
-    /// What arrives cannot be kept here.
+    /// Pages cannot be stored here.
     #[error("cannot store what arrives: {0}")]
     Store(String),
 }
@@ -75,63 +75,64 @@ pub enum Failure {
 /// Why a join had no usable answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum JoinError {
-    /// Time may heal it: no connection, an overloaded server, a garbled answer.
+    /// A reason that may pass: no connection, an overloaded server, a malformed answer.
     Retry {
         /// The server's `Retry-After`, or zero.
         after: Duration,
     },
     /// 404.
     NotFound(String),
-    /// Any other refusal.
+    /// Another refusal.
     Refused(String),
-    /// An answer that is not of this protocol.
+    /// The answer does not follow the protocol.
     Garbled(String),
 }
 
-/// Datagrams by what became of them.
+/// Datagrams by result.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Pages that were stored, those that were rebuilt included.
+    /// Pages that were stored or rebuilt.
     pub pages: u64,
     /// Pages that were held already.
     pub duplicates: u64,
-    /// Repair symbols, of use or not.
+    /// Repair symbols, useful or not.
     pub symbols: u64,
-    /// Datagrams that are nothing of the cast.
+    /// Datagrams that do not fit the cast.
     pub bad: u64,
     /// Datagrams from another address than the server's.
     pub strangers: u64,
-    /// Datagrams in the server's name whose tags are wrong.
+    /// Datagrams from the server's address with a wrong tag.
     pub forged: u64,
     /// Datagrams that this machine's socket had no room for.
     pub drops: u64,
 }
 
-/// One version of one file on its way to this machine.
+/// Reception of one version of one file.
 #[derive(Debug)]
 pub struct Receiver {
     pin: Pin,
     membership: Membership,
-    /// `None` until the first answer tells the page size.
+    /// Held pages; `None` until the first answer states the page size.
     assembly: Option<Assembly>,
     gate: Gate,
-    /// Blocks of the present cast; `None` while something is missing and nobody repairs it.
+    /// Blocks of the present cast; `None` if nothing repairs it or nothing is missing.
     repair: Option<Repair>,
-    /// Counts up whenever blocks get other pages.
+    /// Rises whenever blocks get other pages.
     repair_round: u32,
     reporter: Reporter,
-    /// Windows that the report on its way asks for.
+    /// Windows that the report in flight asks for.
     asked_windows: Vec<(u32, u32)>,
-    /// Needs that the last report told, and that the server may have promised by now.
+    /// Needs of the last report, which the server may have promised meanwhile.
     asked_needs: Vec<(u32, u8)>,
-    /// As of the newest beacon: what is promised takes the server longer than the answer to a report would.
+    /// Whether, by the newest beacon, sending the promised symbols takes longer than answering a
+    /// report.
     is_supplied: bool,
     unicast: Unicast,
     demand: Demand,
-    /// Where the stream of the present cast is.
+    /// Position of the present cast's stream.
     course: Option<Course>,
     unreadable: Unreadable,
-    /// Wants in a row for which the server did not know this member.
+    /// Demands in a row for which the server did not know this member.
     forgotten: u32,
     failure: Option<Failure>,
     counters: Counters,
@@ -139,8 +140,8 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    /// Wants the file that `pin` describes; `kept` is what an earlier life left of that version. Unlike
-    /// those of other members, `seed` spreads in time what all of them do.
+    /// Creates a receiver of the file that `pin` describes. `kept` is what the cache kept of that
+    /// version. `seed` must differ between members, because it spreads their actions in time.
     pub fn new(pin: Pin, kept: Option<Assembly>, timing: Timing, seed: u64) -> Self {
         let complete = kept.as_ref().is_some_and(Assembly::is_complete);
         Self {
@@ -165,17 +166,17 @@ impl Receiver {
         }
     }
 
-    /// A reader opened the file.
+    /// Handles a reader that opened the file.
     pub fn handle_open(&mut self) {
         self.membership.opened();
     }
 
-    /// A reader closed the file.
+    /// Handles a reader that closed the file.
     pub fn handle_close(&mut self, now: Instant) {
         self.membership.closed(now);
     }
 
-    /// The server answered a join.
+    /// Handles the answer to a join.
     pub fn handle_join(&mut self, answer: &JoinAnswer, now: Instant) {
         let repairs = self.fill() == Fill::Full && answer.block_layout().is_some();
         let port = answer.extensions.repair.filter(|_| repairs);
@@ -196,7 +197,8 @@ impl Receiver {
         self.end_if_complete();
     }
 
-    /// Takes the answer for the pinned version, or pins it. `false`: it is another version.
+    /// Accepts the answer if it has the pinned version, or pins its version. Returns `false` for
+    /// another version.
     fn adopt(&mut self, answer: &JoinAnswer) -> bool {
         let Extensions { etag, size, .. } = &answer.extensions;
         if differ(self.pin.etag.as_ref(), etag.as_ref()) || differ(self.pin.size, *size) {
@@ -217,7 +219,7 @@ impl Receiver {
     pub fn handle_join_error(&mut self, error: JoinError, now: Instant) {
         match error {
             JoinError::Retry { after } => self.membership.join_failed(now, after),
-            // Once a version was there, "not found" says that it is gone.
+            // If a version was there before, "not found" means that it is gone.
             JoinError::NotFound(_) if self.assembly.is_some() => self.fail(Failure::Stale),
             JoinError::NotFound(message) => self.fail(Failure::NotFound(message)),
             JoinError::Refused(message) => self.fail(Failure::Refused(message)),
@@ -225,7 +227,7 @@ impl Receiver {
         }
     }
 
-    /// Looks at a datagram from `from`. A new page must be stored before [`Self::handle_stored`].
+    /// Handles a datagram from `from`. A new page must be stored before [`Self::handle_stored`].
     pub fn handle_datagram<'a>(
         &mut self,
         from: SocketAddr,
@@ -235,7 +237,7 @@ impl Receiver {
         self.handle_checked(&self.gate.check(from, datagram), now)
     }
 
-    /// As [`Self::handle_datagram`], of a datagram that was checked before.
+    /// Like [`Self::handle_datagram`], for a datagram whose tag was checked before.
     pub fn handle_checked<'a>(&mut self, checked: &Checked<'a>, now: Instant) -> Arrival<'a> {
         if !self.gate.admits(checked, &mut self.counters) {
             return Arrival::Bad(DataError::Index);
@@ -267,7 +269,7 @@ impl Receiver {
         let was_asked_for = self.demand.is_asked(page);
         self.demand.came(page, now);
         if was_asked_for {
-            // It tells nothing of the stream.
+            // A demanded page says nothing about the stream.
             return;
         }
         if let Some(repair) = &mut self.repair {
@@ -275,23 +277,23 @@ impl Receiver {
         }
     }
 
-    /// Changes with every join: what was decoded before may have other offsets than what comes now.
+    /// Number that changes with every join: earlier datagrams may have other offsets.
     pub fn epoch(&self) -> u32 {
         self.gate.epoch()
     }
 
-    /// What datagrams are checked by, at present.
+    /// Facts that datagrams are checked against at present.
     pub fn gate(&self) -> &Gate {
         &self.gate
     }
 
-    /// The socket had no room for this many datagrams.
+    /// Counts datagrams that the socket had no room for.
     pub fn handle_drops(&mut self, datagrams: u64) {
         self.counters.drops += datagrams;
         self.panel.dropped(datagrams);
     }
 
-    /// These pages are in the store.
+    /// Handles pages that were stored.
     pub fn handle_stored(&mut self, pages: PageRange) {
         self.note_in_blocks(pages);
         self.demand.stored(pages);
@@ -303,13 +305,13 @@ impl Receiver {
         self.rest_if_nothing_can_come();
     }
 
-    /// What was kept may be lost: nothing of it is to be believed.
+    /// Handles a store that may have lost data: nothing in it counts any more.
     pub fn handle_store_lost(&mut self, message: String) {
         self.assembly = None;
         self.fail(Failure::Store(message));
     }
 
-    /// What arrives cannot be kept.
+    /// Handles a store that accepts no more pages.
     pub fn handle_store_error(&mut self, message: String) {
         self.fail(Failure::Store(message));
     }
@@ -328,7 +330,7 @@ impl Receiver {
         self.membership.end();
     }
 
-    /// Gives the membership up: the client ends.
+    /// Ends the membership because the client is stopping.
     pub fn shut_down(&mut self) {
         self.membership.end();
     }
@@ -343,13 +345,13 @@ impl Receiver {
         self.report_if_due(now);
     }
 
-    /// When [`Self::handle_timeout`] is due next.
+    /// When [`Self::handle_timeout`] is due.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let own = [self.membership.poll_timeout(), self.poll_report(), self.poll_demand()];
         own.into_iter().chain([self.poll_unicast()]).flatten().min()
     }
 
-    /// What to do next.
+    /// Returns the next action.
     pub fn poll_action(&mut self) -> Option<Action> {
         let is_deaf = self.unicast.is_deaf();
         let mut actions = std::iter::from_fn(|| self.membership.poll_action());
@@ -362,64 +364,64 @@ impl Receiver {
         self.membership.has_action()
     }
 
-    /// Whether every page is here.
+    /// Whether every page is held.
     pub fn is_complete(&self) -> bool {
         self.assembly.as_ref().is_some_and(Assembly::is_complete)
     }
 
-    /// Whether all of these bytes are here.
+    /// Whether all of these bytes are held.
     pub fn holds(&self, bytes: &Range<u64>) -> bool {
         self.assembly.as_ref().is_some_and(|assembly| assembly.holds(bytes))
     }
 
-    /// The exact size, once it is known.
+    /// Exact size, once known.
     pub fn size(&self) -> Option<u64> {
         self.assembly.as_ref().and_then(Assembly::size).or(self.pin.size)
     }
 
-    /// The version, once it is known. A plain server tells none.
+    /// Version, once known. A plain server names none.
     pub fn etag(&self) -> Option<&Etag> {
         self.pin.etag.as_ref()
     }
 
-    /// Why missing pages can never come, if so.
+    /// Why missing pages can never arrive, if so.
     pub fn failure(&self) -> Option<&Failure> {
         self.failure.as_ref()
     }
 
-    /// What came so far.
+    /// Held pages, once the page size is known.
     pub fn assembly(&self) -> Option<&Assembly> {
         self.assembly.as_ref()
     }
 
-    /// Datagrams so far.
+    /// Datagrams so far, by result.
     pub fn counters(&self) -> Counters {
         self.counters
     }
 
-    /// Readers at present.
+    /// Number of readers.
     pub fn readers(&self) -> usize {
         self.membership.readers()
     }
 
-    /// Nothing to do for this file but to keep it.
+    /// Whether there is nothing to do for this file except to keep it.
     pub fn is_idle(&self) -> bool {
         self.membership.is_idle()
     }
 
-    /// Whether the server said, in this membership, that this version can be had; or all of it is here, or
-    /// some of it and the server is away.
+    /// Whether this version can be opened: the server confirmed it in this membership, or all of it
+    /// is held, or the server is away and some of it is held.
     pub fn is_confirmed(&self) -> bool {
         let begun = self.assembly.is_some();
         begun && (self.is_complete() || self.is_member() || self.join_failures() > 0)
     }
 
-    /// A member of a cast at present.
+    /// Whether it is a member of a cast.
     pub fn is_member(&self) -> bool {
         self.membership.is_member()
     }
 
-    /// Names the present membership in reports.
+    /// Token of the present membership.
     pub fn token(&self) -> Option<&Token> {
         self.membership.token()
     }
@@ -430,7 +432,7 @@ impl Receiver {
     }
 }
 
-/// Whether both are known and not the same.
+/// Whether both are known and differ.
 fn differ<T: PartialEq>(one: Option<T>, other: Option<T>) -> bool {
     matches!((one, other), (Some(one), Some(other)) if one != other)
 }
@@ -477,7 +479,7 @@ mod tests {
         receiver
     }
 
-    /// Feeds a page and stores it.
+    /// Feeds a page and marks it as held.
     fn feed(receiver: &mut Receiver, number: u32, payload: &[u8], now: Instant) {
         let mut bytes = Layout::Base.header(PageIndex(number - 1), 2, payload).to_vec();
         bytes.extend_from_slice(payload);

@@ -1,58 +1,60 @@
-//! What came of what the server sent, from beacon to beacon, and when to tell it. docs/PROTOCOL.md, "Rate".
+//! Counts what was sent and received from beacon to beacon, and decides when to report it.
+//! docs/PROTOCOL.md, "Rate".
 
 use std::time::{Duration, Instant};
 
 use bootcast_proto::api::Report;
 use bootcast_proto::wire::Pace;
 
-/// Datagrams, counted from the beginning of something.
+/// Counts of datagrams.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Counts {
-    /// By the server: pages and symbols.
+    /// Sent by the server: pages and symbols.
     sent: u64,
-    /// That came here, of use or not.
+    /// Received here, useful or not.
     received: u64,
-    /// That this machine's sockets had no room for.
+    /// Dropped by this machine's sockets.
     drops: u64,
 }
 
-/// The counters of one membership, and its part in the panel.
+/// Counters of one membership, and its part in the panel.
 ///
-/// Only what lies between two beacons is told: what came after the newest one may be a part of what was sent.
+/// Only datagrams between two beacons are reported: of those after the newest beacon, the number
+/// sent is unknown.
 #[derive(Debug, Default)]
 pub(super) struct Panel {
-    /// Since the join. `sent` is that of the newest beacon.
+    /// Counts since the join. `sent` is that of the newest beacon.
     now: Counts,
-    /// At the first beacon of this membership.
+    /// Counts at the first beacon of this membership.
     first: Option<Counts>,
-    /// At the newest.
+    /// Counts at the newest beacon.
     newest: Counts,
-    /// Of the last report.
+    /// Counts in the last report.
     told: Counts,
     told_at: Option<Instant>,
     due: Option<Instant>,
-    /// The newest beacon names this member.
+    /// Whether the newest beacon puts this member in the panel.
     is_chosen: bool,
 }
 
 impl Panel {
-    /// A membership begins.
+    /// Starts a membership.
     pub(super) fn begin(&mut self) {
         *self = Self::default();
     }
 
-    /// A page or symbol came.
+    /// Counts a received page or symbol.
     pub(super) fn received(&mut self) {
         self.now.received += 1;
     }
 
-    /// The sockets had no room for this many datagrams.
+    /// Counts datagrams that the sockets had no room for.
     pub(super) fn dropped(&mut self, datagrams: u64) {
         self.now.drops += datagrams;
     }
 
-    /// A beacon came that is newer than all before. `is_chosen`: this member is of the panel; `draw` gives a time of up to
-    /// its argument, so that not all report at once.
+    /// Handles a beacon newer than all before. `is_chosen` puts this member in the panel. `draw`
+    /// returns a random time up to its argument, so that members do not report all at once.
     pub(super) fn beacon(
         &mut self,
         pace: &Pace,
@@ -82,19 +84,20 @@ impl Panel {
         }
     }
 
-    /// Whether it is time to report.
+    /// Whether a report of counters is due.
     pub(super) fn is_due(&self, now: Instant) -> bool {
         self.due.is_some_and(|due| due <= now)
     }
 
-    /// When it will be.
+    /// When a report of counters is due.
     pub(super) fn due(&self) -> Option<Instant> {
         self.due
     }
 
-    /// Puts the counters into a report that goes out now, for whatever reason it does.
+    /// Adds the counters to a report that is being sent, for whatever reason.
     ///
-    /// But for what a member lacks that is not of the panel: who loses much asks often, and the few who do would pass for many.
+    /// Leaves them out of needs of members outside the panel: members with heavy loss report often
+    /// and would count for more than they are.
     pub(super) fn tell(&mut self, report: &mut Report, now: Instant) {
         let asks = !report.needs.is_empty() || !report.bulk.is_empty();
         if asks && !self.is_chosen {

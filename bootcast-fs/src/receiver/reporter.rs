@@ -1,11 +1,11 @@
-//! When to tell the server what this member lacks. docs/PROTOCOL.md, "When a client reports".
+//! Decides when to report what this member lacks. docs/PROTOCOL.md, "When a client reports".
 
 use std::time::{Duration, Instant};
 
 use bootcast_proto::Token;
 use bootcast_proto::wire::Beacon;
 
-/// Pause after a report that did not get through.
+/// Pause after a report that failed.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// Says when a report is due.
@@ -18,20 +18,20 @@ const RETRY: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Reporter {
     random: SplitMix,
-    /// Of the membership's token, over the whole range.
+    /// Hash of the membership's token, over the whole range.
     hash: u16,
     lease: Option<Duration>,
-    /// When the lease wants a report, whatever is lacking.
+    /// When to renew the lease, whatever is lacking.
     renewal: Option<Instant>,
-    /// There is something else that the server must hear from then on.
+    /// When to report something other than needs.
     news: Option<Instant>,
     newest: Option<Guidance>,
     phase: Phase,
-    /// A report of counters alone is out: nothing else goes out meanwhile.
+    /// Whether a report of counters alone is in flight; no other may be sent meanwhile.
     telling: bool,
 }
 
-/// What the newest beacon says to those who would report.
+/// Instructions of the newest beacon for members that would report.
 #[derive(Clone, Copy, Debug)]
 struct Guidance {
     number: u32,
@@ -42,20 +42,20 @@ struct Guidance {
 
 #[derive(Clone, Copy, Debug)]
 enum Phase {
-    /// Nothing to say, or not permitted to.
+    /// Nothing to report, or not permitted.
     Quiet,
-    /// Has something to say, unless others say it before.
+    /// Waiting for its turn; a beacon may make the report unnecessary.
     Drawn { due: Instant, fraction: f64 },
-    /// The report is out.
+    /// The report is in flight.
     Asking,
-    /// Waits for what the report brings.
+    /// Waiting for the effect of the report.
     Holding { since: Instant, heard_beacon: bool },
-    /// The report did not get through.
+    /// The report failed.
     Retrying { until: Instant },
 }
 
 impl Reporter {
-    /// Draws its times from `seed`.
+    /// Creates a reporter that draws its times from `seed`.
     pub(super) fn new(seed: u64) -> Self {
         Self {
             random: SplitMix(seed),
@@ -69,7 +69,7 @@ impl Reporter {
         }
     }
 
-    /// A membership begins.
+    /// Starts a membership.
     pub(super) fn begin(&mut self, token: &Token, lease: Option<Duration>, now: Instant) {
         self.hash = hash(token);
         self.lease = lease;
@@ -80,18 +80,19 @@ impl Reporter {
         self.renew(now);
     }
 
-    /// The server heard of this member now. The next time is drawn, because many joined with it: within half the lease.
+    /// Records that the server heard of this member. The next renewal is at a random time within
+    /// half the lease, because many members joined with it.
     pub(super) fn renew(&mut self, now: Instant) {
         let share = 0.375 + 0.125 * self.random.fraction();
         self.renewal = self.lease.map(|lease| now + lease.mul_f64(share));
     }
 
-    /// There is something that the server must hear, whatever is lacking.
+    /// Requests a report as soon as possible, whatever is lacking.
     pub(super) fn hurry(&mut self, now: Instant) {
         self.news.get_or_insert(now);
     }
 
-    /// When the news go out: after the pause that follows a report.
+    /// When that report may go out: after the pause that follows a report.
     fn news_at(&self) -> Option<Instant> {
         match self.phase {
             Phase::Asking => None,
@@ -116,10 +117,10 @@ impl Reporter {
         };
         self.newest = Some(guidance);
         match &mut self.phase {
-            // All is promised: what is short from now on was promised and did not come.
+            // Everything is promised: whatever is lacking from now on was promised and lost.
             Phase::Holding { .. } if !is_short => self.phase = Phase::Quiet,
             Phase::Holding { heard_beacon, .. } => *heard_beacon = true,
-            // Where the spread became shorter, because few are left, so does the wait.
+            // If the spread became shorter because few members are left, the wait does too.
             Phase::Drawn { due, fraction } => {
                 *due = (*due).min(now + guidance.wait(*fraction));
             }
@@ -128,7 +129,7 @@ impl Reporter {
         self.review(is_short, now);
     }
 
-    /// Begins to wait for its turn, where there is something to say.
+    /// Starts to wait for a turn if there is something to report.
     fn review(&mut self, is_short: bool, now: Instant) {
         if self.free_at().is_some_and(|at| at <= now) {
             self.phase = Phase::Quiet;
@@ -140,7 +141,7 @@ impl Reporter {
         }
     }
 
-    /// When the pause after a report is over.
+    /// When the pause after a report ends.
     fn free_at(&self) -> Option<Instant> {
         match self.phase {
             Phase::Holding { since, heard_beacon: true } => Some(self.pause_end(since)),
@@ -149,12 +150,12 @@ impl Reporter {
         }
     }
 
-    /// The pause after a report that was heard at this time.
+    /// End of the pause after a report that was accepted at `since`.
     fn pause_end(&self, since: Instant) -> Instant {
         since + 2 * self.newest.map_or(Duration::ZERO, |newest| newest.spread)
     }
 
-    /// Runs what is due. `true`: report now.
+    /// Runs what is due. Returns whether to report now.
     pub(super) fn handle_timeout(&mut self, is_short: bool, now: Instant) -> bool {
         self.review(is_short, now);
         if self.telling {
@@ -178,8 +179,8 @@ impl Reporter {
         speaks
     }
 
-    /// The panel wants a report: one of what is lacking, where that waits for its turn anyway, else of counters alone. `false`
-    /// where one is out.
+    /// Requests a report for the panel. Needs that wait for their turn go with it; otherwise it has
+    /// counters alone. Returns `false` if a report is in flight.
     pub(super) fn tell(&mut self, is_short: bool) -> bool {
         if self.is_speaking() {
             return false;
@@ -191,7 +192,7 @@ impl Reporter {
         true
     }
 
-    /// The answer came to a report of counters alone, good or bad; `false` where none was out.
+    /// Handles the answer to a report of counters alone. Returns `false` if none was in flight.
     pub(super) fn counted(&mut self, is_known: bool, now: Instant) -> bool {
         let was_telling = std::mem::take(&mut self.telling);
         if was_telling && is_known {
@@ -200,34 +201,35 @@ impl Reporter {
         was_telling
     }
 
-    /// Whether a report of any kind is out.
+    /// Whether a report of any kind is in flight.
     pub(super) fn is_speaking(&self) -> bool {
         self.telling || self.is_asking()
     }
 
-    /// Whether this member is of the share of them that a beacon names.
+    /// Whether this member belongs to a share that a beacon names.
     pub(super) fn is_within(&self, share: u16) -> bool {
         share == u16::MAX || self.hash < share
     }
 
-    /// Whether a report of what is lacking is out.
+    /// Whether a report of needs is in flight.
     pub(super) fn is_asking(&self) -> bool {
         matches!(self.phase, Phase::Asking)
     }
 
-    /// The server took the report. `is_answered`: a beacon that was faster than this told what it brought.
+    /// Handles an accepted report. `is_answered`: a beacon that arrived before this showed its
+    /// effect.
     pub(super) fn heard(&mut self, is_answered: bool, now: Instant) {
         self.phase = Phase::Holding { since: now, heard_beacon: is_answered };
         self.renew(now);
     }
 
-    /// The report did not get through.
+    /// Handles a report that failed.
     pub(super) fn not_heard(&mut self, now: Instant) {
         self.phase = Phase::Retrying { until: now + RETRY };
         self.renewal = self.renewal.map(|at| at.max(now + RETRY));
     }
 
-    /// When [`Self::handle_timeout`] is due next.
+    /// When [`Self::handle_timeout`] is due.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let own = match self.phase {
             Phase::Asking => return None,
@@ -238,7 +240,7 @@ impl Reporter {
         [own, self.renewal, self.news_at()].into_iter().flatten().min()
     }
 
-    /// A time of up to `longest`, so that not all do the same at once.
+    /// Random time up to `longest`, so that members do not act all at once.
     pub(super) fn draw(&mut self, longest: Duration) -> Duration {
         longest.mul_f64(self.random.fraction())
     }
@@ -249,15 +251,15 @@ impl Guidance {
         self.permit == u16::MAX || hash < self.permit
     }
 
-    /// How long to wait: rarely short, so that few speak before the first one's wish is granted (RFC 5740, 5.3). `fraction` is drawn
-    /// from 0 to 1.
+    /// Time to wait before a report. It is rarely short, so that few members report before the
+    /// first report takes effect (RFC 5740, 5.3). `fraction` is random, from 0 to 1.
     fn wait(self, fraction: f64) -> Duration {
         let lambda = f64::from(self.members.max(1)).ln() + 1.0;
         self.spread.mul_f64((fraction * lambda.exp_m1()).ln_1p() / lambda)
     }
 }
 
-/// FNV-1a, the high bits of its product mixed down: tokens may differ in their last characters only.
+/// FNV-1a with its high bits mixed down, because tokens may differ only in their last characters.
 fn hash(token: &Token) -> u16 {
     let fnv = token.as_str().bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
@@ -266,7 +268,7 @@ fn hash(token: &Token) -> u16 {
     u16::from_be_bytes([mixed[0], mixed[1]])
 }
 
-/// `SplitMix64` (Steele, Lea and Flood, 2014): enough to tell members apart.
+/// `SplitMix64` (Steele, Lea and Flood, 2014): good enough to spread members.
 #[derive(Clone, Copy, Debug)]
 struct SplitMix(u64);
 
@@ -279,7 +281,7 @@ impl SplitMix {
         mixed ^ (mixed >> 31)
     }
 
-    /// From 0 up to, not including, 1.
+    /// Random number from 0 up to, but not including, 1.
     fn fraction(&mut self) -> f64 {
         let bits = u32::try_from(self.next() >> 32).expect("the upper half of 64 bits");
         f64::from(bits) / 2f64.powi(32)
@@ -451,7 +453,8 @@ mod tests {
             reporter.beacon(&beacon(1, 10_000, u16::MAX), true, now);
             reporter.poll_timeout().unwrap() < now + 100 * MS
         };
-        // Of a truncated exponential with lambda = ln(10 000) + 1, one in 165 lies in the first half.
+        // In a truncated exponential distribution with lambda = ln(10 000) + 1, one in 165 lies in
+        // the first half.
         let early = (0..10_000).filter(early).count();
         assert!((30..100).contains(&early), "{early}");
     }

@@ -1,4 +1,5 @@
-//! When to fetch a file over HTTP because no multicast comes, and when to rely on multicast again. docs/PROTOCOL.md, "Unicast".
+//! Decides when to fetch a file over HTTP because no multicast arrives, and when to return to
+//! multicast. docs/PROTOCOL.md, "Unicast".
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -14,49 +15,50 @@ use super::{Assembly, Failure, Fill, Receiver};
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How often a member that hears nothing enters its group anew: a switch may have forgotten it.
 const RELISTEN: Duration = Duration::from_secs(60);
-/// So often in a row a server may deny a version over HTTP that it takes joins for. Then it has no files over HTTP.
+/// After this many refusals in a row over HTTP of a version that can be joined, the server counts
+/// as one without files over HTTP.
 const MAX_CONTRADICTIONS: u32 = 3;
 
-/// Whether a file may be fetched over HTTP where multicast does not bring it.
+/// Whether a file may be fetched over HTTP if multicast does not bring it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum UnicastMode {
-    /// While no multicast is heard.
+    /// While no multicast arrives.
     Auto,
-    /// Never: who hears nothing waits.
+    /// Never: without multicast, readers wait.
     #[default]
     Never,
-    /// From the beginning, without listening to any group.
+    /// From the start, without listening to any group.
     Always,
 }
 
-/// How the file comes to this machine.
+/// How the file arrives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reception {
-    /// That is not known yet.
+    /// Not known yet.
     Unknown,
-    /// By multicast: a datagram of the present cast came.
+    /// By multicast: a datagram of the present cast arrived.
     Multicast,
-    /// Over HTTP, because none came.
+    /// Over HTTP, because no datagram arrived.
     Unicast,
 }
 
-/// Why a fetch ended before its time.
+/// Why a fetch ended early.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FetchError {
-    /// Time may heal it.
+    /// A reason that may pass.
     Retry {
         /// The server's `Retry-After`, or zero.
         after: Duration,
     },
-    /// The path leads to another version, or nowhere.
+    /// The path leads to another version or nowhere.
     Changed,
-    /// The server will not give it to us.
+    /// The server refuses.
     Refused(String),
-    /// The answer makes no sense.
+    /// The answer does not follow the protocol.
     Garbled(String),
     /// The server cannot read these bytes of the file.
     Unreadable(Range<u64>),
-    /// What came cannot be kept here. The receiver knows.
+    /// The bytes cannot be stored. The receiver knows.
     Store,
 }
 
@@ -80,29 +82,29 @@ pub(super) struct Unicast {
     is_fetching: bool,
     /// What the server is being told.
     telling: bool,
-    /// Fetches in a row of which the server knew nothing, though it takes joins.
+    /// Fetches in a row for which the server denied a version that can be joined.
     contradictions: u32,
     relisten: Relisten,
     pub(super) fetches: Fetches,
 }
 
-/// Attempts of a member that fetches to hear something.
+/// How a member that fetches tries to receive multicast again.
 #[derive(Clone, Copy, Debug, Default)]
 struct Relisten {
-    /// When to enter the group anew.
+    /// When to enter the group again.
     at: Option<Instant>,
-    /// The next demand may go out, to see whether the answer comes.
+    /// Whether one demand may go out, to see if its pages arrive.
     probes: bool,
 }
 
-/// What is known of the server of the present cast.
+/// State of the present cast's server.
 #[derive(Clone, Copy, Debug, Default)]
 struct Server {
-    /// It has files over HTTP, by version.
+    /// Whether it serves files of this version over HTTP.
     has_files: bool,
-    /// It hears of reports: nobody need join again to keep the membership.
+    /// Whether reports keep the membership, so that no new join is needed.
     has_lease: bool,
-    /// It believes that this member fetches the file.
+    /// Whether it believes that this member fetches the file.
     believes: bool,
 }
 
@@ -133,7 +135,7 @@ impl Unicast {
         self.awaited_since = None;
     }
 
-    /// Runs what is due; `true`: nothing was heard for too long.
+    /// Runs what is due. Returns whether nothing arrived for too long.
     fn handle_timeout(&mut self, now: Instant) -> bool {
         self.fetches.handle_timeout(now);
         self.awaited_since.take_if(|since| *since + PATIENCE <= now).is_some()
@@ -144,24 +146,25 @@ impl Unicast {
         [patience, self.relisten.at, self.fetches.poll_timeout()].into_iter().flatten().min()
     }
 
-    /// Whether the server believes otherwise. While it is not known whether a new membership hears anything, there is nothing
-    /// to say.
+    /// Whether the server must be told of a change. A new membership says nothing until it is known
+    /// whether datagrams arrive.
     fn has_news(&self) -> bool {
         let Server { has_lease, believes, .. } = self.server;
         has_lease && believes != self.is_fetching && self.awaited_since.is_none()
     }
 
-    /// Whether what is lacking is to be asked for.
+    /// Whether missing pages should be reported.
     pub(super) fn relies_on_multicast(&self) -> bool {
         !self.is_fetching
     }
 
-    /// Whether a reader's demand may go out: of a member that fetches, one each time that it listened anew.
+    /// Whether a demand may go out. A member that fetches gets one each time it enters its group
+    /// again.
     pub(super) fn may_want(&self) -> bool {
         self.relies_on_multicast() || self.relisten.probes
     }
 
-    /// A demand goes out.
+    /// Records that a demand goes out.
     pub(super) fn wanted(&mut self) {
         self.relisten.probes = false;
     }
@@ -173,7 +176,7 @@ impl Unicast {
 }
 
 impl Receiver {
-    /// Whether the file may come over HTTP; never, unless this says so.
+    /// Sets whether the file may be fetched over HTTP. Never, by default.
     pub fn set_unicast(&mut self, mode: UnicastMode) {
         self.unicast.mode = mode;
     }
@@ -187,7 +190,7 @@ impl Receiver {
         }
     }
 
-    /// A membership begins whose answer was adopted: the server sends for it.
+    /// Starts a membership whose answer was accepted: the server sends for it.
     pub(super) fn begin_unicast(&mut self, answer: &JoinAnswer, now: Instant) {
         self.unicast.joined(answer);
         if self.fill() == Fill::Full {
@@ -239,13 +242,13 @@ impl Receiver {
         let Unicast { is_fetching, server: Server { has_lease, .. }, .. } = self.unicast;
         self.membership.expect_silence(match (is_fetching, has_lease) {
             (false, _) => Silence::Short,
-            // The answers to reports tell whether the cast still is.
+            // The answers to reports tell whether the cast still exists.
             (true, true) => Silence::Endless,
             (true, false) => Silence::Long,
         });
     }
 
-    /// Has the server hear of what it does not know, as soon as a report may go out.
+    /// Requests a report as soon as possible if the server must be told of a change.
     pub(super) fn tell_news(&mut self, now: Instant) {
         if self.unicast.has_news() {
             self.reporter.hurry(now);
@@ -261,7 +264,7 @@ impl Receiver {
         }
     }
 
-    /// The server took the report.
+    /// Handles an accepted report.
     pub(super) fn told(&mut self, now: Instant) {
         self.unicast.server.believes = self.unicast.telling;
         self.tell_news(now);
@@ -275,7 +278,7 @@ impl Receiver {
         self.failure.is_none() && self.membership.is_member() && !self.is_complete()
     }
 
-    /// How the file comes at present. Who fetches by choice learns nothing of multicast.
+    /// How the file arrives at present. A file fetched by choice learns nothing about multicast.
     pub fn reception(&self) -> Reception {
         let fetches = self.unicast.is_fetching && !self.unicast.is_deaf();
         match (fetches, self.unicast.has_heard) {
@@ -285,7 +288,7 @@ impl Receiver {
         }
     }
 
-    /// Fetches these pages even while multicast comes: they were asked for and did not.
+    /// Fetches these pages even while multicast arrives: they were demanded and did not come.
     pub(super) fn fetch_now(&mut self, pages: PageRange) {
         if self.unicast.mode != UnicastMode::Never && self.unicast.server.has_files {
             self.unicast.fetches.name(pages);
@@ -301,13 +304,14 @@ impl Receiver {
         }
     }
 
-    /// Whether [`Self::poll_fetch`] is worth asking.
+    /// Whether [`Self::poll_fetch`] may return a request.
     pub fn may_fetch(&self) -> bool {
         self.unicast.is_fetching || self.unicast.fetches.has_named()
     }
 
-    /// A request to be sent. `oldest` is what the reader asked for that has waited longest. Say what comes with
-    /// [`Self::handle_fetched`], and then [`Self::handle_fetch_end`].
+    /// Returns a request to send. `oldest` holds the bytes that the longest waiting reader asked
+    /// for. Report progress with [`Self::handle_fetched`] and the end with
+    /// [`Self::handle_fetch_end`].
     pub fn poll_fetch(&mut self, oldest: Option<&Range<u64>>, now: Instant) -> Option<Fetch> {
         let assembly =
             self.assembly.as_ref().filter(|_| self.may_fetch() && self.wants_fetches())?;
@@ -316,7 +320,8 @@ impl Receiver {
         self.unicast.fetches.poll(&missing, now)
     }
 
-    /// All bytes of a fetch before `next` are stored. `false`: the request is to end here.
+    /// Handles that all bytes of a fetch before `next` are stored. Returns `false` if the request
+    /// should end.
     pub fn handle_fetched(&mut self, id: u64, next: u64, oldest: Option<&Range<u64>>) -> bool {
         let Some(assembly) = self.assembly.as_ref().filter(|_| self.wants_fetches()) else {
             return false;
@@ -327,13 +332,13 @@ impl Receiver {
         self.unicast.fetches.came(id, next, &missing) && self.may_fetch()
     }
 
-    /// A fetch is over, one way or the other.
+    /// Ends a fetch.
     pub fn handle_fetch_end(&mut self, id: u64, result: Result<(), FetchError>, now: Instant) {
         let failed = match result {
             Ok(()) => None,
             Err(FetchError::Retry { after }) => Some(after),
             Err(FetchError::Changed) => {
-                // The answer to a join tells for certain.
+                // The answer to a join decides.
                 self.unicast.contradictions += 1;
                 self.membership.join_again(now);
                 Some(Duration::ZERO)

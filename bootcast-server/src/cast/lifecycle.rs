@@ -1,4 +1,4 @@
-//! One running cast: the stream of a file's pages and its repair, while somebody needs them.
+//! One running cast: sends the pages of a file and their repair symbols while members need them.
 
 use std::collections::BTreeSet;
 use std::num::NonZeroU32;
@@ -16,41 +16,42 @@ use super::repair::{Repair, Situation, Symbol};
 use super::stream::{Audience, Stream};
 use super::unreadable::Unreadable;
 
-/// From the join that starts the cast to its first page, at most.
+/// The hold: longest time from the join that starts a cast to its first page.
 ///
-/// Within it a client reads the answer and opens its socket, and the switches on the way hear of its
-/// membership (IGMP). What is sent earlier is lost and costs a plain member a second pass.
+/// In this time a client reads the answer and opens its socket, and the switches on the way learn
+/// of its membership (IGMP). Pages sent earlier are lost, and cost a plain member a second pass.
 pub const HOLD: Duration = Duration::from_millis(100);
 
-/// From the last join to the first page where all members have repair: what they miss costs no more time than waiting would.
+/// Hold after the last join if all members have repair: repairing what they miss takes no longer
+/// than waiting.
 pub const SHORT_HOLD: Duration = Duration::from_millis(20);
 
-/// Runs of windows that are taken from one report. A member that lacks more asks again.
+/// Most runs of windows read of one report. A member that lacks more reports again.
 const BULK_MAX: usize = 256;
 
-/// When a cast gives up.
+/// When a cast ends without a request.
 #[derive(Clone, Copy, Debug)]
 pub struct CastPolicy {
     /// Passes without a join, a leave or a report after which plain members are believed to be gone.
     pub idle_passes: NonZeroU32,
-    /// How long a cast without members can be joined again. Nothing is sent meanwhile.
+    /// How long a cast without members can still be joined. Nothing is sent meanwhile.
     pub linger: Duration,
 }
 
-/// The repair channel of all casts.
+/// Settings of the repair channel of all casts.
 #[derive(Clone, Copy, Debug)]
 pub struct RepairSettings {
-    /// Blocks of a window, at least 1.
+    /// Blocks in a window, at least 1.
     pub interleave: u32,
     /// UDP port of the channel, in every group.
     pub repair_port: u16,
-    /// Extended members that were silent for so long are forgotten.
+    /// Time after which a silent extended member is forgotten.
     pub lease: Duration,
 }
 
 impl RepairSettings {
-    /// Windows and blocks of a file: no more blocks in a window than the file has, nor than a beacon can tell of. `None` where
-    /// the pages are too small for a beacon.
+    /// Windows and blocks of a file. A window has no more blocks than the file, and no more than a
+    /// beacon can state. `None` if the pages are too small for a beacon.
     pub fn layout(&self, geometry: &Geometry) -> Option<BlockLayout> {
         let room = datagram_len(geometry).checked_sub(Beacon::datagram_len(1, 0))?;
         let per_block = Beacon::datagram_len(1, 1) - Beacon::datagram_len(1, 0);
@@ -63,16 +64,16 @@ impl RepairSettings {
 /// Why a cast ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EndReason {
-    /// Every member has all pages.
+    /// Every member has left.
     #[error("last member left")]
     LastLeave,
-    /// The members that are left seem to be gone.
+    /// The remaining plain members seem to be gone.
     #[error("idle passes")]
     IdlePasses,
-    /// The members that are left said nothing within their lease.
+    /// The leases of the remaining members have expired.
     #[error("leases are over")]
     LeasesOver,
-    /// The file is not what was announced any more.
+    /// The file is no longer the announced version.
     #[error("file changed")]
     FileChanged,
     /// The file cannot be read.
@@ -81,26 +82,26 @@ pub enum EndReason {
     /// The server sends from another address, which members were not told.
     #[error("address changed")]
     AddressChanged,
-    /// The server stops.
+    /// The server is stopping.
     #[error("server stops")]
     Stopped,
 }
 
-/// What goes out next. Never empty.
+/// Datagrams to send next. Never empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Sending {
-    /// Pages: of the stream within one pass and one window, or such as were asked for.
+    /// Pages: of the stream, within one pass and one window, or demanded ones.
     Pages(PageRange),
     /// Repair symbols.
     Symbols(Vec<Symbol>),
-    /// What members are told.
+    /// A beacon.
     Beacon(Beacon),
     /// The cast is over.
     End,
 }
 
 impl Sending {
-    /// How many datagrams that is.
+    /// Number of datagrams.
     pub fn datagrams(&self) -> u32 {
         match self {
             Self::Pages(pages) => pages.len(),
@@ -121,46 +122,46 @@ impl Sending {
 /// A taker is a member that wants the whole file. What is asked for is sent in `Holding` too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// Its group forms since the first join; serves from `until` on.
+    /// The hold: the group forms. Serves from `until` on.
     Holding { since: Instant, until: Instant },
-    /// Sends what is needed.
+    /// Sends what members need.
     Serving,
-    /// Nobody needs anything; ends at `until`.
+    /// No member is left; ends at `until`.
     Lingering { until: Instant },
-    /// For good.
+    /// Ended for good.
     Ended(EndReason),
 }
 
-/// One version of one file on its way to its members.
+/// One version of one file being sent to its members.
 #[derive(Debug)]
 pub struct Cast {
     policy: CastPolicy,
-    /// Pages in the file.
+    /// Number of pages in the file.
     pages: u32,
     state: State,
     members: Members,
     stream: Stream,
     repair: Option<Repair>,
     demand: Demand,
-    /// Demand goes first, but not alone; in pages.
+    /// Priority of demanded pages over the rest, in pages.
     precedence: Precedence,
     recall: Recall,
     unreadable: Unreadable,
     /// Pages handed out that the driver could not read.
     unsent: u64,
-    /// The stream had its turn last, not the unasked symbols.
+    /// Whether the stream sent last, not the fill symbols.
     stream_was_last: bool,
     /// Pages sent since anything was heard.
     quiet_pages: u64,
     joins: u64,
-    /// Extended members may wait for more and are to hear that there is nothing.
+    /// Whether extended members may still wait and must be told of the end.
     owes_farewell: bool,
-    /// An extended member joined since the last farewell.
+    /// Whether an extended member joined since the last farewell.
     was_extended: bool,
 }
 
 impl Cast {
-    /// A cast that nobody joined yet: it lingers.
+    /// Creates a cast without members; it lingers.
     pub fn new(
         geometry: &Geometry,
         policy: CastPolicy,
@@ -191,7 +192,7 @@ impl Cast {
 
     /// Adds a member. A running stream goes on where it is; it starts with page 1 for the first that wants the whole file.
     pub fn handle_join(&mut self, token: Token, kind: MemberKind, now: Instant) {
-        // Without a repair channel nobody knows more than the base protocol.
+        // Without a repair channel every member knows only the base protocol.
         let kind = if self.repair.is_some() { kind } else { MemberKind::Plain };
         let begins = self.members.takers() == 0 && kind != MemberKind::Demand;
         self.members.join(token, kind, now);
@@ -220,7 +221,7 @@ impl Cast {
         }
     }
 
-    /// Removes a member; `false` where the token is none.
+    /// Removes a member. Returns `false` if the token is not a member.
     pub fn handle_leave(&mut self, token: &Token, now: Instant) -> bool {
         let Some(kind) = self.members.leave(token) else { return false };
         self.on_heard(kind);
@@ -231,7 +232,8 @@ impl Cast {
         true
     }
 
-    /// Takes over what a member lacks; `false` where the token has no lease. Who only demands lacks nothing.
+    /// Takes over what a member lacks. Returns `false` if the token has no lease. A member that
+    /// only demands lacks nothing.
     pub fn handle_report(&mut self, token: &Token, report: &Report, now: Instant) -> bool {
         let Some(kind) = self.members.renew(token, now) else { return false };
         let fetched = self.members.set_unicast(token, report.unicast);
@@ -271,7 +273,7 @@ impl Cast {
         true
     }
 
-    /// Queues pages that a member asks for; `false` where the token has no lease.
+    /// Queues pages that a member demands. Returns `false` if the token has no lease.
     pub fn handle_want(&mut self, token: &Token, want: &Want, now: Instant) -> bool {
         let Some(kind) = self.members.renew(token, now) else { return false };
         self.on_heard(kind);
@@ -329,14 +331,14 @@ impl Cast {
         }
     }
 
-    /// Ends the cast for a reason that lies outside of it. An ended cast keeps its first reason.
+    /// Ends the cast for an external reason. A cast that has ended keeps its first reason.
     pub fn handle_end(&mut self, reason: EndReason) {
         if self.ended().is_none() {
             self.end(reason);
         }
     }
 
-    /// Runs what is due at `now`. Calling early changes nothing.
+    /// Runs what is due at `now`. An early call changes nothing.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.expire_unreadable(now);
         match self.state {
@@ -360,7 +362,8 @@ impl Cast {
         }
     }
 
-    /// What goes out next of the pages that readers wait for, at most `budget`. Beacons that are due go first.
+    /// Returns the next datagrams for waiting readers, at most `budget` pages. Beacons that are due
+    /// go first.
     pub fn poll_urgent(&mut self, budget: u32, now: Instant) -> Option<Sending> {
         if !self.sends_demand() || self.demand.urgent_since().is_none() || budget == 0 {
             return None;
@@ -374,7 +377,8 @@ impl Cast {
         Some(self.send_demanded(pages, budget))
     }
 
-    /// Since when [`Self::poll_urgent`] has something, and how many pages of at most `budget` it is; `None` while it has nothing.
+    /// Since when [`Self::poll_urgent`] has something, and how many pages of at most `budget` that
+    /// is; `None` while it has nothing.
     pub fn urgent(&self, budget: u32) -> Option<(Instant, u32)> {
         let since = self.demand.urgent_since().filter(|_| self.sends_demand())?;
         Some((since, self.demand.next_urgent(budget)))
@@ -385,8 +389,8 @@ impl Cast {
         if self.sends_demand() { self.demand.urgent_pages() } else { 0 }
     }
 
-    /// What goes out next but for the pages that readers wait for, of at most `budget` full pages on the wire; `None` until
-    /// [`Self::poll_transmit_at`].
+    /// Returns the next datagrams other than those for waiting readers, at most as long on the wire
+    /// as `budget` full pages. `None` until [`Self::poll_transmit_at`].
     pub fn poll_transmit(&mut self, budget: u32, now: Instant) -> Option<Sending> {
         if !self.sends_demand() || budget == 0 {
             return None;
@@ -408,7 +412,7 @@ impl Cast {
         self.poll_unasked(budget, now)
     }
 
-    /// From when on [`Self::poll_transmit`] has something; may have passed.
+    /// Earliest time at which [`Self::poll_transmit`] has something; may lie in the past.
     pub fn poll_transmit_at(&self) -> Option<Instant> {
         if !self.sends_demand() {
             return None;
@@ -425,7 +429,7 @@ impl Cast {
         [later, self.stream.poll_at(self.audience()), repair, recall].into_iter().flatten().min()
     }
 
-    /// When to call [`Self::handle_timeout`]; changes with every other call.
+    /// When to call [`Self::handle_timeout`]; every other call may change it.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let own = match self.state {
             State::Holding { until, .. } | State::Lingering { until } => Some(until),
@@ -440,7 +444,7 @@ impl Cast {
         std::mem::take(&mut self.owes_farewell)
     }
 
-    /// Why it ended, once it did.
+    /// Reason of the end, once the cast has ended.
     pub fn ended(&self) -> Option<EndReason> {
         match self.state {
             State::Ended(reason) => Some(reason),
@@ -448,54 +452,54 @@ impl Cast {
         }
     }
 
-    /// Clients that joined and did not leave.
+    /// Number of members.
     pub fn members(&self) -> usize {
         self.members.len()
     }
 
-    /// Those of them that fetch the file themselves, over HTTP.
+    /// Members that fetch the file over HTTP.
     pub fn unicast_members(&self) -> usize {
         self.members.unicast()
     }
 
-    /// Those of them that report what they get.
+    /// Members that report counters.
     pub fn reporting_members(&self) -> usize {
         self.members.extended()
     }
 
-    /// Joins since it began.
+    /// Joins since the cast started.
     pub fn joins(&self) -> u64 {
         self.joins
     }
 
-    /// Pages handed out since it began.
+    /// Pages handed out since the cast started.
     pub fn pages_sent(&self) -> u64 {
         (self.stream.pages_sent() + self.demand.pages_sent()).saturating_sub(self.unsent)
     }
 
-    /// Of these, pages that were asked for.
+    /// Pages handed out on demand, a part of [`Self::pages_sent`].
     pub fn demanded(&self) -> u64 {
         self.demand.pages_sent()
     }
 
-    /// Whole passes over the file.
+    /// Completed passes over the file.
     pub fn passes(&self) -> u32 {
         self.stream.passes()
     }
 
-    /// Repair symbols handed out since it began.
+    /// Repair symbols handed out since the cast started.
     pub fn symbols_sent(&self) -> u64 {
         self.repair.as_ref().map_or(0, Repair::symbols_sent)
     }
 
-    /// Repair symbols that each block of a window gets unasked, at present.
+    /// Redundancy at present: symbols that every block of a window gets without reports.
     pub fn redundancy(&self) -> u32 {
         self.repair.as_ref().map_or(0, Repair::redundancy)
     }
 }
 
 impl Cast {
-    /// The repair channel, where anybody listens to it.
+    /// Repair channel, if any member listens to it.
     fn channel(&mut self) -> Option<&mut Repair> {
         self.repair.as_mut().filter(|_| self.members.extended() > 0)
     }
@@ -512,7 +516,8 @@ impl Cast {
         }
     }
 
-    /// A beacon for those who hear nothing, lest they never learn that they could.
+    /// Returns a beacon for members that receive nothing, so that they notice when multicast
+    /// reaches them again.
     fn poll_recall(&mut self, now: Instant) -> Option<Beacon> {
         if self.recall.poll_at(&self.members).is_none_or(|at| now < at) {
             return None;
@@ -539,7 +544,7 @@ impl Cast {
         Some(Sending::Symbols(symbols))
     }
 
-    /// In which states a member is answered.
+    /// Whether demands are answered in the present state.
     fn sends_demand(&self) -> bool {
         match self.state {
             State::Holding { .. } | State::Serving => true,
@@ -555,7 +560,7 @@ impl Cast {
         Sending::Pages(pages)
     }
 
-    /// What goes out though nobody asked for these very pages.
+    /// Returns datagrams that no reader waits for.
     fn poll_unasked(&mut self, budget: u32, now: Instant) -> Option<Sending> {
         if self.state != State::Serving {
             return None;
@@ -592,7 +597,7 @@ impl Cast {
         Some(Sending::Pages(run.pages))
     }
 
-    /// Repair does other things while the stream rests.
+    /// Tells the repair channel whether the stream rests.
     fn note_stream(&mut self) {
         let is_done = self.stream.is_done();
         if let Some(repair) = self.channel() {
@@ -612,7 +617,8 @@ impl Cast {
         }
     }
 
-    /// A join, a leave, a report or a want. Who only demands keeps nothing going but what it demands.
+    /// Handles a join, leave, report or want. A member that only demands keeps only its own demands
+    /// going.
     fn on_heard(&mut self, kind: MemberKind) {
         if kind == MemberKind::Demand {
             return;
@@ -623,7 +629,7 @@ impl Cast {
         }
     }
 
-    /// What nobody waits for any more is not sent.
+    /// Drops what no remaining member needs.
     fn on_members_gone(&mut self) {
         if self.members.extended() == 0 {
             self.stream.want_none();
@@ -633,7 +639,8 @@ impl Cast {
         }
     }
 
-    /// The first page waits for who joined since then, the last one now.
+    /// Starts or extends the hold. It started at `since`; the last member that wants the file
+    /// joined now.
     fn hold(&mut self, since: Instant, now: Instant) {
         let latest = since + HOLD;
         let until = if self.members.has_plain() { latest } else { latest.min(now + SHORT_HOLD) };
@@ -661,7 +668,7 @@ impl Cast {
     }
 }
 
-/// Bytes of a full datagram, on either port.
+/// Length of a full datagram in bytes, the same on both ports.
 fn datagram_len(geometry: &Geometry) -> usize {
     HEADER_LEN + geometry.page_size().get() as usize
 }

@@ -1,8 +1,9 @@
-//! From what members get to the rate at which a cast sends.
+//! Turns the losses of members into the rate of a cast.
 //!
-//! Losses alone say little: 1 % at random would bring every control that follows them to a crawl. So what counts is loss above
-//! what there was at best of late, for half of the members (something that all share is too narrow) or for a twentieth (their
-//! machines or links are too slow); and what follows is the rate at which they were still getting something.
+//! Loss alone says little: 1 % at random would bring any control that follows it to a crawl. What
+//! counts is loss above a baseline, the least loss of recent intervals. If the median shows it, all
+//! members share a bottleneck; if the worst twentieth does, their machines or links are too slow.
+//! The rate then follows what they still received.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -11,60 +12,64 @@ use bootcast_proto::BitRate;
 
 use super::panel::View;
 
-/// Losses that there were at best within this time are not of the rate ..
+/// Window over which the minimum loss is taken as the path's own (not caused by our rate).
 const BASE_TIME: Duration = Duration::from_secs(10);
 
-/// .. unless they are more than this.
+/// Upper bound of that baseline; loss above it always counts as congestion.
 const BASE_MAX: f64 = 0.1;
 
-/// So much more loss for half of the members means that all are held up.
+/// Median loss above the baseline that counts as shared congestion.
 const SHARED_EXCESS: f64 = 0.02;
 
-/// So much more for a twentieth of them, on average, that these are; and so much dropped by their sockets.
+/// Average loss of the worst twentieth above the baseline, and average drops in their sockets, that
+/// count as congestion of a slow group.
 const GROUP_EXCESS: f64 = 0.05;
 const GROUP_DROPS: f64 = 0.1;
 
-/// An excess must be so many standard deviations of what chance makes of a loss: the base is the least of forty samples, some two
-/// of them below the mean, and the excess must not be reached by chance in hours.
+/// An excess must also be this many standard deviations of random loss. The baseline is the least
+/// of forty samples, some two deviations below the mean, and chance must not reach the excess for
+/// hours.
 const CHANCE: f64 = 5.0;
 
-/// More than this that sockets dropped in a single interval is waited for.
+/// Drops in a single interval above this pause the growth until the next intervals explain them.
 const DROPS_ONCE: f64 = 0.2;
 
-/// Where sockets drop more than this on average, a machine takes no more, or hardly more.
+/// Average drops above this mean that a machine takes hardly more than now.
 const DROPS_SEEN: f64 = 0.02;
 
-/// Of what seems to get through, this share is sent after either.
+/// Share of the estimated throughput to send after shared and after group congestion.
 const SHARED_MARGIN: f64 = 0.95;
 const GROUP_MARGIN: f64 = 0.97;
 
-/// For a slow group the rate falls to this share of itself at a time, at most.
+/// Smallest factor by which one group congestion lowers the rate.
 const GROUP_STEP: f64 = 0.5;
 
-/// Growth in an interval: until the first congestion; later below what got through then, near it, and above.
+/// Growth factors per interval: before the first congestion; then below the last throughput, near
+/// it, and above it.
 const FIRST_GROWTH: f64 = 2.0;
 const LATER_GROWTH: f64 = 1.25;
 const NEAR_GROWTH: f64 = 1.01;
 const BEYOND_GROWTH: f64 = 1.05;
 
-/// Near: from this share of what got through to that one.
+/// Range that counts as near, as shares of the last throughput.
 const NEAR: (f64, f64) = (0.95, 1.05);
 
-/// From this share of it on, it is none any more.
+/// From this share of the last throughput on, it no longer limits the growth.
 const FAR: f64 = 1.25;
 
-/// What got through is forgotten after so long without congestion.
+/// Time without congestion after which the last throughput is forgotten.
 const CEILING_TIME: Duration = Duration::from_secs(10);
 
-/// Losses that did not fall with the rate are believed to be none of it for so long.
+/// How long losses that did not fall with the rate count as not caused by it.
 const PROVEN_TIME: Duration = Duration::from_secs(30);
 
-/// Smaller ones are not told from chance, and larger ones are never believed to be harmless.
+/// Bounds on such losses: smaller ones are indistinguishable from chance, larger ones always count
+/// as congestion.
 const PROVABLE: f64 = 0.02;
 const PROVEN_MAX: f64 = 0.3;
 
-/// It takes so many reductions in a row that changed nothing, where nothing is: not a quarter more, nor less by half of what
-/// was to be expected.
+/// How many reductions in a row must change nothing, and the factor within which the loss counts as
+/// unchanged. It must also stay above the middle between old and expected loss.
 const TRIALS: u32 = 2;
 const UNCHANGED: f64 = 1.25;
 
@@ -86,61 +91,62 @@ pub(in crate::cast) enum Start {
     LastGood(BitRate),
 }
 
-/// What a cast made of its rate in an interval.
+/// How much of its rate a cast used in an interval.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Usage {
-    /// It sent what it might.
+    /// All of it.
     Full,
-    /// It had nothing to send at times.
+    /// Less, because there was nothing to send at times.
     Rested,
-    /// It always had something to send, but this share of the rate is all that the others, or the machine, left to it.
+    /// This share, although there was always something to send: other casts or the machine left no
+    /// more.
     HeldUp(f64),
 }
 
-/// What got through at the last congestion.
+/// Throughput at the last congestion.
 #[derive(Clone, Copy, Debug)]
 struct Ceiling {
     rate: f64,
     at: Instant,
 }
 
-/// Who was held up.
+/// Which members are congested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Congestion {
     Shared,
     Group,
 }
 
-/// A rate was lowered; the losses of the next intervals will tell whether that was of any use.
+/// A reduction under observation: later losses show whether it helped.
 #[derive(Clone, Copy, Debug)]
 struct Trial {
     congestion: Congestion,
-    /// How many in a row it is, and the rate before the first.
+    /// Number of reductions in a row, and the rate before the first.
     number: u32,
     rate: f64,
-    /// Losses before.
+    /// Loss before the reduction.
     lost: f64,
-    /// Losses that are left if the rate was their cause.
+    /// Loss to expect if the rate was the cause.
     expected: f64,
 }
 
-/// Losses that are none of the rate.
+/// Losses that the rate does not cause.
 #[derive(Clone, Copy, Debug, Default)]
 struct Harmless {
-    /// In the network: of half of the members, and of all but a twentieth.
+    /// Network loss: median, and that of the worst twentieth.
     median: f64,
     worst: f64,
-    /// In sockets, of all but a twentieth.
+    /// Drops in sockets of the worst twentieth.
     drops: f64,
 }
 
 impl Harmless {
-    /// Whether half of the members lose so much that all must be held up.
+    /// Whether the median loss shows shared congestion.
     fn is_exceeded_by(&self, lost: f64, view: &View) -> bool {
         lost > self.median + excess(SHARED_EXCESS, lost, view.datagrams)
     }
 
-    /// Whether a twentieth of them loses that much on average.
+    /// Whether the average losses of the worst twentieth show a congested group.
     fn is_exceeded_for_a_group(&self, view: &View) -> bool {
         let is_lossy = view
             .worst_average
@@ -148,20 +154,20 @@ impl Harmless {
         is_lossy || view.worst_drops > self.drops + GROUP_DROPS
     }
 
-    /// Whether either was so in this interval, which alone says little.
+    /// Whether this interval alone would show congestion, which is not enough evidence.
     fn may_be_exceeded(&self, view: &View) -> bool {
         self.is_exceeded_by(view.median, view) || view.drops > self.drops + DROPS_ONCE
     }
 }
 
-/// How much more than usual a loss must be that counts: `least`, or more where it is a share of so few datagrams that chance may do
-/// as much.
+/// Excess that a loss must have to count: `least`, or more if chance explains as much with so few
+/// datagrams.
 fn excess(least: f64, lost: f64, datagrams: u64) -> f64 {
     let deviation = (lost * (1.0 - lost) / to_f64(datagrams.max(1))).sqrt();
     least.max(CHANCE * deviation)
 }
 
-/// Losses that are none of the rate, by trial.
+/// Losses that trials have shown not to depend on the rate.
 #[derive(Clone, Copy, Debug)]
 struct Proven {
     losses: Harmless,
@@ -170,13 +176,13 @@ struct Proven {
 
 #[derive(Debug)]
 pub(super) struct Controller {
-    /// Of the interface, and the least: bits per second, as all rates here.
+    /// Ceiling of the interface and lower bound of the rate. All rates are in bits per second.
     line: f64,
     floor: f64,
     rate: f64,
     ceiling: Option<Ceiling>,
     was_congested: bool,
-    /// Losses of the last intervals: median and worst.
+    /// Losses of recent intervals: median and worst twentieth.
     bases: VecDeque<(Instant, f64, f64)>,
     /// The last look doubled the rate: a loss thereafter needs no second interval to be believed.
     has_doubled: bool,
@@ -219,7 +225,7 @@ impl Controller {
         BitRate::from_bits_per_second(self.rate as u64).expect("the floor is at least a bit")
     }
 
-    /// What later casts may begin with; `None` where nothing but the ceiling ever held this one up.
+    /// Rate for later casts to start at; `None` if only the ceiling ever limited this cast.
     pub(super) fn last_good(&self) -> Option<BitRate> {
         (self.was_congested && self.rate < self.line).then(|| self.rate())
     }
@@ -261,7 +267,7 @@ impl Controller {
         false
     }
 
-    /// What members lose whatever the rate: the least of late, or what is proven.
+    /// Losses that the rate does not cause: the least of recent intervals, or proven ones.
     fn harmless(&mut self, view: &View, now: Instant) -> Harmless {
         self.bases.push_back((now, view.median, view.worst));
         while self.bases.front().is_some_and(|&(at, ..)| at + BASE_TIME <= now) {
@@ -278,7 +284,7 @@ impl Controller {
         }
     }
 
-    /// Whether lowering the rate was in vain: then it is what it was before, and the losses are nothing to react to.
+    /// Whether the reduction was in vain. Then restores the rate and tolerates the losses.
     fn judge(&mut self, view: &View, now: Instant) -> bool {
         let Some(trial) = self.trial else { return false };
         let lost = match trial.congestion {
@@ -344,7 +350,7 @@ impl Controller {
         }
     }
 
-    /// `is_full`: machines seem to take no more. Then what gets through is what did, or little more.
+    /// Raises the rate. `is_full`: machines hardly take more, so throughput grows at most slowly.
     fn grow(&mut self, is_full: bool, now: Instant) {
         if let Some(ceiling) = self.ceiling.as_mut().filter(|_| is_full) {
             ceiling.at = now;

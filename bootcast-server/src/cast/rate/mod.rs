@@ -22,37 +22,39 @@ pub(super) use controller::Start;
 use controller::{Controller, Usage};
 use panel::Panel;
 
-/// Between two reports of a member of the panel, and between two looks at what they say.
+/// Time between two reports of a panel member, and between two updates of the rate.
 const INTERVAL: Duration = Duration::from_millis(250);
 
-/// Members that report regularly, of all casts together as long as these are fewer: 96 reports in a second, and by the chance of
-/// their hashes some 120, which leaves room for those who lack something. Of 20 to 39 members the worst but one counts for the
-/// worst twentieth, so that more of them would tell no more of it.
+/// Most panel members of all casts together, while there are fewer casts than this. They send 96
+/// reports a second, or some 120 by the chance of their hashes, which leaves room for reports of
+/// needs. From 20 to 39 members the worst but one counts as the worst twentieth, so more members
+/// would add nothing.
 const PANEL_MEMBERS: usize = 24;
 
 /// An interval is over when this share of it is, so that reports that come once an interval are looked at once an interval.
 const NEARLY: f64 = 0.9;
 
-/// What a report counts was sent within this time, or is too old to say anything of the present.
+/// Age of datagrams above which a report says nothing about the present.
 const RECENT: Duration = Duration::from_secs(5);
 
-/// A cast that sent less than this share of its rate was held up by something else: more rate would change nothing.
+/// A cast that sent less than this share of its rate was limited by something else; a higher rate
+/// would change nothing.
 const LIMITED_SHARE: f64 = 0.7;
 
-/// The rate of one cast, and what it follows.
+/// Rate control of one cast.
 #[derive(Debug)]
 pub(super) struct RateControl {
     controller: Controller,
     panel: Panel,
-    /// Bytes of a full datagram on the wire.
+    /// Size of a full datagram on the wire, in bytes.
     datagram_wire: u64,
-    /// Pages and symbols that were handed out.
+    /// Pages and symbols handed out.
     sent: u64,
-    /// There was nothing to send at some time since the last look.
+    /// Whether there was nothing to send at some time since the last update.
     rested: bool,
-    /// The last look, and `sent` at looks up to [`RECENT`] ago, oldest first.
+    /// Time of recent updates, up to [`RECENT`] ago, with `sent` at that time; oldest first.
     looks: VecDeque<(Instant, u64)>,
-    /// Of the panel, at most.
+    /// Most panel members of this cast.
     members: usize,
     interval: Duration,
 }
@@ -72,14 +74,14 @@ impl RateControl {
         }
     }
 
-    /// So many casts run: together they get no more reports than one would, but for one of each.
+    /// Divides the panel among this many casts, with at least one member for each.
     pub(super) fn share_panel(&mut self, casts: usize) {
         self.members = (PANEL_MEMBERS / casts.max(1)).max(1);
         let stretch = casts.div_ceil(PANEL_MEMBERS).max(1);
         self.interval = INTERVAL * u32::try_from(stretch).unwrap_or(u32::MAX);
     }
 
-    /// Pages or symbols were handed out.
+    /// Counts pages or symbols that were handed out.
     pub(super) fn on_sent(&mut self, datagrams: u64, now: Instant) {
         if self.sent == 0 {
             self.looks = VecDeque::from([(now, 0)]);
@@ -93,17 +95,17 @@ impl RateControl {
         self.sent = self.sent.saturating_sub(datagrams).max(counted);
     }
 
-    /// There is nothing to send at present.
+    /// Records that there is nothing to send at present.
     pub(super) fn rest(&mut self) {
         self.rested = true;
     }
 
-    /// A member left, or hears nothing any more.
+    /// Forgets a member that left or receives nothing any more.
     pub(super) fn forget(&mut self, token: &Token) {
         self.panel.forget(token);
     }
 
-    /// A member told what it got. `true`: the rate is another one now.
+    /// Handles the counters of a member. Returns whether the rate changed.
     pub(super) fn handle_report(&mut self, token: &Token, report: &Report, now: Instant) -> bool {
         if report.unicast {
             self.forget(token);
@@ -139,17 +141,17 @@ impl RateControl {
         self.rate() != before
     }
 
-    /// At present.
+    /// Rate at present.
     pub(super) fn rate(&self) -> BitRate {
         self.controller.rate()
     }
 
-    /// What a later cast of this server may begin with.
+    /// Rate for later casts of this server to start at.
     pub(super) fn last_good(&self) -> Option<BitRate> {
         self.controller.last_good()
     }
 
-    /// What a beacon says. `members`: of those who may report.
+    /// Rate section of a beacon. `members` is the number of members that may report.
     pub(super) fn pace(&self, members: usize) -> Pace {
         let share = (self.members as u64 * (1 << 16)).div_ceil(members.max(1) as u64);
         Pace {

@@ -1,5 +1,6 @@
-//! What members' counters say of the last interval. Whoever joined may send any numbers: a member counts once an interval, no
-//! number counts for more than what was sent, and of two members and more the worst never counts.
+//! Evaluates the members' counters of the last interval. Members may send any numbers. So each
+//! counts once per interval and for no more than was sent, and of two or more members the worst
+//! never counts.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -7,63 +8,65 @@ use std::time::{Duration, Instant};
 use bootcast_proto::Token;
 use bootcast_proto::api::Report;
 
-/// Members that are listened to: more do not report unless they ignore the beacons.
+/// Most members whose counters are kept. Only members that ignore the beacons exceed it.
 const MEMBERS_MAX: usize = 256;
 
-/// Fewer datagrams than this say little: they are counted with the next ones.
+/// Fewest datagrams in a sample. Fewer are added to the next ones.
 const SAMPLE_MIN: u64 = 32;
 
-/// Intervals over which losses in the network are averaged, 2 s; the fewest of them that say something.
+/// Number of intervals over which network loss is averaged (2 s), and the fewest that suffice.
 const NET_INTERVALS: usize = 8;
 const NET_INTERVALS_MIN: usize = 4;
 
-/// Intervals over which what sockets had no room for is averaged, 3 s: a machine that is busy for a moment is not too slow.
+/// Number of intervals over which drops in sockets are averaged (3 s): a machine that is busy for a
+/// moment is not too slow.
 const DROPS_INTERVALS: usize = 12;
 
-/// A member that was silent for longer begins anew.
+/// Silence after which a member's counters start again.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(5);
 
-/// The members of a rank of which only the worse of them is left out.
+/// 1 / this is the fraction of members left out as outliers.
 const WORST_SHARE: usize = 20;
 
-/// What members got, each a share of what was sent.
+/// Losses of the members, as shares of what was sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct View {
-    /// Lost in the network in this interval: the median.
+    /// Median loss in the network, in this interval.
     pub(super) median: f64,
-    /// Lost in this interval and in the one before, in each at least: the median. `None` until enough is known. Datagrams that were
-    /// only late, or a moment in which a machine did not run, are in one of them.
+    /// Median of the lesser loss of this interval and the one before; `None` until both are known.
+    /// Datagrams that were late, or a moment in which a machine did not run, show in only one of
+    /// them.
     pub(super) twice: Option<f64>,
-    /// The same: what all but a twentieth stay below.
+    /// Loss of the worst twentieth, in this interval: all others stay below it.
     pub(super) worst: f64,
-    /// Lost in the network on average: what all but a twentieth stay below. `None` until enough is known.
+    /// Average loss of the worst twentieth; `None` until enough intervals are known.
     pub(super) worst_average: Option<f64>,
-    /// Dropped by sockets in this interval: what all but a twentieth stay below.
+    /// Drops in sockets of the worst twentieth, in this interval.
     pub(super) drops: f64,
-    /// The same on average: what all but a twentieth stay below.
+    /// Average drops in sockets of the worst twentieth.
     pub(super) worst_drops: f64,
-    /// What all but a twentieth get, on average.
+    /// Share that the worst twentieth received, on average.
     pub(super) delivered: f64,
-    /// Datagrams that a member's shares of this interval are of: the median. The fewer, the more is chance.
+    /// Median number of datagrams in a member's interval. The fewer, the more is due to chance.
     pub(super) datagrams: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Sample {
     sent: u64,
-    /// Of these, lost in the network.
+    /// Datagrams of these that the network lost.
     net: u64,
-    /// Of these, dropped by a socket.
+    /// Datagrams of these that a socket dropped.
     drops: u64,
 }
 
 #[derive(Debug, Default)]
 struct Member {
-    /// Counters of the last report that counted, and when.
+    /// Counters of the last report that counted, and its time.
     told: Counters,
     at: Option<Instant>,
     samples: VecDeque<Sample>,
-    /// The last sample was not looked at yet.
+    /// Whether the last sample has not been evaluated yet.
     is_fresh: bool,
 }
 
@@ -75,7 +78,7 @@ struct Counters {
 }
 
 impl Counters {
-    /// `None` where any of them went down.
+    /// Growth since `before`; `None` if any counter fell.
     fn since(self, before: Self) -> Option<Self> {
         Some(Self {
             sent: self.sent.checked_sub(before.sent)?,
@@ -137,12 +140,12 @@ impl Panel {
         self.members.len() < MEMBERS_MAX || self.members.contains_key(token)
     }
 
-    /// This member does not count any more.
+    /// Forgets a member.
     pub(super) fn forget(&mut self, token: &Token) {
         self.members.remove(token);
     }
 
-    /// What was before does not count any more: the rate was another.
+    /// Drops all samples, because the rate has changed.
     pub(super) fn forget_samples(&mut self) {
         for member in self.members.values_mut() {
             member.samples.clear();
@@ -150,7 +153,7 @@ impl Panel {
         }
     }
 
-    /// What those members got who reported since the last call; `None` where nobody did.
+    /// Evaluates the members that reported since the last call; `None` if none did.
     pub(super) fn view(&mut self) -> Option<View> {
         let fresh: Vec<&mut Member> =
             self.members.values_mut().filter(|member| member.is_fresh).collect();
@@ -192,32 +195,33 @@ impl Panel {
 }
 
 impl Member {
-    /// Of what was sent in the last so many intervals, what was lost in this way.
+    /// Share lost in the way `lost`, of what was sent in the last `intervals` intervals.
     fn last(&self, intervals: usize, lost: fn(&Sample) -> u64) -> f64 {
         let samples = || self.samples.iter().rev().take(intervals);
         share(samples().map(lost).sum(), samples().map(|sample| sample.sent).sum())
     }
 
-    /// Of what was sent in each of the last two intervals, what was lost in the network in each at least.
+    /// Lesser network loss of the last two intervals.
     fn twice(&self) -> f64 {
         let latest = self.samples.iter().rev().take(2);
         latest.map(|sample| share(sample.net, sample.sent)).fold(1.0, f64::min)
     }
 
-    /// What was sent in the last interval.
+    /// Datagrams sent in the last interval.
     fn datagrams(&self) -> u64 {
         self.samples.back().map_or(0, |sample| sample.sent)
     }
 
-    /// What sockets dropped, where intervals that were not yet count as good ones: it takes long, or much, to prove a
-    /// machine too slow.
+    /// Average drops in sockets. Missing intervals count as good ones: it takes long, or much, to
+    /// prove a machine too slow.
     fn drops(&self) -> f64 {
         let shares = self.samples.iter().map(|sample| share(sample.drops, sample.sent));
         shares.sum::<f64>() / to_f64(DROPS_INTERVALS as u64)
     }
 }
 
-/// What all but a twentieth stay below, rounded in favour of speed: one of two and more is left out.
+/// Value that all but the worst twentieth stay below, rounded in favour of speed: of two or more
+/// members one is left out.
 fn worst(ranked: &[f64]) -> f64 {
     let left_out = (ranked.len() / WORST_SHARE).max(1);
     let rank = ranked.len().saturating_sub(left_out + 1);
@@ -253,7 +257,8 @@ mod tests {
             Self { panel: Panel::default(), now: Instant::now(), told: BTreeMap::new() }
         }
 
-        /// The next report of a member: of 1000 datagrams it lost these, dropped those.
+        /// Next report of a member: of 1000 datagrams the network lost `net` and the socket dropped
+        /// `drops`.
         fn report(&mut self, member: u128, net: u64, drops: u64) {
             let report = self.told.entry(member).or_default();
             report.sent += 1000;
@@ -362,7 +367,7 @@ mod tests {
         lab.tell(1, &report(1000, u64::MAX, u64::MAX));
         let view = lab.view().unwrap();
         assert!(near(view.worst, 0.0) && near(view.delivered, 1.0));
-        // Counting backwards: from there on anew.
+        // Counters that fall start again.
         lab.tell(1, &report(2000, 100, 0));
         assert_eq!(lab.view(), None);
         lab.tell(1, &report(3000, 1000, 500));
