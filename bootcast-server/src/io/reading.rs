@@ -16,6 +16,8 @@ pub(super) fn read_exact(
 ) -> Result<(), ReadError> {
     #[cfg(test)]
     faults::check(offset, buffers.iter().map(|buffer| buffer.len() as u64).sum())?;
+    // A row without pages is an empty buffer: it reads nothing, which is not the end of the file.
+    IoSliceMut::advance_slices(&mut buffers, 0);
     while !buffers.is_empty() {
         match rustix::io::preadv(file, buffers, offset) {
             Ok(0) => return Err(ReadError::Changed),
@@ -66,5 +68,27 @@ pub(super) mod faults {
         let is_bad = |bad: &Range<u64>| bad.start < offset + len && offset < bad.end;
         let fails = BAD.with_borrow(|all| all.iter().any(is_bad));
         if fails { Err(ReadError::Io(Errno::IO)) } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn empty_buffers_are_filled_wherever_they_stand() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"abc").unwrap();
+        for sizes in [&[][..], &[0], &[0, 3], &[0, 1, 0, 2, 0]] {
+            let mut bytes: Vec<_> = sizes.iter().map(|size| vec![0; *size]).collect();
+            let mut buffers: Vec<_> = bytes.iter_mut().map(|it| IoSliceMut::new(it)).collect();
+            assert!(read_exact(&file, &mut buffers, 0).is_ok(), "{sizes:?}");
+            assert!(b"abc".starts_with(&bytes.concat()));
+        }
+        let mut beyond = [0; 4];
+        let read = read_exact(&file, &mut [IoSliceMut::new(&mut beyond)], 0);
+        assert!(matches!(read, Err(ReadError::Changed)));
     }
 }
