@@ -61,17 +61,26 @@ const _: () = assert!(PAGE_HEADER as usize == crate::wire::HEADER_LEN);
 /// Bytes of an IPv4 header without options and a UDP header.
 const IPV4_UDP_OVERHEAD: u32 = 20 + 8;
 
-/// Bytes of an Ethernet header as traffic control and interface counters count a frame: without
-/// preamble and checksum.
-const ETHERNET_OVERHEAD: u32 = 14;
+/// Bytes of an Ethernet header and of the checksum behind the frame. A VLAN tag would add 4.
+const ETHERNET_OVERHEAD: u32 = 14 + 4;
 
-/// Bytes that a payload of `payload` bytes occupies on an Ethernet wire, with the headers of page,
-/// UDP, IPv4 and Ethernet.
+/// Bytes of the shortest Ethernet frame: shorter ones are padded.
+const ETHERNET_MIN_FRAME: u32 = 64;
+
+/// Time between two frames, in bytes: preamble with start delimiter, and gap.
+const ETHERNET_SPACING: u32 = 8 + 12;
+
+/// Bytes that a payload of `payload` bytes occupies on an Ethernet wire: with the headers of page,
+/// UDP, IPv4 and Ethernet, checksum, preamble and the gap between frames.
+///
+/// This is what an interface's speed counts. Traffic control and interface counters count 24 bytes
+/// less for each frame.
 pub fn wire_len(payload: u32) -> u64 {
-    u64::from(payload) + u64::from(PAGE_HEADER + IPV4_UDP_OVERHEAD + ETHERNET_OVERHEAD)
+    let frame = u64::from(payload) + u64::from(PAGE_HEADER + IPV4_UDP_OVERHEAD + ETHERNET_OVERHEAD);
+    frame.max(ETHERNET_MIN_FRAME.into()) + u64::from(ETHERNET_SPACING)
 }
 
-/// Bits per second on the wire, headers included. Never 0: a sender that must not send is paused.
+/// Bits per second on the wire, Ethernet framing included. Never 0: a sender that must not send is paused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BitRate(NonZeroU64);
 
@@ -164,10 +173,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_default_page_at_an_mtu_of_1500_is_1456_bytes_and_1514_on_the_wire() {
+    fn the_default_page_at_an_mtu_of_1500_is_1456_bytes_and_1538_on_the_wire() {
         let page = PageSize::for_mtu(1500).unwrap();
         assert_eq!(page.get(), 1456);
-        assert_eq!(page.wire_len(), 1514);
+        assert_eq!(page.wire_len(), 1538);
+    }
+
+    #[test]
+    fn a_short_frame_is_padded() {
+        assert_eq!((wire_len(0), wire_len(2), wire_len(3)), (84, 84, 85));
     }
 
     #[test]

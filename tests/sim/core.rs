@@ -23,7 +23,7 @@ pub struct CoreKind {
 const ROUND_TRIP: f64 = 0.002;
 
 /// Bytes in a segment.
-const SEGMENT: f64 = 1514.0;
+const SEGMENT: f64 = 1538.0;
 
 /// Longest step of the fluid model, in seconds.
 const STEP: f64 = 0.001;

@@ -160,7 +160,7 @@ mod tests {
 version 0.1.0, up 1m 1s, at most 900mbit, 1 cast
 
 PATH                       GROUP  MEMBERS  UNICAST  PASSES  SENT/PAGES     RATE  MEAN RATE
-images/a b.img  239.255.0.1:9000       12        3       5     33025/3  450mbit    200mbit
+images/a b.img  239.255.0.1:9000       12        3       5     33025/3  450mbit    203mbit
 
 in all 1 cast, 13 joins, 1 leave, 0 B in 0 pages, 0 B read
 "
