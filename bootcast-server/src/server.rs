@@ -14,7 +14,7 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
 use crate::api::{self, Served};
-use crate::cast::{RepairSettings, Settings};
+use crate::cast::{CeilingSource, RepairSettings, Settings};
 use crate::cli::{Config, RepairConfig};
 use crate::io::cast_keys::CastKeys;
 use crate::io::http;
@@ -71,7 +71,7 @@ impl Server {
         let socket = SocketConfig { ttl: config.ttl, datagram_len, rate };
         let settings = Settings {
             rate,
-            is_rate_vouched: config.rate.is_some(),
+            rate_source: rate_source(config.rate.is_some(), &found),
             batch_pages: batch_pages(rate, page_size),
             data_port: config.data_port,
             max_casts: config.max_casts,
@@ -187,6 +187,16 @@ fn repair_settings(config: RepairConfig, rate: BitRate, page_size: PageSize) -> 
     }
 }
 
+fn rate_source(is_named: bool, interface: &Interface) -> CeilingSource {
+    if is_named {
+        CeilingSource::Operator
+    } else if interface.speed.is_some() || interface.is_loopback {
+        CeilingSource::Interface
+    } else {
+        CeilingSource::Assumption
+    }
+}
+
 fn default_rate(interface: &Interface) -> BitRate {
     let known = if interface.is_loopback {
         BitRate::from_bits_per_second(LOOPBACK_RATE_BITS)
@@ -233,7 +243,7 @@ mod tests {
     #[test]
     fn a_run_fills_a_system_call_but_is_no_burst_at_a_low_rate() {
         let page = PageSize::new(1456).unwrap();
-        for (rate, pages) in [("10gbit", 44), ("270mbit", 44), ("100mbit", 16), ("1mbit", 1)] {
+        for (rate, pages) in [("10gbit", 44), ("271mbit", 44), ("100mbit", 16), ("1mbit", 1)] {
             assert_eq!(batch_pages(rate.parse().unwrap(), page), pages, "{rate}");
         }
     }

@@ -86,6 +86,10 @@ pub struct Report {
     /// Datagrams between the same two beacons that the member's own socket buffer had no room for.
     #[serde(default)]
     pub drops: u64,
+    /// Datagrams that the server had sent at the newest of these beacons, as the beacon tells; 0 where
+    /// the member does not say.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub seen: u64,
     /// Whether this member receives no datagrams and fetches the file over HTTP. The server then
     /// sends nothing for it.
     #[serde(default, skip_serializing_if = "core::ops::Not::not")]
@@ -119,9 +123,8 @@ pub struct Want {
     pub lossy: bool,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
-fn is_zero(number: &u32) -> bool {
-    *number == 0
+fn is_zero<T: Default + PartialEq>(number: &T) -> bool {
+    *number == T::default()
 }
 
 /// Answer of `GET /status`.
@@ -198,7 +201,8 @@ pub struct Totals {
     /// Repair symbols sent.
     #[serde(default)]
     pub symbols_sent: u64,
-    /// Bytes sent on the wire, headers included.
+    /// Bytes sent on the wire, Ethernet framing included: 24 for each frame beyond what an interface
+    /// counts.
     pub bytes_sent: u64,
     /// Bytes read from files for casts.
     pub bytes_read: u64,

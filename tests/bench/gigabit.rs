@@ -2,17 +2,10 @@
 
 use harness::{Lab, SOON, mib, wait_until};
 
-use crate::{median, read_all, rounds, timed, wait_all, warm_memory};
+use crate::{limit_seconds, median, read_all, rounds, timed, wait_all, warm_memory};
 
 const RATE: &str = "1gbit";
 const SIZE: u64 = mib(128);
-
-/// Seconds that one copy takes at the full rate. A datagram of 1472 bytes has 38 bytes of Ethernet,
-/// 20 of IPv4 and 8 of UDP headers.
-#[expect(clippy::cast_precision_loss, reason = "a figure for people")]
-fn limit_seconds() -> f64 {
-    SIZE as f64 * 8.0 * 1538.0 / 1472.0 / 1e9
-}
 
 struct Figures {
     seconds: f64,
@@ -28,7 +21,7 @@ pub(crate) fn measure() -> String {
          {:.2} s. CPU time is that of the server, as a share of the time until the last client is done.\n\n\
          | clients | loss | last one done, s | × limit | files sent | server CPU, s | share |\n|---|---|---|---|---|---|---|\n",
         rounds(),
-        limit_seconds()
+        limit_seconds(SIZE, RATE)
     );
     for (clients, loss) in [(8, 0.0), (8, 1.0), (16, 0.0)] {
         let runs: Vec<_> = (0..rounds()).map(|_| run(clients, loss)).collect();
@@ -36,7 +29,7 @@ pub(crate) fn measure() -> String {
         let (seconds, cpu) = (middle(|run| run.seconds), middle(|run| run.server_cpu_seconds));
         let row = format!(
             "| {clients} | {loss} % | {seconds:.2} | {:.2} | {:.3} | {cpu:.2} | {:.2} |",
-            seconds / limit_seconds(),
+            seconds / limit_seconds(SIZE, RATE),
             middle(|run| run.sent),
             middle(|run| run.server_cpu_seconds / run.seconds),
         );

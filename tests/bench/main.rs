@@ -8,6 +8,7 @@
 #![expect(clippy::disallowed_methods, reason = "a measurement reads the clock")]
 
 mod complete;
+mod defaults;
 mod demand_sequential;
 mod fleet;
 mod gigabit;
@@ -21,6 +22,7 @@ mod wants;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use bootcast_proto::BitRate;
 use harness::{Host, Proc};
 
 /// Runs behind each figure.
@@ -35,11 +37,12 @@ const RUN_DEADLINE: Duration = Duration::from_secs(300);
 /// A part of the report: its name, and what measures and words it.
 type Part = (&'static str, fn() -> String);
 
-const PARTS: [Part; 11] = [
+const PARTS: [Part; 12] = [
     ("fleet", fleet::measure),
     ("lossy", fleet::measure_lossy),
     ("peers", peers::measure),
     ("gigabit", gigabit::measure),
+    ("defaults", defaults::measure),
     ("one_client", one_client::measure),
     ("complete", complete::measure),
     ("memory", memory::measure),
@@ -80,6 +83,14 @@ fn rounds() -> usize {
 /// cost more than everything that a run does with it.
 fn warm_memory(gib: usize) {
     drop(std::hint::black_box(vec![1_u8; gib << 30]));
+}
+
+/// Seconds that one copy of a file takes at the full rate: for 1456 bytes of it an Ethernet wire is
+/// busy for 1538.
+#[expect(clippy::cast_precision_loss, reason = "a figure for people")]
+fn limit_seconds(size: u64, rate: &str) -> f64 {
+    let rate: BitRate = rate.parse().expect("a rate of this program");
+    size as f64 / 1456.0 * 1538.0 * 8.0 / rate.bits_per_second() as f64
 }
 
 /// The time `job` takes.

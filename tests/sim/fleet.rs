@@ -4,12 +4,19 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use bootcast_proto::BitRate;
+use bootcast_server::cast::CeilingSource;
 use clap::Parser;
-use harness::sim::{Crowd, HEADER, LinkKind, Loss, Scenario, Stalls, run, table};
+use harness::sim::{CoreKind, Crowd, HEADER, LinkKind, Loss, Scenario, Stalls, run, table};
 
 /// Simulates a cast to a fleet and prints what it took.
 #[derive(Debug, Parser)]
 struct Cli {
+    /// Speed of a link that all datagrams cross
+    #[arg(long)]
+    core: Option<BitRate>,
+    /// Bytes that the queue before it takes
+    #[arg(long, default_value_t = 256_000)]
+    core_queue: u32,
     /// Simulates all scenarios that the goals are stated for, or those with this text in their name
     #[arg(long, value_name = "TEXT", num_args = 0..=1, default_missing_value = "")]
     goals: Option<String>,
@@ -58,9 +65,12 @@ struct Cli {
     /// Datagrams that their sockets have room for; 2700 are about 4 MB
     #[arg(long, default_value_t = 2700)]
     socket: u32,
-    /// The ceiling is a guess: a cast begins at a tenth of it
+    /// The ceiling is the speed of the interface, and the path behind it may be slower
     #[arg(long)]
     guessed: bool,
+    /// The ceiling is invented
+    #[arg(long)]
+    assumed: bool,
     /// Time over which clients come, in file times
     #[arg(long, default_value_t = 0.0)]
     arrivals: f64,
@@ -137,9 +147,19 @@ impl Cli {
         let crowds = crowds.into_iter().filter(|crowd| crowd.count > 0).collect();
         Scenario {
             rate: self.rate,
-            is_guessed: self.guessed,
+            source: match (self.guessed, self.assumed) {
+                (_, true) => CeilingSource::Assumption,
+                (true, false) => CeilingSource::Interface,
+                (false, false) => CeilingSource::Operator,
+            },
             rtt: Duration::from_millis(self.rtt_ms),
             control_loss: self.control_loss.0,
+            core: self.core.map(|rate| CoreKind {
+                rate,
+                until: None,
+                queue: self.core_queue,
+                flows: 0,
+            }),
             seed: self.seed,
             ..Scenario::new("as asked", self.pages, crowds)
         }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use bootcast_proto::BitRate;
+use bootcast_server::cast::CeilingSource;
 
 use super::core::CoreKind;
 use super::link::LinkKind;
@@ -17,8 +18,8 @@ pub struct Scenario {
     pub pages: u32,
     /// Ceiling of the server.
     pub rate: BitRate,
-    /// The ceiling is a guess: a cast begins at a tenth of it.
-    pub is_guessed: bool,
+    /// Where the ceiling comes from.
+    pub source: CeilingSource,
     /// A bottleneck before all receivers.
     pub core: Option<CoreKind>,
     /// There and back, of requests and their answers.
@@ -66,7 +67,7 @@ impl Scenario {
             name: name.into(),
             pages,
             rate: "1gbit".parse().expect("a rate"),
-            is_guessed: false,
+            source: CeilingSource::Operator,
             core: None,
             rtt: Duration::from_millis(1),
             control_loss: 0.0,

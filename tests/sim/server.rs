@@ -56,7 +56,7 @@ impl Server {
         let page_size = PageSize::for_mtu(1500).expect("room for a page");
         let settings = Settings {
             rate: scenario.rate,
-            is_rate_vouched: !scenario.is_guessed,
+            rate_source: scenario.source,
             batch_pages: BATCH,
             data_port: 9000,
             max_casts: 1,

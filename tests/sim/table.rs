@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use bootcast_server::cast::CeilingSource;
+
 use super::core::CoreKind;
 use super::link::{LinkKind, Loss};
 use super::scenario::{Crowd, Scenario, Stalls};
@@ -57,7 +59,7 @@ pub fn rate_goals() -> Vec<Scenario> {
 fn rates(pages: u32, clients: usize) -> [Scenario; 7] {
     let crowd = |link| Crowd::new(clients, link);
     let guessed = |name: &str, crowds| Scenario {
-        is_guessed: true,
+        source: CeilingSource::Interface,
         ..Scenario::new(&format!("rate: {name}"), pages, crowds)
     };
     let behind = |name: &str, rate: &str, until, flows| {
@@ -85,9 +87,13 @@ fn slow_machines(pages: u32) -> [Scenario; 4] {
     [(1, 0.6, false), (1, 0.2, true), (8, 0.6, true), (8, 0.2, false)].map(
         |(clients, machine, is_guessed)| {
             let link = LinkKind { machine, socket: 2700, ..LinkKind::default() };
-            let ceiling = if is_guessed { "guessed" } else { "vouched" };
+            let (ceiling, source) = if is_guessed {
+                ("guessed", CeilingSource::Interface)
+            } else {
+                ("vouched", CeilingSource::Operator)
+            };
             let name = format!("rate: machine, {ceiling}");
-            Scenario { is_guessed, ..Scenario::new(&name, pages, vec![Crowd::new(clients, link)]) }
+            Scenario { source, ..Scenario::new(&name, pages, vec![Crowd::new(clients, link)]) }
         },
     )
 }

@@ -108,6 +108,7 @@ impl Panel {
         self.due = None;
         let Counts { sent, received, drops } = self.told;
         (report.sent, report.received, report.drops) = (sent, received, drops);
+        report.seen = self.newest.sent;
     }
 }
 

@@ -190,6 +190,13 @@ impl Cast {
         }
     }
 
+    /// Sets whether the cast opens: its beacons then follow each other sooner.
+    pub fn set_opening(&mut self, is_opening: bool) {
+        if let Some(repair) = &mut self.repair {
+            repair.set_opening(is_opening);
+        }
+    }
+
     /// Adds a member. A running stream goes on where it is; it starts with page 1 for the first that wants the whole file.
     pub fn handle_join(&mut self, token: Token, kind: MemberKind, now: Instant) {
         // Without a repair channel every member knows only the base protocol.

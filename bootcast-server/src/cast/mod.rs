@@ -44,6 +44,7 @@ pub use groups::{GroupPool, GroupPoolError};
 pub use lifecycle::{Cast, CastPolicy, EndReason, HOLD, RepairSettings, SHORT_HOLD, Sending};
 pub use members::MemberKind;
 pub use pacer::{Pacer, TokenBucket};
+pub use rate::CeilingSource;
 pub use repair::Symbol;
 pub use scheduler::{
     CastId, CastView, Event, JoinRefusal, Joined, MAX_MEMBERS, Scheduler, Settings, Transmit,

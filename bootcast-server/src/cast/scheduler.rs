@@ -13,7 +13,7 @@ use bootcast_proto::{
 };
 
 use super::farewells::Farewells;
-use super::rate::{Allowance, RateControl, Start};
+use super::rate::{Allowance, CeilingSource, RateControl};
 use super::urgent::Urgent;
 use super::{Cast, CastPolicy, EndReason, GroupPool, MemberKind, Pacer, RepairSettings, Sending};
 
@@ -38,9 +38,8 @@ impl fmt::Display for CastId {
 pub struct Settings {
     /// Upper bound of the sending rate, all casts together.
     pub rate: BitRate,
-    /// Whether the operator named `rate` and so vouches for the path. Casts then start at it,
-    /// otherwise at a tenth of it.
-    pub is_rate_vouched: bool,
+    /// Where `rate` comes from. This decides how fast casts begin.
+    pub rate_source: CeilingSource,
     /// Pages in a full batch, at least 1: what one system call sends.
     pub batch_pages: u32,
     /// UDP port of every group.
@@ -177,6 +176,17 @@ impl Running {
         self.urgent_allowance().map_or(batch_pages, |own| own.pages().min(batch_pages))
     }
 
+    /// Ends the opening of the cast if its time is over.
+    fn end_opening(&mut self, now: Instant) {
+        if !self.control.is_opening() {
+            return;
+        }
+        if self.control.end_opening(self.cast.reporting_members(), now) {
+            self.allowance.set_rate(self.control.rate(), now);
+        }
+        self.cast.set_opening(self.control.is_opening());
+    }
+
     fn view(&self, id: CastId) -> CastView<'_> {
         let Self { path, etag, geometry, group, began, cast, control, .. } = self;
         let rate = control.rate();
@@ -297,6 +307,7 @@ impl Scheduler {
         if running.control.handle_report(token, report, now) {
             running.allowance.set_rate(running.control.rate(), now);
         }
+        running.end_opening(now);
         true
     }
 
@@ -581,6 +592,7 @@ impl Scheduler {
             beacon.pace = running.control.pace(running.cast.reporting_members());
         }
         running.control.on_sent(datagrams(&what), now);
+        running.end_opening(now);
         running.allowance.take(cost, now);
         let group = self.port_of(id, &what);
         self.count(&what);
@@ -605,17 +617,14 @@ impl Scheduler {
         let address = self.settings.groups.take(now).ok_or(JoinRefusal::NoGroup)?;
         let repair = self.settings.repair.as_ref();
         let page_wire = geometry.page_size().wire_len();
-        let start = match self.last_good {
-            Some(rate) => Start::LastGood(rate),
-            None if self.settings.is_rate_vouched => Start::Ceiling,
-            None => Start::Cautious,
-        };
-        let ceiling = self.settings.rate;
-        let control = RateControl::new(ceiling, start, page_wire, now);
+        let (ceiling, source) = (self.settings.rate, self.settings.rate_source);
+        let control = RateControl::new(ceiling, source, self.last_good, page_wire, now);
         let pages = self.settings.batch_pages;
         let allowance = Allowance::new(ceiling, control.rate(), page_wire, pages, now);
         let id = self.next_id;
         self.next_id.0 += 1;
+        let mut cast = Cast::new(&geometry, self.settings.policy, repair, now);
+        cast.set_opening(control.is_opening());
         self.casts.insert(
             id,
             Running {
@@ -624,7 +633,7 @@ impl Scheduler {
                 geometry,
                 group: SocketAddrV4::new(address, self.settings.data_port),
                 began: now,
-                cast: Cast::new(&geometry, self.settings.policy, repair, now),
+                cast,
                 control,
                 allowance,
                 deficit: 0,

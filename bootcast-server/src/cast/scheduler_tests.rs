@@ -23,7 +23,7 @@ impl Lab {
     fn new(rate: &str, groups: &str, max_casts: usize) -> Self {
         let settings = Settings {
             rate: rate.parse().unwrap(),
-            is_rate_vouched: true,
+            rate_source: CeilingSource::Operator,
             batch_pages: BATCH,
             data_port: 9000,
             max_casts,
@@ -505,7 +505,7 @@ mod demand {
     fn demand_keeps_to_the_rate_of_its_cast_where_members_tell_what_they_get() {
         for (kind, few) in [(MemberKind::Extended, true), (MemberKind::Demand, false)] {
             let mut lab = Lab::new("100mbit", "239.255.0.0/16", 9);
-            lab.scheduler.settings.is_rate_vouched = false;
+            lab.scheduler.settings.rate_source = CeilingSource::Assumption;
             lab.scheduler.settings.repair =
                 Some(RepairSettings { interleave: 4, repair_port: 9001, lease: 60 * SECOND });
             let reader = Token::from_random(1000);

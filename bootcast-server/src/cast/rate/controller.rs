@@ -47,6 +47,7 @@ const GROUP_STEP: f64 = 0.5;
 /// Growth factors per interval: before the first congestion; then below the last throughput, near
 /// it, and above it.
 const FIRST_GROWTH: f64 = 2.0;
+const OPENING_GROWTH: f64 = 4.0;
 const LATER_GROWTH: f64 = 1.25;
 const NEAR_GROWTH: f64 = 1.01;
 const BEYOND_GROWTH: f64 = 1.05;
@@ -73,22 +74,54 @@ const PROVEN_MAX: f64 = 0.3;
 const TRIALS: u32 = 2;
 const UNCHANGED: f64 = 1.25;
 
-/// The share of the ceiling that a cast begins with where nobody vouches for more.
+/// The share of the ceiling that a cast begins with where nobody knows the ceiling, and that it
+/// falls to where nobody reports. A network whose edge is ten times slower than its head carries it.
 const CAUTIOUS_SHARE: f64 = 0.1;
 
-/// Nothing brings a cast below this share of the ceiling, nor below this rate.
+/// The most that a cast begins with where the interface told its speed: what it sends before the
+/// first reports come is then some 3 MB.
+const FIRST_BITS: f64 = 1e9;
+
+/// The least rate where the operator named the ceiling: a share of it, and bits per second.
 const FLOOR_SHARE: f64 = 0.01;
 const FLOOR_BITS: f64 = 1e6;
 
-/// What a cast begins with.
+/// The least rate where the ceiling is a guess. A guess says nothing of the path behind the
+/// interface, so that no share of it may be the floor.
+const GUESSED_FLOOR_BITS: f64 = 256e3;
+
+/// What an opening found to get through is tried again after this time. The opening is a few
+/// hundredths of a second long, and something else may have been the matter then.
+const OPENING_CEILING_TIME: Duration = Duration::from_secs(1);
+
+/// Where the ceiling of all casts comes from, and so how far it is believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::cast) enum Start {
-    /// The ceiling: the operator named it and vouches for it.
-    Ceiling,
-    /// A tenth of it: it is a guess.
-    Cautious,
-    /// What got through to the members of an earlier cast, after congestion.
-    LastGood(BitRate),
+pub enum CeilingSource {
+    /// The operator named it and vouches for the path: casts begin at it.
+    Operator,
+    /// The interface told its speed. The path behind it may be slower.
+    Interface,
+    /// Nothing is known: it is invented.
+    Assumption,
+}
+
+impl CeilingSource {
+    /// The least rate of a cast, in bits per second.
+    fn floor(self, line: f64) -> f64 {
+        match self {
+            Self::Operator => (line * FLOOR_SHARE).max(FLOOR_BITS),
+            Self::Interface | Self::Assumption => GUESSED_FLOOR_BITS,
+        }
+    }
+
+    /// The rate of a cast that knows of no other, in bits per second.
+    fn first_rate(self, line: f64) -> f64 {
+        match self {
+            Self::Operator => line,
+            Self::Interface => FIRST_BITS,
+            Self::Assumption => line * CAUTIOUS_SHARE,
+        }
+    }
 }
 
 /// How much of its rate a cast used in an interval.
@@ -107,7 +140,16 @@ pub(super) enum Usage {
 #[derive(Clone, Copy, Debug)]
 struct Ceiling {
     rate: f64,
-    at: Instant,
+    /// It is forgotten then, unless there is congestion again.
+    until: Instant,
+}
+
+/// How far a cast is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// In its first moments: a look is a few milliseconds long.
+    Opening,
+    UnderWay,
 }
 
 /// Which members are congested.
@@ -184,35 +226,76 @@ pub(super) struct Controller {
     was_congested: bool,
     /// Losses of recent intervals: median and worst twentieth.
     bases: VecDeque<(Instant, f64, f64)>,
-    /// The last look doubled the rate: a loss thereafter needs no second interval to be believed.
+    /// The last look doubled the rate, or there was none: a loss thereafter needs no second interval
+    /// to be believed.
     has_doubled: bool,
-    /// The next look sees what was sent at another rate.
+    phase: Phase,
+    /// The rate where the first moments go by without a report.
+    unheard: f64,
+    /// The next look sees what was sent at another rate: members do not tell which they count.
     skips: bool,
     trial: Option<Trial>,
     proven: Option<Proven>,
 }
 
 impl Controller {
-    pub(super) fn new(ceiling: BitRate, start: Start, now: Instant) -> Self {
+    /// `last_good`: what got through to the members of an earlier cast, after congestion.
+    pub(super) fn new(
+        ceiling: BitRate,
+        source: CeilingSource,
+        last_good: Option<BitRate>,
+        now: Instant,
+    ) -> Self {
         let line = bits(ceiling);
-        let floor = (line * FLOOR_SHARE).max(FLOOR_BITS).min(line);
-        let (rate, known) = match start {
-            Start::Ceiling => (line, None),
-            Start::Cautious => (line * CAUTIOUS_SHARE, None),
-            Start::LastGood(rate) => (bits(rate), Some(Ceiling { rate: bits(rate), at: now })),
-        };
-        Self {
+        let floor = source.floor(line).min(line);
+        let rate = last_good.map_or_else(|| source.first_rate(line), bits);
+        let is_opening = source != CeilingSource::Operator;
+        // An opening tries more than that in no time.
+        let is_known = last_good.is_some() && !is_opening;
+        let mut controller = Self {
             line,
             floor,
             rate: rate.clamp(floor, line),
-            ceiling: known,
-            was_congested: known.is_some(),
+            ceiling: None,
+            was_congested: is_known,
             bases: VecDeque::new(),
-            has_doubled: false,
+            has_doubled: is_opening,
+            phase: if is_opening { Phase::Opening } else { Phase::UnderWay },
+            unheard: last_good.map_or(line * CAUTIOUS_SHARE, bits).clamp(floor, line),
             skips: false,
             trial: None,
             proven: None,
+        };
+        if is_known {
+            controller.note_ceiling(controller.rate, now);
         }
+        controller
+    }
+
+    /// Whether the cast is in its first moments.
+    pub(super) fn is_opening(&self) -> bool {
+        self.phase == Phase::Opening
+    }
+
+    /// The first moments are over. Where nobody reported, nothing is known but what an earlier cast learned.
+    pub(super) fn end_opening(&mut self, is_heard: bool) {
+        self.phase = Phase::UnderWay;
+        self.has_doubled = false;
+        self.skips = false;
+        if !is_heard {
+            self.rate = self.rate.min(self.unheard);
+        }
+    }
+
+    /// Whether the next look may raise the rate, if all goes well.
+    pub(super) fn may_grow(&self) -> bool {
+        self.rate < self.line && !(self.is_opening() && self.was_congested)
+    }
+
+    /// So much gets through, as far as is known now.
+    fn note_ceiling(&mut self, rate: f64, now: Instant) {
+        let time = if self.is_opening() { OPENING_CEILING_TIME } else { CEILING_TIME };
+        self.ceiling = Some(Ceiling { rate, until: now + time });
     }
 
     /// At present.
@@ -230,13 +313,20 @@ impl Controller {
         (self.was_congested && self.rate < self.line).then(|| self.rate())
     }
 
-    /// Follows what members got in the last interval. `true`: what was told before says nothing of the rate from now on.
-    pub(super) fn update(&mut self, view: &View, usage: Usage, now: Instant) -> bool {
+    /// Follows what members got in the last interval. `is_timely`: they got it at the present rate.
+    /// `true`: what was told before says nothing of the rate from now on.
+    pub(super) fn update(
+        &mut self,
+        view: &View,
+        usage: Usage,
+        is_timely: bool,
+        now: Instant,
+    ) -> bool {
         if std::mem::take(&mut self.skips) {
             return true;
         }
         self.proven = self.proven.filter(|proven| now < proven.until);
-        self.ceiling = self.ceiling.filter(|ceiling| now < ceiling.at + CEILING_TIME);
+        self.ceiling = self.ceiling.filter(|ceiling| now < ceiling.until);
         let harmless = self.harmless(view, now);
         if self.judge(view, now) {
             return true;
@@ -248,20 +338,24 @@ impl Controller {
         let believed = if self.has_doubled { Some(view.median) } else { view.twice };
         self.has_doubled = false;
         if let Some(lost) = believed.filter(|lost| harmless.is_exceeded_by(*lost, view)) {
-            let through = sent * (1.0 - lost) / (1.0 - harmless.median);
-            let lost = (lost, harmless.median);
+            // What is lost at any rate is not known yet in the first moments.
+            let harmless = if self.is_opening() { 0.0 } else { harmless.median };
+            let through = sent * (1.0 - lost) / (1.0 - harmless);
+            let lost = (lost, harmless);
+            self.skips = view.seen == 0;
             self.lower(Congestion::Shared, sent, (through, SHARED_MARGIN), lost, now);
             return true;
         }
-        if harmless.is_exceeded_for_a_group(view) {
+        if !self.is_opening() && harmless.is_exceeded_for_a_group(view) {
             let through = sent * view.delivered.max(GROUP_STEP);
             let lost = (1.0 - view.delivered, harmless.worst);
+            self.skips = view.seen == 0;
             self.lower(Congestion::Group, sent, (through, GROUP_MARGIN), lost, now);
             return true;
         }
         if harmless.may_be_exceeded(view) {
-            self.wait(now);
-        } else if usage == Usage::Full {
+            self.wait(view.seen == 0, now);
+        } else if usage == Usage::Full && is_timely && self.may_grow() {
             self.grow(view.worst_drops > harmless.drops + DROPS_SEEN, now);
         }
         false
@@ -314,7 +408,7 @@ impl Controller {
         self.proven = Some(Proven { losses, until: now + PROVEN_TIME });
         self.rate = trial.rate;
         self.ceiling = None;
-        self.skips = true;
+        self.skips = view.seen == 0;
         true
     }
 
@@ -328,9 +422,8 @@ impl Controller {
     ) {
         let before = self.rate;
         self.rate = (through * margin).clamp(self.floor, self.line);
-        self.ceiling = Some(Ceiling { rate: through, at: now });
+        self.note_ceiling(through, now);
         self.was_congested = true;
-        self.skips = true;
         // What gets through a narrow place does not depend on what is sent into it.
         let expected = (1.0 - (1.0 - lost) * sent / self.rate).max(base.min(lost));
         let earlier = self.trial.filter(|trial| trial.congestion == congestion);
@@ -339,13 +432,13 @@ impl Controller {
     }
 
     /// Much was lost in a single interval: the next ones tell why. Near what got through before, the reason may be guessed.
-    fn wait(&mut self, now: Instant) {
+    fn wait(&mut self, skips: bool, now: Instant) {
         if let Some(ceiling) = self.ceiling.as_mut().filter(|it| self.rate < it.rate * NEAR.1) {
-            ceiling.at = now;
+            ceiling.until = now + CEILING_TIME;
             let calm = (ceiling.rate * NEAR.0).max(self.floor);
             if calm < self.rate {
                 // What the next look sees was sent at the higher rate in part: of that it must not be concluded what gets through.
-                (self.rate, self.skips) = (calm, true);
+                (self.rate, self.skips) = (calm, skips);
             }
         }
     }
@@ -353,9 +446,13 @@ impl Controller {
     /// Raises the rate. `is_full`: machines hardly take more, so throughput grows at most slowly.
     fn grow(&mut self, is_full: bool, now: Instant) {
         if let Some(ceiling) = self.ceiling.as_mut().filter(|_| is_full) {
-            ceiling.at = now;
+            ceiling.until = now + CEILING_TIME;
         }
         let rate = match self.ceiling {
+            // Twice and twice again, while that is no more than what an opening may begin with.
+            None if !self.was_congested && self.is_opening() => {
+                (self.rate * FIRST_GROWTH).max((self.rate * OPENING_GROWTH).min(FIRST_BITS))
+            }
             None if !self.was_congested => self.rate * FIRST_GROWTH,
             Some(Ceiling { rate, .. }) if self.rate < rate * NEAR.0 => {
                 (self.rate * LATER_GROWTH).min(rate * NEAR.0)

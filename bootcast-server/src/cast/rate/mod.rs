@@ -4,10 +4,12 @@
 //! |---|---|
 //! | [`panel`] | what members' counters say of the last interval |
 //! | [`controller`] | what rate follows from that |
+//! | [`opening`] | how long the first moments last, in which it looks often |
 //! | [`allowance`] | when the next datagrams of a cast may leave at that rate |
 
 mod allowance;
 mod controller;
+mod opening;
 mod panel;
 
 use std::collections::VecDeque;
@@ -18,9 +20,10 @@ use bootcast_proto::wire::Pace;
 use bootcast_proto::{BitRate, Token};
 
 pub(super) use allowance::Allowance;
-pub(super) use controller::Start;
+pub use controller::CeilingSource;
 use controller::{Controller, Usage};
-use panel::Panel;
+use opening::Opening;
+use panel::{Expected, Panel, Since};
 
 /// Time between two reports of a panel member, and between two updates of the rate.
 const INTERVAL: Duration = Duration::from_millis(250);
@@ -30,6 +33,9 @@ const INTERVAL: Duration = Duration::from_millis(250);
 /// needs. From 20 to 39 members the worst but one counts as the worst twentieth, so more members
 /// would add nothing.
 const PANEL_MEMBERS: usize = 24;
+
+/// The same in the first moments of a cast, where reports come many times as often.
+const OPENING_MEMBERS: usize = 12;
 
 /// An interval is over when this share of it is, so that reports that come once an interval are looked at once an interval.
 const NEARLY: f64 = 0.9;
@@ -57,13 +63,27 @@ pub(super) struct RateControl {
     /// Most panel members of this cast.
     members: usize,
     interval: Duration,
+    /// `None` once it is over.
+    opening: Option<Opening>,
+    /// What was sent before the rate changed last.
+    sent_before: u64,
+    /// The last change that makes older losses meaningless.
+    since: Option<Since>,
 }
 
 impl RateControl {
-    /// Nothing was sent yet.
-    pub(super) fn new(ceiling: BitRate, start: Start, datagram_wire: u64, now: Instant) -> Self {
+    /// Nothing was sent yet. `last_good`: the rate of an earlier cast, after congestion.
+    pub(super) fn new(
+        ceiling: BitRate,
+        source: CeilingSource,
+        last_good: Option<BitRate>,
+        datagram_wire: u64,
+        now: Instant,
+    ) -> Self {
+        let controller = Controller::new(ceiling, source, last_good, now);
         Self {
-            controller: Controller::new(ceiling, start, now),
+            opening: controller.is_opening().then(Opening::default),
+            controller,
             panel: Panel::default(),
             datagram_wire,
             sent: 0,
@@ -71,6 +91,8 @@ impl RateControl {
             looks: VecDeque::from([(now, 0)]),
             members: PANEL_MEMBERS,
             interval: INTERVAL,
+            sent_before: 0,
+            since: None,
         }
     }
 
@@ -87,6 +109,31 @@ impl RateControl {
             self.looks = VecDeque::from([(now, 0)]);
         }
         self.sent += datagrams;
+        if let Some(opening) = self.opening.as_mut().filter(|_| datagrams > 0) {
+            opening.on_sent(now);
+        }
+    }
+
+    /// Whether the cast is in its first moments: members are to hear beacons often.
+    pub(super) fn is_opening(&self) -> bool {
+        self.opening.is_some()
+    }
+
+    /// Ends the first moments when their time is over, or where nobody is there who reports. `true`:
+    /// the rate is another one now.
+    pub(super) fn end_opening(&mut self, reporters: usize, now: Instant) -> bool {
+        let is_over = |it: &Opening| it.is_over(now) || (reporters == 0 && self.sent > 0);
+        let Some(opening) = self.opening.take_if(|it| is_over(it)) else { return false };
+        let before = self.rate();
+        self.controller.end_opening(opening.is_heard());
+        // An average over intervals of this length says nothing.
+        self.panel.forget_samples();
+        self.rate() != before
+    }
+
+    /// Between two reports of a member of the panel.
+    fn interval(&self) -> Duration {
+        if self.is_opening() { opening::INTERVAL } else { self.interval }
     }
 
     /// So many of the datagrams handed out were not sent, because their pages cannot be read.
@@ -112,10 +159,12 @@ impl RateControl {
             return false;
         }
         let recently = self.sent - self.looks.front().map_or(0, |&(_, sent)| sent);
-        self.panel.handle_report(token, report, recently, self.interval, now);
+        let interval = self.interval();
+        let expected = Expected { recently, interval, since: self.since };
+        self.panel.handle_report(token, report, &expected, now);
         let Some(&(looked_at, sent)) = self.looks.back() else { return false };
         let elapsed = now.saturating_duration_since(looked_at);
-        if elapsed < self.interval.mul_f64(NEARLY) {
+        if elapsed < interval.mul_f64(NEARLY) {
             return false;
         }
         self.look(elapsed, self.sent - sent, now)
@@ -135,10 +184,30 @@ impl RateControl {
             _ if rested => Usage::Rested,
             _ => Usage::HeldUp(used),
         };
-        if self.controller.update(&view, usage, now) {
+        let is_obsolete = self.controller.update(&view, usage, self.is_timely(view.seen), now);
+        if is_obsolete {
             self.panel.forget_samples();
         }
-        self.rate() != before
+        let after = self.rate();
+        if after != before {
+            self.sent_before = self.sent;
+        }
+        if is_obsolete || after < before {
+            let patience = if self.is_opening() { opening::PATIENCE } else { Duration::ZERO };
+            self.since = Some(Since { sent: self.sent, patience: now + patience });
+        }
+        if let Some(opening) = &mut self.opening {
+            let may_grow = !matches!(usage, Usage::HeldUp(_)) && self.controller.may_grow();
+            opening.on_look(after == before && !may_grow);
+        }
+        after != before
+    }
+
+    /// Whether reports tell of half of what was sent at the present rate, at least. Where a long queue
+    /// delays them, they tell of a rate that is no more.
+    fn is_timely(&self, seen: u64) -> bool {
+        let sent = self.sent - self.sent_before;
+        seen == 0 || seen.saturating_sub(self.sent_before).saturating_mul(2) >= sent
     }
 
     /// Rate at present.
@@ -153,12 +222,13 @@ impl RateControl {
 
     /// Rate section of a beacon. `members` is the number of members that may report.
     pub(super) fn pace(&self, members: usize) -> Pace {
-        let share = (self.members as u64 * (1 << 16)).div_ceil(members.max(1) as u64);
+        let chosen = if self.is_opening() { OPENING_MEMBERS } else { PANEL_MEMBERS };
+        let share = (self.members.min(chosen) as u64 * (1 << 16)).div_ceil(members.max(1) as u64);
         Pace {
             sent: self.sent,
             rate_kbps: u32::try_from(self.rate().bits_per_second() / 1000).unwrap_or(u32::MAX),
             panel: u16::try_from(share).unwrap_or(u16::MAX),
-            interval_ms: u16::try_from(self.interval.as_millis()).unwrap_or(u16::MAX),
+            interval_ms: u16::try_from(self.interval().as_millis()).unwrap_or(u16::MAX),
         }
     }
 }

@@ -49,6 +49,8 @@ pub(super) struct View {
     pub(super) delivered: f64,
     /// Median number of datagrams in a member's interval. The fewer, the more is due to chance.
     pub(super) datagrams: u64,
+    /// Datagrams that the server had sent when the newest of these was: the median. 0: not known.
+    pub(super) seen: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -65,6 +67,8 @@ struct Member {
     /// Counters of the last report that counted, and its time.
     told: Counters,
     at: Option<Instant>,
+    /// Datagrams that the server had sent then, as the member saw it.
+    seen: u64,
     samples: VecDeque<Sample>,
     /// Whether the last sample has not been evaluated yet.
     is_fresh: bool,
@@ -88,20 +92,46 @@ impl Counters {
     }
 }
 
+/// What a report is held against.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Expected {
+    /// Datagrams that were sent in the last seconds, and so can have been counted.
+    pub(super) recently: u64,
+    /// Time between two reports of a member.
+    pub(super) interval: Duration,
+    /// Nothing that was sent before this counts.
+    pub(super) since: Option<Since>,
+}
+
+/// A change of the rate that makes older losses meaningless.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Since {
+    /// Datagrams that were sent before.
+    pub(super) sent: u64,
+    /// Members that do not tell which datagrams they count are believed from then on.
+    pub(super) patience: Instant,
+}
+
+impl Since {
+    /// Whether a sample of so many datagrams, the last of which has this number, began later.
+    fn admits(&self, datagrams: u64, last: u64, now: Instant) -> bool {
+        let first = last.saturating_sub(datagrams);
+        if last == 0 { self.patience <= now } else { first >= self.sent }
+    }
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Panel {
     members: BTreeMap<Token, Member>,
 }
 
 impl Panel {
-    /// Takes over the counters of a member. `recently`: what was sent in the last seconds, and so what can have been
-    /// counted.
+    /// Takes over the counters of a member.
     pub(super) fn handle_report(
         &mut self,
         token: &Token,
         report: &Report,
-        recently: u64,
-        interval: Duration,
+        expected: &Expected,
         now: Instant,
     ) {
         if report.sent == 0 || !self.has_room_for(token, now) {
@@ -111,17 +141,22 @@ impl Panel {
         let told = Counters { sent, received, drops };
         let member = self.members.entry(token.clone()).or_default();
         // A little less than an interval: reports are not that punctual.
-        if member.at.is_some_and(|at| now < at + interval * 3 / 4) {
+        if member.at.is_some_and(|at| now < at + expected.interval * 3 / 4) {
             return;
         }
         let since = told.since(member.told);
         if since.is_some_and(|it| it.sent < SAMPLE_MIN) {
             return;
         }
+        let since_sent = since.map_or(0, |it| it.sent);
         let is_recent = member.at.is_none_or(|at| now < at + FORGOTTEN_AFTER);
-        (member.told, member.at) = (told, Some(now));
+        (member.told, member.at, member.seen) = (told, Some(now), report.seen);
         // However narrow a path is, it lets something through: what lets nothing through is closed, and so at any rate.
-        let tells = |it: &Counters| it.sent <= recently && it.received > 0 && is_recent;
+        let tells = |it: &Counters| {
+            let is_present =
+                expected.since.is_none_or(|it| it.admits(since_sent, report.seen, now));
+            it.sent <= expected.recently && it.received > 0 && is_recent && is_present
+        };
         let Some(since) = since.filter(tells) else { return };
         let lost = since.sent.saturating_sub(since.received);
         let drops = since.drops.min(lost);
@@ -173,6 +208,8 @@ impl Panel {
         let twice = ranked(Member::twice);
         let mut datagrams: Vec<u64> = fresh.iter().map(|it| it.datagrams()).collect();
         datagrams.sort_unstable();
+        let mut seen: Vec<u64> = fresh.iter().map(|it| it.seen).collect();
+        seen.sort_unstable();
         let middle = (fresh.len() - 1) / 2;
         let are_known = |intervals| {
             fresh.iter().filter(|it| it.samples.len() >= intervals).count() * 2 > fresh.len()
@@ -186,6 +223,7 @@ impl Panel {
             worst_drops: worst(&drops),
             delivered: 1.0 - worst(&lost),
             datagrams: datagrams[middle],
+            seen: seen[middle],
         };
         for member in fresh {
             member.is_fresh = false;
@@ -250,11 +288,13 @@ mod tests {
         panel: Panel,
         now: Instant,
         told: BTreeMap<u128, Report>,
+        since: Option<Since>,
     }
 
     impl Lab {
         fn new() -> Self {
-            Self { panel: Panel::default(), now: Instant::now(), told: BTreeMap::new() }
+            let (panel, told) = (Panel::default(), BTreeMap::new());
+            Self { panel, now: Instant::now(), told, since: None }
         }
 
         /// Next report of a member: of 1000 datagrams the network lost `net` and the socket dropped
@@ -270,7 +310,8 @@ mod tests {
 
         fn tell(&mut self, member: u128, report: &Report) {
             let token = Token::from_random(member);
-            self.panel.handle_report(&token, report, 20_000, INTERVAL, self.now);
+            let expected = Expected { recently: 20_000, interval: INTERVAL, since: self.since };
+            self.panel.handle_report(&token, report, &expected, self.now);
         }
 
         fn view(&mut self) -> Option<View> {
@@ -372,6 +413,24 @@ mod tests {
         assert_eq!(lab.view(), None);
         lab.tell(1, &report(3000, 1000, 500));
         assert!(near(lab.view().unwrap().delivered, 0.95), "of what counted");
+    }
+
+    #[test]
+    fn what_was_sent_before_the_rate_changed_does_not_count() {
+        let mut lab = Lab::new();
+        let report = |sent, received, seen| Report { sent, received, seen, ..Report::default() };
+        let patience = lab.now + 4 * INTERVAL;
+        lab.since = Some(Since { sent: 5000, patience });
+        for (sent, received, seen, counts) in [
+            (1000, 100, 5999, false),
+            (2000, 1100, 6999, true),
+            (3000, 1200, u64::MAX, true),
+            (4000, 2100, 0, false),
+            (5000, 2200, 0, true),
+        ] {
+            lab.tell(1, &report(sent, received, seen));
+            assert_eq!(lab.view().is_some(), counts, "{sent} {seen}");
+        }
     }
 
     #[test]

@@ -13,6 +13,9 @@ use super::reporters::{EVERYBODY, FEW_MEMBERS, Reporters, spread};
 /// Time between two beacons while the cast sends.
 const BUSY_INTERVAL: Duration = Duration::from_millis(25);
 
+/// The same while the cast opens and its rate is searched for.
+const OPENING_INTERVAL: Duration = Duration::from_millis(5);
+
 /// Time between two beacons while the cast waits for reports: the first interval, doubled each time
 /// up to the second. It starts short because the beacon that waiting members need most may get
 /// lost.
@@ -49,6 +52,8 @@ pub(super) struct Beacons {
     sent_since: bool,
     /// Whether members wait for the next beacon.
     is_urgent: bool,
+    /// Time between two beacons while the cast sends.
+    busy: Duration,
     /// Time until the next beacon while nothing changes.
     waiting: Duration,
     /// Spread in the last beacon.
@@ -75,6 +80,7 @@ impl Beacons {
             last_at: now,
             sent_since: false,
             is_urgent: false,
+            busy: BUSY_INTERVAL,
             waiting: WAITING_INTERVALS.0,
             spread: Duration::ZERO,
             next_window: WindowIndex(0),
@@ -84,6 +90,13 @@ impl Beacons {
             unanswered: 0,
             period_began: now,
         }
+    }
+
+    /// Sets whether the cast opens: beacons then follow each other sooner. The first one goes out
+    /// before the first page, because members count from their first beacon on.
+    pub(super) fn set_opening(&mut self, is_opening: bool) {
+        self.busy = if is_opening { OPENING_INTERVAL } else { BUSY_INTERVAL };
+        self.is_urgent |= is_opening && self.number == 0;
     }
 
     pub(super) fn on_sent(&mut self) {
@@ -116,7 +129,7 @@ impl Beacons {
             return Some(self.last_at + URGENT_INTERVAL);
         }
         if self.sent_since || is_owing {
-            return Some(self.last_at + BUSY_INTERVAL);
+            return Some(self.last_at + self.busy);
         }
         let at = self.last_at + self.waiting;
         calm_at.filter(|&calm_at| at < calm_at).map(|_| at)

@@ -81,6 +81,11 @@ impl Repair {
         }
     }
 
+    /// Sets whether the cast opens: its beacons then follow each other sooner.
+    pub(super) fn set_opening(&mut self, is_opening: bool) {
+        self.beacons.set_opening(is_opening);
+    }
+
     /// Handles a sign of life: a join, a leave or a report.
     pub(super) fn on_heard(&mut self) {
         self.fill.on_heard();

@@ -13,7 +13,7 @@ use super::super::SourceAddress;
 use super::*;
 use crate::cast::MemberKind;
 use crate::cast::RepairSettings;
-use crate::cast::{CastPolicy, GroupPool};
+use crate::cast::{CastPolicy, CeilingSource, GroupPool};
 use crate::io::reading::faults;
 use crate::io::socket::SocketConfig;
 use crate::source::{OpenFile, Source};
@@ -49,7 +49,7 @@ impl Lab {
         let settings = Settings {
             repair,
             rate,
-            is_rate_vouched: true,
+            rate_source: CeilingSource::Operator,
             batch_pages: 1,
             data_port: 9000,
             max_casts: 1000,
