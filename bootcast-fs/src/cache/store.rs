@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bootcast_proto::Etag;
-use rustix::fs::SeekFrom;
+use rustix::fs::{FlockOperation, SeekFrom};
 
 use super::state::{self, Kept};
 use super::{Cache, ObjectKey, Symbols};
@@ -225,6 +225,11 @@ impl Drop for Store {
     fn drop(&mut self) {
         // The last chance to remove a state that may speak of lost data.
         let _ = self.forget_if_lost();
+        if self.place.is_some() {
+            // Closing is not enough: a child that was just forked has this descriptor until it
+            // executes its program, and the lock with it.
+            let _ = rustix::fs::flock(&self.data, FlockOperation::Unlock);
+        }
     }
 }
 
@@ -306,6 +311,19 @@ mod tests {
         let disk = FailingDisk::default();
         store.disk = Box::new(disk.clone());
         (store, disk.0)
+    }
+
+    #[test]
+    fn a_forked_child_does_not_keep_an_object_locked() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::on_disk(dir.path()).unwrap();
+        fill(&cache);
+        let store = cache.open(&key("v1")).unwrap();
+        // A child has the same open file description, as this duplicate has.
+        let childs = store.as_fd().try_clone_to_owned().unwrap();
+        drop(store);
+        assert!(cache.open(&key("v1")).unwrap().take_kept().is_some());
+        drop(childs);
     }
 
     #[test]
