@@ -1,5 +1,8 @@
 //! All casts of one interface: which of them sends next, and how much.
 
+mod sizes;
+mod urgent_turns;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::net::SocketAddrV4;
@@ -7,15 +10,13 @@ use std::time::{Duration, Instant};
 
 use bootcast_proto::api::{Report, Totals, Want};
 use bootcast_proto::units::wire_len;
-use bootcast_proto::wire::{Beacon, REPAIR_HEADER_LEN};
-use bootcast_proto::{
-    BitRate, BlockLayout, Etag, Geometry, PageIndex, PageRange, RemotePath, Token,
-};
+use bootcast_proto::{BitRate, BlockLayout, Etag, Geometry, PageRange, RemotePath, Token};
 
 use super::farewells::Farewells;
 use super::rate::{Allowance, CeilingSource, RateControl};
 use super::urgent::Urgent;
 use super::{Cast, CastPolicy, EndReason, GroupPool, MemberKind, Pacer, RepairSettings, Sending};
+use sizes::{datagrams, wire_bytes};
 
 /// Shortest sleep of the driver between two bursts.
 const TICK: Duration = Duration::from_millis(1);
@@ -479,56 +480,6 @@ impl Scheduler {
         self.settings.rate
     }
 
-    /// Sends pages that readers wait for, as soon as the interface and the cast's own allowance
-    /// have credit for them.
-    fn poll_urgent(&mut self, now: Instant) -> Polled {
-        let mut skipped = 0;
-        while let Some(id) = self.urgent.front().filter(|_| skipped < self.urgent.len()) {
-            let Some((_, bytes)) = self.urgent_run(id) else {
-                self.urgent.pop();
-                continue;
-            };
-            if !self.pacer.allows(bytes, now) {
-                return Polled::NoCredit;
-            }
-            let running = self.casts.get_mut(&id).expect("it has a run");
-            if running.urgent_allowance().is_some_and(|own| !own.allows(now)) {
-                self.urgent.skip();
-                skipped += 1;
-                continue;
-            }
-            let budget = running.urgent_budget(self.settings.batch_pages);
-            let Some(what) = running.cast.poll_urgent(budget, now) else {
-                self.urgent.pop();
-                continue;
-            };
-            let cost = wire_bytes(&running.geometry, &what);
-            self.urgent.on_sent(cost, self.batch_wire);
-            let demanded = matches!(what, Sending::Pages(_));
-            return Polled::Sent(self.hand_out(id, what, demanded, cost, now));
-        }
-        if skipped > 0 { Polled::HeldBack } else { Polled::Nothing }
-    }
-
-    /// Estimates the time until all urgent pages of a cast are sent. Casts with urgent pages send
-    /// in turn; everything else takes up to a tenth of the rate.
-    fn urgent_queue(&self, id: CastId, now: Instant) -> Duration {
-        let bytes_of = |id| {
-            let running: &Running = self.casts.get(&id)?;
-            let page_wire = running.geometry.page_size().wire_len();
-            Some(u64::from(running.cast.urgent_pages()) * page_wire)
-        };
-        let Some(own) = bytes_of(id).filter(|own| *own > 0) else { return Duration::ZERO };
-        let others = self.urgent.iter().filter(|other| *other != id);
-        let others: u64 = others.filter_map(bytes_of).map(|other| other.min(own)).sum();
-        let on_the_line = self.settings.rate.time_to_send(own + others);
-        let running = self.casts.get(&id).filter(|running| running.urgent_allowance().is_some());
-        let at_its_rate = running.map(|running| running.control.rate().time_to_send(own));
-        let sending = at_its_rate.map_or(on_the_line, |time| time.max(on_the_line));
-        let begins = self.pacer.ready_at(0, Duration::ZERO).saturating_duration_since(now);
-        begins + sending * 10 / 9
-    }
-
     /// Sends everything else, all casts in turn.
     fn poll_turns(&mut self, now: Instant) -> Polled {
         let mut is_held_back = false;
@@ -569,14 +520,6 @@ impl Scheduler {
             self.next_turn();
         }
         if is_held_back { Polled::HeldBack } else { Polled::Nothing }
-    }
-
-    /// When readers began to wait for this cast's next urgent run, and the run's bytes on the wire.
-    fn urgent_run(&self, id: CastId) -> Option<(Instant, u64)> {
-        let running = self.casts.get(&id)?;
-        let budget = running.urgent_budget(self.settings.batch_pages);
-        let (since, pages) = running.cast.urgent(budget)?;
-        Some((since, u64::from(pages) * running.geometry.page_size().wire_len()))
     }
 
     fn hand_out(
@@ -716,35 +659,6 @@ impl Scheduler {
         self.pacer.take(bytes, now);
         self.totals.bytes_sent += bytes;
     }
-}
-
-/// Number of pages and symbols, as beacons count them.
-fn datagrams(what: &Sending) -> u64 {
-    match what {
-        Sending::Pages(pages) => pages.len().into(),
-        Sending::Symbols(symbols) => symbols.len() as u64,
-        Sending::Beacon(_) | Sending::End => 0,
-    }
-}
-
-/// Bytes that these datagrams occupy on the wire.
-fn wire_bytes(geometry: &Geometry, what: &Sending) -> u64 {
-    match what {
-        Sending::Pages(pages) => pages_wire_bytes(geometry, *pages),
-        Sending::Symbols(symbols) => symbols.len() as u64 * geometry.page_size().wire_len(),
-        Sending::Beacon(beacon) => {
-            let blocks = beacon.windows.iter().map(|(_, levels)| levels.len()).sum();
-            let len = Beacon::datagram_len(beacon.windows.len(), blocks) - REPAIR_HEADER_LEN;
-            wire_len(u32::try_from(len).unwrap_or(u32::MAX))
-        }
-        Sending::End => wire_len(0),
-    }
-}
-
-fn pages_wire_bytes(geometry: &Geometry, pages: PageRange) -> u64 {
-    let Some(last) = pages.end.0.checked_sub(1) else { return 0 };
-    let full = u64::from(pages.len()).saturating_sub(1) * geometry.page_size().wire_len();
-    full + wire_len(geometry.page_len(PageIndex(last)).unwrap_or(0))
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 use std::num::NonZeroU32;
 
 use bootcast_proto::PageSize;
+use bootcast_proto::wire::Beacon;
 use proptest::prelude::*;
 
 use super::*;
