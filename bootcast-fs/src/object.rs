@@ -195,9 +195,9 @@ impl Object {
         self.settle(&mut inner)
     }
 
-    /// Takes the server's word on a report.
-    pub fn reported(&self, result: Result<(), ReportError>, now: Instant) {
-        self.lock().receiver.handle_reported(result, now);
+    /// Takes the server's word on a report of the membership `token`.
+    pub fn reported(&self, token: &Token, result: Result<(), ReportError>, now: Instant) {
+        self.lock().receiver.handle_report_answer(token, result, now);
     }
 
     /// Token of the present membership.

@@ -71,7 +71,7 @@ pub struct Args {
     #[arg(long, value_name = "HOPS", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..), env = "BOOTCAST_TTL")]
     ttl: u8,
 
-    /// Passes without a join, a leave, a report or a want after which a cast ends
+    /// Passes since its join after which a plain member is forgotten
     #[arg(long, value_name = "PASSES", default_value = "5", env = "BOOTCAST_IDLE_PASSES")]
     idle_passes: NonZeroU32,
 

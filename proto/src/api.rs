@@ -94,6 +94,12 @@ pub struct Report {
     /// sends nothing for it.
     #[serde(default, skip_serializing_if = "core::ops::Not::not")]
     pub unicast: bool,
+    /// Pages and repair symbols that were of use to this member since its join.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub useful: u64,
+    /// This member hears pages, but nothing of the repair channel.
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub stream_only: bool,
 }
 
 /// Body of `POST /want/<path>`: pages that go out before everything else. docs/PROTOCOL.md,
@@ -123,8 +129,15 @@ pub struct Want {
     pub lossy: bool,
 }
 
-fn is_zero<T: Default + PartialEq>(number: &T) -> bool {
-    *number == T::default()
+/// A [`Want`] and the progress of its member, as they travel.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WantBody {
+    /// Pages that the member asks for.
+    #[serde(flatten)]
+    pub want: Want,
+    /// Pages and symbols that were of use to this member since its join; see [`Report::useful`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub useful: Option<u64>,
 }
 
 /// Answer of `GET /status`.
@@ -206,6 +219,11 @@ pub struct Totals {
     pub bytes_sent: u64,
     /// Bytes read from files for casts.
     pub bytes_read: u64,
+}
+
+/// Whether a field need not be written.
+fn is_zero<T: Default + PartialEq>(number: &T) -> bool {
+    *number == T::default()
 }
 
 #[cfg(test)]

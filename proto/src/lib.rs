@@ -65,6 +65,9 @@ pub const HEADER_FILL: &str = "x-bootcast-fill";
 
 /// Response header of a want: microseconds until its last page leaves the server.
 pub const HEADER_QUEUE: &str = "x-bootcast-queue";
+/// Request header of a join: `1` from a member that has a part of the file already. Nothing is sent
+/// for it before its first report says what it lacks.
+pub const HEADER_RESUME: &str = "x-bootcast-resume";
 
 /// Value of [`HEADER_FILL`] of a member that wants only the pages it demands.
 pub const FILL_DEMAND: &str = "demand";

@@ -161,7 +161,7 @@ mod tests {
         let section = page.split("\n## ").find(|section| section.starts_with("6 Tags")).unwrap();
         let mut last = Layout::Base.header(PageIndex(2), 3, &[b'z'; 1088]).to_vec();
         last.resize(1104, b'z');
-        let mut end = end_datagram().to_vec();
+        let mut end = end_datagram(None);
         for datagram in [&mut last, &mut end] {
             example_key().seal(datagram);
             let line = quoted(&datagram[..16]);

@@ -76,7 +76,7 @@ fn harmful(pages: u32, page_size: u32) -> Vec<(u16, Vec<u8>)> {
     beacon[8..16].fill(0x5a);
     let mut all: Vec<_> = (0..pages - 1).map(|number| (9000, page(number))).collect();
     all.extend((0..128).map(|number| (9001, symbol(number))));
-    all.extend([(9001, beacon), (9001, end_datagram().to_vec())]);
+    all.extend([(9001, beacon), (9001, end_datagram(None))]);
     all
 }
 

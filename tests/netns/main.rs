@@ -14,6 +14,7 @@
 mod absence;
 mod casting;
 mod conditions;
+mod deafness;
 mod demand_once;
 mod demanding;
 mod fetching;

@@ -161,9 +161,10 @@ impl Server {
                 burst.push(&bytes, 0);
                 burst
             }
-            Sending::End => {
-                let mut burst = Burst::new(Channel::Repair, REPAIR_HEADER_LEN);
-                burst.push(&end_datagram(), 0);
+            Sending::End(next_beacon) => {
+                let bytes = end_datagram(Some(*next_beacon));
+                let mut burst = Burst::new(Channel::Repair, bytes.len());
+                burst.push(&bytes, 0);
                 burst
             }
         }

@@ -4,11 +4,11 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::time::Duration;
 
-use bootcast_proto::api::{Attributes, Meta, Report, Status, Want};
+use bootcast_proto::api::{Attributes, Meta, Report, Status, WantBody};
 use bootcast_proto::unreadable::{HEADER_UNREADABLE, decode_bytes, decode_pages};
 use bootcast_proto::{
-    Etag, FILL_DEMAND, HEADER_EXTENSIONS, HEADER_FILL, HEADER_QUEUE, HEADER_TOKEN, JoinAnswer,
-    PageRange, RemotePath, Token,
+    Etag, FILL_DEMAND, HEADER_EXTENSIONS, HEADER_FILL, HEADER_QUEUE, HEADER_RESUME, HEADER_TOKEN,
+    JoinAnswer, PageRange, RemotePath, Token,
 };
 use reqwest::header::{
     CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_NONE_MATCH, IF_RANGE, RANGE, RETRY_AFTER,
@@ -161,9 +161,11 @@ impl Control {
         &self,
         path: &RemotePath,
         fill: Fill,
+        resumes: bool,
     ) -> Result<(JoinAnswer, Option<SocketAddr>), JoinError> {
         let request = self.get("join", path).header(HEADER_EXTENSIONS, "1").timeout(ANSWER_TIMEOUT);
         let request = match fill {
+            Fill::Full if resumes => request.header(HEADER_RESUME, "1"),
             Fill::Full => request,
             Fill::Demand => request.header(HEADER_FILL, FILL_DEMAND),
         };
@@ -223,7 +225,7 @@ impl Control {
         &self,
         path: &RemotePath,
         token: &Token,
-        want: &Want,
+        want: &WantBody,
     ) -> Result<Wanted, ControlError> {
         let request = self.wants.post(self.url("want", path)).timeout(WANT_TIMEOUT);
         let response = self.tell(request, token, want).await?;

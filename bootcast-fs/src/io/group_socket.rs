@@ -1,10 +1,10 @@
 //! Socket that receives one multicast group.
 
 use std::io;
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, BorrowedFd};
 
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use socket2::{Domain, InterfaceIndexOrAddress, Protocol, Socket, Type};
 use tracing::warn;
 
@@ -18,7 +18,12 @@ const SMALL_BUFFER: usize = 1 << 20;
 
 /// A socket subscribed to one group.
 #[derive(Debug)]
-pub(super) struct GroupSocket(Socket);
+pub(super) struct GroupSocket {
+    socket: Socket,
+    group: SocketAddrV4,
+    /// Index of the interface that the datagrams come in by.
+    interface: u32,
+}
 
 impl GroupSocket {
     /// Receives datagrams to this group and port that arrive on the interface with this index.
@@ -36,13 +41,24 @@ impl GroupSocket {
         socket.set_multicast_all_v4(false)?;
         socket.bind(&group.into())?;
         socket.join_multicast_v4_n(group.ip(), &InterfaceIndexOrAddress::Index(interface))?;
-        Ok(Self(socket))
+        Ok(Self { socket, group, interface })
+    }
+
+    /// The MTU of the interface that the datagrams come in by, as a path to the group from there.
+    pub(super) fn mtu(&self) -> io::Result<u32> {
+        let probe = Socket::new(Domain::IPV4, Type::DGRAM.cloexec(), Some(Protocol::UDP))?;
+        let any = Ipv4Addr::UNSPECIFIED;
+        rustix::net::sockopt::set_ip_multicast_if_with_ifindex(&probe, &any, &any, self.interface)?;
+        // Does not send anything.
+        probe.connect(&self.group.into())?;
+        let mtu = getsockopt(&probe, sockopt::IpMtu)?;
+        u32::try_from(mtu).map_err(io::Error::other)
     }
 }
 
 impl AsFd for GroupSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.socket.as_fd()
     }
 }
 

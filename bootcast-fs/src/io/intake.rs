@@ -4,9 +4,11 @@
 //! expires, or another thread asks it to attend to an object. A second thread answers the reads
 //! that arrived pages complete, so that copying to readers does not delay the socket.
 
+mod listening;
+
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{SocketAddr, SocketAddrV4};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
@@ -14,7 +16,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use bootcast_proto::Token;
-use bootcast_proto::api::{Report, Want};
+use bootcast_proto::api::{Report, Want, WantBody};
 use rustix::event::{EventfdFlags, epoll};
 use tokio::runtime::Handle;
 use tracing::{debug, info, warn};
@@ -24,13 +26,14 @@ use super::fetch::fetch;
 use super::group_socket::GroupSocket;
 use super::interface::InterfaceChoice;
 use super::now;
-use super::reception::Multicast;
+use super::reception::{Multicast, Presumption};
 use super::sys::RecvBatch;
 use crate::object::{Object, Ready, Wants};
 use crate::quiet;
 use crate::receiver::{
     Action, Counters, Fetch, FetchError, JoinError, Reception, ReportError, Subscription,
 };
+use listening::hear;
 
 /// The thread wakes at least this often, in case a wake-up is lost.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
@@ -201,7 +204,7 @@ impl Shared {
         let (shared, object) = (self.clone(), object.clone());
         self.config.runtime.spawn(async move {
             let path = &object.key().path;
-            let result = match shared.config.control.join(path, object.fill()).await {
+            let result = match shared.config.control.join(path, object.fill(), object.resumes()).await {
                 Ok((answer, server)) => {
                     info!(%path, token = %answer.token, group = %answer.connect, pages = answer.pages, "joined");
                     if let Some(server) = server {
@@ -215,8 +218,10 @@ impl Shared {
                 }
             };
             let reads = object.joined(result, now());
-            if shared.multicast.is_missing() {
-                object.presume_no_multicast();
+            match shared.multicast.presumption(now()) {
+                Presumption::Comes => {}
+                Presumption::Untried => object.presume_no_multicast(false, now()),
+                Presumption::Missing => object.presume_no_multicast(true, now()),
             }
             shared.hand_out(&object, reads);
             shared.attend(&object);
@@ -305,7 +310,7 @@ impl Shared {
             if !unreadable.is_empty() {
                 shared.hand_out(&object, object.unreadable_pages(unreadable, now()));
             }
-            object.reported(result.map(drop).map_err(|error| verdict(&error)), now());
+            object.reported(&token, result.map(drop).map_err(|error| verdict(&error)), now());
             shared.attend(&object);
             drop(request);
         });
@@ -317,8 +322,9 @@ impl Shared {
         let (shared, object) = (self.clone(), object.clone());
         self.config.runtime.spawn(async move {
             let path = &object.key().path;
-            let result = shared.config.control.want(path, &token, &want).await;
             let (runs, later) = (want.now.len(), want.later.len());
+            let body = WantBody { want, useful: Some(object.useful()) };
+            let result = shared.config.control.want(path, &token, &body).await;
             match &result {
                 Ok(answer) => {
                     let queue = answer.queue;
@@ -332,7 +338,7 @@ impl Shared {
                 shared.hand_out(&object, object.unreadable_pages(unreadable, now()));
             }
             let result = result.map(|answer| answer.queue).map_err(|error| verdict(&error));
-            let attend = object.wanted(&token, &want, result, now());
+            let attend = object.wanted(&token, &body.want, result, now());
             if attend || ends {
                 shared.attend(&object);
             }
@@ -580,6 +586,9 @@ impl Receiving {
                 }
             }
         }
+        for notice in object.take_notices() {
+            self.shared.multicast.complain(&notice, self.shared.config.control.server(), now);
+        }
         let reception = object.reception();
         if std::mem::replace(&mut attended.reception, reception) != reception {
             self.shared.multicast.note(reception, self.shared.config.control.server());
@@ -672,39 +681,4 @@ fn taken<'a>(batch: &'a mut RecvBatch, other: &RecvBatch) -> Vec<(SocketAddr, &'
         datagrams.extend(message.datagrams().map(|datagram| (from, datagram)));
     }
     datagrams
-}
-
-/// Listens to a port of the object's group; `None` where that cannot be.
-fn hear(
-    shared: &Shared,
-    epoll: &OwnedFd,
-    object: &Object,
-    group: SocketAddrV4,
-    channel: Channel,
-) -> Option<Ear> {
-    let data = epoll::EventData::new_u64(object.id() * 2 + channel as u64);
-    subscribe(shared, epoll, data, group)
-        .inspect_err(|error| {
-            if let Some(more) = quiet::allow("cannot listen to the group", error) {
-                warn!(path = %object.key().path, %group, %error, "cannot listen to the group{more}");
-            }
-        })
-        .map(|socket| Ear { socket, drops: 0 })
-        .ok()
-}
-
-fn subscribe(
-    shared: &Shared,
-    epoll: &OwnedFd,
-    data: epoll::EventData,
-    group: SocketAddrV4,
-) -> io::Result<GroupSocket> {
-    let server = *shared.server.lock().unwrap_or_else(PoisonError::into_inner);
-    let interface = match server {
-        Some(server) => shared.config.interface.index(server)?,
-        None => 0,
-    };
-    let socket = GroupSocket::subscribe(group, interface)?;
-    epoll::add(epoll, &socket, data, epoll::EventFlags::IN)?;
-    Ok(socket)
 }

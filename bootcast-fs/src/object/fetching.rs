@@ -7,7 +7,7 @@ use std::time::Instant;
 use bootcast_proto::{PageIndex, PageRange};
 
 use super::{Inner, Object, Ready};
-use crate::receiver::{Assembly, Fetch, FetchError, Reception, UnicastMode};
+use crate::receiver::{Assembly, Fetch, FetchError, Notice, Reception, UnicastMode};
 
 /// Result of bytes of a fetch.
 pub struct Fetched {
@@ -35,9 +35,34 @@ impl Object {
         self
     }
 
-    /// Other files of this server got no multicast lately.
-    pub fn presume_no_multicast(&self) {
-        self.lock().receiver.presume_no_multicast();
+    /// Other files of this server got no multicast lately. `tells`: the server hears of it at once.
+    pub fn presume_no_multicast(&self, tells: bool, now: Instant) {
+        self.lock().receiver.presume_no_multicast(tells, now);
+    }
+
+    /// Whether a part of the file is here, so that a join need not bring all of it again.
+    pub fn resumes(&self) -> bool {
+        self.lock().receiver.resumes()
+    }
+
+    /// Pages and symbols of the present membership that were of use.
+    pub fn useful(&self) -> u64 {
+        self.lock().receiver.useful()
+    }
+
+    /// The socket of the pages, or of the repair channel, could not be opened.
+    pub fn has_no_socket(&self, is_repair: bool, error: &str, now: Instant) {
+        self.lock().receiver.handle_no_socket(is_repair, error, now);
+    }
+
+    /// The interface that the datagrams come in by has this MTU.
+    pub fn heard_by(&self, mtu: u32, now: Instant) {
+        self.lock().receiver.handle_mtu(mtu, now);
+    }
+
+    /// What the user is to be told of the reception.
+    pub fn take_notices(&self) -> Vec<Notice> {
+        self.lock().receiver.take_notices()
     }
 
     /// How the file arrives at present.

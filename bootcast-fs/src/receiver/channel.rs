@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use bootcast_proto::fec::RepairIndex;
 use bootcast_proto::wire::{Beacon, RepairDatagram, RepairError};
-use bootcast_proto::{BlockIndex, BlockLayout, JoinAnswer, PageRange};
+use bootcast_proto::{BlockIndex, BlockLayout, JoinAnswer, PageRange, Token};
 
 use super::repair::{DecodePlan, Repair};
 use super::{Action, Assembly, Checked, Fill, Receiver};
@@ -16,6 +16,9 @@ const REPORT_DELAY: Duration = Duration::from_millis(50);
 
 /// Members of a cast that ended join again spread over this time.
 const REJOIN_SPREAD: Duration = Duration::from_millis(200);
+
+/// An end is believed when nothing newer came for so long after it. Beacons come twice as often.
+const QUIET: Duration = Duration::from_millis(60);
 
 /// What a datagram of the repair channel was worth.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +66,13 @@ impl Receiver {
         self.is_supplied = false;
         self.panel.begin();
         self.reporter.begin(&answer.token, answer.extensions.lease, now);
+        if std::mem::take(&mut self.has_resumed)
+            && let Some(repair) = &mut self.repair
+        {
+            // The server waits for a report of all that is missing.
+            repair.close_all();
+            self.reporter.hurry(now);
+        }
     }
 
     /// Handles a datagram of the repair channel. A symbol must be stored before
@@ -95,18 +105,19 @@ impl Receiver {
             }
         };
         self.gate.heard_from(checked.from);
-        self.heard(now);
         let Some(repair) = &mut self.repair else { return RepairArrival::Nothing };
         match decoded {
             RepairDatagram::Symbol { block, symbol: number, promised, payload } => {
                 self.counters.symbols += 1;
                 self.panel.received();
-                if repair.symbol_seen(block, number, promised) {
+                let is_useful = repair.symbol_seen(block, number, promised);
+                self.symbol_came(is_useful, now);
+                if is_useful {
                     return RepairArrival::Symbol { block, number, payload };
                 }
             }
             RepairDatagram::Beacon(beacon) => self.handle_beacon(&beacon, now),
-            RepairDatagram::End => self.join_again(now),
+            RepairDatagram::End { next_beacon } => self.handle_cast_end(next_beacon, now),
         }
         RepairArrival::Nothing
     }
@@ -117,6 +128,7 @@ impl Receiver {
             return;
         };
         repair.beacon(beacon, now);
+        self.ends.beacon();
         if let Some(course) = &mut self.course {
             course.beacon(beacon.position, now);
         }
@@ -127,6 +139,7 @@ impl Receiver {
         let is_chosen = self.reporter.is_within(beacon.pace.panel);
         let draw = |longest| self.reporter.draw(longest);
         self.panel.beacon(&beacon.pace, is_chosen, draw, now);
+        self.beacon_came(beacon.pace.sent, now);
     }
 
     /// Whether a report of needs is due: something unpromised is lacking, and the server is not
@@ -137,10 +150,29 @@ impl Receiver {
             && self.repair.as_ref().is_some_and(Repair::is_short)
     }
 
-    /// The cast ended, or forgot this member.
+    /// The server forgot this member: joins again, ever more seldom while that brings nothing.
     fn join_again(&mut self, now: Instant) {
         let pause = self.reporter.draw(REJOIN_SPREAD);
-        self.membership.join_again(now + pause);
+        self.membership.join_again(now + self.ends.pause(pause));
+    }
+
+    /// Somebody says that the cast is over, in the server's name.
+    fn handle_cast_end(&mut self, next_beacon: Option<u32>, now: Instant) {
+        let is_old =
+            next_beacon.zip(self.reporter.newest()).is_some_and(|(next, newest)| next <= newest);
+        if !is_old {
+            let pause = self.reporter.draw(REJOIN_SPREAD.saturating_sub(QUIET));
+            self.ends.said(now + QUIET + pause);
+        }
+    }
+
+    /// Joins again if the cast ended, and nothing of it came since.
+    pub(super) fn rejoin_if_ended(&mut self, now: Instant) {
+        if self.ends.due().is_some_and(|at| at <= now) {
+            self.ends.believed();
+            let pause = self.ends.pause(REJOIN_SPREAD).saturating_sub(REJOIN_SPREAD);
+            self.membership.join_again(now + pause);
+        }
     }
 
     /// Handles a stored symbol.
@@ -198,7 +230,19 @@ impl Receiver {
         Some(DecodePlan { round: self.repair_round, ..plan })
     }
 
-    /// The server answered a report.
+    /// The server answered a report of the membership `token`.
+    pub fn handle_report_answer(
+        &mut self,
+        token: &Token,
+        result: Result<(), ReportError>,
+        now: Instant,
+    ) {
+        if self.membership.token() == Some(token) {
+            self.handle_reported(result, now);
+        }
+    }
+
+    /// The server answered a report of the present membership.
     pub fn handle_reported(&mut self, result: Result<(), ReportError>, now: Instant) {
         if self.reporter.counted(result.is_ok(), now) {
             if result == Err(ReportError::UnknownMember) {
@@ -236,7 +280,8 @@ impl Receiver {
         if self.membership.token().is_none() {
             return;
         }
-        let hears = self.unicast.relies_on_multicast();
+        let hears =
+            self.unicast.relies_on_multicast() && !self.unicast.is_suspect(self.panel.sent());
         let is_short = self.has_to_ask();
         let speaks = self.reporter.handle_timeout(is_short, now)
             || hears && self.panel.is_due(now) && self.reporter.tell(is_short);
@@ -245,7 +290,9 @@ impl Receiver {
         }
         let asking = self.repair.as_ref().filter(|_| self.reporter.is_asking());
         let mut report = asking.map(Repair::report).unwrap_or_default();
-        self.panel.tell(&mut report, now);
+        if !self.unicast.is_suspect(self.panel.sent()) {
+            self.panel.tell(&mut report, now);
+        }
         self.note_in_report(&mut report);
         self.asked_windows.clone_from(&report.bulk);
         self.asked_needs.clone_from(&report.needs);
@@ -257,7 +304,9 @@ impl Receiver {
         if self.membership.token().is_none() || self.reporter.is_speaking() {
             return None;
         }
-        let panel = self.panel.due().filter(|_| self.unicast.relies_on_multicast());
+        let hears =
+            self.unicast.relies_on_multicast() && !self.unicast.is_suspect(self.panel.sent());
+        let panel = self.panel.due().filter(|_| hears);
         [self.reporter.poll_timeout(), panel].into_iter().flatten().min()
     }
 

@@ -15,8 +15,8 @@ pub struct Gate {
     epoch: u32,
     /// Address of the server's datagrams, if announced.
     source: Option<IpAddr>,
-    /// Where the present cast's datagrams come from, once one came. A server that restarted, or another one that
-    /// uses the same group, sends from another port.
+    /// Where the present cast's datagrams come from, once one came; `None` where they have tags.
+    /// A server that restarted, or another one that uses the same group, sends from another port.
     sender: Option<SocketAddr>,
     /// Key of the present cast's tags, if it has any.
     key: Option<DatagramKey>,
@@ -106,9 +106,12 @@ impl Gate {
         false
     }
 
-    /// A datagram of the present cast came from there.
+    /// A datagram of the present cast came from there. Where tags tell what is of the cast, the
+    /// port does not matter: a stranger may have sent an old datagram again from another one.
     pub(super) fn heard_from(&mut self, sender: SocketAddr) {
-        self.sender = Some(sender);
+        if self.key.is_none() {
+            self.sender = Some(sender);
+        }
     }
 
     /// Whether datagrams of the present cast may come from this address.

@@ -85,7 +85,7 @@ pub(super) struct Membership {
     readers: usize,
     /// End of the linger time; set while no reader is left but the membership is kept.
     linger_until: Option<Instant>,
-    /// Joins in a row after which nothing was heard.
+    /// Joins in a row after which nothing new came.
     deaf: u32,
     silence: Silence,
     /// Whether silence is no reason to join again.
@@ -194,12 +194,34 @@ impl Membership {
         }
     }
 
-    /// A datagram of the cast came.
+    /// The cast showed that it goes on.
     pub(super) fn heard(&mut self, now: Instant) {
         if let State::Member { heard, .. } = &mut self.state {
             *heard = now;
+        }
+    }
+
+    /// Something new came: the next silence is the first one.
+    pub(super) fn progressed(&mut self, now: Instant) {
+        self.heard(now);
+        if self.is_member() {
             self.deaf = 0;
         }
+    }
+
+    /// Since when a member hears nothing where it expects something.
+    pub(super) fn silent_since(&self) -> Option<Instant> {
+        match &self.state {
+            State::Member { heard, .. } if !self.may_be_silent => Some(*heard),
+            State::Idle | State::Joining(_) | State::Member { .. } | State::Rejoining { .. } => {
+                None
+            }
+        }
+    }
+
+    /// The first time of silence after which it joins again.
+    pub(super) fn silence(&self) -> Duration {
+        self.timing.silence
     }
 
     /// Whether something is expected to come from now on; silence counts from the moment when that begins.
@@ -444,7 +466,7 @@ mod tests {
     }
 
     #[test]
-    fn who_hears_nothing_joins_ever_more_seldom_and_at_once_again_after_the_first_page() {
+    fn who_gets_nothing_new_joins_ever_more_seldom_until_a_page_comes() {
         let mut now = Instant::now();
         let mut membership = member(now);
         let mut pauses = Vec::new();
@@ -459,6 +481,8 @@ mod tests {
         assert!(pauses.is_sorted());
         assert_eq!((pauses[0], pauses[7]), (TIMING.silence, TIMING.silence * 16));
         membership.heard(now);
+        assert_eq!(membership.poll_timeout(), Some(now + TIMING.silence * 16), "nothing new");
+        membership.progressed(now);
         assert_eq!(membership.poll_timeout(), Some(now + TIMING.silence));
     }
 

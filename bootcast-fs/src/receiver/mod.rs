@@ -6,8 +6,10 @@ mod assembly;
 mod channel;
 mod course;
 mod demand;
+mod ending;
 mod fetches;
 mod gate;
+mod hearing;
 mod membership;
 mod panel;
 mod repair;
@@ -32,10 +34,11 @@ pub use fetches::Fetch;
 pub use gate::{Checked, Gate};
 pub use membership::{Action, Subscription, Timing};
 pub use repair::DecodePlan;
-pub use unicast::{FetchError, Reception, UnicastMode};
+pub use unicast::{Cause, FetchError, Notice, Reception, UnicastMode};
 
 use course::Course;
 use demand::Demand;
+use ending::Ends;
 use membership::Membership;
 use panel::Panel;
 use repair::Repair;
@@ -132,7 +135,13 @@ pub struct Receiver {
     /// Position of the present cast's stream.
     course: Option<Course>,
     unreadable: Unreadable,
-    /// Demands in a row for which the server did not know this member.
+    /// What the server said of the end of the cast.
+    ends: Ends,
+    /// Pages and symbols of this membership that were new.
+    useful: u64,
+    /// The join on its way said that a part of the file is here.
+    has_resumed: bool,
+    /// Wants in a row for which the server did not know this member.
     forgotten: u32,
     failure: Option<Failure>,
     counters: Counters,
@@ -159,6 +168,9 @@ impl Receiver {
             demand: Demand::default(),
             course: None,
             unreadable: Unreadable::default(),
+            ends: Ends::default(),
+            useful: 0,
+            has_resumed: false,
             forgotten: 0,
             failure: None,
             counters: Counters::default(),
@@ -191,6 +203,8 @@ impl Receiver {
             return;
         }
         self.gate.begin(answer);
+        self.useful = 0;
+        self.ends.begin();
         self.begin_repair(answer, now);
         self.begin_demand(answer, now);
         self.begin_unicast(answer, now);
@@ -213,6 +227,20 @@ impl Receiver {
         self.pin.etag = self.pin.etag.take().or_else(|| etag.clone());
         self.pin.size = self.pin.size.or(*size);
         fits
+    }
+
+    /// Whether a part of the file is here, so that a join need not bring all of it again. Told with
+    /// the join; the first report then says what is lacking.
+    pub fn resumes(&mut self) -> bool {
+        let assembly = self.assembly.as_ref();
+        self.has_resumed = self.fill() == Fill::Full
+            && assembly.is_some_and(|assembly| assembly.held().held() > 0);
+        self.has_resumed
+    }
+
+    /// Pages and symbols of the present membership that were of use.
+    pub fn useful(&self) -> u64 {
+        self.useful
     }
 
     /// A join had no usable answer.
@@ -246,19 +274,20 @@ impl Receiver {
             return Arrival::Bad(DataError::Index);
         };
         let arrival = assembly.arrived(checked.bytes);
-        match arrival {
-            Arrival::New(page) => self.handle_page(page.index, now),
+        let (page, is_new) = match arrival {
+            Arrival::New(page) => (page.index, true),
             Arrival::Duplicate(page) => {
                 self.counters.duplicates += 1;
-                self.handle_page(page, now);
+                (page, false)
             }
             Arrival::Bad(_) => {
                 self.counters.bad += 1;
                 return arrival;
             }
-        }
+        };
+        self.handle_page(page, now);
         self.gate.heard_from(checked.from);
-        self.heard(now);
+        self.page_came(page, is_new, now);
         // A phantom page can be settled by a duplicate.
         self.end_if_complete();
         arrival
@@ -291,6 +320,7 @@ impl Receiver {
     pub fn handle_drops(&mut self, datagrams: u64) {
         self.counters.drops += datagrams;
         self.panel.dropped(datagrams);
+        self.unicast.hearing_dropped(datagrams);
     }
 
     /// Handles pages that were stored.
@@ -340,15 +370,16 @@ impl Receiver {
     pub fn handle_timeout(&mut self, now: Instant) {
         self.lose_late_pages(now);
         self.want_if_due(now);
-        self.membership.handle_timeout(now);
         self.tend_unicast(now);
+        self.rejoin_if_ended(now);
+        self.membership.handle_timeout(now);
         self.report_if_due(now);
     }
 
     /// When [`Self::handle_timeout`] is due.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let own = [self.membership.poll_timeout(), self.poll_report(), self.poll_demand()];
-        own.into_iter().chain([self.poll_unicast()]).flatten().min()
+        own.into_iter().chain([self.poll_unicast(), self.ends.due()]).flatten().min()
     }
 
     /// Returns the next action.

@@ -74,6 +74,11 @@ impl Panel {
         }
     }
 
+    /// Datagrams that the server sent, by the newest beacon.
+    pub(super) fn sent(&self) -> u64 {
+        self.now.sent
+    }
+
     /// From the first beacon to the newest.
     fn counts(&self) -> Counts {
         let Some(first) = self.first else { return Counts::default() };

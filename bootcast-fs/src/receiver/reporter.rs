@@ -107,6 +107,11 @@ impl Reporter {
         self.newest.is_none_or(|newest| newest.number < number)
     }
 
+    /// The number of the newest beacon of this membership.
+    pub(super) fn newest(&self) -> Option<u32> {
+        self.newest.map(|newest| newest.number)
+    }
+
     /// The newest beacon, its promises already counted in `is_short`.
     pub(super) fn beacon(&mut self, beacon: &Beacon, is_short: bool, now: Instant) {
         let guidance = Guidance {

@@ -1,6 +1,8 @@
 //! Decides when to fetch a file over HTTP because no multicast arrives, and when to return to
 //! multicast. docs/PROTOCOL.md, "Unicast".
 
+mod deafness;
+
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
@@ -8,11 +10,12 @@ use bootcast_proto::api::Report;
 use bootcast_proto::{JoinAnswer, PageRange, PageSet};
 
 use super::fetches::{Fetch, Fetches, Missing, Scope};
+use super::hearing::{Hearing, PATIENCE};
 use super::membership::Silence;
 use super::{Assembly, Failure, Fill, Receiver};
+pub use deafness::{Cause, Notice};
+use deafness::{Probe, Returns};
 
-/// How long a member waits for the first datagram.
-const PATIENCE: Duration = Duration::from_secs(1);
 /// How often a member that hears nothing enters its group anew: a switch may have forgotten it.
 const RELISTEN: Duration = Duration::from_secs(60);
 /// After this many refusals in a row over HTTP of a version that can be joined, the server counts
@@ -65,21 +68,31 @@ pub enum FetchError {
 /// Whether one receiver relies on multicast.
 ///
 /// ```text
-///  join --> Listening --nothing for a second--> Fetching
-///             |   ^                               |
-///         datagram '----------- datagram ---------'
-///             v
-///           Hearing
+///  join --> Listening --- no page for a second ---> Fetching
+///             |                                     ^    |
+///          full page    pages sent, none came; -----'    | several full pages, and no sooner
+///             v         silence, server alive            | than the last relapse allows
+///           Hearing <------------------------------------'
 /// ```
 #[derive(Debug, Default)]
 pub(super) struct Unicast {
     mode: UnicastMode,
     server: Server,
-    /// Datagrams should come since then, and none did.
+    hearing: Hearing,
+    /// Pages should come since then, and no full one did.
     awaited_since: Option<Instant>,
-    /// A datagram of the present cast came.
+    /// A full page or a useful symbol of the present cast came.
     has_heard: bool,
     is_fetching: bool,
+    returns: Returns,
+    probe: Probe,
+    /// What the user is to be told.
+    notices: Vec<Notice>,
+    /// UDP ports of the present cast: of the pages and of the repair channel.
+    ports: (u16, u16),
+    /// Before pages are asked for that a closed repair channel does not bring.
+    ask_pause: Duration,
+    ask_at: Option<Instant>,
     /// What the server is being told.
     telling: bool,
     /// Fetches in a row for which the server denied a version that can be joined.
@@ -109,8 +122,13 @@ struct Server {
 }
 
 impl Unicast {
-    /// A membership begins.
-    fn joined(&mut self, answer: &JoinAnswer) {
+    /// A membership begins. `listens_to_repair`: there is a repair channel, and this member hears it.
+    fn joined(&mut self, answer: &JoinAnswer, listens_to_repair: bool) {
+        self.hearing.begin(listens_to_repair);
+        self.ports = (answer.connect.port(), answer.extensions.repair.unwrap_or_default());
+        self.probe = Probe::None;
+        self.returns.waits = false;
+        (self.ask_at, self.ask_pause) = (None, PATIENCE);
         let is_versioned = answer.extensions.etag.is_some() && answer.extensions.size.is_some();
         self.server = Server {
             has_files: is_versioned && self.contradictions < MAX_CONTRADICTIONS,
@@ -123,11 +141,16 @@ impl Unicast {
         self.is_fetching &= self.server.has_files;
     }
 
-    /// Datagrams should come from now on, if not before.
+    /// Pages should come from now on, if not before.
     pub(super) fn expect(&mut self, now: Instant) {
-        if self.mode == UnicastMode::Auto && self.server.has_files && !self.has_heard {
+        if self.mode == UnicastMode::Auto && self.server.has_files && !self.is_fetching {
             self.awaited_since.get_or_insert(now);
         }
+    }
+
+    /// Whether the file may be fetched where multicast does not bring it.
+    fn may_fall_back(&self) -> bool {
+        self.mode == UnicastMode::Auto && self.server.has_files
     }
 
     /// Nothing is to come at present.
@@ -143,7 +166,31 @@ impl Unicast {
 
     fn poll_timeout(&self) -> Option<Instant> {
         let patience = self.awaited_since.map(|since| since + PATIENCE);
-        [patience, self.relisten.at, self.fetches.poll_timeout()].into_iter().flatten().min()
+        let own = [patience, self.relisten.at, self.fetches.poll_timeout()];
+        let repair = [self.hearing.repair_deadline(), self.stalled_at()];
+        own.into_iter().chain(repair).flatten().min()
+    }
+
+    /// When the stream has brought what it will, and the closed repair channel cannot bring the rest.
+    fn stalled_at(&self) -> Option<Instant> {
+        let stalled = self.hearing.stalled_at().filter(|_| !self.is_fetching)?;
+        Some(self.ask_at.map_or(stalled, |at| at.max(stalled)))
+    }
+
+    /// Whether pages were sent by the beacons and none came: what is counted then says nothing of
+    /// the rate.
+    pub(super) fn is_suspect(&self, sent: u64) -> bool {
+        self.hearing.is_suspect(sent)
+    }
+
+    /// This machine's sockets had no room for datagrams.
+    pub(super) fn hearing_dropped(&mut self, datagrams: u64) {
+        self.hearing.dropped(datagrams);
+    }
+
+    /// Whether beacons are expected and do not come.
+    pub(super) fn lacks_repair(&self) -> bool {
+        self.hearing.is_repair_closed()
     }
 
     /// Whether the server must be told of a change. A new membership says nothing until it is known
@@ -181,18 +228,25 @@ impl Receiver {
         self.unicast.mode = mode;
     }
 
-    /// Multicast did not come for other files lately: fetches from the beginning, and listens all the same.
-    pub fn presume_no_multicast(&mut self) {
+    /// Multicast did not come for other files lately: fetches from the beginning, and listens all the
+    /// same. `tells`: the server hears of it at once, and sends nothing for this member; else it gets
+    /// a second to show that multicast comes again.
+    pub fn presume_no_multicast(&mut self, tells: bool, now: Instant) {
         let unicast = &mut self.unicast;
         if unicast.awaited_since.is_some() && !unicast.has_heard {
             unicast.is_fetching = true;
+            if tells {
+                unicast.awaited_since = None;
+                unicast.relisten.at = Some(now + RELISTEN);
+            }
             self.adjust_silence();
+            self.tell_news(now);
         }
     }
 
     /// Starts a membership whose answer was accepted: the server sends for it.
     pub(super) fn begin_unicast(&mut self, answer: &JoinAnswer, now: Instant) {
-        self.unicast.joined(answer);
+        self.unicast.joined(answer, self.repair.is_some());
         if self.fill() == Fill::Full {
             self.unicast.expect(now);
         }
@@ -200,32 +254,20 @@ impl Receiver {
         self.tell_news(now);
     }
 
-    /// A datagram of the cast came.
-    pub(super) fn heard(&mut self, now: Instant) {
-        self.membership.heard(now);
-        self.unicast.has_heard = true;
-        self.unicast.awaited_since = None;
-        if self.unicast.mode == UnicastMode::Auto && self.unicast.is_fetching {
-            self.unicast.is_fetching = false;
-            self.unicast.relisten.at = None;
-            self.unicast.fetches.clear();
-            self.adjust_silence();
-            if let Some(repair) = &mut self.repair {
-                // The server takes it that nothing is needed: it is to hear of everything that is.
-                repair.close_all();
-            }
-            self.tell_news(now);
-        }
-    }
-
-    /// Runs what is due.
+    /// Runs what is due. Comes before the membership's turn, which would join again for silence.
     pub(super) fn tend_unicast(&mut self, now: Instant) {
         if self.unicast.handle_timeout(now) && self.membership.is_member() {
-            self.unicast.is_fetching = true;
-            self.unicast.relisten.at = Some(now + RELISTEN);
-            self.adjust_silence();
-            self.tell_news(now);
+            self.become_deaf_of_nothing(now);
         }
+        if self.unicast.hearing.handle_timeout(now) {
+            let port = self.unicast.ports.1;
+            self.unicast.notify(Cause::RepairLost { port }, false);
+            self.reporter.hurry(now);
+        }
+        if self.unicast.stalled_at().is_some_and(|at| at <= now) && self.wants_fetches() {
+            self.go_on_without_repair(now);
+        }
+        self.tend_silence(now);
         if self.unicast.relisten.at.take_if(|at| *at <= now).is_some() && self.is_fetching() {
             self.membership.listen_anew();
             self.unicast.relisten.probes = true;
@@ -235,12 +277,20 @@ impl Receiver {
 
     /// When [`Self::tend_unicast`] is due.
     pub(super) fn poll_unicast(&self) -> Option<Instant> {
-        if self.membership.is_member() { self.unicast.poll_timeout() } else { None }
+        if !self.membership.is_member() {
+            return None;
+        }
+        let silence = self.silence().and_then(|silence| match self.unicast.probe {
+            Probe::None => Some(silence.ask_at()),
+            Probe::Asked => None,
+            Probe::Answered => Some(silence.end()),
+        });
+        [self.unicast.poll_timeout(), silence].into_iter().flatten().min()
     }
 
     fn adjust_silence(&mut self) {
-        let Unicast { is_fetching, server: Server { has_lease, .. }, .. } = self.unicast;
-        self.membership.expect_silence(match (is_fetching, has_lease) {
+        let Unicast { is_fetching, returns, server: Server { has_lease, .. }, .. } = self.unicast;
+        self.membership.expect_silence(match (is_fetching || returns.waits, has_lease) {
             (false, _) => Silence::Short,
             // The answers to reports tell whether the cast still exists.
             (true, true) => Silence::Endless,
@@ -255,8 +305,11 @@ impl Receiver {
         }
     }
 
-    /// What a member that fetches the file tells instead of what it lacks.
+    /// What a member that fetches the file tells instead of what it lacks, and what every member
+    /// tells of how it hears.
     pub(super) fn note_in_report(&mut self, report: &mut Report) {
+        report.useful = self.useful;
+        report.stream_only = self.unicast.lacks_repair();
         report.unicast = self.unicast.is_fetching && self.unicast.awaited_since.is_none();
         self.unicast.telling = report.unicast;
         if report.unicast {
@@ -267,6 +320,9 @@ impl Receiver {
     /// Handles an accepted report.
     pub(super) fn told(&mut self, now: Instant) {
         self.unicast.server.believes = self.unicast.telling;
+        if self.unicast.probe == Probe::Asked {
+            self.unicast.probe = Probe::Answered;
+        }
         self.tell_news(now);
     }
 

@@ -4,6 +4,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use bootcast_proto::join::Extensions;
+use bootcast_proto::wire::{Beacon, Pace, end_datagram};
 use bootcast_proto::{Etag, Layout, PageIndex, PageSize, Token};
 
 use super::super::{Action, Arrival, JoinError, Pin, ReportError, Timing};
@@ -38,6 +39,8 @@ fn answer(token: u128) -> JoinAnswer {
 struct Member {
     receiver: Receiver,
     now: Instant,
+    /// As the beacons tell it.
+    panel_interval_ms: u16,
 }
 
 impl Member {
@@ -48,7 +51,7 @@ impl Member {
         receiver.handle_open();
         assert_eq!(receiver.poll_action(), Some(Action::Join));
         receiver.handle_join(answer, now);
-        Self { receiver, now }
+        Self { receiver, now, panel_interval_ms: 0 }
     }
 
     /// One that heard nothing, fetches, and told the server.
@@ -145,7 +148,7 @@ fn who_hears_something_in_time_fetches_nothing() {
 fn never_is_never() {
     let mut member = Member::joined(UnicastMode::Never, &answer(1));
     let actions = member.pass(10 * SECOND);
-    member.receiver.presume_no_multicast();
+    member.receiver.presume_no_multicast(true, member.now);
     member.receiver.fetch_now(PageRange::new(0, 10));
     assert_eq!((member.fetch(), reports(&actions)), (None, Vec::new()));
     assert!(joins(&actions) > 0);
@@ -211,9 +214,11 @@ fn without_a_lease_nobody_is_told_and_the_join_is_repeated_each_minute() {
 }
 
 #[test]
-fn a_datagram_ends_the_fetching_and_the_report_asks_for_all_that_is_missing() {
+fn pages_in_a_row_end_the_fetching_and_the_report_asks_for_all_that_is_missing() {
     let mut member = Member::fetching();
     let fetch = member.fetch().unwrap();
+    (3992..3999).for_each(|page| member.page(page));
+    assert_eq!(member.receiver.reception(), Reception::Unicast, "that may be an accident");
     member.page(3999);
     assert_eq!(member.receiver.reception(), Reception::Multicast);
     assert!(!member.bring(&fetch), "the rest comes by multicast");
@@ -221,7 +226,7 @@ fn a_datagram_ends_the_fetching_and_the_report_asks_for_all_that_is_missing() {
     let reports = reports(&member.pass(500 * MS));
     assert_eq!(reports.len(), 1);
     assert!(!reports[0].unicast);
-    // What is here lies in the first 8 windows: a MiB is 1048 pages. The last window has 32 pages, one of them here.
+    // What is here lies in the first 8 windows: a MiB is 1048 pages. The last window has 32 pages, eight of them here.
     assert_eq!(reports[0].bulk, [(8, 24)]);
 }
 
@@ -244,18 +249,17 @@ fn a_member_that_the_server_forgot_joins_again_and_goes_on_fetching() {
     assert_eq!(joins(&member.pass(SECOND)), 1);
     member.receiver.handle_join(&answer(2), member.now);
     assert!(member.fetch().is_some());
-    // The new membership gets its second to hear something.
-    assert_eq!(reports(&member.pass(900 * MS)), []);
-    assert!(reports(&member.pass(200 * MS))[0].unicast);
+    // Nothing is known of the new membership but that the last one heard nothing.
+    assert!(reports(&member.pass(100 * MS))[0].unicast);
 }
 
 #[test]
 fn where_multicast_is_presumed_missing_the_fetching_begins_with_the_join() {
     let mut member = Member::joined(UnicastMode::Auto, &answer(1));
-    member.receiver.presume_no_multicast();
+    member.receiver.presume_no_multicast(false, member.now);
     assert!(member.fetch().is_some());
     assert_eq!(reports(&member.pass(900 * MS)), []);
-    member.page(0);
+    (0..8).for_each(|page| member.page(page));
     assert_eq!(member.receiver.reception(), Reception::Multicast);
     assert!(reports(&member.pass(SECOND)).is_empty(), "the server knows it as it is");
 }
@@ -308,4 +312,264 @@ fn a_file_that_is_left_is_fetched_no_more() {
     member.pass(TIMING.linger);
     assert!(!member.bring(&fetch));
     assert_eq!(member.fetch(), None);
+}
+
+impl Member {
+    /// The next beacon, by which so many datagrams were sent in all.
+    fn beacon(&mut self, number: u32, sent: u64) {
+        let beacon = Beacon {
+            number,
+            position: PageIndex(PAGES / 2),
+            members: 1,
+            permit: u16::MAX,
+            spread_ms: 2,
+            pace: Pace {
+                sent,
+                rate_kbps: 100_000,
+                panel: u16::MAX,
+                interval_ms: self.panel_interval_ms,
+            },
+            windows: Vec::new(),
+        };
+        self.receiver.handle_repair_datagram(SERVER, &beacon.encode(), self.now);
+    }
+
+    /// Beacons each 25 ms for this long, ten datagrams before each of them, the first `came` of
+    /// which get here; returns what was done.
+    fn listen(&mut self, numbers: Range<u32>, came: u32) -> Vec<Action> {
+        let mut actions = Vec::new();
+        for number in numbers {
+            for page in 0..came {
+                self.page((number * 10 + page) % (PAGES - 1));
+            }
+            self.beacon(number, u64::from(number) * 10);
+            actions.extend(self.pass(25 * MS));
+            if !reports(&actions).is_empty() {
+                // Answers come at once; to no question they change nothing.
+                self.receiver.handle_reported(Ok(()), self.now);
+            }
+        }
+        actions
+    }
+
+    fn is_fetching(&self) -> bool {
+        self.receiver.reception() == Reception::Unicast
+    }
+
+    fn causes(&mut self) -> Vec<(Cause, bool)> {
+        self.receiver.take_notices().into_iter().map(|it| (it.cause, it.fetches)).collect()
+    }
+}
+
+#[test]
+fn beacons_do_not_keep_a_member_from_fetching_that_gets_no_page() {
+    let mut member = Member::joined(UnicastMode::Auto, &answer(1));
+    member.listen(1..50, 0);
+    assert!(member.is_fetching());
+    // The wait for the first page ends at the same time as the proof is in.
+    assert_eq!(member.causes().len(), 1);
+}
+
+#[test]
+fn pages_that_stop_while_beacons_go_on_are_fetched_within_a_second_or_two() {
+    let mut member = Member::joined(UnicastMode::Auto, &answer(1));
+    member.panel_interval_ms = 250;
+    let counters = |actions: &[Action]| reports(actions).iter().filter(|it| it.sent > 0).count();
+    assert!(counters(&member.listen(1..80, 10)) > 0);
+    assert!(!member.is_fetching());
+    let told = member.listen(80..130, 0);
+    assert!(member.is_fetching());
+    assert!(matches!(
+        member.causes()[..],
+        [(Cause::PagesLost { port: 9000, too_long: None, .. }, true)]
+    ));
+    let after: Vec<_> = reports(&told);
+    assert!(after.iter().any(|report| report.unicast));
+    let total =
+        reports(&told).iter().filter(|it| it.sent > 800 && it.received * 2 < it.sent).count();
+    assert_eq!(total, 0, "what a deaf member counted says nothing of the rate");
+}
+
+#[test]
+fn a_short_last_page_is_no_multicast() {
+    let mut odd = answer(1);
+    odd.extensions.size = Some(u64::from(PAGES * PAGE - 900));
+    let mut member = Member::joined(UnicastMode::Auto, &odd);
+    let short = |member: &mut Member| {
+        let payload = [7; 100];
+        let mut bytes = Layout::Base.header(PageIndex(PAGES - 1), PAGES, &payload).to_vec();
+        bytes.extend(payload);
+        if let Arrival::New(page) = member.receiver.handle_datagram(SERVER, &bytes, member.now) {
+            member.receiver.handle_stored(PageRange::single(page.index));
+        }
+    };
+    for number in 1..60 {
+        short(&mut member);
+        member.listen(number..number + 1, 0);
+    }
+    assert!(member.is_fetching());
+    member.causes();
+    for number in 60..200 {
+        short(&mut member);
+        member.listen(number..number + 1, 0);
+        assert!(member.is_fetching(), "beacon {number}");
+    }
+}
+
+#[test]
+fn each_relapse_doubles_the_time_before_the_next_return() {
+    let mut member = Member::fetching();
+    let mut number = 1;
+    let mut stays = Vec::new();
+    for _ in 0..4 {
+        let begun = member.now;
+        while member.is_fetching() {
+            member.listen(number..number + 1, 10);
+            number += 1;
+            assert!(member.now < begun + 100 * SECOND);
+        }
+        stays.push(member.now - begun);
+        while !member.is_fetching() {
+            member.listen(number..number + 1, 0);
+            number += 1;
+        }
+    }
+    assert!(stays[0] < SECOND, "{stays:?}");
+    assert!(
+        stays[1] >= 2 * SECOND && stays[2] >= 4 * SECOND && stays[3] >= 8 * SECOND,
+        "{stays:?}"
+    );
+    assert!(stays[3] < 10 * SECOND, "{stays:?}");
+}
+
+#[test]
+fn who_never_fetches_says_why_and_goes_on_waiting() {
+    let mut member = Member::joined(UnicastMode::Never, &answer(1));
+    let actions = member.listen(1..100, 0);
+    assert!(matches!(member.causes()[..], [(Cause::PagesLost { .. }, false), ..]));
+    assert_eq!((member.fetch(), joins(&actions)), (None, 0));
+}
+
+#[test]
+fn a_port_that_cannot_be_listened_to_is_deafness_at_once() {
+    let mut member = Member::joined(UnicastMode::Auto, &answer(1));
+    member.receiver.handle_no_socket(false, "Address already in use", member.now);
+    assert!(member.fetch().is_some());
+    assert!(reports(&member.pass(10 * MS))[0].unicast);
+    assert!(matches!(member.causes()[..], [(Cause::CannotListen { port: 9000, .. }, true)]));
+}
+
+#[test]
+fn pages_longer_than_the_mtu_are_fetched_at_once() {
+    let mut member = Member::joined(UnicastMode::Auto, &answer(1));
+    member.receiver.handle_mtu(PAGE + 44, member.now);
+    assert_eq!(member.fetch(), None);
+    member.receiver.handle_mtu(PAGE + 43, member.now);
+    assert!(member.fetch().is_some());
+    let too_small = Cause::MtuTooSmall { packet: PAGE + 44, mtu: PAGE + 43 };
+    assert_eq!(member.causes(), [(too_small, true)]);
+}
+
+#[test]
+fn pages_without_beacons_are_received_to_the_end_of_the_stream_and_the_rest_is_fetched() {
+    let mut member = Member::joined(UnicastMode::Auto, &answer(1));
+    for page in (0..PAGES).filter(|page| page % 100 != 0) {
+        member.page(page);
+        let actions = member.pass(MS);
+        assert_eq!(joins(&actions), 0);
+        for report in reports(&actions) {
+            assert!(report.stream_only && !report.unicast && report.needs.is_empty());
+            member.receiver.handle_reported(Ok(()), member.now);
+        }
+    }
+    assert!(!member.is_fetching());
+    assert_eq!(member.causes(), [(Cause::RepairLost { port: 9001 }, false)]);
+    let actions = member.pass(1500 * MS);
+    assert!(member.is_fetching() && joins(&actions) == 0);
+    assert!(reports(&actions).iter().any(|report| report.unicast));
+    let mut fetched = 0;
+    while let Some(fetch) = member.fetch() {
+        fetched += fetch.bytes.end - fetch.bytes.start;
+        member.bring(&fetch);
+    }
+    assert!(member.receiver.is_complete());
+    assert!(fetched > 0);
+}
+
+#[test]
+fn without_http_what_the_stream_did_not_bring_is_asked_for() {
+    let mut member = Member::joined(UnicastMode::Never, &answer(1));
+    (1..PAGES).filter(|page| page % 1000 != 0).for_each(|page| member.page(page));
+    member.pass(SECOND);
+    let actions = member.pass(1500 * MS);
+    let wants: Vec<_> = actions
+        .iter()
+        .filter_map(|action| match action {
+            Action::Want(want) => Some(want.later.clone()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(wants[0], [(1, 1), (1001, 1), (2001, 1), (3001, 1)]);
+    assert_eq!(joins(&actions), 0);
+}
+
+#[test]
+fn silence_is_fetched_where_the_server_answers_and_joined_again_where_it_does_not() {
+    for answers in [true, false] {
+        let mut member = Member::joined(UnicastMode::Auto, &answer(1));
+        member.listen(1..10, 10);
+        let asked = member.pass(1600 * MS);
+        assert_eq!(reports(&asked).len(), 1, "is the server there?");
+        if answers {
+            member.receiver.handle_reported(Ok(()), member.now);
+        }
+        let actions = member.pass(500 * MS);
+        assert_eq!((member.is_fetching(), joins(&actions)), (answers, usize::from(!answers)));
+    }
+}
+
+#[test]
+fn an_answer_to_a_report_of_a_membership_that_is_over_changes_nothing() {
+    let mut member = Member::fetching();
+    assert_eq!(reports(&member.pass(30 * SECOND)).len(), 1);
+    member.receiver.handle_join(&answer(2), member.now);
+    member.actions();
+    let late = Err(ReportError::UnknownMember);
+    member.receiver.handle_report_answer(&Token::from_random(1), late, member.now);
+    assert_eq!(joins(&member.pass(SECOND)), 0);
+}
+
+#[test]
+fn an_end_that_is_followed_by_something_newer_or_is_older_is_not_believed() {
+    let mut member = Member::joined(UnicastMode::Auto, &answer(1));
+    let end = |member: &mut Member, next| {
+        let end = end_datagram(next);
+        member.receiver.handle_repair_datagram(SERVER, &end, member.now);
+    };
+    // Sent again and again while the cast goes on.
+    for number in 1..100 {
+        end(&mut member, None);
+        end(&mut member, Some(number));
+        assert_eq!(joins(&member.listen(number..number + 1, 10)), 0);
+    }
+    end(&mut member, Some(99));
+    assert_eq!(joins(&member.pass(400 * MS)), 0, "beacon 99 came since it was said");
+    end(&mut member, Some(100));
+    assert_eq!(joins(&member.pass(200 * MS)), 1);
+}
+
+#[test]
+fn ends_in_a_row_make_no_storm_of_joins() {
+    let mut member = Member::joined(UnicastMode::Never, &answer(1));
+    let mut token = 1;
+    let mut total = 0;
+    for _ in 0..300 {
+        member.receiver.handle_repair_datagram(SERVER, &end_datagram(None), member.now);
+        if joins(&member.pass(200 * MS)) > 0 {
+            total += 1;
+            token += 1;
+            member.receiver.handle_join(&answer(token), member.now);
+        }
+    }
+    assert!(total < 12, "{total} joins in a minute");
 }

@@ -3,7 +3,9 @@
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::IntoResponse;
-use bootcast_proto::{FILL_DEMAND, HEADER_EXTENSIONS, HEADER_FILL, HEADER_TOKEN, Token};
+use bootcast_proto::{
+    FILL_DEMAND, HEADER_EXTENSIONS, HEADER_FILL, HEADER_RESUME, HEADER_TOKEN, Token,
+};
 
 use super::{ApiError, Served, remote_path};
 use crate::cast::MemberKind;
@@ -54,6 +56,9 @@ fn member_kind(headers: &HeaderMap) -> MemberKind {
     match headers.get(HEADER_EXTENSIONS) {
         Some(version) if version == "1" => match fill {
             Some(fill) if fill == FILL_DEMAND => MemberKind::Demand,
+            Some(_) | None if headers.get(HEADER_RESUME).is_some_and(|it| it == "1") => {
+                MemberKind::Resuming
+            }
             Some(_) | None => MemberKind::Extended,
         },
         Some(_) | None => MemberKind::Plain,

@@ -18,6 +18,8 @@ struct Farewell {
     channel: SocketAddrV4,
     due: Instant,
     left: u32,
+    /// The number that the next beacon of the cast would have had.
+    next_beacon: u32,
 }
 
 /// Announcements that are still to be sent. They outlive their casts.
@@ -29,8 +31,14 @@ pub(super) struct Farewells {
 
 impl Farewells {
     /// Schedules the announcements of a cast's end for this channel, the first one at `now`.
-    pub(super) fn push(&mut self, cast: CastId, channel: SocketAddrV4, now: Instant) {
-        self.queue.push_front(Farewell { cast, channel, due: now, left: TIMES });
+    pub(super) fn push(
+        &mut self,
+        cast: CastId,
+        channel: SocketAddrV4,
+        next_beacon: u32,
+        now: Instant,
+    ) {
+        self.queue.push_front(Farewell { cast, channel, due: now, left: TIMES, next_beacon });
     }
 
     /// Drops the announcements for a group that somebody joined again.
@@ -39,7 +47,7 @@ impl Farewells {
     }
 
     /// Takes the next announcement that is due.
-    pub(super) fn poll(&mut self, now: Instant) -> Option<(CastId, SocketAddrV4)> {
+    pub(super) fn poll(&mut self, now: Instant) -> Option<(CastId, SocketAddrV4, u32)> {
         if self.due_at().is_none_or(|due| now < due) {
             return None;
         }
@@ -48,7 +56,7 @@ impl Farewells {
         if left > 0 {
             self.queue.push_back(Farewell { due: now + INTERVAL, left, ..farewell });
         }
-        Some((farewell.cast, farewell.channel))
+        Some((farewell.cast, farewell.channel, farewell.next_beacon))
     }
 
     /// When the next announcement is due; may lie in the past.

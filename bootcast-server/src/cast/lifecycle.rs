@@ -1,10 +1,11 @@
 //! One running cast: sends the pages of a file and their repair symbols while members need them.
 
 use std::collections::BTreeSet;
+mod asking;
+
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
-use bootcast_proto::api::{Report, Want};
 use bootcast_proto::wire::{Beacon, HEADER_LEN};
 use bootcast_proto::{BLOCK_PAGES, BlockLayout, Geometry, PageRange, Token};
 
@@ -13,6 +14,7 @@ use super::members::{MemberKind, Members};
 use super::precedence::Precedence;
 use super::recall::Recall;
 use super::repair::{Repair, Situation, Symbol};
+use super::standing::Standings;
 use super::stream::{Audience, Stream};
 use super::unreadable::Unreadable;
 
@@ -32,7 +34,7 @@ const BULK_MAX: usize = 256;
 /// When a cast ends without a request.
 #[derive(Clone, Copy, Debug)]
 pub struct CastPolicy {
-    /// Passes without a join, a leave or a report after which plain members are believed to be gone.
+    /// Passes since its join after which a plain member is believed to be gone.
     pub idle_passes: NonZeroU32,
     /// How long a cast without members can still be joined. Nothing is sent meanwhile.
     pub linger: Duration,
@@ -96,8 +98,8 @@ pub enum Sending {
     Symbols(Vec<Symbol>),
     /// A beacon.
     Beacon(Beacon),
-    /// The cast is over.
-    End,
+    /// The cast is over; the number that the next beacon would have had.
+    End(u32),
 }
 
 impl Sending {
@@ -106,7 +108,7 @@ impl Sending {
         match self {
             Self::Pages(pages) => pages.len(),
             Self::Symbols(symbols) => u32::try_from(symbols.len()).unwrap_or(u32::MAX),
-            Self::Beacon(_) | Self::End => 1,
+            Self::Beacon(_) | Self::End(_) => 1,
         }
     }
 }
@@ -151,8 +153,9 @@ pub struct Cast {
     unsent: u64,
     /// Whether the stream sent last, not the fill symbols.
     stream_was_last: bool,
-    /// Pages sent since anything was heard.
-    quiet_pages: u64,
+    /// Pages that the carousel sent for plain members.
+    carousel_pages: u64,
+    standings: Standings,
     joins: u64,
     /// Whether extended members may still wait and must be told of the end.
     owes_farewell: bool,
@@ -183,7 +186,8 @@ impl Cast {
             unreadable: Unreadable::new(now),
             unsent: 0,
             stream_was_last: false,
-            quiet_pages: 0,
+            carousel_pages: 0,
+            standings: Standings::new(geometry.pages()),
             joins: 0,
             owes_farewell: false,
             was_extended: false,
@@ -202,7 +206,7 @@ impl Cast {
         // Without a repair channel every member knows only the base protocol.
         let kind = if self.repair.is_some() { kind } else { MemberKind::Plain };
         let begins = self.members.takers() == 0 && kind != MemberKind::Demand;
-        self.members.join(token, kind, now);
+        self.members.join(token, kind, self.carousel_pages, now);
         self.joins += 1;
         self.on_heard(kind);
         match self.state {
@@ -216,9 +220,11 @@ impl Cast {
         }
         match kind {
             MemberKind::Plain => {}
-            MemberKind::Extended => {
+            MemberKind::Extended | MemberKind::Resuming => {
                 self.was_extended = true;
-                self.stream.want_all();
+                if kind == MemberKind::Extended {
+                    self.stream.want_all();
+                }
                 if let Some(repair) = &mut self.repair {
                     repair.on_change(now);
                 }
@@ -231,66 +237,11 @@ impl Cast {
     /// Removes a member. Returns `false` if the token is not a member.
     pub fn handle_leave(&mut self, token: &Token, now: Instant) -> bool {
         let Some(kind) = self.members.leave(token) else { return false };
+        self.standings.forget(token);
         self.on_heard(kind);
         self.on_members_gone();
         if self.members.is_empty() {
             self.linger(now);
-        }
-        true
-    }
-
-    /// Takes over what a member lacks. Returns `false` if the token has no lease. A member that
-    /// only demands lacks nothing.
-    pub fn handle_report(&mut self, token: &Token, report: &Report, now: Instant) -> bool {
-        let Some(kind) = self.members.renew(token, now) else { return false };
-        let fetched = self.members.set_unicast(token, report.unicast);
-        if report.unicast {
-            // It needs nothing, and says nothing of who does.
-            if !fetched {
-                self.recall.begin(now);
-                self.on_members_gone();
-            }
-            return true;
-        }
-        if kind == MemberKind::Demand {
-            return true;
-        }
-        // Counters alone, which come as long as something is sent, are no sign that it is wanted.
-        if report.sent == 0 || !report.needs.is_empty() || !report.bulk.is_empty() {
-            self.on_heard(MemberKind::Extended);
-        }
-        let members = self.members.hearing();
-        // Who is not alone lets the others have their repair first.
-        let is_held = members > 1 && self.audience() == Audience::Extended;
-        let mut wanted = false;
-        for &(first, count) in report.bulk.iter().take(BULK_MAX) {
-            if is_held {
-                self.stream.hold(first, count);
-            } else {
-                wanted |= self.stream.want(first, count);
-            }
-        }
-        if let Some(repair) = &mut self.repair {
-            repair.handle_report(report, members, now);
-            if wanted {
-                repair.on_change(now);
-            }
-        }
-        self.note_stream();
-        true
-    }
-
-    /// Queues pages that a member demands. Returns `false` if the token has no lease.
-    pub fn handle_want(&mut self, token: &Token, want: &Want, now: Instant) -> bool {
-        let Some(kind) = self.members.renew(token, now) else { return false };
-        self.on_heard(kind);
-        if self.unreadable.is_empty() {
-            self.demand.handle_want(token, want, now);
-        } else {
-            let mut readable = want.clone();
-            readable.now = self.unreadable.without(&want.now);
-            readable.later = self.unreadable.without(&want.later);
-            self.demand.handle_want(token, &readable, now);
         }
         true
     }
@@ -359,6 +310,8 @@ impl Cast {
             State::Lingering { until } if until <= now => self.end(EndReason::LastLeave),
             State::Serving => {
                 if self.members.forget_silent(now) {
+                    let members = &self.members;
+                    self.standings.retain(|token| members.has_lease(token));
                     self.on_members_gone();
                     if self.members.is_empty() {
                         self.end(EndReason::LeasesOver);
@@ -407,6 +360,9 @@ impl Cast {
         {
             return Some(Sending::Beacon(beacon));
         }
+        if let Some(pages) = self.poll_recalling_pages(budget, now) {
+            return Some(Sending::Pages(pages));
+        }
         if self.precedence.is_used_up(budget.into()) {
             if let Some(other) = self.poll_unasked(budget, now) {
                 return Some(other);
@@ -429,7 +385,7 @@ impl Cast {
             return later;
         }
         let situation = self.situation();
-        let heard = self.members.extended() > 0;
+        let heard = self.members.repairing() > 0;
         let repair = self.repair.as_ref().filter(|_| heard);
         let repair = repair.and_then(|repair| repair.poll_at(situation));
         let recall = self.recall.poll_at(&self.members);
@@ -446,9 +402,11 @@ impl Cast {
         [own, self.unreadable.expires_at()].into_iter().flatten().min()
     }
 
-    /// Whether the group is to hear that the cast is over; says so once.
-    pub fn poll_farewell(&mut self) -> bool {
-        std::mem::take(&mut self.owes_farewell)
+    /// Where the group is to hear that the cast is over: the number that the next beacon would
+    /// have had. Says so once.
+    pub fn poll_farewell(&mut self) -> Option<u32> {
+        let next_beacon = self.repair.as_ref().map_or(0, Repair::next_beacon);
+        std::mem::take(&mut self.owes_farewell).then_some(next_beacon)
     }
 
     /// Reason of the end, once the cast has ended.
@@ -481,7 +439,8 @@ impl Cast {
 
     /// Pages handed out since the cast started.
     pub fn pages_sent(&self) -> u64 {
-        (self.stream.pages_sent() + self.demand.pages_sent()).saturating_sub(self.unsent)
+        let sent = self.stream.pages_sent() + self.demand.pages_sent() + self.recall.pages_sent();
+        sent.saturating_sub(self.unsent)
     }
 
     /// Pages handed out on demand, a part of [`Self::pages_sent`].
@@ -508,7 +467,7 @@ impl Cast {
 impl Cast {
     /// Repair channel, if any member listens to it.
     fn channel(&mut self) -> Option<&mut Repair> {
-        self.repair.as_mut().filter(|_| self.members.extended() > 0)
+        self.repair.as_mut().filter(|_| self.members.repairing() > 0)
     }
 
     fn audience(&self) -> Audience {
@@ -526,12 +485,23 @@ impl Cast {
     /// Returns a beacon for members that receive nothing, so that they notice when multicast
     /// reaches them again.
     fn poll_recall(&mut self, now: Instant) -> Option<Beacon> {
-        if self.recall.poll_at(&self.members).is_none_or(|at| now < at) {
+        let is_due = self.recall.poll_at(&self.members).is_some_and(|at| at <= now);
+        if !is_due || !self.recall.owes_beacon() {
             return None;
         }
-        self.recall.begin(now);
+        self.recall.on_beacon(now);
         let situation = self.situation();
         Some(self.repair.as_mut()?.beacon(situation, now))
+    }
+
+    /// Pages behind such a beacon: whether these come, it does not tell.
+    fn poll_recalling_pages(&mut self, budget: u32, now: Instant) -> Option<PageRange> {
+        let is_due = self.recall.poll_at(&self.members).is_some_and(|at| at <= now);
+        if self.state != State::Serving || !is_due {
+            return None;
+        }
+        let pages = self.recall.poll_pages(self.pages, budget)?;
+        self.unreadable.first_in(pages).is_none().then_some(pages)
     }
 
     fn poll_beacon(&mut self, now: Instant) -> Option<Beacon> {
@@ -599,7 +569,7 @@ impl Cast {
         }
         self.note_stream();
         if audience == Audience::Everybody {
-            self.count_quiet(run.pages);
+            self.count_carousel(run.pages);
         }
         Some(Sending::Pages(run.pages))
     }
@@ -612,15 +582,12 @@ impl Cast {
         }
     }
 
-    /// Gives plain members up after so many pages that nobody reacted to.
-    fn count_quiet(&mut self, pages: PageRange) {
-        self.quiet_pages += u64::from(pages.len());
+    /// Forgets plain members that the carousel passed too often since they joined.
+    fn count_carousel(&mut self, pages: PageRange) {
+        self.carousel_pages += u64::from(pages.len());
         let idle = u64::from(self.policy.idle_passes.get()) * u64::from(self.pages);
-        if self.quiet_pages >= idle {
-            self.members.forget_plain();
-            if self.members.is_empty() {
-                self.end(EndReason::IdlePasses);
-            }
+        if self.members.forget_plain(self.carousel_pages, idle) && self.members.is_empty() {
+            self.end(EndReason::IdlePasses);
         }
     }
 
@@ -630,7 +597,6 @@ impl Cast {
         if kind == MemberKind::Demand {
             return;
         }
-        self.quiet_pages = 0;
         if let Some(repair) = &mut self.repair {
             repair.on_heard();
         }
@@ -640,9 +606,11 @@ impl Cast {
     fn on_members_gone(&mut self) {
         if self.members.extended() == 0 {
             self.stream.want_none();
-            if let Some(repair) = &mut self.repair {
-                repair.on_deserted();
-            }
+        }
+        if self.members.repairing() == 0
+            && let Some(repair) = &mut self.repair
+        {
+            repair.on_deserted();
         }
     }
 

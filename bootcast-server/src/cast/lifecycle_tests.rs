@@ -1,6 +1,7 @@
 //! Casts of plain members on a virtual clock.
 #![expect(clippy::disallowed_methods, reason = "a test needs some instant to count from")]
 
+use bootcast_proto::api::{Report, Want};
 use bootcast_proto::{PageIndex, PageSize};
 use proptest::prelude::*;
 
@@ -110,20 +111,31 @@ fn a_cast_ends_after_its_idle_passes() {
 }
 
 #[test]
-fn a_join_or_a_leave_begins_the_idle_passes_anew() {
-    for joins in [true, false] {
-        let mut now = Instant::now();
-        let mut cast = joined(10, now);
-        cast.handle_join(token(2), MemberKind::Plain, now);
-        run(&mut cast, 7, &mut now, 47);
-        if joins {
-            cast.handle_join(token(3), MemberKind::Plain, now);
-        } else {
-            assert!(cast.handle_leave(&token(2), now));
+fn a_plain_member_that_died_is_forgotten_whatever_others_do() {
+    let mut now = Instant::now();
+    let mut cast = joined(10, now);
+    let mut sent = 0;
+    for number in 2..12 {
+        // Each of them gets a pass and leaves; the first one is gone for good after five.
+        cast.handle_join(token(number), MemberKind::Plain, now);
+        sent += run(&mut cast, 1, &mut now, 10).len();
+        assert!(cast.handle_leave(&token(number), now));
+        if cast.members() == 0 {
+            break;
         }
-        let rest = run(&mut cast, 1, &mut now, usize::MAX);
-        assert_eq!(rest.len(), 50);
     }
+    assert_eq!(sent, 50);
+}
+
+#[test]
+fn a_plain_member_gets_all_its_passes_whatever_became_of_others() {
+    let mut now = Instant::now();
+    let mut cast = joined(10, now);
+    run(&mut cast, 7, &mut now, 47);
+    cast.handle_join(token(3), MemberKind::Plain, now);
+    let rest = run(&mut cast, 1, &mut now, usize::MAX);
+    assert_eq!(rest.len(), 50);
+    assert_eq!(cast.ended(), Some(EndReason::IdlePasses));
 }
 
 #[test]
@@ -302,7 +314,7 @@ mod demand {
         }
         assert_eq!(cast.ended(), Some(EndReason::LeasesOver));
         assert!(late + REPAIR.lease <= now && now < late + REPAIR.lease * 9 / 8);
-        assert!(cast.poll_farewell());
+        assert!(cast.poll_farewell().is_some());
     }
 
     #[test]

@@ -36,6 +36,7 @@ mod rate;
 mod recall;
 mod repair;
 mod scheduler;
+mod standing;
 mod stream;
 mod unreadable;
 mod urgent;

@@ -16,7 +16,7 @@ use super::farewells::Farewells;
 use super::rate::{Allowance, CeilingSource, RateControl};
 use super::urgent::Urgent;
 use super::{Cast, CastPolicy, EndReason, GroupPool, MemberKind, Pacer, RepairSettings, Sending};
-use sizes::{datagrams, wire_bytes};
+use sizes::{END_LEN, datagrams, wire_bytes};
 
 /// Shortest sleep of the driver between two bursts.
 const TICK: Duration = Duration::from_millis(1);
@@ -305,11 +305,22 @@ impl Scheduler {
         if !running.cast.handle_report(token, report, now) {
             return false;
         }
-        if running.control.handle_report(token, report, now) {
+        if report.unicast {
+            // What it counted before it gave up says nothing of the rate.
+            running.control.forget(token);
+        } else if running.control.handle_report(token, report, now) {
             running.allowance.set_rate(running.control.rate(), now);
         }
         running.end_opening(now);
         true
+    }
+
+    /// Records what was of use to a member that demands pages.
+    pub fn handle_progress(&mut self, path: &RemotePath, token: &Token, useful: u64) {
+        let running = self.by_path.get(path).and_then(|id| self.casts.get_mut(id));
+        if let Some(running) = running {
+            running.cast.handle_progress(token, useful);
+        }
     }
 
     /// Queues pages that a member of this path's cast demands. Returns the time until the last of
@@ -399,9 +410,10 @@ impl Scheduler {
 
     /// Returns the next datagrams to send; `None` until [`Self::poll_timeout`].
     pub fn poll_transmit(&mut self, now: Instant) -> Option<Transmit> {
-        if let Some((cast, group)) = self.farewells.poll(now) {
-            self.charge(wire_len(0), now);
-            return Some(Transmit { cast, group, what: Sending::End, demanded: false });
+        if let Some((cast, group, next_beacon)) = self.farewells.poll(now) {
+            self.charge(wire_len(END_LEN), now);
+            let what = Sending::End(next_beacon);
+            return Some(Transmit { cast, group, what, demanded: false });
         }
         if self.urgent.is_used_up(self.batch_wire) {
             match self.poll_turns(now) {
@@ -592,10 +604,11 @@ impl Scheduler {
     /// Queues the farewell of a cast that is over, and removes an ended cast and returns its group.
     fn reap(&mut self, id: CastId, now: Instant) {
         let Some(running) = self.casts.get_mut(&id) else { return };
-        let says_farewell = running.cast.poll_farewell();
+        let farewell = running.cast.poll_farewell();
         let reason = running.cast.ended();
-        if says_farewell {
-            self.farewells.push(id, self.port_of(id, &Sending::End), now);
+        if let Some(next_beacon) = farewell {
+            let port = self.port_of(id, &Sending::End(next_beacon));
+            self.farewells.push(id, port, next_beacon, now);
         }
         let Some(reason) = reason else { return };
         let running = self.casts.remove(&id).expect("looked up above");
@@ -637,7 +650,7 @@ impl Scheduler {
         let group = self.casts[&id].group;
         match (what, &self.settings.repair) {
             (Sending::Pages(_), _) | (_, None) => group,
-            (Sending::Symbols(_) | Sending::Beacon(_) | Sending::End, Some(repair)) => {
+            (Sending::Symbols(_) | Sending::Beacon(_) | Sending::End(_), Some(repair)) => {
                 SocketAddrV4::new(*group.ip(), repair.repair_port)
             }
         }
@@ -647,7 +660,7 @@ impl Scheduler {
         match what {
             Sending::Pages(pages) => self.totals.pages_sent += u64::from(pages.len()),
             Sending::Symbols(symbols) => self.totals.symbols_sent += symbols.len() as u64,
-            Sending::Beacon(_) | Sending::End => {}
+            Sending::Beacon(_) | Sending::End(_) => {}
         }
     }
 

@@ -194,14 +194,15 @@ fn casts_share_the_rate_fairly_whatever_their_size() {
     let mut lab = Lab::new("100mbit", "239.255.0.0/16", 9);
     let (large, _) = lab.join("large", "v1", 100 * MIB).unwrap();
     // 403 pages: every pass ends with a run of three pages only.
-    let (odd, _) = lab.join("odd", "v1", 586_000).unwrap();
+    let (odd, mut last) = lab.join("odd", "v1", 586_000).unwrap();
     lab.run(HOLD);
     lab.join("third", "v1", 100 * MIB).unwrap();
     for _ in 0..20 {
         lab.run(Duration::from_millis(50));
         // Keeps the small one from ending.
         let (_, token) = lab.join("odd", "v1", 586_000).unwrap();
-        lab.scheduler.handle_leave(&name("odd"), &token, lab.now);
+        lab.scheduler.handle_leave(&name("odd"), &last, lab.now);
+        last = token;
     }
     let (large, odd) = (lab.pages_of(large.cast), lab.pages_of(odd.cast));
     assert!(large.abs_diff(odd) < large / 20, "{large} and {odd} pages");
@@ -280,7 +281,7 @@ fn a_cast_that_loses_half_goes_on_at_half_the_rate_and_the_next_one_begins_there
 }
 
 fn farewells(lab: &Lab) -> Vec<SocketAddrV4> {
-    let ends = lab.sent.iter().filter(|(_, it, _)| it.what == Sending::End);
+    let ends = lab.sent.iter().filter(|(_, it, _)| matches!(it.what, Sending::End(_)));
     ends.map(|(_, it, _)| it.group).collect()
 }
 

@@ -159,6 +159,7 @@ impl Stream {
             return None;
         }
         self.pages_sent += u64::from(pages.len());
+        self.begin_window(pages.start);
         self.next = pages.end;
         let ended = window.filter(|_| pages.end.0 == limit);
         let finished = ended.and_then(|(window, layout)| self.finish_window(window, layout));
@@ -229,6 +230,17 @@ impl Stream {
         let windows = layout.windows();
         let mut others = (here + 1..windows).chain(0..=here);
         others.find(|&window| self.wanted[window as usize] > 0).map(start)
+    }
+
+    /// A wanted window that begins now need not be kept back any more: all that asked for it before
+    /// receive it.
+    fn begin_window(&mut self, page: PageIndex) {
+        let Some(layout) = self.layout.filter(|_| !self.held.is_empty()) else { return };
+        let window = layout.window_of(page);
+        let pages = layout.pages_of(window);
+        if page == pages.start && self.wanted[window.0 as usize] == pages.len() {
+            self.held.remove(&window.0);
+        }
     }
 
     /// Returns the window if all of it was wanted, and marks it as sent.

@@ -58,7 +58,7 @@ fn symbols_that_are_asked_for_rebuild_pages() {
                 symbols.push((symbol, payload.to_vec()));
             }
             RepairDatagram::Symbol { .. } | RepairDatagram::Beacon(_) => {}
-            RepairDatagram::End => panic!("the cast ended"),
+            RepairDatagram::End { .. } => panic!("the cast ended"),
         }
     }
     let pages: Vec<_> = layout.pages_in(BlockIndex(1)).collect();
@@ -87,7 +87,7 @@ fn a_member_hears_beacons_and_that_the_cast_is_over() {
     };
     hear(|heard| matches!(heard, RepairDatagram::Beacon(beacon) if beacon.members == 1));
     assert_eq!(server.end_by(rustix::process::Signal::TERM).code(), Some(0));
-    hear(|heard| matches!(heard, RepairDatagram::End));
+    hear(|heard| matches!(heard, RepairDatagram::End { .. }));
 }
 
 #[test]

@@ -53,7 +53,11 @@ pub enum RepairDatagram<'a> {
     /// State of the stream and of the promises.
     Beacon(Beacon),
     /// The cast is over: no more datagrams follow in this group.
-    End,
+    End {
+        /// Number that the next beacon would have had. An end below the number of a beacon that
+        /// came is an old one. `None`: the server does not tell.
+        next_beacon: Option<u32>,
+    },
 }
 
 /// State of the stream and of the promises, so that members know what to report and when.
@@ -133,9 +137,12 @@ pub fn symbol_header(
     header
 }
 
-/// Encodes the datagram that announces the end of a cast.
-pub fn end_datagram() -> [u8; REPAIR_HEADER_LEN] {
-    header(KIND_END)
+/// Encodes the datagram that announces the end of a cast. `next_beacon` is the number that the next
+/// beacon would have had.
+pub fn end_datagram(next_beacon: Option<u32>) -> Vec<u8> {
+    let mut bytes = header(KIND_END).to_vec();
+    bytes.extend(next_beacon.iter().flat_map(|number| number.to_be_bytes()));
+    bytes
 }
 
 fn header(kind: u8) -> [u8; REPAIR_HEADER_LEN] {
@@ -223,7 +230,10 @@ impl<'a> RepairDatagram<'a> {
                 Ok(Self::Symbol { block, symbol, promised: header[field::PROMISED], payload })
             }
             KIND_BEACON => Beacon::decode(payload, layout).map(Self::Beacon),
-            KIND_END => Ok(Self::End),
+            KIND_END => {
+                let next_beacon = payload.first_chunk::<4>().map(|number| word(number));
+                Ok(Self::End { next_beacon })
+            }
             _ => Err(RepairError::Kind),
         }
     }
@@ -305,7 +315,8 @@ mod tests {
             ],
         };
         assert!(is_quoted(&beacon.encode()), "{:02x?}", beacon.encode());
-        assert!(is_quoted(&end_datagram()));
+        assert!(is_quoted(&end_datagram(None)));
+        assert!(is_quoted(&end_datagram(Some(42))));
     }
 
     #[test]
@@ -324,10 +335,10 @@ mod tests {
 
     #[test]
     fn what_bytes_mean_nothing_are_ignored_and_what_is_left_over_is_not() {
-        let mut end = end_datagram().to_vec();
+        let mut end = end_datagram(None);
         end[1..].fill(0xee);
         end.push(0xee);
-        assert_eq!(decode(&end), Ok(RepairDatagram::End));
+        assert_eq!(decode(&end), Ok(RepairDatagram::End { next_beacon: None }));
         let mut beacon = Beacon {
             number: 1,
             position: PageIndex(0),
@@ -381,7 +392,10 @@ mod tests {
         assert_eq!(decode(&symbol(7, 0, &[1; 7])), Err(RepairError::Short));
         assert_eq!(decode(&[0; 16]), Err(RepairError::Kind));
         assert_eq!(decode(&[3; 15]), Err(RepairError::Short));
-        assert_eq!(decode(&end_datagram()), Ok(RepairDatagram::End));
+        for next_beacon in [None, Some(0x0102_0304)] {
+            let end = RepairDatagram::End { next_beacon };
+            assert_eq!(decode(&end_datagram(next_beacon)), Ok(end));
+        }
         let mut beyond = symbol(7, 0, &[1; 8]);
         beyond[3] = 128;
         assert_eq!(decode(&beyond), Err(RepairError::Index));

@@ -384,7 +384,7 @@ fn a_server_that_forgot_the_member_or_ended_the_cast_is_joined_again_soon() {
         member.receiver.handle_reported(Err(ReportError::UnknownMember), member.now);
     };
     let ended = |member: &mut Member| {
-        member.receiver.handle_repair_datagram(SERVER, &end_datagram(), member.now);
+        member.receiver.handle_repair_datagram(SERVER, &end_datagram(None), member.now);
     };
     for event in [&forgotten as &dyn Fn(&mut Member), &ended] {
         let mut member = Member::lacking(&[0]);
@@ -483,7 +483,7 @@ fn datagrams_that_are_none_are_counted() {
         RepairArrival::Bad(_)
     ));
     let stranger = SocketAddr::from(([192, 0, 2, 66], SERVER.port()));
-    let end = end_datagram();
+    let end = end_datagram(None);
     assert!(matches!(receiver.handle_repair_datagram(stranger, &end, now), RepairArrival::Bad(_)));
     assert_eq!((receiver.counters().bad, receiver.counters().strangers), (1, 1));
     assert!(receiver.is_member());

@@ -86,7 +86,7 @@ fn beacon(key: Option<DatagramKey>, number: u32) -> Sent {
 }
 
 fn end(key: Option<DatagramKey>) -> Sent {
-    Sent::Repair(sealed(key, end_datagram().to_vec()))
+    Sent::Repair(sealed(key, end_datagram(None)))
 }
 
 /// One of each kind that would do harm.

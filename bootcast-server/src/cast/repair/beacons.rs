@@ -103,6 +103,11 @@ impl Beacons {
         self.sent_since = true;
     }
 
+    /// Returns the number of the next beacon.
+    pub(super) fn next_number(&self) -> u32 {
+        self.number
+    }
+
     /// Makes the next beacon urgent.
     pub(super) fn on_urgent(&mut self) {
         self.is_urgent = true;

@@ -233,6 +233,11 @@ impl Repair {
         self.redundancy.symbols()
     }
 
+    /// The number of the next beacon.
+    pub(super) fn next_beacon(&self) -> u32 {
+        self.beacons.next_number()
+    }
+
     pub(super) fn symbols_sent(&self) -> u64 {
         self.levels.symbols_sent()
     }

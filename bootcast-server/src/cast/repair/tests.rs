@@ -70,7 +70,7 @@ impl Lab {
                 let datagrams = match &sending {
                     Sending::Pages(pages) => pages.len(),
                     Sending::Symbols(symbols) => u32::try_from(symbols.len()).unwrap(),
-                    Sending::Beacon(_) | Sending::End => 1,
+                    Sending::Beacon(_) | Sending::End(_) => 1,
                 };
                 assert!((1..=8).contains(&datagrams));
                 self.sent.push((self.now, sending));
@@ -87,7 +87,7 @@ impl Lab {
     fn pages(&self) -> Vec<u32> {
         let runs = self.sent.iter().filter_map(|(_, sending)| match sending {
             Sending::Pages(pages) => Some(*pages),
-            Sending::Symbols(_) | Sending::Beacon(_) | Sending::End => None,
+            Sending::Symbols(_) | Sending::Beacon(_) | Sending::End(_) => None,
         });
         runs.flat_map(|run| run.iter().map(|page| page.0).collect::<Vec<_>>()).collect()
     }
@@ -95,7 +95,7 @@ impl Lab {
     fn symbols(&self) -> Vec<Symbol> {
         let batches = self.sent.iter().filter_map(|(_, sending)| match sending {
             Sending::Symbols(symbols) => Some(symbols.clone()),
-            Sending::Pages(_) | Sending::Beacon(_) | Sending::End => None,
+            Sending::Pages(_) | Sending::Beacon(_) | Sending::End(_) => None,
         });
         batches.flatten().collect()
     }
@@ -107,7 +107,7 @@ impl Lab {
     fn beacons(&self) -> Vec<(Instant, Beacon)> {
         let beacons = self.sent.iter().filter_map(|(at, sending)| match sending {
             Sending::Beacon(beacon) => Some((*at, beacon.clone())),
-            Sending::Pages(_) | Sending::Symbols(_) | Sending::End => None,
+            Sending::Pages(_) | Sending::Symbols(_) | Sending::End(_) => None,
         });
         beacons.collect()
     }
@@ -213,7 +213,10 @@ fn with_nothing_else_to_do_every_block_gets_more_in_turn_but_not_for_ever() {
     assert_eq!(quiet % 16, 0);
     lab.report(&[], &[]);
     lab.run(SECOND);
-    assert!(lab.symbols().len() > quiet, "somebody lives");
+    assert_eq!(lab.symbols().len(), quiet, "somebody lives, and lacks nothing");
+    lab.report(&[(0, 255)], &[]);
+    lab.run(SECOND);
+    assert!(lab.symbols().len() > quiet + 128, "somebody lacks something");
 }
 
 #[test]
@@ -225,7 +228,7 @@ fn a_member_that_says_nothing_is_forgotten_after_its_lease_and_the_cast_ends() {
     assert_eq!((lab.cast.members(), lab.cast.ended()), (1, None));
     lab.run(LEASE);
     assert_eq!((lab.cast.members(), lab.cast.ended()), (0, Some(EndReason::LeasesOver)));
-    assert!(lab.cast.poll_farewell());
+    assert!(lab.cast.poll_farewell().is_some());
 }
 
 #[test]

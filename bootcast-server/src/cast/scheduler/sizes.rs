@@ -6,12 +6,15 @@ use bootcast_proto::{Geometry, PageIndex, PageRange};
 
 use super::super::Sending;
 
+/// Payload bytes of the datagram that ends a cast.
+pub(super) const END_LEN: u32 = 4;
+
 /// Number of pages and symbols, as beacons count them.
 pub(super) fn datagrams(what: &Sending) -> u64 {
     match what {
         Sending::Pages(pages) => pages.len().into(),
         Sending::Symbols(symbols) => symbols.len() as u64,
-        Sending::Beacon(_) | Sending::End => 0,
+        Sending::Beacon(_) | Sending::End(_) => 0,
     }
 }
 
@@ -25,7 +28,7 @@ pub(super) fn wire_bytes(geometry: &Geometry, what: &Sending) -> u64 {
             let len = Beacon::datagram_len(beacon.windows.len(), blocks) - REPAIR_HEADER_LEN;
             wire_len(u32::try_from(len).unwrap_or(u32::MAX))
         }
-        Sending::End => wire_len(0),
+        Sending::End(_) => wire_len(END_LEN),
     }
 }
 

@@ -9,7 +9,7 @@ use std::ops::{Bound, ControlFlow};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
-use bootcast_proto::api::{CastStatus, Report, Status};
+use bootcast_proto::api::{CastStatus, Report, Status, WantBody};
 use bootcast_proto::quiet::Limiter;
 use bootcast_proto::wire::end_datagram;
 use bootcast_proto::{PageRange, RemotePath};
@@ -207,8 +207,8 @@ impl Driver {
                 let sent = self.socket.send(&beacon, transmit.group);
                 self.keep_unsent(sent, transmit)
             }
-            Sending::End => {
-                let mut end = end_datagram();
+            Sending::End(next_beacon) => {
+                let mut end = end_datagram(Some(*next_beacon));
                 self.seal(transmit.cast, &mut end);
                 let sent = self.socket.send(&end, transmit.group);
                 self.keep_unsent(sent, transmit)
@@ -383,6 +383,10 @@ impl Driver {
                 let _ = reply.send(known.then(|| self.scheduler.tell_unreadable(&path, &[])));
             }
             Command::Want { path, token, want, reply } => {
+                let WantBody { want, useful } = want;
+                if let Some(useful) = useful {
+                    self.scheduler.handle_progress(&path, &token, useful);
+                }
                 let queue = self.scheduler.handle_want(&path, &token, &want, now);
                 tracing::trace!(%path, %token, ?queue, ?want, "wanted");
                 let pairs = want.now.iter().chain(&want.later);

@@ -223,6 +223,7 @@ fn whoever_wants_unreadable_pages_is_told_so_and_the_block_gets_no_symbols() {
     assert_eq!((totals.pages_sent, totals.symbols_sent), (19, 0));
     let (reply, mut answer) = oneshot::channel();
     let want = Want { now: vec![(6, 1), (8, 1)], ..Want::default() };
+    let want = WantBody { want, useful: None };
     let wanted = Command::Want { path: path("file"), token, want, reply };
     assert!(lab.driver.carry_out(wanted).is_continue());
     let told = answer.try_recv().unwrap().map(|wanted| wanted.unreadable);

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use bootcast_proto::api::{Report, Status, Want};
+use bootcast_proto::api::{Report, Status, WantBody};
 use bootcast_proto::geometry::TooManyPages;
 use bootcast_proto::join::Extensions;
 use bootcast_proto::{Etag, Geometry, JoinAnswer, Layout, PageRange, PageSize, RemotePath, Token};
@@ -142,7 +142,7 @@ enum Command {
     Want {
         path: RemotePath,
         token: Token,
-        want: Want,
+        want: WantBody,
         reply: oneshot::Sender<Option<Wanted>>,
     },
     Status {
@@ -242,7 +242,7 @@ impl SenderHandle {
         &self,
         path: RemotePath,
         token: Token,
-        want: Want,
+        want: WantBody,
     ) -> Result<Option<Wanted>, NoAnswer> {
         self.ask(|reply| Command::Want { path, token, want, reply }).await
     }

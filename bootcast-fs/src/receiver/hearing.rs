@@ -1,0 +1,338 @@
+//! Whether the network brings what the server sends, for each of the two ports.
+//! docs/PROTOCOL.md, "Unicast".
+//!
+//! A datagram proves little by arriving: an old one may be sent again, and a network may pass one
+//! port, or short datagrams only. The proof is in numbers: each newer beacon tells how many
+//! datagrams were sent since the last one, and full pages either came meanwhile or did not.
+
+use std::time::{Duration, Instant};
+
+/// Time in which a server that sends must be heard.
+pub(super) const PATIENCE: Duration = Duration::from_secs(1);
+/// Datagrams that must have been sent before their absence proves anything: at a loss of one half,
+/// as many are lost in a row once in four billion times.
+const ENOUGH_SENT: u64 = 32;
+/// The same for a member that fetches the file: a resting server sends 16 pages at a time.
+const ENOUGH_RECALLED: u64 = 8;
+/// A network that brings less than this share of the datagrams is as good as closed.
+const HEARD_SHARE: u64 = 32;
+/// Pages that came before the lack of beacons means anything.
+const ENOUGH_PAGES: u32 = 32;
+/// New full pages in a row that show that multicast works again.
+const ROW: u32 = 8;
+/// Time within which these must come.
+const ROW_TIME: Duration = Duration::from_secs(2);
+
+/// What a beacon proves of the data port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Proof {
+    /// Pages come.
+    Heard,
+    /// This many datagrams were sent to the data port, and hardly a full page came.
+    Deaf {
+        /// Datagrams sent beyond the symbols that came.
+        sent: u64,
+    },
+}
+
+/// Counts of one membership.
+#[derive(Debug, Default)]
+pub(super) struct Hearing {
+    /// The server has a repair channel, and this member listens to it.
+    expects_repair: bool,
+    /// The time since the last proof; `None` before the first beacon.
+    period: Option<Period>,
+    /// When it was proven that pages do not come; `None` if one came since.
+    deaf_since: Option<Instant>,
+    /// New full pages that came one after the other, and when the first did.
+    row: Option<(Instant, u32)>,
+    /// Pages since the last datagram of the repair channel, and when the first came.
+    unannounced: Option<(Instant, u32)>,
+    /// The repair channel is taken for closed.
+    is_repair_closed: bool,
+    /// The last new page or useful symbol.
+    last_new: Option<Instant>,
+    /// A page shorter than the page size came, but no full one.
+    short_only: bool,
+    /// The last page that was not new.
+    last_duplicate: Option<u32>,
+}
+
+/// What was sent and what came since the last proof.
+#[derive(Clone, Copy, Debug)]
+struct Period {
+    began: Instant,
+    /// Datagrams sent by then.
+    sent: u64,
+    /// Full pages that came since, and datagrams that this machine's own sockets dropped.
+    came: u64,
+    /// Symbols that came since, of use or not.
+    symbols: u64,
+}
+
+impl Hearing {
+    /// A membership begins.
+    pub(super) fn begin(&mut self, expects_repair: bool) {
+        *self = Self { expects_repair, ..Self::default() };
+    }
+
+    /// A page came. `is_full`: as long as the longest datagram of the cast.
+    pub(super) fn page(&mut self, is_full: bool, is_new: bool, now: Instant) {
+        if is_new {
+            self.last_new = Some(now);
+        }
+        let (_, pages) = self.unannounced.get_or_insert((now, 0));
+        *pages = pages.saturating_add(1);
+        if !is_full {
+            self.short_only |= self.row.is_none();
+            return;
+        }
+        self.short_only = false;
+        self.deaf_since = None;
+        if let Some(period) = &mut self.period {
+            period.came += 1;
+        }
+        if is_new {
+            let row = self.row.filter(|(since, _)| now <= *since + ROW_TIME);
+            let (since, pages) = row.unwrap_or((now, 0));
+            self.row = Some((since, pages + 1));
+        }
+    }
+
+    /// A page came that is here already. Returns whether it is another than the last such page:
+    /// where no beacons come, only then does it show that the cast goes on.
+    pub(super) fn is_moving(&mut self, page: u32) -> bool {
+        !self.expects_repair && self.last_duplicate.replace(page).is_some_and(|last| last != page)
+    }
+
+    /// A symbol came.
+    pub(super) fn symbol(&mut self, is_useful: bool, now: Instant) {
+        if let Some(period) = &mut self.period {
+            period.symbols += 1;
+        }
+        if is_useful {
+            self.last_new = Some(now);
+        }
+        self.repair_came();
+    }
+
+    /// This machine's sockets had no room for datagrams: they came all the same.
+    pub(super) fn dropped(&mut self, datagrams: u64) {
+        if let Some(period) = &mut self.period {
+            period.came += datagrams;
+        }
+    }
+
+    fn repair_came(&mut self) {
+        self.unannounced = None;
+        self.is_repair_closed = false;
+    }
+
+    /// A beacon newer than all before says that `sent` datagrams were sent before it.
+    pub(super) fn beacon(&mut self, sent: u64, is_fetching: bool, now: Instant) -> Option<Proof> {
+        self.repair_came();
+        let fresh = Period { began: now, sent, came: 0, symbols: 0 };
+        let period = self.period.get_or_insert(fresh);
+        let sent_to_pages = period.pages_sent(sent);
+        if sent_to_pages == 0 {
+            *period = Period { came: period.came, ..fresh };
+            return None;
+        }
+        let enough = if is_fetching { ENOUGH_RECALLED } else { ENOUGH_SENT };
+        // Symbols get lost too: where they are the greater part, they may be all there was.
+        if sent_to_pages < enough || sent_to_pages <= period.symbols {
+            return None;
+        }
+        if period.came * HEARD_SHARE >= sent_to_pages {
+            *period = fresh;
+            return Some(Proof::Heard);
+        }
+        if now < period.began + PATIENCE {
+            return None;
+        }
+        *period = fresh;
+        self.deaf_since = Some(now);
+        Some(Proof::Deaf { sent: sent_to_pages })
+    }
+
+    /// Whether pages were sent and none came, as far as the beacons tell: counters of such a time
+    /// say nothing of the rate.
+    pub(super) fn is_suspect(&self, sent: u64) -> bool {
+        let is_empty =
+            |it: &Period| it.came == 0 && it.pages_sent(sent) >= ENOUGH_RECALLED.max(it.symbols);
+        self.deaf_since.is_some() || self.period.as_ref().is_some_and(is_empty)
+    }
+
+    /// Datagrams to the data port that did not come, of `sent` in all, where hardly any did.
+    pub(super) fn lost(&self, sent: u64) -> Option<u64> {
+        let period = self.period?;
+        let lost = period.pages_sent(sent);
+        (lost > 0 && period.came * HEARD_SHARE < lost).then_some(lost)
+    }
+
+    /// Whether enough new full pages came in a row.
+    pub(super) fn has_row(&self) -> bool {
+        self.row.is_some_and(|(_, pages)| pages >= ROW)
+    }
+
+    /// Forgets the row: what follows is to be proven anew.
+    pub(super) fn forget_row(&mut self) {
+        self.row = None;
+    }
+
+    /// Whether only datagrams came that are shorter than a full page.
+    pub(super) fn is_short_only(&self) -> bool {
+        self.short_only
+    }
+
+    /// Whether pages come and nothing of the repair channel does.
+    pub(super) fn is_repair_closed(&self) -> bool {
+        self.is_repair_closed
+    }
+
+    /// The socket of the repair channel could not be opened.
+    pub(super) fn close_repair(&mut self) {
+        self.is_repair_closed = self.expects_repair;
+    }
+
+    /// Takes the repair channel for closed where it is time to; `true` where that is news.
+    pub(super) fn handle_timeout(&mut self, now: Instant) -> bool {
+        if self.repair_deadline().is_none_or(|at| now < at) {
+            return false;
+        }
+        self.is_repair_closed = true;
+        true
+    }
+
+    /// When the repair channel is taken for closed, unless a beacon comes before.
+    pub(super) fn repair_deadline(&self) -> Option<Instant> {
+        let (since, pages) = self.unannounced.filter(|_| self.expects_repair)?;
+        (pages >= ENOUGH_PAGES && !self.is_repair_closed).then_some(since + PATIENCE)
+    }
+
+    /// When the stream of a cast whose repair channel is closed has brought all that it will.
+    pub(super) fn stalled_at(&self) -> Option<Instant> {
+        self.last_new.filter(|_| self.is_repair_closed).map(|at| at + PATIENCE)
+    }
+}
+
+impl Period {
+    /// Datagrams to the data port, of `sent` in all: those that came as symbols went to the other.
+    fn pages_sent(&self, sent: u64) -> u64 {
+        sent.saturating_sub(self.sent).saturating_sub(self.symbols)
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a virtual clock needs a first moment")]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn hearing() -> (Hearing, Instant) {
+        let mut hearing = Hearing::default();
+        hearing.begin(true);
+        (hearing, Instant::now())
+    }
+
+    /// Beacons every 25 ms for this long, `sent` datagrams before each, of which `came` get here.
+    fn listen(
+        hearing: &mut Hearing,
+        now: &mut Instant,
+        time: Duration,
+        [sent, came]: [u64; 2],
+        symbols: u64,
+    ) -> Vec<Proof> {
+        let mut total = hearing.period.map_or(0, |period| period.sent);
+        let mut proofs = Vec::new();
+        let end = *now + time;
+        while *now < end {
+            *now += 25 * MS;
+            total += sent;
+            (0..came).for_each(|_| hearing.page(true, false, *now));
+            (0..symbols).for_each(|_| hearing.symbol(false, *now));
+            proofs.extend(hearing.beacon(total, false, *now));
+        }
+        proofs
+    }
+
+    #[test]
+    fn beacons_alone_prove_within_a_second_that_no_page_comes() {
+        for (time, proofs) in [(1000, vec![]), (1050, vec![Proof::Deaf { sent: 400 }])] {
+            let (mut hearing, mut now) = hearing();
+            let heard = listen(&mut hearing, &mut now, time * MS, [10, 0], 0);
+            assert_eq!((heard, hearing.is_suspect(500)), (proofs, true));
+            hearing.page(true, false, now);
+            assert!(!hearing.is_suspect(500));
+        }
+    }
+
+    #[test]
+    fn a_short_page_or_a_page_in_a_hundred_is_no_hearing() {
+        let (mut hearing, mut now) = hearing();
+        listen(&mut hearing, &mut now, 25 * MS, [0, 0], 0);
+        hearing.page(false, true, now);
+        hearing.page(true, true, now);
+        let proofs = listen(&mut hearing, &mut now, 1100 * MS, [100, 0], 0);
+        assert!(matches!(proofs[..], [Proof::Deaf { .. }]), "{proofs:?}");
+    }
+
+    #[test]
+    fn duplicates_that_beacons_confirm_are_heard_also_at_heavy_loss() {
+        let (mut hearing, mut now) = hearing();
+        listen(&mut hearing, &mut now, 25 * MS, [0, 0], 0);
+        let proofs = listen(&mut hearing, &mut now, 3000 * MS, [20, 1], 0);
+        assert!(!proofs.is_empty() && proofs.iter().all(|it| *it == Proof::Heard), "{proofs:?}");
+    }
+
+    #[test]
+    fn symbols_only_and_a_silent_server_prove_nothing() {
+        let (mut hearing, mut now) = hearing();
+        listen(&mut hearing, &mut now, 25 * MS, [0, 0], 0);
+        assert_eq!(listen(&mut hearing, &mut now, 3000 * MS, [20, 0], 20), []);
+        assert_eq!(listen(&mut hearing, &mut now, 9000 * MS, [0, 0], 0), []);
+        let busy = listen(&mut hearing, &mut now, 900 * MS, [9, 0], 0);
+        assert_eq!(busy, [], "the second begins when the server begins to send");
+    }
+
+    #[test]
+    fn lost_symbols_do_not_pass_for_pages() {
+        let (mut hearing, mut now) = hearing();
+        listen(&mut hearing, &mut now, 25 * MS, [0, 0], 0);
+        assert_eq!(listen(&mut hearing, &mut now, 3000 * MS, [20, 0], 15), []);
+    }
+
+    #[test]
+    fn what_this_machine_dropped_did_come() {
+        let (mut hearing, mut now) = hearing();
+        listen(&mut hearing, &mut now, 25 * MS, [0, 0], 0);
+        hearing.dropped(100);
+        assert_eq!(listen(&mut hearing, &mut now, 1000 * MS, [5, 0], 0)[0], Proof::Heard);
+    }
+
+    #[test]
+    fn pages_without_a_beacon_for_a_second_close_the_repair_channel_until_one_comes() {
+        let (mut hearing, now) = hearing();
+        (0..ENOUGH_PAGES).for_each(|_| hearing.page(true, true, now));
+        assert_eq!(hearing.repair_deadline(), Some(now + PATIENCE));
+        assert!(!hearing.handle_timeout(now + 999 * MS));
+        assert!(hearing.handle_timeout(now + PATIENCE) && hearing.is_repair_closed());
+        assert_eq!(hearing.stalled_at(), Some(now + PATIENCE));
+        hearing.beacon(9, false, now + PATIENCE);
+        assert!(!hearing.is_repair_closed() && hearing.stalled_at().is_none());
+    }
+
+    #[test]
+    fn few_new_pages_here_and_there_are_no_row() {
+        let (mut hearing, mut now) = hearing();
+        for _ in 0..20 {
+            hearing.page(true, true, now);
+            hearing.page(false, true, now);
+            now += 500 * MS;
+            assert!(!hearing.has_row());
+        }
+        (0..ROW).for_each(|_| hearing.page(true, true, now));
+        assert!(hearing.has_row());
+    }
+}
