@@ -12,6 +12,7 @@ use bootcast_proto::quiet::Limiter;
 use bootcast_proto::unreadable::{HEADER_UNREADABLE, encode_bytes};
 use tokio::time::Instant;
 
+use crate::cast::JoinRefusal;
 use crate::io::listings::ListingError;
 use crate::io::lookups::NotDone;
 use crate::io::sender::{JoinError, NoAnswer};
@@ -105,13 +106,23 @@ impl ApiError {
     }
 }
 
-/// Seconds after which a client should try again.
-const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
+/// Seconds after which a client should usually try again.
+const RETRY_AFTER_S: u64 = 1;
 
 /// Warnings by their text.
 static WARNED: Mutex<Limiter<String, Instant>> = Mutex::new(Limiter::new());
 
 impl ApiError {
+    /// Seconds after which a client should try again.
+    fn retry_after_s(&self) -> u64 {
+        match self {
+            Self::Join(JoinError::Refused(JoinRefusal::Relapse { after, .. })) => {
+                after.as_millis().div_ceil(1000).try_into().unwrap_or(RETRY_AFTER_S)
+            }
+            _ => RETRY_AFTER_S,
+        }
+    }
+
     /// Warns of a request that failed through no fault of the client, once a minute for each cause:
     /// a thousand clients may try again and again.
     pub(super) fn warn(&self) {
@@ -134,7 +145,7 @@ impl IntoResponse for ApiError {
         let status = self.status();
         let mut headers = HeaderMap::new();
         if status == StatusCode::SERVICE_UNAVAILABLE {
-            headers.insert(header::RETRY_AFTER, RETRY_AFTER);
+            headers.insert(header::RETRY_AFTER, self.retry_after_s().into());
         }
         if let Self::Unreadable { bytes, .. } = &self
             && let Some(bytes) = encode_bytes(bytes).and_then(|it| HeaderValue::try_from(it).ok())
@@ -145,5 +156,25 @@ impl IntoResponse for ApiError {
             self.warn();
         }
         (status, headers, format!("{self}\n")).into_response()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::cast::EndReason;
+
+    #[test]
+    fn a_refusal_says_when_to_try_again_in_whole_seconds() {
+        let (reason, after) = (EndReason::FileChanged, Duration::from_millis(7001));
+        let seconds = |refusal: JoinRefusal| {
+            let response = ApiError::from(JoinError::from(refusal)).into_response();
+            assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+            response.headers()[header::RETRY_AFTER].to_str().unwrap().to_owned()
+        };
+        assert_eq!(seconds(JoinRefusal::Relapse { reason, after }), "8");
+        assert_eq!(seconds(JoinRefusal::NoGroup), "1");
     }
 }

@@ -7,6 +7,7 @@
 //! | [`Pacer`] | when the next datagrams may leave |
 //! | `rate` | how fast one cast sends, below the ceiling that all casts share |
 //! | [`GroupPool`] | which multicast address a cast gets |
+//! | `relapse` | how long a file whose casts fail again and again must wait for the next |
 //! | `urgent` | which casts send first, because readers wait for their pages |
 //!
 //! A cast consists of
@@ -34,6 +35,7 @@ mod pacer;
 mod precedence;
 mod rate;
 mod recall;
+mod relapse;
 mod repair;
 mod scheduler;
 mod standing;

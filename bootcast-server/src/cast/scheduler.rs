@@ -14,6 +14,7 @@ use bootcast_proto::{BitRate, BlockLayout, Etag, Geometry, PageRange, RemotePath
 
 use super::farewells::Farewells;
 use super::rate::{Allowance, CeilingSource, RateControl};
+use super::relapse::Relapses;
 use super::urgent::Urgent;
 use super::{Cast, CastPolicy, EndReason, GroupPool, MemberKind, Pacer, RepairSettings, Sending};
 use sizes::{END_LEN, datagrams, wire_bytes};
@@ -80,6 +81,14 @@ pub enum JoinRefusal {
     /// The limit [`MAX_MEMBERS`] is reached.
     #[error("this cast has too many members: try again later")]
     TooManyMembers,
+    /// The file's casts failed several times in a row.
+    #[error("casts of this file keep ending ({reason}): try again later")]
+    Relapse {
+        /// Reason of the failures.
+        reason: EndReason,
+        /// Time until a new cast may begin.
+        after: Duration,
+    },
 }
 
 /// Datagrams to be sent now.
@@ -212,6 +221,7 @@ pub struct Scheduler {
     /// Whether the last poll found nothing to send.
     idle: bool,
     farewells: Farewells,
+    relapses: Relapses,
     next_id: CastId,
     events: VecDeque<Event>,
     totals: Totals,
@@ -235,6 +245,7 @@ impl Scheduler {
             urgent: Urgent::default(),
             idle: true,
             farewells: Farewells::default(),
+            relapses: Relapses::default(),
             next_id: CastId(0),
             events: VecDeque::new(),
             totals: Totals::default(),
@@ -566,6 +577,9 @@ impl Scheduler {
         geometry: Geometry,
         now: Instant,
     ) -> Result<CastId, JoinRefusal> {
+        if let Some((reason, after)) = self.relapses.pause(path, now) {
+            return Err(JoinRefusal::Relapse { reason, after });
+        }
         if self.casts.len() >= self.settings.max_casts {
             return Err(JoinRefusal::TooManyCasts);
         }
@@ -623,6 +637,8 @@ impl Scheduler {
         }
         self.share_panel();
         self.settings.groups.give_back(*running.group.ip(), now);
+        let lasted = now.saturating_duration_since(running.began);
+        self.relapses.on_end(&running.path, reason, lasted, now);
         self.events.push_back(Event::Ended {
             cast: id,
             path: running.path,

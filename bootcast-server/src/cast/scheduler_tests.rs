@@ -584,3 +584,18 @@ mod demand {
         }
     }
 }
+
+#[test]
+fn a_file_that_changes_again_and_again_must_wait_for_its_next_cast() {
+    let mut lab = Lab::new("1gbit", "239.254.18.0/24", 10);
+    for version in 0..3 {
+        let (joined, _) = lab.join("a", &format!("v{version}"), MIB).unwrap();
+        lab.scheduler.handle_end(joined.cast, EndReason::FileChanged, lab.now);
+    }
+    let refused = lab.join("a", "v3", MIB).unwrap_err();
+    assert_eq!(refused, JoinRefusal::Relapse { reason: EndReason::FileChanged, after: SECOND });
+    lab.join("b", "v0", MIB).expect("another file is not delayed");
+    lab.now += SECOND;
+    assert!(lab.join("a", "v3", MIB).unwrap().0.began);
+    lab.join("a", "v3", MIB).expect("a running cast takes more members");
+}
