@@ -204,19 +204,21 @@ impl Shared {
         let (shared, object) = (self.clone(), object.clone());
         self.config.runtime.spawn(async move {
             let path = &object.key().path;
-            let result = match shared.config.control.join(path, object.fill(), object.resumes()).await {
-                Ok((answer, server)) => {
-                    info!(%path, token = %answer.token, group = %answer.connect, pages = answer.pages, "joined");
-                    if let Some(server) = server {
-                        *shared.server.lock().unwrap_or_else(PoisonError::into_inner) = Some(server);
+            let result =
+                match shared.config.control.join(path, object.fill(), object.resumes()).await {
+                    Ok((answer, server)) => {
+                        info!(%path, group = %answer.connect, pages = answer.pages, "joined");
+                        if let Some(server) = server {
+                            *shared.server.lock().unwrap_or_else(PoisonError::into_inner) =
+                                Some(server);
+                        }
+                        Ok(answer)
                     }
-                    Ok(answer)
-                }
-                Err(error) => {
-                    log_join_error(&object, &error);
-                    Err(error)
-                }
-            };
+                    Err(error) => {
+                        log_join_error(&object, &error);
+                        Err(error)
+                    }
+                };
             let reads = object.joined(result, now());
             match shared.multicast.presumption(now()) {
                 Presumption::Comes => {}

@@ -361,7 +361,7 @@ impl Driver {
                         tracing::info!(cast = %joined.cast, %path, %group, size, %etag, "cast began");
                     }
                     let members = self.members(joined.cast);
-                    tracing::info!(cast = %joined.cast, %path, token = %name, members, "joined");
+                    tracing::debug!(cast = %joined.cast, %path, token = %name, members, "joined");
                 }
                 if reply.send(joined.map_err(JoinError::from)).is_err() {
                     self.scheduler.handle_leave(&path, &name, now);
@@ -371,7 +371,7 @@ impl Driver {
                 let left = self.scheduler.handle_leave(&path, &token, now);
                 if let Some(cast) = left {
                     let members = self.members(cast);
-                    tracing::info!(%cast, %path, %token, members, "left");
+                    tracing::debug!(%cast, %path, %token, members, "left");
                 }
                 let _ = reply.send(left.is_some());
             }
