@@ -638,7 +638,10 @@ impl Scheduler {
         self.share_panel();
         self.settings.groups.give_back(*running.group.ip(), now);
         let lasted = now.saturating_duration_since(running.began);
-        self.relapses.on_end(&running.path, reason, lasted, now);
+        // What ends while nobody waits for it makes nobody join again.
+        if running.cast.members() > 0 {
+            self.relapses.on_end(&running.path, reason, lasted, now);
+        }
         self.events.push_back(Event::Ended {
             cast: id,
             path: running.path,
