@@ -3,7 +3,7 @@
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -75,6 +75,15 @@ impl Sink {
     /// Opens a second descriptor.
     pub(super) fn duplicate(&self) -> Result<File, ToolError> {
         self.file.try_clone().map_err(|error| self.failed(&error))
+    }
+
+    /// Opens the file anew. The kernel reports a failed write-back once for each open file, so that
+    /// a sync of this one takes no error away from [`Self::sync`], as one of a duplicate would.
+    pub(super) fn open_again(&self) -> Result<File, ToolError> {
+        let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        let opened = fs::OpenOptions::new().read(true).write(true).open(path);
+        // Without /proc, as in an early initramfs.
+        opened.or_else(|_| self.file.try_clone()).map_err(|error| self.failed(&error))
     }
 
     /// Writes all of `bytes`. May block for as long as nobody reads.
