@@ -86,8 +86,8 @@ pub struct Report {
     /// Datagrams between the same two beacons that the member's own socket buffer had no room for.
     #[serde(default)]
     pub drops: u64,
-    /// Datagrams that the server had sent at the newest of these beacons, as the beacon tells; 0 where
-    /// the member does not say.
+    /// Datagrams that the server had sent at the newest of these beacons, as the beacon tells; 0
+    /// where the member does not say.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub seen: u64,
     /// Whether this member receives no datagrams and fetches the file over HTTP. The server then
@@ -214,8 +214,8 @@ pub struct Totals {
     /// Repair symbols sent.
     #[serde(default)]
     pub symbols_sent: u64,
-    /// Bytes sent on the wire, Ethernet framing included: 24 for each frame beyond what an interface
-    /// counts.
+    /// Bytes sent on the wire, Ethernet framing included: 24 for each frame beyond what an
+    /// interface counts.
     pub bytes_sent: u64,
     /// Bytes read from files for casts.
     pub bytes_read: u64,

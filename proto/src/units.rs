@@ -80,7 +80,8 @@ pub fn wire_len(payload: u32) -> u64 {
     frame.max(ETHERNET_MIN_FRAME.into()) + u64::from(ETHERNET_SPACING)
 }
 
-/// Bits per second on the wire, Ethernet framing included. Never 0: a sender that must not send is paused.
+/// Bits per second on the wire, Ethernet framing included. Never 0: a sender that must not send is
+/// paused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BitRate(NonZeroU64);
 

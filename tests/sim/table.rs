@@ -82,7 +82,8 @@ fn rates(pages: u32, clients: usize) -> [Scenario; 7] {
     ]
 }
 
-/// Machines that take 600 or 200 Mbit/s of 1 Gbit/s: what comes beyond does not fit their sockets of about 4 MB.
+/// Machines that take 600 or 200 Mbit/s of 1 Gbit/s: what comes beyond does not fit their sockets
+/// of about 4 MB.
 fn slow_machines(pages: u32) -> [Scenario; 4] {
     [(1, 0.6, false), (1, 0.2, true), (8, 0.6, true), (8, 0.2, false)].map(
         |(clients, machine, is_guessed)| {

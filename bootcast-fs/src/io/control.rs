@@ -85,7 +85,7 @@ pub enum ControlError {
     Unreadable {
         /// Bytes that it cannot read.
         bytes: Range<u64>,
-        /// One line.
+        /// One line: the server's text, or that of the status.
         message: String,
     },
     /// The answer does not follow the protocol.

@@ -20,7 +20,7 @@ const REJOIN_SPREAD: Duration = Duration::from_millis(200);
 /// An end is believed when nothing newer came for so long after it. Beacons come twice as often.
 const QUIET: Duration = Duration::from_millis(60);
 
-/// What a datagram of the repair channel was worth.
+/// Result of a datagram of the repair channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RepairArrival<'a> {
     /// A useful symbol: store it, then call [`Receiver::handle_symbol_stored`].

@@ -76,8 +76,8 @@ pub struct Timing {
 ///  '--- complete, failed, or unread for longer than linger ----'
 /// ```
 ///
-/// A failed join is repeated, ever more slowly, for as long as the file is wanted. A member stays subscribed while it
-/// joins again, because the silence may have been the network's.
+/// A failed join is repeated, ever more slowly, for as long as the file is wanted. A member stays
+/// subscribed while it joins again, because the silence may have been the network's.
 #[derive(Debug)]
 pub(super) struct Membership {
     timing: Timing,
@@ -224,7 +224,7 @@ impl Membership {
         self.timing.silence
     }
 
-    /// Whether something is expected to come from now on; silence counts from the moment when that begins.
+    /// Sets whether datagrams are expected from now on. Silence counts from the moment they are.
     pub(super) fn expect(&mut self, something: bool, now: Instant) {
         let begins = something && self.may_be_silent;
         self.may_be_silent = !something;

@@ -141,7 +141,7 @@ pub struct Receiver {
     useful: u64,
     /// The join on its way said that a part of the file is here.
     has_resumed: bool,
-    /// Wants in a row for which the server did not know this member.
+    /// Demands in a row for which the server did not know this member.
     forgotten: u32,
     failure: Option<Failure>,
     counters: Counters,
@@ -243,7 +243,7 @@ impl Receiver {
         self.useful
     }
 
-    /// A join had no usable answer.
+    /// Handles a join without a usable answer.
     pub fn handle_join_error(&mut self, error: JoinError, now: Instant) {
         match error {
             JoinError::Retry { after } => self.membership.join_failed(now, after),
@@ -288,7 +288,7 @@ impl Receiver {
         self.handle_page(page, now);
         self.gate.heard_from(checked.from);
         self.page_came(page, is_new, now);
-        // A phantom page can be settled by a duplicate.
+        // A duplicate can prove that the last page is a phantom.
         self.end_if_complete();
         arrival
     }

@@ -79,7 +79,7 @@ impl Panel {
         self.now.sent
     }
 
-    /// From the first beacon to the newest.
+    /// Counts from the first beacon to the newest.
     fn counts(&self) -> Counts {
         let Some(first) = self.first else { return Counts::default() };
         Counts {

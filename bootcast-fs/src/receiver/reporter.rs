@@ -112,7 +112,7 @@ impl Reporter {
         self.newest.map(|newest| newest.number)
     }
 
-    /// The newest beacon, its promises already counted in `is_short`.
+    /// Handles the newest beacon. `is_short` already accounts for its promises.
     pub(super) fn beacon(&mut self, beacon: &Beacon, is_short: bool, now: Instant) {
         let guidance = Guidance {
             number: beacon.number,

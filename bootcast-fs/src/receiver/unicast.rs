@@ -16,7 +16,7 @@ use super::{Assembly, Failure, Fill, Receiver};
 pub use deafness::{Cause, Notice};
 use deafness::{Probe, Returns};
 
-/// How often a member that hears nothing enters its group anew: a switch may have forgotten it.
+/// How often a member that receives nothing enters its group again, in case a switch forgot it.
 const RELISTEN: Duration = Duration::from_secs(60);
 /// After this many refusals in a row over HTTP of a version that can be joined, the server counts
 /// as one without files over HTTP.
@@ -93,7 +93,7 @@ pub(super) struct Unicast {
     /// Before pages are asked for that a closed repair channel does not bring.
     ask_pause: Duration,
     ask_at: Option<Instant>,
-    /// What the server is being told.
+    /// Whether a report with the news is in flight.
     telling: bool,
     /// Fetches in a row for which the server denied a version that can be joined.
     contradictions: u32,
@@ -122,7 +122,8 @@ struct Server {
 }
 
 impl Unicast {
-    /// A membership begins. `listens_to_repair`: there is a repair channel, and this member hears it.
+    /// A membership begins. `listens_to_repair`: there is a repair channel, and this member hears
+    /// it.
     fn joined(&mut self, answer: &JoinAnswer, listens_to_repair: bool) {
         self.hearing.begin(listens_to_repair);
         self.ports = (answer.connect.port(), answer.extensions.repair.unwrap_or_default());
@@ -153,7 +154,7 @@ impl Unicast {
         self.mode == UnicastMode::Auto && self.server.has_files
     }
 
-    /// Nothing is to come at present.
+    /// Expects no datagrams at present.
     pub(super) fn expect_nothing(&mut self) {
         self.awaited_since = None;
     }
@@ -171,7 +172,8 @@ impl Unicast {
         own.into_iter().chain(repair).flatten().min()
     }
 
-    /// When the stream has brought what it will, and the closed repair channel cannot bring the rest.
+    /// When the stream has brought what it will, and the closed repair channel cannot bring the
+    /// rest.
     fn stalled_at(&self) -> Option<Instant> {
         let stalled = self.hearing.stalled_at().filter(|_| !self.is_fetching)?;
         Some(self.ask_at.map_or(stalled, |at| at.max(stalled)))
@@ -228,9 +230,9 @@ impl Receiver {
         self.unicast.mode = mode;
     }
 
-    /// Multicast did not come for other files lately: fetches from the beginning, and listens all the
-    /// same. `tells`: the server hears of it at once, and sends nothing for this member; else it gets
-    /// a second to show that multicast comes again.
+    /// Multicast did not come for other files lately: fetches from the beginning, and listens all
+    /// the same. `tells`: the server hears of it at once, and sends nothing for this member; else
+    /// it gets a second to show that multicast comes again.
     pub fn presume_no_multicast(&mut self, tells: bool, now: Instant) {
         let unicast = &mut self.unicast;
         if unicast.awaited_since.is_some() && !unicast.has_heard {

@@ -226,7 +226,8 @@ fn pages_in_a_row_end_the_fetching_and_the_report_asks_for_all_that_is_missing()
     let reports = reports(&member.pass(500 * MS));
     assert_eq!(reports.len(), 1);
     assert!(!reports[0].unicast);
-    // What is here lies in the first 8 windows: a MiB is 1048 pages. The last window has 32 pages, eight of them here.
+    // What is here lies in the first 8 windows: a MiB is 1048 pages. The last window has 32 pages,
+    // eight of them here.
     assert_eq!(reports[0].bulk, [(8, 24)]);
 }
 

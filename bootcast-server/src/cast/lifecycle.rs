@@ -201,7 +201,8 @@ impl Cast {
         }
     }
 
-    /// Adds a member. A running stream goes on where it is; it starts with page 1 for the first that wants the whole file.
+    /// Adds a member. A running stream goes on where it is. It starts with page 1 for the first
+    /// member that wants the whole file.
     pub fn handle_join(&mut self, token: Token, kind: MemberKind, now: Instant) {
         // Without a repair channel every member knows only the base protocol.
         let kind = if self.repair.is_some() { kind } else { MemberKind::Plain };

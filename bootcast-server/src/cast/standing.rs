@@ -51,8 +51,8 @@ impl Standings {
         Self { pages: pages.into(), of: BTreeMap::new() }
     }
 
-    /// Takes note of a report that asks for so many pages and symbols. Returns whether they are to be
-    /// sent.
+    /// Takes note of a report that asks for so many pages and symbols. Returns whether they are to
+    /// be sent.
     pub(super) fn handle_report(&mut self, token: &Token, report: &Report, asks: u64) -> bool {
         let standing = self.of.entry(token.clone()).or_default();
         if standing.counters(report) | standing.useful(report.useful) {

@@ -75,7 +75,8 @@ const TRIALS: u32 = 2;
 const UNCHANGED: f64 = 1.25;
 
 /// The share of the ceiling that a cast begins with where nobody knows the ceiling, and that it
-/// falls to where nobody reports. A network whose edge is ten times slower than its head carries it.
+/// falls to where nobody reports. A network whose edge is ten times slower than its head carries
+/// it.
 const CAUTIOUS_SHARE: f64 = 0.1;
 
 /// The most that a cast begins with where the interface told its speed: what it sends before the
@@ -226,8 +227,8 @@ pub(super) struct Controller {
     was_congested: bool,
     /// Losses of recent intervals: median and worst twentieth.
     bases: VecDeque<(Instant, f64, f64)>,
-    /// The last look doubled the rate, or there was none: a loss thereafter needs no second interval
-    /// to be believed.
+    /// The last look doubled the rate, or there was none: a loss thereafter needs no second
+    /// interval to be believed.
     has_doubled: bool,
     phase: Phase,
     /// The rate where the first moments go by without a report.
@@ -277,7 +278,8 @@ impl Controller {
         self.phase == Phase::Opening
     }
 
-    /// The first moments are over. Where nobody reported, nothing is known but what an earlier cast learned.
+    /// The first moments are over. Where nobody reported, nothing is known but what an earlier cast
+    /// learned.
     pub(super) fn end_opening(&mut self, is_heard: bool) {
         self.phase = Phase::UnderWay;
         self.has_doubled = false;
@@ -298,7 +300,7 @@ impl Controller {
         self.ceiling = Some(Ceiling { rate, until: now + time });
     }
 
-    /// At present.
+    /// Rate at present.
     pub(super) fn rate(&self) -> BitRate {
         #[expect(
             clippy::cast_possible_truncation,
@@ -424,20 +426,22 @@ impl Controller {
         self.rate = (through * margin).clamp(self.floor, self.line);
         self.note_ceiling(through, now);
         self.was_congested = true;
-        // What gets through a narrow place does not depend on what is sent into it.
+        // Throughput of a bottleneck does not depend on the rate sent into it.
         let expected = (1.0 - (1.0 - lost) * sent / self.rate).max(base.min(lost));
         let earlier = self.trial.filter(|trial| trial.congestion == congestion);
         let (number, rate) = earlier.map_or((1, before), |trial| (trial.number + 1, trial.rate));
         self.trial = Some(Trial { congestion, number, rate, lost, expected });
     }
 
-    /// Much was lost in a single interval: the next ones tell why. Near what got through before, the reason may be guessed.
+    /// Waits for the next intervals to explain a large loss. Near the last throughput the cause is
+    /// plausible, and the rate drops below it at once.
     fn wait(&mut self, skips: bool, now: Instant) {
         if let Some(ceiling) = self.ceiling.as_mut().filter(|it| self.rate < it.rate * NEAR.1) {
             ceiling.until = now + CEILING_TIME;
             let calm = (ceiling.rate * NEAR.0).max(self.floor);
             if calm < self.rate {
-                // What the next look sees was sent at the higher rate in part: of that it must not be concluded what gets through.
+                // The next interval contains datagrams sent at the higher rate, so it must not be
+                // used as an estimate.
                 (self.rate, self.skips) = (calm, skips);
             }
         }

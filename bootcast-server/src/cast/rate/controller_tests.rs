@@ -52,7 +52,8 @@ impl Lab {
         self.lose_more(lost, lost, 0.0)
     }
 
-    /// An interval like those before in which half of the members lose `median`, and a twentieth `worst` and `drops`.
+    /// An interval like those before in which half of the members lose `median`, and a twentieth
+    /// `worst` and `drops`.
     fn lose_more(&mut self, median: f64, worst: f64, drops: f64) -> f64 {
         self.now += INTERVAL;
         let view = View {

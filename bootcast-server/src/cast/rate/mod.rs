@@ -1,4 +1,5 @@
-//! How fast one cast sends: below the ceiling of its interface, its rate follows what its members get. docs/PROTOCOL.md, "Rate".
+//! How fast one cast sends: below the ceiling of its interface, its rate follows what its members
+//! get. docs/PROTOCOL.md, "Rate".
 //!
 //! | module | decides |
 //! |---|---|
@@ -37,7 +38,8 @@ const PANEL_MEMBERS: usize = 24;
 /// The same in the first moments of a cast, where reports come many times as often.
 const OPENING_MEMBERS: usize = 12;
 
-/// An interval is over when this share of it is, so that reports that come once an interval are looked at once an interval.
+/// An interval counts as over after this share of it, so that reports sent once per interval are
+/// used once per interval.
 const NEARLY: f64 = 0.9;
 
 /// Age of datagrams above which a report says nothing about the present.
@@ -119,8 +121,8 @@ impl RateControl {
         self.opening.is_some()
     }
 
-    /// Ends the first moments when their time is over, or where nobody is there who reports. `true`:
-    /// the rate is another one now.
+    /// Ends the first moments when their time is over, or where nobody is there who reports.
+    /// `true`: the rate is another one now.
     pub(super) fn end_opening(&mut self, reporters: usize, now: Instant) -> bool {
         let is_over = |it: &Opening| it.is_over(now) || (reporters == 0 && self.sent > 0);
         let Some(opening) = self.opening.take_if(|it| is_over(it)) else { return false };
@@ -203,8 +205,8 @@ impl RateControl {
         after != before
     }
 
-    /// Whether reports tell of half of what was sent at the present rate, at least. Where a long queue
-    /// delays them, they tell of a rate that is no more.
+    /// Whether reports tell of half of what was sent at the present rate, at least. Where a long
+    /// queue delays them, they tell of a rate that is no more.
     fn is_timely(&self, seen: u64) -> bool {
         let sent = self.sent - self.sent_before;
         seen == 0 || seen.saturating_sub(self.sent_before).saturating_mul(2) >= sent

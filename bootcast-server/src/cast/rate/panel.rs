@@ -140,7 +140,7 @@ impl Panel {
         let Report { sent, received, drops, .. } = *report;
         let told = Counters { sent, received, drops };
         let member = self.members.entry(token.clone()).or_default();
-        // A little less than an interval: reports are not that punctual.
+        // A little less than an interval, because reports are not that punctual.
         if member.at.is_some_and(|at| now < at + expected.interval * 3 / 4) {
             return;
         }
@@ -151,7 +151,8 @@ impl Panel {
         let since_sent = since.map_or(0, |it| it.sent);
         let is_recent = member.at.is_none_or(|at| now < at + FORGOTTEN_AFTER);
         (member.told, member.at, member.seen) = (told, Some(now), report.seen);
-        // However narrow a path is, it lets something through: what lets nothing through is closed, and so at any rate.
+        // A narrow path lets something through. One that lets nothing through is closed at any
+        // rate.
         let tells = |it: &Counters| {
             let is_present =
                 expected.since.is_none_or(|it| it.admits(since_sent, report.seen, now));

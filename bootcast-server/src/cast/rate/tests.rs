@@ -34,7 +34,8 @@ impl Lab {
         self.run_for(INTERVAL * intervals);
     }
 
-    /// Runs for this time. Members report as often as the beacons ask for, each at a time of its own.
+    /// Runs for this time. Members report as often as the beacons ask for, each at a time of its
+    /// own.
     fn run_for(&mut self, time: Duration) {
         for tick in 0..time.as_millis() {
             self.now += TICK;
