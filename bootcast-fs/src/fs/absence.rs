@@ -1,4 +1,4 @@
-//! What is answered while the server is away: what the kernel still knows of.
+//! Answers from memory while the server is away, for names that the kernel still refers to.
 //!
 //! A server that is gone refuses connections, which costs a request nothing. One that hangs, or
 //! whose link is down, lets each request wait for its time-out. So after the first time-out known

@@ -16,7 +16,7 @@ use bootcast_proto::api::Kind;
 use super::FileVersion;
 use super::inode::ROOT;
 
-/// What tells one inode from another: the hash of its path, its type and its version.
+/// Identity of an inode: the hash of its path, its type and its version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Identity([u8; 32]);
 
