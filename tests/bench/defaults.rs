@@ -73,12 +73,14 @@ fn run(lab: &Lab, size: u64, rate: Option<&str>) -> f64 {
     let server = rate.into_iter().fold(server, |server, rate| server.option("--rate", rate));
     let _server = server.start();
     let mounts: Vec<_> = (1..=lab.clients().len()).map(|k| lab.mount(k).start()).collect();
-    warm_memory(1);
+    warm_memory(5);
     let read = || {
         wait_all(mounts.iter().map(|it| read_all(it.host(), &it.join("image"))).collect());
     };
     let seconds = timed(read).as_secs_f64();
+    let caches: Vec<_> = mounts.iter().map(|it| it.cache().to_owned()).collect();
     drop(mounts);
+    caches.iter().for_each(|cache| fs::remove_dir_all(cache).unwrap());
     fs::remove_file(image.path).unwrap();
     seconds
 }
