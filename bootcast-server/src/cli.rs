@@ -62,7 +62,7 @@ pub struct Args {
     page_size: Option<PageSize>,
 
     /// Upper bound of the sending rate, all casts together, in bits on the wire, Ethernet framing
-    /// included, such as 900mbit or 2.5gbit [default: 0.9 of the interface's speed, of 1gbit if
+    /// included, such as 900mbit or 2.5gbit [default: 0.97 of the interface's speed, of 1gbit if
     /// that is unknown; on loopback 10gbit]
     #[arg(long, value_name = "RATE", env = "BOOTCAST_RATE")]
     rate: Option<BitRate>,

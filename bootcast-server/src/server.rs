@@ -40,6 +40,10 @@ const WINDOW_TIME: Duration = Duration::from_millis(200);
 /// repair of slow casts.
 const INTERLEAVE: RangeInclusive<u64> = 16..=512;
 
+/// Default ceiling in percent of the interface's speed. The rest is for answers over HTTP and for
+/// what else the head has to say; the ceiling counts Ethernet framing.
+const DEFAULT_PERCENT: u64 = 97;
+
 /// Speed assumed for an interface that does not report one, in bits per second.
 const ASSUMED_SPEED_BITS: u64 = 1_000_000_000;
 
@@ -202,7 +206,7 @@ fn default_rate(interface: &Interface) -> BitRate {
         BitRate::from_bits_per_second(LOOPBACK_RATE_BITS)
     } else {
         let speed = interface.speed.map_or(ASSUMED_SPEED_BITS, BitRate::bits_per_second);
-        BitRate::from_bits_per_second(speed / 10 * 9)
+        BitRate::from_bits_per_second(speed / 100 * DEFAULT_PERCENT)
     };
     known.expect("a tenth of a megabit and more")
 }
@@ -252,7 +256,7 @@ mod tests {
     fn the_default_rate_leaves_a_tenth_of_the_interface_to_others() {
         let speed = "10gbit".parse().ok();
         assert_eq!(default_rate(&Interface { speed, ..interface(1500) }).to_string(), "9gbit");
-        assert_eq!(default_rate(&interface(1500)).to_string(), "900mbit");
+        assert_eq!(default_rate(&interface(1500)).to_string(), "970mbit");
         let loopback = Interface { is_loopback: true, ..interface(65_536) };
         assert_eq!(default_rate(&loopback).to_string(), "10gbit");
     }

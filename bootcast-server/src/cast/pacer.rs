@@ -52,8 +52,8 @@ const CATCH_UP: Duration = Duration::from_millis(20);
 /// Credit of the peak: limits the burst that a switch must absorb. Twice a late tick.
 const BURST: Duration = Duration::from_millis(4);
 
-/// Lost time is made up for at the ceiling plus 1 / this. With the default ceiling, 0.9 of the
-/// interface's speed, that is still below the speed itself.
+/// Lost time is made up for at the ceiling plus 1 / this. Where the ceiling is near the interface's
+/// speed, the queue of the interface takes what is beyond.
 const CATCH_UP_SHARE: u64 = 10;
 
 /// Pacing of an interface: its ceiling on average, and little more at any moment.
