@@ -253,9 +253,9 @@ mod tests {
     }
 
     #[test]
-    fn the_default_rate_leaves_a_tenth_of_the_interface_to_others() {
+    fn the_default_rate_leaves_some_of_the_interface_to_others() {
         let speed = "10gbit".parse().ok();
-        assert_eq!(default_rate(&Interface { speed, ..interface(1500) }).to_string(), "9gbit");
+        assert_eq!(default_rate(&Interface { speed, ..interface(1500) }).to_string(), "9700mbit");
         assert_eq!(default_rate(&interface(1500)).to_string(), "970mbit");
         let loopback = Interface { is_loopback: true, ..interface(65_536) };
         assert_eq!(default_rate(&loopback).to_string(), "10gbit");

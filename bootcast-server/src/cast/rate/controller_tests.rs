@@ -86,7 +86,7 @@ fn near(left: f64, right: f64) -> bool {
 fn a_guessed_ceiling_is_approached_by_doubling_and_a_named_one_is_where_it_begins() {
     let mut lab = Lab::new(CeilingSource::Assumption);
     let rates: Vec<_> = (0..5).map(|_| lab.lose(0.0).round()).collect();
-    assert_eq!((lab.mbit(), rates), (1000.0, vec![200.0, 400.0, 800.0, 1000.0, 1000.0]));
+    assert_eq!((lab.mbit(), rates), (1000.0, vec![600.0, 1000.0, 1000.0, 1000.0, 1000.0]));
     assert!(near(Lab::new(CeilingSource::Operator).lose(0.0), 1000.0));
     assert_eq!(lab.controller.last_good(), None);
 }
@@ -128,18 +128,18 @@ fn what_is_lost_in_one_interval_only_is_waited_for() {
         lab.controller.update(&MANY, Usage::Rested, true, lab.now);
         lab.now += INTERVAL;
         lab.controller.update(&view, Usage::Full, true, lab.now);
-        assert!(near(lab.mbit(), 100.0), "{view:?}");
-        assert!(near(lab.lose(0.0), 200.0), "{view:?}");
+        assert!(near(lab.mbit(), 300.0), "{view:?}");
+        assert!(near(lab.lose(0.0), 600.0), "{view:?}");
     }
 }
 
 #[test]
 fn after_the_rate_was_doubled_one_interval_tells_enough() {
     let mut lab = Lab::new(CeilingSource::Assumption);
-    assert!(near(lab.lose(0.0), 200.0));
+    assert!(near(lab.lose(0.0), 600.0));
     lab.now += INTERVAL;
     lab.controller.update(&View { median: 0.5, ..MANY }, Usage::Full, true, lab.now);
-    assert!(near(lab.mbit(), 95.0), "{}", lab.mbit());
+    assert!(near(lab.mbit(), 285.0), "{}", lab.mbit());
 }
 
 #[test]
@@ -278,7 +278,7 @@ fn a_cast_that_is_held_up_by_something_else_does_not_grow() {
     let view = MANY;
     lab.controller.update(&view, Usage::HeldUp(0.5), true, lab.now);
     lab.controller.update(&view, Usage::Rested, true, lab.now);
-    assert!(near(lab.mbit(), 100.0));
+    assert!(near(lab.mbit(), 300.0));
 }
 
 #[test]
