@@ -28,4 +28,8 @@ impl Capture {
     pub fn wait_text(&self, text: &str) {
         wait_until(SOON, &format!("a packet with {text:?}"), || self.proc.log().contains(text));
     }
+    /// What tcpdump has printed.
+    pub fn log(&self) -> String {
+        self.proc.log()
+    }
 }

@@ -73,8 +73,8 @@ fn assert_reads_go_on_while(
     wait_until(SOON, "the new content is seen", || {
         digest_of(mount.join("images/latest/image")) == newer.digest
     });
-    drop(mount);
     server.wait_no_members();
+    mount.umount();
 }
 
 #[test]

@@ -1,11 +1,13 @@
 //! `bootcast get`, `ls` and `status`.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::Output;
 
 use harness::binaries::binary;
-use harness::{Host, Lab, Proc, SOON, digest_of, lab_or_skip, mib};
+use harness::capture::Capture;
+use harness::{Host, Lab, Proc, SOON, digest_of, lab_or_skip, mib, wait_until};
 
 use crate::{CRAWL, TRANSFER, text};
 
@@ -49,6 +51,36 @@ fn get_writes_the_file_it_is_told_quietly() {
     );
     server.wait_no_members();
     assert_eq!(server.status().totals.leaves, 1);
+}
+
+#[test]
+fn a_connection_whose_answers_are_lost_is_given_up_for_another() {
+    let lab = lab_or_skip!(Lab::builder());
+    let image = lab.put("image", mib(1));
+    let _server = lab.server().start();
+    let capture = Capture::start(lab.client(1), "tcp[tcpflags] = tcp-syn");
+    lab.drop_toward(1, "tcp flags & (syn | ack) == (syn | ack)");
+    let target = lab.client(1).fresh_path("image");
+    let mut get = start_get(lab.client(1), &[&lab.url("image"), "-O", text(&target)]);
+    // 12:00:00.000001 IP 10.99.0.101.40000 > 10.99.0.1.8888: Flags [S], ..
+    let source = |line: &str| Some(line.split(" > ").next()?.split(' ').nth(2)?.to_owned());
+    let sources = || -> Vec<_> {
+        let log = capture.log();
+        log.lines().filter(|line| line.contains("Flags [S],")).filter_map(source).collect()
+    };
+    // Two requests come at once.
+    wait_until(SOON, "connections from a third port", || {
+        let sources: BTreeSet<_> = sources().into_iter().collect();
+        sources.len() > 2
+    });
+    lab.pass_toward(1);
+    get.wait_success(TRANSFER);
+    assert_eq!(digest_of(target), image.digest);
+    // TCP would have tried the first connection again after 1 s and after 3 s.
+    let sources = sources();
+    let third = sources.iter().position(|it| *it != sources[0] && *it != sources[1]).unwrap();
+    let tries = sources[..third].iter().filter(|it| **it == sources[0]).count();
+    assert!(tries < 3, "{sources:?}");
 }
 
 #[test]

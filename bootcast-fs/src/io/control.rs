@@ -17,6 +17,11 @@ use reqwest::{Client, RequestBuilder, Response, StatusCode};
 
 use crate::receiver::{FetchError, Fill, JoinError};
 
+/// Timeout of the first attempt to connect. Where one of the first two packets of a connection got
+/// lost, TCP sends it again only after a second (RFC 6298, section 2), which is longer than many
+/// casts; a new connection comes sooner. Handshakes in a LAN take a few milliseconds.
+const FIRST_CONNECT_TIMEOUT: Duration = Duration::from_millis(200);
+/// Timeout of the second attempt.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Timeout of a whole answer, except for listings and files.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -50,6 +55,8 @@ const MESSAGE_LEN: usize = 200;
 #[derive(Clone, Debug)]
 pub struct Control {
     client: Client,
+    /// Makes the second attempt to connect.
+    patient: Client,
     /// Separate connections for demands, so that no other request delays a reader.
     wants: Client,
     /// With patience for answers that take their time.
@@ -117,9 +124,9 @@ impl ControlError {
 impl Control {
     /// Creates a client for `base`, such as `http://head:8888`.
     pub fn new(base: &str) -> Result<Self, ControlError> {
-        let client = |read_timeout| {
+        let client = |connect_timeout, read_timeout| {
             let builder = Client::builder()
-                .connect_timeout(CONNECT_TIMEOUT)
+                .connect_timeout(connect_timeout)
                 .read_timeout(read_timeout)
                 .tcp_keepalive(KEEPALIVE)
                 .tcp_keepalive_interval(KEEPALIVE)
@@ -135,9 +142,10 @@ impl Control {
             })
         };
         Ok(Self {
-            client: client(READ_TIMEOUT)?,
-            wants: client(READ_TIMEOUT)?,
-            listings: client(LISTING_TIMEOUT)?,
+            client: client(FIRST_CONNECT_TIMEOUT, READ_TIMEOUT)?,
+            patient: client(CONNECT_TIMEOUT, READ_TIMEOUT)?,
+            wants: client(FIRST_CONNECT_TIMEOUT, READ_TIMEOUT)?,
+            listings: client(CONNECT_TIMEOUT, LISTING_TIMEOUT)?,
             base: base.trim_end_matches('/').to_owned(),
         })
     }
@@ -364,7 +372,8 @@ impl Control {
 
     /// Sends a request. Any status except 2xx and 304 is a refusal.
     async fn send(&self, request: RequestBuilder) -> Result<Response, ControlError> {
-        let response = request.send().await.map_err(|error| self.unreachable(&error))?;
+        let response = self.connect_and_send(request).await;
+        let response = response.map_err(|error| self.unreachable(&error))?;
         let status = response.status();
         if status.is_success() || status == StatusCode::NOT_MODIFIED {
             return Ok(response);
@@ -386,6 +395,17 @@ impl Control {
             message,
             retry_after: Duration::from_secs(retry_after.unwrap_or(0)),
         })
+    }
+
+    /// Sends a request, and once more over another connection where no connection came about soon.
+    async fn connect_and_send(&self, request: RequestBuilder) -> reqwest::Result<Response> {
+        let again = request.try_clone();
+        match (request.send().await, again) {
+            (Err(error), Some(again)) if error.is_connect() && error.is_timeout() => {
+                self.patient.execute(again.build()?).await
+            }
+            (result, _) => result,
+        }
     }
 
     /// Reads a body of less than `limit` bytes.

@@ -28,7 +28,9 @@ fn group(number: u8) -> SocketAddrV4 {
 }
 
 fn get(dir: &Path, args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_bootcast"));
+    // Whoever runs tests in the background may ignore signals, and children inherit that.
+    let mut command = Command::new("env");
+    command.args(["--default-signal", env!("CARGO_BIN_EXE_bootcast")]);
     command.current_dir(dir).env_remove("BOOTCAST_INTERFACE");
     command.args(["get", "--interface", "lo"]).args(args);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());

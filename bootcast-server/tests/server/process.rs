@@ -29,7 +29,9 @@ pub(crate) struct Server {
 /// same group and port would disturb each other.
 pub(crate) fn command(dir: &Path) -> Command {
     let data_port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_bootcast-server"));
+    // Whoever runs tests in the background may ignore signals, and children inherit that.
+    let mut command = Command::new("env");
+    command.args(["--default-signal", env!("CARGO_BIN_EXE_bootcast-server")]);
     command.args(["--listen", "127.0.0.1:0", "--interface", "lo", "--data-port"]);
     command.arg(data_port.to_string()).arg("--dir").arg(dir);
     command
