@@ -234,15 +234,47 @@ mod tests {
 
     use super::*;
 
+    /// Binds a socket on which every peek sees the datagram behind the one of the last peek.
+    fn receiver() -> UdpSocket {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let first: libc::c_int = 0;
+        // SAFETY: the kernel reads the int that it is given the address and the length of.
+        let set = unsafe {
+            let value = (&raw const first).cast();
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_PEEK_OFF,
+                value,
+                INT_LEN,
+            )
+        };
+        assert_eq!(set, 0, "{}", io::Error::last_os_error());
+        socket
+    }
+
+    /// Waits until the next datagram is in the queue. A busy machine delivers it some time after
+    /// it was sent.
+    fn wait_queued(to: &UdpSocket) {
+        to.peek(&mut vec![0; SLOT_LEN]).expect("a datagram within the deadline");
+    }
+
+    /// Sends a datagram and waits until it is in the queue of `to`.
+    fn deliver(from: &UdpSocket, bytes: &[u8], to: &UdpSocket) {
+        from.send_to(bytes, to.local_addr().unwrap()).unwrap();
+        wait_queued(to);
+    }
+
     #[test]
     fn large_messages_are_taken_a_few_at_a_time() {
-        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let socket = receiver();
         let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
         let mut batch = RecvBatch::new();
         let mut taken_of = |count: usize, len: usize| {
             let bytes = vec![1; len];
             for _ in 0..count {
-                sender.send_to(&bytes, socket.local_addr().unwrap()).unwrap();
+                deliver(&sender, &bytes, &socket);
             }
             let receive = || batch.receive(socket.as_fd()).unwrap();
             std::iter::repeat_with(receive).take_while(|taken| *taken > 0).collect::<Vec<_>>()
@@ -256,7 +288,7 @@ mod tests {
     #[test]
     #[expect(clippy::disallowed_methods, reason = "a deadline")]
     fn messages_are_taken_in_the_order_in_which_they_came_to_two_sockets() {
-        let sockets = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
+        let sockets = [receiver(), receiver()];
         for socket in &sockets {
             setsockopt(socket, sockopt::ReceiveTimestampns, &true).unwrap();
         }
@@ -264,11 +296,12 @@ mod tests {
         let [mut left, mut right] = [RecvBatch::new(), RecvBatch::new()];
         // The kernel begins to stamp what arrives a moment after the host's first socket asked for
         // it (net/core/dev.c, net_enable_timestamp: a work queue does it). A datagram from before
-        // that gets the time at which it is read.
+        // that gets the time at which it is first looked at.
         let deadline = Instant::now() + Duration::from_secs(10);
         let mut is_stamped_on_arrival = || {
             sender.send_to(&[0], sockets[0].local_addr().unwrap()).unwrap();
             let arrived = SystemTime::UNIX_EPOCH.elapsed().unwrap();
+            wait_queued(&sockets[0]);
             assert_eq!(left.receive(sockets[0].as_fd()).unwrap(), 1);
             left.next_at().is_some_and(|at| at <= arrived)
         };
@@ -277,7 +310,7 @@ mod tests {
         }
         for (number, to) in [0, 0, 1, 0, 1, 1].into_iter().enumerate() {
             let number = u8::try_from(number).unwrap();
-            sender.send_to(&[number], sockets[to].local_addr().unwrap()).unwrap();
+            deliver(&sender, &[number], &sockets[to]);
         }
         assert_eq!(left.receive(sockets[0].as_fd()).unwrap(), 3);
         assert_eq!(right.receive(sockets[1].as_fd()).unwrap(), 3);
@@ -295,12 +328,12 @@ mod tests {
 
     #[test]
     fn datagrams_come_with_their_sender_and_none_comes_twice() {
-        let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let receiver = receiver();
         let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
         let mut batch = RecvBatch::new();
         assert_eq!(batch.receive(receiver.as_fd()).unwrap(), 0);
         for number in 0..40u8 {
-            sender.send_to(&[number; 100], receiver.local_addr().unwrap()).unwrap();
+            deliver(&sender, &[number; 100], &receiver);
         }
         let mut seen = Vec::new();
         while batch.receive(receiver.as_fd()).unwrap() > 0 {
