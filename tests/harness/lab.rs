@@ -20,6 +20,7 @@ use crate::host::{Host, NAMESPACES};
 use crate::impairment::{Impairment, lose_for_all, lost_packets};
 use crate::link::{self, Cable};
 use crate::mount::MountBuilder;
+use crate::requirements;
 use crate::server::{ServerBuilder, ServerProc};
 use crate::valve::Valve;
 use crate::wait::{SOON, wait_until};
@@ -41,7 +42,7 @@ pub struct LabBuilder {
     clients: u8,
     rate: Option<BitRate>,
     narrow: Option<BitRate>,
-    cap_behind_port: bool,
+    cap_place: CapPlace,
     impairment: Impairment,
     /// A client with a loss of its own.
     lossier: Option<(u8, u32)>,
@@ -49,6 +50,16 @@ pub struct LabBuilder {
     delay: Duration,
     snooping: bool,
     memory_disk: bool,
+    has_valve: bool,
+}
+
+/// Where the rate cap is.
+#[derive(Clone, Copy, Debug)]
+enum CapPlace {
+    /// In the head's interface, whose full queue holds the sender back.
+    Head,
+    /// Behind the switch's port, where a full queue drops.
+    Switch,
 }
 
 /// The network of one test. Everything is removed when it is dropped.
@@ -60,7 +71,7 @@ pub struct Lab {
     clients: Vec<Host>,
     delay_line: Option<DelayLine>,
     files: AtomicU32,
-    is_capped: bool,
+    has_valve: bool,
 }
 
 impl LabBuilder {
@@ -128,7 +139,7 @@ impl LabBuilder {
     /// notice.
     #[must_use]
     pub fn cap_at_switch(mut self) -> Self {
-        self.cap_behind_port = true;
+        self.cap_place = CapPlace::Switch;
         self
     }
 
@@ -155,6 +166,21 @@ impl LabBuilder {
         self
     }
 
+    /// Gives the head's uplink a valve, for [`Lab::hold_multicast_after`].
+    #[must_use]
+    pub fn valve(mut self) -> Self {
+        self.has_valve = true;
+        self
+    }
+
+    /// Why this machine cannot have this lab; `None` if it can.
+    pub fn skip_reason(&self) -> Option<String> {
+        let has_cap = self.rate.is_some() || self.narrow.is_some();
+        requirements::skip_reason()
+            .or_else(|| self.has_valve.then(requirements::valve_skip_reason).flatten())
+            .or_else(|| has_cap.then(requirements::cap_skip_reason).flatten())
+    }
+
     /// Whether anything in this lab loses packets, other than a full queue of the whole uplink.
     fn loses_packets(&self) -> bool {
         self.impairment != Impairment::default()
@@ -163,9 +189,11 @@ impl LabBuilder {
             || self.narrow.is_some()
     }
 
-    /// Builds the lab. Panics on failure; ask [`crate::requirements::skip_reason`] first.
+    /// Builds the lab. Panics on failure; ask [`LabBuilder::skip_reason`] first.
     pub fn build(self) -> Lab {
         static LABS: AtomicU32 = AtomicU32::new(0);
+        let is_capped = self.rate.is_some() || !self.delay.is_zero();
+        assert!(!self.has_valve || !is_capped, "the uplink has one queue: either a cap or a valve");
         let name =
             format!("{PREFIX}{}-{}", std::process::id(), LABS.fetch_add(1, Ordering::Relaxed));
         let directory = tempfile::Builder::new()
@@ -186,7 +214,7 @@ impl LabBuilder {
             clients: clients.collect(),
             delay_line: None,
             files: AtomicU32::new(0),
-            is_capped: self.rate.is_some() || !self.delay.is_zero(),
+            has_valve: self.has_valve,
             directory,
             name,
         };
@@ -203,13 +231,14 @@ impl Lab {
             clients: 1,
             rate: None,
             narrow: None,
-            cap_behind_port: false,
+            cap_place: CapPlace::Head,
             impairment: Impairment::default(),
             lossier: None,
             shared_loss_ppm: 0,
             delay: Duration::ZERO,
             snooping: true,
             memory_disk: false,
+            has_valve: false,
         }
     }
 
@@ -276,9 +305,9 @@ impl Lab {
     }
 
     /// Holds all multicast of the head back, but for about the first `bytes`, until the valve is
-    /// opened. Not for labs with a capped uplink.
+    /// opened. For labs with a [`LabBuilder::valve`].
     pub fn hold_multicast_after(&self, bytes: u64) -> Valve<'_> {
-        assert!(!self.is_capped, "the uplink has one queue: either a cap or a valve");
+        assert!(self.has_valve, "a lab with a valve was not asked for");
         Valve::close_after(&self.head, bytes)
     }
 
@@ -375,10 +404,11 @@ impl Lab {
         }
         let (switch, port) = (self.switch(), self.head.to_string());
         let mut last = port.as_str();
-        match builder.rate {
-            Some(rate) if builder.cap_behind_port => last = link::cap_behind(&switch, last, rate),
-            Some(rate) => link::cap_rate(self.head.namespace(), rate),
-            None => {}
+        if let Some(rate) = builder.rate {
+            match builder.cap_place {
+                CapPlace::Head => link::cap_rate(self.head.namespace(), rate),
+                CapPlace::Switch => last = link::cap_behind(&switch, last, rate),
+            }
         }
         if !builder.delay.is_zero() {
             let taps = link::add_taps(&switch, last);

@@ -56,10 +56,11 @@ pub use wait::{SOON, wait_for, wait_until};
 /// Builds the lab, or says `skipped` and returns from the test where this machine cannot have one.
 #[macro_export]
 macro_rules! lab_or_skip {
-    ($builder:expr) => {
-        match $crate::requirements::skip_reason() {
-            None => $builder.build(),
+    ($builder:expr) => {{
+        let builder = $builder;
+        match builder.skip_reason() {
+            None => builder.build(),
             Some(reason) => return $crate::requirements::report_skipped(&reason),
         }
-    };
+    }};
 }

@@ -45,6 +45,35 @@ pub fn has_tool(name: &str) -> bool {
     std::env::split_paths(&path).any(|directory| directory.join(name).is_file())
 }
 
+/// Why the head's interface can have no valve here; `None` if it can.
+pub(crate) fn valve_skip_reason() -> Option<String> {
+    static REASON: OnceLock<Option<String>> = OnceLock::new();
+    let find = || queue_skip_reason("htb").or_else(|| queue_skip_reason(TBF));
+    REASON.get_or_init(find).clone()
+}
+
+/// Why no link can be capped here; `None` if one can.
+pub(crate) fn cap_skip_reason() -> Option<String> {
+    static REASON: OnceLock<Option<String>> = OnceLock::new();
+    REASON.get_or_init(|| queue_skip_reason(TBF)).clone()
+}
+
+/// A token bucket, with the parameters that `tc` requires.
+const TBF: &str = "tbf rate 1mbit burst 1600 limit 3000";
+
+/// Why the kernel has no queue of this kind: a module such as `sch_htb` is missing. `None` if it
+/// has. Tries it in a namespace of its own.
+fn queue_skip_reason(queue: &str) -> Option<String> {
+    let add = ["--net", "tc", "qdisc", "add", "dev", "lo", "root"];
+    let tried = Command::new("unshare").args(add).args(queue.split(' ')).output();
+    let tried = tried.expect("a lab was found to be possible, so unshare and tc run");
+    let kind = queue.split(' ').next().unwrap_or(queue);
+    let error = String::from_utf8_lossy(&tried.stderr);
+    let error = error.trim_start_matches("Error: ").lines().next().unwrap_or("no reason given");
+    let error = error.trim_end_matches('.');
+    (!tried.status.success()).then(|| format!("the kernel has no sch_{kind}: {error}"))
+}
+
 fn find_skip_reason() -> Option<String> {
     if !rustix::process::geteuid().is_root() {
         return Some("not root, so no network namespaces".into());
@@ -65,5 +94,20 @@ fn find_skip_reason() -> Option<String> {
     match unshared {
         Ok(status) if status.success() => None,
         _ => Some("no network namespaces".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_queue_that_the_kernel_does_not_have_is_a_reason_to_skip() {
+        if let Some(reason) = skip_reason() {
+            return report_skipped(&reason);
+        }
+        assert_eq!(queue_skip_reason("pfifo"), None);
+        let reason = queue_skip_reason("slide").unwrap();
+        assert!(reason.starts_with("the kernel has no sch_slide: "), "{reason}");
     }
 }

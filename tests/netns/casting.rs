@@ -10,7 +10,7 @@ use crate::{CRAWL, TRANSFER, readers};
 
 #[test]
 fn a_late_joiner_rides_on_the_running_cast_and_gets_every_page() {
-    let lab = lab_or_skip!(Lab::builder().clients(2));
+    let lab = lab_or_skip!(Lab::builder().clients(2).valve());
     let image = lab.put("image", mib(16));
     let server = lab.server().option("--rate", "100mbit").start();
     let [early, late] = [1, 2].map(|k| lab.mount(k).option("unicast=never").start());
@@ -100,7 +100,7 @@ fn the_switch_gives_the_pages_to_members_alone() {
 
 #[test]
 fn two_mounts_on_one_host_are_two_members_and_both_get_every_page() {
-    let lab = lab_or_skip!(Lab::builder());
+    let lab = lab_or_skip!(Lab::builder().valve());
     let image = lab.put("image", mib(4));
     let server = lab.server().option("--rate", "50mbit").start();
     let mounts = [(); 2].map(|()| lab.mount(1).option("unicast=never").start());

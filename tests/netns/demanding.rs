@@ -139,7 +139,7 @@ fn a_read_far_ahead_of_a_slow_stream_returns_long_before_the_stream_is_there() {
 
 #[test]
 fn those_who_read_along_with_the_stream_demand_nearly_nothing() {
-    let lab = lab_or_skip!(Lab::builder().clients(8).loss(1.0));
+    let lab = lab_or_skip!(Lab::builder().clients(8).loss(1.0).valve());
     let image = lab.put("image", mib(16));
     let server = lab.server().option("--rate", "50mbit").start();
     let mounts: Vec<_> = (1..=8).map(|k| lab.mount(k).option("unicast=never").start()).collect();
@@ -284,7 +284,7 @@ fn a_range_that_makes_no_sense_is_one_line_and_wrong_usage() {
 
 #[test]
 fn one_who_comes_later_demands_what_was_sent_before_and_then_reads_along() {
-    let lab = lab_or_skip!(Lab::builder().clients(2));
+    let lab = lab_or_skip!(Lab::builder().clients(2).valve());
     let image = lab.put("image", mib(16));
     let server = lab.server().option("--rate", "50mbit").start();
     let mounts = [1, 2].map(|k| lab.mount(k).option("unicast=never").start());

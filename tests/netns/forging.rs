@@ -89,7 +89,7 @@ fn forged(log: &str) -> u64 {
 
 #[test]
 fn datagrams_in_the_servers_name_are_counted_and_do_no_harm() {
-    let lab = lab_or_skip!(Lab::builder().clients(2).loss(0.5));
+    let lab = lab_or_skip!(Lab::builder().clients(2).loss(0.5).valve());
     let image = lab.put("image", mib(4));
     let server = lab.server().option("--rate", "20mbit").start();
     let mount = lab.mount(1).option("unicast=never").start();
@@ -141,7 +141,7 @@ fn listen(host: &Host, group: SocketAddrV4, count: usize) -> Vec<Vec<u8>> {
 
 #[test]
 fn what_an_earlier_cast_sent_is_not_taken_for_the_present_one() {
-    let lab = lab_or_skip!(Lab::builder().clients(2));
+    let lab = lab_or_skip!(Lab::builder().clients(2).valve());
     let image = lab.put("image", mib(2));
     let server = lab.server().option("--rate", "20mbit").start();
     let join = lab.client(2).get(&lab.url("join/image"));

@@ -9,7 +9,7 @@ use crate::readers::READ_LEN;
 
 /// Lets `read` wait for the far end of a file that never comes, kills it, and reads on elsewhere.
 fn assert_killable(read: impl Fn(&Host, &std::path::Path) -> Proc) {
-    let lab = lab_or_skip!(Lab::builder());
+    let lab = lab_or_skip!(Lab::builder().valve());
     let small = lab.put("small", 100_000);
     lab.put("image", mib(16));
     let server = lab.server().option("--rate", "50mbit").start();

@@ -98,7 +98,7 @@ fn send_too_much(endpoint: &str, token: &str, bytes: usize) {
 
 /// Reads from a mount whose cast has a lying member.
 fn read_beside_a_liar(endpoint: &str, headers: &[(&str, &str)], lies: fn(&str, &str) -> Vec<Lie>) {
-    let lab = lab_or_skip!(Lab::builder().clients(2).loss(1.0));
+    let lab = lab_or_skip!(Lab::builder().clients(2).loss(1.0).valve());
     let image = lab.put("image", mib(2));
     lab.put("other", mib(1));
     let start = Instant::now();

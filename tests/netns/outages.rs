@@ -9,7 +9,7 @@ use crate::{CRAWL, TRANSFER, readers};
 
 #[test]
 fn a_reader_finishes_with_the_right_bytes_when_the_server_crashes_in_the_middle() {
-    let lab = lab_or_skip!(Lab::builder());
+    let lab = lab_or_skip!(Lab::builder().valve());
     let image = lab.put("image", mib(16));
     let mut server = lab.server().option("--rate", "50mbit").start();
     let mount = lab.mount(1).option("unicast=never").start();
@@ -28,7 +28,7 @@ fn a_reader_finishes_with_the_right_bytes_when_the_server_crashes_in_the_middle(
 
 #[test]
 fn a_cast_that_the_server_forgot_is_joined_again() {
-    let lab = lab_or_skip!(Lab::builder());
+    let lab = lab_or_skip!(Lab::builder().valve());
     let image = lab.put("image", mib(8));
     let server = lab.server().option("--rate", "20mbit").start();
     let mount = lab.mount(1).option("unicast=never").start();

@@ -23,7 +23,7 @@ fn files_sent(head: &Host, size: u64) -> f64 {
 
 #[test]
 fn four_clients_read_at_once_in_four_ways_and_the_server_sends_about_one_file() {
-    let lab = lab_or_skip!(Lab::builder().clients(4));
+    let lab = lab_or_skip!(Lab::builder().clients(4).valve());
     let image = lab.put("image", mib(16));
     let server = lab.server().option("--rate", "50mbit").start();
     let mounts: Vec<_> = (1..=4).map(|k| lab.mount(k).option("unicast=never").start()).collect();

@@ -64,7 +64,7 @@ fn an_open_file_that_is_complete_keeps_its_version_and_a_new_open_gets_the_new_o
 
 #[test]
 fn a_file_replaced_while_it_is_being_sent_is_never_mixed() {
-    let lab = lab_or_skip!(Lab::builder());
+    let lab = lab_or_skip!(Lab::builder().valve());
     let image = lab.put("image", mib(4));
     let old_bytes = fs::read(&image.path).unwrap();
     let server = lab.server().option("--rate", "20mbit").start();
@@ -85,7 +85,7 @@ fn a_file_replaced_while_it_is_being_sent_is_never_mixed() {
 
 #[test]
 fn a_file_written_over_in_place_ends_its_cast_and_is_read_anew() {
-    let lab = lab_or_skip!(Lab::builder());
+    let lab = lab_or_skip!(Lab::builder().valve());
     let image = lab.put("image", mib(4));
     let server = lab.server().option("--rate", "20mbit").start();
     let mount = lab.mount(1).option("unicast=never").start();
