@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::process::Command;
 
 use harness::binaries::binary;
+use harness::requirements::{has_tool, report_skipped};
 use harness::{Lab, Proc, lab_or_skip, mib, wait_until};
 use rustix::fs::Advice;
 
@@ -30,7 +31,11 @@ fn damage(lab: &Lab, size: u64) -> Option<(Vec<u8>, u64)> {
     let is_mounted =
         is_made && Command::new("mount").args(mount).status().is_ok_and(|it| it.success());
     if !is_mounted {
-        println!("skipped: no mkfs.ext4, or no loop device");
+        report_skipped("no mkfs.ext4, or no loop device");
+        return None;
+    }
+    if !has_tool("filefrag") {
+        report_skipped("filefrag not found, install e2fsprogs");
         return None;
     }
     let image = lab.put("disk/image", size);
@@ -38,7 +43,7 @@ fn damage(lab: &Lab, size: u64) -> Option<(Vec<u8>, u64)> {
     let file = File::open(&image.path).unwrap();
     file.sync_all().unwrap();
     // The last extent: `4:  57344..  61439:  75777..  79872: ..`
-    let extents = Command::new("filefrag").arg("-v").arg(&image.path).output().ok()?;
+    let extents = Command::new("filefrag").arg("-v").arg(&image.path).output().unwrap();
     let extents = String::from_utf8_lossy(&extents.stdout).into_owned();
     let last = extents.lines().rev().find(|line| line.contains(".."));
     let last =
