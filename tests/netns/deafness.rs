@@ -1,15 +1,11 @@
 //! Networks that drop a part of what a cast sends: one port, membership messages, long datagrams.
 //! Whatever it is, the file arrives, and nothing is sent without end to a member that gets nothing.
 
-use std::path::PathBuf;
-
-use harness::binaries::binary;
 use harness::content::Image;
-use harness::{
-    Host, Lab, MountProc, Proc, SOON, ServerProc, digest_of, lab_or_skip, mib, wait_until,
-};
+use harness::{Host, Lab, SOON, ServerProc, lab_or_skip, mib, wait_until};
 
-use crate::{TRANSFER, readers, text};
+use crate::TRANSFER;
+use crate::transfers::{Copy, Get};
 
 /// What the log says where nothing comes, and where pages get lost that were sent.
 const DEAF: [&str; 2] = ["no multicast from", "no datagram on UDP 9000 from"];
@@ -21,33 +17,6 @@ fn drop_incoming(host: &Host, matches: &str) {
          type filter hook ingress device \"eth0\" priority 0; policy accept; {matches} drop; }}; }}"
     );
     host.run_ok("nft", [rules]);
-}
-
-/// A `bootcast get` that is under way, and where to.
-struct Get {
-    proc: Proc,
-    target: PathBuf,
-}
-
-fn start_get(lab: &Lab, host: &Host, image: &Image) -> Get {
-    let target = host.fresh_path("got");
-    let url = lab.url(text(&image.name));
-    let proc = host.spawn(binary("bootcast"), ["get", "-v", &url, "-O", text(&target)]);
-    Get { proc, target }
-}
-
-/// A reader of a mount that is under way, and where to.
-struct Copy<'lab> {
-    mount: MountProc<'lab>,
-    proc: Proc,
-    target: PathBuf,
-}
-
-fn start_copy<'lab>(lab: &'lab Lab, k: usize, image: &Image) -> Copy<'lab> {
-    let mount = lab.mount(k).start();
-    let target = lab.client(k).fresh_path("copy");
-    let proc = readers::copy(lab.client(k), &mount.join(&image.name), &target);
-    Copy { mount, proc, target }
 }
 
 /// Times that one of these texts is in the log.
@@ -67,15 +36,12 @@ fn files_sent(server: &ServerProc<'_>, image: &Image, page_size: u64) -> f64 {
 /// A `get` on client 1 and a mount on client 2 get the file whose network drops something, and so
 /// does the mount on client 3, whose network does not. Returns the log of the second.
 fn all_get_it(lab: &Lab, server: &ServerProc<'_>, image: &Image, page_size: u64) -> String {
-    let mut healthy = start_copy(lab, 3, image);
-    let mut get = start_get(lab, lab.client(1), image);
-    let mut copy = start_copy(lab, 2, image);
-    for proc in [&mut healthy.proc, &mut get.proc, &mut copy.proc] {
-        proc.wait_success(TRANSFER);
-    }
-    for target in [&healthy.target, &get.target, &copy.target] {
-        assert_eq!(digest_of(target), image.digest, "{}", target.display());
-    }
+    let mut healthy = Copy::start(lab, 3, image);
+    let mut get = Get::start(lab, 1, image);
+    let mut copy = Copy::start(lab, 2, image);
+    healthy.finish(image);
+    get.finish(image);
+    copy.finish(image);
     server.wait_no_members();
     let files = files_sent(server, image, page_size);
     assert!(files < 3.0, "{files} files sent; {}", copy.mount.log());
@@ -191,15 +157,14 @@ fn a_data_port_that_opens_again_brings_the_rest_by_multicast() {
     let image = lab.put("image", mib(24));
     let server = lab.server().option("--rate", "15mbit").start();
     drop_incoming(lab.client(1), "udp dport 9000");
-    let mut copy = start_copy(&lab, 1, &image);
+    let mut copy = Copy::start(&lab, 1, &image);
     let unicast = |members| {
         server.wait_cast("image", "the server knows who fetches", move |it| it.unicast == members);
     };
     unicast(1);
     lab.client(1).run_ok("nft", ["delete table netdev deafness"]);
     unicast(0);
-    copy.proc.wait_success(TRANSFER);
-    assert_eq!(digest_of(&copy.target), image.digest);
+    copy.finish(&image);
     server.wait_no_members();
     let log = copy.mount.log();
     assert_eq!((times(&log, &DEAF), times(&log, &["comes again"])), (1, 1), "{log}");
@@ -212,9 +177,8 @@ fn who_never_fetches_waits_and_is_not_sent_the_file_for_ever() {
     let server = lab.server().option("--rate", "60mbit").start();
     drop_incoming(lab.client(1), "udp dport 9000");
     let mount = lab.mount(1).option("unicast=never").start();
-    let target = lab.client(1).fresh_path("copy");
-    let mut reader = readers::copy(lab.client(1), &mount.join("image"), &target);
-    wait_until(TRANSFER, "the mount says why", || times(&mount.log(), &DEAF) > 0);
+    let mut copy = Copy::start_on(mount, &image);
+    wait_until(TRANSFER, "the mount says why", || times(&copy.mount.log(), &DEAF) > 0);
     // The server gives it up: of this cast nothing is sent any more but signs of life.
     let mut before = server.status();
     let quiet = || {
@@ -228,9 +192,8 @@ fn who_never_fetches_waits_and_is_not_sent_the_file_for_ever() {
     wait_until(TRANSFER, "the server sends nothing to nobody", quiet);
     let files = files_sent(&server, &image, 1456);
     assert!(files < 6.0, "{files} files sent to nobody");
-    assert!(reader.exited().is_none(), "{}", mount.log());
+    assert!(copy.proc.exited().is_none(), "{}", copy.mount.log());
     lab.client(1).run_ok("nft", ["delete table netdev deafness"]);
-    reader.wait_success(TRANSFER);
-    assert_eq!(digest_of(&target), image.digest);
-    assert_eq!(times(&mount.log(), &DEAF), 1, "{}", mount.log());
+    copy.finish(&image);
+    assert_eq!(times(&copy.mount.log(), &DEAF), 1, "{}", copy.mount.log());
 }

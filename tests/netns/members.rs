@@ -1,50 +1,38 @@
 //! Members that die, hang or lose much, and a server that dies while they repair: the others
 //! finish.
 
-use std::path::Path;
-
-use harness::binaries::binary;
 use harness::wait::try_wait_for;
-use harness::{Host, Lab, Proc, SOON, digest_of, lab_or_skip, mib, wait_until};
+use harness::{Lab, SOON, digest_of, lab_or_skip, mib, wait_until};
 use rustix::process::{Signal, getpriority_process};
 
+use crate::TRANSFER;
 use crate::second_implementation::extended_client;
-use crate::{TRANSFER, readers, text};
+use crate::transfers::{Copy, Get};
 
 /// Matches every repair symbol, but no beacon.
 const SYMBOLS: &str = "udp dport 9001 @th,64,8 1";
-
-fn start_get(host: &Host, url: &str, target: &Path) -> Proc {
-    host.spawn(binary("bootcast"), ["get", "--interface", "eth0", url, "-O", text(target)])
-}
 
 #[test]
 fn a_member_that_dies_and_one_that_hangs_are_forgotten_after_the_lease() {
     let lab = lab_or_skip!(Lab::builder().clients(4).loss(2.0));
     let image = lab.put("image", mib(2));
     let server = lab.server().option("--rate", "2mbit").option("--lease", "3s").start();
-    let mount = lab.mount(1).start();
-    let outputs = [1, 2, 3, 4].map(|k| lab.client(k).fresh_path("out"));
-    let mut reader = readers::copy(lab.client(1), &mount.join("image"), &outputs[0]);
-    let get = |k: usize| start_get(lab.client(k), &lab.url("image"), &outputs[k - 1]);
-    let (mut well, mut dies, mut hangs) = (get(2), get(3), get(4));
+    let mut reader = Copy::start(&lab, 1, &image);
+    let [mut well, mut dies, mut hangs] = [2, 3, 4].map(|k| Get::start(&lab, k, &image));
     server.wait_cast("image", "all are members, a tenth is sent", |cast| {
         cast.members == 4 && cast.pages_sent > u64::from(cast.pages) / 10
     });
 
-    dies.kill_within(SOON);
-    hangs.signal(Signal::STOP);
-    reader.wait_success(TRANSFER);
-    well.wait_success(TRANSFER);
-    for output in &outputs[..2] {
-        assert_eq!(digest_of(output), image.digest);
-    }
+    dies.proc.kill_within(SOON);
+    hangs.proc.signal(Signal::STOP);
+    reader.finish(&image);
+    well.finish(&image);
     wait_until(SOON, "the cast has ended", || server.status().casts.is_empty());
     assert_eq!(server.status().totals.leaves, 2, "the other two said nothing");
 
-    hangs.signal(Signal::CONT);
-    hangs.wait_success(TRANSFER);
-    assert_eq!(digest_of(&outputs[3]), image.digest, "it joined again");
+    hangs.proc.signal(Signal::CONT);
+    // It joins again.
+    hangs.finish(&image);
     server.wait_no_members();
 }
 
@@ -90,10 +78,8 @@ fn a_server_that_dies_while_members_repair_takes_nothing_from_them() {
     for k in [1, 2] {
         lab.drop_toward(k, SYMBOLS);
     }
-    let mount = lab.mount(1).start();
-    let outputs = [1, 2].map(|k| lab.client(k).fresh_path("out"));
-    let mut reader = readers::copy(lab.client(1), &mount.join("image"), &outputs[0]);
-    let mut get = start_get(lab.client(2), &lab.url("image"), &outputs[1]);
+    let mut reader = Copy::start(&lab, 1, &image);
+    let mut get = Get::start(&lab, 2, &image);
     // Losing all symbols slows the cast down to its floor, but more are always promised.
     server.wait_cast("image", "symbols are being sent", |cast| cast.symbols_sent > 500);
     server.kill();
@@ -101,11 +87,8 @@ fn a_server_that_dies_while_members_repair_takes_nothing_from_them() {
         lab.pass_toward(k);
     }
     server.start();
-    reader.wait_success(TRANSFER);
-    get.wait_success(TRANSFER);
-    for output in outputs {
-        assert_eq!(digest_of(output), image.digest);
-    }
+    reader.finish(&image);
+    get.finish(&image);
     server.wait_no_members();
 }
 
@@ -114,14 +97,11 @@ fn a_member_with_a_tiny_socket_buffer_finishes_and_holds_up_nobody() {
     let lab = lab_or_skip!(Lab::builder().clients(2));
     let image = lab.put("image", mib(4));
     let server = lab.server().option("--rate", "200mbit").start();
-    let mount = lab.mount(1).start();
-    let [copy, tiny] = [1, 2].map(|k| lab.client(k).fresh_path("out"));
+    let tiny = lab.client(2).fresh_path("out");
     // A burst of the server has twice as many datagrams as fit.
     let options = ["--buffer", "16384"];
     let mut small = extended_client(lab.client(2), &lab.url("image"), &tiny, &options);
-    let mut reader = readers::copy(lab.client(1), &mount.join("image"), &copy);
-    reader.wait_success(TRANSFER);
-    assert_eq!(digest_of(copy), image.digest);
+    Copy::start(&lab, 1, &image).finish(&image);
     small.wait_success(TRANSFER);
     assert_eq!(digest_of(tiny), image.digest);
     server.wait_no_members();

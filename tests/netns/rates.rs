@@ -8,19 +8,11 @@ use std::time::Duration;
 
 use bootcast_proto::api::CastStatus;
 use bootcast_proto::{DEFAULT_PORT, JoinAnswer};
-use harness::binaries::binary;
 use harness::lab::HEAD_ADDRESS;
-use harness::{Host, Lab, Proc, SOON, digest_of, lab_or_skip, mib, wait_until};
+use harness::{Host, Lab, SOON, lab_or_skip, mib, wait_until};
 use rustix::process::Signal;
 
-use crate::{TRANSFER, text};
-
-fn start_get(lab: &Lab, k: usize, name: &str) -> (Proc, std::path::PathBuf) {
-    let (host, target) = (lab.client(k), lab.client(k).fresh_path("copy"));
-    let url = lab.url(name);
-    let args = ["get", "--interface", "eth0", &url, "-O", text(&target)];
-    (host.spawn(binary("bootcast"), args), target)
-}
+use crate::transfers::Get;
 
 fn sent(cast: &CastStatus) -> u64 {
     cast.pages_sent + cast.symbols_sent
@@ -31,14 +23,13 @@ fn a_cast_slows_down_to_what_gets_through_a_narrow_network() {
     let lab = lab_or_skip!(Lab::builder().clients(2).narrow("50mbit"));
     let image = lab.put("image", mib(48));
     let server = lab.server().option("--rate", "100mbit").option("--linger", "60s").start();
-    let mut gets: Vec<_> = (1..=2).map(|k| start_get(&lab, k, "image")).collect();
+    let mut gets: Vec<_> = (1..=2).map(|k| Get::start(&lab, k, &image)).collect();
     lab.wait_members(&server, "image", 1..=2);
     let before = server.cast_of("image").unwrap().pages_sent;
     let lowered = |cast: &CastStatus| (1_200_000..80_000_000).contains(&cast.rate_bps);
     server.wait_cast("image", "the rate follows what gets through", lowered);
-    for (get, target) in &mut gets {
-        get.wait_success(TRANSFER);
-        assert_eq!(digest_of(target), image.digest);
+    for get in &mut gets {
+        get.finish(&image);
     }
     let cast = server.cast_of("image").unwrap();
     let pages = u64::from(cast.pages);
@@ -75,18 +66,16 @@ fn a_client_that_does_not_run_for_a_while_holds_nobody_up_and_finishes() {
     let lab = lab_or_skip!(Lab::builder().clients(3));
     let image = lab.put("image", mib(64));
     let server = lab.server().option("--rate", "100mbit").option("--linger", "60s").start();
-    let mut gets: Vec<_> = (1..=3).map(|k| start_get(&lab, k, "image")).collect();
-    let (stopped, _) = &gets[2];
+    let mut gets: Vec<_> = (1..=3).map(|k| Get::start(&lab, k, &image)).collect();
     lab.wait_members(&server, "image", 1..=3);
-    stopped.signal(Signal::STOP);
+    gets[2].proc.signal(Signal::STOP);
     // More than its socket buffer holds.
     server.wait_cast("image", "most is sent", |cast| {
         cast.pages_sent * 10 > u64::from(cast.pages) * 8
     });
-    stopped.signal(Signal::CONT);
-    for (get, target) in &mut gets {
-        get.wait_success(TRANSFER);
-        assert_eq!(digest_of(target), image.digest);
+    gets[2].proc.signal(Signal::CONT);
+    for get in &mut gets {
+        get.finish(&image);
     }
 }
 
@@ -137,7 +126,7 @@ fn a_member_that_lies_without_pause_does_not_keep_the_others_from_finishing() {
     // So slow that no honest member loses a page, whatever else the machine does.
     let server = lab.server().option("--rate", "20mbit").start();
     let mut reports = Reports::join(&lab, lab.client(3), "image");
-    let gets = [start_get(&lab, 1, "image"), start_get(&lab, 2, "image")];
+    let gets = [1, 2].map(|k| Get::start(&lab, k, &image));
     let over = AtomicBool::new(false);
     let huge = u64::MAX;
     let lies = [
@@ -155,9 +144,8 @@ fn a_member_that_lies_without_pause_does_not_keep_the_others_from_finishing() {
                 assert_eq!(reports.send("report/image", r#"{"sent":-1}"#), 400);
             }
         });
-        for (mut get, target) in gets {
-            get.wait_success(TRANSFER);
-            assert_eq!(digest_of(target), image.digest);
+        for mut get in gets {
+            get.finish(&image);
         }
         over.store(true, Ordering::Relaxed);
     });
