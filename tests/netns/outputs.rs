@@ -24,7 +24,7 @@ pub(crate) fn small_disk(host: &Host, size_mib: u32) -> PathBuf {
 struct LoopDevice(PathBuf);
 
 impl LoopDevice {
-    /// `None`, and said on the terminal, where the machine has none to give.
+    /// `None`, and the test counts as skipped, where the machine has none to give.
     fn attach(directory: &Path, size_mib: u64) -> Option<Self> {
         let backing = directory.join("backing");
         File::create(&backing).unwrap().set_len(mib(size_mib)).unwrap();
@@ -34,8 +34,13 @@ impl LoopDevice {
                 let name = String::from_utf8(output.stdout).unwrap();
                 Some(Self(name.trim().into()))
             }
-            failed => {
-                report_skipped(&format!("no loop device: {failed:?}"));
+            Ok(output) => {
+                let error = String::from_utf8_lossy(&output.stderr);
+                report_skipped(&format!("no loop device: {}", error.trim()));
+                None
+            }
+            Err(error) => {
+                report_skipped(&format!("no losetup: {error}"));
                 None
             }
         }
@@ -54,6 +59,20 @@ fn get(host: &Host, args: &[&str], tmpdir: &Path) -> Output {
     command.output().unwrap()
 }
 
+/// The ways by which a file comes.
+const MODES: [&[&str]; 3] = [&[], &["--unicast"], &["--range", "0-"]];
+
+/// Gets the file `image` on client 1, requires that writing it fails, and returns what was said.
+#[track_caller]
+fn fail_to_write(lab: &Lab, mode: &[&str], target: &Path) -> String {
+    let url = lab.url("image");
+    let args = [mode, &[&url, "-O", text(target)]].concat();
+    let output = get(lab.client(1), &args, lab.directory());
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{mode:?}: {errors}");
+    errors
+}
+
 /// Whether the first bytes of `device` are those of `image`.
 fn begins_with(device: &Path, image: &Path) -> bool {
     let image = fs::read(image).unwrap();
@@ -68,14 +87,10 @@ fn a_device_that_loses_what_is_written_is_an_error_in_every_mode() {
     lab.put("image", mib(40));
     let _server = lab.server().start();
     let client = lab.client(1);
-    for mode in [&[][..], &["--unicast"], &["--range", "0-"]] {
+    for mode in MODES {
         let disk = small_disk(client, 8);
         let Some(device) = LoopDevice::attach(&disk, 100) else { return };
-        let url = lab.url("image");
-        let args = [mode, &[&url, "-O", text(&device.0)]].concat();
-        let output = get(client, &args, lab.directory());
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(2), "{mode:?}: {errors}");
+        let errors = fail_to_write(&lab, mode, &device.0);
         let told = format!("bootcast: cannot write {}: ", device.0.display());
         assert!(errors.starts_with(&told), "{mode:?}: {errors}");
         assert_eq!(errors.lines().count(), 1, "{mode:?}: {errors}");
@@ -101,11 +116,8 @@ fn a_device_that_is_too_small_is_an_error_that_says_so() {
     let lab = lab_or_skip!(Lab::builder());
     lab.put("image", mib(16));
     let _server = lab.server().start();
-    let client = lab.client(1);
     let Some(device) = LoopDevice::attach(lab.directory(), 4) else { return };
-    let output = get(client, &[&lab.url("image"), "-O", text(&device.0)], lab.directory());
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{errors}");
+    let errors = fail_to_write(&lab, &[], &device.0);
     assert!(errors.contains("16777216") && errors.contains("4194304"), "{errors}");
 }
 
@@ -115,15 +127,11 @@ fn a_file_that_does_not_fit_leaves_the_old_one_and_nothing_else() {
     lab.put("image", mib(16));
     let _server = lab.server().start();
     let client = lab.client(1);
-    for mode in [&[][..], &["--unicast"], &["--range", "0-"]] {
+    for mode in MODES {
         let disk = small_disk(client, 8);
         let target = disk.join("image");
         fs::write(&target, "what was here before").unwrap();
-        let url = lab.url("image");
-        let args = [mode, &[&url, "-O", text(&target)]].concat();
-        let output = get(client, &args, lab.directory());
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(2), "{mode:?}: {errors}");
+        let errors = fail_to_write(&lab, mode, &target);
         assert!(errors.contains(text(&target)), "{mode:?}: {errors}");
         assert_eq!(fs::read_to_string(&target).unwrap(), "what was here before");
         assert_eq!(fs::read_dir(&disk).unwrap().count(), 1, "{mode:?}: the part is gone");

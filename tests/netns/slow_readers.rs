@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::Read;
 use std::path::Path;
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdout, Stdio};
 
 use harness::binaries::binary;
 use harness::{Lab, SOON, ServerProc, lab_or_skip, mib, wait_for, wait_until};
@@ -17,8 +17,10 @@ struct Reading {
 }
 
 impl Reading {
-    fn start(mut command: Command, args: &[&str], tmpdir: &Path) -> Self {
-        command.args(["get", "--interface", "eth0", "-O", "-"]).args(args);
+    /// Starts it on client 1, with room for its spool in `tmpdir`.
+    fn start(lab: &Lab, tmpdir: &Path, options: &[&str]) -> Self {
+        let mut command = lab.client(1).command(binary("bootcast"));
+        command.args(["get", "--interface", "eth0", &lab.url("image"), "-O", "-"]).args(options);
         command.env("TMPDIR", tmpdir).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let pipe = child.stdout.take().unwrap();
@@ -34,6 +36,14 @@ impl Reading {
         self.child.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
         (bytes, status.code(), errors)
     }
+
+    /// Reads the rest, and requires that it is `expected`.
+    #[track_caller]
+    fn finish_with(self, expected: &[u8]) {
+        let (bytes, code, errors) = self.finish();
+        assert_eq!(code, Some(0), "{errors}");
+        assert!(bytes == expected, "{} other bytes than {}", bytes.len(), expected.len());
+    }
 }
 
 impl Drop for Reading {
@@ -41,6 +51,11 @@ impl Drop for Reading {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A server that is faster than the readers here.
+fn start_server(lab: &Lab) -> ServerProc<'_> {
+    lab.server().option("--rate", "500mbit").start()
 }
 
 /// Waits until the get took part in a cast and left it.
@@ -52,15 +67,10 @@ fn wait_left(server: &ServerProc<'_>) {
 fn a_reader_that_pauses_gets_all_though_the_spool_is_small() {
     let lab = lab_or_skip!(Lab::builder());
     let image = lab.put("image", mib(64) + 3);
-    let server = lab.server().option("--rate", "500mbit").start();
-    let client = lab.client(1);
-    let tmpdir = small_disk(client, 16);
-    let command = client.command(binary("bootcast"));
-    let reading = Reading::start(command, &[&lab.url("image")], &tmpdir);
+    let server = start_server(&lab);
+    let reading = Reading::start(&lab, &small_disk(lab.client(1), 16), &[]);
     wait_left(&server);
-    let (bytes, code, errors) = reading.finish();
-    assert_eq!(code, Some(0), "{errors}");
-    assert!(bytes == fs::read(&image.path).unwrap(), "{} other bytes", bytes.len());
+    reading.finish_with(&fs::read(&image.path).unwrap());
     assert_eq!(server.status().totals.joins, 1);
 }
 
@@ -68,31 +78,21 @@ fn a_reader_that_pauses_gets_all_though_the_spool_is_small() {
 fn a_reader_that_pauses_gets_its_range_though_the_spool_is_small() {
     let lab = lab_or_skip!(Lab::builder());
     let image = lab.put("image", mib(64));
-    let _server = lab.server().option("--rate", "500mbit").start();
-    let client = lab.client(1);
-    let tmpdir = small_disk(client, 8);
-    let command = client.command(binary("bootcast"));
+    let _server = start_server(&lab);
     let range = format!("{}-{}", mib(1) + 1, mib(60));
-    let reading = Reading::start(command, &["--range", &range, &lab.url("image")], &tmpdir);
-    let (bytes, code, errors) = reading.finish();
-    assert_eq!(code, Some(0), "{errors}");
-    let expected = usize::try_from(mib(1) + 1).unwrap()..=usize::try_from(mib(60)).unwrap();
-    assert!(bytes == fs::read(&image.path).unwrap()[expected], "{} other bytes", bytes.len());
+    let reading = Reading::start(&lab, &small_disk(lab.client(1), 8), &["--range", &range]);
+    let asked = usize::try_from(mib(1) + 1).unwrap()..=usize::try_from(mib(60)).unwrap();
+    reading.finish_with(&fs::read(&image.path).unwrap()[asked]);
 }
 
 #[test]
 fn memory_stands_in_for_a_directory_that_is_not_there_and_is_bounded_too() {
     let lab = lab_or_skip!(Lab::builder());
     let image = lab.put("image", mib(96));
-    let server = lab.server().option("--rate", "500mbit").start();
-    let client = lab.client(1);
-    let nowhere = client.fresh_path("no-such-directory");
-    let command = client.command(binary("bootcast"));
-    let reading = Reading::start(command, &[&lab.url("image")], &nowhere);
+    let server = start_server(&lab);
+    let reading = Reading::start(&lab, &lab.client(1).fresh_path("no-such-directory"), &[]);
     wait_left(&server);
-    let (bytes, code, errors) = reading.finish();
-    assert_eq!(code, Some(0), "{errors}");
-    assert!(bytes == fs::read(&image.path).unwrap(), "{} other bytes", bytes.len());
+    reading.finish_with(&fs::read(&image.path).unwrap());
 }
 
 #[test]
@@ -100,11 +100,8 @@ fn a_file_that_changes_while_the_reader_pauses_is_never_mixed() {
     let lab = lab_or_skip!(Lab::builder());
     let image = lab.put("image", mib(64));
     let old = fs::read(&image.path).unwrap();
-    let server = lab.server().option("--rate", "500mbit").start();
-    let client = lab.client(1);
-    let tmpdir = small_disk(client, 16);
-    let command = client.command(binary("bootcast"));
-    let reading = Reading::start(command, &[&lab.url("image")], &tmpdir);
+    let server = start_server(&lab);
+    let reading = Reading::start(&lab, &small_disk(lab.client(1), 16), &[]);
     wait_left(&server);
     let new = lab.put("new-version", mib(64));
     fs::rename(&new.path, &image.path).unwrap();
