@@ -26,6 +26,7 @@ mod keeping;
 mod kernel_facts;
 mod killing;
 mod laboratory;
+mod large_directory;
 mod loss;
 mod lying;
 mod members;
@@ -36,6 +37,7 @@ mod plain_peers;
 mod rates;
 mod readers;
 mod reading;
+mod relapsing;
 mod renumbering;
 mod replacing;
 mod second_implementation;
@@ -49,6 +51,7 @@ mod waiting;
 mod web;
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// A rate at which the far end of a file of 16 MiB is minutes away, so its readers wait.
@@ -61,4 +64,13 @@ const TRANSFER: Duration = Duration::from_secs(180);
 /// A path of the lab as a command line takes it.
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()
+}
+
+/// Sets the flag also where the test fails, so that the threads that look at it end.
+struct Finally<'a>(&'a AtomicBool);
+
+impl Drop for Finally<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }

@@ -11,13 +11,19 @@ use harness::{Host, Lab, digest_of, lab_or_skip, mib};
 
 use crate::text;
 
-/// A tmpfs of so many MiB at a new directory. The lab unmounts it.
+/// A tmpfs of so many MiB at a new directory.
 pub(crate) fn small_disk(host: &Host, size_mib: u32) -> PathBuf {
     let directory = host.fresh_path("disk");
-    fs::create_dir(&directory).unwrap();
-    let options = format!("size={size_mib}m");
-    host.run_ok("mount", ["-t", "tmpfs", "-o", &options, "tmpfs", text(&directory)]);
+    mount_tmpfs(&directory, &format!("size={size_mib}m"));
     directory
+}
+
+/// Makes a directory and mounts a tmpfs on it. The lab unmounts it.
+pub(crate) fn mount_tmpfs(directory: &Path, options: &str) {
+    fs::create_dir(directory).unwrap();
+    let mount = ["-t", "tmpfs", "-o", options, "tmpfs", text(directory)];
+    let output = Command::new("mount").args(mount).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
 }
 
 /// A block device of so many MiB over a sparse file in `directory`.

@@ -1,0 +1,82 @@
+//! A file that changes whenever it is being cast: nobody reads a mixture, and its casts pause.
+//! docs/PROTOCOL.md, "End of a cast".
+
+use std::fs;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use harness::content::{Image, try_digest_of};
+use harness::{Lab, ServerProc, digest_of, lab_or_skip, mib, wait_for};
+
+use crate::transfers::Get;
+use crate::{Finally, TRANSFER};
+
+const ESTALE: i32 = 116;
+
+/// Number of casts that end because the file changed. A pause follows after the third, and one of
+/// twice the length after the fourth.
+const CHANGES: u32 = 4;
+
+/// Waits until pages of another version than `before` are being sent. Returns its `ETag`.
+fn wait_next_cast(server: &ServerProc<'_>, before: Option<&String>) -> String {
+    wait_for(TRANSFER, "the next version is being sent", || {
+        let cast = server.cast_of("image").filter(|cast| cast.pages_sent > 0)?;
+        Some(cast.etag.to_string()).filter(|etag| Some(etag) != before)
+    })
+}
+
+/// Puts another file of `size` bytes in the place of `image`.
+fn replace(lab: &Lab, image: &Image, size: u64, versions: &Mutex<Vec<Image>>) -> Image {
+    let new = lab.put("new-version", size);
+    versions.lock().unwrap().push(new.clone());
+    fs::rename(&new.path, &image.path).unwrap();
+    Image { name: image.name.clone(), path: image.path.clone(), ..new }
+}
+
+#[test]
+fn a_file_that_changes_in_every_cast_is_never_mixed_and_is_got_when_it_stays() {
+    let lab = lab_or_skip!(Lab::builder().clients(2));
+    let image = lab.put("image", mib(4));
+    // A cast takes 8 s: each of them is seen before it is over.
+    let server = lab.server().option("--rate", "4mbit").start();
+    let mount = lab.mount(1).option("attr_ttl=0").start();
+    let versions = Mutex::new(vec![image.clone()]);
+    let done = AtomicBool::new(false);
+    let mut get = Get::start(&lab, 2, &image);
+    let last = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                match try_digest_of(&mount.join("image")) {
+                    Ok(digest) => {
+                        let versions = versions.lock().unwrap();
+                        assert!(versions.iter().any(|it| it.digest == digest), "a mixture");
+                    }
+                    Err(error) => assert_eq!(error.raw_os_error(), Some(ESTALE), "{error}"),
+                }
+            }
+        });
+        let _finally = Finally(&done);
+        let mut etag = None;
+        let mut last = image.clone();
+        for change in 1..=CHANGES {
+            etag = Some(wait_next_cast(&server, etag.as_ref()));
+            let size = if change == CHANGES { 100_000 } else { mib(4) };
+            last = replace(&lab, &image, size, &versions);
+        }
+        get.finish(&last);
+        last
+    });
+    assert_eq!(digest_of(mount.join("image")), last.digest);
+
+    // It changes no more: one cast brings it to whoever asks.
+    server.wait_no_members();
+    let casts = server.status().totals.casts;
+    Get::start(&lab, 2, &last).finish(&last);
+    assert!(server.status().totals.casts <= casts + 1);
+    // One for each version that was sent, and two for the last one, which two clients want.
+    assert!(casts <= u64::from(CHANGES) + 2, "{}", server.log());
+    assert!(server.log().contains("casts of this file keep ending"), "{}", server.log());
+    for log in [server.log(), mount.log()] {
+        assert!(log.lines().count() < 70, "{log}");
+    }
+}
