@@ -1,18 +1,19 @@
 //! A host on the network sends in the server's name; files stay right. docs/PROTOCOL.md, "Tags".
 
 use std::fs;
-use std::net::{SocketAddrV4, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bootcast_proto::fec::RepairIndex;
 use bootcast_proto::wire::{Beacon, Layout, end_datagram, symbol_header};
-use bootcast_proto::{BlockIndex, PageIndex};
+use bootcast_proto::{BlockIndex, JoinAnswer, PageIndex};
 use harness::lab::HEAD_ADDRESS;
-use harness::{Host, Lab, SOON, ServerProc, digest_of, lab_or_skip, mib, wait_until};
+use harness::{Lab, SOON, ServerProc, digest_of, lab_or_skip, mib, wait_until};
 use rustix::net::{AddressFamily, SendFlags, SocketType, ipproto};
 
-use crate::{TRANSFER, readers};
+use crate::transfers::Copy;
+use crate::{Finally, TRANSFER, readers};
 
 /// Sends datagrams under any address and port.
 struct Forger {
@@ -124,30 +125,68 @@ fn datagrams_in_the_servers_name_are_counted_and_do_no_harm() {
     assert!(forged(&mount.log()) > 0, "{}", mount.log());
 }
 
-/// First datagrams to a group, as received by a host that joined it.
-fn listen(host: &Host, group: SocketAddrV4, count: usize) -> Vec<Vec<u8>> {
-    host.enter(|| {
-        let socket = UdpSocket::bind(group).unwrap();
-        socket.join_multicast_v4(group.ip(), &host.address()).unwrap();
-        socket.set_read_timeout(Some(SOON)).unwrap();
-        let mut buffer = vec![0; 65_536];
-        let mut datagram = || {
-            let len = socket.recv(&mut buffer).expect("a datagram");
-            buffer[..len].to_vec()
-        };
-        (0..count).map(|_| datagram()).collect()
-    })
+/// A datagram as it came to a host, with its port.
+type Recorded = (u16, Vec<u8>);
+
+/// Joins the cast of `image` on client 2, and records what comes. Leaves when this many pages and
+/// symbols came, and records on until the server says that this was the last member.
+fn record(lab: &Lab, server: &ServerProc<'_>, pages: usize, symbols: usize) -> Vec<Recorded> {
+    let host = lab.client(2);
+    let answer = host.get_with(&lab.url("join/image"), &[("X-BOOTCAST", "1")]);
+    let answer = JoinAnswer::parse(&answer.body).unwrap();
+    let group = *answer.connect.ip();
+    let listen = |port| {
+        let socket = host.enter(|| UdpSocket::bind((group, port)).unwrap());
+        host.enter(|| socket.join_multicast_v4(&group, &host.address()).unwrap());
+        socket.set_nonblocking(true).unwrap();
+        (port, socket)
+    };
+    let sockets = [9000, 9001].map(listen);
+    let mut recorded: Vec<Recorded> = Vec::new();
+    let mut buffer = vec![0; 65_536];
+    let mut until = |what: &str, is_enough: &dyn Fn(&[Recorded]) -> bool| {
+        wait_until(TRANSFER, what, || {
+            for (port, socket) in &sockets {
+                while let Ok(len) = socket.recv(&mut buffer) {
+                    recorded.push((*port, buffer[..len].to_vec()));
+                }
+            }
+            is_enough(&recorded)
+        });
+    };
+    // The first byte of a page is 0, the others are those of the repair channel.
+    let count = |recorded: &[Recorded], kind: u8| {
+        recorded.iter().filter(|(_, datagram)| datagram[0] == kind).count()
+    };
+    until("pages, symbols and beacons", &|it| {
+        count(it, 0) >= pages && count(it, 1) >= symbols && count(it, 2) > 0
+    });
+    let token = [("X-TOKEN", answer.token.as_str())];
+    assert_eq!(host.get_with(&lab.url("leave/image"), &token).status, 204);
+    until("the end", &|it| count(it, 3) > 0);
+    server.wait_no_members();
+    recorded
+}
+
+/// Sends what was recorded to the group again, by turns from the server's port and from another.
+fn replay(forgers: &[Forger; 2], group: Ipv4Addr, recorded: &[Recorded]) {
+    for ((port, datagram), forger) in recorded.iter().zip(forgers.iter().cycle()) {
+        forger.send(SocketAddrV4::new(group, *port), datagram);
+    }
+}
+
+/// Forges the server's socket, and another one of its host. Must be called on the forging host.
+fn forgers(server: SocketAddrV4) -> [Forger; 2] {
+    [Forger::of(SocketAddrV4::new(*server.ip(), 4242)), Forger::of(server)]
 }
 
 #[test]
 fn what_an_earlier_cast_sent_is_not_taken_for_the_present_one() {
     let lab = lab_or_skip!(Lab::builder().clients(2).valve());
     let image = lab.put("image", mib(2));
-    let server = lab.server().option("--rate", "20mbit").start();
-    let join = lab.client(2).get(&lab.url("join/image"));
-    assert_eq!(join.status, 200);
+    let server = lab.server().option("--rate", "20mbit").option("--linger", "60s").start();
+    let earlier = record(&lab, &server, 1000, 100);
     let old = server.cast_of("image").unwrap();
-    let earlier = listen(lab.client(2), old.group.parse().unwrap(), 1000);
 
     // Another version of the same size: every page of the earlier cast could belong to it.
     let new = lab.put("new", image.size);
@@ -159,17 +198,54 @@ fn what_an_earlier_cast_sent_is_not_taken_for_the_present_one() {
     server.wait_cast("image", "the new version is being sent", |cast| {
         cast.etag != old.etag && cast.pages_sent > 0
     });
-    let group = server.cast_of("image").unwrap().group.parse().unwrap();
+    let group: SocketAddrV4 = server.cast_of("image").unwrap().group.parse().unwrap();
     let name = sending_socket(&server);
-    lab.client(2).enter(|| {
-        let forger = Forger::of(name);
-        for datagram in &earlier {
-            forger.send(group, datagram);
-        }
-    });
+    lab.client(2).enter(|| replay(&forgers(name), *group.ip(), &earlier));
     valve.open();
     reader.wait_success(TRANSFER);
     assert_eq!(digest_of(copy), new.digest);
     wait_until(SOON, "the client has left", || mount.log().contains("forged="));
     assert!(forged(&mount.log()) > 0, "{}", mount.log());
+}
+
+#[test]
+fn what_a_cast_sent_before_it_was_joined_again_costs_a_member_nothing() {
+    let lab = lab_or_skip!(Lab::builder().clients(2));
+    let image = lab.put("image", mib(4));
+    let server = lab.server().option("--rate", "20mbit").option("--linger", "60s").start();
+    let mut earlier = record(&lab, &server, 2000, 100);
+    let before = server.cast_of("image").unwrap();
+    // The key is still the same, so that these datagrams are genuine: a member may use the pages.
+    let mut pages = 0;
+    earlier.retain(|(port, _)| {
+        pages += u32::from(*port == 9000);
+        *port == 9001 || pages <= 500
+    });
+    let group: SocketAddrV4 = before.group.parse().unwrap();
+    let name = sending_socket(&server);
+    let mount = lab.mount(1).start();
+    let done = AtomicBool::new(false);
+    let log = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // They come before anything else does. Each look at the status is a pause.
+            let forgers = lab.client(2).enter(|| forgers(name));
+            for some in earlier.chunks(20).cycle() {
+                if done.load(Ordering::Relaxed) {
+                    break;
+                }
+                replay(&forgers, *group.ip(), some);
+                server.status();
+            }
+        });
+        let _done = Finally(&done);
+        let mut copy = Copy::start_on(mount, &image);
+        copy.finish(&image);
+        wait_until(SOON, "the client has left", || copy.mount.log().contains("strangers="));
+        copy.mount.log()
+    });
+    assert!(log.contains("strangers=0 forged=0"), "{log}");
+    let (cast, totals) = (server.cast_of("image").unwrap(), server.status().totals);
+    assert_eq!((totals.casts, totals.joins), (1, 2), "{log}");
+    let sent = cast.pages_sent + cast.symbols_sent - before.pages_sent - before.symbols_sent;
+    assert!(sent < u64::from(cast.pages) * 2, "{sent} datagrams for {} pages", cast.pages);
 }
