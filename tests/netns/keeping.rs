@@ -1,6 +1,7 @@
 //! What arrived is kept: for the next mount, after a crash, and while the server is away.
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use harness::{Lab, MountProc, SOON, digest_of, lab_or_skip, mib, wait_until};
@@ -10,8 +11,13 @@ use crate::{TRANSFER, readers};
 
 /// A mount with a cache that outlives it.
 fn mount<'lab>(lab: &'lab Lab, cache: &Path) -> MountProc<'lab> {
+    mount_with(lab, cache, "attr_ttl=0s")
+}
+
+/// Like [`mount`], with another option.
+fn mount_with<'lab>(lab: &'lab Lab, cache: &Path, option: &str) -> MountProc<'lab> {
     let dir = format!("cache_dir={}", cache.display());
-    lab.mount(1).option(&dir).option("attr_ttl=0s").start()
+    lab.mount(1).option(&dir).option(option).start()
 }
 
 /// Whether an object in the cache has a checkpoint.
@@ -71,6 +77,44 @@ fn what_arrived_before_a_crash_is_not_fetched_again() {
     drop(server);
     let _server = lab.server().option("--rate", "400mbit").start();
     assert_eq!(digest_of(mount.join("image")), image.digest);
+}
+
+/// Bytes that the only object in the cache holds.
+fn held_bytes(cache: &Path) -> u64 {
+    let object = fs::read_dir(cache.join("objects")).unwrap().next();
+    let data = object.map(|object| fs::metadata(object.unwrap().path().join("data")).unwrap());
+    data.map_or(0, |data| data.blocks() * 512)
+}
+
+#[test]
+fn who_comes_back_with_most_of_a_file_is_sent_the_rest_alone() {
+    let lab = lab_or_skip!(Lab::builder().valve());
+    let image = lab.put("image", mib(16));
+    let server = lab.server().option("--rate", "100mbit").start();
+    let cache = lab.client(1).fresh_path("kept");
+    let first = mount_with(&lab, &cache, "unicast=never");
+    let valve = lab.hold_multicast_after(mib(13));
+    let file = File::open(first.join("image")).unwrap();
+    wait_until(TRANSFER, "most of it is here", || held_bytes(&cache) > mib(12));
+    drop(file);
+    first.umount();
+    valve.open();
+    wait_until(TRANSFER, "the cast has ended", || server.status().casts.is_empty());
+    let (held, before) = (held_bytes(&cache), server.status().totals);
+    assert!(held < image.size);
+
+    let bytes_before = lab.head().counters().tx_bytes;
+    let again = mount(&lab, &cache);
+    // Nobody reads, so nothing is demanded.
+    let _file = File::open(again.join("image")).unwrap();
+    server.wait_no_members();
+    let totals = server.status().totals;
+    let sent = totals.pages_sent + totals.symbols_sent - before.pages_sent - before.symbols_sent;
+    let lacking = (image.size - held).div_ceil(1456);
+    assert!(sent < lacking * 3 / 2, "{sent} datagrams for {lacking} pages");
+    let bytes = lab.head().counters().tx_bytes - bytes_before;
+    assert!(bytes < image.size / 2, "{bytes} bytes left the head");
+    assert_eq!(digest_of(again.join("image")), image.digest);
 }
 
 #[test]
