@@ -7,6 +7,7 @@ use harness::binaries::peer;
 use harness::{Host, Lab, Proc, digest_of, lab_or_skip, mib};
 
 use crate::plain_peers::{plain_client, plain_server};
+use crate::transfers::{Copy, Get};
 use crate::{CRAWL, TRANSFER, readers, text};
 
 /// Starts `extended_client.py`.
@@ -36,6 +37,42 @@ fn it_completes_beside_a_mount_and_a_plain_client_through_5_percent_loss() {
     for output in [copy, second, plain] {
         assert_eq!(digest_of(&output), image.digest, "{}", output.display());
     }
+    server.wait_no_members();
+}
+
+/// What a client of an earlier version does not say, and this one does not either.
+const LATER: [&str; 7] = ["drops", "seen", "useful", "stream_only", "RESUME", "delay_us", "lossy"];
+
+#[test]
+fn a_client_of_an_earlier_version_gets_all_beside_a_present_one_also_after_a_restart() {
+    let script = fs::read_to_string(peer("extended_client.py")).unwrap();
+    assert!(LATER.iter().all(|word| !script.contains(word)), "this client is none of that kind");
+    let lab = lab_or_skip!(Lab::builder().clients(3).loss(10.0));
+    let image = lab.put("image", mib(1) + 17);
+    // Nobody names a rate: the cast finds it by what its members report.
+    let mut server = lab.server().start();
+    let outputs = [2, 3].map(|k| lab.client(k).fresh_path("out"));
+    let start = |k: usize| extended_client(lab.client(k), &lab.url("image"), &outputs[k - 2], &[]);
+    let mut copy = Copy::start(&lab, 1, &image);
+    let mut old = start(2);
+    copy.finish(&image);
+    old.wait_success(TRANSFER);
+    assert_eq!(digest_of(&outputs[0]), image.digest);
+    server.wait_no_members();
+    server.stop();
+
+    let mut server = lab.server().option("--rate", "2mbit").start();
+    let mut old = start(3);
+    server.wait_cast("image", "its interpreter has started", |cast| cast.members == 1);
+    let mut get = Get::start(&lab, 1, &image);
+    server.wait_cast("image", "both have a part of it", |cast| {
+        cast.members == 2 && cast.pages_sent * 3 > u64::from(cast.pages)
+    });
+    server.kill();
+    server.start();
+    get.finish(&image);
+    old.wait_success(TRANSFER);
+    assert_eq!(digest_of(&outputs[1]), image.digest);
     server.wait_no_members();
 }
 
