@@ -8,7 +8,12 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use harness::binaries::binary;
+use harness::requirements::report_skipped;
 use harness::{Lab, SOON, digest_of, lab_or_skip, wait_until};
+
+use crate::outputs::mount_tmpfs;
+use crate::transfers::Get;
 
 fn names_in(directory: &Path) -> BTreeSet<OsString> {
     fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name()).collect()
@@ -78,6 +83,51 @@ fn attributes_are_those_of_the_file_on_the_server() {
         0o754 & !0o222,
         "write permission means nothing here"
     );
+}
+
+/// Times that a formatter or a type may not take, each in seconds since 1970: the years 1, 1969,
+/// 10000 and 300,000,000,000.
+const STRANGE_TIMES: [i64; 5] = [-62_135_596_800, -1, 253_402_300_800, 1 << 40, i64::MAX];
+
+#[test]
+fn files_of_any_date_are_shown_listed_and_fetched_in_every_way() {
+    let lab = lab_or_skip!(Lab::builder());
+    let host = lab.client(1);
+    // Most file systems on disks have no such times.
+    let disk = lab.served().join("disk");
+    mount_tmpfs(&disk, "size=16m");
+    let images = STRANGE_TIMES.map(|time| (time, lab.put(&format!("disk/{time}"), 20_000)));
+    for (time, image) in &images {
+        let distance = Duration::from_secs(time.unsigned_abs());
+        let past = SystemTime::UNIX_EPOCH.checked_sub(distance);
+        let date = if *time < 0 { past } else { SystemTime::UNIX_EPOCH.checked_add(distance) };
+        let file = fs::File::options().append(true).open(&image.path).unwrap();
+        file.set_modified(date.unwrap()).unwrap();
+        if fs::metadata(&image.path).unwrap().mtime() != *time {
+            return report_skipped("the file system for temporary files has no such dates");
+        }
+    }
+    let server = lab.server().start();
+    let mount = lab.mount(1).start();
+    let listing = host.get(&lab.url("meta/disk/"));
+    let listed = host.run_ok(binary("bootcast"), ["ls", "-l", &lab.url("disk")]);
+    assert_eq!(names_in(&mount.join("disk")).len(), images.len());
+    for (time, image) in &images {
+        let name = format!("disk/{time}");
+        assert!(listing.body.contains(&format!(r#""mtime":{time},"#)), "{time}: {listing:?}");
+        assert!(listed.contains(&time.to_string()), "{time}: {listed}");
+        for endpoint in ["join", "meta", "file"] {
+            let status = host.get(&lab.url(&format!("{endpoint}/{name}"))).status;
+            assert_eq!(status, 200, "{endpoint}/{name}");
+        }
+        assert_eq!(fs::metadata(mount.join(&name)).unwrap().mtime(), *time);
+        assert_eq!(digest_of(mount.join(&name)), image.digest, "{time}");
+        Get::start(&lab, 1, image).finish(image);
+        Get::start_with(&lab, 1, image, &["--unicast"]).finish(image);
+    }
+    for log in [server.log(), mount.log()] {
+        assert!(!log.contains("panicked"), "{log}");
+    }
 }
 
 #[test]
