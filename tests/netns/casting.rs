@@ -6,7 +6,8 @@ use std::io::Read;
 use harness::capture::Capture;
 use harness::{Lab, SOON, digest_of, lab_or_skip, mib, wait_until};
 
-use crate::{CRAWL, TRANSFER, readers};
+use crate::CRAWL;
+use crate::transfers::Copy;
 
 #[test]
 fn a_late_joiner_rides_on_the_running_cast_and_gets_every_page() {
@@ -15,20 +16,15 @@ fn a_late_joiner_rides_on_the_running_cast_and_gets_every_page() {
     let server = lab.server().option("--rate", "100mbit").start();
     let [early, late] = [1, 2].map(|k| lab.mount(k).option("unicast=never").start());
     let valve = lab.hold_multicast_after(mib(4));
-    let copies = [lab.client(1).fresh_path("copy"), lab.client(2).fresh_path("copy")];
 
-    let mut first = readers::copy(lab.client(1), &early.join("image"), &copies[0]);
+    let mut first = Copy::start_on(early, &image);
     server
         .wait_cast("image", "a fifth is sent", |cast| cast.pages_sent > u64::from(cast.pages) / 5);
-    let mut second = readers::copy(lab.client(2), &late.join("image"), &copies[1]);
+    let mut second = Copy::start_on(late, &image);
     lab.wait_members(&server, "image", 1..=2);
     valve.open();
-    first.wait_success(TRANSFER);
-    second.wait_success(TRANSFER);
-
-    for copy in &copies {
-        assert_eq!(digest_of(copy), image.digest);
-    }
+    first.finish(&image);
+    second.finish(&image);
     assert_eq!(server.status().totals.casts, 1);
 }
 
@@ -105,19 +101,11 @@ fn two_mounts_on_one_host_are_two_members_and_both_get_every_page() {
     let server = lab.server().option("--rate", "50mbit").start();
     let mounts = [(); 2].map(|()| lab.mount(1).option("unicast=never").start());
     let valve = lab.hold_multicast_after(0);
-    let copies = [lab.client(1).fresh_path("copy"), lab.client(1).fresh_path("copy")];
-    let mut running: Vec<_> = mounts
-        .iter()
-        .zip(&copies)
-        .map(|(mount, copy)| readers::copy(lab.client(1), &mount.join("image"), copy))
-        .collect();
+    let mut copies = mounts.map(|mount| Copy::start_on(mount, &image));
     server.wait_cast("image", "two are members", |cast| cast.members == 2);
     valve.open();
-    for reader in &mut running {
-        reader.wait_success(TRANSFER);
-    }
-    for copy in &copies {
-        assert_eq!(digest_of(copy), image.digest);
+    for copy in &mut copies {
+        copy.finish(&image);
     }
 }
 

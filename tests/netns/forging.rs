@@ -9,11 +9,11 @@ use bootcast_proto::fec::RepairIndex;
 use bootcast_proto::wire::{Beacon, Layout, end_datagram, symbol_header};
 use bootcast_proto::{BlockIndex, JoinAnswer, PageIndex};
 use harness::lab::HEAD_ADDRESS;
-use harness::{Lab, SOON, ServerProc, digest_of, lab_or_skip, mib, wait_until};
+use harness::{Lab, SOON, ServerProc, lab_or_skip, mib, wait_until};
 use rustix::net::{AddressFamily, SendFlags, SocketType, ipproto};
 
 use crate::transfers::Copy;
-use crate::{Finally, TRANSFER, readers};
+use crate::{Finally, TRANSFER};
 
 /// Sends datagrams under any address and port.
 struct Forger {
@@ -95,8 +95,7 @@ fn datagrams_in_the_servers_name_are_counted_and_do_no_harm() {
     let server = lab.server().option("--rate", "20mbit").start();
     let mount = lab.mount(1).option("unicast=never").start();
     let valve = lab.hold_multicast_after(500_000);
-    let copy = lab.client(1).fresh_path("copy");
-    let mut reader = readers::copy(lab.client(1), &mount.join("image"), &copy);
+    let mut copy = Copy::start_on(mount, &image);
     server.wait_cast("image", "pages are being sent", |cast| cast.pages_sent > 50);
 
     let cast = server.cast_of("image").unwrap();
@@ -116,13 +115,11 @@ fn datagrams_in_the_servers_name_are_counted_and_do_no_harm() {
                 }
             });
         });
-        let status = reader.wait(TRANSFER);
-        done.store(true, Ordering::Relaxed);
-        assert!(status.success(), "{}", reader.log());
+        let _done = Finally(&done);
+        copy.finish(&image);
     });
-    assert_eq!(digest_of(copy), image.digest);
-    wait_until(SOON, "the client has left", || mount.log().contains("forged="));
-    assert!(forged(&mount.log()) > 0, "{}", mount.log());
+    wait_until(SOON, "the client has left", || copy.mount.log().contains("forged="));
+    assert!(forged(&copy.mount.log()) > 0, "{}", copy.mount.log());
 }
 
 /// A datagram as it came to a host, with its port.
@@ -193,8 +190,7 @@ fn what_an_earlier_cast_sent_is_not_taken_for_the_present_one() {
     fs::rename(&new.path, &image.path).unwrap();
     let mount = lab.mount(1).option("attr_ttl=0,unicast=never").start();
     let valve = lab.hold_multicast_after(0);
-    let copy = lab.client(1).fresh_path("copy");
-    let mut reader = readers::copy(lab.client(1), &mount.join("image"), &copy);
+    let mut copy = Copy::start_on(mount, &image);
     server.wait_cast("image", "the new version is being sent", |cast| {
         cast.etag != old.etag && cast.pages_sent > 0
     });
@@ -202,10 +198,9 @@ fn what_an_earlier_cast_sent_is_not_taken_for_the_present_one() {
     let name = sending_socket(&server);
     lab.client(2).enter(|| replay(&forgers(name), *group.ip(), &earlier));
     valve.open();
-    reader.wait_success(TRANSFER);
-    assert_eq!(digest_of(copy), new.digest);
-    wait_until(SOON, "the client has left", || mount.log().contains("forged="));
-    assert!(forged(&mount.log()) > 0, "{}", mount.log());
+    copy.finish(&new);
+    wait_until(SOON, "the client has left", || copy.mount.log().contains("forged="));
+    assert!(forged(&copy.mount.log()) > 0, "{}", copy.mount.log());
 }
 
 #[test]

@@ -2,27 +2,18 @@
 
 use std::net::UdpSocket;
 
-use harness::{Lab, digest_of, lab_or_skip, mib};
+use harness::{Lab, lab_or_skip, mib};
 
-use crate::{TRANSFER, readers};
+use crate::transfers::Copy;
 
 #[test]
 fn every_client_reads_the_same_bytes_through_2_percent_loss() {
     let lab = lab_or_skip!(Lab::builder().clients(4).loss(2.0));
     let image = lab.put("image", mib(16));
     let server = lab.server().option("--rate", "200mbit").start();
-    let mounts: Vec<_> = (1..=4).map(|k| lab.mount(k).start()).collect();
-    let copies: Vec<_> = lab.clients().iter().map(|host| host.fresh_path("copy")).collect();
-    let mut running: Vec<_> = mounts
-        .iter()
-        .zip(&copies)
-        .map(|(mount, copy)| readers::copy(mount.host(), &mount.join("image"), copy))
-        .collect();
-    for reader in &mut running {
-        reader.wait_success(TRANSFER);
-    }
-    for copy in &copies {
-        assert_eq!(digest_of(copy), image.digest, "{}", copy.display());
+    let mut copies = [1, 2, 3, 4].map(|k| Copy::start(&lab, k, &image));
+    for copy in &mut copies {
+        copy.finish(&image);
     }
     server.wait_no_members();
 }
@@ -34,8 +25,7 @@ fn datagrams_of_a_stranger_in_the_group_do_no_harm() {
     let server = lab.server().option("--rate", "20mbit").start();
     let mount = lab.mount(1).option("unicast=never").start();
     let valve = lab.hold_multicast_after(500_000);
-    let copy = lab.client(1).fresh_path("copy");
-    let mut reader = readers::copy(lab.client(1), &mount.join("image"), &copy);
+    let mut copy = Copy::start_on(mount, &image);
     server.wait_cast("image", "pages are being sent", |cast| cast.pages_sent > 50);
 
     let cast = server.cast_of("image").unwrap();
@@ -51,6 +41,5 @@ fn datagrams_of_a_stranger_in_the_group_do_no_harm() {
         }
     });
     valve.open();
-    reader.wait_success(TRANSFER);
-    assert_eq!(digest_of(copy), image.digest);
+    copy.finish(&image);
 }

@@ -5,6 +5,7 @@ use std::io::{ErrorKind, Read};
 
 use harness::{Lab, SOON, digest_of, lab_or_skip, mib, wait_until};
 
+use crate::transfers::Copy;
 use crate::{CRAWL, TRANSFER, readers};
 
 #[test]
@@ -14,15 +15,13 @@ fn a_reader_finishes_with_the_right_bytes_when_the_server_crashes_in_the_middle(
     let mut server = lab.server().option("--rate", "50mbit").start();
     let mount = lab.mount(1).option("unicast=never").start();
     let valve = lab.hold_multicast_after(mib(8));
-    let copy = lab.client(1).fresh_path("copy");
-    let mut reader = readers::copy(lab.client(1), &mount.join("image"), &copy);
+    let mut copy = Copy::start_on(mount, &image);
     server
         .wait_cast("image", "a third is sent", |cast| cast.pages_sent > u64::from(cast.pages) / 3);
     server.kill();
     valve.open();
     server.start();
-    reader.wait_success(TRANSFER);
-    assert_eq!(digest_of(copy), image.digest);
+    copy.finish(&image);
     server.wait_no_members();
 }
 

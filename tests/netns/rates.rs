@@ -1,15 +1,9 @@
 //! Rate of casts: what the network and the members can take, and what other casts leave.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 use std::time::Duration;
 
 use bootcast_proto::api::CastStatus;
-use bootcast_proto::{DEFAULT_PORT, JoinAnswer};
-use harness::lab::HEAD_ADDRESS;
-use harness::{Host, Lab, SOON, lab_or_skip, mib, wait_until};
+use harness::{Lab, SOON, lab_or_skip, mib, wait_until};
 use rustix::process::Signal;
 
 use crate::transfers::Get;
@@ -77,79 +71,6 @@ fn a_client_that_does_not_run_for_a_while_holds_nobody_up_and_finishes() {
     for get in &mut gets {
         get.finish(&image);
     }
-}
-
-/// A connection that sends reports one after another.
-struct Reports {
-    connection: BufReader<TcpStream>,
-    token: String,
-}
-
-impl Reports {
-    /// Joins as a client that knows the extensions. Must be called in the client's network
-    /// namespace.
-    fn join(lab: &Lab, host: &Host, name: &str) -> Self {
-        let answer = host.get_with(&lab.url(&format!("join/{name}")), &[("X-BOOTCAST", "1")]);
-        let answer = JoinAnswer::parse(&answer.body).unwrap();
-        let server = SocketAddr::from((HEAD_ADDRESS, DEFAULT_PORT));
-        let stream = host.enter(|| TcpStream::connect_timeout(&server, SOON).unwrap());
-        stream.set_read_timeout(Some(SOON)).unwrap();
-        Self { connection: BufReader::new(stream), token: answer.token.as_str().to_owned() }
-    }
-
-    /// Status in answer to this body.
-    fn send(&mut self, endpoint: &str, body: &str) -> u16 {
-        let (token, len) = (&self.token, body.len());
-        let request = format!(
-            "POST /{endpoint} HTTP/1.1\r\nhost: x\r\nx-token: {token}\r\ncontent-length: {len}\r\n\r\n{body}"
-        );
-        self.connection.get_mut().write_all(request.as_bytes()).unwrap();
-        let (mut line, mut len) = (String::new(), 0);
-        self.connection.read_line(&mut line).unwrap();
-        let status = line.split(' ').nth(1).unwrap().parse().unwrap();
-        while line.trim() != "" {
-            line.clear();
-            self.connection.read_line(&mut line).unwrap();
-            if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
-                len = value.trim().parse().unwrap();
-            }
-        }
-        self.connection.read_exact(&mut vec![0; len]).unwrap();
-        status
-    }
-}
-
-#[test]
-fn a_member_that_lies_without_pause_does_not_keep_the_others_from_finishing() {
-    let lab = lab_or_skip!(Lab::builder().clients(3));
-    let image = lab.put("image", mib(8));
-    // So slow that no honest member loses a page, whatever else the machine does.
-    let server = lab.server().option("--rate", "20mbit").start();
-    let mut reports = Reports::join(&lab, lab.client(3), "image");
-    let gets = [1, 2].map(|k| Get::start(&lab, k, &image));
-    let over = AtomicBool::new(false);
-    let huge = u64::MAX;
-    let lies = [
-        format!(r#"{{"sent":{huge},"received":0,"drops":0}}"#),
-        format!(r#"{{"sent":1,"received":{huge},"drops":{huge}}}"#),
-        r#"{"needs":[[4294967295,255],[7,255]],"sent":100000,"received":1}"#.to_owned(),
-        r#"{"bulk":[[0,4294967295],[4294967295,4294967295]],"sent":50,"received":1}"#.to_owned(),
-    ];
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            while !over.load(Ordering::Relaxed) {
-                for lie in &lies {
-                    assert_eq!(reports.send("report/image", lie), 204, "{lie}");
-                }
-                assert_eq!(reports.send("report/image", r#"{"sent":-1}"#), 400);
-            }
-        });
-        for mut get in gets {
-            get.finish(&image);
-        }
-        over.store(true, Ordering::Relaxed);
-    });
-    assert_eq!(server.cast_of("image").unwrap().rate_bps, 20_000_000);
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! The head's address changes while it sends, as when a lease is not renewed.
 
-use harness::{Lab, digest_of, lab_or_skip, mib, wait_until};
+use harness::{Lab, lab_or_skip, mib, wait_until};
 
-use crate::{TRANSFER, readers};
+use crate::TRANSFER;
+use crate::transfers::Copy;
 
 /// Address of the head that goes away. Requests go to the one that stays.
 const GOING: &str = "10.77.0.5";
@@ -23,9 +24,7 @@ fn members_follow_the_head_to_another_address_and_complete_by_multicast() {
         join.lines().find_map(|line| line.strip_prefix("SOURCE=")).unwrap().to_owned()
     };
     assert_eq!(source(), GOING);
-    let mount = lab.mount(1).start();
-    let copy = lab.client(1).fresh_path("copy");
-    let mut reader = readers::copy(lab.client(1), &mount.join("image"), &copy);
+    let mut copy = Copy::start(&lab, 1, &image);
     server.wait_cast("image", "a part is sent", |cast| cast.pages_sent > u64::from(cast.pages) / 8);
 
     ip(&["addr", "del", &going, "dev", "eth0"]);
@@ -36,6 +35,5 @@ fn members_follow_the_head_to_another_address_and_complete_by_multicast() {
             && server.log().contains("address changed")
     });
     assert_eq!(source(), lab.head().address().to_string());
-    reader.wait_success(TRANSFER);
-    assert_eq!(digest_of(copy), image.digest);
+    copy.finish(&image);
 }

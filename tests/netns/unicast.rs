@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt;
 use harness::binaries::binary;
 use harness::{Lab, MountProc, SOON, ServerProc, digest_of, lab_or_skip, mib, wait_until};
 
+use crate::transfers::Copy;
 use crate::{CRAWL, TRANSFER, readers, text};
 
 /// Part of the mount's log line when files begin to arrive over HTTP.
@@ -44,9 +45,7 @@ fn a_cast_that_nobody_hears_is_silent_and_the_status_says_why() {
     let image = lab.put("image", mib(16));
     let server = lab.server().option("--rate", "2mbit").start();
     lab.client(1).drop_multicast();
-    let mount = lab.mount(1).start();
-    let copy = lab.client(1).fresh_path("copy");
-    let mut reader = readers::copy(lab.client(1), &mount.join("image"), &copy);
+    let mut copy = Copy::start(&lab, 1, &image);
     wait_unicast(&server, "image", 1);
     let known = server.cast_of("image").unwrap();
 
@@ -58,8 +57,7 @@ fn a_cast_that_nobody_hears_is_silent_and_the_status_says_why() {
         .split_whitespace()
         .collect();
     assert_eq!(row[2..4], ["1", "1"], "members, and those that fetch: {status}");
-    reader.wait_success(TRANSFER);
-    assert_eq!(digest_of(&copy), image.digest);
+    copy.finish(&image);
     let totals = server.status().totals;
     // Datagrams that were on their way when the report arrived.
     let later = totals.pages_sent + totals.symbols_sent - known.pages_sent - known.symbols_sent;
@@ -73,20 +71,17 @@ fn multicast_that_comes_back_brings_the_rest() {
     let image = lab.put("image", mib(24));
     let server = lab.server().option("--rate", "15mbit").start();
     lab.client(1).drop_multicast();
-    let mount = lab.mount(1).start();
-    let copy = lab.client(1).fresh_path("copy");
-    let mut reader = readers::copy(lab.client(1), &mount.join("image"), &copy);
+    let mut copy = Copy::start(&lab, 1, &image);
     wait_unicast(&server, "image", 1);
     let before = server.cast_of("image").unwrap().pages_sent;
 
     lab.client(1).pass_multicast();
     wait_unicast(&server, "image", 0);
     server.wait_cast("image", "pages are sent again", |cast| cast.pages_sent > before + 100);
-    wait_until(SOON, "the mount says so", || mount.log().contains("comes again"));
-    reader.wait_success(TRANSFER);
-    assert_eq!(digest_of(&copy), image.digest);
+    wait_until(SOON, "the mount says so", || copy.mount.log().contains("comes again"));
+    copy.finish(&image);
     server.wait_no_members();
-    assert_eq!(times_told(&mount), 1, "{}", mount.log());
+    assert_eq!(times_told(&copy.mount), 1, "{}", copy.mount.log());
 }
 
 #[test]
@@ -95,25 +90,19 @@ fn one_client_without_multicast_costs_the_others_nothing() {
     let image = lab.put("image", mib(16));
     let server = lab.server().option("--rate", "40mbit").start();
     lab.client(2).drop_multicast();
-    let mounts = [lab.mount(1).start(), lab.mount(2).start()];
-    let copies = [lab.client(1).fresh_path("copy"), lab.client(2).fresh_path("copy")];
-    let copy = |k: usize| readers::copy(mounts[k].host(), &mounts[k].join("image"), &copies[k]);
+    let [hears, fetches] = [1, 2].map(|k| lab.mount(k).start());
     // The cast begins with the one that hears it: what is sent before it listens is sent again.
-    let first = copy(0);
+    let mut first = Copy::start_on(hears, &image);
     lab.wait_members(&server, "image", 1..=1);
-    let mut running = [first, copy(1)];
+    let mut second = Copy::start_on(fetches, &image);
     wait_unicast(&server, "image", 1);
-    for reader in &mut running {
-        reader.wait_success(TRANSFER);
-    }
-    for copy in &copies {
-        assert_eq!(digest_of(copy), image.digest);
-    }
+    first.finish(&image);
+    second.finish(&image);
     server.wait_no_members();
     let totals = server.status().totals;
     let pages = mib(16).div_ceil(1456);
     assert!(totals.pages_sent < pages * 3 / 2, "{totals:?} for a file of {pages} pages");
-    assert_eq!((times_told(&mounts[0]), times_told(&mounts[1])), (0, 1));
+    assert_eq!((times_told(&first.mount), times_told(&second.mount)), (0, 1));
 }
 
 #[test]
@@ -135,14 +124,12 @@ fn unicast_always_does_not_listen() {
     let image = lab.put("image", mib(16));
     let server = lab.server().option("--rate", CRAWL).start();
     let mount = lab.mount(1).option("unicast=always").start();
-    let copy = lab.client(1).fresh_path("copy");
-    let mut reader = readers::copy(lab.client(1), &mount.join("image"), &copy);
+    let mut copy = Copy::start_on(mount, &image);
     wait_unicast(&server, "image", 1);
     assert!(!lab.client(1).is_in_a_group());
-    reader.wait_success(TRANSFER);
-    assert_eq!(digest_of(&copy), image.digest);
+    copy.finish(&image);
     server.wait_no_members();
-    assert_eq!(times_told(&mount), 0);
+    assert_eq!(times_told(&copy.mount), 0);
 }
 
 #[test]
@@ -172,14 +159,11 @@ fn a_server_that_is_killed_and_started_again_is_gone_on_with() {
     let image = lab.put("image", mib(16));
     let mut server = lab.server().option("--rate", "2mbit").start();
     lab.client(1).drop_multicast();
-    let mount = lab.mount(1).start();
-    let copy = lab.client(1).fresh_path("copy");
-    let mut reader = readers::copy(lab.client(1), &mount.join("image"), &copy);
+    let mut copy = Copy::start(&lab, 1, &image);
     wait_unicast(&server, "image", 1);
     server.kill();
     server.start();
-    reader.wait_success(TRANSFER);
-    assert_eq!(digest_of(&copy), image.digest);
+    copy.finish(&image);
     server.wait_no_members();
 }
 
