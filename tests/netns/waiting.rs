@@ -8,6 +8,7 @@ use harness::{Lab, SOON, digest_of, lab_or_skip, mib, wait_until};
 use rustix::process::Signal;
 
 use crate::readers::READ_LEN;
+use crate::transfers::Copy;
 use crate::{CRAWL, TRANSFER, readers, text};
 
 #[test]
@@ -46,6 +47,26 @@ fn a_file_that_crawls_does_not_hold_up_one_that_is_sent_later() {
     mount.wait_parked(1);
     assert_eq!(digest_of(mount.join("quick")), quick.digest);
     drop(waiting);
+}
+
+#[test]
+fn an_open_that_the_server_puts_off_says_why_and_succeeds_when_there_is_room() {
+    let lab = lab_or_skip!(Lab::builder());
+    lab.put("one", mib(1));
+    let image = lab.put("image", 100_000);
+    let _server = lab.server().option("--max-casts", "1").option("--rate", "10mbit").start();
+    let host = lab.client(1);
+    let join = [("X-BOOTCAST", "1"), ("X-BOOTCAST-FILL", "demand")];
+    let answer = host.get_with(&lab.url("join/one"), &join).body;
+    let token = answer.lines().find_map(|line| line.strip_prefix("TOKEN=")).unwrap();
+    let mut copy = Copy::start(&lab, 1, &image);
+    wait_until(SOON, "the log says why it waits", || {
+        copy.mount.log().contains("too many casts run already")
+    });
+    assert!(copy.proc.exited().is_none());
+    assert_eq!(host.get_with(&lab.url("leave/one"), &[("X-TOKEN", token)]).status, 204);
+    copy.finish(&image);
+    assert_eq!(copy.mount.log().matches("cannot join yet").count(), 1, "{}", copy.mount.log());
 }
 
 #[test]

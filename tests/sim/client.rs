@@ -188,8 +188,8 @@ impl Client {
         match answer {
             Answer::Join(Some(answer)) => self.receiver.handle_join(answer, now),
             Answer::Join(None) => {
-                let after = Duration::ZERO;
-                self.receiver.handle_join_error(JoinError::Retry { after }, now);
+                let (after, reason) = (Duration::ZERO, "lost".to_owned());
+                self.receiver.handle_join_error(JoinError::Retry { after, reason }, now);
             }
             Answer::Report(known) => {
                 let result = if *known { Ok(()) } else { Err(ReportError::UnknownMember) };

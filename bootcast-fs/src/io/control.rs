@@ -185,9 +185,11 @@ impl Control {
             Ok((answer, address))
         };
         joined.await.map_err(|error: ControlError| match error {
-            ControlError::Unreachable { .. } => JoinError::Retry { after: Duration::ZERO },
+            ControlError::Unreachable { .. } => {
+                JoinError::Retry { after: Duration::ZERO, reason: error.to_string() }
+            }
             ControlError::Refused { retry_after, .. } if error.is_temporary() => {
-                JoinError::Retry { after: retry_after }
+                JoinError::Retry { after: retry_after, reason: error.to_string() }
             }
             ControlError::Refused { status: 404, message, .. } => JoinError::NotFound(message),
             ControlError::Refused { message, .. } | ControlError::Unreadable { message, .. } => {

@@ -358,12 +358,12 @@ fn verdict(error: &ControlError) -> ReportError {
 fn log_join_error(object: &Object, error: &JoinError) {
     let path = &object.key().path;
     match error {
-        JoinError::Retry { .. } if object.join_failures() == 0 => {
-            if let Some(more) = quiet::allow("no answer to a join", "") {
-                warn!(%path, "the server does not answer, trying on{more}");
+        JoinError::Retry { reason, .. } if object.join_failures() == 0 => {
+            if let Some(more) = quiet::allow("cannot join yet", reason) {
+                warn!(%path, reason, "cannot join yet, trying on{more}");
             }
         }
-        JoinError::Retry { .. } => debug!(%path, "the server does not answer"),
+        JoinError::Retry { reason, .. } => debug!(%path, reason, "cannot join yet"),
         JoinError::NotFound(message)
         | JoinError::Refused(message)
         | JoinError::Garbled(message) => {

@@ -78,10 +78,12 @@ pub enum Failure {
 /// Why a join had no usable answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum JoinError {
-    /// A reason that may pass: no connection, an overloaded server, a malformed answer.
+    /// A reason that may pass: no connection, an overloaded server, a file whose casts keep ending.
     Retry {
         /// The server's `Retry-After`, or zero.
         after: Duration,
+        /// What the server said, or why nothing came.
+        reason: String,
     },
     /// 404.
     NotFound(String),
@@ -246,7 +248,7 @@ impl Receiver {
     /// Handles a join without a usable answer.
     pub fn handle_join_error(&mut self, error: JoinError, now: Instant) {
         match error {
-            JoinError::Retry { after } => self.membership.join_failed(now, after),
+            JoinError::Retry { after, .. } => self.membership.join_failed(now, after),
             // If a version was there before, "not found" means that it is gone.
             JoinError::NotFound(_) if self.assembly.is_some() => self.fail(Failure::Stale),
             JoinError::NotFound(message) => self.fail(Failure::NotFound(message)),
