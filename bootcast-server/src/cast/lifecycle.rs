@@ -11,8 +11,8 @@ use bootcast_proto::{BLOCK_PAGES, BlockLayout, Geometry, PageRange, Token};
 
 use super::demand::Demand;
 use super::members::{MemberKind, Members};
+use super::multicast_probe::MulticastProbe;
 use super::precedence::Precedence;
-use super::recall::Recall;
 use super::repair::{Repair, Situation, Symbol};
 use super::standing::Standings;
 use super::stream::{Audience, Stream};
@@ -147,7 +147,7 @@ pub struct Cast {
     demand: Demand,
     /// Priority of demanded pages over the rest, in pages.
     precedence: Precedence,
-    recall: Recall,
+    probe: MulticastProbe,
     unreadable: Unreadable,
     /// Pages handed out that the driver could not read.
     unsent: u64,
@@ -182,7 +182,7 @@ impl Cast {
             repair: layout.map(channel),
             demand: Demand::new(geometry.pages()),
             precedence: Precedence::default(),
-            recall: Recall::new(now),
+            probe: MulticastProbe::new(now),
             unreadable: Unreadable::new(now),
             unsent: 0,
             stream_was_last: false,
@@ -389,8 +389,8 @@ impl Cast {
         let heard = self.members.repairing() > 0;
         let repair = self.repair.as_ref().filter(|_| heard);
         let repair = repair.and_then(|repair| repair.poll_at(situation));
-        let recall = self.recall.poll_at(&self.members);
-        [later, self.stream.poll_at(self.audience()), repair, recall].into_iter().flatten().min()
+        let probe = self.probe.poll_at(&self.members);
+        [later, self.stream.poll_at(self.audience()), repair, probe].into_iter().flatten().min()
     }
 
     /// When to call [`Self::handle_timeout`]; every other call may change it.
@@ -440,7 +440,7 @@ impl Cast {
 
     /// Pages handed out since the cast started.
     pub fn pages_sent(&self) -> u64 {
-        let sent = self.stream.pages_sent() + self.demand.pages_sent() + self.recall.pages_sent();
+        let sent = self.stream.pages_sent() + self.demand.pages_sent() + self.probe.pages_sent();
         sent.saturating_sub(self.unsent)
     }
 
@@ -486,22 +486,22 @@ impl Cast {
     /// Returns a beacon for members that receive nothing, so that they notice when multicast
     /// reaches them again.
     fn poll_recall(&mut self, now: Instant) -> Option<Beacon> {
-        let is_due = self.recall.poll_at(&self.members).is_some_and(|at| at <= now);
-        if !is_due || !self.recall.owes_beacon() {
+        let is_due = self.probe.poll_at(&self.members).is_some_and(|at| at <= now);
+        if !is_due || !self.probe.owes_beacon() {
             return None;
         }
-        self.recall.on_beacon(now);
+        self.probe.on_beacon(now);
         let situation = self.situation();
         Some(self.repair.as_mut()?.beacon(situation, now))
     }
 
     /// Pages behind such a beacon: whether these come, it does not tell.
     fn poll_recalling_pages(&mut self, budget: u32, now: Instant) -> Option<PageRange> {
-        let is_due = self.recall.poll_at(&self.members).is_some_and(|at| at <= now);
+        let is_due = self.probe.poll_at(&self.members).is_some_and(|at| at <= now);
         if self.state != State::Serving || !is_due {
             return None;
         }
-        let pages = self.recall.poll_pages(self.pages, budget)?;
+        let pages = self.probe.poll_pages(self.pages, budget)?;
         self.unreadable.first_in(pages).is_none().then_some(pages)
     }
 

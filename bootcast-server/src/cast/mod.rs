@@ -20,7 +20,7 @@
 //! | `demand` | which demanded pages go out before all that |
 //! | `precedence` | how much the rest may send while demand goes first |
 //! | `unreadable` | which pages are left out because they cannot be read |
-//! | `recall` | when members that receive nothing get a beacon |
+//! | `multicast_probe` | when members that receive nothing get a beacon |
 //!
 //! The unit of sending is a few datagrams of one kind ([`Transmit`]). [`crate::io`] fills them with
 //! bytes.
@@ -31,10 +31,10 @@ mod group_ranges;
 mod groups;
 mod lifecycle;
 mod members;
+mod multicast_probe;
 mod pacer;
 mod precedence;
 mod rate;
-mod recall;
 mod relapse;
 mod repair;
 mod scheduler;

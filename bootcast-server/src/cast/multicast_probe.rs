@@ -15,7 +15,7 @@ const PAGES: u32 = 16;
 
 /// Decides when a cast that reaches nobody sends a beacon and a few pages.
 #[derive(Debug)]
-pub(super) struct Recall {
+pub(super) struct MulticastProbe {
     next: Instant,
     /// Pages that follow the last beacon and were not sent yet.
     owed: u32,
@@ -25,7 +25,7 @@ pub(super) struct Recall {
     pages_sent: u64,
 }
 
-impl Recall {
+impl MulticastProbe {
     pub(super) fn new(now: Instant) -> Self {
         Self { next: now, owed: 0, end: 0, pages_sent: 0 }
     }

@@ -29,7 +29,7 @@ impl Cast {
         if matches!(impairment, Some(Impairment::Unicast | Impairment::Futile)) {
             // Nothing is sent for it, and it says nothing of what others need.
             if is_news {
-                self.recall.begin(now);
+                self.probe.begin(now);
             }
             return true;
         }

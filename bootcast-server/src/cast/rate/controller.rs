@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use bootcast_proto::BitRate;
 
-use super::panel::View;
+use super::panel::PanelSummary;
 
 /// Window over which the minimum loss is taken as the path's own (not caused by our rate).
 const BASE_TIME: Duration = Duration::from_secs(10);
@@ -137,7 +137,7 @@ pub(super) enum Usage {
     Rested,
     /// This share, although there was always something to send: other casts or the machine left no
     /// more.
-    HeldUp(f64),
+    Limited(f64),
 }
 
 /// Throughput at the last congestion.
@@ -178,7 +178,7 @@ struct Trial {
 
 /// Losses that the rate does not cause.
 #[derive(Clone, Copy, Debug, Default)]
-struct Harmless {
+struct Tolerated {
     /// Network loss: median, and that of the worst twentieth.
     median: f64,
     worst: f64,
@@ -186,23 +186,23 @@ struct Harmless {
     drops: f64,
 }
 
-impl Harmless {
+impl Tolerated {
     /// Whether the median loss shows shared congestion.
-    fn is_exceeded_by(&self, lost: f64, view: &View) -> bool {
-        lost > self.median + excess(SHARED_EXCESS, lost, view.datagrams)
+    fn is_exceeded_by(&self, lost: f64, summary: &PanelSummary) -> bool {
+        lost > self.median + excess(SHARED_EXCESS, lost, summary.datagrams)
     }
 
     /// Whether the average losses of the worst twentieth show a congested group.
-    fn is_exceeded_for_a_group(&self, view: &View) -> bool {
-        let is_lossy = view
+    fn is_exceeded_for_a_group(&self, summary: &PanelSummary) -> bool {
+        let is_lossy = summary
             .worst_average
-            .is_some_and(|lost| lost > self.worst + excess(GROUP_EXCESS, lost, view.datagrams));
-        is_lossy || view.worst_drops > self.drops + GROUP_DROPS
+            .is_some_and(|lost| lost > self.worst + excess(GROUP_EXCESS, lost, summary.datagrams));
+        is_lossy || summary.worst_drops > self.drops + GROUP_DROPS
     }
 
     /// Whether this interval alone would show congestion, which is not enough evidence.
-    fn may_be_exceeded(&self, view: &View) -> bool {
-        self.is_exceeded_by(view.median, view) || view.drops > self.drops + DROPS_ONCE
+    fn may_be_exceeded(&self, summary: &PanelSummary) -> bool {
+        self.is_exceeded_by(summary.median, summary) || summary.drops > self.drops + DROPS_ONCE
     }
 }
 
@@ -216,7 +216,7 @@ fn excess(least: f64, lost: f64, datagrams: u64) -> f64 {
 /// Losses that trials have shown not to depend on the rate.
 #[derive(Clone, Copy, Debug)]
 struct Proven {
-    losses: Harmless,
+    losses: Tolerated,
     until: Instant,
 }
 
@@ -322,7 +322,7 @@ impl Controller {
     /// `true`: what was told before says nothing of the rate from now on.
     pub(super) fn update(
         &mut self,
-        view: &View,
+        summary: &PanelSummary,
         usage: Usage,
         is_timely: bool,
         now: Instant,
@@ -332,51 +332,51 @@ impl Controller {
         }
         self.proven = self.proven.filter(|proven| now < proven.until);
         self.ceiling = self.ceiling.filter(|ceiling| now < ceiling.until);
-        let harmless = self.harmless(view, now);
-        if self.judge(view, now) {
+        let tolerated = self.tolerated(summary, now);
+        if self.judge(summary, now) {
             return true;
         }
         let sent = match usage {
             Usage::Full | Usage::Rested => self.rate,
-            Usage::HeldUp(share) => self.rate * share,
+            Usage::Limited(share) => self.rate * share,
         };
-        let believed = if self.has_doubled { Some(view.median) } else { view.twice };
+        let believed = if self.has_doubled { Some(summary.median) } else { summary.twice };
         self.has_doubled = false;
-        if let Some(lost) = believed.filter(|lost| harmless.is_exceeded_by(*lost, view)) {
+        if let Some(lost) = believed.filter(|lost| tolerated.is_exceeded_by(*lost, summary)) {
             // What is lost at any rate is not known yet in the first moments.
-            let harmless = if self.is_opening() { 0.0 } else { harmless.median };
-            let through = sent * (1.0 - lost) / (1.0 - harmless);
-            let lost = (lost, harmless);
-            self.skips = view.seen == 0;
+            let tolerated = if self.is_opening() { 0.0 } else { tolerated.median };
+            let through = sent * (1.0 - lost) / (1.0 - tolerated);
+            let lost = (lost, tolerated);
+            self.skips = summary.seen == 0;
             self.lower(Congestion::Shared, sent, (through, SHARED_MARGIN), lost, now);
             return true;
         }
-        if !self.is_opening() && harmless.is_exceeded_for_a_group(view) {
-            let through = sent * view.delivered.max(GROUP_STEP);
-            let lost = (1.0 - view.delivered, harmless.worst);
-            self.skips = view.seen == 0;
+        if !self.is_opening() && tolerated.is_exceeded_for_a_group(summary) {
+            let through = sent * summary.delivered.max(GROUP_STEP);
+            let lost = (1.0 - summary.delivered, tolerated.worst);
+            self.skips = summary.seen == 0;
             self.lower(Congestion::Group, sent, (through, GROUP_MARGIN), lost, now);
             return true;
         }
-        if harmless.may_be_exceeded(view) {
-            self.wait(view.seen == 0, now);
+        if tolerated.may_be_exceeded(summary) {
+            self.wait(summary.seen == 0, now);
         } else if usage == Usage::Full && is_timely && self.may_grow() {
-            self.grow(view.worst_drops > harmless.drops + DROPS_SEEN, now);
+            self.grow(summary.worst_drops > tolerated.drops + DROPS_SEEN, now);
         }
         false
     }
 
     /// Losses that the rate does not cause: the least of recent intervals, or proven ones.
-    fn harmless(&mut self, view: &View, now: Instant) -> Harmless {
-        self.bases.push_back((now, view.median, view.worst));
+    fn tolerated(&mut self, summary: &PanelSummary, now: Instant) -> Tolerated {
+        self.bases.push_back((now, summary.median, summary.worst));
         while self.bases.front().is_some_and(|&(at, ..)| at + BASE_TIME <= now) {
             self.bases.pop_front();
         }
         let least = |of: fn(&(Instant, f64, f64)) -> f64| {
             self.bases.iter().map(of).fold(BASE_MAX, f64::min)
         };
-        let proven = self.proven.map_or_else(Harmless::default, |proven| proven.losses);
-        Harmless {
+        let proven = self.proven.map_or_else(Tolerated::default, |proven| proven.losses);
+        Tolerated {
             median: least(|base| base.1).max(proven.median),
             worst: least(|base| base.2).max(proven.worst),
             drops: proven.drops,
@@ -384,15 +384,15 @@ impl Controller {
     }
 
     /// Whether the reduction was in vain. Then restores the rate and tolerates the losses.
-    fn judge(&mut self, view: &View, now: Instant) -> bool {
+    fn judge(&mut self, summary: &PanelSummary, now: Instant) -> bool {
         let Some(trial) = self.trial else { return false };
         let lost = match trial.congestion {
-            Congestion::Shared => match view.twice {
+            Congestion::Shared => match summary.twice {
                 Some(lost) => lost,
                 None => return false,
             },
-            Congestion::Group if view.worst_average.is_none() => return false,
-            Congestion::Group => 1.0 - view.delivered,
+            Congestion::Group if summary.worst_average.is_none() => return false,
+            Congestion::Group => 1.0 - summary.delivered,
         };
         let in_vain = trial.lost - trial.expected > PROVABLE
             && (f64::midpoint(trial.lost, trial.expected)..trial.lost * UNCHANGED).contains(&lost)
@@ -404,16 +404,16 @@ impl Controller {
         if !in_vain {
             return false;
         }
-        let before = self.proven.map_or_else(Harmless::default, |proven| proven.losses);
-        let losses = Harmless {
-            median: before.median.max(view.median),
-            worst: before.worst.max(view.worst_average.unwrap_or_default()).max(view.worst),
-            drops: before.drops.max(1.0 - view.delivered),
+        let before = self.proven.map_or_else(Tolerated::default, |proven| proven.losses);
+        let losses = Tolerated {
+            median: before.median.max(summary.median),
+            worst: before.worst.max(summary.worst_average.unwrap_or_default()).max(summary.worst),
+            drops: before.drops.max(1.0 - summary.delivered),
         };
         self.proven = Some(Proven { losses, until: now + PROVEN_TIME });
         self.rate = trial.rate;
         self.ceiling = None;
-        self.skips = view.seen == 0;
+        self.skips = summary.seen == 0;
         true
     }
 

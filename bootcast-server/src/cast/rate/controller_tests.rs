@@ -7,7 +7,7 @@ use super::*;
 const INTERVAL: Duration = Duration::from_millis(250);
 
 /// Members that got all of many datagrams, as far as is known.
-const MANY: View = View {
+const MANY: PanelSummary = PanelSummary {
     median: 0.0,
     twice: None,
     worst: 0.0,
@@ -56,7 +56,7 @@ impl Lab {
     /// `worst` and `drops`.
     fn lose_more(&mut self, median: f64, worst: f64, drops: f64) -> f64 {
         self.now += INTERVAL;
-        let view = View {
+        let summary = PanelSummary {
             median,
             twice: Some(median),
             worst,
@@ -67,7 +67,7 @@ impl Lab {
             datagrams: 20_000,
             seen: 0,
         };
-        self.controller.update(&view, Usage::Full, true, self.now);
+        self.controller.update(&summary, Usage::Full, true, self.now);
         self.mbit()
     }
 
@@ -104,7 +104,7 @@ fn random_losses_change_nothing_up_to_a_tenth_and_a_little() {
 #[test]
 fn losses_by_chance_of_few_datagrams_change_nothing_and_those_of_a_narrow_place_do() {
     // 20 Mbit/s are some 400 datagrams in an interval.
-    let few = |lost| View { median: lost, twice: Some(lost), datagrams: 400, ..MANY };
+    let few = |lost| PanelSummary { median: lost, twice: Some(lost), datagrams: 400, ..MANY };
     for (usual, unusual, expected) in
         [(0.03, 0.08, 1000.0), (0.07, 0.14, 1000.0), (0.0, 0.5, 475.0)]
     {
@@ -122,14 +122,17 @@ fn losses_by_chance_of_few_datagrams_change_nothing_and_those_of_a_narrow_place_
 
 #[test]
 fn what_is_lost_in_one_interval_only_is_waited_for() {
-    for view in [View { median: 0.5, twice: Some(0.0), ..MANY }, View { drops: 0.5, ..MANY }] {
+    for summary in [
+        PanelSummary { median: 0.5, twice: Some(0.0), ..MANY },
+        PanelSummary { drops: 0.5, ..MANY },
+    ] {
         let mut lab = Lab::new(CeilingSource::Assumption);
         lab.now += INTERVAL;
         lab.controller.update(&MANY, Usage::Rested, true, lab.now);
         lab.now += INTERVAL;
-        lab.controller.update(&view, Usage::Full, true, lab.now);
-        assert!(near(lab.mbit(), 300.0), "{view:?}");
-        assert!(near(lab.lose(0.0), 600.0), "{view:?}");
+        lab.controller.update(&summary, Usage::Full, true, lab.now);
+        assert!(near(lab.mbit(), 300.0), "{summary:?}");
+        assert!(near(lab.lose(0.0), 600.0), "{summary:?}");
     }
 }
 
@@ -138,7 +141,7 @@ fn after_the_rate_was_doubled_one_interval_tells_enough() {
     let mut lab = Lab::new(CeilingSource::Assumption);
     assert!(near(lab.lose(0.0), 600.0));
     lab.now += INTERVAL;
-    lab.controller.update(&View { median: 0.5, ..MANY }, Usage::Full, true, lab.now);
+    lab.controller.update(&PanelSummary { median: 0.5, ..MANY }, Usage::Full, true, lab.now);
     assert!(near(lab.mbit(), 285.0), "{}", lab.mbit());
 }
 
@@ -148,7 +151,7 @@ fn near_what_got_through_a_single_bad_interval_costs_a_step_back_and_no_more() {
     lab.lose(0.0);
     assert!(near(lab.through(300.0, 0.0), 285.0));
     (0..8).for_each(|_| assert!(lab.lose(0.0) < 310.0));
-    let once = View { median: 0.9, twice: Some(0.0), ..MANY };
+    let once = PanelSummary { median: 0.9, twice: Some(0.0), ..MANY };
     for _ in 0..10 {
         lab.now += INTERVAL;
         lab.controller.update(&once, Usage::Full, true, lab.now);
@@ -167,8 +170,8 @@ fn what_was_lost_before_a_step_back_says_nothing_of_the_rate_after_it() {
     (0..8).for_each(|_| assert!(lab.lose(0.0) < 310.0));
     for (median, twice) in [(0.034, 0.0), (0.036, 0.034)] {
         lab.now += INTERVAL;
-        let view = View { median, twice: Some(twice), ..MANY };
-        lab.controller.update(&view, Usage::Full, true, lab.now);
+        let summary = PanelSummary { median, twice: Some(twice), ..MANY };
+        lab.controller.update(&summary, Usage::Full, true, lab.now);
         assert!(near(lab.mbit(), 285.0), "{}", lab.mbit());
     }
     assert!(near(lab.lose(0.0), 287.85));
@@ -182,8 +185,8 @@ fn while_machines_drop_a_little_the_rate_grows_slowly_and_what_got_through_is_re
     lab.lose(0.0);
     let drop_a_little = |lab: &mut Lab| {
         lab.now += INTERVAL;
-        let view = View { drops: 0.04, worst_drops: 0.04, ..MANY };
-        lab.controller.update(&view, Usage::Full, true, lab.now);
+        let summary = PanelSummary { drops: 0.04, worst_drops: 0.04, ..MANY };
+        lab.controller.update(&summary, Usage::Full, true, lab.now);
     };
     (0..50).for_each(|_| drop_a_little(&mut lab));
     assert!(near(lab.mbit(), 485.0 * 1.01_f64.powi(50)), "{}", lab.mbit());
@@ -233,8 +236,8 @@ fn a_slow_group_is_followed_by_halves_and_a_single_interval_of_it_is_not_known()
     assert!(near(lab.lose_more(0.0, 0.6, 0.0), 235.225));
     let mut lab = Lab::new(CeilingSource::Operator);
     lab.now += INTERVAL;
-    let view = View { worst: 0.8, delivered: 0.2, ..MANY };
-    lab.controller.update(&view, Usage::Full, true, lab.now);
+    let summary = PanelSummary { worst: 0.8, delivered: 0.2, ..MANY };
+    lab.controller.update(&summary, Usage::Full, true, lab.now);
     assert!(near(lab.mbit(), 1000.0), "too little is known of the average");
 }
 
@@ -275,9 +278,9 @@ fn losses_that_grow_or_are_many_are_never_believed_to_be_harmless() {
 fn a_cast_that_is_held_up_by_something_else_does_not_grow() {
     let mut lab = Lab::new(CeilingSource::Assumption);
     lab.now += INTERVAL;
-    let view = MANY;
-    lab.controller.update(&view, Usage::HeldUp(0.5), true, lab.now);
-    lab.controller.update(&view, Usage::Rested, true, lab.now);
+    let summary = MANY;
+    lab.controller.update(&summary, Usage::Limited(0.5), true, lab.now);
+    lab.controller.update(&summary, Usage::Rested, true, lab.now);
     assert!(near(lab.mbit(), 300.0));
 }
 
@@ -286,12 +289,12 @@ fn what_gets_through_is_counted_from_what_was_sent_and_not_from_what_might_have_
     let lose = |usage| {
         let mut lab = Lab::new(CeilingSource::Operator);
         lab.lose(0.0);
-        let view = View { median: 0.5, twice: Some(0.5), ..MANY };
-        lab.controller.update(&view, usage, true, lab.now);
+        let summary = PanelSummary { median: 0.5, twice: Some(0.5), ..MANY };
+        lab.controller.update(&summary, usage, true, lab.now);
         lab.mbit()
     };
     assert!(near(lose(Usage::Full), 475.0) && near(lose(Usage::Rested), 475.0));
-    assert!(near(lose(Usage::HeldUp(0.2)), 95.0));
+    assert!(near(lose(Usage::Limited(0.2)), 95.0));
 }
 
 #[test]
@@ -324,7 +327,7 @@ proptest! {
         let mut lab = Lab::new(if cautious { CeilingSource::Assumption } else { CeilingSource::Operator });
         for (median, worst, drops, usage, pause_ms, datagrams) in views {
             lab.now += Duration::from_millis(pause_ms);
-            let view = View {
+            let summary = PanelSummary {
                 median, twice: Some(median), worst, worst_average: Some(worst), drops, worst_drops: drops,
                 delivered: 1.0 - worst, datagrams,
                 seen: 0,
@@ -332,9 +335,9 @@ proptest! {
             let usage = match usage {
                 ..0.0 => Usage::Rested,
                 1.0.. => Usage::Full,
-                share => Usage::HeldUp(share),
+                share => Usage::Limited(share),
             };
-            lab.controller.update(&view, usage, true, lab.now);
+            lab.controller.update(&summary, usage, true, lab.now);
             let floor = if cautious { 0.256 } else { 10.0 };
             prop_assert!((floor..=1000.0).contains(&lab.mbit()), "{}", lab.mbit());
         }

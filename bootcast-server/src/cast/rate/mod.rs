@@ -178,15 +178,16 @@ impl RateControl {
             self.looks.pop_front();
         }
         let rested = std::mem::take(&mut self.rested);
-        let Some(view) = self.panel.view() else { return false };
+        let Some(summary) = self.panel.summary() else { return false };
         let before = self.rate();
         let used = share(datagrams * self.datagram_wire, before.bytes_in(elapsed));
         let usage = match used {
             LIMITED_SHARE.. => Usage::Full,
             _ if rested => Usage::Rested,
-            _ => Usage::HeldUp(used),
+            _ => Usage::Limited(used),
         };
-        let is_obsolete = self.controller.update(&view, usage, self.is_timely(view.seen), now);
+        let is_obsolete =
+            self.controller.update(&summary, usage, self.is_timely(summary.seen), now);
         if is_obsolete {
             self.panel.forget_samples();
         }
@@ -199,7 +200,7 @@ impl RateControl {
             self.since = Some(Since { sent: self.sent, patience: now + patience });
         }
         if let Some(opening) = &mut self.opening {
-            let may_grow = !matches!(usage, Usage::HeldUp(_)) && self.controller.may_grow();
+            let may_grow = !matches!(usage, Usage::Limited(_)) && self.controller.may_grow();
             opening.on_look(after == before && !may_grow);
         }
         after != before

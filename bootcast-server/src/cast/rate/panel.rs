@@ -30,7 +30,7 @@ const WORST_SHARE: usize = 20;
 
 /// Losses of the members, as shares of what was sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(super) struct View {
+pub(super) struct PanelSummary {
     /// Median loss in the network, in this interval.
     pub(super) median: f64,
     /// Median of the lesser loss of this interval and the one before; `None` until both are known.
@@ -190,7 +190,7 @@ impl Panel {
     }
 
     /// Evaluates the members that reported since the last call; `None` if none did.
-    pub(super) fn view(&mut self) -> Option<View> {
+    pub(super) fn summary(&mut self) -> Option<PanelSummary> {
         let fresh: Vec<&mut Member> =
             self.members.values_mut().filter(|member| member.is_fresh).collect();
         if fresh.is_empty() {
@@ -215,7 +215,7 @@ impl Panel {
         let are_known = |intervals| {
             fresh.iter().filter(|it| it.samples.len() >= intervals).count() * 2 > fresh.len()
         };
-        let view = View {
+        let summary = PanelSummary {
             median: latest[middle],
             twice: are_known(2).then(|| twice[middle]),
             worst: worst(&latest),
@@ -229,7 +229,7 @@ impl Panel {
         for member in fresh {
             member.is_fresh = false;
         }
-        Some(view)
+        Some(summary)
     }
 }
 
@@ -315,9 +315,9 @@ mod tests {
             self.panel.handle_report(&token, report, &expected, self.now);
         }
 
-        fn view(&mut self) -> Option<View> {
+        fn summary(&mut self) -> Option<PanelSummary> {
             self.now += INTERVAL;
-            self.panel.view()
+            self.panel.summary()
         }
     }
 
@@ -329,25 +329,29 @@ mod tests {
     fn drops_of_sockets_are_no_losses_of_the_network() {
         let mut lab = Lab::new();
         lab.report(1, 30, 200);
-        let view = lab.view().unwrap();
-        assert!(near(view.median, 0.03) && near(view.worst, 0.03) && near(view.delivered, 0.77));
-        assert!(near(view.drops, 0.2) && near(view.worst_drops, 0.2 / 12.0), "one of twelve");
-        assert_eq!(lab.view(), None, "nobody said anything since");
+        let summary = lab.summary().unwrap();
+        assert!(
+            near(summary.median, 0.03)
+                && near(summary.worst, 0.03)
+                && near(summary.delivered, 0.77)
+        );
+        assert!(near(summary.drops, 0.2) && near(summary.worst_drops, 0.2 / 12.0), "one of twelve");
+        assert_eq!(lab.summary(), None, "nobody said anything since");
         lab.report(1, 0, 600);
-        let view = lab.view().unwrap();
-        assert!(near(view.drops, 0.6) && near(view.worst_drops, 0.8 / 12.0));
+        let summary = lab.summary().unwrap();
+        assert!(near(summary.drops, 0.6) && near(summary.worst_drops, 0.8 / 12.0));
     }
 
     #[test]
     fn what_was_only_late_is_lost_in_no_two_intervals() {
         let mut lab = Lab::new();
         lab.report(1, 10, 0);
-        assert_eq!(lab.view().unwrap().twice, None, "of one interval");
+        assert_eq!(lab.summary().unwrap().twice, None, "of one interval");
         for (net, twice) in [(300, 0.01), (0, 0.0), (20, 0.0), (30, 0.02), (25, 0.025)] {
             lab.report(1, net, 0);
-            let view = lab.view().unwrap();
-            assert!(near(view.twice.unwrap(), twice), "{net}: {view:?}");
-            assert_eq!(view.datagrams, 1000);
+            let summary = lab.summary().unwrap();
+            assert!(near(summary.twice.unwrap(), twice), "{net}: {summary:?}");
+            assert_eq!(summary.datagrams, 1000);
         }
     }
 
@@ -355,11 +359,11 @@ mod tests {
     fn intervals_in_which_nothing_at_all_came_say_nothing_of_the_rate() {
         let mut lab = Lab::new();
         lab.report(1, 10, 0);
-        assert!(lab.view().is_some());
+        assert!(lab.summary().is_some());
         lab.report(1, 1000, 0);
-        assert_eq!(lab.view(), None);
+        assert_eq!(lab.summary(), None);
         lab.report(1, 10, 0);
-        assert!(near(lab.view().unwrap().twice.unwrap(), 0.01));
+        assert!(near(lab.summary().unwrap().twice.unwrap(), 0.01));
     }
 
     #[test]
@@ -370,15 +374,15 @@ mod tests {
                 let lost = if member < 2 { 900 } else { 10 };
                 lab.report(member, lost, 0);
             }
-            let view = lab.view().unwrap();
-            assert!(near(view.worst, 0.01) && near(view.delivered, 0.99), "{view:?}");
-            assert_eq!(view.worst_average.is_some(), round == 4);
+            let summary = lab.summary().unwrap();
+            assert!(near(summary.worst, 0.01) && near(summary.delivered, 0.99), "{summary:?}");
+            assert_eq!(summary.worst_average.is_some(), round == 4);
         }
         for member in 0..40 {
             lab.report(member, if member < 3 { 900 } else { 10 }, 0);
         }
-        let view = lab.view().unwrap();
-        assert!(near(view.worst, 0.9) && near(view.median, 0.01));
+        let summary = lab.summary().unwrap();
+        assert!(near(summary.worst, 0.9) && near(summary.median, 0.01));
     }
 
     #[test]
@@ -387,8 +391,8 @@ mod tests {
             let mut lab = Lab::new();
             lab.report(0, 999, 0);
             (1..=others).for_each(|member| lab.report(member, 0, 0));
-            let view = lab.view().unwrap();
-            assert!(near(view.median, 0.0) && near(view.worst, 0.0), "{others}: {view:?}");
+            let summary = lab.summary().unwrap();
+            assert!(near(summary.median, 0.0) && near(summary.worst, 0.0), "{others}: {summary:?}");
         }
     }
 
@@ -403,17 +407,17 @@ mod tests {
             report(31, 0, 0),
         ] {
             lab.tell(1, &absurd);
-            assert_eq!(lab.view(), None, "{absurd:?}");
+            assert_eq!(lab.summary(), None, "{absurd:?}");
         }
         let mut lab = Lab::new();
         lab.tell(1, &report(1000, u64::MAX, u64::MAX));
-        let view = lab.view().unwrap();
-        assert!(near(view.worst, 0.0) && near(view.delivered, 1.0));
+        let summary = lab.summary().unwrap();
+        assert!(near(summary.worst, 0.0) && near(summary.delivered, 1.0));
         // Counters that fall start again.
         lab.tell(1, &report(2000, 100, 0));
-        assert_eq!(lab.view(), None);
+        assert_eq!(lab.summary(), None);
         lab.tell(1, &report(3000, 1000, 500));
-        assert!(near(lab.view().unwrap().delivered, 0.95), "of what counted");
+        assert!(near(lab.summary().unwrap().delivered, 0.95), "of what counted");
     }
 
     #[test]
@@ -430,7 +434,7 @@ mod tests {
             (5000, 2200, 0, true),
         ] {
             lab.tell(1, &report(sent, received, seen));
-            assert_eq!(lab.view().is_some(), counts, "{sent} {seen}");
+            assert_eq!(lab.summary().is_some(), counts, "{sent} {seen}");
         }
     }
 
@@ -465,11 +469,11 @@ mod tests {
                 let scaled = |number: u64| number % u64::from(scale.max(1));
                 let (sent, received) = (scaled(sent), scaled(received));
                 lab.tell(member, &Report { sent, received, drops, ..Report::default() });
-                if let Some(view) = lab.view() {
-                    let View { median, worst, drops, worst_drops, delivered, .. } = view;
-                    let (twice, average) = (view.twice.unwrap_or(0.0), view.worst_average.unwrap_or(0.0));
+                if let Some(summary) = lab.summary() {
+                    let PanelSummary { median, worst, drops, worst_drops, delivered, .. } = summary;
+                    let (twice, average) = (summary.twice.unwrap_or(0.0), summary.worst_average.unwrap_or(0.0));
                     for share in [median, twice, worst, average, drops, worst_drops, delivered] {
-                        prop_assert!((0.0..=1.0 + 1e-9).contains(&share), "{:?}", view);
+                        prop_assert!((0.0..=1.0 + 1e-9).contains(&share), "{:?}", summary);
                     }
                 }
             }
