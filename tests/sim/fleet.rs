@@ -92,7 +92,7 @@ struct Cli {
     /// Loss of requests and answers
     #[arg(long, default_value = "0%")]
     control_loss: Percent,
-    /// Of all chance, with --goals too
+    /// Seed of every random decision, with --goals too
     #[arg(long, default_value_t = 1)]
     seed: u64,
 }

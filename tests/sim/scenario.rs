@@ -18,7 +18,7 @@ pub struct Scenario {
     pub pages: u32,
     /// Ceiling of the server.
     pub rate: BitRate,
-    /// Where the ceiling comes from.
+    /// Origin of the ceiling: named by the operator, told by the interface, or assumed.
     pub source: CeilingSource,
     /// A bottleneck before all receivers.
     pub core: Option<CoreKind>,
@@ -26,35 +26,35 @@ pub struct Scenario {
     pub rtt: Duration,
     /// Share of requests and of answers that are lost: TCP sends them again.
     pub control_loss: f64,
-    /// Who wants the file.
+    /// Groups of receivers that want the file.
     pub crowds: Vec<Crowd>,
-    /// Of all chance.
+    /// Seed of every random decision: equal seeds make equal runs.
     pub seed: u64,
 }
 
 /// Receivers of one kind.
 #[derive(Clone, Debug)]
 pub struct Crowd {
-    /// How many.
+    /// Number of receivers in this crowd.
     pub count: usize,
-    /// Whether they know the base protocol only.
+    /// Whether these receivers know the base protocol only.
     pub plain: bool,
-    /// How they are connected.
+    /// Link from the server to each of these receivers.
     pub link: LinkKind,
-    /// Over which time they come, in file times: all at once with 0.
+    /// Time over which these receivers join, in file times; 0: all at once.
     pub arrivals: f64,
-    /// Share that vanishes without a leave, at some time within the first pass.
+    /// Share of these receivers that vanish without a leave, at some time within the first pass.
     pub dying: f64,
-    /// When they do not run.
+    /// Pauses in which these receivers do not run.
     pub stalls: Option<Stalls>,
 }
 
 /// Times in which a receiver does not run; datagrams wait in its socket.
 #[derive(Clone, Copy, Debug)]
 pub struct Stalls {
-    /// Mean time between two.
+    /// Mean time between two pauses.
     pub every: Duration,
-    /// Of each.
+    /// Length of each pause.
     pub lasting: Duration,
     /// Datagrams that the socket has room for.
     pub socket: usize,

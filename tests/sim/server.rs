@@ -16,7 +16,7 @@ use super::burst::{Burst, Channel};
 use super::random::Random;
 use super::scenario::Scenario;
 
-/// Where its datagrams come from.
+/// Address and port that the simulated server sends its datagrams from.
 pub(super) const ADDRESS: SocketAddr =
     SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 40_000);
 
@@ -28,7 +28,7 @@ const REPAIR: RepairSettings =
 const BATCH: u32 = 44;
 const _: () = assert!(BATCH as usize <= Burst::MAX);
 
-/// What went out.
+/// Counts of the datagrams that the server sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Sent {
     /// Pages of the file.

@@ -33,7 +33,7 @@ pub fn reviewed() -> Vec<Scenario> {
     table
 }
 
-/// What the goals are stated for. Minutes, in a release build.
+/// Scenarios that the goals are stated for. They take minutes in a release build.
 pub fn goals() -> Vec<Scenario> {
     let mut table: Vec<_> = [0.0, 0.1, 1.0, 5.0]
         .map(|percent| uniform(&format!("independent {percent}%"), LARGE, 1000, percent))
@@ -48,7 +48,7 @@ pub fn goals() -> Vec<Scenario> {
 /// Pages of a file of 2 GB.
 const HUGE: u32 = 1_373_626;
 
-/// What the control of the rate is measured by. Minutes, in a release build.
+/// Scenarios that measure the rate control. They take minutes in a release build.
 pub fn rate_goals() -> Vec<Scenario> {
     let mut table: Vec<_> = rates(HUGE, 200).into();
     table.extend(slow_machines(HUGE));
