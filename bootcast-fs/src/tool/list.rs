@@ -54,10 +54,16 @@ pub(super) async fn run(args: Args) -> Result<(), ToolError> {
     stdout::print(&text)
 }
 
+/// Asks for the listing. A listing may take minutes, but a name takes seconds: that a server hangs
+/// is noticed when it is asked for the name.
 async fn fetch(target: &Target) -> Result<Meta, ToolError> {
     let Target { control, path } = target;
+    let answer = match control.attributes(path).await {
+        Ok(_) => control.meta(path, None).await,
+        Err(error) => Err(error),
+    };
     let failed = |error| ToolError::from(error).about(path);
-    match control.meta(path, None).await {
+    match answer {
         Ok(Some(meta)) => Ok(meta),
         // Only possible if the request names a version, which this one does not.
         Ok(None) => Err(ToolError::Refused("the server sent no listing".into())),

@@ -303,6 +303,17 @@ fn a_listing_that_hangs_does_not_hold_up_the_file() {
 }
 
 #[test]
+fn ls_gives_a_server_that_hangs_up_at_the_name_and_does_not_wait_for_a_listing() {
+    let server = ScriptedServer::start([("meta", NO_ANSWER.to_owned())]);
+    let ls =
+        Command::new(env!("CARGO_BIN_EXE_bootcast")).args(["ls", &server.url("images")]).output();
+    let (code, text) = verdict(&ls.unwrap());
+    assert_eq!(code, Some(3), "{text}");
+    let requests: Vec<_> = server.requests("meta").into_iter().map(|it| it.line).collect();
+    assert_eq!(requests, ["GET /meta/images?entries=0 HTTP/1.1"]);
+}
+
+#[test]
 fn a_directory_is_named_as_such_whatever_the_join_says() {
     let dir = tempfile::tempdir().unwrap();
     let meta = r#"{"kind":"directory","size":0,"mode":493,"mtime":0,"mtime_ns":0,"entries":[]}"#;
