@@ -64,7 +64,7 @@ impl RepairSettings {
 }
 
 /// Why a cast ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub enum EndReason {
     /// Every member has left.
     #[error("last member left")]

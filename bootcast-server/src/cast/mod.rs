@@ -50,7 +50,7 @@ pub use pacer::{Pacer, TokenBucket};
 pub use rate::CeilingSource;
 pub use repair::Symbol;
 pub use scheduler::{
-    CastId, CastView, Event, JoinRefusal, Joined, MAX_MEMBERS, Scheduler, Settings, Transmit,
+    CastId, CastView, Ended, Event, JoinRefusal, Joined, MAX_MEMBERS, Scheduler, Settings, Transmit,
 };
 pub use stream::PASS_INTERVAL;
 pub use unreadable::run_of;

@@ -1,5 +1,6 @@
 //! All casts of one interface: which of them sends next, and how much.
 
+mod ended;
 mod sizes;
 mod urgent_turns;
 
@@ -17,6 +18,7 @@ use super::rate::{Allowance, CeilingSource, RateControl};
 use super::relapse::Relapses;
 use super::urgent::Urgent;
 use super::{Cast, CastPolicy, EndReason, GroupPool, MemberKind, Pacer, RepairSettings, Sending};
+pub use ended::Ended;
 use sizes::{END_LEN, datagrams, wire_bytes};
 
 /// Shortest sleep of the driver between two bursts.
@@ -118,18 +120,7 @@ enum Polled {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// A cast ended and its group was returned.
-    Ended {
-        /// The cast that ended.
-        cast: CastId,
-        /// Path of its file.
-        path: RemotePath,
-        /// Group and port that its pages went to.
-        group: SocketAddrV4,
-        /// Reason of the end.
-        reason: EndReason,
-        /// Completed passes.
-        passes: u32,
-    },
+    Ended(Ended),
 }
 
 /// Read access to a running cast.
@@ -642,13 +633,7 @@ impl Scheduler {
         if running.cast.members() > 0 {
             self.relapses.on_end(&running.path, reason, lasted, now);
         }
-        self.events.push_back(Event::Ended {
-            cast: id,
-            path: running.path,
-            group: running.group,
-            reason,
-            passes: running.cast.passes(),
-        });
+        self.events.push_back(Event::Ended(Ended::new(id, running, reason, lasted)));
     }
 
     /// Ends the turn of the front.

@@ -75,7 +75,7 @@ impl Lab {
 
     fn ended(&mut self) -> Vec<(CastId, EndReason)> {
         std::iter::from_fn(|| self.scheduler.poll_event())
-            .map(|Event::Ended { cast, reason, .. }| (cast, reason))
+            .map(|Event::Ended(Ended { cast, reason, .. })| (cast, reason))
             .collect()
     }
 

@@ -1,6 +1,7 @@
 //! The loop of the sender's thread: takes commands, sends runs of datagrams at the scheduler's
 //! pace.
 
+mod end_log;
 mod unreadable;
 
 use std::collections::BTreeMap;
@@ -14,6 +15,7 @@ use bootcast_proto::quiet::Limiter;
 use bootcast_proto::wire::end_datagram;
 use bootcast_proto::{PageRange, RemotePath};
 
+use self::end_log::EndLog;
 use super::{Command, JoinError, SenderConfig, Wanted};
 use crate::cast::{
     CastId, EndReason, Event, Scheduler, Sending, Settings, Symbol, Transmit, run_of,
@@ -106,6 +108,7 @@ pub(super) struct Driver {
     next_refused_warning: Instant,
     /// Warnings about files that cannot be read, by their paths.
     unreadable: Limiter<RemotePath, Instant>,
+    ends: EndLog,
     versions: VersionRound,
     started: Instant,
     /// Bytes read by casts that have ended.
@@ -125,6 +128,7 @@ impl Driver {
             down_until: None,
             next_refused_warning: now,
             unreadable: Limiter::new(),
+            ends: EndLog::default(),
             versions: VersionRound { next: now, interval: VERSION_ROUND, share: 0, last: None },
             started: now,
             bytes_read: 0,
@@ -451,15 +455,13 @@ impl Driver {
         })
     }
 
-    /// Drops the readers of casts that ended.
+    /// Drops the readers of casts that ended, and logs the ends.
     fn clean_up(&mut self) {
-        while let Some(Event::Ended { cast, path, group, reason, passes }) =
-            self.scheduler.poll_event()
-        {
-            if let Some(reader) = self.readers.remove(&cast) {
+        while let Some(Event::Ended(ended)) = self.scheduler.poll_event() {
+            if let Some(reader) = self.readers.remove(&ended.cast) {
                 self.bytes_read += reader.bytes_read();
             }
-            tracing::info!(%cast, %path, %group, %reason, passes, "cast ended");
+            self.ends.log(&ended, Instant::now());
         }
     }
 
