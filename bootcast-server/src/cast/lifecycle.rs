@@ -194,10 +194,11 @@ impl Cast {
         }
     }
 
-    /// Sets whether the cast opens: its beacons then follow each other sooner.
-    pub fn set_opening(&mut self, is_opening: bool) {
+    /// Sets whether the cast opens, and how long a full datagram takes at its rate: that bounds how
+    /// soon beacons follow each other.
+    pub fn set_pace(&mut self, is_opening: bool, datagram: Duration) {
         if let Some(repair) = &mut self.repair {
-            repair.set_opening(is_opening);
+            repair.set_pace(is_opening, datagram);
         }
     }
 

@@ -182,10 +182,16 @@ impl Running {
         if !self.control.is_opening() {
             return;
         }
-        if self.control.end_opening(self.cast.reporting_members(), now) {
+        let is_changed = self.control.end_opening(self.cast.reporting_members(), now);
+        self.follow_control(is_changed, now);
+    }
+
+    /// Sends at the rate that the control has chosen.
+    fn follow_control(&mut self, is_changed: bool, now: Instant) {
+        if is_changed {
             self.allowance.set_rate(self.control.rate(), now);
         }
-        self.cast.set_opening(self.control.is_opening());
+        self.cast.set_pace(self.control.is_opening(), self.control.datagram_time());
     }
 
     fn view(&self, id: CastId) -> CastView<'_> {
@@ -310,8 +316,9 @@ impl Scheduler {
         if report.unicast {
             // What it counted before it gave up says nothing of the rate.
             running.control.forget(token);
-        } else if running.control.handle_report(token, report, now) {
-            running.allowance.set_rate(running.control.rate(), now);
+        } else {
+            let is_changed = running.control.handle_report(token, report, now);
+            running.follow_control(is_changed, now);
         }
         running.end_opening(now);
         true
@@ -584,7 +591,7 @@ impl Scheduler {
         let id = self.next_id;
         self.next_id.0 += 1;
         let mut cast = Cast::new(&geometry, self.settings.policy, repair, now);
-        cast.set_opening(control.is_opening());
+        cast.set_pace(control.is_opening(), control.datagram_time());
         self.casts.insert(
             id,
             Running {

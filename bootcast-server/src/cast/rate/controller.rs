@@ -64,8 +64,8 @@ const CEILING_TIME: Duration = Duration::from_secs(10);
 /// How long losses that did not fall with the rate count as not caused by it.
 const PROVEN_TIME: Duration = Duration::from_secs(30);
 
-/// Bounds on such losses: smaller ones are indistinguishable from chance, larger ones always count
-/// as congestion.
+/// Bounds on such losses: smaller ones are indistinguishable from chance; larger ones that all
+/// members share always count as congestion. A few members may lose any share, for a bad cable.
 const PROVABLE: f64 = 0.02;
 const PROVEN_MAX: f64 = 0.3;
 
@@ -396,7 +396,7 @@ impl Controller {
         };
         let in_vain = trial.lost - trial.expected > PROVABLE
             && (f64::midpoint(trial.lost, trial.expected)..trial.lost * UNCHANGED).contains(&lost)
-            && lost <= PROVEN_MAX;
+            && (trial.congestion == Congestion::Group || lost <= PROVEN_MAX);
         if in_vain && trial.number < TRIALS {
             return false;
         }
@@ -405,8 +405,12 @@ impl Controller {
             return false;
         }
         let before = self.proven.map_or_else(Tolerated::default, |proven| proven.losses);
+        let median = match trial.congestion {
+            Congestion::Shared => lost,
+            Congestion::Group => 0.0,
+        };
         let losses = Tolerated {
-            median: before.median.max(summary.median),
+            median: before.median.max(median),
             worst: before.worst.max(summary.worst_average.unwrap_or_default()).max(summary.worst),
             drops: before.drops.max(1.0 - summary.delivered),
         };

@@ -218,6 +218,11 @@ impl RateControl {
         self.controller.rate()
     }
 
+    /// How long a full datagram takes at the present rate.
+    pub(super) fn datagram_time(&self) -> Duration {
+        self.rate().time_to_send(self.datagram_wire)
+    }
+
     /// Rate for later casts of this server to start at.
     pub(super) fn last_good(&self) -> Option<BitRate> {
         self.controller.last_good()

@@ -154,6 +154,17 @@ fn reports_of_what_was_sent_long_ago_raise_nothing() {
 }
 
 #[test]
+fn a_member_whose_reports_are_old_does_not_keep_another_waiting() {
+    let mut lab = Lab::new(CeilingSource::Assumption, 1);
+    for _ in 0..20 {
+        lab.run_for(Duration::from_millis(10));
+        let report = Report { seen: 1, ..lab.members[0].clone() };
+        lab.control.handle_report(&Token::from_random(9999), &report, lab.now);
+    }
+    assert!(lab.mbit() > 999.0, "{}", lab.mbit());
+}
+
+#[test]
 fn a_cast_finds_the_ceiling_within_two_seconds_and_stays() {
     for members in [1, 3, 40] {
         let mut lab = Lab::new(CeilingSource::Assumption, members);

@@ -22,6 +22,10 @@ const OPENING_INTERVAL: Duration = Duration::from_millis(5);
 const WAITING_INTERVALS: (Duration, Duration) =
     (Duration::from_millis(5), Duration::from_millis(50));
 
+/// Beacons take at most 1 / this of the rate, so that on a slow path repair symbols and demanded
+/// pages still go out between them.
+const RATE_DIVISOR: u32 = 8;
+
 /// Shortest time before an urgent beacon.
 const URGENT_INTERVAL: Duration = Duration::from_millis(2);
 
@@ -54,6 +58,8 @@ pub(super) struct Beacons {
     is_urgent: bool,
     /// Time between two beacons while the cast sends.
     busy: Duration,
+    /// Shortest time between two beacons at the present rate.
+    shortest: Duration,
     /// Time until the next beacon while nothing changes.
     waiting: Duration,
     /// Spread in the last beacon.
@@ -81,6 +87,7 @@ impl Beacons {
             sent_since: false,
             is_urgent: false,
             busy: BUSY_INTERVAL,
+            shortest: Duration::ZERO,
             waiting: WAITING_INTERVALS.0,
             spread: Duration::ZERO,
             next_window: WindowIndex(0),
@@ -92,9 +99,11 @@ impl Beacons {
         }
     }
 
-    /// Sets whether the cast opens: beacons then follow each other sooner. The first one goes out
-    /// before the first page, because members count from their first beacon on.
-    pub(super) fn set_opening(&mut self, is_opening: bool) {
+    /// Sets whether the cast opens, and how long a full datagram takes at its rate. While a cast
+    /// opens, beacons follow each other sooner, and the first one goes out before the first page,
+    /// because members count from their first beacon on.
+    pub(super) fn set_pace(&mut self, is_opening: bool, datagram: Duration) {
+        self.shortest = datagram * RATE_DIVISOR;
         self.busy = if is_opening { OPENING_INTERVAL } else { BUSY_INTERVAL };
         self.is_urgent |= is_opening && self.number == 0;
     }
@@ -131,10 +140,11 @@ impl Beacons {
         // Many members left since the last beacon: the others may now report with a shorter spread.
         let is_sooner = situation.stream_done && self.spread > 4 * spread_of(situation);
         if self.is_urgent || (is_sooner && (self.sent_since || calm_at > Some(self.last_at))) {
-            return Some(self.last_at + URGENT_INTERVAL);
+            let shortest = if self.number == 0 { Duration::ZERO } else { self.shortest };
+            return Some(self.last_at + URGENT_INTERVAL.max(shortest));
         }
         if self.sent_since || is_owing {
-            return Some(self.last_at + self.busy);
+            return Some(self.last_at + self.busy.max(self.shortest));
         }
         let at = self.last_at + self.waiting;
         calm_at.filter(|&calm_at| at < calm_at).map(|_| at)

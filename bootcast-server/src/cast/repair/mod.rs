@@ -17,7 +17,7 @@ mod outliers;
 mod redundancy;
 mod reporters;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bootcast_proto::api::Report;
 use bootcast_proto::fec::RepairIndex;
@@ -81,9 +81,9 @@ impl Repair {
         }
     }
 
-    /// Sets whether the cast opens: its beacons then follow each other sooner.
-    pub(super) fn set_opening(&mut self, is_opening: bool) {
-        self.beacons.set_opening(is_opening);
+    /// Sets whether the cast opens, and how long a full datagram takes at its rate.
+    pub(super) fn set_pace(&mut self, is_opening: bool, datagram: Duration) {
+        self.beacons.set_pace(is_opening, datagram);
     }
 
     /// Handles a sign of life: a join, a leave or a report.

@@ -138,6 +138,25 @@ fn a_promise_goes_before_the_stream_and_a_beacon_before_both() {
 }
 
 #[test]
+fn beacons_leave_most_of_a_slow_rate_to_what_was_promised() {
+    // A full datagram takes as long at 256 kbit/s.
+    let slow = Duration::from_millis(48);
+    for is_opening in [true, false] {
+        let mut lab = Lab::streamed();
+        lab.cast.set_pace(is_opening, slow);
+        lab.report(&[(3, 60)], &[]);
+        for _ in 0..32 {
+            lab.now += slow;
+            lab.cast.handle_timeout(lab.now);
+            lab.sent.extend(lab.cast.poll_transmit(1, lab.now).map(|sending| (lab.now, sending)));
+        }
+        let beacons = lab.sent.iter().filter(|(_, it)| matches!(it, Sending::Beacon(_))).count();
+        assert!(beacons <= 5, "{beacons} of {}", lab.sent.len());
+        assert!(lab.symbols().len() >= 24, "{}", lab.symbols().len());
+    }
+}
+
+#[test]
 fn the_first_symbol_of_every_block_goes_before_the_second_of_any() {
     let mut lab = Lab::streamed();
     lab.report(&[(9, 1), (2, 3), (5, 2)], &[]);
