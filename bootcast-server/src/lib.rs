@@ -1,14 +1,14 @@
 //! Sends each page of a file once, by UDP multicast, to all clients that joined. docs/PROTOCOL.md.
 //!
-//! | module | holds |
+//! | module | does |
 //! |---|---|
-//! | [`cli`] | what was typed, and what it means |
-//! | [`cast`] | what is sent and when; no I/O |
-//! | [`source`] | the served directory, and nothing outside of it |
-//! | [`api`] | the control plane: HTTP requests to answers |
-//! | [`io`] | sockets, the sender's thread, the clock |
-//! | [`server`] | all of it put together |
-//! | [`signals`] | an orderly end |
+//! | [`cli`] | parses and checks the command line |
+//! | [`cast`] | decides which datagrams are sent, and when; no I/O |
+//! | [`source`] | opens files of the served directory, and none outside of it |
+//! | [`api`] | answers HTTP requests (the control plane) |
+//! | [`io`] | owns sockets, threads and the clock |
+//! | [`server`] | assembles these parts and runs them |
+//! | [`signals`] | waits for the signals that end the program |
 
 pub mod api;
 pub mod cast;

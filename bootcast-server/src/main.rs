@@ -11,7 +11,7 @@ use tokio::signal::unix::SignalKind;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-/// Exit code if the server cannot start. The message says what to do.
+/// Exit code if the server cannot start.
 const EXIT_START: u8 = 2;
 /// Exit code if the server failed after it started.
 const EXIT_FAILED: u8 = 1;
@@ -20,14 +20,15 @@ const EXIT_FAILED: u8 = 1;
 async fn main() -> ExitCode {
     let server = match start(Args::parse()).await {
         Ok(server) => server,
-        Err(error) => return failed(&error, EXIT_START),
+        Err(error) => return report_failure(&error, EXIT_START),
     };
     match run(server).await {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => failed(&error, EXIT_FAILED),
+        Err(error) => report_failure(&error, EXIT_FAILED),
     }
 }
 
+/// Sets up logging and starts the server. Its errors say what to do.
 async fn start(args: Args) -> anyhow::Result<Server> {
     let stderr = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
@@ -36,10 +37,11 @@ async fn start(args: Args) -> anyhow::Result<Server> {
     Server::start(Config::try_from(args)?).await
 }
 
+/// Runs the server until SIGINT or SIGTERM.
 async fn run(server: Server) -> anyhow::Result<()> {
     let mut interrupt = EndSignal::listen(SignalKind::interrupt())?;
     let mut terminate = EndSignal::listen(SignalKind::terminate())?;
-    // Fails if systemd did not start us.
+    // Does nothing if no service manager started this process.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     server
         .run(async move {
@@ -53,7 +55,8 @@ async fn run(server: Server) -> anyhow::Result<()> {
         .await
 }
 
-fn failed(error: &anyhow::Error, code: u8) -> ExitCode {
+/// Prints the error and its causes in one line, and returns the exit code.
+fn report_failure(error: &anyhow::Error, code: u8) -> ExitCode {
     eprintln!("bootcast-server: {error:#}");
     ExitCode::from(code)
 }

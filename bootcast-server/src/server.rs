@@ -1,4 +1,4 @@
-//! Assembles the server and runs it.
+//! Assembles the parts of the server and runs them.
 
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -13,7 +13,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
-use crate::api::{self, Served};
+use crate::api::{self, ApiState};
 use crate::cast::{CeilingSource, RepairSettings, Settings};
 use crate::cli::{Config, RepairConfig};
 use crate::io::cast_keys::CastKeys;
@@ -23,50 +23,52 @@ use crate::io::sender::{self, SenderConfig, SenderHandle, SourceAddress};
 use crate::io::socket::{SocketConfig, batch_datagrams};
 use crate::source::Source;
 
-/// Bytes of a packet beside its page: headers of IPv4, UDP and page.
+/// Bytes of a packet in front of its page: the headers of IPv4, UDP and the page.
 const PACKET_OVERHEAD: u32 = 20 + 8 + 16;
 
-/// MTU that determines the page size on loopback. Its own MTU of 65,536 would give pages that no
-/// network carries, and the kernel moves a batch of small pages in one piece anyway.
+/// MTU in bytes that determines the page size on loopback. The real one, 65,536, would give pages
+/// that no network carries. Small pages cost little here: the kernel moves a batch in one piece.
 const LOOPBACK_PAGE_MTU: u32 = 1500;
 
-/// Longest time that a run occupies the wire, if it has more than one page.
+/// Maximum wire time of a batch of several pages. Keeps a batch from being a burst at low rates.
 const BATCH_TIME: Duration = Duration::from_millis(2);
 
-/// Time to send a window. A loss burst of a tenth of it is spread over many blocks.
+/// Time to send one window of the default interleave at the configured rate. A loss burst a tenth
+/// as long is then spread over all blocks of the window.
 const WINDOW_TIME: Duration = Duration::from_millis(200);
 
-/// Range of the default interleave. Smaller windows do not spread bursts, larger ones delay the
-/// repair of slow casts.
-const INTERLEAVE: RangeInclusive<u64> = 16..=512;
+/// Range of the default interleave, in blocks. Smaller windows do not spread loss bursts, larger
+/// ones delay the repair of slow casts.
+const DEFAULT_INTERLEAVE: RangeInclusive<u64> = 16..=512;
 
-/// Default ceiling in percent of the interface's speed. The rest is for answers over HTTP and for
-/// what else the head has to say; the ceiling counts Ethernet framing.
-const DEFAULT_PERCENT: u64 = 97;
+/// Default rate ceiling in percent of the interface's speed. The rest is left to HTTP answers and
+/// other traffic of this host. The ceiling counts Ethernet framing.
+const DEFAULT_RATE_PERCENT: u64 = 97;
 
-/// Speed assumed for an interface that does not report one, in bits per second.
+/// Speed assumed of an interface that does not report one, in bits per second.
 const ASSUMED_SPEED_BITS: u64 = 1_000_000_000;
 
-/// Rate on loopback, which has no speed: what one core can copy beside other work.
+/// Default rate ceiling on loopback, in bits per second. Loopback reports no speed; one core copies
+/// about this much beside other work.
 const LOOPBACK_RATE_BITS: u64 = 10_000_000_000;
 
-/// A server that is listening.
+/// A server that accepts connections and whose sender thread runs.
 #[derive(Debug)]
 pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
-    served: Served,
+    state: ApiState,
     sender: SenderHandle,
     sender_ended: oneshot::Receiver<()>,
 }
 
 impl Server {
-    /// Opens the directory, the sockets and the sender's thread. Errors say what to do.
+    /// Opens the directory and the sockets, and starts the sender thread. Errors say what to do.
     pub async fn start(config: Config) -> anyhow::Result<Self> {
         raise_descriptor_limit();
         let dir = config.dir.display().to_string();
         let source = Source::new(&config.dir)
-            .with_context(|| format!("cannot serve {dir:?}: name a directory by --dir"))?;
+            .with_context(|| format!("cannot serve {dir:?} (choose a directory with --dir)"))?;
         let source = Arc::new(source);
         let found = interface::resolve(config.interface.as_ref(), config.any_group)?;
         let page_size = page_size(config.page_size, &found)?;
@@ -84,7 +86,7 @@ impl Server {
             repair: config.repair.map(|it| repair_settings(it, rate, page_size)),
         };
         let listener = TcpListener::bind(config.listen).await.with_context(|| {
-            format!("cannot listen on {}: take another one by --listen", config.listen)
+            format!("cannot listen on {} (choose another address with --listen)", config.listen)
         })?;
         let address = listener.local_addr()?;
         let sender = SenderConfig {
@@ -99,13 +101,13 @@ impl Server {
             keys: config.tags.then(cast_keys).transpose()?,
         };
         let (sender, sender_ended) = sender::spawn(sender, settings)
-            .with_context(|| format!("cannot multicast through {}", found.name))?;
+            .with_context(|| format!("cannot send multicast through {}", found.name))?;
         tracing::info!(
             dir, interface = found.name, source = %found.address, %page_size, %rate, "serving"
         );
         tracing::info!(addr = %address, "listening");
-        let served = Served::new(source, sender.clone());
-        Ok(Self { listener, address, served, sender, sender_ended })
+        let state = ApiState::new(source, sender.clone());
+        Ok(Self { listener, address, state, sender, sender_ended })
     }
 
     /// Address of the control plane.
@@ -114,9 +116,9 @@ impl Server {
     }
 
     /// Serves until `stop` resolves, then ends all casts and returns within about a second. Fails
-    /// if the sender's thread dies.
+    /// if the sender thread panics.
     pub async fn run(self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
-        let Self { listener, served, sender, sender_ended, .. } = self;
+        let Self { listener, state, sender, sender_ended, .. } = self;
         let mut sender_ended = sender_ended;
         let mut died = false;
         let until = async {
@@ -126,71 +128,76 @@ impl Server {
             }
             sender.stop();
         };
-        http::serve(listener, api::router(served), until).await;
+        http::serve(listener, api::router(state), until).await;
         if died {
-            bail!("the sender's thread ended by itself");
+            bail!("the sender thread panicked: its message is above");
         }
-        // Resolves with an error when the thread ends.
+        // The thread sends nothing: this resolves, with an error, when the thread ends.
         let _ = sender_ended.await;
         Ok(())
     }
 }
 
+/// Creates the cast keys of this run of the server.
 fn cast_keys() -> Result<CastKeys, getrandom::Error> {
     let mut seed = [0; KEY_LEN];
     getrandom::fill(&mut seed)?;
     Ok(CastKeys::new(seed))
 }
 
-/// Raises the descriptor limit to its maximum: connections and casts hold one each. The usual limit
-/// of 1024 exists for programs that call select(2).
+/// Raises the descriptor limit to its maximum, because each connection and each cast holds a
+/// descriptor. The usual limit of 1024 exists for programs that call select(2).
 fn raise_descriptor_limit() {
     let limit = getrlimit(Resource::Nofile);
-    // The old limit also works, for fewer clients.
+    // Without this the server works for fewer clients.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
+/// Returns the configured page size, or the largest that fits the MTU. Fails if it does not fit.
 fn page_size(wanted: Option<PageSize>, interface: &Interface) -> anyhow::Result<PageSize> {
     let Interface { name, mtu, .. } = interface;
-    let fitting = |mtu| {
+    let largest = |mtu| {
         PageSize::for_mtu(mtu).with_context(|| {
-            format!("the MTU of {name} is {mtu}, too small for a page: take another --interface")
+            format!("the MTU of {name} is {mtu}, too small for a page: choose another --interface")
         })
     };
     let Some(wanted) = wanted else {
-        return fitting(if interface.is_loopback { (*mtu).min(LOOPBACK_PAGE_MTU) } else { *mtu });
+        return largest(if interface.is_loopback { (*mtu).min(LOOPBACK_PAGE_MTU) } else { *mtu });
     };
     if wanted.get() + PACKET_OVERHEAD > *mtu {
-        let largest = fitting(*mtu)?;
+        let largest = largest(*mtu)?;
         bail!(
             "a page of {wanted} bytes does not fit the MTU of {name}, {mtu}: \
-             take --page-size {largest} or less"
+             use --page-size {largest} or less"
         );
     }
     Ok(wanted)
 }
 
-/// Pages in a run: what one system call takes, or fewer if that would be a burst at this rate.
+/// Returns the pages of a full batch: as many as one system call sends, but no more than
+/// [`BATCH_TIME`] carries at this rate.
 fn batch_pages(rate: BitRate, page_size: PageSize) -> u32 {
     let datagram_len = HEADER_LEN + page_size.get() as usize;
-    let most = u32::try_from(batch_datagrams(datagram_len)).unwrap_or(u32::MAX);
-    let calm = rate.bytes_in(BATCH_TIME) / page_size.wire_len();
-    u32::try_from(calm).unwrap_or(u32::MAX).clamp(1, most)
+    let per_call = u32::try_from(batch_datagrams(datagram_len)).unwrap_or(u32::MAX);
+    let per_batch_time = rate.bytes_in(BATCH_TIME) / page_size.wire_len();
+    u32::try_from(per_batch_time).unwrap_or(u32::MAX).clamp(1, per_call)
 }
 
+/// Completes the repair settings with the default interleave.
 fn repair_settings(config: RepairConfig, rate: BitRate, page_size: PageSize) -> RepairSettings {
-    let fitting = || {
+    let default_interleave = || {
         let blocks = rate.bytes_in(WINDOW_TIME) / page_size.wire_len() / u64::from(BLOCK_PAGES);
-        let blocks = blocks.clamp(*INTERLEAVE.start(), *INTERLEAVE.end());
+        let blocks = blocks.clamp(*DEFAULT_INTERLEAVE.start(), *DEFAULT_INTERLEAVE.end());
         u32::try_from(blocks).expect("512 at most")
     };
     RepairSettings {
-        interleave: config.interleave.unwrap_or_else(fitting),
+        interleave: config.interleave.unwrap_or_else(default_interleave),
         repair_port: config.port,
         lease: config.lease,
     }
 }
 
+/// Returns how reliable the rate ceiling is. `is_named`: the operator set it.
 fn rate_source(is_named: bool, interface: &Interface) -> CeilingSource {
     if is_named {
         CeilingSource::Operator
@@ -201,14 +208,15 @@ fn rate_source(is_named: bool, interface: &Interface) -> CeilingSource {
     }
 }
 
+/// Returns the rate ceiling of an interface when the operator sets none.
 fn default_rate(interface: &Interface) -> BitRate {
-    let known = if interface.is_loopback {
+    let rate = if interface.is_loopback {
         BitRate::from_bits_per_second(LOOPBACK_RATE_BITS)
     } else {
         let speed = interface.speed.map_or(ASSUMED_SPEED_BITS, BitRate::bits_per_second);
-        BitRate::from_bits_per_second(speed / 100 * DEFAULT_PERCENT)
+        BitRate::from_bits_per_second(speed / 100 * DEFAULT_RATE_PERCENT)
     };
-    known.expect("a tenth of a megabit and more")
+    rate.expect("speeds are at least 1 Mbit/s")
 }
 
 #[cfg(test)]
@@ -229,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_fills_the_mtu_and_on_loopback_that_of_a_network() {
+    fn a_page_fills_the_mtu_and_on_loopback_an_mtu_of_1500() {
         assert_eq!(page_size(None, &interface(1500)).unwrap().get(), 1456);
         assert_eq!(page_size(None, &interface(9000)).unwrap().get(), 8956);
         let loopback = Interface { is_loopback: true, ..interface(65_536) };
@@ -237,15 +245,15 @@ mod tests {
     }
 
     #[test]
-    fn a_page_over_the_mtu_is_refused_with_the_largest_that_fits() {
+    fn the_error_for_a_page_over_the_mtu_names_the_largest_that_fits() {
         let wanted = PageSize::new(1457).ok();
-        let refusal = page_size(wanted, &interface(1500)).unwrap_err().to_string();
-        assert!(refusal.contains("--page-size 1456"), "{refusal}");
+        let error = page_size(wanted, &interface(1500)).unwrap_err().to_string();
+        assert!(error.contains("--page-size 1456"), "{error}");
         assert!(page_size(PageSize::new(1456).ok(), &interface(1500)).is_ok());
     }
 
     #[test]
-    fn a_run_fills_a_system_call_but_is_no_burst_at_a_low_rate() {
+    fn a_batch_fills_one_system_call_unless_that_exceeds_the_batch_time() {
         let page = PageSize::new(1456).unwrap();
         for (rate, pages) in [("10gbit", 44), ("271mbit", 44), ("100mbit", 16), ("1mbit", 1)] {
             assert_eq!(batch_pages(rate.parse().unwrap(), page), pages, "{rate}");
@@ -253,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn the_default_rate_leaves_some_of_the_interface_to_others() {
+    fn the_default_rate_is_97_percent_of_the_interface_speed() {
         let speed = "10gbit".parse().ok();
         assert_eq!(default_rate(&Interface { speed, ..interface(1500) }).to_string(), "9700mbit");
         assert_eq!(default_rate(&interface(1500)).to_string(), "970mbit");

@@ -1,26 +1,27 @@
-//! Signals that end a program, unless whoever started it had them ignored.
+//! Signals that end the program, unless they were ignored when it started.
 //!
-//! `nohup` has SIGHUP ignored, and a shell without job control the SIGINT of what it starts in the
-//! background. A handler would undo that.
+//! `nohup` ignores SIGHUP, and a shell without job control ignores SIGINT in its background jobs. A
+//! program inherits that; installing a handler would undo it.
 
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// A signal that ends the program; `None` if it is ignored.
+/// A signal that ends the program; `None` if the process ignores the signal.
 #[derive(Debug, Default)]
 pub struct EndSignal(Option<Signal>);
 
 impl EndSignal {
-    /// Replaces the default action of the signal. One that is ignored stays so. Needs the runtime.
+    /// Replaces the default action of the signal; an ignored signal stays ignored. Must be called
+    /// within a tokio runtime.
     pub fn listen(kind: SignalKind) -> io::Result<Self> {
-        if is_ignored(kind, &ignored_signals()) {
+        if is_ignored(kind, &process_status()) {
             return Ok(Self(None));
         }
         signal(kind).map(|signal| Self(Some(signal)))
     }
 
-    /// Resolves when the signal arrives; never if it is ignored.
+    /// Resolves when the signal arrives. Never resolves if the signal is ignored.
     pub async fn recv(&mut self) {
         match &mut self.0 {
             Some(signal) => drop(signal.recv().await),
@@ -29,13 +30,14 @@ impl EndSignal {
     }
 }
 
-/// The lines about this process that name its ignored signals. Empty without `/proc`: then the
-/// program ends at each signal.
-fn ignored_signals() -> String {
+/// Reads the status of this process, which names its ignored signals. Returns an empty string
+/// without `/proc`, so that no signal counts as ignored.
+fn process_status() -> String {
     std::fs::read_to_string("/proc/self/status").unwrap_or_default()
 }
 
-/// Reads the mask of ignored signals, `SigIgn` in `proc_pid_status(5)`: bit 0 is signal 1.
+/// Returns whether the mask `SigIgn` of this status contains the signal. Bit 0 of the mask is
+/// signal 1 (`proc_pid_status(5)`).
 fn is_ignored(kind: SignalKind, status: &str) -> bool {
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
@@ -48,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_mask_names_the_ignored_signals() {
+    fn the_status_mask_contains_the_ignored_signals() {
         let nohup = "Name:\tx\nSigBlk:\t0000000000000002\nSigIgn:\t0000000000001001\n";
         assert!(is_ignored(SignalKind::hangup(), nohup));
         assert!(is_ignored(SignalKind::pipe(), nohup));
@@ -58,15 +60,15 @@ mod tests {
     }
 
     #[test]
-    fn without_a_mask_nothing_is_ignored() {
+    fn no_signal_is_ignored_without_a_valid_mask() {
         for status in ["", "SigIgn:", "SigIgn:\tzz", "SigCgt:\t0000000000000001"] {
             assert!(!is_ignored(SignalKind::hangup(), status), "{status:?}");
         }
     }
 
     #[test]
-    fn the_runtime_ignores_broken_pipes_only() {
-        let status = ignored_signals();
+    fn the_rust_runtime_ignores_sigpipe_but_not_sigterm() {
+        let status = process_status();
         assert!(is_ignored(SignalKind::pipe(), &status));
         assert!(!is_ignored(SignalKind::terminate(), &status));
     }

@@ -1,4 +1,4 @@
-//! Maps every error of the HTTP interface to a status. No other place does.
+//! Maps every error of the HTTP interface to a status. No other module does.
 
 use std::io;
 use std::ops::Range;
@@ -13,8 +13,8 @@ use bootcast_proto::unreadable::{HEADER_UNREADABLE, encode_bytes};
 use tokio::time::Instant;
 
 use crate::cast::JoinRefusal;
+use crate::io::blocking_pool::PoolError;
 use crate::io::listings::ListingError;
-use crate::io::lookups::NotDone;
 use crate::io::sender::{JoinError, NoAnswer};
 use crate::source::SourceError;
 
@@ -24,7 +24,7 @@ pub enum ApiError {
     /// The path is malformed.
     #[error(transparent)]
     Path(#[from] PathError),
-    /// The path leads to nothing that can be served.
+    /// The path leads to no file that can be served.
     #[error(transparent)]
     Source(#[from] SourceError),
     /// The join was refused.
@@ -38,33 +38,33 @@ pub enum ApiError {
     /// The endpoint does not support the method.
     #[error("method not allowed: use GET, or POST for /report/ and /want/")]
     Method,
-    /// A report or a want has no token.
+    /// A report or a demand has no token.
     #[error("no X-TOKEN header: send the TOKEN of the join answer")]
     NoToken,
-    /// The token of a report or a want belongs to no member.
+    /// The token of a report or a demand belongs to no member that may send it.
     #[error("unknown token: join again")]
     UnknownToken,
-    /// The body is malformed. Carries an example of a valid one.
-    #[error("the body is not what it should be: send {0}")]
-    NoBody(&'static str),
+    /// The body is malformed or incomplete. Carries an example of a valid one.
+    #[error("the body is malformed or incomplete: send {0}")]
+    InvalidBody(&'static str),
     /// The body is larger than this many bytes.
-    #[error("larger than {} KiB: send the rest later", .0 >> 10)]
+    #[error("the body is larger than {} KiB: send the rest later", .0 >> 10)]
     TooLarge(usize),
     /// Bytes of the file cannot be read.
     #[error("cannot read bytes {}-{} of {}: {}", .bytes.start, .bytes.end.saturating_sub(1),
         .path.to_string().trim_start_matches('/'), describe(.error))]
     Unreadable {
-        /// The file.
+        /// Path of the file.
         path: RemotePath,
-        /// Not empty.
+        /// Unreadable bytes, at least one.
         bytes: Range<u64>,
-        /// What the file system says.
+        /// Error that the file system returned.
         error: io::Error,
     },
-    /// The path's file system may hang.
+    /// No thread was available for the work: the path's file system may hang.
     #[error(transparent)]
-    NotDone(#[from] NotDone),
-    /// The sender's thread did not answer.
+    Pool(#[from] PoolError),
+    /// The sender thread did not answer.
     #[error(transparent)]
     NoAnswer(#[from] NoAnswer),
 }
@@ -73,18 +73,18 @@ impl From<ListingError> for ApiError {
     fn from(error: ListingError) -> Self {
         match error {
             ListingError::Source(error) => error.into(),
-            ListingError::NotDone(error) => error.into(),
+            ListingError::Pool(error) => error.into(),
         }
     }
 }
 
 impl ApiError {
-    /// HTTP status of the error. docs/PROTOCOL.md, "Errors".
+    /// Returns the HTTP status of the error. docs/PROTOCOL.md, "Errors".
     fn status(&self) -> StatusCode {
         match self {
             Self::Path(_)
             | Self::NoToken
-            | Self::NoBody(_)
+            | Self::InvalidBody(_)
             | Self::Source(SourceError::NotRegular)
             | Self::Join(JoinError::TooManyPages(_)) => StatusCode::BAD_REQUEST,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
@@ -97,7 +97,7 @@ impl ApiError {
                 StatusCode::INTERNAL_SERVER_ERROR
             }
             Self::NoAnswer(_)
-            | Self::NotDone(_)
+            | Self::Pool(_)
             | Self::Source(SourceError::Busy)
             | Self::Join(JoinError::Refused(_) | JoinError::Outdated | JoinError::NoAnswer(_)) => {
                 StatusCode::SERVICE_UNAVAILABLE
@@ -106,14 +106,14 @@ impl ApiError {
     }
 }
 
-/// Seconds after which a client should usually try again.
+/// Default of the `Retry-After` header, in seconds.
 const RETRY_AFTER_S: u64 = 1;
 
-/// Warnings by their text.
-static WARNED: Mutex<Limiter<String, Instant>> = Mutex::new(Limiter::new());
+/// Limits the warnings of failed requests to one a minute for each text.
+static WARNINGS: Mutex<Limiter<String, Instant>> = Mutex::new(Limiter::new());
 
 impl ApiError {
-    /// Seconds after which a client should try again.
+    /// Returns the time after which a client should try again, in seconds.
     fn retry_after_s(&self) -> u64 {
         match self {
             Self::Join(JoinError::Refused(JoinRefusal::Relapse { after, .. })) => {
@@ -123,18 +123,18 @@ impl ApiError {
         }
     }
 
-    /// Warns of a request that failed through no fault of the client, once a minute for each cause:
-    /// a thousand clients may try again and again.
+    /// Logs a request that failed through no fault of the client, once a minute for each error
+    /// text: a thousand clients may try again and again.
     pub(super) fn warn(&self) {
         let (error, status) = (self.to_string(), self.status());
-        let mut warned = WARNED.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(more) = warned.allow(&error, Instant::now()) {
-            tracing::warn!(%status, error, more, "request failed");
+        let mut warnings = WARNINGS.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(suppressed) = warnings.allow(&error, Instant::now()) {
+            tracing::warn!(%status, error, suppressed, "request failed");
         }
     }
 }
 
-/// The error without its number.
+/// Returns the text of the error without its number, ` (os error 5)`.
 fn describe(error: &io::Error) -> String {
     let text = error.to_string();
     text.split(" (os error").next().unwrap_or_default().to_owned()
@@ -167,7 +167,7 @@ mod tests {
     use crate::cast::EndReason;
 
     #[test]
-    fn a_refusal_says_when_to_try_again_in_whole_seconds() {
+    fn retry_after_is_rounded_up_to_whole_seconds() {
         let (reason, after) = (EndReason::FileChanged, Duration::from_millis(7001));
         let seconds = |refusal: JoinRefusal| {
             let response = ApiError::from(JoinError::from(refusal)).into_response();

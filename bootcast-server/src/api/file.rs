@@ -1,4 +1,4 @@
-//! Files over plain HTTP. docs/PROTOCOL.md, "File".
+//! Serves files over plain HTTP. docs/PROTOCOL.md, "File".
 
 use std::fs::File;
 use std::io;
@@ -15,26 +15,29 @@ use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 
 use super::range::{Selection, select};
-use super::{ApiError, Served, remote_path};
+use super::{ApiError, ApiState, remote_path};
 use crate::source::{OpenFile, SourceError, Version};
 
-/// Bytes in memory for one answer. Each piece is read and sent before the next is read.
-const PIECE_BYTES: u64 = 256 << 10;
+/// Length of a chunk in bytes. An answer holds one chunk in memory, and sends it before it reads
+/// the next one.
+const CHUNK_BYTES: u64 = 256 << 10;
 
-/// Bytes that are read at a time where a piece cannot be read whole: the kernel's page.
+/// Bytes per read in a chunk that cannot be read whole: a page of the kernel's cache.
 const STEP_BYTES: u64 = 4096;
 
-/// Most bytes that one answer calls unreadable: a disk may take seconds to say so of each step.
-const BAD_BYTES: u64 = 64 << 10;
+/// Maximum number of bytes that one answer names as unreadable. Each step of reading may take a
+/// failing disk seconds.
+const MAX_UNREADABLE_BYTES: u64 = 64 << 10;
 
+/// Answers `GET` and `HEAD /file/`.
 pub(super) async fn file(
-    State(served): State<Served>,
+    State(state): State<ApiState>,
     method: Method,
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let path = remote_path(&uri, "/file/")?;
-    let open = super::open(&served, &path).await?;
+    let open = super::open(&state, &path).await?;
     let (size, modified) = (open.version.size(), open.version.modified());
     let common = [
         (header::ETAG, open.etag().to_header()),
@@ -43,7 +46,7 @@ pub(super) async fn file(
     ];
     let (status, content_range, part) = match select(&headers, &open.etag(), modified, size) {
         Selection::NotModified => return Ok((StatusCode::NOT_MODIFIED, common).into_response()),
-        Selection::Beyond => {
+        Selection::Unsatisfiable => {
             (StatusCode::RANGE_NOT_SATISFIABLE, Some(format!("bytes */{size}")), 0..0)
         }
         Selection::Whole => (StatusCode::OK, None, 0..size),
@@ -56,7 +59,7 @@ pub(super) async fn file(
     let body = if method == Method::HEAD || part.is_empty() {
         Body::empty()
     } else {
-        body(served, path, open, part).await?
+        body(state, path, open, part).await?
     };
     let kind = [(header::CONTENT_TYPE, "application/octet-stream")];
     let mut response = (status, common, kind, body).into_response();
@@ -67,118 +70,122 @@ pub(super) async fn file(
     Ok(response)
 }
 
-/// The open file of an answer, and the bytes that it still owes.
-struct Pieces {
-    served: Served,
+/// Reads the bytes of an answer from the open file, chunk by chunk.
+struct ChunkReader {
+    state: ApiState,
     path: RemotePath,
     file: Arc<File>,
     version: Version,
-    left: Range<u64>,
+    /// Bytes of the answer that were not read yet.
+    rest: Range<u64>,
 }
 
-/// The beginning of the bytes that were asked for, up to where they cannot be read.
-struct Piece {
+/// Bytes of a chunk that precede the first unreadable one.
+struct Chunk {
     bytes: Bytes,
-    bad: Option<BadBytes>,
+    /// Unreadable bytes that follow `bytes`, if any.
+    unreadable: Option<UnreadableBytes>,
 }
 
-/// Bytes that cannot be read.
+/// A range of the file that cannot be read.
 #[derive(Debug)]
-struct BadBytes {
-    bytes: Range<u64>,
+struct UnreadableBytes {
+    range: Range<u64>,
     error: io::Error,
 }
 
-/// Streams bytes of one version. If the file changes meanwhile, the stream fails and the connection
-/// is cut: no answer mixes versions. So it does where bytes cannot be read, unless they are the
-/// first ones: then there is no stream.
+/// Streams bytes of one version. If the file changes meanwhile, or if bytes cannot be read, the
+/// stream fails and the connection is cut, so that no answer mixes versions. If the first byte
+/// cannot be read, fails before the answer begins.
 async fn body(
-    served: Served,
+    state: ApiState,
     path: RemotePath,
     open: OpenFile,
     part: Range<u64>,
 ) -> Result<Body, ApiError> {
     let (file, version) = (Arc::new(open.file), open.version);
-    let mut pieces = Pieces { served, path, file, version, left: part };
-    let first = pieces.next().await.map_err(SourceError::from)?;
-    if let (true, Some(bad)) = (first.bytes.is_empty(), first.bad) {
-        let Pieces { path, .. } = pieces;
-        return Err(ApiError::Unreadable { path, bytes: bad.bytes, error: bad.error });
+    let mut reader = ChunkReader { state, path, file, version, rest: part };
+    let first = reader.next().await.map_err(SourceError::from)?;
+    if let (true, Some(bad)) = (first.bytes.is_empty(), first.unreadable) {
+        let ChunkReader { path, .. } = reader;
+        return Err(ApiError::Unreadable { path, bytes: bad.range, error: bad.error });
     }
-    let rest = stream::try_unfold(pieces, move |mut pieces| async move {
-        if pieces.left.is_empty() {
+    let rest = stream::try_unfold(reader, move |mut reader| async move {
+        if reader.rest.is_empty() {
             return Ok(None);
         }
-        match pieces.next().await? {
-            Piece { bytes, bad: Some(bad) } if bytes.is_empty() => {
-                let Pieces { path, .. } = pieces;
-                let error = ApiError::Unreadable { path, bytes: bad.bytes, error: bad.error };
+        match reader.next().await? {
+            Chunk { bytes, unreadable: Some(bad) } if bytes.is_empty() => {
+                let ChunkReader { path, .. } = reader;
+                let error = ApiError::Unreadable { path, bytes: bad.range, error: bad.error };
                 error.warn();
                 Err(io::Error::other(error))
             }
-            Piece { bytes, .. } => Ok(Some((bytes, pieces))),
+            Chunk { bytes, .. } => Ok(Some((bytes, reader))),
         }
     });
     let first = stream::once(async { Ok(first.bytes) });
     Ok(Body::from_stream(first.chain(rest)))
 }
 
-impl Pieces {
-    /// Reads the next piece.
-    async fn next(&mut self) -> io::Result<Piece> {
-        let piece = self.left.start..self.left.end.min(self.left.start + PIECE_BYTES);
+impl ChunkReader {
+    /// Reads the next chunk.
+    async fn next(&mut self) -> io::Result<Chunk> {
+        let range = self.rest.start..self.rest.end.min(self.rest.start + CHUNK_BYTES);
         let (file, version) = (Arc::clone(&self.file), self.version);
-        let read = move || read_piece(&file, version, &piece);
-        let piece = self.served.reads.run(&self.path, read).await.map_err(io::Error::other)??;
-        self.left.start += piece.bytes.len() as u64;
-        Ok(piece)
+        let read = move || read_chunk(&file, version, &range);
+        let chunk = self.state.reads.run(&self.path, read).await.map_err(io::Error::other)??;
+        self.rest.start += chunk.bytes.len() as u64;
+        Ok(chunk)
     }
 }
 
-fn read_piece(file: &File, version: Version, piece: &Range<u64>) -> io::Result<Piece> {
-    let len = usize::try_from(piece.end - piece.start).map_err(io::Error::other)?;
+/// Reads a chunk, up to its first unreadable byte. Fails if the file is no longer this version.
+fn read_chunk(file: &File, version: Version, range: &Range<u64>) -> io::Result<Chunk> {
+    let len = usize::try_from(range.end - range.start).map_err(io::Error::other)?;
     let mut bytes = vec![0; len];
-    let mut bad = None;
-    match file.read_exact_at(&mut bytes, piece.start) {
+    let mut unreadable = None;
+    match file.read_exact_at(&mut bytes, range.start) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(error),
         Err(_) => {
-            bad = read_in_steps(file, &mut bytes, piece.start);
-            let here = bad.as_ref().map_or(piece.end, |bad| bad.bytes.start);
-            bytes.truncate(usize::try_from(here - piece.start).map_err(io::Error::other)?);
+            unreadable = read_in_steps(file, &mut bytes, range.start);
+            let end = unreadable.as_ref().map_or(range.end, |bad| bad.range.start);
+            bytes.truncate(usize::try_from(end - range.start).map_err(io::Error::other)?);
         }
     }
     if Version::of_file(file)? != version {
         return Err(io::Error::other("the file changed"));
     }
-    Ok(Piece { bytes: bytes.into(), bad })
+    Ok(Chunk { bytes: bytes.into(), unreadable })
 }
 
-/// Reads step by step up to the first step that cannot be read. Returns that and the bad ones that
-/// follow it.
-fn read_in_steps(file: &File, bytes: &mut [u8], offset: u64) -> Option<BadBytes> {
-    let mut bad: Option<BadBytes> = None;
+/// Reads from `offset` in steps of [`STEP_BYTES`] until one fails. Returns the range of the failed
+/// step and those after it that fail too.
+fn read_in_steps(file: &File, bytes: &mut [u8], offset: u64) -> Option<UnreadableBytes> {
+    let mut unreadable: Option<UnreadableBytes> = None;
     let mut at = offset;
-    while !bytes[place(at, offset)..].is_empty() {
+    while !bytes[index(at, offset)..].is_empty() {
         let end = (at / STEP_BYTES + 1) * STEP_BYTES;
-        let (from, to) = (place(at, offset), place(end, offset).min(bytes.len()));
-        match (file.read_exact_at(&mut bytes[from..to], at), &mut bad) {
+        let (from, to) = (index(at, offset), index(end, offset).min(bytes.len()));
+        match (file.read_exact_at(&mut bytes[from..to], at), &mut unreadable) {
             (Ok(()), None) => {}
             (Ok(()), Some(_)) => break,
-            (Err(_), Some(bad)) => bad.bytes.end = offset + to as u64,
+            (Err(_), Some(bad)) => bad.range.end = offset + to as u64,
             (Err(error), None) => {
-                bad = Some(BadBytes { bytes: at..offset + to as u64, error });
+                unreadable = Some(UnreadableBytes { range: at..offset + to as u64, error });
             }
         }
-        if bad.as_ref().is_some_and(|bad| bad.bytes.end - bad.bytes.start >= BAD_BYTES) {
+        let len = unreadable.as_ref().map_or(0, |bad| bad.range.end - bad.range.start);
+        if len >= MAX_UNREADABLE_BYTES {
             break;
         }
         at = offset + to as u64;
     }
-    bad
+    unreadable
 }
 
-/// Place in a buffer that begins with the byte at `offset`.
-fn place(at: u64, offset: u64) -> usize {
+/// Converts a position in the file to an index in a buffer that begins at `offset`.
+fn index(at: u64, offset: u64) -> usize {
     usize::try_from(at - offset).unwrap_or(usize::MAX)
 }

@@ -7,16 +7,17 @@ use bootcast_proto::{
     FILL_DEMAND, HEADER_EXTENSIONS, HEADER_FILL, HEADER_RESUME, HEADER_TOKEN, Token,
 };
 
-use super::{ApiError, Served, remote_path};
+use super::{ApiError, ApiState, remote_path};
 use crate::cast::MemberKind;
 use crate::io::sender::JoinError;
 use crate::source::SourceError;
 
-/// How often a file that is replaced during the join is opened again.
+/// Maximum number of attempts at a join whose file is replaced meanwhile.
 const JOIN_TRIES: u32 = 4;
 
+/// Answers `GET /join/`.
 pub(super) async fn join(
-    State(served): State<Served>,
+    State(state): State<ApiState>,
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<impl IntoResponse, ApiError> {
@@ -24,8 +25,8 @@ pub(super) async fn join(
     let kind = member_kind(&headers);
     let mut tries = 1;
     let answer = loop {
-        let open = super::open(&served, &path).await?;
-        match served.sender.join(path.clone(), open, random_token()?, kind).await {
+        let open = super::open(&state, &path).await?;
+        match state.sender.join(path.clone(), open, random_token()?, kind).await {
             Err(JoinError::Outdated) if tries < JOIN_TRIES => tries += 1,
             answer => break answer?,
         }
@@ -34,23 +35,24 @@ pub(super) async fn join(
     Ok((headers, answer.encode()))
 }
 
+/// Answers `GET /leave/`.
 pub(super) async fn leave(
-    State(served): State<Served>,
+    State(state): State<ApiState>,
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<StatusCode, ApiError> {
     let path = remote_path(&uri, "/leave/")?;
-    // The protocol demands an empty body here, unlike for other errors.
+    // Unlike other errors, this one has no body (docs/PROTOCOL.md, "Leave").
     let Some(token) = headers.get(HEADER_TOKEN) else { return Ok(StatusCode::BAD_REQUEST) };
-    // A malformed token is treated like an unknown one.
+    // A malformed token counts as unknown.
     if let Some(token) = token.to_str().ok().and_then(|text| Token::parse(text.trim()).ok()) {
-        served.sender.leave(path, token).await?;
+        state.sender.leave(path, token).await?;
     }
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Reads the kind of member from the headers. Another version of the extensions counts as plain, an
-/// unknown fill as the default.
+/// Reads the kind of member from the headers. A client with another version of the extensions
+/// counts as plain; an unknown fill counts as absent.
 fn member_kind(headers: &HeaderMap) -> MemberKind {
     let fill = headers.get(HEADER_FILL);
     match headers.get(HEADER_EXTENSIONS) {

@@ -1,4 +1,4 @@
-//! Attributes and listings. docs/PROTOCOL.md, "Meta".
+//! Serves attributes and directory listings. docs/PROTOCOL.md, "Meta".
 
 use std::sync::Arc;
 
@@ -8,38 +8,39 @@ use axum::response::{IntoResponse, Response};
 use bootcast_proto::Etag;
 use bootcast_proto::api::{Kind, Meta};
 
-use super::range::names_version;
-use super::{ApiError, JSON, Served, json, remote_path};
+use super::range::contains_etag;
+use super::{ApiError, ApiState, JSON, json, remote_path};
 
+/// Answers `GET /meta/`.
 pub(super) async fn meta(
-    State(served): State<Served>,
+    State(state): State<ApiState>,
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let path = remote_path(&uri, "/meta/")?;
-    let (source, name) = (Arc::clone(&served.source), path.clone());
-    let attributes = served.look(&path, move || source.attributes(&name)).await?;
+    let (source, name) = (Arc::clone(&state.source), path.clone());
+    let attributes = state.lookup(&path, move || source.attributes(&name)).await?;
     if attributes.kind != Kind::Directory || !wants_entries(&uri) {
         let etag = attributes.etag.clone();
         let body = || json(&Meta { attributes, entries: None });
         return Ok(answer(&headers, etag.as_ref(), body));
     }
-    let listing = served.listings.get(&path).await?;
+    let listing = state.listings.get(&path).await?;
     let body = || ([(header::CONTENT_TYPE, JSON)], listing.json).into_response();
     Ok(answer(&headers, listing.etag.as_ref(), body))
 }
 
-/// Whether a listing is to be made, should the path be a directory.
+/// Returns whether the request asks for the entries, if its path is a directory.
 fn wants_entries(uri: &Uri) -> bool {
     let query = uri.query().unwrap_or_default();
     !query.split('&').any(|pair| pair == "entries=0")
 }
 
-/// Answers 304 where the request names the present version.
+/// Answers with the `ETag` and the body, or with 304 if the client has this version already.
 fn answer(headers: &HeaderMap, etag: Option<&Etag>, body: impl FnOnce() -> Response) -> Response {
     let Some(etag) = etag else { return body() };
     let header = [(header::ETAG, etag.to_header())];
-    if headers.get(header::IF_NONE_MATCH).is_some_and(|known| names_version(known, etag)) {
+    if headers.get(header::IF_NONE_MATCH).is_some_and(|known| contains_etag(known, etag)) {
         return (StatusCode::NOT_MODIFIED, header).into_response();
     }
     (header, body()).into_response()

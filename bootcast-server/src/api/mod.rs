@@ -1,6 +1,6 @@
 //! The control plane: answers HTTP requests. docs/PROTOCOL.md, sections 1, 4 and 7.
 //!
-//! No handler touches a socket. Whatever may block on a disk runs on other threads.
+//! Handlers touch no socket. Work that may block on a disk runs on a [`BlockingPool`].
 
 mod body;
 mod error;
@@ -20,42 +20,45 @@ use axum::routing::{any, get, post};
 use bootcast_proto::unreadable::{HEADER_UNREADABLE, encode_pages};
 use bootcast_proto::{PageRange, RemotePath};
 
+use crate::io::blocking_pool::BlockingPool;
 use crate::io::listings::{Listing, Listings};
-use crate::io::lookups::Lookups;
 use crate::io::sender::SenderHandle;
-use crate::io::settle::settled;
+use crate::io::stable_version::await_stable_version;
 use crate::source::{OpenFile, Source, SourceError};
 pub use error::ApiError;
 
-/// Threads that look at names and open files at the same time.
+/// Maximum number of threads that look up paths and open files.
 const LOOKUP_THREADS: usize = 256;
 
-/// Threads that read files for `/file/` at the same time.
+/// Maximum number of threads that read files for `/file/`.
 const READ_THREADS: usize = 128;
 
+/// Content type of JSON bodies.
 const JSON: &str = "application/json";
 
-/// State that the handlers share.
+/// State that all handlers share.
 #[derive(Clone, Debug)]
-pub struct Served {
+pub struct ApiState {
     source: Arc<Source>,
     sender: SenderHandle,
-    lookups: Lookups,
-    reads: Lookups,
+    /// Threads that look up paths and open files.
+    lookups: BlockingPool,
+    /// Threads that read files for `/file/`.
+    reads: BlockingPool,
     listings: Listings,
 }
 
-impl Served {
+impl ApiState {
     /// Serves the files of `source` through the casts of `sender`.
     pub fn new(source: Arc<Source>, sender: SenderHandle) -> Self {
         let listed = Arc::clone(&source);
         let listings = Listings::new(move |path| list(&listed, path));
-        let lookups = Lookups::new(LOOKUP_THREADS);
-        Self { source, sender, lookups, reads: Lookups::new(READ_THREADS), listings }
+        let lookups = BlockingPool::new(LOOKUP_THREADS);
+        Self { source, sender, lookups, reads: BlockingPool::new(READ_THREADS), listings }
     }
 
-    /// Runs what may wait for the file system of this path.
-    async fn look<T: Send + 'static>(
+    /// Runs a lookup, which may wait for the file system of this path, on a thread of its own.
+    async fn lookup<T: Send + 'static>(
         &self,
         path: &RemotePath,
         work: impl FnOnce() -> Result<T, SourceError> + Send + 'static,
@@ -64,7 +67,7 @@ impl Served {
     }
 }
 
-/// Lists a directory in the form in which it goes out.
+/// Lists a directory and encodes the listing as JSON.
 fn list(source: &Source, path: &RemotePath) -> Result<Listing, SourceError> {
     let meta = source.list(path)?;
     let json = serde_json::to_vec(&meta).map_err(std::io::Error::other)?.into();
@@ -72,8 +75,8 @@ fn list(source: &Source, path: &RemotePath) -> Result<Listing, SourceError> {
     Ok(Listing { etag: meta.attributes.etag, json, entries })
 }
 
-/// Routes of all endpoints. A prefix without a path behind it means the served directory itself.
-pub fn router(served: Served) -> Router {
+/// Creates the routes of all endpoints. A prefix without a path names the served directory itself.
+pub fn router(state: ApiState) -> Router {
     Router::new()
         .route("/join/", get(membership::join).head(no_head))
         .route("/join/{*path}", get(membership::join).head(no_head))
@@ -90,15 +93,17 @@ pub fn router(served: Served) -> Router {
         .route("/status", get(status))
         .fallback(any(no_route))
         .method_not_allowed_fallback(no_method)
-        .with_state(served)
+        .with_state(state)
 }
 
+/// Answers `GET /status`.
 async fn status(
-    axum::extract::State(served): axum::extract::State<Served>,
+    axum::extract::State(state): axum::extract::State<ApiState>,
 ) -> Result<Response, ApiError> {
-    Ok(json(&served.sender.status().await?))
+    Ok(json(&state.sender.status().await?))
 }
 
+/// Answers a request for an unknown endpoint.
 async fn no_route() -> ApiError {
     ApiError::NoRoute
 }
@@ -108,27 +113,27 @@ async fn no_method() -> ApiError {
     ApiError::Method
 }
 
-/// Answers HEAD with an error: joins and leaves change something, HEAD must not.
+/// Refuses HEAD for joins and leaves: they change something, which HEAD must not.
 async fn no_head() -> impl IntoResponse {
     ([(header::ALLOW, "GET")], ApiError::Method)
 }
 
-/// Extracts the path behind a route's prefix from the raw URI. Names may contain any bytes, which
-/// the framework's decoded parameters refuse.
+/// Extracts the path behind an endpoint's prefix from the raw URI. Names may contain any bytes, but
+/// the framework's decoded parameters must be UTF-8.
 fn remote_path(uri: &Uri, prefix: &str) -> Result<RemotePath, ApiError> {
     let path = uri.path().strip_prefix(prefix).ok_or(ApiError::NoRoute)?;
     Ok(RemotePath::decode(path)?)
 }
 
-/// Opens a file and waits until its version identifies its bytes.
-async fn open(served: &Served, path: &RemotePath) -> Result<OpenFile, ApiError> {
-    let (source, name) = (Arc::clone(&served.source), path.clone());
-    let open = served.look(path, move || source.open(&name)).await?;
-    Ok(settled(open).await.map_err(SourceError::from)?)
+/// Opens a file and waits until its version is stable.
+async fn open(state: &ApiState, path: &RemotePath) -> Result<OpenFile, ApiError> {
+    let (source, name) = (Arc::clone(&state.source), path.clone());
+    let open = state.lookup(path, move || source.open(&name)).await?;
+    Ok(await_stable_version(open).await.map_err(SourceError::from)?)
 }
 
-/// Answers a report or a want that was taken. Names pages that cannot be read.
-fn taken(unreadable: &[PageRange]) -> Response {
+/// Answers an accepted report or demand with 204. A header names pages that cannot be read.
+fn no_content(unreadable: &[PageRange]) -> Response {
     let status = StatusCode::NO_CONTENT;
     if unreadable.is_empty() {
         return status.into_response();
@@ -136,11 +141,12 @@ fn taken(unreadable: &[PageRange]) -> Response {
     (status, [(HEADER_UNREADABLE, encode_pages(unreadable))]).into_response()
 }
 
+/// Encodes an answer as JSON.
 fn json(value: &impl serde::Serialize) -> Response {
     match serde_json::to_vec(value) {
         Ok(text) => ([(header::CONTENT_TYPE, JSON)], text).into_response(),
         Err(error) => {
-            tracing::error!(%error, "an answer does not fit JSON");
+            tracing::error!(%error, "cannot encode an answer as JSON");
             StatusCode::INTERNAL_SERVER_ERROR.into_response()
         }
     }

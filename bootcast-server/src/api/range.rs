@@ -1,4 +1,4 @@
-//! Decides which part of a file a request gets. RFC 9110, 13 and 14.
+//! Selects the part of a file that a request gets. RFC 9110, sections 13 and 14.
 
 use std::ops::Range;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use bootcast_proto::Etag;
 
-/// Part of the file to answer with.
+/// Part of the file that answers a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Selection {
     /// 304: the client already has this version.
@@ -15,8 +15,8 @@ pub(super) enum Selection {
     Whole,
     /// 206: these bytes.
     Part(Range<u64>),
-    /// 416: the range begins beyond the end of the file.
-    Beyond,
+    /// 416: the range contains no byte of the file.
+    Unsatisfiable,
 }
 
 /// Evaluates the conditions and the range of a request for a file of `size` bytes.
@@ -28,8 +28,8 @@ pub(super) fn select(
 ) -> Selection {
     let modified = whole_seconds(modified);
     let not_modified = match headers.get(header::IF_NONE_MATCH) {
-        Some(known) => names_version(known, etag),
-        // Only evaluated without If-None-Match (RFC 9110, 13.1.3).
+        Some(known) => contains_etag(known, etag),
+        // Evaluated only without If-None-Match (RFC 9110, 13.1.3).
         None => date(headers, header::IF_MODIFIED_SINCE).is_some_and(|since| modified <= since),
     };
     if not_modified {
@@ -40,49 +40,51 @@ pub(super) fn select(
     };
     let unchanged = match headers.get(header::IF_RANGE) {
         None => true,
-        Some(value) => is_version(value, etag) || date(headers, header::IF_RANGE) == Some(modified),
+        Some(value) => is_etag(value, etag) || date(headers, header::IF_RANGE) == Some(modified),
     };
-    if unchanged { part(range, size) } else { Selection::Whole }
+    if unchanged { select_range(range, size) } else { Selection::Whole }
 }
 
-/// Whether the value of an `If-None-Match` header contains this version or is `*`.
-pub(super) fn names_version(list: &HeaderValue, etag: &Etag) -> bool {
+/// Returns whether the value of an `If-None-Match` header contains this version or is `*`.
+pub(super) fn contains_etag(list: &HeaderValue, etag: &Etag) -> bool {
     let Ok(list) = list.to_str() else { return false };
-    // Our versions contain no comma. The comparison is weak (RFC 9110, 13.1.2).
+    // An `Etag` has no comma. The comparison is weak (RFC 9110, 13.1.2).
     list.split(',').map(str::trim).any(|one| {
         one == "*" || Etag::from_header(one.strip_prefix("W/").unwrap_or(one)).as_ref() == Ok(etag)
     })
 }
 
-fn is_version(value: &HeaderValue, etag: &Etag) -> bool {
+/// Returns whether the value of an `If-Range` header is this version. The comparison is strong (RFC
+/// 9110, 13.1.5).
+fn is_etag(value: &HeaderValue, etag: &Etag) -> bool {
     value.to_str().is_ok_and(|value| Etag::from_header(value.trim()).as_ref() == Ok(etag))
 }
 
 /// Parses a range of bytes. Several ranges, another unit or a malformed range select the whole file
 /// (RFC 9110, 14.2).
-fn part(range: &str, size: u64) -> Selection {
+fn select_range(range: &str, size: u64) -> Selection {
     let Some((unit, spec)) = range.split_once('=') else { return Selection::Whole };
     let Some((first, last)) = spec.trim().split_once('-') else { return Selection::Whole };
     if !unit.trim().eq_ignore_ascii_case("bytes") || spec.contains(',') {
         return Selection::Whole;
     }
-    let (first, last) = (position(first), position(last));
+    let (first, last) = (parse_position(first), parse_position(last));
     match (first, last) {
         (Ok(Some(first)), Ok(Some(last))) if first > last => Selection::Whole,
-        (Ok(Some(first)), Ok(_)) if first >= size => Selection::Beyond,
+        (Ok(Some(first)), Ok(_)) if first >= size => Selection::Unsatisfiable,
         (Ok(Some(first)), Ok(last)) => {
             let end = last.map_or(size, |last| last.saturating_add(1).min(size));
             Selection::Part(first..end)
         }
-        (Ok(None), Ok(Some(0))) => Selection::Beyond,
-        (Ok(None), Ok(Some(_))) if size == 0 => Selection::Beyond,
+        (Ok(None), Ok(Some(0))) => Selection::Unsatisfiable,
+        (Ok(None), Ok(Some(_))) if size == 0 => Selection::Unsatisfiable,
         (Ok(None), Ok(Some(suffix))) => Selection::Part(size.saturating_sub(suffix)..size),
         (Ok(None), Ok(None)) | (Err(()), _) | (_, Err(())) => Selection::Whole,
     }
 }
 
-/// Parses an optional number. A number too large for us is larger than any file.
-fn position(text: &str) -> Result<Option<u64>, ()> {
+/// Parses an optional number. One that does not fit 64 bits lies beyond the end of any file.
+fn parse_position(text: &str) -> Result<Option<u64>, ()> {
     let text = text.trim();
     if !text.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(());
@@ -90,11 +92,12 @@ fn position(text: &str) -> Result<Option<u64>, ()> {
     Ok((!text.is_empty()).then(|| text.parse().unwrap_or(u64::MAX)))
 }
 
+/// Parses the date of a header; `None` if it is absent or malformed.
 fn date(headers: &HeaderMap, name: HeaderName) -> Option<SystemTime> {
     httpdate::parse_http_date(headers.get(name)?.to_str().ok()?).ok()
 }
 
-/// Cuts a time to the precision of an HTTP date.
+/// Truncates a time to the precision of an HTTP date.
 fn whole_seconds(time: SystemTime) -> SystemTime {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     UNIX_EPOCH + Duration::from_secs(since.as_secs())
@@ -135,18 +138,18 @@ mod tests {
     }
 
     #[test]
-    fn a_range_beyond_the_end_is_told_so() {
+    fn a_range_beyond_the_end_is_unsatisfiable() {
         for range in ["bytes=1000-", "bytes=1000-2000", "bytes=-0", "bytes=18446744073709551616-"] {
-            assert_eq!(selected(&[(header::RANGE, range)]), Selection::Beyond, "{range}");
+            assert_eq!(selected(&[(header::RANGE, range)]), Selection::Unsatisfiable, "{range}");
         }
         let mut empty = HeaderMap::new();
         empty.insert(header::RANGE, HeaderValue::from_static("bytes=-5"));
-        let of_empty = select(&empty, &Etag::new("v1").unwrap(), UNIX_EPOCH, 0);
-        assert_eq!(of_empty, Selection::Beyond);
+        let selection = select(&empty, &Etag::new("v1").unwrap(), UNIX_EPOCH, 0);
+        assert_eq!(selection, Selection::Unsatisfiable);
     }
 
     #[test]
-    fn a_range_that_cannot_be_read_selects_the_whole_file() {
+    fn a_malformed_or_unsupported_range_selects_the_whole_file() {
         for range in [
             "",
             "bytes",
@@ -177,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_client_has_is_not_sent_again() {
+    fn a_version_that_the_client_has_is_not_modified() {
         for (name, value, has) in [
             (header::IF_NONE_MATCH, "\"v0\", \"v1\"", true),
             (header::IF_NONE_MATCH, "W/\"v1\"", true),

@@ -1,23 +1,24 @@
-//! Reports of what members lack. docs/PROTOCOL.md, "Report".
+//! Takes the reports of members. docs/PROTOCOL.md, "Report".
 
 use axum::extract::{Request, State};
 use axum::response::Response;
 
 use super::body::{self, Expected};
-use super::{ApiError, Served, taken};
+use super::{ApiError, ApiState, no_content};
 
 const REPORT: Expected = Expected {
     prefix: "/report/",
-    // Enough for some thirty thousand blocks.
+    // Room for the needs of some 30,000 blocks.
     max_bytes: 256 << 10,
     example: r#"{"needs":[[block,symbols]],"bulk":[[window,windows]]}"#,
 };
 
+/// Answers `POST /report/`.
 pub(super) async fn report(
-    State(served): State<Served>,
+    State(state): State<ApiState>,
     request: Request,
 ) -> Result<Response, ApiError> {
     let (path, token, report) = body::read(request, REPORT).await?;
-    let unreadable = served.sender.report(path, token, report).await?;
-    Ok(taken(&unreadable.ok_or(ApiError::UnknownToken)?))
+    let unreadable = state.sender.report(path, token, report).await?;
+    Ok(no_content(&unreadable.ok_or(ApiError::UnknownToken)?))
 }

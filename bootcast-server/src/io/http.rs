@@ -1,4 +1,4 @@
-//! Accepts and limits the connections of the control plane.
+//! Accepts the connections of the control plane, serves them, and limits what they can occupy.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,39 +16,39 @@ use tokio::sync::Semaphore;
 
 use super::peers::Peers;
 
-/// Most connections at a time; further ones wait in the kernel. Each may hold a descriptor and a
-/// buffer.
+/// Maximum number of connections at a time; further ones wait in the kernel's backlog. Each takes a
+/// descriptor and buffers.
 const MAX_CONNECTIONS: usize = 4096;
 
-/// Most connections from one host. Leaves room for many clients behind one address, such as a
-/// proxy.
+/// Maximum number of connections from one host: large enough for many clients behind one address,
+/// such as a proxy.
 const MAX_HOST_CONNECTIONS: usize = MAX_CONNECTIONS / 4;
 
 /// Time within which a request's header must be complete, and after which an idle connection is
-/// closed. A client that sends byte by byte cannot keep a connection.
+/// closed. A client that sends byte by byte therefore cannot occupy a connection.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Most bytes of a request's header.
+/// Maximum length of a request's header in bytes.
 const MAX_HEADER_BYTES: usize = 64 << 10;
 
-/// Idle time after which the kernel probes whether the peer still exists.
-const KEEPALIVE: Duration = Duration::from_secs(60);
+/// Idle time after which the kernel starts to probe whether the peer still exists.
+const KEEPALIVE_TIME: Duration = Duration::from_secs(60);
 
-/// Time after which a peer that takes none of its answer is disconnected, alive or not.
-const UNREAD_TIMEOUT: Duration = Duration::from_secs(60);
+/// Time after which a peer that accepts no bytes of its answer is disconnected, even if alive.
+const SEND_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Minimum retransmission timeout, in microseconds. With the kernel's 200 ms, a client that loses
-/// the answer to its join misses thousands of pages. The answers are small, so resending early
-/// costs little.
-const RETRANSMIT_AFTER_US: u32 = 20_000;
+/// Minimum TCP retransmission timeout, in microseconds. With the kernel's 200 ms, a client whose
+/// join answer is lost misses thousands of pages. Answers are small, so early retransmissions cost
+/// little.
+const RTO_MIN_US: u32 = 20_000;
 
-/// Pause after a failed accept, for example for lack of descriptors.
+/// Pause after a failed accept, which usually means that descriptors ran out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Time that open connections get to finish their answers when the server stops.
+/// Time for open connections to finish their answers when the server stops.
 const STOP_GRACE: Duration = Duration::from_millis(500);
 
-/// Serves requests until `stop` resolves.
+/// Serves requests until `stop` resolves. Then lets open connections finish for [`STOP_GRACE`].
 pub async fn serve(listener: TcpListener, router: Router, stop: impl Future<Output = ()>) {
     let connections = GracefulShutdown::new();
     let free = Arc::new(Semaphore::new(MAX_CONNECTIONS));
@@ -66,12 +66,12 @@ pub async fn serve(listener: TcpListener, router: Router, stop: impl Future<Outp
         match accepted {
             Ok((stream, peer)) => {
                 let Some(admitted) = peers.admit(peer.ip()) else {
-                    tracing::debug!(%peer, "too many connections of one host: closed");
+                    tracing::debug!(%peer, "connection closed: too many from this host");
                     continue;
                 };
                 let connection = connections.watch(connection(stream, router.clone()));
                 tokio::spawn(async move {
-                    // Errors are the client's: it disconnected or does not speak HTTP.
+                    // Errors are the client's fault: it disconnected or does not speak HTTP.
                     if let Err(error) = connection.await {
                         tracing::debug!(%error, "connection failed");
                     }
@@ -79,20 +79,21 @@ pub async fn serve(listener: TcpListener, router: Router, stop: impl Future<Outp
                 });
             }
             Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection");
+                tracing::warn!(%error, "cannot accept a connection, trying again");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
-    // Cuts connections that are still busy after the grace period.
+    // Connections that are still busy after this time are cut.
     let _ = tokio::time::timeout(STOP_GRACE, connections.shutdown()).await;
 }
 
+/// Sets up the HTTP service of a connection.
 fn connection(
     stream: TcpStream,
     router: Router,
 ) -> http1::Connection<TokioIo<TcpStream>, TowerToHyperService<Router>> {
-    tune(&stream);
+    set_options(&stream);
     http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
@@ -100,22 +101,22 @@ fn connection(
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
 }
 
-/// Sets socket options. All are optional: without them answers are slower, and dead or stubborn
-/// peers are noticed later.
-fn tune(stream: &TcpStream) {
+/// Sets socket options. Errors are ignored: without an option, answers are slower, or peers that
+/// are dead or do not read are disconnected later.
+fn set_options(stream: &TcpStream) {
     let _ = stream.set_nodelay(true);
     let socket = SockRef::from(stream);
-    let _ = socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE));
-    let _ = socket.set_tcp_user_timeout(Some(UNREAD_TIMEOUT));
-    let _ = setsockopt(stream, RetransmitAfter, &RETRANSMIT_AFTER_US);
+    let _ = socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE_TIME));
+    let _ = socket.set_tcp_user_timeout(Some(SEND_TIMEOUT));
+    let _ = setsockopt(stream, TcpRtoMin, &RTO_MIN_US);
 }
 
-/// `TCP_RTO_MIN_US` from linux/tcp.h, since Linux 6.15.
+/// Socket option `TCP_RTO_MIN_US` of linux/tcp.h, available since Linux 6.15.
 const TCP_RTO_MIN_US: i32 = 45;
 
 sockopt_impl!(
-    /// Minimum retransmission timeout of the kernel, in microseconds.
-    RetransmitAfter,
+    /// Minimum retransmission timeout of a connection, in microseconds.
+    TcpRtoMin,
     Both,
     libc::IPPROTO_TCP,
     TCP_RTO_MIN_US,
@@ -132,15 +133,15 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_kernel_gives_a_peer_up_that_reads_nothing_and_sends_again_soon() {
+    async fn connections_have_a_send_timeout_and_a_short_retransmission_timeout() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (_client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
         let (stream, _) = accepted.unwrap();
-        tune(&stream);
-        assert_eq!(SockRef::from(&stream).tcp_user_timeout().unwrap(), Some(UNREAD_TIMEOUT));
-        match getsockopt(&stream, RetransmitAfter) {
-            Ok(after) => assert_eq!(after, RETRANSMIT_AFTER_US),
+        set_options(&stream);
+        assert_eq!(SockRef::from(&stream).tcp_user_timeout().unwrap(), Some(SEND_TIMEOUT));
+        match getsockopt(&stream, TcpRtoMin) {
+            Ok(rto_min) => assert_eq!(rto_min, RTO_MIN_US),
             Err(Errno::ENOPROTOOPT) => report_skipped("the kernel is older than 6.15"),
             Err(errno) => panic!("{errno}"),
         }

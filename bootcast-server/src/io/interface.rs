@@ -1,4 +1,4 @@
-//! Network interface that datagrams leave through.
+//! Finds the network interface that sends the datagrams.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4, UdpSocket};
 
@@ -7,19 +7,19 @@ use nix::ifaddrs::InterfaceAddress;
 use nix::net::if_::{InterfaceFlags, if_nametoindex};
 use nix::sys::socket::sockopt::IpMtu;
 
-/// How `--interface` names an interface.
+/// Value of `--interface`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum InterfaceName {
-    /// Its name, such as `eth0`.
+    /// Name of the interface, such as `eth0`.
     Name(String),
-    /// One of its IPv4 addresses.
+    /// One of the interface's IPv4 addresses.
     Address(Ipv4Addr),
 }
 
 /// An interface with an IPv4 address.
 #[derive(Clone, Debug)]
 pub struct Interface {
-    /// Name, such as `eth0`.
+    /// Name of the interface, such as `eth0`.
     pub name: String,
     /// Index of the interface in the kernel.
     pub index: u32,
@@ -29,36 +29,37 @@ pub struct Interface {
     pub mtu: u32,
     /// Link speed; `None` if the driver does not report it.
     pub speed: Option<BitRate>,
-    /// Whether traffic never leaves this machine.
+    /// Whether it is a loopback interface, whose traffic never leaves this machine.
     pub is_loopback: bool,
 }
 
 /// Why no interface was found.
 #[derive(Debug, thiserror::Error)]
 pub enum InterfaceError {
-    /// This machine has no interface of this name or address.
-    #[error("no interface {wanted} with an IPv4 address here: --interface takes one of {known}")]
+    /// No interface with this name or address is up and has an IPv4 address.
+    #[error("no interface {wanted} with an IPv4 address is up: --interface takes one of {known}")]
     Unknown {
         /// Name or address as typed.
         wanted: String,
-        /// Interfaces of this machine.
+        /// Interfaces that are up, for the message.
         known: String,
     },
-    /// There is no multicast route, and not exactly one interface to choose from.
-    #[error("no route to {group}: name the interface by --interface, one of {known}")]
+    /// There is neither a route to the groups nor a single interface capable of multicast.
+    #[error("no route to {group}: choose an interface with --interface, one of {known}")]
     Ambiguous {
-        /// Group whose route was looked up.
+        /// Address whose route was looked up.
         group: Ipv4Addr,
-        /// Interfaces of this machine.
+        /// Interfaces that are up, for the message.
         known: String,
     },
     /// A system call failed.
-    #[error("cannot look at the network interfaces: {0}")]
+    #[error("cannot query the network interfaces: {0}")]
     Io(#[from] std::io::Error),
 }
 
-/// Port Discard (RFC 863). Nothing is sent to it: connecting a UDP socket only looks up the route.
-const ANY_PORT: u16 = 9;
+/// Port used to look up a route by connecting a UDP socket, which sends nothing. The number is that
+/// of the Discard service (RFC 863).
+const ROUTE_LOOKUP_PORT: u16 = 9;
 
 impl std::str::FromStr for InterfaceName {
     type Err = std::convert::Infallible;
@@ -68,8 +69,8 @@ impl std::str::FromStr for InterfaceName {
     }
 }
 
-/// Finds the interface. Without a name, takes the one that the kernel routes `group` through, or
-/// the only one capable of multicast.
+/// Finds the interface. If none is named, takes the one that the kernel routes `group` through, or
+/// else the only one capable of multicast.
 pub fn resolve(
     wanted: Option<&InterfaceName>,
     group: Ipv4Addr,
@@ -80,10 +81,10 @@ pub fn resolve(
         Some(InterfaceName::Address(address)) => {
             candidates.iter().find(|it| it.address == *address)
         }
-        None => default(&candidates, group),
+        None => default_candidate(&candidates, group),
     };
     let Some(found) = found else {
-        let known = names(&candidates);
+        let known = describe(&candidates);
         return Err(match wanted {
             Some(InterfaceName::Name(name)) => {
                 InterfaceError::Unknown { wanted: name.clone(), known }
@@ -105,6 +106,7 @@ pub fn resolve(
     })
 }
 
+/// An IPv4 address of an interface that is up.
 struct Candidate {
     name: String,
     address: Ipv4Addr,
@@ -124,8 +126,9 @@ fn candidates() -> Result<Vec<Candidate>, std::io::Error> {
     Ok(nix::ifaddrs::getifaddrs()?.filter_map(read).collect())
 }
 
-fn default(candidates: &[Candidate], group: Ipv4Addr) -> Option<&Candidate> {
-    if let Some(routed) = routed_source(group) {
+/// Chooses an interface if none is named.
+fn default_candidate(candidates: &[Candidate], group: Ipv4Addr) -> Option<&Candidate> {
+    if let Some(routed) = source_of_route(group) {
         return candidates.iter().find(|it| it.address == routed);
     }
     let network = InterfaceFlags::IFF_MULTICAST | InterfaceFlags::IFF_RUNNING;
@@ -135,17 +138,17 @@ fn default(candidates: &[Candidate], group: Ipv4Addr) -> Option<&Candidate> {
     usable.next().filter(|only| usable.all(|other| other.name == only.name))
 }
 
-/// Source address that the kernel would choose for `group`; `None` without a route.
-fn routed_source(group: Ipv4Addr) -> Option<Ipv4Addr> {
+/// Returns the source address that the kernel would choose for `group`; `None` without a route.
+fn source_of_route(group: Ipv4Addr) -> Option<Ipv4Addr> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
-    socket.connect((group, ANY_PORT)).ok()?;
+    socket.connect((group, ROUTE_LOOKUP_PORT)).ok()?;
     match socket.local_addr().ok()?.ip() {
         IpAddr::V4(address) => Some(address),
         IpAddr::V6(_) => None,
     }
 }
 
-/// Queries the MTU through a socket, because /sys may show another network namespace.
+/// Returns the MTU. Queries it through a socket, because /sys may show another network namespace.
 fn mtu(index: u32, address: Ipv4Addr, group: Ipv4Addr) -> Result<u32, std::io::Error> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
     rustix::net::sockopt::set_ip_multicast_if_with_ifindex(
@@ -154,16 +157,16 @@ fn mtu(index: u32, address: Ipv4Addr, group: Ipv4Addr) -> Result<u32, std::io::E
         &address,
         index,
     )?;
-    socket.connect(SocketAddrV4::new(group, ANY_PORT))?;
+    socket.connect(SocketAddrV4::new(group, ROUTE_LOOKUP_PORT))?;
     let mtu = nix::sys::socket::getsockopt(&socket, IpMtu)?;
     u32::try_from(mtu).map_err(std::io::Error::other)
 }
 
-/// Reads the link speed from the driver. `None` without a driver, while the link is down, or if
-/// /sys shows another network namespace.
+/// Returns the link speed that the driver reports in /sys. `None` if it reports none, as while the
+/// link is down, or if /sys shows another network namespace.
 fn speed(name: &str, index: u32) -> Option<BitRate> {
-    let read = |what: &str| {
-        let text = std::fs::read_to_string(format!("/sys/class/net/{name}/{what}")).ok()?;
+    let read = |file: &str| {
+        let text = std::fs::read_to_string(format!("/sys/class/net/{name}/{file}")).ok()?;
         text.trim().parse::<u64>().ok()
     };
     if read("ifindex")? != u64::from(index) {
@@ -172,7 +175,8 @@ fn speed(name: &str, index: u32) -> Option<BitRate> {
     BitRate::from_bits_per_second(read("speed")?.checked_mul(1_000_000)?)
 }
 
-fn names(candidates: &[Candidate]) -> String {
+/// Lists interfaces for an error message.
+fn describe(candidates: &[Candidate]) -> String {
     let names: Vec<_> =
         candidates.iter().map(|it| format!("{} ({})", it.name, it.address)).collect();
     if names.is_empty() { "none (no interface is up)".to_owned() } else { names.join(", ") }
@@ -195,9 +199,9 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_interface_is_refused_with_those_that_there_are() {
+    fn the_error_for_an_unknown_interface_lists_the_known_ones() {
         let wanted = "no-such-0".parse().unwrap();
-        let refusal = resolve(Some(&wanted), GROUP).unwrap_err().to_string();
-        assert!(refusal.contains("no-such-0") && refusal.contains("lo (127.0.0.1)"), "{refusal}");
+        let error = resolve(Some(&wanted), GROUP).unwrap_err().to_string();
+        assert!(error.contains("no-such-0") && error.contains("lo (127.0.0.1)"), "{error}");
     }
 }

@@ -1,30 +1,30 @@
-//! The only place with sockets, threads and a clock.
+//! The only module with sockets, threads and a clock.
 //!
-//! | module | holds |
+//! | module | does |
 //! |---|---|
-//! | [`sender`] | the thread that runs all casts |
-//! | [`page_reader`] | reads a file into datagrams |
-//! | `reading` | reads bytes of a file, or tells which error that is |
+//! | [`sender`] | runs all casts on one thread |
+//! | [`page_reader`] | reads a file into page datagrams |
 //! | [`repair_reader`] | reads a file and encodes repair symbols into datagrams |
-//! | [`cast_keys`] | keys for the datagrams of each cast |
+//! | `reading` | reads byte ranges of a file, and classifies read errors |
+//! | [`cast_keys`] | derives the key of each cast's datagrams |
 //! | [`socket`] | sends datagrams |
 //! | [`interface`] | finds the network interface |
-//! | [`settle`] | waits until the version of a file just written is unique |
-//! | [`lookups`] | shares threads out over the served tree |
-//! | [`listings`] | lists each directory once for all who ask |
-//! | [`http`] | connections of the control plane |
+//! | [`stable_version`] | waits until the version of a newly written file is stable |
+//! | [`blocking_pool`] | shares threads between the subtrees of the served directory |
+//! | [`listings`] | lists each directory once for all concurrent requests |
+//! | [`http`] | serves the connections of the control plane |
 //! | [`peers`] | limits the connections of each host |
 #![expect(clippy::disallowed_methods, reason = "the clock is read here and nowhere else")]
 
+pub mod blocking_pool;
 pub mod cast_keys;
 pub mod http;
 pub mod interface;
 pub mod listings;
-pub mod lookups;
 pub mod page_reader;
 pub mod peers;
 mod reading;
 pub mod repair_reader;
 pub mod sender;
-pub mod settle;
 pub mod socket;
+pub mod stable_version;

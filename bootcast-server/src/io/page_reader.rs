@@ -1,5 +1,5 @@
-//! Reads a file into datagrams: in large pieces, each page directly into its place behind its
-//! header.
+//! Reads a file into page datagrams. One system call reads many pages, each directly behind the
+//! space for its header.
 
 use std::fs::File;
 use std::io::IoSliceMut;
@@ -11,14 +11,14 @@ use bootcast_proto::{BlockLayout, DatagramKey, Geometry, Layout, PageIndex, Page
 use rustix::fs::Advice;
 use rustix::io::Errno;
 
-use super::reading::{is_about_bytes, read_exact};
+use super::reading::{is_local_to_bytes, read_exact};
 use super::repair_reader::RepairReader;
 use crate::source::{OpenFile, Version};
 
-/// Most pages in one `preadv`: `IOV_MAX`.
-const MAX_WINDOW_PAGES: u32 = 1024;
+/// Maximum number of pages in one `preadv`: `IOV_MAX`.
+const MAX_READ_PAGES: u32 = 1024;
 
-/// Why the file of a cast cannot be read on.
+/// Why a read from the file of a cast failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     /// The file is no longer the announced version.
@@ -29,26 +29,26 @@ pub enum ReadError {
     Io(Errno),
 }
 
-/// Reads one version of one file in large windows, and keeps the last window.
+/// Reads one version of one file, many pages at a time, and keeps the datagrams of the last read.
 #[derive(Debug)]
 pub struct PageReader {
     file: Arc<File>,
     version: Version,
     geometry: Geometry,
     layout: Layout,
-    /// Key for the datagrams' tags; `None`: they carry none.
+    /// Key that tags the datagrams; `None` leaves them without tags.
     key: Option<DatagramKey>,
-    /// Pages in `window`.
+    /// Pages whose datagrams are in `buffer`.
     loaded: PageRange,
-    /// Consecutive datagrams of the pages `loaded`. All are full except the last one of the file.
-    window: Vec<u8>,
+    /// Consecutive datagrams of the `loaded` pages. All are full except the last one of the file.
+    buffer: Vec<u8>,
     bytes_read: u64,
 }
 
 impl PageReader {
     /// Creates a reader; nothing is read yet.
     pub fn new(open: OpenFile, geometry: Geometry, layout: Layout) -> Self {
-        // Only a hint: without it reading is slower, not wrong.
+        // A hint to the kernel; without it reads are only slower.
         let _ = rustix::fs::fadvise(&open.file, 0, None, Advice::Sequential);
         Self {
             file: Arc::new(open.file),
@@ -57,109 +57,109 @@ impl PageReader {
             layout,
             key: None,
             loaded: PageRange::default(),
-            window: Vec::new(),
+            buffer: Vec::new(),
             bytes_read: 0,
         }
     }
 
-    /// Makes this reader tag its datagrams, and those of its repair readers, with this key. The
-    /// reference layout has no room for tags.
+    /// Sets the key that tags the datagrams of this reader and of readers created from it. Ignored
+    /// for the reference layout, which has no room for tags.
     #[must_use]
     pub fn tagged(mut self, key: Option<DatagramKey>) -> Self {
         self.key = key.filter(|_| self.layout == Layout::Base);
         self
     }
 
-    /// Creates a reader of the same version for repair symbols.
+    /// Creates a reader of repair symbols of the same version.
     pub fn for_repair(&self, layout: BlockLayout) -> RepairReader {
         RepairReader::new(Arc::clone(&self.file), self.version, self.geometry, layout)
             .tagged(self.key)
     }
 
-    /// Creates a reader of the same version for demanded pages.
+    /// Creates a reader of the same version for demanded pages, with a buffer of its own.
     #[must_use]
     pub fn for_demand(&self) -> Self {
         Self {
             file: Arc::clone(&self.file),
             loaded: PageRange::default(),
-            window: Vec::new(),
+            buffer: Vec::new(),
             bytes_read: 0,
             ..*self
         }
     }
 
-    /// Bytes read from the file so far.
+    /// Returns the number of bytes read from the file so far.
     pub fn bytes_read(&self) -> u64 {
         self.bytes_read
     }
 
-    /// Version that is being sent.
+    /// Returns the version that is being sent.
     pub fn version(&self) -> Version {
         self.version
     }
 
-    /// Returns datagrams of the first pages of `run`, at least one. Reads about `window_bytes`
-    /// ahead.
+    /// Returns the datagrams of the first pages of `run`, at least one. If they are not in the
+    /// buffer, reads about `read_bytes` from there on, but at least the run.
     pub fn datagrams(
         &mut self,
         run: PageRange,
-        window_bytes: usize,
+        read_bytes: usize,
     ) -> Result<(PageRange, &[u8]), ReadError> {
         if !self.loaded.contains(run.start) {
-            self.load(run, window_bytes)?;
+            self.load(run, read_bytes)?;
         }
         let pages = PageRange::new(run.start.0, run.end.0.min(self.loaded.end.0));
         let datagram = self.datagram_len();
         let start = (pages.start.0 - self.loaded.start.0) as usize * datagram;
-        let end = (start + pages.len() as usize * datagram).min(self.window.len());
-        Ok((pages, &self.window[start..end]))
+        let end = (start + pages.len() as usize * datagram).min(self.buffer.len());
+        Ok((pages, &self.buffer[start..end]))
     }
 
-    /// Length of a full datagram in bytes.
+    /// Returns the length of a full datagram in bytes.
     fn datagram_len(&self) -> usize {
         HEADER_LEN + self.geometry.page_size().get() as usize
     }
 
-    /// Loads a window that begins with `run`. Where that cannot be read, `run` alone is tried: the
-    /// bad part may lie behind it.
-    fn load(&mut self, run: PageRange, window_bytes: usize) -> Result<(), ReadError> {
-        let wanted = u32::try_from(window_bytes / self.datagram_len()).unwrap_or(MAX_WINDOW_PAGES);
-        // Whole runs, so that no later run is split by the window's end.
-        let runs = wanted.min(MAX_WINDOW_PAGES) / run.len().max(1);
-        let pages = (runs.max(1) * run.len()).min(MAX_WINDOW_PAGES);
+    /// Loads about `read_bytes` from the start of `run` on. If that fails with an I/O error, tries
+    /// `run` alone, because the unreadable part may lie behind it.
+    fn load(&mut self, run: PageRange, read_bytes: usize) -> Result<(), ReadError> {
+        let wanted = u32::try_from(read_bytes / self.datagram_len()).unwrap_or(MAX_READ_PAGES);
+        // A whole number of runs, so that the end of the buffer splits no later run.
+        let runs = wanted.min(MAX_READ_PAGES) / run.len().max(1);
+        let pages = (runs.max(1) * run.len()).min(MAX_READ_PAGES);
         match self.load_pages(run.start, pages) {
             Err(ReadError::Io(_)) if pages > run.len() => {
-                self.load_pages(run.start, run.len().min(MAX_WINDOW_PAGES))
+                self.load_pages(run.start, run.len().min(MAX_READ_PAGES))
             }
             loaded => loaded,
         }
     }
 
+    /// Fills the buffer with the datagrams of these pages.
     fn load_pages(&mut self, start: PageIndex, pages: u32) -> Result<(), ReadError> {
         let datagram = self.datagram_len();
         let end = start.0.saturating_add(pages).min(self.geometry.pages());
-        let window = PageRange::new(start.0, end);
-        let bytes = self.geometry.byte_range(window);
-        let len = usize::try_from(bytes.end - bytes.start).expect("a window fits memory");
+        let loaded = PageRange::new(start.0, end);
+        let bytes = self.geometry.byte_range(loaded);
+        let len = usize::try_from(bytes.end - bytes.start).expect("1024 pages fit memory");
         self.loaded = PageRange::default();
-        self.window.resize(len + window.len() as usize * HEADER_LEN, 0);
-        self.fill(bytes.start)?;
-        // Checked after the read: if the version is still the same now, the bytes read before
-        // belong to it.
+        self.buffer.resize(len + loaded.len() as usize * HEADER_LEN, 0);
+        self.read_payloads(bytes.start)?;
+        // Checked after the read: if the version is still the same, the bytes belong to it.
         if Version::of_file(&self.file).map_err(ReadError::Io)? != self.version {
             return Err(ReadError::Changed);
         }
         let announced = self.layout.announced_pages(&self.geometry);
-        for (page, datagram) in window.iter().zip(self.window.chunks_mut(datagram)) {
+        for (page, datagram) in loaded.iter().zip(self.buffer.chunks_mut(datagram)) {
             let (header, payload) = datagram.split_at_mut(HEADER_LEN);
             header.copy_from_slice(&self.layout.header(page, announced, payload));
         }
         if let Some(key) = &self.key {
-            key.seal_all(&mut self.window, datagram);
+            key.seal_all(&mut self.buffer, datagram);
         }
         self.bytes_read += len as u64;
-        self.loaded = window;
-        // Only a hint: the disk fetches the next window while this one is sent.
+        self.loaded = loaded;
+        // A hint to the kernel: the disk reads the next pages while these are sent.
         let _ = rustix::fs::fadvise(
             &self.file,
             bytes.end,
@@ -169,23 +169,24 @@ impl PageReader {
         Ok(())
     }
 
-    /// Reads the payloads of `window`, which begin at `offset` in the file.
-    fn fill(&mut self, offset: u64) -> Result<(), ReadError> {
+    /// Reads the bytes from `offset` on into the payloads of the datagrams in the buffer.
+    fn read_payloads(&mut self, offset: u64) -> Result<(), ReadError> {
         let datagram = self.datagram_len();
         let mut payloads: Vec<_> = self
-            .window
+            .buffer
             .chunks_mut(datagram)
             .map(|datagram| IoSliceMut::new(&mut datagram[HEADER_LEN..]))
             .collect();
         read_exact(&self.file, &mut payloads, offset)
     }
 
-    /// Whether this page by itself cannot be read. Errors of the whole file are none of the page.
+    /// Tries to read this page alone. Returns whether that fails with an error of the page, not of
+    /// the whole file.
     pub fn is_unreadable(&self, page: PageIndex) -> bool {
         let bytes = self.geometry.byte_range(PageRange::single(page));
         let mut payload = vec![0; usize::try_from(bytes.end - bytes.start).unwrap_or(0)];
         let read = read_exact(&self.file, &mut [IoSliceMut::new(&mut payload)], bytes.start);
-        matches!(read, Err(ReadError::Io(errno)) if is_about_bytes(errno))
+        matches!(read, Err(ReadError::Io(errno)) if is_local_to_bytes(errno))
     }
 }
 
@@ -217,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_window_is_read_once_however_many_runs_it_serves() {
+    fn pages_that_were_read_ahead_are_not_read_again() {
         let file = file(&[7; 5000]);
         let mut reader = reader(&file, 100, Layout::Base);
         for start in [0, 10, 20, 30, 40] {
@@ -228,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_changed_is_found_out_at_the_next_read() {
+    fn a_change_of_the_file_is_detected_at_the_next_read() {
         let changes: [fn(&NamedTempFile); 2] = [
             |file| file.as_file().set_len(100).unwrap(),
             |file| file.as_file().write_all(b"x").unwrap(),
@@ -244,23 +245,23 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_page_ahead_of_a_run_does_not_keep_the_run_from_being_read() {
+    fn an_unreadable_page_behind_a_run_does_not_fail_the_run() {
         let file = file(&[7; 5000]);
         let mut reader = reader(&file, 100, Layout::Base);
-        let bad = 2050..2051;
-        faults::set(std::slice::from_ref(&bad));
+        let byte = 2050..2051;
+        faults::set_unreadable(std::slice::from_ref(&byte));
         assert!(reader.datagrams(PageRange::new(0, 10), 1 << 20).is_ok());
-        let bad = reader.datagrams(PageRange::new(15, 25), 1 << 20);
-        assert!(matches!(bad, Err(ReadError::Io(Errno::IO))));
-        let all = (0..50).map(PageIndex).filter(|page| reader.is_unreadable(*page));
-        assert_eq!(all.collect::<Vec<_>>(), [PageIndex(20)]);
+        let failed = reader.datagrams(PageRange::new(15, 25), 1 << 20);
+        assert!(matches!(failed, Err(ReadError::Io(Errno::IO))));
+        let unreadable = (0..50).map(PageIndex).filter(|page| reader.is_unreadable(*page));
+        assert_eq!(unreadable.collect::<Vec<_>>(), [PageIndex(20)]);
     }
 
     proptest! {
         #[test]
-        fn every_run_becomes_the_datagrams_of_its_pages(
+        fn every_run_is_returned_as_the_datagrams_of_its_pages(
             size in 1usize..20_000, page_size in 1u64..3000, run in 1u32..60,
-            window in 0usize..10_000, reference: bool, key: Option<[u8; 32]>,
+            read_bytes in 0usize..10_000, reference: bool, key: Option<[u8; 32]>,
         ) {
             let key = key.map(DatagramKey::from_random);
             let content: Vec<u8> = (0..size).map(|at| u8::try_from(at % 251).unwrap()).collect();
@@ -273,7 +274,7 @@ mod tests {
             let mut next = 0;
             while next < geometry.pages() {
                 let run = PageRange::new(next, (next + run).min(geometry.pages()));
-                let (pages, datagrams) = reader.datagrams(run, window).unwrap();
+                let (pages, datagrams) = reader.datagrams(run, read_bytes).unwrap();
                 prop_assert!(!pages.is_empty() && pages.start == run.start && pages.end <= run.end);
                 let mut seen = 0;
                 let full = HEADER_LEN + usize::try_from(page_size).unwrap();

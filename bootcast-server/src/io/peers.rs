@@ -1,18 +1,18 @@
-//! Counts connections by the host they come from.
+//! Limits the connections of each host.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Limits the connections of each host, so that one host cannot take all of them.
+/// Counts the open connections of each host, so that one host cannot take all of them.
 #[derive(Clone, Debug)]
 pub struct Peers {
     limit: usize,
-    /// Number of open connections of each host that has any.
+    /// Number of open connections by host. Hosts without connections are absent.
     open: Arc<Mutex<HashMap<IpAddr, usize>>>,
 }
 
-/// Admission of one connection; counts until dropped.
+/// Admission of one connection. Counts against the limit until it is dropped.
 #[derive(Debug)]
 pub struct Admitted {
     peers: Peers,
@@ -20,14 +20,14 @@ pub struct Admitted {
 }
 
 impl Peers {
-    /// Allows each host `limit` connections.
+    /// Creates counters that allow each host `limit` connections.
     pub fn new(limit: usize) -> Self {
         Self { limit, open: Arc::default() }
     }
 
-    /// Counts a connection; `None` if the host has reached its limit.
+    /// Admits and counts a connection; `None` if the host has reached its limit.
     pub fn admit(&self, host: IpAddr) -> Option<Admitted> {
-        // A listener for both families shows IPv4 hosts as IPv6 addresses.
+        // A dual-stack listener shows IPv4 hosts as IPv4-mapped IPv6 addresses.
         let host = host.to_canonical();
         let mut open = self.open();
         if open.get(&host).is_some_and(|&count| count >= self.limit) {
@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_host_with_all_its_connections_gets_no_more_until_one_ends_and_others_do() {
+    fn a_host_at_its_limit_gets_no_connection_until_one_ends_but_others_do() {
         let peers = Peers::new(2);
         let host: IpAddr = "192.0.2.1".parse().unwrap();
         let first = peers.admit(host).unwrap();

@@ -1,4 +1,4 @@
-//! Reads from served files. Tests make parts of a file unreadable here.
+//! Reads byte ranges of served files, and classifies read errors. Tests inject read errors here.
 
 use std::fs::File;
 use std::io::IoSliceMut;
@@ -7,8 +7,8 @@ use rustix::io::Errno;
 
 use super::page_reader::ReadError;
 
-/// Fills the buffers with the bytes of the file from `offset` on. A file that ends before has
-/// changed.
+/// Fills the buffers with the bytes of the file from `offset` on. If the file ends before that, it
+/// is no longer the announced version.
 pub(super) fn read_exact(
     file: &File,
     mut buffers: &mut [IoSliceMut<'_>],
@@ -16,7 +16,7 @@ pub(super) fn read_exact(
 ) -> Result<(), ReadError> {
     #[cfg(test)]
     faults::check(offset, buffers.iter().map(|buffer| buffer.len() as u64).sum())?;
-    // A row without pages is an empty buffer: it reads nothing, which is not the end of the file.
+    // Skips empty buffers (rows without pages): a read of 0 bytes would look like the end of file.
     IoSliceMut::advance_slices(&mut buffers, 0);
     while !buffers.is_empty() {
         match rustix::io::preadv(file, buffers, offset) {
@@ -32,9 +32,9 @@ pub(super) fn read_exact(
     Ok(())
 }
 
-/// Whether the error is about the bytes that were asked for. Others are about the whole file, such
-/// as that of an NFS server that forgot it.
-pub(super) fn is_about_bytes(errno: Errno) -> bool {
+/// Returns whether the error concerns only the bytes that were read. Other errors concern the whole
+/// file, such as ESTALE from an NFS server that no longer knows the file.
+pub(super) fn is_local_to_bytes(errno: Errno) -> bool {
     !matches!(
         errno,
         Errno::STALE
@@ -49,7 +49,7 @@ pub(super) fn is_about_bytes(errno: Errno) -> bool {
     )
 }
 
-/// Unreadable parts of files, for the tests of this thread.
+/// Read errors that tests inject into the reads of their own thread.
 #[cfg(test)]
 pub(super) mod faults {
     use std::cell::RefCell;
@@ -57,16 +57,17 @@ pub(super) mod faults {
 
     use super::*;
 
-    thread_local!(static BAD: RefCell<Vec<Range<u64>>> = const { RefCell::new(Vec::new()) });
+    thread_local!(static UNREADABLE: RefCell<Vec<Range<u64>>> = const { RefCell::new(Vec::new()) });
 
     /// Makes these bytes of every file unreadable for this thread.
-    pub(in crate::io) fn set(bad: &[Range<u64>]) {
-        BAD.with_borrow_mut(|all| *all = bad.to_vec());
+    pub(in crate::io) fn set_unreadable(ranges: &[Range<u64>]) {
+        UNREADABLE.with_borrow_mut(|all| *all = ranges.to_vec());
     }
 
+    /// Fails with EIO if the read touches an unreadable byte.
     pub(super) fn check(offset: u64, len: u64) -> Result<(), ReadError> {
-        let is_bad = |bad: &Range<u64>| bad.start < offset + len && offset < bad.end;
-        let fails = BAD.with_borrow(|all| all.iter().any(is_bad));
+        let overlaps = |range: &Range<u64>| range.start < offset + len && offset < range.end;
+        let fails = UNREADABLE.with_borrow(|all| all.iter().any(overlaps));
         if fails { Err(ReadError::Io(Errno::IO)) } else { Ok(()) }
     }
 }
@@ -78,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn empty_buffers_are_filled_wherever_they_stand() {
+    fn empty_buffers_at_any_position_do_not_end_the_read() {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(b"abc").unwrap();
         for sizes in [&[][..], &[0], &[0, 3], &[0, 1, 0, 2, 0]] {

@@ -1,4 +1,4 @@
-//! The UDP socket: sends runs of datagrams with as few system calls as possible.
+//! UDP socket that sends batches of datagrams with few system calls.
 
 use std::io::IoSlice;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
@@ -14,28 +14,29 @@ use rustix::net::SendFlags;
 
 use super::interface::Interface;
 
-/// Most datagrams in one `sendmsg` with GSO: below the kernel's limit of 64 (`UDP_MAX_SEGMENTS`
-/// before 6.9). 44 datagrams at an MTU of 1500 stay just below the limit of 65,507 bytes.
+/// Maximum number of datagrams in one send with GSO (generic segmentation offload). The kernel's
+/// limit is 64 (`UDP_MAX_SEGMENTS` before 6.9). At an MTU of 1500, 44 datagrams are the most that
+/// [`GSO_MAX_BYTES`] allows.
 const GSO_MAX_DATAGRAMS: usize = 44;
 
-/// Largest UDP payload over IPv4.
+/// Maximum number of bytes in one send with GSO: the largest UDP payload over IPv4.
 const GSO_MAX_BYTES: usize = 65_507;
 
 /// Time that a full socket buffer takes to drain at the configured rate.
-const SEND_BUFFER: Duration = Duration::from_millis(4);
+const SEND_BUFFER_TIME: Duration = Duration::from_millis(4);
 
-/// Bounds of the socket buffer in bytes: the kernel's usual default, and what 8 Gbit/s carry in 4
-/// ms.
+/// Bounds of the socket buffer in bytes: the kernel's usual default, and about what 8 Gbit/s carry
+/// in 4 ms.
 const SEND_BUFFER_BYTES: std::ops::RangeInclusive<u64> = 212_992..=4_194_304;
 
 /// Options of the sending socket.
 #[derive(Clone, Copy, Debug)]
 pub struct SocketConfig {
-    /// TTL: most hops of a datagram.
+    /// TTL of the datagrams.
     pub ttl: u8,
     /// Length of a full datagram in bytes.
     pub datagram_len: usize,
-    /// Sending rate, which determines the size of the socket buffer.
+    /// Rate ceiling, which determines the size of the socket buffer.
     pub rate: BitRate,
 }
 
@@ -45,14 +46,14 @@ pub enum SendError {
     /// The socket buffer is full. Call [`MulticastSocket::wait_writable`].
     #[error("socket buffer full")]
     Full,
-    /// The kernel is short of memory. Polling the socket does not tell when this ends.
+    /// The kernel is short of memory. Polling the socket does not show when this ends.
     #[error("no buffer space")]
     NoBuffers,
     /// The interface is down or gone. It may come back.
     #[error("{0}")]
     Down(Errno),
-    /// The kernel refuses these datagrams, for example because of a firewall. It may accept those
-    /// of another group.
+    /// The kernel refuses datagrams to this group, for example because of a firewall. It may accept
+    /// those to other groups.
     #[error("{0}")]
     Refused(Errno),
 }
@@ -62,11 +63,11 @@ pub enum SendError {
 pub struct MulticastSocket {
     socket: UdpSocket,
     datagram_len: usize,
-    /// Whether the kernel splits one large buffer into datagrams (GSO).
-    segmentation: bool,
+    /// Whether GSO is on: the kernel splits one large buffer into datagrams.
+    gso: bool,
 }
 
-/// Most datagrams of `datagram_len` bytes that one call may send.
+/// Returns the number of datagrams of `datagram_len` bytes that one system call can send.
 pub fn batch_datagrams(datagram_len: usize) -> usize {
     (GSO_MAX_BYTES / datagram_len).clamp(1, GSO_MAX_DATAGRAMS)
 }
@@ -80,41 +81,41 @@ impl MulticastSocket {
         socket.set_multicast_loop_v4(true)?;
         let buffer = config
             .rate
-            .bytes_in(SEND_BUFFER)
+            .bytes_in(SEND_BUFFER_TIME)
             .clamp(*SEND_BUFFER_BYTES.start(), *SEND_BUFFER_BYTES.end());
         let buffer = usize::try_from(buffer).unwrap_or(usize::MAX);
         socket2::SockRef::from(&socket).set_send_buffer_size(buffer)?;
-        let mut socket = Self { socket, datagram_len: config.datagram_len, segmentation: false };
-        socket.attach(interface)?;
+        let mut socket = Self { socket, datagram_len: config.datagram_len, gso: false };
+        socket.set_interface(interface)?;
         Ok(socket)
     }
 
-    /// Sends through this interface from now on. Keeps address and port, because clients recognise
-    /// a cast by them.
-    pub fn attach(&mut self, interface: &Interface) -> std::io::Result<()> {
+    /// Sends through this interface from now on. Keeps the source address and port, by which
+    /// clients recognise a cast.
+    pub fn set_interface(&mut self, interface: &Interface) -> std::io::Result<()> {
         rustix::net::sockopt::set_ip_multicast_if_with_ifindex(
             &self.socket,
             &Ipv4Addr::UNSPECIFIED,
             &interface.address,
             interface.index,
         )?;
-        self.segmentation = self.set_segmentation(true);
+        self.gso = self.set_gso(true);
         Ok(())
     }
 
-    /// Sends consecutive datagrams, all full except the last. Returns the bytes sent: all, or whole
-    /// datagrams from the front.
+    /// Sends consecutive datagrams, all full except the last. Returns the number of bytes sent,
+    /// which are whole datagrams from the front.
     pub fn send(&mut self, datagrams: &[u8], group: SocketAddrV4) -> Result<usize, SendError> {
-        if !self.segmentation || datagrams.len() <= self.datagram_len {
+        if !self.gso || datagrams.len() <= self.datagram_len {
             return self.send_each(datagrams, group).map_err(Self::error);
         }
         match rustix::net::sendto(&self.socket, datagrams, SendFlags::empty(), &group) {
-            // The device cannot segment after all (no checksum offload, IPsec), or the call failed
-            // for another reason.
+            // Either the device cannot segment after all (no checksum offload, IPsec), or the call
+            // failed for another reason and fails again.
             Err(Errno::INVAL | Errno::IO | Errno::OPNOTSUPP | Errno::MSGSIZE) => {
                 let sent = self.send_each(datagrams, group).map_err(Self::error)?;
-                self.segmentation = false;
-                tracing::info!("this interface does not do UDP segmentation: sending one by one");
+                self.gso = false;
+                tracing::info!("the interface has no UDP segmentation offload: sending without it");
                 Ok(sent)
             }
             sent => sent.map_err(Self::error),
@@ -129,14 +130,15 @@ impl MulticastSocket {
         let _ = poll(&mut waiting, timeout.as_ref());
     }
 
+    /// Sends datagrams without GSO, in one call of sendmmsg(2).
     fn send_each(&mut self, datagrams: &[u8], group: SocketAddrV4) -> Result<usize, Errno> {
         let group = Some(SockaddrIn::from(group));
         let slices: Vec<[IoSlice<'_>; 1]> =
             datagrams.chunks(self.datagram_len).map(|one| [IoSlice::new(one)]).collect();
         let groups = vec![group; slices.len()];
         let mut headers = MultiHeaders::preallocate(slices.len(), None);
-        if self.segmentation {
-            self.set_segmentation(false);
+        if self.gso {
+            self.set_gso(false);
         }
         let sent = sendmmsg(
             self.socket.as_raw_fd(),
@@ -149,17 +151,19 @@ impl MulticastSocket {
         let sent = sent
             .map(|results| results.map(|message| message.bytes).sum())
             .map_err(|errno| Errno::from_raw_os_error(errno as i32));
-        if self.segmentation {
-            self.set_segmentation(true);
+        if self.gso {
+            self.set_gso(true);
         }
         sent
     }
 
-    fn set_segmentation(&self, on: bool) -> bool {
+    /// Turns GSO on or off. Returns whether the kernel accepted that.
+    fn set_gso(&self, on: bool) -> bool {
         let len = if on { i32::try_from(self.datagram_len).unwrap_or(0) } else { 0 };
         setsockopt(&self.socket, UdpGsoSegment, &len).is_ok()
     }
 
+    /// Classifies an error by what the caller can do.
     fn error(errno: Errno) -> SendError {
         match errno {
             Errno::AGAIN | Errno::INTR => SendError::Full,
@@ -183,7 +187,7 @@ mod tests {
 
     const DATAGRAM: usize = 1472;
 
-    /// Creates a receiver in a group of its own, and a sender to it.
+    /// Creates a receiver that joined a group, and a sender to it.
     fn pair() -> (UdpSocket, SocketAddrV4, MulticastSocket) {
         let group = Ipv4Addr::new(239, 254, 17, 1);
         let member = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
@@ -212,25 +216,25 @@ mod tests {
     const WHOLE_BATCH: [(usize, u8); 4] = [(DATAGRAM, 0), (DATAGRAM, 1), (DATAGRAM, 2), (100, 3)];
 
     #[test]
-    fn a_batch_arrives_as_its_datagrams() {
+    fn a_batch_arrives_as_separate_datagrams() {
         let (member, group, mut sender) = pair();
         assert_eq!(sender.send(&batch(), group), Ok(batch().len()));
         assert_eq!(received(&member), WHOLE_BATCH);
     }
 
     #[test]
-    fn without_segmentation_a_batch_arrives_as_the_same_datagrams() {
+    fn without_gso_a_batch_arrives_as_the_same_datagrams() {
         let (member, group, mut sender) = pair();
-        sender.segmentation = false;
-        sender.set_segmentation(false);
+        sender.gso = false;
+        sender.set_gso(false);
         assert_eq!(sender.send(&batch(), group), Ok(batch().len()));
         assert_eq!(received(&member), WHOLE_BATCH);
     }
 
     #[test]
-    fn an_address_that_may_not_be_sent_to_does_not_count_as_an_interface_that_is_down() {
+    fn a_forbidden_destination_is_refused_and_does_not_count_as_interface_down() {
         let (_, group, mut sender) = pair();
-        // Broadcasts are forbidden unless a socket enables them.
+        // The kernel forbids broadcasts unless the socket enables them.
         let forbidden = SocketAddrV4::new(Ipv4Addr::BROADCAST, group.port());
         let refused = Err(SendError::Refused(Errno::ACCESS));
         assert_eq!(sender.send(&batch(), forbidden), refused);
@@ -238,19 +242,19 @@ mod tests {
     }
 
     #[test]
-    fn on_an_interface_that_came_back_the_datagrams_have_the_same_source() {
+    fn the_source_of_the_datagrams_survives_a_change_of_interface() {
         let (member, group, mut sender) = pair();
         let mut source = || {
             sender.send(&[7; 100], group).unwrap();
             let loopback = resolve(Some(&"lo".parse().unwrap()), *group.ip()).unwrap();
-            sender.attach(&loopback).unwrap();
+            sender.set_interface(&loopback).unwrap();
             member.recv_from(&mut [0; 100]).unwrap().1
         };
         assert_eq!(source(), source());
     }
 
     #[test]
-    fn a_batch_fits_one_datagram_of_ipv4() {
+    fn a_batch_fits_the_largest_udp_payload() {
         assert_eq!(batch_datagrams(DATAGRAM), 44);
         assert_eq!(batch_datagrams(17), 44);
         assert_eq!(batch_datagrams(8972), 7);

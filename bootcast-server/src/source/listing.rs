@@ -1,4 +1,4 @@
-//! Attributes and listings in the form of `/meta/`.
+//! Reads attributes and directory listings in the form of `/meta/`. docs/PROTOCOL.md, "Meta".
 
 use std::ffi::CStr;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -11,30 +11,31 @@ use rustix::io::Errno;
 
 use super::Version;
 
-/// Reads the attributes of what `found` is open on (`O_PATH`). The `etag` of a directory stands for
-/// its own attributes, which change with its names, not with the attributes of its entries.
-pub(super) fn own_attributes(found: BorrowedFd<'_>) -> Result<Attributes, Errno> {
-    let stat = rustix::fs::fstat(found)?;
+/// Reads the attributes of the file behind an `O_PATH` descriptor. The `etag` of a directory covers
+/// its own attributes only: these change when names come or go, not with attributes of entries.
+pub(super) fn own_attributes(located: BorrowedFd<'_>) -> Result<Attributes, Errno> {
+    let stat = rustix::fs::fstat(located)?;
     let mut attributes = attributes(&stat);
     match attributes.kind {
         Kind::Directory => attributes.etag = Some(Version::of_stat(&stat).etag()),
-        Kind::Symlink => attributes.target = Some(target(found, "")?),
+        Kind::Symlink => attributes.target = Some(target(located, "")?),
         Kind::File | Kind::Other => {}
     }
     Ok(attributes)
 }
 
-/// Reads the attributes of the directory that `found` is open on (`O_PATH`), and of its entries.
-pub(super) fn list(found: BorrowedFd<'_>) -> Result<Meta, Errno> {
-    let stat = rustix::fs::fstat(found)?;
+/// Reads the attributes of the directory behind an `O_PATH` descriptor, and of its entries. Its
+/// `etag` covers both.
+pub(super) fn list(directory: BorrowedFd<'_>) -> Result<Meta, Errno> {
+    let stat = rustix::fs::fstat(directory)?;
     let mut attributes = attributes(&stat);
-    let mut entries = entries(found)?;
+    let mut entries = entries(directory)?;
     entries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
     attributes.etag = Some(listing_etag(&stat, &entries));
     Ok(Meta { attributes, entries: Some(entries) })
 }
 
-/// Entries of a directory. Leaves out any that vanish or cannot be examined.
+/// Reads the entries of a directory. Omits those that vanish meanwhile or cannot be examined.
 fn entries(directory: BorrowedFd<'_>) -> Result<Vec<Entry>, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let readable = rustix::fs::openat(directory, ".", flags, Mode::empty())?;
@@ -64,9 +65,9 @@ fn entries(directory: BorrowedFd<'_>) -> Result<Vec<Entry>, Errno> {
     Ok(entries)
 }
 
-/// Gives the attributes of a directory that another file system is mounted on, as the kernel
-/// remembers them; `None` where `name` is no such directory. That file system is not asked: one
-/// that hangs would hang the listing of the directory that it is mounted in.
+/// Returns the attributes of a directory that another file system is mounted on, from the kernel's
+/// cache; `None` if `name` is not such a mount point. The mounted file system is not queried,
+/// because one that hangs would block the listing of the directory around it.
 fn mounted_attributes(directory: &OwnedFd, name: &CStr) -> Option<Attributes> {
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
     let stat = rustix::fs::statx(directory, name, flags, StatxFlags::BASIC_STATS).ok()?;
@@ -102,13 +103,14 @@ fn attributes(stat: &Stat) -> Attributes {
     }
 }
 
-/// Target of a symbolic link, percent-encoded. An empty name means the link `at` itself.
+/// Reads the target of a symbolic link, percent-encoded. An empty name means the link `at` itself.
 fn target<P: rustix::path::Arg>(at: BorrowedFd<'_>, name: P) -> Result<String, Errno> {
     let target = rustix::fs::readlinkat(at, name, Vec::new())?;
     Ok(encode_name(target.as_bytes()))
 }
 
-/// Version of a listing; changes whenever the listing does. `entries` must be sorted by name.
+/// Derives the version of a listing. It changes whenever the listing does. `entries` must be sorted
+/// by name.
 fn listing_etag(directory: &Stat, entries: &[Entry]) -> Etag {
     let mut hasher = blake3::Hasher::new();
     let mut line = |name: &str, attributes: &Attributes| {

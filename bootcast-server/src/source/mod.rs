@@ -1,9 +1,9 @@
-//! What is served: one directory tree, and nothing outside of it.
+//! The served directory tree. Nothing outside of it is ever opened.
 //!
-//! Names are resolved by the kernel beneath the directory's descriptor (`openat2`,
-//! `RESOLVE_BENEATH`), so that neither `..` nor a symbolic link leads out, also while somebody
-//! renames things. A name is opened for reading only after it proved to be a regular file: opening
-//! a pipe or a device can block or have effects.
+//! The kernel resolves names beneath the directory's descriptor (`openat2`, `RESOLVE_BENEATH`).
+//! Therefore neither `..` nor a symbolic link leads out, even while directories are renamed. A path
+//! is opened for reading only after it proved to be a regular file, because opening a pipe or a
+//! device can block or have side effects.
 
 mod listing;
 mod version;
@@ -22,7 +22,7 @@ use rustix::io::Errno;
 
 pub use version::Version;
 
-/// How often to retry a lookup that a concurrent rename disturbed (openat2(2), EAGAIN).
+/// Maximum number of attempts at a lookup that concurrent renames disturb (EAGAIN, openat2(2)).
 const LOOKUP_TRIES: u32 = 8;
 
 /// The served directory.
@@ -34,7 +34,7 @@ pub struct Source {
 /// A regular file, open for reading.
 #[derive(Debug)]
 pub struct OpenFile {
-    /// Descriptor with a file position of its own.
+    /// Descriptor that is open for reading.
     pub file: File,
     /// Version at the time of opening.
     pub version: Version,
@@ -43,7 +43,7 @@ pub struct OpenFile {
 /// Why a path cannot be served.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum SourceError {
-    /// There is no such name.
+    /// No such name exists.
     #[error("no such file or directory")]
     NotFound,
     /// The server may not open the path, or the path leads out of the served directory.
@@ -89,36 +89,38 @@ impl Source {
 
     /// Opens a regular file for reading.
     pub fn open(&self, path: &RemotePath) -> Result<OpenFile, SourceError> {
-        let found = self.lookup(path, OFlags::empty())?;
-        let stat = rustix::fs::fstat(&found)?;
+        let located = self.lookup(path, OFlags::empty())?;
+        let stat = rustix::fs::fstat(&located)?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err(SourceError::NotRegular);
         }
-        let reopen = format!("/proc/self/fd/{}", found.as_raw_fd());
+        let reopen = format!("/proc/self/fd/{}", located.as_raw_fd());
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY;
         let file = File::from(rustix::fs::open(reopen, flags, Mode::empty())?);
         let version = Version::of_file(&file)?;
         Ok(OpenFile { file, version })
     }
 
-    /// Version that the path leads to at present.
+    /// Returns the version that the path leads to at present.
     pub fn version(&self, path: &RemotePath) -> Result<Version, SourceError> {
-        let found = self.lookup(path, OFlags::empty())?;
-        Ok(Version::of_stat(&rustix::fs::fstat(&found)?))
+        let located = self.lookup(path, OFlags::empty())?;
+        Ok(Version::of_stat(&rustix::fs::fstat(&located)?))
     }
 
-    /// Reads the attributes of the path alone. A symbolic link at the end is not followed.
+    /// Reads the attributes of the path alone. Does not follow a symbolic link at its end.
     pub fn attributes(&self, path: &RemotePath) -> Result<Attributes, SourceError> {
-        let found = self.lookup(path, OFlags::NOFOLLOW)?;
-        Ok(listing::own_attributes(found.as_fd())?)
+        let located = self.lookup(path, OFlags::NOFOLLOW)?;
+        Ok(listing::own_attributes(located.as_fd())?)
     }
 
-    /// Reads the attributes of a directory and of all its entries. Fails where the path is none.
+    /// Reads the attributes of a directory and of all its entries. Fails if the path is not a
+    /// directory.
     pub fn list(&self, path: &RemotePath) -> Result<Meta, SourceError> {
-        let found = self.lookup(path, OFlags::NOFOLLOW)?;
-        Ok(listing::list(found.as_fd())?)
+        let located = self.lookup(path, OFlags::NOFOLLOW)?;
+        Ok(listing::list(located.as_fd())?)
     }
 
+    /// Opens the path as a mere location (`O_PATH`), which touches neither data nor devices.
     fn lookup(&self, path: &RemotePath, extra: OFlags) -> Result<OwnedFd, Errno> {
         let name = if path.is_root() { b"." } else { path.as_bytes() };
         let flags = OFlags::PATH | OFlags::CLOEXEC | extra;
@@ -135,7 +137,7 @@ impl Source {
 }
 
 impl OpenFile {
-    /// `ETag` of the version.
+    /// Returns the `ETag` of the version.
     pub fn etag(&self) -> Etag {
         self.version.etag()
     }

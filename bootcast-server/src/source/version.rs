@@ -7,19 +7,19 @@ use bootcast_proto::Etag;
 use rustix::fs::Stat;
 use rustix::io::Errno;
 
-/// Age after which a change time cannot be given to another write. The kernel takes change times
-/// from a clock that ticks with the timer interrupt, at least every 10 ms (`CONFIG_HZ=100`). This
-/// does not suffice for file systems that store whole seconds.
-const SETTLED_AGE: Duration = Duration::from_millis(20);
+/// Age from which on a version is stable: a later write gets a later change time. The kernel takes
+/// change times from a clock that ticks at least every 10 ms (`CONFIG_HZ=100`). The age is two of
+/// these ticks; it does not suffice for file systems that store whole seconds.
+const STABLE_AGE: Duration = Duration::from_millis(20);
 
-/// The end of the year 9999, in seconds since 1970. Dates of HTTP have four digits for the year.
+/// Last second of the year 9999, in seconds since 1970. HTTP dates have four digits for the year.
 const LAST_HTTP_SECOND: u64 = 253_402_300_799;
 
-/// Attributes that change with the content and survive a restart.
+/// Attributes of a file that change with its content and survive a restart of the server.
 ///
-/// They include the change time because no program can set it back: replacing a file by one of the
-/// same size and modification time still gives another version. File systems that take their times
-/// from an image are an exception.
+/// They include the change time, because no program can set it back: replacing a file by one of the
+/// same size and modification time still gives another version. The exception is file systems that
+/// take their times from an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Version {
     inode: u64,
@@ -35,12 +35,12 @@ struct Timestamp {
 }
 
 impl Version {
-    /// Version of an open file at present.
+    /// Returns the present version of an open file.
     pub fn of_file(file: &File) -> Result<Self, Errno> {
         rustix::fs::fstat(file).map(|stat| Self::of_stat(&stat))
     }
 
-    /// Version from a `stat` result.
+    /// Creates the version that a `stat` result describes.
     pub fn of_stat(stat: &Stat) -> Self {
         Self {
             inode: stat.st_ino,
@@ -50,36 +50,36 @@ impl Version {
         }
     }
 
-    /// Size of the file in bytes.
+    /// Returns the size of the file in bytes.
     pub fn size(&self) -> u64 {
         self.size
     }
 
-    /// Last modification, as far as a date of HTTP can say it: times before 1970 count as 1970, and
-    /// those after the year 9999 as the last second of it.
+    /// Returns the last modification time, within the range of HTTP dates. A time before 1970
+    /// counts as 1970, one after the year 9999 as the last second of that year.
     pub fn modified(&self) -> SystemTime {
         let seconds = u64::try_from(self.modified.seconds).unwrap_or(0).min(LAST_HTTP_SECOND);
         SystemTime::UNIX_EPOCH + Duration::new(seconds, self.modified.nanos)
     }
 
-    /// How long another write may still leave the version unchanged; `None` if every write changes
-    /// it.
-    pub fn unsettled_for(&self, now: SystemTime) -> Option<Duration> {
+    /// Returns how long a write may still leave this version unchanged; `None` if the version is
+    /// stable, so that every later write changes it.
+    pub fn unstable_for(&self, now: SystemTime) -> Option<Duration> {
         let Timestamp { seconds, nanos } = self.changed;
         let changed = Duration::new(u64::try_from(seconds).ok()?, nanos);
-        // A change time in the future comes from another clock, which ours says nothing about.
+        // A change time in the future comes from another clock, such as that of an NFS server.
         let age = now.duration_since(SystemTime::UNIX_EPOCH + changed).ok()?;
-        SETTLED_AGE.checked_sub(age).filter(|left| !left.is_zero())
+        STABLE_AGE.checked_sub(age).filter(|left| !left.is_zero())
     }
 
-    /// `ETag`: inode, size, modification and change time in hex.
+    /// Returns the `ETag`: inode, size, modification time and change time in hex.
     pub fn etag(&self) -> Etag {
         let Self { inode, size, modified, changed } = self;
         let text = format!(
             "{inode:x}-{size:x}-{:x}.{:x}-{:x}.{:x}",
             modified.seconds, modified.nanos, changed.seconds, changed.nanos
         );
-        Etag::new(&text).expect("hex digits, dots and dashes, below 128")
+        Etag::new(&text).expect("fewer than 128 hex digits, dots and dashes")
     }
 }
 
@@ -97,13 +97,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_time_is_too_strange_for_a_header(seconds: i64, nanos in 0u32..1_000_000_000) {
+        fn any_timestamp_gives_a_valid_http_date(seconds: i64, nanos in 0u32..1_000_000_000) {
             for seconds in [seconds, i64::MIN, i64::MAX, -1, 253_402_300_799, 253_402_300_800] {
                 let time = Timestamp { seconds, nanos };
                 let version = Version { inode: 1, size: 1, modified: time, changed: time };
                 let header = httpdate::fmt_http_date(version.modified());
                 prop_assert!(httpdate::parse_http_date(&header).is_ok(), "{}", header);
-                version.unsettled_for(SystemTime::UNIX_EPOCH);
+                version.unstable_for(SystemTime::UNIX_EPOCH);
                 version.etag();
             }
         }

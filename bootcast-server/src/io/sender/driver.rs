@@ -1,5 +1,4 @@
-//! The loop of the sender's thread: takes commands, sends runs of datagrams at the scheduler's
-//! pace.
+//! Loop of the sender thread: takes commands, and sends datagrams at the scheduler's pace.
 
 mod end_log;
 mod unreadable;
@@ -16,7 +15,7 @@ use bootcast_proto::wire::end_datagram;
 use bootcast_proto::{PageRange, RemotePath};
 
 use self::end_log::EndLog;
-use super::{Command, JoinError, SenderConfig, Wanted};
+use super::{Command, JoinError, SenderConfig, WantAnswer};
 use crate::cast::{
     CastId, EndReason, Event, Scheduler, Sending, Settings, Symbol, Transmit, run_of,
 };
@@ -26,14 +25,15 @@ use crate::io::repair_reader::{RepairReader, Rows};
 use crate::io::socket::{MulticastSocket, SendError};
 use crate::source::{SourceError, Version};
 
-/// Runs sent between two looks at the commands: about 2 ms of sending at 10 Gbit/s.
-const BURST_RUNS: u32 = 32;
+/// Maximum number of batches in a burst, after which commands are taken. A burst takes about 2 ms
+/// at 10 Gbit/s.
+const BURST_BATCHES: u32 = 32;
 
-/// Most commands between two bursts, so that a storm of joins does not stop the casts.
+/// Maximum number of commands between two bursts, so that a storm of joins does not stop the casts.
 const BURST_COMMANDS: usize = 256;
 
-/// How long to wait for a full socket before looking at the commands.
-const WRITABLE_WAIT: Duration = Duration::from_millis(2);
+/// Time to wait for a full socket before commands are taken.
+const WRITABLE_TIMEOUT: Duration = Duration::from_millis(2);
 
 /// Pause when the kernel is short of memory.
 const NO_BUFFERS_PAUSE: Duration = Duration::from_millis(1);
@@ -44,24 +44,29 @@ const DOWN_PAUSE: Duration = Duration::from_millis(250);
 /// Time between two warnings about datagrams that the kernel refused.
 const REFUSED_WARNING_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Period within which the path of every running cast is checked for a new version.
+/// Period in which the path of every running cast is checked once for a new version.
 const VERSION_ROUND: Duration = Duration::from_secs(1);
 
-/// Most checks in a period, each of a few casts: a slow disk then interrupts sending only briefly.
+/// Maximum number of checks in a period. Each checks a few casts, so that a slow disk interrupts
+/// sending only briefly.
 const VERSION_ROUND_CHECKS: u32 = 64;
 
-/// Memory of all read windows together, and of one window, in bytes.
-const WINDOWS_BYTES: usize = 64 << 20;
-const WINDOW_BYTES: std::ops::RangeInclusive<usize> = 64 << 10..=1 << 20;
+/// Bytes that all casts together read ahead.
+const READ_AHEAD_TOTAL: usize = 64 << 20;
 
-/// Memory of the symbols encoded ahead for all casts, and for one cast, in bytes.
-const READY_BYTES: usize = 64 << 20;
-const READY_BYTES_MAX: usize = 6 << 20;
+/// Range of the bytes that one cast reads ahead.
+const READ_AHEAD: std::ops::RangeInclusive<usize> = 64 << 10..=1 << 20;
 
-/// What the loop does next.
+/// Bytes of symbols that are encoded ahead for all casts together.
+const ENCODE_AHEAD_TOTAL: usize = 64 << 20;
+
+/// Maximum number of bytes of symbols that are encoded ahead for one cast.
+const ENCODE_AHEAD_MAX: usize = 6 << 20;
+
+/// Next step of the loop, after a burst.
 enum Next {
-    /// Handle more commands and send more datagrams.
-    GoOn,
+    /// Take commands that arrived, then send more.
+    Continue,
     /// Sleep until this time or the next command.
     WaitUntil(Instant),
     /// Sleep until the next command.
@@ -71,7 +76,7 @@ enum Next {
 /// Readers of one cast's file.
 struct CastReader {
     pages: PageReader,
-    /// Reader of demanded pages. Separate, so that the stream's window stays in place.
+    /// Reader of demanded pages. Separate, so that the stream's reader keeps what it read ahead.
     demanded: PageReader,
     repair: Option<RepairReader>,
 }
@@ -83,18 +88,19 @@ impl CastReader {
     }
 }
 
-/// Progress of checking all casts for new versions.
+/// Progress of checking the paths of all casts for new versions.
 struct VersionRound {
-    /// When the next few casts are checked.
+    /// Time of the next check.
     next: Instant,
     /// Time between two checks.
     interval: Duration,
-    /// Casts in one check.
-    share: usize,
-    /// Cast that was checked last; `None` at the start of a round.
+    /// Number of casts in one check.
+    casts: usize,
+    /// Cast that was checked last; `None` if the next check starts a new round.
     last: Option<CastId>,
 }
 
+/// State of the sender thread.
 pub(super) struct Driver {
     config: SenderConfig,
     socket: MulticastSocket,
@@ -103,13 +109,13 @@ pub(super) struct Driver {
     rows: Rows,
     /// Datagrams that the socket did not accept yet.
     unsent: Option<Transmit>,
-    /// When to try again on an interface that is down.
+    /// Time of the next attempt; `None` unless the interface is down.
     down_until: Option<Instant>,
     next_refused_warning: Instant,
-    /// Warnings about files that cannot be read, by their paths.
-    unreadable: Limiter<RemotePath, Instant>,
-    ends: EndLog,
-    versions: VersionRound,
+    /// Limits the warnings about files that cannot be read to one a minute for each path.
+    unreadable_warnings: Limiter<RemotePath, Instant>,
+    end_log: EndLog,
+    version_round: VersionRound,
     started: Instant,
     /// Bytes read by casts that have ended.
     bytes_read: u64,
@@ -127,9 +133,14 @@ impl Driver {
             unsent: None,
             down_until: None,
             next_refused_warning: now,
-            unreadable: Limiter::new(),
-            ends: EndLog::default(),
-            versions: VersionRound { next: now, interval: VERSION_ROUND, share: 0, last: None },
+            unreadable_warnings: Limiter::new(),
+            end_log: EndLog::default(),
+            version_round: VersionRound {
+                next: now,
+                interval: VERSION_ROUND,
+                casts: 0,
+                last: None,
+            },
             started: now,
             bytes_read: 0,
         }
@@ -144,7 +155,7 @@ impl Driver {
             self.clean_up();
             let next = self.send_burst();
             self.clean_up();
-            if self.obey(commands, &next).is_break() {
+            if self.handle_commands(commands, &next).is_break() {
                 break;
             }
         }
@@ -154,7 +165,8 @@ impl Driver {
         self.clean_up();
     }
 
-    /// Sends what is due, at most [`BURST_RUNS`] runs.
+    /// Sends what is due, at most [`BURST_BATCHES`] batches. Looks up the interface first if it is
+    /// down.
     fn send_burst(&mut self) -> Next {
         if let Some(until) = self.down_until {
             if Instant::now() < until {
@@ -162,34 +174,38 @@ impl Driver {
             }
             self.find_interface();
         }
-        for _ in 0..BURST_RUNS {
+        for _ in 0..BURST_BATCHES {
             let unsent = self.unsent.take();
-            let Some(run) = unsent.or_else(|| self.scheduler.poll_transmit(Instant::now())) else {
+            let Some(batch) = unsent.or_else(|| self.scheduler.poll_transmit(Instant::now()))
+            else {
                 return self.scheduler.poll_timeout().map_or(Next::WaitForCommand, Next::WaitUntil);
             };
-            let group = run.group;
-            match self.send(run) {
+            let group = batch.group;
+            match self.send(batch) {
                 Ok(()) => {
                     if self.down_until.take().is_some() {
-                        tracing::info!(interface = self.config.interface.name, "interface is back");
+                        tracing::info!(
+                            interface = self.config.interface.name,
+                            "the interface is back"
+                        );
                     }
                 }
                 Err(SendError::Full) => {
-                    self.socket.wait_writable(WRITABLE_WAIT);
-                    return Next::GoOn;
+                    self.socket.wait_writable(WRITABLE_TIMEOUT);
+                    return Next::Continue;
                 }
                 Err(SendError::NoBuffers) => {
                     return Next::WaitUntil(Instant::now() + NO_BUFFERS_PAUSE);
                 }
-                Err(SendError::Down(errno)) => return Next::WaitUntil(self.on_down(errno)),
+                Err(SendError::Down(errno)) => return Next::WaitUntil(self.handle_down(errno)),
                 Err(SendError::Refused(errno)) => self.warn_refused(group, errno),
             }
         }
-        Next::GoOn
+        Next::Continue
     }
 
-    /// Announces the end of all casts once, without waiting. Datagrams that the socket does not
-    /// accept are lost.
+    /// Announces the end of all casts once, without waiting for a full socket: after a failed send,
+    /// the other announcements are omitted.
     fn send_farewells(&mut self, now: Instant) {
         self.unsent = None;
         while let Some(farewell) = self.scheduler.poll_transmit(now) {
@@ -199,8 +215,9 @@ impl Driver {
         }
     }
 
-    /// Sends what the scheduler handed out. What the socket does not accept is kept as `unsent`;
-    /// what the kernel refuses counts as lost. A file that cannot be read ends its cast.
+    /// Sends datagrams that the scheduler handed out. Those that the socket does not accept yet are
+    /// kept in `unsent`; those that the kernel refuses are dropped. A file that cannot be read ends
+    /// its cast.
     fn send(&mut self, transmit: Transmit) -> Result<(), SendError> {
         match &transmit.what {
             Sending::Pages(pages) => self.send_pages(&transmit, *pages),
@@ -227,6 +244,7 @@ impl Driver {
         }
     }
 
+    /// Keeps the datagrams for another attempt if they were not sent. Drops refused ones.
     fn keep_unsent(
         &mut self,
         sent: Result<usize, SendError>,
@@ -239,26 +257,27 @@ impl Driver {
         })
     }
 
-    fn send_pages(&mut self, transmit: &Transmit, mut left: PageRange) -> Result<(), SendError> {
-        let window = WINDOWS_BYTES / self.readers.len().max(1);
-        let window = window.clamp(*WINDOW_BYTES.start(), *WINDOW_BYTES.end());
+    /// Sends pages, and leaves out those that cannot be read.
+    fn send_pages(&mut self, transmit: &Transmit, mut rest: PageRange) -> Result<(), SendError> {
+        let read_ahead = READ_AHEAD_TOTAL / self.readers.len().max(1);
+        let read_ahead = read_ahead.clamp(*READ_AHEAD.start(), *READ_AHEAD.end());
         let datagram_len = self.config.socket.datagram_len;
         let Transmit { cast, group, demanded, .. } = *transmit;
-        let mut tries = 0;
+        let mut failures = 0;
         loop {
-            let run = self.readable(transmit, &mut left);
+            let run = self.readable_run(transmit, &mut rest);
             if run.is_empty() {
                 return Ok(());
             }
-            // A cast that ended meanwhile has no reader and nothing to send.
+            // A cast that ended meanwhile has no reader, and nothing to send.
             let Some(reader) = self.readers.get_mut(&cast) else { return Ok(()) };
-            let (reader, window) =
-                if demanded { (&mut reader.demanded, 0) } else { (&mut reader.pages, window) };
-            let sent = match reader.datagrams(run, window) {
+            let (reader, read_ahead) =
+                if demanded { (&mut reader.demanded, 0) } else { (&mut reader.pages, read_ahead) };
+            let sent = match reader.datagrams(run, read_ahead) {
                 Ok((_, datagrams)) => self.socket.send(datagrams, group),
                 Err(error) => {
                     let pages: Vec<_> = run.iter().collect();
-                    self.on_unreadable(cast, &pages, &error, &mut tries);
+                    self.handle_unreadable_pages(cast, &pages, &error, &mut failures);
                     if self.scheduler.cast(cast).is_none() {
                         return Ok(());
                     }
@@ -266,14 +285,14 @@ impl Driver {
                 }
             };
             match sent {
-                // Whole datagrams; only the last may be short.
+                // Whole datagrams were sent. Only the last one of the file may be short.
                 Ok(bytes) => {
                     let pages = u32::try_from(bytes.div_ceil(datagram_len)).unwrap_or(u32::MAX);
-                    left = PageRange::new(left.start.0.saturating_add(pages), left.end.0);
+                    rest = PageRange::new(rest.start.0.saturating_add(pages), rest.end.0);
                 }
                 Err(error) => {
                     if !matches!(error, SendError::Refused(_)) {
-                        let what = Sending::Pages(left);
+                        let what = Sending::Pages(rest);
                         self.unsent = Some(Transmit { cast, group, what, demanded });
                     }
                     return Err(error);
@@ -282,31 +301,32 @@ impl Driver {
         }
     }
 
+    /// Sends repair symbols, and leaves out those of blocks that cannot be read.
     fn send_symbols(&mut self, transmit: &Transmit, symbols: &[Symbol]) -> Result<(), SendError> {
-        let ready_bytes = (READY_BYTES / self.readers.len().max(1)).min(READY_BYTES_MAX);
+        let ahead_bytes = (ENCODE_AHEAD_TOTAL / self.readers.len().max(1)).min(ENCODE_AHEAD_MAX);
         let Transmit { cast, group, .. } = *transmit;
-        let mut left = symbols.to_vec();
-        let mut tries = 0;
-        while !left.is_empty() {
+        let mut rest = symbols.to_vec();
+        let mut failures = 0;
+        while !rest.is_empty() {
             let reader = self.readers.get_mut(&cast).and_then(|reader| reader.repair.as_mut());
             let Some(reader) = reader else { return Ok(()) };
-            let sent = match reader.datagrams(&left, ready_bytes, &mut self.rows) {
+            let sent = match reader.datagrams(&rest, ahead_bytes, &mut self.rows) {
                 Ok(datagrams) => self.socket.send(datagrams, group),
                 Err(error) => {
-                    left = self.on_unreadable_block(cast, &left, &error, &mut tries);
+                    rest = self.handle_unreadable_blocks(cast, &rest, &error, &mut failures);
                     continue;
                 }
             };
             match sent {
                 Ok(bytes) => {
-                    let count = bytes.div_ceil(self.config.socket.datagram_len).min(left.len());
-                    let rest = left.split_off(count);
-                    reader.forget(&left);
-                    left = rest;
+                    let count = bytes.div_ceil(self.config.socket.datagram_len).min(rest.len());
+                    let unsent = rest.split_off(count);
+                    reader.discard(&rest);
+                    rest = unsent;
                 }
                 Err(error) => {
                     if !matches!(error, SendError::Refused(_)) {
-                        let what = Sending::Symbols(left);
+                        let what = Sending::Symbols(rest);
                         self.unsent = Some(Transmit { cast, group, what, demanded: false });
                     }
                     return Err(error);
@@ -317,9 +337,9 @@ impl Driver {
     }
 
     /// Waits as `next` says, then executes the commands that arrived.
-    fn obey(&mut self, commands: &Receiver<Command>, next: &Next) -> ControlFlow<()> {
+    fn handle_commands(&mut self, commands: &Receiver<Command>, next: &Next) -> ControlFlow<()> {
         let first = match next {
-            Next::GoOn => commands.try_recv().map_err(|error| match error {
+            Next::Continue => commands.try_recv().map_err(|error| match error {
                 TryRecvError::Empty => RecvTimeoutError::Timeout,
                 TryRecvError::Disconnected => RecvTimeoutError::Disconnected,
             }),
@@ -329,19 +349,19 @@ impl Driver {
             Next::WaitForCommand => commands.recv().map_err(|_| RecvTimeoutError::Disconnected),
         };
         match first {
-            Ok(command) => self.carry_out(command)?,
+            Ok(command) => self.execute(command)?,
             Err(RecvTimeoutError::Timeout) => return ControlFlow::Continue(()),
             Err(RecvTimeoutError::Disconnected) => return ControlFlow::Break(()),
         }
         for command in commands.try_iter().take(BURST_COMMANDS) {
-            self.carry_out(command)?;
+            self.execute(command)?;
         }
         ControlFlow::Continue(())
     }
 
-    /// Executes a command. A join whose client disconnected before the reply is undone: nobody
-    /// would ever leave.
-    fn carry_out(&mut self, command: Command) -> ControlFlow<()> {
+    /// Executes a command. Undoes a join whose client disconnected before the reply, because that
+    /// client would never leave.
+    fn execute(&mut self, command: Command) -> ControlFlow<()> {
         let now = Instant::now();
         match command {
             Command::Join { path, etag, open, geometry, token, kind, reply } => {
@@ -362,7 +382,10 @@ impl Driver {
                         let demanded = pages.for_demand();
                         self.readers.insert(joined.cast, CastReader { pages, demanded, repair });
                         let size = geometry.size();
-                        tracing::info!(cast = %joined.cast, %path, %group, size, %etag, "cast began");
+                        tracing::info!(
+                            cast = %joined.cast, %path, %group, size, %etag,
+                            "cast began"
+                        );
                     }
                     let members = self.members(joined.cast);
                     tracing::debug!(cast = %joined.cast, %path, token = %name, members, "joined");
@@ -383,7 +406,10 @@ impl Driver {
                 let known = self.scheduler.handle_report(&path, &token, &report, now);
                 let needs = report.needs.len();
                 let Report { bulk, sent, received, drops, .. } = &report;
-                tracing::debug!(%path, %token, known, needs, ?bulk, sent, received, drops, "reported");
+                tracing::debug!(
+                    %path, %token, known, needs, ?bulk, sent, received, drops,
+                    "report received"
+                );
                 let _ = reply.send(known.then(|| self.scheduler.tell_unreadable(&path, &[])));
             }
             Command::Want { path, token, want, reply } => {
@@ -391,16 +417,16 @@ impl Driver {
                 if let Some(useful) = useful {
                     self.scheduler.handle_progress(&path, &token, useful);
                 }
-                let queue = self.scheduler.handle_want(&path, &token, &want, now);
-                tracing::trace!(%path, %token, ?queue, ?want, "wanted");
+                let queue_time = self.scheduler.handle_want(&path, &token, &want, now);
+                tracing::trace!(%path, %token, ?queue_time, ?want, "pages demanded");
                 let pairs = want.now.iter().chain(&want.later);
                 let asked: Vec<_> =
                     pairs.filter_map(|(first, count)| run_of(*first, *count)).collect();
-                let wanted = queue.map(|queue| {
+                let answer = queue_time.map(|queue_time| {
                     let unreadable = self.scheduler.tell_unreadable(&path, &asked);
-                    Wanted { queue, unreadable }
+                    WantAnswer { queue_time, unreadable }
                 });
-                let _ = reply.send(wanted);
+                let _ = reply.send(answer);
             }
             Command::Status { reply } => {
                 let _ = reply.send(self.status(now));
@@ -413,9 +439,10 @@ impl Driver {
 }
 
 impl Driver {
-    /// Checks a few casts and ends those whose path now leads to another version or nowhere.
+    /// Checks the next few casts, if that is due. Ends those whose path now leads to another
+    /// version or nowhere.
     fn check_versions(&mut self, now: Instant) {
-        let round = &mut self.versions;
+        let round = &mut self.version_round;
         if now < round.next {
             return;
         }
@@ -423,18 +450,18 @@ impl Driver {
             let casts = u32::try_from(self.readers.len()).unwrap_or(u32::MAX);
             let checks = casts.clamp(1, VERSION_ROUND_CHECKS);
             round.interval = VERSION_ROUND / checks;
-            round.share = casts.div_ceil(checks) as usize;
+            round.casts = casts.div_ceil(checks) as usize;
         }
         round.next = now + round.interval;
         let after = round.last.map_or(Bound::Unbounded, Bound::Excluded);
         let mut rest = self.readers.range((after, Bound::Unbounded));
-        let due: Vec<_> = rest.by_ref().take(round.share).collect();
+        let due: Vec<_> = rest.by_ref().take(round.casts).collect();
         round.last = rest.next().and(due.last()).map(|&(&cast, _)| cast);
         let changed = |&(&cast, reader): &(&CastId, &CastReader)| {
             let path = self.scheduler.cast(cast)?.path;
             match self.config.source.version(path) {
                 Ok(version) if version == reader.pages.version() => None,
-                // The problem is the server's, not the file's.
+                // The server lacks descriptors or memory; this says nothing about the file.
                 Err(SourceError::Busy) => None,
                 Ok(_) | Err(_) => Some(cast),
             }
@@ -445,8 +472,8 @@ impl Driver {
         }
     }
 
-    /// Whether the path no longer leads to `version` but still to the version being cast. Happens
-    /// if a join opens the file, the file is replaced, and a later join arrives first.
+    /// Returns whether the path leads to the version that its cast sends, and not to `version`.
+    /// This happens if the file is replaced after a join opened it, and a later join arrives first.
     fn is_outdated(&self, path: &RemotePath, version: Version) -> bool {
         let running = self.scheduler.cast_of(path).and_then(|view| self.readers.get(&view.id));
         running.map(|reader| reader.pages.version()).is_some_and(|running| {
@@ -455,27 +482,30 @@ impl Driver {
         })
     }
 
-    /// Drops the readers of casts that ended, and logs the ends.
+    /// Drops the readers of casts that ended, and logs their ends.
     fn clean_up(&mut self) {
         while let Some(Event::Ended(ended)) = self.scheduler.poll_event() {
             if let Some(reader) = self.readers.remove(&ended.cast) {
                 self.bytes_read += reader.bytes_read();
             }
-            self.ends.log(&ended, Instant::now());
+            self.end_log.log(&ended, Instant::now());
         }
     }
 
-    /// Warns about a refused datagram, at most once per interval.
+    /// Warns that the kernel refused a datagram, once per [`REFUSED_WARNING_INTERVAL`].
     fn warn_refused(&mut self, group: SocketAddrV4, errno: rustix::io::Errno) {
         let now = Instant::now();
         if self.next_refused_warning <= now {
             self.next_refused_warning = now + REFUSED_WARNING_INTERVAL;
-            tracing::warn!(%group, %errno, "the kernel takes no datagrams to this group: firewall?");
+            tracing::warn!(
+                %group, %errno,
+                "the kernel refuses datagrams to this group: check the firewall"
+            );
         }
     }
 
-    /// Warns once that the interface is down. Returns when to try again.
-    fn on_down(&mut self, errno: rustix::io::Errno) -> Instant {
+    /// Warns once that the interface is down. Returns the time of the next attempt.
+    fn handle_down(&mut self, errno: rustix::io::Errno) -> Instant {
         if self.down_until.is_none() {
             let Interface { name, address, .. } = &self.config.interface;
             match self.config.interface_name {
@@ -483,7 +513,10 @@ impl Driver {
                     tracing::warn!(%address, %errno, "cannot send: waiting for this address");
                 }
                 _ => {
-                    tracing::warn!(interface = name, %errno, "cannot send: waiting for the interface");
+                    tracing::warn!(
+                        interface = name, %errno,
+                        "cannot send: waiting for the interface"
+                    );
                 }
             }
         }
@@ -492,23 +525,23 @@ impl Driver {
         until
     }
 
-    /// Looks up the interface again: one that comes back may have another index, and another
-    /// address. If this fails, the socket fails again and another pause follows.
+    /// Looks up the interface again, because one that comes back may have another index or address.
+    /// If that fails, the next send fails too, and another pause follows.
     fn find_interface(&mut self) {
         let config = &mut self.config;
         let found = interface::resolve(config.interface_name.as_ref(), config.any_group);
         let Ok(interface) = found else { return };
         if interface.address == config.interface.address {
-            if self.socket.attach(&interface).is_ok() {
+            if self.socket.set_interface(&interface).is_ok() {
                 config.interface = interface;
             }
             return;
         }
-        // Clients were told the old address, and drop what comes from another one.
+        // Members know the old address from their join, and drop datagrams from another one.
         let Ok(socket) = MulticastSocket::open(&interface, &config.socket) else { return };
         tracing::warn!(
             interface = interface.name, old = %config.interface.address, new = %interface.address,
-            "the address changed: all casts end, and members join again"
+            "the source address changed: all casts end, and their members join again"
         );
         self.socket = socket;
         self.unsent = None;
@@ -518,10 +551,12 @@ impl Driver {
         self.clean_up();
     }
 
+    /// Returns the number of members of a cast; 0 if it has ended.
     fn members(&self, cast: CastId) -> usize {
         self.scheduler.cast(cast).map_or(0, |view| view.cast.members())
     }
 
+    /// Returns the state of the server for `/status`.
     fn status(&self, now: Instant) -> Status {
         let casts = self.scheduler.casts().map(|view| CastStatus {
             path: view.path.encode(),

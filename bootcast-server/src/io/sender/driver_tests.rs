@@ -1,4 +1,4 @@
-//! Tests the driver by its commands, over loopback.
+//! Tests the driver through its commands, over loopback.
 
 use std::net::Ipv4Addr;
 use std::num::NonZeroU32;
@@ -18,14 +18,14 @@ use crate::io::reading::faults;
 use crate::io::socket::SocketConfig;
 use crate::source::{OpenFile, Source};
 
-/// A driver that sends nothing, because its loop does not run.
-struct Lab {
+/// A driver and its served directory. The loop does not run: tests call its steps.
+struct Fixture {
     dir: TempDir,
     driver: Driver,
     tokens: u128,
 }
 
-impl Lab {
+impl Fixture {
     fn new() -> Self {
         Self::with(None)
     }
@@ -60,7 +60,7 @@ impl Lab {
         Self { dir, driver: Driver::new(config, settings, socket), tokens: 0 }
     }
 
-    /// Replaces this file by another one.
+    /// Replaces this file by a new one, or creates it.
     fn replace(&self, name: &str) {
         let new = self.dir.path().join("new");
         std::fs::write(&new, name).unwrap();
@@ -92,11 +92,11 @@ impl Lab {
             token: Token::from_random(self.tokens),
             reply,
         };
-        assert!(self.driver.carry_out(command).is_continue());
+        assert!(self.driver.execute(command).is_continue());
     }
 
-    /// A cast of a file of so many pages, with one member.
-    fn cast_of(&mut self, kind: MemberKind, pages: usize) -> CastId {
+    /// Starts a cast of a file of `pages` pages, with one member.
+    fn start_cast(&mut self, kind: MemberKind, pages: usize) -> CastId {
         std::fs::write(self.dir.path().join("file"), vec![7; pages * 1456]).unwrap();
         let open = self.open("file");
         let (reply, mut answer) = oneshot::channel();
@@ -104,7 +104,7 @@ impl Lab {
         answer.try_recv().unwrap().unwrap().cast
     }
 
-    /// Sends what is due, as the loop does, until `condition` holds.
+    /// Sends as the loop does until `condition` holds.
     fn run_until(&mut self, condition: impl Fn(&Status) -> bool) {
         while !condition(&self.driver.status(Instant::now())) {
             self.driver.scheduler.handle_timeout(Instant::now());
@@ -132,54 +132,54 @@ fn path(name: &str) -> RemotePath {
 }
 
 #[test]
-fn a_client_that_went_away_before_the_answer_is_no_member() {
-    let mut lab = Lab::new();
-    lab.replace("file");
-    let (stays, goes) = (lab.open("file"), lab.open("file"));
-    let _answer = lab.join("file", stays);
+fn a_client_that_disconnected_before_the_answer_is_no_member() {
+    let mut fixture = Fixture::new();
+    fixture.replace("file");
+    let (stays, goes) = (fixture.open("file"), fixture.open("file"));
+    let _answer = fixture.join("file", stays);
     let (reply, answer) = oneshot::channel();
     drop(answer);
-    lab.join_with("file", goes, reply);
-    assert_eq!(lab.casts()[0].members, 1);
+    fixture.join_with("file", goes, reply);
+    assert_eq!(fixture.casts()[0].members, 1);
 }
 
 #[test]
-fn a_join_that_opened_the_file_before_it_was_replaced_ends_no_cast_of_the_new_one() {
-    let mut lab = Lab::new();
-    lab.replace("file");
-    let (late, old) = (lab.open("file"), lab.open("file"));
-    let mut first = lab.join("file", old);
-    lab.replace("file");
-    let new = lab.open("file");
+fn a_join_with_the_replaced_version_does_not_end_the_cast_of_the_new_one() {
+    let mut fixture = Fixture::new();
+    fixture.replace("file");
+    let (late, old) = (fixture.open("file"), fixture.open("file"));
+    let mut first = fixture.join("file", old);
+    fixture.replace("file");
+    let new = fixture.open("file");
     let etag = new.etag();
-    let mut second = lab.join("file", new);
-    let mut third = lab.join("file", late);
+    let mut second = fixture.join("file", new);
+    let mut third = fixture.join("file", late);
     assert!(first.try_recv().unwrap().unwrap().began);
     assert!(second.try_recv().unwrap().unwrap().began);
     assert!(matches!(third.try_recv().unwrap(), Err(JoinError::Outdated)));
-    let casts = lab.casts();
+    let casts = fixture.casts();
     assert_eq!((casts.len(), &casts[0].etag, casts[0].joins), (1, &etag, 1));
 }
 
 #[test]
-fn the_paths_of_all_casts_are_looked_up_in_a_second_and_few_of_them_at_a_time() {
-    let mut lab = Lab::new();
+fn every_path_is_checked_within_a_second_and_few_at_a_time() {
+    let mut fixture = Fixture::new();
     for number in 0..200 {
         let name = number.to_string();
-        lab.replace(&name);
-        let open = lab.open(&name);
-        lab.join(&name, open);
-        std::fs::remove_file(lab.dir.path().join(&name)).unwrap();
+        fixture.replace(&name);
+        let open = fixture.open(&name);
+        fixture.join(&name, open);
+        std::fs::remove_file(fixture.dir.path().join(&name)).unwrap();
     }
     let start = Instant::now();
     let mut most = 0;
     for check in 0..64 {
-        let before = lab.casts().len();
-        lab.driver.check_versions(start + SECOND * check / 64);
-        lab.driver.clean_up();
-        most = most.max(before - lab.casts().len());
+        let before = fixture.casts().len();
+        fixture.driver.check_versions(start + SECOND * check / 64);
+        fixture.driver.clean_up();
+        most = most.max(before - fixture.casts().len());
     }
-    assert_eq!(lab.casts().len(), 0);
+    assert_eq!(fixture.casts().len(), 0);
     assert!(most <= 4, "{most} at a time");
 }
 
@@ -187,48 +187,49 @@ fn pages(start: u32, end: u32) -> PageRange {
     PageRange::new(start, end)
 }
 
-/// Bytes of pages of 1456 bytes.
+/// Returns the bytes of a range of pages of 1456 bytes.
 fn bytes(start: u64, end: u64) -> std::ops::Range<u64> {
     start * 1456..end * 1456
 }
 
 #[test]
 fn pages_that_cannot_be_read_are_left_out_and_the_others_are_sent_once() {
-    let mut lab = Lab::new();
-    let cast = lab.cast_of(MemberKind::Plain, 20);
-    faults::set(&[bytes(5, 6), bytes(10, 12)]);
-    // The only member says nothing: after one pass it is given up.
-    lab.run_until(|status| status.casts.is_empty());
-    let totals = lab.driver.status(Instant::now()).totals;
+    let mut fixture = Fixture::new();
+    let cast = fixture.start_cast(MemberKind::Plain, 20);
+    faults::set_unreadable(&[bytes(5, 6), bytes(10, 12)]);
+    // The only member is plain and silent: it is forgotten after one pass.
+    fixture.run_until(|status| status.casts.is_empty());
+    let totals = fixture.driver.status(Instant::now()).totals;
     assert_eq!((totals.casts, totals.pages_sent), (1, 17));
-    assert!(lab.driver.scheduler.cast(cast).is_none());
+    assert!(fixture.driver.scheduler.cast(cast).is_none());
 }
 
 #[test]
-fn whoever_wants_unreadable_pages_is_told_so_and_the_block_gets_no_symbols() {
+fn answers_name_unreadable_pages_and_their_block_gets_no_symbols() {
     let lease = Duration::from_secs(60);
-    let mut lab = Lab::with(Some(RepairSettings { interleave: 1, repair_port: 9001, lease }));
-    let cast = lab.cast_of(MemberKind::Extended, 20);
-    faults::set(&[bytes(5, 6)]);
+    let mut fixture =
+        Fixture::with(Some(RepairSettings { interleave: 1, repair_port: 9001, lease }));
+    let cast = fixture.start_cast(MemberKind::Extended, 20);
+    faults::set_unreadable(&[bytes(5, 6)]);
     let token = Token::from_random(1);
     let (reply, mut answer) = oneshot::channel();
     let report = Report { needs: vec![(0, 3)], ..Report::default() };
-    let told = Command::Report { path: path("file"), token: token.clone(), report, reply };
-    assert!(lab.driver.carry_out(told).is_continue());
+    let command = Command::Report { path: path("file"), token: token.clone(), report, reply };
+    assert!(fixture.driver.execute(command).is_continue());
     assert_eq!(answer.try_recv().unwrap(), Some(vec![]));
-    // The symbols that were promised go first, and lead to the page.
-    lab.run_until(|status| status.totals.pages_sent >= 19);
-    assert_eq!(lab.driver.scheduler.unreadable_in(cast, pages(0, 20)), Some(pages(5, 6)));
-    let totals = lab.driver.status(Instant::now()).totals;
+    // The promised symbols come first: reading their block finds the unreadable page.
+    fixture.run_until(|status| status.totals.pages_sent >= 19);
+    assert_eq!(fixture.driver.scheduler.unreadable_in(cast, pages(0, 20)), Some(pages(5, 6)));
+    let totals = fixture.driver.status(Instant::now()).totals;
     assert_eq!((totals.pages_sent, totals.symbols_sent), (19, 0));
     let (reply, mut answer) = oneshot::channel();
     let want = Want { now: vec![(6, 1), (8, 1)], ..Want::default() };
     let want = WantBody { want, useful: None };
-    let wanted = Command::Want { path: path("file"), token, want, reply };
-    assert!(lab.driver.carry_out(wanted).is_continue());
-    let told = answer.try_recv().unwrap().map(|wanted| wanted.unreadable);
-    assert_eq!(told, Some(vec![pages(5, 6)]));
-    lab.run_until(|status| status.totals.demanded >= 1);
-    assert_eq!(lab.driver.status(Instant::now()).totals.demanded, 1);
-    assert_eq!(lab.casts().len(), 1);
+    let command = Command::Want { path: path("file"), token, want, reply };
+    assert!(fixture.driver.execute(command).is_continue());
+    let unreadable = answer.try_recv().unwrap().map(|answer| answer.unreadable);
+    assert_eq!(unreadable, Some(vec![pages(5, 6)]));
+    fixture.run_until(|status| status.totals.demanded >= 1);
+    assert_eq!(fixture.driver.status(Instant::now()).totals.demanded, 1);
+    assert_eq!(fixture.casts().len(), 1);
 }

@@ -1,4 +1,4 @@
-//! The thread that owns all casts and sends their datagrams, and the handle to it.
+//! Sender thread: it owns all casts and sends their datagrams. HTTP handlers reach it by a handle.
 
 mod driver;
 
@@ -20,15 +20,16 @@ use crate::cast::{JoinRefusal, Joined, MemberKind, RepairSettings, Settings};
 use crate::source::{OpenFile, Source};
 use driver::Driver;
 
-/// Nice value of the sender's thread. docs/SEMANTICS.md, "Priority".
+/// Nice value of the sender thread. docs/SEMANTICS.md, "Priority".
 const NICENESS: i32 = -10;
 
-/// Address that datagrams come from at present. The sender changes it, joins tell it.
+/// Source address of the datagrams. The sender thread updates it when the interface gets another
+/// address, and join answers state it.
 #[derive(Clone, Debug)]
 pub struct SourceAddress(Arc<AtomicU32>);
 
 impl SourceAddress {
-    /// Begins with this address.
+    /// Creates a shared address with this value.
     pub fn new(address: Ipv4Addr) -> Self {
         Self(Arc::new(AtomicU32::new(address.to_bits())))
     }
@@ -49,10 +50,10 @@ pub struct SenderConfig {
     pub source: Arc<Source>,
     /// Interface that multicast leaves by.
     pub interface: Interface,
-    /// Address of the interface, as joins are told it.
+    /// Address of the interface, as join answers state it.
     pub source_address: SourceAddress,
-    /// Name that selected the interface; `None` for the default. Used to find the interface again
-    /// if it disappears.
+    /// Value of `--interface`; `None` for the default. Finds the interface again after it
+    /// disappeared.
     pub interface_name: Option<InterfaceName>,
     /// An address of the group range, used to look up the route.
     pub any_group: Ipv4Addr,
@@ -62,51 +63,52 @@ pub struct SenderConfig {
     pub page_size: PageSize,
     /// Layout of the datagram headers.
     pub layout: Layout,
-    /// Keys for the datagrams' tags; `None`: they carry none.
+    /// Keys that tag the datagrams; `None` sends them without tags.
     pub keys: Option<CastKeys>,
 }
 
-/// Why a join got no membership.
+/// Why a join failed.
 #[derive(Debug, thiserror::Error)]
 pub enum JoinError {
-    /// The scheduler refused it. Retrying later may help.
+    /// The scheduler refused the join. Trying again later may help.
     #[error(transparent)]
     Refused(#[from] JoinRefusal),
     /// The file was replaced after it was opened. Opening it again helps.
     #[error("the file was replaced meanwhile: try again")]
     Outdated,
-    /// The file has too many pages of this size.
-    #[error("no cast with the server's --page-size: {0}")]
+    /// The file has too many pages of the configured size.
+    #[error("the server's --page-size is too small for this file: {0}")]
     TooManyPages(#[from] TooManyPages),
-    /// The sender did not answer.
+    /// The sender thread did not answer.
     #[error(transparent)]
     NoAnswer(#[from] NoAnswer),
 }
 
-/// How long to wait for the sender. It needs milliseconds unless a disk hangs.
-const ANSWER_WAIT: Duration = Duration::from_secs(5);
+/// Time to wait for an answer of the sender thread. It answers within milliseconds unless a disk
+/// hangs.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Why the sender does not answer.
+/// Why the sender thread did not answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoAnswer {
-    /// Its thread has ended.
-    #[error("the server stops")]
+    /// The thread has ended.
+    #[error("the server is stopping")]
     Stopped,
-    /// It did not answer within seconds.
+    /// No answer came within [`ANSWER_TIMEOUT`].
     #[error("the server is busy: try again later")]
     Busy,
 }
 
-/// What becomes of a demand.
+/// Answer to a demand.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Wanted {
-    /// Time until its last page is sent.
-    pub queue: Duration,
+pub struct WantAnswer {
+    /// Time until the last demanded page is sent.
+    pub queue_time: Duration,
     /// Pages that cannot be read, those of the demand first.
     pub unreadable: Vec<PageRange>,
 }
 
-/// Handle to the sender. Each call usually takes a few milliseconds, at most a few seconds.
+/// Handle to the sender thread. A call takes a few milliseconds, and at most [`ANSWER_TIMEOUT`].
 #[derive(Clone, Debug)]
 pub struct SenderHandle {
     commands: mpsc::Sender<Command>,
@@ -117,6 +119,7 @@ pub struct SenderHandle {
     keys: Option<CastKeys>,
 }
 
+/// Command to the sender thread, with the channel for its answer.
 #[derive(Debug)]
 enum Command {
     Join {
@@ -143,7 +146,7 @@ enum Command {
         path: RemotePath,
         token: Token,
         want: WantBody,
-        reply: oneshot::Sender<Option<Wanted>>,
+        reply: oneshot::Sender<Option<WantAnswer>>,
     },
     Status {
         reply: oneshot::Sender<Status>,
@@ -151,8 +154,8 @@ enum Command {
     Stop,
 }
 
-/// Opens the socket and starts the thread. [`SenderHandle::stop`] ends it; then the receiver
-/// resolves.
+/// Opens the socket and starts the sender thread. [`SenderHandle::stop`] ends the thread. The
+/// returned receiver resolves when the thread has ended.
 pub fn spawn(
     config: SenderConfig,
     settings: Settings,
@@ -169,7 +172,7 @@ pub fn spawn(
     };
     let (ending, ended) = oneshot::channel();
     std::thread::Builder::new().name("sender".to_owned()).spawn(move || {
-        // Dropped when the thread ends, for whatever reason.
+        // Dropped when the thread ends, also by a panic.
         let _ending: oneshot::Sender<()> = ending;
         raise_priority();
         Driver::new(config, settings, socket).run(&received);
@@ -177,12 +180,12 @@ pub fn spawn(
     Ok((handle, ended))
 }
 
-/// Raises the thread's priority: wire time that it misses because others have the CPU is lost for
-/// all clients. Keeps the default priority without `CAP_SYS_NICE`.
+/// Raises the priority of this thread, because wire time that it misses for lack of CPU is lost for
+/// all clients. Without `CAP_SYS_NICE` the priority stays unchanged.
 fn raise_priority() {
     let this = Some(rustix::thread::gettid());
     if let Err(error) = rustix::process::setpriority_process(this, NICENESS) {
-        tracing::debug!(%error, "the sender keeps its usual priority");
+        tracing::debug!(%error, "cannot raise the priority of the sender thread");
     }
 }
 
@@ -200,7 +203,7 @@ impl SenderHandle {
         let (name, version) = (token.clone(), etag.clone());
         let join =
             |reply| Command::Join { path, etag: version, open, geometry, token: name, kind, reply };
-        let joined = self.ask(join).await??;
+        let joined = self.request(join).await??;
         let repair = self.repair.and_then(|it| Some((it, it.layout(&geometry)?)));
         Ok(JoinAnswer {
             connect: joined.group,
@@ -220,59 +223,60 @@ impl SenderHandle {
         })
     }
 
-    /// Leaves. Returns `false` if the token is not a member of a cast of this path.
+    /// Ends a membership. Returns `false` if the token belongs to no member of a cast of this path.
     pub async fn leave(&self, path: RemotePath, token: Token) -> Result<bool, NoAnswer> {
-        self.ask(|reply| Command::Leave { path, token, reply }).await
+        self.request(|reply| Command::Leave { path, token, reply }).await
     }
 
-    /// Passes a report on. Returns pages that cannot be read; `None` if the token is not a member
-    /// that may report to a cast of this path.
+    /// Passes on a report. Returns pages that cannot be read; `None` if the token belongs to no
+    /// member that may report to a cast of this path.
     pub async fn report(
         &self,
         path: RemotePath,
         token: Token,
         report: Report,
     ) -> Result<Option<Vec<PageRange>>, NoAnswer> {
-        self.ask(|reply| Command::Report { path, token, report, reply }).await
+        self.request(|reply| Command::Report { path, token, report, reply }).await
     }
 
-    /// Passes a demand on. Returns `None` if the token is not a member that may demand from a cast
-    /// of this path.
+    /// Passes on a demand. Returns `None` if the token belongs to no member that may demand from a
+    /// cast of this path.
     pub async fn want(
         &self,
         path: RemotePath,
         token: Token,
         want: WantBody,
-    ) -> Result<Option<Wanted>, NoAnswer> {
-        self.ask(|reply| Command::Want { path, token, want, reply }).await
+    ) -> Result<Option<WantAnswer>, NoAnswer> {
+        self.request(|reply| Command::Want { path, token, want, reply }).await
     }
 
-    /// Returns the state of the server.
+    /// Returns the status of the server: its casts and counters.
     pub async fn status(&self) -> Result<Status, NoAnswer> {
-        self.ask(|reply| Command::Status { reply }).await
+        self.request(|reply| Command::Status { reply }).await
     }
 
-    /// Ends all casts and the thread.
+    /// Ends all casts, then the thread. Does not wait for that.
     pub fn stop(&self) {
-        // Fails if the sender has already stopped.
+        // Fails if the thread has already ended.
         let _ = self.commands.send(Command::Stop);
     }
 
-    async fn ask<T>(
+    /// Sends a command and waits for its answer.
+    async fn request<T>(
         &self,
         command: impl FnOnce(oneshot::Sender<T>) -> Command,
     ) -> Result<T, NoAnswer> {
-        self.ask_within(ANSWER_WAIT, command).await
+        self.request_within(ANSWER_TIMEOUT, command).await
     }
 
-    async fn ask_within<T>(
+    async fn request_within<T>(
         &self,
-        patience: Duration,
+        timeout: Duration,
         command: impl FnOnce(oneshot::Sender<T>) -> Command,
     ) -> Result<T, NoAnswer> {
         let (reply, answer) = oneshot::channel();
         self.commands.send(command(reply)).map_err(|_| NoAnswer::Stopped)?;
-        match tokio::time::timeout(patience, answer).await {
+        match tokio::time::timeout(timeout, answer).await {
             Ok(answer) => answer.map_err(|_| NoAnswer::Stopped),
             Err(_) => Err(NoAnswer::Busy),
         }
@@ -284,7 +288,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_sender_that_does_not_answer_is_not_waited_for_for_ever() {
+    async fn a_request_to_a_sender_that_does_not_answer_times_out() {
         let (commands, received) = mpsc::channel();
         let handle = SenderHandle {
             repair: None,
@@ -295,7 +299,7 @@ mod tests {
             source_address: SourceAddress::new(Ipv4Addr::LOCALHOST),
         };
         let status = |reply| Command::Status { reply };
-        let answer = handle.ask_within(Duration::ZERO, status).await;
+        let answer = handle.request_within(Duration::ZERO, status).await;
         assert_eq!(answer, Err(NoAnswer::Busy));
         let Ok(Command::Status { reply }) = received.recv() else { panic!("another command") };
         assert!(reply.is_closed());

@@ -1,4 +1,4 @@
-//! Log lines about casts that ended.
+//! Logs the ends of casts.
 
 use std::time::Instant;
 
@@ -7,28 +7,28 @@ use bootcast_proto::quiet::Limiter;
 
 use crate::cast::{EndReason, Ended};
 
-/// Decides which ends of casts are logged. Members of a cast that failed join again at once, so a
-/// file that changes all the time would otherwise fill the log.
+/// Logs the ends of casts, failures of a file only once a minute. The members of a cast that failed
+/// join again at once, so that a file that changes all the time would otherwise fill the log.
 #[derive(Debug, Default)]
 pub(super) struct EndLog {
     failures: Limiter<(RemotePath, EndReason), Instant>,
 }
 
 impl EndLog {
-    /// Logs the end, unless it is a failure of the file that was logged for the same path and
-    /// reason less than a minute ago.
+    /// Logs the end of a cast, unless the file failed and the same path and reason were logged less
+    /// than a minute ago.
     pub(super) fn log(&mut self, ended: &Ended, now: Instant) {
-        let Some(more) = self.allow(ended, now) else { return };
+        let Some(suppressed) = self.allow(ended, now) else { return };
         let Ended { cast, path, group, reason, joins, pages, symbols, passes, lasted } = ended;
         let seconds = format_args!("{:.1}", lasted.as_secs_f64());
         tracing::info!(
-            %cast, %path, %group, %reason, joins, pages, symbols, passes, %seconds, more,
+            %cast, %path, %group, %reason, joins, pages, symbols, passes, %seconds, suppressed,
             "cast ended"
         );
     }
 
-    /// Returns how many ends like this one were left out since the last line; `None` if this one is
-    /// to be left out too.
+    /// Returns how many ends like this one were suppressed since the last line; `None` if this one
+    /// must be suppressed too.
     fn allow(&mut self, ended: &Ended, now: Instant) -> Option<u64> {
         match ended.reason {
             EndReason::FileChanged | EndReason::Unreadable => {
@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_fails_again_and_again_is_logged_once_a_minute_with_a_count() {
+    fn repeated_failures_of_a_file_are_logged_once_a_minute_with_their_number() {
         let (mut log, start) = (EndLog::default(), Instant::now());
         let changed = ended("a", EndReason::FileChanged);
         assert_eq!(log.allow(&changed, start), Some(0));
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn ends_that_are_no_failure_are_all_logged() {
+    fn ends_without_a_failure_are_all_logged() {
         let (mut log, now) = (EndLog::default(), Instant::now());
         for reason in [EndReason::LastLeave, EndReason::IdlePasses, EndReason::LeasesOver] {
             for _ in 0..3 {

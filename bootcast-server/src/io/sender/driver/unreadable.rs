@@ -1,4 +1,4 @@
-//! Parts of files that cannot be read: the cast goes on without them.
+//! Handles parts of files that cannot be read. The cast goes on without them.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -8,45 +8,45 @@ use bootcast_proto::{BlockIndex, PageIndex, PageRange};
 use rustix::io::Errno;
 
 use super::{CastId, Driver, EndReason, ReadError, Sending, Symbol, Transmit};
-use crate::io::reading::is_about_bytes;
+use crate::io::reading::is_local_to_bytes;
 
-/// How often a read that fails is tried again where none of its pages is unreadable by itself.
-const TRIES: u32 = 3;
+/// Failed reads after which pages are given up although each of them alone can be read.
+const MAX_FAILURES: u32 = 3;
 
 impl Driver {
-    /// First of these pages that are readable, as far as known, with those that follow. Pages left
-    /// out count as not sent. Empty if none is left.
-    pub(super) fn readable(&mut self, transmit: &Transmit, left: &mut PageRange) -> PageRange {
+    /// Returns the first run of pages in `rest` that are not known to be unreadable; empty if there
+    /// is none. Removes the unreadable pages before it from `rest`, and counts them as not sent.
+    pub(super) fn readable_run(&mut self, transmit: &Transmit, rest: &mut PageRange) -> PageRange {
         let cast = transmit.cast;
-        while let Some(bad) = self.scheduler.unreadable_in(cast, *left) {
-            if bad.start > left.start {
-                return PageRange::new(left.start.0, bad.start.0);
+        while let Some(bad) = self.scheduler.unreadable_in(cast, *rest) {
+            if bad.start > rest.start {
+                return PageRange::new(rest.start.0, bad.start.0);
             }
             self.scheduler.handle_unsent(cast, &Sending::Pages(bad));
-            left.start = bad.end;
+            rest.start = bad.end;
         }
-        *left
+        *rest
     }
 
-    /// Handles a failed read of these pages: finds the unreadable ones and leaves them out from now
-    /// on. Ends the cast if the error concerns the whole file. `tries` counts the failures of this
-    /// run.
-    pub(super) fn on_unreadable(
+    /// Handles a failed read of these pages: finds the unreadable ones, which the cast leaves out
+    /// from now on. Ends the cast if the error concerns the whole file. `failures` counts the
+    /// failed reads of this run.
+    pub(super) fn handle_unreadable_pages(
         &mut self,
         cast: CastId,
         pages: &[PageIndex],
         error: &ReadError,
-        tries: &mut u32,
+        failures: &mut u32,
     ) {
         let errno = match error {
-            ReadError::Io(errno) if is_about_bytes(*errno) => *errno,
+            ReadError::Io(errno) if is_local_to_bytes(*errno) => *errno,
             ReadError::Io(_) | ReadError::Changed => return self.end_unreadable(cast, error),
         };
         let Some(reader) = self.readers.get_mut(&cast) else { return };
         let is_bad = |page: &&PageIndex| reader.pages.is_unreadable(**page);
         let mut bad: Vec<_> = pages.iter().filter(is_bad).copied().collect();
-        *tries += 1;
-        if bad.is_empty() && *tries >= TRIES {
+        *failures += 1;
+        if bad.is_empty() && *failures >= MAX_FAILURES {
             bad.extend(pages);
         }
         let now = Instant::now();
@@ -58,18 +58,18 @@ impl Driver {
         }
     }
 
-    /// Handles a failed read for these symbols. Returns those whose blocks are readable, as far as
-    /// known.
-    pub(super) fn on_unreadable_block(
+    /// Handles a failed read of the blocks of these symbols. Returns the symbols whose blocks are
+    /// not known to be unreadable. `failures` counts the failed reads for these symbols.
+    pub(super) fn handle_unreadable_blocks(
         &mut self,
         cast: CastId,
         symbols: &[Symbol],
         error: &ReadError,
-        tries: &mut u32,
+        failures: &mut u32,
     ) -> Vec<Symbol> {
         let mut rest = symbols.to_vec();
-        let view = self.scheduler.cast(cast).map(|view| view.geometry);
-        let Some(layout) = view.and_then(|geometry| self.scheduler.layout(&geometry)) else {
+        let geometry = self.scheduler.cast(cast).map(|view| view.geometry);
+        let Some(layout) = geometry.and_then(|geometry| self.scheduler.layout(&geometry)) else {
             return Vec::new();
         };
         let blocks: BTreeSet<BlockIndex> = symbols.iter().map(|symbol| symbol.block).collect();
@@ -78,20 +78,20 @@ impl Driver {
                 driver.scheduler.unreadable_in(cast, PageRange::single(page)).is_some()
             })
         };
-        // One bad block at a time: the pages of the others need not be read one by one.
-        let found = blocks.into_iter().find(|block| {
+        // Finds one unreadable block at a time, so that few blocks are read page by page.
+        let unreadable = blocks.into_iter().find(|block| {
             let pages: Vec<_> = layout.pages_in(*block).map(|(_, page)| page).collect();
-            self.on_unreadable(cast, &pages, error, &mut 0);
+            self.handle_unreadable_pages(cast, &pages, error, &mut 0);
             self.scheduler.cast(cast).is_none() || is_bad(self, *block)
         });
-        *tries += 1;
-        let gone = match found {
+        *failures += 1;
+        let unsent = match unreadable {
             Some(block) => rest.extract_if(.., |symbol| symbol.block == block).collect(),
-            // The error has passed, unless it comes again and again.
-            None if *tries < TRIES => Vec::new(),
+            // No page is unreadable by itself: the error may have been temporary.
+            None if *failures < MAX_FAILURES => Vec::new(),
             None => std::mem::take(&mut rest),
         };
-        self.scheduler.handle_unsent(cast, &Sending::Symbols(gone));
+        self.scheduler.handle_unsent(cast, &Sending::Symbols(unsent));
         rest
     }
 
@@ -107,19 +107,22 @@ impl Driver {
         }
     }
 
-    /// Warns once a minute for each file about the part that cannot be read.
+    /// Logs that a part of a file cannot be read, or all of it (`pages` empty): once a minute for
+    /// each file.
     fn warn_unreadable(&mut self, cast: CastId, pages: PageRange, errno: Errno) {
         let Some(view) = self.scheduler.cast(cast) else { return };
-        let Some(more) = self.unreadable.allow(view.path, Instant::now()) else { return };
+        let Some(suppressed) = self.unreadable_warnings.allow(view.path, Instant::now()) else {
+            return;
+        };
         let Range { start, end } = view.geometry.byte_range(pages);
         let path = view.path;
         if pages.is_empty() {
-            tracing::warn!(%path, %errno, more, "cannot read the file");
+            tracing::warn!(%path, %errno, suppressed, "cannot read the file: its cast ends");
         } else {
             let last = end.saturating_sub(1);
             tracing::warn!(
-                %path, %errno, more,
-                "cannot read bytes {start}-{last} of the file, it is sent without them"
+                %path, %errno, suppressed,
+                "cannot read bytes {start}-{last} of the file: it is sent without them"
             );
         }
     }
