@@ -48,7 +48,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Time for open connections to finish their answers when the server stops.
 const STOP_GRACE: Duration = Duration::from_millis(500);
 
-/// Serves requests until `stop` resolves. Then lets open connections finish for [`STOP_GRACE`].
+/// Serves requests until `stop` resolves. Then gives open connections half a second to finish.
 pub async fn serve(listener: TcpListener, router: Router, stop: impl Future<Output = ()>) {
     let connections = GracefulShutdown::new();
     let free = Arc::new(Semaphore::new(MAX_CONNECTIONS));

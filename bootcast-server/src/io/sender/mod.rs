@@ -94,7 +94,7 @@ pub enum NoAnswer {
     /// The thread has ended.
     #[error("the server is stopping")]
     Stopped,
-    /// No answer came within [`ANSWER_TIMEOUT`].
+    /// No answer came within some seconds.
     #[error("the server is busy: try again later")]
     Busy,
 }
@@ -108,7 +108,7 @@ pub struct WantAnswer {
     pub unreadable: Vec<PageRange>,
 }
 
-/// Handle to the sender thread. A call takes a few milliseconds, and at most [`ANSWER_TIMEOUT`].
+/// Handle to the sender thread. A call usually takes milliseconds, and at most some seconds.
 #[derive(Clone, Debug)]
 pub struct SenderHandle {
     commands: mpsc::Sender<Command>,
