@@ -174,7 +174,7 @@ impl Running {
 
     /// Largest run of urgent pages.
     fn urgent_budget(&self, batch_pages: u32) -> u32 {
-        self.urgent_allowance().map_or(batch_pages, |own| own.pages().min(batch_pages))
+        self.urgent_allowance().map_or(batch_pages, |own| own.batch_pages().min(batch_pages))
     }
 
     /// Ends the opening of the cast if its time is over.
@@ -524,7 +524,7 @@ impl Scheduler {
                 self.granted = true;
             }
             let affordable = u32::try_from(running.deficit / page_wire).unwrap_or(u32::MAX);
-            let budget = affordable.min(running.allowance.pages());
+            let budget = affordable.min(running.allowance.batch_pages());
             let demanded = running.cast.demanded();
             if let Some(what) = running.cast.poll_transmit(budget, now) {
                 let demanded = running.cast.demanded() != demanded;
@@ -535,8 +535,8 @@ impl Scheduler {
             }
             if running.cast.poll_transmit_at().is_none_or(|at| now < at) {
                 running.deficit = 0;
-                running.allowance.rest();
-                running.control.rest();
+                running.allowance.on_idle();
+                running.control.on_idle();
             }
             self.next_turn();
         }

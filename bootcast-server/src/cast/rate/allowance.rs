@@ -6,82 +6,91 @@ use bootcast_proto::BitRate;
 
 use crate::cast::Pacer;
 
-/// Longest time that a run occupies the wire at the cast's own rate, if it has more than one page.
+/// Longest time that a batch of two or more pages may take at the cast's own rate. It limits the
+/// burst that a slow path must queue.
 const BATCH_TIME: Duration = Duration::from_millis(2);
 
-/// A cast's own pacer. At the ceiling it has none: the interface's pacer limits all casts together.
+/// Pacer of one cast. At the ceiling it lets everything through, because the interface's pacer
+/// limits all casts together.
 #[derive(Debug)]
 pub(in crate::cast) struct Allowance {
     ceiling: BitRate,
+    /// Size of a full datagram on the wire, in bytes.
     datagram_wire: u64,
-    /// Pages in a full run at the ceiling.
-    most_pages: u32,
-    /// Pages in a full run at the present rate.
-    pages: u32,
+    /// Pages in a full batch at the ceiling.
+    max_batch_pages: u32,
+    /// Pages in a full batch at the present rate.
+    batch_pages: u32,
     /// `None` at the ceiling.
     pacer: Option<Pacer>,
-    /// Whether the last poll found nothing to send.
-    idle: bool,
+    /// Whether the cast had nothing to send since bytes were last charged.
+    is_idle: bool,
 }
 
 impl Allowance {
-    /// Creates an allowance for runs of at most `most_pages` pages.
+    /// Creates an allowance for batches of at most `max_batch_pages` pages.
     pub(in crate::cast) fn new(
         ceiling: BitRate,
         rate: BitRate,
         datagram_wire: u64,
-        most_pages: u32,
+        max_batch_pages: u32,
         now: Instant,
     ) -> Self {
-        let (pacer, pages) = (None, most_pages);
-        let mut allowance = Self { ceiling, datagram_wire, most_pages, pages, pacer, idle: true };
+        let mut allowance = Self {
+            ceiling,
+            datagram_wire,
+            max_batch_pages,
+            batch_pages: max_batch_pages,
+            pacer: None,
+            is_idle: true,
+        };
         allowance.set_rate(rate, now);
         allowance
     }
 
-    /// Sets the rate.
+    /// Sets the rate. Credit and debt from the earlier rate are forgotten.
     pub(in crate::cast) fn set_rate(&mut self, rate: BitRate, now: Instant) {
         if rate >= self.ceiling {
-            (self.pages, self.pacer) = (self.most_pages, None);
+            (self.batch_pages, self.pacer) = (self.max_batch_pages, None);
             return;
         }
-        let calm = rate.bytes_in(BATCH_TIME) / self.datagram_wire;
-        self.pages = u32::try_from(calm).unwrap_or(u32::MAX).clamp(1, self.most_pages);
-        let mut pacer = Pacer::new(rate, self.batch(), now);
+        let pages = rate.bytes_in(BATCH_TIME) / self.datagram_wire;
+        self.batch_pages = u32::try_from(pages).unwrap_or(u32::MAX).clamp(1, self.max_batch_pages);
+        let mut pacer = Pacer::new(rate, self.batch_wire(), now);
         pacer.restart(now);
         self.pacer = Some(pacer);
     }
 
-    /// Pages in a full run.
-    pub(in crate::cast) fn pages(&self) -> u32 {
-        self.pages
+    /// Number of pages in a full batch.
+    pub(in crate::cast) fn batch_pages(&self) -> u32 {
+        self.batch_pages
     }
 
-    /// Bytes of a full run on the wire.
-    pub(in crate::cast) fn batch(&self) -> u64 {
-        u64::from(self.pages) * self.datagram_wire
+    /// Bytes on the wire of a full batch.
+    pub(in crate::cast) fn batch_wire(&self) -> u64 {
+        u64::from(self.batch_pages) * self.datagram_wire
     }
 
-    /// Whether a full run may leave at `now`.
+    /// Whether a full batch may leave at `now`.
     pub(in crate::cast) fn allows(&self, now: Instant) -> bool {
-        self.pacer.as_ref().is_none_or(|pacer| pacer.allows(self.batch(), now))
+        self.pacer.as_ref().is_none_or(|pacer| pacer.allows(self.batch_wire(), now))
     }
 
-    /// When a full run may leave with `credit` left over; `None`: always.
+    /// Returns when a full batch may leave with `credit` left over; `None` if at any time.
     pub(in crate::cast) fn ready_at(&self, credit: Duration) -> Option<Instant> {
-        self.pacer.as_ref().map(|pacer| pacer.ready_at(self.batch(), credit))
+        self.pacer.as_ref().map(|pacer| pacer.ready_at(self.batch_wire(), credit))
     }
 
-    /// Marks time without anything to send, which earns no credit.
-    pub(in crate::cast) fn rest(&mut self) {
-        self.idle = true;
+    /// Records that the cast has nothing to send. Such time earns no credit.
+    pub(in crate::cast) fn on_idle(&mut self) {
+        self.is_idle = true;
     }
 
-    /// Charges `bytes`.
+    /// Charges `bytes` on the wire.
     pub(in crate::cast) fn take(&mut self, bytes: u64, now: Instant) {
-        let rested = std::mem::take(&mut self.idle);
+        let was_idle = std::mem::take(&mut self.is_idle);
         if let Some(pacer) = &mut self.pacer {
-            if rested {
+            if was_idle {
                 pacer.restart(now);
             }
             pacer.take(bytes, now);
@@ -98,8 +107,8 @@ mod tests {
         let (end, mut bytes) = (*now + time, 0);
         while *now < end {
             if allowance.allows(*now) {
-                allowance.take(allowance.batch(), *now);
-                bytes += allowance.batch();
+                allowance.take(allowance.batch_wire(), *now);
+                bytes += allowance.batch_wire();
             } else {
                 *now = allowance.ready_at(Duration::ZERO).unwrap();
             }
@@ -108,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cast_keeps_to_its_rate_and_to_another_one_from_then_on() {
+    fn a_cast_keeps_to_its_rate_and_to_each_new_rate() {
         let mut now = Instant::now();
         let rate = |text: &str| text.parse::<BitRate>().unwrap();
         let mut allowance = Allowance::new(rate("1gbit"), rate("100mbit"), 1514, 44, now);
@@ -116,10 +125,10 @@ mod tests {
         let sent = sent_in(&mut allowance, &mut now, second);
         assert!((12_400_000..12_700_000).contains(&sent), "{sent}");
         allowance.set_rate(rate("10mbit"), now);
-        assert_eq!(allowance.pages(), 1);
+        assert_eq!(allowance.batch_pages(), 1);
         let sent = sent_in(&mut allowance, &mut now, second);
         assert!((1_240_000..1_280_000).contains(&sent), "{sent}");
         allowance.set_rate(rate("1gbit"), now);
-        assert_eq!((allowance.pages(), allowance.ready_at(second)), (44, None));
+        assert_eq!((allowance.batch_pages(), allowance.ready_at(second)), (44, None));
     }
 }

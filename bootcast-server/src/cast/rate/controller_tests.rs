@@ -1,4 +1,4 @@
-//! The control by what a panel might tell, on a virtual clock.
+//! The controller with made-up summaries of a panel, on a virtual clock.
 
 use proptest::prelude::*;
 
@@ -6,20 +6,20 @@ use super::*;
 
 const INTERVAL: Duration = Duration::from_millis(250);
 
-/// Members that got all of many datagrams, as far as is known.
+/// A first interval of many datagrams, of which all arrived.
 const MANY: PanelSummary = PanelSummary {
     median: 0.0,
-    twice: None,
+    sustained_median: None,
     worst: 0.0,
     worst_average: None,
-    drops: 0.0,
     worst_drops: 0.0,
+    worst_drops_average: 0.0,
     delivered: 1.0,
     datagrams: 20_000,
     seen: 0,
 };
 
-/// A controller whose members all lose the same, but for a slow group.
+/// A controller, with a summary for each interval.
 struct Lab {
     controller: Controller,
     now: Instant,
@@ -47,22 +47,23 @@ impl Lab {
         self.controller.rate / 1e6
     }
 
-    /// An interval in which all lose this.
-    fn lose(&mut self, lost: f64) -> f64 {
-        self.lose_more(lost, lost, 0.0)
+    /// Runs an interval in which the network loses this share for every member. Returns the new
+    /// rate in Mbit/s.
+    fn lose(&mut self, loss: f64) -> f64 {
+        self.lose_in_group(loss, loss, 0.0)
     }
 
-    /// An interval like those before in which half of the members lose `median`, and a twentieth
-    /// `worst` and `drops`.
-    fn lose_more(&mut self, median: f64, worst: f64, drops: f64) -> f64 {
+    /// Runs an interval with this median loss, in which the worst twentieth loses `worst` in the
+    /// network and `drops` in sockets. The averages are the same. Returns the new rate in Mbit/s.
+    fn lose_in_group(&mut self, median: f64, worst: f64, drops: f64) -> f64 {
         self.now += INTERVAL;
         let summary = PanelSummary {
             median,
-            twice: Some(median),
+            sustained_median: Some(median),
             worst,
             worst_average: Some(worst),
-            drops,
             worst_drops: drops,
+            worst_drops_average: drops,
             delivered: 1.0 - worst - drops,
             datagrams: 20_000,
             seen: 0,
@@ -71,10 +72,11 @@ impl Lab {
         self.mbit()
     }
 
-    /// An interval through a narrow place, with some losses at random.
-    fn through(&mut self, mbit: f64, random: f64) -> f64 {
-        let fits = (mbit / self.mbit()).min(1.0);
-        self.lose(1.0 - fits * (1.0 - random))
+    /// Runs an interval through a bottleneck of `mbit` Mbit/s, with random losses. Returns the new
+    /// rate in Mbit/s.
+    fn send_through(&mut self, mbit: f64, random_loss: f64) -> f64 {
+        let passed = (mbit / self.mbit()).min(1.0);
+        self.lose(1.0 - passed * (1.0 - random_loss))
     }
 }
 
@@ -83,7 +85,7 @@ fn near(left: f64, right: f64) -> bool {
 }
 
 #[test]
-fn a_guessed_ceiling_is_approached_by_doubling_and_a_named_one_is_where_it_begins() {
+fn an_assumed_ceiling_is_approached_by_doubling_and_a_named_one_is_the_start() {
     let mut lab = Lab::new(CeilingSource::Assumption);
     let rates: Vec<_> = (0..5).map(|_| lab.lose(0.0).round()).collect();
     assert_eq!((lab.mbit(), rates), (1000.0, vec![600.0, 1000.0, 1000.0, 1000.0, 1000.0]));
@@ -92,7 +94,7 @@ fn a_guessed_ceiling_is_approached_by_doubling_and_a_named_one_is_where_it_begin
 }
 
 #[test]
-fn random_losses_change_nothing_up_to_a_tenth_and_a_little() {
+fn constant_losses_of_up_to_a_tenth_and_a_little_more_change_nothing() {
     for percent in [1.0, 5.0, 10.0, 11.9] {
         let mut lab = Lab::new(CeilingSource::Operator);
         for _ in 0..100 {
@@ -102,33 +104,34 @@ fn random_losses_change_nothing_up_to_a_tenth_and_a_little() {
 }
 
 #[test]
-fn losses_by_chance_of_few_datagrams_change_nothing_and_those_of_a_narrow_place_do() {
+fn losses_of_few_datagrams_must_exceed_chance_to_lower_the_rate() {
     // 20 Mbit/s are some 400 datagrams in an interval.
-    let few = |lost| PanelSummary { median: lost, twice: Some(lost), datagrams: 400, ..MANY };
+    let few =
+        |loss| PanelSummary { median: loss, sustained_median: Some(loss), datagrams: 400, ..MANY };
     for (usual, unusual, expected) in
         [(0.03, 0.08, 1000.0), (0.07, 0.14, 1000.0), (0.0, 0.5, 475.0)]
     {
         let mut lab = Lab::new(CeilingSource::Operator);
-        for lost in [usual, unusual] {
+        for loss in [usual, unusual] {
             lab.now += INTERVAL;
-            lab.controller.update(&few(lost), Usage::Full, true, lab.now);
+            lab.controller.update(&few(loss), Usage::Full, true, lab.now);
         }
         assert!(near(lab.mbit(), expected), "{usual} {unusual}: {}", lab.mbit());
     }
     let mut lab = Lab::new(CeilingSource::Operator);
     lab.lose(0.03);
-    assert!(lab.lose(0.08) < 950.0, "no chance of 20 000");
+    assert!(lab.lose(0.08) < 950.0, "not by chance with 20 000 datagrams");
 }
 
 #[test]
-fn what_is_lost_in_one_interval_only_is_waited_for() {
+fn losses_in_a_single_interval_pause_growth_without_lowering_the_rate() {
     for summary in [
-        PanelSummary { median: 0.5, twice: Some(0.0), ..MANY },
-        PanelSummary { drops: 0.5, ..MANY },
+        PanelSummary { median: 0.5, sustained_median: Some(0.0), ..MANY },
+        PanelSummary { worst_drops: 0.5, ..MANY },
     ] {
         let mut lab = Lab::new(CeilingSource::Assumption);
         lab.now += INTERVAL;
-        lab.controller.update(&MANY, Usage::Rested, true, lab.now);
+        lab.controller.update(&MANY, Usage::Idle, true, lab.now);
         lab.now += INTERVAL;
         lab.controller.update(&summary, Usage::Full, true, lab.now);
         assert!(near(lab.mbit(), 300.0), "{summary:?}");
@@ -137,7 +140,7 @@ fn what_is_lost_in_one_interval_only_is_waited_for() {
 }
 
 #[test]
-fn after_the_rate_was_doubled_one_interval_tells_enough() {
+fn after_doubling_one_interval_of_losses_lowers_the_rate() {
     let mut lab = Lab::new(CeilingSource::Assumption);
     assert!(near(lab.lose(0.0), 600.0));
     lab.now += INTERVAL;
@@ -146,12 +149,12 @@ fn after_the_rate_was_doubled_one_interval_tells_enough() {
 }
 
 #[test]
-fn near_what_got_through_a_single_bad_interval_costs_a_step_back_and_no_more() {
+fn near_the_bottleneck_a_single_bad_interval_lowers_the_rate_just_below_it() {
     let mut lab = Lab::new(CeilingSource::Operator);
     lab.lose(0.0);
-    assert!(near(lab.through(300.0, 0.0), 285.0));
+    assert!(near(lab.send_through(300.0, 0.0), 285.0));
     (0..8).for_each(|_| assert!(lab.lose(0.0) < 310.0));
-    let once = PanelSummary { median: 0.9, twice: Some(0.0), ..MANY };
+    let once = PanelSummary { median: 0.9, sustained_median: Some(0.0), ..MANY };
     for _ in 0..10 {
         lab.now += INTERVAL;
         lab.controller.update(&once, Usage::Full, true, lab.now);
@@ -159,18 +162,18 @@ fn near_what_got_through_a_single_bad_interval_costs_a_step_back_and_no_more() {
     }
     (0..12).for_each(|_| assert!(lab.lose(0.0) < 340.0));
     lab.controller.update(&once, Usage::Full, true, lab.now);
-    assert!(lab.mbit() > 315.0, "too far above what got through: that was narrow");
+    assert!(lab.mbit() > 315.0, "too far above the bottleneck for it to be the cause");
 }
 
 #[test]
-fn what_was_lost_before_a_step_back_says_nothing_of_the_rate_after_it() {
+fn losses_from_before_a_step_back_do_not_lower_the_rate_again() {
     let mut lab = Lab::new(CeilingSource::Operator);
     lab.lose(0.0);
-    lab.through(300.0, 0.0);
+    lab.send_through(300.0, 0.0);
     (0..8).for_each(|_| assert!(lab.lose(0.0) < 310.0));
-    for (median, twice) in [(0.034, 0.0), (0.036, 0.034)] {
+    for (median, sustained_median) in [(0.034, 0.0), (0.036, 0.034)] {
         lab.now += INTERVAL;
-        let summary = PanelSummary { median, twice: Some(twice), ..MANY };
+        let summary = PanelSummary { median, sustained_median: Some(sustained_median), ..MANY };
         lab.controller.update(&summary, Usage::Full, true, lab.now);
         assert!(near(lab.mbit(), 285.0), "{}", lab.mbit());
     }
@@ -178,14 +181,14 @@ fn what_was_lost_before_a_step_back_says_nothing_of_the_rate_after_it() {
 }
 
 #[test]
-fn while_machines_drop_a_little_the_rate_grows_slowly_and_what_got_through_is_remembered() {
+fn while_sockets_drop_a_little_the_rate_grows_slowly_and_the_bottleneck_is_remembered() {
     let mut lab = Lab::new(CeilingSource::Operator);
     lab.lose(0.0);
-    assert!(near(lab.lose_more(0.0, 0.0, 0.5), 485.0));
+    assert!(near(lab.lose_in_group(0.0, 0.0, 0.5), 485.0));
     lab.lose(0.0);
     let drop_a_little = |lab: &mut Lab| {
         lab.now += INTERVAL;
-        let summary = PanelSummary { drops: 0.04, worst_drops: 0.04, ..MANY };
+        let summary = PanelSummary { worst_drops: 0.04, worst_drops_average: 0.04, ..MANY };
         lab.controller.update(&summary, Usage::Full, true, lab.now);
     };
     (0..50).for_each(|_| drop_a_little(&mut lab));
@@ -193,24 +196,24 @@ fn while_machines_drop_a_little_the_rate_grows_slowly_and_what_got_through_is_re
 }
 
 #[test]
-fn what_all_share_brings_the_rate_to_what_gets_through_at_once() {
+fn shared_congestion_lowers_the_rate_to_the_throughput_at_once() {
     let mut lab = Lab::new(CeilingSource::Operator);
     lab.lose(0.01);
-    assert!(near(lab.through(300.0, 0.01), 285.0));
-    assert!(near(lab.lose(0.5), 285.0), "sent at the old rate yet");
-    assert!(near(lab.lose(0.01), 287.85), "near what got through");
+    assert!(near(lab.send_through(300.0, 0.01), 285.0));
+    assert!(near(lab.lose(0.5), 285.0), "still datagrams sent at the earlier rate");
+    assert!(near(lab.lose(0.01), 287.85), "slow growth near the bottleneck");
     assert_eq!(lab.controller.last_good(), Some(lab.controller.rate()));
 }
 
 #[test]
-fn a_narrow_place_is_filled_and_hardly_overfilled() {
+fn the_rate_stays_close_to_a_bottleneck() {
     let mut lab = Lab::new(CeilingSource::Assumption);
     for _ in 0..8 {
-        lab.through(300.0, 0.01);
+        lab.send_through(300.0, 0.01);
     }
     let (mut sent, mut least) = (0.0, f64::MAX);
     for _ in 0..400 {
-        let rate = lab.through(300.0, 0.01);
+        let rate = lab.send_through(300.0, 0.01);
         least = least.min(rate);
         sent += rate / 400.0;
     }
@@ -218,49 +221,49 @@ fn a_narrow_place_is_filled_and_hardly_overfilled() {
 }
 
 #[test]
-fn what_was_narrow_for_a_while_is_found_to_be_wide_again() {
+fn the_rate_returns_to_the_ceiling_once_a_bottleneck_is_gone() {
     let mut lab = Lab::new(CeilingSource::Operator);
     for _ in 0..20 {
-        lab.through(300.0, 0.0);
+        lab.send_through(300.0, 0.0);
     }
-    let intervals = (0..200).take_while(|_| lab.through(1e9, 0.0) < 999.0).count();
+    let intervals = (0..200).take_while(|_| lab.send_through(1e9, 0.0) < 999.0).count();
     assert!(intervals < 32, "{intervals}");
 }
 
 #[test]
-fn a_slow_group_is_followed_by_halves_and_a_single_interval_of_it_is_not_known() {
+fn a_slow_group_halves_the_rate_at_most_and_needs_an_average() {
     let mut lab = Lab::new(CeilingSource::Operator);
     lab.lose(0.0);
-    assert!(near(lab.lose_more(0.0, 0.8, 0.0), 485.0));
-    lab.lose_more(0.0, 0.8, 0.0);
-    assert!(near(lab.lose_more(0.0, 0.6, 0.0), 235.225));
+    assert!(near(lab.lose_in_group(0.0, 0.8, 0.0), 485.0));
+    lab.lose_in_group(0.0, 0.8, 0.0);
+    assert!(near(lab.lose_in_group(0.0, 0.6, 0.0), 235.225));
     let mut lab = Lab::new(CeilingSource::Operator);
     lab.now += INTERVAL;
     let summary = PanelSummary { worst: 0.8, delivered: 0.2, ..MANY };
     lab.controller.update(&summary, Usage::Full, true, lab.now);
-    assert!(near(lab.mbit(), 1000.0), "too little is known of the average");
+    assert!(near(lab.mbit(), 1000.0), "no average yet");
 }
 
 #[test]
-fn machines_that_drop_a_tenth_on_average_are_a_slow_group() {
+fn average_drops_of_a_tenth_are_congestion_of_a_slow_group() {
     let mut lab = Lab::new(CeilingSource::Operator);
-    assert!(near(lab.lose_more(0.0, 0.0, 0.09), 1000.0));
-    assert!(near(lab.lose_more(0.0, 0.0, 0.2), 776.0));
+    assert!(near(lab.lose_in_group(0.0, 0.0, 0.09), 1000.0));
+    assert!(near(lab.lose_in_group(0.0, 0.0, 0.2), 776.0));
 }
 
 #[test]
-fn losses_that_do_not_fall_with_the_rate_are_none_of_it() {
+fn losses_that_do_not_fall_with_the_rate_are_tolerated() {
     for (median, worst, drops) in [
         (0.2, 0.2, 0.0),
         (0.0, 0.2, 0.0),
         (0.0, 0.0, 0.2),
-        // Two bad cables.
+        // Two members with bad cables: one more than is left out.
         (0.0, 0.5, 0.0),
         (0.01, 0.9, 0.0),
     ] {
         let mut lab = Lab::new(CeilingSource::Operator);
         lab.lose(0.0);
-        let mut rates: Vec<_> = (0..400).map(|_| lab.lose_more(median, worst, drops)).collect();
+        let mut rates: Vec<_> = (0..400).map(|_| lab.lose_in_group(median, worst, drops)).collect();
         rates.sort_by(f64::total_cmp);
         assert!(rates[0] > if worst > 0.3 { 200.0 } else { 500.0 }, "{rates:?}");
         assert!(near(rates[40], 1000.0), "{rates:?}");
@@ -268,44 +271,44 @@ fn losses_that_do_not_fall_with_the_rate_are_none_of_it() {
 }
 
 #[test]
-fn losses_that_grow_or_are_many_are_never_believed_to_be_harmless() {
+fn losses_that_grow_or_are_too_high_are_never_tolerated() {
     let mut lab = Lab::new(CeilingSource::Operator);
     lab.lose(0.0);
     (0..40).for_each(|_| assert!(lab.lose(0.4) <= 1000.0));
     assert!(lab.mbit() < 20.0, "{}", lab.mbit());
     let mut lab = Lab::new(CeilingSource::Operator);
     lab.lose(0.0);
-    for lost in [0.05, 0.05, 0.1, 0.1, 0.2, 0.2, 0.25, 0.25] {
-        lab.lose(lost);
+    for loss in [0.05, 0.05, 0.1, 0.1, 0.2, 0.2, 0.25, 0.25] {
+        lab.lose(loss);
     }
     assert!(lab.mbit() < 500.0, "{}", lab.mbit());
 }
 
 #[test]
-fn a_cast_that_is_held_up_by_something_else_does_not_grow() {
+fn the_rate_of_a_cast_that_does_not_use_it_does_not_grow() {
     let mut lab = Lab::new(CeilingSource::Assumption);
     lab.now += INTERVAL;
     let summary = MANY;
     lab.controller.update(&summary, Usage::Limited(0.5), true, lab.now);
-    lab.controller.update(&summary, Usage::Rested, true, lab.now);
+    lab.controller.update(&summary, Usage::Idle, true, lab.now);
     assert!(near(lab.mbit(), 300.0));
 }
 
 #[test]
-fn what_gets_through_is_counted_from_what_was_sent_and_not_from_what_might_have_been() {
+fn throughput_is_estimated_from_the_rate_that_was_really_sent() {
     let lose = |usage| {
         let mut lab = Lab::new(CeilingSource::Operator);
         lab.lose(0.0);
-        let summary = PanelSummary { median: 0.5, twice: Some(0.5), ..MANY };
+        let summary = PanelSummary { median: 0.5, sustained_median: Some(0.5), ..MANY };
         lab.controller.update(&summary, usage, true, lab.now);
         lab.mbit()
     };
-    assert!(near(lose(Usage::Full), 475.0) && near(lose(Usage::Rested), 475.0));
+    assert!(near(lose(Usage::Full), 475.0) && near(lose(Usage::Idle), 475.0));
     assert!(near(lose(Usage::Limited(0.2)), 95.0));
 }
 
 #[test]
-fn an_earlier_casts_good_rate_is_begun_with_and_left_slowly() {
+fn a_cast_starts_at_the_last_good_rate_and_grows_slowly_from_it() {
     let mut lab = Lab::with_last_good("300mbit");
     assert!(near(lab.mbit(), 300.0));
     assert!(near(lab.lose(0.0), 303.0));
@@ -313,7 +316,7 @@ fn an_earlier_casts_good_rate_is_begun_with_and_left_slowly() {
 }
 
 #[test]
-fn nothing_brings_the_rate_below_the_floor() {
+fn the_rate_never_falls_below_the_floor() {
     for (ceiling, floor) in [("1gbit", 10.0), ("50mbit", 1.0), ("500kbit", 0.5)] {
         let mut lab = Lab::new(CeilingSource::Operator);
         lab.controller = Controller::new(rate(ceiling), CeilingSource::Operator, None, lab.now);
@@ -327,25 +330,35 @@ fn nothing_brings_the_rate_below_the_floor() {
 
 proptest! {
     #[test]
-    fn whatever_members_lose_the_rate_is_between_floor_and_ceiling(
-        views in proptest::collection::vec((0.0..=1.0, 0.0..=1.0, 0.0..=1.0, -1.0..2.0, 0u64..4000, any::<u64>()), 0..200),
-        cautious: bool,
+    fn the_rate_stays_between_floor_and_ceiling_for_any_losses(
+        intervals in proptest::collection::vec(
+            (0.0..=1.0, 0.0..=1.0, 0.0..=1.0, -1.0..2.0, 0u64..4000, any::<u64>()), 0..200,
+        ),
+        is_assumed: bool,
     ) {
-        let mut lab = Lab::new(if cautious { CeilingSource::Assumption } else { CeilingSource::Operator });
-        for (median, worst, drops, usage, pause_ms, datagrams) in views {
+        let source =
+            if is_assumed { CeilingSource::Assumption } else { CeilingSource::Operator };
+        let mut lab = Lab::new(source);
+        for (median, worst, drops, usage, pause_ms, datagrams) in intervals {
             lab.now += Duration::from_millis(pause_ms);
             let summary = PanelSummary {
-                median, twice: Some(median), worst, worst_average: Some(worst), drops, worst_drops: drops,
-                delivered: 1.0 - worst, datagrams,
+                median,
+                sustained_median: Some(median),
+                worst,
+                worst_average: Some(worst),
+                worst_drops: drops,
+                worst_drops_average: drops,
+                delivered: 1.0 - worst,
+                datagrams,
                 seen: 0,
             };
             let usage = match usage {
-                ..0.0 => Usage::Rested,
+                ..0.0 => Usage::Idle,
                 1.0.. => Usage::Full,
                 share => Usage::Limited(share),
             };
             lab.controller.update(&summary, usage, true, lab.now);
-            let floor = if cautious { 0.256 } else { 10.0 };
+            let floor = if is_assumed { 0.256 } else { 10.0 };
             prop_assert!((floor..=1000.0).contains(&lab.mbit()), "{}", lab.mbit());
         }
     }

@@ -1,11 +1,11 @@
-//! How fast one cast sends: below the ceiling of its interface, its rate follows what its members
-//! get. docs/PROTOCOL.md, "Rate".
+//! Rate control of one cast: below the ceiling of the interface, the rate follows what the members
+//! receive. docs/PROTOCOL.md, "Rate".
 //!
 //! | module | decides |
 //! |---|---|
-//! | [`panel`] | what members' counters say of the last interval |
-//! | [`controller`] | what rate follows from that |
-//! | [`opening`] | how long the first moments last, in which it looks often |
+//! | [`panel`] | which losses the members' counters show for the last interval |
+//! | [`controller`] | which rate follows from these losses |
+//! | [`opening`] | how long a new cast updates its rate every few milliseconds |
 //! | [`allowance`] | when the next datagrams of a cast may leave at that rate |
 
 mod allowance;
@@ -24,30 +24,33 @@ pub(super) use allowance::Allowance;
 pub use controller::CeilingSource;
 use controller::{Controller, Usage};
 use opening::Opening;
-use panel::{Expected, Panel, Since};
+use panel::{Cutoff, Panel, ReportContext};
 
 /// Time between two reports of a panel member, and between two updates of the rate.
 const INTERVAL: Duration = Duration::from_millis(250);
 
-/// Most panel members of all casts together, while there are fewer casts than this. They send 96
-/// reports a second, or some 120 by the chance of their hashes, which leaves room for reports of
-/// needs. From 20 to 39 members the worst but one counts as the worst twentieth, so more members
-/// would add nothing.
+/// Target size of the panels of all casts together; with more casts than this, each has one member.
+///
+/// 24 members send 96 reports a second. Because hashes choose them, it may be some 120, which
+/// leaves room for reports of needs. With 20 to 39 members the second worst stands for the worst
+/// twentieth, so a few more members would add nothing.
 const PANEL_MEMBERS: usize = 24;
 
-/// The same in the first moments of a cast, where reports come many times as often.
-const OPENING_MEMBERS: usize = 12;
+/// Target size of the panel of a cast that opens. It is smaller because reports are 25 times as
+/// frequent.
+const OPENING_PANEL_MEMBERS: usize = 12;
 
-/// An interval counts as over after this share of it, so that reports sent once per interval are
-/// used once per interval.
-const NEARLY: f64 = 0.9;
+/// Share of the interval that must have passed before the next update of the rate. Below 1, so that
+/// a report that arrives slightly early still causes the update of its interval.
+const UPDATE_DUE_SHARE: f64 = 0.9;
 
-/// Age of datagrams above which a report says nothing about the present.
-const RECENT: Duration = Duration::from_secs(5);
+/// Span over which sent datagrams are remembered. A report cannot claim more datagrams than the
+/// cast sent in it.
+const HISTORY: Duration = Duration::from_secs(5);
 
-/// A cast that sent less than this share of its rate was limited by something else; a higher rate
-/// would change nothing.
-const LIMITED_SHARE: f64 = 0.7;
+/// Least share of its rate that a cast must have sent for the rate to count as the limit. Below it,
+/// something else limited the cast, and a higher rate would change nothing.
+const FULL_USAGE_SHARE: f64 = 0.7;
 
 /// Rate control of one cast.
 #[derive(Debug)]
@@ -56,25 +59,28 @@ pub(super) struct RateControl {
     panel: Panel,
     /// Size of a full datagram on the wire, in bytes.
     datagram_wire: u64,
-    /// Pages and symbols handed out.
+    /// Pages and symbols handed out to the driver.
     sent: u64,
-    /// Whether there was nothing to send at some time since the last update.
-    rested: bool,
-    /// Time of recent updates, up to [`RECENT`] ago, with `sent` at that time; oldest first.
-    looks: VecDeque<(Instant, u64)>,
-    /// Most panel members of this cast.
-    members: usize,
+    /// Whether the cast had nothing to send at some time since the last update.
+    was_idle: bool,
+    /// Times of the updates of the last [`HISTORY`], with `sent` at each; oldest first.
+    updates: VecDeque<(Instant, u64)>,
+    /// Target size of this cast's panel.
+    panel_members: usize,
+    /// Time between two reports of a panel member after the opening.
     interval: Duration,
-    /// `None` once it is over.
+    /// `None` once the opening is over.
     opening: Option<Opening>,
-    /// What was sent before the rate changed last.
-    sent_before: u64,
-    /// The last change that makes older losses meaningless.
-    since: Option<Since>,
+    /// Value of `sent` when the rate last changed.
+    sent_at_change: u64,
+    /// Samples of datagrams sent before this are ignored; `None` before the first such change.
+    cutoff: Option<Cutoff>,
 }
 
 impl RateControl {
-    /// Nothing was sent yet. `last_good`: the rate of an earlier cast, after congestion.
+    /// Creates the control of a cast that has sent nothing. `last_good` is the rate that congestion
+    /// left to an earlier cast. `datagram_wire` is the size of a full datagram on the wire, in
+    /// bytes.
     pub(super) fn new(
         ceiling: BitRate,
         source: CeilingSource,
@@ -89,26 +95,27 @@ impl RateControl {
             panel: Panel::default(),
             datagram_wire,
             sent: 0,
-            rested: true,
-            looks: VecDeque::from([(now, 0)]),
-            members: PANEL_MEMBERS,
+            was_idle: true,
+            updates: VecDeque::from([(now, 0)]),
+            panel_members: PANEL_MEMBERS,
             interval: INTERVAL,
-            sent_before: 0,
-            since: None,
+            sent_at_change: 0,
+            cutoff: None,
         }
     }
 
-    /// Divides the panel among this many casts, with at least one member for each.
+    /// Divides the panel among `casts` casts, with at least one member for each. Beyond
+    /// [`PANEL_MEMBERS`] casts the interval grows instead.
     pub(super) fn share_panel(&mut self, casts: usize) {
-        self.members = (PANEL_MEMBERS / casts.max(1)).max(1);
+        self.panel_members = (PANEL_MEMBERS / casts.max(1)).max(1);
         let stretch = casts.div_ceil(PANEL_MEMBERS).max(1);
         self.interval = INTERVAL * u32::try_from(stretch).unwrap_or(u32::MAX);
     }
 
-    /// Counts pages or symbols that were handed out.
+    /// Counts pages or symbols that were handed out. The first ones start the first interval.
     pub(super) fn on_sent(&mut self, datagrams: u64, now: Instant) {
         if self.sent == 0 {
-            self.looks = VecDeque::from([(now, 0)]);
+            self.updates = VecDeque::from([(now, 0)]);
         }
         self.sent += datagrams;
         if let Some(opening) = self.opening.as_mut().filter(|_| datagrams > 0) {
@@ -116,122 +123,128 @@ impl RateControl {
         }
     }
 
-    /// Whether the cast is in its first moments: members are to hear beacons often.
+    /// Whether the cast opens, so that beacons must follow each other quickly.
     pub(super) fn is_opening(&self) -> bool {
         self.opening.is_some()
     }
 
-    /// Ends the first moments when their time is over, or where nobody is there who reports.
-    /// `true`: the rate is another one now.
+    /// Ends the opening if its time is over, or if the cast has sent and has no members that
+    /// report. Returns whether the rate changed.
     pub(super) fn end_opening(&mut self, reporters: usize, now: Instant) -> bool {
         let is_over = |it: &Opening| it.is_over(now) || (reporters == 0 && self.sent > 0);
         let Some(opening) = self.opening.take_if(|it| is_over(it)) else { return false };
         let before = self.rate();
-        self.controller.end_opening(opening.is_heard());
-        // An average over intervals of this length says nothing.
+        self.controller.end_opening(opening.has_reports());
+        // Samples of such short intervals must not enter averages over seconds.
         self.panel.forget_samples();
         self.rate() != before
     }
 
-    /// Between two reports of a member of the panel.
+    /// Time between two reports of a panel member, at present.
     fn interval(&self) -> Duration {
         if self.is_opening() { opening::INTERVAL } else { self.interval }
     }
 
-    /// So many of the datagrams handed out were not sent, because their pages cannot be read.
+    /// Subtracts datagrams that were handed out but not sent, because their pages cannot be read.
     pub(super) fn on_unsent(&mut self, datagrams: u64) {
-        let counted = self.looks.back().map_or(0, |&(_, sent)| sent);
+        let counted = self.updates.back().map_or(0, |&(_, sent)| sent);
         self.sent = self.sent.saturating_sub(datagrams).max(counted);
     }
 
-    /// Records that there is nothing to send at present.
-    pub(super) fn rest(&mut self) {
-        self.rested = true;
+    /// Records that the cast has nothing to send at present.
+    pub(super) fn on_idle(&mut self) {
+        self.was_idle = true;
     }
 
-    /// Forgets a member that left or receives nothing any more.
+    /// Forgets a member that left or no longer receives datagrams.
     pub(super) fn forget(&mut self, token: &Token) {
         self.panel.forget(token);
     }
 
-    /// Handles the counters of a member. Returns whether the rate changed.
+    /// Takes over the counters of a member, and updates the rate if an interval has passed. Returns
+    /// whether the rate changed.
     pub(super) fn handle_report(&mut self, token: &Token, report: &Report, now: Instant) -> bool {
         if report.unicast {
             self.forget(token);
             return false;
         }
-        let recently = self.sent - self.looks.front().map_or(0, |&(_, sent)| sent);
+        let recently_sent = self.sent - self.updates.front().map_or(0, |&(_, sent)| sent);
         let interval = self.interval();
-        let expected = Expected { recently, interval, since: self.since };
-        self.panel.handle_report(token, report, &expected, now);
-        let Some(&(looked_at, sent)) = self.looks.back() else { return false };
-        let elapsed = now.saturating_duration_since(looked_at);
-        if elapsed < interval.mul_f64(NEARLY) {
+        let context = ReportContext { recently_sent, interval, cutoff: self.cutoff };
+        self.panel.handle_report(token, report, &context, now);
+        let Some(&(updated_at, sent)) = self.updates.back() else { return false };
+        let elapsed = now.saturating_duration_since(updated_at);
+        if elapsed < interval.mul_f64(UPDATE_DUE_SHARE) {
             return false;
         }
-        self.look(elapsed, self.sent - sent, now)
+        self.update(elapsed, self.sent - sent, now)
     }
 
-    fn look(&mut self, elapsed: Duration, datagrams: u64, now: Instant) -> bool {
-        self.looks.push_back((now, self.sent));
-        while self.looks.len() > 2 && self.looks[1].0 + RECENT <= now {
-            self.looks.pop_front();
+    /// Updates the rate after an interval of length `elapsed`, in which `datagrams` were sent.
+    /// Returns whether the rate changed.
+    fn update(&mut self, elapsed: Duration, datagrams: u64, now: Instant) -> bool {
+        self.updates.push_back((now, self.sent));
+        while self.updates.len() > 2 && self.updates[1].0 + HISTORY <= now {
+            self.updates.pop_front();
         }
-        let rested = std::mem::take(&mut self.rested);
+        let was_idle = std::mem::take(&mut self.was_idle);
         let Some(summary) = self.panel.summary() else { return false };
         let before = self.rate();
         let used = share(datagrams * self.datagram_wire, before.bytes_in(elapsed));
         let usage = match used {
-            LIMITED_SHARE.. => Usage::Full,
-            _ if rested => Usage::Rested,
+            FULL_USAGE_SHARE.. => Usage::Full,
+            _ if was_idle => Usage::Idle,
             _ => Usage::Limited(used),
         };
-        let is_obsolete =
+        let are_samples_obsolete =
             self.controller.update(&summary, usage, self.is_timely(summary.seen), now);
-        if is_obsolete {
+        if are_samples_obsolete {
             self.panel.forget_samples();
         }
         let after = self.rate();
         if after != before {
-            self.sent_before = self.sent;
+            self.sent_at_change = self.sent;
         }
-        if is_obsolete || after < before {
-            let patience = if self.is_opening() { opening::PATIENCE } else { Duration::ZERO };
-            self.since = Some(Since { sent: self.sent, patience: now + patience });
+        if are_samples_obsolete || after < before {
+            let drain = if self.is_opening() { opening::QUEUE_DRAIN_TIME } else { Duration::ZERO };
+            self.cutoff = Some(Cutoff { sent: self.sent, until: now + drain });
         }
         if let Some(opening) = &mut self.opening {
             let may_grow = !matches!(usage, Usage::Limited(_)) && self.controller.may_grow();
-            opening.on_look(after == before && !may_grow);
+            opening.on_update(after == before && !may_grow);
         }
         after != before
     }
 
-    /// Whether reports tell of half of what was sent at the present rate, at least. Where a long
-    /// queue delays them, they tell of a rate that is no more.
+    /// Whether reports up to datagram `seen` cover at least half of those sent at the present rate.
+    /// A long queue delays reports, and late ones describe an earlier rate. `seen` is 0 if unknown.
     fn is_timely(&self, seen: u64) -> bool {
-        let sent = self.sent - self.sent_before;
-        seen == 0 || seen.saturating_sub(self.sent_before).saturating_mul(2) >= sent
+        let sent = self.sent - self.sent_at_change;
+        seen == 0 || seen.saturating_sub(self.sent_at_change).saturating_mul(2) >= sent
     }
 
-    /// Rate at present.
+    /// Returns the present rate.
     pub(super) fn rate(&self) -> BitRate {
         self.controller.rate()
     }
 
-    /// How long a full datagram takes at the present rate.
+    /// Returns the time that a full datagram takes at the present rate.
     pub(super) fn datagram_time(&self) -> Duration {
         self.rate().time_to_send(self.datagram_wire)
     }
 
-    /// Rate for later casts of this server to start at.
+    /// Returns the rate at which later casts of this server can start. `None` if congestion does
+    /// not limit this cast.
     pub(super) fn last_good(&self) -> Option<BitRate> {
         self.controller.last_good()
     }
 
-    /// Rate section of a beacon. `members` is the number of members that may report.
+    /// Returns the rate fields of a beacon. `members` is the number of members that report
+    /// counters.
     pub(super) fn pace(&self, members: usize) -> Pace {
-        let chosen = if self.is_opening() { OPENING_MEMBERS } else { PANEL_MEMBERS };
-        let share = (self.members.min(chosen) as u64 * (1 << 16)).div_ceil(members.max(1) as u64);
+        let limit = if self.is_opening() { OPENING_PANEL_MEMBERS } else { PANEL_MEMBERS };
+        let share =
+            (self.panel_members.min(limit) as u64 * (1 << 16)).div_ceil(members.max(1) as u64);
         Pace {
             sent: self.sent,
             rate_kbps: u32::try_from(self.rate().bits_per_second() / 1000).unwrap_or(u32::MAX),

@@ -1,57 +1,58 @@
-//! The first moments of a cast whose ceiling is a guess: looks follow each other within
-//! milliseconds, so that a wrong guess costs little and a right one is found soon.
+//! The opening of a cast whose ceiling is a guess: the rate is updated every few milliseconds, so
+//! that a wrong guess costs little and the right rate is found soon.
 
 use std::time::{Duration, Instant};
 
-/// Time between two reports of a member, and between two looks.
+/// Time between two reports of a panel member, and between two updates of the rate.
 pub(super) const INTERVAL: Duration = Duration::from_millis(10);
 
-/// The opening is over after so many looks in a row that left the rate as it was, with nothing left
-/// to be tried.
-const CALM_LOOKS: u32 = 4;
+/// Number of updates in a row without a change, and with no higher rate left to try, that end the
+/// opening.
+const STABLE_UPDATES: u32 = 4;
 
-/// It is over after this time, counted from the first datagram.
-const LONGEST: Duration = Duration::from_secs(1);
+/// Longest opening, counted from the first datagram.
+const MAX_DURATION: Duration = Duration::from_secs(1);
 
-/// It is over after this time where nobody reported.
-const SILENCE: Duration = Duration::from_millis(250);
+/// Longest opening if no member reports, counted likewise.
+const NO_REPORT_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// Members that do not tell which datagrams they count are believed so long after the rate fell.
-/// The queue before a narrow place may hold what was sent in this time.
-pub(super) const PATIENCE: Duration = Duration::from_millis(250);
+/// Time after a reduction for which reports without `seen` are ignored. They may count datagrams
+/// that were sent before it, and a queue before a bottleneck can delay these for as long.
+pub(super) const QUEUE_DRAIN_TIME: Duration = Duration::from_millis(250);
 
-/// Follows the opening from look to look.
+/// Progress of an opening.
 #[derive(Debug, Default)]
 pub(super) struct Opening {
     /// When the first datagram went out.
     began: Option<Instant>,
-    /// Looks in a row that changed nothing.
-    calm: u32,
-    /// Somebody reported.
-    is_heard: bool,
+    /// Updates in a row that changed nothing.
+    stable_updates: u32,
+    /// Whether any member reported counters.
+    has_reports: bool,
 }
 
 impl Opening {
-    /// Datagrams went out.
+    /// Records that datagrams went out.
     pub(super) fn on_sent(&mut self, now: Instant) {
         self.began.get_or_insert(now);
     }
 
-    /// Members told what they got. `is_calm`: the rate stays as it was, and nothing is left to try.
-    pub(super) fn on_look(&mut self, is_calm: bool) {
-        self.is_heard = true;
-        self.calm = if is_calm { self.calm + 1 } else { 0 };
+    /// Records an update from members' reports. `is_stable` says that the rate stayed as it was and
+    /// no higher one is left to try.
+    pub(super) fn on_update(&mut self, is_stable: bool) {
+        self.has_reports = true;
+        self.stable_updates = if is_stable { self.stable_updates + 1 } else { 0 };
     }
 
-    /// Whether anybody reported.
-    pub(super) fn is_heard(&self) -> bool {
-        self.is_heard
+    /// Whether any member reported counters.
+    pub(super) fn has_reports(&self) -> bool {
+        self.has_reports
     }
 
-    /// Whether it is over.
+    /// Whether the opening is over.
     pub(super) fn is_over(&self, now: Instant) -> bool {
         let Some(began) = self.began else { return false };
-        let longest = if self.is_heard { LONGEST } else { SILENCE };
-        self.calm >= CALM_LOOKS || began + longest <= now
+        let longest = if self.has_reports { MAX_DURATION } else { NO_REPORT_TIMEOUT };
+        self.stable_updates >= STABLE_UPDATES || began + longest <= now
     }
 }

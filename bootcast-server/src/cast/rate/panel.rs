@@ -1,6 +1,7 @@
-//! Evaluates the members' counters of the last interval. Members may send any numbers. So each
-//! counts once per interval and for no more than was sent, and of two or more members the worst
-//! never counts.
+//! Evaluates the members' counters of the last interval.
+//!
+//! Members may send any numbers. Therefore each member counts once per interval, and for no more
+//! datagrams than were sent. Of two or more members the worst is left out.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -8,72 +9,83 @@ use std::time::{Duration, Instant};
 use bootcast_proto::Token;
 use bootcast_proto::api::Report;
 
-/// Most members whose counters are kept. Only members that ignore the beacons exceed it.
-const MEMBERS_MAX: usize = 256;
+/// Most members whose counters are kept. More report only if members ignore the panel in the
+/// beacons.
+const MAX_MEMBERS: usize = 256;
 
-/// Fewest datagrams in a sample. Fewer are added to the next ones.
-const SAMPLE_MIN: u64 = 32;
+/// Fewest datagrams in a sample. If fewer were sent, they are counted with the next ones.
+const MIN_SAMPLE_DATAGRAMS: u64 = 32;
 
-/// Number of intervals over which network loss is averaged (2 s), and the fewest that suffice.
-const NET_INTERVALS: usize = 8;
-const NET_INTERVALS_MIN: usize = 4;
+/// Number of intervals over which network loss is averaged: 2 s.
+const LOSS_INTERVALS: usize = 8;
 
-/// Number of intervals over which drops in sockets are averaged (3 s): a machine that is busy for a
+/// Fewest intervals of network loss that make an average.
+const MIN_LOSS_INTERVALS: usize = 4;
+
+/// Number of intervals over which drops in sockets are averaged: 3 s. A machine that is busy for a
 /// moment is not too slow.
 const DROPS_INTERVALS: usize = 12;
 
 /// Silence after which a member's counters start again.
-const FORGOTTEN_AFTER: Duration = Duration::from_secs(5);
+const MEMBER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// 1 / this is the fraction of members left out as outliers.
-const WORST_SHARE: usize = 20;
+const OUTLIER_DIVISOR: usize = 20;
 
-/// Losses of the members, as shares of what was sent.
+/// Losses of the panel, as shares of the datagrams sent. "The worst twentieth" stands for the 95th
+/// percentile: the loss that all but a twentieth of the members stay below.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct PanelSummary {
-    /// Median loss in the network, in this interval.
+    /// Median network loss in this interval.
     pub(super) median: f64,
-    /// Median of the lesser loss of this interval and the one before; `None` until both are known.
-    /// Datagrams that were late, or a moment in which a machine did not run, show in only one of
-    /// them.
-    pub(super) twice: Option<f64>,
-    /// Loss of the worst twentieth, in this interval: all others stay below it.
+    /// Median of each member's lesser network loss of this interval and the one before; `None`
+    /// until most members have both. Late datagrams, or a moment in which a machine did not run,
+    /// raise the loss of only one of them.
+    pub(super) sustained_median: Option<f64>,
+    /// Network loss of the worst twentieth in this interval.
     pub(super) worst: f64,
-    /// Average loss of the worst twentieth; `None` until enough intervals are known.
+    /// Average network loss of the worst twentieth; `None` until most members have enough
+    /// intervals.
     pub(super) worst_average: Option<f64>,
-    /// Drops in sockets of the worst twentieth, in this interval.
-    pub(super) drops: f64,
-    /// Average drops in sockets of the worst twentieth.
+    /// Drops in sockets of the worst twentieth in this interval.
     pub(super) worst_drops: f64,
+    /// Average drops in sockets of the worst twentieth.
+    pub(super) worst_drops_average: f64,
     /// Share that the worst twentieth received, on average.
     pub(super) delivered: f64,
-    /// Median number of datagrams in a member's interval. The fewer, the more is due to chance.
+    /// Median number of datagrams sent in a member's interval. The fewer, the larger is the part of
+    /// chance in the losses.
     pub(super) datagrams: u64,
-    /// Datagrams that the server had sent when the newest of these was: the median. 0: not known.
+    /// Median of the newest datagram that each report counts, numbered from the start of the cast;
+    /// 0 if not known.
     pub(super) seen: u64,
 }
 
+/// Datagrams of one member in one interval.
 #[derive(Clone, Copy, Debug)]
 struct Sample {
     sent: u64,
     /// Datagrams of these that the network lost.
-    net: u64,
+    lost: u64,
     /// Datagrams of these that a socket dropped.
     drops: u64,
 }
 
 #[derive(Debug, Default)]
 struct Member {
-    /// Counters of the last report that counted, and its time.
-    told: Counters,
-    at: Option<Instant>,
-    /// Datagrams that the server had sent then, as the member saw it.
+    /// Counters of the last accepted report.
+    counters: Counters,
+    /// Time of that report.
+    reported_at: Option<Instant>,
+    /// Newest datagram that it counts; 0 if not known.
     seen: u64,
+    /// Samples of the last [`DROPS_INTERVALS`], oldest first.
     samples: VecDeque<Sample>,
     /// Whether the last sample has not been evaluated yet.
     is_fresh: bool,
 }
 
+/// Counters in a report, since the start of the membership.
 #[derive(Clone, Copy, Debug, Default)]
 struct Counters {
     sent: u64,
@@ -82,7 +94,7 @@ struct Counters {
 }
 
 impl Counters {
-    /// Growth since `before`; `None` if any counter fell.
+    /// Returns the growth since `before`; `None` if any counter fell.
     fn since(self, before: Self) -> Option<Self> {
         Some(Self {
             sent: self.sent.checked_sub(before.sent)?,
@@ -92,88 +104,92 @@ impl Counters {
     }
 }
 
-/// What a report is held against.
+/// State of the cast that a report is checked against.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Expected {
-    /// Datagrams that were sent in the last seconds, and so can have been counted.
-    pub(super) recently: u64,
+pub(super) struct ReportContext {
+    /// Datagrams sent in the last seconds: the most that a report can count.
+    pub(super) recently_sent: u64,
     /// Time between two reports of a member.
     pub(super) interval: Duration,
-    /// Nothing that was sent before this counts.
-    pub(super) since: Option<Since>,
+    /// Samples of datagrams sent before this are ignored.
+    pub(super) cutoff: Option<Cutoff>,
 }
 
-/// A change of the rate that makes older losses meaningless.
+/// Change of the rate that makes the losses before it meaningless.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Since {
-    /// Datagrams that were sent before.
+pub(super) struct Cutoff {
+    /// Datagrams that were sent before the change.
     pub(super) sent: u64,
-    /// Members that do not tell which datagrams they count are believed from then on.
-    pub(super) patience: Instant,
+    /// Reports without `seen` are ignored until then.
+    pub(super) until: Instant,
 }
 
-impl Since {
-    /// Whether a sample of so many datagrams, the last of which has this number, began later.
-    fn admits(&self, datagrams: u64, last: u64, now: Instant) -> bool {
-        let first = last.saturating_sub(datagrams);
-        if last == 0 { self.patience <= now } else { first >= self.sent }
+impl Cutoff {
+    /// Whether a sample of `datagrams` datagrams was sent after the change. `seen` is the newest of
+    /// them; 0 if not known.
+    fn admits(&self, datagrams: u64, seen: u64, now: Instant) -> bool {
+        let first = seen.saturating_sub(datagrams);
+        if seen == 0 { self.until <= now } else { first >= self.sent }
     }
 }
 
+/// Members that report counters.
 #[derive(Debug, Default)]
 pub(super) struct Panel {
     members: BTreeMap<Token, Member>,
 }
 
 impl Panel {
-    /// Takes over the counters of a member.
+    /// Takes over the counters of a member, at most once per interval.
     pub(super) fn handle_report(
         &mut self,
         token: &Token,
         report: &Report,
-        expected: &Expected,
+        context: &ReportContext,
         now: Instant,
     ) {
         if report.sent == 0 || !self.has_room_for(token, now) {
             return;
         }
         let Report { sent, received, drops, .. } = *report;
-        let told = Counters { sent, received, drops };
+        let counters = Counters { sent, received, drops };
         let member = self.members.entry(token.clone()).or_default();
         // A little less than an interval, because reports are not that punctual.
-        if member.at.is_some_and(|at| now < at + expected.interval * 3 / 4) {
+        if member.reported_at.is_some_and(|at| now < at + context.interval * 3 / 4) {
             return;
         }
-        let since = told.since(member.told);
-        if since.is_some_and(|it| it.sent < SAMPLE_MIN) {
+        let growth = counters.since(member.counters);
+        if growth.is_some_and(|it| it.sent < MIN_SAMPLE_DATAGRAMS) {
             return;
         }
-        let since_sent = since.map_or(0, |it| it.sent);
-        let is_recent = member.at.is_none_or(|at| now < at + FORGOTTEN_AFTER);
-        (member.told, member.at, member.seen) = (told, Some(now), report.seen);
-        // A narrow path lets something through. One that lets nothing through is closed at any
-        // rate.
-        let tells = |it: &Counters| {
+        let datagrams = growth.map_or(0, |it| it.sent);
+        let is_recent = member.reported_at.is_none_or(|at| now < at + MEMBER_TIMEOUT);
+        (member.counters, member.reported_at, member.seen) = (counters, Some(now), report.seen);
+        // A bottleneck lets some datagrams through. A path that loses all of them is blocked at any
+        // rate, so such a sample says nothing about the rate.
+        let is_usable = |it: &Counters| {
             let is_present =
-                expected.since.is_none_or(|it| it.admits(since_sent, report.seen, now));
-            it.sent <= expected.recently && it.received > 0 && is_recent && is_present
+                context.cutoff.is_none_or(|cutoff| cutoff.admits(datagrams, report.seen, now));
+            it.sent <= context.recently_sent && it.received > 0 && is_recent && is_present
         };
-        let Some(since) = since.filter(tells) else { return };
-        let lost = since.sent.saturating_sub(since.received);
-        let drops = since.drops.min(lost);
-        member.samples.push_back(Sample { sent: since.sent, net: lost - drops, drops });
+        let Some(growth) = growth.filter(is_usable) else { return };
+        let missing = growth.sent.saturating_sub(growth.received);
+        let drops = growth.drops.min(missing);
+        member.samples.push_back(Sample { sent: growth.sent, lost: missing - drops, drops });
         if member.samples.len() > DROPS_INTERVALS {
             member.samples.pop_front();
         }
         member.is_fresh = true;
     }
 
+    /// Whether the member's counters are kept or can be. Makes room by forgetting silent members.
     fn has_room_for(&mut self, token: &Token, now: Instant) -> bool {
-        if self.members.len() >= MEMBERS_MAX && !self.members.contains_key(token) {
-            let is_alive = |member: &Member| member.at.is_some_and(|at| now < at + FORGOTTEN_AFTER);
+        if self.members.len() >= MAX_MEMBERS && !self.members.contains_key(token) {
+            let is_alive =
+                |member: &Member| member.reported_at.is_some_and(|at| now < at + MEMBER_TIMEOUT);
             self.members.retain(|_, member| is_alive(member));
         }
-        self.members.len() < MEMBERS_MAX || self.members.contains_key(token)
+        self.members.len() < MAX_MEMBERS || self.members.contains_key(token)
     }
 
     /// Forgets a member.
@@ -181,7 +197,7 @@ impl Panel {
         self.members.remove(token);
     }
 
-    /// Drops all samples, because the rate has changed.
+    /// Drops all samples, because they say nothing about the new rate.
     pub(super) fn forget_samples(&mut self) {
         for member in self.members.values_mut() {
             member.samples.clear();
@@ -201,30 +217,30 @@ impl Panel {
             shares.sort_unstable_by(f64::total_cmp);
             shares
         };
-        let latest = ranked(|it| it.last(1, |sample| sample.net));
-        let average = ranked(|it| it.last(NET_INTERVALS, |sample| sample.net));
-        let latest_drops = ranked(|it| it.last(1, |sample| sample.drops));
-        let drops = ranked(Member::drops);
-        let lost = ranked(|it| it.last(NET_INTERVALS, |sample| sample.net + sample.drops));
-        let twice = ranked(Member::twice);
+        let latest = ranked(|it| it.average(1, |sample| sample.lost));
+        let average = ranked(|it| it.average(LOSS_INTERVALS, |sample| sample.lost));
+        let latest_drops = ranked(|it| it.average(1, |sample| sample.drops));
+        let average_drops = ranked(Member::average_drops);
+        let missing = ranked(|it| it.average(LOSS_INTERVALS, |sample| sample.lost + sample.drops));
+        let sustained = ranked(Member::sustained_loss);
         let mut datagrams: Vec<u64> = fresh.iter().map(|it| it.datagrams()).collect();
         datagrams.sort_unstable();
         let mut seen: Vec<u64> = fresh.iter().map(|it| it.seen).collect();
         seen.sort_unstable();
         let middle = (fresh.len() - 1) / 2;
-        let are_known = |intervals| {
+        let most_have = |intervals| {
             fresh.iter().filter(|it| it.samples.len() >= intervals).count() * 2 > fresh.len()
         };
         let summary = PanelSummary {
             median: latest[middle],
-            twice: are_known(2).then(|| twice[middle]),
+            sustained_median: most_have(2).then(|| sustained[middle]),
             worst: worst(&latest),
-            worst_average: are_known(NET_INTERVALS_MIN).then(|| worst(&average)),
-            drops: worst(&latest_drops),
-            worst_drops: worst(&drops),
-            delivered: 1.0 - worst(&lost),
+            worst_average: most_have(MIN_LOSS_INTERVALS).then(|| worst(&average)),
+            worst_drops: worst(&latest_drops),
+            worst_drops_average: worst(&average_drops),
+            delivered: 1.0 - worst(&missing),
             datagrams: datagrams[middle],
-            // Of two members one cannot keep the rate down.
+            // The upper median: of two members, one with old reports must not stop the growth.
             seen: seen[seen.len() / 2],
         };
         for member in fresh {
@@ -235,35 +251,35 @@ impl Panel {
 }
 
 impl Member {
-    /// Share lost in the way `lost`, of what was sent in the last `intervals` intervals.
-    fn last(&self, intervals: usize, lost: fn(&Sample) -> u64) -> f64 {
+    /// Returns the share of the datagrams of the last `intervals` intervals that `count` counts.
+    fn average(&self, intervals: usize, count: fn(&Sample) -> u64) -> f64 {
         let samples = || self.samples.iter().rev().take(intervals);
-        share(samples().map(lost).sum(), samples().map(|sample| sample.sent).sum())
+        share(samples().map(count).sum(), samples().map(|sample| sample.sent).sum())
     }
 
-    /// Lesser network loss of the last two intervals.
-    fn twice(&self) -> f64 {
+    /// Returns the lesser network loss of the last two intervals.
+    fn sustained_loss(&self) -> f64 {
         let latest = self.samples.iter().rev().take(2);
-        latest.map(|sample| share(sample.net, sample.sent)).fold(1.0, f64::min)
+        latest.map(|sample| share(sample.lost, sample.sent)).fold(1.0, f64::min)
     }
 
-    /// Datagrams sent in the last interval.
+    /// Returns the number of datagrams sent in the last interval.
     fn datagrams(&self) -> u64 {
         self.samples.back().map_or(0, |sample| sample.sent)
     }
 
-    /// Average drops in sockets. Missing intervals count as good ones: it takes long, or much, to
-    /// prove a machine too slow.
-    fn drops(&self) -> f64 {
+    /// Returns the average drops in sockets. Missing intervals count as without drops, so that only
+    /// long or large drops prove a machine too slow.
+    fn average_drops(&self) -> f64 {
         let shares = self.samples.iter().map(|sample| share(sample.drops, sample.sent));
         shares.sum::<f64>() / to_f64(DROPS_INTERVALS as u64)
     }
 }
 
-/// Value that all but the worst twentieth stay below, rounded in favour of speed: of two or more
-/// members one is left out.
+/// Returns the value that all but the worst twentieth stay at or below. Of fewer than 40 members,
+/// but at least two, one is left out: rounding favours speed.
 fn worst(ranked: &[f64]) -> f64 {
-    let left_out = (ranked.len() / WORST_SHARE).max(1);
+    let left_out = (ranked.len() / OUTLIER_DIVISOR).max(1);
     let rank = ranked.len().saturating_sub(left_out + 1);
     ranked.get(rank).copied().unwrap_or_default()
 }
@@ -286,36 +302,40 @@ mod tests {
 
     const INTERVAL: Duration = Duration::from_millis(250);
 
+    /// A panel of members that report once per interval.
     struct Lab {
         panel: Panel,
         now: Instant,
-        told: BTreeMap<u128, Report>,
-        since: Option<Since>,
+        /// Last report of each member.
+        reports: BTreeMap<u128, Report>,
+        cutoff: Option<Cutoff>,
     }
 
     impl Lab {
         fn new() -> Self {
-            let (panel, told) = (Panel::default(), BTreeMap::new());
-            Self { panel, now: Instant::now(), told, since: None }
+            let (panel, reports) = (Panel::default(), BTreeMap::new());
+            Self { panel, now: Instant::now(), reports, cutoff: None }
         }
 
-        /// Next report of a member: of 1000 datagrams the network lost `net` and the socket dropped
-        /// `drops`.
-        fn report(&mut self, member: u128, net: u64, drops: u64) {
-            let report = self.told.entry(member).or_default();
+        /// Sends the next report of a member: of 1000 datagrams the network lost `lost` and the
+        /// socket dropped `drops`.
+        fn report(&mut self, member: u128, lost: u64, drops: u64) {
+            let report = self.reports.entry(member).or_default();
             report.sent += 1000;
-            report.received += 1000 - net - drops;
+            report.received += 1000 - lost - drops;
             report.drops += drops;
             let report = report.clone();
-            self.tell(member, &report);
+            self.send_report(member, &report);
         }
 
-        fn tell(&mut self, member: u128, report: &Report) {
+        fn send_report(&mut self, member: u128, report: &Report) {
             let token = Token::from_random(member);
-            let expected = Expected { recently: 20_000, interval: INTERVAL, since: self.since };
-            self.panel.handle_report(&token, report, &expected, self.now);
+            let context =
+                ReportContext { recently_sent: 20_000, interval: INTERVAL, cutoff: self.cutoff };
+            self.panel.handle_report(&token, report, &context, self.now);
         }
 
+        /// Ends the interval and evaluates it.
         fn summary(&mut self) -> Option<PanelSummary> {
             self.now += INTERVAL;
             self.panel.summary()
@@ -327,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn drops_of_sockets_are_no_losses_of_the_network() {
+    fn drops_in_sockets_are_not_network_losses() {
         let mut lab = Lab::new();
         lab.report(1, 30, 200);
         let summary = lab.summary().unwrap();
@@ -336,39 +356,40 @@ mod tests {
                 && near(summary.worst, 0.03)
                 && near(summary.delivered, 0.77)
         );
-        assert!(near(summary.drops, 0.2) && near(summary.worst_drops, 0.2 / 12.0), "one of twelve");
-        assert_eq!(lab.summary(), None, "nobody said anything since");
+        assert!(near(summary.worst_drops, 0.2));
+        assert!(near(summary.worst_drops_average, 0.2 / 12.0), "one interval of twelve");
+        assert_eq!(lab.summary(), None, "no report since");
         lab.report(1, 0, 600);
         let summary = lab.summary().unwrap();
-        assert!(near(summary.drops, 0.6) && near(summary.worst_drops, 0.8 / 12.0));
+        assert!(near(summary.worst_drops, 0.6) && near(summary.worst_drops_average, 0.8 / 12.0));
     }
 
     #[test]
-    fn what_was_only_late_is_lost_in_no_two_intervals() {
+    fn sustained_loss_is_the_lesser_of_two_intervals() {
         let mut lab = Lab::new();
         lab.report(1, 10, 0);
-        assert_eq!(lab.summary().unwrap().twice, None, "of one interval");
-        for (net, twice) in [(300, 0.01), (0, 0.0), (20, 0.0), (30, 0.02), (25, 0.025)] {
-            lab.report(1, net, 0);
+        assert_eq!(lab.summary().unwrap().sustained_median, None, "one interval only");
+        for (lost, sustained) in [(300, 0.01), (0, 0.0), (20, 0.0), (30, 0.02), (25, 0.025)] {
+            lab.report(1, lost, 0);
             let summary = lab.summary().unwrap();
-            assert!(near(summary.twice.unwrap(), twice), "{net}: {summary:?}");
+            assert!(near(summary.sustained_median.unwrap(), sustained), "{lost}: {summary:?}");
             assert_eq!(summary.datagrams, 1000);
         }
     }
 
     #[test]
-    fn intervals_in_which_nothing_at_all_came_say_nothing_of_the_rate() {
+    fn an_interval_in_which_nothing_arrived_does_not_count() {
         let mut lab = Lab::new();
         lab.report(1, 10, 0);
         assert!(lab.summary().is_some());
         lab.report(1, 1000, 0);
         assert_eq!(lab.summary(), None);
         lab.report(1, 10, 0);
-        assert!(near(lab.summary().unwrap().twice.unwrap(), 0.01));
+        assert!(near(lab.summary().unwrap().sustained_median.unwrap(), 0.01));
     }
 
     #[test]
-    fn of_forty_members_two_may_be_as_bad_as_they_like() {
+    fn two_of_forty_members_are_left_out_and_three_are_not() {
         let mut lab = Lab::new();
         for round in 1..=4 {
             for member in 0..40 {
@@ -387,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn one_of_few_does_not_decide_for_the_others_and_a_single_one_for_itself() {
+    fn the_worst_of_two_or_more_members_is_left_out() {
         for others in [1, 2, 5, 18] {
             let mut lab = Lab::new();
             lab.report(0, 999, 0);
@@ -398,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_cannot_be_count_for_nothing() {
+    fn impossible_counters_do_not_count() {
         let mut lab = Lab::new();
         let report = |sent, received, drops| Report { sent, received, drops, ..Report::default() };
         for absurd in [
@@ -407,26 +428,26 @@ mod tests {
             report(20_001, 0, 0),
             report(31, 0, 0),
         ] {
-            lab.tell(1, &absurd);
+            lab.send_report(1, &absurd);
             assert_eq!(lab.summary(), None, "{absurd:?}");
         }
         let mut lab = Lab::new();
-        lab.tell(1, &report(1000, u64::MAX, u64::MAX));
+        lab.send_report(1, &report(1000, u64::MAX, u64::MAX));
         let summary = lab.summary().unwrap();
         assert!(near(summary.worst, 0.0) && near(summary.delivered, 1.0));
         // Counters that fall start again.
-        lab.tell(1, &report(2000, 100, 0));
+        lab.send_report(1, &report(2000, 100, 0));
         assert_eq!(lab.summary(), None);
-        lab.tell(1, &report(3000, 1000, 500));
-        assert!(near(lab.summary().unwrap().delivered, 0.95), "of what counted");
+        lab.send_report(1, &report(3000, 1000, 500));
+        assert!(near(lab.summary().unwrap().delivered, 0.95), "of the two valid samples");
     }
 
     #[test]
-    fn what_was_sent_before_the_rate_changed_does_not_count() {
+    fn datagrams_sent_before_the_rate_changed_do_not_count() {
         let mut lab = Lab::new();
         let report = |sent, received, seen| Report { sent, received, seen, ..Report::default() };
-        let patience = lab.now + 4 * INTERVAL;
-        lab.since = Some(Since { sent: 5000, patience });
+        let until = lab.now + 4 * INTERVAL;
+        lab.cutoff = Some(Cutoff { sent: 5000, until });
         for (sent, received, seen, counts) in [
             (1000, 100, 5999, false),
             (2000, 1100, 6999, true),
@@ -434,13 +455,13 @@ mod tests {
             (4000, 2100, 0, false),
             (5000, 2200, 0, true),
         ] {
-            lab.tell(1, &report(sent, received, seen));
+            lab.send_report(1, &report(sent, received, seen));
             assert_eq!(lab.summary().is_some(), counts, "{sent} {seen}");
         }
     }
 
     #[test]
-    fn a_flood_of_reports_counts_once_an_interval() {
+    fn a_flood_of_reports_counts_once_per_interval() {
         let mut lab = Lab::new();
         for _ in 0..10 {
             lab.report(1, 900, 0);
@@ -449,11 +470,11 @@ mod tests {
     }
 
     #[test]
-    fn however_many_report_few_are_remembered_and_those_make_room_in_time() {
+    fn the_number_of_members_is_bounded_and_silent_ones_make_room() {
         let mut lab = Lab::new();
         (0..1000).for_each(|member| lab.report(member, 0, 0));
-        assert_eq!(lab.panel.members.len(), MEMBERS_MAX);
-        lab.now += FORGOTTEN_AFTER;
+        assert_eq!(lab.panel.members.len(), MAX_MEMBERS);
+        lab.now += MEMBER_TIMEOUT;
         lab.report(2000, 0, 0);
         assert_eq!(lab.panel.members.len(), 1);
         lab.panel.forget(&Token::from_random(2000));
@@ -462,18 +483,24 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_told_shares_are_shares(
-            reports in proptest::collection::vec((0u128..4, any::<(u64, u64, u64)>(), 0u32..10_000), 1..60),
+        fn every_share_is_between_0_and_1_for_any_counters(
+            reports in proptest::collection::vec(
+                (0u128..4, any::<(u64, u64, u64)>(), 0u32..10_000), 1..60,
+            ),
         ) {
             let mut lab = Lab::new();
             for (member, (sent, received, drops), scale) in reports {
                 let scaled = |number: u64| number % u64::from(scale.max(1));
                 let (sent, received) = (scaled(sent), scaled(received));
-                lab.tell(member, &Report { sent, received, drops, ..Report::default() });
+                lab.send_report(member, &Report { sent, received, drops, ..Report::default() });
                 if let Some(summary) = lab.summary() {
-                    let PanelSummary { median, worst, drops, worst_drops, delivered, .. } = summary;
-                    let (twice, average) = (summary.twice.unwrap_or(0.0), summary.worst_average.unwrap_or(0.0));
-                    for share in [median, twice, worst, average, drops, worst_drops, delivered] {
+                    let PanelSummary { median, worst, worst_drops, delivered, .. } = summary;
+                    let average_drops = summary.worst_drops_average;
+                    let sustained = summary.sustained_median.unwrap_or(0.0);
+                    let average = summary.worst_average.unwrap_or(0.0);
+                    for share in [
+                        median, sustained, worst, average, worst_drops, average_drops, delivered,
+                    ] {
                         prop_assert!((0.0..=1.0 + 1e-9).contains(&share), "{:?}", summary);
                     }
                 }

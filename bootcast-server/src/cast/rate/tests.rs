@@ -1,4 +1,4 @@
-//! The control of a cast whose members report as clients do.
+//! Rate control of a cast whose members report as clients do, on a virtual clock.
 #![expect(clippy::disallowed_methods, reason = "a virtual clock needs a first moment")]
 
 use super::*;
@@ -6,18 +6,19 @@ use super::*;
 const WIRE: u64 = 1538;
 const TICK: Duration = Duration::from_millis(1);
 
-/// A cast that always has something to send, and members that report every interval.
+/// A cast that always has something to send, with members that report every interval.
 struct Lab {
     control: RateControl,
     now: Instant,
-    /// Behind this many bits per second the rest is lost.
-    through: f64,
+    /// Bandwidth of the path, in bits per second. Datagrams beyond it are lost.
+    bandwidth: f64,
+    /// Last report of each member.
     members: Vec<Report>,
-    /// Members that would report, of the server's knowledge.
+    /// Number of members that report, as far as the server knows.
     reporters: usize,
-    /// Bytes that were too few for a datagram.
-    rest: u64,
-    /// What each member got, where that is no whole number of datagrams.
+    /// Bytes left over that were too few for a datagram.
+    spare_bytes: u64,
+    /// Datagrams that each member received, with fractions.
     received: f64,
 }
 
@@ -26,26 +27,25 @@ impl Lab {
         let now = Instant::now();
         let control = RateControl::new("1gbit".parse().unwrap(), source, None, WIRE, now);
         let members = vec![Report::default(); members];
-        Self { control, now, through: 1e12, members, reporters: 1, rest: 0, received: 0.0 }
+        Self { control, now, bandwidth: 1e12, members, reporters: 1, spare_bytes: 0, received: 0.0 }
     }
 
-    /// Runs for so many intervals.
+    /// Runs for this number of intervals.
     fn run(&mut self, intervals: u32) {
         self.run_for(INTERVAL * intervals);
     }
 
-    /// Runs for this time. Members report as often as the beacons ask for, each at a time of its
-    /// own.
+    /// Runs for this time. Members report as often as the beacons demand, each at its own time.
     fn run_for(&mut self, time: Duration) {
         for tick in 0..time.as_millis() {
             self.now += TICK;
             let rate = self.control.rate();
-            let bytes = self.rest + rate.bytes_in(TICK);
+            let bytes = self.spare_bytes + rate.bytes_in(TICK);
             let sent = bytes / WIRE;
-            self.rest = bytes % WIRE;
+            self.spare_bytes = bytes % WIRE;
             self.control.on_sent(sent, self.now);
             self.control.end_opening(self.reporters, self.now);
-            let share = (self.through / to_f64(rate.bits_per_second())).min(1.0);
+            let share = (self.bandwidth / to_f64(rate.bits_per_second())).min(1.0);
             self.received += to_f64(sent) * share;
             for report in &mut self.members {
                 report.sent += sent;
@@ -93,10 +93,10 @@ fn an_opening_finds_the_ceiling_within_a_tenth_of_a_second() {
 }
 
 #[test]
-fn an_opening_finds_a_narrow_place_behind_a_guess_that_is_ten_times_too_high() {
+fn an_opening_finds_a_bottleneck_of_a_tenth_of_the_ceiling() {
     for members in [1, 3, 12] {
         let mut lab = Lab::new(CeilingSource::Interface, members);
-        lab.through = 100e6;
+        lab.bandwidth = 100e6;
         lab.run_for(Duration::from_millis(100));
         assert!((85.0..105.0).contains(&lab.mbit()), "{members}: {}", lab.mbit());
         lab.run(20);
@@ -106,15 +106,15 @@ fn an_opening_finds_a_narrow_place_behind_a_guess_that_is_ten_times_too_high() {
 }
 
 #[test]
-fn no_share_of_an_invented_ceiling_is_the_floor() {
+fn the_floor_below_an_assumed_ceiling_is_low_enough_for_a_slow_path() {
     let mut lab = Lab::new(CeilingSource::Assumption, 2);
-    lab.through = 1e6;
+    lab.bandwidth = 1e6;
     lab.run(12);
     assert!((0.3..2.5).contains(&lab.mbit()), "{}", lab.mbit());
 }
 
 #[test]
-fn an_opening_in_which_nobody_reports_ends_at_a_tenth() {
+fn an_opening_without_reports_ends_at_a_tenth_of_the_ceiling() {
     let mut lab = Lab::new(CeilingSource::Interface, 0);
     lab.run_for(Duration::from_millis(240));
     assert!(lab.mbit() > 999.0);
@@ -123,27 +123,28 @@ fn an_opening_in_which_nobody_reports_ends_at_a_tenth() {
     let mut lab = Lab::new(CeilingSource::Interface, 0);
     lab.reporters = 0;
     lab.run_for(TICK);
-    assert!((99.9..100.1).contains(&lab.mbit()), "where only plain members are there, at once");
+    assert!((99.9..100.1).contains(&lab.mbit()), "at once if all members are plain");
 }
 
 #[test]
-fn an_opening_begins_at_what_an_earlier_cast_learned_and_tries_more() {
+fn an_opening_starts_at_the_last_good_rate_and_tries_higher_ones() {
     let (line, known) = ("1gbit".parse().unwrap(), "200mbit".parse().ok());
-    for (reporters, through, expected) in [(1, 1e12, 1000.0), (1, 200e6, 190.0), (0, 1e12, 200.0)] {
+    for (reporters, bandwidth, expected) in [(1, 1e12, 1000.0), (1, 200e6, 190.0), (0, 1e12, 200.0)]
+    {
         let mut lab = Lab::new(CeilingSource::Interface, reporters);
         lab.control = RateControl::new(line, CeilingSource::Interface, known, WIRE, lab.now);
         assert!((199.0..201.0).contains(&lab.mbit()));
-        lab.through = through;
+        lab.bandwidth = bandwidth;
         lab.run_for(Duration::from_millis(300));
         let rate = lab.mbit();
-        assert!((expected * 0.95..=expected * 1.01).contains(&rate), "{through}: {rate}");
+        assert!((expected * 0.95..=expected * 1.01).contains(&rate), "{bandwidth}: {rate}");
     }
 }
 
 #[test]
-fn reports_of_what_was_sent_long_ago_raise_nothing() {
+fn late_reports_do_not_raise_the_rate() {
     let mut lab = Lab::new(CeilingSource::Assumption, 1);
-    // Everything comes, but a long queue delays the beacons by half a second.
+    // Nothing is lost, but a long queue delays the beacons.
     lab.run_for(Duration::from_millis(5));
     let seen = lab.control.sent;
     lab.members.clear();
@@ -154,7 +155,7 @@ fn reports_of_what_was_sent_long_ago_raise_nothing() {
 }
 
 #[test]
-fn a_member_whose_reports_are_old_does_not_keep_another_waiting() {
+fn a_member_with_late_reports_does_not_stop_growth_for_another() {
     let mut lab = Lab::new(CeilingSource::Assumption, 1);
     for _ in 0..20 {
         lab.run_for(Duration::from_millis(10));
@@ -176,36 +177,36 @@ fn a_cast_finds_the_ceiling_within_two_seconds_and_stays() {
 }
 
 #[test]
-fn a_cast_finds_a_narrow_place_within_two_seconds_and_goes_on_when_it_is_wide() {
+fn a_cast_finds_a_bottleneck_within_two_seconds_and_grows_once_it_is_gone() {
     for members in [1, 3, 40] {
         let mut lab = Lab::new(CeilingSource::Operator, members);
-        lab.through = 300e6;
+        lab.bandwidth = 300e6;
         lab.run(8);
         assert!((240.0..330.0).contains(&lab.mbit()), "{members}: {}", lab.mbit());
-        lab.through = 1e12;
+        lab.bandwidth = 1e12;
         lab.run(60);
         assert!(lab.mbit() > 999.0, "{members}: {}", lab.mbit());
     }
 }
 
 #[test]
-fn where_nobody_reports_the_rate_stays() {
+fn without_reports_the_rate_stays() {
     let mut lab = Lab::new(CeilingSource::Assumption, 0);
     lab.run(40);
     assert!((99.9..100.1).contains(&lab.mbit()));
 }
 
 #[test]
-fn members_that_hear_nothing_say_nothing_of_the_rate() {
+fn members_that_use_unicast_do_not_affect_the_rate() {
     let mut lab = Lab::new(CeilingSource::Operator, 1);
-    lab.through = 0.0;
+    lab.bandwidth = 0.0;
     lab.members[0].unicast = true;
     lab.run(40);
     assert!(lab.mbit() > 999.0);
 }
 
 #[test]
-fn a_member_that_lies_slows_none_but_itself_and_that_to_the_floor() {
+fn a_lying_member_can_slow_only_a_cast_of_its_own_and_not_below_the_floor() {
     for (members, expected) in [(1, 10.0), (2, 1000.0), (5, 1000.0)] {
         let mut lab = Lab::new(CeilingSource::Operator, members);
         let liar = Token::from_random(9999);
@@ -224,17 +225,17 @@ fn a_member_that_lies_slows_none_but_itself_and_that_to_the_floor() {
 }
 
 #[test]
-fn the_panel_has_two_dozen_members_of_however_many_and_all_casts_share_it() {
+fn the_panel_has_two_dozen_members_and_all_casts_share_it() {
     let mut control = Lab::new(CeilingSource::Operator, 0).control;
-    let chosen = |control: &RateControl, members: u32| {
+    let panel_size = |control: &RateControl, members: u32| {
         f64::from(control.pace(members as usize).panel) / 65536.0 * f64::from(members)
     };
     assert_eq!(control.pace(24).panel, u16::MAX);
-    assert!((24.0..26.0).contains(&chosen(&control, 10_000)));
+    assert!((24.0..26.0).contains(&panel_size(&control, 10_000)));
     assert_eq!(control.pace(1).interval_ms, 250);
     control.share_panel(3);
-    assert!((8.0..9.0).contains(&chosen(&control, 10_000)));
+    assert!((8.0..9.0).contains(&panel_size(&control, 10_000)));
     control.share_panel(400);
-    assert!((1.0..2.0).contains(&chosen(&control, 10_000)));
+    assert!((1.0..2.0).contains(&panel_size(&control, 10_000)));
     assert_eq!(control.pace(1).interval_ms, 4250);
 }
