@@ -1,9 +1,8 @@
-//! Demanded pages: they go out before the stream, in the order of the requests. docs/PROTOCOL.md,
+//! Demanded pages, which go out before the stream in the order of the requests. docs/PROTOCOL.md,
 //! "Demand".
 //!
-//! Requests are not to be trusted: one may name pages that the file does not have, all of 2^32, or
-//! the same page a thousand times. The queues bound memory and work, and each member has a share of
-//! them.
+//! Requests cannot be trusted: one may name pages that the file does not have, all of 2^32, or the
+//! same page a thousand times. The queues bound memory and work, and limit each member to a share.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -14,36 +13,38 @@ use bootcast_proto::{PageIndex, PageRange, RangeMap, Token};
 /// Most pages in either queue.
 const QUEUE_PAGES: u32 = 65_536;
 
-/// Most pages of one member in a queue: it takes sixteen members to fill one.
+/// Most pages of one member in either queue: it takes sixteen members to fill one.
 const MEMBER_PAGES: u32 = 4096;
 
-/// Most pairs of either kind that are read of one request.
-const REQUEST_PAIRS: usize = 1024;
+/// Most pairs of either kind that are read from one request. The rest is ignored.
+const MAX_REQUEST_PAIRS: usize = 1024;
 
-/// How long a page is under way to a member that states no delay.
-const DELAY: Duration = Duration::from_millis(4);
+/// How long a page counts as in flight to a member that states no delay.
+const DEFAULT_DELAY: Duration = Duration::from_millis(4);
 
-/// Longest delay that is believed.
-const DELAY_MAX: Duration = Duration::from_millis(100);
+/// Longest delay that a member can state; longer ones are cut.
+const MAX_DELAY: Duration = Duration::from_millis(100);
 
 /// How long sent pages are remembered. A member that lags behind by more may get pages twice.
-const MEMORY: Duration = Duration::from_millis(500);
+const HISTORY: Duration = Duration::from_millis(500);
 
-/// Most runs that are remembered. At 10 Gbit/s a thousand full ones take 50 ms.
-const RECENT_RUNS: usize = 1024;
+/// Most sent runs that are remembered. At 10 Gbit/s a thousand full ones take 50 ms.
+const MAX_HISTORY_RUNS: usize = 1024;
 
-/// Queues of demanded pages, and pages sent recently.
+/// Queues of demanded pages, and the pages sent recently.
 #[derive(Debug)]
 pub(super) struct Demand {
     /// Number of pages in the file.
     pages: u32,
     /// Pages that readers wait for.
-    now: Queue,
-    /// Pages that readers will probably read next. No page is in both queues.
+    urgent: Queue,
+    /// Pages that readers will probably need next. No page is in both queues.
     later: Queue,
-    recent: Recent,
-    /// Last page of a want from a member on a lossy path, with the member.
+    sent_pages: SentPages,
+    /// Last page of the newest want if its member's path is lossy, with the member. It is sent
+    /// twice.
     repeat: Option<(PageIndex, Token)>,
+    /// Number of pages sent on demand.
     pages_sent: u64,
 }
 
@@ -52,28 +53,31 @@ impl Demand {
     pub(super) fn new(pages: u32) -> Self {
         Self {
             pages,
-            now: Queue::default(),
+            urgent: Queue::default(),
             later: Queue::default(),
-            recent: Recent::default(),
+            sent_pages: SentPages::default(),
             repeat: None,
             pages_sent: 0,
         }
     }
 
-    /// Queues the requested pages that are neither queued nor under way.
+    /// Queues the demanded pages that are neither queued nor in flight to the member.
     pub(super) fn handle_want(&mut self, token: &Token, want: &Want, now: Instant) {
-        self.recent.forget_before(now);
-        let view = self.recent.view(want, now);
+        self.sent_pages.forget_before(now);
+        let arrivals = self.sent_pages.arrivals(want, now);
         let (mut lost, mut newest) = (Vec::new(), None);
-        for &pair in want.now.iter().take(REQUEST_PAIRS) {
-            if self.now.room(token) == 0 {
+        for &pair in want.now.iter().take(MAX_REQUEST_PAIRS) {
+            if self.urgent.room(token) == 0 {
                 break;
             }
-            let asked = self.in_file(pair);
-            for range in self.recent.missing(asked, &view, self.now.room(token)) {
-                lost.extend(self.recent.parts(range));
-                let new = self.recent.gaps(range);
-                for queued in new.into_iter().flat_map(|run| self.now.push(token, run, now)) {
+            let demanded = self.in_file(pair);
+            let room = self.urgent.room(token);
+            for range in self.sent_pages.not_in_flight(demanded, &arrivals, room) {
+                lost.extend(self.sent_pages.parts(range));
+                let unsent = self.sent_pages.gaps(range);
+                for queued in
+                    unsent.into_iter().flat_map(|run| self.urgent.push_back(token, run, now))
+                {
                     self.later.remove(queued);
                     newest = Some(queued);
                 }
@@ -81,7 +85,7 @@ impl Demand {
         }
         // Lost pages were demanded earlier than all waiting ones.
         for range in lost.into_iter().rev() {
-            for queued in self.now.push_first(token, range, now) {
+            for queued in self.urgent.push_front(token, range, now) {
                 self.later.remove(queued);
                 newest.get_or_insert(queued);
             }
@@ -90,73 +94,75 @@ impl Demand {
             let page = PageIndex(newest.end.0 - 1);
             self.repeat = want.lossy.then(|| (page, token.clone()));
         }
-        for &pair in want.later.iter().take(REQUEST_PAIRS) {
-            let asked = self.in_file(pair);
-            for range in self.recent.missing(asked, &view, self.later.room(token)) {
-                for range in self.now.missing(range, self.later.room(token)) {
-                    self.later.push(token, range, now);
+        for &pair in want.later.iter().take(MAX_REQUEST_PAIRS) {
+            let demanded = self.in_file(pair);
+            let room = self.later.room(token);
+            for range in self.sent_pages.not_in_flight(demanded, &arrivals, room) {
+                for range in self.urgent.not_queued(range, self.later.room(token)) {
+                    self.later.push_back(token, range, now);
                 }
             }
         }
     }
 
-    /// Handles pages that were sent, on demand or not: they need not be sent again.
+    /// Records pages that were sent, on demand or not, and removes them from the queues.
     pub(super) fn on_sent(&mut self, range: PageRange, now: Instant) {
-        self.now.remove(range);
+        self.urgent.remove(range);
         self.later.remove(range);
-        self.recent.insert(range, now);
+        self.sent_pages.insert(range, now);
     }
 
-    /// Drops all demands, because no member is left that made them.
+    /// Drops all demands, because no member is left.
     pub(super) fn clear(&mut self) {
         self.repeat = None;
-        self.now = Queue::default();
+        self.urgent = Queue::default();
         self.later = Queue::default();
     }
 
-    /// Since when readers have been waiting for pages; `None` while none does.
+    /// Returns when readers began to wait for pages; `None` while none waits.
     pub(super) fn urgent_since(&self) -> Option<Instant> {
-        self.now.since()
+        self.urgent.since()
     }
 
-    /// Since when pages of the second queue have been waiting.
+    /// Returns when the queue of later pages became non-empty; `None` while it is empty.
     pub(super) fn later_since(&self) -> Option<Instant> {
         self.later.since()
     }
 
-    /// Upper bound of the pages that readers wait for: some may have been sent meanwhile.
+    /// Returns an upper bound of the number of pages that readers wait for. It may include pages
+    /// that were sent meanwhile.
     pub(super) fn urgent_pages(&self) -> u32 {
-        self.now.kept
+        self.urgent.requested_pages
     }
 
-    /// How many pages, of at most `budget`, go out next for waiting readers.
+    /// Returns how many pages [`Self::poll_urgent`] would return.
     pub(super) fn next_urgent(&self, budget: u32) -> u32 {
-        self.now.next(budget).map_or(0, PageRange::len)
+        self.urgent.next(budget).map_or(0, PageRange::len)
     }
 
     /// Returns the next consecutive pages that readers wait for, at most `budget`.
     pub(super) fn poll_urgent(&mut self, budget: u32, now: Instant) -> Option<PageRange> {
-        let run = self.now.next(budget)?;
-        let run = self.sent(run, now);
-        if self.now.since().is_none() {
+        let run = self.urgent.next(budget)?;
+        let run = self.hand_out(run, now);
+        if self.urgent.since().is_none() {
             self.repeat_last_of(run, now);
         }
         Some(run)
     }
 
-    /// Queues the last page of the run again if it ends a want of a lossy path. Its second copy
-    /// shows the member at once what of the want was lost.
+    /// Queues the last page of the run again if it ends a want of a member on a lossy path. The
+    /// second copy shows the member at once which pages of the want were lost.
     fn repeat_last_of(&mut self, run: PageRange, now: Instant) {
         let Some((page, token)) = self.repeat.take() else { return };
         if page.0 + 1 == run.end.0 {
-            self.now.push(&token, PageRange::single(page), now);
+            self.urgent.push_back(&token, PageRange::single(page), now);
         }
     }
 
-    /// Returns the next consecutive pages of the second queue, at most `budget`.
+    /// Returns the next consecutive pages of the queue of later pages, at most `budget`.
     pub(super) fn poll_later(&mut self, budget: u32, now: Instant) -> Option<PageRange> {
         let run = self.later.next(budget)?;
-        Some(self.sent(run, now))
+        Some(self.hand_out(run, now))
     }
 
     /// Number of pages sent on demand.
@@ -164,13 +170,15 @@ impl Demand {
         self.pages_sent
     }
 
-    fn sent(&mut self, run: PageRange, now: Instant) -> PageRange {
+    /// Records a run as sent on demand and returns it.
+    fn hand_out(&mut self, run: PageRange, now: Instant) -> PageRange {
         self.on_sent(run, now);
         self.pages_sent += u64::from(run.len());
         run
     }
 
-    /// Pages of the file in a pair of first page, counted from 1, and number of pages.
+    /// Returns those pages of a pair that the file has. A pair states the first page, counted from
+    /// 1, and the number of pages.
     fn in_file(&self, (first, count): (u32, u32)) -> PageRange {
         let end = (u64::from(first) + u64::from(count)).saturating_sub(1);
         let end = u32::try_from(end).map_or(self.pages, |end| end.min(self.pages));
@@ -178,19 +186,20 @@ impl Demand {
     }
 }
 
+/// Returns the first `budget` pages of a run, or all of it.
 fn first_of(run: PageRange, budget: u32) -> PageRange {
     PageRange::new(run.start.0, run.start.0.saturating_add(budget).min(run.end.0))
 }
 
-/// A queue of pages in the order of the requests.
+/// Queue of pages in the order of the requests.
 #[derive(Debug, Default)]
 struct Queue {
-    /// Requests with their members, oldest first. Pages that were sent meanwhile stay until their
-    /// turn. The front begins with a waiting page.
-    asked: VecDeque<(PageRange, Token)>,
-    /// Number of pages in `asked`, including those that were sent.
-    kept: u32,
-    /// Pages of `asked` by member; no entry is 0.
+    /// Requested runs with their members, oldest first. Pages that were sent meanwhile stay until
+    /// their run reaches the front. The front begins with a waiting page.
+    requests: VecDeque<(PageRange, Token)>,
+    /// Number of pages in `requests`, including those that were sent meanwhile.
+    requested_pages: u32,
+    /// The same for each member; no entry is 0.
     by_member: BTreeMap<Token, u32>,
     /// Pages that wait to be sent.
     waiting: RangeMap<()>,
@@ -203,43 +212,44 @@ impl Queue {
         self.since
     }
 
-    /// Number of pages that this member may still queue.
+    /// Returns the number of pages that this member may still queue.
     fn room(&self, token: &Token) -> u32 {
-        let own = self.by_member.get(token).map_or(0, |kept| *kept);
-        (QUEUE_PAGES - self.kept).min(MEMBER_PAGES.saturating_sub(own))
+        let own = self.by_member.get(token).map_or(0, |pages| *pages);
+        (QUEUE_PAGES - self.requested_pages).min(MEMBER_PAGES.saturating_sub(own))
     }
 
-    /// Parts of `range` that do not wait here, at most `limit` of them.
-    fn missing(&self, range: PageRange, limit: u32) -> Vec<PageRange> {
+    /// Returns the parts of `range` that do not wait here, at most `limit` of them.
+    fn not_queued(&self, range: PageRange, limit: u32) -> Vec<PageRange> {
         self.waiting.gaps(range).take(limit as usize).collect()
     }
 
     /// Queues the pages of `range` that do not wait yet, as far as there is room. Returns the parts
     /// that were added.
-    fn push(&mut self, token: &Token, range: PageRange, now: Instant) -> Vec<PageRange> {
-        let queued = self.take_in(token, range, now);
-        self.asked.extend(queued.iter().map(|run| (*run, token.clone())));
+    fn push_back(&mut self, token: &Token, range: PageRange, now: Instant) -> Vec<PageRange> {
+        let queued = self.admit(token, range, now);
+        self.requests.extend(queued.iter().map(|run| (*run, token.clone())));
         queued
     }
 
-    /// Like [`Self::push`], in front of all others.
-    fn push_first(&mut self, token: &Token, range: PageRange, now: Instant) -> Vec<PageRange> {
-        let queued = self.take_in(token, range, now);
+    /// Does the same as [`Self::push_back`], in front of all other requests.
+    fn push_front(&mut self, token: &Token, range: PageRange, now: Instant) -> Vec<PageRange> {
+        let queued = self.admit(token, range, now);
         for run in queued.iter().rev() {
-            self.asked.push_front((*run, token.clone()));
+            self.requests.push_front((*run, token.clone()));
         }
         queued
     }
 
-    /// Counts the pages of `range` that do not wait yet, as far as there is room, and returns them.
-    fn take_in(&mut self, token: &Token, range: PageRange, now: Instant) -> Vec<PageRange> {
+    /// Marks the pages of `range` that do not wait yet as waiting, as far as there is room, and
+    /// returns them.
+    fn admit(&mut self, token: &Token, range: PageRange, now: Instant) -> Vec<PageRange> {
         let mut queued = Vec::new();
-        for gap in self.missing(range, self.room(token)) {
+        for gap in self.not_queued(range, self.room(token)) {
             let run = first_of(gap, self.room(token));
             if run.is_empty() {
                 break;
             }
-            self.kept += run.len();
+            self.requested_pages += run.len();
             *self.by_member.entry(token.clone()).or_insert(0) += run.len();
             self.waiting.insert(run, ());
             self.since.get_or_insert(now);
@@ -248,29 +258,29 @@ impl Queue {
         queued
     }
 
-    /// Removes pages from the waiting ones.
+    /// Removes pages that were sent from the waiting ones, and finished requests from the front.
     fn remove(&mut self, range: PageRange) {
-        if self.asked.is_empty() {
+        if self.requests.is_empty() {
             return;
         }
         self.waiting.remove(range);
-        while let Some((asked, _)) = self.asked.front() {
-            let asked = *asked;
-            let waits = self.waiting.parts(asked).next().map(|(part, ())| part.start);
-            let gone = waits.unwrap_or(asked.end).0 - asked.start.0;
-            self.forget_front(gone);
-            if waits.is_some() {
+        while let Some((front, _)) = self.requests.front() {
+            let front = *front;
+            let first_waiting = self.waiting.parts(front).next().map(|(part, ())| part.start);
+            let finished = first_waiting.unwrap_or(front.end).0 - front.start.0;
+            self.shorten_front(finished);
+            if first_waiting.is_some() {
                 return;
             }
         }
         self.since = None;
     }
 
-    /// Drops the first pages of the front, and the front if none are left.
-    fn forget_front(&mut self, pages: u32) {
-        let Some((range, token)) = self.asked.front_mut() else { return };
+    /// Removes the first `pages` pages of the front, and the front if none are left.
+    fn shorten_front(&mut self, pages: u32) {
+        let Some((range, token)) = self.requests.front_mut() else { return };
         range.start.0 += pages;
-        self.kept -= pages;
+        self.requested_pages -= pages;
         if let Some(own) = self.by_member.get_mut(token) {
             *own -= pages;
             if *own == 0 {
@@ -278,15 +288,15 @@ impl Queue {
             }
         }
         if range.is_empty() {
-            self.asked.pop_front();
+            self.requests.pop_front();
         }
     }
 
-    /// Pages to send next, at most `budget` and at least one: the first of the front, and those of
-    /// following requests if they are consecutive.
+    /// Returns the pages to send next, at most `budget`; `None` if none wait. These are the first
+    /// waiting pages of the front, and those of the following requests if they are consecutive.
     fn next(&self, budget: u32) -> Option<PageRange> {
         let mut run: Option<PageRange> = None;
-        for (range, _) in &self.asked {
+        for (range, _) in &self.requests {
             let Some((part, ())) = self.waiting.parts(*range).next() else { break };
             let follows = run.is_none_or(|run| run.end == part.start && part.start == range.start);
             if !follows {
@@ -301,34 +311,35 @@ impl Queue {
     }
 }
 
-/// Time and number of a sent run.
+/// Number and time of a sent run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Sent {
-    /// Number of the run: two may have left at the same time.
-    run: u64,
+struct SentRun {
+    /// Number of the run. It orders runs that left at the same time.
+    number: u64,
     at: Instant,
 }
 
-/// What a requesting member knows of the pages that were sent.
+/// What a want says about the pages that arrived at its member.
 #[derive(Debug)]
-struct MemberView {
-    /// Page that arrived there last, and when it was sent.
-    came: Option<(PageIndex, Sent)>,
-    /// If the member receives nothing, pages sent before this are no longer under way to it.
-    since: Option<Instant>,
+struct Arrivals {
+    /// Page that arrived last, if it was sent recently, and its run.
+    newest: Option<(PageIndex, SentRun)>,
+    /// If pages stopped arriving, those sent at this time or before are no longer in flight.
+    lost_until: Option<Instant>,
 }
 
-impl MemberView {
-    /// Pages of `part` that are under way to the member: the last ones of a run, or none. Datagrams
-    /// keep their order, so pages sent before one that arrived are lost, however recent they are.
-    fn under_way(&self, part: PageRange, sent: Sent) -> PageRange {
+impl Arrivals {
+    /// Returns the pages of `part`, sent in `run`, that are in flight to the member: the last ones
+    /// of the part, or none. Datagrams keep their order, so pages sent before one that arrived are
+    /// lost, however recent they are.
+    fn in_flight(&self, part: PageRange, run: SentRun) -> PageRange {
         let none = PageRange::new(part.end.0, part.end.0);
-        if self.since.is_some_and(|since| sent.at <= since) {
+        if self.lost_until.is_some_and(|lost_until| run.at <= lost_until) {
             return none;
         }
-        match self.came {
-            Some((_, came)) if sent.run < came.run => none,
-            Some((page, came)) if sent.run == came.run => {
+        match self.newest {
+            Some((_, newest)) if run.number < newest.number => none,
+            Some((page, newest)) if run.number == newest.number => {
                 PageRange::new(part.start.0.max(page.0).min(part.end.0), part.end.0)
             }
             Some(_) | None => part,
@@ -338,79 +349,83 @@ impl MemberView {
 
 /// Pages that were sent recently.
 #[derive(Debug, Default)]
-struct Recent {
-    /// Time at which each page was last sent.
-    sent: RangeMap<Sent>,
-    /// Runs with the times they were sent, oldest first.
-    order: VecDeque<(PageRange, Sent)>,
-    runs: u64,
+struct SentPages {
+    /// Run in which each page was last sent.
+    last_run: RangeMap<SentRun>,
+    /// Pages of each run, oldest first.
+    runs: VecDeque<(PageRange, SentRun)>,
+    /// Number of the newest run.
+    newest: u64,
 }
 
-impl Recent {
+impl SentPages {
+    /// Records a run that is sent now.
     fn insert(&mut self, range: PageRange, now: Instant) {
         self.forget_before(now);
-        if self.order.len() >= RECENT_RUNS {
+        if self.runs.len() >= MAX_HISTORY_RUNS {
             self.forget_oldest();
         }
-        self.runs += 1;
-        let sent = Sent { run: self.runs, at: now };
-        self.sent.insert(range, sent);
-        self.order.push_back((range, sent));
+        self.newest += 1;
+        let run = SentRun { number: self.newest, at: now };
+        self.last_run.insert(range, run);
+        self.runs.push_back((range, run));
     }
 
+    /// Forgets runs sent more than [`HISTORY`] before `now`.
     fn forget_before(&mut self, now: Instant) {
-        while self.order.front().is_some_and(|(_, sent)| sent.at + MEMORY <= now) {
+        while self.runs.front().is_some_and(|(_, run)| run.at + HISTORY <= now) {
             self.forget_oldest();
         }
     }
 
-    /// Drops the oldest run, except for pages sent again since.
+    /// Forgets the oldest run, except for pages sent again since.
     fn forget_oldest(&mut self) {
-        let Some((range, oldest)) = self.order.pop_front() else { return };
-        let old = self.sent.parts(range).filter(|(_, sent)| sent.run <= oldest.run);
+        let Some((range, oldest)) = self.runs.pop_front() else { return };
+        let old = self.last_run.parts(range).filter(|(_, run)| run.number <= oldest.number);
         let old: Vec<_> = old.map(|(part, _)| part).collect();
         for part in old {
-            self.sent.remove(part);
+            self.last_run.remove(part);
         }
     }
 
-    /// View of the member that sent this want.
-    fn view(&self, want: &Want, now: Instant) -> MemberView {
-        let came = want.came.checked_sub(1).map(PageIndex);
-        let came = came.and_then(|page| {
-            let (_, sent) = self.sent.parts(PageRange::single(page)).next()?;
-            Some((page, sent))
+    /// Returns what this want says about the pages that arrived at its member.
+    fn arrivals(&self, want: &Want, now: Instant) -> Arrivals {
+        let newest = want.came.checked_sub(1).map(PageIndex);
+        let newest = newest.and_then(|page| {
+            let (_, run) = self.last_run.parts(PageRange::single(page)).next()?;
+            Some((page, run))
         });
         let delay = match want.delay_us {
-            0 => DELAY,
-            delay => Duration::from_micros(delay.into()).min(DELAY_MAX),
+            0 => DEFAULT_DELAY,
+            delay => Duration::from_micros(delay.into()).min(MAX_DELAY),
         };
-        // While pages arrive there, their order tells the member what is lost.
-        let is_silent = want.late || came.is_none();
-        MemberView { came, since: now.checked_sub(delay).filter(|_| is_silent) }
+        // While pages arrive, their order alone tells which are lost.
+        let is_silent = want.late || newest.is_none();
+        Arrivals { newest, lost_until: now.checked_sub(delay).filter(|_| is_silent) }
     }
 
-    /// Parts of a range that were sent recently.
+    /// Returns the parts of a range that were sent recently.
     fn parts(&self, range: PageRange) -> impl Iterator<Item = PageRange> {
-        self.sent.parts(range).map(|(part, _)| part)
+        self.last_run.parts(range).map(|(part, _)| part)
     }
 
-    /// Parts of a range that were not sent recently.
+    /// Returns the parts of a range that were not sent recently.
     fn gaps(&self, range: PageRange) -> Vec<PageRange> {
-        self.sent.gaps(range).collect()
+        self.last_run.gaps(range).collect()
     }
 
-    /// Parts of a range that are not under way to the member, at most `limit` of them.
-    fn missing(&self, range: PageRange, view: &MemberView, limit: u32) -> Vec<PageRange> {
-        let parts = self.sent.parts(range).map(|(part, sent)| view.under_way(part, sent));
-        let behind = PageRange::new(range.end.0, range.end.0);
+    /// Returns the parts of a range that are not in flight to the member, at most `limit` of them.
+    fn not_in_flight(&self, range: PageRange, arrivals: &Arrivals, limit: u32) -> Vec<PageRange> {
+        let in_flight = self.last_run.parts(range).map(|(part, run)| arrivals.in_flight(part, run));
+        let end = PageRange::new(range.end.0, range.end.0);
         let mut next = range.start.0;
-        let runs = parts.filter(|part| !part.is_empty()).chain([behind]).filter_map(|part| {
-            let run = PageRange::new(next, part.start.0);
+        let in_flight = in_flight.filter(|part| !part.is_empty());
+        let gaps = in_flight.chain([end]).filter_map(|part| {
+            let gap = PageRange::new(next, part.start.0);
             next = part.end.0;
-            (!run.is_empty()).then_some(run)
+            (!gap.is_empty()).then_some(gap)
         });
-        runs.take(limit as usize).collect()
+        gaps.take(limit as usize).collect()
     }
 }
 

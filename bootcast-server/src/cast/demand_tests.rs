@@ -1,4 +1,4 @@
-//! Queues of demand on a virtual clock.
+//! Demand queues on a virtual clock.
 #![expect(clippy::disallowed_methods, reason = "a test needs some instant to count from")]
 
 use std::collections::BTreeSet;
@@ -21,7 +21,7 @@ fn later_pages(pairs: &[(u32, u32)]) -> Want {
     Want { later: pairs.to_vec(), ..Want::default() }
 }
 
-/// With a comma between thousands.
+/// Formats a number of at least 1000 with a comma between thousands.
 fn with_comma(number: u64) -> String {
     format!("{},{:03}", number / 1000, number % 1000)
 }
@@ -31,23 +31,24 @@ fn the_limits_are_those_of_the_protocol() {
     // docs/PROTOCOL.md, "Demand".
     let page = include_str!("../../../docs/PROTOCOL.md");
     let page = page.split_whitespace().collect::<Vec<_>>().join(" ");
-    let pairs = with_comma(u64::try_from(REQUEST_PAIRS).unwrap());
-    assert_eq!(MEMORY, Duration::from_millis(500), "half a second");
-    for told in [
+    let pairs = with_comma(u64::try_from(MAX_REQUEST_PAIRS).unwrap());
+    assert_eq!(HISTORY, Duration::from_millis(500), "half a second");
+    for limit in [
         format!("at most {} pages in either queue", with_comma(QUEUE_PAGES.into())),
         format!("of one member {}", with_comma(MEMBER_PAGES.into())),
         format!("{pairs} pairs of either kind of a request"),
         format!(
             "`delay_us` ago ({} ms where that is 0, {} ms at most)",
-            DELAY.as_millis(),
-            DELAY_MAX.as_millis()
+            DEFAULT_DELAY.as_millis(),
+            MAX_DELAY.as_millis()
         ),
     ] {
-        assert!(page.contains(&told), "{told}");
+        assert!(page.contains(&limit), "{limit}");
     }
 }
 
-/// Runs of either kind in the order of sending, numbered from 1 as on the wire.
+/// Sends everything. Returns the runs in the order of sending, as first page, counted from 1 as on
+/// the wire, and number of pages.
 fn drain(demand: &mut Demand, now: Instant) -> Vec<(u32, u32)> {
     let mut runs = Vec::new();
     while let Some(run) = demand.poll_urgent(BATCH, now).or_else(|| demand.poll_later(BATCH, now)) {
@@ -57,7 +58,7 @@ fn drain(demand: &mut Demand, now: Instant) -> Vec<(u32, u32)> {
 }
 
 #[test]
-fn pages_go_out_in_the_order_of_asking_and_the_later_ones_last() {
+fn pages_go_out_in_the_order_of_the_requests_and_later_ones_last() {
     let start = Instant::now();
     let mut demand = Demand::new(10_000);
     demand.handle_want(&token(1), &later_pages(&[(1, 2)]), start);
@@ -69,7 +70,7 @@ fn pages_go_out_in_the_order_of_asking_and_the_later_ones_last() {
 }
 
 #[test]
-fn a_page_goes_out_once_for_all_who_ask() {
+fn a_page_goes_out_once_for_all_members_that_demand_it() {
     let start = Instant::now();
     let mut demand = Demand::new(100);
     demand.handle_want(&token(1), &now_pages(&[(10, 10)]), start);
@@ -80,7 +81,7 @@ fn a_page_goes_out_once_for_all_who_ask() {
 }
 
 #[test]
-fn a_page_that_is_waited_for_by_now_does_not_wait_among_the_later_ones() {
+fn an_urgent_page_leaves_the_queue_of_later_pages() {
     let start = Instant::now();
     let mut demand = Demand::new(100);
     demand.handle_want(&token(1), &later_pages(&[(1, 50)]), start);
@@ -89,7 +90,7 @@ fn a_page_that_is_waited_for_by_now_does_not_wait_among_the_later_ones() {
 }
 
 #[test]
-fn pages_that_follow_each_other_go_out_in_one_run_whoever_asked() {
+fn consecutive_pages_of_several_requests_go_out_in_one_run() {
     let start = Instant::now();
     let mut demand = Demand::new(1000);
     let pairs: Vec<_> = (1..=100).map(|page| (page, 1)).collect();
@@ -100,7 +101,7 @@ fn pages_that_follow_each_other_go_out_in_one_run_whoever_asked() {
 }
 
 #[test]
-fn what_was_sent_is_not_sent_again_until_it_could_be_lost() {
+fn a_sent_page_is_not_sent_again_within_the_default_delay() {
     let start = Instant::now();
     let mut demand = Demand::new(100);
     let want = now_pages(&[(10, 10)]);
@@ -110,13 +111,13 @@ fn what_was_sent_is_not_sent_again_until_it_could_be_lost() {
     demand.on_sent(PageRange::new(11, 13), soon);
     demand.handle_want(&token(1), &want, soon);
     assert_eq!(drain(&mut demand, soon), []);
-    let then = start + DELAY;
+    let then = start + DEFAULT_DELAY;
     demand.handle_want(&token(1), &want, then);
     assert_eq!(drain(&mut demand, then), [(10, 2), (14, 6)]);
 }
 
 #[test]
-fn what_is_under_way_by_what_the_member_says_is_not_sent_again() {
+fn a_sent_page_is_not_sent_again_within_the_delay_of_the_want() {
     let start = Instant::now();
     let mut demand = Demand::new(100);
     demand.handle_want(&token(1), &now_pages(&[(10, 10)]), start);
@@ -130,15 +131,15 @@ fn what_is_under_way_by_what_the_member_says_is_not_sent_again() {
         later.handle_want(&token(1), &want, then);
         assert_eq!(!drain(&mut later, then).is_empty(), sent_again, "{after_us} {delay_us}");
     }
-    // No member can have pages held back for longer.
-    let then = start + DELAY_MAX;
+    // A longer delay is cut.
+    let then = start + MAX_DELAY;
     let want = Want { delay_us: u32::MAX, late: true, ..now_pages(&[(10, 10)]) };
     demand.handle_want(&token(1), &want, then);
     assert_eq!(drain(&mut demand, then), [(10, 10)]);
 }
 
 #[test]
-fn what_was_sent_before_a_page_that_came_is_lost_and_what_was_sent_after_it_is_under_way() {
+fn pages_sent_before_the_newest_arrival_are_lost_and_those_after_it_in_flight() {
     let start = Instant::now();
     let mut demand = Demand::new(100);
     for run in [PageRange::new(0, 10), PageRange::new(50, 60), PageRange::new(20, 30)] {
@@ -148,22 +149,22 @@ fn what_was_sent_before_a_page_that_came_is_lost_and_what_was_sent_after_it_is_u
     let want = Want { came: 55, delay_us: 10_000, ..now_pages(&missing) };
     demand.handle_want(&token(1), &want, start);
     assert_eq!(drain(&mut demand, start), [(3, 2), (53, 2), (80, 1)]);
-    // They went out again: the page that came says nothing of these.
+    // They were sent again after page 55, so its arrival says nothing about them.
     demand.handle_want(&token(1), &want, start);
     demand.handle_want(&token(2), &want, start);
     assert_eq!(drain(&mut demand, start), []);
     let unknown = Want { came: 90, delay_us: 10_000, ..now_pages(&[(3, 2)]) };
     demand.handle_want(&token(1), &unknown, start);
-    assert_eq!(drain(&mut demand, start), [], "that page was not sent lately");
-    // A member that lags gets what is under way in the end.
+    assert_eq!(drain(&mut demand, start), [], "page 90 was not sent recently");
+    // While pages arrive, even a short delay does not make pages in flight lost.
     let lagging = Want { came: 55, delay_us: 1000, ..now_pages(&[(22, 2)]) };
-    let then = start + MEMORY.mul_f64(0.99);
+    let then = start + HISTORY.mul_f64(0.99);
     demand.handle_want(&token(1), &lagging, then);
     assert_eq!(drain(&mut demand, then), []);
 }
 
 #[test]
-fn what_was_lost_goes_out_before_what_waits() {
+fn lost_pages_go_out_before_waiting_ones() {
     let start = Instant::now();
     let mut demand = Demand::new(100);
     demand.on_sent(PageRange::new(0, 10), start);
@@ -174,7 +175,7 @@ fn what_was_lost_goes_out_before_what_waits() {
 }
 
 #[test]
-fn the_last_page_of_a_lossy_want_goes_out_twice_if_nobody_waits_for_another_one() {
+fn the_last_page_of_a_lossy_want_goes_out_twice_if_no_other_page_waits() {
     let start = Instant::now();
     let mut demand = Demand::new(100);
     let lossy = |pairs: &[(u32, u32)]| Want { lossy: true, ..now_pages(pairs) };
@@ -191,7 +192,7 @@ fn the_last_page_of_a_lossy_want_goes_out_twice_if_nobody_waits_for_another_one(
 }
 
 #[test]
-fn what_the_stream_brings_meanwhile_is_not_waited_for_any_more() {
+fn pages_that_the_stream_sends_leave_the_queues() {
     let start = Instant::now();
     let mut demand = Demand::new(100);
     demand.handle_want(&token(1), &now_pages(&[(1, 10), (50, 2)]), start);
@@ -218,7 +219,7 @@ fn pages_that_the_file_does_not_have_do_not_count() {
 }
 
 #[test]
-fn one_that_asks_for_everything_leaves_room_for_the_others() {
+fn a_member_that_demands_everything_leaves_room_for_the_others() {
     let start = Instant::now();
     let mut demand = Demand::new(u32::MAX);
     let everything = now_pages(&vec![(1, u32::MAX); 3000]);
@@ -232,7 +233,7 @@ fn one_that_asks_for_everything_leaves_room_for_the_others() {
 }
 
 #[test]
-fn however_many_ask_no_more_is_kept_than_the_queue_holds_and_all_of_it_is_let_go() {
+fn the_queues_are_bounded_for_any_number_of_members_and_become_empty() {
     let start = Instant::now();
     let mut demand = Demand::new(u32::MAX);
     let scattered = |from: u32| -> Vec<_> { (0..1000).map(|at| (from + at * 2, 1)).collect() };
@@ -241,19 +242,19 @@ fn however_many_ask_no_more_is_kept_than_the_queue_holds_and_all_of_it_is_let_go
         let want = Want { now: pairs.clone(), later: pairs, ..Want::default() };
         demand.handle_want(&token(member.into()), &want, start);
     }
-    assert_eq!(demand.now.kept, QUEUE_PAGES);
+    assert_eq!(demand.urgent.requested_pages, QUEUE_PAGES);
     assert_eq!(drain(&mut demand, start).len(), 2 * QUEUE_PAGES as usize);
-    for queue in [&demand.now, &demand.later] {
-        assert_eq!((queue.kept, queue.by_member.len(), queue.asked.len()), (0, 0, 0));
+    for queue in [&demand.urgent, &demand.later] {
+        assert_eq!((queue.requested_pages, queue.by_member.len(), queue.requests.len()), (0, 0, 0));
     }
-    assert!(demand.recent.order.len() <= RECENT_RUNS);
+    assert!(demand.sent_pages.runs.len() <= MAX_HISTORY_RUNS);
 }
 
 proptest! {
-    /// Against sets of single pages: what goes out was asked for, is of the file, not on its way,
-    /// and nothing that was asked for and fits is forgotten.
+    /// Compares the queues with sets of single pages. Only demanded pages of the file that are not
+    /// in flight are sent, and none of them is forgotten.
     #[test]
-    fn sends_what_was_asked_for_and_is_not_on_its_way(
+    fn sends_the_demanded_pages_that_are_not_in_flight(
         pages in 1u32..120,
         steps in proptest::collection::vec(
             (0u8..4, 0u32..130, prop_oneof![0u32..20, Just(u32::MAX)], 0u64..3000), 1..60),
@@ -265,29 +266,30 @@ proptest! {
         let mut sent_at: BTreeMap<u32, Instant> = BTreeMap::new();
         for (kind, first, count, pause_us) in steps {
             now += Duration::from_micros(pause_us);
-            let fresh = |page: &u32, sent_at: &BTreeMap<u32, Instant>| {
-                sent_at.get(page).is_some_and(|at| now < *at + DELAY)
+            let in_flight = |page: &u32, sent_at: &BTreeMap<u32, Instant>| {
+                sent_at.get(page).is_some_and(|at| now < *at + DEFAULT_DELAY)
             };
             let end = u64::from(first) + u64::from(count);
-            let asked: Vec<u32> = (0..pages)
+            let demanded: Vec<u32> = (0..pages)
                 .filter(|page| (u64::from(first)..end).contains(&u64::from(page + 1)))
                 .collect();
             match kind {
                 0 => {
                     demand.handle_want(&token(1), &now_pages(&[(first, count)]), now);
-                    for page in asked.into_iter().filter(|page| !fresh(page, &sent_at)) {
+                    for page in demanded.into_iter().filter(|page| !in_flight(page, &sent_at)) {
                         waiting[0].insert(page);
                         waiting[1].remove(&page);
                     }
                 }
                 1 => {
                     demand.handle_want(&token(2), &later_pages(&[(first, count)]), now);
-                    let new = asked.into_iter().filter(|page| !fresh(page, &sent_at));
+                    let new = demanded.into_iter().filter(|page| !in_flight(page, &sent_at));
                     let new: Vec<_> = new.filter(|page| !waiting[0].contains(page)).collect();
                     waiting[1].extend(new);
                 }
                 2 => {
-                    let run = PageRange::new(first.min(pages), first.saturating_add(count).min(pages));
+                    let end = first.saturating_add(count).min(pages);
+                    let run = PageRange::new(first.min(pages), end);
                     demand.on_sent(run, now);
                     for page in run.iter() {
                         for set in &mut waiting {
@@ -319,6 +321,6 @@ proptest! {
             .flat_map(|(first, count)| first - 1..first - 1 + count)
             .collect();
         prop_assert_eq!(rest, &waiting[0] | &waiting[1]);
-        prop_assert_eq!(demand.now.kept + demand.later.kept, 0);
+        prop_assert_eq!(demand.urgent.requested_pages + demand.later.requested_pages, 0);
     }
 }
