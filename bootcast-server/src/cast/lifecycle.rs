@@ -580,7 +580,7 @@ impl Cast {
     fn note_stream(&mut self) {
         let is_done = self.stream.is_done();
         if let Some(repair) = self.channel() {
-            repair.on_stream(is_done);
+            repair.set_resting(is_done);
         }
     }
 
@@ -600,7 +600,7 @@ impl Cast {
             return;
         }
         if let Some(repair) = &mut self.repair {
-            repair.on_heard();
+            repair.on_activity();
         }
     }
 
@@ -612,7 +612,7 @@ impl Cast {
         if self.members.repairing() == 0
             && let Some(repair) = &mut self.repair
         {
-            repair.on_deserted();
+            repair.drop_promises();
         }
     }
 

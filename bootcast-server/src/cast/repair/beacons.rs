@@ -1,4 +1,4 @@
-//! Beacons: tell members the levels, and whether they may report.
+//! Beacons, which state the levels and how many members may report.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -8,68 +8,74 @@ use bootcast_proto::{BlockLayout, WindowIndex};
 
 use super::Situation;
 use super::levels::Levels;
-use super::reporters::{EVERYBODY, FEW_MEMBERS, Reporters, spread};
+use super::reporters::{FEW_MEMBERS, PERMIT_ALL, Reporters, spread};
 
 /// Time between two beacons while the cast sends.
-const BUSY_INTERVAL: Duration = Duration::from_millis(25);
+const SENDING_INTERVAL: Duration = Duration::from_millis(25);
 
-/// The same while the cast opens and its rate is searched for.
+/// The same while the cast opens, when members report every 10 ms.
 const OPENING_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Time between two beacons while the cast waits for reports: the first interval, doubled each time
-/// up to the second. It starts short because the beacon that waiting members need most may get
-/// lost.
-const WAITING_INTERVALS: (Duration, Duration) =
-    (Duration::from_millis(5), Duration::from_millis(50));
+/// First time between two beacons while the cast waits for reports; it doubles with each beacon. It
+/// is short because the beacon that members wait for may get lost.
+const MIN_WAITING_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Beacons take at most 1 / this of the rate, so that on a slow path repair symbols and demanded
-/// pages still go out between them.
+/// Upper bound of that time.
+const MAX_WAITING_INTERVAL: Duration = Duration::from_millis(50);
+
+/// 1 / this is the largest share of the rate that beacons take. On a slow path, repair symbols and
+/// demanded pages must still go out between them.
 const RATE_DIVISOR: u32 = 8;
 
-/// Shortest time before an urgent beacon.
+/// Shortest time between an urgent beacon and the one before.
 const URGENT_INTERVAL: Duration = Duration::from_millis(2);
 
-/// Among many members, a beacon becomes urgent after this many reports, so that members who would
-/// report next learn what the first reports achieved.
-const REPORTS_AT_ONCE: u32 = 4;
+/// Number of reports since the last beacon that make the next one urgent, if there are many
+/// members. Members that would report next then learn which promises the first reports brought.
+const URGENT_REPORTS: u32 = 4;
 
-/// With fewer reports in a period than this, more members may report.
+/// Number of reports in a period below which more members may report.
 const FEW_REPORTS: u32 = 25;
 
-/// With more reports in a period than this, fewer members may report.
+/// Number of reports in a period above which fewer members may report.
 const MANY_REPORTS: u32 = 50;
 
 /// Factor by which the permit rises or falls.
 const PERMIT_STEP: u64 = 4;
 
-/// Upper bound on halvings of the spread. It is halved where all of many members may report and few
-/// do.
-const HALVINGS: u32 = 2;
+/// Most times that the spread is halved while all of many members may report and few do.
+const MAX_HALVINGS: u32 = 2;
 
+/// Composes beacons, decides when they go out, and adapts permit and spread to the reports.
 #[derive(Debug)]
 pub(super) struct Beacons {
     layout: BlockLayout,
+    /// Length of a full datagram in bytes, the upper bound of a beacon's.
     datagram_len: usize,
+    /// Number of the next beacon.
     number: u32,
+    /// Time of the last beacon.
     last_at: Instant,
-    /// Whether something was sent since the last beacon.
-    sent_since: bool,
+    /// Whether pages or symbols were sent since the last beacon.
+    has_sent: bool,
     /// Whether members wait for the next beacon.
     is_urgent: bool,
     /// Time between two beacons while the cast sends.
-    busy: Duration,
+    sending_interval: Duration,
     /// Shortest time between two beacons at the present rate.
-    shortest: Duration,
-    /// Time until the next beacon while nothing changes.
-    waiting: Duration,
+    min_interval: Duration,
+    /// Time between two beacons while the cast waits for reports.
+    waiting_interval: Duration,
     /// Spread in the last beacon.
     spread: Duration,
     /// Window at which the next search for changed levels starts.
     next_window: WindowIndex,
-    /// Permit beyond what the number of members allows, in 1/65536.
+    /// Permit that few reports have raised, in 1/65536. It holds if it exceeds the one that follows
+    /// from the number of members.
     raised_permit: u64,
-    /// How often the spread of many members is halved at present.
+    /// Number of times that the spread of many members is halved at present.
     halvings: u32,
+    /// Reports in this period.
     reports: u32,
     /// Reports since the last beacon.
     unanswered: u32,
@@ -78,17 +84,19 @@ pub(super) struct Beacons {
 }
 
 impl Beacons {
+    /// Creates the state of a cast without beacons. `datagram_len` is the length of a full datagram
+    /// in bytes.
     pub(super) fn new(layout: BlockLayout, datagram_len: usize, now: Instant) -> Self {
         Self {
             layout,
             datagram_len,
             number: 0,
             last_at: now,
-            sent_since: false,
+            has_sent: false,
             is_urgent: false,
-            busy: BUSY_INTERVAL,
-            shortest: Duration::ZERO,
-            waiting: WAITING_INTERVALS.0,
+            sending_interval: SENDING_INTERVAL,
+            min_interval: Duration::ZERO,
+            waiting_interval: MIN_WAITING_INTERVAL,
             spread: Duration::ZERO,
             next_window: WindowIndex(0),
             raised_permit: 0,
@@ -103,22 +111,23 @@ impl Beacons {
     /// opens, beacons follow each other sooner, and the first one goes out before the first page,
     /// because members count from their first beacon on.
     pub(super) fn set_pace(&mut self, is_opening: bool, datagram: Duration) {
-        self.shortest = datagram * RATE_DIVISOR;
-        self.busy = if is_opening { OPENING_INTERVAL } else { BUSY_INTERVAL };
+        self.min_interval = datagram * RATE_DIVISOR;
+        self.sending_interval = if is_opening { OPENING_INTERVAL } else { SENDING_INTERVAL };
         self.is_urgent |= is_opening && self.number == 0;
     }
 
+    /// Records that pages or symbols were sent.
     pub(super) fn on_sent(&mut self) {
-        self.sent_since = true;
+        self.has_sent = true;
     }
 
-    /// Returns the number of the next beacon.
+    /// Number of the next beacon.
     pub(super) fn next_number(&self) -> u32 {
         self.number
     }
 
     /// Makes the next beacon urgent.
-    pub(super) fn on_urgent(&mut self) {
+    pub(super) fn make_urgent(&mut self) {
         self.is_urgent = true;
     }
 
@@ -126,28 +135,31 @@ impl Beacons {
     pub(super) fn count_report(&mut self, members: usize) {
         self.reports = self.reports.saturating_add(1);
         self.unanswered = self.unanswered.saturating_add(1);
-        self.is_urgent |= members > FEW_MEMBERS && self.unanswered >= REPORTS_AT_ONCE;
+        self.is_urgent |= members > FEW_MEMBERS && self.unanswered >= URGENT_REPORTS;
     }
 
-    /// When the next beacon is due. If there is nothing to send, reports are awaited until
-    /// `calm_at`.
+    /// Returns when the next beacon is due. `has_unsent` says that promised symbols are not sent
+    /// yet. While nothing is sent, beacons go out only until all reports have arrived at
+    /// `reports_due_at`.
     pub(super) fn due_at(
         &self,
         situation: Situation,
-        is_owing: bool,
-        calm_at: Option<Instant>,
+        has_unsent: bool,
+        reports_due_at: Option<Instant>,
     ) -> Option<Instant> {
-        // Many members left since the last beacon: the others may now report with a shorter spread.
-        let is_sooner = situation.stream_done && self.spread > 4 * spread_of(situation);
-        if self.is_urgent || (is_sooner && (self.sent_since || calm_at > Some(self.last_at))) {
-            let shortest = if self.number == 0 { Duration::ZERO } else { self.shortest };
-            return Some(self.last_at + URGENT_INTERVAL.max(shortest));
+        // Many members left since the last beacon, so the others may report within a shorter
+        // spread.
+        let is_spread_shorter = situation.stream_done && self.spread > 4 * spread_of(situation);
+        let are_reports_awaited = self.has_sent || reports_due_at > Some(self.last_at);
+        if self.is_urgent || (is_spread_shorter && are_reports_awaited) {
+            let min_interval = if self.number == 0 { Duration::ZERO } else { self.min_interval };
+            return Some(self.last_at + URGENT_INTERVAL.max(min_interval));
         }
-        if self.sent_since || is_owing {
-            return Some(self.last_at + self.busy.max(self.shortest));
+        if self.has_sent || has_unsent {
+            return Some(self.last_at + self.sending_interval.max(self.min_interval));
         }
-        let at = self.last_at + self.waiting;
-        calm_at.filter(|&calm_at| at < calm_at).map(|_| at)
+        let at = self.last_at + self.waiting_interval;
+        reports_due_at.filter(|&reports_due_at| at < reports_due_at).map(|_| at)
     }
 
     /// Adapts permit and spread to the number of reports: few reports let more members report, and
@@ -160,25 +172,25 @@ impl Beacons {
         let reports = std::mem::take(&mut self.reports);
         self.period_began = now;
         let few = reports < FEW_REPORTS;
-        let all_may = permit >= EVERYBODY;
+        let all_may = permit >= PERMIT_ALL;
         if reports > MANY_REPORTS {
             self.raised_permit = permit / PERMIT_STEP;
             self.halvings = 0;
         } else if few && all_may {
-            self.halvings = (self.halvings + 1).min(HALVINGS);
+            self.halvings = (self.halvings + 1).min(MAX_HALVINGS);
         } else if few {
             self.raised_permit = permit * PERMIT_STEP;
         }
         few && !all_may
     }
 
-    /// Members that may report, as beacons state it.
+    /// Returns the number of members and the present permit.
     pub(super) fn reporters(&self, members: usize) -> Reporters {
         Reporters { members, permit: self.permit(members) }
     }
 
-    /// Composes a beacon: changed levels first, then those of other windows in turn, as many as
-    /// fit. The scheduler adds the rate.
+    /// Composes the next beacon. It states changed levels first, then those of other windows in
+    /// turn, as many as fit. The scheduler adds the rate.
     pub(super) fn compose(
         &mut self,
         situation: Situation,
@@ -189,10 +201,13 @@ impl Beacons {
         let number = self.number;
         self.number = self.number.wrapping_add(1);
         self.last_at = now;
-        let has_news = self.sent_since || self.is_urgent;
-        let (first, longest) = WAITING_INTERVALS;
-        self.waiting = if has_news { first } else { longest.min(2 * self.waiting) };
-        self.sent_since = false;
+        let has_news = self.has_sent || self.is_urgent;
+        self.waiting_interval = if has_news {
+            MIN_WAITING_INTERVAL
+        } else {
+            MAX_WAITING_INTERVAL.min(2 * self.waiting_interval)
+        };
+        self.has_sent = false;
         self.is_urgent = false;
         self.unanswered = 0;
         self.spread = self.spread(situation);
@@ -208,30 +223,32 @@ impl Beacons {
         }
     }
 
-    /// Spread of reports: follows the number of few members, and the number of reports of many.
+    /// Returns the spread of reports. It follows the number of members if they are few, and the
+    /// number of their reports if they are many.
     fn spread(&self, situation: Situation) -> Duration {
         let spread = spread_of(situation);
         if situation.members > FEW_MEMBERS { spread / (1 << self.halvings) } else { spread }
     }
 
-    /// Share that may report, in 1/65536, rounded up.
+    /// Returns the share of the members that may report, in 1/65536, rounded up.
     fn permit(&self, members: usize) -> u64 {
-        let few = (FEW_MEMBERS as u64 * EVERYBODY).div_ceil(members.max(1) as u64);
-        few.max(self.raised_permit).min(EVERYBODY)
+        let few = (FEW_MEMBERS as u64 * PERMIT_ALL).div_ceil(members.max(1) as u64);
+        few.max(self.raised_permit).min(PERMIT_ALL)
     }
 
+    /// Chooses the windows that the next beacon states, as many as fit.
     fn choose_windows(&mut self, levels: &mut Levels) -> BTreeSet<WindowIndex> {
         let mut chosen = BTreeSet::new();
         let mut blocks = 0;
-        // Every window fits alone. The size of the largest decides when to stop, so no window is
-        // skipped.
+        // Every window fits alone. The loop stops when the largest window would no longer fit, so
+        // that a changed window is never taken and then left out.
         let largest = self.layout.interleave().min(self.layout.blocks()) as usize;
         let windows = self.layout.windows();
         while chosen.len() < windows as usize
             && Beacon::datagram_len(chosen.len() + 1, blocks + largest) <= self.datagram_len
         {
-            let news = levels.take_news(self.next_window);
-            let window = news.unwrap_or(self.next_window);
+            let changed = levels.take_changed(self.next_window);
+            let window = changed.unwrap_or(self.next_window);
             self.next_window = WindowIndex((window.0 + 1) % windows);
             if chosen.insert(window) {
                 let range = self.layout.blocks_of(window);

@@ -1,42 +1,47 @@
-//! Fill symbols: sent without a request while members remain and nothing else is to be sent.
+//! Fill symbols, which are sent without a promise while members remain and nothing else is to be
+//! sent.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use bootcast_proto::{BlockIndex, BlockLayout, WindowIndex};
 
-/// Shortest time from the start of a round to the next. A file of few blocks would otherwise be
-/// sent thousands of times before a leave arrives.
+/// Shortest time between the starts of two rounds. Without it, the blocks of a small file would get
+/// thousands of symbols before a leave arrives.
 const ROUND_INTERVAL: Duration = Duration::from_millis(10);
 
-/// After this many rounds without a request, nobody seems to listen and fill stops. A member that
-/// lacks more than a quarter of a window requests pages, and every request restarts the rounds.
-const QUIET_ROUNDS: u32 = 32;
+/// Number of rounds without a sign of life after which no member seems to listen, and fill stops.
+/// 32 symbols replace a quarter of a block's pages. A member that lacks more reports windows, and
+/// each such report restarts the count.
+const MAX_ROUNDS: u32 = 32;
 
-/// Cycles through all blocks, after a few rounds over the windows whose needs are not known yet.
+/// Cycles through all blocks, after a few rounds over the windows whose reports are awaited.
 #[derive(Debug)]
 pub(super) struct Fill {
+    /// Number of blocks in the file.
     blocks: u32,
+    /// Block that gets the next symbol.
     next: u32,
     /// Start of the next round, or of the present one.
     round_at: Instant,
-    /// Rounds since the last request.
+    /// Complete rounds since the last sign of life of a member.
     rounds: u32,
     /// Blocks that get symbols before the next round.
-    first: VecDeque<BlockIndex>,
+    priority: VecDeque<BlockIndex>,
 }
 
 impl Fill {
     pub(super) fn new(blocks: u32, now: Instant) -> Self {
-        Self { blocks, next: 0, round_at: now, rounds: 0, first: VecDeque::new() }
+        Self { blocks, next: 0, round_at: now, rounds: 0, priority: VecDeque::new() }
     }
 
-    pub(super) fn on_heard(&mut self) {
+    /// Handles a sign of life of a member, so that fill goes on.
+    pub(super) fn on_activity(&mut self) {
         self.rounds = 0;
     }
 
-    /// Puts `rounds` over these windows in front: the stream came to rest.
-    pub(super) fn begin_with(
+    /// Gives these windows `rounds` rounds before the next round over all blocks.
+    pub(super) fn prioritise(
         &mut self,
         windows: impl Iterator<Item = WindowIndex> + Clone,
         rounds: u32,
@@ -44,19 +49,19 @@ impl Fill {
     ) {
         let round = windows.flat_map(|window| layout.blocks_of(window));
         let all = (0..rounds).flat_map(|_| round.clone());
-        self.first = all.map(BlockIndex).collect();
+        self.priority = all.map(BlockIndex).collect();
     }
 
-    /// When the next block is due; `None` while nobody seems to listen.
+    /// Returns when the next symbol is due; `None` while no member seems to listen.
     pub(super) fn due_at(&self) -> Option<Instant> {
-        (self.rounds < QUIET_ROUNDS && self.blocks > 0).then_some(self.round_at)
+        (self.rounds < MAX_ROUNDS && self.blocks > 0).then_some(self.round_at)
     }
 
-    /// Returns the blocks that get a symbol now: at most `budget`, within one round.
+    /// Returns the blocks that get a symbol now, at most `budget` and within one round.
     pub(super) fn poll(&mut self, budget: u32, now: Instant) -> Vec<BlockIndex> {
-        if !self.first.is_empty() {
-            let count = self.first.len().min(budget as usize);
-            return self.first.drain(..count).collect();
+        if !self.priority.is_empty() {
+            let count = self.priority.len().min(budget as usize);
+            return self.priority.drain(..count).collect();
         }
         let start = self.next;
         let end = start.saturating_add(budget).min(self.blocks);

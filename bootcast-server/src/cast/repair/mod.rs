@@ -1,14 +1,14 @@
-//! The repair channel of one cast: which symbols are promised, and which members report.
+//! Repair channel of one cast: decides which symbols are promised and how many members report.
 //! docs/PROTOCOL.md, "Repair".
 //!
 //! | module | decides |
 //! |---|---|
-//! | [`levels`] | which symbol goes out next |
-//! | [`redundancy`] | how many symbols a window gets without reports |
-//! | [`beacons`] | when a beacon goes out, what it says, and how many members may report |
-//! | [`reporters`] | how many members may report, and over which time |
-//! | [`outliers`] | which members are served last |
-//! | [`fill`] | which symbols go out when everything promised is sent |
+//! | [`levels`] | which promised symbol goes out next |
+//! | [`redundancy`] | how many symbols the blocks of a window get without reports |
+//! | [`beacons`] | when a beacon goes out, what it states, and how many members may report |
+//! | [`reporters`] | over which time members spread their reports, and when all have arrived |
+//! | [`outliers`] | whose needs are served last |
+//! | [`fill`] | which blocks get symbols when everything promised is sent |
 
 mod beacons;
 mod fill;
@@ -29,7 +29,7 @@ use fill::Fill;
 use levels::Levels;
 use outliers::Outliers;
 use redundancy::Redundancy;
-use reporters::{patience, spread};
+use reporters::{report_timeout, spread};
 
 /// A repair symbol to be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,17 +42,18 @@ pub struct Symbol {
     pub promised: u8,
 }
 
-/// State of the rest of the cast that repair depends on.
+/// State of the cast outside its repair channel that repair depends on.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Situation {
     /// Page that the stream sends next.
     pub(super) position: PageIndex,
     /// Whether the stream has sent every window that was asked for.
     pub(super) stream_done: bool,
-    /// Members that want the whole file and receive datagrams.
+    /// Number of members that want the whole file and receive datagrams.
     pub(super) members: usize,
 }
 
+/// Repair channel of one cast.
 #[derive(Debug)]
 pub(super) struct Repair {
     levels: Levels,
@@ -60,14 +61,14 @@ pub(super) struct Repair {
     beacons: Beacons,
     outliers: Outliers,
     fill: Fill,
-    /// Whether a beacon has told the members that the stream rests.
+    /// Whether the stream rests: it has sent every window that was asked for.
     is_resting: bool,
-    /// Time of the last join, promise or request: reports that answer it may still be on their way.
+    /// Time of the last change that members may answer with reports, such as a join or a promise.
     changed_at: Instant,
 }
 
 impl Repair {
-    /// Creates the state for a file without promises. `datagram_len` is the length of a full
+    /// Creates the channel of a new cast, without promises. `datagram_len` is the length of a full
     /// datagram in bytes.
     pub(super) fn new(layout: BlockLayout, datagram_len: usize, now: Instant) -> Self {
         Self {
@@ -81,23 +82,25 @@ impl Repair {
         }
     }
 
-    /// Sets whether the cast opens, and how long a full datagram takes at its rate.
+    /// Sets whether the cast opens, and how long a full datagram takes at its rate. Both bound the
+    /// time between beacons.
     pub(super) fn set_pace(&mut self, is_opening: bool, datagram: Duration) {
         self.beacons.set_pace(is_opening, datagram);
     }
 
-    /// Handles a sign of life: a join, a leave or a report.
-    pub(super) fn on_heard(&mut self) {
-        self.fill.on_heard();
+    /// Handles a sign of life of a member: a join, a leave, a want, or a report that asks for
+    /// something.
+    pub(super) fn on_activity(&mut self) {
+        self.fill.on_activity();
     }
 
-    /// Handles a change in what members lack or in what beacons say.
+    /// Handles a change that members may answer with reports.
     pub(super) fn on_change(&mut self, now: Instant) {
         self.changed_at = now;
     }
 
-    /// Drops all promises: no member is left that they were made to.
-    pub(super) fn on_deserted(&mut self) {
+    /// Drops all promises, because no member listens to the channel any more.
+    pub(super) fn drop_promises(&mut self) {
         self.levels.drop_promises();
     }
 
@@ -116,7 +119,7 @@ impl Repair {
             raised |= if is_outlier {
                 self.levels.defer(block, need)
             } else {
-                self.levels.ask(block, need)
+                self.levels.promise_need(block, need)
             };
         }
         if raised {
@@ -124,28 +127,28 @@ impl Repair {
         }
     }
 
-    /// Handles a wanted window whose pages the stream has sent.
+    /// Handles the end of a window in the stream, and promises it the redundancy.
     pub(super) fn on_window(&mut self, window: WindowIndex, members: usize, now: Instant) {
         self.learn(members, now);
-        self.redundancy.begin(window, &mut self.levels, now + 2 * spread(members, false));
+        self.redundancy.watch(window, &mut self.levels, now + 2 * spread(members, false));
         self.on_sent();
         self.on_change(now);
     }
 
-    /// Handles the stream coming to rest or running again.
-    pub(super) fn on_stream(&mut self, stream_done: bool) {
-        if std::mem::replace(&mut self.is_resting, stream_done) == stream_done {
+    /// Sets whether the stream rests. When it comes to rest or runs again, a beacon is urgent.
+    pub(super) fn set_resting(&mut self, is_resting: bool) {
+        if std::mem::replace(&mut self.is_resting, is_resting) == is_resting {
             return;
         }
-        self.beacons.on_urgent();
-        if stream_done {
+        self.beacons.make_urgent();
+        if is_resting {
             let rounds = self.redundancy.symbols().isqrt();
             let windows: Vec<_> = self.redundancy.awaiting_reports().collect();
-            self.fill.begin_with(windows.into_iter(), rounds, self.levels.layout());
+            self.fill.prioritise(windows.into_iter(), rounds, self.levels.layout());
         }
     }
 
-    /// Handles sent pages or symbols.
+    /// Records that pages or symbols were sent.
     pub(super) fn on_sent(&mut self) {
         self.beacons.on_sent();
     }
@@ -167,16 +170,17 @@ impl Repair {
         self.beacons.compose(situation, &mut self.levels, now)
     }
 
-    /// Sends no symbols of a block from now on: a page of it cannot be read.
+    /// Excludes a block from repair, because one of its pages cannot be read.
     pub(super) fn forbid(&mut self, block: BlockIndex) {
         self.levels.forbid(block);
     }
 
-    /// Sends symbols of a block again.
+    /// Allows symbols of a block again.
     pub(super) fn allow(&mut self, block: BlockIndex) {
         self.levels.allow(block);
     }
 
+    /// Windows and blocks of the file.
     pub(super) fn layout(&self) -> BlockLayout {
         self.levels.layout()
     }
@@ -188,14 +192,14 @@ impl Repair {
             return None;
         }
         self.on_sent();
-        if self.is_resting && !self.levels.is_owing() {
-            self.beacons.on_urgent();
+        if self.is_resting && !self.levels.has_unsent() {
+            self.beacons.make_urgent();
         }
         Some(symbols)
     }
 
-    /// Returns symbols that no promise covers: deferred needs first, then more symbols of every
-    /// block in turn. `None` until reports had time to arrive.
+    /// Returns symbols that are sent when no promise is left: those of deferred needs first, then
+    /// fill symbols of every block in turn. `None` until reports had time to arrive.
     pub(super) fn poll_fill(
         &mut self,
         budget: u32,
@@ -217,31 +221,34 @@ impl Repair {
         (!symbols.is_empty()).then_some(symbols)
     }
 
-    /// Whether everything promised is sent and fill symbols may go out.
+    /// Whether fill symbols may go out, because nothing promised or deferred is left.
     pub(super) fn is_idle(&self, situation: Situation, now: Instant) -> bool {
         !self.levels.has_deferred() && self.fill_at(situation).is_some_and(|at| at <= now)
     }
 
-    /// Earliest time at which one of the `poll_` functions has something.
+    /// Returns the earliest time at which one of the `poll_` functions returns something. It may
+    /// lie in the past.
     pub(super) fn poll_at(&self, situation: Situation) -> Option<Instant> {
-        let owed = self.levels.is_owing().then_some(self.changed_at);
-        [owed, self.beacon_at(situation), self.fill_at(situation)].into_iter().flatten().min()
+        let promised = self.levels.has_unsent().then_some(self.changed_at);
+        [promised, self.beacon_at(situation), self.fill_at(situation)].into_iter().flatten().min()
     }
 
-    /// Redundancy at present: symbols that every block of a window gets without reports.
+    /// Present redundancy: symbols that every block gets without a report.
     pub(super) fn redundancy(&self) -> u32 {
         self.redundancy.symbols()
     }
 
-    /// The number of the next beacon.
+    /// Number of the next beacon.
     pub(super) fn next_beacon(&self) -> u32 {
         self.beacons.next_number()
     }
 
+    /// Number of symbols sent.
     pub(super) fn symbols_sent(&self) -> u64 {
         self.levels.symbols_sent()
     }
 
+    /// Adapts the redundancy to the needs reported so far.
     fn learn(&mut self, members: usize, now: Instant) {
         if members > 0 {
             let reporters = self.beacons.reporters(members);
@@ -249,27 +256,30 @@ impl Repair {
         }
     }
 
+    /// Returns when the next beacon is due.
     fn beacon_at(&self, situation: Situation) -> Option<Instant> {
-        let calm_at = situation.stream_done.then(|| self.calm_at(situation));
-        self.beacons.due_at(situation, self.levels.is_owing(), calm_at)
+        let reports_due_at = situation.stream_done.then(|| self.reports_due_at(situation));
+        self.beacons.due_at(situation, self.levels.has_unsent(), reports_due_at)
     }
 
+    /// Returns when deferred needs or fill symbols may be sent.
     fn fill_at(&self, situation: Situation) -> Option<Instant> {
-        if !situation.stream_done || self.levels.is_owing() {
+        if !situation.stream_done || self.levels.has_unsent() {
             return None;
         }
         if self.levels.has_deferred() {
             return Some(self.changed_at);
         }
-        // Among many members, one is practically certain to lack something.
+        // With losses among many members, one of them is practically certain to lack something.
         let reporters = self.beacons.reporters(situation.members);
-        let is_sure = !reporters.are_few() && self.redundancy.symbols() > 0;
-        let from = if is_sure { self.changed_at } else { self.calm_at(situation) };
+        let is_need_certain = !reporters.are_few() && self.redundancy.symbols() > 0;
+        let from = if is_need_certain { self.changed_at } else { self.reports_due_at(situation) };
         Some(self.fill.due_at()?.max(from))
     }
 
-    fn calm_at(&self, situation: Situation) -> Instant {
-        self.changed_at + patience(situation.members, situation.stream_done)
+    /// Returns when all reports that answer the last change should have arrived.
+    fn reports_due_at(&self, situation: Situation) -> Instant {
+        self.changed_at + report_timeout(situation.members, situation.stream_done)
     }
 }
 

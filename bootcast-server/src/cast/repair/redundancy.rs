@@ -1,4 +1,4 @@
-//! Redundancy: symbols that every block gets without reports.
+//! Redundancy: the symbols that every block gets without a report.
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -8,46 +8,52 @@ use bootcast_proto::WindowIndex;
 use super::levels::Levels;
 use super::reporters::Reporters;
 
-/// Upper bound of the redundancy: half as many symbols as a block has pages.
-const MOST: u32 = 64;
+/// Upper bound of the redundancy, in symbols per block: half the pages of a block.
+const MAX_SYMBOLS: u32 = 64;
 
-/// Windows with fewer blocks say too little about needs, unless the file has no larger ones.
-const TELLING_BLOCKS: usize = 32;
+/// Fewest blocks of a window that shows needs well enough to change the redundancy. If the file has
+/// no larger windows, its full windows count.
+const MIN_WINDOW_BLOCKS: usize = 32;
 
-/// Bounds on the share of a window's blocks, in thousandths, that need more than the redundancy.
-/// Above `most` the redundancy rises; below `least` it falls.
+/// Target range for the share of a window's blocks that need more symbols than the redundancy, in
+/// thousandths.
 #[derive(Clone, Copy, Debug)]
-struct Aim {
-    most: u64,
-    least: u64,
+struct TargetRange {
+    /// Share above which the redundancy rises.
+    max: u64,
+    /// Share at or below which it falls.
+    min: u64,
 }
 
-/// Bounds for few members: all of them report, and soon, so redundancy only covers what nearly
+/// Target for few members. All of them report, and soon, so redundancy only covers what nearly
 /// every block needs.
-const OF_FEW: Aim = Aim { most: 900, least: 500 };
+const FEW_MEMBERS_TARGET: TargetRange = TargetRange { max: 900, min: 500 };
 
-/// Bounds for many members: reports take long and must stay few, so few blocks are left to them.
-const OF_MANY: Aim = Aim { most: 160, least: 20 };
+/// Target for many members. Reports take long and must stay few, so few blocks are left to them.
+const MANY_MEMBERS_TARGET: TargetRange = TargetRange { max: 160, min: 20 };
 
-/// A window whose reports may still arrive.
+/// Window whose reports may still arrive.
 #[derive(Debug)]
 struct Watched {
     window: WindowIndex,
     /// Symbols that each block had got when the stream passed the window.
     base: Vec<u32>,
-    /// Redundancy that its blocks got at first.
-    given: u32,
-    /// Largest permit since the stream passed the window, in 1/65536. Needs reported under it stay
-    /// valid when the permit falls.
+    /// Redundancy when the stream passed the window.
+    initial: u32,
+    /// Highest permit since the stream passed the window, in 1/65536. Needs reported under it stay
+    /// known when the permit falls.
     permit: u64,
+    /// When all reports of its needs should have arrived.
     reports_due_at: Instant,
 }
 
-/// Learns the redundancy from reported needs. Starts at 0: a network without loss pays nothing.
+/// Learns the redundancy from reported needs. It starts at 0, so a network without loss pays
+/// nothing.
 #[derive(Debug, Default)]
 pub(super) struct Redundancy {
+    /// Redundancy at present, in symbols per block.
     symbols: u32,
-    /// Windows that are watched, in the order of the stream.
+    /// Watched windows, in the order of the stream.
     watched: VecDeque<Watched>,
 }
 
@@ -57,9 +63,9 @@ impl Redundancy {
         self.symbols
     }
 
-    /// Promises a window that the stream has passed its redundancy, and watches its needs until
+    /// Promises the redundancy to a window that the stream has passed, and watches its needs until
     /// `reports_due_at`.
-    pub(super) fn begin(
+    pub(super) fn watch(
         &mut self,
         window: WindowIndex,
         levels: &mut Levels,
@@ -68,25 +74,25 @@ impl Redundancy {
         self.watched.retain(|watched| watched.window != window);
         let base: Vec<u32> = levels.sent_in(window).collect();
         levels.promise_above(window, &base, self.symbols);
-        let given = self.symbols;
-        self.watched.push_back(Watched { window, base, given, permit: 0, reports_due_at });
+        let initial = self.symbols;
+        self.watched.push_back(Watched { window, base, initial, permit: 0, reports_due_at });
     }
 
-    /// Windows whose needs are not all known yet.
+    /// Returns the windows whose reports may still arrive.
     pub(super) fn awaiting_reports(&self) -> impl Iterator<Item = WindowIndex> {
         self.watched.iter().map(|watched| watched.window)
     }
 
-    /// Learns from the windows whose needs are known by now. A raised redundancy is promised to the
-    /// watched windows too.
+    /// Raises the redundancy if watched windows need more, and promises it to these windows too.
+    /// Lowers it if windows whose reports are due needed less, and stops watching these.
     pub(super) fn learn(&mut self, levels: &mut Levels, reporters: Reporters, now: Instant) {
         let before = self.symbols;
         for watched in &mut self.watched {
             watched.permit = watched.permit.max(reporters.permit);
         }
-        let telling = TELLING_BLOCKS.min(levels.blocks_of_a_window());
-        for watched in self.watched.iter().filter(|watched| watched.base.len() >= telling) {
-            self.symbols = self.symbols.max(watched.needed(levels, reporters).min(MOST));
+        let min_blocks = MIN_WINDOW_BLOCKS.min(levels.blocks_of_a_window());
+        for watched in self.watched.iter().filter(|watched| watched.base.len() >= min_blocks) {
+            self.symbols = self.symbols.max(watched.needed(levels, reporters).min(MAX_SYMBOLS));
         }
         if self.symbols > before {
             for watched in &self.watched {
@@ -96,49 +102,48 @@ impl Redundancy {
         while self.watched.front().is_some_and(|it| it.reports_due_at <= now)
             && let Some(watched) = self.watched.pop_front()
         {
-            if watched.given == self.symbols && watched.base.len() >= telling {
-                self.symbols -= watched.spared(levels, reporters);
+            if watched.initial == self.symbols && watched.base.len() >= min_blocks {
+                self.symbols -= watched.surplus(levels, reporters);
             }
         }
     }
 }
 
 impl Watched {
-    /// Redundancy that would cover all blocks of this window, except the share left to reports.
+    /// Returns the redundancy that would cover all blocks of this window, except the share left to
+    /// reports.
     fn needed(&self, levels: &Levels, reporters: Reporters) -> u32 {
         let mut needs: Vec<u32> = self.needs(levels).collect();
         needs.sort_unstable();
-        let left = self.seen_by(reporters).share_of(aim(reporters).most, needs.len());
-        needs.iter().rev().nth(left).copied().unwrap_or(0)
+        let uncovered = self.reported_by(reporters).share_of(target(reporters).max, needs.len());
+        needs.iter().rev().nth(uncovered).copied().unwrap_or(0)
     }
 
-    /// How much the redundancy may fall: by one if hardly any block needed more, by a quarter if
-    /// none did, because then the excess is unknown.
-    fn spared(&self, levels: &Levels, reporters: Reporters) -> u32 {
-        let short = self.needs(levels).filter(|&need| need > self.given).count();
+    /// Returns by how much the redundancy may fall: by one symbol if few blocks needed more than
+    /// it, and by a quarter if none did, because then the surplus is unknown.
+    fn surplus(&self, levels: &Levels, reporters: Reporters) -> u32 {
+        let short = self.needs(levels).filter(|&need| need > self.initial).count();
+        let min = target(reporters).min;
         if short == 0 {
-            (self.given / 4).max(self.given.min(1))
-        } else if short <= self.seen_by(reporters).share_of(aim(reporters).least, self.base.len()) {
-            self.given.min(1)
+            (self.initial / 4).max(self.initial.min(1))
+        } else if short <= self.reported_by(reporters).share_of(min, self.base.len()) {
+            self.initial.min(1)
         } else {
             0
         }
     }
 
-    /// Members whose reports show the needs of this window.
-    fn seen_by(&self, reporters: Reporters) -> Reporters {
+    /// Returns the members whose reports show the needs of this window.
+    fn reported_by(&self, reporters: Reporters) -> Reporters {
         Reporters { permit: self.permit, ..reporters }
     }
 
-    /// Needs of each block in excess of `base`; 0 for blocks nobody reported.
+    /// Returns the need of each block in excess of `base`; 0 for blocks that no member reported.
     fn needs(&self, levels: &Levels) -> impl Iterator<Item = u32> {
-        levels
-            .asked_in(self.window)
-            .zip(&self.base)
-            .map(|(asked, base)| asked.saturating_sub(*base))
+        levels.needs_in(self.window).zip(&self.base).map(|(need, base)| need.saturating_sub(*base))
     }
 }
 
-fn aim(reporters: Reporters) -> Aim {
-    if reporters.are_few() { OF_FEW } else { OF_MANY }
+fn target(reporters: Reporters) -> TargetRange {
+    if reporters.are_few() { FEW_MEMBERS_TARGET } else { MANY_MEMBERS_TARGET }
 }

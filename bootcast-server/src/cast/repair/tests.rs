@@ -21,9 +21,10 @@ const WINDOW: u32 = 512;
 const LEASE: Duration = Duration::from_secs(60);
 const SECOND: Duration = Duration::from_secs(1);
 
-/// What a datagram occupies the wire for: a file takes 41 ms.
+/// Time that a datagram takes on the wire, so that the file takes 41 ms.
 const DATAGRAM: Duration = Duration::from_micros(20);
 
+/// A cast with a repair channel, and the datagrams that it sent.
 struct Lab {
     cast: Cast,
     now: Instant,
@@ -40,6 +41,7 @@ impl Lab {
         Self { cast: Cast::new(&geometry, policy, Some(&repair), now), now, sent: Vec::new() }
     }
 
+    /// A new cast with these members, numbered from 0.
     fn joined(kinds: &[MemberKind]) -> Self {
         let mut lab = Self::new();
         for (number, kind) in kinds.iter().enumerate() {
@@ -48,7 +50,7 @@ impl Lab {
         lab
     }
 
-    /// An extended member that has all of the stream, and whose cast waits for its reports.
+    /// A cast that has sent the whole stream to one extended member and waits for its reports.
     fn streamed() -> Self {
         let mut lab = Self::joined(&[MemberKind::Extended]);
         lab.run(SHORT_HOLD + DATAGRAM * (PAGES + 2));
@@ -57,11 +59,13 @@ impl Lab {
         lab
     }
 
+    /// Sends a report of member 0.
     fn report(&mut self, needs: &[(u32, u8)], bulk: &[(u32, u32)]) {
         let report = Report { needs: needs.to_vec(), bulk: bulk.to_vec(), ..Report::default() };
         assert!(self.cast.handle_report(&token(0), &report, self.now));
     }
 
+    /// Runs the cast for this time, like the driver.
     fn run(&mut self, time: Duration) {
         let end = self.now + time;
         while self.now < end {
@@ -122,7 +126,7 @@ fn window(number: u32) -> Vec<u32> {
 }
 
 #[test]
-fn a_promise_goes_before_the_stream_and_a_beacon_before_both() {
+fn promised_symbols_go_before_the_stream_and_a_beacon_before_both() {
     let mut lab = Lab::joined(&[MemberKind::Extended]);
     lab.run(SHORT_HOLD + 30 * DATAGRAM);
     lab.sent.clear();
@@ -138,8 +142,8 @@ fn a_promise_goes_before_the_stream_and_a_beacon_before_both() {
 }
 
 #[test]
-fn beacons_leave_most_of_a_slow_rate_to_what_was_promised() {
-    // A full datagram takes as long at 256 kbit/s.
+fn beacons_leave_most_of_a_slow_rate_to_promised_symbols() {
+    // A full datagram takes this long at 256 kbit/s.
     let slow = Duration::from_millis(48);
     for is_opening in [true, false] {
         let mut lab = Lab::streamed();
@@ -168,7 +172,7 @@ fn the_first_symbol_of_every_block_goes_before_the_second_of_any() {
 }
 
 #[test]
-fn the_same_report_again_changes_nothing() {
+fn a_repeated_report_changes_nothing() {
     let mut lab = Lab::streamed();
     for _ in 0..5 {
         lab.report(&[(2, 3)], &[(1, 1)]);
@@ -181,7 +185,7 @@ fn the_same_report_again_changes_nothing() {
 }
 
 #[test]
-fn an_absurd_report_is_owed_no_more_symbols_than_a_block_has() {
+fn an_absurd_report_is_promised_at_most_128_symbols_of_a_block() {
     let mut lab = Lab::streamed();
     lab.report(&[(2, 255), (16, 9), (u32::MAX, 255)], &[(4, 1), (u32::MAX, u32::MAX)]);
     lab.run(DATAGRAM * 140);
@@ -190,7 +194,7 @@ fn an_absurd_report_is_owed_no_more_symbols_than_a_block_has() {
 }
 
 #[test]
-fn a_report_of_a_stranger_or_of_a_plain_member_is_refused() {
+fn a_report_with_an_unknown_token_or_of_a_plain_member_is_refused() {
     let mut lab = Lab::joined(&[MemberKind::Plain, MemberKind::Extended]);
     let report = Report { needs: vec![(2, 1)], ..Report::default() };
     assert!(!lab.cast.handle_report(&token(7), &report, lab.now));
@@ -200,7 +204,7 @@ fn a_report_of_a_stranger_or_of_a_plain_member_is_refused() {
 }
 
 #[test]
-fn a_window_that_is_asked_for_comes_again_and_then_the_stream_rests() {
+fn a_requested_window_is_sent_again_and_then_the_stream_rests() {
     let mut lab = Lab::streamed();
     lab.report(&[], &[(2, 1)]);
     lab.run(Duration::from_millis(60));
@@ -209,7 +213,7 @@ fn a_window_that_is_asked_for_comes_again_and_then_the_stream_rests() {
 }
 
 #[test]
-fn a_late_joiner_gets_again_what_was_sent_before_it_came_and_no_more() {
+fn pages_sent_before_a_late_join_are_sent_again_once() {
     let mut lab = Lab::joined(&[MemberKind::Extended]);
     lab.run(SHORT_HOLD + DATAGRAM * (WINDOW + WINDOW / 2));
     let half = lab.pages().len();
@@ -221,25 +225,25 @@ fn a_late_joiner_gets_again_what_was_sent_before_it_came_and_no_more() {
 }
 
 #[test]
-fn with_nothing_else_to_do_every_block_gets_more_in_turn_but_not_for_ever() {
+fn fill_symbols_go_to_every_block_in_turn_until_no_member_seems_to_listen() {
     let mut lab = Lab::streamed();
     lab.run(Duration::from_millis(45));
-    assert!(lab.symbols().is_empty(), "reports may still be under way");
+    assert!(lab.symbols().is_empty(), "reports may still arrive");
     lab.run(Duration::from_millis(20));
     assert_eq!(lab.blocks()[..16], (0..16).collect::<Vec<_>>());
     lab.run(10 * SECOND);
-    let quiet = lab.symbols().len();
-    assert_eq!(quiet % 16, 0);
+    let before = lab.symbols().len();
+    assert_eq!(before % 16, 0);
     lab.report(&[], &[]);
     lab.run(SECOND);
-    assert_eq!(lab.symbols().len(), quiet, "somebody lives, and lacks nothing");
+    assert_eq!(lab.symbols().len(), before, "a report without needs");
     lab.report(&[(0, 255)], &[]);
     lab.run(SECOND);
-    assert!(lab.symbols().len() > quiet + 128, "somebody lacks something");
+    assert!(lab.symbols().len() > before + 128, "a report with a need");
 }
 
 #[test]
-fn a_member_that_says_nothing_is_forgotten_after_its_lease_and_the_cast_ends() {
+fn a_silent_member_is_forgotten_after_its_lease_and_the_cast_ends() {
     let mut lab = Lab::streamed();
     lab.run(LEASE / 2);
     lab.report(&[], &[]);
@@ -261,7 +265,7 @@ fn without_members_nothing_is_sent() {
 }
 
 #[test]
-fn plain_members_alone_hear_pages_only() {
+fn a_cast_with_only_plain_members_sends_only_pages() {
     let mut lab = Lab::joined(&[MemberKind::Plain]);
     lab.run(SECOND);
     assert_eq!(lab.pages().len() / PAGES as usize, 5);
@@ -270,7 +274,7 @@ fn plain_members_alone_hear_pages_only() {
 }
 
 #[test]
-fn idle_passes_forget_the_plain_members_and_leave_the_others_to_their_lease() {
+fn idle_passes_remove_plain_members_and_leave_the_others_to_their_lease() {
     let mut lab = Lab::joined(&[MemberKind::Plain, MemberKind::Extended]);
     lab.run(2 * SECOND);
     assert_eq!((lab.cast.members(), lab.cast.ended()), (1, None));
@@ -278,7 +282,7 @@ fn idle_passes_forget_the_plain_members_and_leave_the_others_to_their_lease() {
 }
 
 #[test]
-fn beacons_keep_their_distance_and_tell_of_every_window() {
+fn beacons_keep_their_intervals_and_state_every_window() {
     let mut lab = Lab::joined(&[MemberKind::Extended, MemberKind::Extended]);
     lab.run(SHORT_HOLD + Duration::from_millis(60));
     let beacons = lab.beacons();
@@ -287,14 +291,14 @@ fn beacons_keep_their_distance_and_tell_of_every_window() {
         let came_to_rest =
             pair[0].1.position < PageIndex(PAGES) && pair[1].1.position == PageIndex(PAGES);
         let rested = pair[0].1.position == PageIndex(PAGES);
-        let distance = if came_to_rest {
+        let interval = if came_to_rest {
             2
         } else if rested {
             5
         } else {
             25
         };
-        assert!(pair[1].0 - pair[0].0 >= Duration::from_millis(distance));
+        assert!(pair[1].0 - pair[0].0 >= Duration::from_millis(interval));
         assert_eq!(pair[1].1.number, pair[0].1.number + 1);
     }
     let (_, last) = beacons.last().unwrap();
@@ -304,7 +308,7 @@ fn beacons_keep_their_distance_and_tell_of_every_window() {
 }
 
 #[test]
-fn of_many_members_few_may_report_until_those_have_nothing_to_say() {
+fn the_permit_of_many_members_rises_while_few_report() {
     let mut lab = Lab::joined(&[MemberKind::Extended; 1000]);
     lab.run(SHORT_HOLD + DATAGRAM * (PAGES + 2));
     lab.run(Duration::from_secs(3));
@@ -318,7 +322,7 @@ fn of_many_members_few_may_report_until_those_have_nothing_to_say() {
 }
 
 #[test]
-fn those_who_say_much_have_all_of_the_spread_again() {
+fn many_reports_lower_the_permit_and_restore_the_spread() {
     let mut lab = Lab::joined(&[MemberKind::Extended; 1000]);
     lab.run(SHORT_HOLD + DATAGRAM * (PAGES + 2) + Duration::from_secs(3));
     for need in 100..160 {
@@ -331,7 +335,7 @@ fn those_who_say_much_have_all_of_the_spread_again() {
 }
 
 #[test]
-fn several_reports_are_answered_by_a_beacon_at_once() {
+fn the_fourth_report_of_many_members_makes_a_beacon_urgent() {
     let mut lab = Lab::joined(&[MemberKind::Extended; 200]);
     lab.run(SHORT_HOLD + Duration::from_millis(10));
     lab.sent.clear();
@@ -339,36 +343,40 @@ fn several_reports_are_answered_by_a_beacon_at_once() {
         lab.report(&[(0, need)], &[]);
     }
     lab.run(Duration::from_millis(10));
-    assert!(lab.beacons().is_empty(), "three can wait");
+    assert!(lab.beacons().is_empty(), "three reports can wait");
     lab.report(&[(0, 4)], &[]);
-    let asked_at = lab.now;
+    let reported_at = lab.now;
     lab.run(Duration::from_millis(10));
     let (at, beacon) = lab.beacons().remove(0);
-    assert!(at <= asked_at + Duration::from_millis(1));
+    assert!(at <= reported_at + Duration::from_millis(1));
     assert_eq!(beacon.windows[0].1[0].promised, 4);
 }
 
 #[test]
-fn what_is_learned_counts_those_who_could_report_at_best() {
+fn redundancy_is_learned_with_the_highest_permit_since_the_window() {
     let layout = BlockLayout::new(32 * 128, 32).unwrap();
     let mut levels = Levels::new(layout);
     let mut redundancy = Redundancy::default();
     let now = Instant::now();
-    redundancy.begin(WindowIndex(0), &mut levels, now + SECOND);
+    redundancy.watch(WindowIndex(0), &mut levels, now + SECOND);
     let all = Reporters { members: 1000, permit: 1 << 16 };
     redundancy.learn(&mut levels, all, now);
     for block in 0..5 {
-        levels.ask(BlockIndex(block), 3);
+        levels.promise_need(BlockIndex(block), 3);
     }
     redundancy.learn(&mut levels, Reporters { permit: all.permit / 4, ..all }, now);
-    assert_eq!(redundancy.symbols(), 0, "five of 32 are left to reports where all may report");
-    levels.ask(BlockIndex(5), 3);
+    assert_eq!(
+        redundancy.symbols(),
+        0,
+        "five of 32 blocks are left to reports if all members may report"
+    );
+    levels.promise_need(BlockIndex(5), 3);
     redundancy.learn(&mut levels, all, now);
     assert_eq!(redundancy.symbols(), 3);
 }
 
 #[test]
-fn what_most_blocks_need_is_sent_unasked_from_then_on_and_unlearned_when_they_do_not() {
+fn redundancy_follows_the_need_of_most_blocks_up_and_down() {
     let layout = BlockLayout::new(PAGES, 4).unwrap();
     let mut repair = Repair::new(layout, 1472, Instant::now());
     let mut now = Instant::now();
@@ -386,29 +394,29 @@ fn what_most_blocks_need_is_sent_unasked_from_then_on_and_unlearned_when_they_do
 }
 
 #[test]
-fn what_one_bad_moment_taught_is_forgotten_by_quarters_and_what_is_hardly_too_much_one_by_one() {
+fn redundancy_falls_by_a_quarter_without_needs_and_by_one_with_few() {
     let layout = BlockLayout::new(3 * 32 * 128, 32).unwrap();
     let mut levels = Levels::new(layout);
     let mut redundancy = Redundancy::default();
     let few = Reporters { members: 10, permit: 1 << 16 };
     let now = Instant::now();
-    redundancy.begin(WindowIndex(0), &mut levels, now);
+    redundancy.watch(WindowIndex(0), &mut levels, now);
     for block in 0..32 {
-        levels.ask(BlockIndex(block), 41);
+        levels.promise_need(BlockIndex(block), 41);
     }
     redundancy.learn(&mut levels, few, now);
     assert_eq!(redundancy.symbols(), 41);
-    redundancy.begin(WindowIndex(1), &mut levels, now);
+    redundancy.watch(WindowIndex(1), &mut levels, now);
     redundancy.learn(&mut levels, few, now);
     assert_eq!(redundancy.symbols(), 31);
-    redundancy.begin(WindowIndex(2), &mut levels, now);
-    levels.ask(BlockIndex(64), 32);
+    redundancy.watch(WindowIndex(2), &mut levels, now);
+    levels.promise_need(BlockIndex(64), 32);
     redundancy.learn(&mut levels, few, now);
     assert_eq!(redundancy.symbols(), 30);
 }
 
 #[test]
-fn while_reports_are_awaited_what_a_beacon_told_is_told_again_soon() {
+fn while_reports_are_awaited_the_interval_of_beacons_doubles() {
     let mut lab = Lab::joined(&[MemberKind::Extended]);
     lab.run(SHORT_HOLD + DATAGRAM * PAGES + Duration::from_millis(50));
     let beacons = lab.beacons();
@@ -422,7 +430,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
-    fn numbers_go_in_order_and_promises_are_kept_exactly(
+    fn symbols_go_in_the_order_of_their_numbers_and_exactly_as_promised(
         reports in proptest::collection::vec(
             (proptest::collection::vec((0u32..18, any::<u8>()), 0..6), 0u64..5), 1..12,
         ),
@@ -453,13 +461,15 @@ proptest! {
     }
 
     #[test]
-    fn a_plain_member_gets_every_page_in_order_whatever_the_others_do(
-        steps in proptest::collection::vec((0u32..20, any::<u8>(), 0u32..6, 0u64..30, 0u8..4), 1..30),
+    fn a_plain_member_gets_every_page_in_order_for_any_steps_of_other_members(
+        steps in proptest::collection::vec(
+            (0u32..20, any::<u8>(), 0u32..6, 0u64..30, 0u8..4), 1..30,
+        ),
     ) {
         let mut lab = Lab::joined(&[MemberKind::Extended, MemberKind::Plain]);
         lab.run(SHORT_HOLD);
-        for (number, (block, need, window, pause_ms, what)) in steps.into_iter().enumerate() {
-            match what {
+        for (number, (block, need, window, pause_ms, step)) in steps.into_iter().enumerate() {
+            match step {
                 0 => lab.report(&[(block, need)], &[]),
                 1 => lab.report(&[], &[(window, 2)]),
                 2 => lab.cast.handle_join(token(10 + number), MemberKind::Extended, lab.now),

@@ -1,25 +1,26 @@
-//! Casts of members that fetch the file themselves.
+//! Casts with members that fetch the file over HTTP.
 
 use super::*;
 
 impl Lab {
-    fn tell_unicast(&mut self, member: usize, unicast: bool) {
+    /// Sends a report that says whether the member fetches the file.
+    fn report_unicast(&mut self, member: usize, unicast: bool) {
         let report = Report { unicast, ..Report::default() };
         assert!(self.cast.handle_report(&token(member), &report, self.now));
     }
 
-    /// One member that fetches the file, since before the stream was through.
+    /// A cast with one member, which fetches the file since before the end of the stream.
     fn deaf() -> Self {
         let mut lab = Self::joined(&[MemberKind::Extended]);
         lab.run(SHORT_HOLD + DATAGRAM * 300);
-        lab.tell_unicast(0, true);
+        lab.report_unicast(0, true);
         lab.sent.clear();
         lab
     }
 }
 
 #[test]
-fn a_cast_whose_members_fetch_the_file_sends_a_beacon_and_a_few_pages_now_and_then() {
+fn a_cast_of_deaf_members_sends_a_beacon_and_16_pages_every_5_s() {
     let mut lab = Lab::deaf();
     lab.run(SECOND * 4);
     assert_eq!(lab.sent, []);
@@ -36,7 +37,7 @@ fn a_cast_whose_members_fetch_the_file_sends_a_beacon_and_a_few_pages_now_and_th
 }
 
 #[test]
-fn a_member_that_reports_and_never_gets_anything_is_sent_two_files_more_and_no_symbols() {
+fn a_member_without_progress_is_sent_at_most_two_files_more() {
     let mut lab = Lab::joined(&[MemberKind::Extended]);
     for _ in 0..200 {
         lab.run(SECOND / 5);
@@ -45,7 +46,7 @@ fn a_member_that_reports_and_never_gets_anything_is_sent_two_files_more_and_no_s
     let sent = lab.pages().len() + lab.symbols().len();
     assert!(sent <= 4 * PAGES as usize, "{sent} datagrams of a file of {PAGES} pages");
     assert_eq!(lab.cast.members(), 1);
-    // As soon as something comes there, it is served as any other.
+    // With progress it is served like any other member.
     lab.sent.clear();
     let report = Report { bulk: vec![(0, 4)], useful: 9, ..Report::default() };
     assert!(lab.cast.handle_report(&token(0), &report, lab.now));
@@ -54,7 +55,7 @@ fn a_member_that_reports_and_never_gets_anything_is_sent_two_files_more_and_no_s
 }
 
 #[test]
-fn a_member_that_says_nothing_but_that_it_lives_is_sent_no_symbols_for_ever() {
+fn reports_without_needs_do_not_keep_fill_symbols_going() {
     let mut lab = Lab::joined(&[MemberKind::Extended]);
     for _ in 0..60 {
         lab.run(SECOND);
@@ -65,7 +66,7 @@ fn a_member_that_says_nothing_but_that_it_lives_is_sent_no_symbols_for_ever() {
 }
 
 #[test]
-fn a_member_that_hears_the_stream_only_gets_pages_and_no_symbols() {
+fn a_member_that_receives_only_the_stream_gets_pages_and_no_symbols() {
     let mut lab = Lab::joined(&[MemberKind::Extended]);
     let stream_only = |bulk: &[(u32, u32)], useful| Report {
         bulk: bulk.to_vec(),
@@ -84,7 +85,7 @@ fn a_member_that_hears_the_stream_only_gets_pages_and_no_symbols() {
 }
 
 #[test]
-fn a_member_that_resumes_is_sent_what_its_report_asks_for() {
+fn a_resuming_member_is_sent_what_its_report_asks_for() {
     let mut lab = Lab::joined(&[MemberKind::Resuming]);
     lab.report(&[(0, 1)], &[(2, 1)]);
     lab.run(SHORT_HOLD + SECOND / 50);
@@ -92,7 +93,7 @@ fn a_member_that_resumes_is_sent_what_its_report_asks_for() {
 }
 
 #[test]
-fn windows_that_were_kept_back_and_came_meanwhile_are_not_sent_again() {
+fn deferred_windows_that_the_stream_sends_meanwhile_are_not_sent_again() {
     let mut lab = Lab::joined(&[MemberKind::Extended, MemberKind::Resuming]);
     assert!(lab.cast.handle_report(
         &token(1),
@@ -104,11 +105,11 @@ fn windows_that_were_kept_back_and_came_meanwhile_are_not_sent_again() {
 }
 
 #[test]
-fn its_lease_ends_as_everybodys() {
+fn the_lease_of_a_deaf_member_expires() {
     let mut lab = Lab::deaf();
     for _ in 0..3 {
         lab.run(SECOND * 40);
-        lab.tell_unicast(0, true);
+        lab.report_unicast(0, true);
         assert_eq!(lab.cast.ended(), None);
     }
     lab.run(LEASE * 2);
@@ -116,7 +117,7 @@ fn its_lease_ends_as_everybodys() {
 }
 
 #[test]
-fn who_hears_again_gets_what_its_report_asks_for() {
+fn a_member_that_is_back_to_multicast_gets_what_its_report_asks_for() {
     let mut lab = Lab::deaf();
     lab.run(SECOND * 3);
     lab.report(&[(0, 1)], &[(1, 2)]);
@@ -127,13 +128,13 @@ fn who_hears_again_gets_what_its_report_asks_for() {
 }
 
 #[test]
-fn the_others_are_served_as_if_it_were_not_there() {
+fn the_other_members_are_served_as_without_the_deaf_one() {
     let mut lab = Lab::joined(&[MemberKind::Extended; 2]);
-    lab.tell_unicast(1, true);
+    lab.report_unicast(1, true);
     lab.run(SHORT_HOLD + SECOND / 20);
     assert_eq!(lab.pages().len(), PAGES as usize);
     assert!(lab.beacons().iter().all(|(_, beacon)| beacon.members == 1));
-    // With the last of those who listen all sending ends.
+    // With the last member that listens, all sending ends.
     assert!(lab.cast.handle_leave(&token(0), lab.now));
     lab.sent.clear();
     lab.run(SECOND);
@@ -142,16 +143,16 @@ fn the_others_are_served_as_if_it_were_not_there() {
 }
 
 #[test]
-fn a_plain_member_gets_its_carousel_beside_it() {
+fn a_plain_member_beside_a_deaf_one_gets_its_carousel() {
     let mut lab = Lab::joined(&[MemberKind::Extended, MemberKind::Plain]);
-    lab.tell_unicast(0, true);
+    lab.report_unicast(0, true);
     lab.run(SHORT_HOLD + SECOND / 5);
     assert!(lab.pages().len() > PAGES as usize, "a second pass");
     assert_eq!((lab.symbols().len(), lab.beacons().len()), (0, 0));
 }
 
 #[test]
-fn a_member_that_fetched_leaves_like_any_other() {
+fn a_deaf_member_can_leave() {
     let mut lab = Lab::deaf();
     assert!(lab.cast.handle_leave(&token(0), lab.now));
     assert_eq!((lab.cast.members(), lab.cast.unicast_members()), (0, 0));
