@@ -58,13 +58,14 @@ const STARTUP_GROWTH: f64 = 2.0;
 /// [`INTERFACE_START_BITS`].
 const OPENING_GROWTH: f64 = 4.0;
 
-/// Growth factor per interval after congestion, where no bottleneck is near or known.
+/// Growth factor per interval after congestion: below [`NEAR`], from [`FAR`] on, or with no known
+/// bottleneck.
 const NORMAL_GROWTH: f64 = 1.25;
 
-/// Growth factor per interval within [`NEAR`] the bottleneck.
+/// Growth factor per interval while the rate is [`NEAR`] the bottleneck.
 const NEAR_GROWTH: f64 = 1.01;
 
-/// Growth factor per interval between [`NEAR`] and [`FAR`] above the bottleneck.
+/// Growth factor per interval above [`NEAR`] and below [`FAR`].
 const BEYOND_GROWTH: f64 = 1.05;
 
 /// Range of rates near the bottleneck, as multiples of its throughput.

@@ -73,7 +73,7 @@ pub(super) struct RateControl {
     opening: Option<Opening>,
     /// Value of `sent` when the rate last changed.
     sent_at_change: u64,
-    /// Samples of datagrams sent before this are ignored; `None` before the first such change.
+    /// Last change of the rate that makes earlier losses meaningless; `None` before the first.
     cutoff: Option<Cutoff>,
 }
 
