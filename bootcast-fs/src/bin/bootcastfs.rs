@@ -75,9 +75,9 @@ fn run(request: &MountRequest, args: &Args) -> ExitCode {
         // In the foreground the log goes to the terminal and contains this warning.
         eprintln!("bootcastfs: warning: read-only whatever rw says; give -o ro");
     }
-    daemon::run_in_background(|ready| {
+    daemon::run_in_background(|reporter| {
         logging::to_syslog(log.as_deref());
-        bootcast_fs::run_mount(request, move || ready.announce())
+        bootcast_fs::run_mount(request, move || reporter.report_ready())
     })
 }
 

@@ -1,5 +1,5 @@
-//! The kernel's side of mounting: `/dev/fuse`, mount(2), umount2(2), and fusermount3 for users
-//! other than root.
+//! Mounting and unmounting: `/dev/fuse`, mount(2), umount2(2), and fusermount3 for users other than
+//! root.
 
 use std::ffi::{CString, OsString};
 use std::fs;
@@ -18,18 +18,20 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
 use super::MountRequest;
 
+/// Device whose open file is the connection to the kernel.
 const DEVICE: &str = "/dev/fuse";
 
 /// File system subtype: `/proc/mounts` shows it after `fuse.`, and mount(8) runs the program of
 /// this name.
 const SUBTYPE: &str = "bootcastfs";
 
+/// Program that mounts and unmounts FUSE file systems for users other than root.
 const FUSERMOUNT: &str = "fusermount3";
 
-/// File type of the root directory in the form of `rootmode=`: octal, without permissions.
+/// Value of `rootmode=`: the file type of the root directory (`S_IFDIR`), without permissions.
 const ROOT_MODE: u32 = 0o040_000;
 
-/// Why the kernel did not mount or unmount.
+/// Reason why a mount or an unmount failed.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
     /// The mount point does not exist.
@@ -39,35 +41,35 @@ pub enum KernelError {
     #[error("mount point {0:?} is not a directory")]
     NotADirectory(PathBuf),
     /// A dead mount, whose process has exited, covers the mount point.
-    #[error("mount point {0:?} holds a dead file system: run umount -l on it first")]
+    #[error("mount point {0:?} has a dead mount on it: run umount -l on it first")]
     Stale(PathBuf),
     /// The mount point cannot be examined.
-    #[error("mount point {0:?}: {1}")]
+    #[error("cannot examine mount point {0:?}: {1}")]
     Mountpoint(PathBuf, io::Error),
     /// The kernel has no FUSE, or its module is not loaded.
     #[error("{DEVICE} is missing: run modprobe fuse, or give the container this device")]
     NoDevice,
-    /// Without fusermount3 only root may mount.
+    /// fusermount3 is not installed, and without it only root may mount.
     #[error("{FUSERMOUNT} is missing, and only root can mount without it: install fuse3")]
     NoFusermount,
-    /// fusermount3 failed; its own message.
+    /// fusermount3 failed, with this message.
     #[error("{FUSERMOUNT}: {0}")]
     Fusermount(String),
     /// The mount is in use.
-    #[error("{0:?} is busy: a process uses it")]
+    #[error("{0:?} is busy: a process still uses it")]
     Busy(PathBuf),
     /// Nothing is mounted there.
     #[error("{0:?} is not mounted")]
     NotMounted(PathBuf),
-    /// Another system call failed.
-    #[error("{0}: {1}")]
+    /// Another system call failed: the action and the error.
+    #[error("{0} failed: {1}")]
     System(&'static str, io::Error),
 }
 
 /// Mounts and returns the connection to the kernel. The kernel blocks every access to the mount
-/// until the FUSE handshake on this connection.
+/// until the FUSE handshake on this connection is done.
 ///
-/// Tries mount(2), which needs privileges, then fusermount3.
+/// Tries mount(2) first, then fusermount3 if the caller may not call mount(2).
 pub fn mount(request: &MountRequest) -> Result<OwnedFd, KernelError> {
     check_mountpoint(&request.mountpoint)?;
     match mount_directly(request) {
@@ -78,7 +80,7 @@ pub fn mount(request: &MountRequest) -> Result<OwnedFd, KernelError> {
     }
 }
 
-/// Unmounts. With `lazy`, a mount in use is unmounted once it is no longer used.
+/// Unmounts. With `lazy`, detaches a mount that is in use; it ends with its last use.
 pub fn unmount(mountpoint: &Path, lazy: bool) -> Result<(), KernelError> {
     let detach = if lazy { UnmountFlags::DETACH } else { UnmountFlags::empty() };
     match rustix::mount::unmount(mountpoint, UnmountFlags::NOFOLLOW | detach) {
@@ -86,10 +88,11 @@ pub fn unmount(mountpoint: &Path, lazy: bool) -> Result<(), KernelError> {
         Err(Errno::PERM) => unmount_by_fusermount(mountpoint, lazy),
         Err(Errno::BUSY) => Err(KernelError::Busy(mountpoint.to_owned())),
         Err(Errno::INVAL | Errno::NOENT) => Err(KernelError::NotMounted(mountpoint.to_owned())),
-        Err(errno) => Err(KernelError::System("unmounting", errno.into())),
+        Err(errno) => Err(KernelError::System("unmount", errno.into())),
     }
 }
 
+/// Checks that the mount point is a directory and not covered by a dead mount.
 fn check_mountpoint(mountpoint: &Path) -> Result<(), KernelError> {
     let path = mountpoint.to_owned();
     match fs::metadata(mountpoint) {
@@ -104,6 +107,7 @@ fn check_mountpoint(mountpoint: &Path) -> Result<(), KernelError> {
     }
 }
 
+/// Mounts with mount(2), which needs privileges.
 fn mount_directly(request: &MountRequest) -> Result<OwnedFd, KernelError> {
     let device = rustix::fs::open(DEVICE, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
     let device = device.map_err(|errno| match errno {
@@ -117,11 +121,11 @@ fn mount_directly(request: &MountRequest) -> Result<OwnedFd, KernelError> {
         uid.as_raw(),
         gid.as_raw()
     );
-    for option in shared_data(request) {
+    for option in common_options(request) {
         data.push(',');
         data.push_str(&option);
     }
-    let data = CString::new(data).map_err(|error| KernelError::System("mounting", error.into()))?;
+    let data = CString::new(data).map_err(|error| KernelError::System("mount", error.into()))?;
     rustix::mount::mount(
         request.shown_source.as_os_str(),
         &request.mountpoint,
@@ -131,13 +135,13 @@ fn mount_directly(request: &MountRequest) -> Result<OwnedFd, KernelError> {
     )
     .map_err(|errno| match errno {
         Errno::NODEV => KernelError::NoDevice,
-        errno => KernelError::System("mounting", errno.into()),
+        errno => KernelError::System("mount", errno.into()),
     })?;
     Ok(device)
 }
 
-/// Options that the kernel and fusermount3 spell alike.
-fn shared_data(request: &MountRequest) -> impl Iterator<Item = String> {
+/// Returns the options that mount(2) and fusermount3 take in the same form.
+fn common_options(request: &MountRequest) -> impl Iterator<Item = String> {
     let options = &request.options;
     [
         options.allow_other.then(|| "allow_other".to_owned()),
@@ -148,10 +152,12 @@ fn shared_data(request: &MountRequest) -> impl Iterator<Item = String> {
     .flatten()
 }
 
-/// Mounts through fusermount3, which passes the open device back through a socket whose number it
-/// is given. The socket is standard input, which stays open across the exec by itself.
+/// Mounts with fusermount3, which passes the open device back over a Unix socket.
+///
+/// `_FUSE_COMMFD` names the descriptor of the child's end: 0, because standard input stays open
+/// across the exec.
 fn mount_by_fusermount(request: &MountRequest) -> Result<OwnedFd, KernelError> {
-    let (ours, theirs) = UnixStream::pair().map_err(system("making a socket pair"))?;
+    let (ours, theirs) = UnixStream::pair().map_err(system_error("making a socket pair"))?;
     let child = fusermount()
         .arg("-o")
         .arg(fusermount_options(request))
@@ -160,29 +166,32 @@ fn mount_by_fusermount(request: &MountRequest) -> Result<OwnedFd, KernelError> {
         .env("_FUSE_COMMFD", "0")
         .stdin(OwnedFd::from(theirs))
         .spawn();
-    let device = child.map_err(no_fusermount).and_then(|child| {
+    let device = child.map_err(spawn_error).and_then(|child| {
         let device = receive_descriptor(&ours);
         wait(child)?;
         device
     })?;
-    device.ok_or_else(|| KernelError::Fusermount("passed no device".to_owned()))
+    device.ok_or_else(|| KernelError::Fusermount("did not pass the open device back".to_owned()))
 }
 
+/// Unmounts with fusermount3.
 fn unmount_by_fusermount(mountpoint: &Path, lazy: bool) -> Result<(), KernelError> {
     let mut command = fusermount();
     command.arg("-u").args(lazy.then_some("-z")).arg("--").arg(mountpoint).stdin(Stdio::null());
-    wait(command.spawn().map_err(no_fusermount)?)
+    wait(command.spawn().map_err(spawn_error)?)
 }
 
+/// Returns a command that runs fusermount3 and captures its error message.
 fn fusermount() -> Command {
     let mut command = Command::new(FUSERMOUNT);
     command.stdout(Stdio::null()).stderr(Stdio::piped());
     command
 }
 
+/// Waits for fusermount3 to exit. Its error message, without its name, becomes the error.
 fn wait(child: Child) -> Result<(), KernelError> {
     let Output { status, stderr, .. } =
-        child.wait_with_output().map_err(system("waiting for fusermount3"))?;
+        child.wait_with_output().map_err(system_error("waiting for fusermount3"))?;
     if status.success() {
         return Ok(());
     }
@@ -191,6 +200,7 @@ fn wait(child: Child) -> Result<(), KernelError> {
     Err(KernelError::Fusermount(if reason.is_empty() { status.to_string() } else { reason.into() }))
 }
 
+/// Returns the option list of fusermount3, with commas and backslashes of the source escaped.
 fn fusermount_options(request: &MountRequest) -> OsString {
     let mut options = format!("subtype={SUBTYPE}");
     let flags = [
@@ -201,7 +211,7 @@ fn fusermount_options(request: &MountRequest) -> OsString {
         (MountFlags::NOATIME, "noatime"),
     ];
     let names = flags.into_iter().filter(|(flag, _)| request.options.flags.contains(*flag));
-    for option in names.map(|(_, name)| name.to_owned()).chain(shared_data(request)) {
+    for option in names.map(|(_, name)| name.to_owned()).chain(common_options(request)) {
         options.push(',');
         options.push_str(&option);
     }
@@ -216,7 +226,7 @@ fn fusermount_options(request: &MountRequest) -> OsString {
     OsString::from_vec(bytes)
 }
 
-/// Receives a message with a descriptor; `None` if the other end closes without one.
+/// Receives a message and returns its descriptor; `None` if the peer closes the socket instead.
 fn receive_descriptor(socket: &UnixStream) -> Result<Option<OwnedFd>, KernelError> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -225,7 +235,7 @@ fn receive_descriptor(socket: &UnixStream) -> Result<Option<OwnedFd>, KernelErro
         let mut buffers = [IoSliceMut::new(&mut byte)];
         rustix::net::recvmsg(socket, &mut buffers, &mut control, RecvFlags::CMSG_CLOEXEC)
     })
-    .map_err(|errno| KernelError::System("hearing from fusermount3", errno.into()))?;
+    .map_err(|errno| KernelError::System("receiving from fusermount3", errno.into()))?;
     let device = control.drain().find_map(|message| match message {
         RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
         _ => None,
@@ -233,14 +243,16 @@ fn receive_descriptor(socket: &UnixStream) -> Result<Option<OwnedFd>, KernelErro
     Ok(device)
 }
 
-fn no_fusermount(error: io::Error) -> KernelError {
+/// Maps an error of starting fusermount3.
+fn spawn_error(error: io::Error) -> KernelError {
     match error.kind() {
         io::ErrorKind::NotFound => KernelError::NoFusermount,
         _ => KernelError::System("starting fusermount3", error),
     }
 }
 
-fn system(action: &'static str) -> impl Fn(io::Error) -> KernelError {
+/// Returns a function that adds `action` to an I/O error.
+fn system_error(action: &'static str) -> impl Fn(io::Error) -> KernelError {
     move |error| KernelError::System(action, error)
 }
 
@@ -252,12 +264,12 @@ mod tests {
 
     use super::*;
 
-    /// An empty file system: answers every request except INIT with ENOSYS.
-    struct Nothing;
+    /// File system that answers every request except INIT with ENOSYS.
+    struct EmptyFs;
 
-    impl fuser::Filesystem for Nothing {}
+    impl fuser::Filesystem for EmptyFs {}
 
-    /// A mount point that is unmounted at the end of the test, whatever happens.
+    /// Mount point that is unmounted at the end of the test, even after a panic.
     struct Mountpoint(tempfile::TempDir);
 
     impl Mountpoint {
@@ -265,11 +277,11 @@ mod tests {
             Self(tempfile::tempdir().unwrap())
         }
 
-        /// Fields of its line in the mount table, separated by blanks.
+        /// Returns the line of this mount point in the mount table, if it is mounted.
         fn mounted(&self) -> Option<String> {
             let table = fs::read_to_string("/proc/self/mounts").unwrap();
-            let place = self.0.path().to_str().unwrap();
-            table.lines().find(|line| line.split(' ').nth(1) == Some(place)).map(str::to_owned)
+            let path = self.0.path().to_str().unwrap();
+            table.lines().find(|line| line.split(' ').nth(1) == Some(path)).map(str::to_owned)
         }
 
         fn request(&self, source: &str, options: &str) -> MountRequest {
@@ -285,7 +297,7 @@ mod tests {
         }
     }
 
-    /// Whether this machine allows the test to mount. Reports a skipped test if not.
+    /// Whether the test may mount on this machine. Reports a skipped test if not.
     fn can_mount() -> bool {
         let can = rustix::process::geteuid().is_root() && Path::new(DEVICE).exists();
         if !can {
@@ -309,15 +321,16 @@ mod tests {
         if !can_mount() {
             return;
         }
-        let place = Mountpoint::new();
-        let request = place.request("head:/a,b c", "allow_other,noexec,dev,suid,max_read=65536");
+        let mountpoint = Mountpoint::new();
+        let request =
+            mountpoint.request("head:/a,b c", "allow_other,noexec,dev,suid,max_read=65536");
         let device = mount(&request).unwrap();
         let config = fuser::Config::default();
         let session =
-            fuser::Session::from_fd(Nothing, device, fuser::SessionACL::All, config).unwrap();
+            fuser::Session::from_fd(EmptyFs, device, fuser::SessionACL::All, config).unwrap();
         let session = session.spawn().unwrap();
 
-        let line = place.mounted().expect("not in the mount table");
+        let line = mountpoint.mounted().expect("not in the mount table");
         let fields: Vec<&str> = line.split(' ').collect();
         assert_eq!((fields[0], fields[2]), ("head:/a,b\\040c", "fuse.bootcastfs"));
         let options: Vec<&str> = fields[3].split(',').collect();
@@ -327,60 +340,60 @@ mod tests {
             assert!(options.contains(&option), "{option} is not in {line}");
         }
 
-        unmount(place.0.path(), false).unwrap();
-        assert_eq!(place.mounted(), None);
+        unmount(mountpoint.0.path(), false).unwrap();
+        assert_eq!(mountpoint.mounted(), None);
         session.join().unwrap();
     }
 
     #[test]
-    fn a_dead_mount_is_told_apart_and_can_be_unmounted() {
+    fn a_dead_mount_has_an_error_of_its_own_and_can_be_unmounted() {
         if !can_mount() {
             return;
         }
-        let place = Mountpoint::new();
-        let request = place.request("head:/", "");
+        let mountpoint = Mountpoint::new();
+        let request = mountpoint.request("head:/", "");
         drop(mount(&request).unwrap());
         let error = mount(&request).unwrap_err();
         assert!(matches!(error, KernelError::Stale(_)), "{error}");
-        unmount(place.0.path(), true).unwrap();
-        assert_eq!(place.mounted(), None);
+        unmount(mountpoint.0.path(), true).unwrap();
+        assert_eq!(mountpoint.mounted(), None);
     }
 
     #[test]
-    fn what_is_no_directory_is_no_mount_point() {
-        let place = Mountpoint::new();
+    fn a_mount_point_must_be_an_existing_directory() {
+        let mountpoint = Mountpoint::new();
         let file = tempfile::NamedTempFile::new().unwrap();
         let at = |path: &Path| MountRequest {
             mountpoint: path.to_owned(),
-            ..place.request("head:/", "")
+            ..mountpoint.request("head:/", "")
         };
-        let missing = mount(&at(&place.0.path().join("missing"))).unwrap_err();
+        let missing = mount(&at(&mountpoint.0.path().join("missing"))).unwrap_err();
         assert!(matches!(missing, KernelError::NoMountpoint(_)), "{missing}");
         let file = mount(&at(file.path())).unwrap_err();
         assert!(matches!(file, KernelError::NotADirectory(_)), "{file}");
     }
 
     #[test]
-    fn unmounting_what_is_not_mounted_is_told() {
+    fn unmounting_an_ordinary_directory_fails_with_not_mounted() {
         if !can_mount() {
             return;
         }
-        let place = Mountpoint::new();
-        let error = unmount(place.0.path(), false).unwrap_err();
+        let mountpoint = Mountpoint::new();
+        let error = unmount(mountpoint.0.path(), false).unwrap_err();
         assert!(matches!(error, KernelError::NotMounted(_)), "{error}");
     }
 
     #[test]
-    fn fusermount_is_told_the_source_with_its_commas_escaped() {
-        let place = Mountpoint::new();
-        let options = fusermount_options(&place.request("head:/a,b\\c", "allow_other,noexec"));
+    fn commas_and_backslashes_of_the_source_are_escaped_for_fusermount() {
+        let mountpoint = Mountpoint::new();
+        let options = fusermount_options(&mountpoint.request("head:/a,b\\c", "allow_other,noexec"));
         let expected =
             "subtype=bootcastfs,ro,nosuid,nodev,noexec,allow_other,fsname=head:/a\\,b\\\\c";
         assert_eq!(options, expected);
     }
 
     #[test]
-    fn a_descriptor_comes_through_a_socket_and_silence_is_none() {
+    fn a_descriptor_is_received_over_a_socket_and_a_closed_socket_is_none() {
         use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
         use std::io::{IoSlice, Read};
         use std::os::fd::AsFd;

@@ -1,4 +1,4 @@
-//! Destination of log lines: standard error in the foreground, syslog in the background.
+//! Destination and filter of log lines: standard error in the foreground, syslog in the background.
 
 use std::io::{self, IsTerminal};
 
@@ -6,27 +6,28 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-/// Filter used when none is given.
+/// Filter without `log=`.
 const DEFAULT_FILTER: &str = "info";
 
-/// Where the FUSE library logs that nobody took a reply. It calls that an error, and each reader
-/// that is killed while it waits would be a line. Logged only if the filter names `fuser`.
+/// Log target of the FUSE library for replies that the kernel did not accept. The library logs them
+/// as errors, and each reader that is killed while it waits causes one. They are logged only if the
+/// filter names `fuser`.
 const LOST_REPLIES: &str = "fuser::reply";
 
-/// Parses a level such as `debug`, or several of `level` and `module=level` with commas between.
+/// Parses a level such as `debug`, or a list of `level` and `module=level` separated by commas.
 ///
-/// A word that is neither is refused. `Targets` alone would take it for the name of a module, and a
-/// misspelt level would silence everything.
+/// Returns `None` for any other word. `Targets` alone would take it for the name of a module, so
+/// that a misspelt level would silence everything.
 pub(crate) fn parse_filter(text: &str) -> Option<Targets> {
     let is_level = |part: &str| !part.is_empty() && part.parse::<LevelFilter>().is_ok();
-    let is_known = |part: &str| part.contains('=') || is_level(part);
-    if !text.split(',').all(|part| is_known(part.trim())) {
+    let is_valid = |part: &str| part.contains('=') || is_level(part);
+    if !text.split(',').all(|part| is_valid(part.trim())) {
         return None;
     }
     text.parse().ok()
 }
 
-/// Whether `text` can be given to [`to_stderr`] and [`to_syslog`].
+/// Whether `text` is a valid filter for [`to_stderr`] and [`to_syslog`].
 pub fn is_filter(text: &str) -> bool {
     parse_filter(text).is_some()
 }
@@ -39,17 +40,17 @@ pub fn to_stderr(filter: Option<&str>) {
     tracing_subscriber::registry().with(stderr).with(targets(filter)).init();
 }
 
-/// Starts logging to `/dev/log`, which the journal reads as well. If nothing listens there, lines
-/// are lost and nothing waits.
+/// Starts logging to `/dev/log`, which syslogd or the systemd journal reads. Lines are dropped, and
+/// no thread waits, if neither listens there.
 pub fn to_syslog(filter: Option<&str>) {
     let options = syslog_tracing::Options::LOG_PID;
-    // `None` only if the process already has such a logger.
+    // `None` only if this process has a syslog logger already.
     let Some(syslog) =
         syslog_tracing::Syslog::new(c"bootcastfs", options, syslog_tracing::Facility::Daemon)
     else {
         return;
     };
-    // Journal and syslogd add the time and show the level themselves.
+    // The journal and syslogd add the time and show the level themselves.
     let syslog = tracing_subscriber::fmt::layer()
         .with_writer(syslog)
         .with_ansi(false)
@@ -58,8 +59,8 @@ pub fn to_syslog(filter: Option<&str>) {
     tracing_subscriber::registry().with(syslog).with(targets(filter)).init();
 }
 
-/// Ends the process when any of its threads panics, and says so in the log. A thread that is gone
-/// would leave readers waiting for ever, while everything looks well.
+/// Makes a panic in any thread end the process, and logs the panic. Otherwise a thread that is gone
+/// would leave readers waiting for ever without a sign of the cause.
 pub fn abort_on_panic() {
     let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -69,9 +70,10 @@ pub fn abort_on_panic() {
     }));
 }
 
+/// Returns the targets to log. An invalid filter is replaced by the default filter.
 fn targets(filter: Option<&str>) -> Targets {
     let chosen = filter.and_then(parse_filter).or_else(|| parse_filter(DEFAULT_FILTER));
-    let chosen = chosen.expect("the default is a filter");
+    let chosen = chosen.expect("the default filter is valid");
     if filter.is_some_and(|filter| filter.contains("fuser")) {
         return chosen;
     }
@@ -87,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_filter_is_a_level_or_levels_of_modules() {
+    fn a_filter_is_a_level_or_a_list_of_levels_and_modules() {
         for (text, module, level, is_logged) in [
             ("info", "any", Level::INFO, true),
             ("info", "any", Level::DEBUG, false),
@@ -111,7 +113,7 @@ mod tests {
         if std::env::var_os(IS_CHILD).is_some() {
             abort_on_panic();
             let _ = std::thread::spawn(|| panic!("out of pages")).join();
-            // Reached only where the panic ended nothing but its thread.
+            // Reached only if the panic ended its thread alone.
             std::process::exit(0);
         }
         let this = std::env::current_exe().unwrap();
@@ -125,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn replies_that_nobody_takes_are_logged_only_where_a_filter_asks_for_them() {
+    fn lost_replies_are_logged_only_if_the_filter_names_fuser() {
         let is_logged = |filter| targets(filter).would_enable("fuser::reply", &Level::ERROR);
         assert!(!is_logged(None) && !is_logged(Some("debug")));
         assert!(is_logged(Some("info,fuser=debug")));

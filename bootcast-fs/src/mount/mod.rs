@@ -1,15 +1,14 @@
-//! The front of the mount: what was typed, the kernel's side of mounting, and life in the
-//! background.
+//! Command line, mount(2) and daemon mode of `bootcastfs`.
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`source`] | `head:/images`: which server, which directory |
-//! | [`options`] | everything behind `-o` |
+//! | [`source`] | the source: `head:/images` names a server and a directory |
+//! | [`options`] | the mount options behind `-o` |
 //! | [`kernel`] | mount(2), umount2(2), fusermount3 |
-//! | [`daemon`] | fork, and the verdict that the waiting parent passes on |
-//! | [`logging`] | where log lines go |
+//! | [`daemon`] | fork; the parent exits with the start-up status of the child |
+//! | [`logging`] | destination and filter of log lines |
 //!
-//! What is mounted, the file system itself, is not known here.
+//! These modules do not know the file system that is mounted.
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -24,7 +23,7 @@ mod sys;
 pub use options::MountOptions;
 pub use source::Source;
 
-/// A request to mount a source on a directory.
+/// Request to mount a source on a directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountRequest {
     /// Server and directory to mount.
@@ -33,13 +32,14 @@ pub struct MountRequest {
     pub mountpoint: PathBuf,
     /// Mount options.
     pub options: MountOptions,
-    /// Source as shown in `/proc/mounts`: exactly as typed, because `mount -a` looks there for the
-    /// text of `/etc/fstab` to see what is mounted.
+    /// Source as shown in `/proc/mounts`: exactly as typed, unless `fsname=` replaces it. `mount
+    /// -a` compares this text with `/etc/fstab` to see what is already mounted.
     pub shown_source: OsString,
 }
 
 impl MountRequest {
-    /// Parses the arguments of the command line. Relative paths start at the working directory.
+    /// Parses the arguments of the command line. Makes relative paths absolute, because the
+    /// daemon changes its working directory to `/`.
     pub fn parse(
         source: &OsStr,
         mountpoint: &Path,
@@ -60,7 +60,7 @@ fn absolute(path: &Path) -> Result<PathBuf, MountError> {
         .map_err(|error| MountError::usage(&format!("{}: {error}", path.display())))
 }
 
-/// Why nothing was mounted: one line for the user and an exit code of mount(8).
+/// Reason why the mount failed: one line for the user and an exit code of mount(8).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MountError {
     /// The arguments are wrong; the same command will never work.
@@ -82,7 +82,7 @@ impl MountError {
         Self::Failed(one_line(&reason.to_string()))
     }
 
-    /// Exit code that mount(8) expects of its helpers and passes on.
+    /// Returns the exit code, as mount(8) expects it of its helpers and passes it on.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) => 1,
@@ -97,7 +97,7 @@ impl From<kernel::KernelError> for MountError {
     }
 }
 
-/// Folds a message of other programs into one line.
+/// Replaces each run of white space by one space. Messages of other programs may have line breaks.
 fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
@@ -111,14 +111,14 @@ mod tests {
     }
 
     #[test]
-    fn relative_paths_outlive_a_change_of_directory() {
+    fn relative_paths_are_made_absolute() {
         let request = request("head:/images", "cache_dir=spool").unwrap();
         assert!(request.mountpoint.is_absolute());
         assert!(request.options.cache_dir.unwrap().is_absolute());
     }
 
     #[test]
-    fn the_mount_table_shows_what_was_typed_unless_told_otherwise() {
+    fn the_mount_table_shows_the_source_as_typed_unless_fsname_is_given() {
         let typed = request("http://head/images", "").unwrap();
         assert_eq!(typed.shown_source, "http://head/images");
         let named = request("head:/images", "fsname=images").unwrap();
@@ -126,14 +126,14 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_command_line_exits_1_and_a_failed_mount_32() {
+    fn usage_errors_exit_with_1_and_failed_mounts_with_32() {
         assert_eq!(request("head", "").unwrap_err().exit_code(), 1);
         assert_eq!(request("head:/", "bogus").unwrap_err().exit_code(), 1);
         assert_eq!(MountError::failed(&"no\nserver\n").exit_code(), 32);
     }
 
     #[test]
-    fn a_message_is_one_line() {
+    fn line_breaks_in_a_message_become_spaces() {
         assert_eq!(MountError::failed(&"no\n server\n").to_string(), "no server");
     }
 }

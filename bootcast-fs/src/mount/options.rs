@@ -1,4 +1,4 @@
-//! Options after `-o`, as passed by mount(8), fstab or a person.
+//! Mount options: the lists after `-o`, from mount(8), fstab or the command line.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -14,74 +14,79 @@ mod table;
 
 pub use table::help;
 
-/// Default wait limit of a reader under `soft`.
-const SOFT_WAIT: Duration = Duration::from_secs(30);
+/// Default of `timeo=`: how long a call waits under `soft` before it fails with EIO.
+const DEFAULT_TIMEO: Duration = Duration::from_secs(30);
 
-/// Result of all option lists. If options contradict each other, the last one wins.
+/// Mount options of all lists. Where options contradict each other, the last one wins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountOptions {
-    /// Whether `rw` was given. The mount is read-only anyway; the user gets a warning.
+    /// Whether `rw` was given. The mount is read-only all the same, and the user gets a warning.
     pub wants_rw: bool,
     /// Flags of mount(2). `ro`, `nosuid` and `nodev` are always among them.
     pub flags: MountFlags,
-    /// Whether users other than the mounting one have access.
+    /// Whether users other than the mounting user have access.
     pub allow_other: bool,
-    /// Whether the kernel checks the mode bits.
+    /// Whether the kernel enforces the mode bits.
     pub default_permissions: bool,
     /// Owner of all files; `None` for the mounting user.
     pub uid: Option<u32>,
-    /// Group of all files; `None` for that of the mounting user.
+    /// Group of all files; `None` for the group of the mounting user.
     pub gid: Option<u32>,
-    /// Permission bits to remove, at most `0o777`.
+    /// Permission bits to remove from all modes, at most `0o777`.
     pub umask: Option<u16>,
     /// TCP port of the server's control plane.
     pub port: Option<u16>,
     /// Name or address of the interface that multicast arrives on.
     pub interface: Option<String>,
-    /// Where pages are cached.
+    /// Storage of received pages.
     pub cache: CacheKind,
     /// Directory of the disk cache.
     pub cache_dir: Option<PathBuf>,
-    /// Whether files may be fetched over HTTP.
+    /// When pages are fetched over HTTP instead of received by multicast.
     pub unicast: UnicastMode,
-    /// Which pages of an open file arrive.
+    /// Which pages of an open file are received: all, or those that readers ask for.
     pub fill: Fill,
-    /// How long an incomplete file that nobody has open goes on arriving.
+    /// How long an incomplete file goes on being received after its last close.
     pub linger: Duration,
     /// How long the kernel may use names and attributes without asking again.
     pub attr_ttl: Duration,
     /// Log filter; `None` for the default of [`logging`](super::logging).
     pub log: Option<String>,
-    /// Text that replaces the source in `/proc/mounts`.
+    /// Text to show in `/proc/mounts` instead of the source.
     pub fsname: Option<OsString>,
-    /// Most bytes in one read request of the kernel.
+    /// Largest read request of the kernel, in bytes; `None` for the kernel's own limit.
     pub max_read: Option<u32>,
+    /// Whether the last of `hard` and `soft` was `soft`.
     waiting: Waiting,
+    /// Value of `timeo=`, which has an effect only with `soft`.
     timeo: Option<Duration>,
 }
 
-/// Where pages are cached.
+/// Storage of received pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CacheKind {
-    /// In files that outlive the mount.
+    /// Files on disk, which outlive the mount.
     Disk,
-    /// In memory, for nodes without a disk.
+    /// Memory, for machines without a disk.
     Memory,
 }
 
+/// How long calls wait for the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Waiting {
+    /// Calls wait until the server has answered and the pages have arrived.
     Hard,
+    /// Calls fail with EIO after the wait limit.
     Soft,
 }
 
-/// Why an option list is invalid.
+/// Reason why an option list is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OptionError {
-    /// An option that neither we nor mount(8) know.
-    #[error("unknown option {0:?}: see bootcastfs --help for those there are")]
+    /// An option that neither `bootcastfs` nor mount(8) knows.
+    #[error("unknown option {0:?}: bootcastfs --help lists the options")]
     Unknown(String),
-    /// `remount` is not supported: options hold for the life of a mount.
+    /// `remount` is not supported, because options hold for the life of a mount.
     #[error("remount is not supported: unmount, then mount with the new options")]
     Remount,
     /// An option that takes no value has one, as in `ro=1`.
@@ -92,7 +97,7 @@ pub enum OptionError {
     Value {
         /// Name of the option.
         name: &'static str,
-        /// Value as given; empty if there was none.
+        /// Value as typed; empty if there was none.
         value: String,
         /// Description of a valid value.
         expected: &'static str,
@@ -127,8 +132,8 @@ impl Default for MountOptions {
 }
 
 impl MountOptions {
-    /// Parses the values of all `-o`. A comma inside double quotes or after a backslash belongs to
-    /// the value.
+    /// Parses the option lists of all `-o`. A comma inside double quotes or after a backslash is
+    /// part of a value.
     pub fn parse<L: AsRef<OsStr>>(lists: &[L]) -> Result<Self, OptionError> {
         let mut options = Self::default();
         for item in lists.iter().flat_map(|text| list::split(text.as_ref().as_bytes())) {
@@ -137,31 +142,32 @@ impl MountOptions {
         Ok(options)
     }
 
-    /// How long a reader waits before it gets EIO (`soft`); `None` for ever (`hard`).
+    /// Returns how long a call waits before it fails with EIO; `None` under `hard`, which sets no
+    /// limit.
     pub fn wait_limit(&self) -> Option<Duration> {
         match self.waiting {
             Waiting::Hard => None,
-            Waiting::Soft => Some(self.timeo.unwrap_or(SOFT_WAIT)),
+            Waiting::Soft => Some(self.timeo.unwrap_or(DEFAULT_TIMEO)),
         }
     }
 
     fn apply(&mut self, item: &list::Item) -> Result<(), OptionError> {
-        let Some((name, meaning)) = table::find(&item.name) else {
+        let Some((name, effect)) = table::find(&item.name) else {
             return Err(match item.name.as_slice() {
                 b"remount" => OptionError::Remount,
                 name => OptionError::Unknown(String::from_utf8_lossy(name).into_owned()),
             });
         };
-        match (meaning, &item.value) {
-            (table::Meaning::Ignored, _) => {}
-            (table::Meaning::Flags { set, clear }, None) => {
+        match (effect, &item.value) {
+            (table::Effect::Ignored, _) => {}
+            (table::Effect::Flags { set, clear }, None) => {
                 self.flags = self.flags.difference(*clear).union(*set);
             }
-            (table::Meaning::Switch(switch), None) => switch(self),
-            (table::Meaning::Flags { .. } | table::Meaning::Switch(_), Some(_)) => {
+            (table::Effect::Switch(switch), None) => switch(self),
+            (table::Effect::Flags { .. } | table::Effect::Switch(_), Some(_)) => {
                 return Err(OptionError::TakesNoValue(name));
             }
-            (table::Meaning::Value(set), value) => {
+            (table::Effect::Value(set), value) => {
                 let value = OsStr::from_bytes(value.as_deref().unwrap_or_default());
                 set(self, value).map_err(|expected| OptionError::Value {
                     name,
@@ -187,16 +193,17 @@ mod tests {
     }
 
     #[test]
-    fn nothing_given_means_the_defaults() {
+    fn an_empty_list_gives_the_defaults() {
         assert_eq!(parse("").unwrap(), MountOptions::default());
         assert_eq!(parse(",,ro,").unwrap(), MountOptions::default());
     }
 
     #[test]
-    fn our_options_are_understood() {
+    fn every_option_of_bootcastfs_is_parsed() {
         let options = parse(
             "allow_other,default_permissions,uid=1000,gid=100,umask=0027,port=9999,interface=eth1,\
-             cache=memory,cache_dir=/var/c,unicast=always,fill=demand,linger=1m30s,attr_ttl=0.5,log=debug,max_read=131072",
+             cache=memory,cache_dir=/var/c,unicast=always,fill=demand,linger=1m30s,\
+             attr_ttl=0.5,log=debug,max_read=131072",
         )
         .unwrap();
         let expected = MountOptions {
@@ -221,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn rw_is_remembered_but_the_mount_stays_read_only() {
+    fn rw_is_recorded_but_the_mount_stays_read_only() {
         let options = parse("rw").unwrap();
         assert!(options.wants_rw && options.flags.contains(MountFlags::RDONLY));
         assert!(!parse("rw,ro").unwrap().wants_rw);
@@ -231,7 +238,7 @@ mod tests {
     #[test]
     fn no_option_lifts_nosuid_or_nodev() {
         let always = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
-        // The first is what mount(8) adds for root; the kernel's default holds for all.
+        // mount(8) adds the options of the first text for root.
         for text in ["rw,dev,suid", "defaults", "nodev,nosuid,dev,suid", "users,exec,defaults"] {
             assert_eq!(parse(text).unwrap().flags, always, "{text}");
         }
@@ -245,14 +252,15 @@ mod tests {
     }
 
     #[test]
-    fn generic_options_without_a_meaning_here_are_ignored() {
-        let text = "defaults,_netdev,nofail,noauto,users,user=joe,x-systemd.automount,X-mount.mkdir=0755,\
-                    comment=hello,async,lazytime,context=\"a:b:c0,c1\",subtype=bootcastfs,nonempty";
+    fn generic_options_without_an_effect_are_ignored() {
+        let text = "defaults,_netdev,nofail,noauto,users,user=joe,x-systemd.automount,\
+                    X-mount.mkdir=0755,comment=hello,async,lazytime,context=\"a:b:c0,c1\",\
+                    subtype=bootcastfs,nonempty";
         assert_eq!(parse(text).unwrap(), MountOptions::default());
     }
 
     #[test]
-    fn an_unknown_option_is_named() {
+    fn the_error_names_an_unknown_option() {
         assert_eq!(parse("ro,prot=1"), Err(OptionError::Unknown("prot".into())));
         assert_eq!(parse("remount,ro"), Err(OptionError::Remount));
     }
@@ -264,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn a_malformed_value_is_answered_with_what_was_expected() {
+    fn the_error_for_a_malformed_value_says_what_was_expected() {
         for bad in [
             "port",
             "port=",
@@ -297,42 +305,42 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_waits_for_ever_unless_soft() {
+    fn calls_wait_without_a_limit_unless_soft() {
         assert_eq!(parse("timeo=5").unwrap().wait_limit(), None);
-        assert_eq!(parse("soft").unwrap().wait_limit(), Some(SOFT_WAIT));
+        assert_eq!(parse("soft").unwrap().wait_limit(), Some(DEFAULT_TIMEO));
         assert_eq!(parse("timeo=2m,soft").unwrap().wait_limit(), Some(Duration::from_secs(120)));
         assert_eq!(parse("soft,hard").unwrap().wait_limit(), None);
     }
 
     #[test]
-    fn all_pages_arrive_unless_only_those_are_wanted_that_are_read() {
+    fn fill_is_full_unless_demand_is_given() {
         assert_eq!(parse("").unwrap().fill, Fill::Full);
         assert_eq!(parse("fill=demand").unwrap().fill, Fill::Demand);
         assert_eq!(parse("fill=demand,fill=full").unwrap().fill, Fill::Full);
     }
 
     #[test]
-    fn several_lists_count_as_one() {
+    fn several_lists_are_parsed_as_one() {
         let options = MountOptions::parse(&["port=1", "port=2,allow_other"]).unwrap();
         assert_eq!((options.port, options.allow_other), (Some(2), true));
     }
 
     #[test]
-    fn a_quoted_comma_belongs_to_the_value() {
+    fn a_quoted_comma_is_part_of_the_value() {
         let log = Some("info,bootcast_fs=debug".to_owned());
         assert_eq!(parse("log=\"info,bootcast_fs=debug\",ro").unwrap().log, log);
         assert_eq!(parse("log=info\\,bootcast_fs=debug,ro").unwrap().log, log);
     }
 
     #[test]
-    fn a_directory_may_have_a_name_of_any_bytes() {
+    fn a_cache_directory_may_have_any_bytes_in_its_name() {
         let text = OsString::from_vec(b"cache_dir=/\xff\\\\x".to_vec());
         let dir = MountOptions::parse(&[text]).unwrap().cache_dir.unwrap();
         assert_eq!(dir.as_os_str().as_bytes(), b"/\xff\\x");
     }
 
     #[test]
-    fn the_table_of_the_readme_has_the_options_and_their_defaults() {
+    fn the_readme_and_semantics_state_the_options_and_their_defaults() {
         let page = include_str!("../../../README.md");
         let table = page.split("### Options of the mount").nth(1).unwrap();
         let table = table.split("\n## ").next().unwrap();
@@ -342,11 +350,12 @@ mod tests {
             .map(|line| line.replace("\\|", "/"))
             .map(|line| line.leak().trim_matches('|').split(" | ").map(str::trim).collect())
             .collect();
-        let told = |name: &str| rows.iter().any(|row| row[0].contains(&format!("`{name}")));
+        let is_documented =
+            |name: &str| rows.iter().any(|row| row[0].contains(&format!("`{name}")));
         for name in help().lines().filter_map(|line| line.split_whitespace().next()) {
             let name = name.split('=').next().unwrap();
             let is_rare = ["ro", "rw", "fsname", "max_read"].contains(&name);
-            assert!(is_rare || told(name), "{name} is not in the table");
+            assert!(is_rare || is_documented(name), "{name} is not in the table");
         }
         for row in &rows {
             let default = row[1].trim_matches('`');
@@ -356,13 +365,13 @@ mod tests {
             }
         }
         let text = include_str!("../../../docs/SEMANTICS.md");
-        let soft = format!("`timeo=` ({} s unless given)", SOFT_WAIT.as_secs());
+        let soft = format!("`timeo=` ({} s unless given)", DEFAULT_TIMEO.as_secs());
         let ttl = format!("`attr_ttl=` ({} s)", MountOptions::default().attr_ttl.as_secs());
         assert!(text.contains(&soft) && text.contains(&ttl), "{soft}, {ttl}");
     }
 
     #[test]
-    fn every_option_of_ours_is_in_the_help() {
+    fn the_help_lists_the_options_of_bootcastfs() {
         for name in
             ["allow_other", "fill=full|demand", "timeo=TIME", "cache_dir=DIR", "hard", "log=FILTER"]
         {
@@ -372,13 +381,15 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_panics(bytes in proptest::collection::vec(any::<u8>(), 0..60)) {
+        fn arbitrary_bytes_do_not_panic(bytes in proptest::collection::vec(any::<u8>(), 0..60)) {
             let _ = MountOptions::parse(&[OsString::from_vec(bytes)]);
         }
 
         #[test]
-        fn no_value_panics(name in "(port|uid|umask|linger|attr_ttl|timeo|max_read|log|cache)",
-                           value in "[0-9a-z.\"=+-]{0,24}") {
+        fn arbitrary_values_do_not_panic(
+            name in "(port|uid|umask|linger|attr_ttl|timeo|max_read|log|cache)",
+            value in "[0-9a-z.\"=+-]{0,24}"
+        ) {
             let _ = parse(&format!("{name}={value}"));
         }
     }

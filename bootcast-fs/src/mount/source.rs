@@ -1,4 +1,4 @@
-//! What to mount: `head:/images` and its other forms.
+//! Source of a mount: `head:/images` and its other forms.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -8,18 +8,18 @@ use std::os::unix::ffi::OsStrExt;
 use bootcast_proto::path::PathError;
 use bootcast_proto::{DEFAULT_PORT, RemotePath};
 
-/// A directory of a server.
+/// Directory of a server, as named on the command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Source {
-    /// Name or address of the server; an IPv6 address stands without its brackets.
+    /// Name or address of the server; an IPv6 address has no brackets here.
     pub host: String,
     /// TCP port of the server's control plane.
     pub port: u16,
-    /// Path of the directory, relative to the served one.
+    /// Path of the directory, relative to the directory that the server serves.
     pub path: RemotePath,
 }
 
-/// Why a text is not a source.
+/// Reason why a text is not a valid source.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SourceError {
     /// The text has none of the accepted forms.
@@ -31,15 +31,15 @@ pub enum SourceError {
     /// The source is an HTTPS URL, but the control plane speaks plain HTTP.
     #[error("{0:?}: https is not supported, use http:// or HOST:/PATH")]
     Https(String),
-    /// The port is missing or not between 1 and 65535.
+    /// The port is empty, or not a number from 1 to 65535.
     #[error("{0:?} is not a port: expected 1 to 65535")]
     Port(String),
     /// Source and options name different ports.
-    #[error("the source says port {in_source}, -o port= says {in_options}: give one of them")]
-    TwoPorts {
-        /// Port after the host.
+    #[error("the source has port {in_source}, but -o port= has {in_options}: give only one")]
+    ConflictingPorts {
+        /// Port after the host in the source.
         in_source: u16,
-        /// Port among the options.
+        /// Value of `-o port=`.
         in_options: u16,
     },
     /// The path is malformed.
@@ -53,31 +53,32 @@ impl Source {
     /// The path after `HOST:` is taken byte for byte; in a URL it is percent-encoded.
     pub fn parse(text: &OsStr, port_option: Option<u16>) -> Result<Self, SourceError> {
         let bytes = text.as_bytes();
-        let unknown = || SourceError::Form(text.to_string_lossy().into_owned());
+        let malformed = || SourceError::Form(text.to_string_lossy().into_owned());
         if strip_scheme(bytes, "https://").is_some() {
             return Err(SourceError::Https(text.to_string_lossy().into_owned()));
         }
         let (authority, path) = match strip_scheme(bytes, "http://") {
-            Some(rest) => split_url(rest).ok_or_else(unknown)?,
-            None => split_mount_form(bytes).ok_or_else(unknown)?,
+            Some(rest) => split_url(rest).ok_or_else(malformed)?,
+            None => split_mount_form(bytes).ok_or_else(malformed)?,
         };
-        let (host, port_text) = split_authority(authority).ok_or_else(unknown)?;
+        let (host, port_text) = split_authority(authority).ok_or_else(malformed)?;
         let in_source = port_text.map(parse_port).transpose()?;
         let path = match path {
-            Path::Plain(bytes) => plain_path(bytes)?,
-            Path::Encoded(text) => RemotePath::decode(text)?,
+            PathText::Raw(bytes) => parse_raw_path(bytes)?,
+            PathText::Encoded(text) => RemotePath::decode(text)?,
         };
-        Ok(Self { host: host.to_owned(), port: one_port(in_source, port_option)?, path })
+        Ok(Self { host: host.to_owned(), port: resolve_port(in_source, port_option)?, path })
     }
 
-    /// Base URL of the control plane, without a trailing slash.
+    /// Returns the base URL of the control plane, without a trailing slash.
     pub fn base_url(&self) -> String {
         format!("http://{}:{}", Bracketed(&self.host), self.port)
     }
 }
 
 impl fmt::Display for Source {
-    /// Writes the shortest form: `head:/images`. Bytes that are not UTF-8 become `\u{fffd}`.
+    /// Writes the shortest form, such as `head:/images`. Bytes that are not UTF-8 become
+    /// `\u{fffd}`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:", Bracketed(&self.host))?;
         if self.port != DEFAULT_PORT {
@@ -87,7 +88,7 @@ impl fmt::Display for Source {
     }
 }
 
-/// A host in the form it takes before a colon.
+/// Host as written before a port: an IPv6 address gets brackets.
 struct Bracketed<'a>(&'a str);
 
 impl fmt::Display for Bracketed<'_> {
@@ -96,28 +97,32 @@ impl fmt::Display for Bracketed<'_> {
     }
 }
 
-enum Path<'a> {
-    Plain(&'a [u8]),
+/// Path of a source as typed.
+enum PathText<'a> {
+    /// Bytes of the path itself, from the form `HOST:/PATH`.
+    Raw(&'a [u8]),
+    /// Percent-encoded path of a URL.
     Encoded(&'a str),
 }
 
+/// Removes a URL scheme, in upper or lower case. Returns `None` if the text has another one.
 fn strip_scheme<'a>(bytes: &'a [u8], scheme: &str) -> Option<&'a [u8]> {
     let (head, rest) = bytes.split_at_checked(scheme.len())?;
     head.eq_ignore_ascii_case(scheme.as_bytes()).then_some(rest)
 }
 
 /// Splits the part after `http://` into authority and path.
-fn split_url(rest: &[u8]) -> Option<(&str, Path<'_>)> {
+fn split_url(rest: &[u8]) -> Option<(&str, PathText<'_>)> {
     let rest = str::from_utf8(rest).ok().filter(|rest| !rest.contains(['?', '#']))?;
     let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
-    Some((authority, Path::Encoded(path)))
+    Some((authority, PathText::Encoded(path)))
 }
 
 /// Splits `HOST[:PORT]:/PATH` into authority and path.
-fn split_mount_form(bytes: &[u8]) -> Option<(&str, Path<'_>)> {
+fn split_mount_form(bytes: &[u8]) -> Option<(&str, PathText<'_>)> {
     let colon = bytes.windows(2).position(|pair| pair == b":/")?;
     let authority = str::from_utf8(&bytes[..colon]).ok()?;
-    Some((authority, Path::Plain(&bytes[colon + 1..])))
+    Some((authority, PathText::Raw(&bytes[colon + 1..])))
 }
 
 /// Splits `HOST[:PORT]` into the host, without brackets, and the text of the port.
@@ -138,22 +143,24 @@ fn split_authority(authority: &str) -> Option<(&str, Option<&str>)> {
     (!host.is_empty() && host.bytes().all(is_host_byte)).then_some((host, port))
 }
 
-/// Parses a port as typed: 1 to 65535, digits only.
+/// Parses a port: a decimal number from 1 to 65535, without a sign.
 pub fn parse_port(text: &str) -> Result<u16, SourceError> {
     let port = text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok());
     port.flatten().filter(|&port| port != 0).ok_or_else(|| SourceError::Port(text.to_owned()))
 }
 
-fn one_port(in_source: Option<u16>, in_options: Option<u16>) -> Result<u16, SourceError> {
+/// Returns the port of the source or of the options, or the default port.
+fn resolve_port(in_source: Option<u16>, in_options: Option<u16>) -> Result<u16, SourceError> {
     match (in_source, in_options) {
         (Some(in_source), Some(in_options)) if in_source != in_options => {
-            Err(SourceError::TwoPorts { in_source, in_options })
+            Err(SourceError::ConflictingPorts { in_source, in_options })
         }
         _ => Ok(in_source.or(in_options).unwrap_or(DEFAULT_PORT)),
     }
 }
 
-fn plain_path(bytes: &[u8]) -> Result<RemotePath, PathError> {
+/// Parses a path that is not percent-encoded. Skips empty names and `.`; refuses `..`.
+fn parse_raw_path(bytes: &[u8]) -> Result<RemotePath, PathError> {
     bytes
         .split(|&byte| byte == b'/')
         .filter(|name| !name.is_empty() && *name != b".")
@@ -174,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn every_accepted_form_is_understood() {
+    fn every_accepted_form_is_parsed() {
         for (text, host, port, path) in [
             ("head:/images", "head", 8888, "images"),
             ("head:/", "head", 8888, ""),
@@ -195,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_is_answered_with_the_accepted_forms() {
+    fn the_error_for_any_other_form_lists_the_accepted_ones() {
         for text in [
             "",
             "head",
@@ -219,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn https_is_refused_by_name() {
+    fn https_has_an_error_of_its_own() {
         assert!(matches!(parse("https://head/x"), Err(SourceError::Https(_))));
     }
 
@@ -231,18 +238,18 @@ mod tests {
     }
 
     #[test]
-    fn a_path_does_not_climb() {
+    fn a_path_with_dot_dot_is_refused() {
         assert_eq!(parse("head:/../x"), Err(SourceError::Path(PathError::DotDot)));
         assert_eq!(parse("http://head/%2e%2e"), Err(SourceError::Path(PathError::DotDot)));
     }
 
     #[test]
-    fn two_ports_must_agree() {
+    fn ports_of_source_and_options_must_be_equal() {
         let parse = |text: &str, port| Source::parse(OsStr::new(text), Some(port));
         assert_eq!(parse("head:/", 9999).unwrap().port, 9999);
         assert_eq!(parse("head:9999:/", 9999).unwrap().port, 9999);
-        let two = SourceError::TwoPorts { in_source: 9999, in_options: 8888 };
-        assert_eq!(parse("head:9999:/", 8888), Err(two));
+        let conflict = SourceError::ConflictingPorts { in_source: 9999, in_options: 8888 };
+        assert_eq!(parse("head:9999:/", 8888), Err(conflict));
     }
 
     #[test]
@@ -255,12 +262,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_panics(bytes in proptest::collection::vec(any::<u8>(), 0..60)) {
+        fn arbitrary_bytes_do_not_panic(bytes in proptest::collection::vec(any::<u8>(), 0..60)) {
             let _ = Source::parse(&OsString::from_vec(bytes), None);
         }
 
         #[test]
-        fn no_text_near_a_source_panics(text in "(http://)?(\\[?[a-f0-9.:]{0,6}\\]?)?:?[0-9]{0,6}:?/?[%/.a\u{e9}]{0,8}") {
+        fn texts_similar_to_a_source_do_not_panic(
+            text in "(http://)?(\\[?[a-f0-9.:]{0,6}\\]?)?:?[0-9]{0,6}:?/?[%/.a\u{e9}]{0,8}"
+        ) {
             let _ = parse(&text);
         }
 
@@ -273,7 +282,11 @@ mod tests {
         }
 
         #[test]
-        fn the_short_form_reads_back(host in "[a-z][a-z0-9.-]{0,9}", port in 1u16.., path in "[a-z:%/]{0,9}") {
+        fn the_short_form_parses_to_the_same_source(
+            host in "[a-z][a-z0-9.-]{0,9}",
+            port in 1u16..,
+            path in "[a-z:%/]{0,9}"
+        ) {
             let source = parse(&format!("{host}:{port}:/{path}")).unwrap();
             prop_assert_eq!(parse(&source.to_string()).unwrap(), source);
         }

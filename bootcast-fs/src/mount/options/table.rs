@@ -1,4 +1,4 @@
-//! All options: name, meaning and, for our own, the line in `--help`.
+//! Table of all options: name, effect and, for the options of `bootcastfs`, the line in `--help`.
 
 use std::ffi::OsStr;
 use std::fmt::Write;
@@ -12,49 +12,49 @@ use crate::mount::{logging, source};
 use crate::receiver::{Fill, UnicastMode};
 
 /// Effect of an option.
-pub(super) enum Meaning {
-    /// No effect, with or without a value: meant for mount(8) or for writable file systems.
+pub(super) enum Effect {
+    /// None, with or without a value. The option is meant for mount(8) or writable file systems.
     Ignored,
-    /// Changes the flags for mount(2).
+    /// Changes the flags of mount(2). Takes no value.
     Flags { set: MountFlags, clear: MountFlags },
-    /// Sets a field. Takes no value.
+    /// Sets a field of the options. Takes no value.
     Switch(fn(&mut MountOptions)),
-    /// Sets a field to a value. The error describes a valid value.
+    /// Parses the value into a field of the options. The error describes a valid value.
     Value(fn(&mut MountOptions, &OsStr) -> Result<(), &'static str>),
 }
 
-/// Finds an option; returns its name in the table and its meaning. `None` for unknown names.
-pub(super) fn find(name: &[u8]) -> Option<(&'static str, &'static Meaning)> {
+/// Returns the name in the table and the effect of an option; `None` if it is unknown.
+pub(super) fn find(name: &[u8]) -> Option<(&'static str, &'static Effect)> {
     if name.starts_with(b"x-") || name.starts_with(b"X-") {
-        return Some(("x-", &Meaning::Ignored));
+        return Some(("x-", &Effect::Ignored));
     }
-    let ours = OURS.iter().map(|option| (option.name, &option.meaning));
-    let generic = GENERIC.iter().map(|(name, meaning)| (*name, meaning));
-    ours.chain(generic).find(|(known, _)| known.as_bytes() == name)
+    let own = OWN_OPTIONS.iter().map(|option| (option.name, &option.effect));
+    let generic = GENERIC_OPTIONS.iter().map(|(name, effect)| (*name, effect));
+    own.chain(generic).find(|(known, _)| known.as_bytes() == name)
 }
 
-/// Text of our options for `--help`, one on each line.
+/// Returns the options of `bootcastfs` as a text for `--help`, one line for each.
 pub fn help() -> String {
     let mut text = String::new();
-    for Ours { name, value, help, .. } in OURS {
-        let typed = format!("{name}{value}");
+    for OwnOption { name, value, help, .. } in OWN_OPTIONS {
+        let usage = format!("{name}{value}");
         // Writing to a String cannot fail.
-        let _ = writeln!(text, "  {typed:<20}  {help}");
+        let _ = writeln!(text, "  {usage:<20}  {help}");
     }
     text
 }
 
-/// An option of this file system, or one that it handles itself.
-struct Ours {
+/// Option that is specific to `bootcastfs`, or generic but listed in its `--help`.
+struct OwnOption {
     name: &'static str,
-    /// Form of the value, such as `=SOMETHING`; empty for none.
+    /// Form of the value in `--help`, such as `=TIME`; empty if the option takes none.
     value: &'static str,
     help: &'static str,
-    meaning: Meaning,
+    effect: Effect,
 }
 
-const fn switch(name: &'static str, help: &'static str, switch: fn(&mut MountOptions)) -> Ours {
-    Ours { name, value: "", help, meaning: Meaning::Switch(switch) }
+const fn switch(name: &'static str, help: &'static str, set: fn(&mut MountOptions)) -> OwnOption {
+    OwnOption { name, value: "", help, effect: Effect::Switch(set) }
 }
 
 const fn value(
@@ -62,28 +62,29 @@ const fn value(
     value: &'static str,
     help: &'static str,
     set: fn(&mut MountOptions, &OsStr) -> Result<(), &'static str>,
-) -> Ours {
-    Ours { name, value, help, meaning: Meaning::Value(set) }
+) -> OwnOption {
+    OwnOption { name, value, help, effect: Effect::Value(set) }
 }
 
-const OURS: &[Ours] = &[
+/// Options listed in `--help`, in this order.
+const OWN_OPTIONS: &[OwnOption] = &[
     switch("ro", "read-only (always)", |options| options.wants_rw = false),
-    switch("rw", "read-only all the same, with a warning", |options| options.wants_rw = true),
-    switch("allow_other", "let users other than the mounting one in", |options| {
+    switch("rw", "mount read-only all the same, with a warning", |options| options.wants_rw = true),
+    switch("allow_other", "allow access by other users", |options| {
         options.allow_other = true;
     }),
     switch("default_permissions", "let the kernel check the mode bits", |options| {
         options.default_permissions = true;
     }),
-    value("uid", "=N", "owner of everything [the mounting user]", |options, text| {
+    value("uid", "=N", "owner of all files [the mounting user]", |options, text| {
         options.uid = Some(number(text, 0..=u32::MAX - 1).ok_or("a user id")?);
         Ok(())
     }),
-    value("gid", "=N", "group of everything [the mounting user's]", |options, text| {
+    value("gid", "=N", "group of all files [the mounting user's]", |options, text| {
         options.gid = Some(number(text, 0..=u32::MAX - 1).ok_or("a group id")?);
         Ok(())
     }),
-    value("umask", "=OCTAL", "permission bits to take away [0]", |options, text| {
+    value("umask", "=OCTAL", "permission bits to remove [0]", |options, text| {
         options.umask = Some(octal(text).ok_or("octal permission bits, 0 to 777")?);
         Ok(())
     }),
@@ -92,11 +93,11 @@ const OURS: &[Ours] = &[
         options.port = Some(port.ok_or("1 to 65535")?);
         Ok(())
     }),
-    value("interface", "=NAME|ADDR", "interface that listens [by route]", |options, text| {
+    value("interface", "=NAME|ADDR", "interface to receive on [by route]", |options, text| {
         options.interface = Some(nonempty(text).ok_or("a name such as eth0, or an address")?);
         Ok(())
     }),
-    value("cache", "=disk|memory", "where pages are kept [disk]", |options, text| {
+    value("cache", "=disk|memory", "where to store pages [disk]", |options, text| {
         options.cache = match text.to_str() {
             Some("disk") => CacheKind::Disk,
             Some("memory") => CacheKind::Memory,
@@ -111,7 +112,7 @@ const OURS: &[Ours] = &[
     value(
         "unicast",
         "=auto|never|always",
-        "fetch over HTTP: without multicast [auto]",
+        "fetch over HTTP; auto: if multicast fails [auto]",
         |options, text| {
             options.unicast = match text.to_str() {
                 Some("auto") => UnicastMode::Auto,
@@ -125,7 +126,7 @@ const OURS: &[Ours] = &[
     value(
         "fill",
         "=full|demand",
-        "which pages arrive: all, or those that are read [full]",
+        "pages to receive: all, or those that are read [full]",
         |options, text| {
             options.fill = match text.to_str() {
                 Some("full") => Fill::Full,
@@ -135,34 +136,34 @@ const OURS: &[Ours] = &[
             Ok(())
         },
     ),
-    value("linger", "=TIME", "go on receiving after the last close [10s]", |options, text| {
+    value("linger", "=TIME", "how long to receive after the last close [10s]", |options, text| {
         options.linger = duration(text)?;
         Ok(())
     }),
+    value("attr_ttl", "=TIME", "how long to cache names and attributes [1s]", |options, text| {
+        options.attr_ttl = duration(text)?;
+        Ok(())
+    }),
+    switch("hard", "calls wait without a time limit (default)", |options| {
+        options.waiting = Waiting::Hard;
+    }),
+    switch("soft", "calls fail with an I/O error after timeo=", |options| {
+        options.waiting = Waiting::Soft;
+    }),
     value(
-        "attr_ttl",
+        "timeo",
         "=TIME",
-        "believe names and attributes for this long [1s]",
+        "time limit of soft; in seconds, unlike nfs(5) [30s]",
         |options, text| {
-            options.attr_ttl = duration(text)?;
+            let limit = duration(text)?;
+            options.timeo = Some((!limit.is_zero()).then_some(limit).ok_or("more than 0 seconds")?);
             Ok(())
         },
     ),
-    switch("hard", "readers wait until the page is there (default)", |options| {
-        options.waiting = Waiting::Hard;
-    }),
-    switch("soft", "readers get an I/O error after timeo=", |options| {
-        options.waiting = Waiting::Soft;
-    }),
-    value("timeo", "=TIME", "for soft, in seconds unlike nfs(5) [30s]", |options, text| {
-        let limit = duration(text)?;
-        options.timeo = Some((!limit.is_zero()).then_some(limit).ok_or("more than 0 seconds")?);
-        Ok(())
-    }),
     value(
         "log",
         "=FILTER",
-        "such as debug, or \"info,bootcast_fs=trace\" [info]",
+        "log filter, such as debug or \"info,bootcast_fs=trace\" [info]",
         |options, text| {
             let filter = nonempty(text).filter(|filter| logging::is_filter(filter));
             options.log = Some(filter.ok_or("a level, or targets with levels")?);
@@ -173,19 +174,24 @@ const OURS: &[Ours] = &[
         options.fsname = Some((!text.is_empty()).then(|| text.into()).ok_or("a text")?);
         Ok(())
     }),
-    value("max_read", "=BYTES", "largest request of the kernel [its own]", |options, text| {
-        options.max_read = Some(number(text, 4096..=u32::MAX).ok_or("4096 or more bytes")?);
-        Ok(())
-    }),
+    value(
+        "max_read",
+        "=BYTES",
+        "largest read request of the kernel [kernel default]",
+        |options, text| {
+            options.max_read = Some(number(text, 4096..=u32::MAX).ok_or("4096 or more bytes")?);
+            Ok(())
+        },
+    ),
 ];
 
-/// Generic options of mount(8), "FILESYSTEM-INDEPENDENT MOUNT OPTIONS", and those that
+/// Generic options: those of mount(8), "FILESYSTEM-INDEPENDENT MOUNT OPTIONS", and those that
 /// mount.fuse(8) may add.
-const GENERIC: &[(&str, Meaning)] = &[
+const GENERIC_OPTIONS: &[(&str, Effect)] = &[
     ("defaults", flags(NONE, NOEXEC)),
-    // mount(8) hands `dev,suid` to the helpers of FUSE unless somebody asked for the contrary, so
-    // that they say nothing about what was wanted. Owners here are invented: nothing may take
-    // rights from them.
+    // `suid` and `dev` have no effect: mount(8) passes them to FUSE helpers even if the user did
+    // not give them. The mount stays `nosuid` and `nodev`, because the owners that it shows are not
+    // the owners on the server.
     ("suid", flags(NONE, NONE)),
     ("nosuid", flags(NOSUID, NONE)),
     ("dev", flags(NONE, NONE)),
@@ -203,35 +209,35 @@ const GENERIC: &[(&str, Meaning)] = &[
     ("diratime", flags(NONE, MountFlags::NODIRATIME)),
     ("nodiratime", flags(MountFlags::NODIRATIME, NONE)),
     ("dirsync", flags(MountFlags::DIRSYNC, NONE)),
-    ("async", Meaning::Ignored),
-    ("sync", Meaning::Ignored),
-    ("lazytime", Meaning::Ignored),
-    ("nolazytime", Meaning::Ignored),
-    ("iversion", Meaning::Ignored),
-    ("noiversion", Meaning::Ignored),
-    ("mand", Meaning::Ignored),
-    ("nomand", Meaning::Ignored),
-    ("silent", Meaning::Ignored),
-    ("loud", Meaning::Ignored),
-    ("auto", Meaning::Ignored),
-    ("noauto", Meaning::Ignored),
-    ("user", Meaning::Ignored),
-    ("nouser", Meaning::Ignored),
-    ("users", Meaning::Ignored),
-    ("nousers", Meaning::Ignored),
-    ("owner", Meaning::Ignored),
-    ("noowner", Meaning::Ignored),
-    ("group", Meaning::Ignored),
-    ("nogroup", Meaning::Ignored),
-    ("_netdev", Meaning::Ignored),
-    ("nofail", Meaning::Ignored),
-    ("comment", Meaning::Ignored),
-    ("context", Meaning::Ignored),
-    ("fscontext", Meaning::Ignored),
-    ("defcontext", Meaning::Ignored),
-    ("rootcontext", Meaning::Ignored),
-    ("subtype", Meaning::Ignored),
-    ("nonempty", Meaning::Ignored),
+    ("async", Effect::Ignored),
+    ("sync", Effect::Ignored),
+    ("lazytime", Effect::Ignored),
+    ("nolazytime", Effect::Ignored),
+    ("iversion", Effect::Ignored),
+    ("noiversion", Effect::Ignored),
+    ("mand", Effect::Ignored),
+    ("nomand", Effect::Ignored),
+    ("silent", Effect::Ignored),
+    ("loud", Effect::Ignored),
+    ("auto", Effect::Ignored),
+    ("noauto", Effect::Ignored),
+    ("user", Effect::Ignored),
+    ("nouser", Effect::Ignored),
+    ("users", Effect::Ignored),
+    ("nousers", Effect::Ignored),
+    ("owner", Effect::Ignored),
+    ("noowner", Effect::Ignored),
+    ("group", Effect::Ignored),
+    ("nogroup", Effect::Ignored),
+    ("_netdev", Effect::Ignored),
+    ("nofail", Effect::Ignored),
+    ("comment", Effect::Ignored),
+    ("context", Effect::Ignored),
+    ("fscontext", Effect::Ignored),
+    ("defcontext", Effect::Ignored),
+    ("rootcontext", Effect::Ignored),
+    ("subtype", Effect::Ignored),
+    ("nonempty", Effect::Ignored),
 ];
 
 const NONE: MountFlags = MountFlags::empty();
@@ -241,8 +247,8 @@ const NOEXEC: MountFlags = MountFlags::NOEXEC;
 const RELATIME: MountFlags = MountFlags::RELATIME;
 const STRICTATIME: MountFlags = MountFlags::STRICTATIME;
 
-const fn flags(set: MountFlags, clear: MountFlags) -> Meaning {
-    Meaning::Flags { set, clear }
+const fn flags(set: MountFlags, clear: MountFlags) -> Effect {
+    Effect::Flags { set, clear }
 }
 
 fn number(text: &OsStr, range: std::ops::RangeInclusive<u32>) -> Option<u32> {
