@@ -23,7 +23,7 @@ use tracing::warn;
 
 pub use demanding::Wants;
 
-use crate::cache::{CheckpointError, Kept, ObjectKey, Store};
+use crate::cache::{CheckpointError, HeldSnapshot, ObjectKey, Store};
 use crate::quiet;
 use crate::receiver::{
     Action, Arrival, Assembly, Checked, Counters, Failure, Fill, JoinError, Pin, Receiver,
@@ -132,7 +132,7 @@ impl Object {
         seed: u64,
     ) -> Self {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
-        let kept = store.take_kept();
+        let kept = store.take_restored();
         let saved = kept.as_ref().map(Saved::of).unwrap_or_default();
         let pin = Pin { etag: key.etag.clone(), size };
         let inner = Inner {
@@ -421,13 +421,13 @@ impl Object {
             let inner = self.lock();
             let assembly = inner.receiver.assembly();
             let news = assembly.filter(|assembly| Saved::of(assembly) != inner.saved);
-            news.map(|assembly| (Saved::of(assembly), Kept::of(assembly)))
+            news.map(|assembly| (Saved::of(assembly), HeldSnapshot::of(assembly)))
         };
         let result = match &kept {
             Some((_, Some(kept))) => self.store.checkpoint(kept),
             Some((_, None)) => return Ok(()),
             // Of lost data an earlier state may still be there, if it could not be removed.
-            None => return self.store.forget_if_lost(),
+            None => return self.store.fail_if_lost(),
         };
         if let Err(error) = &result
             && let Some(more) = quiet::allow("cannot remember what arrived", error)

@@ -1,17 +1,18 @@
-//! Where pages are kept on this machine.
+//! Storage of received pages on this machine.
 //!
 //! A [`Cache`] opens a [`Store`] for each version of a file: a sparse file, on disk or in memory,
-//! that is written in runs and read at any offset. On disk a store also keeps which of its pages
-//! are held:
+//! that is written in runs of pages and read at any offset. On disk, a store also records which of
+//! its pages are held:
 //!
 //! ```text
 //! CACHE_DIR/objects/<id>/data    the file's bytes where they belong, holes where they are missing
 //! CACHE_DIR/objects/<id>/state   one line of JSON (see `state`), then the bitmap of held pages
 //! ```
 //!
-//! `<id>` is the BLAKE3 of server, path and version. `state` is replaced atomically, and only after
-//! `data` was synced: whatever crashes, a page that it calls held is on disk. `data` is locked
-//! while it is in use; who finds it locked works on a nameless file of its own.
+//! `<id>` is the first half of the BLAKE3 hash of server, path and version, in hexadecimal. `state`
+//! is replaced atomically, and only after `data` was synced. So a page that it lists as held is on
+//! disk, even after a crash. A store locks its `data`. A second store for the same version, in this
+//! process or another one, uses a nameless file (`O_TMPFILE`) instead.
 
 mod state;
 mod store;
@@ -25,23 +26,24 @@ use std::path::{Path, PathBuf};
 use bootcast_proto::{Etag, RemotePath};
 use rustix::fs::{FlockOperation, MemfdFlags, OFlags};
 
-pub use state::Kept;
+pub use state::HeldSnapshot;
 pub use store::{CheckpointError, Store};
 pub use symbols::Symbols;
 
-/// Identifies what is stored: one version of one file of one server.
+/// Identity of an object: one version of one file of one server.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ObjectKey {
     /// Server as `host:port`.
     pub server: String,
     /// Path of the file.
     pub path: RemotePath,
-    /// Version of the file. An object without a version cannot outlive its use.
+    /// Version of the file; `None` on plain servers. Without it, the pages are not found again by a
+    /// later use.
     pub etag: Option<Etag>,
 }
 
 impl ObjectKey {
-    /// Name of the object's directory.
+    /// Returns the name of the object's directory.
     fn id(&self, etag: &Etag) -> String {
         let mut hasher = blake3::Hasher::new();
         for part in [self.server.as_bytes(), self.path.as_bytes(), etag.as_str().as_bytes()] {
@@ -52,30 +54,30 @@ impl ObjectKey {
     }
 }
 
-/// Place where stores are created.
+/// Place in which stores are created.
 #[derive(Clone, Debug)]
 pub enum Cache {
-    /// In files below this directory.
+    /// Files below this directory.
     Disk(PathBuf),
-    /// In memory, in files without a name.
+    /// Files in memory (`memfd`).
     Memory,
 }
 
 impl Cache {
-    /// Opens the cache in `dir`. Creates the directory, accessible to its owner only, if it is
-    /// missing.
+    /// Opens the cache in `dir`. Creates the directory if it is missing, with access for its owner
+    /// only.
     pub fn on_disk(dir: &Path) -> io::Result<Self> {
         create_private_dir(&dir.join("objects"))?;
-        // Reports an unusable directory now rather than at the first open of a file.
+        // Makes an unusable directory fail here and not at the first open of a file.
         nameless_file(dir)?;
         Ok(Self::Disk(dir.to_path_buf()))
     }
 
-    /// Opens the store of `key`, with the pages that an earlier use left in it.
+    /// Opens the store of `key`, with the pages of its last checkpoint.
     pub fn open(&self, key: &ObjectKey) -> io::Result<Store> {
         match (self, &key.etag) {
             (Self::Memory, _) | (Self::Disk(_), None) => {
-                Ok(Store::nameless(self.nameless()?, self.clone()))
+                Ok(Store::transient(self.nameless()?, self.clone()))
             }
             (Self::Disk(dir), Some(etag)) => {
                 let object = dir.join("objects").join(key.id(etag));
@@ -89,11 +91,13 @@ impl Cache {
                     .custom_flags(libc::O_NOFOLLOW)
                     .open(object.join("data"))?;
                 match rustix::fs::flock(&data, FlockOperation::NonBlockingLockExclusive) {
-                    // An object that cannot be examined is left alone, not discarded.
-                    Ok(()) => Store::named(data, object, key.clone(), etag.clone(), self.clone())
-                        .or_else(|_| Ok(Store::nameless(self.nameless()?, self.clone()))),
+                    // An object that cannot be read stays as it is: the error may be temporary.
+                    Ok(()) => {
+                        Store::persistent(data, object, key.clone(), etag.clone(), self.clone())
+                            .or_else(|_| Ok(Store::transient(self.nameless()?, self.clone())))
+                    }
                     Err(rustix::io::Errno::WOULDBLOCK) => {
-                        Ok(Store::nameless(self.nameless()?, self.clone()))
+                        Ok(Store::transient(self.nameless()?, self.clone()))
                     }
                     Err(error) => Err(error.into()),
                 }
@@ -101,7 +105,7 @@ impl Cache {
         }
     }
 
-    /// Creates a file that disappears with its last descriptor.
+    /// Creates a file that disappears when its last descriptor is closed.
     fn nameless(&self) -> io::Result<File> {
         match self {
             Self::Disk(dir) => nameless_file(dir),
@@ -110,7 +114,7 @@ impl Cache {
     }
 }
 
-/// Creates a file in the file system of `dir` that disappears with its last descriptor.
+/// Creates a file in the file system of `dir` that disappears when its last descriptor is closed.
 pub(crate) fn nameless_file(dir: &Path) -> io::Result<File> {
     let flags = i32::try_from(OFlags::TMPFILE.bits()).expect("open flags fit an int");
     let made = OpenOptions::new().read(true).write(true).mode(0o600).custom_flags(flags).open(dir);

@@ -1,4 +1,4 @@
-//! The file `state` of an object on disk: identifies the content of `data` and lists its held
+//! File `state` of an object on disk, which identifies the content of `data` and lists its held
 //! pages.
 
 use std::fs::{self, File};
@@ -11,10 +11,10 @@ use serde::{Deserialize, Serialize};
 use super::ObjectKey;
 use crate::receiver::Assembly;
 
-/// Format number; rises whenever an older program could misread the rest.
+/// Format number, to be increased whenever an older program would misread the file.
 const FORMAT: u32 = 1;
 
-/// First line of the file. It repeats the key, so that a person can tell what an object is.
+/// First line of the file. It repeats the key, so that an administrator can see what an object is.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Header {
     format: u32,
@@ -25,19 +25,24 @@ struct Header {
     page_size: u32,
 }
 
-/// Replaces the state atomically. The caller must have synced the data before.
-pub(super) fn save(dir: &Path, key: &ObjectKey, etag: &Etag, kept: &Kept) -> io::Result<()> {
+/// Replaces the state atomically. The caller must have synced `data` before.
+pub(super) fn save(
+    dir: &Path,
+    key: &ObjectKey,
+    etag: &Etag,
+    snapshot: &HeldSnapshot,
+) -> io::Result<()> {
     let header = Header {
         format: FORMAT,
         server: key.server.clone(),
         path: key.path.encode(),
         etag: etag.clone(),
-        size: kept.geometry.size(),
-        page_size: kept.geometry.page_size().get(),
+        size: snapshot.geometry.size(),
+        page_size: snapshot.geometry.page_size().get(),
     };
     let mut text = serde_json::to_vec(&header)?;
     text.push(b'\n');
-    text.extend(kept.held.to_bytes());
+    text.extend(snapshot.held.to_bytes());
     let new = dir.join("state.new");
     let mut file = File::create(&new)?;
     file.write_all(&text)?;
@@ -46,7 +51,7 @@ pub(super) fn save(dir: &Path, key: &ObjectKey, etag: &Etag, kept: &Kept) -> io:
     File::open(dir)?.sync_all()
 }
 
-/// Deletes the state for good, because it does not describe what `data` holds from now on.
+/// Deletes the state durably, because it does not describe the content of `data` any more.
 pub(super) fn discard(dir: &Path) -> io::Result<()> {
     match fs::remove_file(dir.join("state")) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -55,8 +60,8 @@ pub(super) fn discard(dir: &Path) -> io::Result<()> {
     }
 }
 
-/// Loads the state of this version; `None` if there is none that is usable. An error says nothing
-/// about the file's content.
+/// Loads the state of this version; `None` if it is missing or invalid. An error means that the
+/// state could not be read and may be valid.
 pub(super) fn load(
     dir: &Path,
     key: &ObjectKey,
@@ -70,6 +75,7 @@ pub(super) fn load(
     }
 }
 
+/// Parses a state; `None` if it is damaged, of another object, or does not fit the size of `data`.
 fn parse(text: &[u8], key: &ObjectKey, etag: &Etag, data_len: u64) -> Option<Assembly> {
     let line = text.iter().position(|&byte| byte == b'\n')?;
     let header: Header = serde_json::from_slice(&text[..line]).ok()?;
@@ -81,27 +87,27 @@ fn parse(text: &[u8], key: &ObjectKey, etag: &Etag, data_len: u64) -> Option<Ass
         etag: etag.clone(),
         ..header
     };
-    let ours = header == expected && data_len == header.size;
-    let geometry = Geometry::new(header.size, page_size).ok().filter(|_| ours)?;
+    let is_valid = header == expected && data_len == header.size;
+    let geometry = Geometry::new(header.size, page_size).ok().filter(|_| is_valid)?;
     let held = PageSet::from_bytes(geometry.pages(), &text[line + 1..])?;
     Some(Assembly::resume(geometry, held))
 }
 
 /// Snapshot of an object's held pages.
 #[derive(Clone, Debug)]
-pub struct Kept {
+pub struct HeldSnapshot {
     pub(super) geometry: Geometry,
     pub(super) held: PageSet,
 }
 
-impl Kept {
-    /// Takes the snapshot; `None` until the exact size is known.
+impl HeldSnapshot {
+    /// Takes a snapshot; `None` until the exact size of the file is known.
     pub fn of(assembly: &Assembly) -> Option<Self> {
         assembly.size()?;
         Some(Self { geometry: *assembly.geometry(), held: assembly.held().clone() })
     }
 
-    /// Number of held pages.
+    /// Returns the number of held pages.
     pub fn held(&self) -> u32 {
         self.held.held()
     }

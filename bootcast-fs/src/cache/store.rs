@@ -1,4 +1,4 @@
-//! The bytes of one version of one file.
+//! Stores: the bytes of one version of one file.
 
 use std::fmt;
 use std::fs::File;
@@ -11,122 +11,134 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use bootcast_proto::Etag;
 use rustix::fs::{FlockOperation, SeekFrom};
 
-use super::state::{self, Kept};
+use super::state::{self, HeldSnapshot};
 use super::{Cache, ObjectKey, Symbols};
 use crate::receiver::Assembly;
 
-/// Why a checkpoint failed.
+/// Reason why a checkpoint failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
     /// The data did not reach the disk and may be lost.
     #[error("the data did not reach the disk: {0}")]
     Data(String),
-    /// The data is on disk, but the state was not saved, so it will be forgotten.
+    /// The data is on disk, but the state could not be saved. A later use will not find the pages
+    /// that are new since the last checkpoint.
     #[error(transparent)]
     State(io::Error),
 }
 
-/// Sparse file that fills with pages. Missing bytes read as zeros; the [`Assembly`] knows which
-/// pages are held.
+/// Sparse file for the pages of one version. Missing bytes read as zeros; the [`Assembly`] knows
+/// which pages are held.
 #[derive(Debug)]
 pub struct Store {
     data: File,
     symbols: Symbols,
-    /// Whether the file is in memory, where nothing has to reach a disk.
+    /// Whether the file is in memory and needs no checkpoints.
     is_in_memory: bool,
-    /// Where the state is saved; `None` for nameless stores.
-    place: Option<Place>,
-    kept: Option<Assembly>,
+    /// Directory and identity of a persistent store; `None` for transient ones.
+    object_dir: Option<ObjectDir>,
+    /// Pages of the last checkpoint, until [`Self::take_restored`].
+    restored: Option<Assembly>,
     disk: Box<dyn Disk>,
-    /// Why data is lost, once it is. The kernel tells a failed write-back once; from then on it
-    /// takes the lost pages for written, so that a later success says nothing.
-    lost: Mutex<Option<Lost>>,
+    /// Set once a sync has failed, and never cleared. The kernel reports a failed write-back only
+    /// once and then counts the lost pages as written, so a later successful sync proves nothing.
+    data_loss: Mutex<Option<DataLoss>>,
 }
 
+/// Failed sync of a store.
 #[derive(Clone, Debug)]
-struct Lost {
+struct DataLoss {
+    /// Error of the sync.
     reason: String,
-    /// Whether the state is gone that may speak of what was lost.
-    is_forgotten: bool,
+    /// Whether the state, which may list lost pages as held, was removed.
+    is_state_removed: bool,
 }
 
-/// The steps of a checkpoint, so that tests can let each of them fail.
+/// Steps of a checkpoint, as a trait so that tests can make each of them fail.
 trait Disk: fmt::Debug + Send + Sync {
     /// Waits until the data is on disk.
     fn sync_data(&self, data: &File) -> io::Result<()>;
     /// Replaces the state.
-    fn save(&self, place: &Place, kept: &Kept) -> io::Result<()>;
+    fn save(&self, object: &ObjectDir, snapshot: &HeldSnapshot) -> io::Result<()>;
     /// Removes the state.
-    fn discard(&self, place: &Place) -> io::Result<()>;
+    fn discard(&self, object: &ObjectDir) -> io::Result<()>;
 }
 
-/// The disk that is there.
+/// Disk operations outside tests.
 #[derive(Debug)]
-struct TrueDisk;
+struct RealDisk;
 
-impl Disk for TrueDisk {
+impl Disk for RealDisk {
     fn sync_data(&self, data: &File) -> io::Result<()> {
         data.sync_data()
     }
 
-    fn save(&self, place: &Place, kept: &Kept) -> io::Result<()> {
-        state::save(&place.dir, &place.key, &place.etag, kept)
+    fn save(&self, object: &ObjectDir, snapshot: &HeldSnapshot) -> io::Result<()> {
+        state::save(&object.dir, &object.key, &object.etag, snapshot)
     }
 
-    fn discard(&self, place: &Place) -> io::Result<()> {
-        state::discard(&place.dir)
+    fn discard(&self, object: &ObjectDir) -> io::Result<()> {
+        state::discard(&object.dir)
     }
 }
 
+/// Directory of an object and the identity of its content.
 #[derive(Debug)]
-struct Place {
+struct ObjectDir {
     dir: PathBuf,
     key: ObjectKey,
     etag: Etag,
 }
 
 impl Store {
-    /// Creates a store that disappears with its last descriptor. Its symbols are kept in `cache`.
-    pub(crate) fn nameless(data: File, cache: Cache) -> Self {
+    /// Creates a store that records no state, so that a later use cannot find its pages. `data` may
+    /// be nameless or the output of `bootcast get`. Repair symbols are stored in `cache`.
+    pub(crate) fn transient(data: File, cache: Cache) -> Self {
         Self::with(data, cache, None, None)
     }
 
-    /// Creates a store that persists, except for its symbols. The caller has locked `data`.
-    pub(super) fn named(
+    /// Creates a store whose pages, but not its repair symbols, can be found by a later use. The
+    /// caller must have locked `data`.
+    pub(super) fn persistent(
         data: File,
         dir: PathBuf,
         key: ObjectKey,
         etag: Etag,
         cache: Cache,
     ) -> io::Result<Self> {
-        let kept = state::load(&dir, &key, &etag, &data)?;
-        if kept.is_none() {
-            // Nothing vouches for these bytes, and the old state must not vouch for the next ones.
+        let restored = state::load(&dir, &key, &etag, &data)?;
+        if restored.is_none() {
+            // `data` has no valid state. An invalid one must not stay and be read with new data.
             state::discard(&dir)?;
             data.set_len(0)?;
         }
-        Ok(Self::with(data, cache, Some(Place { dir, key, etag }), kept))
+        Ok(Self::with(data, cache, Some(ObjectDir { dir, key, etag }), restored))
     }
 
-    fn with(data: File, cache: Cache, place: Option<Place>, kept: Option<Assembly>) -> Self {
+    fn with(
+        data: File,
+        cache: Cache,
+        object_dir: Option<ObjectDir>,
+        restored: Option<Assembly>,
+    ) -> Self {
         Self {
             data,
             is_in_memory: matches!(cache, Cache::Memory),
             symbols: Symbols::new(cache),
-            place,
-            kept,
-            disk: Box::new(TrueDisk),
-            lost: Mutex::default(),
+            object_dir,
+            restored,
+            disk: Box::new(RealDisk),
+            data_loss: Mutex::default(),
         }
     }
 
-    /// Takes the pages that an earlier use left. Works once.
-    pub fn take_kept(&mut self) -> Option<Assembly> {
-        self.kept.take()
+    /// Takes the pages of the last checkpoint of an earlier use; `None` from the second call on.
+    pub fn take_restored(&mut self) -> Option<Assembly> {
+        self.restored.take()
     }
 
-    /// Sets the size of the file, so that a read near the end of the received pages is not short.
-    /// The size of a device is fixed: fails if it is too small.
+    /// Sets the size of the file, so that reads behind the last received page are not short. A
+    /// block device cannot be resized: fails if it is smaller than `size`.
     pub fn set_size(&self, size: u64) -> io::Result<()> {
         let metadata = self.data.metadata()?;
         if metadata.file_type().is_block_device() {
@@ -135,12 +147,13 @@ impl Store {
         if metadata.len() == size { Ok(()) } else { self.data.set_len(size) }
     }
 
+    /// Fails if the block device is smaller than `size`.
     fn check_device(&self, size: u64) -> io::Result<()> {
-        let room = rustix::fs::seek(&self.data, SeekFrom::End(0))?;
-        if size <= room {
+        let capacity = rustix::fs::seek(&self.data, SeekFrom::End(0))?;
+        if size <= capacity {
             return Ok(());
         }
-        let text = format!("the file has {size} bytes, the device {room}");
+        let text = format!("the file has {size} bytes, but the device only {capacity}");
         Err(io::Error::new(io::ErrorKind::StorageFull, text))
     }
 
@@ -158,63 +171,64 @@ impl Store {
         Ok(())
     }
 
-    /// Fills `buffer` from `offset`. Fails if the file is shorter.
+    /// Fills `buffer` with the bytes at `offset`. Fails if the file ends before.
     pub fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         self.data.read_exact_at(buffer, offset)
     }
 
-    /// Spool of repair symbols for this version.
+    /// Returns the spool of repair symbols for this version.
     pub fn symbols(&self) -> &Symbols {
         &self.symbols
     }
 
-    /// Saves which pages are held, so that they survive a crash. Waits for the disk. Once data was
-    /// lost, every later call fails as well, and tries again to remove the state if that failed.
-    pub fn checkpoint(&self, kept: &Kept) -> Result<(), CheckpointError> {
+    /// Syncs the data, then saves which pages are held, so that they survive a crash. Waits for the
+    /// disk. After a data loss, every later call fails too, and retries the removal of the state if
+    /// that failed before.
+    pub fn checkpoint(&self, snapshot: &HeldSnapshot) -> Result<(), CheckpointError> {
         if self.is_in_memory {
             return Ok(());
         }
-        self.forget_if_lost()?;
+        self.fail_if_lost()?;
         if let Err(error) = self.disk.sync_data(&self.data) {
-            let lost = Lost { reason: error.to_string(), is_forgotten: false };
-            *self.lost() = Some(lost);
-            return self.forget_if_lost();
+            let loss = DataLoss { reason: error.to_string(), is_state_removed: false };
+            *self.data_loss() = Some(loss);
+            return self.fail_if_lost();
         }
-        let Some(place) = &self.place else { return Ok(()) };
-        self.disk.save(place, kept).map_err(CheckpointError::State)
+        let Some(object) = &self.object_dir else { return Ok(()) };
+        self.disk.save(object, snapshot).map_err(CheckpointError::State)
     }
 
-    /// Fails where data was lost, and sees to it that no state vouches for it: whatever an earlier
-    /// one says is held may be what was lost.
-    pub fn forget_if_lost(&self) -> Result<(), CheckpointError> {
-        let mut lost = self.lost();
-        let Some(Lost { reason, is_forgotten }) = &mut *lost else { return Ok(()) };
-        if !*is_forgotten {
-            let discarded = self.place.as_ref().map_or(Ok(()), |place| self.disk.discard(place));
-            *is_forgotten = discarded.is_ok();
+    /// Fails if data was lost. Then also removes the state, because any page that it lists as held
+    /// may be lost.
+    pub fn fail_if_lost(&self) -> Result<(), CheckpointError> {
+        let mut data_loss = self.data_loss();
+        let Some(DataLoss { reason, is_state_removed }) = &mut *data_loss else { return Ok(()) };
+        if !*is_state_removed {
+            let discarded = self.object_dir.as_ref().map_or(Ok(()), |dir| self.disk.discard(dir));
+            *is_state_removed = discarded.is_ok();
         }
         Err(CheckpointError::Data(reason.clone()))
     }
 
-    fn lost(&self) -> MutexGuard<'_, Option<Lost>> {
-        // Nothing that holds the lock can panic half way.
-        self.lost.lock().unwrap_or_else(PoisonError::into_inner)
+    fn data_loss(&self) -> MutexGuard<'_, Option<DataLoss>> {
+        // No code panics in the middle of a change while it holds the lock.
+        self.data_loss.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether the bytes are in memory, and so as safe as they can be.
+    /// Whether the bytes are in memory, where they need no checkpoint.
     pub fn is_in_memory(&self) -> bool {
         self.is_in_memory
     }
 
-    /// Whether held pages outlive this program.
+    /// Whether held pages outlive this process.
     pub fn is_persistent(&self) -> bool {
-        self.place.is_some()
+        self.object_dir.is_some()
     }
 }
 
 #[cfg(test)]
 impl Store {
-    /// Lets the next sync and the removal of the state after it fail.
+    /// Makes the next sync fail, and the removal of the state after it.
     pub(crate) fn with_failing_disk(mut self) -> Self {
         self.disk = Box::new(tests::FailingDisk::once());
         self
@@ -223,11 +237,11 @@ impl Store {
 
 impl Drop for Store {
     fn drop(&mut self) {
-        // The last chance to remove a state that may speak of lost data.
-        let _ = self.forget_if_lost();
-        if self.place.is_some() {
-            // Closing is not enough: a child that was just forked has this descriptor until it
-            // executes its program, and the lock with it.
+        // The last chance to remove a state that may list lost pages as held.
+        let _ = self.fail_if_lost();
+        if self.object_dir.is_some() {
+            // Closing the descriptor may not release the lock: a child that was just forked has a
+            // copy of the descriptor until it executes its program.
             let _ = rustix::fs::flock(&self.data, FlockOperation::Unlock);
         }
     }
@@ -255,18 +269,19 @@ mod tests {
         ObjectKey { server: "head:8888".into(), path, etag: Some(Etag::new(etag).unwrap()) }
     }
 
-    fn kept(size: u64, held: PageRange) -> Kept {
+    fn snapshot(size: u64, held: PageRange) -> HeldSnapshot {
         let geometry = Geometry::new(size, PageSize::new(4).unwrap()).unwrap();
         let mut set = PageSet::new(geometry.pages());
         set.insert_range(held);
-        Kept { geometry, held: set }
+        HeldSnapshot { geometry, held: set }
     }
 
-    /// A disk whose next calls fail as often as they are told to.
+    /// Disk whose next calls fail, each as often as its counter says.
     #[derive(Clone, Debug, Default)]
     pub(super) struct FailingDisk(Arc<Faults>);
 
     impl FailingDisk {
+        /// Creates a disk whose next sync and next discard fail.
         pub(super) fn once() -> Self {
             let disk = Self::default();
             disk.0.sync_data.store(1, Relaxed);
@@ -275,6 +290,7 @@ mod tests {
         }
     }
 
+    /// Number of coming calls that fail.
     #[derive(Debug, Default)]
     struct Faults {
         sync_data: AtomicU32,
@@ -291,103 +307,103 @@ mod tests {
 
     impl Disk for FailingDisk {
         fn sync_data(&self, data: &File) -> io::Result<()> {
-            fail(&self.0.sync_data, || TrueDisk.sync_data(data))
+            fail(&self.0.sync_data, || RealDisk.sync_data(data))
         }
 
-        fn save(&self, place: &Place, kept: &Kept) -> io::Result<()> {
-            fail(&self.0.save, || TrueDisk.save(place, kept))
+        fn save(&self, object: &ObjectDir, snapshot: &HeldSnapshot) -> io::Result<()> {
+            fail(&self.0.save, || RealDisk.save(object, snapshot))
         }
 
-        fn discard(&self, place: &Place) -> io::Result<()> {
-            fail(&self.0.discard, || TrueDisk.discard(place))
+        fn discard(&self, object: &ObjectDir) -> io::Result<()> {
+            fail(&self.0.discard, || RealDisk.discard(object))
         }
     }
 
-    /// A store that holds pages 0 and 1 of a 10-byte file since an earlier checkpoint.
+    /// Opens a store whose last checkpoint has pages 0 and 1 of a 10-byte file.
     fn failing_store(cache: &Cache) -> (Store, Arc<Faults>) {
         fill(cache);
         let mut store = cache.open(&key("v1")).unwrap();
-        store.take_kept().unwrap();
+        store.take_restored().unwrap();
         let disk = FailingDisk::default();
         store.disk = Box::new(disk.clone());
         (store, disk.0)
     }
 
     #[test]
-    fn a_forked_child_does_not_keep_an_object_locked() {
+    fn a_store_is_unlocked_on_drop_even_if_a_child_has_its_descriptor() {
         let dir = tempfile::tempdir().unwrap();
         let cache = Cache::on_disk(dir.path()).unwrap();
         fill(&cache);
         let store = cache.open(&key("v1")).unwrap();
-        // A child has the same open file description, as this duplicate has.
-        let childs = store.as_fd().try_clone_to_owned().unwrap();
+        // Shares the open file description with the store, as a forked child would.
+        let duplicate = store.as_fd().try_clone_to_owned().unwrap();
         drop(store);
-        assert!(cache.open(&key("v1")).unwrap().take_kept().is_some());
-        drop(childs);
+        assert!(cache.open(&key("v1")).unwrap().take_restored().is_some());
+        drop(duplicate);
     }
 
     #[test]
-    fn data_that_did_not_reach_the_disk_is_never_remembered_whatever_else_fails() {
+    fn after_a_failed_sync_no_page_is_restored_even_if_removing_the_state_fails_first() {
         for failing_discards in [0, 1, 2, 3] {
             let dir = tempfile::tempdir().unwrap();
             let cache = Cache::on_disk(dir.path()).unwrap();
             let (store, faults) = failing_store(&cache);
             faults.sync_data.store(1, Relaxed);
             faults.discard.store(failing_discards, Relaxed);
-            let all = kept(10, PageRange::new(0, 3));
+            let all = snapshot(10, PageRange::new(0, 3));
             for attempt in 0..3 {
-                // From the second attempt on the disk works again, or says so.
+                // From the second attempt on, the sync would succeed.
                 let result = store.checkpoint(&all);
                 assert!(matches!(result, Err(CheckpointError::Data(_))), "{attempt}: {result:?}");
             }
             drop(store);
-            let kept = cache.open(&key("v1")).unwrap().take_kept();
-            assert!(kept.is_none(), "{failing_discards}: the state was removed at last");
+            let restored = cache.open(&key("v1")).unwrap().take_restored();
+            assert!(restored.is_none(), "{failing_discards}: the state was not removed");
         }
     }
 
     #[test]
-    fn a_state_that_cannot_be_written_is_written_the_next_time() {
+    fn after_a_failed_write_of_the_state_the_next_checkpoint_succeeds() {
         let dir = tempfile::tempdir().unwrap();
         let cache = Cache::on_disk(dir.path()).unwrap();
         let (store, faults) = failing_store(&cache);
         faults.save.store(1, Relaxed);
-        let all = kept(10, PageRange::new(0, 3));
+        let all = snapshot(10, PageRange::new(0, 3));
         assert!(matches!(store.checkpoint(&all), Err(CheckpointError::State(_))));
         store.checkpoint(&all).unwrap();
         drop(store);
-        assert!(cache.open(&key("v1")).unwrap().take_kept().unwrap().is_complete());
+        assert!(cache.open(&key("v1")).unwrap().take_restored().unwrap().is_complete());
     }
 
     #[test]
-    fn a_nameless_file_on_disk_can_lose_data_too() {
+    fn a_failed_sync_of_a_transient_store_is_reported() {
         let dir = tempfile::tempdir().unwrap();
         let cache = Cache::on_disk(dir.path()).unwrap();
         let _first = cache.open(&key("v1")).unwrap();
         let mut second = cache.open(&key("v1")).unwrap();
         let disk = FailingDisk::default();
         second.disk = Box::new(disk.clone());
-        let all = kept(10, PageRange::new(0, 3));
+        let all = snapshot(10, PageRange::new(0, 3));
         second.checkpoint(&all).unwrap();
         disk.0.sync_data.store(1, Relaxed);
         assert!(matches!(second.checkpoint(&all), Err(CheckpointError::Data(_))));
     }
 
-    /// Writes "aaaabbbb" into a file of 10 bytes and makes a checkpoint.
+    /// Writes "aaaabbbb" into the store of a 10-byte file and makes a checkpoint.
     fn fill(cache: &Cache) {
         let store = cache.open(&key("v1")).unwrap();
         store.set_size(10).unwrap();
         store.write_run(&mut [IoSlice::new(b"aaaa"), IoSlice::new(b"bbbb")], 0).unwrap();
-        store.checkpoint(&kept(10, PageRange::new(0, 2))).unwrap();
+        store.checkpoint(&snapshot(10, PageRange::new(0, 2))).unwrap();
     }
 
     #[test]
-    fn what_was_checkpointed_is_there_in_the_next_life() {
+    fn the_pages_of_a_checkpoint_are_restored() {
         let dir = tempfile::tempdir().unwrap();
         let cache = Cache::on_disk(dir.path()).unwrap();
         fill(&cache);
         let mut store = cache.open(&key("v1")).unwrap();
-        let assembly = store.take_kept().unwrap();
+        let assembly = store.take_restored().unwrap();
         assert!(assembly.holds(&(0..8)) && !assembly.holds(&(8..10)));
         let mut bytes = [0; 8];
         store.read_exact_at(&mut bytes, 0).unwrap();
@@ -395,26 +411,26 @@ mod tests {
     }
 
     #[test]
-    fn another_version_finds_nothing() {
+    fn another_version_has_no_restored_pages() {
         let dir = tempfile::tempdir().unwrap();
         let cache = Cache::on_disk(dir.path()).unwrap();
         fill(&cache);
-        assert!(cache.open(&key("v2")).unwrap().take_kept().is_none());
+        assert!(cache.open(&key("v2")).unwrap().take_restored().is_none());
     }
 
     #[test]
-    fn a_store_in_use_is_not_shared() {
+    fn a_second_store_of_an_object_in_use_is_transient_and_empty() {
         let dir = tempfile::tempdir().unwrap();
         let cache = Cache::on_disk(dir.path()).unwrap();
         fill(&cache);
         let first = cache.open(&key("v1")).unwrap();
         let mut second = cache.open(&key("v1")).unwrap();
         assert!(first.is_persistent() && !second.is_persistent());
-        assert!(second.take_kept().is_none());
+        assert!(second.take_restored().is_none());
     }
 
     #[test]
-    fn a_damaged_object_counts_as_empty() {
+    fn a_damaged_object_is_emptied() {
         type Damage = fn(&std::path::Path);
         let damages: [Damage; 4] = [
             |object| std::fs::write(object.join("state"), b"{}\n").unwrap(),
@@ -431,22 +447,22 @@ mod tests {
             let object = std::fs::read_dir(dir.path().join("objects")).unwrap().next().unwrap();
             damage(&object.unwrap().path());
             let mut store = cache.open(&key("v1")).unwrap();
-            assert!(store.take_kept().is_none());
+            assert!(store.take_restored().is_none());
             assert_eq!(store.data.metadata().unwrap().len(), 0);
-            // The program dies before the first checkpoint of its second run.
+            // Ends without a checkpoint, as in a crash.
             store.set_size(10).unwrap();
             drop(store);
-            assert!(cache.open(&key("v1")).unwrap().take_kept().is_none());
+            assert!(cache.open(&key("v1")).unwrap().take_restored().is_none());
         }
     }
 
     #[test]
-    fn a_store_without_a_version_or_in_memory_ends_with_its_use() {
+    fn a_store_without_a_version_or_in_memory_is_not_persistent() {
         let dir = tempfile::tempdir().unwrap();
         let disk = Cache::on_disk(dir.path()).unwrap();
         let plain = ObjectKey { etag: None, ..key("v1") };
         for store in [disk.open(&plain).unwrap(), Cache::Memory.open(&key("v1")).unwrap()] {
-            store.checkpoint(&kept(4, PageRange::new(0, 1))).unwrap();
+            store.checkpoint(&snapshot(4, PageRange::new(0, 1))).unwrap();
             assert!(!store.is_persistent());
         }
         assert_eq!(std::fs::read_dir(dir.path().join("objects")).unwrap().count(), 0);

@@ -1,4 +1,4 @@
-//! Spool of repair symbols that wait until their block can be rebuilt.
+//! Spool of repair symbols, stored until their block can be rebuilt.
 
 use std::fs::File;
 use std::io;
@@ -10,8 +10,8 @@ use bootcast_proto::fec::{REPAIRS, RepairIndex};
 
 use super::Cache;
 
-/// Repair symbols of one file. Each has its own place in a sparse, nameless file that is created
-/// for the first symbol.
+/// Repair symbols of one version. Each has a fixed offset in a sparse, nameless file, which is
+/// created when the first symbol is written.
 #[derive(Debug)]
 pub struct Symbols {
     cache: Cache,
@@ -23,7 +23,7 @@ impl Symbols {
         Self { cache, file: Mutex::default() }
     }
 
-    /// Stores a symbol. All symbols must have the same length.
+    /// Stores a symbol. All symbols must have the same length, until [`Self::clear`].
     pub fn write(&self, block: BlockIndex, number: RepairIndex, symbol: &[u8]) -> io::Result<()> {
         let file = {
             let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
@@ -35,7 +35,7 @@ impl Symbols {
         file.write_all_at(symbol, offset(block, number, symbol.len()))
     }
 
-    /// Reads a stored symbol into `symbol`.
+    /// Reads a stored symbol into `symbol`, which must have its length.
     pub fn read(
         &self,
         block: BlockIndex,
@@ -53,9 +53,10 @@ impl Symbols {
     }
 }
 
+/// Returns the offset of a symbol in the file. Each block has room for [`REPAIRS`] symbols.
 fn offset(block: BlockIndex, number: RepairIndex, len: usize) -> u64 {
-    let place = u64::from(block.0) * REPAIRS as u64 + number.get() as u64;
-    place * len as u64
+    let index = u64::from(block.0) * REPAIRS as u64 + number.get() as u64;
+    index * len as u64
 }
 
 #[cfg(test)]
@@ -63,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_symbol_reads_back_until_all_are_forgotten() {
+    fn a_symbol_can_be_read_until_all_are_cleared() {
         let dir = tempfile::tempdir().unwrap();
         for cache in [Cache::Memory, Cache::Disk(dir.path().to_path_buf())] {
             let symbols = Symbols::new(cache);

@@ -91,5 +91,5 @@ fn after_a_failed_sync_nothing_of_the_object_is_read_or_remembered_again() {
     // The disk works again, but the kernel has dropped what it could not write.
     assert!(matches!(object.checkpoint(), Err(CheckpointError::Data(_))));
     drop(object);
-    assert!(cache.open(&key()).unwrap().take_kept().is_none());
+    assert!(cache.open(&key()).unwrap().take_restored().is_none());
 }

@@ -58,7 +58,7 @@ impl CastFetch {
         progress: &Progress,
         signals: &mut Signals,
     ) -> Result<u64, ToolError> {
-        let store = Store::nameless(sink.open_again()?, Scratch::find().cache());
+        let store = Store::transient(sink.open_again()?, Scratch::find().cache());
         let object = self.object(store, Fill::Full);
         let clock = StallClock::new(self.patience);
         let show = || progress.show(object.received(), object.size_at_most());

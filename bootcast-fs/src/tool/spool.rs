@@ -42,7 +42,7 @@ impl Spool {
     pub(super) fn store(&self) -> Result<Store, ToolError> {
         let file = self.file.try_clone();
         let file = file.map_err(|error| self.scratch.failed(&error.to_string()))?;
-        Ok(Store::nameless(file, self.scratch.cache()))
+        Ok(Store::transient(file, self.scratch.cache()))
     }
 
     /// Whether it has reached its limit.
