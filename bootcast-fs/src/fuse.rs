@@ -1,7 +1,7 @@
-//! The FUSE adapter: turns kernel requests into calls of [`Fs`], and results into replies.
+//! FUSE adapter: turns kernel requests into calls of [`Fs`], and results into replies.
 //!
-//! Session threads never wait. Calls that need the server run on the runtime and take their reply
-//! object along. A read that must wait is parked together with its reply object.
+//! Session threads never wait. Calls that need the server run on the tokio runtime, together with
+//! their reply object. A read that must wait is parked together with its reply object.
 
 mod modes;
 
@@ -24,16 +24,18 @@ use crate::io::Caller;
 use crate::object::{Unread, Waiter};
 use modes::{Mode, OpenModes};
 
-/// Most background requests of the kernel. Parked reads count among them; with the default of 16
-/// they would block all others.
+/// Maximum number of background requests that the kernel has in flight. Parked reads are background
+/// requests. With the FUSE library's default of 16, as many of them would block all others.
 const MAX_BACKGROUND: u16 = u16::MAX;
 
-/// Adapter between the kernel and the file system.
+/// Adapter between the kernel and [`Fs`].
 #[derive(Debug)]
 pub struct Adapter {
     fs: Arc<Fs>,
     runtime: Handle,
+    /// Owner of all files.
     uid: u32,
+    /// Group of all files.
     gid: u32,
     opens: Arc<Mutex<OpenModes<BackingId>>>,
 }
@@ -44,7 +46,8 @@ impl Adapter {
         Self { fs, runtime, uid, gid, opens: Arc::default() }
     }
 
-    /// Runs a call that may wait. Replies when it is done or its caller dies.
+    /// Runs `call`, which may wait, on the runtime. Passes its result to `answer`, or replies with
+    /// an error if it fails or its caller dies.
     fn spawn<T, R>(
         &self,
         request: &Request,
@@ -53,7 +56,7 @@ impl Adapter {
         answer: impl FnOnce(R, T) + Send + 'static,
     ) where
         T: Send + 'static,
-        R: Refuse + Send + 'static,
+        R: ErrorReply + Send + 'static,
     {
         let caller = Caller(request.pid());
         self.runtime.spawn(async move {
@@ -63,7 +66,7 @@ impl Adapter {
             };
             match outcome {
                 Ok(value) => answer(reply, value),
-                Err(error) => reply.refuse(&error),
+                Err(error) => reply.send_error(&error),
             }
         });
     }
@@ -99,24 +102,25 @@ fn file_type(kind: Kind) -> FileType {
     }
 }
 
-/// A reply that can carry an errno.
-trait Refuse {
-    fn refuse(self, error: &FsError);
+/// Reply object that can carry an errno.
+trait ErrorReply {
+    /// Replies with the errno of `error`.
+    fn send_error(self, error: &FsError);
 }
 
-macro_rules! refuse {
+macro_rules! impl_error_reply {
     ($($reply:ty),*) => {$(
-        impl Refuse for $reply {
-            fn refuse(self, error: &FsError) {
-                debug!(%error, "refused");
+        impl ErrorReply for $reply {
+            fn send_error(self, error: &FsError) {
+                debug!(%error, "request failed");
                 self.error(Errno::from_i32(error.errno()));
             }
         }
     )*};
 }
-refuse!(ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEntry, ReplyOpen);
+impl_error_reply!(ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEntry, ReplyOpen);
 
-/// A kernel read that waits for its pages.
+/// Kernel read that may wait for its pages.
 struct ReadWaiter {
     reply: ReplyData,
     caller: Caller,
@@ -125,9 +129,10 @@ struct ReadWaiter {
 impl Waiter for ReadWaiter {
     fn answer(self: Box<Self>, outcome: Result<&[u8], Unread>) {
         match outcome {
-            // Short only at the end of the file: elsewhere the kernel would cut the file there.
+            // Shorter than requested only at the end of the file: the kernel takes a short reply
+            // for the end.
             Ok(bytes) => self.reply.data(bytes),
-            Err(error) => self.reply.refuse(&error.into()),
+            Err(error) => self.reply.send_error(&error.into()),
         }
     }
 
@@ -136,7 +141,7 @@ impl Waiter for ReadWaiter {
     }
 }
 
-/// Answers an open in the way that the kernel can read the file at present.
+/// Replies to an open with the mode in which the kernel must read the inode at present.
 fn answer_open(
     opens: &Mutex<OpenModes<BackingId>>,
     ino: INodeNo,
@@ -144,14 +149,16 @@ fn answer_open(
     reply: ReplyOpen,
 ) {
     let handle = FileHandle(file.handle);
-    let register = || {
+    let register_backing = || {
         let backing = file.is_durable.then(|| reply.open_backing(file.object.store()));
         backing.and_then(Result::ok)
     };
-    // Locked until the kernel has its answer: the next open depends on it.
+    // Locked until the reply is sent, so that the kernel gets the replies in the order in which the
+    // modes were chosen.
     let mut opens = lock(opens);
-    match opens.open(ino.0, file.handle, file.object.id(), register) {
-        // Without KEEP_CACHE a second open would wait for the pages that a parked read holds.
+    match opens.open(ino.0, file.handle, file.object.id(), register_backing) {
+        // Without KEEP_CACHE, an open makes the kernel drop the inode's page cache and wait for
+        // pages that a parked read has locked.
         Mode::Cached => {
             reply.opened(handle, FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
         }
@@ -165,7 +172,7 @@ fn answer_open(
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // No code that holds the lock leaves the table half changed.
+    // A panic leaves the table consistent: no code panics in the middle of a change.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -173,7 +180,7 @@ impl Filesystem for Adapter {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
         for set in [KernelConfig::set_max_background, KernelConfig::set_congestion_threshold] {
             if let Err(limit) = set(config, MAX_BACKGROUND) {
-                warn!(limit, "the kernel takes fewer waiting reads");
+                warn!(limit, "the kernel allows fewer waiting reads");
             }
         }
         let wanted = [
@@ -184,7 +191,7 @@ impl Filesystem for Adapter {
         ];
         for capability in wanted {
             if config.add_capabilities(capability).is_err() {
-                debug!(?capability, "not offered by this kernel");
+                debug!(?capability, "this kernel lacks a FUSE capability");
             }
         }
         if config.capabilities().contains(InitFlags::FUSE_PASSTHROUGH) {
@@ -201,7 +208,7 @@ impl Filesystem for Adapter {
             reply,
             async move {
                 match fs.lookup(parent.0, &name).await {
-                    Err(FsError::NotFound) => Ok(fs.absent_attr()),
+                    Err(FsError::NotFound) => Ok(fs.negative_attr()),
                     found => found,
                 }
             },
@@ -224,7 +231,7 @@ impl Filesystem for Adapter {
     fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
         match self.fs.readlink(ino.0) {
             Ok(target) => reply.data(&target),
-            Err(error) => reply.refuse(&error),
+            Err(error) => reply.send_error(&error),
         }
     }
 
@@ -272,7 +279,7 @@ impl Filesystem for Adapter {
     fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         match self.fs.opendir(ino.0) {
             Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::empty()),
-            Err(error) => reply.refuse(&error),
+            Err(error) => reply.send_error(&error),
         }
     }
 
@@ -313,15 +320,15 @@ impl Filesystem for Adapter {
         self.spawn(request, reply, listing, move |mut reply, entries| {
             for (next, entry) in from_offset(&entries, offset) {
                 let name = OsStr::from_bytes(&entry.name);
-                let remembered = fs.remember_entry(entry);
-                let Some(attr) = remembered.clone().or_else(|| fs.dot_attr(entry.ino)) else {
+                let referenced = fs.remember_entry(entry);
+                let Some(attr) = referenced.clone().or_else(|| fs.dot_attr(entry.ino)) else {
                     continue;
                 };
                 let file_attr = file_attr(&attr, uid, gid);
                 let (ino, generation) = (INodeNo(attr.ino), Generation(0));
                 if reply.add(ino, next, name, &attr.ttl, &file_attr, generation) {
-                    // It did not fit, so the kernel holds no reference.
-                    if let Some(attr) = remembered {
+                    // The entry did not fit into the reply, so the kernel took no reference.
+                    if let Some(attr) = referenced {
                         fs.forget(attr.ino, 1);
                     }
                     break;
@@ -349,7 +356,7 @@ impl Filesystem for Adapter {
     }
 }
 
-/// Entries after `offset`, each with the offset of the next one.
+/// Returns the entries from `offset` on, each with the offset of the entry after it.
 fn from_offset(entries: &[DirEntry], offset: u64) -> impl Iterator<Item = (u64, &DirEntry)> {
     let skip = usize::try_from(offset).unwrap_or(usize::MAX);
     (1u64..).zip(entries.iter()).skip(skip)

@@ -159,7 +159,7 @@ fn fs_config(options: &MountOptions) -> FsConfig {
         gid: options.gid.unwrap_or_else(|| rustix::process::getegid().as_raw()),
         umask: options.umask.unwrap_or(0).into(),
         attr_ttl: options.attr_ttl,
-        patience: options.wait_limit(),
+        wait_limit: options.wait_limit(),
         timing: Timing { linger: options.linger, silence: SILENCE },
         unicast: options.unicast,
         fill: options.fill,

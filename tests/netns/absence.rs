@@ -114,7 +114,7 @@ fn callers_that_wait_for_a_server_that_is_gone_and_are_killed_leave_few_lines_in
         wait_until(SOON, "nobody waits", || mount.parked_requests() == 0);
     }
     let log = mount.log();
-    assert!(lines_with(&log, "trying on") <= 3, "{log}");
+    assert!(lines_with(&log, "trying again") <= 3, "{log}");
     assert_eq!(lines_with(&log, "fuser::reply"), 0, "{log}");
     assert!(lines_with(&log, "WARN") + lines_with(&log, "ERROR") <= 4, "{log}");
 }

@@ -4,34 +4,35 @@ use crate::io::ControlError;
 use crate::object::Unread;
 use crate::receiver::Failure;
 
-/// Why a file system call failed.
+/// Reason why a file system call failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FsError {
-    /// There is no such name, or no longer.
+    /// The name does not exist on the server.
     #[error("no such file or directory")]
     NotFound,
-    /// The name now leads to another version.
+    /// The version is gone from the server, the path has another type now, or the inode is unknown.
     #[error("the file changed on the server")]
     Stale,
-    /// The server or this mount refuses access.
+    /// The server refuses access, or the call does not fit the type of the file.
     #[error("permission denied")]
     Access,
-    /// A directory was needed, but the path is something else.
+    /// The call needs a directory, but the path is none.
     #[error("not a directory")]
     NotDirectory,
-    /// A handle or inode number that we did not give out.
+    /// The handle is unknown, or its object is gone.
     #[error("bad file descriptor")]
     BadHandle,
     /// The caller was killed while it waited.
     #[error("interrupted")]
     Interrupted,
-    /// Everything else: no answer in time, no room, an invalid answer of the server.
+    /// Any other error: no answer in time, a full cache, an invalid answer of the server.
     #[error("{0}")]
     Io(String),
 }
 
 impl FsError {
-    /// Maps an error to an errno. No other place does. docs/SEMANTICS.md, "Errors a reader sees".
+    /// Returns the errno of this error. No other code maps errors of a reader to an errno.
+    /// docs/SEMANTICS.md has the table, "Errors a reader sees".
     pub fn errno(&self) -> i32 {
         match self {
             Self::NotFound => libc::ENOENT,
@@ -83,9 +84,9 @@ impl From<Unread> for FsError {
 mod tests {
     use super::*;
 
-    /// Tests the table in docs/SEMANTICS.md, "Errors a reader sees".
+    /// Tests the table of docs/SEMANTICS.md, "Errors a reader sees".
     #[test]
-    fn every_failure_of_a_cast_has_the_errno_of_its_cause() {
+    fn every_failure_has_its_errno_at_open_and_at_read() {
         let text = || String::from("because");
         for (failure, at_open, at_read) in [
             (Failure::Stale, libc::ESTALE, libc::ESTALE),

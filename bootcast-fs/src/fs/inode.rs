@@ -1,4 +1,4 @@
-//! Inodes: one for each version of a file, one for each other path.
+//! Inodes: one for each version of a file, and one for each directory, link or special file.
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -11,43 +11,45 @@ use super::numbers::{Identity, Numbers};
 /// Inode number of the mounted directory.
 pub const ROOT: u64 = 1;
 
-/// Identifies the content that a file's path led to.
+/// Version of a file that an inode stands for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum FileVersion {
-    /// `ETag` that the server gave.
+    /// `ETag` of the server.
     Etag(Etag),
-    /// Plain servers name no versions, so each new content of a name gets the next number.
+    /// Number of the content. Plain servers have no ETags, so each new content of a name gets the
+    /// next number.
     Plain(u64),
 }
 
 /// Path, version and attributes behind an inode number.
 #[derive(Clone, Debug)]
 pub(super) struct Node {
-    /// Path at which it was found.
+    /// Path that was looked up.
     pub path: RemotePath,
-    /// Version of a file; `None` for other types.
+    /// Version; `None` if this is not a regular file.
     pub version: Option<FileVersion>,
-    /// Attributes that the server sent last.
+    /// Latest attributes from the server.
     pub attributes: Attributes,
-    /// When the server sent the attributes.
+    /// Time at which the attributes arrived.
     pub fetched: Instant,
     /// Number of references that the kernel holds.
     lookups: u64,
 }
 
-/// All inodes that the kernel has references to.
+/// Table of the inodes that the kernel has references to.
 #[derive(Debug, Default)]
 pub(super) struct Inodes {
+    /// Inodes by number.
     nodes: HashMap<u64, Node>,
-    /// Number of each live inode.
+    /// Number of each inode in `nodes`, by identity.
     live: HashMap<Identity, u64>,
     numbers: Numbers,
-    /// Inode that each path led to last.
+    /// Number that the latest lookup of each path returned.
     newest: HashMap<RemotePath, u64>,
 }
 
 impl Inodes {
-    /// Creates the table with the mounted directory, which is never forgotten.
+    /// Creates the table with the mounted directory, which is never removed.
     pub(super) fn new(path: RemotePath, attributes: Attributes, now: Instant) -> Self {
         let mut inodes = Self::default();
         inodes.live.insert(Identity::of(&path, None, attributes.kind), ROOT);
@@ -56,7 +58,8 @@ impl Inodes {
         inodes
     }
 
-    /// Returns the inode of this path and version with one more kernel reference.
+    /// Adds one kernel reference to the inode of this path and version, which is created if needed.
+    /// Returns its number.
     pub(super) fn remember(
         &mut self,
         path: RemotePath,
@@ -65,7 +68,7 @@ impl Inodes {
         now: Instant,
     ) -> u64 {
         let identity = Identity::of(&path, version.as_ref(), attributes.kind);
-        let ino = *self.live.entry(identity).or_insert_with(|| self.numbers.take(identity));
+        let ino = *self.live.entry(identity).or_insert_with(|| self.numbers.acquire(identity));
         self.newest.insert(path.clone(), ino);
         let node = Node { path, version, attributes, fetched: now, lookups: 1 };
         self.nodes
@@ -79,7 +82,8 @@ impl Inodes {
         ino
     }
 
-    /// Inode number of this path and version; `None` if the kernel has no reference to it.
+    /// Returns the inode number of this path and version; `None` if the kernel has no reference to
+    /// it.
     pub(super) fn number(
         &self,
         path: &RemotePath,
@@ -89,8 +93,8 @@ impl Inodes {
         self.live.get(&Identity::of(path, version, kind)).copied()
     }
 
-    /// Returns the number that the next lookup of a listed name gives; see [`Numbers::foresee`].
-    pub(super) fn foresee(
+    /// Returns the number that the next lookup of a listed name will get; see [`Numbers::predict`].
+    pub(super) fn predict(
         &mut self,
         path: &RemotePath,
         version: Option<&FileVersion>,
@@ -100,28 +104,29 @@ impl Inodes {
         let identity = Identity::of(path, version, kind);
         match self.live.get(&identity) {
             Some(&number) => number,
-            None => self.numbers.foresee(identity, listed),
+            None => self.numbers.predict(identity, listed),
         }
     }
 
-    /// Returns the number of the directory above `path`; of the mounted one its own.
+    /// Returns the inode number of the parent directory of `path`. The mounted directory is its own
+    /// parent.
     pub(super) fn parent(&self, path: &RemotePath) -> u64 {
         let parent = path.parent().unwrap_or_default();
-        // The kernel keeps what is above an inode for as long as the inode.
+        // The kernel keeps references to all ancestors of an inode that it refers to.
         self.number(&parent, None, Kind::Directory).unwrap_or(ROOT)
     }
 
-    /// Looks up an inode number.
+    /// Returns the inode with this number.
     pub(super) fn find(&self, ino: u64) -> Option<&Node> {
         self.nodes.get(&ino)
     }
 
-    /// Inode that a path led to last, if the kernel still refers to it.
+    /// Returns the inode of the latest lookup of `path`, if the kernel still refers to it.
     pub(super) fn newest(&self, path: &RemotePath) -> Option<&Node> {
         self.nodes.get(self.newest.get(path)?)
     }
 
-    /// Replaces the attributes by fresh ones.
+    /// Replaces the attributes of an inode by those that arrived at `now`.
     pub(super) fn refresh(&mut self, ino: u64, attributes: Attributes, now: Instant) {
         if let Some(node) = self.nodes.get_mut(&ino) {
             node.attributes = attributes;
@@ -129,7 +134,8 @@ impl Inodes {
         }
     }
 
-    /// Takes `lookups` references back from the kernel.
+    /// Removes `lookups` kernel references, and the inode itself with the last one. The mounted
+    /// directory stays.
     pub(super) fn forget(&mut self, ino: u64, lookups: u64) {
         if ino == ROOT {
             return;
@@ -143,7 +149,7 @@ impl Inodes {
             }
             self.nodes.remove(&ino);
             self.live.remove(&identity);
-            self.numbers.give_back(ino, &identity);
+            self.numbers.release(ino, &identity);
         }
     }
 }
@@ -166,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn each_version_of_a_file_has_an_inode_of_its_own() {
+    fn each_version_of_a_file_has_its_own_inode() {
         let mut inodes = inodes();
         let mut remember = |etag: &str| {
             let version = FileVersion::Etag(Etag::new(etag).unwrap());
@@ -178,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_changes_its_type_changes_its_inode() {
+    fn a_path_that_changes_its_type_gets_another_inode() {
         let mut inodes = inodes();
         let link = inodes.remember(path("a"), None, attributes(Kind::Symlink), Instant::now());
         let dir = inodes.remember(path("a"), None, attributes(Kind::Directory), Instant::now());
@@ -186,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_leads_to_what_was_found_last() {
+    fn newest_returns_the_inode_of_the_latest_lookup() {
         let mut inodes = inodes();
         let version = |etag: &str| Some(FileVersion::Etag(Etag::new(etag).unwrap()));
         let file = attributes(Kind::File);
@@ -198,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn an_inode_lives_until_the_kernel_gave_every_reference_back() {
+    fn an_inode_is_removed_with_its_last_kernel_reference() {
         let mut inodes = inodes();
         let ino = inodes.remember(path("a"), None, attributes(Kind::Directory), Instant::now());
         inodes.remember(path("a"), None, attributes(Kind::Directory), Instant::now());

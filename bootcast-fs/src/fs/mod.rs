@@ -1,13 +1,13 @@
-//! The file system without FUSE: names, versions, opens and reads that may wait.
+//! File system without FUSE: names, versions, opens, and reads that may wait.
 //!
-//! docs/SEMANTICS.md says what its users may rely on.
+//! docs/SEMANTICS.md specifies its behaviour.
 
-mod absence;
 mod error;
 mod inode;
 mod names;
 mod numbers;
 mod objects;
+mod outage;
 mod plain;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -30,52 +30,54 @@ use crate::io::{Control, ControlError, Intake, now};
 use crate::object::{Object, Opening, Unread, Waiter};
 use crate::quiet;
 use crate::receiver::{Fill, Timing, UnicastMode};
-use absence::Absence;
 use inode::Inodes;
 use names::OpenDir;
 use objects::Objects;
+use outage::Outage;
 use plain::PlainNames;
 
-/// First pause before a request is repeated. It doubles each time.
+/// Pause before the first repetition of a request; doubled for each further one.
 const RETRY_MIN: Duration = Duration::from_millis(100);
-/// Longest pause between two repetitions.
+/// Upper bound of that pause.
 const RETRY_MAX: Duration = Duration::from_secs(2);
-/// How often waiting reads are checked for readers that died or timed out. Half of the time that a
-/// killed reader may take to die.
+/// Interval of the checks of parked reads for callers that die and for time-outs. Well below the
+/// second within which a killed process must die (docs/SEMANTICS.md, "Waiting").
 const REAP_PERIOD: Duration = Duration::from_millis(250);
 
-/// Time between checkpoints: data younger than this may be lost in a crash.
+/// Interval of checkpoints. A crash loses the pages that arrived since the last one.
 const CHECKPOINT_PERIOD: Duration = Duration::from_secs(10);
 
-/// Configuration from the mount options.
+/// Configuration of a mount, from its options.
 #[derive(Clone, Debug)]
 pub struct FsConfig {
     /// Owner of all files.
     pub uid: u32,
     /// Group of all files.
     pub gid: u32,
-    /// Permission bits that no file has.
+    /// Permission bits to remove from all modes.
     pub umask: u32,
-    /// How long attributes and names may be used without asking the server again.
+    /// How long names and attributes are cached.
     pub attr_ttl: Duration,
-    /// How long a call waits for the server; `None` for ever.
-    pub patience: Option<Duration>,
-    /// Timing of memberships.
+    /// How long a call waits for the server or for pages; `None` for no limit.
+    pub wait_limit: Option<Duration>,
+    /// Times of memberships.
     pub timing: Timing,
-    /// Whether files may be fetched over HTTP.
+    /// When pages are fetched over HTTP instead of received by multicast.
     pub unicast: UnicastMode,
-    /// Which pages of an open file arrive.
+    /// Which pages of an open file are received.
     pub fill: Fill,
 }
 
-/// The kind of server: with our extensions or plain.
+/// Kind of the server.
 #[derive(Debug)]
 enum Server {
-    Full,
+    /// Server with the extensions of docs/PROTOCOL.md, section 4.
+    Extended,
+    /// Server with only the base protocol.
     Plain(Mutex<PlainNames>),
 }
 
-/// The file system, shared by all threads.
+/// File system of a mount, shared by all threads.
 #[derive(Debug)]
 pub struct Fs {
     config: FsConfig,
@@ -83,30 +85,32 @@ pub struct Fs {
     cache: Cache,
     intake: Intake,
     server: Server,
-    absence: Absence,
+    outage: Outage,
     inodes: Mutex<Inodes>,
     objects: Mutex<Objects>,
+    /// Objects of the open files, by handle.
     handles: DashMap<u64, Arc<Object>>,
+    /// Open directories, by handle.
     dirs: DashMap<u64, Arc<OpenDir>>,
     last_handle: AtomicU64,
-    /// Becomes true when the mount ends.
+    /// Set to true when the mount ends.
     stopping: watch::Sender<bool>,
 }
 
 /// Result of an open.
 #[derive(Debug)]
 pub struct OpenFile {
-    /// Identifies the open in later reads and the release.
+    /// Handle of the open in reads and in the release.
     pub handle: u64,
-    /// Object that holds the file's bytes.
+    /// Object that has the file's bytes.
     pub object: Arc<Object>,
-    /// Whether every byte is here for good, so that the kernel may read the cache file itself.
+    /// Whether every byte is stored durably, so that the kernel may read the cache file itself.
     pub is_durable: bool,
 }
 
 impl Fs {
-    /// Creates the file system for `path` on a server with our extensions. `attributes` are those
-    /// of the directory.
+    /// Creates the file system for the directory `path` of an extended server. `attributes` are
+    /// those of the directory.
     pub fn new(
         config: FsConfig,
         control: Control,
@@ -115,11 +119,10 @@ impl Fs {
         path: RemotePath,
         attributes: Attributes,
     ) -> Self {
-        Self::with_server(config, control, cache, intake, (path, attributes), Server::Full)
+        Self::with_server(config, control, cache, intake, (path, attributes), Server::Extended)
     }
 
-    /// Creates the file system for paths below `path` on a plain server. Such a server says nothing
-    /// about a file before it is joined.
+    /// Creates the file system for paths below `path` of a plain server.
     pub fn new_plain(
         config: FsConfig,
         control: Control,
@@ -146,7 +149,7 @@ impl Fs {
             cache,
             intake,
             server,
-            absence: Absence::default(),
+            outage: Outage::default(),
             inodes: Mutex::new(Inodes::new(path, attributes, now())),
             objects: Mutex::default(),
             handles: DashMap::new(),
@@ -156,8 +159,8 @@ impl Fs {
         }
     }
 
-    /// Opens a file: joins its cast unless every byte is here. Returns when the server has
-    /// confirmed the version.
+    /// Opens a file and joins its cast, unless the file is complete. Returns when the server has
+    /// confirmed the version, and the size is known.
     pub async fn open(self: &Arc<Self>, ino: u64) -> Result<OpenFile, FsError> {
         if *self.stopping.borrow() {
             return Err(shutting_down());
@@ -178,19 +181,18 @@ impl Fs {
         let confirmed = self.wait_for_version(pending.object(), ino, &version).await;
         if let Server::Plain(names) = &self.server {
             match confirmed {
-                Ok(()) => lock(names).see(&node.path),
-                Err(_) => lock(names).forget_unseen(&node.path),
+                Ok(()) => lock(names).record_existing(&node.path),
+                Err(_) => lock(names).remove_missing(&node.path),
             }
         }
         confirmed?;
-        let object = pending.keep();
+        let object = pending.commit();
         let handle = self.next_handle();
         self.handles.insert(handle, object.clone());
         Ok(OpenFile { handle, is_durable: object.is_durable(), object })
     }
 
-    /// Waits until the object has its expected version and size, so that it can be read now or
-    /// later.
+    /// Waits until the server has confirmed the object's version, and its size is known.
     async fn wait_for_version(
         self: &Arc<Self>,
         object: &Object,
@@ -217,16 +219,16 @@ impl Fs {
                 }
             }
         };
-        let patience = async {
-            match self.config.patience {
-                Some(patience) => tokio::time::sleep(patience).await,
+        let time_out = async {
+            match self.config.wait_limit {
+                Some(limit) => tokio::time::sleep(limit).await,
                 None => std::future::pending().await,
             }
         };
         let mut stopping = self.stopping.subscribe();
         tokio::select! {
             opened = opening => opened,
-            () = patience => Err(FsError::Io("the server does not answer".into())),
+            () = time_out => Err(FsError::Io("the server does not answer".into())),
             _ = stopping.wait_for(|stopping| *stopping) => Err(shutting_down()),
         }
     }
@@ -235,7 +237,7 @@ impl Fs {
         self.last_handle.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// Reads now, or as soon as the bytes are here. The answer goes to `waiter`.
+    /// Answers `waiter` with these bytes, now or as soon as their pages are held.
     pub fn read(&self, handle: u64, offset: u64, len: u32, waiter: Box<dyn Waiter>) {
         let object = self.handles.get(&handle).map(|object| object.clone());
         match object {
@@ -248,19 +250,19 @@ impl Fs {
         }
     }
 
-    /// Handles the close of the last descriptor of an open.
+    /// Ends an open, after its last descriptor was closed.
     pub fn release(&self, handle: u64) {
         if let Some((_, object)) = self.handles.remove(&handle) {
-            self.give_back(&object);
+            self.close_object(&object);
         }
     }
 
-    /// Repeats a request until the server answers or the mount's patience ends.
-    async fn persist<T, F>(&self, mut request: impl FnMut() -> F) -> Result<T, ControlError>
+    /// Repeats a request that fails temporarily, until the wait limit is reached.
+    async fn retry<T, F>(&self, mut request: impl FnMut() -> F) -> Result<T, ControlError>
     where
         F: Future<Output = Result<T, ControlError>>,
     {
-        let deadline = self.config.patience.map(|patience| now() + patience);
+        let deadline = self.config.wait_limit.map(|limit| now() + limit);
         let mut pause = RETRY_MIN;
         loop {
             match request().await {
@@ -268,9 +270,9 @@ impl Fs {
                     if error.is_temporary() && deadline.is_none_or(|end| now() + pause < end) =>
                 {
                     if pause == RETRY_MIN
-                        && let Some(more) = quiet::allow("trying on", &error)
+                        && let Some(more) = quiet::allow("trying again", &error)
                     {
-                        warn!(%error, "trying on{more}");
+                        warn!(%error, "a request to the server failed: trying again{more}");
                     }
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(RETRY_MAX);
@@ -280,7 +282,8 @@ impl Fs {
         }
     }
 
-    /// Checks waiting reads and idle objects regularly until the mount ends.
+    /// Runs for ever: ends parked reads that must not wait any longer, retires idle objects, and
+    /// makes checkpoints.
     pub async fn housekeep(self: Arc<Self>) {
         let mut ticks = tokio::time::interval(REAP_PERIOD);
         let mut next_checkpoint = now() + CHECKPOINT_PERIOD;
@@ -293,8 +296,8 @@ impl Fs {
             }
             let fs = self.clone();
             let reap = move || {
-                let patience = fs.config.patience;
-                fs.reap(patience.and_then(|patience| now().checked_sub(patience)));
+                let limit = fs.config.wait_limit;
+                fs.reap(limit.and_then(|limit| now().checked_sub(limit)));
             };
             let fs = self.clone();
             let tidy = move || {
@@ -303,8 +306,8 @@ impl Fs {
                     fs.checkpoint_all();
                 }
             };
-            // Both jobs read files, so they run on other threads. Dead readers need not wait for
-            // the disk.
+            // Both jobs do blocking I/O, so they run on other threads. Only `tidy` waits for the
+            // disk, and must not delay `reap`.
             let reaping = tokio::task::spawn_blocking(reap);
             if tidying.as_ref().is_none_or(JoinHandle::is_finished) {
                 tidying = Some(tokio::task::spawn_blocking(tidy));
@@ -314,17 +317,17 @@ impl Fs {
     }
 
     /// Ends the mount: fails waiting calls, refuses new ones, and leaves all casts. Waits at most
-    /// `patience` for the leaves.
-    pub async fn stop(&self, patience: Duration) {
+    /// `leave_timeout` for the leaves.
+    pub async fn stop(&self, leave_timeout: Duration) {
         self.stopping.send_replace(true);
         for object in self.all_objects() {
             object.shut_down();
             self.intake.attend(&object);
         }
-        self.intake.drain(patience).await;
+        self.intake.drain(leave_timeout).await;
     }
 
-    /// Saves to disk which pages are held. Waits for the disk.
+    /// Makes a last checkpoint of each object. Waits for the disk.
     pub fn save(&self) {
         self.checkpoint_all();
     }
@@ -339,7 +342,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Whether an answer that arrived at `fetched` is still valid.
+/// Whether an answer that arrived at `fetched` is younger than `ttl`.
 fn is_fresh(fetched: Instant, ttl: Duration) -> bool {
     now().saturating_duration_since(fetched) < ttl
 }

@@ -14,11 +14,13 @@ use super::numbers::Identity;
 use super::{FileVersion, Fs, FsError, Server, is_fresh, lock, plain};
 use crate::io::now;
 
-/// Longest name that programs can ask for, in bytes (`NAME_MAX` in limits.h).
+/// Longest name in a listing, in bytes. It is `NAME_MAX` of limits.h, for which `struct dirent` of
+/// programs has room.
 const NAME_MAX: usize = 255;
 
-/// Mode bits that are shown. Without the set-user-id and set-group-id bits: the owner here is not
-/// the one that set them on the server, and must not lend its rights to whoever runs the file.
+/// Mode bits that are shown: permissions and the sticky bit. The set-user-id and set-group-id bits
+/// are hidden: the owner shown here did not set them on the server, so no program may run with this
+/// owner's rights.
 const MODE_BITS: u32 = 0o1777;
 
 /// Attributes in the form of `stat`.
@@ -30,31 +32,32 @@ pub struct Attr {
     pub kind: Kind,
     /// Size in bytes.
     pub size: u64,
-    /// Permission bits of `MODE_BITS` after the mount's umask.
+    /// Mode bits within `MODE_BITS`, without those of the mount's umask.
     pub mode: u16,
-    /// Last modification.
+    /// Time of the last modification.
     pub mtime: SystemTime,
-    /// How long the kernel may use them without asking again.
+    /// How long the kernel may cache the attributes and the name.
     pub ttl: Duration,
 }
 
-/// One name in an open directory.
+/// Entry of an open directory.
 #[derive(Clone, Debug)]
 pub struct DirEntry {
-    /// The name: any bytes except `/` and NUL.
+    /// Name: any bytes except `/` and NUL.
     pub name: Vec<u8>,
     /// Path, version and attributes; `None` for `.` and `..`.
     found: Option<(RemotePath, Option<FileVersion>, Attributes)>,
-    /// Inode number, the same that a lookup gives.
+    /// Inode number, the same as a lookup returns.
     pub ino: u64,
     /// Type.
     pub kind: Kind,
 }
 
-/// A directory that somebody has open.
+/// Open directory.
 #[derive(Debug)]
 pub(super) struct OpenDir {
     ino: u64,
+    /// Entries, set by the first read.
     entries: OnceCell<Arc<Vec<DirEntry>>>,
 }
 
@@ -66,7 +69,7 @@ impl DirEntry {
 }
 
 impl Fs {
-    /// Looks up `name` in a directory. The kernel gets one reference to the result.
+    /// Looks up `name` in the directory `parent`. Adds one kernel reference to the result.
     pub async fn lookup(self: &Arc<Self>, parent: u64, name: &[u8]) -> Result<Attr, FsError> {
         let dir = self.directory(parent)?;
         let path = dir.path.join(name).map_err(|_| FsError::NotFound)?;
@@ -75,17 +78,18 @@ impl Fs {
                 let version = lock(names).version(&path);
                 Ok(self.remember_plain(path, version))
             }
-            Server::Full => {
+            Server::Extended => {
                 let known = lock(&self.inodes).newest(&path).map(|node| node.attributes.clone());
                 let attributes = match known {
-                    Some(known) => self.ask_again(&path, known).await?,
-                    None => self.persist(|| self.control.attributes(&path)).await?,
+                    Some(known) => self.revalidate(&path, known).await?,
+                    None => self.retry(|| self.control.attributes(&path)).await?,
                 };
                 self.remember(path, &attributes)
             }
         }
     }
 
+    /// Adds one kernel reference to the inode of these attributes.
     fn remember(&self, path: RemotePath, attributes: &Attributes) -> Result<Attr, FsError> {
         let version = match (attributes.kind, &attributes.etag) {
             (Kind::File, Some(etag)) => Some(FileVersion::Etag(etag.clone())),
@@ -96,6 +100,7 @@ impl Fs {
         Ok(self.attr(ino, attributes, self.config.attr_ttl))
     }
 
+    /// Adds one kernel reference to the inode of content `version` on a plain server.
     fn remember_plain(&self, path: RemotePath, version: u64) -> Attr {
         let version = FileVersion::Plain(version);
         let size = self.object(&path, &version).and_then(|object| object.size());
@@ -104,6 +109,7 @@ impl Fs {
         self.attr(ino, &attributes, plain_ttl(size))
     }
 
+    /// Converts the server's attributes to those of this mount.
     fn attr(&self, ino: u64, attributes: &Attributes, ttl: Duration) -> Attr {
         let mtime = if attributes.mtime < 0 {
             SystemTime::UNIX_EPOCH.checked_sub(Duration::from_secs(attributes.mtime.unsigned_abs()))
@@ -123,7 +129,8 @@ impl Fs {
         }
     }
 
-    /// Attributes of an inode. Those of a file's version never change.
+    /// Returns the attributes of an inode. Those of a version never change, so the server is asked
+    /// again only for directories, links and special files.
     pub async fn getattr(self: &Arc<Self>, ino: u64) -> Result<Attr, FsError> {
         let node = self.node(ino)?;
         match (&node.version, &self.server) {
@@ -132,10 +139,10 @@ impl Fs {
                 let attributes = plain::file_attributes(size.unwrap_or(node.attributes.size));
                 Ok(self.attr(ino, &attributes, plain_ttl(size)))
             }
-            (None, Server::Full) if !is_fresh(node.fetched, self.config.attr_ttl) => {
-                let attributes = self.ask_again(&node.path, node.attributes.clone()).await?;
+            (None, Server::Extended) if !is_fresh(node.fetched, self.config.attr_ttl) => {
+                let attributes = self.revalidate(&node.path, node.attributes.clone()).await?;
                 if attributes.kind != node.attributes.kind {
-                    // Another file has this name now, so the inode is stale.
+                    // Something else has this path now.
                     return Err(FsError::Stale);
                 }
                 lock(&self.inodes).refresh(ino, attributes.clone(), now());
@@ -147,13 +154,14 @@ impl Fs {
         }
     }
 
-    /// Confirms that a path still leads to this version, if the server can be reached.
+    /// Fails with [`FsError::Stale`] if the path of this inode leads to another version now.
+    /// Succeeds if the server is away, and without asking it within `attr_ttl`.
     pub(super) async fn confirm(self: &Arc<Self>, ino: u64) -> Result<(), FsError> {
         let node = self.node(ino)?;
         if is_fresh(node.fetched, self.config.attr_ttl) {
             return Ok(());
         }
-        let attributes = self.ask_again(&node.path, node.attributes.clone()).await?;
+        let attributes = self.revalidate(&node.path, node.attributes.clone()).await?;
         if attributes.etag != node.attributes.etag {
             return Err(FsError::Stale);
         }
@@ -161,21 +169,21 @@ impl Fs {
         Ok(())
     }
 
-    /// Target of a symbolic link.
+    /// Returns the target of a symbolic link.
     pub fn readlink(&self, ino: u64) -> Result<Vec<u8>, FsError> {
         let node = self.node(ino)?;
         let target = node.attributes.target.ok_or(FsError::Access)?;
-        // Unlike a name, a target may contain slashes. The encoding is the same.
+        // A target is encoded like a name, but may contain slashes.
         decode_segment(&target).map_err(|error| FsError::Io(error.to_string()))
     }
 
-    /// Takes references back from the kernel.
+    /// Removes `lookups` kernel references from an inode.
     pub fn forget(&self, ino: u64, lookups: u64) {
         lock(&self.inodes).forget(ino, lookups);
     }
 
-    /// Opens a directory. It is listed when it is read: programs such as `df` open what they only
-    /// look at, and must not wait for a listing.
+    /// Opens a directory without listing it. Programs such as `df` open directories that they do
+    /// not read, and must not wait for a listing.
     pub fn opendir(&self, ino: u64) -> Result<u64, FsError> {
         self.directory(ino)?;
         let handle = self.next_handle();
@@ -183,24 +191,26 @@ impl Fs {
         Ok(handle)
     }
 
-    /// Returns the entries of an open directory as they were when it was first read.
+    /// Returns the entries of an open directory. Its first read fetches them, so later changes on
+    /// the server do not show.
     pub async fn readdir(&self, handle: u64) -> Result<Arc<Vec<DirEntry>>, FsError> {
         let dir = self.dirs.get(&handle).map(|dir| dir.clone()).ok_or(FsError::BadHandle)?;
         dir.entries.get_or_try_init(|| self.list(dir.ino)).await.cloned()
     }
 
+    /// Fetches the entries of a directory.
     async fn list(&self, ino: u64) -> Result<Arc<Vec<DirEntry>>, FsError> {
         let dir = self.directory(ino)?;
         let parent = lock(&self.inodes).parent(&dir.path);
         let mut entries = vec![DirEntry::dot(b".", ino), DirEntry::dot(b"..", parent)];
         let mut listed = HashMap::new();
         match &self.server {
-            Server::Full => {
-                let meta = self.persist(|| self.control.meta(&dir.path, None)).await?;
-                let entries_there = meta.and_then(|meta| meta.entries);
-                for entry in entries_there.ok_or(FsError::NotDirectory)? {
+            Server::Extended => {
+                let meta = self.retry(|| self.control.meta(&dir.path, None)).await?;
+                let remote_entries = meta.and_then(|meta| meta.entries);
+                for entry in remote_entries.ok_or(FsError::NotDirectory)? {
                     let name = decode_segment(&entry.name).unwrap_or_default();
-                    // Hides names that no path can contain or that no program can ask for.
+                    // Leaves out names that are invalid in a path, or too long for programs.
                     let Ok(path) = dir.path.join(&name) else { continue };
                     if name.len() > NAME_MAX {
                         continue;
@@ -212,10 +222,10 @@ impl Fs {
                 }
             }
             Server::Plain(names) => {
-                // Copied first, because no other lock may be taken while this one is held.
-                let seen: Vec<_> =
-                    lock(names).seen().map(|(path, version)| (path.clone(), version)).collect();
-                for (path, version) in seen {
+                // Copied, so that no other lock is taken while this one is held.
+                let existing: Vec<_> =
+                    lock(names).existing().map(|(path, version)| (path.clone(), version)).collect();
+                for (path, version) in existing {
                     let version = FileVersion::Plain(version);
                     let size = self.object(&path, &version).and_then(|object| object.size());
                     let attributes = plain::file_attributes(size.unwrap_or(0));
@@ -228,6 +238,7 @@ impl Fs {
         Ok(Arc::new(entries))
     }
 
+    /// Creates the entry of a name, with the inode number that its lookup will return.
     fn dir_entry(
         &self,
         name: Vec<u8>,
@@ -235,12 +246,12 @@ impl Fs {
         listed: &mut HashMap<u64, Identity>,
     ) -> DirEntry {
         let (path, version, Attributes { kind, .. }) = &found;
-        let ino = lock(&self.inodes).foresee(path, version.as_ref(), *kind, listed);
+        let ino = lock(&self.inodes).predict(path, version.as_ref(), *kind, listed);
         DirEntry { name, ino, kind: *kind, found: Some(found) }
     }
 
-    /// Attributes of an entry, as a lookup would return them. The kernel gets one reference. `None`
-    /// for `.` and `..`, which get no reference.
+    /// Returns the attributes of an entry as a lookup would, and adds one kernel reference. Returns
+    /// `None` for `.` and `..`, which get no reference.
     pub fn remember_entry(&self, entry: &DirEntry) -> Option<Attr> {
         let (path, version, attributes) = entry.found.clone()?;
         match version {
@@ -249,15 +260,15 @@ impl Fs {
         }
     }
 
-    /// Stands for a name that does not exist: the kernel takes inode 0 for that, and believes it
-    /// for as long as the attributes of one that exists. Search paths ask for the same missing
-    /// names again and again.
-    pub fn absent_attr(&self) -> Attr {
+    /// Returns the reply for a name that does not exist. With inode number 0, the kernel caches the
+    /// absence for `attr_ttl`. This saves requests, because programs that go through a search path
+    /// look up the same missing names again and again.
+    pub fn negative_attr(&self) -> Attr {
         let attributes = plain::file_attributes(0);
         self.attr(0, &attributes, self.config.attr_ttl)
     }
 
-    /// Attributes of `.` and `..`.
+    /// Returns the attributes of `.` or `..`, which the kernel must not cache.
     pub fn dot_attr(&self, ino: u64) -> Option<Attr> {
         let node = self.node(ino).ok()?;
         Some(self.attr(ino, &node.attributes, Duration::ZERO))
@@ -278,7 +289,8 @@ impl Fs {
     }
 }
 
-/// How long attributes are valid. A size that is not known yet must be asked for again.
+/// Returns how long the attributes of a plain server's file are cached: not at all until its size
+/// is known.
 fn plain_ttl(size: Option<u64>) -> Duration {
     if size.is_some() { Duration::from_secs(1) } else { Duration::ZERO }
 }

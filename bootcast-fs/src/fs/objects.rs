@@ -1,4 +1,4 @@
-//! The objects of a mount: opens of the same version share one.
+//! Objects of a mount: all opens of a version share one.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -14,15 +14,16 @@ use crate::io::{now, seed};
 use crate::object::Object;
 use crate::quiet;
 
-/// The objects of a mount, by version.
+/// Objects of a mount, by path and version.
 pub(super) type Objects = HashMap<(RemotePath, FileVersion), Arc<Slot>>;
 
-/// The place of one version's object.
+/// Slot for the object of one version.
 #[derive(Debug, Default)]
 pub(super) struct Slot {
-    /// Held while an object is made, which waits for the disk: so that only opens of the same
-    /// version wait for it too.
-    making: Mutex<()>,
+    /// Locked while an object is created, which waits for the disk. Each slot has its own lock, so
+    /// that opens of other versions do not wait.
+    creating: Mutex<()>,
+    /// The newest object of the version; `None` before it is created.
     object: Mutex<Option<Arc<Object>>>,
 }
 
@@ -32,34 +33,34 @@ impl Slot {
     }
 }
 
-/// An open in progress. It is undone when dropped, because its caller may die at any moment.
+/// Open in progress. Dropping it undoes the open, because the caller may die at any moment.
 pub(super) struct PendingOpen {
     fs: Arc<Fs>,
-    /// The opened object; `None` once the open has completed.
+    /// The opened object; `None` after [`Self::commit`].
     object: Option<Arc<Object>>,
 }
 
 impl PendingOpen {
     pub(super) fn object(&self) -> &Object {
-        self.object.as_ref().expect("only keep() takes it, and the open with it")
+        self.object.as_ref().expect("commit() takes the object and consumes self")
     }
 
-    /// Completes the open. From now on a release ends it.
-    pub(super) fn keep(mut self) -> Arc<Object> {
-        self.object.take().expect("only keep() takes it, and the open with it")
+    /// Completes the open and returns its object, which the caller must close.
+    pub(super) fn commit(mut self) -> Arc<Object> {
+        self.object.take().expect("commit() takes the object and consumes self")
     }
 }
 
 impl Drop for PendingOpen {
     fn drop(&mut self) {
         if let Some(object) = &self.object {
-            self.fs.give_back(object);
+            self.fs.close_object(object);
         }
     }
 }
 
 impl Fs {
-    /// Opens the object of this version; all opens of a version share one. Reads the disk.
+    /// Opens the object of this version, and creates it if there is none. Waits for the disk.
     pub(super) fn acquire(
         self: &Arc<Self>,
         path: &RemotePath,
@@ -68,26 +69,27 @@ impl Fs {
     ) -> Result<PendingOpen, FsError> {
         let key = (path.clone(), version.clone());
         let slot = lock(&self.objects).entry(key).or_default().clone();
-        let making = lock(&slot.making);
-        // A failed object stays with the opens it has; a new open gets a new object.
-        let shared = slot.object().filter(|object| !object.is_failed());
-        let object = if let Some(shared) = shared {
-            shared
+        let creating = lock(&slot.creating);
+        // A failed object is not opened again. It stays with the opens that it has.
+        let existing = slot.object().filter(|object| !object.is_failed());
+        let object = if let Some(existing) = existing {
+            existing
         } else {
-            if let (Server::Plain(names), FileVersion::Plain(begun)) = (&self.server, version) {
-                lock(names).begin(path, *begun)?;
+            if let (Server::Plain(names), FileVersion::Plain(content)) = (&self.server, version) {
+                lock(names).begin(path, *content)?;
             }
             let object = Arc::new(self.create(path, version, size)?);
             *lock(&slot.object) = Some(object.clone());
             object
         };
-        // Before the slot is let go, which keeps the object from being retired.
+        // Comes before `slot` is dropped, whose reference keeps the object from being retired.
         object.open();
-        drop(making);
+        drop(creating);
         self.intake.attend(&object);
         Ok(PendingOpen { fs: self.clone(), object: Some(object) })
     }
 
+    /// Creates an object with its store.
     fn create(
         &self,
         path: &RemotePath,
@@ -106,6 +108,7 @@ impl Fs {
         Ok(object.with_unicast(self.config.unicast))
     }
 
+    /// Returns the cache key of this version.
     fn key(&self, path: &RemotePath, version: &FileVersion) -> ObjectKey {
         let etag = match version {
             FileVersion::Etag(etag) => Some(etag.clone()),
@@ -115,42 +118,43 @@ impl Fs {
     }
 
     /// Ends one open of an object.
-    pub(super) fn give_back(&self, object: &Arc<Object>) {
+    pub(super) fn close_object(&self, object: &Arc<Object>) {
         object.close(now());
         self.intake.attend(object);
     }
 
-    /// Looks up the object of this version.
+    /// Returns the object of this version, if there is one.
     pub(super) fn object(&self, path: &RemotePath, version: &FileVersion) -> Option<Arc<Object>> {
         lock(&self.objects).get(&(path.clone(), version.clone()))?.object()
     }
 
+    /// Returns every object of the mount once.
     pub(super) fn all_objects(&self) -> Vec<Arc<Object>> {
         let mut objects: Vec<_> =
             lock(&self.objects).values().filter_map(|slot| slot.object()).collect();
-        // Failed objects may be known only by open handles.
+        // Failed objects that were replaced are known only by their open handles.
         objects.extend(self.handles.iter().map(|handle| handle.value().clone()));
         objects.sort_by_key(|object| object.id());
         objects.dedup_by_key(|object| object.id());
         objects
     }
 
-    /// Ends the waits of dead readers, and waits that began before `deadline`.
+    /// Fails the parked reads of killed callers, and those that were parked before `deadline`.
     pub(super) fn reap(&self, deadline: Option<Instant>) {
         for object in self.all_objects() {
             object.reap(deadline);
         }
     }
 
-    /// Saves to disk which pages of each object are held.
+    /// Makes a checkpoint of each object. Waits for the disk.
     pub(super) fn checkpoint_all(&self) {
         for object in self.all_objects() {
             checkpoint(&object);
         }
     }
 
-    /// Drops objects that nobody uses. Disk objects can be found again; memory objects live as long
-    /// as the kernel remembers their inode.
+    /// Drops idle objects. The next open finds their pages on disk. Complete objects in memory are
+    /// kept as long as the kernel has a reference to their inode.
     pub(super) fn retire_idle(&self) {
         let idle: Vec<_> = lock(&self.objects)
             .iter()
@@ -161,8 +165,9 @@ impl Fs {
         for object in idle {
             checkpoint(&object);
         }
-        // Drops an object only if it is still idle and nothing else refers to it. A store that is
-        // opened twice would be locked for the second user. Slots are taken under this lock only.
+        // An object is dropped only if it is still idle and has no other reference. Otherwise a new
+        // object of the same version would find the store locked. References to slots are taken
+        // under this lock only.
         lock(&self.objects).retain(|key, slot| {
             let object = lock(&slot.object);
             let is_free = object.as_ref().is_none_or(|object| {
@@ -172,6 +177,7 @@ impl Fs {
         });
     }
 
+    /// Whether an object is idle and need not be kept in memory for its inode.
     fn is_retirable(&self, (path, version): &(RemotePath, FileVersion), object: &Object) -> bool {
         let is_kept = matches!(self.cache, Cache::Memory)
             && object.is_complete()
@@ -182,6 +188,6 @@ impl Fs {
 }
 
 fn checkpoint(object: &Object) {
-    // The object logs what went wrong.
+    // The object logs errors itself.
     let _ = object.checkpoint();
 }

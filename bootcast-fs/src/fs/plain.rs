@@ -1,10 +1,9 @@
 //! Names on a plain server, which says nothing about a file before it is joined.
 //!
-//! Every name counts as a file until an open proves otherwise. A directory lists the files that
-//! were opened.
+//! Every name counts as a file until an open fails. The directory lists the files that were opened.
 //!
-//! A plain server names no versions. Received content is used as long as somebody has it open, and
-//! fetched again after that. New content gets a new inode. An open of the old inode fails with
+//! A plain server has no ETags. Received content is shared by all opens until the last close, and
+//! received again after that as new content with a new inode. An open of the old inode fails with
 //! ESTALE; the kernel then looks the name up again.
 
 use std::collections::BTreeMap;
@@ -14,67 +13,69 @@ use bootcast_proto::api::{Attributes, Kind};
 
 use super::FsError;
 
-/// Names that were asked for so far.
+/// Names that were opened since the mount.
 #[derive(Debug, Default)]
 pub(super) struct PlainNames {
     names: BTreeMap<RemotePath, PlainName>,
 }
 
+/// State of one name.
 #[derive(Clone, Copy, Debug, Default)]
 struct PlainName {
-    /// Number of the content that a lookup leads to.
+    /// Number of the content that a lookup returns.
     version: u64,
-    /// Whether that content was opened.
-    begun: bool,
-    /// Whether the server ever had a file of this name.
-    seen: bool,
+    /// Whether an open has begun this content.
+    is_begun: bool,
+    /// Whether an open of this name succeeded.
+    exists: bool,
 }
 
 impl PlainNames {
-    /// Number of the content that the name stands for at present.
+    /// Returns the number of the content that a lookup of `path` returns at present.
     pub(super) fn version(&self, path: &RemotePath) -> u64 {
         self.names.get(path).map_or(0, |name| name.version)
     }
 
-    /// Starts the content `version`. Each content can be started once; later opens must look the
-    /// name up again.
+    /// Records that content `version` is received from now on. Fails with [`FsError::Stale`] if the
+    /// content is old or was begun before; the kernel then looks the name up again.
     pub(super) fn begin(&mut self, path: &RemotePath, version: u64) -> Result<(), FsError> {
         let name = self.names.entry(path.clone()).or_default();
-        if name.version == version && !name.begun {
-            name.begun = true;
+        if name.version == version && !name.is_begun {
+            name.is_begun = true;
             return Ok(());
         }
         if name.version == version {
             name.version += 1;
-            name.begun = false;
+            name.is_begun = false;
         }
         Err(FsError::Stale)
     }
 
-    /// Forgets a name whose open failed. Otherwise every invented name would be remembered.
-    pub(super) fn forget_unseen(&mut self, path: &RemotePath) {
-        if self.names.get(path).is_some_and(|name| !name.seen) {
+    /// Removes a name after a failed open, unless an earlier open succeeded. Otherwise every name
+    /// that programs try would stay in the table.
+    pub(super) fn remove_missing(&mut self, path: &RemotePath) {
+        if self.names.get(path).is_some_and(|name| !name.exists) {
             self.names.remove(path);
         }
     }
 
-    /// Records that the server has this file.
-    pub(super) fn see(&mut self, path: &RemotePath) {
-        self.names.entry(path.clone()).or_default().seen = true;
+    /// Records that an open of this name succeeded.
+    pub(super) fn record_existing(&mut self, path: &RemotePath) {
+        self.names.entry(path.clone()).or_default().exists = true;
     }
 
-    /// Files that were opened, with their content numbers.
-    pub(super) fn seen(&self) -> impl Iterator<Item = (&RemotePath, u64)> {
-        self.names.iter().filter(|(_, name)| name.seen).map(|(path, name)| (path, name.version))
+    /// Returns the files that were opened, with their content numbers.
+    pub(super) fn existing(&self) -> impl Iterator<Item = (&RemotePath, u64)> {
+        self.names.iter().filter(|(_, name)| name.exists).map(|(path, name)| (path, name.version))
     }
 }
 
-/// Attributes of the one directory.
+/// Returns the attributes of the mounted directory, the only one of a plain server.
 pub(super) fn directory_attributes() -> Attributes {
     Attributes { kind: Kind::Directory, mode: 0o755, ..file_attributes(0) }
 }
 
-/// Attributes of a file of which at least `size` bytes exist.
+/// Returns the attributes of a file of `size` bytes; 0 stands for an unknown size.
 pub(super) fn file_attributes(size: u64) -> Attributes {
     Attributes {
         kind: Kind::File,
@@ -92,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_content_is_begun_once_and_the_next_open_must_look_up_the_next() {
+    fn a_content_is_begun_once_and_the_next_lookup_returns_the_next_content() {
         let mut names = PlainNames::default();
         let path = RemotePath::decode("a").unwrap();
         assert_eq!(names.version(&path), 0);
@@ -104,24 +105,24 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_the_server_does_not_have_is_forgotten_and_one_that_it_has_is_not() {
+    fn remove_missing_removes_only_names_without_a_successful_open() {
         let mut names = PlainNames::default();
         let path = RemotePath::decode("a").unwrap();
         names.begin(&path, 0).unwrap();
-        names.forget_unseen(&path);
+        names.remove_missing(&path);
         assert_eq!(names.begin(&path, 0), Ok(()));
-        names.see(&path);
-        names.forget_unseen(&path);
+        names.record_existing(&path);
+        names.remove_missing(&path);
         assert_eq!(names.begin(&path, 0), Err(FsError::Stale));
     }
 
     #[test]
-    fn only_what_the_server_had_is_listed() {
+    fn only_names_with_a_successful_open_are_listed() {
         let mut names = PlainNames::default();
         let path = RemotePath::decode("a").unwrap();
         names.begin(&path, 0).unwrap();
-        assert_eq!(names.seen().count(), 0);
-        names.see(&path);
-        assert_eq!(names.seen().next(), Some((&path, 0)));
+        assert_eq!(names.existing().count(), 0);
+        names.record_existing(&path);
+        assert_eq!(names.existing().next(), Some((&path, 0)));
     }
 }

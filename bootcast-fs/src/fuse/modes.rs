@@ -1,35 +1,36 @@
-//! How the open files of each inode are read.
+//! Modes in which the kernel reads the open files of each inode.
 //!
-//! The kernel allows one way for an inode at a time: by requests to this program and its page
-//! cache, or by itself from one backing file (fs/fuse/iomode.c). Direct I/O goes beside either.
+//! At any time the kernel allows one mode for an inode: cached, or passthrough to one backing file
+//! (fs/fuse/iomode.c in Linux). Direct I/O is possible together with either.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-/// How an open is to be answered.
+/// Mode in which the kernel reads one open file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Mode<B> {
-    /// The kernel asks this program and keeps what it got.
+    /// Through the page cache, which the kernel fills by requests to this program.
     Cached,
-    /// The kernel reads this file.
+    /// From this backing file, without requests.
     Passthrough(Arc<B>),
-    /// The kernel asks this program for every read.
+    /// By a request to this program for every read.
     Direct,
 }
 
-/// The open files of each inode. `B` is what the kernel knows a backing file by.
+/// Open files of each inode. `B` identifies a backing file to the kernel.
 #[derive(Debug)]
 pub(super) struct OpenModes<B> {
-    inodes: HashMap<u64, Open<B>>,
-    /// Handles that are read directly, because their inode is read from another object's file.
+    /// Cached and passthrough opens by inode number.
+    inodes: HashMap<u64, InodeOpens<B>>,
+    /// Handles of direct opens, whose inode has the backing file of another object.
     direct: HashSet<u64>,
 }
 
-/// The opens of one inode that are not direct.
+/// Cached or passthrough opens of one inode.
 #[derive(Debug)]
-struct Open<B> {
+struct InodeOpens<B> {
     count: usize,
-    /// The backing file and its object; `None` where the kernel asks this program.
+    /// Object and its backing file in passthrough mode; `None` in cached mode.
     backing: Option<(u64, Arc<B>)>,
 }
 
@@ -40,11 +41,12 @@ impl<B> Default for OpenModes<B> {
 }
 
 impl<B> OpenModes<B> {
-    /// Notes an open. `register` makes the backing file known to the kernel if the object allows
-    /// for one; it is called for the first open of an inode only.
+    /// Records an open and returns its mode. `register` registers the object's backing file with
+    /// the kernel, or returns `None` if it has none. It is called for the first open of an inode
+    /// only.
     ///
-    /// The store of one object must never be read for another of the same inode: what follows an
-    /// object that failed is a new object with a store of its own.
+    /// The backing file of one object must never be read for another object of the same inode. An
+    /// object that failed is replaced by a new object with another file.
     pub(super) fn open(
         &mut self,
         ino: u64,
@@ -52,7 +54,7 @@ impl<B> OpenModes<B> {
         object: u64,
         register: impl FnOnce() -> Option<B>,
     ) -> Mode<B> {
-        let open = self.inodes.entry(ino).or_insert_with(|| Open {
+        let open = self.inodes.entry(ino).or_insert_with(|| InodeOpens {
             count: 0,
             backing: register().map(|backing| (object, Arc::new(backing))),
         });
@@ -72,7 +74,7 @@ impl<B> OpenModes<B> {
         }
     }
 
-    /// Notes the end of an open.
+    /// Records the end of an open.
     pub(super) fn release(&mut self, ino: u64, handle: u64) {
         if self.direct.remove(&handle) {
             return;
@@ -92,7 +94,7 @@ mod tests {
     const INO: u64 = 7;
 
     #[test]
-    fn all_opens_of_an_inode_are_read_in_the_way_of_the_first() {
+    fn all_opens_of_an_inode_have_the_mode_of_the_first() {
         let mut modes = OpenModes::default();
         assert_eq!(modes.open(INO, 1, 1, || None::<&str>), Mode::Cached);
         assert_eq!(modes.open(INO, 2, 1, || Some("file")), Mode::Cached);
@@ -106,14 +108,14 @@ mod tests {
     }
 
     #[test]
-    fn a_new_object_is_never_read_from_the_file_of_the_one_before() {
+    fn a_new_object_is_not_read_from_the_backing_file_of_the_previous_one() {
         let mut modes = OpenModes::default();
         assert_eq!(modes.open(INO, 1, 1, || Some("lost")), Mode::Passthrough(Arc::new("lost")));
         assert_eq!(modes.open(INO, 2, 2, || Some("new")), Mode::Direct);
         modes.release(INO, 2);
         assert_eq!(modes.open(INO, 3, 2, || Some("new")), Mode::Direct);
         modes.release(INO, 1);
-        // Direct opens stand in nobody's way.
+        // The direct open of handle 3 does not prevent passthrough.
         assert_eq!(modes.open(INO, 4, 2, || Some("new")), Mode::Passthrough(Arc::new("new")));
         modes.release(INO, 3);
         modes.release(INO, 4);
