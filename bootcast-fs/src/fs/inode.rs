@@ -16,7 +16,7 @@ pub const ROOT: u64 = 1;
 pub enum FileVersion {
     /// `ETag` of the server.
     Etag(Etag),
-    /// Number of the content. Plain servers have no ETags, so each new content of a name gets the
+    /// Number of the content. Plain servers send no `ETag`, so each new content of a name gets the
     /// next number.
     Plain(u64),
 }

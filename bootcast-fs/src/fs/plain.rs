@@ -2,7 +2,7 @@
 //!
 //! Every name counts as a file until an open fails. The directory lists the files that were opened.
 //!
-//! A plain server has no ETags. Received content is shared by all opens until the last close, and
+//! A plain server sends no `ETag`. Received content is shared by all opens until the last close, and
 //! received again after that as new content with a new inode. An open of the old inode fails with
 //! ESTALE; the kernel then looks the name up again.
 
