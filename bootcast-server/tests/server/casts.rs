@@ -1,4 +1,4 @@
-//! Casts over loopback multicast, to a client that knows the base protocol only.
+//! Casts over loopback multicast to a plain client, which knows the base protocol only.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
@@ -38,7 +38,7 @@ impl Member {
         (page.index, page.payload.to_vec())
     }
 
-    /// Receives every page once, in file order.
+    /// Receives until every page arrived, and returns them in file order.
     fn receive_all(&self, layout: Layout) -> Vec<u8> {
         let pages = self.answer.geometry().unwrap().pages() as usize;
         let mut held = BTreeMap::new();
@@ -60,10 +60,10 @@ fn bytes(len: usize) -> Vec<u8> {
     (0..len).map(|at| u8::try_from(at * 31 % 253).unwrap()).collect()
 }
 
-/// Slow enough for an unoptimised receiver with a small socket buffer.
+/// A rate that an unoptimised receiver with a small socket buffer can follow.
 const SLOW: [&str; 2] = ["--rate", "50mbit"];
 
-fn no_cast_runs(server: &Server) {
+fn wait_until_no_cast_runs(server: &Server) {
     wait_for("the end of the cast", || server.status().casts.is_empty().then_some(()));
 }
 
@@ -77,12 +77,12 @@ fn a_file_of_any_size_arrives_and_the_last_leave_ends_its_cast() {
         assert!(member.receive_all(Layout::Base) == bytes(size), "{size}");
         member.leave(&server);
     }
-    no_cast_runs(&server);
+    wait_until_no_cast_runs(&server);
     assert_eq!(server.log().matches("reason=last member left").count(), 7);
 }
 
 #[test]
-fn the_reference_layout_is_spoken_when_told_so() {
+fn the_reference_layout_is_sent_when_configured() {
     let server = Server::start(&[&SLOW[..], &["--layout", "reference"]].concat());
     server.write("exact", &bytes(2912));
     let member = Member::join(&server, "exact");
@@ -98,12 +98,12 @@ fn an_empty_file_is_joined_and_left_without_a_datagram() {
     let member = Member::join(&server, "empty");
     assert_eq!(member.answer.pages, 0);
     member.leave(&server);
-    no_cast_runs(&server);
+    wait_until_no_cast_runs(&server);
     assert_eq!(server.status().totals.pages_sent, 0);
 }
 
 #[test]
-fn a_late_joiner_rides_on_the_running_cast_and_the_file_is_not_read_for_it_again() {
+fn a_late_member_shares_the_running_cast_and_its_reads() {
     let server = Server::start(&["--rate", "10mbit"]);
     server.write("file", &bytes(200_000));
     let first = Member::join(&server, "file");
@@ -111,8 +111,8 @@ fn a_late_joiner_rides_on_the_running_cast_and_the_file_is_not_read_for_it_again
     let late = Member::join(&server, "file");
     assert_eq!(late.answer.connect, first.answer.connect);
     assert_ne!(late.answer.token, first.answer.token);
-    let (begins_with, _) = late.receive(Layout::Base);
-    assert!(begins_with.0 > 0, "the carousel began anew");
+    let (first_page, _) = late.receive(Layout::Base);
+    assert!(first_page.0 > 0, "the cast started again from its first page");
     assert!(late.receive_all(Layout::Base) == bytes(200_000));
     let status = server.status();
     let cast = &status.casts[0];
@@ -122,11 +122,11 @@ fn a_late_joiner_rides_on_the_running_cast_and_the_file_is_not_read_for_it_again
 }
 
 #[test]
-fn a_cast_that_nobody_leaves_ends_after_its_idle_passes() {
+fn a_cast_without_a_leave_ends_after_its_idle_passes() {
     let server = Server::start(&["--rate", "50mbit", "--idle-passes", "2"]);
     server.write("file", &bytes(4000));
     drop(Member::join(&server, "file"));
-    no_cast_runs(&server);
+    wait_until_no_cast_runs(&server);
     assert_eq!(server.status().totals.pages_sent, 2 * 3);
     wait_for("the reason in the log", || server.log().contains("reason=idle passes").then_some(()));
 }
@@ -148,13 +148,13 @@ fn a_file_that_changes_ends_its_cast() {
         }),
     ];
     for (how, change) in changes {
-        // A pass takes 2.4 s, so the change is detected within one.
+        // A pass takes 2.4 s, so the change is detected within a pass.
         let server = Server::start(&["--rate", "1mbit"]);
         server.write("file", &bytes(300_000));
         let member = Member::join(&server, "file");
         member.receive(Layout::Base);
         change(&server.dir.path().join("file"));
-        no_cast_runs(&server);
+        wait_until_no_cast_runs(&server);
         let is_logged = || server.log().contains("reason=file changed").then_some(());
         wait_for(how, is_logged);
         assert_eq!(server.status().totals.casts, 1, "{how}");
@@ -162,7 +162,7 @@ fn a_file_that_changes_ends_its_cast() {
 }
 
 #[test]
-fn a_join_beyond_the_casts_allowed_is_told_to_come_again() {
+fn a_join_beyond_the_limit_of_casts_is_refused_with_retry_after() {
     for limit in [["--max-casts", "1"], ["--groups", "239.255.9.9/32"]] {
         let server = Server::start(&[&["--rate", "1mbit"][..], &limit].concat());
         server.write("one", &bytes(100_000));
@@ -179,13 +179,13 @@ fn a_join_beyond_the_casts_allowed_is_told_to_come_again() {
 }
 
 #[test]
-fn servers_do_not_begin_with_the_same_group() {
+fn servers_start_with_different_groups() {
     let group = |_| {
         let server = Server::start(&SLOW);
         server.write("file", &bytes(4000));
         *Member::join(&server, "file").answer.connect.ip()
     };
-    // Out of 65,534, three random groups are never all the same.
+    // Three groups chosen at random from 65,534 are practically never all the same.
     let groups: std::collections::BTreeSet<_> = (0..3).map(group).collect();
     assert!(groups.len() > 1, "{groups:?}");
 }

@@ -1,4 +1,4 @@
-//! Nothing outside the served directory is ever served, and names may be of any bytes.
+//! Confinement: nothing outside the served directory is served, and names may have any bytes.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -17,7 +17,7 @@ fn meta(server: &Server, path: &str) -> Meta {
 }
 
 #[test]
-fn a_path_that_climbs_is_refused_in_every_spelling() {
+fn a_path_that_leads_out_is_refused_in_every_encoding() {
     let server = Server::start(&[]);
     for endpoint in ["join", "file", "meta"] {
         for path in ["..", "../etc/passwd", "a/../../b", "%2e%2e/etc/passwd", "%2fetc/passwd"] {
@@ -30,7 +30,7 @@ fn a_path_that_climbs_is_refused_in_every_spelling() {
 }
 
 #[test]
-fn a_symbolic_link_that_leads_out_is_seen_but_not_followed() {
+fn a_symbolic_link_that_leads_out_is_listed_but_not_followed() {
     let outside = TempDir::new().unwrap();
     std::fs::write(outside.path().join("secret"), "secret").unwrap();
     let server = Server::start(&[]);
@@ -65,11 +65,11 @@ fn a_symbolic_link_within_the_directory_is_followed() {
 }
 
 #[test]
-fn a_pipe_is_seen_but_never_opened() {
+fn a_pipe_is_listed_but_never_opened() {
     let server = Server::start(&[]);
     let pipe = server.dir.path().join("pipe");
     rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RWXU).unwrap();
-    // A server that opened it would wait for a writer for ever.
+    // A server that opened the pipe would wait for a writer for ever.
     assert_eq!(server.get("/join/pipe").status, 400);
     assert_eq!(server.get("/file/pipe").status, 400);
     assert_eq!(meta(&server, "pipe").attributes.kind, Kind::Other);
@@ -93,7 +93,7 @@ fn a_name_of_any_bytes_is_listed_and_served() {
 }
 
 #[test]
-fn a_listing_changes_its_version_with_its_entries_and_not_without() {
+fn the_etag_of_a_listing_changes_only_with_its_entries() {
     let server = Server::start(&[]);
     server.write("file", b"bytes");
     let first = meta(&server, "");
@@ -102,14 +102,14 @@ fn a_listing_changes_its_version_with_its_entries_and_not_without() {
     let known = [("If-None-Match", etag.as_str())];
     let again = crate::http::request(server.address(), "GET", "/meta/", &known);
     assert_eq!((again.status, again.body.len()), (304, 0));
-    // Not a change of the directory itself, only of what an entry says.
+    // This changes attributes of an entry, but not the directory itself.
     server.write("file", b"more bytes");
     let changed = crate::http::request(server.address(), "GET", "/meta/", &known);
     assert_eq!(changed.status, 200);
 }
 
 #[test]
-fn the_attributes_of_a_directory_come_without_its_entries_under_a_tag_of_their_own() {
+fn a_directory_without_its_entries_has_an_etag_of_its_own() {
     let server = Server::start(&[]);
     server.write("file", b"bytes");
     std::fs::create_dir(server.dir.path().join("sub")).unwrap();
@@ -125,21 +125,21 @@ fn the_attributes_of_a_directory_come_without_its_entries_under_a_tag_of_their_o
     assert_eq!(known("/meta/").status, 200);
     let again = known("/meta/?entries=0");
     assert_eq!((again.status, again.body.len()), (304, 0));
-    // A change of what an entry says is none of the directory's own.
+    // A change of an entry's attributes does not change the directory's own.
     server.write("file", b"more bytes");
     assert_eq!(known("/meta/?x=1&entries=0").status, 304);
     let (one, other) = (server.dir.path().join("file"), server.dir.path().join("other"));
     // Two changes within one tick of the kernel's clock may leave the same time.
-    let is_seen = (0..100).any(|_| {
+    let is_noticed = (0..100).any(|_| {
         std::fs::rename(&one, &other).unwrap();
         std::fs::rename(&other, &one).unwrap();
         known("/meta/?entries=0").status == 200
     });
-    assert!(is_seen);
+    assert!(is_noticed);
 }
 
 #[test]
-fn a_file_has_the_same_attributes_in_either_form() {
+fn a_file_has_the_same_attributes_with_and_without_entries() {
     let server = Server::start(&[]);
     server.write("file", b"bytes");
     symlink("file", server.dir.path().join("link")).unwrap();

@@ -17,7 +17,7 @@ fn bytes(len: usize) -> Vec<u8> {
     (0..len).map(|at| u8::try_from(at * 31 % 253).unwrap()).collect()
 }
 
-/// A member that wants only what it demands, and its socket.
+/// A member that receives only the pages that it demands, and its socket.
 struct Member {
     answer: JoinAnswer,
     socket: UdpSocket,
@@ -43,8 +43,8 @@ impl Member {
         post(server.address(), &format!("/want/{path}"), token, body)
     }
 
-    /// Page numbers of the next datagrams, counted from 1. Asserts that their bytes are those of
-    /// `content`.
+    /// Receives `count` pages and returns their numbers, counted from 1. Asserts that their bytes
+    /// are those of `content`.
     fn receive(&self, count: usize, content: &[u8]) -> Vec<u32> {
         let mut datagram = vec![0; 65_536];
         let mut receive = || {
@@ -60,7 +60,7 @@ impl Member {
 }
 
 #[test]
-fn the_pages_that_are_asked_for_come_in_the_order_of_asking_and_no_other() {
+fn demanded_pages_and_no_others_arrive_in_the_order_of_the_demand() {
     let server = Server::start(&["--rate", "100mbit"]);
     let content = bytes(1_000_000);
     server.write("file", &content);
@@ -71,19 +71,19 @@ fn the_pages_that_are_asked_for_come_in_the_order_of_asking_and_no_other() {
     let queue: u64 = answer.header("x-bootcast-queue").unwrap().parse().unwrap();
     assert!((1..100_000).contains(&queue), "{queue} us for six pages");
     assert_eq!(member.receive(7, &content), [600, 601, 602, 17, 18, 687, 5]);
-    // Anything else that had been sent would arrive before these.
+    // Other pages, if any were sent, would arrive before these.
     assert_eq!(member.want(&server, "file", r#"{"now":[[1,2]]}"#).status, 204);
     assert_eq!(member.receive(2, &content), [1, 2]);
     let status = server.status();
     let cast = &status.casts[0];
     assert_eq!((cast.members, cast.demanded, cast.pages_sent), (1, 9, 9));
     assert_eq!((cast.passes, cast.symbols_sent, status.totals.demanded), (0, 0, 9));
-    // Only what is sent is read.
+    // Only pages that are sent are read from the file.
     assert_eq!(status.totals.bytes_read, 9 * 1456 - (1456 - 1_000_000 % 1456));
 }
 
 #[test]
-fn a_member_that_only_demands_leaves_as_every_other() {
+fn a_demand_member_leaves_like_every_other() {
     let server = Server::start(&["--rate", "100mbit"]);
     server.write("file", &bytes(100_000));
     let member = Member::join(&server, "file");
@@ -95,7 +95,7 @@ fn a_member_that_only_demands_leaves_as_every_other() {
 }
 
 #[test]
-fn a_want_that_makes_no_sense_is_refused_with_its_status() {
+fn a_malformed_demand_is_refused_with_its_status() {
     let server = Server::start(&["--rate", "1mbit"]);
     server.write("file", &bytes(300_000));
     let extended = Member::join(&server, "file");
@@ -124,7 +124,7 @@ fn a_want_that_makes_no_sense_is_refused_with_its_status() {
     assert_eq!(server.get("/want/file").status, 405);
 }
 
-/// A connection that posts and waits for each answer.
+/// A connection that posts demands and waits for each answer.
 struct Connection(BufReader<TcpStream>);
 
 impl Connection {
@@ -153,10 +153,10 @@ impl Connection {
 }
 
 #[test]
-fn members_that_ask_for_everything_ten_thousand_times_do_not_shut_out_another() {
-    // The other member is silent while the requests are made, which takes minutes on a busy core.
+fn a_member_that_demands_everything_again_and_again_does_not_starve_another() {
+    // The modest member is silent during the requests, which take minutes on a busy core.
     let server = Server::start(&["--rate", "100mbit", "--lease", "1h"]);
-    // Four billion pages, minus a hundred.
+    // A hundred pages fewer than 32 bits can number.
     let file = std::fs::File::create(server.dir.path().join("sparse")).unwrap();
     file.set_len((u64::from(u32::MAX) - 100) * PAGE as u64).unwrap();
     let (greedy, modest) = (Member::join(&server, "sparse"), Member::join(&server, "sparse"));
@@ -170,15 +170,15 @@ fn members_that_ask_for_everything_ten_thousand_times_do_not_shut_out_another() 
     let body = format!(r#"{{"now":[[{wanted},9]]}}"#);
     modest.socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
     let mut datagram = vec![0; 65_536];
-    let mut comes = || {
+    let mut receive = || {
         let len = modest.socket.recv(&mut datagram).ok()?;
         let page = Layout::Base.decode(&datagram[..len], modest.answer.pages).unwrap();
         Some(page.index == PageIndex(wanted - 1))
     };
-    // Repeats the demand as a client does: the socket is full of the other member's pages.
-    wait_for("the page of the other member", || {
+    // Repeats the demand as a client does, because the socket is full of the other member's pages.
+    wait_for("the page of the modest member", || {
         assert_eq!(modest.want(&server, "sparse", &body).status, 204);
-        std::iter::from_fn(&mut comes).any(|it| it).then_some(())
+        std::iter::from_fn(&mut receive).any(|it| it).then_some(())
     });
     assert_eq!(server.status().casts[0].members, 2);
 }

@@ -1,4 +1,4 @@
-//! Files over plain HTTP, as wget and curl ask for them.
+//! Files over plain HTTP, requested as by wget and curl.
 
 use crate::http::request;
 use crate::process::Server;
@@ -8,7 +8,7 @@ fn bytes(len: usize) -> Vec<u8> {
 }
 
 #[test]
-fn a_file_comes_whole_with_its_length_version_and_date() {
+fn a_whole_file_has_its_length_etag_and_date() {
     let server = Server::start(&[]);
     let content = bytes(1_000_001);
     server.write("file", &content);
@@ -47,7 +47,7 @@ fn a_range_is_answered_with_its_part() {
 }
 
 #[test]
-fn a_client_that_has_the_version_is_told_so_and_an_outdated_range_is_not_continued() {
+fn a_known_version_is_not_modified_and_a_range_of_an_old_one_gives_the_whole_file() {
     let server = Server::start(&[]);
     server.write("file", b"first version");
     let etag = server.get("/file/file").header("etag").unwrap().to_owned();
@@ -68,7 +68,7 @@ fn an_empty_file_is_served() {
 }
 
 #[test]
-fn the_version_survives_a_restart_and_is_that_of_the_join_and_the_listing() {
+fn the_etag_survives_a_restart_and_equals_that_of_join_and_listing() {
     let server = Server::start(&[]);
     server.write("file", b"bytes");
     let etag = server.get("/file/file").header("etag").unwrap().trim_matches('"').to_owned();

@@ -1,4 +1,4 @@
-//! Requests byte by byte, so that paths go out exactly as written.
+//! HTTP requests written byte by byte, so that paths are sent exactly as written.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -41,12 +41,12 @@ pub(crate) fn request(
     raw(server, &text)
 }
 
-/// Sends a report of this member.
+/// Posts a report with this token.
 pub(crate) fn report(server: SocketAddr, path: &str, token: Option<&str>, body: &str) -> Response {
     post(server, &format!("/report/{path}"), token, body)
 }
 
-/// Posts a body of this member.
+/// Posts a body with this token.
 pub(crate) fn post(server: SocketAddr, path: &str, token: Option<&str>, body: &str) -> Response {
     let token = token.map_or_else(String::new, |token| format!("X-TOKEN: {token}\r\n"));
     let length = body.len();
@@ -59,6 +59,7 @@ pub(crate) fn post(server: SocketAddr, path: &str, token: Option<&str>, body: &s
     )
 }
 
+/// Sends the text on a new connection, and reads the answer up to its end.
 pub(crate) fn raw(server: SocketAddr, text: &str) -> Response {
     let mut stream = TcpStream::connect(server).unwrap();
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
@@ -72,7 +73,7 @@ pub(crate) fn raw(server: SocketAddr, text: &str) -> Response {
 }
 
 #[test]
-fn every_refusal_has_its_status_and_says_why_in_one_line() {
+fn every_error_has_its_status_and_one_line_of_text() {
     let server = Server::start(&[]);
     server.write("file", b"bytes");
     std::fs::create_dir(server.dir.path().join("sub")).unwrap();
@@ -112,7 +113,7 @@ fn a_head_request_joins_nothing() {
 }
 
 #[test]
-fn a_leave_of_an_unknown_token_changes_nothing() {
+fn a_leave_with_an_unknown_token_changes_nothing() {
     let server = Server::start(&[]);
     server.write("file", b"bytes");
     server.get("/join/file");
@@ -124,7 +125,7 @@ fn a_leave_of_an_unknown_token_changes_nothing() {
 }
 
 #[test]
-fn a_leave_that_does_not_say_whose_is_refused_without_a_body() {
+fn a_leave_without_a_token_is_refused_without_a_body() {
     let server = Server::start(&[]);
     server.write("file", b"bytes");
     server.get("/join/file");
@@ -142,7 +143,7 @@ fn a_query_string_is_ignored() {
 }
 
 #[test]
-fn a_request_that_is_no_http_does_no_harm() {
+fn a_request_that_is_not_http_is_refused_and_the_server_goes_on() {
     let server = Server::start(&[]);
     for nonsense in ["\0\0\0\0\r\n\r\n", "GET\r\n\r\n", "GET /join/a b HTTP/1.1\r\n\r\n"] {
         assert_eq!(raw(server.address(), nonsense).status, 400);
@@ -153,22 +154,22 @@ fn a_request_that_is_no_http_does_no_harm() {
 }
 
 #[test]
-fn a_host_that_holds_connections_does_not_shut_out_the_others() {
+fn a_host_with_all_its_connections_open_does_not_block_other_hosts() {
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
     let server = Server::start(&[]);
-    // The kernel accepts any address of 127.0.0.0/8 as its own.
+    // All addresses of 127.0.0.0/8 are local.
     let connect = |from: [u8; 4]| {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         socket.bind(&SocketAddr::from((from, 0)).into()).unwrap();
         socket.connect(&server.address().into()).unwrap();
         TcpStream::from(socket)
     };
-    let _held: Vec<_> = (0..1024).map(|_| connect([127, 0, 0, 2])).collect();
+    let _open: Vec<_> = (0..1024).map(|_| connect([127, 0, 0, 2])).collect();
     let mut one_more = connect([127, 0, 0, 2]);
     one_more.set_read_timeout(Some(DEADLINE)).unwrap();
     let mut answer = Vec::new();
-    // Reset or closed: there is no answer either way.
+    // The connection is reset or closed, both without an answer.
     let _ = one_more.write_all(b"GET /status HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
     let _ = one_more.read_to_end(&mut answer);
     assert!(answer.is_empty());
@@ -176,7 +177,7 @@ fn a_host_that_holds_connections_does_not_shut_out_the_others() {
 }
 
 #[test]
-fn a_file_of_more_pages_than_a_datagram_numbers_is_refused_with_what_to_do() {
+fn the_error_for_a_file_with_too_many_pages_names_the_option() {
     let server = Server::start(&["--page-size", "2"]);
     let file = std::fs::File::create(server.dir.path().join("sparse")).unwrap();
     file.set_len(2 << 32).unwrap();

@@ -1,6 +1,6 @@
-//! The real binary on loopback: what a client sees. docs/PROTOCOL.md.
-#![expect(clippy::unwrap_used, reason = "a helper that cannot do its work fails the test")]
-#![expect(clippy::disallowed_methods, reason = "deadlines need a clock, looking again a pause")]
+//! Runs the real binary on loopback and tests it as a client sees it. docs/PROTOCOL.md.
+#![expect(clippy::unwrap_used, reason = "a helper that fails must fail the test")]
+#![expect(clippy::disallowed_methods, reason = "deadlines need a clock, and polling needs a pause")]
 
 mod casts;
 mod confinement;

@@ -1,4 +1,4 @@
-//! A server process with a directory of its own.
+//! Starts server processes, each with a directory of its own.
 
 use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, UdpSocket};
@@ -25,11 +25,11 @@ pub(crate) struct Server {
     log: Arc<Mutex<String>>,
 }
 
-/// The program on loopback, with free ports. Tests run side by side, and servers that sent to the
-/// same group and port would disturb each other.
+/// Creates the command of a server on loopback with free ports. Tests run in parallel, and servers
+/// that send to the same group and port would disturb each other.
 pub(crate) fn command(dir: &Path) -> Command {
     let data_port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    // Whoever runs tests in the background may ignore signals, and children inherit that.
+    // A shell may start the tests in the background with signals ignored; children inherit that.
     let mut command = Command::new("env");
     command.args(["--default-signal", env!("CARGO_BIN_EXE_bootcast-server")]);
     command.args(["--listen", "127.0.0.1:0", "--interface", "lo", "--data-port"]);
@@ -37,12 +37,12 @@ pub(crate) fn command(dir: &Path) -> Command {
     command
 }
 
-/// Waits for `look` to find something.
-pub(crate) fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+/// Polls until `poll` returns a value. Panics with `what` after the [`DEADLINE`].
+pub(crate) fn wait_for<T>(what: &str, mut poll: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + DEADLINE;
     loop {
-        if let Some(found) = look() {
-            return found;
+        if let Some(value) = poll() {
+            return value;
         }
         assert!(Instant::now() < deadline, "not within {DEADLINE:?}: {what}");
         std::thread::sleep(POLL);
@@ -50,7 +50,7 @@ pub(crate) fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T 
 }
 
 impl Server {
-    /// Serves a new directory; `args` as on the command line. Returns once it listens.
+    /// Starts a server of a new directory with these arguments. Returns when it listens.
     pub(crate) fn start(args: &[&str]) -> Self {
         let dir = TempDir::new().unwrap();
         let mut child = command(dir.path()).args(args).stderr(Stdio::piped()).spawn().unwrap();
@@ -91,8 +91,8 @@ impl Server {
         self.log.lock().unwrap().clone()
     }
 
-    /// Sends a signal and waits for the end.
-    pub(crate) fn end_by(&mut self, signal: Signal) -> ExitStatus {
+    /// Sends a signal and waits for the end of the process.
+    pub(crate) fn stop_with(&mut self, signal: Signal) -> ExitStatus {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
         wait_for("the end of the process", || self.child.try_wait().unwrap())
     }
@@ -100,7 +100,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // Fails if the process has ended.
+        // Fails if the process has already ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
         if std::thread::panicking() {

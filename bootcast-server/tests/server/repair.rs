@@ -1,4 +1,4 @@
-//! The repair channel as a member sees it.
+//! Repair channel, as a member sees it.
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 
@@ -18,7 +18,7 @@ fn join(server: &Server, path: &str) -> JoinAnswer {
     JoinAnswer::parse(response.text()).unwrap()
 }
 
-/// The repair channel of a member.
+/// Opens the repair channel of a member.
 fn listen(answer: &JoinAnswer) -> UdpSocket {
     let unbound = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
     unbound.set_reuse_address(true).unwrap();
@@ -35,7 +35,7 @@ fn bytes(len: usize) -> Vec<u8> {
 }
 
 #[test]
-fn symbols_that_are_asked_for_rebuild_pages() {
+fn reported_needs_bring_symbols_that_rebuild_pages() {
     let server = Server::start(&["--rate", "50mbit"]);
     let content = bytes(300_000);
     server.write("file", &content);
@@ -72,26 +72,26 @@ fn symbols_that_are_asked_for_rebuild_pages() {
 }
 
 #[test]
-fn a_member_hears_beacons_and_that_the_cast_is_over() {
+fn a_member_receives_beacons_and_the_end_of_the_cast() {
     let mut server = Server::start(&["--rate", "5mbit"]);
     server.write("file", &bytes(300_000));
     let answer = join(&server, "file");
     let (channel, layout) = (listen(&answer), answer.block_layout().unwrap());
     let mut datagram = vec![0; 65_536];
-    let mut hear = |wanted: fn(&RepairDatagram<'_>) -> bool| {
+    let mut wait_until_received = |is_wanted: fn(&RepairDatagram<'_>) -> bool| {
         wait_for("the datagram", || {
             let len = channel.recv(&mut datagram).expect("a datagram within the deadline");
-            let heard = RepairDatagram::decode(&datagram[..len], layout, 1456).unwrap();
-            wanted(&heard).then_some(())
+            let received = RepairDatagram::decode(&datagram[..len], layout, 1456).unwrap();
+            is_wanted(&received).then_some(())
         });
     };
-    hear(|heard| matches!(heard, RepairDatagram::Beacon(beacon) if beacon.members == 1));
-    assert_eq!(server.end_by(rustix::process::Signal::TERM).code(), Some(0));
-    hear(|heard| matches!(heard, RepairDatagram::End { .. }));
+    wait_until_received(|it| matches!(it, RepairDatagram::Beacon(beacon) if beacon.members == 1));
+    assert_eq!(server.stop_with(rustix::process::Signal::TERM).code(), Some(0));
+    wait_until_received(|it| matches!(it, RepairDatagram::End { .. }));
 }
 
 #[test]
-fn a_report_that_makes_no_sense_is_refused_with_its_status() {
+fn a_malformed_report_is_refused_with_its_status() {
     let server = Server::start(&["--rate", "1mbit"]);
     server.write("file", &bytes(300_000));
     let extended = join(&server, "file");
@@ -119,7 +119,7 @@ fn a_report_that_makes_no_sense_is_refused_with_its_status() {
 }
 
 #[test]
-fn without_repair_the_answer_says_nothing_of_it() {
+fn without_repair_the_join_answer_has_no_lines_of_repair() {
     for args in [&["--no-repair"][..], &["--layout", "reference"]] {
         let server = Server::start(args);
         server.write("file", &bytes(4000));

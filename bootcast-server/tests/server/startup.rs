@@ -1,4 +1,4 @@
-//! Configurations that cannot work are reported at the start, in one line.
+//! Start and stop of the process: errors at the start, signals, and the service manager.
 
 use std::net::TcpListener;
 use std::os::unix::net::UnixDatagram;
@@ -9,17 +9,17 @@ use tempfile::TempDir;
 use crate::process::{DEADLINE, Server, command};
 
 #[test]
-fn a_start_that_cannot_work_says_what_to_do_and_exits_with_2() {
+fn an_invalid_configuration_is_explained_and_exits_with_2() {
     let dir = TempDir::new().unwrap();
     std::fs::write(dir.path().join("file"), "bytes").unwrap();
-    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-    let taken = taken.local_addr().unwrap().to_string();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let in_use = listener.local_addr().unwrap().to_string();
     let file = dir.path().join("file");
     let file = file.to_str().unwrap();
-    for (args, says) in [
+    for (args, text) in [
         (["--dir", "/no/such/directory"], "--dir"),
         (["--dir", file], "--dir"),
-        (["--listen", &taken], "--listen"),
+        (["--listen", &in_use], "--listen"),
         (["--interface", "no-such-0"], "lo (127.0.0.1)"),
         (["--interface", "192.0.2.77"], "lo (127.0.0.1)"),
         (["--groups", "192.168.0.0/16"], "not multicast"),
@@ -50,19 +50,19 @@ fn a_start_that_cannot_work_says_what_to_do_and_exits_with_2() {
         let output = command(dir.path()).args(args).env("BOOTCAST_LOG", "warn").output().unwrap();
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(2), "{args:?}: {stderr}");
-        assert!(stderr.contains(says), "{args:?}: {stderr}");
+        assert!(stderr.contains(text), "{args:?}: {stderr}");
     }
 }
 
 #[test]
-fn a_signal_ends_the_casts_and_the_server_with_0() {
+fn a_signal_ends_the_casts_and_the_server_exits_with_0() {
     for signal in [Signal::TERM, Signal::INT] {
         let mut server = Server::start(&[]);
         server.write("file", b"bytes");
         server.get("/join/file");
-        // An idle connection must not delay the end.
+        // An idle connection must not delay the exit.
         let _idle = std::net::TcpStream::connect(server.address()).unwrap();
-        assert_eq!(server.end_by(signal).code(), Some(0));
+        assert_eq!(server.stop_with(signal).code(), Some(0));
         crate::process::wait_for("the end of the cast in the log", || {
             server.log().contains("reason=server stops").then_some(())
         });
@@ -70,15 +70,15 @@ fn a_signal_ends_the_casts_and_the_server_with_0() {
 }
 
 #[test]
-fn a_service_manager_is_told_when_the_server_listens() {
+fn the_service_manager_is_notified_when_the_server_listens() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
     socket.set_read_timeout(Some(DEADLINE)).unwrap();
     let mut child = command(dir.path()).env("NOTIFY_SOCKET", &path).spawn().unwrap();
     let mut message = [0; 64];
-    let told = socket.recv(&mut message).map(|len| message[..len].to_vec());
+    let received = socket.recv(&mut message).map(|len| message[..len].to_vec());
     child.kill().unwrap();
     child.wait().unwrap();
-    assert!(told.unwrap().starts_with(b"READY=1"));
+    assert!(received.unwrap().starts_with(b"READY=1"));
 }

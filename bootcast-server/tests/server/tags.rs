@@ -10,7 +10,7 @@ use socket2::{Domain, Socket, Type};
 use crate::http::{report, request};
 use crate::process::{DEADLINE, Server, wait_for};
 
-/// A member of a cast of 40 pages that listens to both ports.
+/// A member of a cast of 40 pages, with a socket for each port.
 struct Member {
     answer: JoinAnswer,
     pages: UdpSocket,
@@ -44,29 +44,29 @@ impl Member {
         Self { answer, pages, repair }
     }
 
-    /// Passes every page to `look`, and at least one datagram of each kind of the repair channel,
-    /// including the server's end.
-    fn hear_all(&self, server: &mut Server, mut look: impl FnMut(&[u8])) {
+    /// Passes datagrams to `check`: every page, and at least one of each kind of the repair
+    /// channel. Stops the server to get the end datagram.
+    fn receive_all(&self, server: &mut Server, mut check: impl FnMut(&[u8])) {
         let mut datagram = vec![0; 65_536];
-        let mut hear = |socket: &UdpSocket| {
+        let mut receive = |socket: &UdpSocket| {
             let len = socket.recv(&mut datagram).expect("a datagram within the deadline");
-            look(&datagram[..len]);
+            check(&datagram[..len]);
             datagram[0]
         };
         for _ in 0..self.answer.pages {
-            assert_eq!(hear(&self.pages), 0);
+            assert_eq!(receive(&self.pages), 0);
         }
         let (mut symbols, mut beacons) = (0, 0);
         wait_for("symbols and beacons", || {
-            match hear(&self.repair) {
+            match receive(&self.repair) {
                 1 => symbols += 1,
                 2 => beacons += 1,
                 other => panic!("kind {other}"),
             }
             (symbols > 0 && beacons > 0).then_some(())
         });
-        assert_eq!(server.end_by(Signal::TERM).code(), Some(0));
-        wait_for("the end", || (hear(&self.repair) == 3).then_some(()));
+        assert_eq!(server.stop_with(Signal::TERM).code(), Some(0));
+        wait_for("the end", || (receive(&self.repair) == 3).then_some(()));
     }
 }
 
@@ -75,15 +75,15 @@ fn every_datagram_of_either_port_carries_its_tag() {
     let mut server = Server::start(&["--rate", "50mbit"]);
     let member = Member::new(&server, "file");
     let key = member.answer.extensions.key.expect("a key");
-    member.hear_all(&mut server, |datagram| assert!(key.is_genuine(datagram), "{datagram:?}"));
+    member.receive_all(&mut server, |datagram| assert!(key.is_genuine(datagram), "{datagram:?}"));
 }
 
 #[test]
-fn without_tags_there_is_no_key_and_their_place_is_0() {
+fn without_tags_there_is_no_key_and_the_tag_field_is_0() {
     let mut server = Server::start(&["--rate", "50mbit", "--no-tag"]);
     let member = Member::new(&server, "file");
     assert_eq!(member.answer.extensions.key, None);
-    member.hear_all(&mut server, |datagram| assert_eq!(datagram[TAG], [0; 8]));
+    member.receive_all(&mut server, |datagram| assert_eq!(datagram[TAG], [0; 8]));
 }
 
 #[test]
@@ -93,7 +93,7 @@ fn the_reference_layout_has_no_key() {
 }
 
 #[test]
-fn a_key_is_one_of_a_cast_and_of_no_other() {
+fn every_cast_has_a_key_of_its_own() {
     let key = |server: &Server, path| join(server, path).extensions.key.unwrap();
     let server = Server::start(&["--rate", "1mbit"]);
     let keys: [DatagramKey; 2] = ["one", "other"].map(|path| key(&server, path));
