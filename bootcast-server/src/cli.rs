@@ -83,8 +83,9 @@ pub struct Args {
     page_size: Option<PageSize>,
 
     /// Upper bound of the sending rate of all casts together, at least 100kbit, such as 900mbit or
-    /// 2.5gbit. It counts bits on the wire, Ethernet framing included [default: 97 % of the
-    /// interface's speed, or of 1gbit if that is unknown; on loopback 10gbit]
+    /// 2.5gbit. It counts bits on the wire, Ethernet framing included. Casts begin at a rate that
+    /// is named here, and otherwise find their rate from reports [default: 97 % of the interface's
+    /// speed, or of 1gbit if that is unknown; on loopback 10gbit]
     #[arg(long, value_name = "RATE", env = "BOOTCAST_RATE")]
     rate: Option<BitRate>,
 

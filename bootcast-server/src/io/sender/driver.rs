@@ -44,7 +44,8 @@ const DOWN_PAUSE: Duration = Duration::from_millis(250);
 /// Time between two warnings about datagrams that the kernel refused.
 const REFUSED_WARNING_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Period in which the path of every running cast is checked once for a new version.
+/// Period in which the path of every running cast is checked once for a new version. A cast of a
+/// changed file therefore ends within a second.
 const VERSION_ROUND: Duration = Duration::from_secs(1);
 
 /// Maximum number of checks in a period. Each checks a few casts, so that a slow disk interrupts
@@ -60,7 +61,8 @@ const READ_AHEAD: std::ops::RangeInclusive<usize> = 64 << 10..=1 << 20;
 /// Bytes of symbols that are encoded ahead for all casts together.
 const ENCODE_AHEAD_TOTAL: usize = 64 << 20;
 
-/// Maximum number of bytes of symbols that are encoded ahead for one cast.
+/// Maximum number of bytes of symbols that are encoded ahead for one cast: room for eight
+/// symbols of 1456 bytes of each of the 512 blocks of the largest window.
 const ENCODE_AHEAD_MAX: usize = 6 << 20;
 
 /// Next step of the loop, after a burst.
