@@ -1,6 +1,7 @@
-//! What do repair symbols cost?
+//! How long does it take to make repair symbols and to rebuild pages from them?
 //!
-//! Blocks of 128 pages of 1456 bytes, in the cache. Throughput is in bytes of the block.
+//! Each block has 128 pages of 1456 bytes and lies in the CPU cache. Throughput counts the bytes of
+//! the block.
 #![expect(clippy::unwrap_used, reason = "a measurement that fails has no result")]
 
 mod stopwatch;
@@ -11,23 +12,23 @@ use bootcast_proto::fec::{Engine, RepairIndex, SOURCES, SourceIndex, decode, enc
 
 const PAGE: usize = 1456;
 
-/// Symbols that are made of a block.
-const WANTED: [usize; 3] = [1, 8, 32];
+/// Numbers of symbols to make from one block.
+const SYMBOL_COUNTS: [usize; 3] = [1, 8, 32];
 
-/// Pages of a block that were lost.
-const LOST: [usize; 3] = [1, 6, 32];
+/// Numbers of pages to rebuild in one block.
+const LOST_COUNTS: [usize; 3] = [1, 6, 32];
 
 fn main() {
-    let block = block();
-    for wanted in WANTED {
-        make(&block, wanted);
+    let block = example_block();
+    for count in SYMBOL_COUNTS {
+        make(&block, count);
     }
-    for lost in LOST {
+    for lost in LOST_COUNTS {
         rebuild(&block, lost);
     }
 }
 
-fn block() -> Vec<Vec<u8>> {
+fn example_block() -> Vec<Vec<u8>> {
     let byte = |at: usize| u8::try_from(at * 31 % 251).unwrap();
     (0..SOURCES).map(|page| (0..PAGE).map(|at| byte(page * PAGE + at)).collect()).collect()
 }
@@ -36,10 +37,10 @@ fn sources(block: &[Vec<u8>]) -> impl Iterator<Item = (SourceIndex, &[u8])> {
     (0..SOURCES).filter_map(SourceIndex::new).zip(block.iter().map(Vec::as_slice))
 }
 
-/// Measures how long it takes to make symbols of a block.
-fn make(block: &[Vec<u8>], wanted: usize) {
-    let mut symbols = vec![vec![0; PAGE]; wanted];
-    stopwatch::measure(&format!("make {wanted}"), SOURCES * PAGE, || {
+/// Measures how long it takes to make `count` symbols of a block.
+fn make(block: &[Vec<u8>], count: usize) {
+    let mut symbols = vec![vec![0; PAGE]; count];
+    stopwatch::measure(&format!("make {count}"), SOURCES * PAGE, || {
         let sources: Vec<_> = sources(black_box(block)).collect();
         let numbers = (0..).filter_map(RepairIndex::new);
         let mut repairs: Vec<_> = numbers.zip(symbols.iter_mut().map(Vec::as_mut_slice)).collect();
@@ -48,7 +49,7 @@ fn make(block: &[Vec<u8>], wanted: usize) {
     });
 }
 
-/// Measures how long it takes to rebuild the first `lost` pages of a block out of as many symbols.
+/// Measures how long it takes to rebuild the first `lost` pages of a block from as many symbols.
 fn rebuild(block: &[Vec<u8>], lost: usize) {
     let mut symbols = vec![vec![0; PAGE]; lost];
     for (number, symbol) in symbols.iter_mut().enumerate() {

@@ -1,4 +1,4 @@
-//! The JSON of the HTTP interface. docs/PROTOCOL.md, "Meta", "Status", "Report" and "Demand".
+//! JSON bodies of the HTTP interface. docs/PROTOCOL.md, "Meta", "Status", "Report" and "Demand".
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -11,22 +11,22 @@ use crate::ids::Etag;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
-    /// A regular file: it can be joined.
+    /// A regular file, which clients can join.
     File,
     /// A directory.
     Directory,
     /// A symbolic link.
     Symlink,
-    /// A device, socket or pipe: it can be seen, not opened.
+    /// A device, socket or pipe, which is listed but cannot be opened.
     Other,
 }
 
-/// Attributes of a path, known without reading the file.
+/// Attributes of a path, known without reading the file's content.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attributes {
     /// Type of the entry.
     pub kind: Kind,
-    /// Bytes in a file or in a link's target; 0 for the rest.
+    /// Bytes in a file or in a link's target; 0 for other types.
     pub size: u64,
     /// Permission bits, `0o7777` at most.
     pub mode: u32,
@@ -35,7 +35,7 @@ pub struct Attributes {
     /// Nanoseconds of the last modification, in addition to `mtime`.
     #[serde(default)]
     pub mtime_ns: u32,
-    /// Version of the file; of a directory, version of its listing.
+    /// Version of the file. For a directory, version of this answer; see docs/PROTOCOL.md, "Meta".
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub etag: Option<Etag>,
     /// A link's target, percent-encoded.
@@ -46,34 +46,34 @@ pub struct Attributes {
 /// One name in a directory, with its attributes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
-    /// Percent-encoded as in a URL, so that a name of any bytes fits JSON.
+    /// The name, percent-encoded as in a URL, because JSON cannot carry names of any bytes.
     pub name: String,
     /// Attributes of this name.
     #[serde(flatten)]
     pub attributes: Attributes,
 }
 
-/// Answer of `GET /meta/<path>`.
+/// Answer to `GET /meta/<path>`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Meta {
     /// Attributes of the path itself; a symbolic link is not followed.
     #[serde(flatten)]
     pub attributes: Attributes,
     /// All names of a directory except `.` and `..`, in no particular order. `None` for other
-    /// types.
+    /// types, and if the request says `entries=0`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub entries: Option<Vec<Entry>>,
 }
 
-/// Body of `POST /report/<path>`: what a member lacks beyond what the server has promised.
+/// Body of `POST /report/<path>`: symbols and windows that a member lacks, and its counters.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
-    /// Pairs of a block and the number of repair symbols that must have been sent for it in all, so
-    /// that this member can rebuild it. docs/PROTOCOL.md, "Report".
+    /// Pairs of a block and the number of repair symbols that it must have got in all before this
+    /// member can rebuild it. docs/PROTOCOL.md, "Report".
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub needs: Vec<(u32, u8)>,
-    /// Pairs of a first window and a number of windows. So much of them is missing that the stream
-    /// must bring them again.
+    /// Runs of windows that the stream must send again, because too many of their pages are
+    /// missing. Pairs of a first window and a number of windows.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub bulk: Vec<(u32, u32)>,
     /// Datagrams that the server sent from the first beacon of this membership to the newest, as
@@ -86,8 +86,8 @@ pub struct Report {
     /// Datagrams between the same two beacons that the member's own socket buffer had no room for.
     #[serde(default)]
     pub drops: u64,
-    /// Datagrams that the server had sent at the newest of these beacons, as the beacon tells; 0
-    /// where the member does not say.
+    /// Datagrams of the cast that the server had sent when it sent the newest of these beacons, as
+    /// the beacon states; 0 if the member does not state it.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub seen: u64,
     /// Whether this member receives no datagrams and fetches the file over HTTP. The server then
@@ -97,15 +97,15 @@ pub struct Report {
     /// Pages and repair symbols that were of use to this member since its join.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub useful: u64,
-    /// This member hears pages, but nothing of the repair channel.
+    /// Whether this member receives pages, but nothing of the repair channel. The server then sends
+    /// no symbols for it.
     #[serde(default, skip_serializing_if = "core::ops::Not::not")]
     pub stream_only: bool,
 }
 
-/// Body of `POST /want/<path>`: pages that go out before everything else. docs/PROTOCOL.md,
-/// "Demand".
+/// Demanded pages, which go out before everything else. docs/PROTOCOL.md, "Demand".
 ///
-/// Both lists hold pairs of a first page, counted from 1 as in datagrams, and a number of pages.
+/// Both lists contain pairs of a first page, counted from 1 as in datagrams, and a number of pages.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Want {
     /// Pages that a reader waits for.
@@ -114,25 +114,26 @@ pub struct Want {
     /// Pages that a reader will probably read next.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub later: Vec<(u32, u32)>,
-    /// Page that arrived last, or 0. Demanded pages that were sent before it are lost.
+    /// Page that arrived last, or 0 if none did. Demanded pages that the server sent before it and
+    /// that are demanded again were lost.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub came: u32,
-    /// Microseconds within which a demanded page usually arrives, without the server's queue; 0
-    /// while unknown.
+    /// Microseconds from a want to the arrival of its page, usually, without the time in the
+    /// server's queue; 0 while unknown.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub delay_us: u32,
-    /// Whether nothing arrived any more for so long that pages of `now` are taken for lost.
+    /// Whether no page has arrived for so long that pages of `now` are taken for lost.
     #[serde(default, skip_serializing_if = "core::ops::Not::not")]
     pub late: bool,
-    /// Whether pages got lost lately: the last page of `now` may be sent twice.
+    /// Whether pages were lost lately. The server may then send the last page of `now` twice.
     #[serde(default, skip_serializing_if = "core::ops::Not::not")]
     pub lossy: bool,
 }
 
-/// A [`Want`] and the progress of its member, as they travel.
+/// Body of `POST /want/<path>`: a [`Want`] and the progress of its member.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WantBody {
-    /// Pages that the member asks for.
+    /// Pages that the member demands.
     #[serde(flatten)]
     pub want: Want,
     /// Pages and symbols that were of use to this member since its join; see [`Report::useful`].
@@ -140,7 +141,7 @@ pub struct WantBody {
     pub useful: Option<u64>,
 }
 
-/// Answer of `GET /status`.
+/// Answer to `GET /status`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
     /// Version of the server program.
@@ -160,7 +161,7 @@ pub struct Status {
 pub struct CastStatus {
     /// Path of the file, percent-encoded, without a leading slash.
     pub path: String,
-    /// Version that is being sent.
+    /// Version of the file that is being sent.
     pub etag: Etag,
     /// Group and port, `239.255.0.1:9000`.
     pub group: String,
@@ -185,7 +186,7 @@ pub struct CastStatus {
     /// Repair symbols sent since the cast started.
     #[serde(default)]
     pub symbols_sent: u64,
-    /// Redundancy at present: repair symbols that every block gets without being asked for.
+    /// Redundancy at present: repair symbols that every block gets without a report.
     #[serde(default)]
     pub repair_level: u32,
     /// Sending rate at present, in bits per second on the wire.
@@ -204,7 +205,7 @@ pub struct Totals {
     pub casts: u64,
     /// Joins that were answered with a membership.
     pub joins: u64,
-    /// Leaves of members that the server knew.
+    /// Leaves with a known token.
     pub leaves: u64,
     /// Pages sent.
     pub pages_sent: u64,
@@ -214,14 +215,14 @@ pub struct Totals {
     /// Repair symbols sent.
     #[serde(default)]
     pub symbols_sent: u64,
-    /// Bytes sent on the wire, Ethernet framing included: 24 for each frame beyond what an
-    /// interface counts.
+    /// Bytes sent on the wire, Ethernet framing included. For each frame this is 24 bytes more than
+    /// an interface counts.
     pub bytes_sent: u64,
     /// Bytes read from files for casts.
     pub bytes_read: u64,
 }
 
-/// Whether a field need not be written.
+/// Whether a number is 0. Such a field is left out of the JSON.
 fn is_zero<T: Default + PartialEq>(number: &T) -> bool {
     *number == T::default()
 }
@@ -233,10 +234,16 @@ mod tests {
     use super::*;
 
     /// docs/PROTOCOL.md, "Meta", the worked example.
-    const EXAMPLE: &str = r#"{"kind":"directory","size":0,"mode":493,"mtime":1700000000,"mtime_ns":5,"etag":"5-1","entries":[{"name":"a%20b.img","kind":"file","size":4000,"mode":420,"mtime":1700000000,"mtime_ns":0,"etag":"2a-fa0"},{"name":"now","kind":"symlink","size":7,"mode":511,"mtime":1700000000,"mtime_ns":0,"target":"a%20b.img"}]}"#;
+    const EXAMPLE: &str = concat!(
+        r#"{"kind":"directory","size":0,"mode":493,"mtime":1700000000,"mtime_ns":5,"etag":"5-1","#,
+        r#""entries":[{"name":"a%20b.img","kind":"file","size":4000,"mode":420,"#,
+        r#""mtime":1700000000,"mtime_ns":0,"etag":"2a-fa0"},"#,
+        r#"{"name":"now","kind":"symlink","size":7,"mode":511,"#,
+        r#""mtime":1700000000,"mtime_ns":0,"target":"a%20b.img"}]}"#,
+    );
 
     #[test]
-    fn the_worked_example_reads_and_writes_back() {
+    fn the_worked_example_of_the_protocol_reads_and_writes_back() {
         let meta: Meta = serde_json::from_str(EXAMPLE).unwrap();
         assert_eq!(meta.entries.as_ref().unwrap()[0].attributes.size, 4000);
         assert_eq!(serde_json::to_string(&meta).unwrap(), EXAMPLE);

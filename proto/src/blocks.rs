@@ -1,4 +1,4 @@
-//! Groups the pages of a file into windows and blocks of the repair code. docs/PROTOCOL.md,
+//! Division of a file's pages into windows and blocks of the repair code. docs/PROTOCOL.md,
 //! "Windows and blocks".
 //!
 //! A window is a run of consecutive pages. Its blocks are interleaved: neighbouring pages belong to
@@ -11,11 +11,11 @@ use core::num::NonZeroU32;
 use crate::fec::{SOURCES, SourceIndex};
 use crate::ids::{PageIndex, PageRange};
 
-/// Most pages in a block: [`SOURCES`] as a `u32`, the type of page numbers.
+/// Largest number of pages in a block: [`SOURCES`] as a `u32`, the type of page numbers.
 pub const BLOCK_PAGES: u32 = 128;
 const _: () = assert!(BLOCK_PAGES as usize == SOURCES);
 
-/// Largest interleave. A window then has 8.4 million pages.
+/// Largest number of blocks in a window. Such a window has 8.4 million pages.
 pub const MAX_INTERLEAVE: u32 = 65_536;
 
 /// Position of a window in its file, counted from 0.
@@ -32,7 +32,7 @@ impl fmt::Display for BlockIndex {
     }
 }
 
-/// How a file of `pages` pages divides into windows and blocks.
+/// Windows and blocks of a file with a given number of pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockLayout {
     pages: u32,
@@ -127,7 +127,7 @@ impl BlockLayout {
     }
 }
 
-/// Converts a number that was computed from page numbers and cannot exceed them.
+/// Converts a number that is computed from page numbers and at most the page count.
 fn narrow(number: u64) -> u32 {
     u32::try_from(number).expect("bounded by a page count")
 }
@@ -166,15 +166,15 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_page_has_one_place_and_every_block_at_most_128(
+        fn every_page_has_one_place_and_every_block_at_most_128_pages(
             pages in 0u32..40_000, interleave in 1u32..60,
         ) {
             let layout = BlockLayout::new(pages, interleave).unwrap();
             let mut seen = std::vec![false; pages as usize];
             for block in (0..layout.blocks()).map(BlockIndex) {
-                let members: Vec<_> = layout.pages_in(block).collect();
-                prop_assert!((1..=SOURCES).contains(&members.len()));
-                for (source, page) in members {
+                let places: Vec<_> = layout.pages_in(block).collect();
+                prop_assert!((1..=SOURCES).contains(&places.len()));
+                for (source, page) in places {
                     prop_assert_eq!(layout.place(page), (block, source));
                     prop_assert!(!std::mem::replace(&mut seen[page.0 as usize], true));
                 }
@@ -183,7 +183,9 @@ mod tests {
         }
 
         #[test]
-        fn no_number_panics(pages: u32, interleave in 1..=MAX_INTERLEAVE, number: u32, source in 0..SOURCES) {
+        fn no_number_panics(
+            pages: u32, interleave in 1..=MAX_INTERLEAVE, number: u32, source in 0..SOURCES,
+        ) {
             let layout = BlockLayout::new(pages, interleave).unwrap();
             let source = SourceIndex::new(source).unwrap();
             if let Some(page) = layout.page_at(BlockIndex(number), source) {

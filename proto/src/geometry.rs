@@ -1,11 +1,11 @@
-//! Divides a file into pages.
+//! Division of a file into pages.
 
 use core::ops::Range;
 
 use crate::ids::{PageIndex, PageRange};
 use crate::units::PageSize;
 
-/// Size of a file and size of its pages, and what follows from the two.
+/// Size of a file and of its pages, and the page numbers and offsets that follow from them.
 ///
 /// Every page is full except the last, which holds 1 to `page_size` bytes. An empty file has no
 /// page.
@@ -15,13 +15,13 @@ pub struct Geometry {
     page_size: PageSize,
 }
 
-/// A file with more pages than a datagram can number.
+/// Error: the file has more pages than a datagram can number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{size} bytes are more than {} pages of {page_size}: take a larger page size", u32::MAX)]
 pub struct TooManyPages {
     /// Size of the file in bytes.
     pub size: u64,
-    /// Page size that was asked for.
+    /// Requested page size.
     pub page_size: PageSize,
 }
 
@@ -34,8 +34,8 @@ impl Geometry {
         Ok(Self { size, page_size })
     }
 
-    /// Geometry of the largest file with `pages` pages: every page is full. A plain server's answer
-    /// tells no more than this.
+    /// Geometry of the largest file with `pages` pages: every page is full. For plain servers,
+    /// which do not state the exact size.
     pub fn all_full(pages: u32, page_size: PageSize) -> Self {
         Self { size: u64::from(pages) * u64::from(page_size.get()), page_size }
     }
@@ -61,7 +61,8 @@ impl Geometry {
         PageRange::new(0, self.pages())
     }
 
-    /// Offset of a page in the file, in bytes. For pages beyond the last it lies beyond the end.
+    /// Offset of a page in the file, in bytes. Not limited to the file's size: a page beyond the
+    /// last one has an offset beyond the end.
     pub fn offset(&self, page: PageIndex) -> u64 {
         u64::from(page.0) * u64::from(self.page_size.get())
     }
@@ -117,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn one_byte_more_is_one_page_more() {
+    fn one_byte_beyond_a_multiple_adds_a_page() {
         let file = geometry(2913, 1456);
         assert_eq!(file.pages(), 3);
         assert_eq!(file.page_len(PageIndex(2)), Some(1));
@@ -143,8 +144,9 @@ mod tests {
         }
 
         #[test]
-        fn covering_pages_hold_the_bytes_and_no_page_too_many(
-            size in 1u64..100_000, page_size in 1u64..5000, start in 0u64..120_000, len in 0u64..50_000,
+        fn covering_pages_contain_the_bytes_and_are_the_fewest(
+            size in 1u64..100_000, page_size in 1u64..5000,
+            start in 0u64..120_000, len in 0u64..50_000,
         ) {
             let file = geometry(size, page_size);
             let pages = file.pages_covering(start..start + len);
@@ -152,9 +154,10 @@ mod tests {
             if wanted.is_empty() {
                 prop_assert!(pages.is_empty());
             } else {
-                let held = file.byte_range(pages);
-                prop_assert!(held.start <= wanted.start && wanted.end <= held.end);
-                prop_assert!(wanted.start - held.start < page_size && held.end - wanted.end < page_size);
+                let covered = file.byte_range(pages);
+                prop_assert!(covered.start <= wanted.start && wanted.end <= covered.end);
+                prop_assert!(wanted.start - covered.start < page_size);
+                prop_assert!(covered.end - wanted.end < page_size);
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Identifiers: pages, memberships, versions of a file.
+//! Identifiers of pages, memberships and versions of a file.
 
 use alloc::borrow::ToOwned;
 use alloc::string::String;
@@ -6,7 +6,7 @@ use core::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// Position of a page in its file, counted from 0. (Datagrams count from 1.)
+/// Position of a page in its file, counted from 0. (Datagrams count pages from 1.)
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PageIndex(pub u32);
 
@@ -16,7 +16,7 @@ impl fmt::Display for PageIndex {
     }
 }
 
-/// Consecutive pages from `start` to the page before `end`.
+/// Run of consecutive pages, from `start` to the page before `end`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct PageRange {
     /// First page.
@@ -68,18 +68,18 @@ impl fmt::Display for PageRange {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Token(String);
 
-/// A text that cannot be a token.
+/// Error: the text is not a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a token is 1 to 128 visible ASCII characters")]
 pub struct TokenError;
 
 impl Token {
-    /// Creates a server's token from 128 random bits, written in hex.
+    /// Creates a token from 128 random bits, written in hex. Servers use this.
     pub fn from_random(bits: u128) -> Self {
         Self(alloc::format!("{bits:032x}"))
     }
 
-    /// Parses a token that a client sent.
+    /// Parses a token that the other end sent.
     pub fn parse(text: &str) -> Result<Self, TokenError> {
         let visible = text.bytes().all(|byte| byte.is_ascii_graphic());
         if visible && (1..=128).contains(&text.len()) {
@@ -108,7 +108,7 @@ impl fmt::Display for Token {
 #[serde(try_from = "String", into = "String")]
 pub struct Etag(String);
 
-/// A text that cannot be a version.
+/// Error: the text is not a version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a version is 1 to 128 characters of 0-9 A-Z a-z . _ -")]
 pub struct EtagError;

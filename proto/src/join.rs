@@ -1,4 +1,4 @@
-//! The answer to a join: `KEY=value` lines, first those of the base protocol, then our extensions.
+//! The answer to a join: `KEY=value` lines, first those of the base protocol, then the extensions.
 
 use alloc::string::{String, ToString};
 use core::fmt::Write;
@@ -12,14 +12,14 @@ use crate::ids::{Etag, Token};
 use crate::tag::DatagramKey;
 use crate::units::{BitRate, PageSize};
 
-/// Everything a client learns from a join. docs/PROTOCOL.md, "Join".
+/// Content of a join answer. docs/PROTOCOL.md, "Join".
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JoinAnswer {
     /// Multicast group and UDP port of the pages.
     pub connect: SocketAddrV4,
     /// Identifies this membership in later requests.
     pub token: Token,
-    /// Announced number of pages. The reference layout may announce one that never comes.
+    /// Announced number of pages. The reference layout may announce one page that never comes.
     pub pages: u32,
     /// Bytes of a full page.
     pub page_size: PageSize,
@@ -27,7 +27,7 @@ pub struct JoinAnswer {
     pub extensions: Extensions,
 }
 
-/// Lines that only our server sends. Each is optional.
+/// Lines beyond the base protocol. Each is optional.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Extensions {
     /// Bytes in the file.
@@ -48,21 +48,21 @@ pub struct Extensions {
     pub lease: Option<Duration>,
 }
 
-/// Longest lease that is believed. A longer one would overflow clocks, and renewing early is
-/// harmless.
+/// Upper bound of the lease; longer ones are shortened to it. A longer one could overflow the
+/// client's clock, and renewing a lease early does no harm.
 const MAX_LEASE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Name of the repair code in the line `FEC=`. A slash and the interleave follow it.
 const CODE: &str = "cauchy8-128";
 
-/// Why an answer cannot be used.
+/// Reason why a join answer cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum JoinAnswerError {
     /// A line of the base protocol is missing.
     #[error("the join answer has no line {0}=")]
     Missing(&'static str),
     /// A line of the base protocol has a malformed value.
-    #[error("the join answer says {0}={1:?}")]
+    #[error("the join answer has an invalid line {0}={1:?}")]
     Malformed(&'static str, String),
     /// `SIZE` does not fit `PAGES` and `PAGESIZE`.
     #[error("the join answer contradicts itself: {size} bytes in {pages} pages of {page_size}")]
@@ -117,8 +117,9 @@ impl JoinAnswer {
         text
     }
 
-    /// Parses an answer. Order, unknown lines and carriage returns do not matter. A malformed
-    /// extension counts as absent: another server may use the same name for something else.
+    /// Parses an answer. Lines may come in any order; unknown lines and carriage returns are
+    /// ignored. A malformed extension counts as absent, because another server may use the same
+    /// name for something else.
     pub fn parse(text: &str) -> Result<Self, JoinAnswerError> {
         let answer = Self {
             connect: required(text, "CONNECT", |value| {
@@ -150,7 +151,7 @@ impl JoinAnswer {
         Geometry::new(self.extensions.size?, self.page_size).ok()
     }
 
-    /// Blocks of the repair code, if the answer names a code that we know.
+    /// Layout of the repair blocks, if the answer names a repair port, the size and a known code.
     pub fn block_layout(&self) -> Option<BlockLayout> {
         self.extensions.repair?;
         BlockLayout::new(self.geometry()?.pages(), self.extensions.interleave?)
@@ -161,9 +162,9 @@ impl JoinAnswer {
         let Some(size) = self.extensions.size else { return Ok(()) };
         let (pages, page_size) = (self.pages, self.page_size);
         let full = u64::from(page_size.get());
-        let fits = size.div_ceil(full) == u64::from(pages);
-        let phantom = size / full + 1 == u64::from(pages);
-        if fits || phantom {
+        let is_exact = size.div_ceil(full) == u64::from(pages);
+        let has_phantom = size / full + 1 == u64::from(pages);
+        if is_exact || has_phantom {
             Ok(())
         } else {
             Err(JoinAnswerError::Contradiction { size, pages, page_size })
@@ -178,21 +179,24 @@ fn interleave(value: &str) -> Option<u32> {
     interleave.filter(|_| code == CODE)
 }
 
+/// Value of the first line with this key.
 fn line<'a>(text: &'a str, key: &str) -> Option<&'a str> {
     text.lines().find_map(|line| line.trim().strip_prefix(key)?.strip_prefix('='))
 }
 
+/// Value of an extension line; `None` if the line is absent or malformed.
 fn optional<T: FromStr>(text: &str, key: &str) -> Option<T> {
     line(text, key)?.parse().ok()
 }
 
+/// Value of a line of the base protocol, parsed by `parse`.
 fn required<T>(
     text: &str,
     key: &'static str,
-    read: impl FnOnce(&str) -> Option<T>,
+    parse: impl FnOnce(&str) -> Option<T>,
 ) -> Result<T, JoinAnswerError> {
     let value = line(text, key).ok_or(JoinAnswerError::Missing(key))?;
-    read(value).ok_or_else(|| JoinAnswerError::Malformed(key, value.to_string()))
+    parse(value).ok_or_else(|| JoinAnswerError::Malformed(key, value.to_string()))
 }
 
 #[cfg(test)]
@@ -216,7 +220,7 @@ mod tests {
         LEASE=60\n\n";
 
     #[test]
-    fn an_endless_lease_is_cut_to_what_clocks_can_add() {
+    fn a_lease_that_would_overflow_a_clock_is_shortened_to_a_day() {
         let text = EXAMPLE.replace("LEASE=60", "LEASE=18446744073709551615");
         let lease = JoinAnswer::parse(&text).unwrap().extensions.lease;
         assert_eq!(lease, Some(MAX_LEASE));
@@ -231,8 +235,9 @@ mod tests {
     }
 
     #[test]
-    fn a_plain_servers_answer_is_enough() {
-        let plain = "CONNECT=224.3.29.71:12000\r\nTOKEN=abc\r\nPAGES=7\r\nPAGESIZE=1450\r\nMOOD=good\r\n\r\n";
+    fn the_answer_of_a_plain_server_is_enough() {
+        let plain = "CONNECT=224.3.29.71:12000\r\nTOKEN=abc\r\nPAGES=7\r\nPAGESIZE=1450\r\n\
+            MOOD=good\r\n\r\n";
         let answer = JoinAnswer::parse(plain).unwrap();
         assert_eq!(answer.pages, 7);
         assert_eq!(answer.extensions, Extensions::default());
@@ -240,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn the_error_names_the_missing_or_invalid_line() {
         let parse = |text: &str| JoinAnswer::parse(text).unwrap_err();
         assert_eq!(parse(""), JoinAnswerError::Missing("CONNECT"));
         let unicast = EXAMPLE.replace("239.255", "192.168");
@@ -258,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn a_senseless_extension_counts_as_absent() {
+    fn a_malformed_extension_counts_as_absent() {
         let odd = EXAMPLE.replace("RATE=900000000", "RATE=fast").replace("ETAG=2a", "ETAG=\"2a");
         let odd = odd.replace("KEY=00", "KEY=");
         let extensions = JoinAnswer::parse(&odd).unwrap().extensions;

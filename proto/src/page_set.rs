@@ -1,4 +1,4 @@
-//! Set of pages of a file, one bit for each page: which are held and which are missing.
+//! Set of the pages of a file that are held, one bit for each page.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -7,7 +7,7 @@ use crate::ids::{PageIndex, PageRange};
 
 const WORD: u32 = u64::BITS;
 
-/// Pages that are held, out of `0..pages`.
+/// Set of held pages out of `0..pages`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PageSet {
     /// Page `p` is bit `p % 64` of word `p / 64`. Bits beyond `pages` are 0.
@@ -32,7 +32,7 @@ impl PageSet {
         self.held
     }
 
-    /// Whether every page is held. True from the beginning for a file without pages.
+    /// Whether every page is held. Always true for a file without pages.
     pub fn is_full(&self) -> bool {
         self.held == self.pages
     }
@@ -48,7 +48,7 @@ impl PageSet {
         self.first_missing(range).is_none()
     }
 
-    /// First page of `range` that is missing.
+    /// First page of `range` that is missing. Pages out of range count as missing.
     pub fn first_missing(&self, range: PageRange) -> Option<PageIndex> {
         let mut page = range.start.0;
         while page < range.end.0 {
@@ -96,7 +96,7 @@ impl PageSet {
         })
     }
 
-    /// Copy of the set for a file that has only the first `pages` pages.
+    /// Returns a copy of the set, cut to the first `pages` pages.
     #[must_use]
     pub fn truncated(&self, pages: u32) -> Self {
         let mut cut = Self::new(pages.min(self.pages));
@@ -108,15 +108,16 @@ impl PageSet {
         cut
     }
 
-    /// The bits as bytes, page 0 in the lowest bit of byte 0. The cache stores this form on disk.
+    /// Returns the bits as bytes, page 0 in the lowest bit of byte 0. The cache stores this form on
+    /// disk.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes: Vec<u8> = self.words.iter().flat_map(|word| word.to_le_bytes()).collect();
         bytes.truncate(self.pages.div_ceil(8) as usize);
         bytes
     }
 
-    /// Reads the form of [`Self::to_bytes`]. `None` if the length is wrong or a bit beyond the last
-    /// page is set.
+    /// Parses the output of [`Self::to_bytes`]. `None` if the length is wrong or a bit beyond the
+    /// last page is set.
     pub fn from_bytes(pages: u32, bytes: &[u8]) -> Option<Self> {
         if bytes.len() != pages.div_ceil(8) as usize {
             return None;
@@ -127,8 +128,10 @@ impl PageSet {
             le[..chunk.len()].copy_from_slice(chunk);
             *word = u64::from_le_bytes(le);
         }
-        let beyond = pages % WORD;
-        if beyond != 0 && set.words.last().is_some_and(|word| word >> beyond != 0) {
+        let bits_in_last_word = pages % WORD;
+        if bits_in_last_word != 0
+            && set.words.last().is_some_and(|word| word >> bits_in_last_word != 0)
+        {
             return None;
         }
         set.held = set.words.iter().map(|word| word.count_ones()).sum();
@@ -145,7 +148,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_set_out_of_no_pages_is_full() {
+    fn a_set_for_zero_pages_is_full() {
         assert!(PageSet::new(0).is_full());
         assert!(!PageSet::new(1).is_full());
     }
@@ -167,7 +170,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn behaves_as_a_set_of_numbers(
+        fn behaves_like_a_set_of_page_numbers(
             pages in 1u32..300, ranges in proptest::collection::vec((0u32..320, 0u32..80), 0..12),
         ) {
             let mut set = PageSet::new(pages);

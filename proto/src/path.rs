@@ -1,4 +1,4 @@
-//! Paths below the served directory: names of any bytes, percent-encoded in URLs.
+//! Paths below the served directory. Names may have any bytes; URLs carry them percent-encoded.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -6,33 +6,34 @@ use core::fmt;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_encode};
 
-/// Characters that stay unencoded in a path segment: RFC 3986, "unreserved".
-const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+/// ASCII characters that are encoded in a path segment: all but the unreserved ones of RFC 3986,
+/// section 2.3.
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// Most bytes of a decoded path: the kernel's `PATH_MAX`.
+/// Longest decoded path in bytes: the kernel's `PATH_MAX`.
 const MAX_LEN: usize = 4096;
 
-/// Path of something the server serves, relative to the served directory.
+/// Path of a file or directory, relative to the served directory.
 ///
-/// A list of names of any bytes but `/` and NUL. No name is empty, `.` or `..`, so a `RemotePath`
-/// can point below the served directory only (symbolic links apart: those are the server's to
-/// refuse). The empty list is the served directory itself.
+/// A list of names of any bytes but `/` and NUL; the empty list is the served directory itself. No
+/// name is empty, `.` or `..`, so only a symbolic link on the way can lead out of the served
+/// directory; the server must refuse those.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RemotePath {
     /// Names joined by `/`, no slash at either end.
     bytes: Vec<u8>,
 }
 
-/// Why a text is not a path.
+/// Reason why a text is not a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PathError {
     /// A `%` is not followed by two hex digits.
     #[error("malformed path: '%' must be followed by two hex digits")]
     Escape,
     /// A name is `..`.
-    #[error("malformed path: '..' is not a name here")]
+    #[error("malformed path: '..' is not allowed")]
     DotDot,
-    /// A name contains an encoded `/` or NUL.
+    /// A name is empty or `.`, or contains an encoded `/` or NUL.
     #[error("malformed path: a name cannot contain '/' or NUL")]
     Separator,
     /// The decoded path is longer than the kernel's `PATH_MAX`.
@@ -46,7 +47,7 @@ impl RemotePath {
         Self::default()
     }
 
-    /// Parses a URL path such as `a/b%20c`. Repeated slashes count as one, names `.` are skipped.
+    /// Parses a URL path such as `a/b%20c`. Empty names and `.` are skipped.
     pub fn decode(text: &str) -> Result<Self, PathError> {
         let mut path = Self::root();
         for segment in text.split('/') {
@@ -108,14 +109,14 @@ impl RemotePath {
         self.names().last()
     }
 
-    /// Path of the directory above; `None` for the served directory.
+    /// Path of the parent directory; `None` for the served directory.
     pub fn parent(&self) -> Option<Self> {
         let (last, bytes) = (self.file_name()?.len(), &self.bytes);
         let len = (bytes.len() - last).saturating_sub(1);
         Some(Self { bytes: bytes[..len].into() })
     }
 
-    /// Decoded names joined by `/`, the form that `openat2` takes. Empty for the served directory.
+    /// Decoded names joined by `/`, as `openat2` takes them. Empty for the served directory.
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes
     }
@@ -130,7 +131,7 @@ impl fmt::Display for RemotePath {
 
 /// Percent-encodes one name, for URLs and JSON.
 pub fn encode_name(name: &[u8]) -> String {
-    alloc::string::ToString::to_string(&percent_encode(name, SEGMENT))
+    alloc::string::ToString::to_string(&percent_encode(name, ENCODED))
 }
 
 /// Decodes one percent-encoded name.
@@ -169,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn slashes_and_dots_without_meaning_vanish() {
+    fn empty_names_and_single_dots_are_skipped() {
         let path = RemotePath::decode("//a/./b%20c//").unwrap();
         assert_eq!(path.as_bytes(), b"a/b c");
         assert_eq!(path.encode(), "a/b%20c");
@@ -179,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_no_kernel_takes_is_refused() {
+    fn a_path_longer_than_path_max_is_refused() {
         let deep = RemotePath::decode(&"a/".repeat(MAX_LEN / 2)).unwrap();
         assert_eq!(deep.as_bytes().len(), MAX_LEN - 1);
         assert_eq!(deep.join(b"b"), Err(PathError::TooLong));
@@ -191,7 +192,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_name_survives_the_url(name in proptest::collection::vec(1u8..=255, 1..40)) {
+        fn any_name_reads_back_from_its_url(name in proptest::collection::vec(1u8..=255, 1..40)) {
             prop_assume!(!name.contains(&b'/') && name != b"." && name != b"..");
             let path = RemotePath::root().join(b"dir").unwrap().join(&name).unwrap();
             prop_assert_eq!(path.parent(), Some(RemotePath::decode("dir").unwrap()));
@@ -200,7 +201,7 @@ mod tests {
         }
 
         #[test]
-        fn no_text_panics_or_climbs(text in "\\PC{0,40}") {
+        fn no_text_panics_or_keeps_a_dot_name(text in "\\PC{0,40}") {
             if let Ok(path) = RemotePath::decode(&text) {
                 prop_assert!(path.names().all(|name| name != b".." && name != b"."));
             }

@@ -1,4 +1,4 @@
-//! Map from pages to values, stored as runs: costs the same for a file of 2^32 pages as for ten.
+//! Map from pages to values, stored as runs: a run of 2^32 pages costs as much as one of ten.
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
@@ -8,8 +8,8 @@ use crate::ids::PageRange;
 /// Values for some of a file's pages. Its size grows with the number of runs, not of pages.
 #[derive(Clone, Debug)]
 pub struct RangeMap<V> {
-    /// Runs by their first page: the page after their last, and the value. Runs do not overlap;
-    /// neighbours of equal value are merged.
+    /// Maps the first page of each run to the page after its last and to its value. Runs do not
+    /// overlap; adjacent runs of equal value are merged.
     runs: BTreeMap<u32, (u32, V)>,
 }
 
@@ -30,7 +30,7 @@ impl<V: Copy + PartialEq> RangeMap<V> {
         self.runs.iter().map(|(&start, &(end, value))| (PageRange::new(start, end), value))
     }
 
-    /// Sets the value of these pages, replacing earlier ones.
+    /// Sets the value of these pages and replaces earlier values.
     pub fn insert(&mut self, range: PageRange, value: V) {
         if range.is_empty() {
             return;
@@ -38,16 +38,16 @@ impl<V: Copy + PartialEq> RangeMap<V> {
         self.remove(range);
         let (mut start, mut end) = (range.start.0, range.end.0);
         let before = self.runs.range(..start).next_back();
-        if let Some((&first, &(behind, its))) = before
-            && (behind, its) == (start, value)
+        if let Some((&before_start, &(before_end, before_value))) = before
+            && (before_end, before_value) == (start, value)
         {
-            start = first;
+            start = before_start;
         }
-        if let Some(&(behind, its)) = self.runs.get(&end)
-            && its == value
+        if let Some(&(after_end, after_value)) = self.runs.get(&end)
+            && after_value == value
         {
             self.runs.remove(&end);
-            end = behind;
+            end = after_end;
         }
         self.runs.insert(start, (end, value));
     }
@@ -75,20 +75,20 @@ impl<V: Copy + PartialEq> RangeMap<V> {
 
     /// Parts of `range` that have no value, ascending.
     pub fn gaps(&self, range: PageRange) -> impl Iterator<Item = PageRange> {
-        let behind = PageRange::new(range.end.0, range.end.0);
+        let end = PageRange::new(range.end.0, range.end.0);
         let mut next = range.start.0;
-        self.parts(range).map(|(part, _)| part).chain([behind]).filter_map(move |part| {
+        self.parts(range).map(|(part, _)| part).chain([end]).filter_map(move |part| {
             let gap = PageRange::new(next, part.start.0);
             next = part.end.0;
             (!gap.is_empty()).then_some(gap)
         })
     }
 
-    /// Whole runs that share a page with `range`.
+    /// Whole runs (start, end, value) that share a page with `range`, ascending.
     fn touched(&self, range: PageRange) -> impl Iterator<Item = (u32, u32, V)> {
         let (from, to) = (range.start.0, range.end.0);
         let before = self.runs.range(..from).next_back().filter(|(_, (end, _))| from < *end);
-        // An empty range touches no run, even inside of one.
+        // An empty range touches no run, even if it lies inside one.
         let before = before.filter(|_| from < to);
         let rest = self.runs.range(from..to.max(from));
         before.into_iter().chain(rest).map(|(&start, &(end, value))| (start, end, value))
@@ -104,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_of_four_billion_pages_is_a_page() {
+    fn the_last_of_four_billion_pages_can_have_a_value() {
         let mut map = RangeMap::default();
         map.insert(PageRange::new(0, u32::MAX), 1);
         map.insert(PageRange::new(u32::MAX - 1, u32::MAX), 2);
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_of_equal_value_are_one_run() {
+    fn adjacent_runs_of_equal_value_are_merged() {
         let mut map = RangeMap::default();
         for start in [0, 4, 2] {
             map.insert(PageRange::new(start, start + 2), ());
@@ -124,7 +124,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn behaves_as_a_map_of_single_pages(
+        fn behaves_like_a_map_of_single_pages(
             steps in proptest::collection::vec((0u32..60, 0u32..20, 0u8..4), 0..40),
             look in (0u32..60, 0u32..40),
         ) {
@@ -144,11 +144,12 @@ mod tests {
             let pages = |(part, value): (PageRange, u8)| {
                 part.iter().map(move |page| (page.0, value))
             };
-            let held: Vec<(u32, u8)> = map.parts(look).flat_map(pages).collect();
-            let inside = |page: &u32| (look.start.0..look.end.0).contains(page);
-            let wanted: Vec<_> =
-                model.iter().map(|(page, value)| (*page, *value)).filter(|(page, _)| inside(page)).collect();
-            prop_assert_eq!(held, wanted);
+            let actual: Vec<(u32, u8)> = map.parts(look).flat_map(pages).collect();
+            let expected: Vec<_> = model
+                .range(look.start.0..look.end.0)
+                .map(|(page, value)| (*page, *value))
+                .collect();
+            prop_assert_eq!(actual, expected);
             let gaps: Vec<u32> =
                 map.gaps(look).flat_map(PageRange::iter).map(|page| page.0).collect();
             let missing: Vec<u32> =

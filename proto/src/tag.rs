@@ -1,5 +1,5 @@
-//! Tags: a keyed hash in every datagram that proves it comes from the cast. The members of the cast
-//! know the key. docs/PROTOCOL.md, "Tags".
+//! Tags: keyed hashes in datagrams. A tag proves that the sender knows the key of the cast, as the
+//! server and all members do. docs/PROTOCOL.md, "Tags".
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -16,17 +16,17 @@ mod lanes;
 /// Length of a key in bytes.
 pub const KEY_LEN: usize = 32;
 
-/// Byte range of the tag, the same on both ports.
+/// Byte range of the tag in a datagram, the same on both ports.
 pub const TAG: Range<usize> = 8..16;
 
-/// First bytes of the keyed hash.
+/// A tag: the first bytes of the keyed hash.
 type Tag = [u8; TAG.end - TAG.start];
 
-/// Key for the tags of one cast. `Debug` hides it: logs are read by people who are not members.
+/// Key for the tags of one cast. `Debug` hides it, because people who are not members read logs.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct DatagramKey([u8; KEY_LEN]);
 
-/// A text that is not a key.
+/// Error: the text is not a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a key is {KEY_LEN} bytes in hex")]
 pub struct DatagramKeyError;
@@ -48,17 +48,18 @@ impl DatagramKey {
 
     /// Writes the tag into a datagram. Panics if the datagram is shorter than its header.
     pub fn seal(&self, datagram: &mut [u8]) {
-        let tag = self.tag(datagram).expect("what is sent has a header");
+        let tag = self.tag(datagram).expect("every datagram that is sent has a header");
         datagram[TAG].copy_from_slice(&tag);
     }
 
     /// Writes the tags into consecutive datagrams of `len` bytes each; the last one may be shorter.
     /// Panics if one is shorter than its header.
     pub fn seal_all(&self, datagrams: &mut [u8], len: usize) {
-        for some in datagrams.chunks_mut(len * LANES) {
-            let tags = self.tags(&some.chunks(len).collect::<Vec<_>>());
-            for (datagram, tag) in some.chunks_mut(len).zip(tags) {
-                datagram[TAG].copy_from_slice(&tag.expect("what is sent has a header"));
+        for batch in datagrams.chunks_mut(len * LANES) {
+            let tags = self.tags(&batch.chunks(len).collect::<Vec<_>>());
+            for (datagram, tag) in batch.chunks_mut(len).zip(tags) {
+                let tag = tag.expect("every datagram that is sent has a header");
+                datagram[TAG].copy_from_slice(&tag);
             }
         }
     }
@@ -68,12 +69,12 @@ impl DatagramKey {
         self.tag(datagram).is_some_and(|tag| datagram[TAG] == tag)
     }
 
-    /// Checks the tags of several datagrams; results are in the same order. Faster than one by one
-    /// if neighbours have equal lengths.
+    /// Checks the tags of several datagrams and returns the results in the same order. Faster than
+    /// [`Self::is_genuine`] for each, if consecutive datagrams have equal lengths.
     pub fn are_genuine(&self, datagrams: &[&[u8]]) -> Vec<bool> {
         let mut genuine = Vec::with_capacity(datagrams.len());
-        for some in datagrams.chunks(LANES) {
-            let tags = self.tags(some).into_iter().zip(some);
+        for batch in datagrams.chunks(LANES) {
+            let tags = self.tags(batch).into_iter().zip(batch);
             genuine.extend(tags.map(|(tag, datagram)| tag.is_some_and(|tag| datagram[TAG] == tag)));
         }
         genuine
@@ -83,8 +84,8 @@ impl DatagramKey {
     /// shorter than its header.
     fn tags(&self, datagrams: &[&[u8]]) -> [Option<Tag>; LANES] {
         // The library is faster for a single datagram.
-        let together = (datagrams.len() > 1).then(|| lanes::tags(&self.0, datagrams)).flatten();
-        together.map_or_else(
+        let parallel = (datagrams.len() > 1).then(|| lanes::tags(&self.0, datagrams)).flatten();
+        parallel.map_or_else(
             || core::array::from_fn(|at| datagrams.get(at).and_then(|datagram| self.tag(datagram))),
             |tags| tags.map(Some),
         )
@@ -92,9 +93,9 @@ impl DatagramKey {
 
     /// Computes the tag of a datagram; `None` if it is shorter than its header.
     fn tag(&self, datagram: &[u8]) -> Option<Tag> {
-        let (first, payload) = (datagram.get(..TAG.start)?, datagram.get(TAG.end..)?);
+        let (before, after) = (datagram.get(..TAG.start)?, datagram.get(TAG.end..)?);
         let mut hasher = Hasher::new_keyed(&self.0);
-        hasher.update(first).update(payload);
+        hasher.update(before).update(after);
         hasher.finalize().as_bytes().first_chunk().copied()
     }
 }
@@ -121,6 +122,7 @@ impl fmt::Debug for DatagramKey {
     }
 }
 
+/// Value of a hex digit.
 fn digit(ascii: u8) -> Result<u8, DatagramKeyError> {
     let value = char::from(ascii).to_digit(16).ok_or(DatagramKeyError)?;
     u8::try_from(value).map_err(|_| DatagramKeyError)
@@ -144,8 +146,8 @@ mod tests {
         DatagramKey::from_random(core::array::from_fn(|at| u8::try_from(at).unwrap()))
     }
 
-    /// Asserts that docs/PROTOCOL.md contains this line of a hex dump.
-    fn quoted(bytes: &[u8]) -> std::string::String {
+    /// Formats bytes as a hex dump of docs/PROTOCOL.md does: in groups of four.
+    fn hex_dump(bytes: &[u8]) -> std::string::String {
         let groups: Vec<_> = bytes
             .chunks(4)
             .map(|group| {
@@ -156,27 +158,28 @@ mod tests {
     }
 
     #[test]
-    fn the_worked_examples_of_the_page_are_right() {
-        let page = include_str!("../../docs/PROTOCOL.md");
-        let section = page.split("\n## ").find(|section| section.starts_with("6 Tags")).unwrap();
+    fn the_worked_examples_of_the_protocol_hold() {
+        let protocol = include_str!("../../docs/PROTOCOL.md");
+        let section =
+            protocol.split("\n## ").find(|section| section.starts_with("6 Tags")).unwrap();
         let mut last = Layout::Base.header(PageIndex(2), 3, &[b'z'; 1088]).to_vec();
         last.resize(1104, b'z');
         let mut end = end_datagram(None);
         for datagram in [&mut last, &mut end] {
             example_key().seal(datagram);
-            let line = quoted(&datagram[..16]);
+            let line = hex_dump(&datagram[..16]);
             assert!(section.contains(&line), "not in section 6: {line}");
         }
         assert!(section.contains(&example_key().to_hex()));
     }
 
     #[test]
-    fn a_key_is_not_told_by_debug() {
+    fn debug_does_not_show_the_key() {
         assert_eq!(format!("{:?}", Some(example_key())), "Some(DatagramKey(..))");
     }
 
     #[test]
-    fn what_is_no_key_is_refused() {
+    fn only_64_hex_digits_are_a_key() {
         let good = example_key().to_hex();
         assert_eq!(good.to_uppercase().parse(), Ok(example_key()));
         for bad in
@@ -194,7 +197,7 @@ mod tests {
         }
 
         #[test]
-        fn the_tag_is_the_hash_of_what_is_around_it(
+        fn the_tag_is_the_hash_of_the_bytes_around_it(
             key: [u8; KEY_LEN], bytes in proptest::collection::vec(any::<u8>(), 16..4000),
         ) {
             let mut sealed = bytes.clone();
@@ -208,11 +211,12 @@ mod tests {
         }
 
         #[test]
-        fn many_at_once_have_the_same_tags_as_each_alone(
+        fn tags_computed_together_equal_tags_computed_one_by_one(
             len in 16usize..2200, count in 1usize..20, cut in 0usize..200, seed: u8,
         ) {
             let key = example_key();
-            let mut bytes: Vec<u8> = (0..len * count).map(|at| (at * 31).to_le_bytes()[0] ^ seed).collect();
+            let byte = |at: usize| (at * 31).to_le_bytes()[0] ^ seed;
+            let mut bytes: Vec<u8> = (0..len * count).map(byte).collect();
             bytes.truncate((len * count - cut.min(len - 16)).max(16));
             let mut one_by_one = bytes.clone();
             one_by_one.chunks_mut(len).for_each(|datagram| key.seal(datagram));
@@ -231,7 +235,7 @@ mod tests {
         }
 
         #[test]
-        fn another_bit_or_another_key_is_found_out(
+        fn a_flipped_bit_or_another_key_is_detected(
             keys: [[u8; KEY_LEN]; 2], at: proptest::sample::Index, bit in 0u32..8,
             bytes in proptest::collection::vec(any::<u8>(), 16..4000),
         ) {
@@ -245,7 +249,7 @@ mod tests {
         }
 
         #[test]
-        fn what_was_cut_short_is_not_genuine(
+        fn a_truncated_datagram_is_not_genuine(
             bytes in proptest::collection::vec(any::<u8>(), 16..100), len: proptest::sample::Index,
         ) {
             let mut sealed = bytes;

@@ -1,4 +1,4 @@
-//! Quantities with a unit: page size and bit rate.
+//! Quantities with a unit: page sizes and bit rates.
 
 use core::fmt;
 use core::num::{NonZeroU32, NonZeroU64};
@@ -67,41 +67,41 @@ const ETHERNET_OVERHEAD: u32 = 14 + 4;
 /// Bytes of the shortest Ethernet frame: shorter ones are padded.
 const ETHERNET_MIN_FRAME: u32 = 64;
 
-/// Time between two frames, in bytes: preamble with start delimiter, and gap.
+/// Bytes on the wire between two frames: preamble with start delimiter, and inter-frame gap.
 const ETHERNET_SPACING: u32 = 8 + 12;
 
-/// Bytes that a payload of `payload` bytes occupies on an Ethernet wire: with the headers of page,
-/// UDP, IPv4 and Ethernet, checksum, preamble and the gap between frames.
+/// Bytes that a payload of `payload` bytes occupies on an Ethernet wire.
 ///
-/// This is what an interface's speed counts. Traffic control and interface counters count 24 bytes
-/// less for each frame.
+/// Counts the headers of page, UDP, IPv4 and Ethernet, the checksum, the preamble and the gap
+/// between frames, as the nominal speed of an interface does. Traffic control and interface
+/// counters count 24 bytes less for each frame.
 pub fn wire_len(payload: u32) -> u64 {
     let frame = u64::from(payload) + u64::from(PAGE_HEADER + IPV4_UDP_OVERHEAD + ETHERNET_OVERHEAD);
     frame.max(ETHERNET_MIN_FRAME.into()) + u64::from(ETHERNET_SPACING)
 }
 
-/// Bits per second on the wire, Ethernet framing included. Never 0: a sender that must not send is
-/// paused.
+/// Bits per second on the wire, Ethernet framing included. Never 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BitRate(NonZeroU64);
 
-/// Why a text is not a rate to send at.
+/// Reason why a text is not a bit rate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BitRateError {
-    /// It is no number with a unit.
+    /// The text is not a number with a unit.
     #[error("not a rate: write a number and kbit, mbit or gbit, such as 900mbit")]
     Malformed,
-    /// A bare number can be meant in any unit.
+    /// The text is a bare number, which could mean any unit.
     #[error("a rate needs a unit: kbit, mbit or gbit, such as 900mbit")]
     NoUnit,
-    /// It is outside of [`BitRate::TYPED`].
+    /// The rate is outside [`BitRate::CONFIGURABLE`].
     #[error("a rate is 100kbit to 10000gbit, such as 900mbit")]
     Range,
 }
 
 impl BitRate {
-    /// Rates that a person can mean, in bits per second: at 100 kbit/s a page takes 0.1 s.
-    pub const TYPED: RangeInclusive<u64> = 100_000..=10_000_000_000_000;
+    /// Rates that can be configured, in bits per second. Others are most likely typing errors: at
+    /// 100 kbit/s a page takes 0.1 s.
+    pub const CONFIGURABLE: RangeInclusive<u64> = 100_000..=10_000_000_000_000;
 
     /// Creates a rate; `None` for 0.
     pub fn from_bits_per_second(bits: u64) -> Option<Self> {
@@ -113,8 +113,8 @@ impl BitRate {
         self.0.get()
     }
 
-    /// Time that `bytes` occupy the wire, rounded up to the next nanosecond. `Duration::MAX` beyond
-    /// 584 years.
+    /// Time that `bytes` bytes occupy the wire, rounded up to the next nanosecond. `Duration::MAX`
+    /// if it exceeds 584 years.
     pub fn time_to_send(self, bytes: u64) -> Duration {
         let nanos = (u128::from(bytes) * 8 * 1_000_000_000).div_ceil(u128::from(self.0.get()));
         u64::try_from(nanos).map_or(Duration::MAX, Duration::from_nanos)
@@ -144,10 +144,13 @@ impl FromStr for BitRate {
             "g" | "gbit" => 1e9,
             _ => return Err(BitRateError::Malformed),
         };
-        // Saturates at both ends.
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "see above")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a saturated value is out of range below"
+        )]
         let bits = (number * scale) as u64;
-        let rate = Self::from_bits_per_second(bits).filter(|_| Self::TYPED.contains(&bits));
+        let rate = Self::from_bits_per_second(bits).filter(|_| Self::CONFIGURABLE.contains(&bits));
         rate.ok_or(BitRateError::Range)
     }
 }
@@ -186,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_size_is_even_and_fits_whatever_the_mtu() {
+    fn a_page_size_is_even_and_fits_the_mtu() {
         for mtu in [68, 576, 1280, 1499, 1501, 9000, 65_535, u32::MAX] {
             let page = PageSize::for_mtu(mtu).unwrap().get();
             assert_eq!(page % 2, 0);
@@ -225,8 +228,8 @@ mod tests {
         ] {
             assert_eq!(bad.parse::<BitRate>(), Err(error), "{bad}");
         }
-        let endless = std::format!("{}gbit", "9".repeat(400));
-        assert_eq!(endless.parse::<BitRate>(), Err(BitRateError::Range));
+        let infinite = std::format!("{}gbit", "9".repeat(400));
+        assert_eq!(infinite.parse::<BitRate>(), Err(BitRateError::Range));
         assert_eq!("1500mbit".parse::<BitRate>().unwrap().to_string(), "1500mbit");
     }
 
@@ -240,16 +243,18 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_is_too_strange_to_be_parsed(text in "\\PC*", number in "[0-9.]*", unit in "[kmgbit]*") {
+        fn parsing_never_panics_and_yields_configurable_rates(
+            text in "\\PC*", number in "[0-9.]*", unit in "[kmgbit]*",
+        ) {
             for text in [text, number + &unit] {
                 if let Ok(rate) = text.parse::<BitRate>() {
-                    prop_assert!(BitRate::TYPED.contains(&rate.bits_per_second()));
+                    prop_assert!(BitRate::CONFIGURABLE.contains(&rate.bits_per_second()));
                 }
             }
         }
 
         #[test]
-        fn every_rate_is_written_and_reckoned_with(bits in 1u64.., bytes: u64, nanos: u64) {
+        fn no_rate_panics_in_display_or_arithmetic(bits in 1u64.., bytes: u64, nanos: u64) {
             let rate = BitRate::from_bits_per_second(bits).unwrap();
             prop_assert!(!rate.to_string().is_empty());
             rate.time_to_send(bytes);

@@ -1,4 +1,4 @@
-//! Parts of a file that the server cannot read, as the header [`HEADER_UNREADABLE`] names them.
+//! The header [`HEADER_UNREADABLE`], which names the parts of a file that the server cannot read.
 //! docs/PROTOCOL.md, "Unreadable pages".
 
 use alloc::string::String;
@@ -8,10 +8,10 @@ use core::ops::Range;
 
 use crate::ids::PageRange;
 
-/// Header of an answer about a file of which the server cannot read everything.
+/// Response header that names unreadable pages (reports and wants) or bytes (`GET /file/`).
 pub const HEADER_UNREADABLE: &str = "x-bootcast-unreadable";
 
-/// Writes runs of pages as the first page, counted from 1, and the number of pages: `17+3,40+1`.
+/// Encodes each run as its first page, counted from 1, and its number of pages: `17+3,40+1`.
 pub fn encode_pages(runs: &[PageRange]) -> String {
     let mut text = String::new();
     for run in runs {
@@ -22,7 +22,7 @@ pub fn encode_pages(runs: &[PageRange]) -> String {
     text
 }
 
-/// Reads [`encode_pages`] back. What makes no sense is left out.
+/// Parses the output of [`encode_pages`]. Malformed runs are skipped.
 pub fn decode_pages(text: &str) -> Vec<PageRange> {
     let run = |pair: &str| {
         let (first, count) = pair.trim().split_once('+')?;
@@ -33,7 +33,7 @@ pub fn decode_pages(text: &str) -> Vec<PageRange> {
     text.split(',').filter_map(run).collect()
 }
 
-/// Writes bytes as the first and the last: `4096-8191`. An empty range has no form.
+/// Encodes a range as its first and its last byte: `4096-8191`. `None` for an empty range.
 pub fn encode_bytes(bytes: &Range<u64>) -> Option<String> {
     let last = bytes.end.checked_sub(1).filter(|last| bytes.start <= *last)?;
     let mut text = String::new();
@@ -42,7 +42,7 @@ pub fn encode_bytes(bytes: &Range<u64>) -> Option<String> {
     Some(text)
 }
 
-/// Reads [`encode_bytes`] back; `None` where it makes no sense.
+/// Parses the output of [`encode_bytes`]; `None` if it is malformed.
 pub fn decode_bytes(text: &str) -> Option<Range<u64>> {
     let (first, last) = text.trim().split_once('-')?;
     let (first, last) = (first.parse::<u64>().ok()?, last.parse::<u64>().ok()?);
@@ -67,9 +67,9 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_left_out() {
-        let odd = "0+1,5+0,x,7,4294967295+9,+,-1+2,8+1";
-        assert_eq!(decode_pages(odd), [PageRange::new(7, 8)]);
+    fn malformed_parts_are_skipped() {
+        let malformed = "0+1,5+0,x,7,4294967295+9,+,-1+2,8+1";
+        assert_eq!(decode_pages(malformed), [PageRange::new(7, 8)]);
         assert_eq!(decode_pages(""), []);
         for bytes in ["", "5", "8-7", "a-b", "0-18446744073709551615"] {
             assert_eq!(decode_bytes(bytes), None, "{bytes}");

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use bootcast_proto::Etag;
-use bootcast_proto::quiet::{Limiter, More};
+use bootcast_proto::log_limit::{Limiter, Suppressed};
 use tokio::io::AsyncWriteExt;
 use tracing::info;
 
@@ -141,7 +141,7 @@ impl<'a> UnicastFetch<'a> {
             }
             let (cause, written) = (error.to_string(), self.written);
             if let Some(suppressed) = self.losses.allow(&cause, now()) {
-                info!(error = cause, written, "connection lost, going on{}", More(suppressed));
+                info!(error = cause, written, "connection lost, going on{}", Suppressed(suppressed));
             }
             self.lost = Some(error);
             self.patiently(tokio::time::sleep(pause)).await?;

@@ -1,15 +1,16 @@
-//! Times a short piece of code: what two benchmarks need, in place of a framework that takes longer
-//! to compile than everything it measures.
+//! Times a short piece of code.
+//!
+//! A benchmark framework would take longer to compile than everything that is measured here.
 
 use std::time::{Duration, Instant};
 
-/// Samples of each figure; their median and range are printed.
+/// Number of samples in each measurement; their median and range are printed.
 const SAMPLES: usize = 25;
 
-/// Least time of a sample, so that reading the clock does not count.
-const SAMPLE: Duration = Duration::from_millis(20);
+/// Shortest duration of a sample: so long that reading the clock does not distort it.
+const MIN_SAMPLE_TIME: Duration = Duration::from_millis(20);
 
-/// Runs `work` again and again and prints its time and throughput; each call handles `bytes`.
+/// Calls `work` repeatedly and prints its time and throughput. Each call handles `bytes` bytes.
 pub(crate) fn measure(name: &str, bytes: usize, mut work: impl FnMut()) {
     let calls = calls_per_sample(&mut work);
     let mut seconds: Vec<f64> =
@@ -23,10 +24,10 @@ pub(crate) fn measure(name: &str, bytes: usize, mut work: impl FnMut()) {
     );
 }
 
-/// Doubles the number of calls until they take long enough; this warms caches up as well.
+/// Doubles the number of calls until they take [`MIN_SAMPLE_TIME`]. This also warms up the caches.
 fn calls_per_sample(work: &mut impl FnMut()) -> u32 {
     let mut calls = 1;
-    while time(calls, work) < SAMPLE {
+    while time(calls, work) < MIN_SAMPLE_TIME {
         calls *= 2;
     }
     calls

@@ -1,26 +1,27 @@
-//! Adds multiples of symbols to symbols: the one loop of the repair code that costs time.
+//! Computes sums of multiples of symbols. Encoding and decoding spend nearly all their time here.
 
 use alloc::vec::Vec;
 
 use super::gf256::NIBBLES;
 
-/// A symbol under construction: a sum of multiples of other symbols.
+/// A sum of multiples of symbols, to be computed into `bytes`.
 #[derive(Debug)]
 pub(super) struct Sum<'a> {
+    /// Initial value, to which the multiples are added.
     pub(super) bytes: &'a mut [u8],
-    /// Factor of each of the symbols.
+    /// One factor for each symbol.
     pub(super) factors: Vec<u8>,
 }
 
-/// Implementation of the sums. All give the same bytes.
+/// Implementation of the sums. All implementations give the same bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Engine {
-    /// Byte by byte: the reference, and the fallback of machines without the others.
+    /// Computes one byte at a time. The reference, and the fallback of machines without the others.
     Scalar,
-    /// 32 bytes at a time, by table look-ups in registers.
+    /// Computes 32 bytes at a time, by table look-ups in registers.
     #[cfg(target_arch = "x86_64")]
     Avx2,
-    /// 16 bytes at a time, by table look-ups in registers.
+    /// Computes 16 bytes at a time, by table look-ups in registers.
     #[cfg(target_arch = "aarch64")]
     Neon,
 }
@@ -45,17 +46,17 @@ impl Engine {
         core::iter::once(Self::Scalar).chain((best != Self::Scalar).then_some(best))
     }
 
-    /// Adds to each sum the symbols, multiplied by its factors. All sums have the same length. A
-    /// shorter symbol counts as padded with zeros; no symbol may be longer.
+    /// Adds the symbols, multiplied by the sum's factors, to each sum.
     ///
-    /// Works through the symbols piece by piece and serves all sums from one piece: all symbols
-    /// together do not fit in the nearest cache.
+    /// All sums have the same length. A shorter symbol counts as padded with zeros; no symbol may
+    /// be longer. The loop takes one piece of all symbols at a time and adds it to every sum,
+    /// because the symbols together do not fit in the L1 cache.
     pub(super) fn add(self, sums: &mut [Sum<'_>], symbols: &[&[u8]]) {
         let Some(len) = sums.first().map(|sum| sum.bytes.len()) else { return };
         debug_assert!(sums.iter().all(|sum| sum.bytes.len() == len));
         debug_assert!(sums.iter().all(|sum| sum.factors.len() == symbols.len()));
         debug_assert!(symbols.iter().all(|symbol| symbol.len() <= len));
-        // Length of the shortest symbol: all symbols have bytes up to here.
+        // Up to this length every symbol has bytes.
         let common = symbols.iter().map(|symbol| symbol.len()).fold(len, usize::min);
         let done = match self {
             Self::Scalar => 0,
@@ -81,7 +82,8 @@ fn add_scalar(sum: &mut Sum<'_>, symbols: &[&[u8]], from: usize) {
     }
 }
 
-/// Access to vector instructions. Each function returns how many bytes from the front are done.
+/// Access to vector instructions. Each `add_` function returns how many bytes, from the front on,
+/// it has computed.
 #[expect(
     unsafe_code,
     reason = "vector instructions and raw loads; each block says why it is sound"
@@ -102,7 +104,7 @@ mod sys {
         if !has_avx2() {
             return 0;
         }
-        // SAFETY: the CPU has AVX2, asked just above.
+        // SAFETY: the CPU has AVX2, as checked just above.
         unsafe { x86::add(sums, symbols, common) }
     }
 
@@ -116,12 +118,16 @@ mod sys {
 
         use super::{NIBBLES, Sum};
 
-        /// Registers that hold a piece of a sum while all symbols are added to it.
+        /// Registers that together hold a piece of a sum while all symbols are added to it.
         const LANES: usize = 4;
+
+        /// Bytes of a register.
         const LANE: usize = 32;
+
+        /// Bytes of a piece.
         const PIECE: usize = LANES * LANE;
 
-        /// Zeros, then ones: masks out the bytes of the last lane that are done already.
+        /// Zero bits, then one bits: masks out the bytes of the last lane that are done already.
         const EDGE: [u8; 2 * LANE] = {
             let mut edge = [0; 2 * LANE];
             let (_, ones) = edge.split_at_mut(LANE);
@@ -153,12 +159,11 @@ mod sys {
             let Some(at) = common.checked_sub(LANE).filter(|_| lanes < common) else {
                 return lanes;
             };
-            // The last lane overlaps bytes that are done; the mask keeps them from being added
-            // twice.
-            let fresh = load(&EDGE[LANE - (lanes - at)..]);
+            // The last lane overlaps bytes that are done. The mask prevents a second addition.
+            let mask = load(&EDGE[LANE - (lanes - at)..]);
             for Sum { bytes, factors } in sums {
                 let [products] = add_piece([_mm256_setzero_si256()], factors, symbols, at);
-                let products = _mm256_and_si256(products, fresh);
+                let products = _mm256_and_si256(products, mask);
                 let lane = _mm256_xor_si256(load(&bytes[at..]), products);
                 store(&mut bytes[at..], lane);
             }
@@ -196,20 +201,20 @@ mod sys {
         #[target_feature(enable = "avx2")]
         fn load(bytes: &[u8]) -> __m256i {
             assert!(bytes.len() >= 32);
-            // SAFETY: 32 bytes can be read, and the load asks for no alignment.
+            // SAFETY: 32 bytes can be read, and the load needs no alignment.
             unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
         }
 
         #[target_feature(enable = "avx2")]
         fn store(bytes: &mut [u8], value: __m256i) {
             assert!(bytes.len() >= 32);
-            // SAFETY: 32 bytes can be written, and the store asks for no alignment.
+            // SAFETY: 32 bytes can be written, and the store needs no alignment.
             unsafe { _mm256_storeu_si256(bytes.as_mut_ptr().cast(), value) }
         }
 
         #[target_feature(enable = "avx2")]
         fn broadcast(table: &[u8; 16]) -> __m256i {
-            // SAFETY: 16 bytes can be read, and the load asks for no alignment.
+            // SAFETY: 16 bytes can be read, and the load needs no alignment.
             _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(table.as_ptr().cast()) })
         }
     }
@@ -260,10 +265,13 @@ mod tests {
             cuts in proptest::collection::vec(0usize..700, 0..20),
         ) {
             let fill = |salt: usize, len: usize| -> Vec<u8> {
-                (0..len).map(|at| (at * 31 + salt * 101 + usize::from(seed)).to_le_bytes()[0]).collect()
+                let byte = |at| (at * 31 + salt * 101 + usize::from(seed)).to_le_bytes()[0];
+                (0..len).map(byte).collect()
             };
-            // Most symbols are as long as the sums.
-            let symbol = |(salt, cut): (usize, &usize)| fill(salt, if salt % 3 > 0 { len } else { len.min(*cut) });
+            // Every third symbol may be shorter than the sums.
+            let symbol = |(salt, cut): (usize, &usize)| {
+                fill(salt, if salt % 3 > 0 { len } else { len.min(*cut) })
+            };
             let symbols: Vec<_> = cuts.iter().enumerate().map(symbol).collect();
             let symbols: Vec<_> = symbols.iter().map(Vec::as_slice).collect();
             let sums = |engine: Engine| {

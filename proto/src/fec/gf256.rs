@@ -1,7 +1,8 @@
-//! The field GF(2^8) with the polynomial x^8 + x^4 + x^3 + x + 1 (0x11B). It is the field of AES,
-//! so the CPU instruction `gf2p8mulb` could multiply in it directly.
+//! Arithmetic in the field GF(2^8) with the polynomial x^8 + x^4 + x^3 + x + 1 (0x11B).
+//!
+//! It is the field of AES, so the CPU instruction `gf2p8mulb` could multiply in it directly.
 
-/// Product of two elements.
+/// Returns the product of two elements.
 pub(super) const fn mul(a: u8, b: u8) -> u8 {
     let (mut a, mut b, mut product) = (a, b, 0);
     while b != 0 {
@@ -18,7 +19,7 @@ pub(super) const fn mul(a: u8, b: u8) -> u8 {
     product
 }
 
-/// Multiplicative inverse of each element. 0 has none; its entry is 0.
+/// Multiplicative inverse of each element. 0 has no inverse; its entry is 0.
 const INVERSES: [u8; 256] = inverses();
 
 const fn inverses() -> [u8; 256] {
@@ -35,13 +36,15 @@ const fn inverses() -> [u8; 256] {
     table
 }
 
-/// Inverse of an element. The element must not be 0.
+/// Returns the inverse of an element, which must not be 0.
 pub(super) const fn invert(a: u8) -> u8 {
     INVERSES[a as usize]
 }
 
-/// For every element `c`: its products with 0..16 and with the multiples of 16. The product of `c`
-/// and any byte is the sum of one entry of each.
+/// Products of every element `c` with `0..16` and with the multiples of 16.
+///
+/// The product of `c` and any byte is the sum of one entry of each table: that of the byte's low
+/// four bits and that of its high four bits.
 pub(super) static NIBBLES: [[[u8; 16]; 2]; 256] = nibbles();
 
 const fn nibbles() -> [[[u8; 16]; 2]; 256] {

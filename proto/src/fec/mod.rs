@@ -9,8 +9,8 @@
 //! repair_i = sum over j of source_j / (x_i + y_j)
 //! ```
 //!
-//! Each repair symbol is computed independently of the others. In a block with fewer pages the
-//! absent sources count as zero; a shorter page counts as padded with zeros.
+//! Each repair symbol is computed independently of the others. In a block with fewer than 128 pages
+//! the absent sources count as zero. A shorter page counts as padded with zeros.
 
 mod engine;
 mod gf256;
@@ -23,10 +23,10 @@ pub use engine::Engine;
 use engine::Sum;
 use gf256::{invert, mul};
 
-/// Most source symbols in a block.
+/// Largest number of source symbols in a block.
 pub const SOURCES: usize = 128;
 
-/// Most repair symbols of a block.
+/// Number of different repair symbols of a block.
 pub const REPAIRS: usize = 128;
 
 /// Position of a source symbol in its block, `0..128`.
@@ -71,7 +71,7 @@ impl RepairIndex {
     }
 }
 
-/// Factor of `source` in the sum `repair`.
+/// Returns the factor by which the symbol `repair` multiplies `source`.
 fn coefficient(repair: RepairIndex, source: SourceIndex) -> u8 {
     invert(repair.element() ^ source.element())
 }
@@ -88,8 +88,8 @@ pub fn encode<'a>(
     encode_all(engine, &mut [(repair, symbol)], &sources);
 }
 
-/// Computes several repair symbols of a block, several times as fast as [`encode`] one by one. All
-/// have the same length.
+/// Computes several repair symbols of a block, which all have the same length. Several times as
+/// fast as a call of [`encode`] for each.
 pub fn encode_all(
     engine: Engine,
     repairs: &mut [(RepairIndex, &mut [u8])],
@@ -102,7 +102,7 @@ pub fn encode_all(
     engine.add(&mut sums.collect::<Vec<_>>(), &payloads(sources));
 }
 
-/// Starts a sum in `bytes`. Adding the sources to it yields the repair symbol `repair`.
+/// Prepares the sum that adds to `bytes` the sources with the factors of the symbol `repair`.
 fn sum_of<'a>(
     repair: RepairIndex,
     sources: &[(SourceIndex, &[u8])],
@@ -116,29 +116,29 @@ fn payloads<'a>(sources: &[(SourceIndex, &'a [u8])]) -> Vec<&'a [u8]> {
     sources.iter().map(|(_, bytes)| *bytes).collect()
 }
 
-/// Why the given symbols do not give the block back.
+/// Reason why a block cannot be rebuilt from the given symbols.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
     /// There are fewer repair symbols than missing sources.
-    #[error("{missing} pages are missing and {repairs} repair symbols here")]
+    #[error("{missing} pages are missing, but only {repairs} repair symbols are given")]
     TooFew {
         /// Sources to rebuild.
         missing: usize,
         /// Repair symbols given.
         repairs: usize,
     },
-    /// An index is given twice, or a missing source is also given as present.
+    /// A symbol is given twice, or a missing source is also given as present.
     #[error("a symbol is given twice")]
     Twice,
-    /// A symbol is longer than the symbols of this block.
+    /// A repair symbol does not have the length of the block's symbols, or a source is longer.
     #[error("a symbol has the wrong length")]
     Length,
 }
 
-/// Rebuilds the `missing` sources of a block, each `len` bytes, in the order given.
+/// Rebuilds the `missing` sources of a block and returns them in the same order, `len` bytes each.
 ///
-/// `present` must contain all other sources that are not zero. `repairs` are `len` bytes each; as
-/// many of them are used as sources are missing.
+/// `present` must contain all other sources that are not zero. Each of `repairs` has `len` bytes;
+/// the first `missing.len()` of them are used.
 pub fn decode(
     engine: Engine,
     len: usize,
@@ -165,6 +165,7 @@ pub fn decode(
     Ok(rebuilt)
 }
 
+/// Checks that no symbol is given twice and that all lengths fit.
 fn check(
     len: usize,
     missing: &[SourceIndex],
@@ -192,7 +193,8 @@ fn check(
     if fits { Ok(()) } else { Err(DecodeError::Length) }
 }
 
-/// Subtracts the present sources from each repair symbol: what remains is a sum of missing sources.
+/// Subtracts the present sources from each repair symbol. The results are sums of the missing
+/// sources alone.
 fn syndromes(
     engine: Engine,
     present: &[(SourceIndex, &[u8])],
@@ -200,17 +202,18 @@ fn syndromes(
 ) -> Vec<Vec<u8>> {
     let mut syndromes: Vec<_> = used.iter().map(|(_, symbol)| symbol.to_vec()).collect();
     let sums = syndromes.iter_mut().zip(used).map(|(syndrome, (repair, _))| {
-        // Minus is plus.
+        // In this field subtraction is addition.
         sum_of(*repair, present, syndrome)
     });
     engine.add(&mut sums.collect::<Vec<_>>(), &payloads(present));
     syndromes
 }
 
-/// Inverse of the Cauchy matrix `1 / (x_i + y_j)`, one row of factors for each of `columns`.
+/// Returns the inverse of the Cauchy matrix `1 / (x_i + y_j)`: a row of factors for each of
+/// `columns`.
 ///
-/// The entry for `x_r` and `y_c` is (Knuth, The Art of Computer Programming 1, 1.2.3, exercise 41;
-/// in this field minus is plus)
+/// The entry for `x_r` and `y_c` is as follows (Knuth, The Art of Computer Programming 1, 1.2.3,
+/// exercise 41). In this field subtraction is addition.
 ///
 /// ```text
 ///                 product over k of (x_k + y_c) (x_r + y_k)
@@ -218,27 +221,30 @@ fn syndromes(
 /// (x_r + y_c) * product over k != r of (x_r + x_k) * product over k != c of (y_c + y_k)
 /// ```
 ///
-/// Each product depends on the row alone or on the column alone.
+/// Apart from `x_r + y_c`, each product depends on the row alone or on the column alone.
 fn inverse(rows: &[RepairIndex], columns: &[SourceIndex]) -> Vec<Vec<u8>> {
     let xs: Vec<_> = rows.iter().map(|repair| repair.element()).collect();
     let ys: Vec<_> = columns.iter().map(|source| source.element()).collect();
-    let of_rows: Vec<_> = xs.iter().map(|x| share(*x, &xs, &ys)).collect();
-    let of_columns: Vec<_> = ys.iter().map(|y| share(*y, &ys, &xs)).collect();
+    let row_factors: Vec<_> = xs.iter().map(|x| factor(*x, &xs, &ys)).collect();
+    let column_factors: Vec<_> = ys.iter().map(|y| factor(*y, &ys, &xs)).collect();
     let entry = |x: &u8, y: &u8, row: u8, column: u8| mul(mul(row, column), invert(x ^ y));
     ys.iter()
-        .zip(&of_columns)
+        .zip(&column_factors)
         .map(|(y, column)| {
-            xs.iter().zip(&of_rows).map(|(x, row)| entry(x, y, *row, *column)).collect()
+            xs.iter().zip(&row_factors).map(|(x, row)| entry(x, y, *row, *column)).collect()
         })
         .collect()
 }
 
-/// Products that depend on `this` alone: its sums with all of `others`, divided by its sums with
-/// the rest of `same`.
-fn share(this: u8, same: &[u8], others: &[u8]) -> u8 {
-    let product = |of: &[u8]| of.iter().fold(1, |product, that| mul(product, this ^ that));
-    let rest: Vec<_> = same.iter().copied().filter(|that| *that != this).collect();
-    mul(product(others), invert(product(&rest)))
+/// Returns the part of an entry of the inverse that depends on one row or column alone.
+///
+/// `element` is its x or y, `axis` contains the elements of all rows or all columns, and `others`
+/// those of the other axis. The part is the product of `element + other` over `others`, divided by
+/// the product of `element + peer` over the rest of `axis`.
+fn factor(element: u8, axis: &[u8], others: &[u8]) -> u8 {
+    let product = |elements: &[u8]| elements.iter().fold(1, |acc, other| mul(acc, element ^ other));
+    let peers: Vec<_> = axis.iter().copied().filter(|peer| *peer != element).collect();
+    mul(product(others), invert(product(&peers)))
 }
 
 #[cfg(test)]

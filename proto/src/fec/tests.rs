@@ -12,7 +12,7 @@ fn repair(index: usize) -> RepairIndex {
     RepairIndex::new(index).unwrap()
 }
 
-/// Pages of `len` bytes, the last one perhaps shorter.
+/// Returns `count` pages of `len` bytes, the last one of `last` bytes.
 fn pages(count: usize, len: usize, last: usize, seed: u64) -> Vec<Vec<u8>> {
     let mut state = seed | 1;
     let mut byte = || {
@@ -37,7 +37,7 @@ fn symbol(pages: &[Vec<u8>], index: usize, len: usize) -> Vec<u8> {
 
 #[test]
 fn the_worked_example_of_the_protocol_holds() {
-    // docs/PROTOCOL.md, "Repair": a block of two pages of four bytes.
+    // docs/PROTOCOL.md, "The code": a block of two pages of four bytes.
     let pages = [b"abcd".to_vec(), b"efgh".to_vec()];
     assert_eq!(symbol(&pages, 0, 4), WORKED_REPAIR_0);
     assert_eq!(symbol(&pages, 1, 4), WORKED_REPAIR_1);
@@ -47,7 +47,7 @@ const WORKED_REPAIR_0: [u8; 4] = [0xb3, 0xaf, 0x52, 0x4a];
 const WORKED_REPAIR_1: [u8; 4] = [0x6a, 0x76, 0x8b, 0x3a];
 
 #[test]
-fn what_cannot_be_decoded_is_told_apart() {
+fn each_reason_that_prevents_decoding_has_its_own_error() {
     let pages = pages(3, 8, 8, 1);
     let (first, second) = (symbol(&pages, 0, 8), symbol(&pages, 1, 8));
     let present: Vec<_> = indexed(&pages).skip(2).collect();
@@ -64,7 +64,7 @@ fn what_cannot_be_decoded_is_told_apart() {
 }
 
 #[test]
-fn a_block_of_which_nothing_but_repair_arrived_is_rebuilt() {
+fn a_block_is_rebuilt_from_repair_symbols_alone() {
     let pages = pages(SOURCES, 64, 64, 2);
     let symbols: Vec<_> = (0..REPAIRS).map(|index| symbol(&pages, index, 64)).collect();
     let repairs: Vec<_> =
@@ -77,7 +77,7 @@ fn a_block_of_which_nothing_but_repair_arrived_is_rebuilt() {
 
 proptest! {
     #[test]
-    fn any_symbols_as_many_as_the_block_has_pages_give_it_back(
+    fn any_repair_symbols_rebuild_as_many_lost_pages(
         count in 1usize..=SOURCES, len in 1usize..300, seed: u64, cut in 1usize..300,
         order in Just((0..SOURCES).collect::<Vec<_>>()).prop_shuffle(),
         chosen in Just((0..REPAIRS).collect::<Vec<_>>()).prop_shuffle(),
@@ -87,8 +87,8 @@ proptest! {
         let lost: Vec<_> = order.into_iter().filter(|at| *at < count).take(lost).collect();
         let missing: Vec<_> = lost.iter().map(|at| source(*at)).collect();
         let present: Vec<_> = indexed(&pages).filter(|(at, _)| !lost.contains(&at.get())).collect();
-        let symbols: Vec<_> =
-            chosen.iter().take(lost.len()).map(|at| (repair(*at), symbol(&pages, *at, len))).collect();
+        let numbered = |at: &usize| (repair(*at), symbol(&pages, *at, len));
+        let symbols: Vec<_> = chosen.iter().take(lost.len()).map(numbered).collect();
         let repairs: Vec<_> = symbols.iter().map(|(at, symbol)| (*at, symbol.as_slice())).collect();
         for engine in Engine::all() {
             let rebuilt = decode(engine, len, &missing, &present, &repairs).unwrap();

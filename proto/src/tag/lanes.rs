@@ -1,11 +1,11 @@
-//! Computes the tags of eight datagrams at the same time.
+//! Computes the tags of eight datagrams in parallel.
 //!
-//! BLAKE3 hashes the chunks of a long message in parallel, but a datagram of 1472 bytes has only
-//! two chunks. Datagrams of equal length take the same steps, so here each datagram has a vector
-//! lane of its own.
+//! The BLAKE3 library hashes the chunks of a long message in parallel, but a datagram of 1472 bytes
+//! has only two chunks. Datagrams of equal length need the same computation, so here each datagram
+//! has a vector lane of its own.
 //!
-//! The steps are those of the BLAKE3 paper, section 2. Messages longer than two chunks are left to
-//! the library, which is fast at these.
+//! The computation is that of the BLAKE3 paper, section 2. The library hashes messages longer than
+//! two chunks; it is fast at these.
 
 use core::ops::Range;
 
@@ -14,15 +14,17 @@ use super::{KEY_LEN, TAG, Tag};
 /// Datagrams hashed in parallel.
 pub(super) const LANES: usize = 8;
 
-/// Bytes that one compression consumes.
+/// Bytes of a block: the input of one compression.
 const BLOCK: usize = 64;
+
+/// [`BLOCK`] as a `u32`, the type of the compression function's length word.
 const BLOCK_LEN: u32 = 64;
 const _: () = assert!(BLOCK_LEN as usize == BLOCK);
 
-/// Bytes of a leaf of the hash tree.
+/// Bytes of a chunk: a leaf of the hash tree.
 const CHUNK: usize = 1024;
 
-/// Longest message handled here; the library hashes longer ones.
+/// Longest message that this module hashes.
 const MESSAGE_MAX: usize = 2 * CHUNK;
 
 /// Initialization vector: BLAKE3 paper, table 1.
@@ -48,7 +50,7 @@ mod flag {
 
 const ROUNDS: usize = 7;
 
-/// Word of the block that each step of a round mixes in.
+/// Index of the block's word that each step of a round mixes in.
 const SCHEDULE: [[usize; 16]; ROUNDS] = schedule();
 
 /// Computes the schedule: the words of a block are permuted between two rounds (BLAKE3 paper, table
@@ -81,8 +83,10 @@ pub(super) fn tags(key: &[u8; KEY_LEN], datagrams: &[&[u8]]) -> Option<[Tag; LAN
     sys::tags(key, &lanes)
 }
 
-/// Copies the block at offset `at` of the message, padded with zeros. The message is the datagram
-/// without its tag. Needed for the first block, which the tag interrupts, and for the last.
+/// Copies the block at offset `at` of the message, padded with zeros.
+///
+/// The message is the datagram without its tag. The first block must be copied because the tag
+/// divides its bytes in the datagram, the last block because of the padding.
 fn edge_block(datagram: &[u8], at: usize) -> [u8; BLOCK] {
     let mut block = [0; BLOCK];
     let front = if at == 0 { &datagram[..TAG.start] } else { &[] };
@@ -105,7 +109,7 @@ fn blocks(chunk: Range<usize>) -> impl Iterator<Item = (usize, u32, u32)> {
     })
 }
 
-/// Access to vector instructions: none on this architecture.
+/// Stand-in for architectures without an implementation here.
 #[cfg(not(target_arch = "x86_64"))]
 mod sys {
     use super::{KEY_LEN, LANES, Tag};
@@ -145,7 +149,7 @@ mod sys {
     const _: () = assert!(2 * HALF == BLOCK);
 
     pub(super) fn tags(key: &[u8; KEY_LEN], datagrams: &[&[u8]; LANES]) -> Option<[Tag; LANES]> {
-        // SAFETY: the CPU has AVX2, asked in the same expression.
+        // SAFETY: the CPU has AVX2, as checked in the same expression.
         avx2::get().then(|| unsafe { hash(key, datagrams) })
     }
 
@@ -153,14 +157,14 @@ mod sys {
     #[target_feature(enable = "avx2")]
     fn hash(key: &[u8; KEY_LEN], datagrams: &[&[u8]; LANES]) -> [Tag; LANES] {
         let words = key.as_chunks().0;
-        let key: [Words; 8] = from_fn(|word| every(u32::from_le_bytes(words[word])));
+        let key: [Words; 8] = from_fn(|word| broadcast(u32::from_le_bytes(words[word])));
         let len = datagrams[0].len() - TAG.len();
         let root = if len <= CHUNK {
             chunk(&key, datagrams, 0..len, flag::ROOT)
         } else {
             let left = chunk(&key, datagrams, 0..CHUNK, 0);
             let right = chunk(&key, datagrams, CHUNK..len, 0);
-            let mut both = [every(0); 16];
+            let mut both = [broadcast(0); 16];
             both[..8].copy_from_slice(&left);
             both[8..].copy_from_slice(&right);
             let flags = flag::PARENT | flag::ROOT | flag::KEYED_HASH;
@@ -170,8 +174,8 @@ mod sys {
         from_fn(|lane| (u64::from(high[lane]) << 32 | u64::from(low[lane])).to_le_bytes())
     }
 
-    /// Hashes one chunk of each message. `root` is the flag for the last block if the message has
-    /// no other chunk.
+    /// Hashes one chunk of each message. `root` is [`flag::ROOT`] if the message has no other
+    /// chunk, else 0.
     #[target_feature(enable = "avx2")]
     fn chunk(
         key: &[Words; 8],
@@ -187,18 +191,18 @@ mod sys {
         })
     }
 
-    /// Compression function of the paper, truncated to 8 words. `number` is that of the chunk;
-    /// `len` and `flags` belong to the block.
+    /// Compression function of the paper, truncated to 8 words. `number` is the chunk's number in
+    /// the message; `len` and `flags` are those of the block.
     #[target_feature(enable = "avx2")]
     fn compress(
         state: &[Words; 8],
         block: &[Words; 16],
         [number, len, flags]: [u32; 3],
     ) -> [Words; 8] {
-        let mut v = [every(0); 16];
+        let mut v = [broadcast(0); 16];
         v[..8].copy_from_slice(state);
-        v[8..12].copy_from_slice(&[IV[0], IV[1], IV[2], IV[3]].map(|word| every(word)));
-        (v[12], v[14], v[15]) = (every(number), every(len), every(flags));
+        v[8..12].copy_from_slice(&[IV[0], IV[1], IV[2], IV[3]].map(|word| broadcast(word)));
+        (v[12], v[14], v[15]) = (broadcast(number), broadcast(len), broadcast(flags));
         round::<0>(&mut v, block);
         round::<1>(&mut v, block);
         round::<2>(&mut v, block);
@@ -279,21 +283,21 @@ mod sys {
     fn load_blocks(lanes: &[&[u8]; LANES], from: usize) -> [Words; 16] {
         // No iterator here: its closures would be compiled without AVX2 and become calls.
         let half = |lane: usize, half: usize| load_words(&lanes[lane][from + half * HALF..]);
-        let all = |of: usize| {
+        let words_of_half = |index: usize| {
             transpose([
-                half(0, of),
-                half(1, of),
-                half(2, of),
-                half(3, of),
-                half(4, of),
-                half(5, of),
-                half(6, of),
-                half(7, of),
+                half(0, index),
+                half(1, index),
+                half(2, index),
+                half(3, index),
+                half(4, index),
+                half(5, index),
+                half(6, index),
+                half(7, index),
             ])
         };
-        let mut words = [every(0); 16];
-        words[..8].copy_from_slice(&all(0));
-        words[8..].copy_from_slice(&all(1));
+        let mut words = [broadcast(0); 16];
+        words[..8].copy_from_slice(&words_of_half(0));
+        words[8..].copy_from_slice(&words_of_half(1));
         words
     }
 
@@ -301,7 +305,7 @@ mod sys {
     /// halves, then across the halves.
     #[target_feature(enable = "avx2")]
     #[inline]
-    #[expect(clippy::many_single_char_names, reason = "rows have no better names")]
+    #[expect(clippy::many_single_char_names, reason = "a letter for each of eight equal rows")]
     fn transpose([a, b, c, d, e, f, g, h]: [Words; 8]) -> [Words; 8] {
         let [a, b, c, d] = transpose_halves([a, b, c, d]);
         let [e, f, g, h] = transpose_halves([e, f, g, h]);
@@ -325,7 +329,7 @@ mod sys {
 
     #[target_feature(enable = "avx2")]
     #[inline]
-    fn every(word: u32) -> Words {
+    fn broadcast(word: u32) -> Words {
         _mm256_set1_epi32(word.cast_signed())
     }
 
@@ -333,14 +337,14 @@ mod sys {
     #[inline]
     fn load_words(bytes: &[u8]) -> Words {
         assert!(bytes.len() >= size_of::<Words>());
-        // SAFETY: 32 bytes can be read, and the load asks for no alignment.
+        // SAFETY: 32 bytes can be read, and the load needs no alignment.
         unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
     }
 
     #[target_feature(enable = "avx2")]
     fn lanes(words: Words) -> [u32; LANES] {
         let mut lanes = [0; LANES];
-        // SAFETY: 32 bytes can be written, and the store asks for no alignment.
+        // SAFETY: 32 bytes can be written, and the store needs no alignment.
         unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), words) };
         lanes
     }

@@ -1,4 +1,5 @@
-//! Datagram with a page: four `u32` in network byte order, then the page. docs/PROTOCOL.md, "Data".
+//! Data datagrams: a header of four `u32` in network byte order, then a page. docs/PROTOCOL.md,
+//! "Data".
 
 use core::ops::Range;
 
@@ -25,7 +26,7 @@ mod reference {
     pub(super) const SIZE: Range<usize> = 12..16;
 }
 
-/// Meaning of the four header words in the datagrams of a cast.
+/// Order and meaning of the four header words, the same in all datagrams of a cast.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
     /// Layout of the base protocol: size, page number, reserved, reserved.
@@ -35,7 +36,7 @@ pub enum Layout {
     Reference,
 }
 
-/// A page as carried by a datagram.
+/// The page that a datagram carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Page<'a> {
     /// Position of the page in its file.
@@ -44,20 +45,20 @@ pub struct Page<'a> {
     pub payload: &'a [u8],
 }
 
-/// Why a datagram is not a page of this cast. The receiver has a counter for each reason.
+/// Reason why a datagram carries no page of this cast. The receiver counts each reason separately.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub enum DataError {
-    /// Shorter than the header.
-    #[error("shorter than its header")]
+    /// The datagram is shorter than the header.
+    #[error("the datagram is shorter than its header")]
     Short,
-    /// The header's size and the number of bytes behind the header do not agree.
-    #[error("size does not fit its payload")]
+    /// The size in the header is 0 or does not fit the number of bytes after the header.
+    #[error("the size in the header does not fit the payload")]
     Size,
     /// The page number is 0 or above the announced number of pages.
-    #[error("no such page")]
+    #[error("the file has no page of this number")]
     Index,
-    /// The reference layout's page count or checksum is wrong.
-    #[error("checksum or page count is wrong")]
+    /// The page count or the checksum of the reference layout is wrong.
+    #[error("the checksum or the page count is wrong")]
     Checksum,
 }
 
@@ -65,8 +66,8 @@ impl Layout {
     /// Detects the layout of a cast from one of its datagrams; `None` if it fits neither layout.
     ///
     /// In the reference layout the second word is the announced page count and the fourth the
-    /// length of the payload. A base datagram has its reserved words there: zero, or a tag, which
-    /// collides once in 2^32.
+    /// length of the payload. In the base layout the fourth word is reserved: zero, or half of a
+    /// tag, which equals the length once in 2^32 datagrams.
     pub fn detect(datagram: &[u8], pages: u32) -> Option<Self> {
         [Self::Reference, Self::Base]
             .into_iter()
@@ -110,7 +111,7 @@ impl Layout {
         header
     }
 
-    /// Decodes a datagram of a cast that announced `pages` pages. In the base layout bytes behind
+    /// Decodes a datagram of a cast that announced `pages` pages. In the base layout, bytes after
     /// the page are padding.
     pub fn decode(self, datagram: &[u8], pages: u32) -> Result<Page<'_>, DataError> {
         let (header, rest) = datagram.split_first_chunk::<HEADER_LEN>().ok_or(DataError::Short)?;
@@ -178,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn the_reference_layout_announces_a_phantom_page_behind_an_exact_multiple() {
+    fn the_reference_layout_announces_a_phantom_page_after_an_exact_multiple() {
         let geometry = |size| Geometry::new(size, PageSize::new(1450).unwrap()).unwrap();
         assert_eq!(Layout::Reference.announced_pages(&geometry(2900)), 3);
         assert_eq!(Layout::Reference.announced_pages(&geometry(2901)), 3);
@@ -186,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_a_datagram_is_told_apart() {
+    fn each_defect_of_a_datagram_has_its_own_error() {
         let good = datagram(Layout::Base, 0, 2, b"page");
         let with = |at: usize, byte: u8| {
             let mut bytes = good.clone();

@@ -1,7 +1,7 @@
-//! Datagram formats, one file for each port.
+//! Datagram formats: a module for the data port and one for the repair channel.
 //!
-//! Decoding never panics and trusts no length in a datagram. Whatever does not fit is a
-//! [`DataError`] or a [`RepairError`]; the receiver counts it and drops the datagram.
+//! Decoding never panics and trusts no length in a datagram. A malformed datagram yields a
+//! [`DataError`] or a [`RepairError`]; the receiver counts and drops it.
 
 mod data;
 mod repair;

@@ -1,4 +1,5 @@
-//! The repair channel: a second UDP port of the same group. docs/PROTOCOL.md, "Repair channel".
+//! Datagrams of the repair channel, a second UDP port of the same group. docs/PROTOCOL.md, "Repair
+//! channel".
 
 use alloc::vec::Vec;
 use core::ops::Range;
@@ -24,10 +25,10 @@ const KIND_SYMBOL: u8 = 1;
 const KIND_BEACON: u8 = 2;
 const KIND_END: u8 = 3;
 
-/// Number of repair symbols of a block: sent so far and promised in all.
+/// Numbers of repair symbols of a block: sent so far, and promised in all.
 ///
-/// Symbols go out in the order of their numbers, so a count also says which symbols. Counts go on
-/// beyond 128, where symbol numbers start again; 255 stands for 255 or more.
+/// Symbols go out in the order of their numbers, so the counts also identify the symbols. Counts
+/// continue beyond 128, where symbol numbers start again at 0; 255 stands for 255 or more.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Level {
     /// Symbols sent so far.
@@ -45,41 +46,41 @@ pub enum RepairDatagram<'a> {
         block: BlockIndex,
         /// Number of the symbol in its block.
         symbol: RepairIndex,
-        /// Symbols promised for the block in all, capped at 255.
+        /// Symbols promised for the block in all; 255 stands for 255 or more.
         promised: u8,
-        /// The symbol: as many bytes as a full page.
+        /// Bytes of the symbol, as many as a full page has.
         payload: &'a [u8],
     },
     /// State of the stream and of the promises.
     Beacon(Beacon),
-    /// The cast is over: no more datagrams follow in this group.
+    /// End of the cast: no more datagrams follow in this group.
     End {
-        /// Number that the next beacon would have had. An end below the number of a beacon that
-        /// came is an old one. `None`: the server does not tell.
+        /// Number that the next beacon would have had; `None` if the server does not state it. An
+        /// end whose number is not above that of a received beacon is outdated.
         next_beacon: Option<u32>,
     },
 }
 
-/// State of the stream and of the promises, so that members know what to report and when.
+/// State of the stream and of the promises. Members derive from it what to report and when.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Beacon {
-    /// Number of the beacon, rising by one. Identifies beacons that others overtook.
+    /// Number of the beacon, rising by one. Receivers drop a beacon that a newer one overtook.
     pub number: u32,
     /// Page that the stream sends next, counted from 0; the number of pages while the stream rests.
     pub position: PageIndex,
-    /// Members that the server counts on, without those that only demand pages.
+    /// Number of members, without those that only demand pages.
     pub members: u32,
     /// Share of the members that may report, in 1/65536, rounded up. 65,535 means all.
     pub permit: u16,
-    /// Time over which members spread their reports.
+    /// Time over which members spread their reports, in milliseconds.
     pub spread_ms: u16,
-    /// Rate of the cast, and which members report counters.
+    /// Rate of the cast, and the members that report counters.
     pub pace: Pace,
     /// Levels of all blocks of some windows, ascending by window.
     pub windows: Vec<(WindowIndex, Vec<Level>)>,
 }
 
-/// Rate section of a beacon. docs/PROTOCOL.md, "Rate".
+/// The part of a beacon that serves rate control. docs/PROTOCOL.md, "Rate".
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pace {
     /// Pages and symbols that the cast sent before this beacon, on both ports.
@@ -89,21 +90,22 @@ pub struct Pace {
     /// Share of the members that report counters regularly (the panel), in 1/65536, rounded up.
     /// 65,535 means all.
     pub panel: u16,
-    /// Time between two reports of a panel member; 0 if no member reports regularly.
+    /// Time between two reports of a panel member, in milliseconds; 0 if no member reports
+    /// regularly.
     pub interval_ms: u16,
 }
 
-/// Why a datagram of the repair channel is dropped.
+/// Reason why a datagram of the repair channel is dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RepairError {
-    /// Shorter or longer than its kind and content require.
-    #[error("too short")]
-    Short,
-    /// Kind of a later version of this protocol.
-    #[error("unknown kind")]
+    /// The datagram is shorter or longer than its kind and content require.
+    #[error("the datagram has the wrong length")]
+    Length,
+    /// The kind is unknown. A later version of the protocol may define it.
+    #[error("the kind of the datagram is unknown")]
     Kind,
     /// The file has no such block or window, or the code no such symbol.
-    #[error("no such block")]
+    #[error("the file has no such block, window or symbol")]
     Index,
 }
 
@@ -137,8 +139,8 @@ pub fn symbol_header(
     header
 }
 
-/// Encodes the datagram that announces the end of a cast. `next_beacon` is the number that the next
-/// beacon would have had.
+/// Encodes the datagram that announces the end of a cast. `next_beacon` is as in
+/// [`RepairDatagram::End`].
 pub fn end_datagram(next_beacon: Option<u32>) -> Vec<u8> {
     let mut bytes = header(KIND_END).to_vec();
     bytes.extend(next_beacon.iter().flat_map(|number| number.to_be_bytes()));
@@ -152,7 +154,8 @@ fn header(kind: u8) -> [u8; REPAIR_HEADER_LEN] {
 }
 
 impl Beacon {
-    /// Length of a beacon datagram with this many windows and, in all of them, this many blocks.
+    /// Length in bytes of a beacon datagram with `windows` windows, which have `blocks` blocks in
+    /// all.
     pub fn datagram_len(windows: usize, blocks: usize) -> usize {
         REPAIR_HEADER_LEN + beacon::LEN + windows * 4 + blocks * 2
     }
@@ -177,32 +180,32 @@ impl Beacon {
     }
 
     fn decode(bytes: &[u8], layout: BlockLayout) -> Result<Self, RepairError> {
-        let (fixed, mut rest) = bytes.split_at_checked(beacon::LEN).ok_or(RepairError::Short)?;
+        let (fixed, mut rest) = bytes.split_at_checked(beacon::LEN).ok_or(RepairError::Length)?;
         let mut windows = Vec::new();
         while !rest.is_empty() {
-            let (number, levels) = rest.split_at_checked(4).ok_or(RepairError::Short)?;
-            let window = WindowIndex(word(number));
+            let (number, levels) = rest.split_at_checked(4).ok_or(RepairError::Length)?;
+            let window = WindowIndex(be_u32(number));
             let blocks = layout.blocks_of(window);
             let len = (blocks.end - blocks.start) as usize * 2;
             if len == 0 {
                 return Err(RepairError::Index);
             }
-            let (levels, others) = levels.split_at_checked(len).ok_or(RepairError::Short)?;
+            let (levels, others) = levels.split_at_checked(len).ok_or(RepairError::Length)?;
             let level = |pair: &[u8]| Level { sent: pair[0], promised: pair[1].max(pair[0]) };
             windows.push((window, levels.chunks_exact(2).map(level).collect()));
             rest = others;
         }
         Ok(Self {
-            number: word(&fixed[beacon::NUMBER]),
-            position: PageIndex(word(&fixed[beacon::POSITION])),
-            members: word(&fixed[beacon::MEMBERS]),
-            permit: half(&fixed[beacon::PERMIT]),
-            spread_ms: half(&fixed[beacon::SPREAD]),
+            number: be_u32(&fixed[beacon::NUMBER]),
+            position: PageIndex(be_u32(&fixed[beacon::POSITION])),
+            members: be_u32(&fixed[beacon::MEMBERS]),
+            permit: be_u16(&fixed[beacon::PERMIT]),
+            spread_ms: be_u16(&fixed[beacon::SPREAD]),
             pace: Pace {
-                sent: long(&fixed[beacon::SENT]),
-                rate_kbps: word(&fixed[beacon::RATE]),
-                panel: half(&fixed[beacon::PANEL]),
-                interval_ms: half(&fixed[beacon::INTERVAL]),
+                sent: be_u64(&fixed[beacon::SENT]),
+                rate_kbps: be_u32(&fixed[beacon::RATE]),
+                panel: be_u16(&fixed[beacon::PANEL]),
+                interval_ms: be_u16(&fixed[beacon::INTERVAL]),
             },
             windows,
         })
@@ -217,21 +220,21 @@ impl<'a> RepairDatagram<'a> {
         page_size: u32,
     ) -> Result<Self, RepairError> {
         let (header, payload) =
-            bytes.split_first_chunk::<REPAIR_HEADER_LEN>().ok_or(RepairError::Short)?;
+            bytes.split_first_chunk::<REPAIR_HEADER_LEN>().ok_or(RepairError::Length)?;
         match header[field::KIND] {
             KIND_SYMBOL => {
-                let block = BlockIndex(word(&header[field::BLOCK]));
-                let symbol = RepairIndex::new(half(&header[field::SYMBOL]).into());
+                let block = BlockIndex(be_u32(&header[field::BLOCK]));
+                let symbol = RepairIndex::new(be_u16(&header[field::SYMBOL]).into());
                 let symbol =
                     symbol.filter(|_| block.0 < layout.blocks()).ok_or(RepairError::Index)?;
                 if payload.len() != page_size as usize {
-                    return Err(RepairError::Short);
+                    return Err(RepairError::Length);
                 }
                 Ok(Self::Symbol { block, symbol, promised: header[field::PROMISED], payload })
             }
             KIND_BEACON => Beacon::decode(payload, layout).map(Self::Beacon),
             KIND_END => {
-                let next_beacon = payload.first_chunk::<4>().map(|number| word(number));
+                let next_beacon = payload.first_chunk::<4>().map(|number| be_u32(number));
                 Ok(Self::End { next_beacon })
             }
             _ => Err(RepairError::Kind),
@@ -239,21 +242,24 @@ impl<'a> RepairDatagram<'a> {
     }
 }
 
-/// Number of the symbol that raises a block's count from `sent` to `sent + 1`.
+/// Number of the symbol that a block gets after `sent` symbols.
 pub fn symbol_number(sent: u32) -> RepairIndex {
     RepairIndex::new(sent as usize % REPAIRS).expect("a remainder by 128")
 }
 
-fn long(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0, |long, &byte| long << 8 | u64::from(byte))
+/// Decodes 8 bytes in network byte order.
+fn be_u64(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0, |value, &byte| value << 8 | u64::from(byte))
 }
 
-fn word(bytes: &[u8]) -> u32 {
-    bytes.iter().fold(0, |word, &byte| word << 8 | u32::from(byte))
+/// Decodes 4 bytes in network byte order.
+fn be_u32(bytes: &[u8]) -> u32 {
+    bytes.iter().fold(0, |value, &byte| value << 8 | u32::from(byte))
 }
 
-fn half(bytes: &[u8]) -> u16 {
-    bytes.iter().fold(0, |half, &byte| half << 8 | u16::from(byte))
+/// Decodes 2 bytes in network byte order.
+fn be_u16(bytes: &[u8]) -> u16 {
+    bytes.iter().fold(0, |value, &byte| value << 8 | u16::from(byte))
 }
 
 #[cfg(test)]
@@ -281,10 +287,11 @@ mod tests {
         [&symbol_header(BlockIndex(block), number, 9)[..], payload].concat()
     }
 
-    /// Whether section 5 of docs/PROTOCOL.md holds a hex dump of these bytes.
+    /// Whether section 5 of docs/PROTOCOL.md contains a hex dump of these bytes.
     fn is_quoted(bytes: &[u8]) -> bool {
-        let page = include_str!("../../../docs/PROTOCOL.md");
-        let section = page.split("\n## ").find(|section| section.starts_with("5 Repair")).unwrap();
+        let protocol = include_str!("../../../docs/PROTOCOL.md");
+        let section =
+            protocol.split("\n## ").find(|section| section.starts_with("5 Repair")).unwrap();
         let hex = |group: &[u8]| {
             group.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ")
         };
@@ -300,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn the_worked_beacon_is_that_of_two_windows_at_rest() {
+    fn the_worked_beacon_of_the_protocol_states_two_windows_at_rest() {
         let level = |count| Level { sent: count, promised: count };
         let beacon = Beacon {
             number: 41,
@@ -320,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn the_worked_symbol_is_the_second_one_of_block_3() {
+    fn the_worked_symbol_of_the_protocol_is_the_second_one_of_block_3() {
         let layout = BlockLayout::new(400, 2).unwrap();
         let mut file: Vec<u8> = (0..19_190_u32).map(|at| u8::try_from(at % 251).unwrap()).collect();
         file.resize(400 * 48, 0);
@@ -334,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn what_bytes_mean_nothing_are_ignored_and_what_is_left_over_is_not() {
+    fn unused_header_bytes_are_ignored_and_bytes_after_a_beacon_are_an_error() {
         let mut end = end_datagram(None);
         end[1..].fill(0xee);
         end.push(0xee);
@@ -350,13 +357,13 @@ mod tests {
         }
         .encode();
         beacon[1..8].fill(0xee);
-        assert!(decode(&beacon).is_ok(), "a beacon may tell of no window");
+        assert!(decode(&beacon).is_ok(), "a beacon without windows is valid");
         beacon.push(0);
-        assert_eq!(decode(&beacon), Err(RepairError::Short));
+        assert_eq!(decode(&beacon), Err(RepairError::Length));
     }
 
     #[test]
-    fn a_promise_below_what_was_sent_counts_as_that() {
+    fn a_promise_below_sent_counts_as_sent() {
         let windows = alloc::vec![(WindowIndex(1), alloc::vec![Level { sent: 7, promised: 3 }; 4])];
         let beacon = Beacon {
             number: 1,
@@ -387,11 +394,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_told_apart() {
+    fn each_defect_of_a_datagram_has_its_own_error() {
         assert_eq!(decode(&symbol(8, 0, &[1; 8])), Err(RepairError::Index));
-        assert_eq!(decode(&symbol(7, 0, &[1; 7])), Err(RepairError::Short));
+        assert_eq!(decode(&symbol(7, 0, &[1; 7])), Err(RepairError::Length));
         assert_eq!(decode(&[0; 16]), Err(RepairError::Kind));
-        assert_eq!(decode(&[3; 15]), Err(RepairError::Short));
+        assert_eq!(decode(&[3; 15]), Err(RepairError::Length));
         for next_beacon in [None, Some(0x0102_0304)] {
             let end = RepairDatagram::End { next_beacon };
             assert_eq!(decode(&end_datagram(next_beacon)), Ok(end));
@@ -402,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn a_beacon_that_names_no_window_of_the_file_is_dropped() {
+    fn a_beacon_with_a_window_that_the_file_lacks_is_refused() {
         let beacon = |window: u32, blocks: usize| Beacon {
             number: 1,
             position: PageIndex(0),
@@ -414,7 +421,7 @@ mod tests {
         };
         assert!(decode(&beacon(1, 4).encode()).is_ok());
         assert_eq!(decode(&beacon(2, 4).encode()), Err(RepairError::Index));
-        assert_eq!(decode(&beacon(1, 3).encode()), Err(RepairError::Short));
+        assert_eq!(decode(&beacon(1, 3).encode()), Err(RepairError::Length));
     }
 
     proptest! {
@@ -429,13 +436,15 @@ mod tests {
                 .into_iter()
                 .map(|(one, other)| Level { sent: one.min(other), promised: one.max(other) })
                 .collect();
+            let window = |(levels, at): (&[Level], u32)| (WindowIndex(at), levels.to_vec());
             let beacon = Beacon {
                 number, position: PageIndex(position), members, permit, spread_ms,
                 pace: Pace { sent, rate_kbps, panel, interval_ms },
-                windows: levels.chunks(4).zip(0..windows).map(|(it, at)| (WindowIndex(at), it.to_vec())).collect(),
+                windows: levels.chunks(4).zip(0..windows).map(window).collect(),
             };
             let bytes = beacon.encode();
-            prop_assert_eq!(bytes.len(), Beacon::datagram_len(windows as usize, windows as usize * 4));
+            let blocks = windows as usize * 4;
+            prop_assert_eq!(bytes.len(), Beacon::datagram_len(windows as usize, blocks));
             prop_assert_eq!(decode(&bytes), Ok(RepairDatagram::Beacon(beacon)));
         }
 

@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
 use bootcast_proto::api::{CastStatus, Report, Status, WantBody};
-use bootcast_proto::quiet::Limiter;
+use bootcast_proto::log_limit::Limiter;
 use bootcast_proto::wire::end_datagram;
 use bootcast_proto::{PageRange, RemotePath};
 

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use bootcast_proto::RemotePath;
-use bootcast_proto::quiet::Limiter;
+use bootcast_proto::log_limit::Limiter;
 
 use crate::cast::{EndReason, Ended};
 

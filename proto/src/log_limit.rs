@@ -1,30 +1,31 @@
-//! Rate limit for log messages: each cause is told once a minute.
+//! Rate limit for log messages: at most one message a minute for each cause.
 //!
 //! An outside event (a request, a datagram, an absent server) may repeat a thousand times a second.
-//! A message that such an event can cause asks a [`Limiter`] first.
+//! Code that logs such an event asks a [`Limiter`] first.
 
 use alloc::collections::BTreeMap;
 use core::fmt;
 use core::ops::Sub;
 use core::time::Duration;
 
-/// Time between two messages of one cause.
+/// Shortest time between two messages of one cause.
 pub const PERIOD: Duration = Duration::from_secs(60);
 
-/// Number of causes that are told apart. All further ones share one more message in each period, so
-/// that neither the log nor the memory grows with the number of paths or peers.
-const CAUSES: usize = 32;
+/// Number of causes with a limit of their own. All further causes share one limit, so that neither
+/// the log nor the memory grows with the number of paths or peers.
+const MAX_CAUSES: usize = 32;
 
-/// Decides which messages are logged. `T` is the clock's moment, such as `std::time::Instant`.
+/// Decides which messages are logged. `K` identifies a cause. `T` is a point in time, such as
+/// `std::time::Instant`.
 #[derive(Clone, Debug)]
 pub struct Limiter<K, T> {
-    /// What is known of each cause that had a message lately.
+    /// Last message of each cause that was logged lately; at most [`MAX_CAUSES`] of them.
     causes: BTreeMap<K, Recent<T>>,
-    /// The same of all causes that did not fit.
+    /// Last message of the causes that do not fit in `causes`.
     others: Option<Recent<T>>,
 }
 
-/// A message that was logged, and those of its cause that were not.
+/// Time of the last logged message, and the number of messages suppressed since.
 #[derive(Clone, Copy, Debug)]
 struct Recent<T> {
     logged_at: T,
@@ -45,21 +46,24 @@ impl<K, T> Limiter<K, T> {
 }
 
 impl<K: Ord + Clone, T: Copy + Sub<T, Output = Duration>> Limiter<K, T> {
-    /// Returns `None` where a message of this cause was logged less than a [`PERIOD`] ago.
-    /// Otherwise the message is to be logged now, and the number tells how many were suppressed
-    /// before it.
+    /// Decides whether a message of `cause` is logged now.
+    ///
+    /// Returns `None` if the message is to be suppressed, because one of this cause was logged less
+    /// than a [`PERIOD`] ago. Otherwise returns the number of messages suppressed since the last
+    /// one.
     pub fn allow(&mut self, cause: &K, now: T) -> Option<u64> {
         if let Some(recent) = self.causes.get_mut(cause) {
             return recent.allow(now);
         }
-        if self.causes.len() >= CAUSES {
-            // A cause with suppressed messages stays for a second period, so that they are told.
+        if self.causes.len() >= MAX_CAUSES {
+            // A cause with suppressed messages stays for a second period, so that its next message
+            // states how many there were.
             self.causes.retain(|_, recent| {
                 let periods = if recent.suppressed == 0 { 1 } else { 2 };
                 now - recent.logged_at < PERIOD * periods
             });
         }
-        if self.causes.len() < CAUSES {
+        if self.causes.len() < MAX_CAUSES {
             self.causes.insert(cause.clone(), Recent { logged_at: now, suppressed: 0 });
             return Some(0);
         }
@@ -82,15 +86,15 @@ impl<T: Copy + Sub<T, Output = Duration>> Recent<T> {
     }
 }
 
-/// The end of a message that tells how many more like it were suppressed; empty for none.
+/// Number of suppressed messages. Displayed as the end of the next message; empty for 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct More(pub u64);
+pub struct Suppressed(pub u64);
 
-impl fmt::Display for More {
+impl fmt::Display for Suppressed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             0 => Ok(()),
-            more => write!(f, " (and {more} more like this since the last such line)"),
+            count => write!(f, " (and {count} more like this since the last such line)"),
         }
     }
 }
@@ -106,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cause_is_told_once_a_minute_and_the_next_message_counts_the_rest() {
+    fn a_cause_is_logged_once_a_minute_and_the_next_message_counts_the_suppressed_ones() {
         let mut limiter = Limiter::new();
         assert_eq!(limiter.allow(&"away", at(100)), Some(0));
         for second in 100..160 {
@@ -119,21 +123,21 @@ mod tests {
     }
 
     #[test]
-    fn many_causes_are_few_messages_and_little_memory() {
+    fn many_causes_give_few_messages_and_take_little_memory() {
         let mut limiter = Limiter::new();
-        let told = |limiter: &mut Limiter<u32, Duration>, second| {
+        let logged = |limiter: &mut Limiter<u32, Duration>, second| {
             (0..10_000).filter_map(|cause| limiter.allow(&cause, at(second))).count()
         };
-        assert_eq!(told(&mut limiter, 0), CAUSES + 1);
-        assert_eq!(told(&mut limiter, 30), 0);
-        assert_eq!(limiter.causes.len(), CAUSES);
-        assert_eq!(told(&mut limiter, 60), CAUSES + 1);
+        assert_eq!(logged(&mut limiter, 0), MAX_CAUSES + 1);
+        assert_eq!(logged(&mut limiter, 30), 0);
+        assert_eq!(limiter.causes.len(), MAX_CAUSES);
+        assert_eq!(logged(&mut limiter, 60), MAX_CAUSES + 1);
     }
 
     #[test]
-    fn causes_that_are_long_past_make_room() {
+    fn old_causes_make_room_for_new_ones() {
         let mut limiter = Limiter::new();
-        for cause in 0..CAUSES {
+        for cause in 0..MAX_CAUSES {
             assert_eq!(limiter.allow(&cause, at(0)), Some(0));
         }
         assert_eq!(limiter.allow(&1000, at(60)), Some(0));
@@ -143,8 +147,8 @@ mod tests {
 
     #[test]
     fn a_suppressed_count_reads_as_the_end_of_a_sentence() {
-        let message = std::format!("trying on{}", More(199));
+        let message = std::format!("trying on{}", Suppressed(199));
         assert_eq!(message, "trying on (and 199 more like this since the last such line)");
-        assert_eq!(More(0).to_string(), "");
+        assert_eq!(Suppressed(0).to_string(), "");
     }
 }
