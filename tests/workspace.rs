@@ -1,4 +1,4 @@
-//! Checks the source tree itself: dependencies between crates, their licences, and paths.
+//! Checks the source tree: dependencies between crates, their licences, and paths in files.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::collections::BTreeSet;
@@ -51,12 +51,13 @@ fn name_of<'a>(metadata: &'a Value, id: &str) -> &'a str {
     package["name"].as_str().unwrap()
 }
 
-/// Names of all crates that end up in `package`, without tests and build scripts.
-fn closure(metadata: &Value, package: &str) -> BTreeSet<String> {
+/// Returns the names of all crates that `package` depends on, directly or not. Dependencies of
+/// tests and build scripts do not count.
+fn dependencies_of(metadata: &Value, package: &str) -> BTreeSet<String> {
     let nodes = metadata["resolve"]["nodes"].as_array().unwrap();
     let mut names = BTreeSet::new();
-    let mut open = vec![package.to_owned()];
-    while let Some(name) = open.pop() {
+    let mut pending = vec![package.to_owned()];
+    while let Some(name) = pending.pop() {
         let node =
             nodes.iter().find(|node| name_of(metadata, node["id"].as_str().unwrap()) == name);
         for dependency in node.unwrap()["deps"].as_array().unwrap() {
@@ -64,7 +65,7 @@ fn closure(metadata: &Value, package: &str) -> BTreeSet<String> {
             let dependency = name_of(metadata, dependency["pkg"].as_str().unwrap());
             let is_normal = kinds.iter().any(|kind| kind["kind"].is_null());
             if is_normal && names.insert(dependency.to_owned()) {
-                open.push(dependency.to_owned());
+                pending.push(dependency.to_owned());
             }
         }
     }
@@ -94,15 +95,15 @@ fn every_dependency_has_a_licence_that_deny_toml_allows() {
 }
 
 #[test]
-fn proto_stands_on_nothing_that_does_io() {
-    let used = closure(&metadata(), "bootcast-proto");
-    let stray: Vec<_> =
+fn proto_depends_on_nothing_that_does_io() {
+    let used = dependencies_of(&metadata(), "bootcast-proto");
+    let forbidden: Vec<_> =
         used.iter().filter(|name| !PROTO_MAY_USE.contains(&name.as_str())).collect();
-    assert!(stray.is_empty(), "proto must not depend on {stray:?}");
+    assert!(forbidden.is_empty(), "proto must not depend on {forbidden:?}");
 }
 
 #[test]
-fn proto_cannot_name_a_socket_a_clock_or_a_thread() {
+fn proto_uses_no_std_outside_tests() {
     let root = fs::read_to_string(workspace_root().join("proto/src/lib.rs")).unwrap();
     assert!(root.lines().any(|line| line == "#![no_std]"));
     let lines: Vec<&str> = root.lines().collect();
@@ -111,7 +112,7 @@ fn proto_cannot_name_a_socket_a_clock_or_a_thread() {
     }
 }
 
-/// Packages with their features, as programs (or programs and tests) are built from them.
+/// Returns all packages with their features, for builds that follow these kinds of dependencies.
 fn packages_with_features(edges: &str) -> BTreeSet<String> {
     let output = Command::new(env!("CARGO"))
         .args(["tree", "--workspace", "--locked", "--no-dedupe", "--prefix=none", "--edges", edges])
@@ -123,24 +124,24 @@ fn packages_with_features(edges: &str) -> BTreeSet<String> {
     String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
 }
 
-/// Else `cargo test` would build these, and all that uses them, a second time.
+/// Otherwise `cargo test` would build those packages, and all that depend on them, a second time.
 #[test]
 fn programs_and_tests_are_built_from_the_same_packages_with_the_same_features() {
     let programs = packages_with_features("normal,build");
     let with_tests = packages_with_features("normal,build,dev");
-    let other: Vec<_> = programs.difference(&with_tests).collect();
-    assert!(other.is_empty(), "built again for the tests, with other features: {other:?}");
+    let rebuilt: Vec<_> = programs.difference(&with_tests).collect();
+    assert!(rebuilt.is_empty(), "built again for the tests, with other features: {rebuilt:?}");
 }
 
 #[test]
-fn server_and_file_system_know_nothing_of_each_other() {
+fn server_and_client_do_not_depend_on_each_other() {
     let metadata = metadata();
-    assert!(!closure(&metadata, "bootcast-server").contains("bootcast-fs"));
-    assert!(!closure(&metadata, "bootcast-fs").contains("bootcast-server"));
+    assert!(!dependencies_of(&metadata, "bootcast-server").contains("bootcast-fs"));
+    assert!(!dependencies_of(&metadata, "bootcast-fs").contains("bootcast-server"));
 }
 
 #[test]
-fn the_page_on_tests_names_every_part_of_the_benchmark() {
+fn testing_md_names_every_part_of_the_benchmark() {
     let read = |path: &str| fs::read_to_string(workspace_root().join(path)).unwrap();
     let (code, page) = (read("tests/bench/main.rs"), read("docs/TESTING.md"));
     let parts = code.split("const PARTS").nth(1).unwrap().split("];").next().unwrap();
@@ -155,7 +156,7 @@ fn the_page_on_tests_names_every_part_of_the_benchmark() {
 }
 
 #[test]
-fn no_file_names_a_path_of_the_machine_it_was_written_on() {
+fn no_file_contains_a_path_of_this_machine() {
     let root = workspace_root();
     let listed = Command::new("git").args(["ls-files", "-z"]).current_dir(&root).output();
     let Some(listed) = listed.ok().filter(|listed| listed.status.success()) else {
@@ -168,7 +169,7 @@ fn no_file_names_a_path_of_the_machine_it_was_written_on() {
         .map(|path| format!("{path}/"))
         .collect();
     for name in String::from_utf8(listed.stdout).unwrap().split_terminator('\0') {
-        // A file that was deleted and not committed yet contains nothing.
+        // A file that is deleted but still in the index reads as empty.
         let text = fs::read(root.join(name)).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
         for path in &forbidden {

@@ -2,15 +2,15 @@
 
 use std::path::PathBuf;
 
-/// Path of the program `name`, as built last in the profile of the running test or benchmark.
+/// Returns the path of the program `name`, in the build profile of the running test or benchmark.
 ///
-/// Cargo puts test programs into `target/<profile>/deps` and the workspace's programs one level up.
-/// `BOOTCAST_BIN_DIR` names another directory.
+/// Cargo places test programs in `target/<profile>/deps` and the workspace's programs one level up.
+/// The environment variable `BOOTCAST_BIN_DIR` names another directory.
 pub fn binary(name: &str) -> PathBuf {
     let path = directory().join(name);
     assert!(
         path.exists(),
-        "{} is not there: run `cargo build --workspace --bins` first",
+        "{} does not exist: run `cargo build --workspace --bins` first",
         path.display()
     );
     path
@@ -26,7 +26,7 @@ pub fn directory() -> PathBuf {
     if deps.ends_with("deps") { deps.parent().unwrap_or(deps).into() } else { deps.into() }
 }
 
-/// Path of a Python program of this package, such as `plain_client.py`.
+/// Returns the path of a Python program of this package, such as `plain_client.py`.
 pub fn peer(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("peers").join(name)
 }

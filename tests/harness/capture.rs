@@ -11,8 +11,8 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// Starts to print every packet that matches `filter`, a pcap filter such as `igmp`, with its
-    /// text.
+    /// Starts `tcpdump`, which prints every packet that matches `filter` with its content as text.
+    /// `filter` is a pcap filter such as `igmp`.
     #[track_caller]
     pub fn start(host: &Host, filter: &str) -> Self {
         let mut proc = host.spawn("tcpdump", ["-lnA", "--immediate-mode", "-i", "eth0", filter]);
@@ -28,7 +28,8 @@ impl Capture {
     pub fn wait_text(&self, text: &str) {
         wait_until(SOON, &format!("a packet with {text:?}"), || self.proc.log().contains(text));
     }
-    /// What tcpdump has printed.
+
+    /// Output of `tcpdump` so far.
     pub fn log(&self) -> String {
         self.proc.log()
     }

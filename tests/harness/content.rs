@@ -1,12 +1,13 @@
-//! Seeded file content, fast to generate, with digests.
+//! Reproducible file content, fast to generate, with digests.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
-/// BLAKE3 of some content.
+/// BLAKE3 hash of a file's content.
 pub type Digest = blake3::Hash;
 
+/// Bytes of a write or a read.
 const CHUNK: usize = 1 << 20;
 
 /// Number of bytes in `n` MiB.
@@ -19,7 +20,7 @@ pub const fn mib(n: u64) -> u64 {
 pub struct Content {
     /// Size in bytes.
     pub size: u64,
-    /// Seed. Different seeds differ from the first byte on.
+    /// Seed of the content. Contents of different seeds differ within the first bytes.
     pub seed: u64,
 }
 
@@ -29,7 +30,7 @@ impl Content {
         Self { size, seed }
     }
 
-    /// All bytes.
+    /// Returns all bytes.
     pub fn bytes(self) -> Vec<u8> {
         let mut bytes = Vec::new();
         self.reader().read_to_end(&mut bytes).expect("a generator does not fail");
@@ -70,7 +71,7 @@ pub struct Image {
     pub digest: Digest,
 }
 
-/// Digest of the file at `path`, read from begin to end.
+/// Returns the digest of the file at `path`, read from beginning to end.
 #[track_caller]
 pub fn digest_of(path: impl AsRef<Path>) -> Digest {
     let path = path.as_ref();
@@ -98,14 +99,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn equal_seeds_give_equal_bytes_and_others_differ_at_once() {
+    fn equal_seeds_give_equal_bytes_and_other_seeds_other_bytes() {
         assert_eq!(Content::new(100, 7).bytes(), Content::new(100, 7).bytes());
         assert_ne!(Content::new(8, 7).bytes(), Content::new(8, 8).bytes());
         assert_eq!(Content::new(100, 7).bytes()[..9], Content::new(9, 7).bytes());
     }
 
     #[test]
-    fn the_digest_of_a_file_is_that_of_its_content() {
+    fn the_digest_of_a_written_file_equals_that_of_its_content() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("image");
         let content = Content::new(3_000_000, 1);

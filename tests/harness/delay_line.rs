@@ -1,4 +1,4 @@
-//! A long cable: each frame leaves its other end a fixed time later, in order. For kernels without
+//! A delay line: each frame leaves it a fixed time after it entered, in order. Not every kernel has
 //! `netem`.
 
 use std::collections::VecDeque;
@@ -19,11 +19,11 @@ use crate::sys::open_tap;
 /// Largest Ethernet frame.
 const FRAME_MAX: usize = 65_536;
 
-/// Most frames in flight in one direction. Further frames are lost.
-const UNDER_WAY_MAX: usize = 200_000;
+/// Largest number of frames in flight in one direction. Further frames are lost.
+const MAX_IN_FLIGHT: usize = 200_000;
 
-/// How often the thread checks whether it should end.
-const LONGEST_SLEEP: Duration = Duration::from_millis(50);
+/// Longest sleep of the thread. Bounds the time until it notices that it should end.
+const MAX_SLEEP: Duration = Duration::from_millis(50);
 
 /// A running delay line. Ends when dropped.
 #[derive(Debug)]
@@ -32,15 +32,17 @@ pub(crate) struct DelayLine {
     thread: Option<JoinHandle<()>>,
 }
 
-/// One direction.
+/// One direction of the delay line.
 struct Direction {
+    /// Index of the tap that frames come from.
     from: usize,
-    under_way: VecDeque<(Instant, Vec<u8>)>,
+    /// Frames in flight with the time at which they leave, in order.
+    in_flight: VecDeque<(Instant, Vec<u8>)>,
 }
 
 impl DelayLine {
-    /// Connects two tap interfaces of a namespace: what leaves by one arrives at the other, `delay`
-    /// later.
+    /// Connects two tap interfaces of a namespace. A frame that leaves by one arrives at the other,
+    /// `delay` later.
     pub(crate) fn start(namespace: &Path, taps: [&'static str; 2], delay: Duration) -> Self {
         let taps = open_taps(namespace, taps);
         let stop = Arc::new(AtomicBool::new(false));
@@ -70,27 +72,28 @@ fn open_taps(namespace: &Path, names: [&'static str; 2]) -> [File; 2] {
     opened.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
+/// Forwards frames in both directions until `stop` is set.
 fn carry(taps: &[File; 2], delay: Duration, stop: &AtomicBool) {
-    let direction = |from| Direction { from, under_way: VecDeque::new() };
+    let direction = |from| Direction { from, in_flight: VecDeque::new() };
     let mut directions = [direction(0), direction(1)];
     let mut frame = vec![0; FRAME_MAX];
     while !stop.load(Ordering::Relaxed) {
         let now = Instant::now();
-        let dues = directions.iter().filter_map(|it| it.under_way.front()).map(|(due, _)| *due);
-        let sleep = dues.min().map_or(LONGEST_SLEEP, |due| due.saturating_duration_since(now));
+        let dues = directions.iter().filter_map(|it| it.in_flight.front()).map(|(due, _)| *due);
+        let sleep = dues.min().map_or(MAX_SLEEP, |due| due.saturating_duration_since(now));
         let mut waiting = taps.each_ref().map(|tap| PollFd::new(tap, PollFlags::IN));
-        // An interrupted wait is merely short.
-        let _ = poll(&mut waiting, Timespec::try_from(sleep.min(LONGEST_SLEEP)).ok().as_ref());
+        // An interrupted wait only ends early.
+        let _ = poll(&mut waiting, Timespec::try_from(sleep.min(MAX_SLEEP)).ok().as_ref());
         let now = Instant::now();
-        for Direction { from, under_way } in &mut directions {
+        for Direction { from, in_flight } in &mut directions {
             while let Ok(len) = (&taps[*from]).read(&mut frame) {
-                if under_way.len() < UNDER_WAY_MAX {
-                    under_way.push_back((now + delay, frame[..len].to_vec()));
+                if in_flight.len() < MAX_IN_FLIGHT {
+                    in_flight.push_back((now + delay, frame[..len].to_vec()));
                 }
             }
             let is_due = |(due, _): &(Instant, Vec<u8>)| *due <= now;
-            while under_way.front().is_some_and(is_due)
-                && let Some((_, frame)) = under_way.pop_front()
+            while in_flight.front().is_some_and(is_due)
+                && let Some((_, frame)) = in_flight.pop_front()
             {
                 // A full queue on the other side loses the frame.
                 let _ = (&taps[1 - *from]).write(&frame);

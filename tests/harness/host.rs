@@ -16,13 +16,13 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use crate::link;
 use crate::process::Proc;
 
-/// Directory in which `ip netns` keeps its names.
+/// Directory in which `ip netns` keeps a file for each namespace.
 pub(crate) const NAMESPACES: &str = "/run/netns";
 
 /// Longest time for an HTTP request of a test.
 const HTTP_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A host: its namespace, address, and directory for logs and caches.
+/// A host of the lab.
 #[derive(Debug)]
 pub struct Host {
     namespace: String,
@@ -43,7 +43,7 @@ pub struct Answer {
 /// Counters of a host's `eth0` since the lab was built.
 #[derive(Clone, Copy, Debug)]
 pub struct Counters {
-    /// Bytes received, Ethernet headers included. A packet that GSO has not split counts one
+    /// Bytes received, Ethernet headers included. A GSO packet that was not split counts with one
     /// header.
     pub rx_bytes: u64,
     /// Bytes sent, counted like `rx_bytes`.
@@ -65,13 +65,13 @@ impl Host {
         self.address
     }
 
-    /// A new path in the lab's directory, such as `c1-3-log`.
+    /// Returns an unused path in the lab's directory, such as `c1-3-log`.
     pub fn fresh_path(&self, purpose: &str) -> PathBuf {
         let number = self.next_file.fetch_add(1, Ordering::Relaxed);
         self.directory.join(format!("{self}-{number}-{purpose}"))
     }
 
-    /// Creates a command that runs on this host and dies with the test's thread.
+    /// Creates a command that runs on this host. Its process dies with the test's thread.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net={NAMESPACES}/{}", self.namespace));
@@ -91,7 +91,7 @@ impl Host {
         Proc::start(command, &self.fresh_path("log"))
     }
 
-    /// Runs a program on this host and waits for its end.
+    /// Runs a program on this host and waits until it ends.
     #[track_caller]
     pub fn run<A: AsRef<OsStr>>(
         &self,
@@ -168,7 +168,7 @@ impl Host {
         Counters { rx_bytes: fields[0], tx_bytes: fields[8] }
     }
 
-    /// Whether this host is subscribed to any multicast group other than "all hosts".
+    /// Whether this host is subscribed to any multicast group other than "all hosts" (224.0.0.1).
     pub fn is_in_a_group(&self) -> bool {
         let text = self.enter(|| std::fs::read_to_string("/proc/thread-self/net/igmp"));
         text.expect("the groups of a host")
@@ -178,14 +178,16 @@ impl Host {
     }
 }
 
-/// Sends one request on a connection of its own, byte by byte: an HTTP library would tidy up paths
-/// such as `join/%2e%2e/x`, and what a server does with those is what some tests are about.
+/// Sends one GET request on a connection of its own.
+///
+/// Does not use an HTTP library: it would normalise paths such as `join/%2e%2e/x`, which some tests
+/// must send as they are.
 fn request(url: &str, headers: &[(&str, &str)]) -> io::Result<Answer> {
-    let bad = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
+    let invalid = |reason: String| io::Error::new(io::ErrorKind::InvalidData, reason);
     let (host, path) = url
         .strip_prefix("http://")
         .and_then(|rest| rest.split_once('/'))
-        .ok_or_else(|| bad("not http://HOST:PORT/PATH".into()))?;
+        .ok_or_else(|| invalid("not http://HOST:PORT/PATH".into()))?;
     let mut stream = TcpStream::connect(host)?;
     stream.set_read_timeout(Some(HTTP_TIMEOUT))?;
     let mut request = format!("GET /{path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n");
@@ -201,11 +203,11 @@ fn request(url: &str, headers: &[(&str, &str)]) -> io::Result<Answer> {
         let status = head.split(' ').nth(1)?.parse().ok()?;
         Some(Answer { status, body: body.to_owned() })
     });
-    parts.ok_or_else(|| bad(format!("no HTTP answer: {answer:?}")))
+    parts.ok_or_else(|| invalid(format!("no HTTP answer: {answer:?}")))
 }
 
 impl fmt::Display for Host {
-    /// Writes the name: `head`, `c1`, ..
+    /// Writes the name of the host: `head`, `c1`, ..
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.namespace.rsplit('-').next().unwrap_or_default())
     }

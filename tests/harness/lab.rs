@@ -25,18 +25,18 @@ use crate::server::{ServerBuilder, ServerProc};
 use crate::valve::Valve;
 use crate::wait::{SOON, wait_until};
 
-/// Prefix of the names of everything that a lab makes. The owner's process id follows, so that
-/// `make clean-lab` can tell what a killed run left behind.
+/// Prefix of the names of a lab's namespaces and directories. The process id of the test run
+/// follows, by which `make clean-lab` finds those of killed runs.
 pub const PREFIX: &str = "bct-";
 
 /// Address of the head.
 pub const HEAD_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 
-/// The response interval of `link::add_switch`, and a little more. Nothing in the kernel's answers
-/// tells when the querier starts to count, so this waits for a fixed time.
+/// Time until the switch's querier is active: the response interval of `link::add_switch`, and a
+/// margin. The kernel does not show when the querier becomes active, so labs wait for a fixed time.
 const QUERIER_DELAY: Duration = Duration::from_millis(650);
 
-/// Description of a lab.
+/// Description of a lab to build.
 #[derive(Clone, Debug)]
 pub struct LabBuilder {
     clients: u8,
@@ -44,8 +44,8 @@ pub struct LabBuilder {
     narrow: Option<BitRate>,
     cap_place: CapPlace,
     impairment: Impairment,
-    /// A client with a loss of its own.
-    lossier: Option<(u8, u32)>,
+    /// A client with another loss rate: its number, and the rate in millionths.
+    special_loss: Option<(u8, u32)>,
     shared_loss_ppm: u32,
     delay: Duration,
     snooping: bool,
@@ -53,16 +53,16 @@ pub struct LabBuilder {
     has_valve: bool,
 }
 
-/// Where the rate cap is.
+/// Place of the rate cap.
 #[derive(Clone, Copy, Debug)]
 enum CapPlace {
-    /// In the head's interface, whose full queue holds the sender back.
+    /// In the head's interface. When its queue is full, the sender blocks.
     Head,
-    /// Behind the switch's port, where a full queue drops.
+    /// Behind the switch's port. When its queue is full, packets are dropped.
     Switch,
 }
 
-/// The network of one test. Everything is removed when it is dropped.
+/// The network of one test. Dropping it removes everything that it created.
 #[derive(Debug)]
 pub struct Lab {
     name: String,
@@ -82,15 +82,15 @@ impl LabBuilder {
         self
     }
 
-    /// Caps the head's uplink: `200mbit`. Not capped by default.
+    /// Caps the rate of the head's uplink, such as `200mbit`. Not capped by default.
     #[must_use]
     pub fn rate(mut self, rate: &str) -> Self {
         self.rate = Some(rate.parse().expect("a rate as traffic control writes it"));
         self
     }
 
-    /// Caps every client's port of the switch, which drops the rest: `50mbit`. Not capped by
-    /// default.
+    /// Caps the rate of every client's switch port, such as `50mbit`. The port drops what exceeds
+    /// it. Not capped by default.
     #[must_use]
     pub fn narrow(mut self, rate: &str) -> Self {
         self.narrow = Some(rate.parse().expect("a rate as traffic control writes it"));
@@ -104,22 +104,23 @@ impl LabBuilder {
         self
     }
 
-    /// Loses another share of the packets to client `k`, in percent.
+    /// Sets the share of packets to client `k` that is lost, in percent, instead of that of
+    /// [`Self::loss`].
     #[must_use]
     pub fn loss_of(mut self, k: u8, percent: f64) -> Self {
-        self.lossier = Some((k, millionths(percent)));
+        self.special_loss = Some((k, millionths(percent)));
         self
     }
 
-    /// Loses this share of what the head sends, the same packets for all, in percent.
+    /// Loses this share of the packets from the head, in percent, the same ones for all clients.
     #[must_use]
     pub fn shared_loss(mut self, percent: f64) -> Self {
         self.shared_loss_ppm = millionths(percent);
         self
     }
 
-    /// Loses `lost` packets in a row of every `every` to a client; different packets for each
-    /// client.
+    /// Loses `lost` packets in a row out of every `every` packets to a client, different ones for
+    /// each client.
     #[must_use]
     pub fn bursts(mut self, lost: u32, every: u32) -> Self {
         assert!(0 < lost && lost <= every, "{lost} of {every}");
@@ -127,7 +128,7 @@ impl LabBuilder {
         self
     }
 
-    /// Starts an outage of this many milliseconds with each packet to a client, with this
+    /// Adds outages of this many milliseconds. Each packet to a client starts one with this
     /// probability.
     #[must_use]
     pub fn outages(mut self, milliseconds: u32, percent: f64) -> Self {
@@ -135,8 +136,8 @@ impl LabBuilder {
         self
     }
 
-    /// Places the rate cap behind the switch's port: excess is dropped there, and the head does not
-    /// notice.
+    /// Places the rate cap behind the switch's port. Packets in excess are dropped there, and the
+    /// head does not notice.
     #[must_use]
     pub fn cap_at_switch(mut self) -> Self {
         self.cap_place = CapPlace::Switch;
@@ -150,30 +151,31 @@ impl LabBuilder {
         self
     }
 
-    /// Sets whether the switch sends a group only to its members (the default) or floods.
+    /// Sets whether the switch sends a group only to its members (the default) or to every host.
     #[must_use]
     pub fn snooping(mut self, snooping: bool) -> Self {
         self.snooping = snooping;
         self
     }
 
-    /// Places served files and caches in memory, with large pages: for large files, the pages of an
-    /// ordinary `tmpfs` cost more than their bytes. By default they lie in the directory for
-    /// temporary files.
+    /// Places served files and caches in memory instead of the directory for temporary files.
+    ///
+    /// Uses a `tmpfs` with large pages. With ordinary ones, managing the pages of a large file
+    /// costs more than copying its bytes.
     #[must_use]
     pub fn memory_disk(mut self) -> Self {
         self.memory_disk = true;
         self
     }
 
-    /// Gives the head's uplink a valve, for [`Lab::hold_multicast_after`].
+    /// Adds a valve to the head's uplink, for [`Lab::hold_multicast_after`].
     #[must_use]
     pub fn valve(mut self) -> Self {
         self.has_valve = true;
         self
     }
 
-    /// Why this machine cannot have this lab; `None` if it can.
+    /// Returns the reason why this machine cannot have this lab; `None` if it can.
     pub fn skip_reason(&self) -> Option<String> {
         let has_cap = self.rate.is_some() || self.narrow.is_some();
         requirements::skip_reason()
@@ -181,10 +183,10 @@ impl LabBuilder {
             .or_else(|| has_cap.then(requirements::cap_skip_reason).flatten())
     }
 
-    /// Whether anything in this lab loses packets, other than a full queue of the whole uplink.
+    /// Whether this lab loses packets other than by a full queue of the whole uplink.
     fn loses_packets(&self) -> bool {
         self.impairment != Impairment::default()
-            || self.lossier.is_some()
+            || self.special_loss.is_some()
             || self.shared_loss_ppm > 0
             || self.narrow.is_some()
     }
@@ -218,14 +220,14 @@ impl LabBuilder {
             directory,
             name,
         };
-        // From here on, dropping the lab removes what was made if the next step panics.
+        // If the next step panics, dropping the lab removes what exists by then.
         lab.wire(&self);
         lab
     }
 }
 
 impl Lab {
-    /// Describes one client, without cap and loss, with snooping.
+    /// Describes a lab with one client and snooping, without caps and loss.
     pub fn builder() -> LabBuilder {
         LabBuilder {
             clients: 1,
@@ -233,7 +235,7 @@ impl Lab {
             narrow: None,
             cap_place: CapPlace::Head,
             impairment: Impairment::default(),
-            lossier: None,
+            special_loss: None,
             shared_loss_ppm: 0,
             delay: Duration::ZERO,
             snooping: true,
@@ -257,7 +259,7 @@ impl Lab {
         &self.clients
     }
 
-    /// A directory that is removed with the lab.
+    /// Directory of the lab, which is removed with it.
     pub fn directory(&self) -> &Path {
         self.directory.path()
     }
@@ -267,7 +269,7 @@ impl Lab {
         self.directory.path().join("served")
     }
 
-    /// Creates a file of `size` random bytes in the served directory. Each call gives other bytes.
+    /// Creates a file of `size` random bytes in the served directory. Each file has other bytes.
     pub fn put(&self, name: &str, size: u64) -> Image {
         let seed = u64::from(self.files.fetch_add(1, Ordering::Relaxed));
         let path = self.served().join(name);
@@ -288,13 +290,13 @@ impl Lab {
         MountBuilder::new(self.client(k))
     }
 
-    /// URL on the head.
+    /// URL of `path` on the server.
     pub fn url(&self, path: &str) -> String {
         format!("http://{HEAD_ADDRESS}:{}/{path}", bootcast_proto::DEFAULT_PORT)
     }
 
-    /// Whether the switch knows that client `k` wants the group. It learns this some milliseconds
-    /// after the socket joins.
+    /// Whether the switch sends the group to client `k`. It begins to some milliseconds after the
+    /// client's socket has joined the group.
     pub fn switch_sends(&self, group: Ipv4Addr, k: usize) -> bool {
         let output = Command::new("bridge").args(["-n", &self.switch(), "mdb", "show"]).output();
         let output = output.expect("bridge comes with ip");
@@ -304,15 +306,15 @@ impl Lab {
             .any(|line| line.contains(&port) && line.contains(&group))
     }
 
-    /// Holds all multicast of the head back, but for about the first `bytes`, until the valve is
-    /// opened. For labs with a [`LabBuilder::valve`].
+    /// Lets about the first `bytes` bytes of multicast from the head through, and holds the rest
+    /// back until the valve is opened. For labs with a [`LabBuilder::valve`].
     pub fn hold_multicast_after(&self, bytes: u64) -> Valve<'_> {
-        assert!(self.has_valve, "a lab with a valve was not asked for");
+        assert!(self.has_valve, "build the lab with LabBuilder::valve");
         Valve::close_after(&self.head, bytes)
     }
 
-    /// Waits until all of these clients hear the cast of `path`: members for the server, and
-    /// receivers for the switch.
+    /// Waits until all of these clients receive the cast of `path`: the server has as many members,
+    /// and the switch sends the group to each client.
     #[track_caller]
     pub fn wait_members(
         &self,
@@ -338,13 +340,13 @@ impl Lab {
         lost_packets(&self.switch(), &self.client(k).to_string()).unwrap_or_default()
     }
 
-    /// Has the switch drop what matches `rule` on its way to client `k`: a match of `nftables` such
-    /// as `udp dport 9001`. Not for labs without loss, where datagrams may come in one piece.
+    /// Drops packets to client `k` that match `rule`, an expression of `nftables` such as `udp
+    /// dport 9001`. Only for labs with loss: in others, GSO may have merged datagrams.
     pub fn drop_toward(&self, k: usize, rule: &str) {
         link::drop_toward(&self.switch(), &self.client(k).to_string(), rule);
     }
 
-    /// Takes [`Lab::drop_toward`] back.
+    /// Reverts [`Lab::drop_toward`].
     pub fn pass_toward(&self, k: usize) {
         link::pass_toward(&self.switch(), &self.client(k).to_string());
     }
@@ -353,6 +355,7 @@ impl Lab {
         format!("{}-sw", self.name)
     }
 
+    /// Creates the namespaces and connects the hosts to the switch.
     fn wire(&mut self, builder: &LabBuilder) {
         let switch = self.switch();
         let hosts: Vec<&Host> = std::iter::once(&self.head).chain(&self.clients).collect();
@@ -375,9 +378,9 @@ impl Lab {
         self.attach_head(builder);
         for (client, number) in self.clients.iter().zip(1..) {
             link::attach(&switch, &client.to_string());
-            let (here, there) = (client.address().to_string(), HEAD_ADDRESS.to_string());
-            link::add_neighbour(self.head.namespace(), &here, &mac(client));
-            link::add_neighbour(client.namespace(), &there, &mac(&self.head));
+            let (address, head) = (client.address().to_string(), HEAD_ADDRESS.to_string());
+            link::add_neighbour(self.head.namespace(), &address, &mac(client));
+            link::add_neighbour(client.namespace(), &head, &mac(&self.head));
             let port = client.to_string();
             if let Some(rate) = builder.narrow {
                 link::narrow(&switch, &port, rate);
@@ -387,10 +390,10 @@ impl Lab {
                 link::gather_at_client(&switch, &port, client.namespace(), has_queue);
             }
             let mut impairment = builder.impairment;
-            if let Some((_, loss_ppm)) = builder.lossier.filter(|(k, _)| *k == number) {
+            if let Some((_, loss_ppm)) = builder.special_loss.filter(|(k, _)| *k == number) {
                 impairment.loss_ppm = loss_ppm;
             }
-            impairment.put(&switch, &port, number.into());
+            impairment.install(&switch, &port, number.into());
         }
         if builder.snooping {
             sleep(QUERIER_DELAY.saturating_sub(querier_on.elapsed()));
@@ -422,7 +425,8 @@ impl Lab {
         }
     }
 
-    /// Ends every process on the lab's hosts, such as daemons that outlive their starter.
+    /// Kills every process on the lab's hosts, such as daemons that outlive the program that
+    /// started them.
     fn end_processes(&self) {
         for host in std::iter::once(&self.head).chain(&self.clients) {
             let listed = Command::new("ip").args(["netns", "pids", host.namespace()]).output();
@@ -440,8 +444,8 @@ impl Lab {
 impl Drop for Lab {
     fn drop(&mut self) {
         self.delay_line = None;
-        // Mounts first: removing the directory must not walk into one. Each step is tried even if
-        // others failed; `make clean-lab` removes the rest.
+        // Mounts first: removing the directory must not descend into one. Errors are ignored, so
+        // that every step is tried; `make clean-lab` removes the rest.
         for mount in mounts_below(self.directory.path()) {
             let _ = unmount(&mount, UnmountFlags::DETACH);
         }
@@ -484,7 +488,7 @@ fn client_address(k: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 77, 0, k + 10)
 }
 
-/// A locally administered hardware address with the last bytes of the IP address.
+/// Returns a locally administered hardware address that ends with the last byte of the IP address.
 fn mac(host: &Host) -> String {
     format!("02:bc:00:00:00:{:02x}", host.address().octets()[3])
 }

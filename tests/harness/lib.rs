@@ -1,4 +1,4 @@
-//! Several hosts on one machine, and the programs that run on them.
+//! Simulates several hosts on one machine and runs programs on them.
 //!
 //! ```text
 //! head eth0 ---- head [ switch: br0 ] c1 ---- eth0 c1
@@ -15,13 +15,13 @@
 //! | [`mount`] | `bootcastfs` on a client |
 //! | [`capture`] | `tcpdump` on a host |
 //! | [`content`] | seeded random files and digests |
-//! | [`sim`] | no network at all: the cores of server and client on a virtual clock |
-//! | [`requirements`] | what must be there, else tests say `skipped` |
-//! | [`valve`] | holds a cast back until what it must wait for has happened |
+//! | [`sim`] | a simulation without a network: protocol logic on a virtual clock |
+//! | [`requirements`] | what a lab needs; tests say `skipped` where it is missing |
+//! | [`valve`] | holds multicast back until a condition is met |
 //! | [`wait`] | conditions with a deadline |
 //!
-//! Whatever a test starts ends with it, also when it panics. What a killed test run leaves behind
-//! is removed by `make clean-lab`.
+//! All processes, mounts and namespaces of a test end with it, also if it panics. `make clean-lab`
+//! removes those of a test run that was killed.
 #![expect(
     clippy::disallowed_methods,
     reason = "tests run on the real clock: deadlines are measured, conditions polled"
@@ -53,7 +53,7 @@ pub use process::Proc;
 pub use server::ServerProc;
 pub use wait::{SOON, wait_for, wait_until};
 
-/// Builds the lab, or says `skipped` and returns from the test where this machine cannot have one.
+/// Builds the lab. If this machine cannot have one, says `skipped` and returns from the test.
 #[macro_export]
 macro_rules! lab_or_skip {
     ($builder:expr) => {{

@@ -1,4 +1,4 @@
-//! Makes links, switch ports, rate caps and loss. One function for each thing on the wire.
+//! Creates links, switch ports, rate caps and packet filters.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -8,16 +8,16 @@ use bootcast_proto::BitRate;
 
 use crate::requirements::has_tool;
 
-/// Queue of the head's interface in bytes. A full queue blocks its sender.
+/// Size of the queue of the head's interface in bytes. When it is full, the sender blocks.
 const NIC_QUEUE_BYTES: u64 = 1_500_000;
 
-/// Queue of a switch port in bytes. A full queue drops.
+/// Size of the queue of a switch port in bytes. When it is full, the port drops packets.
 const PORT_QUEUE_BYTES: u64 = 256_000;
 
 /// Size of a full Ethernet frame as counted by traffic control.
 const FRAME_BYTES: u64 = 1514;
 
-/// Runs `argv` with `input`. Panics with its error message.
+/// Runs `argv` with `input` on standard input. Panics with the program's error message if it fails.
 pub(crate) fn run(argv: &[&str], input: &str) {
     let mut child = Command::new(argv[0])
         .args(&argv[1..])
@@ -27,7 +27,7 @@ pub(crate) fn run(argv: &[&str], input: &str) {
         .spawn()
         .unwrap_or_else(|error| panic!("starting {argv:?}: {error}"));
     if let Some(mut stdin) = child.stdin.take() {
-        // A program that does not read its input says why on stderr.
+        // Fails if the program ends early. Its exit status and stderr are checked below.
         let _ = stdin.write_all(input.as_bytes());
     }
     let output = child.wait_with_output().expect("a child that was started can be waited for");
@@ -35,23 +35,23 @@ pub(crate) fn run(argv: &[&str], input: &str) {
     assert!(output.status.success(), "{argv:?}: {errors}\n{input}");
 }
 
-/// Runs lines of `ip` in a namespace.
+/// Runs these commands of `ip` in a namespace.
 pub(crate) fn ip(namespace: &str, lines: &[String]) {
     run(&["ip", "-n", namespace, "-batch", "-"], &(lines.join("\n") + "\n"));
 }
 
-/// Creates a namespace without IPv6, so that counters contain only what tests sent.
+/// Creates a namespace without IPv6, whose own packets would appear in the counters of tests.
 pub(crate) fn add_namespace(namespace: &str) {
     run(&["ip", "netns", "add", namespace], "");
-    let quiet = ["net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1"];
-    let enter = ["ip", "netns", "exec", namespace, "sysctl", "-qw"];
-    run(&[&enter[..], &quiet[..]].concat(), "");
+    let disable = ["net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1"];
+    let sysctl = ["ip", "netns", "exec", namespace, "sysctl", "-qw"];
+    run(&[&sysctl[..], &disable[..]].concat(), "");
 }
 
-/// Creates the switch. With `snooping` a client gets only the groups it joined.
+/// Creates the switch. With `snooping`, it sends a group only to the hosts that joined it.
 ///
-/// The query intervals are set before the querier is turned on: it counts as present one response
-/// interval later ([`QUERIER_DELAY`](crate::lab)), and until then the bridge floods.
+/// The query intervals are set before the querier is turned on. The bridge floods until the querier
+/// counts as present, which takes one response interval ([`QUERIER_DELAY`](crate::lab)).
 pub(crate) fn add_switch(namespace: &str, snooping: bool) {
     let mut lines = vec![
         "link set lo up".to_owned(),
@@ -74,7 +74,7 @@ pub(crate) fn add_switch(namespace: &str, snooping: bool) {
     ip(namespace, &lines);
 }
 
-/// A cable: from `eth0` of a host to the switch port named like the host.
+/// A cable from `eth0` of a host to the switch port with the host's name.
 pub(crate) struct Cable<'a> {
     pub(crate) switch: &'a str,
     pub(crate) host: &'a str,
@@ -103,21 +103,23 @@ impl Cable<'_> {
     }
 }
 
-/// Has a host send datagrams one by one, as they are on the wire: what one call hands over in one
-/// piece (GSO) is split before it leaves. Whatever loses packets further on then loses datagrams.
+/// Turns off GSO at a host's `eth0`, so that each packet is a single datagram, as on a real wire. A
+/// lost packet is then one lost datagram.
 pub(crate) fn send_single_datagrams(namespace: &str) {
     ip(namespace, &["link set eth0 gso_max_segs 1".to_owned()]);
 }
 
-/// Has a client's `eth0` gather datagrams that arrive together (GRO), as a network card does.
+/// Turns on GRO at a client's `eth0`: datagrams that arrive together are merged, as a network card
+/// does it.
 ///
-/// A virtual cable does so only for packets whose sender could not have left them in one piece.
-/// Packets that find the receiving side busy wait at the switch's port instead of being dropped.
-/// Without `ethtool` every datagram arrives by itself, which costs receivers twice the CPU time.
+/// A virtual cable merges packets only if its sending side has segmentation offload turned off. The
+/// port also gets a queue, so that packets wait there while the receiving side is busy, instead of
+/// being dropped. Without `ethtool`, datagrams arrive one by one, which costs receivers twice the
+/// CPU time.
 pub(crate) fn gather_at_client(switch: &str, port: &str, client: &str, has_queue: bool) {
     if !has_tool("ethtool") {
-        static TOLD: Once = Once::new();
-        TOLD.call_once(|| eprintln!("no ethtool: datagrams arrive one by one in labs with loss"));
+        static WARNED: Once = Once::new();
+        WARNED.call_once(|| eprintln!("no ethtool: datagrams arrive one by one in labs with loss"));
         return;
     }
     for (namespace, device, feature, state) in
@@ -137,13 +139,14 @@ pub(crate) fn attach(switch: &str, port: &str) {
     ip(switch, &[format!("link set {port} master br0 up")]);
 }
 
-/// Tells a host the hardware address of another, so that ARP does not delay first packets.
+/// Adds the hardware address of another host to a host's table, so that ARP does not delay the
+/// first packets.
 pub(crate) fn add_neighbour(namespace: &str, address: &str, mac: &str) {
     ip(namespace, &[format!("neigh replace {address} lladdr {mac} dev eth0 nud permanent")]);
 }
 
-/// Caps the rate of a host's `eth0`, with a burst of one millisecond. A full queue blocks the
-/// sender.
+/// Caps the rate of a host's `eth0`, with a burst of one millisecond. When the queue is full, the
+/// sender blocks.
 pub(crate) fn cap_rate(namespace: &str, rate: BitRate) {
     cap(namespace, "eth0", rate, NIC_QUEUE_BYTES);
 }
@@ -157,8 +160,8 @@ fn cap(namespace: &str, device: &str, rate: BitRate, queue_bytes: u64) {
     run(&[&add[..], &["rate", &rate, "burst", &burst, "limit", &queue]].concat(), "");
 }
 
-/// Caps the rate of a switch port to its host, with a queue of 10 ms. A full queue drops single
-/// datagrams.
+/// Caps the rate of a switch port toward its host, with a queue of 10 ms. When the queue is full,
+/// the port drops single datagrams.
 pub(crate) fn narrow(switch: &str, port: &str, rate: BitRate) {
     let bits = rate.bits_per_second();
     let (rate, burst) =
@@ -168,12 +171,12 @@ pub(crate) fn narrow(switch: &str, port: &str, rate: BitRate) {
     run(&[&add[..], &["rate", &rate, "burst", &burst, "limit", &queue]].concat(), "");
 }
 
-/// Places a link of this rate behind a switch port. Returns the port to attach instead. A full
-/// queue drops, and the sender does not notice.
+/// Adds a link of this rate behind a switch port, and returns the port to attach instead. When the
+/// queue is full, the link drops packets and the sender does not notice.
 ///
-/// A packet stays charged to its sender's socket until the machine's last queue releases it, so a
-/// full queue would block the sender. Copies are charged to nobody: they continue, and the
-/// originals end here.
+/// The kernel charges a packet to its sender's socket until the last queue releases it, so a full
+/// queue would block the sender. A copy is charged to no socket. The filters here therefore forward
+/// a copy of each packet and drop the original.
 pub(crate) fn cap_behind(switch: &str, port: &str, rate: BitRate) -> &'static str {
     ip(
         switch,
@@ -199,8 +202,8 @@ pub(crate) fn cap_behind(switch: &str, port: &str, rate: BitRate) -> &'static st
     "up1"
 }
 
-/// Creates the two ends of a delay line, the near one behind a switch port, and returns their
-/// names. The delay line itself is added later.
+/// Creates the two tap interfaces of a delay line, the first one behind a switch port, and returns
+/// their names. [`DelayLine`](crate::delay_line) connects them later.
 pub(crate) fn add_taps(switch: &str, port: &str) -> [&'static str; 2] {
     ip(
         switch,
@@ -217,8 +220,7 @@ pub(crate) fn add_taps(switch: &str, port: &str) -> [&'static str; 2] {
     ["dl0", "dl1"]
 }
 
-/// Keeps all multicast datagrams except IGMP from a host, like a switch or access point that drops
-/// multicast.
+/// Drops all multicast UDP datagrams to a host, as a bad switch or access point does.
 pub(crate) fn drop_multicast(namespace: &str) {
     let rules = "table netdev multicast {
         chain toward_host {
@@ -234,13 +236,14 @@ pub(crate) fn pass_multicast(namespace: &str) {
     run(&["ip", "netns", "exec", namespace, "nft", "delete", "table", "netdev", "multicast"], "");
 }
 
-/// Bytes that the closed valve may hold: more than a socket's send buffer, so that the sender is
-/// held back before anything is dropped.
-const HELD_BYTES: &str = "16mb";
+/// Size of the closed valve's queue. It is larger than a socket's send buffer, so the sender blocks
+/// before the queue drops anything.
+const VALVE_QUEUE: &str = "16mb";
 
-/// Has UDP to any group wait in the head's `eth0` after the first `bytes`; other packets pass it.
+/// Queues UDP multicast in the head's `eth0` after the first `bytes` bytes; other packets overtake
+/// it.
 ///
-/// The rate of 8 bit/s is that of minutes for a packet. One packet passes at the beginning.
+/// The queue's rate is 8 bit/s, at which a packet takes minutes. One packet passes at once.
 pub(crate) fn hold_multicast(namespace: &str, bytes: u64) {
     let tc = |args: &str| {
         let args: Vec<_> = args.split(' ').collect();
@@ -251,7 +254,7 @@ pub(crate) fn hold_multicast(namespace: &str, bytes: u64) {
     tc(&format!("class add dev eth0 parent 1: classid 1:1 {class}"));
     tc(&format!("class add dev eth0 parent 1: classid 1:2 {class}"));
     tc(&format!(
-        "qdisc add dev eth0 parent 1:2 handle 2: tbf rate 8bit burst 1600 limit {HELD_BYTES}"
+        "qdisc add dev eth0 parent 1:2 handle 2: tbf rate 8bit burst 1600 limit {VALVE_QUEUE}"
     ));
     let after = if bytes > 0 { format!("quota over {bytes} bytes") } else { String::new() };
     let rules = format!(
@@ -265,14 +268,14 @@ pub(crate) fn hold_multicast(namespace: &str, bytes: u64) {
     run(&["ip", "netns", "exec", namespace, "nft", "-f", "-"], &rules);
 }
 
-/// Takes the rate limit of [`hold_multicast`] away; its queue stays, so that the order is kept.
+/// Removes the rate limit of [`hold_multicast`]. Its queue stays, so that packets keep their order.
 pub(crate) fn release_multicast(namespace: &str) {
     let change = ["tc", "-n", namespace, "qdisc", "change", "dev", "eth0"];
-    let rate = ["rate", "10gbit", "burst", "1mb", "limit", HELD_BYTES];
+    let rate = ["rate", "10gbit", "burst", "1mb", "limit", VALVE_QUEUE];
     run(&[&change[..], &["parent", "1:2", "handle", "2:", "tbf"], &rate].concat(), "");
 }
 
-/// Drops what matches `rule` where it leaves the switch by `port`.
+/// Drops packets that match `rule` and leave the switch by `port`.
 pub(crate) fn drop_toward(switch: &str, port: &str, rule: &str) {
     let rules = format!(
         "table netdev dropped_{port} {{
@@ -285,7 +288,7 @@ pub(crate) fn drop_toward(switch: &str, port: &str, rule: &str) {
     run(&["ip", "netns", "exec", switch, "nft", "-f", "-"], &rules);
 }
 
-/// Takes [`drop_toward`] back.
+/// Reverts [`drop_toward`].
 pub(crate) fn pass_toward(switch: &str, port: &str) {
     let table = format!("dropped_{port}");
     run(&["ip", "netns", "exec", switch, "nft", "delete", "table", "netdev", &table], "");

@@ -16,10 +16,11 @@ use crate::lab::HEAD_ADDRESS;
 use crate::process::Proc;
 use crate::wait::{SOON, wait_for, wait_until};
 
-/// Longest life of a mount. A test that reads from its mount cannot watch the time itself.
-const LEASH: Duration = Duration::from_secs(240);
+/// Time after which a watchdog aborts the mount. A test that is blocked in a read cannot enforce a
+/// deadline itself.
+const MAX_LIFETIME: Duration = Duration::from_secs(240);
 
-/// A mount with its options, not mounted yet.
+/// Options of a mount that is not mounted yet.
 #[derive(Debug)]
 pub struct MountBuilder<'lab> {
     host: &'lab Host,
@@ -27,7 +28,7 @@ pub struct MountBuilder<'lab> {
     options: Vec<String>,
 }
 
-/// A mounted directory. Only networks are isolated, so it is visible on the whole machine.
+/// A mounted directory. Labs isolate only networks, so the whole machine sees the mount.
 #[derive(Debug)]
 pub struct MountProc<'lab> {
     host: &'lab Host,
@@ -37,7 +38,7 @@ pub struct MountProc<'lab> {
     connection: u32,
     proc: Proc,
     /// Stops the watchdog when dropped.
-    _leash: Sender<()>,
+    _watchdog: Sender<()>,
 }
 
 impl<'lab> MountBuilder<'lab> {
@@ -71,8 +72,8 @@ impl<'lab> MountBuilder<'lab> {
             assert!(proc.exited().is_none(), "bootcastfs ended:\n{}", proc.log());
             minor_device(&path)
         });
-        let leash = abort_after(LEASH, connection);
-        MountProc { host: self.host, path, cache, connection, proc, _leash: leash }
+        let watchdog = abort_after(MAX_LIFETIME, connection);
+        MountProc { host: self.host, path, cache, connection, proc, _watchdog: watchdog }
     }
 
     fn args(&self, path: &Path, cache: &Path) -> Vec<OsString> {
@@ -117,7 +118,7 @@ impl MountProc<'_> {
         self.proc.log()
     }
 
-    /// Requests that the daemon has not answered yet: waiting readers.
+    /// Number of kernel requests that the daemon has not answered yet, such as parked reads.
     pub fn parked_requests(&self) -> u64 {
         let waiting = fuse_connections().join(self.connection.to_string()).join("waiting");
         let text = fs::read_to_string(&waiting)
@@ -125,7 +126,7 @@ impl MountProc<'_> {
         text.trim().parse().expect("a number of requests")
     }
 
-    /// Waits until at least `count` requests wait in the daemon.
+    /// Waits until the daemon has at least `count` unanswered requests.
     #[track_caller]
     pub fn wait_parked(&self, count: u64) {
         wait_until(SOON, &format!("{count} reads are parked"), || self.parked_requests() >= count);
@@ -144,7 +145,7 @@ impl MountProc<'_> {
 impl Drop for MountProc<'_> {
     fn drop(&mut self) {
         if is_mounted(&self.path) {
-            // Readers may remain; they keep the detached mount until the daemon ends.
+            // Readers may still use the mount. They keep it, detached, until the daemon ends.
             let _ = unmount(&self.path, UnmountFlags::DETACH);
         }
         self.proc.signal(Signal::KILL);
@@ -156,8 +157,8 @@ pub fn is_mounted(path: &Path) -> bool {
     minor_device(path).is_some()
 }
 
-/// Minor device number of the mount at exactly this path, found without a request to the file
-/// system.
+/// Minor device number of the mount at exactly this path. Looks it up without a request to the file
+/// system, which may hang.
 fn minor_device(path: &Path) -> Option<u32> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let mount =
@@ -166,24 +167,25 @@ fn minor_device(path: &Path) -> Option<u32> {
     minor.parse().ok()
 }
 
-/// Aborts the connection after `leash`: every read that still waits fails, and its test with it.
-fn abort_after(leash: Duration, connection: u32) -> Sender<()> {
-    let (called_off, watch) = channel();
+/// Starts a watchdog that aborts the FUSE connection after `delay`: parked reads then fail, and
+/// with them the test. Dropping the returned sender cancels the watchdog.
+fn abort_after(delay: Duration, connection: u32) -> Sender<()> {
+    let (cancel, cancelled) = channel();
     let abort = fuse_connections().join(connection.to_string()).join("abort");
     std::thread::spawn(move || {
-        if watch.recv_timeout(leash) == Err(RecvTimeoutError::Timeout) {
+        if cancelled.recv_timeout(delay) == Err(RecvTimeoutError::Timeout) {
             // Fails if the connection is gone, which is fine.
             let _ = fs::write(abort, "1");
         }
     });
-    called_off
+    cancel
 }
 
-/// Directory of the kernel's FUSE connections; mounts it if necessary.
+/// Returns the directory of the kernel's FUSE connections; mounts it if necessary.
 fn fuse_connections() -> &'static Path {
     let path = Path::new("/sys/fs/fuse/connections");
     if !is_mounted(path) {
-        // Another test may mount it at the same moment. It only has to be there.
+        // Fails if another test mounts it at the same moment, which is fine.
         let _ = mount("fusectl", path, "fusectl", MountFlags::empty(), None);
     }
     path

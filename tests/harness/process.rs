@@ -1,4 +1,4 @@
-//! A running program that is sure to end.
+//! A running program, which ends with the test.
 
 use std::fs::{self, File};
 use std::os::unix::process::ExitStatusExt;
@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::wait::{SOON, try_wait_for};
 
-/// A started program. Killed when dropped, and by the kernel if the test dies first.
+/// A started program. It is killed when this is dropped, or by the kernel if the test dies first.
 #[derive(Debug)]
 pub struct Proc {
     name: String,
@@ -31,12 +31,12 @@ impl Proc {
         Self { name, child, log: log.into() }
     }
 
-    /// Process id of the program itself: no wrapper remains.
+    /// Process id of the program itself; the wrappers that started it have replaced themselves.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Output so far.
+    /// The program's output so far.
     pub fn log(&self) -> String {
         fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into()).unwrap_or_default()
     }
@@ -47,27 +47,27 @@ impl Proc {
         let _ = kill_process(self.rustix_pid(), signal);
     }
 
-    /// The exit status, if it has ended.
+    /// Exit status, if the program has ended.
     pub fn exited(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().unwrap_or_else(|error| panic!("waiting for {}: {error}", self.name))
     }
 
-    /// Waits for the end.
+    /// Waits until the program ends; panics when `deadline` has passed.
     #[track_caller]
     pub fn wait(&mut self, deadline: Duration) -> ExitStatus {
         try_wait_for(deadline, || self.exited()).unwrap_or_else(|| {
-            panic!("{} runs on after {deadline:?}; it printed:\n{}", self.name, self.log())
+            panic!("{} still runs after {deadline:?}; it printed:\n{}", self.name, self.log())
         })
     }
 
-    /// Waits for the end and requires success.
+    /// Waits until the program ends, and requires that it succeeds.
     #[track_caller]
     pub fn wait_success(&mut self, deadline: Duration) {
         let status = self.wait(deadline);
         assert!(status.success(), "{}: {status}; it printed:\n{}", self.name, self.log());
     }
 
-    /// Sends SIGKILL and requires that this ends the process within `deadline`.
+    /// Sends SIGKILL and requires that it ends the process within `deadline`.
     #[track_caller]
     pub fn kill_within(&mut self, deadline: Duration) {
         self.signal(Signal::KILL);
@@ -109,7 +109,7 @@ impl Drop for Proc {
         if self.child.try_wait().is_ok_and(|status| status.is_none()) {
             self.signal(Signal::KILL);
             if std::thread::panicking() {
-                // A process stuck in the kernel may outlive this; the test has failed already.
+                // A process that is stuck in the kernel may live on. The test has failed already.
                 let _ = self.child.try_wait();
             } else {
                 self.wait(SOON);

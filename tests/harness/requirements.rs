@@ -1,4 +1,4 @@
-//! Requirements of a lab on the machine.
+//! Checks whether this machine has what a lab needs.
 
 use std::fs::File;
 use std::io::Write;
@@ -18,22 +18,24 @@ const TOOLS: [(&str, &str); 8] = [
     ("python3", "python3"),
 ];
 
-/// Why no lab can be built here; `None` if one can.
+/// Returns the reason why no lab can be built on this machine; `None` if one can.
 pub fn skip_reason() -> Option<String> {
     static REASON: OnceLock<Option<String>> = OnceLock::new();
     REASON.get_or_init(find_skip_reason).clone()
 }
 
-/// Prints, past the test runner's capture, that this test did not run, and adds it to the list that
+/// Reports that this test did not run.
+///
+/// Prints a line past the test runner's capture, and adds the test to the list that
 /// `tests/scripts/run-tests.sh` shows at the end.
 pub fn report_skipped(reason: &str) {
     let thread = std::thread::current();
     let name = thread.name().unwrap_or("test");
-    // If standard error is closed, nobody can be told.
+    // If standard error is closed, there is no other place for the message.
     let _ = writeln!(std::io::stderr(), "skipped: {name}: {reason}");
     if let Some(list) = std::env::var_os("BOOTCAST_SKIPPED") {
         let list = File::options().append(true).create(true).open(list);
-        // One write, so that tests that run side by side do not mix their lines.
+        // One write for the whole line, because other tests write to the list at the same time.
         list.and_then(|mut list| list.write_all(format!("{name}\t{reason}\n").as_bytes()))
             .expect("the list of skipped tests");
     }
@@ -45,33 +47,33 @@ pub fn has_tool(name: &str) -> bool {
     std::env::split_paths(&path).any(|directory| directory.join(name).is_file())
 }
 
-/// Why the head's interface can have no valve here; `None` if it can.
+/// Returns the reason why the head's interface cannot have a valve; `None` if it can.
 pub(crate) fn valve_skip_reason() -> Option<String> {
     static REASON: OnceLock<Option<String>> = OnceLock::new();
     let find = || queue_skip_reason("htb").or_else(|| queue_skip_reason(TBF));
     REASON.get_or_init(find).clone()
 }
 
-/// Why no link can be capped here; `None` if one can.
+/// Returns the reason why the rate of a link cannot be capped; `None` if it can.
 pub(crate) fn cap_skip_reason() -> Option<String> {
     static REASON: OnceLock<Option<String>> = OnceLock::new();
     REASON.get_or_init(|| queue_skip_reason(TBF)).clone()
 }
 
-/// A token bucket, with the parameters that `tc` requires.
+/// The token bucket filter with the parameters that `tc` requires.
 const TBF: &str = "tbf rate 1mbit burst 1600 limit 3000";
 
-/// Why the kernel has no queue of this kind: a module such as `sch_htb` is missing. `None` if it
-/// has. Tries it in a namespace of its own.
+/// Returns the kernel's error if it has no queueing discipline of this kind, because a module such
+/// as `sch_htb` is missing; `None` if it has one. Tries it in a namespace of its own.
 fn queue_skip_reason(queue: &str) -> Option<String> {
     let add = ["--net", "tc", "qdisc", "add", "dev", "lo", "root"];
-    let tried = Command::new("unshare").args(add).args(queue.split(' ')).output();
-    let tried = tried.expect("a lab was found to be possible, so unshare and tc run");
+    let output = Command::new("unshare").args(add).args(queue.split(' ')).output();
+    let output = output.expect("skip_reason() has run unshare and found tc");
     let kind = queue.split(' ').next().unwrap_or(queue);
-    let error = String::from_utf8_lossy(&tried.stderr);
+    let error = String::from_utf8_lossy(&output.stderr);
     let error = error.trim_start_matches("Error: ").lines().next().unwrap_or("no reason given");
     let error = error.trim_end_matches('.');
-    (!tried.status.success()).then(|| format!("the kernel has no sch_{kind}: {error}"))
+    (!output.status.success()).then(|| format!("the kernel has no sch_{kind}: {error}"))
 }
 
 fn find_skip_reason() -> Option<String> {
@@ -102,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_queue_that_the_kernel_does_not_have_is_a_reason_to_skip() {
+    fn a_missing_queueing_discipline_is_a_reason_to_skip() {
         if let Some(reason) = skip_reason() {
             return report_skipped(&reason);
         }

@@ -13,7 +13,7 @@ use crate::lab::{HEAD_ADDRESS, Lab};
 use crate::process::Proc;
 use crate::wait::{SOON, wait_until};
 
-/// A server with its options, not started yet.
+/// Options of a server that is not started yet.
 #[derive(Debug)]
 pub struct ServerBuilder<'lab> {
     host: &'lab Host,
@@ -51,7 +51,7 @@ impl<'lab> ServerBuilder<'lab> {
         self
     }
 
-    /// Starts it and waits until it listens.
+    /// Starts the server and waits until it listens.
     #[track_caller]
     pub fn start(self) -> ServerProc<'lab> {
         let log = self.host.fresh_path("server.log");
@@ -62,7 +62,8 @@ impl<'lab> ServerBuilder<'lab> {
 }
 
 impl ServerProc<'_> {
-    /// Starts it again after [`ServerProc::kill`] or [`ServerProc::stop`], with the same options.
+    /// Starts the server again after [`ServerProc::kill`] or [`ServerProc::stop`], with the same
+    /// options.
     #[track_caller]
     pub fn start(&mut self) {
         let mut command = self.host.command(binary("bootcast-server"));
@@ -76,7 +77,7 @@ impl ServerProc<'_> {
         self.proc = Some(proc);
     }
 
-    /// Kills it, like a crash.
+    /// Kills the server with SIGKILL, to simulate a crash.
     #[track_caller]
     pub fn kill(&mut self) {
         if let Some(mut proc) = self.proc.take() {
@@ -84,7 +85,7 @@ impl ServerProc<'_> {
         }
     }
 
-    /// Ends it like an administrator would, and requires exit status 0.
+    /// Stops the server with SIGTERM, and requires exit status 0.
     #[track_caller]
     pub fn stop(&mut self) {
         if let Some(mut proc) = self.proc.take() {
@@ -93,12 +94,12 @@ impl ServerProc<'_> {
         }
     }
 
-    /// The server's process. Panics if it is not running.
+    /// The server's process. Panics if the server is stopped.
     pub fn proc(&self) -> &Proc {
         self.proc.as_ref().expect("the server runs")
     }
 
-    /// Log of all its starts.
+    /// Log of the server, with that of earlier starts.
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
@@ -111,7 +112,7 @@ impl ServerProc<'_> {
             .unwrap_or_else(|error| panic!("/status says {answer:?}: {error}"))
     }
 
-    /// The running cast of the file `path`.
+    /// State of the running cast of the file `path`; `None` if there is no such cast.
     #[track_caller]
     pub fn cast_of(&self, path: &str) -> Option<CastStatus> {
         self.status().casts.into_iter().find(|cast| cast.path == path)

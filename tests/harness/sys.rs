@@ -1,4 +1,4 @@
-//! The one system call of the lab without a safe library function.
+//! The only system call of the lab that has no safe wrapper in a library.
 #![expect(unsafe_code, reason = "an ioctl of the tun driver")]
 
 use std::fs::File;
@@ -7,13 +7,14 @@ use std::io;
 use rustix::fs::{Mode, OFlags};
 use rustix::ioctl::{Setter, ioctl, opcode};
 
-/// `TUNSETIFF` of `linux/if_tun.h`. Its number encodes the size of an int, whatever is passed.
+/// `TUNSETIFF` of `linux/if_tun.h`. Its number encodes the size of an `int`, although the argument
+/// is a `struct ifreq`.
 const TUNSETIFF: rustix::ioctl::Opcode = opcode::write::<i32>(b'T', 202);
 
-/// `IFF_TAP | IFF_NO_PI`: whole Ethernet frames and nothing else.
+/// `IFF_TAP | IFF_NO_PI`: whole Ethernet frames without a header of the driver's own.
 const TAP_FLAGS: u16 = 0x0002 | 0x1000;
 
-/// `struct ifreq` as far as the driver reads it.
+/// `struct ifreq`, with the fields that the driver reads.
 #[repr(C)]
 struct InterfaceRequest {
     name: [u8; 16],
@@ -22,7 +23,7 @@ struct InterfaceRequest {
 }
 
 /// Opens the tap interface of this name in the thread's network namespace, non-blocking. Each read
-/// returns a frame that left by it, each write delivers one.
+/// returns a frame that the interface sent; each write makes it receive one.
 pub(crate) fn open_tap(name: &str) -> io::Result<File> {
     let tap = rustix::fs::open(
         "/dev/net/tun",

@@ -1,12 +1,13 @@
-//! Waits for conditions, never for a fixed time.
+//! Waits for conditions with a deadline, never for a fixed time.
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// Deadline for things that take milliseconds on an idle machine. Generous, because test machines
-/// are busy.
+/// Deadline for events that take milliseconds on an idle machine. Long, because test machines are
+/// busy.
 pub const SOON: Duration = Duration::from_secs(20);
 
+/// Time between two checks of a condition.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Waits until `condition` holds; panics with `what` when `deadline` has passed.
