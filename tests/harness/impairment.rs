@@ -39,7 +39,10 @@ impl Impairment {
         }
         if let Some((lost, every)) = self.burst {
             let first = number * 997 % (every - lost + 1);
-            rules.push(format!("numgen inc mod {every} {first}-{} {DROP_COUNTED}", first + lost - 1));
+            rules.push(format!(
+                "numgen inc mod {every} {first}-{} {DROP_COUNTED}",
+                first + lost - 1
+            ));
         }
         if let Some((milliseconds, ppm)) = self.outage {
             rules.push(format!("oif @out {DROP_COUNTED}"));

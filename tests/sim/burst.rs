@@ -5,31 +5,35 @@ use std::ops::Range;
 use bootcast_proto::units::wire_len;
 use bootcast_proto::wire::HEADER_LEN;
 
-/// Port of a group that a datagram goes to.
+/// UDP port of the group that a datagram goes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Channel {
-    /// Pages.
+    /// The data port, for pages.
     Data,
-    /// Symbols and beacons.
+    /// The repair channel, for symbols and beacons.
     Repair,
 }
 
-/// A run of datagrams, encoded once for all receivers.
+/// Consecutive datagrams, encoded once for all receivers.
 #[derive(Debug)]
 pub(super) struct Burst {
     channel: Channel,
+    /// Bytes of all datagrams.
     bytes: Vec<u8>,
-    places: Vec<Range<usize>>,
-    wire: Vec<u64>,
+    /// Byte range of each datagram in `bytes`.
+    ranges: Vec<Range<usize>>,
+    /// Size of each datagram on the wire, in bytes.
+    wire_lens: Vec<u64>,
 }
 
 impl Burst {
-    /// Most datagrams in a burst: the number of bits in a [`super::link::Mask`].
+    /// Largest number of datagrams in a burst: the number of bits in a [`super::link::Mask`].
     pub(super) const MAX: usize = 64;
 
     /// Creates an empty burst with room for `bytes` bytes in all.
     pub(super) fn new(channel: Channel, bytes: usize) -> Self {
-        Self { channel, bytes: Vec::with_capacity(bytes), places: Vec::new(), wire: Vec::new() }
+        let bytes = Vec::with_capacity(bytes);
+        Self { channel, bytes, ranges: Vec::new(), wire_lens: Vec::new() }
     }
 
     /// Adds a datagram with a header and a payload of zeros.
@@ -37,23 +41,24 @@ impl Burst {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(header);
         self.bytes.resize(start + header.len() + payload, 0);
-        self.places.push(start..self.bytes.len());
+        self.ranges.push(start..self.bytes.len());
         let len = (header.len() + payload).saturating_sub(HEADER_LEN);
-        self.wire.push(wire_len(u32::try_from(len).expect("a datagram has fewer than 64 KiB")));
+        let len = u32::try_from(len).expect("a datagram has fewer than 64 KiB");
+        self.wire_lens.push(wire_len(len));
     }
 
-    /// Port that the burst goes to.
+    /// Channel that the burst goes to.
     pub(super) fn channel(&self) -> Channel {
         self.channel
     }
 
     /// Size of each datagram on the wire, in bytes.
-    pub(super) fn wire(&self) -> &[u64] {
-        &self.wire
+    pub(super) fn wire_lens(&self) -> &[u64] {
+        &self.wire_lens
     }
 
-    /// Bytes of one datagram.
+    /// Bytes of the datagram at position `at`.
     pub(super) fn datagram(&self, at: usize) -> &[u8] {
-        &self.bytes[self.places[at].clone()]
+        &self.bytes[self.ranges[at].clone()]
     }
 }

@@ -1,4 +1,4 @@
-//! A client's real core behind a simulated network.
+//! Drives the real receiver of a client, with its simulated socket.
 
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -17,15 +17,15 @@ use super::server::ADDRESS;
 /// Request of a client to the server.
 #[derive(Debug)]
 pub(super) enum Request {
-    /// Become a member.
+    /// Join the cast.
     Join,
-    /// End the membership.
+    /// Leave the cast.
     Leave(Token),
-    /// Report what it lacks.
+    /// Send a report.
     Report(Token, Report),
 }
 
-/// Answer of the server.
+/// Answer of the server to a request.
 #[derive(Debug)]
 pub(super) enum Answer {
     /// Answer to a join; `None` if the server refused it.
@@ -34,26 +34,27 @@ pub(super) enum Answer {
     Report(bool),
 }
 
-/// One receiver with its machine.
+/// One client with its link and its machine.
 #[derive(Debug)]
 pub(super) struct Client {
     /// Index of its crowd in the scenario.
     pub(super) crowd: usize,
-    /// Index of its port, if loss is shared.
+    /// Index of its switch port, if loss is shared.
     pub(super) port: Option<usize>,
     /// Link from the server.
     pub(super) link: Link,
-    /// Time of the planned timer event.
+    /// Time of the scheduled timer event.
     pub(super) timer: Option<Instant>,
-    /// When it arrived.
-    pub(super) came: Option<Instant>,
-    /// When it had every page.
-    pub(super) done: Option<Instant>,
-    /// Whether it died without leaving.
+    /// Time of its arrival.
+    pub(super) arrived_at: Option<Instant>,
+    /// Time at which it had every page.
+    pub(super) completed_at: Option<Instant>,
+    /// Whether it died without a leave.
     pub(super) dead: bool,
     receiver: Receiver,
-    /// Whether it listens to the pages, and to the repair channel.
-    hears: (bool, bool),
+    /// Whether it is subscribed to the data port, and to the repair channel.
+    subscribed: (bool, bool),
+    /// The present pause, if any.
     stall: Option<Stall>,
 }
 
@@ -61,8 +62,11 @@ pub(super) struct Client {
 #[derive(Debug)]
 struct Stall {
     until: Instant,
+    /// Number of datagrams that the socket still has room for.
     room: usize,
+    /// Datagrams in the socket, in order of arrival.
     waiting: Vec<(Rc<Burst>, Mask)>,
+    /// Number of datagrams that the socket dropped.
     dropped: u64,
 }
 
@@ -75,19 +79,19 @@ impl Client {
             port,
             link,
             timer: None,
-            came: None,
-            done: None,
+            arrived_at: None,
+            completed_at: None,
             dead: false,
             receiver: Receiver::new(Pin::default(), None, timing, seed),
-            hears: (false, false),
+            subscribed: (false, false),
             stall: None,
         }
     }
 
-    /// Whether datagrams of this channel reach it.
+    /// Whether it is alive and subscribed to this channel.
     pub(super) fn is_listening(&self, channel: Channel) -> bool {
-        let (pages, repair) = self.hears;
-        !self.dead && if channel == Channel::Data { pages } else { repair }
+        let (data, repair) = self.subscribed;
+        !self.dead && if channel == Channel::Data { data } else { repair }
     }
 
     /// End of the present pause.
@@ -95,19 +99,19 @@ impl Client {
         self.stall.as_ref().map(|stall| stall.until)
     }
 
-    /// Handles its arrival: it wants the file.
-    pub(super) fn come(&mut self, now: Instant) {
-        self.came = Some(now);
+    /// Handles its arrival: it opens the file.
+    pub(super) fn handle_arrival(&mut self, now: Instant) {
+        self.arrived_at = Some(now);
         self.receiver.handle_open();
     }
 
-    /// Pauses the client.
+    /// Begins a pause.
     pub(super) fn stall(&mut self, stalls: Stalls, now: Instant) {
         let until = now + stalls.lasting;
         self.stall = Some(Stall { until, room: stalls.socket, waiting: Vec::new(), dropped: 0 });
     }
 
-    /// Ends the pause and reads what the socket kept.
+    /// Ends the pause and reads the datagrams that wait in the socket.
     pub(super) fn resume(&mut self, now: Instant) {
         let Some(stall) = self.stall.take() else { return };
         self.receiver.handle_drops(stall.dropped);
@@ -117,13 +121,13 @@ impl Client {
         self.receiver.handle_timeout(now);
     }
 
-    /// Counts datagrams that its socket had no room for.
-    pub(super) fn dropped(&mut self, datagrams: u64) {
+    /// Reports to the receiver how many datagrams its socket dropped.
+    pub(super) fn handle_drops(&mut self, datagrams: u64) {
         self.receiver.handle_drops(datagrams);
     }
 
     /// Delivers datagrams to its socket.
-    pub(super) fn arrive(&mut self, burst: &Rc<Burst>, which: Mask, now: Instant) {
+    pub(super) fn deliver(&mut self, burst: &Rc<Burst>, which: Mask, now: Instant) {
         let Some(stall) = &mut self.stall else {
             self.read(burst, which, now);
             return;
@@ -157,7 +161,7 @@ impl Client {
         match self.receiver.handle_datagram(ADDRESS, datagram, now) {
             Arrival::New(page) => self.receiver.handle_stored(PageRange::single(page.index)),
             Arrival::Duplicate(_) => {}
-            Arrival::Bad(error) => panic!("a page of the server is bad: {error}"),
+            Arrival::Bad(error) => panic!("the receiver refuses a page of the server: {error}"),
         }
     }
 
@@ -167,13 +171,15 @@ impl Client {
                 self.receiver.handle_symbol_stored(block, number);
             }
             RepairArrival::Nothing => {}
-            // The last symbol of a burst may find the file complete.
+            // A complete receiver refuses the remaining symbols of a burst.
             RepairArrival::Bad(error) => {
-                assert!(self.receiver.is_complete(), "a symbol of the server is bad: {error}");
+                let is_complete = self.receiver.is_complete();
+                assert!(is_complete, "the receiver refuses a symbol of the server: {error}");
             }
         }
     }
 
+    /// Marks the missing pages of blocks that can be rebuilt as stored.
     fn rebuild(&mut self) {
         while let Some(block) = self.receiver.poll_decodable() {
             let plan = self.receiver.decode_plan(block);
@@ -183,8 +189,8 @@ impl Client {
         }
     }
 
-    /// Delivers an answer of the server.
-    pub(super) fn answered(&mut self, answer: &Answer, now: Instant) {
+    /// Handles an answer of the server.
+    pub(super) fn handle_answer(&mut self, answer: &Answer, now: Instant) {
         match answer {
             Answer::Join(Some(answer)) => self.receiver.handle_join(answer, now),
             Answer::Join(None) => {
@@ -198,28 +204,28 @@ impl Client {
         }
     }
 
-    /// Runs what is due.
+    /// Handles due timers.
     pub(super) fn wake(&mut self, now: Instant) {
         self.receiver.handle_timeout(now);
     }
 
-    /// When [`Self::wake`] must be called next.
+    /// Time at which [`Self::wake`] must be called next.
     pub(super) fn next_wake(&self) -> Option<Instant> {
         self.receiver.poll_timeout()
     }
 
-    /// Next request to the server.
+    /// Takes the next request to the server.
     pub(super) fn next_request(&mut self) -> Option<Request> {
         loop {
             match self.receiver.poll_action()? {
-                Action::Subscribe(to) => self.hears = (true, to.repair.is_some()),
-                Action::Unsubscribe => self.hears = (false, false),
+                Action::Subscribe(to) => self.subscribed = (true, to.repair.is_some()),
+                Action::Unsubscribe => self.subscribed = (false, false),
                 Action::Join => return Some(Request::Join),
                 Action::Leave(token) => return Some(Request::Leave(token)),
                 // The simulation has no readers, so nothing is demanded.
                 Action::Want(_) => {}
                 Action::Report(report) => {
-                    // For a membership that has ended, no report is expected.
+                    // A report without a membership is dropped.
                     if let Some(token) = self.receiver.token() {
                         return Some(Request::Report(token.clone(), report));
                     }

@@ -1,4 +1,4 @@
-//! Simulates a cast to a fleet and prints its lines of the table.
+//! Simulates a cast to many clients, as described by the command line.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -8,91 +8,92 @@ use bootcast_server::cast::CeilingSource;
 use clap::Parser;
 use harness::sim::{CoreKind, Crowd, HEADER, LinkKind, Loss, Scenario, Stalls, run, table};
 
-/// Simulates a cast to a fleet and prints what it took.
+/// Simulates a cast to many clients and prints its results
 #[derive(Debug, Parser)]
 struct Cli {
-    /// Speed of a link that all datagrams cross
+    /// Rate of a link that all clients share
     #[arg(long)]
     core: Option<BitRate>,
-    /// Bytes that the queue before it takes
+    /// Size of the queue of that link, in bytes
     #[arg(long, default_value_t = 256_000)]
     core_queue: u32,
-    /// Simulates all scenarios that the goals are stated for, or those with this text in their name
+    /// Simulate the scenarios of the goals instead, or those whose names contain this text
     #[arg(long, value_name = "TEXT", num_args = 0..=1, default_missing_value = "")]
     goals: Option<String>,
-    /// Clients that know the extensions
+    /// Number of clients that know the extensions
     #[arg(long, default_value_t = 100)]
     clients: usize,
-    /// Clients that know the base protocol only
+    /// Number of clients that know only the base protocol
     #[arg(long, default_value_t = 0)]
     plain: usize,
     /// Pages of the file, 1456 bytes each
     #[arg(long, default_value_t = 100_000)]
     pages: u32,
-    /// Ceiling of the server
+    /// Ceiling of the server's rate
     #[arg(long, default_value = "1gbit")]
     rate: BitRate,
-    /// Loss of each client's own, such as 1%
+    /// Loss rate of each client, such as 1%
     #[arg(long, default_value = "0%")]
     loss: Percent,
     /// Mean length of a run of losses, in datagrams
     #[arg(long, default_value_t = 0.0)]
     burst: f64,
-    /// Loss that the clients of a port have in common
+    /// Loss rate of each switch port, the same datagrams for all clients at the port
     #[arg(long, default_value = "0%")]
     shared_loss: Percent,
-    /// Clients of a port
+    /// Number of clients at a switch port
     #[arg(long, default_value_t = 10)]
     port: usize,
-    /// Datagrams that are overtaken
+    /// Share of datagrams that others overtake
     #[arg(long, default_value = "0%")]
     overtaken: Percent,
-    /// How much later they come at most, in milliseconds
+    /// Longest additional delay of those, in milliseconds
     #[arg(long, default_value_t = 5)]
     jitter_ms: u64,
-    /// Datagrams that come twice
+    /// Share of datagrams that arrive twice
     #[arg(long, default_value = "0%")]
     duplicated: Percent,
-    /// Speed of the last hop, as a share of the rate
+    /// Rate of each client's last hop, as a share of --rate; 0%: no bottleneck
     #[arg(long, default_value = "0%")]
     access: Percent,
-    /// Datagrams that the queue before the last hop takes
+    /// Size of the queue before the last hop, in datagrams
     #[arg(long, default_value_t = 100)]
     queue: u32,
-    /// Speed of the clients' machines, as a share of the rate
+    /// Rate at which each client's machine reads datagrams, as a share of --rate; 0%: no bottleneck
     #[arg(long, default_value = "0%")]
     machine: Percent,
-    /// Datagrams that their sockets have room for; 2700 are about 4 MB
+    /// Size of the clients' socket buffers, in datagrams; 2700 are about 4 MB
     #[arg(long, default_value_t = 2700)]
     socket: u32,
-    /// The ceiling is the speed of the interface, and the path behind it may be slower
+    /// The ceiling is the speed of the server's interface, and the path may be slower
     #[arg(long)]
     guessed: bool,
-    /// The ceiling is invented
+    /// The ceiling is an assumption, because the speed of the interface is unknown
     #[arg(long)]
     assumed: bool,
-    /// Time over which clients come, in file times
+    /// Time over which clients arrive, as a multiple of the time to send the file
     #[arg(long, default_value_t = 0.0)]
     arrivals: f64,
-    /// Clients that vanish without a leave
+    /// Share of clients that disappear without a leave
     #[arg(long, default_value = "0%")]
     dying: Percent,
-    /// Clients do not run for so many milliseconds, ten times as rarely
+    /// Length of pauses in which a client does not run, in milliseconds; they take a tenth of the
+    /// time
     #[arg(long, default_value_t = 0)]
     stall_ms: u64,
-    /// Further clients with --outlier-loss
+    /// Number of further clients, with the loss rate --outlier-loss
     #[arg(long, default_value_t = 0)]
     outliers: usize,
-    /// Loss of each of those
+    /// Loss rate of each of those
     #[arg(long, default_value = "20%")]
     outlier_loss: Percent,
-    /// Round trip of requests, in milliseconds
+    /// Round-trip time of requests, in milliseconds
     #[arg(long, default_value_t = 1)]
     rtt_ms: u64,
-    /// Loss of requests and answers
+    /// Share of requests and answers that are lost
     #[arg(long, default_value = "0%")]
     control_loss: Percent,
-    /// Seed of every random decision, with --goals too
+    /// Seed of every random decision, also with --goals
     #[arg(long, default_value_t = 1)]
     seed: u64,
 }
@@ -138,11 +139,11 @@ impl Cli {
             stalls,
             ..Crowd::new(count, link)
         };
-        let bad = LinkKind { loss: Loss::independent(self.outlier_loss.0), ..link };
+        let outlier = LinkKind { loss: Loss::independent(self.outlier_loss.0), ..link };
         let crowds = vec![
             crowd(self.clients, false, link),
             crowd(self.plain, true, link),
-            crowd(self.outliers, false, bad),
+            crowd(self.outliers, false, outlier),
         ];
         let crowds = crowds.into_iter().filter(|crowd| crowd.count > 0).collect();
         Scenario {
@@ -161,7 +162,7 @@ impl Cli {
                 flows: 0,
             }),
             seed: self.seed,
-            ..Scenario::new("as asked", self.pages, crowds)
+            ..Scenario::new("command line", self.pages, crowds)
         }
     }
 }
@@ -182,8 +183,8 @@ fn main() {
     for scenario in &scenarios {
         let outcome = run(scenario);
         print!("{outcome}");
-        if let Some(most) = outcome.most_done() {
-            print!("    95% of the clients after {:.2} s", most.as_secs_f64());
+        if let Some(time) = outcome.time_95() {
+            print!("    95% of the clients after {:.2} s", time.as_secs_f64());
         }
         if let Some(share) = outcome.flows_share() {
             print!(", TCP got {:.1}% of the core", share * 100.0);

@@ -1,4 +1,4 @@
-//! Simulates the network between server and one receiver.
+//! Simulates the path from the server to one receiver.
 
 use std::time::{Duration, Instant};
 
@@ -6,16 +6,16 @@ use bootcast_proto::BitRate;
 
 use super::random::Random;
 
-/// Set of datagrams of a burst, one bit each.
+/// Set of datagrams of a burst: one bit for each datagram.
 pub(super) type Mask = u64;
 
-/// Mask of the lowest `len` bits.
+/// Returns the mask of the lowest `len` bits.
 pub(super) fn all(len: usize) -> Mask {
     debug_assert!(len <= 64, "a burst is at most 64 datagrams");
     if len == 64 { Mask::MAX } else { (1 << len) - 1 }
 }
 
-/// Loss of datagrams: how many, and how many in a row.
+/// Loss of datagrams: its rate, and the length of runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Loss {
     /// Share of all datagrams, 0 to 1.
@@ -30,20 +30,23 @@ impl Loss {
         Self { share, burst: 0.0 }
     }
 
-    /// Loses runs of this mean length: Gilbert's model, in which a bad period loses everything.
+    /// Loses runs of this mean length (Gilbert's model, whose bad state loses every datagram).
     pub fn bursts(share: f64, burst: f64) -> Self {
         Self { share, burst }
     }
 }
 
-/// Alternating runs of geometric length; one kind picks datagrams.
+/// Picks datagrams in runs. Runs that are picked alternate with runs that are not, and all lengths
+/// are geometrically distributed.
 #[derive(Debug)]
 struct Runs {
     random: Random,
-    /// Mean lengths of the runs that do not pick and of those that do; `None` if nothing is ever
-    /// picked.
+    /// Mean lengths of the runs that are not picked and of those that are; `None` if nothing is
+    /// ever picked.
     means: Option<[f64; 2]>,
+    /// Whether the present run is picked.
     picking: bool,
+    /// Datagrams left in the present run.
     left: u64,
 }
 
@@ -57,7 +60,7 @@ impl Runs {
         Self { random, means, picking, left }
     }
 
-    /// Picks from the next `len` datagrams.
+    /// Returns which of the next `len` datagrams are picked.
     fn pick(&mut self, len: usize) -> Mask {
         let Some(means) = self.means else { return 0 };
         let (mut mask, mut at) = (0, 0);
@@ -77,7 +80,7 @@ impl Runs {
     }
 }
 
-/// Loss that several receivers share, such as that of a switch port.
+/// Loss that several receivers share, such as the loss of a switch port.
 #[derive(Debug)]
 pub(super) struct SharedLoss(Runs);
 
@@ -87,37 +90,37 @@ impl SharedLoss {
         Self(Runs::new(loss, random))
     }
 
-    /// Picks those of the next `len` datagrams that none of the receivers gets.
+    /// Returns which of the next `len` datagrams are lost for all receivers.
     pub(super) fn next(&mut self, len: usize) -> Mask {
         self.0.pick(len)
     }
 }
 
-/// Connection of one receiver.
+/// Properties of the path to one receiver.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct LinkKind {
     /// Loss of this receiver alone.
     pub loss: Loss,
-    /// Loss that it shares with the others of its port.
+    /// Loss that it shares with the other receivers at its switch port.
     pub shared: Loss,
-    /// Receivers at a port; 0 if loss is not shared.
+    /// Number of receivers at a switch port; 0 if loss is not shared.
     pub port: usize,
-    /// Delay from the server, in addition to the common one.
+    /// Delay from the server, in addition to the delay that all receivers have.
     pub delay: Duration,
     /// Share of datagrams that others overtake.
     pub overtaken: f64,
-    /// Largest additional delay of these.
+    /// Longest additional delay of datagrams that are overtaken or duplicated.
     pub jitter: Duration,
     /// Share of datagrams that arrive twice.
     pub duplicated: f64,
-    /// Speed of the last hop as a share of the server's rate; 0 if it is no bottleneck.
+    /// Rate of the last hop as a share of the server's rate; 0 if it is no bottleneck.
     pub access: f64,
-    /// Datagrams that the queue before the last hop holds.
+    /// Size of the queue before the last hop, in datagrams.
     pub queue: u32,
-    /// Speed at which the receiver's machine takes datagrams, as a share of the server's rate; 0 if
+    /// Rate at which the receiver's machine reads datagrams, as a share of the server's rate; 0 if
     /// it always keeps up.
     pub machine: f64,
-    /// Datagrams that its socket holds. The receiver learns how many were dropped.
+    /// Size of its socket buffer, in datagrams. The receiver learns how many were dropped there.
     pub socket: u32,
 }
 
@@ -144,54 +147,54 @@ pub(super) struct Link {
     access: Option<Queue>,
     /// Queue of the receiver's machine, if that is a bottleneck.
     machine: Option<Queue>,
-    /// Drops of its socket that the receiver does not know yet.
+    /// Number of datagrams that the socket dropped since the last delivery.
     dropped: u64,
 }
 
-/// A queue that passes datagrams on one by one, at a fixed speed.
+/// A queue that forwards datagrams one by one, at a fixed rate.
 #[derive(Debug)]
 struct Queue {
     rate: BitRate,
     /// Time to empty a full queue.
     depth: Duration,
-    /// The queue is busy until then.
+    /// Time at which the queue will be empty.
     busy_until: Instant,
 }
 
 impl Queue {
-    /// Creates a queue with this share of `rate` and room for `room` bytes; `None` for a share of
+    /// Creates a queue with this share of `rate` and a size of `size` bytes. `None` for a share of
     /// 0.
-    fn new(rate: BitRate, share: f64, room: u64, now: Instant) -> Option<Self> {
+    fn new(rate: BitRate, share: f64, size: u64, now: Instant) -> Option<Self> {
         let rate = BitRate::from_bits_per_second(scaled(rate, share))?;
-        Some(Self { rate, depth: rate.time_to_send(room), busy_until: now })
+        Some(Self { rate, depth: rate.time_to_send(size), busy_until: now })
     }
 
-    /// Passes a burst that arrives at `now`. Returns which datagrams find room, and when the last
-    /// of these is through.
-    fn pass(&mut self, lens: &[u64], come: Mask, now: Instant) -> (Mask, Instant) {
-        let mut passed = come;
+    /// Forwards the datagrams `arriving` at `now`. Returns those that find room, and the time at
+    /// which the last of them has left the queue.
+    fn pass(&mut self, lens: &[u64], arriving: Mask, now: Instant) -> (Mask, Instant) {
+        let mut passed = arriving;
         for (bit, &len) in lens.iter().enumerate() {
-            if come & 1 << bit != 0 && !self.takes(len, now) {
+            if arriving & 1 << bit != 0 && !self.enqueue(len, now) {
                 passed &= !(1 << bit);
             }
         }
         (passed, self.busy_until.max(now))
     }
 
-    /// Whether a datagram of `bytes` finds room at `now`.
-    fn takes(&mut self, bytes: u64, now: Instant) -> bool {
+    /// Adds a datagram of `bytes` bytes. Returns `false` if the queue is full.
+    fn enqueue(&mut self, bytes: u64, now: Instant) -> bool {
         let begins = self.busy_until.max(now);
-        let room = begins - now <= self.depth;
-        if room {
+        let has_room = begins - now <= self.depth;
+        if has_room {
             self.busy_until = begins + self.rate.time_to_send(bytes);
         }
-        room
+        has_room
     }
 }
 
 impl Link {
-    /// Creates a link. `rate` is the server's, `datagram` the size of a typical datagram on the
-    /// wire.
+    /// Creates a link. `rate` is the server's rate, `datagram` the size of a full page on the wire,
+    /// in bytes.
     pub(super) fn new(
         kind: LinkKind,
         rate: BitRate,
@@ -200,21 +203,21 @@ impl Link {
         now: Instant,
     ) -> Self {
         let mut stream = || Random::new(random.next(), 0);
-        let room = |datagrams: u32| datagram * u64::from(datagrams);
+        let bytes = |datagrams: u32| datagram * u64::from(datagrams);
         Self {
             lost: Runs::new(kind.loss, stream()),
             overtaken: Runs::new(Loss::independent(kind.overtaken), stream()),
             duplicated: Runs::new(Loss::independent(kind.duplicated), stream()),
             random: stream(),
-            access: Queue::new(rate, kind.access, room(kind.queue), now),
-            machine: Queue::new(rate, kind.machine, room(kind.socket), now),
+            access: Queue::new(rate, kind.access, bytes(kind.queue), now),
+            machine: Queue::new(rate, kind.machine, bytes(kind.socket), now),
             dropped: 0,
             kind,
         }
     }
 
-    /// Carries a burst of datagrams of these lengths, without those that were lost before. Returns
-    /// what arrives now and adds later deliveries to `late`.
+    /// Carries a burst of datagrams of these lengths, without those of `lost_before`. Returns the
+    /// datagrams that arrive now, and adds later deliveries to `late`.
     pub(super) fn carry(
         &mut self,
         lens: &[u64],
@@ -225,14 +228,14 @@ impl Link {
         let mut passed = all(lens.len()) & !lost_before & !self.lost.pick(lens.len());
         let mut at = now + self.kind.delay;
         if let Some(access) = &mut self.access {
-            let through;
-            (passed, through) = access.pass(lens, passed, now);
-            at = at.max(through + self.kind.delay);
+            let left_at;
+            (passed, left_at) = access.pass(lens, passed, now);
+            at = at.max(left_at + self.kind.delay);
         }
         if let Some(machine) = &mut self.machine {
-            let (taken, through) = machine.pass(lens, passed, at);
-            self.dropped += u64::from((passed & !taken).count_ones());
-            (passed, at) = (taken, through);
+            let (accepted, read_at) = machine.pass(lens, passed, at);
+            self.dropped += u64::from((passed & !accepted).count_ones());
+            (passed, at) = (accepted, read_at);
         }
         let duplicated = passed & self.duplicated.pick(lens.len());
         let overtaken = passed & self.overtaken.pick(lens.len());
@@ -256,7 +259,7 @@ impl Link {
     }
 }
 
-/// Computes a share of a rate, in bits per second.
+/// Returns a share of a rate, in bits per second.
 #[expect(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
@@ -274,7 +277,8 @@ mod tests {
 
     const BURST: usize = 44;
 
-    fn losses(loss: Loss) -> (f64, f64) {
+    /// Returns the loss rate and the mean length of a run of losses.
+    fn measure(loss: Loss) -> (f64, f64) {
         let mut runs = Runs::new(loss, Random::new(1, 1));
         let (mut packets, mut runs_lost, mut before) = (0u32, 0u32, false);
         for _ in 0..50_000 {
@@ -290,20 +294,20 @@ mod tests {
     }
 
     #[test]
-    fn losses_have_the_share_and_the_length_that_was_asked_for() {
+    fn losses_have_the_configured_rate_and_run_length() {
         for (loss, length) in [
             (Loss::independent(0.01), 1.01),
             (Loss::independent(0.2), 1.25),
             (Loss::bursts(0.01, 20.0), 20.0),
         ] {
-            let (share, run) = losses(loss);
+            let (share, run) = measure(loss);
             assert!((share / loss.share - 1.0).abs() < 0.05, "{loss:?}: {share}");
             assert!((run / length - 1.0).abs() < 0.05, "{loss:?}: {run}");
         }
     }
 
     #[test]
-    fn a_slow_last_hop_passes_its_own_rate_and_drops_the_rest() {
+    fn a_slow_last_hop_forwards_at_its_own_rate_and_drops_the_excess() {
         let now = Instant::now();
         let rate: BitRate = "8mbit".parse().unwrap();
         let kind = LinkKind { access: 0.5, queue: 10, ..LinkKind::default() };
@@ -318,24 +322,24 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_machine_takes_what_it_can_and_its_socket_tells_of_the_rest() {
+    fn a_slow_machine_reads_at_its_own_rate_and_its_socket_counts_the_drops() {
         let now = Instant::now();
         let rate: BitRate = "8mbit".parse().unwrap();
         let kind = LinkKind { machine: 0.25, socket: 20, ..LinkKind::default() };
         let mut link = Link::new(kind, rate, 1000, Random::new(1, 1), now);
-        let (mut taken, mut dropped) = (0, 0);
+        let (mut read, mut dropped) = (0, 0);
         for ms in 0..1000 {
             let mut late = Vec::new();
             assert_eq!(link.carry(&[1000], 0, now + Duration::from_millis(ms), &mut late), 0);
-            taken += late.iter().map(|it| it.which.count_ones()).sum::<u32>();
+            read += late.iter().map(|it| it.which.count_ones()).sum::<u32>();
             dropped += late.iter().map(|it| it.dropped).sum::<u64>();
         }
-        assert!((250..=271).contains(&taken), "{taken}");
-        assert!((1000 - 4..=1000).contains(&(u64::from(taken) + dropped)), "{taken} {dropped}");
+        assert!((250..=271).contains(&read), "{read}");
+        assert!((1000 - 4..=1000).contains(&(u64::from(read) + dropped)), "{read} {dropped}");
     }
 
     #[test]
-    fn what_is_overtaken_comes_later_and_what_is_duplicated_twice() {
+    fn overtaken_datagrams_arrive_later_and_duplicated_ones_twice() {
         let now = Instant::now();
         let rate: BitRate = "8mbit".parse().unwrap();
         let kind = LinkKind {

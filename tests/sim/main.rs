@@ -1,4 +1,4 @@
-//! Compares the simulation with `scenarios.txt`, where its results are kept under review.
+//! Compares the results of the simulation with `scenarios.txt`, so that a change shows in review.
 
 use std::fs;
 use std::path::Path;
@@ -8,7 +8,7 @@ use std::thread;
 
 use harness::sim::{HEADER, Scenario, run, table};
 
-/// Runs all scenarios on all processors. Returns their lines in order.
+/// Runs all scenarios, in parallel on all processors. Returns their lines in order.
 fn results(scenarios: &[Scenario]) -> String {
     let next = AtomicUsize::new(0);
     let (done, results) = mpsc::channel();
@@ -33,7 +33,7 @@ fn results(scenarios: &[Scenario]) -> String {
     text
 }
 
-/// Lines that differ: `-` before, `+` now.
+/// Returns the lines that differ: those of `before` with `-`, those of `after` with `+`.
 fn difference(before: &str, after: &str) -> String {
     let mut text = String::new();
     let lines = before.lines().count().max(after.lines().count());
@@ -50,7 +50,7 @@ fn difference(before: &str, after: &str) -> String {
 }
 
 #[test]
-fn every_cast_completes_and_takes_what_it_took_when_reviewed() {
+fn every_cast_completes_and_its_results_are_those_in_scenarios_txt() {
     let after = results(&table::reviewed());
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("sim/scenarios.txt");
     if std::env::var_os("BLESS").is_some() {
@@ -60,14 +60,15 @@ fn every_cast_completes_and_takes_what_it_took_when_reviewed() {
     let before = fs::read_to_string(&file).unwrap_or_default();
     assert!(
         before == after,
-        "the results changed. If that is an improvement, or its price is right, take them over with\n    \
-         BLESS=1 cargo test -p bootcast-tests --test sim\nand commit tests/sim/scenarios.txt.\n\n{}",
+        "the results changed. If the change is intended, accept it with\n    \
+         BLESS=1 cargo test -p bootcast-tests --test sim\n\
+         and commit tests/sim/scenarios.txt.\n\n{}",
         difference(&before, &after)
     );
 }
 
 #[test]
-fn the_same_seed_gives_the_same_run_and_another_seed_another() {
+fn the_same_seed_gives_the_same_run_and_another_seed_another_run() {
     let scenario = &table::reviewed()[6];
     let first = run(scenario).to_string();
     assert_eq!(first, run(scenario).to_string());

@@ -1,21 +1,23 @@
-//! The real cores of server and client against a simulated network, on a virtual clock.
+//! Simulation: the real protocol code of server and client, a simulated network and a virtual
+//! clock.
 //!
 //! | module | holds |
 //! |---|---|
-//! | `scenario` | what is simulated: file, server, crowds of receivers |
-//! | `world` | the clock, and who is told what when |
-//! | `server`, `client` | the cores, driven |
-//! | `core`, `link` | what happens to datagrams on the way that all receivers share, and on that of each |
+//! | `scenario` | description of a run: file, server, crowds of receivers |
+//! | `world` | the virtual clock, and the delivery of datagrams and requests |
+//! | `server`, `client` | drivers of the real server and client |
+//! | `core` | the network core: a link that all receivers share |
+//! | `link` | the link of each receiver |
 //! | `outcome` | results, as lines of a table |
-//! | `table` | the scenarios that are kept under review |
+//! | `table` | the scenarios of `scenarios.txt`, and those of the goals |
 //!
-//! A run depends on nothing but its [`Scenario`]: the same one gives the same [`Outcome`]. Payloads
-//! are zeros, and a block of which enough arrived counts as rebuilt.
+//! A run depends on nothing but its [`Scenario`]: equal scenarios give equal [`Outcome`]s. Payloads
+//! are zeros, and a block counts as rebuilt as soon as enough of its pages and symbols arrived.
 
-mod agenda;
 mod burst;
 mod client;
 mod core;
+mod event_queue;
 mod link;
 mod outcome;
 mod random;

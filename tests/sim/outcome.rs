@@ -12,40 +12,45 @@ use super::server::Sent;
 #[derive(Debug)]
 pub struct Outcome {
     name: String,
+    /// Pages of the file.
     pages: u32,
+    /// Bytes of a full page on the wire.
     datagram: u64,
-    /// Clients of all crowds.
+    /// Number of clients in all crowds.
     clients: usize,
+    /// Time to send the file once at the server's rate.
     file: Duration,
-    /// When the first page was sent.
+    /// Time at which the first page was sent.
     began: Option<Instant>,
     crowds: Vec<CrowdOutcome>,
-    /// When each report reached the server.
+    /// Times at which reports reached the server.
     reports: Vec<Instant>,
     /// Share of the core that TCP got until 95 % of the clients were complete.
     flows_share: Option<f64>,
-    /// Sent until the last client was complete.
+    /// Datagrams sent until the last client was complete.
     until_done: Sent,
-    /// Sent until the end.
+    /// Datagrams sent until the end.
     in_all: Sent,
 }
 
-/// Completion of one crowd.
+/// Results of one crowd.
 #[derive(Debug)]
 struct CrowdOutcome {
+    /// Description of the crowd.
     label: String,
-    /// Time that each client took since its arrival, or since the first page if that was later.
-    taken: Vec<Duration>,
+    /// Time that each complete client took, counted from its arrival, or from the first page if
+    /// that was sent later.
+    durations: Vec<Duration>,
 }
 
 impl Outcome {
-    /// Creates the results before anything happened.
+    /// Creates empty results.
     pub(super) fn new(scenario: &Scenario) -> Self {
         let datagram = PageSize::for_mtu(1500).expect("room for a page").wire_len();
         let crowds = scenario
             .crowds
             .iter()
-            .map(|crowd| CrowdOutcome { label: crowd.to_string(), taken: Vec::new() });
+            .map(|crowd| CrowdOutcome { label: crowd.to_string(), durations: Vec::new() });
         Self {
             name: scenario.name.clone(),
             pages: scenario.pages,
@@ -71,67 +76,67 @@ impl Outcome {
         self.datagram
     }
 
-    /// Records what the server sent.
-    pub(super) fn sent(&mut self, before: Sent, after: Sent, now: Instant) {
+    /// Records that the server's counters grew from `before` to `after`.
+    pub(super) fn record_sent(&mut self, before: Sent, after: Sent, now: Instant) {
         if before.pages == 0 && after.pages > 0 {
             self.began = Some(now);
         }
     }
 
-    /// Records a report to the server.
-    pub(super) fn reported(&mut self, now: Instant) {
+    /// Records that a report reached the server.
+    pub(super) fn record_report(&mut self, now: Instant) {
         self.reports.push(now);
     }
 
-    /// Records that a client that arrived at `came` has every page.
-    pub(super) fn completed(
+    /// Records that a client of `crowd` has every page.
+    pub(super) fn record_completion(
         &mut self,
         crowd: usize,
-        came: Option<Instant>,
+        arrived_at: Option<Instant>,
         now: Instant,
         sent: Sent,
     ) {
-        let from = came.max(self.began).unwrap_or(now);
-        self.crowds[crowd].taken.push(now.saturating_duration_since(from));
+        let from = arrived_at.max(self.began).unwrap_or(now);
+        self.crowds[crowd].durations.push(now.saturating_duration_since(from));
         self.until_done = sent;
     }
 
-    /// Records the share of the core that TCP got until now.
-    pub(super) fn shared(&mut self, share: f64) {
-        if self.done() <= self.most() {
+    /// Records the share of the core that TCP got until now. Ignored once more than 95 % of the
+    /// clients are complete.
+    pub(super) fn record_flows_share(&mut self, share: f64) {
+        if self.complete_clients() <= self.clients_95() {
             self.flows_share = Some(share);
         }
     }
 
-    fn done(&self) -> usize {
-        self.crowds.iter().map(|crowd| crowd.taken.len()).sum()
+    fn complete_clients(&self) -> usize {
+        self.crowds.iter().map(|crowd| crowd.durations.len()).sum()
     }
 
     /// Number of clients that are 95 % of all.
-    fn most(&self) -> usize {
+    fn clients_95(&self) -> usize {
         (self.clients * 95).div_ceil(100)
     }
 
-    /// Longest time that the fastest 95 % of the clients took.
-    pub fn most_done(&self) -> Option<Duration> {
-        let mut taken: Vec<_> =
-            self.crowds.iter().flat_map(|crowd| crowd.taken.iter().copied()).collect();
-        taken.sort_unstable();
-        taken.get(self.most().checked_sub(1)?).copied()
+    /// Longest time that the fastest 95 % of the clients took. `None` if fewer are complete.
+    pub fn time_95(&self) -> Option<Duration> {
+        let mut durations: Vec<_> =
+            self.crowds.iter().flat_map(|crowd| crowd.durations.iter().copied()).collect();
+        durations.sort_unstable();
+        durations.get(self.clients_95().checked_sub(1)?).copied()
     }
 
-    /// Share of the core that TCP connections got until then.
+    /// Share of the core that TCP connections got until 95 % of the clients were complete.
     pub fn flows_share(&self) -> Option<f64> {
         self.flows_share
     }
 
     /// Records the end of the cast.
-    pub(super) fn ended(&mut self, sent: Sent) {
+    pub(super) fn record_end(&mut self, sent: Sent) {
         self.in_all = sent;
     }
 
-    /// Datagrams with pages and symbols for each page of the file, until the last client was
-    /// complete.
+    /// Pages and symbols sent for each page of the file, until the last client was complete.
     pub fn sent_per_page(&self) -> f64 {
         self.per_page(self.until_done)
     }
@@ -141,8 +146,8 @@ impl Outcome {
         (sent.pages + sent.symbols) as f64 / f64::from(self.pages)
     }
 
-    /// Most reports within any second.
-    fn peak(&self) -> usize {
+    /// Largest number of reports within one second.
+    fn peak_reports(&self) -> usize {
         let second = Duration::from_secs(1);
         let within = |first: usize| {
             let until = self.reports[first] + second;
@@ -159,7 +164,7 @@ pub const HEADER: &str = concat!(
 );
 
 impl fmt::Display for Outcome {
-    /// Writes a line for each crowd. The first also has the values that hold for all crowds.
+    /// Writes a line for each crowd. The first line begins with the values of the whole cast.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let file = self.file.as_secs_f64();
         let mut common = String::new();
@@ -171,12 +176,12 @@ impl fmt::Display for Outcome {
             self.per_page(self.in_all) - self.sent_per_page(),
             self.in_all.beacons,
             self.reports.len(),
-            self.peak(),
+            self.peak_reports(),
         )?;
         for crowd in &self.crowds {
-            let longest = crowd.taken.iter().max().copied().unwrap_or_default();
-            let count = u32::try_from(crowd.taken.len()).unwrap_or(u32::MAX);
-            let mean = crowd.taken.iter().sum::<Duration>().checked_div(count);
+            let longest = crowd.durations.iter().max().copied().unwrap_or_default();
+            let count = u32::try_from(crowd.durations.len()).unwrap_or(u32::MAX);
+            let mean = crowd.durations.iter().sum::<Duration>().checked_div(count);
             let mean = mean.unwrap_or_default().as_secs_f64() / file;
             let longest = longest.as_secs_f64() / file;
             writeln!(f, "{common:<63}  {:<36} {mean:>6.3}  {longest:>6.3}", crowd.label)?;

@@ -1,4 +1,4 @@
-//! What is simulated: a file, a server and crowds of receivers.
+//! Description of a simulated cast: a file, a server and crowds of receivers.
 
 use std::fmt;
 use std::time::Duration;
@@ -12,23 +12,23 @@ use super::link::LinkKind;
 /// One simulated cast.
 #[derive(Clone, Debug)]
 pub struct Scenario {
-    /// Its line in the table.
+    /// Name of the scenario in the table of results.
     pub name: String,
     /// Pages of the file, 1456 bytes each.
     pub pages: u32,
     /// Ceiling of the server.
     pub rate: BitRate,
-    /// Origin of the ceiling: named by the operator, told by the interface, or assumed.
+    /// Origin of the ceiling: set by the operator, read from the interface, or assumed.
     pub source: CeilingSource,
-    /// A bottleneck before all receivers.
+    /// Bottleneck that all receivers share; `None`: there is none.
     pub core: Option<CoreKind>,
-    /// There and back, of requests and their answers.
+    /// Round-trip time of a request and its answer.
     pub rtt: Duration,
-    /// Share of requests and of answers that are lost: TCP sends them again.
+    /// Share of requests and of answers that are lost. TCP sends them again.
     pub control_loss: f64,
-    /// Groups of receivers that want the file.
+    /// Receivers of the file, grouped by kind.
     pub crowds: Vec<Crowd>,
-    /// Seed of every random decision: equal seeds make equal runs.
+    /// Seed of every random decision. Equal seeds give equal runs.
     pub seed: u64,
 }
 
@@ -37,31 +37,33 @@ pub struct Scenario {
 pub struct Crowd {
     /// Number of receivers in this crowd.
     pub count: usize,
-    /// Whether these receivers know the base protocol only.
+    /// Whether these receivers know only the base protocol.
     pub plain: bool,
     /// Link from the server to each of these receivers.
     pub link: LinkKind,
-    /// Time over which these receivers join, in file times; 0: all at once.
+    /// Time over which these receivers join, as a multiple of the time to send the file; 0: all
+    /// join at once.
     pub arrivals: f64,
-    /// Share of these receivers that vanish without a leave, at some time within the first pass.
+    /// Share of these receivers that disappear without a leave. Each does so within the time to
+    /// send the file, after its arrival.
     pub dying: f64,
-    /// Pauses in which these receivers do not run.
+    /// Pauses in which these receivers do not run; `None`: they always run.
     pub stalls: Option<Stalls>,
 }
 
-/// Times in which a receiver does not run; datagrams wait in its socket.
+/// Pauses in which a receiver does not run. Datagrams wait in its socket meanwhile.
 #[derive(Clone, Copy, Debug)]
 pub struct Stalls {
-    /// Mean time between two pauses.
+    /// Mean time between the end of a pause and the start of the next.
     pub every: Duration,
     /// Length of each pause.
     pub lasting: Duration,
-    /// Datagrams that the socket has room for.
+    /// Number of datagrams that the socket has room for.
     pub socket: usize,
 }
 
 impl Scenario {
-    /// One crowd, 1 Gbit/s, no trouble on the way of the requests.
+    /// Creates a cast at 1 Gbit/s without a shared bottleneck and without loss of requests.
     pub fn new(name: &str, pages: u32, crowds: Vec<Crowd>) -> Self {
         Self {
             name: name.into(),
@@ -78,23 +80,23 @@ impl Scenario {
 }
 
 impl Crowd {
-    /// Extended receivers that come together and stay.
+    /// Creates a crowd of extended receivers that join at once, stay and never pause.
     pub fn new(count: usize, link: LinkKind) -> Self {
         Self { count, plain: false, link, arrivals: 0.0, dying: 0.0, stalls: None }
     }
 }
 
 impl fmt::Display for Crowd {
-    /// The crowd in a few words.
+    /// Writes the properties of the crowd in a few words.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.count)?;
         if self.plain {
             write!(f, " plain")?;
         }
         let LinkKind { loss, shared, access, machine, .. } = self.link;
-        for (loss, what) in [(loss, ""), (shared, " shared")] {
+        for (loss, suffix) in [(loss, ""), (shared, " shared")] {
             if loss.share > 0.0 {
-                write!(f, ", {}%{what}", (loss.share * 1e5).round() / 1e3)?;
+                write!(f, ", {}%{suffix}", (loss.share * 1e5).round() / 1e3)?;
             }
             if loss.burst > 0.0 {
                 write!(f, " by {}", loss.burst)?;

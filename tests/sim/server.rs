@@ -1,4 +1,4 @@
-//! The real core of the server, with a simulated network behind it.
+//! Drives the real scheduler of the server, and encodes what it sends.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU32;
@@ -20,15 +20,15 @@ use super::scenario::Scenario;
 pub(super) const ADDRESS: SocketAddr =
     SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 40_000);
 
-/// The repair channel as the server has it unless told otherwise.
+/// Settings of the repair channel, as by default in the server.
 const REPAIR: RepairSettings =
     RepairSettings { interleave: 128, repair_port: 9001, lease: Duration::from_secs(60) };
 
-/// Datagrams of a run.
+/// Largest number of pages that the scheduler sends at once, as in the server with GSO.
 const BATCH: u32 = 44;
 const _: () = assert!(BATCH as usize <= Burst::MAX);
 
-/// Counts of the datagrams that the server sent.
+/// Numbers of datagrams that the server sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Sent {
     /// Pages of the file.
@@ -51,7 +51,7 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// Nobody joined yet.
+    /// Creates a server without members.
     pub(super) fn new(scenario: &Scenario, now: Instant) -> Self {
         let page_size = PageSize::for_mtu(1500).expect("room for a page");
         let settings = Settings {
@@ -78,7 +78,7 @@ impl Server {
         }
     }
 
-    /// A client joins. Where the server refuses, it is to try again.
+    /// Handles a join. Returns `None` if the server refuses it; the client then tries again.
     pub(super) fn join(&mut self, plain: bool, now: Instant) -> Option<JoinAnswer> {
         let token = Token::from_random(self.random.wide());
         let kind = if plain { MemberKind::Plain } else { MemberKind::Extended };
@@ -109,17 +109,17 @@ impl Server {
         }
     }
 
-    /// A member leaves.
+    /// Handles a leave.
     pub(super) fn leave(&mut self, token: &Token, now: Instant) {
         self.scheduler.handle_leave(&self.path, token, now);
     }
 
-    /// A member tells what it lacks; `false` where the server does not know it.
+    /// Handles a report. Returns `false` if the server does not know the member.
     pub(super) fn report(&mut self, token: &Token, report: &Report, now: Instant) -> bool {
         self.scheduler.handle_report(&self.path, token, report, now)
     }
 
-    /// Runs what is due and returns what goes out now.
+    /// Handles due timers, and returns the datagrams to send now.
     pub(super) fn wake(&mut self, now: Instant) -> Vec<Burst> {
         self.scheduler.handle_timeout(now);
         let mut bursts = Vec::new();
@@ -130,7 +130,7 @@ impl Server {
         bursts
     }
 
-    /// When [`Self::wake`] has something to do again.
+    /// Time at which [`Self::wake`] must be called next.
     pub(super) fn next_wake(&self) -> Option<Instant> {
         self.scheduler.poll_timeout()
     }
@@ -140,12 +140,12 @@ impl Server {
         self.scheduler.casts().next().is_some()
     }
 
-    /// Members that the server believes in.
+    /// Number of members.
     pub(super) fn members(&self) -> usize {
         self.scheduler.casts().map(|view| view.cast.members()).sum()
     }
 
-    /// So far.
+    /// Numbers of datagrams sent so far.
     pub(super) fn sent(&self) -> Sent {
         self.sent
     }

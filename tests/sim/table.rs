@@ -1,4 +1,4 @@
-//! The scenarios whose results are kept under review, and those that a release is measured by.
+//! The scenarios of `scenarios.txt`, and larger ones that measure the goals of a release.
 
 use std::time::Duration;
 
@@ -8,12 +8,14 @@ use super::core::CoreKind;
 use super::link::{LinkKind, Loss};
 use super::scenario::{Crowd, Scenario, Stalls};
 
-/// Pages of a file that takes a quarter of a second at 1 Gbit/s.
+/// Pages of a small file, which takes a quarter of a second at 1 Gbit/s.
 const SMALL: u32 = 20_000;
-/// Pages of one that takes 1.2 s.
+
+/// Pages of a large file, which takes 1.2 s at 1 Gbit/s.
 const LARGE: u32 = 100_000;
 
-/// Everything that must work, in sizes that take a minute all together.
+/// Returns the scenarios of `scenarios.txt`: all kinds of trouble, in sizes that together take a
+/// minute.
 pub fn reviewed() -> Vec<Scenario> {
     let mut table = Vec::new();
     for clients in [1, 8, 100] {
@@ -33,7 +35,7 @@ pub fn reviewed() -> Vec<Scenario> {
     table
 }
 
-/// Scenarios that the goals are stated for. They take minutes in a release build.
+/// Returns the scenarios for which the goals are stated. They take minutes in a release build.
 pub fn goals() -> Vec<Scenario> {
     let mut table: Vec<_> = [0.0, 0.1, 1.0, 5.0]
         .map(|percent| uniform(&format!("independent {percent}%"), LARGE, 1000, percent))
@@ -48,14 +50,15 @@ pub fn goals() -> Vec<Scenario> {
 /// Pages of a file of 2 GB.
 const HUGE: u32 = 1_373_626;
 
-/// Scenarios that measure the rate control. They take minutes in a release build.
+/// Returns the scenarios that measure rate control. They take minutes in a release build.
 pub fn rate_goals() -> Vec<Scenario> {
     let mut table: Vec<_> = rates(HUGE, 200).into();
     table.extend(slow_machines(HUGE));
     table
 }
 
-/// A guessed ceiling of 1 Gbit/s, and what is narrower than that, or seems to be.
+/// Returns scenarios with a guessed ceiling of 1 Gbit/s, in which some part of the path is slower,
+/// or loses datagrams for another reason.
 fn rates(pages: u32, clients: usize) -> [Scenario; 7] {
     let crowd = |link| Crowd::new(clients, link);
     let guessed = |name: &str, crowds| Scenario {
@@ -82,8 +85,8 @@ fn rates(pages: u32, clients: usize) -> [Scenario; 7] {
     ]
 }
 
-/// Machines that take 600 or 200 Mbit/s of 1 Gbit/s: what comes beyond does not fit their sockets
-/// of about 4 MB.
+/// Returns scenarios at 1 Gbit/s with machines that process only 600 or 200 Mbit/s. Their sockets
+/// have room for about 4 MB and drop the rest.
 fn slow_machines(pages: u32) -> [Scenario; 4] {
     [(1, 0.6, false), (1, 0.2, true), (8, 0.6, true), (8, 0.2, false)].map(
         |(clients, machine, is_guessed)| {
@@ -119,14 +122,15 @@ fn late(pages: u32, clients: usize) -> Scenario {
     Scenario::new("late joiners", pages, vec![crowd])
 }
 
-/// One of a hundred has a bad link.
+/// Returns a scenario in which one receiver of a hundred has a bad link.
 fn outliers(pages: u32, clients: usize) -> Scenario {
     let few = clients / 100;
     let crowds = vec![Crowd::new(clients - few, lossy(0.1)), Crowd::new(few, lossy(20.0))];
     Scenario::new("outliers", pages, crowds)
 }
 
-/// Ten switch ports, each of which loses for all of its receivers.
+/// Returns a scenario with ten switch ports. A datagram that a port loses is lost for all receivers
+/// at that port.
 fn shared(pages: u32, clients: usize) -> Scenario {
     let link =
         LinkKind { shared: Loss::independent(0.009), port: clients.div_ceil(10), ..lossy(0.1) };
@@ -154,7 +158,7 @@ fn dying(pages: u32, clients: usize) -> Scenario {
     Scenario::new("dying members", pages, vec![crowd])
 }
 
-/// One of ten has half the rate.
+/// Returns a scenario in which one receiver of ten has a link of half the rate.
 fn slow(pages: u32, clients: usize) -> Scenario {
     let link = LinkKind { access: 0.5, queue: 100, ..lossy(0.1) };
     let few = clients / 10;
@@ -162,7 +166,7 @@ fn slow(pages: u32, clients: usize) -> Scenario {
     Scenario::new("slow links", pages, crowds)
 }
 
-/// Every tenth of a second, receivers do not run for 10 ms; their sockets have room for 3.
+/// Pauses of 10 ms, ten times a second on average. The sockets have room for 3 ms of datagrams.
 const STALLS: Stalls =
     Stalls { every: Duration::from_millis(100), lasting: Duration::from_millis(10), socket: 250 };
 
@@ -171,7 +175,7 @@ fn stalls(pages: u32, clients: usize) -> Scenario {
     Scenario::new("stalls", pages, vec![crowd])
 }
 
-/// Requests and answers get lost too.
+/// Returns a scenario in which requests and answers are delayed and lost too.
 fn rough_control(pages: u32, clients: usize) -> Scenario {
     Scenario {
         rtt: Duration::from_millis(20),

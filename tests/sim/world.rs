@@ -1,12 +1,12 @@
-//! Server, network and clients on one virtual clock.
+//! Connects server, network and clients on one virtual clock.
 
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use super::agenda::Agenda;
 use super::burst::Burst;
 use super::client::{Answer, Client, Request};
 use super::core::Core;
+use super::event_queue::EventQueue;
 use super::link::{Delivery, Link, Mask, SharedLoss, all};
 use super::outcome::Outcome;
 use super::random::Random;
@@ -20,24 +20,33 @@ const DELAY: Duration = Duration::from_micros(200);
 const RETRANSMISSION: Duration = Duration::from_millis(200);
 
 /// Virtual time within which every cast must end.
-const PATIENCE: Duration = Duration::from_secs(3600);
+const MAX_TIME: Duration = Duration::from_secs(3600);
 
-/// An event of the simulation.
+/// An event of the simulation. The numbers are indices of clients.
 #[derive(Debug)]
-enum Happening {
-    ServerWakes,
-    Sent(Rc<Burst>),
-    /// A burst has crossed the shared network, without these datagrams.
-    Spreads(Rc<Burst>, Mask),
-    /// Datagrams of a burst reach a client whose socket dropped this many before.
-    Arrives(usize, Rc<Burst>, Mask, u64),
-    Asked(usize, Request),
-    Answered(usize, Answer),
-    ClientWakes(usize),
-    Comes(usize),
-    Dies(usize),
-    Stalls(usize),
-    Resumes(usize),
+enum Event {
+    /// A timer of the server is due.
+    ServerTimer,
+    /// A burst reaches the core.
+    BurstAtCore(Rc<Burst>),
+    /// A burst has crossed the core, which lost the datagrams of the mask.
+    BurstAtPorts(Rc<Burst>, Mask),
+    /// The datagrams of the mask reach a client, whose socket has dropped this many before them.
+    DatagramsAtClient(usize, Rc<Burst>, Mask, u64),
+    /// A request of a client reaches the server.
+    RequestAtServer(usize, Request),
+    /// An answer reaches a client.
+    AnswerAtClient(usize, Answer),
+    /// A timer of a client is due.
+    ClientTimer(usize),
+    /// A client opens the file.
+    ClientArrives(usize),
+    /// A client disappears without a leave.
+    ClientDies(usize),
+    /// A client begins to pause.
+    ClientStalls(usize),
+    /// A client ends its pause.
+    ClientResumes(usize),
 }
 
 /// A running simulation.
@@ -45,16 +54,18 @@ struct World<'a> {
     scenario: &'a Scenario,
     start: Instant,
     now: Instant,
-    agenda: Agenda<Happening>,
+    events: EventQueue<Event>,
     server: Server,
+    /// Time of the scheduled timer event of the server.
     server_timer: Option<Instant>,
     clients: Vec<Client>,
     core: Option<Core>,
+    /// Switch ports at which loss is shared.
     ports: Vec<SharedLoss>,
     random: Random,
     outcome: Outcome,
-    /// Living clients that have arrived or will, and are not complete.
-    wanting: usize,
+    /// Number of living clients that are not complete, including those that arrive later.
+    incomplete: usize,
 }
 
 /// Runs a scenario to its end.
@@ -63,18 +74,18 @@ struct World<'a> {
 ///
 /// Panics if a property that every cast must have does not hold.
 pub fn run(scenario: &Scenario) -> Outcome {
-    let mut world = World::new(scenario, first_moment());
-    while let Some((at, what)) = world.agenda.pop() {
+    let mut world = World::new(scenario, clock_start());
+    while let Some((at, event)) = world.events.pop() {
         world.now = at;
-        assert!(at - world.start < PATIENCE, "{}: the cast does not end", scenario.name);
-        world.happen(what);
+        assert!(at - world.start < MAX_TIME, "{}: the cast does not end", scenario.name);
+        world.handle(event);
     }
     world.finish()
 }
 
-/// Start of the virtual clock. Only distances from it count.
-#[expect(clippy::disallowed_methods, reason = "there is no other way to an Instant")]
-fn first_moment() -> Instant {
+/// Returns the start of the virtual clock. Only durations since the start matter.
+#[expect(clippy::disallowed_methods, reason = "an Instant cannot be created otherwise")]
+fn clock_start() -> Instant {
     Instant::now()
 }
 
@@ -84,7 +95,7 @@ impl<'a> World<'a> {
             scenario,
             start: now,
             now,
-            agenda: Agenda::new(),
+            events: EventQueue::new(),
             server: Server::new(scenario, now),
             server_timer: None,
             clients: Vec::new(),
@@ -92,7 +103,7 @@ impl<'a> World<'a> {
             ports: Vec::new(),
             random: Random::new(scenario.seed, 2),
             outcome: Outcome::new(scenario),
-            wanting: 0,
+            incomplete: 0,
         };
         for crowd in 0..scenario.crowds.len() {
             world.add_crowd(crowd);
@@ -100,6 +111,7 @@ impl<'a> World<'a> {
         world
     }
 
+    /// Creates the clients of a crowd and schedules their arrivals, deaths and pauses.
     fn add_crowd(&mut self, number: usize) {
         let crowd = &self.scenario.crowds[number];
         let first = self.ports.len();
@@ -113,147 +125,150 @@ impl<'a> World<'a> {
                 let seeded = Random::new(random.next(), 0);
                 self.ports.push(SharedLoss::new(crowd.link.shared, seeded));
             }
-            let comes = self.start + random.within(file.mul_f64(crowd.arrivals));
-            self.agenda.plan(comes, Happening::Comes(index));
+            let arrival = self.start + random.within(file.mul_f64(crowd.arrivals));
+            self.events.schedule(arrival, Event::ClientArrives(index));
             if random.chance(crowd.dying) {
-                self.agenda.plan(comes + random.within(file), Happening::Dies(index));
+                self.events.schedule(arrival + random.within(file), Event::ClientDies(index));
             }
             if let Some(stalls) = crowd.stalls {
-                let at = comes + random.exponential(stalls.every);
-                self.agenda.plan(at, Happening::Stalls(index));
+                let at = arrival + random.exponential(stalls.every);
+                self.events.schedule(at, Event::ClientStalls(index));
             }
             let seed = random.next();
             let link = Link::new(crowd.link, self.scenario.rate, datagram, random, self.start);
             self.clients.push(Client::new(number, port, link, seed));
-            self.wanting += 1;
+            self.incomplete += 1;
         }
     }
 
-    fn happen(&mut self, what: Happening) {
-        match what {
-            Happening::ServerWakes => {
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::ServerTimer => {
                 self.server_timer = None;
-                self.serve();
+                self.run_server();
             }
-            Happening::Sent(burst) => self.cross(&burst),
-            Happening::Spreads(burst, lost) => self.spread(&burst, lost),
-            Happening::Arrives(index, burst, which, dropped) => {
+            Event::BurstAtCore(burst) => self.cross_core(&burst),
+            Event::BurstAtPorts(burst, lost) => self.distribute(&burst, lost),
+            Event::DatagramsAtClient(index, burst, which, dropped) => {
                 if self.clients[index].is_listening(burst.channel()) {
-                    self.clients[index].dropped(dropped);
-                    self.clients[index].arrive(&burst, which, self.now);
-                    self.settle(index);
+                    self.clients[index].handle_drops(dropped);
+                    self.clients[index].deliver(&burst, which, self.now);
+                    self.after_client_event(index);
                 }
             }
-            Happening::Asked(index, request) => self.ask(index, request),
-            Happening::Answered(index, answer) => self.answer(index, answer),
-            Happening::ClientWakes(index) => self.wake(index),
-            Happening::Comes(index) => {
-                self.clients[index].come(self.now);
-                self.settle(index);
+            Event::RequestAtServer(index, request) => self.handle_request(index, request),
+            Event::AnswerAtClient(index, answer) => self.handle_answer(index, answer),
+            Event::ClientTimer(index) => self.handle_client_timer(index),
+            Event::ClientArrives(index) => {
+                self.clients[index].handle_arrival(self.now);
+                self.after_client_event(index);
             }
-            Happening::Dies(index) => {
-                if self.clients[index].done.is_none() {
+            Event::ClientDies(index) => {
+                if self.clients[index].completed_at.is_none() {
                     self.clients[index].dead = true;
-                    self.wanting -= 1;
+                    self.incomplete -= 1;
                 }
             }
-            Happening::Stalls(index) => self.stall(index),
-            Happening::Resumes(index) => {
+            Event::ClientStalls(index) => self.stall(index),
+            Event::ClientResumes(index) => {
                 self.clients[index].resume(self.now);
-                self.settle(index);
+                self.after_client_event(index);
             }
         }
     }
 
-    /// Sends a burst through the part of the network that all receivers share.
-    fn cross(&mut self, burst: &Rc<Burst>) {
-        let Some(core) = &mut self.core else { return self.spread(burst, 0) };
-        let (lost, at) = core.carry(burst.wire(), self.now);
-        if lost != all(burst.wire().len()) {
-            self.agenda.plan(at, Happening::Spreads(Rc::clone(burst), lost));
+    /// Sends a burst through the core, if there is one.
+    fn cross_core(&mut self, burst: &Rc<Burst>) {
+        let Some(core) = &mut self.core else { return self.distribute(burst, 0) };
+        let (lost, at) = core.carry(burst.wire_lens(), self.now);
+        if lost != all(burst.wire_lens().len()) {
+            self.events.schedule(at, Event::BurstAtPorts(Rc::clone(burst), lost));
         }
     }
 
-    /// Delivers a burst that has crossed it, without the datagrams lost there.
-    fn spread(&mut self, burst: &Rc<Burst>, lost_before: Mask) {
-        let wire = burst.wire();
-        let lost: Vec<Mask> = self.ports.iter_mut().map(|port| port.next(wire.len())).collect();
+    /// Delivers a burst to all clients, without the datagrams that the core lost.
+    fn distribute(&mut self, burst: &Rc<Burst>, lost_in_core: Mask) {
+        let lens = burst.wire_lens();
+        let lost: Vec<Mask> = self.ports.iter_mut().map(|port| port.next(lens.len())).collect();
         let mut late = Vec::new();
         for index in 0..self.clients.len() {
             let client = &mut self.clients[index];
             if !client.is_listening(burst.channel()) {
                 continue;
             }
-            let before = lost_before | client.port.map_or(0, |port| lost[port]);
-            let which = client.link.carry(wire, before, self.now, &mut late);
+            let lost_before = lost_in_core | client.port.map_or(0, |port| lost[port]);
+            let which = client.link.carry(lens, lost_before, self.now, &mut late);
             if which != 0 {
-                client.arrive(burst, which, self.now);
-                self.settle(index);
+                client.deliver(burst, which, self.now);
+                self.after_client_event(index);
             }
             for Delivery { at, which, dropped } in late.drain(..) {
-                let arrives = Happening::Arrives(index, Rc::clone(burst), which, dropped);
-                self.agenda.plan(at, arrives);
+                let event = Event::DatagramsAtClient(index, Rc::clone(burst), which, dropped);
+                self.events.schedule(at, event);
             }
         }
     }
 
-    /// Does what a client wants after something happened to it.
-    fn settle(&mut self, index: usize) {
+    /// Sends the requests of a client, records its completion and schedules its timer. Must be
+    /// called after each event of the client.
+    fn after_client_event(&mut self, index: usize) {
         let client = &mut self.clients[index];
         if client.dead || client.stalled_until().is_some() {
             return;
         }
         while let Some(request) = client.next_request() {
             let delay = request_delay(&mut self.random, self.scenario);
-            self.agenda.plan(self.now + delay, Happening::Asked(index, request));
+            self.events.schedule(self.now + delay, Event::RequestAtServer(index, request));
         }
-        if client.done.is_none() && client.is_complete() {
-            client.done = Some(self.now);
-            self.wanting -= 1;
-            self.outcome.completed(client.crowd, client.came, self.now, self.server.sent());
+        if client.completed_at.is_none() && client.is_complete() {
+            client.completed_at = Some(self.now);
+            self.incomplete -= 1;
+            let sent = self.server.sent();
+            self.outcome.record_completion(client.crowd, client.arrived_at, self.now, sent);
             if let Some(core) = &mut self.core {
-                self.outcome.shared(core.share_of_flows(self.now));
+                self.outcome.record_flows_share(core.share_of_flows(self.now));
             }
         }
         if let Some(at) = client.next_wake()
-            && client.timer.is_none_or(|planned| at < planned)
+            && client.timer.is_none_or(|scheduled| at < scheduled)
         {
             client.timer = Some(at);
-            self.agenda.plan(at.max(self.now), Happening::ClientWakes(index));
+            self.events.schedule(at.max(self.now), Event::ClientTimer(index));
         }
     }
 
-    fn wake(&mut self, index: usize) {
+    fn handle_client_timer(&mut self, index: usize) {
         let client = &mut self.clients[index];
-        // A timer that was planned before an earlier one has no effect.
+        // A timer event is void if a timer for an earlier time has replaced it.
         if client.timer.is_none_or(|timer| timer > self.now) || client.dead {
             return;
         }
         client.timer = None;
         if let Some(until) = client.stalled_until() {
             client.timer = Some(until);
-            self.agenda.plan(until, Happening::ClientWakes(index));
+            self.events.schedule(until, Event::ClientTimer(index));
             return;
         }
         client.wake(self.now);
-        self.settle(index);
+        self.after_client_event(index);
     }
 
+    /// Begins a pause of a client, and schedules its end and the next pause.
     fn stall(&mut self, index: usize) {
         let client = &mut self.clients[index];
         let Some(stalls) = self.scenario.crowds[client.crowd].stalls else { return };
-        if client.dead || client.done.is_some() {
+        if client.dead || client.completed_at.is_some() {
             return;
         }
         client.stall(stalls, self.now);
         let resumes = self.now + stalls.lasting;
-        self.agenda.plan(resumes, Happening::Resumes(index));
+        self.events.schedule(resumes, Event::ClientResumes(index));
         let next = resumes + self.random.exponential(stalls.every);
-        self.agenda.plan(next, Happening::Stalls(index));
+        self.events.schedule(next, Event::ClientStalls(index));
     }
 
-    /// Delivers a request to the server. Requests sent before a client's death still arrive.
-    fn ask(&mut self, index: usize, request: Request) {
+    /// Handles a request at the server. Requests that a client sent before its death still arrive.
+    fn handle_request(&mut self, index: usize, request: Request) {
         let plain = self.scenario.crowds[self.clients[index].crowd].plain;
         let answer = match request {
             Request::Join => Some(Answer::Join(self.server.join(plain, self.now))),
@@ -262,62 +277,64 @@ impl<'a> World<'a> {
                 None
             }
             Request::Report(token, report) => {
-                self.outcome.reported(self.now);
+                self.outcome.record_report(self.now);
                 Some(Answer::Report(self.server.report(&token, &report, self.now)))
             }
         };
         if let Some(answer) = answer {
             let delay = request_delay(&mut self.random, self.scenario);
-            self.agenda.plan(self.now + delay, Happening::Answered(index, answer));
+            self.events.schedule(self.now + delay, Event::AnswerAtClient(index, answer));
         }
-        self.serve();
+        self.run_server();
     }
 
-    fn answer(&mut self, index: usize, answer: Answer) {
+    fn handle_answer(&mut self, index: usize, answer: Answer) {
         let client = &mut self.clients[index];
         if client.dead {
             return;
         }
         if let Some(until) = client.stalled_until() {
-            self.agenda.plan(until, Happening::Answered(index, answer));
+            self.events.schedule(until, Event::AnswerAtClient(index, answer));
             return;
         }
-        client.answered(&answer, self.now);
-        self.settle(index);
+        client.handle_answer(&answer, self.now);
+        self.after_client_event(index);
     }
 
-    /// Runs the server and sends its datagrams.
-    fn serve(&mut self) {
+    /// Runs the server, sends its datagrams and schedules its timer.
+    fn run_server(&mut self) {
         let before = self.server.sent();
         let bursts = self.server.wake(self.now);
         let sent = self.server.sent();
-        self.outcome.sent(before, sent, self.now);
+        self.outcome.record_sent(before, sent, self.now);
         assert!(
             self.server.members() > 0
                 || (sent.pages, sent.symbols) == (before.pages, before.symbols),
-            "{}: something is sent although nobody is there",
+            "{}: the server sends although it has no members",
             self.scenario.name
         );
         for burst in bursts {
-            self.agenda.plan(self.now + DELAY, Happening::Sent(Rc::new(burst)));
+            self.events.schedule(self.now + DELAY, Event::BurstAtCore(Rc::new(burst)));
         }
         if let Some(at) = self.server.next_wake()
-            && self.server_timer.is_none_or(|planned| at < planned)
+            && self.server_timer.is_none_or(|scheduled| at < scheduled)
         {
             self.server_timer = Some(at);
-            self.agenda.plan(at.max(self.now), Happening::ServerWakes);
+            self.events.schedule(at.max(self.now), Event::ServerTimer);
         }
     }
 
+    /// Checks that the cast has ended and that all living clients are complete.
     fn finish(mut self) -> Outcome {
-        assert!(!self.server.is_casting(), "{}: the cast does not end", self.scenario.name);
-        assert_eq!(self.wanting, 0, "{}: living members without all pages", self.scenario.name);
-        self.outcome.ended(self.server.sent());
+        let name = &self.scenario.name;
+        assert!(!self.server.is_casting(), "{name}: the cast does not end");
+        assert_eq!(self.incomplete, 0, "{name}: living members without all pages");
+        self.outcome.record_end(self.server.sent());
         self.outcome
     }
 }
 
-/// Delay of a request or an answer, one way.
+/// Returns the delay of a request or an answer, one way, with retransmissions.
 fn request_delay(random: &mut Random, scenario: &Scenario) -> Duration {
     let (mut delay, mut pause) = (scenario.rtt / 2, RETRANSMISSION);
     while random.chance(scenario.control_loss) {

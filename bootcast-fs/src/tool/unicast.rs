@@ -141,7 +141,12 @@ impl<'a> UnicastFetch<'a> {
             }
             let (cause, written) = (error.to_string(), self.written);
             if let Some(suppressed) = self.losses.allow(&cause, now()) {
-                info!(error = cause, written, "connection lost, going on{}", Suppressed(suppressed));
+                info!(
+                    error = cause,
+                    written,
+                    "connection lost, going on{}",
+                    Suppressed(suppressed)
+                );
             }
             self.lost = Some(error);
             self.patiently(tokio::time::sleep(pause)).await?;

@@ -7,8 +7,8 @@ use std::sync::{Mutex, PoisonError};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bootcast_proto::RemotePath;
-use bootcast_proto::path::PathError;
 use bootcast_proto::log_limit::Limiter;
+use bootcast_proto::path::PathError;
 use bootcast_proto::unreadable::{HEADER_UNREADABLE, encode_bytes};
 use tokio::time::Instant;
 

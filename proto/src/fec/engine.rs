@@ -265,7 +265,7 @@ mod tests {
             cuts in proptest::collection::vec(0usize..700, 0..20),
         ) {
             let fill = |salt: usize, len: usize| -> Vec<u8> {
-                let byte = |at| (at * 31 + salt * 101 + usize::from(seed)).to_le_bytes()[0];
+                let byte = |at: usize| (at * 31 + salt * 101 + usize::from(seed)).to_le_bytes()[0];
                 (0..len).map(byte).collect()
             };
             // Every third symbol may be shorter than the sums.

@@ -1,21 +1,23 @@
-//! Events of the simulation, on a clock that jumps from one to the next.
+//! Scheduled events of the simulation. Its clock jumps from one event to the next.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::time::Instant;
 
-/// Planned events, earliest first. Simultaneous ones stay in the order of planning.
+/// Scheduled events, earliest first. Simultaneous events stay in the order of scheduling.
 #[derive(Debug)]
-pub(super) struct Agenda<T> {
+pub(super) struct EventQueue<T> {
     entries: BinaryHeap<Reverse<Entry<T>>>,
-    planned: u64,
+    /// Number of events scheduled so far.
+    scheduled: u64,
 }
 
 #[derive(Debug)]
 struct Entry<T> {
     at: Instant,
+    /// Position in the order of scheduling.
     number: u64,
-    what: T,
+    event: T,
 }
 
 impl<T> Entry<T> {
@@ -44,20 +46,20 @@ impl<T> Ord for Entry<T> {
     }
 }
 
-impl<T> Agenda<T> {
-    /// Creates an agenda without events.
+impl<T> EventQueue<T> {
+    /// Creates an empty queue.
     pub(super) fn new() -> Self {
-        Self { entries: BinaryHeap::new(), planned: 0 }
+        Self { entries: BinaryHeap::new(), scheduled: 0 }
     }
 
-    /// Plans the event `what` for the time `at`.
-    pub(super) fn plan(&mut self, at: Instant, what: T) {
-        self.entries.push(Reverse(Entry { at, number: self.planned, what }));
-        self.planned += 1;
+    /// Schedules `event` for the time `at`.
+    pub(super) fn schedule(&mut self, at: Instant, event: T) {
+        self.entries.push(Reverse(Entry { at, number: self.scheduled, event }));
+        self.scheduled += 1;
     }
 
-    /// Returns the next event.
+    /// Removes and returns the next event.
     pub(super) fn pop(&mut self) -> Option<(Instant, T)> {
-        self.entries.pop().map(|Reverse(entry)| (entry.at, entry.what))
+        self.entries.pop().map(|Reverse(entry)| (entry.at, entry.event))
     }
 }
