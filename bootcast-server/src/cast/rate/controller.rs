@@ -190,7 +190,7 @@ enum Congestion {
     Group,
 }
 
-/// A reduction under observation: later losses show whether it helped.
+/// Reduction of the rate whose effect on the loss is not known yet.
 #[derive(Clone, Copy, Debug)]
 struct Trial {
     congestion: Congestion,
@@ -358,8 +358,8 @@ impl Controller {
         (self.was_congested && self.rate < self.ceiling).then(|| self.rate())
     }
 
-    /// Updates the rate from the losses of the last interval. `is_timely` says that most of the
-    /// reported datagrams were sent at the present rate.
+    /// Updates the rate from the losses of the last interval. `is_timely` says that the reports
+    /// cover at least half of the datagrams sent at the present rate.
     ///
     /// Returns whether earlier samples say nothing about the new rate and must be dropped.
     pub(super) fn update(
@@ -427,8 +427,9 @@ impl Controller {
         }
     }
 
-    /// Checks whether the loss followed the last reduction. If enough reductions left it unchanged,
-    /// restores the rate before them, tolerates the loss and returns `true`.
+    /// Ends the trial, if any, unless its loss is unchanged and more reductions are needed. If
+    /// enough reductions left the loss unchanged, restores the rate before them, tolerates the loss
+    /// and returns `true`.
     fn conclude_trial(&mut self, summary: &PanelSummary, now: Instant) -> bool {
         let Some(trial) = self.trial else { return false };
         let loss = match trial.congestion {

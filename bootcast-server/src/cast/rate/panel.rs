@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use bootcast_proto::Token;
 use bootcast_proto::api::Report;
 
-/// Most members whose counters are kept. More report only if members ignore the panel in the
-/// beacons.
+/// Most members whose counters are kept. More report only if they ignore the panel that beacons
+/// state.
 const MAX_MEMBERS: usize = 256;
 
 /// Fewest datagrams in a sample. If fewer were sent, they are counted with the next ones.
@@ -33,7 +33,7 @@ const MEMBER_TIMEOUT: Duration = Duration::from_secs(5);
 const OUTLIER_DIVISOR: usize = 20;
 
 /// Losses of the panel, as shares of the datagrams sent. "The worst twentieth" stands for the 95th
-/// percentile: the loss that all but a twentieth of the members stay below.
+/// percentile: the loss that all but a twentieth of the members do not exceed.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct PanelSummary {
     /// Median network loss in this interval.
@@ -111,7 +111,7 @@ pub(super) struct ReportContext {
     pub(super) recently_sent: u64,
     /// Time between two reports of a member.
     pub(super) interval: Duration,
-    /// Samples of datagrams sent before this are ignored.
+    /// Last change of the rate that makes earlier losses meaningless.
     pub(super) cutoff: Option<Cutoff>,
 }
 
@@ -276,8 +276,8 @@ impl Member {
     }
 }
 
-/// Returns the value that all but the worst twentieth stay at or below. Of fewer than 40 members,
-/// but at least two, one is left out: rounding favours speed.
+/// Returns the value that all but the worst twentieth do not exceed. Of 2 to 39 members one is left
+/// out: rounding favours speed.
 fn worst(ranked: &[f64]) -> f64 {
     let left_out = (ranked.len() / OUTLIER_DIVISOR).max(1);
     let rank = ranked.len().saturating_sub(left_out + 1);

@@ -45,6 +45,7 @@ pub(super) struct Levels {
 }
 
 impl Levels {
+    /// Creates the levels of a new cast, without symbols and promises.
     pub(super) fn new(layout: BlockLayout) -> Self {
         Self {
             layout,
@@ -204,6 +205,7 @@ impl Levels {
         entries.map(level).collect()
     }
 
+    /// Windows and blocks of the file.
     pub(super) fn layout(&self) -> BlockLayout {
         self.layout
     }

@@ -31,14 +31,14 @@ use outliers::Outliers;
 use redundancy::Redundancy;
 use reporters::{report_timeout, spread};
 
-/// A repair symbol to be sent.
+/// Repair symbol to be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Symbol {
     /// Block that the symbol belongs to.
     pub block: BlockIndex,
     /// Number of the symbol in its block.
     pub number: RepairIndex,
-    /// Symbols promised for the block in all, capped at 255.
+    /// Symbols promised of the block in all; 255 stands for 255 or more.
     pub promised: u8,
 }
 

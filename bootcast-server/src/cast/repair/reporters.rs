@@ -1,4 +1,4 @@
-//! Decides how many members may report needs, and over which time they spread their reports.
+//! Members that may report needs, and the time over which they spread their reports.
 
 use std::time::Duration;
 
