@@ -24,8 +24,9 @@ use crate::io::Caller;
 use crate::object::{Unread, Waiter};
 use modes::{Mode, OpenModes};
 
-/// Maximum number of background requests that the kernel has in flight. Parked reads are background
-/// requests. With the FUSE library's default of 16, as many of them would block all others.
+/// Maximum number of background requests that the kernel has in flight, and the number from which
+/// it counts the mount as congested. Parked reads are background requests: with the FUSE library's
+/// default of 16, that many parked reads would block all other ones.
 const MAX_BACKGROUND: u16 = u16::MAX;
 
 /// Adapter between the kernel and [`Fs`].
@@ -37,6 +38,7 @@ pub struct Adapter {
     uid: u32,
     /// Group of all files.
     gid: u32,
+    /// Modes of the open files.
     opens: Arc<Mutex<OpenModes<BackingId>>>,
 }
 
@@ -142,7 +144,7 @@ impl Waiter for ReadWaiter {
 }
 
 /// Replies to an open with the mode in which the kernel must read the inode at present.
-fn answer_open(
+fn reply_to_open(
     opens: &Mutex<OpenModes<BackingId>>,
     ino: INodeNo,
     file: &OpenFile,
@@ -238,7 +240,7 @@ impl Filesystem for Adapter {
     fn open(&self, request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         let (fs, opens) = (self.fs.clone(), self.opens.clone());
         self.spawn(request, reply, async move { fs.open(ino.0).await }, move |reply, file| {
-            answer_open(&opens, ino, &file, reply);
+            reply_to_open(&opens, ino, &file, reply);
         });
     }
 

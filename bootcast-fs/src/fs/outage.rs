@@ -18,8 +18,8 @@ use super::{Fs, ROOT, lock};
 use crate::io::{ControlError, now};
 use crate::quiet;
 
-/// Time-out of requests for which a cached answer exists, and of probes. docs/SEMANTICS.md states
-/// it as the longest delay of the first lookup.
+/// Time-out of requests for which a cached answer exists, and of probes. docs/SEMANTICS.md promises
+/// it as the longest delay of the first lookup ("Caching").
 const REVALIDATE_TIMEOUT: Duration = Duration::from_secs(5);
 /// A connection that fails after at least this time counts as timed out. The kernel reports some
 /// time-outs as errors, such as EHOSTUNREACH without an ARP answer; refusals come faster.
@@ -38,8 +38,8 @@ impl Fs {
     /// Asks the server whether the `known` attributes of `path` still hold, and returns the present
     /// ones.
     ///
-    /// Returns `known` while the server is away, so that complete files stay reachable through
-    /// directories and links. The open of an incomplete file waits for the server itself.
+    /// Returns `known` while the server is away or overloaded, so that complete files stay
+    /// reachable through directories and links. The open of an incomplete file waits for the server itself.
     pub(super) async fn revalidate(
         self: &Arc<Self>,
         path: &RemotePath,

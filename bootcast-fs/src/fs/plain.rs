@@ -2,9 +2,9 @@
 //!
 //! Every name counts as a file until an open fails. The directory lists the files that were opened.
 //!
-//! A plain server sends no `ETag`. Received content is shared by all opens until the last close, and
-//! received again after that as new content with a new inode. An open of the old inode fails with
-//! ESTALE; the kernel then looks the name up again.
+//! A plain server sends no `ETag`. All opens share the received content until the last close. The
+//! next open receives it again, as new content with a new inode. An open of the old inode fails
+//! with ESTALE; the kernel then looks the name up again.
 
 use std::collections::BTreeMap;
 

@@ -168,7 +168,7 @@ fn mount_by_fusermount(request: &MountRequest) -> Result<OwnedFd, KernelError> {
         .spawn();
     let device = child.map_err(spawn_error).and_then(|child| {
         let device = receive_descriptor(&ours);
-        wait(child)?;
+        wait_for_exit(child)?;
         device
     })?;
     device.ok_or_else(|| KernelError::Fusermount("did not pass the open device back".to_owned()))
@@ -178,7 +178,7 @@ fn mount_by_fusermount(request: &MountRequest) -> Result<OwnedFd, KernelError> {
 fn unmount_by_fusermount(mountpoint: &Path, lazy: bool) -> Result<(), KernelError> {
     let mut command = fusermount();
     command.arg("-u").args(lazy.then_some("-z")).arg("--").arg(mountpoint).stdin(Stdio::null());
-    wait(command.spawn().map_err(spawn_error)?)
+    wait_for_exit(command.spawn().map_err(spawn_error)?)
 }
 
 /// Returns a command that runs fusermount3 and captures its error message.
@@ -188,8 +188,8 @@ fn fusermount() -> Command {
     command
 }
 
-/// Waits for fusermount3 to exit. Its error message, without its name, becomes the error.
-fn wait(child: Child) -> Result<(), KernelError> {
+/// Waits for fusermount3 to exit. If it fails, returns its error message without its name.
+fn wait_for_exit(child: Child) -> Result<(), KernelError> {
     let Output { status, stderr, .. } =
         child.wait_with_output().map_err(system_error("waiting for fusermount3"))?;
     if status.success() {

@@ -56,7 +56,7 @@ pub struct MountOptions {
     pub fsname: Option<OsString>,
     /// Largest read request of the kernel, in bytes; `None` for the kernel's own limit.
     pub max_read: Option<u32>,
-    /// Whether the last of `hard` and `soft` was `soft`.
+    /// Last of the options `hard` and `soft`.
     waiting: Waiting,
     /// Value of `timeo=`, which has an effect only with `soft`.
     timeo: Option<Duration>,

@@ -77,15 +77,15 @@ const OWN_OPTIONS: &[OwnOption] = &[
         options.default_permissions = true;
     }),
     value("uid", "=N", "owner of all files [the mounting user]", |options, text| {
-        options.uid = Some(number(text, 0..=u32::MAX - 1).ok_or("a user id")?);
+        options.uid = Some(parse_number(text, 0..=u32::MAX - 1).ok_or("a user id")?);
         Ok(())
     }),
     value("gid", "=N", "group of all files [the mounting user's]", |options, text| {
-        options.gid = Some(number(text, 0..=u32::MAX - 1).ok_or("a group id")?);
+        options.gid = Some(parse_number(text, 0..=u32::MAX - 1).ok_or("a group id")?);
         Ok(())
     }),
     value("umask", "=OCTAL", "permission bits to remove [0]", |options, text| {
-        options.umask = Some(octal(text).ok_or("octal permission bits, 0 to 777")?);
+        options.umask = Some(parse_octal(text).ok_or("octal permission bits, 0 to 777")?);
         Ok(())
     }),
     value("port", "=N", "TCP port of the server [8888]", |options, text| {
@@ -94,7 +94,7 @@ const OWN_OPTIONS: &[OwnOption] = &[
         Ok(())
     }),
     value("interface", "=NAME|ADDR", "interface to receive on [by route]", |options, text| {
-        options.interface = Some(nonempty(text).ok_or("a name such as eth0, or an address")?);
+        options.interface = Some(parse_nonempty(text).ok_or("a name such as eth0, or an address")?);
         Ok(())
     }),
     value("cache", "=disk|memory", "where to store pages [disk]", |options, text| {
@@ -137,11 +137,11 @@ const OWN_OPTIONS: &[OwnOption] = &[
         },
     ),
     value("linger", "=TIME", "how long to receive after the last close [10s]", |options, text| {
-        options.linger = duration(text)?;
+        options.linger = parse_duration(text)?;
         Ok(())
     }),
     value("attr_ttl", "=TIME", "how long to cache names and attributes [1s]", |options, text| {
-        options.attr_ttl = duration(text)?;
+        options.attr_ttl = parse_duration(text)?;
         Ok(())
     }),
     switch("hard", "calls wait without a time limit (default)", |options| {
@@ -155,7 +155,7 @@ const OWN_OPTIONS: &[OwnOption] = &[
         "=TIME",
         "time limit of soft; in seconds, unlike nfs(5) [30s]",
         |options, text| {
-            let limit = duration(text)?;
+            let limit = parse_duration(text)?;
             options.timeo = Some((!limit.is_zero()).then_some(limit).ok_or("more than 0 seconds")?);
             Ok(())
         },
@@ -165,7 +165,7 @@ const OWN_OPTIONS: &[OwnOption] = &[
         "=FILTER",
         "log filter, such as debug or \"info,bootcast_fs=trace\" [info]",
         |options, text| {
-            let filter = nonempty(text).filter(|filter| logging::is_filter(filter));
+            let filter = parse_nonempty(text).filter(|filter| logging::is_filter(filter));
             options.log = Some(filter.ok_or("a level, or targets with levels")?);
             Ok(())
         },
@@ -179,7 +179,8 @@ const OWN_OPTIONS: &[OwnOption] = &[
         "=BYTES",
         "largest read request of the kernel [kernel default]",
         |options, text| {
-            options.max_read = Some(number(text, 4096..=u32::MAX).ok_or("4096 or more bytes")?);
+            options.max_read =
+                Some(parse_number(text, 4096..=u32::MAX).ok_or("4096 or more bytes")?);
             Ok(())
         },
     ),
@@ -251,18 +252,22 @@ const fn flags(set: MountFlags, clear: MountFlags) -> Effect {
     Effect::Flags { set, clear }
 }
 
-fn number(text: &OsStr, range: std::ops::RangeInclusive<u32>) -> Option<u32> {
+/// Parses a decimal number within `range`.
+fn parse_number(text: &OsStr, range: std::ops::RangeInclusive<u32>) -> Option<u32> {
     text.to_str()?.parse().ok().filter(|number| range.contains(number))
 }
 
-fn octal(text: &OsStr) -> Option<u16> {
+/// Parses permission bits: an octal number up to 777.
+fn parse_octal(text: &OsStr) -> Option<u16> {
     u16::from_str_radix(text.to_str()?, 8).ok().filter(|&bits| bits <= 0o777)
 }
 
-fn nonempty(text: &OsStr) -> Option<String> {
+/// Returns the value if it is UTF-8 and not empty.
+fn parse_nonempty(text: &OsStr) -> Option<String> {
     text.to_str().filter(|text| !text.is_empty()).map(str::to_owned)
 }
 
-fn duration(text: &OsStr) -> Result<Duration, &'static str> {
+/// Parses a time, as seconds or with units.
+fn parse_duration(text: &OsStr) -> Result<Duration, &'static str> {
     durations::parse(text.to_str().unwrap_or_default())
 }
