@@ -124,7 +124,7 @@ impl Server {
         self.scheduler.handle_timeout(now);
         let mut bursts = Vec::new();
         while let Some(transmit) = self.scheduler.poll_transmit(now) {
-            bursts.push(self.encode(&transmit.what));
+            bursts.push(self.encode(&transmit.content));
         }
         while self.scheduler.poll_event().is_some() {}
         bursts

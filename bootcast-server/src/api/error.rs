@@ -116,7 +116,7 @@ impl ApiError {
     /// Returns the time after which a client should try again, in seconds.
     fn retry_after_s(&self) -> u64 {
         match self {
-            Self::Join(JoinError::Refused(JoinRefusal::Relapse { after, .. })) => {
+            Self::Join(JoinError::Refused(JoinRefusal::Backoff { after, .. })) => {
                 after.as_millis().div_ceil(1000).try_into().unwrap_or(RETRY_AFTER_S)
             }
             _ => RETRY_AFTER_S,
@@ -174,7 +174,7 @@ mod tests {
             assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
             response.headers()[header::RETRY_AFTER].to_str().unwrap().to_owned()
         };
-        assert_eq!(seconds(JoinRefusal::Relapse { reason, after }), "8");
+        assert_eq!(seconds(JoinRefusal::Backoff { reason, after }), "8");
         assert_eq!(seconds(JoinRefusal::NoGroup), "1");
     }
 }

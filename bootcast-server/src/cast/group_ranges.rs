@@ -1,10 +1,10 @@
-//! Multicast addresses that no cast may use.
+//! Multicast addresses that casts must not use.
 
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
-/// Ranges that other protocols own, and why a cast there would harm or fail.
+/// Ranges of other protocols, each with the reason why a cast must not use it.
 const RESERVED: [(Ipv4Net, &str); 3] = [
     (net([224, 0, 0, 0], 16), "belongs to the network's own protocols (224.0.0.0/16)"),
     (net([232, 0, 0, 0], 8), "needs joins that name their source (232.0.0.0/8, RFC 4607)"),
@@ -19,12 +19,13 @@ const fn net(octets: [u8; 4], prefix: u8) -> Ipv4Net {
     Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), prefix)
 }
 
-/// Why `group` is not lent; `None` if it may be.
+/// Returns the reason why a cast must not use `group`; `None` if it may.
 pub(super) fn reserved_for(group: Ipv4Addr) -> Option<&'static str> {
-    let owned = RESERVED.iter().find(|(range, _)| range.contains(&group));
-    owned.map(|(_, reason)| *reason).or_else(|| {
-        // Ethernet keeps the low 23 bits only (RFC 1112, 6.4). Switches flood the addresses of
-        // 224.0.0.0/24 to all ports, whatever the high bits of the group are.
+    let reserved = RESERVED.iter().find(|(range, _)| range.contains(&group));
+    reserved.map(|(_, reason)| *reason).or_else(|| {
+        // An Ethernet address holds only the low 23 bits of a group (RFC 1112, 6.4). Switches flood
+        // the Ethernet addresses of 224.0.0.0/24 to all ports, also for other groups that share
+        // them.
         let shares_ethernet = group.to_bits() & 0x007f_ff00 == 0;
         shares_ethernet.then_some("has the Ethernet address of a group in 224.0.0.0/24")
     })

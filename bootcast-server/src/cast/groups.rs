@@ -8,25 +8,25 @@ use ipnet::Ipv4Net;
 
 use super::group_ranges::reserved_for;
 
-/// How long a returned address stays unused. A client that missed the end of a cast leaves the
-/// group within this time, and so does not take pages of the next cast for those of the old one.
+/// Time for which a returned address stays unused. A client that missed the end of its cast leaves
+/// the group within this time, before pages of another cast arrive there.
 const QUARANTINE: Duration = Duration::from_secs(10);
 
-/// Multicast addresses that casts borrow.
+/// Pool of the multicast addresses that are lent to casts.
 ///
-/// Lends unused addresses first, then returned ones, the longest unused first. This keeps late
-/// datagrams of an ended cast away from the next one.
+/// Addresses that were never lent come first, then returned ones, the longest unused first. Late
+/// datagrams of an ended cast are then unlikely to reach the members of the next one.
 #[derive(Debug)]
 pub struct GroupPool {
     /// Lowest address, as a number.
     first: u32,
-    /// Number of addresses, usable or not.
+    /// Number of addresses, reserved ones included.
     len: u32,
-    /// Position of the address that is lent first.
+    /// Position, counted from `first`, of the address that is lent first.
     offset: u32,
-    /// Number of addresses, from `offset` on and around, that were lent or skipped.
+    /// Number of addresses, from `offset` on and wrapping, that were lent or skipped.
     used: u32,
-    /// Returned addresses, each with the time from which it may be lent again.
+    /// Returned addresses, each with the end of its quarantine; earliest first.
     returned: VecDeque<(Ipv4Addr, Instant)>,
 }
 
@@ -36,7 +36,7 @@ pub enum GroupPoolError {
     /// Some of the addresses are not multicast.
     #[error("{0} is not multicast: groups lie in 224.0.0.0/4, such as 239.255.0.0/16")]
     NotMulticast(Ipv4Net),
-    /// Every address in it is reserved; the first one for this reason.
+    /// Every address is reserved. Names the first address and its reason.
     #[error("{0} holds no usable group: {1} {2}; name other groups, such as 239.255.0.0/16")]
     Reserved(Ipv4Net, Ipv4Addr, &'static str),
 }
@@ -45,8 +45,8 @@ pub enum GroupPoolError {
 const MULTICAST_PREFIX_LEN: u8 = 4;
 
 impl GroupPool {
-    /// Creates the pool of the addresses of `block`, without its first and last if it has more than
-    /// two.
+    /// Creates a pool of the addresses in `block`. The first and the last are left out if there are
+    /// more than two.
     pub fn new(block: Ipv4Net) -> Result<Self, GroupPoolError> {
         if !block.network().is_multicast() || block.prefix_len() < MULTICAST_PREFIX_LEN {
             return Err(GroupPoolError::NotMulticast(block));
@@ -63,15 +63,15 @@ impl GroupPool {
         Ok(Self { first, len: last - first + 1, offset: 0, used: 0, returned: VecDeque::new() })
     }
 
-    /// Makes the pool lend the address at `offset` first, counted around the block. With a random
-    /// offset, a restarted server or a second server is unlikely to reuse groups that clients still
-    /// listen to.
+    /// Makes the pool lend the address at `offset` first, modulo the size of the block. With a
+    /// random offset, a restarted server or a second server is unlikely to reuse groups that
+    /// clients still listen to.
     #[must_use]
     pub fn starting_at(self, offset: u32) -> Self {
         Self { offset: offset % self.len, ..self }
     }
 
-    /// Lends an address; `None` while all are lent or in quarantine.
+    /// Lends an address. Returns `None` while all are lent or in quarantine.
     pub fn take(&mut self, now: Instant) -> Option<Ipv4Addr> {
         while self.used < self.len {
             let nth = (self.offset + self.used) % self.len;
@@ -85,7 +85,7 @@ impl GroupPool {
         self.returned.pop_front().map(|(group, _)| group)
     }
 
-    /// Takes an address back.
+    /// Takes an address back and starts its quarantine.
     pub fn give_back(&mut self, group: Ipv4Addr, now: Instant) {
         self.returned.push_back((group, now + QUARANTINE));
     }

@@ -1,65 +1,67 @@
 //! One running cast: sends the pages of a file and their repair symbols while members need them.
 
-use std::collections::BTreeSet;
-mod asking;
+mod requests;
 
+use std::collections::BTreeSet;
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
 use bootcast_proto::wire::{Beacon, HEADER_LEN};
 use bootcast_proto::{BLOCK_PAGES, BlockLayout, Geometry, PageRange, Token};
 
+use super::credit::Credits;
 use super::demand::Demand;
 use super::members::{MemberKind, Members};
 use super::multicast_probe::MulticastProbe;
 use super::precedence::Precedence;
 use super::repair::{Repair, Situation, Symbol};
-use super::standing::Standings;
 use super::stream::{Audience, Stream};
 use super::unreadable::Unreadable;
 
-/// The hold: longest time from the join that starts a cast to its first page.
+/// Longest hold: time from the join that starts a cast to its first page.
 ///
-/// In this time a client reads the answer and opens its socket, and the switches on the way learn
-/// of its membership (IGMP). Pages sent earlier are lost, and cost a plain member a second pass.
+/// During the hold the client reads the answer and opens its socket, and the switches on the path
+/// learn of its membership (IGMP). Earlier pages would be lost, which costs a plain member a second
+/// pass.
 pub const HOLD: Duration = Duration::from_millis(100);
 
-/// Hold after the last join if all members have repair: repairing what they miss takes no longer
-/// than waiting.
+/// Hold from the last join on if all members have repair. Repairing what they miss takes no longer
+/// than waiting for the full [`HOLD`].
 pub const SHORT_HOLD: Duration = Duration::from_millis(20);
 
-/// Most runs of windows read of one report. A member that lacks more reports again.
+/// Maximum number of runs of windows that are read from one report. A member that lacks more
+/// reports again.
 const BULK_MAX: usize = 256;
 
-/// When a cast ends without a request.
+/// Limits after which a cast ends on its own.
 #[derive(Clone, Copy, Debug)]
 pub struct CastPolicy {
-    /// Passes since its join after which a plain member is believed to be gone.
+    /// Passes after its join until a plain member is believed to be gone.
     pub idle_passes: NonZeroU32,
-    /// How long a cast without members can still be joined. Nothing is sent meanwhile.
+    /// Time for which a cast without members can still be joined. Nothing is sent meanwhile.
     pub linger: Duration,
 }
 
-/// Settings of the repair channel of all casts.
+/// Settings that the repair channels of all casts share.
 #[derive(Clone, Copy, Debug)]
 pub struct RepairSettings {
     /// Blocks in a window, at least 1.
     pub interleave: u32,
-    /// UDP port of the channel, in every group.
+    /// UDP port of the repair channel in every group.
     pub repair_port: u16,
     /// Time after which a silent extended member is forgotten.
     pub lease: Duration,
 }
 
 impl RepairSettings {
-    /// Windows and blocks of a file. A window has no more blocks than the file, and no more than a
-    /// beacon can state. `None` if the pages are too small for a beacon.
+    /// Returns the windows and blocks of a file; `None` if the pages are too small for a beacon. A
+    /// window has no more blocks than the file, and no more than one beacon can state.
     pub fn layout(&self, geometry: &Geometry) -> Option<BlockLayout> {
         let room = datagram_len(geometry).checked_sub(Beacon::datagram_len(1, 0))?;
         let per_block = Beacon::datagram_len(1, 1) - Beacon::datagram_len(1, 0);
-        let told = u32::try_from(room / per_block).unwrap_or(u32::MAX);
+        let in_beacon = u32::try_from(room / per_block).unwrap_or(u32::MAX);
         let in_file = geometry.pages().div_ceil(BLOCK_PAGES).max(1);
-        BlockLayout::new(geometry.pages(), self.interleave.min(told).min(in_file))
+        BlockLayout::new(geometry.pages(), self.interleave.min(in_beacon).min(in_file))
     }
 }
 
@@ -73,15 +75,15 @@ pub enum EndReason {
     #[error("idle passes")]
     IdlePasses,
     /// The leases of the remaining members have expired.
-    #[error("leases are over")]
-    LeasesOver,
+    #[error("leases expired")]
+    LeasesExpired,
     /// The file is no longer the announced version.
     #[error("file changed")]
     FileChanged,
     /// The file cannot be read.
     #[error("file unreadable")]
     Unreadable,
-    /// The server sends from another address, which members were not told.
+    /// The server now sends from another address than the one it announced to the members.
     #[error("address changed")]
     AddressChanged,
     /// The server is stopping.
@@ -92,18 +94,18 @@ pub enum EndReason {
 /// Datagrams to send next. Never empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Sending {
-    /// Pages: of the stream, within one pass and one window, or demanded ones.
+    /// Pages of the stream, within one pass and one window; or demanded pages.
     Pages(PageRange),
     /// Repair symbols.
     Symbols(Vec<Symbol>),
     /// A beacon.
     Beacon(Beacon),
-    /// The cast is over; the number that the next beacon would have had.
+    /// The end of the cast, with the number that the next beacon would have had.
     End(u32),
 }
 
 impl Sending {
-    /// Number of datagrams.
+    /// Returns the number of datagrams.
     pub fn datagrams(&self) -> u32 {
         match self {
             Self::Pages(pages) => pages.len(),
@@ -113,22 +115,24 @@ impl Sending {
     }
 }
 
+/// State of a cast.
+///
 /// ```text
-///  join --> Holding -- until --> Serving -- idle passes, leases over --> Ended
-///           ^     ^--- first ---'  |
-///           |          taker   last leave
-///         join                     v
-///           +----------------- Lingering -- until --> Ended
+///  join --> Holding -- until --> Serving -- idle passes, leases expired --> Ended
+///           ^     ^--- join (*) --'  |
+///           |                    last leave
+///         join                       v
+///           +------------------- Lingering -- until --> Ended
 /// ```
 ///
-/// A taker is a member that wants the whole file. What is asked for is sent in `Holding` too.
+/// (*) of the first member that wants the whole file. Demanded pages are sent in `Holding` too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// The hold: the group forms. Serves from `until` on.
+    /// The group forms; only demanded pages are sent. The hold lasts from `since` to `until`.
     Holding { since: Instant, until: Instant },
     /// Sends what members need.
     Serving,
-    /// No member is left; ends at `until`.
+    /// There is no member. The cast ends at `until` unless a client joins.
     Lingering { until: Instant },
     /// Ended for good.
     Ended(EndReason),
@@ -145,26 +149,26 @@ pub struct Cast {
     stream: Stream,
     repair: Option<Repair>,
     demand: Demand,
-    /// Priority of demanded pages over the rest, in pages.
+    /// Priority of demanded pages over other datagrams, in pages.
     precedence: Precedence,
     probe: MulticastProbe,
     unreadable: Unreadable,
-    /// Pages handed out that the driver could not read.
+    /// Number of pages that were handed out but could not be read.
     unsent: u64,
-    /// Whether the stream sent last, not the fill symbols.
+    /// Whether the stream was sent more recently than fill symbols. The two alternate.
     stream_was_last: bool,
-    /// Pages that the carousel sent for plain members.
+    /// Number of pages that the carousel has sent for plain members.
     carousel_pages: u64,
-    standings: Standings,
+    credits: Credits,
     joins: u64,
-    /// Whether extended members may still wait and must be told of the end.
-    owes_farewell: bool,
-    /// Whether an extended member joined since the last farewell.
-    was_extended: bool,
+    /// Whether the end must be announced: members with a lease may still wait for datagrams.
+    must_announce_end: bool,
+    /// Whether a member with a lease has joined since the last announcement of the end.
+    had_leased: bool,
 }
 
 impl Cast {
-    /// Creates a cast without members; it lingers.
+    /// Creates a cast without members, which lingers.
     pub fn new(
         geometry: &Geometry,
         policy: CastPolicy,
@@ -172,14 +176,14 @@ impl Cast {
         now: Instant,
     ) -> Self {
         let layout = repair.and_then(|repair| repair.layout(geometry));
-        let channel = |layout| Repair::new(layout, datagram_len(geometry), now);
+        let repair_of = |layout| Repair::new(layout, datagram_len(geometry), now);
         Self {
             policy,
             pages: geometry.pages(),
             state: State::Lingering { until: now + policy.linger },
             members: Members::new(repair.map_or(Duration::ZERO, |repair| repair.lease)),
             stream: Stream::new(geometry.pages(), layout, now),
-            repair: layout.map(channel),
+            repair: layout.map(repair_of),
             demand: Demand::new(geometry.pages()),
             precedence: Precedence::default(),
             probe: MulticastProbe::new(now),
@@ -187,59 +191,59 @@ impl Cast {
             unsent: 0,
             stream_was_last: false,
             carousel_pages: 0,
-            standings: Standings::new(geometry.pages()),
+            credits: Credits::new(geometry.pages()),
             joins: 0,
-            owes_farewell: false,
-            was_extended: false,
+            must_announce_end: false,
+            had_leased: false,
         }
     }
 
-    /// Sets whether the cast opens, and how long a full datagram takes at its rate: that bounds how
-    /// soon beacons follow each other.
+    /// Sets whether the cast opens, and how long a full datagram takes at its rate. Both determine
+    /// the interval of beacons.
     pub fn set_pace(&mut self, is_opening: bool, datagram: Duration) {
         if let Some(repair) = &mut self.repair {
             repair.set_pace(is_opening, datagram);
         }
     }
 
-    /// Adds a member. A running stream goes on where it is. It starts with page 1 for the first
-    /// member that wants the whole file.
+    /// Adds a member. A running stream continues where it is. For the first member that wants the
+    /// whole file it starts with page 1, after a hold.
     pub fn handle_join(&mut self, token: Token, kind: MemberKind, now: Instant) {
         // Without a repair channel every member knows only the base protocol.
         let kind = if self.repair.is_some() { kind } else { MemberKind::Plain };
-        let begins = self.members.takers() == 0 && kind != MemberKind::Demand;
+        let is_first = self.members.whole_file_members() == 0 && kind != MemberKind::Demand;
         self.members.join(token, kind, self.carousel_pages, now);
         self.joins += 1;
         self.on_heard(kind);
         match self.state {
             State::Lingering { .. } => {
-                self.owes_farewell = false;
+                self.must_announce_end = false;
                 self.hold(now, now);
             }
-            State::Holding { .. } | State::Serving if begins => self.hold(now, now),
+            State::Holding { .. } | State::Serving if is_first => self.hold(now, now),
             State::Holding { since, .. } if kind != MemberKind::Demand => self.hold(since, now),
             State::Holding { .. } | State::Serving | State::Ended(_) => {}
         }
         match kind {
             MemberKind::Plain => {}
             MemberKind::Extended | MemberKind::Resuming => {
-                self.was_extended = true;
+                self.had_leased = true;
                 if kind == MemberKind::Extended {
                     self.stream.want_all();
                 }
                 if let Some(repair) = &mut self.repair {
                     repair.on_change(now);
                 }
-                self.note_stream();
+                self.notify_repair();
             }
-            MemberKind::Demand => self.was_extended = true,
+            MemberKind::Demand => self.had_leased = true,
         }
     }
 
     /// Removes a member. Returns `false` if the token is not a member.
     pub fn handle_leave(&mut self, token: &Token, now: Instant) -> bool {
         let Some(kind) = self.members.leave(token) else { return false };
-        self.standings.forget(token);
+        self.credits.forget(token);
         self.on_heard(kind);
         self.on_members_gone();
         if self.members.is_empty() {
@@ -248,7 +252,8 @@ impl Cast {
         true
     }
 
-    /// These pages could not be read: they are left out, and so are the symbols of their blocks.
+    /// Handles pages that could not be read. Neither they nor symbols of their blocks are sent
+    /// until the pages may be tried again.
     pub fn handle_unreadable(&mut self, pages: PageRange, now: Instant) {
         let pages = PageRange::new(pages.start.0, pages.end.0.min(self.pages));
         self.unreadable.insert(pages, now);
@@ -258,22 +263,22 @@ impl Cast {
         }
     }
 
-    /// So many pages that were handed out were not sent, because they cannot be read.
+    /// Handles `pages` pages that were handed out but not sent, because they cannot be read.
     pub fn handle_unsent(&mut self, pages: u32) {
         self.unsent += u64::from(pages);
     }
 
-    /// The first of these pages that cannot be read, and those that follow it.
+    /// Returns the first run of unreadable pages within `pages`.
     pub fn unreadable_in(&self, pages: PageRange) -> Option<PageRange> {
         self.unreadable.first_in(pages)
     }
 
-    /// Names unreadable pages for an answer to a member that asked for `asked`.
-    pub fn tell_unreadable(&mut self, asked: &[PageRange]) -> Vec<PageRange> {
-        self.unreadable.tell(asked)
+    /// Selects the unreadable pages that an answer names: those within `requested` first.
+    pub fn select_unreadable(&mut self, requested: &[PageRange]) -> Vec<PageRange> {
+        self.unreadable.select(requested)
     }
 
-    /// Lets pages be tried again whose time has come.
+    /// Allows the pages whose retry time has come, and symbols of their blocks, to be sent again.
     fn expire_unreadable(&mut self, now: Instant) {
         let expired = self.unreadable.take_expired(now);
         let Some(repair) = &mut self.repair else { return };
@@ -291,14 +296,14 @@ impl Cast {
         }
     }
 
-    /// Ends the cast for an external reason. A cast that has ended keeps its first reason.
+    /// Ends the cast for an external reason. If the cast has ended already, its reason stays.
     pub fn handle_end(&mut self, reason: EndReason) {
-        if self.ended().is_none() {
+        if self.end_reason().is_none() {
             self.end(reason);
         }
     }
 
-    /// Runs what is due at `now`. An early call changes nothing.
+    /// Handles the timers that are due at `now`. An early call changes nothing.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.expire_unreadable(now);
         match self.state {
@@ -313,10 +318,10 @@ impl Cast {
             State::Serving => {
                 if self.members.forget_silent(now) {
                     let members = &self.members;
-                    self.standings.retain(|token| members.has_lease(token));
+                    self.credits.retain(|token| members.has_lease(token));
                     self.on_members_gone();
                     if self.members.is_empty() {
-                        self.end(EndReason::LeasesOver);
+                        self.end(EndReason::LeasesExpired);
                     }
                 }
             }
@@ -324,8 +329,8 @@ impl Cast {
         }
     }
 
-    /// Returns the next datagrams for waiting readers, at most `budget` pages. Beacons that are due
-    /// go first.
+    /// Returns the next urgent pages, which readers wait for, at most `budget`. A due beacon goes
+    /// first.
     pub fn poll_urgent(&mut self, budget: u32, now: Instant) -> Option<Sending> {
         if !self.sends_demand() || self.demand.urgent_since().is_none() || budget == 0 {
             return None;
@@ -339,45 +344,45 @@ impl Cast {
         Some(self.send_demanded(pages, budget))
     }
 
-    /// Since when [`Self::poll_urgent`] has something, and how many pages of at most `budget` that
-    /// is; `None` while it has nothing.
-    pub fn urgent(&self, budget: u32) -> Option<(Instant, u32)> {
+    /// Returns since when [`Self::poll_urgent`] has had pages, and how many it returns with this
+    /// `budget`; `None` while it has none.
+    pub fn next_urgent(&self, budget: u32) -> Option<(Instant, u32)> {
         let since = self.demand.urgent_since().filter(|_| self.sends_demand())?;
         Some((since, self.demand.next_urgent(budget)))
     }
 
-    /// How many pages readers wait for, at most.
+    /// Returns an upper bound of the number of urgent pages.
     pub fn urgent_pages(&self) -> u32 {
         if self.sends_demand() { self.demand.urgent_pages() } else { 0 }
     }
 
-    /// Returns the next datagrams other than those for waiting readers, at most as long on the wire
-    /// as `budget` full pages. `None` until [`Self::poll_transmit_at`].
+    /// Returns the next datagrams other than urgent pages, at most as long on the wire as `budget`
+    /// full pages. `None` until [`Self::poll_transmit_at`].
     pub fn poll_transmit(&mut self, budget: u32, now: Instant) -> Option<Sending> {
         if !self.sends_demand() || budget == 0 {
             return None;
         }
         if self.state == State::Serving
-            && let Some(beacon) = self.poll_beacon(now).or_else(|| self.poll_recall(now))
+            && let Some(beacon) = self.poll_beacon(now).or_else(|| self.poll_probe_beacon(now))
         {
             return Some(Sending::Beacon(beacon));
         }
-        if let Some(pages) = self.poll_recalling_pages(budget, now) {
+        if let Some(pages) = self.poll_probe_pages(budget, now) {
             return Some(Sending::Pages(pages));
         }
-        if self.precedence.is_used_up(budget.into()) {
-            if let Some(other) = self.poll_unasked(budget, now) {
+        if self.precedence.must_yield(budget.into()) {
+            if let Some(other) = self.poll_undemanded(budget, now) {
                 return Some(other);
             }
-            self.precedence.on_nobody_else();
+            self.precedence.on_others_idle();
         }
         if let Some(pages) = self.demand.poll_later(budget, now) {
             return Some(self.send_demanded(pages, budget));
         }
-        self.poll_unasked(budget, now)
+        self.poll_undemanded(budget, now)
     }
 
-    /// Earliest time at which [`Self::poll_transmit`] has something; may lie in the past.
+    /// Returns the earliest time at which [`Self::poll_transmit`] has something. It may be past.
     pub fn poll_transmit_at(&self) -> Option<Instant> {
         if !self.sends_demand() {
             return None;
@@ -387,14 +392,14 @@ impl Cast {
             return later;
         }
         let situation = self.situation();
-        let heard = self.members.repairing() > 0;
-        let repair = self.repair.as_ref().filter(|_| heard);
+        let is_active = self.members.repair_receivers() > 0;
+        let repair = self.repair.as_ref().filter(|_| is_active);
         let repair = repair.and_then(|repair| repair.poll_at(situation));
         let probe = self.probe.poll_at(&self.members);
         [later, self.stream.poll_at(self.audience()), repair, probe].into_iter().flatten().min()
     }
 
-    /// When to call [`Self::handle_timeout`]; every other call may change it.
+    /// Returns when to call [`Self::handle_timeout`]. Every other call may change the time.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let own = match self.state {
             State::Holding { until, .. } | State::Lingering { until } => Some(until),
@@ -404,72 +409,72 @@ impl Cast {
         [own, self.unreadable.expires_at()].into_iter().flatten().min()
     }
 
-    /// Where the group is to hear that the cast is over: the number that the next beacon would
-    /// have had. Says so once.
-    pub fn poll_farewell(&mut self) -> Option<u32> {
+    /// Returns `Some` once when the end of the cast must be announced to its group: the number that
+    /// the next beacon would have had.
+    pub fn poll_end_announcement(&mut self) -> Option<u32> {
         let next_beacon = self.repair.as_ref().map_or(0, Repair::next_beacon);
-        std::mem::take(&mut self.owes_farewell).then_some(next_beacon)
+        std::mem::take(&mut self.must_announce_end).then_some(next_beacon)
     }
 
-    /// Reason of the end, once the cast has ended.
-    pub fn ended(&self) -> Option<EndReason> {
+    /// Returns why the cast has ended; `None` while it runs.
+    pub fn end_reason(&self) -> Option<EndReason> {
         match self.state {
             State::Ended(reason) => Some(reason),
             State::Holding { .. } | State::Serving | State::Lingering { .. } => None,
         }
     }
 
-    /// Number of members.
+    /// Returns the number of members.
     pub fn members(&self) -> usize {
         self.members.len()
     }
 
-    /// Members that fetch the file over HTTP.
+    /// Returns the number of members that fetch the file over HTTP.
     pub fn unicast_members(&self) -> usize {
         self.members.unicast()
     }
 
-    /// Members that report counters.
+    /// Returns the number of extended members that receive datagrams. They may report counters.
     pub fn reporting_members(&self) -> usize {
         self.members.extended()
     }
 
-    /// Joins since the cast started.
+    /// Returns the number of joins since the cast started.
     pub fn joins(&self) -> u64 {
         self.joins
     }
 
-    /// Pages handed out since the cast started.
+    /// Returns the number of pages sent since the cast started.
     pub fn pages_sent(&self) -> u64 {
         let sent = self.stream.pages_sent() + self.demand.pages_sent() + self.probe.pages_sent();
         sent.saturating_sub(self.unsent)
     }
 
-    /// Pages handed out on demand, a part of [`Self::pages_sent`].
+    /// Returns the number of pages handed out on demand, unreadable ones included.
     pub fn demanded(&self) -> u64 {
         self.demand.pages_sent()
     }
 
-    /// Completed passes over the file.
+    /// Returns the number of completed passes over the file.
     pub fn passes(&self) -> u32 {
         self.stream.passes()
     }
 
-    /// Repair symbols handed out since the cast started.
+    /// Returns the number of repair symbols handed out since the cast started.
     pub fn symbols_sent(&self) -> u64 {
         self.repair.as_ref().map_or(0, Repair::symbols_sent)
     }
 
-    /// Redundancy at present: symbols that every block of a window gets without reports.
+    /// Returns the present redundancy: symbols that every block of a window gets without a report.
     pub fn redundancy(&self) -> u32 {
         self.repair.as_ref().map_or(0, Repair::redundancy)
     }
 }
 
 impl Cast {
-    /// Repair channel, if any member listens to it.
-    fn channel(&mut self) -> Option<&mut Repair> {
-        self.repair.as_mut().filter(|_| self.members.repairing() > 0)
+    /// Returns the repair state if any member receives the repair channel.
+    fn active_repair(&mut self) -> Option<&mut Repair> {
+        self.repair.as_mut().filter(|_| self.members.repair_receivers() > 0)
     }
 
     fn audience(&self) -> Audience {
@@ -480,15 +485,14 @@ impl Cast {
         Situation {
             position: self.stream.position(self.audience()),
             stream_done: self.stream.is_done(),
-            members: self.members.hearing(),
+            members: self.members.receivers(),
         }
     }
 
-    /// Returns a beacon for members that receive nothing, so that they notice when multicast
-    /// reaches them again.
-    fn poll_recall(&mut self, now: Instant) -> Option<Beacon> {
+    /// Returns the beacon of a multicast probe if one is due.
+    fn poll_probe_beacon(&mut self, now: Instant) -> Option<Beacon> {
         let is_due = self.probe.poll_at(&self.members).is_some_and(|at| at <= now);
-        if !is_due || !self.probe.owes_beacon() {
+        if !is_due || !self.probe.is_beacon_next() {
             return None;
         }
         self.probe.on_beacon(now);
@@ -496,8 +500,8 @@ impl Cast {
         Some(self.repair.as_mut()?.beacon(situation, now))
     }
 
-    /// Pages behind such a beacon: whether these come, it does not tell.
-    fn poll_recalling_pages(&mut self, budget: u32, now: Instant) -> Option<PageRange> {
+    /// Returns pages of a multicast probe if some are due.
+    fn poll_probe_pages(&mut self, budget: u32, now: Instant) -> Option<PageRange> {
         let is_due = self.probe.poll_at(&self.members).is_some_and(|at| at <= now);
         if self.state != State::Serving || !is_due {
             return None;
@@ -508,22 +512,24 @@ impl Cast {
 
     fn poll_beacon(&mut self, now: Instant) -> Option<Beacon> {
         let situation = self.situation();
-        self.channel()?.poll_beacon(situation, now)
+        self.active_repair()?.poll_beacon(situation, now)
     }
 
+    /// Returns fill symbols. If windows are deferred and everything promised is sent, returns pages
+    /// of these windows instead.
     fn poll_fill(&mut self, budget: u32, now: Instant) -> Option<Sending> {
         let situation = self.situation();
-        if self.channel()?.is_idle(situation, now) && self.stream.want_held() {
-            self.channel()?.on_change(now);
-            self.note_stream();
+        if self.active_repair()?.is_idle(situation, now) && self.stream.want_deferred() {
+            self.active_repair()?.on_change(now);
+            self.notify_repair();
             return self.poll_stream(budget, now);
         }
-        let symbols = self.channel()?.poll_fill(budget, situation, now)?;
+        let symbols = self.active_repair()?.poll_fill(budget, situation, now)?;
         self.stream_was_last = false;
         Some(Sending::Symbols(symbols))
     }
 
-    /// Whether demands are answered in the present state.
+    /// Whether demanded pages are sent in the present state.
     fn sends_demand(&self) -> bool {
         match self.state {
             State::Holding { .. } | State::Serving => true,
@@ -531,16 +537,18 @@ impl Cast {
         }
     }
 
+    /// Counts demanded pages and wraps them.
     fn send_demanded(&mut self, pages: PageRange, budget: u32) -> Sending {
-        self.precedence.on_first(pages.len().into(), budget.into());
-        if let Some(repair) = self.channel() {
+        self.precedence.on_prioritised_sent(pages.len().into(), budget.into());
+        if let Some(repair) = self.active_repair() {
             repair.on_sent();
         }
         Sending::Pages(pages)
     }
 
-    /// Returns datagrams that no reader waits for.
-    fn poll_unasked(&mut self, budget: u32, now: Instant) -> Option<Sending> {
+    /// Returns datagrams that were not demanded: promised symbols, then the stream and fill symbols
+    /// in turn.
+    fn poll_undemanded(&mut self, budget: u32, now: Instant) -> Option<Sending> {
         if self.state != State::Serving {
             return None;
         }
@@ -548,12 +556,12 @@ impl Cast {
             let fill = if self.stream_was_last { self.poll_fill(budget, now) } else { None };
             fill.or_else(|| self.poll_stream(budget, now)).or_else(|| self.poll_fill(budget, now))
         })?;
-        self.precedence.on_others(sending.datagrams().into());
+        self.precedence.on_others_sent(sending.datagrams().into());
         Some(sending)
     }
 
     fn poll_promised(&mut self, budget: u32) -> Option<Sending> {
-        let symbols = self.channel()?.poll_promised(budget)?;
+        let symbols = self.active_repair()?.poll_promised(budget)?;
         Some(Sending::Symbols(symbols))
     }
 
@@ -562,39 +570,39 @@ impl Cast {
         let run = self.stream.poll(budget, audience, now)?;
         self.stream_was_last = true;
         self.demand.on_sent(run.pages, now);
-        let members = self.members.hearing();
-        if let Some(repair) = self.channel() {
+        let members = self.members.receivers();
+        if let Some(repair) = self.active_repair() {
             repair.on_sent();
             if let Some(window) = run.finished {
                 repair.on_window(window, members, now);
             }
         }
-        self.note_stream();
+        self.notify_repair();
         if audience == Audience::Everybody {
             self.count_carousel(run.pages);
         }
         Some(Sending::Pages(run.pages))
     }
 
-    /// Tells the repair channel whether the stream rests.
-    fn note_stream(&mut self) {
+    /// Updates the repair channel on whether the stream rests.
+    fn notify_repair(&mut self) {
         let is_done = self.stream.is_done();
-        if let Some(repair) = self.channel() {
+        if let Some(repair) = self.active_repair() {
             repair.set_resting(is_done);
         }
     }
 
-    /// Forgets plain members that the carousel passed too often since they joined.
+    /// Counts pages of the carousel, and forgets plain members that got all their passes.
     fn count_carousel(&mut self, pages: PageRange) {
         self.carousel_pages += u64::from(pages.len());
-        let idle = u64::from(self.policy.idle_passes.get()) * u64::from(self.pages);
-        if self.members.forget_plain(self.carousel_pages, idle) && self.members.is_empty() {
+        let idle_pages = u64::from(self.policy.idle_passes.get()) * u64::from(self.pages);
+        if self.members.forget_plain(self.carousel_pages, idle_pages) && self.members.is_empty() {
             self.end(EndReason::IdlePasses);
         }
     }
 
-    /// Handles a join, leave, report or want. A member that only demands keeps only its own demands
-    /// going.
+    /// Handles a join, leave, report or want as a sign that fill symbols are of use. A member that
+    /// only demands gives no such sign.
     fn on_heard(&mut self, kind: MemberKind) {
         if kind == MemberKind::Demand {
             return;
@@ -604,20 +612,19 @@ impl Cast {
         }
     }
 
-    /// Drops what no remaining member needs.
+    /// Drops wanted windows and promises that no remaining member needs.
     fn on_members_gone(&mut self) {
         if self.members.extended() == 0 {
             self.stream.want_none();
         }
-        if self.members.repairing() == 0
+        if self.members.repair_receivers() == 0
             && let Some(repair) = &mut self.repair
         {
             repair.drop_promises();
         }
     }
 
-    /// Starts or extends the hold. It started at `since`; the last member that wants the file
-    /// joined now.
+    /// Starts a hold, or extends the one that began at `since`, because a member joined at `now`.
     fn hold(&mut self, since: Instant, now: Instant) {
         let latest = since + HOLD;
         let until = if self.members.has_plain() { latest } else { latest.min(now + SHORT_HOLD) };
@@ -625,27 +632,29 @@ impl Cast {
         self.state = State::Holding { since, until };
     }
 
+    /// Ends the cast after the linger time, because it has no member.
     fn linger(&mut self, now: Instant) {
         self.demand.clear();
         if self.policy.linger.is_zero() {
             self.end(EndReason::LastLeave);
         } else {
-            self.say_farewell();
+            self.request_end_announcement();
             self.state = State::Lingering { until: now + self.policy.linger };
         }
     }
 
     fn end(&mut self, reason: EndReason) {
-        self.say_farewell();
+        self.request_end_announcement();
         self.state = State::Ended(reason);
     }
 
-    fn say_farewell(&mut self) {
-        self.owes_farewell |= std::mem::take(&mut self.was_extended);
+    /// Makes [`Self::poll_end_announcement`] announce the end, if there were members with a lease.
+    fn request_end_announcement(&mut self) {
+        self.must_announce_end |= std::mem::take(&mut self.had_leased);
     }
 }
 
-/// Length of a full datagram in bytes, the same on both ports.
+/// Returns the UDP payload length of a full datagram in bytes. It is the same on both ports.
 fn datagram_len(geometry: &Geometry) -> usize {
     HEADER_LEN + geometry.page_size().get() as usize
 }

@@ -1,4 +1,4 @@
-//! Casts of plain members on a virtual clock.
+//! Casts on a virtual clock: plain members, demand, and unreadable pages.
 #![expect(clippy::disallowed_methods, reason = "a test needs some instant to count from")]
 
 use bootcast_proto::api::{Report, Want};
@@ -12,10 +12,10 @@ const POLICY: CastPolicy =
     CastPolicy { idle_passes: NonZeroU32::new(5).unwrap(), linger: Duration::from_millis(500) };
 
 #[test]
-fn so_much_of_a_report_is_looked_at_as_the_protocol_says() {
-    let page = include_str!("../../../docs/PROTOCOL.md");
-    let told = format!("looks at the first {BULK_MAX} pairs of `bulk`");
-    assert!(page.contains(&told), "{told}");
+fn the_number_of_bulk_pairs_that_are_read_is_documented() {
+    let protocol = include_str!("../../../docs/PROTOCOL.md");
+    let sentence = format!("looks at the first {BULK_MAX} pairs of `bulk`");
+    assert!(protocol.contains(&sentence), "{sentence}");
 }
 
 fn token(number: u128) -> Token {
@@ -32,7 +32,7 @@ fn joined(pages: u32, now: Instant) -> Cast {
     cast
 }
 
-/// To plain members nothing else is sent.
+/// Polls a cast with only plain members, to which only pages are sent.
 fn poll_pages(cast: &mut Cast, budget: u32, now: Instant) -> Option<PageRange> {
     match cast.poll_transmit(budget, now)? {
         Sending::Pages(pages) => Some(pages),
@@ -40,7 +40,7 @@ fn poll_pages(cast: &mut Cast, budget: u32, now: Instant) -> Option<PageRange> {
     }
 }
 
-/// Lets time pass to the next timer or page. `false` where there is none.
+/// Advances the clock to the next timer or page. Returns `false` if there is none.
 fn advance(cast: &mut Cast, now: &mut Instant) -> bool {
     let timers = [cast.poll_timeout(), cast.poll_transmit_at()];
     let Some(timer) = timers.into_iter().flatten().min() else { return false };
@@ -49,13 +49,13 @@ fn advance(cast: &mut Cast, now: &mut Instant) -> bool {
     true
 }
 
-/// Every page in the order of sending, until the cast ends or `limit` pages went out.
+/// Returns every page in the order of sending, until the cast has ended or `limit` pages were sent.
 fn run(cast: &mut Cast, budget: u32, now: &mut Instant, limit: usize) -> Vec<u32> {
     let mut sent = Vec::new();
-    while sent.len() < limit && cast.ended().is_none() {
+    while sent.len() < limit && cast.end_reason().is_none() {
         match poll_pages(cast, budget, *now) {
             Some(pages) => sent.extend(pages.iter().map(|page| page.0)),
-            None => assert!(advance(cast, now), "neither pages nor a timer nor an end"),
+            None => assert!(advance(cast, now), "no pages, no timer and no end"),
         }
     }
     sent
@@ -84,7 +84,7 @@ fn a_run_never_crosses_the_end_of_a_pass() {
 }
 
 #[test]
-fn passes_of_a_small_file_keep_their_distance() {
+fn passes_of_a_small_file_start_no_sooner_than_the_pass_interval() {
     let start = Instant::now();
     let mut now = start;
     let mut cast = joined(1, now);
@@ -107,16 +107,16 @@ fn a_cast_ends_after_its_idle_passes() {
     let mut now = Instant::now();
     let mut cast = joined(7, now);
     assert_eq!(run(&mut cast, 3, &mut now, usize::MAX).len(), 35);
-    assert_eq!(cast.ended(), Some(EndReason::IdlePasses));
+    assert_eq!(cast.end_reason(), Some(EndReason::IdlePasses));
 }
 
 #[test]
-fn a_plain_member_that_died_is_forgotten_whatever_others_do() {
+fn a_silent_plain_member_is_forgotten_although_others_join_and_leave() {
     let mut now = Instant::now();
     let mut cast = joined(10, now);
     let mut sent = 0;
     for number in 2..12 {
-        // Each of them gets a pass and leaves; the first one is gone for good after five.
+        // Each further member gets one pass and leaves. The first one is forgotten after five.
         cast.handle_join(token(number), MemberKind::Plain, now);
         sent += run(&mut cast, 1, &mut now, 10).len();
         assert!(cast.handle_leave(&token(number), now));
@@ -128,27 +128,27 @@ fn a_plain_member_that_died_is_forgotten_whatever_others_do() {
 }
 
 #[test]
-fn a_plain_member_gets_all_its_passes_whatever_became_of_others() {
+fn a_plain_member_gets_all_its_passes_after_an_earlier_one_is_forgotten() {
     let mut now = Instant::now();
     let mut cast = joined(10, now);
     run(&mut cast, 7, &mut now, 47);
     cast.handle_join(token(3), MemberKind::Plain, now);
     let rest = run(&mut cast, 1, &mut now, usize::MAX);
     assert_eq!(rest.len(), 50);
-    assert_eq!(cast.ended(), Some(EndReason::IdlePasses));
+    assert_eq!(cast.end_reason(), Some(EndReason::IdlePasses));
 }
 
 #[test]
-fn a_cast_that_everybody_left_lingers_silently_and_ends() {
+fn a_cast_without_members_lingers_silently_and_ends() {
     let mut now = Instant::now();
     let mut cast = joined(10, now);
     run(&mut cast, 3, &mut now, 3);
     assert!(cast.handle_leave(&token(1), now));
     assert_eq!(poll_pages(&mut cast, 3, now), None);
     assert_eq!(cast.poll_timeout(), Some(now + POLICY.linger));
-    assert_eq!(cast.ended(), None);
+    assert_eq!(cast.end_reason(), None);
     advance(&mut cast, &mut now);
-    assert_eq!(cast.ended(), Some(EndReason::LastLeave));
+    assert_eq!(cast.end_reason(), Some(EndReason::LastLeave));
 }
 
 #[test]
@@ -159,9 +159,9 @@ fn without_linger_the_last_leave_ends_the_cast_at_once() {
     cast.handle_join(token(1), MemberKind::Plain, now);
     cast.handle_join(token(2), MemberKind::Plain, now);
     assert!(cast.handle_leave(&token(1), now));
-    assert_eq!(cast.ended(), None);
+    assert_eq!(cast.end_reason(), None);
     assert!(cast.handle_leave(&token(2), now));
-    assert_eq!(cast.ended(), Some(EndReason::LastLeave));
+    assert_eq!(cast.end_reason(), Some(EndReason::LastLeave));
 }
 
 #[test]
@@ -197,14 +197,14 @@ fn an_empty_file_sends_nothing_and_its_cast_still_ends() {
 }
 
 #[test]
-fn an_ended_cast_keeps_its_reason_and_says_nothing_more() {
+fn an_ended_cast_keeps_its_reason_and_sends_nothing() {
     let now = Instant::now();
     let mut cast = joined(10, now);
     cast.handle_end(EndReason::FileChanged);
     cast.handle_end(EndReason::Stopped);
     cast.handle_join(token(2), MemberKind::Plain, now);
     cast.handle_timeout(now + HOLD);
-    assert_eq!(cast.ended(), Some(EndReason::FileChanged));
+    assert_eq!(cast.end_reason(), Some(EndReason::FileChanged));
     assert_eq!((poll_pages(&mut cast, 5, now + HOLD), cast.poll_timeout()), (None, None));
 }
 
@@ -219,7 +219,7 @@ proptest! {
         for &budget in budgets.iter().cycle() {
             sent.extend(run(&mut cast, budget, &mut now, 1));
             now += Duration::from_millis(3);
-            if cast.ended().is_some() {
+            if cast.end_reason().is_some() {
                 break;
             }
         }
@@ -248,13 +248,13 @@ mod demand {
         assert!(cast.handle_want(&token(member), &want, at));
     }
 
-    /// As the scheduler asks while there is credit for everything.
+    /// Polls as the scheduler does while the pacer allows everything.
     fn poll(cast: &mut Cast, budget: u32, now: Instant) -> Option<Sending> {
         cast.poll_urgent(budget, now).or_else(|| cast.poll_transmit(budget, now))
     }
 
     #[test]
-    fn who_only_demands_hears_nothing_else() {
+    fn a_member_that_only_demands_is_sent_nothing_else() {
         let start = Instant::now();
         let mut now = start;
         let mut cast = cast_of(1000, &[MemberKind::Demand], now);
@@ -264,12 +264,12 @@ mod demand {
             now += Duration::from_millis(100);
         }
         want(&mut cast, 0, &[(901, 3)], &[(1, 1)], now);
-        assert_eq!(cast.urgent(44), Some((now, 3)));
+        assert_eq!(cast.next_urgent(44), Some((now, 3)));
         assert_eq!(poll(&mut cast, 44, now), Some(Sending::Pages(PageRange::new(900, 903))));
         assert_eq!(cast.poll_transmit_at(), Some(now));
         assert_eq!(poll(&mut cast, 44, now), Some(Sending::Pages(PageRange::new(0, 1))));
         assert_eq!((poll(&mut cast, 44, now), cast.poll_transmit_at()), (None, None));
-        assert_eq!((cast.urgent(44), cast.passes(), cast.demanded()), (None, 0, 4));
+        assert_eq!((cast.next_urgent(44), cast.passes(), cast.demanded()), (None, 0, 4));
     }
 
     #[test]
@@ -286,14 +286,14 @@ mod demand {
     }
 
     #[test]
-    fn what_the_stream_sent_a_moment_ago_is_not_sent_again_on_demand() {
+    fn demanded_pages_that_the_stream_has_just_sent_are_not_sent_again() {
         let mut now = Instant::now();
         let mut cast = cast_of(1000, &[MemberKind::Plain, MemberKind::Demand], now);
         advance(&mut cast, &mut now);
         assert_eq!(poll(&mut cast, 44, now), Some(Sending::Pages(PageRange::new(0, 44))));
         want(&mut cast, 1, &[(40, 10)], &[(1, 40)], now);
         assert_eq!(cast.poll_urgent(44, now), Some(Sending::Pages(PageRange::new(44, 49))));
-        assert_eq!((cast.urgent(44), cast.demanded()), (None, 5));
+        assert_eq!((cast.next_urgent(44), cast.demanded()), (None, 5));
         assert_eq!(cast.poll_transmit(44, now), Some(Sending::Pages(PageRange::new(44, 88))));
     }
 
@@ -308,17 +308,17 @@ mod demand {
         cast.handle_timeout(start + REPAIR.lease);
         assert_eq!(cast.members(), 1);
         let mut now = late;
-        while cast.ended().is_none() {
+        while cast.end_reason().is_none() {
             while poll(&mut cast, 44, now).is_some() {}
             assert!(advance(&mut cast, &mut now));
         }
-        assert_eq!(cast.ended(), Some(EndReason::LeasesOver));
+        assert_eq!(cast.end_reason(), Some(EndReason::LeasesExpired));
         assert!(late + REPAIR.lease <= now && now < late + REPAIR.lease * 9 / 8);
-        assert!(cast.poll_farewell().is_some());
+        assert!(cast.poll_end_announcement().is_some());
     }
 
     #[test]
-    fn who_has_no_lease_demands_nothing() {
+    fn a_member_without_a_lease_cannot_demand() {
         let now = Instant::now();
         let mut cast = cast_of(100, &[MemberKind::Plain], now);
         let want = Want { now: vec![(1, 1)], ..Want::default() };
@@ -330,7 +330,7 @@ mod demand {
     }
 
     #[test]
-    fn where_all_have_repair_the_first_page_waits_for_the_last_join_but_no_longer_than_the_hold() {
+    fn if_all_members_have_repair_the_hold_is_short_after_the_last_join() {
         let start = Instant::now();
         let mut cast = Cast::new(&file(300), POLICY, Some(&REPAIR), start);
         let mut join = |number: u8, kind, milliseconds| {
@@ -357,7 +357,7 @@ mod demand {
     }
 
     #[test]
-    fn the_first_that_wants_the_whole_file_gets_a_hold_and_page_1() {
+    fn the_first_member_that_wants_the_whole_file_gets_a_hold_and_page_1() {
         for (kind, hold) in [(MemberKind::Plain, HOLD), (MemberKind::Extended, SHORT_HOLD)] {
             let mut now = Instant::now();
             let mut cast = cast_of(300, &[MemberKind::Demand], now);
@@ -376,7 +376,7 @@ mod demand {
     }
 
     #[test]
-    fn plain_members_that_are_gone_are_given_up_though_others_demand() {
+    fn silent_plain_members_are_forgotten_although_others_demand() {
         let mut now = Instant::now();
         let mut cast = cast_of(50, &[MemberKind::Plain, MemberKind::Demand], now);
         let mut streamed = 0;
@@ -394,27 +394,28 @@ mod demand {
         assert_eq!((streamed, cast.passes(), cast.members()), (250, 5, 1));
         cast.handle_leave(&token(1), now);
         advance(&mut cast, &mut now);
-        assert_eq!(cast.ended(), Some(EndReason::LastLeave));
+        assert_eq!(cast.end_reason(), Some(EndReason::LastLeave));
     }
 
     #[test]
-    fn the_others_get_a_tenth_at_least_however_much_is_demanded() {
+    fn the_stream_gets_a_tenth_however_much_is_demanded() {
         let mut now = Instant::now();
         let mut cast = cast_of(100_000, &[MemberKind::Plain, MemberKind::Demand], now);
         advance(&mut cast, &mut now);
-        let (mut asked, mut others) = (0, 0);
+        let (mut demanded, mut streamed) = (0, 0);
         for at in 0..5000 {
             want(&mut cast, 1, &[], &[(1 + at * 17 % 99_000, 9)], now);
             let before = cast.demanded();
             let sent = cast.poll_transmit(8, now).unwrap().datagrams();
             if cast.demanded() == before {
-                others += sent;
+                streamed += sent;
             } else {
-                asked += sent;
+                demanded += sent;
             }
             now += Duration::from_millis(1);
         }
-        assert!(others * 8 < asked && asked <= others * 9 + 100, "{asked} and {others}");
+        assert!(streamed * 8 < demanded, "{demanded} and {streamed}");
+        assert!(demanded <= streamed * 9 + 100, "{demanded} and {streamed}");
     }
 
     proptest! {
@@ -455,31 +456,31 @@ mod demand {
 }
 
 #[test]
-fn an_unreadable_page_is_neither_demanded_nor_repaired_until_it_may_be_tried_again() {
+fn an_unreadable_page_is_neither_sent_nor_repaired_before_its_retry_time() {
     let now = Instant::now();
     let lease = Duration::from_secs(600);
     let repair = RepairSettings { interleave: 1, repair_port: 9001, lease };
     let mut cast = Cast::new(&file(256), POLICY, Some(&repair), now);
     cast.handle_join(token(1), MemberKind::Extended, now);
     cast.handle_unreadable(PageRange::new(130, 132), now);
-    // Pages are counted from 1 in a want.
+    // A want counts pages from 1.
     let want = Want { now: vec![(129, 5)], later: vec![(131, 1)], ..Want::default() };
     assert!(cast.handle_want(&token(1), &want, now));
     let demanded = std::iter::from_fn(|| cast.poll_urgent(8, now));
     let demanded: Vec<_> = demanded.collect();
     let pages = |start, end| Sending::Pages(PageRange::new(start, end));
     assert_eq!(demanded, [pages(128, 130), pages(132, 133)]);
-    assert_eq!(cast.tell_unreadable(&[]), [PageRange::new(130, 132)]);
+    assert_eq!(cast.select_unreadable(&[]), [PageRange::new(130, 132)]);
 
-    let promised = |cast: &mut Cast, block, now| {
+    let is_promised = |cast: &mut Cast, block, now| {
         let report = Report { needs: vec![(block, 2)], ..Report::default() };
         cast.handle_report(&token(1), &report, now);
         cast.poll_promised(8).is_some()
     };
-    assert!(!promised(&mut cast, 1, now));
-    assert!(promised(&mut cast, 0, now));
+    assert!(!is_promised(&mut cast, 1, now));
+    assert!(is_promised(&mut cast, 0, now));
     let later = now + Duration::from_secs(41);
     cast.handle_timeout(later);
     assert_eq!(cast.unreadable_in(PageRange::new(0, 256)), None);
-    assert!(promised(&mut cast, 1, later));
+    assert!(is_promised(&mut cast, 1, later));
 }

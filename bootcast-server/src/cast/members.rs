@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use bootcast_proto::Token;
 
-/// Leases are checked this many times per lease. A member is forgotten at most 1 / this of a lease
-/// late.
+/// Number of checks of the leases per lease. A silent member is forgotten at most 1 / this of a
+/// lease too late.
 const CHECKS_PER_LEASE: u32 = 16;
 
 /// What a client announced about itself when it joined.
@@ -16,8 +16,8 @@ pub enum MemberKind {
     Plain,
     /// Knows the extensions: receives the repair channel and reports.
     Extended,
-    /// As `Extended`, and has a part of the file already. Nothing is sent for it before its first
-    /// report says what it lacks.
+    /// Like `Extended`, but has a part of the file already. Nothing is sent for it before its first
+    /// report states what it lacks.
     Resuming,
     /// Knows the extensions and wants only the pages that it demands.
     Demand,
@@ -27,10 +27,10 @@ pub enum MemberKind {
 /// forgotten when it expires.
 #[derive(Debug)]
 pub(super) struct Members {
-    /// Plain members, each with the pages that the carousel had sent when it joined.
+    /// Plain members, each with the number of pages that the carousel had sent when it joined.
     plain: BTreeMap<Token, u64>,
-    /// The same, the earliest first.
-    by_age: BTreeSet<(u64, Token)>,
+    /// The same members in the order of their joins.
+    plain_by_age: BTreeSet<(u64, Token)>,
     extended: Leased,
     demand: Leased,
     lease: Duration,
@@ -42,40 +42,40 @@ pub(super) struct Members {
 #[derive(Debug, Default)]
 struct Leased {
     /// Time of each member's last request.
-    heard: BTreeMap<Token, Instant>,
-    /// Members that do not receive all datagrams.
+    last_request: BTreeMap<Token, Instant>,
+    /// Members for which not everything is sent.
     impaired: Impaired,
 }
 
-/// What a member does not receive.
+/// Reason why not everything is sent for a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Impairment {
-    /// It receives no datagrams and fetches the file over HTTP.
+    /// It reported that it receives no datagrams and fetches the file over HTTP.
     Unicast,
-    /// Whatever is sent for it has no effect: nothing is any more.
-    Futile,
-    /// It receives pages, but nothing of the repair channel.
+    /// Its reports used up its credit without progress.
+    NoCredit,
+    /// It reported that it receives pages, but nothing of the repair channel.
     StreamOnly,
 }
 
-/// Members that do not receive all datagrams, counted by what they miss.
+/// Members with an impairment, and their number for each impairment.
 #[derive(Debug, Default)]
 struct Impaired {
-    of: BTreeMap<Token, Impairment>,
+    by_member: BTreeMap<Token, Impairment>,
     unicast: usize,
-    futile: usize,
+    no_credit: usize,
     stream_only: usize,
 }
 
 impl Impaired {
     fn get(&self, token: &Token) -> Option<Impairment> {
-        self.of.get(token).copied()
+        self.by_member.get(token).copied()
     }
 
     fn set(&mut self, token: &Token, impairment: Option<Impairment>) {
         let before = match impairment {
-            Some(impairment) => self.of.insert(token.clone(), impairment),
-            None => self.of.remove(token),
+            Some(impairment) => self.by_member.insert(token.clone(), impairment),
+            None => self.by_member.remove(token),
         };
         if let Some(before) = before {
             *self.count(before) -= 1;
@@ -83,20 +83,21 @@ impl Impaired {
         if let Some(impairment) = impairment {
             *self.count(impairment) += 1;
         }
-        debug_assert_eq!(self.of.len(), self.unicast + self.futile + self.stream_only);
+        debug_assert_eq!(self.by_member.len(), self.unicast + self.no_credit + self.stream_only);
     }
 
     fn count(&mut self, impairment: Impairment) -> &mut usize {
         match impairment {
             Impairment::Unicast => &mut self.unicast,
-            Impairment::Futile => &mut self.futile,
+            Impairment::NoCredit => &mut self.no_credit,
             Impairment::StreamOnly => &mut self.stream_only,
         }
     }
 
-    /// Forgets members that are none any more.
+    /// Forgets all tokens for which `is_member` is `false`.
     fn retain(&mut self, is_member: impl Fn(&Token) -> bool) {
-        let gone: Vec<_> = self.of.keys().filter(|token| !is_member(token)).cloned().collect();
+        let gone: Vec<_> =
+            self.by_member.keys().filter(|token| !is_member(token)).cloned().collect();
         for token in gone {
             self.set(&token, None);
         }
@@ -104,16 +105,17 @@ impl Impaired {
 }
 
 impl Leased {
+    /// Removes a member. Returns `false` if the token is not a member of this kind.
     fn leave(&mut self, token: &Token) -> bool {
         self.impaired.set(token, None);
-        self.heard.remove(token).is_some()
+        self.last_request.remove(token).is_some()
     }
 
     /// Renews a lease. Returns `false` if the token is not a member of this kind.
     fn renew(&mut self, token: &Token, now: Instant) -> bool {
-        match self.heard.get_mut(token) {
-            Some(heard) => {
-                *heard = now;
+        match self.last_request.get_mut(token) {
+            Some(last_request) => {
+                *last_request = now;
                 true
             }
             None => false,
@@ -121,14 +123,14 @@ impl Leased {
     }
 
     fn forget_silent(&mut self, lease: Duration, now: Instant) {
-        self.heard.retain(|_, heard| now < *heard + lease);
-        self.impaired.retain(|token| self.heard.contains_key(token));
+        self.last_request.retain(|_, at| now < *at + lease);
+        self.impaired.retain(|token| self.last_request.contains_key(token));
     }
 
-    /// Sets what a member does not receive, and returns that of before.
+    /// Sets the impairment of a member and returns the previous one.
     fn set(&mut self, token: &Token, impairment: Option<Impairment>) -> Option<Impairment> {
         let before = self.impaired.get(token);
-        if self.heard.contains_key(token) && before != impairment {
+        if self.last_request.contains_key(token) && before != impairment {
             self.impaired.set(token, impairment);
         }
         before
@@ -139,7 +141,7 @@ impl Members {
     pub(super) fn new(lease: Duration) -> Self {
         Self {
             plain: BTreeMap::new(),
-            by_age: BTreeSet::new(),
+            plain_by_age: BTreeSet::new(),
             extended: Leased::default(),
             demand: Leased::default(),
             lease,
@@ -151,21 +153,21 @@ impl Members {
     pub(super) fn join(&mut self, token: Token, kind: MemberKind, carousel: u64, now: Instant) {
         let leased = match kind {
             MemberKind::Plain => {
-                self.by_age.insert((carousel, token.clone()));
+                self.plain_by_age.insert((carousel, token.clone()));
                 self.plain.insert(token, carousel);
                 return;
             }
             MemberKind::Extended | MemberKind::Resuming => &mut self.extended,
             MemberKind::Demand => &mut self.demand,
         };
-        leased.heard.insert(token, now);
+        leased.last_request.insert(token, now);
         self.check_at.get_or_insert(now + self.lease);
     }
 
     /// Removes a member and returns its kind; `None` if the token is not a member.
     pub(super) fn leave(&mut self, token: &Token) -> Option<MemberKind> {
         if let Some(carousel) = self.plain.remove(token) {
-            self.by_age.remove(&(carousel, token.clone()));
+            self.plain_by_age.remove(&(carousel, token.clone()));
             return Some(MemberKind::Plain);
         }
         let extended = self.extended.leave(token).then_some(MemberKind::Extended);
@@ -178,24 +180,25 @@ impl Members {
         extended.or_else(|| self.demand.renew(token, now).then_some(MemberKind::Demand))
     }
 
-    /// Forgets the plain members that joined `idle` pages of the carousel ago or earlier. Returns
-    /// whether there were any.
+    /// Forgets the plain members that joined at least `idle` pages of the carousel ago. `carousel`
+    /// is the number of pages that it has sent so far. Returns whether any was forgotten.
     pub(super) fn forget_plain(&mut self, carousel: u64, idle: u64) -> bool {
-        let mut were_any = false;
-        while self.by_age.first().is_some_and(|(joined, _)| joined + idle <= carousel) {
-            let Some((_, token)) = self.by_age.pop_first() else { break };
-            were_any |= self.plain.remove(&token).is_some();
+        let mut any_forgotten = false;
+        while self.plain_by_age.first().is_some_and(|(joined, _)| joined + idle <= carousel) {
+            let Some((_, token)) = self.plain_by_age.pop_first() else { break };
+            any_forgotten |= self.plain.remove(&token).is_some();
         }
-        debug_assert_eq!(self.by_age.len(), self.plain.len());
-        were_any
+        debug_assert_eq!(self.plain_by_age.len(), self.plain.len());
+        any_forgotten
     }
 
     /// Whether the token has a lease.
     pub(super) fn has_lease(&self, token: &Token) -> bool {
-        self.extended.heard.contains_key(token) || self.demand.heard.contains_key(token)
+        self.extended.last_request.contains_key(token)
+            || self.demand.last_request.contains_key(token)
     }
 
-    /// Forgets the members whose lease expired. Returns whether there were any.
+    /// Forgets the members whose lease expired. Returns whether any was forgotten.
     pub(super) fn forget_silent(&mut self, now: Instant) -> bool {
         if self.check_at.is_none_or(|at| now < at) {
             return false;
@@ -204,23 +207,25 @@ impl Members {
         let lease = self.lease;
         self.extended.forget_silent(lease, now);
         self.demand.forget_silent(lease, now);
-        let earliest = self.extended.heard.values().chain(self.demand.heard.values()).min();
-        self.check_at = earliest.map(|heard| (*heard + lease).max(now + lease / CHECKS_PER_LEASE));
+        let earliest =
+            self.extended.last_request.values().chain(self.demand.last_request.values()).min();
+        self.check_at = earliest.map(|at| (*at + lease).max(now + lease / CHECKS_PER_LEASE));
         self.len() < before
     }
 
-    /// When to call [`Self::forget_silent`].
+    /// Returns when to call [`Self::forget_silent`] next.
     pub(super) fn check_at(&self) -> Option<Instant> {
         self.check_at
     }
 
+    /// Returns the number of members of all kinds.
     pub(super) fn len(&self) -> usize {
-        self.takers() + self.demand.heard.len()
+        self.whole_file_members() + self.demand.last_request.len()
     }
 
-    /// Number of members that want the whole file.
-    pub(super) fn takers(&self) -> usize {
-        self.plain.len() + self.extended.heard.len()
+    /// Returns the number of members that want the whole file.
+    pub(super) fn whole_file_members(&self) -> usize {
+        self.plain.len() + self.extended.last_request.len()
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -231,23 +236,23 @@ impl Members {
         !self.plain.is_empty()
     }
 
-    /// Number of extended members that receive datagrams.
+    /// Returns the number of extended members that receive datagrams.
     pub(super) fn extended(&self) -> usize {
-        let Impaired { unicast, futile, .. } = &self.extended.impaired;
-        self.extended.heard.len() - unicast - futile
+        let Impaired { unicast, no_credit, .. } = &self.extended.impaired;
+        self.extended.last_request.len() - unicast - no_credit
     }
 
-    /// Number of extended members that receive the repair channel.
-    pub(super) fn repairing(&self) -> usize {
+    /// Returns the number of extended members that receive the repair channel.
+    pub(super) fn repair_receivers(&self) -> usize {
         self.extended() - self.extended.impaired.stream_only
     }
 
-    /// Number of members that want the whole file and receive datagrams.
-    pub(super) fn hearing(&self) -> usize {
+    /// Returns the number of members that want the whole file and receive datagrams.
+    pub(super) fn receivers(&self) -> usize {
         self.plain.len() + self.extended()
     }
 
-    /// Records what a member with a lease does not receive. Returns what that was before.
+    /// Sets the impairment of a member with a lease. Returns the previous one.
     pub(super) fn set_impairment(
         &mut self,
         token: &Token,
@@ -257,13 +262,14 @@ impl Members {
         extended.or(self.demand.set(token, impairment))
     }
 
-    /// Number of members that fetch the file over HTTP.
+    /// Returns the number of members that fetch the file over HTTP.
     pub(super) fn unicast(&self) -> usize {
         self.extended.impaired.unicast + self.demand.impaired.unicast
     }
 
-    /// Number of members for which nothing is sent until they show that something arrives.
+    /// Returns the number of members for which nothing is sent, until a report shows that datagrams
+    /// arrive.
     pub(super) fn unreached(&self) -> usize {
-        self.unicast() + self.extended.impaired.futile
+        self.unicast() + self.extended.impaired.no_credit
     }
 }

@@ -6,27 +6,30 @@
 //! | [`Scheduler`] | which cast sends next, so that all share the rate fairly |
 //! | [`Pacer`] | when the next datagrams may leave |
 //! | `rate` | how fast one cast sends, below the ceiling that all casts share |
-//! | [`GroupPool`] | which multicast address a cast gets |
-//! | `relapse` | how long a file whose casts fail again and again must wait for the next |
 //! | `urgent` | which casts send first, because readers wait for their pages |
+//! | [`GroupPool`] | which multicast address a cast gets |
+//! | `end_announcements` | when the end of a cast is announced to its group |
+//! | `restart_backoff` | when a file whose casts fail repeatedly may get the next cast |
 //!
 //! A cast consists of
 //!
 //! | module | decides |
 //! |---|---|
 //! | `members` | which clients still take part |
+//! | `credit` | whether the requests of a member are still served |
 //! | `stream` | which pages go out next |
 //! | `repair` | which repair symbols go out next, and what beacons say |
 //! | `demand` | which demanded pages go out before all that |
-//! | `precedence` | how much the rest may send while demand goes first |
+//! | `precedence` | how much is left for everything else while demanded pages go first |
 //! | `unreadable` | which pages are left out because they cannot be read |
-//! | `multicast_probe` | when members that receive nothing get a beacon |
+//! | `multicast_probe` | when a beacon and a few pages go to members that receive nothing |
 //!
 //! The unit of sending is a few datagrams of one kind ([`Transmit`]). [`crate::io`] fills them with
 //! bytes.
 
+mod credit;
 mod demand;
-mod farewells;
+mod end_announcements;
 mod group_ranges;
 mod groups;
 mod lifecycle;
@@ -35,10 +38,9 @@ mod multicast_probe;
 mod pacer;
 mod precedence;
 mod rate;
-mod relapse;
 mod repair;
+mod restart_backoff;
 mod scheduler;
-mod standing;
 mod stream;
 mod unreadable;
 mod urgent;
@@ -53,4 +55,4 @@ pub use scheduler::{
     CastId, CastView, Ended, Event, JoinRefusal, Joined, MAX_MEMBERS, Scheduler, Settings, Transmit,
 };
 pub use stream::PASS_INTERVAL;
-pub use unreadable::run_of;
+pub use unreadable::pair_to_range;

@@ -1,5 +1,6 @@
-//! Signs of life for a cast that reaches none of its members. They fetch the file over HTTP, listen
-//! on, and return to multicast when pages arrive. docs/PROTOCOL.md, "Unicast".
+//! Multicast probe: a beacon and a few pages, sent now and then by a cast that none of its members
+//! receives. The members fetch the file over HTTP, keep listening, and return to multicast when
+//! pages arrive. docs/PROTOCOL.md, "Unicast".
 
 use std::time::{Duration, Instant};
 
@@ -7,69 +8,73 @@ use bootcast_proto::PageRange;
 
 use super::members::Members;
 
-/// Time between two beacons.
+/// Time between two probes.
 const INTERVAL: Duration = Duration::from_secs(5);
-/// Pages that follow each beacon: it proves only that the repair port is open. Members return to
-/// multicast after eight new ones in a row.
+
+/// Number of pages that follow each beacon. The beacon alone would prove only that the repair port
+/// is open. Members return to multicast after eight new full pages within two seconds.
 const PAGES: u32 = 16;
 
-/// Decides when a cast that reaches nobody sends a beacon and a few pages.
+/// Schedules the probes of one cast.
 #[derive(Debug)]
 pub(super) struct MulticastProbe {
-    next: Instant,
-    /// Pages that follow the last beacon and were not sent yet.
-    owed: u32,
-    /// The next pages end here. They are taken from the end of the file, because members fetch it
-    /// from the beginning: what they have already tells them less.
+    /// When the next beacon is due.
+    next_beacon: Instant,
+    /// Number of pages that are still to be sent after the last beacon.
+    pages_due: u32,
+    /// End of the next run of pages; 0 stands for the end of the file. Probes proceed from the end
+    /// of the file to its beginning, because members fetch it from the beginning, and pages that
+    /// they hold already prove less.
     end: u32,
     pages_sent: u64,
 }
 
 impl MulticastProbe {
     pub(super) fn new(now: Instant) -> Self {
-        Self { next: now, owed: 0, end: 0, pages_sent: 0 }
+        Self { next_beacon: now, pages_due: 0, end: 0, pages_sent: 0 }
     }
 
-    /// When something is due; `None` while any member receives datagrams, because the cast then
-    /// sends anyway.
+    /// Returns when a beacon or a page is due; `None` while any member receives datagrams, because
+    /// the cast then sends anyway.
     pub(super) fn poll_at(&self, members: &Members) -> Option<Instant> {
-        let is_alone = members.hearing() == 0 && members.unreached() > 0;
-        // The pages are due since the beacon.
-        let at = if self.owed > 0 { self.next.checked_sub(INTERVAL) } else { Some(self.next) };
-        at.filter(|_| is_alone)
+        let reaches_nobody = members.receivers() == 0 && members.unreached() > 0;
+        let last_beacon = self.next_beacon.checked_sub(INTERVAL);
+        let at = if self.pages_due > 0 { last_beacon } else { Some(self.next_beacon) };
+        at.filter(|_| reaches_nobody)
     }
 
-    /// Restarts the interval: the last receiving member is gone.
-    pub(super) fn begin(&mut self, now: Instant) {
-        self.next = now + INTERVAL;
-        self.owed = 0;
+    /// Starts a new interval. Drops the pages that are still to be sent.
+    pub(super) fn restart(&mut self, now: Instant) {
+        self.next_beacon = now + INTERVAL;
+        self.pages_due = 0;
     }
 
-    /// A beacon was sent.
+    /// Starts the pages of a probe whose beacon was sent.
     pub(super) fn on_beacon(&mut self, now: Instant) {
-        self.begin(now);
-        self.owed = PAGES;
+        self.restart(now);
+        self.pages_due = PAGES;
     }
 
-    /// Whether a beacon is what is due.
-    pub(super) fn owes_beacon(&self) -> bool {
-        self.owed == 0
+    /// Whether the next datagram of a probe is its beacon.
+    pub(super) fn is_beacon_next(&self) -> bool {
+        self.pages_due == 0
     }
 
-    /// The pages that follow the last beacon, of a file of so many.
+    /// Returns the next pages that follow the last beacon, at most `budget`. The file has `pages`
+    /// pages.
     pub(super) fn poll_pages(&mut self, pages: u32, budget: u32) -> Option<PageRange> {
-        if self.owed == 0 || pages == 0 {
+        if self.pages_due == 0 || pages == 0 {
             return None;
         }
         let end = if self.end == 0 { pages } else { self.end };
-        let count = self.owed.min(budget).min(end);
-        (self.end, self.owed) = (end - count, self.owed - count);
+        let count = self.pages_due.min(budget).min(end);
+        (self.end, self.pages_due) = (end - count, self.pages_due - count);
         let range = PageRange::new(self.end, end);
         self.pages_sent += u64::from(range.len());
         Some(range)
     }
 
-    /// Pages sent by this.
+    /// Returns the number of pages sent by all probes.
     pub(super) fn pages_sent(&self) -> u64 {
         self.pages_sent
     }

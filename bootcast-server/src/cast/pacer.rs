@@ -4,21 +4,21 @@ use std::time::{Duration, Instant};
 
 use bootcast_proto::BitRate;
 
-/// Token bucket that counts in time: what a byte costs is how long it occupies the wire.
+/// Token bucket whose tokens are time: a byte costs the time for which it occupies the wire.
 ///
 /// In any interval of length `w` it lets through at most what the rate carries in `w + depth`.
 #[derive(Debug)]
 pub struct TokenBucket {
     rate: BitRate,
-    /// Most credit that can be saved. Limits the burst after a pause or a late wake-up.
+    /// Upper bound of the saved time. Limits the burst after a pause or a late wake-up.
     depth: Duration,
-    /// Up to here the wire is sold. Credit is how far it lies in the past.
+    /// Up to here the wire is sold. The saved time is how far this lies in the past.
     sold_until: Instant,
 }
 
 impl TokenBucket {
-    /// Creates a full bucket. Raises `depth` to the cost of `largest` bytes, so that they can ever
-    /// pass.
+    /// Creates a full bucket. Raises `depth` to the cost of `largest` bytes, which could never pass
+    /// otherwise.
     pub fn new(rate: BitRate, depth: Duration, largest: u64, now: Instant) -> Self {
         let depth = depth.max(rate.time_to_send(largest));
         Self { rate, depth, sold_until: now.checked_sub(depth).unwrap_or(now) }
@@ -29,34 +29,36 @@ impl TokenBucket {
         self.ready_at(bytes, Duration::ZERO) <= now
     }
 
-    /// When `bytes` may leave with `credit` left over.
-    pub fn ready_at(&self, bytes: u64, credit: Duration) -> Instant {
-        self.sold_until + self.rate.time_to_send(bytes).max(credit.min(self.depth))
+    /// Returns when `bytes` may leave and the saved time is at least `saved`, up to the depth.
+    pub fn ready_at(&self, bytes: u64, saved: Duration) -> Instant {
+        self.sold_until + self.rate.time_to_send(bytes).max(saved.min(self.depth))
     }
 
-    /// Charges `bytes`. Credit beyond the depth is forfeit.
+    /// Charges `bytes`. Saved time beyond the depth is lost.
     pub fn take(&mut self, bytes: u64, now: Instant) {
         self.keep(self.depth, now);
         self.sold_until += self.rate.time_to_send(bytes);
     }
 
-    /// Forfeits credit beyond `credit`.
-    pub fn keep(&mut self, credit: Duration, now: Instant) {
-        self.sold_until = self.sold_until.max(now.checked_sub(credit).unwrap_or(now));
+    /// Reduces the saved time to `saved` if there is more.
+    pub fn keep(&mut self, saved: Duration, now: Instant) {
+        self.sold_until = self.sold_until.max(now.checked_sub(saved).unwrap_or(now));
     }
 }
 
-/// Credit of the ceiling: a thread that gets no CPU for this long can make up for it.
+/// Depth of the bucket of the ceiling. The sender thread can make up for this long without CPU.
 const CATCH_UP: Duration = Duration::from_millis(20);
 
-/// Credit of the peak: limits the burst that a switch must absorb. Twice a late tick.
+/// Depth of the bucket of the peak: bounds the burst that a switch must buffer. Twice the delay
+/// of a late tick.
 const BURST: Duration = Duration::from_millis(4);
 
-/// Lost time is made up for at the ceiling plus 1 / this. Where the ceiling is near the interface's
-/// speed, the queue of the interface takes what is beyond.
-const CATCH_UP_SHARE: u64 = 10;
+/// The peak exceeds the ceiling by 1 / this, so that lost time can be made up for. If the ceiling
+/// is near the speed of the interface, the queue of the interface holds the excess.
+const CATCH_UP_DIVISOR: u64 = 10;
 
-/// Pacing of an interface: its ceiling on average, and little more at any moment.
+/// Pacer of an interface: keeps to the ceiling on average, and to the peak, which is little higher,
+/// at any moment.
 #[derive(Debug)]
 pub struct Pacer {
     ceiling: TokenBucket,
@@ -64,10 +66,10 @@ pub struct Pacer {
 }
 
 impl Pacer {
-    /// Creates the pacer. At most `largest` bytes leave at once.
+    /// Creates the pacer. `largest` is the most bytes that leave at once.
     pub fn new(ceiling: BitRate, largest: u64, now: Instant) -> Self {
         let bits = ceiling.bits_per_second();
-        let peak = bits.saturating_add(bits / CATCH_UP_SHARE);
+        let peak = bits.saturating_add(bits / CATCH_UP_DIVISOR);
         let peak = BitRate::from_bits_per_second(peak).unwrap_or(ceiling);
         Self {
             ceiling: TokenBucket::new(ceiling, CATCH_UP, largest, now),
@@ -75,7 +77,7 @@ impl Pacer {
         }
     }
 
-    /// Discards saved credit: time in which there was nothing to send must not be made up for.
+    /// Discards all saved time but a burst. Time with nothing to send must not be made up for.
     pub fn restart(&mut self, now: Instant) {
         self.ceiling.keep(BURST, now);
     }
@@ -85,9 +87,9 @@ impl Pacer {
         self.ceiling.allows(bytes, now) && self.peak.allows(bytes, now)
     }
 
-    /// When `bytes` may leave with `credit` left over.
-    pub fn ready_at(&self, bytes: u64, credit: Duration) -> Instant {
-        self.ceiling.ready_at(bytes, credit).max(self.peak.ready_at(bytes, credit))
+    /// Returns when `bytes` may leave and the saved time is at least `saved`, up to the depth.
+    pub fn ready_at(&self, bytes: u64, saved: Duration) -> Instant {
+        self.ceiling.ready_at(bytes, saved).max(self.peak.ready_at(bytes, saved))
     }
 
     /// Charges `bytes`.
@@ -117,14 +119,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_larger_than_the_depth_still_passes() {
+    fn a_datagram_larger_than_the_depth_still_passes() {
         let start = Instant::now();
         let bucket = TokenBucket::new("100kbit".parse().unwrap(), DEPTH, 1514, start);
         assert!(bucket.allows(1514, start));
     }
 
     #[test]
-    fn what_a_late_tick_missed_is_made_up_for_without_a_large_burst() {
+    fn time_lost_to_a_late_tick_is_made_up_for_without_a_large_burst() {
         let start = Instant::now();
         let mut pacer = Pacer::new("8mbit".parse().unwrap(), 100, start);
         let mut sent_by = |now: Instant| {
@@ -135,12 +137,13 @@ mod tests {
             }
             bytes
         };
-        // 8 Mbit/s are 1000 bytes in a millisecond, of which the peak saves up 4.4, nearly.
+        // 8 Mbit/s carry 1000 bytes in a millisecond. The peak of 8.8 Mbit/s saves up 4 ms, nearly
+        // 4400 bytes.
         let late = start + Duration::from_millis(30);
         assert_eq!((sent_by(start), sent_by(late)), (4300, 4300));
         let ticks = (1..=20).map(|tick| sent_by(late + Duration::from_millis(tick)));
-        let made_up: u64 = ticks.sum();
-        assert!((21_800..=22_000).contains(&made_up), "{made_up}");
+        let sent: u64 = ticks.sum();
+        assert!((21_800..=22_000).contains(&sent), "{sent}");
     }
 
     proptest! {

@@ -1,36 +1,35 @@
-//! Priority that does not starve the rest.
+//! Priority that does not starve the others.
 
-/// While both have something to send, the prioritised side gets this many times the rest's share:
-/// nine tenths of the total.
-const SHARE: u64 = 9;
+/// Ratio of the prioritised side's share to the others' while both have something to send. The
+/// prioritised side gets nine tenths of the total.
+const SHARE_RATIO: u64 = 9;
 
-/// Counts how far the prioritised side is ahead of the rest. Both count in the same unit, whichever
-/// it is.
+/// Lead of the prioritised side over the others. The caller chooses the unit: pages or bytes.
 #[derive(Debug, Default)]
 pub(super) struct Precedence {
-    ahead: u64,
+    lead: u64,
 }
 
 impl Precedence {
-    /// Whether it is the rest's turn to send about `turn`.
-    pub(super) fn is_used_up(&self, turn: u64) -> bool {
-        self.ahead >= SHARE.saturating_mul(turn)
+    /// Whether the prioritised side must let the others send about `turn` first.
+    pub(super) fn must_yield(&self, turn: u64) -> bool {
+        self.lead >= SHARE_RATIO.saturating_mul(turn)
     }
 
-    /// Counts `amount` sent by the prioritised side. The lead is capped at what makes up one
-    /// `turn`, so that time in which the rest had nothing to send does not add up.
-    pub(super) fn on_first(&mut self, amount: u64, turn: u64) {
-        self.ahead = self.ahead.saturating_add(amount).min(SHARE.saturating_mul(turn));
+    /// Counts `amount` sent by the prioritised side. The lead is capped at one `turn` of the
+    /// others, so that they gain nothing from time in which they had nothing to send.
+    pub(super) fn on_prioritised_sent(&mut self, amount: u64, turn: u64) {
+        self.lead = self.lead.saturating_add(amount).min(SHARE_RATIO.saturating_mul(turn));
     }
 
-    /// Counts `amount` sent by the rest.
-    pub(super) fn on_others(&mut self, amount: u64) {
-        self.ahead = self.ahead.saturating_sub(SHARE.saturating_mul(amount));
+    /// Counts `amount` sent by the others.
+    pub(super) fn on_others_sent(&mut self, amount: u64) {
+        self.lead = self.lead.saturating_sub(SHARE_RATIO.saturating_mul(amount));
     }
 
-    /// Ends the rest's turn early because it has nothing to send.
-    pub(super) fn on_nobody_else(&mut self) {
-        self.ahead = 0;
+    /// Ends the turn of the others early, because they have nothing to send.
+    pub(super) fn on_others_idle(&mut self) {
+        self.lead = 0;
     }
 }
 
@@ -39,19 +38,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_comes_second_gets_a_tenth_however_long_it_wanted_nothing() {
+    fn the_others_get_a_tenth_even_after_a_long_time_with_nothing_to_send() {
         let mut precedence = Precedence::default();
-        precedence.on_first(1_000_000, 8);
-        let (mut first, mut others) = (0, 0);
+        precedence.on_prioritised_sent(1_000_000, 8);
+        let (mut prioritised, mut others) = (0, 0);
         for _ in 0..1000 {
-            if precedence.is_used_up(8) {
+            if precedence.must_yield(8) {
                 others += 8;
-                precedence.on_others(8);
+                precedence.on_others_sent(8);
             } else {
-                first += 1;
-                precedence.on_first(1, 8);
+                prioritised += 1;
+                precedence.on_prioritised_sent(1, 8);
             }
         }
-        assert!(first / 9 <= others && others <= first / 9 + 16, "{first} and {others}");
+        let fair = prioritised / 9;
+        assert!(fair <= others && others <= fair + 16, "{prioritised} and {others}");
     }
 }

@@ -1,4 +1,4 @@
-//! All casts of one interface: which of them sends next, and how much.
+//! All casts of one interface: decides which of them sends next, and how much.
 
 mod ended;
 mod sizes;
@@ -13,18 +13,18 @@ use bootcast_proto::api::{Report, Totals, Want};
 use bootcast_proto::units::wire_len;
 use bootcast_proto::{BitRate, BlockLayout, Etag, Geometry, PageRange, RemotePath, Token};
 
-use super::farewells::Farewells;
+use super::end_announcements::EndAnnouncements;
 use super::rate::{Allowance, CeilingSource, RateControl};
-use super::relapse::Relapses;
-use super::urgent::Urgent;
+use super::restart_backoff::RestartBackoff;
+use super::urgent::UrgentCasts;
 use super::{Cast, CastPolicy, EndReason, GroupPool, MemberKind, Pacer, RepairSettings, Sending};
 pub use ended::Ended;
 use sizes::{END_LEN, datagrams, wire_bytes};
 
-/// Shortest sleep of the driver between two bursts.
+/// Shortest sleep of the driver between two bursts: it wakes about once a millisecond at most.
 const TICK: Duration = Duration::from_millis(1);
 
-/// Most members of one cast. More are a sign of a client that joins in a loop.
+/// Maximum number of members of one cast. More are a sign of a client that joins in a loop.
 pub const MAX_MEMBERS: usize = 65_536;
 
 /// Identifies a cast within one run of the server.
@@ -40,19 +40,19 @@ impl fmt::Display for CastId {
 /// Settings that all casts of the interface share.
 #[derive(Debug)]
 pub struct Settings {
-    /// Upper bound of the sending rate, all casts together.
+    /// Ceiling: the upper bound of the sending rate of all casts together.
     pub rate: BitRate,
-    /// Where `rate` comes from. This decides how fast casts begin.
+    /// Where `rate` comes from. This determines the rate at which casts start.
     pub rate_source: CeilingSource,
-    /// Pages in a full batch, at least 1: what one system call sends.
+    /// Pages in a full batch, at least 1. One system call sends a batch.
     pub batch_pages: u32,
     /// UDP port of every group.
     pub data_port: u16,
-    /// Most casts at the same time.
+    /// Maximum number of casts at the same time.
     pub max_casts: usize,
-    /// When a cast ends without a request.
+    /// Limits after which a cast ends on its own.
     pub policy: CastPolicy,
-    /// Pool that groups are taken from.
+    /// Pool that the groups of casts are taken from.
     pub groups: GroupPool,
     /// Settings of the repair channel; `None` treats all members as plain ones.
     pub repair: Option<RepairSettings>,
@@ -66,8 +66,8 @@ pub struct Joined {
     /// Group and port that its pages go to.
     pub group: SocketAddrV4,
     /// Whether this join started the cast.
-    pub began: bool,
-    /// Sending rate at present.
+    pub has_started_cast: bool,
+    /// Present sending rate of the cast.
     pub rate: BitRate,
 }
 
@@ -85,10 +85,10 @@ pub enum JoinRefusal {
     TooManyMembers,
     /// The file's casts failed several times in a row.
     #[error("casts of this file keep ending ({reason}): try again later")]
-    Relapse {
+    Backoff {
         /// Reason of the failures.
         reason: EndReason,
-        /// Time until a new cast may begin.
+        /// Time until a new cast may start.
         after: Duration,
     },
 }
@@ -96,23 +96,25 @@ pub enum JoinRefusal {
 /// Datagrams to be sent now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Transmit {
-    /// Cast that sends. It may have ended already if `what` is its farewell.
+    /// Cast that sends. It may have ended already if `content` announces its end.
     pub cast: CastId,
     /// Destination: the group with the port of the pages or of the repair channel.
     pub group: SocketAddrV4,
     /// Content: at most `batch_pages` datagrams.
-    pub what: Sending,
-    /// Whether the pages were demanded. The pages after them are then unlikely to be next.
+    pub content: Sending,
+    /// Whether the pages were demanded. The following pages are then unlikely to be sent next, so
+    /// reading ahead is of no use.
     pub demanded: bool,
 }
 
-/// Result of looking for something to send.
+/// Result of polling the casts for something to send.
 enum Polled {
     Sent(Transmit),
-    /// Something may be ready, but the pacing does not allow it yet.
-    NoCredit,
-    /// Something is ready, but the casts' own rates do not allow it yet.
-    HeldBack,
+    /// Casts may have something to send, but the pacer of the interface does not allow it yet.
+    Throttled,
+    /// Casts have something to send, but their own rates do not allow it yet.
+    CastsThrottled,
+    /// No cast has anything to send.
     Nothing,
 }
 
@@ -137,42 +139,43 @@ pub struct CastView<'a> {
     /// Group and port that its pages go to.
     pub group: SocketAddrV4,
     /// When its first member joined.
-    pub began: Instant,
+    pub started_at: Instant,
     /// Members, passes and counters.
     pub cast: &'a Cast,
-    /// Sending rate at present, below the ceiling of all casts.
+    /// Present sending rate, at most the ceiling of all casts.
     pub rate: BitRate,
 }
 
+/// A running cast, with its rate and its place in the round robin.
 #[derive(Debug)]
 struct Running {
     path: RemotePath,
     etag: Etag,
     geometry: Geometry,
     group: SocketAddrV4,
-    began: Instant,
+    started_at: Instant,
     cast: Cast,
     control: RateControl,
     allowance: Allowance,
-    /// Bytes on the wire that it may still send in its turn: deficit round robin (Shreedhar and
-    /// Varghese, 1995).
+    /// Bytes on the wire that the cast may still send in its turn. Deficit round robin (Shreedhar
+    /// and Varghese, 1995).
     deficit: u64,
 }
 
 impl Running {
-    /// Weight of the cast in sharing the rate, logarithmic in its members: a cast for a thousand
-    /// machines gets ten times the rate of a cast for one.
+    /// Returns the weight of the cast for sharing the rate. It grows with the logarithm of the
+    /// number of members: a cast with 1024 members gets eleven times the rate of a cast with one.
     fn weight(&self) -> u64 {
         u64::from(1 + self.cast.members().max(1).ilog2())
     }
 
-    /// Limits urgent pages below the ceiling; `None` while no member reports what it receives, for
-    /// then the cast's rate says nothing about the network.
+    /// Returns the allowance that limits urgent pages, or `None` if only the ceiling limits them.
+    /// While no member reports counters, the rate of the cast says nothing about the network.
     fn urgent_allowance(&self) -> Option<&Allowance> {
         Some(&self.allowance).filter(|_| self.cast.reporting_members() > 0)
     }
 
-    /// Largest run of urgent pages.
+    /// Returns the maximum number of pages in a run of urgent pages.
     fn urgent_budget(&self, batch_pages: u32) -> u32 {
         self.urgent_allowance().map_or(batch_pages, |own| own.batch_pages().min(batch_pages))
     }
@@ -183,11 +186,11 @@ impl Running {
             return;
         }
         let is_changed = self.control.end_opening(self.cast.reporting_members(), now);
-        self.follow_control(is_changed, now);
+        self.apply_rate(is_changed, now);
     }
 
-    /// Sends at the rate that the control has chosen.
-    fn follow_control(&mut self, is_changed: bool, now: Instant) {
+    /// Applies the rate that the rate control has chosen.
+    fn apply_rate(&mut self, is_changed: bool, now: Instant) {
         if is_changed {
             self.allowance.set_rate(self.control.rate(), now);
         }
@@ -195,9 +198,10 @@ impl Running {
     }
 
     fn view(&self, id: CastId) -> CastView<'_> {
-        let Self { path, etag, geometry, group, began, cast, control, .. } = self;
+        let Self { path, etag, geometry, group, started_at, cast, control, .. } = self;
         let rate = control.rate();
-        CastView { id, path, etag, geometry: *geometry, group: *group, began: *began, cast, rate }
+        let (geometry, group, started_at) = (*geometry, *group, *started_at);
+        CastView { id, path, etag, geometry, group, started_at, cast, rate }
     }
 }
 
@@ -210,25 +214,26 @@ pub struct Scheduler {
     pacer: Pacer,
     casts: BTreeMap<CastId, Running>,
     by_path: BTreeMap<RemotePath, CastId>,
-    /// All casts, each once; it is the front's turn.
+    /// All casts in the order of their turns, each once. It is the turn of the front.
     turns: VecDeque<CastId>,
-    /// Whether the front received its quantum for this turn.
-    granted: bool,
-    urgent: Urgent,
+    /// Whether the front has received its quantum for this turn.
+    has_quantum: bool,
+    urgent: UrgentCasts,
     /// Whether the last poll found nothing to send.
     idle: bool,
-    farewells: Farewells,
-    relapses: Relapses,
+    end_announcements: EndAnnouncements,
+    restart_backoff: RestartBackoff,
     next_id: CastId,
     events: VecDeque<Event>,
     totals: Totals,
-    /// Rate of the last cast that congestion held back.
+    /// Rate at which new casts start: what got through to the last cast with congestion. `None` if
+    /// there was none, or if a later cast reached the ceiling.
     last_good: Option<BitRate>,
 }
 
 impl Scheduler {
-    /// Creates a scheduler without casts. `page_wire` is the size of a full page on the wire, in
-    /// bytes.
+    /// Creates a scheduler without casts. `page_wire` is the number of bytes that a full page
+    /// occupies on the wire.
     pub fn new(settings: Settings, page_wire: u64, now: Instant) -> Self {
         let batch = u64::from(settings.batch_pages) * page_wire;
         Self {
@@ -238,11 +243,11 @@ impl Scheduler {
             casts: BTreeMap::new(),
             by_path: BTreeMap::new(),
             turns: VecDeque::new(),
-            granted: false,
-            urgent: Urgent::default(),
+            has_quantum: false,
+            urgent: UrgentCasts::default(),
             idle: true,
-            farewells: Farewells::default(),
-            relapses: Relapses::default(),
+            end_announcements: EndAnnouncements::default(),
+            restart_backoff: RestartBackoff::default(),
             next_id: CastId(0),
             events: VecDeque::new(),
             totals: Totals::default(),
@@ -250,8 +255,8 @@ impl Scheduler {
         }
     }
 
-    /// Adds a member to the cast of this version and starts the cast if needed. Ends a cast of
-    /// another version of the path: the file changed.
+    /// Adds a member to the cast of this version, and starts the cast if there is none. Ends a cast
+    /// of another version of the path, because the file has changed.
     pub fn handle_join(
         &mut self,
         path: &RemotePath,
@@ -261,24 +266,24 @@ impl Scheduler {
         kind: MemberKind,
         now: Instant,
     ) -> Result<Joined, JoinRefusal> {
-        let running = self.by_path.get(path).copied();
-        let same = running.filter(|id| self.casts[id].etag == *etag);
-        if let (Some(outdated), None) = (running, same) {
+        let present = self.by_path.get(path).copied();
+        let same = present.filter(|id| self.casts[id].etag == *etag);
+        if let (Some(outdated), None) = (present, same) {
             self.handle_end(outdated, EndReason::FileChanged, now);
         }
         let id = match same {
             Some(id) => id,
-            None => self.begin(path, etag, geometry, now)?,
+            None => self.start_cast(path, etag, geometry, now)?,
         };
-        let entry = self.casts.get_mut(&id).expect("found or begun above");
-        if entry.cast.members() >= MAX_MEMBERS {
+        let running = self.casts.get_mut(&id).expect("found or started above");
+        if running.cast.members() >= MAX_MEMBERS {
             return Err(JoinRefusal::TooManyMembers);
         }
-        entry.cast.handle_join(token, kind, now);
-        self.farewells.cancel(entry.group);
+        running.cast.handle_join(token, kind, now);
+        self.end_announcements.cancel(running.group);
         self.totals.joins += 1;
-        let rate = entry.control.rate();
-        Ok(Joined { cast: id, group: entry.group, began: same.is_none(), rate })
+        let rate = running.control.rate();
+        Ok(Joined { cast: id, group: running.group, has_started_cast: same.is_none(), rate })
     }
 
     /// Removes a member from the cast of this path; `None` if the token is not a member.
@@ -299,8 +304,7 @@ impl Scheduler {
         Some(id)
     }
 
-    /// Takes over a report of a member of this path's cast. Returns `false` if the token may not
-    /// report.
+    /// Handles a report to the cast of this path. Returns `false` if the token may not report.
     pub fn handle_report(
         &mut self,
         path: &RemotePath,
@@ -314,17 +318,17 @@ impl Scheduler {
             return false;
         }
         if report.unicast {
-            // What it counted before it gave up says nothing of the rate.
+            // The counters of a member that multicast does not reach say nothing about the rate.
             running.control.forget(token);
         } else {
             let is_changed = running.control.handle_report(token, report, now);
-            running.follow_control(is_changed, now);
+            running.apply_rate(is_changed, now);
         }
         running.end_opening(now);
         true
     }
 
-    /// Records what was of use to a member that demands pages.
+    /// Records the `useful` that a demand of a member states.
     pub fn handle_progress(&mut self, path: &RemotePath, token: &Token, useful: u64) {
         let running = self.by_path.get(path).and_then(|id| self.casts.get_mut(id));
         if let Some(running) = running {
@@ -332,8 +336,8 @@ impl Scheduler {
         }
     }
 
-    /// Queues pages that a member of this path's cast demands. Returns the time until the last of
-    /// them is sent, or `None` if the token may not demand.
+    /// Queues pages that a member of the cast of this path demands. Returns the estimated time
+    /// until the last urgent one is sent, or `None` if the token may not demand.
     pub fn handle_want(
         &mut self,
         path: &RemotePath,
@@ -346,20 +350,21 @@ impl Scheduler {
         if !running.cast.handle_want(token, want, now) {
             return None;
         }
-        if running.cast.urgent(1).is_some() {
+        if running.cast.next_urgent(1).is_some() {
             self.urgent.push(id);
         }
         Some(self.urgent_queue(id, now))
     }
 
-    /// These pages of a cast cannot be read: they are left out for a while.
+    /// Handles pages of a cast that cannot be read. They are not sent for a while.
     pub fn handle_unreadable(&mut self, id: CastId, pages: PageRange, now: Instant) {
         if let Some(running) = self.casts.get_mut(&id) {
             running.cast.handle_unreadable(pages, now);
         }
     }
 
-    /// These pages or symbols were handed out and not sent, because they cannot be read.
+    /// Removes pages or symbols from the counters: they were handed out but not sent, because their
+    /// data cannot be read.
     pub fn handle_unsent(&mut self, id: CastId, unsent: &Sending) {
         let (Some(running), totals) = (self.casts.get_mut(&id), &mut self.totals) else { return };
         let count = datagrams(unsent);
@@ -374,18 +379,23 @@ impl Scheduler {
         }
     }
 
-    /// Returns the first run within these pages of a cast that cannot be read.
+    /// Returns the first run of unreadable pages of a cast within `pages`.
     pub fn unreadable_in(&self, id: CastId, pages: PageRange) -> Option<PageRange> {
         self.casts.get(&id)?.cast.unreadable_in(pages)
     }
 
-    /// Names unreadable pages of the cast of this path for an answer, those within `asked` first.
-    pub fn tell_unreadable(&mut self, path: &RemotePath, asked: &[PageRange]) -> Vec<PageRange> {
+    /// Selects the unreadable pages of the cast of this path that an answer names: those within
+    /// `requested` first.
+    pub fn select_unreadable(
+        &mut self,
+        path: &RemotePath,
+        requested: &[PageRange],
+    ) -> Vec<PageRange> {
         let running = self.by_path.get(path).and_then(|id| self.casts.get_mut(id));
-        running.map(|running| running.cast.tell_unreadable(asked)).unwrap_or_default()
+        running.map(|running| running.cast.select_unreadable(requested)).unwrap_or_default()
     }
 
-    /// Ends a cast for a reason found by the driver. Ignores casts that have ended.
+    /// Ends a cast for a reason that the driver found. Ignores casts that have ended.
     pub fn handle_end(&mut self, id: CastId, reason: EndReason, now: Instant) {
         if let Some(running) = self.casts.get_mut(&id) {
             running.cast.handle_end(reason);
@@ -393,7 +403,7 @@ impl Scheduler {
         }
     }
 
-    /// Ends all casts for a reason that the driver found. New ones may begin.
+    /// Ends all casts for a reason that the driver found. New casts may start afterwards.
     pub fn handle_end_of_all(&mut self, reason: EndReason, now: Instant) {
         let ids: Vec<_> = self.casts.keys().copied().collect();
         for id in ids {
@@ -401,12 +411,12 @@ impl Scheduler {
         }
     }
 
-    /// Ends all casts. Their farewells are due at once.
+    /// Ends all casts, because the server stops. The announcements of their ends are due at once.
     pub fn handle_stop(&mut self, now: Instant) {
         self.handle_end_of_all(EndReason::Stopped, now);
     }
 
-    /// Runs what is due at `now`. An early call changes nothing.
+    /// Handles the timers that are due at `now`. An early call changes nothing.
     pub fn handle_timeout(&mut self, now: Instant) {
         for running in self.casts.values_mut() {
             running.cast.handle_timeout(now);
@@ -419,32 +429,32 @@ impl Scheduler {
 
     /// Returns the next datagrams to send; `None` until [`Self::poll_timeout`].
     pub fn poll_transmit(&mut self, now: Instant) -> Option<Transmit> {
-        if let Some((cast, group, next_beacon)) = self.farewells.poll(now) {
+        if let Some((cast, group, next_beacon)) = self.end_announcements.poll(now) {
             self.charge(wire_len(END_LEN), now);
-            let what = Sending::End(next_beacon);
-            return Some(Transmit { cast, group, what, demanded: false });
+            let content = Sending::End(next_beacon);
+            return Some(Transmit { cast, group, content, demanded: false });
         }
-        if self.urgent.is_used_up(self.batch_wire) {
+        if self.urgent.must_yield(self.batch_wire) {
             match self.poll_turns(now) {
                 Polled::Sent(transmit) => return Some(transmit),
-                Polled::NoCredit => return None,
-                Polled::HeldBack => {}
-                Polled::Nothing => self.urgent.on_nobody_else(),
+                Polled::Throttled => return None,
+                Polled::CastsThrottled => {}
+                Polled::Nothing => self.urgent.on_others_idle(),
             }
         }
         for poll in [Self::poll_urgent, Self::poll_turns] {
             match poll(self, now) {
                 Polled::Sent(transmit) => return Some(transmit),
-                Polled::NoCredit => return None,
-                Polled::HeldBack | Polled::Nothing => {}
+                Polled::Throttled => return None,
+                Polled::CastsThrottled | Polled::Nothing => {}
             }
         }
         self.idle = true;
         None
     }
 
-    /// When to call [`Self::handle_timeout`] and [`Self::poll_transmit`] again; every other call
-    /// may change it. `None`: nothing happens without a join.
+    /// Returns when to call [`Self::handle_timeout`] and [`Self::poll_transmit`] again; `None` if
+    /// nothing happens without a join. Every other call may change the time.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let timers = self.casts.values().filter_map(|running| running.cast.poll_timeout());
         let paced = self.casts.values().filter_map(|running| {
@@ -456,17 +466,17 @@ impl Scheduler {
         });
         let urgent = self.urgent.iter().filter_map(|id| {
             let (since, bytes) = self.urgent_run(id)?;
-            // If it is the other casts' turn, the credit is saved for them.
+            // If the urgent casts must yield, a whole batch of another cast comes first.
             let bytes =
-                if self.urgent.is_used_up(self.batch_wire) { self.batch_wire } else { bytes };
+                if self.urgent.must_yield(self.batch_wire) { self.batch_wire } else { bytes };
             let ready = since.max(self.pacer.ready_at(bytes, TICK));
             let own = self.casts.get(&id)?.urgent_allowance();
             Some(own.and_then(|own| own.ready_at(TICK)).map_or(ready, |own| own.max(ready)))
         });
-        timers.chain(paced).chain(urgent).chain(self.farewells.due_at()).min()
+        timers.chain(paced).chain(urgent).chain(self.end_announcements.due_at()).min()
     }
 
-    /// Returns the next change since the last call, oldest first.
+    /// Returns the next event, oldest first.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.events.pop_front()
     }
@@ -481,57 +491,57 @@ impl Scheduler {
         self.by_path.get(path).and_then(|&id| self.cast(id))
     }
 
-    /// Running casts, oldest first.
+    /// Iterates over the running casts, oldest first.
     pub fn casts(&self) -> impl Iterator<Item = CastView<'_>> {
         self.casts.iter().map(|(&id, running)| running.view(id))
     }
 
-    /// Sums since the server started. The driver adds `bytes_read`.
+    /// Returns the counters of all casts since the server started. The driver adds `bytes_read`.
     pub fn totals(&self) -> Totals {
         self.totals
     }
 
-    /// Windows and blocks of a file; `None` if it gets no repair.
+    /// Returns the windows and blocks of a file; `None` if it gets no repair.
     pub fn layout(&self, geometry: &Geometry) -> Option<BlockLayout> {
         self.settings.repair.as_ref()?.layout(geometry)
     }
 
-    /// Upper bound of the sending rate, all casts together.
+    /// Returns the ceiling: the upper bound of the sending rate of all casts together.
     pub fn rate(&self) -> BitRate {
         self.settings.rate
     }
 
-    /// Sends everything else, all casts in turn.
+    /// Polls all casts in turn for datagrams other than urgent pages.
     fn poll_turns(&mut self, now: Instant) -> Polled {
-        let mut is_held_back = false;
-        // Looks at each cast once, and at the front twice if its turn is ending.
+        let mut are_casts_throttled = false;
+        // Polls each cast once, and the front twice if its turn ends.
         for _ in 0..=self.turns.len() {
             let Some(&id) = self.turns.front() else { return Polled::Nothing };
             let running = self.casts.get_mut(&id).expect("turns lists running casts");
             let page_wire = running.geometry.page_size().wire_len();
             let batch = u64::from(self.settings.batch_pages) * page_wire;
             if !self.pacer.allows(batch, now) {
-                return Polled::NoCredit;
+                return Polled::Throttled;
             }
             if !running.allowance.allows(now) {
-                is_held_back |= running.cast.poll_transmit_at().is_some_and(|at| at <= now);
+                are_casts_throttled |= running.cast.poll_transmit_at().is_some_and(|at| at <= now);
                 running.deficit = 0;
                 self.next_turn();
                 continue;
             }
-            if !self.granted {
+            if !self.has_quantum {
                 running.deficit += batch * running.weight();
-                self.granted = true;
+                self.has_quantum = true;
             }
             let affordable = u32::try_from(running.deficit / page_wire).unwrap_or(u32::MAX);
             let budget = affordable.min(running.allowance.batch_pages());
             let demanded = running.cast.demanded();
-            if let Some(what) = running.cast.poll_transmit(budget, now) {
+            if let Some(content) = running.cast.poll_transmit(budget, now) {
                 let demanded = running.cast.demanded() != demanded;
-                let cost = wire_bytes(&running.geometry, &what);
+                let cost = wire_bytes(&running.geometry, &content);
                 running.deficit = running.deficit.saturating_sub(cost);
-                self.urgent.on_other(cost);
-                return Polled::Sent(self.hand_out(id, what, demanded, cost, now));
+                self.urgent.on_others_sent(cost);
+                return Polled::Sent(self.hand_out(id, content, demanded, cost, now));
             }
             if running.cast.poll_transmit_at().is_none_or(|at| now < at) {
                 running.deficit = 0;
@@ -540,43 +550,45 @@ impl Scheduler {
             }
             self.next_turn();
         }
-        if is_held_back { Polled::HeldBack } else { Polled::Nothing }
+        if are_casts_throttled { Polled::CastsThrottled } else { Polled::Nothing }
     }
 
+    /// Counts and charges datagrams of a cast, completes beacons, and adds the destination.
     fn hand_out(
         &mut self,
         id: CastId,
-        mut what: Sending,
+        mut content: Sending,
         demanded: bool,
         cost: u64,
         now: Instant,
     ) -> Transmit {
         let running = self.casts.get_mut(&id).expect("it has something to send");
-        if let Sending::Beacon(beacon) = &mut what {
+        if let Sending::Beacon(beacon) = &mut content {
             beacon.pace = running.control.pace(running.cast.reporting_members());
         }
-        running.control.on_sent(datagrams(&what), now);
+        running.control.on_sent(datagrams(&content), now);
         running.end_opening(now);
         running.allowance.take(cost, now);
-        let group = self.port_of(id, &what);
-        self.count(&what);
+        let group = self.destination(id, &content);
+        self.count(&content);
         if demanded {
-            self.totals.demanded += u64::from(what.datagrams());
+            self.totals.demanded += u64::from(content.datagrams());
         }
         self.charge(cost, now);
         self.reap(id, now);
-        Transmit { cast: id, group, what, demanded }
+        Transmit { cast: id, group, content, demanded }
     }
 
-    fn begin(
+    /// Starts a cast without members in a group of its own.
+    fn start_cast(
         &mut self,
         path: &RemotePath,
         etag: &Etag,
         geometry: Geometry,
         now: Instant,
     ) -> Result<CastId, JoinRefusal> {
-        if let Some((reason, after)) = self.relapses.pause(path, now) {
-            return Err(JoinRefusal::Relapse { reason, after });
+        if let Some((reason, after)) = self.restart_backoff.pause(path, now) {
+            return Err(JoinRefusal::Backoff { reason, after });
         }
         if self.casts.len() >= self.settings.max_casts {
             return Err(JoinRefusal::TooManyCasts);
@@ -599,7 +611,7 @@ impl Scheduler {
                 etag: etag.clone(),
                 geometry,
                 group: SocketAddrV4::new(address, self.settings.data_port),
-                began: now,
+                started_at: now,
                 cast,
                 control,
                 allowance,
@@ -613,42 +625,44 @@ impl Scheduler {
         Ok(id)
     }
 
-    /// Queues the farewell of a cast that is over, and removes an ended cast and returns its group.
+    /// Schedules the announcement of the end if the cast requests it. Removes a cast that has ended
+    /// and returns its group to the pool.
     fn reap(&mut self, id: CastId, now: Instant) {
         let Some(running) = self.casts.get_mut(&id) else { return };
-        let farewell = running.cast.poll_farewell();
-        let reason = running.cast.ended();
-        if let Some(next_beacon) = farewell {
-            let port = self.port_of(id, &Sending::End(next_beacon));
-            self.farewells.push(id, port, next_beacon, now);
+        let announcement = running.cast.poll_end_announcement();
+        let reason = running.cast.end_reason();
+        if let Some(next_beacon) = announcement {
+            let channel = self.destination(id, &Sending::End(next_beacon));
+            self.end_announcements.push(id, channel, next_beacon, now);
         }
         let Some(reason) = reason else { return };
         let running = self.casts.remove(&id).expect("looked up above");
         self.by_path.remove(&running.path);
         if self.turns.front() == Some(&id) {
-            self.granted = false;
+            self.has_quantum = false;
         }
         self.turns.retain(|&turn| turn != id);
-        let (rate, good) = (running.control.rate(), running.control.last_good());
-        if good.is_some() || rate == self.settings.rate {
-            self.last_good = good;
+        let (rate, last_good) = (running.control.rate(), running.control.last_good());
+        if last_good.is_some() || rate == self.settings.rate {
+            self.last_good = last_good;
         }
         self.share_panel();
         self.settings.groups.give_back(*running.group.ip(), now);
-        let lasted = now.saturating_duration_since(running.began);
-        // What ends while nobody waits for it makes nobody join again.
+        let duration = now.saturating_duration_since(running.started_at);
+        // A cast that ends without members makes nobody join again.
         if running.cast.members() > 0 {
-            self.relapses.on_end(&running.path, reason, lasted, now);
+            self.restart_backoff.on_end(&running.path, reason, duration, now);
         }
-        self.events.push_back(Event::Ended(Ended::new(id, running, reason, lasted)));
+        self.events.push_back(Event::Ended(Ended::new(id, running, reason, duration)));
     }
 
-    /// Ends the turn of the front.
+    /// Ends the turn of the front: moves it to the back.
     fn next_turn(&mut self) {
         self.turns.rotate_left(1);
-        self.granted = false;
+        self.has_quantum = false;
     }
 
+    /// Divides the panel members among the casts.
     fn share_panel(&mut self) {
         let casts = self.casts.len();
         for running in self.casts.values_mut() {
@@ -656,10 +670,10 @@ impl Scheduler {
         }
     }
 
-    /// Group of a cast with the port for this kind of datagram.
-    fn port_of(&self, id: CastId, what: &Sending) -> SocketAddrV4 {
+    /// Returns the group of a cast with the port for this kind of datagram.
+    fn destination(&self, id: CastId, content: &Sending) -> SocketAddrV4 {
         let group = self.casts[&id].group;
-        match (what, &self.settings.repair) {
+        match (content, &self.settings.repair) {
             (Sending::Pages(_), _) | (_, None) => group,
             (Sending::Symbols(_) | Sending::Beacon(_) | Sending::End(_), Some(repair)) => {
                 SocketAddrV4::new(*group.ip(), repair.repair_port)
@@ -667,15 +681,16 @@ impl Scheduler {
         }
     }
 
-    fn count(&mut self, what: &Sending) {
-        match what {
+    /// Adds pages and symbols to the totals.
+    fn count(&mut self, content: &Sending) {
+        match content {
             Sending::Pages(pages) => self.totals.pages_sent += u64::from(pages.len()),
             Sending::Symbols(symbols) => self.totals.symbols_sent += symbols.len() as u64,
             Sending::Beacon(_) | Sending::End(_) => {}
         }
     }
 
-    /// Charges bytes on the wire to the pacer. Time with nothing to send earns no credit.
+    /// Charges bytes on the wire to the pacer. Idle time before them is not made up for.
     fn charge(&mut self, bytes: u64, now: Instant) {
         if std::mem::take(&mut self.idle) {
             self.pacer.restart(now);

@@ -15,7 +15,7 @@ const BATCH: u32 = 8;
 struct Lab {
     scheduler: Scheduler,
     now: Instant,
-    /// When, what, and its bytes on the wire.
+    /// Everything sent, with its time and its bytes on the wire.
     sent: Vec<(Instant, Transmit, u64)>,
     tokens: u128,
 }
@@ -56,7 +56,7 @@ impl Lab {
         Ok((joined, token))
     }
 
-    /// Drives the scheduler as the driver does, for this long.
+    /// Drives the scheduler for `time`, as the driver does.
     fn run(&mut self, time: Duration) {
         let end = self.now + time;
         while self.now < end {
@@ -73,7 +73,7 @@ impl Lab {
         }
     }
 
-    fn ended(&mut self) -> Vec<(CastId, EndReason)> {
+    fn ended_casts(&mut self) -> Vec<(CastId, EndReason)> {
         std::iter::from_fn(|| self.scheduler.poll_event())
             .map(|Event::Ended(Ended { cast, reason, .. })| (cast, reason))
             .collect()
@@ -88,9 +88,9 @@ impl Lab {
     }
 }
 
-/// To plain members nothing else is sent.
+/// Returns the pages of a transmit. Only pages are sent to plain members.
 fn pages_in(transmit: &Transmit) -> PageRange {
-    match transmit.what {
+    match transmit.content {
         Sending::Pages(pages) => pages,
         _ => panic!("{transmit:?}"),
     }
@@ -108,30 +108,30 @@ const MIB: u64 = 1 << 20;
 const SECOND: Duration = Duration::from_secs(1);
 
 #[test]
-fn a_second_join_of_the_same_version_rides_on_the_running_cast() {
+fn a_second_join_of_the_same_version_becomes_a_member_of_the_running_cast() {
     let mut lab = Lab::new("100mbit", "239.255.0.0/16", 9);
     let (first, _) = lab.join("a", "v1", MIB).unwrap();
     lab.run(HOLD + Duration::from_millis(20));
     let sent = lab.sent.len();
     let (second, _) = lab.join("a", "v1", MIB).unwrap();
-    assert!(first.began && !second.began);
+    assert!(first.has_started_cast && !second.has_started_cast);
     assert_eq!((first.cast, first.group), (second.cast, second.group));
     lab.run(Duration::from_millis(5));
     assert_eq!(pages_in(&lab.sent[sent].1).start, pages_in(&lab.sent[sent - 1].1).end);
 }
 
 #[test]
-fn a_join_of_another_version_ends_the_outdated_cast_and_begins_one_in_another_group() {
+fn a_join_of_another_version_ends_the_outdated_cast_and_starts_one_in_another_group() {
     let mut lab = Lab::new("100mbit", "239.255.0.0/16", 9);
     let (old, token) = lab.join("a", "v1", MIB).unwrap();
     let (new, _) = lab.join("a", "v2", MIB).unwrap();
-    assert_eq!(lab.ended(), [(old.cast, EndReason::FileChanged)]);
-    assert!(new.began && new.group != old.group);
+    assert_eq!(lab.ended_casts(), [(old.cast, EndReason::FileChanged)]);
+    assert!(new.has_started_cast && new.group != old.group);
     assert_eq!(lab.scheduler.handle_leave(&name("a"), &token, lab.now), None);
 }
 
 #[test]
-fn a_leave_counts_for_the_path_of_its_join_only() {
+fn a_leave_is_valid_only_for_the_path_of_its_join() {
     let mut lab = Lab::new("100mbit", "239.255.0.0/16", 9);
     let (a, token) = lab.join("a", "v1", MIB).unwrap();
     lab.join("b", "v1", MIB).unwrap();
@@ -142,7 +142,7 @@ fn a_leave_counts_for_the_path_of_its_join_only() {
 }
 
 #[test]
-fn a_join_beyond_the_limits_is_refused_and_passes_once_a_cast_ended() {
+fn a_join_beyond_the_limits_is_refused_until_a_cast_ends() {
     let mut lab = Lab::new("100mbit", "239.255.0.0/16", 1);
     let (a, _) = lab.join("a", "v1", MIB).unwrap();
     assert_eq!(lab.join("b", "v1", MIB).unwrap_err(), JoinRefusal::TooManyCasts);
@@ -160,11 +160,11 @@ fn a_join_beyond_the_limits_is_refused_and_passes_once_a_cast_ended() {
 }
 
 #[test]
-fn a_cast_ends_after_its_idle_passes_and_sends_no_page_more() {
+fn a_cast_ends_after_its_idle_passes_and_sends_no_further_page() {
     let mut lab = Lab::new("100mbit", "239.255.0.0/16", 9);
     let (cast, _) = lab.join("a", "v1", MIB).unwrap();
     lab.run(3 * SECOND);
-    assert_eq!(lab.ended(), [(cast.cast, EndReason::IdlePasses)]);
+    assert_eq!(lab.ended_casts(), [(cast.cast, EndReason::IdlePasses)]);
     assert_eq!(lab.pages_of(cast.cast), 5 * 721);
     assert_eq!(lab.scheduler.poll_timeout(), None);
 }
@@ -175,13 +175,13 @@ fn a_stop_ends_every_cast() {
     lab.join("a", "v1", MIB).unwrap();
     lab.join("b", "v1", MIB).unwrap();
     lab.scheduler.handle_stop(lab.now);
-    assert!(lab.ended().iter().all(|(_, reason)| *reason == EndReason::Stopped));
+    assert!(lab.ended_casts().iter().all(|(_, reason)| *reason == EndReason::Stopped));
     assert_eq!(lab.scheduler.casts().count(), 0);
     assert_eq!(lab.scheduler.poll_transmit(lab.now), None);
 }
 
 #[test]
-fn the_rate_is_used_up_while_there_is_something_to_send() {
+fn the_whole_rate_is_used_while_there_is_something_to_send() {
     let mut lab = Lab::new("100mbit", "239.255.0.0/16", 9);
     lab.join("a", "v1", 100 * MIB).unwrap();
     lab.run(HOLD + SECOND);
@@ -193,13 +193,13 @@ fn the_rate_is_used_up_while_there_is_something_to_send() {
 fn casts_share_the_rate_fairly_whatever_their_size() {
     let mut lab = Lab::new("100mbit", "239.255.0.0/16", 9);
     let (large, _) = lab.join("large", "v1", 100 * MIB).unwrap();
-    // 403 pages: every pass ends with a run of three pages only.
+    // 403 pages: the last run of every pass has only three pages.
     let (odd, mut last) = lab.join("odd", "v1", 586_000).unwrap();
     lab.run(HOLD);
     lab.join("third", "v1", 100 * MIB).unwrap();
     for _ in 0..20 {
         lab.run(Duration::from_millis(50));
-        // Keeps the small one from ending.
+        // Keeps the cast of the small file from ending.
         let (_, token) = lab.join("odd", "v1", 586_000).unwrap();
         lab.scheduler.handle_leave(&name("odd"), &last, lab.now);
         last = token;
@@ -209,7 +209,7 @@ fn casts_share_the_rate_fairly_whatever_their_size() {
 }
 
 #[test]
-fn a_cast_for_many_gets_more_of_the_rate_but_not_as_many_times_more() {
+fn the_share_of_a_cast_grows_with_the_logarithm_of_its_members() {
     let mut lab = Lab::new("100mbit", "239.255.0.0/16", 9);
     let (one, _) = lab.join("one", "v1", 100 * MIB).unwrap();
     let (many, _) = lab.join("many", "v1", 100 * MIB).unwrap();
@@ -220,7 +220,7 @@ fn a_cast_for_many_gets_more_of_the_rate_but_not_as_many_times_more() {
 }
 
 #[test]
-fn what_a_cast_below_the_ceiling_leaves_goes_to_the_others() {
+fn the_rate_that_a_slow_cast_leaves_goes_to_the_others() {
     let mut lab = Lab::new("100mbit", "239.255.0.0/16", 9);
     let (slow, _) = lab.join("slow", "v1", 100 * MIB).unwrap();
     let (other, _) = lab.join("other", "v1", 100 * MIB).unwrap();
@@ -232,7 +232,7 @@ fn what_a_cast_below_the_ceiling_leaves_goes_to_the_others() {
     assert!((7200..7500).contains(&other), "{other}");
 }
 
-/// A lab whose casts have a repair channel, and an extended member of its only cast.
+/// Creates a lab whose casts have a repair channel, and its only cast with one extended member.
 fn extended() -> (Lab, Joined, Token) {
     let mut lab = Lab::new("100mbit", "239.255.0.0/31", 9);
     lab.scheduler.settings.repair =
@@ -245,12 +245,12 @@ fn extended() -> (Lab, Joined, Token) {
 }
 
 #[test]
-fn a_beacon_tells_what_was_sent_before_it_and_at_what_rate() {
+fn a_beacon_states_the_rate_and_the_datagrams_sent_before_it() {
     let (mut lab, _, _) = extended();
     lab.run(SHORT_HOLD + Duration::from_millis(60));
     let (mut pages, mut beacons) = (0, 0);
     for (_, transmit, _) in &lab.sent {
-        match &transmit.what {
+        match &transmit.content {
             Sending::Pages(run) => pages += u64::from(run.len()),
             Sending::Beacon(Beacon { pace, .. }) => {
                 beacons += 1;
@@ -264,7 +264,7 @@ fn a_beacon_tells_what_was_sent_before_it_and_at_what_rate() {
 }
 
 #[test]
-fn a_cast_that_loses_half_goes_on_at_half_the_rate_and_the_next_one_begins_there() {
+fn a_cast_that_loses_half_continues_at_half_the_rate_and_the_next_one_starts_there() {
     let (mut lab, joined, token) = extended();
     let mut report = Report::default();
     for _ in 0..2 {
@@ -280,13 +280,14 @@ fn a_cast_that_loses_half_goes_on_at_half_the_rate_and_the_next_one_begins_there
     assert_eq!(lab.scheduler.cast(next.cast).unwrap().rate, rate);
 }
 
-fn farewells(lab: &Lab) -> Vec<SocketAddrV4> {
-    let ends = lab.sent.iter().filter(|(_, it, _)| matches!(it.what, Sending::End(_)));
+/// Returns the destinations of the end announcements.
+fn end_announcements(lab: &Lab) -> Vec<SocketAddrV4> {
+    let ends = lab.sent.iter().filter(|(_, it, _)| matches!(it.content, Sending::End(_)));
     ends.map(|(_, it, _)| it.group).collect()
 }
 
 #[test]
-fn what_is_repair_goes_to_the_repair_port_and_pages_to_theirs() {
+fn repair_datagrams_go_to_the_repair_port_and_pages_to_the_data_port() {
     let (mut lab, joined, token) = extended();
     lab.run(SHORT_HOLD + Duration::from_millis(30));
     let report = Report { needs: vec![(1, 3)], ..Report::default() };
@@ -294,7 +295,7 @@ fn what_is_repair_goes_to_the_repair_port_and_pages_to_theirs() {
     assert!(!lab.scheduler.handle_report(&name("b"), &token, &report, lab.now));
     lab.run(Duration::from_millis(60));
     for (_, transmit, bytes) in &lab.sent {
-        let port = if matches!(transmit.what, Sending::Pages(_)) { 9000 } else { 9001 };
+        let port = if matches!(transmit.content, Sending::Pages(_)) { 9000 } else { 9001 };
         assert_eq!(transmit.group, SocketAddrV4::new(*joined.group.ip(), port));
         assert!(*bytes > 0);
     }
@@ -302,27 +303,27 @@ fn what_is_repair_goes_to_the_repair_port_and_pages_to_theirs() {
 }
 
 #[test]
-fn a_cast_that_ends_says_so_three_times_though_it_is_gone() {
+fn the_end_of_a_cast_is_announced_three_times() {
     let (mut lab, joined, _) = extended();
     lab.run(HOLD + Duration::from_millis(5));
     lab.scheduler.handle_end(joined.cast, EndReason::FileChanged, lab.now);
-    assert_eq!(lab.ended(), [(joined.cast, EndReason::FileChanged)]);
+    assert_eq!(lab.ended_casts(), [(joined.cast, EndReason::FileChanged)]);
     lab.run(SECOND);
     let channel = SocketAddrV4::new(*joined.group.ip(), 9001);
-    assert_eq!(farewells(&lab), [channel; 3]);
+    assert_eq!(end_announcements(&lab), [channel; 3]);
     assert_eq!(lab.scheduler.poll_timeout(), None);
 }
 
 #[test]
-fn who_joins_a_cast_that_everybody_left_does_not_hear_its_farewell() {
+fn a_join_of_a_lingering_cast_cancels_the_announcements_of_its_end() {
     let (mut lab, joined, token) = extended();
     lab.run(HOLD + Duration::from_millis(5));
     lab.scheduler.handle_leave(&name("a"), &token, lab.now);
     lab.run(Duration::from_millis(5));
-    assert_eq!(farewells(&lab).len(), 1);
+    assert_eq!(end_announcements(&lab).len(), 1);
     assert_eq!(lab.join("a", "v1", MIB).unwrap().0.cast, joined.cast);
     lab.run(SECOND / 5);
-    assert_eq!(farewells(&lab).len(), 1);
+    assert_eq!(end_announcements(&lab).len(), 1);
 }
 
 proptest! {
@@ -352,7 +353,7 @@ proptest! {
     }
 
     #[test]
-    fn every_pass_sends_every_page_in_order_however_casts_mix(
+    fn every_pass_sends_every_page_in_order_however_many_casts_run(
         sizes in proptest::collection::vec(1u64..300_000, 1..5),
     ) {
         let mut lab = Lab::new("1gbit", "239.255.0.0/16", 9);
@@ -381,7 +382,8 @@ mod demand {
 
     const PATHS: [&str; 2] = ["streamed", "demanded"];
 
-    /// A lab at this rate, with a plain member of one cast and one of another that only demands.
+    /// Creates a lab with a plain member of one cast, and a token for a member that demands pages
+    /// of another.
     fn lab(rate: &str) -> (Lab, Token) {
         let mut lab = Lab::new(rate, "239.255.0.0/16", 9);
         lab.scheduler.settings.repair =
@@ -404,49 +406,49 @@ mod demand {
     }
 
     #[test]
-    fn demand_of_one_cast_overtakes_the_stream_of_another() {
+    fn demanded_pages_of_one_cast_overtake_the_stream_of_another() {
         let (mut lab, token) = lab("100mbit");
         let cast = join(&mut lab, &token);
         lab.run(HOLD + SECOND);
         assert_eq!(lab.pages_of(cast), 0);
-        let (asked_at, before) = (lab.now, lab.sent.len());
+        let (demanded_at, before) = (lab.now, lab.sent.len());
         want(&mut lab, &token, &[(40_001, 3)]);
         lab.run(SECOND / 10);
         let (at, first, _) = &lab.sent[before];
         assert_eq!(
-            (first.cast, &first.what),
+            (first.cast, &first.content),
             (cast, &Sending::Pages(PageRange::new(40_000, 40_003)))
         );
-        assert!(first.demanded && *at <= asked_at + TICK, "{:?}", *at - asked_at);
+        assert!(first.demanded && *at <= demanded_at + TICK, "{:?}", *at - demanded_at);
         assert_eq!(lab.pages_of(cast), 3);
         assert_eq!(lab.scheduler.totals().demanded, 3);
     }
 
     #[test]
-    fn on_an_idle_line_demand_leaves_at_once() {
+    fn on_an_idle_link_demanded_pages_leave_at_once() {
         let (mut lab, token) = lab("200mbit");
         lab.scheduler.handle_stop(lab.now);
         let cast = join(&mut lab, &token);
         lab.run(SECOND);
         lab.sent.clear();
         for _ in 0..100 {
-            let asked_at = lab.now;
+            let demanded_at = lab.now;
             want(&mut lab, &token, &[(40_001, 3)]);
             assert!(lab.scheduler.poll_timeout() <= Some(lab.now));
             lab.run(SECOND / 100);
             let (at, transmit, _) = lab.sent.pop().unwrap();
-            assert_eq!((at, transmit.cast), (asked_at, cast));
+            assert_eq!((at, transmit.cast), (demanded_at, cast));
         }
         assert_eq!(lab.sent.len(), 0);
     }
 
     #[test]
-    fn demand_waits_for_its_own_bytes_only() {
+    fn a_run_of_demanded_pages_waits_only_until_its_own_bytes_may_leave() {
         let (mut lab, token) = lab("10mbit");
         lab.scheduler.handle_stop(lab.now);
         join(&mut lab, &token);
         lab.run(SECOND);
-        // Full runs, of 9.8 ms each, use up all credit; a page takes 1.2 ms.
+        // Full runs of 9.8 ms each use up all saved time of the pacer. A page takes 1.2 ms.
         want(&mut lab, &token, &[(1, 32)]);
         lab.run(SECOND / 40);
         want(&mut lab, &token, &[(101, 1), (201, 1), (301, 1)]);
@@ -476,26 +478,25 @@ mod demand {
     }
 
     #[test]
-    fn a_member_hears_when_its_pages_are_out() {
+    fn the_estimated_time_until_demanded_pages_are_sent_is_right() {
         let (mut lab, token) = lab("100mbit");
         let cast = join(&mut lab, &token);
         lab.run(HOLD + SECOND / 10);
         for pages in [10, 100, 1000] {
-            let (asked_at, before) = (lab.now, lab.sent.len());
+            let (demanded_at, before) = (lab.now, lab.sent.len());
             let want = Want { now: vec![(1 + pages * 20, pages)], ..Want::default() };
             let path = name(PATHS[1]);
             let queue = lab.scheduler.handle_want(&path, &token, &want, lab.now).unwrap();
-            // The same pages wait already: they are out at the same time.
+            // The same pages are queued already, so the estimate is the same.
             assert_eq!(lab.scheduler.handle_want(&path, &token, &want, lab.now), Some(queue));
             lab.run(SECOND / 2);
             let mut sent = lab.sent[before..].iter().filter(|(_, it, _)| it.cast == cast);
-            let took = sent.next_back().unwrap().0 - asked_at;
-            // It overtakes what has credit saved up for a burst of 4 ms, which the estimate does
-            // not count on.
+            let took = sent.next_back().unwrap().0 - demanded_at;
+            // The estimate leaves out that the pacer may have saved up time for a burst of 4 ms.
             let (least, most) = (took.saturating_sub(2 * TICK), took + 6 * TICK);
             assert!(
                 (least..=most).contains(&queue),
-                "{pages} pages: {queue:?} told, took {took:?}"
+                "{pages} pages: estimated {queue:?}, took {took:?}"
             );
             lab.run(SECOND / 2);
         }
@@ -504,8 +505,8 @@ mod demand {
     }
 
     #[test]
-    fn demand_keeps_to_the_rate_of_its_cast_where_members_tell_what_they_get() {
-        for (kind, few) in [(MemberKind::Extended, true), (MemberKind::Demand, false)] {
+    fn demand_keeps_to_the_rate_of_its_cast_if_members_report_counters() {
+        for (kind, is_limited) in [(MemberKind::Extended, true), (MemberKind::Demand, false)] {
             let mut lab = Lab::new("100mbit", "239.255.0.0/16", 9);
             lab.scheduler.settings.rate_source = CeilingSource::Assumption;
             lab.scheduler.settings.repair =
@@ -520,16 +521,16 @@ mod demand {
                 want(&mut lab, &reader, &[(1 + at * 1000, 1000)]);
                 lab.run(SECOND / 20);
             }
-            // The ceiling carries 8256 pages a second. The cast begins at 0.3 of it, and falls to
+            // The ceiling carries 8256 pages a second. The cast starts at 0.3 of it, and falls to
             // a tenth after 250 ms without a report.
             let sent = lab.scheduler.cast(cast).unwrap().cast.demanded();
-            let expected = if few { 1000..=1500 } else { 6000..=8600 };
+            let expected = if is_limited { 1000..=1500 } else { 6000..=8600 };
             assert!(expected.contains(&sent), "{kind:?}: {sent}");
         }
     }
 
     #[test]
-    fn casts_of_which_readers_wait_have_their_turns() {
+    fn urgent_casts_send_in_turn() {
         let mut lab = Lab::new("100mbit", "239.255.0.0/16", 9);
         lab.scheduler.settings.repair =
             Some(RepairSettings { interleave: 4, repair_port: 9001, lease: 60 * SECOND });
@@ -557,7 +558,7 @@ mod demand {
         #![proptest_config(ProptestConfig::with_cases(32))]
 
         #[test]
-        fn demand_does_not_break_the_rate_nor_leave_anything_behind(
+        fn demand_keeps_to_the_ceiling_and_every_demanded_page_is_sent(
             wants in proptest::collection::vec((0u32..80_000, 0u32..300, 0u64..5000), 1..60),
             rate_mbit in 50u64..1000,
         ) {
@@ -580,23 +581,23 @@ mod demand {
             }
             lab.run(2 * SECOND);
             let view = lab.scheduler.cast(cast).unwrap();
-            prop_assert_eq!(view.cast.urgent(BATCH), None);
+            prop_assert_eq!(view.cast.next_urgent(BATCH), None);
             prop_assert_eq!(view.cast.demanded(), u64::from(lab.pages_of(cast)));
         }
     }
 }
 
 #[test]
-fn a_file_that_changes_again_and_again_must_wait_for_its_next_cast() {
+fn a_file_that_changes_repeatedly_must_wait_for_its_next_cast() {
     let mut lab = Lab::new("1gbit", "239.254.18.0/24", 10);
     for version in 0..3 {
         let (joined, _) = lab.join("a", &format!("v{version}"), MIB).unwrap();
         lab.scheduler.handle_end(joined.cast, EndReason::FileChanged, lab.now);
     }
     let refused = lab.join("a", "v3", MIB).unwrap_err();
-    assert_eq!(refused, JoinRefusal::Relapse { reason: EndReason::FileChanged, after: SECOND });
+    assert_eq!(refused, JoinRefusal::Backoff { reason: EndReason::FileChanged, after: SECOND });
     lab.join("b", "v0", MIB).expect("another file is not delayed");
     lab.now += SECOND;
-    assert!(lab.join("a", "v3", MIB).unwrap().0.began);
+    assert!(lab.join("a", "v3", MIB).unwrap().0.has_started_cast);
     lab.join("a", "v3", MIB).expect("a running cast takes more members");
 }

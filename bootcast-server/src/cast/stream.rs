@@ -1,4 +1,4 @@
-//! The stream: the pages of one file in the order of sending.
+//! The stream: the pages of one file in file order, for all members at once.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -6,22 +6,22 @@ use std::time::{Duration, Instant};
 
 use bootcast_proto::{BlockLayout, PageIndex, PageRange, WindowIndex};
 
-/// Shortest time from the start of a pass for plain members to the next.
+/// Shortest time between the starts of two passes for plain members.
 ///
-/// Otherwise a file of a few pages would go round thousands of times, and use up all idle passes,
-/// before a leave or the next client's IGMP report arrives.
+/// Without it, a file of a few pages would be sent thousands of times and use up all idle passes
+/// before a leave or the IGMP report of the next client arrives.
 pub const PASS_INTERVAL: Duration = Duration::from_millis(100);
 
-/// 1 / this is the share of a window that repair can replace. A member that misses no more of a
-/// window's beginning needs nothing again.
-const MISSED_SHARE: u32 = 64;
+/// 1 / this of a window is left to repair. A member that missed no more than this of the beginning
+/// of a window does not need these pages from the stream again.
+const MISSED_DIVISOR: u32 = 64;
 
-/// Members that the stream serves.
+/// Members that the stream is sent for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Audience {
-    /// Plain members too: all pages, pass after pass.
+    /// Plain members, and perhaps others: all pages, pass after pass.
     Everybody,
-    /// Extended members only: the wanted windows.
+    /// Only extended members: the wanted windows.
     Extended,
 }
 
@@ -29,7 +29,7 @@ pub(super) enum Audience {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Run {
     pub(super) pages: PageRange,
-    /// The wanted window that is completely sent after these pages, if there is one.
+    /// The window of these pages, if all of it was wanted and these are its last pages.
     pub(super) finished: Option<WindowIndex>,
 }
 
@@ -41,16 +41,16 @@ pub(super) struct Stream {
     layout: Option<BlockLayout>,
     /// First page of the next run. Below `pages` unless that is 0.
     next: PageIndex,
-    /// For each window, how many of its first pages are wanted.
+    /// For each window, the number of pages that are wanted, counted from its beginning.
     wanted: Vec<u32>,
     /// Number of windows with wanted pages.
     wanted_windows: usize,
-    /// How many first pages of the current window are wanted again after its end, because a member
-    /// missed them.
-    again: u32,
-    /// Windows that are wanted once nothing else is to be sent.
-    held: BTreeSet<u32>,
-    pass_began: Instant,
+    /// Number of pages at the beginning of the current window that are wanted again after its end,
+    /// because a member missed them.
+    wanted_again: u32,
+    /// Windows that become wanted once nothing else is to be sent.
+    deferred: BTreeSet<u32>,
+    pass_started_at: Instant,
     /// Earliest start of the next pass for plain members.
     not_before: Instant,
     passes: u32,
@@ -66,30 +66,31 @@ impl Stream {
             next: PageIndex(0),
             wanted: vec![0; windows],
             wanted_windows: 0,
-            again: 0,
-            held: BTreeSet::new(),
-            pass_began: now,
+            wanted_again: 0,
+            deferred: BTreeSet::new(),
+            pass_started_at: now,
             not_before: now,
             passes: 0,
             pages_sent: 0,
         }
     }
 
-    /// Restarts with page 1 at `at`.
+    /// Restarts with the first page of the file at `at`.
     pub(super) fn restart(&mut self, at: Instant) {
         self.next = PageIndex(0);
-        self.again = 0;
+        self.wanted_again = 0;
         self.not_before = at;
     }
 
-    /// Wants every page, because a client joined. The window being sent gets its beginning again.
+    /// Marks all windows as wanted, because a client joined. The beginning of the current window is
+    /// sent again if the client missed too much of it.
     pub(super) fn want_all(&mut self) {
         self.want(0, u32::MAX);
-        self.held.clear();
+        self.deferred.clear();
     }
 
-    /// Wants these windows as well. Returns whether that changed anything. Ignores windows that the
-    /// file does not have.
+    /// Marks `count` windows from `first` on as wanted. Windows that the file does not have are
+    /// ignored. Returns whether this changed anything.
     pub(super) fn want(&mut self, first: u32, count: u32) -> bool {
         let Some(layout) = self.layout else { return false };
         let mut changed = false;
@@ -101,32 +102,32 @@ impl Stream {
             self.wanted_windows += usize::from(*wanted == 0);
             *wanted = pages;
             if window == layout.window_of(self.next) {
-                let missed = self.progress();
-                changed |= self.again < missed;
-                self.again = self.again.max(missed);
+                let missed = self.missed_pages();
+                changed |= self.wanted_again < missed;
+                self.wanted_again = self.wanted_again.max(missed);
             }
         }
         changed
     }
 
-    /// Wants these windows once [`Self::want_held`] is called.
-    pub(super) fn hold(&mut self, first: u32, count: u32) {
+    /// Defers `count` windows from `first` on, until [`Self::want_deferred`] makes them wanted.
+    pub(super) fn defer(&mut self, first: u32, count: u32) {
         let windows = self.existing(first, count);
-        self.held.extend(windows);
+        self.deferred.extend(windows);
     }
 
-    /// Wants the deferred windows. Returns whether that changed anything.
-    pub(super) fn want_held(&mut self) -> bool {
-        let held = std::mem::take(&mut self.held);
-        held.into_iter().fold(false, |changed, window| self.want(window, 1) | changed)
+    /// Marks the deferred windows as wanted. Returns whether this changed anything.
+    pub(super) fn want_deferred(&mut self) -> bool {
+        let deferred = std::mem::take(&mut self.deferred);
+        deferred.into_iter().fold(false, |changed, window| self.want(window, 1) | changed)
     }
 
-    /// Drops all wanted windows: the last extended member is gone.
+    /// Drops all wanted and deferred windows, because the last extended member is gone.
     pub(super) fn want_none(&mut self) {
         self.wanted.fill(0);
         self.wanted_windows = 0;
-        self.again = 0;
-        self.held.clear();
+        self.wanted_again = 0;
+        self.deferred.clear();
     }
 
     /// Whether every wanted window has been sent.
@@ -135,7 +136,7 @@ impl Stream {
     }
 
     /// Returns the next run of at most `budget` pages. It crosses neither the end of the file nor
-    /// of a window.
+    /// the end of a window.
     pub(super) fn poll(&mut self, budget: u32, audience: Audience, now: Instant) -> Option<Run> {
         if self.poll_at(audience).is_none_or(|at| now < at) || self.pages == 0 {
             return None;
@@ -144,7 +145,7 @@ impl Stream {
             self.skip_to_wanted();
         }
         if self.next.0 == 0 {
-            self.pass_began = now;
+            self.pass_started_at = now;
         }
         let window = self.layout.map(|layout| (layout.window_of(self.next), layout));
         let limit = window.map_or(self.pages, |(window, layout)| {
@@ -169,15 +170,15 @@ impl Stream {
         Some(Run { pages, finished })
     }
 
-    /// Earliest time at which [`Self::poll`] has pages; `None` while no pages are wanted.
+    /// Returns the earliest time at which [`Self::poll`] has pages; `None` while none are wanted.
     pub(super) fn poll_at(&self, audience: Audience) -> Option<Instant> {
         match audience {
             Audience::Everybody => Some(self.not_before),
-            Audience::Extended => (!self.is_done()).then_some(self.pass_began),
+            Audience::Extended => (!self.is_done()).then_some(self.pass_started_at),
         }
     }
 
-    /// Page that goes out next; the number of pages while the stream rests.
+    /// Returns the page that is sent next; the number of pages in the file while the stream rests.
     pub(super) fn position(&self, audience: Audience) -> PageIndex {
         match audience {
             Audience::Everybody => self.next,
@@ -185,41 +186,43 @@ impl Stream {
         }
     }
 
+    /// Returns the number of pages sent, over all passes.
     pub(super) fn pages_sent(&self) -> u64 {
         self.pages_sent
     }
 
+    /// Returns the number of completed passes.
     pub(super) fn passes(&self) -> u32 {
         self.passes
     }
 
-    /// Clips a range of windows to those of the file.
+    /// Clips `count` windows from `first` on to the windows of the file.
     fn existing(&self, first: u32, count: u32) -> Range<u32> {
         let windows = u32::try_from(self.wanted.len()).unwrap_or(u32::MAX);
         first.min(windows)..first.saturating_add(count).min(windows)
     }
 
-    /// Pages of the current window that were sent, if they are more than repair can replace; else
-    /// 0.
-    fn progress(&self) -> u32 {
+    /// Returns the number of pages of the current window that were sent, or 0 if they are so few
+    /// that a member that missed them relies on repair.
+    fn missed_pages(&self) -> u32 {
         let Some(layout) = self.layout else { return 0 };
         let window = layout.pages_of(layout.window_of(self.next));
         let sent = self.next.0.saturating_sub(window.start.0);
-        if sent > window.len() / MISSED_SHARE { sent } else { 0 }
+        if sent > window.len() / MISSED_DIVISOR { sent } else { 0 }
     }
 
-    /// Moves to the first page of the next wanted window, unless the current window is wanted.
+    /// Moves to the next wanted window, unless further pages of the current one are wanted.
     fn skip_to_wanted(&mut self) {
         if let Some(page) = self.next_wanted()
             && page != self.next
         {
             self.next = page;
-            self.again = 0;
+            self.wanted_again = 0;
         }
     }
 
-    /// Returns `next` if pages of its window are wanted from there on, else the start of the next
-    /// wanted window, wrapping.
+    /// Returns `next` if pages of its window are wanted from there on, else the first page of the
+    /// next wanted window, wrapping at the end of the file.
     fn next_wanted(&self) -> Option<PageIndex> {
         let layout = self.layout.filter(|_| !self.is_done())?;
         let here = layout.window_of(self.next).0;
@@ -232,29 +235,31 @@ impl Stream {
         others.find(|&window| self.wanted[window as usize] > 0).map(start)
     }
 
-    /// A wanted window that begins now need not be kept back any more: all that asked for it before
-    /// receive it.
+    /// Drops the window that begins with `page` from the deferred ones if all of it is wanted,
+    /// because the members that asked for it receive it now.
     fn begin_window(&mut self, page: PageIndex) {
-        let Some(layout) = self.layout.filter(|_| !self.held.is_empty()) else { return };
+        let Some(layout) = self.layout.filter(|_| !self.deferred.is_empty()) else { return };
         let window = layout.window_of(page);
         let pages = layout.pages_of(window);
         if page == pages.start && self.wanted[window.0 as usize] == pages.len() {
-            self.held.remove(&window.0);
+            self.deferred.remove(&window.0);
         }
     }
 
-    /// Returns the window if all of it was wanted, and marks it as sent.
+    /// Marks a window as sent, except for the pages that are wanted again. Returns the window if
+    /// all of it was wanted.
     fn finish_window(&mut self, window: WindowIndex, layout: BlockLayout) -> Option<WindowIndex> {
-        let again = std::mem::take(&mut self.again);
+        let wanted_again = std::mem::take(&mut self.wanted_again);
         let wanted = self.wanted.get_mut(window.0 as usize).filter(|wanted| **wanted > 0)?;
-        let was_wanted = std::mem::replace(wanted, again);
-        self.wanted_windows -= usize::from(again == 0);
+        let was_wanted = std::mem::replace(wanted, wanted_again);
+        self.wanted_windows -= usize::from(wanted_again == 0);
         (was_wanted == layout.pages_of(window).len()).then_some(window)
     }
 
+    /// Counts a pass and moves to the first page of the file.
     fn finish_pass(&mut self, now: Instant) {
         self.passes = self.passes.saturating_add(1);
         self.next = PageIndex(0);
-        self.not_before = now.max(self.pass_began + PASS_INTERVAL);
+        self.not_before = now.max(self.pass_started_at + PASS_INTERVAL);
     }
 }

@@ -1,4 +1,4 @@
-//! Unreadable pages of one file: the cast leaves them out, and members that want them are told.
+//! Unreadable pages of one file. The cast leaves them out, and answers to members name them.
 
 use std::time::{Duration, Instant};
 
@@ -7,54 +7,55 @@ use bootcast_proto::{PageRange, RangeMap};
 /// Shortest time before a page is tried again, in seconds.
 const RETRY_S: u64 = 30;
 
-/// Granularity of the retry times, in seconds: neighbours found within it are kept as one run.
+/// Granularity of the retry times, in seconds. Neighbouring pages that are found within this time
+/// have equal retry times and are stored as one run.
 const STEP_S: u64 = 10;
 
-/// Most runs that one answer names.
-const TOLD_RUNS: usize = 64;
+/// Maximum number of runs that one answer names: bounds the length of its header.
+const ANSWER_RUNS_MAX: usize = 64;
 
 /// Pages that could not be read recently.
 #[derive(Debug)]
 pub(super) struct Unreadable {
-    began: Instant,
-    /// When each page may be tried again, in seconds since `began`.
+    created_at: Instant,
+    /// Retry time of each unreadable page, in seconds since `created_at`.
     pages: RangeMap<u64>,
-    /// Earliest of these times.
+    /// Earliest retry time.
     first_retry: Option<u64>,
-    /// Page at which the next answer starts to name runs.
-    told_to: u32,
+    /// Page from which on the next answer names runs that were not asked for.
+    next_named: u32,
 }
 
 impl Unreadable {
-    /// Starts with all pages presumed readable.
-    pub(super) fn new(began: Instant) -> Self {
-        Self { began, pages: RangeMap::default(), first_retry: None, told_to: 0 }
+    /// Creates the state of a file whose pages are all presumed readable.
+    pub(super) fn new(created_at: Instant) -> Self {
+        Self { created_at, pages: RangeMap::default(), first_retry: None, next_named: 0 }
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.pages.is_empty()
     }
 
-    /// Runs of unreadable pages, ascending.
+    /// Iterates over the runs of unreadable pages, in ascending order.
     pub(super) fn runs(&self) -> impl Iterator<Item = PageRange> {
         self.pages.iter().map(|(run, _)| run)
     }
 
-    /// Removes unreadable pages from the pairs of a want.
-    pub(super) fn without(&self, pairs: &[(u32, u32)]) -> Vec<(u32, u32)> {
-        let runs = pairs.iter().filter_map(|&(first, count)| run_of(first, count));
+    /// Returns the pairs of a want without the unreadable pages.
+    pub(super) fn readable_pairs(&self, pairs: &[(u32, u32)]) -> Vec<(u32, u32)> {
+        let runs = pairs.iter().filter_map(|&(first, count)| pair_to_range(first, count));
         let readable = runs.flat_map(|run| self.pages.gaps(run).collect::<Vec<_>>());
         readable.map(|run| (run.start.0 + 1, run.len())).collect()
     }
 
-    /// Records pages that could not be read.
+    /// Marks pages that could not be read.
     pub(super) fn insert(&mut self, pages: PageRange, now: Instant) {
         let retry = (self.seconds(now) + RETRY_S).next_multiple_of(STEP_S);
         self.pages.insert(pages, retry);
         self.first_retry = Some(self.first_retry.map_or(retry, |first| first.min(retry)));
     }
 
-    /// Forgets the pages that may be tried again, and returns them.
+    /// Removes the pages that may be tried again, and returns them.
     pub(super) fn take_expired(&mut self, now: Instant) -> Vec<PageRange> {
         let seconds = self.seconds(now);
         if self.first_retry.is_none_or(|first| seconds < first) {
@@ -69,43 +70,44 @@ impl Unreadable {
         expired
     }
 
-    /// When [`Self::take_expired`] is due.
+    /// Returns when [`Self::take_expired`] has something to remove.
     pub(super) fn expires_at(&self) -> Option<Instant> {
-        Some(self.began + Duration::from_secs(self.first_retry?))
+        Some(self.created_at + Duration::from_secs(self.first_retry?))
     }
 
-    /// First run of unreadable pages among `pages`.
+    /// Returns the first run of unreadable pages within `pages`.
     pub(super) fn first_in(&self, pages: PageRange) -> Option<PageRange> {
         self.pages.parts(pages).next().map(|(run, _)| run)
     }
 
-    /// Selects the runs that an answer names: those of `asked` first, then others in turn.
-    pub(super) fn tell(&mut self, asked: &[PageRange]) -> Vec<PageRange> {
-        let own = asked.iter().flat_map(|asked| self.pages.parts(*asked));
-        let mut told: Vec<_> = own.map(|(run, _)| run).take(TOLD_RUNS).collect();
-        let behind = PageRange::new(self.told_to, u32::MAX);
-        let before = PageRange::new(0, self.told_to);
+    /// Selects the runs that an answer names: those within `requested` first, then others in turn.
+    pub(super) fn select(&mut self, requested: &[PageRange]) -> Vec<PageRange> {
+        let within = requested.iter().flat_map(|range| self.pages.parts(*range));
+        let mut selected: Vec<_> = within.map(|(run, _)| run).take(ANSWER_RUNS_MAX).collect();
+        let behind = PageRange::new(self.next_named, u32::MAX);
+        let before = PageRange::new(0, self.next_named);
         let rest = self.pages.parts(behind).chain(self.pages.parts(before));
-        let rest = rest.map(|(run, _)| run).filter(|run| !told.contains(run));
-        let rest: Vec<_> = rest.take(TOLD_RUNS - told.len()).collect();
-        told.extend(rest);
-        self.told_to = told.last().map_or(0, |run| run.end.0);
-        told
+        let rest = rest.map(|(run, _)| run).filter(|run| !selected.contains(run));
+        let rest: Vec<_> = rest.take(ANSWER_RUNS_MAX - selected.len()).collect();
+        selected.extend(rest);
+        self.next_named = selected.last().map_or(0, |run| run.end.0);
+        selected
     }
 
     fn seconds(&self, now: Instant) -> u64 {
-        now.saturating_duration_since(self.began).as_secs()
+        now.saturating_duration_since(self.created_at).as_secs()
     }
 }
 
-/// Pages of a pair in a want: the first page, counted from 1, and their number.
-pub fn run_of(first: u32, count: u32) -> Option<PageRange> {
+/// Converts a pair of a want into a range: the first page, counted from 1, and the number of pages.
+/// Returns `None` for page 0, which does not exist.
+pub fn pair_to_range(first: u32, count: u32) -> Option<PageRange> {
     let start = first.checked_sub(1)?;
     Some(PageRange::new(start, start.saturating_add(count)))
 }
 
 #[cfg(test)]
-#[expect(clippy::disallowed_methods, reason = "a virtual clock needs a first moment")]
+#[expect(clippy::disallowed_methods, reason = "a test needs some instant to count from")]
 mod tests {
     use super::*;
 
@@ -114,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_may_be_tried_again_after_half_a_minute() {
+    fn a_page_is_tried_again_after_the_retry_time() {
         let now = Instant::now();
         let mut unreadable = Unreadable::new(now);
         assert_eq!(unreadable.expires_at(), None);
@@ -128,29 +130,29 @@ mod tests {
     }
 
     #[test]
-    fn what_was_asked_for_is_told_first_and_the_rest_in_turn() {
+    fn requested_runs_are_named_first_and_the_others_in_turn() {
         let now = Instant::now();
         let mut unreadable = Unreadable::new(now);
         for k in 0..200 {
             unreadable.insert(range(10 * k, 10 * k + 1), now);
         }
-        let told = unreadable.tell(&[range(1500, 1511), range(3, 4)]);
-        assert_eq!(told[..2], [range(1500, 1501), range(1510, 1511)]);
-        assert_eq!(told.len(), TOLD_RUNS);
+        let named = unreadable.select(&[range(1500, 1511), range(3, 4)]);
+        assert_eq!(named[..2], [range(1500, 1501), range(1510, 1511)]);
+        assert_eq!(named.len(), ANSWER_RUNS_MAX);
         let mut all = std::collections::BTreeSet::new();
         for _ in 0..10 {
-            all.extend(unreadable.tell(&[]).iter().map(|run| run.start.0));
+            all.extend(unreadable.select(&[]).iter().map(|run| run.start.0));
         }
         assert_eq!(all.len(), 200);
     }
 
     #[test]
-    fn neighbours_found_one_after_the_other_are_one_run() {
+    fn neighbouring_pages_found_one_after_the_other_form_one_run() {
         let now = Instant::now();
         let mut unreadable = Unreadable::new(now);
         for page in 0..1000 {
             unreadable.insert(range(page, page + 1), now + Duration::from_millis(page.into()));
         }
-        assert_eq!(unreadable.tell(&[]), [range(0, 1000)]);
+        assert_eq!(unreadable.select(&[]), [range(0, 1000)]);
     }
 }

@@ -1,73 +1,75 @@
-//! Casts with readers waiting for pages: they send before all others, but leave them a share.
+//! Urgent casts: readers wait for their pages, so they send before all other casts. The others keep
+//! a tenth of the rate.
 
 use std::collections::VecDeque;
 
 use super::CastId;
 use super::precedence::Precedence;
 
-/// Round robin over the urgent casts.
+/// Round robin over the urgent casts, and their priority over the others.
 #[derive(Debug, Default)]
-pub(super) struct Urgent {
-    /// Urgent casts in the order of their turns, each once. Some may have sent all demanded pages
-    /// meanwhile, or have ended.
+pub(super) struct UrgentCasts {
+    /// Urgent casts in the order of their turns, each once. A cast stays here until its turn, even
+    /// if it has sent all its urgent pages or has ended.
     turns: VecDeque<CastId>,
     /// Priority of urgent casts over the others, in bytes on the wire.
     precedence: Precedence,
 }
 
-impl Urgent {
-    /// Adds a cast with demanded pages.
+impl UrgentCasts {
+    /// Adds a cast with urgent pages.
     pub(super) fn push(&mut self, cast: CastId) {
         if !self.turns.contains(&cast) {
             self.turns.push_back(cast);
         }
     }
 
-    /// Cast whose turn it is.
+    /// Returns the cast whose turn it is.
     pub(super) fn front(&self) -> Option<CastId> {
         self.turns.front().copied()
     }
 
-    /// Removes the front because it has nothing urgent to send.
+    /// Removes the front, because it has no urgent pages.
     pub(super) fn pop(&mut self) {
         self.turns.pop_front();
     }
 
-    /// Passes the turn on: the front may not send at present.
+    /// Moves the front to the back, because it may not send at present.
     pub(super) fn skip(&mut self) {
         if !self.turns.is_empty() {
             self.turns.rotate_left(1);
         }
     }
 
-    /// Number of urgent casts.
+    /// Returns the number of urgent casts.
     pub(super) fn len(&self) -> usize {
         self.turns.len()
     }
 
-    /// All urgent casts, the front first.
+    /// Iterates over all urgent casts, the front first.
     pub(super) fn iter(&self) -> impl Iterator<Item = CastId> {
         self.turns.iter().copied()
     }
 
-    /// Whether it is the other casts' turn to send `batch` bytes.
-    pub(super) fn is_used_up(&self, batch: u64) -> bool {
-        self.precedence.is_used_up(batch)
+    /// Whether the urgent casts must let the others send about `batch` bytes first.
+    pub(super) fn must_yield(&self, batch: u64) -> bool {
+        self.precedence.must_yield(batch)
     }
 
-    /// Counts urgent bytes of the front and passes the turn on.
+    /// Counts urgent bytes that the front sent, and moves it to the back. `batch` is the size of a
+    /// full batch on the wire.
     pub(super) fn on_sent(&mut self, bytes: u64, batch: u64) {
-        self.precedence.on_first(bytes, batch);
+        self.precedence.on_prioritised_sent(bytes, batch);
         self.skip();
     }
 
-    /// Counts bytes that no reader waits for.
-    pub(super) fn on_other(&mut self, bytes: u64) {
-        self.precedence.on_others(bytes);
+    /// Counts bytes that are not urgent.
+    pub(super) fn on_others_sent(&mut self, bytes: u64) {
+        self.precedence.on_others_sent(bytes);
     }
 
-    /// Ends the other casts' turn early because they have nothing to send.
-    pub(super) fn on_nobody_else(&mut self) {
-        self.precedence.on_nobody_else();
+    /// Ends the turn of the other casts early, because they have nothing to send.
+    pub(super) fn on_others_idle(&mut self) {
+        self.precedence.on_others_idle();
     }
 }

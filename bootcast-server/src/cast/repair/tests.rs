@@ -248,10 +248,10 @@ fn a_silent_member_is_forgotten_after_its_lease_and_the_cast_ends() {
     lab.run(LEASE / 2);
     lab.report(&[], &[]);
     lab.run(LEASE / 2 + SECOND);
-    assert_eq!((lab.cast.members(), lab.cast.ended()), (1, None));
+    assert_eq!((lab.cast.members(), lab.cast.end_reason()), (1, None));
     lab.run(LEASE);
-    assert_eq!((lab.cast.members(), lab.cast.ended()), (0, Some(EndReason::LeasesOver)));
-    assert!(lab.cast.poll_farewell().is_some());
+    assert_eq!((lab.cast.members(), lab.cast.end_reason()), (0, Some(EndReason::LeasesExpired)));
+    assert!(lab.cast.poll_end_announcement().is_some());
 }
 
 #[test]
@@ -261,7 +261,7 @@ fn without_members_nothing_is_sent() {
     assert!(lab.cast.handle_leave(&token(0), lab.now));
     lab.run(2 * SECOND);
     assert!(lab.sent.is_empty());
-    assert_eq!(lab.cast.ended(), Some(EndReason::LastLeave));
+    assert_eq!(lab.cast.end_reason(), Some(EndReason::LastLeave));
 }
 
 #[test]
@@ -270,14 +270,14 @@ fn a_cast_with_only_plain_members_sends_only_pages() {
     lab.run(SECOND);
     assert_eq!(lab.pages().len() / PAGES as usize, 5);
     assert!(lab.sent.iter().all(|(_, sending)| matches!(sending, Sending::Pages(_))));
-    assert_eq!(lab.cast.ended(), Some(EndReason::IdlePasses));
+    assert_eq!(lab.cast.end_reason(), Some(EndReason::IdlePasses));
 }
 
 #[test]
 fn idle_passes_remove_plain_members_and_leave_the_others_to_their_lease() {
     let mut lab = Lab::joined(&[MemberKind::Plain, MemberKind::Extended]);
     lab.run(2 * SECOND);
-    assert_eq!((lab.cast.members(), lab.cast.ended()), (1, None));
+    assert_eq!((lab.cast.members(), lab.cast.end_reason()), (1, None));
     assert_eq!(lab.cast.passes(), 5);
 }
 

@@ -1,4 +1,4 @@
-//! Summary of a cast that ended, for the log.
+//! Final counters of a cast, for the log.
 
 use std::net::SocketAddrV4;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use bootcast_proto::RemotePath;
 
 use super::{CastId, EndReason, Running};
 
-/// Summary of a cast that ended.
+/// A cast that ended, with its final counters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ended {
     /// Identifier of the cast.
@@ -16,26 +16,31 @@ pub struct Ended {
     pub path: RemotePath,
     /// Group and port that its pages went to.
     pub group: SocketAddrV4,
-    /// Reason of the end.
+    /// Why it ended.
     pub reason: EndReason,
-    /// Joins over the whole cast: the members that it served.
+    /// Number of joins.
     pub joins: u64,
-    /// Pages that were handed out for sending, demanded ones included.
+    /// Number of pages that were sent, demanded ones included.
     pub pages: u64,
-    /// Repair symbols that were handed out for sending.
+    /// Number of repair symbols that were handed out for sending.
     pub symbols: u64,
-    /// Completed passes.
+    /// Number of completed passes.
     pub passes: u32,
     /// Time from the first join to the end.
-    pub lasted: Duration,
+    pub duration: Duration,
 }
 
 impl Ended {
-    pub(super) fn new(cast: CastId, running: Running, reason: EndReason, lasted: Duration) -> Self {
+    pub(super) fn new(
+        cast: CastId,
+        running: Running,
+        reason: EndReason,
+        duration: Duration,
+    ) -> Self {
         Self {
             cast,
             reason,
-            lasted,
+            duration,
             joins: running.cast.joins(),
             pages: running.cast.pages_sent(),
             symbols: running.cast.symbols_sent(),

@@ -1,4 +1,4 @@
-//! Numbers and sizes of the datagrams that casts hand out.
+//! Number and size of the datagrams that casts hand out.
 
 use bootcast_proto::units::wire_len;
 use bootcast_proto::wire::{Beacon, REPAIR_HEADER_LEN};
@@ -6,21 +6,22 @@ use bootcast_proto::{Geometry, PageIndex, PageRange};
 
 use super::super::Sending;
 
-/// Payload bytes of the datagram that ends a cast.
+/// Payload length of the datagram that announces the end of a cast, in bytes: the header is not
+/// counted.
 pub(super) const END_LEN: u32 = 4;
 
-/// Number of pages and symbols, as beacons count them.
-pub(super) fn datagrams(what: &Sending) -> u64 {
-    match what {
+/// Returns the number of pages and symbols, which beacons state. Other datagrams do not count.
+pub(super) fn datagrams(content: &Sending) -> u64 {
+    match content {
         Sending::Pages(pages) => pages.len().into(),
         Sending::Symbols(symbols) => symbols.len() as u64,
         Sending::Beacon(_) | Sending::End(_) => 0,
     }
 }
 
-/// Bytes that these datagrams occupy on the wire.
-pub(super) fn wire_bytes(geometry: &Geometry, what: &Sending) -> u64 {
-    match what {
+/// Returns the number of bytes that the datagrams occupy on the wire.
+pub(super) fn wire_bytes(geometry: &Geometry, content: &Sending) -> u64 {
+    match content {
         Sending::Pages(pages) => pages_wire_bytes(geometry, *pages),
         Sending::Symbols(symbols) => symbols.len() as u64 * geometry.page_size().wire_len(),
         Sending::Beacon(beacon) => {

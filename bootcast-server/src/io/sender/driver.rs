@@ -17,7 +17,7 @@ use bootcast_proto::{PageRange, RemotePath};
 use self::end_log::EndLog;
 use super::{Command, JoinError, SenderConfig, WantAnswer};
 use crate::cast::{
-    CastId, EndReason, Event, Scheduler, Sending, Settings, Symbol, Transmit, run_of,
+    CastId, EndReason, Event, Scheduler, Sending, Settings, Symbol, Transmit, pair_to_range,
 };
 use crate::io::interface::{self, Interface, InterfaceName};
 use crate::io::page_reader::{PageReader, ReadError};
@@ -163,7 +163,7 @@ impl Driver {
         }
         let now = Instant::now();
         self.scheduler.handle_stop(now);
-        self.send_farewells(now);
+        self.send_end_announcements(now);
         self.clean_up();
     }
 
@@ -208,10 +208,10 @@ impl Driver {
 
     /// Announces the end of all casts once, without waiting for a full socket: after a failed send,
     /// the other announcements are omitted.
-    fn send_farewells(&mut self, now: Instant) {
+    fn send_end_announcements(&mut self, now: Instant) {
         self.unsent = None;
-        while let Some(farewell) = self.scheduler.poll_transmit(now) {
-            if self.send(farewell).is_err() {
+        while let Some(announcement) = self.scheduler.poll_transmit(now) {
+            if self.send(announcement).is_err() {
                 break;
             }
         }
@@ -221,7 +221,7 @@ impl Driver {
     /// kept in `unsent`; those that the kernel refuses are dropped. A file that cannot be read ends
     /// its cast.
     fn send(&mut self, transmit: Transmit) -> Result<(), SendError> {
-        match &transmit.what {
+        match &transmit.content {
             Sending::Pages(pages) => self.send_pages(&transmit, *pages),
             Sending::Symbols(symbols) => self.send_symbols(&transmit, symbols),
             Sending::Beacon(beacon) => {
@@ -294,8 +294,8 @@ impl Driver {
                 }
                 Err(error) => {
                     if !matches!(error, SendError::Refused(_)) {
-                        let what = Sending::Pages(rest);
-                        self.unsent = Some(Transmit { cast, group, what, demanded });
+                        let content = Sending::Pages(rest);
+                        self.unsent = Some(Transmit { cast, group, content, demanded });
                     }
                     return Err(error);
                 }
@@ -328,8 +328,8 @@ impl Driver {
                 }
                 Err(error) => {
                     if !matches!(error, SendError::Refused(_)) {
-                        let what = Sending::Symbols(rest);
-                        self.unsent = Some(Transmit { cast, group, what, demanded: false });
+                        let content = Sending::Symbols(rest);
+                        self.unsent = Some(Transmit { cast, group, content, demanded: false });
                     }
                     return Err(error);
                 }
@@ -376,7 +376,7 @@ impl Driver {
                 let joined = self.scheduler.handle_join(&path, &etag, geometry, token, kind, now);
                 if let Ok(joined) = joined {
                     let group = joined.group;
-                    if joined.began {
+                    if joined.has_started_cast {
                         let key = self.config.keys.as_ref().map(|keys| keys.of(joined.cast));
                         let pages = PageReader::new(open, geometry, self.config.layout).tagged(key);
                         let repair = self.scheduler.layout(&geometry);
@@ -412,7 +412,7 @@ impl Driver {
                     %path, %token, known, needs, ?bulk, sent, received, drops,
                     "report received"
                 );
-                let _ = reply.send(known.then(|| self.scheduler.tell_unreadable(&path, &[])));
+                let _ = reply.send(known.then(|| self.scheduler.select_unreadable(&path, &[])));
             }
             Command::Want { path, token, want, reply } => {
                 let WantBody { want, useful } = want;
@@ -423,9 +423,9 @@ impl Driver {
                 tracing::trace!(%path, %token, ?queue_time, ?want, "pages demanded");
                 let pairs = want.now.iter().chain(&want.later);
                 let asked: Vec<_> =
-                    pairs.filter_map(|(first, count)| run_of(*first, *count)).collect();
+                    pairs.filter_map(|(first, count)| pair_to_range(*first, *count)).collect();
                 let answer = queue_time.map(|queue_time| {
-                    let unreadable = self.scheduler.tell_unreadable(&path, &asked);
+                    let unreadable = self.scheduler.select_unreadable(&path, &asked);
                     WantAnswer { queue_time, unreadable }
                 });
                 let _ = reply.send(answer);
@@ -576,7 +576,7 @@ impl Driver {
             repair_level: view.cast.redundancy(),
             rate_bps: view.rate.bits_per_second(),
             passes: view.cast.passes(),
-            age_s: now.saturating_duration_since(view.began).as_secs(),
+            age_s: now.saturating_duration_since(view.started_at).as_secs(),
         });
         let reading: u64 = self.readers.values().map(CastReader::bytes_read).sum();
         let mut totals = self.scheduler.totals();

@@ -154,8 +154,8 @@ fn a_join_with_the_replaced_version_does_not_end_the_cast_of_the_new_one() {
     let etag = new.etag();
     let mut second = fixture.join("file", new);
     let mut third = fixture.join("file", late);
-    assert!(first.try_recv().unwrap().unwrap().began);
-    assert!(second.try_recv().unwrap().unwrap().began);
+    assert!(first.try_recv().unwrap().unwrap().has_started_cast);
+    assert!(second.try_recv().unwrap().unwrap().has_started_cast);
     assert!(matches!(third.try_recv().unwrap(), Err(JoinError::Outdated)));
     let casts = fixture.casts();
     assert_eq!((casts.len(), &casts[0].etag, casts[0].joins), (1, &etag, 1));

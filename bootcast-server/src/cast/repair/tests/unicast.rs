@@ -110,10 +110,10 @@ fn the_lease_of_a_deaf_member_expires() {
     for _ in 0..3 {
         lab.run(SECOND * 40);
         lab.report_unicast(0, true);
-        assert_eq!(lab.cast.ended(), None);
+        assert_eq!(lab.cast.end_reason(), None);
     }
     lab.run(LEASE * 2);
-    assert_eq!(lab.cast.ended(), Some(EndReason::LeasesOver));
+    assert_eq!(lab.cast.end_reason(), Some(EndReason::LeasesExpired));
 }
 
 #[test]
@@ -157,5 +157,5 @@ fn a_deaf_member_can_leave() {
     assert!(lab.cast.handle_leave(&token(0), lab.now));
     assert_eq!((lab.cast.members(), lab.cast.unicast_members()), (0, 0));
     lab.run(SECOND * 2);
-    assert_eq!(lab.cast.ended(), Some(EndReason::LastLeave));
+    assert_eq!(lab.cast.end_reason(), Some(EndReason::LastLeave));
 }

@@ -19,8 +19,8 @@ impl EndLog {
     /// than a minute ago.
     pub(super) fn log(&mut self, ended: &Ended, now: Instant) {
         let Some(suppressed) = self.allow(ended, now) else { return };
-        let Ended { cast, path, group, reason, joins, pages, symbols, passes, lasted } = ended;
-        let seconds = format_args!("{:.1}", lasted.as_secs_f64());
+        let Ended { cast, path, group, reason, joins, pages, symbols, passes, duration } = ended;
+        let seconds = format_args!("{:.1}", duration.as_secs_f64());
         tracing::info!(
             %cast, %path, %group, %reason, joins, pages, symbols, passes, %seconds, suppressed,
             "cast ended"
@@ -36,7 +36,7 @@ impl EndLog {
             }
             EndReason::LastLeave
             | EndReason::IdlePasses
-            | EndReason::LeasesOver
+            | EndReason::LeasesExpired
             | EndReason::AddressChanged
             | EndReason::Stopped => Some(0),
         }
@@ -61,7 +61,7 @@ mod tests {
             pages: 1,
             symbols: 0,
             passes: 0,
-            lasted: Duration::ZERO,
+            duration: Duration::ZERO,
         }
     }
 
@@ -83,7 +83,7 @@ mod tests {
     #[test]
     fn ends_without_a_failure_are_all_logged() {
         let (mut log, now) = (EndLog::default(), Instant::now());
-        for reason in [EndReason::LastLeave, EndReason::IdlePasses, EndReason::LeasesOver] {
+        for reason in [EndReason::LastLeave, EndReason::IdlePasses, EndReason::LeasesExpired] {
             for _ in 0..3 {
                 assert_eq!(log.allow(&ended("a", reason), now), Some(0));
             }

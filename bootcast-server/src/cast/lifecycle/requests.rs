@@ -1,0 +1,112 @@
+//! Requests of members: reports and demands.
+
+use std::time::Instant;
+
+use bootcast_proto::Token;
+use bootcast_proto::api::{Report, Want};
+
+use super::super::members::{Impairment, MemberKind};
+use super::super::stream::Audience;
+use super::{BLOCK_PAGES, BULK_MAX, Cast};
+use crate::cast::repair::Repair;
+
+impl Cast {
+    /// Handles a report: renews the lease and takes over what the member lacks. Returns `false` if
+    /// the token has no lease. The needs of a member that only demands are ignored.
+    pub fn handle_report(&mut self, token: &Token, report: &Report, now: Instant) -> bool {
+        let Some(kind) = self.members.renew(token, now) else { return false };
+        let requested = self.requested_pages(report);
+        let has_credit = self.credits.handle_report(token, report, requested);
+        let impairment = match (report.unicast, has_credit) {
+            (true, _) => Some(Impairment::Unicast),
+            (false, false) if kind == MemberKind::Extended => Some(Impairment::NoCredit),
+            (false, _) => report.stream_only.then_some(Impairment::StreamOnly),
+        };
+        let has_changed = self.members.set_impairment(token, impairment) != impairment;
+        if has_changed {
+            self.on_members_gone();
+        }
+        if matches!(impairment, Some(Impairment::Unicast | Impairment::NoCredit)) {
+            // Nothing is sent for this member, and its report says nothing about the others' needs.
+            if has_changed {
+                self.probe.restart(now);
+            }
+            return true;
+        }
+        if kind == MemberKind::Demand {
+            return true;
+        }
+        // A report that asks for nothing is no sign that fill symbols are of use.
+        if requested > 0 {
+            self.on_heard(MemberKind::Extended);
+        }
+        self.apply_report(report, now);
+        true
+    }
+
+    /// Takes over the needs and windows that a report asks for.
+    fn apply_report(&mut self, report: &Report, now: Instant) {
+        let members = self.members.receivers();
+        // With other members, windows wait until the repair of the others is sent.
+        let is_deferred = members > 1
+            && self.audience() == Audience::Extended
+            && self.members.repair_receivers() > 0;
+        let mut wants_more = false;
+        for &(first, count) in report.bulk.iter().take(BULK_MAX) {
+            if is_deferred {
+                self.stream.defer(first, count);
+            } else {
+                wants_more |= self.stream.want(first, count);
+            }
+        }
+        if let Some(repair) = &mut self.repair {
+            repair.handle_report(report, members, now);
+            if wants_more {
+                repair.on_change(now);
+            }
+        }
+        self.notify_repair();
+    }
+
+    /// Records the `useful` that a demand of a member states.
+    pub fn handle_progress(&mut self, token: &Token, useful: u64) {
+        if self.members.has_lease(token) {
+            self.credits.handle_progress(token, useful);
+        }
+    }
+
+    /// Queues the readable pages that a member demands, if it has credit. Returns `false` if the
+    /// token has no lease.
+    pub fn handle_want(&mut self, token: &Token, want: &Want, now: Instant) -> bool {
+        let Some(kind) = self.members.renew(token, now) else { return false };
+        let pages_in = |pairs: &[(u32, u32)]| {
+            pairs.iter().map(|(_, count)| u64::from(self.pages.min(*count))).sum::<u64>()
+        };
+        let requested = pages_in(&want.now) + pages_in(&want.later);
+        if !self.credits.handle_want(token, requested, now) {
+            return true;
+        }
+        self.on_heard(kind);
+        if self.unreadable.is_empty() {
+            self.demand.handle_want(token, want, now);
+        } else {
+            let mut readable = want.clone();
+            readable.now = self.unreadable.readable_pairs(&want.now);
+            readable.later = self.unreadable.readable_pairs(&want.later);
+            self.demand.handle_want(token, &readable, now);
+        }
+        true
+    }
+
+    /// Returns an upper bound of the pages and symbols that a report asks for.
+    fn requested_pages(&self, report: &Report) -> u64 {
+        let Some(layout) = self.repair.as_ref().map(Repair::layout) else { return 0 };
+        let window = u64::from(layout.interleave()) * u64::from(BLOCK_PAGES);
+        let bulk = report.bulk.iter().take(BULK_MAX);
+        let bulk = bulk.map(|&(first, count)| {
+            window * u64::from(count.min(layout.windows().saturating_sub(first)))
+        });
+        let pages: u64 = bulk.sum();
+        pages.min(self.pages.into()) + report.needs.len() as u64
+    }
+}
