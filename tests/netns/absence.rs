@@ -48,7 +48,7 @@ fn complete_files_in_directories_and_behind_links_open_while_the_server_is_gone(
     assert!(fs::metadata(mount.join("images/latest")).unwrap().is_dir());
     lab.client(1).run_ok("df", [text(mount.path())]);
     let log = mount.log();
-    assert!((1..=3).contains(&lines_with(&log, "the server is away")), "{log}");
+    assert!((1..=3).contains(&lines_with(&log, "the server does not answer")), "{log}");
     mount.umount();
 }
 

@@ -58,3 +58,29 @@ fn a_submount_that_hangs_holds_up_no_other_name() {
         host.get(&lab.url("meta/hung/")).status == 200
     });
 }
+
+#[test]
+fn a_name_that_hangs_does_not_make_a_mount_answer_for_the_others_from_memory() {
+    let lab = lab_or_skip!(Lab::builder().clients(2));
+    lab.put("inner/file", 1000);
+    lab.put("image", 1000);
+    let _server = lab.server().start();
+    let source = format!("{HEAD_ADDRESS}:/inner");
+    let mut inner = lab.mount(1).source(&source).option("attr_ttl=0").start();
+    let hung = lab.served().join("hung");
+    std::fs::create_dir(&hung).unwrap();
+    let bound = Command::new("mount").arg("--bind").args([inner.path(), &hung]).status().unwrap();
+    assert!(bound.success());
+    let mount = lab.mount(2).option("attr_ttl=0").start();
+    let stat = |name: &str| std::fs::metadata(mount.join(name)).unwrap().len();
+    assert_eq!((stat("hung/file"), stat("image")), (1000, 1000));
+
+    inner.proc().signal(Signal::STOP);
+    assert_eq!(stat("hung/file"), 1000, "what is known is shown");
+    lab.put("image", 2000);
+    assert_eq!(stat("image"), 2000);
+    let log = mount.log();
+    assert!(log.contains("showing cached"), "{log}");
+    assert!(!log.contains("answers again"), "{log}");
+    inner.proc().signal(Signal::CONT);
+}

@@ -1,9 +1,10 @@
 //! Cached answers while the server is away, for names that the kernel still refers to.
 //!
 //! If the server has stopped, its host refuses connections and requests fail at once. If the server
-//! hangs or its link is down, each request lasts until its time-out. So after the first time-out,
-//! lookups of known names get the cached attributes at once. A background task probes the server
-//! until it answers again.
+//! hangs or its link is down, each request lasts until its time-out. So after the first time-out, a
+//! background task probes the root directory. If the root times out too, lookups of known names get
+//! the cached attributes at once, until a probe is answered. If the root answers, only that one name
+//! hangs, for example below a mount point of the served directory.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,14 +25,19 @@ const REVALIDATE_TIMEOUT: Duration = Duration::from_secs(5);
 /// A connection that fails after at least this time counts as timed out. The kernel reports some
 /// time-outs as errors, such as EHOSTUNREACH without an ARP answer; refusals come faster.
 const SLOW_FAILURE: Duration = Duration::from_secs(1);
+/// Time-out of the first probe. Shorter, because a server that only has one hung file system answers
+/// for its root within milliseconds.
+const FIRST_PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Pause between two probes of a server that does not answer.
 const PROBE_PAUSE: Duration = Duration::from_millis(500);
 
 /// State of the server as seen by requests.
 #[derive(Debug, Default)]
 pub(super) struct Outage {
-    /// Whether a request timed out and no probe was answered since.
+    /// Whether a request and a probe timed out, and no probe was answered since.
     is_silent: AtomicBool,
+    /// Whether a task probes the server.
+    is_probing: AtomicBool,
 }
 
 impl Fs {
@@ -58,44 +64,50 @@ impl Fs {
         };
         let is_unreachable = matches!(error, ControlError::Unreachable { .. });
         if is_unreachable && now().saturating_duration_since(start) >= SLOW_FAILURE {
-            self.begin_outage();
+            self.probe();
         }
         if let Some(more) = quiet::allow("server away", "") {
-            warn!(%path, %error, "the server is away: showing cached names and attributes{more}");
+            warn!(%path, %error, "the server does not answer: showing cached names and attributes{more}");
         }
         Ok(known)
     }
 
-    /// Records that requests time out, and starts a task that ends the outage when a probe is
-    /// answered. Does nothing during an outage.
-    fn begin_outage(self: &Arc<Self>) {
-        if !self.outage.is_silent.swap(true, Ordering::Relaxed) {
-            let fs = self.clone();
-            tokio::spawn(async move {
-                let mut stopping = fs.stopping.subscribe();
-                tokio::select! {
-                    () = fs.wait_for_answer() => {}
-                    _ = stopping.wait_for(|stopping| *stopping) => return,
-                }
-                fs.outage.is_silent.store(false, Ordering::Relaxed);
-                if let Some(more) = quiet::allow("answers again", "") {
-                    info!(server = fs.control.server(), "the server answers again{more}");
-                }
-            });
+    /// Starts a task that probes the server until it answers, unless there is one. The outage lasts
+    /// from the first probe that times out until one is answered.
+    fn probe(self: &Arc<Self>) {
+        if self.outage.is_probing.swap(true, Ordering::Relaxed) {
+            return;
         }
+        let fs = self.clone();
+        tokio::spawn(async move {
+            let mut stopping = fs.stopping.subscribe();
+            tokio::select! {
+                () = fs.wait_for_answer() => {}
+                _ = stopping.wait_for(|stopping| *stopping) => return,
+            }
+            if fs.outage.is_silent.swap(false, Ordering::Relaxed)
+                && let Some(more) = quiet::allow("answers again", "")
+            {
+                info!(server = fs.control.server(), "the server answers again{more}");
+            }
+            fs.outage.is_probing.store(false, Ordering::Relaxed);
+        });
     }
 
     /// Probes the server until it answers, be it with an error.
     async fn wait_for_answer(&self) {
         let root = lock(&self.inodes).find(ROOT).cloned();
         let Some(root) = root else { return };
+        let mut patience = FIRST_PROBE_TIMEOUT;
         loop {
-            sleep(PROBE_PAUSE).await;
             let request = self.control.attributes_unless(&root.path, root.attributes.etag.as_ref());
-            match timeout(REVALIDATE_TIMEOUT, request).await {
+            match timeout(patience, request).await {
                 Err(_) | Ok(Err(ControlError::Unreachable { .. })) => {}
                 Ok(_) => return,
             }
+            self.outage.is_silent.store(true, Ordering::Relaxed);
+            patience = REVALIDATE_TIMEOUT;
+            sleep(PROBE_PAUSE).await;
         }
     }
 }

@@ -444,6 +444,11 @@ impl Cast {
         self.joins
     }
 
+    /// Returns whether anything is sent for the member: it has a lease, and datagrams reach it.
+    pub fn serves(&self, token: &Token) -> bool {
+        self.members.serves(token)
+    }
+
     /// Returns the number of pages sent since the cast started.
     pub fn pages_sent(&self) -> u64 {
         let sent = self.stream.pages_sent() + self.demand.pages_sent() + self.probe.pages_sent();

@@ -262,6 +262,13 @@ impl Members {
         extended.or(self.demand.set(token, impairment))
     }
 
+    /// Returns whether anything is sent for the member: it has a lease, and datagrams reach it.
+    pub(super) fn serves(&self, token: &Token) -> bool {
+        let impairment = self.extended.impaired.get(token).or(self.demand.impaired.get(token));
+        let is_reached = !matches!(impairment, Some(Impairment::Unicast | Impairment::NoCredit));
+        self.has_lease(token) && is_reached
+    }
+
     /// Returns the number of members that fetch the file over HTTP.
     pub(super) fn unicast(&self) -> usize {
         self.extended.impaired.unicast + self.demand.impaired.unicast

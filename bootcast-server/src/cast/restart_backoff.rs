@@ -51,7 +51,7 @@ impl RestartBackoff {
         now: Instant,
     ) {
         if duration >= RECOVERY_TIME {
-            self.failures.remove(path);
+            self.on_success(path);
         }
         if !matches!(reason, EndReason::FileChanged | EndReason::Unreadable) {
             return;
@@ -64,6 +64,11 @@ impl RestartBackoff {
         self.failures
             .insert(path.clone(), Failures { reason, count, not_before: now + pause_after(count) });
         debug_assert!(self.failures.len() <= PATHS_MAX);
+    }
+
+    /// Forgets the failures of a path whose file was sent to the end.
+    pub(super) fn on_success(&mut self, path: &RemotePath) {
+        self.failures.remove(path);
     }
 
     /// Returns the reason of the failures and the remaining pause; `None` if a cast may start now.

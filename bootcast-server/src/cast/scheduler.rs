@@ -169,6 +169,11 @@ impl Running {
         u64::from(1 + self.cast.members().max(1).ilog2())
     }
 
+    /// Returns whether as many pages were sent as the file has.
+    fn is_sent(&self) -> bool {
+        self.cast.pages_sent() >= u64::from(self.geometry.pages())
+    }
+
     /// Returns the allowance that limits urgent pages, or `None` if only the ceiling limits them.
     /// While no member reports counters, the rate of the cast says nothing about the network.
     fn urgent_allowance(&self) -> Option<&Allowance> {
@@ -317,12 +322,12 @@ impl Scheduler {
         if !running.cast.handle_report(token, report, now) {
             return false;
         }
-        if report.unicast {
-            // The counters of a member that multicast does not reach say nothing about the rate.
-            running.control.forget(token);
-        } else {
+        if running.cast.serves(token) {
             let is_changed = running.control.handle_report(token, report, now);
             running.apply_rate(is_changed, now);
+        } else {
+            // The counters of a member that multicast does not reach say nothing about the rate.
+            running.control.forget(token);
         }
         running.end_opening(now);
         true
@@ -649,6 +654,9 @@ impl Scheduler {
         self.share_panel();
         self.settings.groups.give_back(*running.group.ip(), now);
         let duration = now.saturating_duration_since(running.started_at);
+        if reason == EndReason::LastLeave && running.is_sent() {
+            self.restart_backoff.on_success(&running.path);
+        }
         // A cast that ends without members makes nobody join again.
         if running.cast.members() > 0 {
             self.restart_backoff.on_end(&running.path, reason, duration, now);

@@ -41,6 +41,16 @@ impl Lab {
     }
 
     fn join(&mut self, path: &str, etag: &str, size: u64) -> Result<(Joined, Token), JoinRefusal> {
+        self.join_as(path, etag, size, MemberKind::Plain)
+    }
+
+    fn join_as(
+        &mut self,
+        path: &str,
+        etag: &str,
+        size: u64,
+        kind: MemberKind,
+    ) -> Result<(Joined, Token), JoinRefusal> {
         self.tokens += 1;
         let token = Token::from_random(self.tokens);
         let etag = Etag::new(etag).unwrap();
@@ -50,7 +60,7 @@ impl Lab {
             &etag,
             geometry,
             token.clone(),
-            MemberKind::Plain,
+            kind,
             self.now,
         )?;
         Ok((joined, token))
@@ -234,14 +244,16 @@ fn the_rate_that_a_slow_cast_leaves_goes_to_the_others() {
 
 /// Creates a lab whose casts have a repair channel, and its only cast with one extended member.
 fn extended() -> (Lab, Joined, Token) {
+    extended_of(MIB)
+}
+
+/// A cast of a file of this size with one extended member.
+fn extended_of(size: u64) -> (Lab, Joined, Token) {
     let mut lab = Lab::new("100mbit", "239.255.0.0/31", 9);
     lab.scheduler.settings.repair =
         Some(RepairSettings { interleave: 4, repair_port: 9001, lease: 60 * SECOND });
-    let (etag, token) = (Etag::new("v1").unwrap(), Token::from_random(0));
-    let geometry = Geometry::new(MIB, page_size()).unwrap();
-    let (path, kind) = (name("a"), MemberKind::Extended);
-    let joined = lab.scheduler.handle_join(&path, &etag, geometry, token.clone(), kind, lab.now);
-    (lab, joined.unwrap(), token)
+    let (joined, token) = lab.join_as("a", "v1", size, MemberKind::Extended).unwrap();
+    (lab, joined, token)
 }
 
 #[test]
@@ -278,6 +290,27 @@ fn a_cast_that_loses_half_continues_at_half_the_rate_and_the_next_one_starts_the
     lab.scheduler.handle_end(joined.cast, EndReason::FileChanged, lab.now);
     let (next, _) = lab.join("b", "v1", MIB).unwrap();
     assert_eq!(lab.scheduler.cast(next.cast).unwrap().rate, rate);
+}
+
+#[test]
+fn losses_of_a_member_that_nothing_is_sent_for_do_not_slow_the_cast() {
+    let (mut lab, joined, deaf) = extended_of(64 * MIB);
+    let path = name("a");
+    let (other, _) = lab.join_as("a", "v1", 64 * MIB, MemberKind::Extended).unwrap();
+    assert_eq!(other.cast, joined.cast);
+    let all = Report { bulk: vec![(0, u32::MAX)], ..Report::default() };
+    for _ in 0..3 {
+        assert!(lab.scheduler.handle_report(&path, &deaf, &all, lab.now));
+    }
+    assert!(!lab.scheduler.casts[&joined.cast].cast.serves(&deaf));
+    let rate = lab.scheduler.cast(joined.cast).unwrap().rate;
+    for _ in 0..4 {
+        lab.run(HOLD + Duration::from_millis(200));
+        let sent = lab.scheduler.casts[&joined.cast].control.pace(1).sent;
+        let report = Report { sent, received: sent / 50, ..all.clone() };
+        assert!(lab.scheduler.handle_report(&path, &deaf, &report, lab.now));
+    }
+    assert_eq!(lab.scheduler.cast(joined.cast).unwrap().rate, rate);
 }
 
 /// Returns the destinations of the end announcements.
@@ -600,4 +633,25 @@ fn a_file_that_changes_repeatedly_must_wait_for_its_next_cast() {
     lab.now += SECOND;
     assert!(lab.join("a", "v3", MIB).unwrap().0.has_started_cast);
     lab.join("a", "v3", MIB).expect("a running cast takes more members");
+}
+
+#[test]
+fn a_cast_that_sent_its_file_to_the_end_clears_the_failures_of_the_path() {
+    let mut lab = Lab::new("1gbit", "239.254.18.0/24", 10);
+    for version in ["v0", "v1"] {
+        let (joined, _) = lab.join("a", version, MIB).unwrap();
+        lab.scheduler.handle_end(joined.cast, EndReason::FileChanged, lab.now);
+    }
+    let (joined, token) = lab.join("a", "v2", MIB).unwrap();
+    while lab.pages_of(joined.cast) < 721 {
+        lab.run(Duration::from_millis(1));
+    }
+    assert!(lab.scheduler.handle_leave(&name("a"), &token, lab.now).is_some());
+    lab.run(SECOND);
+    assert!(lab.ended_casts().contains(&(joined.cast, EndReason::LastLeave)));
+    for version in ["v3", "v4"] {
+        let (joined, _) = lab.join("a", version, MIB).expect("no pause");
+        lab.scheduler.handle_end(joined.cast, EndReason::FileChanged, lab.now);
+    }
+    assert!(lab.join("a", "v5", MIB).unwrap().0.has_started_cast, "two failures are free again");
 }

@@ -16,7 +16,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 const MIN_SUBTREE_THREADS: usize = 2;
 
 /// Time that a request waits for a thread. Then it is refused, because its file system may hang.
-const THREAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// Shorter than the 5 s that a client waits for attributes, so that it learns the reason.
+const THREAD_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Why work was not run or not finished.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

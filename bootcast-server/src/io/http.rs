@@ -1,9 +1,10 @@
 //! Accepts the connections of the control plane, serves them, and limits what they can occupy.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
+use bootcast_proto::log_limit::Limiter;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
@@ -54,6 +55,7 @@ pub async fn serve(listener: TcpListener, router: Router, stop: impl Future<Outp
     let free = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let peers = Peers::new(MAX_HOST_CONNECTIONS);
     let mut stop = std::pin::pin!(stop);
+    let mut refused = Limiter::new();
     loop {
         let accepted = async {
             let permit = Arc::clone(&free).acquire_owned().await;
@@ -79,7 +81,9 @@ pub async fn serve(listener: TcpListener, router: Router, stop: impl Future<Outp
                 });
             }
             Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection, trying again");
+                if let Some(suppressed) = refused.allow(&error.to_string(), Instant::now()) {
+                    tracing::warn!(%error, suppressed, "cannot accept a connection, trying again");
+                }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }

@@ -32,20 +32,14 @@ pub(super) fn read_exact(
     Ok(())
 }
 
-/// Returns whether the error concerns only the bytes that were read. Other errors concern the whole
-/// file, such as ESTALE from an NFS server that no longer knows the file.
+/// Returns whether the error concerns only the bytes that were read: the medium cannot read them
+/// (EIO, ENODATA, EREMOTEIO, EILSEQ; Linux block/blk-core.c), or their checksum is wrong (EBADMSG
+/// and EUCLEAN of ext4 and XFS). Other errors concern the whole file or the moment, such as ESTALE
+/// from an NFS server that no longer knows the file, or ENOMEM.
 pub(super) fn is_local_to_bytes(errno: Errno) -> bool {
-    !matches!(
+    matches!(
         errno,
-        Errno::STALE
-            | Errno::NODEV
-            | Errno::NXIO
-            | Errno::BADF
-            | Errno::NOTCONN
-            | Errno::ACCESS
-            | Errno::PERM
-            | Errno::ISDIR
-            | Errno::INVAL
+        Errno::IO | Errno::NODATA | Errno::REMOTEIO | Errno::ILSEQ | Errno::BADMSG | Errno::UCLEAN
     )
 }
 

@@ -1,10 +1,9 @@
 //! Loop of the sender thread: takes commands, and sends datagrams at the scheduler's pace.
 
-mod end_log;
+mod log;
 mod unreadable;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddrV4;
 use std::ops::{Bound, ControlFlow};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
@@ -14,12 +13,12 @@ use bootcast_proto::log_limit::Limiter;
 use bootcast_proto::wire::end_datagram;
 use bootcast_proto::{PageRange, RemotePath};
 
-use self::end_log::EndLog;
+use self::log::{Begun, SenderLog};
 use super::{Command, JoinError, SenderConfig, WantAnswer};
 use crate::cast::{
     CastId, EndReason, Event, Scheduler, Sending, Settings, Symbol, Transmit, pair_to_range,
 };
-use crate::io::interface::{self, Interface, InterfaceName};
+use crate::io::interface;
 use crate::io::page_reader::{PageReader, ReadError};
 use crate::io::repair_reader::{RepairReader, Rows};
 use crate::io::socket::{MulticastSocket, SendError};
@@ -40,9 +39,6 @@ const NO_BUFFERS_PAUSE: Duration = Duration::from_millis(1);
 
 /// Pause between two attempts on an interface that is down.
 const DOWN_PAUSE: Duration = Duration::from_millis(250);
-
-/// Time between two warnings about datagrams that the kernel refused.
-const REFUSED_WARNING_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Period in which the path of every running cast is checked once for a new version. A cast of a
 /// changed file therefore ends within a second.
@@ -113,10 +109,9 @@ pub(super) struct Driver {
     unsent: Option<Transmit>,
     /// Time of the next attempt; `None` unless the interface is down.
     down_until: Option<Instant>,
-    next_refused_warning: Instant,
     /// Limits the warnings about files that cannot be read to one a minute for each path.
     unreadable_warnings: Limiter<RemotePath, Instant>,
-    end_log: EndLog,
+    log: SenderLog,
     version_round: VersionRound,
     started: Instant,
     /// Bytes read by casts that have ended.
@@ -134,9 +129,8 @@ impl Driver {
             rows: Rows::default(),
             unsent: None,
             down_until: None,
-            next_refused_warning: now,
             unreadable_warnings: Limiter::new(),
-            end_log: EndLog::default(),
+            log: SenderLog::default(),
             version_round: VersionRound {
                 next: now,
                 interval: VERSION_ROUND,
@@ -186,10 +180,7 @@ impl Driver {
             match self.send(batch) {
                 Ok(()) => {
                     if self.down_until.take().is_some() {
-                        tracing::info!(
-                            interface = self.config.interface.name,
-                            "the interface is back"
-                        );
+                        self.log.log_up(&self.config.interface);
                     }
                 }
                 Err(SendError::Full) => {
@@ -200,7 +191,9 @@ impl Driver {
                     return Next::WaitUntil(Instant::now() + NO_BUFFERS_PAUSE);
                 }
                 Err(SendError::Down(errno)) => return Next::WaitUntil(self.handle_down(errno)),
-                Err(SendError::Refused(errno)) => self.warn_refused(group, errno),
+                Err(SendError::Refused(errno)) => {
+                    self.log.log_refused(group, errno, Instant::now());
+                }
             }
         }
         Next::Continue
@@ -383,11 +376,9 @@ impl Driver {
                         let repair = repair.map(|layout| pages.for_repair(layout));
                         let demanded = pages.for_demand();
                         self.readers.insert(joined.cast, CastReader { pages, demanded, repair });
-                        let size = geometry.size();
-                        tracing::info!(
-                            cast = %joined.cast, %path, %group, size, %etag,
-                            "cast began"
-                        );
+                        let (cast, size) = (joined.cast, geometry.size());
+                        let begun = Begun { cast, path: &path, etag: &etag, size, group };
+                        self.log.log_begin(&begun, now);
                     }
                     let members = self.members(joined.cast);
                     tracing::debug!(cast = %joined.cast, %path, token = %name, members, "joined");
@@ -490,39 +481,17 @@ impl Driver {
             if let Some(reader) = self.readers.remove(&ended.cast) {
                 self.bytes_read += reader.bytes_read();
             }
-            self.end_log.log(&ended, Instant::now());
+            self.log.log_end(&ended, Instant::now());
         }
     }
 
-    /// Warns that the kernel refused a datagram, once per [`REFUSED_WARNING_INTERVAL`].
-    fn warn_refused(&mut self, group: SocketAddrV4, errno: rustix::io::Errno) {
-        let now = Instant::now();
-        if self.next_refused_warning <= now {
-            self.next_refused_warning = now + REFUSED_WARNING_INTERVAL;
-            tracing::warn!(
-                %group, %errno,
-                "the kernel refuses datagrams to this group: check the firewall"
-            );
-        }
-    }
-
-    /// Warns once that the interface is down. Returns the time of the next attempt.
+    /// Handles an interface that is down. Returns the time of the next attempt.
     fn handle_down(&mut self, errno: rustix::io::Errno) -> Instant {
+        let now = Instant::now();
         if self.down_until.is_none() {
-            let Interface { name, address, .. } = &self.config.interface;
-            match self.config.interface_name {
-                Some(InterfaceName::Address(_)) => {
-                    tracing::warn!(%address, %errno, "cannot send: waiting for this address");
-                }
-                _ => {
-                    tracing::warn!(
-                        interface = name, %errno,
-                        "cannot send: waiting for the interface"
-                    );
-                }
-            }
+            self.log.log_down(&self.config, errno, now);
         }
-        let until = Instant::now() + DOWN_PAUSE;
+        let until = now + DOWN_PAUSE;
         self.down_until = Some(until);
         until
     }
