@@ -1,4 +1,4 @@
-//! Does a complete file read as fast through the mount as the cache file itself?
+//! Are reads of a complete file through the mount as fast as reads of its cache file?
 
 use std::fs::File;
 use std::io::Read;
@@ -10,10 +10,11 @@ use crate::{RUNS, median, timed};
 
 const SIZE: u64 = mib(1024);
 
-/// A read takes only a fraction of a second, so more runs than elsewhere.
+/// Number of reads of each kind. More than the usual [`RUNS`], because each read takes only a
+/// fraction of a second.
 const TURNS: usize = 3 * RUNS;
 
-/// Reads the same bytes in the same way, in turn through the mount and from the cache file.
+/// Reads the same bytes in the same way, by turns through the mount and from the cache file.
 pub(crate) fn measure() -> String {
     let lab = Lab::builder().build();
     let image = lab.put("image", SIZE);
@@ -57,13 +58,13 @@ fn gigabytes_per_second(path: &Path) -> f64 {
 
 fn largest_file_below(directory: &Path) -> Option<PathBuf> {
     let mut largest = None;
-    let mut open = vec![directory.to_owned()];
-    while let Some(directory) = open.pop() {
+    let mut pending = vec![directory.to_owned()];
+    while let Some(directory) = pending.pop() {
         for entry in directory.read_dir().unwrap() {
             let entry = entry.unwrap();
             let attributes = entry.metadata().unwrap();
             if attributes.is_dir() {
-                open.push(entry.path());
+                pending.push(entry.path());
             } else {
                 largest = largest.max(Some((attributes.len(), entry.path())));
             }

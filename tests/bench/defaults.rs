@@ -1,5 +1,5 @@
-//! How much time does a cast lose that has to find its rate? Servers without `--rate`, beside
-//! servers that are told the link's.
+//! How much time does a cast lose if it must find its rate? Compares servers without `--rate` and
+//! servers with the rate of the link.
 
 use std::fs;
 
@@ -7,8 +7,8 @@ use harness::{Lab, mib};
 
 use crate::{limit_seconds, median, read_all, rounds, timed, wait_all, warm_memory};
 
-/// A network: its name in the table, its rate, and whether the cap is behind the switch's port, so
-/// that the head does not feel it.
+/// A network: its name in the table, its rate, and whether the rate cap is behind the switch's
+/// port, where it does not block the head.
 type Network = (&'static str, &'static str, bool);
 
 const NETWORKS: [Network; 3] = [
@@ -17,35 +17,39 @@ const NETWORKS: [Network; 3] = [
     ("100mbit, cap at the switch", "100mbit", true),
 ];
 
+/// Goal for the time until the last client is done, in multiples of the limit.
 const GOAL: f64 = 1.15;
 
-/// Files of 32 and 128 MiB for one client and for eight. `ROWS=1gbit` or `ROWS='1gbit, 8'` measures
-/// those rows alone.
+/// Measures files of 32 and 128 MiB with one client and with eight. `ROWS=1gbit` or `ROWS='1gbit,
+/// 8'` selects rows.
 pub(crate) fn measure() -> String {
     let mut text = format!(
         "\n## Default options\n\n\
-         No `--rate`: the interface tells no speed, and the server takes 0.97 of 1 Gbit/s for its ceiling. All clients mount \
-         and `cat` at once; medians of {} runs, a fresh server for each, which knows nothing. Beside it a server that is told the \
-         rate of the link. The limit is what one copy takes at the full rate with its headers.\n\n\
-         | network | clients | MiB | last one done, s | × limit | goal | with `--rate`, s | × that |\n\
+         No `--rate`: the interface tells no speed, and the server takes 0.97 of 1 Gbit/s for its \
+         ceiling. All clients mount and `cat` at once; medians of {} runs, a fresh server for \
+         each, which knows nothing. Beside it a server that is told the rate of the link. The \
+         limit is what one copy takes at the full rate with its headers.\n\n\
+         | network | clients | MiB | last one done, s | × limit | goal | with `--rate`, s \
+         | × that |\n\
          |---|---|---|---|---|---|---|---|\n",
         rounds()
     );
-    let wanted = std::env::var("ROWS").unwrap_or_default();
+    let selected = std::env::var("ROWS").unwrap_or_default();
     for (name, rate, is_behind) in NETWORKS {
         for clients in [1, 8] {
-            if !format!("{name}, {clients}").contains(&wanted) {
+            if !format!("{name}, {clients}").contains(&selected) {
                 continue;
             }
             let lab = Lab::builder().clients(clients).rate(rate).memory_disk();
             let lab = if is_behind { lab.cap_at_switch() } else { lab }.build();
             for size in [mib(32), mib(128)] {
-                let (default, told) = both(&lab, size, rate);
+                let (default, with_rate) = compare(&lab, size, rate);
                 let row = format!(
-                    "| {name} | {clients} | {} | {default:.2} | {:.2} | {GOAL} | {told:.2} | {:.2} |",
+                    "| {name} | {clients} | {} | {default:.2} | {:.2} | {GOAL} | {with_rate:.2} \
+                     | {:.2} |",
                     size / mib(1),
                     default / limit_seconds(size, rate),
-                    default / told,
+                    default / with_rate,
                 );
                 println!("{row}");
                 text.push_str(&row);
@@ -56,17 +60,17 @@ pub(crate) fn measure() -> String {
     text
 }
 
-/// Medians of both kinds, by turns.
-fn both(lab: &Lab, size: u64, rate: &str) -> (f64, f64) {
-    let (mut default, mut told) = (Vec::new(), Vec::new());
+/// Measures without and with `--rate`, by turns, and returns the medians.
+fn compare(lab: &Lab, size: u64, rate: &str) -> (f64, f64) {
+    let (mut default, mut with_rate) = (Vec::new(), Vec::new());
     for _ in 0..rounds() {
         default.push(run(lab, size, None));
-        told.push(run(lab, size, Some(rate)));
+        with_rate.push(run(lab, size, Some(rate)));
     }
-    (median(default), median(told))
+    (median(default), median(with_rate))
 }
 
-/// Seconds until the last client has the file.
+/// Returns the seconds until the last client has the file.
 fn run(lab: &Lab, size: u64, rate: Option<&str>) -> f64 {
     let image = lab.put("image", size);
     let server = lab.server();

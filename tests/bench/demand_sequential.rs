@@ -1,4 +1,5 @@
-//! What does it cost to read a file from the beginning to the end where only what is read arrives?
+//! How long does it take to read a whole file in order with `fill=demand`, and how many pages are
+//! sent?
 
 use harness::{Lab, mib};
 
@@ -7,8 +8,9 @@ use crate::{median, read_all, rounds, timed, wait_all, warm_memory};
 const RATE: &str = "200mbit";
 const SIZE: u64 = mib(64);
 
-/// Seconds that one copy takes at the full rate with its headers: 38 bytes of Ethernet, 20 of IPv4
-/// and 8 of UDP for 1472.
+/// Returns the seconds that one copy takes at the full rate with its headers. 1456 bytes of the
+/// file occupy 1538 bytes of the wire: 16 of the page's header, 8 of UDP, 20 of IPv4 and 38 of
+/// Ethernet are added.
 #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
 fn limit_seconds() -> f64 {
     SIZE as f64 * 8.0 * 1538.0 / 1456.0 / 200e6
@@ -16,18 +18,22 @@ fn limit_seconds() -> f64 {
 
 struct Figures {
     seconds: f64,
+    /// Bytes on the wire, in files.
     sent: f64,
+    /// Pages sent for each page of the file.
     pages: f64,
 }
 
-/// Demand mounts that all read one file from its beginning, over a link that is as fast as the
-/// server sends.
+/// Measures demand mounts that all read one file from its beginning, over a link whose rate is that
+/// of the server.
 pub(crate) fn measure() -> String {
     let mut text = format!(
         "\n## A whole file by demand\n\n\
-         64 MiB, `cat` on mounts with `fill=demand`, all from the beginning at once, over a link of {RATE} that the server fills, \
-         {} rounds. The limit is what one copy takes at that rate with its headers, {:.2} s.\n\n\
-         | clients | loss | last one done, s | × limit | files sent | pages sent for each |\n|---|---|---|---|---|---|\n",
+         64 MiB, `cat` on mounts with `fill=demand`, all from the beginning at once, over a link \
+         of {RATE} that the server fills, {} rounds. The limit is what one copy takes at that \
+         rate with its headers, {:.2} s.\n\n\
+         | clients | loss | last one done, s | × limit | files sent | pages sent for each |\n\
+         |---|---|---|---|---|---|\n",
         rounds(),
         limit_seconds()
     );

@@ -1,4 +1,5 @@
-//! When is the last of N clients done, and what did the server send for them all? Beside it: nginx.
+//! When is the last of N clients done, and how many bytes did the server send for all of them?
+//! Compares bootcast with nginx.
 
 use std::fs;
 
@@ -11,7 +12,7 @@ use crate::{RUNS, limit_seconds, median, read_all, timed, wait_all, warm_memory}
 const RATE: &str = "200mbit";
 const SIZE: u64 = mib(128);
 
-/// Median results of one way to bring the file to N clients.
+/// Median results of one way to transfer the file to N clients.
 struct Figures {
     /// Time until the last client is done, in multiples of the limit.
     time: f64,
@@ -19,12 +20,14 @@ struct Figures {
     sent: f64,
 }
 
-/// Measures one client, four and eight, by cast and by TCP.
+/// Measures one, four and eight clients, with bootcast and with nginx.
 pub(crate) fn measure() -> String {
     let mut text = format!(
         "\n## A fleet at {RATE}\n\n\
-         128 MiB, no loss, all clients mount and `cat` at once; beside it nginx and `curl` on the same network.\n\n\
-         | clients | bootcast: last one done, s | × limit | files sent | nginx: last one done, s | × limit | files sent |\n\
+         128 MiB, no loss, all clients mount and `cat` at once; beside it nginx and `curl` on the \
+         same network.\n\n\
+         | clients | bootcast: last one done, s | × limit | files sent | nginx: last one done, s \
+         | × limit | files sent |\n\
          |---|---|---|---|---|---|---|\n"
     );
     for clients in [1, 4, 8] {
@@ -48,11 +51,12 @@ pub(crate) fn measure() -> String {
     text
 }
 
-/// Measures eight clients on networks that lose packets: the value of repair.
+/// Measures eight clients on networks that lose packets.
 pub(crate) fn measure_lossy() -> String {
     let mut text = format!(
         "\n## A fleet at {RATE} that loses packets\n\n\
-         128 MiB, eight clients mount and `cat` at once; each loses packets at random, for itself.\n\n\
+         128 MiB, eight clients mount and `cat` at once; each loses packets at random, for \
+         itself.\n\n\
          | loss | last one done, s | × limit | files sent |\n|---|---|---|---|\n"
     );
     for loss in [0.1, 1.0, 5.0] {
@@ -70,13 +74,15 @@ pub(crate) fn measure_lossy() -> String {
     println!("{row}");
     text.push_str(&row);
     text.push_str(
-        "\n\nGoal: 1.15 files for `get` as well. Its clients come one after the other, and each packet that \
-         opens a connection may get lost; who comes late misses what was sent meanwhile.\n",
+        "\n\nGoal: 1.15 files for `get` as well. Its clients come one after the other, and each \
+         packet that opens a connection may get lost; who comes late misses what was sent \
+         meanwhile.\n",
     );
     text
 }
 
-/// Clients that start when they are told to, and so come apart: the others are mounted before.
+/// Measures `bootcast get`. Unlike mounts, its clients start during the measurement, so they join
+/// one after the other.
 fn gets(clients: u8, loss_percent: f64) -> Figures {
     let lab = Lab::builder().clients(clients).rate(RATE).memory_disk().loss(loss_percent).build();
     let server = lab.server().option("--rate", RATE).start();
@@ -90,10 +96,11 @@ fn gets(clients: u8, loss_percent: f64) -> Figures {
         };
         wait_all(lab.clients().iter().map(get).collect());
     };
-    let settle = || wait_until(SOON, "the cast has ended", || server.status().casts.is_empty());
-    repeat(&lab, fetch, settle)
+    let wait_end = || wait_until(SOON, "the cast has ended", || server.status().casts.is_empty());
+    repeat(&lab, fetch, wait_end)
 }
 
+/// Measures mounts.
 fn cast(clients: u8, loss_percent: f64) -> Figures {
     let lab = Lab::builder().clients(clients).rate(RATE).memory_disk().loss(loss_percent).build();
     let server = lab.server().option("--rate", RATE).start();
@@ -101,10 +108,11 @@ fn cast(clients: u8, loss_percent: f64) -> Figures {
     let read = |name: &str| {
         wait_all(mounts.iter().map(|mount| read_all(mount.host(), &mount.join(name))).collect());
     };
-    let settle = || wait_until(SOON, "the cast has ended", || server.status().casts.is_empty());
-    repeat(&lab, read, settle)
+    let wait_end = || wait_until(SOON, "the cast has ended", || server.status().casts.is_empty());
+    repeat(&lab, read, wait_end)
 }
 
+/// Measures nginx and `curl`.
 fn tcp(clients: u8) -> Figures {
     let lab = Lab::builder().clients(clients).rate(RATE).memory_disk().build();
     let _nginx = start_nginx(&lab);
@@ -123,7 +131,8 @@ pub(crate) fn start_nginx(lab: &Lab) -> Proc {
     fs::write(
         &configuration,
         format!(
-            "daemon off; master_process off; user root; pid {0}/nginx.pid; error_log stderr; events {{}}\n\
+            "daemon off; master_process off; user root; pid {0}/nginx.pid; error_log stderr; \
+             events {{}}\n\
              http {{ access_log off; sendfile on; server {{ listen 8080; root {0}/served; }} }}\n",
             lab.directory().display()
         ),
@@ -135,9 +144,10 @@ pub(crate) fn start_nginx(lab: &Lab) -> Proc {
     nginx
 }
 
-/// Times `transfer` of a new file repeatedly. What is sent until `settle` returns counts as well.
+/// Measures the transfer of a new file [`RUNS`] times. `wait_end` waits for the end of the cast,
+/// because bytes that are sent until then count as well.
 #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
-fn repeat(lab: &Lab, transfer: impl Fn(&str), settle: impl Fn()) -> Figures {
+fn repeat(lab: &Lab, transfer: impl Fn(&str), wait_end: impl Fn()) -> Figures {
     let (mut times, mut sent) = (Vec::new(), Vec::new());
     for run in 0..RUNS {
         let name = format!("image-{run}");
@@ -145,7 +155,7 @@ fn repeat(lab: &Lab, transfer: impl Fn(&str), settle: impl Fn()) -> Figures {
         let before = lab.head().counters().tx_bytes;
         warm_memory(2);
         times.push(timed(|| transfer(&name)).as_secs_f64() / limit_seconds(SIZE, RATE));
-        settle();
+        wait_end();
         sent.push((lab.head().counters().tx_bytes - before) as f64 / SIZE as f64);
         fs::remove_file(image.path).unwrap();
     }

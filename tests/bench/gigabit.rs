@@ -1,4 +1,4 @@
-//! Does a fleet get a gigabit, and how much of a core does that take on the server?
+//! Does a fleet get a gigabit per second, and how much CPU time does the server need for it?
 
 use harness::{Lab, SOON, mib, wait_until};
 
@@ -10,6 +10,7 @@ const SIZE: u64 = mib(128);
 struct Figures {
     seconds: f64,
     server_cpu_seconds: f64,
+    /// Bytes that left the server, in files.
     sent: f64,
 }
 
@@ -17,9 +18,11 @@ struct Figures {
 pub(crate) fn measure() -> String {
     let mut text = format!(
         "\n## A fleet at {RATE}\n\n\
-         128 MiB, all clients mount and `cat` at once, {} rounds. The limit is what one copy takes at the full rate with its headers, \
-         {:.2} s. CPU time is that of the server, as a share of the time until the last client is done.\n\n\
-         | clients | loss | last one done, s | × limit | files sent | server CPU, s | share |\n|---|---|---|---|---|---|---|\n",
+         128 MiB, all clients mount and `cat` at once, {} rounds. The limit is what one copy takes \
+         at the full rate with its headers, {:.2} s. CPU time is that of the server, as a share \
+         of the time until the last client is done.\n\n\
+         | clients | loss | last one done, s | × limit | files sent | server CPU, s | share |\n\
+         |---|---|---|---|---|---|---|\n",
         rounds(),
         limit_seconds(SIZE, RATE)
     );

@@ -1,4 +1,4 @@
-//! How much memory does a client need for a file much larger than that?
+//! How much memory does a client need for a large file?
 
 use harness::{Lab, mib};
 
@@ -6,8 +6,7 @@ use crate::{read_all, wait_all};
 
 const SIZE: u64 = mib(4096);
 
-/// Measures the peak resident memory of `bootcastfs` while a file of 4 GiB arrives. One run,
-/// because a peak has no median.
+/// Measures the peak resident memory of `bootcastfs` while a file of 4 GiB arrives, in one run.
 pub(crate) fn measure() -> String {
     let lab = Lab::builder().build();
     lab.put("image", SIZE);
@@ -17,6 +16,7 @@ pub(crate) fn measure() -> String {
     let peak_mib = mount.proc().peak_rss_bytes() >> 20;
     format!(
         "\n## Memory of a client\n\n\
-         Peak resident memory of `bootcastfs` (disk cache) for a file of 4 GiB: {peak_mib} MiB. Goal: under 100 MiB.\n"
+         Peak resident memory of `bootcastfs` (disk cache) for a file of 4 GiB: {peak_mib} MiB. \
+         Goal: under 100 MiB.\n"
     )
 }

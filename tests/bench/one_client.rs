@@ -1,4 +1,4 @@
-//! How fast is the whole path, disk to reader, and what does a GiB cost in CPU time?
+//! How fast is the whole path from disk to reader, and how much CPU time does a GiB take?
 
 use std::fs;
 
@@ -8,8 +8,8 @@ use crate::{RUNS, median, read_all, timed, wait_all, warm_memory};
 
 const SIZE: u64 = mib(1024);
 
-/// Values of `--rate`, with the loss in percent. Above what the client can take, a dropped page
-/// waits for the next pass, so the best rate is not the highest.
+/// Values of `--rate`, with the loss in percent. The best rate is not the highest: above the rate
+/// that the client can receive, pages are dropped and must be sent again.
 const RATES: [(&str, f64); 6] = [
     ("3gbit", 0.0),
     ("5gbit", 0.0),
@@ -29,8 +29,10 @@ struct Figures {
 /// Measures one client on a link without a cap, at several rates.
 pub(crate) fn measure() -> String {
     let mut text = "\n## One client, no cap\n\n\
-         1 GiB through the mount, first byte to last. CPU time is that of the server and of `bootcastfs`, per GiB.\n\n\
-         | --rate | loss | Gbit/s | files sent | server CPU, s | client CPU, s |\n|---|---|---|---|---|---|\n"
+         1 GiB through the mount, first byte to last. CPU time is that of the server and of \
+         `bootcastfs`, per GiB.\n\n\
+         | --rate | loss | Gbit/s | files sent | server CPU, s | client CPU, s |\n\
+         |---|---|---|---|---|---|\n"
         .to_owned();
     for (rate, loss) in RATES {
         let figures = at_rate(rate, loss);
@@ -55,7 +57,7 @@ fn at_rate(rate: &str, loss_percent: f64) -> Figures {
     let server = lab.server().option("--rate", rate).start();
     let mut runs = Vec::new();
     for run in 0..RUNS {
-        // Each run has its own mount, whose cache goes with it.
+        // Each run has its own mount, whose cache is removed after the run.
         let mut mount = lab.mount(1).start();
         let name = format!("image-{run}");
         let image = lab.put(&name, SIZE);

@@ -1,5 +1,5 @@
-//! How long does a random read take of a file that arrives on demand, and do many such readers
-//! share what is sent?
+//! How long does a random read with `fill=demand` take, and do several such readers share the pages
+//! that are sent?
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -19,16 +19,16 @@ const SHARED_BLOCK: u64 = 16 << 10;
 const READERS: usize = 8;
 const SHARED_RATE: &str = "200mbit";
 
-/// A prime that no number of blocks here shares: its multiples visit all blocks, far from each
-/// other.
+/// A prime that divides none of the numbers of blocks here. Its multiples modulo such a number
+/// visit every block, each far from the one before.
 const STRIDE: u64 = 1_000_003;
 
 /// Measures the latency of single reads of a cold file.
 pub(crate) fn measure() -> String {
     let mut text = format!(
         "\n## Reads here and there\n\n\
-         {READS} `pread`s of 4 KiB of a file of 1 GiB of which nothing is here, one after the other, `fill=demand`. Medians of {RUNS} \
-         runs.\n\n\
+         {READS} `pread`s of 4 KiB of a file of 1 GiB of which nothing is here, one after the \
+         other, `fill=demand`. Medians of {RUNS} runs.\n\n\
          | rate | loss | median, ms | 99 %, ms | longest, ms |\n|---|---|---|---|---|\n"
     );
     for rate in ["200mbit", "1gbit"] {
@@ -46,7 +46,7 @@ pub(crate) fn measure() -> String {
     text
 }
 
-/// Latencies in milliseconds, ascending.
+/// Returns the latencies of all reads in milliseconds, ascending.
 fn latencies(rate: &str, loss_percent: f64) -> Vec<f64> {
     let lab = Lab::builder().rate(rate).loss(loss_percent).build();
     lab.put("image", SIZE);
@@ -66,20 +66,22 @@ fn read(file: &File, offset: u64, len: u64) -> Duration {
     timed(|| file.read_exact_at(&mut buffer, offset).unwrap())
 }
 
-/// Compares what the server sends for eight readers with the same order, and for one.
+/// Compares the bytes that the server sends for eight readers with the same order, and for one.
 pub(crate) fn measure_same_order() -> String {
     let (alone, _) = share(1);
     let (together, seconds) = share(READERS);
     format!(
         "\n## Eight who read the same here and there\n\n\
-         64 MiB in pieces of 16 KiB in the same random order, {SHARED_RATE}, `fill=demand`, each on a mount of its own.\n\n\
-         | sent for one, files | sent for eight, files | ratio | the slowest of the eight, s |\n|---|---|---|---|\n\
+         64 MiB in pieces of 16 KiB in the same random order, {SHARED_RATE}, `fill=demand`, each \
+         on a mount of its own.\n\n\
+         | sent for one, files | sent for eight, files | ratio | the slowest of the eight, s |\n\
+         |---|---|---|---|\n\
          | {alone:.3} | {together:.3} | {:.3} | {seconds:.1} |\n\nGoal: 1.3.\n",
         together / alone
     )
 }
 
-/// Files sent and time of the slowest reader: medians of three.
+/// Returns the medians of three runs: bytes sent, in files, and seconds of the slowest reader.
 fn share(readers: usize) -> (f64, f64) {
     let runs: Vec<_> = (0..3).map(|_| share_once(readers)).collect();
     let middle = |figure: fn(&(f64, f64)) -> f64| median(runs.iter().map(figure).collect());

@@ -1,4 +1,4 @@
-//! Writes docs/BENCHMARKS.md: the figures, with the machine and command that made them.
+//! Writes docs/BENCHMARKS.md: the figures, the machine and the command.
 
 use std::fs;
 use std::path::Path;
@@ -6,10 +6,10 @@ use std::process::Command;
 
 use crate::RUNS;
 
-/// Start of the section on the simulation, which other programs measure. It is kept.
+/// Start of the section on the simulation, which is kept because other programs measure it.
 const SIMULATION: &str = "\n## Simulation\n";
 
-/// Writes the page around the measured parts.
+/// Writes the document with the measured parts.
 pub(crate) fn write(parts: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/BENCHMARKS.md");
     let before = fs::read_to_string(&path).unwrap_or_default();
@@ -18,10 +18,12 @@ pub(crate) fn write(parts: &str) {
         "# Benchmarks\n\n\
          Written by `make bench` (as root, about an hour and a half). {}.\n\
          {}.\n\n\
-         Every host is a network namespace of this one machine: server, switch and all clients share its cores, and the \
-         kernel charges part of the receivers' work to the sender. Files and caches lie in memory (`tmpfs`, with large \
-         pages for files that are read whole). Each figure is the median of {RUNS} runs; each run casts a file that no client has seen. \
-         \"Limit\" is what one copy takes at the full rate with its headers: 1538 bytes of wire, Ethernet framing included, for 1456 of the file.\n{parts}{simulation}",
+         Every host is a network namespace of this one machine: server, switch and all clients \
+         share its cores, and the kernel charges part of the receivers' work to the sender. \
+         Files and caches lie in memory (`tmpfs`, with large pages for files that are read \
+         whole). Each figure is the median of {RUNS} runs; each run casts a file that no client \
+         has seen. \"Limit\" is what one copy takes at the full rate with its headers: 1538 \
+         bytes of wire, Ethernet framing included, for 1456 of the file.\n{parts}{simulation}",
         date(),
         machine(),
     );
@@ -44,7 +46,7 @@ fn machine() -> String {
     format!("{cores} cores of {cpu}, {} GiB of memory, Linux {release}", kib.div_ceil(1 << 20))
 }
 
-/// The value of the first line `key : value` of a file.
+/// Returns the value of the first line `key : value` of a file.
 fn first_value(path: &str, key: &str) -> Option<String> {
     let text = fs::read_to_string(path).ok()?;
     let line = text.lines().find(|line| line.starts_with(key))?;

@@ -1,4 +1,4 @@
-//! What does a demand cost the server?
+//! How much CPU time does the server need to answer demands?
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
@@ -10,12 +10,14 @@ use harness::{Host, Lab, mib};
 use crate::{RUNS, median};
 
 const SIZE: u64 = mib(128);
+
+/// Duration of a run.
 const RUN: Duration = Duration::from_secs(3);
 
-/// Pages in one request.
+/// Number of pages in one request.
 const PAGES: u32 = 3;
 
-/// Numbers of members, each with one connection and one request at a time.
+/// Numbers of members to measure with. Each has one connection and one request at a time.
 const MEMBERS: [u32; 3] = [1, 8, 64];
 
 struct Figures {
@@ -24,17 +26,18 @@ struct Figures {
     cpu_per_thousand: f64,
 }
 
-/// Measures members that demand three pages at a time, anywhere in the file, as fast as they are
+/// Measures members that demand three pages at a time, at random positions, each as fast as it is
 /// answered.
 pub(crate) fn measure() -> String {
     let mut text = format!(
         "\n## Demand\n\n\
-         Members ask for {PAGES} pages at a time, anywhere in 128 MiB, each on a connection of its own and as fast as it is \
-         answered. CPU time is that of the server, the sending of the pages included, per 1000 requests.\n\n\
+         Members ask for {PAGES} pages at a time, anywhere in 128 MiB, each on a connection of its \
+         own and as fast as it is answered. CPU time is that of the server, the sending of the \
+         pages included, per 1000 requests.\n\n\
          | members | wants/s | pages sent for each | server CPU, s |\n|---|---|---|---|\n"
     );
     for members in MEMBERS {
-        let figures = asked_by(members);
+        let figures = measure_members(members);
         let row = format!(
             "| {members} | {:.0} | {:.2} | {:.3} |",
             figures.wants_per_second, figures.pages_per_want, figures.cpu_per_thousand,
@@ -48,7 +51,7 @@ pub(crate) fn measure() -> String {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
-fn asked_by(members: u32) -> Figures {
+fn measure_members(members: u32) -> Figures {
     let lab = Lab::builder().build();
     lab.put("image", SIZE);
     let server = lab.server().option("--rate", "3gbit").start();
@@ -56,7 +59,7 @@ fn asked_by(members: u32) -> Figures {
     for run in 0..RUNS {
         let (cpu, sent) = (server.proc().cpu_time().as_secs_f64(), server.status().totals.demanded);
         let began = Instant::now();
-        let wants = ask(lab.client(1), members, u32::try_from(run).expect("a few runs"));
+        let wants = send_wants(lab.client(1), members, u32::try_from(run).expect("a few runs"));
         let seconds = began.elapsed().as_secs_f64();
         let cpu = server.proc().cpu_time().as_secs_f64() - cpu;
         runs.push(Figures {
@@ -73,8 +76,8 @@ fn asked_by(members: u32) -> Figures {
     }
 }
 
-/// Number of requests that were answered.
-fn ask(host: &Host, members: u32, run: u32) -> u64 {
+/// Sends wants for the duration of a run. Returns the number of answered requests.
+fn send_wants(host: &Host, members: u32, run: u32) -> u64 {
     let begin = |member: u32| {
         std::thread::spawn(move || {
             let mut member = Member::join(run * 1000 + member);
@@ -106,19 +109,21 @@ impl Member {
         let stream = TcpStream::connect((harness::lab::HEAD_ADDRESS, DEFAULT_PORT)).unwrap();
         stream.set_nodelay(true).unwrap();
         let mut connection = BufReader::new(stream);
-        let join = "GET /join/image HTTP/1.1\r\nhost: x\r\nx-bootcast: 1\r\nx-bootcast-fill: demand\r\n\r\n";
+        let join = "GET /join/image HTTP/1.1\r\nhost: x\r\nx-bootcast: 1\r\n\
+                    x-bootcast-fill: demand\r\n\r\n";
         let answer = exchange(&mut connection, join);
         Self { connection, answer: JoinAnswer::parse(&answer).unwrap(), random: seed }
     }
 
     fn want(&mut self) {
-        // Numerical Recipes' generator: any will do.
+        // The linear congruential generator of "Numerical Recipes"; any other would do.
         self.random = self.random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         let page = 1 + (self.random >> 8) % self.answer.pages;
         let body = format!(r#"{{"now":[[{page},{PAGES}]]}}"#);
         let (token, length) = (&self.answer.token, body.len());
         let request = format!(
-            "POST /want/image HTTP/1.1\r\nhost: x\r\nx-token: {token}\r\ncontent-length: {length}\r\n\r\n{body}"
+            "POST /want/image HTTP/1.1\r\nhost: x\r\nx-token: {token}\r\n\
+             content-length: {length}\r\n\r\n{body}"
         );
         exchange(&mut self.connection, &request);
     }
@@ -130,7 +135,7 @@ impl Member {
     }
 }
 
-/// Sends a request and returns the body of its answer, which must be a good one.
+/// Sends a request, requires success, and returns the body of the answer.
 fn exchange(connection: &mut BufReader<TcpStream>, request: &str) -> String {
     connection.get_mut().write_all(request.as_bytes()).unwrap();
     let mut line = String::new();

@@ -1,4 +1,4 @@
-//! The server is away: what is here and known goes on, and the log stays short.
+//! The server is away. Complete files and known names stay available, and the log stays short.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -10,10 +10,11 @@ use rustix::process::Signal;
 
 use crate::text;
 
-/// More rounds than a mount of the tests lives, if each of them waited for one time-out.
+/// Number of rounds of reads. If each round waited for a time-out, they would take longer than the
+/// lifetime of a test's mount.
 const ROUNDS: u32 = 30;
 
-/// Puts files that lie in a directory and behind links, and reads them through the mount.
+/// Serves a file in a directory and links to both, and reads the file in every way.
 fn read_everything(lab: &Lab, mount: &MountProc<'_>) -> Image {
     let image = lab.put("images/latest/image", mib(1));
     symlink("images/latest/image", lab.served().join("to-file")).unwrap();
@@ -28,13 +29,13 @@ fn assert_everything_reads(mount: &MountProc<'_>, image: &Image) {
     }
 }
 
-/// Number of log lines that hold `text`.
+/// Returns the number of log lines that contain `text`.
 fn lines_with(log: &str, text: &str) -> usize {
     log.lines().filter(|line| line.contains(text)).count()
 }
 
 #[test]
-fn complete_files_in_directories_and_behind_links_open_while_the_server_is_gone() {
+fn complete_files_in_directories_and_behind_links_can_be_opened_while_the_server_is_away() {
     let lab = lab_or_skip!(Lab::builder());
     let mut server = lab.server().start();
     let mount = lab.mount(1).option("attr_ttl=0s").start();
@@ -43,7 +44,7 @@ fn complete_files_in_directories_and_behind_links_open_while_the_server_is_gone(
     for _ in 0..ROUNDS {
         assert_everything_reads(&mount, &image);
     }
-    // What `df`, `mountpoint`, `ls -d` and `umount` look at.
+    // `df`, `mountpoint`, `ls -d` and `umount` read these attributes.
     assert!(fs::metadata(mount.path()).unwrap().is_dir());
     assert!(fs::metadata(mount.join("images/latest")).unwrap().is_dir());
     lab.client(1).run_ok("df", [text(mount.path())]);
@@ -52,7 +53,8 @@ fn complete_files_in_directories_and_behind_links_open_while_the_server_is_gone(
     mount.umount();
 }
 
-/// Makes `server` hang, reads on, and has it come back.
+/// Makes `server` unreachable with `hang`, checks that reads still work, and makes it reachable
+/// again with `come_back`.
 fn assert_reads_go_on_while(
     lab: &Lab,
     server: &ServerProc<'_>,
@@ -61,7 +63,7 @@ fn assert_reads_go_on_while(
 ) {
     let mount = lab.mount(1).option("attr_ttl=0s").start();
     let image = read_everything(lab, &mount);
-    // A leave that is on its way would be lost, and the member stay until its lease is over.
+    // A leave in flight would be lost, and the member would stay until its lease is over.
     server.wait_no_members();
     hang();
     for _ in 0..ROUNDS {
@@ -78,7 +80,7 @@ fn assert_reads_go_on_while(
 }
 
 #[test]
-fn a_server_that_hangs_costs_one_time_out_and_is_heard_again() {
+fn a_server_that_hangs_costs_one_time_out_and_is_noticed_when_it_is_back() {
     let lab = lab_or_skip!(Lab::builder());
     let server = lab.server().start();
     let stop = || server.proc().signal(Signal::STOP);
@@ -87,7 +89,7 @@ fn a_server_that_hangs_costs_one_time_out_and_is_heard_again() {
 }
 
 #[test]
-fn a_link_that_is_down_costs_one_time_out_and_is_heard_again() {
+fn a_link_that_is_down_costs_one_time_out_and_is_noticed_when_it_is_up() {
     let lab = lab_or_skip!(Lab::builder());
     let server = lab.server().start();
     let link = |state| {
@@ -99,7 +101,7 @@ fn a_link_that_is_down_costs_one_time_out_and_is_heard_again() {
 }
 
 #[test]
-fn callers_that_wait_for_a_server_that_is_gone_and_are_killed_leave_few_lines_in_the_log() {
+fn killed_callers_that_waited_for_an_absent_server_leave_few_log_lines() {
     let lab = lab_or_skip!(Lab::builder());
     let mut server = lab.server().start();
     let mount = lab.mount(1).option("attr_ttl=0s").start();
@@ -111,7 +113,7 @@ fn callers_that_wait_for_a_server_that_is_gone_and_are_killed_leave_few_lines_in
         for caller in &mut callers {
             caller.kill_within(SOON);
         }
-        wait_until(SOON, "nobody waits", || mount.parked_requests() == 0);
+        wait_until(SOON, "no request waits", || mount.parked_requests() == 0);
     }
     let log = mount.log();
     assert!(lines_with(&log, "trying again") <= 3, "{log}");

@@ -1,4 +1,5 @@
-//! When a cast begins, whom it reaches and when it ends: seen at the server and on the wire.
+//! When a cast begins, which clients it reaches and when it ends, as seen at the server and on the
+//! wire.
 
 use std::fs::File;
 use std::io::Read;
@@ -10,7 +11,7 @@ use crate::CRAWL;
 use crate::transfers::Copy;
 
 #[test]
-fn a_late_joiner_rides_on_the_running_cast_and_gets_every_page() {
+fn a_late_joiner_becomes_a_member_of_the_running_cast_and_gets_every_page() {
     let lab = lab_or_skip!(Lab::builder().clients(2).valve());
     let image = lab.put("image", mib(16));
     let server = lab.server().option("--rate", "100mbit").start();
@@ -29,7 +30,7 @@ fn a_late_joiner_rides_on_the_running_cast_and_gets_every_page() {
 }
 
 #[test]
-fn the_leave_goes_out_when_all_pages_are_there_though_the_file_is_still_open() {
+fn the_client_leaves_when_all_pages_are_held_although_the_file_is_still_open() {
     let lab = lab_or_skip!(Lab::builder());
     lab.put("image", mib(8));
     let server = lab.server().start();
@@ -61,7 +62,7 @@ fn a_second_open_on_the_same_mount_shares_the_join() {
 }
 
 #[test]
-fn after_the_last_close_before_completion_the_client_lingers_and_then_leaves() {
+fn after_the_last_close_of_an_incomplete_file_the_client_lingers_and_then_leaves() {
     let lab = lab_or_skip!(Lab::builder());
     lab.put("image", mib(16));
     let server = lab.server().option("--rate", CRAWL).start();
@@ -69,7 +70,7 @@ fn after_the_last_close_before_completion_the_client_lingers_and_then_leaves() {
 
     drop(File::open(patient.join("image")).unwrap());
     server.wait_cast("image", "the open joined", |cast| cast.members == 1);
-    // Within the linger time another open finds the membership still there.
+    // Within the linger time another open uses the same membership.
     drop(File::open(patient.join("image")).unwrap());
     let totals = server.status().totals;
     assert_eq!((totals.joins, totals.leaves), (1, 0));
@@ -78,12 +79,12 @@ fn after_the_last_close_before_completion_the_client_lingers_and_then_leaves() {
 
     let mount = lab.mount(1).option("linger=1s").start();
     drop(File::open(mount.join("image")).unwrap());
-    wait_until(SOON, "it joined, and left by itself", || server.status().totals.leaves == 2);
+    wait_until(SOON, "the mount has left by itself", || server.status().totals.leaves == 2);
     assert_eq!(server.status().totals.joins, 2);
 }
 
 #[test]
-fn the_switch_gives_the_pages_to_members_alone() {
+fn the_switch_sends_pages_only_to_members() {
     let lab = lab_or_skip!(Lab::builder().clients(2));
     let image = lab.put("image", mib(8));
     let _server = lab.server().start();
@@ -110,7 +111,7 @@ fn two_mounts_on_one_host_are_two_members_and_both_get_every_page() {
 }
 
 #[test]
-fn casts_that_run_together_have_groups_of_their_own() {
+fn simultaneous_casts_have_different_groups() {
     let lab = lab_or_skip!(Lab::builder());
     let server = lab.server().option("--rate", CRAWL).start();
     let mount = lab.mount(1).start();
@@ -131,7 +132,7 @@ fn casts_that_run_together_have_groups_of_their_own() {
 }
 
 #[test]
-fn a_cast_whose_member_fell_silent_ends_after_the_idle_passes() {
+fn a_cast_without_a_sign_of_life_ends_after_the_idle_passes() {
     let lab = lab_or_skip!(Lab::builder());
     lab.put("image", mib(1));
     let server = lab.server().option("--idle-passes", "2").option("--rate", "100mbit").start();
@@ -147,7 +148,7 @@ fn a_cast_whose_member_fell_silent_ends_after_the_idle_passes() {
 }
 
 #[test]
-fn a_server_that_is_told_to_stop_ends_its_casts_and_exits_0() {
+fn a_server_ends_its_casts_on_sigterm_and_exits_0() {
     let lab = lab_or_skip!(Lab::builder());
     lab.put("image", mib(16));
     let mut server = lab.server().option("--rate", CRAWL).start();

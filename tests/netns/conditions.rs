@@ -1,4 +1,4 @@
-//! Checks the laboratory's bad networks, which benchmarks take for granted.
+//! Tests of the lab's bad networks, on which the benchmarks rely.
 
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::time::{Duration, Instant};
@@ -11,8 +11,8 @@ use nix::sys::socket::sockopt::{UdpGroSegment, UdpGsoSegment};
 
 const GROUP: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(239, 255, 0, 1), 9000);
 
-/// Sends numbered datagrams, a few at a time so that no socket overflows. Returns which of them
-/// each client received.
+/// Sends numbered datagrams, and reads the sockets in between, so that none overflows. Returns the
+/// numbers that each client received.
 fn received(lab: &Lab, count: u32) -> Vec<Vec<u32>> {
     let sockets = lab.clients().iter().zip(1..).map(|(host, k)| {
         let socket = host.enter(|| {
@@ -39,7 +39,7 @@ fn received(lab: &Lab, count: u32) -> Vec<Vec<u32>> {
         head.send_to(&number.to_be_bytes(), GROUP).unwrap();
         read(&mut numbers);
     }
-    // Order is kept: after one of these arrives, nothing else is on the way.
+    // Datagrams keep their order: when one of these arrives, no other is in flight.
     wait_until(SOON, "a last datagram gets through to all", || {
         head.send_to(&count.to_be_bytes(), GROUP).unwrap();
         read(&mut numbers);
@@ -52,7 +52,7 @@ fn received(lab: &Lab, count: u32) -> Vec<Vec<u32>> {
 }
 
 #[test]
-fn of_every_hundred_packets_ten_in_a_row_are_lost_and_others_for_each_client() {
+fn bursts_lose_ten_packets_in_a_row_of_every_hundred_at_different_places_for_each_client() {
     let lab = lab_or_skip!(Lab::builder().clients(2).bursts(10, 100));
     let received = received(&lab, 1000);
     for numbers in &received {
@@ -63,14 +63,14 @@ fn of_every_hundred_packets_ten_in_a_row_are_lost_and_others_for_each_client() {
     }
     assert_ne!(received[0], received[1]);
     for k in [1, 2] {
-        // The datagram that ends the test may have met a burst as well.
+        // The final datagrams may have been lost in a burst as well.
         let lost = lab.lost_packets(k);
         assert!((100..=110).contains(&lost), "{lost} counted as lost on the way to client {k}");
     }
 }
 
 #[test]
-fn a_lossy_network_loses_single_datagrams_and_hands_over_many_at_a_time() {
+fn a_lossy_network_loses_single_datagrams_and_clients_receive_many_at_a_time() {
     const LEN: usize = 1000;
     const SENDS: u64 = 20;
     const AT_ONCE: u64 = 40;
@@ -105,7 +105,7 @@ fn a_lossy_network_loses_single_datagrams_and_hands_over_many_at_a_time() {
 }
 
 #[test]
-fn shared_loss_is_the_same_for_all() {
+fn shared_loss_takes_the_same_packets_from_all_clients() {
     let lab = lab_or_skip!(Lab::builder().clients(2).shared_loss(20.0));
     let received = received(&lab, 1000);
     assert_eq!(received[0], received[1]);
@@ -113,7 +113,7 @@ fn shared_loss_is_the_same_for_all() {
 }
 
 #[test]
-fn one_client_can_lose_more_than_the_others() {
+fn one_client_can_have_a_higher_loss_rate_than_the_others() {
     let lab = lab_or_skip!(Lab::builder().clients(2).loss_of(2, 30.0));
     let received = received(&lab, 1000);
     assert_eq!(received[0].len(), 1000);
@@ -121,7 +121,7 @@ fn one_client_can_lose_more_than_the_others() {
 }
 
 #[test]
-fn an_outage_takes_what_is_sent_while_it_lasts() {
+fn an_outage_loses_all_packets_for_some_time() {
     let lab = lab_or_skip!(Lab::builder().outages(20, 0.5));
     let received = received(&lab, 2000);
     let numbers = &received[0];
@@ -132,7 +132,7 @@ fn an_outage_takes_what_is_sent_while_it_lasts() {
 }
 
 #[test]
-fn a_cap_at_the_switch_drops_and_does_not_hold_the_head_back() {
+fn a_cap_at_the_switch_drops_packets_and_does_not_block_the_head() {
     let lab = lab_or_skip!(Lab::builder().rate("1mbit").cap_at_switch());
     let (client, head) = (lab.client(1), lab.head());
     let receiving = client.enter(|| UdpSocket::bind((client.address(), 9000)).unwrap());
@@ -151,14 +151,14 @@ fn a_cap_at_the_switch_drops_and_does_not_hold_the_head_back() {
         let mut datagram = [0; 1400];
         std::iter::from_fn(|| receiving.recv(&mut datagram).ok()).any(|len| len == 4)
     });
-    // They take 23 s at this rate; the queue holds a tenth of them.
-    let came = client.counters().rx_bytes - before.0;
-    assert!((200_000..2_000_000).contains(&came), "{came} bytes");
+    // The datagrams would take 23 s at this rate, and the queue has room for a tenth of them.
+    let received = client.counters().rx_bytes - before.0;
+    assert!((200_000..2_000_000).contains(&received), "{received} bytes");
 }
 
 #[test]
 #[expect(clippy::disallowed_methods, reason = "the real clock is what a delay is measured by")]
-fn a_long_cable_takes_its_time_in_either_direction() {
+fn a_delay_line_delays_datagrams_in_both_directions() {
     let delay = Duration::from_millis(30);
     let lab = lab_or_skip!(Lab::builder().delay(delay));
     let bind =

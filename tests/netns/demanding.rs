@@ -1,5 +1,5 @@
-//! Pages that readers wait for arrive at once, and only those.
-#![expect(clippy::disallowed_methods, reason = "that nothing happens is seen over a time")]
+//! Demand: pages that readers wait for arrive at once, and few others are sent.
+#![expect(clippy::disallowed_methods, reason = "a test measures how long nothing happens")]
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -11,16 +11,16 @@ use harness::{Host, Lab, MountProc, Proc, SOON, digest_of, lab_or_skip, mib, wai
 
 use crate::{TRANSFER, readers, text};
 
-/// Multiples of 4096 all over a file of `size` bytes, so far from each other that the kernel does
-/// not read ahead.
+/// Returns multiples of 4096 that are spread over a file of `size` bytes, so far apart that the
+/// kernel does not read ahead.
 fn offsets(size: u64, count: u64) -> impl Iterator<Item = u64> {
     let blocks = size / 4096;
-    // The golden ratio spreads best.
+    // Multiples of the golden ratio are spread evenly.
     let stride = blocks * 618 / 1000;
     (1..=count).map(move |k| k * stride % blocks * 4096)
 }
 
-/// Reads 4096 bytes at each offset, and compares with the served file.
+/// Reads 4096 bytes at each offset, and compares them with the served file.
 fn assert_same_at(mount: &MountProc<'_>, content: &[u8], offsets: impl Iterator<Item = u64>) {
     let file = File::open(mount.join("image")).unwrap();
     for offset in offsets {
@@ -31,7 +31,7 @@ fn assert_same_at(mount: &MountProc<'_>, content: &[u8], offsets: impl Iterator<
     }
 }
 
-/// Whether the cache of a mount with one file holds the 4096 bytes at `offset`.
+/// Whether the cache of a mount, which has one file, contains the 4096 bytes at `offset`.
 fn is_stored(mount: &MountProc<'_>, content: &[u8], offset: u64) -> bool {
     let objects = fs::read_dir(mount.cache().join("objects")).unwrap();
     let data = objects.into_iter().next().expect("an object").unwrap().path().join("data");
@@ -47,7 +47,7 @@ fn range(host: &Host, lab: &Lab, args: &[&str]) -> Output {
 }
 
 #[test]
-fn random_reads_of_a_demand_mount_are_right_and_bring_little_else() {
+fn random_reads_of_a_demand_mount_are_right_and_cause_few_other_pages() {
     let lab = lab_or_skip!(Lab::builder());
     let image = lab.put("image", mib(64));
     let server = lab.server().option("--rate", "200mbit").start();
@@ -56,9 +56,9 @@ fn random_reads_of_a_demand_mount_are_right_and_bring_little_else() {
     assert_same_at(&mount, &content, offsets(image.size, 100));
     server.wait_no_members();
     let totals = server.status().totals;
-    assert_eq!(totals.pages_sent, totals.demanded, "a stream runs for nobody");
+    assert_eq!(totals.pages_sent, totals.demanded, "a stream runs without members for it");
     // 4096 bytes lie in 4 pages at most, so 100 reads need 300 to 400 pages. A client that waits
-    // for long asks again. That is far from the 9,300 pages of what the kernel would read ahead.
+    // long demands pages again. With the kernel's read-ahead it would be 9,300 pages.
     assert!((300..=4000).contains(&totals.demanded), "{totals:?}");
     assert_eq!((totals.casts, totals.joins), (1, 1));
 }
@@ -74,7 +74,7 @@ fn random_reads_through_loss_are_right() {
 }
 
 #[test]
-fn a_demand_mount_without_multicast_fetches_what_is_read_and_little_else() {
+fn a_demand_mount_without_multicast_fetches_little_beyond_the_bytes_read() {
     let lab = lab_or_skip!(Lab::builder());
     let image = lab.put("image", mib(64));
     let server = lab.server().option("--rate", "50mbit").start();
@@ -88,7 +88,7 @@ fn a_demand_mount_without_multicast_fetches_what_is_read_and_little_else() {
 }
 
 #[test]
-fn a_demand_mount_reads_a_whole_file_too_and_is_complete_then() {
+fn a_demand_mount_that_reads_a_whole_file_is_complete_and_leaves() {
     let lab = lab_or_skip!(Lab::builder());
     let image = lab.put("image", mib(16) + 77);
     let server = lab.server().option("--rate", "200mbit").start();
@@ -96,25 +96,25 @@ fn a_demand_mount_reads_a_whole_file_too_and_is_complete_then() {
     assert_eq!(digest_of(mount.join("image")), image.digest);
     server.wait_no_members();
     let totals = server.status().totals;
-    assert_eq!(totals.leaves, 1, "it left because all was there");
+    assert_eq!(totals.leaves, 1, "a complete member must leave");
     let pages = image.size.div_ceil(1456);
     assert!(totals.pages_sent * 10 < pages * 12, "{totals:?} of {pages}");
 }
 
 #[test]
-fn what_one_demands_the_others_keep() {
+fn pages_that_one_member_demands_are_stored_by_the_others() {
     let lab = lab_or_skip!(Lab::builder().clients(2));
     let image = lab.put("image", mib(16));
     let server = lab.server().option("--rate", "200mbit").start();
     let mounts = [1, 2].map(|k| lab.mount(k).option("fill=demand").start());
-    // Opened, so that the mount listens.
+    // The open makes the second mount a member.
     let _file = File::open(mounts[1].join("image")).unwrap();
     let group = server.cast_of("image").unwrap().group;
     let group = group.split(':').next().unwrap().parse().unwrap();
-    wait_until(SOON, "the switch sends to it", || lab.switch_sends(group, 2));
+    wait_until(SOON, "the switch sends to client 2", || lab.switch_sends(group, 2));
     let content = fs::read(&image.path).unwrap();
     assert_same_at(&mounts[0], &content, offsets(image.size, 50));
-    wait_until(SOON, "the other has stored them", || {
+    wait_until(SOON, "the second mount has stored them", || {
         offsets(image.size, 50).all(|offset| is_stored(&mounts[1], &content, offset))
     });
     let demanded = server.status().totals.demanded;
@@ -123,10 +123,10 @@ fn what_one_demands_the_others_keep() {
 }
 
 #[test]
-fn a_read_far_ahead_of_a_slow_stream_returns_long_before_the_stream_is_there() {
+fn a_read_far_ahead_of_a_slow_stream_does_not_wait_for_the_stream() {
     let lab = lab_or_skip!(Lab::builder());
     let image = lab.put("image", mib(64));
-    // The stream needs more than two minutes.
+    // The stream takes more than two minutes.
     let server = lab.server().option("--rate", "4mbit").start();
     let mount = lab.mount(1).start();
     let content = fs::read(&image.path).unwrap();
@@ -138,12 +138,13 @@ fn a_read_far_ahead_of_a_slow_stream_returns_long_before_the_stream_is_there() {
 }
 
 #[test]
-fn those_who_read_along_with_the_stream_demand_nearly_nothing() {
+fn readers_that_follow_the_stream_demand_few_pages() {
     let lab = lab_or_skip!(Lab::builder().clients(8).loss(1.0).valve());
     let image = lab.put("image", mib(16));
     let server = lab.server().option("--rate", "50mbit").start();
     let mounts: Vec<_> = (1..=8).map(|k| lab.mount(k).option("unicast=never").start()).collect();
-    // A reader that starts late finds in the cache what was sent before.
+    // All mounts are members from the first page on, so a reader that starts late finds the pages
+    // in the cache.
     let _open = readers::open_together(&lab, &server, &mounts);
     let copies: Vec<_> = lab.clients().iter().map(|host| host.fresh_path("copy")).collect();
     let copying = mounts.iter().zip(&copies);
@@ -157,16 +158,16 @@ fn those_who_read_along_with_the_stream_demand_nearly_nothing() {
         assert_eq!(digest_of(copy), image.digest);
     }
     let totals = server.status().totals;
-    // Were it not for the rules, each would demand most of the file.
+    // Without the rules for demand, each of them would demand most of the file.
     assert!(totals.demanded * 8 < totals.pages_sent, "{totals:?}");
 }
 
 #[test]
-fn a_reader_that_is_killed_while_it_waits_leaves_no_wish_behind() {
+fn pages_are_not_demanded_any_more_after_their_reader_was_killed() {
     let lab = lab_or_skip!(Lab::builder());
     lab.put("image", mib(16));
     let server = lab.server().start();
-    // No page ever arrives, so a waiting reader demands again and again.
+    // No page ever arrives, so the client demands the pages of a waiting reader repeatedly.
     let rules = "add table inet deaf; \
                  add chain inet deaf input { type filter hook input priority 0; }; \
                  add rule inet deaf input udp dport 9000 drop";
@@ -177,9 +178,9 @@ fn a_reader_that_is_killed_while_it_waits_leaves_no_wish_behind() {
     server.wait_cast("image", "the open joined", |cast| cast.members == 1);
     let mut reader = readers::read_at(lab.client(1), &mount.join("image"), mib(8));
     let pages = readers::READ_LEN.div_ceil(1456);
-    server.wait_cast("image", "it asks again", |cast| cast.demanded > 2 * pages);
+    server.wait_cast("image", "pages are demanded again", |cast| cast.demanded > 2 * pages);
     reader.kill_within(SOON);
-    wait_until(SOON, "nothing waits", || mount.parked_requests() == 0);
+    wait_until(SOON, "no request waits", || mount.parked_requests() == 0);
     // The longest pause between two demands is a second.
     let mut last = (0, Instant::now());
     wait_until(TRANSFER, "nothing was demanded for three seconds", || {
@@ -192,7 +193,7 @@ fn a_reader_that_is_killed_while_it_waits_leaves_no_wish_behind() {
 }
 
 #[test]
-fn a_demand_mount_goes_on_after_a_restart_of_the_server() {
+fn a_demand_mount_continues_after_a_restart_of_the_server() {
     let lab = lab_or_skip!(Lab::builder());
     let image = lab.put("image", mib(16));
     let mut server = lab.server().start();
@@ -207,7 +208,7 @@ fn a_demand_mount_goes_on_after_a_restart_of_the_server() {
 }
 
 #[test]
-fn a_qcow2_overlay_works_on_a_base_that_comes_by_demand() {
+fn a_qcow2_overlay_works_on_a_base_file_that_is_read_by_demand() {
     let lab = lab_or_skip!(Lab::builder());
     let image = lab.put("image", mib(64));
     File::options()
@@ -222,9 +223,9 @@ fn a_qcow2_overlay_works_on_a_base_that_comes_by_demand() {
     let base = mount.join("image");
     let run = |program: &str, args: &[&str]| {
         let output = Command::new(program).args(args).output().unwrap();
-        let told = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(output.status.success(), "{program} {args:?}: {told} {output:?}");
-        assert!(!told.contains("verification failed"), "{told}");
+        let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{program} {args:?}: {stdout} {output:?}");
+        assert!(!stdout.contains("verification failed"), "{stdout}");
     };
     let create = ["create", "-f", "qcow2", "-b", text(&base), "-F", "raw", text(&overlay)];
     run("qemu-img", &create);
@@ -237,7 +238,7 @@ fn a_qcow2_overlay_works_on_a_base_that_comes_by_demand() {
 }
 
 #[test]
-fn get_fetches_the_bytes_it_is_told() {
+fn get_range_fetches_exactly_the_requested_bytes() {
     let lab = lab_or_skip!(Lab::builder());
     let size = mib(32) + 123;
     let image = lab.put("image", size);
@@ -267,7 +268,7 @@ fn get_fetches_the_bytes_it_is_told() {
 }
 
 #[test]
-fn a_range_that_makes_no_sense_is_one_line_and_wrong_usage() {
+fn an_invalid_range_gives_one_line_and_exit_code_1() {
     let lab = lab_or_skip!(Lab::builder());
     lab.put("image", 1000);
     let _server = lab.server().start();
@@ -283,7 +284,7 @@ fn a_range_that_makes_no_sense_is_one_line_and_wrong_usage() {
 }
 
 #[test]
-fn one_who_comes_later_demands_what_was_sent_before_and_then_reads_along() {
+fn a_late_joiner_demands_the_pages_sent_before_and_then_follows_the_stream() {
     let lab = lab_or_skip!(Lab::builder().clients(2).valve());
     let image = lab.put("image", mib(16));
     let server = lab.server().option("--rate", "50mbit").start();
@@ -303,6 +304,6 @@ fn one_who_comes_later_demands_what_was_sent_before_and_then_reads_along() {
         assert_eq!(digest_of(copy), image.digest);
     }
     let totals = server.status().totals;
-    // While it demands, the stream continues at a tenth of the rate.
+    // While pages are demanded, the stream continues at a tenth of the rate.
     assert!(totals.demanded < before + before / 4 + 1000, "{before} pages, then {totals:?}");
 }

@@ -15,7 +15,7 @@ fn bootcast(host: &Host, args: &[&str]) -> Output {
     host.run(binary("bootcast"), args)
 }
 
-/// `bootcast get` on an interface that has the multicast route.
+/// Runs `bootcast get` on the interface that has the multicast route.
 fn get(host: &Host, args: &[&str]) -> Output {
     bootcast(host, &[&["get", "--interface", "eth0"], args].concat())
 }
@@ -29,7 +29,7 @@ fn assert_success(output: &Output) {
     assert!(output.status.success(), "{}: {errors}", output.status);
 }
 
-/// Names in `directory`, except hidden ones, which may be partial files.
+/// Returns the names in `directory`, except hidden ones, which may be partial files.
 fn visible_names(directory: &Path) -> Vec<String> {
     let names = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name());
     let names = names.map(|name| name.into_string().unwrap());
@@ -37,7 +37,7 @@ fn visible_names(directory: &Path) -> Vec<String> {
 }
 
 #[test]
-fn get_writes_the_file_it_is_told_quietly() {
+fn get_writes_the_named_file_and_prints_nothing_without_a_terminal() {
     let lab = lab_or_skip!(Lab::builder());
     let image = lab.put("image", mib(8) + 1);
     let server = lab.server().start();
@@ -45,16 +45,13 @@ fn get_writes_the_file_it_is_told_quietly() {
     let output = get(lab.client(1), &[&lab.url("image"), "-O", text(&target)]);
     assert_success(&output);
     assert_eq!(digest_of(target), image.digest);
-    assert!(
-        output.stdout.is_empty() && output.stderr.is_empty(),
-        "no terminal, no words: {output:?}"
-    );
+    assert!(output.stdout.is_empty() && output.stderr.is_empty(), "{output:?}");
     server.wait_no_members();
     assert_eq!(server.status().totals.leaves, 1);
 }
 
 #[test]
-fn a_connection_whose_answers_are_lost_is_given_up_for_another() {
+fn a_connection_without_answers_is_replaced_by_another() {
     let lab = lab_or_skip!(Lab::builder());
     let image = lab.put("image", mib(1));
     let _server = lab.server().start();
@@ -68,7 +65,7 @@ fn a_connection_whose_answers_are_lost_is_given_up_for_another() {
         let log = capture.log();
         log.lines().filter(|line| line.contains("Flags [S],")).filter_map(source).collect()
     };
-    // Two requests come at once.
+    // The client sends two requests at once, from two ports.
     wait_until(SOON, "connections from a third port", || {
         let sources: BTreeSet<_> = sources().into_iter().collect();
         sources.len() > 2
@@ -76,7 +73,7 @@ fn a_connection_whose_answers_are_lost_is_given_up_for_another() {
     lab.pass_toward(1);
     get.wait_success(TRANSFER);
     assert_eq!(digest_of(target), image.digest);
-    // TCP would have tried the first connection again after 1 s and after 3 s.
+    // Within the first connection, TCP would repeat the SYN after 1 s and after 3 s.
     let sources = sources();
     let third = sources.iter().position(|it| *it != sources[0] && *it != sources[1]).unwrap();
     let tries = sources[..third].iter().filter(|it| **it == sources[0]).count();
@@ -130,7 +127,7 @@ fn get_by_unicast_joins_nothing() {
 }
 
 #[test]
-fn a_name_that_is_not_there_is_one_line_an_exit_code_and_no_file() {
+fn an_unknown_name_gives_one_line_an_exit_code_and_no_file() {
     let lab = lab_or_skip!(Lab::builder());
     let _server = lab.server().start();
     let target = lab.client(1).fresh_path("image");
@@ -143,7 +140,7 @@ fn a_name_that_is_not_there_is_one_line_an_exit_code_and_no_file() {
 }
 
 #[test]
-fn a_server_that_is_not_there_is_one_line_and_an_exit_code() {
+fn an_absent_server_gives_one_line_and_an_exit_code() {
     let lab = lab_or_skip!(Lab::builder());
     let output = get(lab.client(1), &[&lab.url("image"), "-O", "-"]);
     assert!(output.status.code().is_some_and(|code| code != 0), "{output:?}");
@@ -151,7 +148,7 @@ fn a_server_that_is_not_there_is_one_line_and_an_exit_code() {
 }
 
 #[test]
-fn a_get_that_is_killed_leaves_what_was_under_the_final_name() {
+fn a_killed_get_leaves_the_target_file_as_it_was() {
     let lab = lab_or_skip!(Lab::builder());
     lab.put("image", mib(16));
     let server = lab.server().option("--rate", CRAWL).start();
@@ -195,14 +192,14 @@ fn many_gets_share_one_cast() {
     }
     let totals = server.status().totals;
     assert_eq!(totals.casts, 1);
-    // All that was sent before the last of them came may have to be sent again for it.
+    // Pages that were sent before the last member joined may be sent again for it.
     let sent = totals.pages_sent + totals.symbols_sent;
     let most = u64::from(cast.pages) * 11 / 10 + cast.pages_sent;
     assert!(sent < most, "{totals:?} for three copies of {} pages", cast.pages);
 }
 
 #[test]
-fn ls_lists_and_status_tells() {
+fn ls_lists_names_and_status_lists_casts() {
     let lab = lab_or_skip!(Lab::builder());
     lab.put("images/debian.img", mib(4));
     lab.put("images/other.img", 10);
@@ -213,7 +210,7 @@ fn ls_lists_and_status_tells() {
     assert!(listed.contains("debian.img") && listed.contains("other.img"), "{listed}");
 
     let _running = start_get(lab.client(1), &[&lab.url("images/debian.img"), "-O", "-"]);
-    server.wait_cast("images/debian.img", "it was joined", |cast| cast.members == 1);
+    server.wait_cast("images/debian.img", "the get joined", |cast| cast.members == 1);
     let status = bootcast(lab.client(1), &["status", &lab.url("")]);
     assert_success(&status);
     let status = String::from_utf8(status.stdout).unwrap();

@@ -1,4 +1,5 @@
-//! A host on the network sends in the server's name; files stay right. docs/PROTOCOL.md, "Tags".
+//! A host on the network forges datagrams of the server. Files stay right. docs/PROTOCOL.md,
+//! "Tags".
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
@@ -13,37 +14,38 @@ use harness::{Lab, SOON, ServerProc, lab_or_skip, mib, wait_until};
 use rustix::net::{AddressFamily, SendFlags, SocketType, ipproto};
 
 use crate::transfers::Copy;
-use crate::{Finally, TRANSFER};
+use crate::{SetOnDrop, TRANSFER};
 
-/// Sends datagrams under any address and port.
+/// Sends UDP datagrams with a forged source address and port.
 struct Forger {
     socket: OwnedFd,
-    name: SocketAddrV4,
+    source: SocketAddrV4,
 }
 
 impl Forger {
-    /// Forges the server's own socket. Must be called on the forging host.
-    fn of(server: SocketAddrV4) -> Self {
+    /// Creates a forger of datagrams from `source`. Must be called on the forging host.
+    fn new(source: SocketAddrV4) -> Self {
         let socket =
             rustix::net::socket(AddressFamily::INET, SocketType::RAW, Some(ipproto::RAW)).unwrap();
-        Self { socket, name: server }
+        Self { socket, source }
     }
 
-    /// The kernel fills in length, identification and checksum of the IP header. A UDP checksum of
-    /// 0 means none.
+    /// Sends a datagram. The kernel fills in length, identification and checksum of the IP header;
+    /// the UDP checksum 0 means that there is none.
     fn send(&self, to: SocketAddrV4, payload: &[u8]) {
         let length = u16::try_from(8 + payload.len()).unwrap();
         let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 1, 17, 0, 0];
-        packet.extend(self.name.ip().octets());
+        packet.extend(self.source.ip().octets());
         packet.extend(to.ip().octets());
-        packet
-            .extend([self.name.port(), to.port(), length, 0].map(u16::to_be_bytes).as_flattened());
+        packet.extend(
+            [self.source.port(), to.port(), length, 0].map(u16::to_be_bytes).as_flattened(),
+        );
         packet.extend(payload);
         rustix::net::sendto(&self.socket, &packet, SendFlags::empty(), &to).unwrap();
     }
 }
 
-/// Address and port that the server's datagrams come from.
+/// Returns the address and port that the server's datagrams come from.
 fn sending_socket(server: &ServerProc<'_>) -> SocketAddrV4 {
     let table = fs::read_to_string(format!("/proc/{}/net/udp", server.proc().pid())).unwrap();
     let address = format!("{:08X}:", u32::from_le_bytes(HEAD_ADDRESS.octets()));
@@ -54,7 +56,7 @@ fn sending_socket(server: &ServerProc<'_>) -> SocketAddrV4 {
     SocketAddrV4::new(HEAD_ADDRESS, u16::from_str_radix(port, 16).unwrap())
 }
 
-/// Datagrams that would do harm if they were believed, each with its port.
+/// Returns forged datagrams that would do harm if a client accepted them, each with its port.
 fn harmful(pages: u32, page_size: u32) -> Vec<(u16, Vec<u8>)> {
     let payload = vec![0xee; page_size as usize];
     let page =
@@ -73,7 +75,7 @@ fn harmful(pages: u32, page_size: u32) -> Vec<(u16, Vec<u8>)> {
         windows: Vec::new(),
     }
     .encode();
-    // A tag, but a wrong one.
+    // A wrong tag.
     beacon[8..16].fill(0x5a);
     let mut all: Vec<_> = (0..pages - 1).map(|number| (9000, page(number))).collect();
     all.extend((0..128).map(|number| (9001, symbol(number))));
@@ -81,7 +83,7 @@ fn harmful(pages: u32, page_size: u32) -> Vec<(u16, Vec<u8>)> {
     all
 }
 
-/// Number of forged datagrams in the log's last line about a membership.
+/// Returns the number of forged datagrams from the last log line about a membership.
 fn forged(log: &str) -> u64 {
     let line = log.lines().rev().find(|line| line.contains("forged="));
     let count = line.and_then(|line| line.split_once("forged=")?.1.split_whitespace().next());
@@ -89,7 +91,7 @@ fn forged(log: &str) -> u64 {
 }
 
 #[test]
-fn datagrams_in_the_servers_name_are_counted_and_do_no_harm() {
+fn forged_datagrams_of_the_server_are_counted_and_do_no_harm() {
     let lab = lab_or_skip!(Lab::builder().clients(2).loss(0.5).valve());
     let image = lab.put("image", mib(4));
     let server = lab.server().option("--rate", "20mbit").start();
@@ -100,14 +102,14 @@ fn datagrams_in_the_servers_name_are_counted_and_do_no_harm() {
 
     let cast = server.cast_of("image").unwrap();
     let group: SocketAddrV4 = cast.group.parse().unwrap();
-    let name = sending_socket(&server);
+    let source = sending_socket(&server);
     let datagrams = harmful(cast.pages, cast.page_size);
     let done = AtomicBool::new(false);
     valve.open();
     std::thread::scope(|scope| {
         scope.spawn(|| {
             lab.client(2).enter(|| {
-                let forger = Forger::of(name);
+                let forger = Forger::new(source);
                 while !done.load(Ordering::Relaxed) {
                     for (port, datagram) in &datagrams {
                         forger.send(SocketAddrV4::new(*group.ip(), *port), datagram);
@@ -115,18 +117,18 @@ fn datagrams_in_the_servers_name_are_counted_and_do_no_harm() {
                 }
             });
         });
-        let _done = Finally(&done);
+        let _done = SetOnDrop(&done);
         copy.finish(&image);
     });
     wait_until(SOON, "the client has left", || copy.mount.log().contains("forged="));
     assert!(forged(&copy.mount.log()) > 0, "{}", copy.mount.log());
 }
 
-/// A datagram as it came to a host, with its port.
+/// A recorded datagram with its port.
 type Recorded = (u16, Vec<u8>);
 
-/// Joins the cast of `image` on client 2, and records what comes. Leaves when this many pages and
-/// symbols came, and records on until the server says that this was the last member.
+/// Joins the cast of `image` on client 2, and records its datagrams. Leaves when it has this many
+/// pages and symbols, and records until the server announces the end of the cast.
 fn record(lab: &Lab, server: &ServerProc<'_>, pages: usize, symbols: usize) -> Vec<Recorded> {
     let host = lab.client(2);
     let answer = host.get_with(&lab.url("join/image"), &[("X-BOOTCAST", "1")]);
@@ -151,7 +153,7 @@ fn record(lab: &Lab, server: &ServerProc<'_>, pages: usize, symbols: usize) -> V
             is_enough(&recorded)
         });
     };
-    // The first byte of a page is 0, the others are those of the repair channel.
+    // The first byte of a page's datagram is 0; on the repair channel it is the kind.
     let count = |recorded: &[Recorded], kind: u8| {
         recorded.iter().filter(|(_, datagram)| datagram[0] == kind).count()
     };
@@ -165,20 +167,21 @@ fn record(lab: &Lab, server: &ServerProc<'_>, pages: usize, symbols: usize) -> V
     recorded
 }
 
-/// Sends what was recorded to the group again, by turns from the server's port and from another.
+/// Sends recorded datagrams to the group again, alternately from each forger.
 fn replay(forgers: &[Forger; 2], group: Ipv4Addr, recorded: &[Recorded]) {
     for ((port, datagram), forger) in recorded.iter().zip(forgers.iter().cycle()) {
         forger.send(SocketAddrV4::new(group, *port), datagram);
     }
 }
 
-/// Forges the server's socket, and another one of its host. Must be called on the forging host.
+/// Creates forgers of the server's socket, and of another socket of its host. Must be called on the
+/// forging host.
 fn forgers(server: SocketAddrV4) -> [Forger; 2] {
-    [Forger::of(SocketAddrV4::new(*server.ip(), 4242)), Forger::of(server)]
+    [Forger::new(SocketAddrV4::new(*server.ip(), 4242)), Forger::new(server)]
 }
 
 #[test]
-fn what_an_earlier_cast_sent_is_not_taken_for_the_present_one() {
+fn replayed_datagrams_of_an_earlier_cast_are_dropped() {
     let lab = lab_or_skip!(Lab::builder().clients(2).valve());
     let image = lab.put("image", mib(2));
     let server = lab.server().option("--rate", "20mbit").option("--linger", "60s").start();
@@ -195,8 +198,8 @@ fn what_an_earlier_cast_sent_is_not_taken_for_the_present_one() {
         cast.etag != old.etag && cast.pages_sent > 0
     });
     let group: SocketAddrV4 = server.cast_of("image").unwrap().group.parse().unwrap();
-    let name = sending_socket(&server);
-    lab.client(2).enter(|| replay(&forgers(name), *group.ip(), &earlier));
+    let source = sending_socket(&server);
+    lab.client(2).enter(|| replay(&forgers(source), *group.ip(), &earlier));
     valve.open();
     copy.finish(&new);
     wait_until(SOON, "the client has left", || copy.mount.log().contains("forged="));
@@ -204,35 +207,35 @@ fn what_an_earlier_cast_sent_is_not_taken_for_the_present_one() {
 }
 
 #[test]
-fn what_a_cast_sent_before_it_was_joined_again_costs_a_member_nothing() {
+fn replayed_datagrams_of_the_same_cast_do_no_harm() {
     let lab = lab_or_skip!(Lab::builder().clients(2));
     let image = lab.put("image", mib(4));
     let server = lab.server().option("--rate", "20mbit").option("--linger", "60s").start();
     let mut earlier = record(&lab, &server, 2000, 100);
     let before = server.cast_of("image").unwrap();
-    // The key is still the same, so that these datagrams are genuine: a member may use the pages.
+    // The cast still has the same key, so these datagrams are genuine, and members may use them.
     let mut pages = 0;
     earlier.retain(|(port, _)| {
         pages += u32::from(*port == 9000);
         *port == 9001 || pages <= 500
     });
     let group: SocketAddrV4 = before.group.parse().unwrap();
-    let name = sending_socket(&server);
+    let source = sending_socket(&server);
     let mount = lab.mount(1).start();
     let done = AtomicBool::new(false);
     let log = std::thread::scope(|scope| {
         scope.spawn(|| {
-            // They come before anything else does. Each look at the status is a pause.
-            let forgers = lab.client(2).enter(|| forgers(name));
-            for some in earlier.chunks(20).cycle() {
+            // The replay begins before the copy does. Each request for the status is a pause.
+            let forgers = lab.client(2).enter(|| forgers(source));
+            for batch in earlier.chunks(20).cycle() {
                 if done.load(Ordering::Relaxed) {
                     break;
                 }
-                replay(&forgers, *group.ip(), some);
+                replay(&forgers, *group.ip(), batch);
                 server.status();
             }
         });
-        let _done = Finally(&done);
+        let _done = SetOnDrop(&done);
         let mut copy = Copy::start_on(mount, &image);
         copy.finish(&image);
         wait_until(SOON, "the client has left", || copy.mount.log().contains("strangers="));

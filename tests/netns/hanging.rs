@@ -1,4 +1,4 @@
-//! A file system below the served directory hangs: the rest of the tree does not.
+//! A file system that is mounted below the served directory hangs. The rest of the tree does not.
 
 use std::io::Write;
 use std::net::TcpStream;
@@ -12,11 +12,11 @@ use rustix::process::Signal;
 
 use crate::{TRANSFER, text};
 
-/// More than the server lists, or looks at, at the same time below one directory.
+/// Number of requests below one directory. More than the server looks up or lists there at a time.
 const REQUESTS: usize = 300;
 
 #[test]
-fn a_submount_that_hangs_holds_up_no_other_name() {
+fn a_submount_that_hangs_delays_no_other_name() {
     let lab = lab_or_skip!(Lab::builder());
     lab.put("inner/file", 1000);
     lab.put("fine/file", 1000);
@@ -33,14 +33,14 @@ fn a_submount_that_hangs_holds_up_no_other_name() {
 
     mount.proc().signal(Signal::STOP);
     let _waiting: Vec<TcpStream> = host.enter(|| {
-        let ask = |k| {
+        let send = |k| {
             let name = ["hung/", "hung/file", "hung"][k % 3];
             let endpoint = ["meta", "join", "file", "meta"][k % 4];
             let mut stream = TcpStream::connect((HEAD_ADDRESS, DEFAULT_PORT)).unwrap();
             write!(stream, "GET /{endpoint}/{name} HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
             stream
         };
-        (0..REQUESTS).map(ask).collect()
+        (0..REQUESTS).map(send).collect()
     });
     mount.wait_parked(20);
     for path in ["meta/fine/", "meta/image", "meta/image?entries=0", "file/fine/file", "status"] {

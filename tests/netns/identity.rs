@@ -1,4 +1,4 @@
-//! What a file is on a node: whose rights it lends, and by which number programs know it.
+//! Permissions and inode numbers of files in a mount.
 
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsString;
@@ -11,11 +11,11 @@ use harness::{Lab, digest_of, lab_or_skip};
 
 use crate::text;
 
-/// `nobody`, who wrote the program on the head and runs it on the node.
+/// User `nobody`, who owns the program on the server and runs it on the client.
 const NOBODY: u32 = 65_534;
 
 #[test]
-fn a_setuid_program_lends_nobody_the_rights_of_the_mounts_owner() {
+fn a_setuid_program_does_not_run_with_the_rights_of_the_mounts_owner() {
     let lab = lab_or_skip!(Lab::builder());
     let modes = [("id", 0o4755), ("group", 0o2755), ("both", 0o6755), ("sticky", 0o1755)];
     for (name, mode) in modes {
@@ -27,7 +27,7 @@ fn a_setuid_program_lends_nobody_the_rights_of_the_mounts_owner() {
     fs::create_dir(lab.served().join("dir")).unwrap();
     fs::set_permissions(lab.served().join("dir"), Permissions::from_mode(0o3777)).unwrap();
     let _server = lab.server().start();
-    // As mount(8) runs it for root; the way to the mount point is open to everybody.
+    // The options are those that mount(8) passes for root. Every user can reach the mount point.
     let mount = lab.mount(1).option("rw,allow_other,dev,suid").start();
     fs::set_permissions(lab.directory(), Permissions::from_mode(0o755)).unwrap();
 
@@ -46,13 +46,13 @@ fn a_setuid_program_lends_nobody_the_rights_of_the_mounts_owner() {
     assert!(line.contains("nosuid") && line.contains("nodev"), "{line}");
 }
 
-/// The numbers that `readdir` tells for the names in a directory.
+/// Returns the inode numbers that `readdir` gives for the names in a directory.
 fn listed(directory: &Path) -> BTreeMap<OsString, u64> {
     let entries = fs::read_dir(directory).unwrap().map(Result::unwrap);
     entries.map(|entry| (entry.file_name(), entry.ino())).collect()
 }
 
-/// The numbers that `stat` tells for these names.
+/// Returns the inode numbers that `stat` gives for these names.
 fn shown<'a>(
     directory: &Path,
     names: impl IntoIterator<Item = &'a OsString>,
@@ -62,7 +62,7 @@ fn shown<'a>(
 }
 
 #[test]
-fn a_file_keeps_its_number_in_listings_when_it_is_forgotten_and_in_other_mounts() {
+fn inode_numbers_agree_in_readdir_and_stat_and_outlive_inodes_and_mounts() {
     let lab = lab_or_skip!(Lab::builder());
     for k in 0..2000 {
         fs::write(lab.served().join(format!("file-{k}")), "x").unwrap();
@@ -72,7 +72,7 @@ fn a_file_keeps_its_number_in_listings_when_it_is_forgotten_and_in_other_mounts(
     let _server = lab.server().start();
     let mount = lab.mount(1).start();
 
-    // Taken before anything is looked up: most of it comes by plain `getdents64`.
+    // This comes before any lookup, so most names come from `getdents64` alone.
     let before = listed(mount.path());
     assert_eq!(before.len(), 2002);
     let after = shown(mount.path(), before.keys());
@@ -89,14 +89,14 @@ fn a_file_keeps_its_number_in_listings_when_it_is_forgotten_and_in_other_mounts(
     if fs::write("/proc/sys/vm/drop_caches", "2").is_err() {
         report_skipped("the kernel cannot be made to forget inodes");
     }
-    assert_eq!(shown(mount.path(), before.keys()), after, "forgotten numbers changed");
+    assert_eq!(shown(mount.path(), before.keys()), after, "numbers of forgotten inodes changed");
     mount.umount();
     let again = lab.mount(1).start();
-    assert_eq!(shown(again.path(), before.keys()), after, "the next mount has others");
+    assert_eq!(shown(again.path(), before.keys()), after, "the next mount has other numbers");
 }
 
 #[test]
-fn a_new_content_of_a_name_has_a_new_number() {
+fn a_new_version_of_a_file_has_a_new_inode_number() {
     let lab = lab_or_skip!(Lab::builder());
     let image = lab.put("image", 5000);
     let _server = lab.server().start();
@@ -109,7 +109,7 @@ fn a_new_content_of_a_name_has_a_new_number() {
 }
 
 #[test]
-fn a_name_that_does_not_exist_is_believed_not_to_for_attr_ttl() {
+fn the_absence_of_a_name_is_cached_for_attr_ttl() {
     let lab = lab_or_skip!(Lab::builder());
     let _server = lab.server().start();
     let (slow, quick) = (lab.mount(1).option("attr_ttl=1h"), lab.mount(1).option("attr_ttl=0s"));
@@ -117,6 +117,6 @@ fn a_name_that_does_not_exist_is_believed_not_to_for_attr_ttl() {
     let exists = |directory: &Path| directory.join("image").exists();
     assert!(!exists(slow.path()) && !exists(quick.path()));
     lab.put("image", 1000);
-    assert!(!exists(slow.path()), "the server was asked again");
+    assert!(!exists(slow.path()), "the client looked the name up again");
     assert!(exists(quick.path()));
 }

@@ -1,4 +1,4 @@
-//! Signals that were ignored when a program started, as by `nohup`, do not end it.
+//! Signals that are ignored when a program starts, as under `nohup`, do not end it.
 
 use std::fs;
 
@@ -9,7 +9,7 @@ use rustix::process::Signal;
 
 use crate::{TRANSFER, text};
 
-/// Starts a program that ignores `signals` from its first moment on.
+/// Starts a program with `signals` ignored.
 fn spawn_ignoring(host: &Host, signals: &str, program: &str, args: &[&str]) -> Proc {
     let script = format!("trap '' {signals}; exec \"$0\" \"$@\"");
     let program = binary(program);
@@ -17,7 +17,7 @@ fn spawn_ignoring(host: &Host, signals: &str, program: &str, args: &[&str]) -> P
 }
 
 #[test]
-fn a_get_goes_on_through_signals_that_are_ignored() {
+fn a_get_continues_on_ignored_signals() {
     let lab = lab_or_skip!(Lab::builder());
     let image = lab.put("image", mib(4));
     let server = lab.server().option("--rate", "10mbit").start();
@@ -33,7 +33,7 @@ fn a_get_goes_on_through_signals_that_are_ignored() {
 }
 
 #[test]
-fn a_get_ends_by_a_signal_that_is_not_ignored() {
+fn a_get_ends_on_a_signal_that_is_not_ignored() {
     let lab = lab_or_skip!(Lab::builder());
     lab.put("image", mib(4));
     let server = lab.server().option("--rate", "1mbit").start();
@@ -48,7 +48,7 @@ fn a_get_ends_by_a_signal_that_is_not_ignored() {
 }
 
 #[test]
-fn a_server_goes_on_through_signals_that_are_ignored() {
+fn a_server_continues_on_ignored_signals() {
     let lab = lab_or_skip!(Lab::builder());
     let image = lab.put("image", mib(1));
     let directory = lab.served();
@@ -66,7 +66,7 @@ fn a_server_goes_on_through_signals_that_are_ignored() {
 }
 
 #[test]
-fn a_mount_goes_on_through_a_hangup_that_is_ignored() {
+fn a_mount_continues_on_an_ignored_sighup() {
     let lab = lab_or_skip!(Lab::builder());
     let _server = lab.server().start();
     let client = lab.client(1);
@@ -75,8 +75,8 @@ fn a_mount_goes_on_through_a_hangup_that_is_ignored() {
     let source = format!("{}:/", lab.head().address());
     let args = [&source, text(&path), "-f", "-o", "interface=eth0,cache=memory"];
     let mut mount = spawn_ignoring(client, "HUP", "bootcastfs", &args);
-    wait_until(SOON, "it is mounted", || is_mounted(&path));
-    wait_until(SOON, "it serves", || mount.log().contains("mounted"));
+    wait_until(SOON, "the directory is mounted", || is_mounted(&path));
+    wait_until(SOON, "the log says so", || mount.log().contains("mounted"));
     mount.signal(Signal::HUP);
     mount.signal(Signal::TERM);
     mount.wait_success(SOON);

@@ -1,4 +1,4 @@
-//! What arrived is kept: for the next mount, after a crash, and while the server is away.
+//! Pages in the cache are kept for the next mount, after a crash, and while the server is away.
 
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
@@ -9,12 +9,12 @@ use rustix::process::Signal;
 
 use crate::{TRANSFER, readers};
 
-/// A mount with a cache that outlives it.
+/// Mounts with a cache directory that outlives the mount.
 fn mount<'lab>(lab: &'lab Lab, cache: &Path) -> MountProc<'lab> {
     mount_with(lab, cache, "attr_ttl=0s")
 }
 
-/// Like [`mount`], with another option.
+/// Like [`mount`], with another option instead of `attr_ttl=0s`.
 fn mount_with<'lab>(lab: &'lab Lab, cache: &Path, option: &str) -> MountProc<'lab> {
     let dir = format!("cache_dir={}", cache.display());
     lab.mount(1).option(&dir).option(option).start()
@@ -27,7 +27,7 @@ fn has_checkpoint(cache: &Path) -> bool {
 }
 
 #[test]
-fn a_complete_file_is_read_by_the_next_mount_without_a_join() {
+fn the_next_mount_reads_a_complete_file_without_a_join() {
     let lab = lab_or_skip!(Lab::builder());
     let image = lab.put("image", mib(4));
     let server = lab.server().start();
@@ -48,7 +48,7 @@ fn a_complete_file_can_be_opened_while_the_server_is_away() {
     let cache = lab.client(1).fresh_path("kept");
     let mount = mount(&lab, &cache);
     assert_eq!(digest_of(mount.join("image")), image.digest);
-    wait_until(SOON, "the file is remembered", || has_checkpoint(&cache));
+    wait_until(SOON, "the file has a checkpoint", || has_checkpoint(&cache));
     server.kill();
     for _ in 0..3 {
         assert_eq!(digest_of(mount.join("image")), image.digest);
@@ -56,21 +56,21 @@ fn a_complete_file_can_be_opened_while_the_server_is_away() {
 }
 
 #[test]
-fn what_arrived_before_a_crash_is_not_fetched_again() {
+fn pages_of_a_checkpoint_survive_a_crash_of_the_client() {
     let lab = lab_or_skip!(Lab::builder());
     let image = lab.put("image", mib(16));
     let server = lab.server().option("--rate", "8mbit").start();
     let cache = lab.client(1).fresh_path("kept");
     let mut crashed = mount(&lab, &cache);
     let _reader = readers::read_at(lab.client(1), &crashed.join("image"), mib(16) - 4096);
-    wait_until(TRANSFER, "some of it is remembered", || has_checkpoint(&cache));
+    wait_until(TRANSFER, "the file has a checkpoint", || has_checkpoint(&cache));
     crashed.proc().signal(Signal::KILL);
     wait_until(SOON, "the daemon is gone", || crashed.proc().exited().is_some());
     drop(crashed);
     drop(server);
 
-    // At this rate the stream would be minutes away from there: what can be read was kept. A
-    // checkpoint is written every ten seconds: far more than this had come by then.
+    // At this rate the stream would take minutes to this offset, so the pages read here come from
+    // the checkpoint. Checkpoints are written every ten seconds, when far more has arrived.
     let server = lab.server().option("--rate", "100kbit").start();
     let mount = mount(&lab, &cache);
     readers::read_at(lab.client(1), &mount.join("image"), mib(1)).wait_success(SOON);
@@ -79,7 +79,7 @@ fn what_arrived_before_a_crash_is_not_fetched_again() {
     assert_eq!(digest_of(mount.join("image")), image.digest);
 }
 
-/// Bytes that the only object in the cache holds.
+/// Returns the number of bytes that the only object in the cache occupies.
 fn held_bytes(cache: &Path) -> u64 {
     let object = fs::read_dir(cache.join("objects")).unwrap().next();
     let data = object.map(|object| fs::metadata(object.unwrap().path().join("data")).unwrap());
@@ -87,7 +87,7 @@ fn held_bytes(cache: &Path) -> u64 {
 }
 
 #[test]
-fn who_comes_back_with_most_of_a_file_is_sent_the_rest_alone() {
+fn a_client_that_returns_with_most_of_a_file_is_sent_only_the_rest() {
     let lab = lab_or_skip!(Lab::builder().valve());
     let image = lab.put("image", mib(16));
     let server = lab.server().option("--rate", "100mbit").start();
@@ -95,7 +95,7 @@ fn who_comes_back_with_most_of_a_file_is_sent_the_rest_alone() {
     let first = mount_with(&lab, &cache, "unicast=never");
     let valve = lab.hold_multicast_after(mib(13));
     let file = File::open(first.join("image")).unwrap();
-    wait_until(TRANSFER, "most of it is here", || held_bytes(&cache) > mib(12));
+    wait_until(TRANSFER, "most of the file is held", || held_bytes(&cache) > mib(12));
     drop(file);
     first.umount();
     valve.open();
@@ -105,7 +105,7 @@ fn who_comes_back_with_most_of_a_file_is_sent_the_rest_alone() {
 
     let bytes_before = lab.head().counters().tx_bytes;
     let again = mount(&lab, &cache);
-    // Nobody reads, so nothing is demanded.
+    // The file is opened but not read, so no page is demanded.
     let _file = File::open(again.join("image")).unwrap();
     server.wait_no_members();
     let totals = server.status().totals;
@@ -118,11 +118,11 @@ fn who_comes_back_with_most_of_a_file_is_sent_the_rest_alone() {
 }
 
 #[test]
-fn two_files_on_their_way_stay_apart_when_the_server_restarts() {
+fn two_files_do_not_mix_when_the_server_restarts_during_their_casts() {
     let lab = lab_or_skip!(Lab::builder().clients(2));
     let images = [lab.put("one", mib(6)), lab.put("two", mib(6))];
-    // With a single group, the first client to join after the restart gets the one that the other
-    // listens to.
+    // The server has so few groups that after the restart one file may be sent to the group of the
+    // other, whose client still listens.
     let mut server =
         lab.server().option("--rate", "12mbit").option("--groups", "239.255.7.0/31").start();
     let mounts: Vec<_> = (1..=2).map(|k| lab.mount(k).start()).collect();

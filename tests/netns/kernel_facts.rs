@@ -1,7 +1,8 @@
-//! What the kernel does with a FUSE file system whose readers wait, and how this one copes.
+//! Facts about the kernel and FUSE file systems whose readers wait, and tests that this one handles
+//! them.
 //!
-//! Each test quotes the fact it covers. Fact 6 ("`store` blocks while a READ of that page is
-//! parked") has no test: nothing is stored into the kernel's cache.
+//! Each test quotes its fact. Fact 6 ("`store` blocks while a READ of that page is parked") has no
+//! test, because bootcastfs stores nothing into the kernel's cache.
 
 use std::fs::File;
 use std::io::Read;
@@ -33,7 +34,7 @@ fn fact_1_twenty_parked_reads_do_not_freeze_another_file() {
     let mount = lab.mount(1).start();
     assert_eq!(digest_of(mount.join("small")), small.digest);
     let _parked = park(&lab, &mount, 20);
-    // Past the kernel's cache, so that the daemon must answer.
+    // A direct read bypasses the kernel's cache, so the daemon must answer it.
     let mut reader = readers::read_direct_at(lab.client(1), &mount.join("small"), 0);
     reader.wait_success(SOON);
 }
@@ -53,7 +54,7 @@ fn fact_2_sixty_readers_that_wait_can_all_be_killed() {
 /// "Without `FOPEN_KEEP_CACHE`, a second `open()` of a file that has a parked read hangs in D
 /// state."
 #[test]
-fn fact_3_a_file_that_somebody_waits_for_can_be_opened_again() {
+fn fact_3_a_file_with_a_parked_read_can_be_opened_again() {
     let lab = lab_or_skip!(Lab::builder());
     lab.put("image", mib(16));
     let _server = lab.server().option("--rate", CRAWL).start();
@@ -66,7 +67,7 @@ fn fact_3_a_file_that_somebody_waits_for_can_be_opened_again() {
 /// "Answer EINTR when [..] a pending fatal signal; ignore the others (SIGURG broke git and Go
 /// programs)."
 #[test]
-fn fact_4_a_signal_that_does_not_kill_does_not_disturb_a_direct_read() {
+fn fact_4_a_signal_that_is_not_fatal_does_not_interrupt_a_direct_read() {
     let lab = lab_or_skip!(Lab::builder());
     lab.put("image", mib(1));
     let _server = lab.server().option("--rate", CRAWL).start();
@@ -80,7 +81,7 @@ fn fact_4_a_signal_that_does_not_kill_does_not_disturb_a_direct_read() {
 
 /// "A reply shorter than asked truncates `i_size`."
 #[test]
-fn fact_5_a_read_that_fails_leaves_the_size_alone() {
+fn fact_5_a_read_that_fails_does_not_change_the_size() {
     let lab = lab_or_skip!(Lab::builder());
     lab.put("image", mib(16));
     let mut server = lab.server().option("--rate", CRAWL).start();
@@ -94,7 +95,7 @@ fn fact_5_a_read_that_fails_leaves_the_size_alone() {
 
 /// "RELEASE of a dead reader is withheld while its READ is parked."
 #[test]
-fn fact_7_a_reader_that_died_while_it_waited_is_noticed_and_the_client_leaves() {
+fn fact_7_the_client_leaves_after_its_waiting_readers_were_killed() {
     let lab = lab_or_skip!(Lab::builder());
     lab.put("image", mib(16));
     let server = lab.server().option("--rate", CRAWL).start();
@@ -123,7 +124,7 @@ fn fact_8_opens_before_and_after_completion_read_side_by_side() {
     beside.read_exact_at(&mut last, mib(2) - 1).unwrap();
     std::io::copy(&mut before, &mut std::io::sink()).unwrap();
     drop((before, beside));
-    // Nothing uses the inode now, so the next open may be passthrough.
+    // No open file uses the inode now, so the next open may be passthrough.
     let (one, other) = (File::open(&path).unwrap(), File::open(&path).unwrap());
     assert_eq!(digest_of(&path), image.digest);
     drop((one, other));
@@ -132,7 +133,7 @@ fn fact_8_opens_before_and_after_completion_read_side_by_side() {
 
 /// "ESTALE answered to `open()` makes the kernel look the name up again and reopen."
 #[test]
-fn fact_9_an_open_of_a_changed_file_succeeds_at_once_though_the_attributes_are_cached() {
+fn fact_9_an_open_of_a_changed_file_succeeds_although_its_attributes_are_cached() {
     let lab = lab_or_skip!(Lab::builder());
     let image = lab.put("image", mib(1));
     let _server = lab.server().start();

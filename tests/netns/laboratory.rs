@@ -1,4 +1,4 @@
-//! Checks the laboratory itself, which the other tests take for granted.
+//! Tests of the lab itself, on which the other tests rely.
 
 use std::net::{Ipv4Addr, UdpSocket};
 
@@ -28,12 +28,12 @@ fn subscribe(lab: &Lab, client: usize) -> UdpSocket {
 }
 
 #[test]
-fn a_client_gets_only_the_groups_it_joined() {
+fn a_client_gets_only_the_groups_that_it_joined() {
     let lab = lab_or_skip!(Lab::builder().clients(2));
     let _socket = subscribe(&lab, 1);
     let before = (lab.client(1).counters().rx_bytes, lab.client(2).counters().rx_bytes);
     send(&lab, 100, 1000);
-    wait_until(SOON, "the member got them", || {
+    wait_until(SOON, "the member got the datagrams", || {
         lab.client(1).counters().rx_bytes - before.0 >= 100_000
     });
     assert!(lab.client(2).counters().rx_bytes - before.1 < 10_000, "the switch floods");
@@ -49,14 +49,14 @@ fn without_snooping_every_client_gets_every_group() {
 }
 
 #[test]
-fn loss_takes_about_its_share_of_the_datagrams() {
+fn a_lab_with_20_percent_loss_loses_about_20_percent() {
     let lab = lab_or_skip!(Lab::builder().loss(20.0));
     let socket = subscribe(&lab, 1);
     socket.set_nonblocking(true).unwrap();
     send(&lab, 150, 100);
     let (mut received, mut is_over) = (0, false);
     wait_until(SOON, "a last datagram gets through", || {
-        // Order is kept: after one of these arrives, nothing else is on the way.
+        // Datagrams keep their order: when one of these arrives, no other is in flight.
         send(&lab, 1, 1);
         let mut buffer = [0; 200];
         while let Ok(len) = socket.recv(&mut buffer) {
@@ -69,7 +69,7 @@ fn loss_takes_about_its_share_of_the_datagrams() {
 }
 
 #[test]
-fn nothing_is_left_behind_by_a_lab_even_when_its_test_panics() {
+fn a_lab_removes_everything_even_if_its_test_panics() {
     let lab = lab_or_skip!(Lab::builder());
     let namespace = lab.head().namespace().to_owned();
     let directory = lab.directory().to_owned();

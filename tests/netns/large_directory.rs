@@ -1,4 +1,4 @@
-//! A directory of a hundred thousand names: whoever lists it holds up nobody else.
+//! A directory of a hundred thousand names. Listing it delays no other request.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -13,11 +13,11 @@ use crate::{TRANSFER, text};
 
 const NAMES: usize = 100_000;
 
-/// More than the server makes at the same time below one directory.
+/// Number of listings. More than the server makes at a time below one directory.
 const LISTINGS: usize = 12;
 
-/// Asks for the listing. The answer, of 15 MB, is under way until it is read.
-fn ask_for_listing(lab: &Lab) -> TcpStream {
+/// Requests the listing. The answer has 15 MB, so the server is busy with it until it is read.
+fn request_listing(lab: &Lab) -> TcpStream {
     let connect = || TcpStream::connect((HEAD_ADDRESS, DEFAULT_PORT)).unwrap();
     let mut stream = lab.client(1).enter(connect);
     stream.set_read_timeout(Some(TRANSFER)).unwrap();
@@ -27,7 +27,7 @@ fn ask_for_listing(lab: &Lab) -> TcpStream {
 }
 
 #[test]
-fn a_hundred_thousand_names_are_listed_beside_other_names_and_none_needs_the_listing() {
+fn listing_a_hundred_thousand_names_delays_no_lookup_and_a_lookup_needs_no_listing() {
     let lab = lab_or_skip!(Lab::builder());
     let many = lab.served().join("many");
     mount_tmpfs(&many, "size=16m,nr_inodes=0");
@@ -47,7 +47,7 @@ fn a_hundred_thousand_names_are_listed_beside_other_names_and_none_needs_the_lis
     let bytes = host.counters().rx_bytes - before;
     assert!(bytes < 50_000, "{bytes} bytes for four names");
 
-    let listings: Vec<_> = (0..LISTINGS).map(|_| ask_for_listing(&lab)).collect();
+    let listings: Vec<_> = (0..LISTINGS).map(|_| request_listing(&lab)).collect();
     let mut ls = host.spawn("ls", ["-U", text(&mount.join("many"))]);
     assert_eq!(digest_of(mount.join("fine/image")), image.digest);
     assert_eq!(fs::read_dir(mount.join("fine")).unwrap().count(), 1);

@@ -1,4 +1,4 @@
-//! Datagrams are lost, and strangers send some; files stay right.
+//! Datagrams are lost, or sent by other hosts. Files stay right.
 
 use std::net::UdpSocket;
 
@@ -19,7 +19,7 @@ fn every_client_reads_the_same_bytes_through_2_percent_loss() {
 }
 
 #[test]
-fn datagrams_of_a_stranger_in_the_group_do_no_harm() {
+fn datagrams_from_another_host_in_the_group_do_no_harm() {
     let lab = lab_or_skip!(Lab::builder().clients(2).valve());
     let image = lab.put("image", mib(4));
     let server = lab.server().option("--rate", "20mbit").start();

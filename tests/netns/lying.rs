@@ -1,8 +1,9 @@
-//! Members that send nonsense ten thousand times: a reader in the same cast still gets its file,
-//! and the server does not exceed its rate. docs/PROTOCOL.md, "Demand" and "Report".
+//! Members that send false or malformed requests ten thousand times. A reader in the same cast
+//! still gets its file, and the server does not exceed its rate. docs/PROTOCOL.md, "Demand" and
+//! "Report".
 #![expect(
     clippy::disallowed_methods,
-    reason = "what may be sent follows from the time that went by"
+    reason = "the bytes that the server may send follow from the real time"
 )]
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -15,19 +16,21 @@ use harness::lab::HEAD_ADDRESS;
 use harness::{Host, Lab, lab_or_skip, mib};
 
 use crate::transfers::{Copy, Get};
-use crate::{Finally, TRANSFER};
+use crate::{SetOnDrop, TRANSFER};
 
-/// Fewest requests of one liar.
+/// Least number of requests that a lying member sends.
 const REQUESTS: usize = 10_000;
+
 /// Number of times that all lies are sent before the first answer is read.
-const AT_ONCE: usize = 32;
-/// Rate that the server may send at, in bits per second.
+const REPETITIONS: usize = 32;
+
+/// Rate at which the server may send, in bits per second.
 const RATE: u64 = 20_000_000;
 
 /// A request's token and body, and the expected status.
 type Lie = (String, String, u16);
 
-/// Joins, and returns the token.
+/// Sends a join, and returns the token of the membership.
 fn join(host: &Host, lab: &Lab, file: &str, headers: &[(&str, &str)]) -> String {
     let answer = host.get_with(&lab.url(&format!("join/{file}")), headers);
     let token = answer.body.lines().find_map(|line| line.strip_prefix("TOKEN="));
@@ -64,31 +67,32 @@ fn answer(stream: &mut impl BufRead) -> u16 {
     status
 }
 
-/// Sends all lies over and over on one connection, without waiting for answers, until `done` is set
-/// and [`REQUESTS`] were sent. Must be called on the lying host.
+/// Sends all lies repeatedly on one connection until `done` is set and [`REQUESTS`] were sent. Must
+/// be called on the lying host.
 fn lie(endpoint: &str, lies: &[Lie], done: &AtomicBool) {
     let mut stream = TcpStream::connect((HEAD_ADDRESS, DEFAULT_PORT)).unwrap();
     stream.set_read_timeout(Some(TRANSFER)).unwrap();
     let mut answers = BufReader::new(stream.try_clone().unwrap());
     let batch: String = lies.iter().map(|lie| request(endpoint, lie)).collect();
-    let batch = batch.repeat(AT_ONCE);
+    let batch = batch.repeat(REPETITIONS);
     let mut sent = 0;
     while sent < REQUESTS || !done.load(Ordering::Relaxed) {
         stream.write_all(batch.as_bytes()).unwrap();
-        for (_, body, status) in std::iter::repeat_n(lies, AT_ONCE).flatten() {
+        for (_, body, status) in std::iter::repeat_n(lies, REPETITIONS).flatten() {
             assert_eq!(answer(&mut answers), *status, "{endpoint}: {body:.80}");
         }
-        sent += AT_ONCE * lies.len();
+        sent += REPETITIONS * lies.len();
     }
 }
 
-/// Sends a body larger than the endpoint accepts, on a connection of its own.
+/// Sends a body that is larger than the endpoint accepts, on a connection of its own.
 fn send_too_much(endpoint: &str, token: &str, bytes: usize) {
     let body = format!("[{}", " ".repeat(bytes));
     let mut stream = TcpStream::connect((HEAD_ADDRESS, DEFAULT_PORT)).unwrap();
     stream.set_read_timeout(Some(TRANSFER)).unwrap();
     let request = request(endpoint, &(token.to_owned(), body, 413));
-    // The server may hang up before it has read everything, and then the answer may be lost.
+    // The server may close the connection before it has read everything. The answer may then be
+    // lost.
     if stream.write_all(request.as_bytes()).is_ok() {
         let mut status = [0; 12];
         if stream.read_exact(&mut status).is_ok() {
@@ -97,13 +101,14 @@ fn send_too_much(endpoint: &str, token: &str, bytes: usize) {
     }
 }
 
-/// Reads from a mount whose cast has a lying member.
+/// Reads from a mount whose cast has a lying member. `lies` gets the tokens of the liar in this
+/// cast and in another one.
 fn read_beside_a_liar(endpoint: &str, headers: &[(&str, &str)], lies: fn(&str, &str) -> Vec<Lie>) {
     let lab = lab_or_skip!(Lab::builder().clients(2).loss(1.0).valve());
     let image = lab.put("image", mib(2));
     lab.put("other", mib(1));
     let start = Instant::now();
-    // However long the reader takes to start, the cast that the liar began is still there.
+    // The cast that the liar started must not end before the reader joins.
     let server = lab.server().option("--idle-passes", "100000");
     let server = server.option("--rate", &format!("{}kbit", RATE / 1000)).start();
     let liar = lab.client(2);
@@ -122,12 +127,12 @@ fn read_beside_a_liar(endpoint: &str, headers: &[(&str, &str)], lies: fn(&str, &
                 send_too_much(endpoint, &token, 300 << 10);
             });
         });
-        let _done = Finally(&done);
+        let _done = SetOnDrop(&done);
         copy.finish(&image);
     });
     let bits = server.status().totals.bytes_sent * 8;
     let elapsed = start.elapsed().as_millis();
-    // A tenth of a second may be sent in advance.
+    // The server may send the bytes of a tenth of a second in advance.
     let most = u128::from(RATE) * (elapsed + 100) / 1000;
     assert!(u128::from(bits) <= most, "{bits} bits in {elapsed} ms");
     for (file, token) in [("image", &token), ("other", &strange)] {
@@ -138,7 +143,7 @@ fn read_beside_a_liar(endpoint: &str, headers: &[(&str, &str)], lies: fn(&str, &
 }
 
 #[test]
-fn ten_thousand_absurd_wants_take_nothing_from_a_reader() {
+fn ten_thousand_absurd_wants_do_not_disturb_a_reader() {
     let lies = |token: &str, strange: &str| {
         let every_second: Vec<_> = (0..700).map(|k| format!("[{},1]", 2 * k + 1)).collect();
         let every_second = format!(r#"{{"now":[{}]}}"#, every_second.join(","));
@@ -163,7 +168,7 @@ fn ten_thousand_absurd_wants_take_nothing_from_a_reader() {
 }
 
 #[test]
-fn ten_thousand_absurd_reports_take_nothing_from_a_reader() {
+fn ten_thousand_absurd_reports_do_not_disturb_a_reader() {
     let lies = |token: &str, strange: &str| {
         let all: Vec<_> = (0..100).map(|block| format!("[{block},255]")).collect();
         let all = format!(r#"{{"needs":[{}]}}"#, all.join(","));
@@ -187,10 +192,10 @@ fn ten_thousand_absurd_reports_take_nothing_from_a_reader() {
 }
 
 #[test]
-fn a_member_that_lies_about_what_it_gets_does_not_slow_the_cast_down() {
+fn a_member_with_false_counters_does_not_slow_the_cast_down() {
     let lab = lab_or_skip!(Lab::builder().clients(3));
     let image = lab.put("image", mib(8));
-    // So slow that no honest member loses a page, whatever else the machine does.
+    // The rate is so low that honest members lose no page, even on a busy machine.
     let server = lab.server().option("--rate", &format!("{}kbit", RATE / 1000)).start();
     let liar = lab.client(3);
     let token = join(liar, &lab, "image", &[("X-BOOTCAST", "1")]);
@@ -206,7 +211,7 @@ fn a_member_that_lies_about_what_it_gets_does_not_slow_the_cast_down() {
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| liar.enter(|| lie("report", &lies, &done)));
-        let _done = Finally(&done);
+        let _done = SetOnDrop(&done);
         for get in &mut gets {
             get.finish(&image);
         }

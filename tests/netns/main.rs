@@ -1,4 +1,4 @@
-//! End to end: real binaries, kernel multicast, real mounts, in network namespaces.
+//! End-to-end tests: real programs, kernel multicast and real mounts, in network namespaces.
 //!
 //! ```text
 //! head eth0 ---- head [ switch: br0 ] c1 ---- eth0 c1      bootcastfs, bootcast, plain_client.py
@@ -7,8 +7,9 @@
 //! plain_server.py                             own loss (nftables); rate cap at the head (tbf)
 //! ```
 //!
-//! IGMP snooping is on and a querier runs: a client gets only what it subscribed to. Each test has
-//! a lab of its own. Where no lab can be built, tests print `skipped` and why.
+//! IGMP snooping is on and a querier runs, so a client gets only the groups that it joined. Each
+//! test has a lab of its own. On a machine that cannot have one, tests print `skipped` and the
+//! reason.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod absence;
@@ -54,22 +55,22 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// A rate at which the far end of a file of 16 MiB is minutes away, so its readers wait.
+/// A rate at which a cast needs minutes for 16 MiB, so that readers of the end of the file wait.
 const CRAWL: &str = "1mbit";
 
-/// Deadline of a transfer that takes a few seconds on an idle machine. Far more than any test needs
-/// on one core that other programs keep busy; a transfer that hangs fails all the same.
+/// Deadline of a transfer that takes a few seconds on an idle machine. Long enough for a single
+/// core that other programs keep busy, but a transfer that hangs still fails.
 const TRANSFER: Duration = Duration::from_secs(180);
 
-/// A path of the lab as a command line takes it.
+/// Returns a path of the lab as an argument for a command line.
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// Sets the flag also where the test fails, so that the threads that look at it end.
-struct Finally<'a>(&'a AtomicBool);
+/// Sets a flag when dropped, also if the test fails. Threads that check the flag then end.
+struct SetOnDrop<'a>(&'a AtomicBool);
 
-impl Drop for Finally<'_> {
+impl Drop for SetOnDrop<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }

@@ -1,5 +1,5 @@
-//! Members that die, hang or lose much, and a server that dies while they repair: the others
-//! finish.
+//! Members that die, hang or lose many datagrams do not keep the others from finishing, nor does a
+//! crash of the server.
 
 use harness::wait::try_wait_for;
 use harness::{Lab, SOON, digest_of, lab_or_skip, mib, wait_until};
@@ -9,7 +9,7 @@ use crate::TRANSFER;
 use crate::second_implementation::extended_client;
 use crate::transfers::{Copy, Get};
 
-/// Matches every repair symbol, but no beacon.
+/// Expression of `nftables` that matches repair symbols, but no beacons.
 const SYMBOLS: &str = "udp dport 9001 @th,64,8 1";
 
 #[test]
@@ -28,15 +28,15 @@ fn a_member_that_dies_and_one_that_hangs_are_forgotten_after_the_lease() {
     reader.finish(&image);
     well.finish(&image);
     wait_until(SOON, "the cast has ended", || server.status().casts.is_empty());
-    assert_eq!(server.status().totals.leaves, 2, "the other two said nothing");
+    assert_eq!(server.status().totals.leaves, 2, "the other two have not left");
 
     hangs.proc.signal(Signal::CONT);
-    // It joins again.
+    // It must join again.
     hangs.finish(&image);
     server.wait_no_members();
 }
 
-/// Name and nice value of each thread of a process.
+/// Returns the name and nice value of each thread of a process.
 fn threads(process: u32) -> Vec<(String, i32)> {
     let tasks = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
     let stats =
@@ -51,19 +51,19 @@ fn threads(process: u32) -> Vec<(String, i32)> {
 }
 
 #[test]
-fn the_threads_that_time_is_precious_for_go_before_others() {
+fn the_sender_and_receive_threads_have_a_higher_priority() {
     // docs/SEMANTICS.md, "Priority".
     let lab = lab_or_skip!(Lab::builder().clients(1));
     let server = lab.server().start();
     let mut mount = lab.mount(1).start();
-    // That of this process and of all that it starts: 19 under some job schedulers.
+    // Nice value of this process, which its children inherit. It is 19 under some job schedulers.
     let ordinary = getpriority_process(None).unwrap();
     for (process, thread, nice) in [
         (server.proc().pid(), "sender", -10),
         (mount.proc().pid(), "receive", -10),
         (mount.proc().pid(), "answer", ordinary),
     ] {
-        // A thread that has just started may not have set it yet.
+        // A thread that has just started may not have set its nice value yet.
         let expected = (thread.to_owned(), nice);
         try_wait_for(SOON, || threads(process).contains(&expected).then_some(()))
             .unwrap_or_else(|| panic!("no {expected:?} among {:?}", threads(process)));
@@ -71,7 +71,7 @@ fn the_threads_that_time_is_precious_for_go_before_others() {
 }
 
 #[test]
-fn a_server_that_dies_while_members_repair_takes_nothing_from_them() {
+fn members_finish_after_a_server_crash_during_repair() {
     let lab = lab_or_skip!(Lab::builder().clients(2).loss(5.0));
     let image = lab.put("image", mib(8));
     let mut server = lab.server().option("--rate", "50mbit").start();
@@ -80,7 +80,8 @@ fn a_server_that_dies_while_members_repair_takes_nothing_from_them() {
     }
     let mut reader = Copy::start(&lab, 1, &image);
     let mut get = Get::start(&lab, 2, &image);
-    // Losing all symbols slows the cast down to its floor, but more are always promised.
+    // The loss of all symbols slows the cast down to its lowest rate, but the server keeps
+    // promising more.
     server.wait_cast("image", "symbols are being sent", |cast| cast.symbols_sent > 500);
     server.kill();
     for k in [1, 2] {
@@ -93,12 +94,12 @@ fn a_server_that_dies_while_members_repair_takes_nothing_from_them() {
 }
 
 #[test]
-fn a_member_with_a_tiny_socket_buffer_finishes_and_holds_up_nobody() {
+fn a_member_with_a_tiny_socket_buffer_finishes_and_delays_nobody() {
     let lab = lab_or_skip!(Lab::builder().clients(2));
     let image = lab.put("image", mib(4));
     let server = lab.server().option("--rate", "200mbit").start();
     let tiny = lab.client(2).fresh_path("out");
-    // A burst of the server has twice as many datagrams as fit.
+    // A burst of the server has twice as many datagrams as the buffer can hold.
     let options = ["--buffer", "16384"];
     let mut small = extended_client(lab.client(2), &lab.url("image"), &tiny, &options);
     Copy::start(&lab, 1, &image).finish(&image);

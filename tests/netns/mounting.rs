@@ -1,4 +1,4 @@
-//! mount(8), options, exit codes.
+//! mount(8), mount options and exit codes.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
@@ -19,11 +19,11 @@ fn place(host: &Host) -> (PathBuf, String) {
     (path, format!("ro,interface=eth0,cache_dir={}", text(&cache)))
 }
 
-/// Runs a shell script in which `mount` finds our programs; `$1`, `$2`, `$3` are source, mount
-/// point and options.
+/// Runs a shell script in which mount(8) finds the programs under test. `$1`, `$2` and `$3` are
+/// source, mount point and options.
 ///
-/// mount(8) takes helpers only from the system's directories, whatever `PATH` is. So the script has
-/// a mount namespace of its own, where one of them contains the programs under test.
+/// mount(8) looks for helpers only in the system's directories, whatever `PATH` is. The script
+/// therefore has a mount namespace of its own, in which one of these contains our programs.
 fn with_mount_8(host: &Host, script: &str, source: &str, path: &Path, options: &str) -> Output {
     let installed = format!("mount --bind {} /usr/local/sbin && {script}", directory().display());
     let mut command = host.command("unshare");
@@ -55,7 +55,8 @@ fn mount_8_mounts_and_umount_ends_the_daemon() {
     let options =
         format!("{options},_netdev,nofail,x-systemd.automount,noatime,nodev,nosuid,port=8888");
     let script = format!(
-        "{MOUNT} && grep \" $2 \" /proc/self/mounts && cat \"$2/image\" >\"$2.copy\" && umount \"$2\""
+        "{MOUNT} && grep \" $2 \" /proc/self/mounts && cat \"$2/image\" >\"$2.copy\" \
+         && umount \"$2\""
     );
     let output = with_mount_8(lab.client(1), &script, "10.77.0.1:/", &path, &options);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -66,7 +67,7 @@ fn mount_8_mounts_and_umount_ends_the_daemon() {
 }
 
 #[test]
-fn a_server_that_cannot_be_reached_is_one_line_and_exit_32() {
+fn an_unreachable_server_gives_one_line_and_exit_code_32() {
     let lab = lab_or_skip!(Lab::builder());
     let (path, options) = place(lab.client(1));
     let output = with_mount_8(lab.client(1), MOUNT, "10.77.0.1:/", &path, &options);
@@ -75,7 +76,7 @@ fn a_server_that_cannot_be_reached_is_one_line_and_exit_32() {
 }
 
 #[test]
-fn a_directory_that_the_server_does_not_have_is_one_line_and_exit_32() {
+fn a_directory_that_the_server_does_not_have_gives_one_line_and_exit_code_32() {
     let lab = lab_or_skip!(Lab::builder());
     let _server = lab.server().start();
     let (path, options) = place(lab.client(1));
@@ -85,7 +86,7 @@ fn a_directory_that_the_server_does_not_have_is_one_line_and_exit_32() {
 }
 
 #[test]
-fn an_option_that_is_unknown_is_one_line_and_exit_1() {
+fn an_unknown_or_invalid_option_gives_one_line_and_exit_code_1() {
     let lab = lab_or_skip!(Lab::builder());
     let _server = lab.server().start();
     for bad in ["cache_dri=/x", "port=none", "cache=tape", "linger=soon"] {
@@ -127,7 +128,7 @@ fn rw_is_mounted_read_only_with_a_warning_and_every_write_gives_erofs() {
 }
 
 #[test]
-fn every_way_to_write_the_source_mounts_the_same_directory() {
+fn every_form_of_the_source_mounts_the_same_directory() {
     let lab = lab_or_skip!(Lab::builder());
     let image = lab.put("images/image", 10_000);
     let _server = lab.server().start();
@@ -154,7 +155,7 @@ fn the_memory_cache_writes_nothing_to_disk() {
 }
 
 #[test]
-fn df_and_find_see_a_file_system() {
+fn df_and_find_work_on_a_mount() {
     let lab = lab_or_skip!(Lab::builder());
     lab.put("dir/image", 10_000);
     let _server = lab.server().start();

@@ -1,4 +1,4 @@
-//! The server disappears and comes back; readers wait and continue.
+//! The server disappears and comes back. Readers wait and continue.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
@@ -9,7 +9,7 @@ use crate::transfers::Copy;
 use crate::{CRAWL, TRANSFER, readers};
 
 #[test]
-fn a_reader_finishes_with_the_right_bytes_when_the_server_crashes_in_the_middle() {
+fn a_reader_gets_the_right_bytes_although_the_server_crashes_and_restarts() {
     let lab = lab_or_skip!(Lab::builder().valve());
     let image = lab.put("image", mib(16));
     let mut server = lab.server().option("--rate", "50mbit").start();
@@ -26,7 +26,7 @@ fn a_reader_finishes_with_the_right_bytes_when_the_server_crashes_in_the_middle(
 }
 
 #[test]
-fn a_cast_that_the_server_forgot_is_joined_again() {
+fn a_member_joins_again_when_the_server_has_ended_its_cast() {
     let lab = lab_or_skip!(Lab::builder().valve());
     let image = lab.put("image", mib(8));
     let server = lab.server().option("--rate", "20mbit").start();
@@ -35,7 +35,7 @@ fn a_cast_that_the_server_forgot_is_joined_again() {
     let copy = lab.client(1).fresh_path("copy");
     let mut reader = readers::copy(lab.client(1), &mount.join("image"), &copy);
     server.wait_cast("image", "pages are being sent", |cast| cast.pages_sent > 100);
-    // A touch makes another version of equal bytes: the server must end the cast.
+    // A new time is a new version, although the bytes are equal: the server must end the cast.
     let file = File::options().append(true).open(&image.path).unwrap();
     file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
     valve.open();
@@ -45,7 +45,7 @@ fn a_cast_that_the_server_forgot_is_joined_again() {
 }
 
 #[test]
-fn a_soft_mount_gives_eio_when_the_pages_do_not_come_in_time() {
+fn a_read_of_a_soft_mount_fails_with_eio_after_timeo() {
     let lab = lab_or_skip!(Lab::builder());
     lab.put("image", mib(16));
     let mut server = lab.server().option("--rate", CRAWL).start();
@@ -56,11 +56,11 @@ fn a_soft_mount_gives_eio_when_the_pages_do_not_come_in_time() {
     let mut bytes = Vec::new();
     let error = file.read_to_end(&mut bytes).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(5), "{error}");
-    assert_eq!(file.metadata().unwrap().len(), mib(16), "a failed read leaves the size alone");
+    assert_eq!(file.metadata().unwrap().len(), mib(16), "a failed read must not change the size");
 }
 
 #[test]
-fn a_name_that_vanished_on_the_server_vanishes_from_the_mount() {
+fn a_name_that_is_removed_on_the_server_disappears_from_the_mount() {
     let lab = lab_or_skip!(Lab::builder());
     let image = lab.put("image", 1000);
     let _server = lab.server().start();

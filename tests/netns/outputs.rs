@@ -1,4 +1,4 @@
-//! Where `bootcast get` writes: what the disk loses is told, and a device is written in place.
+//! Outputs of `bootcast get`: write errors are reported, and a device is written in place.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -11,14 +11,14 @@ use harness::{Host, Lab, digest_of, lab_or_skip, mib};
 
 use crate::text;
 
-/// A tmpfs of so many MiB at a new directory.
+/// Mounts a tmpfs of `size_mib` MiB on a new directory.
 pub(crate) fn small_disk(host: &Host, size_mib: u32) -> PathBuf {
     let directory = host.fresh_path("disk");
     mount_tmpfs(&directory, &format!("size={size_mib}m"));
     directory
 }
 
-/// Makes a directory and mounts a tmpfs on it. The lab unmounts it.
+/// Creates a directory and mounts a tmpfs on it. The lab unmounts it.
 pub(crate) fn mount_tmpfs(directory: &Path, options: &str) {
     fs::create_dir(directory).unwrap();
     let mount = ["-t", "tmpfs", "-o", options, "tmpfs", text(directory)];
@@ -26,11 +26,12 @@ pub(crate) fn mount_tmpfs(directory: &Path, options: &str) {
     assert!(output.status.success(), "{output:?}");
 }
 
-/// A block device of so many MiB over a sparse file in `directory`.
+/// A block device over a sparse file.
 struct LoopDevice(PathBuf);
 
 impl LoopDevice {
-    /// `None`, and the test counts as skipped, where the machine has none to give.
+    /// Creates a device of `size_mib` MiB over a file in `directory`. If the machine has no loop
+    /// device, reports the test as skipped and returns `None`.
     fn attach(directory: &Path, size_mib: u64) -> Option<Self> {
         let backing = directory.join("backing");
         File::create(&backing).unwrap().set_len(mib(size_mib)).unwrap();
@@ -65,10 +66,10 @@ fn get(host: &Host, args: &[&str], tmpdir: &Path) -> Output {
     command.output().unwrap()
 }
 
-/// The ways by which a file comes.
+/// Options that select how a file is transferred: by multicast, over HTTP, by demand.
 const MODES: [&[&str]; 3] = [&[], &["--unicast"], &["--range", "0-"]];
 
-/// Gets the file `image` on client 1, requires that writing it fails, and returns what was said.
+/// Gets the file `image` on client 1, requires that writing it fails, and returns standard error.
 #[track_caller]
 fn fail_to_write(lab: &Lab, mode: &[&str], target: &Path) -> String {
     let url = lab.url("image");
@@ -79,7 +80,7 @@ fn fail_to_write(lab: &Lab, mode: &[&str], target: &Path) -> String {
     errors
 }
 
-/// Whether the first bytes of `device` are those of `image`.
+/// Whether `device` begins with the bytes of `image`.
 fn begins_with(device: &Path, image: &Path) -> bool {
     let image = fs::read(image).unwrap();
     let mut bytes = vec![0; image.len()];
@@ -88,7 +89,7 @@ fn begins_with(device: &Path, image: &Path) -> bool {
 }
 
 #[test]
-fn a_device_that_loses_what_is_written_is_an_error_in_every_mode() {
+fn a_device_that_loses_written_bytes_is_an_error_in_every_mode() {
     let lab = lab_or_skip!(Lab::builder());
     lab.put("image", mib(40));
     let _server = lab.server().start();
@@ -97,8 +98,8 @@ fn a_device_that_loses_what_is_written_is_an_error_in_every_mode() {
         let disk = small_disk(client, 8);
         let Some(device) = LoopDevice::attach(&disk, 100) else { return };
         let errors = fail_to_write(&lab, mode, &device.0);
-        let told = format!("bootcast: cannot write {}: ", device.0.display());
-        assert!(errors.starts_with(&told), "{mode:?}: {errors}");
+        let expected = format!("bootcast: cannot write {}: ", device.0.display());
+        assert!(errors.starts_with(&expected), "{mode:?}: {errors}");
         assert_eq!(errors.lines().count(), 1, "{mode:?}: {errors}");
     }
 }
@@ -118,7 +119,7 @@ fn a_device_is_written_in_place_and_needs_no_spool() {
 }
 
 #[test]
-fn a_device_that_is_too_small_is_an_error_that_says_so() {
+fn a_device_that_is_too_small_is_an_error_with_both_sizes() {
     let lab = lab_or_skip!(Lab::builder());
     lab.put("image", mib(16));
     let _server = lab.server().start();
@@ -128,7 +129,7 @@ fn a_device_that_is_too_small_is_an_error_that_says_so() {
 }
 
 #[test]
-fn a_file_that_does_not_fit_leaves_the_old_one_and_nothing_else() {
+fn a_file_that_does_not_fit_leaves_the_old_file_and_no_partial_one() {
     let lab = lab_or_skip!(Lab::builder());
     lab.put("image", mib(16));
     let _server = lab.server().start();
@@ -140,12 +141,12 @@ fn a_file_that_does_not_fit_leaves_the_old_one_and_nothing_else() {
         let errors = fail_to_write(&lab, mode, &target);
         assert!(errors.contains(text(&target)), "{mode:?}: {errors}");
         assert_eq!(fs::read_to_string(&target).unwrap(), "what was here before");
-        assert_eq!(fs::read_dir(&disk).unwrap().count(), 1, "{mode:?}: the part is gone");
+        assert_eq!(fs::read_dir(&disk).unwrap().count(), 1, "{mode:?}: a partial file is left");
     }
 }
 
 #[test]
-fn a_file_on_a_device_is_the_image_again() {
+fn a_get_replaces_an_existing_file_on_a_small_disk() {
     let lab = lab_or_skip!(Lab::builder());
     let image = lab.put("image", mib(8) + 77);
     let _server = lab.server().start();

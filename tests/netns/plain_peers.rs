@@ -1,4 +1,4 @@
-//! Peers that know only the base protocol: `plain_client.py` and `plain_server.py`, with ours.
+//! `plain_client.py` and `plain_server.py`, which know only the base protocol, with our programs.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -49,11 +49,12 @@ fn plain_peers_understand_each_other() {
     }
 }
 
-/// Sizes at which the layouts differ: no multiple of the page size, exact multiples, and one page.
+/// File sizes for which the layouts differ: no multiple of the page size, exact multiples, and less
+/// than a page.
 const SIZES: [u64; 4] = [1_000_000, 1456 * 700, 1456, 17];
 
 #[test]
-fn a_plain_client_completes_beside_ours_through_2_percent_loss() {
+fn a_plain_client_and_a_mount_complete_in_one_cast_through_2_percent_loss() {
     let lab = lab_or_skip!(Lab::builder().clients(2).loss(2.0));
     let image = lab.put("image", mib(8));
     let server = lab.server().option("--rate", "100mbit").start();
@@ -120,7 +121,7 @@ fn get_completes_from_a_plain_server() {
 }
 
 #[test]
-fn get_completes_from_a_reference_server_in_spite_of_the_phantom_page() {
+fn get_completes_from_a_reference_server_despite_the_phantom_page() {
     get_from_a_plain_server("reference");
 }
 
@@ -129,7 +130,7 @@ fn mount_a_plain_server(layout: &str) {
     let lab = lab_or_skip!(Lab::builder());
     let _server = plain_server(&lab, &["--layout", layout]);
     let mount = lab.mount(1).start();
-    assert_eq!(fs::read_dir(mount.path()).unwrap().count(), 0, "nothing was opened yet");
+    assert_eq!(fs::read_dir(mount.path()).unwrap().count(), 0, "no file was opened yet");
     for size in SIZES {
         let image = lab.put(&format!("{size}"), size);
         let path = mount.join(&image.name);
@@ -137,17 +138,17 @@ fn mount_a_plain_server(layout: &str) {
         assert_eq!(fs::metadata(&path).unwrap().len(), size, "{layout}");
     }
     let listed = fs::read_dir(mount.path()).unwrap().count();
-    assert_eq!(listed, SIZES.len(), "the directory lists what was opened");
+    assert_eq!(listed, SIZES.len(), "the directory lists the files that were opened");
     assert!(File::open(mount.join("nothing")).is_err());
 }
 
 #[test]
-fn a_plain_server_can_be_mounted_and_a_name_that_is_opened_is_joined() {
+fn a_plain_server_can_be_mounted_and_opening_a_name_joins_it() {
     mount_a_plain_server("base");
 }
 
 #[test]
-fn a_reference_server_can_be_mounted_in_spite_of_the_phantom_page() {
+fn a_reference_server_can_be_mounted_despite_the_phantom_page() {
     mount_a_plain_server("reference");
 }
 

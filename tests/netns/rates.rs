@@ -1,4 +1,4 @@
-//! Rate of casts: what the network and the members can take, and what other casts leave.
+//! The rate of a cast follows the network, the members and other casts.
 
 use std::time::Duration;
 
@@ -8,12 +8,13 @@ use rustix::process::Signal;
 
 use crate::transfers::Get;
 
+/// Number of datagrams that a cast has sent.
 fn sent(cast: &CastStatus) -> u64 {
     cast.pages_sent + cast.symbols_sent
 }
 
 #[test]
-fn a_cast_slows_down_to_what_gets_through_a_narrow_network() {
+fn a_cast_slows_down_to_the_rate_of_a_narrow_network() {
     let lab = lab_or_skip!(Lab::builder().clients(2).narrow("50mbit"));
     let image = lab.put("image", mib(48));
     let server = lab.server().option("--rate", "100mbit").option("--linger", "60s").start();
@@ -27,7 +28,7 @@ fn a_cast_slows_down_to_what_gets_through_a_narrow_network() {
     }
     let cast = server.cast_of("image").unwrap();
     let pages = u64::from(cast.pages);
-    // What was sent before the second of them came may have to be sent again for it.
+    // Pages that were sent before the second member joined may be sent again for it.
     let most = pages * 13 / 10 + before;
     assert!(sent(&cast) < most, "{} datagrams of {pages} pages", sent(&cast));
 }
@@ -40,30 +41,30 @@ fn two_casts_share_the_uplink() {
         lab.put(name, mib(64));
         assert_eq!(lab.client(k).get(&lab.url(&format!("join/{name}"))).status, 200);
     }
-    // Of one answer: between two of them pages are sent.
+    // Both counters come from one answer, because pages are sent between two answers.
     let both = || {
         let casts = server.status().casts;
         let pages_of = |name| casts.iter().find(|cast| cast.path == name).map(|it| it.pages_sent);
         ["one", "other"].map(|name| pages_of(name).unwrap_or_default())
     };
-    wait_until(SOON, "both send", || both().iter().all(|pages| *pages > 0));
+    wait_until(SOON, "both casts send", || both().iter().all(|pages| *pages > 0));
     let before = both();
     let sum = |pages: [u64; 2]| pages.iter().sum::<u64>();
-    wait_until(SOON, "both went on", || sum(both()) > sum(before) + 8_000);
+    wait_until(SOON, "8000 more pages are sent", || sum(both()) > sum(before) + 8_000);
     let after = both();
     let [one, other] = [after[0] - before[0], after[1] - before[1]];
     assert!(one * 2 > other && other * 2 > one, "{one} and {other} pages");
 }
 
 #[test]
-fn a_client_that_does_not_run_for_a_while_holds_nobody_up_and_finishes() {
+fn a_client_that_is_stopped_for_a_while_delays_nobody_and_finishes() {
     let lab = lab_or_skip!(Lab::builder().clients(3));
     let image = lab.put("image", mib(64));
     let server = lab.server().option("--rate", "100mbit").option("--linger", "60s").start();
     let mut gets: Vec<_> = (1..=3).map(|k| Get::start(&lab, k, &image)).collect();
     lab.wait_members(&server, "image", 1..=3);
     gets[2].proc.signal(Signal::STOP);
-    // More than its socket buffer holds.
+    // This is more than the stopped client's socket buffer can hold.
     server.wait_cast("image", "most is sent", |cast| {
         cast.pages_sent * 10 > u64::from(cast.pages) * 8
     });
@@ -74,15 +75,15 @@ fn a_client_that_does_not_run_for_a_while_holds_nobody_up_and_finishes() {
 }
 
 #[test]
-fn a_sender_that_the_interface_holds_back_waits() {
+fn a_sender_waits_without_cpu_time_while_the_interface_is_full() {
     let lab = lab_or_skip!(Lab::builder().rate("20mbit"));
     lab.put("image", mib(16));
     let server = lab.server().option("--rate", "1gbit").start();
     assert_eq!(lab.client(1).get(&lab.url("join/image")).status, 200);
     server.wait_cast("image", "the queue is full", |cast| cast.pages_sent > 2_000);
     let (before, pages) = (server.proc().cpu_time(), server.cast_of("image").unwrap().pages_sent);
-    // At 20 Mbit/s these take more than a second.
-    server.wait_cast("image", "it goes on", |cast| cast.pages_sent > pages + 2_000);
+    // At 20 Mbit/s these pages take more than a second.
+    server.wait_cast("image", "2000 more pages", |cast| cast.pages_sent > pages + 2_000);
     let busy = server.proc().cpu_time().saturating_sub(before);
     assert!(busy < Duration::from_millis(600), "{busy:?} of CPU while it waits");
 }

@@ -7,22 +7,22 @@ use harness::{Host, Lab, MountProc, Proc, ServerProc};
 
 use crate::text;
 
-/// Copies a whole file through a shared mapping.
+/// Python program that copies a whole file through a shared mapping.
 const MAP_AND_COPY: &str = "
 import mmap, sys
 with open(sys.argv[1], 'rb') as source, open(sys.argv[2], 'wb') as copy:
     copy.write(mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ))
 ";
 
-/// Touches the last byte of a file in a shared mapping.
+/// Python program that reads the last byte of a file through a shared mapping.
 const MAP_LAST_BYTE: &str = "
 import mmap, sys
 with open(sys.argv[1], 'rb') as source:
     print(mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ)[-1])
 ";
 
-/// Opens the served file `image` on the mounts of clients 1, 2, .. while its cast is held back:
-/// when this returns, all are members and no page was sent (but for one).
+/// Opens the served file `image` on the mounts of clients 1, 2, .. while multicast is held back.
+/// When this returns, all clients are members, and at most one page was sent before that.
 pub(crate) fn open_together(
     lab: &Lab,
     server: &ServerProc<'_>,
@@ -35,27 +35,28 @@ pub(crate) fn open_together(
     open
 }
 
-/// `cp`.
+/// Copies a file with `cp`.
 pub(crate) fn copy(host: &Host, from: &Path, to: &Path) -> Proc {
     host.spawn("cp", [from, to])
 }
 
-/// `dd` in blocks of an odd size.
+/// Copies a file with `dd`, in blocks of an odd size.
 pub(crate) fn copy_with_dd(host: &Host, from: &Path, to: &Path) -> Proc {
     host.spawn("dd", [format!("if={}", text(from)), format!("of={}", text(to)), "bs=70001".into()])
 }
 
-/// `mmap` of the whole file.
+/// Copies a file through a mapping of the whole file.
 pub(crate) fn copy_with_mmap(host: &Host, from: &Path, to: &Path) -> Proc {
     host.spawn("python3", ["-c", MAP_AND_COPY, text(from), text(to)])
 }
 
-/// `mmap`, then a page fault at the end of the file.
+/// Maps a file and causes a page fault at its end.
 pub(crate) fn fault_at_end(host: &Host, path: &Path) -> Proc {
     host.spawn("python3", ["-c", MAP_LAST_BYTE, text(path)])
 }
 
-/// Bytes that [`read_at`] reads. At [`CRAWL`](crate::CRAWL) even demanded pages take seconds.
+/// Number of bytes that [`read_at`] reads. At [`CRAWL`](crate::CRAWL) they take two seconds even if
+/// they are demanded.
 pub(crate) const READ_LEN: u64 = 256 << 10;
 
 /// Reads [`READ_LEN`] bytes at `offset`, a multiple of 4096.
@@ -63,7 +64,7 @@ pub(crate) fn read_at(host: &Host, path: &Path, offset: u64) -> Proc {
     dd_at(host, path, offset, "skip_bytes")
 }
 
-/// Like [`read_at`], past the page cache.
+/// Like [`read_at`], but bypasses the page cache.
 pub(crate) fn read_direct_at(host: &Host, path: &Path, offset: u64) -> Proc {
     dd_at(host, path, offset, "skip_bytes,direct")
 }

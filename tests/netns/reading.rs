@@ -1,4 +1,4 @@
-//! Whatever reads from the mount gets the server's bytes.
+//! Programs of all kinds read the server's bytes from a mount.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -15,26 +15,26 @@ fn run_ok(program: &str, args: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Bytes that the head sent from its `eth0`, in files of `size` bytes.
+/// Returns the bytes that the head sent from its `eth0`, as a multiple of `size`.
 #[expect(clippy::cast_precision_loss, reason = "a ratio for comparison with 1.3")]
 fn files_sent(head: &Host, size: u64) -> f64 {
     head.counters().tx_bytes as f64 / size as f64
 }
 
 #[test]
-fn four_clients_read_at_once_in_four_ways_and_the_server_sends_about_one_file() {
+fn four_clients_read_at_once_with_several_programs_and_the_server_sends_about_one_file() {
     let lab = lab_or_skip!(Lab::builder().clients(4).valve());
     let image = lab.put("image", mib(16));
     let server = lab.server().option("--rate", "50mbit").start();
     let mounts: Vec<_> = (1..=4).map(|k| lab.mount(k).option("unicast=never").start()).collect();
-    // All are members before the first page: then each page is new to all, and who reads late
-    // finds it in the cache. Members that come later have pages sent again, rightly.
+    // All are members before the first page. Pages need not be sent again for a late joiner, and a
+    // program that reads late finds the pages in the cache.
     let _open = readers::open_together(&lab, &server, &mounts);
     let copies: Vec<_> = lab.clients().iter().map(|host| host.fresh_path("copy")).collect();
-    let ways = [readers::copy, readers::copy_with_dd, readers::copy_with_mmap, readers::copy];
+    let readers = [readers::copy, readers::copy_with_dd, readers::copy_with_mmap, readers::copy];
     let mut running = Vec::new();
-    for ((mount, copy), way) in mounts.iter().zip(&copies).zip(ways) {
-        running.push(way(mount.host(), &mount.join("image"), copy));
+    for ((mount, copy), start) in mounts.iter().zip(&copies).zip(readers) {
+        running.push(start(mount.host(), &mount.join("image"), copy));
     }
     for reader in &mut running {
         reader.wait_success(TRANSFER);
@@ -57,7 +57,7 @@ fn cmp_finds_no_difference_between_the_mount_and_the_served_file() {
 }
 
 #[test]
-fn every_size_reads_back_whether_or_not_it_ends_with_a_page() {
+fn files_of_every_size_read_back() {
     let lab = lab_or_skip!(Lab::builder());
     let sizes = [0, 1, 1455, 1456, 1457, 2912, 4096, 4097, 131_072, 131_073, 1456 * 100];
     let images: Vec<_> = sizes.iter().map(|size| lab.put(&format!("{size}"), *size)).collect();
@@ -72,7 +72,7 @@ fn every_size_reads_back_whether_or_not_it_ends_with_a_page() {
 }
 
 #[test]
-fn any_offset_and_length_reads_the_bytes_that_are_there() {
+fn reads_at_any_offset_and_length_return_the_right_bytes() {
     let lab = lab_or_skip!(Lab::builder());
     let image = lab.put("image", mib(4) + 77);
     let _server = lab.server().start();
@@ -89,7 +89,7 @@ fn any_offset_and_length_reads_the_bytes_that_are_there() {
 }
 
 #[test]
-fn qemu_img_reads_a_qcow2_straight_from_the_mount() {
+fn qemu_img_reads_a_qcow2_file_from_the_mount() {
     let lab = lab_or_skip!(Lab::builder());
     let raw = lab.put("raw", mib(16));
     let qcow2 = lab.served().join("disk.qcow2");
@@ -109,7 +109,7 @@ fn qemu_img_reads_a_qcow2_straight_from_the_mount() {
 }
 
 #[test]
-fn a_file_of_many_gigabytes_is_opened_at_its_real_size() {
+fn a_file_of_5_gib_can_be_opened_and_has_its_real_size() {
     let lab = lab_or_skip!(Lab::builder());
     let size = 5 << 30;
     File::create(lab.served().join("huge")).unwrap().set_len(size).unwrap();
@@ -123,7 +123,7 @@ fn a_file_of_many_gigabytes_is_opened_at_its_real_size() {
 }
 
 #[test]
-fn a_complete_file_is_read_again_without_a_byte_from_the_server() {
+fn a_complete_file_is_read_again_without_another_join_or_page() {
     let lab = lab_or_skip!(Lab::builder());
     let image = lab.put("image", mib(8));
     let server = lab.server().start();

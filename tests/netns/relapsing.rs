@@ -1,5 +1,5 @@
-//! A file that changes whenever it is being cast: nobody reads a mixture, and its casts pause.
-//! docs/PROTOCOL.md, "End of a cast".
+//! A file that changes during each of its casts. Readers never get a mixture of versions, and the
+//! server pauses between its casts. docs/PROTOCOL.md, "End of a cast".
 
 use std::fs;
 use std::sync::Mutex;
@@ -9,15 +9,15 @@ use harness::content::{Image, try_digest_of};
 use harness::{Lab, ServerProc, digest_of, lab_or_skip, mib, wait_for};
 
 use crate::transfers::Get;
-use crate::{Finally, TRANSFER};
+use crate::{SetOnDrop, TRANSFER};
 
 const ESTALE: i32 = 116;
 
-/// Number of casts that end because the file changed. A pause follows after the third, and one of
-/// twice the length after the fourth.
+/// Number of casts that end because the file changed. A pause follows the third, and one of twice
+/// the length the fourth.
 const CHANGES: u32 = 4;
 
-/// Waits until pages of another version than `before` are being sent. Returns its `ETag`.
+/// Waits until pages of a version other than `before` are being sent. Returns that version.
 fn wait_next_cast(server: &ServerProc<'_>, before: Option<&String>) -> String {
     wait_for(TRANSFER, "the next version is being sent", || {
         let cast = server.cast_of("image").filter(|cast| cast.pages_sent > 0)?;
@@ -25,7 +25,7 @@ fn wait_next_cast(server: &ServerProc<'_>, before: Option<&String>) -> String {
     })
 }
 
-/// Puts another file of `size` bytes in the place of `image`.
+/// Replaces `image` by another file of `size` bytes, and adds it to `versions`.
 fn replace(lab: &Lab, image: &Image, size: u64, versions: &Mutex<Vec<Image>>) -> Image {
     let new = lab.put("new-version", size);
     versions.lock().unwrap().push(new.clone());
@@ -34,10 +34,10 @@ fn replace(lab: &Lab, image: &Image, size: u64, versions: &Mutex<Vec<Image>>) ->
 }
 
 #[test]
-fn a_file_that_changes_in_every_cast_is_never_mixed_and_is_got_when_it_stays() {
+fn versions_of_a_file_that_changes_in_every_cast_never_mix_and_the_last_one_arrives() {
     let lab = lab_or_skip!(Lab::builder().clients(2));
     let image = lab.put("image", mib(4));
-    // A cast takes 8 s: each of them is seen before it is over.
+    // A cast takes 8 s, so the test sees each of them before it is over.
     let server = lab.server().option("--rate", "4mbit").start();
     let mount = lab.mount(1).option("attr_ttl=0").start();
     let versions = Mutex::new(vec![image.clone()]);
@@ -55,7 +55,7 @@ fn a_file_that_changes_in_every_cast_is_never_mixed_and_is_got_when_it_stays() {
                 }
             }
         });
-        let _finally = Finally(&done);
+        let _done = SetOnDrop(&done);
         let mut etag = None;
         let mut last = image.clone();
         for change in 1..=CHANGES {
@@ -68,12 +68,12 @@ fn a_file_that_changes_in_every_cast_is_never_mixed_and_is_got_when_it_stays() {
     });
     assert_eq!(digest_of(mount.join("image")), last.digest);
 
-    // It changes no more: one cast brings it to whoever asks.
+    // The file changes no more, so one cast is enough for a further get.
     server.wait_no_members();
     let casts = server.status().totals.casts;
     Get::start(&lab, 2, &last).finish(&last);
     assert!(server.status().totals.casts <= casts + 1);
-    // One for each version that was sent, and two for the last one, which two clients want.
+    // One cast for each version that was sent, and up to two for the last, which two clients want.
     assert!(casts <= u64::from(CHANGES) + 2, "{}", server.log());
     assert!(server.log().contains("casts of this file keep ending"), "{}", server.log());
     for log in [server.log(), mount.log()] {

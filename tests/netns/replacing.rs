@@ -1,4 +1,4 @@
-//! A file changes on the server: versions are never mixed.
+//! A file changes on the server. Versions never mix.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -17,7 +17,8 @@ fn replace(lab: &Lab, image: &Image) -> Image {
     new
 }
 
-/// Reads on through an old descriptor: every chunk is of the old version, or ESTALE.
+/// Reads the file through an old descriptor. Each chunk must be that of the old version, or fail
+/// with ESTALE.
 fn assert_old_or_stale(file: &File, old: &[u8]) {
     for (number, expected) in old.chunks(CHUNK).enumerate() {
         let mut chunk = vec![0; expected.len()];
@@ -29,8 +30,8 @@ fn assert_old_or_stale(file: &File, old: &[u8]) {
     }
 }
 
-/// Opens and reads the whole file until it is the new version. Before that it is the old one, or
-/// ESTALE for missing pages: docs/SEMANTICS.md, "open again".
+/// Opens and reads the whole file until it is the new version. Before that, each read must give the
+/// old version, or ESTALE for missing pages. docs/SEMANTICS.md, "open again".
 fn wait_new_version(path: &Path, old: &Image, new: &Image) {
     wait_until(SOON, "an open gives the new version", || match try_digest_of(path) {
         Ok(digest) => {
@@ -45,7 +46,7 @@ fn wait_new_version(path: &Path, old: &Image, new: &Image) {
 }
 
 #[test]
-fn an_open_file_that_is_complete_keeps_its_version_and_a_new_open_gets_the_new_one() {
+fn an_open_complete_file_keeps_its_version_and_a_new_open_gets_the_new_one() {
     let lab = lab_or_skip!(Lab::builder());
     let image = lab.put("image", mib(2));
     let old_bytes = fs::read(&image.path).unwrap();
@@ -63,7 +64,7 @@ fn an_open_file_that_is_complete_keeps_its_version_and_a_new_open_gets_the_new_o
 }
 
 #[test]
-fn a_file_replaced_while_it_is_being_sent_is_never_mixed() {
+fn versions_of_a_file_that_is_replaced_during_its_cast_never_mix() {
     let lab = lab_or_skip!(Lab::builder().valve());
     let image = lab.put("image", mib(4));
     let old_bytes = fs::read(&image.path).unwrap();
@@ -84,7 +85,7 @@ fn a_file_replaced_while_it_is_being_sent_is_never_mixed() {
 }
 
 #[test]
-fn a_file_written_over_in_place_ends_its_cast_and_is_read_anew() {
+fn overwriting_a_file_in_place_ends_its_cast_and_gives_a_new_version() {
     let lab = lab_or_skip!(Lab::builder().valve());
     let image = lab.put("image", mib(4));
     let server = lab.server().option("--rate", "20mbit").start();

@@ -1,4 +1,4 @@
-//! `extended_client.py`, written from docs/PROTOCOL.md alone, and ours in the same cast.
+//! `extended_client.py`, which was written from docs/PROTOCOL.md alone, with our programs.
 
 use std::fs;
 use std::path::Path;
@@ -18,10 +18,10 @@ pub(crate) fn extended_client(host: &Host, url: &str, output: &Path, options: &[
 }
 
 #[test]
-fn it_completes_beside_a_mount_and_a_plain_client_through_5_percent_loss() {
+fn it_completes_in_one_cast_with_a_mount_and_a_plain_client_through_5_percent_loss() {
     let lab = lab_or_skip!(Lab::builder().clients(3).loss(5.0));
     let image = lab.put("image", mib(1) + 17);
-    // Slow, so that an interpreter that starts late finds the cast still running.
+    // The cast is slow, so that it still runs when the Python interpreters have started.
     let server = lab.server().option("--rate", CRAWL).start();
     let mount = lab.mount(1).start();
     let [copy, second, plain] = [1, 2, 3].map(|k| lab.client(k).fresh_path("out"));
@@ -40,16 +40,17 @@ fn it_completes_beside_a_mount_and_a_plain_client_through_5_percent_loss() {
     server.wait_no_members();
 }
 
-/// What a client of an earlier version does not say, and this one does not either.
+/// Fields and headers that clients of an earlier version do not send. `extended_client.py` does not
+/// send them either.
 const LATER: [&str; 7] = ["drops", "seen", "useful", "stream_only", "RESUME", "delay_us", "lossy"];
 
 #[test]
-fn a_client_of_an_earlier_version_gets_all_beside_a_present_one_also_after_a_restart() {
+fn clients_of_an_earlier_version_and_of_this_one_complete_also_after_a_server_restart() {
     let script = fs::read_to_string(peer("extended_client.py")).unwrap();
-    assert!(LATER.iter().all(|word| !script.contains(word)), "this client is none of that kind");
+    assert!(LATER.iter().all(|word| !script.contains(word)), "the script sends later fields");
     let lab = lab_or_skip!(Lab::builder().clients(3).loss(10.0));
     let image = lab.put("image", mib(1) + 17);
-    // Nobody names a rate: the cast finds it by what its members report.
+    // Without `--rate`, the cast finds its rate by the reports of its members.
     let mut server = lab.server().start();
     let outputs = [2, 3].map(|k| lab.client(k).fresh_path("out"));
     let start = |k: usize| extended_client(lab.client(k), &lab.url("image"), &outputs[k - 2], &[]);
@@ -63,9 +64,9 @@ fn a_client_of_an_earlier_version_gets_all_beside_a_present_one_also_after_a_res
 
     let mut server = lab.server().option("--rate", "2mbit").start();
     let mut old = start(3);
-    server.wait_cast("image", "its interpreter has started", |cast| cast.members == 1);
+    server.wait_cast("image", "the script has joined", |cast| cast.members == 1);
     let mut get = Get::start(&lab, 1, &image);
-    server.wait_cast("image", "both have a part of it", |cast| {
+    server.wait_cast("image", "both are members, and a third is sent", |cast| {
         cast.members == 2 && cast.pages_sent * 3 > u64::from(cast.pages)
     });
     server.kill();
@@ -77,7 +78,7 @@ fn a_client_of_an_earlier_version_gets_all_beside_a_present_one_also_after_a_res
 }
 
 #[test]
-fn its_reports_alone_bring_what_it_lacks() {
+fn its_reports_bring_symbols_for_the_pages_that_it_lacks() {
     let lab = lab_or_skip!(Lab::builder().loss(5.0));
     let server = lab.server().option("--rate", "50mbit").start();
     for size in [0, 1, 1456, 1456 * 127, 1456 * 129, mib(3)] {
@@ -91,14 +92,14 @@ fn its_reports_alone_bring_what_it_lacks() {
         let pages = size.div_ceil(1456);
         assert!(
             sent <= pages * 2,
-            "{sent} pages sent for a file of {pages}: symbols were of no use"
+            "{sent} pages sent for a file of {pages}: symbols did not replace pages"
         );
     }
     assert!(server.status().totals.symbols_sent > 0);
 }
 
 #[test]
-fn it_gets_the_pages_that_it_demands_through_loss_and_no_stream() {
+fn it_gets_demanded_pages_through_loss_without_a_stream() {
     const PAGE: usize = 1456;
     let lab = lab_or_skip!(Lab::builder().loss(10.0));
     let image = lab.put("image", mib(64) + 5);
@@ -116,14 +117,14 @@ fn it_gets_the_pages_that_it_demands_through_loss_and_no_stream() {
     }
     server.wait_no_members();
     let totals = server.status().totals;
-    assert_eq!(totals.pages_sent, totals.demanded, "a stream runs for nobody");
-    // A tenth of 505 pages was lost; more were demanded while they were on their way.
+    assert_eq!(totals.pages_sent, totals.demanded, "a stream runs without members for it");
+    // A tenth of the 505 pages was lost. Others were demanded again while they were in flight.
     assert!((505..5 * 505).contains(&totals.demanded), "{totals:?}");
     assert_eq!(totals.symbols_sent, 0);
 }
 
 #[test]
-fn it_fetches_what_no_multicast_brings() {
+fn it_fetches_the_file_where_no_multicast_arrives() {
     let lab = lab_or_skip!(Lab::builder());
     let image = lab.put("image", mib(4) + 17);
     let server = lab.server().option("--rate", "2mbit").start();
@@ -133,18 +134,18 @@ fn it_fetches_what_no_multicast_brings() {
     assert_eq!(digest_of(output), image.digest);
     server.wait_no_members();
     let totals = server.status().totals;
-    assert_eq!(totals.joins, 1, "who fetches does not join again");
+    assert_eq!(totals.joins, 1, "a member that fetches must not join again");
 }
 
 #[test]
-fn it_goes_back_to_multicast_when_that_comes() {
+fn it_returns_to_multicast_when_that_arrives_again() {
     let lab = lab_or_skip!(Lab::builder().rate("20mbit"));
     let image = lab.put("image", mib(16));
     let server = lab.server().option("--rate", "15mbit").start();
     lab.client(1).drop_multicast();
     let output = lab.client(1).fresh_path("out");
     let mut client = extended_client(lab.client(1), &lab.url("image"), &output, &[]);
-    server.wait_cast("image", "it says that it fetches", |cast| cast.unicast == 1);
+    server.wait_cast("image", "it reports that it fetches", |cast| cast.unicast == 1);
     let before = server.cast_of("image").unwrap().pages_sent;
     lab.client(1).pass_multicast();
     server.wait_cast("image", "pages are sent again", |cast| cast.pages_sent > before + 100);

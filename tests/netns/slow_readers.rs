@@ -1,4 +1,5 @@
-//! `bootcast get -O -` for a reader that is slower than the network, and little room to spool.
+//! `bootcast get -O -` with a reader that is slower than the network, and with little space for the
+//! spool.
 
 use std::fs;
 use std::io::Read;
@@ -10,14 +11,14 @@ use harness::{Lab, SOON, ServerProc, lab_or_skip, mib, wait_for, wait_until};
 
 use crate::outputs::small_disk;
 
-/// A get whose reader decides when it reads. Killed when dropped.
-struct Reading {
+/// A get that writes to a pipe, which the test reads when it likes. Killed when dropped.
+struct PipedGet {
     child: Child,
     pipe: ChildStdout,
 }
 
-impl Reading {
-    /// Starts it on client 1, with room for its spool in `tmpdir`.
+impl PipedGet {
+    /// Starts a get on client 1, with its spool in `tmpdir`.
     fn start(lab: &Lab, tmpdir: &Path, options: &[&str]) -> Self {
         let mut command = lab.client(1).command(binary("bootcast"));
         command.args(["get", "--interface", "eth0", &lab.url("image"), "-O", "-"]).args(options);
@@ -27,7 +28,7 @@ impl Reading {
         Self { child, pipe }
     }
 
-    /// Reads the rest; returns it, the exit code and what was said.
+    /// Reads the rest of the output. Returns it with the exit code and standard error.
     fn finish(mut self) -> (Vec<u8>, Option<i32>, String) {
         let mut bytes = Vec::new();
         self.pipe.read_to_end(&mut bytes).unwrap();
@@ -37,7 +38,7 @@ impl Reading {
         (bytes, status.code(), errors)
     }
 
-    /// Reads the rest, and requires that it is `expected`.
+    /// Reads the rest of the output, and requires that it equals `expected`.
     #[track_caller]
     fn finish_with(self, expected: &[u8]) {
         let (bytes, code, errors) = self.finish();
@@ -46,62 +47,62 @@ impl Reading {
     }
 }
 
-impl Drop for Reading {
+impl Drop for PipedGet {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// A server that is faster than the readers here.
+/// Starts a server that is faster than the readers in these tests.
 fn start_server(lab: &Lab) -> ServerProc<'_> {
     lab.server().option("--rate", "500mbit").start()
 }
 
-/// Waits until the get took part in a cast and left it.
+/// Waits until the get has joined a cast and left it.
 fn wait_left(server: &ServerProc<'_>) {
     wait_until(SOON, "the get has left the cast", || server.status().totals.leaves > 0);
 }
 
 #[test]
-fn a_reader_that_pauses_gets_all_though_the_spool_is_small() {
+fn a_reader_that_pauses_gets_the_file_although_the_spool_is_small() {
     let lab = lab_or_skip!(Lab::builder());
     let image = lab.put("image", mib(64) + 3);
     let server = start_server(&lab);
-    let reading = Reading::start(&lab, &small_disk(lab.client(1), 16), &[]);
+    let reading = PipedGet::start(&lab, &small_disk(lab.client(1), 16), &[]);
     wait_left(&server);
     reading.finish_with(&fs::read(&image.path).unwrap());
     assert_eq!(server.status().totals.joins, 1);
 }
 
 #[test]
-fn a_reader_that_pauses_gets_its_range_though_the_spool_is_small() {
+fn a_reader_that_pauses_gets_its_range_although_the_spool_is_small() {
     let lab = lab_or_skip!(Lab::builder());
     let image = lab.put("image", mib(64));
     let _server = start_server(&lab);
     let range = format!("{}-{}", mib(1) + 1, mib(60));
-    let reading = Reading::start(&lab, &small_disk(lab.client(1), 8), &["--range", &range]);
+    let reading = PipedGet::start(&lab, &small_disk(lab.client(1), 8), &["--range", &range]);
     let asked = usize::try_from(mib(1) + 1).unwrap()..=usize::try_from(mib(60)).unwrap();
     reading.finish_with(&fs::read(&image.path).unwrap()[asked]);
 }
 
 #[test]
-fn memory_stands_in_for_a_directory_that_is_not_there_and_is_bounded_too() {
+fn without_a_directory_for_the_spool_a_bounded_part_is_spooled_in_memory() {
     let lab = lab_or_skip!(Lab::builder());
     let image = lab.put("image", mib(96));
     let server = start_server(&lab);
-    let reading = Reading::start(&lab, &lab.client(1).fresh_path("no-such-directory"), &[]);
+    let reading = PipedGet::start(&lab, &lab.client(1).fresh_path("no-such-directory"), &[]);
     wait_left(&server);
     reading.finish_with(&fs::read(&image.path).unwrap());
 }
 
 #[test]
-fn a_file_that_changes_while_the_reader_pauses_is_never_mixed() {
+fn versions_of_a_file_that_changes_while_the_reader_pauses_never_mix() {
     let lab = lab_or_skip!(Lab::builder());
     let image = lab.put("image", mib(64));
     let old = fs::read(&image.path).unwrap();
     let server = start_server(&lab);
-    let reading = Reading::start(&lab, &small_disk(lab.client(1), 16), &[]);
+    let reading = PipedGet::start(&lab, &small_disk(lab.client(1), 16), &[]);
     wait_left(&server);
     let new = lab.put("new-version", mib(64));
     fs::rename(&new.path, &image.path).unwrap();

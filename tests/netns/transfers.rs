@@ -1,4 +1,4 @@
-//! Transfers of one file that run beside each other: `bootcast get`, and copies from a mount.
+//! Transfers that run in the background: `bootcast get`, and copies from a mount.
 
 use std::path::PathBuf;
 
@@ -8,14 +8,14 @@ use harness::{Lab, MountProc, Proc, digest_of};
 
 use crate::{TRANSFER, readers, text};
 
-/// A `bootcast get` that is under way.
+/// A running `bootcast get`.
 pub(crate) struct Get {
     pub(crate) proc: Proc,
     pub(crate) target: PathBuf,
 }
 
 impl Get {
-    /// Starts to fetch `image` on client `k`.
+    /// Starts `bootcast get` of `image` on client `k`.
     pub(crate) fn start(lab: &Lab, k: usize, image: &Image) -> Self {
         Self::start_with(lab, k, image, &[])
     }
@@ -28,7 +28,7 @@ impl Get {
         Self { proc: host.spawn(binary("bootcast"), [&args[..], options].concat()), target }
     }
 
-    /// Waits for its end, and requires that the file is `image`.
+    /// Waits until it ends, and requires that the file equals `image`.
     #[track_caller]
     pub(crate) fn finish(&mut self, image: &Image) {
         self.proc.wait_success(TRANSFER);
@@ -36,7 +36,7 @@ impl Get {
     }
 }
 
-/// A mount and a program that copies a file from it.
+/// A mount, and a running program that copies a file from it.
 pub(crate) struct Copy<'lab> {
     pub(crate) mount: MountProc<'lab>,
     pub(crate) proc: Proc,
@@ -56,7 +56,7 @@ impl<'lab> Copy<'lab> {
         Self { mount, proc, target }
     }
 
-    /// Waits for its end, and requires that the copy is `image`.
+    /// Waits until it ends, and requires that the copy equals `image`.
     #[track_caller]
     pub(crate) fn finish(&mut self, image: &Image) {
         let status = self.proc.wait(TRANSFER);

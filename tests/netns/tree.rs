@@ -1,4 +1,4 @@
-//! Names, directories, links and attributes are the server's.
+//! Names, directories, links and attributes in a mount are those of the server.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
@@ -47,7 +47,7 @@ fn names_of_any_bytes_are_listed_and_read() {
 }
 
 #[test]
-fn directories_nest_and_links_lead_where_they_lead_on_the_server() {
+fn nested_directories_and_links_work_as_on_the_server() {
     let lab = lab_or_skip!(Lab::builder());
     let deep = lab.put("a/b/c/deep", 5000);
     symlink("a/b/c/deep", lab.served().join("to-file")).unwrap();
@@ -78,22 +78,19 @@ fn attributes_are_those_of_the_file_on_the_server() {
     let here = fs::metadata(mount.join("image")).unwrap();
     assert_eq!(here.len(), 12_345);
     assert_eq!(here.modified().unwrap(), modified);
-    assert_eq!(
-        here.mode() & 0o7777 & !0o222,
-        0o754 & !0o222,
-        "write permission means nothing here"
-    );
+    // Write permission has no meaning in a mount.
+    assert_eq!(here.mode() & 0o7777 & !0o222, 0o754 & !0o222);
 }
 
-/// Times that a formatter or a type may not take, each in seconds since 1970: the years 1, 1969,
-/// 10000 and 300,000,000,000.
+/// Times that some formats or types cannot represent, in seconds since 1970: in the years 1, 1969,
+/// 10,000, 36,812 and 300,000,000,000.
 const STRANGE_TIMES: [i64; 5] = [-62_135_596_800, -1, 253_402_300_800, 1 << 40, i64::MAX];
 
 #[test]
-fn files_of_any_date_are_shown_listed_and_fetched_in_every_way() {
+fn files_of_any_date_can_be_listed_and_read_in_every_way() {
     let lab = lab_or_skip!(Lab::builder());
     let host = lab.client(1);
-    // Most file systems on disks have no such times.
+    // Most file systems on disks cannot store such times.
     let disk = lab.served().join("disk");
     mount_tmpfs(&disk, "size=16m");
     let images = STRANGE_TIMES.map(|time| (time, lab.put(&format!("disk/{time}"), 20_000)));

@@ -1,4 +1,4 @@
-//! Networks that drop multicast: files arrive over HTTP, and by multicast as soon as it works.
+//! Networks that drop multicast. Files arrive over HTTP, and by multicast as soon as it works.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -13,17 +13,18 @@ use crate::{CRAWL, TRANSFER, readers, text};
 /// Part of the mount's log line when files begin to arrive over HTTP.
 const NO_MULTICAST: &str = "no multicast from";
 
-fn times_told(mount: &MountProc<'_>) -> usize {
+/// Returns the number of those log lines.
+fn warnings(mount: &MountProc<'_>) -> usize {
     mount.log().lines().filter(|line| line.contains(NO_MULTICAST)).count()
 }
 
 /// Waits until the server knows that this many members of the cast of `path` fetch the file.
 fn wait_unicast(server: &ServerProc<'_>, path: &str, members: u32) {
-    server.wait_cast(path, "the server knows who fetches", |cast| cast.unicast == members);
+    server.wait_cast(path, "number of members that fetch", |cast| cast.unicast == members);
 }
 
 #[test]
-fn files_are_read_through_a_network_that_drops_all_multicast() {
+fn files_can_be_read_through_a_network_that_drops_all_multicast() {
     let lab = lab_or_skip!(Lab::builder());
     let images: Vec<_> = ["a", "b", "c"].map(|name| lab.put(name, mib(8) + 77)).into();
     let server = lab.server().option("--rate", "20mbit").start();
@@ -35,12 +36,12 @@ fn files_are_read_through_a_network_that_drops_all_multicast() {
         assert_eq!(digest_of(&copy), image.digest, "{}", image.name.display());
     }
     server.wait_no_members();
-    assert_eq!(times_told(&mount), 1, "{}", mount.log());
+    assert_eq!(warnings(&mount), 1, "{}", mount.log());
 }
 
 #[test]
-fn a_cast_that_nobody_hears_is_silent_and_the_status_says_why() {
-    // Over HTTP the file arrives slowly too.
+fn a_cast_whose_members_receive_nothing_stops_sending_and_the_status_shows_them() {
+    // The file arrives slowly over HTTP too, so that the test can read the status meanwhile.
     let lab = lab_or_skip!(Lab::builder().rate("20mbit"));
     let image = lab.put("image", mib(16));
     let server = lab.server().option("--rate", "2mbit").start();
@@ -56,17 +57,17 @@ fn a_cast_that_nobody_hears_is_silent_and_the_status_says_why() {
         .unwrap()
         .split_whitespace()
         .collect();
-    assert_eq!(row[2..4], ["1", "1"], "members, and those that fetch: {status}");
+    assert_eq!(row[2..4], ["1", "1"], "members, and members that fetch: {status}");
     copy.finish(&image);
     let totals = server.status().totals;
-    // Datagrams that were on their way when the report arrived.
+    // Some datagrams were still sent when the report arrived.
     let later = totals.pages_sent + totals.symbols_sent - known.pages_sent - known.symbols_sent;
-    assert!(later < 100, "{later} datagrams to nobody");
+    assert!(later < 100, "{later} datagrams that no member receives");
     assert_eq!(totals.joins, 1);
 }
 
 #[test]
-fn multicast_that_comes_back_brings_the_rest() {
+fn when_multicast_works_again_the_rest_arrives_by_multicast() {
     let lab = lab_or_skip!(Lab::builder().rate("20mbit"));
     let image = lab.put("image", mib(24));
     let server = lab.server().option("--rate", "15mbit").start();
@@ -81,7 +82,7 @@ fn multicast_that_comes_back_brings_the_rest() {
     wait_until(SOON, "the mount says so", || copy.mount.log().contains("comes again"));
     copy.finish(&image);
     server.wait_no_members();
-    assert_eq!(times_told(&copy.mount), 1, "{}", copy.mount.log());
+    assert_eq!(warnings(&copy.mount), 1, "{}", copy.mount.log());
 }
 
 #[test]
@@ -91,7 +92,7 @@ fn one_client_without_multicast_costs_the_others_nothing() {
     let server = lab.server().option("--rate", "40mbit").start();
     lab.client(2).drop_multicast();
     let [hears, fetches] = [1, 2].map(|k| lab.mount(k).start());
-    // The cast begins with the one that hears it: what is sent before it listens is sent again.
+    // The member that receives multicast joins first. Pages sent before that would be sent again.
     let mut first = Copy::start_on(hears, &image);
     lab.wait_members(&server, "image", 1..=1);
     let mut second = Copy::start_on(fetches, &image);
@@ -102,7 +103,7 @@ fn one_client_without_multicast_costs_the_others_nothing() {
     let totals = server.status().totals;
     let pages = mib(16).div_ceil(1456);
     assert!(totals.pages_sent < pages * 3 / 2, "{totals:?} for a file of {pages} pages");
-    assert_eq!((times_told(&first.mount), times_told(&second.mount)), (0, 1));
+    assert_eq!((warnings(&first.mount), warnings(&second.mount)), (0, 1));
 }
 
 #[test]
@@ -115,11 +116,11 @@ fn unicast_never_waits_for_multicast() {
     let mut file = File::open(mount.join("image")).unwrap();
     let error = file.read(&mut [0; 4096]).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(5), "{error}");
-    assert_eq!((times_told(&mount), server.status().totals.joins > 0), (0, true));
+    assert_eq!((warnings(&mount), server.status().totals.joins > 0), (0, true));
 }
 
 #[test]
-fn unicast_always_does_not_listen() {
+fn unicast_always_joins_no_group() {
     let lab = lab_or_skip!(Lab::builder().rate("20mbit"));
     let image = lab.put("image", mib(16));
     let server = lab.server().option("--rate", CRAWL).start();
@@ -129,12 +130,12 @@ fn unicast_always_does_not_listen() {
     assert!(!lab.client(1).is_in_a_group());
     copy.finish(&image);
     server.wait_no_members();
-    assert_eq!(times_told(&copy.mount), 0);
+    assert_eq!(warnings(&copy.mount), 0);
 }
 
 #[test]
-fn a_read_far_away_does_not_wait_for_the_rest_of_the_file() {
-    // The whole file takes half a minute.
+fn a_read_at_a_distant_offset_does_not_wait_for_the_bytes_before_it() {
+    // The whole file would take half a minute.
     let lab = lab_or_skip!(Lab::builder().rate("20mbit"));
     let image = lab.put("image", mib(64));
     let bytes = fs::read(&image.path).unwrap();
@@ -149,12 +150,12 @@ fn a_read_far_away_does_not_wait_for_the_rest_of_the_file() {
         file.read_exact_at(&mut chunk, offset).unwrap();
         assert!(chunk == bytes[at..at + 8192], "other bytes at {offset}");
     }
-    let here = server.cast_of("image").unwrap();
-    assert_eq!(here.members, 1, "the file is not complete yet");
+    let cast = server.cast_of("image").unwrap();
+    assert_eq!(cast.members, 1, "the file should not be complete yet");
 }
 
 #[test]
-fn a_server_that_is_killed_and_started_again_is_gone_on_with() {
+fn a_fetch_continues_after_a_crash_and_restart_of_the_server() {
     let lab = lab_or_skip!(Lab::builder().rate("20mbit"));
     let image = lab.put("image", mib(16));
     let mut server = lab.server().option("--rate", "2mbit").start();
@@ -168,7 +169,7 @@ fn a_server_that_is_killed_and_started_again_is_gone_on_with() {
 }
 
 #[test]
-fn a_file_replaced_while_it_is_fetched_is_never_mixed() {
+fn versions_of_a_file_that_is_replaced_while_it_is_fetched_never_mix() {
     const ESTALE: i32 = 116;
     const CHUNK: usize = 65_536;
     let lab = lab_or_skip!(Lab::builder().rate("20mbit"));
@@ -194,7 +195,7 @@ fn a_file_replaced_while_it_is_fetched_is_never_mixed() {
             }
         }
     }
-    assert!(stale > 0, "it was replaced before all of it was here");
+    assert!(stale > 0, "the file should have been replaced before it was complete");
     wait_until(TRANSFER, "an open gives the new version", || {
         harness::content::try_digest_of(&mount.join("image")).is_ok_and(|it| it == new.digest)
     });

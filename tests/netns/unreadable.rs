@@ -1,5 +1,4 @@
-//! A part of a served file cannot be read: everything else arrives, and whoever wants that part is
-//! told so.
+//! The server cannot read a part of a file. All other pages arrive, and reads of that part fail.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -12,14 +11,16 @@ use rustix::fs::Advice;
 
 use crate::{TRANSFER, text};
 
+/// Block size of the file system, in bytes.
 const BLOCK: u64 = 4096;
 
-/// Blocks at the end of the file that cannot be read.
+/// Number of blocks at the end of the file that cannot be read.
 const BAD_BLOCKS: u64 = 8;
 
-/// Puts `disk/image` on a loop device and cuts the device off before the end of the file. Returns
-/// the content and the first byte that cannot be read; `None`, after saying why, where this machine
-/// cannot do that.
+/// Creates `disk/image` on a loop device and truncates the device before the end of the file.
+///
+/// Returns the content of the file and the offset of the first byte that cannot be read. If this
+/// machine cannot do that, reports the test as skipped and returns `None`.
 fn damage(lab: &Lab, size: u64) -> Option<(Vec<u8>, u64)> {
     let (backing, mounted) = (lab.directory().join("disk.img"), lab.served().join("disk"));
     fs::create_dir(&mounted).unwrap();
@@ -50,15 +51,15 @@ fn damage(lab: &Lab, size: u64) -> Option<(Vec<u8>, u64)> {
         last.and_then(|line| line.split(':').nth(2)?.split("..").nth(1)?.trim().parse().ok());
     let last: u64 = last.unwrap_or_else(|| panic!("filefrag says {extents}"));
     disk.set_len((last + 1 - BAD_BLOCKS) * BLOCK).unwrap();
-    // The kernel remembers what was written.
+    // The page cache still has the bytes that were written.
     rustix::fs::fadvise(&file, 0, None, Advice::DontNeed).unwrap();
     let first_bad = size - BAD_BLOCKS * BLOCK;
     let read = file.read_at(&mut [0; 16], first_bad);
-    assert!(read.is_err(), "a device that is cut off gives {read:?}");
+    assert!(read.is_err(), "a read beyond the end of the device gives {read:?}");
     Some((content, first_bad))
 }
 
-/// A reader of what `args` say.
+/// Starts `dd` with these arguments to read a file.
 fn read(host: &harness::Host, path: &std::path::Path, args: &[String]) -> Proc {
     let mut all = vec![format!("if={}", text(path)), "of=/dev/null".to_owned()];
     all.extend_from_slice(args);
@@ -66,12 +67,12 @@ fn read(host: &harness::Host, path: &std::path::Path, args: &[String]) -> Proc {
 }
 
 #[test]
-fn a_part_that_cannot_be_read_fails_its_readers_and_nobody_else() {
+fn reads_of_an_unreadable_part_fail_and_no_other_reads() {
     let lab = lab_or_skip!(Lab::builder().clients(2));
     let Some((content, first_bad)) = damage(&lab, mib(8)) else { return };
     let server = lab.server().option("--rate", "200mbit").start();
     let (one, other) = (lab.mount(1).start(), lab.mount(2).option("fill=demand").start());
-    // Readers of the bad part, again and again, with either fill.
+    // A read of the unreadable part, in a mount of each kind.
     let skip = format!("skip={}", first_bad + 5000);
     let bad = [&skip, "iflag=skip_bytes", "count=1", "bs=1"].map(str::to_owned);
     for mount in [&one, &other] {
@@ -83,7 +84,7 @@ fn a_part_that_cannot_be_read_fails_its_readers_and_nobody_else() {
             reader.log()
         );
     }
-    // All that comes before it.
+    // A copy of the bytes before that part.
     for mount in [&one, &other] {
         let copy = mount.host().fresh_path("copy");
         let from = format!("if={}", text(&mount.join("disk/image")));
@@ -94,17 +95,17 @@ fn a_part_that_cannot_be_read_fails_its_readers_and_nobody_else() {
         let copied = fs::read(copy).unwrap();
         assert!(copied == content[..copied.len()], "the bytes before the bad part");
     }
-    // No cast ended for it: each reader makes one at most.
+    // No cast ended because of the unreadable part: each reader starts one at most.
     assert!(server.status().totals.casts <= 4, "{:?}", server.status());
     assert!(server.log().contains("cannot read bytes"), "{}", server.log());
     drop((one, other));
-    wait_until(TRANSFER, "everybody has left", || {
+    wait_until(TRANSFER, "every member has left", || {
         server.status().casts.iter().all(|cast| cast.members == 0)
     });
 }
 
 #[test]
-fn bootcast_get_ends_and_says_which_bytes_cannot_be_read() {
+fn bootcast_get_fails_and_names_the_bytes_that_cannot_be_read() {
     let lab = lab_or_skip!(Lab::builder());
     let Some((_, first_bad)) = damage(&lab, mib(4)) else { return };
     let _server = lab.server().option("--rate", "200mbit").start();

@@ -1,4 +1,4 @@
-//! Waiting reads do not block other reads, and end with the mount.
+//! Reads that wait do not block other reads, and they end with the mount.
 
 use std::fs::File;
 use std::process::Command;
@@ -12,7 +12,7 @@ use crate::transfers::Copy;
 use crate::{CRAWL, TRANSFER, readers, text};
 
 #[test]
-fn forty_files_that_are_waited_for_do_not_slow_a_complete_one() {
+fn reads_that_wait_for_forty_files_do_not_delay_a_complete_file() {
     let lab = lab_or_skip!(Lab::builder());
     let complete = lab.put("complete", 100_000);
     let names: Vec<String> = (0..40).map(|k| format!("slow-{k}")).collect();
@@ -20,7 +20,7 @@ fn forty_files_that_are_waited_for_do_not_slow_a_complete_one() {
         lab.put(name, mib(1));
     }
     let _server = lab.server().option("--rate", CRAWL).start();
-    // At this rate each of forty casts is silent for seconds.
+    // At this rate each of forty casts pauses for seconds, and clients would fetch over HTTP.
     let mount = lab.mount(1).option("unicast=never").start();
     assert_eq!(digest_of(mount.join("complete")), complete.digest);
 
@@ -36,7 +36,7 @@ fn forty_files_that_are_waited_for_do_not_slow_a_complete_one() {
 }
 
 #[test]
-fn a_file_that_crawls_does_not_hold_up_one_that_is_sent_later() {
+fn a_long_transfer_does_not_delay_a_later_file() {
     let lab = lab_or_skip!(Lab::builder());
     lab.put("slow", mib(64));
     let quick = lab.put("quick", 100_000);
@@ -50,7 +50,7 @@ fn a_file_that_crawls_does_not_hold_up_one_that_is_sent_later() {
 }
 
 #[test]
-fn an_open_that_the_server_puts_off_says_why_and_succeeds_when_there_is_room() {
+fn an_open_that_the_server_refuses_for_now_says_why_and_succeeds_later() {
     let lab = lab_or_skip!(Lab::builder());
     lab.put("one", mib(1));
     let image = lab.put("image", 100_000);
@@ -82,7 +82,7 @@ fn umount_without_readers_ends_the_daemon_and_the_memberships() {
 }
 
 #[test]
-fn umount_says_busy_while_a_file_is_open_and_leaves_everything_as_it_was() {
+fn umount_fails_while_a_file_is_open_and_changes_nothing() {
     let lab = lab_or_skip!(Lab::builder());
     let image = lab.put("image", 10_000);
     let _server = lab.server().start();
@@ -96,7 +96,7 @@ fn umount_says_busy_while_a_file_is_open_and_leaves_everything_as_it_was() {
 }
 
 #[test]
-fn sigterm_answers_the_reads_that_wait_unmounts_and_exits_0() {
+fn sigterm_ends_waiting_reads_unmounts_and_exits_0() {
     let lab = lab_or_skip!(Lab::builder());
     lab.put("image", mib(16));
     let server = lab.server().option("--rate", CRAWL).start();
@@ -107,7 +107,7 @@ fn sigterm_answers_the_reads_that_wait_unmounts_and_exits_0() {
 
     mount.proc().signal(Signal::TERM);
     mount.proc().wait_success(SOON);
-    assert!(!reader.wait(SOON).success(), "a read that was cut off is no success");
-    wait_until(SOON, "it is unmounted", || !is_mounted(&path));
+    assert!(!reader.wait(SOON).success(), "an interrupted read must fail");
+    wait_until(SOON, "the directory is unmounted", || !is_mounted(&path));
     server.wait_no_members();
 }

@@ -1,4 +1,4 @@
-//! The server as an ordinary web server, for wget and curl.
+//! The server as an ordinary web server: wget, curl, and the status of malformed requests.
 
 use std::os::unix::fs::symlink;
 
@@ -8,7 +8,7 @@ use harness::{Lab, digest_of, lab_or_skip, mib};
 use crate::text;
 
 #[test]
-fn wget_and_curl_fetch_a_file_and_go_on_where_they_stopped() {
+fn wget_fetches_a_file_and_curl_resumes_a_partial_one() {
     let lab = lab_or_skip!(Lab::builder());
     let image = lab.put("image", mib(4) + 3);
     let _server = lab.server().start();
@@ -23,7 +23,7 @@ fn wget_and_curl_fetch_a_file_and_go_on_where_they_stopped() {
 }
 
 #[test]
-fn what_cannot_be_joined_says_why_in_one_line() {
+fn a_refused_request_says_why_in_one_line() {
     let lab = lab_or_skip!(Lab::builder());
     lab.put("dir/image", 10);
     symlink("/etc/hostname", lab.served().join("out")).unwrap();
@@ -48,7 +48,7 @@ fn what_cannot_be_joined_says_why_in_one_line() {
 }
 
 #[test]
-fn a_leave_counts_for_a_token_of_this_path_and_for_no_other() {
+fn a_leave_ends_only_the_membership_of_its_token() {
     let lab = lab_or_skip!(Lab::builder());
     lab.put("image", mib(4));
     let server = lab.server().option("--rate", crate::CRAWL).start();
@@ -65,7 +65,7 @@ fn a_leave_counts_for_a_token_of_this_path_and_for_no_other() {
 }
 
 #[test]
-fn a_page_that_the_network_cannot_carry_is_refused_at_the_start() {
+fn a_page_size_above_the_mtu_is_refused_at_the_start() {
     let lab = lab_or_skip!(Lab::builder());
     let served = lab.served();
     let args = ["--dir", text(&served), "--interface", "eth0", "--page-size", "1458"];

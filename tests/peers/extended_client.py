@@ -1,17 +1,18 @@
 #!/usr/bin/env python3
-"""A client of the whole protocol, written from docs/PROTOCOL.md alone: sections 1, 2, 4, 5 and 7 to 9.
+"""An extended client, written from docs/PROTOCOL.md alone: sections 1, 2, 4, 5 and 7 to 9.
 
-It receives a file, rebuilds what got lost from repair symbols, and reports what it needs:
+It receives a file, rebuilds lost pages from repair symbols, and reports its needs:
 
     extended_client.py http://head:8888/image image --interface 192.0.2.7
 
-or asks for a few pages and writes those alone:
+With --want it demands a few pages, and writes only those:
 
     extended_client.py http://head:8888/image part --want 17 3
 
-Tags (section 6) need BLAKE3, which Python's standard library does not have: they are ignored, as
-`KEY=` is by a client that does not know it. Where no multicast comes it fetches the file over HTTP,
-unless it asks for a few pages. It holds the file in memory and reports synchronously: to be read, not to be fast.
+Where no multicast arrives it fetches the file over HTTP, unless it demands pages. Tags (section 6)
+need BLAKE3, which Python's standard library does not have; this client ignores them, as a client
+does that does not know `KEY=`. It keeps the file in memory and waits for the answer to each
+report, because it is meant to be read, not to be fast.
 """
 import argparse
 import hashlib
@@ -30,18 +31,18 @@ import urllib.request
 
 SYMBOL, BEACON, END = 1, 2, 3    # kinds of datagrams on the repair channel
 FIXED = 32                       # bytes of a beacon's payload before its windows
-PACE = struct.Struct("!QI2H")    # the last 16 of them
-K = 128                          # pages in a block; as many repair symbols can be made of it
-REST = 0.5                       # seconds of rest after which a stream has nothing more to bring
-SILENCE = 5.0                    # seconds after which a client that hears nothing joins again
-DEAF = 1.0                       # seconds after a join within which a datagram must come
-PIECE = 256                      # pages of a request over HTTP, at most
+PACE = struct.Struct("!QI2H")    # the last 16 of these bytes
+K = 128                          # pages in a block, and different repair symbols of a block
+REST = 0.5                       # seconds of rest after which all windows count as passed
+SILENCE = 5.0                    # seconds without a datagram after which the client joins again
+DEAF = 1.0                       # seconds without a datagram after a join until it fetches
+PIECE = 256                      # largest number of pages in a request over HTTP
 
 
 # ---- GF(2^8), section 5 "The code" ------------------------------------------------------------
 
 def gf_multiply(a, b):
-    """The product in GF(2^8) with the polynomial 0x11B."""
+    """Returns the product in GF(2^8) with the polynomial 0x11B."""
     product = 0
     while b:
         product ^= a if b & 1 else 0
@@ -50,23 +51,24 @@ def gf_multiply(a, b):
     return product
 
 
-# TIMES[c] maps every byte to its product with c: the form that `bytes.translate` takes.
+# TIMES[c] maps every byte to its product with c, as a table for `bytes.translate`.
 TIMES = [bytes(gf_multiply(c, b) for b in range(256)) for c in range(256)]
 INVERSE = [0] + [TIMES[c].index(1) for c in range(1, 256)]
 
 
 def scaled(page, factor):
-    """A page, every byte multiplied, as a number: numbers can be added with `^`."""
+    """Returns the page with every byte multiplied, as an integer: `^` adds two of them."""
     return int.from_bytes(page.translate(TIMES[factor]), "big")
 
 
 def rebuild(sources, symbols, lost, page_size):
-    """The pages at the positions `lost` of a block.
+    """Returns the pages at the positions `lost` of a block, by position.
 
-    `sources` maps each other position that has a page to it, padded; `symbols` maps numbers of repair
-    symbols, as many as `lost` at least, to their bytes.
+    `sources` maps the other positions to their pages, padded. `symbols` maps numbers of repair
+    symbols to their bytes, and has at least as many entries as `lost`.
     """
-    # One equation for each symbol: what it says of the lost pages, when those here are taken away.
+    # One equation for each symbol. Subtracting the pages of `sources` from the symbol leaves a sum
+    # of multiples of the lost pages.
     rows = []
     for number, symbol in itertools.islice(symbols.items(), len(lost)):
         right = int.from_bytes(symbol, "big")
@@ -74,7 +76,7 @@ def rebuild(sources, symbols, lost, page_size):
             right ^= scaled(page, INVERSE[(K + number) ^ position])
         left = [INVERSE[(K + number) ^ position] for position in lost]
         rows.append((left, right.to_bytes(page_size, "big")))
-    # Gauss and Jordan. Every square part of a Cauchy matrix is regular: the pivot is never 0.
+    # Gauss-Jordan elimination. Every square part of a Cauchy matrix is regular, so no pivot is 0.
     for at in range(len(lost)):
         left, right = rows[at]
         by = INVERSE[left[at]]
@@ -83,24 +85,24 @@ def rebuild(sources, symbols, lost, page_size):
         for other in range(len(lost)):
             factor = rows[other][0][at]
             if other != at and factor:
-                theirs, rest = rows[other]
-                rest = int.from_bytes(rest, "big") ^ scaled(right, factor)
-                theirs = [x ^ TIMES[factor][y] for x, y in zip(theirs, left)]
-                rows[other] = theirs, rest.to_bytes(page_size, "big")
+                other_left, other_right = rows[other]
+                total = int.from_bytes(other_right, "big") ^ scaled(right, factor)
+                other_left = [x ^ TIMES[factor][y] for x, y in zip(other_left, left)]
+                rows[other] = other_left, total.to_bytes(page_size, "big")
     return {position: right for position, (_, right) in zip(lost, rows)}
 
 
 # ---- Control, sections 1 and 4 ----------------------------------------------------------------
 
 class Control:
-    """The endpoints of one file."""
+    """Sends requests about one file."""
 
     def __init__(self, url):
         self.url = urllib.parse.urlsplit(url)
         self.token = None
 
     def request(self, endpoint, body=None, **headers):
-        """Body of the answer, or None when the server does not know this member or is away."""
+        """Returns the body of the answer; None if it is an error, or the server is away."""
         headers = {f"X-{name}".replace("_", "-"): value for name, value in headers.items()}
         if self.token:
             headers["X-TOKEN"] = self.token
@@ -117,9 +119,10 @@ class Control:
         return None
 
     def fetch(self, first, last, etag):
-        """Bytes `first` to `last` of this version of the file, or as many as came. Section 9."""
+        """Returns bytes `first` to `last` of this version of the file, or none. Section 9."""
         headers = {"Range": f"bytes={first}-{last}", "If-Range": f'"{etag}"'}
-        request = urllib.request.Request(f"http://{self.url.netloc}/file{self.url.path}", headers=headers)
+        request = urllib.request.Request(f"http://{self.url.netloc}/file{self.url.path}",
+                                         headers=headers)
         try:
             with urllib.request.urlopen(request, timeout=10) as answer:
                 if answer.status == 206:
@@ -129,20 +132,21 @@ class Control:
             return b""
 
     def join(self, on_demand):
-        """The lines of the answer. Asks until there is one."""
+        """Sends joins until one is answered. Returns the lines of the answer."""
         fill = {"BOOTCAST_FILL": "demand"} if on_demand else {}
         self.token = None
         for pause in itertools.chain((0.1, 0.2, 0.5), itertools.repeat(1.0)):
             answer = self.request("join", BOOTCAST="1", **fill)
             if answer is not None:
-                lines = dict(line.split("=", 1) for line in answer.decode().splitlines() if "=" in line)
+                text = answer.decode()
+                lines = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
                 self.token = lines["TOKEN"]
                 return lines
             time.sleep(pause)
 
 
 def subscribe(group, port, options):
-    """A socket that hears the group. Bound to it, it hears no other group on the same port."""
+    """Returns a socket bound to the group, so that it receives no other group on this port."""
     data = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     data.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     data.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, options.buffer)
@@ -156,16 +160,19 @@ def subscribe(group, port, options):
 # ---- One membership ---------------------------------------------------------------------------
 
 class Block:
-    """What is known of a block that is not whole."""
+    """Repair symbols of a block."""
 
     def __init__(self):
-        self.symbols = {}    # number -> bytes
-        self.sent = 0        # how many the server has sent, as far as it was heard
-        self.promised = 0    # how many it will have sent at least
+        self.symbols = {}    # symbols held: number -> bytes
+        self.sent = 0        # known number of symbols that the server has sent
+        self.promised = 0    # known number of symbols that it has promised in all
 
 
 class Membership:
-    """From a join to the leave, or to the end of the cast. `held` maps pages to bytes, and outlives it."""
+    """One membership, from a join to the leave or to the end of the cast.
+
+    `held` maps page numbers to bytes. It outlives the membership.
+    """
 
     def __init__(self, control, options, version):
         lines = control.join(options.want is not None)
@@ -187,35 +194,40 @@ class Membership:
         self.blocks = {}
         self.beacon = None
         self.closed = set()           # windows
-        self.at = None                # where the stream was, by the last beacon or the first page
-        self.moved = self.had_moved = False    # pages came since the join; before the last beacon
-        self.resting = None           # since when the stream rests
-        self.over = False
+        self.at = None                # stream position of the last beacon, or of the first page
+        self.moved = self.had_moved = False    # whether pages came since the join; the same
+                                               # at the last beacon
+        self.resting = None           # time at which the stream came to rest
+        self.over = False             # whether the membership has ended
         now = time.monotonic()
-        self.heard = self.told = self.joined = now  # when the server was last heard, when it last heard of us
+        self.joined = now
+        self.heard = now              # time of the last datagram
+        self.told = now               # time of the last request to the server
         self.etag, self.deaf = lines.get("ETAG"), False
-        self.report_at = None         # when a report is due that waits for its random time
-        self.quiet_until = 0.0        # no report of needs before
+        self.report_at = None         # time of the next report of needs, drawn at random
+        self.quiet_until = 0.0        # time before which no report of needs is sent
         # Any hash that is uniform over tokens will do.
         self.share = int.from_bytes(hashlib.sha256(control.token.encode()).digest()[:2], "big")
         self.received = 0
-        self.first, self.newest = None, (0, 0)   # datagrams sent and received: at the first beacon, since
+        # Numbers of datagrams sent and received: at the first beacon, and from then to the newest.
+        self.first, self.newest = None, (0, 0)
 
-    # Geometry, section 5 "Windows and blocks". Pages count from 1, all else from 0.
+    # Geometry, section 5 "Windows and blocks". Pages count from 1, windows, blocks and positions
+    # from 0.
 
     def place(self, page):
-        """Block and position of a page."""
+        """Returns the block of a page and its position there."""
         window, x = divmod(page - 1, K * self.interleave)
         blocks = self.blocks_in(window)
         return window * self.interleave + x % blocks, x // blocks
 
     def blocks_in(self, window):
-        """0 for a window that the file does not have."""
+        """Returns the number of blocks in a window; 0 if the file has no such window."""
         pages = min(self.pages - window * K * self.interleave, K * self.interleave)
         return max(-(-pages // K), 0)
 
     def pages_of(self, block):
-        """The pages of a block, in the order of their positions."""
+        """Returns the pages of a block, in the order of their positions."""
         window, x = divmod(block, self.interleave)
         begin = window * K * self.interleave
         end = min(begin + K * self.interleave, self.pages)
@@ -225,17 +237,17 @@ class Membership:
         return [page for page in self.pages_of(block) if page not in self.held]
 
     def length(self, page):
-        """Bytes of a page; of the last one as far as `SIZE` tells."""
+        """Returns the bytes in a page. The last page counts as full if `SIZE` is unknown."""
         last = self.size - (self.pages - 1) * self.page_size if self.size else self.page_size
         return last if page == self.pages else self.page_size
 
     def is_done(self):
         return len(self.held) == self.pages
 
-    # What comes.
+    # Datagrams.
 
-    def hear(self, wait):
-        """Takes what comes within `wait` seconds."""
+    def receive(self, wait):
+        """Waits up to `wait` seconds for datagrams, and handles those that arrived."""
         for ready in select.select(self.sockets, [], [], max(wait, 0))[0]:
             for _ in range(256):
                 try:
@@ -244,16 +256,17 @@ class Membership:
                     break
                 if len(datagram) < 16 or (self.source and sender[0] != self.source):
                     continue
-                taken = self.page if ready is self.data else self.repair
-                if self.sender in (None, sender) and taken(datagram):
+                handle = self.page if ready is self.data else self.repair
+                if self.sender in (None, sender) and handle(datagram):
                     self.sender, self.heard = sender, time.monotonic()
 
     def page(self, datagram):
-        """Section 2. Says whether it was a good one."""
+        """Handles a page (section 2). Returns whether the datagram was valid."""
         size, page = struct.unpack("!2I", datagram[:8])
         if not (1 <= page <= self.pages and 0 < size <= len(datagram) - 16):
             return False
-        if size != self.length(page) and (self.size or page != self.pages or size > self.page_size):
+        may_be_short = not self.size and page == self.pages
+        if size != self.length(page) and not (may_be_short and size <= self.page_size):
             return False
         self.received += 1
         self.moved = True
@@ -265,7 +278,7 @@ class Membership:
         return True
 
     def repair(self, datagram):
-        """Section 5 "Repair channel". Says whether it was a good one."""
+        """Handles a datagram of the repair channel (section 5). Returns whether it was valid."""
         kind, promised, number, block = struct.unpack("!BBHI", datagram[:8])
         payload = datagram[16:]
         if kind == SYMBOL:
@@ -282,7 +295,7 @@ class Membership:
         self.received += 1
         block = self.blocks.setdefault(index, Block())
         block.symbols[number] = payload
-        if block.sent < K:    # then numbers begin again, and beacons tell
+        if block.sent < K:    # beyond, numbers begin again at 0, and only beacons state the count
             block.sent = max(block.sent, number + 1)
         block.promised = max(block.promised, promised)
         self.try_rebuild(index)
@@ -311,7 +324,8 @@ class Membership:
         rest = payload[FIXED:]
         while len(rest) >= 4:
             window = int.from_bytes(rest[:4], "big")
-            counts, rest = rest[4:4 + 2 * self.blocks_in(window)], rest[4 + 2 * self.blocks_in(window):]
+            end = 4 + 2 * self.blocks_in(window)
+            counts, rest = rest[4:end], rest[end:]
             for x, (sent, promised) in enumerate(zip(counts[::2], counts[1::2])):
                 block = self.blocks.setdefault(window * self.interleave + x, Block())
                 block.sent, block.promised = max(block.sent, sent), max(block.promised, promised)
@@ -319,30 +333,30 @@ class Membership:
         return True
 
     def close_windows(self, position):
-        """The windows that the stream passed on its way to `position`."""
+        """Closes the windows that the stream has passed on its way to `position`."""
         size, count = K * self.interleave, -(-self.pages // (K * self.interleave))
         before, self.at = position if self.at is None else self.at, position
-        went_by = before == position == 0 and self.had_moved
+        all_passed = before == position == 0 and self.had_moved
         self.had_moved = self.moved
         if position >= self.pages:
             self.resting = self.resting or time.monotonic()
-            went_by = self.moved or time.monotonic() - self.resting >= REST
+            all_passed = self.moved or time.monotonic() - self.resting >= REST
         else:
             self.resting = None
             begin = 0 if before >= self.pages else before // size
             passed = range(begin, position // size) if begin * size <= position else \
                 [*range(begin, count), *range(position // size)]
             self.closed.update(passed)
-        if went_by:
+        if all_passed:
             self.closed.update(range(count))
 
-    # What is told.
+    # Reports.
 
     def lacks(self):
-        """Needs and bulk, as a report names them: all that exceeds what was promised."""
+        """Returns `needs` and `bulk` of a report: what this member lacks beyond the promises."""
         needs, bulk = [], []
         for window in sorted(self.closed):
-            wanted = []
+            window_needs = []
             for index in range(window * self.interleave,
                                window * self.interleave + self.blocks_in(window)):
                 missing, block = len(self.missing(index)), self.blocks.get(index, Block())
@@ -351,53 +365,53 @@ class Membership:
                     break
                 need = missing + block.sent - len(block.symbols)
                 if missing and need > block.promised:
-                    wanted.append([index, min(need, 255)])
+                    window_needs.append([index, min(need, 255)])
             else:
-                needs += wanted
+                needs += window_needs
         return needs, bulk
 
     def report(self, needs, bulk):
         now = time.monotonic()
         body = {"needs": needs, "bulk": bulk, "sent": self.newest[0], "received": self.newest[1]}
         self.over |= self.control.request("report", body) is None
-        for window, _ in bulk:           # the stream passes them again
+        for window, _ in bulk:           # the stream sends these windows again
             self.closed.discard(window)
             self.moved = self.had_moved = False
             self.resting = None
         self.told, self.report_at = now, None
         self.quiet_until = now + 2 * self.beacon["spread"]
-        self.beacon["stale"] = True      # what it said was before this report
+        self.beacon["stale"] = True      # it does not know of this report
 
     def is_among(self, share):
         return self.share < share or share == 65535
 
     def report_if_due(self):
-        """Sections 5 "When a client reports" and 8. Called often."""
+        """Sends a report if one is due (sections 5 and 8). Must be called often."""
         now, beacon = time.monotonic(), self.beacon
         if beacon is None or beacon.get("stale"):
             return
         needs, bulk = ([], []) if self.on_demand else self.lacks()
-        short = needs or bulk
-        if short and self.report_at is None and self.is_among(beacon["permit"]):
+        is_lacking = needs or bulk
+        if is_lacking and self.report_at is None and self.is_among(beacon["permit"]):
             if now >= self.quiet_until:
                 self.report_at = now + backoff(beacon["spread"], beacon["members"])
-        elif short and self.report_at is not None and now >= self.report_at:
+        elif is_lacking and self.report_at is not None and now >= self.report_at:
             self.report(needs, bulk)
-        elif not short:
+        elif not is_lacking:
             self.report_at = None
         every = beacon["interval"] if self.is_among(beacon["panel"]) else 0
         if now - self.told >= min(every or math.inf, self.lease / 2):
             self.report(needs, bulk)
 
-    # Without multicast, section 9.
+    # HTTP instead of multicast, section 9.
 
     def fetch_if_deaf(self):
-        """Takes some of what is missing over HTTP, while no datagram comes. Called often."""
+        """Fetches missing pages over HTTP while no datagram arrives. Must be called often."""
         now = time.monotonic()
         if self.deaf and self.heard > self.joined:
             self.deaf = False
             self.closed.update(range(-(-self.pages // (K * self.interleave))))
-            self.told = -math.inf    # the next beacon finds that a report is due, and all is asked for
+            self.told = -math.inf    # a report of everything missing is due at the next beacon
         may_fetch = self.etag and self.size and self.lease < math.inf
         if self.heard > self.joined or now - self.joined < DEAF or not may_fetch:
             return
@@ -422,21 +436,24 @@ class Membership:
 
 
 def backoff(spread, members):
-    """A random time up to `spread`, truncated exponential: few are early, most are late. RFC 5740, 5.3."""
+    """Draws a time up to `spread` (RFC 5740, 5.3).
+
+    The distribution is truncated exponential: few members draw a short time, most a long one.
+    """
     rate = math.log(members) + 1
     return spread / rate * math.log(random.random() * (math.exp(rate) - 1) + 1)
 
 
-# ---- The two ways to use it -------------------------------------------------------------------
+# ---- Main program -----------------------------------------------------------------------------
 
 def receive(control, options):
-    """All pages of the file."""
+    """Returns the whole file."""
     version = {}
     while True:
         member = Membership(control, options, version)
         while not member.is_done() and not member.over and \
                 (member.deaf or time.monotonic() - member.heard < SILENCE):
-            member.hear(0.01)
+            member.receive(0.01)
             if member.repairs and not member.deaf:
                 member.report_if_due()
             if not member.is_done():
@@ -447,7 +464,7 @@ def receive(control, options):
 
 
 def want(control, options):
-    """Section 7: the pages that were asked for, and no stream."""
+    """Returns the pages that `--want` names, by demand (section 7)."""
     version = {}
     first, count = options.want
     wanted = range(first, first + count)
@@ -463,15 +480,16 @@ def want(control, options):
                 break
             member.told = time.monotonic()
             pause = min(2 * pause, 1.0) if pause else 0.005 + member.told - asked
-            while time.monotonic() < member.told + pause and any(p not in member.held for p in missing):
-                member.hear(member.told + pause - time.monotonic())
+            until = member.told + pause
+            while time.monotonic() < until and any(p not in member.held for p in missing):
+                member.receive(until - time.monotonic())
         member.close()
         if all(page in member.held for page in wanted):
             return b"".join(member.held[page] for page in wanted)
 
 
 def runs(pages):
-    """Ascending numbers as pairs: first and how many."""
+    """Groups ascending page numbers into pairs of a first page and a number of pages."""
     pairs = []
     for page in pages:
         if pairs and sum(pairs[-1]) == page:
@@ -485,10 +503,12 @@ def main():
     options = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     options.add_argument("url", help="http://head:8888/path")
     options.add_argument("output", help="file to write")
-    options.add_argument("--interface", default="0.0.0.0", help="address of the receiving interface")
-    options.add_argument("--buffer", type=int, default=4 << 20, help="bytes that may wait in a socket")
+    options.add_argument("--interface", default="0.0.0.0",
+                         help="address of the receiving interface")
+    options.add_argument("--buffer", type=int, default=4 << 20,
+                         help="size of the receive buffer of each socket, in bytes")
     options.add_argument("--want", nargs=2, type=int, metavar=("FIRST", "COUNT"),
-                         help="these pages alone, counted from 1")
+                         help="demand only these pages, counted from 1")
     options = options.parse_args()
     content = (receive if options.want is None else want)(Control(options.url), options)
     with open(options.output, "wb") as file:

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""A plain client: sections 1 and 2 of docs/PROTOCOL.md, and nothing else.
+"""A plain client: it implements sections 1 and 2 of docs/PROTOCOL.md, and nothing else.
 
-With --layout reference it reads the datagrams of section 3 instead (a file of an exact multiple
-of the page size apart: it would wait for the phantom page for ever).
+With --layout reference it reads the datagrams of section 3 instead. If the size of the file is a
+multiple of the page size, it then waits for ever, for the phantom page.
 """
 import argparse
 import socket
@@ -17,14 +17,14 @@ options.add_argument("--interface", default="0.0.0.0", help="address of the rece
 options.add_argument("--layout", choices=["base", "reference"], default="base")
 options = options.parse_args()
 
-# Join: four lines say where the pages come and how many there are.
+# Join: four lines of the answer name the group, the port and the number of pages.
 url = urllib.parse.urlsplit(options.url)
 with urllib.request.urlopen(f"http://{url.netloc}/join{url.path}") as answer:
     lines = dict(line.split("=", 1) for line in answer.read().decode().splitlines() if line)
 group, port = lines["CONNECT"].split(":")
 pages, page_size = int(lines["PAGES"]), int(lines["PAGESIZE"])
 
-# Subscribe to the group. Bound to it, the socket hears no other group on the same port.
+# Subscribe to the group. A socket bound to its address receives no other group on the same port.
 data = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 data.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 data.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
@@ -32,7 +32,7 @@ data.bind((group, int(port)))
 membership = socket.inet_aton(group) + socket.inet_aton(options.interface)
 data.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, membership)
 
-# Every page into its place, in whatever order and however often it comes.
+# Write every page to its place. Pages may arrive in any order, and more than once.
 missing = set(range(1, pages + 1))
 with open(options.output, "wb") as file:
     while missing:

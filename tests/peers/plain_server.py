@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""A plain server: /join and /leave as sections 1 and 2 of docs/PROTOCOL.md say, 404 for the rest.
+"""A plain server: it implements sections 1 and 2 of docs/PROTOCOL.md, and nothing else.
 
-With --layout reference it sends the datagrams of section 3, and announces the phantom page that
-the reference implementation announces behind a file of an exact multiple of the page size.
+It answers /join and /leave, and 404 to other requests. With --layout reference it sends the
+datagrams of section 3. If the size of the file is a multiple of the page size, it then announces a
+phantom page, as the reference implementation does.
 """
 import argparse
 import http.server
@@ -25,12 +26,12 @@ options.add_argument("--layout", choices=["base", "reference"], default="base")
 options = options.parse_args()
 
 lock = threading.Lock()
-casts = {}  # path -> the Cast that runs for it
+casts = {}  # path -> the running Cast of this file
 groups = iter(f"239.255.{high}.{low}" for high in range(1, 255) for low in range(1, 255))
 
 
 class Cast(threading.Thread):
-    """One file, repeated in passes until its last member has left."""
+    """Sends one file in passes until its last member has left."""
 
     def __init__(self, path):
         super().__init__(daemon=True)
@@ -64,7 +65,7 @@ class Cast(threading.Thread):
 
 
 class Control(http.server.BaseHTTPRequestHandler):
-    """The two requests there are."""
+    """Handles the two requests."""
 
     def do_GET(self):
         verb, _, name = self.path.split("?")[0].lstrip("/").partition("/")

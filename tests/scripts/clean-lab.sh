@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Removes what test runs, demos and benchmarks left behind because they were killed: mounts,
-# processes, network namespaces and directories named bct-<pid of the run>-... of runs that are gone.
+# Removes what killed test runs, demos and benchmarks left behind: mounts, processes, network
+# namespaces and directories. Their names begin with bct-<process id of the run>-.
 set -euo pipefail
 
-# Tests use the first, benchmarks the second.
+# Directories in which labs are built: tests use the first, benchmarks the second.
 roots=("${TMPDIR:-/tmp}" /dev/shm)
 
-# Whether the run that made the thing of this name is still there.
+# Whether the run that created something of this name still exists.
 is_running() {
     local pid=${1#bct-}
     kill -0 "${pid%%-*}" 2>/dev/null

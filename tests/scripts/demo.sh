@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Shows what bootcast is for: a server sends an image once while two nodes, one of them on a network
-# that loses packets, mount it and copy it at the same time. As root the server and the nodes are
-# hosts of their own (network namespaces at a switch); otherwise all are on the loopback interface
-# and nothing is lost. Everything is removed at the end, also after ctrl-C.
+# Shows what bootcast does: a server sends an image once, while two nodes mount it and copy it at
+# the same time. As root, the server and the nodes are hosts of their own (network namespaces at a
+# switch), and one of the nodes loses packets. Otherwise all use the loopback interface, and no
+# packet is lost. The demo removes everything at its end, also after ctrl-C.
 set -euo pipefail
 
 bin=$(realpath "${BOOTCAST_BIN_DIR:-target/debug}")
@@ -16,14 +16,15 @@ say() {
     if [ -t 1 ]; then printf '\n\033[1m%s\033[0m\n' "$*"; else printf '\n%s\n' "$*"; fi
 }
 
-# Runs a command on a host: server, node1 or node2.
+# Runs a command on a host: on HOST COMMAND.., where HOST is server, node1 or node2.
 on() {
     local host=$1
     shift
     if [ "$is_lab" ]; then nsenter --net="/run/netns/$ns-$host" -- "$@"; else "$@"; fi
 }
 
-# Starts a command on a host in the background. Its process id is in $!: that of the command itself.
+# Starts a command on a host in the background: start_on HOST LOG COMMAND... Its process id is in
+# `$!`; no wrapper remains.
 start_on() {
     local host=$1 log=$2
     shift 2
@@ -45,7 +46,7 @@ clean_up() {
     [ ! -t 1 ] || printf '\033[?25h'
     for mount in "$dir"/node?/mnt; do
         if ! mountpoint -q "$mount"; then continue; fi
-        # Lazily: a reader that was interrupted may still be in it.
+        # Lazily, because an interrupted reader may still use the mount.
         if [ "$(id -u)" -eq 0 ]; then unmount -l "$mount"; else unmount -z "$mount"; fi || true
     done
     for pid in "${pids[@]}"; do
@@ -66,7 +67,7 @@ failed() {
     exit 1
 }
 
-# Waits up to 20 s until the command succeeds.
+# Waits up to 20 s until a command succeeds: wait_until DESCRIPTION COMMAND...
 wait_until() {
     local what=$1
     shift
@@ -81,7 +82,7 @@ can_mount() {
     [ -w /dev/fuse ] && { [ "$(id -u)" -eq 0 ] || command -v fusermount3 >/dev/null; }
 }
 
-# Three hosts at a switch. Fails without leaving anything behind where that is not possible.
+# Creates three hosts at a switch. Fails, and leaves nothing behind, if that is not possible.
 build_lab() {
     [ "$(id -u)" -eq 0 ] && ip netns add "$ns-switch" 2>/dev/null || return 1
     ip -n "$ns-switch" link add br0 type bridge
@@ -97,7 +98,8 @@ build_lab() {
     done
 }
 
-# Loses packets on the way to node 2. The server sends single datagrams, so that those get lost.
+# Adds packet loss on the way to node 2. The server sends single datagrams, so that each lost packet
+# is one datagram.
 lose_packets() {
     command -v nft >/dev/null || return 1
     ip -n "$ns-server" link set eth0 gso_max_segs 1
@@ -111,14 +113,14 @@ table netdev demo {
 EOF
 }
 
-# A number out of the server's status, such as bytes_sent.
+# Prints a number from the server's status, such as bytes_sent.
 status() {
     on server bash -c "exec 3<>/dev/tcp/$server/8888
         printf 'GET /status HTTP/1.0\r\n\r\n' >&3; cat <&3" |
         grep -o "\"$1\":[0-9]*" | tail -n 1 | cut -d : -f 2
 }
 
-# Hundredths as a decimal: 103 is 1.03.
+# Prints hundredths as a decimal: 1.03 for 103.
 decimal() {
     printf '%d.%02d' $(($1 / 100)) $(($1 % 100))
 }
@@ -134,7 +136,8 @@ copied_percent() {
 }
 
 bar() {
-    local filled=$(($1 * 30 / 100)) full='##############################' empty='..............................'
+    local filled=$(($1 * 30 / 100))
+    local full='##############################' empty='..............................'
     printf '[%s%s] %3d %%' "${full:0:filled}" "${empty:filled}" "$1"
 }
 
@@ -142,7 +145,7 @@ is_any_running() {
     kill -0 "$1" 2>/dev/null || kill -0 "$2" 2>/dev/null
 }
 
-# A picture that is drawn over itself on a terminal, and a line now and then elsewhere.
+# Prints the progress: on a terminal three lines that the next call overwrites, else one line.
 show_progress() {
     local one two sent
     one=$(copied_percent node1) two=$(copied_percent node2) sent=$(files_sent)
@@ -173,7 +176,11 @@ follow() {
 
 if build_lab; then
     is_lab=yes
-    if lose_packets; then node2_is="loses $loss_percent % of its packets"; else node2_is="no nft: loses nothing"; fi
+    if lose_packets; then
+        node2_is="loses $loss_percent % of its packets"
+    else
+        node2_is="no nft: loses nothing"
+    fi
 else
     server=127.0.0.1 interface=lo node2_is="on the same host"
 fi
@@ -212,11 +219,11 @@ if can_mount; then
         start_on "$1" "$dir/$1/cp.log" cp "$dir/$1/mnt/debian.img" "$dir/$1/copy.img"
     }
 else
-    say "2. Both nodes could mount it: but you may not use /dev/fuse here, so they fetch it"
+    say "2. Both nodes could mount it, but you may not use /dev/fuse here, so they fetch it"
     say "3. Both write the image while it arrives"
     echo "  \$ bootcast get $server:/debian.img -O - > copy.img"
     read_image() {
-        # A shell, because standard output is the copy.
+        # Runs a shell that redirects standard output to the copy.
         start_on "$1" "$dir/$1/get.log" bash -c 'exec "$@" >"$0"' "$dir/$1/copy.img" \
             "$bin/bootcast" get --interface "$interface" "$server:/debian.img" -O -
     }
@@ -240,7 +247,8 @@ for node in node1 node2; do
 done
 
 say "Summary"
-echo "  Two nodes read $size_mib MiB each in $((tenths / 10)).$((tenths % 10)) s; all checksums are equal."
+seconds=$((tenths / 10)).$((tenths % 10))
+echo "  Two nodes read $size_mib MiB each in $seconds s; all checksums are equal."
 echo "  The server sent $sent times the image, headers and repair included, for both of them."
 clean_up
 echo "  Mounts, processes and files of this demo are removed."

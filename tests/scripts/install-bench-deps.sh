@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what `make bench` compares with, besides what tests need. Tests and continuous integration need none of it, and a benchmark
-# leaves out what is not there.
+# Installs what tests need, and the programs that `make bench` compares bootcast with. Benchmarks
+# leave out programs that are not installed.
 set -euo pipefail
 exec "$(dirname "$0")/install-deps.sh" nginx udpcast uftp

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that building and testing need, if they are missing. Packages given as
-# arguments are wanted besides. Without root: says what is missing; tests that need it are skipped.
+# Installs the Debian packages that building and testing need and that are missing, and also the
+# packages given as arguments. Without root it only lists the missing ones; tests that need them are
+# skipped.
 set -euo pipefail
 
 wanted=(
@@ -13,7 +14,7 @@ if ! command -v cargo >/dev/null; then
     exit 1
 fi
 if ! command -v dpkg-query >/dev/null; then
-    echo "not a Debian system: these packages' like are assumed to be there: ${wanted[*]}" >&2
+    echo "not a Debian system: install the equivalents of ${wanted[*]}" >&2
     exit 0
 fi
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs all tests; arguments go to `cargo test`. Afterwards lists the tests that could not run on this
-# machine, with the reasons: a test that is skipped passes, and its message would be lost in between.
+# Runs all tests; arguments go to `cargo test`. At the end it lists the tests that could not run on
+# this machine, with the reasons. (`cargo test` counts a skipped test as passed.)
 set -uo pipefail
 
 BOOTCAST_SKIPPED=$(mktemp "${TMPDIR:-/tmp}/bct-$$-skipped-XXXX")
@@ -10,7 +10,7 @@ trap 'rm -f "$BOOTCAST_SKIPPED"' EXIT
 cargo test --workspace --no-fail-fast "$@"
 status=$?
 
-# A line each: the test, a tab, the reason.
+# Each line of the list has a test, a tab and the reason.
 if [ -s "$BOOTCAST_SKIPPED" ]; then
     echo
     echo "skipped: $(wc -l <"$BOOTCAST_SKIPPED") tests could not run on this machine"

@@ -1,4 +1,4 @@
-//! Peer: bootcast mounts, each read whole.
+//! bootcast: each client reads the whole file from a mount.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,8 +10,8 @@ use super::race::{Race, Run, SIZE};
 use super::{Condition, RATE};
 use crate::read_all;
 
-/// Time within which a cast without members ends.
-const SETTLING: Duration = Duration::from_secs(5);
+/// Upper bound of the time until a cast without members ends.
+const MAX_LINGER: Duration = Duration::from_secs(5);
 
 pub(super) fn run(lab: &Lab, _: &Condition) -> Run {
     let image = lab.put("image", SIZE);
@@ -21,10 +21,10 @@ pub(super) fn run(lab: &Lab, _: &Condition) -> Run {
     let mut readers: Vec<Proc> =
         mounts.iter().map(|mount| read_all(mount.host(), &mount.join("image"))).collect();
     let finished = race.watch_programs(&mut readers, || true);
-    // Waits for the end of the cast, because all that is sent counts. If a member remains, it may
-    // never end.
-    let _ = try_wait_for(SETTLING, || server.status().casts.is_empty().then_some(()));
-    // A client whose read did not finish in time must not be waited for.
+    // Waits for the end of the cast, because all bytes that are sent count. The cast may not end if
+    // a member remains.
+    let _ = try_wait_for(MAX_LINGER, || server.status().casts.is_empty().then_some(()));
+    // `race.finish` reads only the copies of clients that finished, so it does not wait for others.
     let copies: Vec<PathBuf> = mounts.iter().map(|mount| mount.join("image")).collect();
     race.finish(&finished, &copies, &image)
 }

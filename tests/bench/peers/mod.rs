@@ -1,4 +1,4 @@
-//! How do other tools fare on the same bad networks? bootcast, udpcast, UFTP and nginx, in turn.
+//! How do bootcast, udpcast, UFTP and nginx compare on the same bad networks?
 
 mod bootcast;
 mod nginx;
@@ -18,16 +18,18 @@ use race::Run;
 use table::Table;
 use udpcast::Setting;
 
-/// Cap of the head's uplink.
+/// Rate of the head's uplink.
 const RATE: &str = "200mbit";
 
-/// Clients of every run.
+/// Number of clients in every run.
 const CLIENTS: u8 = 8;
 
-/// A way to bring the file to all clients: what it needs of the machine, and how it runs.
+/// A system that transfers the file to all clients.
 struct Peer {
     name: &'static str,
+    /// Programs that must be installed.
     tools: &'static [&'static str],
+    /// Transfers the file once.
     run: fn(&Lab, &Condition) -> Run,
 }
 
@@ -38,14 +40,14 @@ const PEERS: [Peer; 4] = [
     Peer { name: "nginx", tools: &["nginx", "curl"], run: nginx::run },
 ];
 
-/// A network, and known limits of the peers on it.
+/// A network, and settings of the peers for it.
 struct Condition {
     name: &'static str,
     network: fn(LabBuilder) -> LabBuilder,
-    /// Setting that is best for udpcast.
+    /// Setting with which udpcast is fastest on this network.
     udpcast: Setting,
-    /// Whether nginx runs. A copy for each client takes 45 s and hardly varies, so one run of few
-    /// conditions is enough.
+    /// Whether nginx runs on this network. A run takes 45 s and its time hardly varies, so nginx
+    /// runs once, on few networks.
     nginx: bool,
 }
 
@@ -101,12 +103,13 @@ const CONDITIONS: [Condition; 9] = [
     },
 ];
 
-/// Measures every peer on every network, in `ROUNDS` rounds, or only the peers in `PEERS`.
+/// Measures every peer on every network, in `ROUNDS` rounds. The environment variable `PEERS`
+/// selects peers.
 pub(crate) fn measure() -> String {
     let mut table = Table::default();
     for round in 1..=rounds() {
         for condition in &CONDITIONS {
-            for peer in PEERS.iter().filter(|peer| is_installed(peer) && is_wanted(peer)) {
+            for peer in PEERS.iter().filter(|peer| is_installed(peer) && is_selected(peer)) {
                 if peer.name == "nginx" && !(condition.nginx && round == 1) {
                     continue;
                 }
@@ -114,16 +117,17 @@ pub(crate) fn measure() -> String {
                 let lab = (condition.network)(lab).build();
                 let run = (peer.run)(&lab, condition);
                 println!("round {round}, {}, {}: {run}", condition.name, peer.name);
-                table.note(condition.name, peer.name, run);
+                table.add(condition.name, peer.name, run);
             }
         }
     }
     let mut text = format!(
         "\n## Peers on bad networks\n\n\
-         128 MiB to {CLIENTS} clients at {RATE}, all started together, everything verified; by turns, {} rounds (nginx one). The limit \
-         is what one copy takes at the full rate with its headers, {:.2} s. A run that is not over after {} s counts as not complete. \
-         udpcast has `--rexmit-hello-interval 200`, or its default with `--fec 8x8/128` where that does better (outages, one client \
-         at 5 %, delay); UFTP a fixed rate.\n\n",
+         128 MiB to {CLIENTS} clients at {RATE}, all started together, everything verified; by \
+         turns, {} rounds (nginx one). The limit is what one copy takes at the full rate with its \
+         headers, {:.2} s. A run that is not over after {} s counts as not complete. udpcast has \
+         `--rexmit-hello-interval 200`, or its default with `--fec 8x8/128` where that does \
+         better (outages, one client at 5 %, delay); UFTP a fixed rate.\n\n",
         rounds(),
         race::limit(RATE).as_secs_f64(),
         race::DEADLINE.as_secs(),
@@ -136,9 +140,9 @@ pub(crate) fn measure() -> String {
     text
 }
 
-fn is_wanted(peer: &Peer) -> bool {
-    let only = std::env::var("PEERS").ok();
-    only.is_none_or(|only| only.split(',').any(|name| name == peer.name))
+fn is_selected(peer: &Peer) -> bool {
+    let names = std::env::var("PEERS").ok();
+    names.is_none_or(|names| names.split(',').any(|name| name == peer.name))
 }
 
 fn is_installed(peer: &Peer) -> bool {

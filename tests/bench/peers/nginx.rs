@@ -1,4 +1,4 @@
-//! A copy for each client over TCP: `nginx` and `curl`.
+//! `nginx` and `curl`: a copy for each client over TCP.
 
 use harness::lab::HEAD_ADDRESS;
 use harness::{Lab, Proc};

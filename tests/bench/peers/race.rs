@@ -1,4 +1,4 @@
-//! One run: all clients want the same file at the same time.
+//! One run: all clients start to fetch the same file at the same time.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -13,17 +13,17 @@ use rustix::process::Signal;
 /// Bytes of the file.
 pub(super) const SIZE: u64 = mib(128);
 
-/// Time after which a run is ended.
+/// Time after which a run is stopped.
 pub(super) const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Time that clients get after their server is gone.
-const ORPHANED: Duration = Duration::from_secs(5);
+/// Time that clients have left when the server's program has ended.
+const ORPHAN_DEADLINE: Duration = Duration::from_secs(5);
 
-/// Payload and size on the wire of a packet with 1472 bytes after its UDP header: 38 bytes of
-/// Ethernet, 20 of IPv4, 8 of UDP.
+/// UDP payload and size on the wire of a full packet, in bytes. The headers are 38 bytes of
+/// Ethernet, 20 of IPv4 and 8 of UDP. Headers of the peers' own protocols do not count.
 const PACKET: (f64, f64) = (1472.0, 1538.0);
 
-/// Time that one copy takes at this rate, headers included.
+/// Returns the time that one copy takes at this rate, headers included.
 #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
 pub(super) fn limit(rate: &str) -> Duration {
     let rate: BitRate = rate.parse().unwrap();
@@ -34,11 +34,11 @@ pub(super) fn limit(rate: &str) -> Duration {
 /// Result of a run.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Run {
-    /// Clients that have the right bytes.
+    /// Number of clients that have the right bytes.
     pub(super) complete: usize,
-    /// Clients.
+    /// Number of clients.
     pub(super) clients: usize,
-    /// When the last client was complete; `None` unless all were.
+    /// Time until the last client was complete; `None` if some were not.
     pub(super) last: Option<Duration>,
     /// Bytes that left the head, in files.
     pub(super) sent: f64,
@@ -59,7 +59,7 @@ pub(super) enum State {
     Failed,
 }
 
-/// A running race.
+/// A run in progress.
 pub(super) struct Race<'lab> {
     lab: &'lab Lab,
     start: Instant,
@@ -73,8 +73,10 @@ impl<'lab> Race<'lab> {
         Self { lab, start: Instant::now(), sent_before: lab.head().counters().tx_bytes }
     }
 
-    /// Waits until every client has finished or failed. Returns when each finished. A client fails
-    /// at the deadline, or soon after its server is gone.
+    /// Waits until every client has finished or failed. Returns the time at which each finished.
+    ///
+    /// A client has failed if it still runs at the deadline, or [`ORPHAN_DEADLINE`] after the
+    /// server's program ended.
     pub(super) fn watch(
         &self,
         mut state: impl FnMut(usize) -> State,
@@ -95,15 +97,15 @@ impl<'lab> Race<'lab> {
             });
             if !is_orphaned && !has_server() {
                 is_orphaned = true;
-                deadline = deadline.min(Instant::now() + ORPHANED);
+                deadline = deadline.min(Instant::now() + ORPHAN_DEADLINE);
             }
             sleep(Duration::from_millis(5));
         }
         finished
     }
 
-    /// Like [`Self::watch`], if each client is a program that ends when it has the file. Ends those
-    /// that still run.
+    /// Like [`Self::watch`], for clients that are programs that end when they have the file. Kills
+    /// those that still run.
     pub(super) fn watch_programs(
         &self,
         clients: &mut [Proc],
@@ -123,7 +125,7 @@ impl<'lab> Race<'lab> {
         finished
     }
 
-    /// Sums up and checks what the clients have.
+    /// Checks the copies of the clients that finished, and returns the result of the run.
     #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
     pub(super) fn finish(
         self,
@@ -148,7 +150,7 @@ impl<'lab> Race<'lab> {
     }
 }
 
-/// Path of each client's copy.
+/// Returns the path of each client's copy.
 pub(super) fn copies(lab: &Lab) -> Vec<PathBuf> {
     lab.clients().iter().map(|host| host.fresh_path("copy")).collect()
 }

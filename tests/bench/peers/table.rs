@@ -1,4 +1,4 @@
-//! Table of all rounds.
+//! Table of the results of all rounds.
 
 use std::fmt::Write;
 
@@ -19,9 +19,9 @@ struct Row {
 }
 
 impl Table {
-    pub(super) fn note(&mut self, condition: &'static str, peer: &'static str, run: Run) {
-        let known = |row: &&mut Row| row.condition == condition && row.peer == peer;
-        match self.rows.iter_mut().find(known) {
+    pub(super) fn add(&mut self, condition: &'static str, peer: &'static str, run: Run) {
+        let is_same = |row: &&mut Row| row.condition == condition && row.peer == peer;
+        match self.rows.iter_mut().find(is_same) {
             Some(row) => row.runs.push(run),
             None => self.rows.push(Row { condition, peer, runs: vec![run] }),
         }
@@ -39,7 +39,7 @@ impl Table {
 }
 
 impl Row {
-    /// The time is the median of the runs in which all clients got the file.
+    /// Writes the row. Its time is the median of the runs in which all clients got the file.
     fn write(&self, text: &mut String) {
         let Self { condition, peer, runs } = self;
         let sum = |count: fn(&Run) -> usize| runs.iter().map(count).sum::<usize>();

@@ -1,16 +1,16 @@
-//! `udp-sender` and `udp-receiver`.
+//! udpcast: `udp-sender` and `udp-receiver`.
 
 use harness::{Lab, Proc};
 
 use super::race::{Race, Run, SIZE, copies};
 use super::{CLIENTS, Condition};
 
-/// Options beside the defaults.
+/// Options other than the defaults.
 #[derive(Clone, Copy)]
 pub(super) enum Setting {
-    /// Receivers that arrive find the sender at once.
+    /// The sender announces itself often, so that receivers find it at once.
     Hello,
-    /// Sends redundant packets from the start.
+    /// The sender adds redundant packets from the start.
     Fec,
 }
 

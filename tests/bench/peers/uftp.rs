@@ -1,4 +1,4 @@
-//! `uftp` at a fixed rate, and `uftpd`.
+//! UFTP: `uftp` at a fixed rate, and `uftpd`.
 
 use std::fs;
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ pub(super) fn run(lab: &Lab, _: &Condition) -> Run {
     let kilobits = RATE.parse::<BitRate>().unwrap().bits_per_second() / 1000;
     let kilobits = kilobits.to_string();
     let directories: Vec<_> = lab.clients().iter().map(|host| host.fresh_path("uftp")).collect();
-    // A file gets its name when it is complete.
+    // uftpd gives a file its final name when it is complete.
     let receive = |(host, directory): (&harness::Host, &PathBuf)| {
         fs::create_dir(directory).unwrap();
         let directory = directory.to_str().unwrap();
