@@ -8,6 +8,7 @@ use bootcast_proto::DEFAULT_PORT;
 use harness::binaries::binary;
 use harness::lab::HEAD_ADDRESS;
 use harness::{Lab, digest_of, lab_or_skip, wait_until};
+use rustix::fs::{Mode, OFlags};
 use rustix::process::Signal;
 
 use crate::{TRANSFER, text};
@@ -74,6 +75,8 @@ fn a_name_that_hangs_does_not_make_a_mount_answer_for_the_others_from_memory() {
     let mount = lab.mount(2).option("attr_ttl=0").start();
     let stat = |name: &str| std::fs::metadata(mount.join(name)).unwrap().len();
     assert_eq!((stat("hung/file"), stat("image")), (1000, 1000));
+    // Otherwise the kernel may forget the name, and a lookup of an unknown name waits for the server.
+    let known = rustix::fs::open(mount.join("hung/file"), OFlags::PATH, Mode::empty()).unwrap();
 
     inner.proc().signal(Signal::STOP);
     assert_eq!(stat("hung/file"), 1000, "what is known is shown");
@@ -82,5 +85,6 @@ fn a_name_that_hangs_does_not_make_a_mount_answer_for_the_others_from_memory() {
     let log = mount.log();
     assert!(log.contains("showing cached"), "{log}");
     assert!(!log.contains("answers again"), "{log}");
+    drop(known);
     inner.proc().signal(Signal::CONT);
 }
