@@ -9,6 +9,7 @@ use core::time::Duration;
 use crate::blocks::{BlockLayout, MAX_INTERLEAVE};
 use crate::geometry::Geometry;
 use crate::ids::{Etag, Token};
+use crate::manifest::ContentId;
 use crate::tag::DatagramKey;
 use crate::units::{BitRate, PageSize};
 
@@ -46,6 +47,8 @@ pub struct Extensions {
     pub interleave: Option<u32>,
     /// Time after which the server forgets a member that sends no request.
     pub lease: Option<Duration>,
+    /// Hash of the file, once the server knows it.
+    pub content_id: Option<ContentId>,
 }
 
 /// Upper bound of the lease; longer ones are shortened to it. A longer one could overflow the
@@ -87,7 +90,7 @@ impl JoinAnswer {
         line("TOKEN", &self.token);
         line("PAGES", &self.pages);
         line("PAGESIZE", &self.page_size);
-        let Extensions { size, etag, rate, source, key, repair, interleave, lease } =
+        let Extensions { size, etag, rate, source, key, repair, interleave, lease, content_id } =
             &self.extensions;
         if let Some(size) = size {
             line("SIZE", size);
@@ -112,6 +115,9 @@ impl JoinAnswer {
         }
         if let Some(lease) = lease {
             line("LEASE", &lease.as_secs());
+        }
+        if let Some(content_id) = content_id {
+            line("B3", content_id);
         }
         text.push('\n');
         text
@@ -140,6 +146,7 @@ impl JoinAnswer {
                 interleave: line(text, "FEC").and_then(interleave),
                 lease: optional(text, "LEASE")
                     .map(|lease| Duration::from_secs(lease).min(MAX_LEASE)),
+                content_id: optional(text, "B3"),
             },
         };
         answer.check_size()?;
@@ -217,7 +224,8 @@ mod tests {
         KEY=000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f\n\
         REPAIR=9001\n\
         FEC=cauchy8-128/16\n\
-        LEASE=60\n\n";
+        LEASE=60\n\
+        B3=6437b3ac38465133ffb63b75273a8db548c558465d79db03fd359c6cd5bd9d85\n\n";
 
     #[test]
     fn a_lease_that_would_overflow_a_clock_is_shortened_to_a_day() {
@@ -298,6 +306,7 @@ mod tests {
                         repair: Some(port),
                         interleave: Some(1 + host % MAX_INTERLEAVE),
                         lease: Some(Duration::from_secs(rate % 1000)),
+                        content_id: key.map(ContentId::from_bytes),
                     }
                 } else {
                     Extensions::default()

@@ -13,6 +13,7 @@
 //! | [`join`] | the answer to a join |
 //! | [`tag`] | keyed hashes that authenticate datagrams |
 //! | [`wire`] | datagram formats |
+//! | [`manifest`] | content ids, and the hashes that prove parts of a file |
 //! | [`unreadable`] | the header that names unreadable parts of a file |
 //! | [`api`] | JSON bodies of the HTTP interface |
 //! | [`log_limit`] | rate limit for log messages |
@@ -31,6 +32,7 @@ pub mod geometry;
 pub mod ids;
 pub mod join;
 pub mod log_limit;
+pub mod manifest;
 pub mod page_set;
 pub mod path;
 pub mod range_map;
@@ -43,6 +45,7 @@ pub use blocks::{BLOCK_PAGES, BlockIndex, BlockLayout, WindowIndex};
 pub use geometry::Geometry;
 pub use ids::{Etag, PageIndex, PageRange, Token};
 pub use join::JoinAnswer;
+pub use manifest::{ContentId, ContentTree, Manifest};
 pub use page_set::PageSet;
 pub use path::RemotePath;
 pub use range_map::RangeMap;

@@ -106,6 +106,7 @@ impl Server {
             repair: Some(REPAIR.repair_port),
             interleave: Some(layout.interleave()),
             lease: Some(REPAIR.lease),
+            content_id: None,
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -15,8 +15,9 @@ use tokio::time::Instant;
 use crate::cast::JoinRefusal;
 use crate::io::blocking_pool::PoolError;
 use crate::io::listings::ListingError;
+use crate::io::manifests::ManifestError;
 use crate::io::sender::{JoinError, NoAnswer};
-use crate::source::SourceError;
+use crate::source::{HashError, SourceError};
 
 /// Why a request failed.
 #[derive(Debug, thiserror::Error)]
@@ -32,7 +33,7 @@ pub enum ApiError {
     Join(#[from] JoinError),
     /// There is no such endpoint.
     #[error(
-        "no such endpoint: there are /join/, /leave/, /meta/, /file/, /report/, /want/ and /status"
+        "no such endpoint: there are /join/, /leave/, /meta/, /file/, /manifest/, /report/, /want/ and /status"
     )]
     NoRoute,
     /// The endpoint does not support the method.
@@ -61,6 +62,21 @@ pub enum ApiError {
         /// Error that the file system returned.
         error: io::Error,
     },
+    /// The manifest cannot be computed, or not yet.
+    #[error(transparent)]
+    Manifest(Arc<HashError>),
+    /// The file is still being hashed.
+    #[error("the file is still being hashed: try again later")]
+    Hashing,
+    /// The query of a manifest is malformed.
+    #[error("malformed segments: send ?segments=FIRST-LAST, counted from 0")]
+    InvalidSegments,
+    /// The file has no such segment.
+    #[error("no such segment: the file has {segments} of them, counted from 0")]
+    NoSegment {
+        /// Number of segments in the file.
+        segments: u64,
+    },
     /// No thread was available for the work: the path's file system may hang.
     #[error(transparent)]
     Pool(#[from] PoolError),
@@ -78,6 +94,16 @@ impl From<ListingError> for ApiError {
     }
 }
 
+impl From<ManifestError> for ApiError {
+    fn from(error: ManifestError) -> Self {
+        match error {
+            ManifestError::Hash(error) => Self::Manifest(error),
+            ManifestError::Unfinished => Self::Hashing,
+            ManifestError::Pool(error) => error.into(),
+        }
+    }
+}
+
 impl ApiError {
     /// Returns the HTTP status of the error. docs/PROTOCOL.md, "Errors".
     fn status(&self) -> StatusCode {
@@ -85,19 +111,26 @@ impl ApiError {
             Self::Path(_)
             | Self::NoToken
             | Self::InvalidBody(_)
+            | Self::InvalidSegments
             | Self::Source(SourceError::NotRegular)
             | Self::Join(JoinError::TooManyPages(_)) => StatusCode::BAD_REQUEST,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Source(SourceError::Forbidden) => StatusCode::FORBIDDEN,
-            Self::NoRoute | Self::UnknownToken | Self::Source(SourceError::NotFound) => {
-                StatusCode::NOT_FOUND
-            }
+            Self::NoRoute
+            | Self::UnknownToken
+            | Self::NoSegment { .. }
+            | Self::Source(SourceError::NotFound) => StatusCode::NOT_FOUND,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::Unreadable { .. } | Self::Source(SourceError::Io(_)) => {
                 StatusCode::INTERNAL_SERVER_ERROR
             }
+            Self::Manifest(error) => match **error {
+                HashError::Changed => StatusCode::SERVICE_UNAVAILABLE,
+                HashError::Io(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            },
             Self::NoAnswer(_)
             | Self::Pool(_)
+            | Self::Hashing
             | Self::Source(SourceError::Busy)
             | Self::Join(JoinError::Refused(_) | JoinError::Outdated | JoinError::NoAnswer(_)) => {
                 StatusCode::SERVICE_UNAVAILABLE

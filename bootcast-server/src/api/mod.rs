@@ -5,6 +5,7 @@
 mod body;
 mod error;
 mod file;
+mod manifest;
 mod membership;
 mod meta;
 mod range;
@@ -22,6 +23,7 @@ use bootcast_proto::{PageRange, RemotePath};
 
 use crate::io::blocking_pool::BlockingPool;
 use crate::io::listings::{Listing, Listings};
+use crate::io::manifests::Manifests;
 use crate::io::sender::SenderHandle;
 use crate::io::stable_version::await_stable_version;
 use crate::source::{OpenFile, Source, SourceError};
@@ -46,6 +48,7 @@ pub struct ApiState {
     /// Threads that read files for `/file/`.
     reads: BlockingPool,
     listings: Listings,
+    manifests: Manifests,
 }
 
 impl ApiState {
@@ -54,7 +57,14 @@ impl ApiState {
         let listed = Arc::clone(&source);
         let listings = Listings::new(move |path| list(&listed, path));
         let lookups = BlockingPool::new(LOOKUP_THREADS);
-        Self { source, sender, lookups, reads: BlockingPool::new(READ_THREADS), listings }
+        Self {
+            source,
+            sender,
+            lookups,
+            reads: BlockingPool::new(READ_THREADS),
+            listings,
+            manifests: Manifests::default(),
+        }
     }
 
     /// Runs a lookup, which may wait for the file system of this path, on a thread of its own.
@@ -86,6 +96,8 @@ pub fn router(state: ApiState) -> Router {
         .route("/meta/{*path}", get(meta::meta))
         .route("/file/", get(file::file))
         .route("/file/{*path}", get(file::file))
+        .route("/manifest/", get(manifest::manifest))
+        .route("/manifest/{*path}", get(manifest::manifest))
         .route("/report/", post(report::report))
         .route("/report/{*path}", post(report::report))
         .route("/want/", post(want::want))

@@ -21,6 +21,7 @@ pub mod cast_keys;
 pub mod http;
 pub mod interface;
 pub mod listings;
+pub mod manifests;
 pub mod page_reader;
 pub mod peers;
 mod reading;

@@ -5,6 +5,7 @@
 //! is opened for reading only after it proved to be a regular file, because opening a pipe or a
 //! device can block or have side effects.
 
+mod hashing;
 mod listing;
 mod version;
 
@@ -20,6 +21,7 @@ use bootcast_proto::{Etag, RemotePath};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
+pub use hashing::{HashError, hash};
 pub use version::Version;
 
 /// Maximum number of attempts at a lookup that concurrent renames disturb (EAGAIN, openat2(2)).

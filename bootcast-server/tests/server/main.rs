@@ -7,6 +7,7 @@ mod confinement;
 mod demand;
 mod files;
 mod http;
+mod manifests;
 mod process;
 mod repair;
 mod startup;

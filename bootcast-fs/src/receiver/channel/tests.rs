@@ -33,6 +33,7 @@ fn answer(token: u128) -> JoinAnswer {
             repair: Some(9001),
             interleave: Some(16),
             lease: Some(Duration::from_secs(60)),
+            content_id: None,
         },
     }
 }

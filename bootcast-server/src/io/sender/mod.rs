@@ -219,6 +219,7 @@ impl SenderHandle {
                 repair: repair.map(|(settings, _)| settings.repair_port),
                 interleave: repair.map(|(_, layout)| layout.interleave()),
                 lease: repair.map(|(settings, _)| settings.lease),
+                content_id: None,
             },
         })
     }

@@ -1,0 +1,173 @@
+//! Manifests of served files. Each is computed once for all requests that wait for it.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bootcast_proto::{Etag, Manifest, RemotePath};
+use lru::LruCache;
+use tokio::sync::watch;
+
+use super::blocking_pool::{BlockingPool, PoolError};
+use crate::source::{self, HashError, OpenFile};
+
+/// Maximum number of files hashed at a time. Each occupies a core, or the disk.
+const THREADS: usize = 4;
+
+/// Time that a request waits for a manifest. Shorter than the 10 s that a client waits for an
+/// answer.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Upper bound of the leaf values that are kept: 64 MiB, for 32 GiB of files. The manifest that was
+/// used last is kept whatever its size.
+const LEAVES_MAX: u64 = 1 << 21;
+
+/// Why there is no manifest.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ManifestError {
+    /// The file cannot be hashed.
+    #[error(transparent)]
+    Hash(#[from] Arc<HashError>),
+    /// The file is still being hashed.
+    #[error("the file is still being hashed: try again later")]
+    Unfinished,
+    /// No thread was available, or the server is stopping.
+    #[error(transparent)]
+    Pool(#[from] PoolError),
+}
+
+type ManifestResult = Result<Arc<Manifest>, ManifestError>;
+/// The value is `None` while the file is being hashed.
+type Entry = watch::Receiver<Option<ManifestResult>>;
+
+/// Manifests that are being computed, and those that were used recently.
+#[derive(Clone, Debug)]
+pub struct Manifests {
+    pool: BlockingPool,
+    recent: Arc<Mutex<LruCache<Etag, Entry>>>,
+}
+
+impl Default for Manifests {
+    fn default() -> Self {
+        let recent = Arc::new(Mutex::new(LruCache::unbounded()));
+        Self { pool: BlockingPool::new(THREADS), recent }
+    }
+}
+
+impl Manifests {
+    /// Returns the manifest of an open file. A request that waits for too long is refused; the file
+    /// is hashed to the end nevertheless.
+    pub async fn get(&self, path: &RemotePath, open: OpenFile) -> ManifestResult {
+        let mut entry = self.recent_or_new(path, open);
+        let result = tokio::time::timeout(TIMEOUT, entry.wait_for(Option::is_some)).await;
+        match result.map_err(|_| ManifestError::Unfinished)?.as_deref() {
+            Ok(Some(result)) => result.clone(),
+            Ok(None) | Err(_) => Err(PoolError::Stopped.into()),
+        }
+    }
+
+    /// Returns the manifest of a version, if it was computed already.
+    pub fn known(&self, etag: &Etag) -> Option<Arc<Manifest>> {
+        let entry = self.lock().get(etag)?.clone();
+        let result = entry.borrow().clone();
+        result?.ok()
+    }
+
+    fn recent_or_new(&self, path: &RemotePath, open: OpenFile) -> Entry {
+        let etag = open.etag();
+        let mut recent = self.lock();
+        if let Some(entry) = recent.get(&etag) {
+            return entry.clone();
+        }
+        let (sender, receiver) = watch::channel(None);
+        recent.put(etag, receiver.clone());
+        tokio::spawn(self.clone().compute(path.clone(), open, sender));
+        receiver
+    }
+
+    async fn compute(
+        self,
+        path: RemotePath,
+        open: OpenFile,
+        sender: watch::Sender<Option<ManifestResult>>,
+    ) {
+        let etag = open.etag();
+        let result = match self.pool.run(&path, move || source::hash(&open)).await {
+            Ok(result) => result.map(Arc::new).map_err(|error| Arc::new(error).into()),
+            Err(error) => Err(error.into()),
+        };
+        if result.is_err() {
+            // Removed first: a request that arrives from now on tries again.
+            self.lock().pop(&etag);
+        }
+        sender.send_replace(Some(result));
+        self.evict();
+    }
+
+    /// Forgets the manifests that were not used for longest, until the others fit.
+    fn evict(&self) {
+        let mut recent = self.lock();
+        let mut leaves: u64 = recent.iter().map(|(_, entry)| leaves_of(entry)).sum();
+        while leaves > LEAVES_MAX && recent.len() > 1 {
+            let Some((_, entry)) = recent.pop_lru() else { break };
+            leaves -= leaves_of(&entry);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, LruCache<Etag, Entry>> {
+        // A panic cannot leave the map half changed.
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Returns the number of leaf values that an entry keeps in memory.
+fn leaves_of(entry: &Entry) -> u64 {
+    match &*entry.borrow() {
+        Some(Ok(manifest)) => manifest.tree().leaves(),
+        Some(Err(_)) | None => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+    use crate::source::Version;
+
+    fn path(name: &str) -> RemotePath {
+        RemotePath::decode(name).unwrap()
+    }
+
+    fn open(bytes: &[u8]) -> OpenFile {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(bytes).unwrap();
+        OpenFile { version: Version::of_file(&file).unwrap(), file }
+    }
+
+    #[tokio::test]
+    async fn a_file_is_hashed_once_for_all_who_ask() {
+        let manifests = Manifests::default();
+        let file = open(b"abc");
+        let etag = file.etag();
+        assert!(manifests.known(&etag).is_none());
+        let again = || OpenFile { file: file.file.try_clone().unwrap(), version: file.version };
+        let name = path("a");
+        let (first, second) =
+            tokio::join!(manifests.get(&name, again()), manifests.get(&name, again()));
+        let (first, second) = (first.unwrap(), second.unwrap());
+        assert!(Arc::ptr_eq(&first, &second));
+        assert_eq!(first.id().as_bytes(), blake3::hash(b"abc").as_bytes());
+        assert!(Arc::ptr_eq(&first, &manifests.known(&etag).unwrap()));
+    }
+
+    #[tokio::test]
+    async fn a_failure_is_not_kept() {
+        let manifests = Manifests::default();
+        let file = open(b"abc");
+        let etag = file.etag();
+        file.file.set_len(1).unwrap();
+        let failed = manifests.get(&path("a"), file).await;
+        assert!(matches!(failed, Err(ManifestError::Hash(_))), "{failed:?}");
+        assert!(manifests.lock().get(&etag).is_none());
+    }
+}

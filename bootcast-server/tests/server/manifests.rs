@@ -1,0 +1,96 @@
+//! Content ids and manifests: what proves a file to a client that knows its hash.
+
+use bootcast_proto::manifest::{
+    ContentId, ContentTree, HEADER_CONTENT_ID, LEAF_BYTES, SEGMENT_BYTES, Value,
+};
+
+use crate::http::Response;
+use crate::process::Server;
+
+fn bytes(len: u64) -> Vec<u8> {
+    (0..len).map(|at| (at ^ (at >> 8) ^ (at >> 16)).to_le_bytes()[0]).collect()
+}
+
+fn values(response: &Response) -> Vec<Value> {
+    assert_eq!(response.body.len() % 32, 0);
+    response.body.chunks(32).map(|value| value.try_into().unwrap()).collect()
+}
+
+fn content_id(response: &Response) -> ContentId {
+    response.header(HEADER_CONTENT_ID).unwrap().parse().unwrap()
+}
+
+#[test]
+fn the_lists_prove_every_leaf_by_the_hash_of_the_file() {
+    let server = Server::start(&[]);
+    let content = bytes(2 * SEGMENT_BYTES + LEAF_BYTES + 1);
+    server.write("file", &content);
+    let top = server.get("/manifest/file");
+    assert_eq!(top.status, 200);
+    assert_eq!(top.header("etag"), server.get("/file/file").header("etag"));
+    let id = content_id(&top);
+    assert_eq!(id.as_bytes(), blake3::hash(&content).as_bytes());
+    let (tree, segments) = (ContentTree::new(content.len() as u64), values(&top));
+    assert_eq!(tree.content_id(&segments), id);
+
+    let all = values(&server.get("/manifest/file?segments=0-99"));
+    let last = values(&server.get("/manifest/file?segments=2-2"));
+    assert_eq!((all.len(), last.len()), (514, 2));
+    assert_eq!(all[512..], last);
+    for segment in 0..3 {
+        let leaves = tree.leaves_of(segment);
+        let index = |number: u64| usize::try_from(number).unwrap();
+        let own = &all[index(leaves.start)..index(leaves.end)];
+        assert_eq!(tree.segment_value(segment, own), segments[index(segment)]);
+        for (leaf, value) in leaves.zip(own) {
+            let range = tree.leaf(leaf);
+            let part = &content[index(range.start)..index(range.end)];
+            assert_eq!(tree.leaf_value(leaf, part), *value);
+        }
+    }
+}
+
+#[test]
+fn the_worked_example_of_the_protocol() {
+    let server = Server::start(&[]);
+    server.write("abc", b"abc");
+    let id = "6437b3ac38465133ffb63b75273a8db548c558465d79db03fd359c6cd5bd9d85";
+    assert!(!server.get("/join/abc").text().contains("\nB3="), "not known yet");
+    for query in ["", "?segments=0-0"] {
+        let response = server.get(&format!("/manifest/abc{query}"));
+        assert_eq!(response.header(HEADER_CONTENT_ID), Some(id));
+        assert_eq!(values(&response), [*id.parse::<ContentId>().unwrap().as_bytes()]);
+    }
+    assert!(server.get("/join/abc").text().contains(&format!("\nB3={id}\n")));
+    server.write("abc", b"abd");
+    assert!(!server.get("/join/abc").text().contains("\nB3="), "another version");
+    assert_ne!(server.get("/manifest/abc").header(HEADER_CONTENT_ID), Some(id));
+}
+
+#[test]
+fn an_empty_file_has_an_id_and_no_values() {
+    let server = Server::start(&[]);
+    server.write("empty", b"");
+    let top = server.get("/manifest/empty");
+    assert_eq!((top.status, top.body.len()), (200, 0));
+    assert_eq!(content_id(&top).as_bytes(), blake3::hash(b"").as_bytes());
+}
+
+#[test]
+fn what_has_no_manifest_is_refused_with_a_reason() {
+    let server = Server::start(&[]);
+    std::fs::create_dir(server.dir.path().join("dir")).unwrap();
+    server.write("dir/file", b"abc");
+    for (path, status, reason) in [
+        ("none", 404, "no such file"),
+        ("dir", 400, "not a regular file"),
+        ("dir/file?segments=1-1", 404, "the file has 1 of them"),
+        ("dir/file?segments=1-0", 400, "send ?segments=FIRST-LAST"),
+        ("dir/file?segments=-1", 400, "send ?segments=FIRST-LAST"),
+        ("dir/file?segments=0-18446744073709551616", 400, "send ?segments=FIRST-LAST"),
+    ] {
+        let response = server.get(&format!("/manifest/{path}"));
+        assert_eq!(response.status, status, "{path}");
+        assert!(response.text().contains(reason), "{path}: {}", response.text());
+    }
+}
