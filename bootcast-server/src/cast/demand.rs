@@ -319,7 +319,7 @@ struct SentRun {
     at: Instant,
 }
 
-/// What a want says about the pages that arrived at its member.
+/// Pages that arrived at a member, as far as its want says.
 #[derive(Debug)]
 struct Arrivals {
     /// Page that arrived last, if it was sent recently, and its run.
@@ -388,7 +388,7 @@ impl SentPages {
         }
     }
 
-    /// Returns what this want says about the pages that arrived at its member.
+    /// Evaluates which pages arrived at the member that sent this want.
     fn arrivals(&self, want: &Want, now: Instant) -> Arrivals {
         let newest = want.came.checked_sub(1).map(PageIndex);
         let newest = newest.and_then(|page| {

@@ -181,7 +181,7 @@ enum Phase {
     Steady,
 }
 
-/// Which members are congested.
+/// Members that a congestion affects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Congestion {
     /// All members, by the median.

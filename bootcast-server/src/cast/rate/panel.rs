@@ -71,6 +71,7 @@ struct Sample {
     drops: u64,
 }
 
+/// Counters and samples of one member.
 #[derive(Debug, Default)]
 struct Member {
     /// Counters of the last accepted report.

@@ -107,9 +107,10 @@ impl Beacons {
         }
     }
 
-    /// Sets whether the cast opens, and how long a full datagram takes at its rate. While a cast
-    /// opens, beacons follow each other sooner, and the first one goes out before the first page,
-    /// because members count from their first beacon on.
+    /// Sets whether the cast opens, and how long a full datagram takes at its rate.
+    ///
+    /// While a cast opens, beacons follow each other sooner. The first one goes out before the first
+    /// page, because members count datagrams from their first beacon on.
     pub(super) fn set_pace(&mut self, is_opening: bool, datagram: Duration) {
         self.min_interval = datagram * RATE_DIVISOR;
         self.sending_interval = if is_opening { OPENING_INTERVAL } else { SENDING_INTERVAL };
@@ -259,6 +260,7 @@ impl Beacons {
     }
 }
 
+/// Returns the spread without halvings.
 fn spread_of(situation: Situation) -> Duration {
     spread(situation.members, situation.stream_done)
 }
