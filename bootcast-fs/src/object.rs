@@ -252,8 +252,8 @@ impl Object {
 
     /// Fails the object because its cache cannot be written or read.
     fn store_failed(&self, inner: &mut Inner, error: String) {
-        if let Some(more) = quiet::allow("cannot keep what arrives", &error) {
-            warn!(path = %self.key.path, error, "cannot keep what arrives{more}");
+        if let Some(more) = quiet::allow("cannot write or read stored pages", &error) {
+            warn!(path = %self.key.path, error, "cannot write or read stored pages{more}");
         }
         inner.receiver.handle_store_error(error);
     }
@@ -430,9 +430,9 @@ impl Object {
             None => return self.store.fail_if_lost(),
         };
         if let Err(error) = &result
-            && let Some(more) = quiet::allow("cannot remember what arrived", error)
+            && let Some(more) = quiet::allow("cannot save which pages are held", error)
         {
-            warn!(path = %self.key.path, %error, "cannot remember what arrived{more}");
+            warn!(path = %self.key.path, %error, "cannot save which pages are held{more}");
         }
         let mut inner = self.lock();
         match &result {

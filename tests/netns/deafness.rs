@@ -177,7 +177,7 @@ fn when_a_closed_data_port_opens_again_the_rest_arrives_by_multicast() {
     copy.finish(&image);
     server.wait_no_members();
     let log = copy.mount.log();
-    assert_eq!((count_lines(&log, &DEAF), count_lines(&log, &["comes again"])), (1, 1), "{log}");
+    assert_eq!((count_lines(&log, &DEAF), count_lines(&log, &["arrives again"])), (1, 1), "{log}");
 }
 
 #[test]

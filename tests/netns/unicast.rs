@@ -79,7 +79,7 @@ fn when_multicast_works_again_the_rest_arrives_by_multicast() {
     lab.client(1).pass_multicast();
     wait_unicast(&server, "image", 0);
     server.wait_cast("image", "pages are sent again", |cast| cast.pages_sent > before + 100);
-    wait_until(SOON, "the mount says so", || copy.mount.log().contains("comes again"));
+    wait_until(SOON, "the mount says so", || copy.mount.log().contains("arrives again"));
     copy.finish(&image);
     server.wait_no_members();
     assert_eq!(warnings(&copy.mount), 1, "{}", copy.mount.log());

@@ -1,30 +1,30 @@
-//! Detects whether the thread behind a kernel request is dying.
+//! Detects that the thread that made a kernel request is being killed.
 
 use std::fs;
 use std::time::Duration;
 
-/// How often a waiting call checks its caller.
-const LOOK_PERIOD: Duration = Duration::from_millis(250);
+/// Time between two checks of the caller while a call waits.
+const CHECK_PERIOD: Duration = Duration::from_millis(250);
 
 /// Thread that made a kernel request, by its id in this process's PID namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Caller(pub u32);
 
 impl Caller {
-    /// Whether the caller cannot take an answer any more: its thread is gone or a fatal signal is
-    /// pending.
+    /// Returns whether the caller can no longer take an answer: its thread is gone, or a fatal
+    /// signal is pending.
     ///
-    /// The kernel turns every signal that will kill into a pending SIGKILL (`complete_signal`,
-    /// kernel/signal.c). So this one bit is enough, and signals with handlers do not count.
+    /// The kernel turns every fatal signal into a pending SIGKILL (`complete_signal`,
+    /// kernel/signal.c). So the SIGKILL bit is enough, and signals with handlers do not count.
     pub fn is_dying(self) -> bool {
-        // 0 means another PID namespace: nothing is known.
+        // 0 means that the thread is in another PID namespace, where it cannot be checked.
         if self.0 == 0 {
             return false;
         }
         match fs::read_to_string(format!("/proc/{}/status", self.0)) {
-            Ok(status) => says_dying(&status),
-            // With `hidepid=` a missing entry says nothing about processes of others. PID 1 belongs
-            // to others.
+            Ok(status) => shows_dying(&status),
+            // /proc mounted with `hidepid=` hides the processes of other users, such as PID 1. A
+            // missing entry then proves nothing.
             Err(error) => {
                 error.kind() == std::io::ErrorKind::NotFound
                     && fs::exists("/proc/1/status").unwrap_or(false)
@@ -35,7 +35,7 @@ impl Caller {
     /// Resolves once the caller is dying.
     pub async fn dies(self) {
         loop {
-            tokio::time::sleep(LOOK_PERIOD).await;
+            tokio::time::sleep(CHECK_PERIOD).await;
             if self.is_dying() {
                 return;
             }
@@ -43,7 +43,8 @@ impl Caller {
     }
 }
 
-fn says_dying(status: &str) -> bool {
+/// Returns whether a `/proc/PID/status` shows a dead thread or a pending SIGKILL.
+fn shows_dying(status: &str) -> bool {
     const SIGKILL_BIT: u64 = 1 << (libc::SIGKILL - 1);
     let field = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
     let pending = |key| field(key).and_then(|mask| u64::from_str_radix(mask, 16).ok()).unwrap_or(0);
@@ -61,11 +62,11 @@ mod tests {
             format!("Name:\tcat\nState:\t{state}\nSigPnd:\t{own}\nShdPnd:\t{shared}\n")
         };
         let none = "0000000000000000";
-        assert!(!says_dying(&status("S (sleeping)", none, none)));
-        assert!(!says_dying(&status("S (sleeping)", "0000000000400000", none))); // SIGURG
-        assert!(says_dying(&status("D (disk sleep)", "0000000000000100", none)));
-        assert!(says_dying(&status("D (disk sleep)", none, "0000000000000100")));
-        assert!(says_dying(&status("Z (zombie)", none, none)));
+        assert!(!shows_dying(&status("S (sleeping)", none, none)));
+        assert!(!shows_dying(&status("S (sleeping)", "0000000000400000", none))); // SIGURG
+        assert!(shows_dying(&status("D (disk sleep)", "0000000000000100", none)));
+        assert!(shows_dying(&status("D (disk sleep)", none, "0000000000000100")));
+        assert!(shows_dying(&status("Z (zombie)", none, none)));
     }
 
     #[test]

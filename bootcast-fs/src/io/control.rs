@@ -1,4 +1,4 @@
-//! Requests to the server. docs/PROTOCOL.md, "Control" and "Extensions".
+//! HTTP requests to the server. Their meaning is in docs/PROTOCOL.md, "Control" and "Extensions".
 
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -17,64 +17,68 @@ use reqwest::{Client, RequestBuilder, Response, StatusCode};
 
 use crate::receiver::{FetchError, Fill, JoinError};
 
-/// Timeout of the first attempt to connect. Where one of the first two packets of a connection got
-/// lost, TCP sends it again only after a second (RFC 6298, section 2), which is longer than many
-/// casts; a new connection comes sooner. Handshakes in a LAN take a few milliseconds.
+/// Timeout of the first attempt to connect. TCP sends a lost SYN or SYN-ACK again only after a
+/// second (RFC 6298, section 2), which is longer than many casts. A new connection is faster.
+/// Handshakes in a LAN take a few milliseconds.
 const FIRST_CONNECT_TIMEOUT: Duration = Duration::from_millis(200);
-/// Timeout of the second attempt.
+/// Timeout of the second attempt to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Timeout of a whole answer, except for listings and files.
+/// Timeout of a request until its whole answer is here, except for listings and files.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// For the next piece of any answer, listings excepted.
+/// Longest wait for the next bytes of an answer, except for listings.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
-/// For the next piece of a listing. The server looks at every name before it begins to answer, so
-/// that 100,000 names on a slow disk take minutes. Asking anew would only make that work twice.
+/// Longest wait for the next bytes of a listing. The server reads the attributes of every name
+/// before it begins to answer, and 100,000 names on a slow disk take minutes. A second request
+/// would only repeat that work.
 const LISTING_TIMEOUT: Duration = Duration::from_secs(300);
-/// Idle time after which a connection is probed, and then the time between two probes: a host that
-/// died without a word is noticed, however long an answer may take.
+/// Idle time before the first TCP keepalive probe, and time between two probes. They detect a host
+/// that went away while a slow answer is awaited.
 const KEEPALIVE: Duration = Duration::from_secs(5);
-/// Probes without an answer that end a connection.
+/// Number of unanswered keepalive probes that close a connection.
 const KEEPALIVE_PROBES: u32 = 3;
-/// Timeout of the answer to a demand, which is repeated sooner than that.
+/// Timeout of a demand. Missing pages are demanded again before it ends.
 const WANT_TIMEOUT: Duration = Duration::from_secs(2);
-/// The longest queue of the server that is believed.
+/// Upper bound of the queueing delay that the answer to a demand may state.
 const QUEUE_MAX: Duration = Duration::from_secs(2);
-/// How long idle connections are kept: shorter than servers keep them, so that none is used while
-/// it is being closed.
+/// How long an idle connection is kept. Servers keep it longer, so a request never meets a
+/// connection that the server is closing.
 const POOL_IDLE: Duration = Duration::from_secs(10);
-/// Attempts of a leave, and the first pause between them, which doubles.
+/// Number of attempts to leave a cast.
 const LEAVE_TRIES: u32 = 4;
+/// Pause after the first failed attempt to leave. It doubles after each attempt.
 const LEAVE_PAUSE: Duration = Duration::from_millis(100);
-/// Most bytes read of an answer: of a listing, and of any other.
+/// Largest listing or status that is read, in bytes.
 const LISTING_LIMIT: usize = 256 << 20;
+/// Largest other answer that is read, in bytes.
 const ANSWER_LIMIT: usize = 1 << 20;
-/// Most bytes read of a refusal's text.
+/// Most characters of a refusal's text that are shown.
 const MESSAGE_LEN: usize = 200;
 
 /// Client of one server's control plane.
 #[derive(Clone, Debug)]
 pub struct Control {
     client: Client,
-    /// Makes the second attempt to connect.
+    /// Client for the second attempt to connect, with a longer timeout.
     patient: Client,
-    /// Separate connections for demands, so that no other request delays a reader.
+    /// Client for demands. Its separate connections keep other requests from delaying a reader.
     wants: Client,
-    /// With patience for answers that take their time.
+    /// Client for listings, with a longer read timeout.
     listings: Client,
+    /// Base URL of the server, such as `http://head:8888`.
     base: String,
 }
 
 /// Why a request failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ControlError {
-    /// No answer: trying again may help.
+    /// There was no answer. Another attempt may succeed.
     #[error("cannot reach {base}: {reason}")]
     Unreachable {
         /// Base URL of the server.
         base: String,
         /// Innermost cause.
         reason: String,
-        /// Whether a connection was made: then something listens there, and may answer later.
+        /// Whether a connection was established: something listens there, and may answer later.
         is_connected: bool,
     },
     /// The server refused.
@@ -82,17 +86,17 @@ pub enum ControlError {
     Refused {
         /// HTTP status code.
         status: u16,
-        /// One line: the server's text, or that of the status.
+        /// The first line of the server's text, or the text of the status code.
         message: String,
-        /// Pause that the server asks for, or zero.
+        /// Pause that the server requests before another attempt, or zero.
         retry_after: Duration,
     },
-    /// The server cannot read a part of the file. Its text.
+    /// The server cannot read a part of the file.
     #[error("{message}")]
     Unreadable {
-        /// Bytes that it cannot read.
+        /// Bytes of the file that the server cannot read.
         bytes: Range<u64>,
-        /// One line: the server's text, or that of the status.
+        /// The first line of the server's text, or the text of the status code.
         message: String,
     },
     /// The answer does not follow the protocol.
@@ -100,18 +104,19 @@ pub enum ControlError {
     Garbled {
         /// Base URL of the server.
         base: String,
-        /// What is wrong.
+        /// What is wrong with the answer.
         reason: String,
     },
 }
 
 impl ControlError {
-    /// Whether the server said that there is no such thing.
+    /// Returns whether the server has no such file or member.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::Refused { status: 404, .. })
     }
 
-    /// Whether the same request may succeed later: the server is away or overloaded.
+    /// Returns whether the same request may succeed later, because the server is away or
+    /// overloaded.
     pub fn is_temporary(&self) -> bool {
         match self {
             Self::Unreachable { .. } => true,
@@ -150,7 +155,7 @@ impl Control {
         })
     }
 
-    /// Server as given: `host:port`.
+    /// Returns the server as `host:port`.
     pub fn server(&self) -> &str {
         self.base.strip_prefix("http://").unwrap_or(&self.base)
     }
@@ -163,7 +168,7 @@ impl Control {
         self.client.get(self.url(endpoint, path))
     }
 
-    /// Joins as a client that knows the extensions. Also returns the address at which the server
+    /// Joins the cast of a file as an extended client. Also returns the address at which the server
     /// was reached.
     pub async fn join(
         &self,
@@ -199,8 +204,8 @@ impl Control {
         })
     }
 
-    /// Leaves. Tried a few times, because a leave that is not heard costs the server passes for
-    /// nobody.
+    /// Leaves the cast of a file. Tries a few times: without the leave the server would go on
+    /// sending for this member until its lease ends.
     pub async fn leave(&self, path: &RemotePath, token: &Token) -> Result<(), ControlError> {
         let mut pause = LEAVE_PAUSE;
         for _ in 1..LEAVE_TRIES {
@@ -218,7 +223,7 @@ impl Control {
         self.send(request.timeout(ANSWER_TIMEOUT)).await.map(drop)
     }
 
-    /// Tells what this member lacks. Returns pages that the server cannot read.
+    /// Sends a report. Returns the pages that the server cannot read.
     pub async fn report(
         &self,
         path: &RemotePath,
@@ -226,7 +231,7 @@ impl Control {
         report: &Report,
     ) -> Result<Vec<PageRange>, ControlError> {
         let request = self.client.post(self.url("report", path)).timeout(ANSWER_TIMEOUT);
-        let response = self.tell(request, token, report).await?;
+        let response = self.send_json(request, token, report).await?;
         Ok(unreadable_pages(&response))
     }
 
@@ -238,14 +243,15 @@ impl Control {
         want: &WantBody,
     ) -> Result<Wanted, ControlError> {
         let request = self.wants.post(self.url("want", path)).timeout(WANT_TIMEOUT);
-        let response = self.tell(request, token, want).await?;
+        let response = self.send_json(request, token, want).await?;
         let queue = response.headers().get(HEADER_QUEUE).and_then(|value| value.to_str().ok());
         let queue = queue.and_then(|text| text.parse().ok()).map(Duration::from_micros);
         let queue = queue.unwrap_or_default().min(QUEUE_MAX);
         Ok(Wanted { queue, unreadable: unreadable_pages(&response) })
     }
 
-    async fn tell<T: serde::Serialize>(
+    /// Sends a member's request with `body` as JSON.
+    async fn send_json<T: serde::Serialize>(
         &self,
         request: RequestBuilder,
         token: &Token,
@@ -259,7 +265,7 @@ impl Control {
         self.send(request).await
     }
 
-    /// Asks for the attributes of a name, of a directory without its entries.
+    /// Requests the attributes of a path. A directory's entries are not requested.
     pub async fn attributes(&self, path: &RemotePath) -> Result<Attributes, ControlError> {
         let answer = self.attributes_unless(path, None).await?;
         answer.ok_or_else(|| ControlError::Garbled {
@@ -268,19 +274,19 @@ impl Control {
         })
     }
 
-    /// As [`Self::attributes`]; `None` where they are still those of `known`.
+    /// Requests the attributes of a path. Returns `None` if its version is still `known`.
     pub async fn attributes_unless(
         &self,
         path: &RemotePath,
         known: Option<&Etag>,
     ) -> Result<Option<Attributes>, ControlError> {
-        // A server that does not know the query answers with the entries, which are ignored.
+        // A server that does not know this query sends the entries as well. They are ignored.
         let url = format!("{}?entries=0", self.url("meta", path));
         self.ask_meta(self.client.get(url), known).await
     }
 
-    /// Asks for attributes, and for those of all names in a directory; `None` where they are still
-    /// those of `known`.
+    /// Requests the attributes of a path and, for a directory, of all its entries. Returns `None`
+    /// if the version is still `known`.
     pub async fn meta(
         &self,
         path: &RemotePath,
@@ -313,8 +319,8 @@ impl Control {
         serde_json::from_str(&text).map_err(|error| self.garbled(&error))
     }
 
-    /// The file over plain HTTP from `offset` on, as long as it is the version `etag`; the body is
-    /// the answer's to give.
+    /// Requests a file over plain HTTP from `offset` on. If the file is no longer the version
+    /// `etag`, the answer has another version and begins at 0. The caller reads the body.
     pub async fn file(
         &self,
         path: &RemotePath,
@@ -335,8 +341,8 @@ impl Control {
         Ok(FileAnswer { response, offset, size, etag })
     }
 
-    /// These bytes of the version `etag`, as its body; another version, or another part, is an
-    /// error.
+    /// Requests these bytes of the version `etag`. Returns a response whose body is that part;
+    /// another version or another part is an error.
     pub async fn part(
         &self,
         path: &RemotePath,
@@ -357,8 +363,8 @@ impl Control {
             ControlError::Unreadable { bytes, .. } => FetchError::Unreadable(bytes),
             ControlError::Garbled { .. } => FetchError::Garbled(error.to_string()),
         })?;
-        let answered = header(&response, ETAG).and_then(|value| Etag::from_header(&value).ok());
-        if answered.as_ref() != Some(etag) {
+        let version = header(&response, ETAG).and_then(|value| Etag::from_header(&value).ok());
+        if version.as_ref() != Some(etag) {
             return Err(FetchError::Changed);
         }
         let begins_here = header(&response, CONTENT_RANGE)
@@ -372,7 +378,7 @@ impl Control {
         }
     }
 
-    /// Sends a request. Any status except 2xx and 304 is a refusal.
+    /// Sends a request. Any status except 2xx and 304 is an error.
     async fn send(&self, request: RequestBuilder) -> Result<Response, ControlError> {
         let response = self.connect_and_send(request).await;
         let response = response.map_err(|error| self.unreachable(&error))?;
@@ -399,7 +405,8 @@ impl Control {
         })
     }
 
-    /// Sends a request, and once more over another connection where no connection came about soon.
+    /// Sends a request. If no connection is established in time, tries once more with a longer
+    /// timeout.
     async fn connect_and_send(&self, request: RequestBuilder) -> reqwest::Result<Response> {
         let again = request.try_clone();
         match (request.send().await, again) {
@@ -410,7 +417,7 @@ impl Control {
         }
     }
 
-    /// Reads a body of less than `limit` bytes.
+    /// Reads a body of at most `limit` bytes.
     async fn text(&self, mut response: Response, limit: usize) -> Result<String, ControlError> {
         let mut body = Vec::new();
         while let Some(piece) = response.chunk().await.map_err(|error| self.unreachable(&error))? {
@@ -423,7 +430,7 @@ impl Control {
         String::from_utf8(body).map_err(|error| self.garbled(&error))
     }
 
-    /// Describes a request that failed on the way.
+    /// Creates the error of a request or an answer that was cut off.
     pub fn unreachable(&self, error: &reqwest::Error) -> ControlError {
         ControlError::Unreachable {
             base: self.base.clone(),
@@ -432,7 +439,7 @@ impl Control {
         }
     }
 
-    /// The error of a request that nobody waits for any longer.
+    /// Creates the error of a request whose answer took too long.
     pub fn unanswered(&self) -> ControlError {
         ControlError::Unreachable {
             base: self.base.clone(),
@@ -446,11 +453,10 @@ impl Control {
     }
 }
 
-/// Answer to a want.
+/// Answer to a demand.
 #[derive(Clone, Debug)]
 pub struct Wanted {
-    /// How long it takes until the pages have left the server; zero where an older server does not
-    /// say.
+    /// Time until the server will have sent the pages; zero from a server that does not state it.
     pub queue: Duration,
     /// Pages that the server cannot read.
     pub unreadable: Vec<PageRange>,
@@ -461,7 +467,7 @@ pub struct Wanted {
 pub struct FileAnswer {
     /// Response whose body is the file from `offset` on.
     pub response: Response,
-    /// Offset of the body: as requested, or 0 if the version is another one.
+    /// Offset of the body in the file: as requested, or 0 if the whole file is sent.
     pub offset: u64,
     /// Size of the whole file.
     pub size: Option<u64>,
@@ -473,7 +479,7 @@ fn unreadable_pages(response: &Response) -> Vec<PageRange> {
     unreadable(response).map(|text| decode_pages(&text)).unwrap_or_default()
 }
 
-/// What the answer says of parts of the file that the server cannot read.
+/// Returns the header that lists the parts of the file that the server cannot read.
 fn unreadable(response: &Response) -> Option<String> {
     header(response, reqwest::header::HeaderName::from_static(HEADER_UNREADABLE))
 }
@@ -482,8 +488,8 @@ fn header(response: &Response, name: reqwest::header::HeaderName) -> Option<Stri
     response.headers().get(name)?.to_str().ok().map(str::to_owned)
 }
 
-/// Innermost cause of an error, which says most: `Connection refused` rather than "error sending
-/// request".
+/// Returns the innermost cause of an error, which is the most specific: "Connection refused" and
+/// not "error sending request".
 fn innermost(error: &dyn std::error::Error) -> String {
     let mut cause = error;
     while let Some(next) = cause.source() {
@@ -511,7 +517,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_name_is_asked_for_without_entries_and_a_server_may_send_them_all_the_same() {
+    async fn attributes_are_requested_without_entries_and_entries_that_come_are_ignored() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let base = format!("http://{}", listener.local_addr().unwrap());
         let control = Control::new(&base).unwrap();

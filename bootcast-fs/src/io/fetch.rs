@@ -1,4 +1,4 @@
-//! Fetches parts of files over HTTP into their objects.
+//! Fetches a part of a file over HTTP and stores it in its object.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -13,11 +13,11 @@ use super::control::Control;
 use crate::object::{Fetched, Object, Ready};
 use crate::receiver::{Fetch, FetchError};
 
-/// Most bytes stored in one step. A fetch takes a few times as much memory.
-const STORED_AT_ONCE: usize = 256 << 10;
+/// Most bytes stored in one step. A fetch needs a few times as much memory.
+const STORE_LEN: usize = 256 << 10;
 
-/// Fetches a part of the file and stores bytes as they arrive. `hand_out` gets the reads that they
-/// complete.
+/// Fetches a part of the file and stores bytes as they arrive. Calls `hand_out` with the reads that
+/// they complete.
 pub(super) async fn fetch(
     control: &Control,
     object: &Arc<Object>,
@@ -25,14 +25,14 @@ pub(super) async fn fetch(
     hand_out: impl Fn(Vec<Ready>),
 ) -> Result<(), FetchError> {
     let path = &object.key().path;
-    // Without a version nothing may be fetched.
+    // Bytes of an unnamed version could belong to another content.
     let etag = object.etag().ok_or(FetchError::Changed)?;
     let mut response = control.part(path, &fetch.bytes, &etag).await?;
     let (mut offset, mut bytes) = (fetch.bytes.start, Vec::new());
     let mut received = more(&mut response, &mut bytes).await;
     loop {
         bytes.truncate(usize::try_from(fetch.bytes.end - offset).unwrap_or(usize::MAX));
-        // Receives the next bytes while these are stored. Readers wait for neither.
+        // Receives the next bytes while these are stored.
         let mut next = Vec::new();
         let stored = {
             let storing = pin!(async {
@@ -59,10 +59,10 @@ pub(super) async fn fetch(
                         }
                     }
                 }
-                // Whatever is still missing is requested again.
+                // Bytes that are still missing are requested again later.
                 Ok(false) => return storing.await.map(drop),
                 Err(error) => {
-                    debug!(%path, %error, "a fetch broke off");
+                    debug!(%path, %error, "fetch interrupted");
                     storing.await?;
                     return Err(FetchError::Retry { after: Duration::ZERO });
                 }
@@ -74,16 +74,16 @@ pub(super) async fn fetch(
     }
 }
 
-/// Waits for bytes of the body and takes all that are there. Returns `false` at the end of the
-/// body.
+/// Waits for bytes of the body, then takes all that have arrived, up to about [`STORE_LEN`].
+/// Returns `false` at the end of the body.
 async fn more(response: &mut Response, bytes: &mut Vec<u8>) -> Result<bool, reqwest::Error> {
     let mut piece = response.chunk().await?;
     while let Some(some) = piece {
         bytes.extend_from_slice(&some);
-        if bytes.len() >= STORED_AT_ONCE {
+        if bytes.len() >= STORE_LEN {
             return Ok(true);
         }
-        // A chunk that is not complete yet is not lost: the body keeps its part.
+        // Dropping the future of an incomplete chunk loses nothing: the body keeps its bytes.
         match response.chunk().now_or_never() {
             Some(next) => piece = next?,
             None => return Ok(true),
@@ -92,7 +92,8 @@ async fn more(response: &mut Response, bytes: &mut Vec<u8>) -> Result<bool, reqw
     Ok(false)
 }
 
-/// Stores bytes on a thread that may wait for the disk. Returns the bytes that were not taken.
+/// Stores bytes on a thread that may block on the disk. Returns the bytes that the object did not
+/// take.
 async fn store(
     object: Arc<Object>,
     id: u64,
@@ -104,6 +105,6 @@ async fn store(
         bytes.drain(..fetched.taken);
         (fetched, bytes)
     });
-    // Awaiting fails only if the runtime is ending.
+    // Fails only if the runtime is shutting down.
     storing.await.map_err(|_| FetchError::Store)
 }

@@ -26,7 +26,7 @@ use super::fetch::fetch;
 use super::group_socket::GroupSocket;
 use super::interface::InterfaceChoice;
 use super::now;
-use super::reception::{Multicast, Presumption};
+use super::reception::{Availability, MulticastMonitor};
 use super::sys::RecvBatch;
 use crate::object::{Object, Ready, Wants};
 use crate::quiet;
@@ -92,7 +92,7 @@ struct Shared {
     /// Number of requests in flight, so that an orderly end can wait for the leaves.
     requests: tokio::sync::watch::Sender<usize>,
     answers: mpsc::Sender<(Arc<Object>, Vec<Ready>)>,
-    multicast: Multicast,
+    multicast: MulticastMonitor,
 }
 
 impl Intake {
@@ -108,7 +108,7 @@ impl Intake {
             server: Mutex::default(),
             requests: tokio::sync::watch::Sender::new(0),
             answers,
-            multicast: Multicast::default(),
+            multicast: MulticastMonitor::default(),
         });
         let answering = std::thread::Builder::new().name("answer".into());
         answering.spawn(move || {
@@ -144,7 +144,7 @@ impl Intake {
         let mut requests = self.shared.requests.subscribe();
         let drained = requests.wait_for(|count| *count == 0);
         if tokio::time::timeout(patience, drained).await.is_err() {
-            debug!("ended with requests still under way");
+            debug!("ended with requests still in flight");
         }
     }
 }
@@ -220,10 +220,10 @@ impl Shared {
                     }
                 };
             let reads = object.joined(result, now());
-            match shared.multicast.presumption(now()) {
-                Presumption::Comes => {}
-                Presumption::Untried => object.presume_no_multicast(false, now()),
-                Presumption::Missing => object.presume_no_multicast(true, now()),
+            match shared.multicast.availability(now()) {
+                Availability::Available => {}
+                Availability::RetryDue => object.presume_no_multicast(false, now()),
+                Availability::Unavailable => object.presume_no_multicast(true, now()),
             }
             shared.hand_out(&object, reads);
             shared.attend(&object);
@@ -243,8 +243,8 @@ impl Shared {
                     info!(%path, %token, complete, bad, strangers, forged, drops, "left");
                 }
                 Err(error) => {
-                    if let Some(more) = quiet::allow("leave not heard", &error) {
-                        warn!(%path, %token, %error, "leave not heard{more}");
+                    if let Some(more) = quiet::allow("cannot leave", &error) {
+                        warn!(%path, %token, %error, "cannot leave the cast{more}");
                     }
                 }
             }
@@ -283,8 +283,8 @@ impl Shared {
             match &result {
                 Ok(()) => debug!(%path, ?bytes, "fetched"),
                 Err(FetchError::Retry { .. }) if object.fetch_failures() == 0 => {
-                    if let Some(more) = quiet::allow("no file over HTTP", "") {
-                        warn!(%path, "the server does not give the file over HTTP, trying on{more}");
+                    if let Some(more) = quiet::allow("cannot fetch yet", "") {
+                        warn!(%path, "cannot fetch over HTTP yet, trying again{more}");
                     }
                 }
                 Err(error) => debug!(%path, ?bytes, ?error, "not fetched"),
@@ -306,7 +306,7 @@ impl Shared {
             let (needs, bulk) = (report.needs.len(), report.bulk.len());
             match &result {
                 Ok(_) => debug!(%path, %token, needs, bulk, "reported"),
-                Err(error) => debug!(%path, %token, needs, bulk, %error, "report not heard"),
+                Err(error) => debug!(%path, %token, needs, bulk, %error, "report failed"),
             }
             let unreadable = result.as_ref().map_or(&[][..], Vec::as_slice);
             if !unreadable.is_empty() {
@@ -332,7 +332,7 @@ impl Shared {
                     let queue = answer.queue;
                     debug!(%path, %token, runs, later, ?queue, "demanded");
                 }
-                Err(error) => debug!(%path, %token, runs, later, %error, "demand not heard"),
+                Err(error) => debug!(%path, %token, runs, later, %error, "demand failed"),
             }
             let unreadable = result.as_ref().map_or(&[][..], |answer| &answer.unreadable);
             let ends = !unreadable.is_empty();
@@ -360,7 +360,7 @@ fn log_join_error(object: &Object, error: &JoinError) {
     match error {
         JoinError::Retry { reason, .. } if object.join_failures() == 0 => {
             if let Some(more) = quiet::allow("cannot join yet", reason) {
-                warn!(%path, reason, "cannot join yet, trying on{more}");
+                warn!(%path, reason, "cannot join yet, trying again{more}");
             }
         }
         JoinError::Retry { reason, .. } => debug!(%path, reason, "cannot join yet"),
@@ -589,11 +589,11 @@ impl Receiving {
             }
         }
         for notice in object.take_notices() {
-            self.shared.multicast.complain(&notice, self.shared.config.control.server(), now);
+            self.shared.multicast.record_notice(&notice, self.shared.config.control.server(), now);
         }
         let reception = object.reception();
         if std::mem::replace(&mut attended.reception, reception) != reception {
-            self.shared.multicast.note(reception, self.shared.config.control.server());
+            self.shared.multicast.record_reception(reception, self.shared.config.control.server());
         }
         if let Some(part) = object.poll_fetch(now) {
             self.shared.fetch(&object, part);

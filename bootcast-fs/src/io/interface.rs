@@ -1,4 +1,4 @@
-//! Interface that datagrams arrive on.
+//! Choice of the interface on which multicast arrives.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use nix::sys::socket::SockaddrIn;
 
-/// How the user selected the interface.
+/// Interface on which multicast arrives, as the user named it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum InterfaceChoice {
     /// The interface of the route to the server.
@@ -27,7 +27,8 @@ impl FromStr for InterfaceChoice {
 }
 
 impl InterfaceChoice {
-    /// Checks that the interface exists, as far as possible before the server was reached.
+    /// Checks that a named interface exists. That of the route is known only after the server was
+    /// reached.
     pub fn check(&self) -> io::Result<()> {
         match self {
             Self::TowardServer => Ok(()),
@@ -37,31 +38,33 @@ impl InterfaceChoice {
         }
     }
 
-    /// Index of the interface. `server` is the peer of the control connection.
+    /// Returns the index of the interface, or 0 to let the kernel choose. `server` is the peer of
+    /// the control connection.
     pub(super) fn index(&self, server: SocketAddr) -> io::Result<u32> {
         match self {
-            Self::Name(name) => {
-                rustix::net::netdevice::name_to_index(probe()?, name).map_err(|_| {
+            Self::Name(name) => rustix::net::netdevice::name_to_index(ioctl_socket()?, name)
+                .map_err(|_| {
                     io::Error::new(
                         io::ErrorKind::NotFound,
-                        format!("no interface {name:?}: `ip link` lists them"),
+                        format!("no interface is named {name:?}: `ip link` lists them"),
                     )
-                })
-            }
+                }),
             Self::Address(address) => index_of(*address),
             Self::TowardServer => match local_address_toward(server)? {
                 IpAddr::V4(address) => index_of(address),
-                IpAddr::V6(_) => Ok(0), // the kernel's choice for the group
+                // The group is IPv4, so the IPv6 route does not tell its interface.
+                IpAddr::V6(_) => Ok(0),
             },
         }
     }
 }
 
-fn probe() -> io::Result<UdpSocket> {
+/// Opens a socket for ioctls.
+fn ioctl_socket() -> io::Result<UdpSocket> {
     UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))
 }
 
-/// Local address of packets to `server`. Sends nothing.
+/// Returns the source address of packets to `server`. Sends nothing.
 fn local_address_toward(server: SocketAddr) -> io::Result<IpAddr> {
     let any: SocketAddr = match server {
         SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
@@ -72,8 +75,9 @@ fn local_address_toward(server: SocketAddr) -> io::Result<IpAddr> {
     Ok(socket.local_addr()?.ip())
 }
 
+/// Returns the index of the interface that has this address. All loopback addresses belong to `lo`.
 fn index_of(address: Ipv4Addr) -> io::Result<u32> {
-    let socket = probe()?;
+    let socket = ioctl_socket()?;
     let addresses = nix::ifaddrs::getifaddrs()?;
     let name = addresses
         .filter(|entry| {
@@ -102,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn the_way_to_loopback_is_the_loopback_interface_however_it_is_named() {
+    fn the_route_the_name_and_the_address_of_loopback_give_the_same_interface() {
         let by_name = InterfaceChoice::Name("lo".into()).index(server()).unwrap();
         assert_eq!(InterfaceChoice::TowardServer.index(server()).unwrap(), by_name);
         assert_eq!(

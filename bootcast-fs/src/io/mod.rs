@@ -1,4 +1,5 @@
-//! The only place of the client with sockets and a clock.
+//! Sockets, requests to the server and the clock. The rest of the client does no network I/O and
+//! reads no clock.
 
 mod caller;
 mod control;
@@ -21,13 +22,13 @@ pub use interface::InterfaceChoice;
 use std::hash::{BuildHasher, RandomState};
 use std::time::Instant;
 
-/// Current time, for modules that must not read a clock.
-#[expect(clippy::disallowed_methods, reason = "the one reading of the clock that the client has")]
+/// Returns the current time. All modules get it here or as an argument.
+#[expect(clippy::disallowed_methods, reason = "the only place where the client reads the clock")]
 pub fn now() -> Instant {
     Instant::now()
 }
 
-/// Random number, for modules that have no randomness of their own.
+/// Returns a random seed for modules that must be deterministic.
 pub fn seed() -> u64 {
     RandomState::new().hash_one(())
 }

@@ -1,4 +1,5 @@
-//! Whether multicast arrives from the server at all, as its files show one after another.
+//! Whether multicast arrives from the server at all, as the joined files show, and what the log
+//! says of it.
 
 use std::mem::discriminant;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -8,118 +9,127 @@ use tracing::{info, warn};
 
 use crate::receiver::{Cause, Notice, Reception};
 
-/// A complaint is repeated no sooner than this.
-const REPEATED: Duration = Duration::from_secs(60);
-/// While files come over HTTP for lack of multicast, one of them tries it after this time; then
-/// after twice as long each time.
-const TRY_MIN: Duration = Duration::from_secs(4);
-/// The longest.
-const TRY_MAX: Duration = Duration::from_secs(64);
+/// Shortest time between two log messages of the same kind of cause.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
+/// Time from the start of an outage to the first file that tries multicast again. This pause
+/// doubles after each try.
+const RETRY_MIN: Duration = Duration::from_secs(4);
+/// Longest pause between two such tries.
+const RETRY_MAX: Duration = Duration::from_secs(64);
 
-/// What a new file should take the multicast of its server for.
+/// Whether a file that joins now can rely on the multicast of its server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Presumption {
-    /// It comes.
-    Comes,
-    /// It does not come, but it is time to see whether that is still so.
-    Untried,
-    /// It does not come.
-    Missing,
+pub(super) enum Availability {
+    /// No outage is known.
+    Available,
+    /// Multicast does not arrive, and this file is the next one to try it.
+    RetryDue,
+    /// Multicast does not arrive, and the next try is not due yet.
+    Unavailable,
 }
 
-/// Reception of one server's multicast. Logs when it changes.
+/// Follows whether the multicast of one server arrives, and logs changes.
 #[derive(Debug, Default)]
-pub(super) struct Multicast {
+pub(super) struct MulticastMonitor {
     state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    missing: Option<Missing>,
-    /// When each cause was complained of last.
-    told: Vec<(Cause, Instant)>,
+    /// Set while files are fetched over HTTP because no multicast arrives.
+    outage: Option<Outage>,
+    /// Time of the last log message of each kind of cause.
+    logged: Vec<(Cause, Instant)>,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Missing {
-    try_at: Instant,
-    pause: Duration,
+struct Outage {
+    /// Time from which the next file that joins tries multicast.
+    retry_at: Instant,
+    /// Pause before that try.
+    backoff: Duration,
 }
 
-impl Multicast {
+impl MulticastMonitor {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A file has something to say of its reception. Says it in the log, once a minute at most, and
-    /// what leads to HTTP only once until multicast comes again.
-    pub(super) fn complain(&self, notice: &Notice, server: &str, now: Instant) {
-        let is_news = self.lock().note(notice, now);
-        if is_news {
-            warn!("{}", complaint(notice, server));
+    /// Records why a file lacks multicast, and logs it unless the log has it already.
+    ///
+    /// Each kind of cause is logged at most once a minute. A cause that makes its file fetch over
+    /// HTTP is logged only if it begins an outage.
+    pub(super) fn record_notice(&self, notice: &Notice, server: &str, now: Instant) {
+        let must_log = self.lock().record_notice(notice, now);
+        if must_log {
+            warn!("{}", message(notice, server));
         }
     }
 
-    /// A file is received in this way.
-    pub(super) fn note(&self, reception: Reception, server: &str) {
-        if reception == Reception::Multicast && self.lock().missing.take().is_some() {
-            info!("multicast from {server} comes again");
+    /// Records how a file arrives. Its first datagram by multicast ends an outage.
+    pub(super) fn record_reception(&self, reception: Reception, server: &str) {
+        if reception == Reception::Multicast && self.lock().outage.take().is_some() {
+            info!("multicast from {server} arrives again");
         }
     }
 
-    /// What a file that is joined now should presume.
-    pub(super) fn presumption(&self, now: Instant) -> Presumption {
-        self.lock().presumption(now)
+    /// Returns whether a file that joins now can rely on multicast. Only one file gets
+    /// [`Availability::RetryDue`]; the call schedules the next try.
+    pub(super) fn availability(&self, now: Instant) -> Availability {
+        self.lock().availability(now)
     }
 }
 
 impl State {
-    /// Whether the log has to hear of it.
-    fn note(&mut self, notice: &Notice, now: Instant) -> bool {
+    /// Records a notice. Returns whether it must be logged.
+    fn record_notice(&mut self, notice: &Notice, now: Instant) -> bool {
         let is_same = |cause: &Cause| discriminant(cause) == discriminant(&notice.cause);
-        let last = self.told.iter_mut().find(|(cause, _)| is_same(cause));
-        let was_told = last.is_some_and(|(_, at)| now < *at + REPEATED);
-        let was_missing = self.missing.is_some();
-        // Without repair a file is short of a few pages: the others may rely on multicast.
+        let last = self.logged.iter_mut().find(|(cause, _)| is_same(cause));
+        let is_recent = last.is_some_and(|(_, at)| now < *at + LOG_INTERVAL);
+        let was_outage = self.outage.is_some();
+        // Without the repair channel a file lacks only a few pages: other files may still rely on
+        // multicast.
         if notice.fetches && !matches!(notice.cause, Cause::RepairLost { .. }) {
-            self.missing.get_or_insert(Missing { try_at: now + TRY_MIN, pause: TRY_MIN });
+            self.outage.get_or_insert(Outage { retry_at: now + RETRY_MIN, backoff: RETRY_MIN });
         }
-        if was_told || was_missing && notice.fetches {
+        if is_recent || was_outage && notice.fetches {
             return false;
         }
-        self.told.retain(|(cause, _)| !is_same(cause));
-        self.told.push((notice.cause.clone(), now));
+        self.logged.retain(|(cause, _)| !is_same(cause));
+        self.logged.push((notice.cause.clone(), now));
         true
     }
 
-    fn presumption(&mut self, now: Instant) -> Presumption {
-        match &mut self.missing {
-            None => Presumption::Comes,
-            Some(missing) if missing.try_at <= now => {
-                missing.pause = TRY_MAX.min(2 * missing.pause);
-                missing.try_at = now + missing.pause;
-                Presumption::Untried
+    fn availability(&mut self, now: Instant) -> Availability {
+        match &mut self.outage {
+            None => Availability::Available,
+            Some(outage) if outage.retry_at <= now => {
+                outage.backoff = RETRY_MAX.min(2 * outage.backoff);
+                outage.retry_at = now + outage.backoff;
+                Availability::RetryDue
             }
-            Some(_) => Presumption::Missing,
+            Some(_) => Availability::Unavailable,
         }
     }
 }
 
-/// What happened, to what, and what to do.
-fn complaint(notice: &Notice, server: &str) -> String {
-    let then = if notice.fetches { "fetching over HTTP" } else { "waiting for it" };
+/// Formats the log message of a notice: what happened, the likely cause, what to do, and what the
+/// client does meanwhile.
+fn message(notice: &Notice, server: &str) -> String {
+    let then = if notice.fetches { "fetching over HTTP" } else { "reads wait for multicast" };
     match &notice.cause {
         Cause::NothingCame => format!("no multicast from {server}: {then}"),
         Cause::PagesLost { sent, port, too_long: None } => format!(
-            "no datagram on UDP {port} from {server}, although {sent} were sent: is the port closed \
-             by a firewall? {then}"
+            "no datagram on UDP {port} from {server}, although {sent} were sent: check that no \
+             firewall closes the port; {then}"
         ),
         Cause::PagesLost { sent, port, too_long: Some(packet) } => format!(
-            "only short datagrams on UDP {port} from {server}, although {sent} were sent: is the MTU \
-             of a link below {packet}? Start the server with a smaller --page-size; {then}"
+            "only short datagrams on UDP {port} from {server}, although {sent} were sent: a link may \
+             have an MTU below {packet}; raise it, or start the server with a smaller \
+             --page-size; {then}"
         ),
         Cause::CannotListen { port, error } => {
-            format!("cannot listen on UDP {port} to multicast from {server}: {error}; {then}")
+            format!("cannot listen on UDP {port} for multicast from {server}: {error}; {then}")
         }
         Cause::MtuTooSmall { packet, mtu } => format!(
             "datagrams of {packet} bytes from {server} do not fit this interface's MTU of {mtu}: \
@@ -129,8 +139,8 @@ fn complaint(notice: &Notice, server: &str) -> String {
         Cause::RepairLost { port } => {
             let then = if notice.fetches { "; fetching the rest over HTTP" } else { "" };
             format!(
-                "UDP {port} is closed: pages come from {server}, but no beacons: lost pages cannot be \
-                 repaired{then}"
+                "UDP {port} is closed: pages arrive from {server}, but no beacons, so lost pages \
+                 cannot be repaired; open the port{then}"
             )
         }
     }
@@ -148,42 +158,48 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_complains_once_a_minute() {
+    fn without_http_each_kind_of_cause_is_logged_once_a_minute() {
         let (mut state, now) = (State::default(), Instant::now());
         let lost = |sent| notice(Cause::PagesLost { sent, port: 9000, too_long: None }, false);
-        let told: Vec<_> = (0..125)
-            .filter(|at| state.note(&lost(7 + u64::from(*at)), now + SECOND * *at))
+        let logged: Vec<_> = (0..125)
+            .filter(|at| state.record_notice(&lost(7 + u64::from(*at)), now + SECOND * *at))
             .collect();
-        assert_eq!(told, [0, 60, 120]);
-        assert!(state.note(&notice(Cause::RepairLost { port: 9001 }, false), now + 125 * SECOND));
-        assert_eq!(state.presumption(now + 125 * SECOND), Presumption::Comes);
+        assert_eq!(logged, [0, 60, 120]);
+        assert!(
+            state.record_notice(
+                &notice(Cause::RepairLost { port: 9001 }, false),
+                now + 125 * SECOND
+            )
+        );
+        assert_eq!(state.availability(now + 125 * SECOND), Availability::Available);
     }
 
     #[test]
-    fn who_fetches_complains_once_and_others_presume_it_until_one_tries() {
+    fn an_outage_is_logged_once_and_multicast_is_tried_after_4_12_and_28_seconds() {
         let (mut state, now) = (State::default(), Instant::now());
         let nothing = notice(Cause::NothingCame, true);
-        let told = (0..300).filter(|at| state.note(&nothing, now + SECOND * *at)).count();
-        assert_eq!(told, 1);
-        assert_eq!(state.presumption(now), Presumption::Missing);
+        let logged =
+            (0..300).filter(|at| state.record_notice(&nothing, now + SECOND * *at)).count();
+        assert_eq!(logged, 1);
+        assert_eq!(state.availability(now), Availability::Unavailable);
         let mut tries = Vec::new();
         for at in 0..60 {
-            let presumption = state.presumption(now + SECOND * at);
-            tries.extend((presumption == Presumption::Untried).then_some(at));
+            let availability = state.availability(now + SECOND * at);
+            tries.extend((availability == Availability::RetryDue).then_some(at));
         }
         assert_eq!(tries, [4, 12, 28]);
     }
 
     #[test]
-    fn a_lack_of_repair_says_nothing_of_other_files() {
+    fn a_lost_repair_channel_is_no_outage() {
         let (mut state, now) = (State::default(), Instant::now());
-        assert!(state.note(&notice(Cause::RepairLost { port: 9001 }, true), now));
-        assert_eq!(state.presumption(now), Presumption::Comes);
+        assert!(state.record_notice(&notice(Cause::RepairLost { port: 9001 }, true), now));
+        assert_eq!(state.availability(now), Availability::Available);
     }
 
     #[test]
-    fn a_complaint_names_the_port_the_numbers_and_what_to_do() {
-        let text = |cause| complaint(&notice(cause, true), "head:8888");
+    fn a_message_has_the_port_the_numbers_and_what_to_do() {
+        let text = |cause| message(&notice(cause, true), "head:8888");
         let lost = text(Cause::PagesLost { sent: 400, port: 9000, too_long: None });
         assert!(["UDP 9000", "400", "firewall", "over HTTP"].iter().all(|it| lost.contains(it)));
         let mtu = text(Cause::MtuTooSmall { packet: 9000, mtu: 1500 });

@@ -1,5 +1,5 @@
-//! `recvmmsg` with the facts that accompany a datagram: sender, time of arrival, segment size if
-//! GRO joined several, and the socket's drop count.
+//! `recvmmsg` with the metadata of each message: sender, time of arrival, the segment size if GRO
+//! merged datagrams, and the socket's drop count.
 
 use std::io;
 use std::mem;
@@ -7,61 +7,66 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::Duration;
 
-/// Largest message that a UDP socket with GRO returns, in bytes.
+/// Bytes of a slot: the largest message that a UDP socket with GRO returns.
 const SLOT_LEN: usize = 65_536;
-/// Distance between slots. Datagrams that arrive one by one fill only the starts of the slots. At a
-/// power of two, these starts would compete for the same few cache sets.
+/// Distance between the starts of two slots, in bytes. Datagrams that arrive one by one fill only
+/// the starts of slots. At a power of two these would compete for the same few CPU cache sets.
 const SLOT_STRIDE: usize = SLOT_LEN + 1536;
-/// Most messages in one call.
+/// Most messages that one call receives.
 const SLOTS: usize = 32;
-/// Most messages in one call if they are this large on average, so that data is still in the CPU
-/// cache when it is checked and stored.
+/// Most messages that one call receives after messages larger than [`LARGE`] on average. Their
+/// bytes are then still in the CPU cache when they are checked and stored.
 const FEW_SLOTS: usize = 4;
+/// Mean message size, in bytes, above which the next call receives [`FEW_SLOTS`].
 const LARGE: usize = 8 << 10;
-/// Length of a `sockaddr_in`.
+/// Bytes of a `sockaddr_in`.
 const ADDRESS_LEN: libc::socklen_t = 16;
 const _: () = assert!(ADDRESS_LEN as usize == size_of::<libc::sockaddr_in>());
-/// Length of an int in a control message.
+/// Bytes of an `int` in a control message.
 const INT_LEN: libc::c_uint = 4;
 const _: () = assert!(INT_LEN as usize == size_of::<libc::c_int>());
-/// Length of a time in a control message.
+/// Bytes of a `timespec` with 64-bit fields in a control message.
 const TIME_LEN: libc::c_uint = 16;
 
-/// Space for three control messages: two ints and a time.
+/// Space for the three control messages of a datagram: segment size, drop count and timestamp.
 #[repr(C, align(8))]
 #[derive(Clone, Copy)]
 struct Control([u8; 96]);
 
-/// A batch of received messages. Each call reuses the buffers.
+/// A batch of received messages. Each call of `receive` reuses the buffers.
 pub(super) struct RecvBatch {
     buffer: Vec<u8>,
     addresses: Vec<libc::sockaddr_in>,
     controls: Vec<Control>,
     headers: Vec<libc::mmsghdr>,
     iovecs: Vec<libc::iovec>,
-    /// Number of messages that the next call requests, and that the last call requested.
+    /// Number of messages that the next call will request.
     slots: usize,
-    asked: usize,
+    /// Number of messages that the last call requested.
+    requested: usize,
+    /// Number of messages that the last call received.
     received: usize,
     /// Number of messages already taken from the batch.
     taken: usize,
 }
 
-/// One message: a datagram, or several of equal length that GRO joined (the last may be shorter).
+/// One message: a datagram, or several of equal length that GRO merged (the last may be shorter).
 pub(super) struct Message<'a> {
     pub(super) from: SocketAddr,
     bytes: &'a [u8],
+    /// Bytes of each datagram except the last.
     segment: usize,
-    /// Datagrams that the socket dropped since its creation, as counted by the kernel (modulo
-    /// 2^32).
+    /// Number of datagrams that the socket dropped since its creation, modulo 2^32. `None` if the
+    /// kernel does not state it.
     pub(super) drops: Option<u32>,
-    /// Time of arrival by the clock of the kernel's timestamps; `None` if the socket has none. It
-    /// is the time of reading for messages that arrived before the kernel began to stamp.
+    /// Time of arrival since 1970, from the kernel; `None` if the socket has no timestamps.
+    /// Messages that arrived before the kernel began to take timestamps have the time of their
+    /// reading.
     at: Option<Duration>,
 }
 
 impl<'a> Message<'a> {
-    /// Datagrams in the message.
+    /// Returns the datagrams of the message.
     pub(super) fn datagrams(&self) -> impl ExactSizeIterator<Item = &'a [u8]> + use<'a> {
         self.bytes.chunks(self.segment)
     }
@@ -82,17 +87,18 @@ impl RecvBatch {
             headers: vec![header; SLOTS],
             iovecs: vec![iovec; SLOTS],
             slots: SLOTS,
-            asked: SLOTS,
+            requested: SLOTS,
             received: 0,
             taken: 0,
         }
     }
 
-    /// Receives what is there without waiting. Returns 0 if nothing is there.
+    /// Receives waiting messages, without blocking. Returns their number.
     pub(super) fn receive(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
         self.clear();
-        self.asked = self.slots;
-        for (slot, bytes) in self.buffer.chunks_exact_mut(SLOT_STRIDE).take(self.asked).enumerate()
+        self.requested = self.slots;
+        for (slot, bytes) in
+            self.buffer.chunks_exact_mut(SLOT_STRIDE).take(self.requested).enumerate()
         {
             self.iovecs[slot] =
                 libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: SLOT_LEN };
@@ -104,13 +110,13 @@ impl RecvBatch {
             header.msg_control = (&raw mut self.controls[slot]).cast();
             header.msg_controllen = size_of::<Control>() as _;
         }
-        // SAFETY: the first `asked` headers each point to live, disjoint buffers of the lengths
-        // they state, set just above.
+        // SAFETY: the first `requested` headers were set just above. Each points to live, disjoint
+        // buffers of the lengths that it states.
         let received = unsafe {
             libc::recvmmsg(
                 socket.as_raw_fd(),
                 self.headers.as_mut_ptr(),
-                libc::c_uint::try_from(self.asked).unwrap_or(1),
+                libc::c_uint::try_from(self.requested).unwrap_or(1),
                 libc::MSG_DONTWAIT,
                 std::ptr::null_mut(),
             )
@@ -137,14 +143,14 @@ impl RecvBatch {
         }
     }
 
-    /// Messages that the last call returned.
+    /// Returns the number of messages that the last call received.
     pub(super) fn len(&self) -> usize {
         self.received
     }
 
-    /// Whether the last call filled every slot, so that more may wait.
+    /// Returns whether the last call filled every slot, so that more messages may wait.
     pub(super) fn is_full(&self) -> bool {
-        self.received == self.asked
+        self.received == self.requested
     }
 
     /// Drops the messages of the last call.
@@ -152,19 +158,19 @@ impl RecvBatch {
         (self.received, self.taken) = (0, 0);
     }
 
-    /// Time of arrival of the first message not taken; `None` if there is none or its time is
-    /// unknown.
+    /// Returns the time of arrival of the first message that was not taken. `None` if there is no
+    /// such message or its time is unknown.
     pub(super) fn next_at(&self) -> Option<Duration> {
         (self.taken < self.received).then(|| self.message(self.taken).at).flatten()
     }
 
-    /// Whether every message was taken.
+    /// Returns whether every message was taken.
     pub(super) fn is_used_up(&self) -> bool {
         self.taken == self.received
     }
 
-    /// Takes the messages that arrived until `until`. Takes all if that is `None` or a message's
-    /// time is unknown.
+    /// Takes the messages that arrived no later than `until`, or all if `until` is `None`. A
+    /// message of unknown time counts as early.
     pub(super) fn take_until(
         &mut self,
         until: Option<Duration>,
@@ -177,7 +183,7 @@ impl RecvBatch {
         (start..end).map(|slot| batch.message(slot))
     }
 
-    /// Messages of the last call.
+    /// Returns all messages of the last call.
     pub(super) fn messages(&self) -> impl Iterator<Item = Message<'_>> {
         (0..self.received).map(|slot| self.message(slot))
     }
@@ -187,20 +193,20 @@ impl RecvBatch {
         let len = (header.msg_len as usize).min(SLOT_LEN);
         let bytes = &self.buffer[slot * SLOT_STRIDE..][..len];
         let (mut segment, mut drops, mut at) = (len, None, None);
-        // SAFETY: the kernel filled `msg_control` of this header up to `msg_controllen`; CMSG_*
-        // stay inside it, and the payload of each message read here is checked to hold what is
-        // read, at any alignment.
+        // SAFETY: the kernel filled `msg_control` of this header up to `msg_controllen`, and the
+        // CMSG_* functions stay inside it. Each payload is read only after a check that it is long
+        // enough, as bytes, which have no alignment.
         unsafe {
             let mut next = libc::CMSG_FIRSTHDR(&raw const header.msg_hdr);
             while let Some(message) = next.as_ref() {
-                let enough = message.cmsg_len >= libc::CMSG_LEN(INT_LEN) as usize;
+                let has_int = message.cmsg_len >= libc::CMSG_LEN(INT_LEN) as usize;
                 let value = libc::CMSG_DATA(next).cast::<[u8; INT_LEN as usize]>();
                 let has_time = message.cmsg_len >= libc::CMSG_LEN(TIME_LEN) as usize;
                 match (message.cmsg_level, message.cmsg_type) {
-                    (libc::SOL_UDP, libc::UDP_GRO) if enough => {
+                    (libc::SOL_UDP, libc::UDP_GRO) if has_int => {
                         segment = usize::try_from(i32::from_ne_bytes(value.read())).unwrap_or(len);
                     }
-                    (libc::SOL_SOCKET, libc::SO_RXQ_OVFL) if enough => {
+                    (libc::SOL_SOCKET, libc::SO_RXQ_OVFL) if has_int => {
                         drops = Some(u32::from_ne_bytes(value.read()));
                     }
                     (libc::SOL_SOCKET, libc::SCM_TIMESTAMPNS) if has_time => {
@@ -234,12 +240,12 @@ mod tests {
 
     use super::*;
 
-    /// Binds a socket on which every peek sees the datagram behind the one of the last peek.
+    /// Binds a socket on which each peek sees the datagram after the last one that was peeked at.
     fn receiver() -> UdpSocket {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         let first: libc::c_int = 0;
-        // SAFETY: the kernel reads the int that it is given the address and the length of.
+        // SAFETY: the address and the length are those of a live int, which the kernel only reads.
         let set = unsafe {
             let value = (&raw const first).cast();
             libc::setsockopt(
@@ -254,8 +260,7 @@ mod tests {
         socket
     }
 
-    /// Waits until the next datagram is in the queue. A busy machine delivers it some time after
-    /// it was sent.
+    /// Waits until the next datagram is in the queue. A busy machine delivers it with a delay.
     fn wait_queued(to: &UdpSocket) {
         to.peek(&mut vec![0; SLOT_LEN]).expect("a datagram within the deadline");
     }
@@ -267,46 +272,46 @@ mod tests {
     }
 
     #[test]
-    fn large_messages_are_taken_a_few_at_a_time() {
+    fn large_messages_are_received_four_at_a_time() {
         let socket = receiver();
         let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
         let mut batch = RecvBatch::new();
-        let mut taken_of = |count: usize, len: usize| {
+        let mut receive_sizes = |count: usize, len: usize| {
             let bytes = vec![1; len];
             for _ in 0..count {
                 deliver(&sender, &bytes, &socket);
             }
             let receive = || batch.receive(socket.as_fd()).unwrap();
-            std::iter::repeat_with(receive).take_while(|taken| *taken > 0).collect::<Vec<_>>()
+            std::iter::repeat_with(receive).take_while(|received| *received > 0).collect::<Vec<_>>()
         };
-        assert_eq!(taken_of(6, 9000), [6]);
-        assert_eq!(taken_of(6, 9000), [4, 2]);
-        assert_eq!(taken_of(6, 1472), [4, 2]);
-        assert_eq!(taken_of(6, 1472), [6]);
+        assert_eq!(receive_sizes(6, 9000), [6]);
+        assert_eq!(receive_sizes(6, 9000), [4, 2]);
+        assert_eq!(receive_sizes(6, 1472), [4, 2]);
+        assert_eq!(receive_sizes(6, 1472), [6]);
     }
 
     #[test]
     #[expect(clippy::disallowed_methods, reason = "a deadline")]
-    fn messages_are_taken_in_the_order_in_which_they_came_to_two_sockets() {
+    fn messages_of_two_sockets_are_taken_in_the_order_of_arrival() {
         let sockets = [receiver(), receiver()];
         for socket in &sockets {
             setsockopt(socket, sockopt::ReceiveTimestampns, &true).unwrap();
         }
         let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
         let [mut left, mut right] = [RecvBatch::new(), RecvBatch::new()];
-        // The kernel begins to stamp what arrives a moment after the host's first socket asked for
-        // it (net/core/dev.c, net_enable_timestamp: a work queue does it). A datagram from before
-        // that gets the time at which it is first looked at.
+        // The kernel begins to take timestamps shortly after the host's first socket asked for
+        // them, in a work queue (net/core/dev.c, net_enable_timestamp). An earlier datagram gets
+        // the time of its first use.
         let deadline = Instant::now() + Duration::from_secs(10);
-        let mut is_stamped_on_arrival = || {
+        let mut has_time_of_arrival = || {
             sender.send_to(&[0], sockets[0].local_addr().unwrap()).unwrap();
             let arrived = SystemTime::UNIX_EPOCH.elapsed().unwrap();
             wait_queued(&sockets[0]);
             assert_eq!(left.receive(sockets[0].as_fd()).unwrap(), 1);
             left.next_at().is_some_and(|at| at <= arrived)
         };
-        while !is_stamped_on_arrival() {
-            assert!(Instant::now() < deadline, "what arrives is not stamped");
+        while !has_time_of_arrival() {
+            assert!(Instant::now() < deadline, "the kernel takes no timestamps");
         }
         for (number, to) in [0, 0, 1, 0, 1, 1].into_iter().enumerate() {
             let number = u8::try_from(number).unwrap();
@@ -327,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn datagrams_come_with_their_sender_and_none_comes_twice() {
+    fn each_datagram_is_received_once_with_its_sender() {
         let receiver = receiver();
         let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
         let mut batch = RecvBatch::new();
