@@ -1,17 +1,19 @@
-//! Times as people type them.
+//! Durations in options.
 
 use std::time::Duration;
 
-/// Longest time that an option accepts. Longer times are typing errors and would overflow clocks.
-const LONGEST: Duration = Duration::from_secs(366 * 24 * 60 * 60);
+/// Longest duration that an option accepts. Longer ones are typing errors, and adding them to a
+/// clock could overflow.
+const MAX: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 
-/// Parses seconds, with or without a fraction, or units: `10`, `0.5`, `1m30s`.
+/// Parses a duration in seconds, such as `10` or `0.5`, or with units, such as `1m30s`. The error
+/// describes a valid duration.
 pub(crate) fn parse(text: &str) -> Result<Duration, &'static str> {
     let duration = match text.parse() {
         Ok(seconds) => Duration::try_from_secs_f64(seconds).ok(),
         Err(_) => humantime::parse_duration(text).ok(),
     };
-    let within = duration.filter(|duration| *duration <= LONGEST);
+    let within = duration.filter(|duration| *duration <= MAX);
     within.ok_or("seconds, or units as in 1m30s, up to a year")
 }
 
@@ -30,7 +32,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_means_is_refused() {
+    fn negative_infinite_and_too_long_durations_are_refused() {
         for text in [
             "",
             "-1",
@@ -48,10 +50,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_is_too_strange_to_be_parsed(text in "\\PC*", number in "[0-9.e+-]*", unit in "[a-z]*") {
+        fn no_text_panics_or_gives_a_duration_above_the_limit(
+            text in "\\PC*",
+            number in "[0-9.e+-]*",
+            unit in "[a-z]*",
+        ) {
             for text in [text, number + &unit] {
                 if let Ok(duration) = parse(&text) {
-                    prop_assert!(duration <= LONGEST);
+                    prop_assert!(duration <= MAX);
                 }
             }
         }

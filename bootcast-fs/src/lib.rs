@@ -1,16 +1,18 @@
-//! The client of bootcast: what a server casts, as a file system and as files.
+//! The client of bootcast: shows the files of a server as a file system, or fetches single files.
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`receiver`] | from datagrams to pages, when to join and leave; no I/O |
-//! | [`cache`] | pages on this machine |
-//! | [`object`] | one version of one file: its receiver, its pages, who waits for them |
-//! | [`io`] | sockets, requests, the clock |
-//! | `quiet` | how often one message is logged |
+//! | [`receiver`] | turns datagrams into pages, decides when to join and leave; no I/O |
+//! | [`cache`] | the received bytes, on disk or in memory |
+//! | [`object`] | one version of one file: its receiver, its store, the reads that wait for pages |
+//! | [`io`] | sockets, requests to the server, the clock |
+//! | `quiet` | rate limit for log messages |
 //! | [`fs`] | the file system without FUSE |
 //! | [`fuse`] | kernel requests -> `fs` -> replies |
-//! | [`mount`] | `-o` options, mount(2), life in the background |
+//! | [`mount`] | `-o` options, mount(2), the daemon |
+//! | `run` | a mount from its start to its end |
 //! | [`tool`] | the command line tool `bootcast` |
+//! | `durations`, `signals` | times in options; signals that end a program |
 
 pub mod cache;
 mod durations;

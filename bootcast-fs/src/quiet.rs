@@ -1,4 +1,4 @@
-//! Keeps repeated messages out of the log; see [`bootcast_proto::log_limit`].
+//! Rate limit for log messages of this process; see [`bootcast_proto::log_limit`].
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
@@ -7,13 +7,15 @@ use bootcast_proto::log_limit::{Limiter, Suppressed};
 
 use crate::io::now;
 
-/// What a message is about, and the detail that makes it another cause.
+/// Kind of a message, and a detail that distinguishes causes of this kind.
 type Cause = (&'static str, String);
 
 static LIMITER: Mutex<Limiter<Cause, Instant>> = Mutex::new(Limiter::new());
 
-/// Returns how many messages were suppressed if one of this kind is due: once a minute for each
-/// `detail`, such as the text of an error. Everything that an outside event can repeat asks here.
+/// Returns whether a message may be logged now, and how many were suppressed before it.
+///
+/// `None` means that this `kind` was logged with the same `detail`, such as the text of an error,
+/// less than a minute ago. Every message that an outside event can repeat must ask first.
 pub(crate) fn allow(kind: &'static str, detail: &(impl ToString + ?Sized)) -> Option<Suppressed> {
     let mut limiter = LIMITER.lock().unwrap_or_else(PoisonError::into_inner);
     limiter.allow(&(kind, detail.to_string()), now()).map(Suppressed)

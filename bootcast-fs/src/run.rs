@@ -22,18 +22,19 @@ use crate::mount::{MountError, MountOptions, MountRequest, kernel};
 use crate::receiver::Timing;
 use crate::signals::EndSignal;
 
-/// How long a member receives nothing before it joins again.
+/// Time without a datagram after which a member joins again.
 const SILENCE: Duration = Duration::from_secs(2);
-/// How long the end of a mount waits for its leaves.
+/// Longest time that the end of a mount waits for its leave requests.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(2);
-/// Threads that take kernel requests. They also read the cache for reads that need not wait, so
-/// this many reads of a slow disk block all requests.
+/// Number of threads that take kernel requests. They also copy held pages from the cache, so this
+/// many reads of a slow disk block all other requests.
 const SESSION_THREADS: usize = 4;
 
-/// Mounts, calls `ready` once the kernel accepts requests, and serves until an unmount or a signal.
+/// Mounts the file system, calls `ready` once the kernel accepts requests, and serves until an
+/// unmount or a signal.
 pub fn run_mount(request: &MountRequest, ready: impl FnOnce()) -> Result<(), MountError> {
     raise_file_limit();
-    // One thread, so that the thread that is woken for a demand also sends it.
+    // With one thread, the thread that a demand wakes also sends it.
     let runtime = Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
@@ -41,7 +42,8 @@ pub fn run_mount(request: &MountRequest, ready: impl FnOnce()) -> Result<(), Mou
         .map_err(|error| MountError::failed(&error))?;
     let mounted = runtime.block_on(Mounted::begin(request, runtime.handle().clone()))?;
     ready();
-    info!(source = %request.shown_source.display(), mountpoint = %request.mountpoint.display(), "mounted");
+    let (source, mountpoint) = (request.shown_source.display(), request.mountpoint.display());
+    info!(%source, %mountpoint, "mounted");
     serve(&runtime, request, mounted)
 }
 
@@ -58,7 +60,7 @@ impl Mounted {
     ) -> Result<Self, MountError> {
         let MountRequest { source, options, .. } = request;
         if options.wants_rw {
-            warn!("bootcast file systems are read-only: mounting read-only");
+            warn!("ignoring -o rw: the file system is read-only");
         }
         let control =
             Control::new(&source.base_url()).map_err(|error| MountError::failed(&error))?;
@@ -95,16 +97,17 @@ impl Mounted {
     }
 }
 
-/// Raises the limit of open files: every file that is open or kept in memory takes a descriptor.
+/// Raises the limit of open files to the hard limit. Each object keeps one or two files open: its
+/// bytes and its repair symbols.
 fn raise_file_limit() {
     let limit = rustix::process::getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
     if let Err(error) = rustix::process::setrlimit(Resource::Nofile, raised) {
-        warn!(%error, "the limit of open files stays low");
+        warn!(%error, "cannot raise the limit of open files");
     }
 }
 
-/// Fetches the attributes of the directory to mount; `None` for a plain server.
+/// Requests the attributes of the directory to mount. Returns `None` from a plain server.
 async fn find_root(control: &Control, path: &RemotePath) -> Result<Option<Attributes>, MountError> {
     match control.attributes(path).await {
         Ok(attributes) if attributes.kind == Kind::Directory => Ok(Some(attributes)),
@@ -113,12 +116,12 @@ async fn find_root(control: &Control, path: &RemotePath) -> Result<Option<Attrib
         }
         Err(error) if error.is_not_found() => match control.attributes(&RemotePath::root()).await {
             Err(error) if error.is_not_found() => {
-                info!("a plain server: names appear when they are opened");
+                info!("a plain server, without listings: files appear when they are opened");
                 Ok(None)
             }
             Err(error) => Err(MountError::failed(&error)),
             Ok(_) => Err(MountError::failed(&format!(
-                "there is no directory {path} on {}",
+                "no directory {path} on {}",
                 control.server()
             ))),
         },
@@ -131,19 +134,20 @@ fn open_cache(options: &MountOptions) -> Result<Cache, MountError> {
         CacheKind::Memory => Ok(Cache::Memory),
         CacheKind::Disk => {
             let dir = options.cache_dir.clone().or_else(default_cache_dir);
-            let dir = dir
-                .ok_or_else(|| MountError::usage(&"no HOME to keep pages in: name a cache_dir="))?;
+            let none = || MountError::usage(&"no cache directory: set HOME, or -o cache_dir=DIR");
+            let dir = dir.ok_or_else(none)?;
             Cache::on_disk(&dir).map_err(|error| {
                 let dir = dir.display();
                 MountError::failed(&format!(
-                    "cannot keep pages in {dir}: {error}; name another cache_dir="
+                    "cannot cache pages in {dir}: {error}; name another directory by -o cache_dir="
                 ))
             })
         }
     }
 }
 
-/// Default cache directory: `/var/cache/bootcast` for root, the XDG directory for others.
+/// Returns the default cache directory: `/var/cache/bootcast` for root, otherwise `bootcast` below
+/// `$XDG_CACHE_HOME` or `~/.cache`.
 fn default_cache_dir() -> Option<PathBuf> {
     if rustix::process::geteuid().is_root() {
         return Some(PathBuf::from("/var/cache/bootcast"));
@@ -181,7 +185,8 @@ fn serve(runtime: &Runtime, request: &MountRequest, mounted: Mounted) -> Result<
         let outcome = tokio::select! {
             ended = end => {
                 fs.stop(LEAVE_PATIENCE).await;
-                ended.unwrap_or_else(|_| Err(std::io::Error::other("the thread that serves the kernel died")))
+                let died = || Err(std::io::Error::other("the thread that serves the kernel died"));
+                ended.unwrap_or_else(|_| died())
             }
             name = terminated() => {
                 info!(signal = name, "unmounting");
@@ -190,15 +195,15 @@ fn serve(runtime: &Runtime, request: &MountRequest, mounted: Mounted) -> Result<
                 Ok(())
             }
         };
-        // Last step, because it waits for the disk.
+        // The last step, because it may block on the disk.
         fs.save();
         info!("unmounted");
         outcome.map_err(|error| MountError::failed(&error))
     })
 }
 
-/// Resolves when SIGTERM, SIGINT or SIGHUP arrives. Returns its name. A signal that was ignored
-/// when the program started, or that cannot be listened for, does not count.
+/// Waits for SIGTERM, SIGINT or SIGHUP and returns its name. Signals that were ignored when the
+/// program started stay ignored.
 async fn terminated() -> &'static str {
     let listen = |kind| EndSignal::listen(kind).unwrap_or_default();
     let (mut term, mut int, mut hup) = (
@@ -213,8 +218,8 @@ async fn terminated() -> &'static str {
     }
 }
 
-/// Unmounts at once, or lazily if files are still open. The connection ends with this process in
-/// any case.
+/// Unmounts, or detaches the mount if files are still open. The kernel closes the FUSE connection
+/// when this process ends.
 fn unmount(request: &MountRequest) {
     let first = kernel::unmount(&request.mountpoint, false);
     if let Err(error) = first.or_else(|_| kernel::unmount(&request.mountpoint, true)) {

@@ -1,7 +1,7 @@
-//! Signals that end a program, unless whoever started it had them ignored.
+//! Signals that end a program, except those that were ignored when it started.
 //!
-//! `nohup` has SIGHUP ignored, and a shell without job control the SIGINT of what it starts in the
-//! background. A handler would undo that.
+//! `nohup` starts a program with SIGHUP ignored. A shell without job control starts background
+//! programs with SIGINT ignored. Installing a handler would undo both.
 
 use std::io;
 
@@ -12,7 +12,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 pub(crate) struct EndSignal(Option<Signal>);
 
 impl EndSignal {
-    /// Replaces the default action of the signal. One that is ignored stays so. Needs the runtime.
+    /// Replaces the default action of the signal, unless it is ignored. Needs the tokio runtime.
     pub(crate) fn listen(kind: SignalKind) -> io::Result<Self> {
         if is_ignored(kind, &ignored_signals()) {
             return Ok(Self(None));
@@ -20,7 +20,7 @@ impl EndSignal {
         signal(kind).map(|signal| Self(Some(signal)))
     }
 
-    /// Resolves when the signal arrives; never if it is ignored.
+    /// Waits for the signal. Never resolves if the signal is ignored.
     pub(crate) async fn recv(&mut self) {
         match &mut self.0 {
             Some(signal) => drop(signal.recv().await),
@@ -29,13 +29,14 @@ impl EndSignal {
     }
 }
 
-/// The lines about this process that name its ignored signals. Empty without `/proc`: then the
-/// program ends at each signal.
+/// Returns `/proc/self/status`, which has the mask of ignored signals. Without `/proc` it returns
+/// an empty text, and no signal counts as ignored.
 fn ignored_signals() -> String {
     std::fs::read_to_string("/proc/self/status").unwrap_or_default()
 }
 
-/// Reads the mask of ignored signals, `SigIgn` in `proc_pid_status(5)`: bit 0 is signal 1.
+/// Returns whether the mask `SigIgn` of a `/proc/PID/status` contains the signal. Bit 0 of the mask
+/// is signal 1 (proc_pid_status(5)).
 fn is_ignored(kind: SignalKind, status: &str) -> bool {
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);

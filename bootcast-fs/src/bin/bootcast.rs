@@ -1,4 +1,4 @@
-//! `bootcast get`, `ls`, `status`: files of a bootcast server without a mount.
+//! `bootcast get`, `ls`, `status`: fetches and lists files of a bootcast server without a mount.
 
 use std::process::ExitCode;
 

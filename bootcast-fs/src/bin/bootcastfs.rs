@@ -1,5 +1,5 @@
-//! `bootcastfs SOURCE MOUNTPOINT`: mounts a directory of a bootcast server. mount(8) runs it for
-//! `mount -t fuse.bootcastfs`.
+//! `bootcastfs SOURCE MOUNTPOINT`: mounts a directory of a bootcast server. `mount -t
+//! fuse.bootcastfs` runs this program.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -17,22 +17,28 @@ Examples:
 /etc/fstab:
   head:/images  /mnt/images  fuse.bootcastfs  ro,allow_other,_netdev,nofail  0  0
 
-In the background, log lines go to syslog. Exit codes are those of mount(8): 0 mounted, 1 wrong
-usage, 32 the mount failed.";
+In the background, log lines go to syslog.
 
-/// Mounts a directory of a bootcast server, read-only. What many hosts open at once is sent once.
+Exit codes, as of mount(8):
+  0   mounted
+  1   wrong usage
+  32  the mount failed";
+
+/// Mount a directory of a bootcast server, read-only; a file that many hosts read at the same time
+/// is sent to all of them once, by multicast
 #[derive(Parser)]
 #[command(name = "bootcastfs", version, max_term_width = 100)]
 struct Args {
     #[arg(
-        help = "What to mount, as HOST:[PORT:]/PATH or as a URL; brackets around an IPv6 address"
+        help = "Directory to mount: HOST:[PORT:]/PATH or http://HOST[:PORT]/PATH, with an IPv6 \
+                address in brackets; port 8888 unless named"
     )]
     source: OsString,
 
     /// Directory to mount on
     mountpoint: PathBuf,
 
-    /// Mount options, separated by commas; may be repeated
+    /// Mount options, separated by commas; can be given more than once
     #[arg(short = 'o', value_name = "OPTIONS")]
     options: Vec<OsString>,
 
@@ -50,7 +56,7 @@ fn main() -> ExitCode {
     let args = match parse_args() {
         Ok(args) => args,
         Err(error) if !error.use_stderr() => {
-            // Help or version was asked for. A closed pipe is no error.
+            // The user asked for help or the version. A closed pipe is not an error here.
             let _ = error.print();
             return ExitCode::SUCCESS;
         }
@@ -72,8 +78,8 @@ fn run(request: &MountRequest, args: &Args) -> ExitCode {
         };
     }
     if request.options.wants_rw {
-        // In the foreground the log goes to the terminal and contains this warning.
-        eprintln!("bootcastfs: warning: read-only whatever rw says; give -o ro");
+        // In the foreground the log goes to the terminal and has this warning.
+        eprintln!("bootcastfs: warning: ignoring -o rw: the file system is read-only");
     }
     daemon::run_in_background(|reporter| {
         logging::to_syslog(log.as_deref());
@@ -87,7 +93,7 @@ fn parse_args() -> Result<Args, clap::Error> {
     Args::from_arg_matches(&matches)
 }
 
-/// First paragraph of clap's message.
+/// Creates the error of a wrong command line from the first paragraph of clap's message.
 fn usage_error(error: &clap::Error) -> MountError {
     let text = error.render().to_string();
     let paragraph = text.split("\n\n").next().unwrap_or_default();
