@@ -120,10 +120,9 @@ async fn find_root(control: &Control, path: &RemotePath) -> Result<Option<Attrib
                 Ok(None)
             }
             Err(error) => Err(MountError::failed(&error)),
-            Ok(_) => Err(MountError::failed(&format!(
-                "no directory {path} on {}",
-                control.server()
-            ))),
+            Ok(_) => {
+                Err(MountError::failed(&format!("no directory {path} on {}", control.server())))
+            }
         },
         Err(error) => Err(MountError::failed(&error)),
     }

@@ -124,8 +124,8 @@ fn message(notice: &Notice, server: &str) -> String {
              firewall closes the port; {then}"
         ),
         Cause::PagesLost { sent, port, too_long: Some(packet) } => format!(
-            "only short datagrams on UDP {port} from {server}, although {sent} were sent: a link may \
-             have an MTU below {packet}; raise it, or start the server with a smaller \
+            "only short datagrams on UDP {port} from {server}, although {sent} were sent: a link \
+             may have an MTU below {packet}; raise it, or start the server with a smaller \
              --page-size; {then}"
         ),
         Cause::CannotListen { port, error } => {

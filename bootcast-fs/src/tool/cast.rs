@@ -1,4 +1,4 @@
-//! Fetches by multicast, as a member of the file's cast for as long as needed.
+//! Fetches a file by multicast, as a member of its cast.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,72 +11,74 @@ use super::range::{ByteRange, RangeFetch};
 use super::relay::{Relay, Relayed};
 use super::signals::Signals;
 use super::spool::{Scratch, Spool};
-use super::stall::{Progressed, StallClock};
-use super::unicast::{Begun, UnicastFetch};
+use super::stall::{ProgressDetector, StallClock};
+use super::unicast::{ResumePoint, UnicastFetch};
 use super::url::Target;
 use crate::cache::{ObjectKey, Store};
 use crate::io::{Intake, IntakeConfig, InterfaceChoice, seed};
 use crate::object::{Object, Opening, Unread};
 use crate::receiver::{Failure, Fill, Timing, UnicastMode};
 
-/// Timing of the membership: join again after `silence` without a datagram, leave at once when
-/// done.
+/// Timing of the membership: the member joins again after `silence` without a datagram, and leaves
+/// at once when it is done.
 const TIMING: Timing = Timing { linger: Duration::ZERO, silence: Duration::from_secs(2) };
-/// How long the end of a fetch waits for its leave.
-const LEAVE_PATIENCE: Duration = Duration::from_secs(2);
-/// How often the progress is checked.
-const LOOK_PERIOD: Duration = Duration::from_millis(100);
+/// Longest time that the end of a fetch waits for its leave request.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Time between two checks of the progress.
+const CHECK_PERIOD: Duration = Duration::from_millis(100);
 
 /// Fetch of a file as a member of its cast.
 #[derive(Debug)]
 pub(super) struct CastFetch {
     target: Target,
     intake: Intake,
-    /// Longest time without a new page; `None` for ever.
-    patience: Option<Duration>,
+    /// Longest time without a new page; `None` for no limit.
+    timeout: Option<Duration>,
 }
 
 impl CastFetch {
-    /// Prepares to receive. Needs the runtime.
+    /// Starts the receive thread. Needs the tokio runtime.
     pub(super) fn new(
         target: &Target,
         interface: InterfaceChoice,
-        patience: Option<Duration>,
+        timeout: Option<Duration>,
     ) -> Result<Self, ToolError> {
         interface.check().map_err(|error| ToolError::Usage(error.to_string()))?;
         let runtime = tokio::runtime::Handle::current();
         let config = IntakeConfig { control: target.control.clone(), interface, runtime };
-        let intake = Intake::start(config)
-            .map_err(|error| ToolError::Local(format!("cannot start to receive: {error}")))?;
-        Ok(Self { target: target.clone(), intake, patience })
+        let intake = Intake::start(config).map_err(|error| {
+            ToolError::Local(format!("cannot start the receive thread: {error}"))
+        })?;
+        Ok(Self { target: target.clone(), intake, timeout })
     }
 
-    /// Receives into a file or a device, each page at its place. Returns the size.
-    pub(super) async fn fill(
+    /// Writes the file to `sink`, each page in place when it arrives. Returns the size.
+    pub(super) async fn write_in_place(
         &self,
         sink: &Sink,
         progress: &Progress,
         signals: &mut Signals,
     ) -> Result<u64, ToolError> {
-        let store = Store::transient(sink.open_again()?, Scratch::find().cache());
+        let store = Store::transient(sink.reopen()?, Scratch::find().cache());
         let object = self.object(store, Fill::Full);
-        let clock = StallClock::new(self.patience);
+        let clock = StallClock::new(self.timeout);
         let show = || progress.show(object.received(), object.size_at_most());
         let completion = async {
             completion(&object).await.map_err(|failure| match failure {
-                Failure::Store(text) => sink.refused(&text),
+                Failure::Store(text) => sink.write_error_because(&text),
                 failure => failure.into(),
             })
         };
-        self.follow(&object, &clock, show, signals, whole(&object, completion)).await?;
-        // Known because the file is complete.
+        self.run_as_member(&object, &clock, show, signals, unless_unreadable(&object, completion))
+            .await?;
+        // The size is known because the file is complete.
         let size = object.size().unwrap_or_default();
-        object.store().set_size(size).map_err(|error| sink.failed(&error))?;
+        object.store().set_size(size).map_err(|error| sink.write_error(&error))?;
         Ok(size)
     }
 
-    /// Writes the file to `sink`, in order, as pages arrive. Returns the size.
-    pub(super) async fn stream(
+    /// Writes the file to `sink` in order, as pages arrive. Returns the size.
+    pub(super) async fn write_in_order(
         &self,
         sink: &Sink,
         progress: &Progress,
@@ -84,23 +86,22 @@ impl CastFetch {
     ) -> Result<u64, ToolError> {
         let spool = Spool::new()?;
         let object = self.object(spool.store()?, Fill::Full);
-        let clock = StallClock::new(self.patience);
+        let clock = StallClock::new(self.timeout);
         let show = || progress.show(object.received(), object.size_at_most());
         let relay = Relay::new(&object, &spool, sink, &clock);
-        let relaying = whole(&object, relay.run(|| self.leave(&object)));
-        match self.follow(&object, &clock, show, signals, relaying).await? {
+        let relaying = unless_unreadable(&object, relay.run(|| self.leave(&object)));
+        match self.run_as_member(&object, &clock, show, signals, relaying).await? {
             Relayed::All => Ok(relay.written()),
             Relayed::SpoolFull(reason) => {
-                let etag = object.etag().ok_or_else(|| no_other_way(&spool, &reason))?;
-                let begun = Begun { first: 0, written: relay.written(), end: None, etag };
-                self.go_on(begun, sink, progress, signals).await
+                let etag = object.etag().ok_or_else(|| spool_full(&spool, &reason))?;
+                let from = ResumePoint { first: 0, written: relay.written(), end: None, etag };
+                self.resume_over_http(from, sink, progress, signals).await
             }
         }
     }
 
-    /// Writes a part of the file to `sink`, in order, as pages arrive. Returns the size of the
-    /// part.
-    pub(super) async fn part(
+    /// Writes a part of the file to `sink` in order, as pages arrive. Returns the size of the part.
+    pub(super) async fn write_range(
         &self,
         range: ByteRange,
         sink: &Sink,
@@ -109,10 +110,10 @@ impl CastFetch {
     ) -> Result<u64, ToolError> {
         let spool = Spool::new()?;
         let object = self.object(spool.store()?, Fill::Demand);
-        let clock = StallClock::new(self.patience);
+        let clock = StallClock::new(self.timeout);
         let fetch = RangeFetch::new(range, &object, &self.intake, &spool, sink, &clock);
         let show = || progress.show(fetch.written(), fetch.total());
-        let outcome = self.follow(&object, &clock, show, signals, fetch.run()).await;
+        let outcome = self.run_as_member(&object, &clock, show, signals, fetch.run()).await;
         let relayed = outcome.map_err(|error| match error {
             ToolError::Changed if fetch.written() > 0 => ToolError::ChangedMidway(fetch.written()),
             error => error,
@@ -120,29 +121,30 @@ impl CastFetch {
         match relayed {
             Relayed::All => Ok(fetch.written()),
             Relayed::SpoolFull(reason) => {
-                let etag = object.etag().ok_or_else(|| no_other_way(&spool, &reason))?;
-                let Some(bytes) = fetch.bytes() else { return Err(spool.failed(&reason)) };
+                let etag = object.etag().ok_or_else(|| spool_full(&spool, &reason))?;
+                let Some(bytes) = fetch.bytes() else { return Err(spool.error(&reason)) };
                 let (first, written) = (bytes.start, fetch.written());
-                let begun = Begun { first, written, end: Some(bytes.end), etag };
-                self.go_on(begun, sink, progress, signals).await
+                let from = ResumePoint { first, written, end: Some(bytes.end), etag };
+                self.resume_over_http(from, sink, progress, signals).await
             }
         }
     }
 
-    /// Fetches the rest over HTTP, which is as fast as the reader and needs no spool. Returns the
-    /// number of bytes written in all.
-    async fn go_on(
+    /// Fetches the rest over HTTP, which follows the speed of the reader and needs no spool.
+    /// Returns the number of bytes written in all.
+    async fn resume_over_http(
         &self,
-        begun: Begun,
+        from: ResumePoint,
         sink: &Sink,
         progress: &Progress,
         signals: &mut Signals,
     ) -> Result<u64, ToolError> {
-        progress.say("no room to spool for a slow reader, going on over HTTP");
-        let mut fetch = UnicastFetch::going_on(&self.target, self.patience, progress, sink, begun)?;
+        progress.notify("no room to spool for a slow reader, fetching the rest over HTTP");
+        let mut fetch = UnicastFetch::resume(&self.target, self.timeout, progress, sink, from)?;
         signals.guard(fetch.run()).await
     }
 
+    /// Creates the object of the file, with its pages in `store`.
     fn object(&self, store: Store, fill: Fill) -> Arc<Object> {
         let key = ObjectKey {
             server: self.target.control.server().to_owned(),
@@ -153,8 +155,8 @@ impl CastFetch {
         Arc::new(object.with_unicast(UnicastMode::Auto))
     }
 
-    /// Runs `work` as a member, and leaves afterwards however it ends.
-    async fn follow<T>(
+    /// Joins the cast, runs `work`, and leaves however it ends.
+    async fn run_as_member<T>(
         &self,
         object: &Arc<Object>,
         clock: &StallClock,
@@ -168,9 +170,9 @@ impl CastFetch {
         let watched = async {
             let outcome = tokio::select! {
                 done = work => done,
-                stalled = self.watch_over(object, clock, show) => Err(stalled),
+                stalled = self.wait_for_stall(object, clock, show) => Err(stalled),
                 // Not polled again after this.
-                hopeless = probe.hopeless() => return Err(hopeless),
+                failure = probe.failure() => return Err(failure),
             };
             match outcome {
                 Ok(done) => Ok(done),
@@ -179,28 +181,33 @@ impl CastFetch {
         };
         let outcome = signals.guard(watched).await;
         self.leave(object);
-        self.intake.drain(LEAVE_PATIENCE).await;
+        self.intake.drain(LEAVE_TIMEOUT).await;
         outcome
     }
 
-    /// Ends the membership. Received pages stay readable.
+    /// Ends the membership. Held pages stay readable.
     fn leave(&self, object: &Arc<Object>) {
         object.shut_down();
         self.intake.attend(object);
     }
 
-    /// Shows the progress. Returns when nothing new came for too long.
-    async fn watch_over(&self, object: &Object, clock: &StallClock, show: impl Fn()) -> ToolError {
-        let mut looks = tokio::time::interval(LOOK_PERIOD);
-        let mut progressed = Progressed::default();
+    /// Shows the progress. Returns an error once nothing new arrived within the timeout.
+    async fn wait_for_stall(
+        &self,
+        object: &Object,
+        clock: &StallClock,
+        show: impl Fn(),
+    ) -> ToolError {
+        let mut ticks = tokio::time::interval(CHECK_PERIOD);
+        let mut detector = ProgressDetector::default();
         loop {
-            looks.tick().await;
+            ticks.tick().await;
             show();
             let counters = object.counters();
-            // Only plain servers, which have no versions, repeat a file to repair it.
+            // Only plain servers repeat a whole file to repair it. They have no versions.
             let pages = if object.etag().is_some() { None } else { object.pages() };
             let pass = u64::from(pages.unwrap_or(0));
-            if progressed.look(counters.pages, counters.duplicates, pass) || object.is_complete() {
+            if detector.update(counters.pages, counters.duplicates, pass) || object.is_complete() {
                 clock.restart();
             }
             if let Some(waited) = clock.expired() {
@@ -209,7 +216,7 @@ impl CastFetch {
         }
     }
 
-    /// Explains why nothing new arrives, as far as this side can tell.
+    /// Creates the error of a fetch that stalled, with the most likely cause.
     fn stalled(&self, object: &Object, waited: Duration) -> ToolError {
         let waited = humantime::format_duration(Duration::from_secs(waited.as_secs()));
         let server = self.target.control.server();
@@ -217,15 +224,15 @@ impl CastFetch {
         let heard = counters.pages + counters.duplicates + counters.symbols;
         ToolError::TimedOut(match object.opening() {
             Opening::Pending | Opening::Failed(_) => {
-                format!("{server} took no join for {waited}: it is away or overloaded")
+                format!("{server} answered no join for {waited}: it is down or overloaded")
             }
             Opening::Open if heard == 0 && counters.forged > 0 => format!(
-                "joined, but for {waited} nothing arrived except datagrams that are not {server}'s: \
-                 something else sends to its group in its name, try --unicast"
+                "joined, but for {waited} only forged datagrams arrived: another host sends to the \
+                 group in the name of {server}, try --unicast"
             ),
             Opening::Open if heard == 0 => format!(
-                "joined, but nothing arrived for {waited}: check that multicast from {server} gets \
-                 here (firewall, --interface, IGMP querier), or try --unicast"
+                "joined, but nothing arrived for {waited}: check that multicast from {server} \
+                 reaches this host (firewall, --interface, IGMP querier), or try --unicast"
             ),
             Opening::Open => format!(
                 "nothing new arrived for {waited}: check {server} and the network, or try --unicast"
@@ -234,13 +241,14 @@ impl CastFetch {
     }
 }
 
-/// Creates the error of a full spool on a plain server, which has no files over HTTP.
-fn no_other_way(spool: &Spool, reason: &str) -> ToolError {
-    spool.failed(&format!("{reason}, and this server has no files over HTTP"))
+/// Creates the error of a full spool on a plain server, which serves no files over HTTP.
+fn spool_full(spool: &Spool, reason: &str) -> ToolError {
+    spool.error(&format!("{reason}, and this server serves no files over HTTP"))
 }
 
-/// Runs `work`, which wants all of the file, until the server says that it cannot read a part.
-async fn whole<T>(
+/// Runs `work`, which needs the whole file. Fails once the server reports a part that it cannot
+/// read.
+async fn unless_unreadable<T>(
     object: &Object,
     work: impl Future<Output = Result<T, ToolError>>,
 ) -> Result<T, ToolError> {
@@ -250,7 +258,7 @@ async fn whole<T>(
             if let Some(bytes) = object.unreadable() {
                 return Unread::Unreadable(bytes);
             }
-            // The object outlives this borrow of it.
+            // Fails only if the object is gone, but it is borrowed here.
             let _ = changes.changed().await;
         }
     };
@@ -260,14 +268,14 @@ async fn whole<T>(
     }
 }
 
-/// Resolves when every page is here.
+/// Waits until every page is held.
 async fn completion(object: &Object) -> Result<(), Failure> {
     let mut changes = object.watch();
     while !object.is_complete() {
         if let Opening::Failed(failure) = object.opening() {
             return Err(failure);
         }
-        // The object outlives this borrow of it.
+        // Fails only if the object is gone, but it is borrowed here.
         let _ = changes.changed().await;
     }
     Ok(())

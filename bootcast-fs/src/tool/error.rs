@@ -11,21 +11,21 @@ use crate::io::ControlError;
 use crate::object::Unread;
 use crate::receiver::Failure;
 
-/// The exit codes as shown by `--help`.
+/// The exit codes, as `--help` shows them.
 pub(super) const EXIT_CODES: &str = "\
 Exit codes:
-  0    done
+  0    done; a fetched file is on the disk
   1    wrong usage
   2    a file of this machine cannot be read or written
   3    the server cannot be reached
   4    nothing new arrived for the time that --timeout allows
   5    the server has no such file
-  6    the server refuses, or is none of this protocol
+  6    the server refuses, or does not speak this protocol
   7    the file changes on the server while it is being fetched
   129, 130, 143  ended by SIGHUP, SIGINT, SIGTERM
-  141  whoever read standard output went away";
+  141  the reader of standard output went away";
 
-/// Why a command failed. Its text is one line for the user.
+/// Why a command failed. The text is shown to the user, in one line.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ToolError {
     /// The arguments are wrong.
@@ -37,23 +37,23 @@ pub(super) enum ToolError {
     /// The server cannot be reached.
     #[error("{0}")]
     Unreachable(String),
-    /// There was no progress for too long.
+    /// There was no progress within the timeout.
     #[error("{0}")]
     TimedOut(String),
     /// The server has no such file.
     #[error("{0}")]
     NotFound(String),
-    /// The server refused, or failed.
+    /// The server refused or failed, or does not speak the protocol.
     #[error("{0}")]
     Refused(String),
-    /// The file changed before any of it was written: starting again can help.
+    /// The file changed before any of it was written. Starting again can help.
     #[error("the file keeps changing on the server")]
     Changed,
-    /// The file changed after this many bytes were written, which cannot be taken back.
+    /// The file changed after this many bytes went to an output that cannot start again.
     #[error("the file changed on the server after {0} bytes of it were written")]
     ChangedMidway(u64),
-    /// The reader of standard output is gone. Ends the command silently.
-    #[error("nobody reads standard output any more")]
+    /// The reader of standard output is gone. The command ends without a message.
+    #[error("the reader of standard output went away")]
     ReaderGone,
     /// A signal ended the command.
     #[error("{0}")]
@@ -61,7 +61,7 @@ pub(super) enum ToolError {
 }
 
 impl ToolError {
-    /// Maps an error to an exit code, as listed in [`EXIT_CODES`]. No other place does.
+    /// Returns the exit code of the error, as listed in [`EXIT_CODES`].
     pub(super) fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) => 1,
@@ -76,8 +76,8 @@ impl ToolError {
         }
     }
 
-    /// Adds the path to a message of the server.
-    pub(super) fn about(self, path: &RemotePath) -> Self {
+    /// Adds the path to the server's message.
+    pub(super) fn with_path(self, path: &RemotePath) -> Self {
         let path = || printable(path.as_bytes());
         match self {
             Self::NotFound(text) => Self::NotFound(format!("/{}: {text}", path())),
@@ -167,13 +167,13 @@ mod tests {
     }
 
     #[test]
-    fn every_exit_code_is_told_in_the_help() {
-        let told: Vec<u8> = EXIT_CODES
+    fn the_help_has_every_exit_code() {
+        let listed: Vec<u8> = EXIT_CODES
             .split(|c: char| !c.is_ascii_digit())
             .filter_map(|word| word.parse().ok())
             .collect();
         for error in errors() {
-            assert!(told.contains(&error.exit_code()), "{error:?}");
+            assert!(listed.contains(&error.exit_code()), "{error:?}");
         }
     }
 
@@ -185,14 +185,14 @@ mod tests {
         let codes = table.lines().filter_map(|row| row.split('|').nth(1)).flat_map(|cell| {
             cell.split(',').filter_map(|code| code.trim().parse::<u8>().ok()).collect::<Vec<_>>()
         });
-        let told: Vec<_> = codes.collect();
+        let listed: Vec<_> = codes.collect();
         for error in errors() {
-            assert!(told.contains(&error.exit_code()), "{error:?}");
+            assert!(listed.contains(&error.exit_code()), "{error:?}");
         }
     }
 
     #[test]
-    fn the_servers_word_decides_the_exit_code() {
+    fn the_servers_status_decides_the_exit_code() {
         let refused = |status| ControlError::Refused {
             status,
             message: "no".into(),

@@ -8,7 +8,7 @@ use futures_util::FutureExt;
 
 use super::cast::CastFetch;
 use super::error::ToolError;
-use super::output::{OnDisk, Output, Part, Sink};
+use super::output::{OnDisk, Output, PartialFile, Sink};
 use super::progress::{Progress, Screen};
 use super::range::ByteRange;
 use super::signals::Signals;
@@ -17,26 +17,25 @@ use super::url::{Target, default_file_name};
 use crate::durations;
 use crate::io::InterfaceChoice;
 
-/// Most attempts if the file changes on the server meanwhile.
-const MAX_STARTS: u32 = 4;
-/// Pause before each further attempt: the file may still be changing.
-const RESTART_PAUSE: Duration = Duration::from_secs(1);
+/// Most attempts to fetch a file that changes on the server meanwhile.
+const MAX_ATTEMPTS: u32 = 4;
+/// Pause before another attempt, because the file may still be changing.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// Arguments of `bootcast get`.
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
-    #[arg(
-        help = "File to fetch: http://HOST[:PORT]/PATH, percent-encoded, or HOST:[PORT:]/PATH as it is; \
-                  port 8888 unless named"
-    )]
+    #[arg(help = "File to fetch: http://HOST[:PORT]/PATH with a percent-encoded path, or \
+                HOST:[PORT:]/PATH with the path as it is; port 8888 unless named")]
     url: OsString,
 
-    /// Write to FILE, which appears or is replaced when everything is here; '-' is standard output,
-    /// written in order as pages arrive [default: the last name of the URL]
+    /// Write to FILE, which appears or is replaced once all bytes are on the disk; a block device
+    /// is written in place; '-' is standard output [default: the last name of the URL]
     #[arg(short = 'O', long = "output", value_name = "FILE")]
     output: Option<PathBuf>,
 
-    /// Fetch only these bytes, counted from 0: 0-499, 500- or the last ones, -500
+    /// Fetch only these bytes, counted from 0: 0-499, or 500- up to the end, or -500 for the last
+    /// 500
     #[arg(
         short,
         long,
@@ -46,23 +45,29 @@ pub(super) struct Args {
     )]
     range: Option<ByteRange>,
 
-    /// Fetch the file over plain HTTP, for this client alone
+    /// Fetch over plain HTTP, without multicast
     #[arg(short, long)]
     unicast: bool,
 
-    /// Interface that multicast arrives on, by name or address [default: the one toward the server]
+    /// Interface on which multicast arrives, by name or address [default: the route to the server]
     #[arg(short, long, value_name = "NAME|ADDR", env = "BOOTCAST_INTERFACE")]
     interface: Option<InterfaceChoice>,
 
-    /// Give up after this time without a new byte: seconds, or with units as in 1m30s; 0 is never
-    #[arg(short, long, value_name = "DURATION", default_value = "60s", value_parser = durations::parse)]
+    /// Give up after this time without a new byte: seconds, or with units as in 1m30s; 0 for never
+    #[arg(
+        short,
+        long,
+        value_name = "DURATION",
+        default_value = "60s",
+        value_parser = durations::parse
+    )]
     timeout: Duration,
 
-    /// No progress bar and no notices; errors are still shown
+    /// Show only errors: no progress bar, notices or log lines
     #[arg(short, long)]
     quiet: bool,
 
-    /// Log what happens; twice for more
+    /// Log to standard error what happens; given twice, also the details
     #[arg(short, long, action = clap::ArgAction::Count, conflicts_with = "quiet")]
     verbose: u8,
 }
@@ -77,37 +82,40 @@ pub(super) async fn run(args: Args) -> Result<(), ToolError> {
         None => Output::at(&default_file_name(&target.path)?)?,
     };
     let screen = Screen::new(args.quiet, to_stdout);
-    screen.log(args.quiet, args.verbose);
+    screen.start_logging(args.quiet, args.verbose);
     let signals = Signals::listen()
-        .map_err(|error| ToolError::Local(format!("cannot listen to signals: {error}")))?;
-    let patience = Some(args.timeout).filter(|timeout| !timeout.is_zero());
+        .map_err(|error| ToolError::Local(format!("cannot listen for signals: {error}")))?;
+    let timeout = Some(args.timeout).filter(|timeout| !timeout.is_zero());
     let transport = if args.unicast {
-        Transport::Unicast { patience }
+        Transport::Unicast { timeout }
     } else {
-        let cast = CastFetch::new(&target, args.interface.unwrap_or_default(), patience)?;
+        let cast = CastFetch::new(&target, args.interface.unwrap_or_default(), timeout)?;
         match args.range {
-            Some(range) => Transport::Part(cast, range),
+            Some(range) => Transport::Range(cast, range),
             None => Transport::Cast(cast),
         }
     };
-    let progress = screen.progress(&target.shown_name());
+    let progress = screen.progress(&target.display_name());
     let path = target.path.clone();
     let get = Get { target, transport, output, progress, signals };
-    get.run().await.map_err(|error| error.about(&path))
+    get.run().await.map_err(|error| error.with_path(&path))
 }
 
-/// How the bytes travel.
+/// How the bytes are fetched.
 #[derive(Debug)]
 enum Transport {
+    /// The whole file by multicast.
     Cast(CastFetch),
-    /// Like `Cast`, but only these bytes.
-    Part(CastFetch, ByteRange),
+    /// A part of the file by multicast.
+    Range(CastFetch, ByteRange),
+    /// The whole file over HTTP.
     Unicast {
-        patience: Option<Duration>,
+        /// Longest time without a new byte; `None` for no limit.
+        timeout: Option<Duration>,
     },
 }
 
-/// One fetch.
+/// One run of the command.
 struct Get {
     target: Target,
     transport: Transport,
@@ -117,14 +125,15 @@ struct Get {
 }
 
 impl Get {
+    /// Fetches the file, again from the start if it changes.
     async fn run(mut self) -> Result<(), ToolError> {
-        let mut starts = 1;
+        let mut attempts = 1;
         let size = loop {
             match self.fetch().await {
-                Err(ToolError::Changed) if starts < MAX_STARTS => {
-                    starts += 1;
+                Err(ToolError::Changed) if attempts < MAX_ATTEMPTS => {
+                    attempts += 1;
                     self.progress.restart("the file changed on the server");
-                    let pause = tokio::time::sleep(RESTART_PAUSE).map(Ok);
+                    let pause = tokio::time::sleep(RETRY_PAUSE).map(Ok);
                     self.signals.guard(pause).await?;
                 }
                 outcome => break outcome?,
@@ -134,44 +143,50 @@ impl Get {
         Ok(())
     }
 
-    /// Fetches one version and syncs it. Returns its size.
+    /// Fetches one version to the output and syncs it. Returns its size.
     async fn fetch(&mut self) -> Result<u64, ToolError> {
         match &self.output {
             Output::Stream(sink) => {
                 let sink = sink.clone();
-                let size = self.transport(&sink, Order::Ascending).await?;
+                let size = self.fetch_to(&sink, Order::Ascending).await?;
                 self.signals.guard(sink.sync()).await?;
                 Ok(size)
             }
             Output::Device(sink) => {
                 let sink = sink.clone();
-                let size = self.transport(&sink, Order::Any).await?;
+                let size = self.fetch_to(&sink, Order::Any).await?;
                 self.signals.guard(sink.sync()).await?;
                 Ok(size)
             }
             Output::File(path) => {
-                let part = Part::begin(path)?;
-                let fetched = self.transport(&part.sink()?, Order::Any).await;
+                let part = PartialFile::create(path)?;
+                let fetched = self.fetch_to(&part.sink()?, Order::Any).await;
                 let size = fetched.map_err(|error| match error {
-                    // Whatever was written disappears with the partial file.
+                    // The written bytes disappear with the partial file.
                     ToolError::ChangedMidway(_) => ToolError::Changed,
                     error => error,
                 })?;
-                self.signals.guard(part.keep(OnDisk)).await?;
+                self.signals.guard(part.publish(OnDisk)).await?;
                 Ok(size)
             }
         }
     }
 
-    /// Writes the bytes to `sink`. Returns their number.
-    async fn transport(&mut self, sink: &Sink, order: Order) -> Result<u64, ToolError> {
+    /// Fetches the bytes to `sink`. Returns their number.
+    async fn fetch_to(&mut self, sink: &Sink, order: Order) -> Result<u64, ToolError> {
         let Self { target, transport, progress, signals, .. } = self;
         match (transport, order) {
-            (Transport::Cast(cast), Order::Ascending) => cast.stream(sink, progress, signals).await,
-            (Transport::Cast(cast), Order::Any) => cast.fill(sink, progress, signals).await,
-            (Transport::Part(cast, range), _) => cast.part(*range, sink, progress, signals).await,
-            (Transport::Unicast { patience }, _) => {
-                let mut fetch = UnicastFetch::new(target, *patience, progress, sink)?;
+            (Transport::Cast(cast), Order::Ascending) => {
+                cast.write_in_order(sink, progress, signals).await
+            }
+            (Transport::Cast(cast), Order::Any) => {
+                cast.write_in_place(sink, progress, signals).await
+            }
+            (Transport::Range(cast, range), _) => {
+                cast.write_range(*range, sink, progress, signals).await
+            }
+            (Transport::Unicast { timeout }, _) => {
+                let mut fetch = UnicastFetch::new(target, *timeout, progress, sink)?;
                 signals.guard(fetch.run()).await
             }
         }
@@ -183,6 +198,6 @@ impl Get {
 enum Order {
     /// From the first to the last.
     Ascending,
-    /// Each page at its place.
+    /// Each page in place when it arrives.
     Any,
 }

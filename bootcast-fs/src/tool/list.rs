@@ -12,23 +12,21 @@ use super::error::ToolError;
 use super::stdout;
 use super::url::{Target, printable};
 
-/// First second that RFC 3339 cannot represent: the year 10000.
-const FIRST_UNWRITABLE_SECOND: u64 = 253_402_300_800;
+/// First second that RFC 3339 cannot represent: the beginning of the year 10000.
+const RFC_3339_END: u64 = 253_402_300_800;
 
 /// Arguments of `bootcast ls`.
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
-    #[arg(
-        help = "Directory or file: http://HOST[:PORT]/PATH, percent-encoded, or HOST:[PORT:]/PATH as it \
-                  is; port 8888 unless named"
-    )]
+    #[arg(help = "Directory or file: http://HOST[:PORT]/PATH with a percent-encoded path, or \
+                HOST:[PORT:]/PATH with the path as it is; port 8888 unless named")]
     url: OsString,
 
-    /// Show mode, size in bytes, last modification and the targets of links
+    /// Show mode, size in bytes, time of modification in UTC and the targets of symbolic links
     #[arg(short, long)]
     long: bool,
 
-    /// Print the server's answer, in which names and targets are percent-encoded
+    /// Print the server's answer as JSON, with names and link targets percent-encoded
     #[arg(long, conflicts_with = "long")]
     json: bool,
 }
@@ -54,18 +52,20 @@ pub(super) async fn run(args: Args) -> Result<(), ToolError> {
     stdout::print(&text)
 }
 
-/// Asks for the listing. A listing may take minutes, but a name takes seconds: that a server hangs
-/// is noticed when it is asked for the name.
+/// Requests the listing, after the attributes of the path alone.
+///
+/// A listing may take minutes. The attributes have a short timeout, so that a server that hangs is
+/// detected soon.
 async fn fetch(target: &Target) -> Result<Meta, ToolError> {
     let Target { control, path } = target;
     let answer = match control.attributes(path).await {
         Ok(_) => control.meta(path, None).await,
         Err(error) => Err(error),
     };
-    let failed = |error| ToolError::from(error).about(path);
+    let failed = |error| ToolError::from(error).with_path(path);
     match answer {
         Ok(Some(meta)) => Ok(meta),
-        // Only possible if the request names a version, which this one does not.
+        // The server may answer so only if the request names a version, and this one does not.
         Ok(None) => Err(ToolError::Refused("the server sent no listing".into())),
         Err(error) if error.is_not_found() => match control.attributes(&RemotePath::root()).await {
             Err(error) if error.is_not_found() => Err(ToolError::Refused(format!(
@@ -78,14 +78,14 @@ async fn fetch(target: &Target) -> Result<Meta, ToolError> {
     }
 }
 
-/// Names and attributes, sorted by name: the entries of a directory, or the file itself.
+/// Returns names and attributes, sorted by name: the entries of a directory, or the file itself.
 fn entries(target: &Target, meta: &Meta) -> Result<Vec<(Vec<u8>, Attributes)>, ToolError> {
     let Some(entries) = &meta.entries else {
         let name = target.path.file_name().unwrap_or(b"/").to_vec();
         return Ok(vec![(name, meta.attributes.clone())]);
     };
     let decoded = entries.iter().map(|entry| {
-        let name = decode_segment(&entry.name).map_err(|_| garbled(&entry.name))?;
+        let name = decode_segment(&entry.name).map_err(|_| malformed(&entry.name))?;
         Ok((name, entry.attributes.clone()))
     });
     let mut entries = decoded.collect::<Result<Vec<_>, ToolError>>()?;
@@ -94,14 +94,14 @@ fn entries(target: &Target, meta: &Meta) -> Result<Vec<(Vec<u8>, Attributes)>, T
 }
 
 fn decode_target(text: &str) -> Result<Vec<u8>, ToolError> {
-    decode_segment(text).map_err(|_| garbled(text))
+    decode_segment(text).map_err(|_| malformed(text))
 }
 
-fn garbled(name: &str) -> ToolError {
+fn malformed(name: &str) -> ToolError {
     ToolError::Refused(format!("the server sent a malformed name: {name:?}"))
 }
 
-/// Columns that `ls -l` puts before the name, without owners, which the protocol does not know.
+/// Formats the columns that `ls -l` shows before the name. Owners are not in the protocol.
 fn long_prefix(attributes: &Attributes) -> String {
     let Attributes { kind, mode, size, mtime, .. } = attributes;
     format!("{}{} {size:>14} {:>20} ", letter(*kind), permissions(*mode), time(*mtime))
@@ -129,10 +129,10 @@ fn permissions(mode: u32) -> String {
     text.into_iter().collect()
 }
 
-/// Time in UTC as in RFC 3339, or seconds since 1970 if that cannot represent it.
+/// Formats a time as RFC 3339 in UTC, or as seconds since 1970 if RFC 3339 cannot represent it.
 fn time(mtime: i64) -> String {
     match u64::try_from(mtime) {
-        Ok(seconds) if seconds < FIRST_UNWRITABLE_SECOND => {
+        Ok(seconds) if seconds < RFC_3339_END => {
             let time = UNIX_EPOCH + Duration::from_secs(seconds);
             humantime::format_rfc3339_seconds(time).to_string()
         }
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn names_come_decoded_and_sorted() {
+    fn names_are_decoded_and_sorted() {
         let entry =
             |name: &str| Entry { name: name.into(), attributes: attributes(Kind::File, 0o644, 0) };
         let meta = Meta {
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn the_long_form_reads_as_that_of_ls() {
+    fn the_long_form_looks_like_that_of_ls() {
         assert_eq!(
             long_prefix(&attributes(Kind::File, 0o644, 1_700_000_000)),
             "-rw-r--r--           4000 2023-11-14T22:13:20Z "
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn no_time_is_too_strange_to_be_shown() {
+    fn times_beyond_rfc_3339_are_shown_in_seconds() {
         assert_eq!(time(-1), "@-1");
         assert_eq!(time(253_402_300_799), "9999-12-31T23:59:59Z");
         assert_eq!(time(253_402_300_800), "@253402300800");

@@ -1,18 +1,18 @@
-//! The command line tool `bootcast`: works on files of a server without a mount.
+//! The command line tool `bootcast`: fetches and lists files of a server without a mount.
 //!
 //! | module | holds |
 //! |---|---|
 //! | `get` | `bootcast get` |
-//! | `cast`, `unicast` | the two ways for the bytes to travel |
-//! | `range` | a part of a file |
-//! | `output` | where the bytes go, and that they reach the disk |
-//! | `spool`, `relay` | from pages in any order to a stream in order |
-//! | `stall`, `probe` | when to give up |
-//! | `progress` | what a person sees of it |
+//! | `cast`, `unicast` | fetching by multicast, and over plain HTTP |
+//! | `range` | fetching a part of a file |
+//! | `output` | the destination of the bytes, and syncing it |
+//! | `spool`, `relay` | storing pages that arrive in any order, and writing them in order |
+//! | `stall`, `probe` | detecting that a fetch stalled or cannot succeed |
+//! | `progress` | progress bar, notices and log lines on the terminal |
 //! | `list`, `status` | `bootcast ls`, `bootcast status` |
 //! | `url` | the argument that names a file on a server |
-//! | `signals` | orderly end by a signal |
-//! | `stdout` | short answers |
+//! | `signals` | ending a command on a signal |
+//! | `stdout` | printing short answers |
 //! | `error` | errors and exit codes |
 
 mod cast;
@@ -48,7 +48,7 @@ Examples:
   bootcast ls -l http://head/images
   bootcast status http://head";
 
-/// Fetches files from a bootcast server, which sends what many hosts want at once by multicast
+/// Fetch files from a bootcast server, which sends a file to many hosts at once by multicast
 #[derive(Parser, Debug)]
 #[command(name = "bootcast", version, max_term_width = 100, after_help = after_help())]
 struct Args {
@@ -78,7 +78,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let outcome = match Args::try_parse_from(args) {
         Ok(args) => run_command(args.command),
         Err(error) if !error.use_stderr() => {
-            // Help or version was asked for. A closed pipe is no error.
+            // The user asked for help or the version. A closed pipe is not an error here.
             let _ = error.print();
             Ok(())
         }
@@ -107,15 +107,15 @@ fn run_command(command: Command) -> Result<(), ToolError> {
             Command::Status(args) => status::run(args).await,
         }
     });
-    // A blocked write to a pipe that nobody reads must not delay the end for ever.
+    // Does not wait for a write that blocks on a pipe without a reader.
     runtime.shutdown_background();
     outcome
 }
 
-/// First paragraph of clap's message.
+/// Creates the error of a wrong command line from the first paragraph of clap's message.
 fn usage_error(error: &clap::Error) -> ToolError {
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        return ToolError::Usage("which command: get, ls or status? (see --help)".into());
+        return ToolError::Usage("a command is missing: get, ls or status (see --help)".into());
     }
     let text = error.render().to_string();
     let paragraph = text.split("\n\n").next().unwrap_or_default();
@@ -123,7 +123,7 @@ fn usage_error(error: &clap::Error) -> ToolError {
     ToolError::Usage(format!("{} (see --help)", one_line(what)))
 }
 
-/// Folds a message of others into one line that a terminal can show.
+/// Joins the lines of a message and escapes control characters. Parts of it come from the server.
 fn one_line(text: &str) -> String {
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
     url::printable(line.as_bytes())
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_timeout_has_a_unit_or_is_in_seconds() {
+    fn a_timeout_without_a_unit_is_in_seconds() {
         for line in ["-t 0", "--timeout 1m30s", "-t 0.5", "--timeout=90"] {
             assert!(parse(&format!("bootcast get {line} head:/x")).is_ok(), "{line}");
         }
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_servers_text_cannot_play_with_the_terminal() {
+    fn a_servers_text_is_one_line_without_control_characters() {
         assert_eq!(one_line("no\nsuch \x1b[2J file"), "no such \\u{1b}[2J file");
     }
 }

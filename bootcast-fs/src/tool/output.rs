@@ -1,4 +1,4 @@
-//! Destination of fetched bytes: a stream that takes them in order, a device that takes them in
+//! Destination of fetched bytes: a stream that takes bytes in order, a device that takes them in
 //! any order, or a file that appears in one step. Each is synced before the command succeeds.
 
 use std::fs::{self, File, Permissions};
@@ -14,23 +14,23 @@ use tempfile::NamedTempFile;
 
 use super::error::ToolError;
 
-/// Most bytes of the final name in the name of a partial file. With the other parts it stays below
-/// 255.
-const NAME_LEN: usize = 200;
+/// Most bytes of the final name that the name of a partial file repeats. With the other parts the
+/// name stays below 255 bytes, the limit of Linux file systems.
+const MAX_STEM_LEN: usize = 200;
 
 /// Destination of fetched bytes.
 #[derive(Debug)]
 pub(super) enum Output {
-    /// Standard output, a pipe or a terminal: takes bytes in order and gives none back.
+    /// Standard output, a pipe or a terminal. It takes bytes in order.
     Stream(Sink),
-    /// A block device: each page is written at its place when it arrives.
+    /// A block device. Each page is written in place when it arrives.
     Device(Sink),
-    /// A file with this path, replaced if it exists.
+    /// A file with this path. An existing file is replaced at the end.
     File(PathBuf),
 }
 
 impl Output {
-    /// Writes to standard output.
+    /// Opens standard output.
     pub(super) fn stdout() -> Result<Self, ToolError> {
         let name = "standard output".to_owned();
         let stdout = io::stdout().as_fd().try_clone_to_owned();
@@ -38,19 +38,19 @@ impl Output {
         Ok(Self::Stream(Sink { file: Arc::new(stdout.into()), name }))
     }
 
-    /// Writes to `path`, whether it exists or not.
+    /// Opens the device or pipe at `path`. Any other path becomes an [`Output::File`].
     pub(super) fn at(path: &Path) -> Result<Self, ToolError> {
-        // Follows links: replaces the target, not the link.
+        // Follows symbolic links: the target is replaced, not the link.
         let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
         match fs::metadata(&path) {
             Ok(found) if found.is_dir() => {
                 Err(ToolError::Local(format!("{} is a directory", path.display())))
             }
-            // Repair reads pages that were written before.
+            // Opened for reading too, because repair reads pages that were written before.
             Ok(found) if found.file_type().is_block_device() => {
                 Sink::open(&path, File::options().read(true).write(true)).map(Self::Device)
             }
-            // A rename would replace the device itself.
+            // Written in place, because a rename would replace the special file itself.
             Ok(found) if !found.is_file() => {
                 Sink::open(&path, File::options().write(true)).map(Self::Stream)
             }
@@ -59,10 +59,11 @@ impl Output {
     }
 }
 
-/// An open stream, device or partial file, and its name in messages.
+/// An open stream, device or partial file.
 #[derive(Clone, Debug)]
 pub(super) struct Sink {
     file: Arc<File>,
+    /// Name for messages.
     name: String,
 }
 
@@ -72,47 +73,52 @@ impl Sink {
         Ok(Self { file: Arc::new(file), name: path.display().to_string() })
     }
 
-    /// Opens a second descriptor.
+    /// Duplicates the descriptor.
     pub(super) fn duplicate(&self) -> Result<File, ToolError> {
-        self.file.try_clone().map_err(|error| self.failed(&error))
+        self.file.try_clone().map_err(|error| self.write_error(&error))
     }
 
-    /// Opens the file anew. The kernel reports a failed write-back once for each open file, so that
-    /// a sync of this one takes no error away from [`Self::sync`], as one of a duplicate would.
-    pub(super) fn open_again(&self) -> Result<File, ToolError> {
+    /// Opens the file a second time.
+    ///
+    /// The kernel reports a failed write-back once for each open file description. A duplicate
+    /// shares the description, so a sync of it could consume the error that [`Self::sync`] must
+    /// see.
+    pub(super) fn reopen(&self) -> Result<File, ToolError> {
         let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
         let opened = fs::OpenOptions::new().read(true).write(true).open(path);
-        // Without /proc, as in an early initramfs.
-        opened.or_else(|_| self.file.try_clone()).map_err(|error| self.failed(&error))
+        // There may be no /proc in an early initramfs.
+        opened.or_else(|_| self.file.try_clone()).map_err(|error| self.write_error(&error))
     }
 
-    /// Writes all of `bytes`. May block for as long as nobody reads.
+    /// Writes all of `bytes`. Blocks while a pipe is full.
     pub(super) fn write_all(&self, bytes: &[u8]) -> io::Result<()> {
         (&*self.file).write_all(bytes)
     }
 
-    /// Creates the error of the command from a failed write.
-    pub(super) fn failed(&self, error: &io::Error) -> ToolError {
+    /// Creates the error of a failed write.
+    pub(super) fn write_error(&self, error: &io::Error) -> ToolError {
         ToolError::writing(&self.name, error)
     }
 
-    /// Creates the error of the command from the reason why pages cannot be written.
-    pub(super) fn refused(&self, reason: &str) -> ToolError {
+    /// Creates the error of pages that cannot be written for this reason.
+    pub(super) fn write_error_because(&self, reason: &str) -> ToolError {
         ToolError::Local(format!("cannot write {}: {reason}", self.name))
     }
 
-    /// Waits until all written bytes are on the disk. A pipe or a terminal has none.
+    /// Waits until all written bytes are on the disk. Succeeds for a pipe or a terminal, which has
+    /// no disk.
     pub(super) async fn sync(&self) -> Result<(), ToolError> {
         let file = self.file.clone();
-        let synced = blocking(move || tolerate_unsyncable(file.sync_data())).await;
-        synced.map_err(|error| self.failed(&error))
+        let synced = blocking(move || ignore_unsyncable(file.sync_data())).await;
+        synced.map_err(|error| self.write_error(&error))
     }
 }
 
-/// Ignores the errors of files that have nothing to sync, such as a pipe or a terminal. `EROFS` is
-/// none of them: ext4 answers it after it gave up its journal, and then bytes are lost
+/// Ignores the sync errors of files that cannot be synced, such as a pipe or a terminal.
+///
+/// `EROFS` is not ignored: ext4 returns it after it aborted its journal, and then bytes are lost
 /// (fs/ext4/fsync.c, `ext4_sync_file`).
-fn tolerate_unsyncable(synced: io::Result<()>) -> io::Result<()> {
+fn ignore_unsyncable(synced: io::Result<()>) -> io::Result<()> {
     let is_unsyncable = |error: &io::Error| {
         let errno = Errno::from_io_error(error);
         matches!(errno, Some(Errno::INVAL | Errno::NOTSUP | Errno::NOSYS))
@@ -120,16 +126,17 @@ fn tolerate_unsyncable(synced: io::Result<()>) -> io::Result<()> {
     synced.or_else(|error| if is_unsyncable(&error) { Ok(()) } else { Err(error) })
 }
 
-/// Runs a system call that may wait for a disk or a reader, so that signals still end the command.
+/// Runs a system call on another thread. It may block on a disk or a reader, and signals must still
+/// end the command.
 pub(super) async fn blocking<T: Send + 'static>(
     call: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
     tokio::task::spawn_blocking(call).await.unwrap_or_else(|error| Err(io::Error::other(error)))
 }
 
-/// Steps that publish a finished file under its name, in the order of their use.
+/// Steps that give a complete file its final name, in the order of their use.
 ///
-/// If the rename reached the disk before the bytes, a power failure would leave an empty file.
+/// If the rename reached the disk before the bytes, a power failure could leave an empty file.
 pub(super) trait Publish: Send + Sync + 'static {
     /// Waits until the bytes of `file` are on the disk.
     fn sync_file(&self, file: &File) -> io::Result<()>;
@@ -139,12 +146,12 @@ pub(super) trait Publish: Send + Sync + 'static {
     fn sync_directory(&self, directory: &Path) -> io::Result<()>;
 }
 
-/// The real steps; tests record them.
+/// The steps as system calls. Tests replace them by a recorder.
 pub(super) struct OnDisk;
 
 impl Publish for OnDisk {
     fn sync_file(&self, file: &File) -> io::Result<()> {
-        tolerate_unsyncable(file.sync_all())
+        ignore_unsyncable(file.sync_all())
     }
 
     fn rename(&self, part: NamedTempFile, target: &Path) -> io::Result<()> {
@@ -153,29 +160,31 @@ impl Publish for OnDisk {
 
     fn sync_directory(&self, directory: &Path) -> io::Result<()> {
         match File::open(directory) {
-            Ok(directory) => tolerate_unsyncable(directory.sync_all()),
-            // Who may write into a directory need not be allowed to list it.
+            Ok(directory) => ignore_unsyncable(directory.sync_all()),
+            // A directory may permit writing but not reading.
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
             Err(error) => Err(error),
         }
     }
 }
 
-/// A partial file, `.NAME.part-XXXXXX` beside the final name. Deleted unless it is kept.
+/// A partial file, `.NAME.part-XXXXXX` in the directory of the final name. Dropping it deletes the
+/// file.
 #[derive(Debug)]
-pub(super) struct Part {
+pub(super) struct PartialFile {
     file: NamedTempFile,
+    /// Final path.
     target: PathBuf,
 }
 
-impl Part {
+impl PartialFile {
     /// Creates an empty partial file.
-    pub(super) fn begin(target: &Path) -> Result<Self, ToolError> {
+    pub(super) fn create(target: &Path) -> Result<Self, ToolError> {
         let fail = |error| ToolError::local(target, &error);
         let dir = directory_of(target);
         let name = target.file_name().ok_or_else(|| fail(io::ErrorKind::IsADirectory.into()))?;
-        let name = &name.as_bytes()[..name.len().min(NAME_LEN)];
-        // Reports a missing directory by its own name, not by the name of the partial file.
+        let name = &name.as_bytes()[..name.len().min(MAX_STEM_LEN)];
+        // Reports a missing directory by its name, not by that of the partial file.
         fs::metadata(dir).map_err(|error| ToolError::local(dir, &error))?;
         let prefix = [b".", name, b".part-"].concat();
         let file = tempfile::Builder::new()
@@ -186,35 +195,35 @@ impl Part {
         Ok(Self { file, target: target.to_path_buf() })
     }
 
-    /// Opens a second descriptor.
-    fn open(&self) -> Result<File, ToolError> {
-        self.file.as_file().try_clone().map_err(|error| self.failed(&error))
+    /// Duplicates the descriptor.
+    fn duplicate(&self) -> Result<File, ToolError> {
+        self.file.as_file().try_clone().map_err(|error| self.write_error(&error))
     }
 
-    /// Opens it for writing, under its final name in messages.
+    /// Returns a sink for the file. Messages show its final name.
     pub(super) fn sink(&self) -> Result<Sink, ToolError> {
-        Ok(Sink { file: Arc::new(self.open()?), name: self.target.display().to_string() })
+        Ok(Sink { file: Arc::new(self.duplicate()?), name: self.target.display().to_string() })
     }
 
-    /// Syncs the partial file, renames it to the final name, and syncs the name. A file of that
-    /// name is replaced only when all bytes are on the disk.
-    pub(super) async fn keep(self, publish: impl Publish) -> Result<(), ToolError> {
+    /// Syncs the partial file, renames it to the final name, and syncs the directory. A file with
+    /// the final name is replaced only after all bytes are on the disk.
+    pub(super) async fn publish(self, publish: impl Publish) -> Result<(), ToolError> {
         let target = self.target.clone();
         let failed = |error: io::Error| ToolError::writing(&target.display().to_string(), &error);
         let publish = Arc::new(publish);
-        let (file, publisher) = (self.open()?, publish.clone());
-        blocking(move || publisher.sync_file(&file)).await.map_err(failed)?;
+        let (file, steps) = (self.duplicate()?, publish.clone());
+        blocking(move || steps.sync_file(&file)).await.map_err(failed)?;
         let Self { file, target: path } = self;
         publish.rename(file, &path).map_err(failed)?;
         blocking(move || publish.sync_directory(directory_of(&path))).await.map_err(failed)
     }
 
-    fn failed(&self, error: &io::Error) -> ToolError {
+    fn write_error(&self, error: &io::Error) -> ToolError {
         ToolError::writing(&self.target.display().to_string(), error)
     }
 }
 
-/// The directory that holds, or will hold, `path`.
+/// Returns the directory of `path`.
 fn directory_of(path: &Path) -> &Path {
     match path.parent() {
         Some(dir) if !dir.as_os_str().is_empty() => dir,
@@ -233,12 +242,12 @@ mod tests {
         entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
     }
 
-    fn keep(part: Part, publish: impl Publish) -> Result<(), ToolError> {
+    fn publish(part: PartialFile, steps: impl Publish) -> Result<(), ToolError> {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        runtime.block_on(part.keep(publish))
+        runtime.block_on(part.publish(steps))
     }
 
-    /// Takes the steps, writes them down, and fails at one of them.
+    /// Records the steps and takes them, but fails at one of them.
     #[derive(Clone, Default)]
     struct Recorder {
         steps: Arc<Mutex<Vec<&'static str>>>,
@@ -271,38 +280,38 @@ mod tests {
     }
 
     #[test]
-    fn bytes_are_on_the_disk_before_the_name_and_the_name_before_the_end() {
+    fn the_file_is_synced_before_the_rename_and_the_directory_after_it() {
         let dir = tempfile::tempdir().unwrap();
         let recorder = Recorder::default();
-        let part = Part::begin(&dir.path().join("image")).unwrap();
-        keep(part, recorder.clone()).unwrap();
+        let part = PartialFile::create(&dir.path().join("image")).unwrap();
+        publish(part, recorder.clone()).unwrap();
         assert_eq!(*recorder.steps.lock().unwrap(), ["sync file", "rename", "sync directory"]);
     }
 
     #[test]
-    fn bytes_that_do_not_reach_the_disk_replace_nothing() {
+    fn a_failed_sync_of_the_file_replaces_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("image");
         fs::write(&target, "old").unwrap();
         let recorder = Recorder { fails_at: "sync file", ..Recorder::default() };
-        let part = Part::begin(&target).unwrap();
+        let part = PartialFile::create(&target).unwrap();
         part.sink().unwrap().write_all(b"new").unwrap();
-        let error = keep(part, recorder.clone()).unwrap_err();
+        let error = publish(part, recorder.clone()).unwrap_err();
         assert_eq!(error.exit_code(), 2);
         let text = error.to_string();
-        let told = format!("cannot write {}: Input/output error", target.display());
-        assert!(text.starts_with(&told), "{text}");
+        let expected = format!("cannot write {}: Input/output error", target.display());
+        assert!(text.starts_with(&expected), "{text}");
         assert_eq!(*recorder.steps.lock().unwrap(), ["sync file"]);
         assert_eq!(names(dir.path()), ["image"]);
         assert_eq!(fs::read(&target).unwrap(), b"old");
     }
 
     #[test]
-    fn a_name_that_does_not_reach_the_disk_is_an_error() {
+    fn a_failed_sync_of_the_directory_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let recorder = Recorder { fails_at: "sync directory", ..Recorder::default() };
-        let part = Part::begin(&dir.path().join("image")).unwrap();
-        assert_eq!(keep(part, recorder).unwrap_err().exit_code(), 2);
+        let part = PartialFile::create(&dir.path().join("image")).unwrap();
+        assert_eq!(publish(part, recorder).unwrap_err().exit_code(), 2);
     }
 
     #[test]
@@ -313,42 +322,42 @@ mod tests {
         runtime.block_on(Sink { file, name: "a pipe".into() }.sync()).unwrap();
         let Ok(Output::Stream(null)) = Output::at(Path::new("/dev/null")) else { panic!() };
         runtime.block_on(null.sync()).unwrap();
-        assert!(tolerate_unsyncable(Err(Errno::IO.into())).is_err());
-        assert!(tolerate_unsyncable(Err(Errno::NOSPC.into())).is_err());
-        assert!(tolerate_unsyncable(Err(Errno::ROFS.into())).is_err());
+        assert!(ignore_unsyncable(Err(Errno::IO.into())).is_err());
+        assert!(ignore_unsyncable(Err(Errno::NOSPC.into())).is_err());
+        assert!(ignore_unsyncable(Err(Errno::ROFS.into())).is_err());
     }
 
     #[test]
-    fn a_part_has_a_hidden_name_until_it_is_kept() {
+    fn a_partial_file_has_a_hidden_name_until_it_is_published() {
         let dir = tempfile::tempdir().unwrap();
-        let part = Part::begin(&dir.path().join("image")).unwrap();
+        let part = PartialFile::create(&dir.path().join("image")).unwrap();
         assert!(names(dir.path())[0].starts_with(".image.part-"));
         part.sink().unwrap().write_all(b"new").unwrap();
-        keep(part, OnDisk).unwrap();
+        publish(part, OnDisk).unwrap();
         assert_eq!(names(dir.path()), ["image"]);
         assert_eq!(fs::read(dir.path().join("image")).unwrap(), b"new");
     }
 
     #[test]
-    fn a_part_that_is_not_kept_leaves_what_was_there() {
+    fn a_dropped_partial_file_leaves_the_old_file() {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("image");
         fs::write(&target, "old").unwrap();
-        drop(Part::begin(&target).unwrap());
+        drop(PartialFile::create(&target).unwrap());
         assert_eq!(names(dir.path()), ["image"]);
         assert_eq!(fs::read(&target).unwrap(), b"old");
     }
 
     #[test]
-    fn the_longest_name_has_a_part() {
+    fn the_longest_file_name_gets_a_partial_file() {
         let dir = tempfile::tempdir().unwrap();
-        let part = Part::begin(&dir.path().join("n".repeat(255))).unwrap();
-        keep(part, OnDisk).unwrap();
+        let part = PartialFile::create(&dir.path().join("n".repeat(255))).unwrap();
+        publish(part, OnDisk).unwrap();
         assert_eq!(names(dir.path()), ["n".repeat(255)]);
     }
 
     #[test]
-    fn a_link_stays_and_what_it_points_to_is_replaced() {
+    fn the_target_of_a_symbolic_link_is_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let (real, link) = (dir.path().join("real"), dir.path().join("link"));
         fs::write(&real, "old").unwrap();
@@ -366,7 +375,7 @@ mod tests {
     fn a_directory_or_a_missing_one_is_a_file_error() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(Output::at(dir.path()).unwrap_err().exit_code(), 2);
-        let error = Part::begin(&dir.path().join("missing/image")).unwrap_err();
+        let error = PartialFile::create(&dir.path().join("missing/image")).unwrap_err();
         assert_eq!(error.exit_code(), 2);
         assert!(!error.to_string().contains(".part-"), "{error}");
     }

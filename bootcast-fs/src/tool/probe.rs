@@ -1,4 +1,4 @@
-//! Detects at once what waiting would not cure: no server, or a directory.
+//! Detects early that a fetch cannot succeed: no server is there, or the path is a directory.
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -9,38 +9,39 @@ use super::error::ToolError;
 use super::url::Target;
 use crate::io::ControlError;
 
-/// How long a join that was refused waits for the answer that says why.
-const REASON_PATIENCE: Duration = Duration::from_secs(2);
+/// Longest wait for a better reason after a join was refused.
+const EXPLAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Request for the attributes of a file, made while it is joined. The join does not wait for it,
-/// because listings can hang where joins work.
+/// Request for the attributes of a file, sent at the same time as the join. The join does not wait
+/// for it, because a listing can hang where a join works.
 pub(super) struct Probe<'a>(Pin<Box<dyn Future<Output = ToolError> + 'a>>);
 
 impl<'a> Probe<'a> {
-    /// Creates the request, which is sent when it is polled.
+    /// Creates the request. It is sent when it is first polled.
     pub(super) fn new(target: &'a Target) -> Self {
         Self(Box::pin(async {
             match target.control.attributes(&target.path).await {
                 Err(error @ ControlError::Unreachable { is_connected: false, .. }) => error.into(),
                 Ok(attributes) if attributes.kind == Kind::Directory => {
-                    ToolError::Refused(format!("{} is a directory: see bootcast ls", target.path))
+                    let path = &target.path;
+                    ToolError::Refused(format!("{path} is a directory: list it with bootcast ls"))
                 }
-                // A plain server does not know this request; there the join finds out.
+                // A plain server does not know this request. The join will show whether it works.
                 _ => std::future::pending().await,
             }
         }))
     }
 
-    /// Resolves only if the file cannot be fetched.
-    pub(super) async fn hopeless(&mut self) -> ToolError {
+    /// Waits until the probe shows that the file cannot be fetched. Otherwise never resolves.
+    pub(super) async fn failure(&mut self) -> ToolError {
         self.0.as_mut().await
     }
 
-    /// Replaces a refusal of the join by a better reason, if the answer comes soon.
+    /// Replaces the refusal of a join by a better reason, if the probe has one soon.
     pub(super) async fn explain(&mut self, error: ToolError) -> ToolError {
         if !matches!(error, ToolError::NotFound(_) | ToolError::Refused(_)) {
             return error;
         }
-        tokio::time::timeout(REASON_PATIENCE, self.hopeless()).await.unwrap_or(error)
+        tokio::time::timeout(EXPLAIN_TIMEOUT, self.failure()).await.unwrap_or(error)
     }
 }

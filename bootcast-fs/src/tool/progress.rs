@@ -1,4 +1,4 @@
-//! Progress bar and messages of a fetch, and the log lines, which share one terminal.
+//! Progress bar, notices and log lines of a fetch, on one terminal.
 
 use std::io::{self, IsTerminal, Write};
 use std::time::Instant;
@@ -16,31 +16,35 @@ const KNOWN_SIZE: &str =
     "{prefix} [{wide_bar}] {binary_bytes}/{binary_total_bytes} {mean_rate} eta {eta}";
 const UNKNOWN_SIZE: &str = "{prefix} {spinner} {binary_bytes} {mean_rate} {elapsed}";
 
-/// Standard error, shared by the progress bar and the log.
+/// Standard error, shared by the progress bar, notices and log lines.
 #[derive(Clone, Debug)]
 pub(super) struct Screen {
     bars: MultiProgress,
-    /// Whether a person is watching and wants messages.
-    is_watched: bool,
+    /// Whether a user watches the terminal and wants notices.
+    is_interactive: bool,
 }
 
 impl Screen {
-    /// Shows bars only to a person: on a terminal that gets no file contents.
+    /// Creates the screen. Bars and notices are shown only on a terminal to which no file contents
+    /// go, and not if `quiet`.
     pub(super) fn new(quiet: bool, contents_to_stdout: bool) -> Self {
-        let is_watched = !quiet
+        let is_interactive = !quiet
             && io::stderr().is_terminal()
             && !(contents_to_stdout && io::stdout().is_terminal());
-        let target =
-            if is_watched { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-        Self { bars: MultiProgress::with_draw_target(target), is_watched }
+        let target = if is_interactive {
+            ProgressDrawTarget::stderr()
+        } else {
+            ProgressDrawTarget::hidden()
+        };
+        Self { bars: MultiProgress::with_draw_target(target), is_interactive }
     }
 
-    /// Sends log lines here. Without `-v`, warnings are shown on a terminal, and only errors
-    /// elsewhere.
-    pub(super) fn log(&self, quiet: bool, verbose: u8) {
+    /// Starts logging to the screen. Without `-v` a terminal gets warnings, and other outputs get
+    /// only errors.
+    pub(super) fn start_logging(&self, quiet: bool, verbose: u8) {
         let (all, ours) = match (quiet, verbose) {
             (true, _) => (LevelFilter::OFF, LevelFilter::OFF),
-            (false, 0) if self.is_watched => (LevelFilter::WARN, LevelFilter::WARN),
+            (false, 0) if self.is_interactive => (LevelFilter::WARN, LevelFilter::WARN),
             (false, 0) => (LevelFilter::ERROR, LevelFilter::ERROR),
             (false, 1) => (LevelFilter::WARN, LevelFilter::INFO),
             (false, _) => (LevelFilter::INFO, LevelFilter::DEBUG),
@@ -49,16 +53,16 @@ impl Screen {
         let screen = self.clone();
         let lines = tracing_subscriber::fmt::layer()
             .with_writer(move || screen.clone())
-            .with_ansi(self.is_watched)
+            .with_ansi(self.is_interactive)
             .with_target(false)
             .without_time();
         tracing_subscriber::registry().with(lines).with(filter).init();
     }
 
-    /// Shows a line that only a watching person needs.
-    pub(super) fn say(&self, line: &str) {
-        if self.is_watched {
-            // A terminal that is gone needs no message.
+    /// Shows a line if a user watches the terminal.
+    pub(super) fn notify(&self, line: &str) {
+        if self.is_interactive {
+            // The terminal may be closed.
             let _ = writeln!(self.clone(), "{line}");
         }
     }
@@ -68,7 +72,7 @@ impl Screen {
         let bar = self.bars.add(ProgressBar::no_length());
         bar.set_style(style(UNKNOWN_SIZE));
         bar.set_prefix(name.to_owned());
-        Progress { screen: self.clone(), bar, name: name.to_owned(), begun: now() }
+        Progress { screen: self.clone(), bar, name: name.to_owned(), started: now() }
     }
 }
 
@@ -88,11 +92,11 @@ pub(super) struct Progress {
     screen: Screen,
     bar: ProgressBar,
     name: String,
-    begun: Instant,
+    started: Instant,
 }
 
 impl Progress {
-    /// Shows that `received` of `total` bytes are here.
+    /// Shows that `received` of `total` bytes have arrived.
     pub(super) fn show(&self, received: u64, total: Option<u64>) {
         if let Some(total) = total
             && self.bar.length() != Some(total)
@@ -104,25 +108,25 @@ impl Progress {
         self.bar.tick();
     }
 
-    /// Shows a message to a watching person.
-    pub(super) fn say(&self, what: &str) {
-        self.screen.say(&format!("bootcast: {what}"));
+    /// Shows a notice if a user watches the terminal.
+    pub(super) fn notify(&self, notice: &str) {
+        self.screen.notify(&format!("bootcast: {notice}"));
     }
 
-    /// Starts again from zero, for this reason.
+    /// Sets the bar back to zero and shows the reason.
     pub(super) fn restart(&self, reason: &str) {
-        self.say(&format!("{reason}, starting anew"));
+        self.notify(&format!("{reason}, starting again"));
         self.bar.set_position(0);
         self.bar.reset_eta();
     }
 
-    /// Shows that the file of `size` bytes is complete.
+    /// Removes the bar, and shows the size of the file and the mean rate.
     pub(super) fn finish(self, size: u64) {
         self.bar.finish_and_clear();
-        let seconds = now().duration_since(self.begun).as_secs_f64();
+        let seconds = now().duration_since(self.started).as_secs_f64();
         let Self { screen, name, .. } = &self;
         let (bytes, rate) = (BinaryBytes(size), mean_rate(size, seconds));
-        screen.say(&format!("{name}  {bytes} in {seconds:.1} s, {rate}"));
+        screen.notify(&format!("{name}  {bytes} in {seconds:.1} s, {rate}"));
     }
 }
 
@@ -134,7 +138,7 @@ impl Drop for Progress {
 
 fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template)
-        .expect("the templates of this file are valid")
+        .expect("the templates in this file are valid")
         .with_key("mean_rate", |state: &ProgressState, out: &mut dyn std::fmt::Write| {
             let _ = write!(out, "{}/s", BinaryBytes(whole(state.per_sec())));
         })
@@ -150,7 +154,7 @@ fn mean_rate(bytes: u64, seconds: f64) -> String {
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
-    reason = "a rate to look at, saturating at both ends"
+    reason = "a rate for display; the cast saturates"
 )]
 fn whole(rate: f64) -> u64 {
     rate as u64
@@ -167,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rate_is_never_a_division_by_zero() {
+    fn a_fetch_that_took_no_time_has_a_rate() {
         assert_eq!(mean_rate(0, 0.0), "0 B/s");
         assert_eq!(mean_rate(1 << 20, 2.0), "512.00 KiB/s");
     }

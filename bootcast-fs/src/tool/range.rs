@@ -1,4 +1,4 @@
-//! `bootcast get --range`: fetches a part of a file by demand.
+//! `bootcast get --range`: fetches a part of a file by demanding its pages.
 
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -17,21 +17,21 @@ use crate::io::{Intake, now};
 use crate::object::{Object, Opening, Unread, Waiter};
 use crate::receiver::Failure;
 
-/// Bytes in one read.
-const PIECE: u64 = 256 << 10;
-/// Most reads that wait at a time.
-const MAX_PIECES: usize = 4;
+/// Most bytes of one read.
+const PIECE_LEN: u64 = 256 << 10;
+/// Most reads that wait for pages at the same time.
+const MAX_READS: usize = 4;
 
-/// A range of bytes as typed: `0-499`, `500-`, `-500`.
+/// A range of bytes as the user types it: `0-499`, `500-`, `-500`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ByteRange {
-    /// From the first byte to the last one given, or to the end of the file.
+    /// From this first byte to this last byte, or to the end of the file.
     From(u64, Option<u64>),
     /// This many bytes at the end.
     Last(u64),
 }
 
-/// A text that is not a range.
+/// The text is not a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("expected first and last byte, as in 0-499, 500- or -500")]
 pub(super) struct ByteRangeError;
@@ -42,7 +42,7 @@ impl FromStr for ByteRange {
     fn from_str(text: &str) -> Result<Self, ByteRangeError> {
         let number = |text: &str| match text {
             "" => Ok(None),
-            // Refuses "+5", which other number parsers accept.
+            // Refuses "+5", which the integer parser would accept.
             _ if text.bytes().all(|byte| byte.is_ascii_digit()) => {
                 text.parse().map(Some).map_err(|_| ByteRangeError)
             }
@@ -59,7 +59,7 @@ impl FromStr for ByteRange {
 }
 
 impl ByteRange {
-    /// Bytes of the range that a file of this size has. Fails if there are none.
+    /// Returns the part of the range within a file of `size` bytes. Fails if it is empty.
     fn within(self, size: u64) -> Result<Range<u64>, ToolError> {
         let bytes = match self {
             Self::From(first, last) => {
@@ -70,7 +70,7 @@ impl ByteRange {
         if bytes.start < bytes.end {
             return Ok(bytes);
         }
-        Err(ToolError::Usage(format!("--range: nothing of it is in the file of {size} bytes")))
+        Err(ToolError::Usage(format!("--range is outside the file, which has {size} bytes")))
     }
 }
 
@@ -85,12 +85,13 @@ pub(super) struct RangeFetch<'a> {
     clock: &'a StallClock,
     /// Number of bytes written.
     written: Cell<u64>,
-    /// Start and end of the range within the file, once the size is known.
+    /// Start and end of the range in the file, once the file's size is known.
     bytes: Cell<Option<(u64, u64)>>,
 }
 
 impl<'a> RangeFetch<'a> {
-    /// Fetches `range` of `object` into `sink`. `clock` stands still while the sink blocks.
+    /// Creates a fetch of `range` from `object` into `sink`. It stops `clock` while the sink
+    /// blocks.
     pub(super) fn new(
         range: ByteRange,
         object: &'a Arc<Object>,
@@ -103,35 +104,35 @@ impl<'a> RangeFetch<'a> {
         Self { range, object, intake, spool, sink, clock, written, bytes }
     }
 
-    /// Number of bytes written.
+    /// Returns the number of bytes written.
     pub(super) fn written(&self) -> u64 {
         self.written.get()
     }
 
-    /// The range within the file, once its size is known.
+    /// Returns the range in the file, once the file's size is known.
     pub(super) fn bytes(&self) -> Option<Range<u64>> {
         self.bytes.get().map(|(start, end)| start..end)
     }
 
-    /// Number of bytes in that range.
+    /// Returns the number of bytes in that range.
     pub(super) fn total(&self) -> Option<u64> {
         self.bytes().map(|bytes| bytes.end - bytes.start)
     }
 
-    /// Writes the bytes, in order, as they arrive.
+    /// Writes the bytes in order, as they arrive.
     pub(super) async fn run(&self) -> Result<Relayed, ToolError> {
         let mut rest = self.range.within(self.size().await?)?;
         self.bytes.set(Some((rest.start, rest.end)));
-        let mut pieces = VecDeque::new();
+        let mut reads = VecDeque::new();
         loop {
-            while pieces.len() < MAX_PIECES && !rest.is_empty() {
-                let piece = rest.start..rest.end.min(rest.start + PIECE);
+            while reads.len() < MAX_READS && !rest.is_empty() {
+                let piece = rest.start..rest.end.min(rest.start + PIECE_LEN);
                 rest.start = piece.end;
-                pieces.push_back(self.ask(piece));
+                reads.push_back(self.read(piece));
             }
-            let Some(piece) = pieces.pop_front() else { return Ok(Relayed::All) };
+            let Some(read) = reads.pop_front() else { return Ok(Relayed::All) };
             // Every read is answered, at the latest when the object is shut down.
-            let piece = match piece.await.unwrap_or(Err(Unread::ShutDown)) {
+            let piece = match read.await.unwrap_or(Err(Unread::ShutDown)) {
                 Ok(piece) => piece,
                 Err(Unread::Store(text) | Unread::Failed(Failure::Store(text))) => {
                     return Ok(Relayed::SpoolFull(text));
@@ -140,7 +141,7 @@ impl<'a> RangeFetch<'a> {
             };
             let (len, sink) = (piece.len() as u64, self.sink.clone());
             let writing = self.clock.pause(blocking(move || sink.write_all(&piece))).await;
-            writing.map_err(|error| self.sink.failed(&error))?;
+            writing.map_err(|error| self.sink.write_error(&error))?;
             self.written.set(self.written.get() + len);
             if self.object.etag().is_some() && self.spool.is_full() {
                 return Ok(Relayed::SpoolFull("it is full".to_owned()));
@@ -148,7 +149,7 @@ impl<'a> RangeFetch<'a> {
         }
     }
 
-    /// Size of the file, once the join states it.
+    /// Waits until the size of the file is known.
     async fn size(&self) -> Result<u64, ToolError> {
         let mut changes = self.object.watch();
         loop {
@@ -158,25 +159,26 @@ impl<'a> RangeFetch<'a> {
             if let Some(size) = self.object.size() {
                 return Ok(size);
             }
-            // The object outlives this borrow of it.
+            // Fails only if the object is gone, but `self` borrows it.
             let _ = changes.changed().await;
         }
     }
 
-    fn ask(&self, bytes: Range<u64>) -> oneshot::Receiver<Result<Vec<u8>, Unread>> {
+    /// Starts a read, which demands the pages that are missing.
+    fn read(&self, bytes: Range<u64>) -> oneshot::Receiver<Result<Vec<u8>, Unread>> {
         let (answer, answered) = oneshot::channel();
-        let wants = self.object.read(bytes, Box::new(Piece(answer)), now());
+        let wants = self.object.read(bytes, Box::new(ReadWaiter(answer)), now());
         self.intake.demand(self.object, wants);
         answered
     }
 }
 
-/// A read that waits.
-struct Piece(oneshot::Sender<Result<Vec<u8>, Unread>>);
+/// A read that waits for its pages.
+struct ReadWaiter(oneshot::Sender<Result<Vec<u8>, Unread>>);
 
-impl Waiter for Piece {
+impl Waiter for ReadWaiter {
     fn answer(self: Box<Self>, outcome: Result<&[u8], Unread>) {
-        // A reader that no longer waits needs no answer.
+        // Fails only if the fetch was dropped, and then nothing needs the answer.
         let _ = self.0.send(outcome.map(<[u8]>::to_vec));
     }
 
@@ -190,7 +192,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_range_reads_as_curl_reads_it() {
+    fn ranges_have_the_syntax_of_curl() {
         for (text, range) in [
             ("0-499", ByteRange::From(0, Some(499))),
             ("7-7", ByteRange::From(7, Some(7))),
@@ -217,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_range_is_cut_at_the_end_of_the_file_and_must_not_begin_there() {
+    fn a_range_ends_with_the_file_and_fails_if_it_begins_there() {
         let within = |text: &str, size| text.parse::<ByteRange>().unwrap().within(size).ok();
         assert_eq!(within("10-19", 100), Some(10..20));
         assert_eq!(within("90-200", 100), Some(90..100));

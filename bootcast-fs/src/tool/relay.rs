@@ -1,4 +1,4 @@
-//! Writes a file from the spool to a stream, in order, while pages still arrive.
+//! Writes a file from its spool to a stream, in order, while pages still arrive.
 
 use std::cell::Cell;
 use std::convert::Infallible;
@@ -16,21 +16,21 @@ use super::stall::StallClock;
 use crate::object::{Object, Opening};
 use crate::receiver::Failure;
 
-/// Bytes written at a time.
-const PIECE: u64 = 1 << 20;
-/// How often the size of the spool is checked.
-const LOOK_PERIOD: Duration = Duration::from_millis(50);
+/// Most bytes that are copied in one step.
+const PIECE_LEN: u64 = 1 << 20;
+/// Time between two checks of the spool's size.
+const CHECK_PERIOD: Duration = Duration::from_millis(50);
 
 /// How a relay ended.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Relayed {
-    /// Everything was written.
+    /// All bytes were written.
     All,
-    /// The spool has no room for this reason. The rest has to be fetched another way.
+    /// The spool cannot take more bytes, for this reason. The rest must be fetched over HTTP.
     SpoolFull(String),
 }
 
-/// Writes a file to a stream as soon as its next bytes are here.
+/// Writes a file to a stream as soon as its next bytes have arrived.
 #[derive(Debug)]
 pub(super) struct Relay<'a> {
     object: &'a Arc<Object>,
@@ -39,13 +39,14 @@ pub(super) struct Relay<'a> {
     clock: &'a StallClock,
     /// Number of bytes written.
     written: Cell<u64>,
-    /// Whether the spool reached its limit, and the cast was left.
+    /// Whether the spool reached its limit, so that the cast was left.
     is_full: Cell<bool>,
+    /// Wakes the writer when `is_full` is set.
     filled: Notify,
 }
 
 impl<'a> Relay<'a> {
-    /// Relays `object` to `sink`. `clock` stands still while the sink blocks.
+    /// Creates a relay from `object` to `sink`. It stops `clock` while the sink blocks.
     pub(super) fn new(
         object: &'a Arc<Object>,
         spool: &'a Spool,
@@ -56,27 +57,28 @@ impl<'a> Relay<'a> {
         Self { object, spool, sink, clock, written, is_full, filled: Notify::new() }
     }
 
-    /// Number of bytes written.
+    /// Returns the number of bytes written.
     pub(super) fn written(&self) -> u64 {
         self.written.get()
     }
 
-    /// Runs until everything is written. Calls `leave` when the spool reaches its limit, so that no
-    /// more pages arrive; those that are contiguous are still written.
+    /// Runs until all bytes are written. Calls `leave` when the spool reaches its limit, so that no
+    /// more pages arrive. The held pages up to the first gap are still written.
     pub(super) async fn run(&self, leave: impl Fn()) -> Result<Relayed, ToolError> {
         tokio::select! {
-            relayed = self.hand_on() => relayed,
+            relayed = self.write_in_order() => relayed,
             never = self.watch_spool(leave) => match never {},
         }
     }
 
+    /// Calls `leave` once the spool is full.
     async fn watch_spool(&self, leave: impl Fn()) -> Infallible {
-        let mut looks = tokio::time::interval(LOOK_PERIOD);
+        let mut ticks = tokio::time::interval(CHECK_PERIOD);
         loop {
-            looks.tick().await;
-            // A plain server has no other way to send a file, which may use all the space there is.
-            let has_other_way = self.object.etag().is_some() && !self.object.is_complete();
-            if has_other_way && !self.is_full.get() && self.spool.is_full() {
+            ticks.tick().await;
+            // A plain server serves no files over HTTP. There the spool may use all free space.
+            let can_fetch_rest = self.object.etag().is_some() && !self.object.is_complete();
+            if can_fetch_rest && !self.is_full.get() && self.spool.is_full() {
                 self.is_full.set(true);
                 leave();
                 self.filled.notify_one();
@@ -84,13 +86,14 @@ impl<'a> Relay<'a> {
         }
     }
 
-    async fn hand_on(&self) -> Result<Relayed, ToolError> {
+    /// Writes pieces as they arrive.
+    async fn write_in_order(&self) -> Result<Relayed, ToolError> {
         let mut changes = self.object.watch();
         loop {
             let is_complete = self.object.is_complete();
-            let (written, here) = (self.written.get(), self.object.contiguous());
-            if written < here {
-                let piece = written..here.min(written + PIECE);
+            let (written, available) = (self.written.get(), self.object.contiguous());
+            if written < available {
+                let piece = written..available.min(written + PIECE_LEN);
                 if let Some(unreadable) = self.clock.pause(self.copy(piece.clone())).await? {
                     return Ok(Relayed::SpoolFull(unreadable.to_string()));
                 }
@@ -107,7 +110,7 @@ impl<'a> Relay<'a> {
                 };
             } else {
                 tokio::select! {
-                    // The object outlives this borrow of it.
+                    // Fails only if the object is gone, but `self` borrows it.
                     _ = changes.changed() => {}
                     () = self.filled.notified() => {}
                 }
@@ -115,8 +118,8 @@ impl<'a> Relay<'a> {
         }
     }
 
-    /// Copies one piece and frees its space: a held page is never written again. Returns an error
-    /// of the spool, which does not end the command.
+    /// Copies one piece and frees its space in the spool, where it is not needed again. Returns
+    /// `Some` if the spool cannot be read, which does not end the command.
     async fn copy(&self, piece: Range<u64>) -> Result<Option<io::Error>, ToolError> {
         let (object, sink) = (self.object.clone(), self.sink.clone());
         let copied = blocking(move || {
@@ -129,6 +132,6 @@ impl<'a> Relay<'a> {
             object.give_back(piece.end);
             Ok(None)
         });
-        copied.await.map_err(|error| self.sink.failed(&error))
+        copied.await.map_err(|error| self.sink.write_error(&error))
     }
 }

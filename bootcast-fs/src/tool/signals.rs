@@ -1,5 +1,4 @@
-//! Signals that end a command in an orderly way: it leaves its cast and deletes partial files
-//! first.
+//! Ends a command on a signal, after it left its cast and deleted partial files.
 
 use std::fmt;
 use std::io;
@@ -21,7 +20,7 @@ pub(super) enum Signal {
 }
 
 impl Signal {
-    /// Exit code by which a shell reports death by this signal.
+    /// Returns the exit code that a shell reports for a death by this signal.
     pub(super) fn exit_code(self) -> u8 {
         match self {
             Self::Hangup => 128 + 1,
@@ -41,7 +40,7 @@ impl fmt::Display for Signal {
     }
 }
 
-/// Listens for signals from its creation on. Those that were ignored before stay ignored.
+/// Handlers of the signals that end a command. Signals that were ignored at the start stay ignored.
 #[derive(Debug)]
 pub(super) struct Signals {
     hangup: EndSignal,
@@ -50,7 +49,7 @@ pub(super) struct Signals {
 }
 
 impl Signals {
-    /// Replaces the default action of the signals. Needs the runtime.
+    /// Replaces the default action of the signals. Needs the tokio runtime.
     pub(super) fn listen() -> io::Result<Self> {
         Ok(Self {
             hangup: EndSignal::listen(SignalKind::hangup())?,
@@ -59,7 +58,7 @@ impl Signals {
         })
     }
 
-    /// Runs `work` unless a signal arrives first.
+    /// Runs `work`. If a signal arrives first, drops `work` and fails.
     pub(super) async fn guard<T>(
         &mut self,
         work: impl Future<Output = Result<T, ToolError>>,

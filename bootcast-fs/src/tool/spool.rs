@@ -1,4 +1,4 @@
-//! Space for pages that arrive before a stream can take them.
+//! Temporary space for pages that arrive before the output can take them.
 
 use std::fs::File;
 use std::io;
@@ -11,17 +11,19 @@ use tracing::info;
 use super::error::ToolError;
 use crate::cache::{Cache, Store, nameless_file};
 
-/// Most bytes of a spool in memory, which the machine needs for other things.
+/// Most bytes of a spool in memory, so that other programs keep enough.
 const MEMORY_LIMIT: u64 = 64 << 20;
-/// 1 / this is the largest share of the free space that a spool uses: others use it too.
+/// 1 / this is the largest fraction of the free disk space that a spool uses. The rest is left to
+/// other programs.
 const FREE_DIVISOR: u64 = 2;
-/// Unit of `st_blocks`, on all file systems.
+/// Bytes of one block as counted by `st_blocks`, on all file systems.
 const BLOCK_BYTES: u64 = 512;
 
-/// A nameless file, in `$TMPDIR` or in memory, with a limit.
+/// A nameless file in `$TMPDIR` or in memory, with a limit.
 #[derive(Debug)]
 pub(super) struct Spool {
     file: File,
+    /// Most bytes that the spool may use.
     limit: u64,
     scratch: Scratch,
 }
@@ -34,35 +36,35 @@ impl Spool {
             Scratch::Directory(dir) => (nameless_file(dir), free_bytes(dir) / FREE_DIVISOR),
             Scratch::Memory => (memory_file(), MEMORY_LIMIT),
         };
-        let file = file.map_err(|error| scratch.failed(&error.to_string()))?;
+        let file = file.map_err(|error| scratch.error(&error.to_string()))?;
         Ok(Self { file, limit, scratch })
     }
 
-    /// Creates the store of an object in it.
+    /// Creates an object's store in this spool.
     pub(super) fn store(&self) -> Result<Store, ToolError> {
         let file = self.file.try_clone();
-        let file = file.map_err(|error| self.scratch.failed(&error.to_string()))?;
+        let file = file.map_err(|error| self.scratch.error(&error.to_string()))?;
         Ok(Store::transient(file, self.scratch.cache()))
     }
 
-    /// Whether it has reached its limit.
+    /// Returns whether the spool has reached its limit.
     pub(super) fn is_full(&self) -> bool {
         let used = self.file.metadata().map_or(0, |metadata| metadata.blocks() * BLOCK_BYTES);
         used >= self.limit
     }
 
-    /// Creates the error of a command that needs more space.
-    pub(super) fn failed(&self, reason: &str) -> ToolError {
-        self.scratch.failed(reason)
+    /// Creates the error of a command that cannot spool for this reason.
+    pub(super) fn error(&self, reason: &str) -> ToolError {
+        self.scratch.error(reason)
     }
 }
 
-/// Place for data that is needed only while the command runs.
+/// Place for temporary data.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Scratch {
     /// `$TMPDIR`, or `/tmp`.
     Directory(PathBuf),
-    /// Memory, if no file can be created in that directory.
+    /// Memory, if no file can be created in the directory.
     Memory,
 }
 
@@ -73,13 +75,13 @@ impl Scratch {
         match nameless_file(&dir) {
             Ok(_) => Self::Directory(dir),
             Err(error) => {
-                info!(dir = %dir.display(), %error, "cannot make files there, using memory");
+                info!(dir = %dir.display(), %error, "cannot create temporary files, using memory");
                 Self::Memory
             }
         }
     }
 
-    /// Creates the store of repair symbols in the same place.
+    /// Returns a cache in the same place, for repair symbols.
     pub(super) fn cache(&self) -> Cache {
         match self {
             Self::Directory(dir) => Cache::Disk(dir.clone()),
@@ -87,12 +89,15 @@ impl Scratch {
         }
     }
 
-    fn failed(&self, reason: &str) -> ToolError {
+    fn error(&self, reason: &str) -> ToolError {
         ToolError::Local(match self {
             Self::Directory(dir) => {
-                format!("cannot spool in {}: {reason}; name a larger TMPDIR", dir.display())
+                let dir = dir.display();
+                format!("cannot spool in {dir}: {reason}; set TMPDIR to a larger file system")
             }
-            Self::Memory => format!("cannot spool in memory: {reason}; name a larger TMPDIR"),
+            Self::Memory => {
+                format!("cannot spool in memory: {reason}; set TMPDIR to a directory with space")
+            }
         })
     }
 }
@@ -101,8 +106,8 @@ fn memory_file() -> io::Result<File> {
     Ok(rustix::fs::memfd_create("bootcast", MemfdFlags::CLOEXEC)?.into())
 }
 
-/// Returns the free space for users other than root. If the file system does not tell, only a
-/// failing write limits the spool.
+/// Returns the free space for users other than root, in bytes. If it is unknown, only a failed
+/// write limits the spool.
 fn free_bytes(dir: &Path) -> u64 {
     match rustix::fs::statvfs(dir) {
         // A tmpfs without a limit reports 0 blocks.
@@ -122,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn a_spool_counts_what_it_holds_and_not_how_far_it_reaches() {
+    fn a_spool_counts_allocated_blocks_and_not_the_file_length() {
         let spool = spool(1 << 20);
         spool.file.write_all_at(b"far away", 1 << 40).unwrap();
         assert!(!spool.is_full());
@@ -132,15 +137,15 @@ mod tests {
 
     #[test]
     fn the_message_names_the_place_that_was_used() {
-        let of = |scratch: Scratch| scratch.failed("it is full").to_string();
-        let dir = of(Scratch::Directory("/var/tmp".into()));
+        let error = |scratch: Scratch| scratch.error("it is full").to_string();
+        let dir = error(Scratch::Directory("/var/tmp".into()));
         assert!(dir.contains("/var/tmp") && !dir.contains("memory"), "{dir}");
-        let memory = of(Scratch::Memory);
+        let memory = error(Scratch::Memory);
         assert!(memory.contains("memory: it is full"), "{memory}");
     }
 
     #[test]
-    fn a_directory_that_is_not_there_has_no_limit_of_its_own() {
+    fn a_missing_directory_has_no_limit() {
         assert_eq!(free_bytes("/nonexistent/dir".as_ref()), u64::MAX);
     }
 }

@@ -29,7 +29,7 @@ pub(super) async fn run(args: Args) -> Result<(), ToolError> {
     let status = control.status().await.map_err(|error| {
         if error.is_not_found() {
             let server = control.server();
-            ToolError::Refused(format!("{server} is a plain server: it tells no status"))
+            ToolError::Refused(format!("{server} is a plain server: it has no status"))
         } else {
             error.into()
         }
@@ -37,7 +37,7 @@ pub(super) async fn run(args: Args) -> Result<(), ToolError> {
     if args.json { stdout::print_json(&status) } else { stdout::print(table(&status).as_bytes()) }
 }
 
-/// One line about the server, a table of its casts, and a line of sums.
+/// Formats a line about the server, a table of its casts, and a line of totals.
 fn table(status: &Status) -> String {
     let header =
         ["PATH", "GROUP", "MEMBERS", "UNICAST", "PASSES", "SENT/PAGES", "RATE", "MEAN RATE"];
@@ -62,7 +62,7 @@ fn server_line(status: &Status) -> String {
 }
 
 fn row(cast: &CastStatus) -> [String; 8] {
-    // Shows the path decoded, or as received if it cannot be decoded.
+    // The path is shown as received if it cannot be decoded.
     let path = RemotePath::decode(&cast.path);
     let path = path.as_ref().map_or(cast.path.as_bytes(), RemotePath::as_bytes);
     let bits = cast.pages_sent.saturating_mul(units::wire_len(cast.page_size) * 8);
@@ -95,14 +95,14 @@ fn counted(count: u64, thing: &str) -> String {
     if count == 1 { format!("1 {thing}") } else { format!("{count} {thing}s") }
 }
 
-/// Formats a rate with three digits: `199mbit`.
+/// Formats a rate in bits per second with three significant digits, such as `199mbit`.
 fn rate(bits: u64) -> String {
     let step = 10u64.pow(bits.checked_ilog10().unwrap_or(0).saturating_sub(2));
     let rounded = bits.saturating_add(step / 2) / step * step;
     BitRate::from_bits_per_second(rounded).map_or_else(|| "0".into(), |rate| rate.to_string())
 }
 
-/// Aligns the first column left and the others right, two blanks apart.
+/// Writes rows with the first column aligned left and the others right, two blanks apart.
 fn write_columns<const N: usize>(text: &mut String, rows: &[[String; N]]) {
     let width = |column: usize| {
         rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default()

@@ -1,4 +1,4 @@
-//! Fetches over plain HTTP, if multicast does not arrive or is not wanted.
+//! Fetches a file over plain HTTP, if multicast does not arrive or is not wanted.
 
 use std::time::{Duration, Instant};
 
@@ -14,14 +14,14 @@ use super::stall::StallClock;
 use super::url::Target;
 use crate::io::{ControlError, FileAnswer, now};
 
-/// First pause before a broken connection is replaced. It doubles each time.
+/// Pause before the first reconnect. It doubles with each attempt that brings no byte.
 const RETRY_MIN: Duration = Duration::from_millis(100);
-/// Longest pause between two connections.
+/// Longest pause before a reconnect.
 const RETRY_MAX: Duration = Duration::from_secs(2);
-/// Bytes in one write.
-const PIECE: usize = 1 << 20;
+/// Most bytes of one write.
+const WRITE_LEN: usize = 1 << 20;
 
-/// Fetch over plain HTTP that survives broken connections.
+/// Fetch over plain HTTP that reconnects when a connection breaks.
 #[derive(Debug)]
 pub(super) struct UnicastFetch<'a> {
     target: &'a Target,
@@ -35,18 +35,19 @@ pub(super) struct UnicastFetch<'a> {
     written: u64,
     /// Offset behind the last byte to fetch; `None` for the end of the file.
     end: Option<u64>,
-    /// Version of the file. Without one, a broken fetch cannot be resumed.
+    /// Version of the file. Without a version, a broken fetch cannot resume.
     etag: Option<Etag>,
+    /// Size of the whole file, if the server stated it.
     size: Option<u64>,
-    /// How the last connection was lost, if nothing was written since.
-    lost: Option<ControlError>,
-    /// Causes of lost connections that were logged.
-    losses: Limiter<String, Instant>,
+    /// Error of the last connection, if nothing was written since.
+    last_error: Option<ControlError>,
+    /// Rate limit for log messages about lost connections, by cause.
+    log_limiter: Limiter<String, Instant>,
 }
 
-/// State of a fetch that another transport began.
+/// Where a fetch resumes what another transport began.
 #[derive(Debug)]
-pub(super) struct Begun {
+pub(super) struct ResumePoint {
     /// Offset of the first byte to fetch.
     pub(super) first: u64,
     /// Number of bytes written from there on.
@@ -59,25 +60,26 @@ pub(super) struct Begun {
 
 /// How one connection ended.
 enum Connection {
-    /// Everything was written.
+    /// All bytes were written.
     Done,
     /// The connection failed.
     Broken(ControlError),
 }
 
 impl<'a> UnicastFetch<'a> {
-    /// Creates a fetch of the whole file into `sink`. Gives up after `patience` without a byte.
+    /// Creates a fetch of the whole file into `sink`. It gives up after `timeout` without a new
+    /// byte.
     pub(super) fn new(
         target: &'a Target,
-        patience: Option<Duration>,
+        timeout: Option<Duration>,
         progress: &'a Progress,
         sink: &Sink,
     ) -> Result<Self, ToolError> {
         let mut output = tokio::fs::File::from_std(sink.duplicate()?);
-        output.set_max_buf_size(PIECE);
+        output.set_max_buf_size(WRITE_LEN);
         Ok(Self {
             target,
-            clock: StallClock::new(patience),
+            clock: StallClock::new(timeout),
             progress,
             output,
             sink: sink.clone(),
@@ -86,26 +88,28 @@ impl<'a> UnicastFetch<'a> {
             end: None,
             etag: None,
             size: None,
-            lost: None,
-            losses: Limiter::new(),
+            last_error: None,
+            log_limiter: Limiter::new(),
         })
     }
 
-    /// Creates a fetch of the rest of what another transport began.
-    pub(super) fn going_on(
+    /// Creates a fetch of the bytes that another transport did not write.
+    pub(super) fn resume(
         target: &'a Target,
-        patience: Option<Duration>,
+        timeout: Option<Duration>,
         progress: &'a Progress,
         sink: &Sink,
-        begun: Begun,
+        from: ResumePoint,
     ) -> Result<Self, ToolError> {
-        let Begun { first, written, end, etag } = begun;
-        let fetch = Self::new(target, patience, progress, sink)?;
+        let ResumePoint { first, written, end, etag } = from;
+        let fetch = Self::new(target, timeout, progress, sink)?;
         Ok(Self { first, written, end, etag: Some(etag), ..fetch })
     }
 
-    /// Fetches. Returns the number of bytes written in all. If the file changed, the error is
-    /// [`ToolError::ChangedMidway`], or [`ToolError::Changed`] before the first byte.
+    /// Fetches the bytes. Returns how many were written in all, also by another transport.
+    ///
+    /// If the file changes, fails with [`ToolError::ChangedMidway`], or with [`ToolError::Changed`]
+    /// before the first byte.
     pub(super) async fn run(&mut self) -> Result<u64, ToolError> {
         let outcome = self.copy().await;
         let flushed = self.output.flush().await;
@@ -113,26 +117,26 @@ impl<'a> UnicastFetch<'a> {
             ToolError::Changed if self.written > 0 => ToolError::ChangedMidway(self.written),
             error => error,
         })?;
-        flushed.map_err(|error| self.sink.failed(&error))?;
+        flushed.map_err(|error| self.sink.write_error(&error))?;
         Ok(self.written)
     }
 
-    /// Offset of the next byte to fetch.
+    /// Returns the offset of the next byte to fetch.
     fn position(&self) -> u64 {
         self.first + self.written
     }
 
-    /// Whether the fetch is bound to a version, and so resumes after an interruption.
-    fn is_begun(&self) -> bool {
+    /// Returns whether the fetch is bound to a version, so that another version is an error.
+    fn is_bound(&self) -> bool {
         self.written > 0 || self.etag.is_some()
     }
 
-    /// Connects as often as needed.
+    /// Copies all bytes, over as many connections as needed.
     async fn copy(&mut self) -> Result<(), ToolError> {
         let mut pause = RETRY_MIN;
         let mut last = self.written;
         while let Connection::Broken(error) = self.connect().await? {
-            if !self.is_begun() {
+            if !self.is_bound() {
                 return Err(error.into());
             }
             if self.written > last {
@@ -140,37 +144,33 @@ impl<'a> UnicastFetch<'a> {
                 pause = RETRY_MIN;
             }
             let (cause, written) = (error.to_string(), self.written);
-            if let Some(suppressed) = self.losses.allow(&cause, now()) {
-                info!(
-                    error = cause,
-                    written,
-                    "connection lost, going on{}",
-                    Suppressed(suppressed)
-                );
+            if let Some(suppressed) = self.log_limiter.allow(&cause, now()) {
+                let more = Suppressed(suppressed);
+                info!(error = cause, written, "connection lost, reconnecting{more}");
             }
-            self.lost = Some(error);
-            self.patiently(tokio::time::sleep(pause)).await?;
+            self.last_error = Some(error);
+            self.within_timeout(tokio::time::sleep(pause)).await?;
             pause = (pause * 2).min(RETRY_MAX);
         }
         Ok(())
     }
 
-    /// Copies what one connection brings.
+    /// Copies the bytes of one connection.
     async fn connect(&mut self) -> Result<Connection, ToolError> {
         let Target { control, path } = self.target;
         let request = control.file(path, self.position(), self.etag.as_ref());
-        let answer = match self.patiently(request).await? {
+        let answer = match self.within_timeout(request).await? {
             Ok(answer) => answer,
             Err(error) if error.is_temporary() => return Ok(Connection::Broken(error)),
-            Err(error) if self.is_begun() && error.is_not_found() => {
+            Err(error) if self.is_bound() && error.is_not_found() => {
                 return Err(ToolError::Changed);
             }
             Err(error) => return Err(error.into()),
         };
-        self.adopt(&answer)?;
+        self.check_version(&answer)?;
         let mut response = answer.response;
         loop {
-            match self.patiently(response.chunk()).await? {
+            match self.within_timeout(response.chunk()).await? {
                 Ok(Some(bytes)) => self.write(&bytes).await?,
                 Ok(None) => return Ok(Connection::Done),
                 Err(error) => return Ok(Connection::Broken(control.unreachable(&error))),
@@ -181,9 +181,10 @@ impl<'a> UnicastFetch<'a> {
         }
     }
 
-    /// Checks that the answer belongs to the version that was begun, or begins with its version.
-    fn adopt(&mut self, answer: &FileAnswer) -> Result<(), ToolError> {
-        if self.is_begun() {
+    /// Checks that the answer continues the version of the bytes so far. The first answer decides
+    /// the version.
+    fn check_version(&mut self, answer: &FileAnswer) -> Result<(), ToolError> {
+        if self.is_bound() {
             let same = self.etag.is_some() && answer.etag == self.etag;
             let continues = answer.offset == self.position();
             if !(same && continues) {
@@ -196,31 +197,33 @@ impl<'a> UnicastFetch<'a> {
         Ok(())
     }
 
+    /// Writes the bytes of a response that belong to the range.
     async fn write(&mut self, bytes: &[u8]) -> Result<(), ToolError> {
         let wanted = self.end.map_or(u64::MAX, |end| end.saturating_sub(self.position()));
         let len = usize::try_from(wanted).unwrap_or(usize::MAX).min(bytes.len());
         let written = self.clock.pause(self.output.write_all(&bytes[..len])).await;
-        written.map_err(|error| self.sink.failed(&error))?;
+        written.map_err(|error| self.sink.write_error(&error))?;
         self.written += len as u64;
-        self.lost = None;
+        self.last_error = None;
         let end = self.end.or(self.size);
         self.progress.show(self.written, end.map(|end| end.saturating_sub(self.first)));
         Ok(())
     }
 
-    async fn patiently<T>(&self, work: impl Future<Output = T>) -> Result<T, ToolError> {
+    /// Runs `work` until the timeout.
+    async fn within_timeout<T>(&self, work: impl Future<Output = T>) -> Result<T, ToolError> {
         self.clock.within(work).await.map_err(|waited| self.stalled(waited))
     }
 
-    /// Explains why nothing new arrives, as far as this side can tell.
+    /// Creates the error of a fetch that stalled, with the most likely cause.
     fn stalled(&self, waited: Duration) -> ToolError {
         let server = self.target.control.server();
         let waited = humantime::format_duration(waited);
-        ToolError::TimedOut(match &self.lost {
+        ToolError::TimedOut(match &self.last_error {
             None => format!("{server} sent nothing for {waited}"),
             Some(ControlError::Unreachable { is_connected: true, .. }) => format!(
-                "nothing new arrived for {waited}: {server} ends each connection at byte {}, where it \
-                 may be unable to read the file",
+                "nothing new arrived for {waited}: {server} closes each connection at byte {}, \
+                 perhaps because it cannot read the file there",
                 self.position()
             ),
             Some(error) => format!("nothing new arrived for {waited}: {error}"),

@@ -1,4 +1,4 @@
-//! Argument of a command, such as `http://head:8888/images/a.img`, and the local name of its file.
+//! The argument that names a file on a server, such as `http://head:8888/images/a.img`.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -20,7 +20,7 @@ pub(super) struct Target {
 }
 
 impl Target {
-    /// Parses a URL, or `HOST:[PORT:]/PATH` as a mount takes it.
+    /// Parses a URL, or the form of a mount, `HOST:[PORT:]/PATH`.
     pub(super) fn parse(text: &OsStr) -> Result<Self, ToolError> {
         let source =
             Source::parse(text, None).map_err(|error| ToolError::Usage(error.to_string()))?;
@@ -29,23 +29,22 @@ impl Target {
         Ok(Self { control, path: source.path })
     }
 
-    /// The path as a person reads it.
-    pub(super) fn shown_name(&self) -> String {
+    /// Returns the last name of the path for display.
+    pub(super) fn display_name(&self) -> String {
         printable(self.path.file_name().unwrap_or(b"/"))
     }
 }
 
-/// Default name of a fetched file: the last name of its path.
+/// Returns the default name of a fetched file: the last name of its path.
 pub(super) fn default_file_name(path: &RemotePath) -> Result<PathBuf, ToolError> {
-    // `RemotePath` has no empty names and no names with a slash.
+    // A name in a `RemotePath` is never empty and has no slash.
     let name = path.file_name().ok_or_else(|| {
-        ToolError::Usage("the URL names no file: give a path, and a name here by -O FILE".into())
+        ToolError::Usage("the URL has no file name: add a path, and -O FILE for the output".into())
     })?;
     Ok(OsStr::from_bytes(name).into())
 }
 
-/// Escapes what a terminal cannot show: `\x1b` and `
-/// `, for example.
+/// Escapes control characters and bytes that are not UTF-8, so that a terminal can show the text.
 pub(super) fn printable(bytes: &[u8]) -> String {
     let mut text = String::new();
     for chunk in bytes.utf8_chunks() {
@@ -79,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn a_url_without_a_usable_name_is_wrong_usage() {
+    fn a_url_without_a_file_name_is_wrong_usage() {
         for url in ["http://head", "http://head/", "head:/", "http://head/a%2fb", "http://head/.."]
         {
             assert_eq!(name_of(url).unwrap_err().exit_code(), 1, "{url}");
@@ -95,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn a_url_asks_the_port_it_names_or_8888() {
+    fn the_port_is_8888_unless_the_url_names_one() {
         let server = |url| Target::parse(OsStr::new(url)).unwrap().control.server().to_owned();
         assert_eq!(server("http://head/x"), "head:8888");
         assert_eq!(server("http://head:99/x"), "head:99");
