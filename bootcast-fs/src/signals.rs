@@ -36,7 +36,7 @@ fn ignored_signals() -> String {
 }
 
 /// Returns whether the mask `SigIgn` of a `/proc/PID/status` contains the signal. Bit 0 of the mask
-/// is signal 1 (proc_pid_status(5)).
+/// is signal 1 (`proc_pid_status(5)`).
 fn is_ignored(kind: SignalKind, status: &str) -> bool {
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
