@@ -16,7 +16,7 @@ pub(super) const EXIT_CODES: &str = "\
 Exit codes:
   0    done; a fetched file is on the disk
   1    wrong usage
-  2    a file of this machine cannot be read or written
+  2    a local file or device cannot be read or written
   3    the server cannot be reached
   4    nothing new arrived for the time that --timeout allows
   5    the server has no such file
