@@ -255,7 +255,7 @@ fn connections_that_bring_nothing_new_are_no_progress() {
     let server = ScriptedServer::start(script.map(|answer| ("file", answer)));
     let (code, text) = verdict(&run(&dir, &["--unicast", "-t", "0.5", &server.url("image")]));
     assert_eq!(code, Some(4), "{text}");
-    assert!(text.contains("ends each connection at byte 4"), "{text}");
+    assert!(text.contains("closes each connection at byte 4"), "{text}");
     assert!(names(&dir).is_empty());
 }
 
