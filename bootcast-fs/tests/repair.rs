@@ -1,5 +1,5 @@
-//! Tests the intake with a server that loses pages and repairs them, over multicast on the loopback
-//! interface.
+//! Tests the receive thread with a server that loses pages and repairs them, over multicast on the
+//! loopback interface.
 #![expect(clippy::disallowed_methods, reason = "a test has a clock")]
 #![expect(clippy::unwrap_used, reason = "a helper that cannot do its work fails the test")]
 
@@ -24,9 +24,9 @@ use bootcast_proto::{
 const DEADLINE: Duration = Duration::from_secs(20);
 const SIZE: u32 = 1456 * 400 + 99;
 /// Pages whose number ends in this digit are lost.
-const LOST: u32 = 4;
+const LOST_DIGIT: u32 = 4;
 
-/// A server of one file, of which every client misses a tenth.
+/// A server of one file that loses a tenth of its pages.
 struct Server {
     bytes: Vec<u8>,
     geometry: Geometry,
@@ -34,13 +34,15 @@ struct Server {
     pages_to: SocketAddrV4,
     repair_to: SocketAddrV4,
     socket: UdpSocket,
-    heard: Mutex<Heard>,
+    recorded: Mutex<Recorded>,
 }
 
+/// Requests of the client.
 #[derive(Default)]
-struct Heard {
+struct Recorded {
     /// First lines of the requests.
     requests: Vec<String>,
+    /// The last report.
     report: Option<Report>,
 }
 
@@ -58,7 +60,7 @@ impl Server {
             pages_to: SocketAddrV4::new(group, free_port()),
             repair_to: SocketAddrV4::new(group, free_port()),
             socket: socket.into(),
-            heard: Mutex::default(),
+            recorded: Mutex::default(),
         }
     }
 
@@ -68,11 +70,11 @@ impl Server {
     }
 
     fn lost(&self) -> u64 {
-        self.geometry.all().iter().filter(|page| page.0 % 10 == LOST).count() as u64
+        self.geometry.all().iter().filter(|page| page.0 % 10 == LOST_DIGIT).count() as u64
     }
 
     fn send_pages(&self) {
-        for page in self.geometry.all().iter().filter(|page| page.0 % 10 != LOST) {
+        for page in self.geometry.all().iter().filter(|page| page.0 % 10 != LOST_DIGIT) {
             let header = Layout::Base.header(page, self.geometry.pages(), self.page(page));
             let datagram = [&header[..], self.page(page)].concat();
             self.socket.send_to(&datagram, self.pages_to).unwrap();
@@ -126,7 +128,7 @@ impl Server {
         }
     }
 
-    /// Answers one request; the connection ends with it.
+    /// Answers the only request of a connection.
     fn answer(&self, mut stream: &TcpStream) -> std::io::Result<()> {
         let mut reader = BufReader::new(stream);
         let mut head = Vec::new();
@@ -141,7 +143,7 @@ impl Server {
         let length = head.iter().find_map(|line| line.strip_prefix("content-length: "));
         let mut body = vec![0; length.map_or(0, |length| length.parse().unwrap())];
         reader.read_exact(&mut body)?;
-        self.note(&head, &body);
+        self.record(&head, &body);
         let (status, text) = if head[0].starts_with("get /join/") {
             ("200 OK", self.join_answer().encode())
         } else {
@@ -154,18 +156,18 @@ impl Server {
         )
     }
 
-    fn note(&self, request: &[String], body: &[u8]) {
-        let mut heard = self.heard.lock().unwrap();
+    fn record(&self, request: &[String], body: &[u8]) {
+        let mut recorded = self.recorded.lock().unwrap();
         if request[0].starts_with("post /report/image ") {
             assert!(request.contains(&format!("x-token: {}", Token::from_random(7))));
-            heard.report = Some(serde_json::from_slice(body).unwrap());
+            recorded.report = Some(serde_json::from_slice(body).unwrap());
         }
-        heard.requests.push(request[0].clone());
+        recorded.requests.push(request[0].clone());
     }
 
-    fn has_heard(&self, beginning: &str) -> bool {
-        let heard = self.heard.lock().unwrap();
-        heard.requests.iter().any(|request| request.starts_with(beginning))
+    fn has_request(&self, beginning: &str) -> bool {
+        let recorded = self.recorded.lock().unwrap();
+        recorded.requests.iter().any(|request| request.starts_with(beginning))
     }
 }
 
@@ -173,7 +175,7 @@ fn free_port() -> u16 {
     UdpSocket::bind("0.0.0.0:0").unwrap().local_addr().unwrap().port()
 }
 
-/// Serves in the background. Returns the address.
+/// Serves on another thread. Returns the address.
 fn serve(server: &Arc<Server>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -186,7 +188,7 @@ fn serve(server: &Arc<Server>) -> String {
     address.to_string()
 }
 
-/// An object opened by a reader, and the intake that attends to it.
+/// Creates an open object, and the receive thread that serves it.
 fn member(address: &str, runtime: &tokio::runtime::Runtime) -> (Arc<Object>, Intake) {
     let control = Control::new(&format!("http://{address}")).unwrap();
     let interface = "lo".parse().unwrap();
@@ -202,7 +204,7 @@ fn member(address: &str, runtime: &tokio::runtime::Runtime) -> (Arc<Object>, Int
     (object, intake)
 }
 
-/// Repeats a step until it returns that it was the last.
+/// Repeats a step until it returns true.
 fn repeat_until(what: &str, mut step: impl FnMut() -> bool) {
     let deadline = Instant::now() + DEADLINE;
     while !step() {
@@ -212,22 +214,22 @@ fn repeat_until(what: &str, mut step: impl FnMut() -> bool) {
 }
 
 #[test]
-fn what_is_lost_is_reported_and_rebuilt_and_the_member_leaves() {
+fn lost_pages_are_reported_and_rebuilt_and_the_member_leaves() {
     let server = Arc::new(Server::new());
     let address = serve(&server);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let (object, _intake) = member(&address, &runtime);
     let sent = u64::from(server.geometry.pages()) - server.lost();
-    repeat_until("not all that is sent arrives", || {
+    repeat_until("sent pages are missing", || {
         server.send_pages();
         object.counters().pages == sent
     });
     let mut numbers = 1..;
     repeat_until("no report", || {
         server.send_beacon(numbers.next().unwrap());
-        server.heard.lock().unwrap().report.is_some()
+        server.recorded.lock().unwrap().report.is_some()
     });
-    let report = server.heard.lock().unwrap().report.clone().unwrap();
+    let report = server.recorded.lock().unwrap().report.clone().unwrap();
     assert_eq!(report.needs.iter().map(|(_, need)| u64::from(*need)).sum::<u64>(), server.lost());
     repeat_until("not rebuilt", || {
         server.send_symbols(&report);
@@ -235,6 +237,6 @@ fn what_is_lost_is_reported_and_rebuilt_and_the_member_leaves() {
     });
     let mut bytes = vec![0; server.bytes.len()];
     object.store().read_exact_at(&mut bytes, 0).unwrap();
-    assert!(bytes == server.bytes, "other bytes than those that were sent");
-    repeat_until("no leave", || server.has_heard("get /leave/image "));
+    assert!(bytes == server.bytes, "the bytes differ from the sent ones");
+    repeat_until("no leave", || server.has_request("get /leave/image "));
 }

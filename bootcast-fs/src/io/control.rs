@@ -44,7 +44,7 @@ const QUEUE_MAX: Duration = Duration::from_secs(2);
 /// connection that the server is closing.
 const POOL_IDLE: Duration = Duration::from_secs(10);
 /// Number of attempts to leave a cast.
-const LEAVE_TRIES: u32 = 4;
+const LEAVE_ATTEMPTS: u32 = 4;
 /// Pause after the first failed attempt to leave. It doubles after each attempt.
 const LEAVE_PAUSE: Duration = Duration::from_millis(100);
 /// Largest listing or status that is read, in bytes.
@@ -52,7 +52,7 @@ const LISTING_LIMIT: usize = 256 << 20;
 /// Largest other answer that is read, in bytes.
 const ANSWER_LIMIT: usize = 1 << 20;
 /// Most characters of a refusal's text that are shown.
-const MESSAGE_LEN: usize = 200;
+const MAX_MESSAGE_CHARS: usize = 200;
 
 /// Client of one server's control plane.
 #[derive(Clone, Debug)]
@@ -208,7 +208,7 @@ impl Control {
     /// sending for this member until its lease ends.
     pub async fn leave(&self, path: &RemotePath, token: &Token) -> Result<(), ControlError> {
         let mut pause = LEAVE_PAUSE;
-        for _ in 1..LEAVE_TRIES {
+        for _ in 1..LEAVE_ATTEMPTS {
             match self.leave_once(path, token).await {
                 Err(error) if error.is_temporary() => tokio::time::sleep(pause).await,
                 result => return result,
@@ -241,13 +241,13 @@ impl Control {
         path: &RemotePath,
         token: &Token,
         want: &WantBody,
-    ) -> Result<Wanted, ControlError> {
+    ) -> Result<DemandAnswer, ControlError> {
         let request = self.wants.post(self.url("want", path)).timeout(WANT_TIMEOUT);
         let response = self.send_json(request, token, want).await?;
         let queue = response.headers().get(HEADER_QUEUE).and_then(|value| value.to_str().ok());
         let queue = queue.and_then(|text| text.parse().ok()).map(Duration::from_micros);
         let queue = queue.unwrap_or_default().min(QUEUE_MAX);
-        Ok(Wanted { queue, unreadable: unreadable_pages(&response) })
+        Ok(DemandAnswer { queue, unreadable: unreadable_pages(&response) })
     }
 
     /// Sends a member's request with `body` as JSON.
@@ -282,7 +282,7 @@ impl Control {
     ) -> Result<Option<Attributes>, ControlError> {
         // A server that does not know this query sends the entries as well. They are ignored.
         let url = format!("{}?entries=0", self.url("meta", path));
-        self.ask_meta(self.client.get(url), known).await
+        self.request_meta(self.client.get(url), known).await
     }
 
     /// Requests the attributes of a path and, for a directory, of all its entries. Returns `None`
@@ -292,10 +292,11 @@ impl Control {
         path: &RemotePath,
         known: Option<&Etag>,
     ) -> Result<Option<Meta>, ControlError> {
-        self.ask_meta(self.listings.get(self.url("meta", path)), known).await
+        self.request_meta(self.listings.get(self.url("meta", path)), known).await
     }
 
-    async fn ask_meta<T: serde::de::DeserializeOwned>(
+    /// Requests `/meta/` and parses the answer. Returns `None` if the version is still `known`.
+    async fn request_meta<T: serde::de::DeserializeOwned>(
         &self,
         mut request: RequestBuilder,
         known: Option<&Etag>,
@@ -343,7 +344,7 @@ impl Control {
 
     /// Requests these bytes of the version `etag`. Returns a response whose body is that part;
     /// another version or another part is an error.
-    pub async fn part(
+    pub async fn file_range(
         &self,
         path: &RemotePath,
         bytes: &Range<u64>,
@@ -387,13 +388,13 @@ impl Control {
             return Ok(response);
         }
         let retry_after = header(&response, RETRY_AFTER).and_then(|value| value.parse().ok());
-        let bytes = unreadable(&response).and_then(|text| decode_bytes(&text));
+        let bytes = unreadable_header(&response).and_then(|text| decode_bytes(&text));
         let text = self.text(response, ANSWER_LIMIT).await.unwrap_or_default();
         let line = text.lines().next().unwrap_or_default().trim();
         let message = if line.is_empty() || line.starts_with('<') {
             status.to_string()
         } else {
-            line.chars().take(MESSAGE_LEN).collect()
+            line.chars().take(MAX_MESSAGE_CHARS).collect()
         };
         if let Some(bytes) = bytes {
             return Err(ControlError::Unreadable { bytes, message });
@@ -455,7 +456,7 @@ impl Control {
 
 /// Answer to a demand.
 #[derive(Clone, Debug)]
-pub struct Wanted {
+pub struct DemandAnswer {
     /// Time until the server will have sent the pages; zero from a server that does not state it.
     pub queue: Duration,
     /// Pages that the server cannot read.
@@ -476,11 +477,11 @@ pub struct FileAnswer {
 }
 
 fn unreadable_pages(response: &Response) -> Vec<PageRange> {
-    unreadable(response).map(|text| decode_pages(&text)).unwrap_or_default()
+    unreadable_header(response).map(|text| decode_pages(&text)).unwrap_or_default()
 }
 
 /// Returns the header that lists the parts of the file that the server cannot read.
-fn unreadable(response: &Response) -> Option<String> {
+fn unreadable_header(response: &Response) -> Option<String> {
     header(response, reqwest::header::HeaderName::from_static(HEADER_UNREADABLE))
 }
 

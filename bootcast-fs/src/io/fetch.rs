@@ -27,7 +27,7 @@ pub(super) async fn fetch(
     let path = &object.key().path;
     // Bytes of an unnamed version could belong to another content.
     let etag = object.etag().ok_or(FetchError::Changed)?;
-    let mut response = control.part(path, &fetch.bytes, &etag).await?;
+    let mut response = control.file_range(path, &fetch.bytes, &etag).await?;
     let (mut offset, mut bytes) = (fetch.bytes.start, Vec::new());
     let mut received = more(&mut response, &mut bytes).await;
     loop {

@@ -34,8 +34,8 @@ pub(super) struct Args {
     #[arg(short = 'O', long = "output", value_name = "FILE")]
     output: Option<PathBuf>,
 
-    /// Fetch only these bytes, counted from 0: 0-499 (both included), 500- (to the end) or -500 (the
-    /// last 500)
+    /// Fetch only these bytes, counted from 0: 0-499 (both included), 500- (to the end) or -500
+    /// (the last 500)
     #[arg(
         short,
         long,

@@ -1,6 +1,6 @@
-//! Tests `bootcast get` with servers that misbehave on purpose, over loopback.
+//! Tests `bootcast get` over loopback against servers that misbehave on purpose.
 //!
-//! The `tests` package tests it end to end with the real server.
+//! The package `tests` has the end-to-end tests with the real server.
 #![expect(clippy::unwrap_used, reason = "a helper that cannot do its work fails the test")]
 
 mod server;
@@ -16,19 +16,19 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use server::{
-    Carousel, NO_ANSWER, PAGE_SIZE, ScriptedServer, answer_of, cut_answer_of, join_answer,
+    Carousel, NO_ANSWER, PAGE_SIZE, ScriptedServer, join_answer, partial_response, response,
 };
 use tempfile::TempDir;
 
 const ETAG: &str = "ETag: \"v1\"\r\n";
 
-/// A group for each test, because tests run side by side.
+/// Returns a group for one test alone, because tests run in parallel.
 fn group(number: u8) -> SocketAddrV4 {
     SocketAddrV4::new([239, 255, 77, number].into(), 9077)
 }
 
 fn get(dir: &Path, args: &[&str]) -> Command {
-    // Whoever runs tests in the background may ignore signals, and children inherit that.
+    // A test run in the background may have signals ignored, and children inherit that.
     let mut command = Command::new("env");
     command.args(["--default-signal", env!("CARGO_BIN_EXE_bootcast")]);
     command.current_dir(dir).env_remove("BOOTCAST_INTERFACE");
@@ -41,14 +41,14 @@ fn run(dir: &TempDir, args: &[&str]) -> Output {
     get(dir.path(), args).output().unwrap()
 }
 
-/// Exit code and the one line on standard error.
-fn verdict(output: &Output) -> (Option<i32>, String) {
+/// Returns the exit code and the only line on standard error.
+fn exit_and_message(output: &Output) -> (Option<i32>, String) {
     let text = String::from_utf8(output.stderr.clone()).unwrap();
     assert!(text.lines().count() <= 1, "{text}");
     (output.status.code(), text)
 }
 
-/// Names in `dir`, hidden ones included.
+/// Returns the names in `dir`, also hidden ones.
 fn names(dir: &TempDir) -> Vec<PathBuf> {
     fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into()).collect()
 }
@@ -57,13 +57,13 @@ fn names(dir: &TempDir) -> Vec<PathBuf> {
 fn wait_until(what: &str, condition: impl Fn() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while !condition() {
-        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        assert!(Instant::now() < deadline, "not in time: {what}");
         std::thread::park_timeout(Duration::from_millis(10));
     }
 }
 
-/// Whether the kernel lists this process as a member of the group.
-fn is_heard(group: SocketAddrV4) -> bool {
+/// Returns whether the kernel lists a socket of this machine as a member of the group.
+fn is_subscribed(group: SocketAddrV4) -> bool {
     let address = u32::from_ne_bytes(group.ip().octets());
     let groups = fs::read_to_string("/proc/net/igmp").unwrap();
     groups.contains(&format!("{address:08X}"))
@@ -74,46 +74,47 @@ fn signal(child: &Child, signal: Signal) {
 }
 
 #[test]
-fn a_broken_unicast_fetch_goes_on_where_it_broke_off() {
+fn a_broken_unicast_fetch_resumes_at_the_first_missing_byte() {
     let dir = tempfile::tempdir().unwrap();
     let whole = format!("Content-Length: 10\r\n{ETAG}");
     let rest = format!("{ETAG}Content-Range: bytes 4-9/10\r\n");
     let server = ScriptedServer::start([
-        ("file", cut_answer_of("200 OK", &whole, "0123")),
-        ("file", answer_of("206 Partial Content", &rest, "456789")),
+        ("file", partial_response("200 OK", &whole, "0123")),
+        ("file", response("206 Partial Content", &rest, "456789")),
     ]);
     let output = run(&dir, &["--unicast", &server.url("image")]);
-    assert_eq!(verdict(&output), (Some(0), String::new()));
+    assert_eq!(exit_and_message(&output), (Some(0), String::new()));
     assert_eq!(fs::read(dir.path().join("image")).unwrap(), b"0123456789");
-    let asked = &server.requests("file")[1];
-    assert_eq!(asked.header("range"), Some("bytes=4-"));
-    assert_eq!(asked.header("if-range"), Some("\"v1\""));
+    let second = &server.requests("file")[1];
+    assert_eq!(second.header("range"), Some("bytes=4-"));
+    assert_eq!(second.header("if-range"), Some("\"v1\""));
 }
 
-/// A server whose first connection brings the start of version 1, and the second all of version 2.
+/// Starts a server that sends the beginning of version 1 first, and the whole of version 2 after
+/// it.
 fn changing_server() -> ScriptedServer {
     let first = format!("Content-Length: 10\r\n{ETAG}");
-    let second = || answer_of("200 OK", "ETag: \"v2\"\r\n", "ABCDEFGHIJ");
+    let second = || response("200 OK", "ETag: \"v2\"\r\n", "ABCDEFGHIJ");
     ScriptedServer::start([
-        ("file", cut_answer_of("200 OK", &first, "0123")),
+        ("file", partial_response("200 OK", &first, "0123")),
         ("file", second()),
         ("file", second()),
     ])
 }
 
 #[test]
-fn a_file_that_changes_is_fetched_anew_and_never_mixed() {
+fn a_changed_file_is_fetched_again_and_versions_never_mix() {
     let dir = tempfile::tempdir().unwrap();
     let output = run(&dir, &["--unicast", &changing_server().url("image")]);
-    assert_eq!(verdict(&output), (Some(0), String::new()));
+    assert_eq!(exit_and_message(&output), (Some(0), String::new()));
     assert_eq!(fs::read(dir.path().join("image")).unwrap(), b"ABCDEFGHIJ");
 }
 
 #[test]
-fn a_stream_of_a_file_that_changes_fails_because_it_cannot_be_taken_back() {
+fn a_stream_of_a_changed_file_fails_after_its_first_bytes() {
     let dir = tempfile::tempdir().unwrap();
     let output = run(&dir, &["--unicast", &changing_server().url("image"), "-O", "-"]);
-    let (code, text) = verdict(&output);
+    let (code, text) = exit_and_message(&output);
     assert_eq!(code, Some(7), "{text}");
     assert!(text.contains("after 4 bytes"), "{text}");
     assert_eq!(output.stdout, b"0123");
@@ -125,8 +126,8 @@ fn refusals_have_their_exit_codes_and_leave_no_file() {
         [("404 Not Found", 5), ("403 Forbidden", 6), ("503 Service Unavailable", 6)]
     {
         let dir = tempfile::tempdir().unwrap();
-        let server = ScriptedServer::start([("file", answer_of(status, "", "because\n"))]);
-        let (found, text) = verdict(&run(&dir, &["--unicast", &server.url("image")]));
+        let server = ScriptedServer::start([("file", response(status, "", "because\n"))]);
+        let (found, text) = exit_and_message(&run(&dir, &["--unicast", &server.url("image")]));
         assert_eq!(found, Some(code), "{text}");
         assert_eq!(text, "bootcast: /image: because\n");
         assert_eq!(names(&dir), [""; 0].map(PathBuf::from));
@@ -134,10 +135,10 @@ fn refusals_have_their_exit_codes_and_leave_no_file() {
 }
 
 #[test]
-fn a_cast_that_is_not_heard_times_out_with_advice_and_is_left() {
+fn a_cast_without_datagrams_times_out_with_advice_and_a_leave() {
     let dir = tempfile::tempdir().unwrap();
     let server = ScriptedServer::start([("join", join_answer(group(1), "t1", 250, "v1"))]);
-    let (code, text) = verdict(&run(&dir, &["--timeout", "0.3", &server.url("image")]));
+    let (code, text) = exit_and_message(&run(&dir, &["--timeout", "0.3", &server.url("image")]));
     assert_eq!(code, Some(4), "{text}");
     assert!(text.contains("firewall") && text.contains("--unicast"), "{text}");
     assert_eq!(server.requests("leave")[0].header("x-token"), Some("t1"));
@@ -145,16 +146,16 @@ fn a_cast_that_is_not_heard_times_out_with_advice_and_is_left() {
 }
 
 #[test]
-fn a_signal_leaves_the_cast_and_what_was_under_the_name() {
+fn a_signal_leaves_the_cast_and_keeps_the_old_file() {
     for (sent, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("image"), "old").unwrap();
         let server = ScriptedServer::start([("join", join_answer(group(2), "t1", 250, "v1"))]);
         let child = get(dir.path(), &[&server.url("image")]).spawn().unwrap();
-        wait_until("it listens", || is_heard(group(2)));
+        wait_until("the group is subscribed", || is_subscribed(group(2)));
         signal(&child, sent);
         let output = child.wait_with_output().unwrap();
-        assert_eq!(verdict(&output).0, Some(code));
+        assert_eq!(exit_and_message(&output).0, Some(code));
         assert_eq!(server.requests("leave").len(), 1);
         assert_eq!(names(&dir), [PathBuf::from("image")]);
         assert_eq!(fs::read(dir.path().join("image")).unwrap(), b"old");
@@ -162,12 +163,12 @@ fn a_signal_leaves_the_cast_and_what_was_under_the_name() {
 }
 
 #[test]
-fn a_stream_begins_before_the_cast_is_complete() {
+fn a_stream_begins_before_the_file_is_complete() {
     let dir = tempfile::tempdir().unwrap();
     let content: Vec<u8> = (0..=255).cycle().take(5 * PAGE_SIZE + 1).collect();
     let server =
         ScriptedServer::start([("join", join_answer(group(3), "t1", content.len(), "v1"))]);
-    // Pages after the gap must wait for it.
+    // The pages after page 2 cannot be written before it arrives.
     let whole = Arc::new(AtomicBool::new(false));
     let is_whole = whole.clone();
     let _cast = Carousel::start(group(3), &content, move |page| {
@@ -187,41 +188,41 @@ fn a_stream_begins_before_the_cast_is_complete() {
 }
 
 #[test]
-fn a_reader_that_goes_away_ends_the_stream_without_a_word() {
+fn a_closed_pipe_ends_the_command_silently() {
     let dir = tempfile::tempdir().unwrap();
     let server = ScriptedServer::start([("join", join_answer(group(4), "t1", 250, "v1"))]);
     let mut child = get(dir.path(), &[&server.url("image"), "-O", "-"]).spawn().unwrap();
     drop(child.stdout.take());
     let _carousel = Carousel::start(group(4), &[7; 250], |_| true);
     let output = child.wait_with_output().unwrap();
-    assert_eq!(verdict(&output), (Some(141), String::new()));
+    assert_eq!(exit_and_message(&output), (Some(141), String::new()));
     assert_eq!(server.requests("leave").len(), 1);
 }
 
 #[test]
-fn a_spool_in_memory_does_where_no_directory_will() {
+fn without_a_temporary_directory_the_spool_is_in_memory() {
     let dir = tempfile::tempdir().unwrap();
     let server = ScriptedServer::start([("join", join_answer(group(5), "t1", 250, "v1"))]);
     let _carousel = Carousel::start(group(5), &[7; 250], |_| true);
     let mut command = get(dir.path(), &[&server.url("image"), "-O", "-"]);
     let output = command.env("TMPDIR", "/nonexistent").output().unwrap();
-    assert_eq!(verdict(&output), (Some(0), String::new()));
+    assert_eq!(exit_and_message(&output), (Some(0), String::new()));
     assert_eq!(output.stdout, [7; 250]);
 }
 
 #[test]
-fn a_version_that_comes_by_a_later_join_is_fetched_from_its_beginning() {
+fn a_new_version_in_a_later_join_is_fetched_from_the_beginning() {
     let dir = tempfile::tempdir().unwrap();
-    // The first cast is silent; the fetch and the second join meet another version.
+    // The first cast is silent. The HTTP fetch and the second join find another version.
     let joins = [(6, "t1", "v1"), (7, "t2", "v2"), (7, "t3", "v2")];
     let joins =
         joins.map(|(number, token, etag)| ("join", join_answer(group(number), token, 250, etag)));
-    let file = answer_of("200 OK", "ETag: \"v2\"\r\n", &"\u{2}".repeat(250));
+    let file = response("200 OK", "ETag: \"v2\"\r\n", &"\u{2}".repeat(250));
     let server =
         ScriptedServer::start(joins.into_iter().chain([("file", file.clone()), ("file", file)]));
     let _new = Carousel::start(group(7), &[2; 250], |_| true);
     let output = run(&dir, &[&server.url("image")]);
-    assert_eq!(verdict(&output), (Some(0), String::new()));
+    assert_eq!(exit_and_message(&output), (Some(0), String::new()));
     assert_eq!(fs::read(dir.path().join("image")).unwrap(), [2; 250]);
     let left: Vec<_> = server.requests("leave");
     let mut left: Vec<_> = left.iter().filter_map(|leave| leave.header("x-token")).collect();
@@ -230,7 +231,7 @@ fn a_version_that_comes_by_a_later_join_is_fetched_from_its_beginning() {
 }
 
 #[test]
-fn pages_that_come_again_and_again_are_no_progress() {
+fn duplicate_pages_are_no_progress() {
     let dir = tempfile::tempdir().unwrap();
     let joins =
         || ["t1", "t2", "t3"].map(|token| ("join", join_answer(group(8), token, 250, "v1")));
@@ -238,7 +239,7 @@ fn pages_that_come_again_and_again_are_no_progress() {
     for output in [&["-O", "image"][..], &["-O", "-"], &["--range", "0-", "-O", "-"]] {
         let server = ScriptedServer::start(joins());
         let url = server.url("image");
-        let (code, text) = verdict(&run(&dir, &[&["-t", "0.5", &url], output].concat()));
+        let (code, text) = exit_and_message(&run(&dir, &[&["-t", "0.5", &url], output].concat()));
         assert_eq!(code, Some(4), "{output:?}: {text}");
         assert!(text.contains("nothing new"), "{output:?}: {text}");
         assert!(names(&dir).is_empty());
@@ -246,28 +247,29 @@ fn pages_that_come_again_and_again_are_no_progress() {
 }
 
 #[test]
-fn connections_that_bring_nothing_new_are_no_progress() {
+fn connections_without_new_bytes_are_no_progress() {
     let dir = tempfile::tempdir().unwrap();
-    let first = cut_answer_of("200 OK", &format!("Content-Length: 10\r\n{ETAG}"), "0123");
+    let first = partial_response("200 OK", &format!("Content-Length: 10\r\n{ETAG}"), "0123");
     let rest = format!("Content-Length: 6\r\nContent-Range: bytes 4-9/10\r\n{ETAG}");
-    let empty = cut_answer_of("206 Partial Content", &rest, "");
+    let empty = partial_response("206 Partial Content", &rest, "");
     let script = std::iter::once(first).chain(std::iter::repeat_n(empty, 100));
     let server = ScriptedServer::start(script.map(|answer| ("file", answer)));
-    let (code, text) = verdict(&run(&dir, &["--unicast", "-t", "0.5", &server.url("image")]));
+    let (code, text) =
+        exit_and_message(&run(&dir, &["--unicast", "-t", "0.5", &server.url("image")]));
     assert_eq!(code, Some(4), "{text}");
     assert!(text.contains("closes each connection at byte 4"), "{text}");
     assert!(names(&dir).is_empty());
 }
 
 #[test]
-fn connections_that_are_lost_for_one_reason_are_one_line_in_the_log() {
+fn connections_lost_for_the_same_reason_are_logged_once() {
     let dir = tempfile::tempdir().unwrap();
-    // Each connection brings one byte, so that the next one follows at once.
+    // Each connection brings one byte, so that the client reconnects at once.
     let byte = |at: usize| {
         let range =
             format!("Content-Length: {}\r\nContent-Range: bytes {at}-9/10\r\n{ETAG}", 10 - at);
         let status = if at == 0 { "200 OK" } else { "206 Partial Content" };
-        ("file", cut_answer_of(status, &range, "7"))
+        ("file", partial_response(status, &range, "7"))
     };
     let server = ScriptedServer::start((0..10).map(byte));
     let output = run(&dir, &["--unicast", "-v", &server.url("image")]);
@@ -278,56 +280,56 @@ fn connections_that_are_lost_for_one_reason_are_one_line_in_the_log() {
 }
 
 #[test]
-fn a_server_that_takes_requests_and_answers_none_is_given_up() {
+fn a_server_that_never_answers_times_out() {
     let dir = tempfile::tempdir().unwrap();
     for mode in [&[][..], &["--unicast"], &["--range", "0-9"]] {
         let silent = ["meta", "join", "file"].map(|endpoint| (endpoint, NO_ANSWER.to_owned()));
         let server = ScriptedServer::start(silent);
         let url = server.url("image");
-        let (code, text) = verdict(&run(&dir, &[&["-t", "0.5", &url], mode].concat()));
+        let (code, text) = exit_and_message(&run(&dir, &[&["-t", "0.5", &url], mode].concat()));
         assert_eq!(code, Some(4), "{mode:?}: {text}");
         assert!(names(&dir).is_empty());
     }
 }
 
 #[test]
-fn a_listing_that_hangs_does_not_hold_up_the_file() {
+fn a_hanging_request_for_attributes_does_not_delay_the_file() {
     let dir = tempfile::tempdir().unwrap();
     let join = join_answer(group(9), "t1", 250, "v1");
     let server = ScriptedServer::start([("meta", NO_ANSWER.to_owned()), ("join", join)]);
     let _carousel = Carousel::start(group(9), &[7; 250], |_| true);
     let output = run(&dir, &[&server.url("image")]);
-    assert_eq!(verdict(&output), (Some(0), String::new()));
+    assert_eq!(exit_and_message(&output), (Some(0), String::new()));
     assert_eq!(fs::read(dir.path().join("image")).unwrap(), [7; 250]);
     assert_eq!(server.requests("meta").len(), 1);
 }
 
 #[test]
-fn ls_gives_a_server_that_hangs_up_at_the_name_and_does_not_wait_for_a_listing() {
+fn ls_requests_no_listing_from_a_server_that_hangs() {
     let server = ScriptedServer::start([("meta", NO_ANSWER.to_owned())]);
     let ls =
         Command::new(env!("CARGO_BIN_EXE_bootcast")).args(["ls", &server.url("images")]).output();
-    let (code, text) = verdict(&ls.unwrap());
+    let (code, text) = exit_and_message(&ls.unwrap());
     assert_eq!(code, Some(3), "{text}");
     let requests: Vec<_> = server.requests("meta").into_iter().map(|it| it.line).collect();
     assert_eq!(requests, ["GET /meta/images?entries=0 HTTP/1.1"]);
 }
 
 #[test]
-fn a_directory_is_named_as_such_whatever_the_join_says() {
+fn a_directory_is_reported_even_if_the_join_gets_404() {
     let dir = tempfile::tempdir().unwrap();
     let meta = r#"{"kind":"directory","size":0,"mode":493,"mtime":0,"mtime_ns":0,"entries":[]}"#;
-    let server = ScriptedServer::start([("meta", answer_of("200 OK", "", meta))]);
-    let (code, text) = verdict(&run(&dir, &[&server.url("images")]));
+    let server = ScriptedServer::start([("meta", response("200 OK", "", meta))]);
+    let (code, text) = exit_and_message(&run(&dir, &[&server.url("images")]));
     assert_eq!(code, Some(6), "{text}");
     assert!(text.contains("is a directory"), "{text}");
 }
 
 #[test]
-fn no_server_is_told_at_once() {
+fn a_refused_connection_is_an_error_at_once() {
     let dir = tempfile::tempdir().unwrap();
     for args in [&["http://127.0.0.1:1/image"][..], &["--unicast", "http://127.0.0.1:1/image"]] {
-        let (code, text) = verdict(&run(&dir, args));
+        let (code, text) = exit_and_message(&run(&dir, args));
         assert_eq!(code, Some(3), "{text}");
         assert!(text.contains("refused"), "{text}");
     }

@@ -1,4 +1,4 @@
-//! A scripted server that records its requests.
+//! A scripted HTTP server that records its requests, and a sender of pages.
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Write};
@@ -28,17 +28,17 @@ impl Request {
     }
 }
 
-/// In a script: keeps the connection open and sends nothing.
+/// Answer in a script: keeps the connection open and sends nothing.
 pub(crate) const NO_ANSWER: &str = "";
 
-/// Answers the requests to each endpoint in the order of the script, then with 404.
+/// Server that answers the requests to each endpoint in the order of a script, and then with 404.
 pub(crate) struct ScriptedServer {
     port: u16,
     seen: Arc<Mutex<Vec<Request>>>,
 }
 
 impl ScriptedServer {
-    /// Starts the server. `script` holds endpoints with complete answers.
+    /// Starts the server. `script` has pairs of an endpoint and a response.
     pub(crate) fn start(script: impl IntoIterator<Item = (&'static str, String)>) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -46,7 +46,7 @@ impl ScriptedServer {
         let mut script: VecDeque<_> = script.into_iter().collect();
         let log = seen.clone();
         thread::spawn(move || {
-            let mut waiting = Vec::new();
+            let mut unanswered = Vec::new();
             for connection in listener.incoming() {
                 // A client that disconnected does not matter.
                 let Ok(mut connection) = connection else { continue };
@@ -55,10 +55,10 @@ impl ScriptedServer {
                 let answer = at.and_then(|at| script.remove(at)).map(|(_, answer)| answer);
                 log.lock().unwrap().push(request);
                 if answer.as_deref() == Some(NO_ANSWER) {
-                    waiting.push(connection);
+                    unanswered.push(connection);
                     continue;
                 }
-                let answer = answer.unwrap_or_else(|| answer_of("404 Not Found", "", "no\n"));
+                let answer = answer.unwrap_or_else(|| response("404 Not Found", "", "no\n"));
                 let _ = connection.write_all(answer.as_bytes());
             }
         });
@@ -69,7 +69,7 @@ impl ScriptedServer {
         format!("http://127.0.0.1:{}/{path}", self.port)
     }
 
-    /// Requests to `endpoint` so far.
+    /// Returns the requests to `endpoint` so far.
     pub(crate) fn requests(&self, endpoint: &str) -> Vec<Request> {
         self.seen.lock().unwrap().iter().filter(|request| request.is(endpoint)).cloned().collect()
     }
@@ -82,35 +82,36 @@ fn read_request(connection: &TcpStream) -> Option<Request> {
     Some(Request { line, headers: headers.collect() })
 }
 
-/// One answer per connection. `headers` end with CRLF each.
-pub(crate) fn answer_of(status: &str, headers: &str, body: &str) -> String {
+/// Returns a response that ends its connection. Each of `headers` ends with CRLF.
+pub(crate) fn response(status: &str, headers: &str, body: &str) -> String {
     let len = body.len();
-    cut_answer_of(status, &format!("Content-Length: {len}\r\n{headers}"), body)
+    partial_response(status, &format!("Content-Length: {len}\r\n{headers}"), body)
 }
 
-/// An answer whose headers need not match its body.
-pub(crate) fn cut_answer_of(status: &str, headers: &str, body: &str) -> String {
+/// Returns a response whose `Content-Length` may exceed its body.
+pub(crate) fn partial_response(status: &str, headers: &str, body: &str) -> String {
     format!("HTTP/1.1 {status}\r\nConnection: close\r\n{headers}\r\n{body}")
 }
 
-/// Answer to a join of a server with extensions.
+/// Returns the answer of a server with extensions to a join.
 pub(crate) fn join_answer(group: SocketAddrV4, token: &str, size: usize, etag: &str) -> String {
     let pages = size.div_ceil(PAGE_SIZE);
     let body = format!(
         "CONNECT={group}\nTOKEN={token}\nPAGES={pages}\nPAGESIZE={PAGE_SIZE}\nSIZE={size}\nETAG={etag}\n\n"
     );
-    answer_of("200 OK", "", &body)
+    response("200 OK", "", &body)
 }
 
+/// Bytes of a page.
 pub(crate) const PAGE_SIZE: usize = 100;
 
-/// Sends some pages of `content` to a group on the loopback interface in passes, until dropped.
+/// Sender of pages to a group on the loopback interface, in passes until it is dropped.
 pub(crate) struct Carousel {
     stop: Arc<AtomicBool>,
 }
 
 impl Carousel {
-    /// Starts sending. Each pass has the pages for which `wanted` is then true.
+    /// Starts sending `content`. Each pass has the pages for which `wanted` returns true.
     pub(crate) fn start(
         group: SocketAddrV4,
         content: &[u8],
