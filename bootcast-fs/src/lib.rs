@@ -6,7 +6,7 @@
 //! | [`cache`] | the received bytes, on disk or in memory |
 //! | [`object`] | one version of one file: its receiver, its store, the reads that wait for pages |
 //! | [`io`] | sockets, requests to the server, the clock |
-//! | `quiet` | rate limit for log messages |
+//! | `log_limit` | rate limit for log messages |
 //! | [`fs`] | the file system without FUSE |
 //! | [`fuse`] | kernel requests -> `fs` -> replies |
 //! | [`mount`] | `-o` options, mount(2), the daemon |
@@ -19,9 +19,9 @@ mod durations;
 pub mod fs;
 pub mod fuse;
 pub mod io;
+mod log_limit;
 pub mod mount;
 pub mod object;
-mod quiet;
 pub mod receiver;
 mod run;
 mod signals;

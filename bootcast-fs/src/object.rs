@@ -24,7 +24,7 @@ use tracing::warn;
 pub use demanding::Wants;
 
 use crate::cache::{CheckpointError, HeldSnapshot, ObjectKey, Store};
-use crate::quiet;
+use crate::log_limit;
 use crate::receiver::{
     Action, Arrival, Assembly, Checked, Counters, Failure, Fill, JoinError, Pin, Receiver,
     ReportError, Timing, WaitId,
@@ -252,7 +252,7 @@ impl Object {
 
     /// Fails the object because its cache cannot be written or read.
     fn store_failed(&self, inner: &mut Inner, error: String) {
-        if let Some(more) = quiet::allow("cannot write or read stored pages", &error) {
+        if let Some(more) = log_limit::allow("cannot write or read stored pages", &error) {
             warn!(path = %self.key.path, error, "cannot write or read stored pages{more}");
         }
         inner.receiver.handle_store_error(error);
@@ -430,7 +430,7 @@ impl Object {
             None => return self.store.fail_if_lost(),
         };
         if let Err(error) = &result
-            && let Some(more) = quiet::allow("cannot save which pages are held", error)
+            && let Some(more) = log_limit::allow("cannot save which pages are held", error)
         {
             warn!(path = %self.key.path, %error, "cannot save which pages are held{more}");
         }

@@ -27,8 +27,8 @@ pub use names::{Attr, DirEntry};
 
 use crate::cache::Cache;
 use crate::io::{Control, ControlError, Intake, now};
+use crate::log_limit;
 use crate::object::{Object, Opening, Unread, Waiter};
-use crate::quiet;
 use crate::receiver::{Fill, Timing, UnicastMode};
 use inode::Inodes;
 use names::OpenDir;
@@ -270,7 +270,7 @@ impl Fs {
                     if error.is_temporary() && deadline.is_none_or(|end| now() + pause < end) =>
                 {
                     if pause == RETRY_MIN
-                        && let Some(more) = quiet::allow("trying again", &error)
+                        && let Some(more) = log_limit::allow("trying again", &error)
                     {
                         warn!(%error, "a request to the server failed: trying again{more}");
                     }

@@ -11,8 +11,8 @@ use tracing::warn;
 use super::{FileVersion, Fs, FsError, Server, lock};
 use crate::cache::{Cache, ObjectKey};
 use crate::io::{now, seed};
+use crate::log_limit;
 use crate::object::Object;
-use crate::quiet;
 
 /// Objects of a mount, by path and version.
 pub(super) type Objects = HashMap<(RemotePath, FileVersion), Arc<Slot>>;
@@ -98,7 +98,7 @@ impl Fs {
     ) -> Result<Object, FsError> {
         let key = self.key(path, version);
         let store = self.cache.open(&key).map_err(|error| {
-            if let Some(more) = quiet::allow("cannot open the cache", &error) {
+            if let Some(more) = log_limit::allow("cannot open the cache", &error) {
                 warn!(%path, %error, "cannot open the cache{more}");
             }
             FsError::Io(error.to_string())

@@ -17,7 +17,7 @@ use tracing::{info, warn};
 
 use super::{Fs, ROOT, lock};
 use crate::io::{ControlError, now};
-use crate::quiet;
+use crate::log_limit;
 
 /// Time-out of requests for which a cached answer exists, and of probes. docs/SEMANTICS.md promises
 /// it as the longest delay of the first lookup ("Caching").
@@ -66,7 +66,7 @@ impl Fs {
         if is_unreachable && now().saturating_duration_since(start) >= SLOW_FAILURE {
             self.probe();
         }
-        if let Some(more) = quiet::allow("server away", "") {
+        if let Some(more) = log_limit::allow("server away", "") {
             warn!(%path, %error, "the server does not answer: showing cached names and attributes{more}");
         }
         Ok(known)
@@ -86,7 +86,7 @@ impl Fs {
                 _ = stopping.wait_for(|stopping| *stopping) => return,
             }
             if fs.outage.is_silent.swap(false, Ordering::Relaxed)
-                && let Some(more) = quiet::allow("answers again", "")
+                && let Some(more) = log_limit::allow("answers again", "")
             {
                 info!(server = fs.control.server(), "the server answers again{more}");
             }

@@ -8,7 +8,7 @@ use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use socket2::{Domain, InterfaceIndexOrAddress, Protocol, Socket, Type};
 use tracing::warn;
 
-use crate::quiet;
+use crate::log_limit;
 
 /// Size of the receive buffer in bytes. It holds half a second at 1 Gbit/s, or 50 ms at 10 Gbit/s,
 /// for times when the receive thread is not scheduled.
@@ -75,7 +75,7 @@ fn enlarge_buffer(socket: &Socket) -> io::Result<()> {
     // The kernel reports twice the size that it granted (socket(7), SO_RCVBUF).
     let granted = socket.recv_buffer_size()? / 2;
     if granted < SMALL_BUFFER
-        && let Some(more) = quiet::allow("small receive buffer", &granted)
+        && let Some(more) = log_limit::allow("small receive buffer", &granted)
     {
         warn!(
             granted,

@@ -28,8 +28,8 @@ use super::interface::InterfaceChoice;
 use super::now;
 use super::reception::{Availability, MulticastMonitor};
 use super::sys::RecvBatch;
+use crate::log_limit;
 use crate::object::{Object, Ready, Wants};
-use crate::quiet;
 use crate::receiver::{
     Action, Counters, Fetch, FetchError, JoinError, Reception, ReportError, Subscription,
 };
@@ -243,7 +243,7 @@ impl Shared {
                     info!(%path, %token, complete, bad, strangers, forged, drops, "left");
                 }
                 Err(error) => {
-                    if let Some(more) = quiet::allow("cannot leave", &error) {
+                    if let Some(more) = log_limit::allow("cannot leave", &error) {
                         warn!(%path, %token, %error, "cannot leave the cast{more}");
                     }
                 }
@@ -283,7 +283,7 @@ impl Shared {
             match &result {
                 Ok(()) => debug!(%path, ?bytes, "fetched"),
                 Err(FetchError::Retry { .. }) if object.fetch_failures() == 0 => {
-                    if let Some(more) = quiet::allow("cannot fetch yet", "") {
+                    if let Some(more) = log_limit::allow("cannot fetch yet", "") {
                         warn!(%path, "cannot fetch over HTTP yet, trying again{more}");
                     }
                 }
@@ -359,7 +359,7 @@ fn log_join_error(object: &Object, error: &JoinError) {
     let path = &object.key().path;
     match error {
         JoinError::Retry { reason, .. } if object.join_failures() == 0 => {
-            if let Some(more) = quiet::allow("cannot join yet", reason) {
+            if let Some(more) = log_limit::allow("cannot join yet", reason) {
                 warn!(%path, reason, "cannot join yet, trying again{more}");
             }
         }
@@ -367,7 +367,7 @@ fn log_join_error(object: &Object, error: &JoinError) {
         JoinError::NotFound(message)
         | JoinError::Refused(message)
         | JoinError::Garbled(message) => {
-            if let Some(more) = quiet::allow("join refused", message) {
+            if let Some(more) = log_limit::allow("join refused", message) {
                 info!(%path, message, "join refused{more}");
             }
         }
@@ -496,7 +496,7 @@ impl Receiving {
             );
             if let Err(error) = waited
                 && error != rustix::io::Errno::INTR
-                && let Some(more) = quiet::allow("cannot wait for datagrams", &error)
+                && let Some(more) = log_limit::allow("cannot wait for datagrams", &error)
             {
                 warn!(%error, "cannot wait for datagrams{more}");
             }
