@@ -3,7 +3,8 @@
 //!
 //! A member may ask again and again and receive nothing, because the network drops what is sent or
 //! because the member only pretends. Sending for it takes rate from all other members. Each member
-//! therefore has a credit: its requests use it up, and any progress that it reports restores it.
+//! therefore has a credit: its requests use it up, and any progress that it reports restores it. A
+//! request is served as a whole while any credit is left.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

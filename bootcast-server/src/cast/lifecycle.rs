@@ -444,7 +444,7 @@ impl Cast {
         self.joins
     }
 
-    /// Returns whether anything is sent for the member: it has a lease, and datagrams reach it.
+    /// Whether anything is sent for the member: it has a lease and does not count as deaf.
     pub fn serves(&self, token: &Token) -> bool {
         self.members.serves(token)
     }

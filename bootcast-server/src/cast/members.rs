@@ -23,8 +23,8 @@ pub enum MemberKind {
     Demand,
 }
 
-/// Members of a cast. Plain members send nothing until they leave; members with a lease are
-/// forgotten when it expires.
+/// Members of a cast. Plain members send nothing until they leave, so they are forgotten after some
+/// passes. Members with a lease are forgotten when it expires.
 #[derive(Debug)]
 pub(super) struct Members {
     /// Plain members, each with the number of pages that the carousel had sent when it joined.
@@ -262,7 +262,7 @@ impl Members {
         extended.or(self.demand.set(token, impairment))
     }
 
-    /// Returns whether anything is sent for the member: it has a lease, and datagrams reach it.
+    /// Whether anything is sent for the member: it has a lease and does not count as deaf.
     pub(super) fn serves(&self, token: &Token) -> bool {
         let impairment = self.extended.impaired.get(token).or(self.demand.impaired.get(token));
         let is_reached = !matches!(impairment, Some(Impairment::Unicast | Impairment::NoCredit));
@@ -274,9 +274,9 @@ impl Members {
         self.extended.impaired.unicast + self.demand.impaired.unicast
     }
 
-    /// Returns the number of members for which nothing is sent, until a report shows that datagrams
-    /// arrive.
-    pub(super) fn unreached(&self) -> usize {
+    /// Returns the number of members that count as deaf: those that reported `unicast`, and
+    /// extended ones without credit.
+    pub(super) fn deaf(&self) -> usize {
         self.unicast() + self.extended.impaired.no_credit
     }
 }

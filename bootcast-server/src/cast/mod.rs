@@ -22,7 +22,7 @@
 //! | `demand` | which demanded pages go out before all that |
 //! | `precedence` | how much is left for everything else while demanded pages go first |
 //! | `unreadable` | which pages are left out because they cannot be read |
-//! | `multicast_probe` | when a beacon and a few pages go to members that receive nothing |
+//! | `multicast_probe` | when a beacon and a few pages go to members that are all deaf |
 //!
 //! The unit of sending is a few datagrams of one kind ([`Transmit`]). [`crate::io`] fills them with
 //! bytes.

@@ -1,6 +1,6 @@
-//! Multicast probe: a beacon and a few pages, sent now and then by a cast that none of its members
-//! receives. The members fetch the file over HTTP, keep listening, and return to multicast when
-//! pages arrive. docs/PROTOCOL.md, "Unicast".
+//! Multicast probe: a beacon and a few pages, sent now and then by a cast whose members are all
+//! deaf. They fetch the file over HTTP, keep listening, and return to multicast when pages arrive.
+//! docs/PROTOCOL.md, "What the server does for deaf members".
 
 use std::time::{Duration, Instant};
 
@@ -37,10 +37,10 @@ impl MulticastProbe {
     /// Returns when a beacon or a page is due; `None` while any member receives datagrams, because
     /// the cast then sends anyway.
     pub(super) fn poll_at(&self, members: &Members) -> Option<Instant> {
-        let reaches_nobody = members.receivers() == 0 && members.unreached() > 0;
+        let are_all_deaf = members.receivers() == 0 && members.deaf() > 0;
         let last_beacon = self.next_beacon.checked_sub(INTERVAL);
         let at = if self.pages_due > 0 { last_beacon } else { Some(self.next_beacon) };
-        at.filter(|_| reaches_nobody)
+        at.filter(|_| are_all_deaf)
     }
 
     /// Starts a new interval. Drops the pages that are still to be sent.

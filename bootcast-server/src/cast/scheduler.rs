@@ -169,7 +169,7 @@ impl Running {
         u64::from(1 + self.cast.members().max(1).ilog2())
     }
 
-    /// Returns whether as many pages were sent as the file has.
+    /// Whether at least as many pages were sent as the file has.
     fn is_sent(&self) -> bool {
         self.cast.pages_sent() >= u64::from(self.geometry.pages())
     }
@@ -326,7 +326,7 @@ impl Scheduler {
             let is_changed = running.control.handle_report(token, report, now);
             running.apply_rate(is_changed, now);
         } else {
-            // The counters of a member that multicast does not reach say nothing about the rate.
+            // The counters of a deaf member say nothing about the rate.
             running.control.forget(token);
         }
         running.end_opening(now);

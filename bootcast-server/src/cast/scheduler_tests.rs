@@ -247,7 +247,7 @@ fn extended() -> (Lab, Joined, Token) {
     extended_of(MIB)
 }
 
-/// A cast of a file of this size with one extended member.
+/// Creates a lab as [`extended`] does, with a file of `size` bytes.
 fn extended_of(size: u64) -> (Lab, Joined, Token) {
     let mut lab = Lab::new("100mbit", "239.255.0.0/31", 9);
     lab.scheduler.settings.repair =

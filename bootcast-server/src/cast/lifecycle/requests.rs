@@ -27,7 +27,7 @@ impl Cast {
             self.on_members_gone();
         }
         if matches!(impairment, Some(Impairment::Unicast | Impairment::NoCredit)) {
-            // Nothing is sent for this member, and its report says nothing about the others' needs.
+            // Nothing is sent for a deaf member. Its report says nothing about the others' needs.
             if has_changed {
                 self.probe.restart(now);
             }

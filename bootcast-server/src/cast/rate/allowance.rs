@@ -48,7 +48,7 @@ impl Allowance {
         allowance
     }
 
-    /// Sets the rate. Credit and debt from the earlier rate are forgotten.
+    /// Sets the rate. Saved time and debt from the earlier rate are forgotten.
     pub(in crate::cast) fn set_rate(&mut self, rate: BitRate, now: Instant) {
         if rate >= self.ceiling {
             (self.batch_pages, self.pacer) = (self.max_batch_pages, None);
@@ -76,12 +76,13 @@ impl Allowance {
         self.pacer.as_ref().is_none_or(|pacer| pacer.allows(self.batch_wire(), now))
     }
 
-    /// Returns when a full batch may leave with `credit` left over; `None` if at any time.
-    pub(in crate::cast) fn ready_at(&self, credit: Duration) -> Option<Instant> {
-        self.pacer.as_ref().map(|pacer| pacer.ready_at(self.batch_wire(), credit))
+    /// Returns when a full batch may leave and the saved time is at least `saved`; `None` if at any
+    /// time.
+    pub(in crate::cast) fn ready_at(&self, saved: Duration) -> Option<Instant> {
+        self.pacer.as_ref().map(|pacer| pacer.ready_at(self.batch_wire(), saved))
     }
 
-    /// Records that the cast has nothing to send. Such time earns no credit.
+    /// Records that the cast has nothing to send. Such time is not saved.
     pub(in crate::cast) fn on_idle(&mut self) {
         self.is_idle = true;
     }
