@@ -17,14 +17,14 @@ use crate::transfers::Copy;
 use crate::{SetOnDrop, TRANSFER};
 
 /// Sends UDP datagrams with a forged source address and port.
-struct Forger {
+pub(crate) struct Forger {
     socket: OwnedFd,
     source: SocketAddrV4,
 }
 
 impl Forger {
     /// Creates a forger of datagrams from `source`. Must be called on the forging host.
-    fn new(source: SocketAddrV4) -> Self {
+    pub(crate) fn new(source: SocketAddrV4) -> Self {
         let socket =
             rustix::net::socket(AddressFamily::INET, SocketType::RAW, Some(ipproto::RAW)).unwrap();
         Self { socket, source }
@@ -32,7 +32,7 @@ impl Forger {
 
     /// Sends a datagram. The kernel fills in length, identification and checksum of the IP header;
     /// the UDP checksum 0 means that there is none.
-    fn send(&self, to: SocketAddrV4, payload: &[u8]) {
+    pub(crate) fn send(&self, to: SocketAddrV4, payload: &[u8]) {
         let length = u16::try_from(8 + payload.len()).unwrap();
         let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 1, 17, 0, 0];
         packet.extend(self.source.ip().octets());
@@ -46,7 +46,7 @@ impl Forger {
 }
 
 /// Returns the address and port that the server's datagrams come from.
-fn sending_socket(server: &ServerProc<'_>) -> SocketAddrV4 {
+pub(crate) fn sending_socket(server: &ServerProc<'_>) -> SocketAddrV4 {
     let table = fs::read_to_string(format!("/proc/{}/net/udp", server.proc().pid())).unwrap();
     let address = format!("{:08X}:", u32::from_le_bytes(HEAD_ADDRESS.octets()));
     let port = table

@@ -35,6 +35,7 @@ mod mounting;
 mod outages;
 mod outputs;
 mod plain_peers;
+mod proving;
 mod rates;
 mod readers;
 mod reading;

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use bootcast_proto::api::{Attributes, Meta, Report, Status, WantBody};
+use bootcast_proto::manifest::Value;
 use bootcast_proto::unreadable::{HEADER_UNREADABLE, decode_bytes, decode_pages};
 use bootcast_proto::{
     Etag, FILL_DEMAND, HEADER_EXTENSIONS, HEADER_FILL, HEADER_QUEUE, HEADER_RESUME, HEADER_TOKEN,
@@ -51,6 +52,8 @@ const LEAVE_PAUSE: Duration = Duration::from_millis(100);
 const LISTING_LIMIT: usize = 256 << 20;
 /// Largest other answer that is read, in bytes.
 const ANSWER_LIMIT: usize = 1 << 20;
+/// Largest manifest that is read, in bytes: the segment values of 8 TiB.
+const MANIFEST_LIMIT: usize = 64 << 20;
 /// Most characters of a refusal's text that are shown.
 const MAX_MESSAGE_CHARS: usize = 200;
 
@@ -379,6 +382,29 @@ impl Control {
         }
     }
 
+    /// Fetches the values of all segments of a file, or those of the leaves of some segments.
+    pub async fn manifest(
+        &self,
+        path: &RemotePath,
+        segments: Option<SegmentRange>,
+    ) -> Result<ValueList, ControlError> {
+        let mut url = self.url("manifest", path);
+        if let Some(SegmentRange { first, last }) = segments {
+            url = format!("{url}?segments={first}-{last}");
+        }
+        let response = self.send(self.client.get(url).timeout(ANSWER_TIMEOUT)).await?;
+        let etag = header(&response, ETAG).and_then(|value| Etag::from_header(&value).ok());
+        let body = self.body(response, MANIFEST_LIMIT).await?;
+        let (values, rest) = body.as_chunks();
+        match etag.filter(|_| rest.is_empty()) {
+            Some(etag) => Ok(ValueList { etag, values: values.to_vec() }),
+            None => Err(ControlError::Garbled {
+                base: self.base.clone(),
+                reason: "a manifest without a version, or of half a value".to_owned(),
+            }),
+        }
+    }
+
     /// Sends a request. Any status except 2xx and 304 is an error.
     async fn send(&self, request: RequestBuilder) -> Result<Response, ControlError> {
         let response = self.connect_and_send(request).await;
@@ -419,7 +445,13 @@ impl Control {
     }
 
     /// Reads a body of at most `limit` bytes.
-    async fn text(&self, mut response: Response, limit: usize) -> Result<String, ControlError> {
+    async fn text(&self, response: Response, limit: usize) -> Result<String, ControlError> {
+        let body = self.body(response, limit).await?;
+        String::from_utf8(body).map_err(|error| self.garbled(&error))
+    }
+
+    /// Reads a body of at most `limit` bytes.
+    async fn body(&self, mut response: Response, limit: usize) -> Result<Vec<u8>, ControlError> {
         let mut body = Vec::new();
         while let Some(piece) = response.chunk().await.map_err(|error| self.unreachable(&error))? {
             if body.len() + piece.len() > limit {
@@ -428,7 +460,7 @@ impl Control {
             }
             body.extend_from_slice(&piece);
         }
-        String::from_utf8(body).map_err(|error| self.garbled(&error))
+        Ok(body)
     }
 
     /// Creates the error of a request or an answer that was cut off.
@@ -461,6 +493,24 @@ pub struct DemandAnswer {
     pub queue: Duration,
     /// Pages that the server cannot read.
     pub unreadable: Vec<PageRange>,
+}
+
+/// Consecutive segments of a file, counted from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SegmentRange {
+    /// First segment.
+    pub first: u64,
+    /// Last segment.
+    pub last: u64,
+}
+
+/// Part of a manifest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ValueList {
+    /// Version of the file.
+    pub etag: Etag,
+    /// Values of segments or leaves, in order.
+    pub values: Vec<Value>,
 }
 
 /// Start of a file over plain HTTP.

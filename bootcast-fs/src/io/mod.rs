@@ -15,7 +15,7 @@ mod reception;
 mod sys;
 
 pub use caller::Caller;
-pub use control::{Control, ControlError, FileAnswer};
+pub use control::{Control, ControlError, FileAnswer, SegmentRange};
 pub use intake::{Intake, IntakeConfig};
 pub use interface::InterfaceChoice;
 

@@ -7,6 +7,7 @@ use super::error::ToolError;
 use super::output::Sink;
 use super::probe::Probe;
 use super::progress::Progress;
+use super::proof::Gate;
 use super::range::{ByteRange, RangeFetch};
 use super::relay::{Relay, Relayed};
 use super::signals::Signals;
@@ -77,10 +78,12 @@ impl CastFetch {
         Ok(size)
     }
 
-    /// Writes the file to `sink` in order, as pages arrive. Returns the size.
+    /// Writes the file to `sink` in order, as pages arrive and `gate` has proven them. Returns the
+    /// size.
     pub(super) async fn write_in_order(
         &self,
         sink: &Sink,
+        gate: Option<Gate>,
         progress: &Progress,
         signals: &mut Signals,
     ) -> Result<u64, ToolError> {
@@ -88,14 +91,14 @@ impl CastFetch {
         let object = self.object(spool.store()?, Fill::Full);
         let clock = StallClock::new(self.timeout);
         let show = || progress.show(object.received(), object.size_at_most());
-        let relay = Relay::new(&object, &spool, sink, &clock);
+        let relay = Relay::new(&object, &spool, sink, gate, &clock);
         let relaying = unless_unreadable(&object, relay.run(|| self.leave(&object)));
         match self.run_as_member(&object, &clock, show, signals, relaying).await? {
             Relayed::All => Ok(relay.written()),
             Relayed::SpoolFull(reason) => {
                 let etag = object.etag().ok_or_else(|| spool_full(&spool, &reason))?;
                 let from = ResumePoint { first: 0, written: relay.written(), end: None, etag };
-                self.resume_over_http(from, sink, progress, signals).await
+                self.resume_over_http(from, relay.into_gate(), sink, progress, signals).await
             }
         }
     }
@@ -125,7 +128,7 @@ impl CastFetch {
                 let Some(bytes) = fetch.bytes() else { return Err(spool.error(&reason)) };
                 let (first, written) = (bytes.start, fetch.written());
                 let from = ResumePoint { first, written, end: Some(bytes.end), etag };
-                self.resume_over_http(from, sink, progress, signals).await
+                self.resume_over_http(from, None, sink, progress, signals).await
             }
         }
     }
@@ -135,12 +138,14 @@ impl CastFetch {
     async fn resume_over_http(
         &self,
         from: ResumePoint,
+        gate: Option<Gate>,
         sink: &Sink,
         progress: &Progress,
         signals: &mut Signals,
     ) -> Result<u64, ToolError> {
         progress.notify("no room to spool for a slow reader, fetching the rest over HTTP");
-        let mut fetch = UnicastFetch::resume(&self.target, self.timeout, progress, sink, from)?;
+        let fetch = UnicastFetch::resume(&self.target, self.timeout, progress, sink, from)?;
+        let mut fetch = fetch.through(gate);
         signals.guard(fetch.run()).await
     }
 

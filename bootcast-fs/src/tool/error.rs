@@ -22,6 +22,7 @@ Exit codes:
   5    the server has no such file
   6    the server refuses, or does not speak this protocol
   7    the file changes on the server while it is being fetched
+  8    the content is not the one that --b3 names
   129, 130, 143  ended by SIGHUP, SIGINT, SIGTERM
   141  the reader of standard output went away";
 
@@ -52,6 +53,9 @@ pub(super) enum ToolError {
     /// The file changed after this many bytes went to an output that cannot start again.
     #[error("the file changed on the server after {0} bytes of it were written")]
     ChangedMidway(u64),
+    /// The content is not the expected one. The text says what was found.
+    #[error("not the content that --b3 names: {0}")]
+    Content(String),
     /// The reader of standard output is gone. The command ends without a message.
     #[error("the reader of standard output went away")]
     ReaderGone,
@@ -71,6 +75,7 @@ impl ToolError {
             Self::NotFound(_) => 5,
             Self::Refused(_) => 6,
             Self::Changed | Self::ChangedMidway(_) => 7,
+            Self::Content(_) => 8,
             Self::ReaderGone => 141,
             Self::Signal(signal) => signal.exit_code(),
         }
@@ -159,6 +164,7 @@ mod tests {
             ToolError::Refused(text()),
             ToolError::Changed,
             ToolError::ChangedMidway(1),
+            ToolError::Content(text()),
             ToolError::ReaderGone,
             ToolError::Signal(Signal::Hangup),
             ToolError::Signal(Signal::Interrupt),

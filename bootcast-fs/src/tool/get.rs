@@ -2,14 +2,18 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use bootcast_proto::ContentId;
 use futures_util::FutureExt;
+use tracing::warn;
 
 use super::cast::CastFetch;
 use super::error::ToolError;
 use super::output::{OnDisk, Output, PartialFile, Sink};
 use super::progress::{Progress, Screen};
+use super::proof::{Gate, Proof};
 use super::range::ByteRange;
 use super::signals::Signals;
 use super::unicast::UnicastFetch;
@@ -44,6 +48,11 @@ pub(super) struct Args {
         conflicts_with = "unicast"
     )]
     range: Option<ByteRange>,
+
+    /// Write only the content with this BLAKE3 hash, as `b3sum` prints it: no byte is believed
+    /// before it is proven, whoever sent it
+    #[arg(long, value_name = "HASH", conflicts_with = "range")]
+    b3: Option<ContentId>,
 
     /// Fetch over plain HTTP, without multicast
     #[arg(short, long)]
@@ -97,7 +106,8 @@ pub(super) async fn run(args: Args) -> Result<(), ToolError> {
     };
     let progress = screen.progress(&target.display_name());
     let path = target.path.clone();
-    let get = Get { target, transport, output, progress, signals };
+    let expected = args.b3.map(|id| Expected { id, timeout });
+    let get = Get { target, transport, output, expected, progress, signals };
     get.run().await.map_err(|error| error.with_path(&path))
 }
 
@@ -115,11 +125,19 @@ enum Transport {
     },
 }
 
+/// The content that `--b3` names.
+#[derive(Clone, Copy, Debug)]
+struct Expected {
+    id: ContentId,
+    timeout: Option<Duration>,
+}
+
 /// One run of the command.
 struct Get {
     target: Target,
     transport: Transport,
     output: Output,
+    expected: Option<Expected>,
     progress: Progress,
     signals: Signals,
 }
@@ -143,41 +161,86 @@ impl Get {
         Ok(())
     }
 
-    /// Fetches one version to the output and syncs it. Returns its size.
+    /// Fetches one version to the output, proven if a content is expected. Returns its size.
     async fn fetch(&mut self) -> Result<u64, ToolError> {
+        let proof = self.proof().await?;
+        let size = self.write(proof.as_ref()).await?;
+        if let Some(replaced) = proof.map(|proof| proof.replaced()).filter(|count| *count > 0) {
+            let server = self.target.control.server();
+            warn!(
+                "{replaced} parts of 16 KiB arrived wrong and were fetched again over HTTP: \
+                 another machine sends in the name of {server}"
+            );
+        }
+        Ok(size)
+    }
+
+    /// Writes one version and syncs it. Returns its size.
+    async fn write(&mut self, proof: Option<&Arc<Proof>>) -> Result<u64, ToolError> {
         match &self.output {
             Output::Stream(sink) => {
                 let sink = sink.clone();
-                let size = self.fetch_to(&sink, Order::Ascending).await?;
+                let size = self.fetch_to(&sink, Order::Ascending, proof).await?;
                 self.signals.guard(sink.sync()).await?;
                 Ok(size)
             }
             Output::Device(sink) => {
                 let sink = sink.clone();
-                let size = self.fetch_to(&sink, Order::Any).await?;
+                let size = self.fetch_to(&sink, Order::Any, proof).await?;
+                self.check(proof, size, &sink).await?;
                 self.signals.guard(sink.sync()).await?;
                 Ok(size)
             }
             Output::File(path) => {
                 let part = PartialFile::create(path)?;
-                let fetched = self.fetch_to(&part.sink()?, Order::Any).await;
+                let sink = part.sink()?;
+                let fetched = self.fetch_to(&sink, Order::Any, proof).await;
                 let size = fetched.map_err(|error| match error {
                     // The written bytes disappear with the partial file.
                     ToolError::ChangedMidway(_) => ToolError::Changed,
                     error => error,
                 })?;
+                self.check(proof, size, &sink).await?;
                 self.signals.guard(part.publish(OnDisk)).await?;
                 Ok(size)
             }
         }
     }
 
-    /// Fetches the bytes to `sink`. Returns their number.
-    async fn fetch_to(&mut self, sink: &Sink, order: Order) -> Result<u64, ToolError> {
+    /// Fetches the proof of the expected content, if one is expected.
+    async fn proof(&mut self) -> Result<Option<Arc<Proof>>, ToolError> {
+        let Some(Expected { id, timeout }) = self.expected else { return Ok(None) };
+        let proof = Box::pin(Proof::begin(&self.target, id, timeout, &self.progress));
+        self.signals.guard(proof).await.map(Some)
+    }
+
+    /// Checks what was written, and replaces wrong bytes.
+    async fn check(
+        &mut self,
+        proof: Option<&Arc<Proof>>,
+        size: u64,
+        sink: &Sink,
+    ) -> Result<(), ToolError> {
+        let Some(proof) = proof else { return Ok(()) };
+        if size != proof.size() {
+            return Err(ToolError::Changed);
+        }
+        self.signals.guard(proof.check_file(sink.reopen()?, sink)).await
+    }
+
+    /// Writes the bytes to `sink`. Returns their number. Bytes in ascending order are proven before
+    /// they are written.
+    async fn fetch_to(
+        &mut self,
+        sink: &Sink,
+        order: Order,
+        proof: Option<&Arc<Proof>>,
+    ) -> Result<u64, ToolError> {
         let Self { target, transport, progress, signals, .. } = self;
         match (transport, order) {
             (Transport::Cast(cast), Order::Ascending) => {
-                cast.write_in_order(sink, progress, signals).await
+                let gate = proof.cloned().map(Gate::new);
+                cast.write_in_order(sink, gate, progress, signals).await
             }
             (Transport::Cast(cast), Order::Any) => {
                 cast.write_in_place(sink, progress, signals).await
@@ -185,8 +248,11 @@ impl Get {
             (Transport::Range(cast, range), _) => {
                 cast.write_range(*range, sink, progress, signals).await
             }
-            (Transport::Unicast { timeout }, _) => {
-                let mut fetch = UnicastFetch::new(target, *timeout, progress, sink)?;
+            (Transport::Unicast { timeout }, order) => {
+                let gate = proof.cloned().map(Gate::new);
+                let gate = gate.filter(|_| matches!(order, Order::Ascending));
+                let fetch = UnicastFetch::new(target, *timeout, progress, sink)?;
+                let mut fetch = fetch.through(gate);
                 signals.guard(fetch.run()).await
             }
         }

@@ -22,6 +22,7 @@ mod list;
 mod output;
 mod probe;
 mod progress;
+mod proof;
 mod range;
 mod relay;
 mod signals;

@@ -7,10 +7,11 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Mutex, Notify};
 
 use super::error::ToolError;
 use super::output::{Sink, blocking};
+use super::proof::Gate;
 use super::spool::Spool;
 use super::stall::StallClock;
 use crate::object::{Object, Opening};
@@ -43,6 +44,8 @@ pub(super) struct Relay<'a> {
     is_full: Cell<bool>,
     /// Wakes the writer when `is_full` is set.
     filled: Notify,
+    /// Proves bytes before they are written.
+    gate: Mutex<Option<Gate>>,
 }
 
 impl<'a> Relay<'a> {
@@ -51,10 +54,17 @@ impl<'a> Relay<'a> {
         object: &'a Arc<Object>,
         spool: &'a Spool,
         sink: &'a Sink,
+        gate: Option<Gate>,
         clock: &'a StallClock,
     ) -> Self {
         let (written, is_full) = (Cell::new(0), Cell::new(false));
-        Self { object, spool, sink, clock, written, is_full, filled: Notify::new() }
+        let (filled, gate) = (Notify::new(), Mutex::new(gate));
+        Self { object, spool, sink, clock, written, is_full, filled, gate }
+    }
+
+    /// Returns the gate, which may hold the last bytes of [`Self::written`].
+    pub(super) fn into_gate(self) -> Option<Gate> {
+        self.gate.into_inner()
     }
 
     /// Returns the number of bytes written.
@@ -121,17 +131,25 @@ impl<'a> Relay<'a> {
     /// Copies one piece and frees its space in the spool, where it is not needed again. Returns
     /// `Some` if the spool cannot be read, which does not end the command.
     async fn copy(&self, piece: Range<u64>) -> Result<Option<io::Error>, ToolError> {
-        let (object, sink) = (self.object.clone(), self.sink.clone());
-        let copied = blocking(move || {
+        let object = self.object.clone();
+        let bytes = blocking(move || {
             let len = usize::try_from(piece.end - piece.start).map_err(io::Error::other)?;
             let mut buffer = vec![0; len];
-            if let Err(unreadable) = object.store().read_exact_at(&mut buffer, piece.start) {
-                return Ok(Some(unreadable));
-            }
-            sink.write_all(&buffer)?;
-            object.give_back(piece.end);
-            Ok(None)
+            object.store().read_exact_at(&mut buffer, piece.start).map(|()| buffer)
         });
-        copied.await.map_err(|error| self.sink.write_error(&error))
+        let mut bytes = match bytes.await {
+            Ok(bytes) => bytes,
+            Err(unreadable) => return Ok(Some(unreadable)),
+        };
+        if let Some(gate) = &mut *self.gate.lock().await {
+            bytes = gate.pass(&bytes).await?;
+        }
+        let (object, sink) = (self.object.clone(), self.sink.clone());
+        let written = blocking(move || {
+            sink.write_all(&bytes)?;
+            object.give_back(piece.end);
+            Ok(())
+        });
+        written.await.map(|()| None).map_err(|error| self.sink.write_error(&error))
     }
 }

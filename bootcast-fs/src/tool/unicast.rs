@@ -10,6 +10,7 @@ use tracing::info;
 use super::error::ToolError;
 use super::output::Sink;
 use super::progress::Progress;
+use super::proof::Gate;
 use super::stall::StallClock;
 use super::url::Target;
 use crate::io::{ControlError, FileAnswer, now};
@@ -43,6 +44,8 @@ pub(super) struct UnicastFetch<'a> {
     last_error: Option<ControlError>,
     /// Rate limit for log messages about lost connections, by cause.
     log_limiter: Limiter<String, Instant>,
+    /// Proves bytes before they are written.
+    gate: Option<Gate>,
 }
 
 /// Where a fetch resumes what another transport began.
@@ -90,6 +93,7 @@ impl<'a> UnicastFetch<'a> {
             size: None,
             last_error: None,
             log_limiter: Limiter::new(),
+            gate: None,
         })
     }
 
@@ -104,6 +108,11 @@ impl<'a> UnicastFetch<'a> {
         let ResumePoint { first, written, end, etag } = from;
         let fetch = Self::new(target, timeout, progress, sink)?;
         Ok(Self { first, written, end, etag: Some(etag), ..fetch })
+    }
+
+    /// Proves bytes before they are written.
+    pub(super) fn through(self, gate: Option<Gate>) -> Self {
+        Self { gate, ..self }
     }
 
     /// Fetches the bytes. Returns how many were written in all, also by another transport.
@@ -201,7 +210,15 @@ impl<'a> UnicastFetch<'a> {
     async fn write(&mut self, bytes: &[u8]) -> Result<(), ToolError> {
         let wanted = self.end.map_or(u64::MAX, |end| end.saturating_sub(self.position()));
         let len = usize::try_from(wanted).unwrap_or(usize::MAX).min(bytes.len());
-        let written = self.clock.pause(self.output.write_all(&bytes[..len])).await;
+        let proven;
+        let out = match &mut self.gate {
+            None => &bytes[..len],
+            Some(gate) => {
+                proven = self.clock.pause(gate.pass(&bytes[..len])).await?;
+                &proven
+            }
+        };
+        let written = self.clock.pause(self.output.write_all(out)).await;
         written.map_err(|error| self.sink.write_error(&error))?;
         self.written += len as u64;
         self.last_error = None;

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -64,10 +64,7 @@ pub enum ApiError {
     },
     /// The manifest cannot be computed, or not yet.
     #[error(transparent)]
-    Manifest(Arc<HashError>),
-    /// The file is still being hashed.
-    #[error("the file is still being hashed: try again later")]
-    Hashing,
+    Manifest(#[from] ManifestError),
     /// The query of a manifest is malformed.
     #[error("malformed segments: send ?segments=FIRST-LAST, counted from 0")]
     InvalidSegments,
@@ -94,16 +91,6 @@ impl From<ListingError> for ApiError {
     }
 }
 
-impl From<ManifestError> for ApiError {
-    fn from(error: ManifestError) -> Self {
-        match error {
-            ManifestError::Hash(error) => Self::Manifest(error),
-            ManifestError::Unfinished => Self::Hashing,
-            ManifestError::Pool(error) => error.into(),
-        }
-    }
-}
-
 impl ApiError {
     /// Returns the HTTP status of the error. docs/PROTOCOL.md, "Errors".
     fn status(&self) -> StatusCode {
@@ -124,13 +111,13 @@ impl ApiError {
             Self::Unreadable { .. } | Self::Source(SourceError::Io(_)) => {
                 StatusCode::INTERNAL_SERVER_ERROR
             }
-            Self::Manifest(error) => match **error {
+            Self::Manifest(ManifestError::Hash(error)) => match **error {
                 HashError::Changed => StatusCode::SERVICE_UNAVAILABLE,
                 HashError::Io(_) => StatusCode::INTERNAL_SERVER_ERROR,
             },
             Self::NoAnswer(_)
             | Self::Pool(_)
-            | Self::Hashing
+            | Self::Manifest(_)
             | Self::Source(SourceError::Busy)
             | Self::Join(JoinError::Refused(_) | JoinError::Outdated | JoinError::NoAnswer(_)) => {
                 StatusCode::SERVICE_UNAVAILABLE

@@ -1,5 +1,6 @@
 //! Manifests of served files. Each is computed once for all requests that wait for it.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -28,16 +29,28 @@ pub enum ManifestError {
     #[error(transparent)]
     Hash(#[from] Arc<HashError>),
     /// The file is still being hashed.
-    #[error("the file is still being hashed: try again later")]
-    Unfinished,
+    #[error("hashing the file, {hashed} of {size} bytes are done: try again later")]
+    Unfinished {
+        /// Number of bytes that are hashed.
+        hashed: u64,
+        /// Size of the file in bytes.
+        size: u64,
+    },
     /// No thread was available, or the server is stopping.
     #[error(transparent)]
     Pool(#[from] PoolError),
 }
 
 type ManifestResult = Result<Arc<Manifest>, ManifestError>;
-/// The value is `None` while the file is being hashed.
-type Entry = watch::Receiver<Option<ManifestResult>>;
+
+/// A manifest, or the work on it.
+#[derive(Clone, Debug)]
+struct Entry {
+    /// `None` while the file is being hashed.
+    result: watch::Receiver<Option<ManifestResult>>,
+    /// Number of bytes that are hashed.
+    hashed: Arc<AtomicU64>,
+}
 
 /// Manifests that are being computed, and those that were used recently.
 #[derive(Clone, Debug)]
@@ -57,9 +70,14 @@ impl Manifests {
     /// Returns the manifest of an open file. A request that waits for too long is refused; the file
     /// is hashed to the end nevertheless.
     pub async fn get(&self, path: &RemotePath, open: OpenFile) -> ManifestResult {
-        let mut entry = self.recent_or_new(path, open);
-        let result = tokio::time::timeout(TIMEOUT, entry.wait_for(Option::is_some)).await;
-        match result.map_err(|_| ManifestError::Unfinished)?.as_deref() {
+        let size = open.version.size();
+        let Entry { mut result, hashed } = self.recent_or_new(path, open);
+        let finished = tokio::time::timeout(TIMEOUT, result.wait_for(Option::is_some)).await;
+        let finished = finished.map_err(|_| {
+            let hashed = hashed.load(Ordering::Relaxed);
+            ManifestError::Unfinished { hashed, size }
+        })?;
+        match finished.as_deref() {
             Ok(Some(result)) => result.clone(),
             Ok(None) | Err(_) => Err(PoolError::Stopped.into()),
         }
@@ -68,7 +86,7 @@ impl Manifests {
     /// Returns the manifest of a version, if it was computed already.
     pub fn known(&self, etag: &Etag) -> Option<Arc<Manifest>> {
         let entry = self.lock().get(etag)?.clone();
-        let result = entry.borrow().clone();
+        let result = entry.result.borrow().clone();
         result?.ok()
     }
 
@@ -78,20 +96,22 @@ impl Manifests {
         if let Some(entry) = recent.get(&etag) {
             return entry.clone();
         }
-        let (sender, receiver) = watch::channel(None);
-        recent.put(etag, receiver.clone());
-        tokio::spawn(self.clone().compute(path.clone(), open, sender));
-        receiver
+        let (sender, result) = watch::channel(None);
+        let entry = Entry { result, hashed: Arc::default() };
+        recent.put(etag, entry.clone());
+        tokio::spawn(self.clone().compute(path.clone(), open, entry.hashed.clone(), sender));
+        entry
     }
 
     async fn compute(
         self,
         path: RemotePath,
         open: OpenFile,
+        hashed: Arc<AtomicU64>,
         sender: watch::Sender<Option<ManifestResult>>,
     ) {
         let etag = open.etag();
-        let result = match self.pool.run(&path, move || source::hash(&open)).await {
+        let result = match self.pool.run(&path, move || source::hash(&open, &hashed)).await {
             Ok(result) => result.map(Arc::new).map_err(|error| Arc::new(error).into()),
             Err(error) => Err(error.into()),
         };
@@ -121,7 +141,7 @@ impl Manifests {
 
 /// Returns the number of leaf values that an entry keeps in memory.
 fn leaves_of(entry: &Entry) -> u64 {
-    match &*entry.borrow() {
+    match &*entry.result.borrow() {
         Some(Ok(manifest)) => manifest.tree().leaves(),
         Some(Err(_)) | None => 0,
     }

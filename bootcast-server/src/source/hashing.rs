@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bootcast_proto::manifest::{ContentTree, LEAF_BYTES, Manifest, SEGMENT_BYTES};
 
@@ -20,8 +21,8 @@ pub enum HashError {
 }
 
 /// Reads the whole file and computes its manifest. Fails if the file is no longer the version that
-/// was opened. May block for as long as the disk takes.
-pub fn hash(open: &OpenFile) -> Result<Manifest, HashError> {
+/// was opened. May block for as long as the disk takes. `hashed` counts the bytes that are done.
+pub fn hash(open: &OpenFile, hashed: &AtomicU64) -> Result<Manifest, HashError> {
     let tree = ContentTree::new(open.version.size());
     let mut leaves = Vec::new();
     let mut buffer = vec![0; usize::try_from(SEGMENT_BYTES.min(tree.size())).expect("4 MiB")];
@@ -33,6 +34,7 @@ pub fn hash(open: &OpenFile) -> Result<Manifest, HashError> {
         leaves.extend(
             tree.leaves_of(segment).zip(parts).map(|(leaf, part)| tree.leaf_value(leaf, part)),
         );
+        hashed.store(range.end, Ordering::Relaxed);
     }
     if Version::of_file(&open.file).map_err(io::Error::from)? != open.version {
         return Err(HashError::Changed);
@@ -63,7 +65,9 @@ mod tests {
     fn the_id_is_the_hash_of_the_bytes() {
         for size in [0, 1, 20_000, 5 << 20] {
             let bytes: Vec<u8> = (0..size).map(|at: u32| at.to_le_bytes()[1]).collect();
-            let manifest = hash(&open(&bytes)).unwrap();
+            let hashed = AtomicU64::new(0);
+            let manifest = hash(&open(&bytes), &hashed).unwrap();
+            assert_eq!(hashed.into_inner(), u64::from(size));
             assert_eq!(manifest.id().as_bytes(), blake3::hash(&bytes).as_bytes(), "{size}");
         }
     }
@@ -72,10 +76,10 @@ mod tests {
     fn a_file_that_is_no_longer_the_opened_version_has_no_manifest() {
         let mut longer = open(b"abc");
         longer.file.write_all(b"d").unwrap();
-        assert!(matches!(hash(&longer), Err(HashError::Changed)));
+        assert!(matches!(hash(&longer, &AtomicU64::new(0)), Err(HashError::Changed)));
         let mut shorter = open(b"abc");
         shorter.file.set_len(2).unwrap();
         shorter.file.rewind().unwrap();
-        assert!(matches!(hash(&shorter), Err(HashError::Changed)));
+        assert!(matches!(hash(&shorter, &AtomicU64::new(0)), Err(HashError::Changed)));
     }
 }
