@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::wait::{SOON, try_wait_for};
+use crate::wait::{SOON, try_wait_for, wait_until};
 
 /// A started program. It is killed when this is dropped, or by the kernel if the test dies first.
 #[derive(Debug)]
@@ -41,10 +41,24 @@ impl Proc {
         fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into()).unwrap_or_default()
     }
 
-    /// Sends a signal. Does nothing if the process has ended.
+    /// Sends a signal. Does nothing if the process has ended. Waits until SIGSTOP has stopped all
+    /// threads: they may run on for a while where the machine is busy.
+    #[track_caller]
     pub fn signal(&self, signal: Signal) {
         // The child has not been waited for, so its id cannot belong to another process.
-        let _ = kill_process(self.rustix_pid(), signal);
+        let sent = kill_process(self.rustix_pid(), signal);
+        if signal == Signal::STOP && sent.is_ok() {
+            wait_until(SOON, &format!("{} is stopped", self.name), || self.is_stopped());
+        }
+    }
+
+    fn is_stopped(&self) -> bool {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.pid())).expect("a running process");
+        tasks.flatten().all(|task| {
+            // The state follows the name, which is in parentheses.
+            let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with(['T', 'Z', 'X']))
+        })
     }
 
     /// Exit status, if the program has ended.

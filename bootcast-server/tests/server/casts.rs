@@ -78,7 +78,9 @@ fn a_file_of_any_size_arrives_and_the_last_leave_ends_its_cast() {
         member.leave(&server);
     }
     wait_until_no_cast_runs(&server);
-    assert_eq!(server.log().matches("reason=last member left").count(), 7);
+    wait_for("the end of each cast in the log", || {
+        (server.log().matches("reason=last member left").count() == 7).then_some(())
+    });
 }
 
 #[test]

@@ -91,7 +91,8 @@ fn a_demand_member_leaves_like_every_other() {
     assert_eq!(request(server.address(), "GET", "/leave/file", &token).status, 204);
     assert_eq!(member.want(&server, "file", "{}").status, 404);
     wait_for("the end of the cast", || server.status().casts.is_empty().then_some(()));
-    assert!(server.log().contains("reason=last member left"));
+    let is_logged = || server.log().contains("reason=last member left").then_some(());
+    wait_for("the end in the log", is_logged);
 }
 
 #[test]
