@@ -70,14 +70,14 @@ impl Server {
         let source = Source::new(&config.dir)
             .with_context(|| format!("cannot serve {dir:?} (choose a directory with --dir)"))?;
         let source = Arc::new(source);
-        let found = interface::resolve(config.interface.as_ref(), config.any_group)?;
-        let page_size = page_size(config.page_size, &found)?;
-        let rate = config.rate.unwrap_or_else(|| default_rate(&found));
+        let interface = interface::resolve(config.interface.as_ref(), config.any_group)?;
+        let page_size = page_size(config.page_size, &interface)?;
+        let rate = config.rate.unwrap_or_else(|| default_rate(&interface));
         let datagram_len = HEADER_LEN + page_size.get() as usize;
         let socket = SocketConfig { ttl: config.ttl, datagram_len, rate };
         let settings = Settings {
             rate,
-            rate_source: rate_source(config.rate.is_some(), &found),
+            rate_source: rate_source(config.rate.is_some(), &interface),
             batch_pages: batch_pages(rate, page_size),
             data_port: config.data_port,
             max_casts: config.max_casts,
@@ -91,8 +91,8 @@ impl Server {
         let address = listener.local_addr()?;
         let sender = SenderConfig {
             source: Arc::clone(&source),
-            source_address: SourceAddress::new(found.address),
-            interface: found.clone(),
+            source_address: SourceAddress::new(interface.address),
+            interface: interface.clone(),
             interface_name: config.interface,
             any_group: config.any_group,
             socket,
@@ -101,16 +101,17 @@ impl Server {
             keys: config.tags.then(cast_keys).transpose()?,
         };
         let (sender, sender_ended) = sender::spawn(sender, settings)
-            .with_context(|| format!("cannot send multicast through {}", found.name))?;
+            .with_context(|| format!("cannot send multicast through {}", interface.name))?;
         tracing::info!(
-            dir, interface = found.name, source = %found.address, %page_size, %rate, "serving"
+            dir, interface = interface.name, source = %interface.address, %page_size, %rate,
+            "serving"
         );
         tracing::info!(addr = %address, "listening");
         let state = ApiState::new(source, sender.clone());
         Ok(Self { listener, address, state, sender, sender_ended })
     }
 
-    /// Address of the control plane.
+    /// Returns the address of the control plane.
     pub fn address(&self) -> SocketAddr {
         self.address
     }

@@ -54,8 +54,8 @@ pub enum SourceError {
     /// The path leads to something other than a regular file.
     #[error("not a regular file")]
     NotRegular,
-    /// The server is out of descriptors or memory. Retrying later may help.
-    #[error("too many open files: try again later")]
+    /// The server is out of descriptors or memory. Trying again later may help.
+    #[error("the server is out of file descriptors or memory: try again later")]
     Busy,
     /// A system call failed.
     #[error("cannot read: {0}")]

@@ -34,10 +34,10 @@ const BURST_COMMANDS: usize = 256;
 /// Time to wait for a full socket before commands are taken.
 const WRITABLE_TIMEOUT: Duration = Duration::from_millis(2);
 
-/// Pause when the kernel is short of memory.
+/// Pause before the next attempt when the kernel is short of memory.
 const NO_BUFFERS_PAUSE: Duration = Duration::from_millis(1);
 
-/// Pause between two attempts on an interface that is down.
+/// Pause between two attempts to send while the interface is down.
 const DOWN_PAUSE: Duration = Duration::from_millis(250);
 
 /// Period in which the path of every running cast is checked once for a new version. A cast of a
@@ -148,9 +148,9 @@ impl Driver {
             let now = Instant::now();
             self.scheduler.handle_timeout(now);
             self.check_versions(now);
-            self.clean_up();
+            self.remove_ended_casts();
             let next = self.send_burst();
-            self.clean_up();
+            self.remove_ended_casts();
             if self.handle_commands(commands, &next).is_break() {
                 break;
             }
@@ -158,7 +158,7 @@ impl Driver {
         let now = Instant::now();
         self.scheduler.handle_stop(now);
         self.send_end_announcements(now);
-        self.clean_up();
+        self.remove_ended_casts();
     }
 
     /// Sends what is due, at most [`BURST_BATCHES`] batches. Looks up the interface first if it is
@@ -380,7 +380,7 @@ impl Driver {
                         let begun = Begun { cast, path: &path, etag: &etag, size, group };
                         self.log.log_begin(&begun, now);
                     }
-                    let members = self.members(joined.cast);
+                    let members = self.member_count(joined.cast);
                     tracing::debug!(cast = %joined.cast, %path, token = %name, members, "joined");
                 }
                 if reply.send(joined.map_err(JoinError::from)).is_err() {
@@ -390,20 +390,20 @@ impl Driver {
             Command::Leave { path, token, reply } => {
                 let left = self.scheduler.handle_leave(&path, &token, now);
                 if let Some(cast) = left {
-                    let members = self.members(cast);
+                    let members = self.member_count(cast);
                     tracing::debug!(%cast, %path, %token, members, "left");
                 }
                 let _ = reply.send(left.is_some());
             }
             Command::Report { path, token, report, reply } => {
-                let known = self.scheduler.handle_report(&path, &token, &report, now);
+                let accepted = self.scheduler.handle_report(&path, &token, &report, now);
                 let needs = report.needs.len();
                 let Report { bulk, sent, received, drops, .. } = &report;
                 tracing::debug!(
-                    %path, %token, known, needs, ?bulk, sent, received, drops,
+                    %path, %token, accepted, needs, ?bulk, sent, received, drops,
                     "report received"
                 );
-                let _ = reply.send(known.then(|| self.scheduler.select_unreadable(&path, &[])));
+                let _ = reply.send(accepted.then(|| self.scheduler.select_unreadable(&path, &[])));
             }
             Command::Want { path, token, want, reply } => {
                 let WantBody { want, useful } = want;
@@ -426,7 +426,7 @@ impl Driver {
             }
             Command::Stop => return ControlFlow::Break(()),
         }
-        self.clean_up();
+        self.remove_ended_casts();
         ControlFlow::Continue(())
     }
 }
@@ -476,7 +476,7 @@ impl Driver {
     }
 
     /// Drops the readers of casts that ended, and logs their ends.
-    fn clean_up(&mut self) {
+    fn remove_ended_casts(&mut self) {
         while let Some(Event::Ended(ended)) = self.scheduler.poll_event() {
             if let Some(reader) = self.readers.remove(&ended.cast) {
                 self.bytes_read += reader.bytes_read();
@@ -519,11 +519,11 @@ impl Driver {
         config.source_address.set(interface.address);
         config.interface = interface;
         self.scheduler.handle_end_of_all(EndReason::AddressChanged, Instant::now());
-        self.clean_up();
+        self.remove_ended_casts();
     }
 
     /// Returns the number of members of a cast; 0 if it has ended.
-    fn members(&self, cast: CastId) -> usize {
+    fn member_count(&self, cast: CastId) -> usize {
         self.scheduler.cast(cast).map_or(0, |view| view.cast.members())
     }
 

@@ -109,7 +109,7 @@ impl Fixture {
         while !condition(&self.driver.status(Instant::now())) {
             self.driver.scheduler.handle_timeout(Instant::now());
             self.driver.send_burst();
-            self.driver.clean_up();
+            self.driver.remove_ended_casts();
         }
     }
 
@@ -176,7 +176,7 @@ fn every_path_is_checked_within_a_second_and_few_at_a_time() {
     for check in 0..64 {
         let before = fixture.casts().len();
         fixture.driver.check_versions(start + SECOND * check / 64);
-        fixture.driver.clean_up();
+        fixture.driver.remove_ended_casts();
         most = most.max(before - fixture.casts().len());
     }
     assert_eq!(fixture.casts().len(), 0);
