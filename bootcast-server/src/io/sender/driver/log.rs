@@ -1,4 +1,4 @@
-//! Log lines of the sender: casts that begin and end, and networks that fail.
+//! Log lines of the sender thread: casts that begin or end, and errors of the network.
 
 use std::net::SocketAddrV4;
 use std::time::Instant;
@@ -18,10 +18,11 @@ pub(super) struct SenderLog {
     begins: Limiter<RemotePath, Instant>,
     ends: Limiter<(RemotePath, EndReason), Instant>,
     network: Limiter<NetworkFault, Instant>,
-    /// The interface is down, and the log says so.
+    /// Whether the last line about the interface says that it is down.
     is_down: bool,
 }
 
+/// Reason why datagrams cannot be sent; each is logged once a minute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum NetworkFault {
     Down,
@@ -44,14 +45,15 @@ pub(super) struct Begun<'a> {
 }
 
 impl SenderLog {
-    /// Logs the begin of a cast if the last line about this path is a minute old.
+    /// Logs that a cast began, unless this was logged for its path less than a minute ago.
     pub(super) fn log_begin(&mut self, begun: &Begun<'_>, now: Instant) {
         let Begun { cast, path, etag, size, group } = begun;
         let Some(suppressed) = self.begins.allow(path, now) else { return };
         tracing::info!(%cast, %path, %group, size, %etag, suppressed, "cast began");
     }
 
-    /// Logs the end of a cast if the last line about this path and reason is a minute old.
+    /// Logs the end of a cast, unless one with this path and reason was logged less than a minute
+    /// ago.
     pub(super) fn log_end(&mut self, ended: &Ended, now: Instant) {
         let Some(suppressed) = self.allow_end(ended, now) else { return };
         let Ended { cast, path, group, reason, joins, pages, symbols, passes, duration } = ended;
@@ -74,7 +76,7 @@ impl SenderLog {
         }
     }
 
-    /// Tells that the interface works again if the log says that it is down.
+    /// Logs that the interface works again, if the log says that it is down.
     pub(super) fn log_up(&mut self, interface: &Interface) {
         if std::mem::take(&mut self.is_down) {
             tracing::info!(interface = interface.name, "the interface is back");
@@ -84,15 +86,21 @@ impl SenderLog {
     /// Warns about a datagram that the kernel refused to send.
     pub(super) fn log_refused(&mut self, group: SocketAddrV4, errno: Errno, now: Instant) {
         let Some(suppressed) = self.network.allow(&NetworkFault::Refused, now) else { return };
-        tracing::warn!(%group, %errno, suppressed, "the kernel refuses datagrams to this group: check the firewall");
+        tracing::warn!(
+            %group, %errno, suppressed,
+            "the kernel refuses datagrams to this group: check the firewall"
+        );
     }
 
+    /// Returns how many such warnings were suppressed; `None` if this one must be suppressed too.
     fn allow_down(&mut self, now: Instant) -> Option<u64> {
         let suppressed = self.network.allow(&NetworkFault::Down, now);
         self.is_down |= suppressed.is_some();
         suppressed
     }
 
+    /// Returns how many ends like this one were suppressed; `None` if this one must be suppressed
+    /// too.
     fn allow_end(&mut self, ended: &Ended, now: Instant) -> Option<u64> {
         self.ends.allow(&(ended.path.clone(), ended.reason), now)
     }
