@@ -33,7 +33,8 @@ pub enum ApiError {
     Join(#[from] JoinError),
     /// There is no such endpoint.
     #[error(
-        "no such endpoint: there are /join/, /leave/, /meta/, /file/, /manifest/, /report/, /want/ and /status"
+        "no such endpoint: there are /join/, /leave/, /meta/, /file/, /manifest/, /report/, /want/ \
+         and /status"
     )]
     NoRoute,
     /// The endpoint does not support the method.

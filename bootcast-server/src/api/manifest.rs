@@ -41,6 +41,7 @@ pub(super) async fn manifest(
     Ok((headers, id, body(values)).into_response())
 }
 
+/// Concatenates values to the body of an answer.
 fn body(values: &[Value]) -> Vec<u8> {
     values.concat()
 }

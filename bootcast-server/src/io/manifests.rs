@@ -103,6 +103,7 @@ impl Manifests {
         entry
     }
 
+    /// Computes a manifest, and sends it to the requests that wait. Keeps it unless that fails.
     async fn compute(
         self,
         path: RemotePath,
@@ -165,7 +166,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_file_is_hashed_once_for_all_who_ask() {
+    async fn concurrent_requests_for_a_manifest_hash_the_file_once() {
         let manifests = Manifests::default();
         let file = open(b"abc");
         let etag = file.etag();

@@ -12,6 +12,7 @@
 //! | [`stable_version`] | waits until the version of a newly written file is stable |
 //! | [`blocking_pool`] | shares threads between the subtrees of the served directory |
 //! | [`listings`] | lists each directory once for all concurrent requests |
+//! | [`manifests`] | hashes each file once for all requests for its manifest |
 //! | [`http`] | serves the connections of the control plane |
 //! | [`peers`] | limits the connections of each host |
 #![expect(clippy::disallowed_methods, reason = "the clock is read here and nowhere else")]
