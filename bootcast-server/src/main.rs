@@ -37,10 +37,11 @@ async fn start(args: Args) -> anyhow::Result<Server> {
     Server::start(Config::try_from(args)?).await
 }
 
-/// Runs the server until SIGINT or SIGTERM.
+/// Runs the server until SIGINT, SIGTERM, or SIGHUP of a terminal that was closed.
 async fn run(server: Server) -> anyhow::Result<()> {
     let mut interrupt = EndSignal::listen(SignalKind::interrupt())?;
     let mut terminate = EndSignal::listen(SignalKind::terminate())?;
+    let mut hangup = EndSignal::listen(SignalKind::hangup())?;
     // Does nothing if no service manager started this process.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     server
@@ -48,6 +49,7 @@ async fn run(server: Server) -> anyhow::Result<()> {
             tokio::select! {
                 () = interrupt.recv() => {}
                 () = terminate.recv() => {}
+                () = hangup.recv() => {}
             }
             tracing::info!("stopping");
             let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);

@@ -4,7 +4,7 @@
 //! A member may ask again and again and receive nothing, because the network drops what is sent or
 //! because the member only pretends. Sending for it takes rate from all other members. Each member
 //! therefore has a credit: its requests use it up, and any progress that it reports restores it. A
-//! request is served as a whole while any credit is left.
+//! report is served as a whole while any credit is left, a demand as far as the credit reaches.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -89,8 +89,8 @@ impl Credits {
         }
     }
 
-    /// Records a demand for `requested` pages. Returns whether the member has credit for them.
-    pub(super) fn handle_want(&mut self, token: &Token, requested: u64, now: Instant) -> bool {
+    /// Records a demand for `requested` pages. Returns for how many of them the member has credit.
+    pub(super) fn handle_want(&mut self, token: &Token, requested: u64, now: Instant) -> u64 {
         let credit = self.by_member.entry(token.clone()).or_default();
         // The progress of a member that does not state it is unknown, so its credit is larger.
         let extra =
@@ -100,13 +100,12 @@ impl Credits {
             credit.demanded = limit.saturating_sub(RETRY_PAGES);
             credit.refused_since = None;
         }
-        let is_served = credit.demanded < limit;
-        if is_served {
-            credit.demanded = credit.demanded.saturating_add(requested);
-        } else {
+        let served = requested.min(limit.saturating_sub(credit.demanded));
+        credit.demanded = credit.demanded.saturating_add(served);
+        if served < requested {
             credit.refused_since.get_or_insert(now);
         }
-        is_served
+        served
     }
 
     /// Forgets a member that left.
@@ -190,20 +189,23 @@ mod tests {
         let mut now = Instant::now();
         let mut credits = Credits::new(PAGES);
         let mut served = 0;
-        let mut demanded_in = |credits: &mut Credits, useful: Option<u64>, seconds: u64| {
-            (0..seconds * 10).for_each(|_| {
+        let mut demanded_in = |credits: &mut Credits, useful: Option<u64>, seconds, pages| {
+            (0..seconds * 10u64).for_each(|_| {
                 now += Duration::from_millis(100);
                 if let Some(useful) = useful {
                     credits.handle_progress(&token(), useful);
                 }
-                served += u64::from(credits.handle_want(&token(), 64, now)) * 64;
+                served += credits.handle_want(&token(), pages, now);
             });
             std::mem::take(&mut served)
         };
-        assert_eq!(demanded_in(&mut credits, Some(0), 29), DEMANDED_PAGES);
-        assert!(demanded_in(&mut credits, Some(0), 300) <= 10 * RETRY_PAGES);
-        assert!(demanded_in(&mut credits, Some(1), 1) > 0);
+        assert_eq!(demanded_in(&mut credits, Some(0), 29, 100), DEMANDED_PAGES);
+        assert_eq!(demanded_in(&mut credits, Some(0), 301, 10_000), 10 * RETRY_PAGES);
+        assert!(demanded_in(&mut credits, Some(1), 1, 64) > 0);
         let mut credits = Credits::new(PAGES);
-        assert!(demanded_in(&mut credits, None, 29) > DEMANDED_PAGES, "it does not state `useful`");
+        assert!(
+            demanded_in(&mut credits, None, 29, 64) > DEMANDED_PAGES,
+            "it does not state `useful`"
+        );
     }
 }

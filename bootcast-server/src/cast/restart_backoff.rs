@@ -25,9 +25,10 @@ const MEMORY_TIME: Duration = Duration::from_secs(60);
 /// Maximum number of paths that are remembered. Bounds memory.
 const PATHS_MAX: usize = 1024;
 
-/// Consecutive failures of one path, all for the same reason.
+/// Consecutive failures of one path.
 #[derive(Clone, Copy, Debug)]
 struct Failures {
+    /// Reason of the last one.
     reason: EndReason,
     count: u32,
     /// Earliest start of the next cast.
@@ -56,8 +57,8 @@ impl RestartBackoff {
         if !matches!(reason, EndReason::FileChanged | EndReason::Unreadable) {
             return;
         }
-        let earlier = self.failures_of(path, now).filter(|earlier| earlier.reason == reason);
-        let count = earlier.map_or(0, |earlier| earlier.count).saturating_add(1);
+        let count =
+            self.failures_of(path, now).map_or(0, |earlier| earlier.count).saturating_add(1);
         if self.failures.len() >= PATHS_MAX && !self.failures.contains_key(path) {
             self.make_room(now);
         }
@@ -133,6 +134,17 @@ mod tests {
             .collect();
         assert_eq!(pauses, [0, 0, 1, 2, 4, 8, 16, 30, 30, 30]);
         assert_eq!(backoff.pause(&path("b"), now), None, "another path");
+    }
+
+    #[test]
+    fn a_file_that_changes_and_cannot_be_read_by_turns_is_paused_too() {
+        let (mut backoff, now) = (RestartBackoff::default(), Instant::now());
+        for reason in [EndReason::FileChanged, EndReason::Unreadable, EndReason::FileChanged] {
+            assert_eq!(backoff.pause(&path("a"), now), None);
+            backoff.on_end(&path("a"), reason, SHORT, now);
+        }
+        let pause = Some((EndReason::FileChanged, Duration::from_secs(1)));
+        assert_eq!(backoff.pause(&path("a"), now), pause);
     }
 
     #[test]

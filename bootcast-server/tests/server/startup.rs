@@ -56,7 +56,7 @@ fn an_invalid_configuration_is_explained_and_exits_with_2() {
 
 #[test]
 fn a_signal_ends_the_casts_and_the_server_exits_with_0() {
-    for signal in [Signal::TERM, Signal::INT] {
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
         let mut server = Server::start(&[]);
         server.write("file", b"bytes");
         server.get("/join/file");

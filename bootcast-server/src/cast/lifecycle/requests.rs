@@ -83,17 +83,18 @@ impl Cast {
             pairs.iter().map(|(_, count)| u64::from(self.pages.min(*count))).sum::<u64>()
         };
         let requested = pages_in(&want.now) + pages_in(&want.later);
-        if !self.credits.handle_want(token, requested, now) {
+        let mut credit = self.credits.handle_want(token, requested, now);
+        if credit == 0 && requested > 0 {
             return true;
         }
         self.on_heard(kind);
-        if self.unreadable.is_empty() {
+        if self.unreadable.is_empty() && credit == requested {
             self.demand.handle_want(token, want, now);
         } else {
-            let mut readable = want.clone();
-            readable.now = self.unreadable.readable_pairs(&want.now);
-            readable.later = self.unreadable.readable_pairs(&want.later);
-            self.demand.handle_want(token, &readable, now);
+            let mut served = want.clone();
+            served.now = self.unreadable.readable_pairs(&first_pages(&want.now, &mut credit));
+            served.later = self.unreadable.readable_pairs(&first_pages(&want.later, &mut credit));
+            self.demand.handle_want(token, &served, now);
         }
         true
     }
@@ -109,4 +110,17 @@ impl Cast {
         let pages: u64 = bulk.sum();
         pages.min(self.pages.into()) + report.needs.len() as u64
     }
+}
+
+/// Returns the first pages of these pairs, as many as the credit allows, and takes them off it.
+fn first_pages(pairs: &[(u32, u32)], credit: &mut u64) -> Vec<(u32, u32)> {
+    let mut served = Vec::new();
+    for &(first, count) in pairs {
+        let count = u32::try_from(*credit).map_or(count, |credit| credit.min(count));
+        *credit -= u64::from(count);
+        if count > 0 {
+            served.push((first, count));
+        }
+    }
+    served
 }
