@@ -40,8 +40,8 @@ use plain::PlainNames;
 const RETRY_MIN: Duration = Duration::from_millis(100);
 /// Upper bound of that pause.
 const RETRY_MAX: Duration = Duration::from_secs(2);
-/// Interval of the checks of parked reads for callers that die and for time-outs. Well below the
-/// second within which a killed process must die (docs/SEMANTICS.md, "Waiting").
+/// Interval at which parked reads are checked for killed callers and for time-outs. It is well
+/// below the second within which a killed process must end (docs/SEMANTICS.md, "Waiting").
 const REAP_PERIOD: Duration = Duration::from_millis(250);
 
 /// Interval of checkpoints. A crash loses the pages that arrived since the last one.

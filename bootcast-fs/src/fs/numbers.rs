@@ -124,8 +124,8 @@ mod tests {
     /// Returns an identity whose first candidates are these.
     fn with_candidates(candidates: [u32; 8]) -> Identity {
         let mut bytes = [0; 32];
-        for (place, candidate) in bytes.chunks_exact_mut(4).zip(candidates) {
-            place.copy_from_slice(&candidate.to_be_bytes());
+        for (word, candidate) in bytes.chunks_exact_mut(4).zip(candidates) {
+            word.copy_from_slice(&candidate.to_be_bytes());
         }
         Identity(bytes)
     }

@@ -20,7 +20,8 @@ use crate::io::{ControlError, now};
 use crate::log_limit;
 
 /// Time-out of requests for which a cached answer exists, and of probes. docs/SEMANTICS.md promises
-/// it as the longest delay of the first lookup ("Caching").
+/// it as the longest delay of the first lookup ("While the server
+/// is away").
 const REVALIDATE_TIMEOUT: Duration = Duration::from_secs(5);
 /// A connection that fails after at least this time counts as timed out. The kernel reports some
 /// time-outs as errors, such as EHOSTUNREACH without an ARP answer; refusals come faster.
@@ -45,7 +46,8 @@ impl Fs {
     /// ones.
     ///
     /// Returns `known` while the server is away or overloaded, so that complete files stay
-    /// reachable through directories and links. The open of an incomplete file waits for the server itself.
+    /// reachable through directories and links. The open of an incomplete file waits for the server
+    /// itself.
     pub(super) async fn revalidate(
         self: &Arc<Self>,
         path: &RemotePath,
