@@ -19,9 +19,8 @@ use super::{Fs, ROOT, lock};
 use crate::io::{ControlError, now};
 use crate::log_limit;
 
-/// Time-out of requests for which a cached answer exists, and of probes. docs/SEMANTICS.md promises
-/// it as the longest delay of the first lookup ("While the server
-/// is away").
+/// Time-out of requests for which a cached answer exists, and of probes. It is the longest delay of
+/// the first lookup (docs/SEMANTICS.md, "While the server is away").
 const REVALIDATE_TIMEOUT: Duration = Duration::from_secs(5);
 /// A connection that fails after at least this time counts as timed out. The kernel reports some
 /// time-outs as errors, such as EHOSTUNREACH without an ARP answer; refusals come faster.
