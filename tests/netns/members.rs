@@ -102,7 +102,8 @@ fn a_member_with_a_tiny_socket_buffer_finishes_and_delays_nobody() {
     // A burst of the server has twice as many datagrams as the buffer can hold.
     let options = ["--buffer", "16384"];
     let mut small = extended_client(lab.client(2), &lab.url("image"), &tiny, &options);
-    Copy::start(&lab, 1, &image).finish(&image);
+    let mut copy = Copy::start(&lab, 1, &image);
+    copy.finish(&image);
     small.wait_success(TRANSFER);
     assert_eq!(digest_of(tiny), image.digest);
     server.wait_no_members();
