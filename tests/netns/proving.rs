@@ -8,6 +8,7 @@ use bootcast_proto::wire::Layout;
 use bootcast_proto::{JoinAnswer, PageIndex};
 use harness::binaries::binary;
 use harness::content::Image;
+use harness::lab::HEAD_ADDRESS;
 use harness::{Lab, ServerProc, digest_of, lab_or_skip, mib, wait_until};
 
 use crate::TRANSFER;
@@ -103,4 +104,20 @@ fn another_content_is_refused_before_anything_is_written() {
     assert!(log.contains(&told), "{log}");
     assert!(!get.target.exists());
     assert!(server.cast_of("image").is_none(), "no cast was started for it");
+}
+
+#[test]
+fn a_listing_has_the_hashes_of_all_files_as_b3sum_prints_them() {
+    let lab = lab_or_skip!(Lab::builder());
+    let (image, other) = (lab.put("images/b c", mib(5)), lab.put("images/a", 0));
+    lab.put("images/below/c", 10);
+    let _server = lab.server().start();
+    let list = |path: &str| {
+        let url = format!("{HEAD_ADDRESS}:/{path}");
+        let mut ls = lab.client(1).spawn(binary("bootcast"), ["ls", "--b3", &url]);
+        ls.wait_success(TRANSFER);
+        ls.log()
+    };
+    assert_eq!(list("images"), format!("{}  a\n{}  b c\n", b3(&other), b3(&image)));
+    assert_eq!(list("images/b c"), format!("{}  b c\n", b3(&image)));
 }

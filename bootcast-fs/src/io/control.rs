@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use bootcast_proto::api::{Attributes, Meta, Report, Status, WantBody};
-use bootcast_proto::manifest::Value;
+use bootcast_proto::manifest::{ContentId, HEADER_CONTENT_ID, Value};
 use bootcast_proto::unreadable::{HEADER_UNREADABLE, decode_bytes, decode_pages};
 use bootcast_proto::{
     Etag, FILL_DEMAND, HEADER_EXTENSIONS, HEADER_FILL, HEADER_QUEUE, HEADER_RESUME, HEADER_TOKEN,
@@ -394,13 +394,17 @@ impl Control {
         }
         let response = self.send(self.client.get(url).timeout(ANSWER_TIMEOUT)).await?;
         let etag = header(&response, ETAG).and_then(|value| Etag::from_header(&value).ok());
+        let id = header(&response, reqwest::header::HeaderName::from_static(HEADER_CONTENT_ID));
+        let id = id.and_then(|value| value.parse().ok());
         let body = self.body(response, MANIFEST_LIMIT).await?;
         let (values, rest) = body.as_chunks();
-        match etag.filter(|_| rest.is_empty()) {
-            Some(etag) => Ok(ValueList { etag, values: values.to_vec() }),
-            None => Err(ControlError::Garbled {
+        match (etag, id) {
+            (Some(etag), Some(id)) if rest.is_empty() => {
+                Ok(ValueList { etag, id, values: values.to_vec() })
+            }
+            _ => Err(ControlError::Garbled {
                 base: self.base.clone(),
-                reason: "a manifest without a version, or of half a value".to_owned(),
+                reason: "a manifest without a version or hash, or of half a value".to_owned(),
             }),
         }
     }
@@ -509,6 +513,8 @@ pub struct SegmentRange {
 pub struct ValueList {
     /// Version of the file.
     pub etag: Etag,
+    /// Hash of the file, as the server states it.
+    pub id: ContentId,
     /// Values of segments or leaves, in order.
     pub values: Vec<Value>,
 }

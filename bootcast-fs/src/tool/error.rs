@@ -26,6 +26,18 @@ Exit codes:
   129, 130, 143  ended by SIGHUP, SIGINT, SIGTERM
   141  the reader of standard output went away";
 
+/// Exit codes of `ls` and `status`, as `--help` shows them.
+pub(super) const ANSWER_EXIT_CODES: &str = "\
+Exit codes:
+  0    done
+  1    wrong usage
+  2    standard output cannot be written
+  3    the server cannot be reached
+  4    the server has not hashed a file in time
+  5    the server has no such file or directory
+  6    the server refuses, or does not speak this protocol
+  141  the reader of standard output went away";
+
 /// Why a command failed. The text is shown to the user, in one line.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ToolError {

@@ -9,6 +9,7 @@ use bootcast_proto::api::{Attributes, Kind, Meta};
 use bootcast_proto::path::decode_segment;
 
 use super::error::ToolError;
+use super::proof::content_id;
 use super::stdout;
 use super::url::{Target, printable};
 
@@ -26,6 +27,11 @@ pub(super) struct Args {
     #[arg(short, long)]
     long: bool,
 
+    /// Print the BLAKE3 hash of each file before its name, as b3sum does. The server reads each file
+    /// once for it
+    #[arg(long, conflicts_with_all = ["long", "json"])]
+    b3: bool,
+
     /// Print the server's answer as JSON, with names and link targets percent-encoded
     #[arg(long, conflicts_with = "long")]
     json: bool,
@@ -37,6 +43,9 @@ pub(super) async fn run(args: Args) -> Result<(), ToolError> {
     let meta = fetch(&target).await?;
     if args.json {
         return stdout::print_json(&meta);
+    }
+    if args.b3 {
+        return print_hashes(&target, &meta).await;
     }
     let mut text = Vec::new();
     for (name, attributes) in entries(&target, &meta)? {
@@ -50,6 +59,23 @@ pub(super) async fn run(args: Args) -> Result<(), ToolError> {
         text.push(b'\n');
     }
     stdout::print(&text)
+}
+
+/// Prints the hashes of all regular files in a listing, each as soon as it is known.
+async fn print_hashes(target: &Target, meta: &Meta) -> Result<(), ToolError> {
+    let is_directory = meta.entries.is_some();
+    let entries = entries(target, meta)?;
+    for (name, _) in entries.into_iter().filter(|(_, it)| it.kind == Kind::File) {
+        let path = if is_directory { target.path.join(&name) } else { Ok(target.path.clone()) };
+        let path = path.map_err(|_| malformed(&printable(&name)))?;
+        let file = Target { path, ..target.clone() };
+        let id = content_id(&file).await.map_err(|error| error.with_path(&file.path))?;
+        let mut line = format!("{id}  ").into_bytes();
+        line.extend(if io::stdout().is_terminal() { printable(&name).into_bytes() } else { name });
+        line.push(b'\n');
+        stdout::print(&line)?;
+    }
+    Ok(())
 }
 
 /// Requests the listing, after the attributes of the path alone.

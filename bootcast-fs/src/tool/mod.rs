@@ -7,6 +7,7 @@
 //! | `range` | fetching a part of a file |
 //! | `output` | the destination of the bytes, and syncing it |
 //! | `spool`, `relay` | storing pages that arrive in any order, and writing them in order |
+//! | `proof` | checking the bytes against a content id |
 //! | `stall`, `probe` | detecting that a fetch stalled or cannot succeed |
 //! | `progress` | progress bar, notices and log lines on the terminal |
 //! | `list`, `status` | `bootcast ls`, `bootcast status` |
@@ -39,7 +40,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use clap::error::ErrorKind;
 
-use error::{EXIT_CODES, ToolError};
+use error::{ANSWER_EXIT_CODES, EXIT_CODES, ToolError};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -63,10 +64,10 @@ enum Command {
     #[command(after_help = EXIT_CODES)]
     Get(get::Args),
     /// List a directory
-    #[command(after_help = EXIT_CODES)]
+    #[command(after_help = ANSWER_EXIT_CODES)]
     Ls(list::Args),
     /// Show what a server is casting
-    #[command(after_help = EXIT_CODES)]
+    #[command(after_help = ANSWER_EXIT_CODES)]
     Status(status::Args),
 }
 

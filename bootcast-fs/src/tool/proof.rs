@@ -26,6 +26,8 @@ use crate::receiver::FetchError;
 
 /// Number of segments whose leaf values are requested at a time: 512 KiB, for 256 MiB of the file.
 const SEGMENTS_AT_A_TIME: u64 = 64;
+/// Longest time without progress of a server that hashes a file for `bootcast ls`.
+const HASH_TIMEOUT: Duration = Duration::from_secs(60);
 /// Minimum pause before a failed request is repeated.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 /// Maximum number of attempts at a manifest whose file changes meanwhile.
@@ -231,6 +233,13 @@ impl Proof {
             waited(&clock, tokio::time::sleep(pause)).await?;
         }
     }
+}
+
+/// Returns the hash of a file as the server computes it. Waits for as long as it makes progress.
+pub(super) async fn content_id(target: &Target) -> Result<ContentId, ToolError> {
+    let clock = StallClock::new(Some(HASH_TIMEOUT));
+    let request = || target.control.manifest(&target.path, None);
+    Ok(persist(&clock, request, |_| {}).await?.id)
 }
 
 /// Lets bytes through in order, leaf by leaf, once they are proven.

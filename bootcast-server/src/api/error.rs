@@ -147,6 +147,10 @@ impl ApiError {
     /// Logs a request that failed through no fault of the client, once a minute for each error
     /// text: a thousand clients may try again and again.
     pub(super) fn warn(&self) {
+        if matches!(self, Self::Manifest(ManifestError::Unfinished { .. })) {
+            // Nothing failed, and the text changes all the time.
+            return;
+        }
         let (error, status) = (self.to_string(), self.status());
         let mut warnings = WARNINGS.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(suppressed) = warnings.allow(&error, Instant::now()) {

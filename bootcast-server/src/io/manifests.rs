@@ -124,13 +124,21 @@ impl Manifests {
         self.evict();
     }
 
-    /// Forgets the manifests that were not used for longest, until the others fit.
+    /// Forgets the manifests that were not used for longest, until the others fit. Keeps those that
+    /// are being computed.
     fn evict(&self) {
         let mut recent = self.lock();
-        let mut leaves: u64 = recent.iter().map(|(_, entry)| leaves_of(entry)).sum();
-        while leaves > LEAVES_MAX && recent.len() > 1 {
-            let Some((_, entry)) = recent.pop_lru() else { break };
-            leaves -= leaves_of(&entry);
+        let computed = recent.iter().filter(|(_, entry)| leaves_of(entry) > 0);
+        let computed: Vec<_> =
+            computed.map(|(etag, entry)| (etag.clone(), leaves_of(entry))).collect();
+        let mut leaves: u64 = computed.iter().map(|(_, leaves)| leaves).sum();
+        // The iterator begins with the most recent one.
+        for (etag, own) in computed.iter().skip(1).rev() {
+            if leaves <= LEAVES_MAX {
+                break;
+            }
+            recent.pop(etag);
+            leaves -= own;
         }
     }
 

@@ -53,8 +53,11 @@ impl Driver {
         for page in &bad {
             self.scheduler.handle_unreadable(cast, PageRange::single(*page), now);
         }
-        if let (Some(first), Some(last)) = (bad.first(), bad.last()) {
-            self.warn_unreadable(cast, PageRange::new(first.0, last.0 + 1), errno);
+        if let Some(first) = bad.first() {
+            // The pages of a block are not consecutive: the warning names the first run.
+            let run = (first.0..).zip(&bad).take_while(|(next, page)| *next == page.0).count();
+            let end = first.0 + u32::try_from(run).expect("at most the pages of a read");
+            self.warn_unreadable(cast, PageRange::new(first.0, end), errno);
         }
     }
 
