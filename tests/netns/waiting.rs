@@ -104,6 +104,8 @@ fn sigterm_ends_waiting_reads_unmounts_and_exits_0() {
     let path = mount.path().to_owned();
     let mut reader = readers::read_at(lab.client(1), &mount.join("image"), mib(16) - READ_LEN);
     mount.wait_parked(1);
+    // The end waits for a leave for 2 s at most, which may be too short for a join before it.
+    wait_until(SOON, "the client has joined", || mount.log().contains("joined"));
 
     mount.proc().signal(Signal::TERM);
     mount.proc().wait_success(SOON);
