@@ -25,10 +25,10 @@ const GOAL: f64 = 1.15;
 pub(crate) fn measure() -> String {
     let mut text = format!(
         "\n## Default options\n\n\
-         No `--rate`: the interface tells no speed, and the server takes 0.97 of 1 Gbit/s for its \
-         ceiling. All clients mount and `cat` at once; medians of {} runs, a fresh server for \
-         each, which knows nothing. Beside it a server that is told the rate of the link. The \
-         limit is what one copy takes at the full rate with its headers.\n\n\
+         No `--rate`: the speed of the interface is unknown, and the server's ceiling is 0.97 of \
+         1 Gbit/s. All clients mount and `cat` at once; medians of {} runs, each with a fresh \
+         server that remembers no rate. The last columns are those of a server with the rate of \
+         the link. The limit is what one copy takes at the full rate with its headers.\n\n\
          | network | clients | MiB | last one done, s | × limit | goal | with `--rate`, s \
          | × that |\n\
          |---|---|---|---|---|---|---|---|\n",

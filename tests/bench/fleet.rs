@@ -74,9 +74,9 @@ pub(crate) fn measure_lossy() -> String {
     println!("{row}");
     text.push_str(&row);
     text.push_str(
-        "\n\nGoal: 1.15 files for `get` as well. Its clients come one after the other, and each \
-         packet that opens a connection may get lost; who comes late misses what was sent \
-         meanwhile.\n",
+        "\n\nGoal: 1.15 files for `get` as well. Its clients join one after the other, and each \
+         packet that opens a connection may get lost; a client that joins late misses the pages \
+         sent before.\n",
     );
     text
 }

@@ -26,8 +26,8 @@ const STRIDE: u64 = 1_000_003;
 /// Measures the latency of single reads of a cold file.
 pub(crate) fn measure() -> String {
     let mut text = format!(
-        "\n## Reads here and there\n\n\
-         {READS} `pread`s of 4 KiB of a file of 1 GiB of which nothing is here, one after the \
+        "\n## Random reads\n\n\
+         {READS} `pread`s of 4 KiB of a file of 1 GiB of which no page is held, one after the \
          other, `fill=demand`. Medians of {RUNS} runs.\n\n\
          | rate | loss | median, ms | 99 %, ms | longest, ms |\n|---|---|---|---|---|\n"
     );
@@ -71,7 +71,7 @@ pub(crate) fn measure_same_order() -> String {
     let (alone, _) = share(1);
     let (together, seconds) = share(READERS);
     format!(
-        "\n## Eight who read the same here and there\n\n\
+        "\n## Eight clients with the same random reads\n\n\
          64 MiB in pieces of 16 KiB in the same random order, {SHARED_RATE}, `fill=demand`, each \
          on a mount of its own.\n\n\
          | sent for one, files | sent for eight, files | ratio | the slowest of the eight, s |\n\
@@ -101,14 +101,14 @@ fn share_once(readers: usize) -> (f64, f64) {
     let time = timed(|| {
         std::thread::scope(|scope| {
             for path in &paths {
-                scope.spawn(|| read_all_here_and_there(path));
+                scope.spawn(|| read_all_at_random(path));
             }
         });
     });
     (server.status().totals.bytes_sent as f64 / SHARED_SIZE as f64, time.as_secs_f64())
 }
 
-fn read_all_here_and_there(path: &Path) {
+fn read_all_at_random(path: &Path) {
     let file = File::open(path).unwrap();
     let blocks = SHARED_SIZE / SHARED_BLOCK;
     for k in 1..=blocks {

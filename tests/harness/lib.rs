@@ -1,4 +1,4 @@
-//! Simulates several hosts on one machine and runs programs on them.
+//! Several hosts on one machine, made of network namespaces, and the programs that run on them.
 //!
 //! ```text
 //! head eth0 ---- head [ switch: br0 ] c1 ---- eth0 c1

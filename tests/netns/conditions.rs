@@ -145,7 +145,7 @@ fn a_cap_at_the_switch_drops_packets_and_does_not_block_the_head() {
         sending.send(&[0; 1400]).expect("room in the socket's buffer");
     }
     assert!(head.counters().tx_bytes - before.1 >= 2000 * 1400);
-    // Order is kept: after this one arrives, nothing else is on the way.
+    // Datagrams keep their order: when this one arrives, no other is in flight.
     wait_until(SOON, "a last datagram gets through", || {
         sending.send(b"last").unwrap();
         let mut datagram = [0; 1400];

@@ -169,7 +169,8 @@ fn when_a_closed_data_port_opens_again_the_rest_arrives_by_multicast() {
     drop_incoming(lab.client(1), "udp dport 9000");
     let mut copy = Copy::start(&lab, 1, &image);
     let wait_unicast = |members| {
-        server.wait_cast("image", "number of members that fetch", move |it| it.unicast == members);
+        let condition = format!("{members} members fetch over HTTP");
+        server.wait_cast("image", &condition, move |cast| cast.unicast == members);
     };
     wait_unicast(1);
     lab.client(1).run_ok("nft", ["delete table netdev deafness"]);

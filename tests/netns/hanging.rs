@@ -61,7 +61,7 @@ fn a_submount_that_hangs_delays_no_other_name() {
 }
 
 #[test]
-fn a_name_that_hangs_does_not_make_a_mount_answer_for_the_others_from_memory() {
+fn while_one_name_hangs_a_mount_shows_its_cached_attributes_and_fresh_ones_of_others() {
     let lab = lab_or_skip!(Lab::builder().clients(2));
     lab.put("inner/file", 1000);
     lab.put("image", 1000);
@@ -79,7 +79,7 @@ fn a_name_that_hangs_does_not_make_a_mount_answer_for_the_others_from_memory() {
     let known = rustix::fs::open(mount.join("hung/file"), OFlags::PATH, Mode::empty()).unwrap();
 
     inner.proc().signal(Signal::STOP);
-    assert_eq!(stat("hung/file"), 1000, "what is known is shown");
+    assert_eq!(stat("hung/file"), 1000, "the cached attributes");
     lab.put("image", 2000);
     assert_eq!(stat("image"), 2000);
     let log = mount.log();

@@ -24,7 +24,7 @@ fn a_get_continues_on_ignored_signals() {
     let target = lab.client(1).fresh_path("image");
     let args = ["get", "--interface", "eth0", &lab.url("image"), "-O", text(&target)];
     let mut get = spawn_ignoring(lab.client(1), "HUP INT TERM", "bootcast", &args);
-    server.wait_cast("image", "it has begun", |cast| cast.pages_sent > 10);
+    server.wait_cast("image", "pages are being sent", |cast| cast.pages_sent > 10);
     for signal in [Signal::HUP, Signal::INT, Signal::TERM] {
         get.signal(signal);
     }
@@ -40,7 +40,7 @@ fn a_get_ends_on_a_signal_that_is_not_ignored() {
     let target = lab.client(1).fresh_path("image");
     let args = ["get", "--interface", "eth0", &lab.url("image"), "-O", text(&target)];
     let mut get = spawn_ignoring(lab.client(1), "HUP", "bootcast", &args);
-    server.wait_cast("image", "it has begun", |cast| cast.pages_sent > 10);
+    server.wait_cast("image", "pages are being sent", |cast| cast.pages_sent > 10);
     get.signal(Signal::HUP);
     get.signal(Signal::TERM);
     assert_eq!(get.wait(SOON).code(), Some(143), "{}", get.log());

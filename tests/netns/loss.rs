@@ -32,7 +32,7 @@ fn datagrams_from_another_host_in_the_group_do_no_harm() {
     lab.client(2).enter(|| {
         let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
         for page in 1..=cast.pages {
-            // A plausible page, except for its bytes and its sender.
+            // A valid page, but with wrong bytes and from another host.
             let mut forged = vec![0xaa; 16 + cast.page_size as usize];
             let words = [cast.page_size, page, 0, 0].map(u32::to_be_bytes);
             forged[..16].copy_from_slice(words.as_flattened());

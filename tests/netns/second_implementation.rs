@@ -145,7 +145,7 @@ fn it_returns_to_multicast_when_that_arrives_again() {
     lab.client(1).drop_multicast();
     let output = lab.client(1).fresh_path("out");
     let mut client = extended_client(lab.client(1), &lab.url("image"), &output, &[]);
-    server.wait_cast("image", "it reports that it fetches", |cast| cast.unicast == 1);
+    server.wait_cast("image", "the server knows that it fetches", |cast| cast.unicast == 1);
     let before = server.cast_of("image").unwrap().pages_sent;
     lab.client(1).pass_multicast();
     server.wait_cast("image", "pages are sent again", |cast| cast.pages_sent > before + 100);

@@ -20,7 +20,8 @@ fn warnings(mount: &MountProc<'_>) -> usize {
 
 /// Waits until the server knows that this many members of the cast of `path` fetch the file.
 fn wait_unicast(server: &ServerProc<'_>, path: &str, members: u32) {
-    server.wait_cast(path, "number of members that fetch", |cast| cast.unicast == members);
+    let condition = format!("{members} members fetch over HTTP");
+    server.wait_cast(path, &condition, |cast| cast.unicast == members);
 }
 
 #[test]

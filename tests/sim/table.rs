@@ -57,8 +57,8 @@ pub fn rate_goals() -> Vec<Scenario> {
     table
 }
 
-/// Returns scenarios with a guessed ceiling of 1 Gbit/s, in which some part of the path is slower,
-/// or loses datagrams for another reason.
+/// Returns scenarios of rate control with a guessed ceiling of 1 Gbit/s: slower links, competing
+/// TCP connections, and losses that the rate does not cause.
 fn rates(pages: u32, clients: usize) -> [Scenario; 7] {
     let crowd = |link| Crowd::new(clients, link);
     let guessed = |name: &str, crowds| Scenario {
