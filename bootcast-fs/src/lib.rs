@@ -7,6 +7,7 @@
 //! | [`object`] | one version of one file: its receiver, its store, the reads that wait for pages |
 //! | [`io`] | sockets, requests to the server, the clock |
 //! | `log_limit` | rate limit for log messages |
+//! | [`proof`] | checks bytes against the BLAKE3 hash of their file |
 //! | [`fs`] | the file system without FUSE |
 //! | [`fuse`] | kernel requests -> `fs` -> replies |
 //! | [`mount`] | `-o` options, mount(2), the daemon |
@@ -22,6 +23,7 @@ pub mod io;
 mod log_limit;
 pub mod mount;
 pub mod object;
+pub mod proof;
 pub mod receiver;
 mod run;
 mod signals;

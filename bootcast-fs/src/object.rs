@@ -62,6 +62,9 @@ pub enum Unread {
     /// The store could not be read.
     #[error("cannot read the cache: {0}")]
     Store(String),
+    /// The bytes are not those of the content that the mount expects.
+    #[error("the bytes cannot be proven: {0}")]
+    Unproven(String),
 }
 
 /// A read with missing bytes.

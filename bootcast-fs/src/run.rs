@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use crate::cache::Cache;
-use crate::fs::{Fs, FsConfig};
+use crate::fs::{Fs, FsConfig, Pins};
 use crate::fuse::Adapter;
 use crate::io::{Control, Intake, IntakeConfig, InterfaceChoice};
 use crate::mount::options::CacheKind;
@@ -66,7 +66,13 @@ impl Mounted {
             Control::new(&source.base_url()).map_err(|error| MountError::failed(&error))?;
         let root = find_root(&control, &source.path).await?;
         let cache = open_cache(options)?;
-        let config = fs_config(options);
+        let mut config = fs_config(options);
+        config.pins = read_pins(options, &source.path)?;
+        if config.pins.is_some() && root.is_none() {
+            return Err(MountError::failed(
+                &"a plain server cannot prove files: pins= needs a server with manifests",
+            ));
+        }
         let interface =
             options.interface.as_deref().map_or(InterfaceChoice::TowardServer, |text| {
                 text.parse().unwrap_or_else(|never: std::convert::Infallible| match never {})
@@ -128,6 +134,16 @@ async fn find_root(control: &Control, path: &RemotePath) -> Result<Option<Attrib
     }
 }
 
+/// Reads the file that names the contents of all files.
+fn read_pins(options: &MountOptions, root: &RemotePath) -> Result<Option<Pins>, MountError> {
+    let Some(file) = &options.pins else { return Ok(None) };
+    let failed = |error: &dyn std::fmt::Display| {
+        MountError::failed(&format!("cannot use pins={}: {error}", file.display()))
+    };
+    let text = std::fs::read(file).map_err(|error| failed(&error))?;
+    Pins::parse(&text, root).map(Some).map_err(|error| failed(&error))
+}
+
 fn open_cache(options: &MountOptions) -> Result<Cache, MountError> {
     match options.cache {
         CacheKind::Memory => Ok(Cache::Memory),
@@ -166,6 +182,7 @@ fn fs_config(options: &MountOptions) -> FsConfig {
         timing: Timing { linger: options.linger, silence: SILENCE },
         unicast: options.unicast,
         fill: options.fill,
+        pins: None,
     }
 }
 

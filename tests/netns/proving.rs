@@ -1,7 +1,9 @@
-//! `bootcast get --b3`: only the content with this hash is written, whoever sends. docs/PROTOCOL.md,
-//! "Manifest".
+//! Contents that are named by their hashes: `bootcast get --b3`, `bootcast ls --b3` and mounts with
+//! `pins=`. docs/PROTOCOL.md, "Manifest"; docs/SEMANTICS.md, "Pinned files".
 
 use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::process::Stdio;
 
 use bootcast_proto::wire::Layout;
@@ -10,10 +12,11 @@ use harness::binaries::binary;
 use harness::content::Image;
 use harness::lab::HEAD_ADDRESS;
 use harness::{Lab, ServerProc, digest_of, lab_or_skip, mib, wait_until};
+use rustix::io::Errno;
 
-use crate::TRANSFER;
 use crate::forging::{Forger, sending_socket};
-use crate::transfers::Get;
+use crate::transfers::{Copy, Get};
+use crate::{TRANSFER, text};
 
 fn b3(image: &Image) -> String {
     image.digest.to_hex().to_string()
@@ -120,4 +123,87 @@ fn a_listing_has_the_hashes_of_all_files_as_b3sum_prints_them() {
     };
     assert_eq!(list("images"), format!("{}  a\n{}  b c\n", b3(&other), b3(&image)));
     assert_eq!(list("images/b c"), format!("{}  b c\n", b3(&image)));
+}
+
+/// Writes a pins file on client `k` with these names and contents.
+fn pins_file(lab: &Lab, k: usize, pins: &[(&str, &Image)]) -> PathBuf {
+    let path = lab.client(k).fresh_path("pins");
+    let mut lines = String::new();
+    for (name, image) in pins {
+        lines += &[b3(image).as_str(), "  ", name, "\n"].concat();
+    }
+    fs::write(&path, lines).unwrap();
+    path
+}
+
+#[test]
+fn a_reader_of_a_pinned_file_gets_no_byte_of_a_member_that_forges_every_page() {
+    let lab = lab_or_skip!(Lab::builder().clients(2).valve());
+    let image = lab.put("image", mib(2));
+    let server = lab.server().option("--rate", "20mbit").start();
+    let pins = pins_file(&lab, 1, &[("image", &image)]);
+    let mount = lab.mount(1).option(&format!("pins={}", text(&pins))).start();
+    let _valve = lab.hold_multicast_after(0);
+    let mut copy = Copy::start_on(mount, &image);
+    lab.wait_members(&server, "image", 1..=1);
+    forge_all_pages(&lab, &server, &image);
+    copy.finish(&image);
+    let log = copy.mount.log();
+    assert!(log.contains("are wrong: fetched over HTTP"), "{log}");
+    // The cache was corrected too, and each read is checked anew.
+    assert_eq!(digest_of(copy.mount.join("image")), image.digest);
+}
+
+#[test]
+fn a_cached_byte_that_changed_is_not_read_from_a_pinned_file() {
+    let lab = lab_or_skip!(Lab::builder());
+    let image = lab.put("image", mib(1));
+    let _server = lab.server().start();
+    let pins = pins_file(&lab, 1, &[("image", &image)]);
+    let cache = lab.client(1).fresh_path("kept");
+    let options = format!("pins={},cache_dir={}", text(&pins), text(&cache));
+    let mount = lab.mount(1).option(&options).start();
+    assert_eq!(digest_of(mount.join("image")), image.digest);
+    mount.umount();
+    let object = fs::read_dir(cache.join("objects")).unwrap().next().unwrap().unwrap().path();
+    let data = fs::OpenOptions::new().write(true).open(object.join("data")).unwrap();
+    data.write_all_at(b"!", 70_000).unwrap();
+
+    let again = lab.mount(1).option(&options).start();
+    assert_eq!(digest_of(again.join("image")), image.digest);
+    assert!(again.log().contains("are wrong: fetched over HTTP"), "{}", again.log());
+}
+
+#[test]
+fn only_pinned_files_with_their_contents_open() {
+    let lab = lab_or_skip!(Lab::builder());
+    let (right, other) = (lab.put("images/right", 40_000), lab.put("images/other", 40_000));
+    lab.put("images/unlisted", 10);
+    let server = lab.server().start();
+    let pins = pins_file(&lab, 1, &[("right", &right), ("./other", &right)]);
+    let source = format!("{HEAD_ADDRESS}:/images");
+    let option = format!("pins={}", text(&pins));
+    let mount = lab.mount(1).source(&source).option(&option).start();
+    assert_eq!(digest_of(mount.join("right")), right.digest);
+    let errno = |name: &str| Errno::from_io_error(&fs::read(mount.join(name)).unwrap_err());
+    assert_eq!(errno("other"), Some(Errno::IO));
+    assert!(mount.log().contains(&format!("the server has the content {}", b3(&other))));
+    assert_eq!(errno("unlisted"), Some(Errno::ACCESS));
+    assert!(server.status().casts.iter().all(|cast| cast.path != "images/unlisted"));
+}
+
+#[test]
+fn a_pins_file_that_cannot_be_used_fails_the_mount_with_its_line() {
+    let lab = lab_or_skip!(Lab::builder());
+    let _server = lab.server().start();
+    let pins = lab.client(1).fresh_path("pins");
+    fs::write(&pins, "0123  image\n").unwrap();
+    let dir = lab.client(1).fresh_path("mnt");
+    fs::create_dir(&dir).unwrap();
+    let options = format!("pins={}", text(&pins));
+    let source = format!("{HEAD_ADDRESS}:/");
+    let args = [source.as_str(), text(&dir), "-o", &options];
+    let mut mount = lab.client(1).spawn(binary("bootcastfs"), args);
+    assert_eq!(mount.wait(TRANSFER).code(), Some(32));
+    assert!(mount.log().contains("line 1 is not a hash, two spaces and a path"), "{}", mount.log());
 }

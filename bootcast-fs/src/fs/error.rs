@@ -2,6 +2,7 @@
 
 use crate::io::ControlError;
 use crate::object::Unread;
+use crate::proof::ProofError;
 use crate::receiver::Failure;
 
 /// Reason why a file system call failed.
@@ -67,15 +68,29 @@ impl From<Failure> for FsError {
     }
 }
 
+impl From<ProofError> for FsError {
+    fn from(error: ProofError) -> Self {
+        match error {
+            ProofError::Changed => Self::Stale,
+            ProofError::Control(error) => error.into(),
+            ProofError::Content(_) | ProofError::TimedOut(_) | ProofError::Refused(_) => {
+                Self::Io(error.to_string())
+            }
+        }
+    }
+}
+
 impl From<Unread> for FsError {
     fn from(unread: Unread) -> Self {
         match unread {
             Unread::Failed(Failure::NotFound(_)) => Self::Stale,
             Unread::Failed(failure) => failure.into(),
             Unread::Interrupted => Self::Interrupted,
-            Unread::Unreadable(_) | Unread::TimedOut | Unread::ShutDown | Unread::Store(_) => {
-                Self::Io(unread.to_string())
-            }
+            Unread::Unreadable(_)
+            | Unread::TimedOut
+            | Unread::ShutDown
+            | Unread::Unproven(_)
+            | Unread::Store(_) => Self::Io(unread.to_string()),
         }
     }
 }

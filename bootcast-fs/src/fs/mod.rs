@@ -8,6 +8,7 @@ mod names;
 mod numbers;
 mod objects;
 mod outage;
+mod pins;
 mod plain;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,16 +25,19 @@ use tracing::warn;
 pub use error::FsError;
 pub use inode::{FileVersion, ROOT};
 pub use names::{Attr, DirEntry};
+pub use pins::{Pins, PinsError};
 
 use crate::cache::Cache;
 use crate::io::{Control, ControlError, Intake, now};
 use crate::log_limit;
 use crate::object::{Object, Opening, Unread, Waiter};
+use crate::proof::Proof;
 use crate::receiver::{Fill, Timing, UnicastMode};
 use inode::Inodes;
 use names::OpenDir;
 use objects::Objects;
 use outage::Outage;
+use pins::PinnedFile;
 use plain::PlainNames;
 
 /// Pause before the first repetition of a request; doubled for each further one.
@@ -66,6 +70,8 @@ pub struct FsConfig {
     pub unicast: UnicastMode,
     /// Which pages of an open file are received.
     pub fill: Fill,
+    /// The only files that may be opened, with their contents; `None` for all files.
+    pub pins: Option<Pins>,
 }
 
 /// Kind of the server.
@@ -88,13 +94,23 @@ pub struct Fs {
     outage: Outage,
     inodes: Mutex<Inodes>,
     objects: Mutex<Objects>,
-    /// Objects of the open files, by handle.
-    handles: DashMap<u64, Arc<Object>>,
+    /// Open files, by handle.
+    handles: DashMap<u64, Handle>,
+    /// Proofs of the pinned files that were opened.
+    proofs: DashMap<RemotePath, Arc<Proof>>,
     /// Open directories, by handle.
     dirs: DashMap<u64, Arc<OpenDir>>,
     last_handle: AtomicU64,
     /// Set to true when the mount ends.
     stopping: watch::Sender<bool>,
+}
+
+/// An open file.
+#[derive(Clone, Debug)]
+struct Handle {
+    object: Arc<Object>,
+    /// Checks the bytes of a pinned file.
+    pinned: Option<PinnedFile>,
 }
 
 /// Result of an open.
@@ -153,6 +169,7 @@ impl Fs {
             inodes: Mutex::new(Inodes::new(path, attributes, now())),
             objects: Mutex::default(),
             handles: DashMap::new(),
+            proofs: DashMap::new(),
             dirs: DashMap::new(),
             last_handle: AtomicU64::new(0),
             stopping: watch::Sender::new(false),
@@ -169,6 +186,9 @@ impl Fs {
         let (Kind::File, Some(version)) = (node.attributes.kind, node.version.clone()) else {
             return Err(FsError::Access);
         };
+        if self.config.pins.as_ref().is_some_and(|pins| pins.get(&node.path).is_none()) {
+            return Err(FsError::Access);
+        }
         let size = match version {
             FileVersion::Etag(_) => Some(node.attributes.size),
             FileVersion::Plain(_) => None,
@@ -186,10 +206,16 @@ impl Fs {
             }
         }
         confirmed?;
+        let pinned = match &version {
+            FileVersion::Etag(etag) => self.pinned(&node.path, Some(etag)).await?,
+            FileVersion::Plain(_) => self.pinned(&node.path, None).await?,
+        };
         let object = pending.commit();
         let handle = self.next_handle();
-        self.handles.insert(handle, object.clone());
-        Ok(OpenFile { handle, is_durable: object.is_durable(), object })
+        // The kernel would read the cache file of a pinned file unchecked.
+        let is_durable = object.is_durable() && pinned.is_none();
+        self.handles.insert(handle, Handle { object: object.clone(), pinned });
+        Ok(OpenFile { handle, object, is_durable })
     }
 
     /// Waits until the server has confirmed the object's version, and its size is known.
@@ -239,10 +265,14 @@ impl Fs {
 
     /// Answers `waiter` with these bytes, now or as soon as their pages are held.
     pub fn read(&self, handle: u64, offset: u64, len: u32, waiter: Box<dyn Waiter>) {
-        let object = self.handles.get(&handle).map(|object| object.clone());
-        match object {
-            Some(object) if !*self.stopping.borrow() => {
+        let handle = self.handles.get(&handle).map(|handle| handle.clone());
+        match handle {
+            Some(Handle { object, pinned }) if !*self.stopping.borrow() => {
                 let bytes = offset..offset.saturating_add(len.into());
+                let (bytes, waiter) = match pinned {
+                    Some(pinned) => pinned.check(&bytes, object.clone(), waiter),
+                    None => (bytes, waiter),
+                };
                 let wants = object.read(bytes, waiter, now());
                 self.intake.demand(&object, wants);
             }
@@ -252,8 +282,8 @@ impl Fs {
 
     /// Ends an open, after its last descriptor was closed.
     pub fn release(&self, handle: u64) {
-        if let Some((_, object)) = self.handles.remove(&handle) {
-            self.close_object(&object);
+        if let Some((_, handle)) = self.handles.remove(&handle) {
+            self.close_object(&handle.object);
         }
     }
 

@@ -133,7 +133,7 @@ impl Fs {
         let mut objects: Vec<_> =
             lock(&self.objects).values().filter_map(|slot| slot.object()).collect();
         // Failed objects that were replaced are known only by their open handles.
-        objects.extend(self.handles.iter().map(|handle| handle.value().clone()));
+        objects.extend(self.handles.iter().map(|handle| handle.object.clone()));
         objects.sort_by_key(|object| object.id());
         objects.dedup_by_key(|object| object.id());
         objects

@@ -47,7 +47,9 @@ impl MountRequest {
     ) -> Result<Self, MountError> {
         let mut options =
             MountOptions::parse(option_lists).map_err(|error| MountError::usage(&error))?;
-        options.cache_dir = options.cache_dir.as_deref().map(absolute).transpose()?;
+        for path in [&mut options.cache_dir, &mut options.pins] {
+            *path = path.as_deref().map(absolute).transpose()?;
+        }
         let shown_source = options.fsname.clone().unwrap_or_else(|| source.to_owned());
         let source =
             Source::parse(source, options.port).map_err(|error| MountError::usage(&error))?;
@@ -112,9 +114,10 @@ mod tests {
 
     #[test]
     fn relative_paths_are_made_absolute() {
-        let request = request("head:/images", "cache_dir=spool").unwrap();
+        let request = request("head:/images", "cache_dir=spool,pins=sums").unwrap();
         assert!(request.mountpoint.is_absolute());
         assert!(request.options.cache_dir.unwrap().is_absolute());
+        assert!(request.options.pins.unwrap().is_absolute());
     }
 
     #[test]

@@ -46,6 +46,8 @@ pub struct MountOptions {
     pub unicast: UnicastMode,
     /// Which pages of an open file are received: all, or those that readers ask for.
     pub fill: Fill,
+    /// File that names the contents of all files; `None` for any contents.
+    pub pins: Option<PathBuf>,
     /// How long an incomplete file goes on being received after its last close.
     pub linger: Duration,
     /// How long the kernel may use names and attributes without asking again.
@@ -120,6 +122,7 @@ impl Default for MountOptions {
             cache_dir: None,
             unicast: UnicastMode::Auto,
             fill: Fill::Full,
+            pins: None,
             linger: Duration::from_secs(10),
             attr_ttl: Duration::from_secs(1),
             log: None,
@@ -202,7 +205,7 @@ mod tests {
     fn every_option_of_bootcastfs_is_parsed() {
         let options = parse(
             "allow_other,default_permissions,uid=1000,gid=100,umask=0027,port=9999,interface=eth1,\
-             cache=memory,cache_dir=/var/c,unicast=always,fill=demand,linger=1m30s,\
+             cache=memory,cache_dir=/var/c,unicast=always,fill=demand,pins=/etc/pins,linger=1m30s,\
              attr_ttl=0.5,log=debug,max_read=131072",
         )
         .unwrap();
@@ -218,6 +221,7 @@ mod tests {
             cache_dir: Some("/var/c".into()),
             unicast: UnicastMode::Always,
             fill: Fill::Demand,
+            pins: Some("/etc/pins".into()),
             linger: Duration::from_secs(90),
             attr_ttl: Duration::from_millis(500),
             log: Some("debug".into()),

@@ -9,6 +9,7 @@ use super::signals::Signal;
 use super::url::printable;
 use crate::io::ControlError;
 use crate::object::Unread;
+use crate::proof::ProofError;
 use crate::receiver::Failure;
 
 /// The exit codes, as `--help` shows them.
@@ -135,6 +136,18 @@ impl From<ControlError> for ToolError {
     }
 }
 
+impl From<ProofError> for ToolError {
+    fn from(error: ProofError) -> Self {
+        match error {
+            ProofError::Changed => Self::Changed,
+            ProofError::Content(text) => Self::Content(text),
+            ProofError::TimedOut(_) => Self::TimedOut(error.to_string()),
+            ProofError::Refused(text) => Self::Refused(text),
+            ProofError::Control(error) => error.into(),
+        }
+    }
+}
+
 impl From<Unread> for ToolError {
     fn from(unread: Unread) -> Self {
         let text = unread.to_string();
@@ -143,7 +156,7 @@ impl From<Unread> for ToolError {
             Unread::Store(text) => {
                 Self::Local(format!("cannot spool in $TMPDIR or memory: {text}"))
             }
-            Unread::Unreadable(_) => Self::Refused(text),
+            Unread::Unreadable(_) | Unread::Unproven(_) => Self::Refused(text),
             Unread::TimedOut | Unread::Interrupted | Unread::ShutDown => Self::TimedOut(text),
         }
     }

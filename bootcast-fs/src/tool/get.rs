@@ -13,13 +13,14 @@ use super::cast::CastFetch;
 use super::error::ToolError;
 use super::output::{OnDisk, Output, PartialFile, Sink};
 use super::progress::{Progress, Screen};
-use super::proof::{Gate, Proof};
+use super::proof::{Gate, check_file};
 use super::range::ByteRange;
 use super::signals::Signals;
 use super::unicast::UnicastFetch;
 use super::url::{Target, default_file_name};
 use crate::durations;
 use crate::io::InterfaceChoice;
+use crate::proof::Proof;
 
 /// Most attempts to fetch a file that changes on the server meanwhile.
 const MAX_ATTEMPTS: u32 = 4;
@@ -210,8 +211,11 @@ impl Get {
     /// Fetches the proof of the expected content, if one is expected.
     async fn proof(&mut self) -> Result<Option<Arc<Proof>>, ToolError> {
         let Some(Expected { id, timeout }) = self.expected else { return Ok(None) };
-        let proof = Box::pin(Proof::begin(&self.target, id, timeout, &self.progress));
-        self.signals.guard(proof).await.map(Some)
+        let Self { target, progress, signals, .. } = self;
+        let busy = |reason: &str| progress.notify(reason);
+        let proof =
+            async { Ok(Proof::begin(&target.control, &target.path, id, timeout, busy).await?) };
+        signals.guard(Box::pin(proof)).await.map(Some)
     }
 
     /// Checks what was written, and replaces wrong bytes.
@@ -222,10 +226,10 @@ impl Get {
         sink: &Sink,
     ) -> Result<(), ToolError> {
         let Some(proof) = proof else { return Ok(()) };
-        if size != proof.size() {
+        if size != proof.tree().size() {
             return Err(ToolError::Changed);
         }
-        self.signals.guard(proof.check_file(sink.reopen()?, sink)).await
+        self.signals.guard(check_file(proof, sink.reopen()?, sink)).await
     }
 
     /// Writes the bytes to `sink`. Returns their number. Bytes in ascending order are proven before

@@ -9,12 +9,15 @@ use bootcast_proto::api::{Attributes, Kind, Meta};
 use bootcast_proto::path::decode_segment;
 
 use super::error::ToolError;
-use super::proof::content_id;
 use super::stdout;
 use super::url::{Target, printable};
+use crate::proof::content_id;
 
 /// First second that RFC 3339 cannot represent: the beginning of the year 10000.
 const RFC_3339_END: u64 = 253_402_300_800;
+
+/// Longest time without progress of a server that hashes a file.
+const HASH_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Arguments of `bootcast ls`.
 #[derive(clap::Args, Debug)]
@@ -68,8 +71,8 @@ async fn print_hashes(target: &Target, meta: &Meta) -> Result<(), ToolError> {
     for (name, _) in entries.into_iter().filter(|(_, it)| it.kind == Kind::File) {
         let path = if is_directory { target.path.join(&name) } else { Ok(target.path.clone()) };
         let path = path.map_err(|_| malformed(&printable(&name)))?;
-        let file = Target { path, ..target.clone() };
-        let id = content_id(&file).await.map_err(|error| error.with_path(&file.path))?;
+        let id = content_id(&target.control, &path, HASH_TIMEOUT).await;
+        let id = id.map_err(|error| ToolError::from(error).with_path(&path))?;
         let mut line = format!("{id}  ").into_bytes();
         line.extend(if io::stdout().is_terminal() { printable(&name).into_bytes() } else { name });
         line.push(b'\n');

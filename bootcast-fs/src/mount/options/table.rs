@@ -136,6 +136,10 @@ const OWN_OPTIONS: &[OwnOption] = &[
             Ok(())
         },
     ),
+    value("pins", "=FILE", "open only these contents; FILE as b3sum prints it", |options, text| {
+        options.pins = Some((!text.is_empty()).then(|| text.into()).ok_or("a file")?);
+        Ok(())
+    }),
     value("linger", "=TIME", "how long to receive after the last close [10s]", |options, text| {
         options.linger = parse_duration(text)?;
         Ok(())
