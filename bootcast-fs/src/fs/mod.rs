@@ -207,7 +207,9 @@ impl Fs {
         }
         confirmed?;
         let pinned = match &version {
-            FileVersion::Etag(etag) => self.pinned(&node.path, Some(etag)).await?,
+            FileVersion::Etag(etag) => {
+                self.pinned(&node.path, Some((etag, node.attributes.size))).await?
+            }
             FileVersion::Plain(_) => self.pinned(&node.path, None).await?,
         };
         let object = pending.commit();

@@ -82,18 +82,22 @@ pub(super) struct PinnedFile {
 }
 
 impl Fs {
-    /// Returns what proves a pinned file; `None` if the mount has no pins. Waits for the server, as
-    /// calls of this mount wait.
+    /// Returns what proves a pinned file of this version and size; `None` if the mount has no pins.
+    /// Waits for the server, as calls of this mount wait. Fails if the proof has another size: the
+    /// kernel would show a part of the content as the whole file.
     pub(super) async fn pinned(
         &self,
         path: &RemotePath,
-        etag: Option<&Etag>,
+        version: Option<(&Etag, u64)>,
     ) -> Result<Option<PinnedFile>, FsError> {
         let Some(pins) = &self.config.pins else { return Ok(None) };
-        let (Some(id), Some(etag)) = (pins.get(path), etag) else { return Err(FsError::Access) };
+        let (Some(id), Some(version)) = (pins.get(path), version) else {
+            return Err(FsError::Access);
+        };
+        let proves = |proof: &Arc<Proof>| (proof.etag(), proof.tree().size()) == version;
         let runtime = Handle::current();
         let known = self.proofs.get(path).map(|proof| proof.clone());
-        if let Some(proof) = known.filter(|proof| proof.etag() == etag) {
+        if let Some(proof) = known.filter(proves) {
             return Ok(Some(PinnedFile { proof, runtime }));
         }
         let mut stopping = self.stopping.subscribe();
@@ -107,7 +111,7 @@ impl Fs {
             }
             FsError::from(failure)
         })?;
-        if proof.etag() != etag {
+        if !proves(&proof) {
             return Err(FsError::Stale);
         }
         self.proofs.insert(path.clone(), proof.clone());
