@@ -85,7 +85,11 @@ impl Assembly {
         if !fits {
             return false;
         }
-        let held = if same_pages { self.held.clone() } else { self.regrouped(&next.geometry) };
+        let mut held = if same_pages { self.held.clone() } else { self.regrouped(&next.geometry) };
+        if next.geometry.pages() < held.pages() {
+            // The size, which only this answer states, shows that the last page is a phantom.
+            held = held.truncated(next.geometry.pages());
+        }
         *self = Self { held, exact: self.exact || next.exact, ..next };
         true
     }
@@ -277,6 +281,15 @@ mod tests {
         }
         assert_eq!((file.size(), file.is_complete()), (Some(8), true));
         assert_eq!(file.contiguous(), 8);
+    }
+
+    #[test]
+    fn a_size_that_only_a_later_answer_states_shows_that_the_last_page_is_a_phantom() {
+        let mut file = Assembly::begin(&answer(3, None), None);
+        feed(&mut file, Layout::Reference, 1, b"aaaa");
+        feed(&mut file, Layout::Reference, 2, b"bbbb");
+        assert!(file.continue_with(&answer(3, Some(8))));
+        assert_eq!((file.size(), file.is_complete()), (Some(8), true));
     }
 
     #[test]
