@@ -340,6 +340,7 @@ impl Receiver {
     /// Handles a store that may have lost data: nothing in it counts any more.
     pub fn handle_store_lost(&mut self, message: String) {
         self.assembly = None;
+        self.repair = None;
         self.fail(Failure::Store(message));
     }
 

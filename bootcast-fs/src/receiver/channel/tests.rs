@@ -460,6 +460,17 @@ fn a_plan_of_other_blocks_or_of_pages_that_came_is_not_confirmed() {
 }
 
 #[test]
+fn a_store_that_lost_data_leaves_no_block_to_rebuild_from_it() {
+    let mut member = Member::lacking(&[0]);
+    member.symbol(0, 0, 1);
+    assert!(member.receiver.has_decodable());
+    member.receiver.handle_store_lost("the disk is broken".into());
+    // The answer to a join that was on its way.
+    member.receiver.handle_join(&answer(2), member.now);
+    assert!(!member.receiver.has_decodable());
+}
+
+#[test]
 fn only_pages_that_no_block_needs_any_more_are_settled() {
     let mut member = Member::lacking(&[0]);
     assert_eq!(member.receiver.settled(), 0);
