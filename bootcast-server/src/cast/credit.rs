@@ -108,6 +108,11 @@ impl Credits {
         served
     }
 
+    /// Number of members that asked for something.
+    pub(super) fn len(&self) -> usize {
+        self.by_member.len()
+    }
+
     /// Forgets a member that left.
     pub(super) fn forget(&mut self, token: &Token) {
         self.by_member.remove(token);

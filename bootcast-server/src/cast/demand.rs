@@ -174,6 +174,11 @@ impl Demand {
     fn hand_out(&mut self, run: PageRange, now: Instant) -> PageRange {
         self.on_sent(run, now);
         self.pages_sent += u64::from(run.len());
+        assert!(run.end.0 <= self.pages, "pages {run} are demanded of a file of {}", self.pages);
+        debug_assert!(
+            !self.urgent.waits(run) && !self.later.waits(run),
+            "{run} would be sent twice"
+        );
         run
     }
 
@@ -182,7 +187,9 @@ impl Demand {
     fn in_file(&self, (first, count): (u32, u32)) -> PageRange {
         let end = (u64::from(first) + u64::from(count)).saturating_sub(1);
         let end = u32::try_from(end).map_or(self.pages, |end| end.min(self.pages));
-        PageRange::new(first.saturating_sub(1).min(end), end)
+        let pages = PageRange::new(first.saturating_sub(1).min(end), end);
+        debug_assert!(pages.len() <= count && pages.end.0 <= self.pages);
+        pages
     }
 }
 
@@ -208,6 +215,30 @@ struct Queue {
 }
 
 impl Queue {
+    /// Asserts what holds between any two calls.
+    fn assert_invariants(&self) {
+        let is_empty = self.requests.is_empty();
+        assert!(
+            self.requested_pages <= QUEUE_PAGES && (self.requested_pages == 0) == is_empty,
+            "{} pages in {} requests",
+            self.requested_pages,
+            self.requests.len()
+        );
+        // A queue that claims to have pages and sends none would keep the driver busy for ever.
+        assert!(self.since.is_none() == is_empty, "since when pages wait is not known");
+        assert!(self.waiting.is_empty() == is_empty, "pages wait that no request names");
+        debug_assert!(self.by_member.is_empty() == is_empty, "pages of no member are queued");
+        debug_assert!(
+            self.requests.front().is_none_or(|(run, _)| self.waits(PageRange::single(run.start))),
+            "the oldest request begins with a page that was sent"
+        );
+    }
+
+    /// Whether any of these pages wait here.
+    fn waits(&self, range: PageRange) -> bool {
+        self.waiting.parts(range).next().is_some()
+    }
+
     fn since(&self) -> Option<Instant> {
         self.since
     }
@@ -228,6 +259,7 @@ impl Queue {
     fn push_back(&mut self, token: &Token, range: PageRange, now: Instant) -> Vec<PageRange> {
         let queued = self.admit(token, range, now);
         self.requests.extend(queued.iter().map(|run| (*run, token.clone())));
+        self.assert_invariants();
         queued
     }
 
@@ -237,6 +269,7 @@ impl Queue {
         for run in queued.iter().rev() {
             self.requests.push_front((*run, token.clone()));
         }
+        self.assert_invariants();
         queued
     }
 
@@ -250,7 +283,9 @@ impl Queue {
                 break;
             }
             self.requested_pages += run.len();
-            *self.by_member.entry(token.clone()).or_insert(0) += run.len();
+            let own = self.by_member.entry(token.clone()).or_insert(0);
+            *own += run.len();
+            debug_assert!(*own <= MEMBER_PAGES, "a member takes more than its share of the queue");
             self.waiting.insert(run, ());
             self.since.get_or_insert(now);
             queued.push(run);
@@ -270,10 +305,12 @@ impl Queue {
             let finished = first_waiting.unwrap_or(front.end).0 - front.start.0;
             self.shorten_front(finished);
             if first_waiting.is_some() {
+                self.assert_invariants();
                 return;
             }
         }
         self.since = None;
+        self.assert_invariants();
     }
 
     /// Removes the first `pages` pages of the front, and the front if none are left.
@@ -369,6 +406,7 @@ impl SentPages {
         let run = SentRun { number: self.newest, at: now };
         self.last_run.insert(range, run);
         self.runs.push_back((range, run));
+        debug_assert!(self.runs.len() <= MAX_HISTORY_RUNS, "the history would grow without end");
     }
 
     /// Forgets runs sent more than [`HISTORY`] before `now`.
@@ -386,6 +424,10 @@ impl SentPages {
         for part in old {
             self.last_run.remove(part);
         }
+        debug_assert!(
+            !self.runs.is_empty() || self.last_run.is_empty(),
+            "pages are remembered of runs that are forgotten"
+        );
     }
 
     /// Evaluates which pages arrived at the member that sent this want.

@@ -61,6 +61,7 @@ impl EndAnnouncements {
             return None;
         }
         let announcement = self.queue.pop_front()?;
+        debug_assert!((1..=REPETITIONS).contains(&announcement.left), "{announcement:?}");
         let left = announcement.left - 1;
         if left > 0 {
             self.queue.push_back(Announcement { due: now + INTERVAL, left, ..announcement });

@@ -60,7 +60,25 @@ impl GroupPool {
         {
             return Err(GroupPoolError::Reserved(block, Ipv4Addr::from_bits(first), reason));
         }
+        let is_multicast = |bits| Ipv4Addr::from_bits(bits).is_multicast();
+        assert!(
+            first <= last && is_multicast(first) && is_multicast(last),
+            "{block} is not multicast"
+        );
         Ok(Self { first, len: last - first + 1, offset: 0, used: 0, returned: VecDeque::new() })
+    }
+
+    /// Asserts that the pool may lend this address, and that no more addresses were returned than
+    /// lent.
+    fn assert_own(&self, group: Ipv4Addr) {
+        // Datagrams to a foreign address would reach the members of other groups.
+        let is_in_block = group.to_bits().wrapping_sub(self.first) < self.len;
+        assert!(is_in_block, "{group} is not of this pool");
+        debug_assert!(reserved_for(group).is_none(), "{group} is reserved");
+        debug_assert!(
+            self.returned.len() <= self.used as usize && self.used <= self.len,
+            "more groups were returned than lent"
+        );
     }
 
     /// Makes the pool lend the address at `offset` first, modulo the size of the block. With a
@@ -78,6 +96,7 @@ impl GroupPool {
             self.used += 1;
             let group = Ipv4Addr::from_bits(self.first + nth);
             if reserved_for(group).is_none() {
+                self.assert_own(group);
                 return Some(group);
             }
         }
@@ -87,7 +106,12 @@ impl GroupPool {
 
     /// Takes an address back and starts its quarantine.
     pub fn give_back(&mut self, group: Ipv4Addr, now: Instant) {
+        debug_assert!(
+            self.returned.iter().all(|(other, _)| *other != group),
+            "{group} is returned twice, so two casts would share it"
+        );
         self.returned.push_back((group, now + QUARANTINE));
+        self.assert_own(group);
     }
 }
 

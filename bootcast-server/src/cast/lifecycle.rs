@@ -238,6 +238,7 @@ impl Cast {
             }
             MemberKind::Demand => self.had_leased = true,
         }
+        self.assert_invariants();
     }
 
     /// Removes a member. Returns `false` if the token is not a member.
@@ -249,6 +250,7 @@ impl Cast {
         if self.members.is_empty() {
             self.linger(now);
         }
+        self.assert_invariants();
         true
     }
 
@@ -327,6 +329,7 @@ impl Cast {
             }
             State::Holding { .. } | State::Lingering { .. } | State::Ended(_) => {}
         }
+        self.assert_invariants();
     }
 
     /// Returns the next urgent pages, which readers wait for, at most `budget`. A due beacon goes
@@ -341,7 +344,9 @@ impl Cast {
             return Some(Sending::Beacon(beacon));
         }
         let pages = self.demand.poll_urgent(budget, now)?;
-        Some(self.send_demanded(pages, budget))
+        let sending = self.send_demanded(pages, budget);
+        self.assert_sendable(&sending, budget);
+        Some(sending)
     }
 
     /// Returns since when [`Self::poll_urgent`] has had pages, and how many it returns with this
@@ -359,6 +364,13 @@ impl Cast {
     /// Returns the next datagrams other than urgent pages, at most as long on the wire as `budget`
     /// full pages. `None` until [`Self::poll_transmit_at`].
     pub fn poll_transmit(&mut self, budget: u32, now: Instant) -> Option<Sending> {
+        self.assert_invariants();
+        let sending = self.poll_not_urgent(budget, now)?;
+        self.assert_sendable(&sending, budget);
+        Some(sending)
+    }
+
+    fn poll_not_urgent(&mut self, budget: u32, now: Instant) -> Option<Sending> {
         if !self.sends_demand() || budget == 0 {
             return None;
         }
@@ -477,6 +489,45 @@ impl Cast {
 }
 
 impl Cast {
+    /// Asserts what holds between any two calls.
+    fn assert_invariants(&self) {
+        // An empty file has nothing to send, so its cast lingers with its members.
+        let has_members = !self.members.is_empty();
+        assert!(!self.sends_demand() || has_members, "a cast without members would never end");
+        debug_assert!(
+            !matches!(self.state, State::Lingering { .. }) || !has_members || self.pages == 0,
+            "a cast with members lingers, so they get nothing"
+        );
+        debug_assert!(
+            self.repair.is_some() || self.members.leased() == 0,
+            "a member has a lease in a cast without a repair channel"
+        );
+        debug_assert!(
+            self.credits.len() <= self.members.leased(),
+            "credits of clients that are no members would accumulate"
+        );
+    }
+
+    /// Asserts that datagrams can go out: there are some, no more than `budget`, and the file has
+    /// them.
+    fn assert_sendable(&self, sending: &Sending, budget: u32) {
+        let count = sending.datagrams();
+        assert!((1..=budget).contains(&count), "{count} datagrams for a budget of {budget}");
+        match sending {
+            Sending::Pages(pages) => {
+                assert!(pages.end.0 <= self.pages, "pages {pages} of a file of {}", self.pages);
+            }
+            Sending::Symbols(symbols) => {
+                let blocks = self.repair.as_ref().map_or(0, |repair| repair.layout().blocks());
+                debug_assert!(symbols.iter().all(|symbol| symbol.block.0 < blocks));
+            }
+            Sending::Beacon(beacon) => {
+                assert!(beacon.position.0 <= self.pages, "the stream is behind the file");
+            }
+            Sending::End(_) => {}
+        }
+    }
+
     /// Returns the repair state if any member receives the repair channel.
     fn active_repair(&mut self) -> Option<&mut Repair> {
         self.repair.as_mut().filter(|_| self.members.repair_receivers() > 0)
@@ -631,6 +682,7 @@ impl Cast {
 
     /// Starts a hold, or extends the one that began at `since`, because a member joined at `now`.
     fn hold(&mut self, since: Instant, now: Instant) {
+        debug_assert!(self.end_reason().is_none(), "a cast that has ended starts no hold");
         let latest = since + HOLD;
         let until = if self.members.has_plain() { latest } else { latest.min(now + SHORT_HOLD) };
         self.stream.restart(until);

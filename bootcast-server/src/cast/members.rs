@@ -86,6 +86,11 @@ impl Impaired {
         debug_assert_eq!(self.by_member.len(), self.unicast + self.no_credit + self.stream_only);
     }
 
+    /// Number of members with an impairment.
+    fn len(&self) -> usize {
+        self.by_member.len()
+    }
+
     fn count(&mut self, impairment: Impairment) -> &mut usize {
         match impairment {
             Impairment::Unicast => &mut self.unicast,
@@ -162,6 +167,27 @@ impl Members {
         };
         leased.last_request.insert(token, now);
         self.check_at.get_or_insert(now + self.lease);
+        self.assert_invariants();
+    }
+
+    /// Asserts what holds between any two calls.
+    fn assert_invariants(&self) {
+        assert!(
+            self.leased() == 0 || self.check_at.is_some(),
+            "leases that nobody checks would never expire"
+        );
+        for leased in [&self.extended, &self.demand] {
+            debug_assert!(
+                leased.impaired.len() <= leased.last_request.len(),
+                "a client that is no member is impaired"
+            );
+        }
+        debug_assert_eq!(self.plain_by_age.len(), self.plain.len());
+    }
+
+    /// Number of members with a lease.
+    pub(super) fn leased(&self) -> usize {
+        self.extended.last_request.len() + self.demand.last_request.len()
     }
 
     /// Removes a member and returns its kind; `None` if the token is not a member.
@@ -171,7 +197,9 @@ impl Members {
             return Some(MemberKind::Plain);
         }
         let extended = self.extended.leave(token).then_some(MemberKind::Extended);
-        extended.or_else(|| self.demand.leave(token).then_some(MemberKind::Demand))
+        let left = extended.or_else(|| self.demand.leave(token).then_some(MemberKind::Demand));
+        self.assert_invariants();
+        left
     }
 
     /// Renews a lease and returns the member's kind; `None` if the token has no lease.
@@ -188,7 +216,7 @@ impl Members {
             let Some((_, token)) = self.plain_by_age.pop_first() else { break };
             any_forgotten |= self.plain.remove(&token).is_some();
         }
-        debug_assert_eq!(self.plain_by_age.len(), self.plain.len());
+        self.assert_invariants();
         any_forgotten
     }
 
@@ -210,6 +238,7 @@ impl Members {
         let earliest =
             self.extended.last_request.values().chain(self.demand.last_request.values()).min();
         self.check_at = earliest.map(|at| (*at + lease).max(now + lease / CHECKS_PER_LEASE));
+        self.assert_invariants();
         self.len() < before
     }
 

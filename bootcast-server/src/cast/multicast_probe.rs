@@ -69,6 +69,8 @@ impl MulticastProbe {
         let end = if self.end == 0 { pages } else { self.end };
         let count = self.pages_due.min(budget).min(end);
         (self.end, self.pages_due) = (end - count, self.pages_due - count);
+        assert!(end <= pages, "a probe sends pages up to {end} of a file of {pages}");
+        debug_assert!(self.pages_due <= PAGES, "a probe sends {} pages", self.pages_due);
         let range = PageRange::new(self.end, end);
         self.pages_sent += u64::from(range.len());
         Some(range)

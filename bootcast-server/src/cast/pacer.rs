@@ -38,6 +38,10 @@ impl TokenBucket {
     pub fn take(&mut self, bytes: u64, now: Instant) {
         self.keep(self.depth, now);
         self.sold_until += self.rate.time_to_send(bytes);
+        debug_assert!(
+            now.saturating_duration_since(self.sold_until) <= self.depth,
+            "more time is saved than the bucket holds"
+        );
     }
 
     /// Reduces the saved time to `saved` if there is more.
@@ -71,6 +75,7 @@ impl Pacer {
         let bits = ceiling.bits_per_second();
         let peak = bits.saturating_add(bits / CATCH_UP_DIVISOR);
         let peak = BitRate::from_bits_per_second(peak).unwrap_or(ceiling);
+        assert!(ceiling <= peak, "lost time could never be made up for");
         Self {
             ceiling: TokenBucket::new(ceiling, CATCH_UP, largest, now),
             peak: TokenBucket::new(peak, BURST, largest, now),

@@ -287,8 +287,24 @@ impl Scheduler {
         running.cast.handle_join(token, kind, now);
         self.end_announcements.cancel(running.group);
         self.totals.joins += 1;
+        self.assert_invariants();
+        let running = &self.casts[&id];
         let rate = running.control.rate();
         Ok(Joined { cast: id, group: running.group, has_started_cast: same.is_none(), rate })
+    }
+
+    /// Asserts what holds between any two calls.
+    fn assert_invariants(&self) {
+        let casts = self.casts.len();
+        // A cast without a turn would never send, and a turn without a cast would send for nobody.
+        assert!(self.turns.len() == casts, "{} turns of {casts} casts", self.turns.len());
+        assert!(
+            self.by_path.len() == casts,
+            "{} paths of {casts} casts: two versions of a file run at once",
+            self.by_path.len()
+        );
+        debug_assert!(casts <= self.settings.max_casts, "{casts} casts are more than allowed");
+        debug_assert!(!self.has_quantum || casts > 0, "no cast has a quantum");
     }
 
     /// Removes a member from the cast of this path; `None` if the token is not a member.
@@ -375,6 +391,7 @@ impl Scheduler {
         let count = datagrams(unsent);
         running.control.on_unsent(count);
         let wire = wire_bytes(&running.geometry, unsent);
+        debug_assert!(totals.bytes_sent >= wire, "more bytes were not sent than were handed out");
         totals.bytes_sent = totals.bytes_sent.saturating_sub(wire);
         if let Sending::Pages(pages) = unsent {
             running.cast.handle_unsent(pages.len());
@@ -405,6 +422,7 @@ impl Scheduler {
         if let Some(running) = self.casts.get_mut(&id) {
             running.cast.handle_end(reason);
             self.reap(id, now);
+            debug_assert!(!self.casts.contains_key(&id), "a cast that has ended still runs");
         }
     }
 
@@ -568,6 +586,9 @@ impl Scheduler {
         now: Instant,
     ) -> Transmit {
         let running = self.casts.get_mut(&id).expect("it has something to send");
+        let count = content.datagrams();
+        assert!(count <= self.settings.batch_pages, "{count} datagrams do not fit a batch");
+        debug_assert!(!demanded || matches!(content, Sending::Pages(_)), "only pages are demanded");
         if let Sending::Beacon(beacon) = &mut content {
             beacon.pace = running.control.pace(running.cast.reporting_members());
         }
@@ -577,7 +598,7 @@ impl Scheduler {
         let group = self.destination(id, &content);
         self.count(&content);
         if demanded {
-            self.totals.demanded += u64::from(content.datagrams());
+            self.totals.demanded += u64::from(count);
         }
         self.charge(cost, now);
         self.reap(id, now);
@@ -599,6 +620,11 @@ impl Scheduler {
             return Err(JoinRefusal::TooManyCasts);
         }
         let address = self.settings.groups.take(now).ok_or(JoinRefusal::NoGroup)?;
+        // The members of both casts would get the pages of two files.
+        assert!(
+            self.casts.values().all(|running| *running.group.ip() != address),
+            "the group {address} is lent twice"
+        );
         let repair = self.settings.repair.as_ref();
         let page_wire = geometry.page_size().wire_len();
         let (ceiling, source) = (self.settings.rate, self.settings.rate_source);
@@ -647,6 +673,7 @@ impl Scheduler {
             self.has_quantum = false;
         }
         self.turns.retain(|&turn| turn != id);
+        self.assert_invariants();
         let (rate, last_good) = (running.control.rate(), running.control.last_good());
         if last_good.is_some() || rate == self.settings.rate {
             self.last_good = last_good;
@@ -700,6 +727,7 @@ impl Scheduler {
 
     /// Charges bytes on the wire to the pacer. Idle time before them is not made up for.
     fn charge(&mut self, bytes: u64, now: Instant) {
+        debug_assert!(bytes > 0, "datagrams that cost nothing would be sent without a limit");
         if std::mem::take(&mut self.idle) {
             self.pacer.restart(now);
         }

@@ -80,6 +80,25 @@ impl Stream {
         self.next = PageIndex(0);
         self.wanted_again = 0;
         self.not_before = at;
+        self.assert_invariants();
+    }
+
+    /// Asserts what holds between any two calls.
+    fn assert_invariants(&self) {
+        assert!(self.next.0 < self.pages.max(1), "the stream is behind the end of the file");
+        assert!(
+            self.wanted_windows <= self.wanted.len(),
+            "more windows are wanted than the file has: the stream would never rest"
+        );
+        debug_assert!(
+            self.wanted_again == 0 || self.wanted_again <= self.next.0,
+            "pages are wanted again that were not sent"
+        );
+    }
+
+    /// Whether the number of wanted windows is right. The time that this takes grows with the file.
+    fn counts_wanted_windows(&self) -> bool {
+        self.wanted.iter().filter(|wanted| **wanted > 0).count() == self.wanted_windows
     }
 
     /// Marks all windows as wanted, because a client joined. The beginning of the current window is
@@ -107,6 +126,8 @@ impl Stream {
                 self.wanted_again = self.wanted_again.max(missed);
             }
         }
+        debug_assert!(count < u32::MAX || self.counts_wanted_windows());
+        self.assert_invariants();
         changed
     }
 
@@ -157,6 +178,8 @@ impl Stream {
         });
         let pages = PageRange::new(self.next.0, self.next.0.saturating_add(budget).min(limit));
         if pages.is_empty() {
+            // The driver would ask again at once, without end.
+            assert!(budget == 0, "the stream has pages to send, but not at {}", self.next);
             return None;
         }
         self.pages_sent += u64::from(pages.len());
@@ -167,6 +190,7 @@ impl Stream {
         if pages.end.0 == self.pages {
             self.finish_pass(now);
         }
+        self.assert_invariants();
         Some(Run { pages, finished })
     }
 
@@ -253,6 +277,7 @@ impl Stream {
         let wanted = self.wanted.get_mut(window.0 as usize).filter(|wanted| **wanted > 0)?;
         let was_wanted = std::mem::replace(wanted, wanted_again);
         self.wanted_windows -= usize::from(wanted_again == 0);
+        debug_assert!(wanted_again < was_wanted, "a window is sent again as a whole");
         (was_wanted == layout.pages_of(window).len()).then_some(window)
     }
 

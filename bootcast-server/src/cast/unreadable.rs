@@ -53,6 +53,19 @@ impl Unreadable {
         let retry = (self.seconds(now) + RETRY_S).next_multiple_of(STEP_S);
         self.pages.insert(pages, retry);
         self.first_retry = Some(self.first_retry.map_or(retry, |first| first.min(retry)));
+        self.assert_invariants();
+    }
+
+    /// Asserts what holds between any two calls.
+    fn assert_invariants(&self) {
+        assert!(
+            self.first_retry.is_some() || self.pages.is_empty(),
+            "unreadable pages would never be tried again"
+        );
+        debug_assert!(
+            self.pages.iter().all(|(_, retry)| self.first_retry <= Some(retry)),
+            "a page is due before the first retry"
+        );
     }
 
     /// Removes the pages that may be tried again, and returns them.
@@ -67,6 +80,7 @@ impl Unreadable {
             self.pages.remove(*run);
         }
         self.first_retry = self.pages.iter().map(|(_, retry)| retry).min();
+        self.assert_invariants();
         expired
     }
 
@@ -90,6 +104,10 @@ impl Unreadable {
         let rest = rest.map(|(run, _)| run).filter(|run| !selected.contains(run));
         let rest: Vec<_> = rest.take(ANSWER_RUNS_MAX - selected.len()).collect();
         selected.extend(rest);
+        debug_assert!(
+            selected.len() <= ANSWER_RUNS_MAX,
+            "the header of an answer would be too long"
+        );
         self.next_named = selected.last().map_or(0, |run| run.end.0);
         selected
     }

@@ -31,7 +31,8 @@ impl UrgentCasts {
 
     /// Removes the front, because it has no urgent pages.
     pub(super) fn pop(&mut self) {
-        self.turns.pop_front();
+        let front = self.turns.pop_front();
+        debug_assert!(front.is_some(), "a turn ends that no cast had");
     }
 
     /// Moves the front to the back, because it may not send at present.
@@ -59,6 +60,7 @@ impl UrgentCasts {
     /// Counts urgent bytes that the front sent, and moves it to the back. `batch` is the size of a
     /// full batch on the wire.
     pub(super) fn on_sent(&mut self, bytes: u64, batch: u64) {
+        debug_assert!(!self.turns.is_empty(), "a cast sends out of turn");
         self.precedence.on_prioritised_sent(bytes, batch);
         self.skip();
     }

@@ -41,6 +41,7 @@ impl Cast {
             self.on_heard(MemberKind::Extended);
         }
         self.apply_report(report, now);
+        self.assert_invariants();
         true
     }
 
@@ -84,6 +85,7 @@ impl Cast {
         };
         let requested = pages_in(&want.now) + pages_in(&want.later);
         let mut credit = self.credits.handle_want(token, requested, now);
+        debug_assert!(credit <= requested, "credit for more pages than were demanded");
         if credit == 0 && requested > 0 {
             return true;
         }
@@ -96,6 +98,7 @@ impl Cast {
             served.later = self.unreadable.readable_pairs(&first_pages(&want.later, &mut credit));
             self.demand.handle_want(token, &served, now);
         }
+        self.assert_invariants();
         true
     }
 

@@ -44,6 +44,7 @@ impl Allowance {
             pacer: None,
             is_idle: true,
         };
+        assert!(datagram_wire > 0 && max_batch_pages > 0, "no batch could ever leave");
         allowance.set_rate(rate, now);
         allowance
     }
@@ -58,6 +59,11 @@ impl Allowance {
         self.batch_pages = u32::try_from(pages).unwrap_or(u32::MAX).clamp(1, self.max_batch_pages);
         let mut pacer = Pacer::new(rate, self.batch_wire(), now);
         pacer.restart(now);
+        debug_assert!(
+            self.batch_pages == 1 || rate.time_to_send(self.batch_wire()) <= BATCH_TIME,
+            "a batch of {} pages takes too long",
+            self.batch_pages
+        );
         self.pacer = Some(pacer);
     }
 

@@ -311,7 +311,27 @@ impl Controller {
         if is_known {
             controller.record_bottleneck(controller.rate, now);
         }
+        controller.assert_invariants();
         controller
+    }
+
+    /// Asserts what holds between any two calls. Losses that members state cannot break it.
+    fn assert_invariants(&self) {
+        // A cast must neither stand still nor send faster than the interface may. No comparison is
+        // true for a number that is none.
+        assert!(
+            0.0 < self.floor && self.floor <= self.rate && self.rate <= self.ceiling,
+            "a rate of {} bit/s is outside {} to {}",
+            self.rate,
+            self.floor,
+            self.ceiling
+        );
+        debug_assert!(
+            self.trial
+                .is_none_or(|trial| { (self.floor..=self.ceiling).contains(&trial.earlier_rate) }),
+            "a trial would restore a rate out of range: {:?}",
+            self.trial
+        );
     }
 
     /// Whether the cast is in its opening.
@@ -328,6 +348,7 @@ impl Controller {
         if !has_reports {
             self.rate = self.rate.min(self.unreported_rate);
         }
+        self.assert_invariants();
     }
 
     /// Whether an update without losses may raise the rate.
@@ -480,6 +501,7 @@ impl Controller {
     ) {
         let before = self.rate;
         self.rate = (throughput * margin).clamp(self.floor, self.ceiling);
+        debug_assert!(self.rate <= before, "congestion raises the rate from {before} bit/s");
         self.record_bottleneck(throughput, now);
         self.was_congested = true;
         // Throughput of a bottleneck does not depend on the rate sent into it.
@@ -490,6 +512,7 @@ impl Controller {
         let earlier_loss = loss;
         let trial = Trial { congestion, reductions, earlier_rate, earlier_loss, expected_loss };
         self.trial = Some(trial);
+        self.assert_invariants();
     }
 
     /// Reacts to a large loss in a single interval, which later intervals must confirm. Near the
@@ -505,6 +528,7 @@ impl Controller {
                 (self.rate, self.skips_next) = (below, skips_next);
             }
         }
+        self.assert_invariants();
     }
 
     /// Raises the rate. While machines are nearly saturated, it grows slowly and the bottleneck is
@@ -528,7 +552,9 @@ impl Controller {
             None | Some(_) => self.rate * NORMAL_GROWTH,
         };
         self.has_doubled = !self.was_congested && self.rate < self.ceiling;
+        debug_assert!(rate >= self.rate, "growth lowers the rate to {rate} bit/s");
         self.rate = rate.min(self.ceiling);
+        self.assert_invariants();
     }
 }
 

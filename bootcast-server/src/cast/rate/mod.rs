@@ -112,6 +112,24 @@ impl RateControl {
         self.interval = INTERVAL * u32::try_from(stretch).unwrap_or(u32::MAX);
     }
 
+    /// Asserts what holds between any two calls.
+    fn assert_invariants(&self) {
+        debug_assert!(
+            self.updates.back().is_some_and(|&(_, counted)| counted <= self.sent),
+            "an update counted datagrams that were not sent"
+        );
+        debug_assert!(
+            self.sent_at_change <= self.sent,
+            "the rate changed after a datagram that was not sent yet"
+        );
+        debug_assert!(self.cutoff.is_none_or(|cutoff| cutoff.sent <= self.sent));
+        debug_assert!(
+            self.opening.is_some() == self.controller.is_opening(),
+            "the controller disagrees on whether the cast opens"
+        );
+        debug_assert!((1..=PANEL_MEMBERS).contains(&self.panel_members));
+    }
+
     /// Counts pages or symbols that were handed out. The first ones start the first interval.
     pub(super) fn on_sent(&mut self, datagrams: u64, now: Instant) {
         if self.sent == 0 {
@@ -121,6 +139,7 @@ impl RateControl {
         if let Some(opening) = self.opening.as_mut().filter(|_| datagrams > 0) {
             opening.on_sent(now);
         }
+        self.assert_invariants();
     }
 
     /// Whether the cast opens, so that beacons must follow each other quickly.
@@ -137,6 +156,7 @@ impl RateControl {
         self.controller.end_opening(opening.has_reports());
         // Samples of such short intervals must not enter averages over seconds.
         self.panel.forget_samples();
+        self.assert_invariants();
         self.rate() != before
     }
 
@@ -149,6 +169,7 @@ impl RateControl {
     pub(super) fn on_unsent(&mut self, datagrams: u64) {
         let counted = self.updates.back().map_or(0, |&(_, sent)| sent);
         self.sent = self.sent.saturating_sub(datagrams).max(counted);
+        self.assert_invariants();
     }
 
     /// Records that the cast has nothing to send at present.
@@ -213,6 +234,7 @@ impl RateControl {
             let may_grow = !matches!(usage, Usage::Limited(_)) && self.controller.may_grow();
             opening.on_update(after == before && !may_grow);
         }
+        self.assert_invariants();
         after != before
     }
 

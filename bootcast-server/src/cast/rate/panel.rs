@@ -61,6 +61,16 @@ pub(super) struct PanelSummary {
     pub(super) seen: u64,
 }
 
+impl PanelSummary {
+    /// Asserts that losses are shares, whatever numbers members state.
+    fn assert_invariants(&self) {
+        let losses = [self.median, self.worst, self.worst_drops, self.worst_drops_average];
+        let averages = [self.sustained_median, self.worst_average, Some(self.delivered)];
+        let mut shares = losses.into_iter().chain(averages.into_iter().flatten());
+        debug_assert!(shares.all(|share| (0.0..=1.0).contains(&share)), "{self:?}");
+    }
+}
+
 /// Datagrams of one member in one interval.
 #[derive(Clone, Copy, Debug)]
 struct Sample {
@@ -181,6 +191,7 @@ impl Panel {
             member.samples.pop_front();
         }
         member.is_fresh = true;
+        debug_assert!(self.members.len() <= MAX_MEMBERS, "the panel would grow without end");
     }
 
     /// Whether the member's counters are kept or can be. Makes room by forgetting silent members.
@@ -247,6 +258,7 @@ impl Panel {
         for member in fresh {
             member.is_fresh = false;
         }
+        summary.assert_invariants();
         Some(summary)
     }
 }

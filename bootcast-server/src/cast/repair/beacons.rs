@@ -166,6 +166,9 @@ impl Beacons {
     /// Adapts permit and spread to the number of reports: few reports let more members report, and
     /// sooner; many reports do the opposite. Returns whether the permit rose.
     pub(super) fn adjust_permit(&mut self, situation: Situation, now: Instant) -> bool {
+        debug_assert!(
+            self.halvings <= MAX_HALVINGS && self.raised_permit <= PERMIT_ALL * PERMIT_STEP
+        );
         if now < self.period_began + spread_of(situation) {
             return false;
         }
@@ -256,6 +259,9 @@ impl Beacons {
                 blocks += (range.end - range.start) as usize;
             }
         }
+        // The encoded beacon is sent from a buffer of this length.
+        let len = Beacon::datagram_len(chosen.len(), blocks);
+        assert!(chosen.is_empty() || len <= self.datagram_len, "a beacon of {len} bytes");
         chosen
     }
 }

@@ -74,6 +74,7 @@ impl Fill {
             self.rounds += 1;
             self.round_at += ROUND_INTERVAL;
         }
+        debug_assert!(self.next < self.blocks.max(1), "fill is behind the last block");
         (start..end).map(BlockIndex).collect()
     }
 }

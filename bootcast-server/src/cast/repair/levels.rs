@@ -69,6 +69,7 @@ impl Levels {
         if level <= entry.promised {
             return false;
         }
+        debug_assert!(entry.sent < level, "a promise of symbols that were sent already");
         entry.promised = level;
         self.unsent.insert((entry.sent, block));
         self.changed.insert(self.layout.window_of_block(block));
@@ -172,6 +173,9 @@ impl Levels {
         for _ in 0..budget {
             let Some((sent, block)) = self.unsent.pop_first() else { break };
             let entry = &mut self.blocks[block.0 as usize];
+            assert!(sent == entry.sent, "a symbol of block {block} would be sent a second time");
+            assert!(sent < entry.promised, "symbol {sent} of block {block} was not promised");
+            debug_assert!(!self.forbidden.contains(&block), "block {block} cannot be read");
             entry.sent += 1;
             if entry.sent < entry.promised {
                 self.unsent.insert((entry.sent, block));
@@ -198,6 +202,11 @@ impl Levels {
     /// Returns the levels of a window's blocks as a beacon states them.
     pub(super) fn of_window(&self, window: WindowIndex) -> Vec<Level> {
         let entries = self.layout.blocks_of(window).map(|block| self.blocks[block as usize]);
+        debug_assert!(
+            entries
+                .clone()
+                .all(|it| { it.sent <= it.promised && it.promised - it.sent <= MAX_UNSENT })
+        );
         let level = |entry: BlockLevel| Level {
             sent: saturated(entry.sent),
             promised: saturated(entry.promised),

@@ -75,6 +75,11 @@ impl Redundancy {
         let base: Vec<u32> = levels.sent_in(window).collect();
         levels.promise_above(window, &base, self.symbols);
         let initial = self.symbols;
+        debug_assert!(
+            base.len() == levels.layout().blocks_of(window).len() && !base.is_empty(),
+            "a window of {} blocks is watched",
+            base.len()
+        );
         self.watched.push_back(Watched { window, base, initial, permit: 0, reports_due_at });
     }
 
@@ -106,6 +111,7 @@ impl Redundancy {
                 self.symbols -= watched.surplus(levels, reporters);
             }
         }
+        debug_assert!(self.symbols <= MAX_SYMBOLS, "a redundancy of {} symbols", self.symbols);
     }
 }
 

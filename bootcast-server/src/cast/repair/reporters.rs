@@ -41,6 +41,7 @@ impl Reporters {
 
     /// Returns the approximate number of members that may report.
     pub(super) fn permitted(self) -> u64 {
+        debug_assert!(self.permit <= PERMIT_ALL, "more members may report than there are");
         (self.members as u64).saturating_mul(self.permit) / PERMIT_ALL
     }
 

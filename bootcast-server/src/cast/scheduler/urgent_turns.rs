@@ -29,6 +29,8 @@ impl Scheduler {
                 continue;
             };
             let cost = wire_bytes(&running.geometry, &content);
+            let is_estimated = matches!(content, Sending::Pages(_));
+            debug_assert!(!is_estimated || cost <= bytes, "{cost} bytes, but {bytes} were allowed");
             self.urgent.on_sent(cost, self.batch_wire);
             let demanded = matches!(content, Sending::Pages(_));
             return Polled::Sent(self.hand_out(id, content, demanded, cost, now));
