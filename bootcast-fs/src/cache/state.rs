@@ -32,6 +32,13 @@ pub(super) fn save(
     etag: &Etag,
     snapshot: &HeldSnapshot,
 ) -> io::Result<()> {
+    // A later use would take pages of the bitmap for others.
+    assert!(
+        snapshot.held.pages() == snapshot.geometry.pages(),
+        "a bitmap of {} pages for a file of {}",
+        snapshot.held.pages(),
+        snapshot.geometry.pages()
+    );
     let header = Header {
         format: FORMAT,
         server: key.server.clone(),

@@ -121,6 +121,14 @@ impl Store {
         object_dir: Option<ObjectDir>,
         restored: Option<Assembly>,
     ) -> Self {
+        assert!(
+            object_dir.is_some() || restored.is_none(),
+            "pages are restored to a store without a state"
+        );
+        assert!(
+            object_dir.is_none() || matches!(cache, Cache::Disk(_)),
+            "the state of a store in memory would outlive its bytes"
+        );
         Self {
             data,
             is_in_memory: matches!(cache, Cache::Memory),
@@ -162,6 +170,7 @@ impl Store {
         while !slices.is_empty() {
             let write = || rustix::io::pwritev(&self.data, slices, offset);
             let written = rustix::io::retry_on_intr(write)?;
+            debug_assert!(written <= slices.iter().map(|slice| slice.len()).sum::<usize>());
             if written == 0 {
                 return Err(io::ErrorKind::WriteZero.into());
             }

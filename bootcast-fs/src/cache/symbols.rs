@@ -25,6 +25,7 @@ impl Symbols {
 
     /// Stores a symbol. All symbols must have the same length, until [`Self::clear`].
     pub fn write(&self, block: BlockIndex, number: RepairIndex, symbol: &[u8]) -> io::Result<()> {
+        debug_assert!(!symbol.is_empty(), "a symbol is as long as a page");
         let file = {
             let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
             match &*file {

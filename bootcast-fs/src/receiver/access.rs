@@ -36,6 +36,7 @@ struct Run {
 impl Runs {
     /// Records a read and classifies it.
     pub(super) fn note(&mut self, bytes: &Range<u64>) -> Access {
+        debug_assert!(bytes.start <= bytes.end, "a read of {bytes:?}");
         // Requests of one reader may arrive out of order, so one or two in between may still be
         // missing.
         let reach = 2 * (bytes.end - bytes.start);
@@ -50,6 +51,7 @@ impl Runs {
             self.runs.pop_front();
         }
         self.runs.push_back(run);
+        debug_assert!(self.runs.len() <= MAX_RUNS, "{} runs are remembered", self.runs.len());
         match known {
             Some(known) if known.start <= bytes.start && bytes.end <= known.end => {
                 Access::Following

@@ -41,7 +41,25 @@ impl Assembly {
     /// Resumes from what the cache kept of this version: the exact size and the held pages.
     pub fn resume(geometry: Geometry, held: PageSet) -> Self {
         let announced = geometry.pages();
-        Self { held, ..Self::empty(geometry, true, announced) }
+        let assembly = Self { held, ..Self::empty(geometry, true, announced) };
+        assembly.assert_invariants();
+        assembly
+    }
+
+    /// Asserts what holds between any two calls.
+    fn assert_invariants(&self) {
+        let pages = self.geometry.pages();
+        // Otherwise pages would be taken for others, or the file would never be complete.
+        assert!(
+            self.held.pages() == pages,
+            "{} pages are tracked of a file of {pages}",
+            self.held.pages()
+        );
+        debug_assert!(
+            self.exact || self.announced == pages,
+            "a file of unknown size has {pages} pages, but {} were announced",
+            self.announced
+        );
     }
 
     /// Starts with only a join answer. `size` is the exact size if it is known from elsewhere.
@@ -91,6 +109,7 @@ impl Assembly {
             held = held.truncated(next.geometry.pages());
         }
         *self = Self { held, exact: self.exact || next.exact, ..next };
+        self.assert_invariants();
         true
     }
 
@@ -118,6 +137,15 @@ impl Assembly {
         }
         self.layout = layout;
         self.watch_for_phantom(page.index);
+        // What is stored for a page must not reach into the next one.
+        debug_assert!(
+            self.geometry
+                .page_len(page.index)
+                .is_some_and(|len| len as usize == page.payload.len()),
+            "page {} has {} bytes",
+            page.index,
+            page.payload.len()
+        );
         if self.held.contains(page.index) {
             Arrival::Duplicate(page.index)
         } else {
@@ -162,6 +190,7 @@ impl Assembly {
             self.held = self.held.truncated(real);
             self.exact = true;
         }
+        self.assert_invariants();
     }
 
     /// Marks pages as held, after they were stored.

@@ -227,6 +227,7 @@ impl Receiver {
     pub fn decode_plan(&self, block: BlockIndex) -> Option<DecodePlan> {
         let (repair, assembly) = (self.repair.as_ref()?, self.assembly.as_ref()?);
         let plan = repair.decode_plan(block, assembly.held())?;
+        debug_assert!(!plan.missing.is_empty(), "block {block} needs no repair");
         Some(DecodePlan { round: self.repair_round, ..plan })
     }
 

@@ -41,6 +41,7 @@ impl Course {
             to_f64(bytes / page_size.wire_len().max(1)).max(SLOWEST)
         };
         let speed = rate.map_or(GUESS, pages_a_second);
+        debug_assert!(speed >= SLOWEST && speed.is_finite(), "a stream of {speed} pages a second");
         Self { pages, speed, position: (0, now + HOLD), is_told: false }
     }
 

@@ -130,6 +130,22 @@ impl Demand {
         }
     }
 
+    /// Asserts what holds between any two calls.
+    fn assert_invariants(&self) {
+        debug_assert!(
+            self.looks.len() <= self.waits.len(),
+            "a read is examined that waits no more"
+        );
+        debug_assert!(self.later.len() <= MAX_LATER, "announced runs would accumulate");
+        debug_assert!(self.under_way.len() <= MAX_REQUESTS, "too many requests are in flight");
+        debug_assert!(
+            self.ready.as_ref().is_none_or(|want| {
+                self.under_way.last().is_some_and(|(newest, _)| newest == want)
+            }),
+            "the answer to the request to send would not be recognised"
+        );
+    }
+
     /// Records a read, whether it waits or not. Announces what its reader will probably read next.
     pub(super) fn note_read(&mut self, bytes: &Range<u64>, view: Option<View<'_>>) -> Access {
         let access = self.runs.note(bytes);
@@ -246,6 +262,7 @@ impl Demand {
         if asks && self.under_way.len() < MAX_REQUESTS && self.ready.is_none() {
             self.gather(now);
         }
+        self.assert_invariants();
     }
 
     /// When to send the next request; may lie in the past. A reader with one read at a time must
@@ -285,6 +302,11 @@ impl Demand {
                 break;
             }
         }
+        debug_assert!(
+            wait.look_at.is_some()
+                || missing(view.held, wait.pages).all(|page| self.asked.contains(page)),
+            "a read waits for pages that nobody asks for"
+        );
         self.looks.extend(wait.look_at.map(|at| (at, id)));
     }
 
@@ -303,6 +325,10 @@ impl Demand {
         );
         let later = self.later.drain(..).map(|run| (run.start.0 + 1, run.len()));
         want.later = later.collect();
+        debug_assert!(
+            want.now.len() <= MAX_PAIRS && want.later.len() <= MAX_LATER,
+            "the server would refuse a request of this length"
+        );
         if want == Want::default() {
             return;
         }

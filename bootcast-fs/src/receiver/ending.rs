@@ -52,6 +52,7 @@ impl Ends {
     /// The pause before the next join: `first` at first, then twice as long each time.
     pub(super) fn pause(&mut self, first: Duration) -> Duration {
         let pause = first.saturating_mul(1 << self.in_vain.min(16)).min(PAUSE_MAX.max(first));
+        debug_assert!(first <= pause, "a member joins again too soon");
         self.in_vain = self.in_vain.saturating_add(1);
         pause
     }

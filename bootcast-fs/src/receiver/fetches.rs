@@ -113,6 +113,13 @@ impl Fetches {
         let follows = self.last_len > 0 && (self.last_end..self.last_end + NEAR).contains(&offset);
         let limit = if follows { (self.last_len * 2).clamp(PIECE, STREAM) } else { PIECE };
         let bytes = missing.geometry.byte_range(gap(missing, within, limit));
+        // An empty request would be repeated for ever, and one behind the end has no answer.
+        assert!(
+            bytes.start < bytes.end && bytes.end <= missing.geometry.size(),
+            "bytes {bytes:?} of a file of {}",
+            missing.geometry.size()
+        );
+        debug_assert!(!missing.held.contains(within.start), "page {} is held", within.start);
         self.last_id += 1;
         (self.last_end, self.last_len) = (bytes.end, limit);
         let next = bytes.start;
@@ -174,6 +181,7 @@ impl Fetches {
     pub(super) fn ended(&mut self, id: u64, failed: Option<Duration>, now: Instant) {
         let Some(fetch) = self.under_way.take_if(|fetch| fetch.id == id) else { return };
         self.last_end = fetch.next;
+        debug_assert!((fetch.bytes.start..=fetch.bytes.end).contains(&fetch.next), "{fetch:?}");
         let brought = fetch.next > fetch.bytes.start;
         if failed.is_none() && brought {
             return;

@@ -81,7 +81,10 @@ impl Gate {
         let mut claimed = Vec::with_capacity(checked.len());
         claimed.extend(checked.iter_mut().filter(|it| it.finding == Finding::Genuine));
         let bytes: Vec<_> = claimed.iter().map(|it| it.bytes).collect();
-        for (it, is_genuine) in claimed.iter_mut().zip(key.are_genuine(&bytes)) {
+        let verdicts = key.are_genuine(&bytes);
+        // A datagram without a verdict would be believed.
+        assert!(verdicts.len() == claimed.len(), "not every tag was checked");
+        for (it, is_genuine) in claimed.iter_mut().zip(verdicts) {
             if !is_genuine {
                 it.finding = Finding::Forged;
             }
@@ -109,6 +112,7 @@ impl Gate {
     /// A datagram of the present cast came from there. Where tags tell what is of the cast, the
     /// port does not matter: a stranger may have sent an old datagram again from another one.
     pub(super) fn heard_from(&mut self, sender: SocketAddr) {
+        debug_assert!(self.is_sender(sender), "{sender} is a stranger");
         if self.key.is_none() {
             self.sender = Some(sender);
         }

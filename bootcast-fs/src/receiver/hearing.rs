@@ -97,6 +97,19 @@ impl Hearing {
             let (since, pages) = row.unwrap_or((now, 0));
             self.row = Some((since, pages + 1));
         }
+        self.assert_invariants();
+    }
+
+    /// Asserts what holds between any two calls.
+    fn assert_invariants(&self) {
+        debug_assert!(
+            !self.is_repair_closed || self.expects_repair,
+            "a repair channel is closed that nobody listens to"
+        );
+        debug_assert!(
+            !self.short_only || self.row.is_none(),
+            "a full page came, but only short ones are said to"
+        );
     }
 
     /// A page came that is here already. Returns whether it is another than the last such page:
@@ -201,6 +214,7 @@ impl Hearing {
             return false;
         }
         self.is_repair_closed = true;
+        self.assert_invariants();
         true
     }
 

@@ -156,10 +156,12 @@ impl Membership {
             self.state = State::Joining(Attempt::FIRST);
             self.actions.push_back(Action::Join);
         }
+        self.assert_invariants();
     }
 
     /// Removes a reader. The last one starts the linger time.
     pub(super) fn closed(&mut self, now: Instant) {
+        debug_assert!(self.readers > 0, "a reader closes a file that it did not open");
         self.readers = self.readers.saturating_sub(1);
         if self.readers == 0 && !matches!(self.state, State::Idle) {
             self.linger_until = Some(now + self.timing.linger);
@@ -181,6 +183,28 @@ impl Membership {
         self.actions.push_back(Action::Subscribe(subscription));
         self.actions.extend(previous.map(Action::Leave));
         self.state = State::Member { token, heard: now };
+        self.assert_invariants();
+    }
+
+    /// Asserts what holds between any two calls.
+    fn assert_invariants(&self) {
+        let is_idle = matches!(self.state, State::Idle);
+        // The server would send for a member that needs nothing.
+        assert!(!self.over || is_idle, "a member stays although its membership is over");
+        assert!(
+            self.linger_until.is_none() || (self.readers == 0 && !is_idle),
+            "{} readers of a membership that ends soon",
+            self.readers
+        );
+        debug_assert!(
+            !self.is_member() || self.subscription.is_some(),
+            "a member does not know its group"
+        );
+    }
+
+    /// Whether no membership follows: all pages are held, or can never arrive.
+    pub(super) fn is_over(&self) -> bool {
+        self.over
     }
 
     /// Handles a join that failed for a reason that may pass. `retry_after` is the server's
@@ -300,6 +324,7 @@ impl Membership {
                 self.actions.push_back(Action::Leave(token));
             }
         }
+        self.assert_invariants();
     }
 
     /// Runs what is due.
@@ -324,6 +349,7 @@ impl Membership {
             }
             State::Idle | State::Joining(_) | State::Member { .. } | State::Rejoining { .. } => {}
         }
+        self.assert_invariants();
     }
 
     /// When `handle_timeout` is due.

@@ -211,6 +211,23 @@ impl Receiver {
         self.begin_demand(answer, now);
         self.begin_unicast(answer, now);
         self.end_if_complete();
+        self.assert_invariants();
+    }
+
+    /// Asserts what holds between any two calls.
+    fn assert_invariants(&self) {
+        assert!(
+            self.repair.is_none() || self.assembly.is_some(),
+            "blocks are repaired of a file that is not known"
+        );
+        debug_assert!(
+            self.repair.is_none() || !self.is_complete(),
+            "blocks are repaired of a file that is complete"
+        );
+        debug_assert!(
+            self.membership.is_over() || !(self.is_complete() || self.failure.is_some()),
+            "membership goes on although nothing can come any more"
+        );
     }
 
     /// Accepts the answer if it has the pinned version, or pins its version. Returns `false` for
@@ -292,6 +309,7 @@ impl Receiver {
         self.page_came(page, is_new, now);
         // A duplicate can prove that the last page is a phantom.
         self.end_if_complete();
+        self.assert_invariants();
         arrival
     }
 
@@ -335,6 +353,7 @@ impl Receiver {
         }
         self.end_if_complete();
         self.rest_if_nothing_can_come();
+        self.assert_invariants();
     }
 
     /// Handles a store that may have lost data: nothing in it counts any more.
@@ -342,6 +361,7 @@ impl Receiver {
         self.assembly = None;
         self.repair = None;
         self.fail(Failure::Store(message));
+        self.assert_invariants();
     }
 
     /// Handles a store that accepts no more pages.
@@ -377,6 +397,7 @@ impl Receiver {
         self.rejoin_if_ended(now);
         self.membership.handle_timeout(now);
         self.report_if_due(now);
+        self.assert_invariants();
     }
 
     /// When [`Self::handle_timeout`] is due.

@@ -64,7 +64,11 @@ impl Panel {
     ) {
         self.now.sent = pace.sent;
         self.newest = self.now;
-        self.first.get_or_insert(self.now);
+        let first = self.first.get_or_insert(self.now);
+        debug_assert!(
+            first.received <= self.newest.received && first.drops <= self.newest.drops,
+            "the newest beacon came before the first"
+        );
         self.is_chosen = is_chosen;
         let interval = Duration::from_millis(pace.interval_ms.into());
         if !is_chosen || interval.is_zero() {
@@ -112,6 +116,10 @@ impl Panel {
         self.told_at = Some(now);
         self.due = None;
         let Counts { sent, received, drops } = self.told;
+        debug_assert!(
+            received <= self.now.received && drops <= self.now.drops,
+            "more is reported than came"
+        );
         (report.sent, report.received, report.drops) = (sent, received, drops);
         report.seen = self.newest.sent;
     }

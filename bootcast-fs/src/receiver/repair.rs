@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use bootcast_proto::api::Report;
 use bootcast_proto::fec::{REPAIRS, RepairIndex, SourceIndex};
 use bootcast_proto::wire::{Beacon, Level};
-use bootcast_proto::{BlockIndex, BlockLayout, PageIndex, PageSet, PageSize, WindowIndex};
+use bootcast_proto::{
+    BLOCK_PAGES, BlockIndex, BlockLayout, PageIndex, PageSet, PageSize, WindowIndex,
+};
 
 use super::stream::Stream;
 
@@ -94,7 +96,20 @@ impl Repair {
                 repair.blocks[block.0 as usize].missing -= 1;
             }
         }
+        debug_assert_eq!(repair.blocks.len(), repair.symbols.len(), "blocks of the file");
         repair
+    }
+
+    /// Asserts what holds of a block between any two calls.
+    fn assert_invariants(&self, block: BlockIndex) {
+        let Block { missing, is_short, .. } = self.blocks[block.0 as usize];
+        let window = self.windows[self.layout.window_of_block(block).0 as usize];
+        debug_assert!(u32::from(missing) <= BLOCK_PAGES, "block {block} lacks {missing} pages");
+        debug_assert!(window.short <= self.short, "{} short blocks in all", self.short);
+        debug_assert!(
+            !is_short || (window.is_closed && window.short > 0),
+            "block {block} is reported before the stream has passed it"
+        );
     }
 
     /// Starts another membership: counts of sent and promised symbols start again.
@@ -150,6 +165,7 @@ impl Repair {
     pub(super) fn page_stored(&mut self, page: PageIndex) {
         let block = self.layout.place(page).0;
         let missing = &mut self.blocks[block.0 as usize].missing;
+        debug_assert!(*missing > 0, "page {page} was not missing in block {block}");
         *missing = missing.saturating_sub(1);
         self.weigh(block);
         self.offer(block);
@@ -257,6 +273,7 @@ impl Repair {
                 *count = if is_short { *count + 1 } else { *count - 1 };
             }
         }
+        self.assert_invariants(block);
     }
 
     fn is_decodable(&self, block: BlockIndex) -> bool {
@@ -303,7 +320,14 @@ impl Repair {
             .filter_map(RepairIndex::new)
             .filter(|number| symbols & bit(*number) != 0)
             .take(missing.len())
-            .collect();
+            .collect::<Vec<_>>();
+        debug_assert!(
+            missing.len() == usize::from(self.blocks[block.0 as usize].missing)
+                && missing.len() == symbols.len(),
+            "block {block} lacks {} pages and has {} symbols",
+            missing.len(),
+            symbols.len()
+        );
         Some(DecodePlan { block, missing, present, symbols, round: 0 })
     }
 
@@ -319,6 +343,11 @@ impl Repair {
             self.report_window(window, &mut report);
         }
         report.needs.truncate(MAX_NEEDS);
+        debug_assert!(report.bulk.len() <= MAX_BULK, "the server reads no more runs of windows");
+        debug_assert!(
+            self.short == 0 || !report.needs.is_empty() || !report.bulk.is_empty(),
+            "blocks are short, but the report asks for nothing"
+        );
         report
     }
 

@@ -85,6 +85,18 @@ impl Reporter {
     pub(super) fn renew(&mut self, now: Instant) {
         let share = 0.375 + 0.125 * self.random.fraction();
         self.renewal = self.lease.map(|lease| now + lease.mul_f64(share));
+        debug_assert!(
+            self.renewal <= self.lease.map(|lease| now + lease),
+            "the lease would expire before it is renewed"
+        );
+    }
+
+    /// Asserts what holds between any two calls.
+    fn assert_invariants(&self) {
+        debug_assert!(
+            !(self.telling && self.is_asking()),
+            "two reports are in flight: an answer would be taken for that of the other"
+        );
     }
 
     /// Requests a report as soon as possible, whatever is lacking.
@@ -181,6 +193,7 @@ impl Reporter {
             self.news = None;
             self.phase = Phase::Asking;
         }
+        self.assert_invariants();
         speaks
     }
 
@@ -194,6 +207,7 @@ impl Reporter {
             Phase::Drawn { .. } if is_short => self.phase = Phase::Asking,
             _ => self.telling = true,
         }
+        self.assert_invariants();
         true
     }
 
@@ -224,6 +238,7 @@ impl Reporter {
     /// Handles an accepted report. `is_answered`: a beacon that arrived before this showed its
     /// effect.
     pub(super) fn heard(&mut self, is_answered: bool, now: Instant) {
+        debug_assert!(self.is_asking(), "an answer to no report");
         self.phase = Phase::Holding { since: now, heard_beacon: is_answered };
         self.renew(now);
     }
@@ -259,6 +274,7 @@ impl Guidance {
     /// Time to wait before a report. It is rarely short, so that few members report before the
     /// first report takes effect (RFC 5740, 5.3). `fraction` is random, from 0 to 1.
     fn wait(self, fraction: f64) -> Duration {
+        debug_assert!((0.0..=1.0).contains(&fraction), "{fraction} is not a fraction");
         let lambda = f64::from(self.members.max(1)).ln() + 1.0;
         self.spread.mul_f64((fraction * lambda.exp_m1()).ln_1p() / lambda)
     }

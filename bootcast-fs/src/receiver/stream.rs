@@ -96,6 +96,7 @@ impl Stream {
         // The stream leaves the window for the first time.
         let is_left = at(before) != at(position) || position < before;
         let first = at(before) + u32::from(is_left && self.half.take_if(|_| is_left).is_some());
+        debug_assert!(at(position) < layout.windows(), "the stream is behind the last window");
         if before <= position {
             [first..at(position), 0..0]
         } else if before >= end {

@@ -140,6 +140,19 @@ impl Unicast {
         self.has_heard = false;
         self.is_fetching |= self.mode == UnicastMode::Always;
         self.is_fetching &= self.server.has_files;
+        self.assert_invariants();
+    }
+
+    /// Asserts what holds between any two calls.
+    fn assert_invariants(&self) {
+        debug_assert!(
+            self.server.has_files || !self.is_fetching,
+            "a member fetches from a server without files"
+        );
+        debug_assert!(
+            self.server.has_files || self.awaited_since.is_none(),
+            "a member would fetch soon from a server without files"
+        );
     }
 
     /// Pages should come from now on, if not before.
@@ -275,6 +288,7 @@ impl Receiver {
             self.unicast.relisten.probes = true;
             self.unicast.relisten.at = Some(now + RELISTEN);
         }
+        self.unicast.assert_invariants();
     }
 
     /// When [`Self::tend_unicast`] is due.

@@ -143,6 +143,7 @@ impl Receiver {
             let wait = self.demand.begin_wait(&bytes, Access::Random, Some(&geometry), now);
             self.unreadable.rescues.push(wait);
         }
+        debug_assert!(self.unreadable.rescues.len() <= MAX_RESCUED, "too many pages are demanded");
     }
 }
 

@@ -81,6 +81,22 @@ impl AskedPages {
         *self = Self { turns, patience, lossy_for, ..Self::default() };
     }
 
+    /// Asserts what holds between any two calls.
+    fn assert_invariants(&self) {
+        let pages = self.pages.len();
+        assert!(
+            self.fresh <= pages && self.order.len() <= pages && self.due.len() <= pages,
+            "{} new, {} demanded and {} due of {pages} pages",
+            self.fresh,
+            self.order.len(),
+            self.due.len()
+        );
+        assert!(self.once.len() <= self.order.len(), "a demand counts twice");
+        // Pages without a request would have no timeout, and their readers would wait for ever.
+        assert!(self.order.is_empty() || !self.requests.is_empty(), "demands without a request");
+        debug_assert!(self.order.last_key_value().is_none_or(|(turn, _)| *turn < self.turns));
+    }
+
     pub(super) fn len(&self) -> usize {
         self.pages.len()
     }
@@ -115,6 +131,7 @@ impl AskedPages {
             self.fresh += 1;
         }
         self.due.insert((now, page));
+        self.assert_invariants();
     }
 
     /// Forgets a page that no reader waits for any more.
@@ -124,6 +141,7 @@ impl AskedPages {
             self.fresh -= 1;
         }
         self.forget_requests();
+        self.assert_invariants();
     }
 
     /// Removes a page from the order of demands and from those that are due.
@@ -170,6 +188,7 @@ impl AskedPages {
         self.wait_no_more(page);
         self.overtaken = self.overtaken.max(asked.first_turn);
         self.forget_requests();
+        self.assert_invariants();
     }
 
     /// Records that all pages that arrived are stored.
@@ -273,6 +292,7 @@ impl AskedPages {
         (first < self.turns).then(|| {
             let (end, queue) = (self.turns, self.queue);
             self.requests.push_back(Request { first, end, at: now, queue, is_answered: false });
+            self.assert_invariants();
             first
         })
     }

@@ -55,6 +55,7 @@ impl Patience {
 
     /// How long a page may take that is asked for the `times`-th time, the server's queue apart.
     pub(super) fn patience(&self, times: u32) -> Duration {
+        debug_assert!(times > 0, "patience with a page that was not demanded");
         let once = self.base().unwrap_or(FIRST);
         let doublings = self.doublings.max(times.saturating_sub(1));
         let factor = 1u32.checked_shl(doublings).unwrap_or(u32::MAX);

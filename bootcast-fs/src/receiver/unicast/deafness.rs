@@ -244,6 +244,7 @@ impl Receiver {
         unicast.returns.last = Some(now);
         unicast.relisten.at = None;
         unicast.fetches.clear();
+        debug_assert!(!self.may_fetch(), "a member that relies on multicast still fetches");
         self.membership.heard(now);
         self.adjust_silence();
         if let Some(repair) = &mut self.repair {
@@ -358,5 +359,6 @@ fn missing_pairs(assembly: &Assembly) -> Vec<(u32, u32)> {
             _ => pairs.push((page.0 + 1, 1)),
         }
     }
+    debug_assert!(pairs.len() <= ASK_PAIRS, "the server reads no more pairs");
     pairs
 }
