@@ -7,8 +7,9 @@ use bootcast_fs::receiver::{
     Action, Arrival, JoinError, Pin, Receiver, RepairArrival, ReportError, Timing,
 };
 use bootcast_proto::api::Report;
-use bootcast_proto::{JoinAnswer, PageRange, Token};
+use bootcast_proto::{Geometry, JoinAnswer, PageIndex, PageRange, Token};
 
+use super::audit::ClientAudit;
 use super::burst::{Burst, Channel};
 use super::link::{Link, Mask};
 use super::scenario::Stalls;
@@ -52,6 +53,7 @@ pub(super) struct Client {
     /// Whether it died without a leave.
     pub(super) dead: bool,
     receiver: Receiver,
+    audit: ClientAudit,
     /// Whether it is subscribed to the data port, and to the repair channel.
     subscribed: (bool, bool),
     /// The present pause, if any.
@@ -83,6 +85,7 @@ impl Client {
             completed_at: None,
             dead: false,
             receiver: Receiver::new(Pin::default(), None, timing, seed),
+            audit: ClientAudit::default(),
             subscribed: (false, false),
             stall: None,
         }
@@ -159,15 +162,22 @@ impl Client {
 
     fn read_page(&mut self, datagram: &[u8], now: Instant) {
         match self.receiver.handle_datagram(ADDRESS, datagram, now) {
-            Arrival::New(page) => self.receiver.handle_stored(PageRange::single(page.index)),
+            Arrival::New(page) => self.store(page.index),
             Arrival::Duplicate(_) => {}
             Arrival::Bad(error) => panic!("the receiver refuses a page of the server: {error}"),
         }
     }
 
+    fn store(&mut self, page: PageIndex) {
+        let assembly = self.receiver.assembly().expect("a page has a size");
+        self.audit.store_page(page, assembly.geometry());
+        self.receiver.handle_stored(PageRange::single(page));
+    }
+
     fn read_repair(&mut self, datagram: &[u8], now: Instant) {
         match self.receiver.handle_repair_datagram(ADDRESS, datagram, now) {
             RepairArrival::Symbol { block, number, .. } => {
+                self.audit.store_symbol(block, number);
                 self.receiver.handle_symbol_stored(block, number);
             }
             RepairArrival::Nothing => {}
@@ -182,9 +192,10 @@ impl Client {
     /// Marks the missing pages of blocks that can be rebuilt as stored.
     fn rebuild(&mut self) {
         while let Some(block) = self.receiver.poll_decodable() {
-            let plan = self.receiver.decode_plan(block);
-            for (_, page) in plan.into_iter().flat_map(|plan| plan.missing) {
-                self.receiver.handle_stored(PageRange::single(page));
+            let Some(plan) = self.receiver.decode_plan(block) else { continue };
+            self.audit.check_plan(&plan);
+            for (_, page) in plan.missing {
+                self.store(page);
             }
         }
     }
@@ -225,6 +236,7 @@ impl Client {
                 // The simulation has no readers, so nothing is demanded.
                 Action::Want(_) => {}
                 Action::Report(report) => {
+                    ClientAudit::check_useful(report.useful, self.receiver.counters());
                     // A report without a membership is dropped.
                     if let Some(token) = self.receiver.token() {
                         return Some(Request::Report(token.clone(), report));
@@ -237,5 +249,11 @@ impl Client {
     /// Whether it has every page.
     pub(super) fn is_complete(&self) -> bool {
         self.receiver.is_complete()
+    }
+
+    /// Checks that it has the file, and has left the group.
+    pub(super) fn check_complete(&self, file: &Geometry) {
+        self.audit.check_complete(self.receiver.size(), self.receiver.counters(), file);
+        assert_eq!(self.subscribed, (false, false), "a complete client still listens");
     }
 }

@@ -8,12 +8,14 @@
 //! | `server`, `client` | drivers of the real server and client |
 //! | `core` | the network core: a link that all receivers share |
 //! | `link` | the link of each receiver |
+//! | `audit` | checks of what the server sends and what a client stores |
 //! | `outcome` | results, as lines of a table |
 //! | `table` | the scenarios of `scenarios.txt`, and those of the goals |
 //!
 //! A run depends on nothing but its [`Scenario`]: equal scenarios give equal [`Outcome`]s. Payloads
 //! are zeros, and a block counts as rebuilt as soon as enough of its pages and symbols arrived.
 
+mod audit;
 mod burst;
 mod client;
 mod core;

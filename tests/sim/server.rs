@@ -12,6 +12,7 @@ use bootcast_server::cast::{
     CastPolicy, GroupPool, MemberKind, RepairSettings, Scheduler, Sending, Settings, Symbol,
 };
 
+use super::audit::ServerAudit;
 use super::burst::{Burst, Channel};
 use super::random::Random;
 use super::scenario::Scenario;
@@ -21,11 +22,14 @@ pub(super) const ADDRESS: SocketAddr =
     SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 40_000);
 
 /// Settings of the repair channel, as by default in the server.
-const REPAIR: RepairSettings =
+pub(super) const REPAIR: RepairSettings =
     RepairSettings { interleave: 128, repair_port: 9001, lease: Duration::from_secs(60) };
 
+/// UDP port of the pages.
+pub(super) const DATA_PORT: u16 = 9000;
+
 /// Largest number of pages that the scheduler sends at once, as in the server with GSO.
-const BATCH: u32 = 44;
+pub(super) const BATCH: u32 = 44;
 const _: () = assert!(BATCH as usize <= Burst::MAX);
 
 /// Numbers of datagrams that the server sent.
@@ -48,6 +52,7 @@ pub(super) struct Server {
     geometry: Geometry,
     random: Random,
     sent: Sent,
+    audit: ServerAudit,
 }
 
 impl Server {
@@ -58,7 +63,7 @@ impl Server {
             rate: scenario.rate,
             rate_source: scenario.source,
             batch_pages: BATCH,
-            data_port: 9000,
+            data_port: DATA_PORT,
             max_casts: 1,
             policy: CastPolicy {
                 idle_passes: NonZeroU32::new(5).expect("not 0"),
@@ -68,13 +73,15 @@ impl Server {
             repair: Some(REPAIR),
         };
         let size = u64::from(scenario.pages) * u64::from(page_size.get());
+        let geometry = Geometry::new(size, page_size).expect("pages that u32 counts");
         Self {
             scheduler: Scheduler::new(settings, page_size.wire_len(), now),
             path: RemotePath::decode("file").expect("a path"),
             etag: Etag::new("v1").expect("a version"),
-            geometry: Geometry::new(size, page_size).expect("pages that u32 counts"),
+            geometry,
             random: Random::new(scenario.seed, 1),
             sent: Sent::default(),
+            audit: ServerAudit::new(geometry, scenario.rate, now),
         }
     }
 
@@ -125,8 +132,11 @@ impl Server {
         self.scheduler.handle_timeout(now);
         let mut bursts = Vec::new();
         while let Some(transmit) = self.scheduler.poll_transmit(now) {
-            bursts.push(self.encode(&transmit.content));
+            let burst = self.encode(&transmit.content);
+            self.audit.check(&transmit, &burst, now);
+            bursts.push(burst);
         }
+        self.audit.check_totals(&self.scheduler, self.sent);
         while self.scheduler.poll_event().is_some() {}
         bursts
     }
@@ -139,6 +149,11 @@ impl Server {
     /// Whether a cast runs.
     pub(super) fn is_casting(&self) -> bool {
         self.scheduler.casts().next().is_some()
+    }
+
+    /// Size and pages of the file.
+    pub(super) fn geometry(&self) -> &Geometry {
+        &self.geometry
     }
 
     /// Number of members.
