@@ -199,9 +199,10 @@ impl Fs {
             acquired.await.map_err(|error| FsError::Io(error.to_string()))??
         };
         let confirmed = self.wait_for_version(pending.object(), ino, &version).await;
-        if let Server::Plain(names) = &self.server {
+        if let (Server::Plain(names), FileVersion::Plain(content)) = (&self.server, &version) {
+            let size = pending.object().size();
             match confirmed {
-                Ok(()) => lock(names).record_existing(&node.path),
+                Ok(()) => lock(names).record_existing(&node.path, *content, size),
                 Err(_) => lock(names).remove_missing(&node.path),
             }
         }

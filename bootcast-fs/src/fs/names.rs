@@ -102,11 +102,21 @@ impl Fs {
 
     /// Adds one kernel reference to the inode of content `version` on a plain server.
     fn remember_plain(&self, path: RemotePath, version: u64) -> Attr {
+        let size = self.plain_size(&path, version);
         let version = FileVersion::Plain(version);
-        let size = self.object(&path, &version).and_then(|object| object.size());
         let attributes = plain::file_attributes(size.unwrap_or(0));
         let ino = lock(&self.inodes).remember(path, Some(version), attributes.clone(), now());
         self.attr(ino, &attributes, plain_ttl(size))
+    }
+
+    /// Returns the size of content `version` on a plain server, as far as it is known: while it is
+    /// open, and from its first open on.
+    fn plain_size(&self, path: &RemotePath, version: u64) -> Option<u64> {
+        let object = self.object(path, &FileVersion::Plain(version));
+        object.and_then(|object| object.size()).or_else(|| match &self.server {
+            Server::Plain(names) => lock(names).size(path, version),
+            Server::Extended => None,
+        })
     }
 
     /// Converts the server's attributes to those of this mount.
@@ -134,8 +144,8 @@ impl Fs {
     pub async fn getattr(self: &Arc<Self>, ino: u64) -> Result<Attr, FsError> {
         let node = self.node(ino)?;
         match (&node.version, &self.server) {
-            (Some(version @ FileVersion::Plain(_)), _) => {
-                let size = self.object(&node.path, version).and_then(|object| object.size());
+            (Some(FileVersion::Plain(version)), _) => {
+                let size = self.plain_size(&node.path, *version);
                 let attributes = plain::file_attributes(size.unwrap_or(node.attributes.size));
                 Ok(self.attr(ino, &attributes, plain_ttl(size)))
             }
@@ -226,8 +236,8 @@ impl Fs {
                 let existing: Vec<_> =
                     lock(names).existing().map(|(path, version)| (path.clone(), version)).collect();
                 for (path, version) in existing {
+                    let size = self.plain_size(&path, version);
                     let version = FileVersion::Plain(version);
-                    let size = self.object(&path, &version).and_then(|object| object.size());
                     let attributes = plain::file_attributes(size.unwrap_or(0));
                     let name = path.file_name().unwrap_or_default().to_vec();
                     let found = (path, Some(version), attributes);

@@ -28,6 +28,8 @@ struct PlainName {
     is_begun: bool,
     /// Whether an open of this name succeeded.
     exists: bool,
+    /// Content whose size is known, and its size in bytes.
+    size: Option<(u64, u64)>,
 }
 
 impl PlainNames {
@@ -59,9 +61,18 @@ impl PlainNames {
         }
     }
 
-    /// Records that an open of this name succeeded.
-    pub(super) fn record_existing(&mut self, path: &RemotePath) {
-        self.names.entry(path.clone()).or_default().exists = true;
+    /// Records that an open of content `version` succeeded, and its size.
+    pub(super) fn record_existing(&mut self, path: &RemotePath, version: u64, size: Option<u64>) {
+        let name = self.names.entry(path.clone()).or_default();
+        name.exists = true;
+        name.size = size.map(|size| (version, size)).or(name.size);
+    }
+
+    /// Returns the size of content `version`, which is known after its first open, also when it is
+    /// closed.
+    pub(super) fn size(&self, path: &RemotePath, version: u64) -> Option<u64> {
+        let (known, size) = self.names.get(path)?.size?;
+        (known == version).then_some(size)
     }
 
     /// Returns the files that were opened, with their content numbers.
@@ -111,7 +122,7 @@ mod tests {
         names.begin(&path, 0).unwrap();
         names.remove_missing(&path);
         assert_eq!(names.begin(&path, 0), Ok(()));
-        names.record_existing(&path);
+        names.record_existing(&path, 0, Some(17));
         names.remove_missing(&path);
         assert_eq!(names.begin(&path, 0), Err(FsError::Stale));
     }
@@ -122,7 +133,8 @@ mod tests {
         let path = RemotePath::decode("a").unwrap();
         names.begin(&path, 0).unwrap();
         assert_eq!(names.existing().count(), 0);
-        names.record_existing(&path);
+        names.record_existing(&path, 0, Some(17));
         assert_eq!(names.existing().next(), Some((&path, 0)));
+        assert_eq!((names.size(&path, 0), names.size(&path, 1)), (Some(17), None));
     }
 }
