@@ -428,9 +428,8 @@ impl Object {
         };
         let result = match &kept {
             Some((_, Some(kept))) => self.store.checkpoint(kept),
-            Some((_, None)) => return Ok(()),
             // Of lost data an earlier state may still be there, if it could not be removed.
-            None => return self.store.fail_if_lost(),
+            Some((_, None)) | None => return self.store.fail_if_lost(),
         };
         if let Err(error) = &result
             && let Some(more) = log_limit::allow("cannot save which pages are held", error)

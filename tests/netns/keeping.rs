@@ -79,6 +79,31 @@ fn pages_of_a_checkpoint_survive_a_crash_of_the_client() {
     assert_eq!(digest_of(mount.join("image")), image.digest);
 }
 
+#[test]
+fn pages_that_damage_of_the_state_marks_as_held_are_not_read_as_zeros() {
+    let lab = lab_or_skip!(Lab::builder());
+    let image = lab.put("image", mib(4));
+    let _server = lab.server().start();
+    let cache = lab.client(1).fresh_path("kept");
+    let first = mount_with(&lab, &cache, "fill=demand");
+    readers::read_at(lab.client(1), &first.join("image"), 0).wait_success(SOON);
+    first.umount();
+
+    let object = fs::read_dir(cache.join("objects")).unwrap().next().unwrap().unwrap();
+    let path = object.path().join("state");
+    let mut state = fs::read(&path).unwrap();
+    let bitmap = state.iter().position(|byte| *byte == b'\n').unwrap() + 1;
+    let middle = bitmap + usize::try_from(image.size / 2 / 1456 / 8).unwrap();
+    assert_eq!((state[bitmap], state[middle]), (0xff, 0), "only the start is held");
+    state[middle] = !state[middle];
+    fs::write(&path, state).unwrap();
+
+    let mount = mount(&lab, &cache);
+    assert_eq!(digest_of(mount.join("image")), image.digest);
+    let log = mount.log();
+    assert_eq!(log.matches("cannot use the stored pages").count(), 1, "{log}");
+}
+
 /// Returns the number of bytes that the only object in the cache occupies.
 fn held_bytes(cache: &Path) -> u64 {
     let object = fs::read_dir(cache.join("objects")).unwrap().next();

@@ -6,13 +6,14 @@
 //!
 //! ```text
 //! CACHE_DIR/objects/<id>/data    the file's bytes where they belong, holes where they are missing
-//! CACHE_DIR/objects/<id>/state   one line of JSON (see `state`), then the bitmap of held pages
+//! CACHE_DIR/objects/<id>/state   one line of JSON, the bitmap of held pages, a checksum
 //! ```
 //!
 //! `<id>` is the first half of the BLAKE3 hash of server, path and version, in hexadecimal. `state`
 //! is replaced atomically, and only after `data` was synced. So a page that it lists as held is on
-//! disk, even after a crash. A store locks its `data`. A second store for the same version, in this
-//! process or another one, uses a nameless file (`O_TMPFILE`) instead.
+//! disk, even after a crash. A damaged `state` counts as absent. A store locks its `data`. A second
+//! store for the same version, in this process or another one, uses a nameless file (`O_TMPFILE`)
+//! instead.
 
 mod state;
 mod store;

@@ -1,5 +1,14 @@
 //! File `state` of an object on disk, which identifies the content of `data` and lists its held
 //! pages.
+//!
+//! ```text
+//! {"format":2,"server":..,"path":..,"etag":..,"size":..,"page_size":..}\n
+//! bitmap of the held pages, page 0 in the lowest bit of the first byte
+//! BLAKE3 hash of everything before it, 32 bytes
+//! ```
+//!
+//! A page is a hole of `data` until it is held, and a hole reads as zeros. So no page may count as
+//! held because of damage: a state that is not exactly as it was saved counts as absent.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -7,12 +16,18 @@ use std::path::Path;
 
 use bootcast_proto::{Etag, Geometry, PageSet, PageSize};
 use serde::{Deserialize, Serialize};
+use tracing::warn;
 
 use super::ObjectKey;
+use crate::log_limit;
 use crate::receiver::Assembly;
 
 /// Format number, to be increased whenever an older program would misread the file.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
+
+/// Format of earlier versions, which had no checksum. It is not read: a bit that flipped in it
+/// cannot be noticed, and saving it in the present format would give the damage a right checksum.
+const FORMAT_WITHOUT_CHECKSUM: u32 = 1;
 
 /// First line of the file. It repeats the key, so that an administrator can see what an object is.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +40,17 @@ struct Header {
     page_size: u32,
 }
 
+/// Reason why a state counts as absent.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+enum Unusable {
+    #[error("the checksum of `state` is wrong")]
+    Checksum,
+    #[error("an earlier version wrote `state`, without a checksum")]
+    NoChecksum,
+    #[error("`state` and `data` do not fit together")]
+    Mismatch,
+}
+
 /// Replaces the state atomically. The caller must have synced `data` before.
 pub(super) fn save(
     dir: &Path,
@@ -32,6 +58,17 @@ pub(super) fn save(
     etag: &Etag,
     snapshot: &HeldSnapshot,
 ) -> io::Result<()> {
+    let bytes = render(key, etag, snapshot)?;
+    let new = dir.join("state.new");
+    let mut file = File::create(&new)?;
+    file.write_all(&bytes)?;
+    file.sync_all()?;
+    fs::rename(&new, dir.join("state"))?;
+    sync_dir(dir)
+}
+
+/// Returns the content of the file.
+fn render(key: &ObjectKey, etag: &Etag, snapshot: &HeldSnapshot) -> io::Result<Vec<u8>> {
     // A later use would take pages of the bitmap for others.
     assert!(
         snapshot.held.pages() == snapshot.geometry.pages(),
@@ -47,56 +84,94 @@ pub(super) fn save(
         size: snapshot.geometry.size(),
         page_size: snapshot.geometry.page_size().get(),
     };
-    let mut text = serde_json::to_vec(&header)?;
-    text.push(b'\n');
-    text.extend(snapshot.held.to_bytes());
-    let new = dir.join("state.new");
-    let mut file = File::create(&new)?;
-    file.write_all(&text)?;
-    file.sync_all()?;
-    fs::rename(&new, dir.join("state"))?;
-    File::open(dir)?.sync_all()
+    let mut bytes = serde_json::to_vec(&header)?;
+    bytes.push(b'\n');
+    bytes.extend(snapshot.held.to_bytes());
+    let checksum = blake3::hash(&bytes);
+    bytes.extend(checksum.as_bytes());
+    Ok(bytes)
 }
 
-/// Deletes the state durably, because it does not describe the content of `data` any more.
-pub(super) fn discard(dir: &Path) -> io::Result<()> {
+/// Whether there is a state, valid or not.
+pub(super) fn exists(dir: &Path) -> io::Result<bool> {
+    dir.join("state").try_exists()
+}
+
+/// Removes the state, because it does not describe the content of `data` any more. A crash may
+/// bring it back until [`sync_dir`] has succeeded.
+pub(super) fn remove(dir: &Path) -> io::Result<()> {
     match fs::remove_file(dir.join("state")) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        Err(_) => Ok(()),
-        Ok(()) => File::open(dir)?.sync_all(),
+        Ok(()) | Err(_) => Ok(()),
     }
 }
 
-/// Loads the state of this version; `None` if it is missing or invalid. An error means that the
-/// state could not be read and may be valid.
+/// Waits until names that were changed in the directory are on disk.
+pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+/// Loads the state of this version; `None` if it is missing, or damaged, which is logged. An error
+/// means that the state could not be read and may be valid.
 pub(super) fn load(
     dir: &Path,
     key: &ObjectKey,
     etag: &Etag,
     data: &File,
 ) -> io::Result<Option<Assembly>> {
-    match fs::read(dir.join("state")) {
-        Ok(text) => Ok(parse(&text, key, etag, data.metadata()?.len())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
+    let bytes = match fs::read(dir.join("state")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        read => read?,
+    };
+    let parsed = parse(&bytes, key, etag, data.metadata()?.len());
+    if let Err(reason) = &parsed
+        && let Some(more) = log_limit::allow("cannot use the stored pages", reason)
+    {
+        warn!(path = %key.path, %reason, "cannot use the stored pages, fetching them again{more}");
     }
+    Ok(parsed.ok())
 }
 
-/// Parses a state; `None` if it is damaged, of another object, or does not fit the size of `data`.
-fn parse(text: &[u8], key: &ObjectKey, etag: &Etag, data_len: u64) -> Option<Assembly> {
-    let line = text.iter().position(|&byte| byte == b'\n')?;
-    let header: Header = serde_json::from_slice(&text[..line]).ok()?;
-    let page_size = PageSize::new(header.page_size.into()).ok()?;
+/// Parses the state of an object whose `data` has `data_len` bytes.
+fn parse(bytes: &[u8], key: &ObjectKey, etag: &Etag, data_len: u64) -> Result<Assembly, Unusable> {
+    let body = checked(bytes)?;
+    let (header, bitmap) = split(body).ok_or(Unusable::Mismatch)?;
     let expected = Header {
         format: FORMAT,
         server: key.server.clone(),
         path: key.path.encode(),
         etag: etag.clone(),
-        ..header
+        size: data_len,
+        page_size: header.page_size,
     };
-    let is_valid = header == expected && data_len == header.size;
-    let geometry = Geometry::new(header.size, page_size).ok().filter(|_| is_valid)?;
-    let held = PageSet::from_bytes(geometry.pages(), &text[line + 1..])?;
+    if header != expected {
+        return Err(Unusable::Mismatch);
+    }
+    held_pages(&header, bitmap).ok_or(Unusable::Mismatch)
+}
+
+/// Returns what the checksum covers, if the checksum is right.
+fn checked(bytes: &[u8]) -> Result<&[u8], Unusable> {
+    if let Some((body, checksum)) = bytes.split_last_chunk::<{ blake3::OUT_LEN }>()
+        && blake3::hash(body) == *checksum
+    {
+        return Ok(body);
+    }
+    let format = split(bytes).map(|(header, _)| header.format);
+    let is_earlier = format == Some(FORMAT_WITHOUT_CHECKSUM);
+    Err(if is_earlier { Unusable::NoChecksum } else { Unusable::Checksum })
+}
+
+/// Splits the header from the bytes after it.
+fn split(bytes: &[u8]) -> Option<(Header, &[u8])> {
+    let line = bytes.iter().position(|&byte| byte == b'\n')?;
+    Some((serde_json::from_slice(&bytes[..line]).ok()?, &bytes[line + 1..]))
+}
+
+fn held_pages(header: &Header, bitmap: &[u8]) -> Option<Assembly> {
+    let page_size = PageSize::new(header.page_size.into()).ok()?;
+    let geometry = Geometry::new(header.size, page_size).ok()?;
+    let held = PageSet::from_bytes(geometry.pages(), bitmap)?;
     Some(Assembly::resume(geometry, held))
 }
 
@@ -119,3 +194,6 @@ impl HeldSnapshot {
         self.held.held()
     }
 }
+
+#[cfg(test)]
+mod tests;

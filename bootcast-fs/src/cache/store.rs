@@ -60,8 +60,10 @@ trait Disk: fmt::Debug + Send + Sync {
     fn sync_data(&self, data: &File) -> io::Result<()>;
     /// Replaces the state.
     fn save(&self, object: &ObjectDir, snapshot: &HeldSnapshot) -> io::Result<()>;
-    /// Removes the state.
-    fn discard(&self, object: &ObjectDir) -> io::Result<()>;
+    /// Removes the state. A crash may bring it back until [`Self::sync_dir`] has succeeded.
+    fn remove_state(&self, object: &ObjectDir) -> io::Result<()>;
+    /// Waits until the removal of the state is on disk.
+    fn sync_dir(&self, object: &ObjectDir) -> io::Result<()>;
 }
 
 /// Disk operations outside tests.
@@ -77,9 +79,20 @@ impl Disk for RealDisk {
         state::save(&object.dir, &object.key, &object.etag, snapshot)
     }
 
-    fn discard(&self, object: &ObjectDir) -> io::Result<()> {
-        state::discard(&object.dir)
+    fn remove_state(&self, object: &ObjectDir) -> io::Result<()> {
+        state::remove(&object.dir)
     }
+
+    fn sync_dir(&self, object: &ObjectDir) -> io::Result<()> {
+        state::sync_dir(&object.dir)
+    }
+}
+
+/// Removes the state durably. The directory is synced even if there is no state: an earlier call
+/// may have removed it and failed to sync.
+fn discard_state(disk: &dyn Disk, object: &ObjectDir) -> io::Result<()> {
+    disk.remove_state(object)?;
+    disk.sync_dir(object)
 }
 
 /// Directory of an object and the identity of its content.
@@ -107,12 +120,14 @@ impl Store {
         cache: Cache,
     ) -> io::Result<Self> {
         let restored = state::load(&dir, &key, &etag, &data)?;
-        if restored.is_none() {
+        let object = ObjectDir { dir, key, etag };
+        let is_new = data.metadata()?.len() == 0 && !state::exists(&object.dir)?;
+        if restored.is_none() && !is_new {
             // `data` has no valid state. An invalid one must not stay and be read with new data.
-            state::discard(&dir)?;
+            discard_state(&RealDisk, &object)?;
             data.set_len(0)?;
         }
-        Ok(Self::with(data, cache, Some(ObjectDir { dir, key, etag }), restored))
+        Ok(Self::with(data, cache, Some(object), restored))
     }
 
     fn with(
@@ -192,7 +207,7 @@ impl Store {
 
     /// Syncs the data, then saves which pages are held, so that they survive a crash. Waits for the
     /// disk. After a data loss, every later call fails too, and retries the removal of the state if
-    /// that failed before.
+    /// that failed before. The caller must not make two checkpoints at the same time.
     pub fn checkpoint(&self, snapshot: &HeldSnapshot) -> Result<(), CheckpointError> {
         if self.is_in_memory {
             return Ok(());
@@ -213,8 +228,8 @@ impl Store {
         let mut data_loss = self.data_loss();
         let Some(DataLoss { reason, is_state_removed }) = &mut *data_loss else { return Ok(()) };
         if !*is_state_removed {
-            let discarded = self.object_dir.as_ref().map_or(Ok(()), |dir| self.disk.discard(dir));
-            *is_state_removed = discarded.is_ok();
+            let discard = |object| discard_state(&*self.disk, object);
+            *is_state_removed = self.object_dir.as_ref().map_or(Ok(()), discard).is_ok();
         }
         Err(CheckpointError::Data(reason.clone()))
     }
@@ -237,9 +252,15 @@ impl Store {
 
 #[cfg(test)]
 impl Store {
-    /// Makes the next sync fail, and the removal of the state after it.
-    pub(crate) fn with_failing_disk(mut self) -> Self {
-        self.disk = Box::new(tests::FailingDisk::once());
+    /// Makes the next sync of the data fail, and the removal of the state after it.
+    pub(crate) fn with_failing_sync(mut self) -> Self {
+        self.disk = Box::new(tests::FailingDisk::sync_once());
+        self
+    }
+
+    /// Makes the next save of the state fail.
+    pub(crate) fn with_failing_save(mut self) -> Self {
+        self.disk = Box::new(tests::FailingDisk::save_once());
         self
     }
 }
@@ -290,11 +311,18 @@ mod tests {
     pub(super) struct FailingDisk(Arc<Faults>);
 
     impl FailingDisk {
-        /// Creates a disk whose next sync and next discard fail.
-        pub(super) fn once() -> Self {
+        /// Creates a disk whose next sync of the data and next removal of the state fail.
+        pub(super) fn sync_once() -> Self {
             let disk = Self::default();
             disk.0.sync_data.store(1, Relaxed);
-            disk.0.discard.store(1, Relaxed);
+            disk.0.remove_state.store(1, Relaxed);
+            disk
+        }
+
+        /// Creates a disk whose next save of the state fails.
+        pub(super) fn save_once() -> Self {
+            let disk = Self::default();
+            disk.0.save.store(1, Relaxed);
             disk
         }
     }
@@ -304,7 +332,8 @@ mod tests {
     struct Faults {
         sync_data: AtomicU32,
         save: AtomicU32,
-        discard: AtomicU32,
+        remove_state: AtomicU32,
+        sync_dir: AtomicU32,
     }
 
     fn fail(faults: &AtomicU32, call: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
@@ -323,8 +352,12 @@ mod tests {
             fail(&self.0.save, || RealDisk.save(object, snapshot))
         }
 
-        fn discard(&self, object: &ObjectDir) -> io::Result<()> {
-            fail(&self.0.discard, || RealDisk.discard(object))
+        fn remove_state(&self, object: &ObjectDir) -> io::Result<()> {
+            fail(&self.0.remove_state, || RealDisk.remove_state(object))
+        }
+
+        fn sync_dir(&self, object: &ObjectDir) -> io::Result<()> {
+            fail(&self.0.sync_dir, || RealDisk.sync_dir(object))
         }
     }
 
@@ -353,12 +386,12 @@ mod tests {
 
     #[test]
     fn after_a_failed_sync_no_page_is_restored_even_if_removing_the_state_fails_first() {
-        for failing_discards in [0, 1, 2, 3] {
+        for failing_removals in [0, 1, 2, 3] {
             let dir = tempfile::tempdir().unwrap();
             let cache = Cache::on_disk(dir.path()).unwrap();
             let (store, faults) = failing_store(&cache);
             faults.sync_data.store(1, Relaxed);
-            faults.discard.store(failing_discards, Relaxed);
+            faults.remove_state.store(failing_removals, Relaxed);
             let all = snapshot(10, PageRange::new(0, 3));
             for attempt in 0..3 {
                 // From the second attempt on, the sync would succeed.
@@ -367,8 +400,39 @@ mod tests {
             }
             drop(store);
             let restored = cache.open(&key("v1")).unwrap().take_restored();
-            assert!(restored.is_none(), "{failing_discards}: the state was not removed");
+            assert!(restored.is_none(), "{failing_removals}: the state was not removed");
         }
+    }
+
+    #[test]
+    fn a_removal_of_the_state_that_may_not_survive_a_crash_is_synced_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::on_disk(dir.path()).unwrap();
+        let (store, faults) = failing_store(&cache);
+        faults.sync_data.store(1, Relaxed);
+        faults.sync_dir.store(2, Relaxed);
+        let all = snapshot(10, PageRange::new(0, 3));
+        assert!(matches!(store.checkpoint(&all), Err(CheckpointError::Data(_))));
+        assert_eq!(faults.sync_dir.load(Relaxed), 1);
+        assert!(matches!(store.checkpoint(&all), Err(CheckpointError::Data(_))));
+        assert_eq!(faults.sync_dir.load(Relaxed), 0);
+    }
+
+    #[test]
+    fn a_failed_sync_is_reported_even_if_saving_the_state_fails_before_and_would_fail_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::on_disk(dir.path()).unwrap();
+        let (store, faults) = failing_store(&cache);
+        let all = snapshot(10, PageRange::new(0, 3));
+        faults.save.store(2, Relaxed);
+        assert!(matches!(store.checkpoint(&all), Err(CheckpointError::State(_))));
+        faults.sync_data.store(1, Relaxed);
+        for _ in 0..2 {
+            assert!(matches!(store.checkpoint(&all), Err(CheckpointError::Data(_))));
+        }
+        assert_eq!(faults.save.load(Relaxed), 1, "lost pages were to be saved as held");
+        drop(store);
+        assert!(cache.open(&key("v1")).unwrap().take_restored().is_none());
     }
 
     #[test]
@@ -441,9 +505,10 @@ mod tests {
     #[test]
     fn a_damaged_object_is_emptied() {
         type Damage = fn(&std::path::Path);
-        let damages: [Damage; 4] = [
+        let damages: [Damage; 5] = [
             |object| std::fs::write(object.join("state"), b"{}\n").unwrap(),
             |object| std::fs::write(object.join("state"), b"\xff").unwrap(),
+            |object| flip_last_page(&object.join("state")),
             |object| std::fs::remove_file(object.join("state")).unwrap(),
             |object| {
                 File::options().write(true).open(object.join("data")).unwrap().set_len(9).unwrap();
@@ -454,7 +519,8 @@ mod tests {
             let cache = Cache::on_disk(dir.path()).unwrap();
             fill(&cache);
             let object = std::fs::read_dir(dir.path().join("objects")).unwrap().next().unwrap();
-            damage(&object.unwrap().path());
+            let object = object.unwrap().path();
+            damage(&object);
             let mut store = cache.open(&key("v1")).unwrap();
             assert!(store.take_restored().is_none());
             assert_eq!(store.data.metadata().unwrap().len(), 0);
@@ -462,7 +528,35 @@ mod tests {
             store.set_size(10).unwrap();
             drop(store);
             assert!(cache.open(&key("v1")).unwrap().take_restored().is_none());
+            assert!(!object.join("state").exists());
         }
+    }
+
+    /// Marks the missing page 2 of [`fill`]'s file as held.
+    fn flip_last_page(state: &std::path::Path) {
+        let mut bytes = std::fs::read(state).unwrap();
+        let bitmap = bytes.iter().position(|byte| *byte == b'\n').unwrap() + 1;
+        assert_eq!(bytes[bitmap], 0b011);
+        bytes[bitmap] ^= 0b100;
+        std::fs::write(state, bytes).unwrap();
+    }
+
+    #[test]
+    fn a_state_without_a_checksum_is_replaced_at_the_next_checkpoint() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::on_disk(dir.path()).unwrap();
+        fill(&cache);
+        let object = std::fs::read_dir(dir.path().join("objects")).unwrap().next();
+        let state = object.unwrap().unwrap().path().join("state");
+        let bytes = std::fs::read(&state).unwrap();
+        // The file as earlier versions wrote it.
+        let earlier = bytes[..bytes.len() - 32].to_vec();
+        let header = String::from_utf8_lossy(&earlier).replacen("\"format\":2", "\"format\":1", 1);
+        std::fs::write(&state, header.as_bytes()).unwrap();
+        assert!(cache.open(&key("v1")).unwrap().take_restored().is_none());
+        fill(&cache);
+        assert_eq!(std::fs::read(&state).unwrap(), bytes);
+        assert!(cache.open(&key("v1")).unwrap().take_restored().is_some());
     }
 
     #[test]

@@ -16,26 +16,31 @@ const CONTENT: [u8; 1000] = [7; 1000];
 
 /// An object in `store` that has received everything over HTTP.
 fn complete(key: &ObjectKey, store: Store) -> Object {
-    let timing = Timing { linger: Duration::from_secs(10), silence: Duration::from_secs(2) };
-    let object = Object::new(key.clone(), store, Some(SIZE), timing, Fill::Full, 1)
-        .with_unicast(UnicastMode::Always);
-    object.open();
-    let answer = JoinAnswer {
-        connect: "239.255.0.1:9000".parse().unwrap(),
-        token: Token::from_random(1),
-        pages: 10,
-        page_size: PageSize::new(100).unwrap(),
-        extensions: Extensions {
-            size: Some(SIZE),
-            etag: key.etag.clone(),
-            ..Extensions::default()
-        },
-    };
-    assert!(object.joined(Ok(answer), Instant::now()).is_empty());
+    let object = joined(key, store);
     let fetch = object.poll_fetch(Instant::now()).unwrap();
     let _ = object.fetched(fetch.id, 0, &CONTENT);
     assert!(object.is_complete());
     object
+}
+
+/// An object in `store` that may fetch everything over HTTP.
+fn joined(key: &ObjectKey, store: Store) -> Object {
+    let timing = Timing { linger: Duration::from_secs(10), silence: Duration::from_secs(2) };
+    let object = Object::new(key.clone(), store, Some(SIZE), timing, Fill::Full, 1)
+        .with_unicast(UnicastMode::Always);
+    object.open();
+    assert!(object.joined(Ok(join_answer()), Instant::now()).is_empty());
+    object
+}
+
+fn join_answer() -> JoinAnswer {
+    JoinAnswer {
+        connect: "239.255.0.1:9000".parse().unwrap(),
+        token: Token::from_random(1),
+        pages: 10,
+        page_size: PageSize::new(100).unwrap(),
+        extensions: Extensions { size: Some(SIZE), etag: key().etag, ..Extensions::default() },
+    }
 }
 
 fn key() -> ObjectKey {
@@ -83,12 +88,43 @@ fn what_is_complete_is_durable_once_it_reached_the_disk() {
 fn after_a_failed_sync_nothing_of_the_object_is_read_or_remembered_again() {
     let dir = tempfile::tempdir().unwrap();
     let cache = Cache::on_disk(dir.path()).unwrap();
-    let object = complete(&key(), cache.open(&key()).unwrap().with_failing_disk());
+    let object = complete(&key(), cache.open(&key()).unwrap().with_failing_sync());
     assert_eq!(read(&object), Ok(1000));
     assert!(matches!(object.checkpoint(), Err(CheckpointError::Data(_))));
     assert!(object.is_failed() && !object.is_durable());
     assert!(matches!(read(&object), Err(Unread::Failed(Failure::Store(_)))));
     // The disk works again, but the kernel has dropped what it could not write.
+    assert!(matches!(object.checkpoint(), Err(CheckpointError::Data(_))));
+    drop(object);
+    assert!(cache.open(&key()).unwrap().take_restored().is_none());
+}
+
+#[test]
+fn a_failed_save_of_the_state_leaves_the_object_readable_and_is_tried_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::on_disk(dir.path()).unwrap();
+    let object = complete(&key(), cache.open(&key()).unwrap().with_failing_save());
+    assert!(matches!(object.checkpoint(), Err(CheckpointError::State(_))));
+    assert!(!object.is_failed() && !object.is_durable());
+    assert_eq!(read(&object), Ok(1000));
+    object.checkpoint().unwrap();
+    assert!(object.is_durable());
+    drop(object);
+    assert!(cache.open(&key()).unwrap().take_restored().unwrap().is_complete());
+}
+
+#[test]
+fn bytes_that_were_under_way_when_a_sync_failed_are_not_held() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::on_disk(dir.path()).unwrap();
+    let object = joined(&key(), cache.open(&key()).unwrap().with_failing_sync());
+    let fetch = object.poll_fetch(Instant::now()).unwrap();
+    let _ = object.fetched(fetch.id, 0, &CONTENT[..500]);
+    assert_eq!(object.received(), 500);
+    assert!(matches!(object.checkpoint(), Err(CheckpointError::Data(_))));
+    assert!(!object.fetched(fetch.id, 500, &CONTENT[500..]).goes_on);
+    assert_eq!(object.received(), 0);
+    assert!(matches!(read(&object), Err(Unread::Failed(Failure::Store(_)))));
     assert!(matches!(object.checkpoint(), Err(CheckpointError::Data(_))));
     drop(object);
     assert!(cache.open(&key()).unwrap().take_restored().is_none());
