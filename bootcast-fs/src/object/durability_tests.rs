@@ -4,8 +4,8 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bootcast_proto::RemotePath;
 use bootcast_proto::join::Extensions;
+use bootcast_proto::{Layout, RemotePath};
 
 use super::*;
 use crate::cache::Cache;
@@ -128,4 +128,23 @@ fn bytes_that_were_under_way_when_a_sync_failed_are_not_held() {
     assert!(matches!(object.checkpoint(), Err(CheckpointError::Data(_))));
     drop(object);
     assert!(cache.open(&key()).unwrap().take_restored().is_none());
+}
+
+#[test]
+fn a_join_that_was_under_way_when_a_sync_failed_brings_no_page() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::on_disk(dir.path()).unwrap();
+    let object = complete(&key(), cache.open(&key()).unwrap().with_failing_sync());
+    assert!(matches!(object.checkpoint(), Err(CheckpointError::Data(_))));
+    assert!(object.joined(Ok(join_answer()), Instant::now()).is_empty());
+    let server = SocketAddr::from(([127, 0, 0, 1], 40_000));
+    for (page, payload) in (0..).zip(CONTENT.chunks(100)) {
+        let header = Layout::Base.header(PageIndex(page), 10, payload);
+        let datagram = [&header[..], payload].concat();
+        let _ = object.receive(&[(server, &datagram[..])], Instant::now());
+    }
+    assert!(object.is_failed() && !object.is_durable());
+    assert_eq!(object.received(), 0);
+    assert!(matches!(read(&object), Err(Unread::Failed(Failure::Store(_)))));
+    assert!(matches!(object.checkpoint(), Err(CheckpointError::Data(_))));
 }

@@ -200,6 +200,11 @@ impl Receiver {
             repair: port.map(|port| SocketAddrV4::new(*answer.connect.ip(), port)),
         };
         self.membership.joined(answer.token.clone(), subscription, now);
+        if self.failure.is_some() {
+            // This join was under way when the file failed, so its membership is given back. After
+            // a data loss its pages would be stored, and read, where others got lost.
+            return;
+        }
         if !self.adopt(answer) {
             self.fail(Failure::Stale);
             return;
