@@ -22,7 +22,7 @@ use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 pub use hashing::{HashError, hash};
-pub use version::Version;
+pub use version::{Version, VersionKey, is_in_image};
 
 /// Maximum number of attempts at a lookup that concurrent renames disturb (EAGAIN, openat2(2)).
 const LOOKUP_TRIES: u32 = 8;
@@ -91,16 +91,7 @@ impl Source {
 
     /// Opens a regular file for reading.
     pub fn open(&self, path: &RemotePath) -> Result<OpenFile, SourceError> {
-        let located = self.lookup(path, OFlags::empty())?;
-        let stat = rustix::fs::fstat(&located)?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-            return Err(SourceError::NotRegular);
-        }
-        let reopen = format!("/proc/self/fd/{}", located.as_raw_fd());
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY;
-        let file = File::from(rustix::fs::open(reopen, flags, Mode::empty())?);
-        let version = Version::of_file(&file)?;
-        Ok(OpenFile { file, version })
+        OpenFile::at(&self.lookup(path, OFlags::empty())?)
     }
 
     /// Returns the version that the path leads to at present.
@@ -139,6 +130,24 @@ impl Source {
 }
 
 impl OpenFile {
+    /// Opens a regular file by a path of this machine, wherever it leads.
+    pub fn open_local(path: &Path) -> Result<Self, SourceError> {
+        Self::at(&rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)
+    }
+
+    /// Opens the file at a location. Fails before anything is opened if it is not a regular file.
+    fn at(located: &OwnedFd) -> Result<Self, SourceError> {
+        let stat = rustix::fs::fstat(located)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(SourceError::NotRegular);
+        }
+        let reopen = format!("/proc/self/fd/{}", located.as_raw_fd());
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY;
+        let file = File::from(rustix::fs::open(reopen, flags, Mode::empty())?);
+        let version = Version::of_file(&file)?;
+        Ok(Self { file, version })
+    }
+
     /// Returns the `ETag` of the version.
     pub fn etag(&self) -> Etag {
         self.version.etag()

@@ -1,5 +1,6 @@
 //! Version of a file, derived from its attributes.
 
+use std::fmt;
 use std::fs::File;
 use std::time::{Duration, SystemTime};
 
@@ -15,6 +16,11 @@ const STABLE_AGE: Duration = Duration::from_millis(20);
 /// Last second of the year 9999, in seconds since 1970. HTTP dates have four digits for the year.
 const LAST_HTTP_SECOND: u64 = 253_402_300_799;
 
+/// Types of file systems that take their times from an image (linux/magic.h and the file systems'
+/// sources): ISO 9660, UDF, squashfs, EROFS, cramfs and romfs.
+const IMAGE_FILE_SYSTEMS: [i128; 6] =
+    [0x9660, 0x1501_3346, 0x7371_7368, 0xe0f5_e1e2, 0x28cd_3d45, 0x7275];
+
 /// Attributes of a file that change with its content and survive a restart of the server.
 ///
 /// They include the change time, because no program can set it back: replacing a file by one of the
@@ -22,6 +28,7 @@ const LAST_HTTP_SECOND: u64 = 253_402_300_799;
 /// take their times from an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Version {
+    device: u64,
     inode: u64,
     size: u64,
     modified: Timestamp,
@@ -43,6 +50,7 @@ impl Version {
     /// Creates the version that a `stat` result describes.
     pub fn of_stat(stat: &Stat) -> Self {
         Self {
+            device: stat.st_dev,
             inode: stat.st_ino,
             size: u64::try_from(stat.st_size).unwrap_or(0),
             modified: Timestamp::new(stat.st_mtime, stat.st_mtime_nsec),
@@ -74,13 +82,54 @@ impl Version {
 
     /// Returns the `ETag`: inode, size, modification time and change time in hex.
     pub fn etag(&self) -> Etag {
-        let Self { inode, size, modified, changed } = self;
+        let Self { inode, size, modified, changed, .. } = self;
         let text = format!(
             "{inode:x}-{size:x}-{:x}.{:x}-{:x}.{:x}",
             modified.seconds, modified.nanos, changed.seconds, changed.nanos
         );
         Etag::new(&text).expect("fewer than 128 hex digits, dots and dashes")
     }
+
+    /// Returns the key of this version. It hashes the `ETag` and the number of the file system's
+    /// device.
+    pub fn key(&self) -> VersionKey {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&self.device.to_le_bytes()).update(self.etag().as_str().as_bytes());
+        VersionKey(hasher.finalize().into())
+    }
+}
+
+/// Key of a version among the versions of all file systems of this machine. Files of different file
+/// systems may have equal `ETag`s, but not equal keys.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct VersionKey([u8; 32]);
+
+impl VersionKey {
+    /// Returns the bytes of the key.
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl fmt::Display for VersionKey {
+    /// Writes 64 hexadecimal digits.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&blake3::Hash::from_bytes(self.0).to_hex())
+    }
+}
+
+impl fmt::Debug for VersionKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Returns whether the file lies in a file system that takes its times from an image. Another image
+/// on the same device can then hold other bytes under an equal version.
+pub fn is_in_image(file: &File) -> Result<bool, Errno> {
+    let kind = i128::from(rustix::fs::fstatfs(file)?.f_type);
+    // Where the type is a signed 32-bit number, that of EROFS is negative.
+    Ok(IMAGE_FILE_SYSTEMS.contains(&(kind & 0xffff_ffff)))
 }
 
 impl Timestamp {
@@ -95,12 +144,31 @@ mod tests {
 
     use super::*;
 
+    fn version(device: u64, time: Timestamp) -> Version {
+        Version { device, inode: 1, size: 1, modified: time, changed: time }
+    }
+
+    #[test]
+    fn equal_etags_of_two_devices_have_different_keys() {
+        let time = Timestamp { seconds: 1, nanos: 2 };
+        let (one, other) = (version(1, time), version(2, time));
+        assert_eq!(one.etag(), other.etag());
+        assert_ne!(one.key(), other.key());
+        assert_eq!(one.key(), version(1, time).key());
+        assert_ne!(one.key(), version(1, Timestamp { seconds: 1, nanos: 3 }).key());
+    }
+
+    #[test]
+    fn a_temporary_file_lies_in_no_image() {
+        assert_eq!(is_in_image(&tempfile::tempfile().unwrap()), Ok(false));
+    }
+
     proptest! {
         #[test]
         fn any_timestamp_gives_a_valid_http_date(seconds: i64, nanos in 0u32..1_000_000_000) {
             for seconds in [seconds, i64::MIN, i64::MAX, -1, 253_402_300_799, 253_402_300_800] {
                 let time = Timestamp { seconds, nanos };
-                let version = Version { inode: 1, size: 1, modified: time, changed: time };
+                let version = version(1, time);
                 let header = httpdate::fmt_http_date(version.modified());
                 prop_assert!(httpdate::parse_http_date(&header).is_ok(), "{}", header);
                 version.unstable_for(SystemTime::UNIX_EPOCH);
