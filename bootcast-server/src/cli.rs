@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bootcast_proto::{BitRate, DEFAULT_PORT, Layout, PageSize};
-use clap::{Parser, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum};
 use ipnet::Ipv4Net;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
@@ -15,11 +15,20 @@ use crate::io::interface::InterfaceName;
 
 /// Sends the files of a directory by UDP multicast, each page once for all clients that want it.
 #[derive(Debug, Parser)]
-#[command(name = "bootcast-server", version, max_term_width = 100, args_override_self = true)]
+#[command(
+    name = "bootcast-server",
+    version,
+    max_term_width = 100,
+    args_override_self = true,
+    args_conflicts_with_subcommands = true
+)]
 pub struct Args {
-    /// Directory to serve; files outside of it are never opened
-    #[arg(long, value_name = "DIR", default_value = ".", env = "BOOTCAST_DIR")]
-    dir: PathBuf,
+    /// What to do instead of serving.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
+    #[command(flatten)]
+    directories: Directories,
 
     /// Address and TCP port on which HTTP requests are answered; port 0 takes a free one
     #[arg(
@@ -147,6 +156,45 @@ pub struct Args {
     log: Targets,
 }
 
+/// Options of the server and of [`HashArgs`].
+#[derive(Debug, clap::Args)]
+pub struct Directories {
+    /// Directory to serve; files outside of it are never opened
+    #[arg(long, value_name = "DIR", default_value = ".", env = "BOOTCAST_DIR")]
+    pub dir: PathBuf,
+
+    /// Directory that keeps the hashes of files across restarts, at most 256 MiB; created if there
+    /// is none
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "/var/lib/bootcast",
+        env = "BOOTCAST_STATE_DIR"
+    )]
+    pub state_dir: PathBuf,
+}
+
+/// What the program does instead of serving.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Print the BLAKE3 hash of each file, as b3sum does, and keep what the server needs to prove
+    /// its parts. A server that uses the same --state-dir then need not read the file for that
+    Hash(HashArgs),
+}
+
+/// Arguments of `bootcast-server hash`.
+#[derive(Debug, clap::Args)]
+#[command(args_override_self = true)]
+pub struct HashArgs {
+    /// Directories as for the server.
+    #[command(flatten)]
+    pub directories: Directories,
+
+    /// Files to hash; a relative path starts at --dir
+    #[arg(value_name = "PATH", required = true)]
+    pub paths: Vec<PathBuf>,
+}
+
 /// Upper bound of `--linger`: a cast that lingers occupies a group and a descriptor.
 const LINGER_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -184,8 +232,8 @@ pub enum ConfigError {
 /// Configuration that the arguments describe.
 #[derive(Debug)]
 pub struct Config {
-    /// Directory to serve.
-    pub dir: PathBuf,
+    /// Directory to serve, and the one for manifests.
+    pub directories: Directories,
     /// Address and port of the control plane.
     pub listen: SocketAddr,
     /// Interface to send through; `None` takes the one of the route, or the only one.
@@ -238,7 +286,7 @@ impl TryFrom<Args> for Config {
     fn try_from(args: Args) -> Result<Self, ConfigError> {
         let repair = args.repair()?;
         Ok(Self {
-            dir: args.dir,
+            directories: args.directories,
             listen: args.listen,
             interface: args.interface,
             groups: GroupPool::new(args.groups)?,
@@ -319,6 +367,17 @@ mod tests {
                 assert_eq!(cell.trim_matches('`'), default, "--{name}");
             }
         }
+    }
+
+    #[test]
+    fn options_of_the_server_are_not_mistaken_for_a_command() {
+        let args = Args::try_parse_from(["bootcast-server", "--dir", "hash"]).unwrap();
+        assert!(args.command.is_none());
+        assert!(Args::try_parse_from(["bootcast-server", "--ttl", "2", "hash", "x"]).is_err());
+        let args = Args::try_parse_from(["bootcast-server", "hash", "--dir", "a", "x"]).unwrap();
+        let Some(Command::Hash(hash)) = args.command else { panic!("{args:?}") };
+        assert_eq!(hash.directories.dir, PathBuf::from("a"));
+        assert!(Args::try_parse_from(["bootcast-server", "hash"]).is_err());
     }
 
     #[test]

@@ -7,12 +7,14 @@
 //! | [`source`] | opens files of the served directory, and none outside of it |
 //! | [`api`] | answers HTTP requests (the control plane) |
 //! | [`io`] | owns sockets, threads and the clock |
+//! | [`hash`] | prints hashes of files, and computes their manifests ahead |
 //! | [`server`] | assembles these parts and runs them |
 //! | [`signals`] | waits for the signals that end the program |
 
 pub mod api;
 pub mod cast;
 pub mod cli;
+pub mod hash;
 pub mod io;
 pub mod server;
 pub mod signals;

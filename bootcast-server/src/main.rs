@@ -3,7 +3,8 @@
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use bootcast_server::cli::{Args, Config};
+use bootcast_server::cli::{Args, Command, Config};
+use bootcast_server::hash;
 use bootcast_server::server::Server;
 use bootcast_server::signals::EndSignal;
 use clap::Parser;
@@ -13,12 +14,21 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 /// Exit code if the server cannot start.
 const EXIT_START: u8 = 2;
-/// Exit code if the server failed after it started.
+/// Exit code if the server failed after it started, or if a file cannot be hashed.
 const EXIT_FAILED: u8 = 1;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let server = match start(Args::parse()).await {
+    let mut args = Args::parse();
+    set_up_log(&args);
+    if let Some(Command::Hash(args)) = args.command.take() {
+        return match hash::run(args, print_error).await {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::from(EXIT_FAILED),
+            Err(error) => report_failure(&error, EXIT_FAILED),
+        };
+    }
+    let server = match start(args).await {
         Ok(server) => server,
         Err(error) => return report_failure(&error, EXIT_START),
     };
@@ -28,12 +38,16 @@ async fn main() -> ExitCode {
     }
 }
 
-/// Sets up logging and starts the server. Its errors say what to do.
-async fn start(args: Args) -> anyhow::Result<Server> {
+/// Sets up logging to standard error.
+fn set_up_log(args: &Args) {
     let stderr = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());
     tracing_subscriber::registry().with(stderr).with(args.log_filter()).init();
+}
+
+/// Starts the server. Its errors say what to do.
+async fn start(args: Args) -> anyhow::Result<Server> {
     Server::start(Config::try_from(args)?).await
 }
 
@@ -57,8 +71,13 @@ async fn run(server: Server) -> anyhow::Result<()> {
         .await
 }
 
-/// Prints the error and its causes in one line, and returns the exit code.
+/// Prints the error, and returns the exit code.
 fn report_failure(error: &anyhow::Error, code: u8) -> ExitCode {
-    eprintln!("bootcast-server: {error:#}");
+    print_error(error);
     ExitCode::from(code)
+}
+
+/// Prints the error and its causes in one line.
+fn print_error(error: &anyhow::Error) {
+    eprintln!("bootcast-server: {error:#}");
 }

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,8 +20,10 @@ use crate::cli::{Config, RepairConfig};
 use crate::io::cast_keys::CastKeys;
 use crate::io::http;
 use crate::io::interface::{self, Interface};
+use crate::io::manifests::Manifests;
 use crate::io::sender::{self, SenderConfig, SenderHandle, SourceAddress};
 use crate::io::socket::{SocketConfig, batch_datagrams};
+use crate::io::state_dir::StateDir;
 use crate::source::Source;
 
 /// Bytes of a packet in front of its page: the headers of IPv4, UDP and the page.
@@ -66,8 +69,8 @@ impl Server {
     /// Opens the directory and the sockets, and starts the sender thread. Errors say what to do.
     pub async fn start(config: Config) -> anyhow::Result<Self> {
         raise_descriptor_limit();
-        let dir = config.dir.display().to_string();
-        let source = Source::new(&config.dir)
+        let dir = config.directories.dir.display().to_string();
+        let source = Source::new(&config.directories.dir)
             .with_context(|| format!("cannot serve {dir:?} (choose a directory with --dir)"))?;
         let source = Arc::new(source);
         let interface = interface::resolve(config.interface.as_ref(), config.any_group)?;
@@ -102,12 +105,13 @@ impl Server {
         };
         let (sender, sender_ended) = sender::spawn(sender, settings)
             .with_context(|| format!("cannot send multicast through {}", interface.name))?;
+        let manifests = Manifests::new(state_dir(config.directories.state_dir).await);
         tracing::info!(
             dir, interface = interface.name, source = %interface.address, %page_size, %rate,
             "serving"
         );
         tracing::info!(addr = %address, "listening");
-        let state = ApiState::new(source, sender.clone());
+        let state = ApiState::new(source, sender.clone(), manifests);
         Ok(Self { listener, address, state, sender, sender_ended })
     }
 
@@ -136,6 +140,22 @@ impl Server {
         // The thread sends nothing: this resolves, with an error, when the thread ends.
         let _ = sender_ended.await;
         Ok(())
+    }
+}
+
+/// Opens the state directory. Without it the server computes manifests anew after each start.
+async fn state_dir(path: PathBuf) -> Option<StateDir> {
+    let name = path.display().to_string();
+    let opened = tokio::task::spawn_blocking(move || StateDir::open(&path)).await;
+    match opened.map_err(std::io::Error::other).and_then(|opened| opened) {
+        Ok(state) => Some(state),
+        Err(error) => {
+            tracing::warn!(
+                dir = name, %error,
+                "hashes of files are not kept across restarts (choose a directory with --state-dir)"
+            );
+            None
+        }
     }
 }
 

@@ -34,6 +34,8 @@ impl<'lab> ServerBuilder<'lab> {
         let args = [
             "--dir".into(),
             lab.served().into(),
+            "--state-dir".into(),
+            lab.head().fresh_path("state").into(),
             "--listen".into(),
             format!("0.0.0.0:{DEFAULT_PORT}").into(),
             "--interface".into(),

@@ -51,8 +51,9 @@ fn a_get_ends_on_a_signal_that_is_not_ignored() {
 fn a_server_continues_on_ignored_signals() {
     let lab = lab_or_skip!(Lab::builder());
     let image = lab.put("image", mib(1));
-    let directory = lab.served();
-    let args = ["--dir", text(&directory), "--interface", "eth0", "--rate", "100mbit"];
+    let (directory, state) = (lab.served(), lab.head().fresh_path("state"));
+    let directories = ["--dir", text(&directory), "--state-dir", text(&state)];
+    let args = [&directories[..], &["--interface", "eth0", "--rate", "100mbit"]].concat();
     let mut server = spawn_ignoring(lab.head(), "INT TERM", "bootcast-server", &args);
     wait_until(SOON, "the server listens", || server.log().contains("listening"));
     server.signal(Signal::INT);

@@ -202,7 +202,7 @@ fi
 say "1. The server serves a directory"
 echo "  \$ bootcast-server --dir images --interface $interface --rate $rate"
 start_on server "$dir/server.log" "$bin/bootcast-server" --dir "$dir/images" \
-    --listen "$server:8888" --interface "$interface" --rate "$rate"
+    --listen "$server:8888" --interface "$interface" --rate "$rate" --state-dir "$dir/state"
 wait_until "the server listens" grep -q listening "$dir/server.log"
 
 if can_mount; then

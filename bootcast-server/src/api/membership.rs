@@ -24,15 +24,17 @@ pub(super) async fn join(
     let path = remote_path(&uri, "/join/")?;
     let kind = member_kind(&headers);
     let mut tries = 1;
+    let mut content_id;
     let mut answer = loop {
         let open = super::open(&state, &path).await?;
+        // Before the join, because the cast may begin right after it.
+        content_id = state.manifests.content_id(open.version).await;
         match state.sender.join(path.clone(), open, random_token()?, kind).await {
             Err(JoinError::Outdated) if tries < JOIN_TRIES => tries += 1,
             answer => break answer?,
         }
     };
-    let manifest = answer.extensions.etag.as_ref().and_then(|etag| state.manifests.known(etag));
-    answer.extensions.content_id = manifest.map(|manifest| manifest.id());
+    answer.extensions.content_id = content_id;
     let headers = [(header::CONTENT_TYPE, "text/plain"), (header::CACHE_CONTROL, "no-store")];
     Ok((headers, answer.encode()))
 }

@@ -53,7 +53,7 @@ pub struct ApiState {
 
 impl ApiState {
     /// Serves the files of `source` through the casts of `sender`.
-    pub fn new(source: Arc<Source>, sender: SenderHandle) -> Self {
+    pub fn new(source: Arc<Source>, sender: SenderHandle, manifests: Manifests) -> Self {
         let listed = Arc::clone(&source);
         let listings = Listings::new(move |path| list(&listed, path));
         let lookups = BlockingPool::new(LOOKUP_THREADS);
@@ -63,7 +63,7 @@ impl ApiState {
             lookups,
             reads: BlockingPool::new(READ_THREADS),
             listings,
-            manifests: Manifests::default(),
+            manifests,
         }
     }
 

@@ -1,18 +1,32 @@
-//! Manifests of served files. Each is computed once for all requests that wait for it.
+//! Manifests of served files. Each is computed once for all requests that wait for it, and kept in
+//! the state directory.
 
+use std::io;
+use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use bootcast_proto::{Etag, Manifest, RemotePath};
+use bootcast_proto::manifest::ContentId;
+use bootcast_proto::{Manifest, RemotePath};
 use lru::LruCache;
 use tokio::sync::watch;
 
 use super::blocking_pool::{BlockingPool, PoolError};
-use crate::source::{self, HashError, OpenFile};
+use super::state_dir::StateDir;
+use crate::source::{self, HashError, OpenFile, Version, VersionKey};
 
 /// Maximum number of files hashed at a time. Each occupies a core, or the disk.
 const THREADS: usize = 4;
+
+/// Maximum number of threads that use the state directory.
+const STATE_THREADS: usize = 2;
+
+/// Time that a join waits for the state directory. Then it is answered without the content id.
+const JOIN_STATE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Time after which the state directory counts as hanging, and a manifest is computed instead.
+const STATE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Time that a request waits for a manifest. Shorter than the 10 s that a client waits for an
 /// answer.
@@ -21,6 +35,10 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 /// Upper bound of the leaf values that are kept: 64 MiB, for 32 GiB of files. The manifest that was
 /// used last is kept whatever its size.
 const LEAVES_MAX: u64 = 1 << 21;
+
+/// Maximum number of content ids that are remembered. They outlive the leaf values in memory, so
+/// that joins do not load these again and again.
+const IDS_MAX: NonZeroUsize = NonZeroUsize::new(1 << 14).expect("not 0");
 
 /// Why there is no manifest.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -52,21 +70,35 @@ struct Entry {
     hashed: Arc<AtomicU64>,
 }
 
-/// Manifests that are being computed, and those that were used recently.
+/// Manifests that are being computed, those that were used recently, and the state directory.
 #[derive(Clone, Debug)]
 pub struct Manifests {
-    pool: BlockingPool,
-    recent: Arc<Mutex<LruCache<Etag, Entry>>>,
+    /// Threads that hash files.
+    hashers: BlockingPool,
+    /// Threads that use the state directory.
+    state_threads: BlockingPool,
+    state: Option<Arc<StateDir>>,
+    memory: Arc<Mutex<Memory>>,
 }
 
-impl Default for Manifests {
-    fn default() -> Self {
-        let recent = Arc::new(Mutex::new(LruCache::unbounded()));
-        Self { pool: BlockingPool::new(THREADS), recent }
-    }
+#[derive(Debug)]
+struct Memory {
+    manifests: LruCache<VersionKey, Entry>,
+    ids: LruCache<VersionKey, ContentId>,
 }
 
 impl Manifests {
+    /// Keeps manifests in `state`; `None` keeps them in memory only.
+    pub fn new(state: Option<StateDir>) -> Self {
+        let memory = Memory { manifests: LruCache::unbounded(), ids: LruCache::new(IDS_MAX) };
+        Self {
+            hashers: BlockingPool::new(THREADS),
+            state_threads: BlockingPool::new(STATE_THREADS),
+            state: state.map(Arc::new),
+            memory: Arc::new(Mutex::new(memory)),
+        }
+    }
+
     /// Returns the manifest of an open file. A request that waits for too long is refused; the file
     /// is hashed to the end nevertheless.
     pub async fn get(&self, path: &RemotePath, open: OpenFile) -> ManifestResult {
@@ -83,68 +115,171 @@ impl Manifests {
         }
     }
 
-    /// Returns the manifest of a version, if it was computed already.
-    pub fn known(&self, etag: &Etag) -> Option<Arc<Manifest>> {
-        let entry = self.lock().get(etag)?.clone();
-        let result = entry.result.borrow().clone();
-        result?.ok()
+    /// Returns the content id of a version, if its manifest was computed already, by this process
+    /// or by another one that used the state directory.
+    pub async fn content_id(&self, version: Version) -> Option<ContentId> {
+        {
+            let mut memory = self.lock();
+            if let Some(id) = memory.ids.get(&version.key()) {
+                return Some(*id);
+            }
+            if let Some(entry) = memory.manifests.get(&version.key()) {
+                // If it is still being computed, the state directory does not have it.
+                return Some(entry.result.borrow().as_ref()?.as_ref().ok()?.id());
+            }
+        }
+        self.state.as_ref()?;
+        let this = self.clone();
+        // Goes on after the timeout, so that a later join finds the manifest in memory.
+        let loading = tokio::spawn(async move {
+            let manifest = this.load(version).await?;
+            let id = manifest.id();
+            let result = watch::channel(Some(Ok(manifest))).1;
+            this.remember(version.key(), id, Some(Entry { result, hashed: Arc::default() }));
+            Some(id)
+        });
+        tokio::time::timeout(JOIN_STATE_TIMEOUT, loading).await.ok()?.ok()?
     }
 
     fn recent_or_new(&self, path: &RemotePath, open: OpenFile) -> Entry {
-        let etag = open.etag();
-        let mut recent = self.lock();
-        if let Some(entry) = recent.get(&etag) {
+        let key = open.version.key();
+        let mut memory = self.lock();
+        if let Some(entry) = memory.manifests.get(&key) {
             return entry.clone();
         }
         let (sender, result) = watch::channel(None);
         let entry = Entry { result, hashed: Arc::default() };
-        recent.put(etag, entry.clone());
-        tokio::spawn(self.clone().compute(path.clone(), open, entry.hashed.clone(), sender));
+        memory.manifests.put(key, entry.clone());
+        tokio::spawn(self.clone().provide(path.clone(), open, entry.hashed.clone(), sender));
         entry
     }
 
-    /// Computes a manifest, and sends it to the requests that wait. Keeps it unless that fails.
-    async fn compute(
+    /// Loads or computes a manifest, and sends it to the requests that wait. Keeps it unless that
+    /// fails.
+    async fn provide(
         self,
         path: RemotePath,
         open: OpenFile,
         hashed: Arc<AtomicU64>,
         sender: watch::Sender<Option<ManifestResult>>,
     ) {
-        let etag = open.etag();
-        let result = match self.pool.run(&path, move || source::hash(&open, &hashed)).await {
-            Ok(result) => result.map(Arc::new).map_err(|error| Arc::new(error).into()),
+        let version = open.version;
+        let loaded = tokio::time::timeout(STATE_TIMEOUT, self.load(version)).await;
+        if let Ok(Some(manifest)) = loaded {
+            self.publish(version, Ok(manifest), &sender);
+            return;
+        }
+        let hash = move || hash(&open, &hashed);
+        let result = match self.hashers.run(&path, hash).await {
+            Ok(result) => result.map_err(|error| ManifestError::from(Arc::new(error))),
             Err(error) => Err(error.into()),
         };
-        if result.is_err() {
+        let is_lasting = result.as_ref().is_ok_and(|it| it.is_lasting);
+        let result = result.map(|it| Arc::new(it.manifest));
+        self.publish(version, result.clone(), &sender);
+        if let Ok(manifest) = result
+            && is_lasting
+        {
+            self.store(path, version, manifest).await;
+        }
+    }
+
+    /// Sends the result to the requests that wait, and remembers it unless it is an error.
+    fn publish(
+        &self,
+        version: Version,
+        result: ManifestResult,
+        sender: &watch::Sender<Option<ManifestResult>>,
+    ) {
+        let id = result.as_ref().ok().map(|manifest| manifest.id());
+        if id.is_none() {
             // Removed first: a request that arrives from now on tries again.
-            self.lock().pop(&etag);
+            self.lock().manifests.pop(&version.key());
         }
         sender.send_replace(Some(result));
-        self.evict();
-    }
-
-    /// Forgets the manifests that were not used for longest, until the others fit. Keeps those that
-    /// are being computed.
-    fn evict(&self) {
-        let mut recent = self.lock();
-        let computed = recent.iter().filter(|(_, entry)| leaves_of(entry) > 0);
-        let computed: Vec<_> =
-            computed.map(|(etag, entry)| (etag.clone(), leaves_of(entry))).collect();
-        let mut leaves: u64 = computed.iter().map(|(_, leaves)| leaves).sum();
-        // The iterator begins with the most recent one.
-        for (etag, own) in computed.iter().skip(1).rev() {
-            if leaves <= LEAVES_MAX {
-                break;
-            }
-            recent.pop(etag);
-            leaves -= own;
+        if let Some(id) = id {
+            self.remember(version.key(), id, None);
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, LruCache<Etag, Entry>> {
-        // A panic cannot leave the map half changed.
-        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Loads a manifest from the state directory. Joins and requests that wait for the same one
+    /// find it in memory when their turn comes.
+    async fn load(&self, version: Version) -> Option<Arc<Manifest>> {
+        let (state, this) = (Arc::clone(self.state.as_ref()?), self.clone());
+        let load = move || {
+            let found = this.in_memory(version.key());
+            found.or_else(|| state.load(&version).map(Arc::new))
+        };
+        self.state_threads.run(&RemotePath::root(), load).await.ok()?
+    }
+
+    /// Stores a manifest in the state directory.
+    async fn store(&self, path: RemotePath, version: Version, manifest: Arc<Manifest>) {
+        let Some(state) = self.state.clone() else { return };
+        let store = move || state.store(&version, &manifest);
+        let stored = self.state_threads.run(&RemotePath::root(), store).await;
+        if let Err(error) = stored.map_err(io::Error::other).and_then(|stored| stored) {
+            tracing::warn!(%path, %error, "cannot keep the manifest of a file");
+        }
+    }
+
+    fn in_memory(&self, key: VersionKey) -> Option<Arc<Manifest>> {
+        let result = self.lock().manifests.peek(&key)?.result.borrow().clone();
+        result?.ok()
+    }
+
+    /// Remembers a content id, and a manifest that is not in memory.
+    fn remember(&self, key: VersionKey, id: ContentId, entry: Option<Entry>) {
+        let mut memory = self.lock();
+        memory.ids.put(key, id);
+        if let Some(entry) = entry {
+            memory.manifests.get_or_insert(key, || entry);
+        }
+        evict(&mut memory.manifests);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Memory> {
+        // A panic cannot leave the maps half changed.
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A manifest that was computed just now.
+#[derive(Debug)]
+pub struct Computed {
+    /// The manifest.
+    pub manifest: Manifest,
+    /// Whether every later change of the file gives another version, so that the manifest can be
+    /// kept for this one.
+    pub is_lasting: bool,
+}
+
+/// Computes the manifest of a file. May block for as long as the disk takes. `hashed` counts the
+/// bytes that are done.
+pub fn hash(open: &OpenFile, hashed: &AtomicU64) -> Result<Computed, HashError> {
+    hash_at(open, hashed, SystemTime::now())
+}
+
+fn hash_at(open: &OpenFile, hashed: &AtomicU64, now: SystemTime) -> Result<Computed, HashError> {
+    let is_stable = open.version.unstable_for(now).is_none();
+    let manifest = source::hash(open, hashed)?;
+    let is_lasting = is_stable && source::is_in_image(&open.file).is_ok_and(|is_in| !is_in);
+    Ok(Computed { manifest, is_lasting })
+}
+
+/// Forgets the manifests that were not used for longest, until the others fit. Keeps those that are
+/// being computed.
+fn evict(manifests: &mut LruCache<VersionKey, Entry>) {
+    let computed = manifests.iter().filter(|(_, entry)| leaves_of(entry) > 0);
+    let computed: Vec<_> = computed.map(|(key, entry)| (*key, leaves_of(entry))).collect();
+    let mut leaves: u64 = computed.iter().map(|(_, leaves)| leaves).sum();
+    // The iterator begins with the most recent one.
+    for (key, own) in computed.iter().skip(1).rev() {
+        if leaves <= LEAVES_MAX {
+            break;
+        }
+        manifests.pop(key);
+        leaves -= own;
     }
 }
 
@@ -160,8 +295,9 @@ fn leaves_of(entry: &Entry) -> u64 {
 mod tests {
     use std::io::Write;
 
+    use tempfile::TempDir;
+
     use super::*;
-    use crate::source::Version;
 
     fn path(name: &str) -> RemotePath {
         RemotePath::decode(name).unwrap()
@@ -173,30 +309,64 @@ mod tests {
         OpenFile { version: Version::of_file(&file).unwrap(), file }
     }
 
+    fn again(open: &OpenFile) -> OpenFile {
+        OpenFile { file: open.file.try_clone().unwrap(), version: open.version }
+    }
+
     #[tokio::test]
     async fn concurrent_requests_for_a_manifest_hash_the_file_once() {
-        let manifests = Manifests::default();
+        let manifests = Manifests::new(None);
         let file = open(b"abc");
-        let etag = file.etag();
-        assert!(manifests.known(&etag).is_none());
-        let again = || OpenFile { file: file.file.try_clone().unwrap(), version: file.version };
+        assert_eq!(manifests.content_id(file.version).await, None);
         let name = path("a");
         let (first, second) =
-            tokio::join!(manifests.get(&name, again()), manifests.get(&name, again()));
+            tokio::join!(manifests.get(&name, again(&file)), manifests.get(&name, again(&file)));
         let (first, second) = (first.unwrap(), second.unwrap());
         assert!(Arc::ptr_eq(&first, &second));
         assert_eq!(first.id().as_bytes(), blake3::hash(b"abc").as_bytes());
-        assert!(Arc::ptr_eq(&first, &manifests.known(&etag).unwrap()));
+        assert_eq!(manifests.content_id(file.version).await, Some(first.id()));
     }
 
     #[tokio::test]
     async fn a_failure_is_not_kept() {
-        let manifests = Manifests::default();
+        let manifests = Manifests::new(None);
         let file = open(b"abc");
-        let etag = file.etag();
+        let key = file.version.key();
         file.file.set_len(1).unwrap();
         let failed = manifests.get(&path("a"), file).await;
         assert!(matches!(failed, Err(ManifestError::Hash(_))), "{failed:?}");
-        assert!(manifests.lock().get(&etag).is_none());
+        assert!(manifests.lock().manifests.get(&key).is_none());
+    }
+
+    #[tokio::test]
+    async fn a_kept_manifest_is_loaded_without_reading_the_file() {
+        let dir = TempDir::new().unwrap();
+        let file = open(b"abc");
+        let computed = hash(&file, &AtomicU64::new(0)).unwrap().manifest;
+        StateDir::open(dir.path()).unwrap().store(&file.version, &computed).unwrap();
+        // A file that cannot be hashed any more.
+        file.file.set_len(1).unwrap();
+        let manifests = || Manifests::new(StateDir::open(dir.path()).ok());
+        assert_eq!(manifests().content_id(file.version).await, Some(computed.id()));
+        assert_eq!(*manifests().get(&path("a"), file).await.unwrap(), computed);
+    }
+
+    #[tokio::test]
+    async fn a_content_id_is_remembered_longer_than_its_leaf_values() {
+        let manifests = Manifests::new(None);
+        let file = open(b"abc");
+        let id = manifests.get(&path("a"), again(&file)).await.unwrap().id();
+        manifests.lock().manifests.pop(&file.version.key());
+        assert_eq!(manifests.content_id(file.version).await, Some(id));
+    }
+
+    #[test]
+    fn a_manifest_of_a_version_that_was_not_stable_does_not_last() {
+        let file = open(b"abc");
+        for (age_s, is_lasting) in [(0, false), (1, true)] {
+            let now = file.version.modified() + Duration::from_secs(age_s);
+            let computed = hash_at(&file, &AtomicU64::new(0), now).unwrap();
+            assert_eq!(computed.is_lasting, is_lasting, "{age_s} s");
+        }
     }
 }

@@ -13,6 +13,7 @@
 //! | [`blocking_pool`] | shares threads between the subtrees of the served directory |
 //! | [`listings`] | lists each directory once for all concurrent requests |
 //! | [`manifests`] | hashes each file once for all requests for its manifest |
+//! | [`state_dir`] | keeps manifests across restarts |
 //! | [`http`] | serves the connections of the control plane |
 //! | [`peers`] | limits the connections of each host |
 #![expect(clippy::disallowed_methods, reason = "the clock is read here and nowhere else")]
@@ -30,3 +31,4 @@ pub mod repair_reader;
 pub mod sender;
 pub mod socket;
 pub mod stable_version;
+pub mod state_dir;

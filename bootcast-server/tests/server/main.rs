@@ -11,4 +11,5 @@ mod manifests;
 mod process;
 mod repair;
 mod startup;
+mod state_dir;
 mod tags;

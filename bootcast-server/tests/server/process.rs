@@ -1,4 +1,4 @@
-//! Starts server processes, each with a directory of its own.
+//! Starts server processes, each with directories of its own.
 
 use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, UdpSocket};
@@ -19,7 +19,8 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(5);
 
 pub(crate) struct Server {
-    pub(crate) dir: TempDir,
+    pub(crate) dir: Arc<TempDir>,
+    pub(crate) state_dir: Arc<TempDir>,
     child: Child,
     address: SocketAddr,
     log: Arc<Mutex<String>>,
@@ -27,13 +28,14 @@ pub(crate) struct Server {
 
 /// Creates the command of a server on loopback with free ports. Tests run in parallel, and servers
 /// that send to the same group and port would disturb each other.
-pub(crate) fn command(dir: &Path) -> Command {
+pub(crate) fn command(dir: &Path, state_dir: &Path) -> Command {
     let data_port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     // A shell may start the tests in the background with signals ignored; children inherit that.
     let mut command = Command::new("env");
     command.args(["--default-signal", env!("CARGO_BIN_EXE_bootcast-server")]);
     command.args(["--listen", "127.0.0.1:0", "--interface", "lo", "--data-port"]);
     command.arg(data_port.to_string()).arg("--dir").arg(dir);
+    command.arg("--state-dir").arg(state_dir);
     command
 }
 
@@ -50,10 +52,20 @@ pub(crate) fn wait_for<T>(what: &str, mut poll: impl FnMut() -> Option<T>) -> T 
 }
 
 impl Server {
-    /// Starts a server of a new directory with these arguments. Returns when it listens.
+    /// Starts a server of new directories with these arguments. Returns when it listens.
     pub(crate) fn start(args: &[&str]) -> Self {
-        let dir = TempDir::new().unwrap();
-        let mut child = command(dir.path()).args(args).stderr(Stdio::piped()).spawn().unwrap();
+        Self::start_in(Arc::new(TempDir::new().unwrap()), Arc::new(TempDir::new().unwrap()), args)
+    }
+
+    /// Stops the server, and starts another one of the same directories.
+    pub(crate) fn restart(mut self) -> Self {
+        self.stop_with(Signal::TERM);
+        Self::start_in(Arc::clone(&self.dir), Arc::clone(&self.state_dir), &[])
+    }
+
+    fn start_in(dir: Arc<TempDir>, state_dir: Arc<TempDir>, args: &[&str]) -> Self {
+        let mut command = command(dir.path(), state_dir.path());
+        let mut child = command.args(args).stderr(Stdio::piped()).spawn().unwrap();
         let log = Arc::new(Mutex::new(String::new()));
         let (stderr, lines) = (child.stderr.take().unwrap(), Arc::clone(&log));
         std::thread::spawn(move || {
@@ -68,7 +80,7 @@ impl Server {
             let line = log.lines().find_map(|line| line.split_once("listening addr="))?.1;
             line.trim().parse().ok()
         });
-        Self { dir, child, address, log }
+        Self { dir, state_dir, child, address, log }
     }
 
     pub(crate) fn write(&self, name: &str, bytes: &[u8]) {

@@ -47,7 +47,8 @@ fn an_invalid_configuration_is_explained_and_exits_with_2() {
         (["--repair-port", "0"], "--repair-port"),
         (["--data-port", "65535"], "--repair-port"),
     ] {
-        let output = command(dir.path()).args(args).env("BOOTCAST_LOG", "warn").output().unwrap();
+        let mut command = command(dir.path(), &dir.path().join("state"));
+        let output = command.args(args).env("BOOTCAST_LOG", "warn").output().unwrap();
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(2), "{args:?}: {stderr}");
         assert!(stderr.contains(text), "{args:?}: {stderr}");
@@ -75,7 +76,8 @@ fn the_service_manager_is_notified_when_the_server_listens() {
     let path = dir.path().join("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
     socket.set_read_timeout(Some(DEADLINE)).unwrap();
-    let mut child = command(dir.path()).env("NOTIFY_SOCKET", &path).spawn().unwrap();
+    let mut command = command(dir.path(), &dir.path().join("state"));
+    let mut child = command.env("NOTIFY_SOCKET", &path).spawn().unwrap();
     let mut message = [0; 64];
     let received = socket.recv(&mut message).map(|len| message[..len].to_vec());
     child.kill().unwrap();
