@@ -213,8 +213,11 @@ impl Get {
         let Some(Expected { id, timeout }) = self.expected else { return Ok(None) };
         let Self { target, progress, signals, .. } = self;
         let busy = |reason: &str| progress.notify(reason);
-        let proof =
-            async { Ok(Proof::begin(&target.control, &target.path, id, timeout, busy).await?) };
+        let proof = async {
+            // Fails at once if the server cannot be reached, and not after the timeout.
+            target.control.attributes(&target.path).await?;
+            Ok(Proof::begin(&target.control, &target.path, id, timeout, busy).await?)
+        };
         signals.guard(Box::pin(proof)).await.map(Some)
     }
 

@@ -328,7 +328,8 @@ fn a_directory_is_reported_even_if_the_join_gets_404() {
 #[test]
 fn a_refused_connection_is_an_error_at_once() {
     let dir = tempfile::tempdir().unwrap();
-    for args in [&["http://127.0.0.1:1/image"][..], &["--unicast", "http://127.0.0.1:1/image"]] {
+    let (url, hash) = ("http://127.0.0.1:1/image", "0".repeat(64));
+    for args in [&[url][..], &["--unicast", url], &["--b3", &hash, url]] {
         let (code, text) = exit_and_message(&run(&dir, args));
         assert_eq!(code, Some(3), "{text}");
         assert!(text.contains("refused"), "{text}");
