@@ -2,12 +2,14 @@
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use bootcast_server::cli::{Args, Command, Config};
 use bootcast_server::hash;
 use bootcast_server::server::Server;
 use bootcast_server::signals::EndSignal;
 use clap::Parser;
+use tokio::runtime::Runtime;
 use tokio::signal::unix::SignalKind;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -17,8 +19,22 @@ const EXIT_START: u8 = 2;
 /// Exit code if the server failed after it started, or if a file cannot be hashed.
 const EXIT_FAILED: u8 = 1;
 
-#[tokio::main]
-async fn main() -> ExitCode {
+/// Time that work on files gets to finish when the program ends. Work on a file system that hangs
+/// never does.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(1);
+
+fn main() -> ExitCode {
+    let runtime = match Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => return report_failure(&error.into(), EXIT_START),
+    };
+    let code = runtime.block_on(run_command());
+    runtime.shutdown_timeout(EXIT_TIMEOUT);
+    code
+}
+
+/// Runs the server, or the command that the arguments name.
+async fn run_command() -> ExitCode {
     let mut args = Args::parse();
     set_up_log(&args);
     if let Some(Command::Hash(args)) = args.command.take() {

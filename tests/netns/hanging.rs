@@ -88,3 +88,25 @@ fn while_one_name_hangs_a_mount_shows_its_cached_attributes_and_fresh_ones_of_ot
     drop(known);
     inner.proc().signal(Signal::CONT);
 }
+
+#[test]
+fn a_server_that_is_stopped_does_not_wait_for_a_file_system_that_hangs() {
+    let lab = lab_or_skip!(Lab::builder());
+    lab.put("inner/file", 1000);
+    let mut server = lab.server().start();
+    let source = format!("{HEAD_ADDRESS}:/inner");
+    let mut inner = lab.mount(1).source(&source).option("attr_ttl=0").start();
+    let hung = lab.served().join("hung");
+    std::fs::create_dir(&hung).unwrap();
+    let bound = Command::new("mount").arg("--bind").args([inner.path(), &hung]).status().unwrap();
+    assert!(bound.success());
+    inner.proc().signal(Signal::STOP);
+    let _waiting = lab.client(1).enter(|| {
+        let mut stream = TcpStream::connect((HEAD_ADDRESS, DEFAULT_PORT)).unwrap();
+        write!(stream, "GET /meta/hung/file HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+        stream
+    });
+    inner.wait_parked(1);
+    server.stop();
+    inner.proc().signal(Signal::CONT);
+}
