@@ -23,7 +23,7 @@ use crate::io::interface::InterfaceName;
     args_conflicts_with_subcommands = true
 )]
 pub struct Args {
-    /// What to do instead of serving.
+    /// Command to run instead of serving.
     #[command(subcommand)]
     pub command: Option<Command>,
 
@@ -174,7 +174,7 @@ pub struct Directories {
     pub state_dir: PathBuf,
 }
 
-/// What the program does instead of serving.
+/// Commands that run instead of serving.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Print the BLAKE3 hash of each file, as b3sum does, and keep what the server needs to prove

@@ -75,7 +75,7 @@ fn while_one_name_hangs_a_mount_shows_its_cached_attributes_and_fresh_ones_of_ot
     let mount = lab.mount(2).option("attr_ttl=0").start();
     let stat = |name: &str| std::fs::metadata(mount.join(name)).unwrap().len();
     assert_eq!((stat("hung/file"), stat("image")), (1000, 1000));
-    // Otherwise the kernel may forget the name, and a lookup of an unknown name waits for the server.
+    // A lookup of a name that the kernel forgot would wait for the server.
     let known = rustix::fs::open(mount.join("hung/file"), OFlags::PATH, Mode::empty()).unwrap();
 
     inner.proc().signal(Signal::STOP);

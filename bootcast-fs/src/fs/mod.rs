@@ -60,9 +60,9 @@ pub struct FsConfig {
     pub gid: u32,
     /// Permission bits to remove from all modes.
     pub umask: u32,
-    /// How long names and attributes are cached.
+    /// Time for which names and attributes are cached.
     pub attr_ttl: Duration,
-    /// How long a call waits for the server or for pages; `None` for no limit.
+    /// Longest wait of a call for the server or for pages; `None` for no limit.
     pub wait_limit: Option<Duration>,
     /// Times of memberships.
     pub timing: Timing,

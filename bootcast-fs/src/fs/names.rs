@@ -36,7 +36,7 @@ pub struct Attr {
     pub mode: u16,
     /// Time of the last modification.
     pub mtime: SystemTime,
-    /// How long the kernel may cache the attributes and the name.
+    /// Time for which the kernel may cache the attributes and the name.
     pub ttl: Duration,
 }
 

@@ -68,7 +68,10 @@ impl Fs {
             self.probe();
         }
         if let Some(more) = log_limit::allow("server away", "") {
-            warn!(%path, %error, "the server does not answer: showing cached names and attributes{more}");
+            warn!(
+                %path, %error,
+                "the server does not answer: showing cached names and attributes{more}"
+            );
         }
         Ok(known)
     }

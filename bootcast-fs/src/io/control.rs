@@ -41,7 +41,7 @@ const KEEPALIVE_PROBES: u32 = 3;
 const WANT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Upper bound of the queueing delay that the answer to a demand may state.
 const QUEUE_MAX: Duration = Duration::from_secs(2);
-/// How long an idle connection is kept. Servers keep it longer, so a request never meets a
+/// Time for which an idle connection is kept. Servers keep it longer, so a request never meets a
 /// connection that the server is closing.
 const POOL_IDLE: Duration = Duration::from_secs(10);
 /// Number of attempts to leave a cast.
@@ -107,7 +107,7 @@ pub enum ControlError {
     Garbled {
         /// Base URL of the server.
         base: String,
-        /// What is wrong with the answer.
+        /// Part of the answer that breaks the protocol.
         reason: String,
     },
 }

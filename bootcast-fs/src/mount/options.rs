@@ -48,9 +48,9 @@ pub struct MountOptions {
     pub fill: Fill,
     /// File that names the contents of all files; `None` for any contents.
     pub pins: Option<PathBuf>,
-    /// How long an incomplete file goes on being received after its last close.
+    /// Time for which an incomplete file is still received after its last close.
     pub linger: Duration,
-    /// How long the kernel may use names and attributes without asking again.
+    /// Time for which the kernel may use names and attributes without asking again.
     pub attr_ttl: Duration,
     /// Log filter; `None` for the default of [`logging`](super::logging).
     pub log: Option<String>,
@@ -73,7 +73,7 @@ pub enum CacheKind {
     Memory,
 }
 
-/// How long calls wait for the server.
+/// Time limit of calls that wait for the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Waiting {
     /// Calls wait until the server has answered and the pages have arrived.

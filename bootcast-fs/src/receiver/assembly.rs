@@ -137,7 +137,7 @@ impl Assembly {
         }
         self.layout = layout;
         self.watch_for_phantom(page.index);
-        // What is stored for a page must not reach into the next one.
+        // A longer payload would be stored over the beginning of the next page.
         debug_assert!(
             self.geometry
                 .page_len(page.index)

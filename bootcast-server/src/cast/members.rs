@@ -9,7 +9,7 @@ use bootcast_proto::Token;
 /// lease too late.
 const CHECKS_PER_LEASE: u32 = 16;
 
-/// What a client announced about itself when it joined.
+/// Kind of a member, as its join announced it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MemberKind {
     /// Knows the base protocol only.

@@ -1,6 +1,7 @@
 //! All casts of one interface: decides which of them sends next, and how much.
 
 mod ended;
+mod running;
 mod sizes;
 mod urgent_turns;
 
@@ -19,6 +20,7 @@ use super::restart_backoff::RestartBackoff;
 use super::urgent::UrgentCasts;
 use super::{Cast, CastPolicy, EndReason, GroupPool, MemberKind, Pacer, RepairSettings, Sending};
 pub use ended::Ended;
+use running::Running;
 use sizes::{END_LEN, datagrams, wire_bytes};
 
 /// Shortest sleep of the driver between two bursts: it wakes about once a millisecond at most.
@@ -144,70 +146,6 @@ pub struct CastView<'a> {
     pub cast: &'a Cast,
     /// Present sending rate, at most the ceiling of all casts.
     pub rate: BitRate,
-}
-
-/// A running cast, with its rate and its place in the round robin.
-#[derive(Debug)]
-struct Running {
-    path: RemotePath,
-    etag: Etag,
-    geometry: Geometry,
-    group: SocketAddrV4,
-    started_at: Instant,
-    cast: Cast,
-    control: RateControl,
-    allowance: Allowance,
-    /// Bytes on the wire that the cast may still send in its turn. Deficit round robin (Shreedhar
-    /// and Varghese, 1995).
-    deficit: u64,
-}
-
-impl Running {
-    /// Returns the weight of the cast for sharing the rate. It grows with the logarithm of the
-    /// number of members: a cast with 1024 members gets eleven times the rate of a cast with one.
-    fn weight(&self) -> u64 {
-        u64::from(1 + self.cast.members().max(1).ilog2())
-    }
-
-    /// Whether at least as many pages were sent as the file has.
-    fn is_sent(&self) -> bool {
-        self.cast.pages_sent() >= u64::from(self.geometry.pages())
-    }
-
-    /// Returns the allowance that limits urgent pages, or `None` if only the ceiling limits them.
-    /// While no member reports counters, the rate of the cast says nothing about the network.
-    fn urgent_allowance(&self) -> Option<&Allowance> {
-        Some(&self.allowance).filter(|_| self.cast.reporting_members() > 0)
-    }
-
-    /// Returns the maximum number of pages in a run of urgent pages.
-    fn urgent_budget(&self, batch_pages: u32) -> u32 {
-        self.urgent_allowance().map_or(batch_pages, |own| own.batch_pages().min(batch_pages))
-    }
-
-    /// Ends the opening of the cast if its time is over.
-    fn end_opening(&mut self, now: Instant) {
-        if !self.control.is_opening() {
-            return;
-        }
-        let is_changed = self.control.end_opening(self.cast.reporting_members(), now);
-        self.apply_rate(is_changed, now);
-    }
-
-    /// Applies the rate that the rate control has chosen.
-    fn apply_rate(&mut self, is_changed: bool, now: Instant) {
-        if is_changed {
-            self.allowance.set_rate(self.control.rate(), now);
-        }
-        self.cast.set_pace(self.control.is_opening(), self.control.datagram_time());
-    }
-
-    fn view(&self, id: CastId) -> CastView<'_> {
-        let Self { path, etag, geometry, group, started_at, cast, control, .. } = self;
-        let rate = control.rate();
-        let (geometry, group, started_at) = (*geometry, *group, *started_at);
-        CastView { id, path, etag, geometry, group, started_at, cast, rate }
-    }
 }
 
 /// All casts of one interface, at most one for each path: the newest version.
