@@ -126,12 +126,35 @@ impl Proof {
         start..end.next_multiple_of(LEAF_BYTES).min(self.tree.size())
     }
 
-    /// Returns the right bytes of a leaf if `bytes` are wrong, fetched from the server.
-    pub async fn replacement(
+    /// Checks the whole leaves that begin at `offset`, and replaces wrong ones by what the server
+    /// sends over HTTP. Returns the ranges of the file that were replaced.
+    ///
+    /// # Panics
+    ///
+    /// If the bytes do not begin and end with a leaf of the file.
+    pub async fn correct(
         &self,
-        leaf: u64,
-        bytes: &[u8],
-    ) -> Result<Option<Vec<u8>>, ProofError> {
+        offset: u64,
+        bytes: &mut [u8],
+    ) -> Result<Vec<Range<u64>>, ProofError> {
+        assert!(offset.is_multiple_of(LEAF_BYTES), "{offset} is within a leaf");
+        let mut replaced = Vec::new();
+        let (mut rest, mut leaf) = (bytes, offset / LEAF_BYTES);
+        while !rest.is_empty() {
+            let range = self.tree.leaf(leaf);
+            assert!(!range.is_empty(), "bytes behind the end of the file");
+            let (own, others) = rest.split_at_mut(index(range.end - range.start));
+            if let Some(right) = self.replacement(leaf, own).await? {
+                own.copy_from_slice(&right);
+                replaced.push(range);
+            }
+            (rest, leaf) = (others, leaf + 1);
+        }
+        Ok(replaced)
+    }
+
+    /// Returns the right bytes of a leaf if `bytes` are wrong, fetched from the server.
+    async fn replacement(&self, leaf: u64, bytes: &[u8]) -> Result<Option<Vec<u8>>, ProofError> {
         let value = self.value_of(leaf).await?;
         if self.tree.leaf_value(leaf, bytes) == value {
             return Ok(None);

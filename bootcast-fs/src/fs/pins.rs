@@ -5,7 +5,7 @@ use std::io::IoSlice;
 use std::ops::Range;
 use std::sync::Arc;
 
-use bootcast_proto::manifest::{ContentId, LEAF_BYTES};
+use bootcast_proto::manifest::ContentId;
 use bootcast_proto::{Etag, RemotePath};
 use tokio::runtime::Handle;
 use tracing::{error, warn};
@@ -135,36 +135,27 @@ impl PinnedFile {
         (whole, Box::new(check))
     }
 
-    /// Checks whole leaves from `offset` on. Wrong ones are fetched from the server, and replaced in
-    /// `bytes` and in the cache.
-    async fn replace_wrong_leaves(
+    /// Checks whole leaves from `offset` on. Wrong ones are replaced in `bytes` and in the cache.
+    async fn correct(
         &self,
         object: &Arc<Object>,
-        mut offset: u64,
+        offset: u64,
         bytes: &mut [u8],
     ) -> Result<(), ProofError> {
-        let mut rest = bytes;
-        while !rest.is_empty() {
-            let leaf = offset / LEAF_BYTES;
-            let range = self.proof.tree().leaf(leaf);
-            let len = usize::try_from(range.end - range.start).expect("at most 16 KiB");
-            let (own, others) = rest.split_at_mut(len);
-            if let Some(right) = self.proof.replacement(leaf, own).await? {
-                let path = &object.key().path;
-                if let Some(more) = log_limit::allow("wrong bytes", path) {
-                    let (first, last) = (range.start, range.end - 1);
-                    warn!(
-                        %path, first, last,
-                        "bytes that arrived, or were cached, are wrong: fetched over HTTP{more}"
-                    );
-                }
-                own.copy_from_slice(&right);
-                let (object, start) = (object.clone(), range.start);
-                let write = move || object.store().write_run(&mut [IoSlice::new(&right)], start);
-                // If the cache cannot be written, the next read fetches the leaf again.
-                let _ = tokio::task::spawn_blocking(write).await;
+        for wrong in self.proof.correct(offset, bytes).await? {
+            let path = &object.key().path;
+            let (first, last) = (wrong.start, wrong.end - 1);
+            if let Some(more) = log_limit::allow("wrong bytes", path) {
+                warn!(
+                    %path, first, last,
+                    "bytes that arrived, or were cached, are wrong: fetched over HTTP{more}"
+                );
             }
-            (rest, offset) = (others, range.end);
+            let right = bytes[index(wrong.start - offset)..index(wrong.end - offset)].to_vec();
+            let object = object.clone();
+            let write = move || object.store().write_run(&mut [IoSlice::new(&right)], first);
+            // If the cache cannot be written, the next read fetches the leaf again.
+            let _ = tokio::task::spawn_blocking(write).await;
         }
         Ok(())
     }
@@ -201,10 +192,12 @@ impl Waiter for Check {
 impl Check {
     async fn prove(self: Box<Self>, mut bytes: Vec<u8>) {
         let Self { file, object, whole, wanted, waiter } = *self;
-        let proven = file.replace_wrong_leaves(&object, whole.start, &mut bytes).await;
-        let index = |offset: u64| usize::try_from(offset - whole.start).expect("one read");
+        let proven = file.correct(&object, whole.start, &mut bytes).await;
         match proven {
-            Ok(()) => waiter.answer(Ok(&bytes[index(wanted.start)..index(wanted.end)])),
+            Ok(()) => {
+                let (start, end) = (wanted.start - whole.start, wanted.end - whole.start);
+                waiter.answer(Ok(&bytes[index(start)..index(end)]));
+            }
             Err(ProofError::Changed) => waiter.answer(Err(Failure::Stale.into())),
             Err(failure) => {
                 let path = &object.key().path;
@@ -215,6 +208,10 @@ impl Check {
             }
         }
     }
+}
+
+fn index(number: u64) -> usize {
+    usize::try_from(number).expect("at most the bytes of a read")
 }
 
 #[cfg(test)]

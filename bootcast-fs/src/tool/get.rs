@@ -182,6 +182,10 @@ impl Get {
             Output::Stream(sink) => {
                 let sink = sink.clone();
                 let size = self.fetch_to(&sink, Order::Ascending, proof).await?;
+                if proof.is_some_and(|proof| proof.tree().size() != size) {
+                    // Each leaf was proven, but not that these were all.
+                    return Err(ToolError::ChangedMidway(size));
+                }
                 self.signals.guard(sink.sync()).await?;
                 Ok(size)
             }

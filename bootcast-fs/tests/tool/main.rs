@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use bootcast_proto::manifest::{ContentTree, HEADER_CONTENT_ID, LEAF_BYTES, Manifest};
 use rustix::process::{Pid, Signal, kill_process};
 use server::{
     Carousel, NO_ANSWER, PAGE_SIZE, ScriptedServer, join_answer, partial_response, response,
@@ -333,5 +334,50 @@ fn a_refused_connection_is_an_error_at_once() {
         let (code, text) = exit_and_message(&run(&dir, args));
         assert_eq!(code, Some(3), "{text}");
         assert!(text.contains("refused"), "{text}");
+    }
+}
+
+/// Starts a server with a right manifest of `content`, which sends `body` as the file.
+fn server_with_manifest(content: &[u8], body: &[u8]) -> (ScriptedServer, String) {
+    let tree = ContentTree::new(content.len() as u64);
+    let leaves = content.chunks(usize::try_from(LEAF_BYTES).unwrap()).zip(0..);
+    let leaves = leaves.map(|(bytes, leaf)| tree.leaf_value(leaf, bytes)).collect();
+    let manifest = Manifest::new(tree, leaves);
+    let id = manifest.id().to_string();
+    let answer = |body: &[u8]| {
+        let headers = format!("ETag: \"v1\"\r\n{HEADER_CONTENT_ID}: {id}\r\n");
+        let len = body.len();
+        let head = partial_response("200 OK", &format!("Content-Length: {len}\r\n{headers}"), "");
+        [head.as_bytes(), body].concat()
+    };
+    let size = content.len();
+    let meta =
+        format!(r#"{{"kind":"file","size":{size},"mode":420,"mtime":0,"mtime_ns":0,"etag":"v1"}}"#);
+    let server = ScriptedServer::start([
+        ("meta", answer(meta.as_bytes())),
+        ("meta", answer(meta.as_bytes())),
+        ("manifest", answer(manifest.segments().as_flattened())),
+        ("manifest", answer(manifest.leaves().as_flattened())),
+        ("file", answer(body)),
+    ]);
+    (server, id)
+}
+
+#[test]
+fn a_pipe_does_not_end_in_success_with_less_or_more_than_the_named_content() {
+    let content = vec![b'a'; 2 * 16_384 + 1];
+    let longer = [&content[..], b"a"].concat();
+    for (body, code, proven) in [
+        (&content[..], 0, content.len()),
+        (&content[..32_768], 7, 32_768),
+        (&content[..20_000], 7, 16_384),
+        (&longer[..], 8, 0),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let (server, id) = server_with_manifest(&content, body);
+        let output = run(&dir, &["--unicast", "--b3", &id, "-O", "-", &server.url("image")]);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{} bytes: {text}", body.len());
+        assert!(output.stdout.len() >= proven && content.starts_with(&output.stdout), "{text}");
     }
 }

@@ -39,11 +39,14 @@ pub(crate) struct ScriptedServer {
 
 impl ScriptedServer {
     /// Starts the server. `script` has pairs of an endpoint and a response.
-    pub(crate) fn start(script: impl IntoIterator<Item = (&'static str, String)>) -> Self {
+    pub(crate) fn start<B: Into<Vec<u8>>>(
+        script: impl IntoIterator<Item = (&'static str, B)>,
+    ) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
         let seen = Arc::new(Mutex::new(Vec::new()));
-        let mut script: VecDeque<_> = script.into_iter().collect();
+        let script = script.into_iter().map(|(endpoint, answer)| (endpoint, answer.into()));
+        let mut script: VecDeque<(_, Vec<u8>)> = script.collect();
         let log = seen.clone();
         thread::spawn(move || {
             let mut unanswered = Vec::new();
@@ -54,12 +57,12 @@ impl ScriptedServer {
                 let at = script.iter().position(|(endpoint, _)| request.is(endpoint));
                 let answer = at.and_then(|at| script.remove(at)).map(|(_, answer)| answer);
                 log.lock().unwrap().push(request);
-                if answer.as_deref() == Some(NO_ANSWER) {
+                if answer.as_deref() == Some(NO_ANSWER.as_bytes()) {
                     unanswered.push(connection);
                     continue;
                 }
-                let answer = answer.unwrap_or_else(|| response("404 Not Found", "", "no\n"));
-                let _ = connection.write_all(answer.as_bytes());
+                let answer = answer.unwrap_or_else(|| response("404 Not Found", "", "no\n").into());
+                let _ = connection.write_all(&answer);
             }
         });
         Self { port, seen }
