@@ -7,7 +7,7 @@ use std::process::Command;
 use bootcast_proto::DEFAULT_PORT;
 use harness::binaries::binary;
 use harness::lab::HEAD_ADDRESS;
-use harness::{Lab, digest_of, lab_or_skip, wait_until};
+use harness::{Lab, MountProc, digest_of, lab_or_skip, wait_until};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::Signal;
 
@@ -16,19 +16,33 @@ use crate::{TRANSFER, text};
 /// Number of requests below one directory. More than the server looks up or lists there at a time.
 const REQUESTS: usize = 300;
 
-#[test]
-fn a_submount_that_hangs_delays_no_other_name() {
-    let lab = lab_or_skip!(Lab::builder());
+/// Mounts the served directory `inner`, with the file `file`, on client 1 and again as `hung` in the
+/// served directory. The server must run. A stopped daemon makes names in `hung` hang.
+fn mount_below_the_served_directory(lab: &Lab) -> MountProc<'_> {
     lab.put("inner/file", 1000);
-    lab.put("fine/file", 1000);
-    let image = lab.put("image", 100_000);
-    let _server = lab.server().start();
     let source = format!("{HEAD_ADDRESS}:/inner");
-    let mut mount = lab.mount(1).source(&source).option("attr_ttl=0").start();
+    let mount = lab.mount(1).source(&source).option("attr_ttl=0").start();
     let hung = lab.served().join("hung");
     std::fs::create_dir(&hung).unwrap();
     let bound = Command::new("mount").arg("--bind").args([mount.path(), &hung]).status().unwrap();
     assert!(bound.success());
+    mount
+}
+
+/// Sends a request and does not wait for the answer. Must be called on a client.
+fn send_request(path: &str) -> TcpStream {
+    let mut stream = TcpStream::connect((HEAD_ADDRESS, DEFAULT_PORT)).unwrap();
+    write!(stream, "GET /{path} HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+    stream
+}
+
+#[test]
+fn a_submount_that_hangs_delays_no_other_name() {
+    let lab = lab_or_skip!(Lab::builder());
+    lab.put("fine/file", 1000);
+    let image = lab.put("image", 100_000);
+    let _server = lab.server().start();
+    let mut mount = mount_below_the_served_directory(&lab);
     let host = lab.client(1);
     assert!(host.get(&lab.url("meta/hung/")).body.contains(r#""name":"file""#));
 
@@ -37,9 +51,7 @@ fn a_submount_that_hangs_delays_no_other_name() {
         let send = |k| {
             let name = ["hung/", "hung/file", "hung"][k % 3];
             let endpoint = ["meta", "join", "file", "meta"][k % 4];
-            let mut stream = TcpStream::connect((HEAD_ADDRESS, DEFAULT_PORT)).unwrap();
-            write!(stream, "GET /{endpoint}/{name} HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
-            stream
+            send_request(&format!("{endpoint}/{name}"))
         };
         (0..REQUESTS).map(send).collect()
     });
@@ -63,15 +75,9 @@ fn a_submount_that_hangs_delays_no_other_name() {
 #[test]
 fn while_one_name_hangs_a_mount_shows_its_cached_attributes_and_fresh_ones_of_others() {
     let lab = lab_or_skip!(Lab::builder().clients(2));
-    lab.put("inner/file", 1000);
     lab.put("image", 1000);
     let _server = lab.server().start();
-    let source = format!("{HEAD_ADDRESS}:/inner");
-    let mut inner = lab.mount(1).source(&source).option("attr_ttl=0").start();
-    let hung = lab.served().join("hung");
-    std::fs::create_dir(&hung).unwrap();
-    let bound = Command::new("mount").arg("--bind").args([inner.path(), &hung]).status().unwrap();
-    assert!(bound.success());
+    let mut inner = mount_below_the_served_directory(&lab);
     let mount = lab.mount(2).option("attr_ttl=0").start();
     let stat = |name: &str| std::fs::metadata(mount.join(name)).unwrap().len();
     assert_eq!((stat("hung/file"), stat("image")), (1000, 1000));
@@ -92,20 +98,10 @@ fn while_one_name_hangs_a_mount_shows_its_cached_attributes_and_fresh_ones_of_ot
 #[test]
 fn a_server_that_is_stopped_does_not_wait_for_a_file_system_that_hangs() {
     let lab = lab_or_skip!(Lab::builder());
-    lab.put("inner/file", 1000);
     let mut server = lab.server().start();
-    let source = format!("{HEAD_ADDRESS}:/inner");
-    let mut inner = lab.mount(1).source(&source).option("attr_ttl=0").start();
-    let hung = lab.served().join("hung");
-    std::fs::create_dir(&hung).unwrap();
-    let bound = Command::new("mount").arg("--bind").args([inner.path(), &hung]).status().unwrap();
-    assert!(bound.success());
+    let mut inner = mount_below_the_served_directory(&lab);
     inner.proc().signal(Signal::STOP);
-    let _waiting = lab.client(1).enter(|| {
-        let mut stream = TcpStream::connect((HEAD_ADDRESS, DEFAULT_PORT)).unwrap();
-        write!(stream, "GET /meta/hung/file HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
-        stream
-    });
+    let _waiting = lab.client(1).enter(|| send_request("meta/hung/file"));
     inner.wait_parked(1);
     server.stop();
     inner.proc().signal(Signal::CONT);
