@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use bootcast_proto::api::{CastStatus, Report, Status, WantBody};
 use bootcast_proto::log_limit::Limiter;
 use bootcast_proto::wire::end_datagram;
-use bootcast_proto::{PageRange, RemotePath};
+use bootcast_proto::{Geometry, PageRange, RemotePath, Token};
 
 use self::log::{Begun, SenderLog};
 use super::{Command, JoinError, SenderConfig, WantAnswer};
@@ -22,7 +22,7 @@ use crate::io::interface;
 use crate::io::page_reader::{PageReader, ReadError};
 use crate::io::repair_reader::{RepairReader, Rows};
 use crate::io::socket::{MulticastSocket, SendError};
-use crate::source::{SourceError, Version};
+use crate::source::{OpenFile, SourceError, Version};
 
 /// Maximum number of batches in a burst, after which commands are taken. A burst takes about 2 ms
 /// at 10 Gbit/s.
@@ -370,12 +370,7 @@ impl Driver {
                 if let Ok(joined) = joined {
                     let group = joined.group;
                     if joined.has_started_cast {
-                        let key = self.config.keys.as_ref().map(|keys| keys.of(joined.cast));
-                        let pages = PageReader::new(open, geometry, self.config.layout).tagged(key);
-                        let repair = self.scheduler.layout(&geometry);
-                        let repair = repair.map(|layout| pages.for_repair(layout));
-                        let demanded = pages.for_demand();
-                        self.readers.insert(joined.cast, CastReader { pages, demanded, repair });
+                        self.add_reader(joined.cast, open, geometry);
                         let (cast, size) = (joined.cast, geometry.size());
                         let begun = Begun { cast, path: &path, etag: &etag, size, group };
                         self.log.log_begin(&begun, now);
@@ -406,20 +401,7 @@ impl Driver {
                 let _ = reply.send(accepted.then(|| self.scheduler.select_unreadable(&path, &[])));
             }
             Command::Want { path, token, want, reply } => {
-                let WantBody { want, useful } = want;
-                if let Some(useful) = useful {
-                    self.scheduler.handle_progress(&path, &token, useful);
-                }
-                let queue_time = self.scheduler.handle_want(&path, &token, &want, now);
-                tracing::trace!(%path, %token, ?queue_time, ?want, "pages demanded");
-                let pairs = want.now.iter().chain(&want.later);
-                let asked: Vec<_> =
-                    pairs.filter_map(|(first, count)| pair_to_range(*first, *count)).collect();
-                let answer = queue_time.map(|queue_time| {
-                    let unreadable = self.scheduler.select_unreadable(&path, &asked);
-                    WantAnswer { queue_time, unreadable }
-                });
-                let _ = reply.send(answer);
+                let _ = reply.send(self.demand(&path, &token, want, now));
             }
             Command::Status { reply } => {
                 let _ = reply.send(self.status(now));
@@ -428,6 +410,38 @@ impl Driver {
         }
         self.remove_ended_casts();
         ControlFlow::Continue(())
+    }
+
+    /// Adds the readers of a cast that starts.
+    fn add_reader(&mut self, cast: CastId, open: OpenFile, geometry: Geometry) {
+        let key = self.config.keys.as_ref().map(|keys| keys.of(cast));
+        let pages = PageReader::new(open, geometry, self.config.layout).tagged(key);
+        let repair = self.scheduler.layout(&geometry);
+        let repair = repair.map(|layout| pages.for_repair(layout));
+        let demanded = pages.for_demand();
+        self.readers.insert(cast, CastReader { pages, demanded, repair });
+    }
+
+    /// Queues demanded pages. Returns `None` if the token may not demand.
+    fn demand(
+        &mut self,
+        path: &RemotePath,
+        token: &Token,
+        want: WantBody,
+        now: Instant,
+    ) -> Option<WantAnswer> {
+        let WantBody { want, useful } = want;
+        if let Some(useful) = useful {
+            self.scheduler.handle_progress(path, token, useful);
+        }
+        let queue_time = self.scheduler.handle_want(path, token, &want, now);
+        tracing::trace!(%path, %token, ?queue_time, ?want, "pages demanded");
+        let pairs = want.now.iter().chain(&want.later);
+        let demanded: Vec<_> =
+            pairs.filter_map(|(first, count)| pair_to_range(*first, *count)).collect();
+        let queue_time = queue_time?;
+        let unreadable = self.scheduler.select_unreadable(path, &demanded);
+        Some(WantAnswer { queue_time, unreadable })
     }
 }
 
