@@ -119,10 +119,13 @@ impl Proof {
         self.replaced.load(Ordering::Relaxed)
     }
 
-    /// Extends a range to whole leaves of the file.
+    /// Extends a range to whole leaves of the file. An empty range stays empty.
     pub fn whole_leaves(&self, bytes: &Range<u64>) -> Range<u64> {
         let end = bytes.end.min(self.tree.size());
-        let start = bytes.start.min(end) / LEAF_BYTES * LEAF_BYTES;
+        if bytes.start >= end {
+            return end..end;
+        }
+        let start = bytes.start / LEAF_BYTES * LEAF_BYTES;
         start..end.next_multiple_of(LEAF_BYTES).min(self.tree.size())
     }
 
@@ -137,7 +140,7 @@ impl Proof {
         offset: u64,
         bytes: &mut [u8],
     ) -> Result<Vec<Range<u64>>, ProofError> {
-        assert!(offset.is_multiple_of(LEAF_BYTES), "{offset} is within a leaf");
+        assert!(bytes.is_empty() || offset.is_multiple_of(LEAF_BYTES), "{offset} is in a leaf");
         let mut replaced = Vec::new();
         let (mut rest, mut leaf) = (bytes, offset / LEAF_BYTES);
         while !rest.is_empty() {

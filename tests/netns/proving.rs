@@ -11,12 +11,13 @@ use bootcast_proto::{JoinAnswer, PageIndex};
 use harness::binaries::binary;
 use harness::content::Image;
 use harness::lab::HEAD_ADDRESS;
-use harness::{Lab, ServerProc, digest_of, lab_or_skip, mib, wait_until};
+use harness::{Lab, SOON, ServerProc, digest_of, lab_or_skip, mib, wait_until};
 use rustix::io::Errno;
+use rustix::process::Signal;
 
 use crate::forging::{Forger, sending_socket};
 use crate::transfers::{Copy, Get};
-use crate::{TRANSFER, text};
+use crate::{TRANSFER, readers, text};
 
 fn b3(image: &Image) -> String {
     image.digest.to_hex().to_string()
@@ -206,4 +207,27 @@ fn a_pins_file_that_cannot_be_used_fails_the_mount_with_its_line() {
     let mut mount = lab.client(1).spawn(binary("bootcastfs"), args);
     assert_eq!(mount.wait(TRANSFER).code(), Some(32));
     assert!(mount.log().contains("line 1 is not a hash, two spaces and a path"), "{}", mount.log());
+}
+
+#[test]
+fn a_reader_that_waits_for_the_proof_of_a_pinned_file_can_be_killed_and_the_mount_ended() {
+    let lab = lab_or_skip!(Lab::builder());
+    let image = lab.put("image", mib(1));
+    let mut server = lab.server().start();
+    let pins = pins_file(&lab, 1, &[("image", &image)]);
+    let mut mount = lab.mount(1).option(&format!("pins={}", text(&pins))).start();
+    // All pages arrive, but no read has asked for the hashes of the leaves.
+    let file = fs::File::open(mount.join("image")).unwrap();
+    server.wait_no_members();
+    server.kill();
+    // Of reads past the page cache each is a request of its own, and dies only when it is answered.
+    let read = || readers::read_direct_at(lab.client(1), &mount.join("image"), 0);
+    let (mut killed, mut waiting) = (read(), read());
+    mount.wait_parked(2);
+    killed.kill_within(SOON);
+    assert!(waiting.exited().is_none(), "{}", waiting.log());
+    drop(file);
+    mount.proc().signal(Signal::TERM);
+    mount.proc().wait_success(SOON);
+    assert!(!waiting.wait(SOON).success());
 }

@@ -3,11 +3,14 @@
 use std::collections::BTreeMap;
 use std::io::IoSlice;
 use std::ops::Range;
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bootcast_proto::manifest::ContentId;
 use bootcast_proto::{Etag, RemotePath};
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 use tracing::{error, warn};
 
 use super::{Fs, FsError, shutting_down};
@@ -15,6 +18,9 @@ use crate::log_limit;
 use crate::object::{Object, Unread, Waiter};
 use crate::proof::{Proof, ProofError};
 use crate::receiver::Failure;
+
+/// Time between two looks whether a reader that waits for a check still lives.
+const ABANDONED_PERIOD: Duration = Duration::from_millis(250);
 
 /// The files of a mount and their contents.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -77,8 +83,10 @@ fn unescape(name: &[u8]) -> Option<Vec<u8>> {
 #[derive(Clone, Debug)]
 pub(super) struct PinnedFile {
     proof: Arc<Proof>,
-    /// Runs checks that need the server.
+    /// Runs the checks.
     runtime: Handle,
+    /// Whether the mount ends.
+    stopping: watch::Receiver<bool>,
 }
 
 impl Fs {
@@ -95,12 +103,11 @@ impl Fs {
             return Err(FsError::Access);
         };
         let proves = |proof: &Arc<Proof>| (proof.etag(), proof.tree().size()) == version;
-        let runtime = Handle::current();
+        let (runtime, mut stopping) = (Handle::current(), self.stopping.subscribe());
         let known = self.proofs.get(path).map(|proof| proof.clone());
         if let Some(proof) = known.filter(proves) {
-            return Ok(Some(PinnedFile { proof, runtime }));
+            return Ok(Some(PinnedFile { proof, runtime, stopping }));
         }
-        let mut stopping = self.stopping.subscribe();
         let proof = tokio::select! {
             proof = Proof::begin(&self.control, path, id, self.config.wait_limit, |_| {}) => proof,
             _ = stopping.wait_for(|stopping| *stopping) => return Err(shutting_down()),
@@ -115,7 +122,7 @@ impl Fs {
             return Err(FsError::Stale);
         }
         self.proofs.insert(path.clone(), proof.clone());
-        Ok(Some(PinnedFile { proof, runtime }))
+        Ok(Some(PinnedFile { proof, runtime, stopping }))
     }
 }
 
@@ -192,8 +199,25 @@ impl Waiter for Check {
 impl Check {
     async fn prove(self: Box<Self>, mut bytes: Vec<u8>) {
         let Self { file, object, whole, wanted, waiter } = *self;
-        let proven = file.correct(&object, whole.start, &mut bytes).await;
-        match proven {
+        let mut stopping = file.stopping.clone();
+        let outcome = {
+            let mut correcting = pin!(file.correct(&object, whole.start, &mut bytes));
+            loop {
+                // The server may be away: the reader must be able to die, and the mount to end.
+                tokio::select! {
+                    outcome = &mut correcting => break outcome,
+                    () = tokio::time::sleep(ABANDONED_PERIOD) => {
+                        if waiter.is_abandoned() {
+                            return waiter.answer(Err(Unread::Interrupted));
+                        }
+                    }
+                    _ = stopping.wait_for(|stopping| *stopping) => {
+                        return waiter.answer(Err(Unread::ShutDown));
+                    }
+                }
+            }
+        };
+        match outcome {
             Ok(()) => {
                 let (start, end) = (wanted.start - whole.start, wanted.end - whole.start);
                 waiter.answer(Ok(&bytes[index(start)..index(end)]));
