@@ -8,29 +8,17 @@ use rustix::process::Signal;
 
 use crate::transfers::Get;
 
-/// Number of datagrams that a cast has sent.
-fn sent(cast: &CastStatus) -> u64 {
-    cast.pages_sent + cast.symbols_sent
-}
-
 #[test]
 fn a_cast_slows_down_to_the_rate_of_a_narrow_network() {
     let lab = lab_or_skip!(Lab::builder().clients(2).narrow("50mbit"));
     let image = lab.put("image", mib(48));
     let server = lab.server().option("--rate", "100mbit").option("--linger", "60s").start();
     let mut gets: Vec<_> = (1..=2).map(|k| Get::start(&lab, k, &image)).collect();
-    lab.wait_members(&server, "image", 1..=2);
-    let before = server.cast_of("image").unwrap().pages_sent;
     let lowered = |cast: &CastStatus| (1_200_000..80_000_000).contains(&cast.rate_bps);
     server.wait_cast("image", "the rate follows what gets through", lowered);
     for get in &mut gets {
         get.finish(&image);
     }
-    let cast = server.cast_of("image").unwrap();
-    let pages = u64::from(cast.pages);
-    // Pages that were sent before the second member joined may be sent again for it.
-    let most = pages * 13 / 10 + before;
-    assert!(sent(&cast) < most, "{} datagrams of {pages} pages", sent(&cast));
 }
 
 #[test]
