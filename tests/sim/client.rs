@@ -31,8 +31,8 @@ pub(super) enum Request {
 pub(super) enum Answer {
     /// Answer to a join; `None` if the server refused it.
     Join(Option<JoinAnswer>),
-    /// Answer to a report: whether the server knows the member.
-    Report(bool),
+    /// Answer to a report of a membership: whether the server knows the member.
+    Report(Token, bool),
 }
 
 /// One client with its link and its machine.
@@ -171,14 +171,14 @@ impl Client {
     fn store(&mut self, page: PageIndex) {
         let assembly = self.receiver.assembly().expect("a page has a size");
         self.audit.store_page(page, assembly.geometry());
-        self.receiver.handle_stored(PageRange::single(page));
+        self.receiver.handle_stored(PageRange::single(page), self.receiver.epoch());
     }
 
     fn read_repair(&mut self, datagram: &[u8], now: Instant) {
         match self.receiver.handle_repair_datagram(ADDRESS, datagram, now) {
-            RepairArrival::Symbol { block, number, .. } => {
+            RepairArrival::Symbol { block, number, round, .. } => {
                 self.audit.store_symbol(block, number);
-                self.receiver.handle_symbol_stored(block, number);
+                self.receiver.handle_symbol_stored(block, number, round);
             }
             RepairArrival::Nothing => {}
             // A complete receiver refuses the remaining symbols of a burst.
@@ -208,9 +208,9 @@ impl Client {
                 let (after, reason) = (Duration::ZERO, "lost".to_owned());
                 self.receiver.handle_join_error(JoinError::Retry { after, reason }, now);
             }
-            Answer::Report(known) => {
+            Answer::Report(token, known) => {
                 let result = if *known { Ok(()) } else { Err(ReportError::UnknownMember) };
-                self.receiver.handle_reported(result, now);
+                self.receiver.handle_report_answer(token, result, now);
             }
         }
     }

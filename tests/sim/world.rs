@@ -285,7 +285,8 @@ impl<'a> World<'a> {
             }
             Request::Report(token, report) => {
                 self.outcome.record_report(self.now);
-                Some(Answer::Report(self.server.report(&token, &report, self.now)))
+                let is_known = self.server.report(&token, &report, self.now);
+                Some(Answer::Report(token, is_known))
             }
         };
         if let Some(answer) = answer {

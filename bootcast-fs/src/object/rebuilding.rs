@@ -11,7 +11,7 @@ use rustix::fs::FallocateFlags;
 use tracing::debug;
 
 use super::{Object, Ready, Stored, with_buffer};
-use crate::receiver::{DecodePlan, RepairArrival};
+use crate::receiver::{DecodePlan, Epoch, RepairArrival};
 
 /// Most bytes of pages read together, if that is more than one block.
 const SPAN_BYTES: usize = 3 << 20;
@@ -65,20 +65,20 @@ impl Object {
             let mut inner = self.lock();
             for datagram in &checked {
                 let arrival = inner.receiver.handle_checked_repair(datagram, now);
-                if let RepairArrival::Symbol { block, number, payload } = arrival {
-                    symbols.push((block, number, payload));
+                if let RepairArrival::Symbol { block, number, round, payload } = arrival {
+                    symbols.push((block, number, round, payload));
                 }
             }
         }
         // A symbol that cannot be stored counts as lost.
-        symbols.retain(|(block, number, payload)| {
+        symbols.retain(|(block, number, _, payload)| {
             let kept = self.store.symbols().write(*block, *number, payload);
             kept.inspect_err(|error| debug!(%error, "cannot keep a repair symbol")).is_ok()
         });
         if !symbols.is_empty() {
             let mut inner = self.lock();
-            for (block, number, _) in symbols {
-                inner.receiver.handle_symbol_stored(block, number);
+            for (block, number, round, _) in symbols {
+                inner.receiver.handle_symbol_stored(block, number, round);
             }
         }
     }
@@ -159,7 +159,7 @@ impl Object {
                     Ok(pages) => built.push((plan, pages)),
                     Err(reason) => {
                         debug!(block = %plan.block, reason, "repair symbols are of no use");
-                        self.lock().receiver.handle_symbols_lost(plan.block);
+                        self.lock().receiver.handle_symbols_lost(plan);
                     }
                 }
             }
@@ -208,12 +208,10 @@ impl Object {
 
     /// Marks written pages as held, unless a join since `epoch` may have brought another page size.
     /// The bytes are then right, but their page numbers are not.
-    pub(super) fn note(&self, stored: Stored, epoch: u32) -> Vec<Ready> {
+    pub(super) fn note(&self, stored: Stored, epoch: Epoch) -> Vec<Ready> {
         let mut inner = self.lock();
-        if inner.receiver.epoch() == epoch {
-            for run in stored.runs {
-                inner.receiver.handle_stored(run);
-            }
+        for run in stored.runs {
+            inner.receiver.handle_stored(run, epoch);
         }
         if let Some(error) = stored.error {
             self.store_failed(&mut inner, error);

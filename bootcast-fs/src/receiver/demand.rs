@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use bootcast_proto::api::Want;
 use bootcast_proto::{Geometry, PageIndex, PageRange, PageSet};
 
-use super::access::{Access, Runs};
-use super::course::Course;
+use super::reads::{Access, Runs};
 use super::repair::Repair;
+use super::stream_position::StreamPosition;
 use asked::AskedPages;
 use urgency::{Moment, Urgency};
 
@@ -54,11 +54,12 @@ pub struct WaitId(u64);
 
 /// State of the pages that decisions depend on.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct View<'a> {
+pub(super) struct DemandView<'a> {
     pub(super) geometry: &'a Geometry,
-    pub(super) held: &'a PageSet,
-    pub(super) course: &'a Course,
-    pub(super) repair: Option<&'a Repair>,
+    pub(super) arrived: &'a PageSet,
+    pub(super) stream: &'a StreamPosition,
+    /// Blocks of the present cast, if it has repair.
+    pub(super) blocks: Option<&'a Repair>,
 }
 
 /// Demands of one membership after the other.
@@ -70,7 +71,7 @@ pub(super) struct View<'a> {
 pub(super) struct Demand {
     fill: Fill,
     /// Whether the server supports demand.
-    is_known: bool,
+    is_supported: bool,
     runs: Runs,
     last_id: u64,
     waits: BTreeMap<WaitId, Wait>,
@@ -110,13 +111,13 @@ impl Demand {
     }
 
     /// Whether the server supports demand.
-    pub(super) fn is_known(&self) -> bool {
-        self.is_known
+    pub(super) fn is_supported(&self) -> bool {
+        self.is_supported
     }
 
     /// Starts a membership: everything is demanded again, if the server supports demand.
-    pub(super) fn begin(&mut self, is_known: bool, geometry: &Geometry, now: Instant) {
-        self.is_known = is_known;
+    pub(super) fn begin(&mut self, is_supported: bool, geometry: &Geometry, now: Instant) {
+        self.is_supported = is_supported;
         self.asked.clear();
         self.overdue.clear();
         self.later.clear();
@@ -147,16 +148,21 @@ impl Demand {
     }
 
     /// Records a read, whether it waits or not. Announces what its reader will probably read next.
-    pub(super) fn note_read(&mut self, bytes: &Range<u64>, view: Option<View<'_>>) -> Access {
-        let access = self.runs.note(bytes);
-        let announces = access == Access::Continuing && self.fill == Fill::Demand && self.is_known;
+    pub(super) fn record_read(
+        &mut self,
+        bytes: &Range<u64>,
+        view: Option<DemandView<'_>>,
+    ) -> Access {
+        let access = self.runs.record(bytes);
+        let announces =
+            access == Access::Continuing && self.fill == Fill::Demand && self.is_supported;
         let Some(view) = view.filter(|_| announces) else { return access };
         // Number of pages that the server can send until demanded pages arrive.
-        let ahead = view.course.pages_in(self.asked.usual().unwrap_or_default());
+        let ahead = view.stream.pages_in(self.asked.usual().unwrap_or_default());
         let ahead = ahead.clamp(*WINDOW.start(), *WINDOW.end());
         let window = u64::from(ahead) * u64::from(view.geometry.page_size().get());
         let pages = view.geometry.pages_covering(self.runs.announce(window));
-        let missing = missing(view.held, pages).filter(|page| !self.asked.contains(*page));
+        let missing = missing(view.arrived, pages).filter(|page| !self.asked.contains(*page));
         for run in runs(missing) {
             if self.later.len() == MAX_LATER {
                 self.later.pop_front();
@@ -247,8 +253,8 @@ impl Demand {
     }
 
     /// Runs what is due, while a member.
-    pub(super) fn handle_timeout(&mut self, view: View<'_>, now: Instant) {
-        if !self.is_known {
+    pub(super) fn handle_timeout(&mut self, view: DemandView<'_>, now: Instant) {
+        if !self.is_supported {
             return;
         }
         while let Some(&(at, id)) = self.looks.first().filter(|(at, _)| *at <= now) {
@@ -278,11 +284,11 @@ impl Demand {
     }
 
     /// Demands the urgent pages of a read, and schedules the next look at the others.
-    fn look(&mut self, id: WaitId, view: View<'_>, now: Instant) {
+    fn look(&mut self, id: WaitId, view: DemandView<'_>, now: Instant) {
         let Some(wait) = self.waits.get_mut(&id) else { return };
         let moment = Moment { fill: self.fill, access: wait.access, since: wait.since, view, now };
         wait.look_at = None;
-        for page in missing(view.held, wait.pages) {
+        for page in missing(view.arrived, wait.pages) {
             if self.asked.contains(page) {
                 continue;
             }
@@ -304,7 +310,7 @@ impl Demand {
         }
         debug_assert!(
             wait.look_at.is_some()
-                || missing(view.held, wait.pages).all(|page| self.asked.contains(page)),
+                || missing(view.arrived, wait.pages).all(|page| self.asked.contains(page)),
             "a read waits for pages that nobody asks for"
         );
         self.looks.extend(wait.look_at.map(|at| (at, id)));
@@ -366,7 +372,7 @@ impl Demand {
 
     /// When [`Self::handle_timeout`] is due.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        if !self.is_known {
+        if !self.is_supported {
             return None;
         }
         let look = self.looks.first().map(|(at, _)| *at);

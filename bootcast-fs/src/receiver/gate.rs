@@ -5,14 +5,18 @@ use std::net::{IpAddr, SocketAddr};
 
 use bootcast_proto::{DatagramKey, JoinAnswer};
 
-use super::Counters;
+use super::session::Counters;
+
+/// Names one membership: its number among the joins of a receiver. Work that was handed out in one
+/// membership comes back with its epoch, because another join may have changed the page size.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Epoch(u32);
 
 /// Facts that the datagrams of one membership are checked against. Copies allow checks without a
 /// lock on the receiver.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Gate {
-    /// Number of joins so far.
-    epoch: u32,
+    epoch: Epoch,
     /// Address of the server's datagrams, if announced.
     source: Option<IpAddr>,
     /// Where the present cast's datagrams come from, once one came; `None` where they have tags.
@@ -27,7 +31,7 @@ pub struct Gate {
 pub struct Checked<'a> {
     pub(super) from: SocketAddr,
     pub(super) bytes: &'a [u8],
-    epoch: u32,
+    epoch: Epoch,
     finding: Finding,
 }
 
@@ -44,11 +48,11 @@ impl Gate {
     /// Starts another membership.
     pub(super) fn begin(&mut self, answer: &JoinAnswer) {
         let (source, key) = (answer.extensions.source, answer.extensions.key);
-        *self = Self { epoch: self.epoch + 1, source, sender: None, key };
+        *self = Self { epoch: Epoch(self.epoch.0 + 1), source, sender: None, key };
     }
 
-    /// Number that changes with every join.
-    pub(super) fn epoch(&self) -> u32 {
+    /// Names the present membership.
+    pub(super) fn epoch(&self) -> Epoch {
         self.epoch
     }
 
@@ -109,9 +113,9 @@ impl Gate {
         false
     }
 
-    /// A datagram of the present cast came from there. Where tags tell what is of the cast, the
+    /// Records the sender of a datagram that fits the present cast. Where datagrams have tags, the
     /// port does not matter: a stranger may have sent an old datagram again from another one.
-    pub(super) fn heard_from(&mut self, sender: SocketAddr) {
+    pub(super) fn record_sender(&mut self, sender: SocketAddr) {
         debug_assert!(self.is_sender(sender), "{sender} is a stranger");
         if self.key.is_none() {
             self.sender = Some(sender);

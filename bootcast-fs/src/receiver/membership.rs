@@ -21,7 +21,7 @@ const RETRY_AFTER_MAX: Duration = Duration::from_secs(30);
 /// What the driver must do. Actions must be executed in the order they are returned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Send a join; answer with `joined` or `join_failed`.
+    /// Send a join; answer with `handle_join` or `handle_join_error`.
     Join,
     /// Send a leave; the answer does not matter.
     Leave(Token),
@@ -29,7 +29,7 @@ pub enum Action {
     Subscribe(Subscription),
     /// Stop listening.
     Unsubscribe,
-    /// Send a report; answer with `handle_reported`.
+    /// Send a report; answer with `handle_report_answer`.
     Report(Report),
     /// Demand pages; answer with `handle_wanted`.
     Want(Want),
@@ -56,6 +56,26 @@ pub(super) enum Silence {
     Long,
     /// Silence is expected, and a lost cast shows in another way: never join again.
     Endless,
+}
+
+/// Time without datagrams where some are expected.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SilentSince {
+    since: Instant,
+    /// Length of the first silence after which a member joins again.
+    patience: Duration,
+}
+
+impl SilentSince {
+    /// When to ask the server for a sign of life.
+    pub(super) fn ask_at(self) -> Instant {
+        self.since + self.patience * 3 / 4
+    }
+
+    /// When a member joins again.
+    pub(super) fn end(self) -> Instant {
+        self.since + self.patience
+    }
 }
 
 /// Times that the user may choose.
@@ -233,19 +253,16 @@ impl Membership {
         }
     }
 
-    /// Since when a member hears nothing where it expects something.
-    pub(super) fn silent_since(&self) -> Option<Instant> {
+    /// Time without datagrams of a member that expects some.
+    pub(super) fn silence(&self) -> Option<SilentSince> {
         match &self.state {
-            State::Member { heard, .. } if !self.may_be_silent => Some(*heard),
+            State::Member { heard, .. } if !self.may_be_silent => {
+                Some(SilentSince { since: *heard, patience: self.timing.silence })
+            }
             State::Idle | State::Joining(_) | State::Member { .. } | State::Rejoining { .. } => {
                 None
             }
         }
-    }
-
-    /// The first time of silence after which it joins again.
-    pub(super) fn silence(&self) -> Duration {
-        self.timing.silence
     }
 
     /// Sets whether datagrams are expected from now on. Silence counts from the moment they are.

@@ -12,6 +12,7 @@ use bootcast_proto::{
     BLOCK_PAGES, BlockIndex, BlockLayout, PageIndex, PageSet, PageSize, WindowIndex,
 };
 
+use super::repair_loop::Round;
 use super::stream::Stream;
 
 /// Most blocks and runs of windows in a report. The server reads no more; the rest follows with the
@@ -35,8 +36,8 @@ pub struct DecodePlan {
     pub present: Vec<(SourceIndex, PageIndex)>,
     /// Symbols to use, as many as pages are missing.
     pub symbols: Vec<RepairIndex>,
-    /// Round of the blocks; changes whenever blocks get other pages.
-    pub(super) round: u32,
+    /// Round of the blocks.
+    pub(super) round: Round,
 }
 
 /// Blocks of the present cast. Stored symbols outlive it as long as the blocks stay the same.
@@ -328,7 +329,7 @@ impl Repair {
             missing.len(),
             symbols.len()
         );
-        Some(DecodePlan { block, missing, present, symbols, round: 0 })
+        Some(DecodePlan { block, missing, present, symbols, round: Round::default() })
     }
 
     /// Report of the blocks that lack something unpromised, lowest first: their needs, or their

@@ -237,14 +237,14 @@ impl Reporter {
 
     /// Handles an accepted report. `is_answered`: a beacon that arrived before this showed its
     /// effect.
-    pub(super) fn heard(&mut self, is_answered: bool, now: Instant) {
+    pub(super) fn accepted(&mut self, is_answered: bool, now: Instant) {
         debug_assert!(self.is_asking(), "an answer to no report");
         self.phase = Phase::Holding { since: now, heard_beacon: is_answered };
         self.renew(now);
     }
 
     /// Handles a report that failed.
-    pub(super) fn not_heard(&mut self, now: Instant) {
+    pub(super) fn failed(&mut self, now: Instant) {
         self.phase = Phase::Retrying { until: now + RETRY };
         self.renewal = self.renewal.map(|at| at.max(now + RETRY));
     }
@@ -382,7 +382,7 @@ mod tests {
         assert!(due <= now + 200 * MS);
         assert!(reporter.handle_timeout(true, due));
         assert!(!reporter.handle_timeout(true, due + 10 * LEASE));
-        reporter.heard(false, due);
+        reporter.accepted(false, due);
         assert!(!reporter.handle_timeout(true, due + 1000 * MS));
         assert_eq!(reporter.poll_timeout(), None);
         reporter.beacon(&beacon(2, 1, u16::MAX), true, due + 25 * MS);
@@ -399,7 +399,7 @@ mod tests {
         reporter.beacon(&beacon(1, 1, u16::MAX), true, now);
         let due = reporter.poll_timeout().unwrap();
         assert!(reporter.handle_timeout(true, due));
-        reporter.heard(false, due);
+        reporter.accepted(false, due);
         reporter.beacon(&beacon(2, 1, u16::MAX), false, due + 5 * MS);
         assert_eq!(reporter.poll_timeout(), None);
         reporter.beacon(&beacon(3, 1, u16::MAX), true, due + 10 * MS);
@@ -417,7 +417,7 @@ mod tests {
         assert!(reporter.handle_timeout(true, due));
         reporter.beacon(&beacon(2, 1, u16::MAX), true, due + MS);
         assert_eq!(reporter.poll_timeout(), None);
-        reporter.heard(true, due + 2 * MS);
+        reporter.accepted(true, due + 2 * MS);
         let pause_end = due + 402 * MS;
         assert_eq!(reporter.poll_timeout(), Some(pause_end));
         assert!(!reporter.handle_timeout(true, pause_end));
@@ -431,7 +431,7 @@ mod tests {
         reporter.beacon(&beacon(1, 1, u16::MAX), true, now);
         let due = reporter.poll_timeout().unwrap();
         assert!(reporter.handle_timeout(true, due));
-        reporter.not_heard(due);
+        reporter.failed(due);
         assert_eq!(reporter.poll_timeout(), Some(due + RETRY));
     }
 
@@ -445,7 +445,7 @@ mod tests {
         reporter.beacon(&beacon(1, 100, u16::MAX), true, now);
         assert!(reporter.tell(true));
         assert!(reporter.is_asking() && !reporter.counted(true, now));
-        reporter.heard(false, now);
+        reporter.accepted(false, now);
         assert!(reporter.tell(true));
         assert!(!reporter.is_asking(), "it waits for what the last report brings");
         assert!(!reporter.handle_timeout(true, now + 10 * LEASE));
@@ -488,7 +488,7 @@ mod tests {
             let due = reporter.poll_timeout().unwrap();
             assert!((LEASE / 4..=LEASE / 2).contains(&(due - now)));
             assert!(reporter.handle_timeout(false, due));
-            reporter.heard(false, due);
+            reporter.accepted(false, due);
             now = due;
         }
     }
@@ -499,7 +499,7 @@ mod tests {
         let mut reporter = reporter(1, Some(LEASE), now);
         let due = reporter.poll_timeout().unwrap();
         assert!(reporter.handle_timeout(false, due));
-        reporter.not_heard(due);
+        reporter.failed(due);
         assert!(!reporter.handle_timeout(false, due));
         assert!(reporter.handle_timeout(false, due + RETRY));
     }

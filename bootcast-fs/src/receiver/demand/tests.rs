@@ -20,7 +20,7 @@ struct Member {
     demand: Demand,
     geometry: Geometry,
     held: PageSet,
-    course: Course,
+    stream: StreamPosition,
     now: Instant,
     /// What the server says of its queue.
     queue: Duration,
@@ -32,22 +32,26 @@ impl Member {
         let geometry = Geometry::all_full(PAGES, page_size);
         let now = Instant::now();
         let rate = BitRate::from_bits_per_second(RATE);
-        let course = Course::new(PAGES, page_size, rate, now);
+        let stream = StreamPosition::new(PAGES, page_size, rate, now);
         let mut demand = Demand::default();
         demand.set_fill(fill);
         demand.begin(true, &geometry, now);
-        Self { demand, geometry, held: PageSet::new(PAGES), course, now, queue: Duration::ZERO }
+        Self { demand, geometry, held: PageSet::new(PAGES), stream, now, queue: Duration::ZERO }
     }
 
-    fn view<'a>(geometry: &'a Geometry, held: &'a PageSet, course: &'a Course) -> View<'a> {
-        View { geometry, held, course, repair: None }
+    fn view<'a>(
+        geometry: &'a Geometry,
+        arrived: &'a PageSet,
+        stream: &'a StreamPosition,
+    ) -> DemandView<'a> {
+        DemandView { geometry, arrived, stream, blocks: None }
     }
 
     /// Reads `count` pages from `first`, counted from 0; waits where they are not here.
     fn read(&mut self, first: u32, count: u32) -> Option<WaitId> {
         let bytes = u64::from(first) * PAGE..u64::from(first + count) * PAGE;
-        let view = Self::view(&self.geometry, &self.held, &self.course);
-        let access = self.demand.note_read(&bytes, Some(view));
+        let view = Self::view(&self.geometry, &self.held, &self.stream);
+        let access = self.demand.record_read(&bytes, Some(view));
         let waits = !self.held.contains_all(PageRange::new(first, first + count));
         waits.then(|| self.demand.begin_wait(&bytes, access, Some(&self.geometry), self.now))
     }
@@ -60,7 +64,7 @@ impl Member {
     }
 
     fn ask_whole(&mut self) -> Option<Want> {
-        let view = Self::view(&self.geometry, &self.held, &self.course);
+        let view = Self::view(&self.geometry, &self.held, &self.stream);
         self.demand.lose_late(self.now);
         self.demand.handle_timeout(view, self.now);
         let want = self.demand.poll_want()?;
@@ -87,7 +91,7 @@ impl Member {
     }
 
     fn beacon(&mut self, position: u32) {
-        self.course.beacon(PageIndex(position), self.now);
+        self.stream.beacon(PageIndex(position), self.now);
     }
 
     /// The datagram of a page comes, and is stored.
@@ -303,7 +307,7 @@ fn a_server_that_does_not_answer_is_asked_a_few_times_at_most() {
     let mut wants = Vec::new();
     for k in 0..10 {
         member.read(k * 1000, 1).unwrap();
-        let view = Member::view(&member.geometry, &member.held, &member.course);
+        let view = Member::view(&member.geometry, &member.held, &member.stream);
         member.demand.handle_timeout(view, member.now);
         let want = member.demand.poll_want();
         assert_eq!(want.is_some(), (k as usize) < MAX_REQUESTS);

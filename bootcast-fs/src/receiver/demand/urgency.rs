@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use bootcast_proto::PageIndex;
 
-use super::super::access::Access;
-use super::{Fill, View};
+use super::super::reads::Access;
+use super::{DemandView, Fill};
 
 /// A random reader waits for the stream at most this long.
 const SOON: Duration = Duration::from_millis(10);
@@ -36,7 +36,7 @@ pub(super) struct Moment<'a> {
     pub(super) fill: Fill,
     pub(super) access: Access,
     pub(super) since: Instant,
-    pub(super) view: View<'a>,
+    pub(super) view: DemandView<'a>,
     pub(super) now: Instant,
 }
 
@@ -52,21 +52,21 @@ impl Moment<'_> {
     }
 
     fn of_random(&self, page: PageIndex, waited: Duration) -> Urgency {
-        match self.view.course.eta(page, self.now) {
+        match self.view.stream.eta(page, self.now) {
             Some(eta) if eta <= SOON && waited < ENOUGH => Urgency::LookAgain(eta + GRACE),
             _ => Urgency::Ask,
         }
     }
 
     fn of_onward(&self, page: PageIndex, waited: Duration) -> Urgency {
-        let course = self.view.course;
-        let is_near = course.pages_before(page, self.now).is_some_and(|before| before < NEAR);
+        let stream = self.view.stream;
+        let is_near = stream.pages_before(page, self.now).is_some_and(|before| before < NEAR);
         if (is_near && waited < NEAR_ENOUGH)
             || (waited < LONG_ENOUGH && self.is_taken_care_of(page))
         {
             return Urgency::LookAgain(LOOK_PERIOD);
         }
-        match course.eta(page, self.now) {
+        match stream.eta(page, self.now) {
             Some(eta) if eta <= SOON_ENOUGH && waited < LONG_ENOUGH => {
                 Urgency::LookAgain(eta.max(GRACE) + GRACE)
             }
@@ -76,10 +76,10 @@ impl Moment<'_> {
 
     /// Whether the stream is in the page's window, or has passed it so that repair brings the page.
     fn is_taken_care_of(&self, page: PageIndex) -> bool {
-        let Some(repair) = self.view.repair else { return false };
-        let window = repair.layout().window_of(page);
-        let is_at = |at| repair.layout().window_of(at) == window;
-        repair.is_closed(page) || self.view.course.position().is_some_and(is_at)
+        let Some(blocks) = self.view.blocks else { return false };
+        let window = blocks.layout().window_of(page);
+        let is_at = |at| blocks.layout().window_of(at) == window;
+        blocks.is_closed(page) || self.view.stream.position().is_some_and(is_at)
     }
 }
 

@@ -124,14 +124,15 @@ impl Member {
             Sent::Page(bytes) => {
                 if let Arrival::New(page) = self.receiver.handle_datagram(from, bytes, self.now) {
                     self.pages.push((page.index, page.payload.to_vec()));
-                    self.receiver.handle_stored(PageRange::single(page.index));
+                    self.receiver
+                        .handle_stored(PageRange::single(page.index), self.receiver.epoch());
                 }
             }
             Sent::Repair(bytes) => {
                 let arrival = self.receiver.handle_repair_datagram(from, bytes, self.now);
-                if let RepairArrival::Symbol { block, number, payload } = arrival {
+                if let RepairArrival::Symbol { block, number, round, payload } = arrival {
                     self.symbols.push((number, payload.to_vec()));
-                    self.receiver.handle_symbol_stored(block, number);
+                    self.receiver.handle_symbol_stored(block, number, round);
                 }
             }
         }
@@ -174,7 +175,7 @@ fn forged_datagrams_of_every_kind_are_counted_and_the_transfer_completes() {
     member.hear(SERVER, &symbol(genuine, 0, &payload));
     assert_eq!(member.symbols, [(RepairIndex::new(0).unwrap(), payload)]);
     assert_eq!(member.receiver.poll_decodable(), Some(BlockIndex(0)));
-    member.receiver.handle_stored(PageRange::new(PAGES - 1, PAGES));
+    member.receiver.handle_stored(PageRange::new(PAGES - 1, PAGES), member.receiver.epoch());
     assert!(member.receiver.is_complete());
     let expected: Vec<_> = (0..PAGES - 1).map(|at| (PageIndex(at), content(at))).collect();
     assert_eq!(member.pages, expected);

@@ -1,10 +1,13 @@
 #![expect(clippy::disallowed_methods, reason = "a virtual clock needs a first moment")]
 
-use bootcast_proto::join::Extensions;
-use bootcast_proto::{Etag, JoinAnswer, PageSize, Token};
+use std::time::Duration;
 
-use super::super::{Action, FetchError, Pin, Timing, UnicastMode};
-use super::*;
+use bootcast_proto::join::Extensions;
+use bootcast_proto::{JoinAnswer, PageRange, PageSize};
+
+use super::super::content::BELIEVED_FOR;
+use super::super::*;
+use super::Shorthand;
 
 const TIMING: Timing = Timing { linger: Duration::from_secs(10), silence: Duration::from_secs(2) };
 const PAGES: u32 = 300;
@@ -46,8 +49,8 @@ fn pages(start: u32, end: u32) -> PageRange {
 
 /// Everything but these pages arrives.
 fn receive_all_but(receiver: &mut Receiver, missing: PageRange) {
-    receiver.handle_stored(pages(0, missing.start.0));
-    receiver.handle_stored(pages(missing.end.0, PAGES));
+    receiver.store(pages(0, missing.start.0));
+    receiver.store(pages(missing.end.0, PAGES));
 }
 
 #[test]
@@ -58,7 +61,7 @@ fn a_read_of_an_unreadable_page_fails_and_others_wait_on() {
     assert_eq!(receiver.unreadable(&(0..48)), None);
     assert_eq!(receiver.unreadable(&(0..48 * 8)), Some(48 * 7..48 * 8));
     // One that is here all the same is no error.
-    receiver.handle_stored(pages(7, 8));
+    receiver.store(pages(7, 8));
     assert_eq!(receiver.unreadable(&(48 * 7..48 * 8)), None);
     assert!(receiver.is_member());
 }
@@ -87,7 +90,7 @@ fn a_member_that_lacks_nothing_but_unreadable_pages_leaves_and_asks_again_later(
     receiver.handle_join(&answer(), later);
     let wants = |action: &Action| matches!(action, Action::Want(sent) if sent.now == [(8, 1)]);
     assert!(actions(&mut receiver, later).iter().any(wants));
-    receiver.handle_stored(pages(7, 9));
+    receiver.store(pages(7, 9));
     assert!(receiver.is_complete());
 }
 
@@ -102,8 +105,8 @@ fn lost_pages_of_a_block_that_cannot_be_rebuilt_are_demanded() {
         |action: &Action| matches!(action, Action::Want(sent) if sent.now == [(8, 1), (10, 1)]);
     let asked = actions(&mut receiver, now + Duration::from_secs(1));
     assert!(asked.iter().any(wants), "{asked:?}");
-    receiver.handle_stored(pages(7, 8));
-    receiver.handle_stored(pages(9, 10));
+    receiver.store(pages(7, 8));
+    receiver.store(pages(9, 10));
     assert!(!receiver.is_member());
 }
 
@@ -113,13 +116,13 @@ fn a_fetch_goes_round_what_the_server_cannot_read() {
     let mut receiver = joined(UnicastMode::Always, now);
     let fetch = receiver.poll_fetch(None, now).unwrap();
     assert_eq!(fetch.bytes.start, 0);
-    receiver.handle_stored(pages(0, 7));
+    receiver.store(pages(0, 7));
     receiver.handle_fetched(fetch.id, 48 * 7, None);
     receiver.handle_fetch_end(fetch.id, Err(FetchError::Unreadable(48 * 7..48 * 9)), now);
     let later = now + Duration::from_secs(3);
     receiver.handle_timeout(later);
     let next = receiver.poll_fetch(None, later).unwrap();
     assert_eq!(next.bytes.start, 48 * 9);
-    receiver.handle_stored(pages(9, PAGES));
+    receiver.store(pages(9, PAGES));
     assert!(!receiver.is_member() && !receiver.is_complete());
 }

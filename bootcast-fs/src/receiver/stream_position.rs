@@ -17,7 +17,7 @@ const SLOWEST: f64 = 1.0;
 /// Assumes that the stream is as fast as the server may send. It may be slower because of demands.
 /// Demanding more for that reason would leave nothing of the stream.
 #[derive(Debug)]
-pub(super) struct Course {
+pub(super) struct StreamPosition {
     pages: u32,
     /// Pages per second, an upper bound.
     speed: f64,
@@ -28,7 +28,7 @@ pub(super) struct Course {
     is_told: bool,
 }
 
-impl Course {
+impl StreamPosition {
     /// Starts after a join: the stream begins soon, with the first page.
     pub(super) fn new(
         pages: u32,
@@ -114,46 +114,46 @@ mod tests {
     }
 
     /// A stream of a thousand pages per second.
-    fn course(now: Instant) -> Course {
+    fn stream(now: Instant) -> StreamPosition {
         let page_size = PageSize::for_mtu(1500).unwrap();
         let rate = BitRate::from_bits_per_second(page_size.wire_len() * 8 * 1000);
-        Course::new(PAGES, page_size, rate, now)
+        StreamPosition::new(PAGES, page_size, rate, now)
     }
 
-    fn eta_ms(course: &Course, page: u32, now: Instant) -> Option<u128> {
-        course.eta(PageIndex(page), now).map(|eta| eta.as_millis())
+    fn eta_ms(stream: &StreamPosition, page: u32, now: Instant) -> Option<u128> {
+        stream.eta(PageIndex(page), now).map(|eta| eta.as_millis())
     }
 
     #[test]
     fn before_anything_is_heard_it_begins_a_moment_after_the_join() {
         let now = Instant::now();
-        let course = course(now);
-        assert_eq!(eta_ms(&course, 49, now), Some(70));
-        assert_eq!(eta_ms(&course, 49, now + ms(40)), Some(30));
-        assert_eq!(course.position(), None);
-        assert_eq!(course.pages_in(ms(250)), 250);
+        let stream = stream(now);
+        assert_eq!(eta_ms(&stream, 49, now), Some(70));
+        assert_eq!(eta_ms(&stream, 49, now + ms(40)), Some(30));
+        assert_eq!(stream.position(), None);
+        assert_eq!(stream.pages_in(ms(250)), 250);
     }
 
     #[test]
     fn between_beacons_it_goes_on_and_behind_its_back_it_comes_in_the_next_pass() {
         let now = Instant::now();
-        let mut course = course(now);
-        course.beacon(PageIndex(5000), now);
-        assert_eq!(eta_ms(&course, 5049, now + ms(20)), Some(30));
-        assert_eq!(eta_ms(&course, 5009, now + ms(20)), Some(0), "late");
-        assert_eq!(eta_ms(&course, 4999, now), Some(10_000));
-        assert_eq!(course.pages_before(PageIndex(5010), now), Some(10));
-        assert_eq!(course.pages_before(PageIndex(4000), now), None);
+        let mut stream = stream(now);
+        stream.beacon(PageIndex(5000), now);
+        assert_eq!(eta_ms(&stream, 5049, now + ms(20)), Some(30));
+        assert_eq!(eta_ms(&stream, 5009, now + ms(20)), Some(0), "late");
+        assert_eq!(eta_ms(&stream, 4999, now), Some(10_000));
+        assert_eq!(stream.pages_before(PageIndex(5010), now), Some(10));
+        assert_eq!(stream.pages_before(PageIndex(4000), now), None);
     }
 
     #[test]
     fn a_stream_that_rests_or_is_not_heard_of_brings_nothing() {
         let now = Instant::now();
-        let mut course = course(now);
-        course.beacon(PageIndex(0), now);
-        assert!(eta_ms(&course, 5, now).is_some());
-        assert_eq!(eta_ms(&course, 5, now + ms(1100)), None);
-        course.beacon(PageIndex(PAGES), now);
-        assert_eq!((eta_ms(&course, 5, now), course.position()), (None, None));
+        let mut stream = stream(now);
+        stream.beacon(PageIndex(0), now);
+        assert!(eta_ms(&stream, 5, now).is_some());
+        assert_eq!(eta_ms(&stream, 5, now + ms(1100)), None);
+        stream.beacon(PageIndex(PAGES), now);
+        assert_eq!((eta_ms(&stream, 5, now), stream.position()), (None, None));
     }
 }

@@ -1,14 +1,18 @@
 #![expect(clippy::disallowed_methods, reason = "a virtual clock needs a first moment")]
 
+use std::net::SocketAddr;
+use std::time::Duration;
+
 use bootcast_proto::api::Report;
-use bootcast_proto::fec::{self, Engine};
+use bootcast_proto::fec::{self, Engine, RepairIndex};
 use bootcast_proto::join::Extensions;
-use bootcast_proto::wire::{Pace, end_datagram, symbol_header};
-use bootcast_proto::{Etag, Layout, PageIndex, PageSize, Token, WindowIndex};
+use bootcast_proto::wire::{Beacon, Pace, end_datagram, symbol_header};
+use bootcast_proto::{Etag, JoinAnswer, Layout, PageIndex, PageRange, PageSize, WindowIndex};
 use proptest::prelude::*;
 
-use super::super::{Arrival, Pin, Subscription, Timing};
-use super::*;
+use super::super::session::REJOIN_SPREAD;
+use super::super::*;
+use super::Shorthand;
 
 const TIMING: Timing = Timing { linger: Duration::from_secs(10), silence: Duration::from_secs(2) };
 const SERVER: SocketAddr =
@@ -73,7 +77,7 @@ impl Member {
         let mut bytes = Layout::Base.header(PageIndex(page), PAGES, &payload).to_vec();
         bytes.extend(payload);
         if let Arrival::New(page) = self.receiver.handle_datagram(SERVER, &bytes, self.now) {
-            self.receiver.handle_stored(PageRange::single(page.index));
+            self.receiver.store(PageRange::single(page.index));
         }
     }
 
@@ -82,8 +86,8 @@ impl Member {
         let header = symbol_header(BlockIndex(block), number, promised);
         let bytes = [&header[..], &[0; PAGE as usize]].concat();
         let arrival = self.receiver.handle_repair_datagram(SERVER, &bytes, self.now);
-        if let RepairArrival::Symbol { block, number, .. } = arrival {
-            self.receiver.handle_symbol_stored(block, number);
+        if let RepairArrival::Symbol { block, number, round, .. } = arrival {
+            self.receiver.handle_symbol_stored(block, number, round);
         }
     }
 
@@ -199,10 +203,66 @@ fn a_member_of_the_panel_tells_what_came_between_beacons_though_it_lacks_nothing
     assert!(report(&actions).needs.is_empty() && report(&actions).bulk.is_empty());
     member.beacon(12, 1, 1);
     assert_eq!(member.actions_until_next_beacon(), [], "one is out");
-    member.receiver.handle_reported(Err(ReportError::UnknownMember), member.now);
+    member.receiver.answer_report(Err(ReportError::UnknownMember), member.now);
     member.now += REJOIN_SPREAD;
     member.receiver.handle_timeout(member.now);
     assert_eq!(member.actions(), [Action::Join]);
+}
+
+#[test]
+fn the_answer_to_a_report_of_a_former_membership_is_ignored() {
+    let mut member = Member::lacking(&[0]);
+    member.beacon(PAGES, 0, 0);
+    member.beacon(PAGES, 0, 0);
+    assert!(matches!(member.actions_until_next_beacon()[..], [Action::Report(_)]));
+    member.receiver.handle_join(&answer(2), member.now);
+    member.actions();
+    let former = Token::from_random(1);
+    let forgotten = Err(ReportError::UnknownMember);
+    member.receiver.handle_report_answer(&former, forgotten, member.now);
+    member.receiver.handle_timeout(member.now + REJOIN_SPREAD);
+    assert!(!member.actions().contains(&Action::Join));
+}
+
+/// Symbol 0 of block 0 arrives: its round.
+fn symbol_round(member: &mut Member) -> Round {
+    let header = symbol_header(BlockIndex(0), RepairIndex::new(0).unwrap(), 1);
+    let bytes = [&header[..], &[0; PAGE as usize]].concat();
+    match member.receiver.handle_repair_datagram(SERVER, &bytes, member.now) {
+        RepairArrival::Symbol { round, .. } => round,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn what_was_handed_out_for_other_blocks_does_not_count() {
+    let (block, number) = (BlockIndex(0), RepairIndex::new(0).unwrap());
+    let mut member = Member::lacking(&[0]);
+    let round = symbol_round(&mut member);
+    member.receiver.handle_symbol_stored(block, number, round);
+    let plan = member.receiver.decode_plan(block).unwrap();
+    // The server restarts, and divides the same pages into other blocks.
+    let mut other = answer(2);
+    other.extensions.interleave = Some(1);
+    member.receiver.handle_join(&other, member.now);
+    member.receiver.handle_symbol_stored(block, number, round);
+    assert_eq!(member.receiver.decode_plan(block), None, "the symbol is of other pages");
+    assert!(!member.receiver.confirms(&plan));
+    let round = symbol_round(&mut member);
+    member.receiver.handle_symbol_stored(block, number, round);
+    member.receiver.handle_symbols_lost(&plan);
+    assert!(member.receiver.decode_plan(block).is_some(), "the lost symbols are of other pages");
+}
+
+#[test]
+fn a_page_that_was_handed_out_before_another_join_does_not_count() {
+    let mut member = Member::lacking(&[0]);
+    let epoch = member.receiver.epoch();
+    member.receiver.handle_join(&answer(2), member.now);
+    member.receiver.handle_stored(PageRange::new(0, 1), epoch);
+    assert!(!member.receiver.is_complete());
+    member.receiver.store(PageRange::new(0, 1));
+    assert!(member.receiver.is_complete());
 }
 
 #[test]
@@ -226,8 +286,8 @@ fn a_member_does_what_the_worked_dialogue_of_the_protocol_says() {
     receiver.handle_join(&answer, now);
     let hear = |receiver: &mut Receiver, bytes: &[u8], now| {
         let arrival = receiver.handle_repair_datagram(SERVER, bytes, now);
-        if let RepairArrival::Symbol { block, number, .. } = arrival {
-            receiver.handle_symbol_stored(block, number);
+        if let RepairArrival::Symbol { block, number, round, .. } = arrival {
+            receiver.handle_symbol_stored(block, number, round);
         }
         assert!(!matches!(arrival, RepairArrival::Bad(_)), "{arrival:?}");
     };
@@ -243,7 +303,7 @@ fn a_member_does_what_the_worked_dialogue_of_the_protocol_says() {
             fec::decode(Engine::best(), payloads[0].len(), &missing, &present, &symbols).unwrap();
         for ((_, number), bytes) in plan.missing.iter().zip(&rebuilt) {
             assert_eq!(bytes, page(number.0), "page {number}");
-            receiver.handle_stored(PageRange::single(*number));
+            receiver.store(PageRange::single(*number));
         }
         plan.missing.iter().map(|(_, number)| number.0 + 1).collect()
     };
@@ -273,7 +333,7 @@ fn a_member_does_what_the_worked_dialogue_of_the_protocol_says() {
         let header = Layout::Base.header(PageIndex(number), answer.pages, page(number));
         let bytes = [&header[..], page(number)].concat();
         let Arrival::New(new) = receiver.handle_datagram(SERVER, &bytes, now) else { panic!() };
-        receiver.handle_stored(PageRange::single(new.index));
+        receiver.store(PageRange::single(new.index));
     }
     for (block, number, promised) in [(0, 0, 1), (1, 0, 1), (2, 0, 1), (0, 1, 2)] {
         hear(&mut receiver, &datagram(block, number, promised), now);
@@ -289,7 +349,7 @@ fn a_member_does_what_the_worked_dialogue_of_the_protocol_says() {
     let Some(Action::Report(report)) = actions.last() else { panic!("{actions:?}") };
     let body = serde_json::to_string(report).unwrap();
     assert!(lines.contains(&body.as_str()), "{body}");
-    receiver.handle_reported(Ok(()), now);
+    receiver.answer_report(Ok(()), now);
 
     let others = datagram(3, 2, 3);
     for bytes in [&symbol, &others] {
@@ -336,12 +396,12 @@ fn a_report_that_is_taken_is_not_repeated_while_its_promise_is_kept() {
     let mut member = Member::lacking(&[0]);
     member.beacon(PAGES, 0, 0);
     report(&member.actions_until_next_beacon());
-    member.receiver.handle_reported(Ok(()), member.now);
+    member.receiver.answer_report(Ok(()), member.now);
     member.beacon(PAGES, 0, 1);
     member.symbol(0, 0, 1);
     assert_eq!(member.actions_until_next_beacon(), []);
     assert_eq!(member.receiver.poll_decodable(), Some(BlockIndex(0)));
-    member.receiver.handle_stored(PageRange::new(0, 1));
+    member.receiver.store(PageRange::new(0, 1));
     assert!(member.receiver.is_complete());
 }
 
@@ -351,7 +411,7 @@ fn windows_that_are_asked_for_are_not_asked_for_again_before_they_came() {
     let mut member = Member::lacking(&missing);
     member.beacon(PAGES, 0, 0);
     assert_eq!(report(&member.actions_until_next_beacon()).bulk, [(0, 1)]);
-    member.receiver.handle_reported(Ok(()), member.now);
+    member.receiver.answer_report(Ok(()), member.now);
     for position in [PAGES, PAGES, 10, 200] {
         member.beacon(position, 0, 0);
         assert_eq!(member.actions_until_next_beacon(), []);
@@ -365,7 +425,7 @@ fn a_report_that_is_lost_is_sent_again() {
     let mut member = Member::lacking(&[0]);
     member.beacon(PAGES, 0, 0);
     report(&member.actions_until_next_beacon());
-    member.receiver.handle_reported(Err(ReportError::Temporary), member.now);
+    member.receiver.answer_report(Err(ReportError::Temporary), member.now);
     let start = member.now;
     while member.now < start + Duration::from_millis(1100) {
         member.beacon(PAGES, 0, 0);
@@ -382,7 +442,7 @@ fn a_server_that_forgot_the_member_or_ended_the_cast_is_joined_again_soon() {
     let forgotten = |member: &mut Member| {
         member.beacon(PAGES, 0, 0);
         report(&member.actions_until_next_beacon());
-        member.receiver.handle_reported(Err(ReportError::UnknownMember), member.now);
+        member.receiver.answer_report(Err(ReportError::UnknownMember), member.now);
     };
     let ended = |member: &mut Member| {
         member.receiver.handle_repair_datagram(SERVER, &end_datagram(None), member.now);
@@ -516,8 +576,8 @@ proptest! {
                 bytes[4..8].copy_from_slice(&[0, 0, 0, kind]);
             }
             let arrival = member.receiver.handle_repair_datagram(SERVER, &bytes, member.now);
-            if let RepairArrival::Symbol { block, number, .. } = arrival {
-                member.receiver.handle_symbol_stored(block, number);
+            if let RepairArrival::Symbol { block, number, round, .. } = arrival {
+                member.receiver.handle_symbol_stored(block, number, round);
             }
             member.actions_until_next_beacon();
         }

@@ -35,7 +35,7 @@ struct Run {
 
 impl Runs {
     /// Records a read and classifies it.
-    pub(super) fn note(&mut self, bytes: &Range<u64>) -> Access {
+    pub(super) fn record(&mut self, bytes: &Range<u64>) -> Access {
         debug_assert!(bytes.start <= bytes.end, "a read of {bytes:?}");
         // Requests of one reader may arrive out of order, so one or two in between may still be
         // missing.
@@ -82,42 +82,42 @@ mod tests {
     #[test]
     fn two_readers_of_one_file_each_go_on_where_they_were() {
         let mut runs = Runs::default();
-        assert_eq!(runs.note(&(0..100)), Access::Following);
-        assert_eq!(runs.note(&(5000..5100)), Access::Random);
-        assert_eq!(runs.note(&(5000..5100)), Access::Following);
-        assert_eq!(runs.note(&(100..200)), Access::Continuing);
-        assert_eq!(runs.note(&(5100..5200)), Access::Continuing);
-        assert_eq!(runs.note(&(401..500)), Access::Random);
+        assert_eq!(runs.record(&(0..100)), Access::Following);
+        assert_eq!(runs.record(&(5000..5100)), Access::Random);
+        assert_eq!(runs.record(&(5000..5100)), Access::Following);
+        assert_eq!(runs.record(&(100..200)), Access::Continuing);
+        assert_eq!(runs.record(&(5100..5200)), Access::Continuing);
+        assert_eq!(runs.record(&(401..500)), Access::Random);
     }
 
     #[test]
     fn requests_that_overtook_each_other_are_one_run() {
         let mut runs = Runs::default();
-        assert_eq!(runs.note(&(100..200)), Access::Random);
-        assert_eq!(runs.note(&(0..100)), Access::Continuing);
-        assert_eq!(runs.note(&(300..400)), Access::Continuing);
-        assert_eq!(runs.note(&(200..300)), Access::Following);
-        assert_eq!(runs.note(&(409..410)), Access::Random, "a short one must be nearer");
+        assert_eq!(runs.record(&(100..200)), Access::Random);
+        assert_eq!(runs.record(&(0..100)), Access::Continuing);
+        assert_eq!(runs.record(&(300..400)), Access::Continuing);
+        assert_eq!(runs.record(&(200..300)), Access::Following);
+        assert_eq!(runs.record(&(409..410)), Access::Random, "a short one must be nearer");
     }
 
     #[test]
     fn a_reader_that_was_not_heard_of_for_many_others_begins_anew() {
         let mut runs = Runs::default();
         for k in 0..=16 {
-            assert_eq!(runs.note(&(1000 + k * 100..1010 + k * 100)), Access::Random);
+            assert_eq!(runs.record(&(1000 + k * 100..1010 + k * 100)), Access::Random);
         }
-        assert_eq!(runs.note(&(1010..1020)), Access::Random);
-        assert_eq!(runs.note(&(2610..2620)), Access::Continuing);
+        assert_eq!(runs.record(&(1010..1020)), Access::Random);
+        assert_eq!(runs.record(&(2610..2620)), Access::Continuing);
     }
 
     #[test]
     fn what_comes_next_is_said_once_and_in_pieces_worth_saying() {
         let mut runs = Runs::default();
-        runs.note(&(0..10));
+        runs.record(&(0..10));
         assert_eq!(runs.announce(100), 10..110);
-        runs.note(&(10..20));
+        runs.record(&(10..20));
         assert_eq!(runs.announce(100), 0..0);
-        runs.note(&(20..70));
+        runs.record(&(20..70));
         assert_eq!(runs.announce(100), 110..170);
     }
 }

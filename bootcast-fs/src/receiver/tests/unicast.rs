@@ -2,13 +2,18 @@
 #![expect(clippy::disallowed_methods, reason = "a virtual clock needs a first moment")]
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
+use bootcast_proto::api::Report;
 use bootcast_proto::join::Extensions;
 use bootcast_proto::wire::{Beacon, Pace, end_datagram};
-use bootcast_proto::{Etag, Layout, PageIndex, PageSize, Token};
+use bootcast_proto::{
+    Etag, JoinAnswer, Layout, PageIndex, PageRange, PageSize, Token, WindowIndex,
+};
 
-use super::super::{Action, Arrival, JoinError, Pin, ReportError, Timing};
-use super::*;
+use super::super::rescue::MAX_CONTRADICTIONS;
+use super::super::*;
+use super::Shorthand;
 
 const TIMING: Timing = Timing { linger: Duration::from_secs(10), silence: Duration::from_secs(2) };
 const SERVER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 40_000);
@@ -61,7 +66,7 @@ impl Member {
         let reports = reports(&member.pass(2 * SECOND));
         assert_eq!(reports.len(), 1);
         assert!(reports[0].unicast && reports[0].bulk.is_empty() && reports[0].needs.is_empty());
-        member.receiver.handle_reported(Ok(()), member.now);
+        member.receiver.answer_report(Ok(()), member.now);
         member
     }
 
@@ -89,7 +94,7 @@ impl Member {
         let mut bytes = Layout::Base.header(PageIndex(page), PAGES, &payload).to_vec();
         bytes.extend(payload);
         if let Arrival::New(page) = self.receiver.handle_datagram(SERVER, &bytes, self.now) {
-            self.receiver.handle_stored(PageRange::single(page.index));
+            self.receiver.store(PageRange::single(page.index));
         }
     }
 
@@ -101,7 +106,7 @@ impl Member {
     fn bring(&mut self, fetch: &Fetch) -> bool {
         let pages = fetch.bytes.start / u64::from(PAGE)..fetch.bytes.end / u64::from(PAGE);
         let page = |page| u32::try_from(page).unwrap();
-        self.receiver.handle_stored(PageRange::new(page(pages.start), page(pages.end)));
+        self.receiver.store(PageRange::new(page(pages.start), page(pages.end)));
         let goes_on = self.receiver.handle_fetched(fetch.id, fetch.bytes.end, None);
         self.receiver.handle_fetch_end(fetch.id, Ok(()), self.now);
         goes_on
@@ -149,7 +154,7 @@ fn never_is_never() {
     let mut member = Member::joined(UnicastMode::Never, &answer(1));
     let actions = member.pass(10 * SECOND);
     member.receiver.presume_no_multicast(true, member.now);
-    member.receiver.fetch_now(PageRange::new(0, 10));
+    member.receiver.rescue.fetch_now(PageRange::new(0, 10));
     assert_eq!((member.fetch(), reports(&actions)), (None, Vec::new()));
     assert!(joins(&actions) > 0);
 }
@@ -185,7 +190,7 @@ fn a_client_that_fetches_stays_a_member_without_joining_again() {
         for report in reports(&actions) {
             assert!(report.unicast);
             renewals += 1;
-            member.receiver.handle_reported(Ok(()), member.now);
+            member.receiver.answer_report(Ok(()), member.now);
         }
     }
     assert!((20..40).contains(&renewals), "{renewals} renewals of a minute's lease in ten minutes");
@@ -235,7 +240,7 @@ fn pages_in_a_row_end_the_fetching_and_the_report_asks_for_all_that_is_missing()
 fn a_report_that_was_not_heard_is_repeated() {
     let mut member = Member::joined(UnicastMode::Auto, &answer(1));
     assert_eq!(reports(&member.pass(SECOND)).len(), 1);
-    member.receiver.handle_reported(Err(ReportError::Temporary), member.now);
+    member.receiver.answer_report(Err(ReportError::Temporary), member.now);
     let again = reports(&member.pass(3 * SECOND));
     assert_eq!(again.len(), 1);
     assert!(again[0].unicast);
@@ -246,7 +251,7 @@ fn a_member_that_the_server_forgot_joins_again_and_goes_on_fetching() {
     let mut member = Member::fetching();
     let renewal = member.pass(30 * SECOND);
     assert_eq!(reports(&renewal).len(), 1);
-    member.receiver.handle_reported(Err(ReportError::UnknownMember), member.now);
+    member.receiver.answer_report(Err(ReportError::UnknownMember), member.now);
     assert_eq!(joins(&member.pass(SECOND)), 1);
     member.receiver.handle_join(&answer(2), member.now);
     assert!(member.fetch().is_some());
@@ -298,7 +303,7 @@ fn a_server_that_has_no_files_over_http_after_all_is_not_asked_for_ever() {
 fn named_pages_are_fetched_while_multicast_comes() {
     let mut member = Member::joined(UnicastMode::Auto, &answer(1));
     member.page(0);
-    member.receiver.fetch_now(PageRange::new(100, 103));
+    member.receiver.rescue.fetch_now(PageRange::new(100, 103));
     let fetch = member.fetch().unwrap();
     assert_eq!(fetch.bytes, 100_000..103_000);
     member.bring(&fetch);
@@ -347,7 +352,7 @@ impl Member {
             actions.extend(self.pass(25 * MS));
             if !reports(&actions).is_empty() {
                 // Answers come at once; to no question they change nothing.
-                self.receiver.handle_reported(Ok(()), self.now);
+                self.receiver.answer_report(Ok(()), self.now);
             }
         }
         actions
@@ -401,7 +406,7 @@ fn a_short_last_page_is_no_multicast() {
         let mut bytes = Layout::Base.header(PageIndex(PAGES - 1), PAGES, &payload).to_vec();
         bytes.extend(payload);
         if let Arrival::New(page) = member.receiver.handle_datagram(SERVER, &bytes, member.now) {
-            member.receiver.handle_stored(PageRange::single(page.index));
+            member.receiver.store(PageRange::single(page.index));
         }
     };
     for number in 1..60 {
@@ -480,7 +485,7 @@ fn pages_without_beacons_are_received_to_the_end_of_the_stream_and_the_rest_is_f
         assert_eq!(joins(&actions), 0);
         for report in reports(&actions) {
             assert!(report.stream_only && !report.unicast && report.needs.is_empty());
-            member.receiver.handle_reported(Ok(()), member.now);
+            member.receiver.answer_report(Ok(()), member.now);
         }
     }
     assert!(!member.is_fetching());
@@ -522,7 +527,7 @@ fn silence_is_fetched_where_the_server_answers_and_joined_again_where_it_does_no
         let asked = member.pass(1600 * MS);
         assert_eq!(reports(&asked).len(), 1, "is the server there?");
         if answers {
-            member.receiver.handle_reported(Ok(()), member.now);
+            member.receiver.answer_report(Ok(()), member.now);
         }
         let actions = member.pass(500 * MS);
         assert_eq!((member.is_fetching(), joins(&actions)), (answers, usize::from(!answers)));

@@ -1,12 +1,13 @@
 #![expect(clippy::disallowed_methods, reason = "a virtual clock needs a first moment")]
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use bootcast_proto::join::Extensions;
-use bootcast_proto::{Etag, Layout, PageIndex, PageRange, PageSize};
+use bootcast_proto::{Etag, JoinAnswer, Layout, PageIndex, PageRange, PageSize};
 
-use super::super::{Action, Arrival, Pin, Reception, Timing, UnicastMode};
-use super::*;
+use super::super::*;
+use super::Shorthand;
 
 const TIMING: Timing = Timing { linger: Duration::from_secs(10), silence: Duration::from_secs(2) };
 const SERVER: SocketAddr =
@@ -59,7 +60,7 @@ fn feed(receiver: &mut Receiver, page: u32, now: Instant) {
     let mut bytes = Layout::Base.header(PageIndex(page), PAGES, b"page").to_vec();
     bytes.extend_from_slice(b"page");
     if let Arrival::New(page) = receiver.handle_datagram(SERVER, &bytes, now) {
-        receiver.handle_stored(PageRange::single(page.index));
+        receiver.store(PageRange::single(page.index));
     }
 }
 
@@ -106,7 +107,7 @@ fn a_member_asks_as_the_worked_want_of_the_protocol_says() {
         let header = Layout::Base.header(PageIndex(number - 1), answer.pages, &payload);
         let bytes = [&header[..], &payload].concat();
         assert!(matches!(receiver.handle_datagram(SERVER, &bytes, now), Arrival::New(_)));
-        receiver.handle_stored(PageRange::single(PageIndex(number - 1)));
+        receiver.store(PageRange::single(PageIndex(number - 1)));
     };
     // An earlier page tells how long they take.
     receiver.handle_read(&(0..48), now).unwrap();
@@ -169,7 +170,7 @@ fn watch(receiver: &mut Receiver, from: Instant, until: Instant) -> Vec<Action> 
                 Action::Want(want) => {
                     receiver.handle_wanted(&token, want, Ok(Duration::ZERO), now);
                 }
-                Action::Report(_) => receiver.handle_reported(Ok(()), now),
+                Action::Report(_) => receiver.answer_report(Ok(()), now),
                 _ => {}
             }
         }

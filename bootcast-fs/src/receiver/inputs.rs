@@ -1,0 +1,429 @@
+//! Inputs of a [`Receiver`]: which machines each concerns, and in which order.
+
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use bootcast_proto::api::Want;
+use bootcast_proto::fec::RepairIndex;
+use bootcast_proto::wire::{Beacon, DataError, RepairDatagram, RepairError};
+use bootcast_proto::{BlockIndex, JoinAnswer, PageIndex, PageRange, Token};
+
+use super::demand_loop::WantOutcome;
+use super::repair_loop::ReportOutcome;
+use super::rescue::PageArrival;
+use super::{
+    Arrival, Checked, DecodePlan, Epoch, Failure, FetchError, FileView, Fill, JoinError, Missing,
+    Receiver, RepairArrival, ReportError, Round, WaitId,
+};
+
+/// Most pages demanded at a time because an unreadable page keeps their blocks from being rebuilt.
+const MAX_CUT_OFF: usize = 256;
+
+impl Receiver {
+    // Readers.
+
+    /// Handles a reader that opened the file.
+    pub fn handle_open(&mut self) {
+        self.session.handle_open();
+    }
+
+    /// Handles a reader that closed the file.
+    pub fn handle_close(&mut self, now: Instant) {
+        self.session.handle_close(now);
+    }
+
+    /// Handles a read of these bytes, all within the file. Returns an identifier of its wait if
+    /// some are missing. Run what is due afterwards.
+    pub fn handle_read(&mut self, bytes: &Range<u64>, now: Instant) -> Option<WaitId> {
+        let file = FileView { assembly: self.content.assembly(), blocks: self.repair.blocks() };
+        let access = self.demand.record_read(bytes, file);
+        self.rescue.read(bytes);
+        // Pages whose time as unreadable is over may be asked for again, which needs a membership.
+        self.content.expire_unreadable(now);
+        if self.content.holds(bytes) {
+            return None;
+        }
+        if self.content.assembly().is_some() && self.content.unreadable(bytes).is_none() {
+            self.session.wake();
+        }
+        Some(self.demand.begin_wait(bytes, access, self.content.geometry(), now))
+    }
+
+    /// Ends the wait of a read, for whatever reason.
+    pub fn handle_wait_over(&mut self, wait: WaitId) {
+        self.demand.end_wait(wait);
+    }
+
+    // Joins.
+
+    /// Whether a part of the file is here, so that a join need not bring all of it again. Told with
+    /// the join; the first report then says what is missing.
+    pub fn resumes(&mut self) -> bool {
+        let resumes = self.fill() == Fill::Full && self.content.has_pages();
+        self.session.set_resumes(resumes);
+        resumes
+    }
+
+    /// Handles the answer to a join.
+    pub fn handle_join(&mut self, answer: &JoinAnswer, now: Instant) {
+        let has_repair = self.fill() == Fill::Full && answer.block_layout().is_some();
+        if !self.session.handle_join(answer, has_repair, now) {
+            // After a data loss, its pages would be stored and read where others got lost.
+            return;
+        }
+        if self.content.adopt(answer) {
+            self.begin(answer, now);
+        } else {
+            self.fail(Failure::Stale);
+        }
+        self.assert_invariants();
+    }
+
+    /// Handles a join without a usable answer.
+    pub fn handle_join_error(&mut self, error: JoinError, now: Instant) {
+        match error {
+            JoinError::Retry { after, .. } => self.session.join_failed(after, now),
+            // If a version was there before, "not found" means that it is gone.
+            JoinError::NotFound(_) if self.content.assembly().is_some() => {
+                self.fail(Failure::Stale);
+            }
+            JoinError::NotFound(message) => self.fail(Failure::NotFound(message)),
+            JoinError::Refused(message) => self.fail(Failure::Refused(message)),
+            JoinError::Garbled(message) => self.fail(Failure::Garbled(message)),
+        }
+    }
+
+    fn fail(&mut self, failure: Failure) {
+        if self.content.is_complete() {
+            self.session.end();
+        } else {
+            self.session.fail(failure);
+        }
+    }
+
+    /// Ends the membership if every page is here.
+    pub(super) fn end_if_complete(&mut self) {
+        if self.content.is_complete() {
+            self.repair.discard_blocks();
+            self.session.end();
+        }
+    }
+
+    /// Ends the membership because the client is stopping.
+    pub fn shut_down(&mut self) {
+        self.session.end();
+    }
+
+    // Datagrams.
+
+    /// Handles a datagram from `from`. A new page must be stored before [`Self::handle_stored`].
+    pub fn handle_datagram<'a>(
+        &mut self,
+        from: SocketAddr,
+        datagram: &'a [u8],
+        now: Instant,
+    ) -> Arrival<'a> {
+        self.handle_checked(&self.gate().check(from, datagram), now)
+    }
+
+    /// Like [`Self::handle_datagram`], for a datagram whose tag was checked before.
+    pub fn handle_checked<'a>(&mut self, checked: &Checked<'a>, now: Instant) -> Arrival<'a> {
+        if !self.session.admits(checked, &mut self.counters) {
+            return Arrival::Bad(DataError::Index);
+        }
+        let Some(arrival) = self.content.check(checked.bytes) else {
+            return Arrival::Bad(DataError::Index);
+        };
+        let (page, is_new) = match arrival {
+            Arrival::New(page) => (page.index, true),
+            Arrival::Duplicate(page) => {
+                self.counters.duplicates += 1;
+                (page, false)
+            }
+            Arrival::Bad(_) => {
+                self.counters.bad += 1;
+                return arrival;
+            }
+        };
+        self.session.record_sender(checked.from);
+        self.handle_page(page, is_new, now);
+        // A duplicate can prove that the last page is a phantom.
+        self.end_if_complete();
+        self.assert_invariants();
+        arrival
+    }
+
+    fn handle_page(&mut self, page: PageIndex, is_new: bool, now: Instant) {
+        let was_demanded = self.demand.handle_page(page, now);
+        self.repair.handle_page(page, !was_demanded);
+        if is_new {
+            self.session.progressed(now);
+        }
+        let is_full = self.content.is_full_page(page);
+        let arrival = PageArrival { page, is_full, is_new, was_demanded };
+        if self.rescue.handle_page(arrival, now) {
+            self.session.record_sign_of_life(now);
+        }
+        self.follow_rescue(now);
+    }
+
+    /// Handles a datagram of the repair channel. A symbol must be stored before
+    /// [`Self::handle_symbol_stored`].
+    pub fn handle_repair_datagram<'a>(
+        &mut self,
+        from: SocketAddr,
+        datagram: &'a [u8],
+        now: Instant,
+    ) -> RepairArrival<'a> {
+        self.handle_checked_repair(&self.gate().check(from, datagram), now)
+    }
+
+    /// Like [`Self::handle_repair_datagram`], for a datagram whose tag was checked before.
+    pub fn handle_checked_repair<'a>(
+        &mut self,
+        checked: &Checked<'a>,
+        now: Instant,
+    ) -> RepairArrival<'a> {
+        if !self.session.admits(checked, &mut self.counters) {
+            return RepairArrival::Bad(RepairError::Index);
+        }
+        let decoded = match self.repair.decode(checked.bytes) {
+            None => return RepairArrival::Nothing,
+            Some(Ok(decoded)) => decoded,
+            Some(Err(error)) => {
+                self.counters.bad += 1;
+                return RepairArrival::Bad(error);
+            }
+        };
+        self.session.record_sender(checked.from);
+        match decoded {
+            RepairDatagram::Symbol { block, symbol: number, promised, payload } => {
+                if let Some(round) = self.handle_symbol(block, number, promised, now) {
+                    return RepairArrival::Symbol { block, number, round, payload };
+                }
+            }
+            RepairDatagram::Beacon(beacon) => self.handle_beacon(&beacon, now),
+            RepairDatagram::End { next_beacon } => {
+                // An end that is older than a beacon was sent again by somebody else.
+                if !self.repair.is_old_end(next_beacon) {
+                    self.session.handle_cast_end(|longest| self.repair.draw(longest), now);
+                }
+            }
+        }
+        RepairArrival::Nothing
+    }
+
+    /// Returns the round to store the symbol in, if it is useful.
+    fn handle_symbol(
+        &mut self,
+        block: BlockIndex,
+        number: RepairIndex,
+        promised: u8,
+        now: Instant,
+    ) -> Option<Round> {
+        self.counters.symbols += 1;
+        let round = self.repair.handle_symbol(block, number, promised);
+        if round.is_some() {
+            self.session.progressed(now);
+        }
+        self.rescue.handle_symbol(round.is_some(), now);
+        self.follow_rescue(now);
+        round
+    }
+
+    fn handle_beacon(&mut self, beacon: &Beacon, now: Instant) {
+        if !self.repair.handle_beacon(beacon, self.rescue.relies_on_multicast(), now) {
+            return;
+        }
+        self.session.handle_beacon(now);
+        self.demand.handle_beacon(beacon.position, now);
+        if let Some(assembly) = self.content.assembly() {
+            self.rescue.handle_beacon(beacon.pace.sent, assembly.page_size(), now);
+        }
+        self.follow_rescue(now);
+    }
+
+    /// Counts datagrams that the socket had no room for.
+    pub fn handle_drops(&mut self, datagrams: u64) {
+        self.counters.drops += datagrams;
+        self.repair.handle_drops(datagrams);
+        self.rescue.handle_drops(datagrams);
+    }
+
+    /// Handles a port whose socket could not be opened: that of the pages, or of the repair
+    /// channel.
+    pub fn handle_no_socket(&mut self, is_repair: bool, error: &str, now: Instant) {
+        self.rescue.handle_no_socket(is_repair, error, now);
+        self.follow_rescue(now);
+    }
+
+    /// Handles the MTU of the interface that the datagrams come in by.
+    pub fn handle_mtu(&mut self, mtu: u32, now: Instant) {
+        let Some(assembly) = self.content.assembly() else { return };
+        self.rescue.handle_mtu(mtu, assembly.page_size(), now);
+        self.follow_rescue(now);
+    }
+
+    // What was stored.
+
+    /// Handles pages that were stored. They count only if they were handed out in this `epoch`:
+    /// another join may have changed the page size.
+    pub fn handle_stored(&mut self, pages: PageRange, epoch: Epoch) {
+        if epoch != self.session.epoch() {
+            return;
+        }
+        if let Some(assembly) = self.content.assembly() {
+            let (all, arrived) = (assembly.geometry().all(), assembly.held());
+            let is_missing = |page: &PageIndex| all.contains(*page) && !arrived.contains(*page);
+            self.repair.handle_stored(pages.iter().filter(is_missing));
+        }
+        self.demand.handle_stored(pages);
+        if self.content.store(pages) {
+            self.counters.pages += u64::from(pages.len());
+        }
+        self.end_if_complete();
+        self.rest_if_nothing_can_come();
+        self.assert_invariants();
+    }
+
+    /// Handles a stored symbol. It counts only if it was handed out in this `round`.
+    pub fn handle_symbol_stored(&mut self, block: BlockIndex, number: RepairIndex, round: Round) {
+        self.repair.symbol_stored(block, number, round);
+    }
+
+    /// Handles that the stored symbols of a plan's block are unusable: they count as lost.
+    pub fn handle_symbols_lost(&mut self, plan: &DecodePlan) {
+        self.repair.symbols_lost(plan);
+    }
+
+    /// Handles a store that may have lost data: nothing in it counts any more.
+    pub fn handle_store_lost(&mut self, message: String) {
+        self.content.discard();
+        self.repair.discard_blocks();
+        self.fail(Failure::Store(message));
+        self.assert_invariants();
+    }
+
+    /// Handles a store that accepts no more pages.
+    pub fn handle_store_error(&mut self, message: String) {
+        self.fail(Failure::Store(message));
+    }
+
+    // Answers to requests.
+
+    /// Handles the answer to a report of the membership `token`.
+    pub fn handle_report_answer(
+        &mut self,
+        token: &Token,
+        result: Result<(), ReportError>,
+        now: Instant,
+    ) {
+        if self.session.token() != Some(token) {
+            // The answer belongs to a membership that has ended.
+            return;
+        }
+        match self.repair.handle_report_answer(result, now) {
+            ReportOutcome::Nothing => {}
+            ReportOutcome::Accepted => self.rescue.report_accepted(),
+            ReportOutcome::Failed => self.rescue.request_report(),
+            ReportOutcome::Forgotten => {
+                self.session.rejoin_forgotten(|longest| self.repair.draw(longest), now);
+            }
+        }
+        self.follow_rescue(now);
+    }
+
+    /// Handles the answer to a demand of the membership `token`. It states when the demanded pages
+    /// leave the server.
+    pub fn handle_wanted(
+        &mut self,
+        token: &Token,
+        want: &Want,
+        result: Result<Duration, ReportError>,
+        now: Instant,
+    ) {
+        if self.session.token() != Some(token) {
+            // The answer belongs to a membership that has ended.
+            return;
+        }
+        match self.demand.handle_answer(want, result) {
+            WantOutcome::Accepted => self.repair.renew_lease(now),
+            WantOutcome::Failed => {}
+            WantOutcome::Forgotten(pause) => self.session.join_again(now + pause),
+        }
+    }
+
+    /// Handles pages that the server cannot read.
+    pub fn handle_unreadable(&mut self, runs: &[PageRange], now: Instant) {
+        if !self.content.record_unreadable(runs, now) {
+            return;
+        }
+        self.rest_if_nothing_can_come();
+        let layout = self.repair.layout().filter(|_| self.fill() == Fill::Full);
+        let cut_off = layout.map(|layout| self.content.cut_off_pages(layout, MAX_CUT_OFF));
+        let pages = cut_off.unwrap_or_default();
+        self.demand.demand_cut_off(&pages, self.content.geometry(), now);
+    }
+
+    /// Leaves the cast if all missing pages are unreadable. Later reads of them demand them, so
+    /// that no stream runs for them.
+    fn rest_if_nothing_can_come(&mut self) {
+        if self.content.lacks_only_unreadable() {
+            self.demand.stop_filling();
+            self.repair.discard_blocks();
+            self.session.rest();
+        }
+    }
+
+    // Fetches over HTTP.
+
+    /// Fetches from the beginning, and listens all the same, because multicast did not come for
+    /// other files lately. With `reports` the server hears of it at once and sends nothing for this
+    /// member. Otherwise it gets a second to show that multicast comes again.
+    pub fn presume_no_multicast(&mut self, reports: bool, now: Instant) {
+        self.rescue.presume_no_multicast(reports, now);
+        self.follow_rescue(now);
+    }
+
+    /// Handles that all bytes of a fetch before `next` are stored. Returns `false` if the request
+    /// should end.
+    pub fn handle_fetched(&mut self, id: u64, next: u64, oldest: Option<&Range<u64>>) -> bool {
+        let (Some(scope), Some(geometry), Some(held)) =
+            (self.fetch_scope(), self.content.geometry(), self.content.not_to_fetch())
+        else {
+            return false;
+        };
+        let missing = Missing { geometry, held: &held, oldest, scope };
+        self.rescue.handle_fetched(id, next, &missing)
+    }
+
+    /// Ends a fetch.
+    pub fn handle_fetch_end(&mut self, id: u64, result: Result<(), FetchError>, now: Instant) {
+        let failed = match result {
+            Ok(()) => None,
+            Err(FetchError::Retry { after }) => Some(after),
+            Err(FetchError::Changed) => {
+                // The answer to a join decides.
+                self.rescue.file_changed();
+                self.session.join_again(now);
+                Some(Duration::ZERO)
+            }
+            Err(FetchError::Refused(message)) => {
+                self.fail(Failure::Refused(message));
+                Some(Duration::ZERO)
+            }
+            Err(FetchError::Garbled(message)) => {
+                self.fail(Failure::Garbled(message));
+                Some(Duration::ZERO)
+            }
+            Err(FetchError::Unreadable(bytes)) => {
+                let pages = self.content.geometry().map(|it| it.pages_covering(bytes));
+                self.handle_unreadable(pages.as_slice(), now);
+                None
+            }
+            Err(FetchError::Store) => Some(Duration::ZERO),
+        };
+        self.rescue.fetch_ended(id, failed, now);
+    }
+}

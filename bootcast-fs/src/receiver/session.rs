@@ -1,0 +1,336 @@
+//! One membership after the other: when to be a member, which datagrams to believe, and whether the
+//! cast is over.
+
+use std::net::{SocketAddr, SocketAddrV4};
+use std::time::{Duration, Instant};
+
+use bootcast_proto::{JoinAnswer, Token};
+
+use super::ending::Ends;
+use super::gate::{Checked, Epoch, Gate};
+use super::membership::{Action, Membership, Silence, SilentSince, Subscription, Timing};
+
+/// Members of a cast that ended join again spread over this time.
+pub(super) const REJOIN_SPREAD: Duration = Duration::from_millis(200);
+/// An end is believed if nothing newer arrives for this long after it. Beacons come twice as often.
+const QUIET: Duration = Duration::from_millis(60);
+
+/// Why missing pages can never arrive. Final.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// The server no longer has this version.
+    #[error("the file changed on the server")]
+    Stale,
+    /// The server has no such file.
+    #[error("{0}")]
+    NotFound(String),
+    /// The server refuses the file.
+    #[error("{0}")]
+    Refused(String),
+    /// The server's answer does not follow the protocol.
+    #[error("{0}")]
+    Garbled(String),
+    /// Pages cannot be stored here.
+    #[error("cannot store what arrives: {0}")]
+    Store(String),
+}
+
+/// Why a join had no usable answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum JoinError {
+    /// A reason that may pass: no connection, an overloaded server, a file whose casts keep ending.
+    Retry {
+        /// The server's `Retry-After`, or zero.
+        after: Duration,
+        /// What the server said, or why nothing came.
+        reason: String,
+    },
+    /// 404.
+    NotFound(String),
+    /// Another refusal.
+    Refused(String),
+    /// The answer does not follow the protocol.
+    Garbled(String),
+}
+
+/// Datagrams by result.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Pages that were stored or rebuilt.
+    pub pages: u64,
+    /// Pages that were here already.
+    pub duplicates: u64,
+    /// Repair symbols, useful or not.
+    pub symbols: u64,
+    /// Datagrams that do not fit the cast.
+    pub bad: u64,
+    /// Datagrams from another address than the server's.
+    pub strangers: u64,
+    /// Datagrams from the server's address with a wrong tag.
+    pub forged: u64,
+    /// Datagrams that this machine's socket had no room for.
+    pub drops: u64,
+}
+
+/// Membership of one client in the casts of one version.
+#[derive(Debug)]
+pub(super) struct Session {
+    membership: Membership,
+    gate: Gate,
+    /// What the server said of the end of the cast.
+    ends: Ends,
+    /// Pages and symbols of this membership that were new.
+    useful: u64,
+    /// Whether the join in flight said that a part of the file is here.
+    resumes: bool,
+    /// Set once; no membership begins afterwards.
+    failure: Option<Failure>,
+}
+
+impl Session {
+    /// Starts without readers. If the file `is_complete`, no join is ever needed.
+    pub(super) fn new(timing: Timing, is_complete: bool) -> Self {
+        Self {
+            membership: Membership::new(timing, is_complete),
+            gate: Gate::default(),
+            ends: Ends::default(),
+            useful: 0,
+            resumes: false,
+            failure: None,
+        }
+    }
+
+    /// Asserts what holds between any two calls.
+    pub(super) fn assert_invariants(&self, is_complete: bool) {
+        assert!(
+            self.membership.is_over() || self.failure.is_none(),
+            "a member stays although the file failed"
+        );
+        debug_assert!(
+            self.membership.is_over() || !is_complete,
+            "a member stays although the file is complete"
+        );
+    }
+
+    /// Adds a reader.
+    pub(super) fn handle_open(&mut self) {
+        self.membership.opened();
+    }
+
+    /// Removes a reader.
+    pub(super) fn handle_close(&mut self, now: Instant) {
+        self.membership.closed(now);
+    }
+
+    /// Number of readers.
+    pub(super) fn readers(&self) -> usize {
+        self.membership.readers()
+    }
+
+    /// Records whether the next join says that a part of the file is here.
+    pub(super) fn set_resumes(&mut self, resumes: bool) {
+        self.resumes = resumes;
+    }
+
+    /// Handles an answer to a join. `has_repair`: this member should listen to the repair channel.
+    /// Returns `false` if the file failed meanwhile: its membership is given back.
+    pub(super) fn handle_join(
+        &mut self,
+        answer: &JoinAnswer,
+        has_repair: bool,
+        now: Instant,
+    ) -> bool {
+        let port = answer.extensions.repair.filter(|_| has_repair);
+        let subscription = Subscription {
+            connect: answer.connect,
+            source: answer.extensions.source,
+            repair: port.map(|port| SocketAddrV4::new(*answer.connect.ip(), port)),
+        };
+        self.membership.joined(answer.token.clone(), subscription, now);
+        self.failure.is_none()
+    }
+
+    /// Starts a membership whose answer was accepted. Returns whether its join said that a part of
+    /// the file is here.
+    pub(super) fn begin(&mut self, answer: &JoinAnswer) -> bool {
+        self.gate.begin(answer);
+        self.useful = 0;
+        self.ends.begin();
+        std::mem::take(&mut self.resumes)
+    }
+
+    /// Handles a join that failed for a reason that may pass.
+    pub(super) fn join_failed(&mut self, retry_after: Duration, now: Instant) {
+        self.membership.join_failed(now, retry_after);
+    }
+
+    /// Facts that datagrams are checked against.
+    pub(super) fn gate(&self) -> &Gate {
+        &self.gate
+    }
+
+    /// Names the present membership.
+    pub(super) fn epoch(&self) -> Epoch {
+        self.gate.epoch()
+    }
+
+    /// Whether a datagram may be believed; counts it if not.
+    pub(super) fn admits(&self, checked: &Checked<'_>, counters: &mut Counters) -> bool {
+        self.gate.admits(checked, counters)
+    }
+
+    /// Records the sender of a datagram that fits the cast.
+    pub(super) fn record_sender(&mut self, sender: SocketAddr) {
+        self.gate.record_sender(sender);
+    }
+
+    /// Handles a new page or a useful symbol.
+    pub(super) fn progressed(&mut self, now: Instant) {
+        self.membership.progressed(now);
+        self.ends.progressed();
+        self.useful += 1;
+    }
+
+    /// Pages and symbols of this membership that were new.
+    pub(super) fn useful(&self) -> u64 {
+        self.useful
+    }
+
+    /// Records that the cast goes on, although nothing new came.
+    pub(super) fn record_sign_of_life(&mut self, now: Instant) {
+        self.membership.heard(now);
+    }
+
+    /// Handles a beacon newer than all before.
+    pub(super) fn handle_beacon(&mut self, now: Instant) {
+        self.ends.beacon();
+        self.membership.heard(now);
+    }
+
+    /// Handles a datagram that says that the cast ended. `draw` returns a random time up to its
+    /// argument, so that members do not join all at once.
+    pub(super) fn handle_cast_end(
+        &mut self,
+        draw: impl FnOnce(Duration) -> Duration,
+        now: Instant,
+    ) {
+        let pause = draw(REJOIN_SPREAD.saturating_sub(QUIET));
+        self.ends.said(now + QUIET + pause);
+    }
+
+    /// Joins again if the cast ended and nothing of it came since.
+    pub(super) fn rejoin_if_ended(&mut self, now: Instant) {
+        if self.ends.due().is_some_and(|at| at <= now) {
+            self.ends.believed();
+            let pause = self.ends.pause(REJOIN_SPREAD).saturating_sub(REJOIN_SPREAD);
+            self.membership.join_again(now + pause);
+        }
+    }
+
+    /// Joins again because the server forgot this member, ever more seldom while that brings
+    /// nothing. `draw` is as in [`Self::handle_cast_end`].
+    pub(super) fn rejoin_forgotten(
+        &mut self,
+        draw: impl FnOnce(Duration) -> Duration,
+        now: Instant,
+    ) {
+        let pause = self.ends.pause(draw(REJOIN_SPREAD));
+        self.membership.join_again(now + pause);
+    }
+
+    /// Joins again at this time.
+    pub(super) fn join_again(&mut self, at: Instant) {
+        self.membership.join_again(at);
+    }
+
+    /// Sets whether datagrams are expected from now on.
+    pub(super) fn expect(&mut self, something: bool, now: Instant) {
+        self.membership.expect(something, now);
+    }
+
+    /// Sets the meaning of silence from now on.
+    pub(super) fn expect_silence(&mut self, silence: Silence) {
+        self.membership.expect_silence(silence);
+    }
+
+    /// Time without datagrams where some are expected.
+    pub(super) fn silence(&self) -> Option<SilentSince> {
+        self.membership.silence()
+    }
+
+    /// Leaves and enters the group, for switches that forgot this member.
+    pub(super) fn relisten(&mut self) {
+        self.membership.listen_anew();
+    }
+
+    /// Leaves for as long as nothing more can come.
+    pub(super) fn rest(&mut self) {
+        self.membership.rest();
+    }
+
+    /// Joins if a reader is there and nothing else is in flight: something may come again.
+    pub(super) fn wake(&mut self) {
+        self.membership.wake();
+    }
+
+    /// Ends membership for good.
+    pub(super) fn end(&mut self) {
+        self.membership.end();
+    }
+
+    /// Ends membership for good because missing pages can never arrive. Keeps the first failure.
+    pub(super) fn fail(&mut self, failure: Failure) {
+        self.failure.get_or_insert(failure);
+        self.membership.end();
+    }
+
+    /// Why missing pages can never arrive, if so.
+    pub(super) fn failure(&self) -> Option<&Failure> {
+        self.failure.as_ref()
+    }
+
+    /// Runs what is due, except [`Self::rejoin_if_ended`].
+    pub(super) fn handle_timeout(&mut self, now: Instant) {
+        self.membership.handle_timeout(now);
+    }
+
+    /// When [`Self::handle_timeout`] or [`Self::rejoin_if_ended`] is due.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        [self.membership.poll_timeout(), self.ends.due()].into_iter().flatten().min()
+    }
+
+    /// Queues an action of this member.
+    pub(super) fn queue(&mut self, action: Action) {
+        self.membership.act(action);
+    }
+
+    /// Returns the next action.
+    pub(super) fn poll_action(&mut self) -> Option<Action> {
+        self.membership.poll_action()
+    }
+
+    /// Whether [`Self::poll_action`] would return an action.
+    pub(super) fn has_action(&self) -> bool {
+        self.membership.has_action()
+    }
+
+    /// Token of the present membership, if there is one.
+    pub(super) fn token(&self) -> Option<&Token> {
+        self.membership.token()
+    }
+
+    /// Whether this client is a member or joins again.
+    pub(super) fn is_member(&self) -> bool {
+        self.membership.is_member()
+    }
+
+    /// Whether it is neither a member nor joining.
+    pub(super) fn is_idle(&self) -> bool {
+        self.membership.is_idle()
+    }
+
+    /// Joins in a row that failed.
+    pub(super) fn join_failures(&self) -> u32 {
+        self.membership.failures()
+    }
+}
