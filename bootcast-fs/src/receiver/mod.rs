@@ -306,8 +306,7 @@ impl Receiver {
                 RescueEvent::Silence(silence) => self.session.expect_silence(silence),
                 RescueEvent::MulticastReturned => {
                     self.session.record_sign_of_life(now);
-                    // The server takes it that nothing is needed, so it must hear of everything.
-                    self.repair.close_all();
+                    self.repair.start_over();
                 }
                 RescueEvent::Relisten => self.session.relisten(),
                 RescueEvent::Want(want) => self.session.queue(Action::Want(want)),

@@ -234,6 +234,16 @@ impl Repair {
         }
     }
 
+    /// Forgets promises of unsent symbols.
+    pub(super) fn forget_promises(&mut self) {
+        self.owed = 0;
+        for block in 0..self.layout.blocks() {
+            let level = &mut self.blocks[block as usize].level;
+            level.promised = level.sent;
+            self.weigh(BlockIndex(block));
+        }
+    }
+
     /// Makes all missing pages reportable, wherever the stream is.
     pub(super) fn close_all(&mut self) {
         self.close(0..self.layout.windows());

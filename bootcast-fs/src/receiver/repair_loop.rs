@@ -243,9 +243,12 @@ impl RepairLoop {
         is_relied_on && !self.is_supplied && self.blocks.as_ref().is_some_and(Repair::is_short)
     }
 
-    /// Makes all missing pages reportable, wherever the stream is.
-    pub(super) fn close_all(&mut self) {
+    /// Makes all missing pages reportable, wherever the stream is. The server took it that this
+    /// member needs nothing, and may have taken back its promises.
+    pub(super) fn start_over(&mut self) {
+        self.is_supplied = false;
         if let Some(blocks) = &mut self.blocks {
+            blocks.forget_promises();
             blocks.close_all();
         }
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bootcast_proto::api::Report;
 use bootcast_proto::join::Extensions;
-use bootcast_proto::wire::{Beacon, Pace, end_datagram};
+use bootcast_proto::wire::{Beacon, Level, Pace, end_datagram};
 use bootcast_proto::{
     Etag, JoinAnswer, Layout, PageIndex, PageRange, PageSize, Token, WindowIndex,
 };
@@ -234,6 +234,24 @@ fn pages_in_a_row_end_the_fetching_and_the_report_asks_for_all_that_is_missing()
     // What is here lies in the first 8 windows: a MiB is 1048 pages. The last window has 32 pages,
     // eight of them here.
     assert_eq!(reports[0].bulk, [(8, 24)]);
+}
+
+#[test]
+fn promises_from_before_the_return_to_multicast_do_not_count() {
+    // docs/PROTOCOL.md, "When a client is deaf".
+    let mut member = Member::fetching();
+    let fetch = member.fetch().unwrap();
+    let promise = Level { sent: 0, promised: 128 };
+    let windows = vec![(WindowIndex(8), vec![promise])];
+    let pace = Pace { sent: 0, rate_kbps: 100_000, panel: 0, interval_ms: 0 };
+    let position = PageIndex(PAGES / 2);
+    let (permit, spread_ms) = (u16::MAX, 2);
+    let beacon = Beacon { number: 1, position, members: 0, permit, spread_ms, pace, windows };
+    member.receiver.handle_repair_datagram(SERVER, &beacon.encode(), member.now);
+    (3992..4000).for_each(|page| member.page(page));
+    member.bring(&fetch);
+    let reports = reports(&member.pass(500 * MS));
+    assert_eq!(reports[0].bulk, [(8, 24)], "window 8 as well");
 }
 
 #[test]
