@@ -1,13 +1,15 @@
 //! Sockets, requests to the server and the clock. The rest of the client does no network I/O and
 //! reads no clock.
 
+mod answers;
 mod caller;
 mod control;
-mod fetch;
 mod group_socket;
 mod intake;
 mod interface;
+mod receive;
 mod reception;
+mod requests;
 #[expect(
     unsafe_code,
     reason = "the door to system calls that no safe library offers as we need them"

@@ -29,8 +29,10 @@ pub(super) enum Availability {
 }
 
 /// Follows whether the multicast of one server arrives, and logs changes.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct MulticastMonitor {
+    /// Host and port of the server, for the log.
+    server: String,
     state: Mutex<State>,
 }
 
@@ -51,6 +53,11 @@ struct Outage {
 }
 
 impl MulticastMonitor {
+    /// Creates the monitor of `server`, given as host and port for the log.
+    pub(super) fn new(server: &str) -> Self {
+        Self { server: server.to_owned(), state: Mutex::default() }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -59,17 +66,17 @@ impl MulticastMonitor {
     ///
     /// Each kind of cause is logged at most once a minute. A cause that makes its file fetch over
     /// HTTP is logged only if it begins an outage.
-    pub(super) fn record_notice(&self, notice: &Notice, server: &str, now: Instant) {
+    pub(super) fn record_notice(&self, notice: &Notice, now: Instant) {
         let must_log = self.lock().record_notice(notice, now);
         if must_log {
-            warn!("{}", message(notice, server));
+            warn!("{}", message(notice, &self.server));
         }
     }
 
     /// Records how a file arrives. Its first datagram by multicast ends an outage.
-    pub(super) fn record_reception(&self, reception: Reception, server: &str) {
+    pub(super) fn record_reception(&self, reception: Reception) {
         if reception == Reception::Multicast && self.lock().outage.take().is_some() {
-            info!("multicast from {server} arrives again");
+            info!("multicast from {} arrives again", self.server);
         }
     }
 

@@ -9,7 +9,7 @@ use futures_util::future::{Either, select};
 use reqwest::Response;
 use tracing::debug;
 
-use super::control::Control;
+use crate::io::control::Control;
 use crate::object::{Fetched, Object, Ready};
 use crate::receiver::{Fetch, FetchError};
 

@@ -1,0 +1,234 @@
+//! The receive thread: reads the sockets of all objects, stores pages, and runs the objects' timers.
+//!
+//! It sleeps in `epoll` until a datagram arrives, an object's timer expires, or another thread asks
+//! it to attend to an object. It sends no requests itself: see [`super::requests`].
+
+mod coalescing;
+mod inbox;
+mod sockets;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rustix::event::epoll;
+use tracing::{debug, warn};
+
+use super::answers::Answers;
+use super::now;
+use super::reception::MulticastMonitor;
+use super::requests::{Request, Requests};
+use crate::log_limit;
+use crate::object::Object;
+use crate::receiver::{Action, Reception};
+use coalescing::{ArrivalRate, COALESCE_DELAY};
+use sockets::{Batches, Channel, SocketPair};
+
+pub(super) use inbox::Inbox;
+pub(super) use sockets::Subscriber;
+
+/// The thread wakes at least this often, in case a wake-up is lost.
+const LONGEST_SLEEP: Duration = Duration::from_secs(1);
+/// Nice value of the receive thread. docs/SEMANTICS.md, "Priority".
+const NICENESS: i32 = -10;
+/// `epoll` data of the inbox.
+const INBOX: u64 = 0;
+
+/// The parts of the intake that the receive thread uses.
+#[derive(Debug)]
+pub(super) struct Receiving {
+    /// Objects to attend to.
+    pub(super) inbox: Arc<Inbox>,
+    /// Sends requests.
+    pub(super) requests: Requests,
+    /// Queue of the answer thread.
+    pub(super) answers: Answers,
+    /// Whether multicast arrives.
+    pub(super) multicast: Arc<MulticastMonitor>,
+    /// Opens sockets.
+    pub(super) subscriber: Subscriber,
+}
+
+/// State of the receive thread.
+struct ReceiveThread {
+    parts: Receiving,
+    epoll: OwnedFd,
+    /// Objects that take part in a cast or try to, by their id.
+    attended: BTreeMap<u64, Attended>,
+    batches: Batches,
+    arrivals: ArrivalRate,
+}
+
+/// An object and its sockets.
+struct Attended {
+    object: Arc<Object>,
+    sockets: SocketPair,
+    reception: Reception,
+}
+
+impl Attended {
+    fn new(object: Arc<Object>) -> Self {
+        Self { object, sockets: SocketPair::default(), reception: Reception::Unknown }
+    }
+}
+
+impl Receiving {
+    /// Starts the thread. It ends after [`Inbox::stop`].
+    pub(super) fn start(self) -> io::Result<JoinHandle<()>> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        epoll::add(&epoll, &self.inbox, epoll::EventData::new_u64(INBOX), epoll::EventFlags::IN)?;
+        let mut receive = ReceiveThread {
+            parts: self,
+            epoll,
+            attended: BTreeMap::new(),
+            batches: Batches::new(),
+            arrivals: ArrivalRate::new(now()),
+        };
+        let thread = std::thread::Builder::new().name("receive".into());
+        thread.spawn(move || receive.run())
+    }
+}
+
+impl ReceiveThread {
+    fn run(&mut self) {
+        raise_priority();
+        let mut events = Vec::with_capacity(64);
+        while !self.parts.inbox.is_stopping() {
+            self.wait(&mut events);
+            for event in &events {
+                let data = event.data.u64();
+                if data != INBOX {
+                    let (id, channel) = Channel::of_epoll_data(data);
+                    self.receive(id, channel);
+                }
+            }
+            if events.iter().any(|event| event.data.u64() == INBOX) {
+                self.attend_to_inbox();
+            }
+            // After reading the sockets, because a thread that was held up must not take that for
+            // silence.
+            self.attend_to_due();
+            self.coalesce();
+        }
+    }
+
+    /// Waits for events until a timer expires.
+    fn wait(&self, events: &mut Vec<epoll::Event>) {
+        let timeout = rustix::event::Timespec::try_from(self.time_left()).ok();
+        events.clear();
+        let buffer = rustix::buffer::spare_capacity(events);
+        if let Err(error) = epoll::wait(&self.epoll, buffer, timeout.as_ref())
+            && error != rustix::io::Errno::INTR
+            && let Some(more) = log_limit::allow("cannot wait for datagrams", &error)
+        {
+            warn!(%error, "cannot wait for datagrams{more}");
+        }
+    }
+
+    /// Time until something is due.
+    fn time_left(&self) -> Duration {
+        let next = self.attended.values().filter_map(|attended| attended.object.due()).min();
+        next.map_or(LONGEST_SLEEP, |next| next.saturating_duration_since(now())).min(LONGEST_SLEEP)
+    }
+
+    /// Lets messages accumulate where they arrive densely and no reader is in a hurry.
+    #[expect(clippy::disallowed_methods, reason = "time is all that is waited for")]
+    fn coalesce(&mut self) {
+        let now = now();
+        let is_hurried = |attended: &Attended| attended.object.is_hurried(now);
+        if self.arrivals.is_dense(now) && !self.attended.values().any(is_hurried) {
+            std::thread::sleep(COALESCE_DELAY);
+        }
+    }
+
+    /// Receives from the sockets of an object.
+    fn receive(&mut self, id: u64, channel: Channel) {
+        let Some(Attended { object, sockets, .. }) = self.attended.get_mut(&id) else { return };
+        let answer = |reads| self.parts.answers.answer(object, reads);
+        self.arrivals.add(sockets.receive(object, channel, &mut self.batches, answer));
+        if object.begin_rebuilding() {
+            self.parts.requests.send(object, Request::Rebuild);
+        }
+        self.attend(id, now());
+    }
+
+    /// Attends to the objects whose timers have expired.
+    fn attend_to_due(&mut self) {
+        let now = now();
+        let is_due = |object: &Object| object.due().is_some_and(|due| due <= now);
+        let due: Vec<u64> = self
+            .attended
+            .iter()
+            .filter(|(_, attended)| is_due(&attended.object))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in due {
+            self.attend(id, now);
+        }
+    }
+
+    /// Attends to the objects that other threads named.
+    fn attend_to_inbox(&mut self) {
+        let now = now();
+        for (object, in_flight) in self.parts.inbox.take() {
+            let id = object.id();
+            self.attended.entry(id).or_insert(Attended::new(object));
+            self.attend(id, now);
+            drop(in_flight);
+        }
+    }
+
+    /// Executes the actions of an object, and forgets it when it has none and needs none.
+    fn attend(&mut self, id: u64, now: Instant) {
+        let Some(attended) = self.attended.get_mut(&id) else { return };
+        let object = attended.object.clone();
+        for action in object.tend(now) {
+            match action {
+                Action::Unsubscribe => attended.sockets = SocketPair::default(),
+                Action::Subscribe(subscription) => {
+                    let subscribed =
+                        self.parts.subscriber.subscribe(&self.epoll, &object, &subscription);
+                    attended.sockets = subscribed;
+                }
+                Action::Join => self.parts.requests.send(&object, Request::Join),
+                Action::Leave(token) => self.parts.requests.send(&object, Request::Leave(token)),
+                // Without a token these belong to a membership that has ended.
+                Action::Report(report) => {
+                    if let Some(token) = object.token() {
+                        self.parts.requests.send(&object, Request::Report(token, report));
+                    }
+                }
+                Action::Want(want) => {
+                    if let Some(token) = object.token() {
+                        self.parts.requests.send(&object, Request::Want(token, want));
+                    }
+                }
+            }
+        }
+        for notice in object.take_notices() {
+            self.parts.multicast.record_notice(&notice, now);
+        }
+        let reception = object.reception();
+        if std::mem::replace(&mut attended.reception, reception) != reception {
+            self.parts.multicast.record_reception(reception);
+        }
+        if let Some(part) = object.poll_fetch(now) {
+            self.parts.requests.send(&object, Request::Fetch(part));
+        }
+        if object.is_resting() {
+            self.attended.remove(&id);
+        }
+    }
+}
+
+/// Raises the thread's priority: what is not taken from a socket in time is lost, while everything
+/// else can wait. Keeps the default priority without `CAP_SYS_NICE`.
+fn raise_priority() {
+    let this = Some(rustix::thread::gettid());
+    if let Err(error) = rustix::process::setpriority_process(this, NICENESS) {
+        debug!(%error, "the receive thread keeps its usual priority");
+    }
+}
