@@ -73,5 +73,12 @@ pub const HEADER_QUEUE: &str = "x-bootcast-queue";
 /// nothing for this member before its first report.
 pub const HEADER_RESUME: &str = "x-bootcast-resume";
 
+/// Query of a join of a client that wants leaf values in the cast. docs/PROTOCOL.md, "Leaf lists".
+pub const QUERY_LEAVES: &str = "leaves=1";
+
+/// Query of `GET /manifest/` that asks for the values that are known so far. It may stand beside
+/// `segments=`, separated by `&`. docs/PROTOCOL.md, "Manifest".
+pub const QUERY_KNOWN: &str = "known=1";
+
 /// Value of [`HEADER_FILL`] of a member that wants only the pages it demands.
 pub const FILL_DEMAND: &str = "demand";

@@ -204,6 +204,8 @@ impl Receiver {
                 }
             }
             RepairDatagram::Beacon(beacon) => self.handle_beacon(&beacon, now),
+            // This client does not use leaf lists yet.
+            RepairDatagram::LeafList(_) => {}
             RepairDatagram::End { next_beacon } => {
                 // An end that is older than a beacon was sent again by somebody else.
                 if !self.repair.is_old_end(next_beacon) {

@@ -57,7 +57,9 @@ fn reported_needs_bring_symbols_that_rebuild_pages() {
             RepairDatagram::Symbol { block: BlockIndex(1), symbol, payload, .. } => {
                 symbols.push((symbol, payload.to_vec()));
             }
-            RepairDatagram::Symbol { .. } | RepairDatagram::Beacon(_) => {}
+            RepairDatagram::Symbol { .. }
+            | RepairDatagram::Beacon(_)
+            | RepairDatagram::LeafList(_) => {}
             RepairDatagram::End { .. } => panic!("the cast ended"),
         }
     }

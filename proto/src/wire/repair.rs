@@ -4,6 +4,7 @@
 use alloc::vec::Vec;
 use core::ops::Range;
 
+use super::leaf_list::LeafList;
 use crate::blocks::{BlockIndex, BlockLayout, WindowIndex};
 use crate::fec::{REPAIRS, RepairIndex};
 use crate::ids::PageIndex;
@@ -12,18 +13,24 @@ use crate::ids::PageIndex;
 pub const REPAIR_HEADER_LEN: usize = 16;
 
 /// Byte ranges of the header.
-mod field {
+pub(super) mod field {
     use super::Range;
-    pub(super) const KIND: usize = 0;
+    pub(in super::super) const KIND: usize = 0;
+    // Of a symbol.
     pub(super) const PROMISED: usize = 1;
     pub(super) const SYMBOL: Range<usize> = 2..4;
     pub(super) const BLOCK: Range<usize> = 4..8;
+    // Of a leaf list.
+    pub(in super::super) const COUNT: usize = 1;
+    pub(in super::super) const FIRST: Range<usize> = 2..4;
+    pub(in super::super) const SEGMENT: Range<usize> = 4..8;
     // 8..16 reserved for the tag
 }
 
 const KIND_SYMBOL: u8 = 1;
 const KIND_BEACON: u8 = 2;
 const KIND_END: u8 = 3;
+pub(super) const KIND_LEAF_LIST: u8 = 4;
 
 /// Numbers of repair symbols of a block: sent so far, and promised in all.
 ///
@@ -59,6 +66,8 @@ pub enum RepairDatagram<'a> {
         /// end whose number is not above that of a received beacon is outdated.
         next_beacon: Option<u32>,
     },
+    /// Leaf values. Only members that asked for them have a use for these.
+    LeafList(LeafList<'a>),
 }
 
 /// State of the stream and of the promises. Members derive from it what to report and when.
@@ -104,8 +113,8 @@ pub enum RepairError {
     /// The kind is unknown. A later version of the protocol may define it.
     #[error("the kind of the datagram is unknown")]
     Kind,
-    /// The file has no such block or window, or the code no such symbol.
-    #[error("the file has no such block, window or symbol")]
+    /// The file has no such block, window or leaf, or the code no such symbol.
+    #[error("the file has no such block, window, symbol or leaf")]
     Index,
 }
 
@@ -147,7 +156,7 @@ pub fn end_datagram(next_beacon: Option<u32>) -> Vec<u8> {
     bytes
 }
 
-fn header(kind: u8) -> [u8; REPAIR_HEADER_LEN] {
+pub(super) fn header(kind: u8) -> [u8; REPAIR_HEADER_LEN] {
     let mut header = [0; REPAIR_HEADER_LEN];
     header[field::KIND] = kind;
     header
@@ -237,6 +246,7 @@ impl<'a> RepairDatagram<'a> {
                 let next_beacon = payload.first_chunk::<4>().map(|number| be_u32(number));
                 Ok(Self::End { next_beacon })
             }
+            KIND_LEAF_LIST => LeafList::decode(bytes).map(Self::LeafList),
             _ => Err(RepairError::Kind),
         }
     }
@@ -253,17 +263,17 @@ fn be_u64(bytes: &[u8]) -> u64 {
 }
 
 /// Decodes 4 bytes in network byte order.
-fn be_u32(bytes: &[u8]) -> u32 {
+pub(super) fn be_u32(bytes: &[u8]) -> u32 {
     bytes.iter().fold(0, |value, &byte| value << 8 | u32::from(byte))
 }
 
 /// Decodes 2 bytes in network byte order.
-fn be_u16(bytes: &[u8]) -> u16 {
+pub(super) fn be_u16(bytes: &[u8]) -> u16 {
     bytes.iter().fold(0, |value, &byte| value << 8 | u16::from(byte))
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::format;
     use std::string::String;
 
@@ -288,7 +298,7 @@ mod tests {
     }
 
     /// Whether section 5 of docs/PROTOCOL.md contains a hex dump of these bytes.
-    fn is_quoted(bytes: &[u8]) -> bool {
+    pub(in super::super) fn is_quoted(bytes: &[u8]) -> bool {
         let protocol = include_str!("../../../docs/PROTOCOL.md");
         let section =
             protocol.split("\n## ").find(|section| section.starts_with("5 Repair")).unwrap();
@@ -449,7 +459,7 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100), kind in 0u8..5) {
+        fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100), kind in 0u8..6) {
             let mut bytes = bytes;
             if let Some(first) = bytes.first_mut() {
                 *first = kind;
