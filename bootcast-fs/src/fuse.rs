@@ -4,6 +4,7 @@
 //! their reply object. A read that must wait is parked together with its reply object.
 
 mod modes;
+mod xattr;
 
 use std::ffi::OsStr;
 use std::io;
@@ -14,12 +15,12 @@ use bootcast_proto::api::Kind;
 use fuser::{
     BackingId, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
     InitFlags, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, Request,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
 use tokio::runtime::Handle;
 use tracing::{debug, warn};
 
-use crate::fs::{Attr, DirEntry, Fs, FsError, OpenFile};
+use crate::fs::{Attr, CONTENT_ID_ATTRIBUTE, DirEntry, Fs, FsError, OpenFile};
 use crate::io::Caller;
 use crate::object::{Unread, Waiter};
 use modes::{Mode, OpenModes};
@@ -120,7 +121,15 @@ macro_rules! impl_error_reply {
         }
     )*};
 }
-impl_error_reply!(ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEntry, ReplyOpen);
+impl_error_reply!(
+    ReplyAttr,
+    ReplyData,
+    ReplyDirectory,
+    ReplyDirectoryPlus,
+    ReplyEntry,
+    ReplyOpen,
+    ReplyXattr
+);
 
 /// Kernel read that may wait for its pages.
 struct ReadWaiter {
@@ -350,6 +359,30 @@ impl Filesystem for Adapter {
     ) {
         self.fs.releasedir(handle.0);
         reply.ok();
+    }
+
+    fn getxattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        size: u32,
+        reply: ReplyXattr,
+    ) {
+        // Programs look for labels and ACLs of each file that they list.
+        if name.as_bytes() != CONTENT_ID_ATTRIBUTE {
+            return reply.send_error(&FsError::NoAttribute);
+        }
+        let fs = self.fs.clone();
+        let id = async move { fs.content_id(ino.0).await };
+        self.spawn(request, reply, id, move |reply, id| {
+            xattr::answer(reply, size, id.to_string().as_bytes());
+        });
+    }
+
+    fn listxattr(&self, _request: &Request, _ino: INodeNo, size: u32, reply: ReplyXattr) {
+        // Programs that copy files would request the value of each listed attribute.
+        xattr::answer(reply, size, b"");
     }
 
     fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {

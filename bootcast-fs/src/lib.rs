@@ -11,7 +11,7 @@
 //! | [`fs`] | the file system without FUSE |
 //! | [`fuse`] | kernel requests -> `fs` -> replies |
 //! | [`mount`] | `-o` options, mount(2), the daemon |
-//! | `run` | a mount from its start to its end |
+//! | `run`, `root` | a mount from its start to its end; what it shows |
 //! | [`tool`] | the command line tool `bootcast` |
 //! | `durations`, `signals` | times in options; signals that end a program |
 
@@ -25,6 +25,7 @@ pub mod mount;
 pub mod object;
 pub mod proof;
 pub mod receiver;
+mod root;
 mod run;
 mod signals;
 pub mod tool;

@@ -250,14 +250,16 @@ impl Proof {
     }
 }
 
-/// Returns the hash of a file as the server computes it. Waits for as long as it makes progress.
+/// Returns the hash of a file as the server computes it, and the version of the file. Waits for as
+/// long as the server makes progress.
 pub async fn content_id(
     control: &Control,
     path: &RemotePath,
-    timeout: Duration,
-) -> Result<ContentId, ProofError> {
+    timeout: Option<Duration>,
+) -> Result<(Etag, ContentId), ProofError> {
     let request = || control.manifest(path, None);
-    Ok(persist(Some(timeout), request, |_| {}).await?.id)
+    let list = persist(timeout, request, |_| {}).await?;
+    Ok((list.etag, list.id))
 }
 
 /// Repeats a request until it is answered, or until there was no progress for `timeout`. Calls

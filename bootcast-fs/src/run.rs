@@ -4,8 +4,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bootcast_proto::RemotePath;
-use bootcast_proto::api::{Attributes, Kind};
 use fuser::{Config, Session, SessionACL};
 use rustix::process::{Resource, Rlimit};
 use tokio::runtime::{Builder, Runtime};
@@ -14,12 +12,13 @@ use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use crate::cache::Cache;
-use crate::fs::{Fs, FsConfig, Pins};
+use crate::fs::{Fs, FsConfig};
 use crate::fuse::Adapter;
 use crate::io::{Control, Intake, IntakeConfig, InterfaceChoice};
 use crate::mount::options::CacheKind;
 use crate::mount::{MountError, MountOptions, MountRequest, kernel};
 use crate::receiver::Timing;
+use crate::root::Root;
 use crate::signals::EndSignal;
 
 /// Time without a datagram after which a member joins again.
@@ -64,15 +63,9 @@ impl Mounted {
         }
         let control =
             Control::new(&source.base_url()).map_err(|error| MountError::failed(&error))?;
-        let root = find_root(&control, &source.path).await?;
+        let Root { path, attributes, pins } = Root::find(&control, request).await?;
         let cache = open_cache(options)?;
-        let mut config = fs_config(options);
-        config.pins = read_pins(options, &source.path)?;
-        if config.pins.is_some() && root.is_none() {
-            return Err(MountError::failed(
-                &"a plain server cannot prove files: pins= needs a server with manifests",
-            ));
-        }
+        let config = FsConfig { pins, ..fs_config(options) };
         let interface =
             options.interface.as_deref().map_or(InterfaceChoice::TowardServer, |text| {
                 text.parse().unwrap_or_else(|never: std::convert::Infallible| match never {})
@@ -81,8 +74,7 @@ impl Mounted {
         let intake = IntakeConfig { control: control.clone(), interface, runtime: runtime.clone() };
         let intake = Intake::start(intake).map_err(|error| MountError::failed(&error))?;
         let (uid, gid) = (config.uid, config.gid);
-        let path = source.path.clone();
-        let fs = Arc::new(match root {
+        let fs = Arc::new(match attributes {
             Some(attributes) => Fs::new(config, control, cache, intake, path, attributes),
             None => Fs::new_plain(config, control, cache, intake, path),
         });
@@ -111,37 +103,6 @@ fn raise_file_limit() {
     if let Err(error) = rustix::process::setrlimit(Resource::Nofile, raised) {
         warn!(%error, "cannot raise the limit of open files");
     }
-}
-
-/// Requests the attributes of the directory to mount. Returns `None` from a plain server.
-async fn find_root(control: &Control, path: &RemotePath) -> Result<Option<Attributes>, MountError> {
-    match control.attributes(path).await {
-        Ok(attributes) if attributes.kind == Kind::Directory => Ok(Some(attributes)),
-        Ok(_) => {
-            Err(MountError::failed(&format!("{path} is not a directory on {}", control.server())))
-        }
-        Err(error) if error.is_not_found() => match control.attributes(&RemotePath::root()).await {
-            Err(error) if error.is_not_found() => {
-                info!("a plain server, without listings: files appear when they are opened");
-                Ok(None)
-            }
-            Err(error) => Err(MountError::failed(&error)),
-            Ok(_) => {
-                Err(MountError::failed(&format!("no directory {path} on {}", control.server())))
-            }
-        },
-        Err(error) => Err(MountError::failed(&error)),
-    }
-}
-
-/// Reads the file that names the contents of all files.
-fn read_pins(options: &MountOptions, root: &RemotePath) -> Result<Option<Pins>, MountError> {
-    let Some(file) = &options.pins else { return Ok(None) };
-    let failed = |error: &dyn std::fmt::Display| {
-        MountError::failed(&format!("cannot use pins={}: {error}", file.display()))
-    };
-    let text = std::fs::read(file).map_err(|error| failed(&error))?;
-    Pins::parse(&text, root).map(Some).map_err(|error| failed(&error))
 }
 
 fn open_cache(options: &MountOptions) -> Result<Cache, MountError> {

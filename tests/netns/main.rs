@@ -15,6 +15,7 @@
 mod absence;
 mod casting;
 mod conditions;
+mod content_ids;
 mod deafness;
 mod demand_once;
 mod demanding;
@@ -43,6 +44,7 @@ mod relapsing;
 mod renumbering;
 mod replacing;
 mod second_implementation;
+mod single_file;
 mod slow_links;
 mod slow_readers;
 mod transfers;

@@ -13,7 +13,7 @@ use crate::text;
 
 /// Creates a mount point and a cache directory. Returns the mount point and options that name the
 /// cache.
-fn place(host: &Host) -> (PathBuf, String) {
+pub(crate) fn place(host: &Host) -> (PathBuf, String) {
     let (path, cache) = (host.fresh_path("mnt"), host.fresh_path("cache"));
     fs::create_dir(&path).unwrap();
     (path, format!("ro,interface=eth0,cache_dir={}", text(&cache)))
@@ -24,7 +24,13 @@ fn place(host: &Host) -> (PathBuf, String) {
 ///
 /// mount(8) looks for helpers only in the system's directories, whatever `PATH` is. The script
 /// therefore has a mount namespace of its own, in which one of these contains our programs.
-fn with_mount_8(host: &Host, script: &str, source: &str, path: &Path, options: &str) -> Output {
+pub(crate) fn with_mount_8(
+    host: &Host,
+    script: &str,
+    source: &str,
+    path: &Path,
+    options: &str,
+) -> Output {
     let installed = format!("mount --bind {} /usr/local/sbin && {script}", directory().display());
     let mut command = host.command("unshare");
     command.args(["--mount", "sh", "-c", &installed, "sh", source, text(path), options]);
@@ -34,7 +40,7 @@ fn with_mount_8(host: &Host, script: &str, source: &str, path: &Path, options: &
 const MOUNT: &str = "mount -t fuse.bootcastfs \"$1\" \"$2\" -o \"$3\"";
 
 /// Asserts that standard error is one line.
-fn assert_one_line(output: &Output) {
+pub(crate) fn assert_one_line(output: &Output) {
     let errors = String::from_utf8_lossy(&output.stderr);
     assert_eq!(errors.trim_end().lines().count(), 1, "stderr:\n{errors}");
 }

@@ -13,6 +13,7 @@ Examples:
   bootcastfs head:/images /mnt/images
   bootcastfs head:/images /mnt/images -f -o allow_other,cache=memory,log=debug
   mount -t fuse.bootcastfs head:8888:/images /mnt/images -o allow_other,interface=eth1
+  mount -t fuse.bootcastfs head:/images/root.erofs /mnt -o b3=HASH
 
 /etc/fstab:
   head:/images  /mnt/images  fuse.bootcastfs  ro,allow_other,_netdev,nofail  0  0
@@ -29,10 +30,8 @@ Exit codes, as of mount(8):
 #[derive(Parser)]
 #[command(name = "bootcastfs", version, max_term_width = 100)]
 struct Args {
-    #[arg(
-        help = "Directory to mount: HOST:[PORT:]/PATH or http://HOST[:PORT]/PATH, with an IPv6 \
-                address in brackets; port 8888 unless named"
-    )]
+    #[arg(help = "Directory to mount, or with -o b3= a file: HOST:[PORT:]/PATH or \
+                http://HOST[:PORT]/PATH, with an IPv6 address in brackets; port 8888 unless named")]
     source: OsString,
 
     /// Directory to mount on

@@ -17,6 +17,9 @@ pub enum FsError {
     /// The server refuses access, or the call does not fit the type of the file.
     #[error("permission denied")]
     Access,
+    /// There is no such extended attribute.
+    #[error("no such extended attribute")]
+    NoAttribute,
     /// The call needs a directory, but the path is none.
     #[error("not a directory")]
     NotDirectory,
@@ -39,6 +42,7 @@ impl FsError {
             Self::NotFound => libc::ENOENT,
             Self::Stale => libc::ESTALE,
             Self::Access => libc::EACCES,
+            Self::NoAttribute => libc::ENODATA,
             Self::NotDirectory => libc::ENOTDIR,
             Self::BadHandle => libc::EBADF,
             Self::Interrupted => libc::EINTR,

@@ -2,6 +2,7 @@
 //!
 //! docs/SEMANTICS.md specifies its behaviour.
 
+mod content_id;
 mod error;
 mod inode;
 mod names;
@@ -22,6 +23,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::warn;
 
+pub use content_id::CONTENT_ID_ATTRIBUTE;
 pub use error::FsError;
 pub use inode::{FileVersion, ROOT};
 pub use names::{Attr, DirEntry};

@@ -11,7 +11,7 @@ use tokio::sync::OnceCell;
 
 use super::inode::Node;
 use super::numbers::Identity;
-use super::{FileVersion, Fs, FsError, Server, is_fresh, lock, plain};
+use super::{FileVersion, Fs, FsError, Pins, Server, is_fresh, lock, plain};
 use crate::io::now;
 
 /// Longest name in a listing, in bytes. It is `NAME_MAX` of limits.h, for which `struct dirent` of
@@ -79,14 +79,29 @@ impl Fs {
                 Ok(self.remember_plain(path, version))
             }
             Server::Extended => {
-                let known = lock(&self.inodes).newest(&path).map(|node| node.attributes.clone());
-                let attributes = match known {
-                    Some(known) => self.revalidate(&path, known).await?,
-                    None => self.retry(|| self.control.attributes(&path)).await?,
-                };
+                let attributes = self.present_attributes(&path).await?;
                 self.remember(path, &attributes)
             }
         }
+    }
+
+    /// Returns the present attributes of a path, or the known ones while the server is away.
+    async fn present_attributes(
+        self: &Arc<Self>,
+        path: &RemotePath,
+    ) -> Result<Attributes, FsError> {
+        let only = self.config.pins.as_ref().and_then(Pins::only);
+        if only.is_some_and(|only| only != path) {
+            return Err(FsError::NotFound);
+        }
+        let known = lock(&self.inodes).newest(path).map(|node| node.attributes.clone());
+        let attributes = match known {
+            Some(known) => self.revalidate(path, known).await?,
+            None => self.retry(|| self.control.attributes(path)).await?,
+        };
+        // A link could lead readers to bytes outside of the mount.
+        let is_shown = only.is_none() || attributes.kind == Kind::File;
+        is_shown.then_some(attributes).ok_or(FsError::NotFound)
     }
 
     /// Adds one kernel reference to the inode of these attributes.
@@ -203,31 +218,24 @@ impl Fs {
 
     /// Returns the entries of an open directory. Its first read fetches them, so later changes on
     /// the server do not show.
-    pub async fn readdir(&self, handle: u64) -> Result<Arc<Vec<DirEntry>>, FsError> {
+    pub async fn readdir(self: &Arc<Self>, handle: u64) -> Result<Arc<Vec<DirEntry>>, FsError> {
         let dir = self.dirs.get(&handle).map(|dir| dir.clone()).ok_or(FsError::BadHandle)?;
         dir.entries.get_or_try_init(|| self.list(dir.ino)).await.cloned()
     }
 
     /// Fetches the entries of a directory.
-    async fn list(&self, ino: u64) -> Result<Arc<Vec<DirEntry>>, FsError> {
+    async fn list(self: &Arc<Self>, ino: u64) -> Result<Arc<Vec<DirEntry>>, FsError> {
         let dir = self.directory(ino)?;
         let parent = lock(&self.inodes).parent(&dir.path);
         let mut entries = vec![DirEntry::dot(b".", ino), DirEntry::dot(b"..", parent)];
         let mut listed = HashMap::new();
         match &self.server {
             Server::Extended => {
-                let meta = self.retry(|| self.control.meta(&dir.path, None)).await?;
-                let remote_entries = meta.and_then(|meta| meta.entries);
-                for entry in remote_entries.ok_or(FsError::NotDirectory)? {
-                    let name = decode_segment(&entry.name).unwrap_or_default();
-                    // Leaves out names that are invalid in a path, or too long for programs.
-                    let Ok(path) = dir.path.join(&name) else { continue };
-                    if name.len() > NAME_MAX {
-                        continue;
-                    }
-                    let version = entry.attributes.etag.clone().map(FileVersion::Etag);
-                    let version = version.filter(|_| entry.attributes.kind == Kind::File);
-                    let found = (path, version, entry.attributes);
+                for (path, attributes) in self.remote_entries(&dir.path).await? {
+                    let name = path.file_name().unwrap_or_default().to_vec();
+                    let version = attributes.etag.clone().map(FileVersion::Etag);
+                    let version = version.filter(|_| attributes.kind == Kind::File);
+                    let found = (path, version, attributes);
                     entries.push(self.dir_entry(name, found, &mut listed));
                 }
             }
@@ -246,6 +254,29 @@ impl Fs {
             }
         }
         Ok(Arc::new(entries))
+    }
+
+    /// Returns the paths in a directory of the server that the mount shows, with their attributes.
+    async fn remote_entries(
+        self: &Arc<Self>,
+        dir: &RemotePath,
+    ) -> Result<Vec<(RemotePath, Attributes)>, FsError> {
+        if let Some(only) = self.config.pins.as_ref().and_then(Pins::only) {
+            return match self.present_attributes(only).await {
+                Ok(attributes) => Ok(vec![(only.clone(), attributes)]),
+                Err(FsError::NotFound) => Ok(Vec::new()),
+                Err(error) => Err(error),
+            };
+        }
+        let meta = self.retry(|| self.control.meta(dir, None)).await?;
+        let entries = meta.and_then(|meta| meta.entries).ok_or(FsError::NotDirectory)?;
+        let found = entries.into_iter().filter_map(|entry| {
+            let name = decode_segment(&entry.name).ok()?;
+            // Leaves out names that are invalid in a path, or too long for programs.
+            let path = dir.join(&name).ok().filter(|_| name.len() <= NAME_MAX)?;
+            Some((path, entry.attributes))
+        });
+        Ok(found.collect())
     }
 
     /// Creates the entry of a name, with the inode number that its lookup will return.
@@ -289,7 +320,7 @@ impl Fs {
         self.dirs.remove(&handle);
     }
 
-    fn node(&self, ino: u64) -> Result<Node, FsError> {
+    pub(super) fn node(&self, ino: u64) -> Result<Node, FsError> {
         lock(&self.inodes).find(ino).cloned().ok_or(FsError::Stale)
     }
 

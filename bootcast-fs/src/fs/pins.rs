@@ -24,7 +24,11 @@ const ABANDONED_PERIOD: Duration = Duration::from_millis(250);
 
 /// The files of a mount and their contents.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Pins(BTreeMap<RemotePath, ContentId>);
+pub struct Pins {
+    contents: BTreeMap<RemotePath, ContentId>,
+    /// Whether the mount shows these files only. Else it shows others too, which do not open.
+    is_all_shown: bool,
+}
 
 /// Error: a line is not one that `b3sum` prints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -39,12 +43,23 @@ impl Pins {
     pub fn parse(text: &[u8], root: &RemotePath) -> Result<Self, PinsError> {
         let lines = text.split(|byte| *byte == b'\n').zip(1..).filter(|(it, _)| !it.is_empty());
         let pins = lines.map(|(text, line)| parse_line(text, root).ok_or(PinsError { line }));
-        pins.collect::<Result<_, _>>().map(Self)
+        let contents = pins.collect::<Result<_, _>>()?;
+        Ok(Self { contents, is_all_shown: false })
+    }
+
+    /// Pins one file, which the mount shows alone.
+    pub fn single(path: RemotePath, id: ContentId) -> Self {
+        Self { contents: BTreeMap::from([(path, id)]), is_all_shown: true }
+    }
+
+    /// Returns the only path below the root that the mount shows; `None` if it shows all.
+    pub(super) fn only(&self) -> Option<&RemotePath> {
+        self.contents.keys().next().filter(|_| self.is_all_shown)
     }
 
     /// Returns the content that a file must have; `None` if the file must not be opened.
     pub(super) fn get(&self, path: &RemotePath) -> Option<ContentId> {
-        self.0.get(path).copied()
+        self.contents.get(path).copied()
     }
 }
 
@@ -246,8 +261,13 @@ mod tests {
 
     fn parse(text: &str) -> Result<Vec<String>, PinsError> {
         let pins = Pins::parse(text.as_bytes(), &RemotePath::decode("images").unwrap())?;
-        assert!(pins.0.values().all(|id| id.to_string() == HASH));
-        Ok(pins.0.keys().map(|path| String::from_utf8(path.as_bytes().to_vec()).unwrap()).collect())
+        assert!(pins.contents.values().all(|id| id.to_string() == HASH));
+        assert_eq!(pins.only(), None);
+        Ok(pins
+            .contents
+            .keys()
+            .map(|path| String::from_utf8(path.as_bytes().to_vec()).unwrap())
+            .collect())
     }
 
     #[test]

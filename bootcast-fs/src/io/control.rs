@@ -16,6 +16,7 @@ use reqwest::header::{
 };
 use reqwest::{Client, RequestBuilder, Response, StatusCode};
 
+use super::stated_ids::StatedIds;
 use crate::receiver::{FetchError, Fill, JoinError};
 
 /// Timeout of the first attempt to connect. TCP sends a lost SYN or SYN-ACK again only after a
@@ -69,6 +70,8 @@ pub struct Control {
     listings: Client,
     /// Base URL of the server, such as `http://head:8888`.
     base: String,
+    /// Content ids from the answers so far.
+    stated_ids: StatedIds,
 }
 
 /// Why a request failed.
@@ -155,6 +158,7 @@ impl Control {
             wants: client(FIRST_CONNECT_TIMEOUT, READ_TIMEOUT)?,
             listings: client(CONNECT_TIMEOUT, LISTING_TIMEOUT)?,
             base: base.trim_end_matches('/').to_owned(),
+            stated_ids: StatedIds::default(),
         })
     }
 
@@ -190,6 +194,10 @@ impl Control {
             let address = response.remote_addr();
             let text = self.text(response, ANSWER_LIMIT).await?;
             let answer = JoinAnswer::parse(&text).map_err(|error| self.garbled(&error))?;
+            if let (Some(etag), Some(id)) = (&answer.extensions.etag, answer.extensions.content_id)
+            {
+                self.stated_ids.remember(path, etag, id);
+            }
             Ok((answer, address))
         };
         joined.await.map_err(|error: ControlError| match error {
@@ -400,6 +408,7 @@ impl Control {
         let (values, rest) = body.as_chunks();
         match (etag, id) {
             (Some(etag), Some(id)) if rest.is_empty() => {
+                self.stated_ids.remember(path, &etag, id);
                 Ok(ValueList { etag, id, values: values.to_vec() })
             }
             _ => Err(ControlError::Garbled {
@@ -407,6 +416,12 @@ impl Control {
                 reason: "a manifest without a version or hash, or of half a value".to_owned(),
             }),
         }
+    }
+
+    /// Returns the content id that the server stated for a version, in the answer to a join or with
+    /// a manifest. Nothing proves it.
+    pub fn stated_id(&self, path: &RemotePath, etag: &Etag) -> Option<ContentId> {
+        self.stated_ids.get(path, etag)
     }
 
     /// Sends a request. Any status except 2xx and 304 is an error.

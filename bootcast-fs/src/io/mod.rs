@@ -10,6 +10,7 @@ mod interface;
 mod receive;
 mod reception;
 mod requests;
+mod stated_ids;
 #[expect(
     unsafe_code,
     reason = "the door to system calls that no safe library offers as we need them"

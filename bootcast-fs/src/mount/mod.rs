@@ -2,7 +2,7 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`source`] | the source: `head:/images` names a server and a directory |
+//! | [`source`] | the source: `head:/images` names a server and a directory, or a file |
 //! | [`options`] | the mount options behind `-o` |
 //! | [`kernel`] | mount(2), umount2(2), fusermount3 |
 //! | [`daemon`] | fork; the parent exits with the start-up status of the child |
@@ -26,7 +26,7 @@ pub use source::Source;
 /// Request to mount a source on a directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountRequest {
-    /// Server and directory to mount.
+    /// Server, and directory or file to mount.
     pub source: Source,
     /// Absolute path of the mount point.
     pub mountpoint: PathBuf,

@@ -5,6 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bootcast_proto::ContentId;
 use rustix::mount::MountFlags;
 
 use crate::receiver::{Fill, UnicastMode};
@@ -48,6 +49,8 @@ pub struct MountOptions {
     pub fill: Fill,
     /// File that names the contents of all files; `None` for any contents.
     pub pins: Option<PathBuf>,
+    /// Content of the single file that the source names; `None` if it names a directory.
+    pub b3: Option<ContentId>,
     /// Time for which an incomplete file is still received after its last close.
     pub linger: Duration,
     /// Time for which the kernel may use names and attributes without asking again.
@@ -94,6 +97,12 @@ pub enum OptionError {
     /// An option that takes no value has one, as in `ro=1`.
     #[error("option {0} takes no value")]
     TakesNoValue(&'static str),
+    /// Both `pins=` and `b3=` were given.
+    #[error(
+        "pins= and b3= exclude each other: give b3= if the source is a single file, pins= if it is \
+         a directory"
+    )]
+    PinsAndB3,
     /// A value is missing or malformed.
     #[error("option {name}={value}: expected {expected}")]
     Value {
@@ -123,6 +132,7 @@ impl Default for MountOptions {
             unicast: UnicastMode::Auto,
             fill: Fill::Full,
             pins: None,
+            b3: None,
             linger: Duration::from_secs(10),
             attr_ttl: Duration::from_secs(1),
             log: None,
@@ -141,6 +151,9 @@ impl MountOptions {
         let mut options = Self::default();
         for item in lists.iter().flat_map(|text| list::split(text.as_ref().as_bytes())) {
             options.apply(&item)?;
+        }
+        if options.pins.is_some() && options.b3.is_some() {
+            return Err(OptionError::PinsAndB3);
         }
         Ok(options)
     }
@@ -300,6 +313,7 @@ mod tests {
             "attr_ttl=1e30",
             "timeo=NaN",
             "fsname=",
+            "b3=0123",
         ] {
             let error = parse(bad).unwrap_err();
             let name = bad.split('=').next().unwrap();
@@ -321,6 +335,17 @@ mod tests {
         assert_eq!(parse("").unwrap().fill, Fill::Full);
         assert_eq!(parse("fill=demand").unwrap().fill, Fill::Demand);
         assert_eq!(parse("fill=demand,fill=full").unwrap().fill, Fill::Full);
+    }
+
+    #[test]
+    fn a_single_file_is_pinned_by_its_hash_and_not_by_a_list() {
+        let hash = "6437b3ac38465133ffb63b75273a8db548c558465d79db03fd359c6cd5bd9d85";
+        assert_eq!(parse(&format!("b3={hash}")).unwrap().b3, hash.parse().ok());
+        for both in [format!("pins=/p,b3={hash}"), format!("b3={hash},pins=/p")] {
+            let error = parse(&both).unwrap_err();
+            assert_eq!(error, OptionError::PinsAndB3);
+            assert!(error.to_string().contains("give b3= if the source is a single file"));
+        }
     }
 
     #[test]

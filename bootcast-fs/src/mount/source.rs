@@ -8,14 +8,14 @@ use std::os::unix::ffi::OsStrExt;
 use bootcast_proto::path::PathError;
 use bootcast_proto::{DEFAULT_PORT, RemotePath};
 
-/// Directory of a server, as named on the command line.
+/// Directory of a server, or file with `b3=`, as named on the command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Source {
     /// Name or address of the server; an IPv6 address has no brackets here.
     pub host: String,
     /// TCP port of the server's control plane.
     pub port: u16,
-    /// Path of the directory, relative to the directory that the server serves.
+    /// Path of the directory or file, relative to the directory that the server serves.
     pub path: RemotePath,
 }
 

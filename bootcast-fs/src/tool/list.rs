@@ -71,8 +71,8 @@ async fn print_hashes(target: &Target, meta: &Meta) -> Result<(), ToolError> {
     for (name, _) in entries.into_iter().filter(|(_, it)| it.kind == Kind::File) {
         let path = if is_directory { target.path.join(&name) } else { Ok(target.path.clone()) };
         let path = path.map_err(|_| malformed(&printable(&name)))?;
-        let id = content_id(&target.control, &path, HASH_TIMEOUT).await;
-        let id = id.map_err(|error| ToolError::from(error).with_path(&path))?;
+        let id = content_id(&target.control, &path, Some(HASH_TIMEOUT)).await;
+        let (_, id) = id.map_err(|error| ToolError::from(error).with_path(&path))?;
         let mut line = format!("{id}  ").into_bytes();
         line.extend(if io::stdout().is_terminal() { printable(&name).into_bytes() } else { name });
         line.push(b'\n');

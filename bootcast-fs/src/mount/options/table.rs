@@ -140,6 +140,11 @@ const OWN_OPTIONS: &[OwnOption] = &[
         options.pins = Some((!text.is_empty()).then(|| text.into()).ok_or("a file")?);
         Ok(())
     }),
+    value("b3", "=HASH", "mount one file alone, with this content only", |options, text| {
+        let id = text.to_str().and_then(|text| text.parse().ok());
+        options.b3 = Some(id.ok_or("64 hexadecimal digits, as b3sum prints them")?);
+        Ok(())
+    }),
     value("linger", "=TIME", "how long to receive after the last close [10s]", |options, text| {
         options.linger = parse_duration(text)?;
         Ok(())

@@ -1,0 +1,120 @@
+//! What a mount shows: a directory of the server, or one file of it.
+
+use std::fmt::Display;
+
+use bootcast_proto::api::{Attributes, Kind};
+use bootcast_proto::{ContentId, RemotePath};
+use tracing::info;
+
+use crate::fs::Pins;
+use crate::io::Control;
+use crate::mount::{MountError, MountRequest};
+
+/// Root directory of a mount, and its pinned files.
+#[derive(Debug)]
+pub(crate) struct Root {
+    /// Path of the directory on the server.
+    pub(crate) path: RemotePath,
+    /// Attributes of the directory; `None` on a plain server.
+    pub(crate) attributes: Option<Attributes>,
+    /// The only files that may be opened, with their contents; `None` for all files.
+    pub(crate) pins: Option<Pins>,
+}
+
+impl Root {
+    /// Requests the attributes of what the mount's source names. Reads the list of pinned files.
+    pub(crate) async fn find(
+        control: &Control,
+        request: &MountRequest,
+    ) -> Result<Self, MountError> {
+        let MountRequest { source, options, .. } = request;
+        if let Some(id) = options.b3 {
+            return single_file(control, &source.path, id).await;
+        }
+        let attributes = find_directory(control, &source.path).await?;
+        let pins = options.pins.as_ref().map(|file| {
+            let failed = |error: &dyn Display| {
+                MountError::failed(&format!("cannot use pins={}: {error}", file.display()))
+            };
+            let text = std::fs::read(file).map_err(|error| failed(&error))?;
+            Pins::parse(&text, &source.path).map_err(|error| failed(&error))
+        });
+        let pins = pins.transpose()?;
+        if pins.is_some() && attributes.is_none() {
+            return Err(no_proofs("pins="));
+        }
+        Ok(Self { path: source.path.clone(), attributes, pins })
+    }
+}
+
+/// Checks that `file` is a regular file. The root is the directory around it.
+async fn single_file(
+    control: &Control,
+    file: &RemotePath,
+    id: ContentId,
+) -> Result<Root, MountError> {
+    let server = control.server();
+    let fault = match control.attributes(file).await {
+        Ok(attributes) => match (attributes.kind, file.parent()) {
+            (Kind::File, Some(directory)) => {
+                let attributes = find_directory(control, &directory).await?;
+                let pins = Some(Pins::single(file.clone(), id));
+                return Ok(Root { path: directory, attributes, pins });
+            }
+            (Kind::File, None) | (Kind::Directory, _) => {
+                format!("{file} is a directory on {server}: b3= needs a file, pins= a directory")
+            }
+            (Kind::Symlink, _) => {
+                format!("{file} is a symbolic link on {server}: name the file that it leads to")
+            }
+            (Kind::Other, _) => format!("{file} is not a regular file on {server}"),
+        },
+        Err(error) if error.is_not_found() => {
+            if is_plain(control).await? {
+                return Err(no_proofs("b3="));
+            }
+            format!("no file {file} on {server}")
+        }
+        Err(error) => error.to_string(),
+    };
+    Err(MountError::failed(&fault))
+}
+
+/// Requests the attributes of a directory. Returns `None` from a plain server.
+async fn find_directory(
+    control: &Control,
+    path: &RemotePath,
+) -> Result<Option<Attributes>, MountError> {
+    let server = control.server();
+    match control.attributes(path).await {
+        Ok(attributes) if attributes.kind == Kind::Directory => Ok(Some(attributes)),
+        Ok(attributes) if attributes.kind == Kind::File => Err(MountError::failed(&format!(
+            "{path} is a file on {server}: mount its directory, or the file alone with b3=HASH"
+        ))),
+        Ok(_) => Err(MountError::failed(&format!("{path} is not a directory on {server}"))),
+        Err(error) if error.is_not_found() => {
+            if is_plain(control).await? {
+                info!("a plain server, without listings: files appear when they are opened");
+                return Ok(None);
+            }
+            Err(MountError::failed(&format!("no directory {path} on {server}")))
+        }
+        Err(error) => Err(MountError::failed(&error)),
+    }
+}
+
+/// Whether the server knows only the base protocol: it has no attributes of its directory.
+async fn is_plain(control: &Control) -> Result<bool, MountError> {
+    match control.attributes(&RemotePath::root()).await {
+        Ok(_) => Ok(false),
+        Err(error) if error.is_not_found() => Ok(true),
+        Err(error) => Err(MountError::failed(&error)),
+    }
+}
+
+/// Creates the error of an option that only a server with manifests serves.
+fn no_proofs(option: &str) -> MountError {
+    MountError::failed(&format!(
+        "a plain server cannot prove files: {option} needs a server with manifests"
+    ))
+}
