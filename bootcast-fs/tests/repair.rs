@@ -222,7 +222,7 @@ fn lost_pages_are_reported_and_rebuilt_and_the_member_leaves() {
     let sent = u64::from(server.geometry.pages()) - server.lost();
     repeat_until("sent pages are missing", || {
         server.send_pages();
-        object.counters().pages == sent
+        object.snapshot().counters.pages == sent
     });
     let mut numbers = 1..;
     repeat_until("no report", || {
@@ -233,7 +233,7 @@ fn lost_pages_are_reported_and_rebuilt_and_the_member_leaves() {
     assert_eq!(report.needs.iter().map(|(_, need)| u64::from(*need)).sum::<u64>(), server.lost());
     repeat_until("not rebuilt", || {
         server.send_symbols(&report);
-        object.is_complete()
+        object.snapshot().is_complete
     });
     let mut bytes = vec![0; server.bytes.len()];
     object.store().read_exact_at(&mut bytes, 0).unwrap();

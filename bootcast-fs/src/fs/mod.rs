@@ -202,7 +202,7 @@ impl Fs {
         };
         let confirmed = self.wait_for_version(pending.object(), ino, &version).await;
         if let (Server::Plain(names), FileVersion::Plain(content)) = (&self.server, &version) {
-            let size = pending.object().size();
+            let size = pending.object().snapshot().size;
             match confirmed {
                 Ok(()) => lock(names).record_existing(&node.path, *content, size),
                 Err(_) => lock(names).remove_missing(&node.path),
@@ -218,7 +218,7 @@ impl Fs {
         let object = pending.commit();
         let handle = self.next_handle();
         // The kernel would read the cache file of a pinned file unchecked.
-        let is_durable = object.is_durable() && pinned.is_none();
+        let is_durable = object.snapshot().is_durable && pinned.is_none();
         self.handles.insert(handle, Handle { object: object.clone(), pinned });
         Ok(OpenFile { handle, object, is_durable })
     }
@@ -230,26 +230,18 @@ impl Fs {
         ino: u64,
         version: &FileVersion,
     ) -> Result<(), FsError> {
-        if object.is_complete() {
+        if object.snapshot().is_complete {
             return match version {
                 FileVersion::Etag(_) => self.confirm(ino).await,
                 FileVersion::Plain(_) => Ok(()),
             };
         }
-        let mut changes = object.watch();
-        let opening = async {
-            loop {
-                match object.opening() {
-                    Opening::Failed(failure) => return Err(failure.into()),
-                    // The size of a plain server's file is unknown until its last page arrives.
-                    Opening::Open if object.size().is_some() => return Ok(()),
-                    Opening::Open | Opening::Pending => {}
-                }
-                if changes.changed().await.is_err() {
-                    return Err(FsError::BadHandle);
-                }
-            }
-        };
+        let opening = object.wait_for(|snapshot| match snapshot.opening {
+            Opening::Failed(failure) => Some(Err(failure.into())),
+            // The size of a plain server's file is unknown until its last page arrives.
+            Opening::Open if snapshot.size.is_some() => Some(Ok(())),
+            Opening::Open | Opening::Pending => None,
+        });
         let time_out = async {
             match self.config.wait_limit {
                 Some(limit) => tokio::time::sleep(limit).await,
@@ -278,8 +270,8 @@ impl Fs {
                     Some(pinned) => pinned.check(&bytes, object.clone(), waiter),
                     None => (bytes, waiter),
                 };
-                let wants = object.read(bytes, waiter, now());
-                self.intake.demand(&object, wants);
+                let follow_up = object.read(bytes, waiter, now());
+                self.intake.follow_up(&object, follow_up);
             }
             Some(_) | None => waiter.answer(Err(Unread::ShutDown)),
         }

@@ -71,7 +71,7 @@ impl Fs {
         let slot = lock(&self.objects).entry(key).or_default().clone();
         let creating = lock(&slot.creating);
         // A failed object is not opened again. It stays with the opens that it has.
-        let existing = slot.object().filter(|object| !object.is_failed());
+        let existing = slot.object().filter(|object| object.snapshot().failure().is_none());
         let object = if let Some(existing) = existing {
             existing
         } else {
@@ -179,11 +179,12 @@ impl Fs {
 
     /// Whether an object is idle and need not be kept in memory for its inode.
     fn is_retirable(&self, (path, version): &(RemotePath, FileVersion), object: &Object) -> bool {
+        let snapshot = object.snapshot();
         let is_kept = matches!(self.cache, Cache::Memory)
-            && object.is_complete()
+            && snapshot.is_complete
             && matches!(version, FileVersion::Etag(_))
             && lock(&self.inodes).number(path, Some(version), Kind::File).is_some();
-        object.is_idle() && !is_kept
+        snapshot.is_idle && !is_kept
     }
 }
 

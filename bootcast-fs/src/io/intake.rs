@@ -4,7 +4,7 @@
 //! fs, tool ---attend---> receive (a thread) ---Request---> requests (tasks on the runtime)
 //!     |                     ^                                |     ^
 //!     |                     '------------attend--------------'     |
-//!     '------------------------demand------------------------------'
+//!     '-----------------------follow_up-----------------------------'
 //! ```
 //!
 //! A third part, the answer thread, copies bytes to readers, so that this does not delay the
@@ -24,7 +24,7 @@ use super::interface::InterfaceChoice;
 use super::receive::{Inbox, Receiving, Subscriber};
 use super::reception::MulticastMonitor;
 use super::requests::{Context, InFlightCount, Request, Requests, ServerAddress};
-use crate::object::{Object, Wants};
+use crate::object::{FollowUp, Object};
 
 /// Configuration of the receive thread and of the requests.
 #[derive(Clone, Debug)]
@@ -81,12 +81,12 @@ impl Intake {
         self.inbox.attend(object, self.in_flight.begin());
     }
 
-    /// Sends a demand that a read caused, without involving the receive thread.
-    pub fn demand(&self, object: &Arc<Object>, wants: Wants) {
-        if let Some((token, want)) = wants.now {
+    /// Does what a read makes necessary. A demand is sent without involving the receive thread.
+    pub fn follow_up(&self, object: &Arc<Object>, follow_up: FollowUp) {
+        if let Some((token, want)) = follow_up.want {
             self.requests.send(object, Request::Want(token, want));
         }
-        if wants.attend {
+        if follow_up.attend {
             self.attend(object);
         }
     }

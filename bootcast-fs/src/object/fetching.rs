@@ -7,93 +7,40 @@ use std::time::Instant;
 use bootcast_proto::{PageIndex, PageRange};
 
 use super::{Inner, Object, Ready};
-use crate::receiver::{Assembly, Fetch, FetchError, Notice, Reception, UnicastMode};
+use crate::receiver::{Assembly, Fetch, FetchError};
 
-/// Result of bytes of a fetch.
+/// Result of [`Object::store_fetched`].
 pub struct Fetched {
-    /// Reads that they complete.
+    /// Reads that these bytes complete.
     pub ready: Vec<Ready>,
     /// Number of bytes used. The rest is the start of a page; pass it again with the bytes that
     /// follow.
-    pub taken: usize,
+    pub used: usize,
     /// Whether more bytes are wanted.
-    pub goes_on: bool,
+    pub wants_more: bool,
 }
 
 impl Inner {
-    /// Bytes that the longest waiting reader asked for.
-    fn oldest_wait(&self) -> Option<Range<u64>> {
-        self.parked.iter().min_by_key(|parked| parked.since).map(|parked| parked.bytes.clone())
+    /// Returns the next bytes to fetch, if any, and counts their fetch as begun.
+    pub(super) fn poll_fetch(&mut self, now: Instant) -> Option<Fetch> {
+        if !self.receiver.may_fetch() {
+            return None;
+        }
+        let oldest = self.oldest_wait();
+        self.receiver.poll_fetch(oldest.as_ref(), now)
     }
 }
 
 impl Object {
-    /// Sets whether the file may be fetched over HTTP.
-    #[must_use]
-    pub fn with_unicast(self, mode: UnicastMode) -> Self {
-        self.lock().receiver.set_unicast(mode);
-        self
-    }
-
-    /// Other files of this server got no multicast lately. `tells`: the server hears of it at once.
-    pub fn presume_no_multicast(&self, tells: bool, now: Instant) {
-        self.lock().receiver.presume_no_multicast(tells, now);
-    }
-
-    /// Whether a part of the file is here, so that a join need not bring all of it again.
-    pub fn resumes(&self) -> bool {
-        self.lock().receiver.resumes()
-    }
-
-    /// Pages and symbols of the present membership that were of use.
-    pub fn useful(&self) -> u64 {
-        self.lock().receiver.useful()
-    }
-
-    /// The socket of the pages, or of the repair channel, could not be opened.
-    pub fn has_no_socket(&self, is_repair: bool, error: &str, now: Instant) {
-        self.lock().receiver.handle_no_socket(is_repair, error, now);
-    }
-
-    /// The interface that the datagrams come in by has this MTU.
-    pub fn heard_by(&self, mtu: u32, now: Instant) {
-        self.lock().receiver.handle_mtu(mtu, now);
-    }
-
-    /// What the user is to be told of the reception.
-    pub fn take_notices(&self) -> Vec<Notice> {
-        self.lock().receiver.take_notices()
-    }
-
-    /// How the file arrives at present.
-    pub fn reception(&self) -> Reception {
-        self.lock().receiver.reception()
-    }
-
-    /// Fetches in a row that brought nothing.
-    pub fn fetch_failures(&self) -> u32 {
-        self.lock().receiver.fetch_failures()
-    }
-
-    /// Returns a request to send. Call it whenever the object was tended to.
-    pub fn poll_fetch(&self, now: Instant) -> Option<Fetch> {
-        let mut inner = self.lock();
-        if !inner.receiver.may_fetch() {
-            return None;
-        }
-        let oldest = inner.oldest_wait();
-        inner.receiver.poll_fetch(oldest.as_ref(), now)
-    }
-
     /// Stores whole missing pages from bytes of fetch `id` at `offset`.
     #[must_use]
-    pub fn fetched(&self, id: u64, offset: u64, bytes: &[u8]) -> Fetched {
+    pub fn store_fetched(&self, id: u64, offset: u64, bytes: &[u8]) -> Fetched {
         let end = offset + bytes.len() as u64;
-        let (mut pages, page_size, epoch, whole) = {
+        let (mut pages, page_size, epoch, whole_end) = {
             let mut inner = self.lock();
-            self.give_size(&mut inner);
+            self.set_final_size(&mut inner);
             let Some(assembly) = inner.receiver.assembly() else {
-                return Fetched { ready: Vec::new(), taken: bytes.len(), goes_on: false };
+                return Fetched { ready: Vec::new(), used: bytes.len(), wants_more: false };
             };
             let whole = whole_pages(assembly, &(offset..end));
             let geometry = assembly.geometry();
@@ -104,25 +51,31 @@ impl Object {
                 Some((page, IoSlice::new(bytes.get(at(range.start)?..at(range.end)?)?)))
             };
             let pages: Vec<_> = missing.filter_map(slice).collect();
-            let taken = if whole.is_empty() { offset } else { geometry.byte_range(whole).end };
-            (pages, geometry.page_size(), inner.receiver.epoch(), taken)
+            let whole_end = if whole.is_empty() { offset } else { geometry.byte_range(whole).end };
+            (pages, geometry.page_size(), inner.receiver.epoch(), whole_end)
         };
-        let stored = self.write(&mut pages, page_size);
-        let is_stored = stored.error.is_none();
-        let ready = self.note(stored, epoch);
+        let written = self.write(&mut pages, page_size);
+        let has_failed = written.error.is_some();
+        let ready = self.mark_held(written, epoch);
         let mut inner = self.lock();
         let oldest = inner.oldest_wait();
-        let goes_on = inner.receiver.handle_fetched(id, whole, oldest.as_ref()) && is_stored;
-        let taken = usize::try_from(whole - offset).unwrap_or(bytes.len());
-        Fetched { ready, taken, goes_on }
+        let continues = inner.receiver.handle_fetched(id, whole_end, oldest.as_ref());
+        let used = usize::try_from(whole_end - offset).unwrap_or(bytes.len());
+        Fetched { ready, used, wants_more: continues && !has_failed }
     }
 
-    /// Ends a fetch. The intake must attend to the object afterwards.
+    /// Ends a fetch. Returns the reads that this ends. The receive thread must attend to the object
+    /// afterwards.
     #[must_use]
-    pub fn fetch_ended(&self, id: u64, result: Result<(), FetchError>, now: Instant) -> Vec<Ready> {
+    pub fn handle_fetch_end(
+        &self,
+        id: u64,
+        result: Result<(), FetchError>,
+        now: Instant,
+    ) -> Vec<Ready> {
         let mut inner = self.lock();
         inner.receiver.handle_fetch_end(id, result, now);
-        self.settle(&mut inner)
+        self.take_answerable(&mut inner)
     }
 }
 

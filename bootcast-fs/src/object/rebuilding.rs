@@ -3,6 +3,7 @@
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Instant;
 
 use bootcast_proto::fec::{self, Engine, SOURCES, SourceIndex};
@@ -10,8 +11,8 @@ use bootcast_proto::{BlockIndex, BlockLayout, Geometry, PageIndex, PageRange};
 use rustix::fs::FallocateFlags;
 use tracing::debug;
 
-use super::{Object, Ready, Stored, with_buffer};
-use crate::receiver::{DecodePlan, Epoch, RepairArrival};
+use super::{Object, Ready, with_buffer};
+use crate::receiver::{DecodePlan, RepairArrival};
 
 /// Most bytes of pages read together, if that is more than one block.
 const SPAN_BYTES: usize = 3 << 20;
@@ -19,6 +20,44 @@ const SPAN_BYTES: usize = 3 << 20;
 /// Most unneeded blocks that are read along with their neighbours. That takes no longer than one
 /// more system call per row.
 const GAP_BLOCKS: u32 = 4;
+
+/// Rebuilding of the blocks of one object. Each object has at most one at a time.
+///
+/// Dropping it, also by a panic, lets another one begin.
+#[derive(Debug)]
+pub struct Rebuilding {
+    object: Arc<Object>,
+    /// Whether [`Self::step`] found nothing more to rebuild, so that another one may have begun.
+    is_over: bool,
+}
+
+impl Rebuilding {
+    /// Whether all missing pages can be rebuilt, so that nothing else needs to arrive.
+    pub fn lacks_nothing_else(&self) -> bool {
+        self.object.lock().receiver.lacks_only_decodable()
+    }
+
+    /// Rebuilds the blocks that can be rebuilt at present. Calls `answer` with the reads that they
+    /// complete. Returns `false` if there were none.
+    pub fn step(&mut self, answer: impl FnMut(Vec<Ready>)) -> bool {
+        if self.is_over {
+            return false;
+        }
+        match self.object.next_task() {
+            Some(task) => self.object.rebuild(&task, answer),
+            None => self.is_over = true,
+        }
+        !self.is_over
+    }
+}
+
+impl Drop for Rebuilding {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.object.lock().is_rebuilding = false;
+        }
+    }
+}
 
 /// The missing pages of a block.
 type Built<'a> = (&'a DecodePlan, Vec<Vec<u8>>);
@@ -83,38 +122,33 @@ impl Object {
         }
     }
 
-    /// Whether there are blocks to rebuild and no task is doing so. If true, the caller must call
-    /// [`Self::rebuild`] until nothing is left.
+    /// Begins rebuilding if there are blocks to rebuild and nothing rebuilds them already.
     #[must_use]
-    pub fn begin_rebuilding(&self) -> bool {
+    pub fn begin_rebuilding(self: &Arc<Self>) -> Option<Rebuilding> {
         let mut inner = self.lock();
-        let begins = inner.receiver.has_decodable() && !inner.is_rebuilding;
-        inner.is_rebuilding |= begins;
-        begins
+        if inner.is_rebuilding || !inner.receiver.has_decodable() {
+            return None;
+        }
+        inner.is_rebuilding = true;
+        Some(Rebuilding { object: self.clone(), is_over: false })
     }
 
-    /// Whether all missing pages can be rebuilt, so that nothing else needs to arrive.
-    pub fn lacks_only_decodable(&self) -> bool {
-        self.lock().receiver.lacks_only_decodable()
-    }
-
-    /// Rebuilds the blocks that can be, neighbours together, and hands out the reads that they
-    /// complete. Returns `false` if there was nothing to rebuild.
-    pub fn rebuild(&self, mut hand_out: impl FnMut(Vec<Ready>)) -> bool {
-        let Some(task) = self.next_task() else { return false };
+    /// Rebuilds the blocks of `task`, neighbours together. Calls `answer` with the reads that they
+    /// complete.
+    fn rebuild(&self, task: &Task, mut answer: impl FnMut(Vec<Ready>)) {
         for span in task.spans() {
-            hand_out(match self.decode_span(span, &task) {
+            answer(match self.decode_span(span, task) {
                 Ok(built) => self.store_rebuilt(&built, &task.geometry),
                 Err(error) => {
                     let mut inner = self.lock();
                     self.store_failed(&mut inner, error.to_string());
-                    self.settle(&mut inner)
+                    self.take_answerable(&mut inner)
                 }
             });
         }
-        true
     }
 
+    /// Returns the blocks that can be rebuilt. If there are none, rebuilding is over.
     fn next_task(&self) -> Option<Task> {
         let mut inner = self.lock();
         let receiver = &mut inner.receiver;
@@ -191,7 +225,7 @@ impl Object {
             let inner = self.lock();
             let is_right = |plan: &DecodePlan| {
                 let lowest = plan.present.iter().map(|(_, page)| geometry.offset(*page)).min();
-                lowest.is_none_or(|lowest| lowest >= inner.given_back)
+                lowest.is_none_or(|lowest| lowest >= inner.freed_until)
                     && inner.receiver.confirms(plan)
             };
             for (plan, pages) in built.iter().filter(|(plan, _)| is_right(plan)) {
@@ -202,31 +236,18 @@ impl Object {
             inner.receiver.epoch()
         };
         rebuilt.sort_unstable_by_key(|(page, _)| *page);
-        let stored = self.write(&mut rebuilt, geometry.page_size());
-        self.note(stored, epoch)
-    }
-
-    /// Marks written pages as held, unless a join since `epoch` may have brought another page size.
-    /// The bytes are then right, but their page numbers are not.
-    pub(super) fn note(&self, stored: Stored, epoch: Epoch) -> Vec<Ready> {
-        let mut inner = self.lock();
-        for run in stored.runs {
-            inner.receiver.handle_stored(run, epoch);
-        }
-        if let Some(error) = stored.error {
-            self.store_failed(&mut inner, error);
-        }
-        self.settle(&mut inner)
+        let written = self.write(&mut rebuilt, geometry.page_size());
+        self.mark_held(written, epoch)
     }
 
     /// Frees the space of the bytes before `end`, except where a block may be rebuilt from them.
     /// They cannot be read again.
-    pub fn give_back(&self, end: u64) {
+    pub fn free_before(&self, end: u64) {
         let piece = {
             let mut inner = self.lock();
             let end = end.min(inner.receiver.settled());
-            let start = inner.given_back;
-            inner.given_back = end.max(start);
+            let start = inner.freed_until;
+            inner.freed_until = end.max(start);
             start..end
         };
         if !piece.is_empty() {

@@ -17,7 +17,7 @@ use super::unicast::{ResumePoint, UnicastFetch};
 use super::url::Target;
 use crate::cache::{ObjectKey, Store};
 use crate::io::{Intake, IntakeConfig, InterfaceChoice, seed};
-use crate::object::{Object, Opening, Unread};
+use crate::object::{Object, Opening, Snapshot, Unread};
 use crate::receiver::{Failure, Fill, Timing, UnicastMode};
 
 /// Timing of the membership: the member joins again after `silence` without a datagram, and leaves
@@ -63,7 +63,7 @@ impl CastFetch {
         let store = Store::transient(sink.reopen()?, Scratch::find().cache());
         let object = self.object(store, Fill::Full);
         let clock = StallClock::new(self.timeout);
-        let show = || progress.show(object.received(), object.size_at_most());
+        let show = |now: &Snapshot| progress.show(now.received, now.size_at_most);
         let completion = async {
             completion(&object).await.map_err(|failure| match failure {
                 Failure::Store(text) => sink.write_error_because(&text),
@@ -73,7 +73,7 @@ impl CastFetch {
         self.run_as_member(&object, &clock, show, signals, unless_unreadable(&object, completion))
             .await?;
         // The size is known because the file is complete.
-        let size = object.size().unwrap_or_default();
+        let size = object.snapshot().size.unwrap_or_default();
         object.store().set_size(size).map_err(|error| sink.write_error(&error))?;
         Ok(size)
     }
@@ -90,13 +90,13 @@ impl CastFetch {
         let spool = Spool::new()?;
         let object = self.object(spool.store()?, Fill::Full);
         let clock = StallClock::new(self.timeout);
-        let show = || progress.show(object.received(), object.size_at_most());
+        let show = |now: &Snapshot| progress.show(now.received, now.size_at_most);
         let relay = Relay::new(&object, &spool, sink, gate, &clock);
         let relaying = unless_unreadable(&object, relay.run(|| self.leave(&object)));
         match self.run_as_member(&object, &clock, show, signals, relaying).await? {
             Relayed::All => Ok(relay.written()),
             Relayed::SpoolFull(reason) => {
-                let etag = object.etag().ok_or_else(|| spool_full(&spool, &reason))?;
+                let etag = object.snapshot().etag.ok_or_else(|| spool_full(&spool, &reason))?;
                 let from = ResumePoint { first: 0, written: relay.written(), end: None, etag };
                 self.resume_over_http(from, relay.into_gate(), sink, progress, signals).await
             }
@@ -115,7 +115,7 @@ impl CastFetch {
         let object = self.object(spool.store()?, Fill::Demand);
         let clock = StallClock::new(self.timeout);
         let fetch = RangeFetch::new(range, &object, &self.intake, &spool, sink, &clock);
-        let show = || progress.show(fetch.written(), fetch.total());
+        let show = |_: &Snapshot| progress.show(fetch.written(), fetch.total());
         let outcome = self.run_as_member(&object, &clock, show, signals, fetch.run()).await;
         let relayed = outcome.map_err(|error| match error {
             ToolError::Changed if fetch.written() > 0 => ToolError::ChangedMidway(fetch.written()),
@@ -124,7 +124,7 @@ impl CastFetch {
         match relayed {
             Relayed::All => Ok(fetch.written()),
             Relayed::SpoolFull(reason) => {
-                let etag = object.etag().ok_or_else(|| spool_full(&spool, &reason))?;
+                let etag = object.snapshot().etag.ok_or_else(|| spool_full(&spool, &reason))?;
                 let Some(bytes) = fetch.bytes() else { return Err(spool.error(&reason)) };
                 let (first, written) = (bytes.start, fetch.written());
                 let from = ResumePoint { first, written, end: Some(bytes.end), etag };
@@ -165,7 +165,7 @@ impl CastFetch {
         &self,
         object: &Arc<Object>,
         clock: &StallClock,
-        show: impl Fn(),
+        show: impl Fn(&Snapshot),
         signals: &mut Signals,
         work: impl Future<Output = Result<T, ToolError>>,
     ) -> Result<T, ToolError> {
@@ -201,33 +201,35 @@ impl CastFetch {
         &self,
         object: &Object,
         clock: &StallClock,
-        show: impl Fn(),
+        show: impl Fn(&Snapshot),
     ) -> ToolError {
         let mut ticks = tokio::time::interval(CHECK_PERIOD);
         let mut detector = ProgressDetector::default();
         loop {
             ticks.tick().await;
-            show();
-            let counters = object.counters();
+            let snapshot = object.snapshot();
+            show(&snapshot);
+            let counters = snapshot.counters;
             // Only plain servers repeat a whole file to repair it. They have no versions.
-            let pages = if object.etag().is_some() { None } else { object.pages() };
+            let pages = if snapshot.etag.is_some() { None } else { snapshot.pages };
             let pass = u64::from(pages.unwrap_or(0));
-            if detector.update(counters.pages, counters.duplicates, pass) || object.is_complete() {
+            let is_new = detector.update(counters.pages, counters.duplicates, pass);
+            if is_new || snapshot.is_complete {
                 clock.restart();
             }
             if let Some(waited) = clock.expired() {
-                return self.stalled(object, waited);
+                return self.stalled(&snapshot, waited);
             }
         }
     }
 
     /// Creates the error of a fetch that stalled, with the most likely cause.
-    fn stalled(&self, object: &Object, waited: Duration) -> ToolError {
+    fn stalled(&self, snapshot: &Snapshot, waited: Duration) -> ToolError {
         let waited = humantime::format_duration(Duration::from_secs(waited.as_secs()));
         let server = self.target.control.server();
-        let counters = object.counters();
+        let counters = snapshot.counters;
         let heard = counters.pages + counters.duplicates + counters.symbols;
-        ToolError::TimedOut(match object.opening() {
+        ToolError::TimedOut(match snapshot.opening {
             Opening::Pending | Opening::Failed(_) => {
                 format!("{server} answered no join for {waited}: it is down or overloaded")
             }
@@ -257,16 +259,7 @@ async fn unless_unreadable<T>(
     object: &Object,
     work: impl Future<Output = Result<T, ToolError>>,
 ) -> Result<T, ToolError> {
-    let unreadable = async {
-        let mut changes = object.watch();
-        loop {
-            if let Some(bytes) = object.unreadable() {
-                return Unread::Unreadable(bytes);
-            }
-            // Fails only if the object is gone, but it is borrowed here.
-            let _ = changes.changed().await;
-        }
-    };
+    let unreadable = object.wait_for(|snapshot| snapshot.unreadable.map(Unread::Unreadable));
     tokio::select! {
         done = work => done,
         unreadable = unreadable => Err(unreadable.into()),
@@ -275,13 +268,10 @@ async fn unless_unreadable<T>(
 
 /// Waits until every page is held.
 async fn completion(object: &Object) -> Result<(), Failure> {
-    let mut changes = object.watch();
-    while !object.is_complete() {
-        if let Opening::Failed(failure) = object.opening() {
-            return Err(failure);
-        }
-        // Fails only if the object is gone, but it is borrowed here.
-        let _ = changes.changed().await;
-    }
-    Ok(())
+    let ended = object.wait_for(|snapshot| match snapshot.opening {
+        _ if snapshot.is_complete => Some(Ok(())),
+        Opening::Failed(failure) => Some(Err(failure)),
+        Opening::Open | Opening::Pending => None,
+    });
+    ended.await
 }

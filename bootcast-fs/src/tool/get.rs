@@ -109,7 +109,8 @@ pub(super) async fn run(args: Args) -> Result<(), ToolError> {
     let path = target.path.clone();
     let expected = args.b3.map(|id| Expected { id, timeout });
     let get = Get { target, transport, output, expected, progress, signals };
-    get.run().await.map_err(|error| error.with_path(&path))
+    // On the heap, because it is large.
+    Box::pin(get.run()).await.map_err(|error| error.with_path(&path))
 }
 
 /// How the bytes are fetched.

@@ -143,7 +143,7 @@ impl<'a> RangeFetch<'a> {
             let writing = self.clock.pause(blocking(move || sink.write_all(&piece))).await;
             writing.map_err(|error| self.sink.write_error(&error))?;
             self.written.set(self.written.get() + len);
-            if self.object.etag().is_some() && self.spool.is_full() {
+            if self.spool.is_full() && self.object.snapshot().etag.is_some() {
                 return Ok(Relayed::SpoolFull("it is full".to_owned()));
             }
         }
@@ -151,24 +151,18 @@ impl<'a> RangeFetch<'a> {
 
     /// Waits until the size of the file is known.
     async fn size(&self) -> Result<u64, ToolError> {
-        let mut changes = self.object.watch();
-        loop {
-            if let Opening::Failed(failure) = self.object.opening() {
-                return Err(failure.into());
-            }
-            if let Some(size) = self.object.size() {
-                return Ok(size);
-            }
-            // Fails only if the object is gone, but `self` borrows it.
-            let _ = changes.changed().await;
-        }
+        let size = self.object.wait_for(|snapshot| match snapshot.opening {
+            Opening::Failed(failure) => Some(Err(failure.into())),
+            Opening::Open | Opening::Pending => snapshot.size.map(Ok),
+        });
+        size.await
     }
 
     /// Starts a read, which demands the pages that are missing.
     fn read(&self, bytes: Range<u64>) -> oneshot::Receiver<Result<Vec<u8>, Unread>> {
         let (answer, answered) = oneshot::channel();
-        let wants = self.object.read(bytes, Box::new(ReadWaiter(answer)), now());
-        self.intake.demand(self.object, wants);
+        let follow_up = self.object.read(bytes, Box::new(ReadWaiter(answer)), now());
+        self.intake.follow_up(self.object, follow_up);
         answered
     }
 }

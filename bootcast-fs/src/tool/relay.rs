@@ -14,7 +14,7 @@ use super::output::{Sink, blocking};
 use super::proof::Gate;
 use super::spool::Spool;
 use super::stall::StallClock;
-use crate::object::{Object, Opening};
+use crate::object::{Object, Opening, Snapshot};
 use crate::receiver::Failure;
 
 /// Most bytes that are copied in one step.
@@ -87,8 +87,11 @@ impl<'a> Relay<'a> {
         loop {
             ticks.tick().await;
             // A plain server serves no files over HTTP. There the spool may use all free space.
-            let can_fetch_rest = self.object.etag().is_some() && !self.object.is_complete();
-            if can_fetch_rest && !self.is_full.get() && self.spool.is_full() {
+            if self.is_full.get() || !self.spool.is_full() {
+                continue;
+            }
+            let snapshot = self.object.snapshot();
+            if snapshot.etag.is_some() && !snapshot.is_complete {
                 self.is_full.set(true);
                 leave();
                 self.filled.notify_one();
@@ -100,10 +103,10 @@ impl<'a> Relay<'a> {
     async fn write_in_order(&self) -> Result<Relayed, ToolError> {
         let mut changes = self.object.watch();
         loop {
-            let is_complete = self.object.is_complete();
-            let (written, available) = (self.written.get(), self.object.contiguous());
-            if written < available {
-                let piece = written..available.min(written + PIECE_LEN);
+            let Snapshot { contiguous, is_complete, opening, .. } = self.object.snapshot();
+            let written = self.written.get();
+            if written < contiguous {
+                let piece = written..contiguous.min(written + PIECE_LEN);
                 if let Some(unreadable) = self.clock.pause(self.copy(piece.clone())).await? {
                     return Ok(Relayed::SpoolFull(unreadable.to_string()));
                 }
@@ -112,7 +115,7 @@ impl<'a> Relay<'a> {
                 return Ok(Relayed::All);
             } else if self.is_full.get() {
                 return Ok(Relayed::SpoolFull("it is full".to_owned()));
-            } else if let Opening::Failed(failure) = self.object.opening() {
+            } else if let Opening::Failed(failure) = opening {
                 return match failure {
                     Failure::Stale if written > 0 => Err(ToolError::ChangedMidway(written)),
                     Failure::Store(text) => Ok(Relayed::SpoolFull(text)),
@@ -147,7 +150,7 @@ impl<'a> Relay<'a> {
         let (object, sink) = (self.object.clone(), self.sink.clone());
         let written = blocking(move || {
             sink.write_all(&bytes)?;
-            object.give_back(piece.end);
+            object.free_before(piece.end);
             Ok(())
         });
         written.await.map(|()| None).map_err(|error| self.sink.write_error(&error))

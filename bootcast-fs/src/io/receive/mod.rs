@@ -22,7 +22,7 @@ use super::now;
 use super::reception::MulticastMonitor;
 use super::requests::{Request, Requests};
 use crate::log_limit;
-use crate::object::Object;
+use crate::object::{Object, Work};
 use crate::receiver::{Action, Reception};
 use coalescing::{ArrivalRate, COALESCE_DELAY};
 use sockets::{Batches, Channel, SocketPair};
@@ -130,7 +130,8 @@ impl ReceiveThread {
 
     /// Time until something is due.
     fn time_left(&self) -> Duration {
-        let next = self.attended.values().filter_map(|attended| attended.object.due()).min();
+        let next =
+            self.attended.values().filter_map(|attended| attended.object.poll_timeout()).min();
         next.map_or(LONGEST_SLEEP, |next| next.saturating_duration_since(now())).min(LONGEST_SLEEP)
     }
 
@@ -149,8 +150,8 @@ impl ReceiveThread {
         let Some(Attended { object, sockets, .. }) = self.attended.get_mut(&id) else { return };
         let answer = |reads| self.parts.answers.answer(object, reads);
         self.arrivals.add(sockets.receive(object, channel, &mut self.batches, answer));
-        if object.begin_rebuilding() {
-            self.parts.requests.send(object, Request::Rebuild);
+        if let Some(rebuilding) = object.begin_rebuilding() {
+            self.parts.requests.send(object, Request::Rebuild(rebuilding));
         }
         self.attend(id, now());
     }
@@ -158,7 +159,7 @@ impl ReceiveThread {
     /// Attends to the objects whose timers have expired.
     fn attend_to_due(&mut self) {
         let now = now();
-        let is_due = |object: &Object| object.due().is_some_and(|due| due <= now);
+        let is_due = |object: &Object| object.poll_timeout().is_some_and(|due| due <= now);
         let due: Vec<u64> = self
             .attended
             .iter()
@@ -181,46 +182,62 @@ impl ReceiveThread {
         }
     }
 
-    /// Executes the actions of an object, and forgets it when it has none and needs none.
+    /// Does the work of an object, and forgets it when it rests.
     fn attend(&mut self, id: u64, now: Instant) {
         let Some(attended) = self.attended.get_mut(&id) else { return };
-        let object = attended.object.clone();
-        for action in object.tend(now) {
+        let is_resting = loop {
+            let work = attended.object.poll(now);
+            let is_resting = work.is_resting;
+            if !attended.execute(work, &self.parts, &self.epoll, now) {
+                break is_resting;
+            }
+        };
+        if is_resting {
+            self.attended.remove(&id);
+        }
+    }
+}
+
+impl Attended {
+    /// Executes `work`. Returns `true` if it subscribed to a group, so that the object must be
+    /// polled again: opening a socket can have failed.
+    fn execute(&mut self, work: Work, parts: &Receiving, epoll: &OwnedFd, now: Instant) -> bool {
+        let Work { actions, token, fetch, notices, reception, .. } = work;
+        let object = &self.object;
+        let send = |request| parts.requests.send(object, request);
+        let mut has_subscribed = false;
+        for action in actions {
             match action {
-                Action::Unsubscribe => attended.sockets = SocketPair::default(),
+                Action::Unsubscribe => self.sockets = SocketPair::default(),
                 Action::Subscribe(subscription) => {
-                    let subscribed =
-                        self.parts.subscriber.subscribe(&self.epoll, &object, &subscription);
-                    attended.sockets = subscribed;
+                    self.sockets = parts.subscriber.subscribe(epoll, object, &subscription);
+                    has_subscribed = true;
                 }
-                Action::Join => self.parts.requests.send(&object, Request::Join),
-                Action::Leave(token) => self.parts.requests.send(&object, Request::Leave(token)),
+                Action::Join => send(Request::Join),
+                Action::Leave(token) => send(Request::Leave(token)),
                 // Without a token these belong to a membership that has ended.
                 Action::Report(report) => {
-                    if let Some(token) = object.token() {
-                        self.parts.requests.send(&object, Request::Report(token, report));
+                    if let Some(token) = token.clone() {
+                        send(Request::Report(token, report));
                     }
                 }
                 Action::Want(want) => {
-                    if let Some(token) = object.token() {
-                        self.parts.requests.send(&object, Request::Want(token, want));
+                    if let Some(token) = token.clone() {
+                        send(Request::Want(token, want));
                     }
                 }
             }
         }
-        for notice in object.take_notices() {
-            self.parts.multicast.record_notice(&notice, now);
+        for notice in notices {
+            parts.multicast.record_notice(&notice, now);
         }
-        let reception = object.reception();
-        if std::mem::replace(&mut attended.reception, reception) != reception {
-            self.parts.multicast.record_reception(reception);
+        if std::mem::replace(&mut self.reception, reception) != reception {
+            parts.multicast.record_reception(reception);
         }
-        if let Some(part) = object.poll_fetch(now) {
-            self.parts.requests.send(&object, Request::Fetch(part));
+        if let Some(part) = fetch {
+            send(Request::Fetch(part));
         }
-        if object.is_resting() {
-            self.attended.remove(&id);
-        }
+        has_subscribed
     }
 }
 

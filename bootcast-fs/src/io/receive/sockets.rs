@@ -77,13 +77,14 @@ impl Subscriber {
         match self.try_open(epoll, group, channel.epoll_data(object.id())) {
             Ok(socket) => {
                 if let (Channel::Pages, Ok(mtu)) = (channel, socket.mtu()) {
-                    object.heard_by(mtu, now());
+                    object.handle_mtu(mtu, now());
                 }
                 Some(CountingSocket { socket, drops: 0 })
             }
             Err(error) => {
                 debug!(path = %object.key().path, %group, %error, "cannot listen to the group");
-                object.has_no_socket(channel == Channel::Repair, &error.to_string(), now());
+                let is_repair = channel == Channel::Repair;
+                object.handle_no_socket(is_repair, &error.to_string(), now());
                 None
             }
         }

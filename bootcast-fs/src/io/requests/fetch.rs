@@ -16,17 +16,17 @@ use crate::receiver::{Fetch, FetchError};
 /// Most bytes stored in one step. A fetch needs a few times as much memory.
 const STORE_LEN: usize = 256 << 10;
 
-/// Fetches a part of the file and stores bytes as they arrive. Calls `hand_out` with the reads that
+/// Fetches a part of the file and stores bytes as they arrive. Calls `answer` with the reads that
 /// they complete.
 pub(super) async fn fetch(
     control: &Control,
     object: &Arc<Object>,
     fetch: &Fetch,
-    hand_out: impl Fn(Vec<Ready>),
+    answer: impl Fn(Vec<Ready>),
 ) -> Result<(), FetchError> {
     let path = &object.key().path;
     // Bytes of an unnamed version could belong to another content.
-    let etag = object.etag().ok_or(FetchError::Changed)?;
+    let etag = object.snapshot().etag.ok_or(FetchError::Changed)?;
     let mut response = control.file_range(path, &fetch.bytes, &etag).await?;
     let (mut offset, mut bytes) = (fetch.bytes.start, Vec::new());
     let mut received = more(&mut response, &mut bytes).await;
@@ -37,9 +37,9 @@ pub(super) async fn fetch(
         let stored = {
             let storing = pin!(async {
                 let (fetched, rest) = store(object.clone(), fetch.id, offset, bytes).await?;
-                hand_out(fetched.ready);
-                let end = offset + fetched.taken as u64;
-                let is_over = !fetched.goes_on || end >= fetch.bytes.end;
+                answer(fetched.ready);
+                let end = offset + fetched.used as u64;
+                let is_over = !fetched.wants_more || end >= fetch.bytes.end;
                 Ok::<_, FetchError>((!is_over).then_some((end, rest)))
             });
             match received {
@@ -101,8 +101,8 @@ async fn store(
     mut bytes: Vec<u8>,
 ) -> Result<(Fetched, Vec<u8>), FetchError> {
     let storing = tokio::task::spawn_blocking(move || {
-        let fetched = object.fetched(id, offset, &bytes);
-        bytes.drain(..fetched.taken);
+        let fetched = object.store_fetched(id, offset, &bytes);
+        bytes.drain(..fetched.used);
         (fetched, bytes)
     });
     // Fails only if the runtime is shutting down.

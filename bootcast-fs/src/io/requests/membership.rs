@@ -10,7 +10,7 @@ use crate::io::control::ControlError;
 use crate::io::now;
 use crate::io::reception::Availability;
 use crate::log_limit;
-use crate::object::Object;
+use crate::object::{Object, Snapshot};
 use crate::receiver::{Counters, JoinError, ReportError};
 
 impl Job {
@@ -18,7 +18,8 @@ impl Job {
     pub(super) async fn join(self) {
         let (object, context) = (&self.object, &self.context);
         let path = &object.key().path;
-        let result = context.control.join(path, object.fill(), object.resumes()).await;
+        let (fill, resumes) = object.begin_join();
+        let result = context.control.join(path, fill, resumes).await;
         let result = match result {
             Ok((answer, server)) => {
                 info!(%path, group = %answer.connect, pages = answer.pages, "joined");
@@ -32,7 +33,7 @@ impl Job {
                 Err(error)
             }
         };
-        let reads = object.joined(result, now());
+        let reads = object.handle_join(result, now());
         match context.multicast.availability(now()) {
             Availability::Available => {}
             Availability::RetryDue => object.presume_no_multicast(false, now()),
@@ -48,8 +49,8 @@ impl Job {
         let path = &object.key().path;
         match self.context.control.leave(path, &token).await {
             Ok(()) => {
-                let complete = object.is_complete();
-                let Counters { bad, strangers, forged, drops, .. } = object.counters();
+                let Snapshot { is_complete: complete, counters, .. } = object.snapshot();
+                let Counters { bad, strangers, forged, drops, .. } = counters;
                 info!(%path, %token, complete, bad, strangers, forged, drops, "left");
             }
             Err(error) => {
@@ -74,9 +75,10 @@ impl Job {
         }
         let unreadable = result.as_ref().map_or(&[][..], Vec::as_slice);
         if !unreadable.is_empty() {
-            self.answer(object.unreadable_pages(unreadable, now()));
+            self.answer(object.handle_unreadable(unreadable, now()));
         }
-        object.reported(&token, result.map(drop).map_err(|error| verdict(&error)), now());
+        let result = result.map(drop).map_err(|error| verdict(&error));
+        object.handle_report_answer(&token, result, now());
         self.attend();
     }
 
@@ -85,7 +87,7 @@ impl Job {
         let object = &self.object;
         let path = &object.key().path;
         let (runs, later) = (want.now.len(), want.later.len());
-        let body = WantBody { want, useful: Some(object.useful()) };
+        let body = WantBody { want, useful: Some(object.snapshot().useful) };
         let result = self.context.control.want(path, &token, &body).await;
         match &result {
             Ok(answer) => {
@@ -97,10 +99,10 @@ impl Job {
         let unreadable = result.as_ref().map_or(&[][..], |answer| &answer.unreadable);
         let ends_reads = !unreadable.is_empty();
         if ends_reads {
-            self.answer(object.unreadable_pages(unreadable, now()));
+            self.answer(object.handle_unreadable(unreadable, now()));
         }
         let result = result.map(|answer| answer.queue).map_err(|error| verdict(&error));
-        if object.wanted(&token, &body.want, result, now()) || ends_reads {
+        if object.handle_want_answer(&token, &body.want, result, now()) || ends_reads {
             self.attend();
         }
     }
@@ -115,7 +117,7 @@ fn verdict(error: &ControlError) -> ReportError {
 fn log_join_error(object: &Object, error: &JoinError) {
     let path = &object.key().path;
     match error {
-        JoinError::Retry { reason, .. } if object.join_failures() == 0 => {
+        JoinError::Retry { reason, .. } if object.snapshot().join_failures == 0 => {
             if let Some(more) = log_limit::allow("cannot join yet", reason) {
                 warn!(%path, reason, "cannot join yet, trying again{more}");
             }

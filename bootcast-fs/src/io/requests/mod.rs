@@ -26,7 +26,7 @@ use super::answers::Answers;
 use super::control::Control;
 use super::receive::Inbox;
 use super::reception::MulticastMonitor;
-use crate::object::{Object, Ready};
+use crate::object::{Object, Ready, Rebuilding};
 use crate::receiver::Fetch;
 
 pub(super) use in_flight::{InFlight, InFlightCount};
@@ -44,8 +44,8 @@ pub(super) enum Request {
     Want(Token, Want),
     /// Fetch bytes over HTTP.
     Fetch(Fetch),
-    /// Rebuild pages from repair symbols; [`Object::begin_rebuilding`] was true.
-    Rebuild,
+    /// Rebuild pages from repair symbols.
+    Rebuild(Rebuilding),
 }
 
 /// Sends requests to the task that starts them. The task ends when all clones are dropped.
@@ -127,8 +127,8 @@ impl Job {
             Request::Leave(token) => drop(tokio::spawn(self.leave(token, in_flight))),
             // An orderly end does not wait for a fetch: what arrived counts.
             Request::Fetch(part) => drop(tokio::spawn(self.fetch(part))),
-            Request::Rebuild => drop(tokio::task::spawn_blocking(move || {
-                self.rebuild();
+            Request::Rebuild(rebuilding) => drop(tokio::task::spawn_blocking(move || {
+                self.rebuild(rebuilding);
                 drop(in_flight);
             })),
         }

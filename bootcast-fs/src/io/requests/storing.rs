@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Job;
-use crate::object::Object;
+use crate::object::{Object, Rebuilding};
 
 /// How long blocks that can be rebuilt accumulate, unless nothing else is missing. The symbols of a
 /// window arrive block by block, and neighbours are rebuilt from one reading of their pages.
@@ -13,12 +13,12 @@ const REBUILD_DELAY: Duration = Duration::from_millis(20);
 impl Job {
     /// Rebuilds pages until no block is left that can be. For a thread that may block.
     #[expect(clippy::disallowed_methods, reason = "time is all that is waited for")]
-    pub(super) fn rebuild(self) {
+    pub(super) fn rebuild(self, mut rebuilding: Rebuilding) {
         loop {
-            if !self.object.lacks_only_decodable() {
+            if !rebuilding.lacks_nothing_else() {
                 std::thread::sleep(REBUILD_DELAY);
             }
-            if !self.object.rebuild(|reads| self.answer(reads)) {
+            if !rebuilding.step(|reads| self.answer(reads)) {
                 break;
             }
         }

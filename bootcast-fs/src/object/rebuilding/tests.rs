@@ -25,7 +25,7 @@ struct Cast {
     bytes: Vec<u8>,
     geometry: Geometry,
     layout: BlockLayout,
-    object: Object,
+    object: Arc<Object>,
 }
 
 impl Cast {
@@ -43,7 +43,7 @@ impl Cast {
             etag: Some(Etag::new("v1").unwrap()),
         };
         let store = cache.open(&key).unwrap();
-        let object = Object::new(key, store, None, TIMING, Fill::Full, 1);
+        let object = Arc::new(Object::new(key, store, None, TIMING, Fill::Full, 1));
         object.open();
         let answer = JoinAnswer {
             connect: "239.255.0.1:9000".parse().unwrap(),
@@ -58,7 +58,7 @@ impl Cast {
                 ..Extensions::default()
             },
         };
-        assert!(object.joined(Ok(answer), Instant::now()).is_empty());
+        assert!(object.handle_join(Ok(answer), Instant::now()).is_empty());
         Self { bytes, geometry, layout, object }
     }
 
@@ -84,11 +84,10 @@ impl Cast {
 
     /// Rebuilds all that can be; returns the reads that this served.
     fn rebuild(&self) -> Vec<Ready> {
-        if !self.object.begin_rebuilding() {
-            return Vec::new();
-        }
         let mut served = Vec::new();
-        while self.object.rebuild(|reads| served.extend(reads)) {}
+        if let Some(mut rebuilding) = self.object.begin_rebuilding() {
+            while rebuilding.step(|reads| served.extend(reads)) {}
+        }
         served
     }
 
@@ -127,9 +126,9 @@ fn a_file_with_lost_pages_is_rebuilt_from_symbols() {
             // The first symbol is lost too.
             (1..=15).for_each(|number| cast.send_symbol(block, number));
         }
-        assert!(!cast.object.is_complete());
+        assert!(!cast.object.snapshot().is_complete);
         assert!(cast.rebuild().is_empty());
-        assert!(cast.object.is_complete());
+        assert!(cast.object.snapshot().is_complete);
         assert_eq!(cast.stored(), cast.bytes);
     }
 }
@@ -158,24 +157,27 @@ fn only_one_at_a_time_rebuilds() {
     cast.geometry.all().iter().skip(1).for_each(|page| {
         cast.send_page(page);
     });
-    assert!(!cast.object.begin_rebuilding());
+    assert!(cast.object.begin_rebuilding().is_none());
     cast.send_symbol(BlockIndex(0), 0);
-    assert!(cast.object.begin_rebuilding());
-    assert!(!cast.object.begin_rebuilding());
+    let first = cast.object.begin_rebuilding();
+    assert!(first.is_some());
+    assert!(cast.object.begin_rebuilding().is_none());
+    drop(first);
+    assert!(cast.object.begin_rebuilding().is_some(), "the first one ended without its work");
 }
 
 #[test]
-fn room_is_given_back_only_where_nothing_is_rebuilt_from_it() {
+fn space_is_freed_only_where_nothing_is_rebuilt_from_it() {
     let cast = Cast::new(&Cache::Memory);
     // A page of the second window, of pages 256 to 511.
     let lost = PageIndex(300);
     cast.geometry.all().iter().filter(|page| *page != lost).for_each(|page| {
         cast.send_page(page);
     });
-    cast.object.give_back(cast.geometry.offset(lost));
+    cast.object.free_before(cast.geometry.offset(lost));
     cast.send_symbol(cast.layout.place(lost).0, 3);
     cast.rebuild();
-    assert!(cast.object.is_complete());
+    assert!(cast.object.snapshot().is_complete);
     let second = usize::try_from(cast.geometry.offset(PageIndex(256))).unwrap();
     assert_eq!(cast.stored()[second..], cast.bytes[second..]);
     assert_ne!(cast.stored()[..second], cast.bytes[..second]);
@@ -211,16 +213,15 @@ fn many_lost_pages_of_many_windows_are_rebuilt_in_one_go() {
     for page in cast.geometry.all().iter().filter(|page| !lost(page)) {
         cast.send_page(page);
     }
-    assert!(!cast.object.lacks_only_decodable());
     for block in (0..cast.layout.blocks()).map(BlockIndex) {
         (0..3).for_each(|number| cast.send_symbol(block, number));
     }
-    assert!(cast.object.lacks_only_decodable());
-    assert!(cast.object.begin_rebuilding());
-    assert!(cast.object.rebuild(|served| assert!(served.is_empty())));
-    assert!(cast.object.is_complete() && cast.object.lacks_only_decodable());
+    let mut rebuilding = cast.object.begin_rebuilding().unwrap();
+    assert!(rebuilding.lacks_nothing_else());
+    assert!(rebuilding.step(|served| assert!(served.is_empty())));
+    assert!(cast.object.snapshot().is_complete && rebuilding.lacks_nothing_else());
     assert_eq!(cast.stored(), cast.bytes);
-    assert!(!cast.object.rebuild(|_| {}));
+    assert!(!rebuilding.step(|_| {}));
 }
 
 #[test]
@@ -234,5 +235,5 @@ fn a_block_is_rebuilt_before_any_page_came() {
         cast.object.store().read_exact_at(&mut bytes, cast.geometry.offset(page)).unwrap();
         assert_eq!(bytes, cast.page(page));
     }
-    assert_eq!(cast.object.received(), 128 * 64);
+    assert_eq!(cast.object.snapshot().received, 128 * 64);
 }

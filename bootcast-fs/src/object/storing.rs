@@ -1,0 +1,172 @@
+//! Storing the pages that arrive by multicast, and saving which pages are held.
+
+use std::io::IoSlice;
+use std::net::SocketAddr;
+use std::sync::PoisonError;
+use std::time::Instant;
+
+use bootcast_proto::{PageIndex, PageRange, PageSize};
+use tracing::warn;
+
+use super::{Inner, Object, Ready};
+use crate::cache::{CheckpointError, HeldSnapshot};
+use crate::log_limit;
+use crate::receiver::{Arrival, Assembly, Checked};
+
+/// Most slices in one write: `UIO_MAXIOV` of the kernel.
+const MAX_SLICES: usize = 1024;
+
+/// Pages that a checkpoint has saved: how many, of which size.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Saved {
+    page_size: u32,
+    pages: u32,
+}
+
+impl Saved {
+    /// Returns the held pages of `assembly`.
+    pub(super) fn of(assembly: &Assembly) -> Self {
+        match assembly.held().held() {
+            0 => Self::default(),
+            pages => Self { page_size: assembly.page_size().get(), pages },
+        }
+    }
+
+    /// Whether all held pages of `assembly` are saved.
+    pub(super) fn is_of(self, assembly: &Assembly) -> bool {
+        self == Self::of(assembly)
+    }
+}
+
+/// Result of writing pages: the runs that were written, and the error that ended it.
+#[derive(Default)]
+pub(super) struct Written {
+    runs: Vec<PageRange>,
+    pub(super) error: Option<String>,
+}
+
+impl Object {
+    /// Stores the new pages of a batch of datagrams. Returns the reads that they complete.
+    #[must_use]
+    pub fn receive(&self, datagrams: &[(SocketAddr, &[u8])], now: Instant) -> Vec<Ready> {
+        let mut pages = Vec::with_capacity(datagrams.len());
+        let checked = self.check(datagrams);
+        let (epoch, page_size) = {
+            let mut inner = self.lock();
+            for datagram in &checked {
+                if let Arrival::New(page) = inner.receiver.handle_checked(datagram, now) {
+                    pages.push((page.index, IoSlice::new(page.payload)));
+                }
+            }
+            self.set_final_size(&mut inner);
+            (inner.receiver.epoch(), inner.receiver.assembly().map(Assembly::page_size))
+        };
+        let written = page_size.map(|size| self.write(&mut pages, size)).unwrap_or_default();
+        self.mark_held(written, epoch)
+    }
+
+    /// Gives the store its final size as soon as it is known.
+    pub(super) fn set_final_size(&self, inner: &mut Inner) {
+        if !inner.has_final_size
+            && let Some(size) = inner.receiver.size()
+        {
+            match self.store.set_size(size) {
+                Ok(()) => inner.has_final_size = true,
+                Err(error) => self.store_failed(inner, error.to_string()),
+            }
+        }
+    }
+
+    /// Fails the object because its cache cannot be written or read.
+    pub(super) fn store_failed(&self, inner: &mut Inner, error: String) {
+        if let Some(more) = log_limit::allow("cannot write or read stored pages", &error) {
+            warn!(path = %self.key.path, error, "cannot write or read stored pages{more}");
+        }
+        inner.receiver.handle_store_error(error);
+    }
+
+    /// Checks the tags of a batch, which takes up to a millisecond, without the lock that readers
+    /// need.
+    pub(super) fn check<'a>(&self, datagrams: &[(SocketAddr, &'a [u8])]) -> Vec<Checked<'a>> {
+        let gate = *self.lock().receiver.gate();
+        gate.check_all(datagrams)
+    }
+
+    /// Writes pages in runs of consecutive ones.
+    pub(super) fn write(
+        &self,
+        mut pages: &mut [(PageIndex, IoSlice<'_>)],
+        page_size: PageSize,
+    ) -> Written {
+        let mut written = Written::default();
+        while let Some(&(first, _)) = pages.first() {
+            let consecutive = |(at, page): &(usize, &(PageIndex, IoSlice<'_>))| {
+                *at < MAX_SLICES && page.0.0 as usize == first.0 as usize + at
+            };
+            let len = pages.iter().enumerate().take_while(consecutive).count();
+            let (run, rest) = pages.split_at_mut(len);
+            let mut slices: Vec<_> = run.iter().map(|(_, slice)| *slice).collect();
+            let offset = u64::from(first.0) * u64::from(page_size.get());
+            match self.store.write_run(&mut slices, offset) {
+                Ok(()) => {
+                    let end = u32::try_from(len).map_or(u32::MAX, |len| first.0 + len);
+                    written.runs.push(PageRange::new(first.0, end));
+                }
+                Err(error) => {
+                    written.error = Some(error.to_string());
+                    return written;
+                }
+            }
+            pages = rest;
+        }
+        written
+    }
+
+    /// Marks written pages as held, unless a join since `epoch` may have brought another page size.
+    /// The bytes are then right, but their page numbers are not. Returns the reads that can be
+    /// answered.
+    pub(super) fn mark_held(&self, written: Written, epoch: Epoch) -> Vec<Ready> {
+        let mut inner = self.lock();
+        for run in written.runs {
+            inner.receiver.handle_stored(run, epoch);
+        }
+        if let Some(error) = written.error {
+            self.store_failed(&mut inner, error);
+        }
+        self.take_answerable(&mut inner)
+    }
+
+    /// Saves to disk which pages are held. Waits for the disk; call it on a thread that may.
+    pub fn checkpoint(&self) -> Result<(), CheckpointError> {
+        let _alone = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = {
+            let inner = self.lock();
+            let assembly = inner.receiver.assembly();
+            let news = assembly.filter(|assembly| !inner.saved.is_of(assembly));
+            news.map(|assembly| (Saved::of(assembly), HeldSnapshot::of(assembly)))
+        };
+        let result = match &kept {
+            Some((_, Some(kept))) => self.store.checkpoint(kept),
+            // Of lost data an earlier state may still be there, if it could not be removed.
+            Some((_, None)) | None => return self.store.fail_if_lost(),
+        };
+        if let Err(error) = &result
+            && let Some(more) = log_limit::allow("cannot save which pages are held", error)
+        {
+            warn!(path = %self.key.path, %error, "cannot save which pages are held{more}");
+        }
+        let mut inner = self.lock();
+        match &result {
+            Ok(()) => inner.saved = kept.map(|(saved, _)| saved).unwrap_or_default(),
+            // The kernel reports a failed write-back once, and then shows the page as clean.
+            Err(CheckpointError::Data(error)) => {
+                inner.receiver.handle_store_lost(error.clone());
+                let failed = self.take_answerable(&mut inner);
+                drop(inner);
+                self.answer_all(failed);
+            }
+            Err(CheckpointError::State(_)) => {}
+        }
+        result
+    }
+}
