@@ -9,7 +9,7 @@ mod xattr;
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use bootcast_proto::api::Kind;
 use fuser::{
@@ -23,6 +23,7 @@ use tracing::{debug, warn};
 use crate::fs::{Attr, CONTENT_ID_ATTRIBUTE, DirEntry, Fs, FsError, OpenFile};
 use crate::io::Caller;
 use crate::object::{Unread, Waiter};
+use crate::panics::lock;
 use modes::{Mode, OpenModes};
 
 /// Maximum number of background requests that the kernel has in flight, and the number from which
@@ -180,11 +181,6 @@ fn reply_to_open(
             reply.opened(handle, FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH);
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A panic leaves the table consistent: no code panics in the middle of a change.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Filesystem for Adapter {

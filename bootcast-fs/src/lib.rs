@@ -11,6 +11,7 @@
 //! | [`fs`] | the file system without FUSE |
 //! | [`fuse`] | kernel requests -> `fs` -> replies |
 //! | [`mount`] | `-o` options, mount(2), the daemon |
+//! | [`panics`] | ending the program after a panic in any thread |
 //! | `run`, `root` | a mount from its start to its end; what it shows |
 //! | [`tool`] | the command line tool `bootcast` |
 //! | `durations`, `signals` | times in options; signals that end a program |
@@ -23,6 +24,7 @@ pub mod io;
 mod log_limit;
 pub mod mount;
 pub mod object;
+pub mod panics;
 pub mod proof;
 pub mod receiver;
 mod root;

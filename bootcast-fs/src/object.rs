@@ -19,7 +19,7 @@ mod storing;
 use std::cell::RefCell;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use bootcast_proto::api::Want;
@@ -27,6 +27,7 @@ use bootcast_proto::{JoinAnswer, Token};
 use tokio::sync::watch;
 
 use crate::cache::{ObjectKey, Store};
+use crate::panics;
 use crate::receiver::{
     Action, Fetch, Fill, JoinError, Notice, Pin, Receiver, Reception, ReportError, Timing,
     UnicastMode,
@@ -132,8 +133,7 @@ impl Object {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        // No code leaves the state half changed while it holds the lock.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        panics::lock(&self.inner)
     }
 
     /// Identifier, unique in this process.
@@ -165,6 +165,7 @@ impl Object {
     /// subscription, whose result can cause more work.
     pub fn poll(&self, now: Instant) -> Work {
         let mut inner = self.lock();
+        panics::provoke("receive", &self.key.path);
         inner.receiver.handle_timeout(now);
         let actions = std::iter::from_fn(|| inner.receiver.poll_action()).collect();
         Work {

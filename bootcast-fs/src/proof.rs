@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bootcast_proto::api::Kind;
@@ -246,7 +246,7 @@ impl Proof {
 
     fn lock_leaves(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, Arc<[Value]>>> {
         // A panic cannot leave the map half changed.
-        self.leaves.lock().unwrap_or_else(PoisonError::into_inner)
+        crate::panics::lock(&self.leaves)
     }
 }
 

@@ -17,6 +17,7 @@ use crate::fuse::Adapter;
 use crate::io::{Control, Intake, IntakeConfig, InterfaceChoice};
 use crate::mount::options::CacheKind;
 use crate::mount::{MountError, MountOptions, MountRequest, kernel};
+use crate::panics;
 use crate::receiver::Timing;
 use crate::root::Root;
 use crate::signals::EndSignal;
@@ -39,7 +40,13 @@ pub fn run_mount(request: &MountRequest, ready: impl FnOnce()) -> Result<(), Mou
         .enable_all()
         .build()
         .map_err(|error| MountError::failed(&error))?;
-    let mounted = runtime.block_on(Mounted::begin(request, runtime.handle().clone()))?;
+    let mounted = runtime.block_on(async {
+        tokio::select! {
+            biased;
+            reason = panics::first() => Err(MountError::failed(&reason)),
+            mounted = Mounted::begin(request, runtime.handle().clone()) => mounted,
+        }
+    })?;
     ready();
     let (source, mountpoint) = (request.shown_source.display(), request.mountpoint.display());
     info!(%source, %mountpoint, "mounted");
@@ -160,6 +167,13 @@ fn serve(runtime: &Runtime, request: &MountRequest, mounted: Mounted) -> Result<
     runtime.block_on(async {
         tokio::spawn(fs.clone().housekeep());
         let outcome = tokio::select! {
+            biased;
+            reason = panics::first() => {
+                // Nothing is saved: what is held may be half recorded.
+                fs.abandon();
+                unmount(request);
+                return Err(MountError::failed(&reason));
+            }
             ended = end => {
                 fs.stop(LEAVE_PATIENCE).await;
                 let died = || Err(std::io::Error::other("the thread that serves the kernel died"));

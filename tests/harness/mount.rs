@@ -26,6 +26,7 @@ pub struct MountBuilder<'lab> {
     host: &'lab Host,
     source: String,
     options: Vec<String>,
+    variables: Vec<(String, String)>,
 }
 
 /// A mounted directory. Labs isolate only networks, so the whole machine sees the mount.
@@ -43,7 +44,12 @@ pub struct MountProc<'lab> {
 
 impl<'lab> MountBuilder<'lab> {
     pub(crate) fn new(host: &'lab Host) -> Self {
-        Self { host, source: format!("{HEAD_ADDRESS}:/"), options: Vec::new() }
+        Self {
+            host,
+            source: format!("{HEAD_ADDRESS}:/"),
+            options: Vec::new(),
+            variables: Vec::new(),
+        }
     }
 
     /// Sets the source to mount instead of the whole served directory.
@@ -60,6 +66,13 @@ impl<'lab> MountBuilder<'lab> {
         self
     }
 
+    /// Sets an environment variable of the daemon.
+    #[must_use]
+    pub fn variable(mut self, name: &str, value: &str) -> Self {
+        self.variables.push((name.into(), value.into()));
+        self
+    }
+
     /// Mounts and waits until the mount is there.
     #[track_caller]
     pub fn start(self) -> MountProc<'lab> {
@@ -67,7 +80,9 @@ impl<'lab> MountBuilder<'lab> {
         fs::create_dir(&path).expect("a mount point");
         fs::create_dir(&cache).expect("a cache directory");
         let args = self.args(&path, &cache);
-        let mut proc = self.host.spawn(binary("bootcastfs"), args);
+        let mut command = self.host.command(binary("bootcastfs"));
+        command.args(args).envs(self.variables.iter().map(|(name, value)| (name, value)));
+        let mut proc = Proc::start(command, &self.host.fresh_path("log"));
         let connection = wait_for(SOON, "bootcastfs has mounted", || {
             assert!(proc.exited().is_none(), "bootcastfs ended:\n{}", proc.log());
             minor_device(&path)

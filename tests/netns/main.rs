@@ -35,6 +35,7 @@ mod members;
 mod mounting;
 mod outages;
 mod outputs;
+mod panicking;
 mod plain_peers;
 mod proving;
 mod rates;

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    bootcast_fs::mount::logging::abort_on_panic();
+    // The command prints the description itself, in its only line.
+    bootcast_fs::panics::end_on_panic(|_| ());
     bootcast_fs::tool::run(std::env::args_os())
 }

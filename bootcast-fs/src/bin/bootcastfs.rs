@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use bootcast_fs::mount::{MountError, MountRequest, daemon, logging, options};
+use bootcast_fs::panics;
 use clap::{CommandFactory, FromArgMatches, Parser};
 
 const EXAMPLES: &str = "\
@@ -51,7 +52,10 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    logging::abort_on_panic();
+    panics::end_on_panic(|description| {
+        eprintln!("bootcastfs: {description}");
+        tracing::error!("{description}");
+    });
     let args = match parse_args() {
         Ok(args) => args,
         Err(error) if !error.use_stderr() => {

@@ -6,7 +6,7 @@ use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use bootcast_proto::Etag;
 use rustix::fs::{FlockOperation, SeekFrom};
@@ -236,7 +236,7 @@ impl Store {
 
     fn data_loss(&self) -> MutexGuard<'_, Option<DataLoss>> {
         // No code panics in the middle of a change while it holds the lock.
-        self.data_loss.lock().unwrap_or_else(PoisonError::into_inner)
+        crate::panics::lock(&self.data_loss)
     }
 
     /// Whether the bytes are in memory, where they need no checkpoint.

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use bootcast_proto::BlockIndex;
 use bootcast_proto::fec::{REPAIRS, RepairIndex};
@@ -27,7 +27,7 @@ impl Symbols {
     pub fn write(&self, block: BlockIndex, number: RepairIndex, symbol: &[u8]) -> io::Result<()> {
         debug_assert!(!symbol.is_empty(), "a symbol is as long as a page");
         let file = {
-            let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut file = crate::panics::lock(&self.file);
             match &*file {
                 Some(file) => file.clone(),
                 None => file.insert(Arc::new(self.cache.nameless()?)).clone(),
@@ -43,14 +43,14 @@ impl Symbols {
         number: RepairIndex,
         symbol: &mut [u8],
     ) -> io::Result<()> {
-        let file = self.file.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let file = crate::panics::lock(&self.file).clone();
         let file = file.ok_or(io::ErrorKind::NotFound)?;
         file.read_exact_at(symbol, offset(block, number, symbol.len()))
     }
 
     /// Drops all symbols.
     pub fn clear(&self) {
-        self.file.lock().unwrap_or_else(PoisonError::into_inner).take();
+        crate::panics::lock(&self.file).take();
     }
 }
 

@@ -13,7 +13,7 @@ mod pins;
 mod plain;
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bootcast_proto::RemotePath;
@@ -33,6 +33,7 @@ use crate::cache::Cache;
 use crate::io::{Control, ControlError, Intake, now};
 use crate::log_limit;
 use crate::object::{Object, Opening, Unread, Waiter};
+use crate::panics::lock;
 use crate::proof::Proof;
 use crate::receiver::{Fill, Timing, UnicastMode};
 use inode::Inodes;
@@ -354,6 +355,20 @@ impl Fs {
         self.intake.drain(leave_timeout).await;
     }
 
+    /// Fails waiting calls and refuses new ones after a panic. Saves nothing, and waits for nothing:
+    /// the state may be half changed.
+    pub fn abandon(&self) {
+        self.stopping.send_replace(true);
+        let slots: Vec<_> = {
+            let objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
+            objects.values().cloned().collect()
+        };
+        let open = self.handles.iter().map(|handle| handle.object.clone());
+        for object in slots.iter().filter_map(|slot| slot.object_after_panic()).chain(open) {
+            object.abandon();
+        }
+    }
+
     /// Makes a last checkpoint of each object. Waits for the disk.
     pub fn save(&self) {
         self.checkpoint_all();
@@ -362,11 +377,6 @@ impl Fs {
 
 fn shutting_down() -> FsError {
     Unread::ShutDown.into()
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A panic leaves the tables consistent: no code panics in the middle of a change.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Whether an answer that arrived at `fetched` is younger than `ttl`.

@@ -1,7 +1,7 @@
 //! Objects of a mount: all opens of a version share one.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use bootcast_proto::RemotePath;
@@ -30,6 +30,11 @@ pub(super) struct Slot {
 impl Slot {
     fn object(&self) -> Option<Arc<Object>> {
         lock(&self.object).clone()
+    }
+
+    /// Like [`Self::object`], also if a thread panicked under the lock.
+    pub(super) fn object_after_panic(&self) -> Option<Arc<Object>> {
+        self.object.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 

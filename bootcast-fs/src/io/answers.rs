@@ -4,6 +4,7 @@ use std::io;
 use std::sync::{Arc, mpsc};
 
 use crate::object::{Object, Ready};
+use crate::panics;
 
 /// Most bytes of reads that the receive thread answers itself: copying them takes less time than
 /// waking another thread.
@@ -21,6 +22,7 @@ impl Answers {
         thread.spawn(move || {
             for (object, reads) in ready {
                 for read in reads {
+                    panics::provoke("answer", &object.key().path);
                     object.answer(read);
                 }
             }

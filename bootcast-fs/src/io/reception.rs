@@ -2,11 +2,12 @@
 //! says of it.
 
 use std::mem::discriminant;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
+use crate::panics;
 use crate::receiver::{Cause, Notice, Reception};
 
 /// Shortest time between two log messages of the same kind of cause.
@@ -59,7 +60,7 @@ impl MulticastMonitor {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        panics::lock(&self.state)
     }
 
     /// Records why a file lacks multicast, and logs it unless the log has it already.

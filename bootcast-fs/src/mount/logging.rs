@@ -59,17 +59,6 @@ pub fn to_syslog(filter: Option<&str>) {
     tracing_subscriber::registry().with(syslog).with(targets(filter)).init();
 }
 
-/// Makes a panic in any thread end the process, and logs the panic. Otherwise a thread that is gone
-/// would leave readers waiting for ever without a sign of the cause.
-pub fn abort_on_panic() {
-    let print = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        print(panic);
-        tracing::error!("{}", panic.to_string().replace('\n', " "));
-        std::process::abort();
-    }));
-}
-
 /// Returns the targets to log. An invalid filter is replaced by the default filter.
 fn targets(filter: Option<&str>) -> Targets {
     let chosen = filter.and_then(parse_filter).or_else(|| parse_filter(DEFAULT_FILTER));
@@ -82,8 +71,6 @@ fn targets(filter: Option<&str>) -> Targets {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::process::ExitStatusExt;
-
     use tracing::Level;
 
     use super::*;
@@ -104,26 +91,6 @@ mod tests {
         for text in ["", "inof", "info,hyper", "hyper=loud", "==[", "info,,debug"] {
             assert!(!is_filter(text), "{text:?}");
         }
-    }
-
-    #[test]
-    fn a_thread_that_panics_ends_the_process() {
-        const IS_CHILD: &str = "BOOTCAST_TEST_PANIC";
-        const NAME: &str = "mount::logging::tests::a_thread_that_panics_ends_the_process";
-        if std::env::var_os(IS_CHILD).is_some() {
-            abort_on_panic();
-            let _ = std::thread::spawn(|| panic!("out of pages")).join();
-            // Reached only if the panic ended its thread alone.
-            std::process::exit(0);
-        }
-        let this = std::env::current_exe().unwrap();
-        let child = std::process::Command::new(this)
-            .args(["--exact", NAME, "--nocapture"])
-            .env(IS_CHILD, "1")
-            .output()
-            .unwrap();
-        assert_eq!(child.status.signal(), Some(libc::SIGABRT), "{child:?}");
-        assert!(String::from_utf8_lossy(&child.stderr).contains("out of pages"), "{child:?}");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Reads, and those that are parked until their bytes arrive.
 
 use std::ops::Range;
+use std::sync::PoisonError;
 use std::time::Instant;
 
 use bootcast_proto::api::Want;
@@ -202,6 +203,18 @@ impl Object {
             self.take_answerable(&mut inner)
         };
         self.answer_all(ready);
+    }
+
+    /// Ends every wait after a panic. Uses nothing else of the state, which may be half changed.
+    pub fn abandon(&self) {
+        let parked = {
+            let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+            inner.is_shut_down = true;
+            std::mem::take(&mut inner.parked)
+        };
+        for parked in parked {
+            parked.waiter.answer(Err(Unread::ShutDown));
+        }
     }
 
     /// Records pages that the server cannot read. Returns the reads that this ends.

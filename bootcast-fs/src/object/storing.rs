@@ -2,7 +2,6 @@
 
 use std::io::IoSlice;
 use std::net::SocketAddr;
-use std::sync::PoisonError;
 use std::time::Instant;
 
 use bootcast_proto::{PageIndex, PageRange, PageSize};
@@ -10,8 +9,8 @@ use tracing::warn;
 
 use super::{Inner, Object, Ready};
 use crate::cache::{CheckpointError, HeldSnapshot};
-use crate::log_limit;
-use crate::receiver::{Arrival, Assembly, Checked};
+use crate::receiver::{Arrival, Assembly, Checked, Epoch};
+use crate::{log_limit, panics};
 
 /// Most slices in one write: `UIO_MAXIOV` of the kernel.
 const MAX_SLICES: usize = 1024;
@@ -138,7 +137,7 @@ impl Object {
 
     /// Saves to disk which pages are held. Waits for the disk; call it on a thread that may.
     pub fn checkpoint(&self) -> Result<(), CheckpointError> {
-        let _alone = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
+        let _alone = panics::lock(&self.saving);
         let kept = {
             let inner = self.lock();
             let assembly = inner.receiver.assembly();

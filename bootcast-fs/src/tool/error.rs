@@ -24,6 +24,7 @@ Exit codes:
   6    the server refuses, or does not speak this protocol
   7    the file changes on the server while it is being fetched
   8    the content is not the one that --b3 names
+  9    an error in this program; please report it
   129, 130, 143  ended by SIGHUP, SIGINT, SIGTERM
   141  the reader of standard output went away";
 
@@ -37,6 +38,7 @@ Exit codes:
   4    the server has not hashed a file in time
   5    the server has no such file or directory
   6    the server refuses, or does not speak this protocol
+  9    an error in this program; please report it
   141  the reader of standard output went away";
 
 /// Why a command failed. The text is shown to the user, in one line.
@@ -69,6 +71,9 @@ pub(super) enum ToolError {
     /// The content is not the expected one. The text says what was found.
     #[error("not the content that --b3 names: {0}")]
     Content(String),
+    /// A thread panicked. The text describes the panic.
+    #[error("{0}")]
+    Panic(String),
     /// The reader of standard output is gone. The command ends without a message.
     #[error("the reader of standard output went away")]
     ReaderGone,
@@ -89,6 +94,7 @@ impl ToolError {
             Self::Refused(_) => 6,
             Self::Changed | Self::ChangedMidway(_) => 7,
             Self::Content(_) => 8,
+            Self::Panic(_) => 9,
             Self::ReaderGone => 141,
             Self::Signal(signal) => signal.exit_code(),
         }

@@ -35,11 +35,13 @@ mod unicast;
 mod url;
 
 use std::ffi::OsString;
+use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::ErrorKind;
 
+use crate::panics;
 use error::{ANSWER_EXIT_CODES, EXIT_CODES, ToolError};
 
 const EXAMPLES: &str = "\
@@ -78,7 +80,7 @@ fn after_help() -> String {
 /// Runs the command line, which starts with the program's name.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let outcome = match Args::try_parse_from(args) {
-        Ok(args) => run_command(args.command),
+        Ok(args) => catch_panic(|| run_command(args.command)),
         Err(error) if !error.use_stderr() => {
             // The user asked for help or the version. A closed pipe is not an error here.
             let _ = error.print();
@@ -103,15 +105,27 @@ fn run_command(command: Command) -> Result<(), ToolError> {
         .build()
         .map_err(|error| ToolError::Local(format!("cannot start: {error}")))?;
     let outcome = runtime.block_on(async {
-        match command {
-            Command::Get(args) => get::run(args).await,
-            Command::Ls(args) => list::run(args).await,
-            Command::Status(args) => status::run(args).await,
+        tokio::select! {
+            biased;
+            description = panics::first() => Err(ToolError::Panic(description)),
+            outcome = async {
+                match command {
+                    Command::Get(args) => get::run(args).await,
+                    Command::Ls(args) => list::run(args).await,
+                    Command::Status(args) => status::run(args).await,
+                }
+            } => outcome,
         }
     });
     // Does not wait for a write that blocks on a pipe without a reader.
     runtime.shutdown_background();
     outcome
+}
+
+/// Runs `work`. A panic of this thread becomes an error, like one of any other thread.
+fn catch_panic(work: impl FnOnce() -> Result<(), ToolError>) -> Result<(), ToolError> {
+    std::panic::catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|_| Err(ToolError::Panic(panics::description().unwrap_or_default())))
 }
 
 /// Creates the error of a wrong command line from the first paragraph of clap's message.

@@ -3,12 +3,13 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use rustix::event::EventfdFlags;
 
 use crate::io::requests::InFlight;
 use crate::object::Object;
+use crate::panics;
 
 /// Queue of objects for the receive thread. Any thread may add to it.
 #[derive(Debug)]
@@ -29,7 +30,7 @@ impl Inbox {
     /// Wakes the receive thread to attend to `object`. `in_flight` is dropped when it has.
     pub(in crate::io) fn attend(&self, object: &Arc<Object>, in_flight: InFlight) {
         let entry = (object.clone(), in_flight);
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner).push(entry);
+        panics::lock(&self.queue).push(entry);
         self.wake();
     }
 
@@ -49,7 +50,7 @@ impl Inbox {
         // Comes before the entries are taken: an entry that is added meanwhile wakes the thread
         // once more.
         let _ = rustix::io::read(&self.wake, &mut [0; 8]);
-        std::mem::take(&mut *self.queue.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *panics::lock(&self.queue))
     }
 
     fn wake(&self) {

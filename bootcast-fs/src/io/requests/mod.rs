@@ -15,7 +15,7 @@ mod membership;
 mod storing;
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use bootcast_proto::Token;
 use bootcast_proto::api::{Report, Want};
@@ -27,6 +27,7 @@ use super::control::Control;
 use super::receive::Inbox;
 use super::reception::MulticastMonitor;
 use crate::object::{Object, Ready, Rebuilding};
+use crate::panics;
 use crate::receiver::Fetch;
 
 pub(super) use in_flight::{InFlight, InFlightCount};
@@ -85,11 +86,11 @@ pub(super) struct ServerAddress(Mutex<Option<SocketAddr>>);
 impl ServerAddress {
     /// Returns the address; `None` before the first answer.
     pub(super) fn last(&self) -> Option<SocketAddr> {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        *panics::lock(&self.0)
     }
 
     fn set(&self, address: SocketAddr) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(address);
+        *panics::lock(&self.0) = Some(address);
     }
 }
 

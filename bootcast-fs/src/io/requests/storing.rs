@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::Job;
 use crate::object::{Object, Rebuilding};
+use crate::panics;
 
 /// How long blocks that can be rebuilt accumulate, unless nothing else is missing. The symbols of a
 /// window arrive block by block, and neighbours are rebuilt from one reading of their pages.
@@ -14,6 +15,7 @@ impl Job {
     /// Rebuilds pages until no block is left that can be. For a thread that may block.
     #[expect(clippy::disallowed_methods, reason = "time is all that is waited for")]
     pub(super) fn rebuild(self, mut rebuilding: Rebuilding) {
+        panics::provoke("rebuild", &self.object.key().path);
         loop {
             if !rebuilding.lacks_nothing_else() {
                 std::thread::sleep(REBUILD_DELAY);

@@ -56,6 +56,23 @@ fn a_read_that_is_being_checked_while_the_mount_ends_is_answered() {
 }
 
 #[test]
+fn after_a_panic_under_the_lock_waiting_reads_are_answered_and_new_ones_get_no_bytes() {
+    let object = object();
+    let answer = read(&object, || ());
+    let panicking = object.clone();
+    let thread = std::thread::spawn(move || {
+        let _inner = panicking.lock();
+        std::panic::resume_unwind(Box::new("half done"));
+    });
+    assert!(thread.join().is_err());
+    object.abandon();
+    assert_eq!(*answer.lock().unwrap(), Some(Err(Unread::ShutDown)));
+    let late = object.clone();
+    let late = std::thread::spawn(move || read(&late, || ()));
+    assert!(late.join().is_err(), "the reply is dropped, which is EIO");
+}
+
+#[test]
 fn a_read_that_comes_after_the_end_of_the_mount_is_not_parked() {
     let object = object();
     object.shut_down();
