@@ -30,6 +30,11 @@ pub struct Args {
     #[command(flatten)]
     directories: Directories,
 
+    /// Hash the served files ahead, so that no client waits for it: one at a time, at idle
+    /// priority, and new ones within about a minute
+    #[arg(long, env = "BOOTCAST_PREHASH")]
+    prehash: bool,
+
     /// Address and TCP port on which HTTP requests are answered; port 0 takes a free one
     #[arg(
         long,
@@ -190,7 +195,7 @@ pub struct HashArgs {
     #[command(flatten)]
     pub directories: Directories,
 
-    /// Files to hash; a relative path starts at --dir
+    /// Files to hash, and directories with all files below them; a relative path starts at --dir
     #[arg(value_name = "PATH", required = true)]
     pub paths: Vec<PathBuf>,
 }
@@ -234,6 +239,8 @@ pub enum ConfigError {
 pub struct Config {
     /// Directory to serve, and the one for manifests.
     pub directories: Directories,
+    /// Whether files are hashed ahead.
+    pub prehash: bool,
     /// Address and port of the control plane.
     pub listen: SocketAddr,
     /// Interface to send through; `None` takes the one of the route, or the only one.
@@ -287,6 +294,7 @@ impl TryFrom<Args> for Config {
         let repair = args.repair()?;
         Ok(Self {
             directories: args.directories,
+            prehash: args.prehash,
             listen: args.listen,
             interface: args.interface,
             groups: GroupPool::new(args.groups)?,

@@ -1,5 +1,7 @@
 //! `bootcast-server hash`: prints hashes of files, and keeps their manifests for the server.
 
+use std::ffi::OsString;
+use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,21 +16,26 @@ use crate::io::stable_version::await_stable_version;
 use crate::io::state_dir::StateDir;
 use crate::source::OpenFile;
 
-/// Prints a line for each file that can be hashed, in the form of `b3sum`. Calls `report` for each
-/// other one, and if a manifest cannot be kept. Returns whether all files were hashed. Fails if
-/// standard output cannot be written.
+/// Prints a line for each file that can be hashed, in the form of `b3sum`. A directory stands for
+/// the regular files below it, in the order of their names; links in it are not followed. Calls
+/// `report` for each file that cannot be hashed, and if a manifest cannot be kept. Returns whether
+/// all files were hashed. Fails if standard output cannot be written.
 pub async fn run(args: HashArgs, report: impl Fn(&anyhow::Error)) -> anyhow::Result<bool> {
     let state = open_state(args.directories.state_dir).await;
     let state = state.map(Arc::new).map_err(|error| report(&error)).ok();
     let mut is_complete = true;
-    for path in args.paths {
-        match hash(args.directories.dir.join(&path), state.clone()).await {
-            Ok(hashed) => {
+    let mut pending: Vec<_> = args.paths.into_iter().rev().collect();
+    while let Some(path) = pending.pop() {
+        match visit(args.directories.dir.join(&path), state.clone()).await {
+            Ok(Visited::File(hashed)) => {
                 print(hashed.id, &path)?;
                 if let Err(error) = hashed.kept {
                     let path = path.display();
                     report(&error.context(format!("{path}: cannot keep the hash for the server")));
                 }
+            }
+            Ok(Visited::Directory(names)) => {
+                pending.extend(names.into_iter().rev().map(|name| path.join(name)));
             }
             Err(error) => {
                 is_complete = false;
@@ -37,6 +44,13 @@ pub async fn run(args: HashArgs, report: impl Fn(&anyhow::Error)) -> anyhow::Res
         }
     }
     Ok(is_complete)
+}
+
+/// What a path leads to.
+enum Visited {
+    File(Hashed),
+    /// Names of the regular files and directories in a directory, in order.
+    Directory(Vec<OsString>),
 }
 
 /// A file that was hashed.
@@ -52,6 +66,34 @@ async fn open_state(path: PathBuf) -> anyhow::Result<StateDir> {
         path.display()
     );
     tokio::task::spawn_blocking(move || StateDir::open(&path)).await?.context(error)
+}
+
+/// Hashes a file, or lists a directory.
+async fn visit(path: PathBuf, state: Option<Arc<StateDir>>) -> anyhow::Result<Visited> {
+    let listed = path.clone();
+    let names = tokio::task::spawn_blocking(move || names_in(&listed)).await?;
+    match names.context("cannot list the directory")? {
+        Some(names) => Ok(Visited::Directory(names)),
+        None => hash(path, state).await.map(Visited::File),
+    }
+}
+
+/// Returns the names of the regular files and directories in a directory, in order; `None` if the
+/// path is no directory.
+fn names_in(path: &Path) -> io::Result<Option<Vec<OsString>>> {
+    if !path.is_dir() {
+        return Ok(None);
+    }
+    let mut names = Vec::new();
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        if kind.is_file() || kind.is_dir() {
+            names.push(entry.file_name());
+        }
+    }
+    names.sort_unstable();
+    Ok(Some(names))
 }
 
 /// Loads or computes the manifest of a file, and keeps it.

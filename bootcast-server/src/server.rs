@@ -21,6 +21,7 @@ use crate::io::cast_keys::CastKeys;
 use crate::io::http;
 use crate::io::interface::{self, Interface};
 use crate::io::manifests::Manifests;
+use crate::io::prehash::{self, Prehash};
 use crate::io::sender::{self, SenderConfig, SenderHandle, SourceAddress};
 use crate::io::socket::{SocketConfig, batch_datagrams};
 use crate::io::state_dir::StateDir;
@@ -63,6 +64,7 @@ pub struct Server {
     state: ApiState,
     sender: SenderHandle,
     sender_ended: oneshot::Receiver<()>,
+    prehash: Option<Prehash>,
 }
 
 impl Server {
@@ -111,8 +113,10 @@ impl Server {
             "serving"
         );
         tracing::info!(addr = %address, "listening");
+        let prehash = config.prehash.then(|| prehash::start(source.clone(), manifests.clone()));
+        let prehash = prehash.transpose().context("cannot start a thread for --prehash")?;
         let state = ApiState::new(source, sender.clone(), manifests);
-        Ok(Self { listener, address, state, sender, sender_ended })
+        Ok(Self { listener, address, state, sender, sender_ended, prehash })
     }
 
     /// Returns the address of the control plane.
@@ -123,7 +127,7 @@ impl Server {
     /// Serves until `stop` resolves, then ends all casts and returns within about a second. Fails
     /// if the sender thread panics.
     pub async fn run(self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
-        let Self { listener, state, sender, sender_ended, .. } = self;
+        let Self { listener, state, sender, sender_ended, prehash, .. } = self;
         let mut sender_ended = sender_ended;
         let mut died = false;
         let until = async {
@@ -131,6 +135,7 @@ impl Server {
                 () = stop => {}
                 _ = &mut sender_ended => died = true,
             }
+            drop(prehash);
             sender.stop();
         };
         http::serve(listener, api::router(state), until).await;

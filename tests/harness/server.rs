@@ -53,6 +53,13 @@ impl<'lab> ServerBuilder<'lab> {
         self
     }
 
+    /// Adds an option without a value, such as `--no-repair`.
+    #[must_use]
+    pub fn flag(mut self, name: &str) -> Self {
+        self.args.push(name.into());
+        self
+    }
+
     /// Starts the server and waits until it listens.
     #[track_caller]
     pub fn start(self) -> ServerProc<'lab> {

@@ -37,6 +37,7 @@ mod outages;
 mod outputs;
 mod panicking;
 mod plain_peers;
+mod prehashing;
 mod proving;
 mod rates;
 mod readers;

@@ -36,6 +36,14 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 /// used last is kept whatever its size.
 const LEAVES_MAX: u64 = 1 << 21;
 
+/// Upper bound of the leaf values that are computed ahead and kept in memory. The rest of
+/// [`LEAVES_MAX`] is left to what requests asked for.
+const LEAVES_AHEAD_MAX: u64 = LEAVES_MAX / 2;
+
+/// Minimum number of leaf values that a file counts for [`LEAVES_AHEAD_MAX`], so that the number of
+/// files is bounded too.
+const LEAVES_AHEAD_MIN: u64 = 64;
+
 /// Maximum number of content ids that are remembered. They outlive the leaf values in memory, so
 /// that joins do not load these again and again.
 const IDS_MAX: NonZeroUsize = NonZeroUsize::new(1 << 14).expect("not 0");
@@ -85,12 +93,15 @@ pub struct Manifests {
 struct Memory {
     manifests: LruCache<VersionKey, Entry>,
     ids: LruCache<VersionKey, ContentId>,
+    /// Number of leaf values that were added ahead, up to [`LEAVES_AHEAD_MAX`].
+    leaves_ahead: u64,
 }
 
 impl Manifests {
     /// Keeps manifests in `state`; `None` keeps them in memory only.
     pub fn new(state: Option<StateDir>) -> Self {
-        let memory = Memory { manifests: LruCache::unbounded(), ids: LruCache::new(IDS_MAX) };
+        let (manifests, ids) = (LruCache::unbounded(), LruCache::new(IDS_MAX));
+        let memory = Memory { manifests, ids, leaves_ahead: 0 };
         Self {
             hashers: BlockingPool::new(THREADS),
             state_threads: BlockingPool::new(STATE_THREADS),
@@ -139,6 +150,43 @@ impl Manifests {
             Some(id)
         });
         tokio::time::timeout(JOIN_STATE_TIMEOUT, loading).await.ok()?.ok()?
+    }
+
+    /// Returns whether the content id of a version is in memory, or is being computed for a request.
+    pub fn is_known(&self, version: &Version) -> bool {
+        let memory = self.lock();
+        memory.ids.contains(&version.key()) || memory.manifests.contains(&version.key())
+    }
+
+    /// Returns whether the state directory has the manifest of a version. May block on the disk.
+    pub fn is_kept(&self, version: &Version) -> bool {
+        self.state.as_ref().is_some_and(|state| state.contains(version))
+    }
+
+    /// Stores a manifest that nobody asked for in the state directory. Returns whether it is kept
+    /// there. May block on the disk.
+    pub fn keep_on_disk(&self, path: &RemotePath, version: &Version, computed: &Computed) -> bool {
+        let Some(state) = self.state.as_ref().filter(|_| computed.is_lasting) else { return false };
+        let stored = state.store(version, &computed.manifest);
+        if let Err(error) = &stored {
+            tracing::warn!(%path, %error, "cannot keep the manifest of a file");
+        }
+        stored.is_ok()
+    }
+
+    /// Remembers a manifest that nobody asked for. `is_kept`: the state directory has it, so only
+    /// its content id is remembered. Removes no manifest that a request asked for.
+    pub fn remember_ahead(&self, version: &Version, manifest: Manifest, is_kept: bool) {
+        let mut memory = self.lock();
+        memory.ids.put(version.key(), manifest.id());
+        let leaves = manifest.tree().leaves().max(LEAVES_AHEAD_MIN);
+        if is_kept || memory.leaves_ahead + leaves > LEAVES_AHEAD_MAX {
+            return;
+        }
+        memory.leaves_ahead += leaves;
+        let result = watch::channel(Some(Ok(Arc::new(manifest)))).1;
+        let entry = Entry { result, hashed: Arc::default() };
+        memory.manifests.get_or_insert(version.key(), || entry);
     }
 
     fn recent_or_new(&self, path: &RemotePath, open: OpenFile) -> Entry {
@@ -257,14 +305,31 @@ pub struct Computed {
 /// Computes the manifest of a file. May block for as long as the disk takes. `hashed` counts the
 /// bytes that are done.
 pub fn hash(open: &OpenFile, hashed: &AtomicU64) -> Result<Computed, HashError> {
-    hash_at(open, hashed, SystemTime::now())
+    let count = |bytes| {
+        hashed.store(bytes, Ordering::Relaxed);
+        true
+    };
+    Ok(hash_while(open, count)?.expect("nothing ends it early"))
 }
 
-fn hash_at(open: &OpenFile, hashed: &AtomicU64, now: SystemTime) -> Result<Computed, HashError> {
+/// Like [`hash`], but returns `None` once `go_on` is false. It is called after each segment, with
+/// the number of bytes that are done.
+pub fn hash_while(
+    open: &OpenFile,
+    go_on: impl FnMut(u64) -> bool,
+) -> Result<Option<Computed>, HashError> {
+    hash_at(open, go_on, SystemTime::now())
+}
+
+fn hash_at(
+    open: &OpenFile,
+    go_on: impl FnMut(u64) -> bool,
+    now: SystemTime,
+) -> Result<Option<Computed>, HashError> {
     let is_stable = open.version.unstable_for(now).is_none();
-    let manifest = source::hash(open, hashed)?;
+    let Some(manifest) = source::hash_while(open, go_on)? else { return Ok(None) };
     let is_lasting = is_stable && source::is_in_image(&open.file).is_ok_and(|is_in| !is_in);
-    Ok(Computed { manifest, is_lasting })
+    Ok(Some(Computed { manifest, is_lasting }))
 }
 
 /// Forgets the manifests that were not used for longest, until the others fit. Keeps those that are
@@ -365,7 +430,7 @@ mod tests {
         let file = open(b"abc");
         for (age_s, is_lasting) in [(0, false), (1, true)] {
             let now = file.version.modified() + Duration::from_secs(age_s);
-            let computed = hash_at(&file, &AtomicU64::new(0), now).unwrap();
+            let computed = hash_at(&file, |_| true, now).unwrap().unwrap();
             assert_eq!(computed.is_lasting, is_lasting, "{age_s} s");
         }
     }

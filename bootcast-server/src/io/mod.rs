@@ -14,6 +14,7 @@
 //! | [`listings`] | lists each directory once for all concurrent requests |
 //! | [`manifests`] | hashes each file once for all requests for its manifest |
 //! | [`state_dir`] | keeps manifests across restarts |
+//! | [`prehash`] | computes manifests ahead, at idle priority |
 //! | [`http`] | serves the connections of the control plane |
 //! | [`peers`] | limits the connections of each host |
 #![expect(clippy::disallowed_methods, reason = "the clock is read here and nowhere else")]
@@ -26,9 +27,12 @@ pub mod listings;
 pub mod manifests;
 pub mod page_reader;
 pub mod peers;
+pub mod prehash;
 mod reading;
 pub mod repair_reader;
 pub mod sender;
 pub mod socket;
 pub mod stable_version;
 pub mod state_dir;
+#[expect(unsafe_code, reason = "the door to system calls that no safe library offers")]
+mod sys;

@@ -94,6 +94,12 @@ impl StateDir {
         }
     }
 
+    /// Returns whether there is a manifest of this version. It may be damaged, and does not count as
+    /// used.
+    pub fn contains(&self, version: &Version) -> bool {
+        self.path_of(version.key()).is_file()
+    }
+
     /// Keeps a manifest durably. Removes those that were not used for longest if the directory is
     /// full.
     pub fn store(&self, version: &Version, manifest: &Manifest) -> io::Result<()> {
@@ -236,19 +242,17 @@ fn decode(bytes: &[u8], key: VersionKey, tree: ContentTree) -> Option<Manifest> 
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicU64;
-
     use tempfile::TempDir;
 
     use super::*;
-    use crate::source::{OpenFile, hash};
+    use crate::source::{OpenFile, hash_while};
 
     /// A served file with its version and manifest.
     fn served(bytes: &[u8]) -> (Version, Manifest) {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(bytes).unwrap();
         let version = Version::of_file(&file).unwrap();
-        let manifest = hash(&OpenFile { file, version }, &AtomicU64::new(0)).unwrap();
+        let manifest = hash_while(&OpenFile { file, version }, |_| true).unwrap().unwrap();
         (version, manifest)
     }
 

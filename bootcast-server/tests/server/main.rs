@@ -8,6 +8,7 @@ mod demand;
 mod files;
 mod http;
 mod manifests;
+mod prehash;
 mod process;
 mod repair;
 mod startup;

@@ -58,9 +58,14 @@ impl Server {
     }
 
     /// Stops the server, and starts another one of the same directories.
-    pub(crate) fn restart(mut self) -> Self {
+    pub(crate) fn restart(self) -> Self {
+        self.restart_with(&[])
+    }
+
+    /// Stops the server, and starts another one of the same directories with these arguments.
+    pub(crate) fn restart_with(mut self, args: &[&str]) -> Self {
         self.stop_with(Signal::TERM);
-        Self::start_in(Arc::clone(&self.dir), Arc::clone(&self.state_dir), &[])
+        Self::start_in(Arc::clone(&self.dir), Arc::clone(&self.state_dir), args)
     }
 
     fn start_in(dir: Arc<TempDir>, state_dir: Arc<TempDir>, args: &[&str]) -> Self {

@@ -1,6 +1,7 @@
 //! Manifests that outlive a server, and `bootcast-server hash`.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -10,10 +11,10 @@ use bootcast_proto::manifest::HEADER_CONTENT_ID;
 use crate::process::{Server, wait_for};
 
 /// Hash of `abc`.
-const ABC: &str = "6437b3ac38465133ffb63b75273a8db548c558465d79db03fd359c6cd5bd9d85";
+pub(crate) const ABC: &str = "6437b3ac38465133ffb63b75273a8db548c558465d79db03fd359c6cd5bd9d85";
 
 /// Hash that the server names in the answer to a join.
-fn joined_hash(server: &Server, name: &str) -> Option<String> {
+pub(crate) fn joined_hash(server: &Server, name: &str) -> Option<String> {
     let answer = server.get(&format!("/join/{name}"));
     assert_eq!(answer.status, 200, "{}", answer.text());
     JoinAnswer::parse(answer.text()).unwrap().extensions.content_id.map(|id| id.to_string())
@@ -24,7 +25,7 @@ fn manifest_hash(server: &Server, name: &str) -> Option<String> {
     server.get(&format!("/manifest/{name}")).header(HEADER_CONTENT_ID).map(ToOwned::to_owned)
 }
 
-fn kept(state_dir: &Path) -> Vec<PathBuf> {
+pub(crate) fn kept(state_dir: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(state_dir).unwrap().map(|entry| entry.unwrap().path());
     entries.filter(|path| path.extension().is_some_and(|it| it == "manifest")).collect()
 }
@@ -104,17 +105,43 @@ fn hash_prints_the_hash_of_each_file_and_a_line_for_each_that_has_none() {
     fs::write(served.join("sub/large"), &content).unwrap();
     fs::write(served.join("empty"), "").unwrap();
     let absolute = served.join("empty").to_str().unwrap().to_owned();
-    let output = hash(&served, &state_dir, &["sub/large", "none", "sub", "empty", &absolute]);
+    let _socket = std::os::unix::net::UnixListener::bind(served.join("socket")).unwrap();
+    let output = hash(&served, &state_dir, &["sub/large", "none", "socket", "empty", &absolute]);
     let (large, empty) = (blake3::hash(&content), blake3::hash(b""));
     let lines = format!("{large}  sub/large\n{empty}  empty\n{empty}  {absolute}\n");
     assert_eq!(String::from_utf8_lossy(&output.stdout), lines);
     assert_eq!(
         String::from_utf8_lossy(&output.stderr),
         "bootcast-server: none: no such file or directory\n\
-         bootcast-server: sub: not a regular file\n"
+         bootcast-server: socket: not a regular file\n"
     );
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(kept(&state_dir).len(), 2);
+}
+
+#[test]
+fn hash_of_a_directory_hashes_the_regular_files_below_it_and_follows_no_link_in_it() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let (served, state_dir) = (dir.path().join("served"), dir.path().join("state"));
+    fs::create_dir_all(served.join("images/b/c")).unwrap();
+    for name in ["images/a", "images/b/c/file", "images/c d", "other", "outside"] {
+        fs::write(served.join(name), "abc").unwrap();
+    }
+    symlink("../other", served.join("images/link")).unwrap();
+    symlink("..", served.join("images/loop")).unwrap();
+    symlink("images", served.join("by-name")).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(served.join("images/socket")).unwrap();
+    let below = |top: &str| format!("{ABC}  {top}/a\n{ABC}  {top}/b/c/file\n{ABC}  {top}/c d\n");
+    for (paths, lines) in [
+        (vec!["images"], below("images")),
+        (vec!["by-name"], below("by-name")),
+        (vec!["./images", "other"], format!("{}{ABC}  other\n", below("./images"))),
+        (vec!["images/b", "images/a"], format!("{ABC}  images/b/c/file\n{ABC}  images/a\n")),
+    ] {
+        let output = hash(&served, &state_dir, &paths);
+        assert_eq!(String::from_utf8_lossy(&output.stdout), lines, "{paths:?}");
+        assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    }
 }
 
 #[test]
