@@ -95,6 +95,27 @@ fn the_right_content_is_got_by_every_way() {
 }
 
 #[test]
+fn a_fetch_ends_with_the_hash_and_says_whether_it_is_proven() {
+    let lab = lab_or_skip!(Lab::builder());
+    let image = lab.put("image", mib(1));
+    let _server = lab.server().start();
+    let log_of = |options: &[&str]| {
+        let mut get = Get::start_with(&lab, 1, &image, options);
+        get.finish(&image);
+        get.proc.log()
+    };
+    let hash = b3(&image);
+    assert!(!log_of(&["-v"]).contains(" b3 "), "the server has hashed nothing");
+    let proven = log_of(&["-v", "--b3", &hash]);
+    let last = proven.lines().last().unwrap_or_default();
+    assert!(last.ends_with(&format!("b3 {hash}, proven")), "{proven}");
+    let stated = log_of(&["-v"]);
+    assert!(stated.contains(&format!("b3 {hash}, as the server states it")), "{stated}");
+    assert!(!log_of(&["-v", "--unicast"]).contains(" b3 "), "nothing was joined");
+    assert_eq!(log_of(&["-q", "--b3", &hash]), "");
+}
+
+#[test]
 fn another_content_is_refused_before_anything_is_written() {
     let lab = lab_or_skip!(Lab::builder());
     let image = lab.put("image", mib(1));

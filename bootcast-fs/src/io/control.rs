@@ -194,9 +194,10 @@ impl Control {
             let address = response.remote_addr();
             let text = self.text(response, ANSWER_LIMIT).await?;
             let answer = JoinAnswer::parse(&text).map_err(|error| self.garbled(&error))?;
-            if let (Some(etag), Some(id)) = (&answer.extensions.etag, answer.extensions.content_id)
-            {
-                self.stated_ids.remember(path, etag, id);
+            if let Some(etag) = &answer.extensions.etag {
+                self.stated_ids.forget_others(path, etag);
+                let stated = answer.extensions.content_id;
+                stated.inspect(|id| self.stated_ids.remember(path, etag, *id));
             }
             Ok((answer, address))
         };
@@ -422,6 +423,11 @@ impl Control {
     /// a manifest. Nothing proves it.
     pub fn stated_id(&self, path: &RemotePath, etag: &Etag) -> Option<ContentId> {
         self.stated_ids.get(path, etag)
+    }
+
+    /// Returns the content id that the server stated for the version of the latest join.
+    pub fn latest_stated_id(&self, path: &RemotePath) -> Option<ContentId> {
+        self.stated_ids.latest(path)
     }
 
     /// Sends a request. Any status except 2xx and 304 is an error.

@@ -24,6 +24,19 @@ impl StatedIds {
         debug_assert!(ids.len() <= MAX_FILES, "{}", ids.len());
     }
 
+    /// Takes note that the server has this version of the path, and no other one any more.
+    pub(super) fn forget_others(&self, path: &RemotePath, etag: &Etag) {
+        let mut ids = self.lock();
+        if ids.get(path).is_some_and(|(known, _)| known != etag) {
+            ids.remove(path);
+        }
+    }
+
+    /// Returns the content id of the version that the server had last, if it is known.
+    pub(super) fn latest(&self, path: &RemotePath) -> Option<ContentId> {
+        self.lock().get(path).map(|(_, id)| *id)
+    }
+
     /// Returns the content id of a version, if it is known.
     pub(super) fn get(&self, path: &RemotePath, etag: &Etag) -> Option<ContentId> {
         self.lock().get(path).filter(|(known, _)| known == etag).map(|(_, id)| *id)
@@ -55,6 +68,10 @@ mod tests {
         ids.remember(&path(1), &second, new);
         assert_eq!(ids.get(&path(1), &second), Some(new));
         assert_eq!(ids.get(&path(1), &first), None);
+        ids.forget_others(&path(1), &second);
+        assert_eq!(ids.latest(&path(1)), Some(new));
+        ids.forget_others(&path(1), &first);
+        assert_eq!(ids.latest(&path(1)), None);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use tracing::warn;
 use super::cast::CastFetch;
 use super::error::ToolError;
 use super::output::{OnDisk, Output, PartialFile, Sink};
-use super::progress::{Progress, Screen};
+use super::progress::{Hash, Progress, Screen};
 use super::proof::{Gate, check_file};
 use super::range::ByteRange;
 use super::signals::Signals;
@@ -159,8 +159,20 @@ impl Get {
                 outcome => break outcome?,
             }
         };
-        self.progress.finish(size);
+        let hash = self.hash();
+        self.progress.finish(size, hash.as_ref());
         Ok(())
+    }
+
+    /// Returns the content id of the fetched file, if it is known without another request.
+    fn hash(&self) -> Option<Hash> {
+        let Target { control, path, .. } = &self.target;
+        match (self.expected, &self.transport) {
+            (Some(expected), _) => Some(Hash::Proven(expected.id)),
+            (None, Transport::Cast(_)) => control.latest_stated_id(path).map(Hash::Stated),
+            // No join, so nothing was stated; or only a part of the file was fetched.
+            (None, Transport::Unicast { .. } | Transport::Range(..)) => None,
+        }
     }
 
     /// Fetches one version to the output, proven if a content is expected. Returns its size.

@@ -3,9 +3,11 @@
 use std::io::{self, IsTerminal, Write};
 use std::time::Instant;
 
+use bootcast_proto::ContentId;
 use indicatif::{
     BinaryBytes, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle,
 };
+use tracing::info;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -86,6 +88,24 @@ impl Write for Screen {
     }
 }
 
+/// Content id of a fetched file.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Hash {
+    /// All bytes were checked against it.
+    Proven(ContentId),
+    /// The server stated it.
+    Stated(ContentId),
+}
+
+impl std::fmt::Display for Hash {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Proven(id) => write!(f, "b3 {id}, proven"),
+            Self::Stated(id) => write!(f, "b3 {id}, as the server states it (--b3 proves it)"),
+        }
+    }
+}
+
 /// Progress bar of one file.
 #[derive(Debug)]
 pub(super) struct Progress {
@@ -120,13 +140,21 @@ impl Progress {
         self.bar.reset_eta();
     }
 
-    /// Removes the bar, and shows the size of the file and the mean rate.
-    pub(super) fn finish(self, size: u64) {
+    /// Removes the bar, and shows the size of the file, the mean rate and the hash if it is known.
+    /// Without a user who watches, these are log lines.
+    pub(super) fn finish(self, size: u64, hash: Option<&Hash>) {
         self.bar.finish_and_clear();
         let seconds = now().duration_since(self.started).as_secs_f64();
         let Self { screen, name, .. } = &self;
         let (bytes, rate) = (BinaryBytes(size), mean_rate(size, seconds));
-        screen.notify(&format!("{name}  {bytes} in {seconds:.1} s, {rate}"));
+        let summary = format!("{name}  {bytes} in {seconds:.1} s, {rate}");
+        for line in std::iter::once(summary).chain(hash.map(Hash::to_string)) {
+            if screen.is_interactive {
+                screen.notify(&line);
+            } else {
+                info!("{line}");
+            }
+        }
     }
 }
 
