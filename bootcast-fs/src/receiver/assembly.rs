@@ -175,12 +175,12 @@ impl Assembly {
             && before.is_some_and(|page| page.0.checked_add(2) == Some(self.announced));
         if wrapped && self.layout == Some(Layout::Reference) && !self.exact {
             self.wraps_without_last += 1;
-            self.settle_phantom();
+            self.drop_phantom();
         }
     }
 
     /// Drops the last announced page as a phantom once enough passes went by without it.
-    fn settle_phantom(&mut self) {
+    fn drop_phantom(&mut self) {
         let real = self.announced.saturating_sub(1);
         if !self.exact
             && self.wraps_without_last >= PHANTOM_WRAPS
@@ -196,7 +196,7 @@ impl Assembly {
     /// Marks pages as held, after they were stored.
     pub fn stored(&mut self, pages: PageRange) {
         self.held.insert_range(pages);
-        self.settle_phantom();
+        self.drop_phantom();
     }
 
     /// Whether every page is held. Never true before the exact size is known.

@@ -1,9 +1,9 @@
-//! Whether the network brings what the server sends, for each of the two ports.
+//! Measures whether the network brings what the server sends, for each of the two ports.
 //! docs/PROTOCOL.md, "Unicast".
 //!
 //! A datagram proves little by arriving: an old one may be sent again, and a network may pass one
-//! port, or short datagrams only. The proof is in numbers: each newer beacon tells how many
-//! datagrams were sent since the last one, and full pages either came meanwhile or did not.
+//! port, or short datagrams only. The proof is in numbers: each newer beacon states how many
+//! datagrams were sent before it, and full pages either arrived meanwhile or did not.
 
 use std::time::{Duration, Instant};
 
@@ -35,48 +35,48 @@ pub(super) enum Proof {
     },
 }
 
-/// Counts of one membership.
+/// Datagrams of one membership, by what they prove.
 #[derive(Debug, Default)]
 pub(super) struct Hearing {
-    /// The server has a repair channel, and this member listens to it.
+    /// Whether the server has a repair channel and this member listens to it.
     expects_repair: bool,
-    /// The time since the last proof; `None` before the first beacon.
+    /// Counts since the last proof; `None` before the first beacon.
     period: Option<Period>,
     /// When it was proven that pages do not come; `None` if one came since.
     deaf_since: Option<Instant>,
-    /// New full pages that came one after the other, and when the first did.
+    /// When the first of a row of new full pages arrived, and how many there are.
     row: Option<(Instant, u32)>,
-    /// Pages since the last datagram of the repair channel, and when the first came.
+    /// When the first page after the last datagram of the repair channel arrived, and how many.
     unannounced: Option<(Instant, u32)>,
-    /// The repair channel is taken for closed.
+    /// Whether the repair channel counts as closed.
     is_repair_closed: bool,
-    /// The last new page or useful symbol.
+    /// Time of the last new page or useful symbol.
     last_new: Option<Instant>,
-    /// A page shorter than the page size came, but no full one.
+    /// Whether a page shorter than the page size arrived, but no full one.
     short_only: bool,
-    /// The last page that was not new.
+    /// Last page that was not new.
     last_duplicate: Option<u32>,
 }
 
-/// What was sent and what came since the last proof.
+/// Counts of sent and received datagrams since the last proof.
 #[derive(Clone, Copy, Debug)]
 struct Period {
     began: Instant,
     /// Datagrams sent by then.
     sent: u64,
-    /// Full pages that came since, and datagrams that this machine's own sockets dropped.
+    /// Full pages that arrived since, and datagrams that this machine's own sockets dropped.
     came: u64,
-    /// Symbols that came since, of use or not.
+    /// Symbols that arrived since, useful or not.
     symbols: u64,
 }
 
 impl Hearing {
-    /// A membership begins.
+    /// Starts a membership.
     pub(super) fn begin(&mut self, expects_repair: bool) {
         *self = Self { expects_repair, ..Self::default() };
     }
 
-    /// A page came. `is_full`: as long as the longest datagram of the cast.
+    /// Handles a page. `is_full`: as long as the longest datagram of the cast.
     pub(super) fn page(&mut self, is_full: bool, is_new: bool, now: Instant) {
         if is_new {
             self.last_new = Some(now);
@@ -112,13 +112,13 @@ impl Hearing {
         );
     }
 
-    /// A page came that is here already. Returns whether it is another than the last such page:
-    /// where no beacons come, only then does it show that the cast goes on.
+    /// Handles a page that is here already. Returns whether it is another than the last such page.
+    /// Without beacons, only then does it show that the cast goes on.
     pub(super) fn is_moving(&mut self, page: u32) -> bool {
         !self.expects_repair && self.last_duplicate.replace(page).is_some_and(|last| last != page)
     }
 
-    /// A symbol came.
+    /// Handles a symbol.
     pub(super) fn symbol(&mut self, is_useful: bool, now: Instant) {
         if let Some(period) = &mut self.period {
             period.symbols += 1;
@@ -129,7 +129,7 @@ impl Hearing {
         self.repair_came();
     }
 
-    /// This machine's sockets had no room for datagrams: they came all the same.
+    /// Counts datagrams that this machine's sockets had no room for: the network brought them.
     pub(super) fn dropped(&mut self, datagrams: u64) {
         if let Some(period) = &mut self.period {
             period.came += datagrams;
@@ -141,7 +141,8 @@ impl Hearing {
         self.is_repair_closed = false;
     }
 
-    /// A beacon newer than all before says that `sent` datagrams were sent before it.
+    /// Handles a beacon newer than all before, which states that `sent` datagrams were sent before
+    /// it.
     pub(super) fn beacon(&mut self, sent: u64, is_fetching: bool, now: Instant) -> Option<Proof> {
         self.repair_came();
         let fresh = Period { began: now, sent, came: 0, symbols: 0 };
@@ -203,12 +204,12 @@ impl Hearing {
         self.is_repair_closed
     }
 
-    /// The socket of the repair channel could not be opened.
+    /// Handles that the socket of the repair channel could not be opened.
     pub(super) fn close_repair(&mut self) {
         self.is_repair_closed = self.expects_repair;
     }
 
-    /// Takes the repair channel for closed where it is time to; `true` where that is news.
+    /// Counts the repair channel as closed if it is time. Returns whether that changed.
     pub(super) fn handle_timeout(&mut self, now: Instant) -> bool {
         if self.repair_deadline().is_none_or(|at| now < at) {
             return false;
@@ -218,7 +219,7 @@ impl Hearing {
         true
     }
 
-    /// When the repair channel is taken for closed, unless a beacon comes before.
+    /// When the repair channel counts as closed, unless a beacon arrives before.
     pub(super) fn repair_deadline(&self) -> Option<Instant> {
         let (since, pages) = self.unannounced.filter(|_| self.expects_repair)?;
         (pages >= ENOUGH_PAGES && !self.is_repair_closed).then_some(since + PATIENCE)
@@ -231,7 +232,8 @@ impl Hearing {
 }
 
 impl Period {
-    /// Datagrams to the data port, of `sent` in all: those that came as symbols went to the other.
+    /// Number of `sent` datagrams that went to the data port. Those that arrived as symbols went to
+    /// the other.
     fn pages_sent(&self, sent: u64) -> u64 {
         sent.saturating_sub(self.sent).saturating_sub(self.symbols)
     }

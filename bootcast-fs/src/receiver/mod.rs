@@ -5,9 +5,9 @@
 //!
 //! | machine | decides | made of |
 //! |---|---|---|
-//! | [`Session`] | when to be a member, which datagrams to believe | membership, gate, ending |
+//! | [`Session`] | when to be a member, which datagrams to believe | membership, gate, ends |
 //! | [`Content`] | which version this is, and which pages are here | assembly, unreadable |
-//! | [`RepairLoop`] | which blocks to rebuild, what to report | repair, stream, reporter, panel |
+//! | [`RepairLoop`] | which blocks to rebuild, what to report | repair, reporter, `loss_meter` |
 //! | [`DemandLoop`] | which pages to ask for | demand, reads, `stream_position` |
 //! | [`Rescue`] | what to fetch over HTTP, and when | hearing, deafness, fetches |
 //!
@@ -21,20 +21,20 @@ mod assembly;
 mod content;
 mod demand;
 mod demand_loop;
-mod ending;
+mod ends;
 mod fetches;
 mod gate;
 mod hearing;
 mod inputs;
+mod loss_meter;
 mod membership;
-mod panel;
+mod passed_windows;
 mod reads;
 mod repair;
 mod repair_loop;
 mod reporter;
 mod rescue;
 mod session;
-mod stream;
 mod stream_position;
 mod unreadable;
 

@@ -12,8 +12,8 @@ use bootcast_proto::{
     BLOCK_PAGES, BlockIndex, BlockLayout, PageIndex, PageSet, PageSize, WindowIndex,
 };
 
+use super::passed_windows::PassedWindows;
 use super::repair_loop::Round;
-use super::stream::Stream;
 
 /// Most blocks and runs of windows in a report. The server reads no more; the rest follows with the
 /// next report.
@@ -49,7 +49,7 @@ pub(super) struct Repair {
     /// Stored symbols of each block: bit `n` stands for symbol `n`.
     symbols: Vec<u128>,
     windows: Vec<Window>,
-    stream: Stream,
+    passed: PassedWindows,
     /// Blocks that lack something unpromised.
     short: u32,
     /// Symbols of all blocks that are promised and not sent.
@@ -86,7 +86,7 @@ impl Repair {
             blocks,
             symbols: vec![0; layout.blocks() as usize],
             windows: vec![Window::default(); layout.windows() as usize],
-            stream: Stream::default(),
+            passed: PassedWindows::default(),
             short: 0,
             owed: 0,
             decodable: BTreeSet::new(),
@@ -115,7 +115,7 @@ impl Repair {
 
     /// Starts another membership: counts of sent and promised symbols start again.
     pub(super) fn begin_cast(&mut self) {
-        self.stream = Stream::default();
+        self.passed = PassedWindows::default();
         (self.short, self.owed) = (0, 0);
         self.windows.fill(Window::default());
         for block in &mut self.blocks {
@@ -159,7 +159,7 @@ impl Repair {
 
     /// Handles a page of the stream, new or not.
     pub(super) fn page_seen(&mut self, page: PageIndex) {
-        self.stream.page(page);
+        self.passed.page(page);
     }
 
     /// Handles a stored page that was missing.
@@ -208,7 +208,7 @@ impl Repair {
                 self.learn(BlockIndex(number), *level);
             }
         }
-        for passed in self.stream.beacon(beacon.position, self.layout, now) {
+        for passed in self.passed.beacon(beacon.position, self.layout, now) {
             self.close(passed);
         }
     }
@@ -252,7 +252,7 @@ impl Repair {
     /// Handles an accepted report that asked for these windows: the stream will pass them again.
     pub(super) fn reopen(&mut self, bulk: &[(u32, u32)]) {
         if !bulk.is_empty() {
-            self.stream.asked();
+            self.passed.windows_asked();
         }
         for window in bulk.iter().flat_map(|(first, count)| *first..*first + *count) {
             self.windows[window as usize].is_closed = false;

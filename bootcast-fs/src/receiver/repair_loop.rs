@@ -8,7 +8,7 @@ use bootcast_proto::fec::RepairIndex;
 use bootcast_proto::wire::{Beacon, RepairDatagram, RepairError};
 use bootcast_proto::{BlockIndex, BlockLayout, JoinAnswer, PageIndex, PageSet};
 
-use super::panel::Panel;
+use super::loss_meter::LossMeter;
 use super::repair::{DecodePlan, Repair};
 use super::reporter::Reporter;
 use super::rescue::ReportState;
@@ -80,7 +80,7 @@ pub(super) struct RepairLoop {
     blocks: Option<Repair>,
     round: Round,
     reporter: Reporter,
-    panel: Panel,
+    meter: LossMeter,
     /// Windows that the report in flight asks for.
     asked_windows: Vec<(u32, u32)>,
     /// Needs of the last report, which the server may have promised meanwhile.
@@ -97,7 +97,7 @@ impl RepairLoop {
             blocks: None,
             round: Round::default(),
             reporter: Reporter::new(seed),
-            panel: Panel::default(),
+            meter: LossMeter::default(),
             asked_windows: Vec::new(),
             asked_needs: Vec::new(),
             is_supplied: false,
@@ -126,11 +126,11 @@ impl RepairLoop {
         }
         self.asked_needs.clear();
         self.is_supplied = false;
-        self.panel.begin();
+        self.meter.begin();
         self.reporter.begin(&answer.token, answer.extensions.lease, now);
         if let Some(blocks) = self.blocks.as_mut().filter(|_| resumes) {
             blocks.close_all();
-            self.reporter.hurry(now);
+            self.reporter.request(now);
         }
     }
 
@@ -161,7 +161,7 @@ impl RepairLoop {
     /// Handles a page of the cast. `is_streamed`: nobody here demanded it, so that it shows where
     /// the stream is.
     pub(super) fn handle_page(&mut self, page: PageIndex, is_streamed: bool) {
-        self.panel.received();
+        self.meter.received();
         if let Some(blocks) = self.blocks.as_mut().filter(|_| is_streamed) {
             blocks.page_seen(page);
         }
@@ -174,7 +174,7 @@ impl RepairLoop {
         number: RepairIndex,
         promised: u8,
     ) -> Option<Round> {
-        self.panel.received();
+        self.meter.received();
         let is_useful = self.blocks.as_mut()?.symbol_seen(block, number, promised);
         is_useful.then_some(self.round)
     }
@@ -208,7 +208,7 @@ impl RepairLoop {
 
     /// Counts datagrams that this machine's sockets had no room for.
     pub(super) fn handle_drops(&mut self, datagrams: u64) {
-        self.panel.dropped(datagrams);
+        self.meter.dropped(datagrams);
     }
 
     /// Handles a beacon. Returns `false` if a newer one came before.
@@ -218,7 +218,7 @@ impl RepairLoop {
         is_relied_on: bool,
         now: Instant,
     ) -> bool {
-        let is_newer = self.reporter.is_news(beacon.number);
+        let is_newer = self.reporter.is_newest(beacon.number);
         let Some(blocks) = self.blocks.as_mut().filter(|_| is_newer) else { return false };
         blocks.beacon(beacon, now);
         let owed = blocks.time_owed(beacon.pace.rate_kbps);
@@ -228,7 +228,7 @@ impl RepairLoop {
         self.reporter.beacon(beacon, has_to_ask, now);
         let is_chosen = self.reporter.is_within(beacon.pace.panel);
         let draw = |longest| self.reporter.draw(longest);
-        self.panel.beacon(&beacon.pace, is_chosen, draw, now);
+        self.meter.beacon(&beacon.pace, is_chosen, draw, now);
         true
     }
 
@@ -255,7 +255,7 @@ impl RepairLoop {
 
     /// Requests a report as soon as possible.
     pub(super) fn request_report(&mut self, now: Instant) {
-        self.reporter.hurry(now);
+        self.reporter.request(now);
     }
 
     /// Renews the lease, because the server heard of this member otherwise.
@@ -265,7 +265,7 @@ impl RepairLoop {
 
     /// Datagrams that the server sent, by the newest beacon.
     pub(super) fn sent(&self) -> u64 {
-        self.panel.sent()
+        self.meter.sent()
     }
 
     /// Random time up to `longest`, so that members do not act all at once.
@@ -278,7 +278,10 @@ impl RepairLoop {
         let MulticastView { is_relied_on, is_suspect } = multicast;
         let is_short = self.has_to_ask(is_relied_on);
         self.reporter.handle_timeout(is_short, now)
-            || is_relied_on && !is_suspect && self.panel.is_due(now) && self.reporter.tell(is_short)
+            || is_relied_on
+                && !is_suspect
+                && self.meter.is_due(now)
+                && self.reporter.begin_counters(is_short)
     }
 
     /// Makes the report that is due. `useful` is the number of pages and symbols of this membership
@@ -293,7 +296,7 @@ impl RepairLoop {
         let asking = self.blocks.as_ref().filter(|_| self.reporter.is_asking());
         let mut report = asking.map(Repair::report).unwrap_or_default();
         if !multicast.is_suspect {
-            self.panel.tell(&mut report, now);
+            self.meter.add_to(&mut report, now);
         }
         let ReportState { stream_only, unicast } = state;
         (report.useful, report.stream_only, report.unicast) = (useful, stream_only, unicast);
@@ -307,12 +310,12 @@ impl RepairLoop {
 
     /// When a report may be due.
     pub(super) fn poll_timeout(&self, multicast: MulticastView) -> Option<Instant> {
-        if self.reporter.is_speaking() {
+        if self.reporter.is_in_flight() {
             return None;
         }
         let counts = multicast.is_relied_on && !multicast.is_suspect;
-        let panel = self.panel.due().filter(|_| counts);
-        [self.reporter.poll_timeout(), panel].into_iter().flatten().min()
+        let counters = self.meter.due().filter(|_| counts);
+        [self.reporter.poll_timeout(), counters].into_iter().flatten().min()
     }
 
     /// Handles the answer to a report of the present membership.
@@ -322,7 +325,7 @@ impl RepairLoop {
         now: Instant,
     ) -> ReportOutcome {
         let is_forgotten = result == Err(ReportError::UnknownMember);
-        if self.reporter.counted(result.is_ok(), now) {
+        if self.reporter.counters_answered(result.is_ok(), now) {
             return if is_forgotten { ReportOutcome::Forgotten } else { ReportOutcome::Nothing };
         }
         if !self.reporter.is_asking() {

@@ -11,9 +11,10 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Says when a report is due.
 ///
 /// ```text
-/// Quiet --short, permitted--> Drawn --still short--> Asking --answer--> Holding --beacon: promised, or time--> Quiet
-///   ^                           |                      '--no answer--> Retrying -------time---------^
-///   '----- promised by now -----'
+/// Quiet --short, permitted--> Drawn --still short--> Asking --answer--> Holding --+
+///   ^                           |                      '--no answer--> Retrying --+
+///   '----- promised by now -----'                                                 |
+///   '---------------------- time, or a beacon that promises all ------------------'
 /// ```
 #[derive(Debug)]
 pub(super) struct Reporter {
@@ -24,11 +25,11 @@ pub(super) struct Reporter {
     /// When to renew the lease, whatever is lacking.
     renewal: Option<Instant>,
     /// When to report something other than needs.
-    news: Option<Instant>,
+    requested: Option<Instant>,
     newest: Option<Guidance>,
     phase: Phase,
     /// Whether a report of counters alone is in flight; no other may be sent meanwhile.
-    telling: bool,
+    counters_in_flight: bool,
 }
 
 /// Instructions of the newest beacon for members that would report.
@@ -49,7 +50,7 @@ enum Phase {
     /// The report is in flight.
     Asking,
     /// Waiting for the effect of the report.
-    Holding { since: Instant, heard_beacon: bool },
+    Holding { since: Instant, had_beacon: bool },
     /// The report failed.
     Retrying { until: Instant },
 }
@@ -62,10 +63,10 @@ impl Reporter {
             hash: 0,
             lease: None,
             renewal: None,
-            news: None,
+            requested: None,
             newest: None,
             phase: Phase::Quiet,
-            telling: false,
+            counters_in_flight: false,
         }
     }
 
@@ -73,15 +74,15 @@ impl Reporter {
     pub(super) fn begin(&mut self, token: &Token, lease: Option<Duration>, now: Instant) {
         self.hash = hash(token);
         self.lease = lease;
-        self.news = None;
+        self.requested = None;
         self.newest = None;
         self.phase = Phase::Quiet;
-        self.telling = false;
+        self.counters_in_flight = false;
         self.renew(now);
     }
 
-    /// Records that the server heard of this member. The next renewal is at a random time within
-    /// half the lease, because many members joined with it.
+    /// Renews the lease, because the server got a request of this member. The next renewal is at a
+    /// random time within half the lease, because many members joined with it.
     pub(super) fn renew(&mut self, now: Instant) {
         let share = 0.375 + 0.125 * self.random.fraction();
         self.renewal = self.lease.map(|lease| now + lease.mul_f64(share));
@@ -94,28 +95,28 @@ impl Reporter {
     /// Asserts what holds between any two calls.
     fn assert_invariants(&self) {
         debug_assert!(
-            !(self.telling && self.is_asking()),
+            !(self.counters_in_flight && self.is_asking()),
             "two reports are in flight: an answer would be taken for that of the other"
         );
     }
 
     /// Requests a report as soon as possible, whatever is lacking.
-    pub(super) fn hurry(&mut self, now: Instant) {
-        self.news.get_or_insert(now);
+    pub(super) fn request(&mut self, now: Instant) {
+        self.requested.get_or_insert(now);
     }
 
     /// When that report may go out: after the pause that follows a report.
-    fn news_at(&self) -> Option<Instant> {
+    fn requested_at(&self) -> Option<Instant> {
         match self.phase {
             Phase::Asking => None,
-            Phase::Holding { since, .. } => self.news.map(|at| at.max(self.pause_end(since))),
-            Phase::Retrying { until } => self.news.map(|at| at.max(until)),
-            Phase::Quiet | Phase::Drawn { .. } => self.news,
+            Phase::Holding { since, .. } => self.requested.map(|at| at.max(self.pause_end(since))),
+            Phase::Retrying { until } => self.requested.map(|at| at.max(until)),
+            Phase::Quiet | Phase::Drawn { .. } => self.requested,
         }
     }
 
     /// Whether the beacon with this number is newer than all before.
-    pub(super) fn is_news(&self, number: u32) -> bool {
+    pub(super) fn is_newest(&self, number: u32) -> bool {
         self.newest.is_none_or(|newest| newest.number < number)
     }
 
@@ -136,7 +137,7 @@ impl Reporter {
         match &mut self.phase {
             // Everything is promised: whatever is lacking from now on was promised and lost.
             Phase::Holding { .. } if !is_short => self.phase = Phase::Quiet,
-            Phase::Holding { heard_beacon, .. } => *heard_beacon = true,
+            Phase::Holding { had_beacon, .. } => *had_beacon = true,
             // If the spread became shorter because few members are left, the wait does too.
             Phase::Drawn { due, fraction } => {
                 *due = (*due).min(now + guidance.wait(*fraction));
@@ -161,7 +162,7 @@ impl Reporter {
     /// When the pause after a report ends.
     fn free_at(&self) -> Option<Instant> {
         match self.phase {
-            Phase::Holding { since, heard_beacon: true } => Some(self.pause_end(since)),
+            Phase::Holding { since, had_beacon: true } => Some(self.pause_end(since)),
             Phase::Retrying { until } => Some(until),
             Phase::Quiet | Phase::Drawn { .. } | Phase::Asking | Phase::Holding { .. } => None,
         }
@@ -175,54 +176,54 @@ impl Reporter {
     /// Runs what is due. Returns whether to report now.
     pub(super) fn handle_timeout(&mut self, is_short: bool, now: Instant) -> bool {
         self.review(is_short, now);
-        if self.telling {
+        if self.counters_in_flight {
             return false;
         }
         let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
-        let mut speaks = is_due(self.renewal) || is_due(self.news_at());
+        let mut is_due_now = is_due(self.renewal) || is_due(self.requested_at());
         match self.phase {
             Phase::Asking => return false,
             Phase::Drawn { due, .. } if due <= now => {
-                speaks |= is_short;
+                is_due_now |= is_short;
                 self.phase = Phase::Quiet;
             }
             Phase::Quiet | Phase::Drawn { .. } | Phase::Holding { .. } | Phase::Retrying { .. } => {
             }
         }
-        if speaks {
-            self.news = None;
+        if is_due_now {
+            self.requested = None;
             self.phase = Phase::Asking;
         }
         self.assert_invariants();
-        speaks
+        is_due_now
     }
 
     /// Requests a report for the panel. Needs that wait for their turn go with it; otherwise it has
     /// counters alone. Returns `false` if a report is in flight.
-    pub(super) fn tell(&mut self, is_short: bool) -> bool {
-        if self.is_speaking() {
+    pub(super) fn begin_counters(&mut self, is_short: bool) -> bool {
+        if self.is_in_flight() {
             return false;
         }
         match self.phase {
             Phase::Drawn { .. } if is_short => self.phase = Phase::Asking,
-            _ => self.telling = true,
+            _ => self.counters_in_flight = true,
         }
         self.assert_invariants();
         true
     }
 
     /// Handles the answer to a report of counters alone. Returns `false` if none was in flight.
-    pub(super) fn counted(&mut self, is_known: bool, now: Instant) -> bool {
-        let was_telling = std::mem::take(&mut self.telling);
-        if was_telling && is_known {
+    pub(super) fn counters_answered(&mut self, is_known: bool, now: Instant) -> bool {
+        let were_counters = std::mem::take(&mut self.counters_in_flight);
+        if were_counters && is_known {
             self.renew(now);
         }
-        was_telling
+        were_counters
     }
 
     /// Whether a report of any kind is in flight.
-    pub(super) fn is_speaking(&self) -> bool {
-        self.telling || self.is_asking()
+    pub(super) fn is_in_flight(&self) -> bool {
+        self.counters_in_flight || self.is_asking()
     }
 
     /// Whether this member belongs to a share that a beacon names.
@@ -239,7 +240,7 @@ impl Reporter {
     /// effect.
     pub(super) fn accepted(&mut self, is_answered: bool, now: Instant) {
         debug_assert!(self.is_asking(), "an answer to no report");
-        self.phase = Phase::Holding { since: now, heard_beacon: is_answered };
+        self.phase = Phase::Holding { since: now, had_beacon: is_answered };
         self.renew(now);
     }
 
@@ -257,7 +258,7 @@ impl Reporter {
             Phase::Holding { .. } | Phase::Retrying { .. } => self.free_at(),
             Phase::Quiet => None,
         };
-        [own, self.renewal, self.news_at()].into_iter().flatten().min()
+        [own, self.renewal, self.requested_at()].into_iter().flatten().min()
     }
 
     /// Random time up to `longest`, so that members do not act all at once.
@@ -310,206 +311,4 @@ impl SplitMix {
 }
 
 #[cfg(test)]
-#[expect(clippy::disallowed_methods, reason = "a virtual clock needs a first moment")]
-mod tests {
-    use bootcast_proto::PageIndex;
-    use bootcast_proto::wire::Pace;
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const MS: Duration = Duration::from_millis(1);
-    const LEASE: Duration = Duration::from_secs(60);
-
-    fn beacon(number: u32, members: u32, permit: u16) -> Beacon {
-        Beacon {
-            number,
-            position: PageIndex(0),
-            members,
-            permit,
-            spread_ms: 200,
-            pace: Pace::default(),
-            windows: Vec::new(),
-        }
-    }
-
-    fn reporter(member: u64, lease: Option<Duration>, now: Instant) -> Reporter {
-        let mut reporter = Reporter::new(member);
-        reporter.begin(&Token::from_random(member.into()), lease, now);
-        reporter
-    }
-
-    #[test]
-    fn the_worked_example_of_a_hash_is_right() {
-        // docs/PROTOCOL.md, "Which members a share means".
-        let page = include_str!("../../../docs/PROTOCOL.md");
-        let token = "6f1ed002ab5595859014ebf0951522d9";
-        let hash = hash(&Token::parse(token).unwrap());
-        let line = page.lines().find(|line| line.trim_start().starts_with(token)).unwrap();
-        let share = hash + 1;
-        let end = format!("{hash}, of a share of {share} and not of one of {hash}");
-        assert!(line.ends_with(&end), "{end}: {line}");
-        assert!(line.contains(&format!("mixed {hash:04x}")), "{line}");
-        let mut reporter = Reporter::new(1);
-        reporter.begin(&Token::parse(token).unwrap(), None, Instant::now());
-        assert!(reporter.is_within(share) && !reporter.is_within(hash));
-    }
-
-    #[test]
-    fn nobody_speaks_before_a_beacon_says_for_how_many() {
-        let now = Instant::now();
-        let mut reporter = reporter(1, None, now);
-        assert!(!reporter.handle_timeout(true, now));
-        assert_eq!(reporter.poll_timeout(), None);
-    }
-
-    #[test]
-    fn what_was_promised_while_waiting_is_not_asked_for() {
-        let now = Instant::now();
-        let mut reporter = reporter(1, None, now);
-        reporter.beacon(&beacon(1, 100, u16::MAX), true, now);
-        let due = reporter.poll_timeout().unwrap();
-        assert!(!reporter.handle_timeout(false, due));
-        assert_eq!(reporter.poll_timeout(), None);
-    }
-
-    #[test]
-    fn after_a_report_it_waits_for_a_beacon_and_for_twice_the_spread() {
-        let now = Instant::now();
-        let mut reporter = reporter(1, None, now);
-        reporter.beacon(&beacon(1, 1, u16::MAX), true, now);
-        let due = reporter.poll_timeout().unwrap();
-        assert!(due <= now + 200 * MS);
-        assert!(reporter.handle_timeout(true, due));
-        assert!(!reporter.handle_timeout(true, due + 10 * LEASE));
-        reporter.accepted(false, due);
-        assert!(!reporter.handle_timeout(true, due + 1000 * MS));
-        assert_eq!(reporter.poll_timeout(), None);
-        reporter.beacon(&beacon(2, 1, u16::MAX), true, due + 25 * MS);
-        assert_eq!(reporter.poll_timeout(), Some(due + 400 * MS));
-        assert!(!reporter.handle_timeout(true, due + 400 * MS));
-        let again = reporter.poll_timeout().unwrap();
-        assert!(reporter.handle_timeout(true, again));
-    }
-
-    #[test]
-    fn what_a_report_brought_and_was_lost_is_asked_for_without_a_pause() {
-        let now = Instant::now();
-        let mut reporter = reporter(1, None, now);
-        reporter.beacon(&beacon(1, 1, u16::MAX), true, now);
-        let due = reporter.poll_timeout().unwrap();
-        assert!(reporter.handle_timeout(true, due));
-        reporter.accepted(false, due);
-        reporter.beacon(&beacon(2, 1, u16::MAX), false, due + 5 * MS);
-        assert_eq!(reporter.poll_timeout(), None);
-        reporter.beacon(&beacon(3, 1, u16::MAX), true, due + 10 * MS);
-        let again = reporter.poll_timeout().unwrap();
-        assert!(again <= due + 210 * MS);
-        assert!(reporter.handle_timeout(true, again));
-    }
-
-    #[test]
-    fn a_beacon_that_was_faster_than_the_answer_is_not_waited_for_again() {
-        let now = Instant::now();
-        let mut reporter = reporter(1, None, now);
-        reporter.beacon(&beacon(1, 1, u16::MAX), true, now);
-        let due = reporter.poll_timeout().unwrap();
-        assert!(reporter.handle_timeout(true, due));
-        reporter.beacon(&beacon(2, 1, u16::MAX), true, due + MS);
-        assert_eq!(reporter.poll_timeout(), None);
-        reporter.accepted(true, due + 2 * MS);
-        let pause_end = due + 402 * MS;
-        assert_eq!(reporter.poll_timeout(), Some(pause_end));
-        assert!(!reporter.handle_timeout(true, pause_end));
-        assert!(reporter.poll_timeout().unwrap() <= pause_end + 200 * MS);
-    }
-
-    #[test]
-    fn a_report_that_did_not_get_through_is_repeated() {
-        let now = Instant::now();
-        let mut reporter = reporter(1, None, now);
-        reporter.beacon(&beacon(1, 1, u16::MAX), true, now);
-        let due = reporter.poll_timeout().unwrap();
-        assert!(reporter.handle_timeout(true, due));
-        reporter.failed(due);
-        assert_eq!(reporter.poll_timeout(), Some(due + RETRY));
-    }
-
-    #[test]
-    fn counters_alone_interrupt_no_wait_and_take_what_is_lacking_along() {
-        let now = Instant::now();
-        let mut reporter = reporter(1, None, now);
-        assert!(reporter.tell(false));
-        assert!(reporter.is_speaking() && !reporter.is_asking() && !reporter.tell(false));
-        assert!(reporter.counted(true, now) && !reporter.counted(true, now));
-        reporter.beacon(&beacon(1, 100, u16::MAX), true, now);
-        assert!(reporter.tell(true));
-        assert!(reporter.is_asking() && !reporter.counted(true, now));
-        reporter.accepted(false, now);
-        assert!(reporter.tell(true));
-        assert!(!reporter.is_asking(), "it waits for what the last report brings");
-        assert!(!reporter.handle_timeout(true, now + 10 * LEASE));
-    }
-
-    #[test]
-    fn the_permit_lets_its_share_of_the_members_speak() {
-        let now = Instant::now();
-        let speaks = |permit: u16| {
-            let permitted = |member: &u64| {
-                let mut reporter = reporter(*member, None, now);
-                reporter.beacon(&beacon(1, 10_000, permit), true, now);
-                reporter.poll_timeout().is_some()
-            };
-            (0..10_000).filter(permitted).count()
-        };
-        assert_eq!((speaks(0), speaks(u16::MAX)), (0, 10_000));
-        assert!((2300..2700).contains(&speaks(16_384)));
-    }
-
-    #[test]
-    fn few_of_many_speak_early() {
-        let now = Instant::now();
-        let early = |member: &u64| {
-            let mut reporter = reporter(*member, None, now);
-            reporter.beacon(&beacon(1, 10_000, u16::MAX), true, now);
-            reporter.poll_timeout().unwrap() < now + 100 * MS
-        };
-        // In a truncated exponential distribution with lambda = ln(10 000) + 1, one in 165 lies in
-        // the first half.
-        let early = (0..10_000).filter(early).count();
-        assert!((30..100).contains(&early), "{early}");
-    }
-
-    #[test]
-    fn a_member_that_lacks_nothing_renews_its_lease_before_half_of_it_is_over() {
-        let mut now = Instant::now();
-        let mut reporter = reporter(1, Some(LEASE), now);
-        for _ in 0..10 {
-            let due = reporter.poll_timeout().unwrap();
-            assert!((LEASE / 4..=LEASE / 2).contains(&(due - now)));
-            assert!(reporter.handle_timeout(false, due));
-            reporter.accepted(false, due);
-            now = due;
-        }
-    }
-
-    #[test]
-    fn a_renewal_that_did_not_get_through_is_repeated() {
-        let now = Instant::now();
-        let mut reporter = reporter(1, Some(LEASE), now);
-        let due = reporter.poll_timeout().unwrap();
-        assert!(reporter.handle_timeout(false, due));
-        reporter.failed(due);
-        assert!(!reporter.handle_timeout(false, due));
-        assert!(reporter.handle_timeout(false, due + RETRY));
-    }
-
-    proptest! {
-        #[test]
-        fn the_wait_lies_within_the_spread(members: u32, spread_ms: u16, fraction in 0.0..1.0) {
-            let spread = Duration::from_millis(spread_ms.into());
-            let guidance = Guidance { number: 0, members, permit: 0, spread };
-            prop_assert!(guidance.wait(fraction) <= spread);
-        }
-    }
-}
+mod tests;

@@ -81,19 +81,20 @@ pub(super) struct Rescue {
     mode: UnicastMode,
     server: Server,
     hearing: Hearing,
-    /// Pages should come since then, and no full one did.
+    /// Since when pages should come and no full one did.
     awaited_since: Option<Instant>,
-    /// A full page or a useful symbol of the present cast came.
+    /// Whether a full page or a useful symbol of the present cast arrived.
     has_heard: bool,
     is_fetching: bool,
     returns: Returns,
     probe: Probe,
-    /// What the user is to be told.
+    /// Notices for the user.
     notices: Vec<Notice>,
-    /// UDP ports of the present cast: of the pages and of the repair channel.
+    /// UDP ports of the present cast: that of the pages, and that of the repair channel.
     ports: (u16, u16),
-    /// Before pages are asked for that a closed repair channel does not bring.
+    /// Pause before this member asks again for pages that a closed repair channel does not bring.
     ask_pause: Duration,
+    /// When it asks again.
     ask_at: Option<Instant>,
     /// Whether the newest report said that this member fetches.
     reports_unicast: bool,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use bootcast_proto::{JoinAnswer, Token};
 
-use super::ending::Ends;
+use super::ends::Ends;
 use super::gate::{Checked, Epoch, Gate};
 use super::membership::{Action, Membership, Silence, SilentSince, Subscription, Timing};
 
@@ -215,7 +215,7 @@ impl Session {
         now: Instant,
     ) {
         let pause = draw(REJOIN_SPREAD.saturating_sub(QUIET));
-        self.ends.said(now + QUIET + pause);
+        self.ends.announced(now + QUIET + pause);
     }
 
     /// Joins again if the cast ended and nothing of it came since.

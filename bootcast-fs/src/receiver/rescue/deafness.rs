@@ -11,19 +11,18 @@ use super::super::hearing::Proof;
 use super::super::membership::{Silence, SilentSince};
 use super::{RELISTEN, Rescue, RescueEvent, RescueView};
 
-/// After a return to multicast that did not last, the file is fetched for so long before the next
-/// return; twice as long each time.
+/// Pause before the next return to multicast after one that did not last. Doubles each time.
 const RETURN_MIN: Duration = Duration::from_secs(2);
-/// The longest.
+/// Longest pause before a return.
 const RETURN_MAX: Duration = Duration::from_secs(64);
-/// A return that lasted for so long was right: the next one need not wait.
+/// A return that lasted this long was right: the next one need not wait.
 const LASTING: Duration = Duration::from_secs(60);
-/// Bytes of an IP packet beside those of its page: headers of IPv4, UDP and the page.
+/// Bytes of the headers of IPv4, UDP and the page in an IP packet.
 const OVERHEAD: u32 = 44;
-/// Pages, and runs of them, that a member without HTTP and repair asks for at a time.
+/// Most pages, and most runs of them, that a member without HTTP and repair asks for at a time.
 const ASK_PAGES: usize = 4096;
 const ASK_PAIRS: usize = 512;
-/// The longest pause between two such requests.
+/// Longest pause between two such requests.
 const ASK_PAUSE_MAX: Duration = Duration::from_secs(16);
 
 /// Why multicast does not bring the file, as far as that can be told from here.
@@ -33,7 +32,7 @@ pub enum Cause {
     NothingCame,
     /// Beacons tell that pages were sent, and none came.
     PagesLost {
-        /// How many.
+        /// Number of datagrams sent to the data port.
         sent: u64,
         /// UDP port of the pages.
         port: u16,
@@ -44,14 +43,14 @@ pub enum Cause {
     CannotListen {
         /// UDP port of the pages.
         port: u16,
-        /// What the kernel says.
+        /// Error of the kernel.
         error: String,
     },
     /// A full page does not fit the MTU of the interface that the datagrams come in by.
     MtuTooSmall {
         /// Bytes of an IP packet with a full page.
         packet: u32,
-        /// The interface's.
+        /// MTU of the interface, in bytes.
         mtu: u32,
     },
     /// Pages come, but neither beacons nor symbols do.
@@ -73,18 +72,18 @@ pub struct Notice {
 /// When a member that fetches may rely on multicast again.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Returns {
-    /// The last return.
+    /// Time of the last return.
     pub(super) last: Option<Instant>,
     /// Returns in a row that did not last.
     relapses: u32,
-    /// No return before this.
+    /// Earliest time of the next return.
     not_before: Option<Instant>,
-    /// It is deaf, and must not fetch.
+    /// Whether the member is deaf and must not fetch.
     pub(super) waits: bool,
 }
 
 impl Returns {
-    /// Multicast does not come, or not any more.
+    /// Records that multicast does not come, or no longer.
     pub(super) fn relapsed(&mut self, now: Instant) {
         let Some(last) = self.last.take() else { return };
         if last + LASTING <= now {
@@ -327,7 +326,7 @@ fn packet_len(page_size: PageSize) -> u32 {
     page_size.get() + OVERHEAD
 }
 
-/// The first missing pages as pairs of the first, counted from 1, and how many.
+/// First missing pages as pairs: first page of a run, counted from 1, and length of the run.
 fn missing_pairs(assembly: &Assembly) -> Vec<(u32, u32)> {
     let (held, all) = (assembly.held(), assembly.geometry().all());
     let mut pairs: Vec<(u32, u32)> = Vec::new();

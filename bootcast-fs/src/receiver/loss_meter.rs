@@ -1,4 +1,4 @@
-//! Counts what was sent and received from beacon to beacon, and decides when to report it.
+//! Counts what was sent and received from beacon to beacon, and decides when the panel reports it.
 //! docs/PROTOCOL.md, "Rate".
 
 use std::time::{Duration, Instant};
@@ -17,27 +17,28 @@ struct Counts {
     drops: u64,
 }
 
-/// Counters of one membership, and its part in the panel.
+/// Counters of one membership, from which the server learns the loss rate, and its part in the
+/// panel.
 ///
 /// Only datagrams between two beacons are reported: of those after the newest beacon, the number
 /// sent is unknown.
 #[derive(Debug, Default)]
-pub(super) struct Panel {
+pub(super) struct LossMeter {
     /// Counts since the join. `sent` is that of the newest beacon.
-    now: Counts,
+    current: Counts,
     /// Counts at the first beacon of this membership.
     first: Option<Counts>,
     /// Counts at the newest beacon.
     newest: Counts,
-    /// Counts in the last report.
-    told: Counts,
-    told_at: Option<Instant>,
+    /// Counts in the last report, and its time.
+    reported: Counts,
+    reported_at: Option<Instant>,
     due: Option<Instant>,
     /// Whether the newest beacon puts this member in the panel.
     is_chosen: bool,
 }
 
-impl Panel {
+impl LossMeter {
     /// Starts a membership.
     pub(super) fn begin(&mut self) {
         *self = Self::default();
@@ -45,12 +46,12 @@ impl Panel {
 
     /// Counts a received page or symbol.
     pub(super) fn received(&mut self) {
-        self.now.received += 1;
+        self.current.received += 1;
     }
 
     /// Counts datagrams that the sockets had no room for.
     pub(super) fn dropped(&mut self, datagrams: u64) {
-        self.now.drops += datagrams;
+        self.current.drops += datagrams;
     }
 
     /// Handles a beacon newer than all before. `is_chosen` puts this member in the panel. `draw`
@@ -62,9 +63,9 @@ impl Panel {
         draw: impl FnOnce(Duration) -> Duration,
         now: Instant,
     ) {
-        self.now.sent = pace.sent;
-        self.newest = self.now;
-        let first = self.first.get_or_insert(self.now);
+        self.current.sent = pace.sent;
+        self.newest = self.current;
+        let first = self.first.get_or_insert(self.current);
         debug_assert!(
             first.received <= self.newest.received && first.drops <= self.newest.drops,
             "the newest beacon came before the first"
@@ -73,14 +74,15 @@ impl Panel {
         let interval = Duration::from_millis(pace.interval_ms.into());
         if !is_chosen || interval.is_zero() {
             self.due = None;
-        } else if self.due.is_none() && self.counts().sent > self.told.sent {
-            self.due = Some(self.told_at.map_or_else(|| now + draw(interval), |at| at + interval));
+        } else if self.due.is_none() && self.counts().sent > self.reported.sent {
+            self.due =
+                Some(self.reported_at.map_or_else(|| now + draw(interval), |at| at + interval));
         }
     }
 
     /// Datagrams that the server sent, by the newest beacon.
     pub(super) fn sent(&self) -> u64 {
-        self.now.sent
+        self.current.sent
     }
 
     /// Counts from the first beacon to the newest.
@@ -107,17 +109,17 @@ impl Panel {
     ///
     /// Leaves them out of needs of members outside the panel: members with heavy loss report often
     /// and would count for more than they are.
-    pub(super) fn tell(&mut self, report: &mut Report, now: Instant) {
+    pub(super) fn add_to(&mut self, report: &mut Report, now: Instant) {
         let asks = !report.needs.is_empty() || !report.bulk.is_empty();
         if asks && !self.is_chosen {
             return;
         }
-        self.told = self.counts();
-        self.told_at = Some(now);
+        self.reported = self.counts();
+        self.reported_at = Some(now);
         self.due = None;
-        let Counts { sent, received, drops } = self.told;
+        let Counts { sent, received, drops } = self.reported;
         debug_assert!(
-            received <= self.now.received && drops <= self.now.drops,
+            received <= self.current.received && drops <= self.current.drops,
             "more is reported than came"
         );
         (report.sent, report.received, report.drops) = (sent, received, drops);
@@ -132,83 +134,83 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    fn beacon(panel: &mut Panel, sent: u64, is_chosen: bool, now: Instant) {
+    fn beacon(meter: &mut LossMeter, sent: u64, is_chosen: bool, now: Instant) {
         let pace = Pace { sent, rate_kbps: 1000, panel: 1, interval_ms: 250 };
-        panel.beacon(&pace, is_chosen, |longest| longest / 2, now);
+        meter.beacon(&pace, is_chosen, |longest| longest / 2, now);
     }
 
-    fn told(panel: &mut Panel, now: Instant) -> (u64, u64, u64) {
+    fn reported(meter: &mut LossMeter, now: Instant) -> (u64, u64, u64) {
         let mut report = Report::default();
-        panel.tell(&mut report, now);
+        meter.add_to(&mut report, now);
         (report.sent, report.received, report.drops)
     }
 
     #[test]
     fn what_is_told_lies_between_the_first_beacon_and_the_newest() {
         let now = Instant::now();
-        let mut panel = Panel::default();
-        panel.received();
-        assert_eq!(told(&mut panel, now), (0, 0, 0));
-        beacon(&mut panel, 1000, false, now);
+        let mut meter = LossMeter::default();
+        meter.received();
+        assert_eq!(reported(&mut meter, now), (0, 0, 0));
+        beacon(&mut meter, 1000, false, now);
         for _ in 0..3 {
-            panel.received();
+            meter.received();
         }
-        panel.dropped(2);
-        beacon(&mut panel, 1005, false, now);
-        panel.received();
-        panel.dropped(1);
-        assert_eq!(told(&mut panel, now), (5, 3, 2));
-        panel.begin();
-        beacon(&mut panel, 9, false, now);
-        assert_eq!(told(&mut panel, now), (0, 0, 0));
+        meter.dropped(2);
+        beacon(&mut meter, 1005, false, now);
+        meter.received();
+        meter.dropped(1);
+        assert_eq!(reported(&mut meter, now), (5, 3, 2));
+        meter.begin();
+        beacon(&mut meter, 9, false, now);
+        assert_eq!(reported(&mut meter, now), (0, 0, 0));
     }
 
     #[test]
     fn a_chosen_member_reports_once_an_interval_while_something_is_sent() {
         let mut now = Instant::now();
-        let mut panel = Panel::default();
-        beacon(&mut panel, 10, true, now);
-        assert_eq!(panel.due(), None, "nothing was sent between two beacons");
-        beacon(&mut panel, 20, true, now);
-        assert_eq!(panel.due(), Some(now + 125 * MS));
+        let mut meter = LossMeter::default();
+        beacon(&mut meter, 10, true, now);
+        assert_eq!(meter.due(), None, "nothing was sent between two beacons");
+        beacon(&mut meter, 20, true, now);
+        assert_eq!(meter.due(), Some(now + 125 * MS));
         now += 125 * MS;
-        assert!(panel.is_due(now));
-        assert_eq!(told(&mut panel, now), (10, 0, 0));
-        assert_eq!(panel.due(), None);
-        beacon(&mut panel, 20, true, now + 25 * MS);
-        assert_eq!(panel.due(), None, "nothing was sent since");
-        beacon(&mut panel, 21, true, now + 50 * MS);
-        assert_eq!(panel.due(), Some(now + 250 * MS));
-        beacon(&mut panel, 22, false, now + 75 * MS);
-        assert_eq!(panel.due(), None, "others are chosen");
+        assert!(meter.is_due(now));
+        assert_eq!(reported(&mut meter, now), (10, 0, 0));
+        assert_eq!(meter.due(), None);
+        beacon(&mut meter, 20, true, now + 25 * MS);
+        assert_eq!(meter.due(), None, "nothing was sent since");
+        beacon(&mut meter, 21, true, now + 50 * MS);
+        assert_eq!(meter.due(), Some(now + 250 * MS));
+        beacon(&mut meter, 22, false, now + 75 * MS);
+        assert_eq!(meter.due(), None, "others are chosen");
     }
 
     #[test]
     fn who_is_not_chosen_tells_what_it_lacks_without_counters() {
         let now = Instant::now();
-        let told = |is_chosen, needs: &[(u32, u8)], bulk: &[(u32, u32)]| {
-            let mut panel = Panel::default();
-            beacon(&mut panel, 10, is_chosen, now);
-            beacon(&mut panel, 20, is_chosen, now);
+        let reported = |is_chosen, needs: &[(u32, u8)], bulk: &[(u32, u32)]| {
+            let mut meter = LossMeter::default();
+            beacon(&mut meter, 10, is_chosen, now);
+            beacon(&mut meter, 20, is_chosen, now);
             let (needs, bulk) = (needs.to_vec(), bulk.to_vec());
             let mut report = Report { needs, bulk, ..Report::default() };
-            panel.tell(&mut report, now);
+            meter.add_to(&mut report, now);
             report.sent
         };
-        assert_eq!((told(false, &[(1, 1)], &[]), told(false, &[], &[(1, 1)])), (0, 0));
-        assert_eq!((told(true, &[(1, 1)], &[]), told(true, &[], &[(1, 1)])), (10, 10));
-        assert_eq!(told(false, &[], &[]), 10, "a lease that is renewed");
+        assert_eq!((reported(false, &[(1, 1)], &[]), reported(false, &[], &[(1, 1)])), (0, 0));
+        assert_eq!((reported(true, &[(1, 1)], &[]), reported(true, &[], &[(1, 1)])), (10, 10));
+        assert_eq!(reported(false, &[], &[]), 10, "a lease that is renewed");
     }
 
     #[test]
     fn a_server_that_wants_no_panel_or_counts_backwards_gets_none() {
         let now = Instant::now();
-        let mut panel = Panel::default();
-        beacon(&mut panel, u64::MAX, true, now);
-        beacon(&mut panel, 0, true, now);
-        assert_eq!((panel.due(), told(&mut panel, now)), (None, (0, 0, 0)));
+        let mut meter = LossMeter::default();
+        beacon(&mut meter, u64::MAX, true, now);
+        beacon(&mut meter, 0, true, now);
+        assert_eq!((meter.due(), reported(&mut meter, now)), (None, (0, 0, 0)));
         let silent = Pace { sent: u64::MAX, ..Pace::default() };
-        panel.beacon(&silent, true, |longest| longest, now);
-        assert_eq!(panel.due(), None);
+        meter.beacon(&silent, true, |longest| longest, now);
+        assert_eq!(meter.due(), None);
     }
 }

@@ -16,12 +16,12 @@ const AHEAD: u32 = 64;
 /// stream to bring it again.
 const MISSED_SHARE: u32 = 64;
 
-/// Way of the stream from beacon to beacon.
+/// Windows that the stream passed on its way from beacon to beacon.
 ///
 /// Only beacons state the position: they are numbered, and state the promises at the same time. A
 /// page could have overtaken others, and a demanded page belongs to no pass.
 #[derive(Debug, Default)]
-pub(super) struct Stream {
+pub(super) struct PassedWindows {
     /// Start of the next beacon's way; `None` until the first beacon.
     from: Option<PageIndex>,
     /// First page received before any beacon.
@@ -40,7 +40,7 @@ pub(super) struct Stream {
     resting_since: Option<Instant>,
 }
 
-impl Stream {
+impl PassedWindows {
     /// Handles a page that may be the stream's.
     pub(super) fn page(&mut self, page: PageIndex) {
         self.seen = self.seen.saturating_add(1);
@@ -60,7 +60,7 @@ impl Stream {
 
     /// Records that this member asked for windows: a rest before the stream moves again says
     /// nothing about them.
-    pub(super) fn asked(&mut self) {
+    pub(super) fn windows_asked(&mut self) {
         self.moved = false;
         self.had_moved = false;
         self.seen = 0;
@@ -142,11 +142,11 @@ mod tests {
     /// Pages of the test file, in windows 0 to 3 of 128 pages.
     const PAGES: u32 = 500;
 
-    struct Heard(Stream, Instant);
+    struct Heard(PassedWindows, Instant);
 
     impl Heard {
         fn new() -> Self {
-            Self(Stream::default(), Instant::now())
+            Self(PassedWindows::default(), Instant::now())
         }
 
         /// Receives this page, and so many others that the stream may be a window further.
@@ -210,7 +210,7 @@ mod tests {
             assert!(heard.beacon(PAGES).is_empty());
         }
         assert_eq!(heard.beacon(PAGES), [0, 1, 2, 3]);
-        heard.0.asked();
+        heard.0.windows_asked();
         assert!(heard.beacon(PAGES).is_empty());
         assert!(heard.beacon(10).is_empty());
         assert_eq!(heard.beacon(PAGES), [0, 1, 2, 3]);

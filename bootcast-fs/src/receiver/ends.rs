@@ -1,40 +1,39 @@
-//! Whether the cast is over. docs/PROTOCOL.md, "Repair channel".
+//! Decides whether the cast is over. docs/PROTOCOL.md, "Repair channel".
 //!
-//! An end may be one that was said before, and sent again by a stranger: it is believed only where
-//! the cast is quiet afterwards. Who joins again for nothing, for whatever reason, waits twice as
-//! long each time.
+//! A stranger may send an old datagram of a cast's end again, so an end is believed only if the cast
+//! is quiet afterwards. A member that joins again in vain waits twice as long each time.
 
 use std::time::{Duration, Instant};
 
-/// The longest pause before a member joins again.
+/// Longest pause before a member joins again.
 const PAUSE_MAX: Duration = Duration::from_secs(32);
 
-/// What was said of the end of the cast, and how often in a row this member believed it in vain.
+/// Announced end of the cast, and how often in a row a new membership brought nothing.
 #[derive(Debug, Default)]
 pub(super) struct Ends {
-    /// An end was said: the member joins again then, unless something newer comes.
+    /// When to join again because an end was announced, unless something newer arrives.
     due: Option<Instant>,
-    /// Memberships in a row that were lost before anything new came.
+    /// Memberships in a row that were lost before anything new arrived.
     in_vain: u32,
 }
 
 impl Ends {
-    /// A membership begins.
+    /// Starts a membership.
     pub(super) fn begin(&mut self) {
         self.due = None;
     }
 
-    /// An end was said, which is to be believed at this time.
-    pub(super) fn said(&mut self, at: Instant) {
+    /// Handles an announced end, which is to be believed at this time.
+    pub(super) fn announced(&mut self, at: Instant) {
         self.due.get_or_insert(at);
     }
 
-    /// A newer beacon came: the cast goes on.
+    /// Handles a newer beacon: the cast goes on.
     pub(super) fn beacon(&mut self) {
         self.due = None;
     }
 
-    /// Something new came.
+    /// Records that something new arrived.
     pub(super) fn progressed(&mut self) {
         *self = Self::default();
     }
@@ -44,12 +43,12 @@ impl Ends {
         self.due
     }
 
-    /// The end was believed.
+    /// Records that the end was believed.
     pub(super) fn believed(&mut self) {
         self.due = None;
     }
 
-    /// The pause before the next join: `first` at first, then twice as long each time.
+    /// Returns the pause before the next join: `first` at first, then twice as long each time.
     pub(super) fn pause(&mut self, first: Duration) -> Duration {
         let pause = first.saturating_mul(1 << self.in_vain.min(16)).min(PAUSE_MAX.max(first));
         debug_assert!(first <= pause, "a member joins again too soon");
