@@ -12,7 +12,7 @@ use bootcast_proto::wire::HEADER_LEN;
 use bootcast_proto::{BLOCK_PAGES, BitRate, PageSize};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::api::{self, ApiState};
 use crate::cast::{CeilingSource, RepairSettings, Settings};
@@ -25,6 +25,7 @@ use crate::io::prehash::{self, Prehash};
 use crate::io::sender::{self, SenderConfig, SenderHandle, SourceAddress};
 use crate::io::socket::{SocketConfig, batch_datagrams};
 use crate::io::state_dir::StateDir;
+use crate::io::threads::{ThreadPanicked, ThreadWatch};
 use crate::source::Source;
 
 /// Bytes of a packet in front of its page: the headers of IPv4, UDP and the page.
@@ -65,6 +66,8 @@ pub struct Server {
     sender: SenderHandle,
     sender_ended: oneshot::Receiver<()>,
     prehash: Option<Prehash>,
+    /// Threads that panicked.
+    panics: mpsc::UnboundedReceiver<ThreadPanicked>,
 }
 
 impl Server {
@@ -105,7 +108,8 @@ impl Server {
             layout: config.layout,
             keys: config.tags.then(cast_keys).transpose()?,
         };
-        let (sender, sender_ended) = sender::spawn(sender, settings)
+        let (watch, panics) = ThreadWatch::new();
+        let (sender, sender_ended) = sender::spawn(sender, settings, &watch)
             .with_context(|| format!("cannot send multicast through {}", interface.name))?;
         let manifests = Manifests::new(state_dir(config.directories.state_dir).await);
         tracing::info!(
@@ -116,7 +120,7 @@ impl Server {
         let prehash = config.prehash.then(|| prehash::start(source.clone(), manifests.clone()));
         let prehash = prehash.transpose().context("cannot start a thread for --prehash")?;
         let state = ApiState::new(source, sender.clone(), manifests);
-        Ok(Self { listener, address, state, sender, sender_ended, prehash })
+        Ok(Self { listener, address, state, sender, sender_ended, panics, prehash })
     }
 
     /// Returns the address of the control plane.
@@ -125,22 +129,22 @@ impl Server {
     }
 
     /// Serves until `stop` resolves, then ends all casts and returns within about a second. Fails
-    /// if the sender thread panics.
+    /// if a thread panics: what it was doing will never be finished.
     pub async fn run(self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
-        let Self { listener, state, sender, sender_ended, prehash, .. } = self;
-        let mut sender_ended = sender_ended;
-        let mut died = false;
+        let Self { listener, state, sender, sender_ended, mut panics, prehash, .. } = self;
+        let mut panicked = None;
         let until = async {
             tokio::select! {
                 () = stop => {}
-                _ = &mut sender_ended => died = true,
+                // The watch lives as long as the sender's threads.
+                Some(thread) = panics.recv() => panicked = Some(thread),
             }
             drop(prehash);
             sender.stop();
         };
         http::serve(listener, api::router(state), until).await;
-        if died {
-            bail!("the sender thread panicked: its message is above");
+        if let Some(panicked) = panicked {
+            return Err(panicked.into());
         }
         // The thread sends nothing: this resolves, with an error, when the thread ends.
         let _ = sender_ended.await;

@@ -3,11 +3,14 @@
 use std::io::Write;
 use std::net::TcpStream;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use bootcast_proto::DEFAULT_PORT;
 use harness::binaries::binary;
 use harness::lab::HEAD_ADDRESS;
-use harness::{Lab, MountProc, digest_of, lab_or_skip, wait_until};
+use harness::process::Proc;
+use harness::{Lab, MountProc, ServerProc, digest_of, lab_or_skip, wait_until};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::Signal;
 
@@ -15,6 +18,9 @@ use crate::{TRANSFER, text};
 
 /// Number of requests below one directory. More than the server looks up or lists there at a time.
 const REQUESTS: usize = 300;
+
+/// Size of a file that takes a while to be cast, in bytes.
+const LARGE: u64 = 40_000_000;
 
 /// Mounts the served directory `inner`, with the file `file`, on client 1 and again as `hung` in the
 /// served directory. The server must run. A stopped daemon makes names in `hung` hang.
@@ -93,6 +99,74 @@ fn while_one_name_hangs_a_mount_shows_its_cached_attributes_and_fresh_ones_of_ot
     assert!(!log.contains("answers again"), "{log}");
     drop(known);
     inner.proc().signal(Signal::CONT);
+}
+
+/// Checks that other casts begin and complete, and that requests are answered, while the cast of
+/// `hung/large` to `slow` is incomplete.
+fn assert_others_go_on(lab: &Lab, server: &ServerProc<'_>, slow: &mut Proc) {
+    let image = lab.put("image", 3_000_000);
+    let host = lab.client(2);
+    let copy = host.fresh_path("copy");
+    let args = ["get", "--interface", "eth0", &lab.url("image"), "-O", text(&copy)];
+    host.spawn(binary("bootcast"), args).wait_success(TRANSFER);
+    assert_eq!(digest_of(copy), image.digest);
+    assert_eq!(host.get(&lab.url("join/image")).status, 200);
+    let slow_cast = server.cast_of("hung/large").expect("its member waits");
+    assert!(slow_cast.pages_sent > 0 && slow_cast.passes == 0, "{slow_cast:?}");
+    assert!(slow.exited().is_none());
+    // The image came by multicast, and not because its client gave up waiting.
+    let sent = server.cast_of("image").expect("the join above").pages_sent;
+    assert!(sent >= 3_000_000 / 1456, "{sent} pages");
+}
+
+#[test]
+fn a_file_that_hangs_while_it_is_cast_stops_no_other_cast() {
+    let lab = lab_or_skip!(Lab::builder().clients(2));
+    let large = lab.put("inner/large", LARGE);
+    let server = lab.server().option("--rate", "50mbit").start();
+    let mut mount = mount_below_the_served_directory(&lab);
+    let host = lab.client(2);
+    let copy = host.fresh_path("large");
+    let args = ["get", "--interface", "eth0", &lab.url("hung/large"), "-O", text(&copy)];
+    let mut slow = host.spawn(binary("bootcast"), args);
+    server.wait_cast("hung/large", "has sent pages", |cast| cast.pages_sent > 0);
+
+    mount.proc().signal(Signal::STOP);
+    mount.wait_parked(1);
+    assert_others_go_on(&lab, &server, &mut slow);
+    mount.proc().signal(Signal::CONT);
+    slow.wait_success(TRANSFER);
+    assert_eq!(digest_of(copy), large.digest);
+}
+
+#[test]
+fn a_file_that_is_read_slowly_does_not_slow_other_casts_down() {
+    let lab = lab_or_skip!(Lab::builder().clients(2));
+    let large = lab.put("inner/large", LARGE);
+    let server = lab.server().option("--rate", "50mbit").start();
+    let mut mount = mount_below_the_served_directory(&lab);
+    let host = lab.client(2);
+    let copy = host.fresh_path("large");
+    let args = ["get", "--interface", "eth0", &lab.url("hung/large"), "-O", text(&copy)];
+    let mut slow = host.spawn(binary("bootcast"), args);
+    server.wait_cast("hung/large", "has sent pages", |cast| cast.pages_sent > 0);
+
+    let (done, daemon) = (AtomicBool::new(false), &*mount.proc());
+    std::thread::scope(|threads| {
+        // The daemon runs a twentieth of the time.
+        threads.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                daemon.signal(Signal::STOP);
+                std::thread::sleep(Duration::from_millis(95));
+                daemon.signal(Signal::CONT);
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        });
+        assert_others_go_on(&lab, &server, &mut slow);
+        done.store(true, Ordering::Relaxed);
+    });
+    slow.wait_success(TRANSFER);
+    assert_eq!(digest_of(copy), large.digest);
 }
 
 #[test]

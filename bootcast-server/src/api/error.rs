@@ -120,9 +120,9 @@ impl ApiError {
             | Self::Pool(_)
             | Self::Manifest(_)
             | Self::Source(SourceError::Busy)
-            | Self::Join(JoinError::Refused(_) | JoinError::Outdated | JoinError::NoAnswer(_)) => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            | Self::Join(
+                JoinError::Refused(_) | JoinError::Outdated { .. } | JoinError::NoAnswer(_),
+            ) => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 }

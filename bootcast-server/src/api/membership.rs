@@ -1,5 +1,7 @@
 //! Joins and leaves. docs/PROTOCOL.md, "Join" and "Leave".
 
+use std::sync::Arc;
+
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::IntoResponse;
@@ -9,7 +11,8 @@ use bootcast_proto::{
 
 use super::{ApiError, ApiState, remote_path};
 use crate::cast::MemberKind;
-use crate::io::sender::JoinError;
+use crate::io::reader::source::FileSource;
+use crate::io::sender::{Join, JoinError};
 use crate::source::SourceError;
 
 /// Maximum number of attempts at a join whose file is replaced meanwhile.
@@ -24,13 +27,21 @@ pub(super) async fn join(
     let path = remote_path(&uri, "/join/")?;
     let kind = member_kind(&headers);
     let mut tries = 1;
+    let mut newer_than = None;
     let mut content_id;
     let mut answer = loop {
         let open = super::open(&state, &path).await?;
         // Before the join, because the cast may begin right after it.
         content_id = state.manifests.content_id(open.version).await;
-        match state.sender.join(path.clone(), open, random_token()?, kind).await {
-            Err(JoinError::Outdated) if tries < JOIN_TRIES => tries += 1,
+        let source = Arc::new(FileSource::from(open));
+        let token = random_token()?;
+        let join = Join { path: path.clone(), source, token, kind, newer_than };
+        match state.sender.join(join).await {
+            // What is opened from now on is newer than the version that is being sent.
+            Err(JoinError::Outdated { running }) if tries < JOIN_TRIES => {
+                tries += 1;
+                newer_than = Some(running);
+            }
             answer => break answer?,
         }
     };

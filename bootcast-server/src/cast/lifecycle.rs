@@ -156,6 +156,9 @@ pub struct Cast {
     unreadable: Unreadable,
     /// Number of pages that were handed out but could not be read.
     unsent: u64,
+    /// Whether datagrams that were handed out in turn wait for their bytes. A beacon would count
+    /// them as sent.
+    is_waiting: bool,
     /// Whether the stream was sent more recently than fill symbols. The two alternate.
     stream_was_last: bool,
     /// Number of pages that the carousel has sent for plain members.
@@ -190,6 +193,7 @@ impl Cast {
             probe: MulticastProbe::new(now),
             unreadable: Unreadable::new(now),
             unsent: 0,
+            is_waiting: false,
             stream_was_last: false,
             carousel_pages: 0,
             credits: Credits::new(geometry.pages()),
@@ -271,6 +275,12 @@ impl Cast {
         self.unsent += u64::from(pages);
     }
 
+    /// Handles pages that are sent after all, after [`Self::handle_unsent`].
+    pub(super) fn handle_sent_late(&mut self, pages: u32) {
+        debug_assert!(self.unsent >= u64::from(pages), "they were not taken back");
+        self.unsent = self.unsent.saturating_sub(pages.into());
+    }
+
     /// Returns the first run of unreadable pages within `pages`.
     pub fn unreadable_in(&self, pages: PageRange) -> Option<PageRange> {
         self.unreadable.first_in(pages)
@@ -333,6 +343,11 @@ impl Cast {
         self.assert_invariants();
     }
 
+    /// Sets whether datagrams other than urgent pages were handed out and wait for their bytes.
+    pub(super) fn set_waiting(&mut self, is_waiting: bool) {
+        self.is_waiting = is_waiting;
+    }
+
     /// Returns the next urgent pages, which readers wait for, at most `budget`. A due beacon goes
     /// first.
     pub fn poll_urgent(&mut self, budget: u32, now: Instant) -> Option<Sending> {
@@ -340,6 +355,7 @@ impl Cast {
             return None;
         }
         if self.state == State::Serving
+            && !self.is_waiting
             && let Some(beacon) = self.poll_beacon(now)
         {
             return Some(Sending::Beacon(beacon));

@@ -52,7 +52,8 @@ pub use pacer::{Pacer, TokenBucket};
 pub use rate::CeilingSource;
 pub use repair::Symbol;
 pub use scheduler::{
-    CastId, CastView, Ended, Event, JoinRefusal, Joined, MAX_MEMBERS, Scheduler, Settings, Transmit,
+    CastId, CastView, Ended, Event, JoinRefusal, Joined, Lane, MAX_MEMBERS, Scheduler, Settings,
+    Transmit,
 };
 pub use stream::PASS_INTERVAL;
 pub use unreadable::pair_to_range;

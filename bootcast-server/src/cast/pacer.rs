@@ -44,6 +44,12 @@ impl TokenBucket {
         );
     }
 
+    /// Returns `bytes` that were charged and did not leave.
+    pub fn refund(&mut self, bytes: u64) {
+        let time = self.rate.time_to_send(bytes);
+        self.sold_until = self.sold_until.checked_sub(time).unwrap_or(self.sold_until);
+    }
+
     /// Reduces the saved time to `saved` if there is more.
     pub fn keep(&mut self, saved: Duration, now: Instant) {
         self.sold_until = self.sold_until.max(now.checked_sub(saved).unwrap_or(now));
@@ -95,6 +101,12 @@ impl Pacer {
     /// Returns when `bytes` may leave and the saved time is at least `saved`, up to the depth.
     pub fn ready_at(&self, bytes: u64, saved: Duration) -> Instant {
         self.ceiling.ready_at(bytes, saved).max(self.peak.ready_at(bytes, saved))
+    }
+
+    /// Returns `bytes` that were charged and did not leave.
+    pub fn refund(&mut self, bytes: u64) {
+        self.ceiling.refund(bytes);
+        self.peak.refund(bytes);
     }
 
     /// Charges `bytes`.

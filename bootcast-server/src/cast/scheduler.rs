@@ -4,6 +4,7 @@ mod ended;
 mod running;
 mod sizes;
 mod urgent_turns;
+mod waiting;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -22,6 +23,8 @@ use super::{Cast, CastPolicy, EndReason, GroupPool, MemberKind, Pacer, RepairSet
 pub use ended::Ended;
 use running::Running;
 use sizes::{END_LEN, datagrams, wire_bytes};
+pub use waiting::Lane;
+use waiting::WaitingTransmits;
 
 /// Shortest sleep of the driver between two bursts: it wakes about once a millisecond at most.
 const TICK: Duration = Duration::from_millis(1);
@@ -107,6 +110,8 @@ pub struct Transmit {
     /// Whether the pages were demanded. The following pages are then unlikely to be sent next, so
     /// reading ahead is of no use.
     pub demanded: bool,
+    /// Order in which the datagrams were handed out.
+    pub lane: Lane,
 }
 
 /// Result of polling the casts for something to send.
@@ -162,6 +167,8 @@ pub struct Scheduler {
     /// Whether the front has received its quantum for this turn.
     has_quantum: bool,
     urgent: UrgentCasts,
+    /// Datagrams that the driver took back until their bytes are read.
+    waiting: WaitingTransmits,
     /// Whether the last poll found nothing to send.
     idle: bool,
     end_announcements: EndAnnouncements,
@@ -188,6 +195,7 @@ impl Scheduler {
             turns: VecDeque::new(),
             has_quantum: false,
             urgent: UrgentCasts::default(),
+            waiting: WaitingTransmits::default(),
             idle: true,
             end_announcements: EndAnnouncements::default(),
             restart_backoff: RestartBackoff::default(),
@@ -355,12 +363,15 @@ impl Scheduler {
         running.map(|running| running.cast.select_unreadable(requested)).unwrap_or_default()
     }
 
-    /// Ends a cast for a reason that the driver found. Ignores casts that have ended.
+    /// Ends a cast for a reason that the driver found. Of a cast that has ended, drops what still
+    /// waits to be sent.
     pub fn handle_end(&mut self, id: CastId, reason: EndReason, now: Instant) {
         if let Some(running) = self.casts.get_mut(&id) {
             running.cast.handle_end(reason);
             self.reap(id, now);
             debug_assert!(!self.casts.contains_key(&id), "a cast that has ended still runs");
+        } else {
+            self.waiting.forget(id);
         }
     }
 
@@ -393,7 +404,12 @@ impl Scheduler {
         if let Some((cast, group, next_beacon)) = self.end_announcements.poll(now) {
             self.charge(wire_len(END_LEN), now);
             let content = Sending::End(next_beacon);
-            return Some(Transmit { cast, group, content, demanded: false });
+            return Some(Transmit { cast, group, content, demanded: false, lane: Lane::Turn });
+        }
+        match self.poll_ready(now) {
+            Polled::Sent(transmit) => return Some(transmit),
+            Polled::Throttled => return None,
+            Polled::CastsThrottled | Polled::Nothing => {}
         }
         if self.urgent.must_yield(self.batch_wire) {
             match self.poll_turns(now) {
@@ -410,7 +426,8 @@ impl Scheduler {
                 Polled::CastsThrottled | Polled::Nothing => {}
             }
         }
-        self.idle = true;
+        // Time in which a cast waits for its bytes may be made up for.
+        self.idle = self.waiting.is_empty();
         None
     }
 
@@ -418,14 +435,16 @@ impl Scheduler {
     /// nothing happens without a join. Every other call may change the time.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let timers = self.casts.values().filter_map(|running| running.cast.poll_timeout());
-        let paced = self.casts.values().filter_map(|running| {
+        let turns = self.casts.iter().filter(|(id, _)| !self.waiting.contains(**id, Lane::Turn));
+        let paced = turns.filter_map(|(_, running)| {
             let page_wire = running.geometry.page_size().wire_len();
             let batch = u64::from(self.settings.batch_pages) * page_wire;
             let ready = self.pacer.ready_at(batch, TICK);
             let ready = running.allowance.ready_at(TICK).map_or(ready, |own| own.max(ready));
             Some(running.cast.poll_transmit_at()?.max(ready))
         });
-        let urgent = self.urgent.iter().filter_map(|id| {
+        let urgent = self.urgent.iter().filter(|id| !self.waiting.contains(*id, Lane::Urgent));
+        let urgent = urgent.filter_map(|id| {
             let (since, bytes) = self.urgent_run(id)?;
             // If the urgent casts must yield, a whole batch of another cast comes first.
             let bytes =
@@ -434,7 +453,8 @@ impl Scheduler {
             let own = self.casts.get(&id)?.urgent_allowance();
             Some(own.and_then(|own| own.ready_at(TICK)).map_or(ready, |own| own.max(ready)))
         });
-        timers.chain(paced).chain(urgent).chain(self.end_announcements.due_at()).min()
+        let ready = self.ready_transmit_at().into_iter().chain(self.end_announcements.due_at());
+        timers.chain(paced).chain(urgent).chain(ready).min()
     }
 
     /// Returns the next event, oldest first.
@@ -484,6 +504,12 @@ impl Scheduler {
             if !self.pacer.allows(batch, now) {
                 return Polled::Throttled;
             }
+            if self.waiting.contains(id, Lane::Turn) {
+                // The cast keeps its deficit, so that it loses nothing of its share.
+                running.control.on_idle();
+                self.next_turn();
+                continue;
+            }
             if !running.allowance.allows(now) {
                 are_casts_throttled |= running.cast.poll_transmit_at().is_some_and(|at| at <= now);
                 running.deficit = 0;
@@ -502,7 +528,8 @@ impl Scheduler {
                 let cost = wire_bytes(&running.geometry, &content);
                 running.deficit = running.deficit.saturating_sub(cost);
                 self.urgent.on_others_sent(cost);
-                return Polled::Sent(self.hand_out(id, content, demanded, cost, now));
+                let transmit = self.hand_out(id, content, demanded, cost, now);
+                return Polled::Sent(transmit);
             }
             if running.cast.poll_transmit_at().is_none_or(|at| now < at) {
                 running.deficit = 0;
@@ -540,7 +567,7 @@ impl Scheduler {
         }
         self.charge(cost, now);
         self.reap(id, now);
-        Transmit { cast: id, group, content, demanded }
+        Transmit { cast: id, group, content, demanded, lane: Lane::Turn }
     }
 
     /// Starts a cast without members in a group of its own.
@@ -605,6 +632,7 @@ impl Scheduler {
             self.end_announcements.push(id, channel, next_beacon, now);
         }
         let Some(reason) = reason else { return };
+        self.waiting.forget(id);
         let running = self.casts.remove(&id).expect("looked up above");
         self.by_path.remove(&running.path);
         if self.turns.front() == Some(&id) {

@@ -3,9 +3,8 @@
 //! | module | does |
 //! |---|---|
 //! | [`sender`] | runs all casts on one thread |
-//! | [`page_reader`] | reads a file into page datagrams |
-//! | [`repair_reader`] | reads a file and encodes repair symbols into datagrams |
-//! | `reading` | reads byte ranges of a file, and classifies read errors |
+//! | [`reader`] | reads files into datagrams, and encodes repair symbols, on threads of its own |
+//! | [`threads`] | starts threads, and notices when one of them panics |
 //! | [`cast_keys`] | derives the key of each cast's datagrams |
 //! | [`socket`] | sends datagrams |
 //! | [`interface`] | finds the network interface |
@@ -25,14 +24,13 @@ pub mod http;
 pub mod interface;
 pub mod listings;
 pub mod manifests;
-pub mod page_reader;
 pub mod peers;
 pub mod prehash;
-mod reading;
-pub mod repair_reader;
+pub mod reader;
 pub mod sender;
 pub mod socket;
 pub mod stable_version;
 pub mod state_dir;
 #[expect(unsafe_code, reason = "the door to system calls that no safe library offers")]
 mod sys;
+pub mod threads;

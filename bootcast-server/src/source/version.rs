@@ -63,6 +63,11 @@ impl Version {
         self.size
     }
 
+    /// Returns the number of the device that holds the file's file system.
+    pub fn device(&self) -> u64 {
+        self.device
+    }
+
     /// Returns the last modification time, within the range of HTTP dates. A time before 1970
     /// counts as 1970, one after the year 9999 as the last second of that year.
     pub fn modified(&self) -> SystemTime {

@@ -3,13 +3,18 @@
 use std::time::{Duration, Instant};
 
 use super::super::Sending;
-use super::{CastId, Polled, Running, Scheduler, wire_bytes};
+use super::{CastId, Lane, Polled, Running, Scheduler, Transmit, wire_bytes};
 
 impl Scheduler {
     /// Polls the urgent casts in turn. Skips those whose own allowance does not let them send yet.
     pub(super) fn poll_urgent(&mut self, now: Instant) -> Polled {
         let mut skipped = 0;
         while let Some(id) = self.urgent.front().filter(|_| skipped < self.urgent.len()) {
+            if self.waiting.contains(id, Lane::Urgent) {
+                self.urgent.skip();
+                skipped += 1;
+                continue;
+            }
             let Some((_, bytes)) = self.urgent_run(id) else {
                 self.urgent.pop();
                 continue;
@@ -33,7 +38,8 @@ impl Scheduler {
             debug_assert!(!is_estimated || cost <= bytes, "{cost} bytes, but {bytes} were allowed");
             self.urgent.on_sent(cost, self.batch_wire);
             let demanded = matches!(content, Sending::Pages(_));
-            return Polled::Sent(self.hand_out(id, content, demanded, cost, now));
+            let transmit = self.hand_out(id, content, demanded, cost, now);
+            return Polled::Sent(Transmit { lane: Lane::Urgent, ..transmit });
         }
         if skipped > 0 { Polled::CastsThrottled } else { Polled::Nothing }
     }

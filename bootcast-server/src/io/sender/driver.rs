@@ -1,28 +1,31 @@
 //! Loop of the sender thread: takes commands, and sends datagrams at the scheduler's pace.
 
+mod commands;
 mod log;
+mod reading;
+mod stream_buffer;
 mod unreadable;
+mod versions;
 
 use std::collections::BTreeMap;
-use std::ops::{Bound, ControlFlow};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::ops::ControlFlow;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
-use bootcast_proto::api::{CastStatus, Report, Status, WantBody};
 use bootcast_proto::log_limit::Limiter;
 use bootcast_proto::wire::end_datagram;
-use bootcast_proto::{Geometry, PageRange, RemotePath, Token};
+use bootcast_proto::{PageRange, RemotePath};
 
-use self::log::{Begun, SenderLog};
-use super::{Command, JoinError, SenderConfig, WantAnswer};
-use crate::cast::{
-    CastId, EndReason, Event, Scheduler, Sending, Settings, Symbol, Transmit, pair_to_range,
-};
+use self::log::SenderLog;
+pub(super) use self::reading::Outcome;
+use self::reading::{CastReader, Part};
+use self::versions::VersionRound;
+use super::{Command, SenderConfig};
+use crate::cast::{CastId, EndReason, Event, Scheduler, Sending, Settings, Symbol, Transmit};
 use crate::io::interface;
-use crate::io::page_reader::{PageReader, ReadError};
-use crate::io::repair_reader::{RepairReader, Rows};
+use crate::io::reader::stage::Stage;
+use crate::io::reader::symbols::Rows;
 use crate::io::socket::{MulticastSocket, SendError};
-use crate::source::{OpenFile, SourceError, Version};
 
 /// Maximum number of batches in a burst, after which commands are taken. A burst takes about 2 ms
 /// at 10 Gbit/s.
@@ -40,27 +43,6 @@ const NO_BUFFERS_PAUSE: Duration = Duration::from_millis(1);
 /// Pause between two attempts to send while the interface is down.
 const DOWN_PAUSE: Duration = Duration::from_millis(250);
 
-/// Period in which the path of every running cast is checked once for a new version. A cast of a
-/// changed file therefore ends within a second.
-const VERSION_ROUND: Duration = Duration::from_secs(1);
-
-/// Maximum number of checks in a period. Each checks a few casts, so that a slow disk interrupts
-/// sending only briefly.
-const VERSION_ROUND_CHECKS: u32 = 64;
-
-/// Bytes that all casts together read ahead.
-const READ_AHEAD_TOTAL: usize = 64 << 20;
-
-/// Range of the bytes that one cast reads ahead.
-const READ_AHEAD: std::ops::RangeInclusive<usize> = 64 << 10..=1 << 20;
-
-/// Bytes of symbols that are encoded ahead for all casts together.
-const ENCODE_AHEAD_TOTAL: usize = 64 << 20;
-
-/// Maximum number of bytes of symbols that are encoded ahead for one cast: room for eight
-/// symbols of 1456 bytes of each of the 512 blocks of the largest window.
-const ENCODE_AHEAD_MAX: usize = 6 << 20;
-
 /// Next step of the loop, after a burst.
 enum Next {
     /// Take commands that arrived, then send more.
@@ -71,39 +53,18 @@ enum Next {
     WaitForCommand,
 }
 
-/// Readers of one cast's file.
-struct CastReader {
-    pages: PageReader,
-    /// Reader of demanded pages. Separate, so that the stream's reader keeps what it read ahead.
-    demanded: PageReader,
-    repair: Option<RepairReader>,
-}
-
-impl CastReader {
-    fn bytes_read(&self) -> u64 {
-        let repair = self.repair.as_ref().map_or(0, RepairReader::bytes_read);
-        self.pages.bytes_read() + self.demanded.bytes_read() + repair
-    }
-}
-
-/// Progress of checking the paths of all casts for new versions.
-struct VersionRound {
-    /// Time of the next check.
-    next: Instant,
-    /// Time between two checks.
-    interval: Duration,
-    /// Number of casts in one check.
-    casts: usize,
-    /// Cast that was checked last; `None` if the next check starts a new round.
-    last: Option<CastId>,
-}
-
 /// State of the sender thread.
 pub(super) struct Driver {
     config: SenderConfig,
     socket: MulticastSocket,
     scheduler: Scheduler,
+    /// Threads that read files.
+    stage: Stage,
+    /// Channel of this thread's own commands, for the outcomes of the stage.
+    outcomes: mpsc::Sender<Command>,
     readers: BTreeMap<CastId, CastReader>,
+    /// Casts that ended, and whose last datagrams wait for their bytes or for the socket.
+    ended: Vec<CastId>,
     rows: Rows,
     /// Datagrams that the socket did not accept yet.
     unsent: Option<Transmit>,
@@ -119,30 +80,35 @@ pub(super) struct Driver {
 }
 
 impl Driver {
-    pub(super) fn new(config: SenderConfig, settings: Settings, socket: MulticastSocket) -> Self {
+    /// Creates a driver that gets the outcomes of `stage` through `outcomes`, as commands.
+    pub(super) fn new(
+        config: SenderConfig,
+        settings: Settings,
+        socket: MulticastSocket,
+        stage: Stage,
+        outcomes: mpsc::Sender<Command>,
+    ) -> Self {
         let now = Instant::now();
         Self {
             scheduler: Scheduler::new(settings, config.page_size.wire_len(), now),
             config,
             socket,
+            stage,
+            outcomes,
             readers: BTreeMap::new(),
+            ended: Vec::new(),
             rows: Rows::default(),
             unsent: None,
             down_until: None,
             unreadable_warnings: Limiter::new(),
             log: SenderLog::default(),
-            version_round: VersionRound {
-                next: now,
-                interval: VERSION_ROUND,
-                casts: 0,
-                last: None,
-            },
+            version_round: VersionRound::new(now),
             started: now,
             bytes_read: 0,
         }
     }
 
-    /// Runs until [`Command::Stop`] arrives or every handle is dropped.
+    /// Runs until [`Command::Stop`] arrives.
     pub(super) fn run(mut self, commands: &Receiver<Command>) {
         loop {
             let now = Instant::now();
@@ -252,13 +218,13 @@ impl Driver {
         })
     }
 
-    /// Sends pages, and leaves out those that cannot be read.
+    /// Sends pages, and leaves out those that cannot be read. Those that are not read yet are taken
+    /// back by the scheduler.
     fn send_pages(&mut self, transmit: &Transmit, mut rest: PageRange) -> Result<(), SendError> {
-        let read_ahead = READ_AHEAD_TOTAL / self.readers.len().max(1);
-        let read_ahead = read_ahead.clamp(*READ_AHEAD.start(), *READ_AHEAD.end());
         let datagram_len = self.config.socket.datagram_len;
-        let Transmit { cast, group, demanded, .. } = *transmit;
-        let mut failures = 0;
+        let Transmit { cast, group, demanded, lane, .. } = *transmit;
+        let part = if demanded { Part::Demanded(lane) } else { Part::Stream };
+        let with = |rest| Transmit { content: Sending::Pages(rest), ..transmit.clone() };
         loop {
             let run = self.readable_run(transmit, &mut rest);
             if run.is_empty() {
@@ -266,66 +232,46 @@ impl Driver {
             }
             // A cast that ended meanwhile has no reader, and nothing to send.
             let Some(reader) = self.readers.get_mut(&cast) else { return Ok(()) };
-            let (reader, read_ahead) =
-                if demanded { (&mut reader.demanded, 0) } else { (&mut reader.pages, read_ahead) };
-            let sent = match reader.datagrams(run, read_ahead) {
-                Ok((_, datagrams)) => self.socket.send(datagrams, group),
-                Err(error) => {
-                    let pages: Vec<_> = run.iter().collect();
-                    self.handle_unreadable_pages(cast, &pages, &error, &mut failures);
-                    if self.scheduler.cast(cast).is_none() {
-                        return Ok(());
-                    }
-                    continue;
-                }
-            };
-            match sent {
+            if reader.pages(part, run).is_none() {
+                self.wait_for_pages(part, run, with(rest));
+                return Ok(());
+            }
+            if part == Part::Stream {
+                self.read_ahead(cast, run);
+            }
+            let reader = self.readers.get_mut(&cast);
+            let Some(datagrams) = reader.and_then(|it| it.pages(part, run)) else { return Ok(()) };
+            match self.socket.send(datagrams, group) {
                 // Whole datagrams were sent. Only the last one of the file may be short.
                 Ok(bytes) => {
                     let pages = u32::try_from(bytes.div_ceil(datagram_len)).unwrap_or(u32::MAX);
                     rest = PageRange::new(rest.start.0.saturating_add(pages), rest.end.0);
                 }
-                Err(error) => {
-                    if !matches!(error, SendError::Refused(_)) {
-                        let content = Sending::Pages(rest);
-                        self.unsent = Some(Transmit { cast, group, content, demanded });
-                    }
-                    return Err(error);
-                }
+                Err(error) => return self.keep_unsent(Err(error), with(rest)),
             }
         }
     }
 
-    /// Sends repair symbols, and leaves out those of blocks that cannot be read.
+    /// Sends repair symbols, and leaves out those of blocks that cannot be read. Those that are not
+    /// encoded yet are taken back by the scheduler.
     fn send_symbols(&mut self, transmit: &Transmit, symbols: &[Symbol]) -> Result<(), SendError> {
-        let ahead_bytes = (ENCODE_AHEAD_TOTAL / self.readers.len().max(1)).min(ENCODE_AHEAD_MAX);
         let Transmit { cast, group, .. } = *transmit;
-        let mut rest = symbols.to_vec();
-        let mut failures = 0;
+        let with = |rest| Transmit { content: Sending::Symbols(rest), ..transmit.clone() };
+        let mut rest = self.readable_symbols(cast, symbols);
         while !rest.is_empty() {
-            let reader = self.readers.get_mut(&cast).and_then(|reader| reader.repair.as_mut());
-            let Some(reader) = reader else { return Ok(()) };
-            let sent = match reader.datagrams(&rest, ahead_bytes, &mut self.rows) {
-                Ok(datagrams) => self.socket.send(datagrams, group),
-                Err(error) => {
-                    rest = self.handle_unreadable_blocks(cast, &rest, &error, &mut failures);
-                    continue;
-                }
+            let Some(reader) = self.readers.get_mut(&cast) else { return Ok(()) };
+            let Some(datagrams) = reader.symbols(&rest) else {
+                self.wait_for_symbols(&rest, with(rest.clone()));
+                return Ok(());
             };
-            match sent {
+            match self.socket.send(datagrams, group) {
                 Ok(bytes) => {
                     let count = bytes.div_ceil(self.config.socket.datagram_len).min(rest.len());
                     let unsent = rest.split_off(count);
                     reader.discard(&rest);
                     rest = unsent;
                 }
-                Err(error) => {
-                    if !matches!(error, SendError::Refused(_)) {
-                        let content = Sending::Symbols(rest);
-                        self.unsent = Some(Transmit { cast, group, content, demanded: false });
-                    }
-                    return Err(error);
-                }
+                Err(error) => return self.keep_unsent(Err(error), with(rest)),
             }
         }
         Ok(())
@@ -354,148 +300,19 @@ impl Driver {
         ControlFlow::Continue(())
     }
 
-    /// Executes a command. Undoes a join whose client disconnected before the reply, because that
-    /// client would never leave.
-    fn execute(&mut self, command: Command) -> ControlFlow<()> {
-        let now = Instant::now();
-        match command {
-            Command::Join { path, etag, open, geometry, token, kind, reply } => {
-                if self.is_outdated(&path, open.version) {
-                    // A failed reply means that the client disconnected.
-                    let _ = reply.send(Err(JoinError::Outdated));
-                    return ControlFlow::Continue(());
-                }
-                let name = token.clone();
-                let joined = self.scheduler.handle_join(&path, &etag, geometry, token, kind, now);
-                if let Ok(joined) = joined {
-                    let group = joined.group;
-                    if joined.has_started_cast {
-                        self.add_reader(joined.cast, open, geometry);
-                        let (cast, size) = (joined.cast, geometry.size());
-                        let begun = Begun { cast, path: &path, etag: &etag, size, group };
-                        self.log.log_begin(&begun, now);
-                    }
-                    let members = self.member_count(joined.cast);
-                    tracing::debug!(cast = %joined.cast, %path, token = %name, members, "joined");
-                }
-                if reply.send(joined.map_err(JoinError::from)).is_err() {
-                    self.scheduler.handle_leave(&path, &name, now);
-                }
-            }
-            Command::Leave { path, token, reply } => {
-                let left = self.scheduler.handle_leave(&path, &token, now);
-                if let Some(cast) = left {
-                    let members = self.member_count(cast);
-                    tracing::debug!(%cast, %path, %token, members, "left");
-                }
-                let _ = reply.send(left.is_some());
-            }
-            Command::Report { path, token, report, reply } => {
-                let accepted = self.scheduler.handle_report(&path, &token, &report, now);
-                let needs = report.needs.len();
-                let Report { bulk, sent, received, drops, .. } = &report;
-                tracing::debug!(
-                    %path, %token, accepted, needs, ?bulk, sent, received, drops,
-                    "report received"
-                );
-                let _ = reply.send(accepted.then(|| self.scheduler.select_unreadable(&path, &[])));
-            }
-            Command::Want { path, token, want, reply } => {
-                let _ = reply.send(self.demand(&path, &token, want, now));
-            }
-            Command::Status { reply } => {
-                let _ = reply.send(self.status(now));
-            }
-            Command::Stop => return ControlFlow::Break(()),
-        }
-        self.remove_ended_casts();
-        ControlFlow::Continue(())
-    }
-
-    /// Adds the readers of a cast that starts.
-    fn add_reader(&mut self, cast: CastId, open: OpenFile, geometry: Geometry) {
-        let key = self.config.keys.as_ref().map(|keys| keys.of(cast));
-        let pages = PageReader::new(open, geometry, self.config.layout).tagged(key);
-        let repair = self.scheduler.layout(&geometry);
-        let repair = repair.map(|layout| pages.for_repair(layout));
-        let demanded = pages.for_demand();
-        self.readers.insert(cast, CastReader { pages, demanded, repair });
-    }
-
-    /// Queues demanded pages. Returns `None` if the token may not demand.
-    fn demand(
-        &mut self,
-        path: &RemotePath,
-        token: &Token,
-        want: WantBody,
-        now: Instant,
-    ) -> Option<WantAnswer> {
-        let WantBody { want, useful } = want;
-        if let Some(useful) = useful {
-            self.scheduler.handle_progress(path, token, useful);
-        }
-        let queue_time = self.scheduler.handle_want(path, token, &want, now);
-        tracing::trace!(%path, %token, ?queue_time, ?want, "pages demanded");
-        let pairs = want.now.iter().chain(&want.later);
-        let demanded: Vec<_> =
-            pairs.filter_map(|(first, count)| pair_to_range(*first, *count)).collect();
-        let queue_time = queue_time?;
-        let unreadable = self.scheduler.select_unreadable(path, &demanded);
-        Some(WantAnswer { queue_time, unreadable })
-    }
-}
-
-impl Driver {
-    /// Checks the next few casts, if that is due. Ends those whose path now leads to another
-    /// version or nowhere.
-    fn check_versions(&mut self, now: Instant) {
-        let round = &mut self.version_round;
-        if now < round.next {
-            return;
-        }
-        if round.last.is_none() {
-            let casts = u32::try_from(self.readers.len()).unwrap_or(u32::MAX);
-            let checks = casts.clamp(1, VERSION_ROUND_CHECKS);
-            round.interval = VERSION_ROUND / checks;
-            round.casts = casts.div_ceil(checks) as usize;
-        }
-        round.next = now + round.interval;
-        let after = round.last.map_or(Bound::Unbounded, Bound::Excluded);
-        let mut rest = self.readers.range((after, Bound::Unbounded));
-        let due: Vec<_> = rest.by_ref().take(round.casts).collect();
-        round.last = rest.next().and(due.last()).map(|&(&cast, _)| cast);
-        let changed = |&(&cast, reader): &(&CastId, &CastReader)| {
-            let path = self.scheduler.cast(cast)?.path;
-            match self.config.source.version(path) {
-                Ok(version) if version == reader.pages.version() => None,
-                // The server lacks descriptors or memory; this says nothing about the file.
-                Err(SourceError::Busy) => None,
-                Ok(_) | Err(_) => Some(cast),
-            }
-        };
-        let changed: Vec<_> = due.iter().filter_map(changed).collect();
-        for cast in changed {
-            self.scheduler.handle_end(cast, EndReason::FileChanged, now);
-        }
-    }
-
-    /// Returns whether the path leads to the version that its cast sends, and not to `version`.
-    /// This happens if the file is replaced after a join opened it, and a later join arrives first.
-    fn is_outdated(&self, path: &RemotePath, version: Version) -> bool {
-        let running = self.scheduler.cast_of(path).and_then(|view| self.readers.get(&view.id));
-        running.map(|reader| reader.pages.version()).is_some_and(|running| {
-            running != version
-                && self.config.source.version(path).is_ok_and(|present| present == running)
-        })
-    }
-
-    /// Drops the readers of casts that ended, and logs their ends.
+    /// Logs the ends of casts, and drops their readers once their last datagrams are sent.
     fn remove_ended_casts(&mut self) {
         while let Some(Event::Ended(ended)) = self.scheduler.poll_event() {
-            if let Some(reader) = self.readers.remove(&ended.cast) {
+            self.ended.push(ended.cast);
+            self.log.log_end(&ended, Instant::now());
+        }
+        let unsent = self.unsent.as_ref().map(|unsent| unsent.cast);
+        let is_sent =
+            |cast: &mut CastId| !self.scheduler.is_waiting(*cast) && unsent != Some(*cast);
+        for cast in self.ended.extract_if(.., is_sent) {
+            if let Some(reader) = self.readers.remove(&cast) {
                 self.bytes_read += reader.bytes_read();
             }
-            self.log.log_end(&ended, Instant::now());
         }
     }
 
@@ -534,43 +351,6 @@ impl Driver {
         config.interface = interface;
         self.scheduler.handle_end_of_all(EndReason::AddressChanged, Instant::now());
         self.remove_ended_casts();
-    }
-
-    /// Returns the number of members of a cast; 0 if it has ended.
-    fn member_count(&self, cast: CastId) -> usize {
-        self.scheduler.cast(cast).map_or(0, |view| view.cast.members())
-    }
-
-    /// Returns the state of the server for `/status`.
-    fn status(&self, now: Instant) -> Status {
-        let casts = self.scheduler.casts().map(|view| CastStatus {
-            path: view.path.encode(),
-            etag: view.etag.clone(),
-            group: view.group.to_string(),
-            size: view.geometry.size(),
-            pages: view.geometry.pages(),
-            page_size: view.geometry.page_size().get(),
-            members: u32::try_from(view.cast.members()).unwrap_or(u32::MAX),
-            unicast: u32::try_from(view.cast.unicast_members()).unwrap_or(u32::MAX),
-            joins: view.cast.joins(),
-            pages_sent: view.cast.pages_sent(),
-            demanded: view.cast.demanded(),
-            symbols_sent: view.cast.symbols_sent(),
-            repair_level: view.cast.redundancy(),
-            rate_bps: view.rate.bits_per_second(),
-            passes: view.cast.passes(),
-            age_s: now.saturating_duration_since(view.started_at).as_secs(),
-        });
-        let reading: u64 = self.readers.values().map(CastReader::bytes_read).sum();
-        let mut totals = self.scheduler.totals();
-        totals.bytes_read = self.bytes_read + reading;
-        Status {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            uptime_s: now.saturating_duration_since(self.started).as_secs(),
-            rate_bps: self.scheduler.rate().bits_per_second(),
-            casts: casts.collect(),
-            totals,
-        }
     }
 }
 

@@ -4,24 +4,27 @@ use std::net::Ipv4Addr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
-use bootcast_proto::api::Want;
+use bootcast_proto::api::{CastStatus, Report, Status, Want, WantBody};
 use bootcast_proto::{Geometry, Layout, PageSize, RemotePath, Token};
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 
-use super::super::SourceAddress;
+use super::super::{Join, JoinError, SourceAddress};
 use super::*;
-use crate::cast::MemberKind;
-use crate::cast::RepairSettings;
-use crate::cast::{CastPolicy, CeilingSource, GroupPool};
-use crate::io::reading::faults;
+use crate::cast::{CastPolicy, CeilingSource, GroupPool, MemberKind, RepairSettings};
+use crate::io::reader::faults::{FaultySource, Hang, HangingSource, Unreadable};
+use crate::io::reader::source::{FileSource, PageSource};
 use crate::io::socket::SocketConfig;
-use crate::source::{OpenFile, Source};
+use crate::io::threads::ThreadWatch;
+use crate::source::{Source, Version};
 
 /// A driver and its served directory. The loop does not run: tests call its steps.
 struct Fixture {
     dir: TempDir,
     driver: Driver,
+    commands: Receiver<Command>,
+    /// Bytes of every file that cannot be read.
+    unreadable: Unreadable,
     tokens: u128,
 }
 
@@ -57,7 +60,10 @@ impl Fixture {
             groups: GroupPool::new("239.254.18.0/22".parse().unwrap()).unwrap(),
         };
         let socket = MulticastSocket::open(&config.interface, &config.socket).unwrap();
-        Self { dir, driver: Driver::new(config, settings, socket), tokens: 0 }
+        let stage = Stage::start(ThreadWatch::new().0).unwrap();
+        let (outcomes, commands) = mpsc::channel();
+        let driver = Driver::new(config, settings, socket, stage, outcomes);
+        Self { dir, driver, commands, unreadable: Unreadable::default(), tokens: 0 }
     }
 
     /// Replaces this file by a new one, or creates it.
@@ -67,29 +73,33 @@ impl Fixture {
         std::fs::rename(new, self.dir.path().join(name)).unwrap();
     }
 
-    fn open(&self, name: &str) -> OpenFile {
-        self.driver.config.source.open(&path(name)).unwrap()
+    fn open(&self, name: &str) -> Arc<dyn PageSource> {
+        let open = self.driver.config.source.open(&path(name)).unwrap();
+        let inner = Arc::new(FileSource::from(open));
+        Arc::new(FaultySource { inner, unreadable: Arc::clone(&self.unreadable) })
     }
 
-    fn join(&mut self, name: &str, open: OpenFile) -> Answer {
+    fn join(&mut self, name: &str, source: Arc<dyn PageSource>) -> Answer {
         let (reply, answer) = oneshot::channel();
-        self.join_with(name, open, reply);
+        self.execute_join(MemberKind::Plain, name, source, None, reply);
         answer
     }
 
-    fn join_with(&mut self, name: &str, open: OpenFile, reply: Reply) {
-        self.join_as(MemberKind::Plain, name, open, reply);
-    }
-
-    fn join_as(&mut self, kind: MemberKind, name: &str, open: OpenFile, reply: Reply) {
+    fn execute_join(
+        &mut self,
+        kind: MemberKind,
+        name: &str,
+        source: Arc<dyn PageSource>,
+        newer_than: Option<Version>,
+        reply: Reply,
+    ) {
         self.tokens += 1;
+        let version = source.version();
+        let token = Token::from_random(self.tokens);
         let command = Command::Join {
-            kind,
-            path: path(name),
-            etag: open.etag(),
-            geometry: Geometry::new(open.version.size(), page_size()).unwrap(),
-            open,
-            token: Token::from_random(self.tokens),
+            etag: version.etag(),
+            geometry: Geometry::new(version.size(), page_size()).unwrap(),
+            join: Join { kind, path: path(name), source, token, newer_than },
             reply,
         };
         assert!(self.driver.execute(command).is_continue());
@@ -100,16 +110,27 @@ impl Fixture {
         std::fs::write(self.dir.path().join("file"), vec![7; pages * 1456]).unwrap();
         let open = self.open("file");
         let (reply, mut answer) = oneshot::channel();
-        self.join_as(kind, "file", open, reply);
+        self.execute_join(kind, "file", open, None, reply);
         answer.try_recv().unwrap().unwrap().cast
+    }
+
+    /// Waits for a command and executes it.
+    fn execute_next(&mut self) {
+        let command = self.commands.recv_timeout(DEADLINE).unwrap();
+        assert!(self.driver.execute(command).is_continue());
     }
 
     /// Sends as the loop does until `condition` holds.
     fn run_until(&mut self, condition: impl Fn(&Status) -> bool) {
         while !condition(&self.driver.status(Instant::now())) {
             self.driver.scheduler.handle_timeout(Instant::now());
-            self.driver.send_burst();
+            let next = match self.driver.send_burst() {
+                // The condition may hold already.
+                Next::WaitForCommand => Next::WaitUntil(Instant::now() + TICK),
+                next => next,
+            };
             self.driver.remove_ended_casts();
+            assert!(self.driver.handle_commands(&self.commands, &next).is_continue());
         }
     }
 
@@ -122,6 +143,8 @@ type Reply = oneshot::Sender<Result<crate::cast::Joined, JoinError>>;
 type Answer = oneshot::Receiver<Result<crate::cast::Joined, JoinError>>;
 
 const SECOND: Duration = Duration::from_secs(1);
+const TICK: Duration = Duration::from_millis(1);
+const DEADLINE: Duration = Duration::from_secs(30);
 
 fn page_size() -> PageSize {
     PageSize::new(1456).unwrap()
@@ -139,7 +162,7 @@ fn a_client_that_disconnected_before_the_answer_is_no_member() {
     let _answer = fixture.join("file", stays);
     let (reply, answer) = oneshot::channel();
     drop(answer);
-    fixture.join_with("file", goes, reply);
+    fixture.execute_join(MemberKind::Plain, "file", goes, None, reply);
     assert_eq!(fixture.casts()[0].members, 1);
 }
 
@@ -149,14 +172,21 @@ fn a_join_with_the_replaced_version_does_not_end_the_cast_of_the_new_one() {
     fixture.replace("file");
     let (late, old) = (fixture.open("file"), fixture.open("file"));
     let mut first = fixture.join("file", old);
+    assert!(first.try_recv().unwrap().unwrap().has_started_cast);
     fixture.replace("file");
     let new = fixture.open("file");
-    let etag = new.etag();
-    let mut second = fixture.join("file", new);
-    let mut third = fixture.join("file", late);
-    assert!(first.try_recv().unwrap().unwrap().has_started_cast);
+    let etag = new.version().etag();
+    // Which of the two versions is the newer one is certain only after the file is opened again.
+    let mut second = fixture.join("file", Arc::clone(&new));
+    let Err(JoinError::Outdated { running }) = second.try_recv().unwrap() else {
+        panic!("the cast of the replaced version cannot be told from a newer one")
+    };
+    assert_eq!(running, late.version());
+    let (reply, mut second) = oneshot::channel();
+    fixture.execute_join(MemberKind::Plain, "file", new, Some(running), reply);
     assert!(second.try_recv().unwrap().unwrap().has_started_cast);
-    assert!(matches!(third.try_recv().unwrap(), Err(JoinError::Outdated)));
+    let mut third = fixture.join("file", late);
+    assert!(matches!(third.try_recv().unwrap(), Err(JoinError::Outdated { .. })));
     let casts = fixture.casts();
     assert_eq!((casts.len(), &casts[0].etag, casts[0].joins), (1, &etag, 1));
 }
@@ -169,6 +199,8 @@ fn every_path_is_checked_within_a_second_and_few_at_a_time() {
         fixture.replace(&name);
         let open = fixture.open(&name);
         fixture.join(&name, open);
+        // The first pages were read.
+        fixture.execute_next();
         std::fs::remove_file(fixture.dir.path().join(&name)).unwrap();
     }
     let start = Instant::now();
@@ -176,11 +208,34 @@ fn every_path_is_checked_within_a_second_and_few_at_a_time() {
     for check in 0..64 {
         let before = fixture.casts().len();
         fixture.driver.check_versions(start + SECOND * check / 64);
-        fixture.driver.remove_ended_casts();
+        while fixture.driver.readers.values().any(|reader| reader.is_checked) {
+            fixture.execute_next();
+        }
         most = most.max(before - fixture.casts().len());
     }
     assert_eq!(fixture.casts().len(), 0);
     assert!(most <= 4, "{most} at a time");
+}
+
+#[test]
+fn a_cast_whose_file_hangs_is_passed_over_and_goes_on_later() {
+    let mut fixture = Fixture::new();
+    let hang = Arc::new(Hang::default());
+    for name in ["hung", "fine"] {
+        std::fs::write(fixture.dir.path().join(name), vec![7; 100 * 1456]).unwrap();
+        let inner = fixture.open(name);
+        let hang = if name == "hung" { Arc::clone(&hang) } else { Arc::default() };
+        hang.set(name == "hung");
+        fixture.join(name, Arc::new(HangingSource { inner, hang }));
+    }
+    // Each cast has a plain and silent member, and ends after one pass.
+    fixture.run_until(|status| status.casts.len() == 1);
+    let status = fixture.driver.status(Instant::now());
+    assert_eq!((status.totals.pages_sent, status.casts[0].pages_sent), (100, 0));
+    hang.set(false);
+    fixture.run_until(|status| status.casts.is_empty());
+    let totals = fixture.driver.status(Instant::now()).totals;
+    assert_eq!((totals.casts, totals.pages_sent, totals.bytes_read), (2, 200, 2 * 100 * 1456));
 }
 
 fn pages(start: u32, end: u32) -> PageRange {
@@ -195,8 +250,8 @@ fn bytes(start: u64, end: u64) -> std::ops::Range<u64> {
 #[test]
 fn pages_that_cannot_be_read_are_left_out_and_the_others_are_sent_once() {
     let mut fixture = Fixture::new();
+    *fixture.unreadable.lock().unwrap() = vec![bytes(5, 6), bytes(10, 12)];
     let cast = fixture.start_cast(MemberKind::Plain, 20);
-    faults::set_unreadable(&[bytes(5, 6), bytes(10, 12)]);
     // The only member is plain and silent: it is forgotten after one pass.
     fixture.run_until(|status| status.casts.is_empty());
     let totals = fixture.driver.status(Instant::now()).totals;
@@ -209,8 +264,8 @@ fn answers_name_unreadable_pages_and_their_block_gets_no_symbols() {
     let lease = Duration::from_secs(60);
     let mut fixture =
         Fixture::with(Some(RepairSettings { interleave: 1, repair_port: 9001, lease }));
+    *fixture.unreadable.lock().unwrap() = vec![bytes(5, 6)];
     let cast = fixture.start_cast(MemberKind::Extended, 20);
-    faults::set_unreadable(&[bytes(5, 6)]);
     let token = Token::from_random(1);
     let (reply, mut answer) = oneshot::channel();
     let report = Report { needs: vec![(0, 3)], ..Report::default() };

@@ -15,10 +15,13 @@ use tokio::sync::oneshot;
 
 use super::cast_keys::CastKeys;
 use super::interface::{Interface, InterfaceName};
+use super::reader::source::PageSource;
+use super::reader::stage::Stage;
 use super::socket::{MulticastSocket, SocketConfig};
-use crate::cast::{JoinRefusal, Joined, MemberKind, RepairSettings, Settings};
-use crate::source::{OpenFile, Source};
-use driver::Driver;
+use super::threads::{ThreadWatch, set_niceness};
+use crate::cast::{CastId, JoinRefusal, Joined, MemberKind, RepairSettings, Settings};
+use crate::source::{Source, Version};
+use driver::{Driver, Outcome};
 
 /// Nice value of the sender thread. docs/SEMANTICS.md, "Priority".
 const NICENESS: i32 = -10;
@@ -73,9 +76,13 @@ pub enum JoinError {
     /// The scheduler refused the join. Trying again later may help.
     #[error(transparent)]
     Refused(#[from] JoinRefusal),
-    /// The file was replaced after it was opened. Opening it again helps.
+    /// A cast of another version runs. Either it is outdated, or the file was replaced after the
+    /// join opened it. Opening it again decides that: join with [`Join::newer_than`].
     #[error("the file was replaced meanwhile: try again")]
-    Outdated,
+    Outdated {
+        /// Version that is being sent.
+        running: Version,
+    },
     /// The file has too many pages of the configured size.
     #[error("the server's --page-size is too small for this file: {0}")]
     TooManyPages(#[from] TooManyPages),
@@ -84,8 +91,7 @@ pub enum JoinError {
     NoAnswer(#[from] NoAnswer),
 }
 
-/// Time to wait for an answer of the sender thread. It answers within milliseconds unless a disk
-/// hangs.
+/// Time to wait for an answer of the sender thread. It answers within milliseconds.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why the sender thread did not answer.
@@ -119,16 +125,28 @@ pub struct SenderHandle {
     keys: Option<CastKeys>,
 }
 
+/// A client that joins the cast of one version of a file.
+#[derive(Clone, Debug)]
+pub struct Join {
+    /// Path of the file.
+    pub path: RemotePath,
+    /// The version to join.
+    pub source: Arc<dyn PageSource>,
+    /// Name of the membership.
+    pub token: Token,
+    /// What the client understands.
+    pub kind: MemberKind,
+    /// A version whose cast ran before this one was opened, and which is therefore outdated.
+    pub newer_than: Option<Version>,
+}
+
 /// Command to the sender thread, with the channel for its answer.
 #[derive(Debug)]
 enum Command {
     Join {
-        path: RemotePath,
+        join: Join,
         etag: Etag,
-        open: OpenFile,
         geometry: Geometry,
-        token: Token,
-        kind: MemberKind,
         reply: oneshot::Sender<Result<Joined, JoinError>>,
     },
     Leave {
@@ -151,17 +169,22 @@ enum Command {
     Status {
         reply: oneshot::Sender<Status>,
     },
+    /// The reader stage has done a job for a cast.
+    Outcome(CastId, Outcome),
     Stop,
 }
 
-/// Opens the socket and starts the sender thread. [`SenderHandle::stop`] ends the thread. The
-/// returned receiver resolves when the thread has ended.
+/// Opens the socket, and starts the sender thread and its reader stage. [`SenderHandle::stop`] ends
+/// them. The returned receiver resolves when the sender thread has ended.
 pub fn spawn(
     config: SenderConfig,
     settings: Settings,
+    watch: &ThreadWatch,
 ) -> std::io::Result<(SenderHandle, oneshot::Receiver<()>)> {
     let socket = MulticastSocket::open(&config.interface, &config.socket)?;
     let (commands, received) = mpsc::channel();
+    let stage = Stage::start(watch.clone())?;
+    let outcomes = commands.clone();
     let handle = SenderHandle {
         commands,
         page_size: config.page_size,
@@ -171,38 +194,24 @@ pub fn spawn(
         keys: config.keys.clone(),
     };
     let (ending, ended) = oneshot::channel();
-    std::thread::Builder::new().name("sender".to_owned()).spawn(move || {
+    watch.spawn("sender", move || {
         // Dropped when the thread ends, also by a panic.
         let _ending: oneshot::Sender<()> = ending;
-        raise_priority();
-        Driver::new(config, settings, socket).run(&received);
+        // Wire time that the thread misses for lack of CPU is lost for all clients.
+        set_niceness(NICENESS);
+        Driver::new(config, settings, socket, stage, outcomes).run(&received);
     })?;
     Ok((handle, ended))
 }
 
-/// Raises the priority of this thread, because wire time that it misses for lack of CPU is lost for
-/// all clients. Without `CAP_SYS_NICE` the priority stays unchanged.
-fn raise_priority() {
-    let this = Some(rustix::thread::gettid());
-    if let Err(error) = rustix::process::setpriority_process(this, NICENESS) {
-        tracing::debug!(%error, "cannot raise the priority of the sender thread");
-    }
-}
-
 impl SenderHandle {
     /// Joins the cast of this version of the file.
-    pub async fn join(
-        &self,
-        path: RemotePath,
-        open: OpenFile,
-        token: Token,
-        kind: MemberKind,
-    ) -> Result<JoinAnswer, JoinError> {
-        let etag = open.etag();
-        let geometry = Geometry::new(open.version.size(), self.page_size)?;
-        let (name, version) = (token.clone(), etag.clone());
-        let join =
-            |reply| Command::Join { path, etag: version, open, geometry, token: name, kind, reply };
+    pub async fn join(&self, join: Join) -> Result<JoinAnswer, JoinError> {
+        let version = join.source.version();
+        let etag = version.etag();
+        let geometry = Geometry::new(version.size(), self.page_size)?;
+        let (token, name) = (join.token.clone(), etag.clone());
+        let join = |reply| Command::Join { join, etag: name, geometry, reply };
         let joined = self.request(join).await??;
         let repair = self.repair.and_then(|it| Some((it, it.layout(&geometry)?)));
         Ok(JoinAnswer {

@@ -4,14 +4,16 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::time::Instant;
 
-use bootcast_proto::{BlockIndex, PageIndex, PageRange};
+use bootcast_proto::{BlockIndex, PageRange};
 use rustix::io::Errno;
 
-use super::{CastId, Driver, EndReason, ReadError, Sending, Symbol, Transmit};
-use crate::io::reading::is_local_to_bytes;
+use super::reading::CastReader;
+use super::{CastId, Driver, EndReason, Sending, Symbol, Transmit};
+use crate::io::reader::ReadFailure;
+use crate::io::reader::source::ReadError;
 
 /// Failed reads after which pages are given up although each of them alone can be read.
-const MAX_FAILURES: u32 = 3;
+pub(super) const MAX_FAILURES: u32 = 3;
 
 impl Driver {
     /// Returns the first run of pages in `rest` that are not known to be unreadable; empty if there
@@ -28,74 +30,57 @@ impl Driver {
         *rest
     }
 
-    /// Handles a failed read of these pages: finds the unreadable ones, which the cast leaves out
-    /// from now on. Ends the cast if the error concerns the whole file. `failures` counts the
-    /// failed reads of this run.
-    pub(super) fn handle_unreadable_pages(
-        &mut self,
-        cast: CastId,
-        pages: &[PageIndex],
-        error: &ReadError,
-        failures: &mut u32,
-    ) {
-        let errno = match error {
-            ReadError::Io(errno) if is_local_to_bytes(*errno) => *errno,
-            ReadError::Io(_) | ReadError::Changed => return self.end_unreadable(cast, error),
-        };
-        let Some(reader) = self.readers.get_mut(&cast) else { return };
-        let is_bad = |page: &&PageIndex| reader.pages.is_unreadable(**page);
-        let mut bad: Vec<_> = pages.iter().filter(is_bad).copied().collect();
-        *failures += 1;
-        if bad.is_empty() && *failures >= MAX_FAILURES {
-            bad.extend(pages);
+    /// Leaves pages out from now on that cannot be read.
+    pub(super) fn handle_unreadable_pages(&mut self, cast: CastId, failure: &ReadFailure) {
+        let ReadFailure { error, unreadable } = failure;
+        let ReadError::Io(errno) = error else { return };
+        if self.scheduler.cast(cast).is_none() {
+            // It ended with pages that wait for this read.
+            return self.end_unreadable(cast, error);
         }
         let now = Instant::now();
-        for page in &bad {
+        for page in unreadable {
             self.scheduler.handle_unreadable(cast, PageRange::single(*page), now);
         }
-        if let Some(first) = bad.first() {
+        if let Some(first) = unreadable.first() {
             // The pages of a block are not consecutive: the warning names the first run.
-            let run = (first.0..).zip(&bad).take_while(|(next, page)| *next == page.0).count();
-            let end = first.0 + u32::try_from(run).expect("at most the pages of a read");
-            self.warn_unreadable(cast, PageRange::new(first.0, end), errno);
+            let run = (first.0..).zip(unreadable).take_while(|(next, page)| *next == page.0);
+            let end = first.0 + u32::try_from(run.count()).expect("at most the pages of a read");
+            self.warn_unreadable(cast, PageRange::new(first.0, end), *errno);
         }
     }
 
-    /// Handles a failed read of the blocks of these symbols. Returns the symbols whose blocks are
-    /// not known to be unreadable. `failures` counts the failed reads for these symbols.
-    pub(super) fn handle_unreadable_blocks(
-        &mut self,
-        cast: CastId,
-        symbols: &[Symbol],
-        error: &ReadError,
-        failures: &mut u32,
-    ) -> Vec<Symbol> {
+    /// Returns these symbols without those of blocks with unreadable pages, which it counts as not
+    /// sent. All of them are given up after [`MAX_FAILURES`].
+    pub(super) fn readable_symbols(&mut self, cast: CastId, symbols: &[Symbol]) -> Vec<Symbol> {
         let mut rest = symbols.to_vec();
-        let geometry = self.scheduler.cast(cast).map(|view| view.geometry);
-        let Some(layout) = geometry.and_then(|geometry| self.scheduler.layout(&geometry)) else {
-            return Vec::new();
+        let gives_up = self.readers.get_mut(&cast).is_some_and(CastReader::take_give_up);
+        let unsent: Vec<_> = if gives_up {
+            std::mem::take(&mut rest)
+        } else {
+            let bad = self.unreadable_blocks(cast, symbols);
+            rest.extract_if(.., |symbol| bad.contains(&symbol.block)).collect()
         };
-        let blocks: BTreeSet<BlockIndex> = symbols.iter().map(|symbol| symbol.block).collect();
-        let is_bad = |driver: &Self, block: BlockIndex| {
-            layout.pages_in(block).any(|(_, page)| {
-                driver.scheduler.unreadable_in(cast, PageRange::single(page)).is_some()
+        if !unsent.is_empty() {
+            self.scheduler.handle_unsent(cast, &Sending::Symbols(unsent));
+        }
+        rest
+    }
+
+    /// Returns the blocks of these symbols that have unreadable pages.
+    fn unreadable_blocks(&self, cast: CastId, symbols: &[Symbol]) -> BTreeSet<BlockIndex> {
+        let Some(view) = self.scheduler.cast(cast) else { return BTreeSet::new() };
+        let all = PageRange::new(0, view.geometry.pages());
+        let layout = self.scheduler.layout(&view.geometry);
+        let has_any = self.scheduler.unreadable_in(cast, all).is_some();
+        let Some(layout) = layout.filter(|_| has_any) else { return BTreeSet::new() };
+        let blocks = symbols.iter().map(|symbol| symbol.block);
+        let is_bad = |block: &BlockIndex| {
+            layout.pages_in(*block).any(|(_, page)| {
+                self.scheduler.unreadable_in(cast, PageRange::single(page)).is_some()
             })
         };
-        // Finds one unreadable block at a time, so that few blocks are read page by page.
-        let unreadable = blocks.into_iter().find(|block| {
-            let pages: Vec<_> = layout.pages_in(*block).map(|(_, page)| page).collect();
-            self.handle_unreadable_pages(cast, &pages, error, &mut 0);
-            self.scheduler.cast(cast).is_none() || is_bad(self, *block)
-        });
-        *failures += 1;
-        let unsent = match unreadable {
-            Some(block) => rest.extract_if(.., |symbol| symbol.block == block).collect(),
-            // No page is unreadable by itself: the error may have been temporary.
-            None if *failures < MAX_FAILURES => Vec::new(),
-            None => std::mem::take(&mut rest),
-        };
-        self.scheduler.handle_unsent(cast, &Sending::Symbols(unsent));
-        rest
+        blocks.filter(is_bad).collect()
     }
 
     /// Ends a cast whose file cannot be read at all, or is no longer the announced version.

@@ -1,22 +1,21 @@
-//! Encodes repair symbols of a file into datagrams. docs/PROTOCOL.md, "The code".
+//! Encodes repair symbols of a file. docs/PROTOCOL.md, "The code".
 //!
 //! Every symbol needs all pages of its block, and blocks are interleaved over a window. Therefore
 //! neighbouring blocks are read together, one row of pages at a time. The symbols of a block that
 //! will be sent next are encoded together, so that its pages are read once for all of them.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::IoSliceMut;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bootcast_proto::fec::{Engine, REPAIRS, RepairIndex, SourceIndex, encode_all};
 use bootcast_proto::wire::{REPAIR_HEADER_LEN, symbol_header};
 use bootcast_proto::{BlockIndex, BlockLayout, DatagramKey, Geometry, PageRange};
 
-use super::page_reader::ReadError;
-use super::reading::read_exact;
+use super::ReadFailure;
+use super::pages::failure_of;
+use super::source::{PageSource, ReadError, read_ranges};
 use crate::cast::Symbol;
-use crate::source::Version;
 
 /// Maximum number of symbols of a block that are encoded together. Encoding eight takes only twice
 /// as long as encoding one.
@@ -25,26 +24,42 @@ const ENCODE_AHEAD: usize = 8;
 /// Maximum number of bytes that are read for several blocks together. A single block may be larger.
 const MAX_READ_BYTES: usize = 3 << 20;
 
-/// Encodes the repair symbols of one version of one file.
-#[derive(Debug)]
-pub struct RepairReader {
-    file: Arc<File>,
-    version: Version,
+/// Maximum number of buffers for rows that are kept for later reads.
+const MAX_SPARE_ROWS: usize = 4;
+
+/// Reads blocks of one version of one file, and encodes their repair symbols.
+#[derive(Clone, Debug)]
+pub struct SymbolReader {
+    source: Arc<dyn PageSource>,
     geometry: Geometry,
     layout: BlockLayout,
     /// Key that tags the datagrams; `None` leaves them without tags.
     key: Option<DatagramKey>,
     engine: Engine,
-    /// Symbols that were encoded and not sent yet.
-    encoded: BTreeMap<(BlockIndex, RepairIndex), Vec<u8>>,
-    /// Consecutive datagrams that the last call of [`Self::datagrams`] returned.
-    datagrams: Vec<u8>,
-    bytes_read: u64,
 }
 
-/// Buffer for the pages of neighbouring blocks, row by row. All readers use it in turn.
+/// Buffers for the pages of neighbouring blocks, row by row. All readers use them in turn.
+#[derive(Clone, Debug, Default)]
+pub struct Rows(Arc<Mutex<Vec<Vec<u8>>>>);
+
+/// Symbols that were encoded and not sent yet.
 #[derive(Debug, Default)]
-pub struct Rows(Vec<u8>);
+pub struct SymbolBuffer {
+    payloads: BTreeMap<(BlockIndex, RepairIndex), Vec<u8>>,
+    /// Consecutive datagrams that the last call of [`Self::datagrams`] returned.
+    datagrams: Vec<u8>,
+}
+
+/// Outcome of [`SymbolReader::read`].
+#[derive(Debug)]
+pub struct SymbolsRead {
+    /// Symbols that were encoded, some of them also if the read failed later.
+    pub encoded: SymbolBuffer,
+    /// Why not all symbols were encoded; `None` if they were.
+    pub failure: Option<ReadFailure>,
+    /// Number of bytes read from the file.
+    pub bytes_read: u64,
+}
 
 /// Neighbouring blocks of one window.
 #[derive(Clone, Copy, Debug)]
@@ -53,20 +68,10 @@ struct Span {
     blocks: u32,
 }
 
-impl RepairReader {
+impl SymbolReader {
     /// Creates a reader; nothing is read yet.
-    pub fn new(file: Arc<File>, version: Version, geometry: Geometry, layout: BlockLayout) -> Self {
-        Self {
-            file,
-            version,
-            geometry,
-            layout,
-            key: None,
-            engine: Engine::best(),
-            encoded: BTreeMap::new(),
-            datagrams: Vec::new(),
-            bytes_read: 0,
-        }
+    pub fn new(source: Arc<dyn PageSource>, geometry: Geometry, layout: BlockLayout) -> Self {
+        Self { source, geometry, layout, key: None, engine: Engine::best() }
     }
 
     /// Sets the key that tags the datagrams.
@@ -75,58 +80,48 @@ impl RepairReader {
         Self { key, ..self }
     }
 
-    /// Returns the number of bytes read from the file so far.
-    pub fn bytes_read(&self) -> u64 {
-        self.bytes_read
+    /// Returns the key that tags the datagrams.
+    pub fn key(&self) -> Option<&DatagramKey> {
+        self.key.as_ref()
     }
 
-    /// Returns the datagrams of these symbols, all full. Keeps the symbols until [`Self::discard`],
-    /// and beside them about `ahead_bytes` of symbols that will be sent next.
-    pub fn datagrams(
-        &mut self,
-        symbols: &[Symbol],
-        ahead_bytes: usize,
-        rows: &mut Rows,
-    ) -> Result<&[u8], ReadError> {
-        self.datagrams.clear();
+    /// Encodes these symbols, and beside them about `ahead_bytes` of symbols that will be sent
+    /// next. May block.
+    pub fn read(&self, symbols: &[Symbol], ahead_bytes: usize, rows: &Rows) -> SymbolsRead {
+        let mut buffer = rows.take();
+        let (mut encoded, mut failure, mut bytes_read) = (SymbolBuffer::default(), None, 0);
         for (at, symbol) in symbols.iter().enumerate() {
-            let key = (symbol.block, symbol.number);
-            if !self.encoded.contains_key(&key) {
-                self.encode(&symbols[at..], ahead_bytes, rows)?;
+            if encoded.contains(*symbol) {
+                continue;
             }
-            let payload = self.encoded.get(&key).expect("encoded above");
-            let header = symbol_header(symbol.block, symbol.number, symbol.promised);
-            self.datagrams.extend_from_slice(&header);
-            self.datagrams.extend_from_slice(payload);
+            let span = self.span(&symbols[at..], &encoded);
+            match self.read_rows(span, &mut buffer) {
+                Ok(bytes) => bytes_read += bytes,
+                Err(error) => {
+                    failure = Some(self.failure(error, span));
+                    break;
+                }
+            }
+            let blocks = &symbols[at..at + span.blocks as usize];
+            self.encode(span, blocks, ahead_bytes, &buffer, &mut encoded);
         }
-        if let Some(key) = &self.key {
-            let datagram_len = REPAIR_HEADER_LEN + self.page_size();
-            key.seal_all(&mut self.datagrams, datagram_len);
-        }
-        Ok(&self.datagrams)
+        rows.put_back(buffer);
+        SymbolsRead { encoded, failure, bytes_read }
     }
 
-    /// Discards symbols that were sent.
-    pub fn discard(&mut self, sent: &[Symbol]) {
-        for symbol in sent {
-            self.encoded.remove(&(symbol.block, symbol.number));
-        }
-    }
-
-    /// Encodes the first of these symbols, and those after it as long as their blocks are
-    /// neighbours.
+    /// Encodes the first symbol of each block of the span, and some of those after it.
     fn encode(
-        &mut self,
+        &self,
+        span: Span,
         symbols: &[Symbol],
         ahead_bytes: usize,
-        rows: &mut Rows,
-    ) -> Result<(), ReadError> {
-        let span = self.span(symbols);
-        self.read(span, rows)?;
+        rows: &[u8],
+        encoded: &mut SymbolBuffer,
+    ) {
         let page_size = self.page_size();
-        let has_room = self.encoded.len() * page_size < ahead_bytes;
+        let has_room = encoded.payloads.len() * page_size < ahead_bytes;
         let ahead = if has_room { ENCODE_AHEAD } else { 1 };
-        for symbol in &symbols[..span.blocks as usize] {
+        for symbol in symbols {
             let numbers = (0..outstanding(*symbol).min(ahead)).map(|step| {
                 let number = (symbol.number.get() + step) % REPAIRS;
                 RepairIndex::new(number).expect("a remainder by 128")
@@ -137,50 +132,65 @@ impl RepairReader {
             let sources: Vec<_> = self.sources(span, symbol.block, rows).collect();
             encode_all(self.engine, &mut repairs, &sources);
             for (number, payload) in payloads {
-                self.encoded.insert((symbol.block, number), payload);
+                encoded.payloads.insert((symbol.block, number), payload);
             }
         }
-        Ok(())
     }
 
     /// Returns the first of these blocks, with the neighbours after it that need encoding too.
-    fn span(&self, symbols: &[Symbol]) -> Span {
+    fn span(&self, symbols: &[Symbol], encoded: &SymbolBuffer) -> Span {
         let first = symbols[0].block;
         let window = self.layout.window_of_block(first);
         let most = (MAX_READ_BYTES / (REPAIRS * self.page_size())).max(1);
         let neighbours = symbols.iter().zip(first.0..).take(most).take_while(|(symbol, block)| {
             symbol.block.0 == *block
                 && self.layout.window_of_block(symbol.block) == window
-                && !self.encoded.contains_key(&(symbol.block, symbol.number))
+                && !encoded.contains(**symbol)
         });
         Span { first, blocks: u32::try_from(neighbours.count()).unwrap_or(1) }
     }
 
     /// Reads the pages of these blocks row by row. A row holds the pages at one position of all the
-    /// blocks.
-    fn read(&mut self, span: Span, rows: &mut Rows) -> Result<(), ReadError> {
-        rows.0.resize(REPAIRS * self.row_len(span), 0);
+    /// blocks. Returns the number of bytes read.
+    fn read_rows(&self, span: Span, rows: &mut Vec<u8>) -> Result<u64, ReadError> {
         let row_len = self.row_len(span);
-        for (position, row) in rows.0.chunks_exact_mut(row_len).enumerate() {
-            let bytes = self.geometry.byte_range(self.row(span, position));
-            let len = usize::try_from(bytes.end - bytes.start).expect("a row fits memory");
-            let mut row = [IoSliceMut::new(&mut row[..len])];
-            read_exact(&self.file, &mut row, bytes.start)?;
-            self.bytes_read += len as u64;
-        }
-        // Checked after the read: if the version is still the same, the bytes belong to it.
-        if Version::of_file(&self.file).map_err(ReadError::Io)? != self.version {
-            return Err(ReadError::Changed);
-        }
-        Ok(())
+        rows.resize(REPAIRS * row_len, 0);
+        let mut bytes_read = 0;
+        let mut buffers: Vec<_> = rows
+            .chunks_exact_mut(row_len)
+            .enumerate()
+            .map(|(position, row)| {
+                let bytes = self.geometry.byte_range(self.row(span, position));
+                let len = usize::try_from(bytes.end - bytes.start).expect("a row fits memory");
+                bytes_read += len as u64;
+                (bytes.start, [IoSliceMut::new(&mut row[..len])])
+            })
+            .collect();
+        let ranges = buffers.iter_mut().map(|(offset, row)| (*offset, &mut row[..]));
+        read_ranges(&*self.source, ranges)?;
+        Ok(bytes_read)
     }
 
-    /// Returns the pages of one block of the span that [`Self::read`] read.
+    /// Finds the first block of a span with pages that cannot be read, if the error may be theirs.
+    fn failure(&self, error: ReadError, span: Span) -> ReadFailure {
+        let mut failure = ReadFailure { error, unreadable: Vec::new() };
+        for block in span.first.0..span.first.0 + span.blocks {
+            let pages = self.layout.pages_in(BlockIndex(block)).map(|(_, page)| page);
+            failure = failure_of(&*self.source, &self.geometry, failure.error, pages);
+            if !failure.unreadable.is_empty() {
+                break;
+            }
+        }
+        failure.unreadable.sort_unstable();
+        failure
+    }
+
+    /// Returns the pages of one block of the span that [`Self::read_rows`] read.
     fn sources<'a>(
         &self,
         span: Span,
         block: BlockIndex,
-        rows: &'a Rows,
+        rows: &'a [u8],
     ) -> impl Iterator<Item = (SourceIndex, &'a [u8])> {
         let (geometry, page_size, row_len) = (self.geometry, self.page_size(), self.row_len(span));
         let offset = (block.0 - span.first.0) as usize * page_size;
@@ -188,7 +198,7 @@ impl RepairReader {
         pages.into_iter().map(move |(source, page)| {
             let start = source.get() * row_len + offset;
             let len = geometry.page_len(page).unwrap_or(0) as usize;
-            (source, &rows.0[start..start + len])
+            (source, &rows[start..start + len])
         })
     }
 
@@ -219,6 +229,61 @@ impl RepairReader {
     }
 }
 
+impl SymbolBuffer {
+    /// Whether the symbol was encoded.
+    pub fn contains(&self, symbol: Symbol) -> bool {
+        self.payloads.contains_key(&(symbol.block, symbol.number))
+    }
+
+    /// Returns the number of bytes of the symbols.
+    pub fn bytes(&self) -> usize {
+        self.payloads.values().next().map_or(0, |payload| payload.len() * self.payloads.len())
+    }
+
+    /// Adds symbols.
+    pub fn append(&mut self, mut encoded: Self) {
+        self.payloads.append(&mut encoded.payloads);
+    }
+
+    /// Returns the datagrams of these symbols, all full; `None` unless all are here. Keeps the
+    /// symbols until [`Self::discard`].
+    pub fn datagrams(&mut self, symbols: &[Symbol], key: Option<&DatagramKey>) -> Option<&[u8]> {
+        self.datagrams.clear();
+        let mut datagram_len = 0;
+        for symbol in symbols {
+            let payload = self.payloads.get(&(symbol.block, symbol.number))?;
+            let header = symbol_header(symbol.block, symbol.number, symbol.promised);
+            self.datagrams.extend_from_slice(&header);
+            self.datagrams.extend_from_slice(payload);
+            datagram_len = REPAIR_HEADER_LEN + payload.len();
+        }
+        if let Some(key) = key {
+            key.seal_all(&mut self.datagrams, datagram_len);
+        }
+        Some(&self.datagrams)
+    }
+
+    /// Discards symbols that were sent.
+    pub fn discard(&mut self, sent: &[Symbol]) {
+        for symbol in sent {
+            self.payloads.remove(&(symbol.block, symbol.number));
+        }
+    }
+}
+
+impl Rows {
+    fn take(&self) -> Vec<u8> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
+    }
+
+    fn put_back(&self, rows: Vec<u8>) {
+        let mut spare = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if spare.len() < MAX_SPARE_ROWS {
+            spare.push(rows);
+        }
+    }
+}
+
 /// Returns how many promised symbols of the block are to be sent from this one on: 1 to 128. A
 /// promise of 255 stands for any larger one, so that only this symbol is certain.
 fn outstanding(symbol: Symbol) -> usize {
@@ -241,17 +306,20 @@ mod tests {
     use tempfile::NamedTempFile;
 
     use super::*;
+    use crate::io::reader::source::FileSource;
+    use crate::source::{OpenFile, Version};
 
     fn content(size: usize) -> Vec<u8> {
         (0..size).map(|at| u8::try_from(at * 31 % 251).unwrap()).collect()
     }
 
-    fn reader(file: &NamedTempFile, page_size: u64, interleave: u32) -> RepairReader {
+    fn reader(file: &NamedTempFile, page_size: u64, interleave: u32) -> SymbolReader {
         let file = file.reopen().unwrap();
         let version = Version::of_file(&file).unwrap();
         let geometry = Geometry::new(version.size(), PageSize::new(page_size).unwrap()).unwrap();
         let layout = BlockLayout::new(geometry.pages(), interleave).unwrap();
-        RepairReader::new(Arc::new(file), version, geometry, layout)
+        let source = FileSource::from(OpenFile { file, version });
+        SymbolReader::new(Arc::new(source), geometry, layout)
     }
 
     fn symbol(block: u32, number: usize, promised: u8) -> Symbol {
@@ -263,15 +331,17 @@ mod tests {
     fn promised_symbols_are_encoded_with_the_first_from_a_single_read() {
         let mut file = NamedTempFile::new().unwrap();
         file.write_all(&content(50_000)).unwrap();
-        let mut reader = reader(&file, 100, 4);
-        let mut rows = Rows::default();
+        let reader = reader(&file, 100, 4);
         let layer = |number| (0..4).map(|block| symbol(block, number, 5)).collect::<Vec<_>>();
+        let read = reader.read(&layer(0), 1 << 20, &Rows::default());
+        assert!(read.failure.is_none() && read.bytes_read == 50_000);
+        let mut encoded = SymbolBuffer::default();
+        encoded.append(read.encoded);
         for number in 0..5 {
-            reader.datagrams(&layer(number), 1 << 20, &mut rows).unwrap();
-            reader.discard(&layer(number));
+            assert!(encoded.datagrams(&layer(number), None).is_some());
+            encoded.discard(&layer(number));
         }
-        assert_eq!(reader.bytes_read(), 50_000);
-        assert!(reader.encoded.is_empty());
+        assert_eq!(encoded.bytes(), 0);
     }
 
     #[test]
@@ -283,10 +353,10 @@ mod tests {
         for change in changes {
             let mut file = NamedTempFile::new().unwrap();
             file.write_all(&content(5000)).unwrap();
-            let mut reader = reader(&file, 100, 1);
+            let reader = reader(&file, 100, 1);
             change(&file);
-            let failed = reader.datagrams(&[symbol(0, 0, 1)], 0, &mut Rows::default());
-            assert!(matches!(failed, Err(ReadError::Changed)));
+            let failure = reader.read(&[symbol(0, 0, 1)], 0, &Rows::default()).failure;
+            assert!(matches!(failure.unwrap().error, ReadError::Changed));
         }
     }
 
@@ -312,12 +382,12 @@ mod tests {
             let content = content(size);
             let mut file = NamedTempFile::new().unwrap();
             file.write_all(&content).unwrap();
-            let mut reader = reader(&file, page_size, interleave).tagged(key);
+            let reader = reader(&file, page_size, interleave).tagged(key);
             let (layout, geometry) = (reader.layout, reader.geometry);
             let symbols: Vec<_> =
                 (0..layout.blocks()).map(|block| symbol(block, number, promised)).collect();
-            let mut rows = Rows::default();
-            let datagrams = reader.datagrams(&symbols, ahead_bytes, &mut rows).unwrap().to_vec();
+            let mut encoded = reader.read(&symbols, ahead_bytes, &Rows::default()).encoded;
+            let datagrams = encoded.datagrams(&symbols, reader.key()).unwrap();
             let len = usize::try_from(page_size).unwrap();
             let page = |page| {
                 let bytes = geometry.byte_range(PageRange::single(page));

@@ -1,0 +1,114 @@
+//! Datagrams whose bytes are not read yet. Their cast waits; the others send.
+//!
+//! The driver takes such datagrams back. They lose neither their turn nor their share: a cast pays
+//! for them once, when they are first handed out. Only the wire is paid for when they leave.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use super::{CastId, Polled, Scheduler, Sending, Transmit, datagrams, wire_bytes};
+
+/// Order in which a cast's datagrams are handed out. A lane that waits for bytes does not stop the
+/// other one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Lane {
+    /// Everything that casts send in turn: stream, symbols, beacons, and demanded pages that no
+    /// reader waits for.
+    Turn,
+    /// Urgent pages, which readers wait for.
+    Urgent,
+}
+
+/// Datagrams that were taken back, at most those of one poll for each cast and lane.
+#[derive(Debug, Default)]
+pub(super) struct WaitingTransmits {
+    waiting: BTreeMap<(CastId, Lane), Transmit>,
+    /// Those whose bytes have been read since, oldest first.
+    ready: VecDeque<Transmit>,
+}
+
+impl WaitingTransmits {
+    /// Whether datagrams of this cast and lane were taken back and not handed out again.
+    pub(super) fn contains(&self, cast: CastId, lane: Lane) -> bool {
+        self.waiting.contains_key(&(cast, lane))
+            || self.ready.iter().any(|it| (it.cast, it.lane) == (cast, lane))
+    }
+
+    /// Whether any cast has datagrams here.
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.is_empty() && self.ready.is_empty()
+    }
+
+    /// Drops the datagrams of a cast.
+    pub(super) fn forget(&mut self, cast: CastId) {
+        self.waiting.retain(|(waiting, _), _| *waiting != cast);
+        self.ready.retain(|ready| ready.cast != cast);
+    }
+}
+
+impl Scheduler {
+    /// Takes datagrams back that were handed out last, because their bytes are not read yet. Their
+    /// cast and lane are passed over until [`Self::handle_ready`]. The cast may have ended with
+    /// these datagrams.
+    pub fn handle_waiting(&mut self, transmit: Transmit) {
+        let Transmit { cast, lane, .. } = transmit;
+        assert!(
+            !self.waiting.contains(cast, lane),
+            "cast {cast} hands out datagrams while it waits"
+        );
+        self.pacer.refund(self.wire_bytes_of(&transmit));
+        // Beacons and counters must not count them.
+        self.handle_unsent(cast, &transmit.content);
+        if let Some(running) = self.casts.get_mut(&cast) {
+            running.cast.set_waiting(lane == Lane::Turn || self.waiting.contains(cast, Lane::Turn));
+        }
+        self.waiting.waiting.insert((cast, lane), transmit);
+    }
+
+    /// Lets datagrams that were taken back be handed out again, because their bytes have been read
+    /// or cannot be. Ignores casts and lanes that do not wait.
+    pub fn handle_ready(&mut self, cast: CastId, lane: Lane) {
+        if let Some(transmit) = self.waiting.waiting.remove(&(cast, lane)) {
+            self.waiting.ready.push_back(transmit);
+        }
+    }
+
+    /// Whether a cast waits for bytes. It may have ended.
+    pub fn is_waiting(&self, cast: CastId) -> bool {
+        [Lane::Turn, Lane::Urgent].into_iter().any(|lane| self.waiting.contains(cast, lane))
+    }
+
+    /// Hands out datagrams again whose bytes have been read meanwhile.
+    pub(super) fn poll_ready(&mut self, now: Instant) -> Polled {
+        let Some(front) = self.waiting.ready.front() else { return Polled::Nothing };
+        let cost = self.wire_bytes_of(front);
+        if !self.pacer.allows(cost, now) {
+            return Polled::Throttled;
+        }
+        let transmit = self.waiting.ready.pop_front().expect("looked at above");
+        let Some(running) = self.casts.get_mut(&transmit.cast) else {
+            // It ended with these datagrams, and has paid for them.
+            return Polled::Sent(transmit);
+        };
+        running.control.on_sent(datagrams(&transmit.content), now);
+        running.cast.set_waiting(self.waiting.contains(transmit.cast, Lane::Turn));
+        if let Sending::Pages(pages) = transmit.content {
+            running.cast.handle_sent_late(pages.len());
+        }
+        self.count(&transmit.content);
+        self.charge(cost, now);
+        Polled::Sent(transmit)
+    }
+
+    /// Returns when the next datagrams that are ready may leave.
+    pub(super) fn ready_transmit_at(&self) -> Option<Instant> {
+        let cost = self.wire_bytes_of(self.waiting.ready.front()?);
+        Some(self.pacer.ready_at(cost, Duration::ZERO))
+    }
+
+    /// Returns the bytes on the wire of datagrams; 0 if their cast has ended.
+    fn wire_bytes_of(&self, transmit: &Transmit) -> u64 {
+        let running = self.casts.get(&transmit.cast);
+        running.map_or(0, |running| wire_bytes(&running.geometry, &transmit.content))
+    }
+}

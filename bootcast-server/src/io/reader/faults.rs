@@ -1,0 +1,85 @@
+//! Sources with faults, for tests.
+
+use std::io::IoSliceMut;
+use std::ops::Range;
+use std::sync::{Arc, Condvar, Mutex};
+
+use rustix::io::Errno;
+
+use super::source::{PageSource, ReadError};
+use crate::source::Version;
+
+/// Byte ranges that cannot be read. May change while the source is read.
+pub(in crate::io) type Unreadable = Arc<Mutex<Vec<Range<u64>>>>;
+
+/// Source that fails with EIO if a read touches an unreadable byte.
+#[derive(Debug)]
+pub(in crate::io) struct FaultySource {
+    pub(in crate::io) inner: Arc<dyn PageSource>,
+    pub(in crate::io) unreadable: Unreadable,
+}
+
+impl PageSource for FaultySource {
+    fn version(&self) -> Version {
+        self.inner.version()
+    }
+
+    fn read(&self, buffers: &mut [IoSliceMut<'_>], offset: u64) -> Result<(), ReadError> {
+        let len: u64 = buffers.iter().map(|buffer| buffer.len() as u64).sum();
+        let overlaps = |range: &Range<u64>| range.start < offset + len && offset < range.end;
+        if self.unreadable.lock().unwrap().iter().any(overlaps) {
+            return Err(ReadError::Io(Errno::IO));
+        }
+        self.inner.read(buffers, offset)
+    }
+
+    fn check_version(&self) -> Result<(), ReadError> {
+        self.inner.check_version()
+    }
+
+    fn will_need(&self, bytes: Range<u64>) {
+        self.inner.will_need(bytes);
+    }
+}
+
+/// Switch that makes reads hang.
+#[derive(Debug, Default)]
+pub(in crate::io) struct Hang {
+    hangs: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Hang {
+    /// Makes reads hang from now on, or lets them go on.
+    pub(in crate::io) fn set(&self, hangs: bool) {
+        *self.hangs.lock().unwrap() = hangs;
+        self.changed.notify_all();
+    }
+}
+
+/// Source whose reads hang while a switch says so.
+#[derive(Debug)]
+pub(in crate::io) struct HangingSource {
+    pub(in crate::io) inner: Arc<dyn PageSource>,
+    pub(in crate::io) hang: Arc<Hang>,
+}
+
+impl PageSource for HangingSource {
+    fn version(&self) -> Version {
+        self.inner.version()
+    }
+
+    fn read(&self, buffers: &mut [IoSliceMut<'_>], offset: u64) -> Result<(), ReadError> {
+        let hangs = self.hang.hangs.lock().unwrap();
+        drop(self.hang.changed.wait_while(hangs, |hangs| *hangs).unwrap());
+        self.inner.read(buffers, offset)
+    }
+
+    fn check_version(&self) -> Result<(), ReadError> {
+        self.inner.check_version()
+    }
+
+    fn will_need(&self, bytes: Range<u64>) {
+        self.inner.will_need(bytes);
+    }
+}

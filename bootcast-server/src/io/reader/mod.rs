@@ -1,0 +1,34 @@
+//! Reader stage: everything between files and the sender thread.
+//!
+//! | module | does |
+//! |---|---|
+//! | [`source`] | reads ranges of a version, and classifies read errors |
+//! | [`pages`] | reads pages into datagrams |
+//! | [`symbols`] | reads blocks and encodes their repair symbols |
+//! | [`stage`] | threads that do all this |
+//! | `queue` | which job runs next, so that a file system that hangs leaves threads for others |
+//!
+//! A file system may hang or be slow. Therefore the sender thread touches no file: it gives jobs to
+//! the stage, and goes on with other casts until their outcomes arrive.
+
+pub mod pages;
+mod queue;
+pub mod source;
+pub mod stage;
+pub mod symbols;
+
+#[cfg(test)]
+pub(in crate::io) mod faults;
+
+use bootcast_proto::PageIndex;
+
+use source::ReadError;
+
+/// A failed read, with the pages that caused it as far as they are known.
+#[derive(Debug)]
+pub struct ReadFailure {
+    /// Error of the first attempt.
+    pub error: ReadError,
+    /// Pages that cannot be read even alone, in ascending order.
+    pub unreadable: Vec<PageIndex>,
+}

@@ -1,0 +1,151 @@
+//! Reads ranges of one version of a file, and classifies read errors.
+
+use std::fmt;
+use std::fs::File;
+use std::io::IoSliceMut;
+use std::num::NonZeroU64;
+use std::ops::Range;
+
+use rustix::fs::Advice;
+use rustix::io::Errno;
+
+use crate::source::{OpenFile, Version};
+
+/// Why a read from the file of a cast failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The file is no longer the announced version.
+    #[error("the file changed")]
+    Changed,
+    /// A system call failed.
+    #[error("cannot read the file: {0}")]
+    Io(Errno),
+}
+
+impl ReadError {
+    /// Whether the error concerns only the bytes that were read: the medium cannot read them (EIO,
+    /// ENODATA, EREMOTEIO, EILSEQ; Linux block/blk-core.c), or their checksum is wrong (EBADMSG and
+    /// EUCLEAN of ext4 and XFS). Other errors concern the whole file or the moment, such as ESTALE
+    /// from an NFS server that no longer knows the file, or ENOMEM.
+    pub fn is_local_to_bytes(&self) -> bool {
+        match self {
+            Self::Changed => false,
+            Self::Io(errno) => matches!(
+                *errno,
+                Errno::IO
+                    | Errno::NODATA
+                    | Errno::REMOTEIO
+                    | Errno::ILSEQ
+                    | Errno::BADMSG
+                    | Errno::UCLEAN
+            ),
+        }
+    }
+}
+
+/// One version of a file, as casts read it. Every method may block for any time.
+pub trait PageSource: fmt::Debug + Send + Sync {
+    /// Returns the version that was opened. Does not block.
+    fn version(&self) -> Version;
+
+    /// Fills the buffers with the bytes from `offset` on. Fails with [`ReadError::Changed`] if
+    /// there are fewer.
+    fn read(&self, buffers: &mut [IoSliceMut<'_>], offset: u64) -> Result<(), ReadError>;
+
+    /// Fails if this is no longer the version that was opened. After a read it proves that the
+    /// bytes belong to that version.
+    fn check_version(&self) -> Result<(), ReadError>;
+
+    /// Hints that these bytes are read soon.
+    fn will_need(&self, bytes: Range<u64>);
+}
+
+/// An open file of the served directory.
+#[derive(Debug)]
+pub struct FileSource {
+    file: File,
+    version: Version,
+}
+
+impl From<OpenFile> for FileSource {
+    fn from(open: OpenFile) -> Self {
+        // A hint to the kernel; without it reads are only slower.
+        let _ = rustix::fs::fadvise(&open.file, 0, None, Advice::Sequential);
+        Self { file: open.file, version: open.version }
+    }
+}
+
+impl PageSource for FileSource {
+    fn version(&self) -> Version {
+        self.version
+    }
+
+    fn read(&self, mut buffers: &mut [IoSliceMut<'_>], mut offset: u64) -> Result<(), ReadError> {
+        // Skips empty buffers (rows without pages): a read of 0 bytes would look like the end of
+        // file.
+        IoSliceMut::advance_slices(&mut buffers, 0);
+        while !buffers.is_empty() {
+            match rustix::io::preadv(&self.file, buffers, offset) {
+                Ok(0) => return Err(ReadError::Changed),
+                Ok(read) => {
+                    offset += read as u64;
+                    IoSliceMut::advance_slices(&mut buffers, read);
+                }
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(ReadError::Io(errno)),
+            }
+        }
+        Ok(())
+    }
+
+    fn check_version(&self) -> Result<(), ReadError> {
+        let present = Version::of_file(&self.file).map_err(ReadError::Io)?;
+        if present == self.version { Ok(()) } else { Err(ReadError::Changed) }
+    }
+
+    fn will_need(&self, bytes: Range<u64>) {
+        let len = NonZeroU64::new(bytes.end.saturating_sub(bytes.start));
+        // Without the hint reads are only slower. Length 0 would mean the rest of the file.
+        if len.is_some() {
+            let _ = rustix::fs::fadvise(&self.file, bytes.start, len, Advice::WillNeed);
+        }
+    }
+}
+
+/// Reads consecutive ranges of the content, and proves that they belong to the version.
+///
+/// All content that casts send passes through here. Whoever hashes it while it is read for the
+/// first pass hashes it here, after the check.
+pub(super) fn read_ranges<'a, 'b: 'a>(
+    source: &dyn PageSource,
+    ranges: impl Iterator<Item = (u64, &'a mut [IoSliceMut<'b>])>,
+) -> Result<(), ReadError> {
+    for (offset, buffers) in ranges {
+        source.read(buffers, offset)?;
+    }
+    // Checked after the reads: if the version is still the same, the bytes belong to it.
+    source.check_version()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn empty_buffers_at_any_position_do_not_end_the_read() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"abc").unwrap();
+        let source = FileSource { version: Version::of_file(&file).unwrap(), file };
+        for sizes in [&[][..], &[0], &[0, 3], &[0, 1, 0, 2, 0]] {
+            let mut bytes: Vec<_> = sizes.iter().map(|size| vec![0; *size]).collect();
+            let mut buffers: Vec<_> = bytes.iter_mut().map(|it| IoSliceMut::new(it)).collect();
+            assert!(source.read(&mut buffers, 0).is_ok(), "{sizes:?}");
+            assert!(b"abc".starts_with(&bytes.concat()));
+        }
+        let mut beyond = [0; 4];
+        let read = source.read(&mut [IoSliceMut::new(&mut beyond)], 0);
+        assert!(matches!(read, Err(ReadError::Changed)));
+    }
+}
