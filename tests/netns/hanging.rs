@@ -3,14 +3,13 @@
 use std::io::Write;
 use std::net::TcpStream;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, TryRecvError};
 use std::time::Duration;
 
 use bootcast_proto::DEFAULT_PORT;
 use harness::binaries::binary;
 use harness::lab::HEAD_ADDRESS;
-use harness::process::Proc;
-use harness::{Lab, MountProc, ServerProc, digest_of, lab_or_skip, wait_until};
+use harness::{Lab, MountProc, Proc, ServerProc, digest_of, lab_or_skip, wait_until};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::Signal;
 
@@ -151,11 +150,12 @@ fn a_file_that_is_read_slowly_does_not_slow_other_casts_down() {
     let mut slow = host.spawn(binary("bootcast"), args);
     server.wait_cast("hung/large", "has sent pages", |cast| cast.pages_sent > 0);
 
-    let (done, daemon) = (AtomicBool::new(false), &*mount.proc());
+    let daemon = &*mount.proc();
     std::thread::scope(|threads| {
+        let (running, stopped) = mpsc::channel::<()>();
         // The daemon runs a twentieth of the time.
-        threads.spawn(|| {
-            while !done.load(Ordering::Relaxed) {
+        threads.spawn(move || {
+            while stopped.try_recv() == Err(TryRecvError::Empty) {
                 daemon.signal(Signal::STOP);
                 std::thread::sleep(Duration::from_millis(95));
                 daemon.signal(Signal::CONT);
@@ -163,7 +163,7 @@ fn a_file_that_is_read_slowly_does_not_slow_other_casts_down() {
             }
         });
         assert_others_go_on(&lab, &server, &mut slow);
-        done.store(true, Ordering::Relaxed);
+        drop(running);
     });
     slow.wait_success(TRANSFER);
     assert_eq!(digest_of(copy), large.digest);
