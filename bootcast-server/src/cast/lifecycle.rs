@@ -156,9 +156,6 @@ pub struct Cast {
     unreadable: Unreadable,
     /// Number of pages that were handed out but could not be read.
     unsent: u64,
-    /// Whether datagrams that were handed out in turn wait for their bytes. A beacon would count
-    /// them as sent.
-    is_waiting: bool,
     /// Whether the stream was sent more recently than fill symbols. The two alternate.
     stream_was_last: bool,
     /// Number of pages that the carousel has sent for plain members.
@@ -193,7 +190,6 @@ impl Cast {
             probe: MulticastProbe::new(now),
             unreadable: Unreadable::new(now),
             unsent: 0,
-            is_waiting: false,
             stream_was_last: false,
             carousel_pages: 0,
             credits: Credits::new(geometry.pages()),
@@ -343,11 +339,6 @@ impl Cast {
         self.assert_invariants();
     }
 
-    /// Sets whether datagrams other than urgent pages were handed out and wait for their bytes.
-    pub(super) fn set_waiting(&mut self, is_waiting: bool) {
-        self.is_waiting = is_waiting;
-    }
-
     /// Returns the next urgent pages, which readers wait for, at most `budget`. A due beacon goes
     /// first.
     pub fn poll_urgent(&mut self, budget: u32, now: Instant) -> Option<Sending> {
@@ -355,10 +346,17 @@ impl Cast {
             return None;
         }
         if self.state == State::Serving
-            && !self.is_waiting
             && let Some(beacon) = self.poll_beacon(now)
         {
             return Some(Sending::Beacon(beacon));
+        }
+        self.poll_urgent_pages(budget, now)
+    }
+
+    /// Returns what [`Self::poll_urgent`] does, without beacons.
+    pub(super) fn poll_urgent_pages(&mut self, budget: u32, now: Instant) -> Option<Sending> {
+        if !self.sends_demand() || budget == 0 {
+            return None;
         }
         let pages = self.demand.poll_urgent(budget, now)?;
         let sending = self.send_demanded(pages, budget);

@@ -29,7 +29,13 @@ impl Scheduler {
                 continue;
             }
             let budget = running.urgent_budget(self.settings.batch_pages);
-            let Some(content) = running.cast.poll_urgent(budget, now) else {
+            // A beacon would state a position behind pages that wait for their bytes.
+            let content = if self.waiting.contains(id, Lane::Turn) {
+                running.cast.poll_urgent_pages(budget, now)
+            } else {
+                running.cast.poll_urgent(budget, now)
+            };
+            let Some(content) = content else {
                 self.urgent.pop();
                 continue;
             };

@@ -59,9 +59,6 @@ impl Scheduler {
         self.pacer.refund(self.wire_bytes_of(&transmit));
         // Beacons and counters must not count them.
         self.handle_unsent(cast, &transmit.content);
-        if let Some(running) = self.casts.get_mut(&cast) {
-            running.cast.set_waiting(lane == Lane::Turn || self.waiting.contains(cast, Lane::Turn));
-        }
         self.waiting.waiting.insert((cast, lane), transmit);
     }
 
@@ -91,7 +88,6 @@ impl Scheduler {
             return Polled::Sent(transmit);
         };
         running.control.on_sent(datagrams(&transmit.content), now);
-        running.cast.set_waiting(self.waiting.contains(transmit.cast, Lane::Turn));
         if let Sending::Pages(pages) = transmit.content {
             running.cast.handle_sent_late(pages.len());
         }

@@ -252,7 +252,7 @@ impl Driver {
         reader.awaited.retain(|awaited| *awaited != part);
         match outcome {
             Outcome::Pages { run, read, .. } => {
-                self.handle_pages(cast, part, run, read, is_awaited)
+                self.handle_pages(cast, part, run, read, is_awaited);
             }
             Outcome::Symbols(read) => self.handle_symbols(cast, read),
             Outcome::Version { .. } => {}
