@@ -8,6 +8,7 @@
 //! | [`api`] | answers HTTP requests (the control plane) |
 //! | [`io`] | owns sockets, threads and the clock |
 //! | [`hash`] | prints hashes of files, and computes their manifests ahead |
+//! | [`logging`] | logs to standard error without ever waiting for it |
 //! | [`server`] | assembles these parts and runs them |
 //! | [`signals`] | waits for the signals that end the program |
 
@@ -16,6 +17,7 @@ pub mod cast;
 pub mod cli;
 pub mod hash;
 pub mod io;
+pub mod logging;
 pub mod server;
 pub mod signals;
 pub mod source;

@@ -1,18 +1,16 @@
 //! Entry point: parses arguments, sets up logging, runs the server, and sets the exit code.
 
-use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use bootcast_server::cli::{Args, Command, Config};
 use bootcast_server::hash;
+use bootcast_server::logging::Logging;
 use bootcast_server::server::Server;
 use bootcast_server::signals::EndSignal;
 use clap::Parser;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::SignalKind;
-use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::util::SubscriberInitExt;
 
 /// Exit code if the server cannot start.
 const EXIT_START: u8 = 2;
@@ -36,7 +34,8 @@ fn main() -> ExitCode {
 /// Runs the server, or the command that the arguments name.
 async fn run_command() -> ExitCode {
     let mut args = Args::parse();
-    set_up_log(&args);
+    let logging = Logging::start(args.log_filter());
+    tokio::spawn(logging.warn_of_dropped());
     if let Some(Command::Hash(args)) = args.command.take() {
         return match hash::run(args, print_error).await {
             Ok(true) => ExitCode::SUCCESS,
@@ -50,16 +49,12 @@ async fn run_command() -> ExitCode {
     };
     match run(server).await {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => report_failure(&error, EXIT_FAILED),
+        Err(error) => {
+            // The log says what led to the error, and goes first.
+            drop(logging);
+            report_failure(&error, EXIT_FAILED)
+        }
     }
-}
-
-/// Sets up logging to standard error.
-fn set_up_log(args: &Args) {
-    let stderr = tracing_subscriber::fmt::layer()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal());
-    tracing_subscriber::registry().with(stderr).with(args.log_filter()).init();
 }
 
 /// Starts the server. Its errors say what to do.

@@ -47,7 +47,7 @@ impl ThreadWatch {
 }
 
 /// Returns the message of a panic.
-fn reason_of(payload: &(dyn Any + Send)) -> String {
+pub fn reason_of(payload: &(dyn Any + Send)) -> String {
     let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
     let text = text.or_else(|| payload.downcast_ref::<String>().cloned());
     text.unwrap_or_else(|| "without a message".to_owned())

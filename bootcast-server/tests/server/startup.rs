@@ -84,3 +84,16 @@ fn the_service_manager_is_notified_when_the_server_listens() {
     child.wait().unwrap();
     assert!(received.unwrap().starts_with(b"READY=1"));
 }
+
+#[test]
+fn a_log_that_nobody_reads_delays_no_answer() {
+    let server = Server::start(&["--log", "debug"]);
+    server.write("file", b"bytes");
+    let unread = server.leave_log_unread();
+    // Each join is logged in about 150 bytes, and a pipe holds 64 KiB.
+    for _ in 0..1500 {
+        assert_eq!(server.get("/join/file").status, 200);
+    }
+    assert_eq!(server.status().casts[0].joins, 1500);
+    drop(unread);
+}
