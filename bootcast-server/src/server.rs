@@ -120,7 +120,7 @@ impl Server {
         let prehash = config.prehash.then(|| prehash::start(source.clone(), manifests.clone()));
         let prehash = prehash.transpose().context("cannot start a thread for --prehash")?;
         let state = ApiState::new(source, sender.clone(), manifests);
-        Ok(Self { listener, address, state, sender, sender_ended, panics, prehash })
+        Ok(Self { listener, address, state, sender, sender_ended, prehash, panics })
     }
 
     /// Returns the address of the control plane.
