@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::net::TcpStream;
 use std::process::Command;
-use std::sync::mpsc::{self, TryRecvError};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 use bootcast_proto::DEFAULT_PORT;
@@ -155,11 +155,11 @@ fn a_file_that_is_read_slowly_does_not_slow_other_casts_down() {
         let (running, stopped) = mpsc::channel::<()>();
         // The daemon runs a twentieth of the time.
         threads.spawn(move || {
-            while stopped.try_recv() == Err(TryRecvError::Empty) {
+            let is_over = |time| stopped.recv_timeout(time) != Err(RecvTimeoutError::Timeout);
+            while !is_over(Duration::from_millis(5)) {
                 daemon.signal(Signal::STOP);
-                std::thread::sleep(Duration::from_millis(95));
+                is_over(Duration::from_millis(95));
                 daemon.signal(Signal::CONT);
-                std::thread::sleep(Duration::from_millis(5));
             }
         });
         assert_others_go_on(&lab, &server, &mut slow);
