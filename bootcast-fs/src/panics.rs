@@ -84,8 +84,8 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     }
 }
 
-/// Panics if the environment variable `BOOTCAST_TEST_PANIC` is `place:path`. End-to-end tests cause
-/// panics by this. Builds without debug assertions, such as releases, do not have it.
+/// Panics if the environment variable `BOOTCAST_TEST_PANIC` is `place:/path`. End-to-end tests
+/// cause panics by this. Builds without debug assertions, such as releases, do not have it.
 #[cfg(debug_assertions)]
 pub(crate) fn provoke(place: &str, path: &RemotePath) {
     static PROVOKED: LazyLock<Option<String>> =

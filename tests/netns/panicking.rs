@@ -1,56 +1,68 @@
 //! A panic in any thread of a client leaves no reader waiting and no dead mount.
 //!
-//! Builds with debug assertions panic where `BOOTCAST_TEST_PANIC=place:path` says.
+//! Builds with debug assertions panic where `BOOTCAST_TEST_PANIC=place:/path` says.
 
 use std::fs::File;
 
 use harness::binaries::binary;
 use harness::mount::is_mounted;
-use harness::{Lab, SOON, digest_of, lab_or_skip, mib};
+use harness::{Lab, MountProc, Proc, SOON, digest_of, lab_or_skip, mib};
 
-use crate::{CRAWL, readers};
+use crate::{TRANSFER, readers};
 
-/// Asserts that all waiting reads fail with EIO when `place` panics for the file `trigger`, and
-/// that the mount can be made again.
-fn assert_ends(place: &str, option: &str) {
-    let lab = lab_or_skip!(Lab::builder());
-    lab.put("image", mib(16));
-    let trigger = lab.put("trigger", 100_000);
-    let mut server = lab.server().option("--rate", CRAWL).start();
-    let provoked = format!("{place}:trigger");
-    let mount = lab.mount(1).option(option).variable("BOOTCAST_TEST_PANIC", &provoked);
-    let mut mount = mount.start();
-    let mut waiting =
-        readers::read_at(lab.client(1), &mount.join("image"), mib(16) - readers::READ_LEN);
-    mount.wait_parked(1);
-    let _trigger =
-        readers::copy(lab.client(1), &mount.join("trigger"), &lab.client(1).fresh_path("copy"));
+/// Mounts on client 1. The daemon panics in `place` for the file `trigger`.
+fn mount<'lab>(lab: &'lab Lab, place: &str, option: &str) -> MountProc<'lab> {
+    let provoked = format!("{place}:/trigger");
+    lab.mount(1).option(option).variable("BOOTCAST_TEST_PANIC", &provoked).start()
+}
 
-    assert!(!waiting.wait(SOON).success());
-    assert!(waiting.log().contains("Input/output error"), "{}", waiting.log());
-    assert_eq!(mount.proc().wait(SOON).code(), Some(32));
+/// Asserts that `reader` fails with EIO, that the daemon ends in order, and that the mount can be
+/// made again.
+fn assert_ends_in_order(lab: &Lab, mut mount: MountProc<'_>, mut reader: Proc, place: &str) {
+    assert!(!reader.wait(TRANSFER).success());
+    assert!(reader.log().contains("Input/output error"), "{}", reader.log());
+    assert_eq!(mount.proc().wait(SOON).code(), Some(32), "{}", mount.log());
     assert!(mount.log().contains(&format!("provoked by a test in {place}")), "{}", mount.log());
     assert!(!is_mounted(mount.path()));
+    let again = lab.mount(1).option("unicast=always").start();
+    assert_eq!(digest_of(again.join("trigger")), digest_of(lab.served().join("trigger")));
+}
 
-    server.kill();
+#[test]
+fn a_panic_of_the_receive_thread_fails_reads_of_other_files_and_unmounts() {
+    let lab = lab_or_skip!(Lab::builder().valve());
+    lab.put("image", mib(16));
+    lab.put("trigger", mib(1));
+    let _server = lab.server().option("--rate", "50mbit").start();
+    let _valve = lab.hold_multicast_after(0);
+    let mount = mount(&lab, "receive", "unicast=never");
+    let reader = readers::read_at(lab.client(1), &mount.join("image"), 0);
+    mount.wait_parked(1);
+    let _trigger = readers::read_at(lab.client(1), &mount.join("trigger"), 0);
+    assert_ends_in_order(&lab, mount, reader, "receive");
+}
+
+#[test]
+fn a_panic_of_the_answer_thread_fails_its_reads_and_unmounts() {
+    let lab = lab_or_skip!(Lab::builder().valve());
+    lab.put("trigger", mib(1));
+    let _server = lab.server().option("--rate", "50mbit").start();
+    let valve = lab.hold_multicast_after(0);
+    let mount = mount(&lab, "answer", "unicast=never");
+    let reader = readers::read_at(lab.client(1), &mount.join("trigger"), 0);
+    mount.wait_parked(1);
+    valve.open();
+    assert_ends_in_order(&lab, mount, reader, "answer");
+}
+
+#[test]
+fn a_panic_of_a_fetch_fails_its_reads_and_unmounts() {
+    let lab = lab_or_skip!(Lab::builder());
+    lab.put("trigger", mib(1));
     let _server = lab.server().start();
-    let again = lab.mount(1).start();
-    assert_eq!(digest_of(again.join("trigger")), trigger.digest);
-}
-
-#[test]
-fn a_panic_of_the_receive_thread_fails_waiting_reads_and_unmounts() {
-    assert_ends("receive", "unicast=never");
-}
-
-#[test]
-fn a_panic_of_the_answer_thread_fails_waiting_reads_and_unmounts() {
-    assert_ends("answer", "unicast=never");
-}
-
-#[test]
-fn a_panic_of_a_fetch_fails_waiting_reads_and_unmounts() {
-    assert_ends("fetch", "unicast=always");
+    let mount = mount(&lab, "fetch", "unicast=always");
+    let reader = readers::read_at(lab.client(1), &mount.join("trigger"), 0);
+    assert_ends_in_order(&lab, mount, reader, "fetch");
 }
 
 #[test]
@@ -60,8 +72,8 @@ fn get_ends_with_one_line_and_an_exit_code_of_its_own() {
     let _server = lab.server().start();
     let copy = lab.client(1).fresh_path("copy");
     let mut command = lab.client(1).command(binary("bootcast"));
-    command.env("BOOTCAST_TEST_PANIC", "receive:image");
-    command.args(["get", "--interface", "eth0", "head:/image", "-O"]).arg(&copy);
+    command.env("BOOTCAST_TEST_PANIC", "receive:/image");
+    command.args(["get", "--interface", "eth0", &lab.url("image"), "-O"]).arg(&copy);
     let output = command.output().unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(9), "{errors}");
