@@ -125,8 +125,11 @@ impl Walker {
         } else if self.manifests.is_kept(&version) || self.clerk.is_known(version)? {
             walk.hashed.insert(version.key());
             walk.known += 1;
-        } else if version.unstable_for(SystemTime::now()).is_none() {
-            // Else the file is being written: the next walk hashes it.
+        } else {
+            // A hash of a version that is not stable could not be kept.
+            if let Some(wait) = version.unstable_for(SystemTime::now()) {
+                std::thread::sleep(wait);
+            }
             self.hash(path, walk)?;
         }
         Ok(())
@@ -186,12 +189,7 @@ impl Clerk {
 
     /// Whether a version was hashed, or is being hashed for a request.
     fn is_known(&self, version: Version) -> Result<bool, Stopped> {
-        let (reply, answer) = channel();
-        self.send(Box::new(move |manifests| {
-            // The walker waits for it.
-            let _ = reply.send(manifests.is_known(&version));
-        }))?;
-        answer.recv().map_err(|_| Stopped)
+        self.run(move |manifests| manifests.is_known(&version))
     }
 
     fn remember(
@@ -201,14 +199,21 @@ impl Clerk {
         is_kept: bool,
     ) -> Result<(), Stopped> {
         let manifest = computed.manifest;
-        self.send(Box::new(move |manifests| {
-            manifests.remember_ahead(&version, manifest, is_kept);
-        }))
+        self.run(move |manifests| manifests.remember_ahead(&version, manifest, is_kept))
     }
 
-    fn send(&self, job: Job) -> Result<(), Stopped> {
-        // Fails only if the thread panicked.
-        self.jobs.send(job).map_err(|_| Stopped)
+    /// Runs `work` on the clerk's thread, and waits for it. Fails only if that thread panicked.
+    fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Manifests) -> T + Send + 'static,
+    ) -> Result<T, Stopped> {
+        let (reply, answer) = channel();
+        let job = move |manifests: &Manifests| {
+            // The walker waits for it.
+            let _ = reply.send(work(manifests));
+        };
+        self.jobs.send(Box::new(job)).map_err(|_| Stopped)?;
+        answer.recv().map_err(|_| Stopped)
     }
 }
 
