@@ -117,7 +117,8 @@ impl Server {
             "serving"
         );
         tracing::info!(addr = %address, "listening");
-        let prehash = config.prehash.then(|| prehash::start(source.clone(), manifests.clone()));
+        let start = || prehash::start(source.clone(), manifests.clone(), &watch);
+        let prehash = config.prehash.then(start);
         let prehash = prehash.transpose().context("cannot start a thread for --prehash")?;
         let state = ApiState::new(source, sender.clone(), manifests);
         Ok(Self { listener, address, state, sender, sender_ended, prehash, panics })

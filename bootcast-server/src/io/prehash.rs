@@ -17,6 +17,7 @@ use rustix::fs::Advice;
 
 use super::manifests::{self, Manifests};
 use super::sys;
+use super::threads::ThreadWatch;
 use crate::source::{Source, Version, VersionKey};
 
 /// Pause between two walks of the tree, which find files that are new or changed.
@@ -31,11 +32,15 @@ pub struct Prehash {
 }
 
 /// Starts to hash the files of `source`.
-pub fn start(source: Arc<Source>, manifests: Manifests) -> io::Result<Prehash> {
+pub fn start(
+    source: Arc<Source>,
+    manifests: Manifests,
+    watch: &ThreadWatch,
+) -> io::Result<Prehash> {
     let (running, stopped) = channel();
-    let clerk = Clerk::start(manifests.clone())?;
+    let clerk = Clerk::start(manifests.clone(), watch)?;
     let walker = Walker { source, manifests, clerk, stopped, hashed: HashSet::new() };
-    std::thread::Builder::new().name("prehash".to_owned()).spawn(move || {
+    watch.spawn("prehash", move || {
         if let Err(error) = sys::become_idle() {
             tracing::warn!(%error, "--prehash: hashing at normal priority");
         }
@@ -180,10 +185,10 @@ struct Clerk {
 type Job = Box<dyn FnOnce(&Manifests) + Send>;
 
 impl Clerk {
-    fn start(manifests: Manifests) -> io::Result<Self> {
+    fn start(manifests: Manifests, watch: &ThreadWatch) -> io::Result<Self> {
         let (jobs, received) = channel::<Job>();
         let work = move || received.iter().for_each(|job| job(&manifests));
-        std::thread::Builder::new().name("prehash-clerk".to_owned()).spawn(work)?;
+        watch.spawn("prehash-clerk", work)?;
         Ok(Self { jobs })
     }
 
@@ -232,7 +237,7 @@ mod tests {
     fn walker(served: &Path, state: Option<&Path>) -> (Walker, Sender<()>) {
         let manifests = Manifests::new(state.map(|path| StateDir::open(path).unwrap()));
         let source = Arc::new(Source::new(served).unwrap());
-        let clerk = Clerk::start(manifests.clone()).unwrap();
+        let clerk = Clerk::start(manifests.clone(), &ThreadWatch::new().0).unwrap();
         let (running, stopped) = channel();
         (Walker { source, manifests, clerk, stopped, hashed: HashSet::new() }, running)
     }

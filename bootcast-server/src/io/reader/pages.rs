@@ -78,6 +78,7 @@ impl PageReader {
         read_bytes: usize,
         spare: PageBuffer,
     ) -> Result<PageBuffer, ReadFailure> {
+        debug_assert!(!run.is_empty(), "a read of no pages has no outcome");
         let wanted = u32::try_from(read_bytes / self.datagram_len()).unwrap_or(MAX_READ_PAGES);
         // A whole number of runs, so that the end of the buffer splits no later run.
         let runs = wanted.min(MAX_READ_PAGES) / run.len().max(1);

@@ -88,6 +88,7 @@ impl SymbolReader {
     /// Encodes these symbols, and beside them about `ahead_bytes` of symbols that will be sent
     /// next. May block.
     pub fn read(&self, symbols: &[Symbol], ahead_bytes: usize, rows: &Rows) -> SymbolsRead {
+        debug_assert!(!symbols.is_empty(), "the sender would wait for nothing");
         let mut buffer = rows.take();
         let (mut encoded, mut failure, mut bytes_read) = (SymbolBuffer::default(), None, 0);
         for (at, symbol) in symbols.iter().enumerate() {

@@ -202,6 +202,7 @@ impl Driver {
 
     fn submit_pages(&mut self, cast: CastId, part: Part, read: NextRead) {
         let Some(reader) = self.readers.get_mut(&cast) else { return };
+        assert!(!reader.busy.contains(&part), "two outcomes would claim one buffer of cast {cast}");
         reader.busy.push(part);
         let (pages, NextRead { run, bytes, memory }) = (reader.pages.clone(), read);
         self.submit(cast, move || {
