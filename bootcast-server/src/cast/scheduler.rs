@@ -435,7 +435,7 @@ impl Scheduler {
     /// nothing happens without a join. Every other call may change the time.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let timers = self.casts.values().filter_map(|running| running.cast.poll_timeout());
-        let turns = self.casts.iter().filter(|(id, _)| !self.waiting.contains(**id, Lane::Turn));
+        let turns = self.casts.iter().filter(|(id, _)| !self.is_waiting(**id));
         let paced = turns.filter_map(|(_, running)| {
             let page_wire = running.geometry.page_size().wire_len();
             let batch = u64::from(self.settings.batch_pages) * page_wire;
@@ -504,7 +504,8 @@ impl Scheduler {
             if !self.pacer.allows(batch, now) {
                 return Polled::Throttled;
             }
-            if self.waiting.contains(id, Lane::Turn) {
+            // Less urgent pages must not overtake those that readers wait for.
+            if self.waiting.contains(id, Lane::Turn) || self.waiting.contains(id, Lane::Urgent) {
                 // The cast keeps its deficit, so that it loses nothing of its share.
                 running.control.on_idle();
                 self.next_turn();

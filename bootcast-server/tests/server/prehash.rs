@@ -1,5 +1,9 @@
 //! `--prehash`: files that are hashed before anybody asks for it.
 
+use std::time::SystemTime;
+
+use bootcast_server::source::OpenFile;
+
 use crate::process::{Server, wait_for};
 use crate::state_dir::{ABC, joined_hash, kept};
 
@@ -9,6 +13,11 @@ const DONE: &str = "--prehash: all files are hashed";
 /// Restarts a server with the file `abc`, and waits until the new one has hashed all files ahead.
 fn prehashed(server: Server, args: &[&str]) -> Server {
     server.write("file", b"abc");
+    // A walk passes over files that were written a moment ago.
+    wait_for("a stable version", || {
+        let open = OpenFile::open_local(&server.dir.path().join("file")).unwrap();
+        open.version.unstable_for(SystemTime::now()).is_none().then_some(())
+    });
     let server = server.restart_with(&[&["--prehash"], args].concat());
     wait_for("the end of the first walk", || server.log().contains(DONE).then_some(()));
     server

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use super::{CastId, Polled, Scheduler, Sending, Transmit, datagrams, wire_bytes};
 
-/// Order in which a cast's datagrams are handed out. A lane that waits for bytes does not stop the
-/// other one.
+/// Order in which a cast's datagrams are handed out. Urgent pages do not wait for the bytes of
+/// others; the others wait for those of urgent pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Lane {
     /// Everything that casts send in turn: stream, symbols, beacons, and demanded pages that no
@@ -48,8 +48,8 @@ impl WaitingTransmits {
 
 impl Scheduler {
     /// Takes datagrams back that were handed out last, because their bytes are not read yet. Their
-    /// cast and lane are passed over until [`Self::handle_ready`]. The cast may have ended with
-    /// these datagrams.
+    /// cast is passed over until [`Self::handle_ready`], except for its urgent pages if these
+    /// datagrams are others. The cast may have ended with them.
     pub fn handle_waiting(&mut self, transmit: Transmit) {
         let Transmit { cast, lane, .. } = transmit;
         assert!(
