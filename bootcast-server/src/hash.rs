@@ -5,7 +5,6 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
 use anyhow::Context;
 use bootcast_proto::manifest::ContentId;
@@ -14,7 +13,7 @@ use crate::cli::HashArgs;
 use crate::io::manifests;
 use crate::io::stable_version::await_stable_version;
 use crate::io::state_dir::StateDir;
-use crate::source::OpenFile;
+use crate::source::{HashProgress, OpenFile};
 
 /// Prints a line for each file that can be hashed, in the form of `b3sum`. A directory stands for
 /// the regular files below it, in the order of their names; links in it are not followed. Calls
@@ -106,7 +105,7 @@ async fn hash(path: PathBuf, state: Option<Arc<StateDir>>) -> anyhow::Result<Has
         if let Some(kept) = state.and_then(|state| state.load(&open.version)) {
             return Ok(Hashed { id: kept.id(), kept: Ok(()) });
         }
-        let computed = manifests::hash(&open, &AtomicU64::new(0))?;
+        let computed = manifests::hash(&open, &HashProgress::new(open.version.size()))?;
         let kept = match state {
             Some(state) if computed.is_lasting => state.store(&open.version, &computed.manifest),
             Some(_) => Err(io::Error::other("it may change without a later change time")),

@@ -45,7 +45,7 @@ pub use blocks::{BLOCK_PAGES, BlockIndex, BlockLayout, WindowIndex};
 pub use geometry::Geometry;
 pub use ids::{Etag, PageIndex, PageRange, Token};
 pub use join::JoinAnswer;
-pub use manifest::{ContentId, ContentTree, Manifest};
+pub use manifest::{ContentId, ContentTree, Manifest, PartialManifest};
 pub use page_set::PageSet;
 pub use path::RemotePath;
 pub use range_map::RangeMap;

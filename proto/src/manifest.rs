@@ -220,13 +220,12 @@ impl Manifest {
     /// If the number of values is not that of the file's leaves.
     pub fn new(tree: ContentTree, leaves: Vec<Value>) -> Self {
         assert_eq!(tree.leaves(), leaves.len() as u64, "a file is proven as a whole");
-        let segments: Vec<_> = leaves
+        let segments = leaves
             .chunks(usize::try_from(SEGMENT_LEAVES).expect("256"))
             .zip(0..)
             .map(|(leaves, segment)| tree.segment_value(segment, leaves))
             .collect();
-        let id = tree.content_id(&segments);
-        Self { tree, leaves, segments, id }
+        PartialManifest { tree, leaves, segments }.finish()
     }
 
     /// Returns the division of the file.
@@ -247,6 +246,58 @@ impl Manifest {
     /// Returns the values of all leaves.
     pub fn leaves(&self) -> &[Value] {
         &self.leaves
+    }
+}
+
+/// Values of the first segments of a file, of which the rest is not hashed yet.
+#[derive(Debug)]
+pub struct PartialManifest {
+    tree: ContentTree,
+    leaves: Vec<Value>,
+    segments: Vec<Value>,
+}
+
+impl PartialManifest {
+    /// Creates a manifest without values.
+    pub fn new(tree: ContentTree) -> Self {
+        Self { tree, leaves: Vec::new(), segments: Vec::new() }
+    }
+
+    /// Adds the leaf values of the next segment.
+    ///
+    /// # Panics
+    ///
+    /// If the number of values is not that of the segment's leaves.
+    pub fn push(&mut self, leaves: &[Value]) {
+        let value = self.tree.segment_value(self.segments.len() as u64, leaves);
+        self.leaves.extend_from_slice(leaves);
+        self.segments.push(value);
+    }
+
+    /// Returns the values of the segments that were added.
+    pub fn segments(&self) -> &[Value] {
+        &self.segments
+    }
+
+    /// Returns the values of the leaves of those of these segments that were added: from the first
+    /// one on, without a gap.
+    pub fn leaves_of(&self, segments: Range<u64>) -> &[Value] {
+        let end = segments.end.min(self.segments.len() as u64);
+        let start = self.tree.leaves_of(segments.start.min(end)).start;
+        let end = self.tree.leaves_of(end).start;
+        let index = |leaf| usize::try_from(leaf).expect("the values are in memory");
+        &self.leaves[index(start)..index(end)]
+    }
+
+    /// Computes the content id.
+    ///
+    /// # Panics
+    ///
+    /// If segments of the file were not added.
+    pub fn finish(self) -> Manifest {
+        let Self { tree, leaves, segments } = self;
+        let id = tree.content_id(&segments);
+        Manifest { tree, leaves, segments, id }
     }
 }
 
@@ -309,6 +360,23 @@ mod tests {
         assert!(tree.leaf(257).is_empty() && tree.segment(u64::MAX).is_empty());
         assert_eq!(tree.leaves_of(1), 256..257);
         assert!(tree.leaves_of(u64::MAX).is_empty());
+    }
+
+    #[test]
+    fn a_manifest_grows_by_segments_and_shows_what_it_has() {
+        let whole = manifest(&content(2 * SEGMENT_BYTES + LEAF_BYTES + 1, 3));
+        let mut partial = PartialManifest::new(*whole.tree());
+        for (leaves, added) in whole.leaves().chunks(256).zip(0..) {
+            assert_eq!(partial.segments(), &whole.segments()[..added]);
+            let known = &whole.leaves()[..added * 256];
+            assert_eq!(partial.leaves_of(0..9), known);
+            assert_eq!(partial.leaves_of(1..2), &known[known.len().min(256)..known.len().min(512)]);
+            assert!(partial.leaves_of(3..u64::MAX).is_empty());
+            partial.push(leaves);
+        }
+        assert_eq!(partial.leaves_of(1..9), &whole.leaves()[256..]);
+        assert_eq!(partial.leaves_of(2..3), &whole.leaves()[512..]);
+        assert_eq!(partial.finish(), whole);
     }
 
     proptest! {

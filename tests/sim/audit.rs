@@ -73,6 +73,10 @@ impl ServerAudit {
             }
             Sending::Symbols(symbols) => symbols.iter().for_each(|symbol| self.symbol(*symbol)),
             Sending::Beacon(beacon) => self.beacon(beacon, burst),
+            Sending::LeafList(_) => {
+                let full = HEADER_LEN + self.geometry.page_size().get() as usize;
+                assert!(burst.datagram(0).len() <= full, "a leaf list is longer than a full page");
+            }
             Sending::End(next) => {
                 self.ends_wire += wire;
                 assert!(!is_newest || *next == self.next_beacon, "an end with a wrong number");

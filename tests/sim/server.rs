@@ -41,6 +41,8 @@ pub(super) struct Sent {
     pub(super) symbols: u64,
     /// Beacons.
     pub(super) beacons: u64,
+    /// Leaf lists.
+    pub(super) lists: u64,
 }
 
 /// A server that casts one file.
@@ -173,6 +175,15 @@ impl Server {
             Sending::Beacon(beacon) => {
                 self.sent.beacons += 1;
                 let bytes = beacon.encode();
+                let mut burst = Burst::new(Channel::Repair, bytes.len());
+                burst.push(&bytes, 0);
+                burst
+            }
+            Sending::LeafList(list) => {
+                let list =
+                    self.scheduler.casts().next().and_then(|it| it.cast.encode_leaf_list(*list));
+                let bytes = list.expect("a running cast has the values of its lists");
+                self.sent.lists += 1;
                 let mut burst = Burst::new(Channel::Repair, bytes.len());
                 burst.push(&bytes, 0);
                 burst

@@ -5,9 +5,14 @@ use std::ops::Range;
 use axum::extract::State;
 use axum::http::{Uri, header};
 use axum::response::{IntoResponse, Response};
-use bootcast_proto::manifest::{HEADER_CONTENT_ID, MANIFEST_SEGMENTS_MAX, Value};
+use bootcast_proto::manifest::{
+    ContentId, ContentTree, HEADER_CONTENT_ID, MANIFEST_SEGMENTS_MAX, Value,
+};
+use bootcast_proto::{Etag, Manifest, QUERY_KNOWN, RemotePath};
 
-use super::{ApiError, ApiState, remote_path};
+use super::{ApiError, ApiState, has_query, remote_path};
+use crate::io::manifests::Known;
+use crate::source::{OpenFile, SourceError};
 
 /// Answers `GET /manifest/`: the values of all segments, or those of the leaves of some segments.
 pub(super) async fn manifest(
@@ -18,32 +23,65 @@ pub(super) async fn manifest(
     let wanted = segments(&uri)?;
     let open = super::open(&state, &path).await?;
     let etag = open.etag();
-    let manifest = state.manifests.get(&path, open).await?;
-    let values = match wanted {
-        None => manifest.segments(),
-        Some(wanted) => {
-            let segments = manifest.tree().segments();
-            if wanted.start >= segments {
-                return Err(ApiError::NoSegment { segments });
-            }
-            let end = wanted.end.min(segments);
-            let leaves = manifest.tree().leaves_of(wanted.start).start
-                ..manifest.tree().leaves_of(end - 1).end;
-            let index = |leaf| usize::try_from(leaf).expect("the values are in memory");
-            &manifest.leaves()[index(leaves.start)..index(leaves.end)]
+    let segments = ContentTree::new(open.version.size()).segments();
+    if wanted.as_ref().is_some_and(|wanted| wanted.start >= segments) {
+        return Err(ApiError::NoSegment { segments });
+    }
+    if !has_query(&uri, QUERY_KNOWN) {
+        let manifest = state.manifests.get(&path, open).await?;
+        return Ok(answer(&etag, Some(manifest.id()), values(&manifest, wanted)));
+    }
+    known(&state, &path, open, &etag, wanted).await
+}
+
+/// Answers with the values that are known so far.
+async fn known(
+    state: &ApiState,
+    path: &RemotePath,
+    open: OpenFile,
+    etag: &Etag,
+    wanted: Option<Range<u64>>,
+) -> Result<Response, ApiError> {
+    let again = open.try_clone().map_err(SourceError::from)?;
+    let part = match state.manifests.known(path, open)? {
+        Known::Whole(manifest) => {
+            return Ok(answer(etag, Some(manifest.id()), values(&manifest, wanted)));
         }
+        Known::Part(progress) => match wanted.clone() {
+            None => progress.segments(),
+            Some(wanted) => progress.leaves_of(wanted),
+        },
     };
+    if let Some(part) = part {
+        return Ok(answer(etag, None, &part));
+    }
+    // Everything is hashed: it takes a moment until the manifest is there.
+    let manifest = state.manifests.get(path, again).await?;
+    Ok(answer(etag, Some(manifest.id()), values(&manifest, wanted)))
+}
+
+/// Returns the values of all segments, or those of the leaves of some segments, the first of which
+/// the file has.
+fn values(manifest: &Manifest, wanted: Option<Range<u64>>) -> &[Value] {
+    let Some(wanted) = wanted else { return manifest.segments() };
+    let tree = manifest.tree();
+    let last = wanted.end.min(tree.segments()).saturating_sub(1);
+    let leaves = tree.leaves_of(wanted.start).start..tree.leaves_of(last).end;
+    let index = |leaf| usize::try_from(leaf).expect("the values are in memory");
+    &manifest.leaves()[index(leaves.start)..index(leaves.end)]
+}
+
+/// Composes an answer. `id` is the content id, if it is known.
+fn answer(etag: &Etag, id: Option<ContentId>, values: &[Value]) -> Response {
     let headers = [
         (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
         (header::ETAG, etag.to_header()),
     ];
-    let id = [(HEADER_CONTENT_ID, manifest.id().to_string())];
-    Ok((headers, id, body(values)).into_response())
-}
-
-/// Concatenates values to the body of an answer.
-fn body(values: &[Value]) -> Vec<u8> {
-    values.concat()
+    let id = id.map(|id| [(HEADER_CONTENT_ID, id.to_string())]);
+    match id {
+        Some(id) => (headers, id, values.concat()).into_response(),
+        None => (headers, values.concat()).into_response(),
+    }
 }
 
 /// Reads the query `segments=FIRST-LAST`, counted from 0; `None` if there is none.

@@ -6,14 +6,15 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::IntoResponse;
 use bootcast_proto::{
-    FILL_DEMAND, HEADER_EXTENSIONS, HEADER_FILL, HEADER_RESUME, HEADER_TOKEN, Token,
+    FILL_DEMAND, HEADER_EXTENSIONS, HEADER_FILL, HEADER_RESUME, HEADER_TOKEN, QUERY_LEAVES,
+    RemotePath, Token,
 };
 
-use super::{ApiError, ApiState, remote_path};
+use super::{ApiError, ApiState, has_query, remote_path};
 use crate::cast::MemberKind;
 use crate::io::reader::source::FileSource;
 use crate::io::sender::{Join, JoinError};
-use crate::source::SourceError;
+use crate::source::{OpenFile, SourceError};
 
 /// Maximum number of attempts at a join whose file is replaced meanwhile.
 const JOIN_TRIES: u32 = 4;
@@ -26,6 +27,7 @@ pub(super) async fn join(
 ) -> Result<impl IntoResponse, ApiError> {
     let path = remote_path(&uri, "/join/")?;
     let kind = member_kind(&headers);
+    let wants_leaves = kind != MemberKind::Plain && has_query(&uri, QUERY_LEAVES);
     let mut tries = 1;
     let mut newer_than = None;
     let mut content_id;
@@ -33,21 +35,36 @@ pub(super) async fn join(
         let open = super::open(&state, &path).await?;
         // Before the join, because the cast may begin right after it.
         content_id = state.manifests.content_id(open.version).await;
+        // Without a descriptor the cast goes on without leaf values.
+        let again = wants_leaves.then(|| open.try_clone().ok()).flatten();
         let source = Arc::new(FileSource::from(open));
         let token = random_token()?;
-        let join = Join { path: path.clone(), source, token, kind, newer_than };
+        let join = Join { path: path.clone(), source, token, kind, newer_than, wants_leaves };
         match state.sender.join(join).await {
             // What is opened from now on is newer than the version that is being sent.
             Err(JoinError::Outdated { running }) if tries < JOIN_TRIES => {
                 tries += 1;
                 newer_than = Some(running);
             }
-            answer => break answer?,
+            answer => {
+                let answer = answer?;
+                if let Some(open) = again {
+                    attach_manifest(&state, &path, open);
+                }
+                break answer;
+            }
         }
     };
     answer.extensions.content_id = content_id;
     let headers = [(header::CONTENT_TYPE, "text/plain"), (header::CACHE_CONTROL, "no-store")];
     Ok((headers, answer.encode()))
+}
+
+/// Attaches the manifest of a file to its cast, as soon as it is known. Computes it if necessary.
+fn attach_manifest(state: &ApiState, path: &RemotePath, open: OpenFile) {
+    let (sender, name, etag) = (state.sender.clone(), path.clone(), open.etag());
+    let attach = move |manifest| sender.attach_manifest(name, etag, manifest);
+    state.manifests.when_known(path, open, attach);
 }
 
 /// Answers `GET /leave/`.

@@ -137,6 +137,11 @@ fn remote_path(uri: &Uri, prefix: &str) -> Result<RemotePath, ApiError> {
     Ok(RemotePath::decode(path)?)
 }
 
+/// Whether the query of a request has this pair, such as `leaves=1`.
+fn has_query(uri: &Uri, pair: &str) -> bool {
+    uri.query().unwrap_or_default().split('&').any(|it| it == pair)
+}
+
 /// Opens a file and waits until its version is stable.
 async fn open(state: &ApiState, path: &RemotePath) -> Result<OpenFile, ApiError> {
     let (source, name) = (Arc::clone(&state.source), path.clone());

@@ -1,17 +1,19 @@
 //! One running cast: sends the pages of a file and their repair symbols while members need them.
 
 mod invariants;
+mod leaves;
 mod requests;
 
 use std::collections::BTreeSet;
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
-use bootcast_proto::wire::{Beacon, HEADER_LEN};
+use bootcast_proto::wire::{Beacon, HEADER_LEN, LeafSpan};
 use bootcast_proto::{BLOCK_PAGES, BlockLayout, Geometry, PageRange, Token};
 
 use super::credit::Credits;
 use super::demand::Demand;
+use super::leaf_lists::LeafLists;
 use super::members::{MemberKind, Members};
 use super::multicast_probe::MulticastProbe;
 use super::precedence::Precedence;
@@ -101,6 +103,8 @@ pub enum Sending {
     Symbols(Vec<Symbol>),
     /// A beacon.
     Beacon(Beacon),
+    /// Values of these leaves, in one datagram.
+    LeafList(LeafSpan),
     /// The end of the cast, with the number that the next beacon would have had.
     End(u32),
 }
@@ -111,7 +115,7 @@ impl Sending {
         match self {
             Self::Pages(pages) => pages.len(),
             Self::Symbols(symbols) => u32::try_from(symbols.len()).unwrap_or(u32::MAX),
-            Self::Beacon(_) | Self::End(_) => 1,
+            Self::Beacon(_) | Self::LeafList(_) | Self::End(_) => 1,
         }
     }
 }
@@ -150,6 +154,7 @@ pub struct Cast {
     stream: Stream,
     repair: Option<Repair>,
     demand: Demand,
+    leaf_lists: LeafLists,
     /// Priority of demanded pages over other datagrams, in pages.
     precedence: Precedence,
     probe: MulticastProbe,
@@ -186,6 +191,7 @@ impl Cast {
             stream: Stream::new(geometry.pages(), layout, now),
             repair: layout.map(repair_of),
             demand: Demand::new(geometry.pages()),
+            leaf_lists: LeafLists::new(*geometry, now),
             precedence: Precedence::default(),
             probe: MulticastProbe::new(now),
             unreadable: Unreadable::new(now),
@@ -342,7 +348,7 @@ impl Cast {
     /// Returns the next urgent pages, which readers wait for, at most `budget`. A due beacon goes
     /// first.
     pub fn poll_urgent(&mut self, budget: u32, now: Instant) -> Option<Sending> {
-        if !self.sends_demand() || self.demand.urgent_since().is_none() || budget == 0 {
+        if self.urgent_since().is_none() || budget == 0 {
             return None;
         }
         if self.state == State::Serving
@@ -358,22 +364,31 @@ impl Cast {
         if !self.sends_demand() || budget == 0 {
             return None;
         }
+        if let Some(list) = self.leaf_lists.poll_demanded() {
+            self.precedence.on_prioritised_sent(1, budget.into());
+            return Some(Sending::LeafList(list));
+        }
         let pages = self.demand.poll_urgent(budget, now)?;
         let sending = self.send_demanded(pages, budget);
         self.assert_sendable(&sending, budget);
         Some(sending)
     }
 
-    /// Returns since when [`Self::poll_urgent`] has had pages, and how many it returns with this
+    /// Returns since when [`Self::poll_urgent`] has had datagrams, and how many it returns with this
     /// `budget`; `None` while it has none.
     pub fn next_urgent(&self, budget: u32) -> Option<(Instant, u32)> {
-        let since = self.demand.urgent_since().filter(|_| self.sends_demand())?;
-        Some((since, self.demand.next_urgent(budget)))
+        let since = self.urgent_since()?;
+        let lists = self.leaf_lists.demanded().min(1);
+        Some((since, if lists > 0 { lists } else { self.demand.next_urgent(budget) }))
     }
 
-    /// Returns an upper bound of the number of urgent pages.
+    /// Returns an upper bound of the number of urgent datagrams: pages, and lists ahead of them.
     pub fn urgent_pages(&self) -> u32 {
-        if self.sends_demand() { self.demand.urgent_pages() } else { 0 }
+        if self.sends_demand() {
+            self.demand.urgent_pages().saturating_add(self.leaf_lists.demanded())
+        } else {
+            0
+        }
     }
 
     /// Returns the next datagrams other than urgent pages, at most as long on the wire as `budget`
@@ -423,7 +438,8 @@ impl Cast {
         let repair = self.repair.as_ref().filter(|_| is_active);
         let repair = repair.and_then(|repair| repair.poll_at(situation));
         let probe = self.probe.poll_at(&self.members);
-        [later, self.stream.poll_at(self.audience()), repair, probe].into_iter().flatten().min()
+        let stream = self.stream.poll_at(self.audience());
+        [later, stream, self.leaf_lists_at(), repair, probe].into_iter().flatten().min()
     }
 
     /// Returns when to call [`Self::handle_timeout`]. Every other call may change the time.
@@ -599,9 +615,15 @@ impl Cast {
 
     fn poll_stream(&mut self, budget: u32, now: Instant) -> Option<Sending> {
         let audience = self.audience();
+        if let Some(list) = self.poll_leaf_list(audience, now) {
+            self.stream_was_last = true;
+            return Some(Sending::LeafList(list));
+        }
+        let budget = budget.min(self.pages_until_leaf_list(audience));
         let run = self.stream.poll(budget, audience, now)?;
         self.stream_was_last = true;
         self.demand.on_sent(run.pages, now);
+        self.on_stream_pages(run.pages, audience, now);
         let members = self.members.receivers();
         if let Some(repair) = self.active_repair() {
             repair.on_sent();
@@ -649,6 +671,9 @@ impl Cast {
         if self.members.extended() == 0 {
             self.stream.want_none();
         }
+        if !self.members.want_leaf_lists() {
+            self.leaf_lists.drop_stream();
+        }
         if self.members.repair_receivers() == 0
             && let Some(repair) = &mut self.repair
         {
@@ -662,12 +687,14 @@ impl Cast {
         let latest = since + HOLD;
         let until = if self.members.has_plain() { latest } else { latest.min(now + SHORT_HOLD) };
         self.stream.restart(until);
+        self.leaf_lists.restart();
         self.state = State::Holding { since, until };
     }
 
     /// Ends the cast after the linger time, because it has no member.
     fn linger(&mut self, now: Instant) {
         self.demand.clear();
+        self.leaf_lists.drop_demanded();
         if self.policy.linger.is_zero() {
             self.end(EndReason::LastLeave);
         } else {

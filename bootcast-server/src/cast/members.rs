@@ -45,6 +45,8 @@ struct Leased {
     last_request: BTreeMap<Token, Instant>,
     /// Members for which not everything is sent.
     impaired: Impaired,
+    /// Members that asked for leaf lists.
+    leaf_askers: BTreeSet<Token>,
 }
 
 /// Reason why not everything is sent for a member.
@@ -113,6 +115,7 @@ impl Leased {
     /// Removes a member. Returns `false` if the token is not a member of this kind.
     fn leave(&mut self, token: &Token) -> bool {
         self.impaired.set(token, None);
+        self.leaf_askers.remove(token);
         self.last_request.remove(token).is_some()
     }
 
@@ -130,6 +133,7 @@ impl Leased {
     fn forget_silent(&mut self, lease: Duration, now: Instant) {
         self.last_request.retain(|_, at| now < *at + lease);
         self.impaired.retain(|token| self.last_request.contains_key(token));
+        self.leaf_askers.retain(|token| self.last_request.contains_key(token));
     }
 
     /// Sets the impairment of a member and returns the previous one.
@@ -180,6 +184,10 @@ impl Members {
             debug_assert!(
                 leased.impaired.len() <= leased.last_request.len(),
                 "a client that is no member is impaired"
+            );
+            debug_assert!(
+                leased.leaf_askers.len() <= leased.last_request.len(),
+                "more members asked for leaf lists than there are"
             );
         }
         debug_assert_eq!(self.plain_by_age.len(), self.plain.len());
@@ -274,6 +282,27 @@ impl Members {
     /// Returns the number of extended members that receive the repair channel.
     pub(super) fn repair_receivers(&self) -> usize {
         self.extended() - self.extended.impaired.stream_only
+    }
+
+    /// Records that a member asked for leaf lists. Ignores members without a lease.
+    pub(super) fn request_leaves(&mut self, token: &Token) {
+        for leased in [&mut self.extended, &mut self.demand] {
+            if leased.last_request.contains_key(token) {
+                leased.leaf_askers.insert(token.clone());
+            }
+        }
+        self.assert_invariants();
+    }
+
+    /// Whether the member asked for leaf lists.
+    pub(super) fn has_requested_leaves(&self, token: &Token) -> bool {
+        self.extended.leaf_askers.contains(token) || self.demand.leaf_askers.contains(token)
+    }
+
+    /// Whether leaf lists go out with the stream: some member asked for them, and some member
+    /// receives the repair channel.
+    pub(super) fn want_leaf_lists(&self) -> bool {
+        !self.extended.leaf_askers.is_empty() && self.repair_receivers() > 0
     }
 
     /// Returns the number of members that want the whole file and receive datagrams.

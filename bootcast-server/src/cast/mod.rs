@@ -20,6 +20,7 @@
 //! | `stream` | which pages go out next |
 //! | `repair` | which repair symbols go out next, and what beacons say |
 //! | `demand` | which demanded pages go out before all that |
+//! | `leaf_lists` | which leaf values go out ahead of the pages that they prove |
 //! | `precedence` | how much is left for everything else while demanded pages go first |
 //! | `unreadable` | which pages are left out because they cannot be read |
 //! | `multicast_probe` | when a beacon and a few pages go to members that are all deaf |
@@ -32,6 +33,7 @@ mod demand;
 mod end_announcements;
 mod group_ranges;
 mod groups;
+mod leaf_lists;
 mod lifecycle;
 mod members;
 mod multicast_probe;

@@ -1,6 +1,7 @@
 //! All casts of one interface: decides which of them sends next, and how much.
 
 mod ended;
+mod leaves;
 mod running;
 mod sizes;
 mod urgent_turns;
@@ -677,9 +678,10 @@ impl Scheduler {
         let group = self.casts[&id].group;
         match (content, &self.settings.repair) {
             (Sending::Pages(_), _) | (_, None) => group,
-            (Sending::Symbols(_) | Sending::Beacon(_) | Sending::End(_), Some(repair)) => {
-                SocketAddrV4::new(*group.ip(), repair.repair_port)
-            }
+            (
+                Sending::Symbols(_) | Sending::Beacon(_) | Sending::LeafList(_) | Sending::End(_),
+                Some(repair),
+            ) => SocketAddrV4::new(*group.ip(), repair.repair_port),
         }
     }
 
@@ -688,7 +690,7 @@ impl Scheduler {
         match content {
             Sending::Pages(pages) => self.totals.pages_sent += u64::from(pages.len()),
             Sending::Symbols(symbols) => self.totals.symbols_sent += symbols.len() as u64,
-            Sending::Beacon(_) | Sending::End(_) => {}
+            Sending::Beacon(_) | Sending::LeafList(_) | Sending::End(_) => {}
         }
     }
 

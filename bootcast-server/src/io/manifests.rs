@@ -1,9 +1,9 @@
 //! Manifests of served files. Each is computed once for all requests that wait for it, and kept in
 //! the state directory.
 
+use std::collections::HashSet;
 use std::io;
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use super::blocking_pool::{BlockingPool, PoolError};
 use super::state_dir::StateDir;
-use crate::source::{self, HashError, OpenFile, Version, VersionKey};
+use crate::source::{self, HashError, HashProgress, OpenFile, Version, VersionKey};
 
 /// Maximum number of files hashed at a time. Each occupies a core, or the disk.
 const THREADS: usize = 4;
@@ -74,8 +74,17 @@ type ManifestResult = Result<Arc<Manifest>, ManifestError>;
 struct Entry {
     /// `None` while the file is being hashed.
     result: watch::Receiver<Option<ManifestResult>>,
-    /// Number of bytes that are hashed.
-    hashed: Arc<AtomicU64>,
+    /// Values that are known meanwhile.
+    progress: Arc<HashProgress>,
+}
+
+/// What is known of a manifest.
+#[derive(Debug)]
+pub enum Known {
+    /// All of it.
+    Whole(Arc<Manifest>),
+    /// The part that is hashed.
+    Part(Arc<HashProgress>),
 }
 
 /// Manifests that are being computed, those that were used recently, and the state directory.
@@ -95,13 +104,15 @@ struct Memory {
     ids: LruCache<VersionKey, ContentId>,
     /// Number of leaf values that were added ahead, up to [`LEAVES_AHEAD_MAX`].
     leaves_ahead: u64,
+    /// Versions whose manifests [`Manifests::when_known`] waits for.
+    awaited: HashSet<(RemotePath, VersionKey)>,
 }
 
 impl Manifests {
     /// Keeps manifests in `state`; `None` keeps them in memory only.
     pub fn new(state: Option<StateDir>) -> Self {
         let (manifests, ids) = (LruCache::unbounded(), LruCache::new(IDS_MAX));
-        let memory = Memory { manifests, ids, leaves_ahead: 0 };
+        let memory = Memory { manifests, ids, leaves_ahead: 0, awaited: HashSet::new() };
         Self {
             hashers: BlockingPool::new(THREADS),
             state_threads: BlockingPool::new(STATE_THREADS),
@@ -114,16 +125,45 @@ impl Manifests {
     /// is hashed to the end nevertheless.
     pub async fn get(&self, path: &RemotePath, open: OpenFile) -> ManifestResult {
         let size = open.version.size();
-        let Entry { mut result, hashed } = self.recent_or_new(path, open);
-        let finished = tokio::time::timeout(TIMEOUT, result.wait_for(Option::is_some)).await;
-        let finished = finished.map_err(|_| {
-            let hashed = hashed.load(Ordering::Relaxed);
-            ManifestError::Unfinished { hashed, size }
-        })?;
-        match finished.as_deref() {
-            Ok(Some(result)) => result.clone(),
-            Ok(None) | Err(_) => Err(PoolError::Stopped.into()),
+        let Entry { result, progress } = self.recent_or_new(path, open);
+        let finished = tokio::time::timeout(TIMEOUT, finished(result)).await;
+        finished
+            .unwrap_or_else(|_| Err(ManifestError::Unfinished { hashed: progress.hashed(), size }))
+    }
+
+    /// Returns what is known of the manifest of an open file, without waiting. Starts hashing the
+    /// file if nothing is.
+    pub fn known(&self, path: &RemotePath, open: OpenFile) -> Result<Known, ManifestError> {
+        let Entry { result, progress } = self.recent_or_new(path, open);
+        let result = result.borrow().clone();
+        Ok(result.transpose()?.map_or(Known::Part(progress), Known::Whole))
+    }
+
+    /// Calls `ready` with the manifest of an open file, as soon as it is known. Does nothing if an
+    /// earlier call waits for the same version of the path, or if the file cannot be hashed.
+    pub fn when_known(
+        &self,
+        path: &RemotePath,
+        open: OpenFile,
+        ready: impl FnOnce(Arc<Manifest>) + Send + 'static,
+    ) {
+        let awaited = (path.clone(), open.version.key());
+        if !self.lock().awaited.insert(awaited.clone()) {
+            return;
         }
+        let entry = self.recent_or_new(path, open);
+        let this = self.clone();
+        tokio::spawn(async move {
+            let manifest = finished(entry.result).await;
+            // First: a call from now on finds nobody who waits, and waits itself.
+            this.lock().awaited.remove(&awaited);
+            match manifest {
+                Ok(manifest) => ready(manifest),
+                Err(error) => {
+                    tracing::debug!(path = %awaited.0, %error, "no leaf values for the cast");
+                }
+            }
+        });
     }
 
     /// Returns the content id of a version, if its manifest was computed already, by this process
@@ -146,7 +186,8 @@ impl Manifests {
             let manifest = this.load(version).await?;
             let id = manifest.id();
             let result = watch::channel(Some(Ok(manifest))).1;
-            this.remember(version.key(), id, Some(Entry { result, hashed: Arc::default() }));
+            let progress = Arc::new(HashProgress::new(version.size()));
+            this.remember(version.key(), id, Some(Entry { result, progress }));
             Some(id)
         });
         tokio::time::timeout(JOIN_STATE_TIMEOUT, loading).await.ok()?.ok()?
@@ -185,7 +226,8 @@ impl Manifests {
         }
         memory.leaves_ahead += leaves;
         let result = watch::channel(Some(Ok(Arc::new(manifest)))).1;
-        let entry = Entry { result, hashed: Arc::default() };
+        let progress = Arc::new(HashProgress::new(version.size()));
+        let entry = Entry { result, progress };
         memory.manifests.get_or_insert(version.key(), || entry);
     }
 
@@ -196,9 +238,10 @@ impl Manifests {
             return entry.clone();
         }
         let (sender, result) = watch::channel(None);
-        let entry = Entry { result, hashed: Arc::default() };
+        let progress = Arc::new(HashProgress::new(open.version.size()));
+        let entry = Entry { result, progress };
         memory.manifests.put(key, entry.clone());
-        tokio::spawn(self.clone().provide(path.clone(), open, entry.hashed.clone(), sender));
+        tokio::spawn(self.clone().provide(path.clone(), open, entry.progress.clone(), sender));
         entry
     }
 
@@ -208,7 +251,7 @@ impl Manifests {
         self,
         path: RemotePath,
         open: OpenFile,
-        hashed: Arc<AtomicU64>,
+        progress: Arc<HashProgress>,
         sender: watch::Sender<Option<ManifestResult>>,
     ) {
         let version = open.version;
@@ -217,7 +260,7 @@ impl Manifests {
             self.publish(version, Ok(manifest), &sender);
             return;
         }
-        let hash = move || hash(&open, &hashed);
+        let hash = move || hash(&open, &progress);
         let result = match self.hashers.run(&path, hash).await {
             Ok(result) => result.map_err(|error| ManifestError::from(Arc::new(error))),
             Err(error) => Err(error.into()),
@@ -302,14 +345,19 @@ pub struct Computed {
     pub is_lasting: bool,
 }
 
-/// Computes the manifest of a file. May block for as long as the disk takes. `hashed` counts the
-/// bytes that are done.
-pub fn hash(open: &OpenFile, hashed: &AtomicU64) -> Result<Computed, HashError> {
-    let count = |bytes| {
-        hashed.store(bytes, Ordering::Relaxed);
-        true
-    };
-    Ok(hash_while(open, count)?.expect("nothing ends it early"))
+/// Waits until a manifest is known, or cannot be.
+async fn finished(mut result: watch::Receiver<Option<ManifestResult>>) -> ManifestResult {
+    match result.wait_for(Option::is_some).await.as_deref() {
+        Ok(Some(result)) => result.clone(),
+        Ok(None) | Err(_) => Err(PoolError::Stopped.into()),
+    }
+}
+
+/// Computes the manifest of a file. May block for as long as the disk takes. `progress` must be new,
+/// and gets the values one segment after the other.
+pub fn hash(open: &OpenFile, progress: &HashProgress) -> Result<Computed, HashError> {
+    let computed = hash_at(open, progress, |_| true, SystemTime::now())?;
+    Ok(computed.expect("nothing ends it early"))
 }
 
 /// Like [`hash`], but returns `None` once `go_on` is false. It is called after each segment, with
@@ -318,16 +366,17 @@ pub fn hash_while(
     open: &OpenFile,
     go_on: impl FnMut(u64) -> bool,
 ) -> Result<Option<Computed>, HashError> {
-    hash_at(open, go_on, SystemTime::now())
+    hash_at(open, &HashProgress::new(open.version.size()), go_on, SystemTime::now())
 }
 
 fn hash_at(
     open: &OpenFile,
+    progress: &HashProgress,
     go_on: impl FnMut(u64) -> bool,
     now: SystemTime,
 ) -> Result<Option<Computed>, HashError> {
     let is_stable = open.version.unstable_for(now).is_none();
-    let Some(manifest) = source::hash_while(open, go_on)? else { return Ok(None) };
+    let Some(manifest) = source::hash_while(open, progress, go_on)? else { return Ok(None) };
     let is_lasting = is_stable && source::is_in_image(&open.file).is_ok_and(|is_in| !is_in);
     Ok(Some(Computed { manifest, is_lasting }))
 }
@@ -407,7 +456,7 @@ mod tests {
     async fn a_kept_manifest_is_loaded_without_reading_the_file() {
         let dir = TempDir::new().unwrap();
         let file = open(b"abc");
-        let computed = hash(&file, &AtomicU64::new(0)).unwrap().manifest;
+        let computed = hash(&file, &HashProgress::new(3)).unwrap().manifest;
         StateDir::open(dir.path()).unwrap().store(&file.version, &computed).unwrap();
         // A file that cannot be hashed any more.
         file.file.set_len(1).unwrap();
@@ -425,12 +474,54 @@ mod tests {
         assert_eq!(manifests.content_id(file.version).await, Some(id));
     }
 
+    #[tokio::test]
+    async fn whoever_asks_for_the_known_part_does_not_wait_for_the_rest() {
+        let manifests = Manifests::new(None);
+        let (file, name) = (open(b"abc"), path("a"));
+        // Nothing runs on this runtime before the first await.
+        let part = manifests.known(&name, again(&file)).unwrap();
+        let Known::Part(progress) = part else { panic!("{part:?}") };
+        assert_eq!(progress.segments(), Some(vec![]));
+        let whole = manifests.get(&name, again(&file)).await.unwrap();
+        assert_eq!(progress.segments(), None, "it is finished");
+        let known = manifests.known(&name, file).unwrap();
+        assert!(matches!(known, Known::Whole(known) if Arc::ptr_eq(&known, &whole)));
+    }
+
+    #[tokio::test]
+    async fn a_manifest_is_awaited_once_for_all_joins_and_again_when_it_was_known() {
+        let manifests = Manifests::new(None);
+        let (file, name) = (open(b"abc"), path("a"));
+        let (sender, mut ready) = tokio::sync::mpsc::unbounded_channel();
+        let wait = |file: &OpenFile| {
+            let sender = sender.clone();
+            manifests.when_known(&name, again(file), move |manifest| {
+                sender.send(manifest.id()).unwrap();
+            });
+        };
+        wait(&file);
+        wait(&file);
+        let first = ready.recv().await.unwrap();
+        assert_eq!(first.as_bytes(), blake3::hash(b"abc").as_bytes());
+        wait(&file);
+        assert_eq!(ready.recv().await, Some(first));
+        assert!(ready.try_recv().is_err(), "the second call of two found the first one waiting");
+
+        let shrunk = open(b"abc");
+        shrunk.file.set_len(1).unwrap();
+        wait(&shrunk);
+        while !manifests.lock().awaited.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        assert!(ready.try_recv().is_err(), "the file cannot be hashed");
+    }
+
     #[test]
     fn a_manifest_of_a_version_that_was_not_stable_does_not_last() {
         let file = open(b"abc");
         for (age_s, is_lasting) in [(0, false), (1, true)] {
             let now = file.version.modified() + Duration::from_secs(age_s);
-            let computed = hash_at(&file, |_| true, now).unwrap().unwrap();
+            let computed = hash_at(&file, &HashProgress::new(3), |_| true, now).unwrap().unwrap();
             assert_eq!(computed.is_lasting, is_lasting, "{age_s} s");
         }
     }

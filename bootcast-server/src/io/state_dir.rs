@@ -245,14 +245,15 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::source::{OpenFile, hash_while};
+    use crate::source::{HashProgress, OpenFile, hash_while};
 
     /// A served file with its version and manifest.
     fn served(bytes: &[u8]) -> (Version, Manifest) {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(bytes).unwrap();
         let version = Version::of_file(&file).unwrap();
-        let manifest = hash_while(&OpenFile { file, version }, |_| true).unwrap().unwrap();
+        let (open, progress) = (OpenFile { file, version }, HashProgress::new(version.size()));
+        let manifest = hash_while(&open, &progress, |_| true).unwrap().unwrap();
         (version, manifest)
     }
 

@@ -21,7 +21,7 @@ use bootcast_proto::{Etag, RemotePath};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-pub use hashing::{HashError, hash_while};
+pub use hashing::{HashError, HashProgress, hash_while};
 pub use version::{Version, VersionKey, is_in_image};
 
 /// Maximum number of attempts at a lookup that concurrent renames disturb (EAGAIN, openat2(2)).
@@ -40,6 +40,13 @@ pub struct OpenFile {
     pub file: File,
     /// Version at the time of opening.
     pub version: Version,
+}
+
+impl OpenFile {
+    /// Opens the same file once more. Fails if the process has no descriptor left.
+    pub fn try_clone(&self) -> std::io::Result<Self> {
+        Ok(Self { file: self.file.try_clone()?, version: self.version })
+    }
 }
 
 /// Why a path cannot be served.

@@ -38,6 +38,10 @@ impl Cast {
             Sending::Beacon(beacon) => {
                 assert!(beacon.position.0 <= self.pages, "the stream is behind the file");
             }
+            Sending::LeafList(list) => {
+                let has_repair = self.repair.is_some();
+                assert!(has_repair, "{list:?} has no channel: it would look like a page");
+            }
             Sending::End(_) => {}
         }
     }

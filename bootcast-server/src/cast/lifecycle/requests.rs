@@ -90,6 +90,9 @@ impl Cast {
             return true;
         }
         self.on_heard(kind);
+        if self.members.has_requested_leaves(token) {
+            self.leaf_lists.handle_want(want, now);
+        }
         if self.unreadable.is_empty() && credit == requested {
             self.demand.handle_want(token, want, now);
         } else {

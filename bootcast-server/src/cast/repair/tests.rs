@@ -74,7 +74,7 @@ impl Lab {
                 let datagrams = match &sending {
                     Sending::Pages(pages) => pages.len(),
                     Sending::Symbols(symbols) => u32::try_from(symbols.len()).unwrap(),
-                    Sending::Beacon(_) | Sending::End(_) => 1,
+                    Sending::Beacon(_) | Sending::LeafList(_) | Sending::End(_) => 1,
                 };
                 assert!((1..=8).contains(&datagrams));
                 self.sent.push((self.now, sending));
@@ -91,7 +91,9 @@ impl Lab {
     fn pages(&self) -> Vec<u32> {
         let runs = self.sent.iter().filter_map(|(_, sending)| match sending {
             Sending::Pages(pages) => Some(*pages),
-            Sending::Symbols(_) | Sending::Beacon(_) | Sending::End(_) => None,
+            Sending::Symbols(_) | Sending::Beacon(_) | Sending::LeafList(_) | Sending::End(_) => {
+                None
+            }
         });
         runs.flat_map(|run| run.iter().map(|page| page.0).collect::<Vec<_>>()).collect()
     }
@@ -99,7 +101,7 @@ impl Lab {
     fn symbols(&self) -> Vec<Symbol> {
         let batches = self.sent.iter().filter_map(|(_, sending)| match sending {
             Sending::Symbols(symbols) => Some(symbols.clone()),
-            Sending::Pages(_) | Sending::Beacon(_) | Sending::End(_) => None,
+            Sending::Pages(_) | Sending::Beacon(_) | Sending::LeafList(_) | Sending::End(_) => None,
         });
         batches.flatten().collect()
     }
@@ -111,7 +113,9 @@ impl Lab {
     fn beacons(&self) -> Vec<(Instant, Beacon)> {
         let beacons = self.sent.iter().filter_map(|(at, sending)| match sending {
             Sending::Beacon(beacon) => Some((*at, beacon.clone())),
-            Sending::Pages(_) | Sending::Symbols(_) | Sending::End(_) => None,
+            Sending::Pages(_) | Sending::Symbols(_) | Sending::LeafList(_) | Sending::End(_) => {
+                None
+            }
         });
         beacons.collect()
     }

@@ -15,7 +15,7 @@ pub(super) fn datagrams(content: &Sending) -> u64 {
     match content {
         Sending::Pages(pages) => pages.len().into(),
         Sending::Symbols(symbols) => symbols.len() as u64,
-        Sending::Beacon(_) | Sending::End(_) => 0,
+        Sending::Beacon(_) | Sending::LeafList(_) | Sending::End(_) => 0,
     }
 }
 
@@ -29,6 +29,7 @@ pub(super) fn wire_bytes(geometry: &Geometry, content: &Sending) -> u64 {
             let len = Beacon::datagram_len(beacon.windows.len(), blocks) - REPAIR_HEADER_LEN;
             wire_len(u32::try_from(len).unwrap_or(u32::MAX))
         }
+        Sending::LeafList(list) => wire_len(u32::try_from(list.payload_len()).unwrap_or(u32::MAX)),
         Sending::End(_) => wire_len(END_LEN),
     }
 }

@@ -189,6 +189,14 @@ impl Driver {
                 let sent = self.socket.send(&beacon, transmit.group);
                 self.keep_unsent(sent, transmit)
             }
+            Sending::LeafList(list) => {
+                // A cast that ended meanwhile has no values, and nothing to send.
+                let list = self.scheduler.encode_leaf_list(transmit.cast, *list);
+                let Some(mut list) = list else { return Ok(()) };
+                self.seal(transmit.cast, &mut list);
+                let sent = self.socket.send(&list, transmit.group);
+                self.keep_unsent(sent, transmit)
+            }
             Sending::End(next_beacon) => {
                 let mut end = end_datagram(Some(*next_beacon));
                 self.seal(transmit.cast, &mut end);

@@ -99,7 +99,7 @@ impl Fixture {
         let command = Command::Join {
             etag: version.etag(),
             geometry: Geometry::new(version.size(), page_size()).unwrap(),
-            join: Join { kind, path: path(name), source, token, newer_than },
+            join: Join { kind, path: path(name), source, token, newer_than, wants_leaves: false },
             reply,
         };
         assert!(self.driver.execute(command).is_continue());

@@ -10,7 +10,9 @@ use std::time::Duration;
 use bootcast_proto::api::{Report, Status, WantBody};
 use bootcast_proto::geometry::TooManyPages;
 use bootcast_proto::join::Extensions;
-use bootcast_proto::{Etag, Geometry, JoinAnswer, Layout, PageRange, PageSize, RemotePath, Token};
+use bootcast_proto::{
+    Etag, Geometry, JoinAnswer, Layout, Manifest, PageRange, PageSize, RemotePath, Token,
+};
 use tokio::sync::oneshot;
 
 use super::cast_keys::CastKeys;
@@ -138,6 +140,8 @@ pub struct Join {
     pub kind: MemberKind,
     /// A version whose cast ran before this one was opened, and which is therefore outdated.
     pub newer_than: Option<Version>,
+    /// Whether the client asked for leaf lists.
+    pub wants_leaves: bool,
 }
 
 /// Command to the sender thread, with the channel for its answer.
@@ -165,6 +169,11 @@ enum Command {
         token: Token,
         want: WantBody,
         reply: oneshot::Sender<Option<WantAnswer>>,
+    },
+    Manifest {
+        path: RemotePath,
+        etag: Etag,
+        manifest: Arc<Manifest>,
     },
     Status {
         reply: oneshot::Sender<Status>,
@@ -258,6 +267,12 @@ impl SenderHandle {
         want: WantBody,
     ) -> Result<Option<WantAnswer>, NoAnswer> {
         self.request(|reply| Command::Want { path, token, want, reply }).await
+    }
+
+    /// Passes on the manifest of a version, for the cast of this version. Does not wait.
+    pub fn attach_manifest(&self, path: RemotePath, etag: Etag, manifest: Arc<Manifest>) {
+        // Fails if the thread has already ended.
+        let _ = self.commands.send(Command::Manifest { path, etag, manifest });
     }
 
     /// Returns the status of the server: its casts and counters.

@@ -20,7 +20,7 @@ impl Driver {
         let now = Instant::now();
         match command {
             Command::Join { join, etag, geometry, reply } => {
-                let Join { path, source, token, kind, newer_than } = join;
+                let Join { path, source, token, kind, newer_than, wants_leaves } = join;
                 let running = self.version_of(&path).filter(|it| *it != source.version());
                 if let Some(running) = running.filter(|running| newer_than != Some(*running)) {
                     // A failed reply means that the client disconnected.
@@ -36,6 +36,9 @@ impl Driver {
                         let (cast, size) = (joined.cast, geometry.size());
                         let begun = Begun { cast, path: &path, etag: &etag, size, group };
                         self.log.log_begin(&begun, now);
+                    }
+                    if wants_leaves {
+                        self.scheduler.request_leaves(joined.cast, &name);
                     }
                     let members = self.member_count(joined.cast);
                     tracing::debug!(cast = %joined.cast, %path, token = %name, members, "joined");
@@ -64,6 +67,9 @@ impl Driver {
             }
             Command::Want { path, token, want, reply } => {
                 let _ = reply.send(self.demand(&path, &token, want, now));
+            }
+            Command::Manifest { path, etag, manifest } => {
+                self.scheduler.handle_manifest(&path, &etag, manifest, now);
             }
             Command::Status { reply } => {
                 let _ = reply.send(self.status(now));
