@@ -52,6 +52,8 @@ fn difference(before: &str, after: &str) -> String {
 #[test]
 fn every_cast_completes_and_its_results_are_those_in_scenarios_txt() {
     let after = results(&table::reviewed());
+    // Seen with `-- --nocapture`.
+    println!("{after}");
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("sim/scenarios.txt");
     if std::env::var_os("BLESS").is_some() {
         fs::write(&file, &after).unwrap();
