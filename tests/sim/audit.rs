@@ -1,13 +1,13 @@
 //! Checks of what the server sends, and of what a client stores. They hold in every cast, whatever
 //! its members do.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use bootcast_fs::receiver::{Counters, DecodePlan};
 use bootcast_proto::fec::RepairIndex;
-use bootcast_proto::wire::{Beacon, HEADER_LEN, symbol_number};
-use bootcast_proto::{BitRate, BlockIndex, Geometry, PageIndex, PageSet};
+use bootcast_proto::wire::{Beacon, HEADER_LEN, LeafList, symbol_number};
+use bootcast_proto::{BitRate, BlockIndex, ContentTree, Geometry, PageIndex, PageSet};
 use bootcast_server::cast::{CastId, Scheduler, Sending, Symbol, Transmit};
 
 use super::burst::Burst;
@@ -142,9 +142,32 @@ pub(super) struct ClientAudit {
     pages: Option<PageSet>,
     /// Stored symbols of each block: bit `n` stands for symbol `n`.
     symbols: BTreeMap<BlockIndex, u128>,
+    /// Leaves whose values came, by the segment.
+    leaves: BTreeMap<u64, BTreeSet<u64>>,
 }
 
 impl ClientAudit {
+    /// Records the leaves of a list.
+    pub(super) fn store_list(&mut self, list: &LeafList<'_>) {
+        let tree = ContentTree::new(u64::MAX);
+        let (leaves, _) = list.in_file(&tree).expect("every leaf is in the largest file");
+        self.leaves.entry(list.segment().into()).or_default().extend(leaves);
+    }
+
+    /// Returns the bytes of the manifest that have to be fetched: the values of all segments, and of
+    /// the leaves of those that did not come as a whole.
+    pub(super) fn manifest_bytes(&self, file: &Geometry) -> u64 {
+        let tree = ContentTree::new(file.size());
+        let fetched = (0..tree.segments()).map(|segment| {
+            let leaves = tree.leaves_of(segment);
+            let leaves = leaves.end - leaves.start;
+            let came = self.leaves.get(&segment).map_or(0, BTreeSet::len) as u64;
+            assert!(came <= leaves, "a list has leaves that the file does not have");
+            if came == leaves { 0 } else { leaves }
+        });
+        32 * (tree.segments() + fetched.sum::<u64>())
+    }
+
     /// Records a page that is stored. No page may be stored twice.
     pub(super) fn store_page(&mut self, page: PageIndex, geometry: &Geometry) {
         let pages = self.pages.get_or_insert_with(|| PageSet::new(geometry.pages()));

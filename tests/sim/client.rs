@@ -7,6 +7,7 @@ use bootcast_fs::receiver::{
     Action, Arrival, JoinError, Pin, Receiver, RepairArrival, ReportError, Timing,
 };
 use bootcast_proto::api::Report;
+use bootcast_proto::wire::LeafList;
 use bootcast_proto::{Geometry, JoinAnswer, PageIndex, PageRange, Token};
 
 use super::audit::ClientAudit;
@@ -175,6 +176,9 @@ impl Client {
     }
 
     fn read_repair(&mut self, datagram: &[u8], now: Instant) {
+        if let Ok(list) = LeafList::decode(datagram) {
+            self.audit.store_list(&list);
+        }
         match self.receiver.handle_repair_datagram(ADDRESS, datagram, now) {
             RepairArrival::Symbol { block, number, round, .. } => {
                 self.audit.store_symbol(block, number);
@@ -249,6 +253,11 @@ impl Client {
     /// Whether it has every page.
     pub(super) fn is_complete(&self) -> bool {
         self.receiver.is_complete()
+    }
+
+    /// Bytes of the manifest that it has to fetch over HTTP.
+    pub(super) fn manifest_bytes(&self, file: &Geometry) -> u64 {
+        self.audit.manifest_bytes(file)
     }
 
     /// Checks that it has the file, and has left the group.

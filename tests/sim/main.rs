@@ -70,6 +70,17 @@ fn every_cast_completes_and_its_results_are_those_in_scenarios_txt() {
 }
 
 #[test]
+fn a_thousand_members_fetch_a_hundredth_of_a_file_of_leaf_values() {
+    let many = table::reviewed().into_iter().find(|it| it.name == "many").unwrap();
+    let outcome = run(&Scenario { leaf_lists: true, ..many.clone() });
+    let (fetched, lists) = (outcome.manifest_per_file(), outcome.lists_per_page());
+    println!("{fetched:.4} files of values over HTTP, {lists:.4} lists a page\n{outcome}");
+    // docs/adr/0015-leaf-values-travel-in-the-cast.md: at 1 % loss. Without lists it is two files.
+    assert!(fetched <= 0.01, "{fetched}");
+    assert!(lists <= 0.005, "{lists}");
+}
+
+#[test]
 fn the_same_seed_gives_the_same_run_and_another_seed_another_run() {
     let scenario = &table::reviewed()[6];
     let first = run(scenario).to_string();

@@ -31,6 +31,8 @@ pub struct Outcome {
     until_done: Sent,
     /// Datagrams sent until the end.
     in_all: Sent,
+    /// Bytes of the manifest that complete clients have to fetch over HTTP.
+    manifest_bytes: u64,
 }
 
 /// Results of one crowd.
@@ -63,6 +65,7 @@ impl Outcome {
             flows_share: None,
             until_done: Sent::default(),
             in_all: Sent::default(),
+            manifest_bytes: 0,
         }
     }
 
@@ -129,6 +132,24 @@ impl Outcome {
     /// Share of the core that TCP connections got until 95 % of the clients were complete.
     pub fn flows_share(&self) -> Option<f64> {
         self.flows_share
+    }
+
+    /// Records the bytes of the manifest that a client has to fetch over HTTP.
+    pub(super) fn record_manifest(&mut self, bytes: u64) {
+        self.manifest_bytes += bytes;
+    }
+
+    /// Bytes of the manifest that all clients together have to fetch over HTTP, as a multiple of
+    /// the file.
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
+    pub fn manifest_per_file(&self) -> f64 {
+        self.manifest_bytes as f64 / (1456.0 * f64::from(self.pages))
+    }
+
+    /// Leaf lists sent for each page of the file, until the end.
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
+    pub fn lists_per_page(&self) -> f64 {
+        self.in_all.lists as f64 / f64::from(self.pages)
     }
 
     /// Records the end of the cast.

@@ -26,6 +26,8 @@ pub struct Scenario {
     pub rtt: Duration,
     /// Share of requests and of answers that are lost. TCP sends them again.
     pub control_loss: f64,
+    /// Whether the server knows the manifest, and all extended receivers ask for leaf lists.
+    pub leaf_lists: bool,
     /// Receivers of the file, grouped by kind.
     pub crowds: Vec<Crowd>,
     /// Seed of every random decision. Equal seeds give equal runs.
@@ -73,6 +75,7 @@ impl Scenario {
             core: None,
             rtt: Duration::from_millis(1),
             control_loss: 0.0,
+            leaf_lists: false,
             crowds,
             seed: 1,
         }

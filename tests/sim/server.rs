@@ -2,12 +2,16 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bootcast_proto::api::Report;
 use bootcast_proto::join::Extensions;
 use bootcast_proto::wire::{HEADER_LEN, REPAIR_HEADER_LEN, end_datagram, symbol_header};
-use bootcast_proto::{Etag, Geometry, JoinAnswer, Layout, PageRange, PageSize, RemotePath, Token};
+use bootcast_proto::{
+    ContentTree, Etag, Geometry, JoinAnswer, Layout, Manifest, PageRange, PageSize, RemotePath,
+    Token,
+};
 use bootcast_server::cast::{
     CastPolicy, GroupPool, MemberKind, RepairSettings, Scheduler, Sending, Settings, Symbol,
 };
@@ -52,6 +56,8 @@ pub(super) struct Server {
     path: RemotePath,
     etag: Etag,
     geometry: Geometry,
+    /// Values that leaf lists carry; `None` if nobody asks for them.
+    manifest: Option<Arc<Manifest>>,
     random: Random,
     sent: Sent,
     audit: ServerAudit,
@@ -81,6 +87,7 @@ impl Server {
             path: RemotePath::decode("file").expect("a path"),
             etag: Etag::new("v1").expect("a version"),
             geometry,
+            manifest: scenario.leaf_lists.then(|| manifest(size)),
             random: Random::new(scenario.seed, 1),
             sent: Sent::default(),
             audit: ServerAudit::new(geometry, scenario.rate, now),
@@ -95,6 +102,10 @@ impl Server {
             .scheduler
             .handle_join(&self.path, &self.etag, self.geometry, token.clone(), kind, now)
             .ok()?;
+        if let Some(manifest) = &self.manifest {
+            self.scheduler.request_leaves(joined.cast, &token);
+            self.scheduler.handle_manifest(&self.path, &self.etag, Arc::clone(manifest), now);
+        }
         Some(JoinAnswer {
             connect: joined.group,
             token,
@@ -219,4 +230,11 @@ impl Server {
         self.sent.pages += u64::from(pages.len());
         burst
     }
+}
+
+/// Returns a manifest of zeros for a file of `size` bytes.
+fn manifest(size: u64) -> Arc<Manifest> {
+    let tree = ContentTree::new(size);
+    let leaves = (0..tree.leaves()).map(|_| [0; 32]).collect();
+    Arc::new(Manifest::new(tree, leaves))
 }

@@ -343,6 +343,7 @@ impl<'a> World<'a> {
         assert_eq!(self.incomplete, 0, "{name}: living members without all pages");
         for client in self.clients.iter().filter(|client| client.completed_at.is_some()) {
             client.check_complete(self.server.geometry());
+            self.outcome.record_manifest(client.manifest_bytes(self.server.geometry()));
         }
         self.outcome.record_end(self.server.sent());
         self.outcome

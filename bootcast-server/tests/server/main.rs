@@ -7,6 +7,7 @@ mod confinement;
 mod demand;
 mod files;
 mod http;
+mod leaf_lists;
 mod manifests;
 mod prehash;
 mod process;

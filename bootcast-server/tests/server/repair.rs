@@ -12,14 +12,14 @@ use crate::process::{DEADLINE, Server, wait_for};
 
 const EXTENDED: [(&str, &str); 1] = [("X-BOOTCAST", "1")];
 
-fn join(server: &Server, path: &str) -> JoinAnswer {
+pub(crate) fn join(server: &Server, path: &str) -> JoinAnswer {
     let response = request(server.address(), "GET", &format!("/join/{path}"), &EXTENDED);
     assert_eq!(response.status, 200, "{}", response.text());
     JoinAnswer::parse(response.text()).unwrap()
 }
 
 /// Opens the repair channel of a member.
-fn listen(answer: &JoinAnswer) -> UdpSocket {
+pub(crate) fn listen(answer: &JoinAnswer) -> UdpSocket {
     let unbound = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
     unbound.set_reuse_address(true).unwrap();
     let (group, port) = (*answer.connect.ip(), answer.extensions.repair.unwrap());
