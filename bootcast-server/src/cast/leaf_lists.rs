@@ -143,6 +143,11 @@ impl LeafLists {
         u32::try_from(self.demanded.len()).unwrap_or(u32::MAX)
     }
 
+    /// Returns the next list that is queued.
+    pub(super) fn poll_queued(&mut self) -> Option<LeafSpan> {
+        self.queue.pop_front()
+    }
+
     /// Returns the next list that goes out before the page at `position`. This is the page that the
     /// stream sends now, or `None` if it sends none.
     pub(super) fn poll_stream(

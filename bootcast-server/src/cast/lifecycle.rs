@@ -594,13 +594,14 @@ impl Cast {
         Sending::Pages(pages)
     }
 
-    /// Returns datagrams that were not demanded: promised symbols, then the stream and fill symbols
-    /// in turn.
+    /// Returns datagrams that were not demanded: leaf lists that are queued, promised symbols, then
+    /// the stream and fill symbols in turn.
     fn poll_undemanded(&mut self, budget: u32, now: Instant) -> Option<Sending> {
         if self.state != State::Serving {
             return None;
         }
-        let sending = self.poll_promised(budget).or_else(|| {
+        let list = self.poll_queued_leaf_list().map(Sending::LeafList);
+        let sending = list.or_else(|| self.poll_promised(budget)).or_else(|| {
             let fill = if self.stream_was_last { self.poll_fill(budget, now) } else { None };
             fill.or_else(|| self.poll_stream(budget, now)).or_else(|| self.poll_fill(budget, now))
         })?;

@@ -31,6 +31,12 @@ impl Cast {
         since.into_iter().flatten().min().filter(|_| self.sends_demand())
     }
 
+    /// Returns the next list that is queued. It goes before promised symbols: with these a member
+    /// completes, and leaves.
+    pub(super) fn poll_queued_leaf_list(&mut self) -> Option<LeafSpan> {
+        if self.members.want_leaf_lists() { self.leaf_lists.poll_queued() } else { None }
+    }
+
     /// Returns the next list that goes out with the stream.
     pub(super) fn poll_leaf_list(&mut self, audience: Audience, now: Instant) -> Option<LeafSpan> {
         if !self.members.want_leaf_lists() {
