@@ -75,7 +75,7 @@ fn a_thousand_members_fetch_a_hundredth_of_a_file_of_leaf_values() {
     let outcome = run(&Scenario { leaf_lists: true, ..many.clone() });
     let (fetched, lists) = (outcome.manifest_per_file(), outcome.lists_per_page());
     println!("{fetched:.4} files of values over HTTP, {lists:.4} lists a page\n{outcome}");
-    // docs/adr/0015-leaf-values-travel-in-the-cast.md: at 1 % loss. Without lists it is two files.
+    // docs/adr/0017-leaf-values-travel-in-the-cast.md: at 1 % loss. Without lists it is two files.
     assert!(fetched <= 0.01, "{fetched}");
     assert!(lists <= 0.005, "{lists}");
 }
