@@ -1,0 +1,120 @@
+//! Manifests: computed once, kept, awaited, and known in part.
+
+use std::io::Write;
+
+use tempfile::TempDir;
+
+use super::*;
+
+fn path(name: &str) -> RemotePath {
+    RemotePath::decode(name).unwrap()
+}
+
+fn open(bytes: &[u8]) -> OpenFile {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(bytes).unwrap();
+    OpenFile { version: Version::of_file(&file).unwrap(), file }
+}
+
+fn again(open: &OpenFile) -> OpenFile {
+    OpenFile { file: open.file.try_clone().unwrap(), version: open.version }
+}
+
+#[tokio::test]
+async fn concurrent_requests_for_a_manifest_hash_the_file_once() {
+    let manifests = Manifests::new(None);
+    let file = open(b"abc");
+    assert_eq!(manifests.content_id(file.version).await, None);
+    let name = path("a");
+    let (first, second) =
+        tokio::join!(manifests.get(&name, again(&file)), manifests.get(&name, again(&file)));
+    let (first, second) = (first.unwrap(), second.unwrap());
+    assert!(Arc::ptr_eq(&first, &second));
+    assert_eq!(first.id().as_bytes(), blake3::hash(b"abc").as_bytes());
+    assert_eq!(manifests.content_id(file.version).await, Some(first.id()));
+}
+
+#[tokio::test]
+async fn a_failure_is_not_kept() {
+    let manifests = Manifests::new(None);
+    let file = open(b"abc");
+    let key = file.version.key();
+    file.file.set_len(1).unwrap();
+    let failed = manifests.get(&path("a"), file).await;
+    assert!(matches!(failed, Err(ManifestError::Hash(_))), "{failed:?}");
+    assert!(manifests.lock().manifests.get(&key).is_none());
+}
+
+#[tokio::test]
+async fn a_kept_manifest_is_loaded_without_reading_the_file() {
+    let dir = TempDir::new().unwrap();
+    let file = open(b"abc");
+    let computed = hash(&file, &HashProgress::new(3)).unwrap().manifest;
+    StateDir::open(dir.path()).unwrap().store(&file.version, &computed).unwrap();
+    // A file that cannot be hashed any more.
+    file.file.set_len(1).unwrap();
+    let manifests = || Manifests::new(StateDir::open(dir.path()).ok());
+    assert_eq!(manifests().content_id(file.version).await, Some(computed.id()));
+    assert_eq!(*manifests().get(&path("a"), file).await.unwrap(), computed);
+}
+
+#[tokio::test]
+async fn a_content_id_is_remembered_longer_than_its_leaf_values() {
+    let manifests = Manifests::new(None);
+    let file = open(b"abc");
+    let id = manifests.get(&path("a"), again(&file)).await.unwrap().id();
+    manifests.lock().manifests.pop(&file.version.key());
+    assert_eq!(manifests.content_id(file.version).await, Some(id));
+}
+
+#[tokio::test]
+async fn whoever_asks_for_the_known_part_does_not_wait_for_the_rest() {
+    let manifests = Manifests::new(None);
+    let (file, name) = (open(b"abc"), path("a"));
+    // Nothing runs on this runtime before the first await.
+    let part = manifests.known(&name, again(&file)).unwrap();
+    let Known::Part(progress) = part else { panic!("{part:?}") };
+    assert_eq!(progress.segments(), Some(vec![]));
+    let whole = manifests.get(&name, again(&file)).await.unwrap();
+    assert_eq!(progress.segments(), None, "it is finished");
+    let known = manifests.known(&name, file).unwrap();
+    assert!(matches!(known, Known::Whole(known) if Arc::ptr_eq(&known, &whole)));
+}
+
+#[tokio::test]
+async fn a_manifest_is_awaited_once_for_all_joins_and_again_when_it_was_known() {
+    let manifests = Manifests::new(None);
+    let (file, name) = (open(b"abc"), path("a"));
+    let (sender, mut ready) = tokio::sync::mpsc::unbounded_channel();
+    let wait = |file: &OpenFile| {
+        let sender = sender.clone();
+        manifests.when_known(&name, again(file), move |manifest| {
+            sender.send(manifest.id()).unwrap();
+        });
+    };
+    wait(&file);
+    wait(&file);
+    let first = ready.recv().await.unwrap();
+    assert_eq!(first.as_bytes(), blake3::hash(b"abc").as_bytes());
+    wait(&file);
+    assert_eq!(ready.recv().await, Some(first));
+    assert!(ready.try_recv().is_err(), "the second call of two found the first one waiting");
+
+    let shrunk = open(b"abc");
+    shrunk.file.set_len(1).unwrap();
+    wait(&shrunk);
+    while !manifests.lock().awaited.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    assert!(ready.try_recv().is_err(), "the file cannot be hashed");
+}
+
+#[test]
+fn a_manifest_of_a_version_that_was_not_stable_does_not_last() {
+    let file = open(b"abc");
+    for (age_s, is_lasting) in [(0, false), (1, true)] {
+        let now = file.version.modified() + Duration::from_secs(age_s);
+        let computed = hash_at(&file, &HashProgress::new(3), |_| true, now).unwrap().unwrap();
+        assert_eq!(computed.is_lasting, is_lasting, "{age_s} s");
+    }
+}
