@@ -14,6 +14,7 @@
 //! id, also if the file is a single segment or a single leaf. Source of the tree's shape: the BLAKE3
 //! paper, section 2.1.
 
+use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::fmt;
 use core::ops::Range;
@@ -39,6 +40,9 @@ pub const MANIFEST_SEGMENTS_MAX: u64 = 256;
 
 /// Value of a subtree: a leaf, a segment or the whole file.
 pub type Value = [u8; 32];
+
+/// Stands for the value of a leaf that cannot be read, or of a segment with such a leaf.
+pub const UNKNOWN: Value = [0; 32];
 
 /// BLAKE3 hash of a file's content.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -225,7 +229,7 @@ impl Manifest {
             .zip(0..)
             .map(|(leaves, segment)| tree.segment_value(segment, leaves))
             .collect();
-        PartialManifest { tree, leaves, segments }.finish()
+        PartialManifest { tree, leaves, segments, ahead: BTreeMap::new() }.finish()
     }
 
     /// Returns the division of the file.
@@ -249,56 +253,84 @@ impl Manifest {
     }
 }
 
-/// Values of the first segments of a file, of which the rest is not hashed yet.
+/// Values of some segments of a file, of which the rest is not hashed yet.
 #[derive(Debug)]
 pub struct PartialManifest {
     tree: ContentTree,
+    /// Values of the leaves of the first segments.
     leaves: Vec<Value>,
+    /// Values of the first segments, without a gap.
     segments: Vec<Value>,
+    /// Values of the leaves of segments behind a gap.
+    ahead: BTreeMap<u64, Vec<Value>>,
 }
 
 impl PartialManifest {
     /// Creates a manifest without values.
     pub fn new(tree: ContentTree) -> Self {
-        Self { tree, leaves: Vec::new(), segments: Vec::new() }
+        Self { tree, leaves: Vec::new(), segments: Vec::new(), ahead: BTreeMap::new() }
     }
 
-    /// Adds the leaf values of the next segment.
+    /// Sets the leaf values of a segment. [`UNKNOWN`] stands for those that cannot be computed.
     ///
     /// # Panics
     ///
     /// If the number of values is not that of the segment's leaves.
-    pub fn push(&mut self, leaves: &[Value]) {
-        let value = self.tree.segment_value(self.segments.len() as u64, leaves);
-        self.leaves.extend_from_slice(leaves);
-        self.segments.push(value);
+    pub fn set(&mut self, segment: u64, leaves: &[Value]) {
+        let own = self.tree.leaves_of(segment);
+        assert_eq!(own.end - own.start, leaves.len() as u64, "a segment is hashed as a whole");
+        if segment < self.segments.len() as u64 {
+            self.leaves[index(own.start)..index(own.end)].copy_from_slice(leaves);
+            self.segments[index(segment)] = self.segment_value(segment, leaves);
+            return;
+        }
+        self.ahead.insert(segment, leaves.to_vec());
+        while let Some(leaves) = self.ahead.remove(&(self.segments.len() as u64)) {
+            let value = self.segment_value(self.segments.len() as u64, &leaves);
+            self.leaves.extend_from_slice(&leaves);
+            self.segments.push(value);
+        }
     }
 
-    /// Returns the values of the segments that were added.
+    /// Returns the values of the first segments that were set, without a gap.
     pub fn segments(&self) -> &[Value] {
         &self.segments
     }
 
-    /// Returns the values of the leaves of those of these segments that were added: from the first
+    /// Returns the values of the leaves of a segment; `None` if they were not set.
+    pub fn leaves(&self, segment: u64) -> Option<&[Value]> {
+        if segment < self.segments.len() as u64 {
+            let own = self.tree.leaves_of(segment);
+            return Some(&self.leaves[index(own.start)..index(own.end)]);
+        }
+        self.ahead.get(&segment).map(Vec::as_slice)
+    }
+
+    /// Returns the values of the leaves of those of these segments that were set: from the first
     /// one on, without a gap.
-    pub fn leaves_of(&self, segments: Range<u64>) -> &[Value] {
-        let end = segments.end.min(self.segments.len() as u64);
-        let start = self.tree.leaves_of(segments.start.min(end)).start;
-        let end = self.tree.leaves_of(end).start;
-        let index = |leaf| usize::try_from(leaf).expect("the values are in memory");
-        &self.leaves[index(start)..index(end)]
+    pub fn leaves_of(&self, segments: Range<u64>) -> Vec<Value> {
+        segments.map_while(|segment| self.leaves(segment)).flatten().copied().collect()
     }
 
     /// Computes the content id.
     ///
     /// # Panics
     ///
-    /// If segments of the file were not added.
+    /// If values of the file were not set, or are unknown.
     pub fn finish(self) -> Manifest {
-        let Self { tree, leaves, segments } = self;
+        let Self { tree, leaves, segments, ahead } = self;
+        assert!(ahead.is_empty() && !segments.contains(&UNKNOWN), "a file is proven as a whole");
         let id = tree.content_id(&segments);
         Manifest { tree, leaves, segments, id }
     }
+
+    fn segment_value(&self, segment: u64, leaves: &[Value]) -> Value {
+        if leaves.contains(&UNKNOWN) { UNKNOWN } else { self.tree.segment_value(segment, leaves) }
+    }
+}
+
+fn index(number: u64) -> usize {
+    usize::try_from(number).expect("the values are in memory")
 }
 
 #[cfg(test)]
@@ -310,10 +342,6 @@ mod tests {
     /// Bytes that differ from leaf to leaf, so that exchanged leaves are noticed.
     fn content(size: u64, seed: u8) -> Vec<u8> {
         (0..size).map(|at| (at ^ (at >> 8) ^ (at >> 16)).to_le_bytes()[0] ^ seed).collect()
-    }
-
-    fn index(number: u64) -> usize {
-        usize::try_from(number).unwrap()
     }
 
     fn manifest(bytes: &[u8]) -> Manifest {
@@ -372,10 +400,40 @@ mod tests {
             assert_eq!(partial.leaves_of(0..9), known);
             assert_eq!(partial.leaves_of(1..2), &known[known.len().min(256)..known.len().min(512)]);
             assert!(partial.leaves_of(3..u64::MAX).is_empty());
-            partial.push(leaves);
+            partial.set(added as u64, leaves);
         }
         assert_eq!(partial.leaves_of(1..9), &whole.leaves()[256..]);
         assert_eq!(partial.leaves_of(2..3), &whole.leaves()[512..]);
+        assert_eq!(partial.finish(), whole);
+    }
+
+    #[test]
+    fn segments_may_be_set_in_any_order_and_the_gap_ends_what_is_listed() {
+        let whole = manifest(&content(3 * SEGMENT_BYTES, 3));
+        let leaves = |segment: usize| &whole.leaves()[256 * segment..256 * (segment + 1)];
+        let mut partial = PartialManifest::new(*whole.tree());
+        partial.set(1, leaves(1));
+        assert!(partial.segments().is_empty());
+        assert_eq!(partial.leaves(1), Some(leaves(1)));
+        assert!(partial.leaves_of(0..3).is_empty());
+        partial.set(0, leaves(0));
+        assert_eq!(partial.segments(), &whole.segments()[..2]);
+        assert_eq!(partial.leaves_of(0..3), &whole.leaves()[..512]);
+        partial.set(2, leaves(2));
+        assert_eq!(partial.finish(), whole);
+    }
+
+    #[test]
+    fn an_unknown_leaf_makes_its_segment_unknown_until_it_is_set_again() {
+        let whole = manifest(&content(2 * SEGMENT_BYTES, 3));
+        let mut partial = PartialManifest::new(*whole.tree());
+        let mut damaged = whole.leaves()[..256].to_vec();
+        damaged[7] = UNKNOWN;
+        partial.set(0, &damaged);
+        partial.set(1, &whole.leaves()[256..]);
+        assert_eq!(partial.segments(), [UNKNOWN, whole.segments()[1]]);
+        assert_eq!(partial.leaves(0), Some(&damaged[..]));
+        partial.set(0, &whole.leaves()[..256]);
         assert_eq!(partial.finish(), whole);
     }
 

@@ -49,7 +49,11 @@ async fn known(
         }
         Known::Part(progress) => match wanted.clone() {
             None => progress.segments(),
-            Some(wanted) => progress.leaves_of(wanted),
+            Some(wanted) => {
+                let open = again.try_clone().map_err(SourceError::from)?;
+                state.manifests.hash_first(path, open, &progress, wanted.clone()).await?;
+                progress.leaves_of(wanted)
+            }
         },
     };
     if let Some(part) = part {

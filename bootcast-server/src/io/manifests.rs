@@ -1,6 +1,8 @@
 //! Manifests of served files. Each is computed once for all requests that wait for it, and kept in
 //! the state directory.
 
+mod on_request;
+
 use std::collections::HashSet;
 use std::io;
 use std::num::NonZeroUsize;
@@ -11,6 +13,7 @@ use bootcast_proto::manifest::ContentId;
 use bootcast_proto::{Manifest, RemotePath};
 use lru::LruCache;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::blocking_pool::{BlockingPool, PoolError};
 use super::state_dir::StateDir;
@@ -48,6 +51,9 @@ const LEAVES_AHEAD_MIN: u64 = 64;
 /// that joins do not load these again and again.
 const IDS_MAX: NonZeroUsize = NonZeroUsize::new(1 << 14).expect("not 0");
 
+/// Time after which a file with leaves that cannot be read is tried again, if somebody asks.
+const RETRY: Duration = Duration::from_secs(60);
+
 /// Why there is no manifest.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ManifestError {
@@ -67,6 +73,13 @@ pub enum ManifestError {
     Pool(#[from] PoolError),
 }
 
+impl ManifestError {
+    /// Whether parts of the file cannot be read. The values of the others may be known.
+    fn is_unreadable(&self) -> bool {
+        matches!(self, Self::Hash(error) if matches!(**error, HashError::Io(_)))
+    }
+}
+
 type ManifestResult = Result<Arc<Manifest>, ManifestError>;
 
 /// A manifest, or the work on it.
@@ -76,6 +89,16 @@ struct Entry {
     result: watch::Receiver<Option<ManifestResult>>,
     /// Values that are known meanwhile.
     progress: Arc<HashProgress>,
+    /// When to try the leaves again that cannot be read; `None` while there are none.
+    retry_at: Option<Instant>,
+}
+
+impl Entry {
+    /// Creates the entry of a manifest that is known.
+    fn known(manifest: Arc<Manifest>) -> Self {
+        let progress = Arc::new(HashProgress::new(manifest.tree().size()));
+        Self { result: watch::channel(Some(Ok(manifest))).1, progress, retry_at: None }
+    }
 }
 
 /// What is known of a manifest.
@@ -83,7 +106,7 @@ struct Entry {
 pub enum Known {
     /// All of it.
     Whole(Arc<Manifest>),
-    /// The part that is hashed.
+    /// The part that is hashed, or can be read.
     Part(Arc<HashProgress>),
 }
 
@@ -92,6 +115,8 @@ pub enum Known {
 pub struct Manifests {
     /// Threads that hash files.
     hashers: BlockingPool,
+    /// Threads that hash single segments on request.
+    segment_hashers: BlockingPool,
     /// Threads that use the state directory.
     state_threads: BlockingPool,
     state: Option<Arc<StateDir>>,
@@ -115,6 +140,7 @@ impl Manifests {
         let memory = Memory { manifests, ids, leaves_ahead: 0, awaited: HashSet::new() };
         Self {
             hashers: BlockingPool::new(THREADS),
+            segment_hashers: BlockingPool::new(on_request::THREADS),
             state_threads: BlockingPool::new(STATE_THREADS),
             state: state.map(Arc::new),
             memory: Arc::new(Mutex::new(memory)),
@@ -125,7 +151,7 @@ impl Manifests {
     /// is hashed to the end nevertheless.
     pub async fn get(&self, path: &RemotePath, open: OpenFile) -> ManifestResult {
         let size = open.version.size();
-        let Entry { result, progress } = self.recent_or_new(path, open);
+        let Entry { result, progress, .. } = self.recent_or_new(path, open);
         let finished = tokio::time::timeout(TIMEOUT, finished(result)).await;
         finished
             .unwrap_or_else(|_| Err(ManifestError::Unfinished { hashed: progress.hashed(), size }))
@@ -134,9 +160,14 @@ impl Manifests {
     /// Returns what is known of the manifest of an open file, without waiting. Starts hashing the
     /// file if nothing is.
     pub fn known(&self, path: &RemotePath, open: OpenFile) -> Result<Known, ManifestError> {
-        let Entry { result, progress } = self.recent_or_new(path, open);
+        let Entry { result, progress, .. } = self.recent_or_new(path, open);
         let result = result.borrow().clone();
-        Ok(result.transpose()?.map_or(Known::Part(progress), Known::Whole))
+        match result {
+            None => Ok(Known::Part(progress)),
+            Some(Ok(manifest)) => Ok(Known::Whole(manifest)),
+            Some(Err(error)) if error.is_unreadable() => Ok(Known::Part(progress)),
+            Some(Err(error)) => Err(error),
+        }
     }
 
     /// Calls `ready` with the manifest of an open file, as soon as it is known. Does nothing if an
@@ -185,9 +216,7 @@ impl Manifests {
         let loading = tokio::spawn(async move {
             let manifest = this.load(version).await?;
             let id = manifest.id();
-            let result = watch::channel(Some(Ok(manifest))).1;
-            let progress = Arc::new(HashProgress::new(version.size()));
-            this.remember(version.key(), id, Some(Entry { result, progress }));
+            this.remember(version.key(), id, Some(Entry::known(manifest)));
             Some(id)
         });
         tokio::time::timeout(JOIN_STATE_TIMEOUT, loading).await.ok()?.ok()?
@@ -225,21 +254,21 @@ impl Manifests {
             return;
         }
         memory.leaves_ahead += leaves;
-        let result = watch::channel(Some(Ok(Arc::new(manifest)))).1;
-        let progress = Arc::new(HashProgress::new(version.size()));
-        let entry = Entry { result, progress };
-        memory.manifests.get_or_insert(version.key(), || entry);
+        memory.manifests.get_or_insert(version.key(), || Entry::known(Arc::new(manifest)));
     }
 
     fn recent_or_new(&self, path: &RemotePath, open: OpenFile) -> Entry {
         let key = open.version.key();
         let mut memory = self.lock();
-        if let Some(entry) = memory.manifests.get(&key) {
-            return entry.clone();
-        }
+        let found = memory.manifests.get(&key).cloned();
+        let progress = match found {
+            Some(entry) if entry.retry_at.is_none_or(|at| Instant::now() < at) => return entry,
+            // Only what could not be read is hashed again.
+            Some(entry) => entry.progress,
+            None => Arc::new(HashProgress::new(open.version.size())),
+        };
         let (sender, result) = watch::channel(None);
-        let progress = Arc::new(HashProgress::new(open.version.size()));
-        let entry = Entry { result, progress };
+        let entry = Entry { result, progress, retry_at: None };
         memory.manifests.put(key, entry.clone());
         tokio::spawn(self.clone().provide(path.clone(), open, entry.progress.clone(), sender));
         entry
@@ -257,17 +286,17 @@ impl Manifests {
         let version = open.version;
         let loaded = tokio::time::timeout(STATE_TIMEOUT, self.load(version)).await;
         if let Ok(Some(manifest)) = loaded {
-            self.publish(version, Ok(manifest), &sender);
+            self.publish(&path, version, Ok(manifest), &sender);
             return;
         }
-        let hash = move || hash(&open, &progress);
+        let hash = move || hash_readable(&open, &progress);
         let result = match self.hashers.run(&path, hash).await {
             Ok(result) => result.map_err(|error| ManifestError::from(Arc::new(error))),
             Err(error) => Err(error.into()),
         };
         let is_lasting = result.as_ref().is_ok_and(|it| it.is_lasting);
         let result = result.map(|it| Arc::new(it.manifest));
-        self.publish(version, result.clone(), &sender);
+        self.publish(&path, version, result.clone(), &sender);
         if let Ok(manifest) = result
             && is_lasting
         {
@@ -275,21 +304,33 @@ impl Manifests {
         }
     }
 
-    /// Sends the result to the requests that wait, and remembers it unless it is an error.
+    /// Sends the result to the requests that wait, and remembers it. An error is remembered if the
+    /// file is partly readable, until [`RETRY`] is over.
     fn publish(
         &self,
+        path: &RemotePath,
         version: Version,
         result: ManifestResult,
         sender: &watch::Sender<Option<ManifestResult>>,
     ) {
-        let id = result.as_ref().ok().map(|manifest| manifest.id());
-        if id.is_none() {
-            // Removed first: a request that arrives from now on tries again.
-            self.lock().manifests.pop(&version.key());
+        // First: a request that arrives after an error tries again, or finds what is readable.
+        match &result {
+            Err(error) if error.is_unreadable() => {
+                tracing::warn!(%path, %error, "the content id of a file cannot be computed");
+                if let Some(entry) = self.lock().manifests.get_mut(&version.key()) {
+                    entry.retry_at = Some(Instant::now() + RETRY);
+                }
+            }
+            Err(_) => {
+                self.lock().manifests.pop(&version.key());
+            }
+            Ok(_) => {}
         }
+        let id = result.as_ref().ok().map(|manifest| manifest.id());
         sender.send_replace(Some(result));
-        if let Some(id) = id {
-            self.remember(version.key(), id, None);
+        match id {
+            Some(id) => self.remember(version.key(), id, None),
+            None => evict(&mut self.lock().manifests),
         }
     }
 
@@ -360,6 +401,14 @@ pub fn hash(open: &OpenFile, progress: &HashProgress) -> Result<Computed, HashEr
     Ok(computed.expect("nothing ends it early"))
 }
 
+/// Like [`hash`], but goes on behind leaves that cannot be read before it fails. `progress` may
+/// have values already.
+fn hash_readable(open: &OpenFile, progress: &HashProgress) -> Result<Computed, HashError> {
+    let is_stable = open.version.unstable_for(SystemTime::now()).is_none();
+    let manifest = source::hash_readable(open, progress)?;
+    Ok(Computed::new(open, manifest, is_stable))
+}
+
 /// Like [`hash`], but returns `None` once `go_on` is false. It is called after each segment, with
 /// the number of bytes that are done.
 pub fn hash_while(
@@ -377,8 +426,15 @@ fn hash_at(
 ) -> Result<Option<Computed>, HashError> {
     let is_stable = open.version.unstable_for(now).is_none();
     let Some(manifest) = source::hash_while(open, progress, go_on)? else { return Ok(None) };
-    let is_lasting = is_stable && source::is_in_image(&open.file).is_ok_and(|is_in| !is_in);
-    Ok(Some(Computed { manifest, is_lasting }))
+    Ok(Some(Computed::new(open, manifest, is_stable)))
+}
+
+impl Computed {
+    /// `is_stable`: the version was stable when hashing began.
+    fn new(open: &OpenFile, manifest: Manifest, is_stable: bool) -> Self {
+        let is_lasting = is_stable && source::is_in_image(&open.file).is_ok_and(|is_in| !is_in);
+        Self { manifest, is_lasting }
+    }
 }
 
 /// Forgets the manifests that were not used for longest, until the others fit. Keeps those that are
@@ -401,7 +457,9 @@ fn evict(manifests: &mut LruCache<VersionKey, Entry>) {
 fn leaves_of(entry: &Entry) -> u64 {
     match &*entry.result.borrow() {
         Some(Ok(manifest)) => manifest.tree().leaves(),
-        Some(Err(_)) | None => 0,
+        // Parts of the file cannot be read.
+        Some(Err(_)) => entry.progress.tree().leaves(),
+        None => 0,
     }
 }
 

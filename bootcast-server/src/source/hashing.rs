@@ -7,10 +7,18 @@ use std::os::unix::fs::FileExt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bootcast_proto::manifest::{
-    ContentTree, LEAF_BYTES, Manifest, PartialManifest, SEGMENT_BYTES, Value,
+    ContentTree, LEAF_BYTES, Manifest, PartialManifest, SEGMENT_BYTES, UNKNOWN, Value,
 };
 
 use super::{OpenFile, Version};
+
+/// Maximum number of leaves of one file that may fail to be read. Then the rest is hashed only on
+/// request: each failure of a broken disk can take a second and longer.
+const MAX_FAILURES: usize = 64;
+
+/// Maximum number of leaves of one segment that may fail to be read. Then the rest of the segment
+/// counts as unreadable.
+const MAX_SEGMENT_FAILURES: usize = 16;
 
 /// Why a file has no manifest.
 #[derive(Debug, thiserror::Error)]
@@ -43,13 +51,13 @@ impl HashProgress {
         &self.tree
     }
 
-    /// Returns the number of bytes that are hashed.
+    /// Returns the number of bytes that are hashed, from the beginning of the file on.
     pub fn hashed(&self) -> u64 {
         let segments = self.lock().as_ref().map(|manifest| manifest.segments().len() as u64);
         segments.map_or(self.tree.size(), |segments| self.tree.segment(segments).start)
     }
 
-    /// Returns the values of the segments that are hashed; `None` if the manifest is finished.
+    /// Returns the values of the first segments that are hashed; `None` if the manifest is finished.
     pub fn segments(&self) -> Option<Vec<Value>> {
         Some(self.lock().as_ref()?.segments().to_vec())
     }
@@ -57,12 +65,24 @@ impl HashProgress {
     /// Returns the values of the leaves of those of these segments that are hashed: from the first
     /// one on, without a gap. `None` if the manifest is finished.
     pub fn leaves_of(&self, segments: Range<u64>) -> Option<Vec<Value>> {
-        Some(self.lock().as_ref()?.leaves_of(segments).to_vec())
+        Some(self.lock().as_ref()?.leaves_of(segments))
     }
 
-    fn push(&self, leaves: &[Value]) {
+    /// Whether the segment was hashed. Leaves of it may be unreadable.
+    pub fn has(&self, segment: u64) -> bool {
+        self.lock().as_ref().is_none_or(|manifest| manifest.leaves(segment).is_some())
+    }
+
+    /// Whether the values of all leaves of the segment are known.
+    fn is_known(&self, segment: u64) -> bool {
+        let manifest = self.lock();
+        let leaves = manifest.as_ref().map(|manifest| manifest.leaves(segment));
+        leaves.is_none_or(|leaves| leaves.is_some_and(|leaves| !leaves.contains(&UNKNOWN)))
+    }
+
+    fn set(&self, segment: u64, leaves: &[Value]) {
         if let Some(manifest) = self.lock().as_mut() {
-            manifest.push(leaves);
+            manifest.set(segment, leaves);
         }
     }
 
@@ -73,41 +93,156 @@ impl HashProgress {
 }
 
 /// Reads the whole file and computes its manifest. Fails if the file is no longer the version that
-/// was opened. May block for as long as the disk takes. `progress` must be new, and gets the values
-/// one segment after the other. Calls `go_on` after each segment with the number of bytes that are
-/// done, and returns `None` once that is false.
+/// was opened. May block for as long as the disk takes. `progress` gets the values one segment after
+/// the other; those that it has are not computed again. Calls `go_on` after each segment with the
+/// number of bytes that are done, and returns `None` once that is false.
 pub fn hash_while(
     open: &OpenFile,
     progress: &HashProgress,
-    mut go_on: impl FnMut(u64) -> bool,
+    go_on: impl FnMut(u64) -> bool,
 ) -> Result<Option<Manifest>, HashError> {
-    let tree = progress.tree;
-    debug_assert_eq!(tree.size(), open.version.size(), "the progress of another file");
-    let mut buffer = vec![0; usize::try_from(SEGMENT_BYTES.min(tree.size())).expect("4 MiB")];
-    for segment in 0..tree.segments() {
-        let range = tree.segment(segment);
-        let bytes = &mut buffer[..usize::try_from(range.end - range.start).expect("4 MiB")];
-        read(&open.file, bytes, range.start)?;
-        let parts = bytes.chunks(usize::try_from(LEAF_BYTES).expect("16 KiB"));
-        let leaves = tree.leaves_of(segment).zip(parts);
-        let values: Vec<_> = leaves.map(|(leaf, part)| tree.leaf_value(leaf, part)).collect();
-        progress.push(&values);
-        if !go_on(range.end) {
-            return Ok(None);
-        }
-    }
-    if Version::of_file(&open.file).map_err(io::Error::from)? != open.version {
-        return Err(HashError::Changed);
-    }
-    let manifest = progress.lock().take().expect("a new progress is not finished");
-    Ok(Some(manifest.finish()))
+    SegmentHasher::new(open, progress, &open.file).hash_all(0, go_on)
 }
 
-fn read(file: &File, bytes: &mut [u8], offset: u64) -> Result<(), HashError> {
-    file.read_exact_at(bytes, offset).map_err(|error| match error.kind() {
-        io::ErrorKind::UnexpectedEof => HashError::Changed,
-        _ => HashError::Io(error),
-    })
+/// Like [`hash_while`], to the end, but goes on behind up to [`MAX_FAILURES`] leaves that cannot be
+/// read. When it fails for them, `progress` has [`UNKNOWN`] as their values.
+pub fn hash_readable(open: &OpenFile, progress: &HashProgress) -> Result<Manifest, HashError> {
+    let hasher = SegmentHasher::new(open, progress, &open.file);
+    Ok(hasher.hash_all(MAX_FAILURES, |_| true)?.expect("nothing ends it early"))
+}
+
+/// Hashes those of these segments that were not hashed. Their leaves that cannot be read get the
+/// value [`UNKNOWN`] in `progress`. May block for as long as the disk takes.
+pub fn hash_segments(
+    open: &OpenFile,
+    progress: &HashProgress,
+    segments: Range<u64>,
+) -> Result<(), HashError> {
+    let mut hasher = SegmentHasher::new(open, progress, &open.file);
+    for segment in segments {
+        if !progress.has(segment) {
+            hasher.hash(segment)?;
+        }
+    }
+    Ok(())
+}
+
+/// Bytes of a served file. Tests replace it by one that cannot be read.
+trait ReadAt {
+    /// Fills the buffer with the bytes from `offset` on.
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
+}
+
+impl ReadAt for File {
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        FileExt::read_exact_at(self, buffer, offset)
+    }
+}
+
+/// Leaves that cannot be read.
+#[derive(Debug, Default)]
+struct Failures {
+    /// Number of leaves that could not be read, and of those that were given up with them.
+    leaves: usize,
+    /// Error of the first one.
+    error: Option<io::Error>,
+}
+
+impl Failures {
+    fn add(&mut self, leaves: usize, error: io::Error) {
+        self.leaves += leaves;
+        self.error.get_or_insert(error);
+    }
+}
+
+/// Hashes segments of one file.
+struct SegmentHasher<'a, R> {
+    open: &'a OpenFile,
+    bytes: &'a R,
+    progress: &'a HashProgress,
+    buffer: Vec<u8>,
+}
+
+impl<'a, R: ReadAt> SegmentHasher<'a, R> {
+    fn new(open: &'a OpenFile, progress: &'a HashProgress, bytes: &'a R) -> Self {
+        let size = progress.tree.size();
+        debug_assert_eq!(size, open.version.size(), "the progress of another file");
+        let buffer = vec![0; usize::try_from(SEGMENT_BYTES.min(size)).expect("4 MiB")];
+        Self { open, bytes, progress, buffer }
+    }
+
+    /// Hashes the segments whose values are not known, and completes the manifest. Fails early if
+    /// more than `max_failures` leaves cannot be read.
+    fn hash_all(
+        mut self,
+        max_failures: usize,
+        mut go_on: impl FnMut(u64) -> bool,
+    ) -> Result<Option<Manifest>, HashError> {
+        let tree = self.progress.tree;
+        let mut all = Failures::default();
+        for segment in 0..tree.segments() {
+            if !self.progress.is_known(segment) {
+                let Failures { leaves, error } = self.hash(segment)?;
+                error.into_iter().for_each(|error| all.add(leaves, error));
+            }
+            if all.leaves > max_failures {
+                break;
+            }
+            if !go_on(tree.segment(segment).end) {
+                return Ok(None);
+            }
+        }
+        if let Some(error) = all.error {
+            return Err(error.into());
+        }
+        self.check_version()?;
+        let manifest = self.progress.lock().take().expect("one thread finishes a progress");
+        Ok(Some(manifest.finish()))
+    }
+
+    /// Computes the leaf values of a segment, and shows them to those who wait. Returns the leaves
+    /// that cannot be read.
+    fn hash(&mut self, segment: u64) -> Result<Failures, HashError> {
+        let tree = self.progress.tree;
+        let range = tree.segment(segment);
+        let bytes = &mut self.buffer[..usize::try_from(range.end - range.start).expect("4 MiB")];
+        let is_whole = read(self.bytes, bytes, range.start)?.is_none();
+        let parts = bytes.chunks_mut(usize::try_from(LEAF_BYTES).expect("16 KiB"));
+        let mut failures = Failures::default();
+        let mut values = Vec::with_capacity(parts.len());
+        for (leaf, part) in tree.leaves_of(segment).zip(parts) {
+            let is_given_up = failures.leaves >= MAX_SEGMENT_FAILURES;
+            let error = match &failures.error {
+                _ if is_whole => None,
+                Some(first) if is_given_up => Some(first.kind().into()),
+                _ => read(self.bytes, part, tree.leaf(leaf).start)?,
+            };
+            values.push(if error.is_none() { tree.leaf_value(leaf, part) } else { UNKNOWN });
+            error.into_iter().for_each(|error| failures.add(1, error));
+        }
+        // Values of another version must not be shown.
+        self.check_version()?;
+        self.progress.set(segment, &values);
+        Ok(failures)
+    }
+
+    fn check_version(&self) -> Result<(), HashError> {
+        let version = Version::of_file(&self.open.file).map_err(io::Error::from)?;
+        if version == self.open.version { Ok(()) } else { Err(HashError::Changed) }
+    }
+}
+
+/// Reads a part of a file. Returns the error if it cannot be read.
+fn read(
+    file: &impl ReadAt,
+    buffer: &mut [u8],
+    offset: u64,
+) -> Result<Option<io::Error>, HashError> {
+    match file.read_exact_at(buffer, offset) {
+        Ok(()) => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(HashError::Changed),
+        Err(error) => Ok(Some(error)),
+    }
 }
 
 #[cfg(test)]
@@ -173,5 +308,80 @@ mod tests {
         assert_eq!(progress.segments().unwrap(), whole.segments()[..2]);
         assert_eq!(progress.leaves_of(1..3).unwrap(), whole.leaves()[256..512]);
         assert_eq!(progress.leaves_of(2..3), Some(vec![]));
+    }
+
+    /// File whose bytes in these ranges cannot be read.
+    struct Damaged<'a>(&'a File, &'a [Range<u64>]);
+
+    impl ReadAt for Damaged<'_> {
+        fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+            let end = offset + buffer.len() as u64;
+            if self.1.iter().any(|bad| bad.start < end && offset < bad.end) {
+                return Err(rustix::io::Errno::IO.into());
+            }
+            FileExt::read_exact_at(self.0, buffer, offset)
+        }
+    }
+
+    /// File of three segments and a bit, in which no two leaves are equal.
+    fn large() -> OpenFile {
+        let size = u32::try_from(3 * SEGMENT_BYTES + 1).unwrap();
+        let bytes: Vec<u8> = (0..size).map(|at| (at ^ (at >> 14)).to_le_bytes()[0]).collect();
+        open(&bytes)
+    }
+
+    #[test]
+    fn segments_that_were_hashed_on_request_are_not_hashed_again() {
+        let file = large();
+        let whole = hash(&file).unwrap();
+        let progress = HashProgress::new(file.version.size());
+        hash_segments(&file, &progress, 2..4).unwrap();
+        assert!(progress.has(2) && progress.has(3) && !progress.has(1));
+        assert_eq!(progress.leaves_of(2..9), Some(whole.leaves()[512..].to_vec()));
+        assert_eq!((progress.hashed(), progress.segments()), (0, Some(vec![])));
+        let last_two = 2 * SEGMENT_BYTES..u64::MAX;
+        let damaged = Damaged(&file.file, &[last_two]);
+        let hasher = SegmentHasher::new(&file, &progress, &damaged);
+        assert_eq!(hasher.hash_all(0, |_| true).unwrap(), Some(whole));
+        assert!(progress.has(1), "nothing is to be hashed any more");
+    }
+
+    #[test]
+    fn a_leaf_that_cannot_be_read_is_unknown_and_all_others_are_known() {
+        let file = large();
+        let whole = hash(&file).unwrap();
+        let bad = [LEAF_BYTES + 1..LEAF_BYTES + 2, SEGMENT_BYTES - 1..SEGMENT_BYTES + 1];
+        let damaged = Damaged(&file.file, &bad);
+        let progress = HashProgress::new(file.version.size());
+        let hasher = SegmentHasher::new(&file, &progress, &damaged);
+        let failed = hasher.hash_all(MAX_FAILURES, |_| true);
+        assert!(matches!(failed, Err(HashError::Io(_))), "{failed:?}");
+        let mut expected = whole.leaves().to_vec();
+        for leaf in [1, 255, 256] {
+            expected[leaf] = UNKNOWN;
+        }
+        assert_eq!(progress.leaves_of(0..4), Some(expected));
+        let segments = [UNKNOWN, UNKNOWN, whole.segments()[2], whole.segments()[3]];
+        assert_eq!(progress.segments(), Some(segments.to_vec()));
+        // When they can be read again, the manifest is completed.
+        assert_eq!(hash_readable(&file, &progress).unwrap(), whole);
+    }
+
+    #[test]
+    fn a_disk_that_fails_is_not_read_to_the_end() {
+        let file = large();
+        let reads = std::cell::Cell::new(0);
+        struct Failing<'a>(&'a std::cell::Cell<usize>);
+        impl ReadAt for Failing<'_> {
+            fn read_exact_at(&self, _: &mut [u8], _: u64) -> io::Result<()> {
+                self.0.set(self.0.get() + 1);
+                Err(rustix::io::Errno::IO.into())
+            }
+        }
+        let progress = HashProgress::new(file.version.size());
+        let hasher = SegmentHasher::new(&file, &progress, &Failing(&reads)).hash_all(64, |_| true);
+        assert!(matches!(hasher, Err(HashError::Io(_))), "{hasher:?}");
+        assert_eq!(reads.get(), 1 + MAX_SEGMENT_FAILURES);
+        assert_eq!(progress.leaves_of(0..9), Some(vec![UNKNOWN; 256]));
     }
 }

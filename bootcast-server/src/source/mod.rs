@@ -21,7 +21,7 @@ use bootcast_proto::{Etag, RemotePath};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-pub use hashing::{HashError, HashProgress, hash_while};
+pub use hashing::{HashError, HashProgress, hash_readable, hash_segments, hash_while};
 pub use version::{Version, VersionKey, is_in_image};
 
 /// Maximum number of attempts at a lookup that concurrent renames disturb (EAGAIN, openat2(2)).
