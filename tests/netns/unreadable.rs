@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::process::Command;
 
+use bootcast_proto::manifest::{ContentTree, LEAF_BYTES, UNKNOWN};
 use harness::binaries::binary;
 use harness::requirements::{has_tool, report_skipped};
 use harness::{Lab, Proc, lab_or_skip, mib, wait_until};
@@ -118,4 +119,29 @@ fn bootcast_get_fails_and_names_the_bytes_that_cannot_be_read() {
         assert_eq!(status.code(), Some(6), "{way:?}: {}", get.log());
         assert!(get.log().contains("cannot read bytes 41"), "{way:?} {first_bad}: {}", get.log());
     }
+}
+
+#[test]
+fn the_rest_of_a_file_has_leaf_values_although_a_part_cannot_be_read() {
+    let lab = lab_or_skip!(Lab::builder());
+    let Some((content, _)) = damage(&lab, mib(8)) else { return };
+    let server = lab.server().start();
+    let to = lab.client(1).fresh_path("values");
+    let fetch = |query: &str| {
+        let url = format!("{}{query}", lab.url("manifest/disk/image"));
+        let _ = fs::remove_file(&to);
+        let arguments = ["-s", "-o", text(&to), "-w", "%{http_code}", &url];
+        let status = lab.client(1).run_ok("curl", arguments);
+        (status.trim().to_owned(), fs::read(&to).unwrap_or_default())
+    };
+    wait_until(TRANSFER, "the file is hashed", || fetch("").0 == "500");
+    let (status, values) = fetch("?known=1&segments=0-1");
+    assert_eq!(status, "200");
+    let (tree, leaf_bytes) = (ContentTree::new(mib(8)), usize::try_from(LEAF_BYTES).unwrap());
+    let leaves = content.chunks(leaf_bytes).zip(0..);
+    let mut expected: Vec<_> = leaves.map(|(part, leaf)| tree.leaf_value(leaf, part)).collect();
+    expected[510..].fill(UNKNOWN);
+    assert!(values == expected.as_flattened(), "all but the last two leaves");
+    let warnings = server.log().matches("content id of a file cannot be computed").count();
+    assert_eq!(warnings, 1, "{}", server.log());
 }

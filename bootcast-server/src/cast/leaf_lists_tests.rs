@@ -57,7 +57,7 @@ impl Lab {
     fn attach_manifest(&mut self) {
         let tree = ContentTree::new(self.geometry.size());
         let leaves = (0..tree.leaves()).map(|leaf| {
-            let mut value = [0; 32];
+            let mut value = [1; 32];
             value[..8].copy_from_slice(&leaf.to_be_bytes());
             value
         });

@@ -118,3 +118,46 @@ fn a_manifest_of_a_version_that_was_not_stable_does_not_last() {
         assert_eq!(computed.is_lasting, is_lasting, "{age_s} s");
     }
 }
+
+#[tokio::test]
+async fn a_segment_is_hashed_on_request_before_its_turn() {
+    let manifests = Manifests::new(None);
+    let (file, name) = (open(&vec![1; 5 << 22]), path("a"));
+    let progress = Arc::new(HashProgress::new(file.version.size()));
+    manifests.hash_first(&name, again(&file), &progress, 4..9).await.unwrap();
+    let whole = hash(&file, &HashProgress::new(file.version.size())).unwrap().manifest;
+    assert_eq!(progress.leaves_of(4..5), Some(whole.leaves()[4 * 256..].to_vec()));
+    manifests.hash_first(&name, again(&file), &progress, 0..5).await.unwrap();
+    assert_eq!(progress.leaves_of(0..9), Some(whole.leaves().to_vec()), "four at a time");
+
+    let shrunk = open(&vec![1; 5 << 22]);
+    shrunk.file.set_len(1 << 22).unwrap();
+    let progress = Arc::new(HashProgress::new(shrunk.version.size()));
+    let changed = manifests.hash_first(&name, shrunk, &progress, 0..1).await;
+    assert!(matches!(changed, Err(ManifestError::Hash(_))), "{changed:?}");
+    assert_eq!(progress.leaves_of(0..1), Some(vec![]), "values of another version");
+}
+
+#[tokio::test]
+async fn what_can_be_read_stays_known_and_the_rest_is_tried_again_after_a_minute() {
+    let manifests = Manifests::new(None);
+    let (file, name) = (open(b"abc"), path("a"));
+    let (version, key) = (file.version, file.version.key());
+    let (sender, result) = watch::channel(None);
+    let progress = Arc::new(HashProgress::new(3));
+    let entry = Entry { result, progress: Arc::clone(&progress), retry_at: None };
+    manifests.lock().manifests.put(key, entry);
+    let error = HashError::from(io::Error::from(io::ErrorKind::Other));
+    manifests.publish(&name, version, Err(Arc::new(error).into()), &sender);
+
+    let known = manifests.known(&name, again(&file)).unwrap();
+    assert!(matches!(known, Known::Part(part) if Arc::ptr_eq(&part, &progress)));
+    let whole = manifests.get(&name, again(&file)).await;
+    assert!(matches!(whole, Err(ManifestError::Hash(_))), "{whole:?}");
+    let retry_at = |entry: &mut Entry| entry.retry_at.replace(Instant::now()).unwrap();
+    let retry_at = retry_at(manifests.lock().manifests.get_mut(&key).unwrap());
+    assert!(retry_at > Instant::now() + RETRY / 2);
+    let whole = manifests.get(&name, file).await.unwrap();
+    assert_eq!(whole.id().as_bytes(), blake3::hash(b"abc").as_bytes());
+    assert_eq!(progress.segments(), None, "the values that were known are used");
+}

@@ -121,3 +121,23 @@ fn the_known_part_of_a_manifest_comes_at_once_and_grows_to_all_of_it() {
     let none = known("segments=3-3&known=1");
     assert_eq!(none.status, 404, "{}", none.text());
 }
+
+#[test]
+fn the_leaf_values_of_a_segment_far_behind_come_while_the_file_is_hashed() {
+    let server = Server::start(&[]);
+    // It takes minutes to hash.
+    let size: u64 = 1 << 40;
+    std::fs::File::create(server.dir.path().join("huge")).unwrap().set_len(size).unwrap();
+    let tree = ContentTree::new(size);
+    let segment = tree.segments() - 3;
+    let known =
+        server.get(&format!("/manifest/huge?known=1&segments={segment}-{}", tree.segments()));
+    assert_eq!((known.status, known.header(HEADER_CONTENT_ID)), (200, None));
+    let leaves = tree.leaves_of(segment);
+    let zeros = vec![0; index(LEAF_BYTES)];
+    let expected: Vec<_> =
+        (leaves.start..tree.leaves()).map(|leaf| tree.leaf_value(leaf, &zeros)).collect();
+    assert!(values(&known) == expected, "three segments");
+    let unfinished = server.get("/manifest/huge");
+    assert_eq!(unfinished.status, 503, "{}", unfinished.text());
+}
