@@ -183,7 +183,9 @@ impl<'a, R: ReadAt> SegmentHasher<'a, R> {
         for segment in 0..tree.segments() {
             if !self.progress.is_known(segment) {
                 let Failures { leaves, error } = self.hash(segment)?;
-                error.into_iter().for_each(|error| all.add(leaves, error));
+                if let Some(error) = error {
+                    all.add(leaves, error);
+                }
             }
             if all.leaves > max_failures {
                 break;
@@ -218,7 +220,9 @@ impl<'a, R: ReadAt> SegmentHasher<'a, R> {
                 _ => read(self.bytes, part, tree.leaf(leaf).start)?,
             };
             values.push(if error.is_none() { tree.leaf_value(leaf, part) } else { UNKNOWN });
-            error.into_iter().for_each(|error| failures.add(1, error));
+            if let Some(error) = error {
+                failures.add(1, error);
+            }
         }
         // Values of another version must not be shown.
         self.check_version()?;
@@ -323,6 +327,16 @@ mod tests {
         }
     }
 
+    /// File of which nothing can be read. Counts the attempts.
+    struct Failing<'a>(&'a std::cell::Cell<usize>);
+
+    impl ReadAt for Failing<'_> {
+        fn read_exact_at(&self, _: &mut [u8], _: u64) -> io::Result<()> {
+            self.0.set(self.0.get() + 1);
+            Err(rustix::io::Errno::IO.into())
+        }
+    }
+
     /// File of three segments and a bit, in which no two leaves are equal.
     fn large() -> OpenFile {
         let size = u32::try_from(3 * SEGMENT_BYTES + 1).unwrap();
@@ -371,16 +385,10 @@ mod tests {
     fn a_disk_that_fails_is_not_read_to_the_end() {
         let file = large();
         let reads = std::cell::Cell::new(0);
-        struct Failing<'a>(&'a std::cell::Cell<usize>);
-        impl ReadAt for Failing<'_> {
-            fn read_exact_at(&self, _: &mut [u8], _: u64) -> io::Result<()> {
-                self.0.set(self.0.get() + 1);
-                Err(rustix::io::Errno::IO.into())
-            }
-        }
         let progress = HashProgress::new(file.version.size());
-        let hasher = SegmentHasher::new(&file, &progress, &Failing(&reads)).hash_all(64, |_| true);
-        assert!(matches!(hasher, Err(HashError::Io(_))), "{hasher:?}");
+        let failing = Failing(&reads);
+        let failed = SegmentHasher::new(&file, &progress, &failing).hash_all(64, |_| true);
+        assert!(matches!(failed, Err(HashError::Io(_))), "{failed:?}");
         assert_eq!(reads.get(), 1 + MAX_SEGMENT_FAILURES);
         assert_eq!(progress.leaves_of(0..9), Some(vec![UNKNOWN; 256]));
     }
