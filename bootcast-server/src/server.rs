@@ -19,6 +19,7 @@ use crate::cast::{CeilingSource, RepairSettings, Settings};
 use crate::cli::{Config, RepairConfig};
 use crate::io::cast_keys::CastKeys;
 use crate::io::http;
+use crate::io::identity::Identity;
 use crate::io::interface::{self, Interface};
 use crate::io::manifests::Manifests;
 use crate::io::prehash::{self, Prehash};
@@ -97,8 +98,10 @@ impl Server {
             format!("cannot listen on {} (choose another address with --listen)", config.listen)
         })?;
         let address = listener.local_addr()?;
+        let manifests = Manifests::new(state_dir(config.directories.state_dir).await);
+        let identity = Identity::new(Arc::clone(&source), manifests.clone());
         let sender = SenderConfig {
-            source: Arc::clone(&source),
+            identity: identity.clone(),
             source_address: SourceAddress::new(interface.address),
             interface: interface.clone(),
             interface_name: config.interface,
@@ -111,7 +114,6 @@ impl Server {
         let (watch, panics) = ThreadWatch::new();
         let (sender, sender_ended) = sender::spawn(sender, settings, &watch)
             .with_context(|| format!("cannot send multicast through {}", interface.name))?;
-        let manifests = Manifests::new(state_dir(config.directories.state_dir).await);
         tracing::info!(
             dir, interface = interface.name, source = %interface.address, %page_size, %rate,
             "serving"
@@ -120,7 +122,7 @@ impl Server {
         let start = || prehash::start(source.clone(), manifests.clone(), &watch);
         let prehash = config.prehash.then(start);
         let prehash = prehash.transpose().context("cannot start a thread for --prehash")?;
-        let state = ApiState::new(source, sender.clone(), manifests);
+        let state = ApiState::new(identity, sender.clone());
         Ok(Self { listener, address, state, sender, sender_ended, prehash, panics })
     }
 

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::iter::once;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -16,7 +17,9 @@ use futures_util::{StreamExt, stream};
 
 use super::range::{Selection, select};
 use super::{ApiError, ApiState, remote_path};
-use crate::source::{OpenFile, SourceError, Version};
+use crate::io::reader::proof::prove;
+use crate::io::reader::source::FileSource;
+use crate::source::{OpenFile, SourceError};
 
 /// Length of a chunk in bytes. An answer holds one chunk in memory, and sends it before it reads
 /// the next one.
@@ -74,8 +77,7 @@ pub(super) async fn file(
 struct ChunkReader {
     state: ApiState,
     path: RemotePath,
-    file: Arc<File>,
-    version: Version,
+    source: Arc<FileSource>,
     /// Bytes of the answer that were not read yet.
     rest: Range<u64>,
 }
@@ -103,8 +105,8 @@ async fn body(
     open: OpenFile,
     part: Range<u64>,
 ) -> Result<Body, ApiError> {
-    let (file, version) = (Arc::new(open.file), open.version);
-    let mut reader = ChunkReader { state, path, file, version, rest: part };
+    let source = FileSource::new(path.clone(), open, state.identity.clone());
+    let mut reader = ChunkReader { state, path, source: Arc::new(source), rest: part };
     let first = reader.next().await.map_err(SourceError::from)?;
     if let (true, Some(bad)) = (first.bytes.is_empty(), first.unreadable) {
         let ChunkReader { path, .. } = reader;
@@ -132,8 +134,8 @@ impl ChunkReader {
     /// Reads the next chunk.
     async fn next(&mut self) -> io::Result<Chunk> {
         let range = self.rest.start..self.rest.end.min(self.rest.start + CHUNK_BYTES);
-        let (file, version) = (Arc::clone(&self.file), self.version);
-        let read = move || read_chunk(&file, version, &range);
+        let source = Arc::clone(&self.source);
+        let read = move || read_chunk(&source, &range);
         let chunk = self.state.reads.run(&self.path, read).await.map_err(io::Error::other)??;
         self.rest.start += chunk.bytes.len() as u64;
         Ok(chunk)
@@ -141,7 +143,8 @@ impl ChunkReader {
 }
 
 /// Reads a chunk, up to its first unreadable byte. Fails if the file is no longer this version.
-fn read_chunk(file: &File, version: Version, range: &Range<u64>) -> io::Result<Chunk> {
+fn read_chunk(source: &FileSource, range: &Range<u64>) -> io::Result<Chunk> {
+    let file = source.file();
     let len = usize::try_from(range.end - range.start).map_err(io::Error::other)?;
     let mut bytes = vec![0; len];
     let mut unreadable = None;
@@ -154,9 +157,8 @@ fn read_chunk(file: &File, version: Version, range: &Range<u64>) -> io::Result<C
             bytes.truncate(usize::try_from(end - range.start).map_err(io::Error::other)?);
         }
     }
-    if Version::of_file(file)? != version {
-        return Err(io::Error::other("the file changed"));
-    }
+    let read = range.start..range.start + bytes.len() as u64;
+    prove(source, once((read, once(&bytes[..])))).map_err(io::Error::other)?;
     Ok(Chunk { bytes: bytes.into(), unreadable })
 }
 

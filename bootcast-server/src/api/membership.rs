@@ -37,7 +37,7 @@ pub(super) async fn join(
         content_id = state.manifests.content_id(open.version).await;
         // Without a descriptor the cast goes on without leaf values.
         let again = wants_leaves.then(|| open.try_clone().ok()).flatten();
-        let source = Arc::new(FileSource::from(open));
+        let source = Arc::new(FileSource::new(path.clone(), open, state.identity.clone()));
         let token = random_token()?;
         let join = Join { path: path.clone(), source, token, kind, newer_than, wants_leaves };
         match state.sender.join(join).await {

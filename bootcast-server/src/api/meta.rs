@@ -1,7 +1,5 @@
 //! Serves attributes and directory listings. docs/PROTOCOL.md, "Meta".
 
-use std::sync::Arc;
-
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
@@ -18,8 +16,12 @@ pub(super) async fn meta(
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let path = remote_path(&uri, "/meta/")?;
-    let (source, name) = (Arc::clone(&state.source), path.clone());
-    let attributes = state.lookup(&path, move || source.attributes(&name)).await?;
+    let (identity, name) = (state.identity.clone(), path.clone());
+    let mut attributes = state.lookup(&path, move || identity.attributes(&name)).await?;
+    if attributes.kind == Kind::File && state.identity.wait_verdict(&path).await {
+        let (identity, name) = (state.identity.clone(), path.clone());
+        attributes = state.lookup(&path, move || identity.attributes(&name)).await?;
+    }
     if attributes.kind != Kind::Directory || !wants_entries(&uri) {
         let etag = attributes.etag.clone();
         let body = || json(&Meta { attributes, entries: None });

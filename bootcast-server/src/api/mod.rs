@@ -12,8 +12,6 @@ mod range;
 mod report;
 mod want;
 
-use std::sync::Arc;
-
 use axum::Router;
 use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
@@ -22,11 +20,12 @@ use bootcast_proto::unreadable::{HEADER_UNREADABLE, encode_pages};
 use bootcast_proto::{PageRange, RemotePath};
 
 use crate::io::blocking_pool::BlockingPool;
+use crate::io::identity::Identity;
 use crate::io::listings::{Listing, Listings};
 use crate::io::manifests::Manifests;
 use crate::io::sender::SenderHandle;
 use crate::io::stable_version::await_stable_version;
-use crate::source::{OpenFile, Source, SourceError};
+use crate::source::{OpenFile, SourceError};
 pub use error::ApiError;
 
 /// Maximum number of threads that look up paths and open files.
@@ -41,7 +40,7 @@ const JSON: &str = "application/json";
 /// State that all handlers share.
 #[derive(Clone, Debug)]
 pub struct ApiState {
-    source: Arc<Source>,
+    identity: Identity,
     sender: SenderHandle,
     /// Threads that look up paths and open files.
     lookups: BlockingPool,
@@ -52,13 +51,14 @@ pub struct ApiState {
 }
 
 impl ApiState {
-    /// Serves the files of `source` through the casts of `sender`.
-    pub fn new(source: Arc<Source>, sender: SenderHandle, manifests: Manifests) -> Self {
-        let listed = Arc::clone(&source);
+    /// Serves the files that `identity` announces, through the casts of `sender`.
+    pub fn new(identity: Identity, sender: SenderHandle) -> Self {
+        let listed = identity.clone();
+        let manifests = identity.manifests().clone();
         let listings = Listings::new(move |path| list(&listed, path));
         let lookups = BlockingPool::new(LOOKUP_THREADS);
         Self {
-            source,
+            identity,
             sender,
             lookups,
             reads: BlockingPool::new(READ_THREADS),
@@ -78,8 +78,8 @@ impl ApiState {
 }
 
 /// Lists a directory and encodes the listing as JSON.
-fn list(source: &Source, path: &RemotePath) -> Result<Listing, SourceError> {
-    let meta = source.list(path)?;
+fn list(identity: &Identity, path: &RemotePath) -> Result<Listing, SourceError> {
+    let meta = identity.list(path)?;
     let json = serde_json::to_vec(&meta).map_err(std::io::Error::other)?.into();
     let entries = meta.entries.map_or(0, |entries| entries.len());
     Ok(Listing { etag: meta.attributes.etag, json, entries })
@@ -142,11 +142,27 @@ fn has_query(uri: &Uri, pair: &str) -> bool {
     uri.query().unwrap_or_default().split('&').any(|it| it == pair)
 }
 
-/// Opens a file and waits until its version is stable.
+/// Opens a file and waits until its version is stable. If the file has other attributes than
+/// before, waits for a moment until it is known whether its content is another one.
 async fn open(state: &ApiState, path: &RemotePath) -> Result<OpenFile, ApiError> {
-    let (source, name) = (Arc::clone(&state.source), path.clone());
-    let open = state.lookup(path, move || source.open(&name)).await?;
-    Ok(await_stable_version(open).await.map_err(SourceError::from)?)
+    let (identity, name) = (state.identity.clone(), path.clone());
+    let open = state.lookup(path, move || identity.open(&name)).await?;
+    let open = await_stable_version(open).await.map_err(SourceError::from)?;
+    let open = announce(state, path, open).await?;
+    if !open.is_suspect {
+        return Ok(open);
+    }
+    state.identity.wait_verdict(path).await;
+    announce(state, path, open).await
+}
+
+async fn announce(
+    state: &ApiState,
+    path: &RemotePath,
+    open: OpenFile,
+) -> Result<OpenFile, ApiError> {
+    let (identity, name) = (state.identity.clone(), path.clone());
+    state.lookup(path, move || Ok(identity.announce(&name, open))).await
 }
 
 /// Answers an accepted report or demand with 204. A header names pages that cannot be read.

@@ -228,6 +228,37 @@ impl Manifests {
         memory.ids.contains(&version.key()) || memory.manifests.contains(&version.key())
     }
 
+    /// Returns the manifest of a version if it is in memory.
+    pub fn in_memory(&self, version: &Version) -> Option<Arc<Manifest>> {
+        self.manifest_of(version.key())
+    }
+
+    /// Returns the manifest of a version from memory or the state directory. Loads it into memory.
+    pub async fn find(&self, version: Version) -> Option<Arc<Manifest>> {
+        self.content_id(version).await?;
+        match self.in_memory(&version) {
+            Some(manifest) => Some(manifest),
+            None => self.load(version).await,
+        }
+    }
+
+    /// Forgets the manifest of attributes under which the content changed. May block on the disk.
+    pub fn forget(&self, present: &Version) {
+        let mut memory = self.lock();
+        memory.ids.pop(&present.key());
+        memory.manifests.pop(&present.key());
+        drop(memory);
+        let removed = self.state.as_ref().map(|state| state.remove(present));
+        if let Some(Err(error)) = removed {
+            tracing::warn!(%error, "cannot remove a manifest");
+        }
+    }
+
+    /// Returns the state directory.
+    pub fn state(&self) -> Option<&StateDir> {
+        self.state.as_deref()
+    }
+
     /// Returns whether the state directory has the manifest of a version. May block on the disk.
     pub fn is_kept(&self, version: &Version) -> bool {
         self.state.as_ref().is_some_and(|state| state.contains(version))
@@ -339,7 +370,7 @@ impl Manifests {
     async fn load(&self, version: Version) -> Option<Arc<Manifest>> {
         let (state, this) = (Arc::clone(self.state.as_ref()?), self.clone());
         let load = move || {
-            let found = this.in_memory(version.key());
+            let found = this.manifest_of(version.key());
             found.or_else(|| state.load(&version).map(Arc::new))
         };
         self.state_threads.run(&RemotePath::root(), load).await.ok()?
@@ -355,7 +386,7 @@ impl Manifests {
         }
     }
 
-    fn in_memory(&self, key: VersionKey) -> Option<Arc<Manifest>> {
+    fn manifest_of(&self, key: VersionKey) -> Option<Arc<Manifest>> {
         let result = self.lock().manifests.peek(&key)?.result.borrow().clone();
         result?.ok()
     }
@@ -404,7 +435,7 @@ pub fn hash(open: &OpenFile, progress: &HashProgress) -> Result<Computed, HashEr
 /// Like [`hash`], but goes on behind leaves that cannot be read before it fails. `progress` may
 /// have values already.
 fn hash_readable(open: &OpenFile, progress: &HashProgress) -> Result<Computed, HashError> {
-    let is_stable = open.version.unstable_for(SystemTime::now()).is_none();
+    let is_stable = open.present.unstable_for(SystemTime::now()).is_none();
     let manifest = source::hash_readable(open, progress)?;
     Ok(Computed::new(open, manifest, is_stable))
 }
@@ -424,7 +455,7 @@ fn hash_at(
     go_on: impl FnMut(u64) -> bool,
     now: SystemTime,
 ) -> Result<Option<Computed>, HashError> {
-    let is_stable = open.version.unstable_for(now).is_none();
+    let is_stable = open.present.unstable_for(now).is_none();
     let Some(manifest) = source::hash_while(open, progress, go_on)? else { return Ok(None) };
     Ok(Some(Computed::new(open, manifest, is_stable)))
 }
@@ -432,7 +463,7 @@ fn hash_at(
 impl Computed {
     /// `is_stable`: the version was stable when hashing began.
     fn new(open: &OpenFile, manifest: Manifest, is_stable: bool) -> Self {
-        let is_lasting = is_stable && source::is_in_image(&open.file).is_ok_and(|is_in| !is_in);
+        let is_lasting = is_stable && !open.present.is_in_image();
         Self { manifest, is_lasting }
     }
 }

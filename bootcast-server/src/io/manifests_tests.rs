@@ -13,11 +13,11 @@ fn path(name: &str) -> RemotePath {
 fn open(bytes: &[u8]) -> OpenFile {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(bytes).unwrap();
-    OpenFile { version: Version::of_file(&file).unwrap(), file }
+    OpenFile::new(file).unwrap()
 }
 
 fn again(open: &OpenFile) -> OpenFile {
-    OpenFile { file: open.file.try_clone().unwrap(), version: open.version }
+    open.try_clone().unwrap()
 }
 
 #[tokio::test]

@@ -13,6 +13,7 @@
 //! | [`listings`] | lists each directory once for all concurrent requests |
 //! | [`manifests`] | hashes each file once for all requests for its manifest |
 //! | [`state_dir`] | keeps manifests across restarts |
+//! | [`identity`] | announces versions: compares bytes when attributes change |
 //! | [`prehash`] | computes manifests ahead, at idle priority |
 //! | [`http`] | serves the connections of the control plane |
 //! | [`peers`] | limits the connections of each host |
@@ -21,6 +22,7 @@
 pub mod blocking_pool;
 pub mod cast_keys;
 pub mod http;
+pub mod identity;
 pub mod interface;
 pub mod listings;
 pub mod manifests;

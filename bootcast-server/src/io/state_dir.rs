@@ -10,6 +10,16 @@
 //! | 48..48+32n | values of the n leaves |
 //! | the last 32 | BLAKE3 hash of all bytes before |
 //!
+//! An alias says which version is announced for attributes that began with another content. It is
+//! a file, too, named by the key of these attributes:
+//!
+//! | bytes | content |
+//! |---|---|
+//! | 0..8 | `bcalias`, and the version of this format: 1 |
+//! | 8..40 | key of the attributes |
+//! | 40..96 | the announced version: see `Version::to_bytes` |
+//! | 96..128 | BLAKE3 hash of all bytes before |
+//!
 //! A file with other content counts as absent. Several processes may use one directory, because
 //! files are only added, replaced and removed as a whole.
 
@@ -25,7 +35,7 @@ use bootcast_proto::manifest::ContentTree;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::source::{Version, VersionKey};
+use crate::source::{VERSION_LEN, Version, VersionKey};
 
 /// Upper bound of the disk space that manifests take: 256 MiB, for 128 GiB of served files.
 const MAX_BYTES: u64 = 256 << 20;
@@ -39,6 +49,12 @@ const CHECKSUM_LEN: usize = 32;
 
 /// Suffix of the files' names.
 const SUFFIX: &str = ".manifest";
+
+/// Suffix of the names of aliases.
+const ALIAS_SUFFIX: &str = ".alias";
+
+const ALIAS_MAGIC: &[u8; 8] = b"bcalias\x01";
+const ALIAS_LEN: usize = 8 + 32 + VERSION_LEN + CHECKSUM_LEN;
 
 /// Prefix of the names of files that are being written.
 const TEMPORARY_PREFIX: &str = ".new-";
@@ -103,12 +119,41 @@ impl StateDir {
     /// Keeps a manifest durably. Removes those that were not used for longest if the directory is
     /// full.
     pub fn store(&self, version: &Version, manifest: &Manifest) -> io::Result<()> {
-        let bytes = encode(version.key(), manifest);
+        self.write(&self.path_of(version.key()), &encode(version.key(), manifest))
+    }
+
+    /// Removes the manifest of a version, if there is one: its content is another one by now.
+    pub fn remove(&self, version: &Version) -> io::Result<()> {
+        ignore_missing(fs::remove_file(self.path_of(version.key())))
+    }
+
+    /// Keeps an alias durably: the version that is announced for files with these attributes.
+    pub fn store_alias(&self, present: VersionKey, announced: &Version) -> io::Result<()> {
+        let path = self.path.join(format!("{present}{ALIAS_SUFFIX}"));
+        self.write(&path, &encode_alias(present, announced))
+    }
+
+    /// Loads all aliases. Ignores damaged ones.
+    pub fn aliases(&self) -> io::Result<Vec<(VersionKey, Version)>> {
+        let mut aliases = Vec::new();
+        for Kept { path, .. } in self.list()? {
+            if path.extension().is_some_and(|it| it == "alias")
+                && path.symlink_metadata().is_ok_and(|it| it.is_file() && it.len() < DISK_BLOCK)
+                && let Ok(bytes) = fs::read(&path)
+                && let Some(alias) = decode_alias(&bytes)
+            {
+                aliases.push(alias);
+            }
+        }
+        Ok(aliases)
+    }
+
+    fn write(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         self.make_room(disk_bytes(bytes.len() as u64))?;
         let mut file = self.temporary_file()?;
-        file.write_all(&bytes)?;
+        file.write_all(bytes)?;
         file.as_file().sync_all()?;
-        file.persist(self.path_of(version.key()))?;
+        file.persist(path)?;
         File::open(&self.path)?.sync_all()
     }
 
@@ -178,7 +223,7 @@ impl StateDir {
         Ok(())
     }
 
-    /// Lists the manifests. Removes what crashes left behind, and ignores files of others.
+    /// Lists the manifests and aliases. Removes what crashes left behind, and ignores files of others.
     fn list(&self) -> io::Result<Vec<Kept>> {
         let mut kept = Vec::new();
         for entry in fs::read_dir(&self.path)? {
@@ -187,7 +232,7 @@ impl StateDir {
             // The file may have been removed since.
             let Ok(metadata) = entry.metadata() else { continue };
             let (Some(name), Ok(used)) = (name.to_str(), metadata.modified()) else { continue };
-            if name.ends_with(SUFFIX) {
+            if name.ends_with(SUFFIX) || name.ends_with(ALIAS_SUFFIX) {
                 kept.push(Kept { used, disk_bytes: disk_bytes(metadata.len()), path });
             } else if name.starts_with(TEMPORARY_PREFIX)
                 && used.elapsed().is_ok_and(|age| age > TEMPORARY_MAX_AGE)
@@ -228,6 +273,22 @@ fn encode(key: VersionKey, manifest: &Manifest) -> Vec<u8> {
     bytes
 }
 
+fn encode_alias(present: VersionKey, announced: &Version) -> Vec<u8> {
+    let mut bytes = [&ALIAS_MAGIC[..], present.as_bytes(), &announced.to_bytes()].concat();
+    bytes.extend_from_slice(blake3::hash(&bytes).as_bytes());
+    bytes
+}
+
+fn decode_alias(bytes: &[u8]) -> Option<(VersionKey, Version)> {
+    let bytes: &[u8; ALIAS_LEN] = bytes.try_into().ok()?;
+    let (content, checksum) = bytes.split_at(ALIAS_LEN - CHECKSUM_LEN);
+    let content = content.strip_prefix(ALIAS_MAGIC)?;
+    let (present, announced) = content.split_first_chunk()?;
+    let is_intact = blake3::hash(&bytes[..ALIAS_LEN - CHECKSUM_LEN]).as_bytes() == checksum;
+    let announced = Version::from_bytes(announced.try_into().ok()?);
+    is_intact.then_some((VersionKey::from_bytes(*present), announced))
+}
+
 /// Decodes the manifest of this version and size; `None` if the bytes are anything else.
 fn decode(bytes: &[u8], key: VersionKey, tree: ContentTree) -> Option<Manifest> {
     if bytes.len() as u64 != encoded_len(tree) {
@@ -251,8 +312,8 @@ mod tests {
     fn served(bytes: &[u8]) -> (Version, Manifest) {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(bytes).unwrap();
-        let version = Version::of_file(&file).unwrap();
-        let (open, progress) = (OpenFile { file, version }, HashProgress::new(version.size()));
+        let open = OpenFile::new(file).unwrap();
+        let (version, progress) = (open.version, HashProgress::new(open.version.size()));
         let manifest = hash_while(&open, &progress, |_| true).unwrap().unwrap();
         (version, manifest)
     }
@@ -339,6 +400,26 @@ mod tests {
             state.store(&version, &manifest).unwrap();
             assert_eq!(state.load(&version).as_ref(), Some(&manifest), "{name}");
         }
+    }
+
+    #[test]
+    fn aliases_are_loaded_by_any_later_process_and_damaged_ones_are_ignored() {
+        let dir = TempDir::new().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+        let (present, announced) = (served(b"abc").0, served(b"abcd").0.with_generation(7));
+        assert_eq!(state.aliases().unwrap(), []);
+        state.store_alias(present.key(), &announced).unwrap();
+        let later = StateDir::open(dir.path()).unwrap();
+        assert_eq!(later.aliases().unwrap(), [(present.key(), announced)]);
+        let good = encode_alias(present.key(), &announced);
+        for bit in 0..8 * good.len() {
+            let mut bad = good.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(decode_alias(&bad), None, "bit {bit}");
+        }
+        assert_eq!(decode_alias(&good[1..]), None);
+        fs::write(dir.path().join("foreign.alias"), b"foreign").unwrap();
+        assert_eq!(later.aliases().unwrap().len(), 1);
     }
 
     #[test]

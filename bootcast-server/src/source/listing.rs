@@ -9,15 +9,22 @@ use bootcast_proto::path::encode_name;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 
-use super::Version;
+use super::{Version, version::image_mount};
 
 /// Reads the attributes of the file behind an `O_PATH` descriptor. The `etag` of a directory covers
 /// its own attributes only: these change when names come or go, not with attributes of entries.
-pub(super) fn own_attributes(located: BorrowedFd<'_>) -> Result<Attributes, Errno> {
+pub(super) fn own_attributes(
+    located: BorrowedFd<'_>,
+    announced: &dyn Fn(Version) -> Version,
+) -> Result<Attributes, Errno> {
     let stat = rustix::fs::fstat(located)?;
-    let mut attributes = attributes(&stat);
+    let mut version = Version::of_file(located)?;
+    if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
+        version = announced(version);
+    }
+    let mut attributes = attributes(&stat, version);
     match attributes.kind {
-        Kind::Directory => attributes.etag = Some(Version::of_stat(&stat).etag()),
+        Kind::Directory => attributes.etag = Some(Version::of_stat(&stat, None).etag()),
         Kind::Symlink => attributes.target = Some(target(located, "")?),
         Kind::File | Kind::Other => {}
     }
@@ -25,18 +32,26 @@ pub(super) fn own_attributes(located: BorrowedFd<'_>) -> Result<Attributes, Errn
 }
 
 /// Reads the attributes of the directory behind an `O_PATH` descriptor, and of its entries. Its
-/// `etag` covers both.
-pub(super) fn list(directory: BorrowedFd<'_>) -> Result<Meta, Errno> {
+/// `etag` covers both. `announced` returns the version that is announced for a file of this name
+/// and present version.
+pub(super) fn list(
+    directory: BorrowedFd<'_>,
+    announced: &dyn Fn(&[u8], Version) -> Version,
+) -> Result<Meta, Errno> {
     let stat = rustix::fs::fstat(directory)?;
-    let mut attributes = attributes(&stat);
-    let mut entries = entries(directory)?;
+    let mut attributes = attributes(&stat, Version::of_stat(&stat, None));
+    let mut entries = entries(directory, announced)?;
     entries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
     attributes.etag = Some(listing_etag(&stat, &entries));
     Ok(Meta { attributes, entries: Some(entries) })
 }
 
 /// Reads the entries of a directory. Omits those that vanish meanwhile or cannot be examined.
-fn entries(directory: BorrowedFd<'_>) -> Result<Vec<Entry>, Errno> {
+fn entries(
+    directory: BorrowedFd<'_>,
+    announced: &dyn Fn(&[u8], Version) -> Version,
+) -> Result<Vec<Entry>, Errno> {
+    let mount = image_mount(directory)?;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let readable = rustix::fs::openat(directory, ".", flags, Mode::empty())?;
     let mut entries = Vec::new();
@@ -55,7 +70,11 @@ fn entries(directory: BorrowedFd<'_>) -> Result<Vec<Entry>, Errno> {
         let Ok(stat) = rustix::fs::statat(&readable, name, AtFlags::SYMLINK_NOFOLLOW) else {
             continue;
         };
-        let mut attributes = attributes(&stat);
+        let mut version = Version::of_stat(&stat, mount);
+        if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
+            version = announced(name.to_bytes(), version);
+        }
+        let mut attributes = attributes(&stat, version);
         if attributes.kind == Kind::Symlink {
             let Ok(target) = target(directory, name) else { continue };
             attributes.target = Some(target);
@@ -84,17 +103,17 @@ fn mounted_attributes(directory: &OwnedFd, name: &CStr) -> Option<Attributes> {
     })
 }
 
-fn attributes(stat: &Stat) -> Attributes {
+fn attributes(stat: &Stat, version: Version) -> Attributes {
     let kind = match FileType::from_raw_mode(stat.st_mode) {
         FileType::RegularFile => Kind::File,
         FileType::Directory => Kind::Directory,
         FileType::Symlink => Kind::Symlink,
         _ => Kind::Other,
     };
-    let version = Version::of_stat(stat);
+    let size = u64::try_from(stat.st_size).unwrap_or(0);
     Attributes {
         kind,
-        size: if matches!(kind, Kind::File | Kind::Symlink) { version.size() } else { 0 },
+        size: if matches!(kind, Kind::File | Kind::Symlink) { size } else { 0 },
         mode: stat.st_mode & 0o7777,
         mtime: stat.st_mtime,
         mtime_ns: u32::try_from(stat.st_mtime_nsec).unwrap_or(0),
@@ -113,6 +132,7 @@ fn target<P: rustix::path::Arg>(at: BorrowedFd<'_>, name: P) -> Result<String, E
 /// by name.
 fn listing_etag(directory: &Stat, entries: &[Entry]) -> Etag {
     let mut hasher = blake3::Hasher::new();
+    let own = attributes(directory, Version::of_stat(directory, None));
     let mut line = |name: &str, attributes: &Attributes| {
         let Attributes { kind, size, mode, mtime, mtime_ns, etag, target } = attributes;
         let etag = etag.as_ref().map_or("", Etag::as_str);
@@ -120,7 +140,7 @@ fn listing_etag(directory: &Stat, entries: &[Entry]) -> Etag {
         let text = format!("{name} {kind:?} {size} {mode} {mtime} {mtime_ns} {etag} {target}\n");
         hasher.update(text.as_bytes());
     };
-    line(".", &attributes(directory));
+    line(".", &own);
     for entry in entries {
         line(&entry.name, &entry.attributes);
     }

@@ -5,6 +5,8 @@
 //! is opened for reading only after it proved to be a regular file, because opening a pipe or a
 //! device can block or have side effects.
 
+mod announced;
+mod comparing;
 mod hashing;
 mod listing;
 mod version;
@@ -21,8 +23,10 @@ use bootcast_proto::{Etag, RemotePath};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
+pub use announced::{Alias, Announcements, Resolution};
+pub use comparing::{Comparison, compare, is_leaf};
 pub use hashing::{HashError, HashProgress, hash_readable, hash_segments, hash_while};
-pub use version::{Version, VersionKey, is_in_image};
+pub use version::{VERSION_LEN, Version, VersionKey};
 
 /// Maximum number of attempts at a lookup that concurrent renames disturb (EAGAIN, openat2(2)).
 const LOOKUP_TRIES: u32 = 8;
@@ -38,14 +42,19 @@ pub struct Source {
 pub struct OpenFile {
     /// Descriptor that is open for reading.
     pub file: File,
-    /// Version at the time of opening.
+    /// Announced version: its `ETag` names the content.
     pub version: Version,
+    /// Attributes at the time of opening, as a version. They may differ from those of the announced
+    /// version, with which the content began.
+    pub present: Version,
+    /// Whether it is not known yet that the file has the content of the announced version.
+    pub is_suspect: bool,
 }
 
 impl OpenFile {
     /// Opens the same file once more. Fails if the process has no descriptor left.
     pub fn try_clone(&self) -> std::io::Result<Self> {
-        Ok(Self { file: self.file.try_clone()?, version: self.version })
+        Ok(Self { file: self.file.try_clone()?, ..*self })
     }
 }
 
@@ -104,20 +113,30 @@ impl Source {
     /// Returns the version that the path leads to at present.
     pub fn version(&self, path: &RemotePath) -> Result<Version, SourceError> {
         let located = self.lookup(path, OFlags::empty())?;
-        Ok(Version::of_stat(&rustix::fs::fstat(&located)?))
+        Ok(Version::of_file(&located)?)
     }
 
     /// Reads the attributes of the path alone. Does not follow a symbolic link at its end.
-    pub fn attributes(&self, path: &RemotePath) -> Result<Attributes, SourceError> {
+    /// `announced` returns the version that is announced for the present one.
+    pub fn attributes(
+        &self,
+        path: &RemotePath,
+        announced: &dyn Fn(Version) -> Version,
+    ) -> Result<Attributes, SourceError> {
         let located = self.lookup(path, OFlags::NOFOLLOW)?;
-        Ok(listing::own_attributes(located.as_fd())?)
+        Ok(listing::own_attributes(located.as_fd(), announced)?)
     }
 
     /// Reads the attributes of a directory and of all its entries. Fails if the path is not a
-    /// directory.
-    pub fn list(&self, path: &RemotePath) -> Result<Meta, SourceError> {
+    /// directory. `announced` returns the version that is announced for the present one of an
+    /// entry.
+    pub fn list(
+        &self,
+        path: &RemotePath,
+        announced: &dyn Fn(&[u8], Version) -> Version,
+    ) -> Result<Meta, SourceError> {
         let located = self.lookup(path, OFlags::NOFOLLOW)?;
-        Ok(listing::list(located.as_fd())?)
+        Ok(listing::list(located.as_fd(), announced)?)
     }
 
     /// Opens the path as a mere location (`O_PATH`), which touches neither data nor devices.
@@ -151,8 +170,13 @@ impl OpenFile {
         let reopen = format!("/proc/self/fd/{}", located.as_raw_fd());
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY;
         let file = File::from(rustix::fs::open(reopen, flags, Mode::empty())?);
+        Ok(Self::new(file)?)
+    }
+
+    /// Wraps an open file, whose present version counts as the announced one.
+    pub fn new(file: File) -> Result<Self, Errno> {
         let version = Version::of_file(&file)?;
-        Ok(Self { file, version })
+        Ok(Self { file, version, present: version, is_suspect: false })
     }
 
     /// Returns the `ETag` of the version.

@@ -1,17 +1,30 @@
 //! Version of a file, derived from its attributes.
 
+use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::File;
+use std::os::fd::AsFd;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bootcast_proto::Etag;
-use rustix::fs::Stat;
+use rustix::fs::{AtFlags, Stat, StatxFlags};
 use rustix::io::Errno;
 
 /// Age from which on a version is stable: a later write gets a later change time. The kernel takes
 /// change times from a clock that ticks at least every 10 ms (`CONFIG_HZ=100`). The age is two of
-/// these ticks; it does not suffice for file systems that store whole seconds.
+/// these ticks.
 const STABLE_AGE: Duration = Duration::from_millis(20);
+
+/// What a file system that stores whole seconds adds to [`STABLE_AGE`]: FAT stores times in steps
+/// of two seconds.
+const WHOLE_SECONDS_STEP: Duration = Duration::from_secs(2);
+
+/// `STATX_MNT_ID_UNIQUE` (Linux 6.8): a number that no later mount gets. Older kernels ignore it,
+/// and report a number that a later mount may get.
+const MNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
+
+/// Length of an encoded version in bytes.
+pub const VERSION_LEN: usize = 6 * 8 + 2 * 4;
 
 /// Last second of the year 9999, in seconds since 1970. HTTP dates have four digits for the year.
 const LAST_HTTP_SECOND: u64 = 253_402_300_799;
@@ -24,8 +37,8 @@ const IMAGE_FILE_SYSTEMS: [i128; 6] =
 /// Attributes of a file that change with its content and survive a restart of the server.
 ///
 /// They include the change time, because no program can set it back: replacing a file by one of the
-/// same size and modification time still gives another version. The exception is file systems that
-/// take their times from an image.
+/// same size and modification time still gives another version. File systems that take their times
+/// from an image are the exception; there the mount tells two images apart while the server runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Version {
     device: u64,
@@ -33,6 +46,10 @@ pub struct Version {
     size: u64,
     modified: Timestamp,
     changed: Timestamp,
+    /// Mount of a file system that takes its times from an image; `None` of all others.
+    mount: Option<u64>,
+    /// Tells contents apart that the file had under equal attributes; 0 of the first one.
+    generation: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,20 +59,39 @@ struct Timestamp {
 }
 
 impl Version {
-    /// Returns the present version of an open file.
-    pub fn of_file(file: &File) -> Result<Self, Errno> {
-        rustix::fs::fstat(file).map(|stat| Self::of_stat(&stat))
+    /// Returns the present version of an open file, or of an `O_PATH` descriptor.
+    pub fn of_file(file: impl AsFd) -> Result<Self, Errno> {
+        let stat = rustix::fs::fstat(&file)?;
+        Ok(Self::of_stat(&stat, image_mount(file)?))
     }
 
-    /// Creates the version that a `stat` result describes.
-    pub fn of_stat(stat: &Stat) -> Self {
+    /// Creates the version that a `stat` result describes. `mount` is that of [`image_mount`].
+    pub fn of_stat(stat: &Stat, mount: Option<u64>) -> Self {
         Self {
             device: stat.st_dev,
             inode: stat.st_ino,
             size: u64::try_from(stat.st_size).unwrap_or(0),
             modified: Timestamp::new(stat.st_mtime, stat.st_mtime_nsec),
             changed: Timestamp::new(stat.st_ctime, stat.st_ctime_nsec),
+            mount,
+            generation: 0,
         }
+    }
+
+    /// Returns the version of another content under the same attributes.
+    #[must_use]
+    pub fn with_generation(self, generation: u64) -> Self {
+        Self { generation, ..self }
+    }
+
+    /// Returns the number that tells contents under equal attributes apart.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Whether the file lies in a file system that takes its times from an image.
+    pub fn is_in_image(&self) -> bool {
+        self.mount.is_some()
     }
 
     /// Returns the size of the file in bytes.
@@ -82,17 +118,64 @@ impl Version {
         let changed = Duration::new(u64::try_from(seconds).ok()?, nanos);
         // A change time in the future comes from another clock, such as that of an NFS server.
         let age = now.duration_since(SystemTime::UNIX_EPOCH + changed).ok()?;
-        STABLE_AGE.checked_sub(age).filter(|left| !left.is_zero())
+        let has_whole_seconds = nanos == 0 && self.modified.nanos == 0;
+        let step = if has_whole_seconds { WHOLE_SECONDS_STEP } else { Duration::ZERO };
+        (STABLE_AGE + step).checked_sub(age).filter(|left| !left.is_zero())
     }
 
-    /// Returns the `ETag`: inode, size, modification time and change time in hex.
+    /// Returns the `ETag`: inode, size, modification time and change time in hex, and the
+    /// generation unless it is 0.
     pub fn etag(&self) -> Etag {
-        let Self { inode, size, modified, changed, .. } = self;
-        let text = format!(
+        let Self { inode, size, modified, changed, generation, .. } = self;
+        let mut text = format!(
             "{inode:x}-{size:x}-{:x}.{:x}-{:x}.{:x}",
             modified.seconds, modified.nanos, changed.seconds, changed.nanos
         );
+        if *generation != 0 {
+            text.push_str(&format!("-{generation:x}"));
+        }
         Etag::new(&text).expect("fewer than 128 hex digits, dots and dashes")
+    }
+
+    /// Whether the `ETag`s of two versions differ in the generation at most.
+    pub fn has_equal_attributes(&self, other: &Self) -> bool {
+        self.with_generation(0).etag() == other.with_generation(0).etag()
+    }
+
+    /// Encodes the version, without the mount, which means nothing to another process.
+    pub fn to_bytes(&self) -> [u8; VERSION_LEN] {
+        let Self { device, inode, size, modified, changed, mount: _, generation } = self;
+        let mut bytes = [0; VERSION_LEN];
+        let numbers = [*device, *inode, *size, modified.seconds.cast_unsigned()];
+        let numbers = numbers.into_iter().chain([changed.seconds.cast_unsigned(), *generation]);
+        for (part, number) in bytes.chunks_exact_mut(8).zip(numbers) {
+            part.copy_from_slice(&number.to_le_bytes());
+        }
+        bytes[48..52].copy_from_slice(&modified.nanos.to_le_bytes());
+        bytes[52..].copy_from_slice(&changed.nanos.to_le_bytes());
+        bytes
+    }
+
+    /// Decodes what [`Self::to_bytes`] encoded.
+    pub fn from_bytes(bytes: &[u8; VERSION_LEN]) -> Self {
+        let number = |at: usize| {
+            let part = bytes[8 * at..8 * at + 8].try_into().expect("8 bytes");
+            u64::from_le_bytes(part)
+        };
+        let [.., a, b, c, d, e, f, g, h] = *bytes;
+        let time = |at, nanos| Timestamp {
+            seconds: number(at).cast_signed(),
+            nanos: u32::from_le_bytes(nanos),
+        };
+        Self {
+            device: number(0),
+            inode: number(1),
+            size: number(2),
+            modified: time(3, [a, b, c, d]),
+            changed: time(4, [e, f, g, h]),
+            mount: None,
+            generation: number(5),
+        }
     }
 
     /// Returns the key of this version. It hashes the `ETag` and the number of the file system's
@@ -110,6 +193,11 @@ impl Version {
 pub struct VersionKey([u8; 32]);
 
 impl VersionKey {
+    /// Wraps the bytes of a key.
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
     /// Returns the bytes of the key.
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0
@@ -129,9 +217,41 @@ impl fmt::Debug for VersionKey {
     }
 }
 
-/// Returns whether the file lies in a file system that takes its times from an image. Another image
-/// on the same device can then hold other bytes under an equal version.
-pub fn is_in_image(file: &File) -> Result<bool, Errno> {
+/// Mounts that were met, and whether their file systems take their times from an image.
+static MOUNTS: Mutex<BTreeMap<u64, bool>> = Mutex::new(BTreeMap::new());
+
+/// Maximum number of mounts that are remembered.
+const MOUNTS_MAX: usize = 1024;
+
+/// Returns the mount of a file or directory in a file system that takes its times from an image;
+/// `None` of all others. Another image on the same device can hold other bytes under equal
+/// attributes.
+pub fn image_mount(file: impl AsFd) -> Result<Option<u64>, Errno> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let stat = rustix::fs::statx(&file, c"", flags, StatxFlags::MNT_ID | MNT_ID_UNIQUE)?;
+    // Kernels before 5.8 report 0 for all mounts.
+    let mount = stat.stx_mnt_id;
+    // A panic cannot leave the map half changed.
+    let mounts = || MOUNTS.lock().unwrap_or_else(PoisonError::into_inner);
+    let known = mounts().get(&mount).copied();
+    let is_image = match known.filter(|_| mount != 0) {
+        Some(known) => known,
+        None => {
+            // Asks the server of a network file system: therefore once for each mount.
+            let is_image = is_in_image(file)?;
+            let mut mounts = mounts();
+            if mounts.len() >= MOUNTS_MAX {
+                mounts.clear();
+            }
+            mounts.insert(mount, is_image);
+            is_image
+        }
+    };
+    Ok(is_image.then_some(mount))
+}
+
+/// Returns whether a file or directory lies in a file system that takes its times from an image.
+fn is_in_image(file: impl AsFd) -> Result<bool, Errno> {
     let kind = i128::from(rustix::fs::fstatfs(file)?.f_type);
     // Where the type is a signed 32-bit number, that of EROFS is negative.
     Ok(IMAGE_FILE_SYSTEMS.contains(&(kind & 0xffff_ffff)))
@@ -150,7 +270,8 @@ mod tests {
     use super::*;
 
     fn version(device: u64, time: Timestamp) -> Version {
-        Version { device, inode: 1, size: 1, modified: time, changed: time }
+        let (modified, changed) = (time, time);
+        Version { device, inode: 1, size: 1, modified, changed, mount: None, generation: 0 }
     }
 
     #[test]
@@ -165,7 +286,27 @@ mod tests {
 
     #[test]
     fn a_temporary_file_lies_in_no_image() {
-        assert_eq!(is_in_image(&tempfile::tempfile().unwrap()), Ok(false));
+        assert_eq!(image_mount(&tempfile::tempfile().unwrap()), Ok(None));
+    }
+
+    #[test]
+    fn each_generation_has_an_etag_and_a_key_of_its_own() {
+        let first = version(1, Timestamp { seconds: 1, nanos: 2 });
+        let second = first.with_generation(0x5f);
+        assert_eq!(second.etag().as_str(), format!("{}-5f", first.etag().as_str()));
+        assert_ne!(first.key(), second.key());
+        assert!(first.has_equal_attributes(&second));
+    }
+
+    #[test]
+    fn where_times_are_whole_seconds_a_version_is_stable_two_seconds_later() {
+        for (nanos, unstable_ms) in [(0, 2020), (1, 20)] {
+            let version = version(1, Timestamp { seconds: 100, nanos });
+            let changed = SystemTime::UNIX_EPOCH + Duration::new(100, nanos);
+            let expected = Duration::from_millis(unstable_ms);
+            assert_eq!(version.unstable_for(changed), Some(expected));
+            assert_eq!(version.unstable_for(changed + expected), None);
+        }
     }
 
     proptest! {
@@ -178,6 +319,8 @@ mod tests {
                 prop_assert!(httpdate::parse_http_date(&header).is_ok(), "{}", header);
                 version.unstable_for(SystemTime::UNIX_EPOCH);
                 version.etag();
+                let version = version.with_generation(nanos.into());
+                prop_assert_eq!(Version::from_bytes(&version.to_bytes()), version);
             }
         }
     }

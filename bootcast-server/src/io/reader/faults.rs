@@ -4,6 +4,7 @@ use std::io::IoSliceMut;
 use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex};
 
+use bootcast_proto::Manifest;
 use rustix::io::Errno;
 
 use super::source::{PageSource, ReadError};
@@ -35,6 +36,14 @@ impl PageSource for FaultySource {
 
     fn check_version(&self) -> Result<(), ReadError> {
         self.inner.check_version()
+    }
+
+    fn manifest(&self) -> Option<Arc<Manifest>> {
+        self.inner.manifest()
+    }
+
+    fn handle_other_bytes(&self, bytes: Range<u64>) {
+        self.inner.handle_other_bytes(bytes);
     }
 
     fn will_need(&self, bytes: Range<u64>) {
@@ -77,6 +86,14 @@ impl PageSource for HangingSource {
 
     fn check_version(&self) -> Result<(), ReadError> {
         self.inner.check_version()
+    }
+
+    fn manifest(&self) -> Option<Arc<Manifest>> {
+        self.inner.manifest()
+    }
+
+    fn handle_other_bytes(&self, bytes: Range<u64>) {
+        self.inner.handle_other_bytes(bytes);
     }
 
     fn will_need(&self, bytes: Range<u64>) {

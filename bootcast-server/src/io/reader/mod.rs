@@ -3,6 +3,7 @@
 //! | module | does |
 //! |---|---|
 //! | [`source`] | reads ranges of a version, and classifies read errors |
+//! | [`proof`] | compares what was read with the manifest of the version |
 //! | [`pages`] | reads pages into datagrams |
 //! | [`symbols`] | reads blocks and encodes their repair symbols |
 //! | [`stage`] | threads that do all this |
@@ -12,6 +13,7 @@
 //! the stage, and goes on with other casts until their outcomes arrive.
 
 pub mod pages;
+pub mod proof;
 mod queue;
 pub mod source;
 pub mod stage;

@@ -8,6 +8,7 @@ use bootcast_proto::wire::HEADER_LEN;
 use bootcast_proto::{BlockLayout, DatagramKey, Geometry, Layout, PageIndex, PageRange};
 
 use super::ReadFailure;
+use super::proof::prove;
 use super::source::{PageSource, ReadError, read_ranges};
 use super::symbols::SymbolReader;
 use crate::source::Version;
@@ -117,6 +118,8 @@ impl PageReader {
             .map(|datagram| IoSliceMut::new(&mut datagram[HEADER_LEN..]))
             .collect();
         read_ranges(&*self.source, std::iter::once((bytes.start, &mut payloads[..])))?;
+        let payloads = buffer.chunks(datagram).map(|datagram| &datagram[HEADER_LEN..]);
+        prove(&*self.source, std::iter::once((bytes.clone(), payloads)))?;
         let announced = self.layout.announced_pages(&self.geometry);
         for (page, datagram) in pages.iter().zip(buffer.chunks_mut(datagram)) {
             let (header, payload) = datagram.split_at_mut(HEADER_LEN);
@@ -199,8 +202,7 @@ mod tests {
 
     fn source(file: &NamedTempFile) -> Arc<dyn PageSource> {
         let file = file.reopen().unwrap();
-        let version = Version::of_file(&file).unwrap();
-        Arc::new(FileSource::from(OpenFile { file, version }))
+        Arc::new(FileSource::from(OpenFile::new(file).unwrap()))
     }
 
     fn reader(source: Arc<dyn PageSource>, page_size: u64, layout: Layout) -> PageReader {

@@ -5,10 +5,13 @@ use std::fs::File;
 use std::io::IoSliceMut;
 use std::num::NonZeroU64;
 use std::ops::Range;
+use std::sync::{Arc, OnceLock};
 
+use bootcast_proto::{Manifest, RemotePath};
 use rustix::fs::Advice;
 use rustix::io::Errno;
 
+use crate::io::identity::Identity;
 use crate::source::{OpenFile, Version};
 
 /// Why a read from the file of a cast failed.
@@ -52,9 +55,17 @@ pub trait PageSource: fmt::Debug + Send + Sync {
     /// there are fewer.
     fn read(&self, buffers: &mut [IoSliceMut<'_>], offset: u64) -> Result<(), ReadError>;
 
-    /// Fails if this is no longer the version that was opened. After a read it proves that the
-    /// bytes belong to that version.
+    /// Fails if the file has no longer the attributes with which it was opened. After a read it
+    /// proves that the bytes belong to the version.
     fn check_version(&self) -> Result<(), ReadError>;
+
+    /// Returns the manifest of the version, if it is known. Does not block.
+    fn manifest(&self) -> Option<Arc<Manifest>> {
+        None
+    }
+
+    /// Handles that the file has other bytes here than the version.
+    fn handle_other_bytes(&self, _bytes: Range<u64>) {}
 
     /// Hints that these bytes are read soon.
     fn will_need(&self, bytes: Range<u64>);
@@ -63,21 +74,36 @@ pub trait PageSource: fmt::Debug + Send + Sync {
 /// An open file of the served directory.
 #[derive(Debug)]
 pub struct FileSource {
-    file: File,
-    version: Version,
+    open: OpenFile,
+    /// Path of the file, and what is announced for it; `None` outside of a served directory.
+    announced: Option<(RemotePath, Identity)>,
+    /// Manifest of the version, once it was found.
+    manifest: OnceLock<Arc<Manifest>>,
+}
+
+impl FileSource {
+    /// Reads a file that `identity` announces.
+    pub fn new(path: RemotePath, open: OpenFile, identity: Identity) -> Self {
+        Self { announced: Some((path, identity)), ..Self::from(open) }
+    }
+
+    /// Returns the open file.
+    pub fn file(&self) -> &File {
+        &self.open.file
+    }
 }
 
 impl From<OpenFile> for FileSource {
     fn from(open: OpenFile) -> Self {
         // A hint to the kernel; without it reads are only slower.
         let _ = rustix::fs::fadvise(&open.file, 0, None, Advice::Sequential);
-        Self { file: open.file, version: open.version }
+        Self { open, announced: None, manifest: OnceLock::new() }
     }
 }
 
 impl PageSource for FileSource {
     fn version(&self) -> Version {
-        self.version
+        self.open.version
     }
 
     fn read(&self, mut buffers: &mut [IoSliceMut<'_>], mut offset: u64) -> Result<(), ReadError> {
@@ -85,7 +111,7 @@ impl PageSource for FileSource {
         // file.
         IoSliceMut::advance_slices(&mut buffers, 0);
         while !buffers.is_empty() {
-            match rustix::io::preadv(&self.file, buffers, offset) {
+            match rustix::io::preadv(&self.open.file, buffers, offset) {
                 Ok(0) => return Err(ReadError::Changed),
                 Ok(read) => {
                     offset += read as u64;
@@ -99,23 +125,38 @@ impl PageSource for FileSource {
     }
 
     fn check_version(&self) -> Result<(), ReadError> {
-        let present = Version::of_file(&self.file).map_err(ReadError::Io)?;
-        if present == self.version { Ok(()) } else { Err(ReadError::Changed) }
+        let present = Version::of_file(&self.open.file).map_err(ReadError::Io)?;
+        let is_unchanged = present == self.open.present && !self.open.is_suspect;
+        if is_unchanged { Ok(()) } else { Err(ReadError::Changed) }
+    }
+
+    fn manifest(&self) -> Option<Arc<Manifest>> {
+        let (_, identity) = self.announced.as_ref()?;
+        if let Some(manifest) = self.manifest.get() {
+            return Some(Arc::clone(manifest));
+        }
+        let manifest = identity.manifests().in_memory(&self.open.version)?;
+        Some(Arc::clone(self.manifest.get_or_init(|| manifest)))
+    }
+
+    fn handle_other_bytes(&self, bytes: Range<u64>) {
+        let Some((path, identity)) = &self.announced else { return };
+        if let Ok(present) = Version::of_file(&self.open.file) {
+            identity.handle_other_bytes(path, self.open.version, present, bytes);
+        }
     }
 
     fn will_need(&self, bytes: Range<u64>) {
         let len = NonZeroU64::new(bytes.end.saturating_sub(bytes.start));
         // Without the hint reads are only slower. Length 0 would mean the rest of the file.
         if len.is_some() {
-            let _ = rustix::fs::fadvise(&self.file, bytes.start, len, Advice::WillNeed);
+            let _ = rustix::fs::fadvise(&self.open.file, bytes.start, len, Advice::WillNeed);
         }
     }
 }
 
-/// Reads consecutive ranges of the content, and proves that they belong to the version.
-///
-/// All content that casts send passes through here. Whoever hashes it while it is read for the
-/// first pass hashes it here, after the check.
+/// Reads consecutive ranges of the content. Nothing proves yet that they belong to the version: see
+/// [`super::proof`].
 pub(super) fn read_ranges<'a, 'b: 'a>(
     source: &dyn PageSource,
     ranges: impl Iterator<Item = (u64, &'a mut [IoSliceMut<'b>])>,
@@ -123,8 +164,7 @@ pub(super) fn read_ranges<'a, 'b: 'a>(
     for (offset, buffers) in ranges {
         source.read(buffers, offset)?;
     }
-    // Checked after the reads: if the version is still the same, the bytes belong to it.
-    source.check_version()
+    Ok(())
 }
 
 #[cfg(test)]
@@ -137,7 +177,7 @@ mod tests {
     fn empty_buffers_at_any_position_do_not_end_the_read() {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(b"abc").unwrap();
-        let source = FileSource { version: Version::of_file(&file).unwrap(), file };
+        let source = FileSource::from(OpenFile::new(file).unwrap());
         for sizes in [&[][..], &[0], &[0, 3], &[0, 1, 0, 2, 0]] {
             let mut bytes: Vec<_> = sizes.iter().map(|size| vec![0; *size]).collect();
             let mut buffers: Vec<_> = bytes.iter_mut().map(|it| IoSliceMut::new(it)).collect();

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::io::IoSliceMut;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bootcast_proto::fec::{Engine, REPAIRS, RepairIndex, SourceIndex, encode_all};
@@ -14,6 +15,7 @@ use bootcast_proto::{BlockIndex, BlockLayout, DatagramKey, Geometry, PageRange};
 
 use super::ReadFailure;
 use super::pages::failure_of;
+use super::proof::prove;
 use super::source::{PageSource, ReadError, read_ranges};
 use crate::cast::Symbol;
 
@@ -156,20 +158,20 @@ impl SymbolReader {
     fn read_rows(&self, span: Span, rows: &mut Vec<u8>) -> Result<u64, ReadError> {
         let row_len = self.row_len(span);
         rows.resize(REPAIRS * row_len, 0);
-        let mut bytes_read = 0;
-        let mut buffers: Vec<_> = rows
-            .chunks_exact_mut(row_len)
-            .enumerate()
-            .map(|(position, row)| {
-                let bytes = self.geometry.byte_range(self.row(span, position));
-                let len = usize::try_from(bytes.end - bytes.start).expect("a row fits memory");
-                bytes_read += len as u64;
-                (bytes.start, [IoSliceMut::new(&mut row[..len])])
-            })
+        let ranges = (0..REPAIRS).map(|at| self.geometry.byte_range(self.row(span, at)));
+        let ranges: Vec<_> = ranges.collect();
+        let len = |bytes: &Range<u64>| {
+            usize::try_from(bytes.end - bytes.start).expect("a row fits memory")
+        };
+        let mut buffers: Vec<_> = std::iter::zip(rows.chunks_exact_mut(row_len), &ranges)
+            .map(|(row, bytes)| (bytes.start, [IoSliceMut::new(&mut row[..len(bytes)])]))
             .collect();
-        let ranges = buffers.iter_mut().map(|(offset, row)| (*offset, &mut row[..]));
-        read_ranges(&*self.source, ranges)?;
-        Ok(bytes_read)
+        let reads = buffers.iter_mut().map(|(offset, row)| (*offset, &mut row[..]));
+        read_ranges(&*self.source, reads)?;
+        let parts = std::iter::zip(rows.chunks_exact(row_len), &ranges)
+            .map(|(row, bytes)| (bytes.clone(), std::iter::once(&row[..len(bytes)])));
+        prove(&*self.source, parts)?;
+        Ok(ranges.iter().map(|bytes| bytes.end - bytes.start).sum())
     }
 
     /// Finds the first block of a span with pages that cannot be read, if the error may be theirs.
@@ -316,10 +318,10 @@ mod tests {
 
     fn reader(file: &NamedTempFile, page_size: u64, interleave: u32) -> SymbolReader {
         let file = file.reopen().unwrap();
-        let version = Version::of_file(&file).unwrap();
-        let geometry = Geometry::new(version.size(), PageSize::new(page_size).unwrap()).unwrap();
+        let open = OpenFile::new(file).unwrap();
+        let geometry = Geometry::new(open.version.size(), PageSize::new(page_size).unwrap()).unwrap();
         let layout = BlockLayout::new(geometry.pages(), interleave).unwrap();
-        let source = FileSource::from(OpenFile { file, version });
+        let source = FileSource::from(open);
         SymbolReader::new(Arc::new(source), geometry, layout)
     }
 

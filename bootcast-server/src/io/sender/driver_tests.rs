@@ -12,6 +12,8 @@ use tokio::sync::oneshot;
 use super::super::{Join, JoinError, SourceAddress};
 use super::*;
 use crate::cast::{CastPolicy, CeilingSource, GroupPool, MemberKind, RepairSettings};
+use crate::io::identity::Identity;
+use crate::io::manifests::Manifests;
 use crate::io::reader::faults::{FaultySource, Hang, HangingSource, Unreadable};
 use crate::io::reader::source::{FileSource, PageSource};
 use crate::io::socket::SocketConfig;
@@ -36,10 +38,11 @@ impl Fixture {
     fn with(repair: Option<RepairSettings>) -> Self {
         let dir = TempDir::new().unwrap();
         let any_group = Ipv4Addr::new(239, 254, 18, 0);
+        let source = Source::new(dir.path()).unwrap();
         let interface = interface::resolve(Some(&"lo".parse().unwrap()), any_group).unwrap();
         let rate = "1mbit".parse().unwrap();
         let config = SenderConfig {
-            source: Arc::new(Source::new(dir.path()).unwrap()),
+            identity: Identity::new(source.into(), Manifests::new(None)),
             source_address: SourceAddress::new(interface.address),
             interface,
             interface_name: None,
@@ -74,7 +77,7 @@ impl Fixture {
     }
 
     fn open(&self, name: &str) -> Arc<dyn PageSource> {
-        let open = self.driver.config.source.open(&path(name)).unwrap();
+        let open = self.driver.config.identity.open(&path(name)).unwrap();
         let inner = Arc::new(FileSource::from(open));
         Arc::new(FaultySource { inner, unreadable: Arc::clone(&self.unreadable) })
     }
@@ -205,7 +208,11 @@ fn every_path_is_checked_within_a_second_and_few_at_a_time() {
     }
     let start = Instant::now();
     let mut most = 0;
-    for check in 0..64 {
+    // A name that leads nowhere must be missing twice: the file may be renamed and come back.
+    for check in 0..128 {
+        if check == 64 {
+            assert_eq!(fixture.casts().len(), 200);
+        }
         let before = fixture.casts().len();
         fixture.driver.check_versions(start + SECOND * check / 64);
         while fixture.driver.readers.values().any(|reader| reader.is_checked) {

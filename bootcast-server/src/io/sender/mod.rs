@@ -16,13 +16,14 @@ use bootcast_proto::{
 use tokio::sync::oneshot;
 
 use super::cast_keys::CastKeys;
+use super::identity::Identity;
 use super::interface::{Interface, InterfaceName};
 use super::reader::source::PageSource;
 use super::reader::stage::Stage;
 use super::socket::{MulticastSocket, SocketConfig};
 use super::threads::{ThreadWatch, set_niceness};
 use crate::cast::{CastId, JoinRefusal, Joined, MemberKind, RepairSettings, Settings};
-use crate::source::{Source, Version};
+use crate::source::Version;
 use driver::{Driver, Outcome};
 
 /// Nice value of the sender thread. docs/SEMANTICS.md, "Priority".
@@ -51,8 +52,8 @@ impl SourceAddress {
 /// Configuration of the sender.
 #[derive(Debug)]
 pub struct SenderConfig {
-    /// Served directory.
-    pub source: Arc<Source>,
+    /// What is announced for the served files.
+    pub identity: Identity,
     /// Interface that multicast leaves by.
     pub interface: Interface,
     /// Address of the interface, as join answers state it.

@@ -43,7 +43,18 @@ pub(in crate::io::sender) enum Outcome {
     /// Symbols were encoded.
     Symbols(SymbolsRead),
     /// The path was checked for a new version.
-    Version { is_changed: bool },
+    Version(Checked),
+}
+
+/// What a path leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::io::sender) enum Checked {
+    /// The version that is being sent.
+    Same,
+    /// Nothing. The file may be renamed, and come back.
+    Missing,
+    /// Another version, or something else than a file.
+    Changed,
 }
 
 /// What is read of one cast's file.
@@ -65,6 +76,8 @@ pub(super) struct CastReader {
     gives_up_symbols: bool,
     /// Whether the stage checks the path for a new version.
     pub(super) is_checked: bool,
+    /// Whether the path led nowhere at the last check.
+    pub(super) is_missing: bool,
     bytes_read: u64,
 }
 
@@ -146,6 +159,7 @@ impl Driver {
             failures: BTreeMap::new(),
             gives_up_symbols: false,
             is_checked: false,
+            is_missing: false,
             bytes_read: 0,
         };
         self.readers.insert(cast, reader);
@@ -243,9 +257,9 @@ impl Driver {
         let part = match &outcome {
             Outcome::Pages { part, .. } => *part,
             Outcome::Symbols(_) => Part::Symbols,
-            Outcome::Version { is_changed } => {
+            Outcome::Version(checked) => {
                 reader.is_checked = false;
-                return self.handle_checked(cast, *is_changed);
+                return self.handle_checked(cast, *checked);
             }
         };
         reader.busy.retain(|busy| *busy != part);
@@ -256,7 +270,7 @@ impl Driver {
                 self.handle_pages(cast, part, run, read, is_awaited);
             }
             Outcome::Symbols(read) => self.handle_symbols(cast, read),
-            Outcome::Version { .. } => {}
+            Outcome::Version(_) => {}
         }
         if is_awaited {
             self.scheduler.handle_ready(cast, part.lane());

@@ -139,16 +139,16 @@ mod tests {
     use super::*;
     use crate::io::reader::pages::PageReader;
     use crate::io::reader::source::FileSource;
-    use crate::source::{OpenFile, Version};
+    use crate::source::OpenFile;
 
     const PAGES: u32 = 4000;
 
     fn reader() -> PageReader {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&vec![7; PAGES as usize * 1000]).unwrap();
-        let version = Version::of_file(&file).unwrap();
-        let geometry = Geometry::new(version.size(), PageSize::new(1000).unwrap()).unwrap();
-        let source = FileSource::from(OpenFile { file, version });
+        let open = OpenFile::new(file).unwrap();
+        let geometry = Geometry::new(open.version.size(), PageSize::new(1000).unwrap()).unwrap();
+        let source = FileSource::from(open);
         PageReader::new(Arc::new(source), geometry, Layout::Base)
     }
 

@@ -2,15 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::reading::{CastReader, Outcome};
+use super::reading::{CastReader, Checked, Outcome};
 use super::{CastId, Driver, EndReason};
 use crate::source::SourceError;
 
 /// Period in which the path of every running cast is checked once for a new version. A cast of a
-/// changed file therefore ends within about a second.
+/// changed file therefore ends within about a second, one of a removed file within two.
 const ROUND: Duration = Duration::from_secs(1);
 
 /// Maximum number of checks in a period. Each checks a few casts, so that the stage does not get
@@ -65,23 +64,26 @@ impl Driver {
             let reader = self.readers.get_mut(&cast).filter(|reader| !reader.is_checked);
             let (Some(view), Some(reader)) = (view, reader) else { continue };
             reader.is_checked = true;
-            let (source, path) = (Arc::clone(&self.config.source), view.path.clone());
+            let (identity, path) = (self.config.identity.clone(), view.path.clone());
             let version = reader.version();
             self.submit(cast, move || {
-                let is_changed = match source.version(&path) {
-                    Ok(present) => present != version,
+                Outcome::Version(match identity.version(&path) {
+                    Ok(announced) if announced == version => Checked::Same,
                     // The server lacks descriptors or memory; this says nothing about the file.
-                    Err(SourceError::Busy) => false,
-                    Err(_) => true,
-                };
-                Outcome::Version { is_changed }
+                    Err(SourceError::Busy) => Checked::Same,
+                    Err(SourceError::NotFound) => Checked::Missing,
+                    Ok(_) | Err(_) => Checked::Changed,
+                })
             });
         }
     }
 
-    /// Ends a cast whose path leads to another version or nowhere.
-    pub(super) fn handle_checked(&mut self, cast: CastId, is_changed: bool) {
-        if is_changed {
+    /// Ends a cast whose path leads to another version, or nowhere twice in a row.
+    pub(super) fn handle_checked(&mut self, cast: CastId, checked: Checked) {
+        let Some(reader) = self.readers.get_mut(&cast) else { return };
+        let was_missing = std::mem::replace(&mut reader.is_missing, checked == Checked::Missing);
+        let is_gone = was_missing && checked == Checked::Missing;
+        if is_gone || checked == Checked::Changed {
             self.scheduler.handle_end(cast, EndReason::FileChanged, Instant::now());
         }
     }
