@@ -178,9 +178,8 @@ impl Identity {
 
     /// Whether bytes can be compared with a version.
     fn can_prove(&self, announced: &Version) -> bool {
-        let is_known = || {
-            self.manifests.in_memory(announced).is_some() || self.manifests.is_kept(announced)
-        };
+        let is_known =
+            || self.manifests.in_memory(announced).is_some() || self.manifests.is_kept(announced);
         self.runtime.is_some() && is_known()
     }
 

@@ -104,7 +104,11 @@ impl Walker {
         let mut directories = vec![RemotePath::root()];
         while let Some(directory) = directories.pop() {
             // It may be gone, or not for the server to read.
-            let entries = self.source.list(&directory, &|_, version| version).ok().and_then(|meta| meta.entries);
+            let entries = self
+                .source
+                .list(&directory, &|_, version| version)
+                .ok()
+                .and_then(|meta| meta.entries);
             let mut below = Vec::new();
             for entry in entries.unwrap_or_default() {
                 self.check_stopped()?;

@@ -226,7 +226,7 @@ const MOUNTS_MAX: usize = 1024;
 /// Returns the mount of a file or directory in a file system that takes its times from an image;
 /// `None` of all others. Another image on the same device can hold other bytes under equal
 /// attributes.
-pub fn image_mount(file: impl AsFd) -> Result<Option<u64>, Errno> {
+pub(super) fn image_mount(file: impl AsFd) -> Result<Option<u64>, Errno> {
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
     let stat = rustix::fs::statx(&file, c"", flags, StatxFlags::MNT_ID | MNT_ID_UNIQUE)?;
     // Kernels before 5.8 report 0 for all mounts.

@@ -15,3 +15,4 @@ mod repair;
 mod startup;
 mod state_dir;
 mod tags;
+mod versions;

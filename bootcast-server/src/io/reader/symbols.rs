@@ -319,7 +319,8 @@ mod tests {
     fn reader(file: &NamedTempFile, page_size: u64, interleave: u32) -> SymbolReader {
         let file = file.reopen().unwrap();
         let open = OpenFile::new(file).unwrap();
-        let geometry = Geometry::new(open.version.size(), PageSize::new(page_size).unwrap()).unwrap();
+        let geometry =
+            Geometry::new(open.version.size(), PageSize::new(page_size).unwrap()).unwrap();
         let layout = BlockLayout::new(geometry.pages(), interleave).unwrap();
         let source = FileSource::from(open);
         SymbolReader::new(Arc::new(source), geometry, layout)
