@@ -41,7 +41,7 @@ pub(super) async fn file(
 ) -> Result<Response, ApiError> {
     let path = remote_path(&uri, "/file/")?;
     let open = super::open(&state, &path).await?;
-    let (size, modified) = (open.version.size(), open.version.modified());
+    let (size, modified) = (open.version.size(), open.present.modified());
     let common = [
         (header::ETAG, open.etag().to_header()),
         (header::LAST_MODIFIED, httpdate::fmt_http_date(modified)),

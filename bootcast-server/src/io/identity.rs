@@ -199,14 +199,11 @@ impl Identity {
                 Ok(Comparison::Other(_) | Comparison::Ended) | Err(_) => Some(false),
                 Ok(Comparison::Changed) => None,
             };
-            match is_equal {
-                Some(is_equal) => {
-                    announcements.on_compared(&path, announced, present, is_equal, serial())
-                }
-                None => {
-                    announcements.on_compare_aborted(&path, present);
-                    None
-                }
+            if let Some(is_equal) = is_equal {
+                announcements.on_compared(&path, announced, present, is_equal, serial())
+            } else {
+                announcements.on_compare_aborted(&path, present);
+                None
             }
         };
         // Before the alias is kept: nobody waits for the disk.

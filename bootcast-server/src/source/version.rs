@@ -24,7 +24,7 @@ const WHOLE_SECONDS_STEP: Duration = Duration::from_secs(2);
 const MNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
 
 /// Length of an encoded version in bytes.
-pub const VERSION_LEN: usize = 6 * 8 + 2 * 4;
+pub const VERSION_LEN: usize = 7 * 8;
 
 /// Last second of the year 9999, in seconds since 1970. HTTP dates have four digits for the year.
 const LAST_HTTP_SECOND: u64 = 253_402_300_799;
@@ -127,13 +127,14 @@ impl Version {
     /// generation unless it is 0.
     pub fn etag(&self) -> Etag {
         let Self { inode, size, modified, changed, generation, .. } = self;
-        let mut text = format!(
+        let attributes = format!(
             "{inode:x}-{size:x}-{:x}.{:x}-{:x}.{:x}",
             modified.seconds, modified.nanos, changed.seconds, changed.nanos
         );
-        if *generation != 0 {
-            text.push_str(&format!("-{generation:x}"));
-        }
+        let text = match generation {
+            0 => attributes,
+            generation => format!("{attributes}-{generation:x}"),
+        };
         Etag::new(&text).expect("fewer than 128 hex digits, dots and dashes")
     }
 
@@ -142,40 +143,30 @@ impl Version {
         self.with_generation(0).etag() == other.with_generation(0).etag()
     }
 
-    /// Encodes the version, without the mount, which means nothing to another process.
+    /// Encodes the version, without the mount, which means nothing to another process: seven
+    /// little-endian numbers.
     pub fn to_bytes(&self) -> [u8; VERSION_LEN] {
         let Self { device, inode, size, modified, changed, mount: _, generation } = self;
+        let nanos = u64::from(modified.nanos) | u64::from(changed.nanos) << 32;
+        let times = [modified.seconds.cast_unsigned(), changed.seconds.cast_unsigned(), nanos];
+        let numbers = [*device, *inode, *size, *generation].into_iter().chain(times);
         let mut bytes = [0; VERSION_LEN];
-        let numbers = [*device, *inode, *size, modified.seconds.cast_unsigned()];
-        let numbers = numbers.into_iter().chain([changed.seconds.cast_unsigned(), *generation]);
         for (part, number) in bytes.chunks_exact_mut(8).zip(numbers) {
             part.copy_from_slice(&number.to_le_bytes());
         }
-        bytes[48..52].copy_from_slice(&modified.nanos.to_le_bytes());
-        bytes[52..].copy_from_slice(&changed.nanos.to_le_bytes());
         bytes
     }
 
     /// Decodes what [`Self::to_bytes`] encoded.
     pub fn from_bytes(bytes: &[u8; VERSION_LEN]) -> Self {
-        let number = |at: usize| {
-            let part = bytes[8 * at..8 * at + 8].try_into().expect("8 bytes");
-            u64::from_le_bytes(part)
-        };
-        let [.., a, b, c, d, e, f, g, h] = *bytes;
-        let time = |at, nanos| Timestamp {
-            seconds: number(at).cast_signed(),
-            nanos: u32::from_le_bytes(nanos),
-        };
-        Self {
-            device: number(0),
-            inode: number(1),
-            size: number(2),
-            modified: time(3, [a, b, c, d]),
-            changed: time(4, [e, f, g, h]),
-            mount: None,
-            generation: number(5),
+        let mut numbers = [0; VERSION_LEN / 8];
+        for (number, part) in numbers.iter_mut().zip(bytes.as_chunks().0) {
+            *number = u64::from_le_bytes(*part);
         }
+        let [device, inode, size, generation, modified, changed, nanos] = numbers;
+        let modified = Timestamp::new(modified.cast_signed(), nanos & 0xffff_ffff);
+        let changed = Timestamp::new(changed.cast_signed(), nanos >> 32);
+        Self { device, inode, size, modified, changed, mount: None, generation }
     }
 
     /// Returns the key of this version. It hashes the `ETag` and the number of the file system's
@@ -234,19 +225,16 @@ pub(super) fn image_mount(file: impl AsFd) -> Result<Option<u64>, Errno> {
     // A panic cannot leave the map half changed.
     let mounts = || MOUNTS.lock().unwrap_or_else(PoisonError::into_inner);
     let known = mounts().get(&mount).copied();
-    let is_image = match known.filter(|_| mount != 0) {
-        Some(known) => known,
-        None => {
-            // Asks the server of a network file system: therefore once for each mount.
-            let is_image = is_in_image(file)?;
-            let mut mounts = mounts();
-            if mounts.len() >= MOUNTS_MAX {
-                mounts.clear();
-            }
-            mounts.insert(mount, is_image);
-            is_image
-        }
-    };
+    if let Some(is_image) = known.filter(|_| mount != 0) {
+        return Ok(is_image.then_some(mount));
+    }
+    // Asks the server of a network file system: therefore once for each mount.
+    let is_image = is_in_image(file)?;
+    let mut mounts = mounts();
+    if mounts.len() >= MOUNTS_MAX {
+        mounts.clear();
+    }
+    mounts.insert(mount, is_image);
     Ok(is_image.then_some(mount))
 }
 
@@ -286,7 +274,7 @@ mod tests {
 
     #[test]
     fn a_temporary_file_lies_in_no_image() {
-        assert_eq!(image_mount(&tempfile::tempfile().unwrap()), Ok(None));
+        assert_eq!(image_mount(tempfile::tempfile().unwrap()), Ok(None));
     }
 
     #[test]

@@ -43,8 +43,10 @@ fn start() -> Server {
     server
 }
 
+type Change = fn(&Path);
+
 /// Changes the attributes of a file, but not its content. Each gives another change time.
-fn changes() -> [(&'static str, fn(&Path)); 6] {
+fn changes() -> [(&'static str, Change); 6] {
     [
         ("chmod", |file| {
             let mode = file.metadata().unwrap().mode();
@@ -89,8 +91,7 @@ fn other_attributes_of_the_same_content_are_the_same_version_also_after_a_restar
     assert_eq!(server.get("/file/file").body, content(0));
     let alias = |server: &Server| {
         let kept = fs::read_dir(server.state_dir.path()).unwrap();
-        let names = kept.map(|it| it.unwrap().file_name().into_string().unwrap());
-        names.filter(|name| name.ends_with(".alias")).count()
+        kept.filter(|it| it.as_ref().unwrap().path().extension() == Some("alias".as_ref())).count()
     };
     wait_for("the aliases are kept", || (alias(&server) == changes().len()).then_some(()));
     server = server.restart();

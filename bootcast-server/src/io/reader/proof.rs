@@ -56,12 +56,11 @@ fn prove_range<'a>(
     let mut proof = Proof::Proven;
     let mut at = leaves.range().start;
     if at < range.start {
-        match read(source, at..range.start) {
-            Some(head) => leaves.add(&head)?,
-            None => {
-                proof = Proof::Unknown;
-                leaves.leaf += 1;
-            }
+        if let Some(head) = read(source, at..range.start) {
+            leaves.add(&head)?;
+        } else {
+            proof = Proof::Unknown;
+            leaves.leaf += 1;
         }
     }
     at = range.start;

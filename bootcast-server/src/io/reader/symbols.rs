@@ -310,7 +310,7 @@ mod tests {
 
     use super::*;
     use crate::io::reader::source::FileSource;
-    use crate::source::{OpenFile, Version};
+    use crate::source::OpenFile;
 
     fn content(size: usize) -> Vec<u8> {
         (0..size).map(|at| u8::try_from(at * 31 % 251).unwrap()).collect()
