@@ -127,8 +127,8 @@ impl DemandLoop {
         self.demand.set_fill(Fill::Demand);
     }
 
-    /// Handles the datagram of a page. Returns whether this member demanded it.
-    pub(super) fn handle_page(&mut self, page: PageIndex, now: Instant) -> bool {
+    /// Handles a page that was missing. Returns whether this member demanded it.
+    pub(super) fn handle_new_page(&mut self, page: PageIndex, now: Instant) -> bool {
         let was_demanded = self.demand.is_asked(page);
         self.demand.came(page, now);
         was_demanded

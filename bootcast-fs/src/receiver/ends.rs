@@ -13,6 +13,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(32);
 pub(super) struct Ends {
     /// When to join again because an end was announced, unless something newer arrives.
     due: Option<Instant>,
+    /// Number of the beacon that would have followed that end, if it is known.
+    next_beacon: Option<u32>,
     /// Memberships in a row that were lost before anything new arrived.
     in_vain: u32,
 }
@@ -23,14 +25,19 @@ impl Ends {
         self.due = None;
     }
 
-    /// Handles an announced end, which is to be believed at this time.
-    pub(super) fn announced(&mut self, at: Instant) {
+    /// Handles an announced end, which is to be believed at `at`. Its cast would have sent the
+    /// beacon `next` after it. Of several ends the last one counts.
+    pub(super) fn announced(&mut self, next: Option<u32>, at: Instant) {
+        let is_first = self.due.is_none();
         self.due.get_or_insert(at);
+        self.next_beacon = if is_first { next } else { self.next_beacon.max(next) };
     }
 
-    /// Handles a newer beacon: the cast goes on.
-    pub(super) fn beacon(&mut self) {
-        self.due = None;
+    /// Handles a newer beacon. Unless it was sent before the end, the cast goes on.
+    pub(super) fn beacon(&mut self, number: u32) {
+        if self.next_beacon.is_none_or(|next| next <= number) {
+            self.due = None;
+        }
     }
 
     /// Records that something new arrived.

@@ -7,6 +7,8 @@
 
 use std::time::{Duration, Instant};
 
+use bootcast_proto::PageIndex;
+
 /// Time in which a server that sends must be heard.
 pub(super) const PATIENCE: Duration = Duration::from_secs(1);
 /// Datagrams that must have been sent before their absence proves anything: at a loss of one half,
@@ -35,18 +37,29 @@ pub(super) enum Proof {
     },
 }
 
+/// What shows that a cast goes on, beside new pages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum SignsOfLife {
+    /// Nothing: the member gets only what it demands.
+    #[default]
+    Nothing,
+    /// Repeated pages: there is a stream for this member, and no repair channel that it listens to.
+    RepeatedPages,
+    /// Beacons of the repair channel.
+    Beacons,
+}
+
 /// Datagrams of one membership, by what they prove.
 #[derive(Debug, Default)]
 pub(super) struct Hearing {
-    /// Whether the server has a repair channel and this member listens to it.
-    expects_repair: bool,
+    signs: SignsOfLife,
     /// Counts since the last proof; `None` before the first beacon.
     period: Option<Period>,
     /// When it was proven that pages do not come; `None` if one came since.
     deaf_since: Option<Instant>,
     /// When the first of a row of new full pages arrived, and how many there are.
     row: Option<(Instant, u32)>,
-    /// When the first page after the last datagram of the repair channel arrived, and how many.
+    /// When the first new page after the last news of the repair channel arrived, and how many.
     unannounced: Option<(Instant, u32)>,
     /// Whether the repair channel counts as closed.
     is_repair_closed: bool,
@@ -54,8 +67,8 @@ pub(super) struct Hearing {
     last_new: Option<Instant>,
     /// Whether a page shorter than the page size arrived, but no full one.
     short_only: bool,
-    /// Last page that was not new.
-    last_duplicate: Option<u32>,
+    /// Last page that was not new, of this membership.
+    last_duplicate: Option<PageIndex>,
 }
 
 /// Counts of sent and received datagrams since the last proof.
@@ -66,21 +79,24 @@ struct Period {
     sent: u64,
     /// Full pages that arrived since, and datagrams that this machine's own sockets dropped.
     came: u64,
-    /// Symbols that arrived since, useful or not.
+    /// New symbols that arrived since, useful or not.
     symbols: u64,
 }
 
 impl Hearing {
-    /// Starts a membership.
-    pub(super) fn begin(&mut self, expects_repair: bool) {
-        *self = Self { expects_repair, ..Self::default() };
+    /// Starts a membership. `expects_stream`: the server sends pages unasked.
+    pub(super) fn begin(&mut self, expects_repair: bool, expects_stream: bool) {
+        let signs = match (expects_repair, expects_stream) {
+            (true, _) => SignsOfLife::Beacons,
+            (false, true) => SignsOfLife::RepeatedPages,
+            (false, false) => SignsOfLife::Nothing,
+        };
+        *self = Self { signs, ..Self::default() };
     }
 
-    /// Handles a page. `is_full`: as long as the longest datagram of the cast.
-    pub(super) fn page(&mut self, is_full: bool, is_new: bool, now: Instant) {
-        if is_new {
-            self.last_new = Some(now);
-        }
+    /// Handles a page that was missing. `is_full`: as long as the longest datagram of the cast.
+    pub(super) fn new_page(&mut self, is_full: bool, now: Instant) {
+        self.last_new = Some(now);
         let (_, pages) = self.unannounced.get_or_insert((now, 0));
         *pages = pages.saturating_add(1);
         if !is_full {
@@ -89,21 +105,34 @@ impl Hearing {
         }
         self.short_only = false;
         self.deaf_since = None;
+        let row = self.row.filter(|(since, _)| now <= *since + ROW_TIME);
+        let (since, pages) = row.unwrap_or((now, 0));
+        self.row = Some((since, pages + 1));
+        self.full_page_came();
+        self.assert_invariants();
+    }
+
+    /// Handles a page that was here already. The server may have sent it again, or a stranger: it
+    /// counts among those that beacons say were sent, and shows nothing by itself. Returns whether
+    /// it is an echo: the same as the last such page, which counts nowhere.
+    pub(super) fn repeated_page(&mut self, page: PageIndex, is_full: bool) -> bool {
+        let is_echo = self.last_duplicate.replace(page) == Some(page);
+        if is_full && !is_echo {
+            self.full_page_came();
+        }
+        is_echo
+    }
+
+    fn full_page_came(&mut self) {
         if let Some(period) = &mut self.period {
             period.came += 1;
         }
-        if is_new {
-            let row = self.row.filter(|(since, _)| now <= *since + ROW_TIME);
-            let (since, pages) = row.unwrap_or((now, 0));
-            self.row = Some((since, pages + 1));
-        }
-        self.assert_invariants();
     }
 
     /// Asserts what holds between any two calls.
     fn assert_invariants(&self) {
         debug_assert!(
-            !self.is_repair_closed || self.expects_repair,
+            !self.is_repair_closed || self.expects_repair(),
             "a repair channel is closed that nobody listens to"
         );
         debug_assert!(
@@ -112,13 +141,17 @@ impl Hearing {
         );
     }
 
-    /// Handles a page that is here already. Returns whether it is another than the last such page.
-    /// Without beacons, only then does it show that the cast goes on.
-    pub(super) fn is_moving(&mut self, page: u32) -> bool {
-        !self.expects_repair && self.last_duplicate.replace(page).is_some_and(|last| last != page)
+    /// Whether a repeated page that is no echo shows that the cast goes on.
+    pub(super) fn counts_repeats(&self) -> bool {
+        self.signs == SignsOfLife::RepeatedPages
     }
 
-    /// Handles a symbol.
+    /// Whether the server has a repair channel and this member listens to it.
+    fn expects_repair(&self) -> bool {
+        self.signs == SignsOfLife::Beacons
+    }
+
+    /// Handles a new symbol.
     pub(super) fn symbol(&mut self, is_useful: bool, now: Instant) {
         if let Some(period) = &mut self.period {
             period.symbols += 1;
@@ -159,6 +192,7 @@ impl Hearing {
         }
         if period.came * HEARD_SHARE >= sent_to_pages {
             *period = fresh;
+            self.deaf_since = None;
             return Some(Proof::Heard);
         }
         if now < period.began + PATIENCE {
@@ -206,7 +240,7 @@ impl Hearing {
 
     /// Handles that the socket of the repair channel could not be opened.
     pub(super) fn close_repair(&mut self) {
-        self.is_repair_closed = self.expects_repair;
+        self.is_repair_closed = self.expects_repair();
     }
 
     /// Counts the repair channel as closed if it is time. Returns whether that changed.
@@ -221,7 +255,7 @@ impl Hearing {
 
     /// When the repair channel counts as closed, unless a beacon arrives before.
     pub(super) fn repair_deadline(&self) -> Option<Instant> {
-        let (since, pages) = self.unannounced.filter(|_| self.expects_repair)?;
+        let (since, pages) = self.unannounced.filter(|_| self.expects_repair())?;
         (pages >= ENOUGH_PAGES && !self.is_repair_closed).then_some(since + PATIENCE)
     }
 
@@ -248,7 +282,7 @@ mod tests {
 
     fn hearing() -> (Hearing, Instant) {
         let mut hearing = Hearing::default();
-        hearing.begin(true);
+        hearing.begin(true, true);
         (hearing, Instant::now())
     }
 
@@ -266,7 +300,9 @@ mod tests {
         while *now < end {
             *now += 25 * MS;
             total += sent;
-            (0..came).for_each(|_| hearing.page(true, false, *now));
+            for number in total..total + came {
+                hearing.repeated_page(PageIndex(u32::try_from(number).unwrap()), true);
+            }
             (0..symbols).for_each(|_| hearing.symbol(false, *now));
             proofs.extend(hearing.beacon(total, false, *now));
         }
@@ -278,8 +314,10 @@ mod tests {
         for (time, proofs) in [(1000, vec![]), (1050, vec![Proof::Deaf { sent: 400 }])] {
             let (mut hearing, mut now) = hearing();
             let heard = listen(&mut hearing, &mut now, time * MS, [10, 0], 0);
-            assert_eq!((heard, hearing.is_suspect(500)), (proofs, true));
-            hearing.page(true, false, now);
+            assert_eq!((&heard, hearing.is_suspect(500)), (&proofs, true));
+            hearing.repeated_page(PageIndex(1), true);
+            assert_eq!(hearing.is_suspect(500), !proofs.is_empty(), "a stranger's, perhaps");
+            hearing.new_page(true, now);
             assert!(!hearing.is_suspect(500));
         }
     }
@@ -288,8 +326,8 @@ mod tests {
     fn a_short_page_or_a_page_in_a_hundred_is_no_hearing() {
         let (mut hearing, mut now) = hearing();
         listen(&mut hearing, &mut now, 25 * MS, [0, 0], 0);
-        hearing.page(false, true, now);
-        hearing.page(true, true, now);
+        hearing.new_page(false, now);
+        hearing.new_page(true, now);
         let proofs = listen(&mut hearing, &mut now, 1100 * MS, [100, 0], 0);
         assert!(matches!(proofs[..], [Proof::Deaf { .. }]), "{proofs:?}");
     }
@@ -330,7 +368,7 @@ mod tests {
     #[test]
     fn pages_without_a_beacon_for_a_second_close_the_repair_channel_until_one_comes() {
         let (mut hearing, now) = hearing();
-        (0..ENOUGH_PAGES).for_each(|_| hearing.page(true, true, now));
+        (0..ENOUGH_PAGES).for_each(|_| hearing.new_page(true, now));
         assert_eq!(hearing.repair_deadline(), Some(now + PATIENCE));
         assert!(!hearing.handle_timeout(now + 999 * MS));
         assert!(hearing.handle_timeout(now + PATIENCE) && hearing.is_repair_closed());
@@ -343,12 +381,12 @@ mod tests {
     fn few_new_pages_here_and_there_are_no_row() {
         let (mut hearing, mut now) = hearing();
         for _ in 0..20 {
-            hearing.page(true, true, now);
-            hearing.page(false, true, now);
+            hearing.new_page(true, now);
+            hearing.new_page(false, now);
             now += 500 * MS;
             assert!(!hearing.has_row());
         }
-        (0..ROW).for_each(|_| hearing.page(true, true, now));
+        (0..ROW).for_each(|_| hearing.new_page(true, now));
         assert!(hearing.has_row());
     }
 }

@@ -11,7 +11,7 @@ use bootcast_proto::{BlockIndex, JoinAnswer, PageIndex, PageRange, Token};
 
 use super::demand_loop::WantOutcome;
 use super::repair_loop::ReportOutcome;
-use super::rescue::PageArrival;
+use super::rescue::{PageArrival, Repeat};
 use super::{
     Arrival, Checked, DecodePlan, Epoch, Failure, FetchError, FileView, Fill, JoinError, Missing,
     Receiver, RepairArrival, ReportError, Round, WaitId,
@@ -136,7 +136,7 @@ impl Receiver {
             return Arrival::Bad(DataError::Index);
         };
         let (page, is_new) = match arrival {
-            Arrival::New(page) => (page.index, true),
+            Arrival::New(page) => (page.index, self.in_flight.record(page.index)),
             Arrival::Duplicate(page) => {
                 self.counters.duplicates += 1;
                 (page, false)
@@ -154,16 +154,23 @@ impl Receiver {
         arrival
     }
 
+    /// Handles a page. What each kind may move: docs/PROTOCOL.md, "What counts as news".
     fn handle_page(&mut self, page: PageIndex, is_new: bool, now: Instant) {
-        let was_demanded = self.demand.handle_page(page, now);
-        self.repair.handle_page(page, !was_demanded);
-        if is_new {
-            self.session.progressed(now);
-        }
+        let was_demanded = is_new && self.demand.handle_new_page(page, now);
         let is_full = self.content.is_full_page(page);
-        let arrival = PageArrival { page, is_full, is_new, was_demanded };
-        if self.rescue.handle_page(arrival, now) {
-            self.session.record_sign_of_life(now);
+        let arrival = PageArrival { page, is_full, was_demanded };
+        if is_new {
+            self.repair.handle_page(page, !was_demanded, true, now);
+            self.session.progressed(now);
+            self.rescue.handle_new_page(arrival, now);
+        } else {
+            let repeat = self.rescue.handle_repeated_page(arrival);
+            if repeat != Repeat::Echo {
+                self.repair.handle_page(page, true, false, now);
+            }
+            if repeat == Repeat::SignOfLife {
+                self.session.record_sign_of_life(now);
+            }
         }
         self.follow_rescue(now);
     }
@@ -207,10 +214,9 @@ impl Receiver {
             // This client does not use leaf lists yet.
             RepairDatagram::LeafList(_) => {}
             RepairDatagram::End { next_beacon } => {
-                // An end that is older than a beacon was sent again by somebody else.
-                if !self.repair.is_old_end(next_beacon) {
-                    self.session.handle_cast_end(|longest| self.repair.draw(longest), now);
-                }
+                let newest = self.repair.newest_beacon();
+                let draw = |longest| self.repair.draw(longest);
+                self.session.handle_cast_end(next_beacon, newest, draw, now);
             }
         }
         RepairArrival::Nothing
@@ -225,20 +231,22 @@ impl Receiver {
         now: Instant,
     ) -> Option<Round> {
         self.counters.symbols += 1;
-        let round = self.repair.handle_symbol(block, number, promised);
-        if round.is_some() {
+        let (arrival, round) = self.repair.handle_symbol(block, number, promised, now)?;
+        if arrival.is_useful {
             self.session.progressed(now);
         }
-        self.rescue.handle_symbol(round.is_some(), now);
+        if arrival.is_new {
+            self.rescue.handle_symbol(arrival.is_useful, now);
+        }
         self.follow_rescue(now);
-        round
+        arrival.is_useful.then_some(round)
     }
 
     fn handle_beacon(&mut self, beacon: &Beacon, now: Instant) {
         if !self.repair.handle_beacon(beacon, self.rescue.relies_on_multicast(), now) {
             return;
         }
-        self.session.handle_beacon(now);
+        self.session.handle_beacon(beacon.number, now);
         self.demand.handle_beacon(beacon.position, now);
         if let Some(assembly) = self.content.assembly() {
             self.rescue.handle_beacon(beacon.pace.sent, assembly.page_size(), now);

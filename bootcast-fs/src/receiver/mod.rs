@@ -25,6 +25,7 @@ mod ends;
 mod fetches;
 mod gate;
 mod hearing;
+mod in_flight;
 mod inputs;
 mod loss_meter;
 mod membership;
@@ -58,6 +59,7 @@ pub use session::{Counters, Failure, JoinError};
 use content::Content;
 use demand_loop::{DemandLoop, FileView};
 use fetches::{Missing, Scope};
+use in_flight::PagesInFlight;
 use repair_loop::{MulticastView, RepairLoop};
 use rescue::{Rescue, RescueEvent, RescueView};
 use session::Session;
@@ -70,6 +72,7 @@ pub struct Receiver {
     repair: RepairLoop,
     demand: DemandLoop,
     rescue: Rescue,
+    in_flight: PagesInFlight,
     counters: Counters,
 }
 
@@ -84,6 +87,7 @@ impl Receiver {
             repair: RepairLoop::new(seed),
             demand: DemandLoop::default(),
             rescue: Rescue::default(),
+            in_flight: PagesInFlight::default(),
             counters: Counters::default(),
         }
     }
@@ -184,6 +188,7 @@ impl Receiver {
     /// Runs what is due. Call it after the datagrams that have arrived were handed in: what is
     /// overdue counts as lost.
     pub fn handle_timeout(&mut self, now: Instant) {
+        self.in_flight.clear();
         if self.may_want() {
             self.demand.lose_late(now);
         }

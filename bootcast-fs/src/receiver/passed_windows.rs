@@ -24,16 +24,16 @@ const MISSED_SHARE: u32 = 64;
 pub(super) struct PassedWindows {
     /// Start of the next beacon's way; `None` until the first beacon.
     from: Option<PageIndex>,
-    /// First page received before any beacon.
+    /// First new page received before any beacon.
     first: Option<PageIndex>,
     /// Window whose beginning this member missed. It counts as passed when the stream has brought
     /// that too.
     half: Option<u32>,
     /// Whether the stream has moved since this member last asked for windows.
     moved: bool,
-    /// Pages received since the last beacon.
+    /// New pages received since the last beacon.
     since_beacon: u32,
-    /// Pages received since this member last asked.
+    /// Pages received since this member last asked, new or not.
     seen: u32,
     /// Value of `moved` at the last beacon.
     had_moved: bool,
@@ -41,9 +41,12 @@ pub(super) struct PassedWindows {
 }
 
 impl PassedWindows {
-    /// Handles a page that may be the stream's.
-    pub(super) fn page(&mut self, page: PageIndex) {
+    /// Handles a page that may be the stream's. Only a new one tells where the stream is.
+    pub(super) fn page(&mut self, page: PageIndex, is_new: bool) {
         self.seen = self.seen.saturating_add(1);
+        if !is_new {
+            return;
+        }
         self.since_beacon = self.since_beacon.saturating_add(1);
         match self.from {
             Some(from) => self.moved |= self.is_way(from, page),
@@ -151,7 +154,7 @@ mod tests {
 
         /// Receives this page, and so many others that the stream may be a window further.
         fn page(&mut self, page: u32) {
-            (page..PAGES.min(page + 40)).for_each(|page| self.0.page(PageIndex(page)));
+            (page..PAGES.min(page + 40)).for_each(|page| self.0.page(PageIndex(page), true));
         }
 
         /// Windows passed when a beacon arrives 25 ms after the one before.
@@ -220,7 +223,7 @@ mod tests {
     fn a_small_file_that_went_by_between_two_beacons_is_passed() {
         let mut heard = Heard::new();
         assert!(heard.beacon(0).is_empty());
-        (0..PAGES / 2).for_each(|page| heard.0.page(PageIndex(page)));
+        (0..PAGES / 2).for_each(|page| heard.0.page(PageIndex(page), true));
         assert!(heard.beacon(0).is_empty());
         assert_eq!(heard.beacon(0), [0, 1, 2, 3]);
     }
@@ -228,10 +231,10 @@ mod tests {
     #[test]
     fn pages_that_somebody_demanded_before_the_stream_began_pass_nothing() {
         let mut heard = Heard::new();
-        heard.0.page(PageIndex(400));
+        heard.0.page(PageIndex(400), true);
         assert!(heard.beacon(0).is_empty());
         for page in [0, 1, 300, 200] {
-            heard.0.page(PageIndex(page));
+            heard.0.page(PageIndex(page), true);
             assert!(heard.beacon(0).is_empty());
         }
         assert!(heard.beacon(10).is_empty());
@@ -241,10 +244,10 @@ mod tests {
     #[test]
     fn the_first_page_tells_where_the_stream_began_unless_the_beacon_is_elsewhere() {
         let mut heard = Heard::new();
-        (0..140).for_each(|page| heard.0.page(PageIndex(page)));
+        (0..140).for_each(|page| heard.0.page(PageIndex(page), true));
         assert_eq!(heard.beacon(140), [0]);
         let mut heard = Heard::new();
-        heard.0.page(PageIndex(0));
+        heard.0.page(PageIndex(0), true);
         assert!(heard.beacon(300).is_empty());
     }
 }

@@ -58,6 +58,16 @@ pub(super) struct Repair {
     decodable: BTreeSet<BlockIndex>,
 }
 
+/// What the arrival of a symbol tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct SymbolArrival {
+    /// Whether it helps to rebuild a block: it is to be stored.
+    pub(super) is_useful: bool,
+    /// Whether it is useful, or the newest of its block. Another one may have been sent again by a
+    /// stranger.
+    pub(super) is_new: bool,
+}
+
 #[derive(Clone, Copy, Debug, Default)]
 struct Block {
     missing: u8,
@@ -157,9 +167,9 @@ impl Repair {
         !needs.is_empty() && needs.iter().all(is_promised)
     }
 
-    /// Handles a page of the stream, new or not.
-    pub(super) fn page_seen(&mut self, page: PageIndex) {
-        self.passed.page(page);
+    /// Handles a page of the stream.
+    pub(super) fn page_seen(&mut self, page: PageIndex, is_new: bool) {
+        self.passed.page(page, is_new);
     }
 
     /// Handles a stored page that was missing.
@@ -172,16 +182,21 @@ impl Repair {
         self.offer(block);
     }
 
-    /// Handles a symbol. Returns whether it is useful.
+    /// Handles a symbol.
     pub(super) fn symbol_seen(
         &mut self,
         block: BlockIndex,
         number: RepairIndex,
         promised: u8,
-    ) -> bool {
-        let sent = sent_with(self.blocks[block.0 as usize].level.sent, number);
-        self.learn(block, Level { sent, promised: promised.max(sent) });
-        self.lacking(block) > 0 && self.symbols[block.0 as usize] & bit(number) == 0
+    ) -> SymbolArrival {
+        let known = self.blocks[block.0 as usize].level.sent;
+        let sent = count_at(number, promised).unwrap_or(0);
+        self.learn(block, Level { sent, promised });
+        let is_useful =
+            self.lacking(block) > 0 && self.symbols[block.0 as usize] & bit(number) == 0;
+        // A count that has reached its end tells nothing any more.
+        let is_new = is_useful || known < sent || known == MAX_LEVEL;
+        SymbolArrival { is_useful, is_new }
     }
 
     /// Handles a stored symbol.
@@ -390,14 +405,16 @@ fn bit(number: RepairIndex) -> u128 {
     1 << number.get()
 }
 
-/// Number of symbols sent once symbol `number` is seen and `sent` were known. Numbers start again
-/// after 127; a symbol that was overtaken changes nothing.
-fn sent_with(sent: u8, number: RepairIndex) -> u8 {
-    let (known, seen) = (usize::from(sent), number.get() + 1);
-    // The count is `seen`, or 128 more for each time that the numbers started again.
-    let next = seen + known.saturating_sub(seen).next_multiple_of(REPAIRS);
-    let is_overtaken = known > seen && next - known >= REPAIRS / 2;
-    if is_overtaken { sent } else { u8::try_from(next).unwrap_or(MAX_LEVEL) }
+/// Number of symbols of the block that were sent when this one was, of which `promised` were
+/// promised then. `None` if the two contradict each other. A level of 255 stands for more, so that
+/// the count may be too low.
+///
+/// Numbers start again after 127, and no more than 128 are promised and not sent. So one count fits.
+fn count_at(number: RepairIndex, promised: u8) -> Option<u8> {
+    let unsent = usize::from(promised).checked_sub(number.get() + 1)? % REPAIRS;
+    let sent = promised.checked_sub(u8::try_from(unsent).ok()?);
+    debug_assert!(sent.is_some_and(|sent| sent > 0 && sent <= promised), "a symbol was not sent");
+    sent
 }
 
 /// Number of symbols that must have been sent in all, so that `lacking` more arrive that are not

@@ -9,10 +9,12 @@ use bootcast_proto::wire::{Beacon, RepairDatagram, RepairError};
 use bootcast_proto::{BlockIndex, BlockLayout, JoinAnswer, PageIndex, PageSet};
 
 use super::loss_meter::LossMeter;
-use super::repair::{DecodePlan, Repair};
+use super::repair::{DecodePlan, Repair, SymbolArrival};
 use super::reporter::Reporter;
 use super::rescue::ReportState;
 
+/// Time without progress after which a member takes what beacons say for false.
+const DISTRUST: Duration = Duration::from_secs(20);
 /// Upper bound of the time from a report's timer to its promise.
 const REPORT_DELAY: Duration = Duration::from_millis(50);
 
@@ -88,6 +90,8 @@ pub(super) struct RepairLoop {
     /// Whether, by the newest beacon, sending the promised symbols takes longer than answering a
     /// report.
     is_supplied: bool,
+    /// When the last new page or useful symbol arrived, or the beacons were last distrusted.
+    progressed_at: Option<Instant>,
 }
 
 impl RepairLoop {
@@ -101,6 +105,7 @@ impl RepairLoop {
             asked_windows: Vec::new(),
             asked_needs: Vec::new(),
             is_supplied: false,
+            progressed_at: None,
         }
     }
 
@@ -126,6 +131,7 @@ impl RepairLoop {
         }
         self.asked_needs.clear();
         self.is_supplied = false;
+        self.progressed_at = Some(now);
         self.meter.begin();
         self.reporter.begin(&answer.token, answer.extensions.lease, now);
         if let Some(blocks) = self.blocks.as_mut().filter(|_| resumes) {
@@ -158,25 +164,40 @@ impl RepairLoop {
         Some(RepairDatagram::decode(bytes, blocks.layout(), blocks.page_size().get()))
     }
 
-    /// Handles a page of the cast. `is_streamed`: nobody here demanded it, so that it shows where
+    /// Handles a page of the cast. `is_streamed`: nobody here demanded it, so that it may show where
     /// the stream is.
-    pub(super) fn handle_page(&mut self, page: PageIndex, is_streamed: bool) {
+    pub(super) fn handle_page(
+        &mut self,
+        page: PageIndex,
+        is_streamed: bool,
+        is_new: bool,
+        now: Instant,
+    ) {
         self.meter.received();
+        if is_new {
+            self.progressed_at = Some(now);
+        }
         if let Some(blocks) = self.blocks.as_mut().filter(|_| is_streamed) {
-            blocks.page_seen(page);
+            blocks.page_seen(page, is_new);
         }
     }
 
-    /// Handles a symbol. Returns the round to store it in, if it is useful.
+    /// Handles a symbol. Returns what it tells, and the round to store it in.
     pub(super) fn handle_symbol(
         &mut self,
         block: BlockIndex,
         number: RepairIndex,
         promised: u8,
-    ) -> Option<Round> {
-        self.meter.received();
-        let is_useful = self.blocks.as_mut()?.symbol_seen(block, number, promised);
-        is_useful.then_some(self.round)
+        now: Instant,
+    ) -> Option<(SymbolArrival, Round)> {
+        let arrival = self.blocks.as_mut()?.symbol_seen(block, number, promised);
+        if arrival.is_new {
+            self.meter.received();
+        }
+        if arrival.is_useful {
+            self.progressed_at = Some(now);
+        }
+        Some((arrival, self.round))
     }
 
     /// Handles a stored symbol of a round. One of another round belongs to a block with other
@@ -232,9 +253,9 @@ impl RepairLoop {
         true
     }
 
-    /// Whether a cast's end with this number of its next beacon is older than a beacon that came.
-    pub(super) fn is_old_end(&self, next_beacon: Option<u32>) -> bool {
-        next_beacon.zip(self.reporter.newest()).is_some_and(|(next, newest)| next <= newest)
+    /// Number of the newest beacon of this membership.
+    pub(super) fn newest_beacon(&self) -> Option<u32> {
+        self.reporter.newest()
     }
 
     /// Whether a report of needs is due: something unpromised is lacking, and the server is not
@@ -276,12 +297,23 @@ impl RepairLoop {
     /// Whether a report should go out now; [`Self::make_report`] makes it.
     pub(super) fn is_report_due(&mut self, multicast: MulticastView, now: Instant) -> bool {
         let MulticastView { is_relied_on, is_suspect } = multicast;
+        if self.distrusts_at(is_relied_on).is_some_and(|at| at <= now) {
+            self.progressed_at = Some(now);
+            self.start_over();
+            self.reporter.request(now);
+        }
         let is_short = self.has_to_ask(is_relied_on);
         self.reporter.handle_timeout(is_short, now)
             || is_relied_on
                 && !is_suspect
                 && self.meter.is_due(now)
                 && self.reporter.begin_counters(is_short)
+    }
+
+    /// When to report all that is missing, whatever beacons say: another member may forge them.
+    fn distrusts_at(&self, is_relied_on: bool) -> Option<Instant> {
+        let believes = is_relied_on && self.blocks.is_some() && self.newest_beacon().is_some();
+        self.progressed_at.filter(|_| believes).map(|at| at + DISTRUST)
     }
 
     /// Makes the report that is due. `useful` is the number of pages and symbols of this membership
@@ -315,7 +347,8 @@ impl RepairLoop {
         }
         let counts = multicast.is_relied_on && !multicast.is_suspect;
         let counters = self.meter.due().filter(|_| counts);
-        [self.reporter.poll_timeout(), counters].into_iter().flatten().min()
+        let distrust = self.distrusts_at(multicast.is_relied_on);
+        [self.reporter.poll_timeout(), counters, distrust].into_iter().flatten().min()
     }
 
     /// Handles the answer to a report of the present membership.

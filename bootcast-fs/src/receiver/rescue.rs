@@ -14,8 +14,8 @@ use super::fetches::{Fetch, Fetches, Missing, Scope};
 use super::hearing::{Hearing, PATIENCE};
 use super::membership::{Silence, SilentSince};
 use super::{Assembly, Fill};
-pub(super) use deafness::PageArrival;
 pub use deafness::{Cause, Notice};
+pub(super) use deafness::{PageArrival, Repeat};
 use deafness::{Probe, Returns};
 
 /// How often a member that receives nothing enters its group again, in case a switch forgot it.
@@ -168,8 +168,15 @@ struct Server {
 }
 
 impl Rescue {
-    fn begin_membership(&mut self, answer: &JoinAnswer, listens_to_repair: bool) {
-        self.hearing.begin(listens_to_repair);
+    fn begin_membership(
+        &mut self,
+        answer: &JoinAnswer,
+        listens_to_repair: bool,
+        expects_pages: bool,
+    ) {
+        // A member without a lease cannot demand: it gets the stream.
+        let expects_stream = expects_pages || answer.extensions.lease.is_none();
+        self.hearing.begin(listens_to_repair, expects_stream);
         self.ports = (answer.connect.port(), answer.extensions.repair.unwrap_or_default());
         self.probe = Probe::None;
         self.returns.waits = false;
@@ -278,7 +285,7 @@ impl Rescue {
         expects_pages: bool,
         now: Instant,
     ) {
-        self.begin_membership(answer, listens_to_repair);
+        self.begin_membership(answer, listens_to_repair, expects_pages);
         if expects_pages {
             self.expect(true, now);
         }

@@ -14,6 +14,9 @@ use super::membership::{Action, Membership, Silence, SilentSince, Subscription, 
 pub(super) const REJOIN_SPREAD: Duration = Duration::from_millis(200);
 /// An end is believed if nothing newer arrives for this long after it. Beacons come twice as often.
 const QUIET: Duration = Duration::from_millis(60);
+/// The same in a membership that has heard nothing new, or no beacon: the end may be older than
+/// this membership. In this time the hold ends, and beacons begin.
+const QUIET_AT_FIRST: Duration = Duration::from_millis(500);
 
 /// Why missing pages can never arrive. Final.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -201,21 +204,30 @@ impl Session {
         self.membership.heard(now);
     }
 
-    /// Handles a beacon newer than all before.
-    pub(super) fn handle_beacon(&mut self, now: Instant) {
-        self.ends.beacon();
+    /// Handles a beacon newer than all before, with its number.
+    pub(super) fn handle_beacon(&mut self, number: u32, now: Instant) {
+        self.ends.beacon(number);
         self.membership.heard(now);
     }
 
-    /// Handles a datagram that says that the cast ended. `draw` returns a random time up to its
-    /// argument, so that members do not join all at once.
+    /// Handles a datagram that says that the cast ended, and that its next beacon would have had
+    /// the number `next`. `newest` is the number of the newest beacon. `draw` returns a random time
+    /// up to its argument, so that members do not join all at once.
     pub(super) fn handle_cast_end(
         &mut self,
+        next: Option<u32>,
+        newest: Option<u32>,
         draw: impl FnOnce(Duration) -> Duration,
         now: Instant,
     ) {
+        if next.zip(newest).is_some_and(|(next, newest)| next <= newest) {
+            // It is older than the beacon: a stranger sent it again.
+            return;
+        }
+        let is_established = newest.is_some() && self.useful > 0;
+        let quiet = if is_established { QUIET } else { QUIET_AT_FIRST };
         let pause = draw(REJOIN_SPREAD.saturating_sub(QUIET));
-        self.ends.announced(now + QUIET + pause);
+        self.ends.announced(next, now + quiet + pause);
     }
 
     /// Joins again if the cast ended and nothing of it came since.

@@ -1,6 +1,7 @@
 #![expect(clippy::disallowed_methods, reason = "a virtual clock needs a first moment")]
 
 mod demand;
+mod freshness;
 mod repair;
 mod unicast;
 mod unreadable;

@@ -43,7 +43,7 @@ fn beacon(number: u32, position: u32, sent: u8, promised: u8) -> Beacon {
 
 /// Has the stream pass all windows.
 fn pass_all(repair: &mut Repair, sent: u8, promised: u8) {
-    repair.page_seen(PageIndex(0));
+    repair.page_seen(PageIndex(0), true);
     repair.beacon(&beacon(1, PAGES, sent, promised), Instant::now());
 }
 
@@ -58,7 +58,7 @@ fn a_new_member_misses_every_page_of_every_block() {
 fn nothing_is_reported_of_a_window_that_is_not_closed() {
     let (mut repair, _) = lacking(&[0, 300]);
     let now = Instant::now();
-    (0..128).for_each(|page| repair.page_seen(PageIndex(page)));
+    (0..128).for_each(|page| repair.page_seen(PageIndex(page), true));
     repair.beacon(&beacon(1, 255, 0, 0), now);
     assert!(!repair.is_short());
     repair.beacon(&beacon(2, 256, 0, 0), now);
@@ -118,7 +118,7 @@ fn a_symbol_tells_of_promises_too() {
     let (mut repair, _) = lacking(&[1]);
     pass_all(&mut repair, 0, 0);
     assert!(repair.is_short());
-    assert!(repair.symbol_seen(BlockIndex(1), symbol(0), 2));
+    assert!(repair.symbol_seen(BlockIndex(1), symbol(0), 2).is_useful);
     assert!(!repair.is_short());
 }
 
@@ -156,7 +156,7 @@ fn a_long_report_is_cut_and_its_lowest_blocks_remain() {
     for block in &mut repair.blocks {
         block.missing = 1;
     }
-    repair.page_seen(PageIndex(0));
+    repair.page_seen(PageIndex(0), true);
     repair.beacon(&Beacon { windows: Vec::new(), ..beacon(1, pages, 0, 0) }, Instant::now());
     let needs = repair.report().needs;
     assert_eq!((needs.len(), needs[0], needs[4095]), (4096, (0, 1), (4095, 1)));
@@ -185,12 +185,12 @@ fn a_block_is_decodable_exactly_when_enough_is_here() {
 #[test]
 fn a_symbol_that_is_held_or_that_a_block_can_do_without_is_of_no_use() {
     let (mut repair, _) = lacking(&[0, 2]);
-    assert!(!repair.symbol_seen(BlockIndex(1), symbol(0), 1));
-    assert!(repair.symbol_seen(BlockIndex(0), symbol(0), 1));
+    assert!(!repair.symbol_seen(BlockIndex(1), symbol(0), 1).is_useful);
+    assert!(repair.symbol_seen(BlockIndex(0), symbol(0), 1).is_useful);
     repair.symbol_stored(BlockIndex(0), symbol(0));
-    assert!(!repair.symbol_seen(BlockIndex(0), symbol(0), 1));
+    assert!(!repair.symbol_seen(BlockIndex(0), symbol(0), 1).is_useful);
     repair.symbol_stored(BlockIndex(0), symbol(1));
-    assert!(!repair.symbol_seen(BlockIndex(0), symbol(2), 3));
+    assert!(!repair.symbol_seen(BlockIndex(0), symbol(2), 3).is_useful);
 }
 
 #[test]
@@ -222,10 +222,11 @@ fn another_cast_begins_with_the_symbols_and_without_the_promises() {
 fn the_worked_examples_of_counting_hold() {
     // docs/PROTOCOL.md, "Counting symbols".
     let page = include_str!("../../../../docs/PROTOCOL.md").replace('\n', " ");
-    let [first, second] = [104, 2].map(|number| sent_with(100, symbol(number)));
-    assert_eq!(sent_with(100, symbol(90)), 100);
+    let [first, second, third] =
+        [(104, 105), (2, 140), (2, 40)].map(|(at, of)| count_at(symbol(at), of).unwrap());
     let counted = format!(
-        "With 100 known, symbol 104 makes it {first}, symbol 2 makes it {second}, and symbol 90 was overtaken."
+        "With 105 promised, symbol 104 is the {first}th; with 140 promised, symbol 2 is the \
+         {second}st; with 40 promised, symbol 2 is the {third}rd."
     );
     assert!(page.contains(&counted), "{counted}");
     let need = need(130, !(1 << 5 | 1 << 9), 2);
@@ -260,21 +261,50 @@ fn a_report_holds_as_much_as_the_protocol_says() {
 }
 
 #[test]
-fn the_numbers_of_symbols_go_round() {
-    for (sent, number, expected) in [
-        (0, 0, 1),
-        (0, 127, 128),
-        (5, 3, 5),
-        (5, 5, 6),
-        (127, 127, 128),
-        (128, 127, 128),
-        (128, 0, 129),
-        (130, 126, 130),
-        (200, 80, 209),
-        (254, 127, 255),
-        (255, 0, 255),
+fn the_number_of_a_symbol_and_its_promise_tell_the_count() {
+    for (number, promised, expected) in [
+        (0, 1, Some(1)),
+        (0, 0, None),
+        (5, 5, None),
+        (127, 128, Some(128)),
+        (0, 128, Some(1)),
+        (0, 129, Some(129)),
+        (127, 254, Some(128)),
+        (126, 255, Some(255)),
+        (127, 255, Some(128)),
     ] {
-        assert_eq!(sent_with(sent, symbol(number)), expected, "{sent} {number}");
+        assert_eq!(count_at(symbol(number), promised), expected, "{number} of {promised}");
+    }
+}
+
+#[test]
+fn a_symbol_that_is_sent_again_moves_nothing() {
+    let (mut repair, _) = lacking(&[0, 2, 4]);
+    let first = repair.symbol_seen(BlockIndex(0), symbol(0), 1);
+    assert_eq!(first, SymbolArrival { is_useful: true, is_new: true });
+    repair.symbol_stored(BlockIndex(0), symbol(0));
+    pass_all(&mut repair, 100, 100);
+    let before = repair.report();
+    let again = repair.symbol_seen(BlockIndex(0), symbol(0), 1);
+    assert_eq!(again, SymbolArrival { is_useful: false, is_new: false });
+    assert_eq!(repair.report(), before, "100 were sent, and not 129");
+    // The 129th has the same number.
+    assert!(repair.symbol_seen(BlockIndex(0), symbol(0), 129).is_new);
+    assert_eq!(repair.report().needs[0], (0, 131));
+}
+
+proptest! {
+    /// Whatever a server sends, and in which order it comes.
+    #[test]
+    fn symbols_never_tell_of_more_than_was_sent(
+        sent in 1u32..600,
+        unsent in 0u32..128,
+    ) {
+        let saturated = |count: u32| u8::try_from(count).unwrap_or(u8::MAX);
+        let number = symbol(usize::try_from((sent - 1) % 128).unwrap());
+        let counted = count_at(number, saturated(sent + unsent)).unwrap();
+        prop_assert!(counted <= saturated(sent));
+        prop_assert!(counted == saturated(sent) || sent + unsent >= 255);
     }
 }
 
@@ -302,7 +332,8 @@ proptest! {
                 }
             } else {
                 seen[block as usize] = seen[block as usize].max(u8::try_from(number + 1).unwrap());
-                if repair.symbol_seen(BlockIndex(block), symbol(number), 0) {
+                let promised = u8::try_from(number + 1).unwrap();
+                if repair.symbol_seen(BlockIndex(block), symbol(number), promised).is_useful {
                     symbols[block as usize].insert(number);
                     repair.symbol_stored(BlockIndex(block), symbol(number));
                 }

@@ -117,10 +117,19 @@ pub(in crate::receiver) struct PageArrival {
     pub(in crate::receiver) page: PageIndex,
     /// Whether its datagram is as long as the longest of the cast.
     pub(in crate::receiver) is_full: bool,
-    /// Whether the page was missing.
-    pub(in crate::receiver) is_new: bool,
     /// Whether this member demanded the page and has not stored it.
     pub(in crate::receiver) was_demanded: bool,
+}
+
+/// What a page tells that was here already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::receiver) enum Repeat {
+    /// It is the same as the last one: nothing.
+    Echo,
+    /// It counts among the datagrams that came.
+    Counted,
+    /// The same, and it shows that a cast without beacons goes on.
+    SignOfLife,
 }
 
 impl Rescue {
@@ -177,24 +186,30 @@ impl Rescue {
         self.request_report();
     }
 
-    /// Handles a page of the cast, new or not. Returns whether it is an old one that shows all the
-    /// same that the cast goes on.
-    pub(in crate::receiver) fn handle_page(&mut self, arrival: PageArrival, now: Instant) -> bool {
-        let PageArrival { page, is_full, is_new, was_demanded } = arrival;
-        self.hearing.page(is_full, is_new, now);
-        if is_new {
-            self.progressed(is_full);
-        }
-        let is_moving = !is_new && self.hearing.is_moving(page.0);
-        // A page that this member demanded a moment ago is no old datagram sent again.
-        let is_answer = is_new && is_full && was_demanded;
+    /// Handles a page of the cast that was missing.
+    pub(in crate::receiver) fn handle_new_page(&mut self, arrival: PageArrival, now: Instant) {
+        let PageArrival { is_full, was_demanded, .. } = arrival;
+        self.hearing.new_page(is_full, now);
+        self.progressed(is_full);
+        // Not many of a stranger's old datagrams have a page that was demanded.
+        let is_answer = is_full && was_demanded;
         if self.is_fetching && (self.hearing.has_row() || is_answer) {
             self.return_to_multicast(now);
         }
-        is_moving
     }
 
-    /// Handles a symbol. A useful one is as good as a page.
+    /// Handles a page of the cast that was here already. docs/PROTOCOL.md, "What counts as news".
+    pub(in crate::receiver) fn handle_repeated_page(&mut self, arrival: PageArrival) -> Repeat {
+        if self.hearing.repeated_page(arrival.page, arrival.is_full) {
+            Repeat::Echo
+        } else if self.hearing.counts_repeats() {
+            Repeat::SignOfLife
+        } else {
+            Repeat::Counted
+        }
+    }
+
+    /// Handles a new symbol. A useful one is as good as a page.
     pub(in crate::receiver) fn handle_symbol(&mut self, is_useful: bool, now: Instant) {
         self.hearing.symbol(is_useful, now);
         if is_useful {
