@@ -179,8 +179,9 @@ impl LeafLists {
             return u32::MAX;
         }
         let end = (u64::from(self.segment_of(position)) + 1) * SEGMENT_BYTES;
-        let pages = end / self.page_size() - u64::from(position.0);
-        // The last page of the file may be shorter, so that it ends in this segment.
+        // Nothing is left where the stream has sent the last page. That page may be shorter, so that
+        // it ends in this segment although a full one would not.
+        let pages = (end / self.page_size()).saturating_sub(u64::from(position.0));
         u32::try_from(pages).unwrap_or(u32::MAX).max(1)
     }
 

@@ -203,6 +203,16 @@ fn late_lists_that_remain_go_out_when_the_stream_rests() {
 }
 
 #[test]
+fn the_stream_rests_behind_a_last_page_that_is_shorter_than_the_others() {
+    let mut lab = Lab::new(SEGMENT_BYTES, 1456);
+    lab.join(0, MemberKind::Extended, true);
+    lab.attach_manifest();
+    lab.run(SECOND, usize::MAX);
+    assert_eq!(lab.segments().len(), 2 * LISTS[0]);
+    assert_eq!(lab.pages(), lab.geometry.pages() as usize);
+}
+
+#[test]
 fn a_later_join_brings_the_lists_again_with_the_pages() {
     let mut lab = Lab::joined(MemberKind::Extended);
     lab.attach_manifest();
