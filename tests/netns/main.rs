@@ -45,6 +45,7 @@ mod reading;
 mod relapsing;
 mod renumbering;
 mod replacing;
+mod replaying;
 mod second_implementation;
 mod single_file;
 mod slow_links;
