@@ -101,6 +101,10 @@ pub struct Report {
     /// no symbols for it.
     #[serde(default, skip_serializing_if = "core::ops::Not::not")]
     pub stream_only: bool,
+    /// Whether this member has the zero map of the version that it joined. The stream then leaves
+    /// out pages of zeros for it. docs/PROTOCOL.md, "Pages of zeros".
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub zeros: bool,
 }
 
 /// Demanded pages, which go out before everything else. docs/PROTOCOL.md, "Demand".
@@ -183,6 +187,9 @@ pub struct CastStatus {
     /// Pages sent on demand, a part of `pages_sent`.
     #[serde(default)]
     pub demanded: u64,
+    /// Pages of zeros that the stream left out since the cast started.
+    #[serde(default)]
+    pub zero_pages: u64,
     /// Repair symbols sent since the cast started.
     #[serde(default)]
     pub symbols_sent: u64,

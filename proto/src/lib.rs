@@ -40,6 +40,7 @@ pub mod tag;
 pub mod units;
 pub mod unreadable;
 pub mod wire;
+pub mod zero_map;
 
 pub use blocks::{BLOCK_PAGES, BlockIndex, BlockLayout, WindowIndex};
 pub use geometry::Geometry;
@@ -52,6 +53,7 @@ pub use range_map::RangeMap;
 pub use tag::DatagramKey;
 pub use units::{BitRate, PageSize};
 pub use wire::Layout;
+pub use zero_map::ZeroMap;
 
 /// Default TCP port of the HTTP interface.
 pub const DEFAULT_PORT: u16 = 8888;
@@ -79,6 +81,9 @@ pub const QUERY_LEAVES: &str = "leaves=1";
 /// Query of `GET /manifest/` that asks for the values that are known so far. It may stand beside
 /// `segments=`, separated by `&`. docs/PROTOCOL.md, "Manifest".
 pub const QUERY_KNOWN: &str = "known=1";
+
+/// Query of `GET /manifest/` that asks for the zero map. docs/PROTOCOL.md, "Manifest".
+pub const QUERY_ZEROS: &str = "zeros=1";
 
 /// Value of [`HEADER_FILL`] of a member that wants only the pages it demands.
 pub const FILL_DEMAND: &str = "demand";

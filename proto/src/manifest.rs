@@ -23,6 +23,8 @@ use core::str::FromStr;
 use blake3::hazmat::{self, HasherExt, Mode};
 use serde::{Deserialize, Serialize};
 
+use crate::zero_map::ZeroMap;
+
 /// Bytes of a full leaf: 16 chunks of BLAKE3.
 pub const LEAF_BYTES: u64 = 16 << 10;
 
@@ -213,23 +215,34 @@ pub struct Manifest {
     tree: ContentTree,
     leaves: Vec<Value>,
     segments: Vec<Value>,
+    zeros: ZeroMap,
     id: ContentId,
 }
 
 impl Manifest {
-    /// Computes segment values and content id from the values of all leaves, in order.
+    /// Computes segment values and content id from the values of all leaves, in order. No leaf is
+    /// known to consist of zeros.
     ///
     /// # Panics
     ///
     /// If the number of values is not that of the file's leaves.
     pub fn new(tree: ContentTree, leaves: Vec<Value>) -> Self {
+        Self::with_zeros(tree, leaves, ZeroMap::new(tree.leaves()))
+    }
+
+    /// Like [`Self::new`], with a zero map.
+    ///
+    /// # Panics
+    ///
+    /// If the number of values is not that of the file's leaves.
+    pub fn with_zeros(tree: ContentTree, leaves: Vec<Value>, zeros: ZeroMap) -> Self {
         assert_eq!(tree.leaves(), leaves.len() as u64, "a file is proven as a whole");
         let segments = leaves
             .chunks(usize::try_from(SEGMENT_LEAVES).expect("256"))
             .zip(0..)
             .map(|(leaves, segment)| tree.segment_value(segment, leaves))
             .collect();
-        PartialManifest { tree, leaves, segments, ahead: BTreeMap::new() }.finish()
+        PartialManifest { tree, leaves, segments, ahead: BTreeMap::new(), zeros }.finish()
     }
 
     /// Returns the division of the file.
@@ -251,6 +264,11 @@ impl Manifest {
     pub fn leaves(&self) -> &[Value] {
         &self.leaves
     }
+
+    /// Returns which leaves are known to consist of zeros.
+    pub fn zeros(&self) -> &ZeroMap {
+        &self.zeros
+    }
 }
 
 /// Values of some segments of a file, of which the rest is not hashed yet.
@@ -263,12 +281,24 @@ pub struct PartialManifest {
     segments: Vec<Value>,
     /// Values of the leaves of segments behind a gap.
     ahead: BTreeMap<u64, Vec<Value>>,
+    /// Leaves that consist of zeros.
+    zeros: ZeroMap,
 }
 
 impl PartialManifest {
     /// Creates a manifest without values.
     pub fn new(tree: ContentTree) -> Self {
-        Self { tree, leaves: Vec::new(), segments: Vec::new(), ahead: BTreeMap::new() }
+        let (leaves, segments, ahead) = (Vec::new(), Vec::new(), BTreeMap::new());
+        Self { tree, leaves, segments, ahead, zeros: ZeroMap::new(tree.leaves()) }
+    }
+
+    /// Records that a leaf consists of zeros.
+    ///
+    /// # Panics
+    ///
+    /// If the file has no such leaf.
+    pub fn set_zeros(&mut self, leaf: u64) {
+        self.zeros.insert(leaf);
     }
 
     /// Sets the leaf values of a segment. [`UNKNOWN`] stands for those that cannot be computed.
@@ -318,10 +348,10 @@ impl PartialManifest {
     ///
     /// If values of the file were not set, or are unknown.
     pub fn finish(self) -> Manifest {
-        let Self { tree, leaves, segments, ahead } = self;
+        let Self { tree, leaves, segments, ahead, zeros } = self;
         assert!(ahead.is_empty() && !segments.contains(&UNKNOWN), "a file is proven as a whole");
         let id = tree.content_id(&segments);
-        Manifest { tree, leaves, segments, id }
+        Manifest { tree, leaves, segments, zeros, id }
     }
 
     fn segment_value(&self, segment: u64, leaves: &[Value]) -> Value {

@@ -135,6 +135,7 @@ mod tests {
             unicast: 3,
             joins: 13,
             pages_sent: 33_025,
+            zero_pages: 0,
             demanded: 0,
             symbols_sent: 0,
             repair_level: 0,

@@ -1,4 +1,4 @@
-//! Serves manifests. docs/PROTOCOL.md, "Manifest".
+//! Serves manifests and zero maps. docs/PROTOCOL.md, "Manifest".
 
 use std::ops::Range;
 
@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use bootcast_proto::manifest::{
     ContentId, ContentTree, HEADER_CONTENT_ID, MANIFEST_SEGMENTS_MAX, Value,
 };
-use bootcast_proto::{Etag, Manifest, QUERY_KNOWN, RemotePath};
+use bootcast_proto::{Etag, Manifest, QUERY_KNOWN, QUERY_ZEROS, RemotePath};
 
 use super::{ApiError, ApiState, has_query, remote_path};
 use crate::io::manifests::Known;
@@ -27,9 +27,12 @@ pub(super) async fn manifest(
     if wanted.as_ref().is_some_and(|wanted| wanted.start >= segments) {
         return Err(ApiError::NoSegment { segments });
     }
+    if has_query(&uri, QUERY_ZEROS) {
+        return zeros(&state, &path, open, &etag, has_query(&uri, QUERY_KNOWN)).await;
+    }
     if !has_query(&uri, QUERY_KNOWN) {
         let manifest = state.manifests.get(&path, open).await?;
-        return Ok(answer(&etag, Some(manifest.id()), values(&manifest, wanted)));
+        return Ok(answer_values(&etag, Some(manifest.id()), values(&manifest, wanted)));
     }
     known(&state, &path, open, &etag, wanted).await
 }
@@ -45,7 +48,7 @@ async fn known(
     let again = open.try_clone().map_err(SourceError::from)?;
     let part = match state.manifests.known(path, open)? {
         Known::Whole(manifest) => {
-            return Ok(answer(etag, Some(manifest.id()), values(&manifest, wanted)));
+            return Ok(answer_values(etag, Some(manifest.id()), values(&manifest, wanted)));
         }
         Known::Part(progress) => match wanted.clone() {
             None => progress.segments(),
@@ -57,11 +60,30 @@ async fn known(
         },
     };
     if let Some(part) = part {
-        return Ok(answer(etag, None, &part));
+        return Ok(answer_values(etag, None, &part));
     }
     // Everything is hashed: it takes a moment until the manifest is there.
     let manifest = state.manifests.get(path, again).await?;
-    Ok(answer(etag, Some(manifest.id()), values(&manifest, wanted)))
+    Ok(answer_values(etag, Some(manifest.id()), values(&manifest, wanted)))
+}
+
+/// Answers with the zero map. If `known`, answers at once, perhaps without it.
+async fn zeros(
+    state: &ApiState,
+    path: &RemotePath,
+    open: OpenFile,
+    etag: &Etag,
+    known: bool,
+) -> Result<Response, ApiError> {
+    let manifest = if known {
+        match state.manifests.known(path, open)? {
+            Known::Whole(manifest) => manifest,
+            Known::Part(_) => return Ok(answer(etag, None, Vec::new())),
+        }
+    } else {
+        state.manifests.get(path, open).await?
+    };
+    Ok(answer(etag, Some(manifest.id()), manifest.zeros().as_bytes().to_vec()))
 }
 
 /// Returns the values of all segments, or those of the leaves of some segments, the first of which
@@ -75,16 +97,21 @@ fn values(manifest: &Manifest, wanted: Option<Range<u64>>) -> &[Value] {
     &manifest.leaves()[index(leaves.start)..index(leaves.end)]
 }
 
+/// Composes an answer of values. `id` is the content id, if it is known.
+fn answer_values(etag: &Etag, id: Option<ContentId>, values: &[Value]) -> Response {
+    answer(etag, id, values.concat())
+}
+
 /// Composes an answer. `id` is the content id, if it is known.
-fn answer(etag: &Etag, id: Option<ContentId>, values: &[Value]) -> Response {
+fn answer(etag: &Etag, id: Option<ContentId>, body: Vec<u8>) -> Response {
     let headers = [
         (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
         (header::ETAG, etag.to_header()),
     ];
     let id = id.map(|id| [(HEADER_CONTENT_ID, id.to_string())]);
     match id {
-        Some(id) => (headers, id, values.concat()).into_response(),
-        None => (headers, values.concat()).into_response(),
+        Some(id) => (headers, id, body).into_response(),
+        None => (headers, body).into_response(),
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use bootcast_proto::api::Want;
 use bootcast_proto::manifest::SEGMENT_BYTES;
 use bootcast_proto::wire::LeafSpan;
-use bootcast_proto::{Geometry, Manifest, PageIndex, PageRange};
+use bootcast_proto::{Geometry, Manifest, PageIndex, PageRange, RangeMap};
 
 use super::unreadable::pair_to_range;
 
@@ -78,16 +78,24 @@ impl LeafLists {
     }
 
     /// Takes over the manifest. Lists go out from now on. Ignores a manifest of another size, and
-    /// one of a single leaf, which needs no list.
-    pub(super) fn handle_manifest(&mut self, manifest: Arc<Manifest>, now: Instant) {
+    /// one of a single leaf, which needs no list. Returns whether the manifest is new.
+    pub(super) fn handle_manifest(&mut self, manifest: Arc<Manifest>, now: Instant) -> bool {
         let tree = manifest.tree();
         let is_of_file = tree.size() == self.geometry.size();
         debug_assert!(is_of_file, "the manifest of another file is attached");
-        if self.manifest.is_none() && is_of_file && tree.leaves() > 1 {
+        let is_new = self.manifest.is_none() && is_of_file && tree.leaves() > 1;
+        if is_new {
             self.manifest = Some(manifest);
             self.changed_at = now;
         }
         self.assert_invariants();
+        is_new
+    }
+
+    /// Returns the pages that consist of zeros, as far as the manifest tells.
+    pub(super) fn zero_pages(&self) -> RangeMap<()> {
+        let zeros = self.manifest.as_ref().map(|manifest| manifest.zeros());
+        zeros.map_or_else(RangeMap::default, |zeros| zeros.pages(&self.geometry))
     }
 
     /// Encodes the datagram of a list that was handed out.
@@ -175,7 +183,7 @@ impl LeafLists {
 
     /// Returns how many pages from `position` on may go out before the lists of another segment.
     pub(super) fn pages_until_list(&self, position: PageIndex) -> u32 {
-        if self.manifest.is_none() {
+        if self.manifest.is_none() || position.0 >= self.geometry.pages() {
             return u32::MAX;
         }
         let end = (u64::from(self.segment_of(position)) + 1) * SEGMENT_BYTES;

@@ -304,6 +304,15 @@ fn the_value_of_a_single_leaf_is_the_content_id_and_needs_no_list() {
 }
 
 #[test]
+fn the_stream_of_a_file_of_whole_segments_comes_to_rest() {
+    let mut lab = Lab::new(2 * SEGMENT_BYTES, 1456);
+    lab.join(0, MemberKind::Extended, true);
+    lab.attach_manifest();
+    lab.run(SECOND, usize::MAX);
+    assert_eq!(lab.segments(), [[0; 12], [1; 12]].concat(), "both copies of six lists");
+}
+
+#[test]
 fn the_limits_are_documented() {
     let protocol = include_str!("../../../docs/PROTOCOL.md");
     for sentence in [

@@ -498,6 +498,11 @@ impl Cast {
         sent.saturating_sub(self.unsent)
     }
 
+    /// Returns the number of pages of zeros that the stream left out since the cast started.
+    pub fn zero_pages(&self) -> u64 {
+        self.stream.zero_pages()
+    }
+
     /// Returns the number of pages handed out on demand, unreadable ones included.
     pub fn demanded(&self) -> u64 {
         self.demand.pages_sent()
@@ -526,7 +531,13 @@ impl Cast {
     }
 
     fn audience(&self) -> Audience {
-        if self.members.has_plain() { Audience::Everybody } else { Audience::Extended }
+        if self.members.has_plain() {
+            Audience::Everybody
+        } else if self.members.all_have_zero_map() {
+            Audience::ZeroMapHolders
+        } else {
+            Audience::Extended
+        }
     }
 
     fn situation(&self) -> Situation {
@@ -616,6 +627,7 @@ impl Cast {
 
     fn poll_stream(&mut self, budget: u32, now: Instant) -> Option<Sending> {
         let audience = self.audience();
+        self.skip_zeros(audience, now);
         if let Some(list) = self.poll_leaf_list(audience, now) {
             self.stream_was_last = true;
             return Some(Sending::LeafList(list));
@@ -637,6 +649,20 @@ impl Cast {
             self.count_carousel(run.pages);
         }
         Some(Sending::Pages(run.pages))
+    }
+
+    /// Leaves out the pages of zeros that come next, and ends the windows that they are the end of.
+    fn skip_zeros(&mut self, audience: Audience, now: Instant) {
+        if audience != Audience::ZeroMapHolders {
+            return;
+        }
+        let members = self.members.receivers();
+        while let Some(window) = self.stream.skip_zeros(audience, now) {
+            if let Some(repair) = self.active_repair() {
+                repair.on_window(window, members, now);
+            }
+        }
+        self.notify_repair();
     }
 
     /// Updates the repair channel on whether the stream rests.
@@ -723,3 +749,7 @@ fn datagram_len(geometry: &Geometry) -> usize {
 #[cfg(test)]
 #[path = "lifecycle_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "lifecycle/zeros_tests.rs"]
+mod zeros_tests;

@@ -47,6 +47,8 @@ struct Leased {
     impaired: Impaired,
     /// Members that asked for leaf lists.
     leaf_askers: BTreeSet<Token>,
+    /// Members that have the zero map, as their last report says.
+    zero_map_holders: BTreeSet<Token>,
 }
 
 /// Reason why not everything is sent for a member.
@@ -116,6 +118,7 @@ impl Leased {
     fn leave(&mut self, token: &Token) -> bool {
         self.impaired.set(token, None);
         self.leaf_askers.remove(token);
+        self.zero_map_holders.remove(token);
         self.last_request.remove(token).is_some()
     }
 
@@ -134,6 +137,7 @@ impl Leased {
         self.last_request.retain(|_, at| now < *at + lease);
         self.impaired.retain(|token| self.last_request.contains_key(token));
         self.leaf_askers.retain(|token| self.last_request.contains_key(token));
+        self.zero_map_holders.retain(|token| self.last_request.contains_key(token));
     }
 
     /// Sets the impairment of a member and returns the previous one.
@@ -188,6 +192,10 @@ impl Members {
             debug_assert!(
                 leased.leaf_askers.len() <= leased.last_request.len(),
                 "more members asked for leaf lists than there are"
+            );
+            debug_assert!(
+                leased.zero_map_holders.len() <= leased.last_request.len(),
+                "more members have the zero map than there are"
             );
         }
         debug_assert_eq!(self.plain_by_age.len(), self.plain.len());
@@ -292,6 +300,23 @@ impl Members {
             }
         }
         self.assert_invariants();
+    }
+
+    /// Records whether a member has the zero map. Ignores members that want no stream.
+    pub(super) fn set_has_zero_map(&mut self, token: &Token, has: bool) {
+        if !has {
+            self.extended.zero_map_holders.remove(token);
+        } else if self.extended.last_request.contains_key(token) {
+            self.extended.zero_map_holders.insert(token.clone());
+        }
+        self.assert_invariants();
+    }
+
+    /// Whether every member that wants the whole file has the zero map. Deaf ones count: they may
+    /// hear again at any time.
+    pub(super) fn all_have_zero_map(&self) -> bool {
+        self.plain.is_empty()
+            && self.extended.zero_map_holders.len() == self.extended.last_request.len()
     }
 
     /// Whether the member asked for leaf lists.

@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use bootcast_proto::{BlockLayout, PageIndex, PageRange, WindowIndex};
+use bootcast_proto::{BlockLayout, PageIndex, PageRange, RangeMap, WindowIndex};
+
+mod zeros;
 
 /// Shortest time between the starts of two passes for plain members.
 ///
@@ -23,6 +25,8 @@ pub(super) enum Audience {
     Everybody,
     /// Only extended members: the wanted windows.
     Extended,
+    /// Only extended members that have the zero map: the wanted windows, without pages of zeros.
+    ZeroMapHolders,
 }
 
 /// Consecutive pages to send now.
@@ -55,6 +59,10 @@ pub(super) struct Stream {
     not_before: Instant,
     passes: u32,
     pages_sent: u64,
+    /// Pages of zeros, which need not be sent to members that have the zero map.
+    zeros: RangeMap<()>,
+    /// Number of pages of zeros that were left out, over all passes.
+    zero_pages: u64,
 }
 
 impl Stream {
@@ -72,6 +80,8 @@ impl Stream {
             not_before: now,
             passes: 0,
             pages_sent: 0,
+            zeros: RangeMap::default(),
+            zero_pages: 0,
         }
     }
 
@@ -162,7 +172,7 @@ impl Stream {
         if self.poll_at(audience).is_none_or(|at| now < at) || self.pages == 0 {
             return None;
         }
-        if audience == Audience::Extended {
+        if audience != Audience::Everybody {
             self.skip_to_wanted();
         }
         if self.next.0 == 0 {
@@ -173,10 +183,13 @@ impl Stream {
             let pages = layout.pages_of(window);
             match audience {
                 Audience::Everybody => pages.end.0,
-                Audience::Extended => pages.start.0 + self.wanted[window.0 as usize],
+                Audience::Extended | Audience::ZeroMapHolders => {
+                    pages.start.0 + self.wanted[window.0 as usize]
+                }
             }
         });
-        let pages = PageRange::new(self.next.0, self.next.0.saturating_add(budget).min(limit));
+        let end = self.next.0.saturating_add(budget).min(limit);
+        let pages = self.before_zeros(PageRange::new(self.next.0, end), audience);
         if pages.is_empty() {
             // The driver would ask again at once, without end.
             assert!(budget == 0, "the stream has pages to send, but not at {}", self.next);
@@ -198,7 +211,9 @@ impl Stream {
     pub(super) fn poll_at(&self, audience: Audience) -> Option<Instant> {
         match audience {
             Audience::Everybody => Some(self.not_before),
-            Audience::Extended => (!self.is_done()).then_some(self.pass_started_at),
+            Audience::Extended | Audience::ZeroMapHolders => {
+                (!self.is_done()).then_some(self.pass_started_at)
+            }
         }
     }
 
@@ -206,7 +221,9 @@ impl Stream {
     pub(super) fn position(&self, audience: Audience) -> PageIndex {
         match audience {
             Audience::Everybody => self.next,
-            Audience::Extended => self.next_wanted().unwrap_or(PageIndex(self.pages)),
+            Audience::Extended | Audience::ZeroMapHolders => {
+                self.next_wanted().unwrap_or(PageIndex(self.pages))
+            }
         }
     }
 

@@ -4,10 +4,11 @@
 //!
 //! | bytes | content |
 //! |---|---|
-//! | 0..8 | `bcmanif`, and the version of this format: 1 |
+//! | 0..8 | `bcmanif`, and the version of this format: 2 |
 //! | 8..40 | key of the version |
 //! | 40..48 | size of the served file in bytes |
 //! | 48..48+32n | values of the n leaves |
+//! | the next ceil(n/8) | zero map: a bit for each leaf |
 //! | the last 32 | BLAKE3 hash of all bytes before |
 //!
 //! An alias says which version is announced for attributes that began with another content. It is
@@ -30,8 +31,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use bootcast_proto::Manifest;
 use bootcast_proto::manifest::ContentTree;
+use bootcast_proto::{Manifest, ZeroMap};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
@@ -43,7 +44,7 @@ const MAX_BYTES: u64 = 256 << 20;
 /// Unit in which most file systems allocate disk space, in bytes.
 const DISK_BLOCK: u64 = 4096;
 
-const MAGIC: &[u8; 8] = b"bcmanif\x01";
+const MAGIC: &[u8; 8] = b"bcmanif\x02";
 const HEADER_LEN: usize = 8 + 32 + 8;
 const CHECKSUM_LEN: usize = 32;
 
@@ -262,13 +263,14 @@ fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
 
 /// Returns the number of bytes that encode the manifest of such a file.
 fn encoded_len(tree: ContentTree) -> u64 {
-    (HEADER_LEN + CHECKSUM_LEN) as u64 + 32 * tree.leaves()
+    (HEADER_LEN + CHECKSUM_LEN) as u64 + 32 * tree.leaves() + tree.leaves().div_ceil(8)
 }
 
 fn encode(key: VersionKey, manifest: &Manifest) -> Vec<u8> {
     let size = manifest.tree().size().to_le_bytes();
     let leaves = manifest.leaves().as_flattened();
-    let mut bytes = [&MAGIC[..], key.as_bytes(), &size, leaves].concat();
+    let zeros = manifest.zeros().as_bytes();
+    let mut bytes = [&MAGIC[..], key.as_bytes(), &size, leaves, zeros].concat();
     bytes.extend_from_slice(blake3::hash(&bytes).as_bytes());
     bytes
 }
@@ -295,10 +297,12 @@ fn decode(bytes: &[u8], key: VersionKey, tree: ContentTree) -> Option<Manifest> 
         return None;
     }
     let (content, checksum) = bytes.split_at(bytes.len() - CHECKSUM_LEN);
-    let (header, leaves) = content.split_at(HEADER_LEN);
+    let (header, values) = content.split_at(HEADER_LEN);
     let expected = [&MAGIC[..], key.as_bytes(), &tree.size().to_le_bytes()].concat();
     let valid = header == expected && blake3::hash(content).as_bytes() == checksum;
-    valid.then(|| Manifest::new(tree, leaves.as_chunks().0.to_vec()))
+    let (leaves, zeros) = values.split_at_checked(32 * usize::try_from(tree.leaves()).ok()?)?;
+    let zeros = ZeroMap::from_bytes(tree.leaves(), zeros)?;
+    valid.then(|| Manifest::with_zeros(tree, leaves.as_chunks().0.to_vec(), zeros))
 }
 
 #[cfg(test)]
@@ -327,18 +331,19 @@ mod tests {
     fn a_manifest_is_kept_in_the_documented_format() {
         let (version, manifest) = served(b"abc");
         let bytes = encode(version.key(), &manifest);
-        assert_eq!(bytes.len(), 48 + 32 + 32);
-        assert_eq!(&bytes[..8], b"bcmanif\x01");
+        assert_eq!(bytes.len(), 48 + 32 + 1 + 32);
+        assert_eq!(&bytes[..8], b"bcmanif\x02");
         assert_eq!(&bytes[8..40], version.key().as_bytes());
         assert_eq!(&bytes[40..48], [3, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(&bytes[48..80], blake3::hash(b"abc").as_bytes());
-        assert_eq!(&bytes[80..], blake3::hash(&bytes[..80]).as_bytes());
+        assert_eq!(bytes[80], 0, "no leaf of zeros");
+        assert_eq!(&bytes[81..], blake3::hash(&bytes[..81]).as_bytes());
     }
 
     #[test]
     fn a_stored_manifest_is_loaded_by_any_later_process() {
         let dir = TempDir::new().unwrap();
-        for bytes in [&b""[..], b"abc", &vec![7; 50_000]] {
+        for bytes in [&b""[..], b"abc", &vec![7; 50_000], &vec![0; 50_000]] {
             let (version, manifest) = served(bytes);
             let state = StateDir::open(dir.path()).unwrap();
             assert_eq!(state.load(&version), None);
@@ -372,7 +377,7 @@ mod tests {
         let good = encode(version.key(), &manifest);
         assert_eq!(decode(&good, other.key(), *manifest.tree()), None);
         let mut next_format = good[..good.len() - CHECKSUM_LEN].to_vec();
-        next_format[7] = 2;
+        next_format[7] = 3;
         next_format.extend_from_slice(blake3::hash(&next_format).as_bytes());
         assert_eq!(decode(&next_format, version.key(), *manifest.tree()), None);
     }
@@ -385,7 +390,7 @@ mod tests {
         let path = state.path_of(version.key());
         let damage: [(&str, &dyn Fn()); 4] = [
             ("short", &|| fs::write(&path, b"foreign").unwrap()),
-            ("damaged", &|| fs::write(&path, [0; 112]).unwrap()),
+            ("damaged", &|| fs::write(&path, [0; 113]).unwrap()),
             ("a link", &|| std::os::unix::fs::symlink("/dev/zero", &path).unwrap()),
             ("a pipe", &|| {
                 let kind = rustix::fs::FileType::Fifo;

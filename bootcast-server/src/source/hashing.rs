@@ -10,6 +10,9 @@ use bootcast_proto::manifest::{
     ContentTree, LEAF_BYTES, Manifest, PartialManifest, SEGMENT_BYTES, UNKNOWN, Value,
 };
 
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
+
 use super::{OpenFile, Version};
 
 /// Maximum number of leaves of one file that may fail to be read. Then the rest is hashed only on
@@ -80,9 +83,11 @@ impl HashProgress {
         leaves.is_none_or(|leaves| leaves.is_some_and(|leaves| !leaves.contains(&UNKNOWN)))
     }
 
-    fn set(&self, segment: u64, leaves: &[Value]) {
+    /// Sets the values of a segment's leaves. `zeros` are those that consist of zeros.
+    fn set(&self, segment: u64, leaves: &[Value], zeros: &[u64]) {
         if let Some(manifest) = self.lock().as_mut() {
             manifest.set(segment, leaves);
+            zeros.iter().for_each(|leaf| manifest.set_zeros(*leaf));
         }
     }
 
@@ -131,11 +136,23 @@ pub fn hash_segments(
 trait ReadAt {
     /// Fills the buffer with the bytes from `offset` on.
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
+
+    /// Returns the first byte from `offset` on that is in no hole; `u64::MAX` if there is none.
+    fn data_from(&self, offset: u64) -> u64;
 }
 
 impl ReadAt for File {
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         FileExt::read_exact_at(self, buffer, offset)
+    }
+
+    fn data_from(&self, offset: u64) -> u64 {
+        match rustix::fs::seek(self, SeekFrom::Data(offset)) {
+            Ok(data) => data,
+            Err(Errno::NXIO) => u64::MAX,
+            // The file system knows no holes.
+            Err(_) => offset,
+        }
     }
 }
 
@@ -161,6 +178,8 @@ struct SegmentHasher<'a, R> {
     bytes: &'a R,
     progress: &'a HashProgress,
     buffer: Vec<u8>,
+    /// Hole in the file that was found last; empty if there was none.
+    hole: Range<u64>,
 }
 
 impl<'a, R: ReadAt> SegmentHasher<'a, R> {
@@ -168,7 +187,7 @@ impl<'a, R: ReadAt> SegmentHasher<'a, R> {
         let size = progress.tree.size();
         debug_assert_eq!(size, open.version.size(), "the progress of another file");
         let buffer = vec![0; usize::try_from(SEGMENT_BYTES.min(size)).expect("4 MiB")];
-        Self { open, bytes, progress, buffer }
+        Self { open, bytes, progress, buffer, hole: 0..0 }
     }
 
     /// Hashes the segments whose values are not known, and completes the manifest. Fails early if
@@ -207,11 +226,11 @@ impl<'a, R: ReadAt> SegmentHasher<'a, R> {
     fn hash(&mut self, segment: u64) -> Result<Failures, HashError> {
         let tree = self.progress.tree;
         let range = tree.segment(segment);
+        let is_whole = self.fill_buffer(&range)?;
         let bytes = &mut self.buffer[..usize::try_from(range.end - range.start).expect("4 MiB")];
-        let is_whole = read(self.bytes, bytes, range.start)?.is_none();
         let parts = bytes.chunks_mut(usize::try_from(LEAF_BYTES).expect("16 KiB"));
         let mut failures = Failures::default();
-        let mut values = Vec::with_capacity(parts.len());
+        let (mut values, mut zeros) = (Vec::with_capacity(parts.len()), Vec::new());
         for (leaf, part) in tree.leaves_of(segment).zip(parts) {
             let is_given_up = failures.leaves >= MAX_SEGMENT_FAILURES;
             let error = match &failures.error {
@@ -219,15 +238,35 @@ impl<'a, R: ReadAt> SegmentHasher<'a, R> {
                 Some(first) if is_given_up => Some(first.kind().into()),
                 _ => read(self.bytes, part, tree.leaf(leaf).start)?,
             };
-            values.push(if error.is_none() { tree.leaf_value(leaf, part) } else { UNKNOWN });
             if let Some(error) = error {
+                values.push(UNKNOWN);
                 failures.add(1, error);
+                continue;
+            }
+            values.push(tree.leaf_value(leaf, part));
+            if is_zeros(part) {
+                zeros.push(leaf);
             }
         }
         // Values of another version must not be shown.
         self.check_version()?;
-        self.progress.set(segment, &values);
+        self.progress.set(segment, &values, &zeros);
         Ok(failures)
+    }
+
+    /// Fills the beginning of the buffer with these bytes. Reads nothing if they lie in a hole.
+    /// Returns `false` if some of them cannot be read.
+    fn fill_buffer(&mut self, range: &Range<u64>) -> Result<bool, HashError> {
+        let bytes = &mut self.buffer[..usize::try_from(range.end - range.start).expect("4 MiB")];
+        let is_in_hole = |hole: &Range<u64>| hole.start <= range.start && range.end <= hole.end;
+        if !is_in_hole(&self.hole) {
+            self.hole = range.start..self.bytes.data_from(range.start);
+        }
+        if is_in_hole(&self.hole) {
+            bytes.fill(0);
+            return Ok(true);
+        }
+        Ok(read(self.bytes, bytes, range.start)?.is_none())
     }
 
     fn check_version(&self) -> Result<(), HashError> {
@@ -236,6 +275,12 @@ impl<'a, R: ReadAt> SegmentHasher<'a, R> {
         let is_unchanged = present == self.open.present && !self.open.is_suspect;
         if is_unchanged { Ok(()) } else { Err(HashError::Changed) }
     }
+}
+
+/// Whether all bytes are 0.
+fn is_zeros(bytes: &[u8]) -> bool {
+    // Without a branch for each byte: the compiler makes few instructions of it.
+    bytes.chunks(1024).all(|chunk| chunk.iter().fold(0, |any, byte| any | byte) == 0)
 }
 
 /// Reads a part of a file. Returns the error if it cannot be read.
@@ -323,9 +368,13 @@ mod tests {
         fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
             let end = offset + buffer.len() as u64;
             if self.1.iter().any(|bad| bad.start < end && offset < bad.end) {
-                return Err(rustix::io::Errno::IO.into());
+                return Err(Errno::IO.into());
             }
             FileExt::read_exact_at(self.0, buffer, offset)
+        }
+
+        fn data_from(&self, offset: u64) -> u64 {
+            self.0.data_from(offset)
         }
     }
 
@@ -335,7 +384,11 @@ mod tests {
     impl ReadAt for Failing<'_> {
         fn read_exact_at(&self, _: &mut [u8], _: u64) -> io::Result<()> {
             self.0.set(self.0.get() + 1);
-            Err(rustix::io::Errno::IO.into())
+            Err(Errno::IO.into())
+        }
+
+        fn data_from(&self, offset: u64) -> u64 {
+            offset
         }
     }
 
@@ -360,6 +413,31 @@ mod tests {
         let hasher = SegmentHasher::new(&file, &progress, &damaged);
         assert_eq!(hasher.hash_all(0, |_| true).unwrap(), Some(whole));
         assert!(progress.has(1), "nothing is to be hashed any more");
+    }
+
+    #[test]
+    fn leaves_of_zeros_are_in_the_zero_map_and_holes_are_not_read() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&vec![1; 20_000]).unwrap();
+        file.write_all(&vec![0; 50_000]).unwrap();
+        file.set_len(3 * SEGMENT_BYTES + 5).unwrap();
+        let end = 2 * SEGMENT_BYTES + LEAF_BYTES;
+        FileExt::write_all_at(&file, &[7], end).unwrap();
+        let file = OpenFile { version: Version::of_file(&file).unwrap(), file };
+        let progress = HashProgress::new(file.version.size());
+        let manifest = hash_readable(&file, &progress).unwrap();
+        let runs: Vec<_> = manifest.zeros().runs().collect();
+        assert_eq!(runs, [2..513, 514..769]);
+        let mut bytes = vec![0; usize::try_from(file.version.size()).unwrap()];
+        FileExt::read_exact_at(&file.file, &mut bytes, 0).unwrap();
+        assert_eq!(manifest.id().as_bytes(), blake3::hash(&bytes).as_bytes());
+
+        // The segment in the middle is a hole, where the file system has holes.
+        let damaged = Damaged(&file.file, &[SEGMENT_BYTES..2 * SEGMENT_BYTES]);
+        let progress = HashProgress::new(file.version.size());
+        let has_holes = file.file.data_from(SEGMENT_BYTES) > SEGMENT_BYTES;
+        let again = SegmentHasher::new(&file, &progress, &damaged).hash_all(0, |_| true);
+        assert_eq!(again.ok().flatten(), has_holes.then_some(manifest));
     }
 
     #[test]

@@ -16,3 +16,4 @@ mod startup;
 mod state_dir;
 mod tags;
 mod versions;
+mod zeros;

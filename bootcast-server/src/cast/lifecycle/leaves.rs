@@ -15,9 +15,12 @@ impl Cast {
         self.members.request_leaves(token);
     }
 
-    /// Takes over the manifest of the file, whose values go out from now on.
+    /// Takes over the manifest of the file: its values go out from now on, and pages of zeros are
+    /// left out for members that have the zero map.
     pub fn handle_manifest(&mut self, manifest: Arc<Manifest>, now: Instant) {
-        self.leaf_lists.handle_manifest(manifest, now);
+        if self.leaf_lists.handle_manifest(manifest, now) {
+            self.stream.set_zeros(self.leaf_lists.zero_pages());
+        }
     }
 
     /// Encodes the datagram of a list that this cast handed out.

@@ -15,6 +15,7 @@ impl Cast {
     /// the token has no lease. The needs of a member that only demands are ignored.
     pub fn handle_report(&mut self, token: &Token, report: &Report, now: Instant) -> bool {
         let Some(kind) = self.members.renew(token, now) else { return false };
+        self.members.set_has_zero_map(token, report.zeros);
         let requested = self.requested_pages(report);
         let has_credit = self.credits.handle_report(token, report, requested);
         let impairment = match (report.unicast, has_credit) {
@@ -50,7 +51,7 @@ impl Cast {
         let members = self.members.receivers();
         // With other members, windows wait until the repair of the others is sent.
         let is_deferred = members > 1
-            && self.audience() == Audience::Extended
+            && self.audience() != Audience::Everybody
             && self.members.repair_receivers() > 0;
         let mut wants_more = false;
         for &(first, count) in report.bulk.iter().take(BULK_MAX) {

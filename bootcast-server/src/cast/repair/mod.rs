@@ -248,6 +248,12 @@ impl Repair {
         self.levels.symbols_sent()
     }
 
+    /// Returns the windows whose reports may still arrive.
+    #[cfg(test)]
+    pub(super) fn awaited_windows(&self) -> Vec<WindowIndex> {
+        self.redundancy.awaiting_reports().collect()
+    }
+
     /// Adapts the redundancy to the needs reported so far.
     fn learn(&mut self, members: usize, now: Instant) {
         if members > 0 {

@@ -128,6 +128,7 @@ impl Driver {
             joins: view.cast.joins(),
             pages_sent: view.cast.pages_sent(),
             demanded: view.cast.demanded(),
+            zero_pages: view.cast.zero_pages(),
             symbols_sent: view.cast.symbols_sent(),
             repair_level: view.cast.redundancy(),
             rate_bps: view.rate.bits_per_second(),
