@@ -119,7 +119,9 @@ mod tests {
 
     fn map(leaves: u64, zeros: impl IntoIterator<Item = u64>) -> ZeroMap {
         let mut map = ZeroMap::new(leaves);
-        zeros.into_iter().for_each(|leaf| map.insert(leaf));
+        for leaf in zeros {
+            map.insert(leaf);
+        }
         map
     }
 

@@ -87,7 +87,9 @@ impl HashProgress {
     fn set(&self, segment: u64, leaves: &[Value], zeros: &[u64]) {
         if let Some(manifest) = self.lock().as_mut() {
             manifest.set(segment, leaves);
-            zeros.iter().for_each(|leaf| manifest.set_zeros(*leaf));
+            for leaf in zeros {
+                manifest.set_zeros(*leaf);
+            }
         }
     }
 
@@ -423,7 +425,7 @@ mod tests {
         file.set_len(3 * SEGMENT_BYTES + 5).unwrap();
         let end = 2 * SEGMENT_BYTES + LEAF_BYTES;
         FileExt::write_all_at(&file, &[7], end).unwrap();
-        let file = OpenFile { version: Version::of_file(&file).unwrap(), file };
+        let file = OpenFile::new(file).unwrap();
         let progress = HashProgress::new(file.version.size());
         let manifest = hash_readable(&file, &progress).unwrap();
         let runs: Vec<_> = manifest.zeros().runs().collect();
@@ -433,7 +435,8 @@ mod tests {
         assert_eq!(manifest.id().as_bytes(), blake3::hash(&bytes).as_bytes());
 
         // The segment in the middle is a hole, where the file system has holes.
-        let damaged = Damaged(&file.file, &[SEGMENT_BYTES..2 * SEGMENT_BYTES]);
+        let middle = SEGMENT_BYTES..2 * SEGMENT_BYTES;
+        let damaged = Damaged(&file.file, std::slice::from_ref(&middle));
         let progress = HashProgress::new(file.version.size());
         let has_holes = file.file.data_from(SEGMENT_BYTES) > SEGMENT_BYTES;
         let again = SegmentHasher::new(&file, &progress, &damaged).hash_all(0, |_| true);

@@ -41,8 +41,8 @@ struct Lab {
 }
 
 impl Lab {
-    /// A cast of a file whose pages are zeros in these ranges.
-    fn new(pages: u32, zeros: &[std::ops::Range<u32>]) -> Self {
+    /// A cast of a file whose pages are zeros from the first of a pair to before the second.
+    fn new(pages: u32, zeros: &[(u32, u32)]) -> Self {
         let size = u64::from(pages) * PAGE;
         let geometry = Geometry::new(size, PageSize::new(PAGE).unwrap()).unwrap();
         let linger = Duration::from_secs(1000);
@@ -52,7 +52,9 @@ impl Lab {
         let mut cast = Cast::new(&geometry, policy, Some(&repair), now);
         let tree = ContentTree::new(size);
         let mut map = ZeroMap::new(tree.leaves());
-        zeros.iter().cloned().flatten().for_each(|page| map.insert(page.into()));
+        for page in zeros.iter().flat_map(|&(start, end)| start..end) {
+            map.insert(page.into());
+        }
         let values = vec![[1; 32]; usize::try_from(tree.leaves()).unwrap()];
         cast.handle_manifest(Arc::new(Manifest::with_zeros(tree, values, map.clone())), now);
         Self { cast, zeros: map, pages, now, clients: Vec::new(), sent: Vec::new() }
@@ -121,7 +123,7 @@ impl Lab {
 
 #[test]
 fn members_with_the_zero_map_get_only_the_other_pages() {
-    let mut lab = Lab::new(4 * WINDOW, &[10..20, 100..300, 400..4 * WINDOW]);
+    let mut lab = Lab::new(4 * WINDOW, &[(10, 20), (100, 300), (400, 4 * WINDOW)]);
     let members = [lab.join(MemberKind::Extended), lab.join(MemberKind::Extended)];
     for member in members {
         lab.report_zeros(member);
@@ -136,7 +138,7 @@ fn members_with_the_zero_map_get_only_the_other_pages() {
 
 #[test]
 fn while_a_plain_member_is_there_everything_is_sent() {
-    let mut lab = Lab::new(4 * WINDOW, &[10..500]);
+    let mut lab = Lab::new(4 * WINDOW, &[(10, 500)]);
     let holder = lab.join(MemberKind::Extended);
     lab.report_zeros(holder);
     lab.join(MemberKind::Plain);
@@ -147,7 +149,7 @@ fn while_a_plain_member_is_there_everything_is_sent() {
 
 #[test]
 fn a_member_that_joins_late_gets_pages_of_zeros_until_it_has_the_map() {
-    let mut lab = Lab::new(4 * WINDOW, &[0..4 * WINDOW - 1]);
+    let mut lab = Lab::new(4 * WINDOW, &[(0, 4 * WINDOW - 1)]);
     let first = lab.join(MemberKind::Extended);
     lab.report_zeros(first);
     lab.run();
@@ -165,7 +167,7 @@ fn a_member_that_joins_late_gets_pages_of_zeros_until_it_has_the_map() {
 
 #[test]
 fn a_member_that_never_says_that_it_has_the_map_gets_everything() {
-    let mut lab = Lab::new(4 * WINDOW, &[0..511]);
+    let mut lab = Lab::new(4 * WINDOW, &[(0, 511)]);
     let holder = lab.join(MemberKind::Extended);
     lab.report_zeros(holder);
     lab.run();
@@ -183,7 +185,7 @@ fn a_member_that_never_says_that_it_has_the_map_gets_everything() {
 
 #[test]
 fn pages_of_zeros_are_sent_on_demand() {
-    let mut lab = Lab::new(4 * WINDOW, &[0..511]);
+    let mut lab = Lab::new(4 * WINDOW, &[(0, 511)]);
     let holder = lab.join(MemberKind::Extended);
     lab.report_zeros(holder);
     lab.run();
@@ -195,7 +197,7 @@ fn pages_of_zeros_are_sent_on_demand() {
 
 #[test]
 fn windows_of_zeros_get_no_symbols_unasked_and_others_do() {
-    let mut lab = Lab::new(4 * WINDOW, &[10..2 * WINDOW, 3 * WINDOW - 5..4 * WINDOW]);
+    let mut lab = Lab::new(4 * WINDOW, &[(10, 2 * WINDOW), (3 * WINDOW - 5, 4 * WINDOW)]);
     let holder = lab.join(MemberKind::Extended);
     lab.report_zeros(holder);
     lab.run();
@@ -230,7 +232,7 @@ proptest! {
         budget in 1..30_u32,
     ) {
         let pages = 400;
-        let zeros: Vec<_> = runs.iter().map(|&(at, len)| at..(at + len).min(pages)).collect();
+        let zeros: Vec<_> = runs.iter().map(|&(at, len)| (at, (at + len).min(pages))).collect();
         let mut lab = Lab::new(pages, &zeros);
         for event in events {
             match event {
