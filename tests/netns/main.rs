@@ -54,6 +54,7 @@ mod transfers;
 mod tree;
 mod unicast;
 mod unreadable;
+mod versions;
 mod waiting;
 mod web;
 

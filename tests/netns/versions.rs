@@ -1,0 +1,296 @@
+//! A version is its content: other attributes are not another version, other bytes are.
+//! docs/SEMANTICS.md, "What counts as a change".
+
+use std::fs::{self, File, FileTimes, Permissions};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::process::Command;
+use std::time::SystemTime;
+
+use harness::content::{Content, Image, try_digest_of};
+use harness::requirements::report_skipped;
+use harness::{Lab, MountProc, SOON, ServerProc, digest_of, lab_or_skip, mib, wait_until};
+
+use crate::text;
+
+const ESTALE: i32 = 116;
+const CHUNK: usize = 65_536;
+
+/// Writes each byte of the file `argv[1]` through a mapping, and says so by the file `argv[3]`. Then
+/// waits until the file `argv[2]` has the same size, and writes its bytes.
+///
+/// The kernel sets times when a page of the mapping is first written to, and not again.
+const WRITE_BY_MMAP: &str = "
+import mmap, os, sys, time
+with open(sys.argv[1], 'r+b') as file:
+    mapped = mmap.mmap(file.fileno(), 0)
+    mapped[:] = mapped[:]
+    open(sys.argv[3], 'w').close()
+    while not os.path.exists(sys.argv[2]) or os.path.getsize(sys.argv[2]) < len(mapped):
+        time.sleep(0.01)
+    with open(sys.argv[2], 'rb') as new:
+        mapped[:] = new.read()
+";
+
+type Change = fn(&Path);
+
+/// Gives a file other attributes, but no other content.
+const CHANGES: [(&str, Change); 6] = [
+    ("chmod", |file| {
+        let mode = file.metadata().unwrap().mode();
+        fs::set_permissions(file, Permissions::from_mode(mode ^ 0o020)).unwrap();
+    }),
+    ("chown", |file| std::os::unix::fs::chown(file, Some(1), Some(1)).unwrap()),
+    ("ln", |file| fs::hard_link(file, file.with_extension("link")).unwrap()),
+    ("touch", |file| File::open(file).unwrap().set_modified(SystemTime::now()).unwrap()),
+    ("mv there and back", |file| {
+        let there = file.with_extension("there");
+        fs::rename(file, &there).unwrap();
+        fs::rename(&there, file).unwrap();
+    }),
+    ("a copy in its place", |file| {
+        let copy = file.with_extension("copy");
+        fs::copy(file, &copy).unwrap();
+        fs::rename(&copy, file).unwrap();
+    }),
+];
+
+/// Has the server compute the manifest of a file.
+fn hash(lab: &Lab, name: &str) {
+    let url = lab.url(&format!("manifest/{name}"));
+    wait_until(SOON, "the manifest is known", || lab.client(1).get(&url).status == 200);
+}
+
+/// `ETAG` that the server shows for a file.
+fn etag(lab: &Lab, name: &str) -> String {
+    let answer = lab.client(1).get(&lab.url(&format!("meta/{name}")));
+    let meta: serde_json::Value = serde_json::from_str(&answer.body).unwrap();
+    meta["etag"].as_str().unwrap().to_owned()
+}
+
+/// Waits until the server has checked the path of each cast twice since now: it looks once a
+/// second, and the cast would end.
+fn wait_checks(server: &ServerProc<'_>) {
+    let began = server.status().uptime_s;
+    wait_until(SOON, "three more seconds of the server", || server.status().uptime_s > began + 3);
+}
+
+#[test]
+fn readers_and_casts_do_not_notice_other_attributes_of_the_same_content() {
+    let lab = lab_or_skip!(Lab::builder());
+    let image = lab.put("image", mib(4));
+    let bytes = fs::read(&image.path).unwrap();
+    // The cast takes 8 s.
+    let server = lab.server().option("--rate", "4mbit").start();
+    hash(&lab, "image");
+    let first = etag(&lab, "image");
+    let mount = lab.mount(1).option("unicast=never").start();
+    let old = File::open(mount.join("image")).unwrap();
+    old.read_exact_at(&mut vec![0; CHUNK], 0).unwrap();
+
+    for (what, change) in CHANGES {
+        change(&image.path);
+        wait_until(SOON, what, || etag(&lab, "image") == first);
+    }
+    wait_checks(&server);
+    let cast = server.cast_of("image").expect("the cast goes on");
+    assert_eq!(cast.etag.as_str(), first);
+    let mut read = vec![0; bytes.len()];
+    old.read_exact_at(&mut read, 0).unwrap();
+    assert!(read == bytes, "the open descriptor reads other bytes");
+    let totals = server.status().totals;
+    assert_eq!((totals.casts, totals.joins), (1, 1), "the reader was disturbed");
+
+    // An open afterwards reads from the cache.
+    server.wait_no_members();
+    let sent = server.status().totals.pages_sent;
+    for (what, change) in CHANGES {
+        change_again(change, &image);
+        assert_eq!(digest_of(mount.join("image")), image.digest, "{what}");
+    }
+    let totals = server.status().totals;
+    assert_eq!((totals.joins, totals.pages_sent), (1, sent), "the file was fetched again");
+}
+
+/// Makes a change once more.
+fn change_again(change: Change, image: &Image) {
+    let _ = fs::remove_file(image.path.with_extension("link"));
+    change(&image.path);
+}
+
+/// Reads the file through an old descriptor. Each chunk must be that of the old version, or fail
+/// with ESTALE.
+fn assert_old_or_stale(file: &File, old: &[u8]) {
+    for (number, expected) in old.chunks(CHUNK).enumerate() {
+        let mut chunk = vec![0; expected.len()];
+        let offset = u64::try_from(number * CHUNK).unwrap();
+        match file.read_exact_at(&mut chunk, offset) {
+            Ok(()) => assert!(chunk == expected, "other bytes at {offset} of the old version"),
+            Err(error) => assert_eq!(error.raw_os_error(), Some(ESTALE), "{error}"),
+        }
+    }
+}
+
+/// Opens and reads the whole file until it is the new version. Before that, each read must give the
+/// old version, or ESTALE.
+fn wait_new_version(path: &Path, old: &Image, new: Content) {
+    let new = new.digest();
+    wait_until(SOON, "an open gives the new version", || match try_digest_of(path) {
+        Ok(digest) => {
+            assert!([old.digest, new].contains(&digest), "a mix of the old and the new file");
+            digest == new
+        }
+        Err(error) => {
+            assert_eq!(error.raw_os_error(), Some(ESTALE), "{error}");
+            false
+        }
+    });
+}
+
+/// Starts to read the file `image` in a mount, of which only the first quarter arrives. Then lets
+/// `rewrite` change its bytes, and checks that the versions do not mix.
+fn rewrite_in_mid_cast(lab: &Lab, image: &Image, rewrite: impl FnOnce(Content)) {
+    let bytes = fs::read(&image.path).unwrap();
+    let server = lab.server().option("--rate", "20mbit").start();
+    let name = text(&image.name);
+    hash(lab, name);
+    let mount = lab.mount(1).option("unicast=never").start();
+    let valve = lab.hold_multicast_after(mib(1));
+    let old = File::open(mount.join(name)).unwrap();
+    old.read_exact_at(&mut vec![0; CHUNK], 0).unwrap();
+    server.wait_cast(name, "the old version is being sent", |cast| {
+        cast.pages_sent < u64::from(cast.pages)
+    });
+
+    let new = Content::new(image.size, 77);
+    rewrite(new);
+    valve.open();
+    assert_old_or_stale(&old, &bytes);
+    wait_new_version(&mount.join(name), image, new);
+}
+
+#[test]
+fn a_rewrite_with_the_old_modification_time_is_noticed() {
+    let lab = lab_or_skip!(Lab::builder().valve());
+    let image = lab.put("image", mib(4));
+    rewrite_in_mid_cast(&lab, &image, |new| {
+        let modified = image.path.metadata().unwrap().modified().unwrap();
+        let file = File::options().write(true).open(&image.path).unwrap();
+        file.write_all_at(&new.bytes(), 0).unwrap();
+        file.set_times(FileTimes::new().set_modified(modified)).unwrap();
+    });
+}
+
+#[test]
+fn a_rewrite_through_mmap_that_changes_no_attribute_is_noticed() {
+    let lab = lab_or_skip!(Lab::builder().valve());
+    // There is no write-back on tmpfs, after which the kernel would set times again. Without large
+    // pages it does not map the file anew either.
+    let mounted = lab.served().join("disk");
+    fs::create_dir_all(&mounted).unwrap();
+    let mount = ["-t", "tmpfs", "-o", "huge=never", "none", text(&mounted)];
+    assert!(Command::new("mount").args(mount).status().is_ok_and(|it| it.success()));
+    let image = lab.put("disk/image", mib(4));
+    let [other, ready] = ["other", "ready"].map(|name| lab.directory().join(name));
+    let paths = [&image.path, &other, &ready].map(|path| text(path));
+    let mut writer = lab.head().spawn("python3", [&["-c", WRITE_BY_MMAP], &paths[..]].concat());
+    wait_until(SOON, "the file is mapped", || ready.exists());
+    rewrite_in_mid_cast(&lab, &image, |new| {
+        let attributes = || {
+            let it = image.path.metadata().unwrap();
+            (it.ino(), it.mtime(), it.mtime_nsec(), it.ctime(), it.ctime_nsec())
+        };
+        let before = attributes();
+        new.write_to(&other);
+        writer.wait_success(SOON);
+        assert_eq!(attributes(), before, "this file system notices the write");
+    });
+}
+
+/// Composes an EROFS image of one file, `image`. All times are 0. Source of the format: Linux
+/// fs/erofs/erofs_fs.h.
+fn erofs(content: &[u8]) -> Vec<u8> {
+    const BLOCK: usize = 4096;
+    let mut image = vec![0; 3 * BLOCK];
+    let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
+    let number = |number: usize| u32::try_from(number).unwrap().to_le_bytes();
+    // Superblock: magic, block size 2^12, root inode 0, 2 inodes, blocks, inodes from block 1 on.
+    put(1024, &0xe0f5_e1e2_u32.to_le_bytes());
+    put(1036, &[12]);
+    put(1040, &2_u64.to_le_bytes());
+    put(1060, &number(3 + content.len().div_ceil(BLOCK)));
+    put(1064, &number(1));
+    // Compact inodes: mode, links, size, first block, number.
+    let names = b"...image";
+    let inodes = [(0o040_755_u16, 3 * 12 + names.len(), 2), (0o100_644, content.len(), 3)];
+    for (inode, (mode, size, block)) in inodes.into_iter().enumerate() {
+        let at = BLOCK + 32 * inode;
+        put(at + 4, &mode.to_le_bytes());
+        put(at + 6, &2_u16.to_le_bytes());
+        put(at + 8, &number(size));
+        put(at + 16, &number(block));
+        put(at + 20, &number(inode + 1));
+    }
+    // Directory: inode, offset of the name, type.
+    for (entry, (inode, name, kind)) in
+        [(0_u64, 0, 2), (0, 1, 2), (1, 3, 1)].into_iter().enumerate()
+    {
+        let at = 2 * BLOCK + 12 * entry;
+        put(at, &inode.to_le_bytes());
+        put(at + 8, &u16::try_from(36 + name).unwrap().to_le_bytes());
+        put(at + 10, &[kind]);
+    }
+    put(2 * BLOCK + 36, names);
+    image.extend_from_slice(content);
+    image.resize(image.len().next_multiple_of(BLOCK), 0);
+    image
+}
+
+/// Mounts an image of this content on the served directory `disk`, over earlier ones. Returns
+/// `false` if this machine cannot do that.
+fn mount_image(lab: &Lab, number: usize, content: Content) -> bool {
+    let file = lab.directory().join(format!("disk-{number}.img"));
+    let mounted = lab.served().join("disk");
+    fs::write(&file, erofs(&content.bytes())).unwrap();
+    fs::create_dir_all(&mounted).unwrap();
+    let mount = ["-t", "erofs", "-o", "loop,ro", text(&file), text(&mounted)];
+    Command::new("mount").args(mount).status().is_ok_and(|it| it.success())
+}
+
+/// Whether the mount shows this content after a while. Until then it may show the other one.
+fn wait_content(mount: &MountProc<'_>, content: Content) {
+    wait_until(SOON, "an open gives the content of the image", || {
+        try_digest_of(&mount.join("disk/image")).is_ok_and(|it| it == content.digest())
+    });
+}
+
+#[test]
+fn an_image_that_is_rebuilt_with_equal_size_and_times_is_another_version() {
+    let lab = lab_or_skip!(Lab::builder());
+    let [old, new] = [1, 2].map(|seed| Content::new(mib(1) + 1, seed));
+    if !mount_image(&lab, 0, old) {
+        report_skipped("no erofs, or no loop device");
+        return;
+    }
+    let stat = || {
+        let it = lab.served().join("disk/image").metadata().unwrap();
+        (it.ino(), it.size(), it.mtime(), it.mtime_nsec(), it.ctime(), it.ctime_nsec())
+    };
+    let attributes = stat();
+    let _server = lab.server().start();
+    let mount = lab.mount(1).start();
+    wait_content(&mount, old);
+    let mut etags = vec![etag(&lab, "disk/image")];
+    for (number, content, is_hashed) in [(1, new, false), (2, old, true), (3, new, true)] {
+        if is_hashed {
+            hash(&lab, "disk/image");
+        }
+        assert!(mount_image(&lab, number, content));
+        assert_eq!(stat(), attributes, "the images differ in more than the bytes");
+        wait_content(&mount, content);
+        etags.push(etag(&lab, "disk/image"));
+    }
+    etags.sort_unstable();
+    etags.dedup();
+    assert_eq!(etags.len(), 4, "each mount of other bytes is another version");
+}
