@@ -5,7 +5,7 @@ use std::fs::{self, File, FileTimes, Permissions};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
-use std::time::SystemTime;
+use std::time::Duration;
 
 use harness::content::{Content, Image, try_digest_of};
 use harness::requirements::report_skipped;
@@ -16,8 +16,8 @@ use crate::text;
 const ESTALE: i32 = 116;
 const CHUNK: usize = 65_536;
 
-/// Writes each byte of the file `argv[1]` through a mapping, and says so by the file `argv[3]`. Then
-/// waits until the file `argv[2]` has the same size, and writes its bytes.
+/// Writes each byte of the file `argv[1]` through a mapping, and says so by the file `argv[3]`.
+/// Then waits until the file `argv[2]` has the same size, and writes its bytes.
 ///
 /// The kernel sets times when a page of the mapping is first written to, and not again.
 const WRITE_BY_MMAP: &str = "
@@ -42,7 +42,10 @@ const CHANGES: [(&str, Change); 6] = [
     }),
     ("chown", |file| std::os::unix::fs::chown(file, Some(1), Some(1)).unwrap()),
     ("ln", |file| fs::hard_link(file, file.with_extension("link")).unwrap()),
-    ("touch", |file| File::open(file).unwrap().set_modified(SystemTime::now()).unwrap()),
+    ("touch", |file| {
+        let later = file.metadata().unwrap().modified().unwrap() + Duration::from_secs(1);
+        File::open(file).unwrap().set_modified(later).unwrap();
+    }),
     ("mv there and back", |file| {
         let there = file.with_extension("there");
         fs::rename(file, &there).unwrap();
@@ -208,7 +211,7 @@ fn a_rewrite_through_mmap_that_changes_no_attribute_is_noticed() {
 }
 
 /// Composes an EROFS image of one file, `image`. All times are 0. Source of the format: Linux
-/// fs/erofs/erofs_fs.h.
+/// `fs/erofs/erofs_fs.h`.
 fn erofs(content: &[u8]) -> Vec<u8> {
     const BLOCK: usize = 4096;
     let mut image = vec![0; 3 * BLOCK];
