@@ -50,6 +50,7 @@ mod second_implementation;
 mod single_file;
 mod slow_links;
 mod slow_readers;
+mod sparse;
 mod transfers;
 mod tree;
 mod unicast;

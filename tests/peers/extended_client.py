@@ -9,6 +9,9 @@ With --want it demands a few pages, and writes only those:
 
     extended_client.py http://head:8888/image part --want 17 3
 
+With --zeros it takes the parts of the file that consist of zeros from the zero map ("Pages of
+zeros" in section 5). It believes the map as it believes the datagrams.
+
 Where no multicast arrives it fetches the file over HTTP, unless it demands pages. Tags (section 6)
 need BLAKE3, which Python's standard library does not have; this client ignores them, as a client
 does that does not know `KEY=`. It keeps the file in memory and waits for the answer to each
@@ -36,6 +39,8 @@ K = 128                          # pages in a block, and different repair symbol
 REST = 0.5                       # seconds of rest after which all windows count as passed
 SILENCE = 5.0                    # seconds without a datagram after which the client joins again
 DEAF = 1.0                       # seconds without a datagram after a join until it fetches
+LEAF = 16 << 10                  # bytes in a leaf
+ZEROS_AGAIN = 0.05               # seconds between two requests for the zero map
 PIECE = 256                      # largest number of pages in a request over HTTP
 
 
@@ -101,13 +106,14 @@ class Control:
         self.url = urllib.parse.urlsplit(url)
         self.token = None
 
-    def request(self, endpoint, body=None, **headers):
+    def request(self, endpoint, body=None, query="", **headers):
         """Returns the body of the answer; None if it is an error, or the server is away."""
         headers = {f"X-{name}".replace("_", "-"): value for name, value in headers.items()}
         if self.token:
             headers["X-TOKEN"] = self.token
-        request = urllib.request.Request(f"http://{self.url.netloc}/{endpoint}{self.url.path}",
-                                         data=body and json.dumps(body).encode(), headers=headers)
+        url = f"http://{self.url.netloc}/{endpoint}{self.url.path}{query}"
+        request = urllib.request.Request(url, data=body and json.dumps(body).encode(),
+                                         headers=headers)
         try:
             with urllib.request.urlopen(request, timeout=10) as answer:
                 return answer.read()
@@ -131,12 +137,24 @@ class Control:
         except OSError:
             return b""
 
-    def join(self, on_demand):
+    def zero_map(self, etag):
+        """Returns the zero map of this version; none while the server does not know it."""
+        request = urllib.request.Request(
+            f"http://{self.url.netloc}/manifest{self.url.path}?zeros=1&known=1")
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                if answer.headers["ETag"] == f'"{etag}"':
+                    return answer.read()
+        except OSError:
+            pass
+        return b""
+
+    def join(self, on_demand, query=""):
         """Sends joins until one is answered. Returns the lines of the answer."""
         fill = {"BOOTCAST_FILL": "demand"} if on_demand else {}
         self.token = None
         for pause in itertools.chain((0.1, 0.2, 0.5), itertools.repeat(1.0)):
-            answer = self.request("join", BOOTCAST="1", **fill)
+            answer = self.request("join", query=query, BOOTCAST="1", **fill)
             if answer is not None:
                 text = answer.decode()
                 lines = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
@@ -175,7 +193,7 @@ class Membership:
     """
 
     def __init__(self, control, options, version):
-        lines = control.join(options.want is not None)
+        lines = control.join(options.want is not None, "?leaves=1" if options.zeros else "")
         if version.setdefault("etag", lines.get("ETAG")) != lines.get("ETAG"):
             sys.exit("the file changed")
         self.control, self.held = control, version.setdefault("pages", {})
@@ -204,6 +222,8 @@ class Membership:
         self.heard = now              # time of the last datagram
         self.told = now               # time of the last request to the server
         self.etag, self.deaf = lines.get("ETAG"), False
+        # When to ask for the zero map, and whether it is here.
+        self.zeros_at, self.zeros = now if options.zeros and self.repairs else math.inf, False
         self.report_at = None         # time of the next report of needs, drawn at random
         self.quiet_until = 0.0        # time before which no report of needs is sent
         # Any hash that is uniform over tokens will do.
@@ -372,7 +392,8 @@ class Membership:
 
     def report(self, needs, bulk):
         now = time.monotonic()
-        body = {"needs": needs, "bulk": bulk, "sent": self.newest[0], "received": self.newest[1]}
+        body = {"needs": needs, "bulk": bulk, "sent": self.newest[0], "received": self.newest[1],
+                "zeros": self.zeros}
         self.over |= self.control.request("report", body) is None
         for window, _ in bulk:           # the stream sends these windows again
             self.closed.discard(window)
@@ -402,6 +423,23 @@ class Membership:
         every = beacon["interval"] if self.is_among(beacon["panel"]) else 0
         if now - self.told >= min(every or math.inf, self.lease / 2):
             self.report(needs, bulk)
+
+    def take_zeros_if_due(self):
+        """Takes pages of zeros from the zero map, and tells the server. Must be called often."""
+        now = time.monotonic()
+        if now < self.zeros_at:
+            return
+        self.zeros_at = now + ZEROS_AGAIN
+        zeros = self.control.zero_map(self.etag)
+        if len(zeros) != -(-self.size // (8 * LEAF)):
+            return
+        self.zeros_at, self.zeros = math.inf, True
+        for page in range(1, self.pages + 1):
+            begin = (page - 1) * self.page_size
+            leaves = range(begin // LEAF, (begin + self.length(page) - 1) // LEAF + 1)
+            if all(zeros[leaf // 8] >> leaf % 8 & 1 for leaf in leaves):
+                self.held.setdefault(page, bytes(self.length(page)))
+        self.over |= self.control.request("report", {"zeros": True}) is None
 
     # HTTP instead of multicast, section 9.
 
@@ -455,6 +493,7 @@ def receive(control, options):
                 (member.deaf or time.monotonic() - member.heard < SILENCE):
             member.receive(0.01)
             if member.repairs and not member.deaf:
+                member.take_zeros_if_due()
                 member.report_if_due()
             if not member.is_done():
                 member.fetch_if_deaf()
@@ -509,6 +548,7 @@ def main():
                          help="size of the receive buffer of each socket, in bytes")
     options.add_argument("--want", nargs=2, type=int, metavar=("FIRST", "COUNT"),
                          help="demand only these pages, counted from 1")
+    options.add_argument("--zeros", action="store_true", help="take zeros from the zero map")
     options = options.parse_args()
     content = (receive if options.want is None else want)(Control(options.url), options)
     with open(options.output, "wb") as file:

@@ -1,0 +1,72 @@
+//! Sparse files: members that have the zero map are not sent what it shows.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use harness::{Lab, ServerProc, digest_of, lab_or_skip, mib, wait_until};
+
+use crate::plain_peers::plain_client;
+use crate::second_implementation::extended_client;
+use crate::{TRANSFER, readers};
+
+/// Bytes of each of four pieces of data.
+const PIECE: usize = 128 << 10;
+
+/// Creates a file of 64 MiB with 512 KiB of data, and starts a server that has hashed it.
+fn serve<'lab>(lab: &'lab Lab, rate: &str) -> ServerProc<'lab> {
+    let path = lab.served().join("image");
+    let file = File::create(&path).unwrap();
+    file.set_len(mib(64) + 5).unwrap();
+    for place in [1, 17, 40, 63] {
+        file.write_all_at(&vec![7; PIECE], mib(place) + 1000).unwrap();
+    }
+    let server = lab.server().option("--rate", rate).start();
+    wait_until(TRANSFER, "the file is hashed", || {
+        let answer = lab.client(1).run("curl", ["-sf", &lab.url("manifest/image")]);
+        answer.status.success()
+    });
+    server
+}
+
+#[test]
+fn members_with_the_zero_map_complete_by_the_data_alone_also_through_loss() {
+    let lab = lab_or_skip!(Lab::builder().clients(2).loss(2.0));
+    // The whole file would take half a minute.
+    let server = serve(&lab, "20mbit");
+    let expected = digest_of(lab.served().join("image"));
+    let outputs = [1, 2].map(|k| lab.client(k).fresh_path("out"));
+    let start =
+        |k: usize| extended_client(lab.client(k), &lab.url("image"), &outputs[k - 1], &["--zeros"]);
+    let mut running = [start(1), start(2)];
+    for client in &mut running {
+        client.wait_success(TRANSFER);
+    }
+    for output in &outputs {
+        assert_eq!(digest_of(output), expected, "{}", output.display());
+    }
+    server.wait_no_members();
+    let totals = server.status().totals;
+    let pages = mib(64).div_ceil(1456);
+    assert!(totals.pages_sent < pages / 4, "{totals:?} of {pages} pages, 400 of them data");
+}
+
+#[test]
+fn plain_clients_and_mounts_complete_beside_a_member_with_the_zero_map() {
+    let lab = lab_or_skip!(Lab::builder().clients(3));
+    let server = serve(&lab, "200mbit");
+    let expected = digest_of(lab.served().join("image"));
+    let outputs = [1, 2, 3].map(|k| lab.client(k).fresh_path("out"));
+    let mount = lab.mount(1).start();
+    let mut running = [
+        readers::copy(lab.client(1), &mount.join("image"), &outputs[0]),
+        extended_client(lab.client(2), &lab.url("image"), &outputs[1], &["--zeros"]),
+        plain_client(lab.client(3), &lab.url("image"), &outputs[2], "base"),
+    ];
+    for client in &mut running {
+        client.wait_success(TRANSFER);
+    }
+    for output in &outputs {
+        assert_eq!(digest_of(output), expected, "{}", output.display());
+    }
+    server.wait_no_members();
+}
