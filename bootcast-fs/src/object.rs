@@ -6,6 +6,7 @@
 //! | `storing` | pages that arrive by multicast, and checkpoints |
 //! | `fetching` | pages that arrive over HTTP |
 //! | `rebuilding` | pages that are rebuilt from repair symbols |
+//! | `verifying` | checks of stored leaves, and their hashes |
 //! | `snapshot` | the state as others see it |
 
 #[cfg(test)]
@@ -15,6 +16,7 @@ mod reads;
 mod rebuilding;
 mod snapshot;
 mod storing;
+mod verifying;
 
 use std::cell::RefCell;
 use std::fmt;
@@ -29,8 +31,8 @@ use tokio::sync::watch;
 use crate::cache::{ObjectKey, Store};
 use crate::panics;
 use crate::receiver::{
-    Action, Fetch, Fill, JoinError, Notice, Pin, Receiver, Reception, ReportError, Timing,
-    UnicastMode,
+    Action, Fetch, Fill, JoinError, JoinOptions, Notice, Pin, Receiver, Reception, ReportError,
+    Timing, UnicastMode, Verify,
 };
 use reads::Parked;
 use snapshot::ContiguousPages;
@@ -40,6 +42,7 @@ pub use fetching::Fetched;
 pub use reads::{FollowUp, Ready, Unread, Waiter};
 pub use rebuilding::Rebuilding;
 pub use snapshot::{Opening, Snapshot};
+pub use verifying::{ListsFailure, Verifying};
 
 /// One version of one file: its [`Store`], its [`Receiver`] and its waiting reads.
 pub struct Object {
@@ -62,13 +65,21 @@ struct Inner {
     has_final_size: bool,
     /// Pages that were held at the last checkpoint.
     saved: Saved,
-    /// Whether a [`Rebuilding`] exists.
-    is_rebuilding: bool,
+    in_background: InBackground,
     /// Bytes at the start whose space was freed.
     freed_until: u64,
     contiguous: ContiguousPages,
     /// Last result of [`Object::poll_timeout`], which the receive thread waits for.
     announced_timeout: Option<Instant>,
+}
+
+/// Work of an object that runs on other threads.
+#[derive(Clone, Copy, Debug, Default)]
+struct InBackground {
+    /// Whether a [`Rebuilding`] exists.
+    is_rebuilding: bool,
+    /// Whether a [`Verifying`] exists.
+    is_verifying: bool,
 }
 
 /// What the receive thread must do for an object.
@@ -101,16 +112,18 @@ impl Object {
         seed: u64,
     ) -> Self {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
-        let kept = store.take_restored();
-        let saved = kept.as_ref().map(Saved::of).unwrap_or_default();
-        let pin = Pin { etag: key.etag.clone(), size };
+        let restored = store.take_restored();
+        let content = key.content.or(restored.as_ref().and_then(|restored| restored.content));
+        let kept = restored.map(|restored| restored.assembly);
+        let saved = kept.as_ref().map(|kept| Saved::of(kept, content)).unwrap_or_default();
+        let pin = Pin { etag: key.etag.clone(), size, content };
         let inner = Inner {
             receiver: Receiver::new(pin, kept, timing, seed).with_fill(fill),
             parked: Vec::new(),
             is_shut_down: false,
             has_final_size: false,
             saved,
-            is_rebuilding: false,
+            in_background: InBackground::default(),
             freed_until: 0,
             contiguous: ContiguousPages::default(),
             announced_timeout: None,
@@ -129,6 +142,13 @@ impl Object {
     #[must_use]
     pub fn with_unicast(self, mode: UnicastMode) -> Self {
         self.lock().receiver.set_unicast(mode);
+        self
+    }
+
+    /// Sets the proof that bytes need before they may be read; the tag, by default.
+    #[must_use]
+    pub fn with_verify(self, verify: Verify) -> Self {
+        self.lock().receiver.set_verify(verify);
         self
     }
 
@@ -196,11 +216,9 @@ impl Object {
         self.lock().receiver.is_hurried(now)
     }
 
-    /// Prepares a join. Returns the pages that should arrive, and whether a part of the file is
-    /// held, so that the join need not bring all of it again.
-    pub fn begin_join(&self) -> (Fill, bool) {
-        let mut inner = self.lock();
-        (inner.receiver.fill(), inner.receiver.resumes())
+    /// Prepares a join. Returns what it asks for.
+    pub fn begin_join(&self) -> JoinOptions {
+        self.lock().receiver.begin_join()
     }
 
     /// Handles the result of a join. Returns the reads that it ends.

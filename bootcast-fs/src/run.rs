@@ -18,7 +18,7 @@ use crate::io::{Control, Intake, IntakeConfig, InterfaceChoice};
 use crate::mount::options::CacheKind;
 use crate::mount::{MountError, MountOptions, MountRequest, kernel};
 use crate::panics;
-use crate::receiver::Timing;
+use crate::receiver::{Timing, Verify};
 use crate::root::Root;
 use crate::signals::EndSignal;
 
@@ -72,7 +72,9 @@ impl Mounted {
             Control::new(&source.base_url()).map_err(|error| MountError::failed(&error))?;
         let Root { path, attributes, pins } = Root::find(&control, request).await?;
         let cache = open_cache(options)?;
-        let config = FsConfig { pins, ..fs_config(options) };
+        // The bytes of pinned files are proven at every read.
+        let verify = if pins.is_some() { Verify::Tag } else { options.verify };
+        let config = FsConfig { verify, pins, ..fs_config(options) };
         let interface =
             options.interface.as_deref().map_or(InterfaceChoice::TowardServer, |text| {
                 text.parse().unwrap_or_else(|never: std::convert::Infallible| match never {})
@@ -150,6 +152,7 @@ fn fs_config(options: &MountOptions) -> FsConfig {
         timing: Timing { linger: options.linger, silence: SILENCE },
         unicast: options.unicast,
         fill: options.fill,
+        verify: options.verify,
         pins: None,
     }
 }

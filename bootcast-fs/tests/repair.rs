@@ -195,7 +195,7 @@ fn member(address: &str, runtime: &tokio::runtime::Runtime) -> (Arc<Object>, Int
     let config = IntakeConfig { control, interface, runtime: runtime.handle().clone() };
     let intake = Intake::start(config).unwrap();
     let path = RemotePath::decode("image").unwrap();
-    let key = ObjectKey { server: address.to_owned(), path, etag: None };
+    let key = ObjectKey { server: address.to_owned(), path, etag: None, content: None };
     let store = Cache::Memory.open(&key).unwrap();
     let timing = Timing { linger: Duration::ZERO, silence: DEADLINE };
     let object = Arc::new(Object::new(key, store, None, timing, Fill::Full, 1));

@@ -49,6 +49,8 @@ pub struct Extensions {
     pub lease: Option<Duration>,
     /// Hash of the file, once the server knows it.
     pub content_id: Option<ContentId>,
+    /// Bytes in a leaf of the manifest, if the server has manifests.
+    pub leaf_bytes: Option<u64>,
 }
 
 /// Upper bound of the lease; longer ones are shortened to it. A longer one could overflow the
@@ -90,8 +92,18 @@ impl JoinAnswer {
         line("TOKEN", &self.token);
         line("PAGES", &self.pages);
         line("PAGESIZE", &self.page_size);
-        let Extensions { size, etag, rate, source, key, repair, interleave, lease, content_id } =
-            &self.extensions;
+        let Extensions {
+            size,
+            etag,
+            rate,
+            source,
+            key,
+            repair,
+            interleave,
+            lease,
+            content_id,
+            leaf_bytes,
+        } = &self.extensions;
         if let Some(size) = size {
             line("SIZE", size);
         }
@@ -118,6 +130,9 @@ impl JoinAnswer {
         }
         if let Some(content_id) = content_id {
             line("B3", content_id);
+        }
+        if let Some(leaf_bytes) = leaf_bytes {
+            line("LEAF", leaf_bytes);
         }
         text.push('\n');
         text
@@ -147,6 +162,7 @@ impl JoinAnswer {
                 lease: optional(text, "LEASE")
                     .map(|lease| Duration::from_secs(lease).min(MAX_LEASE)),
                 content_id: optional(text, "B3"),
+                leaf_bytes: optional(text, "LEAF"),
             },
         };
         answer.check_size()?;
@@ -225,7 +241,8 @@ mod tests {
         REPAIR=9001\n\
         FEC=cauchy8-128/16\n\
         LEASE=60\n\
-        B3=6437b3ac38465133ffb63b75273a8db548c558465d79db03fd359c6cd5bd9d85\n\n";
+        B3=6437b3ac38465133ffb63b75273a8db548c558465d79db03fd359c6cd5bd9d85\n\
+        LEAF=16384\n\n";
 
     #[test]
     fn a_lease_that_would_overflow_a_clock_is_shortened_to_a_day() {
@@ -307,6 +324,7 @@ mod tests {
                         interleave: Some(1 + host % MAX_INTERLEAVE),
                         lease: Some(Duration::from_secs(rate % 1000)),
                         content_id: key.map(ContentId::from_bytes),
+                        leaf_bytes: key.map(|_| rate),
                     }
                 } else {
                     Extensions::default()

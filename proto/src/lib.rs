@@ -75,8 +75,8 @@ pub const HEADER_QUEUE: &str = "x-bootcast-queue";
 /// nothing for this member before its first report.
 pub const HEADER_RESUME: &str = "x-bootcast-resume";
 
-/// Query of a join of a client that wants leaf values in the cast. docs/PROTOCOL.md, "Leaf lists".
-pub const QUERY_LEAVES: &str = "leaves=1";
+/// Request header of a join: `1` asks for leaf lists in the cast. docs/PROTOCOL.md, "Leaf lists".
+pub const HEADER_LEAVES: &str = "x-bootcast-leaves";
 
 /// Query of `GET /manifest/` that asks for the values that are known so far. It may stand beside
 /// `segments=`, separated by `&`. docs/PROTOCOL.md, "Manifest".

@@ -55,6 +55,7 @@ mod transfers;
 mod tree;
 mod unicast;
 mod unreadable;
+mod verifying;
 mod versions;
 mod waiting;
 mod web;

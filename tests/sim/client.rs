@@ -237,8 +237,8 @@ impl Client {
                 Action::Unsubscribe => self.subscribed = (false, false),
                 Action::Join => return Some(Request::Join),
                 Action::Leave(token) => return Some(Request::Leave(token)),
-                // The simulation has no readers, so nothing is demanded.
-                Action::Want(_) => {}
+                // The simulation has no readers and no bytes, so nothing is demanded or verified.
+                Action::Want(_) | Action::Lists(_) | Action::Replace(_) => {}
                 Action::Report(report) => {
                     ClientAudit::check_useful(report.useful, self.receiver.counters());
                     // A report without a membership is dropped.

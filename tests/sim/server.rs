@@ -127,6 +127,7 @@ impl Server {
             interleave: Some(layout.interleave()),
             lease: Some(REPAIR.lease),
             content_id: None,
+            leaf_bytes: None,
         }
     }
 

@@ -7,14 +7,20 @@
 //! ```text
 //! CACHE_DIR/objects/<id>/data    the file's bytes where they belong, holes where they are missing
 //! CACHE_DIR/objects/<id>/state   one line of JSON, the bitmap of held pages, a checksum
+//! CACHE_DIR/objects/<id>/leaves  hashes of the content
+//! CACHE_DIR/contents/<b3>         link to an object that has all of this content
 //! ```
 //!
 //! `<id>` is the first half of the BLAKE3 hash of server, path and version, in hexadecimal. `state`
 //! is replaced atomically, and only after `data` was synced. So a page that it lists as held is on
-//! disk, even after a crash. A damaged `state` counts as absent. A store locks its `data`. A second
-//! store for the same version, in this process or another one, uses a nameless file (`O_TMPFILE`)
-//! instead.
+//! disk, even after a crash. A damaged `state` counts as absent.
+//!
+//! A store locks its `data`, alone until it has all of a known content, and then together with
+//! others. A second store for a version that is not complete, in this process or another one, uses
+//! a nameless file (`O_TMPFILE`) instead. A content that is complete is found under any name.
 
+mod contents;
+mod leaf_values;
 mod state;
 mod store;
 mod symbols;
@@ -24,10 +30,11 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use bootcast_proto::{Etag, RemotePath};
+use bootcast_proto::{ContentId, Etag, RemotePath};
 use rustix::fs::{FlockOperation, MemfdFlags, OFlags};
 
-pub use state::HeldSnapshot;
+pub use leaf_values::LeafValues;
+pub use state::{HeldSnapshot, Restored};
 pub use store::{CheckpointError, Store};
 pub use symbols::Symbols;
 
@@ -41,6 +48,9 @@ pub struct ObjectKey {
     /// Version of the file; `None` on plain servers. Without it, the pages are not found again by a
     /// later use.
     pub etag: Option<Etag>,
+    /// Hash of the content, if the server named it. The content of another version that is complete
+    /// in the cache then serves for this one.
+    pub content: Option<ContentId>,
 }
 
 impl ObjectKey {
@@ -69,41 +79,44 @@ impl Cache {
     /// only.
     pub fn on_disk(dir: &Path) -> io::Result<Self> {
         create_private_dir(&dir.join("objects"))?;
+        create_private_dir(&dir.join("contents"))?;
         // Makes an unusable directory fail here and not at the first open of a file.
         nameless_file(dir)?;
         Ok(Self::Disk(dir.to_path_buf()))
     }
 
-    /// Opens the store of `key`, with the pages of its last checkpoint.
+    /// Opens the store of `key`, with the pages of its last checkpoint, or with all pages of its
+    /// content if another version in the cache has that.
     pub fn open(&self, key: &ObjectKey) -> io::Result<Store> {
-        match (self, &key.etag) {
-            (Self::Memory, _) | (Self::Disk(_), None) => {
-                Ok(Store::transient(self.nameless()?, self.clone()))
-            }
-            (Self::Disk(dir), Some(etag)) => {
-                let object = dir.join("objects").join(key.id(etag));
-                create_private_dir(&object)?;
-                let data = OpenOptions::new()
-                    .read(true)
-                    .write(true)
-                    .create(true)
-                    .truncate(false)
-                    .mode(0o600)
-                    .custom_flags(libc::O_NOFOLLOW)
-                    .open(object.join("data"))?;
-                match rustix::fs::flock(&data, FlockOperation::NonBlockingLockExclusive) {
-                    // An object that cannot be read stays as it is: the error may be temporary.
-                    Ok(()) => {
-                        Store::persistent(data, object, key.clone(), etag.clone(), self.clone())
-                            .or_else(|_| Ok(Store::transient(self.nameless()?, self.clone())))
-                    }
-                    Err(rustix::io::Errno::WOULDBLOCK) => {
-                        Ok(Store::transient(self.nameless()?, self.clone()))
-                    }
-                    Err(error) => Err(error.into()),
+        let (Self::Disk(dir), Some(etag)) = (self, &key.etag) else {
+            return Ok(Store::transient(self.nameless()?, self.clone()));
+        };
+        if let Some(store) = key.content.and_then(|content| self.open_content(dir, key, content)) {
+            return Ok(store);
+        }
+        let object = dir.join("objects").join(key.id(etag));
+        create_private_dir(&object)?;
+        let data = open_data(&object, true)?;
+        match rustix::fs::flock(&data, FlockOperation::NonBlockingLockExclusive) {
+            // An object that cannot be read stays as it is: the error may be temporary.
+            Ok(()) => Store::persistent(data, object, key.clone(), etag.clone(), self.clone())
+                .or_else(|_| Ok(Store::transient(self.nameless()?, self.clone()))),
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                match Store::shared(data, object, key.clone(), self.clone()) {
+                    Some(store) => Ok(store),
+                    None => Ok(Store::transient(self.nameless()?, self.clone())),
                 }
             }
+            Err(error) => Err(error.into()),
         }
+    }
+
+    /// Opens an object that has all of this content; `None` if there is none.
+    fn open_content(&self, dir: &Path, key: &ObjectKey, content: ContentId) -> Option<Store> {
+        let object = contents::find(dir, content)?;
+        let data = open_data(&object, false).ok()?;
+        let key = ObjectKey { content: Some(content), ..key.clone() };
+        Store::shared(data, object, key, self.clone())
     }
 
     /// Creates a file that disappears when its last descriptor is closed.
@@ -113,6 +126,13 @@ impl Cache {
             Self::Memory => Ok(rustix::fs::memfd_create("bootcast", MemfdFlags::CLOEXEC)?.into()),
         }
     }
+}
+
+/// Opens the bytes of an object.
+fn open_data(object: &Path, creates: bool) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(creates).truncate(false).mode(0o600);
+    options.custom_flags(libc::O_NOFOLLOW).open(object.join("data"))
 }
 
 /// Creates a file in the file system of `dir` that disappears when its last descriptor is closed.

@@ -2,19 +2,20 @@
 //! pages.
 //!
 //! ```text
-//! {"format":2,"server":..,"path":..,"etag":..,"size":..,"page_size":..}\n
+//! {"format":2,"server":..,"path":..,"etag":..,"b3":..,"size":..,"page_size":..}\n
 //! bitmap of the held pages, page 0 in the lowest bit of the first byte
 //! BLAKE3 hash of everything before it, 32 bytes
 //! ```
 //!
 //! A page is a hole of `data` until it is held, and a hole reads as zeros. So no page may count as
-//! held because of damage: a state that is not exactly as it was saved counts as absent.
+//! held because of damage: a state that is not exactly as it was saved counts as absent. `b3`, the
+//! content id, is left out until it is known.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
 
-use bootcast_proto::{Etag, Geometry, PageSet, PageSize};
+use bootcast_proto::{ContentId, Etag, Geometry, PageSet, PageSize};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
@@ -36,6 +37,8 @@ struct Header {
     server: String,
     path: String,
     etag: Etag,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    b3: Option<ContentId>,
     size: u64,
     page_size: u32,
 }
@@ -81,6 +84,7 @@ fn render(key: &ObjectKey, etag: &Etag, snapshot: &HeldSnapshot) -> io::Result<V
         server: key.server.clone(),
         path: key.path.encode(),
         etag: etag.clone(),
+        b3: snapshot.content,
         size: snapshot.geometry.size(),
         page_size: snapshot.geometry.page_size().get(),
     };
@@ -118,7 +122,7 @@ pub(super) fn load(
     key: &ObjectKey,
     etag: &Etag,
     data: &File,
-) -> io::Result<Option<Assembly>> {
+) -> io::Result<Option<Restored>> {
     let bytes = match fs::read(dir.join("state")) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         read => read?,
@@ -132,8 +136,25 @@ pub(super) fn load(
     Ok(parsed.ok())
 }
 
+/// Loads the state of an object that has all of this content, whatever its path and version; `None`
+/// if it is not such an object.
+pub(super) fn load_complete(
+    dir: &Path,
+    content: Option<ContentId>,
+    data: &File,
+) -> Option<Restored> {
+    let bytes = fs::read(dir.join("state")).ok()?;
+    let (header, bitmap) = split(checked(&bytes).ok()?)?;
+    let is_content =
+        header.b3.is_some() && content.is_none_or(|content| header.b3 == Some(content));
+    let has_size = data.metadata().ok()?.len() == header.size && header.format == FORMAT;
+    let assembly = held_pages(&header, bitmap)?;
+    (is_content && has_size && assembly.is_complete())
+        .then_some(Restored { assembly, content: header.b3 })
+}
+
 /// Parses the state of an object whose `data` has `data_len` bytes.
-fn parse(bytes: &[u8], key: &ObjectKey, etag: &Etag, data_len: u64) -> Result<Assembly, Unusable> {
+fn parse(bytes: &[u8], key: &ObjectKey, etag: &Etag, data_len: u64) -> Result<Restored, Unusable> {
     let body = checked(bytes)?;
     let (header, bitmap) = split(body).ok_or(Unusable::Mismatch)?;
     let expected = Header {
@@ -141,13 +162,15 @@ fn parse(bytes: &[u8], key: &ObjectKey, etag: &Etag, data_len: u64) -> Result<As
         server: key.server.clone(),
         path: key.path.encode(),
         etag: etag.clone(),
+        b3: header.b3,
         size: data_len,
         page_size: header.page_size,
     };
     if header != expected {
         return Err(Unusable::Mismatch);
     }
-    held_pages(&header, bitmap).ok_or(Unusable::Mismatch)
+    let assembly = held_pages(&header, bitmap).ok_or(Unusable::Mismatch)?;
+    Ok(Restored { assembly, content: header.b3 })
 }
 
 /// Returns what the checksum covers, if the checksum is right.
@@ -175,18 +198,34 @@ fn held_pages(header: &Header, bitmap: &[u8]) -> Option<Assembly> {
     Some(Assembly::resume(geometry, held))
 }
 
+/// What the last checkpoint of an earlier use says.
+#[derive(Debug)]
+pub struct Restored {
+    /// Held pages.
+    pub assembly: Assembly,
+    /// Hash of the whole file, if it was known.
+    pub content: Option<ContentId>,
+}
+
 /// Snapshot of an object's held pages.
 #[derive(Clone, Debug)]
 pub struct HeldSnapshot {
     pub(super) geometry: Geometry,
     pub(super) held: PageSet,
+    pub(super) content: Option<ContentId>,
 }
 
 impl HeldSnapshot {
-    /// Takes a snapshot; `None` until the exact size of the file is known.
-    pub fn of(assembly: &Assembly) -> Option<Self> {
+    /// Takes a snapshot; `None` until the exact size of the file is known. `content` is the hash of
+    /// the whole file, if it is known.
+    pub fn of(assembly: &Assembly, content: Option<ContentId>) -> Option<Self> {
         assembly.size()?;
-        Some(Self { geometry: *assembly.geometry(), held: assembly.held().clone() })
+        Some(Self { geometry: *assembly.geometry(), held: assembly.held().clone(), content })
+    }
+
+    /// Returns the content if all of its pages are held.
+    pub(super) fn complete_content(&self) -> Option<ContentId> {
+        self.content.filter(|_| self.held.is_full())
     }
 
     /// Returns the number of held pages.

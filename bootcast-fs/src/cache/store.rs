@@ -11,9 +11,8 @@ use std::sync::{Mutex, MutexGuard};
 use bootcast_proto::Etag;
 use rustix::fs::{FlockOperation, SeekFrom};
 
-use super::state::{self, HeldSnapshot};
-use super::{Cache, ObjectKey, Symbols};
-use crate::receiver::Assembly;
+use super::state::{self, HeldSnapshot, Restored};
+use super::{Cache, LeafValues, ObjectKey, Symbols, contents};
 
 /// Reason why a checkpoint failed.
 #[derive(Debug, thiserror::Error)]
@@ -27,18 +26,23 @@ pub enum CheckpointError {
     State(io::Error),
 }
 
-/// Sparse file for the pages of one version. Missing bytes read as zeros; the [`Assembly`] knows
+/// Sparse file for the pages of one version. Missing bytes read as zeros; the `Assembly` knows
 /// which pages are held.
 #[derive(Debug)]
 pub struct Store {
     data: File,
     symbols: Symbols,
+    /// Whether the object was complete when it was opened, and others may use it too. Its state is
+    /// not saved again.
+    is_shared: bool,
     /// Whether the file is in memory and needs no checkpoints.
     is_in_memory: bool,
     /// Directory and identity of a persistent store; `None` for transient ones.
     object_dir: Option<ObjectDir>,
+    /// Hashes of a persistent store's content, if their file can be opened.
+    leaf_values: Option<LeafValues>,
     /// Pages of the last checkpoint, until [`Self::take_restored`].
-    restored: Option<Assembly>,
+    restored: Option<Restored>,
     disk: Box<dyn Disk>,
     /// Set once a sync has failed, and never cleared. The kernel reports a failed write-back only
     /// once and then counts the lost pages as written, so a later successful sync proves nothing.
@@ -130,11 +134,24 @@ impl Store {
         Ok(Self::with(data, cache, Some(object), restored))
     }
 
+    /// Creates a store of an object that is complete, and that other stores may use at the same
+    /// time; `None` if it is not complete, or if another store still fills it. With `key.content`
+    /// the object need not be of that path and version, but of that content.
+    pub(super) fn shared(data: File, dir: PathBuf, key: ObjectKey, cache: Cache) -> Option<Self> {
+        rustix::fs::flock(&data, FlockOperation::NonBlockingLockShared).ok()?;
+        let restored = state::load_complete(&dir, key.content, &data)?;
+        let etag = key.etag.clone()?;
+        let object = ObjectDir { dir, key, etag };
+        let mut store = Self::with(data, cache, Some(object), Some(restored));
+        store.is_shared = true;
+        Some(store)
+    }
+
     fn with(
         data: File,
         cache: Cache,
         object_dir: Option<ObjectDir>,
-        restored: Option<Assembly>,
+        restored: Option<Restored>,
     ) -> Self {
         assert!(
             object_dir.is_some() || restored.is_none(),
@@ -144,8 +161,11 @@ impl Store {
             object_dir.is_none() || matches!(cache, Cache::Disk(_)),
             "the state of a store in memory would outlive its bytes"
         );
+        let leaf_values = object_dir.as_ref().and_then(|it| LeafValues::open(&it.dir).ok());
         Self {
             data,
+            leaf_values,
+            is_shared: false,
             is_in_memory: matches!(cache, Cache::Memory),
             symbols: Symbols::new(cache),
             object_dir,
@@ -156,7 +176,7 @@ impl Store {
     }
 
     /// Takes the pages of the last checkpoint of an earlier use; `None` from the second call on.
-    pub fn take_restored(&mut self) -> Option<Assembly> {
+    pub fn take_restored(&mut self) -> Option<Restored> {
         self.restored.take()
     }
 
@@ -200,6 +220,12 @@ impl Store {
         self.data.read_exact_at(buffer, offset)
     }
 
+    /// Returns the hashes of the content that an earlier or later use shares; `None` if this store
+    /// is transient.
+    pub fn leaf_values(&self) -> Option<&LeafValues> {
+        self.leaf_values.as_ref()
+    }
+
     /// Returns the spool of repair symbols for this version.
     pub fn symbols(&self) -> &Symbols {
         &self.symbols
@@ -218,8 +244,17 @@ impl Store {
             *self.data_loss() = Some(loss);
             return self.fail_if_lost();
         }
-        let Some(object) = &self.object_dir else { return Ok(()) };
-        self.disk.save(object, snapshot).map_err(CheckpointError::State)
+        let Some(object) = self.object_dir.as_ref().filter(|_| !self.is_shared) else {
+            return Ok(());
+        };
+        self.disk.save(object, snapshot).map_err(CheckpointError::State)?;
+        if let Some(content) = snapshot.complete_content() {
+            // Without the link, the content is received once more under another name.
+            let _ = contents::record(&object.dir, content);
+            // From here on no page is written, so that others may read the object.
+            let _ = rustix::fs::flock(&self.data, FlockOperation::NonBlockingLockShared);
+        }
+        Ok(())
     }
 
     /// Fails if data was lost. Then also removes the state, because any page that it lists as held
@@ -289,21 +324,77 @@ mod tests {
     use std::sync::atomic::AtomicU32;
     use std::sync::atomic::Ordering::Relaxed;
 
-    use bootcast_proto::{Geometry, PageRange, PageSet, PageSize, RemotePath};
+    use bootcast_proto::{ContentId, Geometry, PageRange, PageSet, PageSize, RemotePath};
 
     use super::super::Cache;
     use super::*;
 
     fn key(etag: &str) -> ObjectKey {
         let path = RemotePath::decode("images/a%20b").unwrap();
-        ObjectKey { server: "head:8888".into(), path, etag: Some(Etag::new(etag).unwrap()) }
+        let etag = Some(Etag::new(etag).unwrap());
+        ObjectKey { server: "head:8888".into(), path, etag, content: None }
+    }
+
+    fn content(byte: u8) -> ContentId {
+        ContentId::from_bytes([byte; 32])
+    }
+
+    /// Key of another file on another server with the same content.
+    fn other_key(content: ContentId) -> ObjectKey {
+        let path = RemotePath::decode("other").unwrap();
+        let etag = Some(Etag::new("w1").unwrap());
+        ObjectKey { server: "head2:8888".into(), path, etag, content: Some(content) }
+    }
+
+    /// Completes the file that [`fill`] began.
+    fn complete(store: &Store) {
+        store.write_run(&mut [IoSlice::new(b"cc")], 8).unwrap();
+        let all = HeldSnapshot { content: Some(content(1)), ..snapshot(10, PageRange::new(0, 3)) };
+        store.checkpoint(&all).unwrap();
+    }
+
+    #[test]
+    fn a_complete_content_is_found_under_another_name_and_shared() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::on_disk(dir.path()).unwrap();
+        fill(&cache);
+        let store = cache.open(&key("v1")).unwrap();
+        assert!(!cache.open(&other_key(content(1))).unwrap().is_shared, "not complete yet");
+        complete(&store);
+        for (key, is_found) in [
+            (key("v1"), true),
+            (other_key(content(1)), true),
+            (other_key(content(2)), false),
+            (ObjectKey { content: None, ..other_key(content(1)) }, false),
+        ] {
+            let mut other = cache.open(&key).unwrap();
+            assert_eq!(other.take_restored().is_some(), is_found, "{key:?}");
+            assert_eq!(other.is_shared, is_found);
+            let mut bytes = [0; 10];
+            assert_eq!(other.read_exact_at(&mut bytes, 0).is_ok(), is_found);
+            assert!(!is_found || bytes == *b"aaaabbbbcc");
+        }
+    }
+
+    #[test]
+    fn a_link_to_an_object_that_is_gone_or_damaged_finds_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::on_disk(dir.path()).unwrap();
+        fill(&cache);
+        complete(&cache.open(&key("v1")).unwrap());
+        let object = std::fs::read_dir(dir.path().join("objects")).unwrap().next().unwrap();
+        let object = object.unwrap().path();
+        std::fs::write(object.join("state"), b"x").unwrap();
+        assert!(cache.open(&other_key(content(1))).unwrap().take_restored().is_none());
+        std::fs::remove_dir_all(&object).unwrap();
+        assert!(cache.open(&other_key(content(1))).unwrap().take_restored().is_none());
     }
 
     fn snapshot(size: u64, held: PageRange) -> HeldSnapshot {
         let geometry = Geometry::new(size, PageSize::new(4).unwrap()).unwrap();
         let mut set = PageSet::new(geometry.pages());
         set.insert_range(held);
-        HeldSnapshot { geometry, held: set }
+        HeldSnapshot { geometry, held: set, content: None }
     }
 
     /// Disk whose next calls fail, each as often as its counter says.
@@ -445,7 +536,7 @@ mod tests {
         assert!(matches!(store.checkpoint(&all), Err(CheckpointError::State(_))));
         store.checkpoint(&all).unwrap();
         drop(store);
-        assert!(cache.open(&key("v1")).unwrap().take_restored().unwrap().is_complete());
+        assert!(cache.open(&key("v1")).unwrap().take_restored().unwrap().assembly.is_complete());
     }
 
     #[test]
@@ -476,7 +567,7 @@ mod tests {
         let cache = Cache::on_disk(dir.path()).unwrap();
         fill(&cache);
         let mut store = cache.open(&key("v1")).unwrap();
-        let assembly = store.take_restored().unwrap();
+        let assembly = store.take_restored().unwrap().assembly;
         assert!(assembly.holds(&(0..8)) && !assembly.holds(&(8..10)));
         let mut bytes = [0; 8];
         store.read_exact_at(&mut bytes, 0).unwrap();

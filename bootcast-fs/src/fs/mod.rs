@@ -35,7 +35,7 @@ use crate::log_limit;
 use crate::object::{Object, Opening, Unread, Waiter};
 use crate::panics::lock;
 use crate::proof::Proof;
-use crate::receiver::{Fill, Timing, UnicastMode};
+use crate::receiver::{Fill, Timing, UnicastMode, Verify};
 use inode::Inodes;
 use names::OpenDir;
 use objects::Objects;
@@ -73,6 +73,8 @@ pub struct FsConfig {
     pub unicast: UnicastMode,
     /// Which pages of an open file are received.
     pub fill: Fill,
+    /// Proof that bytes need before they are read.
+    pub verify: Verify,
     /// The only files that may be opened, with their contents; `None` for all files.
     pub pins: Option<Pins>,
 }
@@ -231,7 +233,7 @@ impl Fs {
         ino: u64,
         version: &FileVersion,
     ) -> Result<(), FsError> {
-        if object.snapshot().is_complete {
+        if object.has_all_pages() {
             return match version {
                 FileVersion::Etag(_) => self.confirm(ino).await,
                 FileVersion::Plain(_) => Ok(()),

@@ -13,6 +13,7 @@ use crate::cache::{Cache, ObjectKey};
 use crate::io::{now, seed};
 use crate::log_limit;
 use crate::object::Object;
+use crate::receiver::Verify;
 
 /// Objects of a mount, by path and version.
 pub(super) type Objects = HashMap<(RemotePath, FileVersion), Arc<Slot>>;
@@ -110,7 +111,7 @@ impl Fs {
         })?;
         let (timing, fill) = (self.config.timing, self.config.fill);
         let object = Object::new(key, store, size, timing, fill, seed());
-        Ok(object.with_unicast(self.config.unicast))
+        Ok(object.with_unicast(self.config.unicast).with_verify(self.config.verify))
     }
 
     /// Returns the cache key of this version.
@@ -119,7 +120,10 @@ impl Fs {
             FileVersion::Etag(etag) => Some(etag.clone()),
             FileVersion::Plain(_) => None,
         };
-        ObjectKey { server: self.control.server().to_owned(), path: path.clone(), etag }
+        let verifies = self.config.verify == Verify::Leaf;
+        let stated = etag.as_ref().filter(|_| verifies);
+        let content = stated.and_then(|etag| self.control.stated_id(path, etag));
+        ObjectKey { server: self.control.server().to_owned(), path: path.clone(), etag, content }
     }
 
     /// Ends one open of an object.

@@ -8,8 +8,8 @@ use bootcast_proto::api::{Attributes, Meta, Report, Status, WantBody};
 use bootcast_proto::manifest::{ContentId, HEADER_CONTENT_ID, Value};
 use bootcast_proto::unreadable::{HEADER_UNREADABLE, decode_bytes, decode_pages};
 use bootcast_proto::{
-    Etag, FILL_DEMAND, HEADER_EXTENSIONS, HEADER_FILL, HEADER_QUEUE, HEADER_RESUME, HEADER_TOKEN,
-    JoinAnswer, PageRange, RemotePath, Token,
+    Etag, FILL_DEMAND, HEADER_EXTENSIONS, HEADER_FILL, HEADER_LEAVES, HEADER_QUEUE, HEADER_RESUME,
+    HEADER_TOKEN, JoinAnswer, PageRange, RemotePath, Token,
 };
 use reqwest::header::{
     CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_NONE_MATCH, IF_RANGE, RANGE, RETRY_AFTER,
@@ -17,7 +17,7 @@ use reqwest::header::{
 use reqwest::{Client, RequestBuilder, Response, StatusCode};
 
 use super::stated_ids::StatedIds;
-use crate::receiver::{FetchError, Fill, JoinError};
+use crate::receiver::{FetchError, Fill, JoinError, JoinOptions};
 
 /// Timeout of the first attempt to connect. TCP sends a lost SYN or SYN-ACK again only after a
 /// second (RFC 6298, section 2), which is longer than many casts. A new connection is faster.
@@ -180,15 +180,16 @@ impl Control {
     pub async fn join(
         &self,
         path: &RemotePath,
-        fill: Fill,
-        resumes: bool,
+        options: JoinOptions,
     ) -> Result<(JoinAnswer, Option<SocketAddr>), JoinError> {
+        let JoinOptions { fill, resumes, wants_leaf_lists } = options;
         let request = self.get("join", path).header(HEADER_EXTENSIONS, "1").timeout(ANSWER_TIMEOUT);
         let request = match fill {
             Fill::Full if resumes => request.header(HEADER_RESUME, "1"),
             Fill::Full => request,
             Fill::Demand => request.header(HEADER_FILL, FILL_DEMAND),
         };
+        let request = if wants_leaf_lists { request.header(HEADER_LEAVES, "1") } else { request };
         let joined = async {
             let response = self.send(request).await?;
             let address = response.remote_addr();
@@ -294,7 +295,13 @@ impl Control {
     ) -> Result<Option<Attributes>, ControlError> {
         // A server that does not know this query sends the entries as well. They are ignored.
         let url = format!("{}?entries=0", self.url("meta", path));
-        self.request_meta(self.client.get(url), known).await
+        let meta: Option<(Attributes, Option<ContentId>)> =
+            self.request_meta(self.client.get(url), known).await?;
+        let Some((attributes, id)) = meta else { return Ok(None) };
+        if let (Some(etag), Some(id)) = (&attributes.etag, id) {
+            self.stated_ids.remember(path, etag, id);
+        }
+        Ok(Some(attributes))
     }
 
     /// Requests the attributes of a path and, for a directory, of all its entries. Returns `None`
@@ -304,15 +311,17 @@ impl Control {
         path: &RemotePath,
         known: Option<&Etag>,
     ) -> Result<Option<Meta>, ControlError> {
-        self.request_meta(self.listings.get(self.url("meta", path)), known).await
+        let meta = self.request_meta(self.listings.get(self.url("meta", path)), known).await?;
+        Ok(meta.map(|(meta, _)| meta))
     }
 
-    /// Requests `/meta/` and parses the answer. Returns `None` if the version is still `known`.
+    /// Requests `/meta/` and parses the answer. Also returns the content id of a file, if the server
+    /// knows it. Returns `None` if the version is still `known`.
     async fn request_meta<T: serde::de::DeserializeOwned>(
         &self,
         mut request: RequestBuilder,
         known: Option<&Etag>,
-    ) -> Result<Option<T>, ControlError> {
+    ) -> Result<Option<(T, Option<ContentId>)>, ControlError> {
         if let Some(etag) = known {
             request = request.header(IF_NONE_MATCH, etag.to_header());
         }
@@ -320,8 +329,10 @@ impl Control {
         if response.status() == StatusCode::NOT_MODIFIED {
             return Ok(None);
         }
+        let id = content_id(&response);
         let text = self.text(response, LISTING_LIMIT).await?;
-        serde_json::from_str(&text).map(Some).map_err(|error| self.garbled(&error))
+        let meta = serde_json::from_str(&text).map_err(|error| self.garbled(&error))?;
+        Ok(Some((meta, id)))
     }
 
     /// Fetches the state of the server.
@@ -391,32 +402,49 @@ impl Control {
         }
     }
 
-    /// Fetches the values of all segments of a file, or those of the leaves of some segments.
+    /// Fetches the values of all segments of a file, or those of the leaves of some segments. Fails
+    /// with 503 while the server hashes the file.
     pub async fn manifest(
         &self,
         path: &RemotePath,
         segments: Option<SegmentRange>,
     ) -> Result<ValueList, ControlError> {
-        let mut url = self.url("manifest", path);
-        if let Some(SegmentRange { first, last }) = segments {
-            url = format!("{url}?segments={first}-{last}");
-        }
+        let query = segments.map(|it| format!("?segments={}-{}", it.first, it.last));
+        let KnownValues { etag, id, values } =
+            self.values(path, &query.unwrap_or_default()).await?;
+        let Some(id) = id else { return Err(self.no_manifest("it has no content id")) };
+        Ok(ValueList { etag, id, values })
+    }
+
+    /// Fetches as much of a manifest as the server knows by now: the values of segments, or those of
+    /// the leaves of some segments.
+    pub async fn known_manifest(
+        &self,
+        path: &RemotePath,
+        segments: Option<SegmentRange>,
+    ) -> Result<KnownValues, ControlError> {
+        let segments = segments.map(|it| format!("&segments={}-{}", it.first, it.last));
+        self.values(path, &format!("?known=1{}", segments.unwrap_or_default())).await
+    }
+
+    async fn values(&self, path: &RemotePath, query: &str) -> Result<KnownValues, ControlError> {
+        let url = format!("{}{query}", self.url("manifest", path));
         let response = self.send(self.client.get(url).timeout(ANSWER_TIMEOUT)).await?;
         let etag = header(&response, ETAG).and_then(|value| Etag::from_header(&value).ok());
-        let id = header(&response, reqwest::header::HeaderName::from_static(HEADER_CONTENT_ID));
-        let id = id.and_then(|value| value.parse().ok());
+        let id = content_id(&response);
         let body = self.body(response, MANIFEST_LIMIT).await?;
-        let (values, rest) = body.as_chunks();
-        match (etag, id) {
-            (Some(etag), Some(id)) if rest.is_empty() => {
-                self.stated_ids.remember(path, &etag, id);
-                Ok(ValueList { etag, id, values: values.to_vec() })
+        match (etag, body.as_chunks()) {
+            (Some(etag), (values, [])) => {
+                id.inspect(|id| self.stated_ids.remember(path, &etag, *id));
+                Ok(KnownValues { etag, id, values: values.to_vec() })
             }
-            _ => Err(ControlError::Garbled {
-                base: self.base.clone(),
-                reason: "a manifest without a version or hash, or of half a value".to_owned(),
-            }),
+            (None, _) => Err(self.no_manifest("it names no version")),
+            (Some(_), _) => Err(self.no_manifest("it ends within a value")),
         }
+    }
+
+    fn no_manifest(&self, why: &str) -> ControlError {
+        ControlError::Garbled { base: self.base.clone(), reason: format!("not a manifest: {why}") }
     }
 
     /// Returns the content id that the server stated for a version, in the answer to a join or with
@@ -509,6 +537,23 @@ impl Control {
     fn garbled(&self, error: &dyn std::error::Error) -> ControlError {
         ControlError::Garbled { base: self.base.clone(), reason: error.to_string() }
     }
+}
+
+/// Hashes of a file that the server knows by now.
+#[derive(Clone, Debug)]
+pub struct KnownValues {
+    /// Version of the file.
+    pub etag: Etag,
+    /// Hash of the file; `None` while the server hashes it.
+    pub id: Option<ContentId>,
+    /// Values of segments or leaves, in order.
+    pub values: Vec<Value>,
+}
+
+/// Returns the content id that an answer names.
+fn content_id(response: &Response) -> Option<ContentId> {
+    let name = reqwest::header::HeaderName::from_static(HEADER_CONTENT_ID);
+    header(response, name).and_then(|value| value.parse().ok())
 }
 
 /// Answer to a demand.

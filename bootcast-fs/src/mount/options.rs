@@ -8,7 +8,7 @@ use std::time::Duration;
 use bootcast_proto::ContentId;
 use rustix::mount::MountFlags;
 
-use crate::receiver::{Fill, UnicastMode};
+use crate::receiver::{Fill, UnicastMode, Verify};
 
 mod list;
 mod table;
@@ -47,6 +47,8 @@ pub struct MountOptions {
     pub unicast: UnicastMode,
     /// Which pages of an open file are received: all, or those that readers ask for.
     pub fill: Fill,
+    /// Proof that bytes need before they are read.
+    pub verify: Verify,
     /// File that names the contents of all files; `None` for any contents.
     pub pins: Option<PathBuf>,
     /// Content of the single file that the source names; `None` if it names a directory.
@@ -131,6 +133,7 @@ impl Default for MountOptions {
             cache_dir: None,
             unicast: UnicastMode::Auto,
             fill: Fill::Full,
+            verify: Verify::Leaf,
             pins: None,
             b3: None,
             linger: Duration::from_secs(10),
@@ -389,7 +392,7 @@ mod tests {
         for row in &rows {
             let default = row[1].trim_matches('`');
             let name = row[0].trim_matches('`').split('=').next().unwrap();
-            if ["cache", "unicast", "fill", "linger", "attr_ttl"].contains(&name) {
+            if ["cache", "unicast", "fill", "verify", "linger", "attr_ttl"].contains(&name) {
                 assert_eq!(parse(&format!("{name}={default}")), parse(""), "{name}");
             }
         }

@@ -46,7 +46,12 @@ fn join_answer() -> JoinAnswer {
 
 fn key() -> ObjectKey {
     let etag = Some(Etag::new("v1").unwrap());
-    ObjectKey { server: "head:8888".into(), path: RemotePath::decode("image").unwrap(), etag }
+    ObjectKey {
+        server: "head:8888".into(),
+        path: RemotePath::decode("image").unwrap(),
+        etag,
+        content: None,
+    }
 }
 
 #[derive(Clone, Default)]
@@ -111,7 +116,7 @@ fn a_failed_save_of_the_state_leaves_the_object_readable_and_is_tried_again() {
     object.checkpoint().unwrap();
     assert!(object.snapshot().is_durable);
     drop(object);
-    assert!(cache.open(&key()).unwrap().take_restored().unwrap().is_complete());
+    assert!(cache.open(&key()).unwrap().take_restored().unwrap().assembly.is_complete());
 }
 
 #[test]

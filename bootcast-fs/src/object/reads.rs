@@ -80,15 +80,19 @@ impl FollowUp {
         let token = inner.receiver.token().cloned();
         let want = token.and_then(|token| Some((token, inner.receiver.poll_want()?)));
         let receiver = &inner.receiver;
-        let attend = inner.is_due_earlier() || receiver.may_fetch() || receiver.has_action();
+        let attend = inner.is_due_earlier()
+            || receiver.may_fetch()
+            || receiver.has_action()
+            || receiver.is_verifying();
         Self { want, attend }
     }
 }
 
 impl Inner {
-    /// Returns the bytes that the longest waiting reader asked for.
+    /// Returns the bytes that must arrive for the longest waiting reader that lacks pages.
     pub(super) fn oldest_wait(&self) -> Option<Range<u64>> {
-        self.parked.iter().min_by_key(|parked| parked.since).map(|parked| parked.bytes.clone())
+        let lacking = |parked: &Parked| Some((parked.since, self.receiver.lacking(&parked.bytes)?));
+        self.parked.iter().filter_map(lacking).min_by_key(|(since, _)| *since).map(|(_, it)| it)
     }
 
     /// Returns why these missing bytes will not arrive, if so.
@@ -96,7 +100,9 @@ impl Inner {
         if let Some(failure) = self.receiver.failure() {
             return Some(failure.clone().into());
         }
-        let unreadable = || self.receiver.unreadable(bytes).map(Unread::Unreadable);
+        let refuted = || self.receiver.refuted(bytes).map(|it| Unread::Unproven(it.to_string()));
+        let unreadable =
+            || self.receiver.unreadable(bytes).map(Unread::Unreadable).or_else(refuted);
         if self.is_shut_down { Some(Unread::ShutDown) } else { unreadable() }
     }
 }

@@ -54,7 +54,7 @@ impl Rebuilding {
 impl Drop for Rebuilding {
     fn drop(&mut self) {
         if !self.is_over {
-            self.object.lock().is_rebuilding = false;
+            self.object.lock().in_background.is_rebuilding = false;
         }
     }
 }
@@ -126,10 +126,10 @@ impl Object {
     #[must_use]
     pub fn begin_rebuilding(self: &Arc<Self>) -> Option<Rebuilding> {
         let mut inner = self.lock();
-        if inner.is_rebuilding || !inner.receiver.has_decodable() {
+        if inner.in_background.is_rebuilding || !inner.receiver.has_decodable() {
             return None;
         }
-        inner.is_rebuilding = true;
+        inner.in_background.is_rebuilding = true;
         Some(Rebuilding { object: self.clone(), is_over: false })
     }
 
@@ -158,7 +158,7 @@ impl Object {
             plans.extend(receiver.decode_plan(block));
         }
         let task = geometry.zip(receiver.block_layout()).filter(|_| !plans.is_empty());
-        inner.is_rebuilding = task.is_some();
+        inner.in_background.is_rebuilding = task.is_some();
         task.map(|(geometry, layout)| Task { plans, geometry, layout })
     }
 

@@ -33,11 +33,11 @@ pub struct Snapshot {
     pub size_at_most: Option<u64>,
     /// Number of pages, once joined.
     pub pages: Option<u32>,
-    /// Bytes at the start without a gap.
+    /// Bytes at the start without a gap that may be read.
     pub contiguous: u64,
     /// Number of held bytes, up to a page too low.
     pub received: u64,
-    /// Whether every page is held.
+    /// Whether every byte may be read.
     pub is_complete: bool,
     /// Whether every byte is held and will not get lost: it reached the disk, where there is one.
     pub is_durable: bool,
@@ -89,7 +89,9 @@ impl Object {
             received: assembly.map_or(0, received),
             is_complete: receiver.is_complete(),
             is_durable: receiver.is_complete()
-                && assembly.is_some_and(|held| self.store.is_in_memory() || saved.is_of(held)),
+                && assembly.is_some_and(|held| {
+                    self.store.is_in_memory() || saved.is_of(held, receiver.content_id())
+                }),
             is_idle: receiver.is_idle() && receiver.readers() == 0,
             unreadable: size_at_most.and_then(|size| receiver.unreadable(&(0..size))),
             join_failures: receiver.join_failures(),
@@ -102,6 +104,11 @@ impl Object {
             "a complete file has a gap"
         );
         snapshot
+    }
+
+    /// Whether every page is here, verified or not, so that nothing need come any more.
+    pub fn has_all_pages(&self) -> bool {
+        self.lock().receiver.has_all_pages()
     }
 
     /// Waits until `look` finds something in a snapshot, and returns it.
@@ -138,8 +145,11 @@ pub(super) struct ContiguousPages {
 }
 
 impl Inner {
-    /// Returns the length of the part at the start without a gap, in bytes.
+    /// Returns the length of the part at the start without a gap that may be read, in bytes.
     fn contiguous(&mut self) -> u64 {
+        if let Some(verified) = self.receiver.verified_contiguous() {
+            return verified;
+        }
         let Some(assembly) = self.receiver.assembly() else { return 0 };
         let (geometry, page_size) = (assembly.geometry(), assembly.page_size().get());
         let all = geometry.all();

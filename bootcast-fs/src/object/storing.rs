@@ -4,7 +4,7 @@ use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use bootcast_proto::{PageIndex, PageRange, PageSize};
+use bootcast_proto::{ContentId, PageIndex, PageRange, PageSize};
 use tracing::warn;
 
 use super::{Inner, Object, Ready};
@@ -15,25 +15,26 @@ use crate::{log_limit, panics};
 /// Most slices in one write: `UIO_MAXIOV` of the kernel.
 const MAX_SLICES: usize = 1024;
 
-/// Pages that a checkpoint has saved: how many, of which size.
+/// What a checkpoint has saved: how many pages, of which size, and the content id.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Saved {
     page_size: u32,
     pages: u32,
+    content: Option<ContentId>,
 }
 
 impl Saved {
-    /// Returns the held pages of `assembly`.
-    pub(super) fn of(assembly: &Assembly) -> Self {
+    /// Returns the held pages of `assembly`, and the content id.
+    pub(super) fn of(assembly: &Assembly, content: Option<ContentId>) -> Self {
         match assembly.held().held() {
             0 => Self::default(),
-            pages => Self { page_size: assembly.page_size().get(), pages },
+            pages => Self { page_size: assembly.page_size().get(), pages, content },
         }
     }
 
-    /// Whether all held pages of `assembly` are saved.
-    pub(super) fn is_of(self, assembly: &Assembly) -> bool {
-        self == Self::of(assembly)
+    /// Whether all held pages of `assembly` are saved, and the content id.
+    pub(super) fn is_of(self, assembly: &Assembly, content: Option<ContentId>) -> bool {
+        self == Self::of(assembly, content)
     }
 }
 
@@ -140,9 +141,9 @@ impl Object {
         let _alone = panics::lock(&self.saving);
         let kept = {
             let inner = self.lock();
-            let assembly = inner.receiver.assembly();
-            let news = assembly.filter(|assembly| !inner.saved.is_of(assembly));
-            news.map(|assembly| (Saved::of(assembly), HeldSnapshot::of(assembly)))
+            let (assembly, content) = (inner.receiver.assembly(), inner.receiver.content_id());
+            let news = assembly.filter(|assembly| !inner.saved.is_of(assembly, content));
+            news.map(|assembly| (Saved::of(assembly, content), HeldSnapshot::of(assembly, content)))
         };
         let result = match &kept {
             Some((_, Some(kept))) => self.store.checkpoint(kept),

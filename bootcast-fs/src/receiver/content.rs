@@ -1,19 +1,24 @@
 //! One version of one file: which version it is, which of its pages are here, and which the server
 //! cannot read.
 //!
-//! A page has one state so far: it *arrived*, so it is stored and need not come again. A further
-//! state, such as *verified*, belongs here, beside the assembly: [`Content::holds`] is the only
-//! question that reads ask, and [`Content::is_complete`] the only one that ends a membership.
+//! A page that *arrived* is stored and need not come again. With `verify=leaf`, its bytes may be read
+//! when the leaf around them is *verified*. A plain server proves nothing: there what arrived may be
+//! read.
 
 use std::borrow::Cow;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use bootcast_proto::join::Extensions;
+use bootcast_proto::manifest::{ContentId, ContentTree, LEAF_BYTES, SEGMENT_LEAVES, Value};
+use bootcast_proto::wire::LeafList;
 use bootcast_proto::{BlockLayout, Etag, Geometry, JoinAnswer, PageIndex, PageRange, PageSet};
 
 use super::assembly::{Arrival, Assembly};
 use super::unreadable::Unreadable;
+use super::verification::{
+    Check, ListRequest, ListsError, Refuted, Replaced, Replacement, Verification,
+};
 
 /// After this time, the next read of an unreadable page asks for it again.
 pub(super) const BELIEVED_FOR: Duration = Duration::from_secs(10);
@@ -25,6 +30,18 @@ pub struct Pin {
     pub etag: Option<Etag>,
     /// Exact size, if known beforehand.
     pub size: Option<u64>,
+    /// Hash of the content, if known beforehand.
+    pub content: Option<ContentId>,
+}
+
+/// Proof that bytes need before they may be read. docs/SEMANTICS.md, "Verification".
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Verify {
+    /// The hash of their leaf.
+    Leaf,
+    /// The tag of their datagram.
+    #[default]
+    Tag,
 }
 
 /// Pages of one version.
@@ -33,22 +50,62 @@ pub(super) struct Content {
     pin: Pin,
     /// Pages that arrived; `None` until the first answer states the page size.
     assembly: Option<Assembly>,
+    verify: Verify,
+    /// Whether the server has hashes: it said so, or an earlier use knew the content id.
+    has_hashes: bool,
+    /// Verified leaves; `None` before the size is known, and where nothing is verified.
+    verification: Option<Verification>,
     unreadable: Unreadable,
 }
 
 impl Content {
     /// Content of the version that `pin` describes. `kept` is what the cache kept of it.
     pub(super) fn new(pin: Pin, kept: Option<Assembly>) -> Self {
-        Self { pin, assembly: kept, unreadable: Unreadable::default() }
+        Self {
+            has_hashes: pin.content.is_some(),
+            pin,
+            assembly: kept,
+            verify: Verify::Tag,
+            verification: None,
+            unreadable: Unreadable::default(),
+        }
+    }
+
+    /// Sets the proof that bytes need before they may be read.
+    pub(super) fn set_verify(&mut self, verify: Verify) {
+        self.verify = verify;
+    }
+
+    /// Whether leaves are verified.
+    fn verifies(&self) -> bool {
+        self.verify == Verify::Leaf && self.has_hashes
+    }
+
+    /// Starts the verification once the size is known. What the cache kept is checked as well.
+    pub(super) fn begin_verification(&mut self) {
+        let Some(assembly) = self.assembly.as_ref().filter(|_| self.verification.is_none()) else {
+            return;
+        };
+        if let Some(size) = assembly.size().filter(|_| self.verifies()) {
+            let tree = ContentTree::new(size);
+            let mut verification = Verification::new(tree, self.pin.content, false);
+            verification.handle_restored(|bytes| assembly.holds(bytes));
+            self.verification = Some(verification);
+        }
     }
 
     /// Accepts the answer if it has the pinned version, or pins its version. Returns `false` for
     /// another version.
     pub(super) fn adopt(&mut self, answer: &JoinAnswer) -> bool {
-        let Extensions { etag, size, .. } = &answer.extensions;
-        if differ(self.pin.etag.as_ref(), etag.as_ref()) || differ(self.pin.size, *size) {
+        let Extensions { etag, size, content_id, leaf_bytes, .. } = &answer.extensions;
+        let has_other_content = differ(self.pin.content, *content_id);
+        if differ(self.pin.etag.as_ref(), etag.as_ref())
+            || differ(self.pin.size, *size)
+            || has_other_content
+        {
             return false;
         }
+        let page_size = self.assembly.as_ref().map(Assembly::page_size);
         let fits = if let Some(assembly) = &mut self.assembly {
             assembly.continue_with(answer)
         } else {
@@ -57,7 +114,34 @@ impl Content {
         };
         self.pin.etag = self.pin.etag.take().or_else(|| etag.clone());
         self.pin.size = self.pin.size.or(*size);
-        fits
+        self.pin.content = self.pin.content.or(*content_id);
+        self.has_hashes |= *leaf_bytes == Some(LEAF_BYTES) && etag.is_some();
+        if let (Some(verification), Some(assembly)) = (&mut self.verification, &self.assembly)
+            && page_size != Some(assembly.page_size())
+        {
+            // Pages with other borders may come again, over bytes that were verified.
+            verification.handle_restored(|bytes| assembly.holds(bytes));
+        }
+        self.begin_verification();
+        fits && self.adopt_id(*content_id)
+    }
+
+    /// Takes the content id that a join answer names. Returns `false` for another content.
+    fn adopt_id(&mut self, id: Option<ContentId>) -> bool {
+        let Some(verification) = &mut self.verification else { return true };
+        id.is_none_or(|id| verification.handle_id(id).is_ok())
+    }
+
+    /// Whether leaf lists are of use, should the server have them.
+    pub(super) fn wants_leaf_lists(&self) -> bool {
+        self.verify == Verify::Leaf
+    }
+
+    /// Sets whether the present cast brings leaf lists.
+    pub(super) fn expect_leaf_lists(&mut self, expects: bool) {
+        if let Some(verification) = &mut self.verification {
+            verification.set_lists_in_cast(expects);
+        }
     }
 
     /// Pages that arrived, once the page size is known.
@@ -89,17 +173,30 @@ impl Content {
     pub(super) fn store(&mut self, pages: PageRange) -> bool {
         let Some(assembly) = &mut self.assembly else { return false };
         assembly.stored(pages);
+        if let Some(verification) = &mut self.verification {
+            let bytes = assembly.geometry().byte_range(pages);
+            verification.handle_arrived(&bytes, |bytes| assembly.holds(bytes));
+        } else {
+            self.begin_verification();
+        }
         true
     }
 
     /// Forgets all pages, because the store may have lost them.
     pub(super) fn discard(&mut self) {
         self.assembly = None;
+        self.verification = None;
     }
 
-    /// Whether every page is here.
-    pub(super) fn is_complete(&self) -> bool {
+    /// Whether every page is here, so that nothing more need come.
+    pub(super) fn has_all_pages(&self) -> bool {
         self.assembly.as_ref().is_some_and(Assembly::is_complete)
+    }
+
+    /// Whether all bytes may be read.
+    pub(super) fn is_complete(&self) -> bool {
+        let is_verified = || self.verification.as_ref().is_some_and(Verification::is_complete);
+        self.has_all_pages() && (!self.verifies() || is_verified())
     }
 
     /// Whether some page is here.
@@ -114,7 +211,37 @@ impl Content {
 
     /// Whether all of these bytes may be read.
     pub(super) fn holds(&self, bytes: &Range<u64>) -> bool {
+        if self.verifies() {
+            return self.verification.as_ref().is_some_and(|it| it.has_verified(bytes));
+        }
         self.assembly.as_ref().is_some_and(|assembly| assembly.holds(bytes))
+    }
+
+    /// Length of the verified part at the start, in bytes. `None` where leaves are not verified.
+    pub(super) fn verified_contiguous(&self) -> Option<u64> {
+        self.verifies().then(|| self.verification.as_ref().map_or(0, Verification::contiguous))
+    }
+
+    /// Handles a reader that waits for these bytes. Returns the bytes that must arrive for it.
+    pub(super) fn handle_read(&mut self, bytes: &Range<u64>) -> Range<u64> {
+        self.begin_verification();
+        if let Some(verification) = &mut self.verification {
+            verification.handle_read(bytes);
+        }
+        self.needed_for(bytes)
+    }
+
+    /// Bytes that must arrive before these may be read; `None` if all of them are here.
+    pub(super) fn lacking(&self, bytes: &Range<u64>) -> Option<Range<u64>> {
+        let needed = self.needed_for(bytes);
+        let has_arrived = self.assembly.as_ref().is_some_and(|assembly| assembly.holds(&needed));
+        (!has_arrived).then_some(needed)
+    }
+
+    /// Returns the bytes that must have arrived before these may be read.
+    fn needed_for(&self, bytes: &Range<u64>) -> Range<u64> {
+        let verification = self.verification.as_ref();
+        verification.map_or_else(|| bytes.clone(), |it| it.whole_leaves(bytes))
     }
 
     /// Exact size, once known.
@@ -157,7 +284,7 @@ impl Content {
     /// First missing bytes among these that the server cannot read.
     pub(super) fn unreadable(&self, bytes: &Range<u64>) -> Option<Range<u64>> {
         let assembly = self.assembly.as_ref()?;
-        let pages = assembly.geometry().pages_covering(bytes.clone());
+        let pages = assembly.geometry().pages_covering(self.needed_for(bytes));
         let missing = self.unreadable.first_missing(pages, assembly.held())?;
         Some(assembly.geometry().byte_range(missing))
     }
@@ -176,6 +303,83 @@ impl Content {
     pub(super) fn cut_off_pages(&self, layout: BlockLayout, limit: usize) -> Vec<PageIndex> {
         let Some(assembly) = &self.assembly else { return Vec::new() };
         self.unreadable.cut_off_pages(layout, assembly.held(), limit)
+    }
+
+    /// Returns why these bytes will not be verified for now, if that is so.
+    pub(super) fn refuted(&self, bytes: &Range<u64>) -> Option<Refuted> {
+        self.verification.as_ref()?.refuted(bytes)
+    }
+
+    /// Handles a part of a leaf list that came in the cast.
+    pub(super) fn handle_cast_leaves(&mut self, list: &LeafList<'_>) {
+        let Some(verification) = &mut self.verification else { return };
+        if let Ok((leaves, values)) = list.in_file(verification.tree()) {
+            let (segment, first) = (leaves.start / SEGMENT_LEAVES, leaves.start % SEGMENT_LEAVES);
+            verification.handle_cast_leaves(segment, first, values);
+        }
+    }
+
+    /// Handles the answer to a request for hashes.
+    pub(super) fn handle_lists(
+        &mut self,
+        request: &ListRequest,
+        id: Option<ContentId>,
+        values: &[Value],
+        now: Instant,
+    ) -> Result<(), ListsError> {
+        let Some(verification) = &mut self.verification else { return Ok(()) };
+        if let Some(id) = id {
+            verification.handle_id(id)?;
+            self.pin.content = Some(id);
+        }
+        verification.handle_lists(request, values, now)
+    }
+
+    /// Handles hashes that an earlier use left. Returns whether they are proven.
+    pub(super) fn handle_stored_lists(&mut self, request: &ListRequest, values: &[Value]) -> bool {
+        let verification = self.verification.as_mut();
+        verification.is_some_and(|it| it.handle_stored_lists(request, values))
+    }
+
+    /// Handles a request for hashes that failed for a reason that may pass.
+    pub(super) fn handle_lists_failed(
+        &mut self,
+        request: &ListRequest,
+        after: Duration,
+        now: Instant,
+    ) {
+        if let Some(verification) = &mut self.verification {
+            verification.handle_request_failed(request, after, now);
+        }
+    }
+
+    /// Handles the result of a check.
+    pub(super) fn handle_checked(&mut self, check: &Check, wrong: &[u64], now: Instant) {
+        if let Some(verification) = &mut self.verification {
+            verification.handle_checked(check, wrong, now);
+        }
+    }
+
+    /// Handles the result of fetching a wrong leaf.
+    pub(super) fn handle_replaced(&mut self, leaf: &Replacement, result: Replaced, now: Instant) {
+        if let Some(verification) = &mut self.verification {
+            verification.handle_replaced(leaf, result, now);
+        }
+    }
+
+    /// Verified leaves; `None` before the size is known, and where nothing is verified.
+    pub(super) fn verification(&self) -> Option<&Verification> {
+        self.verification.as_ref()
+    }
+
+    /// Verified leaves, to poll what is to be done.
+    pub(super) fn verification_mut(&mut self) -> Option<&mut Verification> {
+        self.verification.as_mut()
+    }
+
+    /// Hash of the content, once known.
+    pub(super) fn content_id(&self) -> Option<ContentId> {
+        self.pin.content
     }
 
     /// Pages that need not be fetched: those here, and those that cannot arrive.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use bootcast_proto::api::Want;
 use bootcast_proto::fec::RepairIndex;
+use bootcast_proto::manifest::{ContentId, Value};
 use bootcast_proto::wire::{Beacon, DataError, RepairDatagram, RepairError};
 use bootcast_proto::{BlockIndex, JoinAnswer, PageIndex, PageRange, Token};
 
@@ -13,8 +14,9 @@ use super::demand_loop::WantOutcome;
 use super::repair_loop::ReportOutcome;
 use super::rescue::{PageArrival, Repeat};
 use super::{
-    Arrival, Checked, DecodePlan, Epoch, Failure, FetchError, FileView, Fill, JoinError, Missing,
-    Receiver, RepairArrival, ReportError, Round, WaitId,
+    Arrival, Check, Checked, DecodePlan, Epoch, Failure, FetchError, FileView, Fill, JoinError,
+    JoinOptions, ListRequest, Missing, Receiver, RepairArrival, Replaced, Replacement, ReportError,
+    Round, WaitId,
 };
 
 /// Most pages demanded at a time because an unreadable page keeps their blocks from being rebuilt.
@@ -47,7 +49,8 @@ impl Receiver {
         if self.content.assembly().is_some() && self.content.unreadable(bytes).is_none() {
             self.session.wake();
         }
-        Some(self.demand.begin_wait(bytes, access, self.content.geometry(), now))
+        let needed = self.content.handle_read(bytes);
+        Some(self.demand.begin_wait(&needed, access, self.content.geometry(), now))
     }
 
     /// Ends the wait of a read, for whatever reason.
@@ -57,12 +60,14 @@ impl Receiver {
 
     // Joins.
 
-    /// Whether a part of the file is here, so that a join need not bring all of it again. Told with
-    /// the join; the first report then says what is missing.
-    pub fn resumes(&mut self) -> bool {
-        let resumes = self.fill() == Fill::Full && self.content.has_pages();
+    /// Prepares a join. Returns what it asks for. If a part of the file is here, the join need not
+    /// bring all of it again: the first report then says what is missing.
+    pub fn begin_join(&mut self) -> JoinOptions {
+        let fill = self.fill();
+        let resumes = fill == Fill::Full && self.content.has_pages();
         self.session.set_resumes(resumes);
-        resumes
+        let wants_leaf_lists = fill == Fill::Full && self.content.wants_leaf_lists();
+        JoinOptions { fill, resumes, wants_leaf_lists }
     }
 
     /// Handles the answer to a join.
@@ -104,7 +109,8 @@ impl Receiver {
 
     /// Ends the membership if every page is here.
     pub(super) fn end_if_complete(&mut self) {
-        if self.content.is_complete() {
+        if self.content.has_all_pages() {
+            self.content.expect_leaf_lists(false);
             self.repair.discard_blocks();
             self.session.end();
         }
@@ -211,8 +217,7 @@ impl Receiver {
                 }
             }
             RepairDatagram::Beacon(beacon) => self.handle_beacon(&beacon, now),
-            // This client does not use leaf lists yet.
-            RepairDatagram::LeafList(_) => {}
+            RepairDatagram::LeafList(list) => self.content.handle_cast_leaves(&list),
             RepairDatagram::End { next_beacon } => {
                 let newest = self.repair.newest_beacon();
                 let draw = |longest| self.repair.draw(longest);
@@ -384,6 +389,48 @@ impl Receiver {
             self.repair.discard_blocks();
             self.session.rest();
         }
+    }
+
+    // Hashes.
+
+    /// Handles the answer to a request for hashes: the content id, if the server knows it by now,
+    /// and the values that were requested.
+    pub fn handle_lists(
+        &mut self,
+        request: &ListRequest,
+        id: Option<ContentId>,
+        values: &[Value],
+        now: Instant,
+    ) {
+        if let Err(error) = self.content.handle_lists(request, id, values, now) {
+            self.fail(Failure::Garbled(error.to_string()));
+        }
+    }
+
+    /// Handles hashes that an earlier use left in the cache. Returns whether they are proven;
+    /// otherwise the server must be asked.
+    pub fn handle_stored_lists(&mut self, request: &ListRequest, values: &[Value]) -> bool {
+        self.content.handle_stored_lists(request, values)
+    }
+
+    /// Handles a request for hashes that failed for a reason that may pass.
+    pub fn handle_lists_failed(&mut self, request: &ListRequest, after: Duration, now: Instant) {
+        self.content.handle_lists_failed(request, after, now);
+    }
+
+    /// Handles a version that the server no longer has, so that it cannot prove it.
+    pub fn handle_unprovable(&mut self) {
+        self.fail(Failure::Stale);
+    }
+
+    /// Handles the result of a check: the leaves that were wrong.
+    pub fn handle_check_result(&mut self, check: &Check, wrong: &[u64], now: Instant) {
+        self.content.handle_checked(check, wrong, now);
+    }
+
+    /// Handles the result of fetching a wrong leaf.
+    pub fn handle_replaced(&mut self, leaf: &Replacement, result: Replaced, now: Instant) {
+        self.content.handle_replaced(leaf, result, now);
     }
 
     // Fetches over HTTP.

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use bootcast_proto::Token;
 use bootcast_proto::api::{Report, Want};
 
+use super::verification::{ListRequest, Replacement};
+
 /// First pause after a failed join. It doubles each time.
 const RETRY_MIN: Duration = Duration::from_millis(100);
 /// Longest pause between joins while the server is away.
@@ -33,6 +35,10 @@ pub enum Action {
     Report(Report),
     /// Demand pages; answer with `handle_wanted`.
     Want(Want),
+    /// Request hashes; answer with `handle_lists` or `handle_lists_failed`.
+    Lists(ListRequest),
+    /// Fetch a wrong leaf over HTTP and store it if it is right; answer with `handle_replaced`.
+    Replace(Replacement),
 }
 
 /// Destination of a cast's datagrams.

@@ -38,15 +38,16 @@ mod rescue;
 mod session;
 mod stream_position;
 mod unreadable;
+mod verification;
 
 use std::ops::Range;
 use std::time::Instant;
 
 use bootcast_proto::api::Want;
-use bootcast_proto::{BlockIndex, BlockLayout, Etag, JoinAnswer, Token};
+use bootcast_proto::{BlockIndex, BlockLayout, ContentId, ContentTree, Etag, JoinAnswer, Token};
 
 pub use assembly::{Arrival, Assembly};
-pub use content::Pin;
+pub use content::{Pin, Verify};
 pub use demand::{Fill, WaitId};
 pub use fetches::Fetch;
 pub use gate::{Checked, Epoch, Gate};
@@ -54,7 +55,8 @@ pub use membership::{Action, Subscription, Timing};
 pub use repair::DecodePlan;
 pub use repair_loop::{RepairArrival, ReportError, Round};
 pub use rescue::{Cause, FetchError, Notice, Reception, UnicastMode};
-pub use session::{Counters, Failure, JoinError};
+pub use session::{Counters, Failure, JoinError, JoinOptions};
+pub use verification::{Check, Learned, ListRequest, ListsError, Refuted, Replaced, Replacement};
 
 use content::Content;
 use demand_loop::{DemandLoop, FileView};
@@ -63,6 +65,7 @@ use in_flight::PagesInFlight;
 use repair_loop::{MulticastView, RepairLoop};
 use rescue::{Rescue, RescueEvent, RescueView};
 use session::Session;
+use verification::Verification;
 
 /// Reception of one version of one file.
 #[derive(Debug)]
@@ -82,7 +85,7 @@ impl Receiver {
     pub fn new(pin: Pin, kept: Option<Assembly>, timing: Timing, seed: u64) -> Self {
         let content = Content::new(pin, kept);
         Self {
-            session: Session::new(timing, content.is_complete()),
+            session: Session::new(timing, content.has_all_pages()),
             content,
             repair: RepairLoop::new(seed),
             demand: DemandLoop::default(),
@@ -99,6 +102,11 @@ impl Receiver {
         self
     }
 
+    /// Sets the proof that bytes need before they may be read; the tag, by default.
+    pub fn set_verify(&mut self, verify: Verify) {
+        self.content.set_verify(verify);
+    }
+
     /// Sets whether the file may be fetched over HTTP. Never, by default.
     pub fn set_unicast(&mut self, mode: UnicastMode) {
         self.rescue.set_mode(mode);
@@ -106,7 +114,7 @@ impl Receiver {
 
     /// Asserts what holds between any two inputs.
     fn assert_invariants(&self) {
-        let is_complete = self.content.is_complete();
+        let is_complete = self.content.has_all_pages();
         self.session.assert_invariants(is_complete);
         assert!(
             self.repair.blocks().is_none() || self.content.assembly().is_some(),
@@ -178,6 +186,9 @@ impl Receiver {
         }
         self.session.expect(self.demand.expects_demanded().unwrap_or(true), now);
         let listens_to_repair = self.repair.blocks().is_some();
+        // Before it knows the content id, the server sends no leaf lists.
+        let has_manifest = answer.extensions.content_id.is_some();
+        self.content.expect_leaf_lists(listens_to_repair && has_manifest);
         self.rescue.begin(answer, listens_to_repair, is_full, now);
         self.follow_rescue(now);
         self.end_if_complete();
@@ -207,7 +218,71 @@ impl Receiver {
         self.session.rejoin_if_ended(now);
         self.session.handle_timeout(now);
         self.report_if_due(now);
+        self.verify_if_due(now);
         self.assert_invariants();
+    }
+
+    /// Requests hashes and wrong leaves that are due, while somebody reads the file or it arrives.
+    fn verify_if_due(&mut self, now: Instant) {
+        if !self.may_verify() {
+            return;
+        }
+        self.content.begin_verification();
+        let Some(verification) = self.content.verification_mut() else { return };
+        verification.handle_timeout(now);
+        while let Some(request) = verification.poll_request(now) {
+            self.session.queue(Action::Lists(request));
+        }
+        while let Some(replacement) = verification.poll_replacement(now) {
+            self.session.queue(Action::Replace(replacement));
+        }
+    }
+
+    fn may_verify(&self) -> bool {
+        let is_used = self.session.is_member() || self.session.readers() > 0;
+        is_used && self.session.failure().is_none()
+    }
+
+    /// Returns leaves to check.
+    pub fn poll_check(&mut self) -> Option<Check> {
+        self.content.verification_mut()?.poll_check()
+    }
+
+    /// Whether [`Self::poll_check`] would return leaves.
+    pub fn has_check(&self) -> bool {
+        self.content.verification().is_some_and(Verification::has_check)
+    }
+
+    /// Returns hashes that became known since the last call, to keep with the bytes.
+    pub fn poll_learned(&mut self) -> Option<Learned> {
+        self.content.verification_mut()?.poll_learned()
+    }
+
+    /// Returns why these bytes will not be verified for now, if that is so.
+    pub fn refuted(&self, bytes: &Range<u64>) -> Option<Refuted> {
+        self.content.refuted(bytes)
+    }
+
+    /// Length of the verified part at the start, in bytes. `None` where leaves are not verified, so
+    /// that pages may be read as soon as they are here.
+    pub fn verified_contiguous(&self) -> Option<u64> {
+        self.content.verified_contiguous()
+    }
+
+    /// Whether leaves are checked, or hashes are on their way.
+    pub fn is_verifying(&self) -> bool {
+        self.content.verification().is_some_and(Verification::is_busy)
+    }
+
+    /// Division of the file into leaves, once its size is known. `None` where leaves are not
+    /// verified.
+    pub fn tree(&self) -> Option<ContentTree> {
+        self.content.verification().map(|verification| *verification.tree())
+    }
+
+    /// Hash of the content, once known.
+    pub fn content_id(&self) -> Option<ContentId> {
+        self.content.content_id()
     }
 
     /// Issues a demand if one is due: the part of [`Self::handle_timeout`] for callers that cannot
@@ -229,7 +304,7 @@ impl Receiver {
 
     /// Whether demands may go out; a member that receives nothing fetches instead.
     fn may_want(&self) -> bool {
-        let is_member = self.session.token().is_some() && !self.content.is_complete();
+        let is_member = self.session.token().is_some() && !self.content.has_all_pages();
         is_member && self.rescue.may_want()
     }
 
@@ -251,7 +326,9 @@ impl Receiver {
         let is_member = self.session.is_member();
         let rescue = is_member.then(|| self.rescue.poll_timeout(self.session.silence()));
         let others = [report, demand, rescue].into_iter().map(Option::flatten);
-        others.chain([self.session.poll_timeout()]).flatten().min()
+        let verification = self.content.verification().filter(|_| self.may_verify());
+        let verification = verification.and_then(Verification::poll_timeout);
+        others.chain([self.session.poll_timeout(), verification]).flatten().min()
     }
 
     /// Returns the next action.
@@ -300,7 +377,9 @@ impl Receiver {
 
     /// Whether this client is a member and lacks pages that can still arrive.
     fn needs_pages(&self) -> bool {
-        self.session.failure().is_none() && self.session.is_member() && !self.content.is_complete()
+        self.session.failure().is_none()
+            && self.session.is_member()
+            && !self.content.has_all_pages()
     }
 
     /// Lets the other machines do what the rescue decided.
@@ -344,6 +423,11 @@ impl Receiver {
     }
 
     /// Whether every page is here.
+    pub fn has_all_pages(&self) -> bool {
+        self.content.has_all_pages()
+    }
+
+    /// Whether every byte may be read.
     pub fn is_complete(&self) -> bool {
         self.content.is_complete()
     }
@@ -351,6 +435,11 @@ impl Receiver {
     /// Whether all of these bytes are here.
     pub fn holds(&self, bytes: &Range<u64>) -> bool {
         self.content.holds(bytes)
+    }
+
+    /// Bytes that must arrive before these may be read; `None` if all of them are here.
+    pub fn lacking(&self, bytes: &Range<u64>) -> Option<Range<u64>> {
+        self.content.lacking(bytes)
     }
 
     /// First missing bytes among these that the server cannot read.
@@ -380,7 +469,8 @@ impl Receiver {
 
     /// Datagrams so far, by result.
     pub fn counters(&self) -> Counters {
-        self.counters
+        let wrong_leaves = self.content.verification().map_or(0, Verification::wrong_total);
+        Counters { wrong_leaves, ..self.counters }
     }
 
     /// Pages and symbols of the present membership that were new.
@@ -405,14 +495,14 @@ impl Receiver {
 
     /// Whether there is nothing to do for this file except to keep it.
     pub fn is_idle(&self) -> bool {
-        self.session.is_idle()
+        self.session.is_idle() && !(self.is_verifying() && self.may_verify())
     }
 
     /// Whether this version can be opened: the server confirmed it in this membership, or all of it
     /// is here, or the server is away and some of it is here.
     pub fn is_confirmed(&self) -> bool {
         let begun = self.content.assembly().is_some();
-        begun && (self.is_complete() || self.is_member() || self.join_failures() > 0)
+        begun && (self.content.has_all_pages() || self.is_member() || self.join_failures() > 0)
     }
 
     /// Whether it is a member of a cast.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use bootcast_proto::{JoinAnswer, Token};
 
+use super::demand::Fill;
 use super::ends::Ends;
 use super::gate::{Checked, Epoch, Gate};
 use super::membership::{Action, Membership, Silence, SilentSince, Subscription, Timing};
@@ -36,6 +37,17 @@ pub enum Failure {
     /// Pages cannot be stored here.
     #[error("cannot store what arrives: {0}")]
     Store(String),
+}
+
+/// What a join asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct JoinOptions {
+    /// Which pages should arrive.
+    pub fill: Fill,
+    /// Whether a part of the file is here, so that not all of it need come again.
+    pub resumes: bool,
+    /// Whether the cast should bring leaf lists.
+    pub wants_leaf_lists: bool,
 }
 
 /// Why a join had no usable answer.
@@ -73,6 +85,8 @@ pub struct Counters {
     pub forged: u64,
     /// Datagrams that this machine's socket had no room for.
     pub drops: u64,
+    /// Leaves that arrived with wrong bytes.
+    pub wrong_leaves: u64,
 }
 
 /// Membership of one client in the casts of one version.

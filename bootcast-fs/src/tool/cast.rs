@@ -18,7 +18,7 @@ use super::url::Target;
 use crate::cache::{ObjectKey, Store};
 use crate::io::{Intake, IntakeConfig, InterfaceChoice, seed};
 use crate::object::{Object, Opening, Snapshot, Unread};
-use crate::receiver::{Failure, Fill, Timing, UnicastMode};
+use crate::receiver::{Failure, Fill, Timing, UnicastMode, Verify};
 
 /// Timing of the membership: the member joins again after `silence` without a datagram, and leaves
 /// at once when it is done.
@@ -35,6 +35,7 @@ pub(super) struct CastFetch {
     intake: Intake,
     /// Longest time without a new page; `None` for no limit.
     timeout: Option<Duration>,
+    verify: Verify,
 }
 
 impl CastFetch {
@@ -43,6 +44,7 @@ impl CastFetch {
         target: &Target,
         interface: InterfaceChoice,
         timeout: Option<Duration>,
+        verify: Verify,
     ) -> Result<Self, ToolError> {
         interface.check().map_err(|error| ToolError::Usage(error.to_string()))?;
         let runtime = tokio::runtime::Handle::current();
@@ -50,7 +52,7 @@ impl CastFetch {
         let intake = Intake::start(config).map_err(|error| {
             ToolError::Local(format!("cannot start the receive thread: {error}"))
         })?;
-        Ok(Self { target: target.clone(), intake, timeout })
+        Ok(Self { target: target.clone(), intake, timeout, verify })
     }
 
     /// Writes the file to `sink`, each page in place when it arrives. Returns the size.
@@ -155,9 +157,10 @@ impl CastFetch {
             server: self.target.control.server().to_owned(),
             path: self.target.path.clone(),
             etag: None,
+            content: None,
         };
         let object = Object::new(key, store, None, TIMING, fill, seed());
-        Arc::new(object.with_unicast(UnicastMode::Auto))
+        Arc::new(object.with_unicast(UnicastMode::Auto).with_verify(self.verify))
     }
 
     /// Joins the cast, runs `work`, and leaves however it ends.

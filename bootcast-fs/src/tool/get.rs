@@ -21,6 +21,7 @@ use super::url::{Target, default_file_name};
 use crate::durations;
 use crate::io::InterfaceChoice;
 use crate::proof::Proof;
+use crate::receiver::Verify;
 
 /// Most attempts to fetch a file that changes on the server meanwhile.
 const MAX_ATTEMPTS: u32 = 4;
@@ -55,6 +56,11 @@ pub(super) struct Args {
     #[arg(long, value_name = "HASH", conflicts_with = "range")]
     b3: Option<ContentId>,
 
+    /// Proof that bytes need before they are written: the hash of their leaf of 16 KiB, or the tag
+    /// of their datagram
+    #[arg(long, value_name = "leaf|tag", default_value = "leaf")]
+    verify: VerifyArg,
+
     /// Fetch over plain HTTP, without multicast
     #[arg(short, long)]
     unicast: bool,
@@ -82,6 +88,22 @@ pub(super) struct Args {
     verbose: u8,
 }
 
+/// Values of `--verify`.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum VerifyArg {
+    Leaf,
+    Tag,
+}
+
+impl From<VerifyArg> for Verify {
+    fn from(arg: VerifyArg) -> Self {
+        match arg {
+            VerifyArg::Leaf => Self::Leaf,
+            VerifyArg::Tag => Self::Tag,
+        }
+    }
+}
+
 /// Fetches the file.
 pub(super) async fn run(args: Args) -> Result<(), ToolError> {
     let target = Target::parse(&args.url)?;
@@ -99,7 +121,9 @@ pub(super) async fn run(args: Args) -> Result<(), ToolError> {
     let transport = if args.unicast {
         Transport::Unicast { timeout }
     } else {
-        let cast = CastFetch::new(&target, args.interface.unwrap_or_default(), timeout)?;
+        // The bytes of an expected content are proven when they are written.
+        let verify = if args.b3.is_some() { Verify::Tag } else { args.verify.into() };
+        let cast = CastFetch::new(&target, args.interface.unwrap_or_default(), timeout, verify)?;
         match args.range {
             Some(range) => Transport::Range(cast, range),
             None => Transport::Cast(cast),

@@ -6,11 +6,11 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::IntoResponse;
 use bootcast_proto::{
-    FILL_DEMAND, HEADER_EXTENSIONS, HEADER_FILL, HEADER_RESUME, HEADER_TOKEN, QUERY_LEAVES,
+    FILL_DEMAND, HEADER_EXTENSIONS, HEADER_FILL, HEADER_LEAVES, HEADER_RESUME, HEADER_TOKEN,
     RemotePath, Token,
 };
 
-use super::{ApiError, ApiState, has_query, remote_path};
+use super::{ApiError, ApiState, remote_path};
 use crate::cast::MemberKind;
 use crate::io::reader::source::FileSource;
 use crate::io::sender::{Join, JoinError};
@@ -27,7 +27,8 @@ pub(super) async fn join(
 ) -> Result<impl IntoResponse, ApiError> {
     let path = remote_path(&uri, "/join/")?;
     let kind = member_kind(&headers);
-    let wants_leaves = kind != MemberKind::Plain && has_query(&uri, QUERY_LEAVES);
+    let asks = headers.get(HEADER_LEAVES).is_some_and(|it| it == "1");
+    let wants_leaves = kind != MemberKind::Plain && asks;
     let mut tries = 1;
     let mut newer_than = None;
     let mut content_id;

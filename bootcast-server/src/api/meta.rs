@@ -5,6 +5,7 @@ use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use bootcast_proto::Etag;
 use bootcast_proto::api::{Kind, Meta};
+use bootcast_proto::manifest::HEADER_CONTENT_ID;
 
 use super::range::contains_etag;
 use super::{ApiError, ApiState, JSON, json, remote_path};
@@ -17,14 +18,22 @@ pub(super) async fn meta(
 ) -> Result<Response, ApiError> {
     let path = remote_path(&uri, "/meta/")?;
     let (identity, name) = (state.identity.clone(), path.clone());
-    let mut attributes = state.lookup(&path, move || identity.attributes(&name)).await?;
+    let (mut attributes, mut version) =
+        state.lookup(&path, move || identity.attributes(&name)).await?;
     if attributes.kind == Kind::File && state.identity.wait_verdict(&path).await {
         let (identity, name) = (state.identity.clone(), path.clone());
-        attributes = state.lookup(&path, move || identity.attributes(&name)).await?;
+        (attributes, version) = state.lookup(&path, move || identity.attributes(&name)).await?;
     }
     if attributes.kind != Kind::Directory || !wants_entries(&uri) {
         let etag = attributes.etag.clone();
-        let body = || json(&Meta { attributes, entries: None });
+        let id = match version {
+            Some(version) => state.manifests.content_id(version).await,
+            None => None,
+        };
+        let body = || {
+            let id = id.map(|id| [(HEADER_CONTENT_ID, id.to_string())]);
+            (id, json(&Meta { attributes, entries: None })).into_response()
+        };
         return Ok(answer(&headers, etag.as_ref(), body));
     }
     let listing = state.listings.get(&path).await?;

@@ -137,7 +137,7 @@ fn remote_path(uri: &Uri, prefix: &str) -> Result<RemotePath, ApiError> {
     Ok(RemotePath::decode(path)?)
 }
 
-/// Whether the query of a request has this pair, such as `leaves=1`.
+/// Whether the query of a request has this pair, such as `known=1`.
 fn has_query(uri: &Uri, pair: &str) -> bool {
     uri.query().unwrap_or_default().split('&').any(|it| it == pair)
 }

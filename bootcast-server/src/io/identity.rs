@@ -4,6 +4,7 @@
 //! bytes are compared in the background with the manifest of the announced version. Meanwhile that
 //! version stays announced. docs/SEMANTICS.md, "Versions".
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -115,29 +116,28 @@ impl Identity {
         Ok(self.resolve(path, self.source.version(path)?).version)
     }
 
-    /// Reads the attributes of the path alone. May block.
-    pub fn attributes(&self, path: &RemotePath) -> Result<Attributes, SourceError> {
-        self.source.attributes(path, &|present| self.resolve(path, present).version)
+    /// Reads the attributes of the path alone, and the announced version of a regular file. May
+    /// block.
+    pub fn attributes(
+        &self,
+        path: &RemotePath,
+    ) -> Result<(Attributes, Option<Version>), SourceError> {
+        let announced = Cell::new(None);
+        let attributes = self.source.attributes(path, &|present| {
+            let version = self.resolve(path, present).version;
+            announced.set(Some(version));
+            version
+        })?;
+        Ok((attributes, announced.get()))
     }
 
     /// Reads the attributes of a directory and of all its entries. May block.
     pub fn list(&self, path: &RemotePath) -> Result<Meta, SourceError> {
         self.source.list(path, &|name, present| match path.join(name) {
-            Ok(path) => self.resolve_listed(&path, present),
+            Ok(path) => self.resolve(&path, present).version,
             // Such a name cannot be served.
             Err(_) => present,
         })
-    }
-
-    /// Returns the version of an entry of a listing. A large directory does not make the paths be
-    /// forgotten that are in use.
-    fn resolve_listed(&self, path: &RemotePath, present: Version) -> Version {
-        let state = self.lock();
-        if state.announcements.is_full_for(path) {
-            return state.announcements.version_of(present);
-        }
-        drop(state);
-        self.resolve(path, present).version
     }
 
     /// Handles that the file of a path has other bytes than its announced version: another version

@@ -11,7 +11,7 @@ use bootcast_proto::wire::{LeafList, RepairDatagram, RepairError};
 
 use crate::http::Response;
 use crate::process::{Server, wait_for};
-use crate::repair::{join, listen};
+use crate::repair::{join, join_with, listen};
 
 /// Size of a file of three segments, the last of which has two leaves.
 const SIZE: u64 = 2 * SEGMENT_BYTES + LEAF_BYTES + 1;
@@ -67,7 +67,7 @@ fn assert_proven(content: &[u8], leaves: &[Value]) {
 fn a_cast_of_a_known_file_brings_the_values_of_all_leaves() {
     let (server, content) = start();
     assert_eq!(server.get("/manifest/file").status, 200);
-    let answer = join(&server, "file?leaves=1");
+    let answer = join_with(&server, "file", &[("X-BOOTCAST-LEAVES", "1")]);
     assert!(answer.extensions.content_id.is_some());
     let leaves = receive_lists(&listen(&answer), &answer);
     assert_proven(&content, &leaves);
@@ -76,7 +76,7 @@ fn a_cast_of_a_known_file_brings_the_values_of_all_leaves() {
 #[test]
 fn a_first_cast_brings_the_values_as_soon_as_the_file_is_hashed() {
     let (server, content) = start();
-    let answer = join(&server, "file?leaves=1");
+    let answer = join_with(&server, "file", &[("X-BOOTCAST-LEAVES", "1")]);
     assert_eq!(answer.extensions.content_id, None, "nobody has asked for its hash");
     let leaves = receive_lists(&listen(&answer), &answer);
     assert_proven(&content, &leaves);

@@ -13,7 +13,13 @@ use crate::process::{DEADLINE, Server, wait_for};
 const EXTENDED: [(&str, &str); 1] = [("X-BOOTCAST", "1")];
 
 pub(crate) fn join(server: &Server, path: &str) -> JoinAnswer {
-    let response = request(server.address(), "GET", &format!("/join/{path}"), &EXTENDED);
+    join_with(server, path, &[])
+}
+
+/// Joins as an extended client with further headers.
+pub(crate) fn join_with(server: &Server, path: &str, headers: &[(&str, &str)]) -> JoinAnswer {
+    let headers = [&EXTENDED, headers].concat();
+    let response = request(server.address(), "GET", &format!("/join/{path}"), &headers);
     assert_eq!(response.status, 200, "{}", response.text());
     JoinAnswer::parse(response.text()).unwrap()
 }

@@ -13,7 +13,7 @@ fn etag() -> Etag {
 
 fn key() -> ObjectKey {
     let path = RemotePath::decode("images/a%20b").unwrap();
-    ObjectKey { server: "head:8888".into(), path, etag: Some(etag()) }
+    ObjectKey { server: "head:8888".into(), path, etag: Some(etag()), content: None }
 }
 
 /// Bytes of a state of 20 pages, of which 3 to 8 are held.
@@ -21,16 +21,18 @@ fn state() -> Vec<u8> {
     let geometry = Geometry::new(SIZE, PageSize::new(4).unwrap()).unwrap();
     let mut held = PageSet::new(geometry.pages());
     held.insert_range(PageRange::new(3, 9));
-    render(&key(), &etag(), &HeldSnapshot { geometry, held }).unwrap()
+    let content = Some(ContentId::from_bytes([7; 32]));
+    render(&key(), &etag(), &HeldSnapshot { geometry, held, content }).unwrap()
 }
 
-fn read(bytes: &[u8]) -> Result<Assembly, Unusable> {
+fn read(bytes: &[u8]) -> Result<Restored, Unusable> {
     parse(bytes, &key(), &etag(), SIZE)
 }
 
 #[test]
 fn a_state_is_read_as_it_was_saved() {
-    let assembly = read(&state()).unwrap();
+    let Restored { assembly, content } = read(&state()).unwrap();
+    assert_eq!(content, Some(ContentId::from_bytes([7; 32])));
     assert_eq!(assembly.size(), Some(SIZE));
     assert_eq!(assembly.page_size().get(), 4);
     assert!(assembly.holds(&(12..36)));
@@ -118,6 +120,7 @@ fn any_state() -> impl Strategy<Value = Vec<u8>> {
             server: key().server,
             path: key().path.encode(),
             etag: etag(),
+            b3: None,
             size,
             page_size,
         };
@@ -141,7 +144,8 @@ proptest! {
     fn no_bytes_without_a_right_checksum_are_read_as_held_pages(
         bytes in any_state(), size in prop_oneof![Just(SIZE), 0..200u64],
     ) {
-        if let Ok(assembly) = parse(&bytes, &key(), &etag(), size) && assembly.held().held() > 0 {
+        let held = parse(&bytes, &key(), &etag(), size).map(|it| it.assembly.held().held());
+        if held.is_ok_and(|held| held > 0) {
             let (body, checksum) = bytes.split_at(bytes.len() - 32);
             prop_assert!(blake3::hash(body) == *checksum);
         }

@@ -213,6 +213,8 @@ impl Attended {
                     self.sockets = parts.subscriber.subscribe(epoll, object, &subscription);
                     has_subscribed = true;
                 }
+                Action::Lists(request) => send(Request::Lists(request)),
+                Action::Replace(leaf) => send(Request::Replace(leaf)),
                 Action::Join => send(Request::Join),
                 Action::Leave(token) => send(Request::Leave(token)),
                 // Without a token these belong to a membership that has ended.
@@ -236,6 +238,9 @@ impl Attended {
         }
         if let Some(part) = fetch {
             send(Request::Fetch(part));
+        }
+        if let Some(verifying) = object.begin_verifying() {
+            send(Request::Verify(verifying));
         }
         has_subscribed
     }

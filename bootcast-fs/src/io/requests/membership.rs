@@ -18,8 +18,7 @@ impl Job {
     pub(super) async fn join(self) {
         let (object, context) = (&self.object, &self.context);
         let path = &object.key().path;
-        let (fill, resumes) = object.begin_join();
-        let result = context.control.join(path, fill, resumes).await;
+        let result = context.control.join(path, object.begin_join()).await;
         let result = match result {
             Ok((answer, server)) => {
                 info!(%path, group = %answer.connect, pages = answer.pages, "joined");

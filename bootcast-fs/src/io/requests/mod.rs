@@ -5,6 +5,7 @@
 //! | `membership` | join, leave, report, demand |
 //! | `fetching` | fetching a part of a file over HTTP |
 //! | `storing` | rebuilding pages, and checkpoints |
+//! | `verifying` | checking leaves, their hashes, and leaves that arrived wrong |
 //!
 //! Each task passes its result to its object, and then has the receive thread attend to it.
 
@@ -13,6 +14,7 @@ mod fetching;
 mod in_flight;
 mod membership;
 mod storing;
+mod verifying;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -26,9 +28,9 @@ use super::answers::Answers;
 use super::control::Control;
 use super::receive::Inbox;
 use super::reception::MulticastMonitor;
-use crate::object::{Object, Ready, Rebuilding};
+use crate::object::{Object, Ready, Rebuilding, Verifying};
 use crate::panics;
-use crate::receiver::Fetch;
+use crate::receiver::{Fetch, ListRequest, Replacement};
 
 pub(super) use in_flight::{InFlight, InFlightCount};
 
@@ -47,6 +49,12 @@ pub(super) enum Request {
     Fetch(Fetch),
     /// Rebuild pages from repair symbols.
     Rebuild(Rebuilding),
+    /// Check leaves.
+    Verify(Verifying),
+    /// Get hashes.
+    Lists(ListRequest),
+    /// Fetch a leaf that arrived wrong.
+    Replace(Replacement),
 }
 
 /// Sends requests to the task that starts them. The task ends when all clones are dropped.
@@ -132,6 +140,13 @@ impl Job {
                 self.rebuild(rebuilding);
                 drop(in_flight);
             })),
+            Request::Verify(verifying) => drop(tokio::task::spawn_blocking(move || {
+                self.verify(verifying);
+                drop(in_flight);
+            })),
+            // An orderly end does not wait for what only readers need.
+            Request::Lists(request) => drop(tokio::spawn(self.lists(request))),
+            Request::Replace(leaf) => drop(tokio::spawn(self.replace(leaf))),
         }
     }
 

@@ -9,7 +9,7 @@ use rustix::mount::MountFlags;
 use super::{CacheKind, MountOptions, Waiting};
 use crate::durations;
 use crate::mount::{logging, source};
-use crate::receiver::{Fill, UnicastMode};
+use crate::receiver::{Fill, UnicastMode, Verify};
 
 /// Effect of an option.
 pub(super) enum Effect {
@@ -136,6 +136,14 @@ const OWN_OPTIONS: &[OwnOption] = &[
             Ok(())
         },
     ),
+    value("verify", "=leaf|tag", "proof that bytes need: hash, or tag [leaf]", |options, text| {
+        options.verify = match text.to_str() {
+            Some("leaf") => Verify::Leaf,
+            Some("tag") => Verify::Tag,
+            _ => return Err("leaf or tag"),
+        };
+        Ok(())
+    }),
     value("pins", "=FILE", "open only these contents; FILE as b3sum prints it", |options, text| {
         options.pins = Some((!text.is_empty()).then(|| text.into()).ok_or("a file")?);
         Ok(())

@@ -39,6 +39,7 @@ fn object() -> Object {
         server: "head:8888".into(),
         path: RemotePath::decode("image").unwrap(),
         etag: Some(Etag::new("v1").unwrap()),
+        content: None,
     };
     let store = Cache::Memory.open(&key).unwrap();
     let object = Object::new(key, store, None, TIMING, crate::receiver::Fill::Full, 1)

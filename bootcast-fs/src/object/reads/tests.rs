@@ -12,7 +12,7 @@ use crate::receiver::{Fill, Timing};
 /// An object that is open, and whose server has not answered yet.
 fn object() -> Arc<Object> {
     let path = RemotePath::decode("image").unwrap();
-    let key = ObjectKey { server: "head:8888".into(), path, etag: None };
+    let key = ObjectKey { server: "head:8888".into(), path, etag: None, content: None };
     let store = Cache::Memory.open(&key).unwrap();
     let timing = Timing { linger: Duration::from_secs(10), silence: Duration::from_secs(2) };
     let object = Object::new(key, store, Some(1000), timing, Fill::Full, 1);

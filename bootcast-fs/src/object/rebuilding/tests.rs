@@ -41,6 +41,7 @@ impl Cast {
             server: "head:8888".into(),
             path: RemotePath::decode("image").unwrap(),
             etag: Some(Etag::new("v1").unwrap()),
+            content: None,
         };
         let store = cache.open(&key).unwrap();
         let object = Arc::new(Object::new(key, store, None, TIMING, Fill::Full, 1));

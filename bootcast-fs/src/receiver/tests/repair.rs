@@ -38,6 +38,7 @@ fn answer(token: u128) -> JoinAnswer {
             interleave: Some(16),
             lease: Some(Duration::from_secs(60)),
             content_id: None,
+            leaf_bytes: None,
         },
     }
 }

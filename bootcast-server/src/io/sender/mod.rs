@@ -10,6 +10,7 @@ use std::time::Duration;
 use bootcast_proto::api::{Report, Status, WantBody};
 use bootcast_proto::geometry::TooManyPages;
 use bootcast_proto::join::Extensions;
+use bootcast_proto::manifest::LEAF_BYTES;
 use bootcast_proto::{
     Etag, Geometry, JoinAnswer, Layout, Manifest, PageRange, PageSize, RemotePath, Token,
 };
@@ -239,6 +240,7 @@ impl SenderHandle {
                 interleave: repair.map(|(_, layout)| layout.interleave()),
                 lease: repair.map(|(settings, _)| settings.lease),
                 content_id: None,
+                leaf_bytes: Some(LEAF_BYTES),
             },
         })
     }

@@ -1,0 +1,34 @@
+//! Links from contents to the objects that have all of them.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use bootcast_proto::ContentId;
+
+/// Returns the directory of an object that has all of this content, as far as the link tells. The
+/// caller checks it: a link can outlive its object.
+pub(super) fn find(cache_dir: &Path, content: ContentId) -> Option<PathBuf> {
+    std::fs::canonicalize(link(cache_dir, content)).ok()
+}
+
+/// Records that an object has all of this content. The newest object wins.
+pub(super) fn record(object: &Path, content: ContentId) -> io::Result<()> {
+    let (Some(name), Some(cache_dir)) =
+        (object.file_name(), object.parent().and_then(Path::parent))
+    else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let link = link(cache_dir, content);
+    // Another process may do the same at this moment.
+    let temporary = link.with_extension(std::process::id().to_string());
+    match std::fs::remove_file(&temporary) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    std::os::unix::fs::symlink(Path::new("../objects").join(name), &temporary)?;
+    std::fs::rename(&temporary, &link)
+}
+
+fn link(cache_dir: &Path, content: ContentId) -> PathBuf {
+    cache_dir.join("contents").join(content.to_string())
+}

@@ -1,0 +1,87 @@
+//! Verification: hashing of stored leaves, requests for hashes, and leaves that arrived wrong.
+
+use bootcast_proto::ContentId;
+use bootcast_proto::manifest::Value;
+use tracing::debug;
+
+use super::Job;
+use crate::io::SegmentRange;
+use crate::io::control::ControlError;
+use crate::io::now;
+use crate::object::{ListsFailure, Verifying};
+use crate::receiver::{ListRequest, Replacement};
+
+impl Job {
+    /// Checks leaves until none is left. For a thread that may block.
+    pub(super) fn verify(self, mut verifying: Verifying) {
+        while verifying.step(|reads| self.answer(reads), now) {}
+        self.attend();
+    }
+
+    /// Gets hashes, from the cache if an earlier use left them there, else from the server.
+    pub(super) async fn lists(self, request: ListRequest) {
+        let object = self.object.clone();
+        let wanted = request.clone();
+        let load = move || {
+            let values = object.stored_lists(&wanted)?;
+            object.handle_stored_lists(&wanted, &values).then_some(())
+        };
+        if !matches!(tokio::task::spawn_blocking(load).await, Ok(Some(()))) {
+            let result = self.request_lists(&request).await;
+            self.answer(self.object.handle_lists(&request, result, now()));
+            let object = self.object.clone();
+            // Fails only if the runtime ends. A later use then asks the server again.
+            let _ = tokio::task::spawn_blocking(move || object.save_lists()).await;
+        }
+        self.attend();
+    }
+
+    async fn request_lists(
+        &self,
+        request: &ListRequest,
+    ) -> Result<(Option<ContentId>, Vec<Value>), ListsFailure> {
+        let path = &self.object.key().path;
+        let segments = match request {
+            ListRequest::Segments => None,
+            ListRequest::Leaves(segments) => {
+                Some(SegmentRange { first: segments.start, last: segments.end - 1 })
+            }
+        };
+        match self.context.control.known_manifest(path, segments).await {
+            Ok(list) if self.object.snapshot().etag.as_ref() == Some(&list.etag) => {
+                Ok((list.id, list.values))
+            }
+            Ok(_) | Err(ControlError::Refused { status: 404 | 410, .. }) => {
+                Err(ListsFailure::Stale)
+            }
+            Err(error) => {
+                debug!(%path, %error, "no hashes");
+                let after = match error {
+                    ControlError::Refused { retry_after, .. } => retry_after,
+                    _ => std::time::Duration::ZERO,
+                };
+                Err(ListsFailure::Retry(after))
+            }
+        }
+    }
+
+    /// Fetches a leaf that arrived wrong over HTTP.
+    pub(super) async fn replace(self, leaf: Replacement) {
+        let bytes = self.fetch_leaf(&leaf).await;
+        self.answer(self.object.store_replacement(&leaf, bytes.as_deref(), now()));
+        self.attend();
+    }
+
+    /// Returns the bytes that the server sends for a leaf; `None` if none came, or not all.
+    async fn fetch_leaf(&self, leaf: &Replacement) -> Option<Vec<u8>> {
+        let (path, wanted) = (&self.object.key().path, leaf.bytes());
+        let etag = self.object.snapshot().etag?;
+        let mut response = self.context.control.file_range(path, &wanted, &etag).await.ok()?;
+        let len = usize::try_from(wanted.end - wanted.start).ok()?;
+        let mut bytes = Vec::with_capacity(len);
+        while let Ok(Some(piece)) = response.chunk().await {
+            bytes.extend_from_slice(&piece[..piece.len().min(len - bytes.len())]);
+        }
+        (bytes.len() == len).then_some(bytes)
+    }
+}

@@ -1,0 +1,185 @@
+//! Verification of stored bytes: checks of leaves, the hashes for them, and leaves that arrived
+//! wrong.
+
+use std::io::IoSlice;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bootcast_proto::ContentId;
+use bootcast_proto::manifest::Value;
+use tracing::warn;
+
+use super::{Object, Ready, with_buffer};
+use crate::log_limit;
+use crate::receiver::{Check, Learned, ListRequest, Replaced, Replacement};
+
+/// Checking of the leaves of one object. Each object has at most one at a time.
+///
+/// Dropping it, also by a panic, lets another one begin.
+#[derive(Debug)]
+pub struct Verifying {
+    object: Arc<Object>,
+    /// Whether [`Self::step`] found nothing more to check, so that another one may have begun.
+    is_over: bool,
+}
+
+impl Verifying {
+    /// Checks some leaves, those that readers wait for first. Calls `answer` with the reads that
+    /// this completes. Returns `false` if there is nothing to check.
+    pub fn step(&mut self, answer: impl FnOnce(Vec<Ready>), now: impl FnOnce() -> Instant) -> bool {
+        if self.is_over {
+            return false;
+        }
+        match self.object.next_check() {
+            Some(check) => answer(self.object.check_leaves(&check, now)),
+            None => self.is_over = true,
+        }
+        !self.is_over
+    }
+}
+
+impl Drop for Verifying {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.object.lock().in_background.is_verifying = false;
+        }
+    }
+}
+
+/// Why a request for hashes brought none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ListsFailure {
+    /// A reason that may pass. The server asks for this pause, or for none.
+    Retry(Duration),
+    /// The server no longer has this version.
+    Stale,
+}
+
+impl Object {
+    /// Begins checking if there are leaves to check and nothing checks them already.
+    #[must_use]
+    pub fn begin_verifying(self: &Arc<Self>) -> Option<Verifying> {
+        let mut inner = self.lock();
+        if inner.in_background.is_verifying || !inner.receiver.has_check() {
+            return None;
+        }
+        inner.in_background.is_verifying = true;
+        Some(Verifying { object: self.clone(), is_over: false })
+    }
+
+    /// Returns leaves to check. If there are none, checking is over.
+    fn next_check(&self) -> Option<Check> {
+        let mut inner = self.lock();
+        let check = inner.receiver.poll_check();
+        inner.in_background.is_verifying = check.is_some();
+        check
+    }
+
+    /// Hashes stored leaves. Returns the reads that can be answered.
+    fn check_leaves(&self, check: &Check, now: impl FnOnce() -> Instant) -> Vec<Ready> {
+        let bytes = check.bytes();
+        let len = usize::try_from(bytes.end - bytes.start).expect("a check is about a MiB");
+        let wrong = with_buffer(len, |buffer| {
+            self.store.read_exact_at(buffer, bytes.start)?;
+            Ok::<_, std::io::Error>(check.wrong_leaves(buffer))
+        });
+        let mut inner = self.lock();
+        match wrong {
+            Ok(wrong) => {
+                self.log_wrong(&wrong);
+                inner.receiver.handle_check_result(check, &wrong, now());
+            }
+            Err(error) => self.store_failed(&mut inner, error.to_string()),
+        }
+        self.take_answerable(&mut inner)
+    }
+
+    fn log_wrong(&self, leaves: &[u64]) {
+        let Some(first) = leaves.first() else { return };
+        let (path, count) = (&self.key.path, leaves.len());
+        if let Some(more) = log_limit::allow("wrong bytes", path) {
+            warn!(%path, first, count, "leaves arrived, or were cached, with wrong bytes{more}");
+        }
+    }
+
+    /// Returns hashes that an earlier use left with the bytes, if they may be those of `request`.
+    /// They are checked like those of the server. Waits for the disk.
+    pub fn stored_lists(&self, request: &ListRequest) -> Option<Vec<Value>> {
+        let tree = self.lock().receiver.tree()?;
+        let stored = self.store.leaf_values()?;
+        let values = match request {
+            ListRequest::Segments => stored.segments(&tree),
+            ListRequest::Leaves(segments) => stored.leaves(&tree, segments),
+        };
+        values.ok().filter(|values| values.iter().all(|value| *value != [0; 32]))
+    }
+
+    /// Handles hashes of an earlier use. Returns whether they are right; otherwise the server must
+    /// be asked.
+    pub fn handle_stored_lists(&self, request: &ListRequest, values: &[Value]) -> bool {
+        self.lock().receiver.handle_stored_lists(request, values)
+    }
+
+    /// Handles the answer to a request for hashes. Returns the reads that it ends.
+    #[must_use]
+    pub fn handle_lists(
+        &self,
+        request: &ListRequest,
+        result: Result<(Option<ContentId>, Vec<Value>), ListsFailure>,
+        now: Instant,
+    ) -> Vec<Ready> {
+        let mut inner = self.lock();
+        match result {
+            Ok((id, values)) => inner.receiver.handle_lists(request, id, &values, now),
+            Err(ListsFailure::Retry(after)) => {
+                inner.receiver.handle_lists_failed(request, after, now);
+            }
+            Err(ListsFailure::Stale) => inner.receiver.handle_unprovable(),
+        }
+        self.take_answerable(&mut inner)
+    }
+
+    /// Keeps hashes that became known with the bytes. Waits for the disk.
+    pub fn save_lists(&self) {
+        while let Some(learned) = self.next_learned() {
+            let Some(stored) = self.store.leaf_values() else { continue };
+            let tree = self.lock().receiver.tree();
+            // Without them, the server is asked again.
+            let _ = match (learned, tree) {
+                (Learned::Leaves(segment, values), _) => stored.save_leaves(segment, &values),
+                (Learned::Segments(values), Some(tree)) => stored.save_segments(&tree, &values),
+                (Learned::Segments(_), None) => Ok(()),
+            };
+        }
+    }
+
+    fn next_learned(&self) -> Option<Learned> {
+        self.lock().receiver.poll_learned()
+    }
+
+    /// Stores a wrong leaf that was fetched, if its bytes are right. `None`: nothing came. Returns
+    /// the reads that can be answered.
+    #[must_use]
+    pub fn store_replacement(
+        &self,
+        leaf: &Replacement,
+        bytes: Option<&[u8]>,
+        now: Instant,
+    ) -> Vec<Ready> {
+        let (mut result, mut failure) = (Replaced::Failed, None);
+        if let Some(bytes) = bytes {
+            result = Replaced::Wrong;
+            if leaf.is_right(bytes) {
+                let written = self.store.write_run(&mut [IoSlice::new(bytes)], leaf.bytes().start);
+                failure = written.err();
+                result = Replaced::Stored;
+            }
+        }
+        let mut inner = self.lock();
+        match failure {
+            None => inner.receiver.handle_replaced(leaf, result, now),
+            Some(error) => self.store_failed(&mut inner, error.to_string()),
+        }
+        self.take_answerable(&mut inner)
+    }
+}

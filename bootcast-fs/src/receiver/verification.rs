@@ -1,0 +1,564 @@
+//! Tracks which leaves of a version are verified: their bytes have the hash that the content has.
+//! docs/SEMANTICS.md, "Verification".
+//!
+//! ```text
+//! content id --proves--> segment list --proves--> leaf list --proves--> 16 KiB of the file
+//! ```
+//!
+//! A page that arrived need not come again, but only a verified leaf may be read. Leaf lists come in
+//! the cast, and over HTTP where they did not. Until the server knows the content id, lists are
+//! *provisional*: taken from the control connection unproven, and compared with the id once it is
+//! there. A leaf with wrong bytes is fetched over HTTP, and stored only when it is right.
+
+mod leaf_bits;
+mod lists;
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a virtual clock needs a first moment")]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bootcast_proto::manifest::{ContentId, ContentTree, LEAF_BYTES, SEGMENT_LEAVES, Value};
+
+use leaf_bits::LeafBits;
+pub use lists::{Learned, ListRequest, ListsError};
+use lists::{Lists, Offer};
+
+/// Maximum number of leaves in one check: 1 MiB, about a third of a millisecond of hashing.
+const CHECK_LEAVES: u64 = 64;
+
+/// Maximum number of wrong leaves that are fetched at the same time.
+const REPLACEMENTS: usize = 4;
+
+/// Pause before a wrong leaf is fetched again after a failure.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+
+/// Leaves whose bytes have arrived, and the values that they must have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Check {
+    tree: ContentTree,
+    leaves: Range<u64>,
+    /// Values of all leaves of the segment.
+    values: Arc<[Value]>,
+    round: u32,
+}
+
+impl Check {
+    /// Returns the bytes of the file to read.
+    pub fn bytes(&self) -> Range<u64> {
+        self.tree.leaf(self.leaves.start).start..self.tree.leaf(self.leaves.end - 1).end
+    }
+
+    /// Hashes the bytes and returns the leaves that are wrong.
+    ///
+    /// # Panics
+    ///
+    /// If `bytes` are not as many as [`Self::bytes`] says.
+    pub fn wrong_leaves(&self, bytes: &[u8]) -> Vec<u64> {
+        let range = self.bytes();
+        assert_eq!(bytes.len() as u64, range.end - range.start, "leaves are checked as a whole");
+        let parts = bytes.chunks(index(LEAF_BYTES)).zip(self.leaves.clone());
+        let is_wrong = |(own, leaf): &(&[u8], u64)| {
+            self.tree.leaf_value(*leaf, own) != self.values[index(leaf % SEGMENT_LEAVES)]
+        };
+        parts.filter(is_wrong).map(|(_, leaf)| leaf).collect()
+    }
+}
+
+/// A wrong leaf that is to be fetched over HTTP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replacement {
+    check: Check,
+}
+
+impl Replacement {
+    /// Returns the bytes of the file to fetch.
+    pub fn bytes(&self) -> Range<u64> {
+        self.check.bytes()
+    }
+
+    /// Whether these are the right bytes.
+    pub fn is_right(&self, bytes: &[u8]) -> bool {
+        let range = self.bytes();
+        bytes.len() as u64 == range.end - range.start && self.check.wrong_leaves(bytes).is_empty()
+    }
+}
+
+/// Result of fetching a wrong leaf.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Replaced {
+    /// The right bytes are stored.
+    Stored,
+    /// The server sent bytes that are wrong too.
+    Wrong,
+    /// Nothing came, for a reason that may pass.
+    Failed,
+}
+
+/// Leaves of one segment, of which not all are verified.
+#[derive(Clone, Debug, Default)]
+struct Segment {
+    /// Leaves of which all pages arrived.
+    arrived: LeafBits,
+    verified: LeafBits,
+    /// Leaves that are being hashed.
+    checking: LeafBits,
+    /// Leaves with wrong bytes. Those that are not being fetched wait for their turn.
+    wrong: LeafBits,
+}
+
+impl Segment {
+    /// Leaves that can be checked once their values are known.
+    fn unchecked(&self) -> LeafBits {
+        self.arrived.without(self.verified).without(self.checking).without(self.wrong)
+    }
+}
+
+/// Why bytes will not be verified for now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the server sends bytes that are not those of the content")]
+pub struct Refuted;
+
+/// Verified leaves of one version.
+#[derive(Debug)]
+pub(super) struct Verification {
+    tree: ContentTree,
+    lists: Lists,
+    /// Segments with leaves that arrived, of which not all are verified.
+    open: BTreeMap<u64, Segment>,
+    /// For each segment, whether all of its leaves are verified.
+    is_verified: Vec<bool>,
+    /// Number of segments of which all leaves are verified.
+    verified: u64,
+    /// Segments with a known leaf list and unchecked leaves.
+    ready: BTreeSet<u64>,
+    /// Leaves that readers wait for.
+    wanted: BTreeSet<u64>,
+    /// Wanted leaves that can be checked, before all others.
+    urgent: BTreeSet<u64>,
+    /// Wrong leaves, and when each may be fetched; `None` while it is being fetched.
+    wrong: BTreeMap<u64, Option<Instant>>,
+    /// Leaves that the server sent wrong over HTTP too, until they are tried again.
+    refuted: BTreeMap<u64, Instant>,
+    /// Number of leaves that arrived wrong.
+    wrong_total: u64,
+    /// Rises whenever leaves may have other bytes than before.
+    round: u32,
+}
+
+impl Verification {
+    /// Creates the state of a version of which nothing is verified. `id` is its content id if it is
+    /// known; `is_pinned` if the user named it, so that nothing is read before it is proven.
+    pub(super) fn new(tree: ContentTree, id: Option<ContentId>, is_pinned: bool) -> Self {
+        Self {
+            tree,
+            lists: Lists::new(tree, id, is_pinned),
+            open: BTreeMap::new(),
+            is_verified: vec![false; index(tree.segments())],
+            verified: 0,
+            ready: BTreeSet::new(),
+            wanted: BTreeSet::new(),
+            urgent: BTreeSet::new(),
+            wrong: BTreeMap::new(),
+            refuted: BTreeMap::new(),
+            wrong_total: 0,
+            round: 0,
+        }
+    }
+
+    /// Asserts what holds between any two calls.
+    fn assert_invariants(&self) {
+        assert!(
+            self.verified <= self.tree.segments(),
+            "{} segments of {} are verified",
+            self.verified,
+            self.tree.segments()
+        );
+        debug_assert!(
+            self.ready.iter().all(|segment| self.open.contains_key(segment)),
+            "a segment is checked of which nothing arrived"
+        );
+        debug_assert!(
+            self.open.keys().all(|segment| !self.is_verified[index(*segment)]),
+            "a segment is verified, but some of its leaves are not"
+        );
+        debug_assert!(
+            self.wrong.keys().all(|leaf| !self.is_leaf_verified(*leaf)),
+            "a leaf is verified and wrong at once"
+        );
+    }
+
+    /// Handles bytes that arrived and are stored. `holds` tells whether all bytes of a range have.
+    pub(super) fn handle_arrived(
+        &mut self,
+        bytes: &Range<u64>,
+        holds: impl Fn(&Range<u64>) -> bool,
+    ) {
+        for leaf in self.leaves_of(bytes) {
+            let segment = leaf / SEGMENT_LEAVES;
+            if self.is_verified[index(segment)] || !holds(&self.tree.leaf(leaf)) {
+                continue;
+            }
+            let known = self.open.entry(segment).or_default();
+            if known.arrived.insert(leaf % SEGMENT_LEAVES) {
+                self.offer(segment);
+            }
+        }
+        self.assert_invariants();
+    }
+
+    /// Handles pages that got other borders, or a store that was read from disk: every leaf is
+    /// checked again.
+    pub(super) fn handle_restored(&mut self, holds: impl Fn(&Range<u64>) -> bool) {
+        self.round = self.round.wrapping_add(1);
+        self.open.clear();
+        self.ready.clear();
+        self.urgent.clear();
+        self.wrong.clear();
+        self.refuted.clear();
+        self.is_verified.fill(false);
+        self.verified = 0;
+        self.handle_arrived(&(0..self.tree.size()), holds);
+    }
+
+    /// Makes the unchecked leaves of a segment checkable if their values are known, or requests
+    /// these.
+    fn offer(&mut self, segment: u64) {
+        let Some(known) = self.open.get(&segment) else { return };
+        let unchecked = known.unchecked();
+        if unchecked.is_empty() {
+            self.ready.remove(&segment);
+        } else if self.lists.values(segment).is_some() {
+            self.ready.insert(segment);
+            let wanted = self.wanted.range(self.tree.leaves_of(segment));
+            self.urgent.extend(wanted.filter(|leaf| unchecked.contains(**leaf % SEGMENT_LEAVES)));
+        } else {
+            self.lists.need(segment);
+            let mut wanted = self.wanted.range(self.tree.leaves_of(segment));
+            if wanted.any(|leaf| unchecked.contains(leaf % SEGMENT_LEAVES)) {
+                self.lists.want(segment);
+            }
+        }
+    }
+
+    /// Whether all of these bytes are verified. Ignores bytes behind the end of the file.
+    pub(super) fn has_verified(&self, bytes: &Range<u64>) -> bool {
+        self.leaves_of(bytes).all(|leaf| self.is_leaf_verified(leaf))
+    }
+
+    fn is_leaf_verified(&self, leaf: u64) -> bool {
+        let segment = leaf / SEGMENT_LEAVES;
+        let in_open = || {
+            let known = self.open.get(&segment);
+            known.is_some_and(|known| known.verified.contains(leaf % SEGMENT_LEAVES))
+        };
+        self.is_verified[index(segment)] || in_open()
+    }
+
+    /// Whether every byte of the file is verified, and by the content id.
+    pub(super) fn is_complete(&self) -> bool {
+        self.verified == self.tree.segments() && self.lists.is_proven()
+    }
+
+    /// Returns the length of the verified part at the start of the file, in bytes.
+    pub(super) fn contiguous(&self) -> u64 {
+        let whole = self.is_verified.iter().take_while(|is_verified| **is_verified).count() as u64;
+        let leaves = self.tree.leaves_of(whole);
+        let first = leaves.clone().find(|leaf| !self.is_leaf_verified(*leaf));
+        self.tree.leaf(first.unwrap_or(leaves.end)).start
+    }
+
+    /// Extends a range to whole leaves: all of them must have arrived before any byte is read.
+    pub(super) fn whole_leaves(&self, bytes: &Range<u64>) -> Range<u64> {
+        let end = bytes.end.min(self.tree.size());
+        if bytes.start >= end {
+            return end..end;
+        }
+        bytes.start / LEAF_BYTES * LEAF_BYTES
+            ..end.next_multiple_of(LEAF_BYTES).min(self.tree.size())
+    }
+
+    /// Handles a reader that waits for these bytes: they are checked first, and their lists are
+    /// requested at once.
+    pub(super) fn handle_read(&mut self, bytes: &Range<u64>) {
+        for leaf in self.leaves_of(bytes) {
+            if !self.is_leaf_verified(leaf) {
+                self.wanted.insert(leaf);
+                self.offer(leaf / SEGMENT_LEAVES);
+            }
+        }
+    }
+
+    /// Returns why these bytes will not be verified, if that is so.
+    pub(super) fn refuted(&self, bytes: &Range<u64>) -> Option<Refuted> {
+        let leaves = self.leaves_of(bytes);
+        (self.refuted.range(leaves).next().is_some()).then_some(Refuted)
+    }
+
+    /// Returns leaves to check next: those that readers wait for, then the lowest ones.
+    pub(super) fn poll_check(&mut self) -> Option<Check> {
+        let first = self.first_checkable()?;
+        let segment = first / SEGMENT_LEAVES;
+        let known = self.open.get_mut(&segment)?;
+        let values = self.lists.values(segment)?.clone();
+        let run = known.unchecked().run_from(first % SEGMENT_LEAVES).min(CHECK_LEAVES);
+        let leaves = first..first + run;
+        known.checking.insert_all(first % SEGMENT_LEAVES, run);
+        if known.unchecked().is_empty() {
+            self.ready.remove(&segment);
+        }
+        Some(Check { tree: self.tree, leaves, values, round: self.round })
+    }
+
+    fn first_checkable(&mut self) -> Option<u64> {
+        while let Some(leaf) = self.urgent.pop_first() {
+            let segment = leaf / SEGMENT_LEAVES;
+            let known = self.open.get(&segment).filter(|_| self.ready.contains(&segment));
+            if known.is_some_and(|known| known.unchecked().contains(leaf % SEGMENT_LEAVES)) {
+                return Some(leaf);
+            }
+        }
+        let segment = *self.ready.first()?;
+        Some(segment * SEGMENT_LEAVES + self.open.get(&segment)?.unchecked().first()?)
+    }
+
+    /// Whether [`Self::poll_check`] has something.
+    pub(super) fn has_check(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// Handles the result of a check. `wrong` are the leaves that were wrong.
+    pub(super) fn handle_checked(&mut self, check: &Check, wrong: &[u64], now: Instant) {
+        if check.round != self.round {
+            return;
+        }
+        let segment = check.leaves.start / SEGMENT_LEAVES;
+        let is_current =
+            self.lists.values(segment).is_some_and(|values| Arc::ptr_eq(values, &check.values));
+        let Some(known) = self.open.get_mut(&segment) else { return };
+        for leaf in check.leaves.clone() {
+            let bit = leaf % SEGMENT_LEAVES;
+            known.checking.remove(bit);
+            if !is_current {
+                continue;
+            }
+            if wrong.contains(&leaf) {
+                known.wrong.insert(bit);
+                self.wrong.insert(leaf, Some(now));
+                self.wrong_total += 1;
+            } else {
+                known.verified.insert(bit);
+                self.wanted.remove(&leaf);
+            }
+        }
+        self.offer(segment);
+        self.close_if_verified(segment);
+        self.assert_invariants();
+    }
+
+    /// Forgets the leaves of a segment if all are verified.
+    fn close_if_verified(&mut self, segment: u64) {
+        let leaves = self.tree.leaves_of(segment);
+        let is_whole = |known: &Segment| known.verified.len() == leaves.end - leaves.start;
+        if self.open.get(&segment).is_some_and(is_whole) {
+            self.open.remove(&segment);
+            self.ready.remove(&segment);
+            self.is_verified[index(segment)] = true;
+            self.verified += 1;
+            self.lists.handle_verified(segment);
+        }
+    }
+
+    /// Returns a wrong leaf to fetch over HTTP; `None` until [`Self::poll_timeout`].
+    pub(super) fn poll_replacement(&mut self, now: Instant) -> Option<Replacement> {
+        if self.wrong.values().filter(|at| at.is_none()).count() >= REPLACEMENTS {
+            return None;
+        }
+        let due = |at: &Option<Instant>| at.is_some_and(|at| at <= now);
+        let is_due = |leaf: &&u64| self.wrong.get(*leaf).is_some_and(due);
+        let wanted = self.wanted.iter().find(is_due).copied();
+        let any = || self.wrong.iter().find(|(_, at)| due(at)).map(|(leaf, _)| *leaf);
+        let leaf = wanted.or_else(any)?;
+        let values = self.lists.values(leaf / SEGMENT_LEAVES)?.clone();
+        self.wrong.insert(leaf, None);
+        let check = Check { tree: self.tree, leaves: leaf..leaf + 1, values, round: self.round };
+        Some(Replacement { check })
+    }
+
+    /// Handles the result of fetching a wrong leaf.
+    pub(super) fn handle_replaced(
+        &mut self,
+        replacement: &Replacement,
+        result: Replaced,
+        now: Instant,
+    ) {
+        let leaf = replacement.check.leaves.start;
+        if replacement.check.round != self.round || !self.wrong.contains_key(&leaf) {
+            return;
+        }
+        let segment = leaf / SEGMENT_LEAVES;
+        match result {
+            Replaced::Stored => {
+                self.wrong.remove(&leaf);
+                self.refuted.remove(&leaf);
+                self.wanted.remove(&leaf);
+                if let Some(known) = self.open.get_mut(&segment) {
+                    known.wrong.remove(leaf % SEGMENT_LEAVES);
+                    known.verified.insert(leaf % SEGMENT_LEAVES);
+                }
+                self.close_if_verified(segment);
+            }
+            Replaced::Wrong => {
+                self.wrong.insert(leaf, Some(now + RETRY_PAUSE));
+                self.refuted.insert(leaf, now);
+            }
+            Replaced::Failed => {
+                self.wrong.insert(leaf, Some(now + RETRY_PAUSE));
+            }
+        }
+        self.assert_invariants();
+    }
+
+    /// Returns lists to request from the server; `None` until [`Self::poll_timeout`].
+    pub(super) fn poll_request(&mut self, now: Instant) -> Option<ListRequest> {
+        self.lists.poll_request(now)
+    }
+
+    /// Handles the content id that the server named.
+    pub(super) fn handle_id(&mut self, id: ContentId) -> Result<(), ListsError> {
+        self.lists.handle_id(id)?;
+        self.take_offers();
+        Ok(())
+    }
+
+    /// Handles the answer to a request. It may have less than was requested: the server still
+    /// hashes the rest.
+    pub(super) fn handle_lists(
+        &mut self,
+        request: &ListRequest,
+        values: &[Value],
+        now: Instant,
+    ) -> Result<(), ListsError> {
+        let result = match request {
+            ListRequest::Segments => self.lists.handle_segments(values, now),
+            ListRequest::Leaves(segments) => self.lists.handle_leaves(segments, values, now),
+        };
+        self.take_offers();
+        result
+    }
+
+    /// Handles a part of a leaf list that came in the cast: `values` from the leaf `first` of
+    /// `segment` on. Returns whether it is of use.
+    pub(super) fn handle_cast_leaves(
+        &mut self,
+        segment: u64,
+        first: u64,
+        values: &[Value],
+    ) -> bool {
+        if segment >= self.tree.segments() || self.is_verified[index(segment)] {
+            return false;
+        }
+        let is_new = self.lists.handle_part(segment, first, values);
+        self.take_offers();
+        is_new
+    }
+
+    /// Handles hashes that an earlier use left. Returns whether they are proven; otherwise nothing
+    /// changes.
+    pub(super) fn handle_stored_lists(&mut self, request: &ListRequest, values: &[Value]) -> bool {
+        let is_proven = self.lists.handle_stored(request, values);
+        self.take_offers();
+        is_proven
+    }
+
+    /// Handles a request that failed for a reason that may pass. The server asks for a pause of
+    /// `after` at least.
+    pub(super) fn handle_request_failed(
+        &mut self,
+        request: &ListRequest,
+        after: Duration,
+        now: Instant,
+    ) {
+        self.lists.handle_failed(request, after, now);
+    }
+
+    /// Sets whether the present cast brings leaf lists, so that they are not requested at once.
+    pub(super) fn set_lists_in_cast(&mut self, is_in_cast: bool) {
+        self.lists.set_in_cast(is_in_cast);
+    }
+
+    /// Returns hashes that became known since the last call, to keep with the bytes.
+    pub(super) fn poll_learned(&mut self) -> Option<Learned> {
+        self.lists.poll_learned()
+    }
+
+    /// Whether something is to be done without a datagram: a check, a request, or their result.
+    pub(super) fn is_busy(&self) -> bool {
+        let is_checking = || self.open.values().any(|segment| !segment.checking.is_empty());
+        self.has_check() || !self.wrong.is_empty() || self.lists.is_busy() || is_checking()
+    }
+
+    /// Acts on lists that became known or turned out to be wrong.
+    fn take_offers(&mut self) {
+        while let Some(offer) = self.lists.poll_offer() {
+            match offer {
+                Offer::Known(segment) => self.offer(segment),
+                Offer::Refuted(segment) => self.check_again(segment),
+            }
+        }
+        self.assert_invariants();
+    }
+
+    /// Takes the verification of a segment back: the list that it was checked against is wrong.
+    fn check_again(&mut self, segment: u64) {
+        let leaves = self.tree.leaves_of(segment);
+        if std::mem::take(&mut self.is_verified[index(segment)]) {
+            self.verified -= 1;
+            let mut known = Segment::default();
+            known.arrived.insert_all(0, leaves.end - leaves.start);
+            self.open.insert(segment, known);
+        } else if let Some(known) = self.open.get_mut(&segment) {
+            (known.verified, known.wrong) = (LeafBits::default(), LeafBits::default());
+        }
+        self.wrong.retain(|leaf, _| !leaves.contains(leaf));
+        self.offer(segment);
+    }
+
+    /// Forgets readers that wait no more, and refusals that are old.
+    pub(super) fn handle_timeout(&mut self, now: Instant) {
+        self.refuted.retain(|_, since| *since + RETRY_PAUSE > now);
+    }
+
+    /// When [`Self::poll_request`], [`Self::poll_replacement`] or [`Self::handle_timeout`] is due.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        let wrong = self.wrong.values().flatten().min().copied();
+        let refuted = self.refuted.values().min().map(|since| *since + RETRY_PAUSE);
+        [self.lists.poll_timeout(), wrong, refuted].into_iter().flatten().min()
+    }
+
+    /// Returns the number of leaves that arrived wrong.
+    pub(super) fn wrong_total(&self) -> u64 {
+        self.wrong_total
+    }
+
+    /// Returns the division of the file.
+    pub(super) fn tree(&self) -> &ContentTree {
+        &self.tree
+    }
+
+    /// Returns the leaves that have at least one of these bytes.
+    fn leaves_of(&self, bytes: &Range<u64>) -> Range<u64> {
+        let end = bytes.end.min(self.tree.size());
+        if bytes.start >= end {
+            return 0..0;
+        }
+        bytes.start / LEAF_BYTES..end.div_ceil(LEAF_BYTES)
+    }
+}
+
+fn index(number: u64) -> usize {
+    usize::try_from(number).expect("at most the leaves or bytes that are in memory")
+}

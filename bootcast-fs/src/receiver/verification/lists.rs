@@ -1,0 +1,513 @@
+//! Lists of hashes: which are known, which are proven, and which to request.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bootcast_proto::manifest::{ContentId, ContentTree, Value};
+
+use super::index;
+use super::leaf_bits::LeafBits;
+
+/// Time for a leaf list to come in the cast after the stream has passed its segment, before it is
+/// requested. docs/PROTOCOL.md, "Leaf lists".
+pub(super) const CAST_PATIENCE: Duration = Duration::from_millis(200);
+
+/// The same while a reader waits for a leaf that has arrived. The list went out ahead of the leaf and
+/// was lost; the second copy follows the segment.
+pub(super) const READER_PATIENCE: Duration = Duration::from_millis(50);
+
+/// The same after the first leaf of a segment that the stream does not seem to leave.
+pub(super) const STREAM_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Maximum number of segments in one request: 128 KiB of leaf values, for 64 MiB of the file.
+const REQUEST_SEGMENTS: u64 = 16;
+
+/// Maximum number of requests for leaf lists at the same time.
+const REQUESTS: usize = 8;
+
+/// Minimum and maximum pause after a request that failed.
+const RETRY: Range<Duration> = Duration::from_millis(200)..Duration::from_secs(5);
+
+/// Lists to request from the server. docs/PROTOCOL.md, "Manifest".
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ListRequest {
+    /// The values of all segments, and the content id.
+    Segments,
+    /// The values of all leaves of these segments.
+    Leaves(Range<u64>),
+}
+
+/// Why lists are refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ListsError {
+    /// The list has another number of values than the file has parts.
+    #[error("the server's list of hashes does not fit the size of its file")]
+    Length,
+    /// The list is not that of the content id.
+    #[error("the server's lists of hashes contradict each other")]
+    Contradiction,
+    /// The server has another content than the expected one.
+    #[error("the server has the content {0}")]
+    OtherContent(ContentId),
+}
+
+/// Hashes that became known, to keep with the bytes. Nothing may prove them yet: who reads them
+/// later must check them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Learned {
+    /// The values of all segments.
+    Segments(Arc<[Value]>),
+    /// The values of the leaves of this segment.
+    Leaves(u64, Arc<[Value]>),
+}
+
+/// A change of what is known of a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Offer {
+    /// Its leaf list became known.
+    Known(u64),
+    /// The leaf list that was known is not that of the content.
+    Refuted(u64),
+}
+
+/// A leaf list of which some values came in the cast.
+#[derive(Debug)]
+struct Parts {
+    values: Vec<Value>,
+    present: LeafBits,
+}
+
+/// When to request a leaf list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Due {
+    /// At this time.
+    At(Instant),
+    /// At this time, or earlier if the stream passes the segment.
+    Passing(Instant),
+    /// Not decided yet: a reader waits for a leaf that arrived.
+    Wanted,
+    /// Not decided yet: leaves of the segment just arrived.
+    Undecided,
+}
+
+impl Due {
+    /// Returns the time, if it is decided.
+    fn at(self) -> Option<Instant> {
+        match self {
+            Self::At(at) | Self::Passing(at) => Some(at),
+            Self::Wanted | Self::Undecided => None,
+        }
+    }
+}
+
+/// Requests of one kind that failed.
+#[derive(Clone, Copy, Debug, Default)]
+struct Retry {
+    failures: u32,
+    at: Option<Instant>,
+}
+
+impl Retry {
+    fn failed(&mut self, after: Duration, now: Instant) {
+        let pause = RETRY.start * (1 << self.failures.min(6));
+        self.failures += 1;
+        self.at = Some(now + pause.max(after).min(RETRY.end));
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
+        self.at.is_none_or(|at| at <= now)
+    }
+}
+
+/// What is known of the content's hashes.
+#[derive(Debug)]
+pub(super) struct Lists {
+    tree: ContentTree,
+    id: Option<ContentId>,
+    /// Whether the user named the content. Nothing provisional counts then.
+    is_pinned: bool,
+    /// Values of all segments, proven by the content id.
+    segments: Option<Arc<[Value]>>,
+    /// Leaf lists that are in use.
+    known: BTreeMap<u64, Arc<[Value]>>,
+    /// Leaf lists that come in the cast.
+    parts: BTreeMap<u64, Parts>,
+    /// Segment values that follow from leaf lists that nothing proves yet.
+    provisional: BTreeMap<u64, Value>,
+    /// Segments whose leaf list is needed, and when to request it.
+    needed: BTreeMap<u64, Due>,
+    /// Last segment of which a leaf arrived.
+    newest: u64,
+    /// Whether the cast brings leaf lists.
+    is_in_cast: bool,
+    /// Leaf lists that were requested.
+    in_flight: Vec<Range<u64>>,
+    is_requesting_segments: bool,
+    leaves_retry: Retry,
+    segments_retry: Retry,
+    offers: VecDeque<Offer>,
+    learned: VecDeque<Learned>,
+}
+
+impl Lists {
+    pub(super) fn new(tree: ContentTree, id: Option<ContentId>, is_pinned: bool) -> Self {
+        assert!(id.is_some() || !is_pinned, "a pinned content has an id");
+        let mut lists = Self {
+            tree,
+            id: None,
+            is_pinned,
+            segments: None,
+            known: BTreeMap::new(),
+            parts: BTreeMap::new(),
+            provisional: BTreeMap::new(),
+            needed: BTreeMap::new(),
+            newest: 0,
+            is_in_cast: false,
+            in_flight: Vec::new(),
+            is_requesting_segments: false,
+            leaves_retry: Retry::default(),
+            segments_retry: Retry::default(),
+            offers: VecDeque::new(),
+            learned: VecDeque::new(),
+        };
+        if let Some(id) = id {
+            lists.adopt(id);
+        }
+        lists
+    }
+
+    /// Asserts what holds between any two calls.
+    fn assert_invariants(&self) {
+        assert!(self.segments.is_none() || self.id.is_some(), "values that no content id proves");
+        assert!(
+            self.segments.is_none() || self.provisional.is_empty(),
+            "leaf lists are provisional although the content id is known"
+        );
+        debug_assert!(
+            self.needed.keys().all(|segment| !self.known.contains_key(segment)),
+            "a list is requested that is known"
+        );
+        debug_assert!(self.in_flight.len() <= REQUESTS);
+    }
+
+    /// Takes the content id. A file of one segment or one leaf needs no lists above it: the value
+    /// of the whole file is the content id.
+    fn adopt(&mut self, id: ContentId) {
+        self.id = Some(id);
+        if self.tree.segments() <= 1 {
+            let values: Vec<_> = (0..self.tree.segments()).map(|_| *id.as_bytes()).collect();
+            self.adopt_segments(values.into());
+        }
+        if self.tree.leaves() == 1 {
+            self.learn(0, [*id.as_bytes()].into());
+        }
+    }
+
+    fn adopt_segments(&mut self, values: Arc<[Value]>) {
+        for (segment, value) in std::mem::take(&mut self.provisional) {
+            if values[index(segment)] != value {
+                self.known.remove(&segment);
+                self.offers.push_back(Offer::Refuted(segment));
+            }
+        }
+        self.learned.push_back(Learned::Segments(values.clone()));
+        self.segments = Some(values);
+        // A pinned content's lists were of no use before.
+        self.offers.extend(self.known.keys().map(|segment| Offer::Known(*segment)));
+        let whole: Vec<_> = self.parts.keys().copied().collect();
+        for segment in whole {
+            self.take_parts(segment);
+        }
+    }
+
+    fn learn(&mut self, segment: u64, values: Arc<[Value]>) {
+        self.learned.push_back(Learned::Leaves(segment, values.clone()));
+        self.known.insert(segment, values);
+        self.needed.remove(&segment);
+        self.parts.remove(&segment);
+        self.offers.push_back(Offer::Known(segment));
+    }
+
+    /// Sets whether the cast brings leaf lists, so that they need not be requested at once.
+    pub(super) fn set_in_cast(&mut self, is_in_cast: bool) {
+        self.is_in_cast = is_in_cast;
+    }
+
+    /// Returns the leaf list of a segment that its leaves may be checked against.
+    pub(super) fn values(&self, segment: u64) -> Option<&Arc<[Value]>> {
+        self.known.get(&segment).filter(|_| self.segments.is_some() || !self.is_pinned)
+    }
+
+    /// Handles leaves that arrived and cannot be checked without their list.
+    pub(super) fn need(&mut self, segment: u64) {
+        self.newest = self.newest.max(segment);
+        if !self.known.contains_key(&segment) {
+            self.needed.entry(segment).or_insert(Due::Undecided);
+        }
+    }
+
+    /// Handles a reader that waits for a leaf of this segment that arrived.
+    pub(super) fn want(&mut self, segment: u64) {
+        if !self.known.contains_key(&segment) {
+            self.needed.insert(segment, Due::Wanted);
+        }
+    }
+
+    /// Decides when to request lists: those that the cast brings are waited for.
+    fn decide(&mut self, now: Instant) {
+        let (newest, is_in_cast) = (self.newest, self.is_in_cast);
+        for (segment, due) in &mut self.needed {
+            let is_passed = *segment < newest;
+            *due = match *due {
+                Due::Wanted if is_in_cast => Due::At(now + READER_PATIENCE),
+                Due::Wanted => Due::At(now),
+                Due::Passing(_) | Due::Undecided if !is_in_cast => Due::At(now),
+                Due::Passing(_) | Due::Undecided if is_passed => Due::At(now + CAST_PATIENCE),
+                Due::Undecided => Due::Passing(now + STREAM_PATIENCE),
+                decided @ (Due::At(_) | Due::Passing(_)) => decided,
+            };
+        }
+    }
+
+    /// Returns the next request; `None` until [`Self::poll_timeout`].
+    pub(super) fn poll_request(&mut self, now: Instant) -> Option<ListRequest> {
+        let is_due = self.segments_retry.is_due(now);
+        if self.segments.is_none() && !self.is_requesting_segments && is_due {
+            self.is_requesting_segments = true;
+            return Some(ListRequest::Segments);
+        }
+        if self.in_flight.len() >= REQUESTS || !self.leaves_retry.is_due(now) {
+            return None;
+        }
+        self.decide(now);
+        let segments = self.due_run(now)?;
+        self.in_flight.push(segments.clone());
+        self.assert_invariants();
+        Some(ListRequest::Leaves(segments))
+    }
+
+    /// Returns the lowest run of segments whose lists are due.
+    fn due_run(&self, now: Instant) -> Option<Range<u64>> {
+        let is_asked = |segment: u64| self.in_flight.iter().any(|asked| asked.contains(&segment));
+        let is_due = |due: Due| due.at().is_some_and(|at| at <= now);
+        let mut due = (self.needed.iter())
+            .filter(|(segment, due)| is_due(**due) && !is_asked(**segment))
+            .map(|(segment, _)| *segment);
+        let first = due.next()?;
+        let run = (first + 1..).zip(due).take_while(|(next, segment)| next == segment);
+        Some(first..first + 1 + run.take(index(REQUEST_SEGMENTS - 1)).count() as u64)
+    }
+
+    /// Handles a request that failed for a reason that may pass.
+    pub(super) fn handle_failed(&mut self, request: &ListRequest, after: Duration, now: Instant) {
+        match request {
+            ListRequest::Segments => {
+                self.is_requesting_segments = false;
+                self.segments_retry.failed(after, now);
+            }
+            ListRequest::Leaves(segments) => {
+                self.in_flight.retain(|asked| asked != segments);
+                self.leaves_retry.failed(after, now);
+            }
+        }
+    }
+
+    /// Handles the content id that the server named.
+    pub(super) fn handle_id(&mut self, id: ContentId) -> Result<(), ListsError> {
+        match self.id {
+            Some(known) if known != id => return Err(ListsError::OtherContent(id)),
+            Some(_) => {}
+            None => self.adopt(id),
+        }
+        self.assert_invariants();
+        Ok(())
+    }
+
+    /// Handles the values of all segments. While the server hashes the file, it does not know the
+    /// content id, and perhaps not all values.
+    pub(super) fn handle_segments(
+        &mut self,
+        values: &[Value],
+        now: Instant,
+    ) -> Result<(), ListsError> {
+        self.is_requesting_segments = false;
+        let Some(id) = self.id else {
+            self.segments_retry.failed(Duration::ZERO, now);
+            return Ok(());
+        };
+        if values.len() as u64 != self.tree.segments() {
+            return Err(ListsError::Length);
+        }
+        if self.tree.content_id(values) != id {
+            return Err(ListsError::Contradiction);
+        }
+        if self.segments.is_none() {
+            self.adopt_segments(values.into());
+        }
+        self.assert_invariants();
+        Ok(())
+    }
+
+    /// Handles the answer to a request for the leaf lists of `segments`. It may cover fewer of them.
+    pub(super) fn handle_leaves(
+        &mut self,
+        segments: &Range<u64>,
+        values: &[Value],
+        now: Instant,
+    ) -> Result<(), ListsError> {
+        self.in_flight.retain(|asked| asked != segments);
+        if values.is_empty() {
+            self.leaves_retry.failed(Duration::ZERO, now);
+        } else {
+            self.leaves_retry = Retry::default();
+        }
+        let mut rest = values;
+        for segment in segments.clone() {
+            let leaves = self.tree.leaves_of(segment);
+            let count = index(leaves.end - leaves.start);
+            if rest.is_empty() {
+                break;
+            }
+            let (own, others) = rest.split_at_checked(count).ok_or(ListsError::Length)?;
+            self.take(segment, own)?;
+            rest = others;
+        }
+        self.assert_invariants();
+        if rest.is_empty() { Ok(()) } else { Err(ListsError::Length) }
+    }
+
+    /// Handles the hashes that an earlier use left for a request, if they are proven. Returns whether
+    /// they are.
+    pub(super) fn handle_stored(&mut self, request: &ListRequest, values: &[Value]) -> bool {
+        let (Some(id), count) = (self.id, values.len() as u64) else { return false };
+        match request {
+            ListRequest::Segments => {
+                let is_proven = count == self.tree.segments() && self.tree.content_id(values) == id;
+                if is_proven {
+                    self.is_requesting_segments = false;
+                    self.adopt_segments(values.into());
+                }
+                is_proven
+            }
+            ListRequest::Leaves(segments) => {
+                let Some(proven) = self.segments.clone() else { return false };
+                let mut rest = values;
+                let mut lists = Vec::new();
+                for segment in segments.clone() {
+                    let leaves = self.tree.leaves_of(segment);
+                    let split = rest.split_at_checked(index(leaves.end - leaves.start));
+                    let Some((own, others)) = split else { return false };
+                    if self.tree.segment_value(segment, own) != proven[index(segment)] {
+                        return false;
+                    }
+                    lists.push((segment, own));
+                    rest = others;
+                }
+                self.in_flight.retain(|asked| asked != segments);
+                for (segment, values) in lists {
+                    self.learn(segment, values.into());
+                }
+                rest.is_empty()
+            }
+        }
+    }
+
+    /// Takes the leaf list of a segment from the control connection.
+    fn take(&mut self, segment: u64, values: &[Value]) -> Result<(), ListsError> {
+        if self.known.contains_key(&segment) {
+            return Ok(());
+        }
+        let value = self.tree.segment_value(segment, values);
+        match &self.segments {
+            Some(segments) if segments[index(segment)] != value => {
+                return Err(ListsError::Contradiction);
+            }
+            Some(_) => {}
+            None => {
+                self.provisional.insert(segment, value);
+            }
+        }
+        self.learn(segment, values.into());
+        Ok(())
+    }
+
+    /// Handles a part of a leaf list that came in the cast. Returns whether it is of use.
+    pub(super) fn handle_part(&mut self, segment: u64, first: u64, values: &[Value]) -> bool {
+        let leaves = self.tree.leaves_of(segment);
+        let count = leaves.end - leaves.start;
+        let end = first.saturating_add(values.len() as u64);
+        if self.known.contains_key(&segment) || values.is_empty() || end > count {
+            return false;
+        }
+        let empty = || Parts { values: vec![[0; 32]; index(count)], present: LeafBits::default() };
+        let parts = self.parts.entry(segment).or_insert_with(empty);
+        let mut is_new = false;
+        for (leaf, value) in (first..end).zip(values) {
+            if parts.present.insert(leaf) {
+                parts.values[index(leaf)] = *value;
+                is_new = true;
+            }
+        }
+        self.take_parts(segment);
+        is_new
+    }
+
+    /// Uses the parts of a leaf list if all came and it can be proven. If one of them is forged, the
+    /// list is requested.
+    fn take_parts(&mut self, segment: u64) {
+        let (Some(segments), Some(parts)) = (&self.segments, self.parts.get(&segment)) else {
+            return;
+        };
+        if parts.present.len() < parts.values.len() as u64 {
+            return;
+        }
+        if self.tree.segment_value(segment, &parts.values) == segments[index(segment)] {
+            let values = parts.values.as_slice().into();
+            self.learn(segment, values);
+        } else {
+            self.parts.remove(&segment);
+        }
+    }
+
+    /// Handles that all leaves of a segment are verified: its list is of no more use.
+    pub(super) fn handle_verified(&mut self, segment: u64) {
+        self.known.remove(&segment);
+        self.needed.remove(&segment);
+        self.parts.remove(&segment);
+    }
+
+    /// Returns hashes that became known since the last call.
+    pub(super) fn poll_learned(&mut self) -> Option<Learned> {
+        self.learned.pop_front()
+    }
+
+    /// Whether hashes are needed that did not come yet.
+    pub(super) fn is_busy(&self) -> bool {
+        !self.is_proven() || !self.needed.is_empty() || !self.in_flight.is_empty()
+    }
+
+    /// Returns the next change.
+    pub(super) fn poll_offer(&mut self) -> Option<Offer> {
+        self.offers.pop_front()
+    }
+
+    /// When [`Self::poll_request`] is due.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        let segments = (self.segments.is_none() && !self.is_requesting_segments)
+            .then_some(self.segments_retry.at)
+            .flatten();
+        let is_asked = |segment: u64| self.in_flight.iter().any(|asked| asked.contains(&segment));
+        let leaves = self.needed.iter().filter(|(segment, _)| !is_asked(**segment));
+        let leaves = leaves.filter_map(|(_, due)| due.at()).min();
+        let leaves = leaves.filter(|_| self.in_flight.len() < REQUESTS);
+        let leaves = leaves.map(|at| self.leaves_retry.at.map_or(at, |retry| retry.max(at)));
+        [segments, leaves].into_iter().flatten().min()
+    }
+
+    /// Whether the content id proves every list that was used.
+    pub(super) fn is_proven(&self) -> bool {
+        self.segments.is_some() || self.tree.segments() == 0
+    }
+}

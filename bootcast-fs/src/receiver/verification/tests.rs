@@ -1,0 +1,300 @@
+use bootcast_proto::Manifest;
+use bootcast_proto::manifest::SEGMENT_BYTES;
+use proptest::prelude::*;
+
+use super::lists::{CAST_PATIENCE, READER_PATIENCE, STREAM_PATIENCE};
+use super::*;
+
+const MS: Duration = Duration::from_millis(1);
+
+/// A file and its manifest.
+struct File {
+    bytes: Vec<u8>,
+    manifest: Manifest,
+}
+
+impl File {
+    fn new(size: u64) -> Self {
+        let bytes: Vec<u8> = (0..size).map(|at| u8::try_from(at * 31 % 251).unwrap()).collect();
+        let tree = ContentTree::new(size);
+        let leaf = |leaf| tree.leaf_value(leaf, &bytes[range(&tree.leaf(leaf))]);
+        let leaves = (0..tree.leaves()).map(leaf).collect();
+        Self { manifest: Manifest::new(tree, leaves), bytes }
+    }
+
+    fn verification(&self, knows_id: bool) -> Verification {
+        let id = knows_id.then(|| self.manifest.id());
+        Verification::new(*self.manifest.tree(), id, false)
+    }
+
+    fn leaves(&self, segments: &Range<u64>) -> &[Value] {
+        let tree = self.manifest.tree();
+        let end = tree.leaves_of(segments.end - 1).end;
+        &self.manifest.leaves()[range(&(tree.leaves_of(segments.start).start..end))]
+    }
+
+    /// Answers every request of the client.
+    fn answer(&self, verification: &mut Verification, now: Instant) {
+        while let Some(request) = verification.poll_request(now) {
+            match &request {
+                ListRequest::Segments => {
+                    verification.handle_id(self.manifest.id()).unwrap();
+                    verification.handle_lists(&request, self.manifest.segments(), now).unwrap();
+                }
+                ListRequest::Leaves(segments) => {
+                    let values = self.leaves(segments);
+                    verification.handle_lists(&request, values, now).unwrap();
+                }
+            }
+        }
+    }
+}
+
+/// Runs every check on `stored`. Returns the number of checks.
+fn check(verification: &mut Verification, stored: &[u8], now: Instant) -> usize {
+    let checks = std::iter::from_fn(|| {
+        let check = verification.poll_check()?;
+        let wrong = check.wrong_leaves(&stored[range(&check.bytes())]);
+        verification.handle_checked(&check, &wrong, now);
+        Some(())
+    });
+    checks.count()
+}
+
+fn range(range: &Range<u64>) -> Range<usize> {
+    index(range.start)..index(range.end)
+}
+
+fn everything(_: &Range<u64>) -> bool {
+    true
+}
+
+#[test]
+fn a_leaf_is_read_when_all_of_its_pages_came_and_its_hash_is_right() {
+    let (file, now) = (File::new(100_000), Instant::now());
+    let mut verification = file.verification(true);
+    let held = |bytes: &Range<u64>| bytes.end <= 40_000;
+    verification.handle_arrived(&(0..40_000), held);
+    assert!(!verification.has_verified(&(0..1)));
+    file.answer(&mut verification, now);
+    assert_eq!(check(&mut verification, &file.bytes, now), 1);
+    assert!(verification.has_verified(&(0..32_768)));
+    assert!(!verification.has_verified(&(32_768..32_769)));
+    assert_eq!(verification.contiguous(), 32_768);
+    verification.handle_arrived(&(40_000..100_000), everything);
+    check(&mut verification, &file.bytes, now);
+    assert!(verification.is_complete() && verification.has_verified(&(0..u64::MAX)));
+}
+
+#[test]
+fn a_wrong_leaf_is_never_read_and_fetched_until_it_is_right() {
+    let (file, now) = (File::new(SEGMENT_BYTES + 50_000), Instant::now());
+    let mut verification = file.verification(true);
+    let mut stored = file.bytes.clone();
+    stored[20_000] ^= 1;
+    verification.handle_arrived(&(0..file.bytes.len() as u64), everything);
+    file.answer(&mut verification, now);
+    check(&mut verification, &stored, now);
+    assert_eq!(verification.wrong_total(), 1);
+    assert!(!verification.has_verified(&(16_384..16_385)) && !verification.is_complete());
+    let replacement = verification.poll_replacement(now).unwrap();
+    assert_eq!(replacement.bytes(), 16_384..32_768);
+    assert!(!replacement.is_right(&stored[16_384..32_768]));
+    assert!(verification.poll_replacement(now).is_none());
+    verification.handle_replaced(&replacement, Replaced::Wrong, now);
+    assert_eq!(verification.refuted(&(0..20_000)), Some(Refuted));
+    let later = verification.poll_timeout().unwrap();
+    verification.handle_timeout(later);
+    assert_eq!(verification.refuted(&(0..20_000)), None);
+    let replacement = verification.poll_replacement(later).unwrap();
+    assert!(replacement.is_right(&file.bytes[16_384..32_768]));
+    verification.handle_replaced(&replacement, Replaced::Stored, later);
+    assert!(verification.is_complete());
+}
+
+#[test]
+fn the_value_of_a_small_file_is_its_content_id_and_no_list_is_requested() {
+    for size in [0, 1, LEAF_BYTES] {
+        let (file, now) = (File::new(size), Instant::now());
+        let mut verification = file.verification(true);
+        verification.handle_arrived(&(0..size), everything);
+        check(&mut verification, &file.bytes, now);
+        assert!(verification.is_complete(), "{size}");
+        assert_eq!(verification.poll_request(now), None, "{size}");
+    }
+}
+
+#[test]
+fn before_the_content_id_is_known_lists_of_the_server_count_for_now() {
+    let (file, now) = (File::new(SEGMENT_BYTES * 2), Instant::now());
+    let mut verification = file.verification(false);
+    verification.handle_arrived(&(0..SEGMENT_BYTES), everything);
+    assert_eq!(verification.poll_request(now), Some(ListRequest::Segments));
+    verification.handle_request_failed(&ListRequest::Segments, Duration::ZERO, now);
+    assert_eq!(verification.poll_request(now), Some(ListRequest::Leaves(0..1)));
+    verification.handle_lists(&ListRequest::Leaves(0..1), file.leaves(&(0..1)), now).unwrap();
+    check(&mut verification, &file.bytes, now);
+    assert!(verification.has_verified(&(0..SEGMENT_BYTES)));
+    verification.handle_arrived(&(0..SEGMENT_BYTES * 2), everything);
+    file.answer(&mut verification, now);
+    check(&mut verification, &file.bytes, now);
+    assert!(!verification.is_complete(), "the content id proves nothing yet");
+    let due = verification.poll_timeout().unwrap();
+    file.answer(&mut verification, due);
+    assert!(verification.is_complete());
+}
+
+#[test]
+fn what_was_verified_against_a_false_list_is_checked_again() {
+    let (file, now) = (File::new(SEGMENT_BYTES * 2), Instant::now());
+    let mut other = File::new(SEGMENT_BYTES * 2);
+    other.bytes[5] ^= 1;
+    let mut leaves = file.manifest.leaves().to_vec();
+    leaves[0] = file.manifest.tree().leaf_value(0, &other.bytes[..index(LEAF_BYTES)]);
+    let mut verification = file.verification(false);
+    verification.handle_arrived(&(0..SEGMENT_BYTES), everything);
+    verification.handle_lists(&ListRequest::Leaves(0..1), &leaves[..256], now).unwrap();
+    check(&mut verification, &other.bytes, now);
+    assert!(verification.has_verified(&(0..SEGMENT_BYTES)));
+    file.answer(&mut verification, now);
+    assert!(!verification.has_verified(&(0..1)));
+    file.answer(&mut verification, now);
+    check(&mut verification, &other.bytes, now);
+    assert!(!verification.has_verified(&(0..1)) && verification.has_verified(&(16_384..99_999)));
+    assert_eq!(verification.wrong_total(), 1);
+}
+
+#[test]
+fn a_pinned_content_is_not_read_before_it_is_proven() {
+    let (file, now) = (File::new(SEGMENT_BYTES * 2), Instant::now());
+    let other = File::new(SEGMENT_BYTES * 2 - 1);
+    let mut verification = Verification::new(*file.manifest.tree(), Some(file.manifest.id()), true);
+    verification.handle_arrived(&(0..SEGMENT_BYTES * 2), everything);
+    verification.handle_lists(&ListRequest::Leaves(0..1), file.leaves(&(0..1)), now).unwrap();
+    assert_eq!(check(&mut verification, &file.bytes, now), 0);
+    assert_eq!(
+        verification.handle_id(other.manifest.id()),
+        Err(ListsError::OtherContent(other.manifest.id()))
+    );
+    let wrong = verification.handle_lists(&ListRequest::Segments, &[[1; 32], [2; 32]], now);
+    assert_eq!(wrong, Err(ListsError::Contradiction));
+    file.answer(&mut verification, now);
+    check(&mut verification, &file.bytes, now);
+    assert!(verification.is_complete());
+}
+
+#[test]
+fn a_list_in_the_cast_is_used_when_all_parts_came_and_none_is_forged() {
+    let (file, now) = (File::new(SEGMENT_BYTES * 2), Instant::now());
+    let mut verification = file.verification(true);
+    verification.set_lists_in_cast(true);
+    let leaves = file.leaves(&(0..1));
+    assert!(verification.handle_cast_leaves(0, 0, &leaves[..200]));
+    assert!(!verification.handle_cast_leaves(0, 0, &leaves[..200]), "nothing new");
+    assert!(!verification.handle_cast_leaves(2, 0, &leaves[..1]), "no such segment");
+    assert!(!verification.handle_cast_leaves(0, 200, leaves), "too many values");
+    assert!(verification.handle_cast_leaves(0, 200, &[[7; 32]; 56]));
+    verification.handle_arrived(&(0..SEGMENT_BYTES), everything);
+    assert_eq!(verification.poll_request(now), Some(ListRequest::Segments));
+    verification.handle_lists(&ListRequest::Segments, file.manifest.segments(), now).unwrap();
+    assert_eq!(check(&mut verification, &file.bytes, now), 0, "a forged list");
+    for first in (0..256).step_by(32) {
+        let values = &leaves[first..first + 32];
+        assert!(verification.handle_cast_leaves(0, first as u64, values));
+    }
+    assert_eq!(verification.poll_request(now + 999 * MS), None, "the list came");
+    check(&mut verification, &file.bytes, now);
+    assert!(verification.has_verified(&(0..SEGMENT_BYTES)));
+}
+
+#[test]
+fn a_list_that_was_lost_in_the_cast_is_requested_when_the_stream_has_passed() {
+    let (file, now) = (File::new(SEGMENT_BYTES * 40), Instant::now());
+    let mut verification = file.verification(true);
+    verification.set_lists_in_cast(true);
+    file.answer(&mut verification, now);
+    verification.handle_arrived(&(0..SEGMENT_BYTES), everything);
+    assert_eq!(verification.poll_request(now + CAST_PATIENCE), None, "the second copy may come");
+    verification.handle_arrived(&(0..SEGMENT_BYTES * 20 + LEAF_BYTES), everything);
+    assert_eq!(verification.poll_request(now + CAST_PATIENCE), None);
+    let due = now + 2 * CAST_PATIENCE;
+    assert_eq!(verification.poll_timeout(), Some(due));
+    assert_eq!(verification.poll_request(due), Some(ListRequest::Leaves(0..16)));
+    assert_eq!(verification.poll_request(due), Some(ListRequest::Leaves(16..20)));
+    assert_eq!(verification.poll_request(due), None);
+    verification.handle_request_failed(&ListRequest::Leaves(0..16), Duration::ZERO, due);
+    let again = verification.poll_timeout().unwrap();
+    assert_eq!(verification.poll_request(again), Some(ListRequest::Leaves(0..16)));
+    let stuck = now + CAST_PATIENCE + STREAM_PATIENCE;
+    assert_eq!(verification.poll_request(stuck), Some(ListRequest::Leaves(20..21)));
+}
+
+#[test]
+fn for_a_reader_a_list_is_requested_soon_and_without_a_cast_at_once() {
+    let (file, now) = (File::new(SEGMENT_BYTES * 40), Instant::now());
+    for is_in_cast in [true, false] {
+        let mut verification = file.verification(true);
+        verification.set_lists_in_cast(is_in_cast);
+        file.answer(&mut verification, now);
+        let leaf = SEGMENT_BYTES * 30..SEGMENT_BYTES * 30 + LEAF_BYTES;
+        verification.handle_read(&leaf);
+        assert_eq!(verification.poll_request(now), None, "the leaf is not here");
+        verification.handle_arrived(&leaf, |bytes| *bytes == leaf);
+        let patience = if is_in_cast { READER_PATIENCE } else { Duration::ZERO };
+        assert_eq!(verification.poll_request(now).is_none(), is_in_cast);
+        if is_in_cast {
+            let request = verification.poll_request(now + patience);
+            assert_eq!(request, Some(ListRequest::Leaves(30..31)));
+        }
+    }
+}
+
+#[test]
+fn readers_are_served_before_the_stream() {
+    let (file, now) = (File::new(SEGMENT_BYTES), Instant::now());
+    let mut verification = file.verification(true);
+    file.answer(&mut verification, now);
+    verification.handle_lists(&ListRequest::Leaves(0..1), file.leaves(&(0..1)), now).unwrap();
+    verification.handle_read(&(200 * LEAF_BYTES..200 * LEAF_BYTES + 9));
+    verification.handle_arrived(&(0..SEGMENT_BYTES), everything);
+    assert_eq!(verification.poll_check().unwrap().bytes().start, 200 * LEAF_BYTES);
+    assert_eq!(verification.poll_check().unwrap().bytes().start, 0);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+    #[test]
+    fn only_right_bytes_are_verified_whatever_arrives_in_whatever_order(
+        size in 1..3 * SEGMENT_BYTES,
+        parts in proptest::collection::vec((0u64..1000, 0u64..500), 1..20),
+        flips in proptest::collection::vec(0u64..1000, 0..6),
+        restores in 0usize..20,
+    ) {
+        let (file, now) = (File::new(size), Instant::now());
+        let mut stored = file.bytes.clone();
+        let at = |share: u64| share * size / 1000;
+        for flip in flips {
+            stored[index(at(flip).min(size - 1))] ^= 1;
+        }
+        let mut verification = file.verification(true);
+        let mut arrived = vec![false; stored.len()];
+        for (step, (start, len)) in parts.into_iter().enumerate() {
+            let bytes = at(start)..(at(start) + at(len)).min(size);
+            arrived[range(&bytes)].fill(true);
+            let holds = |it: &Range<u64>| arrived[range(it)].iter().all(|is_here| *is_here);
+            if step == restores {
+                verification.handle_restored(holds);
+            } else {
+                verification.handle_arrived(&bytes, holds);
+            }
+            file.answer(&mut verification, now);
+            check(&mut verification, &stored, now);
+            let tree = file.manifest.tree();
+            for leaf in 0..tree.leaves() {
+                let bytes = tree.leaf(leaf);
+                let is_right = stored[range(&bytes)] == file.bytes[range(&bytes)];
+                prop_assert_eq!(verification.has_verified(&bytes), holds(&bytes) && is_right);
+            }
+        }
+    }
+}
