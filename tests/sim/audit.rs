@@ -24,6 +24,8 @@ pub(super) struct ServerAudit {
     start: Instant,
     /// The newest cast. Its counts follow.
     cast: Option<CastId>,
+    /// Number of casts.
+    casts: u32,
     /// Number of symbols sent of each block.
     symbols: BTreeMap<BlockIndex, u32>,
     /// Number of the next beacon.
@@ -43,6 +45,7 @@ impl ServerAudit {
             ceiling,
             start,
             cast: None,
+            casts: 0,
             symbols: BTreeMap::new(),
             next_beacon: 0,
             datagrams: 0,
@@ -55,6 +58,7 @@ impl ServerAudit {
     pub(super) fn check(&mut self, transmit: &Transmit, burst: &Burst, now: Instant) {
         let Transmit { cast, group, content, .. } = transmit;
         if Some(*cast) > self.cast {
+            self.casts += 1;
             self.cast = Some(*cast);
             (self.next_beacon, self.datagrams) = (0, 0);
             self.symbols.clear();
@@ -122,6 +126,16 @@ impl ServerAudit {
         let allowed = self.ceiling.bytes_in(now - self.start + depth);
         let paced = self.wire - self.ends_wire;
         assert!(paced <= allowed, "{paced} bytes at {}, not {allowed}", self.ceiling);
+    }
+
+    /// Checks that a client stored no symbol that was not sent. The symbols of former casts are not
+    /// known any more.
+    pub(super) fn check_symbols(&self, client: &ClientAudit) {
+        for (block, stored) in client.symbols.iter().filter(|_| self.casts == 1) {
+            let sent = self.symbols.get(block).copied().unwrap_or_default();
+            let forged = stored.checked_shr(sent).unwrap_or_default();
+            assert!(forged == 0, "symbols of block {block} were never sent");
+        }
     }
 
     /// Checks that the server counts what it sends.

@@ -260,6 +260,11 @@ impl Client {
         self.audit.manifest_bytes(file)
     }
 
+    /// What it stored.
+    pub(super) fn audit(&self) -> &ClientAudit {
+        &self.audit
+    }
+
     /// Checks that it has the file, and has left the group.
     pub(super) fn check_complete(&self, file: &Geometry) {
         self.audit.check_complete(self.receiver.size(), self.receiver.counters(), file);

@@ -8,6 +8,7 @@
 //! | `server`, `client` | drivers of the real server and client |
 //! | `core` | the network core: a link that all receivers share |
 //! | `link` | the link of each receiver |
+//! | `intruder` | a host that sends in the server's name |
 //! | `audit` | checks of what the server sends and what a client stores |
 //! | `outcome` | results, as lines of a table |
 //! | `table` | the scenarios of `scenarios.txt`, and those of the goals |
@@ -20,6 +21,7 @@ mod burst;
 mod client;
 mod core;
 mod event_queue;
+mod intruder;
 mod link;
 mod outcome;
 mod random;
@@ -29,6 +31,7 @@ pub mod table;
 mod world;
 
 pub use core::CoreKind;
+pub use intruder::IntruderKind;
 pub use link::{LinkKind, Loss};
 pub use outcome::{HEADER, Outcome};
 pub use scenario::{Crowd, Scenario, Stalls};

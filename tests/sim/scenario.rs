@@ -7,6 +7,7 @@ use bootcast_proto::BitRate;
 use bootcast_server::cast::CeilingSource;
 
 use super::core::CoreKind;
+use super::intruder::IntruderKind;
 use super::link::LinkKind;
 
 /// One simulated cast.
@@ -28,6 +29,8 @@ pub struct Scenario {
     pub control_loss: f64,
     /// Whether the server knows the manifest, and all extended receivers ask for leaf lists.
     pub leaf_lists: bool,
+    /// Host that sends in the server's name; `None`: there is none.
+    pub intruder: Option<IntruderKind>,
     /// Receivers of the file, grouped by kind.
     pub crowds: Vec<Crowd>,
     /// Seed of every random decision. Equal seeds give equal runs.
@@ -75,6 +78,7 @@ impl Scenario {
             core: None,
             rtt: Duration::from_millis(1),
             control_loss: 0.0,
+            intruder: None,
             leaf_lists: false,
             crowds,
             seed: 1,

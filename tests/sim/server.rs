@@ -16,7 +16,7 @@ use bootcast_server::cast::{
     CastPolicy, GroupPool, MemberKind, RepairSettings, Scheduler, Sending, Settings, Symbol,
 };
 
-use super::audit::ServerAudit;
+use super::audit::{ClientAudit, ServerAudit};
 use super::burst::{Burst, Channel};
 use super::random::Random;
 use super::scenario::Scenario;
@@ -158,6 +158,11 @@ impl Server {
     /// Time at which [`Self::wake`] must be called next.
     pub(super) fn next_wake(&self) -> Option<Instant> {
         self.scheduler.poll_timeout()
+    }
+
+    /// Checks that a client stored no symbol that was not sent.
+    pub(super) fn check_symbols(&self, client: &ClientAudit) {
+        self.audit.check_symbols(client);
     }
 
     /// Whether a cast runs.

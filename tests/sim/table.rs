@@ -5,6 +5,7 @@ use std::time::Duration;
 use bootcast_server::cast::CeilingSource;
 
 use super::core::CoreKind;
+use super::intruder::IntruderKind;
 use super::link::{LinkKind, Loss};
 use super::scenario::{Crowd, Scenario, Stalls};
 
@@ -32,7 +33,19 @@ pub fn reviewed() -> Vec<Scenario> {
     table.push(rough_control(SMALL, 100));
     table.extend(rates(LARGE, 40));
     table.extend(slow_machines(LARGE));
+    table.extend(intruders(SMALL, 50));
     table
+}
+
+/// Returns scenarios with a host that sends in the server's name. Few receivers lose so much that
+/// they cannot do without reports.
+fn intruders(pages: u32, clients: usize) -> [Scenario; 2] {
+    [("replayer", IntruderKind::Replayer), ("thief of time", IntruderKind::Thief)].map(
+        |(name, kind)| {
+            let crowds = vec![Crowd::new(clients, lossy(1.0)), Crowd::new(2, lossy(40.0))];
+            Scenario { intruder: Some(kind), ..Scenario::new(name, pages, crowds) }
+        },
+    )
 }
 
 /// Returns the scenarios for which the goals are stated. They take minutes in a release build.

@@ -7,6 +7,7 @@ use super::burst::Burst;
 use super::client::{Answer, Client, Request};
 use super::core::Core;
 use super::event_queue::EventQueue;
+use super::intruder::{Intruder, TURN};
 use super::link::{Delivery, Link, Mask, SharedLoss, all};
 use super::outcome::Outcome;
 use super::random::Random;
@@ -51,6 +52,8 @@ enum Event {
     ClientStalls(usize),
     /// A client ends its pause.
     ClientResumes(usize),
+    /// An intruder sends something.
+    IntruderTurn,
 }
 
 /// A running simulation.
@@ -66,6 +69,7 @@ struct World<'a> {
     wakes_for_nothing: u32,
     clients: Vec<Client>,
     core: Option<Core>,
+    intruder: Option<Intruder>,
     /// Switch ports at which loss is shared.
     ports: Vec<SharedLoss>,
     random: Random,
@@ -107,6 +111,7 @@ impl<'a> World<'a> {
             wakes_for_nothing: 0,
             clients: Vec::new(),
             core: scenario.core.map(|kind| Core::new(kind, now)),
+            intruder: None,
             ports: Vec::new(),
             random: Random::new(scenario.seed, 2),
             outcome: Outcome::new(scenario),
@@ -114,6 +119,11 @@ impl<'a> World<'a> {
         };
         for crowd in 0..scenario.crowds.len() {
             world.add_crowd(crowd);
+        }
+        if let Some(kind) = scenario.intruder {
+            let random = Random::new(scenario.seed, 3);
+            world.intruder = Some(Intruder::new(kind, world.server.geometry(), random));
+            world.events.schedule(now, Event::IntruderTurn);
         }
         world
     }
@@ -177,11 +187,21 @@ impl<'a> World<'a> {
                 }
             }
             Event::ClientStalls(index) => self.stall(index),
+            Event::IntruderTurn => self.intrude(),
             Event::ClientResumes(index) => {
                 self.clients[index].resume(self.now);
                 self.after_client_event(index);
             }
         }
+    }
+
+    /// Sends what the intruder sends, past the core, for as long as a client lacks something.
+    fn intrude(&mut self) {
+        let Some(intruder) = self.intruder.as_mut().filter(|_| self.incomplete > 0) else { return };
+        for burst in intruder.take_turn() {
+            self.distribute(&burst, 0);
+        }
+        self.events.schedule(self.now + TURN, Event::IntruderTurn);
     }
 
     /// Sends a burst through the core, if there is one.
@@ -326,7 +346,11 @@ impl<'a> World<'a> {
         let name = &self.scenario.name;
         assert!(self.wakes_for_nothing < MAX_WAKES_FOR_NOTHING, "{name}: the server spins");
         for burst in bursts {
-            self.events.schedule(self.now + DELAY, Event::BurstAtCore(Rc::new(burst)));
+            let burst = Rc::new(burst);
+            if let Some(intruder) = &mut self.intruder {
+                intruder.record(&burst);
+            }
+            self.events.schedule(self.now + DELAY, Event::BurstAtCore(burst));
         }
         if let Some(at) = wake
             && self.server_timer.is_none_or(|scheduled| at < scheduled)
@@ -343,6 +367,7 @@ impl<'a> World<'a> {
         assert_eq!(self.incomplete, 0, "{name}: living members without all pages");
         for client in self.clients.iter().filter(|client| client.completed_at.is_some()) {
             client.check_complete(self.server.geometry());
+            self.server.check_symbols(client.audit());
             self.outcome.record_manifest(client.manifest_bytes(self.server.geometry()));
         }
         self.outcome.record_end(self.server.sent());

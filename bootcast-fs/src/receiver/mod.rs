@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | [`Session`] | when to be a member, which datagrams to believe | membership, gate, ends |
 //! | [`Content`] | which version this is, and which pages are here | assembly, unreadable |
-//! | [`RepairLoop`] | which blocks to rebuild, what to report | repair, reporter, `loss_meter` |
+//! | [`RepairLoop`] | which blocks to rebuild, what to report | repair, reporter, trust |
 //! | [`DemandLoop`] | which pages to ask for | demand, reads, `stream_position` |
 //! | [`Rescue`] | what to fetch over HTTP, and when | hearing, deafness, fetches |
 //!
@@ -37,6 +37,7 @@ mod reporter;
 mod rescue;
 mod session;
 mod stream_position;
+mod trust;
 mod unreadable;
 mod verification;
 

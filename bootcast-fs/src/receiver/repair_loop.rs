@@ -12,9 +12,8 @@ use super::loss_meter::LossMeter;
 use super::repair::{DecodePlan, Repair, SymbolArrival};
 use super::reporter::Reporter;
 use super::rescue::ReportState;
+use super::trust::Trust;
 
-/// Time without progress after which a member takes what beacons say for false.
-const DISTRUST: Duration = Duration::from_secs(20);
 /// Upper bound of the time from a report's timer to its promise.
 const REPORT_DELAY: Duration = Duration::from_millis(50);
 
@@ -90,8 +89,7 @@ pub(super) struct RepairLoop {
     /// Whether, by the newest beacon, sending the promised symbols takes longer than answering a
     /// report.
     is_supplied: bool,
-    /// When the last new page or useful symbol arrived, or the beacons were last distrusted.
-    progressed_at: Option<Instant>,
+    trust: Trust,
 }
 
 impl RepairLoop {
@@ -105,7 +103,7 @@ impl RepairLoop {
             asked_windows: Vec::new(),
             asked_needs: Vec::new(),
             is_supplied: false,
-            progressed_at: None,
+            trust: Trust::default(),
         }
     }
 
@@ -131,7 +129,7 @@ impl RepairLoop {
         }
         self.asked_needs.clear();
         self.is_supplied = false;
-        self.progressed_at = Some(now);
+        self.trust.begin(now);
         self.meter.begin();
         self.reporter.begin(&answer.token, answer.extensions.lease, now);
         if let Some(blocks) = self.blocks.as_mut().filter(|_| resumes) {
@@ -175,7 +173,7 @@ impl RepairLoop {
     ) {
         self.meter.received();
         if is_new {
-            self.progressed_at = Some(now);
+            self.trust.progressed(now);
         }
         if let Some(blocks) = self.blocks.as_mut().filter(|_| is_streamed) {
             blocks.page_seen(page, is_new);
@@ -195,7 +193,7 @@ impl RepairLoop {
             self.meter.received();
         }
         if arrival.is_useful {
-            self.progressed_at = Some(now);
+            self.trust.progressed(now);
         }
         Some((arrival, self.round))
     }
@@ -297,8 +295,7 @@ impl RepairLoop {
     /// Whether a report should go out now; [`Self::make_report`] makes it.
     pub(super) fn is_report_due(&mut self, multicast: MulticastView, now: Instant) -> bool {
         let MulticastView { is_relied_on, is_suspect } = multicast;
-        if self.distrusts_at(is_relied_on).is_some_and(|at| at <= now) {
-            self.progressed_at = Some(now);
+        if self.believes_beacons(is_relied_on) && self.trust.lose_if_due(now) {
             self.start_over();
             self.reporter.request(now);
         }
@@ -310,10 +307,9 @@ impl RepairLoop {
                 && self.reporter.begin_counters(is_short)
     }
 
-    /// When to report all that is missing, whatever beacons say: another member may forge them.
-    fn distrusts_at(&self, is_relied_on: bool) -> Option<Instant> {
-        let believes = is_relied_on && self.blocks.is_some() && self.newest_beacon().is_some();
-        self.progressed_at.filter(|_| believes).map(|at| at + DISTRUST)
+    /// Whether beacons determine what this member reports, and when.
+    fn believes_beacons(&self, is_relied_on: bool) -> bool {
+        is_relied_on && self.blocks.is_some() && self.newest_beacon().is_some()
     }
 
     /// Makes the report that is due. `useful` is the number of pages and symbols of this membership
@@ -347,7 +343,8 @@ impl RepairLoop {
         }
         let counts = multicast.is_relied_on && !multicast.is_suspect;
         let counters = self.meter.due().filter(|_| counts);
-        let distrust = self.distrusts_at(multicast.is_relied_on);
+        let believes = self.believes_beacons(multicast.is_relied_on);
+        let distrust = self.trust.ends_at().filter(|_| believes);
         [self.reporter.poll_timeout(), counters, distrust].into_iter().flatten().min()
     }
 

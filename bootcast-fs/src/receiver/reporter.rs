@@ -7,6 +7,8 @@ use bootcast_proto::wire::Beacon;
 
 /// Pause after a report that failed.
 const RETRY: Duration = Duration::from_secs(1);
+/// Longest spread that is believed: another member may forge beacons.
+const MAX_SPREAD: Duration = Duration::from_secs(1);
 
 /// Says when a report is due.
 ///
@@ -131,7 +133,7 @@ impl Reporter {
             number: beacon.number,
             members: beacon.members,
             permit: beacon.permit,
-            spread: Duration::from_millis(beacon.spread_ms.into()),
+            spread: Duration::from_millis(beacon.spread_ms.into()).min(MAX_SPREAD),
         };
         self.newest = Some(guidance);
         match &mut self.phase {
