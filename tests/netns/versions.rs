@@ -297,3 +297,42 @@ fn an_image_that_is_rebuilt_with_equal_size_and_times_is_another_version() {
     etags.dedup();
     assert_eq!(etags.len(), 4, "each mount of other bytes is another version");
 }
+
+/// Mounts a file system that stores whole seconds on the served directory `disk`. Returns `false`
+/// if this machine cannot do that.
+fn mount_whole_seconds(lab: &Lab, size: u64) -> bool {
+    let (file, mounted) = (lab.directory().join("disk.img"), lab.served().join("disk"));
+    File::create(&file).unwrap().set_len(size).unwrap();
+    fs::create_dir_all(&mounted).unwrap();
+    // Inodes of 128 bytes have no room for nanoseconds.
+    let make = Command::new("mkfs.ext4").args(["-q", "-I", "128", text(&file)]).output();
+    let mount = ["-o", "loop", text(&file), text(&mounted)];
+    make.is_ok_and(|it| it.status.success())
+        && Command::new("mount").args(mount).status().is_ok_and(|it| it.success())
+}
+
+#[test]
+fn a_file_that_is_written_twice_within_a_whole_second_is_never_mixed() {
+    let lab = lab_or_skip!(Lab::builder());
+    if !mount_whole_seconds(&lab, mib(32)) {
+        report_skipped("no mkfs.ext4, or no loop device");
+        return;
+    }
+    let probe = lab.directory().join("probe");
+    wait_until(SOON, "a second begins", || {
+        fs::write(&probe, "").unwrap();
+        (20_000_000..200_000_000).contains(&probe.metadata().unwrap().mtime_nsec())
+    });
+    let image = lab.put("disk/image", mib(2));
+    assert_eq!(image.path.metadata().unwrap().mtime_nsec(), 0, "times are not whole seconds");
+    let bytes = fs::read(&image.path).unwrap();
+    let _server = lab.server().option("--rate", "20mbit").start();
+    let mount = lab.mount(1).option("unicast=never").start();
+    let old = File::open(mount.join("disk/image")).unwrap();
+    old.read_exact_at(&mut vec![0; CHUNK], 0).unwrap();
+
+    let new = Content::new(image.size, 77);
+    File::options().write(true).open(&image.path).unwrap().write_all_at(&new.bytes(), 0).unwrap();
+    assert_old_or_stale(&old, &bytes);
+    wait_new_version(&mount.join("disk/image"), &image, new);
+}
