@@ -139,6 +139,8 @@ pub(super) struct Verification {
     wanted: BTreeSet<u64>,
     /// Wanted leaves that can be checked, before all others.
     urgent: BTreeSet<u64>,
+    /// Number of checks in flight.
+    checks: u32,
     /// Wrong leaves, and when each may be fetched; `None` while it is being fetched.
     wrong: BTreeMap<u64, Option<Instant>>,
     /// Leaves that the server sent wrong over HTTP too, until they are tried again.
@@ -162,6 +164,7 @@ impl Verification {
             ready: BTreeSet::new(),
             wanted: BTreeSet::new(),
             urgent: BTreeSet::new(),
+            checks: 0,
             wrong: BTreeMap::new(),
             refuted: BTreeMap::new(),
             wrong_total: 0,
@@ -217,6 +220,7 @@ impl Verification {
         self.open.clear();
         self.ready.clear();
         self.urgent.clear();
+        self.checks = 0;
         self.wrong.clear();
         self.refuted.clear();
         self.is_verified.fill(false);
@@ -310,6 +314,7 @@ impl Verification {
         if known.unchecked().is_empty() {
             self.ready.remove(&segment);
         }
+        self.checks += 1;
         Some(Check { tree: self.tree, leaves, values, round: self.round })
     }
 
@@ -335,6 +340,8 @@ impl Verification {
         if check.round != self.round {
             return;
         }
+        assert!(self.checks > 0, "a check ends that did not begin");
+        self.checks -= 1;
         let segment = check.leaves.start / SEGMENT_LEAVES;
         let is_current =
             self.lists.values(segment).is_some_and(|values| Arc::ptr_eq(values, &check.values));
@@ -497,8 +504,7 @@ impl Verification {
 
     /// Whether something is to be done without a datagram: a check, a request, or their result.
     pub(super) fn is_busy(&self) -> bool {
-        let is_checking = || self.open.values().any(|segment| !segment.checking.is_empty());
-        self.has_check() || !self.wrong.is_empty() || self.lists.is_busy() || is_checking()
+        self.has_check() || self.checks > 0 || !self.wrong.is_empty() || self.lists.is_busy()
     }
 
     /// Acts on lists that became known or turned out to be wrong.
