@@ -1,13 +1,15 @@
 //! Sparse files: members that have the zero map are not sent what it shows.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
 
+use harness::binaries::binary;
 use harness::{Lab, ServerProc, digest_of, lab_or_skip, mib, wait_until};
 
 use crate::plain_peers::plain_client;
 use crate::second_implementation::extended_client;
-use crate::{TRANSFER, readers};
+use crate::{TRANSFER, readers, text};
 
 /// Bytes of each of four pieces of data.
 const PIECE: usize = 128 << 10;
@@ -69,4 +71,40 @@ fn plain_clients_and_mounts_complete_beside_a_member_with_the_zero_map() {
         assert_eq!(digest_of(output), expected, "{}", output.display());
     }
     server.wait_no_members();
+}
+
+/// Returns the bytes that a file takes on its disk, or all files below a directory.
+fn disk_bytes(path: &Path) -> u64 {
+    let own = fs::metadata(path).unwrap().blocks() * 512;
+    if !path.is_dir() {
+        return own;
+    }
+    let entries = fs::read_dir(path).unwrap().map(|entry| disk_bytes(&entry.unwrap().path()));
+    own + entries.sum::<u64>()
+}
+
+#[test]
+fn the_cache_of_a_mount_and_the_output_of_get_have_holes_for_zeros() {
+    let lab = lab_or_skip!(Lab::builder().clients(2).loss(1.0));
+    let server = serve(&lab, "200mbit");
+    let expected = digest_of(lab.served().join("image"));
+    let outputs = [1, 2].map(|k| lab.client(k).fresh_path("out"));
+    let mount = lab.mount(1).start();
+    let arguments = ["get", &lab.url("image"), "-O", text(&outputs[1])];
+    let mut running = [
+        readers::copy(lab.client(1), &mount.join("image"), &outputs[0]),
+        lab.client(2).spawn(binary("bootcast"), arguments),
+    ];
+    for client in &mut running {
+        client.wait_success(TRANSFER);
+    }
+    for output in &outputs {
+        assert_eq!(digest_of(output), expected, "{}", output.display());
+    }
+    server.wait_no_members();
+    for path in [mount.cache(), &outputs[1]] {
+        let bytes = disk_bytes(path);
+        let data = 4 * PIECE as u64;
+        assert!((data..mib(8)).contains(&bytes), "{} takes {bytes} bytes", path.display());
+    }
 }

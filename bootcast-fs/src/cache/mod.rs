@@ -20,6 +20,7 @@
 //! a nameless file (`O_TMPFILE`) instead. A content that is complete is found under any name.
 
 mod contents;
+mod holes;
 mod leaf_values;
 mod state;
 mod store;

@@ -12,7 +12,7 @@ use bootcast_proto::Etag;
 use rustix::fs::{FlockOperation, SeekFrom};
 
 use super::state::{self, HeldSnapshot, Restored};
-use super::{Cache, LeafValues, ObjectKey, Symbols, contents};
+use super::{Cache, LeafValues, ObjectKey, Symbols, contents, holes};
 
 /// Reason why a checkpoint failed.
 #[derive(Debug, thiserror::Error)]
@@ -200,8 +200,22 @@ impl Store {
         Err(io::Error::new(io::ErrorKind::StorageFull, text))
     }
 
-    /// Writes `slices` one after another, starting at `offset`.
+    /// Writes `slices` one after another, starting at `offset`. Zeros are not written where the file
+    /// has a hole, which reads as zeros.
     pub fn write_run(&self, mut slices: &mut [IoSlice<'_>], mut offset: u64) -> io::Result<()> {
+        while !slices.is_empty() {
+            let part = holes::first_part(slices);
+            let (head, rest) = std::mem::take(&mut slices).split_at_mut(part.slices);
+            if !part.is_zeros || !holes::is_hole(&self.data, offset, part.len) {
+                self.write_all(head, offset)?;
+            }
+            offset += part.len as u64;
+            slices = rest;
+        }
+        Ok(())
+    }
+
+    fn write_all(&self, mut slices: &mut [IoSlice<'_>], mut offset: u64) -> io::Result<()> {
         while !slices.is_empty() {
             let write = || rustix::io::pwritev(&self.data, slices, offset);
             let written = rustix::io::retry_on_intr(write)?;
@@ -460,6 +474,31 @@ mod tests {
         let disk = FailingDisk::default();
         store.disk = Box::new(disk.clone());
         (store, disk.0)
+    }
+
+    #[test]
+    fn zeros_stay_holes_and_replace_other_bytes() {
+        let data = tempfile::tempfile().unwrap();
+        let store = Store::transient(data, Cache::Memory);
+        let write = |bytes: &[u8], offset| {
+            store.write_run(&mut [IoSlice::new(bytes)], offset).unwrap();
+        };
+        let has_blocks = || rustix::fs::fstat(&store).unwrap().st_blocks > 0;
+        let mut expected = vec![0; 1 << 20];
+        store.set_size(1 << 20).unwrap();
+        write(&expected, 0);
+        assert!(!has_blocks(), "nothing but zeros was written");
+        for (byte, place) in [(7, 100_000..200_000), (0, 120_000..150_000)] {
+            expected[place.clone()].fill(byte);
+            write(&expected[place.clone()], place.start as u64);
+        }
+        assert!(has_blocks());
+        // The size is not known: what was not written could not be read.
+        write(&[0; 5000], 1 << 20);
+        expected.resize(expected.len() + 5000, 0);
+        let mut read = vec![1; expected.len()];
+        store.read_exact_at(&mut read, 0).unwrap();
+        assert!(read == expected);
     }
 
     #[test]
