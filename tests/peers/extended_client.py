@@ -106,12 +106,12 @@ class Control:
         self.url = urllib.parse.urlsplit(url)
         self.token = None
 
-    def request(self, endpoint, body=None, query="", **headers):
+    def request(self, endpoint, body=None, **headers):
         """Returns the body of the answer; None if it is an error, or the server is away."""
         headers = {f"X-{name}".replace("_", "-"): value for name, value in headers.items()}
         if self.token:
             headers["X-TOKEN"] = self.token
-        url = f"http://{self.url.netloc}/{endpoint}{self.url.path}{query}"
+        url = f"http://{self.url.netloc}/{endpoint}{self.url.path}"
         request = urllib.request.Request(url, data=body and json.dumps(body).encode(),
                                          headers=headers)
         try:
@@ -149,12 +149,14 @@ class Control:
             pass
         return b""
 
-    def join(self, on_demand, query=""):
+    def join(self, on_demand, wants_leaves):
         """Sends joins until one is answered. Returns the lines of the answer."""
-        fill = {"BOOTCAST_FILL": "demand"} if on_demand else {}
+        extra = {"BOOTCAST_FILL": "demand"} if on_demand else {}
+        # Only then the server looks at the zero map.
+        extra.update({"BOOTCAST_LEAVES": "1"} if wants_leaves else {})
         self.token = None
         for pause in itertools.chain((0.1, 0.2, 0.5), itertools.repeat(1.0)):
-            answer = self.request("join", query=query, BOOTCAST="1", **fill)
+            answer = self.request("join", BOOTCAST="1", **extra)
             if answer is not None:
                 text = answer.decode()
                 lines = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
@@ -193,7 +195,7 @@ class Membership:
     """
 
     def __init__(self, control, options, version):
-        lines = control.join(options.want is not None, "?leaves=1" if options.zeros else "")
+        lines = control.join(options.want is not None, options.zeros)
         if version.setdefault("etag", lines.get("ETAG")) != lines.get("ETAG"):
             sys.exit("the file changed")
         self.control, self.held = control, version.setdefault("pages", {})

@@ -9,7 +9,7 @@ use bootcast_proto::manifest::{ContentTree, HEADER_CONTENT_ID, LEAF_BYTES, SEGME
 
 use crate::http::report;
 use crate::process::{Server, wait_for};
-use crate::repair::join;
+use crate::repair::join_with;
 
 /// Size of a file of holes with some data in it.
 const SIZE: u64 = 64 * SEGMENT_BYTES;
@@ -49,7 +49,7 @@ fn the_zero_map_has_a_bit_for_each_leaf_of_zeros() {
 fn a_cast_whose_members_have_the_map_leaves_out_what_it_shows() {
     let server = start();
     assert_eq!(server.get("/manifest/sparse?zeros=1").status, 200);
-    let answer = join(&server, "sparse?leaves=1");
+    let answer = join_with(&server, "sparse", &[("X-BOOTCAST-LEAVES", "1")]);
     let token = Some(answer.token.as_str());
     let accepted = report(server.address(), "sparse", token, r#"{"zeros":true}"#);
     assert_eq!(accepted.status, 204, "{}", accepted.text());
