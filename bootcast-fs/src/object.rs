@@ -115,7 +115,7 @@ impl Object {
         let restored = store.take_restored();
         let content = key.content.or(restored.as_ref().and_then(|restored| restored.content));
         let kept = restored.map(|restored| restored.assembly);
-        let saved = kept.as_ref().map(|kept| Saved::of(kept, content)).unwrap_or_default();
+        let saved = kept.as_ref().map(|kept| Saved::of(kept, None)).unwrap_or_default();
         let pin = Pin { etag: key.etag.clone(), size, content };
         let inner = Inner {
             receiver: Receiver::new(pin, kept, timing, seed).with_fill(fill),

@@ -213,19 +213,22 @@ pub struct HeldSnapshot {
     pub(super) geometry: Geometry,
     pub(super) held: PageSet,
     pub(super) content: Option<ContentId>,
+    /// Whether all bytes were found to be those of the content.
+    pub(super) is_verified: bool,
 }
 
 impl HeldSnapshot {
     /// Takes a snapshot; `None` until the exact size of the file is known. `content` is the hash of
-    /// the whole file, if it is known.
-    pub fn of(assembly: &Assembly, content: Option<ContentId>) -> Option<Self> {
+    /// the whole file, if it is known; `is_verified` if all bytes were found to be those of it.
+    pub fn of(assembly: &Assembly, content: Option<ContentId>, is_verified: bool) -> Option<Self> {
         assembly.size()?;
-        Some(Self { geometry: *assembly.geometry(), held: assembly.held().clone(), content })
+        let (geometry, held) = (*assembly.geometry(), assembly.held().clone());
+        Some(Self { geometry, held, content, is_verified })
     }
 
-    /// Returns the content if all of its pages are held.
+    /// Returns the content if all of its bytes are here.
     pub(super) fn complete_content(&self) -> Option<ContentId> {
-        self.content.filter(|_| self.held.is_full())
+        self.content.filter(|_| self.held.is_full() && self.is_verified)
     }
 
     /// Returns the number of held pages.

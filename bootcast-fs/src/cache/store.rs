@@ -408,7 +408,7 @@ mod tests {
         let geometry = Geometry::new(size, PageSize::new(4).unwrap()).unwrap();
         let mut set = PageSet::new(geometry.pages());
         set.insert_range(held);
-        HeldSnapshot { geometry, held: set, content: None }
+        HeldSnapshot { geometry, held: set, content: None, is_verified: true }
     }
 
     /// Disk whose next calls fail, each as often as its counter says.

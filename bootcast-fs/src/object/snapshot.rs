@@ -90,7 +90,7 @@ impl Object {
             is_complete: receiver.is_complete(),
             is_durable: receiver.is_complete()
                 && assembly.is_some_and(|held| {
-                    self.store.is_in_memory() || saved.is_of(held, receiver.content_id())
+                    self.store.is_in_memory() || saved.is_of(held, receiver.proven_content())
                 }),
             is_idle: receiver.is_idle() && receiver.readers() == 0,
             unreadable: size_at_most.and_then(|size| receiver.unreadable(&(0..size))),

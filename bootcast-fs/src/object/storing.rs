@@ -15,7 +15,8 @@ use crate::{log_limit, panics};
 /// Most slices in one write: `UIO_MAXIOV` of the kernel.
 const MAX_SLICES: usize = 1024;
 
-/// What a checkpoint has saved: how many pages, of which size, and the content id.
+/// What a checkpoint has saved: how many pages, of which size, and the content id, if all bytes are
+/// found to be those of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Saved {
     page_size: u32,
@@ -139,11 +140,17 @@ impl Object {
     /// Saves to disk which pages are held. Waits for the disk; call it on a thread that may.
     pub fn checkpoint(&self) -> Result<(), CheckpointError> {
         let _alone = panics::lock(&self.saving);
+        // Before the link to the content, so that who finds that finds the hashes, too.
+        self.save_lists();
         let kept = {
             let inner = self.lock();
             let (assembly, content) = (inner.receiver.assembly(), inner.receiver.content_id());
-            let news = assembly.filter(|assembly| !inner.saved.is_of(assembly, content));
-            news.map(|assembly| (Saved::of(assembly, content), HeldSnapshot::of(assembly, content)))
+            let proven = inner.receiver.proven_content();
+            let news = assembly.filter(|assembly| !inner.saved.is_of(assembly, proven));
+            news.map(|assembly| {
+                let snapshot = HeldSnapshot::of(assembly, content, proven.is_some());
+                (Saved::of(assembly, proven), snapshot)
+            })
         };
         let result = match &kept {
             Some((_, Some(kept))) => self.store.checkpoint(kept),

@@ -88,7 +88,7 @@ impl Content {
         };
         if let Some(size) = assembly.size().filter(|_| self.verifies()) {
             let tree = ContentTree::new(size);
-            let mut verification = Verification::new(tree, self.pin.content, false);
+            let mut verification = Verification::new(tree, self.pin.content);
             verification.handle_restored(|bytes| assembly.holds(bytes));
             self.verification = Some(verification);
         }
@@ -333,6 +333,12 @@ impl Content {
             self.pin.content = Some(id);
         }
         verification.handle_lists(request, values, now)
+    }
+
+    /// Handles that the server no longer has the version. Returns whether all leaves are verified, so
+    /// that nothing is needed from it.
+    pub(super) fn accept_unproven(&mut self) -> bool {
+        self.verification.as_mut().is_some_and(Verification::accept_unproven)
     }
 
     /// Handles hashes that an earlier use left. Returns whether they are proven.

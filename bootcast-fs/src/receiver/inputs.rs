@@ -418,9 +418,12 @@ impl Receiver {
         self.content.handle_lists_failed(request, after, now);
     }
 
-    /// Handles a version that the server no longer has, so that it cannot prove it.
+    /// Handles a version that the server no longer has, so that it has no more hashes of it. If all
+    /// leaves were found right by what it said before, that is all that will ever be known.
     pub fn handle_unprovable(&mut self) {
-        self.fail(Failure::Stale);
+        if !self.content.accept_unproven() {
+            self.fail(Failure::Stale);
+        }
     }
 
     /// Handles the result of a check: the leaves that were wrong.

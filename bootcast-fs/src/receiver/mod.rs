@@ -283,6 +283,11 @@ impl Receiver {
         self.content.verification().map(|verification| *verification.tree())
     }
 
+    /// Hash of the content, once all bytes are found to be those of it.
+    pub fn proven_content(&self) -> Option<ContentId> {
+        self.content.content_id().filter(|_| self.is_complete())
+    }
+
     /// Hash of the content, once known.
     pub fn content_id(&self) -> Option<ContentId> {
         self.content.content_id()

@@ -153,11 +153,11 @@ pub(super) struct Verification {
 
 impl Verification {
     /// Creates the state of a version of which nothing is verified. `id` is its content id if it is
-    /// known; `is_pinned` if the user named it, so that nothing is read before it is proven.
-    pub(super) fn new(tree: ContentTree, id: Option<ContentId>, is_pinned: bool) -> Self {
+    /// known.
+    pub(super) fn new(tree: ContentTree, id: Option<ContentId>) -> Self {
         Self {
             tree,
-            lists: Lists::new(tree, id, is_pinned),
+            lists: Lists::new(tree, id),
             open: BTreeMap::new(),
             is_verified: vec![false; index(tree.segments())],
             verified: 0,
@@ -471,6 +471,16 @@ impl Verification {
         let is_new = self.lists.handle_part(segment, first, values);
         self.take_offers();
         is_new
+    }
+
+    /// Handles that the content id will never be known. If all leaves are verified, this is accepted
+    /// from here on, and `true` is returned.
+    pub(super) fn accept_unproven(&mut self) -> bool {
+        let is_verified = self.verified == self.tree.segments();
+        if is_verified {
+            self.lists.accept_unproven();
+        }
+        is_verified
     }
 
     /// Handles hashes that an earlier use left. Returns whether they are proven; otherwise nothing

@@ -22,7 +22,7 @@ fn state() -> Vec<u8> {
     let mut held = PageSet::new(geometry.pages());
     held.insert_range(PageRange::new(3, 9));
     let content = Some(ContentId::from_bytes([7; 32]));
-    render(&key(), &etag(), &HeldSnapshot { geometry, held, content }).unwrap()
+    render(&key(), &etag(), &HeldSnapshot { geometry, held, content, is_verified: false }).unwrap()
 }
 
 fn read(bytes: &[u8]) -> Result<Restored, Unusable> {

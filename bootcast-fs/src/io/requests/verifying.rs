@@ -8,13 +8,23 @@ use super::Job;
 use crate::io::SegmentRange;
 use crate::io::control::ControlError;
 use crate::io::now;
-use crate::object::{ListsFailure, Verifying};
+use crate::object::{ListsFailure, Object, Verifying};
 use crate::receiver::{ListRequest, Replacement};
+
+/// Makes a checkpoint of an object that just became complete. Waits for the disk.
+fn save_if_complete(object: &Object) {
+    let snapshot = object.snapshot();
+    if snapshot.is_complete && !snapshot.is_durable {
+        // The object logs what went wrong.
+        let _ = object.checkpoint();
+    }
+}
 
 impl Job {
     /// Checks leaves until none is left. For a thread that may block.
     pub(super) fn verify(self, mut verifying: Verifying) {
         while verifying.step(|reads| self.answer(reads), now) {}
+        save_if_complete(&self.object);
         self.attend();
     }
 
@@ -31,7 +41,11 @@ impl Job {
             self.answer(self.object.handle_lists(&request, result, now()));
             let object = self.object.clone();
             // Fails only if the runtime ends. A later use then asks the server again.
-            let _ = tokio::task::spawn_blocking(move || object.save_lists()).await;
+            let save = move || {
+                object.save_lists();
+                save_if_complete(&object);
+            };
+            let _ = tokio::task::spawn_blocking(save).await;
         }
         self.attend();
     }

@@ -126,10 +126,10 @@ impl Retry {
 pub(super) struct Lists {
     tree: ContentTree,
     id: Option<ContentId>,
-    /// Whether the user named the content. Nothing provisional counts then.
-    is_pinned: bool,
     /// Values of all segments, proven by the content id.
     segments: Option<Arc<[Value]>>,
+    /// Whether the content id will never be known, and lists that nothing proves are enough.
+    is_unprovable: bool,
     /// Leaf lists that are in use.
     known: BTreeMap<u64, Arc<[Value]>>,
     /// Leaf lists that come in the cast.
@@ -152,13 +152,12 @@ pub(super) struct Lists {
 }
 
 impl Lists {
-    pub(super) fn new(tree: ContentTree, id: Option<ContentId>, is_pinned: bool) -> Self {
-        assert!(id.is_some() || !is_pinned, "a pinned content has an id");
+    pub(super) fn new(tree: ContentTree, id: Option<ContentId>) -> Self {
         let mut lists = Self {
             tree,
             id: None,
-            is_pinned,
             segments: None,
+            is_unprovable: false,
             known: BTreeMap::new(),
             parts: BTreeMap::new(),
             provisional: BTreeMap::new(),
@@ -214,8 +213,6 @@ impl Lists {
         }
         self.learned.push_back(Learned::Segments(values.clone()));
         self.segments = Some(values);
-        // A pinned content's lists were of no use before.
-        self.offers.extend(self.known.keys().map(|segment| Offer::Known(*segment)));
         let whole: Vec<_> = self.parts.keys().copied().collect();
         for segment in whole {
             self.take_parts(segment);
@@ -237,7 +234,7 @@ impl Lists {
 
     /// Returns the leaf list of a segment that its leaves may be checked against.
     pub(super) fn values(&self, segment: u64) -> Option<&Arc<[Value]>> {
-        self.known.get(&segment).filter(|_| self.segments.is_some() || !self.is_pinned)
+        self.known.get(&segment)
     }
 
     /// Handles leaves that arrived and cannot be checked without their list.
@@ -274,7 +271,7 @@ impl Lists {
     /// Returns the next request; `None` until [`Self::poll_timeout`].
     pub(super) fn poll_request(&mut self, now: Instant) -> Option<ListRequest> {
         let is_due = self.segments_retry.is_due(now);
-        if self.segments.is_none() && !self.is_requesting_segments && is_due {
+        if !self.is_proven() && !self.is_requesting_segments && is_due {
             self.is_requesting_segments = true;
             return Some(ListRequest::Segments);
         }
@@ -478,6 +475,12 @@ impl Lists {
         self.parts.remove(&segment);
     }
 
+    /// Handles that the content id will never be known: lists that nothing proves are enough.
+    pub(super) fn accept_unproven(&mut self) {
+        self.is_unprovable = self.segments.is_none();
+        self.is_requesting_segments = false;
+    }
+
     /// Returns hashes that became known since the last call.
     pub(super) fn poll_learned(&mut self) -> Option<Learned> {
         self.learned.pop_front()
@@ -495,7 +498,7 @@ impl Lists {
 
     /// When [`Self::poll_request`] is due.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        let segments = (self.segments.is_none() && !self.is_requesting_segments)
+        let segments = (!self.is_proven() && !self.is_requesting_segments)
             .then_some(self.segments_retry.at)
             .flatten();
         let is_asked = |segment: u64| self.in_flight.iter().any(|asked| asked.contains(&segment));
@@ -508,6 +511,6 @@ impl Lists {
 
     /// Whether the content id proves every list that was used.
     pub(super) fn is_proven(&self) -> bool {
-        self.segments.is_some() || self.tree.segments() == 0
+        self.segments.is_some() || self.is_unprovable || self.tree.segments() == 0
     }
 }

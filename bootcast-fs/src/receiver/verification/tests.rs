@@ -24,7 +24,7 @@ impl File {
 
     fn verification(&self, knows_id: bool) -> Verification {
         let id = knows_id.then(|| self.manifest.id());
-        Verification::new(*self.manifest.tree(), id, false)
+        Verification::new(*self.manifest.tree(), id)
     }
 
     fn leaves(&self, segments: &Range<u64>) -> &[Value] {
@@ -145,6 +145,23 @@ fn before_the_content_id_is_known_lists_of_the_server_count_for_now() {
 }
 
 #[test]
+fn a_version_that_is_gone_before_its_id_is_known_stays_readable_if_all_of_it_was_checked() {
+    let (file, now) = (File::new(SEGMENT_BYTES * 2), Instant::now());
+    let mut verification = file.verification(false);
+    verification.handle_arrived(&(0..SEGMENT_BYTES * 2), everything);
+    assert!(!verification.accept_unproven(), "nothing was checked");
+    assert_eq!(verification.poll_request(now), Some(ListRequest::Segments));
+    verification.handle_request_failed(&ListRequest::Segments, Duration::ZERO, now);
+    assert_eq!(verification.poll_request(now), Some(ListRequest::Leaves(0..2)));
+    let leaves = ListRequest::Leaves(0..2);
+    verification.handle_lists(&leaves, file.leaves(&(0..2)), now).unwrap();
+    check(&mut verification, &file.bytes, now);
+    assert!(!verification.is_complete());
+    assert!(verification.accept_unproven() && verification.is_complete());
+    assert_eq!(verification.poll_request(now + 9 * STREAM_PATIENCE), None);
+}
+
+#[test]
 fn what_was_verified_against_a_false_list_is_checked_again() {
     let (file, now) = (File::new(SEGMENT_BYTES * 2), Instant::now());
     let mut other = File::new(SEGMENT_BYTES * 2);
@@ -165,22 +182,21 @@ fn what_was_verified_against_a_false_list_is_checked_again() {
 }
 
 #[test]
-fn a_pinned_content_is_not_read_before_it_is_proven() {
-    let (file, now) = (File::new(SEGMENT_BYTES * 2), Instant::now());
-    let other = File::new(SEGMENT_BYTES * 2 - 1);
-    let mut verification = Verification::new(*file.manifest.tree(), Some(file.manifest.id()), true);
-    verification.handle_arrived(&(0..SEGMENT_BYTES * 2), everything);
-    verification.handle_lists(&ListRequest::Leaves(0..1), file.leaves(&(0..1)), now).unwrap();
-    assert_eq!(check(&mut verification, &file.bytes, now), 0);
+fn lists_of_another_content_are_refused() {
+    let (file, other) = (File::new(SEGMENT_BYTES * 2), File::new(SEGMENT_BYTES * 2 - 1));
+    let (mut verification, now) = (file.verification(true), Instant::now());
     assert_eq!(
         verification.handle_id(other.manifest.id()),
         Err(ListsError::OtherContent(other.manifest.id()))
     );
-    let wrong = verification.handle_lists(&ListRequest::Segments, &[[1; 32], [2; 32]], now);
-    assert_eq!(wrong, Err(ListsError::Contradiction));
-    file.answer(&mut verification, now);
-    check(&mut verification, &file.bytes, now);
-    assert!(verification.is_complete());
+    let mut lists = |request, values: &[Value]| verification.handle_lists(&request, values, now);
+    let two = [[1; 32], [2; 32]];
+    assert_eq!(lists(ListRequest::Segments, &two), Err(ListsError::Contradiction));
+    assert_eq!(lists(ListRequest::Segments, &two[..1]), Err(ListsError::Length));
+    assert_eq!(lists(ListRequest::Segments, file.manifest.segments()), Ok(()));
+    let leaves = file.leaves(&(1..2));
+    assert_eq!(lists(ListRequest::Leaves(0..1), leaves), Err(ListsError::Contradiction));
+    assert_eq!(lists(ListRequest::Leaves(0..1), &leaves[1..]), Err(ListsError::Length));
 }
 
 #[test]
