@@ -1,8 +1,8 @@
 //! Ends the program in order after a panic in any of its threads or tasks.
 //!
 //! After a panic a thread is gone that readers wait for, and the state behind its locks may be half
-//! changed. [`end_on_panic`] makes every panic known to the main thread through [`first`]. The main
-//! thread fails all waiting reads, unmounts, and exits with an error. Until then, [`lock`] keeps
+//! changed. [`end_on_panic`] makes every panic known to the main thread through `first`. The main
+//! thread fails all waiting reads, unmounts, and exits with an error. Until then, `lock` keeps
 //! other threads away from state that may be half changed.
 
 use std::panic::PanicHookInfo;
@@ -19,7 +19,7 @@ const END_TIMEOUT: Duration = Duration::from_secs(10);
 /// Description of the first panic.
 static FIRST: LazyLock<watch::Sender<Option<String>>> = LazyLock::new(|| watch::Sender::new(None));
 
-/// Makes every panic from now on known to [`first`]. Calls `log` with its description before that,
+/// Makes every panic from now on known to `first`. Calls `log` with its description before that,
 /// on the thread that panics.
 pub fn end_on_panic(log: impl Fn(&str) + Send + Sync + 'static) {
     std::panic::set_hook(Box::new(move |panic| {

@@ -5,11 +5,11 @@
 //!
 //! | machine | decides | made of |
 //! |---|---|---|
-//! | [`Session`] | when to be a member, which datagrams to believe | membership, gate, ends |
-//! | [`Content`] | which version this is, and which pages are here | assembly, unreadable |
-//! | [`RepairLoop`] | which blocks to rebuild, what to report | repair, reporter, trust |
-//! | [`DemandLoop`] | which pages to ask for | demand, reads, `stream_position` |
-//! | [`Rescue`] | what to fetch over HTTP, and when | hearing, deafness, fetches |
+//! | `Session` | when to be a member, which datagrams to believe | membership, gate, ends |
+//! | `Content` | which version this is, what arrived, what may be read | assembly, verification |
+//! | `RepairLoop` | which blocks to rebuild, what to report | repair, reporter, trust |
+//! | `DemandLoop` | which pages to ask for | demand, reads, `stream_position` |
+//! | `Rescue` | what to fetch over HTTP, and when | hearing, deafness, fetches |
 //!
 //! None knows another. [`Receiver`] passes each input to the machines that it concerns, in a fixed
 //! order. What a machine must know of another is an argument, and what another must do because of

@@ -111,7 +111,7 @@ pub fn hash_while(
     SegmentHasher::new(open, progress, &open.file).hash_all(0, go_on)
 }
 
-/// Like [`hash_while`], to the end, but goes on behind up to [`MAX_FAILURES`] leaves that cannot be
+/// Like [`hash_while`], to the end, but goes on behind up to `MAX_FAILURES` leaves that cannot be
 /// read. When it fails for them, `progress` has [`UNKNOWN`] as their values.
 pub fn hash_readable(open: &OpenFile, progress: &HashProgress) -> Result<Manifest, HashError> {
     let hasher = SegmentHasher::new(open, progress, &open.file);

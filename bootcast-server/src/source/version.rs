@@ -65,7 +65,7 @@ impl Version {
         Ok(Self::of_stat(&stat, image_mount(file)?))
     }
 
-    /// Creates the version that a `stat` result describes. `mount` is that of [`image_mount`].
+    /// Creates the version that a `stat` result describes. `mount` is that of `image_mount`.
     pub fn of_stat(stat: &Stat, mount: Option<u64>) -> Self {
         Self {
             device: stat.st_dev,
