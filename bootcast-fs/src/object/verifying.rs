@@ -24,6 +24,11 @@ pub struct Verifying {
 }
 
 impl Verifying {
+    /// Whether a reader waits for leaves that can be checked.
+    pub fn is_urgent(&self) -> bool {
+        self.object.lock().receiver.has_urgent_check()
+    }
+
     /// Checks some leaves, those that readers wait for first. Calls `answer` with the reads that
     /// this completes. Returns `false` if there is nothing to check.
     pub fn step(&mut self, answer: impl FnOnce(Vec<Ready>), now: impl FnOnce() -> Instant) -> bool {

@@ -256,6 +256,11 @@ impl Receiver {
         self.content.verification().is_some_and(Verification::has_check)
     }
 
+    /// Whether a reader waits for leaves that can be checked.
+    pub fn has_urgent_check(&self) -> bool {
+        self.content.verification().is_some_and(Verification::has_urgent_check)
+    }
+
     /// Returns hashes that became known since the last call, to keep with the bytes.
     pub fn poll_learned(&mut self) -> Option<Learned> {
         self.content.verification_mut()?.poll_learned()

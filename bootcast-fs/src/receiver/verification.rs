@@ -335,6 +335,11 @@ impl Verification {
         !self.ready.is_empty()
     }
 
+    /// Whether a reader waits for leaves that can be checked.
+    pub(super) fn has_urgent_check(&self) -> bool {
+        !self.urgent.is_empty()
+    }
+
     /// Handles the result of a check. `wrong` are the leaves that were wrong.
     pub(super) fn handle_checked(&mut self, check: &Check, wrong: &[u64], now: Instant) {
         if check.round != self.round {
