@@ -1,17 +1,17 @@
 //! Verification of stored bytes: checks of leaves, the hashes for them, and leaves that arrived
 //! wrong.
 
-use std::io::IoSlice;
+use std::io::{self, IoSlice};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bootcast_proto::ContentId;
-use bootcast_proto::manifest::Value;
+use bootcast_proto::manifest::{UNKNOWN, Value};
 use tracing::warn;
 
 use super::{Object, Ready, with_buffer};
 use crate::log_limit;
-use crate::receiver::{Check, Learned, ListRequest, Replaced, Replacement};
+use crate::receiver::{Check, Learned, ListRequest, Replacement};
 
 /// Checking of the leaves of one object. Each object has at most one at a time.
 ///
@@ -86,7 +86,7 @@ impl Object {
         let len = usize::try_from(bytes.end - bytes.start).expect("a check is about a MiB");
         let wrong = with_buffer(len, |buffer| {
             self.store.read_exact_at(buffer, bytes.start)?;
-            Ok::<_, std::io::Error>(check.wrong_leaves(buffer))
+            Ok::<_, io::Error>(check.wrong_leaves(buffer))
         });
         let mut inner = self.lock();
         match wrong {
@@ -116,13 +116,18 @@ impl Object {
             ListRequest::Segments => stored.segments(&tree),
             ListRequest::Leaves(segments) => stored.leaves(&tree, segments),
         };
-        values.ok().filter(|values| values.iter().all(|value| *value != [0; 32]))
+        values.ok().filter(|values| !values.contains(&UNKNOWN))
     }
 
     /// Handles hashes of an earlier use. Returns whether they are right; otherwise the server must
     /// be asked.
-    pub fn handle_stored_lists(&self, request: &ListRequest, values: &[Value]) -> bool {
-        self.lock().receiver.handle_stored_lists(request, values)
+    pub fn handle_stored_lists(
+        &self,
+        request: &ListRequest,
+        values: &[Value],
+        now: Instant,
+    ) -> bool {
+        self.lock().receiver.handle_stored_lists(request, values, now)
     }
 
     /// Handles the answer to a request for hashes. Returns the reads that it ends.
@@ -139,7 +144,7 @@ impl Object {
             Err(ListsFailure::Retry(after)) => {
                 inner.receiver.handle_lists_failed(request, after, now);
             }
-            Err(ListsFailure::Stale) => inner.receiver.handle_unprovable(),
+            Err(ListsFailure::Stale) => inner.receiver.handle_version_gone(),
         }
         self.take_answerable(&mut inner)
     }
@@ -162,29 +167,42 @@ impl Object {
         self.lock().receiver.poll_learned()
     }
 
-    /// Stores a wrong leaf that was fetched, if its bytes are right. `None`: nothing came. Returns
-    /// the reads that can be answered.
+    /// Handles that the server no longer has the version. Returns the reads that this ends.
+    #[must_use]
+    pub fn handle_version_gone(&self) -> Vec<Ready> {
+        let mut inner = self.lock();
+        inner.receiver.handle_version_gone();
+        self.take_answerable(&mut inner)
+    }
+
+    /// Stores those of the wrong leaves that were fetched whose bytes are right. `None`: nothing
+    /// came. Returns the reads that can be answered.
     #[must_use]
     pub fn store_replacement(
         &self,
-        leaf: &Replacement,
+        leaves: &Replacement,
         bytes: Option<&[u8]>,
         now: Instant,
     ) -> Vec<Ready> {
-        let (mut result, mut failure) = (Replaced::Failed, None);
-        if let Some(bytes) = bytes {
-            result = Replaced::Wrong;
-            if leaf.is_right(bytes) {
-                let written = self.store.write_run(&mut [IoSlice::new(bytes)], leaf.bytes().start);
-                failure = written.err();
-                result = Replaced::Stored;
-            }
-        }
+        let stored = bytes.map(|bytes| self.store_right_leaves(leaves, bytes)).transpose();
         let mut inner = self.lock();
-        match failure {
-            None => inner.receiver.handle_replaced(leaf, result, now),
-            Some(error) => self.store_failed(&mut inner, error.to_string()),
-        }
+        let wrong = stored.unwrap_or_else(|error| {
+            self.store_failed(&mut inner, error.to_string());
+            None
+        });
+        inner.receiver.handle_replaced(leaves, wrong.as_deref(), now);
         self.take_answerable(&mut inner)
+    }
+
+    /// Returns the leaves that are wrong.
+    fn store_right_leaves(&self, leaves: &Replacement, bytes: &[u8]) -> io::Result<Vec<u64>> {
+        let start = leaves.bytes().start;
+        let (wrong, right) = leaves.examine(bytes);
+        for range in right {
+            let at = |position: u64| usize::try_from(position - start).expect("within the bytes");
+            let own = &bytes[at(range.start)..at(range.end)];
+            self.store.write_run(&mut [IoSlice::new(own)], range.start)?;
+        }
+        Ok(wrong)
     }
 }

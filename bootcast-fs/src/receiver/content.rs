@@ -16,9 +16,7 @@ use bootcast_proto::{BlockLayout, Etag, Geometry, JoinAnswer, PageIndex, PageRan
 
 use super::assembly::{Arrival, Assembly};
 use super::unreadable::Unreadable;
-use super::verification::{
-    Check, ListRequest, ListsError, Refuted, Replaced, Replacement, Verification,
-};
+use super::verification::{Check, ListRequest, ListsError, Refuted, Replacement, Verification};
 
 /// After this time, the next read of an unreadable page asks for it again.
 pub(super) const BELIEVED_FOR: Duration = Duration::from_secs(10);
@@ -342,9 +340,14 @@ impl Content {
     }
 
     /// Handles hashes that an earlier use left. Returns whether they are proven.
-    pub(super) fn handle_stored_lists(&mut self, request: &ListRequest, values: &[Value]) -> bool {
+    pub(super) fn handle_stored_lists(
+        &mut self,
+        request: &ListRequest,
+        values: &[Value],
+        now: Instant,
+    ) -> bool {
         let verification = self.verification.as_mut();
-        verification.is_some_and(|it| it.handle_stored_lists(request, values))
+        verification.is_some_and(|it| it.handle_stored_lists(request, values, now))
     }
 
     /// Handles a request for hashes that failed for a reason that may pass.
@@ -366,10 +369,15 @@ impl Content {
         }
     }
 
-    /// Handles the result of fetching a wrong leaf.
-    pub(super) fn handle_replaced(&mut self, leaf: &Replacement, result: Replaced, now: Instant) {
+    /// Handles the result of fetching wrong leaves.
+    pub(super) fn handle_replaced(
+        &mut self,
+        leaves: &Replacement,
+        wrong: Option<&[u64]>,
+        now: Instant,
+    ) {
         if let Some(verification) = &mut self.verification {
-            verification.handle_replaced(leaf, result, now);
+            verification.handle_replaced(leaves, wrong, now);
         }
     }
 

@@ -15,8 +15,8 @@ use super::repair_loop::ReportOutcome;
 use super::rescue::{PageArrival, Repeat};
 use super::{
     Arrival, Check, Checked, DecodePlan, Epoch, Failure, FetchError, FileView, Fill, JoinError,
-    JoinOptions, ListRequest, Missing, Receiver, RepairArrival, Replaced, Replacement, ReportError,
-    Round, WaitId,
+    JoinOptions, ListRequest, Missing, Receiver, RepairArrival, Replacement, ReportError, Round,
+    WaitId,
 };
 
 /// Most pages demanded at a time because an unreadable page keeps their blocks from being rebuilt.
@@ -409,8 +409,13 @@ impl Receiver {
 
     /// Handles hashes that an earlier use left in the cache. Returns whether they are proven;
     /// otherwise the server must be asked.
-    pub fn handle_stored_lists(&mut self, request: &ListRequest, values: &[Value]) -> bool {
-        self.content.handle_stored_lists(request, values)
+    pub fn handle_stored_lists(
+        &mut self,
+        request: &ListRequest,
+        values: &[Value],
+        now: Instant,
+    ) -> bool {
+        self.content.handle_stored_lists(request, values, now)
     }
 
     /// Handles a request for hashes that failed for a reason that may pass.
@@ -418,9 +423,9 @@ impl Receiver {
         self.content.handle_lists_failed(request, after, now);
     }
 
-    /// Handles a version that the server no longer has, so that it has no more hashes of it. If all
-    /// leaves were found right by what it said before, that is all that will ever be known.
-    pub fn handle_unprovable(&mut self) {
+    /// Handles that the server no longer has the version, so that neither hashes nor bytes of it can
+    /// come. If all leaves were found right by what it said before, nothing is needed.
+    pub fn handle_version_gone(&mut self) {
         if !self.content.accept_unproven() {
             self.fail(Failure::Stale);
         }
@@ -431,9 +436,10 @@ impl Receiver {
         self.content.handle_checked(check, wrong, now);
     }
 
-    /// Handles the result of fetching a wrong leaf.
-    pub fn handle_replaced(&mut self, leaf: &Replacement, result: Replaced, now: Instant) {
-        self.content.handle_replaced(leaf, result, now);
+    /// Handles the result of fetching wrong leaves: those that are wrong again, the others being
+    /// stored. `None`: nothing came.
+    pub fn handle_replaced(&mut self, leaves: &Replacement, wrong: Option<&[u64]>, now: Instant) {
+        self.content.handle_replaced(leaves, wrong, now);
     }
 
     // Fetches over HTTP.

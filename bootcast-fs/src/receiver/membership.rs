@@ -37,7 +37,7 @@ pub enum Action {
     Want(Want),
     /// Request hashes; answer with `handle_lists` or `handle_lists_failed`.
     Lists(ListRequest),
-    /// Fetch a wrong leaf over HTTP and store it if it is right; answer with `handle_replaced`.
+    /// Fetch wrong leaves over HTTP and store the right ones; answer with `handle_replaced`.
     Replace(Replacement),
 }
 

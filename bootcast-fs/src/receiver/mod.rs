@@ -57,7 +57,7 @@ pub use repair::DecodePlan;
 pub use repair_loop::{RepairArrival, ReportError, Round};
 pub use rescue::{Cause, FetchError, Notice, Reception, UnicastMode};
 pub use session::{Counters, Failure, JoinError, JoinOptions};
-pub use verification::{Check, Learned, ListRequest, ListsError, Refuted, Replaced, Replacement};
+pub use verification::{Check, Learned, ListRequest, ListsError, Refuted, Replacement};
 
 use content::Content;
 use demand_loop::{DemandLoop, FileView};

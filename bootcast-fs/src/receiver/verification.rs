@@ -12,29 +12,36 @@
 
 mod leaf_bits;
 mod lists;
+mod needed;
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "a virtual clock needs a first moment")]
 mod tests;
+mod wrong_leaves;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bootcast_proto::manifest::{ContentId, ContentTree, LEAF_BYTES, SEGMENT_LEAVES, Value};
+use bootcast_proto::manifest::{
+    ContentId, ContentTree, LEAF_BYTES, SEGMENT_LEAVES, UNKNOWN, Value,
+};
 
 use leaf_bits::LeafBits;
 pub use lists::{Learned, ListRequest, ListsError};
 use lists::{Lists, Offer};
+use wrong_leaves::WrongLeaves;
 
-/// Maximum number of leaves in one check: 1 MiB, about a third of a millisecond of hashing.
+/// Maximum number of leaves in one check, or in one fetch of wrong leaves: 1 MiB, about a third of a
+/// millisecond of hashing.
 const CHECK_LEAVES: u64 = 64;
 
-/// Maximum number of wrong leaves that are fetched at the same time.
-const REPLACEMENTS: usize = 4;
-
-/// Pause before a wrong leaf is fetched again after a failure.
+/// Pause before wrong leaves are fetched again of which nothing came.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
+
+/// Time for which a leaf that the server sent wrong over HTTP fails its readers. Then it is fetched
+/// again.
+const REFUTED_TIME: Duration = Duration::from_secs(10);
 
 /// Leaves whose bytes have arrived, and the values that they must have.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,34 +75,28 @@ impl Check {
     }
 }
 
-/// A wrong leaf that is to be fetched over HTTP.
+/// Consecutive wrong leaves that are to be fetched over HTTP.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Replacement {
-    check: Check,
-}
+pub struct Replacement(Check);
 
 impl Replacement {
     /// Returns the bytes of the file to fetch.
     pub fn bytes(&self) -> Range<u64> {
-        self.check.bytes()
+        self.0.bytes()
     }
 
-    /// Whether these are the right bytes.
-    pub fn is_right(&self, bytes: &[u8]) -> bool {
-        let range = self.bytes();
-        bytes.len() as u64 == range.end - range.start && self.check.wrong_leaves(bytes).is_empty()
+    /// Hashes the bytes that were fetched. Returns the leaves that are wrong again, and the ranges
+    /// of the file that are right.
+    ///
+    /// # Panics
+    ///
+    /// If `bytes` are not as many as [`Self::bytes`] says.
+    pub fn examine(&self, bytes: &[u8]) -> (Vec<u64>, Vec<Range<u64>>) {
+        let wrong = self.0.wrong_leaves(bytes);
+        let right = self.0.leaves.clone().filter(|leaf| !wrong.contains(leaf));
+        let right = right.map(|leaf| self.0.tree.leaf(leaf)).collect();
+        (wrong, right)
     }
-}
-
-/// Result of fetching a wrong leaf.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Replaced {
-    /// The right bytes are stored.
-    Stored,
-    /// The server sent bytes that are wrong too.
-    Wrong,
-    /// Nothing came, for a reason that may pass.
-    Failed,
 }
 
 /// Leaves of one segment, of which not all are verified.
@@ -106,14 +107,21 @@ struct Segment {
     verified: LeafBits,
     /// Leaves that are being hashed.
     checking: LeafBits,
-    /// Leaves with wrong bytes. Those that are not being fetched wait for their turn.
+    /// Leaves with wrong bytes.
     wrong: LeafBits,
+    /// Leaves whose value the server does not know, because it could not read them.
+    unknown: LeafBits,
 }
 
 impl Segment {
     /// Leaves that can be checked once their values are known.
     fn unchecked(&self) -> LeafBits {
-        self.arrived.without(self.verified).without(self.checking).without(self.wrong)
+        self.unverified().without(self.checking).without(self.wrong).without(self.unknown)
+    }
+
+    /// Leaves that arrived and are not verified.
+    fn unverified(&self) -> LeafBits {
+        self.arrived.without(self.verified)
     }
 }
 
@@ -133,6 +141,8 @@ pub(super) struct Verification {
     is_verified: Vec<bool>,
     /// Number of segments of which all leaves are verified.
     verified: u64,
+    /// Number of such segments at the start of the file, or fewer.
+    verified_start: u64,
     /// Segments with a known leaf list and unchecked leaves.
     ready: BTreeSet<u64>,
     /// Leaves that readers wait for.
@@ -141,9 +151,8 @@ pub(super) struct Verification {
     urgent: BTreeSet<u64>,
     /// Number of checks in flight.
     checks: u32,
-    /// Wrong leaves, and when each may be fetched; `None` while it is being fetched.
-    wrong: BTreeMap<u64, Option<Instant>>,
-    /// Leaves that the server sent wrong over HTTP too, until they are tried again.
+    wrong: WrongLeaves,
+    /// Leaves that the server sent wrong over HTTP too, and when that was.
     refuted: BTreeMap<u64, Instant>,
     /// Number of leaves that arrived wrong.
     wrong_total: u64,
@@ -161,11 +170,12 @@ impl Verification {
             open: BTreeMap::new(),
             is_verified: vec![false; index(tree.segments())],
             verified: 0,
+            verified_start: 0,
             ready: BTreeSet::new(),
             wanted: BTreeSet::new(),
             urgent: BTreeSet::new(),
             checks: 0,
-            wrong: BTreeMap::new(),
+            wrong: WrongLeaves::default(),
             refuted: BTreeMap::new(),
             wrong_total: 0,
             round: 0,
@@ -188,10 +198,7 @@ impl Verification {
             self.open.keys().all(|segment| !self.is_verified[index(*segment)]),
             "a segment is verified, but some of its leaves are not"
         );
-        debug_assert!(
-            self.wrong.keys().all(|leaf| !self.is_leaf_verified(*leaf)),
-            "a leaf is verified and wrong at once"
-        );
+        assert!(self.verified_start <= self.verified, "a gap before {}", self.verified_start);
     }
 
     /// Handles bytes that arrived and are stored. `holds` tells whether all bytes of a range have.
@@ -205,8 +212,7 @@ impl Verification {
             if self.is_verified[index(segment)] || !holds(&self.tree.leaf(leaf)) {
                 continue;
             }
-            let known = self.open.entry(segment).or_default();
-            if known.arrived.insert(leaf % SEGMENT_LEAVES) {
+            if self.open_segment(segment).arrived.insert(leaf % SEGMENT_LEAVES) {
                 self.offer(segment);
             }
         }
@@ -221,31 +227,58 @@ impl Verification {
         self.ready.clear();
         self.urgent.clear();
         self.checks = 0;
-        self.wrong.clear();
+        self.wrong.remove_all(&(0..self.tree.leaves()));
         self.refuted.clear();
         self.is_verified.fill(false);
-        self.verified = 0;
+        (self.verified, self.verified_start) = (0, 0);
         self.handle_arrived(&(0..self.tree.size()), holds);
     }
 
     /// Makes the unchecked leaves of a segment checkable if their values are known, or requests
     /// these.
     fn offer(&mut self, segment: u64) {
-        let Some(known) = self.open.get(&segment) else { return };
-        let unchecked = known.unchecked();
-        if unchecked.is_empty() {
+        let Some(known) = self.open.get_mut(&segment) else { return };
+        let wanted = self.wanted.range(self.tree.leaves_of(segment));
+        if let Some(values) = self.lists.values(segment) {
+            let unchecked = known.unchecked();
+            if !unchecked.is_empty() {
+                self.ready.insert(segment);
+                let is_unchecked = |leaf: &&u64| unchecked.contains(**leaf % SEGMENT_LEAVES);
+                self.urgent.extend(wanted.filter(is_unchecked));
+                return;
+            }
             self.ready.remove(&segment);
-        } else if self.lists.values(segment).is_some() {
-            self.ready.insert(segment);
-            let wanted = self.wanted.range(self.tree.leaves_of(segment));
-            self.urgent.extend(wanted.filter(|leaf| unchecked.contains(**leaf % SEGMENT_LEAVES)));
+            let lacks_value = !known.unverified().and(known.unknown).is_empty();
+            if !lacks_value || !known.checking.is_empty() {
+                return;
+            }
+            debug_assert!(values.contains(&UNKNOWN), "a value is known and unknown at once");
+            known.unknown = LeafBits::default();
+            self.lists.refresh(segment);
         } else {
-            self.lists.need(segment);
-            let mut wanted = self.wanted.range(self.tree.leaves_of(segment));
-            if wanted.any(|leaf| unchecked.contains(leaf % SEGMENT_LEAVES)) {
-                self.lists.want(segment);
+            let unchecked = known.unchecked();
+            if !unchecked.is_empty() {
+                let mut wanted = wanted.map(|leaf| leaf % SEGMENT_LEAVES);
+                self.lists.need(segment, wanted.any(|leaf| unchecked.contains(leaf)));
             }
         }
+    }
+
+    /// Returns the leaves of a segment that is not verified.
+    fn open_segment(&mut self, segment: u64) -> &mut Segment {
+        let unknown = || self.lists.values(segment).map_or(LeafBits::default(), |it| unknown(it));
+        self.open
+            .entry(segment)
+            .or_insert_with(|| Segment { unknown: unknown(), ..Segment::default() })
+    }
+
+    /// Handles a leaf list that became known.
+    fn take_list(&mut self, segment: u64) {
+        let open = self.open.get_mut(&segment);
+        if let (Some(known), Some(values)) = (open, self.lists.values(segment)) {
+            known.unknown = unknown(values);
+        }
+        self.offer(segment);
     }
 
     /// Whether all of these bytes are verified. Ignores bytes behind the end of the file.
@@ -269,8 +302,7 @@ impl Verification {
 
     /// Returns the length of the verified part at the start of the file, in bytes.
     pub(super) fn contiguous(&self) -> u64 {
-        let whole = self.is_verified.iter().take_while(|is_verified| **is_verified).count() as u64;
-        let leaves = self.tree.leaves_of(whole);
+        let leaves = self.tree.leaves_of(self.verified_start);
         let first = leaves.clone().find(|leaf| !self.is_leaf_verified(*leaf));
         self.tree.leaf(first.unwrap_or(leaves.end)).start
     }
@@ -285,12 +317,13 @@ impl Verification {
             ..end.next_multiple_of(LEAF_BYTES).min(self.tree.size())
     }
 
-    /// Handles a reader that waits for these bytes: they are checked first, and their lists are
-    /// requested at once.
+    /// Handles a reader that waits for these bytes: they are checked before others, their lists are
+    /// requested soon, and if they are wrong they are fetched before others.
     pub(super) fn handle_read(&mut self, bytes: &Range<u64>) {
         for leaf in self.leaves_of(bytes) {
             if !self.is_leaf_verified(leaf) {
                 self.wanted.insert(leaf);
+                self.wrong.want(leaf);
                 self.offer(leaf / SEGMENT_LEAVES);
             }
         }
@@ -359,7 +392,7 @@ impl Verification {
             }
             if wrong.contains(&leaf) {
                 known.wrong.insert(bit);
-                self.wrong.insert(leaf, Some(now));
+                self.wrong.add(leaf, self.wanted.contains(&leaf), now);
                 self.wrong_total += 1;
             } else {
                 known.verified.insert(bit);
@@ -380,58 +413,61 @@ impl Verification {
             self.ready.remove(&segment);
             self.is_verified[index(segment)] = true;
             self.verified += 1;
+            while self.is_verified.get(index(self.verified_start)) == Some(&true) {
+                self.verified_start += 1;
+            }
             self.lists.handle_verified(segment);
         }
     }
 
-    /// Returns a wrong leaf to fetch over HTTP; `None` until [`Self::poll_timeout`].
+    /// Returns wrong leaves to fetch over HTTP; `None` until [`Self::poll_timeout`].
     pub(super) fn poll_replacement(&mut self, now: Instant) -> Option<Replacement> {
-        if self.wrong.values().filter(|at| at.is_none()).count() >= REPLACEMENTS {
-            return None;
-        }
-        let due = |at: &Option<Instant>| at.is_some_and(|at| at <= now);
-        let is_due = |leaf: &&u64| self.wrong.get(*leaf).is_some_and(due);
-        let wanted = self.wanted.iter().find(is_due).copied();
-        let any = || self.wrong.iter().find(|(_, at)| due(at)).map(|(leaf, _)| *leaf);
-        let leaf = wanted.or_else(any)?;
-        let values = self.lists.values(leaf / SEGMENT_LEAVES)?.clone();
-        self.wrong.insert(leaf, None);
-        let check = Check { tree: self.tree, leaves: leaf..leaf + 1, values, round: self.round };
-        Some(Replacement { check })
+        let leaves = self.wrong.poll(CHECK_LEAVES, now)?;
+        // The list of a segment is kept until all of its leaves are right.
+        let values = self.lists.values(leaves.start / SEGMENT_LEAVES)?.clone();
+        Some(Replacement(Check { tree: self.tree, leaves, values, round: self.round }))
     }
 
-    /// Handles the result of fetching a wrong leaf.
+    /// Handles the result of fetching wrong leaves: those that are wrong again, the others being
+    /// stored. `None`: nothing came.
     pub(super) fn handle_replaced(
         &mut self,
         replacement: &Replacement,
-        result: Replaced,
+        wrong: Option<&[u64]>,
         now: Instant,
     ) {
-        let leaf = replacement.check.leaves.start;
-        if replacement.check.round != self.round || !self.wrong.contains_key(&leaf) {
-            return;
+        self.wrong.handle_end();
+        let Check { leaves, values, round, .. } = &replacement.0;
+        let segment = leaves.start / SEGMENT_LEAVES;
+        let list = self.lists.values(segment);
+        let is_current = *round == self.round && list.is_some_and(|list| Arc::ptr_eq(list, values));
+        for leaf in leaves.clone() {
+            // Otherwise the leaf is checked anew, whatever was stored.
+            if self.wrong.remove(leaf) && is_current {
+                self.handle_replaced_leaf(leaf, wrong.map(|wrong| wrong.contains(&leaf)), now);
+            }
         }
-        let segment = leaf / SEGMENT_LEAVES;
-        match result {
-            Replaced::Stored => {
-                self.wrong.remove(&leaf);
+        self.close_if_verified(segment);
+        self.assert_invariants();
+    }
+
+    fn handle_replaced_leaf(&mut self, leaf: u64, is_wrong: Option<bool>, now: Instant) {
+        let is_wanted = self.wanted.contains(&leaf);
+        match is_wrong {
+            Some(false) => {
                 self.refuted.remove(&leaf);
                 self.wanted.remove(&leaf);
-                if let Some(known) = self.open.get_mut(&segment) {
+                if let Some(known) = self.open.get_mut(&(leaf / SEGMENT_LEAVES)) {
                     known.wrong.remove(leaf % SEGMENT_LEAVES);
                     known.verified.insert(leaf % SEGMENT_LEAVES);
                 }
-                self.close_if_verified(segment);
             }
-            Replaced::Wrong => {
-                self.wrong.insert(leaf, Some(now + RETRY_PAUSE));
+            Some(true) => {
+                self.wrong.add(leaf, is_wanted, now + REFUTED_TIME);
                 self.refuted.insert(leaf, now);
             }
-            Replaced::Failed => {
-                self.wrong.insert(leaf, Some(now + RETRY_PAUSE));
-            }
+            None => self.wrong.add(leaf, is_wanted, now + RETRY_PAUSE),
         }
-        self.assert_invariants();
     }
 
     /// Returns lists to request from the server; `None` until [`Self::poll_timeout`].
@@ -490,8 +526,13 @@ impl Verification {
 
     /// Handles hashes that an earlier use left. Returns whether they are proven; otherwise nothing
     /// changes.
-    pub(super) fn handle_stored_lists(&mut self, request: &ListRequest, values: &[Value]) -> bool {
-        let is_proven = self.lists.handle_stored(request, values);
+    pub(super) fn handle_stored_lists(
+        &mut self,
+        request: &ListRequest,
+        values: &[Value],
+        now: Instant,
+    ) -> bool {
+        let is_proven = self.lists.handle_stored(request, values, now);
         self.take_offers();
         is_proven
     }
@@ -526,7 +567,7 @@ impl Verification {
     fn take_offers(&mut self) {
         while let Some(offer) = self.lists.poll_offer() {
             match offer {
-                Offer::Known(segment) => self.offer(segment),
+                Offer::Known(segment) => self.take_list(segment),
                 Offer::Refuted(segment) => self.check_again(segment),
             }
         }
@@ -538,26 +579,27 @@ impl Verification {
         let leaves = self.tree.leaves_of(segment);
         if std::mem::take(&mut self.is_verified[index(segment)]) {
             self.verified -= 1;
+            self.verified_start = self.verified_start.min(segment);
             let mut known = Segment::default();
             known.arrived.insert_all(0, leaves.end - leaves.start);
             self.open.insert(segment, known);
         } else if let Some(known) = self.open.get_mut(&segment) {
             (known.verified, known.wrong) = (LeafBits::default(), LeafBits::default());
         }
-        self.wrong.retain(|leaf, _| !leaves.contains(leaf));
+        self.wrong.remove_all(&leaves);
         self.offer(segment);
     }
 
-    /// Forgets readers that wait no more, and refusals that are old.
+    /// Ends the failure of leaves that are fetched again.
     pub(super) fn handle_timeout(&mut self, now: Instant) {
-        self.refuted.retain(|_, since| *since + RETRY_PAUSE > now);
+        self.refuted.retain(|_, since| *since + REFUTED_TIME > now);
     }
 
     /// When [`Self::poll_request`], [`Self::poll_replacement`] or [`Self::handle_timeout`] is due.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        let wrong = self.wrong.values().flatten().min().copied();
-        let refuted = self.refuted.values().min().map(|since| *since + RETRY_PAUSE);
-        [self.lists.poll_timeout(), wrong, refuted].into_iter().flatten().min()
+        let refuted = self.refuted.values().min().map(|since| *since + REFUTED_TIME);
+        let own = [self.lists.poll_timeout(), self.wrong.poll_timeout(), refuted];
+        own.into_iter().flatten().min()
     }
 
     /// Returns the number of leaves that arrived wrong.
@@ -578,6 +620,15 @@ impl Verification {
         }
         bytes.start / LEAF_BYTES..end.div_ceil(LEAF_BYTES)
     }
+}
+
+/// Returns the leaves of a segment whose values are not known.
+fn unknown(values: &[Value]) -> LeafBits {
+    let mut unknown = LeafBits::default();
+    for (leaf, _) in (0..).zip(values).filter(|(_, value)| **value == UNKNOWN) {
+        unknown.insert(leaf);
+    }
+    unknown
 }
 
 fn index(number: u64) -> usize {

@@ -11,7 +11,7 @@ use crate::io::SegmentRange;
 use crate::io::control::ControlError;
 use crate::io::now;
 use crate::object::{ListsFailure, Object, Verifying};
-use crate::receiver::{ListRequest, Replacement};
+use crate::receiver::{FetchError, ListRequest, Replacement};
 
 /// How long leaves accumulate that no reader waits for: some 30 at 1 Gbit/s. Each check costs a read
 /// and two locks, however few leaves it has.
@@ -44,7 +44,7 @@ impl Job {
         let wanted = request.clone();
         let load = move || {
             let values = object.stored_lists(&wanted)?;
-            object.handle_stored_lists(&wanted, &values).then_some(())
+            object.handle_stored_lists(&wanted, &values, now()).then_some(())
         };
         if !matches!(tokio::task::spawn_blocking(load).await, Ok(Some(()))) {
             let result = self.request_lists(&request).await;
@@ -89,23 +89,28 @@ impl Job {
         }
     }
 
-    /// Fetches a leaf that arrived wrong over HTTP.
-    pub(super) async fn replace(self, leaf: Replacement) {
-        let bytes = self.fetch_leaf(&leaf).await;
-        self.answer(self.object.store_replacement(&leaf, bytes.as_deref(), now()));
+    /// Fetches leaves that arrived wrong over HTTP.
+    pub(super) async fn replace(self, leaves: Replacement) {
+        let fetched = self.fetch_leaves(&leaves).await;
+        let bytes = fetched.as_ref().ok().map(Vec::as_slice);
+        self.answer(self.object.store_replacement(&leaves, bytes, now()));
+        if fetched == Err(FetchError::Changed) {
+            self.answer(self.object.handle_version_gone());
+        }
         self.attend();
     }
 
-    /// Returns the bytes that the server sends for a leaf; `None` if none came, or not all.
-    async fn fetch_leaf(&self, leaf: &Replacement) -> Option<Vec<u8>> {
-        let (path, wanted) = (&self.object.key().path, leaf.bytes());
-        let etag = self.object.snapshot().etag?;
-        let mut response = self.context.control.file_range(path, &wanted, &etag).await.ok()?;
-        let len = usize::try_from(wanted.end - wanted.start).ok()?;
+    /// Returns the bytes that the server sends for these leaves.
+    async fn fetch_leaves(&self, leaves: &Replacement) -> Result<Vec<u8>, FetchError> {
+        let (path, wanted) = (&self.object.key().path, leaves.bytes());
+        let etag = self.object.snapshot().etag.ok_or(FetchError::Changed)?;
+        let mut response = self.context.control.file_range(path, &wanted, &etag).await?;
+        let len = usize::try_from(wanted.end - wanted.start).expect("about a MiB");
         let mut bytes = Vec::with_capacity(len);
         while let Ok(Some(piece)) = response.chunk().await {
             bytes.extend_from_slice(&piece[..piece.len().min(len - bytes.len())]);
         }
-        (bytes.len() == len).then_some(bytes)
+        let is_whole = bytes.len() == len;
+        is_whole.then_some(bytes).ok_or(FetchError::Retry { after: Duration::ZERO })
     }
 }

@@ -40,6 +40,11 @@ impl LeafBits {
         Self([self.0[0] & !other.0[0], self.0[1] & !other.0[1]])
     }
 
+    /// Returns the leaves that are in both sets.
+    pub(super) fn and(self, other: Self) -> Self {
+        Self([self.0[0] & other.0[0], self.0[1] & other.0[1]])
+    }
+
     /// Whether no leaf is in the set.
     pub(super) fn is_empty(self) -> bool {
         self.0 == [0, 0]
@@ -100,6 +105,7 @@ mod tests {
                 model.remove(&leaf);
             }
             let left = bits.without(other);
+            prop_assert_eq!(bits.and(other).len(), bits.len() - left.len());
             prop_assert_eq!(left.len(), model.len() as u64);
             prop_assert_eq!(left.first(), model.first().copied());
             prop_assert_eq!(left.is_empty(), model.is_empty());

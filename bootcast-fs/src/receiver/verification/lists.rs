@@ -9,23 +9,13 @@ use bootcast_proto::manifest::{ContentId, ContentTree, Value};
 
 use super::index;
 use super::leaf_bits::LeafBits;
-
-/// Time for a leaf list to come in the cast after the stream has passed its segment, before it is
-/// requested. docs/PROTOCOL.md, "Leaf lists".
-pub(super) const CAST_PATIENCE: Duration = Duration::from_millis(200);
-
-/// The same while a reader waits for a leaf that has arrived. The list went out ahead of the leaf and
-/// was lost; the second copy follows the segment.
-pub(super) const READER_PATIENCE: Duration = Duration::from_millis(50);
-
-/// The same after the first leaf of a segment that the stream does not seem to leave.
-pub(super) const STREAM_PATIENCE: Duration = Duration::from_secs(2);
+use super::needed::Needed;
 
 /// Maximum number of segments in one request: 128 KiB of leaf values, for 64 MiB of the file.
 const REQUEST_SEGMENTS: u64 = 16;
 
 /// Maximum number of requests for leaf lists at the same time.
-const REQUESTS: usize = 8;
+const REQUESTS: u32 = 8;
 
 /// Minimum and maximum pause after a request that failed.
 const RETRY: Range<Duration> = Duration::from_millis(200)..Duration::from_secs(5);
@@ -79,29 +69,6 @@ struct Parts {
     present: LeafBits,
 }
 
-/// When to request a leaf list.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Due {
-    /// At this time.
-    At(Instant),
-    /// At this time, or earlier if the stream passes the segment.
-    Passing(Instant),
-    /// Not decided yet: a reader waits for a leaf that arrived.
-    Wanted,
-    /// Not decided yet: leaves of the segment just arrived.
-    Undecided,
-}
-
-impl Due {
-    /// Returns the time, if it is decided.
-    fn at(self) -> Option<Instant> {
-        match self {
-            Self::At(at) | Self::Passing(at) => Some(at),
-            Self::Wanted | Self::Undecided => None,
-        }
-    }
-}
-
 /// Requests of one kind that failed.
 #[derive(Clone, Copy, Debug, Default)]
 struct Retry {
@@ -136,14 +103,9 @@ pub(super) struct Lists {
     parts: BTreeMap<u64, Parts>,
     /// Segment values that follow from leaf lists that nothing proves yet.
     provisional: BTreeMap<u64, Value>,
-    /// Segments whose leaf list is needed, and when to request it.
-    needed: BTreeMap<u64, Due>,
-    /// Last segment of which a leaf arrived.
-    newest: u64,
-    /// Whether the cast brings leaf lists.
-    is_in_cast: bool,
-    /// Leaf lists that were requested.
-    in_flight: Vec<Range<u64>>,
+    needed: Needed,
+    /// Number of requests for leaf lists that are not answered.
+    requests: u32,
     is_requesting_segments: bool,
     leaves_retry: Retry,
     segments_retry: Retry,
@@ -161,10 +123,8 @@ impl Lists {
             known: BTreeMap::new(),
             parts: BTreeMap::new(),
             provisional: BTreeMap::new(),
-            needed: BTreeMap::new(),
-            newest: 0,
-            is_in_cast: false,
-            in_flight: Vec::new(),
+            needed: Needed::default(),
+            requests: 0,
             is_requesting_segments: false,
             leaves_retry: Retry::default(),
             segments_retry: Retry::default(),
@@ -185,10 +145,10 @@ impl Lists {
             "leaf lists are provisional although the content id is known"
         );
         debug_assert!(
-            self.needed.keys().all(|segment| !self.known.contains_key(segment)),
+            self.known.keys().all(|segment| !self.needed.contains(*segment)),
             "a list is requested that is known"
         );
-        debug_assert!(self.in_flight.len() <= REQUESTS);
+        assert!(self.requests <= REQUESTS, "{} requests for leaf lists", self.requests);
     }
 
     /// Takes the content id. A file of one segment or one leaf needs no lists above it: the value
@@ -222,14 +182,14 @@ impl Lists {
     fn learn(&mut self, segment: u64, values: Arc<[Value]>) {
         self.learned.push_back(Learned::Leaves(segment, values.clone()));
         self.known.insert(segment, values);
-        self.needed.remove(&segment);
+        self.needed.remove(segment);
         self.parts.remove(&segment);
         self.offers.push_back(Offer::Known(segment));
     }
 
     /// Sets whether the cast brings leaf lists, so that they need not be requested at once.
     pub(super) fn set_in_cast(&mut self, is_in_cast: bool) {
-        self.is_in_cast = is_in_cast;
+        self.needed.set_in_cast(is_in_cast);
     }
 
     /// Returns the leaf list of a segment that its leaves may be checked against.
@@ -237,35 +197,19 @@ impl Lists {
         self.known.get(&segment)
     }
 
-    /// Handles leaves that arrived and cannot be checked without their list.
-    pub(super) fn need(&mut self, segment: u64) {
-        self.newest = self.newest.max(segment);
+    /// Handles leaves that arrived and cannot be checked without their list. `is_wanted`: a reader
+    /// waits for one of them.
+    pub(super) fn need(&mut self, segment: u64, is_wanted: bool) {
         if !self.known.contains_key(&segment) {
-            self.needed.entry(segment).or_insert(Due::Undecided);
+            self.needed.add(segment, is_wanted);
         }
     }
 
-    /// Handles a reader that waits for a leaf of this segment that arrived.
-    pub(super) fn want(&mut self, segment: u64) {
-        if !self.known.contains_key(&segment) {
-            self.needed.insert(segment, Due::Wanted);
-        }
-    }
-
-    /// Decides when to request lists: those that the cast brings are waited for.
-    fn decide(&mut self, now: Instant) {
-        let (newest, is_in_cast) = (self.newest, self.is_in_cast);
-        for (segment, due) in &mut self.needed {
-            let is_passed = *segment < newest;
-            *due = match *due {
-                Due::Wanted if is_in_cast => Due::At(now + READER_PATIENCE),
-                Due::Wanted => Due::At(now),
-                Due::Passing(_) | Due::Undecided if !is_in_cast => Due::At(now),
-                Due::Passing(_) | Due::Undecided if is_passed => Due::At(now + CAST_PATIENCE),
-                Due::Undecided => Due::Passing(now + STREAM_PATIENCE),
-                decided @ (Due::At(_) | Due::Passing(_)) => decided,
-            };
-        }
+    /// Forgets a list without the value of a leaf that arrived. It is requested again later.
+    pub(super) fn refresh(&mut self, segment: u64) {
+        self.known.remove(&segment);
+        self.provisional.remove(&segment);
+        self.needed.add_incomplete(segment);
     }
 
     /// Returns the next request; `None` until [`Self::poll_timeout`].
@@ -275,26 +219,13 @@ impl Lists {
             self.is_requesting_segments = true;
             return Some(ListRequest::Segments);
         }
-        if self.in_flight.len() >= REQUESTS || !self.leaves_retry.is_due(now) {
+        if self.requests >= REQUESTS || !self.leaves_retry.is_due(now) {
             return None;
         }
-        self.decide(now);
-        let segments = self.due_run(now)?;
-        self.in_flight.push(segments.clone());
+        let segments = self.needed.poll(now, REQUEST_SEGMENTS)?;
+        self.requests += 1;
         self.assert_invariants();
         Some(ListRequest::Leaves(segments))
-    }
-
-    /// Returns the lowest run of segments whose lists are due.
-    fn due_run(&self, now: Instant) -> Option<Range<u64>> {
-        let is_asked = |segment: u64| self.in_flight.iter().any(|asked| asked.contains(&segment));
-        let is_due = |due: Due| due.at().is_some_and(|at| at <= now);
-        let mut due = (self.needed.iter())
-            .filter(|(segment, due)| is_due(**due) && !is_asked(**segment))
-            .map(|(segment, _)| *segment);
-        let first = due.next()?;
-        let run = (first + 1..).zip(due).take_while(|(next, segment)| next == segment);
-        Some(first..first + 1 + run.take(index(REQUEST_SEGMENTS - 1)).count() as u64)
     }
 
     /// Handles a request that failed for a reason that may pass.
@@ -305,10 +236,16 @@ impl Lists {
                 self.segments_retry.failed(after, now);
             }
             ListRequest::Leaves(segments) => {
-                self.in_flight.retain(|asked| asked != segments);
+                self.end_request(segments, now);
                 self.leaves_retry.failed(after, now);
             }
         }
+    }
+
+    fn end_request(&mut self, segments: &Range<u64>, now: Instant) {
+        assert!(self.requests > 0, "an answer to no request");
+        self.requests -= 1;
+        self.needed.handle_answer(segments, now);
     }
 
     /// Handles the content id that the server named.
@@ -354,7 +291,7 @@ impl Lists {
         values: &[Value],
         now: Instant,
     ) -> Result<(), ListsError> {
-        self.in_flight.retain(|asked| asked != segments);
+        self.end_request(segments, now);
         if values.is_empty() {
             self.leaves_retry.failed(Duration::ZERO, now);
         } else {
@@ -376,39 +313,39 @@ impl Lists {
     }
 
     /// Handles the hashes that an earlier use left for a request, if they are proven. Returns whether
-    /// they are.
-    pub(super) fn handle_stored(&mut self, request: &ListRequest, values: &[Value]) -> bool {
-        let (Some(id), count) = (self.id, values.len() as u64) else { return false };
+    /// they are; otherwise the request goes on.
+    pub(super) fn handle_stored(
+        &mut self,
+        request: &ListRequest,
+        values: &[Value],
+        now: Instant,
+    ) -> bool {
         match request {
             ListRequest::Segments => {
-                let is_proven = count == self.tree.segments() && self.tree.content_id(values) == id;
-                if is_proven {
-                    self.is_requesting_segments = false;
-                    self.adopt_segments(values.into());
-                }
+                let is_proven = self.id.is_some() && self.handle_segments(values, now).is_ok();
+                self.is_requesting_segments = !is_proven;
                 is_proven
             }
             ListRequest::Leaves(segments) => {
-                let Some(proven) = self.segments.clone() else { return false };
-                let mut rest = values;
-                let mut lists = Vec::new();
-                for segment in segments.clone() {
-                    let leaves = self.tree.leaves_of(segment);
-                    let split = rest.split_at_checked(index(leaves.end - leaves.start));
-                    let Some((own, others)) = split else { return false };
-                    if self.tree.segment_value(segment, own) != proven[index(segment)] {
-                        return false;
-                    }
-                    lists.push((segment, own));
-                    rest = others;
-                }
-                self.in_flight.retain(|asked| asked != segments);
-                for (segment, values) in lists {
-                    self.learn(segment, values.into());
-                }
-                rest.is_empty()
+                let is_proven = self.prove(segments, values);
+                is_proven && self.handle_leaves(segments, values, now).is_ok()
             }
         }
+    }
+
+    /// Whether these are the leaf lists of all these segments, by their proven values.
+    fn prove(&self, segments: &Range<u64>, values: &[Value]) -> bool {
+        let Some(proven) = &self.segments else { return false };
+        let mut rest = values;
+        let are_right = segments.clone().all(|segment| {
+            let leaves = self.tree.leaves_of(segment);
+            let split = rest.split_at_checked(index(leaves.end - leaves.start));
+            split.is_some_and(|(own, others)| {
+                rest = others;
+                self.tree.segment_value(segment, own) == proven[index(segment)]
+            })
+        });
+        are_right && rest.is_empty()
     }
 
     /// Takes the leaf list of a segment from the control connection.
@@ -471,7 +408,7 @@ impl Lists {
     /// Handles that all leaves of a segment are verified: its list is of no more use.
     pub(super) fn handle_verified(&mut self, segment: u64) {
         self.known.remove(&segment);
-        self.needed.remove(&segment);
+        self.needed.remove(segment);
         self.parts.remove(&segment);
     }
 
@@ -488,7 +425,7 @@ impl Lists {
 
     /// Whether hashes are needed that did not come yet.
     pub(super) fn is_busy(&self) -> bool {
-        !self.is_proven() || !self.needed.is_empty() || !self.in_flight.is_empty()
+        !self.is_proven() || !self.needed.is_empty() || self.requests > 0
     }
 
     /// Returns the next change.
@@ -501,10 +438,7 @@ impl Lists {
         let segments = (!self.is_proven() && !self.is_requesting_segments)
             .then_some(self.segments_retry.at)
             .flatten();
-        let is_asked = |segment: u64| self.in_flight.iter().any(|asked| asked.contains(&segment));
-        let leaves = self.needed.iter().filter(|(segment, _)| !is_asked(**segment));
-        let leaves = leaves.filter_map(|(_, due)| due.at()).min();
-        let leaves = leaves.filter(|_| self.in_flight.len() < REQUESTS);
+        let leaves = self.needed.poll_timeout().filter(|_| self.requests < REQUESTS);
         let leaves = leaves.map(|at| self.leaves_retry.at.map_or(at, |retry| retry.max(at)));
         [segments, leaves].into_iter().flatten().min()
     }

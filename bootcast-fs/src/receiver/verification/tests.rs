@@ -2,7 +2,7 @@ use bootcast_proto::Manifest;
 use bootcast_proto::manifest::SEGMENT_BYTES;
 use proptest::prelude::*;
 
-use super::lists::{CAST_PATIENCE, READER_PATIENCE, STREAM_PATIENCE};
+use super::needed::{CAST_PATIENCE, READER_PATIENCE, STREAM_PATIENCE, UNKNOWN_PAUSE};
 use super::*;
 
 const MS: Duration = Duration::from_millis(1);
@@ -99,17 +99,103 @@ fn a_wrong_leaf_is_never_read_and_fetched_until_it_is_right() {
     assert!(!verification.has_verified(&(16_384..16_385)) && !verification.is_complete());
     let replacement = verification.poll_replacement(now).unwrap();
     assert_eq!(replacement.bytes(), 16_384..32_768);
-    assert!(!replacement.is_right(&stored[16_384..32_768]));
+    assert_eq!(replacement.examine(&stored[16_384..32_768]), (vec![1], vec![]));
     assert!(verification.poll_replacement(now).is_none());
-    verification.handle_replaced(&replacement, Replaced::Wrong, now);
+    verification.handle_replaced(&replacement, None, now);
+    assert_eq!(verification.refuted(&(0..20_000)), None, "nothing came");
+    let replacement = verification.poll_replacement(now + RETRY_PAUSE).unwrap();
+    verification.handle_replaced(&replacement, Some(&[1]), now);
     assert_eq!(verification.refuted(&(0..20_000)), Some(Refuted));
     let later = verification.poll_timeout().unwrap();
     verification.handle_timeout(later);
     assert_eq!(verification.refuted(&(0..20_000)), None);
     let replacement = verification.poll_replacement(later).unwrap();
-    assert!(replacement.is_right(&file.bytes[16_384..32_768]));
-    verification.handle_replaced(&replacement, Replaced::Stored, later);
+    let right = replacement.examine(&file.bytes[16_384..32_768]);
+    assert_eq!(right.0, [0; 0]);
+    assert_eq!(right.1.len(), 1);
+    verification.handle_replaced(&replacement, Some(&[]), later);
     assert!(verification.is_complete());
+}
+
+#[test]
+fn wrong_leaves_are_fetched_together_and_those_of_readers_first() {
+    let (file, now) = (File::new(SEGMENT_BYTES * 2), Instant::now());
+    let mut verification = file.verification(true);
+    let stored = vec![0xee; file.bytes.len()];
+    verification.handle_arrived(&(0..SEGMENT_BYTES * 2), everything);
+    file.answer(&mut verification, now);
+    check(&mut verification, &stored, now);
+    let reader = SEGMENT_BYTES + 250 * LEAF_BYTES;
+    verification.handle_read(&(reader..reader + 1));
+    let fetches: Vec<_> =
+        std::iter::from_fn(|| verification.poll_replacement(now)).map(|it| it.bytes()).collect();
+    let leaves = |first, end| first * LEAF_BYTES..end * LEAF_BYTES;
+    let expected = [leaves(506, 512), leaves(0, 64), leaves(64, 128), leaves(128, 192)];
+    assert_eq!(fetches, expected, "no more at a time");
+}
+
+#[test]
+fn a_leaf_that_the_server_fetched_right_for_a_false_list_is_not_believed() {
+    let (file, now) = (File::new(SEGMENT_BYTES * 2), Instant::now());
+    let mut false_leaves = file.leaves(&(0..1)).to_vec();
+    let mut other = file.bytes.clone();
+    other[5] ^= 1;
+    false_leaves[0] = file.manifest.tree().leaf_value(0, &other[..index(LEAF_BYTES)]);
+    let mut verification = file.verification(false);
+    verification.handle_arrived(&(0..SEGMENT_BYTES), everything);
+    assert_eq!(verification.poll_request(now), Some(ListRequest::Segments));
+    let request = verification.poll_request(now).unwrap();
+    verification.handle_lists(&request, &false_leaves, now).unwrap();
+    check(&mut verification, &file.bytes, now);
+    let replacement = verification.poll_replacement(now).unwrap();
+    assert!(replacement.examine(&other[..index(LEAF_BYTES)]).0.is_empty());
+    verification.handle_id(file.manifest.id()).unwrap();
+    verification.handle_lists(&ListRequest::Segments, file.manifest.segments(), now).unwrap();
+    file.answer(&mut verification, now);
+    check(&mut verification, &other, now);
+    verification.handle_replaced(&replacement, Some(&[]), now);
+    assert!(!verification.has_verified(&(0..1)), "these are the bytes of the false list");
+}
+
+#[test]
+fn a_list_without_the_value_of_a_leaf_is_requested_again_when_that_arrives() {
+    let (file, now) = (File::new(SEGMENT_BYTES), Instant::now());
+    let mut values = file.leaves(&(0..1)).to_vec();
+    values[3] = UNKNOWN;
+    let mut verification = file.verification(false);
+    let gap = 3 * LEAF_BYTES..4 * LEAF_BYTES;
+    verification.handle_arrived(&(0..SEGMENT_BYTES), |bytes| *bytes != gap);
+    assert_eq!(verification.poll_request(now), Some(ListRequest::Segments));
+    let request = verification.poll_request(now).unwrap();
+    verification.handle_lists(&request, &values, now).unwrap();
+    check(&mut verification, &file.bytes, now);
+    assert!(verification.has_verified(&(0..gap.start)));
+    assert!(verification.has_verified(&(gap.end..SEGMENT_BYTES)));
+    verification.handle_arrived(&gap, everything);
+    assert_eq!(verification.wrong_total(), 0);
+    assert_eq!(verification.poll_request(now), None);
+    let later = now + UNKNOWN_PAUSE;
+    assert_eq!(verification.poll_request(later), Some(ListRequest::Leaves(0..1)));
+    verification.handle_lists(&request, file.leaves(&(0..1)), later).unwrap();
+    check(&mut verification, &file.bytes, later);
+    assert!(verification.has_verified(&(0..SEGMENT_BYTES)));
+}
+
+#[test]
+fn leaves_that_go_on_arriving_do_not_put_off_the_list_that_a_reader_needs() {
+    let (file, now) = (File::new(SEGMENT_BYTES * 2), Instant::now());
+    let mut verification = file.verification(true);
+    verification.set_lists_in_cast(true);
+    file.answer(&mut verification, now);
+    verification.handle_read(&(0..SEGMENT_BYTES));
+    for leaf in 0..5 {
+        let bytes = leaf * LEAF_BYTES..(leaf + 1) * LEAF_BYTES;
+        verification.handle_arrived(&bytes, |range| *range == bytes);
+        let later = now + READER_PATIENCE.mul_f64(f64::from(u8::try_from(leaf).unwrap()) / 5.0);
+        assert_eq!(verification.poll_request(later), None);
+    }
+    let due = verification.poll_request(now + READER_PATIENCE);
+    assert_eq!(due, Some(ListRequest::Leaves(0..1)));
 }
 
 #[test]
@@ -170,10 +256,13 @@ fn what_was_verified_against_a_false_list_is_checked_again() {
     leaves[0] = file.manifest.tree().leaf_value(0, &other.bytes[..index(LEAF_BYTES)]);
     let mut verification = file.verification(false);
     verification.handle_arrived(&(0..SEGMENT_BYTES), everything);
-    verification.handle_lists(&ListRequest::Leaves(0..1), &leaves[..256], now).unwrap();
+    assert_eq!(verification.poll_request(now), Some(ListRequest::Segments));
+    let request = verification.poll_request(now).unwrap();
+    verification.handle_lists(&request, &leaves[..256], now).unwrap();
     check(&mut verification, &other.bytes, now);
     assert!(verification.has_verified(&(0..SEGMENT_BYTES)));
-    file.answer(&mut verification, now);
+    verification.handle_id(file.manifest.id()).unwrap();
+    verification.handle_lists(&ListRequest::Segments, file.manifest.segments(), now).unwrap();
     assert!(!verification.has_verified(&(0..1)));
     file.answer(&mut verification, now);
     check(&mut verification, &other.bytes, now);
@@ -189,14 +278,18 @@ fn lists_of_another_content_are_refused() {
         verification.handle_id(other.manifest.id()),
         Err(ListsError::OtherContent(other.manifest.id()))
     );
-    let mut lists = |request, values: &[Value]| verification.handle_lists(&request, values, now);
-    let two = [[1; 32], [2; 32]];
-    assert_eq!(lists(ListRequest::Segments, &two), Err(ListsError::Contradiction));
-    assert_eq!(lists(ListRequest::Segments, &two[..1]), Err(ListsError::Length));
-    assert_eq!(lists(ListRequest::Segments, file.manifest.segments()), Ok(()));
-    let leaves = file.leaves(&(1..2));
-    assert_eq!(lists(ListRequest::Leaves(0..1), leaves), Err(ListsError::Contradiction));
-    assert_eq!(lists(ListRequest::Leaves(0..1), &leaves[1..]), Err(ListsError::Length));
+    verification.handle_arrived(&(0..SEGMENT_BYTES), everything);
+    let mut answer = |expected, values: &[Value]| {
+        let request = verification.poll_request(now).unwrap();
+        assert_eq!(request, expected);
+        verification.handle_lists(&request, values, now)
+    };
+    let (two, leaves) = ([[1; 32], [2; 32]], file.leaves(&(1..2)));
+    assert_eq!(answer(ListRequest::Segments, &two), Err(ListsError::Contradiction));
+    assert_eq!(answer(ListRequest::Segments, &two[..1]), Err(ListsError::Length));
+    assert_eq!(answer(ListRequest::Segments, file.manifest.segments()), Ok(()));
+    assert_eq!(answer(ListRequest::Leaves(0..1), leaves), Err(ListsError::Contradiction));
+    assert_eq!(answer(ListRequest::Leaves(0..1), &leaves[1..]), Err(ListsError::Length));
 }
 
 #[test]
@@ -270,7 +363,7 @@ fn readers_are_served_before_the_stream() {
     let (file, now) = (File::new(SEGMENT_BYTES), Instant::now());
     let mut verification = file.verification(true);
     file.answer(&mut verification, now);
-    verification.handle_lists(&ListRequest::Leaves(0..1), file.leaves(&(0..1)), now).unwrap();
+    assert!(verification.handle_cast_leaves(0, 0, file.leaves(&(0..1))));
     verification.handle_read(&(200 * LEAF_BYTES..200 * LEAF_BYTES + 9));
     verification.handle_arrived(&(0..SEGMENT_BYTES), everything);
     assert_eq!(verification.poll_check().unwrap().bytes().start, 200 * LEAF_BYTES);
