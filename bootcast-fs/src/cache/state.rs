@@ -222,7 +222,7 @@ impl HeldSnapshot {
     /// the whole file, if it is known; `is_verified` if all bytes were found to be those of it.
     pub fn of(assembly: &Assembly, content: Option<ContentId>, is_verified: bool) -> Option<Self> {
         assembly.size()?;
-        let (geometry, held) = (*assembly.geometry(), assembly.held().clone());
+        let (geometry, held) = (*assembly.geometry(), assembly.arrived().clone());
         Some(Self { geometry, held, content, is_verified })
     }
 

@@ -44,7 +44,7 @@ impl Object {
             };
             let whole = whole_pages(assembly, &(offset..end));
             let geometry = assembly.geometry();
-            let missing = whole.iter().filter(|page| !assembly.held().contains(*page));
+            let missing = whole.iter().filter(|page| !assembly.arrived().contains(*page));
             let slice = |page: PageIndex| {
                 let range = geometry.byte_range(PageRange::single(page));
                 let at = |position| usize::try_from(position - offset).ok();

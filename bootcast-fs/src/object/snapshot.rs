@@ -131,7 +131,7 @@ impl Object {
 
 /// Number of held bytes, up to a page too low.
 fn received(assembly: &Assembly) -> u64 {
-    let pages = u64::from(assembly.held().held());
+    let pages = u64::from(assembly.arrived().held());
     (pages * u64::from(assembly.page_size().get())).min(assembly.geometry().size())
 }
 
@@ -155,7 +155,7 @@ impl Inner {
         let all = geometry.all();
         let known = Some(self.contiguous).filter(|known| known.page_size == page_size);
         let start = known.map_or(0, |known| known.pages).min(all.end.0);
-        let gap = assembly.held().first_missing(PageRange::new(start, all.end.0));
+        let gap = assembly.arrived().first_missing(PageRange::new(start, all.end.0));
         self.contiguous = ContiguousPages { page_size, pages: gap.map_or(all.end.0, |gap| gap.0) };
         gap.map_or(geometry.size(), |gap| geometry.offset(gap))
     }

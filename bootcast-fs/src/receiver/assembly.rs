@@ -1,4 +1,4 @@
-//! Tracks which pages of one version of a file are held, and which datagrams bring new ones.
+//! Tracks which pages of one version of a file arrived, and which datagrams bring new ones.
 
 use std::ops::Range;
 
@@ -9,7 +9,7 @@ use bootcast_proto::{Geometry, JoinAnswer, Layout, PageIndex, PageRange, PageSet
 /// reference layout".
 const PHANTOM_WRAPS: u32 = 3;
 
-/// Held pages of one version of a file.
+/// Pages of one version of a file that arrived: they are stored.
 #[derive(Debug)]
 pub struct Assembly {
     geometry: Geometry,
@@ -21,7 +21,7 @@ pub struct Assembly {
     announced: u32,
     /// Layout of the present cast; `None` until its first datagram.
     layout: Option<Layout>,
-    held: PageSet,
+    arrived: PageSet,
     last_seen: Option<PageIndex>,
     wraps_without_last: u32,
 }
@@ -31,17 +31,17 @@ pub struct Assembly {
 pub enum Arrival<'a> {
     /// A missing page: store it, then call [`Assembly::stored`].
     New(Page<'a>),
-    /// A page that is held already.
+    /// A page that arrived before.
     Duplicate(PageIndex),
     /// Not a page of this cast.
     Bad(DataError),
 }
 
 impl Assembly {
-    /// Resumes from what the cache kept of this version: the exact size and the held pages.
-    pub fn resume(geometry: Geometry, held: PageSet) -> Self {
+    /// Resumes from what the cache kept of this version: the exact size and the stored pages.
+    pub fn resume(geometry: Geometry, arrived: PageSet) -> Self {
         let announced = geometry.pages();
-        let assembly = Self { held, ..Self::empty(geometry, true, announced) };
+        let assembly = Self { arrived, ..Self::empty(geometry, true, announced) };
         assembly.assert_invariants();
         assembly
     }
@@ -51,9 +51,9 @@ impl Assembly {
         let pages = self.geometry.pages();
         // Otherwise pages would be taken for others, or the file would never be complete.
         assert!(
-            self.held.pages() == pages,
+            self.arrived.pages() == pages,
             "{} pages are tracked of a file of {pages}",
-            self.held.pages()
+            self.arrived.pages()
         );
         debug_assert!(
             self.exact || self.announced == pages,
@@ -78,7 +78,7 @@ impl Assembly {
             exact,
             announced,
             layout: None,
-            held: PageSet::new(geometry.pages()),
+            arrived: PageSet::new(geometry.pages()),
             last_seen: None,
             wraps_without_last: 0,
         }
@@ -87,7 +87,7 @@ impl Assembly {
     /// Continues with another cast of the same version. Returns `false` if the answer cannot belong
     /// to this version.
     ///
-    /// The page size may differ. Pages whose bytes are all held stay held.
+    /// The page size may differ. Pages whose bytes are all stored count as arrived.
     pub fn continue_with(&mut self, answer: &JoinAnswer) -> bool {
         let same_pages = answer.page_size == self.geometry.page_size();
         let size = self.exact.then(|| self.geometry.size());
@@ -103,29 +103,30 @@ impl Assembly {
         if !fits {
             return false;
         }
-        let mut held = if same_pages { self.held.clone() } else { self.regrouped(&next.geometry) };
-        if next.geometry.pages() < held.pages() {
+        let mut arrived =
+            if same_pages { self.arrived.clone() } else { self.regrouped(&next.geometry) };
+        if next.geometry.pages() < arrived.pages() {
             // The size, which only this answer states, shows that the last page is a phantom.
-            held = held.truncated(next.geometry.pages());
+            arrived = arrived.truncated(next.geometry.pages());
         }
-        *self = Self { held, exact: self.exact || next.exact, ..next };
+        *self = Self { arrived, exact: self.exact || next.exact, ..next };
         self.assert_invariants();
         true
     }
 
-    /// Pages of `other` whose bytes are all held.
+    /// Pages of `other` whose bytes are all stored.
     fn regrouped(&self, other: &Geometry) -> PageSet {
-        let mut held = PageSet::new(other.pages());
+        let mut arrived = PageSet::new(other.pages());
         for page in other.all().iter() {
             if self.holds(&other.byte_range(PageRange::single(page))) {
-                held.insert(page);
+                arrived.insert(page);
             }
         }
-        held
+        arrived
     }
 
     /// Checks a datagram of the present cast.
-    pub fn arrived<'a>(&mut self, datagram: &'a [u8]) -> Arrival<'a> {
+    pub fn check<'a>(&mut self, datagram: &'a [u8]) -> Arrival<'a> {
         let layout = self.layout.or_else(|| Layout::detect(datagram, self.announced));
         // If neither layout fits, the error of the base layout is reported.
         let page = match layout.unwrap_or(Layout::Base).decode(datagram, self.announced) {
@@ -146,7 +147,7 @@ impl Assembly {
             page.index,
             page.payload.len()
         );
-        if self.held.contains(page.index) {
+        if self.arrived.contains(page.index) {
             Arrival::Duplicate(page.index)
         } else {
             Arrival::New(page)
@@ -184,34 +185,34 @@ impl Assembly {
         let real = self.announced.saturating_sub(1);
         if !self.exact
             && self.wraps_without_last >= PHANTOM_WRAPS
-            && self.held.contains_all(PageRange::new(0, real))
+            && self.arrived.contains_all(PageRange::new(0, real))
         {
             self.geometry = Geometry::all_full(real, self.geometry.page_size());
-            self.held = self.held.truncated(real);
+            self.arrived = self.arrived.truncated(real);
             self.exact = true;
         }
         self.assert_invariants();
     }
 
-    /// Marks pages as held, after they were stored.
+    /// Marks pages as arrived, after they were stored.
     pub fn stored(&mut self, pages: PageRange) {
-        self.held.insert_range(pages);
+        self.arrived.insert_range(pages);
         self.drop_phantom();
     }
 
-    /// Whether every page is held. Never true before the exact size is known.
+    /// Whether every page arrived. Never true before the exact size is known.
     pub fn is_complete(&self) -> bool {
-        self.exact && self.held.is_full()
+        self.exact && self.arrived.is_full()
     }
 
-    /// Whether all of these bytes are held. Ignores bytes beyond the end of the file.
+    /// Whether all of these bytes are stored. Ignores bytes beyond the end of the file.
     pub fn holds(&self, bytes: &Range<u64>) -> bool {
-        self.held.contains_all(self.geometry.pages_covering(bytes.clone()))
+        self.arrived.contains_all(self.geometry.pages_covering(bytes.clone()))
     }
 
     /// Length of the gapless part at the start of the file, in bytes.
     pub fn contiguous(&self) -> u64 {
-        match self.held.first_missing(self.geometry.all()) {
+        match self.arrived.first_missing(self.geometry.all()) {
             Some(page) => self.geometry.offset(page),
             None => self.geometry.size(),
         }
@@ -222,9 +223,14 @@ impl Assembly {
         self.exact.then(|| self.geometry.size())
     }
 
-    /// Pages that are held.
-    pub fn held(&self) -> &PageSet {
-        &self.held
+    /// Pages that arrived.
+    pub fn arrived(&self) -> &PageSet {
+        &self.arrived
+    }
+
+    /// Number of missing pages.
+    pub fn missing(&self) -> u32 {
+        self.arrived.pages() - self.arrived.held()
     }
 
     /// Geometry of the file. Its size is an upper bound until [`Self::size`] is known.
@@ -263,10 +269,10 @@ mod tests {
         bytes
     }
 
-    /// Feeds page `number` and marks it as held if it is new.
+    /// Feeds page `number` and marks it as arrived if it is new.
     fn feed(assembly: &mut Assembly, layout: Layout, number: u32, payload: &[u8]) {
         let bytes = datagram(layout, assembly.announced, number, payload);
-        if let Arrival::New(page) = assembly.arrived(&bytes) {
+        if let Arrival::New(page) = assembly.check(&bytes) {
             assembly.stored(PageRange::single(page.index));
         }
     }
@@ -285,7 +291,7 @@ mod tests {
         let mut file = Assembly::begin(&answer(2, Some(6)), None);
         for (number, payload) in [(1, &b"aaa"[..]), (2, b"bbb"), (2, b"b")] {
             let bytes = datagram(Layout::Base, 2, number, payload);
-            assert_eq!(file.arrived(&bytes), Arrival::Bad(DataError::Size));
+            assert_eq!(file.check(&bytes), Arrival::Bad(DataError::Size));
         }
     }
 
@@ -293,10 +299,10 @@ mod tests {
     fn a_page_counts_only_once_it_is_stored() {
         let mut file = Assembly::begin(&answer(1, Some(4)), None);
         let bytes = datagram(Layout::Base, 1, 1, b"aaaa");
-        assert!(matches!(file.arrived(&bytes), Arrival::New(_)));
-        assert!(matches!(file.arrived(&bytes), Arrival::New(_)));
+        assert!(matches!(file.check(&bytes), Arrival::New(_)));
+        assert!(matches!(file.check(&bytes), Arrival::New(_)));
         file.stored(PageRange::new(0, 1));
-        assert_eq!(file.arrived(&bytes), Arrival::Duplicate(PageIndex(0)));
+        assert_eq!(file.check(&bytes), Arrival::Duplicate(PageIndex(0)));
         assert!(file.is_complete());
     }
 

@@ -154,7 +154,7 @@ impl Content {
 
     /// Checks a datagram of the present cast.
     pub(super) fn check<'a>(&mut self, datagram: &'a [u8]) -> Option<Arrival<'a>> {
-        self.assembly.as_mut().map(|assembly| assembly.arrived(datagram))
+        self.assembly.as_mut().map(|assembly| assembly.check(datagram))
     }
 
     /// Whether the datagram of this page is as long as the longest of the cast. The only page of a
@@ -199,12 +199,12 @@ impl Content {
 
     /// Whether some page is here.
     pub(super) fn has_pages(&self) -> bool {
-        self.assembly.as_ref().is_some_and(|assembly| assembly.held().held() > 0)
+        self.assembly.as_ref().is_some_and(|assembly| assembly.arrived().held() > 0)
     }
 
     /// Number of missing pages, once the page size is known.
     pub(super) fn missing_pages(&self) -> Option<u32> {
-        self.assembly.as_ref().map(|assembly| assembly.held().pages() - assembly.held().held())
+        self.assembly.as_ref().map(Assembly::missing)
     }
 
     /// Whether all of these bytes may be read.
@@ -257,7 +257,7 @@ impl Content {
     pub(super) fn finished(&self, layout: Option<BlockLayout>) -> u64 {
         let Some(assembly) = &self.assembly else { return 0 };
         let Some(layout) = layout else { return assembly.contiguous() };
-        let first = assembly.held().first_missing(assembly.geometry().all());
+        let first = assembly.arrived().first_missing(assembly.geometry().all());
         first.map_or(assembly.geometry().size(), |page| {
             assembly.geometry().offset(layout.pages_of(layout.window_of(page)).start)
         })
@@ -283,7 +283,7 @@ impl Content {
     pub(super) fn unreadable(&self, bytes: &Range<u64>) -> Option<Range<u64>> {
         let assembly = self.assembly.as_ref()?;
         let pages = assembly.geometry().pages_covering(self.needed_for(bytes));
-        let missing = self.unreadable.first_missing(pages, assembly.held())?;
+        let missing = self.unreadable.first_missing(pages, assembly.arrived())?;
         Some(assembly.geometry().byte_range(missing))
     }
 
@@ -292,15 +292,15 @@ impl Content {
         let Some(assembly) = self.assembly.as_ref().filter(|_| !self.unreadable.is_empty()) else {
             return false;
         };
-        let missing = assembly.held().pages() - assembly.held().held();
-        missing > 0 && self.unreadable.missing(assembly.held()) == missing
+        let missing = assembly.missing();
+        missing > 0 && self.unreadable.missing(assembly.arrived()) == missing
     }
 
     /// Up to `limit` missing pages that the server can read, if an unreadable page keeps the block
     /// of each from being rebuilt. Empty if any other page is missing.
     pub(super) fn cut_off_pages(&self, layout: BlockLayout, limit: usize) -> Vec<PageIndex> {
         let Some(assembly) = &self.assembly else { return Vec::new() };
-        self.unreadable.cut_off_pages(layout, assembly.held(), limit)
+        self.unreadable.cut_off_pages(layout, assembly.arrived(), limit)
     }
 
     /// Returns why these bytes will not be verified for now, if that is so.
@@ -398,7 +398,7 @@ impl Content {
 
     /// Pages that need not be fetched: those here, and those that cannot arrive.
     pub(super) fn not_to_fetch(&self) -> Option<Cow<'_, PageSet>> {
-        self.assembly.as_ref().map(|assembly| self.unreadable.or_held(assembly.held()))
+        self.assembly.as_ref().map(|assembly| self.unreadable.or_held(assembly.arrived()))
     }
 }
 

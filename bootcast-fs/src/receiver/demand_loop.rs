@@ -208,6 +208,6 @@ impl DemandLoop {
 /// State of the pages that decisions depend on; `None` before the first join.
 fn view<'a>(file: FileView<'a>, stream: Option<&'a StreamPosition>) -> Option<DemandView<'a>> {
     let (assembly, stream) = (file.assembly?, stream?);
-    let (geometry, arrived) = (assembly.geometry(), assembly.held());
+    let (geometry, arrived) = (assembly.geometry(), assembly.arrived());
     Some(DemandView { geometry, arrived, stream, blocks: file.blocks })
 }

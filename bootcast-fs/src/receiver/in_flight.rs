@@ -1,8 +1,12 @@
-//! Pages that arrived and are not stored yet.
+//! Pages that came in datagrams and are not stored yet.
 
 use bootcast_proto::{PageIndex, PageRange};
 
-/// Most runs of pages that are tracked. Others count as repeated: a batch has fewer.
+/// Upper bound of the tracked runs, so that a batch without order takes neither room nor time
+/// without end. Further pages count as repeated, but they are stored all the same.
+///
+/// A batch of datagrams has at most some 1400 pages; so it has fewer runs unless every sixth page is
+/// lost.
 const MAX_RUNS: usize = 256;
 
 /// New pages of the present batch of datagrams, which are stored together.
@@ -10,26 +14,29 @@ const MAX_RUNS: usize = 256;
 /// A page that comes several times in a batch is missing each time, but only the first is news.
 #[derive(Debug, Default)]
 pub(super) struct PagesInFlight {
+    /// Runs of consecutive pages, in the order of their arrival. No page is in two of them.
     runs: Vec<PageRange>,
 }
 
 impl PagesInFlight {
-    /// Records a missing page that arrived. Returns whether it is the first of its batch.
+    /// Records a missing page that came. Returns whether it is the first of its batch.
     pub(super) fn record(&mut self, page: PageIndex) -> bool {
-        if let Some(run) = self.runs.last_mut().filter(|run| run.end == page) {
+        if self.runs.iter().any(|run| run.contains(page)) {
+            return false;
+        }
+        // The stream continues the newest run, unless demanded pages came in between.
+        if let Some(run) = self.runs.iter_mut().rfind(|run| run.end == page) {
             run.end = PageIndex(page.0 + 1);
             return true;
         }
-        let is_first = !self.runs.iter().any(|run| run.contains(page));
-        if is_first && self.runs.len() < MAX_RUNS {
+        let has_room = self.runs.len() < MAX_RUNS;
+        if has_room {
             self.runs.push(PageRange::single(page));
-            return true;
         }
-        debug_assert!(self.runs.len() <= MAX_RUNS, "a batch of {} runs", self.runs.len());
-        false
+        has_room
     }
 
-    /// Starts another batch.
+    /// Starts another batch: the pages are stored, or will not be.
     pub(super) fn clear(&mut self) {
         self.runs.clear();
     }
@@ -39,14 +46,32 @@ impl PagesInFlight {
 mod tests {
     use super::*;
 
+    fn news<const N: usize>(batch: &mut PagesInFlight, pages: [u32; N]) -> [bool; N] {
+        pages.map(|page| batch.record(PageIndex(page)))
+    }
+
     #[test]
     fn a_page_is_news_once_in_a_batch() {
         let mut batch = PagesInFlight::default();
-        let is_first: Vec<_> =
-            [3, 4, 3, 9, 4, 9, 5].map(|page| batch.record(PageIndex(page))).into();
+        let is_first = news(&mut batch, [3, 4, 3, 9, 4, 9, 5]);
         assert_eq!(is_first, [true, true, false, true, false, false, true]);
         batch.clear();
         assert!(batch.record(PageIndex(3)));
+    }
+
+    #[test]
+    fn a_run_that_reaches_another_one_makes_no_news_of_its_pages() {
+        let mut batch = PagesInFlight::default();
+        assert_eq!(news(&mut batch, [5, 3, 4, 5, 6]), [true, true, true, false, true]);
+    }
+
+    #[test]
+    fn pages_of_two_positions_in_turn_are_two_runs() {
+        let mut batch = PagesInFlight::default();
+        assert!(
+            (0..1000).all(|at| batch.record(PageIndex(at)) && batch.record(PageIndex(9000 + at)))
+        );
+        assert_eq!(batch.runs.len(), 2);
     }
 
     #[test]

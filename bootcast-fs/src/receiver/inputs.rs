@@ -288,8 +288,9 @@ impl Receiver {
         if epoch != self.session.epoch() {
             return;
         }
+        self.in_flight.clear();
         if let Some(assembly) = self.content.assembly() {
-            let (all, arrived) = (assembly.geometry().all(), assembly.held());
+            let (all, arrived) = (assembly.geometry().all(), assembly.arrived());
             let is_missing = |page: &PageIndex| all.contains(*page) && !arrived.contains(*page);
             self.repair.handle_stored(pages.iter().filter(is_missing));
         }

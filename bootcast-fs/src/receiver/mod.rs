@@ -151,14 +151,14 @@ impl Receiver {
 
     /// Plan to rebuild a block; `None` if that is impossible or not needed.
     pub fn decode_plan(&self, block: BlockIndex) -> Option<DecodePlan> {
-        self.repair.decode_plan(block, self.content.assembly()?.held())
+        self.repair.decode_plan(block, self.content.assembly()?.arrived())
     }
 
     /// Whether a plan is still valid: its pages are missing and the blocks are the same. What was
     /// read for it is then correct.
     pub fn confirms(&self, plan: &DecodePlan) -> bool {
         let assembly = self.content.assembly();
-        assembly.is_some_and(|assembly| self.repair.confirms(plan, assembly.held()))
+        assembly.is_some_and(|assembly| self.repair.confirms(plan, assembly.arrived()))
     }
 
     /// Length of the gapless part at the start from which no block will be rebuilt, in bytes.
@@ -179,8 +179,9 @@ impl Receiver {
     fn begin(&mut self, answer: &JoinAnswer, now: Instant) {
         let is_full = self.fill() == Fill::Full;
         let resumes = self.session.begin(answer);
+        self.in_flight.clear();
         let layout = answer.block_layout().filter(|_| is_full);
-        let blocks = layout.zip(self.content.assembly().map(Assembly::held));
+        let blocks = layout.zip(self.content.assembly().map(Assembly::arrived));
         self.repair.begin(answer, blocks, resumes, now);
         if let Some(geometry) = self.content.geometry() {
             self.demand.begin(answer, geometry, now);
@@ -200,7 +201,6 @@ impl Receiver {
     /// Runs what is due. Call it after the datagrams that have arrived were handed in: what is
     /// overdue counts as lost.
     pub fn handle_timeout(&mut self, now: Instant) {
-        self.in_flight.clear();
         if self.may_want() {
             self.demand.lose_late(now);
         }

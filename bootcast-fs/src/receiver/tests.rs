@@ -1,78 +1,44 @@
 #![expect(clippy::disallowed_methods, reason = "a virtual clock needs a first moment")]
 
 mod demand;
+pub(in crate::receiver) mod fixture;
 mod freshness;
 mod repair;
 mod unicast;
 mod unreadable;
 
-use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::net::SocketAddr;
 
-use bootcast_proto::join::Extensions;
-use bootcast_proto::{JoinAnswer, Layout, PageIndex, PageRange, PageSize};
+use bootcast_proto::{JoinAnswer, PageRange, PageSize};
 
 use super::*;
+use fixture::{File, SERVER, Shorthand, TIMING};
 
-const TIMING: Timing = Timing { linger: Duration::from_secs(10), silence: Duration::from_secs(2) };
-const SERVER: SocketAddr =
-    SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)), 40_000);
+/// Two pages, of which the second is short.
+const FILE: File = File { pages: 2, page_size: 4, interleave: 1, key: None };
 
-/// Shorthands of the tests.
-trait Shorthand {
-    /// Marks pages of the present membership as stored.
-    fn store(&mut self, pages: PageRange);
-
-    /// Answers the report of the present membership.
-    fn answer_report(&mut self, result: Result<(), ReportError>, now: Instant);
-}
-
-impl Shorthand for Receiver {
-    fn store(&mut self, pages: PageRange) {
-        self.handle_stored(pages, self.epoch());
-    }
-
-    fn answer_report(&mut self, result: Result<(), ReportError>, now: Instant) {
-        let token = self.token().expect("a member").clone();
-        self.handle_report_answer(&token, result, now);
-    }
-}
-
-fn answer(token: u128, etag: Option<&str>) -> JoinAnswer {
-    JoinAnswer {
-        connect: "239.255.0.1:9000".parse().unwrap(),
-        token: Token::from_random(token),
-        pages: 2,
-        page_size: PageSize::new(4).unwrap(),
-        extensions: Extensions {
-            size: Some(6),
-            etag: etag.map(|etag| Etag::new(etag).unwrap()),
-            rate: None,
-            source: Some(SERVER.ip()),
-            ..Extensions::default()
-        },
-    }
-}
-
-fn actions(receiver: &mut Receiver) -> Vec<Action> {
-    std::iter::from_fn(|| receiver.poll_action()).collect()
+/// Answer of a server without extensions for repair and reports.
+fn answer(token: u128, etag: &str) -> JoinAnswer {
+    let mut answer = FILE.answer(token);
+    answer.extensions.size = Some(6);
+    answer.extensions.etag = Some(Etag::new(etag).unwrap());
+    answer.extensions.repair = None;
+    answer.extensions.interleave = None;
+    answer.extensions.lease = None;
+    answer
 }
 
 fn joined(now: Instant) -> Receiver {
     let mut receiver = Receiver::new(Pin::default(), None, TIMING, 1);
     receiver.handle_open();
-    receiver.handle_join(&answer(1, Some("v1")), now);
-    actions(&mut receiver);
+    receiver.handle_join(&answer(1, "v1"), now);
+    receiver.actions();
     receiver
 }
 
-/// Feeds a page and marks it as held.
+/// Receives and stores a page.
 fn feed(receiver: &mut Receiver, number: u32, payload: &[u8], now: Instant) {
-    let mut bytes = Layout::Base.header(PageIndex(number - 1), 2, payload).to_vec();
-    bytes.extend_from_slice(payload);
-    if let Arrival::New(page) = receiver.handle_datagram(SERVER, &bytes, now) {
-        receiver.store(PageRange::single(page.index));
-    }
+    receiver.receive(&FILE.page(number - 1, payload), now);
 }
 
 #[test]
@@ -80,10 +46,10 @@ fn the_leave_goes_out_when_all_pages_are_there() {
     let now = Instant::now();
     let mut receiver = joined(now);
     feed(&mut receiver, 1, b"aaaa", now);
-    assert_eq!(actions(&mut receiver), []);
+    assert_eq!(receiver.actions(), []);
     feed(&mut receiver, 2, b"bb", now);
     let leave = Action::Leave(Token::from_random(1));
-    assert_eq!(actions(&mut receiver), [Action::Unsubscribe, leave]);
+    assert_eq!(receiver.actions(), [Action::Unsubscribe, leave]);
     assert!(receiver.is_complete() && receiver.is_idle());
 }
 
@@ -91,8 +57,7 @@ fn the_leave_goes_out_when_all_pages_are_there() {
 fn a_strangers_datagram_is_counted_and_forgotten() {
     let now = Instant::now();
     let mut receiver = joined(now);
-    let mut bytes = Layout::Base.header(PageIndex(0), 2, b"evil").to_vec();
-    bytes.extend_from_slice(b"evil");
+    let bytes = FILE.page(0, b"evil");
     let stranger = SocketAddr::from(([192, 0, 2, 66], SERVER.port()));
     assert!(matches!(receiver.handle_datagram(stranger, &bytes, now), Arrival::Bad(_)));
     assert_eq!(receiver.counters().strangers, 1);
@@ -105,13 +70,12 @@ fn another_cast_on_the_same_group_is_silence_until_the_next_join() {
     let mut receiver = joined(start);
     feed(&mut receiver, 1, b"aaaa", start);
     let restarted = SocketAddr::new(SERVER.ip(), SERVER.port() + 1);
-    let mut bytes = Layout::Base.header(PageIndex(1), 2, b"zz").to_vec();
-    bytes.extend_from_slice(b"zz");
+    let bytes = FILE.page(1, b"zz");
     let later = start + TIMING.silence;
     assert!(matches!(receiver.handle_datagram(restarted, &bytes, later), Arrival::Bad(_)));
     receiver.handle_timeout(later);
-    assert_eq!(actions(&mut receiver), [Action::Join]);
-    receiver.handle_join(&answer(2, Some("v1")), later);
+    assert_eq!(receiver.actions(), [Action::Join]);
+    receiver.handle_join(&answer(2, "v1"), later);
     assert!(matches!(receiver.handle_datagram(restarted, &bytes, later), Arrival::New(_)));
 }
 
@@ -122,8 +86,8 @@ fn a_server_that_comes_back_with_the_same_version_goes_on_where_it_was() {
     feed(&mut receiver, 1, b"aaaa", start);
     let later = start + TIMING.silence;
     receiver.handle_timeout(later);
-    assert_eq!(actions(&mut receiver), [Action::Join]);
-    receiver.handle_join(&answer(2, Some("v1")), later);
+    assert_eq!(receiver.actions(), [Action::Join]);
+    receiver.handle_join(&answer(2, "v1"), later);
     assert!(receiver.holds(&(0..4)));
     feed(&mut receiver, 2, b"bb", later);
     assert!(receiver.is_complete());
@@ -134,10 +98,11 @@ fn another_version_is_never_mixed_in_and_the_membership_is_given_back() {
     let start = Instant::now();
     let mut receiver = joined(start);
     receiver.handle_timeout(start + TIMING.silence);
-    actions(&mut receiver);
-    receiver.handle_join(&answer(2, Some("v2")), start + TIMING.silence);
+    receiver.actions();
+    receiver.handle_join(&answer(2, "v2"), start + TIMING.silence);
     assert_eq!(receiver.failure(), Some(&Failure::Stale));
-    let left: Vec<_> = actions(&mut receiver)
+    let left: Vec<_> = receiver
+        .actions()
         .into_iter()
         .filter(|action| matches!(action, Action::Leave(_)))
         .collect();
@@ -166,6 +131,6 @@ fn what_was_kept_complete_never_joins() {
     let kept = Some(Assembly::resume(geometry, held));
     let mut receiver = Receiver::new(Pin::default(), kept, TIMING, 1);
     receiver.handle_open();
-    assert_eq!(actions(&mut receiver), []);
+    assert_eq!(receiver.actions(), []);
     assert!(receiver.holds(&(0..6)));
 }

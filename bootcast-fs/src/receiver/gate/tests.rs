@@ -1,21 +1,16 @@
 //! A receiver among forged datagrams.
 #![expect(clippy::disallowed_methods, reason = "a virtual clock needs a first moment")]
 
-use std::net::Ipv4Addr;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bootcast_proto::fec::{Engine, RepairIndex, encode};
-use bootcast_proto::join::Extensions;
-use bootcast_proto::wire::{Beacon, Level, end_datagram, symbol_header};
-use bootcast_proto::{
-    BlockIndex, Etag, Layout, PageIndex, PageRange, PageSize, Token, WindowIndex,
-};
+use bootcast_proto::wire::{Beacon, Level, Pace, end_datagram};
+use bootcast_proto::{BlockIndex, PageIndex, PageRange, WindowIndex};
 
-use super::super::{Action, Arrival, Pin, Receiver, RepairArrival, Timing};
+use super::super::tests::fixture::{File, SERVER, Shorthand, TIMING, beacon as any_beacon};
+use super::super::{Action, Arrival, Pin, Receiver, RepairArrival};
 use super::*;
 
-const TIMING: Timing = Timing { linger: Duration::from_secs(10), silence: Duration::from_secs(2) };
-const SERVER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 40_000);
 /// In one block.
 const PAGES: u32 = 4;
 const PAGE: u32 = 8;
@@ -24,23 +19,12 @@ fn key(number: u8) -> DatagramKey {
     DatagramKey::from_random([number; 32])
 }
 
+fn file(key: Option<DatagramKey>) -> File {
+    File { pages: PAGES, page_size: PAGE, interleave: 16, key }
+}
+
 fn answer(token: u128, key: DatagramKey) -> JoinAnswer {
-    JoinAnswer {
-        connect: "239.255.0.1:9000".parse().unwrap(),
-        token: Token::from_random(token),
-        pages: PAGES,
-        page_size: PageSize::new(PAGE.into()).unwrap(),
-        extensions: Extensions {
-            size: Some(u64::from(PAGES * PAGE)),
-            etag: Some(Etag::new("v1").unwrap()),
-            source: Some(SERVER.ip()),
-            key: Some(key),
-            repair: Some(9001),
-            interleave: Some(16),
-            lease: Some(Duration::from_secs(60)),
-            ..Extensions::default()
-        },
-    }
+    file(Some(key)).answer(token)
 }
 
 /// A datagram and its port.
@@ -50,43 +34,26 @@ enum Sent {
     Repair(Vec<u8>),
 }
 
-fn sealed(key: Option<DatagramKey>, mut bytes: Vec<u8>) -> Vec<u8> {
-    if let Some(key) = key {
-        key.seal(&mut bytes);
-    }
-    bytes
-}
-
 fn content(page: u32) -> Vec<u8> {
     [page; 2].map(u32::to_be_bytes).as_flattened().to_vec()
 }
 
 fn page(key: Option<DatagramKey>, page: u32, payload: &[u8]) -> Sent {
-    let header = Layout::Base.header(PageIndex(page), PAGES, payload);
-    Sent::Page(sealed(key, [&header[..], payload].concat()))
+    Sent::Page(file(key).page(page, payload))
 }
 
 fn symbol(key: Option<DatagramKey>, number: usize, payload: &[u8]) -> Sent {
-    let header = symbol_header(BlockIndex(0), RepairIndex::new(number).unwrap(), 1);
-    Sent::Repair(sealed(key, [&header[..], payload].concat()))
+    Sent::Repair(file(key).symbol(0, number, 1, payload))
 }
 
 fn beacon(key: Option<DatagramKey>, number: u32) -> Sent {
     let windows = vec![(WindowIndex(0), vec![Level { sent: 1, promised: 1 }])];
-    let beacon = Beacon {
-        number,
-        position: PageIndex(PAGES),
-        members: 1,
-        permit: u16::MAX,
-        spread_ms: 10,
-        pace: bootcast_proto::wire::Pace::default(),
-        windows,
-    };
-    Sent::Repair(sealed(key, beacon.encode()))
+    let beacon = Beacon { windows, ..any_beacon(number, PAGES, Pace::default()) };
+    Sent::Repair(file(key).sealed(beacon.encode()))
 }
 
 fn end(key: Option<DatagramKey>) -> Sent {
-    Sent::Repair(sealed(key, end_datagram(None)))
+    Sent::Repair(file(key).sealed(end_datagram(None)))
 }
 
 /// One of each kind that would do harm.
@@ -116,7 +83,7 @@ impl Member {
     }
 
     fn actions(&mut self) -> Vec<Action> {
-        std::iter::from_fn(|| self.receiver.poll_action()).collect()
+        self.receiver.actions()
     }
 
     fn hear(&mut self, from: SocketAddr, sent: &Sent) {
@@ -124,8 +91,7 @@ impl Member {
             Sent::Page(bytes) => {
                 if let Arrival::New(page) = self.receiver.handle_datagram(from, bytes, self.now) {
                     self.pages.push((page.index, page.payload.to_vec()));
-                    self.receiver
-                        .handle_stored(PageRange::single(page.index), self.receiver.epoch());
+                    self.receiver.store(PageRange::single(page.index));
                 }
             }
             Sent::Repair(bytes) => {
@@ -175,7 +141,7 @@ fn forged_datagrams_of_every_kind_are_counted_and_the_transfer_completes() {
     member.hear(SERVER, &symbol(genuine, 0, &payload));
     assert_eq!(member.symbols, [(RepairIndex::new(0).unwrap(), payload)]);
     assert_eq!(member.receiver.poll_decodable(), Some(BlockIndex(0)));
-    member.receiver.handle_stored(PageRange::new(PAGES - 1, PAGES), member.receiver.epoch());
+    member.receiver.store(PageRange::new(PAGES - 1, PAGES));
     assert!(member.receiver.is_complete());
     let expected: Vec<_> = (0..PAGES - 1).map(|at| (PageIndex(at), content(at))).collect();
     assert_eq!(member.pages, expected);

@@ -1,8 +1,7 @@
 #![expect(clippy::disallowed_methods, reason = "a virtual clock needs a first moment")]
 
+use super::super::tests::fixture::TIMING;
 use super::*;
-
-const TIMING: Timing = Timing { linger: Duration::from_secs(10), silence: Duration::from_secs(2) };
 
 fn token(number: u128) -> Token {
     Token::from_random(number)

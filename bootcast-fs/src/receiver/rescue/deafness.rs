@@ -343,7 +343,7 @@ fn packet_len(page_size: PageSize) -> u32 {
 
 /// First missing pages as pairs: first page of a run, counted from 1, and length of the run.
 fn missing_pairs(assembly: &Assembly) -> Vec<(u32, u32)> {
-    let (held, all) = (assembly.held(), assembly.geometry().all());
+    let (held, all) = (assembly.arrived(), assembly.geometry().all());
     let mut pairs: Vec<(u32, u32)> = Vec::new();
     let mut rest = all;
     for _ in 0..ASK_PAGES {

@@ -1,36 +1,15 @@
 #![expect(clippy::disallowed_methods, reason = "a virtual clock needs a first moment")]
 
-use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use bootcast_proto::join::Extensions;
-use bootcast_proto::{Etag, JoinAnswer, Layout, PageIndex, PageRange, PageSize};
+use bootcast_proto::{JoinAnswer, Layout, PageIndex, PageRange};
 
 use super::super::*;
-use super::Shorthand;
+use super::fixture::{File, SERVER, Shorthand, TIMING};
 
-const TIMING: Timing = Timing { linger: Duration::from_secs(10), silence: Duration::from_secs(2) };
-const SERVER: SocketAddr =
-    SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)), 40_000);
 const PAGES: u32 = 1000;
-
-fn answer(token: u128) -> JoinAnswer {
-    JoinAnswer {
-        connect: "239.255.0.1:9000".parse().unwrap(),
-        token: Token::from_random(token),
-        pages: PAGES,
-        page_size: PageSize::new(4).unwrap(),
-        extensions: Extensions {
-            size: Some(u64::from(PAGES) * 4),
-            etag: Some(Etag::new("v1").unwrap()),
-            source: Some(SERVER.ip()),
-            repair: Some(9001),
-            interleave: Some(1),
-            lease: Some(Duration::from_secs(60)),
-            ..Extensions::default()
-        },
-    }
-}
+const FILE: File = File { pages: PAGES, page_size: 4, interleave: 1, key: None };
 
 /// What is to be done, wants without what they tell of the path.
 fn actions(receiver: &mut Receiver, now: Instant) -> Vec<Action> {
@@ -45,23 +24,19 @@ fn actions(receiver: &mut Receiver, now: Instant) -> Vec<Action> {
 
 fn whole_actions(receiver: &mut Receiver, now: Instant) -> Vec<Action> {
     receiver.handle_timeout(now);
-    std::iter::from_fn(|| receiver.poll_action()).collect()
+    receiver.actions()
 }
 
 fn joined(now: Instant) -> Receiver {
     let mut receiver = Receiver::new(Pin::default(), None, TIMING, 1).with_fill(Fill::Demand);
     receiver.handle_open();
-    receiver.handle_join(&answer(1), now);
+    receiver.handle_join(&FILE.answer(1), now);
     actions(&mut receiver, now);
     receiver
 }
 
 fn feed(receiver: &mut Receiver, page: u32, now: Instant) {
-    let mut bytes = Layout::Base.header(PageIndex(page), PAGES, b"page").to_vec();
-    bytes.extend_from_slice(b"page");
-    if let Arrival::New(page) = receiver.handle_datagram(SERVER, &bytes, now) {
-        receiver.store(PageRange::single(page.index));
-    }
+    receiver.receive(&FILE.page(page, b"page"), now);
 }
 
 fn want(pairs: &[(u32, u32)]) -> Action {
@@ -73,7 +48,7 @@ fn who_wants_what_is_read_listens_to_no_repair_and_asks_for_what_is_read() {
     let now = Instant::now();
     let mut receiver = Receiver::new(Pin::default(), None, TIMING, 1).with_fill(Fill::Demand);
     receiver.handle_open();
-    receiver.handle_join(&answer(1), now);
+    receiver.handle_join(&FILE.answer(1), now);
     let begun = actions(&mut receiver, now);
     assert!(matches!(&begun[1], Action::Subscribe(to) if to.repair.is_none()), "{begun:?}");
     assert!(receiver.handle_read(&(40..44), now).is_some());
@@ -152,7 +127,7 @@ fn silence_is_normal_while_nothing_is_wanted_and_counts_from_the_first_want() {
     let before = later + Duration::from_millis(1999);
     assert!(!actions(&mut receiver, before).contains(&Action::Join));
     assert!(actions(&mut receiver, silent).contains(&Action::Join));
-    receiver.handle_join(&answer(2), silent);
+    receiver.handle_join(&FILE.answer(2), silent);
     assert!(actions(&mut receiver, silent).contains(&want(&[(11, 1)])));
     receiver.handle_wait_over(wait);
     assert_eq!(actions(&mut receiver, silent + Duration::from_secs(3)), []);
@@ -185,7 +160,7 @@ fn a_page_that_does_not_come_though_others_do_is_fetched() {
     let start = Instant::now();
     let mut receiver = joined(start);
     receiver.set_unicast(UnicastMode::Auto);
-    receiver.handle_join(&answer(2), start);
+    receiver.handle_join(&FILE.answer(2), start);
     feed(&mut receiver, 500, start);
     receiver.handle_read(&(40..44), start).unwrap();
     watch(&mut receiver, start, start + Duration::from_millis(249));
@@ -201,7 +176,7 @@ fn who_hears_nothing_fetches_what_is_read_and_asks_once_each_time_that_it_listen
     let start = Instant::now();
     let mut receiver = joined(start);
     receiver.set_unicast(UnicastMode::Auto);
-    receiver.handle_join(&answer(2), start);
+    receiver.handle_join(&FILE.answer(2), start);
     assert_eq!(receiver.reception(), Reception::Unknown);
     // Silence is normal while nothing is wanted.
     let later = start + Duration::from_secs(10);
@@ -238,7 +213,7 @@ fn a_member_that_was_forgotten_joins_again_at_once_and_then_ever_more_seldom() {
         pauses.push((due - now).as_millis());
         now = due;
         assert_eq!(actions(&mut receiver, now), [Action::Join]);
-        receiver.handle_join(&answer(token + 1), now);
+        receiver.handle_join(&FILE.answer(token + 1), now);
         now += Duration::from_millis(1);
     }
     assert_eq!(pauses, [0, 100, 200, 400, 800, 1600, 3200]);
@@ -288,7 +263,7 @@ fn a_read_that_begins_before_the_join_is_answered_is_asked_for_then() {
     receiver.handle_open();
     receiver.handle_read(&(40..44), now).unwrap();
     assert_eq!(actions(&mut receiver, now), [Action::Join]);
-    receiver.handle_join(&answer(1), now);
+    receiver.handle_join(&FILE.answer(1), now);
     assert!(actions(&mut receiver, now).contains(&want(&[(11, 1)])));
 }
 
@@ -297,7 +272,7 @@ fn a_plain_server_is_asked_for_nothing_and_its_silence_counts() {
     let now = Instant::now();
     let mut receiver = Receiver::new(Pin::default(), None, TIMING, 1).with_fill(Fill::Demand);
     receiver.handle_open();
-    let plain = JoinAnswer { extensions: Extensions::default(), ..answer(1) };
+    let plain = JoinAnswer { extensions: Extensions::default(), ..FILE.answer(1) };
     receiver.handle_join(&plain, now);
     actions(&mut receiver, now);
     receiver.handle_read(&(40..44), now).unwrap();

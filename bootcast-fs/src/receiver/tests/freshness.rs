@@ -6,43 +6,23 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use bootcast_proto::api::Report;
-use bootcast_proto::fec::RepairIndex;
-use bootcast_proto::join::Extensions;
-use bootcast_proto::wire::{Beacon, Level, Pace, end_datagram, symbol_header};
-use bootcast_proto::{
-    DatagramKey, Etag, JoinAnswer, Layout, PageIndex, PageRange, PageSize, WindowIndex,
-};
+use bootcast_proto::wire::{Beacon, Level, Pace, end_datagram};
+use bootcast_proto::{DatagramKey, JoinAnswer, PageRange, WindowIndex};
 
 use super::super::*;
-use super::{SERVER, Shorthand, TIMING};
+use super::fixture::{File, MS, SECOND, SERVER, Shorthand, TIMING, beacon, joins};
 
-const MS: Duration = Duration::from_millis(1);
-const SECOND: Duration = Duration::from_secs(1);
 /// In one window of three blocks, of 100 pages each.
 const PAGES: u32 = 300;
 const PAGE: u32 = 4;
 
-fn key() -> DatagramKey {
-    DatagramKey::from_random([7; 32])
+fn file() -> File {
+    let key = Some(DatagramKey::from_random([7; 32]));
+    File { pages: PAGES, page_size: PAGE, interleave: 16, key }
 }
 
 fn answer(token: u128) -> JoinAnswer {
-    JoinAnswer {
-        connect: "239.255.0.1:9000".parse().unwrap(),
-        token: Token::from_random(token),
-        pages: PAGES,
-        page_size: PageSize::new(PAGE.into()).unwrap(),
-        extensions: Extensions {
-            size: Some(u64::from(PAGES * PAGE)),
-            etag: Some(Etag::new("v1").unwrap()),
-            source: Some(SERVER.ip()),
-            key: Some(key()),
-            repair: Some(9001),
-            interleave: Some(16),
-            lease: Some(60 * SECOND),
-            ..Extensions::default()
-        },
-    }
+    file().answer(token)
 }
 
 /// A member, its clock, and what beacons say of the rate.
@@ -76,11 +56,11 @@ impl Member {
     /// Lets this time pass, and whatever is due in it happen.
     fn pass(&mut self, time: Duration) -> Vec<Action> {
         let end = self.now + time;
-        let mut actions: Vec<_> = std::iter::from_fn(|| self.receiver.poll_action()).collect();
+        let mut actions = self.receiver.actions();
         while let Some(due) = self.receiver.poll_timeout().filter(|due| *due <= end) {
             self.now = due.max(self.now);
             self.receiver.handle_timeout(self.now);
-            actions.extend(std::iter::from_fn(|| self.receiver.poll_action()));
+            actions.extend(self.receiver.actions());
             assert!(actions.len() < 100, "{actions:?}");
         }
         self.now = end;
@@ -89,10 +69,7 @@ impl Member {
 
     /// A datagram from any port of the server's address.
     fn data(&mut self, page: u32, is_stored: bool) {
-        let payload = page.to_be_bytes();
-        let header = Layout::Base.header(PageIndex(page), PAGES, &payload);
-        let mut bytes = [&header[..], &payload].concat();
-        key().seal(&mut bytes);
+        let bytes = file().page(page, &page.to_be_bytes());
         let from = SocketAddr::new(SERVER.ip(), 4242);
         if let Arrival::New(page) = self.receiver.handle_datagram(from, &bytes, self.now)
             && is_stored
@@ -105,40 +82,20 @@ impl Member {
         pages.into_iter().for_each(|page| self.data(page, true));
     }
 
-    fn repair(&mut self, mut bytes: Vec<u8>) {
-        key().seal(&mut bytes);
-        let arrival = self.receiver.handle_repair_datagram(SERVER, &bytes, self.now);
-        if let RepairArrival::Symbol { block, number, round, .. } = arrival {
-            self.receiver.handle_symbol_stored(block, number, round);
-        }
-    }
-
     fn symbol(&mut self, block: u32, number: usize, promised: u8) {
-        let number = RepairIndex::new(number).unwrap();
-        let header = symbol_header(BlockIndex(block), number, promised);
-        self.repair([&header[..], &[0; PAGE as usize]].concat());
+        let symbol = file().symbol(block, number, promised, &[0; PAGE as usize]);
+        self.receiver.receive_repair(&symbol, self.now);
     }
 
     fn beacon(&mut self, number: u32, position: u32, level: Level) {
-        let beacon = Beacon {
-            number,
-            position: PageIndex(position),
-            members: 10,
-            permit: u16::MAX,
-            spread_ms: 10,
-            pace: self.pace,
-            windows: vec![(WindowIndex(0), vec![level; 3])],
-        };
-        self.repair(beacon.encode());
+        let windows = vec![(WindowIndex(0), vec![level; 3])];
+        let beacon = Beacon { windows, ..beacon(number, position, self.pace) };
+        self.receiver.receive_repair(&file().sealed(beacon.encode()), self.now);
     }
 
     fn end(&mut self, next: u32) {
-        self.repair(end_datagram(Some(next)));
+        self.receiver.receive_repair(&file().sealed(end_datagram(Some(next))), self.now);
     }
-}
-
-fn joins(actions: &[Action]) -> usize {
-    actions.iter().filter(|action| matches!(action, Action::Join)).count()
 }
 
 fn reports(actions: &[Action]) -> Vec<&Report> {

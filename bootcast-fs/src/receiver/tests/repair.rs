@@ -5,42 +5,22 @@ use std::time::Duration;
 
 use bootcast_proto::api::Report;
 use bootcast_proto::fec::{self, Engine, RepairIndex};
-use bootcast_proto::join::Extensions;
-use bootcast_proto::wire::{Beacon, Pace, end_datagram, symbol_header};
-use bootcast_proto::{Etag, JoinAnswer, Layout, PageIndex, PageRange, PageSize, WindowIndex};
+use bootcast_proto::wire::{Beacon, Level, Pace, end_datagram, symbol_header};
+use bootcast_proto::{JoinAnswer, Layout, PageIndex, PageRange, WindowIndex};
 use proptest::prelude::*;
 
 use super::super::session::REJOIN_SPREAD;
 use super::super::*;
-use super::Shorthand;
+use super::fixture::{File, SERVER, Shorthand, TIMING, beacon};
 
-const TIMING: Timing = Timing { linger: Duration::from_secs(10), silence: Duration::from_secs(2) };
-const SERVER: SocketAddr =
-    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)), 40_000);
 const BEACON_INTERVAL: Duration = Duration::from_millis(25);
 /// In one window of three blocks, of 100 pages each.
 const PAGES: u32 = 300;
 const PAGE: u32 = 4;
+const FILE: File = File { pages: PAGES, page_size: PAGE, interleave: 16, key: None };
 
 fn answer(token: u128) -> JoinAnswer {
-    JoinAnswer {
-        connect: "239.255.0.1:9000".parse().unwrap(),
-        token: Token::from_random(token),
-        pages: PAGES,
-        page_size: PageSize::new(PAGE.into()).unwrap(),
-        extensions: Extensions {
-            size: Some(u64::from(PAGES * PAGE)),
-            etag: Some(Etag::new("v1").unwrap()),
-            rate: None,
-            source: Some(SERVER.ip()),
-            key: None,
-            repair: Some(9001),
-            interleave: Some(16),
-            lease: Some(Duration::from_secs(60)),
-            content_id: None,
-            leaf_bytes: None,
-        },
-    }
+    FILE.answer(token)
 }
 
 /// A member, its clock, and the number of its last beacon.
@@ -70,42 +50,24 @@ impl Member {
     }
 
     fn actions(&mut self) -> Vec<Action> {
-        std::iter::from_fn(|| self.receiver.poll_action()).collect()
+        self.receiver.actions()
     }
 
     fn page(&mut self, page: u32) {
-        let payload = page.to_be_bytes();
-        let mut bytes = Layout::Base.header(PageIndex(page), PAGES, &payload).to_vec();
-        bytes.extend(payload);
-        if let Arrival::New(page) = self.receiver.handle_datagram(SERVER, &bytes, self.now) {
-            self.receiver.store(PageRange::single(page.index));
-        }
+        self.receiver.receive(&FILE.page(page, &page.to_be_bytes()), self.now);
     }
 
     fn symbol(&mut self, block: u32, number: usize, promised: u8) {
-        let number = RepairIndex::new(number).unwrap();
-        let header = symbol_header(BlockIndex(block), number, promised);
-        let bytes = [&header[..], &[0; PAGE as usize]].concat();
-        let arrival = self.receiver.handle_repair_datagram(SERVER, &bytes, self.now);
-        if let RepairArrival::Symbol { block, number, round, .. } = arrival {
-            self.receiver.handle_symbol_stored(block, number, round);
-        }
+        let symbol = FILE.symbol(block, number, promised, &[0; PAGE as usize]);
+        self.receiver.receive_repair(&symbol, self.now);
     }
 
     /// The next beacon: where the stream is, and the levels of all blocks.
     fn beacon(&mut self, position: u32, sent: u8, promised: u8) {
         self.now += BEACON_INTERVAL;
         self.number += 1;
-        let level = bootcast_proto::wire::Level { sent, promised };
-        let beacon = Beacon {
-            number: self.number,
-            position: PageIndex(position),
-            members: 10,
-            permit: u16::MAX,
-            spread_ms: 10,
-            pace: self.pace,
-            windows: vec![(WindowIndex(0), vec![level; 3])],
-        };
+        let windows = vec![(WindowIndex(0), vec![Level { sent, promised }; 3])];
+        let beacon = Beacon { windows, ..beacon(self.number, position, self.pace) };
         let bytes = beacon.encode();
         let arrival = self.receiver.handle_repair_datagram(SERVER, &bytes, self.now);
         assert_eq!(arrival, RepairArrival::Nothing);
@@ -166,8 +128,7 @@ fn a_member_of_a_repaired_cast_hears_both_ports() {
         let mut receiver = Receiver::new(Pin::default(), None, TIMING, 1);
         receiver.handle_open();
         receiver.handle_join(answer, now);
-        let mut actions = std::iter::from_fn(|| receiver.poll_action());
-        actions.find_map(|action| match action {
+        receiver.actions().into_iter().find_map(|action| match action {
             Action::Subscribe(Subscription { repair, .. }) => Some(repair),
             _ => None,
         })
@@ -227,9 +188,8 @@ fn the_answer_to_a_report_of_a_former_membership_is_ignored() {
 
 /// Symbol 0 of block 0 arrives: its round.
 fn symbol_round(member: &mut Member) -> Round {
-    let header = symbol_header(BlockIndex(0), RepairIndex::new(0).unwrap(), 1);
-    let bytes = [&header[..], &[0; PAGE as usize]].concat();
-    match member.receiver.handle_repair_datagram(SERVER, &bytes, member.now) {
+    let symbol = FILE.symbol(0, 0, 1, &[0; PAGE as usize]);
+    match member.receiver.handle_repair_datagram(SERVER, &symbol, member.now) {
         RepairArrival::Symbol { round, .. } => round,
         other => panic!("{other:?}"),
     }
@@ -346,7 +306,7 @@ fn a_member_does_what_the_worked_dialogue_of_the_protocol_says() {
     assert!(due <= now + Duration::from_millis(2));
     now = due;
     receiver.handle_timeout(now);
-    let actions: Vec<_> = std::iter::from_fn(|| receiver.poll_action()).collect();
+    let actions = receiver.actions();
     let Some(Action::Report(report)) = actions.last() else { panic!("{actions:?}") };
     let body = serde_json::to_string(report).unwrap();
     assert!(lines.contains(&body.as_str()), "{body}");
@@ -358,7 +318,7 @@ fn a_member_does_what_the_worked_dialogue_of_the_protocol_says() {
         hear(&mut receiver, bytes, now);
     }
     assert_eq!(rebuild(&mut receiver, &[&symbol[16..], &others[16..]]), [258, 262]);
-    let actions: Vec<_> = std::iter::from_fn(|| receiver.poll_action()).collect();
+    let actions = receiver.actions();
     assert_eq!(actions, [Action::Unsubscribe, Action::Leave(answer.token)]);
 }
 
@@ -580,10 +540,7 @@ proptest! {
             if low {
                 bytes[4..8].copy_from_slice(&[0, 0, 0, kind]);
             }
-            let arrival = member.receiver.handle_repair_datagram(SERVER, &bytes, member.now);
-            if let RepairArrival::Symbol { block, number, round, .. } = arrival {
-                member.receiver.handle_symbol_stored(block, number, round);
-            }
+            member.receiver.receive_repair(&bytes, member.now);
             member.actions_until_next_beacon();
         }
         while let Some(block) = member.receiver.poll_decodable() {

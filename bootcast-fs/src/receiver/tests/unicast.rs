@@ -1,44 +1,24 @@
 //! Members that hear nothing, and those that do again, on a virtual clock.
 #![expect(clippy::disallowed_methods, reason = "a virtual clock needs a first moment")]
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use bootcast_proto::api::Report;
 use bootcast_proto::join::Extensions;
 use bootcast_proto::wire::{Beacon, Level, Pace, end_datagram};
-use bootcast_proto::{
-    Etag, JoinAnswer, Layout, PageIndex, PageRange, PageSize, Token, WindowIndex,
-};
+use bootcast_proto::{JoinAnswer, PageRange, Token, WindowIndex};
 
 use super::super::rescue::MAX_CONTRADICTIONS;
 use super::super::*;
-use super::Shorthand;
+use super::fixture::{File, MS, SECOND, SERVER, Shorthand, TIMING, beacon, joins};
 
-const TIMING: Timing = Timing { linger: Duration::from_secs(10), silence: Duration::from_secs(2) };
-const SERVER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 40_000);
-const MS: Duration = Duration::from_millis(1);
-const SECOND: Duration = Duration::from_secs(1);
 /// In windows of 128 pages.
 const PAGES: u32 = 4000;
 const PAGE: u32 = 1000;
+const FILE: File = File { pages: PAGES, page_size: PAGE, interleave: 1, key: None };
 
 fn answer(token: u128) -> JoinAnswer {
-    JoinAnswer {
-        connect: "239.255.0.1:9000".parse().unwrap(),
-        token: Token::from_random(token),
-        pages: PAGES,
-        page_size: PageSize::new(PAGE.into()).unwrap(),
-        extensions: Extensions {
-            size: Some(u64::from(PAGES * PAGE)),
-            etag: Some(Etag::new("v1").unwrap()),
-            source: Some(SERVER.ip()),
-            repair: Some(9001),
-            interleave: Some(1),
-            lease: Some(60 * SECOND),
-            ..Extensions::default()
-        },
-    }
+    FILE.answer(token)
 }
 
 struct Member {
@@ -71,7 +51,7 @@ impl Member {
     }
 
     fn actions(&mut self) -> Vec<Action> {
-        std::iter::from_fn(|| self.receiver.poll_action()).collect()
+        self.receiver.actions()
     }
 
     /// Lets this time pass, and whatever is due in it happen.
@@ -90,12 +70,7 @@ impl Member {
     }
 
     fn page(&mut self, page: u32) {
-        let payload = [7; PAGE as usize];
-        let mut bytes = Layout::Base.header(PageIndex(page), PAGES, &payload).to_vec();
-        bytes.extend(payload);
-        if let Arrival::New(page) = self.receiver.handle_datagram(SERVER, &bytes, self.now) {
-            self.receiver.store(PageRange::single(page.index));
-        }
+        self.receiver.receive(&FILE.page(page, &[7; PAGE as usize]), self.now);
     }
 
     fn fetch(&mut self) -> Option<Fetch> {
@@ -119,10 +94,6 @@ fn reports(actions: &[Action]) -> Vec<Report> {
         _ => None,
     };
     actions.iter().filter_map(report).collect()
-}
-
-fn joins(actions: &[Action]) -> usize {
-    actions.iter().filter(|action| matches!(action, Action::Join)).count()
 }
 
 #[test]
@@ -244,9 +215,7 @@ fn promises_from_before_the_return_to_multicast_do_not_count() {
     let promise = Level { sent: 0, promised: 128 };
     let windows = vec![(WindowIndex(8), vec![promise])];
     let pace = Pace { sent: 0, rate_kbps: 100_000, panel: 0, interval_ms: 0 };
-    let position = PageIndex(PAGES / 2);
-    let (permit, spread_ms) = (u16::MAX, 2);
-    let beacon = Beacon { number: 1, position, members: 0, permit, spread_ms, pace, windows };
+    let beacon = Beacon { windows, ..beacon(1, PAGES / 2, pace) };
     member.receiver.handle_repair_datagram(SERVER, &beacon.encode(), member.now);
     (3992..4000).for_each(|page| member.page(page));
     member.bring(&fetch);
@@ -341,20 +310,9 @@ fn a_file_that_is_left_is_fetched_no_more() {
 impl Member {
     /// The next beacon, by which so many datagrams were sent in all.
     fn beacon(&mut self, number: u32, sent: u64) {
-        let beacon = Beacon {
-            number,
-            position: PageIndex(PAGES / 2),
-            members: 1,
-            permit: u16::MAX,
-            spread_ms: 2,
-            pace: Pace {
-                sent,
-                rate_kbps: 100_000,
-                panel: u16::MAX,
-                interval_ms: self.panel_interval_ms,
-            },
-            windows: Vec::new(),
-        };
+        let interval_ms = self.panel_interval_ms;
+        let pace = Pace { sent, rate_kbps: 100_000, panel: u16::MAX, interval_ms };
+        let beacon = beacon(number, PAGES / 2, pace);
         self.receiver.handle_repair_datagram(SERVER, &beacon.encode(), self.now);
     }
 
@@ -420,12 +378,7 @@ fn a_short_last_page_is_no_multicast() {
     odd.extensions.size = Some(u64::from(PAGES * PAGE - 900));
     let mut member = Member::joined(UnicastMode::Auto, &odd);
     let short = |member: &mut Member| {
-        let payload = [7; 100];
-        let mut bytes = Layout::Base.header(PageIndex(PAGES - 1), PAGES, &payload).to_vec();
-        bytes.extend(payload);
-        if let Arrival::New(page) = member.receiver.handle_datagram(SERVER, &bytes, member.now) {
-            member.receiver.store(PageRange::single(page.index));
-        }
+        member.receiver.receive(&FILE.page(PAGES - 1, &[7; 100]), member.now);
     };
     for number in 1..60 {
         short(&mut member);

@@ -2,45 +2,27 @@
 
 use std::time::Duration;
 
-use bootcast_proto::join::Extensions;
-use bootcast_proto::{JoinAnswer, PageRange, PageSize};
+use bootcast_proto::PageRange;
 
 use super::super::content::BELIEVED_FOR;
 use super::super::*;
-use super::Shorthand;
+use super::fixture::{File, Shorthand, TIMING};
 
-const TIMING: Timing = Timing { linger: Duration::from_secs(10), silence: Duration::from_secs(2) };
 const PAGES: u32 = 300;
-
-fn answer() -> JoinAnswer {
-    JoinAnswer {
-        connect: "239.255.0.1:9000".parse().unwrap(),
-        token: Token::from_random(1),
-        pages: PAGES,
-        page_size: PageSize::new(48).unwrap(),
-        extensions: Extensions {
-            size: Some(u64::from(PAGES) * 48),
-            etag: Some(Etag::new("v1").unwrap()),
-            repair: Some(9001),
-            interleave: Some(1),
-            lease: Some(Duration::from_secs(60)),
-            ..Extensions::default()
-        },
-    }
-}
+const FILE: File = File { pages: PAGES, page_size: 48, interleave: 1, key: None };
 
 fn joined(mode: UnicastMode, now: Instant) -> Receiver {
     let mut receiver = Receiver::new(Pin::default(), None, TIMING, 1);
     receiver.set_unicast(mode);
     receiver.handle_open();
-    receiver.handle_join(&answer(), now);
+    receiver.handle_join(&FILE.answer(1), now);
     actions(&mut receiver, now);
     receiver
 }
 
 fn actions(receiver: &mut Receiver, now: Instant) -> Vec<Action> {
     receiver.handle_timeout(now);
-    std::iter::from_fn(|| receiver.poll_action()).collect()
+    receiver.actions()
 }
 
 fn pages(start: u32, end: u32) -> PageRange {
@@ -87,7 +69,7 @@ fn a_member_that_lacks_nothing_but_unreadable_pages_leaves_and_asks_again_later(
     let woken = actions(&mut receiver, later);
     assert_eq!(woken, [Action::Join]);
     assert_eq!(receiver.fill(), Fill::Demand);
-    receiver.handle_join(&answer(), later);
+    receiver.handle_join(&FILE.answer(1), later);
     let wants = |action: &Action| matches!(action, Action::Want(sent) if sent.now == [(8, 1)]);
     assert!(actions(&mut receiver, later).iter().any(wants));
     receiver.store(pages(7, 9));
