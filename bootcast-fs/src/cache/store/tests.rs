@@ -1,0 +1,367 @@
+//! What a store keeps, what others find of it, and what a failing disk makes of it.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::Relaxed;
+
+use bootcast_proto::{ContentId, Geometry, PageRange, PageSet, PageSize, RemotePath};
+
+use super::*;
+
+fn key(etag: &str) -> ObjectKey {
+    let path = RemotePath::decode("images/a%20b").unwrap();
+    let etag = Some(Etag::new(etag).unwrap());
+    ObjectKey { server: "head:8888".into(), path, etag, content: None }
+}
+
+fn content(byte: u8) -> ContentId {
+    ContentId::from_bytes([byte; 32])
+}
+
+/// Key of another file on another server with the same content.
+fn other_key(content: ContentId) -> ObjectKey {
+    let path = RemotePath::decode("other").unwrap();
+    let etag = Some(Etag::new("w1").unwrap());
+    ObjectKey { server: "head2:8888".into(), path, etag, content: Some(content) }
+}
+
+/// Completes the file that [`fill`] began.
+fn complete(store: &Store) {
+    store.write_run(&mut [IoSlice::new(b"cc")], 8).unwrap();
+    let all = HeldSnapshot { content: Some(content(1)), ..snapshot(10, PageRange::new(0, 3)) };
+    store.checkpoint(&all).unwrap();
+}
+
+#[test]
+fn a_complete_content_is_found_under_another_name_and_shared() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::on_disk(dir.path()).unwrap();
+    fill(&cache);
+    let store = cache.open(&key("v1")).unwrap();
+    assert!(!cache.open(&other_key(content(1))).unwrap().is_shared, "not complete yet");
+    complete(&store);
+    for (key, is_found) in [
+        (key("v1"), true),
+        (other_key(content(1)), true),
+        (other_key(content(2)), false),
+        (ObjectKey { content: None, ..other_key(content(1)) }, false),
+    ] {
+        let mut other = cache.open(&key).unwrap();
+        assert_eq!(other.take_restored().is_some(), is_found, "{key:?}");
+        assert_eq!(other.is_shared, is_found);
+        let mut bytes = [0; 10];
+        assert_eq!(other.read_exact_at(&mut bytes, 0).is_ok(), is_found);
+        assert!(!is_found || bytes == *b"aaaabbbbcc");
+    }
+}
+
+#[test]
+fn a_link_to_an_object_that_is_gone_or_damaged_finds_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::on_disk(dir.path()).unwrap();
+    fill(&cache);
+    complete(&cache.open(&key("v1")).unwrap());
+    let object = std::fs::read_dir(dir.path().join("objects")).unwrap().next().unwrap();
+    let object = object.unwrap().path();
+    std::fs::write(object.join("state"), b"x").unwrap();
+    assert!(cache.open(&other_key(content(1))).unwrap().take_restored().is_none());
+    std::fs::remove_dir_all(&object).unwrap();
+    assert!(cache.open(&other_key(content(1))).unwrap().take_restored().is_none());
+}
+
+fn snapshot(size: u64, held: PageRange) -> HeldSnapshot {
+    let geometry = Geometry::new(size, PageSize::new(4).unwrap()).unwrap();
+    let mut set = PageSet::new(geometry.pages());
+    set.insert_range(held);
+    HeldSnapshot { geometry, held: set, content: None, is_verified: true }
+}
+
+/// Disk whose next calls fail, each as often as its counter says.
+#[derive(Clone, Debug, Default)]
+pub(super) struct FailingDisk(Arc<Faults>);
+
+impl FailingDisk {
+    /// Creates a disk whose next sync of the data and next removal of the state fail.
+    pub(super) fn sync_once() -> Self {
+        let disk = Self::default();
+        disk.0.sync_data.store(1, Relaxed);
+        disk.0.remove_state.store(1, Relaxed);
+        disk
+    }
+
+    /// Creates a disk whose next save of the state fails.
+    pub(super) fn save_once() -> Self {
+        let disk = Self::default();
+        disk.0.save.store(1, Relaxed);
+        disk
+    }
+}
+
+/// Number of coming calls that fail.
+#[derive(Debug, Default)]
+struct Faults {
+    sync_data: AtomicU32,
+    save: AtomicU32,
+    remove_state: AtomicU32,
+    sync_dir: AtomicU32,
+}
+
+fn fail(faults: &AtomicU32, call: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    match faults.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)) {
+        Ok(_) => Err(io::ErrorKind::StorageFull.into()),
+        Err(_) => call(),
+    }
+}
+
+impl Disk for FailingDisk {
+    fn sync_data(&self, data: &File) -> io::Result<()> {
+        fail(&self.0.sync_data, || RealDisk.sync_data(data))
+    }
+
+    fn save(&self, object: &ObjectDir, snapshot: &HeldSnapshot) -> io::Result<()> {
+        fail(&self.0.save, || RealDisk.save(object, snapshot))
+    }
+
+    fn remove_state(&self, object: &ObjectDir) -> io::Result<()> {
+        fail(&self.0.remove_state, || RealDisk.remove_state(object))
+    }
+
+    fn sync_dir(&self, object: &ObjectDir) -> io::Result<()> {
+        fail(&self.0.sync_dir, || RealDisk.sync_dir(object))
+    }
+}
+
+/// Opens a store whose last checkpoint has pages 0 and 1 of a 10-byte file.
+fn failing_store(cache: &Cache) -> (Store, Arc<Faults>) {
+    fill(cache);
+    let mut store = cache.open(&key("v1")).unwrap();
+    store.take_restored().unwrap();
+    let disk = FailingDisk::default();
+    store.disk = Box::new(disk.clone());
+    (store, disk.0)
+}
+
+#[test]
+fn zeros_stay_holes_and_replace_other_bytes() {
+    let data = tempfile::tempfile().unwrap();
+    let store = Store::transient(data, Cache::Memory);
+    let write = |bytes: &[u8], offset| {
+        store.write_run(&mut [IoSlice::new(bytes)], offset).unwrap();
+    };
+    let has_blocks = || rustix::fs::fstat(&store).unwrap().st_blocks > 0;
+    let mut expected = vec![0; 1 << 20];
+    store.set_size(1 << 20).unwrap();
+    write(&expected, 0);
+    assert!(!has_blocks(), "nothing but zeros was written");
+    for (byte, place) in [(7, 100_000..200_000), (0, 120_000..150_000)] {
+        expected[place.clone()].fill(byte);
+        write(&expected[place.clone()], place.start as u64);
+    }
+    assert!(has_blocks());
+    // The size is not known: what was not written could not be read.
+    write(&[0; 5000], 1 << 20);
+    expected.resize(expected.len() + 5000, 0);
+    let mut read = vec![1; expected.len()];
+    store.read_exact_at(&mut read, 0).unwrap();
+    assert!(read == expected);
+}
+
+#[test]
+fn a_store_is_unlocked_on_drop_even_if_a_child_has_its_descriptor() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::on_disk(dir.path()).unwrap();
+    fill(&cache);
+    let store = cache.open(&key("v1")).unwrap();
+    // Shares the open file description with the store, as a forked child would.
+    let duplicate = store.as_fd().try_clone_to_owned().unwrap();
+    drop(store);
+    assert!(cache.open(&key("v1")).unwrap().take_restored().is_some());
+    drop(duplicate);
+}
+
+#[test]
+fn after_a_failed_sync_no_page_is_restored_even_if_removing_the_state_fails_first() {
+    for failing_removals in [0, 1, 2, 3] {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::on_disk(dir.path()).unwrap();
+        let (store, faults) = failing_store(&cache);
+        faults.sync_data.store(1, Relaxed);
+        faults.remove_state.store(failing_removals, Relaxed);
+        let all = snapshot(10, PageRange::new(0, 3));
+        for attempt in 0..3 {
+            // From the second attempt on, the sync would succeed.
+            let result = store.checkpoint(&all);
+            assert!(matches!(result, Err(CheckpointError::Data(_))), "{attempt}: {result:?}");
+        }
+        drop(store);
+        let restored = cache.open(&key("v1")).unwrap().take_restored();
+        assert!(restored.is_none(), "{failing_removals}: the state was not removed");
+    }
+}
+
+#[test]
+fn a_removal_of_the_state_that_may_not_survive_a_crash_is_synced_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::on_disk(dir.path()).unwrap();
+    let (store, faults) = failing_store(&cache);
+    faults.sync_data.store(1, Relaxed);
+    faults.sync_dir.store(2, Relaxed);
+    let all = snapshot(10, PageRange::new(0, 3));
+    assert!(matches!(store.checkpoint(&all), Err(CheckpointError::Data(_))));
+    assert_eq!(faults.sync_dir.load(Relaxed), 1);
+    assert!(matches!(store.checkpoint(&all), Err(CheckpointError::Data(_))));
+    assert_eq!(faults.sync_dir.load(Relaxed), 0);
+}
+
+#[test]
+fn a_failed_sync_is_reported_even_if_saving_the_state_fails_before_and_would_fail_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::on_disk(dir.path()).unwrap();
+    let (store, faults) = failing_store(&cache);
+    let all = snapshot(10, PageRange::new(0, 3));
+    faults.save.store(2, Relaxed);
+    assert!(matches!(store.checkpoint(&all), Err(CheckpointError::State(_))));
+    faults.sync_data.store(1, Relaxed);
+    for _ in 0..2 {
+        assert!(matches!(store.checkpoint(&all), Err(CheckpointError::Data(_))));
+    }
+    assert_eq!(faults.save.load(Relaxed), 1, "lost pages were to be saved as held");
+    drop(store);
+    assert!(cache.open(&key("v1")).unwrap().take_restored().is_none());
+}
+
+#[test]
+fn after_a_failed_write_of_the_state_the_next_checkpoint_succeeds() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::on_disk(dir.path()).unwrap();
+    let (store, faults) = failing_store(&cache);
+    faults.save.store(1, Relaxed);
+    let all = snapshot(10, PageRange::new(0, 3));
+    assert!(matches!(store.checkpoint(&all), Err(CheckpointError::State(_))));
+    store.checkpoint(&all).unwrap();
+    drop(store);
+    assert!(cache.open(&key("v1")).unwrap().take_restored().unwrap().assembly.is_complete());
+}
+
+#[test]
+fn a_failed_sync_of_a_transient_store_is_reported() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::on_disk(dir.path()).unwrap();
+    let _first = cache.open(&key("v1")).unwrap();
+    let mut second = cache.open(&key("v1")).unwrap();
+    let disk = FailingDisk::default();
+    second.disk = Box::new(disk.clone());
+    let all = snapshot(10, PageRange::new(0, 3));
+    second.checkpoint(&all).unwrap();
+    disk.0.sync_data.store(1, Relaxed);
+    assert!(matches!(second.checkpoint(&all), Err(CheckpointError::Data(_))));
+}
+
+/// Writes "aaaabbbb" into the store of a 10-byte file and makes a checkpoint.
+fn fill(cache: &Cache) {
+    let store = cache.open(&key("v1")).unwrap();
+    store.set_size(10).unwrap();
+    store.write_run(&mut [IoSlice::new(b"aaaa"), IoSlice::new(b"bbbb")], 0).unwrap();
+    store.checkpoint(&snapshot(10, PageRange::new(0, 2))).unwrap();
+}
+
+#[test]
+fn the_pages_of_a_checkpoint_are_restored() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::on_disk(dir.path()).unwrap();
+    fill(&cache);
+    let mut store = cache.open(&key("v1")).unwrap();
+    let assembly = store.take_restored().unwrap().assembly;
+    assert!(assembly.holds(&(0..8)) && !assembly.holds(&(8..10)));
+    let mut bytes = [0; 8];
+    store.read_exact_at(&mut bytes, 0).unwrap();
+    assert_eq!(&bytes, b"aaaabbbb");
+}
+
+#[test]
+fn another_version_has_no_restored_pages() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::on_disk(dir.path()).unwrap();
+    fill(&cache);
+    assert!(cache.open(&key("v2")).unwrap().take_restored().is_none());
+}
+
+#[test]
+fn a_second_store_of_an_object_in_use_is_transient_and_empty() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::on_disk(dir.path()).unwrap();
+    fill(&cache);
+    let first = cache.open(&key("v1")).unwrap();
+    let mut second = cache.open(&key("v1")).unwrap();
+    assert!(first.is_persistent() && !second.is_persistent());
+    assert!(second.take_restored().is_none());
+}
+
+#[test]
+fn a_damaged_object_is_emptied() {
+    type Damage = fn(&std::path::Path);
+    let damages: [Damage; 5] = [
+        |object| std::fs::write(object.join("state"), b"{}\n").unwrap(),
+        |object| std::fs::write(object.join("state"), b"\xff").unwrap(),
+        |object| flip_last_page(&object.join("state")),
+        |object| std::fs::remove_file(object.join("state")).unwrap(),
+        |object| {
+            File::options().write(true).open(object.join("data")).unwrap().set_len(9).unwrap();
+        },
+    ];
+    for damage in damages {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::on_disk(dir.path()).unwrap();
+        fill(&cache);
+        let object = std::fs::read_dir(dir.path().join("objects")).unwrap().next().unwrap();
+        let object = object.unwrap().path();
+        damage(&object);
+        let mut store = cache.open(&key("v1")).unwrap();
+        assert!(store.take_restored().is_none());
+        assert_eq!(store.data.metadata().unwrap().len(), 0);
+        // Ends without a checkpoint, as in a crash.
+        store.set_size(10).unwrap();
+        drop(store);
+        assert!(cache.open(&key("v1")).unwrap().take_restored().is_none());
+        assert!(!object.join("state").exists());
+    }
+}
+
+/// Marks the missing page 2 of [`fill`]'s file as held.
+fn flip_last_page(state: &std::path::Path) {
+    let mut bytes = std::fs::read(state).unwrap();
+    let bitmap = bytes.iter().position(|byte| *byte == b'\n').unwrap() + 1;
+    assert_eq!(bytes[bitmap], 0b011);
+    bytes[bitmap] ^= 0b100;
+    std::fs::write(state, bytes).unwrap();
+}
+
+#[test]
+fn a_state_without_a_checksum_is_replaced_at_the_next_checkpoint() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::on_disk(dir.path()).unwrap();
+    fill(&cache);
+    let object = std::fs::read_dir(dir.path().join("objects")).unwrap().next();
+    let state = object.unwrap().unwrap().path().join("state");
+    let bytes = std::fs::read(&state).unwrap();
+    // The file as earlier versions wrote it.
+    let earlier = bytes[..bytes.len() - 32].to_vec();
+    let header = String::from_utf8_lossy(&earlier).replacen("\"format\":2", "\"format\":1", 1);
+    std::fs::write(&state, header.as_bytes()).unwrap();
+    assert!(cache.open(&key("v1")).unwrap().take_restored().is_none());
+    fill(&cache);
+    assert_eq!(std::fs::read(&state).unwrap(), bytes);
+    assert!(cache.open(&key("v1")).unwrap().take_restored().is_some());
+}
+
+#[test]
+fn a_store_without_a_version_or_in_memory_is_not_persistent() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = Cache::on_disk(dir.path()).unwrap();
+    let plain = ObjectKey { etag: None, ..key("v1") };
+    for store in [disk.open(&plain).unwrap(), Cache::Memory.open(&key("v1")).unwrap()] {
+        store.checkpoint(&snapshot(4, PageRange::new(0, 1))).unwrap();
+        assert!(!store.is_persistent());
+    }
+    assert_eq!(std::fs::read_dir(dir.path().join("objects")).unwrap().count(), 0);
+}
