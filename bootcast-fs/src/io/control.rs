@@ -1,62 +1,46 @@
 //! HTTP requests to the server. Their meaning is in docs/PROTOCOL.md, "Control" and "Extensions".
 
+mod answers;
+mod error;
+mod exchange;
+
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::time::Duration;
 
 use bootcast_proto::api::{Attributes, Meta, Report, Status, WantBody};
-use bootcast_proto::manifest::{ContentId, HEADER_CONTENT_ID, Value};
-use bootcast_proto::unreadable::{HEADER_UNREADABLE, decode_bytes, decode_pages};
 use bootcast_proto::{
-    Etag, FILL_DEMAND, HEADER_EXTENSIONS, HEADER_FILL, HEADER_LEAVES, HEADER_QUEUE, HEADER_RESUME,
-    HEADER_TOKEN, JoinAnswer, PageRange, RemotePath, Token,
+    ContentId, Etag, FILL_DEMAND, HEADER_EXTENSIONS, HEADER_FILL, HEADER_LEAVES, HEADER_QUEUE,
+    HEADER_RESUME, HEADER_TOKEN, JoinAnswer, PageRange, RemotePath, Token,
 };
-use reqwest::header::{
-    CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_NONE_MATCH, IF_RANGE, RANGE, RETRY_AFTER,
-};
+use reqwest::header::{CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_NONE_MATCH, IF_RANGE, RANGE};
 use reqwest::{Client, RequestBuilder, Response, StatusCode};
 
 use super::stated_ids::StatedIds;
 use crate::receiver::{FetchError, Fill, JoinError, JoinOptions};
+use answers::{content_id, header, unreadable_pages};
+use exchange::{
+    ANSWER_LIMIT, CONNECT_TIMEOUT, FIRST_CONNECT_TIMEOUT, LISTING_TIMEOUT, READ_TIMEOUT, client,
+};
 
-/// Timeout of the first attempt to connect. TCP sends a lost SYN or SYN-ACK again only after a
-/// second (RFC 6298, section 2), which is longer than many casts. A new connection is faster.
-/// Handshakes in a LAN take a few milliseconds.
-const FIRST_CONNECT_TIMEOUT: Duration = Duration::from_millis(200);
-/// Timeout of the second attempt to connect.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) use answers::{DemandAnswer, KnownValues, ValueList};
+pub use answers::{FileAnswer, SegmentRange};
+pub use error::ControlError;
+
 /// Timeout of a request until its whole answer is here, except for listings and files.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Longest wait for the next bytes of an answer, except for listings.
-const READ_TIMEOUT: Duration = Duration::from_secs(10);
-/// Longest wait for the next bytes of a listing. The server reads the attributes of every name
-/// before it begins to answer, and 100,000 names on a slow disk take minutes. A second request
-/// would only repeat that work.
-const LISTING_TIMEOUT: Duration = Duration::from_secs(300);
-/// Idle time before the first TCP keepalive probe, and time between two probes. They detect a host
-/// that went away while a slow answer is awaited.
-const KEEPALIVE: Duration = Duration::from_secs(5);
-/// Number of unanswered keepalive probes that close a connection.
-const KEEPALIVE_PROBES: u32 = 3;
 /// Timeout of a demand. Missing pages are demanded again before it ends.
 const WANT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Upper bound of the queueing delay that the answer to a demand may state.
 const QUEUE_MAX: Duration = Duration::from_secs(2);
-/// Time for which an idle connection is kept. Servers keep it longer, so a request never meets a
-/// connection that the server is closing.
-const POOL_IDLE: Duration = Duration::from_secs(10);
 /// Number of attempts to leave a cast.
 const LEAVE_ATTEMPTS: u32 = 4;
 /// Pause after the first failed attempt to leave. It doubles after each attempt.
 const LEAVE_PAUSE: Duration = Duration::from_millis(100);
 /// Largest listing or status that is read, in bytes.
 const LISTING_LIMIT: usize = 256 << 20;
-/// Largest other answer that is read, in bytes.
-const ANSWER_LIMIT: usize = 1 << 20;
 /// Largest manifest that is read, in bytes: the segment values of 8 TiB.
 const MANIFEST_LIMIT: usize = 64 << 20;
-/// Most characters of a refusal's text that are shown.
-const MAX_MESSAGE_CHARS: usize = 200;
 
 /// Client of one server's control plane.
 #[derive(Clone, Debug)]
@@ -74,84 +58,10 @@ pub struct Control {
     stated_ids: StatedIds,
 }
 
-/// Why a request failed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ControlError {
-    /// There was no answer. Another attempt may succeed.
-    #[error("cannot reach {base}: {reason}")]
-    Unreachable {
-        /// Base URL of the server.
-        base: String,
-        /// Innermost cause.
-        reason: String,
-        /// Whether a connection was established: something listens there, and may answer later.
-        is_connected: bool,
-    },
-    /// The server refused.
-    #[error("{message}")]
-    Refused {
-        /// HTTP status code.
-        status: u16,
-        /// The first line of the server's text, or the text of the status code.
-        message: String,
-        /// Pause that the server requests before another attempt, or zero.
-        retry_after: Duration,
-    },
-    /// The server cannot read a part of the file.
-    #[error("{message}")]
-    Unreadable {
-        /// Bytes of the file that the server cannot read.
-        bytes: Range<u64>,
-        /// The first line of the server's text, or the text of the status code.
-        message: String,
-    },
-    /// The answer does not follow the protocol.
-    #[error("{base} does not answer as a bootcast server: {reason}")]
-    Garbled {
-        /// Base URL of the server.
-        base: String,
-        /// Part of the answer that breaks the protocol.
-        reason: String,
-    },
-}
-
-impl ControlError {
-    /// Returns whether the server has no such file or member.
-    pub fn is_not_found(&self) -> bool {
-        matches!(self, Self::Refused { status: 404, .. })
-    }
-
-    /// Returns whether the same request may succeed later, because the server is away or
-    /// overloaded.
-    pub fn is_temporary(&self) -> bool {
-        match self {
-            Self::Unreachable { .. } => true,
-            Self::Refused { status, .. } => *status >= 500 || *status == 429,
-            Self::Garbled { .. } | Self::Unreadable { .. } => false,
-        }
-    }
-}
-
 impl Control {
     /// Creates a client for `base`, such as `http://head:8888`.
     pub fn new(base: &str) -> Result<Self, ControlError> {
-        let client = |connect_timeout, read_timeout| {
-            let builder = Client::builder()
-                .connect_timeout(connect_timeout)
-                .read_timeout(read_timeout)
-                .tcp_keepalive(KEEPALIVE)
-                .tcp_keepalive_interval(KEEPALIVE)
-                .tcp_keepalive_retries(KEEPALIVE_PROBES)
-                .pool_idle_timeout(POOL_IDLE)
-                .tcp_nodelay(true)
-                .no_proxy()
-                .user_agent(concat!("bootcast/", env!("CARGO_PKG_VERSION")));
-            builder.build().map_err(|error| ControlError::Unreachable {
-                base: base.to_owned(),
-                reason: innermost(&error),
-                is_connected: false,
-            })
-        };
+        let client = |connect_timeout, read_timeout| client(base, connect_timeout, read_timeout);
         Ok(Self {
             client: client(FIRST_CONNECT_TIMEOUT, READ_TIMEOUT)?,
             patient: client(CONNECT_TIMEOUT, READ_TIMEOUT)?,
@@ -457,168 +367,6 @@ impl Control {
     pub fn latest_stated_id(&self, path: &RemotePath) -> Option<ContentId> {
         self.stated_ids.latest(path)
     }
-
-    /// Sends a request. Any status except 2xx and 304 is an error.
-    async fn send(&self, request: RequestBuilder) -> Result<Response, ControlError> {
-        let response = self.connect_and_send(request).await;
-        let response = response.map_err(|error| self.unreachable(&error))?;
-        let status = response.status();
-        if status.is_success() || status == StatusCode::NOT_MODIFIED {
-            return Ok(response);
-        }
-        let retry_after = header(&response, RETRY_AFTER).and_then(|value| value.parse().ok());
-        let bytes = unreadable_header(&response).and_then(|text| decode_bytes(&text));
-        let text = self.text(response, ANSWER_LIMIT).await.unwrap_or_default();
-        let line = text.lines().next().unwrap_or_default().trim();
-        let message = if line.is_empty() || line.starts_with('<') {
-            status.to_string()
-        } else {
-            line.chars().take(MAX_MESSAGE_CHARS).collect()
-        };
-        if let Some(bytes) = bytes {
-            return Err(ControlError::Unreadable { bytes, message });
-        }
-        Err(ControlError::Refused {
-            status: status.as_u16(),
-            message,
-            retry_after: Duration::from_secs(retry_after.unwrap_or(0)),
-        })
-    }
-
-    /// Sends a request. If no connection is established in time, tries once more with a longer
-    /// timeout.
-    async fn connect_and_send(&self, request: RequestBuilder) -> reqwest::Result<Response> {
-        let again = request.try_clone();
-        match (request.send().await, again) {
-            (Err(error), Some(again)) if error.is_connect() && error.is_timeout() => {
-                self.patient.execute(again.build()?).await
-            }
-            (result, _) => result,
-        }
-    }
-
-    /// Reads a body of at most `limit` bytes.
-    async fn text(&self, response: Response, limit: usize) -> Result<String, ControlError> {
-        let body = self.body(response, limit).await?;
-        String::from_utf8(body).map_err(|error| self.garbled(&error))
-    }
-
-    /// Reads a body of at most `limit` bytes.
-    async fn body(&self, mut response: Response, limit: usize) -> Result<Vec<u8>, ControlError> {
-        let mut body = Vec::new();
-        while let Some(piece) = response.chunk().await.map_err(|error| self.unreachable(&error))? {
-            if body.len() + piece.len() > limit {
-                let reason = format!("an answer of more than {limit} bytes");
-                return Err(ControlError::Garbled { base: self.base.clone(), reason });
-            }
-            body.extend_from_slice(&piece);
-        }
-        Ok(body)
-    }
-
-    /// Creates the error of a request or an answer that was cut off.
-    pub fn unreachable(&self, error: &reqwest::Error) -> ControlError {
-        ControlError::Unreachable {
-            base: self.base.clone(),
-            reason: innermost(error),
-            is_connected: !error.is_connect(),
-        }
-    }
-
-    /// Creates the error of a request whose answer took too long.
-    pub fn unanswered(&self) -> ControlError {
-        ControlError::Unreachable {
-            base: self.base.clone(),
-            reason: "no answer in time".into(),
-            is_connected: false,
-        }
-    }
-
-    fn garbled(&self, error: &dyn std::error::Error) -> ControlError {
-        ControlError::Garbled { base: self.base.clone(), reason: error.to_string() }
-    }
-}
-
-/// Hashes of a file that the server knows by now.
-#[derive(Clone, Debug)]
-pub struct KnownValues {
-    /// Version of the file.
-    pub etag: Etag,
-    /// Hash of the file; `None` while the server hashes it.
-    pub id: Option<ContentId>,
-    /// Values of segments or leaves, in order.
-    pub values: Vec<Value>,
-}
-
-/// Returns the content id that an answer names.
-fn content_id(response: &Response) -> Option<ContentId> {
-    let name = reqwest::header::HeaderName::from_static(HEADER_CONTENT_ID);
-    header(response, name).and_then(|value| value.parse().ok())
-}
-
-/// Answer to a demand.
-#[derive(Clone, Debug)]
-pub struct DemandAnswer {
-    /// Time until the server will have sent the pages; zero from a server that does not state it.
-    pub queue: Duration,
-    /// Pages that the server cannot read.
-    pub unreadable: Vec<PageRange>,
-}
-
-/// Consecutive segments of a file, counted from 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SegmentRange {
-    /// First segment.
-    pub first: u64,
-    /// Last segment.
-    pub last: u64,
-}
-
-/// Part of a manifest.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ValueList {
-    /// Version of the file.
-    pub etag: Etag,
-    /// Hash of the file, as the server states it.
-    pub id: ContentId,
-    /// Values of segments or leaves, in order.
-    pub values: Vec<Value>,
-}
-
-/// Start of a file over plain HTTP.
-#[derive(Debug)]
-pub struct FileAnswer {
-    /// Response whose body is the file from `offset` on.
-    pub response: Response,
-    /// Offset of the body in the file: as requested, or 0 if the whole file is sent.
-    pub offset: u64,
-    /// Size of the whole file.
-    pub size: Option<u64>,
-    /// Version of the file.
-    pub etag: Option<Etag>,
-}
-
-fn unreadable_pages(response: &Response) -> Vec<PageRange> {
-    unreadable_header(response).map(|text| decode_pages(&text)).unwrap_or_default()
-}
-
-/// Returns the header that lists the parts of the file that the server cannot read.
-fn unreadable_header(response: &Response) -> Option<String> {
-    header(response, reqwest::header::HeaderName::from_static(HEADER_UNREADABLE))
-}
-
-fn header(response: &Response, name: reqwest::header::HeaderName) -> Option<String> {
-    response.headers().get(name)?.to_str().ok().map(str::to_owned)
-}
-
-/// Returns the innermost cause of an error, which is the most specific: "Connection refused" and
-/// not "error sending request".
-fn innermost(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(next) = cause.source() {
-        cause = next;
-    }
-    cause.to_string()
 }
 
 #[cfg(test)]

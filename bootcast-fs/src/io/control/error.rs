@@ -1,0 +1,62 @@
+//! Errors of requests.
+
+use std::ops::Range;
+use std::time::Duration;
+
+/// Why a request failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ControlError {
+    /// There was no answer. Another attempt may succeed.
+    #[error("cannot reach {base}: {reason}")]
+    Unreachable {
+        /// Base URL of the server.
+        base: String,
+        /// Innermost cause.
+        reason: String,
+        /// Whether a connection was established: something listens there, and may answer later.
+        is_connected: bool,
+    },
+    /// The server refused.
+    #[error("{message}")]
+    Refused {
+        /// HTTP status code.
+        status: u16,
+        /// The first line of the server's text, or the text of the status code.
+        message: String,
+        /// Pause that the server requests before another attempt, or zero.
+        retry_after: Duration,
+    },
+    /// The server cannot read a part of the file.
+    #[error("{message}")]
+    Unreadable {
+        /// Bytes of the file that the server cannot read.
+        bytes: Range<u64>,
+        /// The first line of the server's text, or the text of the status code.
+        message: String,
+    },
+    /// The answer does not follow the protocol.
+    #[error("{base} does not answer as a bootcast server: {reason}")]
+    Garbled {
+        /// Base URL of the server.
+        base: String,
+        /// Part of the answer that breaks the protocol.
+        reason: String,
+    },
+}
+
+impl ControlError {
+    /// Returns whether the server has no such file or member.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Refused { status: 404, .. })
+    }
+
+    /// Returns whether the same request may succeed later, because the server is away or
+    /// overloaded.
+    pub fn is_temporary(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } => true,
+            Self::Refused { status, .. } => *status >= 500 || *status == 429,
+            Self::Garbled { .. } | Self::Unreadable { .. } => false,
+        }
+    }
+}
