@@ -1,14 +1,22 @@
 //! Links from contents to the objects that have all of them.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use bootcast_proto::ContentId;
 
+/// Directory of all objects, as seen from the links.
+const OBJECTS: &str = "../objects";
+
 /// Returns the directory of an object that has all of this content, as far as the link tells. The
-/// caller checks it: a link can outlive its object.
+/// caller checks it: a link can outlive its object. Links to other places count as absent.
 pub(super) fn find(cache_dir: &Path, content: ContentId) -> Option<PathBuf> {
-    std::fs::canonicalize(link(cache_dir, content)).ok()
+    let target = std::fs::read_link(link(cache_dir, content)).ok()?;
+    let mut object = target.strip_prefix(OBJECTS).ok()?.components();
+    match (object.next(), object.next()) {
+        (Some(Component::Normal(name)), None) => Some(cache_dir.join("objects").join(name)),
+        _ => None,
+    }
 }
 
 /// Records that an object has all of this content. The newest object wins.
@@ -25,7 +33,7 @@ pub(super) fn record(object: &Path, content: ContentId) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         Ok(()) | Err(_) => {}
     }
-    std::os::unix::fs::symlink(Path::new("../objects").join(name), &temporary)?;
+    std::os::unix::fs::symlink(Path::new(OBJECTS).join(name), &temporary)?;
     std::fs::rename(&temporary, &link)
 }
 

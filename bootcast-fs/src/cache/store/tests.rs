@@ -69,6 +69,35 @@ fn a_link_to_an_object_that_is_gone_or_damaged_finds_nothing() {
     assert!(cache.open(&other_key(content(1))).unwrap().take_restored().is_none());
 }
 
+#[test]
+fn a_link_that_leads_out_of_the_objects_finds_nothing() {
+    let (dir, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let cache = Cache::on_disk(dir.path()).unwrap();
+    fill(&cache);
+    complete(&cache.open(&key("v1")).unwrap());
+    let link = dir.path().join("contents").join(content(1).to_string());
+    let target = std::fs::read_link(&link).unwrap();
+    let object = link.parent().unwrap().join(&target);
+    let outside = elsewhere.path().join("object");
+    std::fs::create_dir(&outside).unwrap();
+    for file in ["data", "state", "leaves"] {
+        std::fs::copy(object.join(file), outside.join(file)).unwrap();
+    }
+    let below = target.join("below");
+    for (target, is_found) in [
+        (outside.clone(), false),
+        (target.join("../../..").join(outside.strip_prefix("/").unwrap()), false),
+        (below, false),
+        ("../objects".into(), false),
+        (target, true),
+    ] {
+        std::fs::remove_file(&link).unwrap();
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        let found = cache.open(&other_key(content(1))).unwrap().take_restored();
+        assert_eq!(found.is_some(), is_found, "{}", target.display());
+    }
+}
+
 fn snapshot(size: u64, held: PageRange) -> HeldSnapshot {
     let geometry = Geometry::new(size, PageSize::new(4).unwrap()).unwrap();
     let mut set = PageSet::new(geometry.pages());
