@@ -65,17 +65,19 @@ impl Object {
     #[must_use]
     pub fn begin_verifying(self: &Arc<Self>) -> Option<Verifying> {
         let mut inner = self.lock();
-        if inner.in_background.is_verifying || !inner.receiver.has_check() {
+        let is_needed = inner.receiver.has_check() && !inner.is_shut_down;
+        if inner.in_background.is_verifying || !is_needed {
             return None;
         }
         inner.in_background.is_verifying = true;
         Some(Verifying { object: self.clone(), is_over: false })
     }
 
-    /// Returns leaves to check. If there are none, checking is over.
+    /// Returns leaves to check. If there are none, or if the program ends, checking is over. A file
+    /// that the cache kept can take minutes, for which an end must not wait.
     fn next_check(&self) -> Option<Check> {
         let mut inner = self.lock();
-        let check = inner.receiver.poll_check();
+        let check = if inner.is_shut_down { None } else { inner.receiver.poll_check() };
         inner.in_background.is_verifying = check.is_some();
         check
     }
