@@ -1,4 +1,4 @@
-//! Sources with faults, for tests.
+//! Source with faults, for tests.
 
 use std::io::IoSliceMut;
 use std::ops::Range;
@@ -10,45 +10,12 @@ use rustix::io::Errno;
 use super::source::{PageSource, ReadError};
 use crate::source::Version;
 
-/// Byte ranges that cannot be read. May change while the source is read.
-pub(in crate::io) type Unreadable = Arc<Mutex<Vec<Range<u64>>>>;
-
-/// Source that fails with EIO if a read touches an unreadable byte.
-#[derive(Debug)]
-pub(in crate::io) struct FaultySource {
-    pub(in crate::io) inner: Arc<dyn PageSource>,
-    pub(in crate::io) unreadable: Unreadable,
-}
-
-impl PageSource for FaultySource {
-    fn version(&self) -> Version {
-        self.inner.version()
-    }
-
-    fn read(&self, buffers: &mut [IoSliceMut<'_>], offset: u64) -> Result<(), ReadError> {
-        let len: u64 = buffers.iter().map(|buffer| buffer.len() as u64).sum();
-        let overlaps = |range: &Range<u64>| range.start < offset + len && offset < range.end;
-        if self.unreadable.lock().unwrap().iter().any(overlaps) {
-            return Err(ReadError::Io(Errno::IO));
-        }
-        self.inner.read(buffers, offset)
-    }
-
-    fn check_version(&self) -> Result<(), ReadError> {
-        self.inner.check_version()
-    }
-
-    fn manifest(&self) -> Option<Arc<Manifest>> {
-        self.inner.manifest()
-    }
-
-    fn handle_other_bytes(&self, bytes: Range<u64>) {
-        self.inner.handle_other_bytes(bytes);
-    }
-
-    fn will_need(&self, bytes: Range<u64>) {
-        self.inner.will_need(bytes);
-    }
+/// Faults of one or more sources. May change while they are read.
+#[derive(Clone, Debug, Default)]
+pub(in crate::io) struct Faults {
+    /// Byte ranges that cannot be read: a read that touches one fails with EIO.
+    pub(in crate::io) unreadable: Arc<Mutex<Vec<Range<u64>>>>,
+    pub(in crate::io) hang: Arc<Hang>,
 }
 
 /// Switch that makes reads hang.
@@ -66,21 +33,27 @@ impl Hang {
     }
 }
 
-/// Source whose reads hang while a switch says so.
+/// Source with faults.
 #[derive(Debug)]
-pub(in crate::io) struct HangingSource {
+pub(in crate::io) struct FaultySource {
     pub(in crate::io) inner: Arc<dyn PageSource>,
-    pub(in crate::io) hang: Arc<Hang>,
+    pub(in crate::io) faults: Faults,
 }
 
-impl PageSource for HangingSource {
+impl PageSource for FaultySource {
     fn version(&self) -> Version {
         self.inner.version()
     }
 
     fn read(&self, buffers: &mut [IoSliceMut<'_>], offset: u64) -> Result<(), ReadError> {
-        let hangs = self.hang.hangs.lock().unwrap();
-        drop(self.hang.changed.wait_while(hangs, |hangs| *hangs).unwrap());
+        let Faults { unreadable, hang } = &self.faults;
+        let hangs = hang.hangs.lock().unwrap();
+        drop(hang.changed.wait_while(hangs, |hangs| *hangs).unwrap());
+        let len: u64 = buffers.iter().map(|buffer| buffer.len() as u64).sum();
+        let overlaps = |range: &Range<u64>| range.start < offset + len && offset < range.end;
+        if unreadable.lock().unwrap().iter().any(overlaps) {
+            return Err(ReadError::Io(Errno::IO));
+        }
         self.inner.read(buffers, offset)
     }
 

@@ -196,7 +196,7 @@ mod tests {
     use tempfile::NamedTempFile;
 
     use super::*;
-    use crate::io::reader::faults::{FaultySource, Unreadable};
+    use crate::io::reader::faults::{Faults, FaultySource};
     use crate::io::reader::source::FileSource;
     use crate::source::OpenFile;
 
@@ -252,10 +252,10 @@ mod tests {
     #[test]
     fn an_unreadable_page_behind_a_run_does_not_fail_the_run() {
         let file = file(&[7; 5000]);
-        let unreadable = Unreadable::default();
-        let faulty = FaultySource { inner: source(&file), unreadable: Arc::clone(&unreadable) };
+        let faults = Faults::default();
+        let faulty = FaultySource { inner: source(&file), faults: faults.clone() };
         let reader = reader(Arc::new(faulty), 100, Layout::Base);
-        unreadable.lock().unwrap().push(2050..2051);
+        faults.unreadable.lock().unwrap().push(2050..2051);
         assert_eq!(read(&reader, 0..10, 1 << 20).unwrap().pages(), PageRange::new(0, 10));
         let failure = read(&reader, 15..25, 1 << 20).unwrap_err();
         assert!(failure.error.is_local_to_bytes());

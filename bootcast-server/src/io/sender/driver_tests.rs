@@ -14,7 +14,7 @@ use super::*;
 use crate::cast::{CastPolicy, CeilingSource, GroupPool, MemberKind, RepairSettings};
 use crate::io::identity::Identity;
 use crate::io::manifests::Manifests;
-use crate::io::reader::faults::{FaultySource, Hang, HangingSource, Unreadable};
+use crate::io::reader::faults::{Faults, FaultySource, Hang};
 use crate::io::reader::source::{FileSource, PageSource};
 use crate::io::socket::SocketConfig;
 use crate::io::threads::ThreadWatch;
@@ -25,8 +25,8 @@ struct Fixture {
     dir: TempDir,
     driver: Driver,
     commands: Receiver<Command>,
-    /// Bytes of every file that cannot be read.
-    unreadable: Unreadable,
+    /// Faults of the files that are opened from now on.
+    faults: Faults,
     tokens: u128,
 }
 
@@ -66,7 +66,7 @@ impl Fixture {
         let stage = Stage::start(ThreadWatch::new().0).unwrap();
         let (outcomes, commands) = mpsc::channel();
         let driver = Driver::new(config, settings, socket, stage, outcomes);
-        Self { dir, driver, commands, unreadable: Unreadable::default(), tokens: 0 }
+        Self { dir, driver, commands, faults: Faults::default(), tokens: 0 }
     }
 
     /// Replaces this file by a new one, or creates it.
@@ -79,7 +79,7 @@ impl Fixture {
     fn open(&self, name: &str) -> Arc<dyn PageSource> {
         let open = self.driver.config.identity.open(&path(name)).unwrap();
         let inner = Arc::new(FileSource::from(open));
-        Arc::new(FaultySource { inner, unreadable: Arc::clone(&self.unreadable) })
+        Arc::new(FaultySource { inner, faults: self.faults.clone() })
     }
 
     fn join(&mut self, name: &str, source: Arc<dyn PageSource>) -> Answer {
@@ -227,14 +227,17 @@ fn every_path_is_checked_within_a_second_and_few_at_a_time() {
 #[test]
 fn a_cast_whose_file_hangs_is_passed_over_and_goes_on_later() {
     let mut fixture = Fixture::new();
-    let hang = Arc::new(Hang::default());
     for name in ["hung", "fine"] {
         std::fs::write(fixture.dir.path().join(name), vec![7; 100 * 1456]).unwrap();
-        let inner = fixture.open(name);
-        let hang = if name == "hung" { Arc::clone(&hang) } else { Arc::default() };
-        hang.set(name == "hung");
-        fixture.join(name, Arc::new(HangingSource { inner, hang }));
     }
+    let hang = Arc::new(Hang::default());
+    hang.set(true);
+    fixture.faults.hang = Arc::clone(&hang);
+    let hung = fixture.open("hung");
+    fixture.join("hung", hung);
+    fixture.faults = Faults::default();
+    let fine = fixture.open("fine");
+    fixture.join("fine", fine);
     // Each cast has a plain and silent member, and ends after one pass.
     fixture.run_until(|status| status.casts.len() == 1);
     let status = fixture.driver.status(Instant::now());
@@ -257,7 +260,7 @@ fn bytes(start: u64, end: u64) -> std::ops::Range<u64> {
 #[test]
 fn pages_that_cannot_be_read_are_left_out_and_the_others_are_sent_once() {
     let mut fixture = Fixture::new();
-    *fixture.unreadable.lock().unwrap() = vec![bytes(5, 6), bytes(10, 12)];
+    *fixture.faults.unreadable.lock().unwrap() = vec![bytes(5, 6), bytes(10, 12)];
     let cast = fixture.start_cast(MemberKind::Plain, 20);
     // The only member is plain and silent: it is forgotten after one pass.
     fixture.run_until(|status| status.casts.is_empty());
@@ -271,7 +274,7 @@ fn answers_name_unreadable_pages_and_their_block_gets_no_symbols() {
     let lease = Duration::from_secs(60);
     let mut fixture =
         Fixture::with(Some(RepairSettings { interleave: 1, repair_port: 9001, lease }));
-    *fixture.unreadable.lock().unwrap() = vec![bytes(5, 6)];
+    *fixture.faults.unreadable.lock().unwrap() = vec![bytes(5, 6)];
     let cast = fixture.start_cast(MemberKind::Extended, 20);
     let token = Token::from_random(1);
     let (reply, mut answer) = oneshot::channel();
