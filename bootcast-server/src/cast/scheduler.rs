@@ -514,6 +514,8 @@ impl Scheduler {
             self.casts.values().all(|running| *running.group.ip() != address),
             "the group {address} is lent twice"
         );
+        // They would be taken for pages of the new cast.
+        self.waiting.forget_group(address);
         let repair = self.settings.repair.as_ref();
         let page_wire = geometry.page_size().wire_len();
         let (ceiling, source) = (self.settings.rate, self.settings.rate_source);

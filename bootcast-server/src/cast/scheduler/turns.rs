@@ -19,8 +19,9 @@ impl Scheduler {
                 return Polled::Throttled;
             }
             // Less urgent pages must not overtake those that readers wait for.
-            if self.waiting.contains(id, Lane::Turn) || self.waiting.contains(id, Lane::Urgent) {
-                // The cast keeps its deficit, so that it loses nothing of its share.
+            if self.waiting.contains_any_of(id) {
+                // It keeps what is left of this turn, but not of all turns that it waited in.
+                running.deficit = running.deficit.min(batch * running.weight());
                 running.control.on_idle();
                 self.next_turn();
                 continue;
