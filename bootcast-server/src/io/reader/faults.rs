@@ -2,7 +2,7 @@
 
 use std::io::IoSliceMut;
 use std::ops::Range;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, mpsc};
 
 use bootcast_proto::Manifest;
 use rustix::io::Errno;
@@ -16,6 +16,8 @@ pub(in crate::io) struct Faults {
     /// Byte ranges that cannot be read: a read that touches one fails with EIO.
     pub(in crate::io) unreadable: Arc<Mutex<Vec<Range<u64>>>>,
     pub(in crate::io) hang: Arc<Hang>,
+    /// Receives the name of each thread that closes a source.
+    pub(in crate::io) closed: Option<mpsc::Sender<Option<String>>>,
 }
 
 /// Switch that makes reads hang.
@@ -46,7 +48,7 @@ impl PageSource for FaultySource {
     }
 
     fn read(&self, buffers: &mut [IoSliceMut<'_>], offset: u64) -> Result<(), ReadError> {
-        let Faults { unreadable, hang } = &self.faults;
+        let Faults { unreadable, hang, .. } = &self.faults;
         let hangs = hang.hangs.lock().unwrap();
         drop(hang.changed.wait_while(hangs, |hangs| *hangs).unwrap());
         let len: u64 = buffers.iter().map(|buffer| buffer.len() as u64).sum();
@@ -71,5 +73,15 @@ impl PageSource for FaultySource {
 
     fn will_need(&self, bytes: Range<u64>) {
         self.inner.will_need(bytes);
+    }
+}
+
+impl Drop for FaultySource {
+    fn drop(&mut self) {
+        if let Some(closed) = &self.faults.closed {
+            let thread = std::thread::current().name().map(str::to_owned);
+            // The test may be over.
+            let _ = closed.send(thread);
+        }
     }
 }

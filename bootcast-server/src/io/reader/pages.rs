@@ -11,7 +11,6 @@ use super::ReadFailure;
 use super::proof::prove;
 use super::source::{PageSource, ReadError, read_ranges};
 use super::symbols::SymbolReader;
-use crate::source::Version;
 
 /// Maximum number of pages in one `preadv`: `IOV_MAX`.
 pub const MAX_READ_PAGES: u32 = 1024;
@@ -55,9 +54,9 @@ impl PageReader {
         SymbolReader::new(Arc::clone(&self.source), self.geometry, layout).tagged(self.key)
     }
 
-    /// Returns the version that is being sent.
-    pub fn version(&self) -> Version {
-        self.source.version()
+    /// Returns the source of the pages.
+    pub fn source(&self) -> &Arc<dyn PageSource> {
+        &self.source
     }
 
     /// Returns the number of pages in the file.
@@ -253,8 +252,8 @@ mod tests {
     fn an_unreadable_page_behind_a_run_does_not_fail_the_run() {
         let file = file(&[7; 5000]);
         let faults = Faults::default();
-        let faulty = FaultySource { inner: source(&file), faults: faults.clone() };
-        let reader = reader(Arc::new(faulty), 100, Layout::Base);
+        let source = FaultySource { inner: source(&file), faults: faults.clone() };
+        let reader = reader(Arc::new(source), 100, Layout::Base);
         faults.unreadable.lock().unwrap().push(2050..2051);
         assert_eq!(read(&reader, 0..10, 1 << 20).unwrap().pages(), PageRange::new(0, 10));
         let failure = read(&reader, 15..25, 1 << 20).unwrap_err();

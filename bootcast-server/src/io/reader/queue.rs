@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, VecDeque};
 use crate::cast::CastId;
 
 /// Maximum number of threads that work for one cast at a time: one for the stream and one for
-/// symbols, say.
+/// symbols, say. As many close files.
 const CAST_THREADS: usize = 2;
 
 /// Identifies a file system: the device number of its files.
@@ -21,8 +21,8 @@ pub struct FileSystem(pub u64);
 /// What a job is done for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Purpose {
-    /// Cast that needs the outcome.
-    pub cast: CastId,
+    /// Cast that needs the outcome; `None` for closing files.
+    pub cast: Option<CastId>,
     /// File system that the job may hang on.
     pub file_system: FileSystem,
 }
@@ -37,8 +37,8 @@ pub(super) struct Queue<J> {
 /// Jobs of one file system.
 #[derive(Debug)]
 struct Jobs<J> {
-    waiting: VecDeque<(CastId, J)>,
-    running: BTreeMap<CastId, usize>,
+    waiting: VecDeque<(Option<CastId>, J)>,
+    running: BTreeMap<Option<CastId>, usize>,
 }
 
 impl<J> Queue<J> {
@@ -105,7 +105,7 @@ impl<J> Jobs<J> {
 
     /// Returns the position of the oldest job whose cast may have another thread.
     fn next(&self) -> Option<usize> {
-        let may_run = |(cast, _): &(CastId, J)| {
+        let may_run = |(cast, _): &(Option<CastId>, J)| {
             self.running.get(cast).is_none_or(|running| *running < CAST_THREADS)
         };
         self.waiting.iter().position(may_run)
@@ -123,7 +123,7 @@ mod tests {
     use super::*;
 
     fn purpose(cast: u64, file_system: u64) -> Purpose {
-        Purpose { cast: CastId(cast), file_system: FileSystem(file_system) }
+        Purpose { cast: Some(CastId(cast)), file_system: FileSystem(file_system) }
     }
 
     /// Starts all jobs that may run, and returns how many each file system has.
@@ -155,11 +155,12 @@ mod tests {
         let mut queue = Queue::new(32);
         (0..8).for_each(|_| queue.push(purpose(1, 0), ()));
         queue.push(purpose(2, 0), ());
-        let started: Vec<_> =
-            std::iter::from_fn(|| queue.pop()).map(|(purpose, ())| purpose.cast.0).collect();
+        let started: Vec<_> = std::iter::from_fn(|| queue.pop())
+            .map(|(purpose, ())| purpose.cast.unwrap().0)
+            .collect();
         assert_eq!(started, [1, 1, 2]);
         queue.finish(purpose(1, 0));
-        assert_eq!(queue.pop().map(|(purpose, ())| purpose.cast), Some(CastId(1)));
+        assert_eq!(queue.pop().map(|(purpose, ())| purpose.cast), Some(Some(CastId(1))));
     }
 
     #[test]

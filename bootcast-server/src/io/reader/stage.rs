@@ -15,7 +15,7 @@ const NICENESS: i32 = -5;
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// Runs jobs that may block. Dropping it lets the threads end after their present jobs.
+/// Runs jobs that may block. Dropping it lets the threads end after the jobs that wait.
 pub struct Stage {
     shared: Arc<Shared>,
     watch: ThreadWatch,
@@ -76,11 +76,14 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs jobs until the stage is dropped.
+    /// Runs jobs until the stage is dropped and none may run.
     fn run(&self) {
         let mut state = self.lock();
-        while !state.is_closed {
+        loop {
             let Some((purpose, job)) = state.queue.pop() else {
+                if state.is_closed {
+                    return;
+                }
                 state.idle += 1;
                 state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
                 state.idle -= 1;
@@ -122,7 +125,7 @@ mod tests {
     const DEADLINE: Duration = Duration::from_secs(10);
 
     fn purpose(cast: u64, file_system: u64) -> Purpose {
-        Purpose { cast: CastId(cast), file_system: FileSystem(file_system) }
+        Purpose { cast: Some(CastId(cast)), file_system: FileSystem(file_system) }
     }
 
     #[test]

@@ -125,6 +125,10 @@ impl Driver {
         self.scheduler.handle_stop(now);
         self.send_end_announcements(now);
         self.remove_ended_casts();
+        // What waits for a file system that hangs is dropped.
+        while let Some((&cast, _)) = self.readers.first_key_value() {
+            self.remove_reader(cast);
+        }
     }
 
     /// Sends what is due, at most [`BURST_BATCHES`] batches. Looks up the interface first if it is
@@ -317,10 +321,9 @@ impl Driver {
         let unsent = self.unsent.as_ref().map(|unsent| unsent.cast);
         let is_sent =
             |cast: &mut CastId| !self.scheduler.is_waiting(*cast) && unsent != Some(*cast);
-        for cast in self.ended.extract_if(.., is_sent) {
-            if let Some(reader) = self.readers.remove(&cast) {
-                self.bytes_read += reader.bytes_read();
-            }
+        let sent: Vec<_> = self.ended.extract_if(.., is_sent).collect();
+        for cast in sent {
+            self.remove_reader(cast);
         }
     }
 

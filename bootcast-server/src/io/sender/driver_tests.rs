@@ -230,9 +230,9 @@ fn a_cast_whose_file_hangs_is_passed_over_and_goes_on_later() {
     for name in ["hung", "fine"] {
         std::fs::write(fixture.dir.path().join(name), vec![7; 100 * 1456]).unwrap();
     }
-    let hang = Arc::new(Hang::default());
-    hang.set(true);
-    fixture.faults.hang = Arc::clone(&hang);
+    let switch = Arc::new(Hang::default());
+    switch.set(true);
+    fixture.faults.hang = Arc::clone(&switch);
     let hung = fixture.open("hung");
     fixture.join("hung", hung);
     fixture.faults = Faults::default();
@@ -242,10 +242,34 @@ fn a_cast_whose_file_hangs_is_passed_over_and_goes_on_later() {
     fixture.run_until(|status| status.casts.len() == 1);
     let status = fixture.driver.status(Instant::now());
     assert_eq!((status.totals.pages_sent, status.casts[0].pages_sent), (100, 0));
-    hang.set(false);
+    switch.set(false);
     fixture.run_until(|status| status.casts.is_empty());
     let totals = fixture.driver.status(Instant::now()).totals;
     assert_eq!((totals.casts, totals.pages_sent, totals.bytes_read), (2, 200, 2 * 100 * 1456));
+}
+
+#[test]
+fn the_sender_closes_no_file_because_that_may_hang() {
+    let mut fixture = Fixture::new();
+    let (closed, closings) = mpsc::channel();
+    fixture.faults.closed = Some(closed);
+    fixture.replace("file");
+    let sources: Vec<_> = (0..2).map(|_| fixture.open("file")).collect();
+    fixture.replace("file");
+    let other = fixture.open("file");
+    for source in sources {
+        fixture.join("file", source);
+    }
+    let mut outdated = fixture.join("file", other);
+    assert!(matches!(outdated.try_recv().unwrap(), Err(JoinError::Outdated { .. })));
+    fixture.execute_next();
+    let Fixture { driver, commands, .. } = fixture;
+    driver.outcomes.send(Command::Stop).unwrap();
+    driver.run(&commands);
+    for _ in 0..3 {
+        let thread = closings.recv_timeout(DEADLINE).unwrap();
+        assert_eq!(thread.as_deref(), Some("reader"));
+    }
 }
 
 fn pages(start: u32, end: u32) -> PageRange {

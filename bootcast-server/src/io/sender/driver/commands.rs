@@ -1,51 +1,27 @@
 //! Executes the commands of the HTTP handlers.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::time::Instant;
 
 use bootcast_proto::api::{CastStatus, Report, Status, WantBody};
-use bootcast_proto::{RemotePath, Token};
+use bootcast_proto::{Etag, Geometry, RemotePath, Token};
+use tokio::sync::oneshot;
 
 use super::log::Begun;
 use super::reading::CastReader;
 use super::{CastId, Driver};
-use crate::cast::pair_to_range;
+use crate::cast::{Joined, pair_to_range};
 use crate::io::sender::{Command, Join, JoinError, WantAnswer};
 use crate::source::Version;
 
 impl Driver {
-    /// Executes a command. Undoes a join whose client disconnected before the reply, because that
-    /// client would never leave.
+    /// Executes a command.
     pub(super) fn execute(&mut self, command: Command) -> ControlFlow<()> {
         let now = Instant::now();
         match command {
             Command::Join { join, etag, geometry, reply } => {
-                let Join { path, source, token, kind, newer_than, wants_leaves } = join;
-                let running = self.version_of(&path).filter(|it| *it != source.version());
-                if let Some(running) = running.filter(|running| newer_than != Some(*running)) {
-                    // A failed reply means that the client disconnected.
-                    let _ = reply.send(Err(JoinError::Outdated { running }));
-                    return ControlFlow::Continue(());
-                }
-                let name = token.clone();
-                let joined = self.scheduler.handle_join(&path, &etag, geometry, token, kind, now);
-                if let Ok(joined) = joined {
-                    let group = joined.group;
-                    if joined.has_started_cast {
-                        self.add_reader(joined.cast, source, geometry, kind);
-                        let (cast, size) = (joined.cast, geometry.size());
-                        let begun = Begun { cast, path: &path, etag: &etag, size, group };
-                        self.log.log_begin(&begun, now);
-                    }
-                    if wants_leaves {
-                        self.scheduler.request_leaves(joined.cast, &name);
-                    }
-                    let members = self.member_count(joined.cast);
-                    tracing::debug!(cast = %joined.cast, %path, token = %name, members, "joined");
-                }
-                if reply.send(joined.map_err(JoinError::from)).is_err() {
-                    self.scheduler.handle_leave(&path, &name, now);
-                }
+                self.join(join, &etag, geometry, reply, now);
             }
             Command::Leave { path, token, reply } => {
                 let left = self.scheduler.handle_leave(&path, &token, now);
@@ -79,6 +55,45 @@ impl Driver {
         }
         self.remove_ended_casts();
         ControlFlow::Continue(())
+    }
+
+    /// Adds a member. Undoes that if its client disconnected before the reply, because that client
+    /// would never leave.
+    fn join(
+        &mut self,
+        join: Join,
+        etag: &Etag,
+        geometry: Geometry,
+        reply: oneshot::Sender<Result<Joined, JoinError>>,
+        now: Instant,
+    ) {
+        let Join { path, source, token, kind, newer_than, wants_leaves } = join;
+        let running = self.version_of(&path).filter(|it| *it != source.version());
+        if let Some(running) = running.filter(|running| newer_than != Some(*running)) {
+            self.close(source);
+            // A failed reply means that the client disconnected.
+            let _ = reply.send(Err(JoinError::Outdated { running }));
+            return;
+        }
+        let name = token.clone();
+        let joined = self.scheduler.handle_join(&path, etag, geometry, token, kind, now);
+        if let Ok(joined) = joined {
+            let (cast, group) = (joined.cast, joined.group);
+            if joined.has_started_cast {
+                self.add_reader(cast, Arc::clone(&source), geometry, kind);
+                let size = geometry.size();
+                self.log.log_begin(&Begun { cast, path: &path, etag, size, group }, now);
+            }
+            if wants_leaves {
+                self.scheduler.request_leaves(cast, &name);
+            }
+            let members = self.member_count(cast);
+            tracing::debug!(%cast, %path, token = %name, members, "joined");
+        }
+        self.close(source);
+        if reply.send(joined.map_err(JoinError::from)).is_err() {
+            self.scheduler.handle_leave(&path, &name, now);
+        }
     }
 
     /// Returns the version that the running cast of a path sends.

@@ -94,7 +94,7 @@ impl Part {
 impl CastReader {
     /// Returns the version that is being sent.
     pub(super) fn version(&self) -> Version {
-        self.pages.version()
+        self.pages.source().version()
     }
 
     /// Returns the number of bytes that were read from the file.
@@ -150,7 +150,7 @@ impl Driver {
         let reader = CastReader {
             symbols: layout.map(|layout| pages.for_repair(layout)),
             pages,
-            purpose: Purpose { cast, file_system },
+            purpose: Purpose { cast: Some(cast), file_system },
             stream: StreamBuffer::new(),
             demanded: BTreeMap::new(),
             encoded: SymbolBuffer::default(),
@@ -249,6 +249,22 @@ impl Driver {
             // Nobody waits for it if the sender has stopped.
             let _ = outcomes.send(Command::Outcome(cast, job()));
         });
+    }
+
+    /// Lets the stage drop a source, which may close its file. That may block as a read does.
+    pub(super) fn close(&self, source: Arc<dyn PageSource>) {
+        let file_system = FileSystem(source.version().device());
+        self.stage.submit(Purpose { cast: None, file_system }, move || drop(source));
+    }
+
+    /// Drops the reader of a cast, and closes its file once no job reads it.
+    pub(super) fn remove_reader(&mut self, cast: CastId) {
+        if let Some(reader) = self.readers.remove(&cast) {
+            self.bytes_read += reader.bytes_read;
+            let source = Arc::clone(reader.pages.source());
+            drop(reader);
+            self.close(source);
+        }
     }
 
     /// Handles the outcome of a job of the stage. Ignores it if the cast has ended.
