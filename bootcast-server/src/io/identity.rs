@@ -134,10 +134,21 @@ impl Identity {
     /// Reads the attributes of a directory and of all its entries. May block.
     pub fn list(&self, path: &RemotePath) -> Result<Meta, SourceError> {
         self.source.list(path, &|name, present| match path.join(name) {
-            Ok(path) => self.resolve(&path, present).version,
+            Ok(path) => self.resolve_listed(&path, present),
             // Such a name cannot be served.
             Err(_) => present,
         })
+    }
+
+    /// Returns the version of an entry of a listing. A large directory does not make the paths be
+    /// forgotten that are in use.
+    fn resolve_listed(&self, path: &RemotePath, present: Version) -> Version {
+        let state = self.lock();
+        if state.announcements.is_full_for(path) {
+            return state.announcements.version_of(present);
+        }
+        drop(state);
+        self.resolve(path, present).version
     }
 
     /// Handles that the file of a path has other bytes than its announced version: another version

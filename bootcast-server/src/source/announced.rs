@@ -88,6 +88,16 @@ impl Announcements {
         Self { paths: LruCache::new(PATHS_MAX), aliases: all }
     }
 
+    /// Whether remembering this path would make another one be forgotten.
+    pub fn is_full_for(&self, path: &RemotePath) -> bool {
+        self.paths.len() >= PATHS_MAX.get() && !self.paths.contains(path)
+    }
+
+    /// Returns the version that these attributes stand for.
+    pub fn version_of(&self, present: Version) -> Version {
+        self.aliases.peek(&present.key()).copied().unwrap_or(present)
+    }
+
     /// Returns the version that is announced for a path, if it had other attributes.
     pub fn announced_otherwise(&self, path: &RemotePath, present: Version) -> Option<Version> {
         let entry = self.paths.peek(path).filter(|entry| entry.present != present)?;
