@@ -134,13 +134,7 @@ impl Announcements {
         }
         let until = entry.deadline(now);
         if now < until && present.size() == entry.version.size() && can_prove(&entry.version) {
-            let old = entry.suspect.replace(Suspect {
-                present,
-                since: entry.suspect.map_or(now, |suspect| suspect.since),
-                is_compared: true,
-            });
-            let is_compared = old.is_some_and(|it| it.is_compared && it.present == present);
-            let compare_until = (!is_compared).then_some(until);
+            let compare_until = entry.suspect(present, now).then_some(until);
             let version = entry.version;
             return (Resolution { version, is_suspect: true, compare_until }, None);
         }
@@ -224,6 +218,13 @@ impl Announced {
     fn has_moved(&self, present: Version) -> bool {
         let is_image = present.is_in_image() || self.present.is_in_image();
         !is_image && self.present.has_equal_attributes(&present)
+    }
+
+    /// Makes these attributes suspect. Returns whether the bytes are still to be compared.
+    fn suspect(&mut self, present: Version, now: Instant) -> bool {
+        let since = self.suspect.map_or(now, |suspect| suspect.since);
+        let old = self.suspect.replace(Suspect { present, since, is_compared: true });
+        old.is_none_or(|old| !old.is_compared || old.present != present)
     }
 
     /// Returns until when the announced version may stay, if the attributes are suspect at `now`.
