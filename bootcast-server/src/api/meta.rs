@@ -26,10 +26,8 @@ pub(super) async fn meta(
     }
     if attributes.kind != Kind::Directory || !wants_entries(&uri) {
         let etag = attributes.etag.clone();
-        let id = match version {
-            Some(version) => state.manifests.content_id(version).await,
-            None => None,
-        };
+        // Only what is known at once: a `stat` does not wait for the state directory.
+        let id = version.and_then(|version| state.manifests.content_id_now(version));
         let body = || {
             let id = id.map(|id| [(HEADER_CONTENT_ID, id.to_string())]);
             (id, json(&Meta { attributes, entries: None })).into_response()

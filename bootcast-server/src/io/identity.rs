@@ -6,6 +6,7 @@
 
 use std::cell::Cell;
 use std::collections::HashMap;
+use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 use bootcast_proto::RemotePath;
 use bootcast_proto::api::{Attributes, Meta};
 use tokio::runtime::Handle;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use super::blocking_pool::BlockingPool;
 use super::manifests::Manifests;
@@ -36,7 +37,11 @@ pub struct Identity {
     manifests: Manifests,
     /// Threads that compare bytes.
     pool: BlockingPool,
-    /// Runs the comparisons; `None` where there is no runtime, which compares nothing.
+    /// Permits of the comparisons that may hold a manifest in memory.
+    turns: Arc<Semaphore>,
+    /// Held while an alias is written, one after the other.
+    keeping: Arc<tokio::sync::Mutex<()>>,
+    /// Runs comparisons and keeps aliases; `None` where there is no runtime, which does neither.
     runtime: Option<Handle>,
     state: Arc<Mutex<State>>,
 }
@@ -78,6 +83,8 @@ impl Identity {
             source,
             manifests,
             pool: BlockingPool::new(THREADS),
+            turns: Arc::new(Semaphore::new(THREADS)),
+            keeping: Arc::default(),
             runtime: Handle::try_current().ok(),
             state: Arc::new(Mutex::new(State { announcements, running: HashMap::new() })),
         }
@@ -198,10 +205,13 @@ impl Identity {
         resolution
     }
 
-    /// Whether bytes can be compared with a version.
+    /// Whether bytes can be compared with a version. Looks at the disk only where the content id is
+    /// not in memory.
     fn can_prove(&self, announced: &Version) -> bool {
-        let is_known =
-            || self.manifests.in_memory(announced).is_some() || self.manifests.is_kept(announced);
+        let is_known = || {
+            self.manifests.content_id_in_memory(announced).is_some()
+                || self.manifests.is_kept(announced)
+        };
         self.runtime.is_some() && is_known()
     }
 
@@ -212,15 +222,15 @@ impl Identity {
         let compared = tokio::time::timeout(left, self.compare(suspicion)).await;
         let outcome = compared.unwrap_or(Ok(Comparison::Ended));
         tracing::debug!(%path, etag = %announced.etag(), ?outcome, "other attributes");
+        let is_equal = match outcome {
+            Ok(Comparison::Equal) => Some(true),
+            Ok(Comparison::Other(_) | Comparison::Ended) | Err(_) => Some(false),
+            Ok(Comparison::Changed) => None,
+        };
         let alias = {
             let mut state = self.lock();
-            state.running.retain(|_, running| !running.done.same_channel(&done.subscribe()));
+            state.remove_running(&path, &done);
             let announcements = &mut state.announcements;
-            let is_equal = match outcome {
-                Ok(Comparison::Equal) => Some(true),
-                Ok(Comparison::Other(_) | Comparison::Ended) | Err(_) => Some(false),
-                Ok(Comparison::Changed) => None,
-            };
             if let Some(is_equal) = is_equal {
                 announcements.on_compared(&path, announced, present, is_equal, serial())
             } else {
@@ -228,11 +238,9 @@ impl Identity {
                 None
             }
         };
-        // Before the alias is kept: nobody waits for the disk.
         drop(done);
         if let Some(alias) = alias {
-            let keep = move || self.keep(&path, alias);
-            let _ = tokio::task::spawn_blocking(keep).await;
+            self.keep(&path, alias);
         }
     }
 
@@ -242,6 +250,7 @@ impl Identity {
         if let Some(wait) = present.unstable_for(SystemTime::now()) {
             tokio::time::sleep(wait).await;
         }
+        let _turn = self.turns.acquire().await.expect("it is never closed");
         let Some(manifest) = self.manifests.find(announced).await else {
             return Ok(Comparison::Ended);
         };
@@ -261,24 +270,56 @@ impl Identity {
         }
     }
 
-    /// Keeps an alias in the state directory.
+    /// Keeps an alias in the state directory, in the background: nobody waits for the disk.
     fn keep(&self, path: &RemotePath, (present, version): Alias) {
-        if version.generation() != 0 && version.has_equal_attributes(&present) {
+        let is_rewritten = version.generation() != 0 && version.has_equal_attributes(&present);
+        if is_rewritten {
             self.manifests.forget(&present);
         }
         let is_lasting = !present.is_in_image() || version.generation() != 0;
-        let Some(state) = self.manifests.state().filter(|_| is_lasting && present != version)
+        let Some(runtime) = self.runtime.as_ref().filter(|_| is_lasting && present != version)
         else {
             return;
         };
-        if let Err(error) = state.store_alias(present.key(), &version) {
-            tracing::warn!(%path, %error, "cannot keep the version of a file across restarts");
+        let (this, path) = (self.clone(), path.clone());
+        runtime.spawn(async move {
+            let _turn = this.keeping.lock().await;
+            let keep = {
+                let this = this.clone();
+                move || this.keep_now(present, is_rewritten)
+            };
+            let kept = tokio::task::spawn_blocking(keep).await;
+            if let Err(error) = kept.map_err(io::Error::other).and_then(|kept| kept) {
+                tracing::warn!(%path, %error, "cannot keep the version of a file across restarts");
+            }
+        });
+    }
+
+    /// Writes the alias of these attributes. `is_rewritten`: the content changed under them, so that
+    /// the manifest that is kept for them is not theirs any more.
+    fn keep_now(&self, present: Version, is_rewritten: bool) -> io::Result<()> {
+        let Some(state) = self.manifests.state() else { return Ok(()) };
+        if is_rewritten {
+            state.remove(&present)?;
         }
+        // The present alias: the one that was to be kept may be outdated.
+        let version = self.lock().announcements.version_of(present);
+        if version == present { Ok(()) } else { state.store_alias(present.key(), &version) }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         // A panic cannot leave the maps half changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Removes a comparison that is done, unless a later one of the path runs.
+    fn remove_running(&mut self, path: &RemotePath, done: &watch::Sender<()>) {
+        let receiver = done.subscribe();
+        if self.running.get(path).is_some_and(|running| running.done.same_channel(&receiver)) {
+            self.running.remove(path);
+        }
     }
 }
 

@@ -1,23 +1,22 @@
 //! Manifests of served files. Each is computed once for all requests that wait for it, and kept in
 //! the state directory.
 
+mod memory;
 mod on_request;
 
-use std::collections::HashSet;
 use std::io;
-use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bootcast_proto::manifest::ContentId;
 use bootcast_proto::{Manifest, RemotePath};
-use lru::LruCache;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
 use super::blocking_pool::{BlockingPool, PoolError};
 use super::state_dir::StateDir;
 use crate::source::{self, HashError, HashProgress, OpenFile, Version, VersionKey};
+use memory::{Entry, Memory};
 
 /// Maximum number of files hashed at a time. Each occupies a core, or the disk.
 const THREADS: usize = 4;
@@ -34,22 +33,6 @@ const STATE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time that a request waits for a manifest. Shorter than the 10 s that a client waits for an
 /// answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Upper bound of the leaf values that are kept: 64 MiB, for 32 GiB of files. The manifest that was
-/// used last is kept whatever its size.
-const LEAVES_MAX: u64 = 1 << 21;
-
-/// Upper bound of the leaf values that are computed ahead and kept in memory. The rest of
-/// [`LEAVES_MAX`] is left to what requests asked for.
-const LEAVES_AHEAD_MAX: u64 = LEAVES_MAX / 2;
-
-/// Minimum number of leaf values that a file counts for [`LEAVES_AHEAD_MAX`], so that the number of
-/// files is bounded too.
-const LEAVES_AHEAD_MIN: u64 = 64;
-
-/// Maximum number of content ids that are remembered. They outlive the leaf values in memory, so
-/// that joins do not load these again and again.
-const IDS_MAX: NonZeroUsize = NonZeroUsize::new(1 << 14).expect("not 0");
 
 /// Time after which a file with leaves that cannot be read is tried again, if somebody asks.
 const RETRY: Duration = Duration::from_secs(60);
@@ -82,25 +65,6 @@ impl ManifestError {
 
 type ManifestResult = Result<Arc<Manifest>, ManifestError>;
 
-/// A manifest, or the work on it.
-#[derive(Clone, Debug)]
-struct Entry {
-    /// `None` while the file is being hashed.
-    result: watch::Receiver<Option<ManifestResult>>,
-    /// Values that are known meanwhile.
-    progress: Arc<HashProgress>,
-    /// When to try the leaves again that cannot be read; `None` while there are none.
-    retry_at: Option<Instant>,
-}
-
-impl Entry {
-    /// Creates the entry of a manifest that is known.
-    fn known(manifest: Arc<Manifest>) -> Self {
-        let progress = Arc::new(HashProgress::new(manifest.tree().size()));
-        Self { result: watch::channel(Some(Ok(manifest))).1, progress, retry_at: None }
-    }
-}
-
 /// What is known of a manifest.
 #[derive(Debug)]
 pub enum Known {
@@ -120,30 +84,21 @@ pub struct Manifests {
     /// Threads that use the state directory.
     state_threads: BlockingPool,
     state: Option<Arc<StateDir>>,
+    /// Permit to load a content id that no request waits for.
+    loading: Arc<Semaphore>,
     memory: Arc<Mutex<Memory>>,
-}
-
-#[derive(Debug)]
-struct Memory {
-    manifests: LruCache<VersionKey, Entry>,
-    ids: LruCache<VersionKey, ContentId>,
-    /// Number of leaf values that were added ahead, up to [`LEAVES_AHEAD_MAX`].
-    leaves_ahead: u64,
-    /// Versions whose manifests [`Manifests::when_known`] waits for.
-    awaited: HashSet<(RemotePath, VersionKey)>,
 }
 
 impl Manifests {
     /// Keeps manifests in `state`; `None` keeps them in memory only.
     pub fn new(state: Option<StateDir>) -> Self {
-        let (manifests, ids) = (LruCache::unbounded(), LruCache::new(IDS_MAX));
-        let memory = Memory { manifests, ids, leaves_ahead: 0, awaited: HashSet::new() };
         Self {
             hashers: BlockingPool::new(THREADS),
             segment_hashers: BlockingPool::new(on_request::THREADS),
             state_threads: BlockingPool::new(STATE_THREADS),
             state: state.map(Arc::new),
-            memory: Arc::new(Mutex::new(memory)),
+            loading: Arc::new(Semaphore::new(1)),
+            memory: Arc::default(),
         }
     }
 
@@ -200,37 +155,65 @@ impl Manifests {
     /// Returns the content id of a version, if its manifest was computed already, by this process
     /// or by another one that used the state directory.
     pub async fn content_id(&self, version: Version) -> Option<ContentId> {
-        {
-            let mut memory = self.lock();
-            if let Some(id) = memory.ids.get(&version.key()) {
-                return Some(*id);
-            }
-            if let Some(entry) = memory.manifests.get(&version.key()) {
-                // If it is still being computed, the state directory does not have it.
-                return Some(entry.result.borrow().as_ref()?.as_ref().ok()?.id());
-            }
+        if let Some(id) = self.content_id_in_memory(&version) {
+            return Some(id);
         }
-        self.state.as_ref()?;
-        let this = self.clone();
+        if !self.may_be_kept(&version) {
+            return None;
+        }
         // Goes on after the timeout, so that a later join finds the manifest in memory.
-        let loading = tokio::spawn(async move {
-            let manifest = this.load(version).await?;
-            let id = manifest.id();
-            this.remember(version.key(), id, Some(Entry::known(manifest)));
-            Some(id)
-        });
+        let loading = tokio::spawn(self.clone().load_id(version));
         tokio::time::timeout(JOIN_STATE_TIMEOUT, loading).await.ok()?.ok()?
+    }
+
+    /// Returns the content id of a version if it is in memory. Otherwise the state directory is
+    /// asked in the background, so that a later call may return it.
+    pub fn content_id_now(&self, version: Version) -> Option<ContentId> {
+        let id = self.content_id_in_memory(&version);
+        if id.is_none()
+            && self.may_be_kept(&version)
+            && let Ok(permit) = Arc::clone(&self.loading).try_acquire_owned()
+        {
+            let loading = self.clone().load_id(version);
+            tokio::spawn(async move {
+                loading.await;
+                drop(permit);
+            });
+        }
+        id
+    }
+
+    /// Returns the content id of a version if it is in memory.
+    pub fn content_id_in_memory(&self, version: &Version) -> Option<ContentId> {
+        self.lock().content_id(&version.key())
+    }
+
+    /// Whether the state directory may have a manifest that is not in memory. It does not have one
+    /// that is still being computed.
+    fn may_be_kept(&self, version: &Version) -> bool {
+        self.state.is_some() && !self.lock().contains(&version.key())
+    }
+
+    async fn load_id(self, version: Version) -> Option<ContentId> {
+        let manifest = self.load(version).await?;
+        let (key, id) = (version.key(), manifest.id());
+        let mut memory = self.lock();
+        memory.remember_id(key, id);
+        if !memory.contains(&key) {
+            memory.insert(key, Entry::known(manifest));
+        }
+        Some(id)
     }
 
     /// Returns whether the content id of a version is in memory, or is being computed for a request.
     pub fn is_known(&self, version: &Version) -> bool {
-        let memory = self.lock();
-        memory.ids.contains(&version.key()) || memory.manifests.contains(&version.key())
+        let (mut memory, key) = (self.lock(), version.key());
+        memory.contains(&key) || memory.content_id(&key).is_some()
     }
 
     /// Returns the manifest of a version if it is in memory.
     pub fn in_memory(&self, version: &Version) -> Option<Arc<Manifest>> {
-        self.manifest_of(version.key())
+        self.lock().manifest(&version.key())
     }
 
     /// Returns the manifest of a version from memory or the state directory. Loads it into memory.
@@ -242,16 +225,10 @@ impl Manifests {
         }
     }
 
-    /// Forgets the manifest of attributes under which the content changed. May block on the disk.
+    /// Forgets the manifest of attributes under which the content changed. The state directory keeps
+    /// it.
     pub fn forget(&self, present: &Version) {
-        let mut memory = self.lock();
-        memory.ids.pop(&present.key());
-        memory.manifests.pop(&present.key());
-        drop(memory);
-        let removed = self.state.as_ref().map(|state| state.remove(present));
-        if let Some(Err(error)) = removed {
-            tracing::warn!(%error, "cannot remove a manifest");
-        }
+        self.lock().forget(&present.key());
     }
 
     /// Returns the state directory.
@@ -278,21 +255,17 @@ impl Manifests {
     /// Remembers a manifest that nobody asked for. `is_kept`: the state directory has it, so only
     /// its content id is remembered. Removes no manifest that a request asked for.
     pub fn remember_ahead(&self, version: &Version, manifest: Manifest, is_kept: bool) {
-        let mut memory = self.lock();
-        memory.ids.put(version.key(), manifest.id());
-        let leaves = manifest.tree().leaves().max(LEAVES_AHEAD_MIN);
-        if is_kept || memory.leaves_ahead + leaves > LEAVES_AHEAD_MAX {
-            return;
+        let (mut memory, key) = (self.lock(), version.key());
+        memory.remember_id(key, manifest.id());
+        if !is_kept {
+            memory.add_ahead(key, manifest);
         }
-        memory.leaves_ahead += leaves;
-        memory.manifests.get_or_insert(version.key(), || Entry::known(Arc::new(manifest)));
     }
 
     fn recent_or_new(&self, path: &RemotePath, open: OpenFile) -> Entry {
         let key = open.version.key();
         let mut memory = self.lock();
-        let found = memory.manifests.get(&key).cloned();
-        let progress = match found {
+        let progress = match memory.entry(&key) {
             Some(entry) if entry.retry_at.is_none_or(|at| Instant::now() < at) => return entry,
             // Only what could not be read is hashed again.
             Some(entry) => entry.progress,
@@ -300,7 +273,7 @@ impl Manifests {
         };
         let (sender, result) = watch::channel(None);
         let entry = Entry { result, progress, retry_at: None };
-        memory.manifests.put(key, entry.clone());
+        memory.insert(key, entry.clone());
         tokio::spawn(self.clone().provide(path.clone(), open, entry.progress.clone(), sender));
         entry
     }
@@ -344,25 +317,18 @@ impl Manifests {
         result: ManifestResult,
         sender: &watch::Sender<Option<ManifestResult>>,
     ) {
+        let key = version.key();
         // First: a request that arrives after an error tries again, or finds what is readable.
         match &result {
             Err(error) if error.is_unreadable() => {
                 tracing::warn!(%path, %error, "the content id of a file cannot be computed");
-                if let Some(entry) = self.lock().manifests.get_mut(&version.key()) {
-                    entry.retry_at = Some(Instant::now() + RETRY);
-                }
+                self.lock().set_retry_at(&key, Instant::now() + RETRY);
             }
-            Err(_) => {
-                self.lock().manifests.pop(&version.key());
-            }
-            Ok(_) => {}
+            Err(_) => self.lock().remove(&key),
+            Ok(manifest) => self.lock().remember_id(key, manifest.id()),
         }
-        let id = result.as_ref().ok().map(|manifest| manifest.id());
         sender.send_replace(Some(result));
-        match id {
-            Some(id) => self.remember(version.key(), id, None),
-            None => evict(&mut self.lock().manifests),
-        }
+        self.lock().recount(&key);
     }
 
     /// Loads a manifest from the state directory. Joins and requests that wait for the same one
@@ -370,7 +336,7 @@ impl Manifests {
     async fn load(&self, version: Version) -> Option<Arc<Manifest>> {
         let (state, this) = (Arc::clone(self.state.as_ref()?), self.clone());
         let load = move || {
-            let found = this.manifest_of(version.key());
+            let found = this.in_memory(&version);
             found.or_else(|| state.load(&version).map(Arc::new))
         };
         self.state_threads.run(&RemotePath::root(), load).await.ok()?
@@ -384,21 +350,6 @@ impl Manifests {
         if let Err(error) = stored.map_err(io::Error::other).and_then(|stored| stored) {
             tracing::warn!(%path, %error, "cannot keep the manifest of a file");
         }
-    }
-
-    fn manifest_of(&self, key: VersionKey) -> Option<Arc<Manifest>> {
-        let result = self.lock().manifests.peek(&key)?.result.borrow().clone();
-        result?.ok()
-    }
-
-    /// Remembers a content id, and a manifest that is not in memory.
-    fn remember(&self, key: VersionKey, id: ContentId, entry: Option<Entry>) {
-        let mut memory = self.lock();
-        memory.ids.put(key, id);
-        if let Some(entry) = entry {
-            memory.manifests.get_or_insert(key, || entry);
-        }
-        evict(&mut memory.manifests);
     }
 
     fn lock(&self) -> MutexGuard<'_, Memory> {
@@ -465,32 +416,6 @@ impl Computed {
     fn new(open: &OpenFile, manifest: Manifest, is_stable: bool) -> Self {
         let is_lasting = is_stable && !open.present.is_in_image();
         Self { manifest, is_lasting }
-    }
-}
-
-/// Forgets the manifests that were not used for longest, until the others fit. Keeps those that are
-/// being computed.
-fn evict(manifests: &mut LruCache<VersionKey, Entry>) {
-    let computed = manifests.iter().filter(|(_, entry)| leaves_of(entry) > 0);
-    let computed: Vec<_> = computed.map(|(key, entry)| (*key, leaves_of(entry))).collect();
-    let mut leaves: u64 = computed.iter().map(|(_, leaves)| leaves).sum();
-    // The iterator begins with the most recent one.
-    for (key, own) in computed.iter().skip(1).rev() {
-        if leaves <= LEAVES_MAX {
-            break;
-        }
-        manifests.pop(key);
-        leaves -= own;
-    }
-}
-
-/// Returns the number of leaf values that an entry keeps in memory.
-fn leaves_of(entry: &Entry) -> u64 {
-    match &*entry.result.borrow() {
-        Some(Ok(manifest)) => manifest.tree().leaves(),
-        // Parts of the file cannot be read.
-        Some(Err(_)) => entry.progress.tree().leaves(),
-        None => 0,
     }
 }
 

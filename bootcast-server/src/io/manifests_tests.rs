@@ -42,7 +42,7 @@ async fn a_failure_is_not_kept() {
     file.file.set_len(1).unwrap();
     let failed = manifests.get(&path("a"), file).await;
     assert!(matches!(failed, Err(ManifestError::Hash(_))), "{failed:?}");
-    assert!(manifests.lock().manifests.get(&key).is_none());
+    assert!(manifests.lock().entry(&key).is_none());
 }
 
 #[tokio::test]
@@ -59,11 +59,26 @@ async fn a_kept_manifest_is_loaded_without_reading_the_file() {
 }
 
 #[tokio::test]
+async fn who_does_not_wait_finds_a_kept_content_id_a_moment_later() {
+    let dir = TempDir::new().unwrap();
+    let file = open(b"abc");
+    let computed = hash(&file, &HashProgress::new(3)).unwrap().manifest;
+    StateDir::open(dir.path()).unwrap().store(&file.version, &computed).unwrap();
+    let manifests = Manifests::new(StateDir::open(dir.path()).ok());
+    assert_eq!(manifests.content_id_now(open(b"other").version), None);
+    assert_eq!(manifests.content_id_now(file.version), None, "one is loaded at a time");
+    while manifests.content_id_now(file.version).is_none() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(manifests.content_id_now(file.version), Some(computed.id()));
+}
+
+#[tokio::test]
 async fn a_content_id_is_remembered_longer_than_its_leaf_values() {
     let manifests = Manifests::new(None);
     let file = open(b"abc");
     let id = manifests.get(&path("a"), again(&file)).await.unwrap().id();
-    manifests.lock().manifests.pop(&file.version.key());
+    manifests.lock().remove(&file.version.key());
     assert_eq!(manifests.content_id(file.version).await, Some(id));
 }
 
@@ -146,7 +161,7 @@ async fn what_can_be_read_stays_known_and_the_rest_is_tried_again_after_a_minute
     let (sender, result) = watch::channel(None);
     let progress = Arc::new(HashProgress::new(3));
     let entry = Entry { result, progress: Arc::clone(&progress), retry_at: None };
-    manifests.lock().manifests.put(key, entry);
+    manifests.lock().insert(key, entry);
     let error = HashError::from(io::Error::from(io::ErrorKind::Other));
     manifests.publish(&name, version, Err(Arc::new(error).into()), &sender);
 
@@ -154,9 +169,9 @@ async fn what_can_be_read_stays_known_and_the_rest_is_tried_again_after_a_minute
     assert!(matches!(known, Known::Part(part) if Arc::ptr_eq(&part, &progress)));
     let whole = manifests.get(&name, again(&file)).await;
     assert!(matches!(whole, Err(ManifestError::Hash(_))), "{whole:?}");
-    let retry_at = |entry: &mut Entry| entry.retry_at.replace(Instant::now()).unwrap();
-    let retry_at = retry_at(manifests.lock().manifests.get_mut(&key).unwrap());
+    let retry_at = manifests.lock().entry(&key).unwrap().retry_at.unwrap();
     assert!(retry_at > Instant::now() + RETRY / 2);
+    manifests.lock().set_retry_at(&key, Instant::now());
     let whole = manifests.get(&name, file).await.unwrap();
     assert_eq!(whole.id().as_bytes(), blake3::hash(b"abc").as_bytes());
     assert_eq!(progress.segments(), None, "the values that were known are used");

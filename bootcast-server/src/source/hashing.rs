@@ -49,6 +49,11 @@ impl HashProgress {
         Self { tree, manifest: Mutex::new(Some(PartialManifest::new(tree))) }
     }
 
+    /// Creates the progress of a file whose manifest is finished.
+    pub fn finished(tree: ContentTree) -> Self {
+        Self { tree, manifest: Mutex::new(None) }
+    }
+
     /// Returns the division of the file.
     pub fn tree(&self) -> &ContentTree {
         &self.tree
