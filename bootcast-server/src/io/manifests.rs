@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::blocking_pool::{BlockingPool, PoolError};
 use super::state_dir::StateDir;
-use crate::source::{self, HashError, HashProgress, OpenFile, Version, VersionKey};
+use crate::source::{self, HashError, HashProgress, OpenFile, Version};
 use memory::{Entry, Memory};
 
 /// Maximum number of files hashed at a time. Each occupies a core, or the disk.
