@@ -5,21 +5,17 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use bootcast_proto::JoinAnswer;
-use harness::content::Image;
 use harness::{Lab, Proc, SOON, digest_of, lab_or_skip, mib};
 use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 
+use crate::proving::b3;
 use crate::{TRANSFER, text};
 
 const NAME: &str = "user.bootcast.b3";
 
 /// Python program that prints the content id of a file.
 const PRINT: &str = "import os, sys; print(os.getxattr(sys.argv[1], sys.argv[2]).decode())";
-
-fn b3(image: &Image) -> String {
-    image.digest.to_hex().to_string()
-}
 
 /// Returns the content id of a file in a mount, as `getfattr -n` gets it.
 fn content_id(path: &Path) -> Result<String, Errno> {

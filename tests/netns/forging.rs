@@ -10,7 +10,7 @@ use bootcast_proto::fec::RepairIndex;
 use bootcast_proto::wire::{Beacon, Layout, end_datagram, symbol_header};
 use bootcast_proto::{BlockIndex, JoinAnswer, PageIndex};
 use harness::lab::HEAD_ADDRESS;
-use harness::{Lab, SOON, ServerProc, lab_or_skip, mib, wait_until};
+use harness::{Host, Lab, SOON, ServerProc, lab_or_skip, mib, wait_until};
 use rustix::net::{AddressFamily, SendFlags, SocketType, ipproto};
 
 use crate::transfers::Copy;
@@ -124,8 +124,22 @@ fn forged_datagrams_of_the_server_are_counted_and_do_no_harm() {
     assert!(forged(&copy.mount.log()) > 0, "{}", copy.mount.log());
 }
 
+/// Ports of the pages and of the repair channel.
+pub(crate) const PORTS: [u16; 2] = [9000, 9001];
+
+/// Creates sockets on a host that receive both ports of a group.
+pub(crate) fn listen(host: &Host, group: Ipv4Addr) -> [UdpSocket; 2] {
+    PORTS.map(|port| {
+        host.enter(|| {
+            let socket = UdpSocket::bind((group, port)).unwrap();
+            socket.join_multicast_v4(&group, &host.address()).unwrap();
+            socket
+        })
+    })
+}
+
 /// A recorded datagram with its port.
-type Recorded = (u16, Vec<u8>);
+pub(crate) type Recorded = (u16, Vec<u8>);
 
 /// Joins the cast of `image` on client 2, and records its datagrams. Leaves when it has this many
 /// pages and symbols, and records until the server announces the end of the cast.
@@ -133,19 +147,15 @@ fn record(lab: &Lab, server: &ServerProc<'_>, pages: usize, symbols: usize) -> V
     let host = lab.client(2);
     let answer = host.get_with(&lab.url("join/image"), &[("X-BOOTCAST", "1")]);
     let answer = JoinAnswer::parse(&answer.body).unwrap();
-    let group = *answer.connect.ip();
-    let listen = |port| {
-        let socket = host.enter(|| UdpSocket::bind((group, port)).unwrap());
-        host.enter(|| socket.join_multicast_v4(&group, &host.address()).unwrap());
+    let sockets = listen(host, *answer.connect.ip());
+    for socket in &sockets {
         socket.set_nonblocking(true).unwrap();
-        (port, socket)
-    };
-    let sockets = [9000, 9001].map(listen);
+    }
     let mut recorded: Vec<Recorded> = Vec::new();
     let mut buffer = vec![0; 65_536];
     let mut until = |what: &str, is_enough: &dyn Fn(&[Recorded]) -> bool| {
         wait_until(TRANSFER, what, || {
-            for (port, socket) in &sockets {
+            for (port, socket) in PORTS.iter().zip(&sockets) {
                 while let Ok(len) = socket.recv(&mut buffer) {
                     recorded.push((*port, buffer[..len].to_vec()));
                 }
@@ -174,9 +184,9 @@ fn replay(forgers: &[Forger; 2], group: Ipv4Addr, recorded: &[Recorded]) {
     }
 }
 
-/// Creates forgers of the server's socket, and of another socket of its host. Must be called on the
-/// forging host.
-fn forgers(server: SocketAddrV4) -> [Forger; 2] {
+/// Creates forgers of another socket of the server's host, and of the server's socket. Must be
+/// called on the forging host.
+pub(crate) fn forgers(server: SocketAddrV4) -> [Forger; 2] {
     [Forger::new(SocketAddrV4::new(*server.ip(), 4242)), Forger::new(server)]
 }
 

@@ -7,13 +7,14 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 use bootcast_proto::DEFAULT_PORT;
-use harness::binaries::binary;
+use harness::content::Image;
 use harness::lab::HEAD_ADDRESS;
-use harness::{Lab, MountProc, Proc, ServerProc, digest_of, lab_or_skip, wait_until};
+use harness::{Lab, MountProc, ServerProc, lab_or_skip, wait_until};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::Signal;
 
-use crate::{TRANSFER, text};
+use crate::TRANSFER;
+use crate::transfers::{Copy, Get};
 
 /// Number of requests below one directory. More than the server looks up or lists there at a time.
 const REQUESTS: usize = 300;
@@ -21,8 +22,8 @@ const REQUESTS: usize = 300;
 /// Size of a file that takes a while to be cast, in bytes.
 const LARGE: u64 = 40_000_000;
 
-/// Mounts the served directory `inner`, with the file `file`, on client 1 and again as `hung` in the
-/// served directory. The server must run. A stopped daemon makes names in `hung` hang.
+/// Mounts the served directory `inner`, with the file `file`, on client 1 and again as `hung` in
+/// the served directory. The server must run. A stopped daemon makes names in `hung` hang.
 fn mount_below_the_served_directory(lab: &Lab) -> MountProc<'_> {
     lab.put("inner/file", 1000);
     let source = format!("{HEAD_ADDRESS}:/inner");
@@ -66,10 +67,7 @@ fn a_submount_that_hangs_delays_no_other_name() {
     }
     let listing = host.get(&lab.url("meta/")).body;
     assert!(listing.contains(r#"{"name":"hung","kind":"directory""#), "{listing}");
-    let copy = host.fresh_path("copy");
-    let url = lab.url("image");
-    host.spawn(binary("bootcast"), ["get", &url, "-O", text(&copy)]).wait_success(TRANSFER);
-    assert_eq!(digest_of(copy), image.digest);
+    Get::start(&lab, 1, &image).finish(&image);
 
     mount.proc().signal(Signal::CONT);
     wait_until(TRANSFER, "the submount is served again", || {
@@ -100,57 +98,57 @@ fn while_one_name_hangs_a_mount_shows_its_cached_attributes_and_fresh_ones_of_ot
     inner.proc().signal(Signal::CONT);
 }
 
-/// Checks that other casts begin and complete, and that requests are answered, while the cast of
+/// A cast of `hung/large` that has begun, and its member.
+struct SlowCast<'lab> {
+    server: ServerProc<'lab>,
+    mount: MountProc<'lab>,
+    get: Get,
+    /// The file as the member must receive it.
+    large: Image,
+}
+
+impl<'lab> SlowCast<'lab> {
+    /// Starts a server, and a `bootcast get` of `hung/large` on client 2.
+    fn start(lab: &'lab Lab) -> Self {
+        let inner = lab.put("inner/large", LARGE);
+        let server = lab.server().option("--rate", "50mbit").start();
+        let mount = mount_below_the_served_directory(lab);
+        let large = Image { name: "hung/large".into(), ..inner };
+        let get = Get::start(lab, 2, &large);
+        server.wait_cast("hung/large", "has sent pages", |cast| cast.pages_sent > 0);
+        Self { server, mount, get, large }
+    }
+}
+
+/// Requires that other casts begin and complete, and that requests are answered, while the cast of
 /// `hung/large` to `slow` is incomplete.
-fn assert_others_go_on(lab: &Lab, server: &ServerProc<'_>, slow: &mut Proc) {
+fn assert_others_go_on(lab: &Lab, server: &ServerProc<'_>, slow: &mut Get) {
     let image = lab.put("image", 3_000_000);
-    let host = lab.client(2);
-    let copy = host.fresh_path("copy");
-    let args = ["get", "--interface", "eth0", &lab.url("image"), "-O", text(&copy)];
-    host.spawn(binary("bootcast"), args).wait_success(TRANSFER);
-    assert_eq!(digest_of(copy), image.digest);
-    assert_eq!(host.get(&lab.url("join/image")).status, 200);
+    // The pages come by multicast or not at all.
+    let mount = lab.mount(2).option("unicast=never").start();
+    Copy::start_on(mount, &image).finish(&image);
+    assert_eq!(lab.client(2).get(&lab.url("join/image")).status, 200);
     let slow_cast = server.cast_of("hung/large").expect("its member waits");
     assert!(slow_cast.pages_sent > 0 && slow_cast.passes == 0, "{slow_cast:?}");
-    assert!(slow.exited().is_none());
-    // The image came by multicast, and not because its client gave up waiting.
-    let sent = server.cast_of("image").expect("the join above").pages_sent;
-    assert!(sent >= 3_000_000 / 1456, "{sent} pages");
+    assert!(slow.proc.exited().is_none());
 }
 
 #[test]
 fn a_file_that_hangs_while_it_is_cast_stops_no_other_cast() {
     let lab = lab_or_skip!(Lab::builder().clients(2));
-    let large = lab.put("inner/large", LARGE);
-    let server = lab.server().option("--rate", "50mbit").start();
-    let mut mount = mount_below_the_served_directory(&lab);
-    let host = lab.client(2);
-    let copy = host.fresh_path("large");
-    let args = ["get", "--interface", "eth0", &lab.url("hung/large"), "-O", text(&copy)];
-    let mut slow = host.spawn(binary("bootcast"), args);
-    server.wait_cast("hung/large", "has sent pages", |cast| cast.pages_sent > 0);
-
-    mount.proc().signal(Signal::STOP);
-    mount.wait_parked(1);
-    assert_others_go_on(&lab, &server, &mut slow);
-    mount.proc().signal(Signal::CONT);
-    slow.wait_success(TRANSFER);
-    assert_eq!(digest_of(copy), large.digest);
+    let mut slow = SlowCast::start(&lab);
+    slow.mount.proc().signal(Signal::STOP);
+    slow.mount.wait_parked(1);
+    assert_others_go_on(&lab, &slow.server, &mut slow.get);
+    slow.mount.proc().signal(Signal::CONT);
+    slow.get.finish(&slow.large);
 }
 
 #[test]
 fn a_file_that_is_read_slowly_does_not_slow_other_casts_down() {
     let lab = lab_or_skip!(Lab::builder().clients(2));
-    let large = lab.put("inner/large", LARGE);
-    let server = lab.server().option("--rate", "50mbit").start();
-    let mut mount = mount_below_the_served_directory(&lab);
-    let host = lab.client(2);
-    let copy = host.fresh_path("large");
-    let args = ["get", "--interface", "eth0", &lab.url("hung/large"), "-O", text(&copy)];
-    let mut slow = host.spawn(binary("bootcast"), args);
-    server.wait_cast("hung/large", "has sent pages", |cast| cast.pages_sent > 0);
-
-    let daemon = &*mount.proc();
+    let mut slow = SlowCast::start(&lab);
+    let daemon = slow.mount.proc();
     std::thread::scope(|threads| {
         let (running, stopped) = mpsc::channel::<()>();
         // The daemon runs a twentieth of the time.
@@ -162,11 +160,10 @@ fn a_file_that_is_read_slowly_does_not_slow_other_casts_down() {
                 daemon.signal(Signal::CONT);
             }
         });
-        assert_others_go_on(&lab, &server, &mut slow);
+        assert_others_go_on(&lab, &slow.server, &mut slow.get);
         drop(running);
     });
-    slow.wait_success(TRANSFER);
-    assert_eq!(digest_of(copy), large.digest);
+    slow.get.finish(&slow.large);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use harness::{Lab, MountProc, SOON, digest_of, lab_or_skip, mib, wait_until};
 use rustix::process::Signal;
@@ -18,6 +18,14 @@ fn mount<'lab>(lab: &'lab Lab, cache: &Path) -> MountProc<'lab> {
 fn mount_with<'lab>(lab: &'lab Lab, cache: &Path, option: &str) -> MountProc<'lab> {
     let dir = format!("cache_dir={}", cache.display());
     lab.mount(1).option(&dir).option(option).start()
+}
+
+/// Returns the directory of the only object in the cache.
+pub(crate) fn only_object(cache: &Path) -> PathBuf {
+    let mut objects = fs::read_dir(cache.join("objects")).unwrap();
+    let object = objects.next().expect("an object").unwrap().path();
+    assert!(objects.next().is_none(), "the cache has more than one object");
+    object
 }
 
 /// Whether an object in the cache has a checkpoint.
@@ -89,8 +97,7 @@ fn pages_that_damage_of_the_state_marks_as_held_are_not_read_as_zeros() {
     readers::read_at(lab.client(1), &first.join("image"), 0).wait_success(SOON);
     first.umount();
 
-    let object = fs::read_dir(cache.join("objects")).unwrap().next().unwrap().unwrap();
-    let path = object.path().join("state");
+    let path = only_object(&cache).join("state");
     let mut state = fs::read(&path).unwrap();
     let bitmap = state.iter().position(|byte| *byte == b'\n').unwrap() + 1;
     let middle = bitmap + usize::try_from(image.size / 2 / 1456 / 8).unwrap();

@@ -2,18 +2,20 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use harness::binaries::binary;
 use harness::lab::HEAD_ADDRESS;
 use harness::{Lab, ServerProc, digest_of, lab_or_skip, mib, wait_until};
 
+use crate::proving::b3;
 use crate::transfers::Get;
 use crate::{TRANSFER, text};
 
 /// `SCHED_IDLE`, sched(7).
 const IDLE_POLICY: &str = "5";
 
-/// Returns the numbers of the manifests in a state directory.
+/// Returns the number of manifests in a state directory.
 fn kept(state: &Path) -> usize {
     let names = fs::read_dir(state).map(|entries| entries.flatten().map(|entry| entry.file_name()));
     names.map_or(0, |names| {
@@ -22,10 +24,10 @@ fn kept(state: &Path) -> usize {
 }
 
 /// Returns the directory in `/proc` of the thread of the server that hashes ahead.
-fn prehash_thread(server: &ServerProc<'_>) -> std::path::PathBuf {
+fn prehash_thread(server: &ServerProc<'_>) -> PathBuf {
     let threads = fs::read_dir(format!("/proc/{}/task", server.proc().pid())).unwrap();
     let mut threads = threads.map(|thread| thread.unwrap().path());
-    let is_prehash = |thread: &std::path::PathBuf| {
+    let is_prehash = |thread: &PathBuf| {
         fs::read_to_string(thread.join("comm")).is_ok_and(|name| name.trim() == "prehash")
     };
     threads.find(is_prehash).expect("the thread that hashes ahead")
@@ -50,8 +52,7 @@ fn files_are_hashed_ahead_at_idle_priority_and_a_server_that_hashes_can_be_stopp
     assert_eq!(lab.head().run_ok("ionice", ["-p", id]).trim(), "idle");
 
     // Meanwhile casts go on, and the proof of a file is there at once.
-    let hash = image.digest.to_hex().to_string();
-    Get::start_with(&lab, 1, &image, &["--b3", &hash]).finish(&image);
+    Get::start_with(&lab, 1, &image, &["--b3", &b3(&image)]).finish(&image);
     Get::start(&lab, 1, &other).finish(&other);
     let log = server.log();
     assert!(log.contains("hashing the served files ahead"), "{log}");
@@ -66,7 +67,7 @@ fn a_mount_pins_all_files_of_a_directory_to_what_hash_printed() {
     let images = [lab.put("images/a", mib(5)), lab.put("images/below/b c", 1000)];
     let _server = lab.server().start();
     let (pins, state) = (lab.client(1).fresh_path("pins"), lab.head().fresh_path("hashes"));
-    let program = harness::binaries::binary("bootcast-server");
+    let program = binary("bootcast-server");
     let script = "\"$1\" hash --dir \"$2\" --state-dir \"$3\" . >\"$4\"";
     let dir = lab.served().join("images");
     let args = [script, "sh", text(&program), text(&dir), text(&state), text(&pins)];

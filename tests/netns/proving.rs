@@ -11,21 +11,27 @@ use bootcast_proto::{JoinAnswer, PageIndex};
 use harness::binaries::binary;
 use harness::content::Image;
 use harness::lab::HEAD_ADDRESS;
-use harness::{Lab, SOON, ServerProc, digest_of, lab_or_skip, mib, wait_until};
+use harness::{Lab, MountProc, SOON, ServerProc, digest_of, lab_or_skip, mib, wait_until};
 use rustix::io::Errno;
 use rustix::process::Signal;
 
 use crate::forging::{Forger, sending_socket};
 use crate::transfers::{Copy, Get};
-use crate::{TRANSFER, readers, text};
+use crate::{TRANSFER, keeping, readers, text};
 
 pub(crate) fn b3(image: &Image) -> String {
     image.digest.to_hex().to_string()
 }
 
+/// Waits until the server knows the manifest of a file. The first request makes it hash the file.
+pub(crate) fn wait_hashed(lab: &Lab, name: &str) {
+    let url = lab.url(&format!("manifest/{name}"));
+    wait_until(TRANSFER, "the file is hashed", || lab.client(1).get(&url).status == 200);
+}
+
 /// Joins the cast of `image` on client 2 as a member, which learns the key, and sends each page
 /// with wrong bytes and a right tag in the name of the server.
-pub(crate) fn forge_all_pages(lab: &Lab, server: &ServerProc<'_>, image: &Image) {
+fn forge_all_pages(lab: &Lab, server: &ServerProc<'_>, image: &Image) {
     let host = lab.client(2);
     let url = lab.url(&format!("join/{}", image.name.display()));
     let answer = JoinAnswer::parse(&host.get_with(&url, &[("X-BOOTCAST", "1")]).body).unwrap();
@@ -47,15 +53,41 @@ pub(crate) fn forge_all_pages(lab: &Lab, server: &ServerProc<'_>, image: &Image)
     host.get_with(&lab.url(&format!("leave/{}", image.name.display())), &token);
 }
 
+/// Starts `bootcast get` of `image` with these options on client 1. Its cast is held back, and
+/// client 2 forges every page of it.
+pub(crate) fn get_forged_pages(
+    lab: &Lab,
+    server: &ServerProc<'_>,
+    image: &Image,
+    options: &[&str],
+) -> Get {
+    let _valve = lab.hold_multicast_after(0);
+    let get = Get::start_with(lab, 1, image, options);
+    lab.wait_members(server, text(&image.name), 1..=1);
+    forge_all_pages(lab, server, image);
+    get
+}
+
+/// Like [`get_forged_pages`], but copies `image` from a mount on client 1.
+pub(crate) fn copy_forged_pages<'lab>(
+    lab: &Lab,
+    server: &ServerProc<'_>,
+    image: &Image,
+    mount: MountProc<'lab>,
+) -> Copy<'lab> {
+    let _valve = lab.hold_multicast_after(0);
+    let copy = Copy::start_on(mount, image);
+    lab.wait_members(server, text(&image.name), 1..=1);
+    forge_all_pages(lab, server, image);
+    copy
+}
+
 #[test]
 fn a_member_that_forges_every_page_puts_no_wrong_byte_into_the_file() {
     let lab = lab_or_skip!(Lab::builder().clients(2).valve());
     let image = lab.put("image", mib(2));
     let server = lab.server().option("--rate", "20mbit").start();
-    let _valve = lab.hold_multicast_after(0);
-    let mut get = Get::start_with(&lab, 1, &image, &["-v", "--b3", &b3(&image)]);
-    lab.wait_members(&server, "image", 1..=1);
-    forge_all_pages(&lab, &server, &image);
+    let mut get = get_forged_pages(&lab, &server, &image, &["-v", "--b3", &b3(&image)]);
     get.finish(&image);
     let log = get.proc.log();
     assert!(log.contains("128 parts of 16 KiB arrived wrong"), "{log}");
@@ -166,10 +198,7 @@ fn a_reader_of_a_pinned_file_gets_no_byte_of_a_member_that_forges_every_page() {
     let server = lab.server().option("--rate", "20mbit").start();
     let pins = pins_file(&lab, 1, &[("image", &image)]);
     let mount = lab.mount(1).option(&format!("pins={}", text(&pins))).start();
-    let _valve = lab.hold_multicast_after(0);
-    let mut copy = Copy::start_on(mount, &image);
-    lab.wait_members(&server, "image", 1..=1);
-    forge_all_pages(&lab, &server, &image);
+    let mut copy = copy_forged_pages(&lab, &server, &image, mount);
     copy.finish(&image);
     let log = copy.mount.log();
     assert!(log.contains("are wrong: fetched over HTTP"), "{log}");
@@ -188,8 +217,8 @@ fn a_cached_byte_that_changed_is_not_read_from_a_pinned_file() {
     let mount = lab.mount(1).option(&options).start();
     assert_eq!(digest_of(mount.join("image")), image.digest);
     mount.umount();
-    let object = fs::read_dir(cache.join("objects")).unwrap().next().unwrap().unwrap().path();
-    let data = fs::OpenOptions::new().write(true).open(object.join("data")).unwrap();
+    let data = keeping::only_object(&cache).join("data");
+    let data = fs::OpenOptions::new().write(true).open(data).unwrap();
     data.write_all_at(b"!", 70_000).unwrap();
 
     let again = lab.mount(1).option(&options).start();
@@ -237,10 +266,14 @@ fn a_reader_that_waits_for_the_proof_of_a_pinned_file_can_be_killed_and_the_moun
     let image = lab.put("image", mib(1));
     let mut server = lab.server().start();
     let pins = pins_file(&lab, 1, &[("image", &image)]);
-    let mut mount = lab.mount(1).option(&format!("pins={}", text(&pins))).start();
-    // All pages arrive, but no read has asked for the hashes of the leaves.
-    let file = fs::File::open(mount.join("image")).unwrap();
-    server.wait_no_members();
+    // The cache gets all pages, but no hashes of their leaves.
+    let cache = format!("cache_dir={}", text(&lab.client(1).fresh_path("kept")));
+    let first = lab.mount(1).option(&cache).option("verify=tag").start();
+    assert_eq!(digest_of(first.join("image")), image.digest);
+    first.umount();
+    let mount = lab.mount(1).option(&cache).option(&format!("pins={}", text(&pins)));
+    let mut mount = mount.option("attr_ttl=1h").start();
+    assert!(mount.join("image").exists());
     server.kill();
     // Of reads past the page cache each is a request of its own, and dies only when it is answered.
     let read = || readers::read_direct_at(lab.client(1), &mount.join("image"), 0);
@@ -248,7 +281,6 @@ fn a_reader_that_waits_for_the_proof_of_a_pinned_file_can_be_killed_and_the_moun
     mount.wait_parked(2);
     killed.kill_within(SOON);
     assert!(waiting.exited().is_none(), "{}", waiting.log());
-    drop(file);
     mount.proc().signal(Signal::TERM);
     mount.proc().wait_success(SOON);
     assert!(!waiting.wait(SOON).success());

@@ -13,6 +13,9 @@ use crate::{SetOnDrop, TRANSFER};
 
 const ESTALE: i32 = 116;
 
+/// Text with which the server refuses joins between casts.
+const REFUSAL: &str = "casts of this file keep ending";
+
 /// Number of casts that end because the file changed. A pause follows the third, and one of twice
 /// the length the fourth.
 const CHANGES: u32 = 4;
@@ -42,7 +45,7 @@ fn versions_of_a_file_that_changes_in_every_cast_never_mix_and_the_last_one_arri
     let mount = lab.mount(1).option("attr_ttl=0").start();
     let versions = Mutex::new(vec![image.clone()]);
     let done = AtomicBool::new(false);
-    let mut get = Get::start(&lab, 2, &image);
+    let mut get = Get::start_with(&lab, 2, &image, &["-v"]);
     let last = std::thread::scope(|scope| {
         scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
@@ -75,6 +78,13 @@ fn versions_of_a_file_that_changes_in_every_cast_never_mix_and_the_last_one_arri
     assert!(server.status().totals.casts <= casts + 1);
     // One cast for each version that was sent, and up to two for the last, which two clients want.
     assert!(casts <= u64::from(CHANGES) + 2, "{}", server.log());
+    // Whether a join is refused depends on when it comes. If one is, server and client say so, once
+    // a minute.
+    let is_refused = [mount.log(), get.proc.log()].iter().any(|log| log.contains(REFUSAL));
+    let warnings = server.log().matches(REFUSAL).count();
+    assert!(warnings >= usize::from(is_refused), "{}", server.log());
+    let minutes = usize::try_from(server.status().uptime_s / 60).unwrap();
+    assert!(warnings <= 1 + minutes, "{}", server.log());
     for log in [server.log(), mount.log()] {
         assert!(log.lines().count() < 70, "{log}");
     }

@@ -4,11 +4,13 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use harness::content::{Image, try_digest_of};
+use harness::content::{Digest, Image, try_digest_of};
 use harness::{Lab, SOON, digest_of, lab_or_skip, mib, wait_until};
 
 const ESTALE: i32 = 116;
-const CHUNK: usize = 65_536;
+
+/// Bytes of a read.
+pub(crate) const CHUNK: usize = 65_536;
 
 /// Replaces `image` by other bytes of the same size, as `mv` does.
 fn replace(lab: &Lab, image: &Image) -> Image {
@@ -19,7 +21,7 @@ fn replace(lab: &Lab, image: &Image) -> Image {
 
 /// Reads the file through an old descriptor. Each chunk must be that of the old version, or fail
 /// with ESTALE.
-fn assert_old_or_stale(file: &File, old: &[u8]) {
+pub(crate) fn assert_old_or_stale(file: &File, old: &[u8]) {
     for (number, expected) in old.chunks(CHUNK).enumerate() {
         let mut chunk = vec![0; expected.len()];
         let offset = u64::try_from(number * CHUNK).unwrap();
@@ -32,11 +34,11 @@ fn assert_old_or_stale(file: &File, old: &[u8]) {
 
 /// Opens and reads the whole file until it is the new version. Before that, each read must give the
 /// old version, or ESTALE for missing pages. docs/SEMANTICS.md, "open again".
-fn wait_new_version(path: &Path, old: &Image, new: &Image) {
+pub(crate) fn wait_new_version(path: &Path, old: Digest, new: Digest) {
     wait_until(SOON, "an open gives the new version", || match try_digest_of(path) {
         Ok(digest) => {
-            assert!([old.digest, new.digest].contains(&digest), "neither the old nor the new file");
-            digest == new.digest
+            assert!([old, new].contains(&digest), "neither the old nor the new file");
+            digest == new
         }
         Err(error) => {
             assert_eq!(error.raw_os_error(), Some(ESTALE), "{error}");
@@ -57,7 +59,7 @@ fn an_open_complete_file_keeps_its_version_and_a_new_open_gets_the_new_one() {
     let old = File::open(&path).unwrap();
 
     let new = replace(&lab, &image);
-    wait_new_version(&path, &image, &new);
+    wait_new_version(&path, image.digest, new.digest);
     let mut still = vec![0; old_bytes.len()];
     old.read_exact_at(&mut still, 0).unwrap();
     assert!(still == old_bytes, "the old descriptor reads other bytes");
@@ -80,7 +82,7 @@ fn versions_of_a_file_that_is_replaced_during_its_cast_never_mix() {
 
     let new = replace(&lab, &image);
     valve.open();
-    wait_new_version(&path, &image, &new);
+    wait_new_version(&path, image.digest, new.digest);
     assert_old_or_stale(&old, &old_bytes);
 }
 
@@ -98,7 +100,7 @@ fn overwriting_a_file_in_place_ends_its_cast_and_gives_a_new_version() {
     let other = lab.put("other", mib(3));
     fs::write(&image.path, fs::read(&other.path).unwrap()).unwrap();
     valve.open();
-    wait_new_version(&path, &image, &other);
+    wait_new_version(&path, image.digest, other.digest);
     drop(old);
     server.wait_no_members();
 }

@@ -2,14 +2,14 @@
 //! need the key. docs/PROTOCOL.md, "What counts as news".
 
 use std::collections::BTreeSet;
-use std::net::{SocketAddrV4, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bootcast_proto::JoinAnswer;
 use harness::{Host, Lab, SOON, ServerProc, lab_or_skip, mib, wait_until};
 
-use crate::forging::{Forger, sending_socket};
+use crate::forging::{Forger, PORTS, Recorded, forgers, listen, sending_socket};
 use crate::transfers::{Copy, Get};
 use crate::{SetOnDrop, TRANSFER};
 
@@ -20,23 +20,20 @@ const PAUSE: Duration = Duration::from_millis(10);
 const RECORDED: usize = 50;
 const BATCH: usize = 100;
 
-/// Ports of the pages and of the repair channel.
-const PORTS: [u16; 2] = [9000, 9001];
-
 /// Most log lines of a client whose cast is replayed.
 const MAX_LOG_LINES: usize = 40;
 
 /// A host that records a cast and sends it again.
 struct Replayer {
-    group: SocketAddrV4,
+    group: Ipv4Addr,
     listening: [UdpSocket; 2],
     /// Sender from its own address.
     own: UdpSocket,
-    /// Senders from the server's address, from another port and from the server's.
+    /// Senders in the name of the server's host: another socket, and the server's.
     forgers: [Forger; 2],
     /// Datagrams with their ports, each once.
     seen: BTreeSet<Vec<u8>>,
-    recorded: Vec<(u16, Vec<u8>)>,
+    recorded: Vec<Recorded>,
     /// Number of datagrams sent.
     sent: usize,
 }
@@ -48,24 +45,19 @@ impl Replayer {
         let answer = host.get_with(&lab.url("join/image"), &[("X-BOOTCAST", "1")]);
         let answer = JoinAnswer::parse(&answer.body).unwrap();
         let group = *answer.connect.ip();
-        let server_socket = sending_socket(server);
-        let other_port = SocketAddrV4::new(*server_socket.ip(), 4242);
-        let mut replayer = host.enter(|| {
-            let listening = PORTS.map(|port| {
-                let socket = UdpSocket::bind((group, port)).unwrap();
-                socket.join_multicast_v4(&group, &host.address()).unwrap();
-                socket.set_read_timeout(Some(PAUSE)).unwrap();
-                socket
-            });
-            Self {
-                group: answer.connect,
-                listening,
-                own: UdpSocket::bind((host.address(), 0)).unwrap(),
-                forgers: [Forger::new(other_port), Forger::new(server_socket)],
-                seen: BTreeSet::new(),
-                recorded: Vec::new(),
-                sent: 0,
-            }
+        let listening = listen(host, group);
+        for socket in &listening {
+            socket.set_read_timeout(Some(PAUSE)).unwrap();
+        }
+        let source = sending_socket(server);
+        let mut replayer = host.enter(|| Self {
+            group,
+            listening,
+            own: UdpSocket::bind((host.address(), 0)).unwrap(),
+            forgers: forgers(source),
+            seen: BTreeSet::new(),
+            recorded: Vec::new(),
+            sent: 0,
         });
         let token = [("X-TOKEN", answer.token.as_str())];
         assert_eq!(host.get_with(&lab.url("leave/image"), &token).status, 204);
@@ -101,7 +93,7 @@ impl Replayer {
         let batch = (self.sent..self.sent + BATCH).map(|at| at % self.recorded.len());
         for at in first.chain(batch).collect::<Vec<_>>() {
             let (port, datagram) = &self.recorded[at];
-            let to = SocketAddrV4::new(*self.group.ip(), *port);
+            let to = SocketAddrV4::new(self.group, *port);
             match self.forgers.get(self.sent % 3) {
                 Some(forger) => forger.send(to, datagram),
                 None => _ = self.own.send_to(datagram, to).unwrap(),

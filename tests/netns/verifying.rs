@@ -7,9 +7,8 @@ use std::path::Path;
 
 use harness::{Lab, digest_of, lab_or_skip, mib, wait_until};
 
-use crate::proving::{b3, forge_all_pages};
-use crate::transfers::{Copy, Get};
-use crate::{TRANSFER, text};
+use crate::proving::{copy_forged_pages, get_forged_pages, wait_hashed};
+use crate::{TRANSFER, keeping, text};
 
 /// Waits until a content is complete on disk, with its hash.
 fn wait_recorded(cache: &Path) {
@@ -24,10 +23,7 @@ fn a_member_that_forges_every_page_puts_no_wrong_byte_before_a_reader_of_a_mount
     let image = lab.put("image", mib(2));
     let server = lab.server().option("--rate", "20mbit").start();
     let mount = lab.mount(1).start();
-    let _valve = lab.hold_multicast_after(0);
-    let mut copy = Copy::start_on(mount, &image);
-    lab.wait_members(&server, "image", 1..=1);
-    forge_all_pages(&lab, &server, &image);
+    let mut copy = copy_forged_pages(&lab, &server, &image, mount);
     copy.finish(&image);
     assert!(copy.mount.log().contains("wrong bytes"), "{}", copy.mount.log());
 }
@@ -37,10 +33,7 @@ fn a_member_that_forges_every_page_puts_no_wrong_byte_into_a_fetched_file() {
     let lab = lab_or_skip!(Lab::builder().clients(2).valve());
     let image = lab.put("image", mib(2));
     let server = lab.server().option("--rate", "20mbit").start();
-    let _valve = lab.hold_multicast_after(0);
-    let mut get = Get::start_with(&lab, 1, &image, &["-v"]);
-    lab.wait_members(&server, "image", 1..=1);
-    forge_all_pages(&lab, &server, &image);
+    let mut get = get_forged_pages(&lab, &server, &image, &["-v"]);
     get.finish(&image);
     assert!(get.proc.log().contains("wrong bytes"), "{}", get.proc.log());
 }
@@ -50,10 +43,7 @@ fn without_verification_the_same_member_is_believed() {
     let lab = lab_or_skip!(Lab::builder().clients(2).valve());
     let image = lab.put("image", mib(2));
     let server = lab.server().option("--rate", "20mbit").start();
-    let _valve = lab.hold_multicast_after(0);
-    let mut get = Get::start_with(&lab, 1, &image, &["--verify", "tag"]);
-    lab.wait_members(&server, "image", 1..=1);
-    forge_all_pages(&lab, &server, &image);
+    let mut get = get_forged_pages(&lab, &server, &image, &["--verify", "tag"]);
     get.proc.wait_success(TRANSFER);
     assert_ne!(digest_of(&get.target), image.digest, "the forger of the other tests is harmless");
 }
@@ -68,8 +58,8 @@ fn a_cached_byte_that_changed_between_two_mounts_is_not_read() {
     let mount = lab.mount(1).option(&option).start();
     assert_eq!(digest_of(mount.join("image")), image.digest);
     mount.umount();
-    let object = fs::read_dir(cache.join("objects")).unwrap().next().unwrap().unwrap().path();
-    let data = fs::OpenOptions::new().read(true).write(true).open(object.join("data")).unwrap();
+    let data = keeping::only_object(&cache).join("data");
+    let data = fs::OpenOptions::new().read(true).write(true).open(data).unwrap();
     for at in [0, 70_000, mib(5) - 1] {
         let mut byte = [0];
         data.read_exact_at(&mut byte, at).unwrap();
@@ -109,13 +99,7 @@ fn the_same_content_under_another_name_is_read_from_the_cache() {
     assert_eq!(digest_of(mount.join("image")), image.digest);
     server.wait_no_members();
     fs::copy(lab.served().join("image"), lab.served().join("copy")).unwrap();
-    // The server hashes the copy.
-    let mut ls = lab.client(1).spawn(
-        harness::binaries::binary("bootcast"),
-        ["ls", "--b3", &format!("{}:/copy", harness::lab::HEAD_ADDRESS)],
-    );
-    ls.wait_success(TRANSFER);
-    assert!(ls.log().starts_with(&b3(&image)), "{}", ls.log());
+    wait_hashed(&lab, "copy");
     let sent = server.status().totals.pages_sent;
     wait_recorded(mount.cache());
     assert_eq!(digest_of(mount.join("copy")), image.digest);

@@ -7,14 +7,13 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use harness::content::{Content, Image, try_digest_of};
+use harness::content::{Content, Image};
 use harness::requirements::report_skipped;
-use harness::{Lab, MountProc, SOON, ServerProc, digest_of, lab_or_skip, mib, wait_until};
+use harness::{Lab, SOON, ServerProc, digest_of, lab_or_skip, mib, wait_until};
 
+use crate::proving::wait_hashed;
+use crate::replacing::{CHUNK, assert_old_or_stale, wait_new_version};
 use crate::text;
-
-const ESTALE: i32 = 116;
-const CHUNK: usize = 65_536;
 
 /// Writes each byte of the file `argv[1]` through a mapping, and says so by the file `argv[3]`.
 /// Then waits until the file `argv[2]` has the same size, and writes its bytes.
@@ -41,7 +40,11 @@ const CHANGES: [(&str, Change); 6] = [
         fs::set_permissions(file, Permissions::from_mode(mode ^ 0o020)).unwrap();
     }),
     ("chown", |file| std::os::unix::fs::chown(file, Some(1), Some(1)).unwrap()),
-    ("ln", |file| fs::hard_link(file, file.with_extension("link")).unwrap()),
+    ("ln", |file| {
+        let link = file.with_extension("link");
+        fs::hard_link(file, &link).unwrap();
+        fs::remove_file(&link).unwrap();
+    }),
     ("touch", |file| {
         let later = file.metadata().unwrap().modified().unwrap() + Duration::from_secs(1);
         File::open(file).unwrap().set_modified(later).unwrap();
@@ -58,12 +61,6 @@ const CHANGES: [(&str, Change); 6] = [
     }),
 ];
 
-/// Has the server compute the manifest of a file.
-fn hash(lab: &Lab, name: &str) {
-    let url = lab.url(&format!("manifest/{name}"));
-    wait_until(SOON, "the manifest is known", || lab.client(1).get(&url).status == 200);
-}
-
 /// `ETAG` that the server shows for a file.
 fn etag(lab: &Lab, name: &str) -> String {
     let answer = lab.client(1).get(&lab.url(&format!("meta/{name}")));
@@ -71,8 +68,8 @@ fn etag(lab: &Lab, name: &str) -> String {
     meta["etag"].as_str().unwrap().to_owned()
 }
 
-/// Waits until the server has checked the path of each cast twice since now: it looks once a
-/// second, and the cast would end.
+/// Waits until the server has checked the path of each cast at least twice: it does so once a
+/// second, and ends the cast if the version is another one.
 fn wait_checks(server: &ServerProc<'_>) {
     let began = server.status().uptime_s;
     wait_until(SOON, "three more seconds of the server", || server.status().uptime_s > began + 3);
@@ -83,9 +80,9 @@ fn readers_and_casts_do_not_notice_other_attributes_of_the_same_content() {
     let lab = lab_or_skip!(Lab::builder());
     let image = lab.put("image", mib(4));
     let bytes = fs::read(&image.path).unwrap();
-    // The cast takes 8 s.
-    let server = lab.server().option("--rate", "4mbit").start();
-    hash(&lab, "image");
+    // The cast takes 8 s, and lingers afterwards.
+    let server = lab.server().option("--rate", "4mbit").option("--linger", "60s").start();
+    wait_hashed(&lab, "image");
     let first = etag(&lab, "image");
     let mount = lab.mount(1).option("unicast=never").start();
     let old = File::open(mount.join("image")).unwrap();
@@ -108,46 +105,11 @@ fn readers_and_casts_do_not_notice_other_attributes_of_the_same_content() {
     server.wait_no_members();
     let sent = server.status().totals.pages_sent;
     for (what, change) in CHANGES {
-        change_again(change, &image);
+        change(&image.path);
         assert_eq!(digest_of(mount.join("image")), image.digest, "{what}");
     }
     let totals = server.status().totals;
     assert_eq!((totals.joins, totals.pages_sent), (1, sent), "the file was fetched again");
-}
-
-/// Makes a change once more.
-fn change_again(change: Change, image: &Image) {
-    let _ = fs::remove_file(image.path.with_extension("link"));
-    change(&image.path);
-}
-
-/// Reads the file through an old descriptor. Each chunk must be that of the old version, or fail
-/// with ESTALE.
-fn assert_old_or_stale(file: &File, old: &[u8]) {
-    for (number, expected) in old.chunks(CHUNK).enumerate() {
-        let mut chunk = vec![0; expected.len()];
-        let offset = u64::try_from(number * CHUNK).unwrap();
-        match file.read_exact_at(&mut chunk, offset) {
-            Ok(()) => assert!(chunk == expected, "other bytes at {offset} of the old version"),
-            Err(error) => assert_eq!(error.raw_os_error(), Some(ESTALE), "{error}"),
-        }
-    }
-}
-
-/// Opens and reads the whole file until it is the new version. Before that, each read must give the
-/// old version, or ESTALE.
-fn wait_new_version(path: &Path, old: &Image, new: Content) {
-    let new = new.digest();
-    wait_until(SOON, "an open gives the new version", || match try_digest_of(path) {
-        Ok(digest) => {
-            assert!([old.digest, new].contains(&digest), "a mix of the old and the new file");
-            digest == new
-        }
-        Err(error) => {
-            assert_eq!(error.raw_os_error(), Some(ESTALE), "{error}");
-            false
-        }
-    });
 }
 
 /// Starts to read the file `image` in a mount, of which only the first quarter arrives. Then lets
@@ -156,7 +118,7 @@ fn rewrite_in_mid_cast(lab: &Lab, image: &Image, rewrite: impl FnOnce(Content)) 
     let bytes = fs::read(&image.path).unwrap();
     let server = lab.server().option("--rate", "20mbit").start();
     let name = text(&image.name);
-    hash(lab, name);
+    wait_hashed(lab, name);
     let mount = lab.mount(1).option("unicast=never").start();
     let valve = lab.hold_multicast_after(mib(1));
     let old = File::open(mount.join(name)).unwrap();
@@ -169,7 +131,7 @@ fn rewrite_in_mid_cast(lab: &Lab, image: &Image, rewrite: impl FnOnce(Content)) 
     rewrite(new);
     valve.open();
     assert_old_or_stale(&old, &bytes);
-    wait_new_version(&mount.join(name), image, new);
+    wait_new_version(&mount.join(name), image.digest, new.digest());
 }
 
 #[test]
@@ -260,13 +222,6 @@ fn mount_image(lab: &Lab, number: usize, content: Content) -> bool {
     Command::new("mount").args(mount).status().is_ok_and(|it| it.success())
 }
 
-/// Whether the mount shows this content after a while. Until then it may show the other one.
-fn wait_content(mount: &MountProc<'_>, content: Content) {
-    wait_until(SOON, "an open gives the content of the image", || {
-        try_digest_of(&mount.join("disk/image")).is_ok_and(|it| it == content.digest())
-    });
-}
-
 #[test]
 fn an_image_that_is_rebuilt_with_equal_size_and_times_is_another_version() {
     let lab = lab_or_skip!(Lab::builder());
@@ -282,15 +237,16 @@ fn an_image_that_is_rebuilt_with_equal_size_and_times_is_another_version() {
     let attributes = stat();
     let _server = lab.server().start();
     let mount = lab.mount(1).start();
-    wait_content(&mount, old);
+    assert_eq!(digest_of(mount.join("disk/image")), old.digest());
     let mut etags = vec![etag(&lab, "disk/image")];
-    for (number, content, is_hashed) in [(1, new, false), (2, old, true), (3, new, true)] {
-        if is_hashed {
-            hash(&lab, "disk/image");
+    for (number, before, content) in [(1, old, new), (2, new, old), (3, old, new)] {
+        // The first image need not be hashed for that.
+        if number > 1 {
+            wait_hashed(&lab, "disk/image");
         }
         assert!(mount_image(&lab, number, content));
         assert_eq!(stat(), attributes, "the images differ in more than the bytes");
-        wait_content(&mount, content);
+        wait_new_version(&mount.join("disk/image"), before.digest(), content.digest());
         etags.push(etag(&lab, "disk/image"));
     }
     etags.sort_unstable();
@@ -318,6 +274,9 @@ fn a_file_that_is_written_twice_within_a_whole_second_is_never_mixed() {
         report_skipped("no mkfs.ext4, or no loop device");
         return;
     }
+    let _server = lab.server().option("--rate", "20mbit").start();
+    let mount = lab.mount(1).option("unicast=never").start();
+    // The server must not answer a join in the second of the write, however fast the test is.
     let probe = lab.directory().join("probe");
     wait_until(SOON, "a second begins", || {
         fs::write(&probe, "").unwrap();
@@ -326,13 +285,11 @@ fn a_file_that_is_written_twice_within_a_whole_second_is_never_mixed() {
     let image = lab.put("disk/image", mib(2));
     assert_eq!(image.path.metadata().unwrap().mtime_nsec(), 0, "times are not whole seconds");
     let bytes = fs::read(&image.path).unwrap();
-    let _server = lab.server().option("--rate", "20mbit").start();
-    let mount = lab.mount(1).option("unicast=never").start();
     let old = File::open(mount.join("disk/image")).unwrap();
     old.read_exact_at(&mut vec![0; CHUNK], 0).unwrap();
 
     let new = Content::new(image.size, 77);
     File::options().write(true).open(&image.path).unwrap().write_all_at(&new.bytes(), 0).unwrap();
     assert_old_or_stale(&old, &bytes);
-    wait_new_version(&mount.join("disk/image"), &image, new);
+    wait_new_version(&mount.join("disk/image"), image.digest, new.digest());
 }

@@ -394,8 +394,8 @@ class Membership:
 
     def report(self, needs, bulk):
         now = time.monotonic()
-        body = {"needs": needs, "bulk": bulk, "sent": self.newest[0], "received": self.newest[1],
-                "zeros": self.zeros}
+        body = {"needs": needs, "bulk": bulk, "sent": self.newest[0], "received": self.newest[1]}
+        body.update({"zeros": True} if self.zeros else {})
         self.over |= self.control.request("report", body) is None
         for window, _ in bulk:           # the stream sends these windows again
             self.closed.discard(window)
