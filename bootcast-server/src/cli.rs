@@ -5,6 +5,7 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bootcast_proto::limits::LEASE_MAX;
 use bootcast_proto::{BitRate, DEFAULT_PORT, Layout, PageSize};
 use clap::{Parser, Subcommand, ValueEnum};
 use ipnet::Ipv4Net;
@@ -202,9 +203,6 @@ pub struct HashArgs {
 
 /// Upper bound of `--linger`: a cast that lingers occupies a group and a descriptor.
 const LINGER_MAX: Duration = Duration::from_secs(24 * 60 * 60);
-
-/// Upper bound of `--lease`: a member that died without leaving keeps its cast alive for this long.
-const LEASE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum LayoutArg {

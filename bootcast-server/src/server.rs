@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use bootcast_proto::tag::KEY_LEN;
+use bootcast_proto::units::PACKET_OVERHEAD;
 use bootcast_proto::wire::HEADER_LEN;
 use bootcast_proto::{BLOCK_PAGES, BitRate, PageSize};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -28,9 +29,6 @@ use crate::io::socket::{SocketConfig, batch_datagrams};
 use crate::io::state_dir::StateDir;
 use crate::io::threads::{ThreadPanicked, ThreadWatch};
 use crate::source::Source;
-
-/// Bytes of a packet in front of its page: the headers of IPv4, UDP and the page.
-const PACKET_OVERHEAD: u32 = 20 + 8 + 16;
 
 /// MTU in bytes that determines the page size on loopback. The real one, 65,536, would give pages
 /// that no network carries. Small pages cost little here: the kernel moves a batch in one piece.

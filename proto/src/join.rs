@@ -9,6 +9,7 @@ use core::time::Duration;
 use crate::blocks::{BlockLayout, MAX_INTERLEAVE};
 use crate::geometry::Geometry;
 use crate::ids::{Etag, Token};
+use crate::limits::LEASE_MAX;
 use crate::manifest::ContentId;
 use crate::tag::DatagramKey;
 use crate::units::{BitRate, PageSize};
@@ -52,10 +53,6 @@ pub struct Extensions {
     /// Bytes in a leaf of the manifest, if the server has manifests.
     pub leaf_bytes: Option<u64>,
 }
-
-/// Upper bound of the lease; longer ones are shortened to it. A longer one could overflow the
-/// client's clock, and renewing a lease early does no harm.
-const MAX_LEASE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Name of the repair code in the line `FEC=`. A slash and the interleave follow it.
 const CODE: &str = "cauchy8-128";
@@ -160,7 +157,7 @@ impl JoinAnswer {
                 repair: optional(text, "REPAIR").filter(|port| *port != 0),
                 interleave: line(text, "FEC").and_then(interleave),
                 lease: optional(text, "LEASE")
-                    .map(|lease| Duration::from_secs(lease).min(MAX_LEASE)),
+                    .map(|lease| Duration::from_secs(lease).min(LEASE_MAX)),
                 content_id: optional(text, "B3"),
                 leaf_bytes: optional(text, "LEAF"),
             },
@@ -248,7 +245,7 @@ mod tests {
     fn a_lease_that_would_overflow_a_clock_is_shortened_to_a_day() {
         let text = EXAMPLE.replace("LEASE=60", "LEASE=18446744073709551615");
         let lease = JoinAnswer::parse(&text).unwrap().extensions.lease;
-        assert_eq!(lease, Some(MAX_LEASE));
+        assert_eq!(lease, Some(LEASE_MAX));
     }
 
     #[test]

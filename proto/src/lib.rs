@@ -16,6 +16,7 @@
 //! | [`manifest`] | content ids, and the hashes that prove parts of a file |
 //! | [`unreadable`] | the header that names unreadable parts of a file |
 //! | [`api`] | JSON bodies of the HTTP interface |
+//! | [`limits`] | numbers that both ends rely on |
 //! | [`log_limit`] | rate limit for log messages |
 //!
 //! The crate is `no_std`: a socket, a clock, a thread or a file cannot even be named here.
@@ -31,6 +32,7 @@ pub mod fec;
 pub mod geometry;
 pub mod ids;
 pub mod join;
+pub mod limits;
 pub mod log_limit;
 pub mod manifest;
 pub mod page_set;

@@ -33,7 +33,7 @@ impl PageSize {
     /// Largest even page size whose datagram fits in an IPv4 packet of `mtu` bytes: 1456 for an MTU
     /// of 1500. `None` if not even a page of two bytes fits.
     pub fn for_mtu(mtu: u32) -> Option<Self> {
-        let payload = mtu.min(65_535).checked_sub(IPV4_UDP_OVERHEAD + PAGE_HEADER)?;
+        let payload = mtu.min(65_535).checked_sub(PACKET_OVERHEAD)?;
         Self::new(u64::from(payload & !1)).ok()
     }
 
@@ -61,6 +61,9 @@ const _: () = assert!(PAGE_HEADER as usize == crate::wire::HEADER_LEN);
 /// Bytes of an IPv4 header without options and a UDP header.
 const IPV4_UDP_OVERHEAD: u32 = 20 + 8;
 
+/// Bytes of an IPv4 packet in front of its page: the headers of IPv4, UDP and the page.
+pub const PACKET_OVERHEAD: u32 = IPV4_UDP_OVERHEAD + PAGE_HEADER;
+
 /// Bytes of an Ethernet header and of the checksum behind the frame. A VLAN tag would add 4.
 const ETHERNET_OVERHEAD: u32 = 14 + 4;
 
@@ -76,7 +79,7 @@ const ETHERNET_SPACING: u32 = 8 + 12;
 /// between frames, as the nominal speed of an interface does. Traffic control and interface
 /// counters count 24 bytes less for each frame.
 pub fn wire_len(payload: u32) -> u64 {
-    let frame = u64::from(payload) + u64::from(PAGE_HEADER + IPV4_UDP_OVERHEAD + ETHERNET_OVERHEAD);
+    let frame = u64::from(payload) + u64::from(PACKET_OVERHEAD + ETHERNET_OVERHEAD);
     frame.max(ETHERNET_MIN_FRAME.into()) + u64::from(ETHERNET_SPACING)
 }
 

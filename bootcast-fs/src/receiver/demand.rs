@@ -10,6 +10,7 @@ use std::ops::{Range, RangeInclusive};
 use std::time::{Duration, Instant};
 
 use bootcast_proto::api::Want;
+use bootcast_proto::limits::{WANT_LATER_RUNS, WANT_PAGES, WANT_RUNS};
 use bootcast_proto::{Geometry, PageIndex, PageRange, PageSet};
 
 use super::reads::{Access, Runs};
@@ -22,12 +23,8 @@ use urgency::{Moment, Urgency};
 const GATHER: Duration = Duration::from_millis(1);
 /// Most requests in flight.
 const MAX_REQUESTS: usize = 4;
-/// Most pages demanded at a time; further ones wait. The server queues no more for one member.
-const MAX_PAGES: usize = 4096;
-/// Most pairs in a request. Over 700 of the longest fit the server's 16 KiB.
-const MAX_PAIRS: usize = 512;
-/// Most runs that wait to be demanded as `later`; the oldest is dropped.
-const MAX_LATER: usize = 64;
+/// Most pages demanded at a time; further ones wait.
+const MAX_PAGES: usize = WANT_PAGES as usize;
 /// When to look again if there is no room.
 const CROWDED: Duration = Duration::from_millis(20);
 /// Fewest and most pages announced ahead of a sequential reader.
@@ -137,7 +134,7 @@ impl Demand {
             self.looks.len() <= self.waits.len(),
             "a read is examined that waits no more"
         );
-        debug_assert!(self.later.len() <= MAX_LATER, "announced runs would accumulate");
+        debug_assert!(self.later.len() <= WANT_LATER_RUNS, "announced runs would accumulate");
         debug_assert!(self.under_way.len() <= MAX_REQUESTS, "too many requests are in flight");
         debug_assert!(
             self.ready.as_ref().is_none_or(|want| {
@@ -164,7 +161,7 @@ impl Demand {
         let pages = view.geometry.pages_covering(self.runs.announce(window));
         let missing = missing(view.arrived, pages).filter(|page| !self.asked.contains(*page));
         for run in runs(missing) {
-            if self.later.len() == MAX_LATER {
+            if self.later.len() == WANT_LATER_RUNS {
                 self.later.pop_front();
             }
             self.later.push_back(run);
@@ -332,7 +329,7 @@ impl Demand {
         let later = self.later.drain(..).map(|run| (run.start.0 + 1, run.len()));
         want.later = later.collect();
         debug_assert!(
-            want.now.len() <= MAX_PAIRS && want.later.len() <= MAX_LATER,
+            want.now.len() <= WANT_RUNS && want.later.len() <= WANT_LATER_RUNS,
             "the server would refuse a request of this length"
         );
         if want == Want::default() {
@@ -385,7 +382,7 @@ impl Demand {
 fn add(pairs: &mut Vec<(u32, u32)>, page: PageIndex) -> bool {
     // Datagrams number pages from 1.
     let number = page.0 + 1;
-    let is_full = pairs.len() == MAX_PAIRS;
+    let is_full = pairs.len() == WANT_RUNS;
     match pairs.last_mut() {
         Some((first, count)) if *first + *count == number => *count += 1,
         _ if is_full => return false,

@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use bootcast_proto::limits::RETRY_AFTER_MAX;
 use bootcast_proto::{Geometry, PageIndex, PageRange, PageSet};
 
 /// Bytes of a request for random readers. Also what a request may bring before another position
@@ -18,8 +19,6 @@ const JOINED_GAP: u64 = 64 << 10;
 const RETRY_MIN: Duration = Duration::from_millis(100);
 /// Longest pause after failed requests.
 const RETRY_MAX: Duration = Duration::from_secs(2);
-/// Longest `Retry-After` of a server that is obeyed.
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(30);
 
 /// A request for a part of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,21 +8,16 @@
 use std::time::{Duration, Instant};
 
 use bootcast_proto::PageIndex;
+use bootcast_proto::limits::{HEARD_DIVISOR, RETURN_PAGES};
 
 /// Time in which a server that sends must be heard.
 pub(super) const PATIENCE: Duration = Duration::from_secs(1);
 /// Datagrams that must have been sent before their absence proves anything: at a loss of one half,
 /// as many are lost in a row once in four billion times.
 const ENOUGH_SENT: u64 = 32;
-/// The same for a member that fetches the file: a resting server sends 16 pages at a time.
-const ENOUGH_RECALLED: u64 = 8;
-/// A network that brings less than this share of the datagrams is as good as closed.
-const HEARD_SHARE: u64 = 32;
 /// Pages that came before the lack of beacons means anything.
 const ENOUGH_PAGES: u32 = 32;
-/// New full pages in a row that show that multicast works again.
-const ROW: u32 = 8;
-/// Time within which these must come.
+/// Time within which [`RETURN_PAGES`] must come to show that multicast works again.
 const ROW_TIME: Duration = Duration::from_secs(2);
 
 /// What a beacon proves of the data port.
@@ -185,12 +180,12 @@ impl Hearing {
             *period = Period { came: period.came, ..fresh };
             return None;
         }
-        let enough = if is_fetching { ENOUGH_RECALLED } else { ENOUGH_SENT };
+        let enough = if is_fetching { RETURN_PAGES.into() } else { ENOUGH_SENT };
         // Symbols get lost too: where they are the greater part, they may be all there was.
         if sent_to_pages < enough || sent_to_pages <= period.symbols {
             return None;
         }
-        if period.came * HEARD_SHARE >= sent_to_pages {
+        if period.came * HEARD_DIVISOR >= sent_to_pages {
             *period = fresh;
             self.deaf_since = None;
             return Some(Proof::Heard);
@@ -206,8 +201,9 @@ impl Hearing {
     /// Whether pages were sent and none came, as far as the beacons tell: counters of such a time
     /// say nothing of the rate.
     pub(super) fn is_suspect(&self, sent: u64) -> bool {
-        let is_empty =
-            |it: &Period| it.came == 0 && it.pages_sent(sent) >= ENOUGH_RECALLED.max(it.symbols);
+        let is_empty = |it: &Period| {
+            it.came == 0 && it.pages_sent(sent) >= u64::from(RETURN_PAGES).max(it.symbols)
+        };
         self.deaf_since.is_some() || self.period.as_ref().is_some_and(is_empty)
     }
 
@@ -215,12 +211,12 @@ impl Hearing {
     pub(super) fn lost(&self, sent: u64) -> Option<u64> {
         let period = self.period?;
         let lost = period.pages_sent(sent);
-        (lost > 0 && period.came * HEARD_SHARE < lost).then_some(lost)
+        (lost > 0 && period.came * HEARD_DIVISOR < lost).then_some(lost)
     }
 
     /// Whether enough new full pages came in a row.
     pub(super) fn has_row(&self) -> bool {
-        self.row.is_some_and(|(_, pages)| pages >= ROW)
+        self.row.is_some_and(|(_, pages)| pages >= RETURN_PAGES)
     }
 
     /// Forgets the row: what follows is to be proven anew.
@@ -386,7 +382,7 @@ mod tests {
             now += 500 * MS;
             assert!(!hearing.has_row());
         }
-        (0..ROW).for_each(|_| hearing.new_page(true, now));
+        (0..RETURN_PAGES).for_each(|_| hearing.new_page(true, now));
         assert!(hearing.has_row());
     }
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use bootcast_proto::Token;
 use bootcast_proto::api::{Report, Want};
+use bootcast_proto::limits::RETRY_AFTER_MAX;
 
 use super::verification::{ListRequest, Replacement};
 
@@ -17,8 +18,6 @@ const RETRY_MAX: Duration = Duration::from_secs(2);
 const MAX_DEAF_DOUBLINGS: u32 = 4;
 /// Time of silence before a new join, if silence is expected.
 const LONG_SILENCE: Duration = Duration::from_secs(60);
-/// Longest `Retry-After` of a server that is obeyed.
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(30);
 
 /// What the driver must do. Actions must be executed in the order they are returned.
 #[derive(Clone, Debug, PartialEq, Eq)]

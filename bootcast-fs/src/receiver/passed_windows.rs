@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use bootcast_proto::limits::MISSED_DIVISOR;
 use bootcast_proto::{BlockLayout, PageIndex, WindowIndex};
 
 /// How long the stream must rest before a member that has not seen it move since its request takes
@@ -12,9 +13,6 @@ const REST_GRACE: Duration = Duration::from_millis(500);
 /// How far ahead of the beacon's position a page of the stream may be, in pages, in addition to
 /// twice the pages received since.
 const AHEAD: u32 = 64;
-/// 1 / this is the share of a window's beginning that a joining member may miss without needing the
-/// stream to bring it again.
-const MISSED_SHARE: u32 = 64;
 
 /// Windows that the stream passed on its way from beacon to beacon.
 ///
@@ -129,7 +127,7 @@ fn missed_beginning(page: PageIndex, layout: BlockLayout) -> Option<u32> {
     let window = layout.window_of(page);
     let pages = layout.pages_of(window);
     let missed = page.0.saturating_sub(pages.start.0);
-    (pages.contains(page) && missed > pages.len() / MISSED_SHARE).then_some(window.0)
+    (pages.contains(page) && missed > pages.len() / MISSED_DIVISOR).then_some(window.0)
 }
 
 /// Page after the last.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use bootcast_proto::api::Report;
 use bootcast_proto::fec::{REPAIRS, RepairIndex, SourceIndex};
+use bootcast_proto::limits::{REPORT_NEEDS, REPORT_RUNS};
 use bootcast_proto::wire::{Beacon, Level};
 use bootcast_proto::{
     BLOCK_PAGES, BlockIndex, BlockLayout, PageIndex, PageSet, PageSize, WindowIndex,
@@ -15,10 +16,6 @@ use bootcast_proto::{
 use super::passed_windows::PassedWindows;
 use super::repair_loop::Round;
 
-/// Most blocks and runs of windows in a report. The server reads no more; the rest follows with the
-/// next report.
-const MAX_NEEDS: usize = 4096;
-const MAX_BULK: usize = 256;
 /// 1 / this is the share of a window's pages from which on the stream should bring the whole
 /// window.
 const BULK_SHARE: u32 = 4;
@@ -363,13 +360,13 @@ impl Repair {
         let mut report = Report::default();
         let short = self.windows.iter().zip(0..).filter(|(window, _)| window.short > 0);
         for (_, window) in short {
-            if report.needs.len() >= MAX_NEEDS || report.bulk.len() >= MAX_BULK {
+            if report.needs.len() >= REPORT_NEEDS || report.bulk.len() >= REPORT_RUNS {
                 break;
             }
             self.report_window(window, &mut report);
         }
-        report.needs.truncate(MAX_NEEDS);
-        debug_assert!(report.bulk.len() <= MAX_BULK, "the server reads no more runs of windows");
+        report.needs.truncate(REPORT_NEEDS);
+        debug_assert!(report.bulk.len() <= REPORT_RUNS, "the server reads no more runs of windows");
         debug_assert!(
             self.short == 0 || !report.needs.is_empty() || !report.bulk.is_empty(),
             "blocks are short, but the report asks for nothing"

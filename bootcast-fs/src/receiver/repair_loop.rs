@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use bootcast_proto::api::Report;
 use bootcast_proto::fec::RepairIndex;
+use bootcast_proto::limits::REPORT_DELAY;
 use bootcast_proto::wire::{Beacon, RepairDatagram, RepairError};
 use bootcast_proto::{BlockIndex, BlockLayout, JoinAnswer, PageIndex, PageSet};
 
@@ -13,9 +14,6 @@ use super::repair::{DecodePlan, Repair, SymbolArrival};
 use super::reporter::Reporter;
 use super::rescue::ReportState;
 use super::trust::Trust;
-
-/// Upper bound of the time from a report's timer to its promise.
-const REPORT_DELAY: Duration = Duration::from_millis(50);
 
 /// Result of a datagram of the repair channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

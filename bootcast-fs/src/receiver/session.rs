@@ -4,6 +4,7 @@
 use std::net::{SocketAddr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
+use bootcast_proto::limits::{END_PATIENCE, END_PATIENCE_AT_FIRST};
 use bootcast_proto::{JoinAnswer, Token};
 
 use super::demand::Fill;
@@ -13,11 +14,6 @@ use super::membership::{Action, Membership, Silence, SilentSince, Subscription, 
 
 /// Members of a cast that ended join again spread over this time.
 pub(super) const REJOIN_SPREAD: Duration = Duration::from_millis(200);
-/// An end is believed if nothing newer arrives for this long after it. Beacons come twice as often.
-const QUIET: Duration = Duration::from_millis(60);
-/// The same in a membership that has heard nothing new, or no beacon: the end may be older than
-/// this membership. In this time the hold ends, and beacons begin.
-const QUIET_AT_FIRST: Duration = Duration::from_millis(500);
 
 /// Why missing pages can never arrive. Final.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -239,8 +235,8 @@ impl Session {
             return;
         }
         let is_established = newest.is_some() && self.useful > 0;
-        let quiet = if is_established { QUIET } else { QUIET_AT_FIRST };
-        let pause = draw(REJOIN_SPREAD.saturating_sub(QUIET));
+        let quiet = if is_established { END_PATIENCE } else { END_PATIENCE_AT_FIRST };
+        let pause = draw(REJOIN_SPREAD.saturating_sub(END_PATIENCE));
         self.ends.announced(next, now + quiet + pause);
     }
 

@@ -2,10 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use bootcast_proto::limits::SHORT_HOLD;
 use bootcast_proto::{BitRate, PageIndex, PageSize};
 
-/// Expected hold after the join, until the stream was observed.
-const HOLD: Duration = Duration::from_millis(20);
 /// Age at which a position is too old to use.
 const BELIEVED: Duration = Duration::from_secs(1);
 /// Pages per second assumed if the server states no rate; also the minimum.
@@ -42,7 +41,7 @@ impl StreamPosition {
         };
         let speed = rate.map_or(GUESS, pages_a_second);
         debug_assert!(speed >= SLOWEST && speed.is_finite(), "a stream of {speed} pages a second");
-        Self { pages, speed, position: (0, now + HOLD), is_told: false }
+        Self { pages, speed, position: (0, now + SHORT_HOLD), is_told: false }
     }
 
     /// Updates the position from a beacon.

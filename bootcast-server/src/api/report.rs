@@ -3,13 +3,14 @@
 use axum::extract::{Request, State};
 use axum::response::Response;
 
+use bootcast_proto::limits::REPORT_BYTES;
+
 use super::body::{self, Expected};
 use super::{ApiError, ApiState, no_content};
 
 const REPORT: Expected = Expected {
     prefix: "/report/",
-    // Room for the needs of some 30,000 blocks.
-    max_bytes: 256 << 10,
+    max_bytes: REPORT_BYTES,
     example: r#"{"needs":[[block,symbols]],"bulk":[[window,windows]]}"#,
 };
 

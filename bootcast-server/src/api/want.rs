@@ -3,14 +3,14 @@
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use bootcast_proto::HEADER_QUEUE;
+use bootcast_proto::limits::WANT_BYTES;
 
 use super::body::{self, Expected};
 use super::{ApiError, ApiState, no_content};
 
 const WANT: Expected = Expected {
     prefix: "/want/",
-    // Room for some 1,000 runs of pages.
-    max_bytes: 16 << 10,
+    max_bytes: WANT_BYTES,
     example: r#"{"now":[[page,pages]],"later":[[page,pages]]}"#,
 };
 

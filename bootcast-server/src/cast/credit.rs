@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use bootcast_proto::Token;
 use bootcast_proto::api::Report;
+use bootcast_proto::limits::HEARD_DIVISOR;
 
 /// Credit of reports, in files. Chosen in docs/adr/0011-deafness-and-credit.md.
 const REPORTED_FILES: u64 = 2;
@@ -21,9 +22,6 @@ const REPORTED_PAGES_MIN: u64 = 1024;
 /// Credit of demands, in pages. A member whose demands do not state `useful` has
 /// [`REPORTED_FILES`] more.
 const DEMANDED_PAGES: u64 = 4096;
-
-/// Receiving 1 / this of the datagrams that were sent since the last report is progress.
-const PROGRESS_DIVISOR: u64 = 32;
 
 /// Time after which a member whose demands are refused may demand [`RETRY_PAGES`] again.
 /// Without them it could not show progress once datagrams reach it.
@@ -133,7 +131,7 @@ impl Credit {
         let sent = report.sent.saturating_sub(self.sent);
         let received = report.received.saturating_sub(self.received);
         (self.sent, self.received) = (report.sent, report.received);
-        received > 0 && received.saturating_mul(PROGRESS_DIVISOR) >= sent
+        received > 0 && received.saturating_mul(HEARD_DIVISOR) >= sent
     }
 
     /// Stores `useful`. Returns whether it grew.

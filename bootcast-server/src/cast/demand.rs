@@ -8,16 +8,11 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use bootcast_proto::api::Want;
+use bootcast_proto::limits::{WANT_PAGES, WANT_RUNS_READ};
 use bootcast_proto::{PageIndex, PageRange, RangeMap, Token};
 
-/// Most pages in either queue.
+/// Most pages in either queue: it takes sixteen members to fill one.
 const QUEUE_PAGES: u32 = 65_536;
-
-/// Most pages of one member in either queue: it takes sixteen members to fill one.
-const MEMBER_PAGES: u32 = 4096;
-
-/// Most pairs of either kind that are read from one request. The rest is ignored.
-const MAX_REQUEST_PAIRS: usize = 1024;
 
 /// How long a page counts as in flight to a member that states no delay.
 const DEFAULT_DELAY: Duration = Duration::from_millis(4);
@@ -66,7 +61,7 @@ impl Demand {
         self.sent_pages.forget_before(now);
         let arrivals = self.sent_pages.arrivals(want, now);
         let (mut lost, mut newest) = (Vec::new(), None);
-        for &pair in want.now.iter().take(MAX_REQUEST_PAIRS) {
+        for &pair in want.now.iter().take(WANT_RUNS_READ) {
             if self.urgent.room(token) == 0 {
                 break;
             }
@@ -94,7 +89,7 @@ impl Demand {
             let page = PageIndex(newest.end.0 - 1);
             self.repeat = want.lossy.then(|| (page, token.clone()));
         }
-        for &pair in want.later.iter().take(MAX_REQUEST_PAIRS) {
+        for &pair in want.later.iter().take(WANT_RUNS_READ) {
             let demanded = self.in_file(pair);
             let room = self.later.room(token);
             for range in self.sent_pages.not_in_flight(demanded, &arrivals, room) {
@@ -246,7 +241,7 @@ impl Queue {
     /// Returns the number of pages that this member may still queue.
     fn room(&self, token: &Token) -> u32 {
         let own = self.by_member.get(token).map_or(0, |pages| *pages);
-        (QUEUE_PAGES - self.requested_pages).min(MEMBER_PAGES.saturating_sub(own))
+        (QUEUE_PAGES - self.requested_pages).min(WANT_PAGES.saturating_sub(own))
     }
 
     /// Returns the parts of `range` that do not wait here, at most `limit` of them.
@@ -285,7 +280,7 @@ impl Queue {
             self.requested_pages += run.len();
             let own = self.by_member.entry(token.clone()).or_insert(0);
             *own += run.len();
-            debug_assert!(*own <= MEMBER_PAGES, "a member takes more than its share of the queue");
+            debug_assert!(*own <= WANT_PAGES, "a member takes more than its share of the queue");
             self.waiting.insert(run, ());
             self.since.get_or_insert(now);
             queued.push(run);

@@ -31,11 +31,11 @@ fn the_limits_are_those_of_the_protocol() {
     // docs/PROTOCOL.md, "Demand".
     let page = include_str!("../../../docs/PROTOCOL.md");
     let page = page.split_whitespace().collect::<Vec<_>>().join(" ");
-    let pairs = with_comma(u64::try_from(MAX_REQUEST_PAIRS).unwrap());
+    let pairs = with_comma(u64::try_from(WANT_RUNS_READ).unwrap());
     assert_eq!(HISTORY, Duration::from_millis(500), "half a second");
     for limit in [
         format!("at most {} pages in either queue", with_comma(QUEUE_PAGES.into())),
-        format!("of one member {}", with_comma(MEMBER_PAGES.into())),
+        format!("of one member {}", with_comma(WANT_PAGES.into())),
         format!("{pairs} pairs of either kind of a request"),
         format!(
             "`delay_us` ago ({} ms where that is 0, {} ms at most)",
@@ -229,7 +229,7 @@ fn a_member_that_demands_everything_leaves_room_for_the_others() {
     demand.handle_want(&token(2), &now_pages(&[(4_000_000_000, 7)]), start);
     let runs = drain(&mut demand, start);
     let pages: u32 = runs.iter().map(|(_, pages)| pages).sum();
-    assert_eq!((pages, runs.last()), (MEMBER_PAGES + 7, Some(&(4_000_000_000, 7))));
+    assert_eq!((pages, runs.last()), (WANT_PAGES + 7, Some(&(4_000_000_000, 7))));
 }
 
 #[test]

@@ -3,15 +3,11 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddrV4;
-use std::time::{Duration, Instant};
+use std::time::Instant;
+
+use bootcast_proto::limits::{END_INTERVAL, END_REPETITIONS};
 
 use super::CastId;
-
-/// Number of times that the end of a cast is announced.
-const REPETITIONS: u32 = 3;
-
-/// Time between two announcements of the same end.
-const INTERVAL: Duration = Duration::from_millis(10);
 
 /// Announcement of the end of one cast.
 #[derive(Clone, Copy, Debug)]
@@ -45,7 +41,7 @@ impl EndAnnouncements {
             cast,
             channel,
             due: now,
-            left: REPETITIONS,
+            left: END_REPETITIONS,
             next_beacon,
         });
     }
@@ -61,10 +57,10 @@ impl EndAnnouncements {
             return None;
         }
         let announcement = self.queue.pop_front()?;
-        debug_assert!((1..=REPETITIONS).contains(&announcement.left), "{announcement:?}");
+        debug_assert!((1..=END_REPETITIONS).contains(&announcement.left), "{announcement:?}");
         let left = announcement.left - 1;
         if left > 0 {
-            self.queue.push_back(Announcement { due: now + INTERVAL, left, ..announcement });
+            self.queue.push_back(Announcement { due: now + END_INTERVAL, left, ..announcement });
         }
         Some((announcement.cast, announcement.channel, announcement.next_beacon))
     }

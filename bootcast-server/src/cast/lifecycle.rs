@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
+use bootcast_proto::limits::{HOLD, SHORT_HOLD};
 use bootcast_proto::wire::{Beacon, HEADER_LEN, LeafSpan};
 use bootcast_proto::{BLOCK_PAGES, BlockLayout, Geometry, PageRange, Token};
 
@@ -21,21 +22,6 @@ use super::precedence::Precedence;
 use super::repair::{Repair, Situation, Symbol};
 use super::stream::{Audience, Stream};
 use super::unreadable::Unreadable;
-
-/// Longest hold: time from the join that starts a cast to its first page.
-///
-/// During the hold the client reads the answer and opens its socket, and the switches on the path
-/// learn of its membership (IGMP). Earlier pages would be lost, which costs a plain member a second
-/// pass.
-pub const HOLD: Duration = Duration::from_millis(100);
-
-/// Hold from the last join on if all members have repair. Repairing what they miss takes no longer
-/// than waiting for the full [`HOLD`].
-pub const SHORT_HOLD: Duration = Duration::from_millis(20);
-
-/// Maximum number of runs of windows that are read from one report. A member that lacks more
-/// reports again.
-const BULK_MAX: usize = 256;
 
 /// Limits after which a cast ends on its own.
 #[derive(Clone, Copy, Debug)]

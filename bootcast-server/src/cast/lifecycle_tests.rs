@@ -2,6 +2,7 @@
 #![expect(clippy::disallowed_methods, reason = "a test needs some instant to count from")]
 
 use bootcast_proto::api::{Report, Want};
+use bootcast_proto::limits::REPORT_RUNS;
 use bootcast_proto::{PageIndex, PageSize};
 use proptest::prelude::*;
 
@@ -14,7 +15,7 @@ const POLICY: CastPolicy =
 #[test]
 fn the_number_of_bulk_pairs_that_are_read_is_documented() {
     let protocol = include_str!("../../../docs/PROTOCOL.md");
-    let sentence = format!("looks at the first {BULK_MAX} pairs of `bulk`");
+    let sentence = format!("looks at the first {REPORT_RUNS} pairs of `bulk`");
     assert!(protocol.contains(&sentence), "{sentence}");
 }
 

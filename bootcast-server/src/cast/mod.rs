@@ -48,7 +48,7 @@ mod unreadable;
 mod urgent;
 
 pub use groups::{GroupPool, GroupPoolError};
-pub use lifecycle::{Cast, CastPolicy, EndReason, HOLD, RepairSettings, SHORT_HOLD, Sending};
+pub use lifecycle::{Cast, CastPolicy, EndReason, RepairSettings, Sending};
 pub use members::MemberKind;
 pub use pacer::{Pacer, TokenBucket};
 pub use rate::CeilingSource;

@@ -1,19 +1,17 @@
 //! Multicast probe: a beacon and a few pages, sent now and then by a cast whose members are all
-//! deaf. They fetch the file over HTTP, keep listening, and return to multicast when pages arrive.
+//! deaf. They fetch the file over HTTP, keep listening, and return to multicast when pages arrive. A
+//! beacon alone would prove only that the repair port is open, so pages follow it.
 //! docs/PROTOCOL.md, "What the server does for deaf members".
 
 use std::time::{Duration, Instant};
 
 use bootcast_proto::PageRange;
+use bootcast_proto::limits::PROBE_PAGES;
 
 use super::members::Members;
 
 /// Time between two probes.
 const INTERVAL: Duration = Duration::from_secs(5);
-
-/// Number of pages that follow each beacon. The beacon alone would prove only that the repair port
-/// is open. Members return to multicast after eight new full pages within two seconds.
-const PAGES: u32 = 16;
 
 /// Schedules the probes of one cast.
 #[derive(Debug)]
@@ -52,7 +50,7 @@ impl MulticastProbe {
     /// Starts the pages of a probe whose beacon was sent.
     pub(super) fn on_beacon(&mut self, now: Instant) {
         self.restart(now);
-        self.pages_due = PAGES;
+        self.pages_due = PROBE_PAGES;
     }
 
     /// Whether the next datagram of a probe is its beacon.
@@ -70,7 +68,7 @@ impl MulticastProbe {
         let count = self.pages_due.min(budget).min(end);
         (self.end, self.pages_due) = (end - count, self.pages_due - count);
         assert!(end <= pages, "a probe sends pages up to {end} of a file of {pages}");
-        debug_assert!(self.pages_due <= PAGES, "a probe sends {} pages", self.pages_due);
+        debug_assert!(self.pages_due <= PROBE_PAGES, "a probe sends {} pages", self.pages_due);
         let range = PageRange::new(self.end, end);
         self.pages_sent += u64::from(range.len());
         Some(range)

@@ -7,14 +7,12 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use bootcast_proto::RemotePath;
+use bootcast_proto::limits::RETRY_AFTER_MAX;
 
 use super::EndReason;
 
 /// Number of failures in a row after which a new cast may still start at once.
 const FREE_FAILURES: u32 = 2;
-
-/// Longest pause. Clients obey `Retry-After` up to this value.
-const PAUSE_MAX: Duration = Duration::from_secs(30);
 
 /// Duration of a cast after which the failures before it no longer count.
 const RECOVERY_TIME: Duration = Duration::from_secs(30);
@@ -103,10 +101,10 @@ impl Failures {
 }
 
 /// Returns the pause after this many failures in a row: 1 s after the third, then twice as long
-/// each time, up to [`PAUSE_MAX`].
+/// each time, up to [`RETRY_AFTER_MAX`].
 fn pause_after(failures: u32) -> Duration {
     let Some(doublings) = failures.checked_sub(FREE_FAILURES + 1) else { return Duration::ZERO };
-    Duration::from_secs(1 << doublings.min(5)).min(PAUSE_MAX)
+    Duration::from_secs(1 << doublings.min(5)).min(RETRY_AFTER_MAX)
 }
 
 #[cfg(test)]

@@ -4,11 +4,11 @@
 use std::num::NonZeroU32;
 
 use bootcast_proto::PageSize;
+use bootcast_proto::limits::{HOLD, SHORT_HOLD};
 use bootcast_proto::wire::Beacon;
 use proptest::prelude::*;
 
 use super::*;
-use crate::cast::{HOLD, SHORT_HOLD};
 
 #[path = "scheduler/demand_tests.rs"]
 mod demand;

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use bootcast_proto::limits::MISSED_DIVISOR;
 use bootcast_proto::{BlockLayout, PageIndex, PageRange, RangeMap, WindowIndex};
 
 mod zeros;
@@ -13,10 +14,6 @@ mod zeros;
 /// Without it, a file of a few pages would be sent thousands of times and use up all idle passes
 /// before a leave or the IGMP report of the next client arrives.
 pub const PASS_INTERVAL: Duration = Duration::from_millis(100);
-
-/// 1 / this of a window is left to repair. A member that missed no more than this of the beginning
-/// of a window does not need these pages from the stream again.
-const MISSED_DIVISOR: u32 = 64;
 
 /// Members that the stream is sent for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

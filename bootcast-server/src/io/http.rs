@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
+use bootcast_proto::limits::SERVER_IDLE_TIMEOUT;
 use bootcast_proto::log_limit::Limiter;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -24,10 +25,6 @@ const MAX_CONNECTIONS: usize = 4096;
 /// Maximum number of connections from one host: large enough for many clients behind one address,
 /// such as a proxy.
 const MAX_HOST_CONNECTIONS: usize = MAX_CONNECTIONS / 4;
-
-/// Time within which a request's header must be complete, and after which an idle connection is
-/// closed. A client that sends byte by byte therefore cannot occupy a connection.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Maximum length of a request's header in bytes.
 const MAX_HEADER_BYTES: usize = 64 << 10;
@@ -100,7 +97,9 @@ fn connection(
     set_options(&stream);
     http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
+        // Also the time for a request's header: a client that sends byte by byte cannot occupy a
+        // connection for longer.
+        .header_read_timeout(SERVER_IDLE_TIMEOUT)
         .max_buf_size(MAX_HEADER_BYTES)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
 }

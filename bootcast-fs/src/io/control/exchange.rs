@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bootcast_proto::limits::CLIENT_IDLE_TIMEOUT;
 use bootcast_proto::unreadable::decode_bytes;
 use reqwest::header::RETRY_AFTER;
 use reqwest::{Client, RequestBuilder, Response, StatusCode};
@@ -26,9 +27,6 @@ pub(super) const LISTING_TIMEOUT: Duration = Duration::from_secs(300);
 const KEEPALIVE: Duration = Duration::from_secs(5);
 /// Number of unanswered keepalive probes that close a connection.
 const KEEPALIVE_PROBES: u32 = 3;
-/// Time for which an idle connection is kept. Servers keep it longer, so a request never meets a
-/// connection that the server is closing.
-const POOL_IDLE: Duration = Duration::from_secs(10);
 /// Largest answer that is read, in bytes, except for listings, manifests and files.
 pub(super) const ANSWER_LIMIT: usize = 1 << 20;
 /// Most characters of a refusal's text that are shown.
@@ -46,7 +44,7 @@ pub(super) fn client(
         .tcp_keepalive(KEEPALIVE)
         .tcp_keepalive_interval(KEEPALIVE)
         .tcp_keepalive_retries(KEEPALIVE_PROBES)
-        .pool_idle_timeout(POOL_IDLE)
+        .pool_idle_timeout(CLIENT_IDLE_TIMEOUT)
         .tcp_nodelay(true)
         .no_proxy()
         .user_agent(concat!("bootcast/", env!("CARGO_PKG_VERSION")));

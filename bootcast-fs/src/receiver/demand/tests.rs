@@ -133,7 +133,7 @@ fn the_limits_are_those_of_the_protocol() {
         format!("`lossy` until {} pages", asked::LOSSY_PAGES),
         "At most four requests are under way at a time, at least 1 ms apart unless".to_owned(),
         format!(
-            "at most {MAX_PAIRS} pairs of `now` and {MAX_LATER} of `later` in a request, {MAX_PAGES} pages"
+            "at most {WANT_RUNS} pairs of `now` and {WANT_LATER_RUNS} of `later` in a request, {MAX_PAGES} pages"
         ),
     ] {
         assert!(page.contains(&told), "{told}");
@@ -441,12 +441,12 @@ fn no_read_can_ask_for_more_than_there_is_room_for() {
     }
     for _ in 0..300 {
         let want = member.ask();
-        assert!(want.now.len() <= MAX_PAIRS && member.demand.asked.len() <= MAX_PAGES);
+        assert!(want.now.len() <= WANT_RUNS && member.demand.asked.len() <= MAX_PAGES);
         member.now += ms(1);
     }
     let body = serde_json::to_vec(&Want {
-        now: vec![(u32::MAX - 1, u32::MAX); MAX_PAIRS],
-        later: vec![(u32::MAX - 1, u32::MAX); MAX_LATER],
+        now: vec![(u32::MAX - 1, u32::MAX); WANT_RUNS],
+        later: vec![(u32::MAX - 1, u32::MAX); WANT_LATER_RUNS],
         came: u32::MAX,
         delay_us: u32::MAX,
         late: true,

@@ -248,7 +248,7 @@ fn no_more_windows_are_asked_for_than_the_server_looks_at() {
     let mut repair = Repair::new(layout, PageSize::new(4).unwrap(), &held);
     repair.close_all();
     let Report { needs, bulk, .. } = repair.report();
-    assert_eq!((needs.len(), bulk.len(), bulk[255]), (0, MAX_BULK, (511, 1)));
+    assert_eq!((needs.len(), bulk.len(), bulk[255]), (0, REPORT_RUNS, (511, 1)));
     repair.reopen(&bulk);
     assert_eq!(repair.report().bulk[0], (513, 1));
 }
@@ -256,7 +256,7 @@ fn no_more_windows_are_asked_for_than_the_server_looks_at() {
 #[test]
 fn a_report_holds_as_much_as_the_protocol_says() {
     let page = include_str!("../../../../docs/PROTOCOL.md");
-    let told = format!("names at most {MAX_NEEDS} blocks and {MAX_BULK} runs of windows");
+    let told = format!("names at most {REPORT_NEEDS} blocks and {REPORT_RUNS} runs of windows");
     assert!(page.contains(&told), "{told}");
 }
 

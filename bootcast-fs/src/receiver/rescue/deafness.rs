@@ -4,6 +4,8 @@
 use std::time::{Duration, Instant};
 
 use bootcast_proto::api::Want;
+use bootcast_proto::limits::{WANT_PAGES, WANT_RUNS};
+use bootcast_proto::units::PACKET_OVERHEAD;
 use bootcast_proto::{PageIndex, PageSize};
 
 use super::super::Assembly;
@@ -17,11 +19,6 @@ const RETURN_MIN: Duration = Duration::from_secs(2);
 const RETURN_MAX: Duration = Duration::from_secs(64);
 /// A return that lasted this long was right: the next one need not wait.
 const LASTING: Duration = Duration::from_secs(60);
-/// Bytes of the headers of IPv4, UDP and the page in an IP packet.
-const OVERHEAD: u32 = 44;
-/// Most pages, and most runs of them, that a member without HTTP and repair asks for at a time.
-const ASK_PAGES: usize = 4096;
-const ASK_PAIRS: usize = 512;
 /// Longest pause between two such requests.
 const ASK_PAUSE_MAX: Duration = Duration::from_secs(16);
 
@@ -338,7 +335,7 @@ impl Rescue {
 
 /// Bytes of an IP packet with a full page.
 fn packet_len(page_size: PageSize) -> u32 {
-    page_size.get() + OVERHEAD
+    page_size.get() + PACKET_OVERHEAD
 }
 
 /// First missing pages as pairs: first page of a run, counted from 1, and length of the run.
@@ -346,16 +343,16 @@ fn missing_pairs(assembly: &Assembly) -> Vec<(u32, u32)> {
     let (held, all) = (assembly.arrived(), assembly.geometry().all());
     let mut pairs: Vec<(u32, u32)> = Vec::new();
     let mut rest = all;
-    for _ in 0..ASK_PAGES {
+    for _ in 0..WANT_PAGES {
         let Some(page) = held.first_missing(rest) else { break };
         rest.start = PageIndex(page.0 + 1);
-        let is_full = pairs.len() == ASK_PAIRS;
+        let is_full = pairs.len() == WANT_RUNS;
         match pairs.last_mut() {
             Some((first, count)) if *first + *count == page.0 + 1 => *count += 1,
             _ if is_full => break,
             _ => pairs.push((page.0 + 1, 1)),
         }
     }
-    debug_assert!(pairs.len() <= ASK_PAIRS, "the server reads no more pairs");
+    debug_assert!(pairs.len() <= WANT_RUNS, "the server reads no more pairs");
     pairs
 }

@@ -4,10 +4,11 @@ use std::time::Instant;
 
 use bootcast_proto::Token;
 use bootcast_proto::api::{Report, Want};
+use bootcast_proto::limits::REPORT_RUNS;
 
 use super::super::members::{Impairment, MemberKind};
 use super::super::stream::Audience;
-use super::{BLOCK_PAGES, BULK_MAX, Cast};
+use super::{BLOCK_PAGES, Cast};
 use crate::cast::repair::Repair;
 
 impl Cast {
@@ -54,7 +55,7 @@ impl Cast {
             && self.audience() != Audience::Everybody
             && self.members.repair_receivers() > 0;
         let mut wants_more = false;
-        for &(first, count) in report.bulk.iter().take(BULK_MAX) {
+        for &(first, count) in report.bulk.iter().take(REPORT_RUNS) {
             if is_deferred {
                 self.stream.defer(first, count);
             } else {
@@ -110,7 +111,7 @@ impl Cast {
     fn requested_pages(&self, report: &Report) -> u64 {
         let Some(layout) = self.repair.as_ref().map(Repair::layout) else { return 0 };
         let window = u64::from(layout.interleave()) * u64::from(BLOCK_PAGES);
-        let bulk = report.bulk.iter().take(BULK_MAX);
+        let bulk = report.bulk.iter().take(REPORT_RUNS);
         let bulk = bulk.map(|&(first, count)| {
             window * u64::from(count.min(layout.windows().saturating_sub(first)))
         });

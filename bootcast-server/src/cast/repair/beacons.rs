@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use bootcast_proto::limits::{BEACON_INTERVAL, BEACON_INTERVAL_MAX};
 use bootcast_proto::wire::{Beacon, Pace};
 use bootcast_proto::{BlockLayout, WindowIndex};
 
@@ -10,18 +11,12 @@ use super::Situation;
 use super::levels::Levels;
 use super::reporters::{FEW_MEMBERS, PERMIT_ALL, Reporters, spread};
 
-/// Time between two beacons while the cast sends.
-const SENDING_INTERVAL: Duration = Duration::from_millis(25);
-
-/// The same while the cast opens, when members report every 10 ms.
+/// Time between two beacons while the cast opens, when members report every 10 ms.
 const OPENING_INTERVAL: Duration = Duration::from_millis(5);
 
-/// First time between two beacons while the cast waits for reports; it doubles with each beacon. It
-/// is short because the beacon that members wait for may get lost.
+/// First time between two beacons while the cast waits for reports; it doubles with each beacon,
+/// up to [`BEACON_INTERVAL_MAX`]. It is short because the beacon that members wait for may get lost.
 const MIN_WAITING_INTERVAL: Duration = Duration::from_millis(5);
-
-/// Upper bound of that time.
-const MAX_WAITING_INTERVAL: Duration = Duration::from_millis(50);
 
 /// 1 / this is the largest share of the rate that beacons take. On a slow path, repair symbols and
 /// demanded pages must still go out between them.
@@ -94,7 +89,7 @@ impl Beacons {
             last_at: now,
             has_sent: false,
             is_urgent: false,
-            sending_interval: SENDING_INTERVAL,
+            sending_interval: BEACON_INTERVAL,
             min_interval: Duration::ZERO,
             waiting_interval: MIN_WAITING_INTERVAL,
             spread: Duration::ZERO,
@@ -113,7 +108,7 @@ impl Beacons {
     /// page, because members count datagrams from their first beacon on.
     pub(super) fn set_pace(&mut self, is_opening: bool, datagram: Duration) {
         self.min_interval = datagram * RATE_DIVISOR;
-        self.sending_interval = if is_opening { OPENING_INTERVAL } else { SENDING_INTERVAL };
+        self.sending_interval = if is_opening { OPENING_INTERVAL } else { BEACON_INTERVAL };
         self.is_urgent |= is_opening && self.number == 0;
     }
 
@@ -209,7 +204,7 @@ impl Beacons {
         self.waiting_interval = if has_news {
             MIN_WAITING_INTERVAL
         } else {
-            MAX_WAITING_INTERVAL.min(2 * self.waiting_interval)
+            BEACON_INTERVAL_MAX.min(2 * self.waiting_interval)
         };
         self.has_sent = false;
         self.is_urgent = false;

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use bootcast_proto::limits::REPORT_DELAY;
+
 /// Largest number of members that counts as few: all of them may report, and the spread grows with
 /// their number.
 pub(super) const FEW_MEMBERS: usize = 100;
@@ -18,9 +20,6 @@ const SPREAD_RUNNING: Duration = Duration::from_millis(1);
 
 /// Spread that each of few members adds while the stream rests, and all members wait for repair.
 const SPREAD_RESTING: Duration = Duration::from_micros(200);
-
-/// Upper bound of the time from the expiry of a member's report timer to the promise that follows.
-const REPORT_DELAY: Duration = Duration::from_millis(50);
 
 /// Permit of all members. The wire format states it as 65,535.
 pub(super) const PERMIT_ALL: u64 = 1 << 16;

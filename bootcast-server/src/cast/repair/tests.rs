@@ -8,12 +8,13 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use bootcast_proto::fec::REPAIRS;
+use bootcast_proto::limits::SHORT_HOLD;
 use bootcast_proto::{Geometry, PageRange, PageSize, Token};
 use proptest::prelude::*;
 
 use super::reporters::Reporters;
 use super::*;
-use crate::cast::{Cast, CastPolicy, EndReason, MemberKind, RepairSettings, SHORT_HOLD, Sending};
+use crate::cast::{Cast, CastPolicy, EndReason, MemberKind, RepairSettings, Sending};
 
 /// Four windows of four blocks.
 const PAGES: u32 = 2048;
