@@ -16,6 +16,7 @@
 //! | [`manifest`] | content ids, and the hashes that prove parts of a file |
 //! | [`unreadable`] | the header that names unreadable parts of a file |
 //! | [`api`] | JSON bodies of the HTTP interface |
+//! | [`backoff`] | pauses between attempts that fail |
 //! | [`limits`] | numbers that both ends rely on |
 //! | [`log_limit`] | rate limit for log messages |
 //!
@@ -27,6 +28,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod api;
+pub mod backoff;
 pub mod blocks;
 pub mod fec;
 pub mod geometry;
@@ -44,6 +46,7 @@ pub mod unreadable;
 pub mod wire;
 pub mod zero_map;
 
+pub use backoff::Backoff;
 pub use blocks::{BLOCK_PAGES, BlockIndex, BlockLayout, WindowIndex};
 pub use geometry::Geometry;
 pub use ids::{Etag, PageIndex, PageRange, Token};

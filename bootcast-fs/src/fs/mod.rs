@@ -35,7 +35,7 @@ use crate::log_limit;
 use crate::object::{Object, Opening, Unread, Waiter};
 use crate::panics::lock;
 use crate::proof::Proof;
-use crate::receiver::{Fill, Timing, UnicastMode, Verify};
+use crate::receiver::{Fill, REQUEST_BACKOFF, Timing, UnicastMode, Verify};
 use inode::Inodes;
 use names::OpenDir;
 use objects::Objects;
@@ -43,10 +43,6 @@ use outage::Outage;
 use pins::PinnedFile;
 use plain::PlainNames;
 
-/// Pause before the first repetition of a request; doubled for each further one.
-const RETRY_MIN: Duration = Duration::from_millis(100);
-/// Upper bound of that pause.
-const RETRY_MAX: Duration = Duration::from_secs(2);
 /// Interval at which parked reads are checked for killed callers and for time-outs. It is well
 /// below the second within which a killed process must end (docs/SEMANTICS.md, "Waiting").
 const REAP_PERIOD: Duration = Duration::from_millis(250);
@@ -293,19 +289,20 @@ impl Fs {
         F: Future<Output = Result<T, ControlError>>,
     {
         let deadline = self.config.wait_limit.map(|limit| now() + limit);
-        let mut pause = RETRY_MIN;
+        let mut failures = 0;
         loop {
+            let pause = REQUEST_BACKOFF.pause(failures);
             match request().await {
                 Err(error)
                     if error.is_temporary() && deadline.is_none_or(|end| now() + pause < end) =>
                 {
-                    if pause == RETRY_MIN
+                    if failures == 0
                         && let Some(more) = log_limit::allow("trying again", &error)
                     {
                         warn!(%error, "a request to the server failed: trying again{more}");
                     }
                     tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(RETRY_MAX);
+                    failures += 1;
                 }
                 result => return result,
             }

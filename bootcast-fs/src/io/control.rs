@@ -17,7 +17,7 @@ use reqwest::header::{CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_NONE_MATCH, IF_RANGE
 use reqwest::{Client, RequestBuilder, Response, StatusCode};
 
 use super::stated_ids::StatedIds;
-use crate::receiver::{FetchError, Fill, JoinError, JoinOptions};
+use crate::receiver::{FetchError, Fill, JoinError, JoinOptions, REQUEST_BACKOFF};
 use answers::{content_id, header, unreadable_pages};
 use exchange::{
     ANSWER_LIMIT, CONNECT_TIMEOUT, FIRST_CONNECT_TIMEOUT, LISTING_TIMEOUT, READ_TIMEOUT, client,
@@ -35,8 +35,6 @@ const WANT_TIMEOUT: Duration = Duration::from_secs(2);
 const QUEUE_MAX: Duration = Duration::from_secs(2);
 /// Number of attempts to leave a cast.
 const LEAVE_ATTEMPTS: u32 = 4;
-/// Pause after the first failed attempt to leave. It doubles after each attempt.
-const LEAVE_PAUSE: Duration = Duration::from_millis(100);
 /// Largest listing or status that is read, in bytes.
 const LISTING_LIMIT: usize = 256 << 20;
 /// Largest manifest that is read, in bytes: the segment values of 8 TiB.
@@ -130,13 +128,13 @@ impl Control {
     /// Leaves the cast of a file. Tries a few times: without the leave the server would go on
     /// sending for this member until its lease ends.
     pub async fn leave(&self, path: &RemotePath, token: &Token) -> Result<(), ControlError> {
-        let mut pause = LEAVE_PAUSE;
-        for _ in 1..LEAVE_ATTEMPTS {
+        for earlier in 0..LEAVE_ATTEMPTS - 1 {
             match self.leave_once(path, token).await {
-                Err(error) if error.is_temporary() => tokio::time::sleep(pause).await,
+                Err(error) if error.is_temporary() => {
+                    tokio::time::sleep(REQUEST_BACKOFF.pause(earlier)).await;
+                }
                 result => return result,
             }
-            pause *= 2;
         }
         self.leave_once(path, token).await
     }

@@ -5,6 +5,7 @@ use std::mem::discriminant;
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use bootcast_proto::Backoff;
 use tracing::{info, warn};
 
 use crate::panics;
@@ -12,11 +13,8 @@ use crate::receiver::{Cause, Notice, Reception};
 
 /// Shortest time between two log messages of the same kind of cause.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
-/// Time from the start of an outage to the first file that tries multicast again. This pause
-/// doubles after each try.
-const RETRY_MIN: Duration = Duration::from_secs(4);
-/// Longest pause between two such tries.
-const RETRY_MAX: Duration = Duration::from_secs(64);
+/// Pauses before files try multicast again while the others are fetched over HTTP.
+const RETRY: Backoff = Backoff::new(Duration::from_secs(4), Duration::from_secs(64));
 
 /// Whether a file that joins now can rely on the multicast of its server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,8 +47,8 @@ struct State {
 struct Outage {
     /// Time from which the next file that joins tries multicast.
     retry_at: Instant,
-    /// Pause before that try.
-    backoff: Duration,
+    /// Tries since the outage began.
+    tries: u32,
 }
 
 impl MulticastMonitor {
@@ -98,7 +96,7 @@ impl State {
         // Without the repair channel a file lacks only a few pages: other files may still rely on
         // multicast.
         if notice.fetches && !matches!(notice.cause, Cause::RepairLost { .. }) {
-            self.outage.get_or_insert(Outage { retry_at: now + RETRY_MIN, backoff: RETRY_MIN });
+            self.outage.get_or_insert(Outage { retry_at: now + RETRY.first, tries: 0 });
         }
         if is_recent || was_outage && notice.fetches {
             return false;
@@ -112,8 +110,8 @@ impl State {
         match &mut self.outage {
             None => Availability::Available,
             Some(outage) if outage.retry_at <= now => {
-                outage.backoff = RETRY_MAX.min(2 * outage.backoff);
-                outage.retry_at = now + outage.backoff;
+                outage.tries = outage.tries.saturating_add(1);
+                outage.retry_at = now + RETRY.pause(outage.tries);
                 Availability::RetryDue
             }
             Some(_) => Availability::Unavailable,

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use bootcast_proto::api::Want;
-use bootcast_proto::{Geometry, JoinAnswer, PageIndex, PageRange};
+use bootcast_proto::{Backoff, Geometry, JoinAnswer, PageIndex, PageRange};
 
 use super::demand::{Demand, DemandView, Fill, WaitId};
 use super::reads::Access;
@@ -13,11 +13,8 @@ use super::repair::Repair;
 use super::stream_position::StreamPosition;
 use super::{Assembly, ReportError};
 
-/// First pause before a forgotten member joins again, from the second time in a row on. It doubles
-/// each time.
-const REJOIN_PAUSE: Duration = Duration::from_millis(100);
-/// Most doublings of the pause.
-const MAX_DOUBLINGS: u32 = 6;
+/// Pauses before a forgotten member joins again, from the second time in a row on.
+const REJOIN: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_millis(6400));
 
 /// Consequence of the answer to a demand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -198,8 +195,7 @@ impl DemandLoop {
 
     /// Pause before a forgotten member joins again: none the first time, because a reader waits.
     fn rejoin_pause(&mut self) -> Duration {
-        let doublings = self.forgotten.checked_sub(1);
-        let pause = doublings.map(|doublings| REJOIN_PAUSE * (1 << doublings.min(MAX_DOUBLINGS)));
+        let pause = self.forgotten.checked_sub(1).map(|earlier| REJOIN.pause(earlier));
         self.forgotten = self.forgotten.saturating_add(1);
         pause.unwrap_or_default()
     }

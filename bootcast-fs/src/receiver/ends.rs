@@ -5,6 +5,8 @@
 
 use std::time::{Duration, Instant};
 
+use bootcast_proto::Backoff;
+
 /// Longest pause before a member joins again.
 const PAUSE_MAX: Duration = Duration::from_secs(32);
 
@@ -57,7 +59,7 @@ impl Ends {
 
     /// Returns the pause before the next join: `first` at first, then twice as long each time.
     pub(super) fn pause(&mut self, first: Duration) -> Duration {
-        let pause = first.saturating_mul(1 << self.in_vain.min(16)).min(PAUSE_MAX.max(first));
+        let pause = Backoff::new(first, PAUSE_MAX.max(first)).pause(self.in_vain);
         debug_assert!(first <= pause, "a member joins again too soon");
         self.in_vain = self.in_vain.saturating_add(1);
         pause

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use bootcast_proto::limits::RETRY_AFTER_MAX;
 use bootcast_proto::{Geometry, PageIndex, PageRange, PageSet};
 
+use super::REQUEST_BACKOFF;
+
 /// Bytes of a request for random readers. Also what a request may bring before another position
 /// gets its turn.
 const PIECE: u64 = 1 << 20;
@@ -15,10 +17,6 @@ const STREAM: u64 = 64 << 20;
 const NEAR: u64 = 2 << 20;
 /// A gap of fewer held bytes than this is fetched again, to save a request.
 const JOINED_GAP: u64 = 64 << 10;
-/// First pause after a request that brought nothing. It doubles each time.
-const RETRY_MIN: Duration = Duration::from_millis(100);
-/// Longest pause after failed requests.
-const RETRY_MAX: Duration = Duration::from_secs(2);
 
 /// A request for a part of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -185,10 +183,10 @@ impl Fetches {
         if failed.is_none() && brought {
             return;
         }
-        let doubled = RETRY_MIN.saturating_mul(1 << self.failures.min(16)).min(RETRY_MAX);
+        let pause = REQUEST_BACKOFF.pause(self.failures);
         let wish = failed.unwrap_or_default().min(RETRY_AFTER_MAX);
         self.failures = self.failures.saturating_add(1);
-        self.retry_at = Some(now + doubled.max(wish));
+        self.retry_at = Some(now + pause.max(wish));
     }
 
     /// Number of requests in a row that brought nothing.

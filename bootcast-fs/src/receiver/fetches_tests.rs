@@ -150,7 +150,7 @@ fn failures_are_followed_by_growing_pauses_until_bytes_come() {
         assert_eq!(file.fetches.poll_timeout(), None);
     }
     assert!(pauses.is_sorted());
-    assert_eq!((pauses[0], pauses[7]), (RETRY_MIN, RETRY_MAX));
+    assert_eq!((pauses[0], pauses[7]), (REQUEST_BACKOFF.first, REQUEST_BACKOFF.longest));
     file.next(None);
     file.bring(0..PAGE, None);
     assert_eq!(file.fetches.failures(), 0);

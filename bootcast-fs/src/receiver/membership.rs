@@ -4,18 +4,17 @@ use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
-use bootcast_proto::Token;
 use bootcast_proto::api::{Report, Want};
 use bootcast_proto::limits::RETRY_AFTER_MAX;
+use bootcast_proto::{Backoff, Token};
 
 use super::verification::{ListRequest, Replacement};
 
-/// First pause after a failed join. It doubles each time.
-const RETRY_MIN: Duration = Duration::from_millis(100);
-/// Longest pause between joins while the server is away.
-const RETRY_MAX: Duration = Duration::from_secs(2);
-/// Most doublings of the time of silence: up to 16 times the first.
-const MAX_DEAF_DOUBLINGS: u32 = 4;
+/// Pauses after requests that fail, while the server is away.
+pub const REQUEST_BACKOFF: Backoff =
+    Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
+/// Longest time of silence before a new join, in units of the first.
+const MAX_SILENCE_FACTOR: u32 = 16;
 /// Time of silence before a new join, if silence is expected.
 const LONG_SILENCE: Duration = Duration::from_secs(60);
 
@@ -142,8 +141,7 @@ impl Attempt {
     const FIRST: Self = Self { failures: 0, retry_at: None };
 
     fn failed(self, now: Instant, at_least: Duration) -> Self {
-        let doubled = RETRY_MIN.saturating_mul(1 << self.failures.min(16));
-        let pause = doubled.min(RETRY_MAX).max(at_least.min(RETRY_AFTER_MAX));
+        let pause = REQUEST_BACKOFF.pause(self.failures).max(at_least.min(RETRY_AFTER_MAX));
         Self { failures: self.failures.saturating_add(1), retry_at: Some(now + pause) }
     }
 
@@ -330,7 +328,9 @@ impl Membership {
         match self.silence {
             _ if self.may_be_silent => None,
             Silence::Short => {
-                Some(heard + self.timing.silence * (1 << self.deaf.min(MAX_DEAF_DOUBLINGS)))
+                let first = self.timing.silence;
+                let patience = Backoff::new(first, first * MAX_SILENCE_FACTOR);
+                Some(heard + patience.pause(self.deaf))
             }
             Silence::Long => Some(heard + LONG_SILENCE),
             Silence::Endless => None,

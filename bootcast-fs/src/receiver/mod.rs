@@ -52,7 +52,7 @@ pub use content::{Pin, Verify};
 pub use demand::{Fill, WaitId};
 pub use fetches::Fetch;
 pub use gate::{Checked, Epoch, Gate};
-pub use membership::{Action, Subscription, Timing};
+pub use membership::{Action, REQUEST_BACKOFF, Subscription, Timing};
 pub use repair::DecodePlan;
 pub use repair_loop::{RepairArrival, ReportError, Round};
 pub use rescue::{Cause, FetchError, Notice, Reception, UnicastMode};

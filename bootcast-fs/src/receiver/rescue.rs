@@ -92,8 +92,8 @@ pub(super) struct Rescue {
     notices: Vec<Notice>,
     /// UDP ports of the present cast: that of the pages, and that of the repair channel.
     ports: (u16, u16),
-    /// Pause before this member asks again for pages that a closed repair channel does not bring.
-    ask_pause: Duration,
+    /// Times that this member asked for pages that a closed repair channel does not bring.
+    asked: u32,
     /// When it asks again.
     ask_at: Option<Instant>,
     /// Whether the newest report said that this member fetches.
@@ -180,7 +180,7 @@ impl Rescue {
         self.ports = (answer.connect.port(), answer.extensions.repair.unwrap_or_default());
         self.probe = Probe::None;
         self.returns.waits = false;
-        (self.ask_at, self.ask_pause) = (None, PATIENCE);
+        (self.ask_at, self.asked) = (None, 0);
         let is_versioned = answer.extensions.etag.is_some() && answer.extensions.size.is_some();
         self.server = Server {
             has_files: is_versioned && self.contradictions < MAX_CONTRADICTIONS,

@@ -14,11 +14,8 @@ use super::proof::Gate;
 use super::stall::StallClock;
 use super::url::Target;
 use crate::io::{ControlError, FileAnswer, now};
+use crate::receiver::REQUEST_BACKOFF;
 
-/// Pause before the first reconnect. It doubles with each attempt that brings no byte.
-const RETRY_MIN: Duration = Duration::from_millis(100);
-/// Longest pause before a reconnect.
-const RETRY_MAX: Duration = Duration::from_secs(2);
 /// Most bytes of one write.
 const WRITE_LEN: usize = 1 << 20;
 
@@ -142,7 +139,7 @@ impl<'a> UnicastFetch<'a> {
 
     /// Copies all bytes, over as many connections as needed.
     async fn copy(&mut self) -> Result<(), ToolError> {
-        let mut pause = RETRY_MIN;
+        let mut failures = 0;
         let mut last = self.written;
         while let Connection::Broken(error) = self.connect().await? {
             if !self.is_bound() {
@@ -150,7 +147,7 @@ impl<'a> UnicastFetch<'a> {
             }
             if self.written > last {
                 last = self.written;
-                pause = RETRY_MIN;
+                failures = 0;
             }
             let (cause, written) = (error.to_string(), self.written);
             if let Some(suppressed) = self.log_limiter.allow(&cause, now()) {
@@ -158,8 +155,8 @@ impl<'a> UnicastFetch<'a> {
                 info!(error = cause, written, "connection lost, reconnecting{more}");
             }
             self.last_error = Some(error);
-            self.within_timeout(tokio::time::sleep(pause)).await?;
-            pause = (pause * 2).min(RETRY_MAX);
+            self.within_timeout(tokio::time::sleep(REQUEST_BACKOFF.pause(failures))).await?;
+            failures += 1;
         }
         Ok(())
     }

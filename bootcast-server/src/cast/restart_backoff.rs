@@ -6,13 +6,16 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use bootcast_proto::RemotePath;
 use bootcast_proto::limits::RETRY_AFTER_MAX;
+use bootcast_proto::{Backoff, RemotePath};
 
 use super::EndReason;
 
 /// Number of failures in a row after which a new cast may still start at once.
 const FREE_FAILURES: u32 = 2;
+
+/// Pauses after further failures.
+const PAUSES: Backoff = Backoff::new(Duration::from_secs(1), RETRY_AFTER_MAX);
 
 /// Duration of a cast after which the failures before it no longer count.
 const RECOVERY_TIME: Duration = Duration::from_secs(30);
@@ -100,11 +103,10 @@ impl Failures {
     }
 }
 
-/// Returns the pause after this many failures in a row: 1 s after the third, then twice as long
-/// each time, up to [`RETRY_AFTER_MAX`].
+/// Returns the pause after this many failures in a row.
 fn pause_after(failures: u32) -> Duration {
-    let Some(doublings) = failures.checked_sub(FREE_FAILURES + 1) else { return Duration::ZERO };
-    Duration::from_secs(1 << doublings.min(5)).min(RETRY_AFTER_MAX)
+    let earlier = failures.checked_sub(FREE_FAILURES + 1);
+    earlier.map_or(Duration::ZERO, |earlier| PAUSES.pause(earlier))
 }
 
 #[cfg(test)]

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use bootcast_proto::Backoff;
+
 /// Patience before anything was measured: the first request opens a connection too.
 pub(super) const FIRST: Duration = Duration::from_millis(20);
 /// Least margin above the usual time: a machine that is busy is late by as much.
@@ -58,8 +60,7 @@ impl Patience {
         debug_assert!(times > 0, "patience with a page that was not demanded");
         let once = self.base().unwrap_or(FIRST);
         let doublings = self.doublings.max(times.saturating_sub(1));
-        let factor = 1u32.checked_shl(doublings).unwrap_or(u32::MAX);
-        once.checked_mul(factor).unwrap_or(PATIENCE_MAX).min(PATIENCE_MAX)
+        Backoff::new(once, PATIENCE_MAX).pause(doublings)
     }
 
     /// Time within which a page usually comes; `None` before the first measurement. It is a little

@@ -124,7 +124,7 @@ fn a_failed_join_is_repeated_ever_more_slowly_for_ever() {
         membership.handle_timeout(now);
     }
     assert!(pauses.is_sorted());
-    assert_eq!((pauses[0], pauses[39]), (RETRY_MIN, RETRY_MAX));
+    assert_eq!((pauses[0], pauses[39]), (REQUEST_BACKOFF.first, REQUEST_BACKOFF.longest));
 }
 
 #[test]

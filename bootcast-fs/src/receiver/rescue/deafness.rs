@@ -6,21 +6,19 @@ use std::time::{Duration, Instant};
 use bootcast_proto::api::Want;
 use bootcast_proto::limits::{WANT_PAGES, WANT_RUNS};
 use bootcast_proto::units::PACKET_OVERHEAD;
-use bootcast_proto::{PageIndex, PageSize};
+use bootcast_proto::{Backoff, PageIndex, PageSize};
 
 use super::super::Assembly;
-use super::super::hearing::Proof;
+use super::super::hearing::{PATIENCE, Proof};
 use super::super::membership::{Silence, SilentSince};
 use super::{RELISTEN, Rescue, RescueEvent, RescueView};
 
-/// Pause before the next return to multicast after one that did not last. Doubles each time.
-const RETURN_MIN: Duration = Duration::from_secs(2);
-/// Longest pause before a return.
-const RETURN_MAX: Duration = Duration::from_secs(64);
+/// Pauses before the next return to multicast after returns that did not last.
+const RETURN: Backoff = Backoff::new(Duration::from_secs(2), Duration::from_secs(64));
 /// A return that lasted this long was right: the next one need not wait.
 const LASTING: Duration = Duration::from_secs(60);
-/// Longest pause between two such requests.
-const ASK_PAUSE_MAX: Duration = Duration::from_secs(16);
+/// Pauses between requests for pages that a closed repair channel does not bring.
+const ASK: Backoff = Backoff::new(PATIENCE, Duration::from_secs(16));
 
 /// Why multicast does not bring the file, as far as that can be told from here.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,8 +85,7 @@ impl Returns {
             (self.relapses, self.not_before) = (0, None);
             return;
         }
-        let doubled = RETURN_MIN.saturating_mul(1 << self.relapses.min(16));
-        self.not_before = Some(now + doubled.min(RETURN_MAX));
+        self.not_before = Some(now + RETURN.pause(self.relapses));
         self.relapses = self.relapses.saturating_add(1);
     }
 
@@ -299,8 +296,8 @@ impl Rescue {
         }
         // The answers tell whether the cast still exists.
         self.events.push_back(RescueEvent::Silence(Silence::Long));
-        self.ask_at = Some(now + self.ask_pause);
-        self.ask_pause = (self.ask_pause * 2).min(ASK_PAUSE_MAX);
+        self.ask_at = Some(now + ASK.pause(self.asked));
+        self.asked = self.asked.saturating_add(1);
         if let Some(assembly) = view.assembly.filter(|_| view.has_token) {
             let later = missing_pairs(assembly);
             self.events.push_back(RescueEvent::Want(Want { later, ..Want::default() }));

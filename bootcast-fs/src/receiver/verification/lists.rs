@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bootcast_proto::Backoff;
 use bootcast_proto::manifest::{ContentId, ContentTree, Value};
 
 use super::index;
@@ -17,8 +18,8 @@ const REQUEST_SEGMENTS: u64 = 16;
 /// Maximum number of requests for leaf lists at the same time.
 const REQUESTS: u32 = 8;
 
-/// Minimum and maximum pause after a request that failed.
-const RETRY: Range<Duration> = Duration::from_millis(200)..Duration::from_secs(5);
+/// Pauses after requests that fail.
+const RETRY: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
 
 /// Lists to request from the server. docs/PROTOCOL.md, "Manifest".
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,9 +79,9 @@ struct Retry {
 
 impl Retry {
     fn failed(&mut self, after: Duration, now: Instant) {
-        let pause = RETRY.start * (1 << self.failures.min(6));
-        self.failures += 1;
-        self.at = Some(now + pause.max(after).min(RETRY.end));
+        let pause = RETRY.pause(self.failures);
+        self.failures = self.failures.saturating_add(1);
+        self.at = Some(now + pause.max(after).min(RETRY.longest));
     }
 
     fn is_due(&self, now: Instant) -> bool {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use bootcast_proto::limits::{BEACON_INTERVAL, BEACON_INTERVAL_MAX};
 use bootcast_proto::wire::{Beacon, Pace};
-use bootcast_proto::{BlockLayout, WindowIndex};
+use bootcast_proto::{Backoff, BlockLayout, WindowIndex};
 
 use super::Situation;
 use super::levels::Levels;
@@ -14,9 +14,9 @@ use super::reporters::{FEW_MEMBERS, PERMIT_ALL, Reporters, spread};
 /// Time between two beacons while the cast opens, when members report every 10 ms.
 const OPENING_INTERVAL: Duration = Duration::from_millis(5);
 
-/// First time between two beacons while the cast waits for reports; it doubles with each beacon,
-/// up to [`BEACON_INTERVAL_MAX`]. It is short because the beacon that members wait for may get lost.
-const MIN_WAITING_INTERVAL: Duration = Duration::from_millis(5);
+/// Times between two beacons while the cast waits for reports. The first is short because the
+/// beacon that members wait for may get lost.
+const WAITING: Backoff = Backoff::new(Duration::from_millis(5), BEACON_INTERVAL_MAX);
 
 /// 1 / this is the largest share of the rate that beacons take. On a slow path, repair symbols and
 /// demanded pages must still go out between them.
@@ -59,8 +59,8 @@ pub(super) struct Beacons {
     sending_interval: Duration,
     /// Shortest time between two beacons at the present rate.
     min_interval: Duration,
-    /// Time between two beacons while the cast waits for reports.
-    waiting_interval: Duration,
+    /// Number of beacons in a row after which nothing new was sent.
+    repetitions: u32,
     /// Spread in the last beacon.
     spread: Duration,
     /// Window at which the next search for changed levels starts.
@@ -91,7 +91,7 @@ impl Beacons {
             is_urgent: false,
             sending_interval: BEACON_INTERVAL,
             min_interval: Duration::ZERO,
-            waiting_interval: MIN_WAITING_INTERVAL,
+            repetitions: 0,
             spread: Duration::ZERO,
             next_window: WindowIndex(0),
             raised_permit: 0,
@@ -154,7 +154,7 @@ impl Beacons {
         if self.has_sent || has_unsent {
             return Some(self.last_at + self.sending_interval.max(self.min_interval));
         }
-        let at = self.last_at + self.waiting_interval;
+        let at = self.last_at + WAITING.pause(self.repetitions);
         reports_due_at.filter(|&reports_due_at| at < reports_due_at).map(|_| at)
     }
 
@@ -201,11 +201,7 @@ impl Beacons {
         self.number = self.number.wrapping_add(1);
         self.last_at = now;
         let has_news = self.has_sent || self.is_urgent;
-        self.waiting_interval = if has_news {
-            MIN_WAITING_INTERVAL
-        } else {
-            BEACON_INTERVAL_MAX.min(2 * self.waiting_interval)
-        };
+        self.repetitions = if has_news { 0 } else { self.repetitions.saturating_add(1) };
         self.has_sent = false;
         self.is_urgent = false;
         self.unanswered = 0;
