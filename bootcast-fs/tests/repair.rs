@@ -18,7 +18,7 @@ use bootcast_proto::join::Extensions;
 use bootcast_proto::wire::{Beacon, Level, symbol_header};
 use bootcast_proto::{
     BlockIndex, BlockLayout, Etag, Geometry, JoinAnswer, Layout, PageIndex, PageSize, RemotePath,
-    Token, WindowIndex,
+    Share, Token, WindowIndex,
 };
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -89,7 +89,7 @@ impl Server {
             number,
             position: self.geometry.all().end,
             members: 1,
-            permit: u16::MAX,
+            permit: Share::ALL,
             spread_ms: 10,
             pace: bootcast_proto::wire::Pace::default(),
             windows: windows.map(|window| (window, levels(window))).collect(),

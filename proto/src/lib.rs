@@ -10,6 +10,7 @@
 //! | [`page_set`] | sets of pages: which are held, which are missing |
 //! | [`range_map`] | values for runs of pages |
 //! | [`path`] | paths and names, percent-encoded in URLs |
+//! | [`share`] | shares of a cast's members |
 //! | [`join`] | the answer to a join |
 //! | [`tag`] | keyed hashes that authenticate datagrams |
 //! | [`wire`] | datagram formats |
@@ -40,6 +41,7 @@ pub mod manifest;
 pub mod page_set;
 pub mod path;
 pub mod range_map;
+pub mod share;
 pub mod tag;
 pub mod units;
 pub mod unreadable;
@@ -55,6 +57,7 @@ pub use manifest::{ContentId, ContentTree, Manifest, PartialManifest};
 pub use page_set::PageSet;
 pub use path::RemotePath;
 pub use range_map::RangeMap;
+pub use share::Share;
 pub use tag::DatagramKey;
 pub use units::{BitRate, PageSize};
 pub use wire::Layout;

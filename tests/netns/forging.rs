@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bootcast_proto::fec::RepairIndex;
 use bootcast_proto::wire::{Beacon, Layout, end_datagram, symbol_header};
-use bootcast_proto::{BlockIndex, JoinAnswer, PageIndex};
+use bootcast_proto::{BlockIndex, JoinAnswer, PageIndex, Share};
 use harness::lab::HEAD_ADDRESS;
 use harness::{Host, Lab, SOON, ServerProc, lab_or_skip, mib, wait_until};
 use rustix::net::{AddressFamily, SendFlags, SocketType, ipproto};
@@ -69,7 +69,7 @@ fn harmful(pages: u32, page_size: u32) -> Vec<(u16, Vec<u8>)> {
         number: u32::MAX,
         position: PageIndex(pages),
         members: 1,
-        permit: u16::MAX,
+        permit: Share::ALL,
         spread_ms: 1,
         pace: bootcast_proto::wire::Pace::default(),
         windows: Vec::new(),

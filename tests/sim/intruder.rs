@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bootcast_proto::wire::{Beacon, Level, Pace, REPAIR_HEADER_LEN, end_datagram};
-use bootcast_proto::{BlockLayout, Geometry, PageIndex, WindowIndex};
+use bootcast_proto::{BlockLayout, Geometry, PageIndex, Share, WindowIndex};
 
 use super::burst::{Burst, Channel};
 use super::random::Random;
@@ -104,7 +104,7 @@ impl Intruder {
             number: 1_000_000 + self.turns,
             position: PageIndex(far),
             members: 1,
-            permit: 0,
+            permit: Share::NONE,
             spread_ms: u16::MAX,
             pace: Pace { rate_kbps: 1, ..Pace::default() },
             windows: windows.map(|window| (window, levels(window))).collect(),

@@ -130,12 +130,14 @@ impl LossMeter {
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "a virtual clock needs a first moment")]
 mod tests {
+    use bootcast_proto::Share;
+
     use super::*;
 
     const MS: Duration = Duration::from_millis(1);
 
     fn beacon(meter: &mut LossMeter, sent: u64, is_chosen: bool, now: Instant) {
-        let pace = Pace { sent, rate_kbps: 1000, panel: 1, interval_ms: 250 };
+        let pace = Pace { sent, rate_kbps: 1000, panel: Share(1), interval_ms: 250 };
         meter.beacon(&pace, is_chosen, |longest| longest / 2, now);
     }
 

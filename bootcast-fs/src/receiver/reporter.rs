@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use bootcast_proto::Token;
 use bootcast_proto::wire::Beacon;
+use bootcast_proto::{Share, Token};
 
 /// Pause after a report that failed.
 const RETRY: Duration = Duration::from_secs(1);
@@ -39,7 +39,7 @@ pub(super) struct Reporter {
 struct Guidance {
     number: u32,
     members: u32,
-    permit: u16,
+    permit: Share,
     spread: Duration,
 }
 
@@ -154,7 +154,9 @@ impl Reporter {
         if self.free_at().is_some_and(|at| at <= now) {
             self.phase = Phase::Quiet;
         }
-        let Some(guidance) = self.newest.filter(|newest| newest.permits(self.hash)) else { return };
+        let Some(guidance) = self.newest.filter(|newest| newest.permit.includes(self.hash)) else {
+            return;
+        };
         if is_short && matches!(self.phase, Phase::Quiet) {
             let fraction = self.random.fraction();
             self.phase = Phase::Drawn { due: now + guidance.wait(fraction), fraction };
@@ -229,8 +231,8 @@ impl Reporter {
     }
 
     /// Whether this member belongs to a share that a beacon names.
-    pub(super) fn is_within(&self, share: u16) -> bool {
-        share == u16::MAX || self.hash < share
+    pub(super) fn is_within(&self, share: Share) -> bool {
+        share.includes(self.hash)
     }
 
     /// Whether a report of needs is in flight.
@@ -270,10 +272,6 @@ impl Reporter {
 }
 
 impl Guidance {
-    fn permits(self, hash: u16) -> bool {
-        self.permit == u16::MAX || hash < self.permit
-    }
-
     /// Time to wait before a report. It is rarely short, so that few members report before the
     /// first report takes effect (RFC 5740, 5.3). `fraction` is random, from 0 to 1.
     fn wait(self, fraction: f64) -> Duration {

@@ -3,9 +3,9 @@
 
 use std::num::NonZeroU32;
 
-use bootcast_proto::PageSize;
 use bootcast_proto::limits::{HOLD, SHORT_HOLD};
 use bootcast_proto::wire::Beacon;
+use bootcast_proto::{PageSize, Share};
 use proptest::prelude::*;
 
 use super::*;
@@ -272,7 +272,7 @@ fn a_beacon_states_the_rate_and_the_datagrams_sent_before_it() {
             Sending::Beacon(Beacon { pace, .. }) => {
                 beacons += 1;
                 assert_eq!((pace.sent, pace.rate_kbps), (pages, 100_000));
-                assert_eq!((pace.panel, pace.interval_ms), (u16::MAX, 250));
+                assert_eq!((pace.panel, pace.interval_ms), (Share::ALL, 250));
             }
             other => panic!("{other:?}"),
         }

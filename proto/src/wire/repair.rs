@@ -8,6 +8,7 @@ use super::leaf_list::LeafList;
 use crate::blocks::{BlockIndex, BlockLayout, WindowIndex};
 use crate::fec::{REPAIRS, RepairIndex};
 use crate::ids::PageIndex;
+use crate::share::Share;
 
 /// Bytes of the header before every payload of the repair channel.
 pub const REPAIR_HEADER_LEN: usize = 16;
@@ -79,8 +80,8 @@ pub struct Beacon {
     pub position: PageIndex,
     /// Number of members, without those that only demand pages.
     pub members: u32,
-    /// Share of the members that may report, in 1/65536, rounded up. 65,535 means all.
-    pub permit: u16,
+    /// Share of the members that may report.
+    pub permit: Share,
     /// Time over which members spread their reports, in milliseconds.
     pub spread_ms: u16,
     /// Rate of the cast, and the members that report counters.
@@ -96,9 +97,8 @@ pub struct Pace {
     pub sent: u64,
     /// Sending rate at present, in kbit/s on the wire.
     pub rate_kbps: u32,
-    /// Share of the members that report counters regularly (the panel), in 1/65536, rounded up.
-    /// 65,535 means all.
-    pub panel: u16,
+    /// Share of the members that report counters regularly: the panel.
+    pub panel: Share,
     /// Time between two reports of a panel member, in milliseconds; 0 if no member reports
     /// regularly.
     pub interval_ms: u16,
@@ -175,11 +175,11 @@ impl Beacon {
         bytes.extend(self.number.to_be_bytes());
         bytes.extend(self.position.0.to_be_bytes());
         bytes.extend(self.members.to_be_bytes());
-        bytes.extend(self.permit.to_be_bytes());
+        bytes.extend(self.permit.0.to_be_bytes());
         bytes.extend(self.spread_ms.to_be_bytes());
         bytes.extend(self.pace.sent.to_be_bytes());
         bytes.extend(self.pace.rate_kbps.to_be_bytes());
-        bytes.extend(self.pace.panel.to_be_bytes());
+        bytes.extend(self.pace.panel.0.to_be_bytes());
         bytes.extend(self.pace.interval_ms.to_be_bytes());
         for (window, levels) in &self.windows {
             bytes.extend(window.0.to_be_bytes());
@@ -208,12 +208,12 @@ impl Beacon {
             number: be_u32(&fixed[beacon::NUMBER]),
             position: PageIndex(be_u32(&fixed[beacon::POSITION])),
             members: be_u32(&fixed[beacon::MEMBERS]),
-            permit: be_u16(&fixed[beacon::PERMIT]),
+            permit: Share(be_u16(&fixed[beacon::PERMIT])),
             spread_ms: be_u16(&fixed[beacon::SPREAD]),
             pace: Pace {
                 sent: be_u64(&fixed[beacon::SENT]),
                 rate_kbps: be_u32(&fixed[beacon::RATE]),
-                panel: be_u16(&fixed[beacon::PANEL]),
+                panel: Share(be_u16(&fixed[beacon::PANEL])),
                 interval_ms: be_u16(&fixed[beacon::INTERVAL]),
             },
             windows,
@@ -323,9 +323,9 @@ pub(super) mod tests {
             number: 41,
             position: PageIndex(400),
             members: 2,
-            permit: u16::MAX,
+            permit: Share::ALL,
             spread_ms: 2,
-            pace: Pace { sent: 405, rate_kbps: 900_000, panel: u16::MAX, interval_ms: 250 },
+            pace: Pace { sent: 405, rate_kbps: 900_000, panel: Share::ALL, interval_ms: 250 },
             windows: alloc::vec![
                 (WindowIndex(0), alloc::vec![level(2), level(1)]),
                 (WindowIndex(1), alloc::vec![level(1), level(1)]),
@@ -360,7 +360,7 @@ pub(super) mod tests {
             number: 1,
             position: PageIndex(0),
             members: 1,
-            permit: 1,
+            permit: Share(1),
             spread_ms: 1,
             pace: Pace::default(),
             windows: Vec::new(),
@@ -379,7 +379,7 @@ pub(super) mod tests {
             number: 1,
             position: PageIndex(0),
             members: 1,
-            permit: 1,
+            permit: Share(1),
             spread_ms: 1,
             pace: Pace::default(),
             windows,
@@ -424,7 +424,7 @@ pub(super) mod tests {
             number: 1,
             position: PageIndex(0),
             members: 1,
-            permit: 1,
+            permit: Share(1),
             spread_ms: 1,
             pace: Pace::default(),
             windows: alloc::vec![(WindowIndex(window), alloc::vec![Level::default(); blocks])],
@@ -448,8 +448,8 @@ pub(super) mod tests {
                 .collect();
             let window = |(levels, at): (&[Level], u32)| (WindowIndex(at), levels.to_vec());
             let beacon = Beacon {
-                number, position: PageIndex(position), members, permit, spread_ms,
-                pace: Pace { sent, rate_kbps, panel, interval_ms },
+                number, position: PageIndex(position), members, permit: Share(permit), spread_ms,
+                pace: Pace { sent, rate_kbps, panel: Share(panel), interval_ms },
                 windows: levels.chunks(4).zip(0..windows).map(window).collect(),
             };
             let bytes = beacon.encode();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use bootcast_proto::PageRange;
+use bootcast_proto::{PageRange, Share};
 use proptest::prelude::*;
 
 use super::*;
@@ -34,7 +34,7 @@ fn beacon(number: u32, position: u32, sent: u8, promised: u8) -> Beacon {
         number,
         position: PageIndex(position),
         members: 1,
-        permit: u16::MAX,
+        permit: Share::ALL,
         spread_ms: 10,
         pace: bootcast_proto::wire::Pace::default(),
         windows: vec![(WindowIndex(0), levels.clone()), (WindowIndex(1), levels)],

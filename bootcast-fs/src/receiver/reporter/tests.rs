@@ -9,7 +9,7 @@ use super::*;
 const MS: Duration = Duration::from_millis(1);
 const LEASE: Duration = Duration::from_secs(60);
 
-fn beacon(number: u32, members: u32, permit: u16) -> Beacon {
+fn beacon(number: u32, members: u32, permit: Share) -> Beacon {
     Beacon {
         number,
         position: PageIndex(0),
@@ -40,7 +40,7 @@ fn the_worked_example_of_a_hash_is_right() {
     assert!(line.contains(&format!("mixed {hash:04x}")), "{line}");
     let mut reporter = Reporter::new(1);
     reporter.begin(&Token::parse(token).unwrap(), None, Instant::now());
-    assert!(reporter.is_within(share) && !reporter.is_within(hash));
+    assert!(reporter.is_within(Share(share)) && !reporter.is_within(Share(hash)));
 }
 
 #[test]
@@ -55,7 +55,7 @@ fn nobody_speaks_before_a_beacon_says_for_how_many() {
 fn what_was_promised_while_waiting_is_not_asked_for() {
     let now = Instant::now();
     let mut reporter = reporter(1, None, now);
-    reporter.beacon(&beacon(1, 100, u16::MAX), true, now);
+    reporter.beacon(&beacon(1, 100, Share::ALL), true, now);
     let due = reporter.poll_timeout().unwrap();
     assert!(!reporter.handle_timeout(false, due));
     assert_eq!(reporter.poll_timeout(), None);
@@ -65,7 +65,7 @@ fn what_was_promised_while_waiting_is_not_asked_for() {
 fn after_a_report_it_waits_for_a_beacon_and_for_twice_the_spread() {
     let now = Instant::now();
     let mut reporter = reporter(1, None, now);
-    reporter.beacon(&beacon(1, 1, u16::MAX), true, now);
+    reporter.beacon(&beacon(1, 1, Share::ALL), true, now);
     let due = reporter.poll_timeout().unwrap();
     assert!(due <= now + 200 * MS);
     assert!(reporter.handle_timeout(true, due));
@@ -73,7 +73,7 @@ fn after_a_report_it_waits_for_a_beacon_and_for_twice_the_spread() {
     reporter.accepted(false, due);
     assert!(!reporter.handle_timeout(true, due + 1000 * MS));
     assert_eq!(reporter.poll_timeout(), None);
-    reporter.beacon(&beacon(2, 1, u16::MAX), true, due + 25 * MS);
+    reporter.beacon(&beacon(2, 1, Share::ALL), true, due + 25 * MS);
     assert_eq!(reporter.poll_timeout(), Some(due + 400 * MS));
     assert!(!reporter.handle_timeout(true, due + 400 * MS));
     let again = reporter.poll_timeout().unwrap();
@@ -84,13 +84,13 @@ fn after_a_report_it_waits_for_a_beacon_and_for_twice_the_spread() {
 fn what_a_report_brought_and_was_lost_is_asked_for_without_a_pause() {
     let now = Instant::now();
     let mut reporter = reporter(1, None, now);
-    reporter.beacon(&beacon(1, 1, u16::MAX), true, now);
+    reporter.beacon(&beacon(1, 1, Share::ALL), true, now);
     let due = reporter.poll_timeout().unwrap();
     assert!(reporter.handle_timeout(true, due));
     reporter.accepted(false, due);
-    reporter.beacon(&beacon(2, 1, u16::MAX), false, due + 5 * MS);
+    reporter.beacon(&beacon(2, 1, Share::ALL), false, due + 5 * MS);
     assert_eq!(reporter.poll_timeout(), None);
-    reporter.beacon(&beacon(3, 1, u16::MAX), true, due + 10 * MS);
+    reporter.beacon(&beacon(3, 1, Share::ALL), true, due + 10 * MS);
     let again = reporter.poll_timeout().unwrap();
     assert!(again <= due + 210 * MS);
     assert!(reporter.handle_timeout(true, again));
@@ -100,10 +100,10 @@ fn what_a_report_brought_and_was_lost_is_asked_for_without_a_pause() {
 fn a_beacon_that_was_faster_than_the_answer_is_not_waited_for_again() {
     let now = Instant::now();
     let mut reporter = reporter(1, None, now);
-    reporter.beacon(&beacon(1, 1, u16::MAX), true, now);
+    reporter.beacon(&beacon(1, 1, Share::ALL), true, now);
     let due = reporter.poll_timeout().unwrap();
     assert!(reporter.handle_timeout(true, due));
-    reporter.beacon(&beacon(2, 1, u16::MAX), true, due + MS);
+    reporter.beacon(&beacon(2, 1, Share::ALL), true, due + MS);
     assert_eq!(reporter.poll_timeout(), None);
     reporter.accepted(true, due + 2 * MS);
     let pause_end = due + 402 * MS;
@@ -116,7 +116,7 @@ fn a_beacon_that_was_faster_than_the_answer_is_not_waited_for_again() {
 fn a_report_that_did_not_get_through_is_repeated() {
     let now = Instant::now();
     let mut reporter = reporter(1, None, now);
-    reporter.beacon(&beacon(1, 1, u16::MAX), true, now);
+    reporter.beacon(&beacon(1, 1, Share::ALL), true, now);
     let due = reporter.poll_timeout().unwrap();
     assert!(reporter.handle_timeout(true, due));
     reporter.failed(due);
@@ -130,7 +130,7 @@ fn counters_alone_interrupt_no_wait_and_take_what_is_lacking_along() {
     assert!(reporter.begin_counters(false));
     assert!(reporter.is_in_flight() && !reporter.is_asking() && !reporter.begin_counters(false));
     assert!(reporter.counters_answered(true, now) && !reporter.counters_answered(true, now));
-    reporter.beacon(&beacon(1, 100, u16::MAX), true, now);
+    reporter.beacon(&beacon(1, 100, Share::ALL), true, now);
     assert!(reporter.begin_counters(true));
     assert!(reporter.is_asking() && !reporter.counters_answered(true, now));
     reporter.accepted(false, now);
@@ -142,7 +142,7 @@ fn counters_alone_interrupt_no_wait_and_take_what_is_lacking_along() {
 #[test]
 fn the_permit_lets_its_share_of_the_members_speak() {
     let now = Instant::now();
-    let speaks = |permit: u16| {
+    let speaks = |permit: Share| {
         let permitted = |member: &u64| {
             let mut reporter = reporter(*member, None, now);
             reporter.beacon(&beacon(1, 10_000, permit), true, now);
@@ -150,8 +150,8 @@ fn the_permit_lets_its_share_of_the_members_speak() {
         };
         (0..10_000).filter(permitted).count()
     };
-    assert_eq!((speaks(0), speaks(u16::MAX)), (0, 10_000));
-    assert!((2300..2700).contains(&speaks(16_384)));
+    assert_eq!((speaks(Share::NONE), speaks(Share::ALL)), (0, 10_000));
+    assert!((2300..2700).contains(&speaks(Share(16_384))));
 }
 
 #[test]
@@ -159,7 +159,7 @@ fn few_of_many_speak_early() {
     let now = Instant::now();
     let early = |member: &u64| {
         let mut reporter = reporter(*member, None, now);
-        reporter.beacon(&beacon(1, 10_000, u16::MAX), true, now);
+        reporter.beacon(&beacon(1, 10_000, Share::ALL), true, now);
         reporter.poll_timeout().unwrap() < now + 100 * MS
     };
     // In a truncated exponential distribution with lambda = ln(10 000) + 1, one in 165 lies in
@@ -196,7 +196,7 @@ proptest! {
     #[test]
     fn the_wait_lies_within_the_spread(members: u32, spread_ms: u16, fraction in 0.0..1.0) {
         let spread = Duration::from_millis(spread_ms.into());
-        let guidance = Guidance { number: 0, members, permit: 0, spread };
+        let guidance = Guidance { number: 0, members, permit: Share::NONE, spread };
         prop_assert!(guidance.wait(fraction) <= spread);
     }
 }

@@ -7,7 +7,7 @@ use bootcast_proto::fec::RepairIndex;
 use bootcast_proto::join::Extensions;
 use bootcast_proto::wire::{Beacon, Pace, symbol_header};
 use bootcast_proto::{
-    BlockIndex, DatagramKey, Etag, JoinAnswer, Layout, PageIndex, PageRange, PageSize, Token,
+    BlockIndex, DatagramKey, Etag, JoinAnswer, Layout, PageIndex, PageRange, PageSize, Share, Token,
 };
 
 use crate::receiver::{Action, Arrival, Receiver, RepairArrival, ReportError, Timing};
@@ -83,7 +83,7 @@ pub(in crate::receiver) fn beacon(number: u32, position: u32, pace: Pace) -> Bea
         number,
         position: PageIndex(position),
         members: 10,
-        permit: u16::MAX,
+        permit: Share::ALL,
         spread_ms: 10,
         pace,
         windows: Vec::new(),

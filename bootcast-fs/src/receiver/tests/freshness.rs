@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bootcast_proto::api::Report;
 use bootcast_proto::wire::{Beacon, Level, Pace, end_datagram};
-use bootcast_proto::{DatagramKey, JoinAnswer, PageRange, WindowIndex};
+use bootcast_proto::{DatagramKey, JoinAnswer, PageRange, Share, WindowIndex};
 
 use super::super::*;
 use super::fixture::{File, MS, SECOND, SERVER, Shorthand, TIMING, beacon, joins};
@@ -43,7 +43,7 @@ impl Member {
         receiver.set_unicast(mode);
         receiver.handle_open();
         receiver.handle_join(&answer(1), now);
-        let pace = Pace { panel: u16::MAX, interval_ms: 100, ..Pace::default() };
+        let pace = Pace { panel: Share::ALL, interval_ms: 100, ..Pace::default() };
         let mut member = Self { receiver, now, pace };
         member.pass(Duration::ZERO);
         member

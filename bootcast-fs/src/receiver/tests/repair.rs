@@ -6,7 +6,7 @@ use std::time::Duration;
 use bootcast_proto::api::Report;
 use bootcast_proto::fec::{self, Engine, RepairIndex};
 use bootcast_proto::wire::{Beacon, Level, Pace, end_datagram, symbol_header};
-use bootcast_proto::{JoinAnswer, Layout, PageIndex, PageRange, WindowIndex};
+use bootcast_proto::{JoinAnswer, Layout, PageIndex, PageRange, Share, WindowIndex};
 use proptest::prelude::*;
 
 use super::super::session::REJOIN_SPREAD;
@@ -152,7 +152,7 @@ fn what_is_lacking_is_reported_once_the_stream_has_passed() {
 #[test]
 fn a_member_of_the_panel_tells_what_came_between_beacons_though_it_lacks_nothing() {
     let mut member = Member::new();
-    member.pace = Pace { sent: 5, panel: u16::MAX, interval_ms: 20, ..Pace::default() };
+    member.pace = Pace { sent: 5, panel: Share::ALL, interval_ms: 20, ..Pace::default() };
     member.beacon(5, 0, 0);
     (5..9).for_each(|page| member.page(page));
     member.symbol(0, 0, 1);
@@ -284,7 +284,7 @@ fn a_member_does_what_the_worked_dialogue_of_the_protocol_says() {
         number: 0,
         position: PageIndex(0),
         members: 2,
-        permit: u16::MAX,
+        permit: Share::ALL,
         spread_ms: 2,
         pace: Pace::default(),
         windows: Vec::new(),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bootcast_proto::api::Report;
 use bootcast_proto::join::Extensions;
 use bootcast_proto::wire::{Beacon, Level, Pace, end_datagram};
-use bootcast_proto::{JoinAnswer, PageRange, Token, WindowIndex};
+use bootcast_proto::{JoinAnswer, PageRange, Share, Token, WindowIndex};
 
 use super::super::rescue::MAX_CONTRADICTIONS;
 use super::super::*;
@@ -214,7 +214,7 @@ fn promises_from_before_the_return_to_multicast_do_not_count() {
     let fetch = member.fetch().unwrap();
     let promise = Level { sent: 0, promised: 128 };
     let windows = vec![(WindowIndex(8), vec![promise])];
-    let pace = Pace { sent: 0, rate_kbps: 100_000, panel: 0, interval_ms: 0 };
+    let pace = Pace { sent: 0, rate_kbps: 100_000, panel: Share::NONE, interval_ms: 0 };
     let beacon = Beacon { windows, ..beacon(1, PAGES / 2, pace) };
     member.receiver.handle_repair_datagram(SERVER, &beacon.encode(), member.now);
     (3992..4000).for_each(|page| member.page(page));
@@ -311,7 +311,7 @@ impl Member {
     /// The next beacon, by which so many datagrams were sent in all.
     fn beacon(&mut self, number: u32, sent: u64) {
         let interval_ms = self.panel_interval_ms;
-        let pace = Pace { sent, rate_kbps: 100_000, panel: u16::MAX, interval_ms };
+        let pace = Pace { sent, rate_kbps: 100_000, panel: Share::ALL, interval_ms };
         let beacon = beacon(number, PAGES / 2, pace);
         self.receiver.handle_repair_datagram(SERVER, &beacon.encode(), self.now);
     }

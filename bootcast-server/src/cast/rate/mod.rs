@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use bootcast_proto::api::Report;
 use bootcast_proto::wire::Pace;
-use bootcast_proto::{BitRate, Token};
+use bootcast_proto::{BitRate, Share, Token};
 
 pub(super) use allowance::Allowance;
 pub use controller::CeilingSource;
@@ -265,12 +265,10 @@ impl RateControl {
     /// counters.
     pub(super) fn pace(&self, members: usize) -> Pace {
         let limit = if self.is_opening() { OPENING_PANEL_MEMBERS } else { PANEL_MEMBERS };
-        let share =
-            (self.panel_members.min(limit) as u64 * (1 << 16)).div_ceil(members.max(1) as u64);
         Pace {
             sent: self.sent,
             rate_kbps: u32::try_from(self.rate().bits_per_second() / 1000).unwrap_or(u32::MAX),
-            panel: u16::try_from(share).unwrap_or(u16::MAX),
+            panel: Share::of(self.panel_members.min(limit) as u64, members as u64),
             interval_ms: u16::try_from(self.interval().as_millis()).unwrap_or(u16::MAX),
         }
     }

@@ -228,9 +228,9 @@ fn a_lying_member_can_slow_only_a_cast_of_its_own_and_not_below_the_floor() {
 fn the_panel_has_two_dozen_members_and_all_casts_share_it() {
     let mut control = Lab::new(CeilingSource::Operator, 0).control;
     let panel_size = |control: &RateControl, members: u32| {
-        f64::from(control.pace(members as usize).panel) / 65536.0 * f64::from(members)
+        f64::from(control.pace(members as usize).panel.0) / 65536.0 * f64::from(members)
     };
-    assert_eq!(control.pace(24).panel, u16::MAX);
+    assert_eq!(control.pace(24).panel, Share::ALL);
     assert!((24.0..26.0).contains(&panel_size(&control, 10_000)));
     assert_eq!(control.pace(1).interval_ms, 250);
     control.share_panel(3);

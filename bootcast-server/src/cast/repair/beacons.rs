@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 
 use bootcast_proto::limits::{BEACON_INTERVAL, BEACON_INTERVAL_MAX};
 use bootcast_proto::wire::{Beacon, Pace};
-use bootcast_proto::{Backoff, BlockLayout, WindowIndex};
+use bootcast_proto::{Backoff, BlockLayout, Share, WindowIndex};
 
 use super::Situation;
 use super::levels::Levels;
-use super::reporters::{FEW_MEMBERS, PERMIT_ALL, Reporters, spread};
+use super::reporters::{FEW_MEMBERS, Reporters, spread};
 
 /// Time between two beacons while the cast opens, when members report every 10 ms.
 const OPENING_INTERVAL: Duration = Duration::from_millis(5);
@@ -65,9 +65,9 @@ pub(super) struct Beacons {
     spread: Duration,
     /// Window at which the next search for changed levels starts.
     next_window: WindowIndex,
-    /// Permit that few reports have raised, in 1/65536. It holds if it exceeds the one that follows
+    /// Permit that few reports have raised. It holds if it exceeds the one that follows
     /// from the number of members.
-    raised_permit: u64,
+    raised_permit: Share,
     /// Number of times that the spread of many members is halved at present.
     halvings: u32,
     /// Reports in this period.
@@ -94,7 +94,7 @@ impl Beacons {
             repetitions: 0,
             spread: Duration::ZERO,
             next_window: WindowIndex(0),
-            raised_permit: 0,
+            raised_permit: Share::NONE,
             halvings: 0,
             reports: 0,
             unanswered: 0,
@@ -161,9 +161,7 @@ impl Beacons {
     /// Adapts permit and spread to the number of reports: few reports let more members report, and
     /// sooner; many reports do the opposite. Returns whether the permit rose.
     pub(super) fn adjust_permit(&mut self, situation: Situation, now: Instant) -> bool {
-        debug_assert!(
-            self.halvings <= MAX_HALVINGS && self.raised_permit <= PERMIT_ALL * PERMIT_STEP
-        );
+        debug_assert!(self.halvings <= MAX_HALVINGS, "the spread would become too short");
         if now < self.period_began + spread_of(situation) {
             return false;
         }
@@ -171,14 +169,14 @@ impl Beacons {
         let reports = std::mem::take(&mut self.reports);
         self.period_began = now;
         let few = reports < FEW_REPORTS;
-        let all_may = permit >= PERMIT_ALL;
+        let all_may = permit == Share::ALL;
         if reports > MANY_REPORTS {
-            self.raised_permit = permit / PERMIT_STEP;
+            self.raised_permit = permit.divided_by(PERMIT_STEP);
             self.halvings = 0;
         } else if few && all_may {
             self.halvings = (self.halvings + 1).min(MAX_HALVINGS);
         } else if few {
-            self.raised_permit = permit * PERMIT_STEP;
+            self.raised_permit = permit.times(PERMIT_STEP);
         }
         few && !all_may
     }
@@ -206,12 +204,11 @@ impl Beacons {
         self.is_urgent = false;
         self.unanswered = 0;
         self.spread = self.spread(situation);
-        let permit = self.permit(situation.members);
         Beacon {
             number,
             position: situation.position,
             members: u32::try_from(situation.members).unwrap_or(u32::MAX),
-            permit: u16::try_from(permit).unwrap_or(u16::MAX),
+            permit: self.permit(situation.members),
             spread_ms: u16::try_from(self.spread.as_millis()).unwrap_or(u16::MAX),
             pace: Pace::default(),
             windows: windows.into_iter().map(|it| (it, levels.of_window(it))).collect(),
@@ -225,10 +222,9 @@ impl Beacons {
         if situation.members > FEW_MEMBERS { spread / (1 << self.halvings) } else { spread }
     }
 
-    /// Returns the share of the members that may report, in 1/65536, rounded up.
-    fn permit(&self, members: usize) -> u64 {
-        let few = (FEW_MEMBERS as u64 * PERMIT_ALL).div_ceil(members.max(1) as u64);
-        few.max(self.raised_permit).min(PERMIT_ALL)
+    /// Returns the share of the members that may report.
+    fn permit(&self, members: usize) -> Share {
+        Share::of(FEW_MEMBERS as u64, members as u64).max(self.raised_permit)
     }
 
     /// Chooses the windows that the next beacon states, as many as fit.

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use bootcast_proto::WindowIndex;
+use bootcast_proto::{Share, WindowIndex};
 
 use super::levels::Levels;
 use super::reporters::Reporters;
@@ -40,9 +40,9 @@ struct Watched {
     base: Vec<u32>,
     /// Redundancy when the stream passed the window.
     initial: u32,
-    /// Highest permit since the stream passed the window, in 1/65536. Needs reported under it stay
-    /// known when the permit falls.
-    permit: u64,
+    /// Highest permit since the stream passed the window. Needs reported under it stay known when
+    /// the permit falls.
+    permit: Share,
     /// When all reports of its needs should have arrived.
     reports_due_at: Instant,
 }
@@ -80,7 +80,13 @@ impl Redundancy {
             "a window of {} blocks is watched",
             base.len()
         );
-        self.watched.push_back(Watched { window, base, initial, permit: 0, reports_due_at });
+        self.watched.push_back(Watched {
+            window,
+            base,
+            initial,
+            permit: Share::NONE,
+            reports_due_at,
+        });
     }
 
     /// Returns the windows whose reports may still arrive.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bootcast_proto::Share;
 use bootcast_proto::limits::REPORT_DELAY;
 
 /// Largest number of members that counts as few: all of them may report, and the spread grows with
@@ -21,15 +22,12 @@ const SPREAD_RUNNING: Duration = Duration::from_millis(1);
 /// Spread that each of few members adds while the stream rests, and all members wait for repair.
 const SPREAD_RESTING: Duration = Duration::from_micros(200);
 
-/// Permit of all members. The wire format states it as 65,535.
-pub(super) const PERMIT_ALL: u64 = 1 << 16;
-
 /// Number of members, and the share of them that may report needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Reporters {
     pub(super) members: usize,
-    /// Share of the members that may report, in 1/65536.
-    pub(super) permit: u64,
+    /// Share of the members that may report.
+    pub(super) permit: Share,
 }
 
 impl Reporters {
@@ -40,14 +38,13 @@ impl Reporters {
 
     /// Returns the approximate number of members that may report.
     pub(super) fn permitted(self) -> u64 {
-        debug_assert!(self.permit <= PERMIT_ALL, "more members may report than there are");
-        (self.members as u64).saturating_mul(self.permit) / PERMIT_ALL
+        self.permit.apply(self.members as u64)
     }
 
     /// Returns `thousandths` of `count` blocks, reduced by the permit: of the blocks that some
     /// member needs, only those of the members that may report are known.
     pub(super) fn share_of(self, thousandths: u64, count: usize) -> usize {
-        let share = (count as u64).saturating_mul(thousandths) * self.permit / (1000 * PERMIT_ALL);
+        let share = self.permit.apply((count as u64).saturating_mul(thousandths)) / 1000;
         usize::try_from(share).unwrap_or(usize::MAX)
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bootcast_proto::fec::REPAIRS;
 use bootcast_proto::limits::SHORT_HOLD;
-use bootcast_proto::{Geometry, PageRange, PageSize, Token};
+use bootcast_proto::{Geometry, PageRange, PageSize, Share, Token};
 use proptest::prelude::*;
 
 use super::reporters::Reporters;
@@ -307,7 +307,7 @@ fn beacons_keep_their_intervals_and_state_every_window() {
         assert_eq!(pair[1].1.number, pair[0].1.number + 1);
     }
     let (_, last) = beacons.last().unwrap();
-    assert_eq!((last.members, last.permit, last.spread_ms), (2, u16::MAX, 2));
+    assert_eq!((last.members, last.permit, last.spread_ms), (2, Share::ALL, 2));
     let windows: Vec<_> = last.windows.iter().map(|(window, _)| window.0).collect();
     assert_eq!(windows, [0, 1, 2, 3]);
 }
@@ -318,8 +318,8 @@ fn the_permit_of_many_members_rises_while_few_report() {
     lab.run(SHORT_HOLD + DATAGRAM * (PAGES + 2));
     lab.run(Duration::from_secs(3));
     let permits: Vec<_> = lab.beacons().iter().map(|(_, beacon)| beacon.permit).collect();
-    assert_eq!(permits[0], 6554);
-    assert_eq!(permits.last(), Some(&u16::MAX));
+    assert_eq!(permits[0], Share(6554));
+    assert_eq!(permits.last(), Some(&Share::ALL));
     assert!(permits.is_sorted());
     let spreads: Vec<_> = lab.beacons().iter().map(|(_, beacon)| beacon.spread_ms).collect();
     assert_eq!((spreads[0], spreads.last()), (200, Some(&50)));
@@ -336,7 +336,7 @@ fn many_reports_lower_the_permit_and_restore_the_spread() {
     lab.sent.clear();
     lab.run(Duration::from_millis(100));
     let (_, last) = lab.beacons().pop().unwrap();
-    assert_eq!((last.permit, last.spread_ms), (16_384, 200));
+    assert_eq!((last.permit, last.spread_ms), (Share(16_384), 200));
 }
 
 #[test]
@@ -364,12 +364,12 @@ fn redundancy_is_learned_with_the_highest_permit_since_the_window() {
     let mut redundancy = Redundancy::default();
     let now = Instant::now();
     redundancy.watch(WindowIndex(0), &mut levels, now + SECOND);
-    let all = Reporters { members: 1000, permit: 1 << 16 };
+    let all = Reporters { members: 1000, permit: Share::ALL };
     redundancy.learn(&mut levels, all, now);
     for block in 0..5 {
         levels.promise_need(BlockIndex(block), 3);
     }
-    redundancy.learn(&mut levels, Reporters { permit: all.permit / 4, ..all }, now);
+    redundancy.learn(&mut levels, Reporters { permit: all.permit.divided_by(4), ..all }, now);
     assert_eq!(
         redundancy.symbols(),
         0,
@@ -403,7 +403,7 @@ fn redundancy_falls_by_a_quarter_without_needs_and_by_one_with_few() {
     let layout = BlockLayout::new(3 * 32 * 128, 32).unwrap();
     let mut levels = Levels::new(layout);
     let mut redundancy = Redundancy::default();
-    let few = Reporters { members: 10, permit: 1 << 16 };
+    let few = Reporters { members: 10, permit: Share::ALL };
     let now = Instant::now();
     redundancy.watch(WindowIndex(0), &mut levels, now);
     for block in 0..32 {
