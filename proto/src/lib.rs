@@ -7,7 +7,7 @@
 //! | [`geometry`] | division of a file into pages |
 //! | [`blocks`] | pages -> windows and blocks of the repair code, and back |
 //! | [`fec`] | the repair code |
-//! | [`page_set`] | sets of pages: which are held, which are missing |
+//! | [`page_set`] | sets of pages, such as those that arrived |
 //! | [`range_map`] | values for runs of pages |
 //! | [`path`] | paths and names, percent-encoded in URLs |
 //! | [`share`] | shares of a cast's members |

@@ -1,4 +1,5 @@
-//! Set of the pages of a file that are held, one bit for each page.
+//! Set of pages of a file, one bit for each page. What is missing from a set is said of a file with
+//! this many pages.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -7,19 +8,19 @@ use crate::ids::{PageIndex, PageRange};
 
 const WORD: u32 = u64::BITS;
 
-/// Set of held pages out of `0..pages`.
+/// Set of pages out of `0..pages`, such as those that arrived or those that are held.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PageSet {
     /// Page `p` is bit `p % 64` of word `p / 64`. Bits beyond `pages` are 0.
     words: Vec<u64>,
     pages: u32,
-    held: u32,
+    len: u32,
 }
 
 impl PageSet {
     /// Creates the empty set for a file of `pages` pages.
     pub fn new(pages: u32) -> Self {
-        Self { words: vec![0; pages.div_ceil(WORD) as usize], pages, held: 0 }
+        Self { words: vec![0; pages.div_ceil(WORD) as usize], pages, len: 0 }
     }
 
     /// Number of pages in the file.
@@ -27,22 +28,27 @@ impl PageSet {
         self.pages
     }
 
-    /// Number of pages that are held.
-    pub fn held(&self) -> u32 {
-        self.held
+    /// Number of pages in the set.
+    pub fn len(&self) -> u32 {
+        self.len
     }
 
-    /// Whether every page is held. Always true for a file without pages.
+    /// Whether no page is in the set.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Whether every page is in the set. Always true for a file without pages.
     pub fn is_full(&self) -> bool {
-        self.held == self.pages
+        self.len == self.pages
     }
 
-    /// Whether `page` is held; `false` for pages out of range.
+    /// Whether `page` is in the set; `false` for pages out of range.
     pub fn contains(&self, page: PageIndex) -> bool {
         page.0 < self.pages && self.words[(page.0 / WORD) as usize] & (1 << (page.0 % WORD)) != 0
     }
 
-    /// Whether all pages of `range` are held. True for an empty range, `false` if any page is out
+    /// Whether all pages of `range` are in the set. True for an empty range, `false` if any page is out
     /// of range.
     pub fn contains_all(&self, range: PageRange) -> bool {
         self.first_missing(range).is_none()
@@ -65,23 +71,23 @@ impl PageSet {
         None
     }
 
-    /// Adds `page`. Returns `false` if it was held already or is out of range.
+    /// Adds `page`. Returns `false` if it was in the set already or is out of range.
     pub fn insert(&mut self, page: PageIndex) -> bool {
         if page.0 >= self.pages || self.contains(page) {
             return false;
         }
         self.words[(page.0 / WORD) as usize] |= 1 << (page.0 % WORD);
-        self.held += 1;
+        self.len += 1;
         true
     }
 
     /// Adds the pages of `range` that the file has. Returns how many of them were missing before.
     pub fn insert_range(&mut self, range: PageRange) -> u32 {
-        let before = self.held;
+        let before = self.len;
         for page in range.start.0..range.end.0.min(self.pages) {
             self.insert(PageIndex(page));
         }
-        self.held - before
+        self.len - before
     }
 
     /// Runs of missing pages, ascending.
@@ -134,7 +140,7 @@ impl PageSet {
         {
             return None;
         }
-        set.held = set.words.iter().map(|word| word.count_ones()).sum();
+        set.len = set.words.iter().map(|word| word.count_ones()).sum();
         Some(set)
     }
 }
@@ -154,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_out_of_range_are_never_held() {
+    fn pages_out_of_range_are_never_in_the_set() {
         let mut set = PageSet::new(3);
         assert!(!set.insert(PageIndex(3)));
         assert_eq!(set.insert_range(PageRange::new(1, u32::MAX)), 2);
@@ -181,12 +187,12 @@ mod tests {
                 let new = set.insert_range(PageRange::new(start, start + len));
                 prop_assert_eq!(new as usize, model.len() - before);
             }
-            prop_assert_eq!(set.held() as usize, model.len());
+            prop_assert_eq!(set.len() as usize, model.len());
             let missing: BTreeSet<u32> =
                 set.missing_ranges().flat_map(PageRange::iter).map(|page| page.0).collect();
             prop_assert_eq!(missing, (0..pages).filter(|page| !model.contains(page)).collect());
             let cut = set.truncated(pages / 2);
-            prop_assert_eq!(cut.held() as usize, model.range(..pages / 2).count());
+            prop_assert_eq!(cut.len() as usize, model.range(..pages / 2).count());
             prop_assert_eq!(PageSet::from_bytes(pages, &set.to_bytes()), Some(set));
         }
     }

@@ -233,7 +233,7 @@ impl HeldSnapshot {
 
     /// Returns the number of held pages.
     pub fn held(&self) -> u32 {
-        self.held.held()
+        self.held.len()
     }
 }
 

@@ -27,7 +27,7 @@ pub(super) struct Saved {
 impl Saved {
     /// Returns the held pages of `assembly`, and the content id.
     pub(super) fn of(assembly: &Assembly, content: Option<ContentId>) -> Self {
-        match assembly.arrived().held() {
+        match assembly.arrived().len() {
             0 => Self::default(),
             pages => Self { page_size: assembly.page_size().get(), pages, content },
         }

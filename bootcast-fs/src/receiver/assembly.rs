@@ -230,7 +230,7 @@ impl Assembly {
 
     /// Number of missing pages.
     pub fn missing(&self) -> u32 {
-        self.arrived.pages() - self.arrived.held()
+        self.arrived.pages() - self.arrived.len()
     }
 
     /// Geometry of the file. Its size is an upper bound until [`Self::size`] is known.

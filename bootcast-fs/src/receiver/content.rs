@@ -199,7 +199,7 @@ impl Content {
 
     /// Whether some page is here.
     pub(super) fn has_pages(&self) -> bool {
-        self.assembly.as_ref().is_some_and(|assembly| assembly.arrived().held() > 0)
+        self.assembly.as_ref().is_some_and(|assembly| !assembly.arrived().is_empty())
     }
 
     /// Number of missing pages, once the page size is known.
@@ -254,7 +254,7 @@ impl Content {
 
     /// Length of the gapless part at the start that needs nothing more, in bytes. With `layout` it
     /// ends at a window, because a block is rebuilt from its other pages.
-    pub(super) fn finished(&self, layout: Option<BlockLayout>) -> u64 {
+    pub(super) fn settled(&self, layout: Option<BlockLayout>) -> u64 {
         let Some(assembly) = &self.assembly else { return 0 };
         let Some(layout) = layout else { return assembly.contiguous() };
         let first = assembly.arrived().first_missing(assembly.geometry().all());

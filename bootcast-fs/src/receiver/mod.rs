@@ -163,7 +163,7 @@ impl Receiver {
 
     /// Length of the gapless part at the start from which no block will be rebuilt, in bytes.
     pub fn settled(&self) -> u64 {
-        self.content.finished(self.repair.layout())
+        self.content.settled(self.repair.layout())
     }
 
     /// Starts a membership in every machine. Each depends on those before it:

@@ -98,7 +98,7 @@ impl Repair {
             owed: 0,
             decodable: BTreeSet::new(),
         };
-        if held.held() > 0 {
+        if !held.is_empty() {
             for page in (0..held.pages()).map(PageIndex).filter(|page| held.contains(*page)) {
                 let block = layout.place(page).0;
                 repair.blocks[block.0 as usize].missing -= 1;

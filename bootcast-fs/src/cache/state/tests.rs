@@ -36,7 +36,7 @@ fn a_state_is_read_as_it_was_saved() {
     assert_eq!(assembly.size(), Some(SIZE));
     assert_eq!(assembly.page_size().get(), 4);
     assert!(assembly.holds(&(12..36)));
-    assert_eq!(assembly.arrived().held(), 6);
+    assert_eq!(assembly.arrived().len(), 6);
 }
 
 #[test]
@@ -144,7 +144,7 @@ proptest! {
     fn no_bytes_without_a_right_checksum_are_read_as_held_pages(
         bytes in any_state(), size in prop_oneof![Just(SIZE), 0..200u64],
     ) {
-        let held = parse(&bytes, &key(), &etag(), size).map(|it| it.assembly.arrived().held());
+        let held = parse(&bytes, &key(), &etag(), size).map(|it| it.assembly.arrived().len());
         if held.is_ok_and(|held| held > 0) {
             let (body, checksum) = bytes.split_at(bytes.len() - 32);
             prop_assert!(blake3::hash(body) == *checksum);
