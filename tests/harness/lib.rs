@@ -15,6 +15,7 @@
 //! | [`mount`] | `bootcastfs` on a client |
 //! | [`capture`] | `tcpdump` on a host |
 //! | [`content`] | seeded random files and digests |
+//! | [`random`] | random choices from a seed that is printed |
 //! | [`sim`] | a simulation without a network: protocol logic on a virtual clock |
 //! | [`requirements`] | what a lab needs; tests say `skipped` where it is missing |
 //! | [`valve`] | holds multicast back until a condition is met |
@@ -37,6 +38,7 @@ pub mod lab;
 mod link;
 pub mod mount;
 pub mod process;
+pub mod random;
 pub mod requirements;
 pub mod server;
 #[path = "../sim/mod.rs"]
@@ -50,6 +52,7 @@ pub use host::Host;
 pub use lab::Lab;
 pub use mount::MountProc;
 pub use process::Proc;
+pub use random::Random;
 pub use server::ServerProc;
 pub use wait::{SOON, wait_for, wait_until};
 

@@ -20,6 +20,24 @@ use crate::wait::{SOON, wait_for, wait_until};
 /// deadline itself.
 const MAX_LIFETIME: Duration = Duration::from_secs(240);
 
+/// Python program that executes `argv[2]` with a seccomp filter, under which the system call with
+/// the name `argv[1]` fails with EIO. Numbers: Linux `syscall_64.tbl` and `asm-generic/unistd.h`.
+const FAIL_CALL: &str = "
+import ctypes, os, platform, struct, sys
+generic = {'fsync': 82, 'fdatasync': 83}
+numbers = {'x86_64': {'fsync': 74, 'fdatasync': 75}}.get(platform.machine(), generic)
+step = lambda code, yes, no, value: struct.pack('HBBI', code, yes, no, value)
+load, jump_if_equal, return_ = 0x20, 0x15, 0x06
+program = step(load, 0, 0, 0) + step(jump_if_equal, 0, 1, numbers[sys.argv[1]])
+program += step(return_, 0, 0, 0x00050000 | 5) + step(return_, 0, 0, 0x7fff0000)
+code = ctypes.create_string_buffer(program, len(program))
+class Filter(ctypes.Structure):
+    _fields_ = [('length', ctypes.c_ushort), ('code', ctypes.c_void_p)]
+rules = Filter(len(program) // 8, ctypes.cast(code, ctypes.c_void_p))
+assert ctypes.CDLL(None).prctl(22, 2, ctypes.byref(rules)) == 0, 'no seccomp'
+os.execv(sys.argv[2], sys.argv[2:])
+";
+
 /// Options of a mount that is not mounted yet.
 #[derive(Debug)]
 pub struct MountBuilder<'lab> {
@@ -27,6 +45,7 @@ pub struct MountBuilder<'lab> {
     source: String,
     options: Vec<String>,
     variables: Vec<(String, String)>,
+    failing: Option<String>,
 }
 
 /// A mounted directory. Labs isolate only networks, so the whole machine sees the mount.
@@ -49,6 +68,7 @@ impl<'lab> MountBuilder<'lab> {
             source: format!("{HEAD_ADDRESS}:/"),
             options: Vec::new(),
             variables: Vec::new(),
+            failing: None,
         }
     }
 
@@ -73,6 +93,14 @@ impl<'lab> MountBuilder<'lab> {
         self
     }
 
+    /// Makes a system call of the daemon fail with EIO, as on a disk that fails: `fsync` or
+    /// `fdatasync`.
+    #[must_use]
+    pub fn failing(mut self, call: &str) -> Self {
+        self.failing = Some(call.into());
+        self
+    }
+
     /// Mounts and waits until the mount is there.
     #[track_caller]
     pub fn start(self) -> MountProc<'lab> {
@@ -80,7 +108,10 @@ impl<'lab> MountBuilder<'lab> {
         fs::create_dir(&path).expect("a mount point");
         fs::create_dir(&cache).expect("a cache directory");
         let args = self.args(&path, &cache);
-        let mut command = self.host.command(binary("bootcastfs"));
+        let mut command = self.host.command(self.program());
+        if let Some(call) = &self.failing {
+            command.args(["-c", FAIL_CALL, call]).arg(binary("bootcastfs"));
+        }
         command.args(args).envs(self.variables.iter().map(|(name, value)| (name, value)));
         let mut proc = Proc::start(command, &self.host.fresh_path("log"));
         let connection = wait_for(SOON, "bootcastfs has mounted", || {
@@ -89,6 +120,10 @@ impl<'lab> MountBuilder<'lab> {
         });
         let watchdog = abort_after(MAX_LIFETIME, connection);
         MountProc { host: self.host, path, cache, connection, proc, _watchdog: watchdog }
+    }
+
+    fn program(&self) -> PathBuf {
+        if self.failing.is_some() { "python3".into() } else { binary("bootcastfs") }
     }
 
     fn args(&self, path: &Path, cache: &Path) -> Vec<OsString> {

@@ -139,7 +139,8 @@ fn a_read_far_ahead_of_a_slow_stream_does_not_wait_for_the_stream() {
 
 #[test]
 fn readers_that_follow_the_stream_demand_few_pages() {
-    let lab = lab_or_skip!(Lab::builder().clients(8).loss(1.0).valve());
+    // A disk that makes a client wait for a second would have its readers demand what they wait for.
+    let lab = lab_or_skip!(Lab::builder().clients(8).loss(1.0).valve().memory_disk());
     let image = lab.put("image", mib(16));
     let server = lab.server().option("--rate", "50mbit").start();
     let mounts: Vec<_> = (1..=8).map(|k| lab.mount(k).option("unicast=never").start()).collect();
@@ -158,8 +159,9 @@ fn readers_that_follow_the_stream_demand_few_pages() {
         assert_eq!(digest_of(copy), image.digest);
     }
     let totals = server.status().totals;
-    // Without the rules for demand, each of them would demand most of the file.
-    assert!(totals.demanded * 8 < totals.pages_sent, "{totals:?}");
+    // Without the rules for demand, each of them would demand most of the file: at least half of
+    // all pages sent would be demanded ones.
+    assert!(totals.demanded * 4 < totals.pages_sent, "{totals:?}");
 }
 
 #[test]

@@ -7,9 +7,11 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bootcast_proto::fec::RepairIndex;
-use bootcast_proto::wire::{Beacon, Layout, end_datagram, symbol_header};
-use bootcast_proto::{BlockIndex, JoinAnswer, PageIndex, Share};
+use bootcast_proto::manifest::ContentTree;
+use bootcast_proto::wire::{Beacon, Layout, LeafSpan, end_datagram, symbol_header};
+use bootcast_proto::{BlockIndex, JoinAnswer, Manifest, PageIndex, Share};
 use harness::lab::HEAD_ADDRESS;
+use harness::requirements::report_skipped;
 use harness::{Host, Lab, SOON, ServerProc, lab_or_skip, mib, wait_until};
 use rustix::net::{AddressFamily, SendFlags, SocketType, ipproto};
 
@@ -122,6 +124,115 @@ fn forged_datagrams_of_the_server_are_counted_and_do_no_harm() {
     });
     wait_until(SOON, "the client has left", || copy.mount.log().contains("forged="));
     assert!(forged(&copy.mount.log()) > 0, "{}", copy.mount.log());
+}
+
+/// Key of the tags of forged datagrams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ForgedTag {
+    /// None: the field is 0, or random.
+    None,
+    /// That of another cast of the server, which the forger joined.
+    OfAnotherCast,
+    /// That of the cast itself: the forger is a member.
+    Right,
+}
+
+/// Joins the cast of a file on client 2.
+fn join(lab: &Lab, name: &str) -> JoinAnswer {
+    let answer = lab.client(2).get_with(&lab.url(&format!("join/{name}")), &[("X-BOOTCAST", "1")]);
+    JoinAnswer::parse(&answer.body).unwrap()
+}
+
+/// Returns values that no leaf of a file has, as leaf lists of the repair channel.
+fn false_leaf_lists(size: u64, page_size: u32) -> Vec<Vec<u8>> {
+    let tree = ContentTree::new(size);
+    let leaves = (0..tree.leaves()).map(|leaf| [u8::try_from(leaf % 256).unwrap(); 32]);
+    let manifest = Manifest::new(tree, leaves.collect());
+    let segments = 0..u32::try_from(tree.segments()).unwrap();
+    let spans = segments.flat_map(|segment| LeafSpan::all_of(&tree, segment, page_size));
+    spans.map(|span| span.encode(&manifest).unwrap()).collect()
+}
+
+/// Reads `image` on client 1 while client 2 forges all kinds of datagrams: before the first one of
+/// the server, and for as long as the file arrives. They come from the server's socket, from another
+/// port of its host, and from the forger itself. Returns the log of the mount.
+fn read_beside_a_forger(tag: ForgedTag) -> Option<String> {
+    let builder = Lab::builder().clients(2).loss(0.5).valve();
+    if let Some(reason) = builder.skip_reason() {
+        report_skipped(&reason);
+        return None;
+    }
+    let lab = builder.build();
+    let (image, _) = (lab.put("image", mib(4)), lab.put("other", mib(1)));
+    let server = lab.server().option("--rate", "20mbit").option("--idle-passes", "100000").start();
+    let valve = lab.hold_multicast_after(0);
+    let mut copy = Copy::start_on(lab.mount(1).start(), &image);
+    lab.wait_members(&server, "image", 1..=1);
+
+    let own = join(&lab, "image");
+    let key = match tag {
+        ForgedTag::None => None,
+        ForgedTag::OfAnotherCast => join(&lab, "other").extensions.key,
+        ForgedTag::Right => own.extensions.key,
+    };
+    let (pages, page_size) = (own.pages, own.page_size.get());
+    let mut datagrams = harmful(pages, page_size);
+    datagrams.extend(false_leaf_lists(image.size, page_size).into_iter().map(|it| (9001, it)));
+    for (_, datagram) in &mut datagrams {
+        key.inspect(|key| key.seal(datagram));
+    }
+    let leave = [("X-TOKEN", own.token.as_str())];
+    assert_eq!(lab.client(2).get_with(&lab.url("leave/image"), &leave).status, 204);
+    let (group, source, done) =
+        (*own.connect.ip(), sending_socket(&server), AtomicBool::new(false));
+    let forge = |forgers: &[Forger; 3]| {
+        for (number, (port, datagram)) in datagrams.iter().enumerate() {
+            forgers[number % 3].send(SocketAddrV4::new(group, *port), datagram);
+        }
+    };
+    let forgers = lab.client(2).enter(|| {
+        let [port, socket] = forgers(source);
+        let forgers = [port, socket, Forger::new(SocketAddrV4::new(lab.client(2).address(), 9))];
+        forge(&forgers);
+        forgers
+    });
+    valve.open();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            lab.client(2).enter(|| {
+                while !done.load(Ordering::Relaxed) {
+                    forge(&forgers);
+                }
+            });
+        });
+        let _done = SetOnDrop(&done);
+        copy.finish(&image);
+    });
+    wait_until(SOON, "the client has left", || copy.mount.log().contains("forged="));
+    let log = copy.mount.log();
+    assert!(log.lines().count() < MAX_LOG_LINES, "{log}");
+    Some(log)
+}
+
+/// Most log lines of a client that hears a forger.
+const MAX_LOG_LINES: usize = 40;
+
+#[test]
+fn forged_datagrams_without_a_tag_are_counted_from_the_first_on_and_spoil_no_leaf() {
+    let Some(log) = read_beside_a_forger(ForgedTag::None) else { return };
+    assert!(forged(&log) > 0 && !log.contains("wrong bytes"), "{log}");
+}
+
+#[test]
+fn forged_datagrams_with_the_key_of_another_cast_are_counted_and_spoil_no_leaf() {
+    let Some(log) = read_beside_a_forger(ForgedTag::OfAnotherCast) else { return };
+    assert!(forged(&log) > 0 && !log.contains("wrong bytes"), "{log}");
+}
+
+#[test]
+fn forged_datagrams_with_the_right_key_put_no_wrong_byte_before_a_reader() {
+    let Some(log) = read_beside_a_forger(ForgedTag::Right) else { return };
+    assert!(log.contains("wrong bytes"), "the forger was not heard: {log}");
 }
 
 /// Ports of the pages and of the repair channel.

@@ -112,7 +112,7 @@ fn pages_that_damage_of_the_state_marks_as_held_are_not_read_as_zeros() {
 }
 
 /// Returns the number of bytes that the only object in the cache occupies.
-fn held_bytes(cache: &Path) -> u64 {
+pub(crate) fn held_bytes(cache: &Path) -> u64 {
     let object = fs::read_dir(cache.join("objects")).unwrap().next();
     let data = object.map(|object| fs::metadata(object.unwrap().path().join("data")).unwrap());
     data.map_or(0, |data| data.blocks() * 512)
