@@ -5,7 +5,7 @@ use std::time::SystemTime;
 /// Environment variable with the seed of an earlier run.
 const SEED: &str = "BOOTCAST_SEED";
 
-/// Random numbers from a seed (SplitMix64).
+/// Random numbers from a seed (`SplitMix64`).
 #[derive(Debug)]
 pub struct Random(u64);
 

@@ -139,7 +139,7 @@ fn a_read_far_ahead_of_a_slow_stream_does_not_wait_for_the_stream() {
 
 #[test]
 fn readers_that_follow_the_stream_demand_few_pages() {
-    // A disk that makes a client wait for a second would have its readers demand what they wait for.
+    // If a disk makes a client wait for a second, its readers demand what they wait for.
     let lab = lab_or_skip!(Lab::builder().clients(8).loss(1.0).valve().memory_disk());
     let image = lab.put("image", mib(16));
     let server = lab.server().option("--rate", "50mbit").start();

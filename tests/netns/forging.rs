@@ -154,8 +154,8 @@ fn false_leaf_lists(size: u64, page_size: u32) -> Vec<Vec<u8>> {
 }
 
 /// Reads `image` on client 1 while client 2 forges all kinds of datagrams: before the first one of
-/// the server, and for as long as the file arrives. They come from the server's socket, from another
-/// port of its host, and from the forger itself. Returns the log of the mount.
+/// the server, and for as long as the file arrives. They come from the server's socket, another
+/// port of its host, and the forger itself. Returns the log of the mount.
 fn read_beside_a_forger(tag: ForgedTag) -> Option<String> {
     let builder = Lab::builder().clients(2).loss(0.5).valve();
     if let Some(reason) = builder.skip_reason() {

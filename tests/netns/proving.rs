@@ -31,7 +31,7 @@ pub(crate) fn wait_hashed(lab: &Lab, name: &str) {
 
 /// Joins the cast of `image` on client 2 as a member, which learns the key, and sends each page
 /// with wrong bytes and a right tag in the name of the server.
-fn forge_all_pages(lab: &Lab, server: &ServerProc<'_>, image: &Image) {
+pub(crate) fn forge_all_pages(lab: &Lab, server: &ServerProc<'_>, image: &Image) {
     let host = lab.client(2);
     let url = lab.url(&format!("join/{}", image.name.display()));
     let answer = JoinAnswer::parse(&host.get_with(&url, &[("X-BOOTCAST", "1")]).body).unwrap();

@@ -7,13 +7,15 @@ use harness::binaries::peer;
 use harness::{Host, Lab, Proc, digest_of, lab_or_skip, mib};
 
 use crate::plain_peers::{plain_client, plain_server};
+use crate::proving::{b3, forge_all_pages, wait_hashed};
 use crate::transfers::{Copy, Get};
 use crate::{CRAWL, TRANSFER, readers, text};
 
 /// Starts `extended_client.py`.
 pub(crate) fn extended_client(host: &Host, url: &str, output: &Path, options: &[&str]) -> Proc {
     let (script, address) = (peer("extended_client.py"), host.address().to_string());
-    let fixed = [text(&script), url, text(output), "--interface", &address];
+    // Without files of compiled modules in the source tree.
+    let fixed = ["-B", text(&script), url, text(output), "--interface", &address];
     host.spawn("python3", [&fixed[..], options].concat())
 }
 
@@ -162,4 +164,58 @@ fn it_completes_from_a_plain_server() {
     let output = lab.client(1).fresh_path("out");
     extended_client(lab.client(1), &lab.url("image"), &output, &[]).wait_success(TRANSFER);
     assert_eq!(digest_of(output), image.digest);
+}
+
+/// Starts the second implementation such that it proves what it gets.
+fn proving_client(lab: &Lab, k: usize, output: &Path) -> Proc {
+    extended_client(lab.client(k), &lab.url("image"), output, &["--leaves"])
+}
+
+#[test]
+fn it_proves_a_file_by_the_lists_of_its_cast() {
+    let lab = lab_or_skip!(Lab::builder());
+    // Three segments. The last one has one leaf, which is one byte and a chunk long.
+    let image = lab.put("image", mib(8) + 1025);
+    let server = lab.server().option("--rate", "40mbit").start();
+    wait_hashed(&lab, "image");
+    let output = lab.client(1).fresh_path("out");
+    let mut client = proving_client(&lab, 1, &output);
+    client.wait_success(TRANSFER);
+    assert_eq!(digest_of(&output), image.digest);
+    let log = client.log();
+    let proven = format!("{}\nlists: 3 from the cast, 0 over HTTP; wrong leaves: 0\n", b3(&image));
+    assert_eq!(log, proven, "the proof of the second implementation");
+    server.wait_no_members();
+}
+
+#[test]
+fn it_proves_files_of_every_shape_also_without_lists_in_the_cast() {
+    let lab = lab_or_skip!(Lab::builder());
+    let _server = lab.server().start();
+    // No list goes out for the first two. The others are hashed while they are sent.
+    for size in [1, 16_384, 16_385, 300_001, mib(4), mib(4) + 1] {
+        let image = lab.put("image", size);
+        let output = lab.client(1).fresh_path("out");
+        let mut client = proving_client(&lab, 1, &output);
+        client.wait_success(TRANSFER);
+        assert_eq!(digest_of(&output), image.digest, "{size} bytes");
+        let id = format!("{}\n", b3(&image));
+        assert!(client.log().starts_with(&id), "{size} bytes: {}", client.log());
+    }
+}
+
+#[test]
+fn it_replaces_the_pages_that_a_member_forged() {
+    let lab = lab_or_skip!(Lab::builder().clients(2).valve());
+    let image = lab.put("image", mib(1) + 17);
+    let server = lab.server().option("--rate", "20mbit").start();
+    let valve = lab.hold_multicast_after(0);
+    let output = lab.client(1).fresh_path("out");
+    let mut client = proving_client(&lab, 1, &output);
+    lab.wait_members(&server, "image", 1..=1);
+    forge_all_pages(&lab, &server, &image);
+    valve.open();
+    client.wait_success(TRANSFER);
+    assert_eq!(digest_of(&output), image.digest);
+    assert!(client.log().contains("wrong leaves: 65\n"), "{}", client.log());
 }

@@ -6,11 +6,15 @@ use std::process::Command;
 
 use bootcast_proto::manifest::{ContentTree, LEAF_BYTES, UNKNOWN};
 use harness::binaries::binary;
+use harness::content::Image;
 use harness::requirements::{has_tool, report_skipped};
 use harness::{Lab, Proc, lab_or_skip, mib, wait_until};
 use rustix::fs::Advice;
 
+use crate::proving::{b3, wait_hashed};
 use crate::{TRANSFER, text};
+
+const EIO: i32 = 5;
 
 /// Block size of the file system, in bytes.
 const BLOCK: u64 = 4096;
@@ -23,6 +27,11 @@ const BAD_BLOCKS: u64 = 8;
 /// Returns the content of the file and the offset of the first byte that cannot be read. If this
 /// machine cannot do that, reports the test as skipped and returns `None`.
 fn damage(lab: &Lab, size: u64) -> Option<(Vec<u8>, u64)> {
+    damage_after(lab, size, |_| {})
+}
+
+/// Like [`damage`], but calls `before` while all of the file can still be read.
+fn damage_after(lab: &Lab, size: u64, before: impl FnOnce(&Image)) -> Option<(Vec<u8>, u64)> {
     let (backing, mounted) = (lab.directory().join("disk.img"), lab.served().join("disk"));
     fs::create_dir(&mounted).unwrap();
     let disk = File::options().create_new(true).write(true).open(&backing).unwrap();
@@ -51,6 +60,7 @@ fn damage(lab: &Lab, size: u64) -> Option<(Vec<u8>, u64)> {
     let last =
         last.and_then(|line| line.split(':').nth(2)?.split("..").nth(1)?.trim().parse().ok());
     let last: u64 = last.unwrap_or_else(|| panic!("filefrag says {extents}"));
+    before(&image);
     disk.set_len((last + 1 - BAD_BLOCKS) * BLOCK).unwrap();
     // The page cache still has the bytes that were written.
     rustix::fs::fadvise(&file, 0, None, Advice::DontNeed).unwrap();
@@ -144,4 +154,42 @@ fn the_rest_of_a_file_has_leaf_values_although_a_part_cannot_be_read() {
     assert!(values == expected.as_flattened(), "all but the last two leaves");
     let warnings = server.log().matches("content id of a file cannot be computed").count();
     assert_eq!(warnings, 1, "{}", server.log());
+}
+
+#[test]
+fn of_a_pinned_file_all_leaves_that_the_server_can_read_are_proven_and_read() {
+    let lab = lab_or_skip!(Lab::builder());
+    let server = lab.server().start();
+    let pins = lab.client(1).fresh_path("pins");
+    let size = mib(5);
+    let damaged = damage_after(&lab, size, |image| {
+        wait_hashed(&lab, "disk/image");
+        fs::write(&pins, format!("{}  disk/image\n", b3(image))).unwrap();
+    });
+    let Some((content, first_bad)) = damaged else { return };
+    let mount = lab.mount(1).option(&format!("pins={}", text(&pins))).start();
+    let file = File::open(mount.join("disk/image")).unwrap();
+    let leaf = usize::try_from(LEAF_BYTES).unwrap();
+    let mut buffer = vec![0; leaf];
+    let mut failed = Vec::new();
+    for (at, expected) in (0..).step_by(leaf).zip(content.chunks(leaf)) {
+        match file.read_exact_at(&mut buffer, at) {
+            Ok(()) => assert!(buffer == expected, "wrong bytes at {at}"),
+            Err(error) => {
+                assert_eq!(error.raw_os_error(), Some(EIO), "at {at}: {error}");
+                failed.push(at);
+            }
+        }
+    }
+    // Where the kernel reads ahead, the leaves before the bad ones fail with them.
+    assert_eq!(failed.last(), Some(&(size - LEAF_BYTES)), "{failed:?}");
+    assert!(failed.first() >= Some(&(first_bad - mib(1))), "{failed:?}");
+    let get = |output: &str| {
+        let (url, hash) = (lab.url("disk/image"), blake3::hash(&content).to_hex());
+        let to = lab.client(1).fresh_path(output);
+        lab.client(1).spawn(binary("bootcast"), ["get", "--b3", &hash, &url, "-O", text(&to)])
+    };
+    assert_eq!(get("got").wait(TRANSFER).code(), Some(6));
+    let lines = server.log().lines().count();
+    assert!(lines < 20, "{}", server.log());
 }

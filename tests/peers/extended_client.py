@@ -12,8 +12,14 @@ With --want it demands a few pages, and writes only those:
 With --zeros it takes the parts of the file that consist of zeros from the zero map ("Pages of
 zeros" in section 5). It believes the map as it believes the datagrams.
 
+With --leaves it proves each leaf by the content id before it writes the file ("Manifest" in section
+4 and "Leaf lists" in section 5). It prints the content id, and how much came by which way:
+
+    b674dc68833bb7c99fd2cfe326dce14bd6834d720c8f1375218521f458b353a4
+    lists: 1 from the cast, 0 over HTTP; wrong leaves: 0
+
 Where no multicast arrives it fetches the file over HTTP, unless it demands pages. Tags (section 6)
-need BLAKE3, which Python's standard library does not have; this client ignores them, as a client
+need a hash of each datagram, for which Python is too slow; this client ignores them, as a client
 does that does not know `KEY=`. It keeps the file in memory and waits for the answer to each
 report, because it is meant to be read, not to be fast.
 """
@@ -32,7 +38,9 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
-SYMBOL, BEACON, END = 1, 2, 3    # kinds of datagrams on the repair channel
+import b3
+
+SYMBOL, BEACON, END, LEAVES = 1, 2, 3, 4    # kinds of datagrams on the repair channel
 FIXED = 32                       # bytes of a beacon's payload before its windows
 PACE = struct.Struct("!QI2H")    # the last 16 of these bytes
 K = 128                          # pages in a block, and different repair symbols of a block
@@ -40,6 +48,8 @@ REST = 0.5                       # seconds of rest after which all windows count
 SILENCE = 5.0                    # seconds without a datagram after which the client joins again
 DEAF = 1.0                       # seconds without a datagram after a join until it fetches
 LEAF = 16 << 10                  # bytes in a leaf
+SEGMENT = 256                    # leaves in a segment
+VALUE = 32                       # bytes in the value of a leaf or segment
 ZEROS_AGAIN = 0.05               # seconds between two requests for the zero map
 PIECE = 256                      # largest number of pages in a request over HTTP
 
@@ -137,6 +147,25 @@ class Control:
         except OSError:
             return b""
 
+    def manifest(self, etag, query=""):
+        """Returns values of the manifest, and the content id. Waits until the server has them."""
+        while True:
+            request = urllib.request.Request(
+                f"http://{self.url.netloc}/manifest{self.url.path}{query}")
+            try:
+                with urllib.request.urlopen(request, timeout=10) as answer:
+                    if answer.headers["ETag"] != f'"{etag}"':
+                        sys.exit("the file changed")
+                    values = answer.read()
+                    return ([values[at:at + VALUE] for at in range(0, len(values), VALUE)],
+                            bytes.fromhex(answer.headers["X-BOOTCAST-B3"]))
+            except urllib.error.HTTPError as error:
+                if error.code != 503:
+                    sys.exit(f"manifest: {error.code} {error.read().decode().strip()}")
+                time.sleep(min(float(error.headers.get("Retry-After", 1)), 1.0))
+            except OSError:
+                time.sleep(0.5)
+
     def zero_map(self, etag):
         """Returns the zero map of this version; none while the server does not know it."""
         request = urllib.request.Request(
@@ -195,10 +224,12 @@ class Membership:
     """
 
     def __init__(self, control, options, version):
-        lines = control.join(options.want is not None, options.zeros)
+        lines = control.join(options.want is not None, options.zeros or options.leaves)
         if version.setdefault("etag", lines.get("ETAG")) != lines.get("ETAG"):
             sys.exit("the file changed")
         self.control, self.held = control, version.setdefault("pages", {})
+        # Values of leaves that the cast stated, and its content id: proven later.
+        self.values, version["b3"] = version.setdefault("values", {}), lines.get("B3")
         self.pages, self.page_size = int(lines["PAGES"]), int(lines["PAGESIZE"])
         self.size = int(lines.get("SIZE", 0))
         group, port = lines["CONNECT"].split(":")
@@ -307,6 +338,8 @@ class Membership:
             return self.symbol(block, number, promised, payload)
         if kind == BEACON and len(payload) >= FIXED:
             return self.take_beacon(payload)
+        if kind == LEAVES:    # the fields are: number of values, first leaf, segment
+            return self.take_leaves(promised, number, block, payload)
         self.over |= kind == END
         return kind == END
 
@@ -352,6 +385,16 @@ class Membership:
                 block = self.blocks.setdefault(window * self.interleave + x, Block())
                 block.sent, block.promised = max(block.sent, sent), max(block.promised, promised)
         self.close_windows(position)
+        return True
+
+    def take_leaves(self, count, first, segment, payload):
+        first += segment * SEGMENT
+        end = min(-(-self.size // LEAF), (segment + 1) * SEGMENT)
+        if count == 0 or len(payload) != count * VALUE or first + count > end:
+            return False
+        for leaf in range(first, first + count):
+            at = (leaf - first) * VALUE
+            self.values[leaf] = payload[at:at + VALUE]
         return True
 
     def close_windows(self, position):
@@ -484,6 +527,40 @@ def backoff(spread, members):
     return spread / rate * math.log(random.random() * (math.exp(rate) - 1) + 1)
 
 
+# ---- Proof, section 4 "Manifest" and section 5 "Leaf lists" ------------------------------------
+
+def prove(control, version, content):
+    """Returns the content, wrong leaves replaced. Prints the content id and what it took."""
+    segments, content_id = control.manifest(version["etag"])
+    found = b3.merge(segments, root=True) if segments else b3.value(b"", root=True)
+    if found != content_id or version["b3"] not in (None, content_id.hex()):
+        sys.exit("the list of segments is not that of the content id")
+    count = -(-len(content) // LEAF)
+    values, from_cast = [], 0
+    for segment, proven in enumerate(segments):
+        leaves = range(segment * SEGMENT, min((segment + 1) * SEGMENT, count))
+        listed = [version["values"].get(leaf, bytes(VALUE)) for leaf in leaves]
+        if b3.merge(listed, root=len(segments) == 1) == proven:
+            from_cast += 1
+        else:
+            listed, _ = control.manifest(version["etag"], f"?segments={segment}-{segment}")
+            if len(listed) != len(leaves) or b3.merge(listed, len(segments) == 1) != proven:
+                sys.exit("a list of leaves is not that of the content id")
+        values += listed
+    content, wrong = bytearray(content), 0
+    for leaf, proven in enumerate(values):
+        begin, end = leaf * LEAF, min((leaf + 1) * LEAF, len(content))
+        if b3.value(content[begin:end], begin, count == 1) != proven:
+            wrong += 1
+            content[begin:end] = control.fetch(begin, end - 1, version["etag"])
+            if b3.value(content[begin:end], begin, count == 1) != proven:
+                sys.exit("the server sends other bytes than those of the content id")
+    print(content_id.hex())
+    print(f"lists: {from_cast} from the cast, {len(segments) - from_cast} over HTTP; "
+          f"wrong leaves: {wrong}")
+    return content
+
+
 # ---- Main program -----------------------------------------------------------------------------
 
 def receive(control, options):
@@ -501,7 +578,8 @@ def receive(control, options):
                 member.fetch_if_deaf()
         member.close()
         if member.is_done():
-            return b"".join(member.held[page] for page in range(1, member.pages + 1))
+            content = b"".join(member.held[page] for page in range(1, member.pages + 1))
+            return prove(control, version, content) if options.leaves else content
 
 
 def want(control, options):
@@ -550,6 +628,7 @@ def main():
                          help="size of the receive buffer of each socket, in bytes")
     options.add_argument("--want", nargs=2, type=int, metavar=("FIRST", "COUNT"),
                          help="demand only these pages, counted from 1")
+    options.add_argument("--leaves", action="store_true", help="prove the file by its content id")
     options.add_argument("--zeros", action="store_true", help="take zeros from the zero map")
     options = options.parse_args()
     content = (receive if options.want is None else want)(Control(options.url), options)

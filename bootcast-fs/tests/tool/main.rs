@@ -136,6 +136,35 @@ fn refusals_have_their_exit_codes_and_leave_no_file() {
 }
 
 #[test]
+fn a_hash_that_is_none_or_cannot_be_proven_has_its_exit_code_and_leaves_no_file() {
+    let meta = r#"{"kind":"file","size":3,"mode":420,"mtime":0,"mtime_ns":0,"etag":"v1"}"#;
+    let meta = response("200 OK", ETAG, meta);
+    let server = |answer: String| {
+        let busy = (0..20).map(|_| ("manifest", answer.clone()));
+        ScriptedServer::start([("meta", meta.clone())].into_iter().chain(busy))
+    };
+    let (hash, other) =
+        ("0".repeat(64), format!("{ETAG}{HEADER_CONTENT_ID}: {}\r\n", "1".repeat(64)));
+    for (hash, answer, code, told) in [
+        ("0123", response("404 Not Found", "", ""), 1, "64 hexadecimal digits"),
+        (&hash, response("404 Not Found", "", "none\n"), 5, "/image: none"),
+        (&hash, response("500 Internal Server Error", "", "bad disk\n"), 6, "/image: bad disk"),
+        (&hash, response("503 Service Unavailable", "", "hashing\n"), 4, "no proof"),
+        (&hash, response("200 OK", &other, ""), 6, "does not fit the size"),
+        (&hash, response("200 OK", &other, &"x".repeat(32)), 8, "not the content that --b3 names"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let server = server(answer);
+        let args = ["--unicast", "-t", "1", "--b3", hash, &server.url("image")];
+        let output = run(&dir, &args);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{told}: {text}");
+        assert!(text.contains(told), "{told}: {text}");
+        assert_eq!(names(&dir), [""; 0].map(PathBuf::from));
+    }
+}
+
+#[test]
 fn a_cast_without_datagrams_times_out_with_advice_and_a_leave() {
     let dir = tempfile::tempdir().unwrap();
     let server = ScriptedServer::start([("join", join_answer(group(1), "t1", 250, "v1"))]);
