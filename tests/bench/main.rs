@@ -7,6 +7,7 @@
 #![expect(clippy::disallowed_methods, reason = "a measurement reads the clock")]
 
 mod complete;
+mod content;
 mod defaults;
 mod demand_sequential;
 mod fleet;
@@ -37,7 +38,7 @@ const RUN_DEADLINE: Duration = Duration::from_secs(300);
 /// A part of the report: its name, and the function that measures it and writes its text.
 type Part = (&'static str, fn() -> String);
 
-const PARTS: [Part; 12] = [
+const PARTS: [Part; 17] = [
     ("fleet", fleet::measure),
     ("lossy", fleet::measure_lossy),
     ("peers", peers::measure),
@@ -50,6 +51,11 @@ const PARTS: [Part; 12] = [
     ("same_order", random::measure_same_order),
     ("demand_sequential", demand_sequential::measure),
     ("wants", wants::measure),
+    ("verified", content::measure_verified),
+    ("cached", content::measure_cached),
+    ("sparse", content::measure_sparse),
+    ("new_version", content::measure_new_version),
+    ("slow_source", content::measure_slow_source),
 ];
 
 fn main() {
