@@ -324,6 +324,7 @@ impl Verification {
             if !self.is_leaf_verified(leaf) {
                 self.wanted.insert(leaf);
                 self.wrong.want(leaf);
+                self.lists.handle_read(leaf / SEGMENT_LEAVES);
                 self.offer(leaf / SEGMENT_LEAVES);
             }
         }

@@ -206,6 +206,14 @@ impl Lists {
         }
     }
 
+    /// Handles a reader that waits for a leaf of a segment, which need not have arrived. Its list is
+    /// requested at the same time as the leaf, unless the cast brings it.
+    pub(super) fn handle_read(&mut self, segment: u64) {
+        if !self.known.contains_key(&segment) && !self.needed.is_in_cast() {
+            self.needed.add(segment, true);
+        }
+    }
+
     /// Forgets a list without the value of a leaf that arrived. It is requested again later.
     pub(super) fn refresh(&mut self, segment: u64) {
         self.known.remove(&segment);

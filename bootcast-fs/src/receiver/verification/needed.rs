@@ -23,7 +23,7 @@ pub(super) const UNKNOWN_PAUSE: Duration = Duration::from_secs(10);
 enum Due {
     /// Leaves of the segment arrived. The time is not decided yet.
     Arrived,
-    /// A reader waits for a leaf that arrived. The time is not decided yet.
+    /// A reader waits for a leaf. The time is not decided yet.
     Wanted,
     /// The list lacked the value of a leaf that arrived. The time is not decided yet.
     Incomplete,
@@ -57,6 +57,11 @@ impl Needed {
         self.is_in_cast = is_in_cast;
     }
 
+    /// Whether the cast brings leaf lists.
+    pub(super) fn is_in_cast(&self) -> bool {
+        self.is_in_cast
+    }
+
     /// Whether no list is needed.
     pub(super) fn is_empty(&self) -> bool {
         self.lists.is_empty()
@@ -67,7 +72,8 @@ impl Needed {
         self.lists.contains_key(&segment)
     }
 
-    /// Adds the list of a segment of which leaves arrived. `is_wanted`: a reader waits for one.
+    /// Adds the list of a segment of which leaves arrived. `is_wanted`: a reader waits for one, which
+    /// may not have arrived yet.
     pub(super) fn add(&mut self, segment: u64, is_wanted: bool) {
         self.newest = self.newest.max(segment);
         let due = if is_wanted { Due::Wanted } else { Due::Arrived };

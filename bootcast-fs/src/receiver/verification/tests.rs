@@ -347,13 +347,14 @@ fn for_a_reader_a_list_is_requested_soon_and_without_a_cast_at_once() {
         file.answer(&mut verification, now);
         let leaf = SEGMENT_BYTES * 30..SEGMENT_BYTES * 30 + LEAF_BYTES;
         verification.handle_read(&leaf);
-        assert_eq!(verification.poll_request(now), None, "the leaf is not here");
-        verification.handle_arrived(&leaf, |bytes| *bytes == leaf);
-        let patience = if is_in_cast { READER_PATIENCE } else { Duration::ZERO };
-        assert_eq!(verification.poll_request(now).is_none(), is_in_cast);
+        let request = Some(ListRequest::Leaves(30..31));
         if is_in_cast {
-            let request = verification.poll_request(now + patience);
-            assert_eq!(request, Some(ListRequest::Leaves(30..31)));
+            assert_eq!(verification.poll_request(now), None, "the leaf is not here");
+            verification.handle_arrived(&leaf, |bytes| *bytes == leaf);
+            assert_eq!(verification.poll_request(now), None, "the cast may bring it");
+            assert_eq!(verification.poll_request(now + READER_PATIENCE), request);
+        } else {
+            assert_eq!(verification.poll_request(now), request, "it is requested with the leaf");
         }
     }
 }
