@@ -387,7 +387,7 @@ pub fn hash(open: &OpenFile, progress: &HashProgress) -> Result<Computed, HashEr
 /// have values already.
 fn hash_readable(open: &OpenFile, progress: &HashProgress) -> Result<Computed, HashError> {
     let is_stable = open.present.unstable_for(SystemTime::now()).is_none();
-    let manifest = source::hash_readable(open, progress)?;
+    let manifest = super::threads::at_low_priority(|| source::hash_readable(open, progress))?;
     Ok(Computed::new(open, manifest, is_stable))
 }
 

@@ -53,11 +53,38 @@ pub fn reason_of(payload: &(dyn Any + Send)) -> String {
     text.unwrap_or_else(|| "without a message".to_owned())
 }
 
+/// Nice value of work in the background: a ninth of the CPU time of a thread that competes.
+const LOW_PRIORITY: i32 = 10;
+
 /// Sets the nice value of this thread. Without `CAP_SYS_NICE` it can only be raised, and otherwise
 /// stays unchanged.
 pub fn set_niceness(niceness: i32) {
     let this = Some(rustix::thread::gettid());
     if let Err(error) = rustix::process::setpriority_process(this, niceness) {
         tracing::debug!(%error, niceness, "cannot set the priority of a thread");
+    }
+}
+
+/// Runs work that others must not notice, in a thread of its own: its nice value could not be
+/// lowered again without `CAP_SYS_NICE`.
+pub fn at_low_priority<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    let work = || {
+        set_niceness(LOW_PRIORITY);
+        work()
+    };
+    let result = std::thread::scope(|scope| scope.spawn(work).join());
+    result.unwrap_or_else(|payload| std::panic::resume_unwind(payload))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn work_at_low_priority_leaves_the_thread_as_it_was() {
+        let niceness = || rustix::process::getpriority_process(Some(rustix::thread::gettid()));
+        let before = niceness().unwrap();
+        assert_eq!(at_low_priority(niceness), Ok(before.max(LOW_PRIORITY)));
+        assert_eq!(niceness(), Ok(before));
     }
 }
