@@ -18,6 +18,10 @@ pub(super) const STREAM_PATIENCE: Duration = Duration::from_secs(2);
 /// Time after which a list is requested again that lacked the value of a leaf.
 pub(super) const UNKNOWN_PAUSE: Duration = Duration::from_secs(10);
 
+/// Time after which a list that a reader waits for is requested once more, on another connection. If
+/// a packet got lost, TCP takes at least 10 ms to repeat it (RFC 8985, section 7.2), mostly 200 ms.
+pub(super) const REPEAT_PAUSE: Duration = Duration::from_millis(3);
+
 /// State of a list that is needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Due {
@@ -31,6 +35,8 @@ enum Due {
     Passing(Instant),
     /// Due at this time.
     At(Instant),
+    /// The list was requested for a reader, and will be once more at this time.
+    Repeat(Instant),
     /// The list was requested.
     Requested,
 }
@@ -43,7 +49,9 @@ pub(super) struct Needed {
     undecided: BTreeSet<u64>,
     /// Lists that are [`Due::Passing`].
     passing: BTreeSet<u64>,
-    /// Times of lists that are [`Due::Passing`] or [`Due::At`].
+    /// Lists that readers wait for and that were not requested yet.
+    wanted: BTreeSet<u64>,
+    /// Times of lists that are [`Due::Passing`], [`Due::At`] or [`Due::Repeat`].
     timers: BTreeSet<(Instant, u64)>,
     /// Highest segment of which a leaf arrived.
     newest: u64,
@@ -77,12 +85,19 @@ impl Needed {
     pub(super) fn add(&mut self, segment: u64, is_wanted: bool) {
         self.newest = self.newest.max(segment);
         let due = if is_wanted { Due::Wanted } else { Due::Arrived };
+        if is_wanted && !self.is_requested(segment) {
+            self.wanted.insert(segment);
+        }
         match self.lists.get(&segment) {
             None => self.set(segment, due),
             Some(Due::Arrived | Due::Passing(_)) if is_wanted => self.set(segment, due),
             // Otherwise each further leaf would put the request off.
             Some(_) => {}
         }
+    }
+
+    fn is_requested(&self, segment: u64) -> bool {
+        matches!(self.lists.get(&segment), Some(Due::Repeat(_) | Due::Requested))
     }
 
     /// Adds a list that came without the value of a leaf that arrived.
@@ -94,6 +109,7 @@ impl Needed {
     pub(super) fn remove(&mut self, segment: u64) {
         if let Some(before) = self.lists.remove(&segment) {
             self.unlink(segment, before);
+            self.wanted.remove(&segment);
         }
     }
 
@@ -109,7 +125,7 @@ impl Needed {
                 self.passing.insert(segment);
                 self.timers.insert((at, segment));
             }
-            Due::At(at) => {
+            Due::At(at) | Due::Repeat(at) => {
                 self.timers.insert((at, segment));
             }
             Due::Requested => {}
@@ -125,7 +141,7 @@ impl Needed {
                 self.passing.remove(&segment);
                 self.timers.remove(&(at, segment));
             }
-            Due::At(at) => {
+            Due::At(at) | Due::Repeat(at) => {
                 self.timers.remove(&(at, segment));
             }
             Due::Requested => {}
@@ -167,12 +183,14 @@ impl Needed {
         self.decide(now);
         let (_, first) = *self.timers.first().filter(|(at, _)| *at <= now)?;
         let is_due = |segment: &u64| match self.lists.get(segment) {
-            Some(Due::At(at) | Due::Passing(at)) => *at <= now,
+            Some(Due::At(at) | Due::Passing(at) | Due::Repeat(at)) => *at <= now,
             _ => false,
         };
         let run = first..first + (first..first + most).take_while(is_due).count() as u64;
         for segment in run.clone() {
-            self.set(segment, Due::Requested);
+            let is_first = self.wanted.remove(&segment);
+            let repeat_at = is_first.then(|| now + REPEAT_PAUSE);
+            self.set(segment, repeat_at.map_or(Due::Requested, Due::Repeat));
         }
         Some(run)
     }
@@ -180,7 +198,7 @@ impl Needed {
     /// Handles the end of a request. Lists that did not come are due again.
     pub(super) fn handle_answer(&mut self, segments: &Range<u64>, now: Instant) {
         for segment in segments.clone() {
-            if self.lists.get(&segment) == Some(&Due::Requested) {
+            if self.is_requested(segment) {
                 self.set(segment, Due::At(now));
             }
         }

@@ -2,7 +2,7 @@ use bootcast_proto::Manifest;
 use bootcast_proto::manifest::SEGMENT_BYTES;
 use proptest::prelude::*;
 
-use super::needed::{CAST_PATIENCE, READER_PATIENCE, STREAM_PATIENCE, UNKNOWN_PAUSE};
+use super::needed::{CAST_PATIENCE, READER_PATIENCE, REPEAT_PAUSE, STREAM_PATIENCE, UNKNOWN_PAUSE};
 use super::*;
 
 const MS: Duration = Duration::from_millis(1);
@@ -357,6 +357,31 @@ fn for_a_reader_a_list_is_requested_soon_and_without_a_cast_at_once() {
             assert_eq!(verification.poll_request(now), request, "it is requested with the leaf");
         }
     }
+}
+
+#[test]
+fn a_request_for_a_reader_that_is_not_answered_is_repeated_once() {
+    let (file, now) = (File::new(SEGMENT_BYTES * 40), Instant::now());
+    let mut verification = file.verification(true);
+    file.answer(&mut verification, now);
+    verification.handle_read(&(0..9));
+    let request = Some(ListRequest::Leaves(0..1));
+    assert_eq!(verification.poll_request(now), request);
+    assert_eq!(verification.poll_timeout(), Some(now + REPEAT_PAUSE));
+    assert_eq!(verification.poll_request(now + REPEAT_PAUSE), request);
+    assert_eq!(verification.poll_timeout(), None);
+    verification.handle_read(&(0..9));
+    assert_eq!(verification.poll_request(now + 10 * REPEAT_PAUSE), None);
+    for _ in 0..2 {
+        let values = file.leaves(&(0..1));
+        verification.handle_lists(request.as_ref().unwrap(), values, now).unwrap();
+    }
+    assert_eq!(verification.poll_request(now + 10 * REPEAT_PAUSE), None);
+    // Nobody waits for this one.
+    let bytes = SEGMENT_BYTES..SEGMENT_BYTES + LEAF_BYTES;
+    verification.handle_arrived(&bytes, |range| *range == bytes);
+    assert_eq!(verification.poll_request(now), Some(ListRequest::Leaves(1..2)));
+    assert_eq!(verification.poll_timeout(), None);
 }
 
 #[test]
