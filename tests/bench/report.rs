@@ -1,33 +1,24 @@
-//! Writes docs/BENCHMARKS.md: the figures, the machine and the command.
+//! Writes the generated part of docs/BENCHMARKS.md: the figures, the machine and the command.
 
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use harness::generated;
+
 use crate::RUNS;
 
-/// Start of the section on the simulation, which is kept because other programs measure it.
-const SIMULATION: &str = "\n## Simulation\n";
-
-/// Writes the document with the measured parts.
+/// Writes the measured parts to the document. What people wrote above and below them stays.
 pub(crate) fn write(parts: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/BENCHMARKS.md");
     let before = fs::read_to_string(&path).unwrap_or_default();
-    let simulation = before.find(SIMULATION).map_or("", |at| &before[at..]);
     let text = format!(
-        "# Benchmarks\n\n\
-         Written by `make bench` (as root, about an hour and a half). {}.\n\
-         {}.\n\n\
-         Every host is a network namespace of this one machine: server, switch and all clients \
-         share its cores, and the kernel charges part of the receivers' work to the sender. \
-         Files and caches lie in memory (`tmpfs`, with large pages for files that are read \
-         whole). Each figure is the median of {RUNS} runs; each run casts a file that no client \
-         has seen. \"Limit\" is what one copy takes at the full rate with its headers: 1538 \
-         bytes of wire, Ethernet framing included, for 1456 of the file.\n{parts}{simulation}",
+        "Measured by `make bench` (as root, about an hour and a half), {}. {}. Each figure is the \
+         median of {RUNS} runs unless its table says otherwise.\n{parts}",
         date(),
         machine(),
     );
-    fs::write(&path, text).unwrap();
+    fs::write(&path, generated::replace(&before, &text)).unwrap();
     println!("written: {}", path.display());
 }
 

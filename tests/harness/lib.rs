@@ -16,6 +16,7 @@
 //! | [`capture`] | `tcpdump` on a host |
 //! | [`content`] | seeded random files and digests |
 //! | [`random`] | random choices from a seed that is printed |
+//! | [`generated`] | the generated part of a document |
 //! | [`sim`] | a simulation without a network: protocol logic on a virtual clock |
 //! | [`requirements`] | what a lab needs; tests say `skipped` where it is missing |
 //! | [`valve`] | holds multicast back until a condition is met |
@@ -32,6 +33,7 @@ pub mod binaries;
 pub mod capture;
 pub mod content;
 mod delay_line;
+pub mod generated;
 pub mod host;
 mod impairment;
 pub mod lab;
