@@ -401,7 +401,7 @@ mod tests {
         let options = |text| fusermount_options(&mountpoint.request("head:/", text));
         let without = options("noatime");
         assert!(without.to_str().unwrap().contains(",noatime,"), "{without:?}");
-        assert_eq!(options("noatime,nodiratime,relatime"), without);
+        assert_eq!(options("noatime,nodiratime"), without);
         assert_eq!(options("nodiratime,strictatime"), options(""));
     }
 

@@ -358,9 +358,12 @@ impl Controller {
 
     /// Records the throughput that members received at a congestion.
     fn record_bottleneck(&mut self, rate: f64, now: Instant) {
-        let timeout =
-            if self.is_opening() { OPENING_BOTTLENECK_TIMEOUT } else { BOTTLENECK_TIMEOUT };
-        self.bottleneck = Some(Bottleneck { rate, until: now + timeout });
+        self.bottleneck = Some(Bottleneck { rate, until: now + self.bottleneck_timeout() });
+    }
+
+    /// Returns how long the bottleneck is remembered after congestion.
+    fn bottleneck_timeout(&self) -> Duration {
+        if self.is_opening() { OPENING_BOTTLENECK_TIMEOUT } else { BOTTLENECK_TIMEOUT }
     }
 
     /// Returns the present rate.
@@ -518,9 +521,10 @@ impl Controller {
     /// Reacts to a large loss in a single interval, which later intervals must confirm. Near the
     /// bottleneck congestion is a plausible cause, so the rate drops below the bottleneck at once.
     fn step_back(&mut self, skips_next: bool, now: Instant) {
+        let timeout = self.bottleneck_timeout();
         if let Some(bottleneck) = self.bottleneck.as_mut().filter(|it| self.rate < it.rate * NEAR.1)
         {
-            bottleneck.until = now + BOTTLENECK_TIMEOUT;
+            bottleneck.until = now + timeout;
             let below = (bottleneck.rate * NEAR.0).max(self.floor);
             if below < self.rate {
                 // The next interval contains datagrams sent at the higher rate, so it must not be

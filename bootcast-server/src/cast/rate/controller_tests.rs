@@ -181,6 +181,24 @@ fn losses_from_before_a_step_back_do_not_lower_the_rate_again() {
 }
 
 #[test]
+fn what_an_opening_found_is_tried_again_after_a_second_also_after_a_bad_interval() {
+    let page = include_str!("../../../../docs/PROTOCOL.md");
+    assert!(page.contains("What got through is tried again after 1 s instead of 10."));
+    let now = Instant::now();
+    let controller = Controller::new(rate("1gbit"), CeilingSource::Assumption, None, now);
+    let mut lab = Lab { controller, now };
+    assert!(lab.controller.is_opening());
+    lab.lose(0.5);
+    lab.lose(0.0);
+    let found_until = lab.controller.bottleneck.expect("congestion").until;
+    let once = PanelSummary { median: 0.9, sustained_median: Some(0.0), ..MANY };
+    lab.controller.update(&once, Usage::Full, true, lab.now);
+    let until = lab.controller.bottleneck.expect("the bottleneck is remembered").until;
+    assert!(found_until < until, "the bad interval counts");
+    assert_eq!(until, lab.now + OPENING_BOTTLENECK_TIMEOUT);
+}
+
+#[test]
 fn while_sockets_drop_a_little_the_rate_grows_slowly_and_the_bottleneck_is_remembered() {
     let mut lab = Lab::new(CeilingSource::Operator);
     lab.lose(0.0);
