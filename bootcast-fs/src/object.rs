@@ -6,6 +6,7 @@
 //! | `storing` | pages that arrive by multicast, and checkpoints |
 //! | `fetching` | pages that arrive over HTTP |
 //! | `rebuilding` | pages that are rebuilt from repair symbols |
+//! | `reusing` | leaves that an older version has |
 //! | `verifying` | checks of stored leaves, and their hashes |
 //! | `snapshot` | the state as others see it |
 
@@ -14,6 +15,7 @@ mod durability_tests;
 mod fetching;
 mod reads;
 mod rebuilding;
+mod reusing;
 mod snapshot;
 mod storing;
 mod verifying;
@@ -21,14 +23,14 @@ mod verifying;
 use std::cell::RefCell;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use bootcast_proto::api::Want;
 use bootcast_proto::{JoinAnswer, Token};
 use tokio::sync::watch;
 
-use crate::cache::{ObjectKey, Store};
+use crate::cache::{ObjectKey, Older, Store};
 use crate::panics;
 use crate::receiver::{
     Action, Fetch, Fill, JoinError, JoinOptions, Notice, Pin, Receiver, Reception, ReportError,
@@ -41,6 +43,7 @@ use storing::Saved;
 pub use fetching::Fetched;
 pub use reads::{FollowUp, Ready, Unread, Waiter};
 pub use rebuilding::Rebuilding;
+pub use reusing::Reusing;
 pub use snapshot::{Opening, Snapshot};
 pub use verifying::{ListsFailure, Verifying};
 
@@ -49,6 +52,8 @@ pub struct Object {
     id: u64,
     key: ObjectKey,
     store: Store,
+    /// Older version of the path in the cache, until it is of no more use. Locked before `inner`.
+    older: Mutex<Option<Arc<Older>>>,
     inner: Mutex<Inner>,
     /// Serialises checkpoints.
     saving: Mutex<()>,
@@ -80,6 +85,8 @@ struct InBackground {
     is_rebuilding: bool,
     /// Whether a [`Verifying`] exists.
     is_verifying: bool,
+    /// Whether a [`Reusing`] exists.
+    is_reusing: bool,
 }
 
 /// What the receive thread must do for an object.
@@ -112,7 +119,7 @@ impl Object {
         seed: u64,
     ) -> Self {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
-        let restored = store.take_restored();
+        let (restored, older) = (store.take_restored(), store.take_older());
         let content = key.content.or(restored.as_ref().and_then(|restored| restored.content));
         let kept = restored.map(|restored| restored.assembly);
         let saved = kept.as_ref().map(|kept| Saved::of(kept, None)).unwrap_or_default();
@@ -132,6 +139,7 @@ impl Object {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             key,
             store,
+            older: Mutex::new(older.map(Arc::new)),
             inner: Mutex::new(inner),
             saving: Mutex::default(),
             changed: watch::Sender::new(()),
@@ -148,7 +156,14 @@ impl Object {
     /// Sets the proof that bytes need before they may be read; the tag, by default.
     #[must_use]
     pub fn with_verify(self, verify: Verify) -> Self {
-        self.lock().receiver.set_verify(verify);
+        let has_older = panics::lock(&self.older).is_some();
+        {
+            let mut inner = self.lock();
+            inner.receiver.set_verify(verify);
+            if has_older {
+                inner.receiver.handle_older();
+            }
+        }
         self
     }
 

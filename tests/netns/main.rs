@@ -35,6 +35,7 @@ mod loss;
 mod lying;
 mod members;
 mod mounting;
+mod new_versions;
 mod outages;
 mod outputs;
 mod panicking;

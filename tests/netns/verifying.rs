@@ -10,10 +10,10 @@ use harness::{Lab, digest_of, lab_or_skip, mib, wait_until};
 use crate::proving::{copy_forged_pages, get_forged_pages, wait_hashed};
 use crate::{TRANSFER, keeping, text};
 
-/// Waits until a content is complete on disk, with its hash.
-fn wait_recorded(cache: &Path) {
+/// Waits until this many contents are complete on disk, with their hashes.
+pub(crate) fn wait_recorded(cache: &Path, contents: usize) {
     wait_until(TRANSFER, "the content is recorded", || {
-        fs::read_dir(cache.join("contents")).is_ok_and(|mut entries| entries.next().is_some())
+        fs::read_dir(cache.join("contents")).is_ok_and(|entries| entries.count() >= contents)
     });
 }
 
@@ -81,7 +81,7 @@ fn a_complete_file_is_verified_also_while_the_server_is_away() {
     let option = format!("cache_dir={}", text(&cache));
     let mount = lab.mount(1).option(&option).start();
     assert_eq!(digest_of(mount.join("image")), image.digest);
-    wait_recorded(&cache);
+    wait_recorded(&cache, 1);
     mount.umount();
 
     let again = lab.mount(1).option(&option).start();
@@ -101,7 +101,7 @@ fn the_same_content_under_another_name_is_read_from_the_cache() {
     fs::copy(lab.served().join("image"), lab.served().join("copy")).unwrap();
     wait_hashed(&lab, "copy");
     let sent = server.status().totals.pages_sent;
-    wait_recorded(mount.cache());
+    wait_recorded(mount.cache(), 1);
     assert_eq!(digest_of(mount.join("copy")), image.digest);
     assert_eq!(server.status().totals.pages_sent, sent);
 }

@@ -32,6 +32,12 @@ impl LeafValues {
         options.custom_flags(libc::O_NOFOLLOW).open(dir.join("leaves")).map(Self)
     }
 
+    /// Opens the file in the directory of another object, to read it.
+    pub(super) fn open_existing(dir: &Path) -> io::Result<Self> {
+        let mut options = OpenOptions::new();
+        options.read(true).custom_flags(libc::O_NOFOLLOW).open(dir.join("leaves")).map(Self)
+    }
+
     /// Stores the values of the leaves of a segment.
     pub fn save_leaves(&self, segment: u64, values: &[Value]) -> io::Result<()> {
         self.0.write_all_at(values.as_flattened(), segment * SEGMENT_LEAVES * VALUE_LEN)

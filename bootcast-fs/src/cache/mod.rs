@@ -9,6 +9,7 @@
 //! CACHE_DIR/objects/<id>/state   one line of JSON, the bitmap of held pages, a checksum
 //! CACHE_DIR/objects/<id>/leaves  hashes of the content
 //! CACHE_DIR/contents/<b3>         link to an object that has all of this content
+//! CACHE_DIR/paths/<id>            list of the objects of one path
 //! ```
 //!
 //! `<id>` is the first half of the BLAKE3 hash of server, path and version, in hexadecimal. `state`
@@ -22,6 +23,8 @@
 mod contents;
 mod holes;
 mod leaf_values;
+mod older;
+mod paths;
 mod state;
 mod store;
 mod symbols;
@@ -35,6 +38,7 @@ use bootcast_proto::{ContentId, Etag, RemotePath};
 use rustix::fs::{FlockOperation, MemfdFlags, OFlags};
 
 pub use leaf_values::LeafValues;
+pub use older::Older;
 pub use state::{HeldSnapshot, Restored};
 pub use store::{CheckpointError, Store};
 pub use symbols::Symbols;
@@ -57,13 +61,23 @@ pub struct ObjectKey {
 impl ObjectKey {
     /// Returns the name of the object's directory.
     fn id(&self, etag: &Etag) -> String {
-        let mut hasher = blake3::Hasher::new();
-        for part in [self.server.as_bytes(), self.path.as_bytes(), etag.as_str().as_bytes()] {
-            hasher.update(&(part.len() as u64).to_le_bytes());
-            hasher.update(part);
-        }
-        hasher.finalize().to_hex()[..32].to_owned()
+        short_hash(&[self.server.as_bytes(), self.path.as_bytes(), etag.as_str().as_bytes()])
     }
+
+    /// Returns the name of the path's list of objects.
+    fn path_id(&self) -> String {
+        short_hash(&[self.server.as_bytes(), self.path.as_bytes()])
+    }
+}
+
+/// Returns the first half of the hash of these parts, in hexadecimal.
+fn short_hash(parts: &[&[u8]]) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for part in parts {
+        hasher.update(&(part.len() as u64).to_le_bytes());
+        hasher.update(part);
+    }
+    hasher.finalize().to_hex()[..32].to_owned()
 }
 
 /// Place in which stores are created.
@@ -81,17 +95,29 @@ impl Cache {
     pub fn on_disk(dir: &Path) -> io::Result<Self> {
         create_private_dir(&dir.join("objects"))?;
         create_private_dir(&dir.join("contents"))?;
+        create_private_dir(&dir.join("paths"))?;
         // Makes an unusable directory fail here and not at the first open of a file.
         nameless_file(dir)?;
         Ok(Self::Disk(dir.to_path_buf()))
     }
 
     /// Opens the store of `key`, with the pages of its last checkpoint, or with all pages of its
-    /// content if another version in the cache has that.
+    /// content if another version in the cache has that. An incomplete one knows an older version of
+    /// its path, if there is one.
     pub fn open(&self, key: &ObjectKey) -> io::Result<Store> {
         let (Self::Disk(dir), Some(etag)) = (self, &key.etag) else {
             return Ok(Store::transient(self.nameless()?, self.clone()));
         };
+        let store = self.open_version(dir, key, etag)?;
+        if store.is_complete() {
+            return Ok(store);
+        }
+        let older = Older::find(dir, key, &key.id(etag));
+        Ok(store.with_older(older))
+    }
+
+    /// Opens the store of a version in the directory of a cache on disk.
+    fn open_version(&self, dir: &Path, key: &ObjectKey, etag: &Etag) -> io::Result<Store> {
         if let Some(store) = key.content.and_then(|content| self.open_content(dir, key, content)) {
             return Ok(store);
         }

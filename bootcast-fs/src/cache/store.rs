@@ -12,7 +12,7 @@ use bootcast_proto::Etag;
 use rustix::fs::{FlockOperation, SeekFrom};
 
 use super::state::{self, HeldSnapshot, Restored};
-use super::{Cache, LeafValues, ObjectKey, Symbols, contents, holes};
+use super::{Cache, LeafValues, ObjectKey, Older, Symbols, contents, holes, paths};
 
 /// Reason why a checkpoint failed.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +43,8 @@ pub struct Store {
     leaf_values: Option<LeafValues>,
     /// Pages of the last checkpoint, until [`Self::take_restored`].
     restored: Option<Restored>,
+    /// Older version of the path, until [`Self::take_older`].
+    older: Option<Older>,
     disk: Box<dyn Disk>,
     /// Set once a sync has failed, and never cleared. The kernel reports a failed write-back only
     /// once and then counts the lost pages as written, so a later successful sync proves nothing.
@@ -142,6 +144,8 @@ impl Store {
         let restored = state::load_complete(&dir, key.content, &data)?;
         let etag = key.etag.clone()?;
         let object = ObjectDir { dir, key, etag };
+        // A newer version of this path may take leaves from there.
+        let _ = paths::record(&object.dir, &object.key);
         let mut store = Self::with(data, cache, Some(object), Some(restored));
         store.is_shared = true;
         Some(store)
@@ -170,9 +174,26 @@ impl Store {
             symbols: Symbols::new(cache),
             object_dir,
             restored,
+            older: None,
             disk: Box::new(RealDisk),
             data_loss: Mutex::default(),
         }
+    }
+
+    /// Whether every page was held at the last checkpoint, before [`Self::take_restored`].
+    pub(super) fn is_complete(&self) -> bool {
+        self.restored.as_ref().is_some_and(|restored| restored.assembly.is_complete())
+    }
+
+    /// Sets an older version of the path, whose leaves may be those of this one.
+    pub(super) fn with_older(mut self, older: Option<Older>) -> Self {
+        self.older = older;
+        self
+    }
+
+    /// Takes the older version of the path; `None` from the second call on.
+    pub fn take_older(&mut self) -> Option<Older> {
+        self.older.take()
     }
 
     /// Takes the pages of the last checkpoint of an earlier use; `None` from the second call on.
@@ -202,12 +223,60 @@ impl Store {
 
     /// Writes `slices` one after another, starting at `offset`. Zeros are not written where the file
     /// has a hole, which reads as zeros.
-    pub fn write_run(&self, mut slices: &mut [IoSlice<'_>], mut offset: u64) -> io::Result<()> {
+    pub fn write_run(&self, slices: &mut [IoSlice<'_>], offset: u64) -> io::Result<()> {
+        self.write_parts(slices, offset, |part, offset| self.write_all(part, offset))
+    }
+
+    /// Like [`Self::write_run`], of bytes that `older` has at the same offset. Both files share the
+    /// blocks where the file system can.
+    pub fn write_from(
+        &self,
+        older: &Older,
+        slices: &mut [IoSlice<'_>],
+        offset: u64,
+    ) -> io::Result<()> {
+        self.write_parts(slices, offset, |mut part, mut offset| {
+            let len = part.iter().map(|slice| slice.len()).sum();
+            let copied = older.settled_data().map_or(0, |data| self.copy_from(data, offset, len));
+            IoSlice::advance_slices(&mut part, copied);
+            offset += copied as u64;
+            self.write_all(part, offset)
+        })
+    }
+
+    /// Copies bytes at an offset from there in another file. Returns how many it copied before the
+    /// kernel refused.
+    fn copy_from(&self, other: BorrowedFd<'_>, offset: u64, len: usize) -> usize {
+        let mut copied = 0;
+        while copied < len {
+            let (mut from, mut to) = (offset + copied as u64, offset + copied as u64);
+            let copy = rustix::fs::copy_file_range(
+                other,
+                Some(&mut from),
+                &self.data,
+                Some(&mut to),
+                len - copied,
+            );
+            match copy {
+                Ok(0) | Err(_) => break,
+                Ok(more) => copied += more.min(len - copied),
+            }
+        }
+        copied
+    }
+
+    /// Calls `write` with each part of `slices` that must be written, and its offset.
+    fn write_parts(
+        &self,
+        mut slices: &mut [IoSlice<'_>],
+        mut offset: u64,
+        write: impl Fn(&mut [IoSlice<'_>], u64) -> io::Result<()>,
+    ) -> io::Result<()> {
         while !slices.is_empty() {
             let part = holes::first_part(slices);
             let (head, rest) = std::mem::take(&mut slices).split_at_mut(part.slices);
             if !part.is_zeros || !holes::is_hole(&self.data, offset, part.len) {
-                self.write_all(head, offset)?;
+                write(head, offset)?;
             }
             offset += part.len as u64;
             slices = rest;
@@ -262,6 +331,8 @@ impl Store {
             return Ok(());
         };
         self.disk.save(object, snapshot).map_err(CheckpointError::State)?;
+        // Without the line, a newer version receives what it could have from here.
+        let _ = paths::record(&object.dir, &object.key);
         if let Some(content) = snapshot.complete_content() {
             // Without the link, the content is received once more under another name.
             let _ = contents::record(&object.dir, content);

@@ -74,6 +74,11 @@ impl Content {
         self.verify = verify;
     }
 
+    /// Proof that bytes need before they may be read.
+    pub(super) fn verify(&self) -> Verify {
+        self.verify
+    }
+
     /// Whether leaves are verified.
     fn verifies(&self) -> bool {
         self.verify == Verify::Leaf && self.has_hashes
@@ -173,6 +178,7 @@ impl Content {
         assembly.stored(pages);
         if let Some(verification) = &mut self.verification {
             let bytes = assembly.geometry().byte_range(pages);
+            verification.record_stored(&bytes);
             verification.handle_arrived(&bytes, |bytes| assembly.holds(bytes));
         } else {
             self.begin_verification();
@@ -369,6 +375,41 @@ impl Content {
         }
     }
 
+    /// Handles leaves that were read from an older version and stored, except those that are
+    /// `wrong`. Returns the pages that arrived with them, in runs. `in_flight` tells whether pages
+    /// are being stored that came otherwise.
+    pub(super) fn handle_reused(
+        &mut self,
+        check: &Check,
+        wrong: &[u64],
+        in_flight: impl Fn(PageRange) -> bool,
+    ) -> Vec<PageRange> {
+        let (Some(verification), Some(assembly)) = (&mut self.verification, &mut self.assembly)
+        else {
+            return Vec::new();
+        };
+        let geometry = *assembly.geometry();
+        let mut arrived = Vec::new();
+        for leaves in verification.handle_reused(check, wrong) {
+            let bytes = verification.bytes_of(&leaves);
+            let pages = whole_pages(&geometry, &bytes, |page| verification.has_reused(page));
+            assembly.stored(pages);
+            // A page at either end may have been the last one of the leaf next to it.
+            let around = geometry.byte_range(pages);
+            let around = around.start.min(bytes.start)..around.end.max(bytes.end);
+            verification.handle_arrived(&around, |bytes| assembly.holds(bytes));
+            verification
+                .handle_right(&leaves, |bytes| in_flight(geometry.pages_covering(bytes.clone())));
+            arrived.push(pages);
+        }
+        arrived
+    }
+
+    /// Takes nothing more from an older version. Returns how many leaves it had.
+    pub(super) fn end_reuse(&mut self) -> u64 {
+        self.verification.as_mut().map_or(0, Verification::end_reuse)
+    }
+
     /// Handles the result of fetching wrong leaves.
     pub(super) fn handle_replaced(
         &mut self,
@@ -400,6 +441,24 @@ impl Content {
     pub(super) fn not_to_fetch(&self) -> Option<Cow<'_, PageSet>> {
         self.assembly.as_ref().map(|assembly| self.unreadable.or_held(assembly.arrived()))
     }
+}
+
+/// Returns the pages with bytes of this range, but the first and the last one only if all bytes
+/// around them are here.
+fn whole_pages(
+    geometry: &Geometry,
+    bytes: &Range<u64>,
+    is_here: impl Fn(&Range<u64>) -> bool,
+) -> PageRange {
+    let mut pages = geometry.pages_covering(bytes.clone());
+    let lacks = |page: PageIndex| !is_here(&geometry.byte_range(PageRange::single(page)));
+    if !pages.is_empty() && lacks(pages.start) {
+        pages.start.0 += 1;
+    }
+    if !pages.is_empty() && lacks(PageIndex(pages.end.0 - 1)) {
+        pages.end.0 -= 1;
+    }
+    pages
 }
 
 /// Whether both are known and differ.

@@ -9,6 +9,7 @@ use bootcast_proto::{Backoff, Geometry, JoinAnswer, PageIndex, PageRange};
 
 use super::demand::{Demand, DemandView, Fill, WaitId};
 use super::reads::Access;
+use super::remainder::Remainder;
 use super::repair::Repair;
 use super::stream_position::StreamPosition;
 use super::{Assembly, ReportError};
@@ -47,6 +48,8 @@ pub(super) struct DemandLoop {
     /// Waits for pages that no stream and no symbol brings, because an unreadable page keeps their
     /// block from being rebuilt.
     cut_off: Vec<WaitId>,
+    /// Demands for all that is missing; `None` if only readers' pages are demanded.
+    remainder: Option<Remainder>,
 }
 
 impl DemandLoop {
@@ -121,7 +124,32 @@ impl DemandLoop {
         for wait in self.cut_off.drain(..) {
             self.demand.end_wait(wait);
         }
+        self.end_remainder();
         self.demand.set_fill(Fill::Demand);
+    }
+
+    /// Demands all missing pages from now on, a few at a time, whether they are read or not.
+    pub(super) fn begin_remainder(&mut self) {
+        self.remainder = Some(Remainder::default());
+    }
+
+    /// Demands only what is read again.
+    fn end_remainder(&mut self) {
+        if let Some(mut remainder) = self.remainder.take() {
+            remainder.end(&mut self.demand);
+        }
+    }
+
+    /// Leaves out pages that the server cannot read, until all others have come.
+    pub(super) fn skip_remainder(&mut self, runs: &[PageRange]) {
+        if let Some(remainder) = &mut self.remainder {
+            remainder.skip(runs, &mut self.demand);
+        }
+    }
+
+    /// Whether the server supports demand.
+    pub(super) fn is_supported(&self) -> bool {
+        self.demand.is_supported()
     }
 
     /// Handles a page that was missing. Returns whether this member demanded it.
@@ -151,6 +179,9 @@ impl DemandLoop {
     /// Runs what is due.
     pub(super) fn handle_timeout(&mut self, file: FileView<'_>, now: Instant) {
         if let Some(view) = view(file, self.stream.as_ref()) {
+            if let Some(remainder) = &mut self.remainder {
+                remainder.handle_timeout(&mut self.demand, view, now);
+            }
             self.demand.handle_timeout(view, now);
         }
     }

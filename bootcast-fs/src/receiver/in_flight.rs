@@ -36,6 +36,12 @@ impl PagesInFlight {
         has_room
     }
 
+    /// Whether some of these pages may be in the present batch.
+    pub(super) fn may_have(&self, pages: PageRange) -> bool {
+        let overlaps = |run: &PageRange| run.start < pages.end && pages.start < run.end;
+        self.runs.len() == MAX_RUNS || self.runs.iter().any(overlaps)
+    }
+
     /// Starts another batch: the pages are stored, or will not be.
     pub(super) fn clear(&mut self) {
         self.runs.clear();
@@ -55,6 +61,8 @@ mod tests {
         let mut batch = PagesInFlight::default();
         let is_first = news(&mut batch, [3, 4, 3, 9, 4, 9, 5]);
         assert_eq!(is_first, [true, true, false, true, false, false, true]);
+        let has = |first, end| batch.may_have(PageRange::new(first, end));
+        assert_eq!([has(0, 3), has(5, 6), has(6, 9), has(9, 10)], [false, true, false, true]);
         batch.clear();
         assert!(batch.record(PageIndex(3)));
     }

@@ -15,8 +15,8 @@ use super::repair_loop::ReportOutcome;
 use super::rescue::{PageArrival, Repeat};
 use super::{
     Arrival, Check, Checked, DecodePlan, Epoch, Failure, FetchError, FileView, Fill, JoinError,
-    JoinOptions, ListRequest, Missing, Receiver, RepairArrival, Replacement, ReportError, Round,
-    WaitId,
+    JoinOptions, ListRequest, Missing, Receiver, RepairArrival, Replacement, ReportError, Reuse,
+    Round, WaitId,
 };
 
 /// Most pages demanded at a time because an unreadable page keeps their blocks from being rebuilt.
@@ -65,9 +65,10 @@ impl Receiver {
     pub fn begin_join(&mut self) -> JoinOptions {
         let fill = self.fill();
         let resumes = fill == Fill::Full && self.content.has_pages();
-        self.session.set_resumes(resumes);
         let wants_leaf_lists = fill == Fill::Full && self.content.wants_leaf_lists();
-        JoinOptions { fill, resumes, wants_leaf_lists }
+        let asked = JoinOptions { fill, resumes, wants_leaf_lists };
+        self.session.record_join(asked);
+        asked
     }
 
     /// Handles the answer to a join.
@@ -79,6 +80,7 @@ impl Receiver {
         }
         if self.content.adopt(answer) {
             self.begin(answer, now);
+            self.begin_reuse(now);
         } else {
             self.fail(Failure::Stale);
         }
@@ -375,6 +377,7 @@ impl Receiver {
         if !self.content.record_unreadable(runs, now) {
             return;
         }
+        self.demand.skip_remainder(runs);
         self.rest_if_nothing_can_come();
         let layout = self.repair.layout().filter(|_| self.fill() == Fill::Full);
         let cut_off = layout.map(|layout| self.content.cut_off_pages(layout, MAX_CUT_OFF));
@@ -384,9 +387,10 @@ impl Receiver {
 
     /// Leaves the cast if all missing pages are unreadable. Later reads of them demand them, so
     /// that no stream runs for them.
-    fn rest_if_nothing_can_come(&mut self) {
+    pub(super) fn rest_if_nothing_can_come(&mut self) {
         if self.content.lacks_only_unreadable() {
             self.demand.stop_filling();
+            self.reuse = Reuse::Off;
             self.repair.discard_blocks();
             self.session.rest();
         }

@@ -31,10 +31,12 @@ mod loss_meter;
 mod membership;
 mod passed_windows;
 mod reads;
+mod remainder;
 mod repair;
 mod repair_loop;
 mod reporter;
 mod rescue;
+mod reuse;
 mod session;
 mod stream_position;
 mod trust;
@@ -57,7 +59,7 @@ pub use repair::DecodePlan;
 pub use repair_loop::{RepairArrival, ReportError, Round};
 pub use rescue::{Cause, FetchError, Notice, Reception, UnicastMode};
 pub use session::{Counters, Failure, JoinError, JoinOptions};
-pub use verification::{Check, Learned, ListRequest, ListsError, Refuted, Replacement};
+pub use verification::{Check, Learned, ListRequest, ListsError, Piece, Refuted, Replacement};
 
 use content::Content;
 use demand_loop::{DemandLoop, FileView};
@@ -65,6 +67,7 @@ use fetches::{Missing, Scope};
 use in_flight::PagesInFlight;
 use repair_loop::{MulticastView, RepairLoop};
 use rescue::{Rescue, RescueEvent, RescueView};
+use reuse::Reuse;
 use session::Session;
 use verification::Verification;
 
@@ -77,6 +80,7 @@ pub struct Receiver {
     demand: DemandLoop,
     rescue: Rescue,
     in_flight: PagesInFlight,
+    reuse: Reuse,
     counters: Counters,
 }
 
@@ -92,6 +96,7 @@ impl Receiver {
             demand: DemandLoop::default(),
             rescue: Rescue::default(),
             in_flight: PagesInFlight::default(),
+            reuse: Reuse::default(),
             counters: Counters::default(),
         }
     }
@@ -216,6 +221,7 @@ impl Receiver {
         };
         self.rescue.handle_timeout(&view, now);
         self.follow_rescue(now);
+        self.end_reuse_if_over(now);
         self.session.rejoin_if_ended(now);
         self.session.handle_timeout(now);
         self.report_if_due(now);
@@ -341,7 +347,8 @@ impl Receiver {
         let others = [report, demand, rescue].into_iter().map(Option::flatten);
         let verification = self.content.verification().filter(|_| self.may_verify());
         let verification = verification.and_then(Verification::poll_timeout);
-        others.chain([self.session.poll_timeout(), verification]).flatten().min()
+        let reuse = self.reuse_timeout();
+        others.chain([self.session.poll_timeout(), verification, reuse]).flatten().min()
     }
 
     /// Returns the next action.
@@ -385,7 +392,8 @@ impl Receiver {
 
     /// What may be fetched at present; `None` if nothing is needed.
     fn fetch_scope(&self) -> Option<Scope> {
-        self.needs_pages().then(|| self.rescue.scope(self.fill()))
+        let fill = if self.reuse.is_asking() { Fill::Full } else { self.fill() };
+        self.needs_pages().then(|| self.rescue.scope(fill))
     }
 
     /// Whether this client is a member and lacks pages that can still arrive.

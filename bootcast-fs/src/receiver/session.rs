@@ -83,6 +83,8 @@ pub struct Counters {
     pub drops: u64,
     /// Leaves that arrived with wrong bytes.
     pub wrong_leaves: u64,
+    /// Leaves that were taken from an older version.
+    pub reused_leaves: u64,
 }
 
 /// Membership of one client in the casts of one version.
@@ -94,8 +96,8 @@ pub(super) struct Session {
     ends: Ends,
     /// Pages and symbols of this membership that were new.
     useful: u64,
-    /// Whether the join in flight said that a part of the file is here.
-    resumes: bool,
+    /// What the join in flight asks for.
+    asked: JoinOptions,
     /// Set once; no membership begins afterwards.
     failure: Option<Failure>,
 }
@@ -108,7 +110,7 @@ impl Session {
             gate: Gate::default(),
             ends: Ends::default(),
             useful: 0,
-            resumes: false,
+            asked: JoinOptions { fill: Fill::Full, resumes: false, wants_leaf_lists: false },
             failure: None,
         }
     }
@@ -140,9 +142,14 @@ impl Session {
         self.membership.readers()
     }
 
-    /// Records whether the next join says that a part of the file is here.
-    pub(super) fn set_resumes(&mut self, resumes: bool) {
-        self.resumes = resumes;
+    /// Records what the next join asks for.
+    pub(super) fn record_join(&mut self, asked: JoinOptions) {
+        self.asked = asked;
+    }
+
+    /// Returns which pages the last join asked for.
+    pub(super) fn joined_fill(&self) -> Fill {
+        self.asked.fill
     }
 
     /// Handles an answer to a join. `has_repair`: this member should listen to the repair channel.
@@ -169,7 +176,7 @@ impl Session {
         self.gate.begin(answer);
         self.useful = 0;
         self.ends.begin();
-        std::mem::take(&mut self.resumes)
+        std::mem::take(&mut self.asked.resumes)
     }
 
     /// Handles a join that failed for a reason that may pass.

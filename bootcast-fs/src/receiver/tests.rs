@@ -4,6 +4,7 @@ mod demand;
 pub(in crate::receiver) mod fixture;
 mod freshness;
 mod repair;
+mod reuse;
 mod unicast;
 mod unreadable;
 

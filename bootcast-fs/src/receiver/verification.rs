@@ -13,6 +13,7 @@
 mod leaf_bits;
 mod lists;
 mod needed;
+mod reuse;
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "a virtual clock needs a first moment")]
 mod tests;
@@ -30,6 +31,8 @@ use bootcast_proto::manifest::{
 use leaf_bits::LeafBits;
 pub use lists::{Learned, ListRequest, ListsError};
 use lists::{Lists, Offer};
+pub use reuse::Piece;
+use reuse::Reuse;
 use wrong_leaves::WrongLeaves;
 
 /// Maximum number of leaves in one check, or in one fetch of wrong leaves: 1 MiB, about a third of a
@@ -57,6 +60,11 @@ impl Check {
     /// Returns the bytes of the file to read.
     pub fn bytes(&self) -> Range<u64> {
         self.tree.leaf(self.leaves.start).start..self.tree.leaf(self.leaves.end - 1).end
+    }
+
+    /// Returns the leaves.
+    pub fn leaves(&self) -> Range<u64> {
+        self.leaves.clone()
     }
 
     /// Hashes the bytes and returns the leaves that are wrong.
@@ -158,6 +166,8 @@ pub(super) struct Verification {
     wrong_total: u64,
     /// Rises whenever leaves may have other bytes than before.
     round: u32,
+    /// What is taken from an older version; `None` if nothing is.
+    reuse: Option<Reuse>,
 }
 
 impl Verification {
@@ -179,6 +189,7 @@ impl Verification {
             refuted: BTreeMap::new(),
             wrong_total: 0,
             round: 0,
+            reuse: None,
         }
     }
 
@@ -274,6 +285,9 @@ impl Verification {
 
     /// Handles a leaf list that became known.
     fn take_list(&mut self, segment: u64) {
+        if let Some(reuse) = &mut self.reuse {
+            reuse.handle_list(segment);
+        }
         let open = self.open.get_mut(&segment);
         if let (Some(known), Some(values)) = (open, self.lists.values(segment)) {
             known.unknown = unknown(values);
@@ -418,6 +432,9 @@ impl Verification {
                 self.verified_start += 1;
             }
             self.lists.handle_verified(segment);
+            if let Some(reuse) = &mut self.reuse {
+                reuse.handle_verified(segment);
+            }
         }
     }
 
@@ -588,6 +605,9 @@ impl Verification {
             (known.verified, known.wrong) = (LeafBits::default(), LeafBits::default());
         }
         self.wrong.remove_all(&leaves);
+        if let Some(reuse) = &mut self.reuse {
+            reuse.handle_refuted(segment);
+        }
         self.offer(segment);
     }
 

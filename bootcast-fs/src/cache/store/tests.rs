@@ -394,3 +394,57 @@ fn a_store_without_a_version_or_in_memory_is_not_persistent() {
     }
     assert_eq!(std::fs::read_dir(dir.path().join("objects")).unwrap().count(), 0);
 }
+
+/// Completes a version with hashes.
+fn complete_with_hashes(cache: &Cache, etag: &str, bytes: &[u8]) {
+    let store = cache.open(&key(etag)).unwrap();
+    store.set_size(bytes.len() as u64).unwrap();
+    store.write_run(&mut [IoSlice::new(bytes)], 0).unwrap();
+    store.leaf_values().unwrap().save_leaves(0, &[[1; 32]; 2]).unwrap();
+    let content = Some(content(bytes[0]));
+    store.checkpoint(&HeldSnapshot { content, ..whole(bytes.len() as u64) }).unwrap();
+}
+
+fn whole(size: u64) -> HeldSnapshot {
+    let pages = u32::try_from(size.div_ceil(4)).unwrap();
+    snapshot(size, PageRange::new(0, pages))
+}
+
+#[test]
+fn a_new_version_finds_the_newest_complete_one_of_its_path() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::on_disk(dir.path()).unwrap();
+    let mut first = cache.open(&key("v1")).unwrap();
+    assert!(first.take_older().is_none());
+    drop(first);
+    let of = |byte| vec![byte; 20_000];
+    complete_with_hashes(&cache, "v1", &of(1));
+    complete_with_hashes(&cache, "v2", &of(2));
+    fill(&cache);
+    let older = |key: &ObjectKey| {
+        let older = cache.open(key).unwrap().take_older()?;
+        let mut byte = [0];
+        older.read_exact_at(&mut byte, 19_999).unwrap();
+        Some((byte[0], older.leaf_values(0).len(), older.leaf_values(1).len()))
+    };
+    assert_eq!(older(&key("v3")), Some((2, 2, 0)));
+    assert_eq!(older(&key("v2")), None, "it is complete itself");
+    assert_eq!(older(&other_key(content(9))), None, "the path is another one");
+}
+
+#[test]
+fn bytes_of_an_older_version_are_stored_and_its_holes_stay_holes() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::on_disk(dir.path()).unwrap();
+    let bytes = [vec![7; 49_152], vec![0; 196_608], vec![9; 10]].concat();
+    complete_with_hashes(&cache, "v1", &bytes);
+    let mut new = cache.open(&key("v2")).unwrap();
+    new.set_size(bytes.len() as u64).unwrap();
+    let older = new.take_older().unwrap();
+    let mut slices: Vec<_> = bytes.chunks(16_384).map(IoSlice::new).collect();
+    new.write_from(&older, &mut slices, 0).unwrap();
+    let mut copied = vec![1; bytes.len()];
+    new.read_exact_at(&mut copied, 0).unwrap();
+    assert!(copied == bytes);
+    assert!(holes::is_hole(&new.data, 49_152, 196_608));
+}

@@ -242,6 +242,9 @@ impl Attended {
         if let Some(verifying) = object.begin_verifying() {
             send(Request::Verify(verifying));
         }
+        if let Some(reusing) = object.begin_reusing() {
+            send(Request::Reuse(reusing));
+        }
         has_subscribed
     }
 }

@@ -28,7 +28,7 @@ use super::answers::Answers;
 use super::control::Control;
 use super::receive::Inbox;
 use super::reception::MulticastMonitor;
-use crate::object::{Object, Ready, Rebuilding, Verifying};
+use crate::object::{Object, Ready, Rebuilding, Reusing, Verifying};
 use crate::panics;
 use crate::receiver::{Fetch, ListRequest, Replacement};
 
@@ -51,6 +51,8 @@ pub(super) enum Request {
     Rebuild(Rebuilding),
     /// Check leaves.
     Verify(Verifying),
+    /// Copy leaves from an older version.
+    Reuse(Reusing),
     /// Get hashes.
     Lists(ListRequest),
     /// Fetch a leaf that arrived wrong.
@@ -142,6 +144,10 @@ impl Job {
             })),
             Request::Verify(verifying) => drop(tokio::task::spawn_blocking(move || {
                 self.verify(verifying);
+                drop(in_flight);
+            })),
+            Request::Reuse(reusing) => drop(tokio::task::spawn_blocking(move || {
+                self.reuse(reusing);
                 drop(in_flight);
             })),
             // An orderly end does not wait for what only readers need.

@@ -10,7 +10,7 @@ use super::Job;
 use crate::io::SegmentRange;
 use crate::io::control::ControlError;
 use crate::io::now;
-use crate::object::{ListsFailure, Object, Verifying};
+use crate::object::{ListsFailure, Object, Reusing, Verifying};
 use crate::receiver::{FetchError, ListRequest, Replacement};
 
 /// How long leaves accumulate that no reader waits for: some 30 at 1 Gbit/s. Each check costs a read
@@ -34,6 +34,14 @@ impl Job {
             std::thread::sleep(VERIFY_DELAY);
         }
         while verifying.step(|reads| self.answer(reads), now) {}
+        save_if_complete(&self.object);
+        self.attend();
+    }
+
+    /// Copies leaves from an older version until it has no more, or hashes are missing. For a thread
+    /// that may block.
+    pub(super) fn reuse(self, mut reusing: Reusing) {
+        while reusing.step(|reads| self.answer(reads), now) {}
         save_if_complete(&self.object);
         self.attend();
     }

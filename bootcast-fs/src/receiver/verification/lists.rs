@@ -198,6 +198,17 @@ impl Lists {
         self.known.get(&segment)
     }
 
+    /// Returns the value of a segment, if it is proven.
+    pub(super) fn segment_value(&self, segment: u64) -> Option<Value> {
+        self.segments.as_ref().map(|segments| segments[index(segment)])
+    }
+
+    /// Whether the values of the segments were asked for and did not come, because the server still
+    /// hashes the file.
+    pub(super) fn has_waited_for_segments(&self) -> bool {
+        self.segments_retry.failures > 0
+    }
+
     /// Handles leaves that arrived and cannot be checked without their list. `is_wanted`: a reader
     /// waits for one of them.
     pub(super) fn need(&mut self, segment: u64, is_wanted: bool) {
@@ -357,8 +368,8 @@ impl Lists {
         are_right && rest.is_empty()
     }
 
-    /// Takes the leaf list of a segment from the control connection.
-    fn take(&mut self, segment: u64, values: &[Value]) -> Result<(), ListsError> {
+    /// Takes the leaf list of a segment from the control connection, or one that was proven.
+    pub(super) fn take(&mut self, segment: u64, values: &[Value]) -> Result<(), ListsError> {
         if self.known.contains_key(&segment) {
             return Ok(());
         }

@@ -8,33 +8,36 @@ use super::*;
 const MS: Duration = Duration::from_millis(1);
 
 /// A file and its manifest.
-struct File {
-    bytes: Vec<u8>,
-    manifest: Manifest,
+pub(super) struct File {
+    pub(super) bytes: Vec<u8>,
+    pub(super) manifest: Manifest,
 }
 
 impl File {
-    fn new(size: u64) -> Self {
-        let bytes: Vec<u8> = (0..size).map(|at| u8::try_from(at * 31 % 251).unwrap()).collect();
-        let tree = ContentTree::new(size);
+    pub(super) fn new(size: u64) -> Self {
+        Self::of((0..size).map(|at| u8::try_from(at * 31 % 251).unwrap()).collect())
+    }
+
+    pub(super) fn of(bytes: Vec<u8>) -> Self {
+        let tree = ContentTree::new(bytes.len() as u64);
         let leaf = |leaf| tree.leaf_value(leaf, &bytes[range(&tree.leaf(leaf))]);
         let leaves = (0..tree.leaves()).map(leaf).collect();
         Self { manifest: Manifest::new(tree, leaves), bytes }
     }
 
-    fn verification(&self, knows_id: bool) -> Verification {
+    pub(super) fn verification(&self, knows_id: bool) -> Verification {
         let id = knows_id.then(|| self.manifest.id());
         Verification::new(*self.manifest.tree(), id)
     }
 
-    fn leaves(&self, segments: &Range<u64>) -> &[Value] {
+    pub(super) fn leaves(&self, segments: &Range<u64>) -> &[Value] {
         let tree = self.manifest.tree();
         let end = tree.leaves_of(segments.end - 1).end;
         &self.manifest.leaves()[range(&(tree.leaves_of(segments.start).start..end))]
     }
 
     /// Answers every request of the client.
-    fn answer(&self, verification: &mut Verification, now: Instant) {
+    pub(super) fn answer(&self, verification: &mut Verification, now: Instant) {
         while let Some(request) = verification.poll_request(now) {
             match &request {
                 ListRequest::Segments => {
@@ -51,7 +54,7 @@ impl File {
 }
 
 /// Runs every check on `stored`. Returns the number of checks.
-fn check(verification: &mut Verification, stored: &[u8], now: Instant) -> usize {
+pub(super) fn check(verification: &mut Verification, stored: &[u8], now: Instant) -> usize {
     let checks = std::iter::from_fn(|| {
         let check = verification.poll_check()?;
         let wrong = check.wrong_leaves(&stored[range(&check.bytes())]);
@@ -61,7 +64,7 @@ fn check(verification: &mut Verification, stored: &[u8], now: Instant) -> usize 
     checks.count()
 }
 
-fn range(range: &Range<u64>) -> Range<usize> {
+pub(super) fn range(range: &Range<u64>) -> Range<usize> {
     index(range.start)..index(range.end)
 }
 

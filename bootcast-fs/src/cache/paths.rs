@@ -1,0 +1,102 @@
+//! Lists of the objects of each path, so that a new version finds an older one without a look at
+//! every object.
+//!
+//! `CACHE_DIR/paths/<id>` has the names of the objects' directories, one a line, the newest first.
+//! The name `<id>` stands for server and path. A line can outlive its object.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::ObjectKey;
+
+/// Maximum number of objects in a list.
+const MAX_OBJECTS: usize = 8;
+
+/// Length of an object's name: hexadecimal digits.
+const NAME_LEN: usize = 32;
+
+/// Records that an object has pages of the path of `key`, before all that are recorded.
+pub(super) fn record(object: &Path, key: &ObjectKey) -> io::Result<()> {
+    let (Some(name), Some(cache_dir)) =
+        (object.file_name().and_then(|name| name.to_str()), object.parent().and_then(Path::parent))
+    else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let mut names = names(cache_dir, key);
+    if names.first().is_some_and(|first| first == name) {
+        return Ok(());
+    }
+    names.retain(|other| other != name);
+    names.insert(0, name.to_owned());
+    names.truncate(MAX_OBJECTS);
+    let list = list(cache_dir, key);
+    // Another process may do the same at this moment. Then one of the two lists wins.
+    let temporary = list.with_extension(std::process::id().to_string());
+    fs::write(&temporary, names.join("\n") + "\n")?;
+    fs::rename(&temporary, &list)
+}
+
+/// Returns the objects of the path of `key` except `own`, the newest first, as far as the list
+/// tells.
+pub(super) fn others(cache_dir: &Path, key: &ObjectKey, own: &str) -> Vec<PathBuf> {
+    let others = names(cache_dir, key).into_iter().filter(|name| name != own);
+    others.map(|name| cache_dir.join("objects").join(name)).collect()
+}
+
+fn names(cache_dir: &Path, key: &ObjectKey) -> Vec<String> {
+    let text = fs::read_to_string(list(cache_dir, key)).unwrap_or_default();
+    let is_name =
+        |name: &&str| name.len() == NAME_LEN && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+    text.lines().filter(is_name).take(MAX_OBJECTS).map(str::to_owned).collect()
+}
+
+fn list(cache_dir: &Path, key: &ObjectKey) -> PathBuf {
+    cache_dir.join("paths").join(key.path_id())
+}
+
+#[cfg(test)]
+mod tests {
+    use bootcast_proto::RemotePath;
+
+    use super::*;
+
+    fn key(path: &str) -> ObjectKey {
+        let path = RemotePath::decode(path).unwrap();
+        ObjectKey { server: "head:8888".into(), path, etag: None, content: None }
+    }
+
+    fn name(number: usize) -> String {
+        format!("{number:032x}")
+    }
+
+    #[test]
+    fn the_newest_objects_of_a_path_come_first_and_the_oldest_are_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("paths")).unwrap();
+        let objects = dir.path().join("objects");
+        assert!(others(dir.path(), &key("image"), "").is_empty());
+        for number in [1, 2, 3, 2] {
+            record(&objects.join(name(number)), &key("image")).unwrap();
+        }
+        record(&objects.join(name(9)), &key("other")).unwrap();
+        let of = |own: &str| others(dir.path(), &key("image"), own);
+        assert_eq!(of(""), [2, 3, 1].map(|number| objects.join(name(number))));
+        assert_eq!(of(&name(2)), [3, 1].map(|number| objects.join(name(number))));
+        for number in 10..30 {
+            record(&objects.join(name(number)), &key("image")).unwrap();
+        }
+        assert_eq!(of("").len(), MAX_OBJECTS);
+        assert_eq!(of("")[0], objects.join(name(29)));
+    }
+
+    #[test]
+    fn a_damaged_list_names_nothing_outside_of_the_objects() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("paths")).unwrap();
+        let text = format!("../../etc\n{}\n\n{}/..\n", name(1), &name(2)[3..]);
+        fs::write(list(dir.path(), &key("image")), text).unwrap();
+        let found = others(dir.path(), &key("image"), "");
+        assert_eq!(found, [dir.path().join("objects").join(name(1))]);
+    }
+}

@@ -1,0 +1,197 @@
+//! A new version takes from the cache what it shares with an older one, and only the rest is sent.
+//! docs/SEMANTICS.md, "New versions of a cached file".
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use harness::content::Image;
+use harness::{Lab, MountProc, SOON, ServerProc, digest_of, lab_or_skip, mib, wait_until};
+use rustix::process::Signal;
+
+use crate::verifying::wait_recorded;
+use crate::{TRANSFER, keeping, readers, text};
+
+/// Bytes of a leaf.
+const LEAF: u64 = 16 << 10;
+
+/// Mounts with a cache that outlives the mount.
+fn mount<'lab>(lab: &'lab Lab, k: usize, cache: &Path) -> MountProc<'lab> {
+    let dir = format!("cache_dir={}", text(cache));
+    lab.mount(k).option(&dir).option("attr_ttl=0s").start()
+}
+
+/// Changes a byte in each of these leaves of a file, in place.
+fn change(path: &Path, leaves: impl Iterator<Item = u64>) {
+    let file = fs::OpenOptions::new().write(true).read(true).open(path).unwrap();
+    for leaf in leaves {
+        let (mut byte, at) = ([0], leaf * LEAF + leaf % LEAF);
+        file.read_exact_at(&mut byte, at).unwrap();
+        file.write_all_at(&[byte[0] ^ 0x55], at).unwrap();
+    }
+}
+
+/// One of a hundred leaves: far from each other, and in no order that a stream would have.
+fn scattered(image: &Image) -> impl Iterator<Item = u64> + use<> {
+    let leaves = image.size / LEAF;
+    (0..leaves / 100).map(move |number| (number * 7919 + 13) % leaves)
+}
+
+/// Returns the pages and symbols that a server sent.
+fn sent(server: &ServerProc<'_>) -> u64 {
+    let totals = server.status().totals;
+    totals.pages_sent + totals.symbols_sent
+}
+
+/// Returns how many pages are this share of a file, in percent.
+fn percent_of(image: &Image, percent: u64) -> u64 {
+    image.size.div_ceil(1456) * percent / 100
+}
+
+/// Casts the first version to a mount with this cache, and waits until the cache has it.
+fn cast_first_version(lab: &Lab, server: &ServerProc<'_>, image: &Image, cache: &Path) {
+    let mount = mount(lab, 1, cache);
+    assert_eq!(digest_of(mount.join("image")), image.digest);
+    wait_recorded(cache, 1);
+    server.wait_no_members();
+    mount.umount();
+}
+
+/// Opens the present version, and waits until the cache has all of it. Reads nothing before.
+fn wait_complete(mount: &MountProc<'_>, cache: &Path) {
+    let _file = File::open(mount.join("image")).unwrap();
+    wait_recorded(cache, 2);
+}
+
+#[test]
+fn of_a_new_version_only_what_changed_is_sent() {
+    let lab = lab_or_skip!(Lab::builder());
+    let image = lab.put("image", mib(64) + 5);
+    let server = lab.server().option("--rate", "400mbit").start();
+    let mount = lab.mount(1).option("attr_ttl=0s").start();
+    assert_eq!(digest_of(mount.join("image")), image.digest);
+    wait_recorded(mount.cache(), 1);
+    server.wait_no_members();
+
+    change(&image.path, scattered(&image));
+    let before = sent(&server);
+    wait_complete(&mount, mount.cache());
+    server.wait_no_members();
+    let more = sent(&server) - before;
+    assert!(more <= percent_of(&image, 3), "{more} pages and symbols; {}", mount.log());
+    assert!(more >= percent_of(&image, 1) / 2, "{more}");
+    assert_eq!(digest_of(mount.join("image")), digest_of(&image.path));
+}
+
+#[test]
+fn a_server_that_restarted_and_a_file_that_grew_make_no_difference() {
+    let lab = lab_or_skip!(Lab::builder());
+    let image = lab.put("image", mib(32));
+    let mut server = lab.server().option("--rate", "400mbit").start();
+    let cache = lab.client(1).fresh_path("kept");
+    cast_first_version(&lab, &server, &image, &cache);
+    server.kill();
+
+    let new = lab.directory().join("new");
+    fs::copy(&image.path, &new).unwrap();
+    change(&new, scattered(&image));
+    let file = fs::OpenOptions::new().write(true).open(&new).unwrap();
+    file.write_all_at(&vec![7; 99_999], image.size).unwrap();
+    fs::rename(&new, &image.path).unwrap();
+    server.start();
+    let mount = mount(&lab, 1, &cache);
+    let expected = digest_of(&image.path);
+    assert_eq!(digest_of(mount.join("image")), expected);
+    wait_recorded(&cache, 2);
+    let more = sent(&server);
+    // Until the first hashes are there, what the reader waits for is demanded.
+    assert!(more <= percent_of(&image, 10), "{more} pages and symbols; {}", mount.log());
+}
+
+#[test]
+fn bytes_that_are_damaged_in_the_older_version_come_from_the_server() {
+    let lab = lab_or_skip!(Lab::builder());
+    let image = lab.put("image", mib(32));
+    let server = lab.server().option("--rate", "400mbit").start();
+    let cache = lab.client(1).fresh_path("kept");
+    cast_first_version(&lab, &server, &image, &cache);
+
+    let leaves = image.size / LEAF;
+    change(&keeping::only_object(&cache).join("data"), (0..leaves).step_by(100));
+    change(&image.path, scattered(&image));
+    let before = sent(&server);
+    let mount = mount(&lab, 1, &cache);
+    let expected = digest_of(&image.path);
+    let file = mount.join("image");
+    wait_until(TRANSFER, "the new version is complete", || {
+        assert_eq!(digest_of(&file), expected);
+        fs::read_dir(cache.join("contents")).unwrap().count() == 2
+    });
+    let more = sent(&server) - before;
+    assert!(more <= percent_of(&image, 12), "{more} pages and symbols; {}", mount.log());
+    assert!(more >= percent_of(&image, 2), "the damaged leaves were believed");
+}
+
+#[test]
+fn a_client_that_was_killed_goes_on_with_what_it_has() {
+    let lab = lab_or_skip!(Lab::builder());
+    let image = lab.put("image", mib(64));
+    let mut server = lab.server().option("--rate", "400mbit").start();
+    let cache = lab.client(1).fresh_path("kept");
+    cast_first_version(&lab, &server, &image, &cache);
+    server.kill();
+    drop(server);
+
+    change(&image.path, scattered(&image));
+    let server = lab.server().option("--rate", "1mbit").start();
+    let mut killed = mount(&lab, 1, &cache);
+    let reader = readers::read_at(lab.client(1), &killed.join("image"), 0);
+    server.wait_cast("image", "a part of the new version is sent", |cast| cast.pages_sent > 50);
+    killed.proc().signal(Signal::KILL);
+    wait_until(SOON, "the daemon is gone", || killed.proc().exited().is_some());
+    drop((reader, killed));
+    let mount = mount(&lab, 1, &cache);
+    wait_complete(&mount, &cache);
+    assert_eq!(digest_of(mount.join("image")), digest_of(&image.path));
+    let more = sent(&server);
+    assert!(more <= percent_of(&image, 3), "{more} pages and symbols; {}", mount.log());
+}
+
+#[test]
+fn members_with_and_without_an_older_version_complete_beside_each_other() {
+    let lab = lab_or_skip!(Lab::builder().clients(2).loss(1.0));
+    let image = lab.put("image", mib(16));
+    let server = lab.server().option("--rate", "100mbit").start();
+    let cache = lab.client(1).fresh_path("kept");
+    cast_first_version(&lab, &server, &image, &cache);
+
+    change(&image.path, scattered(&image));
+    let expected = digest_of(&image.path);
+    let outputs = [1, 2].map(|k| lab.client(k).fresh_path("out"));
+    let mounts = [mount(&lab, 1, &cache), mount(&lab, 2, &lab.client(2).fresh_path("new"))];
+    let mut copies: Vec<_> = (mounts.iter().zip(&outputs))
+        .map(|(mount, output)| readers::copy(mount.host(), &mount.join("image"), output))
+        .collect();
+    for (copy, output) in copies.iter_mut().zip(&outputs) {
+        copy.wait_success(TRANSFER);
+        assert_eq!(digest_of(output), expected);
+    }
+}
+
+#[test]
+fn a_version_that_lacks_half_joins_the_stream_for_that_half() {
+    let lab = lab_or_skip!(Lab::builder());
+    let image = lab.put("image", mib(32));
+    let server = lab.server().option("--rate", "400mbit").start();
+    let cache = lab.client(1).fresh_path("kept");
+    cast_first_version(&lab, &server, &image, &cache);
+
+    change(&image.path, image.size / LEAF / 2..image.size / LEAF);
+    let before = sent(&server);
+    let mount = mount(&lab, 1, &cache);
+    wait_complete(&mount, &cache);
+    assert_eq!(digest_of(mount.join("image")), digest_of(&image.path));
+    let more = sent(&server) - before;
+    let half = percent_of(&image, 50)..percent_of(&image, 70);
+    assert!(half.contains(&more), "{more} pages and symbols; {}", mount.log());
+}
