@@ -84,6 +84,25 @@ fn of_a_new_version_only_what_changed_is_sent() {
 }
 
 #[test]
+fn where_multicast_is_not_wanted_only_what_changed_is_fetched() {
+    let lab = lab_or_skip!(Lab::builder());
+    let image = lab.put("image", mib(64));
+    let server = lab.server().option("--rate", "400mbit").start();
+    let mount = lab.mount(1).option("attr_ttl=0s").option("unicast=always").start();
+    assert_eq!(digest_of(mount.join("image")), image.digest);
+    wait_recorded(mount.cache(), 1);
+    server.wait_no_members();
+
+    change(&image.path, scattered(&image));
+    let before = lab.head().counters().tx_bytes;
+    wait_complete(&mount, mount.cache());
+    server.wait_no_members();
+    let more = lab.head().counters().tx_bytes - before;
+    assert!(more <= image.size * 4 / 100, "{more} bytes left the head; {}", mount.log());
+    assert_eq!(digest_of(mount.join("image")), digest_of(&image.path));
+}
+
+#[test]
 fn a_server_that_restarted_and_a_file_that_grew_make_no_difference() {
     let lab = lab_or_skip!(Lab::builder());
     let image = lab.put("image", mib(32));

@@ -56,8 +56,10 @@ impl Object {
         if !inner.receiver.is_reusing() {
             // Others may remove the older version.
             *older = None;
-            let reused = inner.receiver.counters().reused_leaves;
-            info!(path = %self.key.path, reused, "leaves are taken from an older version");
+            let leaves = inner.receiver.counters().reused_leaves;
+            if leaves > 0 {
+                info!(path = %self.key.path, leaves, "took leaves from an older version");
+            }
             return None;
         }
         let is_needed = inner.receiver.has_piece() && !inner.is_shut_down;
