@@ -14,7 +14,7 @@
 //! | [`panics`] | ending the program after a panic in any thread |
 //! | `run`, `root` | a mount from its start to its end; what it shows |
 //! | [`tool`] | the command line tool `bootcast` |
-//! | `durations`, `signals` | times in options; signals that end a program |
+//! | `durations` | times in options |
 
 pub mod cache;
 mod durations;
@@ -29,7 +29,6 @@ pub mod proof;
 pub mod receiver;
 mod root;
 mod run;
-mod signals;
 pub mod tool;
 
 pub use run::run_mount;

@@ -20,7 +20,7 @@ use crate::mount::{MountError, MountOptions, MountRequest, kernel};
 use crate::panics;
 use crate::receiver::{Timing, Verify};
 use crate::root::Root;
-use crate::signals::EndSignal;
+use bootcast_host::signals::EndSignal;
 
 /// Time without a datagram after which a member joins again.
 const SILENCE: Duration = Duration::from_secs(2);

@@ -10,7 +10,6 @@
 //! | [`hash`] | prints hashes of files, and computes their manifests ahead |
 //! | [`logging`] | logs to standard error without ever waiting for it |
 //! | [`server`] | assembles these parts and runs them |
-//! | [`signals`] | waits for the signals that end the program |
 
 pub mod api;
 pub mod cast;
@@ -19,5 +18,4 @@ pub mod hash;
 pub mod io;
 pub mod logging;
 pub mod server;
-pub mod signals;
 pub mod source;

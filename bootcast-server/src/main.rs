@@ -3,11 +3,11 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
+use bootcast_host::signals::EndSignal;
 use bootcast_server::cli::{Args, Command, Config};
 use bootcast_server::hash;
 use bootcast_server::logging::Logging;
 use bootcast_server::server::Server;
-use bootcast_server::signals::EndSignal;
 use clap::Parser;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::SignalKind;

@@ -1,28 +1,26 @@
 //! Choice of the interface on which multicast arrives.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::str::FromStr;
 
-use nix::sys::socket::SockaddrIn;
+use bootcast_host::interface::{InterfaceName, addresses, index_of, source_toward};
 
-/// Interface on which multicast arrives, as the user named it.
+/// Interface on which multicast arrives.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum InterfaceChoice {
     /// The interface of the route to the server.
     #[default]
     TowardServer,
-    /// The interface of this name.
-    Name(String),
-    /// The interface with this address.
-    Address(Ipv4Addr),
+    /// The interface that the user named.
+    Named(InterfaceName),
 }
 
 impl FromStr for InterfaceChoice {
     type Err = std::convert::Infallible;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Ok(text.parse().map_or_else(|_| Self::Name(text.to_owned()), Self::Address))
+        text.parse().map(Self::Named)
     }
 }
 
@@ -32,9 +30,7 @@ impl InterfaceChoice {
     pub fn check(&self) -> io::Result<()> {
         match self {
             Self::TowardServer => Ok(()),
-            Self::Name(_) | Self::Address(_) => {
-                self.index(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).map(drop)
-            }
+            Self::Named(name) => index_of_named(name).map(drop),
         }
     }
 
@@ -42,16 +38,9 @@ impl InterfaceChoice {
     /// the control connection.
     pub(super) fn index(&self, server: SocketAddr) -> io::Result<u32> {
         match self {
-            Self::Name(name) => rustix::net::netdevice::name_to_index(ioctl_socket()?, name)
-                .map_err(|_| {
-                    io::Error::new(
-                        io::ErrorKind::NotFound,
-                        format!("no interface is named {name:?}: `ip link` lists them"),
-                    )
-                }),
-            Self::Address(address) => index_of(*address),
-            Self::TowardServer => match local_address_toward(server)? {
-                IpAddr::V4(address) => index_of(address),
+            Self::Named(name) => index_of_named(name),
+            Self::TowardServer => match source_toward(server)? {
+                IpAddr::V4(address) => index_of_address(address),
                 // The group is IPv4, so the IPv6 route does not tell its interface.
                 IpAddr::V6(_) => Ok(0),
             },
@@ -59,42 +48,27 @@ impl InterfaceChoice {
     }
 }
 
-/// Opens a socket for ioctls.
-fn ioctl_socket() -> io::Result<UdpSocket> {
-    UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))
-}
-
-/// Returns the source address of packets to `server`. Sends nothing.
-fn local_address_toward(server: SocketAddr) -> io::Result<IpAddr> {
-    let any: SocketAddr = match server {
-        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
-        SocketAddr::V6(_) => (std::net::Ipv6Addr::UNSPECIFIED, 0).into(),
-    };
-    let socket = UdpSocket::bind(any)?;
-    socket.connect(server)?;
-    Ok(socket.local_addr()?.ip())
+fn index_of_named(name: &InterfaceName) -> io::Result<u32> {
+    match name {
+        InterfaceName::Name(name) => index_of(name).map_err(|_| {
+            not_found(format!("no interface is named {name:?}: `ip link` lists them"))
+        }),
+        InterfaceName::Address(address) => index_of_address(*address),
+    }
 }
 
 /// Returns the index of the interface that has this address. All loopback addresses belong to `lo`.
-fn index_of(address: Ipv4Addr) -> io::Result<u32> {
-    let socket = ioctl_socket()?;
-    let addresses = nix::ifaddrs::getifaddrs()?;
-    let name = addresses
-        .filter(|entry| {
-            let own =
-                entry.address.as_ref().and_then(|own| own.as_sockaddr_in().map(SockaddrIn::ip));
-            own == Some(address)
-                || (address.is_loopback() && own.is_some_and(|own| own.is_loopback()))
-        })
-        .map(|entry| entry.interface_name)
-        .next();
-    let name = name.ok_or_else(|| {
-        io::Error::new(
-            io::ErrorKind::NotFound,
-            format!("no interface has the address {address}: `ip address` lists them"),
-        )
+fn index_of_address(address: Ipv4Addr) -> io::Result<u32> {
+    let is_wanted = |own: Ipv4Addr| own == address || own.is_loopback() && address.is_loopback();
+    let found = addresses()?.find(|entry| is_wanted(entry.address));
+    let found = found.ok_or_else(|| {
+        not_found(format!("no interface has the address {address}: `ip address` lists them"))
     })?;
-    Ok(rustix::net::netdevice::name_to_index(socket, &name)?)
+    index_of(&found.name)
+}
+
+fn not_found(reason: String) -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, reason)
 }
 
 #[cfg(test)]
@@ -107,7 +81,7 @@ mod tests {
 
     #[test]
     fn the_route_the_name_and_the_address_of_loopback_give_the_same_interface() {
-        let by_name = InterfaceChoice::Name("lo".into()).index(server()).unwrap();
+        let by_name = "lo".parse::<InterfaceChoice>().unwrap().index(server()).unwrap();
         assert_eq!(InterfaceChoice::TowardServer.index(server()).unwrap(), by_name);
         assert_eq!(
             "127.0.0.1".parse::<InterfaceChoice>().unwrap().index(server()).unwrap(),

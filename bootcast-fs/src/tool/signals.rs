@@ -6,7 +6,7 @@ use std::io;
 use tokio::signal::unix::SignalKind;
 
 use super::error::ToolError;
-use crate::signals::EndSignal;
+use bootcast_host::signals::EndSignal;
 
 /// A signal that ends the command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

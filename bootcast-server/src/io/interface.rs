@@ -2,19 +2,11 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4, UdpSocket};
 
+pub use bootcast_host::interface::InterfaceName;
+use bootcast_host::interface::{InterfaceAddress, addresses, index_of, source_toward};
 use bootcast_proto::BitRate;
-use nix::ifaddrs::InterfaceAddress;
-use nix::net::if_::{InterfaceFlags, if_nametoindex};
+use nix::net::if_::InterfaceFlags;
 use nix::sys::socket::sockopt::IpMtu;
-
-/// Value of `--interface`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum InterfaceName {
-    /// Name of the interface, such as `eth0`.
-    Name(String),
-    /// One of the interface's IPv4 addresses.
-    Address(Ipv4Addr),
-}
 
 /// An interface with an IPv4 address.
 #[derive(Clone, Debug)]
@@ -61,21 +53,14 @@ pub enum InterfaceError {
 /// of the Discard service (RFC 863).
 const ROUTE_LOOKUP_PORT: u16 = 9;
 
-impl std::str::FromStr for InterfaceName {
-    type Err = std::convert::Infallible;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Ok(text.parse().map_or_else(|_| Self::Name(text.to_owned()), Self::Address))
-    }
-}
-
 /// Finds the interface. If none is named, takes the one that the kernel routes `group` through, or
 /// else the only one capable of multicast.
 pub fn resolve(
     wanted: Option<&InterfaceName>,
     group: Ipv4Addr,
 ) -> Result<Interface, InterfaceError> {
-    let candidates = candidates()?;
+    let is_up = |it: &InterfaceAddress| it.flags.contains(InterfaceFlags::IFF_UP);
+    let candidates: Vec<_> = addresses()?.filter(is_up).collect();
     let found = match wanted {
         Some(InterfaceName::Name(name)) => candidates.iter().find(|it| it.name == *name),
         Some(InterfaceName::Address(address)) => {
@@ -86,16 +71,11 @@ pub fn resolve(
     let Some(found) = found else {
         let known = describe(&candidates);
         return Err(match wanted {
-            Some(InterfaceName::Name(name)) => {
-                InterfaceError::Unknown { wanted: name.clone(), known }
-            }
-            Some(InterfaceName::Address(address)) => {
-                InterfaceError::Unknown { wanted: address.to_string(), known }
-            }
+            Some(wanted) => InterfaceError::Unknown { wanted: wanted.to_string(), known },
             None => InterfaceError::Ambiguous { group, known },
         });
     };
-    let index = if_nametoindex(found.name.as_str()).map_err(std::io::Error::from)?;
+    let index = index_of(&found.name)?;
     Ok(Interface {
         name: found.name.clone(),
         index,
@@ -106,29 +86,12 @@ pub fn resolve(
     })
 }
 
-/// An IPv4 address of an interface that is up.
-struct Candidate {
-    name: String,
-    address: Ipv4Addr,
-    flags: InterfaceFlags,
-}
-
-/// Lists the interfaces that are up, once for each IPv4 address.
-fn candidates() -> Result<Vec<Candidate>, std::io::Error> {
-    let read = |entry: InterfaceAddress| {
-        let address = entry.address?.as_sockaddr_in()?.ip();
-        entry.flags.contains(InterfaceFlags::IFF_UP).then_some(Candidate {
-            name: entry.interface_name,
-            address,
-            flags: entry.flags,
-        })
-    };
-    Ok(nix::ifaddrs::getifaddrs()?.filter_map(read).collect())
-}
-
 /// Chooses an interface if none is named.
-fn default_candidate(candidates: &[Candidate], group: Ipv4Addr) -> Option<&Candidate> {
-    if let Some(routed) = source_of_route(group) {
+fn default_candidate(
+    candidates: &[InterfaceAddress],
+    group: Ipv4Addr,
+) -> Option<&InterfaceAddress> {
+    if let Ok(IpAddr::V4(routed)) = source_toward((group, ROUTE_LOOKUP_PORT).into()) {
         return candidates.iter().find(|it| it.address == routed);
     }
     let network = InterfaceFlags::IFF_MULTICAST | InterfaceFlags::IFF_RUNNING;
@@ -136,16 +99,6 @@ fn default_candidate(candidates: &[Candidate], group: Ipv4Addr) -> Option<&Candi
         it.flags.contains(network) && !it.flags.contains(InterfaceFlags::IFF_LOOPBACK)
     });
     usable.next().filter(|only| usable.all(|other| other.name == only.name))
-}
-
-/// Returns the source address that the kernel would choose for `group`; `None` without a route.
-fn source_of_route(group: Ipv4Addr) -> Option<Ipv4Addr> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
-    socket.connect((group, ROUTE_LOOKUP_PORT)).ok()?;
-    match socket.local_addr().ok()?.ip() {
-        IpAddr::V4(address) => Some(address),
-        IpAddr::V6(_) => None,
-    }
 }
 
 /// Returns the MTU. Queries it through a socket, because /sys may show another network namespace.
@@ -176,7 +129,7 @@ fn speed(name: &str, index: u32) -> Option<BitRate> {
 }
 
 /// Lists interfaces for an error message.
-fn describe(candidates: &[Candidate]) -> String {
+fn describe(candidates: &[InterfaceAddress]) -> String {
     let names: Vec<_> =
         candidates.iter().map(|it| format!("{} ({})", it.name, it.address)).collect();
     if names.is_empty() { "none (no interface is up)".to_owned() } else { names.join(", ") }
