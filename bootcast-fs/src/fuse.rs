@@ -1,7 +1,8 @@
 //! FUSE adapter: turns kernel requests into calls of [`Fs`], and results into replies.
 //!
-//! Session threads never wait. Calls that need the server run on the tokio runtime, together with
-//! their reply object. A read that must wait is parked together with its reply object.
+//! The threads that take kernel requests never wait. Calls that need the server run on the tokio
+//! runtime, together with their reply object. A read that must wait is parked together with its
+//! reply object.
 
 mod modes;
 mod xattr;

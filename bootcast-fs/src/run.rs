@@ -28,7 +28,7 @@ const SILENCE: Duration = Duration::from_secs(2);
 const LEAVE_PATIENCE: Duration = Duration::from_secs(2);
 /// Number of threads that take kernel requests. They also copy held pages from the cache, so this
 /// many reads of a slow disk block all other requests.
-const SESSION_THREADS: usize = 4;
+const FUSE_THREADS: usize = 4;
 
 /// Mounts the file system, calls `ready` once the kernel accepts requests, and serves until an
 /// unmount or a signal.
@@ -90,7 +90,7 @@ impl Mounted {
         let connection = kernel::mount(request)?;
         let adapter = Adapter::new(fs.clone(), runtime, uid, gid);
         let mut config = Config::default();
-        config.n_threads = Some(SESSION_THREADS);
+        config.n_threads = Some(FUSE_THREADS);
         config.clone_fd = true;
         // The FUSE handshake happens here.
         let acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };

@@ -11,8 +11,8 @@
 //! ```
 //!
 //! The value of a subtree is its BLAKE3 chaining value. The value of the whole file is the content
-//! id, also if the file is a single segment or a single leaf. Source of the tree's shape: the BLAKE3
-//! paper, section 2.1.
+//! id, also if the file is a single segment or a single leaf. Source of the tree's shape: the
+//! BLAKE3 paper, section 2.1.
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;

@@ -48,8 +48,8 @@ impl PageSet {
         page.0 < self.pages && self.words[(page.0 / WORD) as usize] & (1 << (page.0 % WORD)) != 0
     }
 
-    /// Whether all pages of `range` are in the set. True for an empty range, `false` if any page is out
-    /// of range.
+    /// Whether all pages of `range` are in the set. True for an empty range, `false` if any page is
+    /// out of range.
     pub fn contains_all(&self, range: PageRange) -> bool {
         self.first_missing(range).is_none()
     }

@@ -354,8 +354,8 @@ impl Fs {
         self.intake.drain(leave_timeout).await;
     }
 
-    /// Fails waiting calls and refuses new ones after a panic. Saves nothing, and waits for nothing:
-    /// the state may be half changed.
+    /// Fails waiting calls and refuses new ones after a panic. Saves nothing, and waits for
+    /// nothing: the state may be half changed.
     pub fn abandon(&self) {
         self.stopping.send_replace(true);
         let slots: Vec<_> = {

@@ -3,8 +3,8 @@
 //! If the server has stopped, its host refuses connections and requests fail at once. If the server
 //! hangs or its link is down, each request lasts until its time-out. So after the first time-out, a
 //! background task probes the root directory. If the root times out too, lookups of known names get
-//! the cached attributes at once, until a probe is answered. If the root answers, only that one name
-//! hangs, for example below a mount point of the served directory.
+//! the cached attributes at once, until a probe is answered. If the root answers, only that one
+//! name hangs, for example below a mount point of the served directory.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,8 +25,8 @@ const REVALIDATE_TIMEOUT: Duration = Duration::from_secs(5);
 /// A connection that fails after at least this time counts as timed out. The kernel reports some
 /// time-outs as errors, such as EHOSTUNREACH without an ARP answer; refusals come faster.
 const SLOW_FAILURE: Duration = Duration::from_secs(1);
-/// Time-out of the first probe. Shorter, because a server that only has one hung file system answers
-/// for its root within milliseconds.
+/// Time-out of the first probe. Shorter, because a server that only has one hung file system
+/// answers for its root within milliseconds.
 const FIRST_PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Pause between two probes of a server that does not answer.
 const PROBE_PAUSE: Duration = Duration::from_millis(500);

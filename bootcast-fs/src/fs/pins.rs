@@ -63,8 +63,8 @@ impl Pins {
     }
 }
 
-/// Parses `HASH  PATH`. If the line begins with a backslash, backslashes and line breaks in the path
-/// are escaped as `\\` and `\n`.
+/// Parses `HASH  PATH`. If the line begins with a backslash, backslashes and line breaks in the
+/// path are escaped as `\\` and `\n`.
 fn parse_line(line: &[u8], root: &RemotePath) -> Option<(RemotePath, ContentId)> {
     let (line, is_escaped) = line.strip_prefix(b"\\").map_or((line, false), |rest| (rest, true));
     let (hash, rest) = line.split_at_checked(64)?;

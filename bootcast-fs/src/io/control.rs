@@ -223,8 +223,8 @@ impl Control {
         Ok(meta.map(|(meta, _)| meta))
     }
 
-    /// Requests `/meta/` and parses the answer. Also returns the content id of a file, if the server
-    /// knows it. Returns `None` if the version is still `known`.
+    /// Requests `/meta/` and parses the answer. Also returns the content id of a file, if the
+    /// server knows it. Returns `None` if the version is still `known`.
     async fn request_meta<T: serde::de::DeserializeOwned>(
         &self,
         mut request: RequestBuilder,
@@ -324,8 +324,8 @@ impl Control {
         Ok(ValueList { etag, id, values })
     }
 
-    /// Fetches as much of a manifest as the server knows by now: the values of segments, or those of
-    /// the leaves of some segments.
+    /// Fetches as much of a manifest as the server knows by now: the values of segments, or those
+    /// of the leaves of some segments.
     pub async fn known_manifest(
         &self,
         path: &RemotePath,

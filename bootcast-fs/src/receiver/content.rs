@@ -1,9 +1,9 @@
 //! One version of one file: which version it is, which of its pages are here, and which the server
 //! cannot read.
 //!
-//! A page that *arrived* is stored and need not come again. With `verify=leaf`, its bytes may be read
-//! when the leaf around them is *verified*. A plain server proves nothing: there what arrived may be
-//! read.
+//! A page that *arrived* is stored and need not come again. With `verify=leaf`, its bytes may be
+//! read when the leaf around them is *verified*. A plain server proves nothing: there what arrived
+//! may be read.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -339,8 +339,8 @@ impl Content {
         verification.handle_lists(request, values, now)
     }
 
-    /// Handles that the server no longer has the version. Returns whether all leaves are verified, so
-    /// that nothing is needed from it.
+    /// Handles that the server no longer has the version. Returns whether all leaves are verified,
+    /// so that nothing is needed from it.
     pub(super) fn accept_unproven(&mut self) -> bool {
         self.verification.as_mut().is_some_and(Verification::accept_unproven)
     }

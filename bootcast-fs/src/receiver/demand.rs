@@ -19,7 +19,7 @@ use super::stream_position::StreamPosition;
 use asked::AskedPages;
 use urgency::{Moment, Urgency};
 
-/// How long demands gather after a request, unless every demanded page has arrived.
+/// Time for which demands gather after a request, unless every demanded page has arrived.
 const GATHER: Duration = Duration::from_millis(1);
 /// Most requests in flight.
 const MAX_REQUESTS: usize = 4;

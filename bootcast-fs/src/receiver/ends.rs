@@ -1,7 +1,7 @@
 //! Decides whether the cast is over. docs/PROTOCOL.md, "Repair channel".
 //!
-//! A stranger may send an old datagram of a cast's end again, so an end is believed only if the cast
-//! is quiet afterwards. A member that joins again in vain waits twice as long each time.
+//! A stranger may send an old datagram of a cast's end again, so an end is believed only if the
+//! cast is quiet afterwards. A member that joins again in vain waits twice as long each time.
 
 use std::time::{Duration, Instant};
 

@@ -8,14 +8,15 @@ use bootcast_proto::{Geometry, PageIndex, PageRange, PageSet};
 
 use super::REQUEST_BACKOFF;
 
-/// Bytes of a request for random readers. Also what a request may bring before another position
-/// gets its turn.
+/// Bytes of a request for random readers. After as many bytes, a longer request may be cut short in
+/// favour of another reader.
 const PIECE: u64 = 1 << 20;
-/// Most bytes of a request for sequential data. Each request doubles the size, up to this.
-const STREAM: u64 = 64 << 20;
-/// A reader that waits at most this far ahead of a running request is served by it soon enough.
+/// Maximum length of a request for sequential data in bytes. Each request is twice as long as the
+/// one before, up to this.
+const SEQUENTIAL: u64 = 64 << 20;
+/// A running request serves a reader that waits for bytes at most this far ahead of it.
 const NEAR: u64 = 2 << 20;
-/// A gap of fewer held bytes than this is fetched again, to save a request.
+/// Fewer held bytes than this between two gaps are fetched again, to save a request.
 const JOINED_GAP: u64 = 64 << 10;
 
 /// A request for a part of the file.
@@ -37,7 +38,7 @@ pub(super) struct Missing<'a> {
     pub(super) scope: Scope,
 }
 
-/// What may be fetched.
+/// Pages that may be fetched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Scope {
     /// Pages named by [`Fetches::name`].
@@ -108,7 +109,7 @@ impl Fetches {
         let within = self.choose(missing)?;
         let offset = missing.geometry.offset(within.start);
         let follows = self.last_len > 0 && (self.last_end..self.last_end + NEAR).contains(&offset);
-        let limit = if follows { (self.last_len * 2).clamp(PIECE, STREAM) } else { PIECE };
+        let limit = if follows { (self.last_len * 2).clamp(PIECE, SEQUENTIAL) } else { PIECE };
         let bytes = missing.geometry.byte_range(gap(missing, within, limit));
         // An empty request would be repeated for ever, and one behind the end has no answer.
         assert!(

@@ -20,7 +20,7 @@ const ENOUGH_PAGES: u32 = 32;
 /// Time within which [`RETURN_PAGES`] must come to show that multicast works again.
 const ROW_TIME: Duration = Duration::from_secs(2);
 
-/// What a beacon proves of the data port.
+/// Conclusion from a beacon about the data port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Proof {
     /// Pages come.
@@ -32,7 +32,7 @@ pub(super) enum Proof {
     },
 }
 
-/// What shows that a cast goes on, beside new pages.
+/// Sign that a cast goes on, beside new pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum SignsOfLife {
     /// Nothing: the member gets only what it demands.

@@ -5,8 +5,8 @@ use bootcast_proto::{PageIndex, PageRange};
 /// Upper bound of the tracked runs, so that a batch without order takes neither room nor time
 /// without end. Further pages count as repeated, but they are stored all the same.
 ///
-/// A batch of datagrams has at most some 1400 pages; so it has fewer runs unless every sixth page is
-/// lost.
+/// A batch of datagrams has at most some 1400 pages; so it has fewer runs unless every sixth page
+/// is lost.
 const MAX_RUNS: usize = 256;
 
 /// New pages of the present batch of datagrams, which are stored together.

@@ -428,8 +428,8 @@ impl Receiver {
         self.content.handle_lists_failed(request, after, now);
     }
 
-    /// Handles that the server no longer has the version, so that neither hashes nor bytes of it can
-    /// come. If all leaves were found right by what it said before, nothing is needed.
+    /// Handles that the server no longer has the version, so that neither hashes nor bytes of it
+    /// can come. If all leaves were found right by what it said before, nothing is needed.
     pub fn handle_version_gone(&mut self) {
         if !self.content.accept_unproven() {
             self.fail(Failure::Stale);

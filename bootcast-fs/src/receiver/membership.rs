@@ -85,9 +85,9 @@ impl SilentSince {
 /// Times that the user may choose.
 #[derive(Clone, Copy, Debug)]
 pub struct Timing {
-    /// How long a membership outlives its last reader.
+    /// Time for which a membership outlives its last reader.
     pub linger: Duration,
-    /// How long a member receives nothing before it joins again. Doubles with each join that
+    /// Time without datagrams after which a member joins again. Doubles with each join that
     /// brought nothing.
     pub silence: Duration,
 }

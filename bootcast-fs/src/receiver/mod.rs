@@ -245,8 +245,8 @@ impl Receiver {
         }
     }
 
-    /// Whether verification goes on. If every page is here, it does without readers too: proven once,
-    /// the file can be read while the server is away.
+    /// Whether verification goes on. If every page is here, it does without readers too: proven
+    /// once, the file can be read while the server is away.
     fn may_verify(&self) -> bool {
         let is_used = self.session.is_member() || self.session.readers() > 0;
         (is_used || self.content.has_all_pages()) && self.session.failure().is_none()

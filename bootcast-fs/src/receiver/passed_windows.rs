@@ -6,26 +6,26 @@ use std::time::{Duration, Instant};
 use bootcast_proto::limits::MISSED_DIVISOR;
 use bootcast_proto::{BlockLayout, PageIndex, WindowIndex};
 
-/// How long the stream must rest before a member that has not seen it move since its request takes
-/// this for the answer.
+/// Time for which the stream must rest until all windows count as passed, although this member has
+/// not seen the stream move since it asked for windows.
 const REST_GRACE: Duration = Duration::from_millis(500);
 
-/// How far ahead of the beacon's position a page of the stream may be, in pages, in addition to
-/// twice the pages received since.
+/// Pages by which a page of the stream may be ahead of the last beacon's position, in addition to
+/// twice the pages received since that beacon.
 const AHEAD: u32 = 64;
 
-/// Windows that the stream passed on its way from beacon to beacon.
+/// Windows that the stream passed between two beacons.
 ///
 /// Only beacons state the position: they are numbered, and state the promises at the same time. A
 /// page could have overtaken others, and a demanded page belongs to no pass.
 #[derive(Debug, Default)]
 pub(super) struct PassedWindows {
-    /// Start of the next beacon's way; `None` until the first beacon.
+    /// Position of the stream in the last beacon; `None` until the first one.
     from: Option<PageIndex>,
     /// First new page received before any beacon.
     first: Option<PageIndex>,
-    /// Window whose beginning this member missed. It counts as passed when the stream has brought
-    /// that too.
+    /// Window whose beginning was sent before this member joined. It counts as passed when the
+    /// stream has brought the beginning too.
     half: Option<u32>,
     /// Whether the stream has moved since this member last asked for windows.
     moved: bool,
@@ -52,15 +52,15 @@ impl PassedWindows {
         }
     }
 
-    /// Whether the stream may have gone from `from` to `to`, given the pages received since the
-    /// last beacon.
+    /// Whether the stream may have moved from `from` to `to` since the last beacon, judged by the
+    /// number of pages received since.
     fn is_way(&self, from: PageIndex, to: PageIndex) -> bool {
         let most = self.since_beacon.saturating_mul(2).saturating_add(AHEAD);
         to.0.checked_sub(from.0).is_some_and(|ahead| ahead <= most)
     }
 
-    /// Records that this member asked for windows: a rest before the stream moves again says
-    /// nothing about them.
+    /// Records that this member asked for windows. Until the stream moves again, its rest does not
+    /// mean that it has passed them.
     pub(super) fn windows_asked(&mut self) {
         self.moved = false;
         self.had_moved = false;
@@ -68,8 +68,8 @@ impl PassedWindows {
         self.resting_since = None;
     }
 
-    /// Handles a beacon. Returns the windows that the stream passed on its way: those that it sent,
-    /// and those that it skipped.
+    /// Handles a beacon. Returns the windows that the stream passed since the last one, as two
+    /// ranges: the stream may have begun anew at page 0 in between.
     pub(super) fn beacon(
         &mut self,
         position: PageIndex,
@@ -107,7 +107,8 @@ impl PassedWindows {
         }
     }
 
-    /// Returns the start of the way to this position. The next way starts there.
+    /// Replaces the position in the last beacon by this one, and returns it. For the first beacon,
+    /// returns the page with which this member began to follow the stream.
     fn take_way(&mut self, position: PageIndex, layout: BlockLayout) -> PageIndex {
         let before = self.from.replace(position).unwrap_or_else(|| {
             let rests = position >= end_of(layout);
@@ -122,7 +123,8 @@ impl PassedWindows {
     }
 }
 
-/// Window of the page, if so much lies before the page that the stream must bring it again.
+/// Returns the window of the page, if so many of its pages lie before this one that the stream
+/// must bring them again.
 fn missed_beginning(page: PageIndex, layout: BlockLayout) -> Option<u32> {
     let window = layout.window_of(page);
     let pages = layout.pages_of(window);

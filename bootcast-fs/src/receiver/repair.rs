@@ -16,8 +16,7 @@ use bootcast_proto::{
 use super::passed_windows::PassedWindows;
 use super::repair_loop::Round;
 
-/// 1 / this is the share of a window's pages from which on the stream should bring the whole
-/// window.
+/// If 1 / this of a window's pages or more are missing, the stream should bring the whole window.
 const BULK_SHARE: u32 = 4;
 /// Highest count that a level can express; higher ones count as this.
 const MAX_LEVEL: u8 = u8::MAX;
@@ -55,13 +54,13 @@ pub(super) struct Repair {
     decodable: BTreeSet<BlockIndex>,
 }
 
-/// What the arrival of a symbol tells.
+/// Value of a symbol that arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SymbolArrival {
-    /// Whether it helps to rebuild a block: it is to be stored.
+    /// Whether it helps to rebuild a block, and must be stored.
     pub(super) is_useful: bool,
-    /// Whether it is useful, or the newest of its block. Another one may have been sent again by a
-    /// stranger.
+    /// Whether it is useful, or the newest of its block. Any other may be a copy that a stranger
+    /// sent again.
     pub(super) is_new: bool,
 }
 
@@ -402,11 +401,12 @@ fn bit(number: RepairIndex) -> u128 {
     1 << number.get()
 }
 
-/// Number of symbols of the block that were sent when this one was, of which `promised` were
-/// promised then. `None` if the two contradict each other. A level of 255 stands for more, so that
-/// the count may be too low.
+/// Returns the number of symbols of the block that had been sent with this one, by its number and
+/// the number of symbols that were promised then. `None` if the two contradict each other. The
+/// result may be too low if `promised` is 255, which stands for 255 or more.
 ///
-/// Numbers start again after 127, and no more than 128 are promised and not sent. So one count fits.
+/// Numbers start again after 127, and no more than 128 are promised and not sent. So one count
+/// fits.
 fn count_at(number: RepairIndex, promised: u8) -> Option<u8> {
     let unsent = usize::from(promised).checked_sub(number.get() + 1)? % REPAIRS;
     let sent = promised.checked_sub(u8::try_from(unsent).ok()?);
@@ -414,8 +414,8 @@ fn count_at(number: RepairIndex, promised: u8) -> Option<u8> {
     sent
 }
 
-/// Number of symbols that must have been sent in all, so that `lacking` more arrive that are not
-/// `held`, counted from `sent`.
+/// Returns how many symbols must have been sent in all until, after the first `sent` of them,
+/// `lacking` have numbers that are not in `held`.
 fn need(sent: u8, held: u128, lacking: u32) -> u8 {
     let fresh = (u32::from(sent)..).filter(|number| held & (1 << (number % 128)) == 0);
     let last = lacking.checked_sub(1).and_then(|skipped| fresh.clone().nth(skipped as usize));

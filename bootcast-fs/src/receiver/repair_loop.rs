@@ -160,8 +160,8 @@ impl RepairLoop {
         Some(RepairDatagram::decode(bytes, blocks.layout(), blocks.page_size().get()))
     }
 
-    /// Handles a page of the cast. `is_streamed`: nobody here demanded it, so that it may show where
-    /// the stream is.
+    /// Handles a page of the cast. `is_streamed`: nobody here demanded it, so that it may show
+    /// where the stream is.
     pub(super) fn handle_page(
         &mut self,
         page: PageIndex,

@@ -308,7 +308,8 @@ impl Rescue {
         }
     }
 
-    /// Runs what is due. Comes before the session's turn, which would join again for silence.
+    /// Runs what is due. Must be called before `Session` handles the time-out, because that would
+    /// join again for silence.
     pub(super) fn handle_timeout(&mut self, view: &RescueView<'_>, now: Instant) {
         self.fetches.handle_timeout(now);
         let is_overdue = self.awaited_since.take_if(|since| *since + PATIENCE <= now).is_some();

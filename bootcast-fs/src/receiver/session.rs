@@ -35,7 +35,7 @@ pub enum Failure {
     Store(String),
 }
 
-/// What a join asks for.
+/// Wishes that a join states.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct JoinOptions {
     /// Which pages should arrive.

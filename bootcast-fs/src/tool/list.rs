@@ -30,8 +30,8 @@ pub(super) struct Args {
     #[arg(short, long)]
     long: bool,
 
-    /// Print the BLAKE3 hash of each file before its name, as b3sum does. The server reads each file
-    /// once for it
+    /// Print the BLAKE3 hash of each file before its name, as b3sum does. The server reads each
+    /// file once for it
     #[arg(long, conflicts_with_all = ["long", "json"])]
     b3: bool,
 

@@ -14,13 +14,13 @@ use bootcast_proto::{PageIndex, PageRange, RangeMap, Token};
 /// Most pages in either queue: it takes sixteen members to fill one.
 const QUEUE_PAGES: u32 = 65_536;
 
-/// How long a page counts as in flight to a member that states no delay.
+/// Time for which a page counts as in flight to a member that states no delay.
 const DEFAULT_DELAY: Duration = Duration::from_millis(4);
 
 /// Longest delay that a member can state; longer ones are cut.
 const MAX_DELAY: Duration = Duration::from_millis(100);
 
-/// How long sent pages are remembered. A member that lags behind by more may get pages twice.
+/// Time for which sent pages are remembered. A member that lags behind by more may get pages twice.
 const HISTORY: Duration = Duration::from_millis(500);
 
 /// Most sent runs that are remembered. At 10 Gbit/s a thousand full ones take 50 ms.

@@ -187,14 +187,14 @@ impl LeafLists {
             return u32::MAX;
         }
         let end = (u64::from(self.segment_of(position)) + 1) * SEGMENT_BYTES;
-        // Nothing is left where the stream has sent the last page. That page may be shorter, so that
-        // it ends in this segment although a full one would not.
+        // Nothing is left where the stream has sent the last page. That page may be shorter, so
+        // that it ends in this segment although a full one would not.
         let pages = (end / self.page_size()).saturating_sub(u64::from(position.0));
         u32::try_from(pages).unwrap_or(u32::MAX).max(1)
     }
 
-    /// Records pages of the stream. `next` is the page that it sends next, the number of pages while
-    /// it rests.
+    /// Records pages of the stream. `next` is the page that it sends next, the number of pages
+    /// while it rests.
     pub(super) fn on_pages(&mut self, run: PageRange, next: PageIndex, now: Instant) {
         if run.is_empty() {
             return;

@@ -1,6 +1,6 @@
 //! Multicast probe: a beacon and a few pages, sent now and then by a cast whose members are all
-//! deaf. They fetch the file over HTTP, keep listening, and return to multicast when pages arrive. A
-//! beacon alone would prove only that the repair port is open, so pages follow it.
+//! deaf. They fetch the file over HTTP, keep listening, and return to multicast when pages arrive.
+//! A beacon alone would prove only that the repair port is open, so pages follow it.
 //! docs/PROTOCOL.md, "What the server does for deaf members".
 
 use std::time::{Duration, Instant};

@@ -295,8 +295,8 @@ impl Identity {
         });
     }
 
-    /// Writes the alias of these attributes. `is_rewritten`: the content changed under them, so that
-    /// the manifest that is kept for them is not theirs any more.
+    /// Writes the alias of these attributes. `is_rewritten`: the content changed under them, so
+    /// that the manifest that is kept for them is not theirs any more.
     fn keep_now(&self, present: Version, is_rewritten: bool) -> io::Result<()> {
         let Some(state) = self.manifests.state() else { return Ok(()) };
         if is_rewritten {

@@ -111,8 +111,8 @@ impl StateDir {
         }
     }
 
-    /// Returns whether there is a manifest of this version. It may be damaged, and does not count as
-    /// used.
+    /// Returns whether there is a manifest of this version. It may be damaged, and does not count
+    /// as used.
     pub fn contains(&self, version: &Version) -> bool {
         self.path_of(version.key()).is_file()
     }
@@ -224,7 +224,8 @@ impl StateDir {
         Ok(())
     }
 
-    /// Lists the manifests and aliases. Removes what crashes left behind, and ignores files of others.
+    /// Lists the manifests and aliases. Removes what crashes left behind, and ignores files of
+    /// others.
     fn list(&self) -> io::Result<Vec<Kept>> {
         let mut kept = Vec::new();
         for entry in fs::read_dir(&self.path)? {

@@ -65,7 +65,8 @@ impl HashProgress {
         segments.map_or(self.tree.size(), |segments| self.tree.segment(segments).start)
     }
 
-    /// Returns the values of the first segments that are hashed; `None` if the manifest is finished.
+    /// Returns the values of the first segments that are hashed; `None` if the manifest is
+    /// finished.
     pub fn segments(&self) -> Option<Vec<Value>> {
         Some(self.lock().as_ref()?.segments().to_vec())
     }
@@ -105,9 +106,9 @@ impl HashProgress {
 }
 
 /// Reads the whole file and computes its manifest. Fails if the file is no longer the version that
-/// was opened. May block for as long as the disk takes. `progress` gets the values one segment after
-/// the other; those that it has are not computed again. Calls `go_on` after each segment with the
-/// number of bytes that are done, and returns `None` once that is false.
+/// was opened. May block for as long as the disk takes. `progress` gets the values one segment
+/// after the other; those that it has are not computed again. Calls `go_on` after each segment with
+/// the number of bytes that are done, and returns `None` once that is false.
 pub fn hash_while(
     open: &OpenFile,
     progress: &HashProgress,

@@ -15,8 +15,8 @@ use rustix::io::Errno;
 /// these ticks.
 const STABLE_AGE: Duration = Duration::from_millis(20);
 
-/// What a file system that stores whole seconds adds to [`STABLE_AGE`]: FAT stores times in steps
-/// of two seconds.
+/// Time to add to [`STABLE_AGE`] on file systems that store whole seconds: FAT stores times in
+/// steps of two seconds.
 const WHOLE_SECONDS_STEP: Duration = Duration::from_secs(2);
 
 /// `STATX_MNT_ID_UNIQUE` (Linux 6.8): a number that no later mount gets. Older kernels ignore it,

@@ -25,9 +25,9 @@ pub struct LeafSpan {
 }
 
 impl LeafSpan {
-    /// Divides the leaves of a segment into spans, in order. Each is as long as fits a datagram with
-    /// pages of `page_size` bytes. There are none if the file has no such segment, or if a page has
-    /// no room for a value.
+    /// Divides the leaves of a segment into spans, in order. Each is as long as fits a datagram
+    /// with pages of `page_size` bytes. There are none if the file has no such segment, or if a
+    /// page has no room for a value.
     pub fn all_of(
         tree: &ContentTree,
         segment: u32,

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 /// Mean time between two messages below which they accumulate.
 const DENSE_INTERVAL: Duration = Duration::from_micros(200);
-/// How long the receive thread lets datagrams accumulate before it wakes.
+/// Time for which the receive thread lets datagrams accumulate before it wakes.
 pub(super) const COALESCE_DELAY: Duration = Duration::from_millis(4);
 /// Shortest time over which the mean is taken. Longer than a single read takes, whose pages also
 /// arrive close together.

@@ -1,4 +1,5 @@
-//! The receive thread: reads the sockets of all objects, stores pages, and runs the objects' timers.
+//! The receive thread: reads the sockets of all objects, stores pages, and runs the objects'
+//! timers.
 //!
 //! It sleeps in `epoll` until a datagram arrives, an object's timer expires, or another thread asks
 //! it to attend to an object. It sends no requests itself: see [`super::requests`].

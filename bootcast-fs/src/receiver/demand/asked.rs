@@ -7,10 +7,11 @@ use bootcast_proto::{PageIndex, PageRange};
 
 use super::patience::Patience;
 
-/// How often the order of arrival alone may cause a page to be demanded again. After that, only a
-/// timeout does.
+/// Maximum number of times that the order of arrival alone has a page demanded again. After that,
+/// only a timeout does.
 pub(super) const QUICK_TIMES: u32 = 3;
-/// After a loss, requests ask for a page to spare until this many demanded pages have arrived.
+/// Number of demanded pages that must arrive without a loss until the path no longer counts as
+/// lossy. On a lossy path, the server sends the last page of a request twice.
 pub(super) const LOSSY_PAGES: u32 = 1000;
 
 /// Missing pages that readers wait for.
@@ -30,7 +31,7 @@ pub(super) struct AskedPages {
     once: BTreeSet<u64>,
     /// Requests with pages in `order`, and perhaps older ones.
     requests: VecDeque<Request>,
-    /// Number of demands so far: the next one's position in the order.
+    /// Number of demands so far, and thus the position of the next one in the order.
     turns: u64,
     /// Pages that were not demanded yet.
     fresh: usize,
@@ -41,7 +42,8 @@ pub(super) struct AskedPages {
     patience: Patience,
     /// Page that arrived last, with its time.
     came: Option<(PageIndex, Instant)>,
-    /// Value of `came` when pages were last stored: everything that arrived up to it is stored.
+    /// Page that had arrived last when pages were last stored. All pages that arrived before it
+    /// are stored.
     stored: Option<PageIndex>,
     /// Missing pages demanded before this position in the order are lost.
     overtaken: u64,

@@ -55,7 +55,8 @@ impl Patience {
         self.estimate.map(|(smoothed, variation)| smoothed + margin(variation))
     }
 
-    /// How long a page may take that is asked for the `times`-th time, the server's queue apart.
+    /// Returns the time until a page that is demanded for the `times`-th time counts as lost, not
+    /// counting the server's queue.
     pub(super) fn patience(&self, times: u32) -> Duration {
         debug_assert!(times > 0, "patience with a page that was not demanded");
         let once = self.base().unwrap_or(FIRST);

@@ -55,7 +55,7 @@ pub enum Cause {
     },
 }
 
-/// What a user should hear of the reception.
+/// Message to the user about the reception.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notice {
     /// Why something does not come.

@@ -42,7 +42,8 @@ impl Cast {
         Some(sending)
     }
 
-    /// Returns since when [`Self::poll_urgent`] has had datagrams, and how many it returns with this
+    /// Returns since when [`Self::poll_urgent`] has had datagrams, and how many it returns with
+    /// this
     /// `budget`; `None` while it has none.
     pub fn next_urgent(&self, budget: u32) -> Option<(Instant, u32)> {
         let since = self.urgent_since()?;

@@ -81,7 +81,7 @@ const BOTTLENECK_TIMEOUT: Duration = Duration::from_secs(10);
 /// hundredths of a second, in which something else may have caused the losses.
 const OPENING_BOTTLENECK_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long losses that did not fall with the rate are tolerated.
+/// Time for which losses that did not fall with the rate are tolerated.
 const PROVEN_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Difference that a reduction must make to the expected loss for its trial to count. A smaller one

@@ -104,8 +104,8 @@ impl Beacons {
 
     /// Sets whether the cast opens, and how long a full datagram takes at its rate.
     ///
-    /// While a cast opens, beacons follow each other sooner. The first one goes out before the first
-    /// page, because members count datagrams from their first beacon on.
+    /// While a cast opens, beacons follow each other sooner. The first one goes out before the
+    /// first page, because members count datagrams from their first beacon on.
     pub(super) fn set_pace(&mut self, is_opening: bool, datagram: Duration) {
         self.min_interval = datagram * RATE_DIVISOR;
         self.sending_interval = if is_opening { OPENING_INTERVAL } else { BEACON_INTERVAL };
