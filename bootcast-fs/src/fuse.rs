@@ -16,14 +16,15 @@ use bootcast_proto::api::Kind;
 use fuser::{
     BackingId, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
     InitFlags, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr,
+    Request,
 };
 use tokio::runtime::Handle;
 use tracing::{debug, warn};
 
 use crate::fs::{Attr, CONTENT_ID_ATTRIBUTE, DirEntry, Fs, FsError, OpenFile};
 use crate::io::Caller;
-use crate::object::{Unread, Waiter};
+use crate::object::{Seek, Unread, Waiter};
 use crate::panics::lock;
 use modes::{Mode, OpenModes};
 
@@ -129,6 +130,7 @@ impl_error_reply!(
     ReplyDirectory,
     ReplyDirectoryPlus,
     ReplyEntry,
+    ReplyLseek,
     ReplyOpen,
     ReplyXattr
 );
@@ -263,6 +265,30 @@ impl Filesystem for Adapter {
     ) {
         let waiter = Box::new(ReadWaiter { reply, caller: Caller(request.pid()) });
         self.fs.read(handle.0, offset, size, waiter);
+    }
+
+    fn lseek(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        // The kernel handles all others itself.
+        let seek = match whence {
+            libc::SEEK_DATA => Seek::Data,
+            libc::SEEK_HOLE => Seek::Hole,
+            _ => return reply.error(Errno::EINVAL),
+        };
+        let found = u64::try_from(offset).map_err(|_| FsError::NoData);
+        let found = found.and_then(|offset| self.fs.seek(handle.0, offset, seek));
+        match found.map(i64::try_from) {
+            Ok(Ok(position)) => reply.offset(position),
+            Ok(Err(_)) => reply.error(Errno::EOVERFLOW),
+            Err(error) => reply.send_error(&error),
+        }
     }
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {

@@ -7,7 +7,9 @@
 //! | `fetching` | pages that arrive over HTTP |
 //! | `rebuilding` | pages that are rebuilt from repair symbols |
 //! | `reusing` | leaves that an older version has |
+//! | `seeking` | holes and data, as `lseek` shows them |
 //! | `verifying` | checks of stored leaves, and their hashes |
+//! | `zeros` | pages that consist of zeros by the zero map |
 //! | `snapshot` | the state as others see it |
 
 #[cfg(test)]
@@ -16,9 +18,11 @@ mod fetching;
 mod reads;
 mod rebuilding;
 mod reusing;
+mod seeking;
 mod snapshot;
 mod storing;
 mod verifying;
+mod zeros;
 
 use std::cell::RefCell;
 use std::fmt;
@@ -44,6 +48,7 @@ pub use fetching::Fetched;
 pub use reads::{FollowUp, Ready, Unread, Waiter};
 pub use rebuilding::Rebuilding;
 pub use reusing::Reusing;
+pub use seeking::Seek;
 pub use snapshot::{Opening, Snapshot};
 pub use verifying::{ListsFailure, Verifying};
 

@@ -73,20 +73,33 @@ impl ZeroMap {
     /// Returns the pages that lie wholly in runs of at least 64 KiB, as far as the map has no more
     /// than 65,536 such runs.
     pub fn pages(&self, geometry: &Geometry) -> RangeMap<()> {
-        let tree = ContentTree::new(geometry.size());
-        assert_eq!(tree.leaves(), self.leaves, "the zero map of another file");
-        let page_size = u64::from(geometry.page_size().get());
         let mut pages = RangeMap::default();
         let long = self.runs().filter(|run| run.end - run.start >= MIN_RUN);
         for run in long.take(MAX_RUNS) {
-            let first = (run.start * LEAF_BYTES).div_ceil(page_size);
-            let is_last = run.end == self.leaves;
-            let end =
-                if is_last { geometry.pages().into() } else { run.end * LEAF_BYTES / page_size };
-            let page = |number: u64| u32::try_from(number).expect("the file has no such page");
-            pages.insert(PageRange::new(page(first), page(end.max(first))), ());
+            pages.insert(self.pages_in(&run, geometry), ());
         }
         pages
+    }
+
+    /// Returns the pages that lie wholly in a run of leaves.
+    ///
+    /// # Panics
+    ///
+    /// If the file of the geometry has another number of leaves.
+    pub fn pages_in(&self, run: &Range<u64>, geometry: &Geometry) -> PageRange {
+        let tree = ContentTree::new(geometry.size());
+        assert_eq!(tree.leaves(), self.leaves, "the zero map of another file");
+        let page_size = u64::from(geometry.page_size().get());
+        let first = (run.start * LEAF_BYTES).div_ceil(page_size);
+        let is_last = run.end == self.leaves;
+        let end = if is_last { geometry.pages().into() } else { run.end * LEAF_BYTES / page_size };
+        let page = |number: u64| u32::try_from(number).expect("the file has no such page");
+        PageRange::new(page(first), page(end.max(first)))
+    }
+
+    /// Returns the number of leaves of the file.
+    pub fn leaves(&self) -> u64 {
+        self.leaves
     }
 
     /// Returns the first leaf from `from` on that is in the map, or is not.

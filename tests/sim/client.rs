@@ -238,7 +238,7 @@ impl Client {
                 Action::Join => return Some(Request::Join),
                 Action::Leave(token) => return Some(Request::Leave(token)),
                 // The simulation has no readers and no bytes, so nothing is demanded or verified.
-                Action::Want(_) | Action::Lists(_) | Action::Replace(_) => {}
+                Action::Want(_) | Action::Lists(_) | Action::ZeroMap | Action::Replace(_) => {}
                 Action::Report(report) => {
                     ClientAudit::check_useful(report.useful, self.receiver.counters());
                     // A report without a membership is dropped.

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::IoSlice;
+use std::ops::Range;
 
 use rustix::fs::SeekFrom;
 
@@ -56,6 +57,35 @@ pub(super) fn is_hole(file: &File, offset: u64, len: usize) -> bool {
             // There is no data behind. Other errors: the file system knows no holes.
             Err(errno) => errno == rustix::io::Errno::NXIO,
         }
+}
+
+/// Returns the first of these bytes that are in no hole; `None` if all are.
+pub(super) fn first_data(file: &File, bytes: &Range<u64>) -> Option<Range<u64>> {
+    if bytes.is_empty() {
+        return None;
+    }
+    let start = match rustix::fs::seek(file, SeekFrom::Data(bytes.start)) {
+        Ok(data) => data,
+        Err(rustix::io::Errno::NXIO) => return None,
+        // The file system knows no holes.
+        Err(_) => return Some(bytes.clone()),
+    };
+    let end = rustix::fs::seek(file, SeekFrom::Hole(start)).unwrap_or(bytes.end);
+    (start < bytes.end).then(|| start..end.clamp(start + 1, bytes.end))
+}
+
+/// Returns the first of these bytes that are in a hole; `None` if none are.
+pub(super) fn first_hole(file: &File, bytes: &Range<u64>) -> Option<Range<u64>> {
+    if bytes.is_empty() {
+        return None;
+    }
+    let start = rustix::fs::seek(file, SeekFrom::Hole(bytes.start)).ok()?;
+    let end = match rustix::fs::seek(file, SeekFrom::Data(start)) {
+        Ok(data) => data.min(bytes.end),
+        Err(rustix::io::Errno::NXIO) => bytes.end,
+        Err(_) => start,
+    };
+    (start < end).then_some(start..end)
 }
 
 fn is_zeros(bytes: &[u8]) -> bool {

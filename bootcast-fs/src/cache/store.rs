@@ -3,6 +3,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::PathBuf;
@@ -282,6 +283,33 @@ impl Store {
             slices = rest;
         }
         Ok(())
+    }
+
+    /// Makes these bytes zeros: they are written where the file has no hole. The file must have its
+    /// final size.
+    pub fn write_zeros(&self, bytes: Range<u64>) -> io::Result<()> {
+        static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+        let mut rest = bytes;
+        while let Some(data) = holes::first_data(&self.data, &rest) {
+            for start in data.clone().step_by(ZEROS.len()) {
+                let len = (data.end - start).min(ZEROS.len() as u64);
+                let len = usize::try_from(len).expect("at most the length of a slice");
+                self.write_all(&mut [IoSlice::new(&ZEROS[..len])], start)?;
+            }
+            rest.start = data.end;
+        }
+        Ok(())
+    }
+
+    /// Returns the first of these bytes that are in a hole, so that they are zeros.
+    pub fn next_hole(&self, bytes: &Range<u64>) -> Option<Range<u64>> {
+        holes::first_hole(&self.data, bytes)
+    }
+
+    /// Whether all of these bytes are in a hole, so that they are zeros.
+    pub fn is_hole(&self, bytes: &Range<u64>) -> bool {
+        usize::try_from(bytes.end - bytes.start)
+            .is_ok_and(|len| holes::is_hole(&self.data, bytes.start, len))
     }
 
     fn write_all(&self, mut slices: &mut [IoSlice<'_>], mut offset: u64) -> io::Result<()> {

@@ -20,6 +20,9 @@ pub enum FsError {
     /// There is no such extended attribute.
     #[error("no such extended attribute")]
     NoAttribute,
+    /// `lseek` found neither data nor a hole: the position is behind the end, or no data follows.
+    #[error("no data behind this position")]
+    NoData,
     /// The call needs a directory, but the path is none.
     #[error("not a directory")]
     NotDirectory,
@@ -43,6 +46,7 @@ impl FsError {
             Self::Stale => libc::ESTALE,
             Self::Access => libc::EACCES,
             Self::NoAttribute => libc::ENODATA,
+            Self::NoData => libc::ENXIO,
             Self::NotDirectory => libc::ENOTDIR,
             Self::BadHandle => libc::EBADF,
             Self::Interrupted => libc::EINTR,

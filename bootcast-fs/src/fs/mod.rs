@@ -32,7 +32,7 @@ pub use pins::{Pins, PinsError};
 use crate::cache::Cache;
 use crate::io::{Control, ControlError, Intake, now};
 use crate::log_limit;
-use crate::object::{Object, Opening, Unread, Waiter};
+use crate::object::{Object, Opening, Seek, Unread, Waiter};
 use crate::panics::lock;
 use crate::proof::Proof;
 use crate::receiver::{Fill, REQUEST_BACKOFF, Timing, UnicastMode, Verify};
@@ -274,6 +274,21 @@ impl Fs {
             }
             Some(_) | None => waiter.answer(Err(Unread::ShutDown)),
         }
+    }
+
+    /// Returns the first position from `offset` on that `seek` looks for. A pinned file shows data
+    /// everywhere: its holes are not proven.
+    pub fn seek(&self, handle: u64, offset: u64, seek: Seek) -> Result<u64, FsError> {
+        let handle = self.handles.get(&handle).map(|handle| handle.clone());
+        let Handle { object, pinned } = handle.ok_or_else(shutting_down)?;
+        let found = match (pinned, seek) {
+            (None, seek) => object.seek(offset, seek),
+            (Some(_), Seek::Data) => {
+                object.snapshot().size.filter(|size| offset < *size).map(|_| offset)
+            }
+            (Some(_), Seek::Hole) => object.snapshot().size.filter(|size| offset < *size),
+        };
+        found.ok_or(FsError::NoData)
     }
 
     /// Ends an open, after its last descriptor was closed.

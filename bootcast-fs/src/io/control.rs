@@ -11,7 +11,8 @@ use std::time::Duration;
 use bootcast_proto::api::{Attributes, Meta, Report, Status, WantBody};
 use bootcast_proto::{
     ContentId, Etag, FILL_DEMAND, HEADER_EXTENSIONS, HEADER_FILL, HEADER_LEAVES, HEADER_QUEUE,
-    HEADER_RESUME, HEADER_TOKEN, JoinAnswer, PageRange, RemotePath, Token,
+    HEADER_RESUME, HEADER_TOKEN, JoinAnswer, PageRange, QUERY_KNOWN, QUERY_ZEROS, RemotePath,
+    Token, ZeroMap,
 };
 use reqwest::header::{CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_NONE_MATCH, IF_RANGE, RANGE};
 use reqwest::{Client, RequestBuilder, Response, StatusCode};
@@ -351,6 +352,26 @@ impl Control {
         }
     }
 
+    /// Fetches the zero map of the version `etag`, which has this many leaves. Fails while the
+    /// server hashes the file.
+    pub async fn zero_map(
+        &self,
+        path: &RemotePath,
+        etag: &Etag,
+        leaves: u64,
+    ) -> Result<ZeroMap, ControlError> {
+        let url = format!("{}?{QUERY_ZEROS}&{QUERY_KNOWN}", self.url("manifest", path));
+        let response = self.send(self.client.get(url).timeout(ANSWER_TIMEOUT)).await?;
+        let version = header(&response, ETAG).and_then(|value| Etag::from_header(&value).ok());
+        if version.as_ref() != Some(etag) {
+            return Err(self.no_manifest("it is of another version"));
+        }
+        let limit = usize::try_from(leaves.div_ceil(8)).unwrap_or(usize::MAX);
+        let body = self.body(response, limit.min(MANIFEST_LIMIT)).await?;
+        ZeroMap::from_bytes(leaves, &body)
+            .ok_or_else(|| self.no_manifest("it is not a zero map of this file"))
+    }
+
     fn no_manifest(&self, why: &str) -> ControlError {
         ControlError::Garbled { base: self.base.clone(), reason: format!("not a manifest: {why}") }
     }
@@ -380,7 +401,8 @@ mod tests {
         let mut lines = BufReader::new(&mut connection).lines();
         let first = lines.next_line().await.unwrap().unwrap();
         while lines.next_line().await.unwrap().is_some_and(|line| !line.is_empty()) {}
-        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+        let head =
+            format!("HTTP/1.1 200 OK\r\nETag: \"v1\"\r\nContent-Length: {}\r\n\r\n", body.len());
         connection.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
         first
     }
@@ -400,5 +422,22 @@ mod tests {
         let (request, meta) = tokio::join!(serve_once(&listener, body), control.meta(&path, None));
         assert_eq!(request, "GET /meta/a%20b HTTP/1.1");
         assert_eq!(meta.unwrap().unwrap().entries.unwrap().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_zero_map_of_another_version_or_length_is_refused() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = format!("http://{}", listener.local_addr().unwrap());
+        let control = Control::new(&base).unwrap();
+        let path = RemotePath::decode("image").unwrap();
+        for (etag, body, is_good) in
+            [("v1", "ab", true), ("v2", "ab", false), ("v1", "", false), ("v1", "abc", false)]
+        {
+            let etag = Etag::new(etag).unwrap();
+            let asked = control.zero_map(&path, &etag, 15);
+            let (request, map) = tokio::join!(serve_once(&listener, body), asked);
+            assert_eq!(request, "GET /manifest/image?zeros=1&known=1 HTTP/1.1");
+            assert_eq!(map.is_ok(), is_good, "{etag:?} {body} {map:?}");
+        }
     }
 }

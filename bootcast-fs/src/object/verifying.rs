@@ -11,7 +11,7 @@ use tracing::warn;
 
 use super::{Object, Ready, with_buffer};
 use crate::log_limit;
-use crate::receiver::{Check, Learned, ListRequest, Replacement};
+use crate::receiver::{Check, Finding, Learned, ListRequest, Replacement};
 
 /// Checking of the leaves of one object. Each object has at most one at a time.
 ///
@@ -84,21 +84,32 @@ impl Object {
 
     /// Hashes stored leaves. Returns the reads that can be answered.
     fn check_leaves(&self, check: &Check, now: impl FnOnce() -> Instant) -> Vec<Ready> {
-        let bytes = check.bytes();
-        let len = usize::try_from(bytes.end - bytes.start).expect("a check is about a MiB");
-        let wrong = with_buffer(len, |buffer| {
-            self.store.read_exact_at(buffer, bytes.start)?;
-            Ok::<_, io::Error>(check.wrong_leaves(buffer))
-        });
+        let finding = self.examine(check);
         let mut inner = self.lock();
-        match wrong {
-            Ok(wrong) => {
-                self.log_wrong(&wrong);
-                inner.receiver.handle_check_result(check, &wrong, now());
+        match finding {
+            Ok(finding) => {
+                if let Finding::Wrong(wrong) = &finding {
+                    self.log_wrong(wrong);
+                }
+                inner.receiver.handle_check_result(check, &finding, now());
             }
             Err(error) => self.store_failed(&mut inner, error.to_string()),
         }
         self.take_answerable(&mut inner)
+    }
+
+    /// Hashes the stored bytes of a check. A hole is not read: the kernel would fill its cache with
+    /// zeros.
+    fn examine(&self, check: &Check) -> io::Result<Finding> {
+        let bytes = check.bytes();
+        if self.store.is_hole(&bytes) {
+            return Ok(check.examine_zeros());
+        }
+        let len = usize::try_from(bytes.end - bytes.start).expect("at most a segment");
+        with_buffer(len, |buffer| {
+            self.store.read_exact_at(buffer, bytes.start)?;
+            Ok(check.examine(buffer))
+        })
     }
 
     fn log_wrong(&self, leaves: &[u64]) {

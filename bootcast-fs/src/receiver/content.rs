@@ -12,11 +12,16 @@ use std::time::{Duration, Instant};
 use bootcast_proto::join::Extensions;
 use bootcast_proto::manifest::{ContentId, ContentTree, LEAF_BYTES, SEGMENT_LEAVES, Value};
 use bootcast_proto::wire::LeafList;
-use bootcast_proto::{BlockLayout, Etag, Geometry, JoinAnswer, PageIndex, PageRange, PageSet};
+use bootcast_proto::{
+    BlockLayout, Etag, Geometry, JoinAnswer, PageIndex, PageRange, PageSet, ZeroMap,
+};
 
 use super::assembly::{Arrival, Assembly};
 use super::unreadable::Unreadable;
-use super::verification::{Check, ListRequest, ListsError, Refuted, Replacement, Verification};
+use super::verification::{
+    Check, Finding, ListRequest, ListsError, Refuted, Replacement, Verification,
+};
+use super::zeros::Zeros;
 
 /// After this time, the next read of an unreadable page asks for it again.
 pub(super) const BELIEVED_FOR: Duration = Duration::from_secs(10);
@@ -42,6 +47,15 @@ pub enum Verify {
     Tag,
 }
 
+/// Where pages come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    /// A datagram, a repaired block, or HTTP.
+    Wire,
+    /// The zero map.
+    ZeroMap,
+}
+
 /// Pages of one version.
 #[derive(Debug)]
 pub(super) struct Content {
@@ -53,6 +67,7 @@ pub(super) struct Content {
     has_hashes: bool,
     /// Verified leaves; `None` before the size is known, and where nothing is verified.
     verification: Option<Verification>,
+    zeros: Zeros,
     unreadable: Unreadable,
 }
 
@@ -65,6 +80,7 @@ impl Content {
             assembly: kept,
             verify: Verify::Tag,
             verification: None,
+            zeros: Zeros::default(),
             unreadable: Unreadable::default(),
         }
     }
@@ -119,6 +135,10 @@ impl Content {
         self.pin.size = self.pin.size.or(*size);
         self.pin.content = self.pin.content.or(*content_id);
         self.has_hashes |= *leaf_bytes == Some(LEAF_BYTES) && etag.is_some();
+        if page_size.is_some() && page_size != self.assembly.as_ref().map(Assembly::page_size) {
+            // Other pages lie wholly in leaves of zeros.
+            self.zeros = Zeros::default();
+        }
         if let (Some(verification), Some(assembly)) = (&mut self.verification, &self.assembly)
             && page_size != Some(assembly.page_size())
         {
@@ -144,6 +164,13 @@ impl Content {
     pub(super) fn expect_leaf_lists(&mut self, expects: bool) {
         if let Some(verification) = &mut self.verification {
             verification.set_lists_in_cast(expects);
+        }
+    }
+
+    /// Verifies everything that arrived from now on, whether somebody reads it or not.
+    pub(super) fn check_all(&mut self) {
+        if let Some(verification) = &mut self.verification {
+            verification.check_all();
         }
     }
 
@@ -173,17 +200,60 @@ impl Content {
 
     /// Marks pages as arrived, after they were stored. Returns `false` if nothing is known of the
     /// file.
-    pub(super) fn store(&mut self, pages: PageRange) -> bool {
+    pub(super) fn store(&mut self, pages: PageRange, source: Source) -> bool {
         let Some(assembly) = &mut self.assembly else { return false };
         assembly.stored(pages);
         if let Some(verification) = &mut self.verification {
             let bytes = assembly.geometry().byte_range(pages);
             verification.record_stored(&bytes);
-            verification.handle_arrived(&bytes, |bytes| assembly.holds(bytes));
+            let holds = |bytes: &Range<u64>| assembly.holds(bytes);
+            match source {
+                Source::Wire => verification.handle_arrived(&bytes, holds),
+                Source::ZeroMap => verification.handle_zeros_arrived(&bytes, holds),
+            }
         } else {
             self.begin_verification();
         }
         true
+    }
+
+    /// Whether to request the zero map now. The server has it if it knows the content id.
+    pub(super) fn poll_zero_map(&mut self, now: Instant) -> bool {
+        self.needs_zero_map() && self.zeros.poll_request(now)
+    }
+
+    /// When [`Self::poll_zero_map`] is due.
+    pub(super) fn zero_map_timeout(&self) -> Option<Instant> {
+        self.zeros.poll_timeout().filter(|_| self.needs_zero_map())
+    }
+
+    fn needs_zero_map(&self) -> bool {
+        let is_missing_pages = self.assembly.as_ref().is_some_and(|it| !it.is_complete());
+        is_missing_pages && self.has_hashes && self.pin.content.is_some()
+    }
+
+    /// Handles the zero map, before any of its pages are taken. `is_lazy`: segments of zeros are
+    /// verified only if somebody reads them.
+    pub(super) fn begin_zeros(&mut self, map: &ZeroMap, is_lazy: bool) {
+        self.begin_verification();
+        if let Some(verification) = &mut self.verification {
+            verification.handle_zero_map(map, is_lazy);
+        }
+    }
+
+    /// Handles that all pages of the zero map arrived.
+    pub(super) fn handle_zeros_taken(&mut self) {
+        self.zeros.handle_taken();
+    }
+
+    /// Handles a request for the zero map that brought none.
+    pub(super) fn handle_no_zeros(&mut self, after: Duration, now: Instant) {
+        self.zeros.handle_failed(after, now);
+    }
+
+    /// Whether all pages of the zero map arrived, so that the cast need not bring them.
+    pub(super) fn has_zeros(&self) -> bool {
+        self.zeros.is_taken()
     }
 
     /// Forgets all pages, because the store may have lost them.
@@ -219,6 +289,24 @@ impl Content {
             return self.verification.as_ref().is_some_and(|it| it.has_verified(bytes));
         }
         self.assembly.as_ref().is_some_and(|assembly| assembly.holds(bytes))
+    }
+
+    /// First of these bytes that may be read, without a gap.
+    pub(super) fn first_readable(&self, bytes: &Range<u64>) -> Option<Range<u64>> {
+        if self.holds(bytes) {
+            return Some(bytes.clone());
+        }
+        let next = |at: u64| (at / LEAF_BYTES + 1) * LEAF_BYTES;
+        let part = |at: u64| at..next(at).min(bytes.end);
+        let mut start = bytes.start;
+        while start < bytes.end && !self.holds(&part(start)) {
+            start = next(start);
+        }
+        let mut end = start;
+        while end < bytes.end && self.holds(&part(end)) {
+            end = part(end).end;
+        }
+        (start < end).then_some(start..end)
     }
 
     /// Length of the verified part at the start, in bytes. `None` where leaves are not verified.
@@ -369,9 +457,9 @@ impl Content {
     }
 
     /// Handles the result of a check.
-    pub(super) fn handle_checked(&mut self, check: &Check, wrong: &[u64], now: Instant) {
+    pub(super) fn handle_checked(&mut self, check: &Check, finding: &Finding, now: Instant) {
         if let Some(verification) = &mut self.verification {
-            verification.handle_checked(check, wrong, now);
+            verification.handle_checked(check, finding, now);
         }
     }
 

@@ -8,15 +8,16 @@ use bootcast_proto::api::Want;
 use bootcast_proto::fec::RepairIndex;
 use bootcast_proto::manifest::{ContentId, Value};
 use bootcast_proto::wire::{Beacon, DataError, RepairDatagram, RepairError};
-use bootcast_proto::{BlockIndex, JoinAnswer, PageIndex, PageRange, Token};
+use bootcast_proto::{BlockIndex, JoinAnswer, PageIndex, PageRange, Token, ZeroMap};
 
+use super::content::Source;
 use super::demand_loop::WantOutcome;
 use super::repair_loop::ReportOutcome;
 use super::rescue::{PageArrival, Repeat};
 use super::{
-    Arrival, Check, Checked, DecodePlan, Epoch, Failure, FetchError, FileView, Fill, JoinError,
-    JoinOptions, ListRequest, Missing, Receiver, RepairArrival, Replacement, ReportError, Reuse,
-    Round, WaitId,
+    Arrival, Check, Checked, DecodePlan, Epoch, Failure, FetchError, FileView, Fill, Finding,
+    JoinError, JoinOptions, ListRequest, Missing, Receiver, RepairArrival, Replacement,
+    ReportError, Reuse, Round, WaitId,
 };
 
 /// Most pages demanded at a time because an unreadable page keeps their blocks from being rebuilt.
@@ -113,6 +114,7 @@ impl Receiver {
     pub(super) fn end_if_complete(&mut self) {
         if self.content.has_all_pages() {
             self.content.expect_leaf_lists(false);
+            self.content.check_all();
             self.repair.discard_blocks();
             self.session.end();
         }
@@ -287,6 +289,10 @@ impl Receiver {
     /// Handles pages that were stored. They count only if they were handed out in this `epoch`:
     /// another join may have changed the page size.
     pub fn handle_stored(&mut self, pages: PageRange, epoch: Epoch) {
+        self.handle_stored_from(Source::Wire, pages, epoch);
+    }
+
+    fn handle_stored_from(&mut self, source: Source, pages: PageRange, epoch: Epoch) {
         if epoch != self.session.epoch() {
             return;
         }
@@ -297,7 +303,7 @@ impl Receiver {
             self.repair.handle_stored(pages.iter().filter(is_missing));
         }
         self.demand.handle_stored(pages);
-        if self.content.store(pages) {
+        if self.content.store(pages, source) {
             self.counters.pages += u64::from(pages.len());
         }
         self.end_if_complete();
@@ -436,15 +442,50 @@ impl Receiver {
         }
     }
 
-    /// Handles the result of a check: the leaves that were wrong.
-    pub fn handle_check_result(&mut self, check: &Check, wrong: &[u64], now: Instant) {
-        self.content.handle_checked(check, wrong, now);
+    /// Handles the result of a check.
+    pub fn handle_check_result(&mut self, check: &Check, finding: &Finding, now: Instant) {
+        self.content.handle_checked(check, finding, now);
     }
 
     /// Handles the result of fetching wrong leaves: those that are wrong again, the others being
     /// stored. `None`: nothing came.
     pub fn handle_replaced(&mut self, leaves: &Replacement, wrong: Option<&[u64]>, now: Instant) {
         self.content.handle_replaced(leaves, wrong, now);
+    }
+
+    // Zeros.
+
+    /// Handles the zero map. Then make missing pages that lie wholly in its leaves zeros in the
+    /// store, and call [`Self::handle_zeros_stored`] for each run of them.
+    pub fn begin_zeros(&mut self, map: &ZeroMap) {
+        // With an older version at hand, the whole file is wanted in the end.
+        let is_lazy = self.fill() == Fill::Demand && self.reuse == Reuse::Off;
+        self.content.begin_zeros(map, is_lazy);
+    }
+
+    /// Handles pages of the zero map that are zeros in the store. They count only in this `epoch`.
+    pub fn handle_zeros_stored(&mut self, pages: PageRange, epoch: Epoch) {
+        self.handle_stored_from(Source::ZeroMap, pages, epoch);
+    }
+
+    /// Handles that all pages of the zero map arrived. The server hears of it at once, so that the
+    /// stream leaves them out.
+    pub fn handle_zeros_taken(&mut self, now: Instant) {
+        self.content.handle_zeros_taken();
+        self.report_zeros(now);
+    }
+
+    /// Handles a request for the zero map that brought none. The server asks for a pause of `after`
+    /// at least.
+    pub fn handle_no_zeros(&mut self, after: Duration, now: Instant) {
+        self.content.handle_no_zeros(after, now);
+    }
+
+    /// Tells the server that the stream may leave out pages of zeros, if that is so.
+    pub(super) fn report_zeros(&mut self, now: Instant) {
+        if self.content.has_zeros() && self.fill() == Fill::Full {
+            self.repair.request_report(now);
+        }
     }
 
     // Fetches over HTTP.

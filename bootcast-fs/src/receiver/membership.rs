@@ -33,6 +33,8 @@ pub enum Action {
     Report(Report),
     /// Demand pages; answer with `handle_wanted`.
     Want(Want),
+    /// Request the zero map; answer with `begin_zeros` or `handle_no_zeros`.
+    ZeroMap,
     /// Request hashes; answer with `handle_lists` or `handle_lists_failed`.
     Lists(ListRequest),
     /// Fetch wrong leaves over HTTP and store the right ones; answer with `handle_replaced`.

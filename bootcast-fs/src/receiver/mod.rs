@@ -36,17 +36,19 @@ mod repair;
 mod repair_loop;
 mod reporter;
 mod rescue;
+mod retry;
 mod reuse;
 mod session;
 mod stream_position;
 mod trust;
 mod unreadable;
 mod verification;
+mod zeros;
 
 use std::ops::Range;
 use std::time::Instant;
 
-use bootcast_proto::api::Want;
+use bootcast_proto::api::{Report, Want};
 use bootcast_proto::{BlockIndex, BlockLayout, ContentId, ContentTree, Etag, JoinAnswer, Token};
 
 pub use assembly::{Arrival, Assembly};
@@ -59,7 +61,9 @@ pub use repair::DecodePlan;
 pub use repair_loop::{RepairArrival, ReportError, Round};
 pub use rescue::{Cause, FetchError, Notice, Reception, UnicastMode};
 pub use session::{Counters, Failure, JoinError, JoinOptions};
-pub use verification::{Check, Learned, ListRequest, ListsError, Piece, Refuted, Replacement};
+pub use verification::{
+    Check, Finding, Learned, ListRequest, ListsError, Piece, Refuted, Replacement,
+};
 
 use content::Content;
 use demand_loop::{DemandLoop, FileView};
@@ -198,6 +202,7 @@ impl Receiver {
         self.content.expect_leaf_lists(listens_to_repair && has_manifest);
         self.rescue.begin(answer, listens_to_repair, is_full, now);
         self.follow_rescue(now);
+        self.report_zeros(now);
         self.end_if_complete();
     }
 
@@ -224,9 +229,17 @@ impl Receiver {
         self.end_reuse_if_over(now);
         self.session.rejoin_if_ended(now);
         self.session.handle_timeout(now);
+        self.request_zeros_if_due(now);
         self.report_if_due(now);
         self.verify_if_due(now);
         self.assert_invariants();
+    }
+
+    /// Requests the zero map if that is due.
+    fn request_zeros_if_due(&mut self, now: Instant) {
+        if self.session.token().is_some() && self.content.poll_zero_map(now) {
+            self.session.queue(Action::ZeroMap);
+        }
     }
 
     /// Requests hashes and wrong leaves that are due, while somebody reads the file or it arrives.
@@ -334,7 +347,8 @@ impl Receiver {
         }
         let (useful, state) = (self.session.useful(), self.rescue.report_state());
         let report = self.repair.make_report(useful, state, multicast, now);
-        self.session.queue(Action::Report(report));
+        let zeros = self.content.has_zeros();
+        self.session.queue(Action::Report(Report { zeros, ..report }));
     }
 
     /// When [`Self::handle_timeout`] is due.
@@ -344,7 +358,8 @@ impl Receiver {
         let demand = self.may_want().then(|| self.demand.poll_timeout());
         let is_member = self.session.is_member();
         let rescue = is_member.then(|| self.rescue.poll_timeout(self.session.silence()));
-        let others = [report, demand, rescue].into_iter().map(Option::flatten);
+        let zeros = has_token.then(|| self.content.zero_map_timeout());
+        let others = [report, demand, rescue, zeros].into_iter().map(Option::flatten);
         let verification = self.content.verification().filter(|_| self.may_verify());
         let verification = verification.and_then(Verification::poll_timeout);
         let reuse = self.reuse_timeout();
@@ -456,6 +471,11 @@ impl Receiver {
     /// Whether all of these bytes are here.
     pub fn holds(&self, bytes: &Range<u64>) -> bool {
         self.content.holds(bytes)
+    }
+
+    /// First of these bytes that may be read, without a gap.
+    pub fn first_readable(&self, bytes: &Range<u64>) -> Option<Range<u64>> {
+        self.content.first_readable(bytes)
     }
 
     /// Bytes that must arrive before these may be read; `None` if all of them are here.

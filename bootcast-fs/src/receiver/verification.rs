@@ -10,6 +10,7 @@
 //! *provisional*: taken from the control connection unproven, and compared with the id once it is
 //! there. A leaf with wrong bytes is fetched over HTTP, and stored only when it is right.
 
+mod check;
 mod leaf_bits;
 mod lists;
 mod needed;
@@ -17,6 +18,7 @@ mod reuse;
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "a virtual clock needs a first moment")]
 mod tests;
+mod whole_segments;
 mod wrong_leaves;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,16 +30,15 @@ use bootcast_proto::manifest::{
     ContentId, ContentTree, LEAF_BYTES, SEGMENT_LEAVES, UNKNOWN, Value,
 };
 
+use check::CHECK_LEAVES;
+pub use check::{Check, Finding, Replacement};
 use leaf_bits::LeafBits;
 pub use lists::{Learned, ListRequest, ListsError};
 use lists::{Lists, Offer};
 pub use reuse::Piece;
 use reuse::Reuse;
+use whole_segments::WholeSegments;
 use wrong_leaves::WrongLeaves;
-
-/// Maximum number of leaves in one check, or in one fetch of wrong leaves: 1 MiB, about a third of a
-/// millisecond of hashing.
-const CHECK_LEAVES: u64 = 64;
 
 /// Pause before wrong leaves are fetched again of which nothing came.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
@@ -45,67 +46,6 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// Time for which a leaf that the server sent wrong over HTTP fails its readers. Then it is fetched
 /// again.
 const REFUTED_TIME: Duration = Duration::from_secs(10);
-
-/// Leaves whose bytes have arrived, and the values that they must have.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Check {
-    tree: ContentTree,
-    leaves: Range<u64>,
-    /// Values of all leaves of the segment.
-    values: Arc<[Value]>,
-    round: u32,
-}
-
-impl Check {
-    /// Returns the bytes of the file to read.
-    pub fn bytes(&self) -> Range<u64> {
-        self.tree.leaf(self.leaves.start).start..self.tree.leaf(self.leaves.end - 1).end
-    }
-
-    /// Returns the leaves.
-    pub fn leaves(&self) -> Range<u64> {
-        self.leaves.clone()
-    }
-
-    /// Hashes the bytes and returns the leaves that are wrong.
-    ///
-    /// # Panics
-    ///
-    /// If `bytes` are not as many as [`Self::bytes`] says.
-    pub fn wrong_leaves(&self, bytes: &[u8]) -> Vec<u64> {
-        let range = self.bytes();
-        assert_eq!(bytes.len() as u64, range.end - range.start, "leaves are checked as a whole");
-        let parts = bytes.chunks(index(LEAF_BYTES)).zip(self.leaves.clone());
-        let is_wrong = |(own, leaf): &(&[u8], u64)| {
-            self.tree.leaf_value(*leaf, own) != self.values[index(leaf % SEGMENT_LEAVES)]
-        };
-        parts.filter(is_wrong).map(|(_, leaf)| leaf).collect()
-    }
-}
-
-/// Consecutive wrong leaves that are to be fetched over HTTP.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Replacement(Check);
-
-impl Replacement {
-    /// Returns the bytes of the file to fetch.
-    pub fn bytes(&self) -> Range<u64> {
-        self.0.bytes()
-    }
-
-    /// Hashes the bytes that were fetched. Returns the leaves that are wrong again, and the ranges
-    /// of the file that are right.
-    ///
-    /// # Panics
-    ///
-    /// If `bytes` are not as many as [`Self::bytes`] says.
-    pub fn examine(&self, bytes: &[u8]) -> (Vec<u64>, Vec<Range<u64>>) {
-        let wrong = self.0.wrong_leaves(bytes);
-        let right = self.0.leaves.clone().filter(|leaf| !wrong.contains(leaf));
-        let right = right.map(|leaf| self.0.tree.leaf(leaf)).collect();
-        (wrong, right)
-    }
-}
 
 /// Leaves of one segment, of which not all are verified.
 #[derive(Clone, Debug, Default)]
@@ -119,6 +59,8 @@ struct Segment {
     wrong: LeafBits,
     /// Leaves whose value the server does not know, because it could not read them.
     unknown: LeafBits,
+    /// Whether the segment was checked as a whole, and some of its bytes are wrong.
+    is_refuted: bool,
 }
 
 impl Segment {
@@ -159,6 +101,8 @@ pub(super) struct Verification {
     urgent: BTreeSet<u64>,
     /// Number of checks in flight.
     checks: u32,
+    /// Segments that are checked as a whole.
+    whole: WholeSegments,
     wrong: WrongLeaves,
     /// Leaves that the server sent wrong over HTTP too, and when that was.
     refuted: BTreeMap<u64, Instant>,
@@ -185,6 +129,7 @@ impl Verification {
             wanted: BTreeSet::new(),
             urgent: BTreeSet::new(),
             checks: 0,
+            whole: WholeSegments::default(),
             wrong: WrongLeaves::default(),
             refuted: BTreeMap::new(),
             wrong_total: 0,
@@ -218,13 +163,33 @@ impl Verification {
         bytes: &Range<u64>,
         holds: impl Fn(&Range<u64>) -> bool,
     ) {
+        self.arrive(bytes, holds, true);
+    }
+
+    /// Handles bytes that arrived by the zero map. The stream has not reached them, so their leaf
+    /// lists are not due yet.
+    pub(super) fn handle_zeros_arrived(
+        &mut self,
+        bytes: &Range<u64>,
+        holds: impl Fn(&Range<u64>) -> bool,
+    ) {
+        self.arrive(bytes, holds, false);
+    }
+
+    /// `are_lists_due`: the leaf lists of these bytes should be here by now, or soon.
+    fn arrive(
+        &mut self,
+        bytes: &Range<u64>,
+        holds: impl Fn(&Range<u64>) -> bool,
+        are_lists_due: bool,
+    ) {
         for leaf in self.leaves_of(bytes) {
             let segment = leaf / SEGMENT_LEAVES;
             if self.is_verified[index(segment)] || !holds(&self.tree.leaf(leaf)) {
                 continue;
             }
             if self.open_segment(segment).arrived.insert(leaf % SEGMENT_LEAVES) {
-                self.offer(segment);
+                self.offer(segment, are_lists_due);
             }
         }
         self.assert_invariants();
@@ -246,8 +211,8 @@ impl Verification {
     }
 
     /// Makes the unchecked leaves of a segment checkable if their values are known, or requests
-    /// these.
-    fn offer(&mut self, segment: u64) {
+    /// these if they are due or a reader waits.
+    fn offer(&mut self, segment: u64, is_list_due: bool) {
         let Some(known) = self.open.get_mut(&segment) else { return };
         let wanted = self.wanted.range(self.tree.leaves_of(segment));
         if let Some(values) = self.lists.values(segment) {
@@ -268,9 +233,17 @@ impl Verification {
             self.lists.refresh(segment);
         } else {
             let unchecked = known.unchecked();
-            if !unchecked.is_empty() {
-                let mut wanted = wanted.map(|leaf| leaf % SEGMENT_LEAVES);
-                self.lists.need(segment, wanted.any(|leaf| unchecked.contains(leaf)));
+            if unchecked.is_empty() {
+                return;
+            }
+            let is_unchecked = |leaf: &&u64| unchecked.contains(**leaf % SEGMENT_LEAVES);
+            let wanted: Vec<_> = wanted.filter(is_unchecked).copied().collect();
+            let is_wanted = !wanted.is_empty();
+            if self.is_checkable_as_whole(segment, is_wanted) {
+                self.ready.insert(segment);
+                self.urgent.extend(wanted.first());
+            } else if is_list_due || is_wanted {
+                self.lists.need(segment, is_wanted);
             }
         }
     }
@@ -292,7 +265,7 @@ impl Verification {
         if let (Some(known), Some(values)) = (open, self.lists.values(segment)) {
             known.unknown = unknown(values);
         }
-        self.offer(segment);
+        self.offer(segment, true);
     }
 
     /// Whether all of these bytes are verified. Ignores bytes behind the end of the file.
@@ -338,8 +311,11 @@ impl Verification {
             if !self.is_leaf_verified(leaf) {
                 self.wanted.insert(leaf);
                 self.wrong.want(leaf);
-                self.lists.handle_read(leaf / SEGMENT_LEAVES);
-                self.offer(leaf / SEGMENT_LEAVES);
+                let segment = leaf / SEGMENT_LEAVES;
+                if !self.is_checkable_as_whole(segment, true) {
+                    self.lists.handle_read(segment);
+                }
+                self.offer(segment, true);
             }
         }
     }
@@ -354,8 +330,10 @@ impl Verification {
     pub(super) fn poll_check(&mut self) -> Option<Check> {
         let first = self.first_checkable()?;
         let segment = first / SEGMENT_LEAVES;
+        let Some(values) = self.lists.values(segment).cloned() else {
+            return self.begin_whole_check(segment);
+        };
         let known = self.open.get_mut(&segment)?;
-        let values = self.lists.values(segment)?.clone();
         let run = known.unchecked().run_from(first % SEGMENT_LEAVES).min(CHECK_LEAVES);
         let leaves = first..first + run;
         known.checking.insert_all(first % SEGMENT_LEAVES, run);
@@ -363,7 +341,7 @@ impl Verification {
             self.ready.remove(&segment);
         }
         self.checks += 1;
-        Some(Check { tree: self.tree, leaves, values, round: self.round })
+        Some(Check { tree: self.tree, leaves, values: Some(values), round: self.round })
     }
 
     fn first_checkable(&mut self) -> Option<u64> {
@@ -388,16 +366,31 @@ impl Verification {
         !self.urgent.is_empty()
     }
 
-    /// Handles the result of a check. `wrong` are the leaves that were wrong.
-    pub(super) fn handle_checked(&mut self, check: &Check, wrong: &[u64], now: Instant) {
+    /// Handles the result of a check.
+    pub(super) fn handle_checked(&mut self, check: &Check, finding: &Finding, now: Instant) {
         if check.round != self.round {
             return;
         }
         assert!(self.checks > 0, "a check ends that did not begin");
         self.checks -= 1;
+        match finding {
+            Finding::Wrong(wrong) => self.handle_leaves_checked(check, wrong, now),
+            Finding::Values(values) => self.handle_whole_checked(&check.leaves, values),
+        }
+        self.close_if_verified(check.leaves.start / SEGMENT_LEAVES);
+        self.assert_invariants();
+    }
+
+    /// Whether a check used the leaf list that is known at present.
+    fn is_current(&self, check: &Check) -> bool {
+        let list = self.lists.values(check.leaves.start / SEGMENT_LEAVES);
+        list.zip(check.values.as_ref()).is_some_and(|(list, used)| Arc::ptr_eq(list, used))
+    }
+
+    /// Handles leaves that were compared with their values.
+    fn handle_leaves_checked(&mut self, check: &Check, wrong: &[u64], now: Instant) {
         let segment = check.leaves.start / SEGMENT_LEAVES;
-        let is_current =
-            self.lists.values(segment).is_some_and(|values| Arc::ptr_eq(values, &check.values));
+        let is_current = self.is_current(check);
         let Some(known) = self.open.get_mut(&segment) else { return };
         for leaf in check.leaves.clone() {
             let bit = leaf % SEGMENT_LEAVES;
@@ -414,9 +407,7 @@ impl Verification {
                 self.wanted.remove(&leaf);
             }
         }
-        self.offer(segment);
-        self.close_if_verified(segment);
-        self.assert_invariants();
+        self.offer(segment, true);
     }
 
     /// Forgets the leaves of a segment if all are verified.
@@ -443,6 +434,7 @@ impl Verification {
         let leaves = self.wrong.poll(CHECK_LEAVES, now)?;
         // The list of a segment is kept until all of its leaves are right.
         let values = self.lists.values(leaves.start / SEGMENT_LEAVES)?.clone();
+        let values = Some(values);
         Some(Replacement(Check { tree: self.tree, leaves, values, round: self.round }))
     }
 
@@ -455,10 +447,9 @@ impl Verification {
         now: Instant,
     ) {
         self.wrong.handle_end();
-        let Check { leaves, values, round, .. } = &replacement.0;
+        let Check { leaves, round, .. } = &replacement.0;
         let segment = leaves.start / SEGMENT_LEAVES;
-        let list = self.lists.values(segment);
-        let is_current = *round == self.round && list.is_some_and(|list| Arc::ptr_eq(list, values));
+        let is_current = *round == self.round && self.is_current(&replacement.0);
         for leaf in leaves.clone() {
             // Otherwise the leaf is checked anew, whatever was stored.
             if self.wrong.remove(leaf) && is_current {
@@ -587,6 +578,7 @@ impl Verification {
             match offer {
                 Offer::Known(segment) => self.take_list(segment),
                 Offer::Refuted(segment) => self.check_again(segment),
+                Offer::Segments => self.offer_whole_segments(),
             }
         }
         self.assert_invariants();
@@ -608,7 +600,7 @@ impl Verification {
         if let Some(reuse) = &mut self.reuse {
             reuse.handle_refuted(segment);
         }
-        self.offer(segment);
+        self.offer(segment, true);
     }
 
     /// Ends the failure of leaves that are fetched again.

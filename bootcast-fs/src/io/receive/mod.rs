@@ -215,6 +215,7 @@ impl Attended {
                     has_subscribed = true;
                 }
                 Action::Lists(request) => send(Request::Lists(request)),
+                Action::ZeroMap => send(Request::ZeroMap),
                 Action::Replace(leaf) => send(Request::Replace(leaf)),
                 Action::Join => send(Request::Join),
                 Action::Leave(token) => send(Request::Leave(token)),

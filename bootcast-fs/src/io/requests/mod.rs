@@ -6,6 +6,7 @@
 //! | `fetching` | fetching a part of a file over HTTP |
 //! | `storing` | rebuilding pages, and checkpoints |
 //! | `verifying` | checking leaves, their hashes, and leaves that arrived wrong |
+//! | `zeros` | pages that consist of zeros by the zero map |
 //!
 //! Each task passes its result to its object, and then has the receive thread attend to it.
 
@@ -15,6 +16,7 @@ mod in_flight;
 mod membership;
 mod storing;
 mod verifying;
+mod zeros;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -55,6 +57,8 @@ pub(super) enum Request {
     Reuse(Reusing),
     /// Get hashes.
     Lists(ListRequest),
+    /// Get the zero map, and take its pages.
+    ZeroMap,
     /// Fetch a leaf that arrived wrong.
     Replace(Replacement),
 }
@@ -152,6 +156,7 @@ impl Job {
             })),
             // An orderly end does not wait for what only readers need.
             Request::Lists(request) => drop(tokio::spawn(self.lists(request))),
+            Request::ZeroMap => drop(tokio::spawn(self.zero_map())),
             Request::Replace(leaf) => drop(tokio::spawn(self.replace(leaf))),
         }
     }

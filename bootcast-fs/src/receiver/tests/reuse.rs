@@ -91,8 +91,8 @@ impl Versions {
                 has_worked = true;
                 let bytes = check.bytes();
                 let at = |at: u64| usize::try_from(at).unwrap();
-                let wrong = check.wrong_leaves(&self.new[at(bytes.start)..at(bytes.end)]);
-                receiver.handle_check_result(&check, &wrong, now);
+                let finding = check.examine(&self.new[at(bytes.start)..at(bytes.end)]);
+                receiver.handle_check_result(&check, &finding, now);
             }
             if !has_worked {
                 return others;

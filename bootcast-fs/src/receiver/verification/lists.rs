@@ -5,21 +5,18 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bootcast_proto::Backoff;
 use bootcast_proto::manifest::{ContentId, ContentTree, Value};
 
 use super::index;
 use super::leaf_bits::LeafBits;
 use super::needed::Needed;
+use crate::receiver::retry::Retry;
 
 /// Maximum number of segments in one request: 128 KiB of leaf values, for 64 MiB of the file.
 const REQUEST_SEGMENTS: u64 = 16;
 
 /// Maximum number of requests for leaf lists at the same time.
 const REQUESTS: u32 = 8;
-
-/// Pauses after requests that fail.
-const RETRY: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
 
 /// Lists to request from the server. docs/PROTOCOL.md, "Manifest".
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +58,8 @@ pub(super) enum Offer {
     Known(u64),
     /// The leaf list that was known is not that of the content.
     Refuted(u64),
+    /// The values of all segments became known, and proven.
+    Segments,
 }
 
 /// A leaf list of which some values came in the cast.
@@ -68,25 +67,6 @@ pub(super) enum Offer {
 struct Parts {
     values: Vec<Value>,
     present: LeafBits,
-}
-
-/// Requests of one kind that failed.
-#[derive(Clone, Copy, Debug, Default)]
-struct Retry {
-    failures: u32,
-    at: Option<Instant>,
-}
-
-impl Retry {
-    fn failed(&mut self, after: Duration, now: Instant) {
-        let pause = RETRY.pause(self.failures);
-        self.failures = self.failures.saturating_add(1);
-        self.at = Some(now + pause.max(after).min(RETRY.longest));
-    }
-
-    fn is_due(&self, now: Instant) -> bool {
-        self.at.is_none_or(|at| at <= now)
-    }
 }
 
 /// What is known of the content's hashes.
@@ -174,6 +154,7 @@ impl Lists {
         }
         self.learned.push_back(Learned::Segments(values.clone()));
         self.segments = Some(values);
+        self.offers.push_back(Offer::Segments);
         let whole: Vec<_> = self.parts.keys().copied().collect();
         for segment in whole {
             self.take_parts(segment);
@@ -206,7 +187,7 @@ impl Lists {
     /// Whether the values of the segments were asked for and did not come, because the server still
     /// hashes the file.
     pub(super) fn has_waited_for_segments(&self) -> bool {
-        self.segments_retry.failures > 0
+        self.segments_retry.has_failed()
     }
 
     /// Handles leaves that arrived and cannot be checked without their list. `is_wanted`: a reader
@@ -387,6 +368,23 @@ impl Lists {
         Ok(())
     }
 
+    /// Whether the values of all segments are known, so that a segment can be checked as a whole.
+    pub(super) fn has_segments(&self) -> bool {
+        self.segments.is_some()
+    }
+
+    /// Handles values of all leaves of a segment that were computed from stored bytes. Returns
+    /// whether they are those of the content. Then they are its leaf list.
+    pub(super) fn handle_computed(&mut self, segment: u64, values: &[Value]) -> bool {
+        let Some(segments) = &self.segments else { return false };
+        let is_right = self.tree.segment_value(segment, values) == segments[index(segment)];
+        if is_right && !self.known.contains_key(&segment) {
+            self.learn(segment, values.into());
+        }
+        self.assert_invariants();
+        is_right
+    }
+
     /// Handles a part of a leaf list that came in the cast. Returns whether it is of use.
     pub(super) fn handle_part(&mut self, segment: u64, first: u64, values: &[Value]) -> bool {
         let leaves = self.tree.leaves_of(segment);
@@ -456,10 +454,10 @@ impl Lists {
     /// When [`Self::poll_request`] is due.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let segments = (!self.is_proven() && !self.is_requesting_segments)
-            .then_some(self.segments_retry.at)
+            .then_some(self.segments_retry.at())
             .flatten();
         let leaves = self.needed.poll_timeout().filter(|_| self.requests < REQUESTS);
-        let leaves = leaves.map(|at| self.leaves_retry.at.map_or(at, |retry| retry.max(at)));
+        let leaves = leaves.map(|at| self.leaves_retry.at().map_or(at, |retry| retry.max(at)));
         [segments, leaves].into_iter().flatten().min()
     }
 

@@ -79,7 +79,7 @@ impl Piece {
             runs.push(Check {
                 tree: self.tree,
                 leaves: first + start..first + start + run,
-                values: values.clone(),
+                values: Some(values.clone()),
                 round: self.round,
             });
         }
@@ -290,8 +290,7 @@ impl Verification {
         wrong: &[u64],
     ) -> Vec<Range<u64>> {
         let segment = check.leaves.start / SEGMENT_LEAVES;
-        let is_current = check.round == self.round
-            && self.lists.values(segment).is_some_and(|it| Arc::ptr_eq(it, &check.values));
+        let is_current = check.round == self.round && self.is_current(check);
         let Some(reuse) = self.reuse.as_mut().filter(|_| is_current) else { return Vec::new() };
         let right = reuse.right.entry(segment).or_default();
         let mut runs: Vec<Range<u64>> = Vec::new();
@@ -345,7 +344,7 @@ impl Verification {
             }
         }
         let segment = leaves.start / SEGMENT_LEAVES;
-        self.offer(segment);
+        self.offer(segment, true);
         self.close_if_verified(segment);
         self.assert_invariants();
     }

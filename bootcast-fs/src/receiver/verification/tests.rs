@@ -57,8 +57,8 @@ impl File {
 pub(super) fn check(verification: &mut Verification, stored: &[u8], now: Instant) -> usize {
     let checks = std::iter::from_fn(|| {
         let check = verification.poll_check()?;
-        let wrong = check.wrong_leaves(&stored[range(&check.bytes())]);
-        verification.handle_checked(&check, &wrong, now);
+        let finding = check.examine(&stored[range(&check.bytes())]);
+        verification.handle_checked(&check, &finding, now);
         Some(())
     });
     checks.count()
