@@ -82,7 +82,7 @@ fn file_attr(attr: &Attr, uid: u32, gid: u32) -> FileAttr {
     FileAttr {
         ino: INodeNo(attr.ino),
         size: attr.size,
-        blocks: attr.size.div_ceil(512),
+        blocks: attr.blocks,
         atime: attr.mtime,
         mtime: attr.mtime,
         ctime: attr.mtime,

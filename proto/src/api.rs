@@ -41,6 +41,9 @@ pub struct Attributes {
     /// A link's target, percent-encoded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
+    /// Bytes that a file takes on the server's disk, if these are fewer than its size.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allocated: Option<u64>,
 }
 
 /// One name in a directory, with its attributes.

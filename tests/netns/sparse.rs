@@ -149,7 +149,7 @@ fn data_of(path: &Path) -> Vec<(u64, u64)> {
 }
 
 #[test]
-fn a_mount_shows_holes() {
+fn a_mount_shows_holes_and_copies_keep_them() {
     let lab = lab_or_skip!(Lab::builder());
     let server = serve(&lab, "200mbit");
     let cache = lab.client(1).fresh_path("kept");
@@ -175,6 +175,12 @@ fn a_mount_shows_holes() {
         for position in [SeekFrom::Hole(size), SeekFrom::Data(size), SeekFrom::Data(size - 1)] {
             assert_eq!(seek(&file, position), Err(rustix::io::Errno::NXIO), "{position:?}");
         }
+        let blocks = |path: &Path| fs::metadata(path).unwrap().blocks();
+        assert_eq!(blocks(&image), blocks(&lab.served().join("image")));
+        let copy = lab.client(1).fresh_path("copy");
+        readers::copy(lab.client(1), &image, &copy).wait_success(TRANSFER);
+        assert_eq!(digest_of(&copy), digest_of(lab.served().join("image")));
+        assert!(disk_bytes(&copy) < mib(1), "the copy takes {} bytes", disk_bytes(&copy));
     }
 }
 

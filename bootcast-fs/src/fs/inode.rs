@@ -160,7 +160,7 @@ mod tests {
     use super::*;
 
     fn attributes(kind: Kind) -> Attributes {
-        Attributes { kind, size: 0, mode: 0o644, mtime: 0, mtime_ns: 0, etag: None, target: None }
+        Attributes { kind, mode: 0o644, ..crate::fs::plain::file_attributes(0) }
     }
 
     fn path(text: &str) -> RemotePath {

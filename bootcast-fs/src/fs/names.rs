@@ -32,6 +32,8 @@ pub struct Attr {
     pub kind: Kind,
     /// Size in bytes.
     pub size: u64,
+    /// Number of blocks of 512 bytes that the file takes on the server.
+    pub blocks: u64,
     /// Mode bits within `MODE_BITS`, without those of the mount's umask.
     pub mode: u16,
     /// Time of the last modification.
@@ -148,6 +150,7 @@ impl Fs {
             ino,
             kind: attributes.kind,
             size: attributes.size,
+            blocks: blocks(attributes),
             mode: u16::try_from(mode).expect("at most 0o1777"),
             mtime,
             ttl,
@@ -328,6 +331,14 @@ impl Fs {
         let node = self.node(ino)?;
         if node.attributes.kind == Kind::Directory { Ok(node) } else { Err(FsError::NotDirectory) }
     }
+}
+
+/// Returns the number of blocks of 512 bytes that a file takes on the server. There is one at
+/// least: programs read nothing of a file without blocks.
+fn blocks(attributes: &Attributes) -> u64 {
+    let Attributes { size, allocated, .. } = attributes;
+    let bytes = allocated.map_or(*size, |bytes| bytes.clamp(1, (*size).max(1)));
+    bytes.div_ceil(512)
 }
 
 /// Returns how long the attributes of a plain server's file are cached: not at all until its size

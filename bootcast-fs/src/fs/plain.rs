@@ -96,6 +96,7 @@ pub(super) fn file_attributes(size: u64) -> Attributes {
         mtime_ns: 0,
         etag: None,
         target: None,
+        allocated: None,
     }
 }
 

@@ -177,7 +177,8 @@ mod tests {
     use super::*;
 
     fn attributes(kind: Kind, mode: u32, mtime: i64) -> Attributes {
-        Attributes { kind, size: 4000, mode, mtime, mtime_ns: 0, etag: None, target: None }
+        let (etag, target, allocated) = (None, None, None);
+        Attributes { kind, size: 4000, mode, mtime, mtime_ns: 0, etag, target, allocated }
     }
 
     fn target() -> Target {

@@ -100,6 +100,7 @@ fn mounted_attributes(directory: &OwnedFd, name: &CStr) -> Option<Attributes> {
         mtime_ns: stat.stx_mtime.tv_nsec,
         etag: None,
         target: None,
+        allocated: None,
     })
 }
 
@@ -111,6 +112,7 @@ fn attributes(stat: &Stat, version: Version) -> Attributes {
         _ => Kind::Other,
     };
     let size = u64::try_from(stat.st_size).unwrap_or(0);
+    let allocated = u64::try_from(stat.st_blocks).ok().and_then(|blocks| blocks.checked_mul(512));
     Attributes {
         kind,
         size: if matches!(kind, Kind::File | Kind::Symlink) { size } else { 0 },
@@ -119,6 +121,7 @@ fn attributes(stat: &Stat, version: Version) -> Attributes {
         mtime_ns: u32::try_from(stat.st_mtime_nsec).unwrap_or(0),
         etag: (kind == Kind::File).then(|| version.etag()),
         target: None,
+        allocated: allocated.filter(|bytes| kind == Kind::File && *bytes < size),
     }
 }
 
@@ -134,7 +137,8 @@ fn listing_etag(directory: &Stat, entries: &[Entry]) -> Etag {
     let mut hasher = blake3::Hasher::new();
     let own = attributes(directory, Version::of_stat(directory, None));
     let mut line = |name: &str, attributes: &Attributes| {
-        let Attributes { kind, size, mode, mtime, mtime_ns, etag, target } = attributes;
+        // Without `allocated`, which says nothing of the content.
+        let Attributes { kind, size, mode, mtime, mtime_ns, etag, target, .. } = attributes;
         let etag = etag.as_ref().map_or("", Etag::as_str);
         let target = target.as_deref().unwrap_or("");
         let text = format!("{name} {kind:?} {size} {mode} {mtime} {mtime_ns} {etag} {target}\n");
