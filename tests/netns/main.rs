@@ -24,6 +24,7 @@ mod failing_disk;
 mod fetching;
 mod forging;
 mod hanging;
+mod hashing;
 mod identity;
 mod ignored_signals;
 mod keeping;

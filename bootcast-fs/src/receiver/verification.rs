@@ -426,6 +426,9 @@ impl Verification {
             if let Some(reuse) = &mut self.reuse {
                 reuse.handle_verified(segment);
             }
+            if self.verified == self.tree.segments() {
+                self.lists.hurry();
+            }
         }
     }
 

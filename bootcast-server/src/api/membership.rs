@@ -50,7 +50,7 @@ pub(super) async fn join(
             answer => {
                 let answer = answer?;
                 if let Some(open) = again {
-                    attach_manifest(&state, &path, open);
+                    attach_manifest(&state, &path, open, kind);
                 }
                 break answer;
             }
@@ -61,11 +61,12 @@ pub(super) async fn join(
     Ok((headers, answer.encode()))
 }
 
-/// Attaches the manifest of a file to its cast, as soon as it is known. Computes it if necessary.
-fn attach_manifest(state: &ApiState, path: &RemotePath, open: OpenFile) {
+/// Attaches the manifest of a file to its cast, as soon as it is known. Computes it if necessary:
+/// near the stream if that brings the member the whole file.
+fn attach_manifest(state: &ApiState, path: &RemotePath, open: OpenFile, kind: MemberKind) {
     let (sender, name, etag) = (state.sender.clone(), path.clone(), open.etag());
     let attach = move |manifest| sender.attach_manifest(name, etag, manifest);
-    state.manifests.when_known(path, open, attach);
+    state.manifests.when_known(path, open, kind == MemberKind::Extended, attach);
 }
 
 /// Answers `GET /leave/`.

@@ -3,6 +3,7 @@
 
 mod memory;
 mod on_request;
+mod with_stream;
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,7 +16,7 @@ use tokio::time::Instant;
 
 use super::blocking_pool::{BlockingPool, PoolError};
 use super::state_dir::StateDir;
-use crate::source::{self, HashError, HashProgress, OpenFile, Version};
+use crate::source::{self, HashError, HashProgress, Lead, OpenFile, Version};
 use memory::{Entry, Memory};
 
 /// Maximum number of files hashed at a time. Each occupies a core, or the disk.
@@ -86,6 +87,8 @@ pub struct Manifests {
     state: Option<Arc<StateDir>>,
     /// Permit to load a content id that no request waits for.
     loading: Arc<Semaphore>,
+    /// Permits to keep what is hashed ahead of a stream.
+    leads: Arc<Semaphore>,
     memory: Arc<Mutex<Memory>>,
 }
 
@@ -98,6 +101,7 @@ impl Manifests {
             state_threads: BlockingPool::new(STATE_THREADS),
             state: state.map(Arc::new),
             loading: Arc::new(Semaphore::new(1)),
+            leads: Arc::new(Semaphore::new(with_stream::LEADS)),
             memory: Arc::default(),
         }
     }
@@ -106,7 +110,9 @@ impl Manifests {
     /// is hashed to the end nevertheless.
     pub async fn get(&self, path: &RemotePath, open: OpenFile) -> ManifestResult {
         let size = open.version.size();
-        let Entry { result, progress, .. } = self.recent_or_new(path, open);
+        let Entry { result, progress, lead, .. } = self.recent_or_new(path, open, false);
+        // Whoever waits for the whole manifest does not wait for the stream.
+        lead.close();
         let finished = tokio::time::timeout(TIMEOUT, finished(result)).await;
         finished
             .unwrap_or_else(|_| Err(ManifestError::Unfinished { hashed: progress.hashed(), size }))
@@ -115,7 +121,7 @@ impl Manifests {
     /// Returns what is known of the manifest of an open file, without waiting. Starts hashing the
     /// file if nothing is.
     pub fn known(&self, path: &RemotePath, open: OpenFile) -> Result<Known, ManifestError> {
-        let Entry { result, progress, .. } = self.recent_or_new(path, open);
+        let Entry { result, progress, .. } = self.recent_or_new(path, open, false);
         let result = result.borrow().clone();
         match result {
             None => Ok(Known::Part(progress)),
@@ -127,17 +133,22 @@ impl Manifests {
 
     /// Calls `ready` with the manifest of an open file, as soon as it is known. Does nothing if an
     /// earlier call waits for the same version of the path, or if the file cannot be hashed.
+    /// `has_stream`: a stream reads the file for whoever calls, so that hashing may keep to it.
     pub fn when_known(
         &self,
         path: &RemotePath,
         open: OpenFile,
+        has_stream: bool,
         ready: impl FnOnce(Arc<Manifest>) + Send + 'static,
     ) {
         let awaited = (path.clone(), open.version.key());
-        if !self.lock().awaited.insert(awaited.clone()) {
+        let is_first = self.lock().awaited.insert(awaited.clone());
+        if !is_first {
+            self.count_member(&awaited.1, has_stream);
             return;
         }
-        let entry = self.recent_or_new(path, open);
+        let entry = self.recent_or_new(path, open, has_stream);
+        self.count_member(&awaited.1, has_stream);
         let this = self.clone();
         tokio::spawn(async move {
             let manifest = finished(entry.result).await;
@@ -262,19 +273,22 @@ impl Manifests {
         }
     }
 
-    fn recent_or_new(&self, path: &RemotePath, open: OpenFile) -> Entry {
+    /// Returns the entry of an open file. Starts hashing it if there is none: near the stream, if
+    /// `has_stream`.
+    fn recent_or_new(&self, path: &RemotePath, open: OpenFile, has_stream: bool) -> Entry {
         let key = open.version.key();
         let mut memory = self.lock();
-        let progress = match memory.entry(&key) {
+        let size = open.version.size();
+        let (progress, lead) = match memory.entry(&key) {
             Some(entry) if entry.retry_at.is_none_or(|at| Instant::now() < at) => return entry,
             // Only what could not be read is hashed again.
-            Some(entry) => entry.progress,
-            None => Arc::new(HashProgress::new(open.version.size())),
+            Some(entry) => (entry.progress, Lead::closed(size)),
+            None => (Arc::new(HashProgress::new(size)), self.new_lead(size, has_stream)),
         };
         let (sender, result) = watch::channel(None);
-        let entry = Entry { result, progress, retry_at: None };
+        let entry = Entry { result, progress, lead: Arc::new(lead), retry_at: None };
         memory.insert(key, entry.clone());
-        tokio::spawn(self.clone().provide(path.clone(), open, entry.progress.clone(), sender));
+        tokio::spawn(self.clone().provide(path.clone(), open, entry.clone(), sender));
         entry
     }
 
@@ -284,20 +298,17 @@ impl Manifests {
         self,
         path: RemotePath,
         open: OpenFile,
-        progress: Arc<HashProgress>,
+        entry: Entry,
         sender: watch::Sender<Option<ManifestResult>>,
     ) {
         let version = open.version;
         let loaded = tokio::time::timeout(STATE_TIMEOUT, self.load(version)).await;
         if let Ok(Some(manifest)) = loaded {
+            entry.lead.close();
             self.publish(&path, version, Ok(manifest), &sender);
             return;
         }
-        let hash = move || hash_readable(&open, &progress);
-        let result = match self.hashers.run(&path, hash).await {
-            Ok(result) => result.map_err(|error| ManifestError::from(Arc::new(error))),
-            Err(error) => Err(error.into()),
-        };
+        let result = self.compute(&path, open, &entry).await;
         let is_lasting = result.as_ref().is_ok_and(|it| it.is_lasting);
         let result = result.map(|it| Arc::new(it.manifest));
         self.publish(&path, version, result.clone(), &sender);
@@ -381,14 +392,6 @@ async fn finished(mut result: watch::Receiver<Option<ManifestResult>>) -> Manife
 pub fn hash(open: &OpenFile, progress: &HashProgress) -> Result<Computed, HashError> {
     let computed = hash_at(open, progress, |_| true, SystemTime::now())?;
     Ok(computed.expect("nothing ends it early"))
-}
-
-/// Like [`hash`], but goes on behind leaves that cannot be read before it fails. `progress` may
-/// have values already.
-fn hash_readable(open: &OpenFile, progress: &HashProgress) -> Result<Computed, HashError> {
-    let is_stable = open.present.unstable_for(SystemTime::now()).is_none();
-    let manifest = super::threads::at_low_priority(|| source::hash_readable(open, progress))?;
-    Ok(Computed::new(open, manifest, is_stable))
 }
 
 /// Like [`hash`], but returns `None` once `go_on` is false. It is called after each segment, with

@@ -1,10 +1,13 @@
 //! Manifests: computed once, kept, awaited, and known in part.
 
-use std::io::Write;
+use std::io::{IoSliceMut, Write};
 
 use tempfile::TempDir;
 
 use super::*;
+use crate::io::identity::Identity;
+use crate::io::reader::source::{FileSource, PageSource, ReadError};
+use crate::io::stable_version::await_stable_version;
 
 fn path(name: &str) -> RemotePath {
     RemotePath::decode(name).unwrap()
@@ -103,7 +106,7 @@ async fn a_manifest_is_awaited_once_for_all_joins_and_again_when_it_was_known() 
     let (sender, mut ready) = tokio::sync::mpsc::unbounded_channel();
     let wait = |file: &OpenFile| {
         let sender = sender.clone();
-        manifests.when_known(&name, again(file), move |manifest| {
+        manifests.when_known(&name, again(file), true, move |manifest| {
             sender.send(manifest.id()).unwrap();
         });
     };
@@ -160,7 +163,8 @@ async fn what_can_be_read_stays_known_and_the_rest_is_tried_again_after_a_minute
     let (version, key) = (file.version, file.version.key());
     let (sender, result) = watch::channel(None);
     let progress = Arc::new(HashProgress::new(3));
-    let entry = Entry { result, progress: Arc::clone(&progress), retry_at: None };
+    let lead = Arc::new(Lead::closed(3));
+    let entry = Entry { result, progress: Arc::clone(&progress), lead, retry_at: None };
     manifests.lock().insert(key, entry);
     let error = HashError::from(io::Error::from(io::ErrorKind::Other));
     manifests.publish(&name, version, Err(Arc::new(error).into()), &sender);
@@ -175,4 +179,72 @@ async fn what_can_be_read_stays_known_and_the_rest_is_tried_again_after_a_minute
     let whole = manifests.get(&name, file).await.unwrap();
     assert_eq!(whole.id().as_bytes(), blake3::hash(b"abc").as_bytes());
     assert_eq!(progress.segments(), None, "the values that were known are used");
+}
+
+/// A served directory with a file of six segments, which is larger than a lead.
+fn large_file() -> (TempDir, Identity, RemotePath) {
+    let dir = TempDir::new().unwrap();
+    let bytes: Vec<u8> = (0..6 << 22).map(|at: u32| (at ^ (at >> 9)).to_le_bytes()[0]).collect();
+    std::fs::write(dir.path().join("a"), bytes).unwrap();
+    let source = Arc::new(source::Source::new(dir.path()).unwrap());
+    (dir, Identity::new(source, Manifests::new(None)), path("a"))
+}
+
+/// Waits until the hasher of a file waits for the stream.
+async fn wait_held(manifests: &Manifests, name: &RemotePath, open: OpenFile) {
+    let Known::Part(progress) = manifests.known(name, open).unwrap() else {
+        panic!("all is hashed")
+    };
+    while !progress.has(3) {
+        tokio::task::yield_now().await;
+    }
+    assert!(!progress.has(4), "it stays near the stream");
+}
+
+#[tokio::test]
+async fn a_stream_takes_what_was_hashed_and_a_file_that_changes_has_no_manifest() {
+    let (dir, identity, name) = large_file();
+    let manifests = identity.manifests();
+    let open = await_stable_version(identity.open(&name).unwrap()).await.unwrap();
+    let stream = FileSource::new(name.clone(), again(&open), identity.clone());
+    manifests.when_known(&name, again(&open), true, |_| panic!("the file changes"));
+    wait_held(manifests, &name, open).await;
+    let first = |read: fn(&FileSource, &mut [IoSliceMut<'_>]) -> _| {
+        let mut byte = [0];
+        let read: Result<(), ReadError> = read(&stream, &mut [IoSliceMut::new(&mut byte)]);
+        read.map(|()| byte).unwrap()
+    };
+    let file = std::fs::OpenOptions::new().write(true).open(dir.path().join("a")).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &[1], 0).unwrap();
+    assert_eq!(first(|stream, buffers| stream.read_stream(buffers, 0)), [0], "it was read before");
+    assert_eq!(first(|stream, buffers| stream.read(buffers, 0)), [1]);
+    assert!(matches!(stream.check_version(), Err(ReadError::Changed)));
+    drop(stream);
+    while !manifests.lock().awaited.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    assert!(manifests.lock().entry(&identity.open(&name).unwrap().version.key()).is_none());
+}
+
+#[tokio::test]
+async fn whoever_waits_for_the_whole_manifest_does_not_wait_for_the_stream() {
+    let (dir, identity, name) = large_file();
+    let manifests = identity.manifests();
+    let open = identity.open(&name).unwrap();
+    manifests.when_known(&name, again(&open), true, |_| {});
+    wait_held(manifests, &name, again(&open)).await;
+    let manifest = manifests.get(&name, open).await.unwrap();
+    let bytes = std::fs::read(dir.path().join("a")).unwrap();
+    assert_eq!(manifest.id().as_bytes(), blake3::hash(&bytes).as_bytes());
+}
+
+#[tokio::test]
+async fn few_files_are_hashed_near_their_streams_at_a_time() {
+    let manifests = Manifests::new(None);
+    let leads: Vec<_> = (0..with_stream::LEADS).map(|_| manifests.new_lead(1, true)).collect();
+    assert!(leads.iter().all(Lead::is_open));
+    assert!(!manifests.new_lead(1, true).is_open());
+    leads[1].close();
+    assert!(!manifests.new_lead(1, false).is_open(), "there is no stream");
+    assert!(manifests.new_lead(1, true).is_open());
 }

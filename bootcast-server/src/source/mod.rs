@@ -8,6 +8,7 @@
 mod announced;
 mod comparing;
 mod hashing;
+mod lead;
 mod listing;
 mod version;
 
@@ -25,7 +26,10 @@ use rustix::io::Errno;
 
 pub use announced::{Alias, Announcements, Resolution};
 pub use comparing::{Comparison, compare, is_leaf};
-pub use hashing::{HashError, HashProgress, hash_readable, hash_segments, hash_while};
+pub use hashing::{
+    HashError, HashProgress, HashRun, hash_segments, hash_while, hash_with_stream, may_go_on,
+};
+pub use lead::{Lead, LeadStream};
 pub use version::{VERSION_LEN, Version, VersionKey};
 
 /// Maximum number of attempts at a lookup that concurrent renames disturb (EAGAIN, openat2(2)).

@@ -430,6 +430,12 @@ impl Lists {
         self.parts.remove(&segment);
     }
 
+    /// Requests the content id soon, because nothing else is missing. The server knows it when it has
+    /// read the file, which may be as soon as the stream.
+    pub(super) fn hurry(&mut self) {
+        self.segments_retry = Retry::default();
+    }
+
     /// Handles that the content id will never be known: lists that nothing proves are enough.
     pub(super) fn accept_unproven(&mut self) {
         self.is_unprovable = self.segments.is_none();

@@ -228,8 +228,34 @@ fn before_the_content_id_is_known_lists_of_the_server_count_for_now() {
     file.answer(&mut verification, now);
     check(&mut verification, &file.bytes, now);
     assert!(!verification.is_complete(), "the content id proves nothing yet");
-    let due = verification.poll_timeout().unwrap();
-    file.answer(&mut verification, due);
+    file.answer(&mut verification, now);
+    assert!(verification.is_complete(), "it is requested at once when nothing else is missing");
+}
+
+#[test]
+fn when_only_the_content_id_is_missing_it_is_requested_soon() {
+    let (file, mut now) = (File::new(SEGMENT_BYTES + 1), Instant::now());
+    let mut verification = file.verification(false);
+    verification.handle_arrived(&(0..SEGMENT_BYTES + 1), everything);
+    let mut pause = Duration::ZERO;
+    for _ in 0..8 {
+        while let Some(request) = verification.poll_request(now) {
+            let values = match &request {
+                ListRequest::Segments => &[][..],
+                ListRequest::Leaves(segments) => file.leaves(segments),
+            };
+            verification.handle_lists(&request, values, now).unwrap();
+        }
+        let next = verification.poll_timeout().unwrap();
+        (pause, now) = (next - now, next);
+    }
+    assert!(pause >= 2 * Duration::from_secs(1), "the server hashes the file: {pause:?}");
+    assert_eq!(verification.poll_request(now), Some(ListRequest::Segments));
+    verification.handle_lists(&ListRequest::Segments, &[], now).unwrap();
+    assert_eq!(verification.poll_request(now), None);
+    check(&mut verification, &file.bytes, now);
+    assert!(!verification.is_complete());
+    file.answer(&mut verification, now);
     assert!(verification.is_complete());
 }
 

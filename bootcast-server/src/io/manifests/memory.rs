@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::ManifestResult;
-use crate::source::{HashProgress, VersionKey};
+use crate::source::{HashProgress, Lead, VersionKey};
 
 /// Upper bound of the leaf values that are kept: 64 MiB, for 32 GiB of files. The manifest that was
 /// used last is kept whatever its size.
@@ -36,6 +36,8 @@ pub(super) struct Entry {
     pub(super) result: watch::Receiver<Option<ManifestResult>>,
     /// Values that are known meanwhile.
     pub(super) progress: Arc<HashProgress>,
+    /// Lead of the hasher over the stream.
+    pub(super) lead: Arc<Lead>,
     /// When to try the leaves again that cannot be read; `None` while there are none.
     pub(super) retry_at: Option<Instant>,
 }
@@ -44,7 +46,8 @@ impl Entry {
     /// Creates the entry of a manifest that is known.
     pub(super) fn known(manifest: Arc<Manifest>) -> Self {
         let progress = Arc::new(HashProgress::finished(*manifest.tree()));
-        Self { result: watch::channel(Some(Ok(manifest))).1, progress, retry_at: None }
+        let lead = Arc::new(Lead::closed(manifest.tree().size()));
+        Self { result: watch::channel(Some(Ok(manifest))).1, progress, lead, retry_at: None }
     }
 
     fn manifest(&self) -> Option<Arc<Manifest>> {
@@ -87,6 +90,11 @@ impl Memory {
     /// Returns an entry, which counts as used.
     pub(super) fn entry(&mut self, key: &VersionKey) -> Option<Entry> {
         self.manifests.get(key).map(|(entry, _)| entry.clone())
+    }
+
+    /// Returns the lead of an entry, which does not count as used.
+    pub(super) fn lead(&self, key: &VersionKey) -> Option<&Arc<Lead>> {
+        Some(&self.manifests.peek(key)?.0.lead)
     }
 
     /// Returns a manifest that is known. It does not count as used.
@@ -220,7 +228,8 @@ mod tests {
         let mut memory = Memory::default();
         let (sender, result) = watch::channel(None);
         let progress = Arc::new(HashProgress::finished(ContentTree::new(0)));
-        memory.insert(key(0), Entry { result, progress, retry_at: None });
+        let lead = Arc::new(Lead::closed(0));
+        memory.insert(key(0), Entry { result, progress, lead, retry_at: None });
         for number in 1..9 {
             memory.insert(key(number), entry(LEAVES_MAX / 2));
         }

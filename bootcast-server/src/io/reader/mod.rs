@@ -20,7 +20,11 @@ pub mod stage;
 pub mod symbols;
 
 #[cfg(test)]
+mod ends_tests;
+#[cfg(test)]
 pub(in crate::io) mod faults;
+#[cfg(test)]
+mod memory;
 
 use bootcast_proto::PageIndex;
 

@@ -9,7 +9,7 @@ use bootcast_proto::{BlockLayout, DatagramKey, Geometry, Layout, PageIndex, Page
 
 use super::ReadFailure;
 use super::proof::prove;
-use super::source::{PageSource, ReadError, read_ranges};
+use super::source::{PageSource, ReadError};
 use super::symbols::SymbolReader;
 
 /// Maximum number of pages in one `preadv`: `IOV_MAX`.
@@ -23,6 +23,8 @@ pub struct PageReader {
     layout: Layout,
     /// Key that tags the datagrams; `None` leaves them without tags.
     key: Option<DatagramKey>,
+    /// Whether it reads the pages of a stream.
+    is_of_stream: bool,
 }
 
 /// Consecutive pages as datagrams that are ready to be sent.
@@ -38,7 +40,7 @@ pub struct PageBuffer {
 impl PageReader {
     /// Creates a reader; nothing is read yet.
     pub fn new(source: Arc<dyn PageSource>, geometry: Geometry, layout: Layout) -> Self {
-        Self { source, geometry, layout, key: None }
+        Self { source, geometry, layout, key: None, is_of_stream: false }
     }
 
     /// Sets the key that tags the datagrams of this reader and of readers created from it. Ignored
@@ -47,6 +49,12 @@ impl PageReader {
     pub fn tagged(mut self, key: Option<DatagramKey>) -> Self {
         self.key = key.filter(|_| self.layout == Layout::Base);
         self
+    }
+
+    /// Makes this a reader of a stream, which may take what was just hashed.
+    #[must_use]
+    pub fn of_stream(self) -> Self {
+        Self { is_of_stream: true, ..self }
     }
 
     /// Creates a reader of repair symbols of the same version.
@@ -116,7 +124,11 @@ impl PageReader {
             .chunks_mut(datagram)
             .map(|datagram| IoSliceMut::new(&mut datagram[HEADER_LEN..]))
             .collect();
-        read_ranges(&*self.source, std::iter::once((bytes.start, &mut payloads[..])))?;
+        if self.is_of_stream {
+            self.source.read_stream(&mut payloads, bytes.start)?;
+        } else {
+            self.source.read(&mut payloads, bytes.start)?;
+        }
         let payloads = buffer.chunks(datagram).map(|datagram| &datagram[HEADER_LEN..]);
         prove(&*self.source, std::iter::once((bytes.clone(), payloads)))?;
         let announced = self.layout.announced_pages(&self.geometry);

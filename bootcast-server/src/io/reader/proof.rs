@@ -127,83 +127,15 @@ fn read(source: &dyn PageSource, bytes: Range<u64>) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use std::iter::once;
-    use std::sync::atomic::{AtomicBool, Ordering};
-    use std::sync::{Arc, Mutex};
-
-    use bootcast_proto::manifest::ContentTree;
-    use rustix::io::Errno;
+    use std::sync::atomic::Ordering;
 
     use super::*;
-    use crate::source::{OpenFile, Version};
+    use crate::io::reader::memory::Memory;
 
-    /// Bytes in memory, with the manifest of the bytes that they were at first.
-    #[derive(Debug)]
-    struct Memory {
-        version: Version,
-        bytes: Vec<u8>,
-        manifest: Arc<Manifest>,
-        unreadable: Range<u64>,
-        /// Whether the attributes have changed.
-        is_changed: AtomicBool,
-        other: Mutex<Option<Range<u64>>>,
-    }
-
-    impl Memory {
-        fn new(size: usize) -> Self {
-            let bytes: Vec<u8> = (0..size).map(|at| (at ^ (at >> 8)).to_le_bytes()[0]).collect();
-            let tree = ContentTree::new(size as u64);
-            let leaves = bytes.chunks(16 << 10).zip(0..);
-            let values = leaves.map(|(bytes, leaf)| tree.leaf_value(leaf, bytes)).collect();
-            Self {
-                version: OpenFile::new(tempfile::tempfile().unwrap()).unwrap().version,
-                bytes,
-                manifest: Arc::new(Manifest::new(tree, values)),
-                unreadable: 0..0,
-                is_changed: AtomicBool::new(false),
-                other: Mutex::new(None),
-            }
-        }
-
-        /// Proves a range in parts of this length.
-        fn prove(&self, range: Range<usize>, part_len: usize) -> Result<(), ReadError> {
-            let bytes = range.start as u64..range.end as u64;
-            prove(self, once((bytes, self.bytes[range].chunks(part_len))))
-        }
-    }
-
-    impl PageSource for Memory {
-        fn version(&self) -> Version {
-            self.version
-        }
-
-        fn read(&self, buffers: &mut [IoSliceMut<'_>], offset: u64) -> Result<(), ReadError> {
-            let mut at = usize::try_from(offset).unwrap();
-            for buffer in buffers {
-                let range = at as u64..(at + buffer.len()) as u64;
-                if range.start < self.unreadable.end && self.unreadable.start < range.end {
-                    return Err(ReadError::Io(Errno::IO));
-                }
-                let len = buffer.len();
-                buffer.copy_from_slice(&self.bytes[at..at + len]);
-                at += len;
-            }
-            Ok(())
-        }
-
-        fn check_version(&self) -> Result<(), ReadError> {
-            let is_changed = self.is_changed.load(Ordering::Relaxed);
-            if is_changed { Err(ReadError::Changed) } else { Ok(()) }
-        }
-
-        fn manifest(&self) -> Option<Arc<Manifest>> {
-            Some(Arc::clone(&self.manifest))
-        }
-
-        fn handle_other_bytes(&self, bytes: Range<u64>) {
-            *self.other.lock().unwrap() = Some(bytes);
-        }
-
-        fn will_need(&self, _: Range<u64>) {}
+    /// Proves a range in parts of this length.
+    fn prove_parts(source: &Memory, range: Range<usize>, part_len: usize) -> Result<(), ReadError> {
+        let bytes = range.start as u64..range.end as u64;
+        prove(source, once((bytes, source.bytes[range].chunks(part_len))))
     }
 
     const SIZE: usize = 50_000;
@@ -211,35 +143,35 @@ mod tests {
 
     #[test]
     fn the_right_bytes_are_proven_in_any_range_also_under_other_attributes() {
-        let source = Memory::new(SIZE);
+        let source = Memory::new(SIZE as u64);
         source.is_changed.store(true, Ordering::Relaxed);
         for start in [0, 1, LEAF - 1, LEAF, LEAF + 1, 3 * LEAF, SIZE - 1] {
             for len in [0, 1, 1456, LEAF, LEAF + 1, SIZE] {
                 let range = start..(start + len).min(SIZE);
                 for part_len in [1456, LEAF, SIZE] {
-                    assert!(source.prove(range.clone(), part_len).is_ok(), "{range:?}");
+                    assert!(prove_parts(&source, range.clone(), part_len).is_ok(), "{range:?}");
                 }
             }
         }
-        assert_eq!(*source.other.lock().unwrap(), None);
+        assert_eq!(source.other(), None);
     }
 
     #[test]
     fn another_byte_in_a_leaf_that_the_range_touches_is_found_and_named() {
         for at in [0, LEAF - 1, LEAF, SIZE - 1] {
-            let mut source = Memory::new(SIZE);
+            let mut source = Memory::new(SIZE as u64);
             source.bytes[at] ^= 1;
             let leaf = at / LEAF * LEAF..(at / LEAF * LEAF + LEAF).min(SIZE);
             // A part of the leaf, with the byte or without it.
             for range in [0..SIZE, leaf.start..leaf.start + 1, leaf.end - 1..leaf.end] {
-                let proven = source.prove(range, 1456);
+                let proven = prove_parts(&source, range, 1456);
                 assert!(matches!(proven, Err(ReadError::Changed)), "{at}");
-                let other = source.other.lock().unwrap().take();
+                let other = source.other();
                 assert_eq!(other, Some(leaf.start as u64..leaf.end as u64));
             }
             let behind = (leaf.end..SIZE).chain(0..leaf.start).next();
             let behind = behind.expect("the file has several leaves");
-            assert!(source.prove(behind..behind + 1, 1456).is_ok());
+            assert!(prove_parts(&source, behind..behind + 1, 1456).is_ok());
         }
     }
 
@@ -247,12 +179,13 @@ mod tests {
     fn where_the_rest_of_a_leaf_cannot_be_read_the_attributes_count() {
         let unreadable = [0, LEAF + 99, 2 * LEAF - 1].map(|at| at as u64..at as u64 + 1);
         for unreadable in unreadable {
-            let source = Memory { unreadable, ..Memory::new(SIZE) };
+            let mut source = Memory::new(SIZE as u64);
+            source.unreadable = unreadable;
             let range = 99..LEAF + 50;
-            assert!(source.prove(range.clone(), 1456).is_ok());
+            assert!(prove_parts(&source, range.clone(), 1456).is_ok());
             source.is_changed.store(true, Ordering::Relaxed);
-            assert!(matches!(source.prove(range, 1456), Err(ReadError::Changed)));
-            assert_eq!(*source.other.lock().unwrap(), None);
+            assert!(matches!(prove_parts(&source, range, 1456), Err(ReadError::Changed)));
+            assert_eq!(source.other(), None);
         }
     }
 }

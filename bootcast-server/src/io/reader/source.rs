@@ -12,7 +12,7 @@ use rustix::fs::Advice;
 use rustix::io::Errno;
 
 use crate::io::identity::Identity;
-use crate::source::{OpenFile, Version};
+use crate::source::{LeadStream, OpenFile, Version};
 
 /// Why a read from the file of a cast failed.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +55,11 @@ pub trait PageSource: fmt::Debug + Send + Sync {
     /// there are fewer.
     fn read(&self, buffers: &mut [IoSliceMut<'_>], offset: u64) -> Result<(), ReadError>;
 
+    /// Like [`Self::read`], for the stream of a cast. May take bytes that were just hashed.
+    fn read_stream(&self, buffers: &mut [IoSliceMut<'_>], offset: u64) -> Result<(), ReadError> {
+        self.read(buffers, offset)
+    }
+
     /// Fails if the file has no longer the attributes with which it was opened. After a read it
     /// proves that the bytes belong to the version.
     fn check_version(&self) -> Result<(), ReadError>;
@@ -79,6 +84,8 @@ pub struct FileSource {
     announced: Option<(RemotePath, Identity)>,
     /// Manifest of the version, once it was found.
     manifest: OnceLock<Arc<Manifest>>,
+    /// Lead of the hasher over this stream, once it was found.
+    lead: OnceLock<LeadStream>,
 }
 
 impl FileSource {
@@ -91,13 +98,23 @@ impl FileSource {
     pub fn file(&self) -> &File {
         &self.open.file
     }
+
+    /// Returns the lead of the hasher, if the file is being hashed near its stream.
+    fn lead(&self) -> Option<&LeadStream> {
+        if self.lead.get().is_none() && self.manifest.get().is_none() {
+            let (_, identity) = self.announced.as_ref()?;
+            let lead = identity.manifests().lead(&self.open.version)?;
+            return Some(self.lead.get_or_init(|| LeadStream::new(lead)));
+        }
+        self.lead.get()
+    }
 }
 
 impl From<OpenFile> for FileSource {
     fn from(open: OpenFile) -> Self {
         // A hint to the kernel; without it reads are only slower.
         let _ = rustix::fs::fadvise(&open.file, 0, None, Advice::Sequential);
-        Self { open, announced: None, manifest: OnceLock::new() }
+        Self { open, announced: None, manifest: OnceLock::new(), lead: OnceLock::new() }
     }
 }
 
@@ -122,6 +139,15 @@ impl PageSource for FileSource {
             }
         }
         Ok(())
+    }
+
+    fn read_stream(&self, buffers: &mut [IoSliceMut<'_>], offset: u64) -> Result<(), ReadError> {
+        let Some(lead) = self.lead() else { return self.read(buffers, offset) };
+        let end = buffers.iter().fold(offset, |end, buffer| end + buffer.len() as u64);
+        let (taken, rest) = lead.take(buffers, offset);
+        let read = self.read(rest, offset + taken);
+        lead.advance(end);
+        read
     }
 
     fn check_version(&self) -> Result<(), ReadError> {

@@ -218,7 +218,9 @@ impl Driver {
         let Some(reader) = self.readers.get_mut(&cast) else { return };
         assert!(!reader.busy.contains(&part), "two outcomes would claim one buffer of cast {cast}");
         reader.busy.push(part);
-        let (pages, NextRead { run, bytes, memory }) = (reader.pages.clone(), read);
+        let pages = reader.pages.clone();
+        let pages = if part == Part::Stream { pages.of_stream() } else { pages };
+        let NextRead { run, bytes, memory } = read;
         self.submit(cast, move || {
             let read = pages.read(run, bytes, memory);
             Outcome::Pages { part, run, read }
