@@ -23,6 +23,7 @@ mod demanding;
 mod failing_disk;
 mod fetching;
 mod forging;
+mod forging_at_rate;
 mod hanging;
 mod hashing;
 mod identity;

@@ -1,9 +1,13 @@
 //! Datagrams that leave the server at the same time.
 
+use std::net::SocketAddr;
 use std::ops::Range;
 
+use bootcast_proto::DatagramKey;
 use bootcast_proto::units::wire_len;
 use bootcast_proto::wire::HEADER_LEN;
+
+use super::server::ADDRESS;
 
 /// UDP port of the group that a datagram goes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +28,8 @@ pub(super) struct Burst {
     ranges: Vec<Range<usize>>,
     /// Size of each datagram on the wire, in bytes.
     wire_lens: Vec<u64>,
+    /// Address and port that they come from.
+    sender: SocketAddr,
 }
 
 impl Burst {
@@ -33,7 +39,27 @@ impl Burst {
     /// Creates an empty burst with room for `bytes` bytes in all.
     pub(super) fn new(channel: Channel, bytes: usize) -> Self {
         let bytes = Vec::with_capacity(bytes);
-        Self { channel, bytes, ranges: Vec::new(), wire_lens: Vec::new() }
+        Self { channel, bytes, ranges: Vec::new(), wire_lens: Vec::new(), sender: ADDRESS }
+    }
+
+    /// Sets where the burst comes from: the server, by default.
+    #[must_use]
+    pub(super) fn with_sender(self, sender: SocketAddr) -> Self {
+        Self { sender, ..self }
+    }
+
+    /// Writes the tags of all datagrams.
+    #[must_use]
+    pub(super) fn sealed(mut self, key: Option<DatagramKey>) -> Self {
+        if let Some(key) = key {
+            self.ranges.iter().for_each(|range| key.seal(&mut self.bytes[range.clone()]));
+        }
+        self
+    }
+
+    /// Address and port that the burst comes from.
+    pub(super) fn sender(&self) -> SocketAddr {
+        self.sender
     }
 
     /// Adds a datagram with a header and a payload of zeros.

@@ -1,20 +1,25 @@
 //! Drives the real receiver of a client, with its simulated socket.
 
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bootcast_fs::receiver::{
-    Action, Arrival, JoinError, Pin, Receiver, RepairArrival, ReportError, Timing,
+    Action, Arrival, Finding, JoinError, ListRequest, Pin, Receiver, RepairArrival, Replacement,
+    ReportError, Timing, Verify,
 };
 use bootcast_proto::api::Report;
+use bootcast_proto::manifest::{ContentId, LEAF_BYTES, Value};
 use bootcast_proto::wire::LeafList;
 use bootcast_proto::{Geometry, JoinAnswer, PageIndex, PageRange, Token};
 
 use super::audit::ClientAudit;
 use super::burst::{Burst, Channel};
+use super::intruder::FORGED_BYTE;
 use super::link::{Link, Mask};
 use super::scenario::Stalls;
-use super::server::ADDRESS;
+use super::server::{ADDRESS, LEAF_VALUE};
 
 /// Request of a client to the server.
 #[derive(Debug)]
@@ -25,6 +30,10 @@ pub(super) enum Request {
     Leave(Token),
     /// Send a report.
     Report(Token, Report),
+    /// Get hashes.
+    Lists(ListRequest),
+    /// Get leaves that were wrong.
+    Replace(Replacement),
 }
 
 /// Answer of the server to a request.
@@ -34,6 +43,10 @@ pub(super) enum Answer {
     Join(Option<JoinAnswer>),
     /// Answer to a report of a membership: whether the server knows the member.
     Report(Token, bool),
+    /// Hashes, and the content id.
+    Lists(ListRequest, Option<ContentId>, Vec<Value>),
+    /// The right bytes of leaves.
+    Replaced(Replacement),
 }
 
 /// One client with its link and its machine.
@@ -55,6 +68,8 @@ pub(super) struct Client {
     pub(super) dead: bool,
     receiver: Receiver,
     audit: ClientAudit,
+    /// Pages that are stored with forged bytes.
+    forged: BTreeSet<PageIndex>,
     /// Whether it is subscribed to the data port, and to the repair channel.
     subscribed: (bool, bool),
     /// The present pause, if any.
@@ -75,8 +90,18 @@ struct Stall {
 
 impl Client {
     /// Creates a client that has not arrived yet.
-    pub(super) fn new(crowd: usize, port: Option<usize>, link: Link, seed: u64) -> Self {
+    pub(super) fn new(
+        crowd: usize,
+        port: Option<usize>,
+        link: Link,
+        seed: u64,
+        verifies: bool,
+    ) -> Self {
         let timing = Timing { linger: Duration::from_secs(10), silence: Duration::from_secs(2) };
+        let mut receiver = Receiver::new(Pin::default(), None, timing, seed);
+        if verifies {
+            receiver.set_verify(Verify::Leaf);
+        }
         Self {
             crowd,
             port,
@@ -85,8 +110,9 @@ impl Client {
             arrived_at: None,
             completed_at: None,
             dead: false,
-            receiver: Receiver::new(Pin::default(), None, timing, seed),
+            receiver,
             audit: ClientAudit::default(),
+            forged: BTreeSet::new(),
             subscribed: (false, false),
             stall: None,
         }
@@ -154,19 +180,70 @@ impl Client {
             let datagram = burst.datagram(which.trailing_zeros() as usize);
             which &= which - 1;
             match burst.channel() {
-                Channel::Data => self.read_page(datagram, now),
+                Channel::Data => self.read_page(burst.sender(), datagram, now),
                 Channel::Repair => self.read_repair(datagram, now),
             }
         }
         self.rebuild();
+        if self.receiver.has_check() {
+            self.verify(now);
+        }
     }
 
-    fn read_page(&mut self, datagram: &[u8], now: Instant) {
-        match self.receiver.handle_datagram(ADDRESS, datagram, now) {
-            Arrival::New(page) => self.store(page.index),
+    fn read_page(&mut self, sender: SocketAddr, datagram: &[u8], now: Instant) {
+        match self.receiver.handle_datagram(sender, datagram, now) {
+            Arrival::New(page) => {
+                if page.payload[0] == FORGED_BYTE {
+                    self.forged.insert(page.index);
+                }
+                self.store(page.index);
+            }
             Arrival::Duplicate(_) => {}
-            Arrival::Bad(error) => panic!("the receiver refuses a page of the server: {error}"),
+            // A forger is ignored at some time, and a complete receiver refuses the rest.
+            Arrival::Bad(error) => {
+                let is_refused = sender != ADDRESS || self.receiver.has_all_pages();
+                assert!(is_refused, "the receiver refuses a page of the server: {error}");
+            }
         }
+    }
+
+    /// Checks the leaves that can be checked.
+    fn verify(&mut self, now: Instant) {
+        let page = self.receiver.assembly().map_or(1, |it| u64::from(it.page_size().get()));
+        while let Some(check) = self.receiver.poll_check() {
+            let bytes = check.bytes();
+            let pages = bytes.start / page..bytes.end.div_ceil(page);
+            let [first, end] = [pages.start, pages.end]
+                .map(|page| PageIndex(u32::try_from(page).expect("a page of the file")));
+            let index = |at: u64| usize::try_from(at).expect("an index");
+            let mut stored = vec![0; index(bytes.end - bytes.start)];
+            let mut wrong = BTreeSet::new();
+            for forged in self.forged.range(first..end) {
+                let start = u64::from(forged.0) * page;
+                let own = start.max(bytes.start)..(start + page).min(bytes.end);
+                wrong.extend([own.start / LEAF_BYTES, (own.end - 1) / LEAF_BYTES]);
+                stored[index(own.start - bytes.start)..index(own.end - bytes.start)]
+                    .fill(FORGED_BYTE);
+            }
+            let finding = if check.has_leaf_values() {
+                Finding::Wrong(wrong.into_iter().collect())
+            } else {
+                let value = |leaf| if wrong.contains(&leaf) { [0xff; 32] } else { LEAF_VALUE };
+                Finding::Values(check.leaves().map(value).collect())
+            };
+            self.receiver.handle_checked_bytes(&check, &finding, &stored, now);
+            self.receiver.handle_check_result(&check, &finding, now);
+        }
+        self.receiver.handle_timeout(now);
+    }
+
+    /// Handles the right bytes of leaves that were wrong.
+    fn replace(&mut self, leaves: &Replacement, now: Instant) {
+        let bytes = leaves.bytes();
+        let right = vec![0; usize::try_from(bytes.end - bytes.start).expect("about a MiB")];
+        self.receiver.handle_fetched_leaves(leaves, &[], &right, now);
+        self.receiver.handle_replaced(leaves, Some(&[]), now);
+        self.receiver.handle_timeout(now);
     }
 
     fn store(&mut self, page: PageIndex) {
@@ -198,7 +275,12 @@ impl Client {
         while let Some(block) = self.receiver.poll_decodable() {
             let Some(plan) = self.receiver.decode_plan(block) else { continue };
             self.audit.check_plan(&plan);
+            let is_spoilt = plan.present.iter().any(|(_, page)| self.forged.contains(page));
             for (_, page) in plan.missing {
+                self.receiver.record_other_pages(PageRange::single(page), true);
+                if is_spoilt {
+                    self.forged.insert(page);
+                }
                 self.store(page);
             }
         }
@@ -207,7 +289,13 @@ impl Client {
     /// Handles an answer of the server.
     pub(super) fn handle_answer(&mut self, answer: &Answer, now: Instant) {
         match answer {
-            Answer::Join(Some(answer)) => self.receiver.handle_join(answer, now),
+            Answer::Join(Some(answer)) => {
+                self.receiver.handle_join(answer, now);
+                if self.receiver.tree().is_some() {
+                    // Requests hashes.
+                    self.receiver.handle_timeout(now);
+                }
+            }
             Answer::Join(None) => {
                 let (after, reason) = (Duration::ZERO, "lost".to_owned());
                 self.receiver.handle_join_error(JoinError::Retry { after, reason }, now);
@@ -216,6 +304,11 @@ impl Client {
                 let result = if *known { Ok(()) } else { Err(ReportError::UnknownMember) };
                 self.receiver.handle_report_answer(token, result, now);
             }
+            Answer::Lists(request, id, values) => {
+                self.receiver.handle_lists(request, *id, values, now);
+                self.verify(now);
+            }
+            Answer::Replaced(leaves) => self.replace(leaves, now),
         }
     }
 
@@ -237,8 +330,10 @@ impl Client {
                 Action::Unsubscribe => self.subscribed = (false, false),
                 Action::Join => return Some(Request::Join),
                 Action::Leave(token) => return Some(Request::Leave(token)),
-                // The simulation has no readers and no bytes, so nothing is demanded or verified.
-                Action::Want(_) | Action::Lists(_) | Action::ZeroMap | Action::Replace(_) => {}
+                // The simulation has no readers, so nothing is demanded.
+                Action::Want(_) | Action::ZeroMap => {}
+                Action::Lists(request) => return Some(Request::Lists(request)),
+                Action::Replace(leaves) => return Some(Request::Replace(leaves)),
                 Action::Report(report) => {
                     ClientAudit::check_useful(report.useful, self.receiver.counters());
                     // A report without a membership is dropped.

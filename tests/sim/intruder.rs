@@ -1,17 +1,22 @@
 //! A host that sends datagrams in the server's name to all receivers of a cast.
 
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
 use bootcast_proto::wire::{Beacon, Level, Pace, REPAIR_HEADER_LEN, end_datagram};
-use bootcast_proto::{BlockLayout, Geometry, PageIndex, Share, WindowIndex};
+use bootcast_proto::{BlockLayout, DatagramKey, Geometry, Layout, PageIndex, Share, WindowIndex};
 
 use super::burst::{Burst, Channel};
 use super::random::Random;
-use super::server::REPAIR;
+use super::server::{ADDRESS, REPAIR};
 
 /// Time between two turns of an intruder.
-pub(super) const TURN: Duration = Duration::from_millis(25);
+const TURN: Duration = Duration::from_millis(25);
+const FORGERS_TURN: Duration = Duration::from_micros(200);
+
+/// Byte that forged pages consist of. The file consists of zeros.
+pub(super) const FORGED_BYTE: u8 = 0xee;
 
 /// Most recorded bursts, and number of those that a replayer sends in a turn.
 const MAX_RECORDED: usize = 2000;
@@ -33,7 +38,18 @@ pub enum IntruderKind {
     /// It is a member and knows the key. It forges beacons, ends, and the promises of symbols to
     /// waste the time of others.
     Thief,
+    /// It is a member and knows the key. It forges each page before the server sends it.
+    Forger {
+        /// Whether it has a port of its own, or sends in the name of the server's.
+        has_own_port: bool,
+    },
 }
+
+/// Number of pages by which a forger is ahead of the server.
+const AHEAD: u64 = 64;
+
+/// Port of a forger.
+const FORGERS_PORT: u16 = 4242;
 
 /// An intruder in one cast.
 #[derive(Debug)]
@@ -46,17 +62,40 @@ pub(super) struct Intruder {
     recorded: Vec<Rc<Burst>>,
     /// Number of turns so far.
     turns: u32,
+    key: Option<DatagramKey>,
+    geometry: Geometry,
+    /// Number of pages that the server sent, and that a forger forged.
+    pages_sent: u64,
+    pages_forged: u64,
 }
 
 impl Intruder {
-    pub(super) fn new(kind: IntruderKind, geometry: &Geometry, random: Random) -> Self {
+    pub(super) fn new(
+        kind: IntruderKind,
+        geometry: &Geometry,
+        key: Option<DatagramKey>,
+        random: Random,
+    ) -> Self {
         let layout = REPAIR.layout(geometry).expect("room for a beacon");
-        let pages = geometry.pages();
-        Self { kind, pages, layout, random, recorded: Vec::new(), turns: 0 }
+        Self {
+            kind,
+            pages: geometry.pages(),
+            layout,
+            random,
+            recorded: Vec::new(),
+            turns: 0,
+            key,
+            geometry: *geometry,
+            pages_sent: 0,
+            pages_forged: 0,
+        }
     }
 
     /// Records a burst of the server.
     pub(super) fn record(&mut self, burst: &Rc<Burst>) {
+        if burst.channel() == Channel::Data {
+            self.pages_sent += burst.wire_lens().len() as u64;
+        }
         if self.recorded.len() < MAX_RECORDED {
             self.recorded.push(Rc::clone(burst));
         }
@@ -71,7 +110,36 @@ impl Intruder {
         match self.kind {
             IntruderKind::Replayer => (0..REPLAYED).map(|_| Rc::clone(self.pick())).collect(),
             IntruderKind::Thief => self.forge(),
+            IntruderKind::Forger { has_own_port } => self.forge_pages(has_own_port),
         }
+    }
+
+    /// Time until the next turn.
+    pub(super) fn pause(&self) -> Duration {
+        if matches!(self.kind, IntruderKind::Forger { .. }) { FORGERS_TURN } else { TURN }
+    }
+
+    /// Forges a page for each that the server sent since the last turn.
+    fn forge_pages(&mut self, has_own_port: bool) -> Vec<Rc<Burst>> {
+        let port = if has_own_port { FORGERS_PORT } else { ADDRESS.port() };
+        let (sender, end) = (SocketAddr::new(ADDRESS.ip(), port), self.pages_sent + AHEAD);
+        let pages: Vec<_> = (self.pages_forged..end).collect();
+        self.pages_forged = self.pages_forged.max(end);
+        let bursts = pages.chunks(Burst::MAX).map(|pages| {
+            let mut burst = Burst::new(Channel::Data, 0).with_sender(sender);
+            for page in pages {
+                burst.push(&self.forged_page(page % u64::from(self.pages)), 0);
+            }
+            Rc::new(burst.sealed(self.key))
+        });
+        bursts.collect()
+    }
+
+    fn forged_page(&self, page: u64) -> Vec<u8> {
+        let page = PageIndex(u32::try_from(page).expect("a page of the file"));
+        let len = self.geometry.page_len(page).expect("a page of the file");
+        let payload = vec![FORGED_BYTE; len as usize];
+        [&Layout::Base.header(page, self.pages, &payload)[..], &payload].concat()
     }
 
     fn pick(&mut self) -> &Rc<Burst> {

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use bootcast_proto::BitRate;
+use bootcast_proto::{BitRate, DatagramKey};
 use bootcast_server::cast::CeilingSource;
 
 use super::core::CoreKind;
@@ -68,6 +68,17 @@ pub struct Stalls {
 }
 
 impl Scenario {
+    /// Key of the datagrams' tags. Only where somebody forges, because tags take most of the time of
+    /// a run.
+    pub(super) fn key(&self) -> Option<DatagramKey> {
+        self.has_forger().then(|| DatagramKey::from_random([7; 32]))
+    }
+
+    /// Whether somebody forges pages, so that the receivers verify leaves.
+    pub(super) fn has_forger(&self) -> bool {
+        matches!(self.intruder, Some(IntruderKind::Forger { .. }))
+    }
+
     /// Creates a cast at 1 Gbit/s without a shared bottleneck and without loss of requests.
     pub fn new(name: &str, pages: u32, crowds: Vec<Crowd>) -> Self {
         Self {

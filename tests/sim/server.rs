@@ -5,12 +5,14 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bootcast_fs::receiver::ListRequest;
 use bootcast_proto::api::Report;
 use bootcast_proto::join::Extensions;
+use bootcast_proto::manifest::{ContentId, LEAF_BYTES, Value};
 use bootcast_proto::wire::{HEADER_LEN, REPAIR_HEADER_LEN, end_datagram, symbol_header};
 use bootcast_proto::{
-    ContentTree, Etag, Geometry, JoinAnswer, Layout, Manifest, PageRange, PageSize, RemotePath,
-    Token,
+    ContentTree, DatagramKey, Etag, Geometry, JoinAnswer, Layout, Manifest, PageRange, PageSize,
+    RemotePath, Token,
 };
 use bootcast_server::cast::{
     CastPolicy, GroupPool, MemberKind, RepairSettings, Scheduler, Sending, Settings, Symbol,
@@ -36,6 +38,9 @@ pub(super) const DATA_PORT: u16 = 9000;
 pub(super) const BATCH: u32 = 44;
 const _: () = assert!(BATCH as usize <= Burst::MAX);
 
+/// Made-up value of each leaf.
+pub(super) const LEAF_VALUE: Value = [1; 32];
+
 /// Numbers of datagrams that the server sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Sent {
@@ -58,6 +63,7 @@ pub(super) struct Server {
     geometry: Geometry,
     /// Values that leaf lists carry; `None` if nobody asks for them.
     manifest: Option<Arc<Manifest>>,
+    key: Option<DatagramKey>,
     random: Random,
     sent: Sent,
     audit: ServerAudit,
@@ -88,6 +94,7 @@ impl Server {
             etag: Etag::new("v1").expect("a version"),
             geometry,
             manifest: scenario.leaf_lists.then(|| manifest(size)),
+            key: scenario.key(),
             random: Random::new(scenario.seed, 1),
             sent: Sent::default(),
             audit: ServerAudit::new(geometry, scenario.rate, now),
@@ -122,13 +129,37 @@ impl Server {
             etag: Some(self.etag.clone()),
             rate: Some(self.scheduler.rate()),
             source: Some(ADDRESS.ip()),
-            key: None,
+            key: self.key,
             repair: Some(REPAIR.repair_port),
             interleave: Some(layout.interleave()),
             lease: Some(REPAIR.lease),
-            content_id: None,
-            leaf_bytes: None,
+            content_id: self.proof().map(Manifest::id),
+            leaf_bytes: self.proof().map(|_| LEAF_BYTES),
         }
+    }
+
+    /// The manifest, if receivers verify what they get.
+    fn proof(&self) -> Option<&Manifest> {
+        self.manifest.as_deref().filter(|_| self.key.is_some())
+    }
+
+    /// Returns the values that a client requests.
+    pub(super) fn lists(&self, request: &ListRequest) -> Vec<Value> {
+        let Some(manifest) = self.proof() else { return Vec::new() };
+        match request {
+            ListRequest::Segments => manifest.segments().to_vec(),
+            ListRequest::Leaves(segments) => {
+                let end = manifest.tree().leaves_of(segments.end - 1).end;
+                let leaves = manifest.tree().leaves_of(segments.start).start..end;
+                let index = |leaf| usize::try_from(leaf).expect("an index");
+                manifest.leaves()[index(leaves.start)..index(leaves.end)].to_vec()
+            }
+        }
+    }
+
+    /// Content id, if receivers verify what they get.
+    pub(super) fn content_id(&self) -> Option<ContentId> {
+        self.proof().map(Manifest::id)
     }
 
     /// Handles a leave.
@@ -146,7 +177,7 @@ impl Server {
         self.scheduler.handle_timeout(now);
         let mut bursts = Vec::new();
         while let Some(transmit) = self.scheduler.poll_transmit(now) {
-            let burst = self.encode(&transmit.content);
+            let burst = self.encode(&transmit.content).sealed(self.key);
             self.audit.check(&transmit, &burst, now);
             bursts.push(burst);
         }
@@ -241,6 +272,6 @@ impl Server {
 /// Returns a made-up manifest for a file of `size` bytes.
 fn manifest(size: u64) -> Arc<Manifest> {
     let tree = ContentTree::new(size);
-    let leaves = (0..tree.leaves()).map(|_| [1; 32]).collect();
+    let leaves = (0..tree.leaves()).map(|_| LEAF_VALUE).collect();
     Arc::new(Manifest::new(tree, leaves))
 }

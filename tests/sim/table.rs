@@ -34,7 +34,17 @@ pub fn reviewed() -> Vec<Scenario> {
     table.extend(rates(LARGE, 40));
     table.extend(slow_machines(LARGE));
     table.extend(intruders(SMALL, 50));
+    table.extend([forger(SMALL, 50, true), forger(SMALL, 50, false)]);
     table
+}
+
+/// Returns a scenario with a member that forges each page before the server sends it, from a port
+/// of its own or from the server's.
+pub fn forger(pages: u32, clients: usize, has_own_port: bool) -> Scenario {
+    let name = if has_own_port { "forger" } else { "forger, server's port" };
+    let intruder = Some(IntruderKind::Forger { has_own_port });
+    let crowds = vec![Crowd::new(clients, lossy(1.0))];
+    Scenario { intruder, leaf_lists: true, ..Scenario::new(name, pages, crowds) }
 }
 
 /// Returns scenarios with a host that sends in the server's name. Few receivers lose so much that

@@ -7,7 +7,7 @@ use super::burst::Burst;
 use super::client::{Answer, Client, Request};
 use super::core::Core;
 use super::event_queue::EventQueue;
-use super::intruder::{Intruder, TURN};
+use super::intruder::Intruder;
 use super::link::{Delivery, Link, Mask, SharedLoss, all};
 use super::outcome::Outcome;
 use super::random::Random;
@@ -122,7 +122,8 @@ impl<'a> World<'a> {
         }
         if let Some(kind) = scenario.intruder {
             let random = Random::new(scenario.seed, 3);
-            world.intruder = Some(Intruder::new(kind, world.server.geometry(), random));
+            let (geometry, key) = (world.server.geometry(), scenario.key());
+            world.intruder = Some(Intruder::new(kind, geometry, key, random));
             world.events.schedule(now, Event::IntruderTurn);
         }
         world
@@ -153,7 +154,8 @@ impl<'a> World<'a> {
             }
             let seed = random.next();
             let link = Link::new(crowd.link, self.scenario.rate, datagram, random, self.start);
-            self.clients.push(Client::new(number, port, link, seed));
+            let verifies = self.scenario.has_forger();
+            self.clients.push(Client::new(number, port, link, seed, verifies));
             self.incomplete += 1;
         }
     }
@@ -198,10 +200,11 @@ impl<'a> World<'a> {
     /// Sends what the intruder sends, past the core, for as long as a client lacks something.
     fn intrude(&mut self) {
         let Some(intruder) = self.intruder.as_mut().filter(|_| self.incomplete > 0) else { return };
-        for burst in intruder.take_turn() {
+        let (bursts, pause) = (intruder.take_turn(), intruder.pause());
+        for burst in bursts {
             self.distribute(&burst, 0);
         }
-        self.events.schedule(self.now + TURN, Event::IntruderTurn);
+        self.events.schedule(self.now + pause, Event::IntruderTurn);
     }
 
     /// Sends a burst through the core, if there is one.
@@ -307,6 +310,15 @@ impl<'a> World<'a> {
                 self.outcome.record_report(self.now);
                 let is_known = self.server.report(&token, &report, self.now);
                 Some(Answer::Report(token, is_known))
+            }
+            Request::Lists(request) => {
+                let (id, values) = (self.server.content_id(), self.server.lists(&request));
+                Some(Answer::Lists(request, id, values))
+            }
+            Request::Replace(leaves) => {
+                let bytes = leaves.bytes();
+                self.outcome.record_replaced(bytes.end - bytes.start);
+                Some(Answer::Replaced(leaves))
             }
         };
         if let Some(answer) = answer {

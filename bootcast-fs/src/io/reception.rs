@@ -142,6 +142,10 @@ fn message(notice: &Notice, server: &str) -> String {
              raise the MTU, or start the server with --page-size {}; {then}",
             mtu.saturating_sub(44) / 2 * 2
         ),
+        Cause::Forger { sender } => format!(
+            "{sender} sends wrong pages in the name of {server}: it is not listened to any more; \
+             a member of the cast forges them"
+        ),
         Cause::RepairLost { port } => {
             let then = if notice.fetches { "; fetching the rest over HTTP" } else { "" };
             format!(

@@ -52,7 +52,11 @@ impl Object {
             };
             let pages: Vec<_> = missing.filter_map(slice).collect();
             let whole_end = if whole.is_empty() { offset } else { geometry.byte_range(whole).end };
-            (pages, geometry.page_size(), inner.receiver.epoch(), whole_end)
+            let page_size = geometry.page_size();
+            for (page, _) in &pages {
+                inner.receiver.record_other_pages(PageRange::single(*page), false);
+            }
+            (pages, page_size, inner.receiver.epoch(), whole_end)
         };
         let written = self.write(&mut pages, page_size);
         let has_failed = written.error.is_some();

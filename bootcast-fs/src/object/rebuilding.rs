@@ -222,7 +222,7 @@ impl Object {
     fn store_rebuilt(&self, built: &[Built<'_>], geometry: &Geometry) -> Vec<Ready> {
         let mut rebuilt = Vec::new();
         let epoch = {
-            let inner = self.lock();
+            let mut inner = self.lock();
             let is_right = |plan: &DecodePlan| {
                 let lowest = plan.present.iter().map(|(_, page)| geometry.offset(*page)).min();
                 lowest.is_none_or(|lowest| lowest >= inner.freed_until)
@@ -232,6 +232,9 @@ impl Object {
                 for ((_, page), bytes) in plan.missing.iter().zip(pages) {
                     rebuilt.push((*page, IoSlice::new(&bytes[..page_len(geometry, *page)])));
                 }
+            }
+            for (page, _) in &rebuilt {
+                inner.receiver.record_other_pages(PageRange::single(*page), true);
             }
             inner.receiver.epoch()
         };

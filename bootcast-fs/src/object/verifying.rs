@@ -9,7 +9,7 @@ use bootcast_proto::ContentId;
 use bootcast_proto::manifest::{UNKNOWN, Value};
 use tracing::warn;
 
-use super::{Object, Ready, with_buffer};
+use super::{Inner, Object, Ready, with_buffer};
 use crate::log_limit;
 use crate::receiver::{Check, Finding, Learned, ListRequest, Replacement};
 
@@ -84,14 +84,15 @@ impl Object {
 
     /// Hashes stored leaves. Returns the reads that can be answered.
     fn check_leaves(&self, check: &Check, now: impl FnOnce() -> Instant) -> Vec<Ready> {
-        let finding = self.examine(check);
+        let now = now();
+        let finding = self.examine(check, now);
         let mut inner = self.lock();
         match finding {
             Ok(finding) => {
                 if let Finding::Wrong(wrong) = &finding {
-                    self.log_wrong(wrong);
+                    self.log_wrong(&inner, wrong);
                 }
-                inner.receiver.handle_check_result(check, &finding, now());
+                inner.receiver.handle_check_result(check, &finding, now);
             }
             Err(error) => self.store_failed(&mut inner, error.to_string()),
         }
@@ -100,7 +101,7 @@ impl Object {
 
     /// Hashes the stored bytes of a check. A hole is not read: the kernel would fill its cache with
     /// zeros.
-    fn examine(&self, check: &Check) -> io::Result<Finding> {
+    fn examine(&self, check: &Check, now: Instant) -> io::Result<Finding> {
         let bytes = check.bytes();
         if self.store.is_hole(&bytes) {
             return Ok(check.examine_zeros());
@@ -108,15 +109,21 @@ impl Object {
         let len = usize::try_from(bytes.end - bytes.start).expect("at most a segment");
         with_buffer(len, |buffer| {
             self.store.read_exact_at(buffer, bytes.start)?;
-            Ok(check.examine(buffer))
+            let finding = check.examine(buffer);
+            self.lock().receiver.handle_checked_bytes(check, &finding, buffer, now);
+            Ok(finding)
         })
     }
 
-    fn log_wrong(&self, leaves: &[u64]) {
+    fn log_wrong(&self, inner: &Inner, leaves: &[u64]) {
         let Some(first) = leaves.first() else { return };
         let (path, count) = (&self.key.path, leaves.len());
         if let Some(more) = log_limit::allow("wrong bytes", path) {
-            warn!(%path, first, count, "leaves arrived, or were cached, with wrong bytes{more}");
+            let senders = inner.receiver.senders_of_leaf(*first);
+            warn!(
+                %path, first, count, ?senders,
+                "leaves arrived, or were cached, with wrong bytes{more}"
+            );
         }
     }
 
@@ -203,6 +210,9 @@ impl Object {
             self.store_failed(&mut inner, error.to_string());
             None
         });
+        if let Some((bytes, wrong)) = bytes.zip(wrong.as_ref()) {
+            inner.receiver.handle_fetched_leaves(leaves, wrong, bytes, now);
+        }
         inner.receiver.handle_replaced(leaves, wrong.as_deref(), now);
         self.take_answerable(&mut inner)
     }

@@ -456,6 +456,11 @@ impl Content {
         }
     }
 
+    /// Whether a check is of the bytes and the hashes that there are now.
+    pub(super) fn is_current(&self, check: &Check) -> bool {
+        self.verification.as_ref().is_some_and(|verification| verification.is_current(check))
+    }
+
     /// Handles the result of a check.
     pub(super) fn handle_checked(&mut self, check: &Check, finding: &Finding, now: Instant) {
         if let Some(verification) = &mut self.verification {

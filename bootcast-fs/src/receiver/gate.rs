@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use bootcast_proto::{DatagramKey, JoinAnswer};
 
+use super::senders::{SenderId, SenderTable};
 use super::session::Counters;
 
 /// Names one membership: its number among the joins of a receiver. Work that was handed out in one
@@ -24,6 +25,8 @@ pub struct Gate {
     sender: Option<SocketAddr>,
     /// Key of the present cast's tags, if it has any.
     key: Option<DatagramKey>,
+    /// Where the datagrams with tags come from.
+    senders: SenderTable,
 }
 
 /// A datagram with the verdict of a [`Gate`].
@@ -40,15 +43,19 @@ enum Finding {
     Genuine,
     /// It comes from another address than the server's.
     Stranger,
+    /// Its sender is not listened to any more, because it forged.
+    Ignored,
     /// Its tag is wrong.
     Forged,
 }
 
 impl Gate {
-    /// Starts another membership.
+    /// Starts another membership. Nobody is ignored in it: should the wrong sender have been, it is
+    /// heard again.
     pub(super) fn begin(&mut self, answer: &JoinAnswer) {
         let (source, key) = (answer.extensions.source, answer.extensions.key);
-        *self = Self { epoch: Epoch(self.epoch.0 + 1), source, sender: None, key };
+        let epoch = Epoch(self.epoch.0 + 1);
+        *self = Self { epoch, source, sender: None, key, senders: SenderTable::default() };
     }
 
     /// Names the present membership.
@@ -59,27 +66,31 @@ impl Gate {
     /// Checks a datagram. The cost grows with its length.
     pub fn check<'a>(&self, from: SocketAddr, bytes: &'a [u8]) -> Checked<'a> {
         let is_genuine = |key: DatagramKey| key.is_genuine(bytes);
-        let finding = if !self.is_sender(from) {
-            Finding::Stranger
-        } else if self.key.is_none_or(is_genuine) {
-            Finding::Genuine
-        } else {
-            Finding::Forged
+        let finding = match self.check_sender(from) {
+            Finding::Genuine if !self.key.is_none_or(is_genuine) => Finding::Forged,
+            finding => finding,
         };
         Checked { from, bytes, epoch: self.epoch, finding }
     }
 
-    /// Checks several datagrams, in order; faster than one by one. Datagrams of strangers cost
-    /// nothing.
+    /// Checks where a datagram comes from. Genuine ones may still have a wrong tag.
+    fn check_sender(&self, from: SocketAddr) -> Finding {
+        if !self.is_sender(from) {
+            Finding::Stranger
+        } else if self.senders.is_ignored(from) {
+            Finding::Ignored
+        } else {
+            Finding::Genuine
+        }
+    }
+
+    /// Checks several datagrams, in order; faster than one by one. Datagrams of strangers
+    /// and of ignored senders cost nothing.
     pub fn check_all<'a>(&self, datagrams: &[(SocketAddr, &'a [u8])]) -> Vec<Checked<'a>> {
         let epoch = self.epoch;
         let mut checked: Vec<_> = datagrams
             .iter()
-            .map(|&(from, bytes)| {
-                let is_sender = self.is_sender(from);
-                let finding = if is_sender { Finding::Genuine } else { Finding::Stranger };
-                Checked { from, bytes, epoch, finding }
-            })
+            .map(|&(from, bytes)| Checked { from, bytes, epoch, finding: self.check_sender(from) })
             .collect();
         let Some(key) = self.key else { return checked };
         let mut claimed = Vec::with_capacity(checked.len());
@@ -99,7 +110,8 @@ impl Gate {
     /// Whether the datagram may be believed; counts it if not. Verdicts of an outdated copy are
     /// ignored.
     pub(super) fn admits(&self, checked: &Checked<'_>, counters: &mut Counters) -> bool {
-        let is_current = checked.epoch == self.epoch && self.is_sender(checked.from);
+        let is_current =
+            checked.epoch == self.epoch && self.check_sender(checked.from) == Finding::Genuine;
         let finding = if is_current {
             checked.finding
         } else {
@@ -108,6 +120,7 @@ impl Gate {
         match finding {
             Finding::Genuine => return true,
             Finding::Stranger => counters.strangers += 1,
+            Finding::Ignored => counters.ignored += 1,
             Finding::Forged => counters.forged += 1,
         }
         false
@@ -120,6 +133,22 @@ impl Gate {
         if self.key.is_none() {
             self.sender = Some(sender);
         }
+    }
+
+    /// Returns the sender of a page or symbol that is news; `None` where datagrams have no tags,
+    /// so that there is only one.
+    pub(super) fn learn_sender(&mut self, from: SocketAddr) -> Option<SenderId> {
+        self.key.is_some().then(|| self.senders.learn(from))
+    }
+
+    /// Ignores a sender in the present membership.
+    pub(super) fn ignore(&mut self, sender: SenderId) {
+        self.senders.ignore(sender);
+    }
+
+    /// Address and port of a sender.
+    pub(super) fn address(&self, sender: SenderId) -> Option<SocketAddr> {
+        self.senders.address(sender)
     }
 
     /// Whether datagrams of the present cast may come from this address.

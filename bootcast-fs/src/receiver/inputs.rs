@@ -146,10 +146,16 @@ impl Receiver {
             return Arrival::Bad(DataError::Index);
         };
         let (page, is_new) = match arrival {
-            Arrival::New(page) => (page.index, self.in_flight.record(page.index)),
+            Arrival::New(page) => {
+                self.session.record_page(checked.from, page.index);
+                (page.index, self.in_flight.record(page.index))
+            }
             Arrival::Duplicate(page) => {
                 self.counters.duplicates += 1;
-                (page, false)
+                if self.session.record_repeat(checked.from, page) {
+                    self.ignore_forgers(now);
+                }
+                (page.index, false)
             }
             Arrival::Bad(_) => {
                 self.counters.bad += 1;
@@ -217,6 +223,7 @@ impl Receiver {
         match decoded {
             RepairDatagram::Symbol { block, symbol: number, promised, payload } => {
                 if let Some(round) = self.handle_symbol(block, number, promised, now) {
+                    self.session.record_symbol(checked.from, block);
                     return RepairArrival::Symbol { block, number, round, payload };
                 }
             }
@@ -309,6 +316,12 @@ impl Receiver {
         self.end_if_complete();
         self.rest_if_nothing_can_come();
         self.assert_invariants();
+    }
+
+    /// Records that missing pages do not come in datagrams, and are about to be stored: they were
+    /// rebuilt, or came over HTTP.
+    pub fn record_other_pages(&mut self, pages: PageRange, is_rebuilt: bool) {
+        self.session.senders_mut().record_other(pages, is_rebuilt);
     }
 
     /// Handles a stored symbol. It counts only if it was handed out in this `round`.
@@ -439,6 +452,55 @@ impl Receiver {
     pub fn handle_version_gone(&mut self) {
         if !self.content.accept_unproven() {
             self.fail(Failure::Stale);
+        }
+    }
+
+    /// Handles the bytes that were checked, before the result: they show who sent wrong pages.
+    pub fn handle_checked_bytes(
+        &mut self,
+        check: &Check,
+        finding: &Finding,
+        bytes: &[u8],
+        now: Instant,
+    ) {
+        let Finding::Wrong(wrong) = finding else { return };
+        let Some(geometry) = self.content.geometry().filter(|_| self.content.is_current(check))
+        else {
+            return;
+        };
+        let (senders, layout) = (self.session.senders_mut(), self.repair.layout());
+        for (leaf, start, own) in check.leaves_of(bytes) {
+            if wrong.contains(&leaf) {
+                senders.handle_wrong(leaf, start, own, geometry, layout);
+            } else {
+                senders.handle_right(leaf, start, own, geometry);
+            }
+        }
+        self.ignore_forgers(now);
+    }
+
+    /// Handles wrong leaves that were fetched, before the result: `wrong` are wrong again.
+    pub fn handle_fetched_leaves(
+        &mut self,
+        leaves: &Replacement,
+        wrong: &[u64],
+        bytes: &[u8],
+        now: Instant,
+    ) {
+        let Some(geometry) = self.content.geometry() else { return };
+        let senders = self.session.senders_mut();
+        let parts = leaves.check().leaves_of(bytes);
+        for (leaf, _, own) in parts.filter(|(leaf, ..)| !wrong.contains(leaf)) {
+            senders.handle_replaced(leaf, own, geometry);
+        }
+        self.ignore_forgers(now);
+    }
+
+    /// Listens no more to senders that forged again and again.
+    fn ignore_forgers(&mut self, now: Instant) {
+        while let Some(sender) = self.session.ignore_next() {
+            self.rescue.notify_forger(sender);
+            self.repair.forget_beacons(now);
         }
     }
 

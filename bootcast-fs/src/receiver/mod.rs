@@ -5,7 +5,7 @@
 //!
 //! | machine | decides | made of |
 //! |---|---|---|
-//! | `Session` | when to be a member, which datagrams to believe | membership, gate, ends |
+//! | `Session` | when to be a member, which datagrams to believe | membership, gate, senders, ends |
 //! | `Content` | which version this is, what arrived, what may be read | assembly, verification |
 //! | `RepairLoop` | which blocks to rebuild, what to report | repair, reporter, trust |
 //! | `DemandLoop` | which pages to ask for | demand, reads, `stream_position` |
@@ -38,6 +38,7 @@ mod reporter;
 mod rescue;
 mod retry;
 mod reuse;
+mod senders;
 mod session;
 mod stream_position;
 mod trust;
@@ -45,6 +46,7 @@ mod unreadable;
 mod verification;
 mod zeros;
 
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::time::Instant;
 
@@ -187,7 +189,7 @@ impl Receiver {
     /// 6. The answer may have stated a size by which the file is complete.
     fn begin(&mut self, answer: &JoinAnswer, now: Instant) {
         let is_full = self.fill() == Fill::Full;
-        let resumes = self.session.begin(answer);
+        let resumes = self.session.begin(answer, self.content.has_pages());
         self.in_flight.clear();
         let layout = answer.block_layout().filter(|_| is_full);
         let blocks = layout.zip(self.content.assembly().map(Assembly::arrived));
@@ -278,6 +280,14 @@ impl Receiver {
     /// Whether a reader waits for leaves that can be checked.
     pub fn has_urgent_check(&self) -> bool {
         self.content.verification().is_some_and(Verification::has_urgent_check)
+    }
+
+    /// Addresses of the senders of the pages around a leaf, as far as they are known.
+    pub fn senders_of_leaf(&self, leaf: u64) -> Vec<SocketAddr> {
+        let Some((tree, geometry)) = self.tree().zip(self.content.geometry()) else {
+            return Vec::new();
+        };
+        self.session.addresses(&tree.leaf(leaf), geometry)
     }
 
     /// Returns hashes that became known since the last call, to keep with the bytes.

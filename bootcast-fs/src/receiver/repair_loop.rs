@@ -270,6 +270,14 @@ impl RepairLoop {
         }
     }
 
+    /// Forgets what beacons said: a sender forged some of them perhaps.
+    pub(super) fn forget_beacons(&mut self, now: Instant) {
+        self.start_over();
+        self.reporter.forget_beacons();
+        self.meter.begin();
+        self.reporter.request(now);
+    }
+
     /// Requests a report as soon as possible.
     pub(super) fn request_report(&mut self, now: Instant) {
         self.reporter.request(now);

@@ -122,6 +122,11 @@ impl Reporter {
         self.newest.is_none_or(|newest| newest.number < number)
     }
 
+    /// Forgets the newest beacon: the next one counts, whatever its number.
+    pub(super) fn forget_beacons(&mut self) {
+        self.newest = None;
+    }
+
     /// The number of the newest beacon of this membership.
     pub(super) fn newest(&self) -> Option<u32> {
         self.newest.map(|newest| newest.number)

@@ -2,15 +2,18 @@
 //! cast is over.
 
 use std::net::{SocketAddr, SocketAddrV4};
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use bootcast_proto::limits::{END_PATIENCE, END_PATIENCE_AT_FIRST};
-use bootcast_proto::{JoinAnswer, Token};
+use bootcast_proto::wire::Page;
+use bootcast_proto::{BlockIndex, Geometry, JoinAnswer, PageIndex, Token};
 
 use super::demand::Fill;
 use super::ends::Ends;
 use super::gate::{Checked, Epoch, Gate};
 use super::membership::{Action, Membership, Silence, SilentSince, Subscription, Timing};
+use super::senders::Senders;
 
 /// Members of a cast that ended join again spread over this time.
 pub(super) const REJOIN_SPREAD: Duration = Duration::from_millis(200);
@@ -79,6 +82,8 @@ pub struct Counters {
     pub strangers: u64,
     /// Datagrams from the server's address with a wrong tag.
     pub forged: u64,
+    /// Datagrams of senders that are not listened to, because they forged.
+    pub ignored: u64,
     /// Datagrams that this machine's socket had no room for.
     pub drops: u64,
     /// Leaves that arrived with wrong bytes.
@@ -92,6 +97,7 @@ pub struct Counters {
 pub(super) struct Session {
     membership: Membership,
     gate: Gate,
+    senders: Senders,
     /// What the server said of the end of the cast.
     ends: Ends,
     /// Pages and symbols of this membership that were new.
@@ -108,6 +114,7 @@ impl Session {
         Self {
             membership: Membership::new(timing, is_complete),
             gate: Gate::default(),
+            senders: Senders::default(),
             ends: Ends::default(),
             useful: 0,
             asked: JoinOptions { fill: Fill::Full, resumes: false, wants_leaf_lists: false },
@@ -170,10 +177,11 @@ impl Session {
         self.failure.is_none()
     }
 
-    /// Starts a membership whose answer was accepted. Returns whether its join said that a part of
-    /// the file is here.
-    pub(super) fn begin(&mut self, answer: &JoinAnswer) -> bool {
+    /// Starts a membership whose answer was accepted. `has_pages`: some are here already. Returns
+    /// whether its join said that a part of the file is here.
+    pub(super) fn begin(&mut self, answer: &JoinAnswer, has_pages: bool) -> bool {
         self.gate.begin(answer);
+        self.senders.begin(has_pages);
         self.useful = 0;
         self.ends.begin();
         std::mem::take(&mut self.asked.resumes)
@@ -202,6 +210,47 @@ impl Session {
     /// Records the sender of a datagram that fits the cast.
     pub(super) fn record_sender(&mut self, sender: SocketAddr) {
         self.gate.record_sender(sender);
+    }
+
+    /// Records the sender of a page that is about to be stored.
+    pub(super) fn record_page(&mut self, from: SocketAddr, page: PageIndex) {
+        if let Some(sender) = self.gate.learn_sender(from) {
+            self.senders.record_page(sender, page);
+        }
+    }
+
+    /// Records the sender of a symbol that is about to be stored.
+    pub(super) fn record_symbol(&mut self, from: SocketAddr, block: BlockIndex) {
+        if let Some(sender) = self.gate.learn_sender(from) {
+            self.senders.record_symbol(sender, block);
+        }
+    }
+
+    /// Handles a page that is here already. Returns whether it shows that its sender is right.
+    pub(super) fn record_repeat(&mut self, from: SocketAddr, page: Page<'_>) -> bool {
+        if !self.senders.wants_repeats() {
+            return false;
+        }
+        let sender = self.gate.learn_sender(from);
+        sender.is_some_and(|sender| self.senders.record_repeat(sender, page.index, page.payload))
+    }
+
+    /// What the senders of the present cast brought.
+    pub(super) fn senders_mut(&mut self) -> &mut Senders {
+        &mut self.senders
+    }
+
+    /// Addresses of the senders of the pages that cover these bytes, as far as they are known.
+    pub(super) fn addresses(&self, bytes: &Range<u64>, geometry: &Geometry) -> Vec<SocketAddr> {
+        let senders = self.senders.senders(bytes, geometry);
+        senders.into_iter().filter_map(|sender| self.gate.address(sender)).collect()
+    }
+
+    /// Ignores the next sender that forged again and again. Returns its address.
+    pub(super) fn ignore_next(&mut self) -> Option<SocketAddr> {
+        let sender = self.senders.poll_ignored()?;
+        self.gate.ignore(sender);
+        self.gate.address(sender)
     }
 
     /// Handles a new page or a useful symbol.

@@ -381,9 +381,10 @@ impl Verification {
         self.assert_invariants();
     }
 
-    /// Whether a check used the leaf list that is known at present.
-    fn is_current(&self, check: &Check) -> bool {
+    /// Whether a check is of the bytes that there are now, and used the leaf list that is known.
+    pub(super) fn is_current(&self, check: &Check) -> bool {
         let list = self.lists.values(check.leaves.start / SEGMENT_LEAVES);
+        let list = list.filter(|_| check.round == self.round);
         list.zip(check.values.as_ref()).is_some_and(|(list, used)| Arc::ptr_eq(list, used))
     }
 
@@ -450,9 +451,9 @@ impl Verification {
         now: Instant,
     ) {
         self.wrong.handle_end();
-        let Check { leaves, round, .. } = &replacement.0;
+        let Check { leaves, .. } = &replacement.0;
         let segment = leaves.start / SEGMENT_LEAVES;
-        let is_current = *round == self.round && self.is_current(&replacement.0);
+        let is_current = self.is_current(&replacement.0);
         for leaf in leaves.clone() {
             // Otherwise the leaf is checked anew, whatever was stored.
             if self.wrong.remove(leaf) && is_current {

@@ -49,8 +49,8 @@ impl Job {
         match self.context.control.leave(path, &token).await {
             Ok(()) => {
                 let Snapshot { is_complete: complete, counters, .. } = object.snapshot();
-                let Counters { bad, strangers, forged, drops, .. } = counters;
-                info!(%path, %token, complete, bad, strangers, forged, drops, "left");
+                let Counters { bad, strangers, forged, ignored, drops, .. } = counters;
+                info!(%path, %token, complete, bad, strangers, forged, ignored, drops, "left");
             }
             Err(error) => {
                 if let Some(more) = log_limit::allow("cannot leave", &error) {

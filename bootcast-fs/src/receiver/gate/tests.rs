@@ -233,3 +233,21 @@ fn without_a_key_nothing_is_forged() {
     assert!(member.receiver.is_complete());
     assert_eq!(member.forged(), 0);
 }
+
+#[test]
+fn datagrams_of_an_ignored_sender_are_counted_and_dropped_until_the_next_join() {
+    let (mut gate, mut counters) = (Gate::default(), Counters::default());
+    gate.begin(&answer(1, key(1)));
+    let bytes = file(Some(key(1))).page(0, &content(0));
+    let other = SocketAddr::new(SERVER.ip(), 4242);
+    let outdated = gate;
+    let sender = gate.learn_sender(other).unwrap();
+    gate.ignore(sender);
+    for checked in [gate.check(other, &bytes), outdated.check(other, &bytes)] {
+        assert!(!gate.admits(&checked, &mut counters));
+    }
+    assert!(gate.admits(&gate.check(SERVER, &bytes), &mut counters));
+    assert_eq!((counters.ignored, counters.forged, counters.strangers), (2, 0, 0));
+    gate.begin(&answer(2, key(1)));
+    assert!(gate.admits(&gate.check(other, &bytes), &mut counters));
+}

@@ -1,6 +1,7 @@
 //! How a member finds out that multicast does not bring the file, or does again.
 //! docs/PROTOCOL.md, "Unicast".
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use bootcast_proto::api::Want;
@@ -47,6 +48,11 @@ pub enum Cause {
         packet: u32,
         /// MTU of the interface, in bytes.
         mtu: u32,
+    },
+    /// A sender forged pages and is not listened to any more.
+    Forger {
+        /// Its address and port.
+        sender: SocketAddr,
     },
     /// Pages come, but neither beacons nor symbols do.
     RepairLost {
@@ -149,6 +155,11 @@ impl Rescue {
         if mtu < packet && !self.is_deaf() {
             self.become_deaf(Cause::MtuTooSmall { packet, mtu }, now);
         }
+    }
+
+    /// Records that a sender is not listened to any more.
+    pub(in crate::receiver) fn notify_forger(&mut self, sender: SocketAddr) {
+        self.notify(Cause::Forger { sender }, false);
     }
 
     /// Returns what the user is to be told since the last call.

@@ -45,6 +45,21 @@ impl Check {
         self.leaves.clone()
     }
 
+    /// Whether the values of the leaves are known, and not only that of their segment.
+    pub fn has_leaf_values(&self) -> bool {
+        self.values.is_some()
+    }
+
+    /// Divides the bytes into leaves. Returns of each its number, where it begins in the file, and
+    /// its bytes.
+    pub(in crate::receiver) fn leaves_of<'a>(
+        &self,
+        bytes: &'a [u8],
+    ) -> impl Iterator<Item = (u64, u64, &'a [u8])> {
+        let leaves = self.leaves.clone().zip(bytes.chunks(index(LEAF_BYTES)));
+        leaves.map(|(leaf, own)| (leaf, leaf * LEAF_BYTES, own))
+    }
+
     /// Hashes the bytes of leaves whose values are known, and returns those that are wrong.
     ///
     /// # Panics
@@ -96,6 +111,11 @@ impl Replacement {
     /// Returns the bytes of the file to fetch.
     pub fn bytes(&self) -> Range<u64> {
         self.0.bytes()
+    }
+
+    /// Returns the check of the bytes that were fetched.
+    pub fn check(&self) -> &Check {
+        &self.0
     }
 
     /// Hashes the bytes that were fetched. Returns the leaves that are wrong again, and the ranges

@@ -1,0 +1,125 @@
+//! A member forges pages with the right key as fast as the server sends. The others get the right
+//! bytes, and by multicast. docs/PROTOCOL.md, "Senders that forge".
+
+use std::net::SocketAddrV4;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bootcast_proto::wire::Layout;
+use bootcast_proto::{DatagramKey, Geometry, JoinAnswer, PageIndex};
+use harness::content::Image;
+use harness::lab::HEAD_ADDRESS;
+use harness::{Lab, SOON, ServerProc, lab_or_skip, mib, wait_until};
+
+use crate::forging::{Forger, sending_socket};
+use crate::transfers::{Copy, Get};
+use crate::{SetOnDrop, text};
+
+/// Number of pages by which the forger is ahead of the server.
+const AHEAD: u64 = 64;
+
+/// UDP payload of a full page.
+const DATAGRAM_BYTES: u64 = 1472;
+
+/// A member that forges pages of one cast.
+struct Member {
+    forger: Forger,
+    group: SocketAddrV4,
+    key: DatagramKey,
+    geometry: Geometry,
+}
+
+impl Member {
+    /// Joins on client 3, which tells the key, and leaves. It will send from `source`.
+    fn join(lab: &Lab, image: &Image, source: SocketAddrV4) -> Self {
+        let (host, name) = (lab.client(3), text(&image.name));
+        let answer = host.get_with(&lab.url(&format!("join/{name}")), &[("X-BOOTCAST", "1")]);
+        let answer = JoinAnswer::parse(&answer.body).unwrap();
+        let token = [("X-TOKEN", answer.token.as_str())];
+        assert_eq!(host.get_with(&lab.url(&format!("leave/{name}")), &token).status, 204);
+        let forger = host.enter(|| Forger::new(source));
+        let (key, geometry) = (answer.extensions.key.unwrap(), answer.geometry().unwrap());
+        Self { forger, group: answer.connect, key, geometry }
+    }
+
+    fn forge(&self, page: u64) {
+        let pages = self.geometry.pages();
+        let page = PageIndex(u32::try_from(page % u64::from(pages)).unwrap());
+        let payload = vec![0xee; self.geometry.page_len(page).unwrap() as usize];
+        let mut datagram = [&Layout::Base.header(page, pages, &payload)[..], &payload].concat();
+        self.key.seal(&mut datagram);
+        self.forger.send(self.group, &datagram);
+    }
+
+    /// Forges a page for each that the server sends, a little earlier, until told otherwise.
+    fn run(&self, server: &ServerProc<'_>, image: &Image, done: &AtomicBool) {
+        let mut next = 0;
+        while !done.load(Ordering::Relaxed) {
+            let cast = server.cast_of(text(&image.name));
+            let sent = cast.map_or(next, |cast| cast.pages_sent);
+            (next..sent + AHEAD).for_each(|page| self.forge(page));
+            next = next.max(sent + AHEAD);
+        }
+    }
+}
+
+/// What two members needed beside a member that forges.
+struct Needed {
+    /// Bytes that left the head otherwise than in pages and symbols: most are sent over HTTP.
+    http: u64,
+    logs: [String; 2],
+}
+
+/// Fetches and copies an image on two clients, while client 3 forges pages from the server's port,
+/// or from another one.
+fn fetch_among_forged_pages(lab: &Lab, image: &Image, from_servers_port: bool) -> Needed {
+    let server = lab.server().option("--rate", "50mbit").start();
+    let valve = lab.hold_multicast_after(0);
+    let mount = lab.mount(1).start();
+    let before = lab.head().counters().tx_bytes;
+    let mut copy = Copy::start_on(mount, image);
+    let mut get = Get::start_with(lab, 2, image, &["-v"]);
+    lab.wait_members(&server, text(&image.name), 1..=2);
+    let server_socket = sending_socket(&server);
+    let other = SocketAddrV4::new(HEAD_ADDRESS, 4242);
+    let member = Member::join(lab, image, if from_servers_port { server_socket } else { other });
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| lab.client(3).enter(|| member.run(&server, image, &done)));
+        let _done = SetOnDrop(&done);
+        valve.open();
+        copy.finish(image);
+        get.finish(image);
+    });
+    wait_until(SOON, "the mount has left", || copy.mount.log().contains("ignored="));
+    server.wait_no_members();
+    let totals = server.status().totals;
+    let cast = (totals.pages_sent + totals.symbols_sent) * DATAGRAM_BYTES;
+    let http = (lab.head().counters().tx_bytes - before).saturating_sub(cast);
+    Needed { http, logs: [copy.mount.log(), get.proc.log()] }
+}
+
+#[test]
+fn a_member_that_forges_at_the_rate_of_the_cast_is_not_listened_to_for_long() {
+    let lab = lab_or_skip!(Lab::builder().clients(3).valve());
+    let image = lab.put("image", mib(16));
+    let Needed { http, logs } = fetch_among_forged_pages(&lab, &image, false);
+    for log in &logs {
+        assert!(log.contains("10.77.0.1:4242 sends wrong pages"), "{log}");
+    }
+    assert!(!logs[0].contains("ignored=0"), "{}", logs[0]);
+    // If it were listened to, each of the two would fetch the whole file.
+    assert!(http < image.size, "{http} bytes over HTTP");
+}
+
+#[test]
+fn a_member_that_forges_in_the_name_of_the_servers_socket_puts_no_wrong_byte_into_files() {
+    let lab = lab_or_skip!(Lab::builder().clients(3).valve());
+    let image = lab.put("image", mib(16));
+    let Needed { http, logs } = fetch_among_forged_pages(&lab, &image, true);
+    for log in logs {
+        assert!(log.contains("wrong bytes"), "the forger was not heard: {log}");
+        assert!(!log.contains("is not listened to"), "the server was ignored: {log}");
+    }
+    // Each of the two fetches the file once at most, and what belongs to the requests.
+    assert!(http < 3 * image.size, "{http} bytes over HTTP");
+}
