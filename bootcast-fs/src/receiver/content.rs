@@ -229,7 +229,8 @@ impl Content {
 
     fn needs_zero_map(&self) -> bool {
         let is_missing_pages = self.assembly.as_ref().is_some_and(|it| !it.is_complete());
-        is_missing_pages && self.has_hashes && self.pin.content.is_some()
+        // Nothing else would find out what a wrong map claims.
+        is_missing_pages && self.verifies() && self.pin.content.is_some()
     }
 
     /// Handles the zero map, before any of its pages are taken. `is_lazy`: segments of zeros are

@@ -59,6 +59,10 @@ impl File {
 
     /// Returns an object that joined, with `stored` as its store.
     fn object(&self, fill: Fill, stored: &[u8]) -> Arc<Object> {
+        self.object_with(Verify::Leaf, fill, stored)
+    }
+
+    fn object_with(&self, verify: Verify, fill: Fill, stored: &[u8]) -> Arc<Object> {
         let path = RemotePath::decode("image").unwrap();
         let etag = Some(Etag::new("v1").unwrap());
         let key = ObjectKey { server: "head:8888".into(), path, etag, content: None };
@@ -66,7 +70,7 @@ impl File {
         store.write_run(&mut [IoSlice::new(stored)], 0).unwrap();
         let timing = Timing { linger: Duration::from_secs(10), silence: Duration::from_secs(2) };
         let size = Some(self.bytes.len() as u64);
-        let object = Object::new(key, store, size, timing, fill, 1).with_verify(Verify::Leaf);
+        let object = Object::new(key, store, size, timing, fill, 1).with_verify(verify);
         object.open();
         assert_eq!(object.poll(Instant::now()).actions, [Action::Join]);
         object.begin_join();
@@ -152,6 +156,13 @@ fn pages_of_zeros_arrive_without_a_byte_and_the_server_hears_of_it_at_once() {
     assert_eq!(blocks, 0, "nothing was written");
     let missing = object.lock().receiver.assembly().unwrap().missing();
     assert!((12..=14).contains(&missing), "{missing} pages of one leaf are missing");
+}
+
+#[test]
+fn without_verification_the_map_is_not_asked_for() {
+    let object = File::new().object_with(Verify::Tag, Fill::Full, &[]);
+    let actions = object.poll(Instant::now()).actions;
+    assert!(!actions.contains(&Action::ZeroMap), "{actions:?}");
 }
 
 #[test]
