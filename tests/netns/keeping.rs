@@ -111,10 +111,11 @@ fn pages_that_damage_of_the_state_marks_as_held_are_not_read_as_zeros() {
     assert_eq!(log.matches("cannot use the stored pages").count(), 1, "{log}");
 }
 
-/// Returns the number of bytes that the only object in the cache occupies.
+/// Returns the number of bytes that the only object in the cache occupies; 0 before there is one.
 pub(crate) fn held_bytes(cache: &Path) -> u64 {
-    let object = fs::read_dir(cache.join("objects")).unwrap().next();
-    let data = object.map(|object| fs::metadata(object.unwrap().path().join("data")).unwrap());
+    let mut objects = fs::read_dir(cache.join("objects")).into_iter().flatten();
+    let object = objects.next().map(|object| object.unwrap().path());
+    let data = object.and_then(|object| fs::metadata(object.join("data")).ok());
     data.map_or(0, |data| data.blocks() * 512)
 }
 
