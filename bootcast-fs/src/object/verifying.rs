@@ -166,6 +166,11 @@ impl Object {
             }
             Err(ListsFailure::Stale) => inner.receiver.handle_version_gone(),
         }
+        if let Some(failure) = inner.receiver.failure()
+            && let Some(more) = log_limit::allow("no hashes", failure)
+        {
+            warn!(path = %self.key.path, "cannot verify: {failure}{more}");
+        }
         self.take_answerable(&mut inner)
     }
 

@@ -421,10 +421,11 @@ impl Content {
         now: Instant,
     ) -> Result<(), ListsError> {
         let Some(verification) = &mut self.verification else { return Ok(()) };
-        if let Some(id) = id {
-            verification.handle_id(id)?;
-            self.pin.content = Some(id);
-        }
+        let Some(id) = id else {
+            return verification.handle_early_lists(request, values, now);
+        };
+        verification.handle_id(id)?;
+        self.pin.content = Some(id);
         verification.handle_lists(request, values, now)
     }
 

@@ -511,6 +511,19 @@ impl Verification {
         result
     }
 
+    /// Like [`Self::handle_lists`], of an answer that names no content id, because the server still
+    /// hashed the file.
+    pub(super) fn handle_early_lists(
+        &mut self,
+        request: &ListRequest,
+        values: &[Value],
+        now: Instant,
+    ) -> Result<(), ListsError> {
+        let result = self.lists.handle_early(request, values, now);
+        self.take_offers();
+        result
+    }
+
     /// Handles a part of a leaf list that came in the cast: `values` from the leaf `first` of
     /// `segment` on. Returns whether it is of use.
     pub(super) fn handle_cast_leaves(

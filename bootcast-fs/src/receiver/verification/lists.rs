@@ -285,6 +285,28 @@ impl Lists {
         Ok(())
     }
 
+    /// Handles an answer that names no content id. A later answer to another request may have named
+    /// it before this one came, and lists that contradict it are out of date: they are requested
+    /// again.
+    pub(super) fn handle_early(
+        &mut self,
+        request: &ListRequest,
+        values: &[Value],
+        now: Instant,
+    ) -> Result<(), ListsError> {
+        match request {
+            ListRequest::Leaves(segments)
+                if self.segments.is_none() || self.prove(segments, values) =>
+            {
+                self.handle_leaves(segments, values, now)
+            }
+            ListRequest::Leaves(_) | ListRequest::Segments => {
+                self.handle_failed(request, Duration::ZERO, now);
+                Ok(())
+            }
+        }
+    }
+
     /// Handles the answer to a request for the leaf lists of `segments`. It may cover fewer of them.
     pub(super) fn handle_leaves(
         &mut self,

@@ -322,6 +322,30 @@ fn lists_of_another_content_are_refused() {
 }
 
 #[test]
+fn an_answer_that_was_sent_before_the_content_id_was_known_may_come_after_it() {
+    for size in [100_000, SEGMENT_BYTES * 2] {
+        let (file, now) = (File::new(size), Instant::now());
+        let mut verification = file.verification(false);
+        verification.handle_arrived(&(0..size), everything);
+        let segments = verification.poll_request(now).unwrap();
+        let leaves = verification.poll_request(now).unwrap();
+        assert_eq!(segments, ListRequest::Segments);
+        verification.handle_id(file.manifest.id()).unwrap();
+        // The server had hashed nothing, and could not read a leaf at first.
+        assert_eq!(verification.handle_early_lists(&segments, &[UNKNOWN], now), Ok(()));
+        let mut values = file.leaves(&(0..1)).to_vec();
+        values[3] = UNKNOWN;
+        assert_eq!(verification.handle_early_lists(&leaves, &values, now), Ok(()));
+        for step in 0..10 {
+            let now = now + UNKNOWN_PAUSE * step;
+            file.answer(&mut verification, now);
+            check(&mut verification, &file.bytes, now);
+        }
+        assert!(verification.is_complete());
+    }
+}
+
+#[test]
 fn a_list_in_the_cast_is_used_when_all_parts_came_and_none_is_forged() {
     let (file, now) = (File::new(SEGMENT_BYTES * 2), Instant::now());
     let mut verification = file.verification(true);
