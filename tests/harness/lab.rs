@@ -20,6 +20,7 @@ use crate::host::{Host, NAMESPACES};
 use crate::impairment::{Impairment, lose_for_all, lost_packets};
 use crate::link::{self, Cable};
 use crate::mount::MountBuilder;
+use crate::mount_namespace::{isolate_mounts, mountinfo};
 use crate::requirements;
 use crate::server::{ServerBuilder, ServerProc};
 use crate::valve::Valve;
@@ -194,6 +195,7 @@ impl LabBuilder {
     /// Builds the lab. Panics on failure; ask [`LabBuilder::skip_reason`] first.
     pub fn build(self) -> Lab {
         static LABS: AtomicU32 = AtomicU32::new(0);
+        isolate_mounts();
         let is_capped = self.rate.is_some() || !self.delay.is_zero();
         assert!(!self.has_valve || !is_capped, "the uplink has one queue: either a cap or a valve");
         let name =
@@ -462,7 +464,7 @@ impl Drop for Lab {
 
 /// Mount points below `directory`, the last mounted first.
 pub fn mounts_below(directory: &Path) -> Vec<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mounts = mountinfo();
     let mut below: Vec<PathBuf> = mounts
         .lines()
         .filter_map(|line| line.split(' ').nth(4))

@@ -39,6 +39,7 @@ mod impairment;
 pub mod lab;
 mod link;
 pub mod mount;
+mod mount_namespace;
 pub mod process;
 pub mod random;
 pub mod requirements;

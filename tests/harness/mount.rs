@@ -13,6 +13,7 @@ use rustix::process::Signal;
 use crate::binaries::binary;
 use crate::host::Host;
 use crate::lab::HEAD_ADDRESS;
+use crate::mount_namespace::mountinfo;
 use crate::process::Proc;
 use crate::wait::{SOON, wait_for, wait_until};
 
@@ -48,7 +49,7 @@ pub struct MountBuilder<'lab> {
     failing: Option<String>,
 }
 
-/// A mounted directory. Labs isolate only networks, so the whole machine sees the mount.
+/// A mounted directory, which only the test and its programs see.
 #[derive(Debug)]
 pub struct MountProc<'lab> {
     host: &'lab Host,
@@ -220,7 +221,7 @@ pub fn is_mounted(path: &Path) -> bool {
 /// Minor device number of the mount at exactly this path. Looks it up without a request to the file
 /// system, which may hang.
 fn minor_device(path: &Path) -> Option<u32> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mounts = mountinfo();
     let mount =
         mounts.lines().rev().find(|line| line.split(' ').nth(4).map(Path::new) == Some(path))?;
     let (_major, minor) = mount.split(' ').nth(2)?.split_once(':')?;

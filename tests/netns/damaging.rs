@@ -114,7 +114,9 @@ fn crashes_and_damage_of_the_cache_between_mounts_put_no_wrong_byte_before_a_rea
 /// Reads past the page cache at random places, and flips a bit before each read. Requires that no
 /// wrong byte is read.
 fn read_while_bits_flip(mount: &MountProc<'_>, cache: &Path, content: &[u8], random: &mut Random) {
-    let file = rustix::fs::open(mount.join("image"), OFlags::DIRECT, Mode::empty()).unwrap();
+    let file =
+        rustix::fs::open(mount.join("image"), OFlags::DIRECT | OFlags::CLOEXEC, Mode::empty())
+            .unwrap();
     for _ in 0..60 {
         let name = FILES[usize::try_from(random.below(FILES.len() as u64)).unwrap()];
         flip_a_bit(&part(cache, name), random);

@@ -47,14 +47,18 @@ fn after_a_sync_of_data_that_failed_readers_get_eio_and_nothing_of_the_file_is_b
     let server = lab.server().start();
     let cache = lab.client(1).fresh_path("kept");
     let failing = mount(&lab, &cache, Some("fdatasync"));
-    let open = rustix::fs::open(failing.join("image"), OFlags::DIRECT, Mode::empty()).unwrap();
+    let open =
+        rustix::fs::open(failing.join("image"), OFlags::DIRECT | OFlags::CLOEXEC, Mode::empty())
+            .unwrap();
     let warning = read_until_the_disk_fails(&failing, &image);
     assert!(warning.contains("the data did not reach the disk"), "{warning}");
     let mut buffer = vec![0; 4096];
     assert_eq!(rustix::io::pread(&open, &mut buffer[..], 0), Err(Errno::IO));
     // An open afterwards begins anew, and so does the kernel not read the cache file itself.
     let joins = server.status().totals.joins;
-    let other = rustix::fs::open(failing.join("image"), OFlags::DIRECT, Mode::empty()).unwrap();
+    let other =
+        rustix::fs::open(failing.join("image"), OFlags::DIRECT | OFlags::CLOEXEC, Mode::empty())
+            .unwrap();
     match rustix::io::pread(&other, &mut buffer[..], 0) {
         Ok(len) => assert!(buffer[..len] == fs::read(&image.path).unwrap()[..len]),
         Err(error) => assert_eq!(error, Errno::IO, "the disk fails again"),

@@ -85,7 +85,9 @@ fn while_one_name_hangs_a_mount_shows_its_cached_attributes_and_fresh_ones_of_ot
     let stat = |name: &str| std::fs::metadata(mount.join(name)).unwrap().len();
     assert_eq!((stat("hung/file"), stat("image")), (1000, 1000));
     // A lookup of a name that the kernel forgot would wait for the server.
-    let known = rustix::fs::open(mount.join("hung/file"), OFlags::PATH, Mode::empty()).unwrap();
+    let known =
+        rustix::fs::open(mount.join("hung/file"), OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+            .unwrap();
 
     inner.proc().signal(Signal::STOP);
     assert_eq!(stat("hung/file"), 1000, "the cached attributes");

@@ -41,7 +41,7 @@ fn a_setuid_program_does_not_run_with_the_rights_of_the_mounts_owner() {
     let shown = |name: &str| fs::metadata(mount.join(name)).unwrap().mode() & 0o7777;
     assert_eq!([shown("id"), shown("group"), shown("both")], [0o755; 3]);
     assert_eq!([shown("sticky"), shown("dir")], [0o1755, 0o1777]);
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let mounts = fs::read_to_string("/proc/thread-self/mounts").unwrap();
     let line = mounts.lines().find(|line| line.contains(text(mount.path()))).unwrap();
     assert!(line.contains("nosuid") && line.contains("nodev"), "{line}");
 }

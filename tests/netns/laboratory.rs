@@ -1,8 +1,12 @@
 //! Tests of the lab itself, on which the other tests rely.
 
+use std::fs;
 use std::net::{Ipv4Addr, UdpSocket};
+use std::os::unix::process::parent_id;
 
 use harness::{Lab, SOON, lab_or_skip, wait_until};
+
+use crate::text;
 
 const GROUP: Ipv4Addr = Ipv4Addr::new(239, 255, 0, 1);
 const PORT: u16 = 9000;
@@ -82,4 +86,18 @@ fn a_lab_removes_everything_even_if_its_test_panics() {
     sleeper.wait(SOON);
     assert!(!directory.exists());
     assert!(!std::path::Path::new("/run/netns").join(namespace).exists());
+}
+
+#[test]
+fn only_a_test_and_its_programs_see_its_mounts() {
+    let lab = lab_or_skip!(Lab::builder());
+    let _server = lab.server().start();
+    let mut mount = lab.mount(1).start();
+    let (path, daemon) = (mount.path().to_owned(), mount.proc().pid().to_string());
+    let seen = |process: &str| {
+        let mounts = fs::read_to_string(format!("/proc/{process}/mountinfo")).unwrap();
+        mounts.contains(text(&path))
+    };
+    assert!(seen("thread-self") && seen(&daemon));
+    assert!(!seen(&parent_id().to_string()), "the program that runs the tests sees the mount");
 }
