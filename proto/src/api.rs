@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::Etag;
+use crate::ids::{Etag, PageRange};
 
 /// Type of a directory entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -112,15 +112,15 @@ pub struct Report {
 
 /// Demanded pages, which go out before everything else. docs/PROTOCOL.md, "Demand".
 ///
-/// Both lists contain pairs of a first page, counted from 1 as in datagrams, and a number of pages.
+/// Both lists contain runs of pages; see [`PageRange`] for their form in a message.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Want {
     /// Pages that a reader waits for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub now: Vec<(u32, u32)>,
+    pub now: Vec<PageRange>,
     /// Pages that a reader will probably read next.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub later: Vec<(u32, u32)>,
+    pub later: Vec<PageRange>,
     /// Page that arrived last, or 0 if none did. Demanded pages that the server sent before it and
     /// that are demanded again were lost.
     #[serde(default, skip_serializing_if = "is_zero")]
@@ -262,13 +262,13 @@ mod tests {
     #[test]
     fn a_want_reads_and_writes_as_the_protocol_shows_it() {
         let text = r#"{"now":[[17,3],[4001,16]],"later":[[4017,64]]}"#;
-        let pages = (vec![(17, 3), (4001, 16)], vec![(4017, 64)]);
-        let want = Want { now: pages.0, later: pages.1, ..Want::default() };
+        let now = vec![PageRange::new(16, 19), PageRange::new(4000, 4016)];
+        let want = Want { now, later: vec![PageRange::new(4016, 4080)], ..Want::default() };
         assert_eq!(serde_json::from_str::<Want>(text).unwrap(), want);
         assert_eq!(serde_json::to_string(&want).unwrap(), text);
         assert_eq!(serde_json::from_str::<Want>("{}").unwrap(), Want::default());
         let text = r#"{"now":[[17,3]],"came":16,"delay_us":900,"lossy":true}"#;
-        let now = vec![(17, 3)];
+        let now = vec![PageRange::new(16, 19)];
         let want = Want { now, came: 16, delay_us: 900, lossy: true, ..Want::default() };
         assert_eq!(serde_json::from_str::<Want>(text).unwrap(), want);
         assert_eq!(serde_json::to_string(&want).unwrap(), text);

@@ -17,7 +17,11 @@ impl fmt::Display for PageIndex {
 }
 
 /// Run of consecutive pages, from `start` to the page before `end`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+///
+/// In a message it is a pair: its first page, counted from 1, and its number of pages. Pages that
+/// cannot exist, 0 and those above [`u32::MAX`], are left out when a pair is read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(from = "(u32, u32)", into = "(u32, u32)")]
 pub struct PageRange {
     /// First page.
     pub start: PageIndex,
@@ -54,6 +58,19 @@ impl PageRange {
     /// Iterates over the pages, ascending.
     pub fn iter(self) -> impl DoubleEndedIterator<Item = PageIndex> + ExactSizeIterator {
         (self.start.0..self.end.0).map(PageIndex)
+    }
+}
+
+impl From<(u32, u32)> for PageRange {
+    fn from((first, count): (u32, u32)) -> Self {
+        let end = (u64::from(first) + u64::from(count)).saturating_sub(1);
+        Self::new(first.saturating_sub(1), u32::try_from(end).unwrap_or(u32::MAX))
+    }
+}
+
+impl From<PageRange> for (u32, u32) {
+    fn from(run: PageRange) -> Self {
+        (run.start.0.saturating_add(1), run.len())
     }
 }
 
@@ -186,6 +203,24 @@ mod tests {
         assert_eq!(Etag::from_header(&etag.to_header()), Ok(etag));
         assert_eq!(Etag::from_header("W/\"1a\""), Err(EtagError));
         assert_eq!(Etag::from_header("1a"), Err(EtagError));
+    }
+
+    #[test]
+    fn a_pair_of_a_message_is_the_run_of_the_pages_that_can_exist() {
+        for (pair, start, end) in [
+            ((1, 1), 0, 1),
+            ((17, 3), 16, 19),
+            ((17, 0), 16, 16),
+            ((u32::MAX, 1), u32::MAX - 1, u32::MAX),
+        ] {
+            let run = PageRange::new(start, end);
+            assert_eq!((PageRange::from(pair), <(u32, u32)>::from(run)), (run, pair));
+        }
+        // There is no page 0.
+        assert_eq!(PageRange::from((0, 3)), PageRange::new(0, 2));
+        assert!(PageRange::from((0, 0)).is_empty() && PageRange::from((0, 1)).is_empty());
+        let beyond = PageRange::from((u32::MAX, u32::MAX));
+        assert_eq!(beyond, PageRange::new(u32::MAX - 1, u32::MAX));
     }
 
     #[test]

@@ -112,6 +112,7 @@ mod tests {
 
     use super::*;
     use crate::api::{Report, Want};
+    use crate::ids::PageRange;
 
     /// Rows of the table in docs/PROTOCOL.md, "Numbers".
     fn table() -> Vec<(String, String)> {
@@ -179,7 +180,8 @@ mod tests {
             zeros: true,
         };
         assert!(serde_json::to_vec(&report).unwrap().len() <= REPORT_BYTES);
-        let run = |pages| (u32::MAX, pages);
+        let end = u32::MAX;
+        let run = |pages| PageRange::new(end - pages, end);
         let want = Want {
             now: vec![run(WANT_PAGES); WANT_RUNS],
             later: vec![run(WANT_PAGES); WANT_LATER_RUNS],

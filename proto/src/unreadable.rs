@@ -14,10 +14,11 @@ pub const HEADER_UNREADABLE: &str = "x-bootcast-unreadable";
 /// Encodes each run as its first page, counted from 1, and its number of pages: `17+3,40+1`.
 pub fn encode_pages(runs: &[PageRange]) -> String {
     let mut text = String::new();
-    for run in runs {
+    for &run in runs {
         let separator = if text.is_empty() { "" } else { "," };
+        let (first, count) = run.into();
         // Writing to a string cannot fail.
-        let _ = write!(text, "{separator}{}+{}", u64::from(run.start.0) + 1, run.len());
+        let _ = write!(text, "{separator}{first}+{count}");
     }
     text
 }

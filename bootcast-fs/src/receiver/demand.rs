@@ -326,8 +326,7 @@ impl Demand {
                 }
             },
         );
-        let later = self.later.drain(..).map(|run| (run.start.0 + 1, run.len()));
-        want.later = later.collect();
+        want.later = self.later.drain(..).collect();
         debug_assert!(
             want.now.len() <= WANT_RUNS && want.later.len() <= WANT_LATER_RUNS,
             "the server would refuse a request of this length"
@@ -378,21 +377,19 @@ impl Demand {
     }
 }
 
-/// Adds a page to pairs of first page and count. Returns `false` if it does not fit.
-fn add(pairs: &mut Vec<(u32, u32)>, page: PageIndex) -> bool {
-    // Datagrams number pages from 1.
-    let number = page.0 + 1;
-    let is_full = pairs.len() == WANT_RUNS;
-    match pairs.last_mut() {
-        Some((first, count)) if *first + *count == number => *count += 1,
+/// Adds a page to the runs of a request. Returns `false` if it does not fit.
+pub(super) fn add(runs: &mut Vec<PageRange>, page: PageIndex) -> bool {
+    let is_full = runs.len() == WANT_RUNS;
+    match runs.last_mut() {
+        Some(run) if run.end == page => run.end = PageIndex(page.0 + 1),
         _ if is_full => return false,
-        _ => pairs.push((number, 1)),
+        _ => runs.push(PageRange::single(page)),
     }
     true
 }
 
 /// Pages of the range that are missing.
-fn missing(held: &PageSet, pages: PageRange) -> impl Iterator<Item = PageIndex> + '_ {
+pub(super) fn missing(held: &PageSet, pages: PageRange) -> impl Iterator<Item = PageIndex> + '_ {
     let mut rest = pages;
     std::iter::from_fn(move || {
         let page = held.first_missing(rest)?;

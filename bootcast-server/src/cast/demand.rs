@@ -61,11 +61,11 @@ impl Demand {
         self.sent_pages.forget_before(now);
         let arrivals = self.sent_pages.arrivals(want, now);
         let (mut lost, mut newest) = (Vec::new(), None);
-        for &pair in want.now.iter().take(WANT_RUNS_READ) {
+        for &run in want.now.iter().take(WANT_RUNS_READ) {
             if self.urgent.room(token) == 0 {
                 break;
             }
-            let demanded = self.in_file(pair);
+            let demanded = self.in_file(run);
             let room = self.urgent.room(token);
             for range in self.sent_pages.not_in_flight(demanded, &arrivals, room) {
                 lost.extend(self.sent_pages.parts(range));
@@ -89,8 +89,8 @@ impl Demand {
             let page = PageIndex(newest.end.0 - 1);
             self.repeat = want.lossy.then(|| (page, token.clone()));
         }
-        for &pair in want.later.iter().take(WANT_RUNS_READ) {
-            let demanded = self.in_file(pair);
+        for &run in want.later.iter().take(WANT_RUNS_READ) {
+            let demanded = self.in_file(run);
             let room = self.later.room(token);
             for range in self.sent_pages.not_in_flight(demanded, &arrivals, room) {
                 for range in self.urgent.not_queued(range, self.later.room(token)) {
@@ -179,17 +179,14 @@ impl Demand {
 
     /// Returns those pages of a pair that the file has. A pair states the first page, counted from
     /// 1, and the number of pages.
-    fn in_file(&self, (first, count): (u32, u32)) -> PageRange {
-        let end = (u64::from(first) + u64::from(count)).saturating_sub(1);
-        let end = u32::try_from(end).map_or(self.pages, |end| end.min(self.pages));
-        let pages = PageRange::new(first.saturating_sub(1).min(end), end);
-        debug_assert!(pages.len() <= count && pages.end.0 <= self.pages);
-        pages
+    fn in_file(&self, run: PageRange) -> PageRange {
+        let end = run.end.0.min(self.pages);
+        PageRange::new(run.start.0.min(end), end)
     }
 }
 
 /// Returns the first `budget` pages of a run, or all of it.
-fn first_of(run: PageRange, budget: u32) -> PageRange {
+pub(super) fn first_of(run: PageRange, budget: u32) -> PageRange {
     PageRange::new(run.start.0, run.start.0.saturating_add(budget).min(run.end.0))
 }
 
@@ -468,4 +465,4 @@ impl SentPages {
 
 #[cfg(test)]
 #[path = "demand_tests.rs"]
-mod tests;
+pub(in crate::cast) mod tests;

@@ -13,12 +13,17 @@ fn token(number: u128) -> Token {
     Token::from_random(number)
 }
 
+/// Converts pairs of a message: a first page, counted from 1, and a number of pages.
+pub(in crate::cast) fn runs(pairs: &[(u32, u32)]) -> Vec<PageRange> {
+    pairs.iter().copied().map(PageRange::from).collect()
+}
+
 fn now_pages(pairs: &[(u32, u32)]) -> Want {
-    Want { now: pairs.to_vec(), ..Want::default() }
+    Want { now: runs(pairs), ..Want::default() }
 }
 
 fn later_pages(pairs: &[(u32, u32)]) -> Want {
-    Want { later: pairs.to_vec(), ..Want::default() }
+    Want { later: runs(pairs), ..Want::default() }
 }
 
 /// Formats a number of at least 1000 with a comma between thousands.
@@ -239,7 +244,7 @@ fn the_queues_are_bounded_for_any_number_of_members_and_become_empty() {
     let scattered = |from: u32| -> Vec<_> { (0..1000).map(|at| (from + at * 2, 1)).collect() };
     for member in 0..200u32 {
         let pairs = scattered(1 + member * 2000);
-        let want = Want { now: pairs.clone(), later: pairs, ..Want::default() };
+        let want = Want { now: runs(&pairs), later: runs(&pairs), ..Want::default() };
         demand.handle_want(&token(member.into()), &want, start);
     }
     assert_eq!(demand.urgent.requested_pages, QUEUE_PAGES);

@@ -9,8 +9,6 @@ use bootcast_proto::manifest::SEGMENT_BYTES;
 use bootcast_proto::wire::LeafSpan;
 use bootcast_proto::{Geometry, Manifest, PageIndex, PageRange, RangeMap};
 
-use super::unreadable::pair_to_range;
-
 /// Time for which lists that were sent are not sent again ahead of demanded pages.
 const RECENT: Duration = Duration::from_secs(1);
 
@@ -109,7 +107,7 @@ impl LeafLists {
             return;
         }
         let pages = want.now.iter().chain(&want.later);
-        let pages = pages.filter_map(|&(first, count)| self.in_file(pair_to_range(first, count)?));
+        let pages = pages.filter_map(|&run| self.in_file(run));
         let pages: Vec<_> = pages.take(MAX_RECENT).collect();
         let demanded = pages.iter().fold(0_u32, |sum, run| sum.saturating_add(run.len()));
         let mut allowed = 1 + demanded / PAGES_PER_SEGMENT;

@@ -9,6 +9,7 @@ use bootcast_proto::{PageSize, Token};
 use proptest::prelude::*;
 
 use super::*;
+use crate::cast::demand::tests::runs;
 use crate::cast::{Cast, CastPolicy, MemberKind, RepairSettings, Sending};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -84,7 +85,7 @@ impl Lab {
     }
 
     fn want(&mut self, now: &[(u32, u32)], later: &[(u32, u32)]) {
-        let want = Want { now: now.to_vec(), later: later.to_vec(), ..Want::default() };
+        let want = Want { now: runs(now), later: runs(later), ..Want::default() };
         assert!(self.cast.handle_want(&token(0), &want, self.now));
     }
 
@@ -288,7 +289,7 @@ fn a_member_that_did_not_ask_gets_no_lists_on_demand() {
     let mut lab = Lab::joined(MemberKind::Demand);
     lab.attach_manifest();
     lab.join(1, MemberKind::Demand, false);
-    let want = Want { now: vec![(1, 12)], ..Want::default() };
+    let want = Want { now: vec![PageRange::from((1, 12))], ..Want::default() };
     assert!(lab.cast.handle_want(&token(1), &want, lab.now));
     lab.run(SECOND, usize::MAX);
     assert_eq!(outline(&lab), [("pages", 0)]);

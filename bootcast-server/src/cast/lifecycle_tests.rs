@@ -232,6 +232,7 @@ proptest! {
 
 mod demand {
     use super::*;
+    use crate::cast::demand::tests::runs;
 
     const REPAIR: RepairSettings =
         RepairSettings { interleave: 1, repair_port: 9001, lease: Duration::from_secs(60) };
@@ -245,7 +246,7 @@ mod demand {
     }
 
     fn want(cast: &mut Cast, member: u128, now: &[(u32, u32)], later: &[(u32, u32)], at: Instant) {
-        let want = Want { now: now.to_vec(), later: later.to_vec(), ..Want::default() };
+        let want = Want { now: runs(now), later: runs(later), ..Want::default() };
         assert!(cast.handle_want(&token(member), &want, at));
     }
 
@@ -322,7 +323,7 @@ mod demand {
     fn a_member_without_a_lease_cannot_demand() {
         let now = Instant::now();
         let mut cast = cast_of(100, &[MemberKind::Plain], now);
-        let want = Want { now: vec![(1, 1)], ..Want::default() };
+        let want = Want { now: vec![PageRange::from((1, 1))], ..Want::default() };
         assert!(!cast.handle_want(&token(0), &want, now));
         assert!(!cast.handle_want(&token(9), &want, now));
         let mut plain_server = joined(100, now);
@@ -465,7 +466,11 @@ fn an_unreadable_page_is_neither_sent_nor_repaired_before_its_retry_time() {
     cast.handle_join(token(1), MemberKind::Extended, now);
     cast.handle_unreadable(PageRange::new(130, 132), now);
     // A want counts pages from 1.
-    let want = Want { now: vec![(129, 5)], later: vec![(131, 1)], ..Want::default() };
+    let want = Want {
+        now: vec![PageRange::from((129, 5))],
+        later: vec![PageRange::from((131, 1))],
+        ..Want::default()
+    };
     assert!(cast.handle_want(&token(1), &want, now));
     let demanded = std::iter::from_fn(|| cast.poll_urgent(8, now));
     let demanded: Vec<_> = demanded.collect();

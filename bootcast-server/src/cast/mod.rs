@@ -58,4 +58,3 @@ pub use scheduler::{
     Transmit,
 };
 pub use stream::PASS_INTERVAL;
-pub use unreadable::pair_to_range;

@@ -41,11 +41,9 @@ impl Unreadable {
         self.pages.iter().map(|(run, _)| run)
     }
 
-    /// Returns the pairs of a want without the unreadable pages.
-    pub(super) fn readable_pairs(&self, pairs: &[(u32, u32)]) -> Vec<(u32, u32)> {
-        let runs = pairs.iter().filter_map(|&(first, count)| pair_to_range(first, count));
-        let readable = runs.flat_map(|run| self.pages.gaps(run).collect::<Vec<_>>());
-        readable.map(|run| (run.start.0 + 1, run.len())).collect()
+    /// Returns the readable pages of these runs.
+    pub(super) fn readable(&self, runs: &[PageRange]) -> Vec<PageRange> {
+        runs.iter().flat_map(|run| self.pages.gaps(*run)).collect()
     }
 
     /// Marks pages that could not be read.
@@ -115,13 +113,6 @@ impl Unreadable {
     fn seconds(&self, now: Instant) -> u64 {
         now.saturating_duration_since(self.created_at).as_secs()
     }
-}
-
-/// Converts a pair of a want into a range: the first page, counted from 1, and the number of pages.
-/// Returns `None` for page 0, which does not exist.
-pub fn pair_to_range(first: u32, count: u32) -> Option<PageRange> {
-    let start = first.checked_sub(1)?;
-    Some(PageRange::new(start, start.saturating_add(count)))
 }
 
 #[cfg(test)]

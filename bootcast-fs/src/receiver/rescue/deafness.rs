@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use bootcast_proto::api::Want;
 use bootcast_proto::limits::{WANT_PAGES, WANT_RUNS};
 use bootcast_proto::units::PACKET_OVERHEAD;
-use bootcast_proto::{Backoff, PageIndex, PageSize};
+use bootcast_proto::{Backoff, PageIndex, PageRange, PageSize};
 
 use super::super::Assembly;
+use super::super::demand::{add, missing};
 use super::super::hearing::{PATIENCE, Proof};
 use super::super::membership::{Silence, SilentSince};
 use super::{RELISTEN, Rescue, RescueEvent, RescueView};
@@ -310,7 +311,7 @@ impl Rescue {
         self.ask_at = Some(now + ASK.pause(self.asked));
         self.asked = self.asked.saturating_add(1);
         if let Some(assembly) = view.assembly.filter(|_| view.has_token) {
-            let later = missing_pairs(assembly);
+            let later = first_missing(assembly);
             self.events.push_back(RescueEvent::Want(Want { later, ..Want::default() }));
         }
     }
@@ -346,21 +347,12 @@ fn packet_len(page_size: PageSize) -> u32 {
     page_size.get() + PACKET_OVERHEAD
 }
 
-/// First missing pages as pairs: first page of a run, counted from 1, and length of the run.
-fn missing_pairs(assembly: &Assembly) -> Vec<(u32, u32)> {
-    let (held, all) = (assembly.arrived(), assembly.geometry().all());
-    let mut pairs: Vec<(u32, u32)> = Vec::new();
-    let mut rest = all;
-    for _ in 0..WANT_PAGES {
-        let Some(page) = held.first_missing(rest) else { break };
-        rest.start = PageIndex(page.0 + 1);
-        let is_full = pairs.len() == WANT_RUNS;
-        match pairs.last_mut() {
-            Some((first, count)) if *first + *count == page.0 + 1 => *count += 1,
-            _ if is_full => break,
-            _ => pairs.push((page.0 + 1, 1)),
-        }
-    }
-    debug_assert!(pairs.len() <= WANT_RUNS, "the server reads no more pairs");
-    pairs
+/// Returns the first missing pages, as many as a request may name.
+fn first_missing(assembly: &Assembly) -> Vec<PageRange> {
+    let mut runs = Vec::new();
+    let pages = missing(assembly.arrived(), assembly.geometry().all());
+    let limit = usize::try_from(WANT_PAGES).expect("a number of pages");
+    let _ = pages.take(limit).take_while(|page| add(&mut runs, *page)).count();
+    debug_assert!(runs.len() <= WANT_RUNS, "the server reads no more runs");
+    runs
 }

@@ -40,7 +40,10 @@ fn feed(receiver: &mut Receiver, page: u32, now: Instant) {
 }
 
 fn want(pairs: &[(u32, u32)]) -> Action {
-    Action::Want(Want { now: pairs.to_vec(), ..Want::default() })
+    Action::Want(Want {
+        now: pairs.iter().copied().map(PageRange::from).collect(),
+        ..Want::default()
+    })
 }
 
 #[test]

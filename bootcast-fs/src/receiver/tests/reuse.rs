@@ -115,8 +115,8 @@ fn leaves<'a>(
     &manifest.leaves()[at(segments.start * SEGMENT_LEAVES)..at(end)]
 }
 
-/// Pages that these actions demand, as pairs of the first one, counted from 1, and the number.
-fn demanded(actions: &[Action]) -> Vec<(u32, u32)> {
+/// Returns the pages that these actions demand.
+fn demanded(actions: &[Action]) -> Vec<PageRange> {
     let wants = actions.iter().filter_map(|action| match action {
         Action::Want(want) => Some(want.now.clone()),
         _ => None,
@@ -131,8 +131,7 @@ fn pages_around_a_leaf_that_changed_are_demanded_and_no_others() {
     let leaf = |leaf: u32| (leaf * (16 << 10) / PAGE, ((leaf + 1) * (16 << 10)).div_ceil(PAGE));
     let pages = |(start, end): (u32, u32)| PageRange::new(start, end);
     assert_eq!(versions.missing(), [pages(leaf(100)), pages(leaf(300))]);
-    let pair = |(start, end): (u32, u32)| (start + 1, end - start);
-    assert_eq!(demanded(&actions), [pair(leaf(100)), pair(leaf(300))]);
+    assert_eq!(demanded(&actions), [pages(leaf(100)), pages(leaf(300))]);
     assert_eq!(versions.receiver.counters().reused_leaves, 2 * 256 + 1 - 2);
     assert_eq!(fixture::joins(&actions), 1, "the first one");
 }

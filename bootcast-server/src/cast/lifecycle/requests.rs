@@ -2,10 +2,11 @@
 
 use std::time::Instant;
 
-use bootcast_proto::Token;
 use bootcast_proto::api::{Report, Want};
 use bootcast_proto::limits::REPORT_RUNS;
+use bootcast_proto::{PageRange, Token};
 
+use super::super::demand::first_of;
 use super::super::members::{Impairment, MemberKind};
 use super::super::stream::Audience;
 use super::{BLOCK_PAGES, Cast};
@@ -82,8 +83,8 @@ impl Cast {
     /// token has no lease.
     pub fn handle_want(&mut self, token: &Token, want: &Want, now: Instant) -> bool {
         let Some(kind) = self.members.renew(token, now) else { return false };
-        let pages_in = |pairs: &[(u32, u32)]| {
-            pairs.iter().map(|(_, count)| u64::from(self.pages.min(*count))).sum::<u64>()
+        let pages_in = |runs: &[PageRange]| {
+            runs.iter().map(|run| u64::from(self.pages.min(run.len()))).sum::<u64>()
         };
         let requested = pages_in(&want.now) + pages_in(&want.later);
         let mut credit = self.credits.handle_want(token, requested, now);
@@ -99,8 +100,8 @@ impl Cast {
             self.demand.handle_want(token, want, now);
         } else {
             let mut served = want.clone();
-            served.now = self.unreadable.readable_pairs(&first_pages(&want.now, &mut credit));
-            served.later = self.unreadable.readable_pairs(&first_pages(&want.later, &mut credit));
+            served.now = self.unreadable.readable(&first_pages(&want.now, &mut credit));
+            served.later = self.unreadable.readable(&first_pages(&want.later, &mut credit));
             self.demand.handle_want(token, &served, now);
         }
         self.assert_invariants();
@@ -120,14 +121,14 @@ impl Cast {
     }
 }
 
-/// Returns the first pages of these pairs, as many as the credit allows, and takes them off it.
-fn first_pages(pairs: &[(u32, u32)], credit: &mut u64) -> Vec<(u32, u32)> {
+/// Returns the first pages of these runs, as many as the credit allows, and takes them off it.
+fn first_pages(runs: &[PageRange], credit: &mut u64) -> Vec<PageRange> {
     let mut served = Vec::new();
-    for &(first, count) in pairs {
-        let count = u32::try_from(*credit).map_or(count, |credit| credit.min(count));
-        *credit -= u64::from(count);
-        if count > 0 {
-            served.push((first, count));
+    for run in runs {
+        let run = first_of(*run, u32::try_from(*credit).unwrap_or(u32::MAX));
+        *credit -= u64::from(run.len());
+        if !run.is_empty() {
+            served.push(run);
         }
     }
     served

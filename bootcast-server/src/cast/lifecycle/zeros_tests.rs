@@ -189,7 +189,7 @@ fn pages_of_zeros_are_sent_on_demand() {
     let holder = lab.join(MemberKind::Extended);
     lab.report_zeros(holder);
     lab.run();
-    let want = Want { now: vec![(8, 2)], ..Want::default() };
+    let want = Want { now: vec![PageRange::from((8, 2))], ..Want::default() };
     assert!(lab.cast.handle_want(&token(holder), &want, lab.now));
     let sent = lab.cast.poll_urgent_pages(20, lab.now);
     assert_eq!(sent, Some(Sending::Pages(PageRange::new(7, 9))));

@@ -1,6 +1,7 @@
 //! Demanded pages of several casts, on a virtual clock.
 
 use super::*;
+use crate::cast::demand::tests::runs;
 
 const PATHS: [&str; 2] = ["streamed", "demanded"];
 
@@ -23,7 +24,7 @@ fn join(lab: &mut Lab, token: &Token) -> CastId {
 }
 
 fn want(lab: &mut Lab, token: &Token, now: &[(u32, u32)]) {
-    let want = Want { now: now.to_vec(), ..Want::default() };
+    let want = Want { now: runs(now), ..Want::default() };
     assert!(lab.scheduler.handle_want(&name(PATHS[1]), token, &want, lab.now).is_some());
 }
 
@@ -106,7 +107,7 @@ fn the_estimated_time_until_demanded_pages_are_sent_is_right() {
     lab.run(HOLD + SECOND / 10);
     for pages in [10, 100, 1000] {
         let (demanded_at, before) = (lab.now, lab.sent.len());
-        let want = Want { now: vec![(1 + pages * 20, pages)], ..Want::default() };
+        let want = Want { now: vec![PageRange::from((1 + pages * 20, pages))], ..Want::default() };
         let path = name(PATHS[1]);
         let queue = lab.scheduler.handle_want(&path, &token, &want, lab.now).unwrap();
         // The same pages are queued already, so the estimate is the same.
@@ -165,7 +166,7 @@ fn urgent_casts_send_in_turn() {
         members.push((path, token));
     }
     for (path, token) in &members {
-        let want = Want { now: vec![(1, 16)], ..Want::default() };
+        let want = Want { now: vec![PageRange::from((1, 16))], ..Want::default() };
         assert!(lab.scheduler.handle_want(path, token, &want, lab.now).is_some());
     }
     lab.run(SECOND / 10);

@@ -312,7 +312,7 @@ fn answers_name_unreadable_pages_and_their_block_gets_no_symbols() {
     let totals = fixture.driver.status(Instant::now()).totals;
     assert_eq!((totals.pages_sent, totals.symbols_sent), (19, 0));
     let (reply, mut answer) = oneshot::channel();
-    let want = Want { now: vec![(6, 1), (8, 1)], ..Want::default() };
+    let want = Want { now: [(6, 1), (8, 1)].map(PageRange::from).to_vec(), ..Want::default() };
     let want = WantBody { want, useful: None };
     let command = Command::Want { path: path("file"), token, want, reply };
     assert!(fixture.driver.execute(command).is_continue());

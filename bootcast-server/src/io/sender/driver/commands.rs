@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use super::log::Begun;
 use super::reading::CastReader;
 use super::{CastId, Driver};
-use crate::cast::{Joined, pair_to_range};
+use crate::cast::Joined;
 use crate::io::sender::{Command, Join, JoinError, WantAnswer};
 use crate::source::Version;
 
@@ -116,9 +116,7 @@ impl Driver {
         }
         let queue_time = self.scheduler.handle_want(path, token, &want, now);
         tracing::trace!(%path, %token, ?queue_time, ?want, "pages demanded");
-        let pairs = want.now.iter().chain(&want.later);
-        let demanded: Vec<_> =
-            pairs.filter_map(|(first, count)| pair_to_range(*first, *count)).collect();
+        let demanded = [want.now, want.later].concat();
         let queue_time = queue_time?;
         let unreadable = self.scheduler.select_unreadable(path, &demanded);
         Some(WantAnswer { queue_time, unreadable })
