@@ -29,6 +29,7 @@ pub mod proof;
 pub mod receiver;
 mod root;
 mod run;
+mod sizes;
 pub mod tool;
 
 pub use run::run_mount;

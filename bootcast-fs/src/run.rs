@@ -1,6 +1,5 @@
 //! Runs a mount from its start to its end.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -118,7 +117,7 @@ fn open_cache(options: &MountOptions) -> Result<Cache, MountError> {
     match options.cache {
         CacheKind::Memory => Ok(Cache::Memory),
         CacheKind::Disk => {
-            let dir = options.cache_dir.clone().or_else(default_cache_dir);
+            let dir = options.cache_dir.clone().or_else(crate::cache::default_dir);
             let none = || MountError::usage(&"no cache directory: set HOME, or -o cache_dir=DIR");
             let dir = dir.ok_or_else(none)?;
             Cache::on_disk(&dir).map_err(|error| {
@@ -129,17 +128,6 @@ fn open_cache(options: &MountOptions) -> Result<Cache, MountError> {
             })
         }
     }
-}
-
-/// Returns the default cache directory: `/var/cache/bootcast` for root, otherwise `bootcast` below
-/// `$XDG_CACHE_HOME` or `~/.cache`.
-fn default_cache_dir() -> Option<PathBuf> {
-    if rustix::process::geteuid().is_root() {
-        return Some(PathBuf::from("/var/cache/bootcast"));
-    }
-    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
-    let xdg = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-    Some(xdg.or_else(home)?.join("bootcast"))
 }
 
 fn fs_config(options: &MountOptions) -> FsConfig {

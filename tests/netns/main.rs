@@ -13,6 +13,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod absence;
+mod cache_tool;
 mod casting;
 mod conditions;
 mod content_ids;

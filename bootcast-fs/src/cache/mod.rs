@@ -22,6 +22,7 @@
 
 mod contents;
 mod holes;
+mod kept;
 mod leaf_values;
 mod older;
 mod paths;
@@ -37,6 +38,7 @@ use std::path::{Path, PathBuf};
 use bootcast_proto::{ContentId, Etag, RemotePath};
 use rustix::fs::{FlockOperation, MemfdFlags, OFlags};
 
+pub use kept::{Checked, Kept, KeptFile, list};
 pub use leaf_values::LeafValues;
 pub use older::Older;
 pub use state::{HeldSnapshot, Restored};
@@ -123,8 +125,12 @@ impl Cache {
         }
         let object = dir.join("objects").join(key.id(etag));
         create_private_dir(&object)?;
+        kept::record_use(&object);
         let data = open_data(&object, true)?;
         match rustix::fs::flock(&data, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) if !kept::is_present(&object, &data)? => {
+                Ok(Store::transient(self.nameless()?, self.clone()))
+            }
             // An object that cannot be read stays as it is: the error may be temporary.
             Ok(()) => Store::persistent(data, object, key.clone(), etag.clone(), self.clone())
                 .or_else(|_| Ok(Store::transient(self.nameless()?, self.clone()))),
@@ -141,6 +147,7 @@ impl Cache {
     /// Opens an object that has all of this content; `None` if there is none.
     fn open_content(&self, dir: &Path, key: &ObjectKey, content: ContentId) -> Option<Store> {
         let object = contents::find(dir, content)?;
+        kept::record_use(&object);
         let data = open_data(&object, false).ok()?;
         let key = ObjectKey { content: Some(content), ..key.clone() };
         Store::shared(data, object, key, self.clone())
@@ -153,6 +160,17 @@ impl Cache {
             Self::Memory => Ok(rustix::fs::memfd_create("bootcast", MemfdFlags::CLOEXEC)?.into()),
         }
     }
+}
+
+/// Returns the directory of the cache unless another one is named: `/var/cache/bootcast` for root,
+/// otherwise `bootcast` below `$XDG_CACHE_HOME` or `~/.cache`.
+pub fn default_dir() -> Option<PathBuf> {
+    if rustix::process::geteuid().is_root() {
+        return Some(PathBuf::from("/var/cache/bootcast"));
+    }
+    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
+    let xdg = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    Some(xdg.or_else(home)?.join("bootcast"))
 }
 
 /// Opens the bytes of an object.

@@ -44,11 +44,14 @@ pub(super) fn others(cache_dir: &Path, key: &ObjectKey, own: &str) -> Vec<PathBu
     others.map(|name| cache_dir.join("objects").join(name)).collect()
 }
 
+/// Whether an object's directory can have this name.
+pub(super) fn is_name(name: &str) -> bool {
+    name.len() == NAME_LEN && name.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
 fn names(cache_dir: &Path, key: &ObjectKey) -> Vec<String> {
     let text = fs::read_to_string(list(cache_dir, key)).unwrap_or_default();
-    let is_name =
-        |name: &&str| name.len() == NAME_LEN && name.bytes().all(|byte| byte.is_ascii_hexdigit());
-    text.lines().filter(is_name).take(MAX_OBJECTS).map(str::to_owned).collect()
+    text.lines().filter(|name| is_name(name)).take(MAX_OBJECTS).map(str::to_owned).collect()
 }
 
 fn list(cache_dir: &Path, key: &ObjectKey) -> PathBuf {

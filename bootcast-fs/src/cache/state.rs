@@ -15,11 +15,11 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
 
-use bootcast_proto::{ContentId, Etag, Geometry, PageSet, PageSize};
+use bootcast_proto::{ContentId, Etag, Geometry, PageSet, PageSize, RemotePath};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
-use super::ObjectKey;
+use super::{KeptFile, ObjectKey};
 use crate::log_limit;
 use crate::receiver::Assembly;
 
@@ -151,6 +151,23 @@ pub(super) fn load_complete(
     let assembly = held_pages(&header, bitmap)?;
     (is_content && has_size && assembly.is_complete())
         .then_some(Restored { assembly, content: header.b3 })
+}
+
+/// Describes the object of a valid state; `None` if there is none.
+pub(super) fn describe(dir: &Path) -> io::Result<Option<KeptFile>> {
+    let bytes = match fs::read(dir.join("state")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        read => read?,
+    };
+    let described = || {
+        let (header, bitmap) = split(checked(&bytes).ok()?)?;
+        let assembly = held_pages(&header, bitmap)?;
+        let (pages, held) = (assembly.geometry().pages(), assembly.arrived().len());
+        let path = RemotePath::decode(&header.path).ok()?;
+        let Header { server, b3: content, size, .. } = header;
+        Some(KeptFile { server, path, content, size, pages, held })
+    };
+    Ok(described())
 }
 
 /// Parses the state of an object whose `data` has `data_len` bytes.

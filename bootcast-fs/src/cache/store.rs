@@ -13,7 +13,7 @@ use bootcast_proto::Etag;
 use rustix::fs::{FlockOperation, SeekFrom};
 
 use super::state::{self, HeldSnapshot, Restored};
-use super::{Cache, LeafValues, ObjectKey, Older, Symbols, contents, holes, paths};
+use super::{Cache, LeafValues, ObjectKey, Older, Symbols, contents, holes, kept, paths};
 
 /// Reason why a checkpoint failed.
 #[derive(Debug, thiserror::Error)]
@@ -142,6 +142,9 @@ impl Store {
     /// the object need not be of that path and version, but of that content.
     pub(super) fn shared(data: File, dir: PathBuf, key: ObjectKey, cache: Cache) -> Option<Self> {
         rustix::fs::flock(&data, FlockOperation::NonBlockingLockShared).ok()?;
+        if !kept::is_present(&dir, &data).ok()? {
+            return None;
+        }
         let restored = state::load_complete(&dir, key.content, &data)?;
         let etag = key.etag.clone()?;
         let object = ObjectDir { dir, key, etag };

@@ -11,11 +11,13 @@
 //! | `stall`, `probe` | detecting that a fetch stalled or cannot succeed |
 //! | `progress` | progress bar, notices and log lines on the terminal |
 //! | `list`, `status` | `bootcast ls`, `bootcast status` |
+//! | `cache` | `bootcast cache` |
 //! | `url` | the argument that names a file on a server |
 //! | `signals` | ending a command on a signal |
 //! | `stdout` | printing short answers |
 //! | `error` | errors and exit codes |
 
+mod cache;
 mod cast;
 mod error;
 mod get;
@@ -50,7 +52,8 @@ Examples:
   bootcast get head:/images/debian.img.zst -O - | zstd -d > /dev/sda
   bootcast get http://head/images/debian.img --range 0-511 -O mbr
   bootcast ls -l http://head/images
-  bootcast status http://head";
+  bootcast status http://head
+  bootcast cache ls";
 
 /// Fetch files from a bootcast server, which sends a file to many hosts at once by multicast
 #[derive(Parser, Debug)]
@@ -71,6 +74,9 @@ enum Command {
     /// Show what a server is casting
     #[command(after_help = ANSWER_EXIT_CODES)]
     Status(status::Args),
+    /// Show, check or free what mounts keep on this machine
+    #[command(subcommand, after_help = cache::EXIT_CODES)]
+    Cache(cache::Command),
 }
 
 fn after_help() -> String {
@@ -113,6 +119,7 @@ fn run_command(command: Command) -> Result<(), ToolError> {
                     Command::Get(args) => get::run(args).await,
                     Command::Ls(args) => list::run(args).await,
                     Command::Status(args) => status::run(args).await,
+                    Command::Cache(command) => cache::run(command),
                 }
             } => outcome,
         }
@@ -131,7 +138,9 @@ fn catch_panic(work: impl FnOnce() -> Result<(), ToolError>) -> Result<(), ToolE
 /// Creates the error of a wrong command line from the first paragraph of clap's message.
 fn usage_error(error: &clap::Error) -> ToolError {
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        return ToolError::Usage("a command is missing: get, ls or status (see --help)".into());
+        return ToolError::Usage(
+            "a command is missing: get, ls, status or cache (see --help)".into(),
+        );
     }
     let text = error.render().to_string();
     let paragraph = text.split("\n\n").next().unwrap_or_default();

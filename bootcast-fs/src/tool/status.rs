@@ -91,7 +91,7 @@ fn totals_line(totals: &Totals) -> String {
     )
 }
 
-fn counted(count: u64, thing: &str) -> String {
+pub(super) fn counted(count: u64, thing: &str) -> String {
     if count == 1 { format!("1 {thing}") } else { format!("{count} {thing}s") }
 }
 
@@ -103,7 +103,7 @@ fn rate(bits: u64) -> String {
 }
 
 /// Writes rows with the first column aligned left and the others right, two blanks apart.
-fn write_columns<const N: usize>(text: &mut String, rows: &[[String; N]]) {
+pub(super) fn write_columns<const N: usize>(text: &mut String, rows: &[[String; N]]) {
     let width = |column: usize| {
         rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default()
     };

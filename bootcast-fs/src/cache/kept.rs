@@ -1,0 +1,161 @@
+//! Objects of a cache on disk as its administrator sees them: what is there, whether it is right,
+//! and removing it.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use bootcast_proto::{ContentId, RemotePath};
+use rustix::fs::{AtFlags, CWD, FlockOperation, Timespec, Timestamps, UTIME_NOW};
+
+use super::{open_data, paths, state};
+
+/// Bytes of a block as `stat` counts them.
+const BLOCK: u64 = 512;
+
+/// An object of the cache.
+#[derive(Clone, Debug)]
+pub struct Kept {
+    dir: PathBuf,
+    /// File whose bytes it has, and how many; `None` if its `state` is missing or damaged, so that
+    /// nothing of it will be used.
+    pub file: Option<KeptFile>,
+    /// Bytes that it takes up on the disk.
+    pub allocated: u64,
+    /// Time of its last use.
+    pub used: SystemTime,
+}
+
+/// File whose bytes an object has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptFile {
+    /// Server as `host:port`.
+    pub server: String,
+    /// Path on the server.
+    pub path: RemotePath,
+    /// Hash of the content, if it is known.
+    pub content: Option<ContentId>,
+    /// Size of the file in bytes.
+    pub size: u64,
+    /// Number of pages of the file.
+    pub pages: u32,
+    /// Number of pages that were held at the last checkpoint.
+    pub held: u32,
+}
+
+impl KeptFile {
+    /// Whether all pages are held.
+    pub fn is_complete(&self) -> bool {
+        self.held == self.pages
+    }
+}
+
+/// Result of checking the bytes of an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Checked {
+    /// All bytes are those of the content.
+    Right,
+    /// Some bytes are not.
+    Damaged,
+    /// It is not complete, or its content is not known.
+    Unknown,
+}
+
+/// Returns the objects of the cache in `dir`, the least recently used first.
+pub fn list(dir: &Path) -> io::Result<Vec<Kept>> {
+    let mut kept = Vec::new();
+    for entry in fs::read_dir(dir.join("objects"))? {
+        let object = entry?.path();
+        match Kept::of(object) {
+            // It was removed meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            found => kept.extend(found?),
+        }
+    }
+    kept.sort_by_key(|object| object.used);
+    Ok(kept)
+}
+
+/// Records that an object is used now.
+pub(super) fn record_use(object: &Path) {
+    let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+    let now = Timestamps { last_access: now, last_modification: now };
+    // Otherwise it counts as less recently used than it is.
+    let _ = rustix::fs::utimensat(CWD, object, &now, AtFlags::empty());
+}
+
+/// Whether `data` is the file that the object has at present. It is not if the object was removed
+/// between opening and locking it.
+pub(super) fn is_present(object: &Path, data: &File) -> io::Result<bool> {
+    let locked = data.metadata()?;
+    match fs::symlink_metadata(object.join("data")) {
+        Ok(present) => Ok((present.dev(), present.ino()) == (locked.dev(), locked.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+impl Kept {
+    fn of(dir: PathBuf) -> io::Result<Option<Self>> {
+        let metadata = fs::symlink_metadata(&dir)?;
+        if !metadata.is_dir() {
+            return Ok(None);
+        }
+        let mut allocated = metadata.blocks() * BLOCK;
+        for entry in fs::read_dir(&dir)? {
+            // A file of a checkpoint may be gone.
+            allocated += entry?.metadata().map_or(0, |file| file.blocks() * BLOCK);
+        }
+        // Anything else was left by a removal that was cut off.
+        let is_object = dir.file_name().is_some_and(|name| paths::is_name(&name.to_string_lossy()));
+        let file = if is_object { state::describe(&dir)? } else { None };
+        Ok(Some(Self { file, allocated, used: metadata.modified()?, dir }))
+    }
+
+    /// Checks all bytes of a complete object. Waits for the disk.
+    pub fn check(&self) -> io::Result<Checked> {
+        let Some(KeptFile { content: Some(content), .. }) =
+            self.file.as_ref().filter(|file| file.is_complete())
+        else {
+            return Ok(Checked::Unknown);
+        };
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_reader(open_data(&self.dir, false)?)?;
+        let is_right = hasher.finalize().as_bytes() == content.as_bytes();
+        Ok(if is_right { Checked::Right } else { Checked::Damaged })
+    }
+
+    /// Removes the object, unless a mount uses it or fills it. Returns whether it is gone.
+    pub fn remove(&self) -> io::Result<bool> {
+        let data = match open_data(&self.dir, false) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            data => Some(data?),
+        };
+        if let Some(data) = &data {
+            match rustix::fs::flock(data, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) if is_present(&self.dir, data)? => {}
+                Ok(()) | Err(rustix::io::Errno::WOULDBLOCK) => return Ok(false),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        // Under its name an object is never there in part.
+        let removed = self.dir.with_extension("removed");
+        let named = match fs::rename(&self.dir, &removed) {
+            // An earlier removal was cut off.
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
+                fs::remove_dir_all(&removed)?;
+                fs::rename(&self.dir, &removed)
+            }
+            renamed => renamed,
+        };
+        match named.and_then(|()| fs::remove_dir_all(&removed)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+            result => result.map(|()| true),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

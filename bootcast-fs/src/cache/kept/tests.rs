@@ -1,0 +1,113 @@
+use std::io::IoSlice;
+use std::time::Duration;
+
+use bootcast_proto::{Etag, Geometry, PageRange, PageSet, PageSize};
+
+use super::*;
+use crate::cache::{Cache, HeldSnapshot, ObjectKey, Store};
+
+const BYTES: &[u8] = b"aaaabbbbcc";
+
+fn key(path: &str) -> ObjectKey {
+    let etag = Some(Etag::new("v1").unwrap());
+    let path = RemotePath::decode(path).unwrap();
+    ObjectKey { server: "head:8888".into(), path, etag, content: None }
+}
+
+/// Stores the first pages of a file of three.
+fn keep(cache: &Cache, path: &str, pages: u32) -> Store {
+    let store = cache.open(&key(path)).unwrap();
+    let geometry = Geometry::new(BYTES.len() as u64, PageSize::new(4).unwrap()).unwrap();
+    let mut held = PageSet::new(geometry.pages());
+    held.insert_range(PageRange::new(0, pages));
+    let content = ContentId::from_bytes(*blake3::hash(BYTES).as_bytes());
+    let snapshot = HeldSnapshot { geometry, held, content: Some(content), is_verified: pages == 3 };
+    store.set_size(BYTES.len() as u64).unwrap();
+    let len = BYTES.len().min(pages as usize * 4);
+    store.write_run(&mut [IoSlice::new(&BYTES[..len])], 0).unwrap();
+    store.checkpoint(&snapshot).unwrap();
+    store
+}
+
+fn names(dir: &Path) -> Vec<(String, u32)> {
+    let kept = list(dir).unwrap().into_iter();
+    kept.map(|object| object.file.unwrap()).map(|file| (file.path.encode(), file.held)).collect()
+}
+
+#[test]
+fn objects_are_listed_in_the_order_of_their_use() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::on_disk(dir.path()).unwrap();
+    assert!(list(dir.path()).unwrap().is_empty());
+    keep(&cache, "old", 3);
+    keep(&cache, "new", 2);
+    for (object, seconds) in list(dir.path()).unwrap().iter().zip([1, 2]) {
+        let used = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        File::open(&object.dir).unwrap().set_modified(used).unwrap();
+    }
+    assert_eq!(names(dir.path()), [("old".to_owned(), 3), ("new".to_owned(), 2)]);
+    drop(cache.open(&key("old")).unwrap());
+    assert_eq!(names(dir.path()), [("new".to_owned(), 2), ("old".to_owned(), 3)]);
+}
+
+#[test]
+fn damage_is_found_and_files_that_are_not_complete_are_not_checked() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::on_disk(dir.path()).unwrap();
+    keep(&cache, "part", 2);
+    let part = list(dir.path()).unwrap().remove(0);
+    assert_eq!(part.check().unwrap(), Checked::Unknown);
+    keep(&cache, "part", 3);
+    let whole = list(dir.path()).unwrap().remove(0);
+    assert_eq!(whole.check().unwrap(), Checked::Right);
+    fs::write(whole.dir.join("data"), b"aaaabbbbcd").unwrap();
+    assert_eq!(whole.check().unwrap(), Checked::Damaged);
+    fs::write(whole.dir.join("state"), b"{}").unwrap();
+    let whole = list(dir.path()).unwrap().remove(0);
+    assert_eq!((whole.file.clone(), whole.check().unwrap()), (None, Checked::Unknown));
+}
+
+#[test]
+fn an_object_in_use_is_not_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::on_disk(dir.path()).unwrap();
+    let filling = keep(&cache, "image", 2);
+    let object = list(dir.path()).unwrap().remove(0);
+    assert!(!object.remove().unwrap(), "it is being filled");
+    drop(filling);
+    drop(keep(&cache, "image", 3));
+    let reading = cache.open(&key("image")).unwrap();
+    assert!(!object.remove().unwrap(), "it is being read");
+    drop(reading);
+    assert!(object.remove().unwrap());
+    assert!(list(dir.path()).unwrap().is_empty() && !object.dir.exists());
+    assert!(object.remove().unwrap(), "somebody else removed it");
+}
+
+#[test]
+fn a_removal_that_was_cut_off_is_finished_by_the_next_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::on_disk(dir.path()).unwrap();
+    drop(keep(&cache, "image", 3));
+    let object = list(dir.path()).unwrap().remove(0);
+    fs::rename(&object.dir, object.dir.with_extension("removed")).unwrap();
+    let left = list(dir.path()).unwrap().remove(0);
+    assert_eq!(left.file, None);
+    drop(keep(&cache, "image", 3));
+    assert!(object.remove().unwrap());
+    assert!(list(dir.path()).unwrap().is_empty());
+}
+
+#[test]
+fn who_opened_an_object_before_it_was_removed_does_not_take_the_state_of_the_next_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::on_disk(dir.path()).unwrap();
+    drop(keep(&cache, "image", 2));
+    let object = list(dir.path()).unwrap().remove(0);
+    let opened = open_data(&object.dir, false).unwrap();
+    assert!(is_present(&object.dir, &opened).unwrap());
+    assert!(object.remove().unwrap());
+    assert!(!is_present(&object.dir, &opened).unwrap());
+    drop(keep(&cache, "image", 3));
+    assert!(Store::shared(opened, object.dir.clone(), key("image"), cache.clone()).is_none());
+}
