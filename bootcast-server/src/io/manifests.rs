@@ -283,7 +283,7 @@ impl Manifests {
             Some(entry) if entry.retry_at.is_none_or(|at| Instant::now() < at) => return entry,
             // Only what could not be read is hashed again.
             Some(entry) => (entry.progress, Lead::closed(size)),
-            None => (Arc::new(HashProgress::new(size)), self.new_lead(size, has_stream)),
+            None => (Arc::new(HashProgress::new(size)), self.new_lead(&open, has_stream)),
         };
         let (sender, result) = watch::channel(None);
         let entry = Entry { result, progress, lead: Arc::new(lead), retry_at: None };

@@ -227,6 +227,23 @@ async fn a_stream_takes_what_was_hashed_and_a_file_that_changes_has_no_manifest(
 }
 
 #[tokio::test]
+async fn a_stream_takes_nothing_that_was_read_from_another_file_of_its_version() {
+    let (dir, identity, name) = large_file();
+    let manifests = identity.manifests();
+    let open = identity.open(&name).unwrap();
+    let stream = FileSource::new(name.clone(), again(&open), identity.clone());
+    std::fs::write(dir.path().join("b"), vec![1; 6 << 22]).unwrap();
+    let other = identity.open(&path("b")).unwrap();
+    let other = OpenFile { version: open.version, ..other };
+    manifests.when_known(&name, again(&other), true, |_| {});
+    wait_held(manifests, &name, other).await;
+    let mut byte = [9];
+    stream.read_stream(&mut [IoSliceMut::new(&mut byte)], 0).unwrap();
+    assert_eq!(byte, [0], "the version check of the stream looks at its own file");
+    assert!(stream.check_version().is_ok());
+}
+
+#[tokio::test]
 async fn whoever_waits_for_the_whole_manifest_does_not_wait_for_the_stream() {
     let (dir, identity, name) = large_file();
     let manifests = identity.manifests();
@@ -240,11 +257,12 @@ async fn whoever_waits_for_the_whole_manifest_does_not_wait_for_the_stream() {
 
 #[tokio::test]
 async fn few_files_are_hashed_near_their_streams_at_a_time() {
-    let manifests = Manifests::new(None);
-    let leads: Vec<_> = (0..with_stream::LEADS).map(|_| manifests.new_lead(1, true)).collect();
+    let (manifests, file) = (Manifests::new(None), open(b"a"));
+    let new_lead = |has_stream| manifests.new_lead(&file, has_stream);
+    let leads: Vec<_> = (0..with_stream::LEADS).map(|_| new_lead(true)).collect();
     assert!(leads.iter().all(Lead::is_open));
-    assert!(!manifests.new_lead(1, true).is_open());
+    assert!(!new_lead(true).is_open());
     leads[1].close();
-    assert!(!manifests.new_lead(1, false).is_open(), "there is no stream");
-    assert!(manifests.new_lead(1, true).is_open());
+    assert!(!new_lead(false).is_open(), "there is no stream");
+    assert!(new_lead(true).is_open());
 }

@@ -17,6 +17,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use bootcast_proto::manifest::{ContentTree, SEGMENT_BYTES};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
+use super::{OpenFile, Version};
+
 /// Bytes that are read and kept at a time: 16 leaves.
 pub(super) const PIECE_BYTES: u64 = 256 << 10;
 
@@ -35,6 +37,8 @@ const MAX_MEMBERS: u32 = 8;
 #[derive(Debug)]
 pub struct Lead {
     tree: ContentTree,
+    /// Attributes of the file that is hashed; `None` of a lead that was never open.
+    file: Option<Version>,
     state: Mutex<State>,
     /// Signals that a piece was read, or that the hasher pauses.
     piece_read: Condvar,
@@ -71,9 +75,9 @@ pub(super) enum Turn {
 }
 
 impl Lead {
-    /// Creates a lead over a stream that is about to begin.
-    pub fn new(size: u64, room: OwnedSemaphorePermit) -> Self {
-        Self::with(size, Some(room))
+    /// Creates a lead of the hasher of an open file over a stream that is about to begin.
+    pub fn new(open: &OpenFile, room: OwnedSemaphorePermit) -> Self {
+        Self { file: Some(open.present), ..Self::with(open.version.size(), Some(room)) }
     }
 
     /// Creates a lead that is closed: the hasher waits for no stream.
@@ -92,6 +96,7 @@ impl Lead {
         };
         Self {
             tree: ContentTree::new(size),
+            file: None,
             state: Mutex::new(state),
             piece_read: Condvar::new(),
             moved: watch::channel(()).0,
@@ -101,6 +106,12 @@ impl Lead {
     /// Whether the hasher stays near the stream.
     pub fn is_open(&self) -> bool {
         self.lock().room.is_some()
+    }
+
+    /// Whether a stream of a file with these attributes takes pieces. Files of one version may
+    /// differ: then the version check of the stream would say nothing of what the hasher has read.
+    pub fn is_for(&self, present: &Version) -> bool {
+        self.file.as_ref() == Some(present) && self.is_open()
     }
 
     /// Lets the hasher go on without the stream from now on, and drops all pieces.

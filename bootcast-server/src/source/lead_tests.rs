@@ -63,12 +63,13 @@ impl Fixture {
     fn new(size: u64) -> Self {
         let file = tempfile::tempfile().unwrap();
         file.set_len(size).unwrap();
+        let open = OpenFile::new(file).unwrap();
         Self {
             file: Counted { bytes: content(size), read: AtomicU64::new(0), slow: None },
-            open: OpenFile::new(file).unwrap(),
             progress: HashProgress::new(size),
-            lead: Arc::new(Lead::new(size, room())),
+            lead: Arc::new(Lead::new(&open, room())),
             run: Mutex::default(),
+            open,
         }
     }
 

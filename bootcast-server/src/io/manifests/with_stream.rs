@@ -10,8 +10,7 @@ use super::memory::Entry;
 use super::{Computed, ManifestError, Manifests, PoolError};
 use crate::io::threads::at_low_priority;
 use crate::source::{
-    HashError, HashProgress, HashRun, Lead, OpenFile, Version, VersionKey, hash_with_stream,
-    may_go_on,
+    HashError, HashProgress, HashRun, Lead, OpenFile, VersionKey, hash_with_stream, may_go_on,
 };
 
 /// Maximum number of files that are hashed near their streams at a time. Each keeps up to 16 MiB in
@@ -59,9 +58,9 @@ impl Work {
 impl Manifests {
     /// Returns the lead of a file whose hashing begins. It is closed if there is no stream, or no
     /// room.
-    pub(super) fn new_lead(&self, size: u64, has_stream: bool) -> Lead {
+    pub(super) fn new_lead(&self, open: &OpenFile, has_stream: bool) -> Lead {
         let room = has_stream.then(|| Arc::clone(&self.leads).try_acquire_owned().ok()).flatten();
-        room.map_or_else(|| Lead::closed(size), |room| Lead::new(size, room))
+        room.map_or_else(|| Lead::closed(open.version.size()), |room| Lead::new(open, room))
     }
 
     /// Counts a member that asked for leaf lists of a version. If no stream brings it the file, it
@@ -74,10 +73,11 @@ impl Manifests {
         }
     }
 
-    /// Returns the lead over the stream of a version that is being hashed.
-    pub fn lead(&self, version: &Version) -> Option<Arc<Lead>> {
+    /// Returns the lead over the stream of an open file that is being hashed.
+    pub fn lead(&self, open: &OpenFile) -> Option<Arc<Lead>> {
+        let key = open.version.key();
         let memory = self.lock();
-        memory.lead(&version.key()).filter(|lead| lead.is_open()).map(Arc::clone)
+        memory.lead(&key).filter(|lead| lead.is_for(&open.present)).map(Arc::clone)
     }
 
     /// Computes a manifest, step by step. No step waits for the stream, so that a slow one occupies

@@ -103,7 +103,7 @@ impl FileSource {
     fn lead(&self) -> Option<&LeadStream> {
         if self.lead.get().is_none() && self.manifest.get().is_none() {
             let (_, identity) = self.announced.as_ref()?;
-            let lead = identity.manifests().lead(&self.open.version)?;
+            let lead = identity.manifests().lead(&self.open)?;
             return Some(self.lead.get_or_init(|| LeadStream::new(lead)));
         }
         self.lead.get()
