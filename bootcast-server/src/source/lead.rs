@@ -55,6 +55,8 @@ struct State {
     reading: Option<Range<u64>>,
     /// First byte that the stream has not read.
     position: u64,
+    /// Whether the hasher has ended, so that no more pieces are added.
+    has_ended: bool,
     /// Number of streams that take pieces.
     streams: u32,
     /// Number of members that asked for leaf lists.
@@ -90,6 +92,7 @@ impl Lead {
             pieces: BTreeMap::new(),
             reading: None,
             position: 0,
+            has_ended: false,
             streams: 0,
             members: 0,
             room,
@@ -124,6 +127,13 @@ impl Lead {
         self.piece_read.notify_all();
         self.moved.send_replace(());
         drop(pieces);
+    }
+
+    /// Records that the hasher has ended. The lead closes when the stream has passed its pieces.
+    pub fn end(&self) {
+        let mut state = self.lock();
+        state.has_ended = true;
+        state.close_if_passed();
     }
 
     /// Closes the lead if no stream takes its pieces.
@@ -240,6 +250,7 @@ impl Lead {
         let mut near = state.pieces.split_off(&start);
         let far = near.split_off(&end);
         let passed = std::mem::replace(&mut state.pieces, near);
+        state.close_if_passed();
         drop(state);
         self.moved.send_replace(());
         // Freed without the lock.
@@ -258,6 +269,15 @@ impl Lead {
     fn lock(&self) -> MutexGuard<'_, State> {
         // A panic cannot leave the state half changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Closes the lead if there will be nothing to take: another file may need its room.
+    fn close_if_passed(&mut self) {
+        if self.has_ended && self.pieces.is_empty() {
+            self.room = None;
+        }
     }
 }
 

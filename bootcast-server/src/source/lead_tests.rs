@@ -177,6 +177,22 @@ fn a_cast_that_ends_in_mid_file_leaves_the_rest_to_the_hasher() {
 }
 
 #[test]
+fn a_lead_closes_when_the_stream_has_passed_what_was_hashed() {
+    let all = Fixture::new(2 * SEGMENT_BYTES);
+    let stream = LeadStream::new(Arc::clone(&all.lead));
+    assert!(all.hash().unwrap().is_some());
+    stream.end();
+    assert!(stream.is_open(), "the pieces are kept");
+    assert_eq!(all.stream(0..SEGMENT_BYTES), 0);
+    assert!(stream.is_open());
+    assert_eq!(all.stream(SEGMENT_BYTES..2 * SEGMENT_BYTES), 0);
+    assert!(!stream.is_open(), "the stream has all");
+    let empty = Fixture::new(0);
+    empty.lead.end();
+    assert!(!empty.lead.is_open(), "nothing is kept");
+}
+
+#[test]
 fn a_stream_that_begins_in_mid_file_is_hashed_first() {
     let all = Fixture::new(9 * SEGMENT_BYTES + 1);
     let start = 6 * SEGMENT_BYTES + 99;

@@ -114,7 +114,10 @@ impl Manifests {
 fn end_lead(lead: &Arc<Lead>, has_failed: bool) {
     if has_failed {
         lead.close();
-    } else if lead.is_open() {
+        return;
+    }
+    lead.end();
+    if lead.is_open() {
         let lead = Arc::clone(lead);
         tokio::spawn(async move {
             tokio::time::sleep(PATIENCE).await;
