@@ -127,19 +127,22 @@ pub fn hash_while(
 }
 
 /// Like [`hash_while`], but goes on behind up to `MAX_FAILURES` leaves that cannot be read. When it
-/// fails for them, `progress` has [`UNKNOWN`] as their values. Returns `None` where the stream has
-/// to move first ([`Lead`]), or when the lead is closed: call it again, with the same `run`.
+/// fails for them, `progress` has [`UNKNOWN`] as their values. With a lead, it returns `None` where
+/// the stream has to move first, or when the lead is closed: call it again, with the same `run`.
 pub fn hash_with_stream(
     open: &OpenFile,
     progress: &HashProgress,
-    lead: &Lead,
+    lead: Option<&Lead>,
     run: &mut HashRun,
 ) -> Result<Option<Manifest>, HashError> {
     // Holes are not read, and members need the zero map to be spared them.
-    if !run.has_begun && is_sparse(&open.file) {
+    if let Some(lead) = lead
+        && !std::mem::replace(&mut run.has_begun, true)
+        && is_sparse(&open.file)
+    {
         lead.close();
+        return Ok(None);
     }
-    run.has_begun = true;
     SegmentHasher::new(open, progress, &open.file).hash_with_stream(lead, run)
 }
 
@@ -302,16 +305,15 @@ impl<'a, R: ReadAt> SegmentHasher<'a, R> {
         Ok(Some(manifest.finish()))
     }
 
-    /// Like [`Self::hash_all`], but stays near the stream.
+    /// Like [`Self::hash_all`], but stays near the stream until the lead is closed.
     pub(super) fn hash_with_stream(
         mut self,
-        lead: &'a Lead,
+        lead: Option<&'a Lead>,
         run: &mut HashRun,
     ) -> Result<Option<Manifest>, HashError> {
-        self.lead = Some(lead);
-        let is_open = lead.is_open();
-        let hashed = self.hash_all(run, MAX_FAILURES, |_| lead.is_open() == is_open);
-        lead.pause();
+        self.lead = lead;
+        let hashed = self.hash_all(run, MAX_FAILURES, |_| lead.is_none_or(Lead::is_open));
+        lead.inspect(|lead| lead.pause());
         hashed
     }
 
@@ -465,8 +467,7 @@ mod tests {
     }
 
     fn hash_readable(open: &OpenFile, progress: &HashProgress) -> Manifest {
-        let lead = Lead::closed(open.version.size());
-        let hashed = hash_with_stream(open, progress, &lead, &mut HashRun::default());
+        let hashed = hash_with_stream(open, progress, None, &mut HashRun::default());
         hashed.unwrap().expect("it waits for no stream")
     }
 

@@ -84,7 +84,8 @@ impl Fixture {
     /// Hashes as far as the stream allows it.
     fn hash(&self) -> Result<Option<Manifest>, HashError> {
         let hasher = SegmentHasher::new(&self.open, &self.progress, &self.file);
-        hasher.hash_with_stream(&self.lead, &mut self.run.lock().unwrap())
+        let lead = Some(&*self.lead).filter(|lead| lead.is_open());
+        hasher.hash_with_stream(lead, &mut self.run.lock().unwrap())
     }
 
     fn may_go_on(&self) -> bool {

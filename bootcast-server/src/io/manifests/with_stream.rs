@@ -33,8 +33,9 @@ impl Work {
     /// Hashes until the stream has to move, or the lead is closed; then returns `None`. Yields to
     /// what is asked for, unless the stream waits for it.
     fn step(&self) -> Result<Option<Manifest>, HashError> {
-        let hash = || hash_with_stream(&self.open, &self.progress, &self.lead, &mut self.lock());
-        if self.lead.is_open() { hash() } else { at_low_priority(hash) }
+        let lead = Some(&*self.lead).filter(|lead| lead.is_open());
+        let hash = || hash_with_stream(&self.open, &self.progress, lead, &mut self.lock());
+        if lead.is_some() { hash() } else { at_low_priority(hash) }
     }
 
     /// Waits until a step would do something. Waits for the stream no more if it is slow.
@@ -66,7 +67,9 @@ impl Manifests {
     /// Counts a member that asked for leaf lists of a version. If no stream brings it the file, it
     /// waits for none.
     pub(super) fn count_member(&self, key: &VersionKey, has_stream: bool) {
-        match self.lock().lead(key) {
+        // Pieces are freed without the lock.
+        let lead = self.lock().lead(key).cloned();
+        match lead {
             Some(lead) if has_stream => lead.add_member(),
             Some(lead) => lead.close(),
             None => {}
