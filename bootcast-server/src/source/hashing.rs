@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use bootcast_proto::manifest::{
     ContentTree, LEAF_BYTES, Manifest, PartialManifest, UNKNOWN, Value,
@@ -48,18 +48,23 @@ pub struct HashProgress {
     tree: ContentTree,
     /// `None` once the manifest is finished.
     manifest: Mutex<Option<PartialManifest>>,
+    /// Segments that are being hashed on request.
+    requested: Mutex<BTreeSet<u64>>,
+    /// Signals that one of them is done.
+    request_done: Condvar,
 }
 
 impl HashProgress {
     /// Creates the progress of a file of `size` bytes, of which nothing is hashed.
     pub fn new(size: u64) -> Self {
         let tree = ContentTree::new(size);
-        Self { tree, manifest: Mutex::new(Some(PartialManifest::new(tree))) }
+        Self { manifest: Mutex::new(Some(PartialManifest::new(tree))), ..Self::finished(tree) }
     }
 
     /// Creates the progress of a file whose manifest is finished.
     pub fn finished(tree: ContentTree) -> Self {
-        Self { tree, manifest: Mutex::new(None) }
+        let (requested, request_done) = (Mutex::default(), Condvar::new());
+        Self { tree, manifest: Mutex::new(None), requested, request_done }
     }
 
     /// Returns the division of the file.
@@ -107,9 +112,37 @@ impl HashProgress {
         }
     }
 
+    /// Claims a segment that is to be hashed on request. Waits while another request has it. Returns
+    /// `None` if it is hashed.
+    fn claim(&self, segment: u64) -> Option<Claim<'_>> {
+        let is_taken = |requested: &mut BTreeSet<u64>| requested.contains(&segment);
+        let free = self.request_done.wait_while(self.requested(), is_taken);
+        let mut requested = free.unwrap_or_else(PoisonError::into_inner);
+        let is_new = !self.has(segment) && requested.insert(segment);
+        is_new.then(|| Claim { progress: self, segment })
+    }
+
+    fn requested(&self) -> MutexGuard<'_, BTreeSet<u64>> {
+        // A panic cannot leave the set half changed.
+        self.requested.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn lock(&self) -> MutexGuard<'_, Option<PartialManifest>> {
         // A panic cannot leave the values half added: it comes before them.
         self.manifest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A segment that one request hashes, until this is dropped.
+struct Claim<'a> {
+    progress: &'a HashProgress,
+    segment: u64,
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        self.progress.requested().remove(&self.segment);
+        self.progress.request_done.notify_all();
     }
 }
 
@@ -178,20 +211,15 @@ impl HashRun {
     }
 }
 
-/// Hashes those of these segments that were not hashed. Their leaves that cannot be read get the
-/// value [`UNKNOWN`] in `progress`. May block for as long as the disk takes.
+/// Hashes those of these segments that were not hashed, or waits for another request that does. Their
+/// leaves that cannot be read get the value [`UNKNOWN`] in `progress`. May block for as long as the
+/// disk takes.
 pub fn hash_segments(
     open: &OpenFile,
     progress: &HashProgress,
     segments: Range<u64>,
 ) -> Result<(), HashError> {
-    let mut hasher = SegmentHasher::new(open, progress, &open.file);
-    for segment in segments {
-        if !progress.has(segment) {
-            hasher.hash(segment)?;
-        }
-    }
-    Ok(())
+    SegmentHasher::new(open, progress, &open.file).hash_requested(segments)
 }
 
 /// Bytes of a served file. Tests replace it by one that cannot be read.
@@ -315,6 +343,15 @@ impl<'a, R: ReadAt> SegmentHasher<'a, R> {
         let hashed = self.hash_all(run, MAX_FAILURES, |_| lead.is_none_or(Lead::is_open));
         lead.inspect(|lead| lead.pause());
         hashed
+    }
+
+    fn hash_requested(mut self, segments: Range<u64>) -> Result<(), HashError> {
+        for segment in segments {
+            if let Some(_claim) = self.progress.claim(segment) {
+                self.hash(segment)?;
+            }
+        }
+        Ok(())
     }
 
     /// Computes the leaf values of a segment, and shows them to those who wait. Returns the leaves
@@ -577,6 +614,47 @@ mod tests {
         let hasher = SegmentHasher::new(&file, &progress, &damaged);
         assert_eq!(hash_all(hasher).unwrap(), Some(whole));
         assert!(progress.has(1), "nothing is to be hashed any more");
+    }
+
+    /// File that is read when it is told to.
+    struct Slow<'a>(&'a File, Mutex<std::sync::mpsc::Receiver<()>>);
+
+    impl ReadAt for Slow<'_> {
+        fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+            self.1.lock().unwrap().recv().map_err(io::Error::other)?;
+            FileExt::read_exact_at(self.0, buffer, offset)
+        }
+
+        fn data_from(&self, offset: u64) -> u64 {
+            offset
+        }
+    }
+
+    #[test]
+    fn a_segment_that_several_requests_want_is_read_once() {
+        let file = large();
+        let progress = HashProgress::new(file.version.size());
+        let (go_on, messages) = std::sync::mpsc::channel();
+        let slow = Slow(&file.file, Mutex::new(messages));
+        let both = std::sync::Barrier::new(3);
+        std::thread::scope(|scope| {
+            let begin = || {
+                let hasher = SegmentHasher::new(&file, &progress, &slow);
+                scope.spawn(|| {
+                    both.wait();
+                    hasher.hash_requested(1..2)
+                })
+            };
+            let requests = [begin(), begin()];
+            both.wait();
+            (0..SEGMENT_BYTES / PIECE_BYTES).for_each(|_| go_on.send(()).unwrap());
+            drop(go_on);
+            for request in requests {
+                request.join().unwrap().unwrap();
+            }
+        });
+        assert!(!progress.leaves_of(1..2).unwrap().contains(&UNKNOWN), "further reads have failed");
+        assert!(progress.requested().is_empty());
     }
 
     #[test]

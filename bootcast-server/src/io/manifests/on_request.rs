@@ -30,7 +30,6 @@ impl Manifests {
         }
         let end = segments.end.min(segments.start + MAX_SEGMENTS).min(progress.tree().segments());
         let (progress, segments) = (Arc::clone(progress), segments.start..end);
-        // One request after the other for a path: those behind find the values there.
         let hash = move || source::hash_segments(&open, &progress, segments);
         match self.segment_hashers.run(path, hash).await {
             Ok(result) => Ok(result.map_err(Arc::new)?),
