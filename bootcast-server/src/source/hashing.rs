@@ -285,13 +285,23 @@ pub(super) struct SegmentHasher<'a, R> {
     buffer: Arc<Vec<u8>>,
     /// Hole in the file that was found last; empty if there was none.
     hole: Range<u64>,
+    /// Whether others use the CPU first, if they need it.
+    yields: bool,
 }
 
 impl<'a, R: ReadAt> SegmentHasher<'a, R> {
     pub(super) fn new(open: &'a OpenFile, progress: &'a HashProgress, bytes: &'a R) -> Self {
         let size = progress.tree.size();
         debug_assert_eq!(size, open.version.size(), "the progress of another file");
-        Self { open, bytes, progress, lead: None, buffer: Arc::default(), hole: 0..0 }
+        Self {
+            open,
+            bytes,
+            progress,
+            lead: None,
+            buffer: Arc::default(),
+            hole: 0..0,
+            yields: false,
+        }
     }
 
     /// Hashes the segments whose values are not known, and completes the manifest. Returns `None` if
@@ -303,6 +313,7 @@ impl<'a, R: ReadAt> SegmentHasher<'a, R> {
         max_failures: usize,
         mut go_on: impl FnMut(u64) -> bool,
     ) -> Result<Option<Manifest>, HashError> {
+        self.yields = self.lead.is_none();
         while let Some(first) = run.first_undone(self.progress) {
             let turn = self
                 .lead
@@ -361,6 +372,10 @@ impl<'a, R: ReadAt> SegmentHasher<'a, R> {
         let Range { start, end } = tree.segment(segment);
         let mut values = SegmentValues::default();
         for piece in start / PIECE_BYTES..end.div_ceil(PIECE_BYTES) {
+            // Whatever its priority, Linux lets a thread use up its slice of some milliseconds.
+            if self.yields {
+                std::thread::yield_now();
+            }
             self.hash_piece(piece, &mut values)?;
         }
         // Values of another version must not be shown.
