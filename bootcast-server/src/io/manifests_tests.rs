@@ -256,6 +256,29 @@ async fn whoever_waits_for_the_whole_manifest_does_not_wait_for_the_stream() {
 }
 
 #[tokio::test]
+async fn a_stream_that_stands_still_keeps_no_lead_of_a_file_that_is_hashed() {
+    let dir = TempDir::new().unwrap();
+    std::fs::write(dir.path().join("a"), vec![1; 1 << 22]).unwrap();
+    let source = Arc::new(source::Source::new(dir.path()).unwrap());
+    let (identity, name) = (Identity::new(source, Manifests::new(None)), path("a"));
+    let manifests = identity.manifests();
+    let open = identity.open(&name).unwrap();
+    let stream = FileSource::new(name.clone(), again(&open), identity.clone());
+    manifests.when_known(&name, again(&open), true, |_| {});
+    let lead = manifests.lead(&open).unwrap();
+    stream.read_stream(&mut [IoSliceMut::new(&mut [0])], 0).unwrap();
+    while stream.manifest().is_none() {
+        tokio::task::yield_now().await;
+    }
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while lead.is_open() {
+        assert!(Instant::now() < deadline, "the stream reads nothing any more");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    drop(stream);
+}
+
+#[tokio::test]
 async fn few_files_are_hashed_near_their_streams_at_a_time() {
     let (manifests, file) = (Manifests::new(None), open(b"a"));
     let new_lead = |has_stream| manifests.new_lead(&file, has_stream);

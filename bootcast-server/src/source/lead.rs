@@ -136,13 +136,6 @@ impl Lead {
         state.close_if_passed();
     }
 
-    /// Closes the lead if no stream takes its pieces.
-    pub fn close_if_unused(&self) {
-        if self.lock().streams == 0 {
-            self.close();
-        }
-    }
-
     /// Counts a member that asked for leaf lists. Closes the lead if there are many of them.
     pub fn add_member(&self) {
         let mut state = self.lock();
@@ -304,8 +297,13 @@ impl std::ops::Deref for LeadStream {
 impl Drop for LeadStream {
     /// Closes the lead with its last stream.
     fn drop(&mut self) {
-        self.0.lock().streams -= 1;
-        self.0.close_if_unused();
+        let mut state = self.0.lock();
+        state.streams -= 1;
+        let is_last = state.streams == 0;
+        drop(state);
+        if is_last {
+            self.0.close();
+        }
     }
 }
 

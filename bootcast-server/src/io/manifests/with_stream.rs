@@ -113,18 +113,17 @@ impl Manifests {
     }
 }
 
-/// Ends the lead of a file that is hashed. A stream that is about to begin gets the time to.
+/// Ends the lead of a file that is hashed. A stream gets the time to begin, and to take the rest.
 fn end_lead(lead: &Arc<Lead>, has_failed: bool) {
     if has_failed {
         lead.close();
         return;
     }
     lead.end();
-    if lead.is_open() {
-        let lead = Arc::clone(lead);
-        tokio::spawn(async move {
-            tokio::time::sleep(PATIENCE).await;
-            lead.close_if_unused();
-        });
-    }
+    let (lead, mut moved) = (Arc::clone(lead), lead.subscribe());
+    tokio::spawn(async move {
+        // One that stands still would keep other files from a lead for as long as its cast lasts.
+        while lead.is_open() && tokio::time::timeout(PATIENCE, moved.changed()).await.is_ok() {}
+        lead.close();
+    });
 }
