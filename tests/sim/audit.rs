@@ -168,8 +168,8 @@ impl ClientAudit {
         self.leaves.entry(list.segment().into()).or_default().extend(leaves);
     }
 
-    /// Returns the bytes of the manifest that have to be fetched: the values of all segments, and of
-    /// the leaves of those that did not come as a whole.
+    /// Returns the bytes of the manifest that have to be fetched: the values of all segments, and
+    /// of the leaves of those that did not come as a whole.
     pub(super) fn manifest_bytes(&self, file: &Geometry) -> u64 {
         let tree = ContentTree::new(file.size());
         let fetched = (0..tree.segments()).map(|segment| {

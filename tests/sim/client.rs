@@ -355,7 +355,7 @@ impl Client {
         self.audit.manifest_bytes(file)
     }
 
-    /// What it stored.
+    /// Record of the pages and symbols that it stored.
     pub(super) fn audit(&self) -> &ClientAudit {
         &self.audit
     }

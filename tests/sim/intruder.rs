@@ -11,14 +11,14 @@ use super::burst::{Burst, Channel};
 use super::random::Random;
 use super::server::{ADDRESS, REPAIR};
 
-/// Time between two turns of an intruder.
+/// Time between two turns of an intruder, and the same for a forger.
 const TURN: Duration = Duration::from_millis(25);
 const FORGERS_TURN: Duration = Duration::from_micros(200);
 
 /// Byte that forged pages consist of. The file consists of zeros.
 pub(super) const FORGED_BYTE: u8 = 0xee;
 
-/// Most recorded bursts, and number of those that a replayer sends in a turn.
+/// Maximum number of recorded bursts, and number of those that a replayer sends in a turn.
 const MAX_RECORDED: usize = 2000;
 const REPLAYED: usize = 10;
 
@@ -30,7 +30,7 @@ const BUSY_TURNS: u32 = 8;
 const SYMBOL: u8 = 1;
 const PROMISED: usize = 1;
 
-/// What an intruder can do.
+/// Abilities of an intruder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IntruderKind {
     /// It does not know the key, and sends datagrams of the cast again.
@@ -62,6 +62,7 @@ pub(super) struct Intruder {
     recorded: Vec<Rc<Burst>>,
     /// Number of turns so far.
     turns: u32,
+    /// Key of the datagrams' tags, if they have any.
     key: Option<DatagramKey>,
     geometry: Geometry,
     /// Number of pages that the server sent, and that a forger forged.

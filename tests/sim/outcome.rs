@@ -154,7 +154,8 @@ impl Outcome {
         self.replaced_bytes += bytes;
     }
 
-    /// Bytes of wrong leaves that all clients together fetched over HTTP, as a multiple of the file.
+    /// Bytes of wrong leaves that all clients together fetched over HTTP, as a multiple of the
+    /// file.
     #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
     pub fn replaced_per_file(&self) -> f64 {
         self.replaced_bytes as f64 / (1456.0 * f64::from(self.pages))

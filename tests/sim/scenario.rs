@@ -68,8 +68,8 @@ pub struct Stalls {
 }
 
 impl Scenario {
-    /// Key of the datagrams' tags. Only where somebody forges, because tags take most of the time of
-    /// a run.
+    /// Key of the datagrams' tags. Only where somebody forges, because tags take most of the time
+    /// of a run.
     pub(super) fn key(&self) -> Option<DatagramKey> {
         self.has_forger().then(|| DatagramKey::from_random([7; 32]))
     }

@@ -63,6 +63,7 @@ pub(super) struct Server {
     geometry: Geometry,
     /// Values that leaf lists carry; `None` if nobody asks for them.
     manifest: Option<Arc<Manifest>>,
+    /// Key of the datagrams' tags, if they have any.
     key: Option<DatagramKey>,
     random: Random,
     sent: Sent,

@@ -47,7 +47,7 @@ pub enum Verify {
     Tag,
 }
 
-/// Where pages come from.
+/// Source of pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Source {
     /// A datagram, a repaired block, or HTTP.

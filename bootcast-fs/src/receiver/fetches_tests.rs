@@ -205,7 +205,8 @@ proptest! {
             }
             let start = reads.next().unwrap().min(size - 1);
             let bytes = file.next(Some(&(start..start + 1)));
-            prop_assert!(bytes.start.is_multiple_of(PAGE) && !bytes.is_empty() && bytes.end <= size);
+            prop_assert!(bytes.start.is_multiple_of(PAGE));
+            prop_assert!(!bytes.is_empty() && bytes.end <= size);
             prop_assert!(bytes.end.is_multiple_of(PAGE) || bytes.end == size);
             file.bring(bytes, None);
             file.end(None);

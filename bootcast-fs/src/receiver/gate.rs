@@ -20,12 +20,12 @@ pub struct Gate {
     epoch: Epoch,
     /// Address of the server's datagrams, if announced.
     source: Option<IpAddr>,
-    /// Where the present cast's datagrams come from, once one came; `None` where they have tags.
+    /// Sender of the present cast's datagrams, once one came; `None` where they have tags.
     /// A server that restarted, or another one that uses the same group, sends from another port.
     sender: Option<SocketAddr>,
     /// Key of the present cast's tags, if it has any.
     key: Option<DatagramKey>,
-    /// Where the datagrams with tags come from.
+    /// Senders of the datagrams with tags.
     senders: SenderTable,
 }
 
@@ -50,8 +50,8 @@ enum Finding {
 }
 
 impl Gate {
-    /// Starts another membership. Nobody is ignored in it: should the wrong sender have been, it is
-    /// heard again.
+    /// Starts another membership, in which nobody is ignored. If the wrong sender was ignored
+    /// before, it is heard again.
     pub(super) fn begin(&mut self, answer: &JoinAnswer) {
         let (source, key) = (answer.extensions.source, answer.extensions.key);
         let epoch = Epoch(self.epoch.0 + 1);

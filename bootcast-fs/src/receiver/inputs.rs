@@ -20,7 +20,8 @@ use super::{
     ReportError, Reuse, Round, WaitId,
 };
 
-/// Most pages demanded at a time because an unreadable page keeps their blocks from being rebuilt.
+/// Maximum number of pages demanded at a time because an unreadable page keeps their blocks from
+/// being rebuilt.
 const MAX_CUT_OFF: usize = 256;
 
 impl Receiver {

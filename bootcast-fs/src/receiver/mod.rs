@@ -5,7 +5,7 @@
 //!
 //! | machine | decides | made of |
 //! |---|---|---|
-//! | `Session` | when to be a member, which datagrams to believe | membership, gate, senders, ends |
+//! | `Session` | when to be a member, what to believe | membership, gate, senders, ends |
 //! | `Content` | which version this is, what arrived, what may be read | assembly, verification |
 //! | `RepairLoop` | which blocks to rebuild, what to report | repair, reporter, trust |
 //! | `DemandLoop` | which pages to ask for | demand, reads, `stream_position` |

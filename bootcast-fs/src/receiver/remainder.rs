@@ -19,7 +19,7 @@ const MAX_RUN: u32 = 32;
 /// Missing pages that are demanded in ascending order.
 #[derive(Debug, Default)]
 pub(super) struct Remainder {
-    /// Where the search for missing pages goes on.
+    /// Page at which the search for missing pages goes on.
     next: PageIndex,
     /// Waits, as reads have, in ascending order.
     waits: VecDeque<(WaitId, PageRange)>,
@@ -97,7 +97,7 @@ impl Remainder {
     }
 }
 
-/// Returns those of these pages that the file has: another join can have made its pages larger.
+/// Returns those of these pages that the file has. A later join may have made its pages larger.
 fn within(pages: PageRange, view: DemandView<'_>) -> PageRange {
     let end = view.geometry.pages();
     PageRange::new(pages.start.0.min(end), pages.end.0.min(end))

@@ -1,4 +1,4 @@
-//! Taking what an older version of the file in the cache has: first copy, then ask for the rest.
+//! Takes leaves from an older version of the file in the cache, and then asks for the rest.
 //! docs/SEMANTICS.md, "New versions of a cached file".
 
 use std::time::Instant;
@@ -12,7 +12,7 @@ use super::{Check, Fill, Piece, Receiver, Verification, Verify};
 /// the stream again.
 const REMAINDER_DIVISOR: u32 = 16;
 
-/// How far a receiver is with an older version.
+/// Progress with an older version.
 ///
 /// ```text
 /// Off --older version found--> Copying --little is missing--> Asking

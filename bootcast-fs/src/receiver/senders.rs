@@ -3,8 +3,8 @@
 //!
 //! Where datagrams have tags, every member can make some, from any port. A leaf with wrong bytes
 //! shows that one of them did. While several senders are active, it is recorded which pages each
-//! brought. When the right bytes of a wrong leaf have come, they tell which pages were wrong. With a
-//! single sender nothing is recorded.
+//! brought. When the right bytes of a wrong leaf have come, they tell which pages were wrong. With
+//! a single sender nothing is recorded.
 
 mod origins;
 
@@ -71,8 +71,8 @@ impl SenderSet {
     }
 }
 
-/// Addresses of the senders of a cast, and which of them are ignored. A copy allows checks without a
-/// lock.
+/// Addresses of the senders of a cast, and which of them are ignored. A copy allows checks without
+/// a lock.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct SenderTable {
     known: [Option<SocketAddr>; KNOWN],
@@ -107,18 +107,18 @@ impl SenderTable {
         self.ignored.insert(sender);
     }
 
-    /// Address and port of a sender.
+    /// Returns the address and port of a sender.
     pub(super) fn address(&self, sender: SenderId) -> Option<SocketAddr> {
         self.known.get(usize::from(sender.0)).map_or(self.other, |known| *known)
     }
 }
 
-/// What is known of a sender.
+/// Evidence for and against a sender.
 #[derive(Clone, Copy, Debug, Default)]
 struct Standing {
-    /// Leaves in which its pages, or those rebuilt from its symbols, were wrong.
+    /// Number of leaves in which its pages, or those rebuilt from its symbols, were wrong.
     strikes: u8,
-    /// Leaves in which its pages were right, and right pages that came again.
+    /// Number of leaves in which its pages were right, and of right pages that came again.
     proofs: u8,
     is_ignored: bool,
 }
@@ -142,7 +142,7 @@ struct Part {
     is_rebuilt: bool,
 }
 
-/// Senders of the present membership, and what they brought.
+/// Senders of the present membership, and the pages and symbols that each brought.
 #[derive(Debug, Default)]
 pub(super) struct Senders {
     /// Senders that brought something new.
@@ -155,8 +155,8 @@ pub(super) struct Senders {
     evidence: BTreeMap<u64, Vec<Part>>,
     /// Whether a leaf was wrong in this membership.
     is_alarmed: bool,
-    /// Pages that came again while it was not known what is right: who sent each, and its hash. A
-    /// forger who is faster than the server leaves it nothing else to send.
+    /// Pages that came again before their right bytes were known: the sender and the hash of each.
+    /// A forger who is faster than the server leaves it nothing else to send.
     repeats: BTreeMap<PageIndex, (SenderId, blake3::Hash)>,
     /// Hashes of the right pages of leaves that were wrong.
     right: BTreeMap<PageIndex, blake3::Hash>,
@@ -171,7 +171,7 @@ impl Senders {
         }
     }
 
-    /// Whether it must be recorded who sends what: more than one sender was active.
+    /// Whether the senders of pages must be recorded: more than one was active.
     pub(super) fn is_contested(&self) -> bool {
         self.active.len() > 1
     }
@@ -235,7 +235,7 @@ impl Senders {
         }
     }
 
-    /// Senders of the page, or of the symbols that it was rebuilt from.
+    /// Returns the senders of the page, or of the symbols that it was rebuilt from.
     fn senders_of(&self, page: PageIndex, layout: Option<BlockLayout>) -> (SenderSet, bool) {
         match self.origins.of(page) {
             Origin::Sender(sender) => (SenderSet::of(sender), false),
@@ -248,7 +248,7 @@ impl Senders {
         }
     }
 
-    /// Senders of the pages that cover these bytes of the file.
+    /// Returns the senders of the pages that cover these bytes of the file.
     pub(super) fn senders(&self, bytes: &Range<u64>, geometry: &Geometry) -> Vec<SenderId> {
         let mut senders = SenderSet::default();
         for page in geometry.pages_covering(bytes.clone()).iter() {
@@ -280,8 +280,8 @@ impl Senders {
         self.evidence.insert(leaf, parts);
     }
 
-    /// Handles a leaf that is right: `stored`, the bytes of the file from `start` on. Credits
-    /// whoever brought them. If the leaf was wrong before, those get a strike whose pages were.
+    /// Handles a leaf that is right: `stored`, the bytes of the file from `start` on. Their senders
+    /// get a proof. If the leaf was wrong before, the senders of its wrong pages get a strike.
     pub(super) fn handle_right(
         &mut self,
         leaf: u64,
@@ -296,8 +296,8 @@ impl Senders {
         }
     }
 
-    /// Handles the right bytes of a leaf that was wrong, whoever brought them: those get a strike
-    /// whose pages were wrong.
+    /// Handles the right bytes of a leaf that was wrong, from any source. The senders of the wrong
+    /// pages get a strike.
     pub(super) fn handle_replaced(&mut self, leaf: u64, right: &[u8], geometry: &Geometry) {
         if let Some(parts) = self.evidence.remove(&leaf) {
             self.judge(&parts, right);
@@ -351,7 +351,7 @@ impl Senders {
         }
     }
 
-    /// Records that all pages of a leaf were right.
+    /// Gives a proof to the senders of a leaf of which all pages were right.
     fn credit(&mut self, start: u64, len: usize, geometry: &Geometry) {
         if self.active.iter().all(|id| self.standings[usize::from(id.0)].is_proven()) {
             return;
@@ -365,8 +365,8 @@ impl Senders {
         self.prove(proven);
     }
 
-    /// Returns a sender that is to be ignored from now on: pages of it were wrong again and again,
-    /// and there is another one that brought right ones, and no wrong one.
+    /// Returns a sender to ignore from now on, if its pages were wrong again and again, and another
+    /// sender is proven and brought no wrong page.
     pub(super) fn poll_ignored(&mut self) -> Option<SenderId> {
         let is_trusted = |it: &Standing| it.is_proven() && it.strikes == 0 && !it.is_ignored;
         if !self.standings.iter().any(is_trusted) {
@@ -387,8 +387,8 @@ fn insert_limited<T>(map: &mut BTreeMap<PageIndex, T>, page: PageIndex, entry: T
     }
 }
 
-/// Pages that cover `len` bytes of the file from `start` on, and the bytes of each, counted from
-/// `start`.
+/// Returns the pages that cover `len` bytes of the file from `start` on, and the bytes of each,
+/// counted from `start`.
 fn parts(
     start: u64,
     len: usize,

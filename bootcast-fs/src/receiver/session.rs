@@ -98,11 +98,11 @@ pub(super) struct Session {
     membership: Membership,
     gate: Gate,
     senders: Senders,
-    /// What the server said of the end of the cast.
+    /// Announcements of the end of the cast.
     ends: Ends,
     /// Pages and symbols of this membership that were new.
     useful: u64,
-    /// What the join in flight asks for.
+    /// Wishes of the join in flight, or of the last one.
     asked: JoinOptions,
     /// Set once; no membership begins afterwards.
     failure: Option<Failure>,
@@ -235,7 +235,7 @@ impl Session {
         sender.is_some_and(|sender| self.senders.record_repeat(sender, page.index, page.payload))
     }
 
-    /// What the senders of the present cast brought.
+    /// Senders of the present membership.
     pub(super) fn senders_mut(&mut self) -> &mut Senders {
         &mut self.senders
     }

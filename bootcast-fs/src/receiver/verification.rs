@@ -5,8 +5,8 @@
 //! content id --proves--> segment list --proves--> leaf list --proves--> 16 KiB of the file
 //! ```
 //!
-//! A page that arrived need not come again, but only a verified leaf may be read. Leaf lists come in
-//! the cast, and over HTTP where they did not. Until the server knows the content id, lists are
+//! A page that arrived need not come again, but only a verified leaf may be read. Leaf lists come
+//! in the cast, and over HTTP where they did not. Until the server knows the content id, lists are
 //! *provisional*: taken from the control connection unproven, and compared with the id once it is
 //! there. A leaf with wrong bytes is fetched over HTTP, and stored only when it is right.
 
@@ -110,7 +110,7 @@ pub(super) struct Verification {
     wrong_total: u64,
     /// Rises whenever leaves may have other bytes than before.
     round: u32,
-    /// What is taken from an older version; `None` if nothing is.
+    /// Segments that an older version may have leaves of; `None` without one.
     reuse: Option<Reuse>,
 }
 
@@ -540,8 +540,8 @@ impl Verification {
         is_new
     }
 
-    /// Handles that the content id will never be known. If all leaves are verified, this is accepted
-    /// from here on, and `true` is returned.
+    /// Handles that the content id will never be known. If all leaves are verified, this is
+    /// accepted from here on, and `true` is returned.
     pub(super) fn accept_unproven(&mut self) -> bool {
         let is_verified = self.verified == self.tree.segments();
         if is_verified {

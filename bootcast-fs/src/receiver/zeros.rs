@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::retry::Retry;
 
-/// How far the zero map is.
+/// Progress of the zero map.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum State {
     /// Not requested, or the request failed.

@@ -138,7 +138,8 @@ fn the_limits_are_those_of_the_protocol() {
         format!("`lossy` until {} pages", asked::LOSSY_PAGES),
         "At most four requests are under way at a time, at least 1 ms apart unless".to_owned(),
         format!(
-            "at most {WANT_RUNS} pairs of `now` and {WANT_LATER_RUNS} of `later` in a request, {MAX_PAGES} pages"
+            "at most {WANT_RUNS} pairs of `now` and {WANT_LATER_RUNS} of `later` in a request, \
+             {MAX_PAGES} pages"
         ),
     ] {
         assert!(page.contains(&told), "{told}");

@@ -97,7 +97,8 @@ mod tests {
         assert_eq!([LONG_ENOUGH, PATIENCE_MAX, NEAR_ENOUGH / 10], [Duration::from_secs(1); 3]);
         for told in [
             format!(
-                "unless the stream brings them within {} ms. What did not come {} ms later is demanded",
+                "unless the stream brings them within {} ms. What did not come {} ms later is \
+                 demanded",
                 SOON.as_millis(),
                 ENOUGH.as_millis()
             ),
@@ -105,13 +106,14 @@ mod tests {
             "After a second it demands all the same.".to_owned(),
             format!("within {NEAR} pages, are not demanded for ten seconds"),
             format!(
-                "pages ahead are announced: as many as the server can send within the time that pages \
-                 take to come, at least {} and at most {}",
+                "pages ahead are announced: as many as the server can send within the time that \
+                 pages take to come, at least {} and at most {}",
                 WINDOW.start(),
                 WINDOW.end()
             ),
             format!(
-                "overdue by what pages took before, {} ms at least, then after twice that, up to a second",
+                "overdue by what pages took before, {} ms at least, then after twice that, up to \
+                 a second",
                 MARGIN_MIN.as_millis()
             ),
             format!("did not come within {} ms and two more demands", OVERDUE.as_millis()),

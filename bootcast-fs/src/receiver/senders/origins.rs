@@ -1,4 +1,4 @@
-//! Where the stored pages of a cast came from.
+//! Origins of the stored pages of a cast.
 
 use std::collections::VecDeque;
 
@@ -12,7 +12,7 @@ const MAX_RUNS: usize = 4096;
 /// Number of the newest runs that a page may continue. Each sender has one position or a few.
 const RECENT: usize = 8;
 
-/// Where a page came from.
+/// Origin of a page.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Origin {
     /// In a datagram of this sender.
@@ -43,12 +43,12 @@ impl Origins {
         }
     }
 
-    /// Forgets where pages without a run came from.
+    /// Forgets the origin of the pages without a run.
     pub(super) fn forget_first(&mut self) {
         (self.first, self.is_first_forgotten) = (Origin::Unknown, true);
     }
 
-    /// Records where a page came from that is about to be stored.
+    /// Records the origin of a page that is about to be stored.
     pub(super) fn record(&mut self, page: PageIndex, origin: Origin) {
         for (run, of) in self.runs.iter_mut().rev().take(RECENT) {
             if run.contains(page) {
@@ -70,7 +70,7 @@ impl Origins {
         }
     }
 
-    /// Returns where a page came from.
+    /// Returns the origin of a page.
     pub(super) fn of(&self, page: PageIndex) -> Origin {
         let newest = self.runs.iter().rev().find(|(run, _)| run.contains(page));
         newest.map_or(self.first, |(_, origin)| *origin)

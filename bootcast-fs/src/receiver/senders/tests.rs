@@ -9,16 +9,16 @@ const LEAF: usize = 4500;
 const SERVER: u8 = 0;
 const FORGER: u8 = 1;
 
+fn address(port: u8) -> SocketAddr {
+    SocketAddr::from(([192, 0, 2, 1], u16::from(port)))
+}
+
 /// Senders of a cast, and the bytes that a member stored.
 struct Cast {
     senders: Senders,
     table: SenderTable,
     geometry: Geometry,
     stored: Vec<u8>,
-}
-
-fn address(port: u8) -> SocketAddr {
-    SocketAddr::from(([192, 0, 2, 1], u16::from(port)))
 }
 
 impl Cast {

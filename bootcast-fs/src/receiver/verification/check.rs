@@ -14,7 +14,7 @@ pub(super) const CHECK_LEAVES: u64 = 64;
 /// A leaf of zeros.
 static ZEROS: [u8; 16 << 10] = [0; 16 << 10];
 
-/// Leaves whose bytes have arrived, and what they must be equal to.
+/// Leaves whose bytes have arrived, and the hashes that they must have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Check {
     pub(super) tree: ContentTree,
@@ -25,7 +25,7 @@ pub struct Check {
     pub(super) round: u32,
 }
 
-/// What a check found.
+/// Result of a check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Finding {
     /// The leaves that are wrong.

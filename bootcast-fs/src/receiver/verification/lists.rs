@@ -69,7 +69,7 @@ struct Parts {
     present: LeafBits,
 }
 
-/// What is known of the content's hashes.
+/// Hashes of the content that are known, and those that are needed.
 #[derive(Debug)]
 pub(super) struct Lists {
     tree: ContentTree,
@@ -198,8 +198,8 @@ impl Lists {
         }
     }
 
-    /// Handles a reader that waits for a leaf of a segment, which need not have arrived. Its list is
-    /// requested at the same time as the leaf, unless the cast brings it.
+    /// Handles a reader that waits for a leaf of a segment, which need not have arrived. Its list
+    /// is requested at the same time as the leaf, unless the cast brings it.
     pub(super) fn handle_read(&mut self, segment: u64) {
         if !self.known.contains_key(&segment) && !self.needed.is_in_cast() {
             self.needed.add(segment, true);
@@ -307,7 +307,8 @@ impl Lists {
         }
     }
 
-    /// Handles the answer to a request for the leaf lists of `segments`. It may cover fewer of them.
+    /// Handles the answer to a request for the leaf lists of `segments`. It may cover fewer of
+    /// them.
     pub(super) fn handle_leaves(
         &mut self,
         segments: &Range<u64>,
@@ -335,8 +336,8 @@ impl Lists {
         if rest.is_empty() { Ok(()) } else { Err(ListsError::Length) }
     }
 
-    /// Handles the hashes that an earlier use left for a request, if they are proven. Returns whether
-    /// they are; otherwise the request goes on.
+    /// Handles the hashes that an earlier use left for a request, if they are proven. Returns
+    /// whether they are; otherwise the request goes on.
     pub(super) fn handle_stored(
         &mut self,
         request: &ListRequest,
@@ -428,8 +429,8 @@ impl Lists {
         is_new
     }
 
-    /// Uses the parts of a leaf list if all came and it can be proven. If one of them is forged, the
-    /// list is requested.
+    /// Uses the parts of a leaf list if all came and it can be proven. If one of them is forged,
+    /// the list is requested.
     fn take_parts(&mut self, segment: u64) {
         let (Some(segments), Some(parts)) = (&self.segments, self.parts.get(&segment)) else {
             return;
@@ -452,8 +453,8 @@ impl Lists {
         self.parts.remove(&segment);
     }
 
-    /// Requests the content id soon, because nothing else is missing. The server knows it when it has
-    /// read the file, which may be as soon as the stream.
+    /// Requests the content id soon, because nothing else is missing. The server knows it when it
+    /// has read the file, which may be as soon as the stream.
     pub(super) fn hurry(&mut self) {
         self.segments_retry = Retry::default();
     }

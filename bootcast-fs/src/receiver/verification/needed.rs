@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 /// requested. docs/PROTOCOL.md, "Leaf lists".
 pub(super) const CAST_PATIENCE: Duration = Duration::from_millis(200);
 
-/// The same while a reader waits for a leaf that has arrived. The list went out ahead of the leaf and
-/// was lost; the second copy follows the segment.
+/// The same while a reader waits for a leaf that has arrived. The list went out ahead of the leaf
+/// and was lost; the second copy follows the segment.
 pub(super) const READER_PATIENCE: Duration = Duration::from_millis(50);
 
 /// The same after the first leaf of a segment that the stream does not seem to leave.
@@ -18,8 +18,9 @@ pub(super) const STREAM_PATIENCE: Duration = Duration::from_secs(2);
 /// Time after which a list is requested again that lacked the value of a leaf.
 pub(super) const UNKNOWN_PAUSE: Duration = Duration::from_secs(10);
 
-/// Time after which a list that a reader waits for is requested once more, on another connection. If
-/// a packet got lost, TCP takes at least 10 ms to repeat it (RFC 8985, section 7.2), mostly 200 ms.
+/// Time after which a list that a reader waits for is requested once more, on another connection.
+/// If a packet got lost, TCP takes at least 10 ms to repeat it (RFC 8985, section 7.2), mostly
+/// 200 ms.
 pub(super) const REPEAT_PAUSE: Duration = Duration::from_millis(3);
 
 /// State of a list that is needed.
@@ -80,8 +81,8 @@ impl Needed {
         self.lists.contains_key(&segment)
     }
 
-    /// Adds the list of a segment of which leaves arrived. `is_wanted`: a reader waits for one, which
-    /// may not have arrived yet.
+    /// Adds the list of a segment of which leaves arrived. `is_wanted`: a reader waits for one,
+    /// which may not have arrived yet.
     pub(super) fn add(&mut self, segment: u64, is_wanted: bool) {
         self.newest = self.newest.max(segment);
         let due = if is_wanted { Due::Wanted } else { Due::Arrived };

@@ -22,8 +22,8 @@ use super::{CHECK_LEAVES, Check, Verification, index};
 /// file, or 512 KiB of lists.
 const LISTS_AHEAD: usize = 64;
 
-/// Maximum number of ranges that are remembered as stored otherwise during one piece. With more, all
-/// of its leaves are checked as usual.
+/// Maximum number of ranges that are remembered as stored otherwise during one piece. With more,
+/// all of its leaves are checked as usual.
 const MAX_DISTURBED: usize = 64;
 
 /// Time without progress after which the older version counts as of no use.
@@ -147,7 +147,7 @@ impl Reuse {
 }
 
 impl Verification {
-    /// Begins to take leaves from an older version.
+    /// Begins taking leaves from an older version.
     pub(in crate::receiver) fn begin_reuse(&mut self, now: Instant) {
         let is_open = |segment: &u64| !self.is_verified[index(*segment)];
         let lacks = |segment: &u64| !self.lacking(*segment).is_empty();
@@ -167,7 +167,7 @@ impl Verification {
         });
     }
 
-    /// Ends to take leaves from an older version. Returns how many it had.
+    /// Stops taking leaves from an older version. Returns how many it had.
     pub(in crate::receiver) fn end_reuse(&mut self) -> u64 {
         self.reuse.take().map_or(0, |reuse| reuse.reused)
     }
@@ -248,8 +248,8 @@ impl Verification {
         }
     }
 
-    /// Handles the comparison of a segment whose list was not known: the older version's list, if it
-    /// is that of the segment.
+    /// Handles the comparison of a segment whose list was not known: the older version's list, if
+    /// it is that of the segment.
     pub(in crate::receiver) fn handle_compared(
         &mut self,
         segment: u64,

@@ -10,7 +10,7 @@ use bootcast_proto::manifest::{ContentTree, SEGMENT_LEAVES, Value};
 use super::check::Check;
 use super::{Verification, index};
 
-/// Which segments are checked as a whole, and when.
+/// Segments that are checked as a whole.
 #[derive(Debug, Default)]
 pub(super) struct WholeSegments {
     /// For each segment, whether it consists of zeros by the map. Empty without a map.
