@@ -82,37 +82,44 @@ impl Object {
         check
     }
 
-    /// Hashes stored leaves. Returns the reads that can be answered.
+    /// Hashes stored leaves. A hole is not read: the kernel would fill its cache with zeros.
+    /// Returns the reads that can be answered.
     fn check_leaves(&self, check: &Check, now: impl FnOnce() -> Instant) -> Vec<Ready> {
-        let now = now();
-        let finding = self.examine(check, now);
+        let bytes = check.bytes();
+        if self.store.is_hole(&bytes) {
+            return self.handle_finding(check, Ok(check.examine_zeros()), None, now());
+        }
+        let len = usize::try_from(bytes.end - bytes.start).expect("at most a segment");
+        with_buffer(len, |buffer| {
+            let read = self.store.read_exact_at(buffer, bytes.start);
+            let finding = read.map(|()| check.examine(buffer));
+            self.handle_finding(check, finding, Some(buffer), now())
+        })
+    }
+
+    /// Handles the result of a check of `bytes`; `None` for those of a hole. Returns the reads that
+    /// can be answered.
+    fn handle_finding(
+        &self,
+        check: &Check,
+        finding: io::Result<Finding>,
+        bytes: Option<&[u8]>,
+        now: Instant,
+    ) -> Vec<Ready> {
         let mut inner = self.lock();
         match finding {
             Ok(finding) => {
                 if let Finding::Wrong(wrong) = &finding {
                     self.log_wrong(&inner, wrong);
                 }
+                if let Some(bytes) = bytes {
+                    inner.receiver.handle_checked_bytes(check, &finding, bytes, now);
+                }
                 inner.receiver.handle_check_result(check, &finding, now);
             }
             Err(error) => self.store_failed(&mut inner, error.to_string()),
         }
         self.take_answerable(&mut inner)
-    }
-
-    /// Hashes the stored bytes of a check. A hole is not read: the kernel would fill its cache with
-    /// zeros.
-    fn examine(&self, check: &Check, now: Instant) -> io::Result<Finding> {
-        let bytes = check.bytes();
-        if self.store.is_hole(&bytes) {
-            return Ok(check.examine_zeros());
-        }
-        let len = usize::try_from(bytes.end - bytes.start).expect("at most a segment");
-        with_buffer(len, |buffer| {
-            self.store.read_exact_at(buffer, bytes.start)?;
-            let finding = check.examine(buffer);
-            self.lock().receiver.handle_checked_bytes(check, &finding, buffer, now);
-            Ok(finding)
-        })
     }
 
     fn log_wrong(&self, inner: &Inner, leaves: &[u64]) {

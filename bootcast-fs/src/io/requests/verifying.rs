@@ -13,12 +13,15 @@ use crate::io::now;
 use crate::object::{ListsFailure, Object, Reusing, Verifying};
 use crate::receiver::{FetchError, ListRequest, Replacement};
 
-/// How long leaves accumulate that no reader waits for: some 30 at 1 Gbit/s. Each check costs a read
-/// and two locks, however few leaves it has.
+/// Time for which leaves accumulate that no reader waits for: some 30 at 1 Gbit/s. Each check costs
+/// a read and two locks, however few leaves it has.
 const VERIFY_DELAY: Duration = Duration::from_millis(4);
 
 /// Makes a checkpoint of an object that just became complete. Waits for the disk.
 fn save_if_complete(object: &Object) {
+    if !object.has_all_pages() {
+        return;
+    }
     let snapshot = object.snapshot();
     if snapshot.is_complete && !snapshot.is_durable {
         // The object logs what went wrong.
@@ -38,8 +41,8 @@ impl Job {
         self.attend();
     }
 
-    /// Copies leaves from an older version until it has no more, or hashes are missing. For a thread
-    /// that may block.
+    /// Copies leaves from an older version until it has no more, or hashes are missing. For a
+    /// thread that may block.
     pub(super) fn reuse(self, mut reusing: Reusing) {
         while reusing.step(|reads| self.answer(reads), now) {}
         save_if_complete(&self.object);
