@@ -49,14 +49,13 @@ pub(super) fn first_part(run: &[IoSlice<'_>]) -> Part {
 /// Whether the file has a hole of `len` bytes at `offset`, which reads as zeros.
 pub(super) fn is_hole(file: &File, offset: u64, len: usize) -> bool {
     let end = offset + len as u64;
+    let is_free_of_data = match rustix::fs::seek(file, SeekFrom::Data(offset)) {
+        Ok(data) => data >= end,
+        // There is no data behind. Other errors: the file system knows no holes.
+        Err(errno) => errno == rustix::io::Errno::NXIO,
+    };
     // Behind the end of the file nothing can be read.
-    let is_inside = file.metadata().is_ok_and(|it| it.len() >= end);
-    is_inside
-        && match rustix::fs::seek(file, SeekFrom::Data(offset)) {
-            Ok(data) => data >= end,
-            // There is no data behind. Other errors: the file system knows no holes.
-            Err(errno) => errno == rustix::io::Errno::NXIO,
-        }
+    is_free_of_data && file.metadata().is_ok_and(|it| it.len() >= end)
 }
 
 /// Returns the first of these bytes that are in no hole; `None` if all are.

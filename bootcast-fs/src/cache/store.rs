@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
 use bootcast_proto::Etag;
@@ -38,6 +39,8 @@ pub struct Store {
     is_shared: bool,
     /// Whether the file is in memory and needs no checkpoints.
     is_in_memory: bool,
+    /// Whether held bytes may be in a hole of the file. Until then no check looks for one.
+    may_have_holes: AtomicBool,
     /// Directory and identity of a persistent store; `None` for transient ones.
     object_dir: Option<ObjectDir>,
     /// Hashes of a persistent store's content, if their file can be opened.
@@ -175,6 +178,7 @@ impl Store {
             leaf_values,
             is_shared: false,
             is_in_memory: matches!(cache, Cache::Memory),
+            may_have_holes: AtomicBool::new(restored.is_some()),
             symbols: Symbols::new(cache),
             object_dir,
             restored,
@@ -265,6 +269,8 @@ impl Store {
                 Ok(0) | Err(_) => break,
                 Ok(more) => copied += more.min(len - copied),
             }
+            // The other file may have one there.
+            self.record_hole();
         }
         copied
     }
@@ -279,7 +285,9 @@ impl Store {
         while !slices.is_empty() {
             let part = holes::first_part(slices);
             let (head, rest) = std::mem::take(&mut slices).split_at_mut(part.slices);
-            if !part.is_zeros || !holes::is_hole(&self.data, offset, part.len) {
+            if part.is_zeros && holes::is_hole(&self.data, offset, part.len) {
+                self.record_hole();
+            } else {
                 write(head, offset)?;
             }
             offset += part.len as u64;
@@ -292,6 +300,7 @@ impl Store {
     /// final size.
     pub fn write_zeros(&self, bytes: Range<u64>) -> io::Result<()> {
         static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+        self.record_hole();
         let mut rest = bytes;
         while let Some(data) = holes::first_data(&self.data, &rest) {
             for start in data.clone().step_by(ZEROS.len()) {
@@ -309,10 +318,17 @@ impl Store {
         holes::first_hole(&self.data, bytes)
     }
 
-    /// Whether all of these bytes are in a hole, so that they are zeros.
+    /// Whether all of these bytes, which are held, are in a hole, so that they are zeros. Costs
+    /// nothing where every held byte was written.
     pub fn is_hole(&self, bytes: &Range<u64>) -> bool {
-        usize::try_from(bytes.end - bytes.start)
-            .is_ok_and(|len| holes::is_hole(&self.data, bytes.start, len))
+        self.may_have_holes.load(Ordering::Relaxed)
+            && usize::try_from(bytes.end - bytes.start)
+                .is_ok_and(|len| holes::is_hole(&self.data, bytes.start, len))
+    }
+
+    /// Records that held bytes may be in a hole from now on.
+    fn record_hole(&self) {
+        self.may_have_holes.store(true, Ordering::Relaxed);
     }
 
     fn write_all(&self, mut slices: &mut [IoSlice<'_>], mut offset: u64) -> io::Result<()> {
