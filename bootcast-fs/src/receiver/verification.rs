@@ -91,7 +91,7 @@ pub(super) struct Verification {
     is_verified: Vec<bool>,
     /// Number of segments of which all leaves are verified.
     verified: u64,
-    /// Number of such segments at the start of the file, or fewer.
+    /// Number of such segments at the start of the file.
     verified_start: u64,
     /// Segments with a known leaf list and unchecked leaves.
     ready: BTreeSet<u64>,
@@ -147,14 +147,21 @@ impl Verification {
             self.tree.segments()
         );
         debug_assert!(
-            self.ready.iter().all(|segment| self.open.contains_key(segment)),
-            "a segment is checked of which nothing arrived"
+            self.ready.iter().all(|segment| {
+                self.open.get(segment).is_some_and(|known| !known.unchecked().is_empty())
+            }),
+            "a segment is checked of which nothing is to be checked"
         );
         debug_assert!(
             self.open.keys().all(|segment| !self.is_verified[index(*segment)]),
             "a segment is verified, but some of its leaves are not"
         );
-        assert!(self.verified_start <= self.verified, "a gap before {}", self.verified_start);
+        let after = self.is_verified.get(index(self.verified_start));
+        assert!(
+            self.verified_start <= self.verified && after != Some(&true),
+            "{} segments at the start are verified, or more",
+            self.verified_start
+        );
     }
 
     /// Handles bytes that arrived and are stored. `holds` tells whether all bytes of a range have.
@@ -289,9 +296,8 @@ impl Verification {
 
     /// Returns the length of the verified part at the start of the file, in bytes.
     pub(super) fn contiguous(&self) -> u64 {
-        let leaves = self.tree.leaves_of(self.verified_start);
-        let first = leaves.clone().find(|leaf| !self.is_leaf_verified(*leaf));
-        self.tree.leaf(first.unwrap_or(leaves.end)).start
+        let verified = self.open.get(&self.verified_start).map_or(0, |it| it.verified.run_from(0));
+        self.tree.leaf(self.verified_start * SEGMENT_LEAVES + verified).start
     }
 
     /// Extends a range to whole leaves: all of them must have arrived before any byte is read.
