@@ -123,7 +123,8 @@ impl Object {
         }
     }
 
-    /// Returns a receiver that is notified whenever a snapshot may differ from the one before.
+    /// Returns a receiver that is notified whenever a snapshot may differ from the one before,
+    /// except for pages that arrived and may not be read yet.
     pub fn watch(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
     }
