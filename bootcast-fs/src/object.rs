@@ -15,6 +15,8 @@
 #[cfg(test)]
 mod durability_tests;
 mod fetching;
+#[cfg(test)]
+mod fixture;
 mod reads;
 mod rebuilding;
 mod reusing;
@@ -27,7 +29,7 @@ mod zeros;
 use std::cell::RefCell;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use bootcast_proto::api::Want;
@@ -60,9 +62,12 @@ pub struct Object {
     /// Older version of the path in the cache, until it is of no more use. Locked before `inner`.
     older: Mutex<Option<Arc<Older>>>,
     inner: Mutex<Inner>,
+    /// Wakes a [`Verifying`] that lets leaves accumulate. Belongs to `inner`.
+    check_now: Condvar,
     /// Serialises checkpoints.
     saving: Mutex<()>,
-    /// Notified whenever a [`Snapshot`] may differ from the one before.
+    /// Notified whenever a [`Snapshot`] may differ from the one before, except for pages that
+    /// arrived and may not be read yet.
     changed: watch::Sender<()>,
 }
 
@@ -146,6 +151,7 @@ impl Object {
             store,
             older: Mutex::new(older.map(Arc::new)),
             inner: Mutex::new(inner),
+            check_now: Condvar::new(),
             saving: Mutex::default(),
             changed: watch::Sender::new(()),
         }

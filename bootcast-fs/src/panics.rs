@@ -6,7 +6,7 @@
 //! other threads away from state that may be half changed.
 
 use std::panic::PanicHookInfo;
-use std::sync::{LazyLock, Mutex, MutexGuard};
+use std::sync::{Condvar, LazyLock, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bootcast_proto::RemotePath;
@@ -80,6 +80,19 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
         Ok(guard) => guard,
         // A destructor that runs because of a panic must not unwind itself.
         Err(poisoned) if std::thread::panicking() => poisoned.into_inner(),
+        Err(_) => std::panic::resume_unwind(Box::new("the state may be half changed")),
+    }
+}
+
+/// Waits on `condvar` while `waits` is true, for `timeout` at most. After a panic like [`lock`].
+pub(crate) fn wait_while<'a, T>(
+    condvar: &Condvar,
+    guard: MutexGuard<'a, T>,
+    timeout: Duration,
+    waits: impl FnMut(&mut T) -> bool,
+) -> MutexGuard<'a, T> {
+    match condvar.wait_timeout_while(guard, timeout, waits) {
+        Ok((guard, _)) => guard,
         Err(_) => std::panic::resume_unwind(Box::new("the state may be half changed")),
     }
 }

@@ -10,8 +10,8 @@ use bootcast_proto::manifest::{UNKNOWN, Value};
 use tracing::warn;
 
 use super::{Inner, Object, Ready, with_buffer};
-use crate::log_limit;
 use crate::receiver::{Check, Finding, Learned, ListRequest, Replacement};
+use crate::{log_limit, panics};
 
 /// Checking of the leaves of one object. Each object has at most one at a time.
 ///
@@ -19,27 +19,37 @@ use crate::receiver::{Check, Finding, Learned, ListRequest, Replacement};
 #[derive(Debug)]
 pub struct Verifying {
     object: Arc<Object>,
-    /// Whether [`Self::step`] found nothing more to check, so that another one may have begun.
+    /// Whether [`Self::wait`] found nothing to check, so that another one may have begun.
     is_over: bool,
 }
 
 impl Verifying {
-    /// Whether a reader waits for leaves that can be checked.
-    pub fn is_urgent(&self) -> bool {
-        self.object.lock().receiver.has_urgent_check()
+    /// Lets leaves accumulate for `delay`, unless some must be checked at once. Returns `false` if
+    /// there is nothing to check. Then this is over.
+    pub fn wait(&mut self, delay: Duration, now: impl Fn() -> Instant) -> bool {
+        if self.is_over {
+            return false;
+        }
+        let accumulates =
+            |inner: &mut Inner| !inner.is_shut_down && !inner.receiver.must_check(now());
+        let lock = self.object.lock();
+        let mut inner = panics::wait_while(&self.object.check_now, lock, delay, accumulates);
+        self.is_over = !inner.needs_check();
+        inner.in_background.is_verifying = !self.is_over;
+        !self.is_over
     }
 
     /// Checks some leaves, those that readers wait for first. Calls `answer` with the reads that
-    /// this completes. Returns `false` if there is nothing to check.
+    /// this completes. Returns `false` if there is nothing to check for now.
     pub fn step(&mut self, answer: impl FnOnce(Vec<Ready>), now: impl FnOnce() -> Instant) -> bool {
         if self.is_over {
             return false;
         }
-        match self.object.next_check() {
-            Some(check) => answer(self.object.check_leaves(&check, now)),
-            None => self.is_over = true,
+        let check = self.object.next_check();
+        if let Some(check) = &check {
+            answer(self.object.check_leaves(check, now));
         }
-        !self.is_over
+        check.is_some()
     }
 }
 
@@ -60,26 +70,37 @@ pub enum ListsFailure {
     Stale,
 }
 
+impl Inner {
+    /// Whether there are leaves to check, and the program does not end.
+    fn needs_check(&self) -> bool {
+        !self.is_shut_down && self.receiver.has_check()
+    }
+}
+
 impl Object {
-    /// Begins checking if there are leaves to check and nothing checks them already.
+    /// Begins checking if there are leaves to check. Returns `None` if something checks them
+    /// already, which hurries if it must.
     #[must_use]
-    pub fn begin_verifying(self: &Arc<Self>) -> Option<Verifying> {
+    pub fn begin_verifying(self: &Arc<Self>, now: Instant) -> Option<Verifying> {
         let mut inner = self.lock();
-        let is_needed = inner.receiver.has_check() && !inner.is_shut_down;
-        if inner.in_background.is_verifying || !is_needed {
+        if !inner.needs_check() {
+            return None;
+        }
+        if inner.in_background.is_verifying {
+            if inner.receiver.must_check(now) {
+                self.check_now.notify_one();
+            }
             return None;
         }
         inner.in_background.is_verifying = true;
         Some(Verifying { object: self.clone(), is_over: false })
     }
 
-    /// Returns leaves to check. If there are none, or if the program ends, checking is over. A file
-    /// that the cache kept can take minutes, for which an end must not wait.
+    /// Returns leaves to check; `None` if there are none, or if the program ends. A file that the
+    /// cache kept can take minutes, for which an end must not wait.
     fn next_check(&self) -> Option<Check> {
         let mut inner = self.lock();
-        let check = if inner.is_shut_down { None } else { inner.receiver.poll_check() };
-        inner.in_background.is_verifying = check.is_some();
-        check
+        if inner.is_shut_down { None } else { inner.receiver.poll_check() }
     }
 
     /// Hashes stored leaves. A hole is not read: the kernel would fill its cache with zeros.
@@ -241,3 +262,6 @@ impl Object {
         Ok(wrong)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -196,6 +196,11 @@ impl DemandLoop {
         self.demand.poll_timeout()
     }
 
+    /// Whether demanded pages are on their way.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.demand.is_waiting()
+    }
+
     /// Whether a random reader waits, so that the time of each page matters.
     pub(super) fn is_hurried(&self, now: Instant) -> bool {
         self.demand.is_hurried(now)

@@ -277,9 +277,13 @@ impl Receiver {
         self.content.verification().is_some_and(Verification::has_check)
     }
 
-    /// Whether a reader waits for leaves that can be checked.
-    pub fn has_urgent_check(&self) -> bool {
-        self.content.verification().is_some_and(Verification::has_urgent_check)
+    /// Whether leaves must be checked at once, instead of some of them together: nothing more
+    /// arrives, or a reader waits for leaves that are here, and does not just follow the stream.
+    pub fn must_check(&self, now: Instant) -> bool {
+        let is_wanted = self.content.verification().is_some_and(Verification::has_urgent_check);
+        let is_streamed = self.session.is_member() && self.fill() == Fill::Full;
+        let follows = is_streamed && !self.demand.is_waiting() && !self.demand.is_hurried(now);
+        self.content.has_all_pages() || (is_wanted && !follows)
     }
 
     /// Addresses of the senders of the pages around a leaf, as far as they are known.

@@ -241,7 +241,7 @@ impl Attended {
         if let Some(part) = fetch {
             send(Request::Fetch(part));
         }
-        if let Some(verifying) = object.begin_verifying() {
+        if let Some(verifying) = object.begin_verifying(now) {
             send(Request::Verify(verifying));
         }
         if let Some(reusing) = object.begin_reusing() {

@@ -13,8 +13,8 @@ use crate::io::now;
 use crate::object::{ListsFailure, Object, Reusing, Verifying};
 use crate::receiver::{FetchError, ListRequest, Replacement};
 
-/// Time for which leaves accumulate that no reader waits for: some 30 at 1 Gbit/s. Each check costs
-/// a read and two locks, however few leaves it has.
+/// Time for which leaves accumulate, unless some must be checked at once: some 30 at 1 Gbit/s. Each
+/// check costs a read and two locks, however few leaves it has.
 const VERIFY_DELAY: Duration = Duration::from_millis(4);
 
 /// Makes a checkpoint of an object that just became complete. Waits for the disk.
@@ -31,12 +31,10 @@ fn save_if_complete(object: &Object) {
 
 impl Job {
     /// Checks leaves until none is left. For a thread that may block.
-    #[expect(clippy::disallowed_methods, reason = "time is all that is waited for")]
     pub(super) fn verify(self, mut verifying: Verifying) {
-        if !verifying.is_urgent() {
-            std::thread::sleep(VERIFY_DELAY);
+        while verifying.wait(VERIFY_DELAY, now) {
+            while verifying.step(|reads| self.answer(reads), now) {}
         }
-        while verifying.step(|reads| self.answer(reads), now) {}
         save_if_complete(&self.object);
         self.attend();
     }
