@@ -64,6 +64,8 @@ pub struct Object {
     inner: Mutex<Inner>,
     /// Wakes a [`Verifying`] that lets leaves accumulate. Belongs to `inner`.
     check_now: Condvar,
+    /// Serialises writers, see [`Self::begin_writing`]. Locked before `inner`.
+    writing: Mutex<()>,
     /// Serialises checkpoints.
     saving: Mutex<()>,
     /// Notified whenever a [`Snapshot`] may differ from the one before, except for pages that
@@ -152,6 +154,7 @@ impl Object {
             older: Mutex::new(older.map(Arc::new)),
             inner: Mutex::new(inner),
             check_now: Condvar::new(),
+            writing: Mutex::default(),
             saving: Mutex::default(),
             changed: watch::Sender::new(()),
         }
@@ -180,6 +183,13 @@ impl Object {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         panics::lock(&self.inner)
+    }
+
+    /// Locks the bytes of the store. Whoever writes some holds the guard from the moment at which
+    /// it finds them missing or wrong until it has told the receiver that they are stored. So
+    /// nobody writes over a page that another one stored, whose leaf may be verified by then.
+    fn begin_writing(&self) -> MutexGuard<'_, ()> {
+        panics::lock(&self.writing)
     }
 
     /// Identifier, unique in this process.

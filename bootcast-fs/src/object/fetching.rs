@@ -36,6 +36,7 @@ impl Object {
     #[must_use]
     pub fn store_fetched(&self, id: u64, offset: u64, bytes: &[u8]) -> Fetched {
         let end = offset + bytes.len() as u64;
+        let alone = self.begin_writing();
         let (mut pages, page_size, epoch, whole_end) = {
             let mut inner = self.lock();
             self.set_final_size(&mut inner);
@@ -61,6 +62,7 @@ impl Object {
         let written = self.write(&mut pages, page_size);
         let has_failed = written.error.is_some();
         let ready = self.mark_held(written, epoch);
+        drop(alone);
         let mut inner = self.lock();
         let oldest = inner.oldest_wait();
         let continues = inner.receiver.handle_fetched(id, whole_end, oldest.as_ref());

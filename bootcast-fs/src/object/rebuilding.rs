@@ -221,6 +221,7 @@ impl Object {
 
     fn store_rebuilt(&self, built: &[Built<'_>], geometry: &Geometry) -> Vec<Ready> {
         let mut rebuilt = Vec::new();
+        let _alone = self.begin_writing();
         let epoch = {
             let mut inner = self.lock();
             let is_right = |plan: &DecodePlan| {

@@ -108,19 +108,19 @@ impl Object {
     fn copy_leaves(&self, check: &Check, older: &Older) -> Vec<Ready> {
         let bytes = check.bytes();
         let len = usize::try_from(bytes.end - bytes.start).expect("a check is about a MiB");
-        let copied = with_buffer(len, |buffer| {
-            if older.read_exact_at(buffer, bytes.start).is_err() {
-                return Ok(check.leaves().collect());
+        with_buffer(len, |buffer| {
+            let read = older.read_exact_at(buffer, bytes.start);
+            let wrong =
+                read.map_or_else(|_| check.leaves().collect(), |()| check.wrong_leaves(buffer));
+            let _alone = self.begin_writing();
+            let stored = self.store_right(check, &wrong, older, buffer);
+            let mut inner = self.lock();
+            match stored {
+                Ok(()) => inner.receiver.handle_reused(check, &wrong),
+                Err(error) => self.store_failed(&mut inner, error.to_string()),
             }
-            let wrong = check.wrong_leaves(buffer);
-            self.store_right(check, &wrong, older, buffer).map(|()| wrong)
-        });
-        let mut inner = self.lock();
-        match copied {
-            Ok(wrong) => inner.receiver.handle_reused(check, &wrong),
-            Err(error) => self.store_failed(&mut inner, error.to_string()),
-        }
-        self.take_answerable(&mut inner)
+            self.take_answerable(&mut inner)
+        })
     }
 
     /// Stores the leaves among `bytes` that are not wrong, in runs.

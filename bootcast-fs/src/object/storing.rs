@@ -52,6 +52,7 @@ impl Object {
     pub fn receive(&self, datagrams: &[(SocketAddr, &[u8])], now: Instant) -> Vec<Ready> {
         let mut pages = Vec::with_capacity(datagrams.len());
         let checked = self.check(datagrams);
+        let _alone = self.begin_writing();
         let (epoch, page_size) = {
             let mut inner = self.lock();
             for datagram in &checked {
@@ -93,12 +94,14 @@ impl Object {
         gate.check_all(datagrams)
     }
 
-    /// Writes pages in runs of consecutive ones.
+    /// Writes pages in runs of consecutive ones. Needs [`Object::begin_writing`].
     pub(super) fn write(
         &self,
         mut pages: &mut [(PageIndex, IoSlice<'_>)],
         page_size: PageSize,
     ) -> Written {
+        #[cfg(test)]
+        tests::before_write();
         let mut written = Written::default();
         while let Some(&(first, _)) = pages.first() {
             let consecutive = |(at, page): &(usize, &(PageIndex, IoSlice<'_>))| {
@@ -183,3 +186,6 @@ impl Object {
         result
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -237,6 +237,7 @@ impl Object {
         bytes: Option<&[u8]>,
         now: Instant,
     ) -> Vec<Ready> {
+        let _alone = self.begin_writing();
         let stored = bytes.map(|bytes| self.store_right_leaves(leaves, bytes)).transpose();
         let mut inner = self.lock();
         let wrong = stored.unwrap_or_else(|error| {

@@ -7,7 +7,8 @@ use bootcast_proto::{Geometry, PageIndex, PageRange, ZeroMap};
 use super::{Inner, Object, Ready};
 use crate::receiver::{Assembly, Epoch};
 
-/// Maximum number of pages that are marked under one lock, which takes half a millisecond.
+/// Maximum number of pages that are marked under one lock, which takes half a millisecond, or
+/// written before other writers go on.
 const PIECE_PAGES: u32 = 4096;
 
 /// Why taking the pages of a zero map ends early.
@@ -66,6 +67,7 @@ impl Object {
                 let end = rest.end.0.min(rest.start.0.saturating_add(PIECE_PAGES));
                 let piece = PageRange::new(rest.start.0, end);
                 rest.start = PageIndex(end);
+                let _alone = self.begin_writing();
                 let missing = self.lock().missing_runs(piece, epoch)?;
                 for run in missing {
                     answer(self.take_zero_pages(run, geometry, epoch));
