@@ -243,6 +243,13 @@ impl Client {
         let right = vec![0; usize::try_from(bytes.end - bytes.start).expect("about a MiB")];
         self.receiver.handle_fetched_leaves(leaves, &[], &right, now);
         self.receiver.handle_replaced(leaves, Some(&[]), now);
+        // Blocks are rebuilt from the right bytes from now on.
+        let geometry = *self.receiver.assembly().expect("leaves of a file").geometry();
+        for page in geometry.pages_covering(bytes).iter() {
+            if self.receiver.holds(&geometry.byte_range(PageRange::single(page))) {
+                self.forged.remove(&page);
+            }
+        }
         self.receiver.handle_timeout(now);
     }
 
