@@ -1,11 +1,12 @@
-//! A member forges pages with the right key as fast as the server sends. The others get the right
-//! bytes, and by multicast. docs/PROTOCOL.md, "Senders that forge".
+//! A member forges pages, or repair symbols, with the right key as fast as the server sends. The
+//! others get the right bytes, and by multicast. docs/PROTOCOL.md, "Senders that forge".
 
 use std::net::SocketAddrV4;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use bootcast_proto::wire::Layout;
-use bootcast_proto::{DatagramKey, Geometry, JoinAnswer, PageIndex};
+use bootcast_proto::fec::RepairIndex;
+use bootcast_proto::wire::{Layout, symbol_header};
+use bootcast_proto::{BlockLayout, DatagramKey, Geometry, JoinAnswer, PageIndex};
 use harness::content::Image;
 use harness::lab::HEAD_ADDRESS;
 use harness::{Lab, SOON, ServerProc, lab_or_skip, mib, wait_until};
@@ -20,37 +21,68 @@ const AHEAD: u64 = 64;
 /// UDP payload of a full page.
 const DATAGRAM_BYTES: u64 = 1472;
 
-/// A member that forges pages of one cast.
+/// Datagrams that a member forges.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Forgery {
+    /// Each page of the file.
+    Pages,
+    /// As many symbols of each block as it has pages.
+    Symbols,
+}
+
+/// A member that forges datagrams of one cast.
 struct Member {
     forger: Forger,
-    group: SocketAddrV4,
+    forgery: Forgery,
+    pages: SocketAddrV4,
+    symbols: SocketAddrV4,
     key: DatagramKey,
     geometry: Geometry,
+    layout: BlockLayout,
 }
 
 impl Member {
     /// Joins on client 3, which tells the key, and leaves. It will send from `source`.
-    fn join(lab: &Lab, image: &Image, source: SocketAddrV4) -> Self {
+    fn join(lab: &Lab, image: &Image, source: SocketAddrV4, forgery: Forgery) -> Self {
         let (host, name) = (lab.client(3), text(&image.name));
         let answer = host.get_with(&lab.url(&format!("join/{name}")), &[("X-BOOTCAST", "1")]);
         let answer = JoinAnswer::parse(&answer.body).unwrap();
         let token = [("X-TOKEN", answer.token.as_str())];
         assert_eq!(host.get_with(&lab.url(&format!("leave/{name}")), &token).status, 204);
         let forger = host.enter(|| Forger::new(source));
-        let (key, geometry) = (answer.extensions.key.unwrap(), answer.geometry().unwrap());
-        Self { forger, group: answer.connect, key, geometry }
+        let pages = answer.connect;
+        Self {
+            forger,
+            forgery,
+            pages,
+            symbols: SocketAddrV4::new(*pages.ip(), answer.extensions.repair.unwrap()),
+            key: answer.extensions.key.unwrap(),
+            geometry: answer.geometry().unwrap(),
+            layout: answer.block_layout().unwrap(),
+        }
     }
 
     fn forge(&self, page: u64) {
         let pages = self.geometry.pages();
         let page = PageIndex(u32::try_from(page % u64::from(pages)).unwrap());
-        let payload = vec![0xee; self.geometry.page_len(page).unwrap() as usize];
-        let mut datagram = [&Layout::Base.header(page, pages, &payload)[..], &payload].concat();
+        let (group, mut datagram) = match self.forgery {
+            Forgery::Pages => {
+                let payload = vec![0xee; self.geometry.page_len(page).unwrap() as usize];
+                let header = Layout::Base.header(page, pages, &payload);
+                (self.pages, [&header[..], &payload].concat())
+            }
+            Forgery::Symbols => {
+                let (block, source) = self.layout.place(page);
+                let header = symbol_header(block, RepairIndex::new(source.get()).unwrap(), 255);
+                let payload = vec![0xee; self.geometry.page_size().get() as usize];
+                (self.symbols, [&header[..], &payload].concat())
+            }
+        };
         self.key.seal(&mut datagram);
-        self.forger.send(self.group, &datagram);
+        self.forger.send(group, &datagram);
     }
 
-    /// Forges a page for each that the server sends, a little earlier, until told otherwise.
+    /// Forges a datagram for each page that the server sends, a little earlier, until told otherwise.
     fn run(&self, server: &ServerProc<'_>, image: &Image, done: &AtomicBool) {
         let mut next = 0;
         while !done.load(Ordering::Relaxed) {
@@ -69,9 +101,14 @@ struct Needed {
     logs: [String; 2],
 }
 
-/// Fetches and copies an image on two clients, while client 3 forges pages from the server's port,
-/// or from another one.
-fn fetch_among_forged_pages(lab: &Lab, image: &Image, from_servers_port: bool) -> Needed {
+/// Fetches and copies an image on two clients, while client 3 forges from the server's port, or from
+/// another one.
+fn fetch_beside_a_forger(
+    lab: &Lab,
+    image: &Image,
+    forgery: Forgery,
+    from_servers_port: bool,
+) -> Needed {
     let server = lab.server().option("--rate", "50mbit").start();
     let valve = lab.hold_multicast_after(0);
     let mount = lab.mount(1).start();
@@ -81,7 +118,8 @@ fn fetch_among_forged_pages(lab: &Lab, image: &Image, from_servers_port: bool) -
     lab.wait_members(&server, text(&image.name), 1..=2);
     let server_socket = sending_socket(&server);
     let other = SocketAddrV4::new(HEAD_ADDRESS, 4242);
-    let member = Member::join(lab, image, if from_servers_port { server_socket } else { other });
+    let source = if from_servers_port { server_socket } else { other };
+    let member = Member::join(lab, image, source, forgery);
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| lab.client(3).enter(|| member.run(&server, image, &done)));
@@ -102,7 +140,7 @@ fn fetch_among_forged_pages(lab: &Lab, image: &Image, from_servers_port: bool) -
 fn a_member_that_forges_at_the_rate_of_the_cast_is_not_listened_to_for_long() {
     let lab = lab_or_skip!(Lab::builder().clients(3).valve());
     let image = lab.put("image", mib(16));
-    let Needed { http, logs } = fetch_among_forged_pages(&lab, &image, false);
+    let Needed { http, logs } = fetch_beside_a_forger(&lab, &image, Forgery::Pages, false);
     for log in &logs {
         assert!(log.contains("10.77.0.1:4242 sends wrong pages"), "{log}");
     }
@@ -115,9 +153,34 @@ fn a_member_that_forges_at_the_rate_of_the_cast_is_not_listened_to_for_long() {
 fn a_member_that_forges_in_the_name_of_the_servers_socket_puts_no_wrong_byte_into_files() {
     let lab = lab_or_skip!(Lab::builder().clients(3).valve());
     let image = lab.put("image", mib(16));
-    let Needed { http, logs } = fetch_among_forged_pages(&lab, &image, true);
+    let Needed { http, logs } = fetch_beside_a_forger(&lab, &image, Forgery::Pages, true);
     for log in logs {
         assert!(log.contains("wrong bytes"), "the forger was not heard: {log}");
+        assert!(!log.contains("is not listened to"), "the server was ignored: {log}");
+    }
+    // Each of the two fetches the file once at most, and what belongs to the requests.
+    assert!(http < 3 * image.size, "{http} bytes over HTTP");
+}
+
+#[test]
+fn a_member_that_forges_repair_symbols_is_not_listened_to_for_long() {
+    let lab = lab_or_skip!(Lab::builder().clients(3).loss(2.0).valve());
+    let image = lab.put("image", mib(16));
+    let Needed { http, logs } = fetch_beside_a_forger(&lab, &image, Forgery::Symbols, false);
+    for log in &logs {
+        assert!(log.contains("wrong bytes"), "no block was rebuilt wrong: {log}");
+        assert!(log.contains("10.77.0.1:4242 sends wrong pages"), "{log}");
+    }
+    assert!(http < image.size, "{http} bytes over HTTP");
+}
+
+#[test]
+fn a_member_that_forges_repair_symbols_of_the_servers_socket_puts_no_wrong_byte_into_files() {
+    let lab = lab_or_skip!(Lab::builder().clients(3).loss(2.0).valve());
+    let image = lab.put("image", mib(16));
+    let Needed { http, logs } = fetch_beside_a_forger(&lab, &image, Forgery::Symbols, true);
+    for log in logs {
+        assert!(log.contains("wrong bytes"), "no block was rebuilt wrong: {log}");
         assert!(!log.contains("is not listened to"), "the server was ignored: {log}");
     }
     // Each of the two fetches the file once at most, and what belongs to the requests.
