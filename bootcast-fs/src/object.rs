@@ -101,7 +101,7 @@ struct InBackground {
     is_reusing: bool,
 }
 
-/// What the receive thread must do for an object.
+/// Work of the receive thread for an object.
 #[derive(Debug)]
 #[must_use]
 pub struct Work {
@@ -113,7 +113,7 @@ pub struct Work {
     pub fetch: Option<Fetch>,
     /// Messages for the user about the reception.
     pub notices: Vec<Notice>,
-    /// How the file arrives at present.
+    /// Way in which the file arrives at present.
     pub reception: Reception,
     /// Whether the object takes part in no cast and does not try to.
     pub is_resting: bool,

@@ -16,7 +16,7 @@ use super::server::{BATCH, DATA_PORT, REPAIR, Sent};
 /// Depth of the bucket of the server's ceiling: time that it may make up for.
 const CATCH_UP: Duration = Duration::from_millis(20);
 
-/// What a server has sent so far, counted outside its scheduler.
+/// Datagrams that a server has sent so far, counted outside its scheduler.
 #[derive(Debug)]
 pub(super) struct ServerAudit {
     geometry: Geometry,
@@ -149,7 +149,7 @@ impl ServerAudit {
     }
 }
 
-/// What a client has stored so far, recorded outside its receiver.
+/// Pages and symbols that a client has stored so far, recorded outside its receiver.
 #[derive(Debug, Default)]
 pub(super) struct ClientAudit {
     /// Stored pages; `None` before the first.

@@ -62,7 +62,7 @@ pub struct Ready {
     pub error: Option<Unread>,
 }
 
-/// What the caller of [`Object::read`] must do because of the read.
+/// Work that the caller of [`Object::read`] must do because of the read.
 #[derive(Debug, Default)]
 #[must_use]
 pub struct FollowUp {

@@ -6,7 +6,7 @@ use bootcast_proto::manifest::SEGMENT_BYTES;
 
 use super::Object;
 
-/// What `lseek` looks for.
+/// Object of a search by `lseek`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seek {
     /// Bytes that may be other than zeros.

@@ -15,7 +15,7 @@ use crate::{log_limit, panics};
 /// Most slices in one write: `UIO_MAXIOV` of the kernel.
 const MAX_SLICES: usize = 1024;
 
-/// What a checkpoint has saved: how many pages, of which size, and the content id, if all bytes are
+/// Extent of a checkpoint: the number of pages, their size, and the content id, if all bytes are
 /// found to be those of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Saved {

@@ -18,7 +18,7 @@ const MAX_SILENCE_FACTOR: u32 = 16;
 /// Time of silence before a new join, if silence is expected.
 const LONG_SILENCE: Duration = Duration::from_secs(60);
 
-/// What the driver must do. Actions must be executed in the order they are returned.
+/// Something that the driver must do. Actions must be executed in the order they are returned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Send a join; answer with `handle_join` or `handle_join_error`.
@@ -52,7 +52,7 @@ pub struct Subscription {
     pub repair: Option<SocketAddrV4>,
 }
 
-/// How a member interprets silence.
+/// Interpretation of silence by a member.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Silence {
     /// The cast is lost: join again soon.

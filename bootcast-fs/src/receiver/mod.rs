@@ -419,7 +419,7 @@ impl Receiver {
         self.rescue.take_notices()
     }
 
-    /// What may be fetched at present; `None` if nothing is needed.
+    /// Returns what may be fetched at present; `None` if nothing is needed.
     fn fetch_scope(&self) -> Option<Scope> {
         let fill = if self.reuse.is_asking() { Fill::Full } else { self.fill() };
         self.needs_pages().then(|| self.rescue.scope(fill))
@@ -533,7 +533,8 @@ impl Receiver {
         self.session.useful()
     }
 
-    /// How the file arrives at present. A file fetched by choice learns nothing about multicast.
+    /// Returns how the file arrives at present. A file fetched by choice learns nothing about
+    /// multicast.
     pub fn reception(&self) -> Reception {
         self.rescue.reception()
     }

@@ -6,7 +6,7 @@ use std::ops::Range;
 /// Most runs that are remembered: this many readers of one file can be told apart.
 const MAX_RUNS: usize = 16;
 
-/// How a read relates to the reads before it.
+/// Relation of a read to the reads before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Access {
     /// It begins at the start of the file, as a sequential reader does, or repeats bytes that were

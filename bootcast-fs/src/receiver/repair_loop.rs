@@ -62,7 +62,7 @@ pub(super) enum ReportOutcome {
     Forgotten,
 }
 
-/// How far the other machines count on multicast.
+/// Trust of the other machines in multicast.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct MulticastView {
     /// Whether missing pages should be reported, because multicast can bring them.

@@ -18,7 +18,8 @@ pub use deafness::{Cause, Notice};
 pub(super) use deafness::{PageArrival, Repeat};
 use deafness::{Probe, Returns};
 
-/// How often a member that receives nothing enters its group again, in case a switch forgot it.
+/// Time between two times that a member that receives nothing enters its group again, in case a
+/// switch forgot it.
 const RELISTEN: Duration = Duration::from_secs(60);
 /// After this many refusals in a row over HTTP of a version that can be joined, the server counts
 /// as one without files over HTTP.
@@ -36,7 +37,7 @@ pub enum UnicastMode {
     Always,
 }
 
-/// How the file arrives.
+/// Way in which the file arrives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reception {
     /// Not known yet.
@@ -102,7 +103,7 @@ pub(super) struct Rescue {
     contradictions: u32,
     relisten: Relisten,
     fetches: Fetches,
-    /// What the other machines must do.
+    /// Decisions that the other machines must follow.
     events: VecDeque<RescueEvent>,
 }
 
@@ -123,7 +124,7 @@ pub(super) struct RescueView<'a> {
     pub(super) needs_pages: bool,
 }
 
-/// What the other machines must do because of a decision here.
+/// Decision that the other machines must follow.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum RescueEvent {
     /// Report as soon as possible.
@@ -138,7 +139,7 @@ pub(super) enum RescueEvent {
     Want(Want),
 }
 
-/// What a report says of the reception.
+/// State of the reception, for a report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ReportState {
     /// Whether nothing of the repair channel comes.
@@ -147,7 +148,7 @@ pub(super) struct ReportState {
     pub(super) unicast: bool,
 }
 
-/// How a member that fetches tries to receive multicast again.
+/// State of a member that fetches and tries to receive multicast again.
 #[derive(Clone, Copy, Debug, Default)]
 struct Relisten {
     /// When to enter the group again.
@@ -369,7 +370,7 @@ impl Rescue {
         }
     }
 
-    /// How this member receives, for the report that goes out now.
+    /// Returns the state of the reception, for the report that goes out now.
     pub(super) fn report_state(&mut self) -> ReportState {
         let state = ReportState {
             stream_only: self.lacks_repair(),
@@ -388,7 +389,8 @@ impl Rescue {
         self.request_report();
     }
 
-    /// How the file arrives at present. A file fetched by choice learns nothing about multicast.
+    /// Returns how the file arrives at present. A file fetched by choice learns nothing about
+    /// multicast.
     pub(super) fn reception(&self) -> Reception {
         let fetches = self.is_fetching && !self.is_deaf();
         match (fetches, self.has_heard) {
@@ -405,7 +407,7 @@ impl Rescue {
         }
     }
 
-    /// What may be fetched at present.
+    /// Returns what may be fetched at present.
     pub(super) fn scope(&self, fill: Fill) -> Scope {
         match (self.is_fetching, fill) {
             (false, _) => Scope::Named,

@@ -56,7 +56,7 @@ pub enum JoinError {
     Retry {
         /// The server's `Retry-After`, or zero.
         after: Duration,
-        /// What the server said, or why nothing came.
+        /// Message of the server, or the reason why nothing came.
         reason: String,
     },
     /// 404.

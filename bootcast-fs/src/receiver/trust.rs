@@ -1,4 +1,4 @@
-//! How long a member believes beacons. docs/PROTOCOL.md, "What counts as news".
+//! Decides how long a member believes beacons. docs/PROTOCOL.md, "What counts as news".
 
 use std::time::{Duration, Instant};
 

@@ -11,8 +11,7 @@ pub(super) const FIRST: Duration = Duration::from_millis(20);
 pub(super) const MARGIN_MIN: Duration = Duration::from_millis(3);
 /// Longest patience.
 pub(super) const PATIENCE_MAX: Duration = Duration::from_secs(1);
-/// How much of each new measurement counts for the smoothed time: a share of this (RFC 6298:
-/// alpha).
+/// 1 / this is the weight of a new measurement in the smoothed time (RFC 6298: alpha).
 const SMOOTHING: u32 = 8;
 /// The same for the variation (RFC 6298: beta).
 const VARIATION_SMOOTHING: u32 = 4;

@@ -20,10 +20,10 @@ const LONG_ENOUGH: Duration = Duration::from_secs(1);
 /// A stream this close, in pages, is not overtaken by a demand for a while, however slow it is.
 const NEAR: u32 = 256;
 const NEAR_ENOUGH: Duration = Duration::from_secs(10);
-/// How often a page that repair or the stream should bring is examined.
+/// Time between two looks at a page that repair or the stream should bring.
 const LOOK_PERIOD: Duration = Duration::from_millis(100);
 
-/// What to do about a missing page.
+/// Decision about a missing page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Urgency {
     Ask,

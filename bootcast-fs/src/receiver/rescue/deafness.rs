@@ -1,4 +1,4 @@
-//! How a member finds out that multicast does not bring the file, or does again.
+//! Detects that multicast does not bring the file, and that it does again.
 //! docs/PROTOCOL.md, "Unicast".
 
 use std::net::SocketAddr;
@@ -122,7 +122,7 @@ pub(in crate::receiver) struct PageArrival {
     pub(in crate::receiver) was_demanded: bool,
 }
 
-/// What a page tells that was here already.
+/// Meaning of a page that was here already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::receiver) enum Repeat {
     /// It is the same as the last one: nothing.
