@@ -190,16 +190,41 @@ impl Verification {
         holds: impl Fn(&Range<u64>) -> bool,
         are_lists_due: bool,
     ) {
-        for leaf in self.leaves_of(bytes) {
-            let segment = leaf / SEGMENT_LEAVES;
-            if self.is_verified[index(segment)] || !holds(&self.tree.leaf(leaf)) {
+        let mut rest = self.leaves_of(bytes);
+        while !rest.is_empty() {
+            let segment = rest.start / SEGMENT_LEAVES;
+            let leaves = rest.start..rest.end.min(self.tree.leaves_of(segment).end);
+            rest.start = leaves.end;
+            if self.is_verified[index(segment)] {
                 continue;
             }
-            if self.open_segment(segment).arrived.insert(leaf % SEGMENT_LEAVES) {
+            let arrived = self.arrived_of(&leaves, &holds);
+            let more = arrived.without(self.arrived_before(segment));
+            if !more.is_empty() {
+                self.open_segment(segment).arrived.insert_set(more);
+                // Once for all of them: a file that the cache kept has many.
                 self.offer(segment, are_lists_due);
             }
         }
         self.assert_invariants();
+    }
+
+    /// Returns those of some leaves of one segment of which all bytes are stored.
+    fn arrived_of(&self, leaves: &Range<u64>, holds: impl Fn(&Range<u64>) -> bool) -> LeafBits {
+        let mut arrived = LeafBits::default();
+        let bit = |leaf| leaf % SEGMENT_LEAVES;
+        if holds(&self.bytes_of(leaves)) {
+            arrived.insert_all(bit(leaves.start), leaves.end - leaves.start);
+            return arrived;
+        }
+        for leaf in leaves.clone().filter(|leaf| holds(&self.tree.leaf(*leaf))) {
+            arrived.insert(bit(leaf));
+        }
+        arrived
+    }
+
+    fn arrived_before(&self, segment: u64) -> LeafBits {
+        self.open.get(&segment).map_or(LeafBits::default(), |known| known.arrived)
     }
 
     /// Handles pages that got other borders, or a store that was read from disk: every leaf is

@@ -25,6 +25,11 @@ impl LeafBits {
         }
     }
 
+    /// Adds the leaves of another set.
+    pub(super) fn insert_set(&mut self, other: Self) {
+        self.0 = [self.0[0] | other.0[0], self.0[1] | other.0[1]];
+    }
+
     /// Removes a leaf.
     pub(super) fn remove(&mut self, leaf: u64) {
         *self.word(leaf) &= !bit(leaf);
