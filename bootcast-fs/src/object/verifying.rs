@@ -155,9 +155,26 @@ impl Object {
         }
     }
 
+    /// Takes hashes that an earlier use left with the bytes. Returns whether they are those of
+    /// `request`; otherwise the server must be asked. Waits for the disk.
+    pub fn take_stored_lists(&self, request: &ListRequest, now: Instant) -> bool {
+        let Some(values) = self.stored_lists(request) else { return false };
+        let take = |request: &ListRequest, values: &[Value]| {
+            self.lock().receiver.handle_stored_lists(request, values, now)
+        };
+        if take(request, &values) {
+            return true;
+        }
+        // The values of the segments prove those of leaves. Their own request may be slower.
+        let segments = ListRequest::Segments;
+        *request != segments
+            && self.stored_lists(&segments).is_some_and(|values| take(&segments, &values))
+            && take(request, &values)
+    }
+
     /// Returns hashes that an earlier use left with the bytes, if they may be those of `request`.
-    /// They are checked like those of the server. Waits for the disk.
-    pub fn stored_lists(&self, request: &ListRequest) -> Option<Vec<Value>> {
+    /// They are checked like those of the server.
+    fn stored_lists(&self, request: &ListRequest) -> Option<Vec<Value>> {
         let tree = self.lock().receiver.tree()?;
         let stored = self.store.leaf_values()?;
         let values = match request {
@@ -165,17 +182,6 @@ impl Object {
             ListRequest::Leaves(segments) => stored.leaves(&tree, segments),
         };
         values.ok().filter(|values| !values.contains(&UNKNOWN))
-    }
-
-    /// Handles hashes of an earlier use. Returns whether they are right; otherwise the server must
-    /// be asked.
-    pub fn handle_stored_lists(
-        &self,
-        request: &ListRequest,
-        values: &[Value],
-        now: Instant,
-    ) -> bool {
-        self.lock().receiver.handle_stored_lists(request, values, now)
     }
 
     /// Handles the answer to a request for hashes. Returns the reads that it ends.
@@ -264,5 +270,7 @@ impl Object {
     }
 }
 
+#[cfg(test)]
+mod list_tests;
 #[cfg(test)]
 mod tests;

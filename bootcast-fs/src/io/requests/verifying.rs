@@ -51,11 +51,8 @@ impl Job {
     pub(super) async fn lists(self, request: ListRequest) {
         let object = self.object.clone();
         let wanted = request.clone();
-        let load = move || {
-            let values = object.stored_lists(&wanted)?;
-            object.handle_stored_lists(&wanted, &values, now()).then_some(())
-        };
-        if !matches!(tokio::task::spawn_blocking(load).await, Ok(Some(()))) {
+        let load = move || object.take_stored_lists(&wanted, now());
+        if !tokio::task::spawn_blocking(load).await.unwrap_or(false) {
             let result = self.request_lists(&request).await;
             self.answer(self.object.handle_lists(&request, result, now()));
             let object = self.object.clone();

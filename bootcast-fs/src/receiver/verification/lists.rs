@@ -163,6 +163,11 @@ impl Lists {
 
     fn learn(&mut self, segment: u64, values: Arc<[Value]>) {
         self.learned.push_back(Learned::Leaves(segment, values.clone()));
+        self.know(segment, values);
+    }
+
+    /// Takes a leaf list that is right, or provisional.
+    fn know(&mut self, segment: u64, values: Arc<[Value]>) {
         self.known.insert(segment, values);
         self.needed.remove(segment);
         self.parts.remove(&segment);
@@ -272,6 +277,11 @@ impl Lists {
             self.segments_retry.failed(Duration::ZERO, now);
             return Ok(());
         };
+        self.take_segments(id, values)
+    }
+
+    /// Takes the values of all segments, if the content id proves them.
+    fn take_segments(&mut self, id: ContentId, values: &[Value]) -> Result<(), ListsError> {
         if values.len() as u64 != self.tree.segments() {
             return Err(ListsError::Length);
         }
@@ -296,7 +306,7 @@ impl Lists {
     ) -> Result<(), ListsError> {
         match request {
             ListRequest::Leaves(segments)
-                if self.segments.is_none() || self.prove(segments, values) =>
+                if self.segments.is_none() || self.prove(segments, values).is_some() =>
             {
                 self.handle_leaves(segments, values, now)
             }
@@ -346,30 +356,44 @@ impl Lists {
     ) -> bool {
         match request {
             ListRequest::Segments => {
-                let is_proven = self.id.is_some() && self.handle_segments(values, now).is_ok();
-                self.is_requesting_segments = !is_proven;
+                let id = self.id;
+                let is_proven = id.is_some_and(|id| self.take_segments(id, values).is_ok());
+                self.is_requesting_segments &= !is_proven;
                 is_proven
             }
             ListRequest::Leaves(segments) => {
-                let is_proven = self.prove(segments, values);
-                is_proven && self.handle_leaves(segments, values, now).is_ok()
+                let Some(lists) = self.prove(segments, values) else { return false };
+                self.end_request(segments, now);
+                self.leaves_retry = Retry::default();
+                for (segment, own) in lists {
+                    if !self.known.contains_key(&segment) {
+                        self.know(segment, own.into());
+                    }
+                }
+                self.assert_invariants();
+                true
             }
         }
     }
 
-    /// Whether these are the leaf lists of all these segments, by their proven values.
-    fn prove(&self, segments: &Range<u64>, values: &[Value]) -> bool {
-        let Some(proven) = &self.segments else { return false };
-        let mut rest = values;
-        let are_right = segments.clone().all(|segment| {
+    /// Divides the leaf lists of all these segments, if their proven values prove each of them.
+    fn prove<'a>(
+        &self,
+        segments: &Range<u64>,
+        values: &'a [Value],
+    ) -> Option<Vec<(u64, &'a [Value])>> {
+        let proven = self.segments.as_ref()?;
+        let (mut rest, mut lists) = (values, Vec::new());
+        for segment in segments.clone() {
             let leaves = self.tree.leaves_of(segment);
-            let split = rest.split_at_checked(index(leaves.end - leaves.start));
-            split.is_some_and(|(own, others)| {
-                rest = others;
-                self.tree.segment_value(segment, own) == proven[index(segment)]
-            })
-        });
-        are_right && rest.is_empty()
+            let (own, others) = rest.split_at_checked(index(leaves.end - leaves.start))?;
+            if self.tree.segment_value(segment, own) != proven[index(segment)] {
+                return None;
+            }
+            lists.push((segment, own));
+            rest = others;
+        }
+        rest.is_empty().then_some(lists)
     }
 
     /// Takes the leaf list of a segment from the control connection, or one that was proven.
