@@ -47,6 +47,10 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// again.
 const REFUTED_TIME: Duration = Duration::from_secs(10);
 
+/// Number of checkable segments from which on leaf lists are requested only for readers: 256 MiB of
+/// the file, which take some 100 ms to check.
+const ENOUGH_SEGMENTS: usize = 64;
+
 /// Leaves of one segment, of which not all are verified.
 #[derive(Clone, Debug, Default)]
 struct Segment {
@@ -516,7 +520,13 @@ impl Verification {
 
     /// Returns lists to request from the server; `None` until [`Self::poll_timeout`].
     pub(super) fn poll_request(&mut self, now: Instant) -> Option<ListRequest> {
-        self.lists.poll_request(now)
+        self.lists.poll_request(now, self.has_enough_to_check())
+    }
+
+    /// Whether the known leaf lists are enough to go on with. Those of a large file that the cache
+    /// kept would take much memory, and the time of the first reader.
+    fn has_enough_to_check(&self) -> bool {
+        self.ready.len() >= ENOUGH_SEGMENTS
     }
 
     /// Handles the content id that the server named.
@@ -659,7 +669,8 @@ impl Verification {
     /// When [`Self::poll_request`], [`Self::poll_replacement`] or [`Self::handle_timeout`] is due.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let refuted = self.refuted.values().min().map(|since| *since + REFUTED_TIME);
-        let own = [self.lists.poll_timeout(), self.wrong.poll_timeout(), refuted];
+        let lists = self.lists.poll_timeout(self.has_enough_to_check());
+        let own = [lists, self.wrong.poll_timeout(), refuted];
         own.into_iter().flatten().min()
     }
 

@@ -218,8 +218,13 @@ impl Lists {
         self.needed.add_incomplete(segment);
     }
 
-    /// Returns the next request; `None` until [`Self::poll_timeout`].
-    pub(super) fn poll_request(&mut self, now: Instant) -> Option<ListRequest> {
+    /// Returns the next request; `None` until [`Self::poll_timeout`]. `is_for_readers`: only for leaf
+    /// lists that readers wait for, because enough others are known.
+    pub(super) fn poll_request(
+        &mut self,
+        now: Instant,
+        is_for_readers: bool,
+    ) -> Option<ListRequest> {
         let is_due = self.segments_retry.is_due(now);
         if !self.is_proven() && !self.is_requesting_segments && is_due {
             self.is_requesting_segments = true;
@@ -228,7 +233,7 @@ impl Lists {
         if self.requests >= REQUESTS || !self.leaves_retry.is_due(now) {
             return None;
         }
-        let segments = self.needed.poll(now, REQUEST_SEGMENTS)?;
+        let segments = self.needed.poll(now, REQUEST_SEGMENTS, is_for_readers)?;
         self.requests += 1;
         self.assert_invariants();
         Some(ListRequest::Leaves(segments))
@@ -505,11 +510,12 @@ impl Lists {
     }
 
     /// When [`Self::poll_request`] is due.
-    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+    pub(super) fn poll_timeout(&self, is_for_readers: bool) -> Option<Instant> {
         let segments = (!self.is_proven() && !self.is_requesting_segments)
             .then_some(self.segments_retry.at())
             .flatten();
-        let leaves = self.needed.poll_timeout().filter(|_| self.requests < REQUESTS);
+        let leaves = self.needed.poll_timeout(is_for_readers);
+        let leaves = leaves.filter(|_| self.requests < REQUESTS);
         let leaves = leaves.map(|at| self.leaves_retry.at().map_or(at, |retry| retry.max(at)));
         [segments, leaves].into_iter().flatten().min()
     }

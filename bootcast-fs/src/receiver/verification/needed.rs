@@ -50,7 +50,7 @@ pub(super) struct Needed {
     undecided: BTreeSet<u64>,
     /// Lists that are [`Due::Passing`].
     passing: BTreeSet<u64>,
-    /// Lists that readers wait for and that were not requested yet.
+    /// Lists that readers wait for.
     wanted: BTreeSet<u64>,
     /// Times of lists that are [`Due::Passing`], [`Due::At`] or [`Due::Repeat`].
     timers: BTreeSet<(Instant, u64)>,
@@ -86,7 +86,7 @@ impl Needed {
     pub(super) fn add(&mut self, segment: u64, is_wanted: bool) {
         self.newest = self.newest.max(segment);
         let due = if is_wanted { Due::Wanted } else { Due::Arrived };
-        if is_wanted && !self.is_requested(segment) {
+        if is_wanted {
             self.wanted.insert(segment);
         }
         match self.lists.get(&segment) {
@@ -178,18 +178,24 @@ impl Needed {
         );
     }
 
-    /// Returns the run of segments whose lists to request now, at most `most`: the one that is due
-    /// longest, and those behind it. They count as requested.
-    pub(super) fn poll(&mut self, now: Instant, most: u64) -> Option<Range<u64>> {
+    /// Returns the run of segments whose lists to request now, at most `most`: one that a reader
+    /// waits for, else the one that is due longest, and those behind it. They count as requested.
+    /// `is_for_readers`: only those that readers wait for.
+    pub(super) fn poll(
+        &mut self,
+        now: Instant,
+        most: u64,
+        is_for_readers: bool,
+    ) -> Option<Range<u64>> {
         self.decide(now);
-        let (_, first) = *self.timers.first().filter(|(at, _)| *at <= now)?;
-        let is_due = |segment: &u64| match self.lists.get(segment) {
-            Some(Due::At(at) | Due::Passing(at) | Due::Repeat(at)) => *at <= now,
-            _ => false,
-        };
+        let (_, longest) = *self.timers.first().filter(|(at, _)| *at <= now)?;
+        let is_due = |segment: &u64| self.time_of(*segment).is_some_and(|at| at <= now);
+        let wanted = self.wanted.iter().copied().find(is_due);
+        let first = wanted.or_else(|| (!is_for_readers).then_some(longest))?;
         let run = first..first + (first..first + most).take_while(is_due).count() as u64;
         for segment in run.clone() {
-            let is_first = self.wanted.remove(&segment);
+            let is_repeated = matches!(self.lists.get(&segment), Some(Due::Repeat(_)));
+            let is_first = self.wanted.contains(&segment) && !is_repeated;
             let repeat_at = is_first.then(|| now + REPEAT_PAUSE);
             self.set(segment, repeat_at.map_or(Due::Requested, Due::Repeat));
         }
@@ -205,8 +211,19 @@ impl Needed {
         }
     }
 
+    /// Returns the time of a list that has one.
+    fn time_of(&self, segment: u64) -> Option<Instant> {
+        match self.lists.get(&segment)? {
+            Due::At(at) | Due::Passing(at) | Due::Repeat(at) => Some(*at),
+            Due::Arrived | Due::Wanted | Due::Incomplete | Due::Requested => None,
+        }
+    }
+
     /// When [`Self::poll`] is due, as far as it is decided.
-    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+    pub(super) fn poll_timeout(&self, is_for_readers: bool) -> Option<Instant> {
+        if is_for_readers {
+            return self.wanted.iter().filter_map(|segment| self.time_of(*segment)).min();
+        }
         self.timers.first().map(|(at, _)| *at)
     }
 }

@@ -437,6 +437,54 @@ fn a_request_for_a_reader_that_is_not_answered_is_repeated_once() {
     assert_eq!(verification.poll_timeout(), None);
 }
 
+/// A file of many segments of which only the hashes matter.
+fn large_file() -> File {
+    let tree = ContentTree::new(SEGMENT_BYTES * 300);
+    let leaves = (0..tree.leaves()).map(|leaf| *blake3::hash(&leaf.to_le_bytes()).as_bytes());
+    File { bytes: Vec::new(), manifest: Manifest::new(tree, leaves.collect()) }
+}
+
+#[test]
+fn the_first_reader_of_a_large_file_that_the_cache_kept_does_not_wait_for_other_lists() {
+    let (file, now) = (large_file(), Instant::now());
+    let mut verification = file.verification(true);
+    verification.handle_restored(everything);
+    assert_eq!(verification.poll_request(now), Some(ListRequest::Segments));
+    let answered = verification.handle_lists(&ListRequest::Segments, file.manifest.segments(), now);
+    answered.unwrap();
+    assert_eq!(verification.poll_request(now), Some(ListRequest::Leaves(0..16)));
+    let leaf = SEGMENT_BYTES * 150..SEGMENT_BYTES * 150 + 1;
+    verification.handle_read(&leaf);
+    let request = verification.poll_request(now + MS).unwrap();
+    assert_eq!(request, ListRequest::Leaves(150..166));
+    let values = file.leaves(&(150..166));
+    verification.handle_lists(&request, values, now + MS).unwrap();
+    assert_eq!(verification.poll_check().unwrap().bytes().start, leaf.start);
+}
+
+#[test]
+fn lists_of_a_large_file_that_the_cache_kept_are_requested_as_it_is_checked() {
+    let (file, now) = (large_file(), Instant::now());
+    let mut verification = file.verification(true);
+    verification.handle_restored(everything);
+    let mut rounds = 0;
+    while !verification.is_complete() {
+        file.answer(&mut verification, now);
+        assert!(verification.ready.len() < ENOUGH_SEGMENTS + 16, "{}", verification.ready.len());
+        assert_eq!(verification.poll_timeout(), None, "nothing is due before the checks");
+        // Readers need not wait for them.
+        let last = SEGMENT_BYTES * 299;
+        verification.handle_read(&(last..last + 1));
+        file.answer(&mut verification, now);
+        while let Some(check) = verification.poll_check() {
+            verification.handle_checked(&check, &Finding::Wrong(Vec::new()), now);
+        }
+        assert!(verification.has_verified(&(last..last + 1)));
+        rounds += 1;
+    }
+    assert!((4..=5).contains(&rounds), "{rounds}");
+}
+
 #[test]
 fn readers_are_served_before_the_stream() {
     let (file, now) = (File::new(SEGMENT_BYTES), Instant::now());
