@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use harness::{Lab, MountProc, SOON, digest_of, lab_or_skip, mib, wait_until};
 use rustix::process::Signal;
 
+use crate::verifying::wait_recorded;
 use crate::{TRANSFER, readers};
 
 /// Mounts with a cache directory that outlives the mount.
@@ -61,6 +62,33 @@ fn a_complete_file_can_be_opened_while_the_server_is_away() {
     for _ in 0..3 {
         assert_eq!(digest_of(mount.join("image")), image.digest);
     }
+}
+
+#[test]
+fn a_complete_file_is_kept_with_what_was_verified_of_it_until_it_is_opened_again() {
+    let lab = lab_or_skip!(Lab::builder());
+    let (image, _) = (lab.put("image", mib(4)), lab.put("other", mib(4)));
+    let _server = lab.server().start();
+    let cache = lab.client(1).fresh_path("kept");
+    let dir = format!("cache_dir={}", cache.display());
+    let options = [dir.as_str(), "fill=demand", "linger=1s"];
+    let mut mount = options.iter().fold(lab.mount(1), |mount, it| mount.option(it)).start();
+    assert_eq!(digest_of(mount.join("image")), image.digest);
+    wait_recorded(&cache, 1);
+    let kept = only_object(&cache).join("data");
+    let descriptors = format!("/proc/{}/fd", mount.proc().pid());
+    let open = || {
+        let open = fs::read_dir(&descriptors).unwrap();
+        let files = open.filter_map(|it| fs::read_link(it.ok()?.path()).ok());
+        files.filter(|file| file.ends_with("data")).collect::<Vec<_>>()
+    };
+    let other = File::open(mount.join("other")).unwrap();
+    assert_eq!(open().len(), 2);
+    drop(other);
+    // Nothing is kept of it: it is not complete, and was closed later.
+    wait_until(SOON, "the other file is dropped", || !open().iter().any(|file| *file != kept));
+    assert_eq!(open(), [kept]);
+    assert_eq!(digest_of(mount.join("image")), image.digest);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Objects of a mount: all opens of a version share one.
 
-use std::collections::HashMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -12,8 +13,11 @@ use super::{FileVersion, Fs, FsError, Server, lock};
 use crate::cache::{Cache, ObjectKey};
 use crate::io::{now, seed};
 use crate::log_limit;
-use crate::object::Object;
+use crate::object::{Object, Snapshot};
 use crate::receiver::Verify;
+
+/// Maximum number of idle objects on disk that are kept. Each takes a few descriptors.
+const MAX_KEPT: usize = 64;
 
 /// Objects of a mount, by path and version.
 pub(super) type Objects = HashMap<(RemotePath, FileVersion), Arc<Slot>>;
@@ -162,38 +166,57 @@ impl Fs {
         }
     }
 
-    /// Drops idle objects. The next open finds their pages on disk. Complete objects in memory are
-    /// kept as long as the kernel has a reference to their inode.
+    /// Drops idle objects, except those that are kept. The next open finds their pages on disk.
     pub(super) fn retire_idle(&self) {
-        let idle: Vec<_> = lock(&self.objects)
-            .iter()
-            .filter_map(|(key, slot)| Some((key, slot.object()?)))
-            .filter(|(key, object)| self.is_retirable(key, object))
-            .map(|(_, object)| object)
-            .collect();
-        for object in idle {
+        let save = |object: Arc<Object>| {
             checkpoint(&object);
-        }
+            object.id()
+        };
+        let saved: BTreeSet<_> = self.retirable().into_iter().map(save).collect();
+        // A complete one that was saved just now is kept from here on.
+        let idle = self.retirable().into_iter().map(|object| object.id());
+        let ids: BTreeSet<_> = idle.filter(|id| saved.contains(id)).collect();
         // An object is dropped only if it is still idle and has no other reference. Otherwise a new
         // object of the same version would find the store locked. References to slots are taken
         // under this lock only.
-        lock(&self.objects).retain(|key, slot| {
+        lock(&self.objects).retain(|_, slot| {
             let object = lock(&slot.object);
             let is_free = object.as_ref().is_none_or(|object| {
-                self.is_retirable(key, object) && Arc::strong_count(object) == 1
+                ids.contains(&object.id())
+                    && object.snapshot().is_idle
+                    && Arc::strong_count(object) == 1
             });
             !(is_free && Arc::strong_count(slot) == 1)
         });
     }
 
-    /// Whether an object is idle and need not be kept in memory for its inode.
-    fn is_retirable(&self, (path, version): &(RemotePath, FileVersion), object: &Object) -> bool {
-        let snapshot = object.snapshot();
-        let is_kept = matches!(self.cache, Cache::Memory)
-            && snapshot.is_complete
+    /// Returns the idle objects that are not kept.
+    fn retirable(&self) -> Vec<Arc<Object>> {
+        let (mut idle, mut kept) = (Vec::new(), Vec::new());
+        for (key, slot) in lock(&self.objects).iter() {
+            let Some(object) = slot.object() else { continue };
+            let snapshot = object.snapshot();
+            if snapshot.is_idle {
+                if self.is_kept(key, &snapshot) { &mut kept } else { &mut idle }.push(object);
+            }
+        }
+        if matches!(self.cache, Cache::Disk(_)) {
+            kept.sort_by_key(|object| Reverse(object.id()));
+            idle.extend(kept.drain(MAX_KEPT.min(kept.len())..));
+        }
+        idle
+    }
+
+    /// Whether an object is kept as long as the kernel has a reference to its inode, although it is
+    /// idle: it is complete, and would have to come again, or to be verified again.
+    fn is_kept(&self, (path, version): &(RemotePath, FileVersion), snapshot: &Snapshot) -> bool {
+        let is_of_use = match self.cache {
+            Cache::Memory => snapshot.is_complete,
+            Cache::Disk(_) => snapshot.is_durable && self.config.verify == Verify::Leaf,
+        };
+        is_of_use
             && matches!(version, FileVersion::Etag(_))
-            && lock(&self.inodes).number(path, Some(version), Kind::File).is_some();
-        snapshot.is_idle && !is_kept
+            && lock(&self.inodes).number(path, Some(version), Kind::File).is_some()
     }
 }
 
