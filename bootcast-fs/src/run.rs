@@ -72,7 +72,7 @@ impl Mounted {
         let Root { path, attributes, pins } = Root::find(&control, request).await?;
         let cache = open_cache(options)?;
         // The bytes of pinned files are proven at every read.
-        let verify = if pins.is_some() { Verify::Tag } else { options.verify };
+        let verify = if pins.is_some() { Verify::AtReader } else { options.verify };
         let config = FsConfig { verify, pins, ..fs_config(options) };
         let interface =
             options.interface.as_deref().map_or(InterfaceChoice::TowardServer, |text| {

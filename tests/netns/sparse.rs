@@ -56,8 +56,13 @@ fn members_with_the_zero_map_complete_by_the_data_alone_also_through_loss() {
 
 /// Starts `bootcast get`.
 fn get(lab: &Lab, k: usize, output: &Path) -> Proc {
+    get_with(lab, k, output, &[])
+}
+
+/// Starts `bootcast get` with more arguments.
+fn get_with(lab: &Lab, k: usize, output: &Path, more: &[&str]) -> Proc {
     let arguments = ["get", "--interface", "eth0", &lab.url("image"), "-O", text(output)];
-    lab.client(k).spawn(binary("bootcast"), arguments)
+    lab.client(k).spawn(binary("bootcast"), [&arguments, more].concat())
 }
 
 #[test]
@@ -73,6 +78,26 @@ fn mounts_and_fetches_are_sent_the_data_alone_also_late_ones_and_through_loss() 
     server.wait_cast("image", "zeros are left out", |cast| cast.zero_pages > 0);
     running.push(readers::copy(lab.client(3), &mounts[1].join("image"), &outputs[2]));
     running.push(get(&lab, 4, &outputs[3]));
+    finish(&lab, running, &outputs);
+    server.wait_no_members();
+    let totals = server.status().totals;
+    let pages = mib(64).div_ceil(1456);
+    assert!(totals.pages_sent < pages / 4, "{totals:?} of {pages} pages, 400 of them data");
+}
+
+#[test]
+fn pinned_mounts_and_fetches_are_sent_the_data_alone() {
+    let lab = lab_or_skip!(Lab::builder().clients(2));
+    let server = serve(&lab, "5mbit");
+    let hash = digest_of(lab.served().join("image")).to_hex().to_string();
+    let outputs = [1, 2].map(|k| lab.client(k).fresh_path("out"));
+    let pins = lab.client(1).fresh_path("pins");
+    fs::write(&pins, format!("{hash}  image\n")).unwrap();
+    let mount = lab.mount(1).option(&format!("pins={}", text(&pins))).start();
+    let running = [
+        readers::copy(lab.client(1), &mount.join("image"), &outputs[0]),
+        get_with(&lab, 2, &outputs[1], &["--b3", &hash]),
+    ];
     finish(&lab, running, &outputs);
     server.wait_no_members();
     let totals = server.status().totals;

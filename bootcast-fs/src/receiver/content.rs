@@ -45,6 +45,8 @@ pub enum Verify {
     /// The tag of their datagram.
     #[default]
     Tag,
+    /// The hash of their leaf, which whoever reads them checks at each read.
+    AtReader,
 }
 
 /// Source of pages.
@@ -219,7 +221,7 @@ impl Content {
         true
     }
 
-    /// Whether to request the zero map now. The server has it if it knows the content id.
+    /// Whether to request the zero map now.
     pub(super) fn poll_zero_map(&mut self, now: Instant) -> bool {
         self.needs_zero_map() && self.zeros.poll_request(now)
     }
@@ -231,8 +233,15 @@ impl Content {
 
     fn needs_zero_map(&self) -> bool {
         let is_missing_pages = self.assembly.as_ref().is_some_and(|it| !it.is_complete());
-        // Nothing else would find out what a wrong map claims.
-        is_missing_pages && self.verifies() && self.pin.content.is_some()
+        let is_of_use = match self.verify {
+            // The server has the map if it knows the content id.
+            Verify::Leaf => self.pin.content.is_some(),
+            // Who checks the bytes has the server hash the file.
+            Verify::AtReader => true,
+            // Nothing would find out what a wrong map claims.
+            Verify::Tag => false,
+        };
+        is_missing_pages && self.has_hashes && is_of_use
     }
 
     /// Handles the zero map, before any of its pages are taken. `is_lazy`: segments of zeros are

@@ -122,7 +122,7 @@ pub(super) async fn run(args: Args) -> Result<(), ToolError> {
         Transport::Unicast { timeout }
     } else {
         // The bytes of an expected content are proven when they are written.
-        let verify = if args.b3.is_some() { Verify::Tag } else { args.verify.into() };
+        let verify = if args.b3.is_some() { Verify::AtReader } else { args.verify.into() };
         let cast = CastFetch::new(&target, args.interface.unwrap_or_default(), timeout, verify)?;
         match args.range {
             Some(range) => Transport::Range(cast, range),
