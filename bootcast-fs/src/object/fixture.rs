@@ -118,10 +118,11 @@ impl File {
         (lists, others)
     }
 
-    pub(super) fn read(&self, object: &Object) -> Vec<u8> {
-        let mut read = vec![1; self.bytes.len()];
-        object.store().read_exact_at(&mut read, 0).unwrap();
-        read
+    pub(super) fn assert_complete(&self, object: &Object) {
+        assert!(object.snapshot().is_complete);
+        let mut stored = vec![1; self.bytes.len()];
+        object.store().read_exact_at(&mut stored, 0).unwrap();
+        assert!(stored == self.bytes);
     }
 }
 

@@ -9,6 +9,12 @@ use super::super::fixture::{File, PAGE, receive};
 use super::*;
 use crate::receiver::{Action, Fill, ListRequest, Verify};
 
+/// The leaf of [`File`] that has data.
+const DATA: Range<u64> = {
+    let start = 5_000_000 / LEAF_BYTES * LEAF_BYTES;
+    start..start + LEAF_BYTES
+};
+
 fn take(object: &Object, map: &ZeroMap) {
     object.take_zeros(map, drop, Instant::now);
 }
@@ -66,13 +72,11 @@ fn segments_of_zeros_are_verified_without_leaf_lists() {
         let holds = |bytes: Range<u64>| object.lock().receiver.holds(&bytes);
         assert!(holds(0..SEGMENT_BYTES) && holds(2 * SEGMENT_BYTES..file.bytes.len() as u64));
         assert!(!holds(SEGMENT_BYTES..SEGMENT_BYTES + 1));
-        let leaf = 5_000_000 / LEAF_BYTES * LEAF_BYTES;
-        receive(&file, &object, &(leaf..leaf + LEAF_BYTES));
+        receive(&file, &object, &DATA);
         let (lists, others) = file.serve(&object);
         assert_eq!(lists, [ListRequest::Leaves(1..2)]);
         assert!(!others.iter().any(|action| matches!(action, Action::Replace(_))));
-        assert!(object.snapshot().is_complete);
-        assert!(file.read(&object) == file.bytes);
+        file.assert_complete(&object);
     }
 }
 
@@ -87,10 +91,8 @@ fn what_a_wrong_map_claims_is_never_read_and_fetched() {
     let replaced: Vec<_> = (others.into_iter())
         .filter_map(|action| if let Action::Replace(it) = action { Some(it.bytes()) } else { None })
         .collect();
-    let leaf = 5_000_000 / LEAF_BYTES * LEAF_BYTES;
-    assert_eq!((replaced.len(), &replaced[0]), (1, &(leaf..leaf + LEAF_BYTES)));
-    assert!(object.snapshot().is_complete);
-    assert!(file.read(&object) == file.bytes);
+    assert_eq!(replaced, [DATA]);
+    file.assert_complete(&object);
 }
 
 #[test]
@@ -132,14 +134,13 @@ fn holes_are_shown_where_zeros_are_verified_and_nowhere_else() {
     assert_eq!(object.seek(0, Seek::Data), Some(SEGMENT_BYTES));
     assert_eq!(object.seek(SEGMENT_BYTES, Seek::Hole), Some(2 * SEGMENT_BYTES));
     assert_eq!(object.seek(2 * SEGMENT_BYTES, Seek::Data), None);
-    let leaf = 5_000_000 / LEAF_BYTES * LEAF_BYTES;
-    receive(&file, &object, &(leaf..leaf + LEAF_BYTES));
+    receive(&file, &object, &DATA);
     file.serve(&object);
     let data = object.seek(0, Seek::Data).unwrap();
     let end = object.seek(data, Seek::Hole).unwrap();
     // The store has whole blocks, and its data begins with a page that begins before the leaf.
-    assert!(leaf - PAGE - 4096 <= data && data <= 5_000_000, "{data}");
-    assert!(5_000_100 <= end && end <= leaf + 2 * LEAF_BYTES, "{end}");
+    assert!((DATA.start - PAGE - 4096..=5_000_000).contains(&data), "{data}");
+    assert!((5_000_100..=DATA.end + LEAF_BYTES).contains(&end), "{end}");
     assert_eq!(object.seek(end, Seek::Data), None);
     for seek in [Seek::Data, Seek::Hole] {
         assert_eq!(object.seek(size, seek), None);
