@@ -3,13 +3,14 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use harness::content::Image;
 use harness::{Lab, MountProc, SOON, ServerProc, digest_of, lab_or_skip, mib, wait_until};
 use rustix::process::Signal;
 
 use crate::verifying::wait_recorded;
+use crate::versions::etag;
 use crate::{TRANSFER, keeping, readers, text};
 
 /// Bytes of a leaf.
@@ -31,6 +32,19 @@ fn change(path: &Path, leaves: impl Iterator<Item = u64>) {
     }
 }
 
+/// Changes a served file, and waits until the server announces that. It compares the bytes first:
+/// until then it announces the old version, also to whoever opens the file.
+fn publish(lab: &Lab, image: &Image, leaves: impl Iterator<Item = u64>) {
+    let before = etag(lab, "image");
+    change(&image.path, leaves);
+    wait_announced(lab, &before);
+}
+
+/// Waits until the server announces another version than this one.
+fn wait_announced(lab: &Lab, before: &str) {
+    wait_until(TRANSFER, "the new version is announced", || etag(lab, "image") != before);
+}
+
 /// One of a hundred leaves: far from each other, and in no order that a stream would have.
 fn scattered(image: &Image) -> impl Iterator<Item = u64> + use<> {
     let leaves = image.size / LEAF;
@@ -48,13 +62,26 @@ fn percent_of(image: &Image, percent: u64) -> u64 {
     image.size.div_ceil(1456) * percent / 100
 }
 
-/// Casts the first version to a mount with this cache, and waits until the cache has it.
-fn cast_first_version(lab: &Lab, server: &ServerProc<'_>, image: &Image, cache: &Path) {
-    let mount = mount(lab, 1, cache);
+/// Casts the first version to a mount, and waits until its cache has it.
+fn read_first_version(mount: &MountProc<'_>, cache: &Path, server: &ServerProc<'_>, image: &Image) {
     assert_eq!(digest_of(mount.join("image")), image.digest);
     wait_recorded(cache, 1);
     server.wait_no_members();
+}
+
+/// Serves a file. Returns it, the server, and the path of a cache on client 1 that has it.
+fn serve_first_version<'lab>(
+    lab: &'lab Lab,
+    size: u64,
+    rate: &str,
+) -> (Image, ServerProc<'lab>, PathBuf) {
+    let image = lab.put("image", size);
+    let server = lab.server().option("--rate", rate).start();
+    let cache = lab.client(1).fresh_path("kept");
+    let mount = mount(lab, 1, &cache);
+    read_first_version(&mount, &cache, &server, &image);
     mount.umount();
+    (image, server, cache)
 }
 
 /// Opens the present version, and waits until the cache has all of it. Reads nothing before.
@@ -69,11 +96,9 @@ fn of_a_new_version_only_what_changed_is_sent() {
     let image = lab.put("image", mib(64) + 5);
     let server = lab.server().option("--rate", "400mbit").start();
     let mount = lab.mount(1).option("attr_ttl=0s").start();
-    assert_eq!(digest_of(mount.join("image")), image.digest);
-    wait_recorded(mount.cache(), 1);
-    server.wait_no_members();
+    read_first_version(&mount, mount.cache(), &server, &image);
 
-    change(&image.path, scattered(&image));
+    publish(&lab, &image, scattered(&image));
     let before = sent(&server);
     wait_complete(&mount, mount.cache());
     server.wait_no_members();
@@ -89,11 +114,9 @@ fn where_multicast_is_not_wanted_only_what_changed_is_fetched() {
     let image = lab.put("image", mib(64));
     let server = lab.server().option("--rate", "400mbit").start();
     let mount = lab.mount(1).option("attr_ttl=0s").option("unicast=always").start();
-    assert_eq!(digest_of(mount.join("image")), image.digest);
-    wait_recorded(mount.cache(), 1);
-    server.wait_no_members();
+    read_first_version(&mount, mount.cache(), &server, &image);
 
-    change(&image.path, scattered(&image));
+    publish(&lab, &image, scattered(&image));
     let before = lab.head().counters().tx_bytes;
     wait_complete(&mount, mount.cache());
     server.wait_no_members();
@@ -105,10 +128,8 @@ fn where_multicast_is_not_wanted_only_what_changed_is_fetched() {
 #[test]
 fn a_server_that_restarted_and_a_file_that_grew_make_no_difference() {
     let lab = lab_or_skip!(Lab::builder());
-    let image = lab.put("image", mib(32));
-    let mut server = lab.server().option("--rate", "400mbit").start();
-    let cache = lab.client(1).fresh_path("kept");
-    cast_first_version(&lab, &server, &image, &cache);
+    let (image, mut server, cache) = serve_first_version(&lab, mib(32), "400mbit");
+    let before = etag(&lab, "image");
     server.kill();
 
     let new = lab.directory().join("new");
@@ -118,6 +139,7 @@ fn a_server_that_restarted_and_a_file_that_grew_make_no_difference() {
     file.write_all_at(&vec![7; 99_999], image.size).unwrap();
     fs::rename(&new, &image.path).unwrap();
     server.start();
+    wait_announced(&lab, &before);
     let mount = mount(&lab, 1, &cache);
     let expected = digest_of(&image.path);
     assert_eq!(digest_of(mount.join("image")), expected);
@@ -130,14 +152,11 @@ fn a_server_that_restarted_and_a_file_that_grew_make_no_difference() {
 #[test]
 fn bytes_that_are_damaged_in_the_older_version_come_from_the_server() {
     let lab = lab_or_skip!(Lab::builder());
-    let image = lab.put("image", mib(32));
-    let server = lab.server().option("--rate", "400mbit").start();
-    let cache = lab.client(1).fresh_path("kept");
-    cast_first_version(&lab, &server, &image, &cache);
+    let (image, server, cache) = serve_first_version(&lab, mib(32), "400mbit");
 
     let leaves = image.size / LEAF;
     change(&keeping::only_object(&cache).join("data"), (0..leaves).step_by(100));
-    change(&image.path, scattered(&image));
+    publish(&lab, &image, scattered(&image));
     let before = sent(&server);
     let mount = mount(&lab, 1, &cache);
     let expected = digest_of(&image.path);
@@ -154,15 +173,14 @@ fn bytes_that_are_damaged_in_the_older_version_come_from_the_server() {
 #[test]
 fn a_client_that_was_killed_goes_on_with_what_it_has() {
     let lab = lab_or_skip!(Lab::builder());
-    let image = lab.put("image", mib(64));
-    let mut server = lab.server().option("--rate", "400mbit").start();
-    let cache = lab.client(1).fresh_path("kept");
-    cast_first_version(&lab, &server, &image, &cache);
+    let (image, mut server, cache) = serve_first_version(&lab, mib(64), "400mbit");
+    let before = etag(&lab, "image");
     server.kill();
     drop(server);
 
     change(&image.path, scattered(&image));
     let server = lab.server().option("--rate", "1mbit").start();
+    wait_announced(&lab, &before);
     let mut killed = mount(&lab, 1, &cache);
     let reader = readers::read_at(lab.client(1), &killed.join("image"), 0);
     server.wait_cast("image", "a part of the new version is sent", |cast| cast.pages_sent > 50);
@@ -179,12 +197,9 @@ fn a_client_that_was_killed_goes_on_with_what_it_has() {
 #[test]
 fn members_with_and_without_an_older_version_complete_beside_each_other() {
     let lab = lab_or_skip!(Lab::builder().clients(2).loss(1.0));
-    let image = lab.put("image", mib(16));
-    let server = lab.server().option("--rate", "100mbit").start();
-    let cache = lab.client(1).fresh_path("kept");
-    cast_first_version(&lab, &server, &image, &cache);
+    let (image, _server, cache) = serve_first_version(&lab, mib(16), "100mbit");
 
-    change(&image.path, scattered(&image));
+    publish(&lab, &image, scattered(&image));
     let expected = digest_of(&image.path);
     let outputs = [1, 2].map(|k| lab.client(k).fresh_path("out"));
     let mounts = [mount(&lab, 1, &cache), mount(&lab, 2, &lab.client(2).fresh_path("new"))];
@@ -200,12 +215,9 @@ fn members_with_and_without_an_older_version_complete_beside_each_other() {
 #[test]
 fn a_version_that_lacks_half_joins_the_stream_for_that_half() {
     let lab = lab_or_skip!(Lab::builder());
-    let image = lab.put("image", mib(32));
-    let server = lab.server().option("--rate", "400mbit").start();
-    let cache = lab.client(1).fresh_path("kept");
-    cast_first_version(&lab, &server, &image, &cache);
+    let (image, server, cache) = serve_first_version(&lab, mib(32), "400mbit");
 
-    change(&image.path, image.size / LEAF / 2..image.size / LEAF);
+    publish(&lab, &image, image.size / LEAF / 2..image.size / LEAF);
     let before = sent(&server);
     let mount = mount(&lab, 1, &cache);
     wait_complete(&mount, &cache);

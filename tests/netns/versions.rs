@@ -62,7 +62,7 @@ const CHANGES: [(&str, Change); 6] = [
 ];
 
 /// `ETAG` that the server shows for a file.
-fn etag(lab: &Lab, name: &str) -> String {
+pub(crate) fn etag(lab: &Lab, name: &str) -> String {
     let answer = lab.client(1).get(&lab.url(&format!("meta/{name}")));
     let meta: serde_json::Value = serde_json::from_str(&answer.body).unwrap();
     meta["etag"].as_str().unwrap().to_owned()
