@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::path::Path;
 
 use harness::content::{Image, try_digest_of};
-use harness::{Lab, MountProc, SOON, digest_of, lab_or_skip, mib, wait_until};
+use harness::{Lab, MountProc, SOON, digest_of, lab_or_skip, wait_until};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
@@ -43,9 +43,7 @@ fn names(cache: &Path) -> Vec<String> {
 #[test]
 fn after_a_sync_of_data_that_failed_readers_get_eio_and_nothing_of_the_file_is_believed_later() {
     let lab = lab_or_skip!(Lab::builder());
-    let image = lab.put("image", mib(4));
-    let server = lab.server().start();
-    let cache = lab.client(1).fresh_path("kept");
+    let (image, server, cache) = keeping::serve(&lab);
     let failing = mount(&lab, &cache, Some("fdatasync"));
     let open =
         rustix::fs::open(failing.join("image"), OFlags::DIRECT | OFlags::CLOEXEC, Mode::empty())
@@ -82,9 +80,7 @@ fn after_a_sync_of_data_that_failed_readers_get_eio_and_nothing_of_the_file_is_b
 #[test]
 fn a_file_whose_state_cannot_be_saved_stays_readable_and_is_fetched_again_by_the_next_mount() {
     let lab = lab_or_skip!(Lab::builder());
-    let image = lab.put("image", mib(4));
-    let server = lab.server().start();
-    let cache = lab.client(1).fresh_path("kept");
+    let (image, server, cache) = keeping::serve(&lab);
     let failing = mount(&lab, &cache, Some("fsync"));
     let open = File::open(failing.join("image")).unwrap();
     let warning = read_until_the_disk_fails(&failing, &image);

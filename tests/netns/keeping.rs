@@ -4,11 +4,17 @@ use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use harness::{Lab, MountProc, SOON, digest_of, lab_or_skip, mib, wait_until};
+use harness::content::Image;
+use harness::{Lab, MountProc, SOON, ServerProc, digest_of, lab_or_skip, mib, wait_until};
 use rustix::process::Signal;
 
 use crate::verifying::wait_recorded;
 use crate::{TRANSFER, readers};
+
+/// Serves a file of 4 MiB. Returns it, the server, and the path of a cache on client 1.
+pub(crate) fn serve(lab: &Lab) -> (Image, ServerProc<'_>, PathBuf) {
+    (lab.put("image", mib(4)), lab.server().start(), lab.client(1).fresh_path("kept"))
+}
 
 /// Mounts with a cache directory that outlives the mount.
 fn mount<'lab>(lab: &'lab Lab, cache: &Path) -> MountProc<'lab> {
@@ -38,9 +44,7 @@ fn has_checkpoint(cache: &Path) -> bool {
 #[test]
 fn the_next_mount_reads_a_complete_file_without_a_join() {
     let lab = lab_or_skip!(Lab::builder());
-    let image = lab.put("image", mib(4));
-    let server = lab.server().start();
-    let cache = lab.client(1).fresh_path("kept");
+    let (image, server, cache) = serve(&lab);
     for _ in 0..2 {
         let mount = mount(&lab, &cache);
         assert_eq!(digest_of(mount.join("image")), image.digest);
@@ -52,9 +56,7 @@ fn the_next_mount_reads_a_complete_file_without_a_join() {
 #[test]
 fn a_complete_file_can_be_opened_while_the_server_is_away() {
     let lab = lab_or_skip!(Lab::builder());
-    let image = lab.put("image", mib(4));
-    let mut server = lab.server().start();
-    let cache = lab.client(1).fresh_path("kept");
+    let (image, mut server, cache) = serve(&lab);
     let mount = mount(&lab, &cache);
     assert_eq!(digest_of(mount.join("image")), image.digest);
     wait_until(SOON, "the file has a checkpoint", || has_checkpoint(&cache));
@@ -67,9 +69,8 @@ fn a_complete_file_can_be_opened_while_the_server_is_away() {
 #[test]
 fn a_complete_file_is_kept_with_what_was_verified_of_it_until_it_is_opened_again() {
     let lab = lab_or_skip!(Lab::builder());
-    let (image, _) = (lab.put("image", mib(4)), lab.put("other", mib(4)));
-    let _server = lab.server().start();
-    let cache = lab.client(1).fresh_path("kept");
+    let (image, _server, cache) = serve(&lab);
+    lab.put("other", mib(4));
     let dir = format!("cache_dir={}", cache.display());
     let options = [dir.as_str(), "fill=demand", "linger=1s"];
     let mut mount = options.iter().fold(lab.mount(1), |mount, it| mount.option(it)).start();
@@ -118,9 +119,7 @@ fn pages_of_a_checkpoint_survive_a_crash_of_the_client() {
 #[test]
 fn pages_that_damage_of_the_state_marks_as_held_are_not_read_as_zeros() {
     let lab = lab_or_skip!(Lab::builder());
-    let image = lab.put("image", mib(4));
-    let _server = lab.server().start();
-    let cache = lab.client(1).fresh_path("kept");
+    let (image, _server, cache) = serve(&lab);
     let first = mount_with(&lab, &cache, "fill=demand");
     readers::read_at(lab.client(1), &first.join("image"), 0).wait_success(SOON);
     first.umount();
