@@ -11,6 +11,8 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::Signal;
 
 use crate::proving::b3;
+use crate::transfers::Copy;
+use crate::withholding::HashGate;
 use crate::{TRANSFER, keeping, readers, text};
 
 /// Files of an object in the cache.
@@ -152,6 +154,26 @@ fn bits_that_flip_while_a_pinned_file_arrives_and_while_it_is_complete_are_never
     let again = mount(&lab, &cache, &option);
     assert_eq!(digest_of(again.join("image")), image.digest, "{}", again.log());
     again.umount();
+    assert_whole(&cache, &image);
+}
+
+#[test]
+fn bits_that_flip_before_their_leaf_is_verified_are_not_read() {
+    let lab = lab_or_skip!(Lab::builder());
+    // Two segments: the value of the only one of a smaller file is its content id.
+    let image = lab.put("image", mib(6) + 77);
+    let _server = lab.server().option("--rate", "50mbit").start();
+    let gate = HashGate::start(&lab);
+    let cache = lab.client(1).fresh_path("kept");
+    let dir = format!("cache_dir={}", text(&cache));
+    let mount = lab.mount(1).source(&HashGate::source()).option(&dir).option("unicast=never");
+    let mut copy = Copy::start_on(mount.start(), &image);
+    wait_until(TRANSFER, "all pages are stored", || keeping::held_bytes(&cache) >= image.size);
+    flip_bits(&part(&cache, "data"), 20, &mut Random::new());
+    gate.open();
+    copy.finish(&image);
+    assert!(copy.mount.log().contains("wrong bytes"), "{}", copy.mount.log());
+    copy.mount.umount();
     assert_whole(&cache, &image);
 }
 

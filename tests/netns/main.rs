@@ -65,6 +65,7 @@ mod verifying;
 mod versions;
 mod waiting;
 mod web;
+mod withholding;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
