@@ -71,7 +71,7 @@ fn assert_whole(cache: &Path, image: &Image) {
 }
 
 /// Reads the file from its beginning until a random part of it is in the cache, or all was read.
-/// What was read must be right.
+/// All that was read must be right.
 fn read_a_part(mount: &MountProc<'_>, cache: &Path, content: &[u8], random: &mut Random) {
     let until = random.below(content.len() as u64);
     let copy = mount.host().fresh_path("copy");

@@ -94,7 +94,7 @@ impl Member {
     }
 }
 
-/// What two members needed beside a member that forges.
+/// Needs of two members beside a member that forges.
 struct Needed {
     /// Bytes that left the head otherwise than in pages and symbols: most are sent over HTTP.
     http: u64,

@@ -275,7 +275,7 @@ fn a_reader_that_waits_for_the_proof_of_a_pinned_file_can_be_killed_and_the_moun
     let mut mount = mount.option("attr_ttl=1h").start();
     assert!(mount.join("image").exists());
     server.kill();
-    // Of reads past the page cache each is a request of its own, and dies only when it is answered.
+    // Each read past the page cache is a request of its own, and dies only when it is answered.
     let read = || readers::read_direct_at(lab.client(1), &mount.join("image"), 0);
     let (mut killed, mut waiting) = (read(), read());
     mount.wait_parked(2);

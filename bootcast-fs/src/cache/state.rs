@@ -215,7 +215,7 @@ fn held_pages(header: &Header, bitmap: &[u8]) -> Option<Assembly> {
     Some(Assembly::resume(geometry, held))
 }
 
-/// What the last checkpoint of an earlier use says.
+/// State of an object at the last checkpoint of an earlier use.
 #[derive(Debug)]
 pub struct Restored {
     /// Held pages.

@@ -65,9 +65,9 @@ pub struct FsConfig {
     pub wait_limit: Option<Duration>,
     /// Times of memberships.
     pub timing: Timing,
-    /// When pages are fetched over HTTP instead of received by multicast.
+    /// Rule for fetching pages over HTTP instead of receiving them by multicast.
     pub unicast: UnicastMode,
-    /// Which pages of an open file are received.
+    /// Pages of an open file that are received.
     pub fill: Fill,
     /// Proof that bytes need before they are read.
     pub verify: Verify,

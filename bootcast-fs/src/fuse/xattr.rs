@@ -3,7 +3,7 @@
 
 use fuser::{Errno, ReplyXattr};
 
-/// What a caller gets.
+/// Answer to a caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Answer {
     /// The size of the value in bytes.

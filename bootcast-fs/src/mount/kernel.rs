@@ -202,8 +202,8 @@ fn wait_for_exit(child: Child) -> Result<(), KernelError> {
 
 /// Returns the option list of fusermount3, with commas and backslashes of the source escaped.
 ///
-/// Of the options on access times fusermount3 knows only `noatime` (libfuse 3.14), and fails with
-/// others. It loses nothing to leave these out: a read-only mount updates no access times.
+/// Other options on access times than `noatime` are left out: fusermount3 fails with them (libfuse
+/// 3.14). Nothing is lost, because a read-only mount updates no access times.
 fn fusermount_options(request: &MountRequest) -> OsString {
     let mut options = format!("subtype={SUBTYPE}");
     let flags = [

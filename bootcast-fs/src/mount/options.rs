@@ -43,9 +43,9 @@ pub struct MountOptions {
     pub cache: CacheKind,
     /// Directory of the disk cache.
     pub cache_dir: Option<PathBuf>,
-    /// When pages are fetched over HTTP instead of received by multicast.
+    /// Rule for fetching pages over HTTP instead of receiving them by multicast.
     pub unicast: UnicastMode,
-    /// Which pages of an open file are received: all, or those that readers ask for.
+    /// Pages of an open file that are received: all, or those that readers ask for.
     pub fill: Fill,
     /// Proof that bytes need before they are read.
     pub verify: Verify,

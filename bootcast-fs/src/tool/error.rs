@@ -41,7 +41,7 @@ Exit codes:
   9    an error in this program; please report it
   141  the reader of standard output went away";
 
-/// Why a command failed. The text is shown to the user, in one line.
+/// Reason why a command failed. The text is shown to the user, in one line.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ToolError {
     /// The arguments are wrong.

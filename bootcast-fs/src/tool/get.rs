@@ -137,7 +137,7 @@ pub(super) async fn run(args: Args) -> Result<(), ToolError> {
     Box::pin(get.run()).await.map_err(|error| error.with_path(&path))
 }
 
-/// How the bytes are fetched.
+/// Transport of the bytes.
 #[derive(Debug)]
 enum Transport {
     /// The whole file by multicast.

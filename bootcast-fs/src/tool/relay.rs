@@ -22,7 +22,7 @@ const PIECE_LEN: u64 = 1 << 20;
 /// Time between two checks of the spool's size.
 const CHECK_PERIOD: Duration = Duration::from_millis(50);
 
-/// How a relay ended.
+/// End of a relay.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Relayed {
     /// All bytes were written.

@@ -45,7 +45,7 @@ pub(super) struct UnicastFetch<'a> {
     gate: Option<Gate>,
 }
 
-/// Where a fetch resumes what another transport began.
+/// Point at which a fetch resumes what another transport began.
 #[derive(Debug)]
 pub(super) struct ResumePoint {
     /// Offset of the first byte to fetch.
@@ -58,7 +58,7 @@ pub(super) struct ResumePoint {
     pub(super) etag: Etag,
 }
 
-/// How one connection ended.
+/// End of a connection.
 enum Connection {
     /// All bytes were written.
     Done,
