@@ -82,7 +82,8 @@ impl Member {
         self.forger.send(group, &datagram);
     }
 
-    /// Forges a datagram for each page that the server sends, a little earlier, until told otherwise.
+    /// Forges a datagram for each page that the server sends, a little earlier, until told
+    /// otherwise.
     fn run(&self, server: &ServerProc<'_>, image: &Image, done: &AtomicBool) {
         let mut next = 0;
         while !done.load(Ordering::Relaxed) {
@@ -101,8 +102,8 @@ struct Needed {
     logs: [String; 2],
 }
 
-/// Fetches and copies an image on two clients, while client 3 forges from the server's port, or from
-/// another one.
+/// Fetches and copies an image on two clients, while client 3 forges from the server's port, or
+/// from another one.
 fn fetch_beside_a_forger(
     lab: &Lab,
     image: &Image,

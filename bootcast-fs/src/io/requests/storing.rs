@@ -7,8 +7,9 @@ use super::Job;
 use crate::object::{Object, Rebuilding};
 use crate::panics;
 
-/// Time for which blocks that can be rebuilt accumulate, unless nothing else is missing. The symbols
-/// of a window arrive block by block, and neighbours are rebuilt from one reading of their pages.
+/// Time for which blocks that can be rebuilt accumulate, unless nothing else is missing. The
+/// symbols of a window arrive block by block, and neighbours are rebuilt from one reading of their
+/// pages.
 const REBUILD_DELAY: Duration = Duration::from_millis(20);
 
 impl Job {
