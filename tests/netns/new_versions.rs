@@ -141,12 +141,10 @@ fn a_server_that_restarted_and_a_file_that_grew_make_no_difference() {
     server.start();
     wait_announced(&lab, &before);
     let mount = mount(&lab, 1, &cache);
-    let expected = digest_of(&image.path);
-    assert_eq!(digest_of(mount.join("image")), expected);
-    wait_recorded(&cache, 2);
+    wait_complete(&mount, &cache);
     let more = sent(&server);
-    // Until the first hashes are there, what the reader waits for is demanded.
-    assert!(more <= percent_of(&image, 10), "{more} pages and symbols; {}", mount.log());
+    assert!(more <= percent_of(&image, 3), "{more} pages and symbols; {}", mount.log());
+    assert_eq!(digest_of(mount.join("image")), digest_of(&image.path));
 }
 
 #[test]
@@ -159,15 +157,11 @@ fn bytes_that_are_damaged_in_the_older_version_come_from_the_server() {
     publish(&lab, &image, scattered(&image));
     let before = sent(&server);
     let mount = mount(&lab, 1, &cache);
-    let expected = digest_of(&image.path);
-    let file = mount.join("image");
-    wait_until(TRANSFER, "the new version is complete", || {
-        assert_eq!(digest_of(&file), expected);
-        fs::read_dir(cache.join("contents")).unwrap().count() == 2
-    });
+    wait_complete(&mount, &cache);
     let more = sent(&server) - before;
-    assert!(more <= percent_of(&image, 12), "{more} pages and symbols; {}", mount.log());
+    assert!(more <= percent_of(&image, 5), "{more} pages and symbols; {}", mount.log());
     assert!(more >= percent_of(&image, 2), "the damaged leaves were believed");
+    assert_eq!(digest_of(mount.join("image")), digest_of(&image.path));
 }
 
 #[test]
