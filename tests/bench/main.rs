@@ -16,6 +16,7 @@ mod memory;
 mod one_client;
 mod peers;
 mod random;
+mod replayed;
 mod report;
 mod wants;
 
@@ -38,7 +39,7 @@ const RUN_DEADLINE: Duration = Duration::from_secs(300);
 /// A part of the report: its name, and the function that measures it and writes its text.
 type Part = (&'static str, fn() -> String);
 
-const PARTS: [Part; 17] = [
+const PARTS: [Part; 18] = [
     ("fleet", fleet::measure),
     ("lossy", fleet::measure_lossy),
     ("peers", peers::measure),
@@ -56,6 +57,7 @@ const PARTS: [Part; 17] = [
     ("sparse", content::measure_sparse),
     ("new_version", content::measure_new_version),
     ("slow_source", content::measure_slow_source),
+    ("replayed", replayed::measure),
 ];
 
 fn main() {
