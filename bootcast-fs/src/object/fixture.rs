@@ -10,7 +10,7 @@ use bootcast_proto::manifest::{ContentTree, SEGMENT_BYTES};
 use bootcast_proto::{Etag, JoinAnswer, Manifest, PageRange, RemotePath, Token, ZeroMap};
 
 use super::{ListsFailure, Object};
-use crate::cache::{Cache, ObjectKey};
+use crate::cache::{Cache, ObjectKey, Store};
 use crate::receiver::{Action, Fill, ListRequest, Timing, Verify};
 
 /// Bytes of a page.
@@ -20,6 +20,12 @@ pub(super) const PAGE: u64 = 1456;
 pub(super) fn range(bytes: &Range<u64>) -> Range<usize> {
     let index = |at: u64| usize::try_from(at).unwrap();
     index(bytes.start)..index(bytes.end)
+}
+
+fn key() -> ObjectKey {
+    let path = RemotePath::decode("image").unwrap();
+    let etag = Some(Etag::new("v1").unwrap());
+    ObjectKey { server: "head:8888".into(), path, etag, content: None }
 }
 
 /// A file of three segments and a bit. All is zeros but 100 bytes.
@@ -65,14 +71,16 @@ impl File {
     }
 
     pub(super) fn object_with(&self, verify: Verify, fill: Fill, stored: &[u8]) -> Arc<Object> {
-        let path = RemotePath::decode("image").unwrap();
-        let etag = Some(Etag::new("v1").unwrap());
-        let key = ObjectKey { server: "head:8888".into(), path, etag, content: None };
-        let store = Cache::Memory.open(&key).unwrap();
+        let store = Cache::Memory.open(&key()).unwrap();
         store.write_run(&mut [IoSlice::new(stored)], 0).unwrap();
+        self.object_in(store, verify, fill)
+    }
+
+    /// Returns an object that joined, with this store.
+    pub(super) fn object_in(&self, store: Store, verify: Verify, fill: Fill) -> Arc<Object> {
         let timing = Timing { linger: Duration::from_secs(10), silence: Duration::from_secs(2) };
         let size = Some(self.bytes.len() as u64);
-        let object = Object::new(key, store, size, timing, fill, 1).with_verify(verify);
+        let object = Object::new(key(), store, size, timing, fill, 1).with_verify(verify);
         object.open();
         assert_eq!(object.poll(Instant::now()).actions, [Action::Join]);
         object.begin_join();

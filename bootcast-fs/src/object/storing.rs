@@ -134,12 +134,12 @@ impl Object {
         for run in written.runs {
             inner.receiver.handle_stored(run, epoch);
         }
-        let has_failed = written.error.is_some();
         if let Some(error) = written.error {
             self.store_failed(&mut inner, error);
         }
-        let is_verified_later = inner.receiver.tree().is_some();
-        if is_verified_later && !has_failed && !inner.receiver.has_all_pages() {
+        let receiver = &inner.receiver;
+        let is_verified_later = receiver.tree().is_some() && receiver.failure().is_none();
+        if is_verified_later && !receiver.has_all_pages() {
             // Nobody waits for pages that may not be read yet.
             return Vec::new();
         }

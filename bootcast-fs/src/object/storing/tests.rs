@@ -9,10 +9,12 @@ use std::time::Duration;
 
 use bootcast_proto::manifest::LEAF_BYTES;
 use bootcast_proto::wire::Layout;
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 
 use super::super::fixture::{File, PAGE, range};
 use super::*;
-use crate::receiver::Fill;
+use crate::cache::{Cache, Store};
+use crate::receiver::{Failure, Fill, Verify};
 
 const SENDER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9000);
 
@@ -68,6 +70,20 @@ fn with_delayed_page(write: impl FnOnce(&File, &Object)) {
     let mut bytes = vec![1; range(&(0..LEAF_BYTES)).len()];
     object.store().read_exact_at(&mut bytes, 0).unwrap();
     assert!(bytes == file.bytes[range(&(0..LEAF_BYTES))], "a verified leaf was written over");
+}
+
+#[test]
+fn a_store_without_room_for_the_file_fails_it_although_the_first_pages_have_room() {
+    let file = File::new();
+    let small = memfd_create("small", MemfdFlags::ALLOW_SEALING).unwrap();
+    ftruncate(&small, 4 * PAGE).unwrap();
+    fcntl_add_seals(&small, SealFlags::GROW).unwrap();
+    let store = Store::transient(small.into(), Cache::Memory);
+    let object = file.object_in(store, Verify::Leaf, Fill::Full);
+    let watcher = object.changed.subscribe();
+    drop(object.receive(&[(SENDER, &forged(&file, 0))], Instant::now()));
+    assert!(matches!(object.lock().receiver.failure(), Some(Failure::Store(_))));
+    assert!(watcher.has_changed().unwrap(), "who waits for the file does not learn that it failed");
 }
 
 #[test]
