@@ -178,7 +178,10 @@ fn when_a_closed_data_port_opens_again_the_rest_arrives_by_multicast() {
     copy.finish(&image);
     server.wait_no_members();
     let log = copy.mount.log();
-    assert_eq!((count_lines(&log, &DEAF), count_lines(&log, &["arrives again"])), (1, 1), "{log}");
+    // Beacons may be late on a busy machine. Each warning is taken back once.
+    let warnings = 1 + count_lines(&log, &["but no beacons"]);
+    let returns = count_lines(&log, &["arrives again"]);
+    assert_eq!((count_lines(&log, &DEAF), returns), (1, warnings), "{log}");
 }
 
 #[test]

@@ -78,6 +78,8 @@ fn a_lab_removes_everything_even_if_its_test_panics() {
     let namespace = lab.head().namespace().to_owned();
     let directory = lab.directory().to_owned();
     let mut sleeper = lab.head().spawn("sleep", ["1000"]);
+    let name = format!("/proc/{}/comm", sleeper.pid());
+    wait_until(SOON, "it runs on its host", || fs::read_to_string(&name).unwrap() == "sleep\n");
     let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         let _owned = lab;
         panic!("as a failing test does");
