@@ -218,8 +218,8 @@ impl Lists {
         self.needed.add_incomplete(segment);
     }
 
-    /// Returns the next request; `None` until [`Self::poll_timeout`]. `is_for_readers`: only for leaf
-    /// lists that readers wait for, because enough others are known.
+    /// Returns the next request; `None` until [`Self::poll_timeout`]. With `is_for_readers`, only
+    /// one for leaf lists that readers wait for, because enough others are known.
     pub(super) fn poll_request(
         &mut self,
         now: Instant,

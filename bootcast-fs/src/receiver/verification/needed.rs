@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 /// requested. docs/PROTOCOL.md, "Leaf lists".
 pub(super) const CAST_PATIENCE: Duration = Duration::from_millis(200);
 
-/// The same while a reader waits for a leaf that has arrived. The list went out ahead of the leaf
-/// and was lost; the second copy follows the segment.
+/// Time for a leaf list to come in the cast while a reader waits for a leaf that has arrived. The
+/// list was sent before the leaf. If it was lost, its second copy is sent after the segment.
 pub(super) const READER_PATIENCE: Duration = Duration::from_millis(50);
 
-/// The same after the first leaf of a segment that the stream does not seem to leave.
+/// Time for a leaf list to come in the cast after the first leaf of a segment that the stream does
+/// not seem to leave.
 pub(super) const STREAM_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Time after which a list is requested again that lacked the value of a leaf.

@@ -3,6 +3,7 @@ use bootcast_proto::manifest::SEGMENT_BYTES;
 use proptest::prelude::*;
 
 use super::needed::{CAST_PATIENCE, READER_PATIENCE, REPEAT_PAUSE, STREAM_PATIENCE, UNKNOWN_PAUSE};
+use super::requests::ENOUGH_SEGMENTS;
 use super::*;
 
 const MS: Duration = Duration::from_millis(1);
