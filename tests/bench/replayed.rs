@@ -1,4 +1,4 @@
-//! What does a host cost that sends datagrams of a cast again now and then?
+//! Cost of a host that sends captured datagrams of a cast again, once a second.
 
 use std::net::{SocketAddr, SocketAddrV4, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -67,8 +67,8 @@ fn run(is_replayed: bool) -> (f64, usize) {
     (seconds, sent.into_inner())
 }
 
-/// Joins the cast as a plain member and leaves at once. Returns a socket for each port of its group,
-/// with the address of the group.
+/// Joins the cast as a plain member and leaves at once. Returns a socket for each port of its
+/// group, with the address of the group.
 fn join(lab: &Lab, host: &Host, server: &ServerProc<'_>) -> Vec<(SocketAddr, UdpSocket)> {
     let answer = host.get_with(&lab.url("join/image"), &[("X-BOOTCAST", "1")]);
     let answer = JoinAnswer::parse(&answer.body).unwrap();

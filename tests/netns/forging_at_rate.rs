@@ -150,17 +150,24 @@ fn a_member_that_forges_at_the_rate_of_the_cast_is_not_listened_to_for_long() {
     assert!(http < image.size, "{http} bytes over HTTP");
 }
 
-#[test]
-fn a_member_that_forges_in_the_name_of_the_servers_socket_puts_no_wrong_byte_into_files() {
-    let lab = lab_or_skip!(Lab::builder().clients(3).valve());
+/// Requires that a forger in the name of the server's socket is heard, and puts no wrong byte into
+/// files. Otherwise panics with `unheard`.
+fn assert_no_wrong_byte_from_the_servers_socket(lab: &Lab, forgery: Forgery, unheard: &str) {
     let image = lab.put("image", mib(16));
-    let Needed { http, logs } = fetch_beside_a_forger(&lab, &image, Forgery::Pages, true);
+    let Needed { http, logs } = fetch_beside_a_forger(lab, &image, forgery, true);
     for log in logs {
-        assert!(log.contains("wrong bytes"), "the forger was not heard: {log}");
+        assert!(log.contains("wrong bytes"), "{unheard}: {log}");
         assert!(!log.contains("is not listened to"), "the server was ignored: {log}");
     }
     // Each of the two fetches the file once at most, and what belongs to the requests.
     assert!(http < 3 * image.size, "{http} bytes over HTTP");
+}
+
+#[test]
+fn a_member_that_forges_in_the_name_of_the_servers_socket_puts_no_wrong_byte_into_files() {
+    let lab = lab_or_skip!(Lab::builder().clients(3).valve());
+    let unheard = "the forger was not heard";
+    assert_no_wrong_byte_from_the_servers_socket(&lab, Forgery::Pages, unheard);
 }
 
 #[test]
@@ -178,12 +185,6 @@ fn a_member_that_forges_repair_symbols_is_not_listened_to_for_long() {
 #[test]
 fn a_member_that_forges_repair_symbols_of_the_servers_socket_puts_no_wrong_byte_into_files() {
     let lab = lab_or_skip!(Lab::builder().clients(3).loss(2.0).valve());
-    let image = lab.put("image", mib(16));
-    let Needed { http, logs } = fetch_beside_a_forger(&lab, &image, Forgery::Symbols, true);
-    for log in logs {
-        assert!(log.contains("wrong bytes"), "no block was rebuilt wrong: {log}");
-        assert!(!log.contains("is not listened to"), "the server was ignored: {log}");
-    }
-    // Each of the two fetches the file once at most, and what belongs to the requests.
-    assert!(http < 3 * image.size, "{http} bytes over HTTP");
+    let unheard = "no block was rebuilt wrong";
+    assert_no_wrong_byte_from_the_servers_socket(&lab, Forgery::Symbols, unheard);
 }

@@ -28,8 +28,8 @@ fn a_cast_slows_down_to_the_rate_of_a_narrow_network() {
     for get in &mut gets {
         get.finish(&image);
     }
-    // Reports arrive at any time. But the stream sends a page only because of a join, or of a report
-    // that names its window, of 16 blocks.
+    // Reports arrive at any time. But the stream sends a page only because of a join, or of a
+    // report that names its window, of 16 blocks.
     let cast = server.cast_of("image").unwrap();
     let reported = windows_reported(&server.log());
     let most = cast.joins * u64::from(cast.pages) + reported * 16 * 128;

@@ -236,7 +236,7 @@ impl Content {
         let is_of_use = match self.verify {
             // The server has the map if it knows the content id.
             Verify::Leaf => self.pin.content.is_some(),
-            // Who checks the bytes has the server hash the file.
+            // The reader requests hashes in any case, so the server computes the map too.
             Verify::AtReader => true,
             // Nothing would find out what a wrong map claims.
             Verify::Tag => false,

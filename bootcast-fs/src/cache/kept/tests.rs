@@ -8,6 +8,12 @@ use crate::cache::{Cache, HeldSnapshot, ObjectKey, Store};
 
 const BYTES: &[u8] = b"aaaabbbbcc";
 
+fn cache() -> (tempfile::TempDir, Cache) {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::on_disk(dir.path()).unwrap();
+    (dir, cache)
+}
+
 fn key(path: &str) -> ObjectKey {
     let etag = Some(Etag::new("v1").unwrap());
     let path = RemotePath::decode(path).unwrap();
@@ -29,6 +35,12 @@ fn keep(cache: &Cache, path: &str, pages: u32) -> Store {
     store
 }
 
+fn only(dir: &Path) -> Kept {
+    let mut kept = list(dir).unwrap();
+    assert_eq!(kept.len(), 1);
+    kept.remove(0)
+}
+
 fn names(dir: &Path) -> Vec<(String, u32)> {
     let kept = list(dir).unwrap().into_iter();
     kept.map(|object| object.file.unwrap()).map(|file| (file.path.encode(), file.held)).collect()
@@ -36,8 +48,7 @@ fn names(dir: &Path) -> Vec<(String, u32)> {
 
 #[test]
 fn objects_are_listed_in_the_order_of_their_use() {
-    let dir = tempfile::tempdir().unwrap();
-    let cache = Cache::on_disk(dir.path()).unwrap();
+    let (dir, cache) = cache();
     assert!(list(dir.path()).unwrap().is_empty());
     keep(&cache, "old", 3);
     keep(&cache, "new", 2);
@@ -52,27 +63,25 @@ fn objects_are_listed_in_the_order_of_their_use() {
 
 #[test]
 fn damage_is_found_and_files_that_are_not_complete_are_not_checked() {
-    let dir = tempfile::tempdir().unwrap();
-    let cache = Cache::on_disk(dir.path()).unwrap();
+    let (dir, cache) = cache();
     keep(&cache, "part", 2);
-    let part = list(dir.path()).unwrap().remove(0);
+    let part = only(dir.path());
     assert_eq!(part.check().unwrap(), Checked::Unknown);
     keep(&cache, "part", 3);
-    let whole = list(dir.path()).unwrap().remove(0);
+    let whole = only(dir.path());
     assert_eq!(whole.check().unwrap(), Checked::Right);
     fs::write(whole.dir.join("data"), b"aaaabbbbcd").unwrap();
     assert_eq!(whole.check().unwrap(), Checked::Damaged);
     fs::write(whole.dir.join("state"), b"{}").unwrap();
-    let whole = list(dir.path()).unwrap().remove(0);
+    let whole = only(dir.path());
     assert_eq!((whole.file.clone(), whole.check().unwrap()), (None, Checked::Unknown));
 }
 
 #[test]
 fn an_object_in_use_is_not_removed() {
-    let dir = tempfile::tempdir().unwrap();
-    let cache = Cache::on_disk(dir.path()).unwrap();
+    let (dir, cache) = cache();
     let filling = keep(&cache, "image", 2);
-    let object = list(dir.path()).unwrap().remove(0);
+    let object = only(dir.path());
     assert!(!object.remove().unwrap(), "it is being filled");
     drop(filling);
     drop(keep(&cache, "image", 3));
@@ -86,12 +95,11 @@ fn an_object_in_use_is_not_removed() {
 
 #[test]
 fn a_removal_that_was_cut_off_is_finished_by_the_next_one() {
-    let dir = tempfile::tempdir().unwrap();
-    let cache = Cache::on_disk(dir.path()).unwrap();
+    let (dir, cache) = cache();
     drop(keep(&cache, "image", 3));
-    let object = list(dir.path()).unwrap().remove(0);
+    let object = only(dir.path());
     fs::rename(&object.dir, object.dir.with_extension("removed")).unwrap();
-    let left = list(dir.path()).unwrap().remove(0);
+    let left = only(dir.path());
     assert_eq!(left.file, None);
     drop(keep(&cache, "image", 3));
     assert!(object.remove().unwrap());
@@ -100,10 +108,9 @@ fn a_removal_that_was_cut_off_is_finished_by_the_next_one() {
 
 #[test]
 fn who_opened_an_object_before_it_was_removed_does_not_take_the_state_of_the_next_one() {
-    let dir = tempfile::tempdir().unwrap();
-    let cache = Cache::on_disk(dir.path()).unwrap();
+    let (dir, cache) = cache();
     drop(keep(&cache, "image", 2));
-    let object = list(dir.path()).unwrap().remove(0);
+    let object = only(dir.path());
     let opened = open_data(&object.dir, false).unwrap();
     assert!(is_present(&object.dir, &opened).unwrap());
     assert!(object.remove().unwrap());

@@ -2,6 +2,8 @@
 
 #![expect(clippy::disallowed_methods, reason = "a test has a clock")]
 
+use std::path::Path;
+
 use bootcast_proto::manifest::{ContentTree, SEGMENT_BYTES};
 use bootcast_proto::{Etag, JoinAnswer, Manifest, RemotePath, Token};
 
@@ -23,6 +25,16 @@ fn key(manifest: &Manifest) -> ObjectKey {
         etag: Some(Etag::new("v1").unwrap()),
         content: Some(manifest.id()),
     }
+}
+
+/// Opens a store in which an earlier use left leaf values of the first segment, and values of
+/// segments.
+fn store(dir: &Path, manifest: &Manifest, leaves: &[Value], segments: &[Value]) -> Store {
+    let store = Cache::on_disk(dir).unwrap().open(&key(manifest)).unwrap();
+    let stored = store.leaf_values().unwrap();
+    stored.save_leaves(0, leaves).unwrap();
+    stored.save_segments(manifest.tree(), segments).unwrap();
+    store
 }
 
 /// Returns an object that joined, with a reader at the start of the file.
@@ -48,10 +60,7 @@ fn object(manifest: &Manifest, store: Store) -> Object {
 fn hashes_in_the_cache_are_taken_in_any_order_and_lists_not_stored_again() {
     let (manifest, now) = (manifest(), Instant::now());
     let dir = tempfile::tempdir().unwrap();
-    let store = Cache::on_disk(dir.path()).unwrap().open(&key(&manifest)).unwrap();
-    let stored = store.leaf_values().unwrap();
-    stored.save_leaves(0, &manifest.leaves()[..256]).unwrap();
-    stored.save_segments(manifest.tree(), manifest.segments()).unwrap();
+    let store = store(dir.path(), &manifest, &manifest.leaves()[..256], manifest.segments());
     let object = object(&manifest, store);
     let (segments, leaves) = (ListRequest::Segments, ListRequest::Leaves(0..1));
     let actions = object.poll(now).actions;
@@ -68,10 +77,7 @@ fn hashes_in_the_cache_are_taken_in_any_order_and_lists_not_stored_again() {
 fn hashes_of_another_content_in_the_cache_are_not_taken() {
     let (manifest, now) = (manifest(), Instant::now());
     let dir = tempfile::tempdir().unwrap();
-    let store = Cache::on_disk(dir.path()).unwrap().open(&key(&manifest)).unwrap();
-    let stored = store.leaf_values().unwrap();
-    stored.save_leaves(0, &[[1; 32]; 256]).unwrap();
-    stored.save_segments(manifest.tree(), &[[2; 32]; 3]).unwrap();
+    let store = store(dir.path(), &manifest, &[[1; 32]; 256], &[[2; 32]; 3]);
     let object = object(&manifest, store);
     let _ = object.poll(now);
     let (segments, leaves) = (ListRequest::Segments, ListRequest::Leaves(0..1));

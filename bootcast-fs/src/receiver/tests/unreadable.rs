@@ -35,6 +35,11 @@ fn receive_all_but(receiver: &mut Receiver, missing: PageRange) {
     receiver.store(pages(missing.end.0, PAGES));
 }
 
+/// Returns whether an action demands these pages.
+fn wants(runs: &[PageRange]) -> impl Fn(&Action) -> bool {
+    move |action| matches!(action, Action::Want(sent) if sent.now == runs)
+}
+
 #[test]
 fn a_read_of_an_unreadable_page_fails_and_others_wait_on() {
     let now = Instant::now();
@@ -70,8 +75,7 @@ fn a_member_that_lacks_nothing_but_unreadable_pages_leaves_and_asks_again_later(
     assert_eq!(woken, [Action::Join]);
     assert_eq!(receiver.fill(), Fill::Demand);
     receiver.handle_join(&FILE.answer(1), later);
-    let wants = |action: &Action| matches!(action, Action::Want(sent) if sent.now == [(8, 1)].map(PageRange::from));
-    assert!(actions(&mut receiver, later).iter().any(wants));
+    assert!(actions(&mut receiver, later).iter().any(wants(&[pages(7, 8)])));
     receiver.store(pages(7, 9));
     assert!(receiver.is_complete());
 }
@@ -83,9 +87,8 @@ fn lost_pages_of_a_block_that_cannot_be_rebuilt_are_demanded() {
     receive_all_but(&mut receiver, pages(7, 10));
     receiver.handle_unreadable(&[pages(8, 9)], now);
     assert!(receiver.is_member());
-    let wants = |action: &Action| matches!(action, Action::Want(sent) if sent.now == [(8, 1), (10, 1)].map(PageRange::from));
     let asked = actions(&mut receiver, now + Duration::from_secs(1));
-    assert!(asked.iter().any(wants), "{asked:?}");
+    assert!(asked.iter().any(wants(&[pages(7, 8), pages(9, 10)])), "{asked:?}");
     receiver.store(pages(7, 8));
     receiver.store(pages(9, 10));
     assert!(!receiver.is_member());
