@@ -1,4 +1,5 @@
-//! `bootcast get`, `ls`, `status`: fetches and lists files of a bootcast server without a mount.
+//! `bootcast get`, `ls`, `status`, `cache`: fetches and lists files of a bootcast server without a
+//! mount, and shows what mounts keep on this machine.
 
 use std::process::ExitCode;
 

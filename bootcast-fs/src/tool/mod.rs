@@ -1,4 +1,5 @@
-//! The command line tool `bootcast`: fetches and lists files of a server without a mount.
+//! The command line tool `bootcast`: fetches and lists files of a server without a mount, and looks
+//! after the cache of mounts.
 //!
 //! | module | holds |
 //! |---|---|
