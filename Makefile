@@ -7,8 +7,8 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 # Files and caches of benchmarks: in memory, or they would measure the disk.
 BENCH_DIR ?= /dev/shm
 
-# Labs share the machine's cores: more at once would measure the scheduler.
-TEST_THREADS ?= 2
+# Tests that run at once. Most of the time each waits.
+TEST_THREADS ?= 3
 
 .PHONY: all help deps check wasm test demo bench install clean-lab clean
 all: ## release binaries in target/release
