@@ -127,7 +127,8 @@ impl Manifests {
 /// the machine's memory.
 pub(super) fn page_cache() -> u64 {
     let info = rustix::system::sysinfo();
-    u64::from(info.totalram).saturating_mul(info.mem_unit.into()) / 4
+    let memory = u128::from(info.totalram) * u128::from(info.mem_unit);
+    u64::try_from(memory / 4).unwrap_or(u64::MAX)
 }
 
 /// Ends the lead of a file that is hashed. A stream gets the time to begin, and to take the rest.

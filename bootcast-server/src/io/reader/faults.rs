@@ -16,6 +16,8 @@ pub(in crate::io) struct Faults {
     /// Byte ranges that cannot be read: a read that touches one fails with EIO.
     pub(in crate::io) unreadable: Arc<Mutex<Vec<Range<u64>>>>,
     pub(in crate::io) hang: Arc<Hang>,
+    /// Whether the page cache has the files, so that reads need not block.
+    pub(in crate::io) are_cached: bool,
     /// Receives the name of each thread that closes a source.
     pub(in crate::io) closed: Option<mpsc::Sender<Option<String>>>,
 }
@@ -57,6 +59,10 @@ impl PageSource for FaultySource {
             return Err(ReadError::Io(Errno::IO));
         }
         self.inner.read(buffers, offset)
+    }
+
+    fn read_cached(&self, buffers: &mut [IoSliceMut<'_>], offset: u64, _: bool) -> bool {
+        self.faults.are_cached && self.inner.read(buffers, offset).is_ok()
     }
 
     fn check_version(&self) -> Result<(), ReadError> {

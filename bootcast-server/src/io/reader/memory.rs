@@ -19,6 +19,8 @@ pub(super) struct Memory {
     pub(super) bytes: Vec<u8>,
     manifest: Arc<Manifest>,
     pub(super) unreadable: Range<u64>,
+    /// Bytes that can be read without blocking.
+    pub(super) cached: Range<u64>,
     /// Whether the attributes have changed.
     pub(super) is_changed: AtomicBool,
     other: Mutex<Option<Range<u64>>>,
@@ -35,6 +37,7 @@ impl Memory {
             bytes,
             manifest: Arc::new(Manifest::new(tree, values)),
             unreadable: 0..0,
+            cached: 0..0,
             is_changed: AtomicBool::new(false),
             other: Mutex::new(None),
         }
@@ -63,6 +66,12 @@ impl PageSource for Memory {
             at += buffer.len();
         }
         Ok(())
+    }
+
+    fn read_cached(&self, buffers: &mut [IoSliceMut<'_>], offset: u64, _: bool) -> bool {
+        let len: u64 = buffers.iter().map(|buffer| buffer.len() as u64).sum();
+        let is_cached = self.cached.start <= offset && offset + len <= self.cached.end;
+        is_cached && self.read(buffers, offset).is_ok()
     }
 
     fn check_version(&self) -> Result<(), ReadError> {

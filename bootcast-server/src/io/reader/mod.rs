@@ -6,12 +6,14 @@
 //! | [`proof`] | compares what was read with the manifest of the version |
 //! | [`pages`] | reads pages into datagrams |
 //! | [`symbols`] | reads blocks and encodes their repair symbols |
+//! | `cached` | reads what is in the page cache, for the sender thread |
 //! | [`stage`] | threads that do all this |
 //! | `queue` | which job runs next, so that a file system that hangs leaves threads for others |
 //!
-//! A file system may hang or be slow. Therefore the sender thread touches no file: it gives jobs to
-//! the stage, and goes on with other casts until their outcomes arrive.
+//! A file system may hang or be slow. Therefore the sender thread reads nothing but what is in the
+//! page cache: it gives jobs to the stage, and goes on with other casts until their outcomes arrive.
 
+mod cached;
 pub mod pages;
 pub mod proof;
 mod queue;

@@ -8,6 +8,7 @@ use bootcast_proto::wire::HEADER_LEN;
 use bootcast_proto::{BlockLayout, DatagramKey, Geometry, Layout, PageIndex, PageRange};
 
 use super::ReadFailure;
+use super::cached::Cached;
 use super::proof::prove;
 use super::source::{PageSource, ReadError};
 use super::symbols::SymbolReader;
@@ -86,11 +87,7 @@ impl PageReader {
         read_bytes: usize,
         spare: PageBuffer,
     ) -> Result<PageBuffer, ReadFailure> {
-        debug_assert!(!run.is_empty(), "a read of no pages has no outcome");
-        let wanted = u32::try_from(read_bytes / self.datagram_len()).unwrap_or(MAX_READ_PAGES);
-        // A whole number of runs, so that the end of the buffer splits no later run.
-        let runs = wanted.min(MAX_READ_PAGES) / run.len().max(1);
-        let pages = (runs.max(1) * run.len()).min(MAX_READ_PAGES);
+        let pages = self.pages_of_read(run, read_bytes);
         let mut buffer = spare.datagrams;
         let read = match self.read_pages(run.start, pages, &mut buffer) {
             Err(ReadError::Io(_)) if pages > run.len() => {
@@ -105,6 +102,38 @@ impl PageReader {
             }
             Err(error) => Err(self.failure(error, run.iter())),
         }
+    }
+
+    /// Like [`Self::read`] without blocking: fails with the memory unless the bytes are in the page
+    /// cache, and the right ones.
+    pub fn read_cached(
+        &self,
+        run: PageRange,
+        read_bytes: usize,
+        spare: PageBuffer,
+    ) -> Result<PageBuffer, PageBuffer> {
+        let source = Arc::new(Cached::new(Arc::clone(&self.source)));
+        let reader = Self { source: Arc::clone(&source) as Arc<dyn PageSource>, ..self.clone() };
+        let mut datagrams = spare.datagrams;
+        let pages = self.pages_of_read(run, read_bytes);
+        let read = reader.read_pages(run.start, pages, &mut datagrams);
+        let datagram_len = self.datagram_len();
+        match read {
+            Ok(pages) if !source.has_failed() => Ok(PageBuffer { pages, datagram_len, datagrams }),
+            Ok(_) | Err(_) => {
+                datagrams.clear();
+                Err(PageBuffer { datagrams, ..PageBuffer::default() })
+            }
+        }
+    }
+
+    /// Returns how many pages a read of about `read_bytes` has: a whole number of runs, so that the
+    /// end of the buffer splits no later run.
+    fn pages_of_read(&self, run: PageRange, read_bytes: usize) -> u32 {
+        debug_assert!(!run.is_empty(), "a read of no pages has no outcome");
+        let wanted = u32::try_from(read_bytes / self.datagram_len()).unwrap_or(MAX_READ_PAGES);
+        let runs = wanted.min(MAX_READ_PAGES) / run.len().max(1);
+        (runs.max(1) * run.len()).min(MAX_READ_PAGES)
     }
 
     /// Fills the buffer with the datagrams of these pages, as far as the file has them.

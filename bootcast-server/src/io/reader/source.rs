@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 
 use bootcast_proto::{Manifest, RemotePath};
 use rustix::fs::Advice;
-use rustix::io::Errno;
+use rustix::io::{Errno, ReadWriteFlags};
 
 use crate::io::identity::Identity;
 use crate::source::{LeadStream, OpenFile, Version};
@@ -46,7 +46,8 @@ impl ReadError {
     }
 }
 
-/// One version of a file, as casts read it. Every method may block for any time.
+/// One version of a file, as casts read it. A method may block for any time unless it says
+/// otherwise.
 pub trait PageSource: fmt::Debug + Send + Sync {
     /// Returns the version that was opened. Does not block.
     fn version(&self) -> Version;
@@ -58,6 +59,12 @@ pub trait PageSource: fmt::Debug + Send + Sync {
     /// Like [`Self::read`], for the stream of a cast. May take bytes that were just hashed.
     fn read_stream(&self, buffers: &mut [IoSliceMut<'_>], offset: u64) -> Result<(), ReadError> {
         self.read(buffers, offset)
+    }
+
+    /// Fills the buffers with the bytes from `offset` on if all of them are in memory, and returns
+    /// whether they are. Does not block. `of_stream`: the stream of a cast reads them.
+    fn read_cached(&self, _buffers: &mut [IoSliceMut<'_>], _offset: u64, _of_stream: bool) -> bool {
+        false
     }
 
     /// Fails if the file has no longer the attributes with which it was opened. After a read it
@@ -148,6 +155,31 @@ impl PageSource for FileSource {
         let read = self.read(rest, offset + taken);
         lead.advance(end);
         read
+    }
+
+    fn read_cached(
+        &self,
+        mut buffers: &mut [IoSliceMut<'_>],
+        mut offset: u64,
+        of_stream: bool,
+    ) -> bool {
+        // The hasher waits until the stream has taken what it keeps.
+        if of_stream && self.lead().is_some_and(|lead| lead.is_open()) {
+            return false;
+        }
+        IoSliceMut::advance_slices(&mut buffers, 0);
+        while !buffers.is_empty() {
+            // File systems on a network or in a process (NFS, FUSE) refuse the flag.
+            match rustix::io::preadv2(&self.open.file, buffers, offset, ReadWriteFlags::NOWAIT) {
+                Ok(read) if read > 0 => {
+                    offset += read as u64;
+                    IoSliceMut::advance_slices(&mut buffers, read);
+                }
+                Err(Errno::INTR) => {}
+                Ok(_) | Err(_) => return false,
+            }
+        }
+        true
     }
 
     fn check_version(&self) -> Result<(), ReadError> {

@@ -244,7 +244,7 @@ impl Driver {
             }
             // A cast that ended meanwhile has no reader, and nothing to send.
             let Some(reader) = self.readers.get_mut(&cast) else { return Ok(()) };
-            if reader.pages(part, run).is_none() {
+            if reader.pages(part, run).is_none() && !self.read_cached(cast, part, run) {
                 self.wait_for_pages(part, run, with(rest));
                 return Ok(());
             }

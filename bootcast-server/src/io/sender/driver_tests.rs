@@ -249,6 +249,19 @@ fn a_cast_whose_file_hangs_is_passed_over_and_goes_on_later() {
 }
 
 #[test]
+fn pages_in_the_page_cache_are_sent_without_the_stage() {
+    let mut fixture = Fixture::new();
+    let switch = Arc::new(Hang::default());
+    switch.set(true);
+    fixture.faults = Faults { hang: Arc::clone(&switch), are_cached: true, ..Faults::default() };
+    fixture.start_cast(MemberKind::Plain, 100);
+    fixture.run_until(|status| status.casts.is_empty());
+    let totals = fixture.driver.status(Instant::now()).totals;
+    assert_eq!((totals.pages_sent, totals.bytes_read), (100, 100 * 1456));
+    switch.set(false);
+}
+
+#[test]
 fn the_sender_closes_no_file_because_that_may_hang() {
     let mut fixture = Fixture::new();
     let (closed, closings) = mpsc::channel();

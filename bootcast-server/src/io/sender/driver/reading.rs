@@ -24,6 +24,13 @@ const ENCODE_AHEAD_TOTAL: usize = 64 << 20;
 /// symbols of 1456 bytes of each of the 512 blocks of the largest window.
 const ENCODE_AHEAD_MAX: usize = 6 << 20;
 
+/// Bytes that the sender reads from the page cache at a time for a stream.
+const CACHED_READ_BYTES: usize = 128 << 10;
+
+/// Ceiling up to which the sender reads pages of streams itself where that takes no waiting. It
+/// needs a second of CPU time for a GiB then. At higher rates a second processor does a part of that.
+const MAX_INLINE_RATE: u64 = 2_500_000_000;
+
 /// Part of a cast that reads on its own. The stage does one job at a time for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::io::sender) enum Part {
@@ -110,6 +117,27 @@ impl CastReader {
         }
     }
 
+    /// Reads demanded pages that are in the page cache. Returns whether they are.
+    fn read_demanded_cached(&mut self, lane: Lane, run: PageRange) -> bool {
+        let spare = self.demanded.remove(&lane).unwrap_or_default();
+        let read = self.pages.read_cached(run, 0, spare);
+        let is_cached = read.is_ok();
+        let buffer = read.unwrap_or_else(|spare| spare);
+        self.bytes_read += buffer.bytes();
+        self.demanded.insert(lane, buffer);
+        is_cached
+    }
+
+    /// Reads pages of the stream that are in the page cache. Returns whether they are.
+    fn read_stream_cached(&mut self, run: PageRange) -> bool {
+        let pages = self.pages.clone().of_stream();
+        let bytes_read = &mut self.bytes_read;
+        self.stream.read_cached(|spare| {
+            let read = pages.read_cached(run, CACHED_READ_BYTES, spare);
+            read.inspect(|buffer| *bytes_read += buffer.bytes())
+        })
+    }
+
     /// Returns the datagrams of these symbols; `None` if they are not encoded yet.
     pub(super) fn symbols(&mut self, symbols: &[Symbol]) -> Option<&[u8]> {
         let key = self.symbols.as_ref()?.key();
@@ -163,9 +191,30 @@ impl Driver {
             bytes_read: 0,
         };
         self.readers.insert(cast, reader);
-        if kind != MemberKind::Demand && geometry.pages() > 0 {
-            self.read_pages(cast, Part::Stream, PageRange::new(0, 1));
+        let first = PageRange::new(0, 1);
+        if kind != MemberKind::Demand
+            && geometry.pages() > 0
+            && !self.read_cached(cast, Part::Stream, first)
+        {
+            self.read_pages(cast, Part::Stream, first);
         }
+    }
+
+    /// Reads pages that datagrams wait for without waiting for a disk or another thread. Returns
+    /// whether that was possible: the page cache has them, and the part is not busy.
+    pub(super) fn read_cached(&mut self, cast: CastId, part: Part, run: PageRange) -> bool {
+        let is_slow = self.scheduler.rate().bits_per_second() <= MAX_INLINE_RATE;
+        let reader = self.readers.get_mut(&cast).filter(|reader| !reader.busy.contains(&part));
+        let Some(reader) = reader else { return false };
+        let is_read = match part {
+            Part::Demanded(lane) => reader.read_demanded_cached(lane, run),
+            Part::Stream => is_slow && reader.read_stream_cached(run),
+            Part::Symbols => false,
+        };
+        if is_read {
+            reader.failures.remove(&part);
+        }
+        is_read
     }
 
     /// Takes pages back until the stage has read them.

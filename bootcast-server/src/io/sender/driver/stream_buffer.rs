@@ -10,6 +10,10 @@ const TOTAL_BYTES: usize = 64 << 20;
 /// Range of the bytes in one buffer of a stream. A stream has two.
 const BUFFER_BYTES: std::ops::RangeInclusive<usize> = 64 << 10..=1 << 20;
 
+/// Number of pages that the stage reads after the page cache lacked one: most of the next ones are
+/// missing, too.
+const STAGE_PAGES: u32 = 64 * 1024;
+
 /// Limits of what each stream reads ahead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Limits {
@@ -56,6 +60,8 @@ pub(super) struct StreamBuffer {
     has_read_ahead: bool,
     /// Size of the next read in bytes.
     bytes: usize,
+    /// Number of pages to read by the stage before the page cache is tried.
+    stage_pages: u32,
 }
 
 impl StreamBuffer {
@@ -67,6 +73,7 @@ impl StreamBuffer {
             is_reading: false,
             has_read_ahead: false,
             bytes: *BUFFER_BYTES.start(),
+            stage_pages: 0,
         }
     }
 
@@ -81,7 +88,30 @@ impl StreamBuffer {
         self.front.datagrams(run)
     }
 
-    /// Returns the pages behind the front if they are to be read now. Runs of the stream are as
+    /// Reads pages that the sender waits for with `read`, which does not block. Returns whether they
+    /// were in memory. `read` gets memory for the pages, and returns it if it fails.
+    pub(super) fn read_cached(
+        &mut self,
+        read: impl FnOnce(PageBuffer) -> Result<PageBuffer, PageBuffer>,
+    ) -> bool {
+        if self.is_reading || self.stage_pages > 0 {
+            return false;
+        }
+        match read(std::mem::take(&mut self.spare)) {
+            Ok(buffer) => {
+                self.spare = std::mem::replace(&mut self.front, buffer);
+                self.next = None;
+                self.has_read_ahead = false;
+                true
+            }
+            Err(spare) => {
+                self.spare = spare;
+                false
+            }
+        }
+    }
+
+    /// Returns the pages behind the front if the stage is to read them now. Runs of the stream are as
     /// long as `run`, and the file has `pages` pages.
     pub(super) fn poll_read_ahead(
         &mut self,
@@ -90,7 +120,10 @@ impl StreamBuffer {
         limits: Limits,
     ) -> Option<NextRead> {
         let start = self.front.pages().end.0;
-        let is_wanted = limits.reads_ahead && !self.has_read_ahead && self.next.is_none();
+        let is_wanted = limits.reads_ahead
+            && self.stage_pages > 0
+            && !self.has_read_ahead
+            && self.next.is_none();
         if self.is_reading || !is_wanted || start >= pages {
             return None;
         }
@@ -102,6 +135,7 @@ impl StreamBuffer {
 
     /// Returns the read of pages that the sender waits for; `None` while another read runs.
     pub(super) fn poll_read(&mut self, run: PageRange) -> Option<NextRead> {
+        self.stage_pages = STAGE_PAGES;
         self.bytes = (self.bytes / 2).max(*BUFFER_BYTES.start());
         if self.is_reading {
             return None;
@@ -124,6 +158,7 @@ impl StreamBuffer {
         debug_assert!(self.is_reading && self.next.is_none(), "nothing was to be read");
         self.is_reading = false;
         if let Some(buffer) = read {
+            self.stage_pages = self.stage_pages.saturating_sub(buffer.pages().len());
             self.next = Some(buffer);
         }
     }
@@ -182,6 +217,23 @@ mod tests {
         assert_eq!(waits, 1);
         assert_eq!(sizes.iter().sum::<u32>(), PAGES, "each page is read once");
         assert!(sizes.windows(2).take(4).all(|pair| pair[0] < pair[1]), "{sizes:?}");
+    }
+
+    #[test]
+    fn what_is_in_memory_is_not_read_ahead_until_a_page_is_missing() {
+        let (reader, mut buffer) = (reader(), StreamBuffer::new());
+        let (first, second) = (PageRange::new(0, 40), PageRange::new(40, 80));
+        let read = |memory| Ok(reader.read(first, 0, memory).unwrap());
+        assert!(buffer.read_cached(read));
+        assert!(buffer.datagrams(first).is_some());
+        assert!(buffer.poll_read_ahead(first, PAGES, Limits::share(1)).is_none());
+        assert!(!buffer.read_cached(Err), "it is not in memory");
+        let missing = buffer.poll_read(second).unwrap();
+        assert!(!buffer.read_cached(|_| panic!("the stage reads")));
+        execute(&reader, &mut buffer, missing);
+        assert!(buffer.datagrams(second).is_some());
+        assert!(!buffer.read_cached(|_| panic!("the stage reads the next ones, too")));
+        assert!(buffer.poll_read_ahead(second, PAGES, Limits::share(1)).is_some());
     }
 
     #[test]
