@@ -10,7 +10,7 @@ BENCH_DIR ?= /dev/shm
 # Tests that run at once. Most of the time each waits.
 TEST_THREADS ?= 3
 
-.PHONY: all help deps check wasm test demo bench install clean-lab clean
+.PHONY: all help deps check wasm test demo demo-fleet bench install clean-lab clean
 all: ## release binaries in target/release
 	cargo build --release --workspace --bins
 
@@ -42,6 +42,16 @@ test: deps check ## everything that can fail: checks, unit tests, end to end in 
 demo: deps ## two nodes read an image at once on this machine, and it is sent once
 	cargo build -p bootcast-server -p bootcast-fs
 	BOOTCAST_BIN_DIR=$(TARGET)/debug tests/scripts/demo.sh
+
+# The Debian system is built once, and kept in $(GUEST). WAYS=demand,full,nbd,rclone compares.
+GUEST ?= $(TARGET)/guest
+WAYS ?= demand,full
+demo-fleet: ## four virtual machines boot Debian off one image at once (as root, ten minutes)
+	tests/scripts/install-guest-deps.sh $(if $(findstring nbd,$(WAYS)),nbdkit) \
+	    $(if $(findstring rclone,$(WAYS)),rclone)
+	tests/scripts/make-guest.sh $(GUEST)
+	cargo build --workspace --bins
+	cargo run -p bootcast-tests --bin boot -- $(GUEST) --ways $(WAYS)
 
 bench: ## measure in network namespaces, write docs/BENCHMARKS.md; PART=name measures one part and prints it
 	tests/scripts/install-bench-deps.sh
