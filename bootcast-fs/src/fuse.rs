@@ -22,10 +22,11 @@ use fuser::{
 use tokio::runtime::Handle;
 use tracing::{debug, warn};
 
-use crate::fs::{Attr, CONTENT_ID_ATTRIBUTE, DirEntry, Fs, FsError, OpenFile};
+use crate::fs::{Attr, CONTENT_ID_ATTRIBUTE, DirEntry, FileAttribute, Fs, FsError, OpenFile, ROOT};
 use crate::io::Caller;
 use crate::object::{Seek, Unread, Waiter};
 use crate::panics::lock;
+use crate::status::{STATUS_ATTRIBUTE, STATUS_MAX};
 use modes::{Mode, OpenModes};
 
 /// Maximum number of background requests that the kernel has in flight, and the number from which
@@ -42,6 +43,10 @@ pub struct Adapter {
     uid: u32,
     /// Group of all files.
     gid: u32,
+    /// User who mounted.
+    mounter: u32,
+    /// Whether the kernel checks modes, so that not every user may see all names.
+    enforces_modes: bool,
     /// Modes of the open files.
     opens: Arc<Mutex<OpenModes<BackingId>>>,
 }
@@ -49,7 +54,15 @@ pub struct Adapter {
 impl Adapter {
     /// Creates the adapter. All files belong to `uid` and `gid`.
     pub fn new(fs: Arc<Fs>, runtime: Handle, uid: u32, gid: u32) -> Self {
-        Self { fs, runtime, uid, gid, opens: Arc::default() }
+        let mounter = rustix::process::geteuid().as_raw();
+        Self { fs, runtime, uid, gid, mounter, enforces_modes: false, opens: Arc::default() }
+    }
+
+    /// Sets whether the kernel checks modes; if so, only root and the user who mounted see in the
+    /// status which files are used.
+    #[must_use]
+    pub fn with_modes_enforced(self, enforces_modes: bool) -> Self {
+        Self { enforces_modes, ..self }
     }
 
     /// Runs `call`, which may wait, on the runtime. Passes its result to `answer`, or replies with
@@ -74,6 +87,42 @@ impl Adapter {
                 Ok(value) => answer(reply, value),
                 Err(error) => reply.send_error(&error),
             }
+        });
+    }
+}
+
+impl Adapter {
+    /// Answers a request for an attribute that tells what the mount does.
+    fn answer_status(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        size: u32,
+        reply: ReplyXattr,
+    ) {
+        let fs = self.fs.clone();
+        let is_status = ino.0 == ROOT && name.as_bytes() == STATUS_ATTRIBUTE.as_bytes();
+        let attribute = FileAttribute::named(name.as_bytes());
+        if !is_status && attribute.is_none() {
+            return reply.send_error(&FsError::NoAttribute);
+        }
+        let shows_files = !self.enforces_modes || [0, self.mounter].contains(&request.uid());
+        let value = move || match attribute {
+            Some(attribute) => fs.file_attribute(ino.0, attribute).map(String::into_bytes),
+            None => Ok(fs.status(shows_files).to_bounded_json()),
+        };
+        // Looks at the cache, and takes locks under which others wait for the disk.
+        let value = async {
+            let value = tokio::task::spawn_blocking(value).await;
+            value.unwrap_or_else(|error| Err(FsError::Io(error.to_string())))
+        };
+        self.spawn(request, reply, value, move |reply, value| {
+            // The status may be longer at the next call.
+            let is_query = is_status && size == 0;
+            let room = STATUS_MAX - value.len();
+            let value = if is_query { [value, vec![0; room]].concat() } else { value };
+            xattr::answer(reply, size, &value);
         });
     }
 }
@@ -392,11 +441,11 @@ impl Filesystem for Adapter {
         size: u32,
         reply: ReplyXattr,
     ) {
+        let fs = self.fs.clone();
         // Programs look for labels and ACLs of each file that they list.
         if name.as_bytes() != CONTENT_ID_ATTRIBUTE {
-            return reply.send_error(&FsError::NoAttribute);
+            return self.answer_status(request, ino, name, size, reply);
         }
-        let fs = self.fs.clone();
         let id = async move { fs.content_id(ino.0).await };
         self.spawn(request, reply, id, move |reply, id| {
             xattr::answer(reply, size, id.to_string().as_bytes());

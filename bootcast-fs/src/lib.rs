@@ -14,6 +14,7 @@
 //! | [`panics`] | ending the program after a panic in any thread |
 //! | `run`, `root` | a mount from its start to its end; what it shows |
 //! | [`tool`] | the command line tool `bootcast` |
+//! | `status`, `totals`, `warnings` | what a mount tells of itself |
 //! | `durations` | times in options |
 
 pub mod cache;
@@ -30,6 +31,9 @@ pub mod receiver;
 mod root;
 mod run;
 mod sizes;
+pub mod status;
 pub mod tool;
+mod totals;
+mod warnings;
 
 pub use run::run_mount;

@@ -10,7 +10,7 @@
 //! | `seeking` | holes and data, as `lseek` shows them |
 //! | `verifying` | checks of stored leaves, and their hashes |
 //! | `zeros` | pages that consist of zeros by the zero map |
-//! | `snapshot` | the state as others see it |
+//! | `snapshot`, `status` | the state as others, and the user, see it |
 
 #[cfg(test)]
 mod durability_tests;
@@ -22,6 +22,7 @@ mod rebuilding;
 mod reusing;
 mod seeking;
 mod snapshot;
+mod status;
 mod storing;
 mod verifying;
 mod zeros;
@@ -42,6 +43,7 @@ use crate::receiver::{
     Action, Fetch, Fill, JoinError, JoinOptions, Notice, Pin, Receiver, Reception, ReportError,
     Timing, UnicastMode, Verify,
 };
+use crate::totals::TOTALS;
 use reads::Parked;
 use snapshot::ContiguousPages;
 use storing::Saved;
@@ -311,6 +313,7 @@ impl Object {
 
     /// Counts datagrams that the socket had no room for.
     pub fn count_drops(&self, datagrams: u64) {
+        TOTALS.dropped_datagrams.add(datagrams);
         self.lock().receiver.handle_drops(datagrams);
     }
 }

@@ -87,7 +87,8 @@ impl Mounted {
             None => Fs::new_plain(config, control, cache, intake, path),
         });
         let connection = kernel::mount(request)?;
-        let adapter = Adapter::new(fs.clone(), runtime, uid, gid);
+        let adapter = Adapter::new(fs.clone(), runtime, uid, gid)
+            .with_modes_enforced(options.default_permissions);
         let mut config = Config::default();
         config.n_threads = Some(FUSE_THREADS);
         config.clone_fd = true;

@@ -57,6 +57,7 @@ mod single_file;
 mod slow_links;
 mod slow_readers;
 mod sparse;
+mod telling;
 mod transfers;
 mod tree;
 mod unicast;

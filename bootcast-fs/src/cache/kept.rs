@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use bootcast_proto::{ContentId, RemotePath};
 use rustix::fs::{AtFlags, CWD, FlockOperation, Timespec, Timestamps, UTIME_NOW};
 
-use super::{open_data, paths, state};
+use super::{Cache, ObjectKey, contents, open_data, paths, state};
 
 /// Bytes of a block as `stat` counts them.
 const BLOCK: u64 = 512;
@@ -76,6 +76,18 @@ pub fn list(dir: &Path) -> io::Result<Vec<Kept>> {
     }
     kept.sort_by_key(|object| object.used);
     Ok(kept)
+}
+
+impl Cache {
+    /// Returns what the last checkpoint says of a version; `None` if nothing of it is kept on disk.
+    /// Uses no lock and changes nothing. Waits for the disk.
+    pub fn kept(&self, key: &ObjectKey) -> Option<KeptFile> {
+        let (Self::Disk(dir), Some(etag)) = (self, &key.etag) else { return None };
+        let same_content = || key.content.and_then(|content| contents::find(dir, content));
+        let described = |object: PathBuf| state::describe(&object).ok().flatten();
+        let object = dir.join("objects").join(key.id(etag));
+        described(object).or_else(|| described(same_content()?))
+    }
 }
 
 /// Records that an object is used now.

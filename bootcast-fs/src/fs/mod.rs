@@ -11,6 +11,7 @@ mod objects;
 mod outage;
 mod pins;
 mod plain;
+mod status;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -28,6 +29,7 @@ pub use error::FsError;
 pub use inode::{FileVersion, ROOT};
 pub use names::{Attr, DirEntry};
 pub use pins::{Pins, PinsError};
+pub use status::FileAttribute;
 
 use crate::cache::Cache;
 use crate::io::{Control, ControlError, Intake, now};
@@ -42,6 +44,7 @@ use objects::Objects;
 use outage::Outage;
 use pins::PinnedFile;
 use plain::PlainNames;
+use status::Rates;
 
 /// Interval at which parked reads are checked for killed callers and for time-outs. It is well
 /// below the second within which a killed process must end (docs/SEMANTICS.md, "Waiting").
@@ -104,6 +107,8 @@ pub struct Fs {
     last_handle: AtomicU64,
     /// Set to true when the mount ends.
     stopping: watch::Sender<bool>,
+    started: Instant,
+    rates: Mutex<Rates>,
 }
 
 /// An open file.
@@ -174,6 +179,8 @@ impl Fs {
             dirs: DashMap::new(),
             last_handle: AtomicU64::new(0),
             stopping: watch::Sender::new(false),
+            started: now(),
+            rates: Mutex::default(),
         }
     }
 
@@ -340,6 +347,7 @@ impl Fs {
             let reap = move || {
                 let limit = fs.config.wait_limit;
                 fs.reap(limit.and_then(|limit| now().checked_sub(limit)));
+                fs.measure_rates();
             };
             let fs = self.clone();
             let tidy = move || {

@@ -128,7 +128,7 @@ impl Fs {
 
     /// Returns the size of content `version` on a plain server, as far as it is known: while it is
     /// open, and from its first open on.
-    fn plain_size(&self, path: &RemotePath, version: u64) -> Option<u64> {
+    pub(super) fn plain_size(&self, path: &RemotePath, version: u64) -> Option<u64> {
         let object = self.object(path, &FileVersion::Plain(version));
         object.and_then(|object| object.snapshot().size).or_else(|| match &self.server {
             Server::Plain(names) => lock(names).size(path, version),

@@ -119,7 +119,7 @@ impl Fs {
     }
 
     /// Returns the cache key of this version.
-    fn key(&self, path: &RemotePath, version: &FileVersion) -> ObjectKey {
+    pub(super) fn key(&self, path: &RemotePath, version: &FileVersion) -> ObjectKey {
         let etag = match version {
             FileVersion::Etag(etag) => Some(etag.clone()),
             FileVersion::Plain(_) => None,

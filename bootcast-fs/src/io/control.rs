@@ -3,10 +3,11 @@
 mod answers;
 mod error;
 mod exchange;
+mod reachability;
 
 use std::net::SocketAddr;
 use std::ops::Range;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bootcast_proto::api::{Attributes, Meta, Report, Status, WantBody};
 use bootcast_proto::{
@@ -23,6 +24,8 @@ use answers::{content_id, header, unreadable_pages};
 use exchange::{
     ANSWER_LIMIT, CONNECT_TIMEOUT, FIRST_CONNECT_TIMEOUT, LISTING_TIMEOUT, READ_TIMEOUT, client,
 };
+
+use reachability::Reachability;
 
 pub(super) use answers::{DemandAnswer, KnownValues, ValueList};
 pub use answers::{FileAnswer, SegmentRange};
@@ -55,6 +58,7 @@ pub struct Control {
     base: String,
     /// Content ids from the answers so far.
     stated_ids: StatedIds,
+    reachability: Reachability,
 }
 
 impl Control {
@@ -68,12 +72,23 @@ impl Control {
             listings: client(CONNECT_TIMEOUT, LISTING_TIMEOUT)?,
             base: base.trim_end_matches('/').to_owned(),
             stated_ids: StatedIds::default(),
+            reachability: Reachability::default(),
         })
     }
 
     /// Returns the server as `host:port`.
     pub fn server(&self) -> &str {
         self.base.strip_prefix("http://").unwrap_or(&self.base)
+    }
+
+    /// Returns the time since the server last answered, if a request after that had no answer.
+    pub fn away_for(&self, now: Instant) -> Option<Duration> {
+        self.reachability.away_for(now)
+    }
+
+    /// Returns the URL of a file, as `bootcast get` takes it.
+    pub fn file_url(&self, path: &RemotePath) -> String {
+        format!("{}/{}", self.base, path.encode())
     }
 
     fn url(&self, endpoint: &str, path: &RemotePath) -> String {

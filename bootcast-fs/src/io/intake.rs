@@ -13,7 +13,7 @@
 use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 use tracing::debug;
@@ -43,6 +43,7 @@ pub struct Intake {
     inbox: Arc<Inbox>,
     requests: Requests,
     in_flight: InFlightCount,
+    multicast: Arc<MulticastMonitor>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -68,11 +69,11 @@ impl Intake {
             inbox: inbox.clone(),
             requests: requests.clone(),
             answers,
-            multicast,
+            multicast: multicast.clone(),
             subscriber: Subscriber { interface, server },
         };
         let thread = receiving.start()?;
-        Ok(Self { inbox, requests, in_flight, thread: Some(thread) })
+        Ok(Self { inbox, requests, in_flight, multicast, thread: Some(thread) })
     }
 
     /// Makes the receive thread attend to `object`, which was opened, closed or answered.
@@ -89,6 +90,12 @@ impl Intake {
         if follow_up.attend {
             self.attend(object);
         }
+    }
+
+    /// Returns for how long files have been fetched over HTTP because no multicast arrives, and the
+    /// cause; `None` if multicast arrives, or nothing is known.
+    pub fn multicast_outage(&self, now: Instant) -> Option<(Duration, String)> {
+        self.multicast.outage(now)
     }
 
     /// Waits until no request is in flight, or until `timeout` is over.

@@ -43,8 +43,10 @@ struct State {
     logged: Vec<(Cause, Instant)>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Outage {
+    since: Instant,
+    cause: Cause,
     /// Time from which the next file that joins tries multicast.
     retry_at: Instant,
     /// Tries since the outage began.
@@ -79,6 +81,14 @@ impl MulticastMonitor {
         }
     }
 
+    /// Returns for how long no multicast has arrived, and the cause; `None` if no outage is known.
+    pub(super) fn outage(&self, now: Instant) -> Option<(Duration, String)> {
+        let state = self.lock();
+        let Outage { since, cause, .. } = state.outage.as_ref()?;
+        let notice = Notice { cause: cause.clone(), fetches: true };
+        Some((now.saturating_duration_since(*since), message(&notice, &self.server)))
+    }
+
     /// Returns whether a file that joins now can rely on multicast. Only one file gets
     /// [`Availability::RetryDue`]; the call schedules the next try.
     pub(super) fn availability(&self, now: Instant) -> Availability {
@@ -96,7 +106,12 @@ impl State {
         // Without the repair channel a file lacks only a few pages: other files may still rely on
         // multicast.
         if notice.fetches && !matches!(notice.cause, Cause::RepairLost { .. }) {
-            self.outage.get_or_insert(Outage { retry_at: now + RETRY.first, tries: 0 });
+            self.outage.get_or_insert_with(|| Outage {
+                since: now,
+                cause: notice.cause.clone(),
+                retry_at: now + RETRY.first,
+                tries: 0,
+            });
         }
         if is_recent || was_outage && notice.fetches {
             return false;

@@ -5,6 +5,9 @@ use std::io::{self, IsTerminal};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, Registry};
+
+use crate::warnings::WarningRecorder;
 
 /// Filter without `log=`.
 const DEFAULT_FILTER: &str = "info";
@@ -37,7 +40,7 @@ pub fn to_stderr(filter: Option<&str>) {
     let stderr = tracing_subscriber::fmt::layer()
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal());
-    tracing_subscriber::registry().with(stderr).with(targets(filter)).init();
+    init(stderr.with_filter(targets(filter)));
 }
 
 /// Starts logging to `/dev/log`, which syslogd or the systemd journal reads. Lines are dropped, and
@@ -56,7 +59,13 @@ pub fn to_syslog(filter: Option<&str>) {
         .with_ansi(false)
         .without_time()
         .with_level(false);
-    tracing_subscriber::registry().with(syslog).with(targets(filter)).init();
+    init(syslog.with_filter(targets(filter)));
+}
+
+/// Starts logging. Warnings are also remembered for the status of the mount.
+fn init(lines: impl Layer<Registry> + Send + Sync) {
+    let recorder = WarningRecorder.with_filter(LevelFilter::WARN);
+    tracing_subscriber::registry().with(lines).with(recorder).init();
 }
 
 /// Returns the targets to log. An invalid filter is replaced by the default filter.

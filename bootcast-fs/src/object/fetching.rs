@@ -8,6 +8,7 @@ use bootcast_proto::{PageIndex, PageRange};
 
 use super::{Inner, Object, Ready};
 use crate::receiver::{Assembly, Fetch, FetchError};
+use crate::totals::TOTALS;
 
 /// Result of [`Object::store_fetched`].
 pub struct Fetched {
@@ -60,6 +61,7 @@ impl Object {
             (pages, page_size, inner.receiver.epoch(), whole_end)
         };
         let written = self.write(&mut pages, page_size);
+        TOTALS.unicast_bytes.add(written.bytes(page_size));
         let has_failed = written.error.is_some();
         let ready = self.mark_held(written, epoch);
         drop(alone);

@@ -9,6 +9,7 @@ use bootcast_proto::{PageRange, Token};
 
 use super::{Inner, Object, with_buffer};
 use crate::receiver::{Failure, WaitId};
+use crate::totals::TOTALS;
 
 /// A reader that waits for bytes. Dropping it unanswered is a bug, which the kernel turns into EIO.
 pub trait Waiter: Send {
@@ -110,6 +111,7 @@ impl Inner {
 impl Object {
     /// Serves a read, or parks it until its bytes are held.
     pub fn read(&self, bytes: Range<u64>, waiter: Box<dyn Waiter>, now: Instant) -> FollowUp {
+        TOTALS.reads.add(1);
         let mut inner = self.lock();
         let size = inner.receiver.size().unwrap_or(u64::MAX);
         let bytes = bytes.start.min(size)..bytes.end.min(size);
@@ -119,6 +121,7 @@ impl Object {
         let error = if is_held { None } else { inner.error_of(&bytes) };
         let follow_up = match (wait, &error) {
             (Some(wait), None) => {
+                TOTALS.reads_waited.add(1);
                 inner.parked.push(Parked { bytes, since: now, wait, waiter });
                 return FollowUp::take(&mut inner, now);
             }

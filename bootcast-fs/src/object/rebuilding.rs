@@ -11,8 +11,10 @@ use bootcast_proto::{BlockIndex, BlockLayout, Geometry, PageIndex, PageRange};
 use rustix::fs::FallocateFlags;
 use tracing::debug;
 
+use super::storing::count_datagrams;
 use super::{Object, Ready, with_buffer};
 use crate::receiver::{DecodePlan, RepairArrival};
+use crate::totals::TOTALS;
 
 /// Most bytes of pages read together, if that is more than one block.
 const SPAN_BYTES: usize = 3 << 20;
@@ -102,12 +104,14 @@ impl Object {
         {
             let checked = self.check(datagrams);
             let mut inner = self.lock();
+            let before = inner.receiver.counters();
             for datagram in &checked {
                 let arrival = inner.receiver.handle_checked_repair(datagram, now);
                 if let RepairArrival::Symbol { block, number, round, payload } = arrival {
                     symbols.push((block, number, round, payload));
                 }
             }
+            count_datagrams(&before, &inner.receiver.counters());
         }
         // A symbol that cannot be stored counts as lost.
         symbols.retain(|(block, number, _, payload)| {
@@ -241,6 +245,7 @@ impl Object {
         };
         rebuilt.sort_unstable_by_key(|(page, _)| *page);
         let written = self.write(&mut rebuilt, geometry.page_size());
+        TOTALS.rebuilt_bytes.add(written.bytes(geometry.page_size()));
         self.mark_held(written, epoch)
     }
 

@@ -131,7 +131,7 @@ impl Object {
 }
 
 /// Number of held bytes, up to a page too low.
-fn received(assembly: &Assembly) -> u64 {
+pub(super) fn received(assembly: &Assembly) -> u64 {
     let pages = u64::from(assembly.arrived().len());
     (pages * u64::from(assembly.page_size().get())).min(assembly.geometry().size())
 }

@@ -9,7 +9,8 @@ use tracing::warn;
 
 use super::{Inner, Object, Ready};
 use crate::cache::{CheckpointError, HeldSnapshot};
-use crate::receiver::{Arrival, Assembly, Checked, Epoch};
+use crate::receiver::{Arrival, Assembly, Checked, Counters, Epoch};
+use crate::totals::TOTALS;
 use crate::{log_limit, panics};
 
 /// Most slices in one write: `UIO_MAXIOV` of the kernel.
@@ -46,6 +47,22 @@ pub(super) struct Written {
     pub(super) error: Option<String>,
 }
 
+impl Written {
+    /// Number of bytes that were written. The last page of the file counts as a full one.
+    pub(super) fn bytes(&self, page_size: PageSize) -> u64 {
+        let pages: u64 = self.runs.iter().map(|run| u64::from(run.len())).sum();
+        pages * u64::from(page_size.get())
+    }
+}
+
+/// Counts datagrams of no use, by the counters of a receiver before and after it handled some.
+pub(super) fn count_datagrams(before: &Counters, after: &Counters) {
+    let rejected = |of: &Counters| of.bad + of.strangers + of.forged + of.ignored;
+    TOTALS.rejected_datagrams.add(rejected(after) - rejected(before));
+    TOTALS.duplicate_pages.add(after.duplicates - before.duplicates);
+    TOTALS.symbols.add(after.symbols - before.symbols);
+}
+
 impl Object {
     /// Stores the new pages of a batch of datagrams. Returns the reads that they complete.
     #[must_use]
@@ -55,15 +72,18 @@ impl Object {
         let _alone = self.begin_writing();
         let (epoch, page_size) = {
             let mut inner = self.lock();
+            let before = inner.receiver.counters();
             for datagram in &checked {
                 if let Arrival::New(page) = inner.receiver.handle_checked(datagram, now) {
                     pages.push((page.index, IoSlice::new(page.payload)));
                 }
             }
+            count_datagrams(&before, &inner.receiver.counters());
             self.set_final_size(&mut inner);
             (inner.receiver.epoch(), inner.receiver.assembly().map(Assembly::page_size))
         };
         let written = page_size.map(|size| self.write(&mut pages, size)).unwrap_or_default();
+        TOTALS.multicast_bytes.add(page_size.map_or(0, |size| written.bytes(size)));
         self.mark_held(written, epoch)
     }
 

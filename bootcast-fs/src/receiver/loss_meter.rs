@@ -17,6 +17,17 @@ struct Counts {
     drops: u64,
 }
 
+/// Counters of a cast since this client joined it, by its newest beacon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CastCounts {
+    /// Rate at which the server sends, in kbit/s.
+    pub rate_kbps: u32,
+    /// Datagrams that the server sent.
+    pub sent: u64,
+    /// Datagrams of these that arrived.
+    pub received: u64,
+}
+
 /// Counters of one membership, from which the server learns the loss rate, and its part in the
 /// panel.
 ///
@@ -30,6 +41,8 @@ pub(super) struct LossMeter {
     first: Option<Counts>,
     /// Counts at the newest beacon.
     newest: Counts,
+    /// Rate of the newest beacon, in kbit/s.
+    rate_kbps: u32,
     /// Counts in the last report, and its time.
     reported: Counts,
     reported_at: Option<Instant>,
@@ -65,6 +78,7 @@ impl LossMeter {
     ) {
         self.current.sent = pace.sent;
         self.newest = self.current;
+        self.rate_kbps = pace.rate_kbps;
         let first = self.first.get_or_insert(self.current);
         debug_assert!(
             first.received <= self.newest.received && first.drops <= self.newest.drops,
@@ -93,6 +107,13 @@ impl LossMeter {
             received: self.newest.received - first.received,
             drops: self.newest.drops - first.drops,
         }
+    }
+
+    /// Counters for the user; `None` before the first beacon.
+    pub(super) fn cast_counts(&self) -> Option<CastCounts> {
+        self.first?;
+        let Counts { sent, received, .. } = self.counts();
+        Some(CastCounts { rate_kbps: self.rate_kbps, sent, received })
     }
 
     /// Whether a report of counters is due.

@@ -58,6 +58,7 @@ pub use content::{Pin, Verify};
 pub use demand::{Fill, WaitId};
 pub use fetches::Fetch;
 pub use gate::{Checked, Epoch, Gate};
+pub use loss_meter::CastCounts;
 pub use membership::{Action, REQUEST_BACKOFF, Subscription, Timing};
 pub use repair::DecodePlan;
 pub use repair_loop::{RepairArrival, ReportError, Round};
@@ -310,6 +311,16 @@ impl Receiver {
         self.content.verified_contiguous()
     }
 
+    /// Number of verified bytes. `None` where leaves are not verified.
+    pub fn verified_bytes(&self) -> Option<u64> {
+        self.content.verification().map(Verification::verified_bytes)
+    }
+
+    /// Counters of the present cast, by its newest beacon; `None` without one.
+    pub fn cast_counts(&self) -> Option<CastCounts> {
+        self.is_member().then(|| self.repair.cast_counts()).flatten()
+    }
+
     /// Whether leaves are checked, or hashes are on their way.
     pub fn is_verifying(&self) -> bool {
         self.content.verification().is_some_and(Verification::is_busy)
@@ -542,6 +553,11 @@ impl Receiver {
     /// Whether a random reader waits, so that the time of each page matters.
     pub fn is_hurried(&self, now: Instant) -> bool {
         self.demand.is_hurried(now)
+    }
+
+    /// Whether the file is fetched over HTTP at present, by choice or not.
+    pub fn is_fetching(&self) -> bool {
+        !self.rescue.relies_on_multicast()
     }
 
     /// Number of readers.

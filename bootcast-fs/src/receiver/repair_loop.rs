@@ -9,7 +9,7 @@ use bootcast_proto::limits::REPORT_DELAY;
 use bootcast_proto::wire::{Beacon, RepairDatagram, RepairError};
 use bootcast_proto::{BlockIndex, BlockLayout, JoinAnswer, PageIndex, PageSet};
 
-use super::loss_meter::LossMeter;
+use super::loss_meter::{CastCounts, LossMeter};
 use super::repair::{DecodePlan, Repair, SymbolArrival};
 use super::reporter::Reporter;
 use super::rescue::ReportState;
@@ -291,6 +291,11 @@ impl RepairLoop {
     /// Datagrams that the server sent, by the newest beacon.
     pub(super) fn sent(&self) -> u64 {
         self.meter.sent()
+    }
+
+    /// Counters of the present cast, by its newest beacon; `None` without one.
+    pub(super) fn cast_counts(&self) -> Option<CastCounts> {
+        self.meter.cast_counts()
     }
 
     /// Random time up to `longest`, so that members do not act all at once.

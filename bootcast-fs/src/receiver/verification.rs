@@ -28,7 +28,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bootcast_proto::manifest::{
-    ContentId, ContentTree, LEAF_BYTES, SEGMENT_LEAVES, UNKNOWN, Value,
+    ContentId, ContentTree, LEAF_BYTES, SEGMENT_BYTES, SEGMENT_LEAVES, UNKNOWN, Value,
 };
 
 use check::CHECK_LEAVES;
@@ -324,6 +324,23 @@ impl Verification {
     pub(super) fn contiguous(&self) -> u64 {
         let verified = self.open.get(&self.verified_start).map_or(0, |it| it.verified.run_from(0));
         self.tree.leaf(self.verified_start * SEGMENT_LEAVES + verified).start
+    }
+
+    /// Number of verified bytes.
+    pub(super) fn verified_bytes(&self) -> u64 {
+        let Some(last) = self.tree.leaves().checked_sub(1) else { return 0 };
+        let open: u64 = self.open.values().map(|segment| segment.verified.len()).sum();
+        let mut bytes = self.verified * SEGMENT_BYTES + open * LEAF_BYTES;
+        // The last leaf and the last segment may be shorter than the others.
+        let last_segment = self.tree.segments() - 1;
+        if self.is_verified[index(last_segment)] {
+            let range = self.tree.segment(last_segment);
+            bytes -= SEGMENT_BYTES - (range.end - range.start);
+        } else if self.is_leaf_verified(last) {
+            let range = self.tree.leaf(last);
+            bytes -= LEAF_BYTES - (range.end - range.start);
+        }
+        bytes
     }
 
     /// Extends a range to whole leaves: all of them must have arrived before any byte is read.

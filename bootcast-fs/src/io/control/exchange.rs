@@ -9,6 +9,7 @@ use reqwest::{Client, RequestBuilder, Response, StatusCode};
 
 use super::answers::{header, unreadable_header};
 use super::{Control, ControlError};
+use crate::io::now;
 
 /// Timeout of the first attempt to connect. TCP sends a lost SYN or SYN-ACK again only after a
 /// second (RFC 6298, section 2), which is longer than many casts. A new connection is faster.
@@ -59,6 +60,10 @@ impl Control {
     /// Sends a request. Any status except 2xx and 304 is an error.
     pub(super) async fn send(&self, request: RequestBuilder) -> Result<Response, ControlError> {
         let response = self.connect_and_send(request).await;
+        match &response {
+            Ok(_) => self.reachability.record_answer(now()),
+            Err(_) => self.reachability.record_no_answer(now()),
+        }
         let response = response.map_err(|error| self.unreachable(&error))?;
         let status = response.status();
         if status.is_success() || status == StatusCode::NOT_MODIFIED {
@@ -133,6 +138,7 @@ impl Control {
 
     /// Creates the error of a request whose answer took too long.
     pub fn unanswered(&self) -> ControlError {
+        self.reachability.record_no_answer(now());
         ControlError::Unreachable {
             base: self.base.clone(),
             reason: "no answer in time".into(),

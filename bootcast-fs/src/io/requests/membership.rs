@@ -12,6 +12,7 @@ use crate::io::reception::Availability;
 use crate::log_limit;
 use crate::object::{Object, Snapshot};
 use crate::receiver::{Counters, JoinError, ReportError};
+use crate::totals::TOTALS;
 
 impl Job {
     /// Joins and passes the result to the object.
@@ -21,6 +22,7 @@ impl Job {
         let result = context.control.join(path, object.begin_join()).await;
         let result = match result {
             Ok((answer, server)) => {
+                TOTALS.joins.add(1);
                 info!(%path, group = %answer.connect, pages = answer.pages, "joined");
                 if let Some(server) = server {
                     context.server.set(server);
@@ -28,6 +30,7 @@ impl Job {
                 Ok(answer)
             }
             Err(error) => {
+                TOTALS.failed_joins.add(1);
                 log_join_error(object, &error);
                 Err(error)
             }

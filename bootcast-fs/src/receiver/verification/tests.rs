@@ -84,10 +84,11 @@ fn a_leaf_is_read_when_all_of_its_pages_came_and_its_hash_is_right() {
     assert_eq!(check(&mut verification, &file.bytes, now), 1);
     assert!(verification.has_verified(&(0..32_768)));
     assert!(!verification.has_verified(&(32_768..32_769)));
-    assert_eq!(verification.contiguous(), 32_768);
+    assert_eq!((verification.contiguous(), verification.verified_bytes()), (32_768, 32_768));
     verification.handle_arrived(&(40_000..100_000), everything);
     check(&mut verification, &file.bytes, now);
     assert!(verification.is_complete() && verification.has_verified(&(0..u64::MAX)));
+    assert_eq!(verification.verified_bytes(), 100_000);
 }
 
 #[test]
@@ -101,6 +102,7 @@ fn a_wrong_leaf_is_never_read_and_fetched_until_it_is_right() {
     check(&mut verification, &stored, now);
     assert_eq!(verification.wrong_total(), 1);
     assert!(!verification.has_verified(&(16_384..16_385)) && !verification.is_complete());
+    assert_eq!(verification.verified_bytes(), file.bytes.len() as u64 - 16_384);
     let replacement = verification.poll_replacement(now).unwrap();
     assert_eq!(replacement.bytes(), 16_384..32_768);
     assert_eq!(replacement.examine(&stored[16_384..32_768]), (vec![1], vec![]));

@@ -1,0 +1,166 @@
+//! What a mount tells of itself and its files, as extended attributes. docs/SEMANTICS.md, "What a
+//! mount tells of itself".
+
+use std::fs::{self, File};
+use std::path::Path;
+
+use harness::{Lab, MountProc, SOON, digest_of, lab_or_skip, mib, wait_for, wait_until};
+use rustix::io::Errno;
+use serde_json::Value;
+
+use crate::{CRAWL, TRANSFER, text};
+
+/// Returns an attribute as `getfattr -n` gets it.
+pub(crate) fn attribute(path: &Path, name: &str) -> Result<String, Errno> {
+    let mut value = vec![0; 64 << 10];
+    let len = rustix::fs::getxattr(path, format!("user.bootcast.{name}"), &mut value[..])?;
+    value.truncate(len);
+    Ok(String::from_utf8(value).unwrap())
+}
+
+/// Returns the status of the mount.
+fn status(mount: &MountProc<'_>) -> Value {
+    serde_json::from_str(&attribute(mount.path(), "status").unwrap()).unwrap()
+}
+
+/// Returns the status of a file; null if the mount does not know it.
+fn file_status(mount: &MountProc<'_>, name: &str) -> Value {
+    let status = status(mount);
+    let files = status["files"].as_array().unwrap();
+    files.iter().find(|file| file["path"] == name).cloned().unwrap_or_default()
+}
+
+#[test]
+fn a_file_tells_how_far_it_is() {
+    let lab = lab_or_skip!(Lab::builder());
+    let image = lab.put("dir/an image", mib(1) + 7);
+    let server = lab.server().start();
+    let mount = lab.mount(1).start();
+    let path = mount.join("dir/an image");
+    let of = |name| attribute(&path, name);
+    let size = image.size;
+    assert_eq!(of("state"), Ok("closed".into()));
+    assert_eq!(of("progress"), Ok(format!("0/{size}")));
+    assert_eq!(of("verified"), Err(Errno::NODATA));
+    assert_eq!(of("source"), Ok(lab.url("dir/an%20image")));
+
+    let file = File::open(&path).unwrap();
+    assert_eq!(digest_of(&path), image.digest);
+    wait_until(TRANSFER, "the file is complete", || of("state") == Ok("complete".into()));
+    assert_eq!(of("progress"), Ok(format!("{size}/{size}")));
+    assert_eq!(of("verified"), Ok(format!("{size}/{size}")));
+    let etag = of("etag").unwrap();
+    let url = lab.url("meta/dir/an%20image");
+    assert!(lab.client(1).get(&url).body.contains(&etag), "{etag}");
+    drop((file, server));
+
+    // The size of the value is asked for first, as `getfattr` does.
+    assert_eq!(rustix::fs::getxattr_query(&path, "user.bootcast.state"), Ok(8));
+    assert_eq!(rustix::fs::listxattr_query(&path), Ok(0));
+    for (path, name) in [(mount.join("dir"), "state"), (mount.join("dir"), "status")] {
+        assert_eq!(attribute(&path, name), Err(Errno::NODATA), "{name}");
+    }
+    assert_eq!(of("status"), Err(Errno::NODATA));
+    assert_eq!(attribute(mount.path(), "state"), Err(Errno::NODATA));
+    mount.umount();
+}
+
+#[test]
+fn a_file_that_is_not_open_tells_what_the_cache_has() {
+    let lab = lab_or_skip!(Lab::builder());
+    let image = lab.put("image", mib(1));
+    let _server = lab.server().start();
+    let cache = lab.client(1).fresh_path("shared");
+    fs::create_dir(&cache).unwrap();
+    let option = format!("cache_dir={}", text(&cache));
+    let mount = lab.mount(1).option(&option).start();
+    assert_eq!(digest_of(mount.join("image")), image.digest);
+    mount.umount();
+    let mount = lab.mount(1).option(&option).start();
+    let (size, of) = (image.size, |name| attribute(&mount.join("image"), name));
+    assert_eq!(of("state"), Ok("closed".into()));
+    assert_eq!(of("progress"), Ok(format!("{size}/{size}")));
+}
+
+#[test]
+fn without_hashes_nothing_is_verified() {
+    let lab = lab_or_skip!(Lab::builder());
+    let image = lab.put("image", mib(1));
+    let _server = lab.server().start();
+    let mount = lab.mount(1).option("verify=tag").start();
+    let path = mount.join("image");
+    assert_eq!(digest_of(&path), image.digest);
+    wait_until(SOON, "the file is complete", || attribute(&path, "state") == Ok("complete".into()));
+    assert_eq!(attribute(&path, "verified"), Err(Errno::NODATA));
+}
+
+#[test]
+fn the_mount_tells_who_waits_and_that_the_server_is_away_without_asking_it() {
+    let lab = lab_or_skip!(Lab::builder());
+    lab.put("image", mib(16));
+    let mut server = lab.server().option("--rate", CRAWL).start();
+    let mount = lab.mount(1).option("unicast=never,attr_ttl=1h").start();
+    let path = mount.join("image");
+    let mut reader = lab.client(1).spawn("cat", [text(&path)]);
+    mount.wait_parked(1);
+    let file = wait_for(SOON, "a read waits", || {
+        let file = file_status(&mount, "image");
+        (file["waiting"].as_u64() > Some(0)).then_some(file)
+    });
+    assert!(file["oldest_wait_ms"].is_u64() && file["opens"] == 1, "{file}");
+    wait_until(SOON, "pages arrive", || {
+        let file = file_status(&mount, "image");
+        file["state"] == "multicast"
+            && file["held"].as_u64() > Some(0)
+            && !file["cast_bps"].is_null()
+    });
+    let before = status(&mount);
+    assert_eq!(before["server_away_s"], Value::Null, "{before}");
+    assert!(before["totals"]["multicast_bytes"].as_u64() > Some(0), "{before}");
+    assert!(before["waiting"].as_u64() > Some(0), "{before}");
+
+    server.kill();
+    wait_until(TRANSFER, "the file says that the server is away", || {
+        attribute(&path, "state") == Ok("away".into())
+    });
+    let after = status(&mount);
+    assert!(after["server_away_s"].is_u64(), "{after}");
+    let warnings = after["warnings"].to_string();
+    assert!(warnings.contains("cannot join yet"), "{warnings}");
+    reader.kill_within(SOON);
+}
+
+#[test]
+fn a_mount_without_multicast_says_since_when_and_why() {
+    let lab = lab_or_skip!(Lab::builder());
+    let image = lab.put("image", mib(2));
+    let _server = lab.server().start();
+    lab.client(1).drop_multicast();
+    let mount = lab.mount(1).start();
+    let path = mount.join("image");
+    assert_eq!(digest_of(&path), image.digest);
+    let status = status(&mount);
+    assert!(status["multicast_lost_s"].is_u64(), "{status}");
+    let why = status["multicast_lost"].as_str().unwrap();
+    assert!(why.contains("fetching over HTTP"), "{why}");
+    assert!(status["totals"]["unicast_bytes"].as_u64() > Some(0), "{status}");
+}
+
+#[test]
+fn with_modes_enforced_only_root_and_the_mounting_user_see_which_files_are_used() {
+    let lab = lab_or_skip!(Lab::builder());
+    let image = lab.put("image", 1000);
+    let _server = lab.server().start();
+    let program =
+        "import os, sys; print(os.getxattr(sys.argv[1], 'user.bootcast.status').decode())";
+    for (options, shown) in [("allow_other", 1), ("allow_other,default_permissions", 0)] {
+        let mount = lab.mount(1).option(options).start();
+        assert_eq!(digest_of(mount.join("image")), image.digest);
+        let args = ["-u", "nobody", "--", "python3", "-c", program, text(mount.path())];
+        let printed = lab.client(1).run("runuser", args);
+        assert!(printed.status.success(), "{printed:?}");
+        let seen: Value = serde_json::from_slice(&printed.stdout).unwrap();
+        assert_eq!(seen["files"].as_array().unwrap().len(), shown, "{options}: {seen}");
+        assert_eq!(status(&mount)["files"].as_array().unwrap().len(), 1);
+    }
+}
