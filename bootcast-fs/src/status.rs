@@ -68,6 +68,12 @@ pub struct MountStatus {
     /// Directory of the cache on disk.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache_dir: Option<String>,
+    /// Bytes that the files of the cache take up. `bootcast status` adds it, where it may look.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache_bytes: Option<u64>,
+    /// Free bytes on the disk of the cache. `bootcast status` adds it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache_free_bytes: Option<u64>,
     /// Value of the option `fill=`.
     pub fill: String,
     /// Value of the option `verify=`.
@@ -147,6 +153,9 @@ pub struct FileStatus {
     /// Datagrams that did not arrive, of a million that were sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_ppm: Option<u64>,
+    /// Members of the cast. `bootcast status` adds it, where it reaches the server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub members: Option<u64>,
     /// Why the rest can never arrive.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,
@@ -182,6 +191,28 @@ pub struct Totals {
     pub unanswered_requests: u64,
 }
 
+impl FileStatus {
+    /// Returns the state of a file of which nothing else is known.
+    pub fn of(path: String, state: FileState) -> Self {
+        Self {
+            path,
+            etag: None,
+            state,
+            size: None,
+            held: 0,
+            verified: None,
+            opens: 0,
+            waiting: 0,
+            oldest_wait_ms: None,
+            rate_bps: 0,
+            cast_bps: None,
+            loss_ppm: None,
+            members: None,
+            failure: None,
+        }
+    }
+}
+
 impl MountStatus {
     /// Returns the status as JSON of at most [`STATUS_MAX`] bytes. Leaves out the last files, and
     /// then the oldest warnings, until the rest fits.
@@ -207,21 +238,7 @@ mod tests {
     use super::*;
 
     fn file(path: String) -> FileStatus {
-        FileStatus {
-            path,
-            etag: None,
-            state: FileState::Multicast,
-            size: Some(9),
-            held: 3,
-            verified: None,
-            opens: 1,
-            waiting: 0,
-            oldest_wait_ms: None,
-            rate_bps: 0,
-            cast_bps: None,
-            loss_ppm: None,
-            failure: None,
-        }
+        FileStatus { size: Some(9), held: 3, ..FileStatus::of(path, FileState::Multicast) }
     }
 
     #[test]
@@ -263,6 +280,8 @@ mod tests {
         let page = include_str!("../../docs/SEMANTICS.md");
         let all = MountStatus {
             cache_dir: Some(String::new()),
+            cache_bytes: Some(1),
+            cache_free_bytes: Some(1),
             server_away_s: Some(1),
             multicast_lost_s: Some(1),
             multicast_lost: Some(String::new()),
@@ -279,6 +298,7 @@ mod tests {
             oldest_wait_ms: Some(1),
             cast_bps: Some(1),
             loss_ppm: Some(1),
+            members: Some(1),
             failure: Some(String::new()),
             ..file(String::new())
         });

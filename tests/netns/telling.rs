@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::path::Path;
 
+use harness::binaries::binary;
 use harness::{Lab, MountProc, SOON, digest_of, lab_or_skip, mib, wait_for, wait_until};
 use rustix::io::Errno;
 use serde_json::Value;
@@ -163,4 +164,57 @@ fn with_modes_enforced_only_root_and_the_mounting_user_see_which_files_are_used(
         assert_eq!(seen["files"].as_array().unwrap().len(), shown, "{options}: {seen}");
         assert_eq!(status(&mount)["files"].as_array().unwrap().len(), 1);
     }
+}
+
+/// Runs `bootcast status` for a directory of a client. Returns its exit code and what it printed.
+fn run_status(lab: &Lab, args: &[&str]) -> (Option<i32>, String) {
+    let program = binary("bootcast");
+    let args: Vec<_> = ["status"].iter().chain(args).collect();
+    let output = lab.client(1).run(text(&program), args);
+    let printed = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8(printed).unwrap())
+}
+
+#[test]
+fn bootcast_status_shows_a_mount_to_people_and_to_programs() {
+    let lab = lab_or_skip!(Lab::builder());
+    lab.put("an image", mib(16));
+    let _server = lab.server().option("--rate", CRAWL).start();
+    let mount = lab.mount(1).option("unicast=never").start();
+    let mut reader = lab.client(1).spawn("cat", [text(&mount.join("an image"))]);
+    mount.wait_parked(1);
+    let path = text(mount.path());
+    let file = wait_for(SOON, "the server counts a member", || {
+        let (code, json) = run_status(&lab, &["--json", path]);
+        assert_eq!(code, Some(0), "{json}");
+        let status: Value = serde_json::from_str(&json).unwrap();
+        assert!(status["cache_bytes"].is_u64() && status["cache_free_bytes"].is_u64(), "{json}");
+        let file = &status["files"][0];
+        (file["members"] == 1).then(|| file.clone())
+    });
+    assert_eq!(file["path"], "an%20image");
+    let (code, table) = run_status(&lab, &[path]);
+    assert_eq!(code, Some(0), "{table}");
+    let row = table.lines().find(|line| line.starts_with("an image ")).unwrap();
+    assert!(row.contains('[') && row.contains(" for "), "{table}");
+    assert!(table.contains("! ") && table.contains("waiting read"), "{table}");
+    reader.kill_within(SOON);
+}
+
+#[test]
+fn bootcast_status_says_what_is_no_mount_and_what_is_a_dead_one() {
+    let lab = lab_or_skip!(Lab::builder());
+    lab.put("dir/image", 1000);
+    let _server = lab.server().start();
+    let mut mount = lab.mount(1).start();
+    for path in [mount.join("dir").as_path(), Path::new("/proc"), lab.directory()] {
+        let (code, message) = run_status(&lab, &[text(path)]);
+        assert_eq!((code, message.lines().count()), (Some(2), 1), "{message}");
+        assert!(message.contains("not the top directory of a bootcast mount"), "{message}");
+    }
+    let (code, message) = run_status(&lab, &["/nowhere"]);
+    assert!(code == Some(2) && message.contains("/nowhere: No such file"), "{message}");
+    mount.proc().kill_within(SOON);
+    let (code, message) = run_status(&lab, &[text(mount.path())]);
+    assert!(code == Some(2) && message.contains("the mount is dead"), "{message}");
 }

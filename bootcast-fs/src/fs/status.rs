@@ -128,22 +128,12 @@ impl Fs {
         }
         let kept = self.cache.kept(&self.key(&node.path, version));
         FileStatus {
-            path: node.path.encode(),
-            etag: None,
-            state: FileState::Closed,
             size: match version {
                 FileVersion::Etag(_) => Some(node.attributes.size),
                 FileVersion::Plain(content) => self.plain_size(&node.path, *content),
             },
             held: kept.as_ref().map_or(0, held_bytes),
-            verified: None,
-            opens: 0,
-            waiting: 0,
-            oldest_wait_ms: None,
-            rate_bps: 0,
-            cast_bps: None,
-            loss_ppm: None,
-            failure: None,
+            ..FileStatus::of(node.path.encode(), FileState::Closed)
         }
     }
 

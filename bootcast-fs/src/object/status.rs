@@ -16,19 +16,17 @@ impl Object {
         let oldest = inner.parked.iter().map(|parked| parked.since).min();
         let wait = oldest.map(|since| now.saturating_duration_since(since).as_millis());
         FileStatus {
-            path: self.key.path.encode(),
             etag: receiver.etag().map(ToString::to_string),
-            state: inner.state(),
             size: receiver.size(),
             held: receiver.assembly().map_or(0, received),
             verified: receiver.verified_bytes(),
             opens: receiver.readers() as u64,
             waiting: inner.parked.len() as u64,
             oldest_wait_ms: wait.map(|wait| u64::try_from(wait).unwrap_or(u64::MAX)),
-            rate_bps: 0,
             cast_bps: counts.map(|counts| u64::from(counts.rate_kbps) * 1000),
             loss_ppm: counts.map(loss_ppm),
             failure: receiver.failure().map(ToString::to_string),
+            ..FileStatus::of(self.key.path.encode(), inner.state())
         }
     }
 

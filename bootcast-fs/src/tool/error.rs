@@ -33,7 +33,7 @@ pub(super) const ANSWER_EXIT_CODES: &str = "\
 Exit codes:
   0    done
   1    wrong usage
-  2    standard output cannot be written
+  2    standard output cannot be written, or a mount does not tell its status
   3    the server cannot be reached
   4    the server has not hashed a file in time
   5    the server has no such file or directory

@@ -11,7 +11,8 @@
 //! | `proof` | checking the bytes against a content id |
 //! | `stall`, `probe` | detecting that a fetch stalled or cannot succeed |
 //! | `progress` | progress bar, notices and log lines on the terminal |
-//! | `list`, `status` | `bootcast ls`, `bootcast status` |
+//! | `list`, `status` | `bootcast ls`, `bootcast status URL` |
+//! | `mount_status` | `bootcast status MOUNTPOINT` |
 //! | `cache` | `bootcast cache` |
 //! | `url` | the argument that names a file on a server |
 //! | `signals` | ending a command on a signal |
@@ -23,6 +24,7 @@ mod cast;
 mod error;
 mod get;
 mod list;
+mod mount_status;
 mod output;
 mod probe;
 mod progress;
@@ -53,6 +55,7 @@ Examples:
   bootcast get head:/images/debian.img.zst -O - | zstd -d > /dev/sda
   bootcast get http://head/images/debian.img --range 0-511 -O mbr
   bootcast ls -l http://head/images
+  bootcast status /mnt/images
   bootcast status http://head
   bootcast cache ls";
 
@@ -72,7 +75,7 @@ enum Command {
     /// List a directory
     #[command(after_help = ANSWER_EXIT_CODES)]
     Ls(list::Args),
-    /// Show what a server is casting
+    /// Show what a mount does, or what a server is casting
     #[command(after_help = ANSWER_EXIT_CODES)]
     Status(status::Args),
     /// Show, check or free what mounts keep on this machine

@@ -1,7 +1,8 @@
-//! `bootcast status`: shows what a server is casting.
+//! `bootcast status`: shows what a server is casting, or what a mount does (`mount_status`).
 
 use std::ffi::OsString;
 use std::fmt::Write;
+use std::path::Path;
 use std::time::Duration;
 
 use bootcast_proto::api::{CastStatus, Status, Totals};
@@ -9,23 +10,35 @@ use bootcast_proto::{BitRate, RemotePath, units};
 use indicatif::BinaryBytes;
 
 use super::error::ToolError;
+use super::mount_status;
 use super::stdout;
 use super::url::{Target, printable};
 
 /// Arguments of `bootcast status`.
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
-    #[arg(help = "Server: http://HOST[:PORT] or HOST:[PORT:]/; port 8888 unless named")]
-    url: OsString,
+    #[arg(
+        value_name = "MOUNTPOINT|URL",
+        help = "Mounted directory, or server: http://HOST[:PORT] or HOST:[PORT:]/; port 8888 \
+                unless named"
+    )]
+    target: OsString,
 
-    /// Print the server's answer as JSON
+    /// Print JSON
     #[arg(long)]
     json: bool,
+
+    /// Print the status of a mount once, also on a terminal, instead of each second
+    #[arg(long)]
+    once: bool,
 }
 
 /// Prints the status.
 pub(super) async fn run(args: Args) -> Result<(), ToolError> {
-    let control = Target::parse(&args.url)?.control;
+    if mount_status::is_mountpoint(&args.target) {
+        return mount_status::run(Path::new(&args.target), args.json, args.once).await;
+    }
+    let control = Target::parse(&args.target)?.control;
     let status = control.status().await.map_err(|error| {
         if error.is_not_found() {
             let server = control.server();
@@ -96,7 +109,7 @@ pub(super) fn counted(count: u64, thing: &str) -> String {
 }
 
 /// Formats a rate in bits per second with three significant digits, such as `199mbit`.
-fn rate(bits: u64) -> String {
+pub(super) fn rate(bits: u64) -> String {
     let step = 10u64.pow(bits.checked_ilog10().unwrap_or(0).saturating_sub(2));
     let rounded = bits.saturating_add(step / 2) / step * step;
     BitRate::from_bits_per_second(rounded).map_or_else(|| "0".into(), |rate| rate.to_string())
