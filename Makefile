@@ -1,6 +1,8 @@
 # bootcast: build, test, demonstrate, measure. `make help` lists the targets.
 
 PREFIX ?= /usr/local
+# mount(8) looks for helpers nowhere else.
+HELPER_DIR ?= /sbin
 BINARIES := bootcast-server bootcastfs bootcast
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
@@ -58,9 +60,12 @@ bench: ## measure in network namespaces, write docs/BENCHMARKS.md; PART=name mea
 	cargo build --release --workspace --bins
 	TMPDIR=$(BENCH_DIR) cargo bench -p bootcast-tests --bench fleet -- $(PART)
 
-install: all ## binaries to $(PREFIX)/bin
+install: all ## binaries to $(PREFIX)/bin, helpers of mount(8) to $(HELPER_DIR)
 	install -d $(DESTDIR)$(PREFIX)/bin
 	install -m 755 $(BINARIES:%=$(TARGET)/release/%) $(DESTDIR)$(PREFIX)/bin
+	install -d $(DESTDIR)$(HELPER_DIR)
+	ln -sf $(PREFIX)/bin/bootcastfs $(DESTDIR)$(HELPER_DIR)/mount.bootcastfs
+	ln -sf $(PREFIX)/bin/bootcastfs $(DESTDIR)$(HELPER_DIR)/mount.fuse.bootcastfs
 
 clean-lab: ## remove namespaces, mounts and processes of test runs that were killed
 	tests/scripts/clean-lab.sh

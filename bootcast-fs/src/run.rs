@@ -13,9 +13,10 @@ use tracing::{info, warn};
 use crate::cache::Cache;
 use crate::fs::{Fs, FsConfig};
 use crate::fuse::Adapter;
-use crate::io::{Control, Intake, IntakeConfig, InterfaceChoice};
+use crate::io::{Caller, Control, Intake, IntakeConfig, InterfaceChoice};
+use crate::log_limit;
 use crate::mount::options::CacheKind;
-use crate::mount::{MountError, MountOptions, MountRequest, kernel};
+use crate::mount::{MountError, MountOptions, MountRequest, kernel, root_fs};
 use crate::panics;
 use crate::receiver::{Timing, Verify};
 use crate::root::Root;
@@ -33,6 +34,10 @@ const FUSE_THREADS: usize = 4;
 /// unmount or a signal.
 pub fn run_mount(request: &MountRequest, ready: impl FnOnce()) -> Result<(), MountError> {
     raise_file_limit();
+    if request.options.root_fs {
+        Caller::keep_proc_open();
+        root_fs::settle()?;
+    }
     // With one thread, the thread that a demand wakes also sends it.
     let runtime = Builder::new_multi_thread()
         .worker_threads(1)
@@ -171,7 +176,7 @@ fn serve(runtime: &Runtime, request: &MountRequest, mounted: Mounted) -> Result<
                 let died = || Err(std::io::Error::other("the thread that serves the kernel died"));
                 ended.unwrap_or_else(|_| died())
             }
-            name = terminated() => {
+            name = terminated(request.options.root_fs) => {
                 info!(signal = name, "unmounting");
                 fs.stop(LEAVE_PATIENCE).await;
                 unmount(request);
@@ -186,14 +191,27 @@ fn serve(runtime: &Runtime, request: &MountRequest, mounted: Mounted) -> Result<
 }
 
 /// Waits for SIGTERM, SIGINT or SIGHUP and returns its name. Signals that were ignored when the
-/// program started stay ignored.
-async fn terminated() -> &'static str {
+/// program started stay ignored. None of them ends a process that serves a root file system: it
+/// must outlive whatever would be run to shut the system down.
+async fn terminated(is_root_fs: bool) -> &'static str {
     let listen = |kind| EndSignal::listen(kind).unwrap_or_default();
     let (mut term, mut int, mut hup) = (
         listen(SignalKind::terminate()),
         listen(SignalKind::interrupt()),
         listen(SignalKind::hangup()),
     );
+    if is_root_fs {
+        loop {
+            let name = tokio::select! {
+                () = term.recv() => "SIGTERM",
+                () = int.recv() => "SIGINT",
+                () = hup.recv() => "SIGHUP",
+            };
+            if let Some(more) = log_limit::allow("signal ignored", name) {
+                info!(signal = name, "ignored: this process serves a root file system{more}");
+            }
+        }
+    }
     tokio::select! {
         () = term.recv() => "SIGTERM",
         () = int.recv() => "SIGINT",

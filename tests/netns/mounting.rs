@@ -9,6 +9,8 @@ use harness::binaries::{binary, directory};
 use harness::mount::is_mounted;
 use harness::{Host, Lab, SOON, digest_of, lab_or_skip, wait_until};
 
+use rustix::process::Signal;
+
 use crate::text;
 
 /// Creates a mount point and a cache directory. Returns the mount point and options that name the
@@ -70,6 +72,67 @@ fn mount_8_mounts_and_umount_ends_the_daemon() {
     assert!(mount.starts_with("10.77.0.1:/ ") && mount.contains(" fuse.bootcastfs ro,"), "{mount}");
     assert_eq!(digest_of(path.with_extension("copy")), image.digest);
     wait_until(SOON, "the daemon has ended", || processes_on(lab.client(1)).is_empty());
+}
+
+#[test]
+fn mount_8_mounts_the_type_bootcastfs_by_a_helper_of_that_name() {
+    let lab = lab_or_skip!(Lab::builder());
+    let image = lab.put("image", 100_000);
+    let _server = lab.server().start();
+    let (path, options) = place(lab.client(1));
+    let options = format!("{options},_netdev,nofail,x-systemd.automount,noatime,nodev");
+    // Helpers are looked for in /sbin alone. Only this script sees the link there.
+    let install = format!(
+        "mount -t tmpfs tmpfs /mnt && mkdir /mnt/new /mnt/work \
+         && ln -s {}/bootcastfs /mnt/new/mount.bootcastfs \
+         && mount -t overlay overlay /sbin/ \
+            -o lowerdir=/sbin/,upperdir=/mnt/new,workdir=/mnt/work",
+        directory().display()
+    );
+    let script = format!(
+        "{install} && mount -t bootcastfs \"$1\" \"$2\" -o \"$3\" \
+         && grep \" $2 \" /proc/self/mounts && cat \"$2/image\" >\"$2.copy\" \
+         && echo \"$1 $2 bootcastfs $3\" >/mnt/fstab && mount -T /mnt/fstab -a \
+         && test $(grep -c \" $2 \" /proc/self/mounts) = 1 && umount \"$2\" \
+         && mount -f -t bootcastfs \"$1\" \"$2\" -o \"$3\" \
+         && mount -s -t bootcastfs \"$1\" \"$2\" -o \"$3,bogus\" && umount \"$2\""
+    );
+    let output = with_mount_8(lab.client(1), &script, "10.77.0.1:/", &path, &options);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let mount = String::from_utf8(output.stdout).unwrap();
+    assert!(mount.starts_with("10.77.0.1:/ ") && mount.contains(" fuse.bootcastfs ro,"), "{mount}");
+    assert_eq!(digest_of(path.with_extension("copy")), image.digest);
+    wait_until(SOON, "the daemon has ended", || processes_on(lab.client(1)).is_empty());
+}
+
+#[test]
+fn the_server_of_a_root_is_marked_locked_in_memory_and_outlives_signals() {
+    let lab = lab_or_skip!(Lab::builder());
+    let image = lab.put("image", 100_000);
+    let _server = lab.server().start();
+    let mut mount = lab.mount(1).option("root_fs,cache=memory").start();
+    let pid = mount.proc().pid();
+    let read = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap();
+    let name = read("cmdline");
+    assert!(name.starts_with("@bootcastfs\0"), "{name}");
+    // In a container even root may lack CAP_SYS_RESOURCE.
+    let try_it = "echo -1000 >/proc/self/oom_score_adj";
+    if lab.client(1).run("sh", ["-c", try_it]).status.success() {
+        assert_eq!(read("oom_score_adj").trim(), "-1000");
+    } else {
+        assert!(mount.log().contains("the kernel may kill this process"), "{}", mount.log());
+    }
+    let status = read("status");
+    let locked = status.lines().find_map(|line| line.strip_prefix("VmLck:")).unwrap().trim();
+    let locked: u64 = locked.trim_end_matches(" kB").parse().unwrap();
+    assert!(locked > 1000, "{locked} kB are locked");
+    for signal in [Signal::HUP, Signal::INT, Signal::TERM] {
+        mount.proc().signal(signal);
+    }
+    let ignored = || mount.log().matches("ignored: this process").count();
+    wait_until(SOON, "three signals are ignored", || ignored() == 3);
+    assert_eq!(digest_of(mount.join("image")), image.digest);
+    mount.umount();
 }
 
 #[test]

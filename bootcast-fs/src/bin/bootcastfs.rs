@@ -1,11 +1,13 @@
 //! `bootcastfs SOURCE MOUNTPOINT`: mounts a directory of a bootcast server. `mount -t
-//! fuse.bootcastfs` runs this program.
+//! fuse.bootcastfs` runs this program. Under the name `mount.bootcastfs` it takes the arguments that
+//! mount(8) passes.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use bootcast_fs::mount::{MountError, MountRequest, daemon, logging, options};
+use bootcast_fs::mount::helper::{HelperArgs, is_helper};
+use bootcast_fs::mount::{MountError, MountRequest, daemon, logging, options, root_fs};
 use bootcast_fs::panics;
 use clap::{CommandFactory, FromArgMatches, Parser};
 
@@ -13,11 +15,11 @@ const EXAMPLES: &str = "\
 Examples:
   bootcastfs head:/images /mnt/images
   bootcastfs head:/images /mnt/images -f -o allow_other,cache=memory,log=debug
-  mount -t fuse.bootcastfs head:8888:/images /mnt/images -o allow_other,interface=eth1
-  mount -t fuse.bootcastfs head:/images/root.erofs /mnt -o b3=HASH
+  mount -t bootcastfs head:8888:/images /mnt/images -o allow_other,interface=eth1
+  mount -t bootcastfs head:/images/root.erofs /mnt -o b3=HASH
 
 /etc/fstab:
-  head:/images  /mnt/images  fuse.bootcastfs  ro,allow_other,_netdev,nofail  0  0
+  head:/images  /mnt/images  bootcastfs  ro,allow_other,_netdev,nofail  0  0
 
 In the background, log lines go to syslog.
 
@@ -56,8 +58,9 @@ fn main() -> ExitCode {
         eprintln!("bootcastfs: {description}");
         tracing::error!("{description}");
     });
-    let args = match parse_args() {
-        Ok(args) => args,
+    let command_line: Vec<OsString> = std::env::args_os().collect();
+    let invocation = match parse(&command_line) {
+        Ok(invocation) => invocation,
         Err(error) if !error.use_stderr() => {
             // The user asked for help or the version. A closed pipe is not an error here.
             let _ = error.print();
@@ -65,13 +68,41 @@ fn main() -> ExitCode {
         }
         Err(error) => return daemon::fail(&usage_error(&error)),
     };
-    match MountRequest::parse(&args.source, &args.mountpoint, &args.options) {
-        Ok(request) => run(&request, &args),
+    match invocation.request() {
+        Ok(_) if invocation.is_fake => ExitCode::SUCCESS,
+        Ok(request) => run(request, &invocation, &command_line),
         Err(error) => daemon::fail(&error),
     }
 }
 
-fn run(request: &MountRequest, args: &Args) -> ExitCode {
+/// What the command line asks for, under either name of the program.
+struct Invocation {
+    args: Args,
+    /// Whether nothing is to be mounted.
+    is_fake: bool,
+    /// Whether unknown options are ignored.
+    is_sloppy: bool,
+}
+
+impl Invocation {
+    fn request(&self) -> Result<MountRequest, MountError> {
+        let Args { source, mountpoint, options, .. } = &self.args;
+        if self.is_sloppy {
+            MountRequest::parse_sloppy(source, mountpoint, options)
+        } else {
+            MountRequest::parse(source, mountpoint, options)
+        }
+    }
+}
+
+fn run(mut request: MountRequest, invocation: &Invocation, command_line: &[OsString]) -> ExitCode {
+    request.options.root_fs |= root_fs::is_in_initrd();
+    if request.options.root_fs
+        && let Err(error) = root_fs::mark(command_line)
+    {
+        return daemon::fail(&error);
+    }
+    let (request, args) = (&request, &invocation.args);
     let log = request.options.log.clone();
     if args.foreground || args.debug {
         logging::to_stderr(log.as_deref().or(args.debug.then_some("debug")));
@@ -90,10 +121,17 @@ fn run(request: &MountRequest, args: &Args) -> ExitCode {
     })
 }
 
-fn parse_args() -> Result<Args, clap::Error> {
+fn parse(command_line: &[OsString]) -> Result<Invocation, clap::Error> {
+    if command_line.first().is_some_and(|program| is_helper(program)) {
+        let helper = HelperArgs::try_parse_from(command_line)?;
+        let HelperArgs { source, mountpoint, options, fake, sloppy, .. } = helper;
+        let args = Args { source, mountpoint, options, foreground: false, debug: false };
+        return Ok(Invocation { args, is_fake: fake, is_sloppy: sloppy });
+    }
     let help = format!("Mount options:\n{}\n{EXAMPLES}", options::help());
-    let matches = Args::command().after_help(help).try_get_matches()?;
-    Args::from_arg_matches(&matches)
+    let matches = Args::command().after_help(help).try_get_matches_from(command_line)?;
+    let args = Args::from_arg_matches(&matches)?;
+    Ok(Invocation { args, is_fake: false, is_sloppy: false })
 }
 
 /// Creates the error of a wrong command line from the first paragraph of clap's message.

@@ -1,7 +1,12 @@
 //! Detects that the thread that made a kernel request is being killed.
 
-use std::fs;
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::LazyLock;
 use std::time::Duration;
+
+use rustix::fs::{Mode, OFlags};
 
 /// Time between two checks of the caller while a call waits.
 const CHECK_PERIOD: Duration = Duration::from_millis(250);
@@ -21,15 +26,18 @@ impl Caller {
         if self.0 == 0 {
             return false;
         }
-        match fs::read_to_string(format!("/proc/{}/status", self.0)) {
+        match read_status(self.0) {
             Ok(status) => shows_dying(&status),
             // /proc mounted with `hidepid=` hides the processes of other users, such as PID 1. A
             // missing entry then proves nothing.
-            Err(error) => {
-                error.kind() == std::io::ErrorKind::NotFound
-                    && fs::exists("/proc/1/status").unwrap_or(false)
-            }
+            Err(error) => error.kind() == io::ErrorKind::NotFound && read_status(1).is_ok(),
         }
+    }
+
+    /// Opens `/proc` now, and finds callers in it from then on. The server of a root file system
+    /// stays in the root directory of the initramfs, where `/proc` is empty after the switch.
+    pub fn keep_proc_open() {
+        let _ = &*PROC;
     }
 
     /// Resolves once the caller is dying.
@@ -41,6 +49,20 @@ impl Caller {
             }
         }
     }
+}
+
+/// `/proc`, opened at the first look.
+static PROC: LazyLock<io::Result<OwnedFd>> = LazyLock::new(|| {
+    let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
+    Ok(rustix::fs::open("/proc", flags, Mode::empty())?)
+});
+
+/// Reads `/proc/PID/status`.
+fn read_status(pid: u32) -> io::Result<String> {
+    let Ok(proc) = &*PROC else { return Err(io::ErrorKind::Unsupported.into()) };
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(proc, format!("{pid}/status"), flags, Mode::empty())?;
+    io::read_to_string(File::from(file))
 }
 
 /// Returns whether a `/proc/PID/status` shows a dead thread or a pending SIGKILL.

@@ -6,7 +6,9 @@
 //! | [`options`] | the mount options behind `-o` |
 //! | [`kernel`] | mount(2), umount2(2), fusermount3 |
 //! | [`daemon`] | fork; the parent exits with the start-up status of the child |
+//! | [`helper`] | command line of a helper of mount(8) |
 //! | [`logging`] | destination and filter of log lines |
+//! | [`root_fs`] | what a process must be that serves a root file system |
 //!
 //! These modules do not know the file system that is mounted.
 
@@ -14,9 +16,11 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 pub mod daemon;
+pub mod helper;
 pub mod kernel;
 pub mod logging;
 pub mod options;
+pub mod root_fs;
 pub mod source;
 mod sys;
 
@@ -38,6 +42,16 @@ pub struct MountRequest {
 }
 
 impl MountRequest {
+    /// Like [`Self::parse`], but ignores unknown options, as mount(8) -s asks for.
+    pub fn parse_sloppy(
+        source: &OsStr,
+        mountpoint: &Path,
+        option_lists: &[OsString],
+    ) -> Result<Self, MountError> {
+        let options = MountOptions::parse_sloppy(option_lists);
+        Self::with_options(source, mountpoint, options)
+    }
+
     /// Parses the arguments of the command line. Makes relative paths absolute, because the
     /// daemon changes its working directory to `/`.
     pub fn parse(
@@ -45,8 +59,15 @@ impl MountRequest {
         mountpoint: &Path,
         option_lists: &[OsString],
     ) -> Result<Self, MountError> {
-        let mut options =
-            MountOptions::parse(option_lists).map_err(|error| MountError::usage(&error))?;
+        Self::with_options(source, mountpoint, MountOptions::parse(option_lists))
+    }
+
+    fn with_options(
+        source: &OsStr,
+        mountpoint: &Path,
+        options: Result<MountOptions, options::OptionError>,
+    ) -> Result<Self, MountError> {
+        let mut options = options.map_err(|error| MountError::usage(&error))?;
         for path in [&mut options.cache_dir, &mut options.pins] {
             *path = path.as_deref().map(absolute).transpose()?;
         }

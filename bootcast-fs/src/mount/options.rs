@@ -20,6 +20,7 @@ const DEFAULT_TIMEO: Duration = Duration::from_secs(30);
 
 /// Mount options of all lists. Where options contradict each other, the last one wins.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is an option without a value")]
 pub struct MountOptions {
     /// Whether `rw` was given. The mount is read-only all the same, and the user gets a warning.
     pub wants_rw: bool,
@@ -61,6 +62,8 @@ pub struct MountOptions {
     pub log: Option<String>,
     /// Text to show in `/proc/mounts` instead of the source.
     pub fsname: Option<OsString>,
+    /// Whether the process serves a root file system.
+    pub root_fs: bool,
     /// Largest read request of the kernel, in bytes; `None` for the kernel's own limit.
     pub max_read: Option<u32>,
     /// Last of the options `hard` and `soft`.
@@ -140,6 +143,7 @@ impl Default for MountOptions {
             attr_ttl: Duration::from_secs(1),
             log: None,
             fsname: None,
+            root_fs: false,
             max_read: None,
             waiting: Waiting::Hard,
             timeo: None,
@@ -151,9 +155,21 @@ impl MountOptions {
     /// Parses the option lists of all `-o`. A comma inside double quotes or after a backslash is
     /// part of a value.
     pub fn parse<L: AsRef<OsStr>>(lists: &[L]) -> Result<Self, OptionError> {
+        Self::parse_items(lists, false)
+    }
+
+    /// Like [`Self::parse`], but ignores unknown options.
+    pub fn parse_sloppy<L: AsRef<OsStr>>(lists: &[L]) -> Result<Self, OptionError> {
+        Self::parse_items(lists, true)
+    }
+
+    fn parse_items<L: AsRef<OsStr>>(lists: &[L], is_sloppy: bool) -> Result<Self, OptionError> {
         let mut options = Self::default();
         for item in lists.iter().flat_map(|text| list::split(text.as_ref().as_bytes())) {
-            options.apply(&item)?;
+            match options.apply(&item) {
+                Err(OptionError::Unknown(_)) if is_sloppy => {}
+                applied => applied?,
+            }
         }
         if options.pins.is_some() && options.b3.is_some() {
             return Err(OptionError::PinsAndB3);
@@ -222,7 +238,7 @@ mod tests {
         let options = parse(
             "allow_other,default_permissions,uid=1000,gid=100,umask=0027,port=9999,interface=eth1,\
              cache=memory,cache_dir=/var/c,unicast=always,fill=demand,pins=/etc/pins,linger=1m30s,\
-             attr_ttl=0.5,log=debug,max_read=131072",
+             attr_ttl=0.5,log=debug,root_fs,max_read=131072",
         )
         .unwrap();
         let expected = MountOptions {
@@ -241,10 +257,18 @@ mod tests {
             linger: Duration::from_secs(90),
             attr_ttl: Duration::from_millis(500),
             log: Some("debug".into()),
+            root_fs: true,
             max_read: Some(131_072),
             ..MountOptions::default()
         };
         assert_eq!(options, expected);
+    }
+
+    #[test]
+    fn sloppy_ignores_unknown_options_and_no_wrong_values() {
+        let options = MountOptions::parse_sloppy(&["bogus,bogus=1,fill=demand"]).unwrap();
+        assert_eq!(options.fill, Fill::Demand);
+        assert!(MountOptions::parse_sloppy(&["fill=bogus"]).is_err());
     }
 
     #[test]

@@ -24,6 +24,8 @@ use crate::status::{FileState, FileStatus, MountStatus, STATUS_ATTRIBUTE, STATUS
 const REFRESH: Duration = Duration::from_secs(1);
 /// Longest wait for the server, which is asked for the numbers of members.
 const SERVER_PATIENCE: Duration = Duration::from_millis(500);
+/// Time from which a read that waits counts as a problem. Every reader of a stream waits a little.
+const LONG_WAIT_MS: u64 = 1000;
 /// Number of characters in a full progress bar.
 const BAR_LEN: usize = 20;
 /// Most warnings that are shown.
@@ -168,7 +170,7 @@ fn problems(status: &MountStatus) -> Vec<String> {
     if let (Some(since), Some(why)) = (status.multicast_lost_s, &status.multicast_lost) {
         problems.push(format!("for {}: {why}", seconds(since)));
     }
-    if let Some(oldest) = status.oldest_wait_ms {
+    if let Some(oldest) = status.oldest_wait_ms.filter(|oldest| *oldest >= LONG_WAIT_MS) {
         let reads = counted(status.waiting, "waiting read");
         problems.push(format!("{reads}, the oldest since {}", milliseconds(oldest)));
     }

@@ -187,6 +187,9 @@ const OWN_OPTIONS: &[OwnOption] = &[
             Ok(())
         },
     ),
+    switch("root_fs", "serve a root file system: stay in memory, outlive signals", |options| {
+        options.root_fs = true;
+    }),
     value("fsname", "=TEXT", "source to show in /proc/mounts [as typed]", |options, text| {
         options.fsname = Some((!text.is_empty()).then(|| text.into()).ok_or("a text")?);
         Ok(())
