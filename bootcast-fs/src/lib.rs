@@ -15,6 +15,7 @@
 //! | `run`, `root` | a mount from its start to its end; what it shows |
 //! | [`tool`] | the command line tool `bootcast` |
 //! | `status`, `totals`, `warnings` | what a mount tells of itself |
+//! | `metrics` | metrics for Prometheus |
 //! | `durations` | times in options |
 
 pub mod cache;
@@ -23,6 +24,7 @@ pub mod fs;
 pub mod fuse;
 pub mod io;
 mod log_limit;
+mod metrics;
 pub mod mount;
 pub mod object;
 pub mod panics;

@@ -12,6 +12,18 @@ type Cause = (&'static str, String);
 
 static LIMITER: Mutex<Limiter<Cause, Instant>> = Mutex::new(Limiter::new());
 
+static NEWS_LIMITER: Mutex<Limiter<Cause, Instant>> = Mutex::new(Limiter::new());
+
+/// Like [`allow`], for messages that tell of no fault. They have a limit of their own, so that many
+/// paths in the news do not keep warnings out of the log.
+pub(crate) fn allow_news(
+    kind: &'static str,
+    detail: &(impl ToString + ?Sized),
+) -> Option<Suppressed> {
+    let mut limiter = NEWS_LIMITER.lock().unwrap_or_else(PoisonError::into_inner);
+    limiter.allow(&(kind, detail.to_string()), now()).map(Suppressed)
+}
+
 /// Returns whether a message may be logged now, and how many were suppressed before it.
 ///
 /// `None` means that this `kind` was logged with the same `detail`, such as the text of an error,

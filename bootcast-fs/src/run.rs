@@ -15,7 +15,8 @@ use crate::fs::{Fs, FsConfig};
 use crate::fuse::Adapter;
 use crate::io::{Caller, Control, Intake, IntakeConfig, InterfaceChoice};
 use crate::log_limit;
-use crate::mount::options::CacheKind;
+use crate::metrics::{self, Listener};
+use crate::mount::options::{CacheKind, MetricsAddress};
 use crate::mount::{MountError, MountOptions, MountRequest, kernel, root_fs};
 use crate::panics;
 use crate::receiver::{Timing, Verify};
@@ -61,6 +62,7 @@ pub fn run_mount(request: &MountRequest, ready: impl FnOnce()) -> Result<(), Mou
 struct Mounted {
     fs: Arc<Fs>,
     session: Session<Adapter>,
+    metrics: Option<Listener>,
 }
 
 impl Mounted {
@@ -76,6 +78,7 @@ impl Mounted {
             Control::new(&source.base_url()).map_err(|error| MountError::failed(&error))?;
         let Root { path, attributes, pins } = Root::find(&control, request).await?;
         let cache = open_cache(options)?;
+        let metrics = listen_for_metrics(options).await?;
         // The bytes of pinned files are proven at every read.
         let verify = if pins.is_some() { Verify::AtReader } else { options.verify };
         let config = FsConfig { verify, pins, ..fs_config(options) };
@@ -100,7 +103,7 @@ impl Mounted {
         // The FUSE handshake happens here.
         let acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
         match Session::from_fd(adapter, connection, acl, config) {
-            Ok(session) => Ok(Self { fs, session }),
+            Ok(session) => Ok(Self { fs, session, metrics }),
             Err(error) => {
                 let _ = kernel::unmount(&request.mountpoint, true);
                 Err(MountError::failed(&error))
@@ -136,6 +139,19 @@ fn open_cache(options: &MountOptions) -> Result<Cache, MountError> {
     }
 }
 
+/// Opens the socket for metrics, if there is to be one.
+async fn listen_for_metrics(options: &MountOptions) -> Result<Option<Listener>, MountError> {
+    let Some(address) = &options.metrics else { return Ok(None) };
+    let listener = Listener::bind(address).await;
+    listener.map(Some).map_err(|error| {
+        let address = match address {
+            MetricsAddress::Tcp(address) => address.to_string(),
+            MetricsAddress::Unix(path) => path.display().to_string(),
+        };
+        MountError::failed(&format!("cannot serve metrics at {address}: {error}"))
+    })
+}
+
 fn fs_config(options: &MountOptions) -> FsConfig {
     FsConfig {
         uid: options.uid.unwrap_or_else(|| rustix::process::geteuid().as_raw()),
@@ -153,7 +169,7 @@ fn fs_config(options: &MountOptions) -> FsConfig {
 
 /// Serves until the kernel closes the connection or a signal arrives.
 fn serve(runtime: &Runtime, request: &MountRequest, mounted: Mounted) -> Result<(), MountError> {
-    let Mounted { fs, session } = mounted;
+    let Mounted { fs, session, metrics } = mounted;
     let (ended, end) = oneshot::channel();
     let thread = std::thread::Builder::new().name("session".into());
     thread
@@ -163,6 +179,10 @@ fn serve(runtime: &Runtime, request: &MountRequest, mounted: Mounted) -> Result<
         .map_err(|error| MountError::failed(&error))?;
     runtime.block_on(async {
         tokio::spawn(fs.clone().housekeep());
+        if let Some(metrics) = metrics {
+            let fs = fs.clone();
+            tokio::spawn(metrics.serve(move || metrics::text(&fs.status(true))));
+        }
         let outcome = tokio::select! {
             biased;
             reason = panics::first() => {

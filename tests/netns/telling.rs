@@ -9,6 +9,7 @@ use harness::{Lab, MountProc, SOON, digest_of, lab_or_skip, mib, wait_for, wait_
 use rustix::io::Errno;
 use serde_json::Value;
 
+use crate::mounting::place;
 use crate::{CRAWL, TRANSFER, text};
 
 /// Returns an attribute as `getfattr -n` gets it.
@@ -179,7 +180,7 @@ fn run_status(lab: &Lab, args: &[&str]) -> (Option<i32>, String) {
 fn bootcast_status_shows_a_mount_to_people_and_to_programs() {
     let lab = lab_or_skip!(Lab::builder());
     lab.put("an image", mib(16));
-    let _server = lab.server().option("--rate", CRAWL).start();
+    let mut server = lab.server().option("--rate", CRAWL).start();
     let mount = lab.mount(1).option("unicast=never").start();
     let mut reader = lab.client(1).spawn("cat", [text(&mount.join("an image"))]);
     mount.wait_parked(1);
@@ -197,7 +198,13 @@ fn bootcast_status_shows_a_mount_to_people_and_to_programs() {
     assert_eq!(code, Some(0), "{table}");
     let row = table.lines().find(|line| line.starts_with("an image ")).unwrap();
     assert!(row.contains('[') && row.contains(" for "), "{table}");
-    assert!(table.contains("! ") && table.contains("waiting read"), "{table}");
+    server.kill();
+    wait_until(TRANSFER, "the display says what is wrong", || {
+        let (_, table) = run_status(&lab, &["--once", path]);
+        let problems: Vec<_> = table.lines().filter(|line| line.starts_with("! ")).collect();
+        let says = |what: &str| problems.iter().any(|line| line.contains(what));
+        says("the server has not answered for") && says("waiting read")
+    });
     reader.kill_within(SOON);
 }
 
@@ -217,4 +224,57 @@ fn bootcast_status_says_what_is_no_mount_and_what_is_a_dead_one() {
     mount.proc().kill_within(SOON);
     let (code, message) = run_status(&lab, &[text(mount.path())]);
     assert!(code == Some(2) && message.contains("the mount is dead"), "{message}");
+}
+
+#[test]
+fn a_mount_serves_metrics_at_an_address_or_a_socket() {
+    let lab = lab_or_skip!(Lab::builder());
+    let image = lab.put("image", mib(1));
+    let _server = lab.server().start();
+    let socket = lab.client(1).fresh_path("metrics");
+    let at_socket = format!("metrics={}", text(&socket));
+    let by_socket = ["-sS", "--unix-socket", text(&socket), "http://localhost/metrics"];
+    let address = "127.0.0.1:9555";
+    let url = format!("http://{address}/metrics");
+    let by_address = ["-sS", "--noproxy", "*", &url];
+    for (option, curl) in
+        [(at_socket, &by_socket[..]), (format!("metrics={address}"), &by_address[..])]
+    {
+        let mount = lab.mount(1).option(&option).start();
+        assert_eq!(digest_of(mount.join("image")), image.digest);
+        let output = lab.client(1).run("curl", curl);
+        let metrics = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success(), "{metrics}");
+        let name = "bootcast_mount_received_bytes_total{by=\"multicast\"} ";
+        let received = metrics.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        assert!(received.parse::<u64>().unwrap() > 0, "{metrics}");
+        assert!(metrics.contains("server=\"10.77.0.1:8888\""), "{metrics}");
+        mount.umount();
+    }
+    assert!(!socket.exists(), "the socket is removed at the end");
+    // A file that is no dead socket is left alone, and the mount fails.
+    fs::write(&socket, "precious").unwrap();
+    let (path, options) = place(lab.client(1));
+    let options = format!("{options},metrics={}", text(&socket));
+    let program = binary("bootcastfs");
+    let failed = lab.client(1).run(text(&program), ["10.77.0.1:/", text(&path), "-o", &options]);
+    assert_eq!(failed.status.code(), Some(32), "{failed:?}");
+    assert!(String::from_utf8_lossy(&failed.stderr).contains("cannot serve metrics"), "{failed:?}");
+    assert_eq!(fs::read(&socket).unwrap(), b"precious");
+}
+
+#[test]
+fn a_file_that_is_opened_again_and_again_is_logged_once() {
+    let lab = lab_or_skip!(Lab::builder());
+    lab.put("image", mib(1));
+    let server = lab.server().start();
+    let mount = lab.mount(1).option("linger=0s,fill=demand").start();
+    for _ in 0..3 {
+        drop(File::open(mount.join("image")).unwrap());
+        server.wait_no_members();
+    }
+    assert_eq!(server.status().totals.joins, 3);
+    let log = mount.log();
+    let joins = log.lines().filter(|line| line.contains(" joined ")).count();
+    assert_eq!(joins, 1, "{log}");
 }

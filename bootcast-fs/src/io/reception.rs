@@ -47,6 +47,8 @@ struct State {
 struct Outage {
     since: Instant,
     cause: Cause,
+    /// Whether the log says so, and therefore must say when it is over.
+    is_logged: bool,
     /// Time from which the next file that joins tries multicast.
     retry_at: Instant,
     /// Tries since the outage began.
@@ -76,7 +78,9 @@ impl MulticastMonitor {
 
     /// Records how a file arrives. Its first datagram by multicast ends an outage.
     pub(super) fn record_reception(&self, reception: Reception) {
-        if reception == Reception::Multicast && self.lock().outage.take().is_some() {
+        let ended =
+            (reception == Reception::Multicast).then(|| self.lock().outage.take()).flatten();
+        if ended.is_some_and(|outage| outage.is_logged) {
             info!("multicast from {} arrives again", self.server);
         }
     }
@@ -109,6 +113,7 @@ impl State {
             self.outage.get_or_insert_with(|| Outage {
                 since: now,
                 cause: notice.cause.clone(),
+                is_logged: !is_recent,
                 retry_at: now + RETRY.first,
                 tries: 0,
             });

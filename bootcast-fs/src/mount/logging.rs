@@ -2,7 +2,9 @@
 
 use std::io::{self, IsTerminal};
 
+use tracing::{Level, Metadata};
 use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry};
@@ -36,11 +38,78 @@ pub fn is_filter(text: &str) -> bool {
 }
 
 /// Starts logging to standard error. `None` means the default filter.
+///
+/// If systemd reads it, lines begin with the priority in the form that the journal understands
+/// (sd-daemon(3)), and leave the time and the level to the journal.
 pub fn to_stderr(filter: Option<&str>) {
+    if is_read_by_journal() {
+        let lines = tracing_subscriber::fmt::layer()
+            .with_writer(PriorityPrefix)
+            .with_ansi(false)
+            .without_time()
+            .with_level(false);
+        return init(lines.with_filter(targets(filter)));
+    }
     let stderr = tracing_subscriber::fmt::layer()
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal());
     init(stderr.with_filter(targets(filter)));
+}
+
+/// Whether standard error is the stream to the journal that systemd opened: `JOURNAL_STREAM` has its
+/// device and inode (systemd.exec(5)).
+fn is_read_by_journal() -> bool {
+    let stream = std::env::var("JOURNAL_STREAM").unwrap_or_default();
+    let stderr = rustix::fs::fstat(io::stderr());
+    stderr.is_ok_and(|stderr| stream == format!("{}:{}", stderr.st_dev, stderr.st_ino))
+}
+
+/// Writes each line to standard error after its priority, such as `<6>`.
+#[derive(Clone, Copy, Debug)]
+struct PriorityPrefix;
+
+/// Destination of one line.
+#[derive(Debug)]
+struct PrefixedLine<W>(&'static str, W);
+
+impl<'a> MakeWriter<'a> for PriorityPrefix {
+    type Writer = PrefixedLine<io::Stderr>;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        PrefixedLine(priority(Level::INFO), io::stderr())
+    }
+
+    fn make_writer_for(&'a self, metadata: &Metadata<'_>) -> Self::Writer {
+        PrefixedLine(priority(*metadata.level()), io::stderr())
+    }
+}
+
+impl<W: io::Write> io::Write for PrefixedLine<W> {
+    /// Takes a whole event. Lines in it get a prefix each, or the journal would take them for
+    /// lines of its default priority.
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        let mut prefixed = Vec::with_capacity(event.len() + self.0.len());
+        for line in event.split_inclusive(|byte| *byte == b'\n') {
+            prefixed.extend_from_slice(self.0.as_bytes());
+            prefixed.extend_from_slice(line);
+        }
+        self.1.write_all(&prefixed)?;
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.1.flush()
+    }
+}
+
+/// Returns the prefix of sd-daemon(3) for a level.
+fn priority(level: Level) -> &'static str {
+    match level {
+        Level::ERROR => "<3>",
+        Level::WARN => "<4>",
+        Level::INFO => "<6>",
+        _ => "<7>",
+    }
 }
 
 /// Starts logging to `/dev/log`, which syslogd or the systemd journal reads. Lines are dropped, and
@@ -80,9 +149,17 @@ fn targets(filter: Option<&str>) -> Targets {
 
 #[cfg(test)]
 mod tests {
-    use tracing::Level;
+    use std::io::Write;
 
     use super::*;
+
+    #[test]
+    fn each_line_for_the_journal_begins_with_its_priority() {
+        let mut written = Vec::new();
+        PrefixedLine(priority(Level::WARN), &mut written).write_all(b"one\ntwo\n").unwrap();
+        assert_eq!(written, b"<4>one\n<4>two\n");
+        assert_eq!([Level::ERROR, Level::INFO, Level::TRACE].map(priority), ["<3>", "<6>", "<7>"]);
+    }
 
     #[test]
     fn a_filter_is_a_level_or_a_list_of_levels_and_modules() {

@@ -1,6 +1,7 @@
 //! Mount options: the lists after `-o`, from mount(8), fstab or the command line.
 
 use std::ffi::{OsStr, OsString};
+use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -60,6 +61,8 @@ pub struct MountOptions {
     pub attr_ttl: Duration,
     /// Log filter; `None` for the default of [`logging`](super::logging).
     pub log: Option<String>,
+    /// Address at which metrics are served; `None` for nowhere.
+    pub metrics: Option<MetricsAddress>,
     /// Text to show in `/proc/mounts` instead of the source.
     pub fsname: Option<OsString>,
     /// Whether the process serves a root file system.
@@ -70,6 +73,15 @@ pub struct MountOptions {
     waiting: Waiting,
     /// Value of `timeo=`, which has an effect only with `soft`.
     timeo: Option<Duration>,
+}
+
+/// Address of a socket that answers requests for metrics.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MetricsAddress {
+    /// Address and port.
+    Tcp(SocketAddr),
+    /// Absolute path of a socket in the file system.
+    Unix(PathBuf),
 }
 
 /// Storage of received pages.
@@ -142,6 +154,7 @@ impl Default for MountOptions {
             linger: Duration::from_secs(10),
             attr_ttl: Duration::from_secs(1),
             log: None,
+            metrics: None,
             fsname: None,
             root_fs: false,
             max_read: None,
@@ -238,7 +251,7 @@ mod tests {
         let options = parse(
             "allow_other,default_permissions,uid=1000,gid=100,umask=0027,port=9999,interface=eth1,\
              cache=memory,cache_dir=/var/c,unicast=always,fill=demand,pins=/etc/pins,linger=1m30s,\
-             attr_ttl=0.5,log=debug,root_fs,max_read=131072",
+             attr_ttl=0.5,log=debug,metrics=[::1]:9555,root_fs,max_read=131072",
         )
         .unwrap();
         let expected = MountOptions {
@@ -257,11 +270,21 @@ mod tests {
             linger: Duration::from_secs(90),
             attr_ttl: Duration::from_millis(500),
             log: Some("debug".into()),
+            metrics: Some(MetricsAddress::Tcp("[::1]:9555".parse().unwrap())),
             root_fs: true,
             max_read: Some(131_072),
             ..MountOptions::default()
         };
         assert_eq!(options, expected);
+    }
+
+    #[test]
+    fn metrics_are_served_at_an_address_with_a_port_or_at_an_absolute_path() {
+        let options = parse("metrics=/run/bootcast/m").unwrap();
+        assert_eq!(options.metrics, Some(MetricsAddress::Unix("/run/bootcast/m".into())));
+        for wrong in ["9555", "localhost:9555", "m", "", "127.0.0.1"] {
+            assert!(parse(&format!("metrics={wrong}")).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -23,7 +23,9 @@ impl Job {
         let result = match result {
             Ok((answer, server)) => {
                 TOTALS.joins.add(1);
-                info!(%path, group = %answer.connect, pages = answer.pages, "joined");
+                if let Some(more) = log_limit::allow_news("joined", path) {
+                    info!(%path, group = %answer.connect, pages = answer.pages, "joined{more}");
+                }
                 if let Some(server) = server {
                     context.server.set(server);
                 }
@@ -53,7 +55,12 @@ impl Job {
             Ok(()) => {
                 let Snapshot { is_complete: complete, counters, .. } = object.snapshot();
                 let Counters { bad, strangers, forged, ignored, drops, .. } = counters;
-                info!(%path, %token, complete, bad, strangers, forged, ignored, drops, "left");
+                if let Some(more) = log_limit::allow_news("left", path) {
+                    info!(
+                        %path, %token, complete, bad, strangers, forged, ignored, drops,
+                        "left{more}"
+                    );
+                }
             }
             Err(error) => {
                 if let Some(more) = log_limit::allow("cannot leave", &error) {

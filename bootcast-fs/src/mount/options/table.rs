@@ -2,11 +2,12 @@
 
 use std::ffi::OsStr;
 use std::fmt::Write;
+use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
 use rustix::mount::MountFlags;
 
-use super::{CacheKind, MountOptions, Waiting};
+use super::{CacheKind, MetricsAddress, MountOptions, Waiting};
 use crate::durations;
 use crate::mount::{logging, source};
 use crate::receiver::{Fill, UnicastMode, Verify};
@@ -189,6 +190,15 @@ const OWN_OPTIONS: &[OwnOption] = &[
     ),
     switch("root_fs", "serve a root file system: stay in memory, outlive signals", |options| {
         options.root_fs = true;
+    }),
+    value("metrics", "=ADDR:PORT|PATH", "answer requests of Prometheus there", |options, text| {
+        let address = match text.as_bytes() {
+            [b'/', _, ..] => Some(MetricsAddress::Unix(text.into())),
+            _ => text.to_str().and_then(|text| text.parse().ok()).map(MetricsAddress::Tcp),
+        };
+        let expected = "an address with a port, such as 127.0.0.1:9555, or an absolute path";
+        options.metrics = Some(address.ok_or(expected)?);
+        Ok(())
     }),
     value("fsname", "=TEXT", "source to show in /proc/mounts [as typed]", |options, text| {
         options.fsname = Some((!text.is_empty()).then(|| text.into()).ok_or("a text")?);
