@@ -136,6 +136,24 @@ fn the_server_of_a_root_is_marked_locked_in_memory_and_outlives_signals() {
 }
 
 #[test]
+fn started_in_an_initramfs_it_serves_a_root() {
+    let lab = lab_or_skip!(Lab::builder());
+    lab.put("image", 100_000);
+    let _server = lab.server().start();
+    let (path, options) = place(lab.client(1));
+    let script = "mount -t tmpfs tmpfs /etc && touch /etc/initrd-release \
+         && bootcastfs \"$1\" \"$2\" -o \"$3\" && cat \"$2/image\" | wc -c \
+         && grep -lz \"^$2\\$\" /proc/[0-9]*/cmdline | xargs grep -lz '^@bootcastfs' \
+         && umount \"$2\"";
+    let output = with_mount_8(lab.client(1), script, "10.77.0.1:/", &path, &options);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let printed = String::from_utf8(output.stdout).unwrap();
+    let lines: Vec<_> = printed.lines().collect();
+    assert!(lines.len() == 2 && lines[0] == "100000", "{printed}");
+    wait_until(SOON, "the daemon has ended", || processes_on(lab.client(1)).is_empty());
+}
+
+#[test]
 fn an_unreachable_server_gives_one_line_and_exit_code_32() {
     let lab = lab_or_skip!(Lab::builder());
     let (path, options) = place(lab.client(1));

@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use serde_json::Value;
 
 use crate::mounting::place;
+use crate::proving::b3;
 use crate::{CRAWL, TRANSFER, text};
 
 /// Returns an attribute as `getfattr -n` gets it.
@@ -277,4 +278,23 @@ fn a_file_that_is_opened_again_and_again_is_logged_once() {
     let log = mount.log();
     let joins = log.lines().filter(|line| line.contains(" joined ")).count();
     assert_eq!(joins, 1, "{log}");
+}
+
+#[test]
+fn the_mount_tells_that_a_pin_refused_a_file() {
+    let lab = lab_or_skip!(Lab::builder());
+    lab.put("image", 1000);
+    let other = lab.put("other", 1000);
+    let _server = lab.server().start();
+    let pins = lab.client(1).fresh_path("pins");
+    fs::write(&pins, format!("{}  image\n", b3(&other))).unwrap();
+    let mount = lab.mount(1).option(&format!("pins={}", text(&pins))).start();
+    assert!(File::open(mount.join("image")).is_err());
+    let status = status(&mount);
+    assert_eq!(status["pinned"], true);
+    let warning = status["warnings"][0]["text"].as_str().unwrap();
+    assert!(
+        warning.contains("cannot open a pinned file") && warning.contains("/image"),
+        "{status}"
+    );
 }
