@@ -7,6 +7,7 @@
 //! | `fetching` | pages that arrive over HTTP |
 //! | `rebuilding` | pages that are rebuilt from repair symbols |
 //! | `reusing` | leaves that an older version has |
+//! | `scarcity` | bytes that the cache has no room for |
 //! | `seeking` | holes and data, as `lseek` shows them |
 //! | `verifying` | checks of stored leaves, and their hashes |
 //! | `zeros` | pages that consist of zeros by the zero map |
@@ -20,6 +21,7 @@ mod fixture;
 mod reads;
 mod rebuilding;
 mod reusing;
+mod scarcity;
 mod seeking;
 mod snapshot;
 mod status;
@@ -45,6 +47,7 @@ use crate::receiver::{
 };
 use crate::totals::TOTALS;
 use reads::Parked;
+use scarcity::Answering;
 use snapshot::ContiguousPages;
 use storing::Saved;
 
@@ -70,6 +73,8 @@ pub struct Object {
     writing: Mutex<()>,
     /// Serialises checkpoints.
     saving: Mutex<()>,
+    /// Bytes that are about to be read, and must not be dropped. Locked after `inner`.
+    answering: Answering,
     /// Notified whenever a [`Snapshot`] may differ from the one before, except for pages that
     /// arrived and may not be read yet.
     changed: watch::Sender<()>,
@@ -88,6 +93,10 @@ struct Inner {
     /// Bytes at the start whose space was freed.
     freed_until: u64,
     contiguous: ContiguousPages,
+    /// Pages of an open file that should arrive if the cache has room.
+    fill: Fill,
+    /// Whether only what is read arrives, because the cache has no room.
+    is_past_cache: bool,
     /// Last result of [`Object::poll_timeout`], which the receive thread waits for.
     announced_timeout: Option<Instant>,
 }
@@ -147,6 +156,8 @@ impl Object {
             in_background: InBackground::default(),
             freed_until: 0,
             contiguous: ContiguousPages::default(),
+            fill,
+            is_past_cache: false,
             announced_timeout: None,
         };
         Self {
@@ -158,6 +169,7 @@ impl Object {
             check_now: Condvar::new(),
             writing: Mutex::default(),
             saving: Mutex::default(),
+            answering: Answering::default(),
             changed: watch::Sender::new(()),
         }
     }
@@ -217,6 +229,14 @@ impl Object {
     /// Ends an open. The receive thread must attend to the object afterwards.
     pub fn close(&self, now: Instant) {
         self.lock().receiver.handle_close(now);
+    }
+
+    /// Lets others remove the object from the cache, if nobody has it open and all of it is there.
+    pub fn unpin_if_idle(&self) {
+        self.store.unpin(|| {
+            let snapshot = self.snapshot();
+            snapshot.is_idle && snapshot.is_durable
+        });
     }
 
     /// Runs what is due, and returns the work for the receive thread. Call it again after a

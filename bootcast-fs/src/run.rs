@@ -124,12 +124,12 @@ fn raise_file_limit() {
 
 fn open_cache(options: &MountOptions) -> Result<Cache, MountError> {
     match options.cache {
-        CacheKind::Memory => Ok(Cache::Memory),
+        CacheKind::Memory => Ok(Cache::in_memory(options.budget().size)),
         CacheKind::Disk => {
             let dir = options.cache_dir.clone().or_else(crate::cache::default_dir);
             let none = || MountError::usage(&"no cache directory: set HOME, or -o cache_dir=DIR");
             let dir = dir.ok_or_else(none)?;
-            Cache::on_disk(&dir).map_err(|error| {
+            Cache::with_budget(&dir, options.budget()).map_err(|error| {
                 let dir = dir.display();
                 MountError::failed(&format!(
                     "cannot cache pages in {dir}: {error}; name another directory by -o cache_dir="

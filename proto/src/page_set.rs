@@ -90,6 +90,16 @@ impl PageSet {
         self.len - before
     }
 
+    /// Removes the pages of `range`.
+    pub fn remove_range(&mut self, range: PageRange) {
+        for page in range.start.0..range.end.0.min(self.pages) {
+            if self.contains(PageIndex(page)) {
+                self.words[(page / WORD) as usize] &= !(1 << (page % WORD));
+                self.len -= 1;
+            }
+        }
+    }
+
     /// Runs of missing pages, ascending.
     pub fn missing_ranges(&self) -> impl Iterator<Item = PageRange> + '_ {
         let mut next = PageIndex(0);
@@ -191,6 +201,11 @@ mod tests {
             let missing: BTreeSet<u32> =
                 set.missing_ranges().flat_map(PageRange::iter).map(|page| page.0).collect();
             prop_assert_eq!(missing, (0..pages).filter(|page| !model.contains(page)).collect());
+            let mut fewer = set.clone();
+            fewer.remove_range(PageRange::new(pages / 3, pages / 2));
+            let left = model.iter().filter(|page| !(pages / 3..pages / 2).contains(*page));
+            prop_assert_eq!(fewer.len() as usize, left.count());
+            prop_assert!(!(pages / 3..pages / 2).any(|page| fewer.contains(PageIndex(page))));
             let cut = set.truncated(pages / 2);
             prop_assert_eq!(cut.len() as usize, model.range(..pages / 2).count());
             prop_assert_eq!(PageSet::from_bytes(pages, &set.to_bytes()), Some(set));

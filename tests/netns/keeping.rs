@@ -27,10 +27,13 @@ fn mount_with<'lab>(lab: &'lab Lab, cache: &Path, option: &str) -> MountProc<'la
     lab.mount(1).option(&dir).option(option).start()
 }
 
-/// Returns the directory of the only object in the cache.
+/// Returns the directory of the only object in the cache. Stores that nobody shares have an
+/// extension.
 pub(crate) fn only_object(cache: &Path) -> PathBuf {
-    let mut objects = fs::read_dir(cache.join("objects")).unwrap();
-    let object = objects.next().expect("an object").unwrap().path();
+    let entries = fs::read_dir(cache.join("objects")).unwrap();
+    let paths = entries.map(|entry| entry.unwrap().path());
+    let mut objects = paths.filter(|path| path.extension().is_none());
+    let object = objects.next().expect("an object");
     assert!(objects.next().is_none(), "the cache has more than one object");
     object
 }

@@ -25,6 +25,7 @@ mod failing_disk;
 mod fetching;
 mod forging;
 mod forging_at_rate;
+mod full_cache;
 mod hanging;
 mod hashing;
 mod identity;

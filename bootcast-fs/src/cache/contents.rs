@@ -37,6 +37,14 @@ pub(super) fn record(object: &Path, content: ContentId) -> io::Result<()> {
     std::fs::rename(&temporary, &link)
 }
 
+/// Removes the link to an object, if it leads there.
+pub(super) fn forget(cache_dir: &Path, content: ContentId, object: &Path) {
+    if find(cache_dir, content).as_deref() == Some(object) {
+        // A link that stays leads nowhere.
+        let _ = std::fs::remove_file(link(cache_dir, content));
+    }
+}
+
 fn link(cache_dir: &Path, content: ContentId) -> PathBuf {
     cache_dir.join("contents").join(content.to_string())
 }

@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use bootcast_proto::{ContentId, RemotePath};
@@ -13,7 +14,10 @@ use rustix::fs::{AtFlags, CWD, FlockOperation, Timespec, Timestamps, UTIME_NOW};
 use super::{Cache, ObjectKey, contents, open_data, paths, state};
 
 /// Bytes of a block as `stat` counts them.
-const BLOCK: u64 = 512;
+pub(super) const BLOCK: u64 = 512;
+
+/// Extension of the directory of an object that is being removed.
+const REMOVED: &str = "removed";
 
 /// An object of the cache.
 #[derive(Clone, Debug)]
@@ -65,6 +69,16 @@ pub enum Checked {
 
 /// Returns the objects of the cache in `dir`, the least recently used first.
 pub fn list(dir: &Path) -> io::Result<Vec<Kept>> {
+    let mut kept = list_sizes(dir)?;
+    for object in &mut kept {
+        object.file = object.describe()?;
+    }
+    Ok(kept)
+}
+
+/// Like [`list`], without a look at the files that the objects have: that takes longer. What a use
+/// or a removal that was cut off left comes first.
+pub(super) fn list_sizes(dir: &Path) -> io::Result<Vec<Kept>> {
     let mut kept = Vec::new();
     for entry in fs::read_dir(dir.join("objects"))? {
         let object = entry?.path();
@@ -74,7 +88,7 @@ pub fn list(dir: &Path) -> io::Result<Vec<Kept>> {
             found => kept.extend(found?),
         }
     }
-    kept.sort_by_key(|object| object.used);
+    kept.sort_by_key(|object| (object.is_object(), object.used));
     Ok(kept)
 }
 
@@ -82,7 +96,7 @@ impl Cache {
     /// Returns what the last checkpoint says of a version; `None` if nothing of it is kept on disk.
     /// Uses no lock and changes nothing. Waits for the disk.
     pub fn kept(&self, key: &ObjectKey) -> Option<KeptFile> {
-        let (Self::Disk(dir), Some(etag)) = (self, &key.etag) else { return None };
+        let (Some(dir), Some(etag)) = (self.dir(), &key.etag) else { return None };
         let same_content = || key.content.and_then(|content| contents::find(dir, content));
         let described = |object: PathBuf| state::describe(&object).ok().flatten();
         let object = dir.join("objects").join(key.id(etag));
@@ -120,10 +134,23 @@ impl Kept {
             // A file of a checkpoint may be gone.
             allocated += entry?.metadata().map_or(0, |file| file.blocks() * BLOCK);
         }
-        // Anything else was left by a removal that was cut off.
-        let is_object = dir.file_name().is_some_and(|name| paths::is_name(&name.to_string_lossy()));
-        let file = if is_object { state::describe(&dir)? } else { None };
-        Ok(Some(Self { file, allocated, used: metadata.modified()?, dir }))
+        Ok(Some(Self { file: None, allocated, used: metadata.modified()?, dir }))
+    }
+
+    /// Returns its directory.
+    #[cfg(test)]
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Whether it is an object. Anything else belongs to a use that shares nothing, or was left by
+    /// a use or a removal that was cut off.
+    fn is_object(&self) -> bool {
+        self.dir.file_name().is_some_and(|name| paths::is_name(&name.to_string_lossy()))
+    }
+
+    fn describe(&self) -> io::Result<Option<KeptFile>> {
+        if self.is_object() { state::describe(&self.dir) } else { Ok(None) }
     }
 
     /// Checks all bytes of a complete object. Waits for the disk.
@@ -141,30 +168,79 @@ impl Kept {
 
     /// Removes the object, unless a mount uses it or fills it. Returns whether it is gone.
     pub fn remove(&self) -> io::Result<bool> {
-        let data = match open_data(&self.dir, false) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            data => Some(data?),
-        };
-        if let Some(data) = &data {
-            match rustix::fs::flock(data, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) if is_present(&self.dir, data)? => {}
-                Ok(()) | Err(rustix::io::Errno::WOULDBLOCK) => return Ok(false),
-                Err(error) => return Err(error.into()),
-            }
-        }
-        // Under its name an object is never there in part.
-        let removed = self.dir.with_extension("removed");
-        let named = match fs::rename(&self.dir, &removed) {
-            // An earlier removal was cut off.
-            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
-                fs::remove_dir_all(&removed)?;
-                fs::rename(&self.dir, &removed)
-            }
-            renamed => renamed,
-        };
-        match named.and_then(|()| fs::remove_dir_all(&removed)) {
+        let Some(removed) = self.take_away()? else { return Ok(false) };
+        match fs::remove_dir_all(&removed) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
             result => result.map(|()| true),
+        }
+    }
+
+    /// Whether nobody uses the object or fills it.
+    pub(super) fn is_unused(&self) -> bool {
+        self.lock().is_ok_and(|locked| locked.is_some())
+    }
+
+    /// Renames the object, unless a mount uses it or fills it, so that nobody finds it any more.
+    /// Returns the directory to delete.
+    pub(super) fn take_away(&self) -> io::Result<Option<PathBuf>> {
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        let Some(_locked) = self.lock()? else { return Ok(None) };
+        if self.dir.extension().is_some_and(|extension| extension == REMOVED) {
+            return Ok(Some(self.dir.clone()));
+        }
+        self.forget_links();
+        // Under its name an object is never there in part.
+        let last = LAST.fetch_add(1, Ordering::Relaxed);
+        let mut name = self.dir.file_name().unwrap_or_default().to_owned();
+        name.push(format!(".{}-{last}.{REMOVED}", std::process::id()));
+        let removed = self.dir.with_file_name(name);
+        match fs::rename(&self.dir, &removed) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            Ok(()) | Err(_) => Ok(Some(removed)),
+        }
+    }
+
+    /// Locks the object; `None` if somebody uses it. The lock holds until the result is dropped.
+    fn lock(&self) -> io::Result<Option<Locked>> {
+        let data = match open_data(&self.dir, false) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Some(Locked(None))),
+            data => data?,
+        };
+        match rustix::fs::flock(&data, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {
+                let locked = Locked(Some(data));
+                let is_present = locked.0.as_ref().map(|data| is_present(&self.dir, data));
+                Ok(is_present.transpose()?.unwrap_or(true).then_some(locked))
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Removes the names under which the object is found.
+    fn forget_links(&self) {
+        let (Ok(Some(file)), Some(cache_dir)) =
+            (self.describe(), self.dir.parent().and_then(Path::parent))
+        else {
+            return;
+        };
+        if let Some(content) = file.content {
+            contents::forget(cache_dir, content, &self.dir);
+        }
+        let KeptFile { server, path, .. } = file;
+        paths::forget(&self.dir, &ObjectKey { server, path, etag: None, content: None });
+    }
+}
+
+/// Lock of an object's bytes; `None` if it has none.
+#[derive(Debug)]
+struct Locked(Option<File>);
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        if let Some(data) = &self.0 {
+            // A child that was just forked may have a copy of the descriptor.
+            let _ = rustix::fs::flock(data, FlockOperation::Unlock);
         }
     }
 }

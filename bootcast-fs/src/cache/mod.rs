@@ -10,6 +10,7 @@
 //! CACHE_DIR/objects/<id>/leaves  hashes of the content
 //! CACHE_DIR/contents/<b3>         link to an object that has all of this content
 //! CACHE_DIR/paths/<id>            list of the objects of one path
+//! CACHE_DIR/lock, CACHE_DIR/grants     see [`room`]
 //! ```
 //!
 //! `<id>` is the first half of the BLAKE3 hash of server, path and version, in hexadecimal. `state`
@@ -17,33 +18,44 @@
 //! disk, even after a crash. A damaged `state` counts as absent.
 //!
 //! A store locks its `data`, alone until it has all of a known content, and then together with
-//! others. A second store for a version that is not complete, in this process or another one, uses
-//! a nameless file (`O_TMPFILE`) instead. A content that is complete is found under any name.
+//! others. A second store for a version that is not complete, in this process or another one, gets
+//! a directory of its own, which goes with it. A content that is complete is found under any name.
+//!
+//! A cache with a budget (`Budgeted`) removes what was not used for longest ([`room`]). Bytes for
+//! which there is no room are in memory for a while ([`window`]).
 
+mod budget;
 mod contents;
 mod holes;
 mod kept;
 mod leaf_values;
 mod older;
 mod paths;
+mod room;
 mod state;
 mod store;
 mod symbols;
+mod window;
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bootcast_proto::{ContentId, Etag, RemotePath};
 use rustix::fs::{FlockOperation, MemfdFlags, OFlags};
 
+pub use budget::{Amount, Budget};
 pub use kept::{Checked, Kept, KeptFile, list};
 pub use leaf_values::LeafValues;
 pub use older::Older;
 pub use state::{HeldSnapshot, Restored};
+pub(crate) use store::is_no_room;
 pub use store::{CheckpointError, Store};
 pub use symbols::Symbols;
+
+use room::Room;
 
 /// Identity of an object: one version of one file of one server.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -89,6 +101,16 @@ pub enum Cache {
     Disk(PathBuf),
     /// Files in memory (`memfd`).
     Memory,
+    /// Files below this directory, or in memory, within a budget.
+    Budgeted(Budgeted),
+}
+
+/// A cache with a budget.
+#[derive(Clone, Debug)]
+pub struct Budgeted {
+    /// Directory of a cache on disk; `None` for memory.
+    dir: Option<PathBuf>,
+    room: Arc<Room>,
 }
 
 impl Cache {
@@ -103,14 +125,50 @@ impl Cache {
         Ok(Self::Disk(dir.to_path_buf()))
     }
 
+    /// Like [`Self::on_disk`], within a budget.
+    pub fn with_budget(dir: &Path, budget: Budget) -> io::Result<Self> {
+        Self::on_disk(dir)?;
+        let room = Room::on_disk(dir, budget)?;
+        Ok(Self::Budgeted(Budgeted { dir: Some(dir.to_path_buf()), room }))
+    }
+
+    /// Creates a cache in memory that takes up at most this much.
+    pub fn in_memory(size: Amount) -> Self {
+        Self::Budgeted(Budgeted { dir: None, room: Room::in_memory(size) })
+    }
+
+    /// Returns the directory of a cache on disk.
+    pub fn dir(&self) -> Option<&Path> {
+        match self {
+            Self::Disk(dir) => Some(dir),
+            Self::Memory => None,
+            Self::Budgeted(cache) => cache.dir.as_deref(),
+        }
+    }
+
+    fn room(&self) -> Option<&Arc<Room>> {
+        match self {
+            Self::Disk(_) | Self::Memory => None,
+            Self::Budgeted(cache) => Some(&cache.room),
+        }
+    }
+
+    /// Whether something did not fit into the budget lately.
+    pub fn is_short(&self) -> bool {
+        self.room().is_some_and(|room| room.is_short())
+    }
+
     /// Opens the store of `key`, with the pages of its last checkpoint, or with all pages of its
     /// content if another version in the cache has that. An incomplete one knows an older version of
     /// its path, if there is one.
     pub fn open(&self, key: &ObjectKey) -> io::Result<Store> {
-        let (Self::Disk(dir), Some(etag)) = (self, &key.etag) else {
-            return Ok(Store::transient(self.nameless()?, self.clone()));
+        let (Some(dir), Some(etag)) = (self.dir(), &key.etag) else {
+            return self.open_private("plain");
         };
-        let store = self.open_version(dir, key, etag)?;
+        let store = {
+            let _opening = self.room().map(|room| room.opening());
+            self.open_version(dir, key, etag)?
+        };
         if store.is_complete() {
             return Ok(store);
         }
@@ -123,25 +181,61 @@ impl Cache {
         if let Some(store) = key.content.and_then(|content| self.open_content(dir, key, content)) {
             return Ok(store);
         }
-        let object = dir.join("objects").join(key.id(etag));
-        create_private_dir(&object)?;
-        kept::record_use(&object);
-        let data = open_data(&object, true)?;
+        let id = key.id(etag);
+        let object = dir.join("objects").join(&id);
+        let opened = create_private_dir(&object).and_then(|()| {
+            kept::record_use(&object);
+            open_data(&object, true)
+        });
+        let data = match opened {
+            Err(error) if self.is_no_room(&error) => return self.open_private(&id),
+            opened => opened?,
+        };
         match rustix::fs::flock(&data, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) if !kept::is_present(&object, &data)? => {
-                Ok(Store::transient(self.nameless()?, self.clone()))
-            }
+            Ok(()) if !kept::is_present(&object, &data)? => self.open_private(&id),
             // An object that cannot be read stays as it is: the error may be temporary.
             Ok(()) => Store::persistent(data, object, key.clone(), etag.clone(), self.clone())
-                .or_else(|_| Ok(Store::transient(self.nameless()?, self.clone()))),
+                .or_else(|_| self.open_private(&id)),
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 match Store::shared(data, object, key.clone(), self.clone()) {
                     Some(store) => Ok(store),
-                    None => Ok(Store::transient(self.nameless()?, self.clone())),
+                    None => self.open_private(&id),
                 }
             }
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Opens a store that others do not find, and that vanishes when it is closed.
+    fn open_private(&self, id: &str) -> io::Result<Store> {
+        let Self::Budgeted(Budgeted { dir: Some(dir), .. }) = self else {
+            return Ok(Store::transient(self.nameless()?, self.clone()));
+        };
+        // It has a name, so that all who share the budget count it.
+        let made = tempfile::Builder::new()
+            .prefix(&format!("{id}."))
+            .tempdir_in(dir.join("objects"))
+            .and_then(|object| Ok((open_data(object.path(), true)?, object)));
+        match made {
+            Ok((data, object)) => {
+                rustix::fs::flock(&data, FlockOperation::NonBlockingLockExclusive)?;
+                Ok(Store::private(data, object, self.clone()))
+            }
+            // All of it is read past the cache.
+            Err(error) if self.is_no_room(&error) => {
+                Ok(Store::transient(nameless_in_memory()?, self.clone()))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether the cache has a budget, and its file system is full.
+    fn is_no_room(&self, error: &io::Error) -> bool {
+        store::is_no_room(error)
+            && self.room().is_some_and(|room| {
+                room.handle_full_disk();
+                true
+            })
     }
 
     /// Opens an object that has all of this content; `None` if there is none.
@@ -155,11 +249,12 @@ impl Cache {
 
     /// Creates a file that disappears when its last descriptor is closed.
     fn nameless(&self) -> io::Result<File> {
-        match self {
-            Self::Disk(dir) => nameless_file(dir),
-            Self::Memory => Ok(rustix::fs::memfd_create("bootcast", MemfdFlags::CLOEXEC)?.into()),
-        }
+        self.dir().map_or_else(nameless_in_memory, nameless_file)
     }
+}
+
+fn nameless_in_memory() -> io::Result<File> {
+    Ok(rustix::fs::memfd_create("bootcast", MemfdFlags::CLOEXEC)?.into())
 }
 
 /// Returns the directory of the cache unless another one is named: `/var/cache/bootcast` for root,

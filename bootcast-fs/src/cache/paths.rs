@@ -30,11 +30,28 @@ pub(super) fn record(object: &Path, key: &ObjectKey) -> io::Result<()> {
     names.retain(|other| other != name);
     names.insert(0, name.to_owned());
     names.truncate(MAX_OBJECTS);
+    write(&list(cache_dir, key), &names)
+}
+
+/// Removes an object from the list of the path of `key`.
+pub(super) fn forget(object: &Path, key: &ObjectKey) {
+    let (Some(name), Some(cache_dir)) =
+        (object.file_name().and_then(|name| name.to_str()), object.parent().and_then(Path::parent))
+    else {
+        return;
+    };
+    let mut names = names(cache_dir, key);
+    names.retain(|other| other != name);
     let list = list(cache_dir, key);
+    // A line can outlive its object.
+    let _ = if names.is_empty() { fs::remove_file(&list) } else { write(&list, &names) };
+}
+
+fn write(list: &Path, names: &[String]) -> io::Result<()> {
     // Another process may do the same at this moment. Then one of the two lists wins.
     let temporary = list.with_extension(std::process::id().to_string());
     fs::write(&temporary, names.join("\n") + "\n")?;
-    fs::rename(&temporary, &list)
+    fs::rename(&temporary, list)
 }
 
 /// Returns the objects of the path of `key` except `own`, the newest first, as far as the list

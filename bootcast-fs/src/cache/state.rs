@@ -13,6 +13,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::ops::Range;
 use std::path::Path;
 
 use bootcast_proto::{ContentId, Etag, Geometry, PageSet, PageSize, RemotePath};
@@ -236,10 +237,19 @@ pub struct HeldSnapshot {
 
 impl HeldSnapshot {
     /// Takes a snapshot; `None` until the exact size of the file is known. `content` is the hash of
-    /// the whole file, if it is known; `is_verified` if all bytes were found to be those of it.
-    pub fn of(assembly: &Assembly, content: Option<ContentId>, is_verified: bool) -> Option<Self> {
+    /// the whole file, if it is known; `is_verified` if all bytes were found to be those of it. Bytes
+    /// of `left_out` are not in the cache.
+    pub fn of(
+        assembly: &Assembly,
+        content: Option<ContentId>,
+        is_verified: bool,
+        left_out: &[Range<u64>],
+    ) -> Option<Self> {
         assembly.size()?;
-        let (geometry, held) = (*assembly.geometry(), assembly.arrived().clone());
+        let (geometry, mut held) = (*assembly.geometry(), assembly.arrived().clone());
+        for bytes in left_out {
+            held.remove_range(geometry.pages_covering(bytes.clone()));
+        }
         Some(Self { geometry, held, content, is_verified })
     }
 

@@ -5,15 +5,18 @@ use std::fs::File;
 use std::io::{self, IoSlice};
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use bootcast_proto::Etag;
 use rustix::fs::{FlockOperation, SeekFrom};
+use tempfile::TempDir;
 
+use super::room::Room;
 use super::state::{self, HeldSnapshot, Restored};
+use super::window::{self, Window};
 use super::{Cache, LeafValues, ObjectKey, Older, Symbols, contents, holes, kept, paths};
 
 /// Reason why a checkpoint failed.
@@ -32,8 +35,16 @@ pub enum CheckpointError {
 /// which pages are held.
 #[derive(Debug)]
 pub struct Store {
-    data: File,
+    data: Arc<File>,
     symbols: Symbols,
+    /// Room of a cache with a budget.
+    room: Option<Arc<Room>>,
+    /// Bytes that the cache has no room for.
+    window: Window,
+    /// Directory that vanishes with the store.
+    private_dir: Option<TempDir>,
+    /// Whether `data` is locked, so that nobody removes the object.
+    is_pinned: Mutex<bool>,
     /// Whether the object was complete when it was opened, and others may use it too. Its state is
     /// not saved again.
     is_shared: bool,
@@ -62,6 +73,13 @@ struct DataLoss {
     reason: String,
     /// Whether the state, which may list lost pages as held, was removed.
     is_state_removed: bool,
+}
+
+/// Bytes that could not be written.
+struct Unwritten<'s, 'b> {
+    slices: &'s mut [IoSlice<'b>],
+    offset: u64,
+    error: io::Error,
 }
 
 /// Steps of a checkpoint, as a trait so that tests can make each of them fail.
@@ -120,6 +138,15 @@ impl Store {
         Self::with(data, cache, None, None)
     }
 
+    /// Creates a store like [`Self::transient`] in a directory that vanishes with it. The caller
+    /// must have locked `data`.
+    pub(super) fn private(data: File, dir: TempDir, cache: Cache) -> Self {
+        let mut store = Self::with(data, cache, None, None);
+        store.symbols.keep_in(dir.path());
+        store.private_dir = Some(dir);
+        store
+    }
+
     /// Creates a store whose pages, but not its repair symbols, can be found by a later use. The
     /// caller must have locked `data`.
     pub(super) fn persistent(
@@ -137,7 +164,17 @@ impl Store {
             discard_state(&RealDisk, &object)?;
             data.set_len(0)?;
         }
-        Ok(Self::with(data, cache, Some(object), restored))
+        let is_settled = restored
+            .as_ref()
+            .is_some_and(|restored| restored.content.is_some() && restored.assembly.is_complete());
+        let mut store = Self::with(data, cache, Some(object), restored);
+        if is_settled {
+            // No page of it will be written, so that others may read it.
+            let _ = rustix::fs::flock(&store.data, FlockOperation::NonBlockingLockShared);
+        } else if let Some(object) = &store.object_dir {
+            store.symbols.keep_in(&object.dir);
+        }
+        Ok(store)
     }
 
     /// Creates a store of an object that is complete, and that other stores may use at the same
@@ -169,15 +206,23 @@ impl Store {
             "pages are restored to a store without a state"
         );
         assert!(
-            object_dir.is_none() || matches!(cache, Cache::Disk(_)),
+            object_dir.is_none() || cache.dir().is_some(),
             "the state of a store in memory would outlive its bytes"
         );
         let leaf_values = object_dir.as_ref().and_then(|it| LeafValues::open(&it.dir).ok());
+        let (data, room) = (Arc::new(data), cache.room().cloned());
+        if let Some(room) = &room {
+            room.count(&data);
+        }
         Self {
             data,
+            room,
+            window: Window::default(),
+            private_dir: None,
+            is_pinned: Mutex::new(true),
             leaf_values,
             is_shared: false,
-            is_in_memory: matches!(cache, Cache::Memory),
+            is_in_memory: cache.dir().is_none(),
             may_have_holes: AtomicBool::new(restored.is_some()),
             symbols: Symbols::new(cache),
             object_dir,
@@ -245,9 +290,15 @@ impl Store {
     ) -> io::Result<()> {
         self.write_parts(slices, offset, |mut part, mut offset| {
             let len = part.iter().map(|slice| slice.len()).sum();
+            let taken = self.room.as_ref().map(|room| room.take(offset, len));
+            if matches!(taken, Some(None)) {
+                // What is copied ahead of its readers must not drop what others read.
+                return Err(io::ErrorKind::StorageFull.into());
+            }
             let copied = older.settled_data().map_or(0, |data| self.copy_from(data, offset, len));
             IoSlice::advance_slices(&mut part, copied);
             offset += copied as u64;
+            drop(taken);
             self.write_all(part, offset)
         })
     }
@@ -287,6 +338,7 @@ impl Store {
             let (head, rest) = std::mem::take(&mut slices).split_at_mut(part.slices);
             if part.is_zeros && holes::is_hole(&self.data, offset, part.len) {
                 self.record_hole();
+                self.window.remove(&(offset..offset + part.len as u64));
             } else {
                 write(head, offset)?;
             }
@@ -301,6 +353,7 @@ impl Store {
     pub fn write_zeros(&self, bytes: Range<u64>) -> io::Result<()> {
         static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
         self.record_hole();
+        self.window.remove(&bytes);
         let mut rest = bytes;
         while let Some(data) = holes::first_data(&self.data, &rest) {
             for start in data.clone().step_by(ZEROS.len()) {
@@ -315,7 +368,15 @@ impl Store {
 
     /// Returns the first of these bytes that are in a hole, so that they are zeros.
     pub fn next_hole(&self, bytes: &Range<u64>) -> Option<Range<u64>> {
-        holes::first_hole(&self.data, bytes)
+        let mut rest = bytes.clone();
+        loop {
+            let hole = holes::first_hole(&self.data, &rest)?;
+            match self.window.within(&hole).first() {
+                Some(other) if other.start == hole.start => rest.start = other.end,
+                Some(other) => return Some(hole.start..other.start),
+                None => return Some(hole),
+            }
+        }
     }
 
     /// Whether all of these bytes, which are held, are in a hole, so that they are zeros. Costs
@@ -324,6 +385,7 @@ impl Store {
         self.may_have_holes.load(Ordering::Relaxed)
             && usize::try_from(bytes.end - bytes.start)
                 .is_ok_and(|len| holes::is_hole(&self.data, bytes.start, len))
+            && !self.window.overlaps(bytes)
     }
 
     /// Records that held bytes may be in a hole from now on.
@@ -331,23 +393,161 @@ impl Store {
         self.may_have_holes.store(true, Ordering::Relaxed);
     }
 
-    fn write_all(&self, mut slices: &mut [IoSlice<'_>], mut offset: u64) -> io::Result<()> {
+    /// Writes `slices` one after another. What the cache has no room for goes to the window; fails
+    /// with [`is_no_room`] if that is full, too.
+    fn write_all(&self, slices: &mut [IoSlice<'_>], offset: u64) -> io::Result<()> {
+        let Some(room) = &self.room else {
+            return self.write_data(slices, offset).map_err(|unwritten| unwritten.error);
+        };
+        let len = slices.iter().map(|slice| slice.len()).sum::<usize>();
+        let all = offset..offset + len as u64;
+        let mut written = match room.take(offset, len) {
+            Some(_taken) => self.write_data(slices, offset),
+            None => Err(Unwritten { slices, offset, error: io::ErrorKind::StorageFull.into() }),
+        };
+        if let Err(unwritten) = written {
+            let retries = is_no_room(&unwritten.error) && room.handle_full_disk();
+            written = if retries {
+                self.write_data(unwritten.slices, unwritten.offset)
+            } else {
+                Err(unwritten)
+            };
+        }
+        match written {
+            Ok(()) => {
+                self.window.remove(&all);
+                Ok(())
+            }
+            Err(Unwritten { slices, offset, error }) if is_no_room(&error) => {
+                self.window.remove(&(all.start..offset));
+                self.window.write(slices, offset)
+            }
+            Err(Unwritten { error, .. }) => Err(error),
+        }
+    }
+
+    /// Writes `slices` to the file.
+    fn write_data<'s, 'b>(
+        &self,
+        mut slices: &'s mut [IoSlice<'b>],
+        mut offset: u64,
+    ) -> Result<(), Unwritten<'s, 'b>> {
         while !slices.is_empty() {
             let write = || rustix::io::pwritev(&self.data, slices, offset);
-            let written = rustix::io::retry_on_intr(write)?;
-            debug_assert!(written <= slices.iter().map(|slice| slice.len()).sum::<usize>());
-            if written == 0 {
-                return Err(io::ErrorKind::WriteZero.into());
+            let written = match rustix::io::retry_on_intr(write) {
+                Ok(0) => Err(io::ErrorKind::WriteZero.into()),
+                written => written.map_err(io::Error::from),
+            };
+            match written {
+                Ok(written) => {
+                    debug_assert!(written <= slices.iter().map(|slice| slice.len()).sum::<usize>());
+                    offset += written as u64;
+                    IoSlice::advance_slices(&mut slices, written);
+                }
+                Err(error) => return Err(Unwritten { slices, offset, error }),
             }
-            offset += written as u64;
-            IoSlice::advance_slices(&mut slices, written);
         }
         Ok(())
     }
 
+    /// Whether bytes that count as held may be dropped, because the cache has no room for them.
+    pub fn may_drop(&self) -> bool {
+        self.window.was_used()
+    }
+
+    /// Returns which of these bytes are in memory, because the cache has no room for them.
+    pub fn in_window(&self, bytes: &Range<u64>) -> Vec<Range<u64>> {
+        self.window.within(bytes)
+    }
+
+    /// Whether some bytes are in memory, because the cache has no room for them.
+    pub fn has_window(&self) -> bool {
+        self.window.len() > 0
+    }
+
+    /// Returns how many bytes too many are in memory, if `more` come.
+    pub fn window_excess(&self, more: u64) -> u64 {
+        (self.window.len() + more).saturating_sub(window::share())
+    }
+
+    /// Returns ranges of bytes in memory that may be dropped, the least recently used first.
+    pub fn oldest_in_window(&self) -> Vec<Range<u64>> {
+        self.window.oldest()
+    }
+
+    /// Drops bytes in memory, which must not count as held any more.
+    pub fn drop_from_window(&self, bytes: &Range<u64>) {
+        self.window.remove(bytes);
+    }
+
+    /// Whether `bytes` more would find room in the cache.
+    pub fn has_room(&self, bytes: u64) -> bool {
+        self.room.as_ref().is_none_or(|room| room.could_take(bytes))
+    }
+
+    /// Moves bytes from memory to the cache, as long as that has room. The caller writes nothing
+    /// meanwhile. Returns whether all are there.
+    pub fn settle_window(&self) -> io::Result<bool> {
+        let mut buffer = vec![0; 256 << 10];
+        for range in self.window.within(&(0..u64::MAX)) {
+            let mut start = range.start;
+            while start < range.end {
+                let len = (range.end - start).min(buffer.len() as u64);
+                let part = &mut buffer[..usize::try_from(len).expect("the length of a buffer")];
+                self.window.read_exact_at(&self.data, part, start)?;
+                let taken = self.room.as_ref().map(|room| room.take(start, part.len()));
+                if matches!(taken, Some(None)) {
+                    return Ok(false);
+                }
+                match self.write_data(&mut [IoSlice::new(part)], start) {
+                    Err(unwritten) if is_no_room(&unwritten.error) => return Ok(false),
+                    written => written.map_err(|unwritten| unwritten.error)?,
+                }
+                drop(taken);
+                self.window.remove(&(start..start + len));
+                start += len;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Lets others remove the object, if it is on disk and `is_unused`.
+    pub fn unpin(&self, is_unused: impl FnOnce() -> bool) {
+        let mut is_pinned = crate::panics::lock(&self.is_pinned);
+        if let (true, Some(object), Some(room)) = (*is_pinned, &self.object_dir, &self.room)
+            && is_unused()
+        {
+            kept::record_use(&object.dir);
+            let _ = rustix::fs::flock(&self.data, FlockOperation::Unlock);
+            *is_pinned = false;
+            room.handle_unused();
+        }
+    }
+
+    /// Whether somebody removed the object, so that nobody will find its bytes any more.
+    pub fn is_removed(&self) -> bool {
+        let is_pinned = *crate::panics::lock(&self.is_pinned);
+        !is_pinned && self.data.metadata().is_ok_and(|metadata| metadata.nlink() == 0)
+    }
+
+    /// Keeps others from removing the object. Returns `false` if somebody did, or if it must not be
+    /// used for another reason. Call it after the object counts as used.
+    #[must_use]
+    pub fn pin(&self) -> bool {
+        let mut is_pinned = crate::panics::lock(&self.is_pinned);
+        let Some(object) = self.object_dir.as_ref().filter(|_| !*is_pinned) else { return true };
+        let _opening = self.room.as_ref().map(|room| room.opening());
+        let locked = rustix::fs::flock(&self.data, FlockOperation::NonBlockingLockShared).is_ok();
+        *is_pinned = locked && kept::is_present(&object.dir, &self.data).unwrap_or(false);
+        if *is_pinned {
+            kept::record_use(&object.dir);
+        }
+        *is_pinned
+    }
+
     /// Fills `buffer` with the bytes at `offset`. Fails if the file ends before.
     pub fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        self.data.read_exact_at(buffer, offset)
+        self.window.read_exact_at(&self.data, buffer, offset)
     }
 
     /// Returns the hashes of the content that an earlier or later use shares; `None` if this store
@@ -377,7 +577,13 @@ impl Store {
         let Some(object) = self.object_dir.as_ref().filter(|_| !self.is_shared) else {
             return Ok(());
         };
-        self.disk.save(object, snapshot).map_err(CheckpointError::State)?;
+        match self.disk.save(object, snapshot) {
+            Err(error) if is_no_room(&error) && self.make_room() => {
+                self.disk.save(object, snapshot)
+            }
+            saved => saved,
+        }
+        .map_err(CheckpointError::State)?;
         // Without the line, a newer version receives what it could have from here.
         let _ = paths::record(&object.dir, &object.key);
         if let Some(content) = snapshot.complete_content() {
@@ -387,6 +593,11 @@ impl Store {
             let _ = rustix::fs::flock(&self.data, FlockOperation::NonBlockingLockShared);
         }
         Ok(())
+    }
+
+    /// Removes objects that nobody uses, because the file system is full. Returns whether some went.
+    fn make_room(&self) -> bool {
+        self.room.as_ref().is_some_and(|room| room.handle_full_disk())
     }
 
     /// Fails if data was lost. Then also removes the state, because any page that it lists as held
@@ -419,6 +630,11 @@ impl Store {
 
 #[cfg(test)]
 impl Store {
+    /// Returns the file with the bytes.
+    pub(super) fn file(&self) -> &File {
+        &self.data
+    }
+
     /// Makes the next sync of the data fail, and the removal of the state after it.
     pub(crate) fn with_failing_sync(mut self) -> Self {
         self.disk = Box::new(tests::FailingDisk::sync_once());
@@ -442,6 +658,11 @@ impl Drop for Store {
             let _ = rustix::fs::flock(&self.data, FlockOperation::Unlock);
         }
     }
+}
+
+/// Whether a write failed because there is no room.
+pub(crate) fn is_no_room(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 impl AsFd for Store {

@@ -1,8 +1,9 @@
 //! Spool of repair symbols, stored until their block can be rebuilt.
 
-use std::fs::File;
+use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use bootcast_proto::BlockIndex;
@@ -10,30 +11,59 @@ use bootcast_proto::fec::{REPAIRS, RepairIndex};
 
 use super::Cache;
 
-/// Repair symbols of one version. Each has a fixed offset in a sparse, nameless file, which is
-/// created when the first symbol is written.
+/// Repair symbols of one version. Each has a fixed offset in a sparse file, which is created when
+/// the first symbol is written.
 #[derive(Debug)]
 pub struct Symbols {
     cache: Cache,
+    /// Name of the file, by which it counts in the budget of the cache; `None` for a nameless one.
+    name: Option<PathBuf>,
     file: Mutex<Option<Arc<File>>>,
 }
 
 impl Symbols {
     pub(super) fn new(cache: Cache) -> Self {
-        Self { cache, file: Mutex::default() }
+        Self { cache, name: None, file: Mutex::default() }
+    }
+
+    /// Keeps the symbols in the directory of their object. Those that an earlier use left are
+    /// removed.
+    pub(super) fn keep_in(&mut self, object: &Path) {
+        let name = object.join("symbols");
+        let _ = fs::remove_file(&name);
+        self.name = self.cache.room().is_some().then_some(name);
+    }
+
+    /// Returns the file, which is created at the first call.
+    fn file(&self) -> io::Result<Arc<File>> {
+        let mut file = crate::panics::lock(&self.file);
+        if let Some(file) = &*file {
+            return Ok(file.clone());
+        }
+        let created = Arc::new(self.create()?);
+        if let Some(room) = self.cache.room() {
+            room.count(&created);
+        }
+        Ok(file.insert(created).clone())
+    }
+
+    fn create(&self) -> io::Result<File> {
+        let Some(name) = &self.name else { return self.cache.nameless() };
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(true).mode(0o600);
+        options.custom_flags(libc::O_NOFOLLOW).open(name)
     }
 
     /// Stores a symbol. All symbols must have the same length, until [`Self::clear`].
     pub fn write(&self, block: BlockIndex, number: RepairIndex, symbol: &[u8]) -> io::Result<()> {
         debug_assert!(!symbol.is_empty(), "a symbol is as long as a page");
-        let file = {
-            let mut file = crate::panics::lock(&self.file);
-            match &*file {
-                Some(file) => file.clone(),
-                None => file.insert(Arc::new(self.cache.nameless()?)).clone(),
-            }
-        };
-        file.write_all_at(symbol, offset(block, number, symbol.len()))
+        let at = offset(block, number, symbol.len());
+        let taken = self.cache.room().map(|room| room.take(at, symbol.len()));
+        if matches!(taken, Some(None)) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        let file = self.file()?;
+        file.write_all_at(symbol, at)
     }
 
     /// Reads a stored symbol into `symbol`, which must have its length.
@@ -50,7 +80,17 @@ impl Symbols {
 
     /// Drops all symbols.
     pub fn clear(&self) {
-        crate::panics::lock(&self.file).take();
+        let file = crate::panics::lock(&self.file).take();
+        if let (Some(_), Some(name)) = (file, &self.name) {
+            // What stays is removed by the next use.
+            let _ = fs::remove_file(name);
+        }
+    }
+}
+
+impl Drop for Symbols {
+    fn drop(&mut self) {
+        self.clear();
     }
 }
 

@@ -10,7 +10,7 @@ use bootcast_proto::api::Kind;
 use tracing::warn;
 
 use super::{FileVersion, Fs, FsError, Server, lock};
-use crate::cache::{Cache, ObjectKey};
+use crate::cache::ObjectKey;
 use crate::io::{now, seed};
 use crate::log_limit;
 use crate::object::{Object, Snapshot};
@@ -82,6 +82,15 @@ impl Fs {
         let creating = lock(&slot.creating);
         // A failed object is not opened again. It stays with the opens that it has.
         let existing = slot.object().filter(|object| object.snapshot().failure().is_none());
+        let existing = existing.filter(|existing| {
+            // Comes before `slot` is dropped, whose reference keeps the object from being retired.
+            existing.open();
+            let is_here = existing.store().pin();
+            if !is_here {
+                existing.close(now());
+            }
+            is_here
+        });
         let object = if let Some(existing) = existing {
             existing
         } else {
@@ -90,10 +99,9 @@ impl Fs {
             }
             let object = Arc::new(self.create(path, version, size)?);
             *lock(&slot.object) = Some(object.clone());
+            object.open();
             object
         };
-        // Comes before `slot` is dropped, whose reference keeps the object from being retired.
-        object.open();
         drop(creating);
         self.intake.attend(&object);
         Ok(PendingOpen { fs: self.clone(), object: Some(object) })
@@ -133,6 +141,7 @@ impl Fs {
     /// Ends one open of an object.
     pub(super) fn close_object(&self, object: &Arc<Object>) {
         object.close(now());
+        object.unpin_if_idle();
         self.intake.attend(object);
     }
 
@@ -150,6 +159,13 @@ impl Fs {
         objects.sort_by_key(|object| object.id());
         objects.dedup_by_key(|object| object.id());
         objects
+    }
+
+    /// Gives memory back that files past the cache use beyond their share.
+    pub(super) fn trim_windows(&self) {
+        for object in self.all_objects() {
+            object.trim_window();
+        }
     }
 
     /// Fails the parked reads of killed callers, and those that were parked before `deadline`.
@@ -200,9 +216,16 @@ impl Fs {
                 if self.is_kept(key, &snapshot) { &mut kept } else { &mut idle }.push(object);
             }
         }
-        if matches!(self.cache, Cache::Disk(_)) {
-            kept.sort_by_key(|object| Reverse(object.id()));
+        kept.sort_by_key(|object| Reverse(object.id()));
+        if self.cache.dir().is_some() {
             idle.extend(kept.drain(MAX_KEPT.min(kept.len())..));
+        } else if self.cache.is_short() {
+            idle.extend(kept.pop());
+        }
+        // The disk keeps the blocks of a removed file until it is closed.
+        idle.extend(kept.extract_if(.., |object| object.store().is_removed()));
+        for object in kept {
+            object.unpin_if_idle();
         }
         idle
     }
@@ -210,9 +233,9 @@ impl Fs {
     /// Whether an object is kept as long as the kernel has a reference to its inode, although it is
     /// idle: it is complete, and would have to come again, or to be verified again.
     fn is_kept(&self, (path, version): &(RemotePath, FileVersion), snapshot: &Snapshot) -> bool {
-        let is_of_use = match self.cache {
-            Cache::Memory => snapshot.is_complete,
-            Cache::Disk(_) => snapshot.is_durable && self.config.verify == Verify::Leaf,
+        let is_of_use = match self.cache.dir() {
+            None => snapshot.is_complete,
+            Some(_) => snapshot.is_durable && self.config.verify == Verify::Leaf,
         };
         is_of_use
             && matches!(version, FileVersion::Etag(_))

@@ -9,7 +9,7 @@ use bootcast_proto::api::Kind;
 
 use super::inode::Node;
 use super::{FileVersion, Fs, FsError, ROOT, lock};
-use crate::cache::{Cache, KeptFile};
+use crate::cache::KeptFile;
 use crate::io::now;
 use crate::object::Object;
 use crate::receiver::{Fill, UnicastMode, Verify};
@@ -168,10 +168,8 @@ impl Fs {
 
     /// Returns the part of the status that the options determine.
     fn options_status(&self) -> MountStatus {
-        let (cache, cache_dir) = match &self.cache {
-            Cache::Disk(dir) => ("disk", Some(dir.display().to_string())),
-            Cache::Memory => ("memory", None),
-        };
+        let cache_dir = self.cache.dir().map(|dir| dir.display().to_string());
+        let cache = if cache_dir.is_some() { "disk" } else { "memory" };
         let fill = match self.config.fill {
             Fill::Full => "full",
             Fill::Demand => "demand",

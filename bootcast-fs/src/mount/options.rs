@@ -9,6 +9,7 @@ use std::time::Duration;
 use bootcast_proto::ContentId;
 use rustix::mount::MountFlags;
 
+use crate::cache::{Amount, Budget};
 use crate::receiver::{Fill, UnicastMode, Verify};
 
 mod list;
@@ -45,6 +46,10 @@ pub struct MountOptions {
     pub cache: CacheKind,
     /// Directory of the disk cache.
     pub cache_dir: Option<PathBuf>,
+    /// Most that the cache may take up; `None` for the default of its kind.
+    pub cache_size: Option<Amount>,
+    /// Least that stays free beside a cache on disk; `None` for the default.
+    pub cache_min_free: Option<Amount>,
     /// Rule for fetching pages over HTTP instead of receiving them by multicast.
     pub unicast: UnicastMode,
     /// Pages of an open file that are received: all, or those that readers ask for.
@@ -146,6 +151,8 @@ impl Default for MountOptions {
             interface: None,
             cache: CacheKind::Disk,
             cache_dir: None,
+            cache_size: None,
+            cache_min_free: None,
             unicast: UnicastMode::Auto,
             fill: Fill::Full,
             verify: Verify::Leaf,
@@ -196,6 +203,18 @@ impl MountOptions {
         match self.waiting {
             Waiting::Hard => None,
             Waiting::Soft => Some(self.timeo.unwrap_or(DEFAULT_TIMEO)),
+        }
+    }
+
+    /// Returns the limits of the cache.
+    pub fn budget(&self) -> Budget {
+        let default = match self.cache {
+            CacheKind::Disk => Budget::DISK,
+            CacheKind::Memory => Budget::MEMORY,
+        };
+        Budget {
+            size: self.cache_size.unwrap_or(default.size),
+            min_free: self.cache_min_free.unwrap_or(default.min_free),
         }
     }
 

@@ -62,7 +62,7 @@ impl Object {
         };
         let written = self.write(&mut pages, page_size);
         TOTALS.unicast_bytes.add(written.bytes(page_size));
-        let has_failed = written.error.is_some();
+        let has_failed = written.error.is_some() || !written.lost.is_empty();
         let ready = self.mark_held(written, epoch);
         drop(alone);
         let mut inner = self.lock();

@@ -7,6 +7,7 @@ use std::time::Instant;
 use bootcast_proto::api::Want;
 use bootcast_proto::{PageRange, Token};
 
+use super::scarcity::Kept;
 use super::{Inner, Object, with_buffer};
 use crate::receiver::{Failure, WaitId};
 use crate::totals::TOTALS;
@@ -61,6 +62,8 @@ pub struct Ready {
     pub waiter: Box<dyn Waiter>,
     /// Error to answer with, if the bytes will not arrive.
     pub error: Option<Unread>,
+    /// Keeps the bytes from being dropped before they are read.
+    kept: Option<Kept>,
 }
 
 /// Work that the caller of [`Object::read`] must do because of the read.
@@ -131,14 +134,15 @@ impl Object {
             }
             (None, _) => FollowUp::take(&mut inner, now),
         };
+        let kept = self.keep(&bytes);
         drop(inner);
-        self.answer(Ready { bytes, waiter, error });
+        self.answer(Ready { bytes, waiter, error, kept });
         follow_up
     }
 
     /// Answers a read from the store.
     pub fn answer(&self, ready: Ready) {
-        let Ready { bytes, waiter, error } = ready;
+        let Ready { bytes, waiter, error, kept: _kept } = ready;
         if let Some(error) = error {
             return waiter.answer(Err(error));
         }
@@ -167,7 +171,8 @@ impl Object {
             inner.receiver.handle_wait_over(wait);
             let is_held = inner.receiver.holds(&bytes);
             let error = if is_held { None } else { inner.error_of(&bytes) };
-            Ready { bytes, waiter, error }
+            let kept = self.keep(&bytes);
+            Ready { bytes, waiter, error, kept }
         });
         answerable.collect()
     }

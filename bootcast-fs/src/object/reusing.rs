@@ -8,7 +8,7 @@ use bootcast_proto::manifest::LEAF_BYTES;
 use tracing::info;
 
 use super::{Object, Ready, with_buffer};
-use crate::cache::Older;
+use crate::cache::{Older, is_no_room};
 use crate::panics;
 use crate::receiver::{Check, Piece};
 
@@ -117,6 +117,7 @@ impl Object {
             let mut inner = self.lock();
             match stored {
                 Ok(()) => inner.receiver.handle_reused(check, &wrong),
+                Err(error) if is_no_room(&error) => self.stop_filling(&mut inner),
                 Err(error) => self.store_failed(&mut inner, error.to_string()),
             }
             self.take_answerable(&mut inner)

@@ -89,6 +89,7 @@ impl Object {
             received: assembly.map_or(0, received),
             is_complete: receiver.is_complete(),
             is_durable: receiver.is_complete()
+                && !self.store.has_window()
                 && assembly.is_some_and(|held| {
                     self.store.is_in_memory() || saved.is_of(held, receiver.proven_content())
                 }),

@@ -8,7 +8,8 @@ use bootcast_proto::{ContentId, PageIndex, PageRange, PageSize};
 use tracing::warn;
 
 use super::{Inner, Object, Ready};
-use crate::cache::{CheckpointError, HeldSnapshot};
+use crate::cache::{CheckpointError, HeldSnapshot, is_no_room};
+use crate::io::now;
 use crate::receiver::{Arrival, Assembly, Checked, Counters, Epoch};
 use crate::totals::TOTALS;
 use crate::{log_limit, panics};
@@ -44,6 +45,8 @@ impl Saved {
 #[derive(Default)]
 pub(super) struct Written {
     runs: Vec<PageRange>,
+    /// Runs for which there is no room, not even in memory: they count as lost.
+    pub(super) lost: Vec<PageRange>,
     pub(super) error: Option<String>,
 }
 
@@ -131,11 +134,17 @@ impl Object {
             let (run, rest) = pages.split_at_mut(len);
             let mut slices: Vec<_> = run.iter().map(|(_, slice)| *slice).collect();
             let offset = u64::from(first.0) * u64::from(page_size.get());
-            match self.store.write_run(&mut slices, offset) {
-                Ok(()) => {
-                    let end = u32::try_from(len).map_or(u32::MAX, |len| first.0 + len);
-                    written.runs.push(PageRange::new(first.0, end));
-                }
+            let mut stored = self.store.write_run(&mut slices, offset);
+            if stored.as_ref().is_err_and(is_no_room) {
+                self.drop_oldest(run.iter().map(|(_, slice)| slice.len() as u64).sum());
+                let mut slices: Vec<_> = run.iter().map(|(_, slice)| *slice).collect();
+                stored = self.store.write_run(&mut slices, offset);
+            }
+            let end = u32::try_from(len).map_or(u32::MAX, |len| first.0 + len);
+            let own = PageRange::new(first.0, end);
+            match stored {
+                Ok(()) => written.runs.push(own),
+                Err(error) if self.store.may_drop() && is_no_room(&error) => written.lost.push(own),
                 Err(error) => {
                     written.error = Some(error.to_string());
                     return written;
@@ -154,6 +163,12 @@ impl Object {
         for run in written.runs {
             inner.receiver.handle_stored(run, epoch);
         }
+        for run in written.lost {
+            inner.receiver.handle_not_stored(run, now());
+        }
+        if self.store.has_window() {
+            self.stop_filling(&mut inner);
+        }
         if let Some(error) = written.error {
             self.store_failed(&mut inner, error);
         }
@@ -169,15 +184,20 @@ impl Object {
     /// Saves to disk which pages are held. Waits for the disk; call it on a thread that may.
     pub fn checkpoint(&self) -> Result<(), CheckpointError> {
         let _alone = panics::lock(&self.saving);
+        let has_settled = self.settle()?;
         // Before the link to the content, so that who finds that finds the hashes, too.
         self.save_lists();
         let kept = {
             let inner = self.lock();
             let (assembly, content) = (inner.receiver.assembly(), inner.receiver.content_id());
             let proven = inner.receiver.proven_content();
-            let news = assembly.filter(|assembly| !inner.saved.is_of(assembly, proven));
+            let is_news = |assembly: &&Assembly| {
+                has_settled || self.store.has_window() || !inner.saved.is_of(assembly, proven)
+            };
+            let news = assembly.filter(is_news);
             news.map(|assembly| {
-                let snapshot = HeldSnapshot::of(assembly, content, proven.is_some());
+                let past = self.store.in_window(&(0..u64::MAX));
+                let snapshot = HeldSnapshot::of(assembly, content, proven.is_some(), &past);
                 (Saved::of(assembly, proven), snapshot)
             })
         };

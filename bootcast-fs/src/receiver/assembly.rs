@@ -200,6 +200,11 @@ impl Assembly {
         self.drop_phantom();
     }
 
+    /// Marks pages as missing, because their bytes are dropped.
+    pub fn drop_pages(&mut self, pages: PageRange) {
+        self.arrived.remove_range(pages);
+    }
+
     /// Whether every page arrived. Never true before the exact size is known.
     pub fn is_complete(&self) -> bool {
         self.exact && self.arrived.is_full()
@@ -231,6 +236,11 @@ impl Assembly {
     /// Number of missing pages.
     pub fn missing(&self) -> u32 {
         self.arrived.pages() - self.arrived.len()
+    }
+
+    /// Number of missing bytes, up to a page too many.
+    pub fn missing_bytes(&self) -> u64 {
+        u64::from(self.missing()) * u64::from(self.page_size().get())
     }
 
     /// Geometry of the file. Its size is an upper bound until [`Self::size`] is known.

@@ -221,6 +221,20 @@ impl Content {
         true
     }
 
+    /// Marks pages as missing, because their bytes are dropped. Returns `false`, and does nothing,
+    /// while leaves with some of their bytes are being checked.
+    pub(super) fn drop_pages(&mut self, pages: PageRange) -> bool {
+        let Some(assembly) = &mut self.assembly else { return false };
+        let bytes = assembly.geometry().byte_range(pages);
+        if let Some(verification) = &mut self.verification
+            && !verification.drop_bytes(&bytes)
+        {
+            return false;
+        }
+        assembly.drop_pages(pages);
+        true
+    }
+
     /// Whether to request the zero map now.
     pub(super) fn poll_zero_map(&mut self, now: Instant) -> bool {
         self.needs_zero_map() && self.zeros.poll_request(now)

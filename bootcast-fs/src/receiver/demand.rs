@@ -19,6 +19,9 @@ use super::stream_position::StreamPosition;
 use asked::AskedPages;
 use urgency::{Moment, Urgency};
 
+/// Pause before a page is demanded again that could not be stored.
+const NOT_STORED_PAUSE: Duration = Duration::from_millis(100);
+
 /// Time for which demands gather after a request, unless every demanded page has arrived.
 const GATHER: Duration = Duration::from_millis(1);
 /// Most requests in flight.
@@ -232,6 +235,14 @@ impl Demand {
             self.asked.forget(page);
         }
         self.asked.all_stored();
+    }
+
+    /// Handles pages that came and could not be stored: they are demanded again after a while.
+    pub(super) fn handle_not_stored(&mut self, pages: PageRange, now: Instant) {
+        let came: Vec<_> = self.asked.within(pages).collect();
+        for page in came {
+            self.asked.ask_again(page, now + NOT_STORED_PAUSE);
+        }
     }
 
     /// Whether a random reader waits, so that the time of each page matters.

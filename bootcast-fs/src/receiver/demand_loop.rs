@@ -164,6 +164,11 @@ impl DemandLoop {
         self.demand.stored(pages);
     }
 
+    /// Handles pages that came and could not be stored.
+    pub(super) fn handle_not_stored(&mut self, pages: PageRange, now: Instant) {
+        self.demand.handle_not_stored(pages, now);
+    }
+
     /// Handles the position that the newest beacon states.
     pub(super) fn handle_beacon(&mut self, position: PageIndex, now: Instant) {
         if let Some(stream) = &mut self.stream {

@@ -311,6 +311,11 @@ impl Membership {
         self.leave();
     }
 
+    /// Allows membership again, because pages are missing that were here.
+    pub(super) fn reopen(&mut self) {
+        self.over = false;
+    }
+
     /// Sets the meaning of silence from now on.
     pub(super) fn expect_silence(&mut self, silence: Silence) {
         self.silence = silence;

@@ -38,6 +38,7 @@ mod reporter;
 mod rescue;
 mod retry;
 mod reuse;
+mod scarcity;
 mod senders;
 mod session;
 mod stream_position;

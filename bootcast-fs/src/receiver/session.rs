@@ -351,6 +351,13 @@ impl Session {
         self.membership.wake();
     }
 
+    /// Allows membership again, because pages are missing that were here.
+    pub(super) fn reopen(&mut self) {
+        if self.failure.is_none() {
+            self.membership.reopen();
+        }
+    }
+
     /// Ends membership for good.
     pub(super) fn end(&mut self) {
         self.membership.end();

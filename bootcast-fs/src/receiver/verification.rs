@@ -11,6 +11,7 @@
 //! there. A leaf with wrong bytes is fetched over HTTP, and stored only when it is right.
 
 mod check;
+mod dropped;
 mod leaf_bits;
 mod lists;
 mod needed;

@@ -94,7 +94,7 @@ fn an_object_in_use_is_not_removed() {
 }
 
 #[test]
-fn a_removal_that_was_cut_off_is_finished_by_the_next_one() {
+fn what_a_removal_that_was_cut_off_left_is_listed_first_and_can_be_removed() {
     let (dir, cache) = cache();
     drop(keep(&cache, "image", 3));
     let object = only(dir.path());
@@ -102,7 +102,8 @@ fn a_removal_that_was_cut_off_is_finished_by_the_next_one() {
     let left = only(dir.path());
     assert_eq!(left.file, None);
     drop(keep(&cache, "image", 3));
-    assert!(object.remove().unwrap());
+    assert_eq!(list(dir.path()).unwrap()[0].dir, left.dir);
+    assert!(left.remove().unwrap() && object.remove().unwrap());
     assert!(list(dir.path()).unwrap().is_empty());
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use rustix::mount::MountFlags;
 
 use super::{CacheKind, MetricsAddress, MountOptions, Waiting};
+use crate::cache::Amount;
 use crate::durations;
 use crate::mount::{logging, source};
 use crate::receiver::{Fill, UnicastMode, Verify};
@@ -108,6 +109,19 @@ const OWN_OPTIONS: &[OwnOption] = &[
     }),
     value("cache_dir", "=DIR", "directory of the disk cache", |options, text| {
         options.cache_dir = Some((!text.is_empty()).then(|| text.into()).ok_or("a directory")?);
+        Ok(())
+    }),
+    value(
+        "cache_size",
+        "=SIZE|N%",
+        "most that the cache takes up [50%; memory: 25%]",
+        |o, text| {
+            o.cache_size = Some(parse_amount(text)?);
+            Ok(())
+        },
+    ),
+    value("cache_min_free", "=SIZE|N%", "least that it leaves free on its disk [2%]", |o, text| {
+        o.cache_min_free = Some(parse_amount(text)?);
         Ok(())
     }),
     value(
@@ -295,6 +309,11 @@ fn parse_octal(text: &OsStr) -> Option<u16> {
 /// Returns the value if it is UTF-8 and not empty.
 fn parse_nonempty(text: &OsStr) -> Option<String> {
     text.to_str().filter(|text| !text.is_empty()).map(str::to_owned)
+}
+
+/// Parses a size or a share.
+fn parse_amount(text: &OsStr) -> Result<Amount, &'static str> {
+    Amount::parse(text.to_str().unwrap_or_default())
 }
 
 /// Parses a time, as seconds or with units.

@@ -206,7 +206,7 @@ impl AskedPages {
         }
     }
 
-    fn ask_again(&mut self, page: PageIndex, now: Instant) {
+    pub(super) fn ask_again(&mut self, page: PageIndex, now: Instant) {
         self.wait_no_more(page);
         if let Some(asked) = self.pages.get_mut(&page) {
             asked.due = Some(now);
