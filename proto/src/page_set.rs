@@ -132,6 +132,36 @@ impl PageSet {
         bytes
     }
 
+    /// Returns the bits of some pages as [`Self::to_bytes`] does.
+    ///
+    /// # Panics
+    ///
+    /// If `pages` does not begin at a multiple of 64.
+    pub fn bytes_of(&self, pages: PageRange) -> Vec<u8> {
+        assert!(pages.start.0.is_multiple_of(WORD), "pages {} are not whole words", pages.start);
+        let end = pages.end.0.min(self.pages);
+        let words = (pages.start.0 / WORD).min(end.div_ceil(WORD))..end.div_ceil(WORD);
+        let words = &self.words[words.start as usize..words.end as usize];
+        let mut bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        bytes.truncate(end.saturating_sub(pages.start.0).div_ceil(8) as usize);
+        bytes
+    }
+
+    /// Adds the pages from `start` on whose bits are set in the output of [`Self::bytes_of`].
+    /// Returns `false` if the file has fewer pages.
+    pub fn insert_bytes(&mut self, start: PageIndex, bytes: &[u8]) -> bool {
+        let bits = (0..).zip(bytes).flat_map(|(at, byte): (u32, _)| {
+            (0..8).filter(move |bit| byte & (1 << bit) != 0).map(move |bit| at * 8 + bit)
+        });
+        let mut fit = true;
+        for bit in bits {
+            let page = start.0.saturating_add(bit);
+            fit &= page < self.pages;
+            self.insert(PageIndex(page));
+        }
+        fit
+    }
+
     /// Parses the output of [`Self::to_bytes`]. `None` if the length is wrong or a bit beyond the
     /// last page is set.
     pub fn from_bytes(pages: u32, bytes: &[u8]) -> Option<Self> {
@@ -208,6 +238,13 @@ mod tests {
             prop_assert!(!(pages / 3..pages / 2).any(|page| fewer.contains(PageIndex(page))));
             let cut = set.truncated(pages / 2);
             prop_assert_eq!(cut.len() as usize, model.range(..pages / 2).count());
+            let mut parts = PageSet::new(pages);
+            for start in (0..pages).step_by(64) {
+                let part = set.bytes_of(PageRange::new(start, start + 64));
+                prop_assert!(parts.insert_bytes(PageIndex(start), &part));
+            }
+            prop_assert_eq!(&parts, &set);
+            prop_assert!(!parts.insert_bytes(PageIndex(pages), &[1]));
             prop_assert_eq!(PageSet::from_bytes(pages, &set.to_bytes()), Some(set));
         }
     }

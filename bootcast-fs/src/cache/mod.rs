@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! CACHE_DIR/objects/<id>/data    the file's bytes where they belong, holes where they are missing
-//! CACHE_DIR/objects/<id>/state   one line of JSON, the bitmap of held pages, a checksum
+//! CACHE_DIR/objects/<id>/state   one line of JSON, blocks with bits of held pages and checksums
 //! CACHE_DIR/objects/<id>/leaves  hashes of the content
 //! CACHE_DIR/contents/<b3>         link to an object that has all of this content
 //! CACHE_DIR/paths/<id>            list of the objects of one path
@@ -14,8 +14,8 @@
 //! ```
 //!
 //! `<id>` is the first half of the BLAKE3 hash of server, path and version, in hexadecimal. `state`
-//! is replaced atomically, and only after `data` was synced. So a page that it lists as held is on
-//! disk, even after a crash. A damaged `state` counts as absent.
+//! is written only after `data` was synced. So a page that it lists as held is on disk, even after a
+//! crash. A damaged block of `state` counts as one without held pages.
 //!
 //! A store locks its `data`, alone until it has all of a known content, and then together with
 //! others. A second store for a version that is not complete, in this process or another one, gets

@@ -152,8 +152,8 @@ impl Room {
 
     /// Takes room for `len` bytes at `offset` of a file; `None` if there is none. Where it is scarce,
     /// waits for objects to be removed. The bytes must be stored before the result is dropped.
-    pub(super) fn take(self: &Arc<Self>, offset: u64, len: usize) -> Option<Taken<'_>> {
-        let units = (offset + len as u64).div_ceil(UNIT) - offset / UNIT;
+    pub(super) fn take(self: &Arc<Self>, offset: u64, len: u64) -> Option<Taken<'_>> {
+        let units = (offset + len).div_ceil(UNIT) - offset / UNIT;
         let bytes = units * UNIT;
         if let Some(taken) = self.take_granted(bytes) {
             if self.granted.load(Ordering::Relaxed) < self.grant_bytes / 2 {

@@ -10,12 +10,12 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use bootcast_proto::Etag;
+use bootcast_proto::{ContentId, Etag, Geometry};
 use rustix::fs::{FlockOperation, SeekFrom};
 use tempfile::TempDir;
 
 use super::room::Room;
-use super::state::{self, HeldSnapshot, Restored};
+use super::state::{self, HeldSnapshot, Restored, StateFile};
 use super::window::{self, Window};
 use super::{Cache, LeafValues, ObjectKey, Older, Symbols, contents, holes, kept, paths};
 
@@ -60,6 +60,8 @@ pub struct Store {
     restored: Option<Restored>,
     /// Older version of the path, until [`Self::take_older`].
     older: Option<Older>,
+    /// State on disk, whose blocks are written in place; `None` if the next save replaces it.
+    state: Mutex<Option<StateFile>>,
     disk: Box<dyn Disk>,
     /// Set once a sync has failed, and never cleared. The kernel reports a failed write-back only
     /// once and then counts the lost pages as written, so a later successful sync proves nothing.
@@ -86,8 +88,13 @@ struct Unwritten<'s, 'b> {
 trait Disk: fmt::Debug + Send + Sync {
     /// Waits until the data is on disk.
     fn sync_data(&self, data: &File) -> io::Result<()>;
-    /// Replaces the state.
-    fn save(&self, object: &ObjectDir, snapshot: &HeldSnapshot) -> io::Result<()>;
+    /// Saves the state, in its file if that is known.
+    fn save(
+        &self,
+        object: &ObjectDir,
+        snapshot: &HeldSnapshot,
+        state: &mut Option<StateFile>,
+    ) -> io::Result<()>;
     /// Removes the state. A crash may bring it back until [`Self::sync_dir`] has succeeded.
     fn remove_state(&self, object: &ObjectDir) -> io::Result<()>;
     /// Waits until the removal of the state is on disk.
@@ -103,8 +110,13 @@ impl Disk for RealDisk {
         data.sync_data()
     }
 
-    fn save(&self, object: &ObjectDir, snapshot: &HeldSnapshot) -> io::Result<()> {
-        state::save(&object.dir, &object.key, &object.etag, snapshot)
+    fn save(
+        &self,
+        object: &ObjectDir,
+        snapshot: &HeldSnapshot,
+        state: &mut Option<StateFile>,
+    ) -> io::Result<()> {
+        state::save(&object.dir, &object.key, &object.etag, snapshot, state)
     }
 
     fn remove_state(&self, object: &ObjectDir) -> io::Result<()> {
@@ -156,7 +168,8 @@ impl Store {
         etag: Etag,
         cache: Cache,
     ) -> io::Result<Self> {
-        let restored = state::load(&dir, &key, &etag, &data)?;
+        let loaded = state::load(&dir, &key, &etag, &data)?;
+        let (restored, state) = loaded.map_or((None, None), |(it, state)| (Some(it), state));
         let object = ObjectDir { dir, key, etag };
         let is_new = data.metadata()?.len() == 0 && !state::exists(&object.dir)?;
         if restored.is_none() && !is_new {
@@ -168,6 +181,7 @@ impl Store {
             .as_ref()
             .is_some_and(|restored| restored.content.is_some() && restored.assembly.is_complete());
         let mut store = Self::with(data, cache, Some(object), restored);
+        store.state = Mutex::new(state);
         if is_settled {
             // No page of it will be written, so that others may read it.
             let _ = rustix::fs::flock(&store.data, FlockOperation::NonBlockingLockShared);
@@ -228,6 +242,7 @@ impl Store {
             object_dir,
             restored,
             older: None,
+            state: Mutex::default(),
             disk: Box::new(RealDisk),
             data_loss: Mutex::default(),
         }
@@ -290,7 +305,7 @@ impl Store {
     ) -> io::Result<()> {
         self.write_parts(slices, offset, |mut part, mut offset| {
             let len = part.iter().map(|slice| slice.len()).sum();
-            let taken = self.room.as_ref().map(|room| room.take(offset, len));
+            let taken = self.room.as_ref().map(|room| room.take(offset, len as u64));
             if matches!(taken, Some(None)) {
                 // What is copied ahead of its readers must not drop what others read.
                 return Err(io::ErrorKind::StorageFull.into());
@@ -401,7 +416,7 @@ impl Store {
         };
         let len = slices.iter().map(|slice| slice.len()).sum::<usize>();
         let all = offset..offset + len as u64;
-        let mut written = match room.take(offset, len) {
+        let mut written = match room.take(offset, len as u64) {
             Some(_taken) => self.write_data(slices, offset),
             None => Err(Unwritten { slices, offset, error: io::ErrorKind::StorageFull.into() }),
         };
@@ -495,7 +510,7 @@ impl Store {
                 let len = (range.end - start).min(buffer.len() as u64);
                 let part = &mut buffer[..usize::try_from(len).expect("the length of a buffer")];
                 self.window.read_exact_at(&self.data, part, start)?;
-                let taken = self.room.as_ref().map(|room| room.take(start, part.len()));
+                let taken = self.room.as_ref().map(|room| room.take(start, len));
                 if matches!(taken, Some(None)) {
                     return Ok(false);
                 }
@@ -577,13 +592,14 @@ impl Store {
         let Some(object) = self.object_dir.as_ref().filter(|_| !self.is_shared) else {
             return Ok(());
         };
-        match self.disk.save(object, snapshot) {
-            Err(error) if is_no_room(&error) && self.make_room() => {
-                self.disk.save(object, snapshot)
-            }
-            saved => saved,
+        let mut state = crate::panics::lock(&self.state);
+        let _taken = self.room.as_ref().map(|room| room.take(0, snapshot.len()));
+        let saved = self.disk.save(object, snapshot, &mut state);
+        drop(state);
+        if saved.as_ref().is_err_and(is_no_room) {
+            self.make_room();
         }
-        .map_err(CheckpointError::State)?;
+        saved.map_err(CheckpointError::State)?;
         // Without the line, a newer version receives what it could have from here.
         let _ = paths::record(&object.dir, &object.key);
         if let Some(content) = snapshot.complete_content() {
@@ -595,9 +611,18 @@ impl Store {
         Ok(())
     }
 
-    /// Removes objects that nobody uses, because the file system is full. Returns whether some went.
-    fn make_room(&self) -> bool {
-        self.room.as_ref().is_some_and(|room| room.handle_full_disk())
+    /// Whether a checkpoint of a file with this geometry and content id needs the changed pages
+    /// only.
+    pub fn saves_changes(&self, geometry: &Geometry, content: Option<ContentId>) -> bool {
+        let state = crate::panics::lock(&self.state);
+        state.as_ref().is_some_and(|state| state.fits(geometry, content))
+    }
+
+    /// Removes objects that nobody uses, because the file system is full.
+    fn make_room(&self) {
+        if let Some(room) = &self.room {
+            room.handle_full_disk();
+        }
     }
 
     /// Fails if data was lost. Then also removes the state, because any page that it lists as held
@@ -606,6 +631,7 @@ impl Store {
         let mut data_loss = self.data_loss();
         let Some(DataLoss { reason, is_state_removed }) = &mut *data_loss else { return Ok(()) };
         if !*is_state_removed {
+            *crate::panics::lock(&self.state) = None;
             let discard = |object| discard_state(&*self.disk, object);
             *is_state_removed = self.object_dir.as_ref().map_or(Ok(()), discard).is_ok();
         }

@@ -58,7 +58,7 @@ impl Symbols {
     pub fn write(&self, block: BlockIndex, number: RepairIndex, symbol: &[u8]) -> io::Result<()> {
         debug_assert!(!symbol.is_empty(), "a symbol is as long as a page");
         let at = offset(block, number, symbol.len());
-        let taken = self.cache.room().map(|room| room.take(at, symbol.len()));
+        let taken = self.cache.room().map(|room| room.take(at, symbol.len() as u64));
         if matches!(taken, Some(None)) {
             return Err(io::ErrorKind::StorageFull.into());
         }

@@ -112,10 +112,15 @@ impl Object {
             return Ok(false);
         }
         let _alone = self.begin_writing();
-        let had_some = self.store.has_window();
+        let some = self.store.in_window(&(0..u64::MAX));
         let is_settled = self.store.settle_window().map_err(CheckpointError::State)?;
         let missing = {
-            let inner = self.lock();
+            let mut inner = self.lock();
+            if let Some(geometry) = inner.receiver.assembly().map(|it| *it.geometry()) {
+                for bytes in &some {
+                    inner.receiver.mark_changed(geometry.pages_covering(bytes.clone()));
+                }
+            }
             let missing = inner.receiver.assembly().map(Assembly::missing_bytes);
             missing.filter(|_| is_settled && inner.is_past_cache)
         };
@@ -129,6 +134,6 @@ impl Object {
                 inner.receiver.resume_filling();
             }
         }
-        Ok(had_some && is_settled)
+        Ok(!some.is_empty() && is_settled)
     }
 }

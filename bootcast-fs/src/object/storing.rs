@@ -1,5 +1,6 @@
 //! Storing the pages that arrive by multicast, and saving which pages are held.
 
+use std::collections::BTreeSet;
 use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::time::Instant;
@@ -10,7 +11,7 @@ use tracing::warn;
 use super::{Inner, Object, Ready};
 use crate::cache::{CheckpointError, HeldSnapshot, is_no_room};
 use crate::io::now;
-use crate::receiver::{Arrival, Assembly, Checked, Counters, Epoch};
+use crate::receiver::{Arrival, Assembly, Checked, Counters, Epoch, GROUP_PAGES};
 use crate::totals::TOTALS;
 use crate::{log_limit, panics};
 
@@ -187,20 +188,7 @@ impl Object {
         let has_settled = self.settle()?;
         // Before the link to the content, so that who finds that finds the hashes, too.
         self.save_lists();
-        let kept = {
-            let inner = self.lock();
-            let (assembly, content) = (inner.receiver.assembly(), inner.receiver.content_id());
-            let proven = inner.receiver.proven_content();
-            let is_news = |assembly: &&Assembly| {
-                has_settled || self.store.has_window() || !inner.saved.is_of(assembly, proven)
-            };
-            let news = assembly.filter(is_news);
-            news.map(|assembly| {
-                let past = self.store.in_window(&(0..u64::MAX));
-                let snapshot = HeldSnapshot::of(assembly, content, proven.is_some(), &past);
-                (Saved::of(assembly, proven), snapshot)
-            })
-        };
+        let (kept, changed) = self.snapshot_held(has_settled);
         let result = match &kept {
             Some((_, Some(kept))) => self.store.checkpoint(kept),
             // Of lost data an earlier state may still be there, if it could not be removed.
@@ -212,6 +200,11 @@ impl Object {
             warn!(path = %self.key.path, %error, "cannot save which pages are held{more}");
         }
         let mut inner = self.lock();
+        if result.is_err() {
+            for group in changed {
+                inner.receiver.mark_changed(pages_of(group));
+            }
+        }
         match &result {
             Ok(()) => inner.saved = kept.map(|(saved, _)| saved).unwrap_or_default(),
             // The kernel reports a failed write-back once, and then shows the page as clean.
@@ -225,6 +218,39 @@ impl Object {
         }
         result
     }
+
+    /// Takes a snapshot of the pages that are held, if it differs from what is saved. Returns it,
+    /// and the groups with changes that it has.
+    fn snapshot_held(
+        &self,
+        has_settled: bool,
+    ) -> (Option<(Saved, Option<HeldSnapshot>)>, BTreeSet<u32>) {
+        let past = self.store.in_window(&(0..u64::MAX));
+        let mut inner = self.lock();
+        let (content, proven) = (inner.receiver.content_id(), inner.receiver.proven_content());
+        let Some(assembly) = inner.receiver.assembly() else { return (None, BTreeSet::new()) };
+        let (geometry, saved) = (*assembly.geometry(), Saved::of(assembly, proven));
+        if saved == inner.saved && !has_settled && past.is_empty() {
+            return (None, BTreeSet::new());
+        }
+        for bytes in &past {
+            inner.receiver.mark_changed(geometry.pages_covering(bytes.clone()));
+        }
+        let changed = inner.receiver.take_changed();
+        let saves_changes = self.store.saves_changes(&geometry, content);
+        let of = |assembly| {
+            let is_verified = proven.is_some();
+            let only = Some(&changed).filter(|_| saves_changes);
+            HeldSnapshot::of(assembly, content, is_verified, &past, only)
+        };
+        let snapshot = inner.receiver.assembly().and_then(of);
+        (Some((saved, snapshot)), changed)
+    }
+}
+
+/// Returns the pages of a group whose arrival is saved together.
+fn pages_of(group: u32) -> PageRange {
+    PageRange::new(group * GROUP_PAGES, group.saturating_add(1).saturating_mul(GROUP_PAGES))
 }
 
 #[cfg(test)]

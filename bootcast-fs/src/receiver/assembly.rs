@@ -1,5 +1,6 @@
 //! Tracks which pages of one version of a file arrived, and which datagrams bring new ones.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use bootcast_proto::wire::{DataError, Page};
@@ -8,6 +9,9 @@ use bootcast_proto::{Geometry, JoinAnswer, Layout, PageIndex, PageRange, PageSet
 /// Passes without the last page after which it counts as a phantom. docs/PROTOCOL.md, "The
 /// reference layout".
 const PHANTOM_WRAPS: u32 = 3;
+
+/// Number of pages whose arrival is saved together: as many bits as fit into a block of `state`.
+pub const GROUP_PAGES: u32 = (4096 - 32) * 8;
 
 /// Pages of one version of a file that arrived: they are stored.
 #[derive(Debug)]
@@ -22,6 +26,8 @@ pub struct Assembly {
     /// Layout of the present cast; `None` until its first datagram.
     layout: Option<Layout>,
     arrived: PageSet,
+    /// Groups of [`GROUP_PAGES`] with pages that changed since [`Self::take_changed`].
+    changed: BTreeSet<u32>,
     last_seen: Option<PageIndex>,
     wraps_without_last: u32,
 }
@@ -79,6 +85,7 @@ impl Assembly {
             announced,
             layout: None,
             arrived: PageSet::new(geometry.pages()),
+            changed: BTreeSet::new(),
             last_seen: None,
             wraps_without_last: 0,
         }
@@ -109,7 +116,8 @@ impl Assembly {
             // The size, which only this answer states, shows that the last page is a phantom.
             arrived = arrived.truncated(next.geometry.pages());
         }
-        *self = Self { arrived, exact: self.exact || next.exact, ..next };
+        let changed = std::mem::take(&mut self.changed);
+        *self = Self { arrived, changed, exact: self.exact || next.exact, ..next };
         self.assert_invariants();
         true
     }
@@ -197,12 +205,26 @@ impl Assembly {
     /// Marks pages as arrived, after they were stored.
     pub fn stored(&mut self, pages: PageRange) {
         self.arrived.insert_range(pages);
+        self.mark_changed(pages);
         self.drop_phantom();
     }
 
     /// Marks pages as missing, because their bytes are dropped.
     pub fn drop_pages(&mut self, pages: PageRange) {
         self.arrived.remove_range(pages);
+        self.mark_changed(pages);
+    }
+
+    /// Records that what is saved of these pages is out of date.
+    pub fn mark_changed(&mut self, pages: PageRange) {
+        if !pages.is_empty() {
+            self.changed.extend(pages.start.0 / GROUP_PAGES..=(pages.end.0 - 1) / GROUP_PAGES);
+        }
+    }
+
+    /// Returns the groups with pages that changed since the last call.
+    pub fn take_changed(&mut self) -> BTreeSet<u32> {
+        std::mem::take(&mut self.changed)
     }
 
     /// Whether every page arrived. Never true before the exact size is known.

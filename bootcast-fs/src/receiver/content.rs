@@ -183,6 +183,11 @@ impl Content {
         self.assembly.as_ref()
     }
 
+    /// Like [`Self::assembly`], to look at what changed.
+    pub(super) fn assembly_mut(&mut self) -> Option<&mut Assembly> {
+        self.assembly.as_mut()
+    }
+
     /// Geometry of the file, once the page size is known.
     pub(super) fn geometry(&self) -> Option<&Geometry> {
         self.assembly.as_ref().map(Assembly::geometry)

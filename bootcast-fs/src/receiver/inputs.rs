@@ -1,5 +1,6 @@
 //! Inputs of a [`Receiver`]: which machines each concerns, and in which order.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -15,8 +16,8 @@ use super::demand_loop::WantOutcome;
 use super::repair_loop::ReportOutcome;
 use super::rescue::{PageArrival, Repeat};
 use super::{
-    Arrival, Check, Checked, DecodePlan, Epoch, Failure, FetchError, FileView, Fill, Finding,
-    JoinError, JoinOptions, ListRequest, Missing, Receiver, RepairArrival, Replacement,
+    Arrival, Assembly, Check, Checked, DecodePlan, Epoch, Failure, FetchError, FileView, Fill,
+    Finding, JoinError, JoinOptions, ListRequest, Missing, Receiver, RepairArrival, Replacement,
     ReportError, Reuse, Round, WaitId,
 };
 
@@ -317,6 +318,19 @@ impl Receiver {
         self.end_if_complete();
         self.rest_if_nothing_can_come();
         self.assert_invariants();
+    }
+
+    /// Returns the groups of [`GROUP_PAGES`](super::GROUP_PAGES) with pages that arrived, or were
+    /// dropped, since the last call.
+    pub fn take_changed(&mut self) -> BTreeSet<u32> {
+        self.content.assembly_mut().map(Assembly::take_changed).unwrap_or_default()
+    }
+
+    /// Records that what is saved of these pages is out of date.
+    pub fn mark_changed(&mut self, pages: PageRange) {
+        if let Some(assembly) = self.content.assembly_mut() {
+            assembly.mark_changed(pages);
+        }
     }
 
     /// Records that missing pages do not come in datagrams, and are about to be stored: they were

@@ -54,7 +54,7 @@ use std::time::Instant;
 use bootcast_proto::api::{Report, Want};
 use bootcast_proto::{BlockIndex, BlockLayout, ContentId, ContentTree, Etag, JoinAnswer, Token};
 
-pub use assembly::{Arrival, Assembly};
+pub use assembly::{Arrival, Assembly, GROUP_PAGES};
 pub use content::{Pin, Verify};
 pub use demand::{Fill, WaitId};
 pub use fetches::Fetch;

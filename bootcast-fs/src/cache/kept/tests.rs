@@ -27,7 +27,8 @@ fn keep(cache: &Cache, path: &str, pages: u32) -> Store {
     let mut held = PageSet::new(geometry.pages());
     held.insert_range(PageRange::new(0, pages));
     let content = ContentId::from_bytes(*blake3::hash(BYTES).as_bytes());
-    let snapshot = HeldSnapshot { geometry, held, content: Some(content), is_verified: pages == 3 };
+    let snapshot = HeldSnapshot::of_pages(geometry, &held, &[], None);
+    let snapshot = HeldSnapshot { content: Some(content), is_verified: pages == 3, ..snapshot };
     store.set_size(BYTES.len() as u64).unwrap();
     let len = BYTES.len().min(pages as usize * 4);
     store.write_run(&mut [IoSlice::new(&BYTES[..len])], 0).unwrap();

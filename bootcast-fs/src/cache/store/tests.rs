@@ -102,7 +102,7 @@ fn snapshot(size: u64, held: PageRange) -> HeldSnapshot {
     let geometry = Geometry::new(size, PageSize::new(4).unwrap()).unwrap();
     let mut set = PageSet::new(geometry.pages());
     set.insert_range(held);
-    HeldSnapshot { geometry, held: set, content: None, is_verified: true }
+    HeldSnapshot { is_verified: true, ..HeldSnapshot::of_pages(geometry, &set, &[], None) }
 }
 
 /// Disk whose next calls fail, each as often as its counter says.
@@ -147,8 +147,13 @@ impl Disk for FailingDisk {
         fail(&self.0.sync_data, || RealDisk.sync_data(data))
     }
 
-    fn save(&self, object: &ObjectDir, snapshot: &HeldSnapshot) -> io::Result<()> {
-        fail(&self.0.save, || RealDisk.save(object, snapshot))
+    fn save(
+        &self,
+        object: &ObjectDir,
+        snapshot: &HeldSnapshot,
+        state: &mut Option<StateFile>,
+    ) -> io::Result<()> {
+        fail(&self.0.save, || RealDisk.save(object, snapshot, state))
     }
 
     fn remove_state(&self, object: &ObjectDir) -> io::Result<()> {
@@ -333,7 +338,7 @@ fn a_damaged_object_is_emptied() {
     let damages: [Damage; 5] = [
         |object| std::fs::write(object.join("state"), b"{}\n").unwrap(),
         |object| std::fs::write(object.join("state"), b"\xff").unwrap(),
-        |object| flip_last_page(&object.join("state")),
+        |object| flip_size(&object.join("state")),
         |object| std::fs::remove_file(object.join("state")).unwrap(),
         |object| {
             File::options().write(true).open(object.join("data")).unwrap().set_len(9).unwrap();
@@ -357,13 +362,31 @@ fn a_damaged_object_is_emptied() {
     }
 }
 
-/// Marks the missing page 2 of [`fill`]'s file as held.
-fn flip_last_page(state: &std::path::Path) {
-    let mut bytes = std::fs::read(state).unwrap();
-    let bitmap = bytes.iter().position(|byte| *byte == b'\n').unwrap() + 1;
-    assert_eq!(bytes[bitmap], 0b011);
-    bytes[bitmap] ^= 0b100;
-    std::fs::write(state, bytes).unwrap();
+/// Changes the size in the state.
+fn flip_size(state: &std::path::Path) {
+    let bytes = std::fs::read(state).unwrap();
+    let size = bytes.windows(9).position(|part| part == b"\"size\":10").unwrap() + 8;
+    let damaged = [&bytes[..size], b"2", &bytes[size + 1..]].concat();
+    std::fs::write(state, damaged).unwrap();
+}
+
+#[test]
+fn a_damaged_bit_of_a_page_makes_it_missing_and_is_repaired_by_the_next_checkpoint() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::on_disk(dir.path()).unwrap();
+    fill(&cache);
+    let object = std::fs::read_dir(dir.path().join("objects")).unwrap().next();
+    let state = object.unwrap().unwrap().path().join("state");
+    let mut bytes = std::fs::read(&state).unwrap();
+    assert_eq!(bytes[4096], 0b011);
+    bytes[4096] ^= 0b100;
+    std::fs::write(&state, &bytes).unwrap();
+    let held = |store: &mut Store| store.take_restored().unwrap().assembly.arrived().len();
+    let mut store = cache.open(&key("v1")).unwrap();
+    assert_eq!(held(&mut store), 0);
+    store.checkpoint(&snapshot(10, PageRange::new(1, 2))).unwrap();
+    drop(store);
+    assert_eq!(held(&mut cache.open(&key("v1")).unwrap()), 1);
 }
 
 #[test]
@@ -373,14 +396,15 @@ fn a_state_without_a_checksum_is_replaced_at_the_next_checkpoint() {
     fill(&cache);
     let object = std::fs::read_dir(dir.path().join("objects")).unwrap().next();
     let state = object.unwrap().unwrap().path().join("state");
-    let bytes = std::fs::read(&state).unwrap();
     // The file as earlier versions wrote it.
-    let earlier = bytes[..bytes.len() - 32].to_vec();
-    let header = String::from_utf8_lossy(&earlier).replacen("\"format\":2", "\"format\":1", 1);
-    std::fs::write(&state, header.as_bytes()).unwrap();
+    let header = concat!(
+        r#"{"format":1,"server":"head:8888","path":"images/a%20b","#,
+        r#""etag":"v1","size":10,"page_size":4}"#,
+    );
+    std::fs::write(&state, [header.as_bytes(), b"\n\x03"].concat()).unwrap();
     assert!(cache.open(&key("v1")).unwrap().take_restored().is_none());
     fill(&cache);
-    assert_eq!(std::fs::read(&state).unwrap(), bytes);
+    assert!(std::fs::read(&state).unwrap().starts_with(br#"{"format":3,"#));
     assert!(cache.open(&key("v1")).unwrap().take_restored().is_some());
 }
 
