@@ -1,6 +1,8 @@
 //! The budget of a cache: how much it may take up, and what goes when that is reached.
 //! docs/SEMANTICS.md, "The budget of the cache".
 
+use std::fmt;
+use std::fs;
 use std::path::Path;
 
 /// A number of bytes, or a share of what there is.
@@ -44,7 +46,42 @@ pub struct Budget {
     pub min_free: Amount,
 }
 
+/// File in the directory of a cache that has the limits of its newest user.
+const RECORD: &str = "budget";
+
+impl fmt::Display for Amount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bytes(bytes) => write!(f, "{bytes}"),
+            Self::Percent(percent) => write!(f, "{percent}%"),
+        }
+    }
+}
+
 impl Budget {
+    /// Returns the limits that the newest user of the cache in `dir` stated, else the default ones.
+    pub fn recorded(dir: &Path) -> Self {
+        let text = fs::read_to_string(dir.join(RECORD)).unwrap_or_default();
+        let amounts: Vec<_> = text.split_whitespace().flat_map(Amount::parse).collect();
+        match amounts[..] {
+            [size, min_free] => Self { size, min_free },
+            _ => Self::DISK,
+        }
+    }
+
+    /// Records the limits for [`Self::recorded`].
+    pub(super) fn record(self, dir: &Path) {
+        // Tools then show, and keep to, other limits.
+        let _ = fs::write(dir.join(RECORD), format!("{} {}\n", self.size, self.min_free));
+    }
+
+    /// Returns the most bytes that the cache in `dir` may take up, and the least that it leaves
+    /// free there.
+    pub fn bytes(self, dir: &Path) -> (u64, u64) {
+        let total = FileSystem::of(dir).total;
+        (self.size.of(total), self.min_free.of(total))
+    }
+
     /// Budget of a cache on disk unless the user states another one.
     pub const DISK: Self = Self { size: Amount::Percent(50), min_free: Amount::Percent(2) };
 
@@ -76,6 +113,17 @@ impl FileSystem {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_limits_of_the_newest_user_are_found_again() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(Budget::recorded(dir.path()), Budget::DISK);
+        let budget = Budget { size: Amount::Bytes(77), min_free: Amount::Percent(3) };
+        budget.record(dir.path());
+        assert_eq!(Budget::recorded(dir.path()), budget);
+        fs::write(dir.path().join(RECORD), "much").unwrap();
+        assert_eq!(Budget::recorded(dir.path()), Budget::DISK);
+    }
 
     #[test]
     fn amounts_are_sizes_or_shares() {

@@ -129,6 +129,7 @@ impl Cache {
     pub fn with_budget(dir: &Path, budget: Budget) -> io::Result<Self> {
         Self::on_disk(dir)?;
         let room = Room::on_disk(dir, budget)?;
+        budget.record(dir);
         Ok(Self::Budgeted(Budgeted { dir: Some(dir.to_path_buf()), room }))
     }
 

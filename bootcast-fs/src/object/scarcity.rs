@@ -81,6 +81,11 @@ impl Object {
         }
     }
 
+    /// Whether only what is read arrives, because the cache has no room for the file.
+    pub fn is_past_cache(&self) -> bool {
+        self.lock().is_past_cache
+    }
+
     /// Drops what is too much in memory since other files need a part of it.
     pub fn trim_window(&self) {
         if self.store.may_drop() && self.store.window_excess(0) > 0 {

@@ -10,7 +10,7 @@ use super::error::ToolError;
 use super::status::{counted, write_columns};
 use super::stdout;
 use super::url::printable;
-use crate::cache::{self, Checked, Kept, KeptFile};
+use crate::cache::{self, Budget, Checked, Kept, KeptFile};
 use crate::{durations, sizes};
 
 /// Exit codes of `cache`, as `--help` shows them.
@@ -39,6 +39,9 @@ pub(super) enum Command {
         #[command(flatten)]
         place: Place,
     },
+    /// Fetch files into the cache, so that mounts find them there
+    #[command(after_help = super::error::EXIT_CODES)]
+    Warm(super::warm::Args),
     /// Remove files that no mount uses, the least recently used first
     #[command(group(clap::ArgGroup::new("which").required(true)))]
     Prune {
@@ -74,13 +77,14 @@ pub(super) fn run(command: Command) -> Result<(), ToolError> {
     let now = SystemTime::now();
     match command {
         Command::Ls { place, json } => {
-            let (_, kept) = place.list()?;
+            let (dir, kept) = place.list()?;
             if json {
                 return stdout::print_json(&kept.iter().map(Line::of).collect::<Vec<_>>());
             }
-            stdout::print(table(&kept, now).as_bytes())
+            stdout::print((table(&kept, now) + &budget(&dir)).as_bytes())
         }
         Command::Verify { place } => verify(&place),
+        Command::Warm(_) => unreachable!("it needs the network, and runs elsewhere"),
         Command::Prune { place, unused: Some(unused), .. } => {
             let (dir, kept) = place.list()?;
             let old = kept.iter().filter(|object| since(object.used, now) >= unused);
@@ -96,16 +100,21 @@ pub(super) fn run(command: Command) -> Result<(), ToolError> {
 }
 
 impl Place {
+    /// Returns the directory of the cache.
+    pub(super) fn dir(&self) -> Result<PathBuf, ToolError> {
+        let dir = self.cache_dir.clone().or_else(cache::default_dir);
+        dir.ok_or_else(|| ToolError::Usage("no $HOME: name --cache-dir".into()))
+    }
+
     /// Returns the directory of the cache, and the objects in it.
     fn list(&self) -> Result<(PathBuf, Vec<Kept>), ToolError> {
-        let dir = self.cache_dir.clone().or_else(cache::default_dir);
-        let dir = dir.ok_or_else(|| ToolError::Usage("no $HOME: name --cache-dir".into()))?;
+        let dir = self.dir()?;
         let kept = cache::list(&dir).map_err(|error| unusable(&dir, &error))?;
         Ok((dir, kept))
     }
 }
 
-fn unusable(dir: &Path, error: &std::io::Error) -> ToolError {
+pub(super) fn unusable(dir: &Path, error: &std::io::Error) -> ToolError {
     ToolError::Local(format!("cannot use the cache {}: {error}", dir.display()))
 }
 
@@ -172,6 +181,13 @@ fn table(kept: &[Kept], now: SystemTime) -> String {
     }
     let allocated = kept.iter().map(|object| object.allocated).sum();
     text + &format!("{}, {} on the disk\n", files(kept.len()), BinaryBytes(allocated))
+}
+
+/// Formats the limits of the cache.
+fn budget(dir: &Path) -> String {
+    let (size, min_free) = Budget::recorded(dir).bytes(dir);
+    let (size, min_free) = (BinaryBytes(size), BinaryBytes(min_free));
+    format!("at most {size}, and {min_free} of the disk stay free\n")
 }
 
 /// Returns the share of a file that was here at the last checkpoint, as a whole number of percent

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bootcast_proto::Etag;
+
 use super::error::ToolError;
 use super::output::Sink;
 use super::probe::Probe;
@@ -15,7 +17,7 @@ use super::spool::{Scratch, Spool};
 use super::stall::{ProgressDetector, StallClock};
 use super::unicast::{ResumePoint, UnicastFetch};
 use super::url::Target;
-use crate::cache::{ObjectKey, Store};
+use crate::cache::{Cache, ObjectKey, Store};
 use crate::io::{Intake, IntakeConfig, InterfaceChoice, seed};
 use crate::object::{Object, Opening, Snapshot, Unread};
 use crate::receiver::{Failure, Fill, Timing, UnicastMode, Verify};
@@ -78,6 +80,43 @@ impl CastFetch {
         let size = object.snapshot().size.unwrap_or_default();
         object.store().set_size(size).map_err(|error| sink.write_error(&error))?;
         Ok(size)
+    }
+
+    /// Fetches a version into a cache. Returns its size.
+    pub(super) async fn keep(
+        &self,
+        cache: &Cache,
+        etag: Etag,
+        size: u64,
+        progress: &Progress,
+        signals: &mut Signals,
+    ) -> Result<u64, ToolError> {
+        let Target { control, path } = &self.target;
+        let content = control.stated_id(path, &etag);
+        let server = control.server().to_owned();
+        let key = ObjectKey { server, path: path.clone(), etag: Some(etag), content };
+        let store = cache.open(&key).map_err(|error| cannot_keep(&error))?;
+        if !store.is_persistent() {
+            return Err(ToolError::Local("another program fetches it into this cache".into()));
+        }
+        let object = Object::new(key, store, Some(size), TIMING, Fill::Full, seed());
+        let object = object.with_unicast(UnicastMode::Auto).with_verify(self.verify);
+        let object = Arc::new(object);
+        if !object.has_all_pages() {
+            let clock = StallClock::new(self.timeout);
+            let show = |now: &Snapshot| progress.show(now.received, now.size_at_most);
+            let kept = async {
+                tokio::select! {
+                    done = completion(&object) => done.map_err(ToolError::from),
+                    full = has_no_room(&object) => Err(full),
+                }
+            };
+            self.run_as_member(&object, &clock, show, signals, unless_unreadable(&object, kept))
+                .await?;
+        }
+        let saved = tokio::task::spawn_blocking(move || object.checkpoint()).await;
+        let saved = saved.map_err(|error| cannot_keep(&error))?;
+        saved.map_err(|error| cannot_keep(&error)).map(|()| size)
     }
 
     /// Writes the file to `sink` in order, as pages arrive and `gate` has proven them. Returns the
@@ -249,6 +288,19 @@ impl CastFetch {
             ),
         })
     }
+}
+
+fn cannot_keep(error: &impl ToString) -> ToolError {
+    ToolError::Local(format!("cannot use the cache: {}", error.to_string()))
+}
+
+/// Waits until the cache has no room for the file.
+async fn has_no_room(object: &Object) -> ToolError {
+    let mut ticks = tokio::time::interval(CHECK_PERIOD);
+    while !object.is_past_cache() {
+        ticks.tick().await;
+    }
+    ToolError::Local("the cache has no room for it: see --cache-size and --cache-min-free".into())
 }
 
 /// Creates the error of a full spool on a plain server, which serves no files over HTTP.

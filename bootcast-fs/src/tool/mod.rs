@@ -13,7 +13,7 @@
 //! | `progress` | progress bar, notices and log lines on the terminal |
 //! | `list`, `status` | `bootcast ls`, `bootcast status URL` |
 //! | `mount_status` | `bootcast status MOUNTPOINT` |
-//! | `cache` | `bootcast cache` |
+//! | `cache`, `warm` | `bootcast cache` |
 //! | `url` | the argument that names a file on a server |
 //! | `signals` | ending a command on a signal |
 //! | `stdout` | printing short answers |
@@ -38,6 +38,7 @@ mod status;
 mod stdout;
 mod unicast;
 mod url;
+mod warm;
 
 use std::ffi::OsString;
 use std::panic::AssertUnwindSafe;
@@ -57,7 +58,8 @@ Examples:
   bootcast ls -l http://head/images
   bootcast status /mnt/images
   bootcast status http://head
-  bootcast cache ls";
+  bootcast cache ls
+  bootcast cache warm http://head/images/debian.img";
 
 /// Fetch files from a bootcast server, which sends a file to many hosts at once by multicast
 #[derive(Parser, Debug)]
@@ -123,6 +125,7 @@ fn run_command(command: Command) -> Result<(), ToolError> {
                     Command::Get(args) => get::run(args).await,
                     Command::Ls(args) => list::run(args).await,
                     Command::Status(args) => status::run(args).await,
+                    Command::Cache(cache::Command::Warm(args)) => warm::run(args).await,
                     Command::Cache(command) => cache::run(command),
                 }
             } => outcome,

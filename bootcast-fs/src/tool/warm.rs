@@ -1,0 +1,111 @@
+//! `bootcast cache warm`: fetches files into the cache ahead of their use.
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+use bootcast_proto::api::Kind;
+
+use super::cache::Place;
+use super::cast::CastFetch;
+use super::error::ToolError;
+use super::progress::Screen;
+use super::signals::Signals;
+use super::url::Target;
+use crate::cache::{Amount, Budget, Cache};
+use crate::durations;
+use crate::io::InterfaceChoice;
+use crate::receiver::Verify;
+
+/// Arguments of `bootcast cache warm`.
+#[derive(clap::Args, Debug)]
+pub(super) struct Args {
+    #[arg(required = true, help = "Files to fetch, named as for bootcast get")]
+    urls: Vec<OsString>,
+
+    #[command(flatten)]
+    place: Place,
+
+    /// Most that the cache may take up [default: as the newest mount states it, else 50%]
+    #[arg(long, value_name = "SIZE|N%", value_parser = Amount::parse)]
+    cache_size: Option<Amount>,
+
+    /// Least that the cache leaves free on its disk [default: as the newest mount states it, else
+    /// 2%]
+    #[arg(long, value_name = "SIZE|N%", value_parser = Amount::parse)]
+    cache_min_free: Option<Amount>,
+
+    /// Interface on which multicast arrives, by name or address [default: the route to the server]
+    #[arg(short, long, value_name = "NAME|ADDR", env = "BOOTCAST_INTERFACE")]
+    interface: Option<InterfaceChoice>,
+
+    /// Give up after this time without a new byte: seconds, or with units as in 1m30s; 0 for never
+    #[arg(
+        short,
+        long,
+        value_name = "DURATION",
+        default_value = "60s",
+        value_parser = durations::parse
+    )]
+    timeout: Duration,
+
+    /// Show only errors: no progress bar, notices or log lines
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+/// Fetches the files, one after another. Goes on after one that cannot be fetched, and returns the
+/// first error.
+pub(super) async fn run(args: Args) -> Result<(), ToolError> {
+    let targets = args.urls.iter().map(|url| Target::parse(url)).collect::<Result<Vec<_>, _>>()?;
+    let cache = args.open_cache()?;
+    let screen = Screen::new(args.quiet, false);
+    screen.start_logging(args.quiet, 0);
+    let mut signals = Signals::listen()
+        .map_err(|error| ToolError::Local(format!("cannot listen for signals: {error}")))?;
+    let mut first = None;
+    for target in targets {
+        let path = target.path.clone();
+        let fetched = Box::pin(args.fetch(target, &cache, &screen, &mut signals)).await;
+        match fetched.map_err(|error| error.with_path(&path)) {
+            Ok(()) => {}
+            Err(error @ ToolError::Signal(_)) => return Err(error),
+            Err(error) if first.is_none() => first = Some(error),
+            Err(error) => eprintln!("bootcast: {}", super::one_line(&error.to_string())),
+        }
+    }
+    first.map_or(Ok(()), Err)
+}
+
+impl Args {
+    fn open_cache(&self) -> Result<Cache, ToolError> {
+        let dir = self.place.dir()?;
+        let recorded = Budget::recorded(&dir);
+        let budget = Budget {
+            size: self.cache_size.unwrap_or(recorded.size),
+            min_free: self.cache_min_free.unwrap_or(recorded.min_free),
+        };
+        Cache::with_budget(&dir, budget).map_err(|error| super::cache::unusable(&dir, &error))
+    }
+
+    async fn fetch(
+        &self,
+        target: Target,
+        cache: &Cache,
+        screen: &Screen,
+        signals: &mut Signals,
+    ) -> Result<(), ToolError> {
+        let timeout = Some(self.timeout).filter(|timeout| !timeout.is_zero());
+        let attributes =
+            signals.guard(async { Ok(target.control.attributes(&target.path).await?) });
+        let attributes = attributes.await?;
+        let (Kind::File, Some(etag)) = (attributes.kind, attributes.etag) else {
+            return Err(ToolError::Usage("only single files can be fetched ahead".into()));
+        };
+        let interface = self.interface.clone().unwrap_or_default();
+        let progress = screen.progress(&target.display_name());
+        let cast = CastFetch::new(&target, interface, timeout, Verify::Leaf)?;
+        let size = cast.keep(cache, etag, attributes.size, &progress, signals).await?;
+        progress.finish(size, None);
+        Ok(())
+    }
+}
