@@ -11,7 +11,7 @@ use std::time::SystemTime;
 use bootcast_proto::{ContentId, RemotePath};
 use rustix::fs::{AtFlags, CWD, FlockOperation, Timespec, Timestamps, UTIME_NOW};
 
-use super::{Cache, ObjectKey, contents, open_data, paths, state};
+use super::{Cache, ObjectKey, contents, open_data, paths, room, state};
 
 /// Bytes of a block as `stat` counts them.
 pub(super) const BLOCK: u64 = 512;
@@ -168,7 +168,9 @@ impl Kept {
 
     /// Removes the object, unless a mount uses it or fills it. Returns whether it is gone.
     pub fn remove(&self) -> io::Result<bool> {
-        let Some(removed) = self.take_away()? else { return Ok(false) };
+        let cache_dir = self.dir.parent().and_then(Path::parent).unwrap_or(&self.dir);
+        let taken = room::while_nobody_opens(cache_dir, || self.take_away())?;
+        let Some(removed) = taken else { return Ok(false) };
         match fs::remove_dir_all(&removed) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
             result => result.map(|()| true),

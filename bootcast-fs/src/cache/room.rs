@@ -320,7 +320,8 @@ impl Usage {
         let mut removed = Vec::new();
         if room < least.into() && room + possible() < least.into() {
             // Nothing goes in vain.
-            return Ok(Found { bytes: 0, removed });
+            let bytes = u64::try_from(room.max(0)).unwrap_or(u64::MAX);
+            return Ok(Found { bytes, removed });
         }
         for object in &self.objects {
             if room >= wanted.into() {
@@ -384,6 +385,14 @@ fn entries(dir: &Path) -> u64 {
 /// Returns what an open file takes up.
 fn allocated(file: &File) -> u64 {
     file.metadata().map_or(0, |metadata| metadata.blocks() * BLOCK)
+}
+
+/// Runs `work`, which removes an object of the cache in `dir`, while nobody opens one.
+pub(super) fn while_nobody_opens<T>(
+    dir: &Path,
+    work: impl FnOnce() -> io::Result<T>,
+) -> io::Result<T> {
+    with_lock(&open_lock(dir)?, work)
 }
 
 /// Deletes what was taken away.

@@ -142,3 +142,6 @@ impl Object {
         Ok(!some.is_empty() && is_settled)
     }
 }
+
+#[cfg(test)]
+mod tests;

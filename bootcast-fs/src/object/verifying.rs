@@ -10,6 +10,7 @@ use bootcast_proto::manifest::{UNKNOWN, Value};
 use tracing::warn;
 
 use super::{Inner, Object, Ready, with_buffer};
+use crate::cache::is_no_room;
 use crate::receiver::{Check, Finding, Learned, ListRequest, Replacement};
 use crate::{log_limit, panics};
 
@@ -247,7 +248,10 @@ impl Object {
         let stored = bytes.map(|bytes| self.store_right_leaves(leaves, bytes)).transpose();
         let mut inner = self.lock();
         let wrong = stored.unwrap_or_else(|error| {
-            self.store_failed(&mut inner, error.to_string());
+            // Without room, nothing came: they are fetched again.
+            if !is_no_room(&error) || !self.store.may_drop() {
+                self.store_failed(&mut inner, error.to_string());
+            }
             None
         });
         if let Some((bytes, wrong)) = bytes.zip(wrong.as_ref()) {
@@ -264,7 +268,12 @@ impl Object {
         for range in right {
             let at = |position: u64| usize::try_from(position - start).expect("within the bytes");
             let own = &bytes[at(range.start)..at(range.end)];
-            self.store.write_run(&mut [IoSlice::new(own)], range.start)?;
+            let mut stored = self.store.write_run(&mut [IoSlice::new(own)], range.start);
+            if stored.as_ref().is_err_and(is_no_room) {
+                self.drop_oldest(own.len() as u64);
+                stored = self.store.write_run(&mut [IoSlice::new(own)], range.start);
+            }
+            stored?;
         }
         Ok(wrong)
     }

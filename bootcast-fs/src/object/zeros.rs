@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use bootcast_proto::{Geometry, PageIndex, PageRange, ZeroMap};
 
 use super::{Inner, Object, Ready};
+use crate::cache::is_no_room;
 use crate::receiver::{Assembly, Epoch};
 
 /// Maximum number of pages that are marked under one lock, which takes half a millisecond, or
@@ -82,6 +83,10 @@ impl Object {
         let mut inner = self.lock();
         match written {
             Ok(()) => inner.receiver.handle_zeros_stored(pages, epoch),
+            // They stay missing, and are asked for when somebody reads them.
+            Err(error) if is_no_room(&error) && self.store.may_drop() => {
+                self.stop_filling(&mut inner);
+            }
             Err(error) => self.store_failed(&mut inner, error.to_string()),
         }
         self.take_answerable(&mut inner)
