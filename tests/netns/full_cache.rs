@@ -5,6 +5,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use harness::binaries::binary;
 use harness::content::Image;
 use harness::{Lab, MountProc, Random, SOON, digest_of, lab_or_skip, mib, wait_until};
 use rustix::fs::FlockOperation;
@@ -37,7 +38,7 @@ fn read_at_random(mount: &MountProc<'_>, images: &[Image], times: usize) {
 }
 
 #[test]
-fn two_mounts_with_one_cache_never_exceed_its_budget_and_read_the_right_bytes() {
+fn two_mounts_and_a_prune_with_one_cache_keep_to_its_budget_and_read_the_right_bytes() {
     let lab = lab_or_skip!(Lab::builder());
     let images: Vec<_> = (0..20).map(|at| lab.put(&format!("image{at}"), mib(3))).collect();
     let _server = lab.server().start();
@@ -56,6 +57,13 @@ fn two_mounts_with_one_cache_never_exceed_its_budget_and_read_the_right_bytes() 
                 drop(lock);
                 let mut most = most.lock().unwrap();
                 *most = taken.max(*most);
+            }
+        });
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                let args = ["cache", "prune", "--size", "12M", "--cache-dir", text(&cache)];
+                let output = lab.client(1).run(text(&binary("bootcast")), args);
+                assert!(output.status.success(), "{output:?}");
             }
         });
         let readers = mounts.each_ref().map(|mount| {
@@ -99,8 +107,7 @@ fn on_a_full_disk_files_are_read_and_they_are_kept_once_it_has_room() {
     let _server = lab.server().start();
     let cache = lab.client(1).fresh_path("disk");
     fs::create_dir(&cache).unwrap();
-    let size = |mib: u32| std::ffi::CString::new(format!("size={mib}m")).unwrap();
-    rustix::mount::mount("tmpfs", &cache, "tmpfs", MountFlags::empty(), &*size(16)).unwrap();
+    rustix::mount::mount("tmpfs", &cache, "tmpfs", MountFlags::empty(), c"size=16m").unwrap();
     {
         let mount = mount(&lab, &cache, "cache_size=100%,cache_min_free=0,attr_ttl=0");
         fs::write(cache.join("others"), vec![1; 13 << 20]).unwrap();
@@ -121,6 +128,61 @@ fn on_a_full_disk_files_are_read_and_they_are_kept_once_it_has_room() {
     wait_until(SOON, "the disk is free", || {
         rustix::mount::unmount(&cache, UnmountFlags::empty()).is_ok()
     });
+}
+
+/// Reads parts of an image at random places, and compares them.
+fn read_parts(mount: &MountProc<'_>, image: &Image) {
+    let (right, mut random) = (fs::read(&image.path).unwrap(), Random::new());
+    let file = File::open(mount.join(&image.name)).unwrap();
+    for _ in 0..80 {
+        let mut part = vec![0; usize::try_from(1 + random.below(150_000)).unwrap()];
+        let at = random.below(image.size - part.len() as u64);
+        file.read_exact_at(&mut part, at).unwrap();
+        let own = &right[usize::try_from(at).unwrap()..][..part.len()];
+        assert!(part == own, "wrong bytes at {at} of {}", image.name.display());
+    }
+}
+
+/// Reads two files on a full disk, each from its start and at random places at the same time. Both
+/// are larger than their part of the memory for bytes without room.
+fn read_on_a_full_disk(option: &str) {
+    let lab = lab_or_skip!(Lab::builder().loss(1.0));
+    let images: Vec<_> = (0..2).map(|at| lab.put(&format!("image{at}"), mib(40) + at)).collect();
+    let _server = lab.server().start();
+    let cache = lab.client(1).fresh_path("disk");
+    fs::create_dir(&cache).unwrap();
+    rustix::mount::mount("tmpfs", &cache, "tmpfs", MountFlags::empty(), c"size=4m").unwrap();
+    let mount = mount(&lab, &cache, &format!("cache_size=100%,cache_min_free=0,{option}"));
+    // Fails when the disk is full.
+    let _ = fs::write(cache.join("others"), vec![1; 5 << 20]);
+    std::thread::scope(|scope| {
+        for image in &images {
+            let mount = &mount;
+            scope.spawn(move || read_parts(mount, image));
+            scope.spawn(move || {
+                assert_eq!(digest_of(mount.join(&image.name)), image.digest, "{}", mount.log());
+            });
+        }
+    });
+    mount.umount();
+    wait_until(SOON, "the disk is free", || {
+        rustix::mount::unmount(&cache, UnmountFlags::empty()).is_ok()
+    });
+}
+
+#[test]
+fn readers_of_files_on_a_full_disk_get_the_right_bytes() {
+    read_on_a_full_disk("fill=full");
+}
+
+#[test]
+fn readers_of_files_on_a_full_disk_get_the_right_bytes_over_http() {
+    read_on_a_full_disk("unicast=always");
+}
+
+#[test]
+fn readers_of_files_on_a_full_disk_get_the_right_bytes_without_hashes() {
+    read_on_a_full_disk("verify=tag");
 }
 
 #[test]

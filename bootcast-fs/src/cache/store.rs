@@ -1,11 +1,13 @@
 //! Stores: the bytes of one version of one file.
 
+mod scarcity;
+
 use std::fmt;
 use std::fs::File;
 use std::io::{self, IoSlice};
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -16,7 +18,7 @@ use tempfile::TempDir;
 
 use super::room::Room;
 use super::state::{self, HeldSnapshot, Restored, StateFile};
-use super::window::{self, Window};
+use super::window::Window;
 use super::{Cache, LeafValues, ObjectKey, Older, Symbols, contents, holes, kept, paths};
 
 /// Reason why a checkpoint failed.
@@ -463,101 +465,6 @@ impl Store {
             }
         }
         Ok(())
-    }
-
-    /// Whether bytes that count as held may be dropped, because the cache has no room for them.
-    pub fn may_drop(&self) -> bool {
-        self.window.was_used()
-    }
-
-    /// Returns which of these bytes are in memory, because the cache has no room for them.
-    pub fn in_window(&self, bytes: &Range<u64>) -> Vec<Range<u64>> {
-        self.window.within(bytes)
-    }
-
-    /// Whether some bytes are in memory, because the cache has no room for them.
-    pub fn has_window(&self) -> bool {
-        self.window.len() > 0
-    }
-
-    /// Returns how many bytes too many are in memory, if `more` come.
-    pub fn window_excess(&self, more: u64) -> u64 {
-        (self.window.len() + more).saturating_sub(window::share())
-    }
-
-    /// Returns ranges of bytes in memory that may be dropped, the least recently used first.
-    pub fn oldest_in_window(&self) -> Vec<Range<u64>> {
-        self.window.oldest()
-    }
-
-    /// Drops bytes in memory, which must not count as held any more.
-    pub fn drop_from_window(&self, bytes: &Range<u64>) {
-        self.window.remove(bytes);
-    }
-
-    /// Whether `bytes` more would find room in the cache.
-    pub fn has_room(&self, bytes: u64) -> bool {
-        self.room.as_ref().is_none_or(|room| room.could_take(bytes))
-    }
-
-    /// Moves bytes from memory to the cache, as long as that has room. The caller writes nothing
-    /// meanwhile. Returns whether all are there.
-    pub fn settle_window(&self) -> io::Result<bool> {
-        let mut buffer = vec![0; 256 << 10];
-        for range in self.window.within(&(0..u64::MAX)) {
-            let mut start = range.start;
-            while start < range.end {
-                let len = (range.end - start).min(buffer.len() as u64);
-                let part = &mut buffer[..usize::try_from(len).expect("the length of a buffer")];
-                self.window.read_exact_at(&self.data, part, start)?;
-                let taken = self.room.as_ref().map(|room| room.take(start, len));
-                if matches!(taken, Some(None)) {
-                    return Ok(false);
-                }
-                match self.write_data(&mut [IoSlice::new(part)], start) {
-                    Err(unwritten) if is_no_room(&unwritten.error) => return Ok(false),
-                    written => written.map_err(|unwritten| unwritten.error)?,
-                }
-                drop(taken);
-                self.window.remove(&(start..start + len));
-                start += len;
-            }
-        }
-        Ok(true)
-    }
-
-    /// Lets others remove the object, if it is on disk and `is_unused`.
-    pub fn unpin(&self, is_unused: impl FnOnce() -> bool) {
-        let mut is_pinned = crate::panics::lock(&self.is_pinned);
-        if let (true, Some(object), Some(room)) = (*is_pinned, &self.object_dir, &self.room)
-            && is_unused()
-        {
-            kept::record_use(&object.dir);
-            let _ = rustix::fs::flock(&self.data, FlockOperation::Unlock);
-            *is_pinned = false;
-            room.handle_unused();
-        }
-    }
-
-    /// Whether somebody removed the object, so that nobody will find its bytes any more.
-    pub fn is_removed(&self) -> bool {
-        let is_pinned = *crate::panics::lock(&self.is_pinned);
-        !is_pinned && self.data.metadata().is_ok_and(|metadata| metadata.nlink() == 0)
-    }
-
-    /// Keeps others from removing the object. Returns `false` if somebody did, or if it must not be
-    /// used for another reason. Call it after the object counts as used.
-    #[must_use]
-    pub fn pin(&self) -> bool {
-        let mut is_pinned = crate::panics::lock(&self.is_pinned);
-        let Some(object) = self.object_dir.as_ref().filter(|_| !*is_pinned) else { return true };
-        let _opening = self.room.as_ref().map(|room| room.opening());
-        let locked = rustix::fs::flock(&self.data, FlockOperation::NonBlockingLockShared).is_ok();
-        *is_pinned = locked && kept::is_present(&object.dir, &self.data).unwrap_or(false);
-        if *is_pinned {
-            kept::record_use(&object.dir);
-        }
-        *is_pinned
     }
 
     /// Fills `buffer` with the bytes at `offset`. Fails if the file ends before.
