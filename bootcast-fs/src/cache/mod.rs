@@ -52,7 +52,7 @@ pub use leaf_values::LeafValues;
 pub use older::Older;
 pub use state::{HeldSnapshot, Restored};
 pub(crate) use store::is_no_room;
-pub use store::{CheckpointError, Store};
+pub use store::{CheckpointError, Settled, Store};
 pub use symbols::Symbols;
 
 use room::Room;

@@ -48,9 +48,12 @@ pub(super) struct Room {
     grant_bytes: u64,
     /// Bytes that may be stored before the next grant.
     granted: AtomicU64,
-    grants: Mutex<Grants>,
+    /// Serialises those who look for room, and delete what goes for it.
+    looking: Mutex<()>,
+    /// Time of the last grant that was refused; `None` after one that was not.
+    refused: Mutex<Option<Instant>>,
     /// Shared by those who store what they took, so that what the cache takes up is not added up
-    /// between the two. Locked after `grants`.
+    /// between the two. Locked after `looking`.
     storing: RwLock<()>,
     /// Whether a thread takes the next grant.
     is_refilling: AtomicBool,
@@ -62,12 +65,6 @@ enum Place {
     Disk { dir: PathBuf, budget: Budget, lock: File, grant: NamedTempFile },
     /// Memory; the limit in bytes.
     Memory { limit: u64, stores: Mutex<Vec<Weak<File>>> },
-}
-
-#[derive(Debug, Default)]
-struct Grants {
-    /// Time of the last grant that was refused; `None` after one that was not.
-    refused: Option<Instant>,
 }
 
 /// Outcome of a look for room.
@@ -123,7 +120,8 @@ impl Room {
             place,
             grant_bytes,
             granted: AtomicU64::new(0),
-            grants: Mutex::default(),
+            looking: Mutex::default(),
+            refused: Mutex::default(),
             storing: RwLock::default(),
             is_refilling: AtomicBool::new(false),
         })
@@ -173,21 +171,21 @@ impl Room {
 
     /// Whether `bytes` more could be stored, with what would have to go for them. Takes nothing.
     pub(super) fn could_take(&self, bytes: u64) -> bool {
-        let _alone = lock(&self.grants);
+        let _alone = lock(&self.looking);
         self.find(bytes, false).is_ok_and(|found| found.bytes >= bytes)
     }
 
     /// Whether room was refused lately.
     pub(super) fn is_short(&self) -> bool {
-        lock(&self.grants).refused.is_some_and(|at| now() < at + REFUSED_PAUSE)
+        lock(&self.refused).is_some_and(|at| now() < at + REFUSED_PAUSE)
     }
 
     /// Removes objects because the file system is full, whatever it says of its free space.
     /// Returns whether some went.
     pub(super) fn handle_full_disk(&self) -> bool {
         let Place::Disk { dir, lock: file, .. } = &self.place else { return false };
-        let mut grants = lock(&self.grants);
-        if grants.refused.is_some_and(|at| now() < at + REFUSED_PAUSE) {
+        let _alone = lock(&self.looking);
+        if self.is_short() {
             return false;
         }
         let least = self.grant_bytes;
@@ -208,14 +206,14 @@ impl Room {
         let removed = freed.unwrap_or_default();
         delete(&removed);
         if removed.is_empty() {
-            grants.refused = Some(now());
+            *lock(&self.refused) = Some(now());
         }
         !removed.is_empty()
     }
 
     /// Records that something is used no more, so that it may go.
     pub(super) fn handle_unused(&self) {
-        lock(&self.grants).refused = None;
+        *lock(&self.refused) = None;
     }
 
     fn refill_soon(self: &Arc<Self>) {
@@ -235,11 +233,11 @@ impl Room {
 
     /// Takes a grant of `bytes` at least. Returns whether it got it.
     fn refill(&self, bytes: u64) -> bool {
-        let mut grants = lock(&self.grants);
+        let _alone = lock(&self.looking);
         if self.granted.load(Ordering::Relaxed) >= bytes {
             return true;
         }
-        if grants.refused.is_some_and(|at| now() < at + REFUSED_PAUSE) {
+        if self.is_short() {
             return false;
         }
         let is_granted = match self.find(bytes, true) {
@@ -255,7 +253,7 @@ impl Room {
                 false
             }
         };
-        grants.refused = (!is_granted).then(now);
+        *lock(&self.refused) = (!is_granted).then(now);
         is_granted
     }
 

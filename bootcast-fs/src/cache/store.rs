@@ -2,6 +2,8 @@
 
 mod scarcity;
 
+pub use scarcity::Settled;
+
 use std::fmt;
 use std::fs::File;
 use std::io::{self, IoSlice};
@@ -500,7 +502,8 @@ impl Store {
             return Ok(());
         };
         let mut state = crate::panics::lock(&self.state);
-        let _taken = self.room.as_ref().map(|room| room.take(0, snapshot.len()));
+        // It is counted, but saved in any case: some room is left for states.
+        drop(self.room.as_ref().map(|room| room.take(0, snapshot.len())));
         let saved = self.disk.save(object, snapshot, &mut state);
         drop(state);
         if saved.as_ref().is_err_and(is_no_room) {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use tracing::{info, warn};
 
 use super::{Inner, Object};
-use crate::cache::CheckpointError;
+use crate::cache::{CheckpointError, Settled};
 use crate::receiver::{Assembly, Fill};
 use crate::{log_limit, panics};
 
@@ -116,9 +116,16 @@ impl Object {
         if !self.store.may_drop() {
             return Ok(false);
         }
-        let _alone = self.begin_writing();
         let some = self.store.in_window(&(0..u64::MAX));
-        let is_settled = self.store.settle_window().map_err(CheckpointError::State)?;
+        let settled = loop {
+            // In pieces, so that what arrives meanwhile is stored.
+            let _alone = self.begin_writing();
+            match self.store.settle_window().map_err(CheckpointError::State)? {
+                Settled::Some => {}
+                settled => break settled,
+            }
+        };
+        let is_settled = settled == Settled::All;
         let missing = {
             let mut inner = self.lock();
             if let Some(geometry) = inner.receiver.assembly().map(|it| *it.geometry()) {

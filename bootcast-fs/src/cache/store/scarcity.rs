@@ -14,6 +14,17 @@ use crate::panics::lock;
 /// Bytes that move from memory to the cache together.
 const PIECE: usize = 256 << 10;
 
+/// Result of moving bytes from memory to the cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settled {
+    /// Some were moved; there may be more.
+    Some,
+    /// None are left.
+    All,
+    /// The cache has no room for more.
+    NoRoom,
+}
+
 impl Store {
     /// Whether bytes that count as held may be dropped, because the cache has no room for them.
     pub fn may_drop(&self) -> bool {
@@ -50,30 +61,25 @@ impl Store {
         self.room.as_ref().is_none_or(|room| room.could_take(bytes))
     }
 
-    /// Moves bytes from memory to the cache, as long as that has room. The caller writes nothing
-    /// meanwhile. Returns whether all are there.
-    pub fn settle_window(&self) -> io::Result<bool> {
-        let mut buffer = vec![0; PIECE];
-        for range in self.window.within(&(0..u64::MAX)) {
-            let mut start = range.start;
-            while start < range.end {
-                let len = (range.end - start).min(buffer.len() as u64);
-                let part = &mut buffer[..usize::try_from(len).expect("the length of a buffer")];
-                self.window.read_exact_at(&self.data, part, start)?;
-                let taken = self.room.as_ref().map(|room| room.take(start, len));
-                if matches!(taken, Some(None)) {
-                    return Ok(false);
-                }
-                match self.write_data(&mut [IoSlice::new(part)], start) {
-                    Err(unwritten) if is_no_room(&unwritten.error) => return Ok(false),
-                    written => written.map_err(|unwritten| unwritten.error)?,
-                }
-                drop(taken);
-                self.window.remove(&(start..start + len));
-                start += len;
-            }
+    /// Moves some bytes from memory to the cache. The caller writes nothing meanwhile.
+    pub fn settle_window(&self) -> io::Result<Settled> {
+        let Some(range) = self.window.within(&(0..u64::MAX)).into_iter().next() else {
+            return Ok(Settled::All);
+        };
+        let piece = range.start..range.end.min(range.start + PIECE as u64);
+        let len = piece.end - piece.start;
+        let mut bytes = vec![0; usize::try_from(len).expect("at most a piece")];
+        self.window.read_exact_at(&self.data, &mut bytes, piece.start)?;
+        let taken = self.room.as_ref().map(|room| room.take(piece.start, len));
+        if matches!(taken, Some(None)) {
+            return Ok(Settled::NoRoom);
         }
-        Ok(true)
+        match self.write_data(&mut [IoSlice::new(&bytes)], piece.start) {
+            Err(unwritten) if is_no_room(&unwritten.error) => return Ok(Settled::NoRoom),
+            written => written.map_err(|unwritten| unwritten.error)?,
+        }
+        self.window.remove(&piece);
+        Ok(Settled::Some)
     }
 
     /// Lets others remove the object, if it is on disk and `is_unused`.
