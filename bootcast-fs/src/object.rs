@@ -65,7 +65,7 @@ pub struct Object {
     key: ObjectKey,
     store: Store,
     /// Older version of the path in the cache, until it is of no more use. Locked before `inner`.
-    older: Mutex<Option<Arc<Older>>>,
+    older: Mutex<Option<Arc<[Older]>>>,
     inner: Mutex<Inner>,
     /// Wakes a [`Verifying`] that lets leaves accumulate. Belongs to `inner`.
     check_now: Condvar,
@@ -164,7 +164,7 @@ impl Object {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             key,
             store,
-            older: Mutex::new(older.map(Arc::new)),
+            older: Mutex::new((!older.is_empty()).then(|| older.into())),
             inner: Mutex::new(inner),
             check_now: Condvar::new(),
             writing: Mutex::default(),

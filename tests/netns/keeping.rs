@@ -120,6 +120,31 @@ fn pages_of_a_checkpoint_survive_a_crash_of_the_client() {
 }
 
 #[test]
+fn what_arrived_since_the_last_checkpoint_survives_a_kill() {
+    let lab = lab_or_skip!(Lab::builder().valve());
+    let image = lab.put("image", mib(16));
+    let server = lab.server().option("--rate", "100mbit").start();
+    let cache = lab.client(1).fresh_path("kept");
+    let mut killed = mount_with(&lab, &cache, "unicast=never");
+    let valve = lab.hold_multicast_after(mib(13));
+    let reader = readers::read_at(lab.client(1), &killed.join("image"), mib(16) - 4096);
+    wait_until(TRANSFER, "most of the file is there", || held_bytes(&cache) > mib(12));
+    killed.proc().signal(Signal::KILL);
+    wait_until(SOON, "the daemon is gone", || killed.proc().exited().is_some());
+    drop((reader, killed));
+    // The state is written after ten seconds. It may have been, on a slow machine.
+    valve.open();
+    wait_until(TRANSFER, "the cast has ended", || server.status().casts.is_empty());
+
+    let before = server.status().totals;
+    let again = mount(&lab, &cache);
+    assert_eq!(digest_of(again.join("image")), image.digest);
+    let totals = server.status().totals;
+    let sent = totals.pages_sent + totals.symbols_sent - before.pages_sent - before.symbols_sent;
+    assert!(sent < image.size / 1456 / 2, "{sent} pages and symbols; {}", again.log());
+}
+
+#[test]
 fn pages_that_damage_of_the_state_marks_as_held_are_not_read_as_zeros() {
     let lab = lab_or_skip!(Lab::builder());
     let (image, _server, cache) = serve(&lab);

@@ -160,8 +160,8 @@ impl Cache {
     }
 
     /// Opens the store of `key`, with the pages of its last checkpoint, or with all pages of its
-    /// content if another version in the cache has that. An incomplete one knows an older version of
-    /// its path, if there is one.
+    /// content if another version in the cache has that. An incomplete one knows what an
+    /// earlier use left, and an older version of its path, if there are any.
     pub fn open(&self, key: &ObjectKey) -> io::Result<Store> {
         let (Some(dir), Some(etag)) = (self.dir(), &key.etag) else {
             return self.open_private("plain");

@@ -23,6 +23,9 @@ use super::state::{self, HeldSnapshot, Restored, StateFile};
 use super::window::Window;
 use super::{Cache, LeafValues, ObjectKey, Older, Symbols, contents, holes, kept, paths};
 
+/// Bytes without a checkpoint that are worth to be looked at.
+const MIN_UNRECORDED: u64 = 1 << 20;
+
 /// Reason why a checkpoint failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
@@ -62,8 +65,8 @@ pub struct Store {
     leaf_values: Option<LeafValues>,
     /// Pages of the last checkpoint, until [`Self::take_restored`].
     restored: Option<Restored>,
-    /// Older version of the path, until [`Self::take_older`].
-    older: Option<Older>,
+    /// What leaves may be taken from, the best first, until [`Self::take_older`].
+    older: Vec<Older>,
     /// State on disk, whose blocks are written in place; `None` if the next save replaces it.
     state: Mutex<Option<StateFile>>,
     disk: Box<dyn Disk>,
@@ -179,7 +182,9 @@ impl Store {
         if restored.is_none() && !is_new {
             // `data` has no valid state. An invalid one must not stay and be read with new data.
             discard_state(&RealDisk, &object)?;
-            data.set_len(0)?;
+            if LeafValues::open_existing(&object.dir).is_err() {
+                data.set_len(0)?;
+            }
         }
         let is_settled = restored
             .as_ref()
@@ -245,7 +250,7 @@ impl Store {
             symbols: Symbols::new(cache),
             object_dir,
             restored,
-            older: None,
+            older: Vec::new(),
             state: Mutex::default(),
             disk: Box::new(RealDisk),
             data_loss: Mutex::default(),
@@ -257,15 +262,28 @@ impl Store {
         self.restored.as_ref().is_some_and(|restored| restored.assembly.is_complete())
     }
 
-    /// Sets an older version of the path, whose leaves may be those of this one.
+    /// Adds what leaves may be taken from: what an earlier use left here, and `older`, an older
+    /// version of the path.
     pub(super) fn with_older(mut self, older: Option<Older>) -> Self {
-        self.older = older;
+        self.older = self.unrecorded().into_iter().chain(older).collect();
         self
     }
 
-    /// Takes the older version of the path; `None` from the second call on.
-    pub fn take_older(&mut self) -> Option<Older> {
-        self.older.take()
+    /// Returns what an earlier use left in this store without a checkpoint, if that is much: its
+    /// process was killed, or the machine failed.
+    fn unrecorded(&self) -> Option<Older> {
+        let object = self.object_dir.as_ref().filter(|_| !self.is_shared)?;
+        let recorded = self.restored.as_ref().map_or(0, |it| it.assembly.arrived_bytes());
+        let allocated =
+            std::os::unix::fs::MetadataExt::blocks(&self.data.metadata().ok()?) * kept::BLOCK;
+        // Each run of pages may take up a block more than it has bytes.
+        let is_much = allocated > recorded + recorded / 8 + MIN_UNRECORDED;
+        if is_much { Older::of_earlier_use(&object.dir) } else { None }
+    }
+
+    /// Takes what leaves may be taken from; nothing from the second call on.
+    pub fn take_older(&mut self) -> Vec<Older> {
+        std::mem::take(&mut self.older)
     }
 
     /// Takes the pages of the last checkpoint of an earlier use; `None` from the second call on.

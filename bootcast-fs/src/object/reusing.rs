@@ -18,7 +18,7 @@ use crate::receiver::{Check, Piece};
 #[derive(Debug)]
 pub struct Reusing {
     object: Arc<Object>,
-    older: Arc<Older>,
+    older: Arc<[Older]>,
     /// Whether [`Self::step`] found nothing more to copy, so that another one may have begun.
     is_over: bool,
 }
@@ -84,28 +84,33 @@ impl Object {
     fn reuse(
         &self,
         piece: &Piece,
-        older: &Older,
+        older: &[Older],
         answer: impl Fn(Vec<Ready>),
         now: impl Fn() -> Instant,
     ) {
-        let values = older.leaf_values(piece.segment());
-        if !piece.has_values() {
-            let equal = Some(&values[..]).filter(|values| piece.is_equal(values));
-            self.lock().receiver.handle_compared(piece, equal, now());
+        let Some(own) = piece.values() else {
+            let values = older.iter().map(|older| older.leaf_values(piece.segment()));
+            let equal = values.into_iter().find(|values| piece.is_equal(values));
+            self.lock().receiver.handle_compared(piece, equal.as_deref(), now());
             return;
-        }
-        for check in piece.equal_leaves(&values) {
-            if self.lock().is_shut_down {
-                break;
+        };
+        let mut left = piece.clone();
+        for older in older {
+            for check in left.equal_leaves(&older.values_to_compare(piece.segment(), own)) {
+                if self.lock().is_shut_down {
+                    break;
+                }
+                let (right, ready) = self.copy_leaves(&check, older);
+                left.take_off(&right);
+                answer(ready);
             }
-            answer(self.copy_leaves(&check, older));
         }
         self.lock().receiver.handle_piece_over(piece, now());
     }
 
-    /// Copies the leaves that are right in the older version. Returns the reads that can be
-    /// answered.
-    fn copy_leaves(&self, check: &Check, older: &Older) -> Vec<Ready> {
+    /// Copies the leaves that are right in the older version. Returns them, and the reads that can
+    /// be answered.
+    fn copy_leaves(&self, check: &Check, older: &Older) -> (Vec<u64>, Vec<Ready>) {
         let bytes = check.bytes();
         let len = usize::try_from(bytes.end - bytes.start).expect("a check is about a MiB");
         with_buffer(len, |buffer| {
@@ -120,7 +125,8 @@ impl Object {
                 Err(error) if is_no_room(&error) => self.stop_filling(&mut inner),
                 Err(error) => self.store_failed(&mut inner, error.to_string()),
             }
-            self.take_answerable(&mut inner)
+            let right = check.leaves().filter(|leaf| !wrong.contains(leaf)).collect();
+            (right, self.take_answerable(&mut inner))
         })
     }
 

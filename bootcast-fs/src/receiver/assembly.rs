@@ -260,6 +260,11 @@ impl Assembly {
         self.arrived.pages() - self.arrived.len()
     }
 
+    /// Number of bytes that arrived, up to a page too many.
+    pub fn arrived_bytes(&self) -> u64 {
+        u64::from(self.arrived.len()) * u64::from(self.page_size().get())
+    }
+
     /// Number of missing bytes, up to a page too many.
     pub fn missing_bytes(&self) -> u64 {
         u64::from(self.missing()) * u64::from(self.page_size().get())

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
 
+use bootcast_proto::manifest::UNKNOWN;
 use bootcast_proto::{ContentId, Geometry, PageRange, PageSet, PageSize, RemotePath};
 
 use super::*;
@@ -333,7 +334,7 @@ fn a_second_store_of_an_object_in_use_is_transient_and_empty() {
 }
 
 #[test]
-fn a_damaged_object_is_emptied() {
+fn nothing_of_a_damaged_object_counts_as_held() {
     type Damage = fn(&std::path::Path);
     let damages: [Damage; 5] = [
         |object| std::fs::write(object.join("state"), b"{}\n").unwrap(),
@@ -353,7 +354,6 @@ fn a_damaged_object_is_emptied() {
         damage(&object);
         let mut store = cache.open(&key("v1")).unwrap();
         assert!(store.take_restored().is_none());
-        assert_eq!(store.data.metadata().unwrap().len(), 0);
         // Ends without a checkpoint, as in a crash.
         store.set_size(10).unwrap();
         drop(store);
@@ -440,14 +440,14 @@ fn a_new_version_finds_the_newest_complete_one_of_its_path() {
     let dir = tempfile::tempdir().unwrap();
     let cache = Cache::on_disk(dir.path()).unwrap();
     let mut first = cache.open(&key("v1")).unwrap();
-    assert!(first.take_older().is_none());
+    assert!(first.take_older().is_empty());
     drop(first);
     let of = |byte| vec![byte; 20_000];
     complete_with_hashes(&cache, "v1", &of(1));
     complete_with_hashes(&cache, "v2", &of(2));
     fill(&cache);
     let older = |key: &ObjectKey| {
-        let older = cache.open(key).unwrap().take_older()?;
+        let older = cache.open(key).unwrap().take_older().pop()?;
         let mut byte = [0];
         older.read_exact_at(&mut byte, 19_999).unwrap();
         Some((byte[0], older.leaf_values(0).len(), older.leaf_values(1).len()))
@@ -465,11 +465,45 @@ fn bytes_of_an_older_version_are_stored_and_its_holes_stay_holes() {
     complete_with_hashes(&cache, "v1", &bytes);
     let mut new = cache.open(&key("v2")).unwrap();
     new.set_size(bytes.len() as u64).unwrap();
-    let older = new.take_older().unwrap();
+    let older = new.take_older().pop().unwrap();
     let mut slices: Vec<_> = bytes.chunks(16_384).map(IoSlice::new).collect();
     new.write_from(&older, &mut slices, 0).unwrap();
     let mut copied = vec![1; bytes.len()];
     new.read_exact_at(&mut copied, 0).unwrap();
     assert!(copied == bytes);
     assert!(new.is_hole(&(49_152..245_760)));
+}
+
+#[test]
+fn what_a_killed_use_left_is_compared_where_the_file_has_data() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::on_disk(dir.path()).unwrap();
+    let (size, segment) = (12 << 20, 4 << 20);
+    let killed = cache.open(&key("v1")).unwrap();
+    killed.set_size(size).unwrap();
+    // In the second segment: its first two leaves, and some bytes of its third one.
+    killed.write_run(&mut [IoSlice::new(&vec![7; 33_000])], segment).unwrap();
+    killed.write_run(&mut [IoSlice::new(&vec![7; 2 << 20])], 2 * segment).unwrap();
+    drop(killed);
+    let mut next = cache.open(&key("v1")).unwrap();
+    assert!(next.take_restored().is_none(), "there was no checkpoint");
+    let left = next.take_older().pop().unwrap();
+    let own: Vec<_> = (0..=255).map(|leaf| [leaf; 32]).collect();
+    let compared = |number| left.values_to_compare(number, &own);
+    assert!(compared(0).iter().all(|value| *value == UNKNOWN), "a hole");
+    // A file system may allocate more than was written.
+    assert_eq!(compared(1)[..3], own[..3]);
+    assert_eq!(compared(1)[200..], [UNKNOWN; 56]);
+    assert_eq!(compared(2)[..128], own[..128]);
+    let mut bytes = [0; 4];
+    left.read_exact_at(&mut bytes, segment).unwrap();
+    assert_eq!(bytes, [7; 4]);
+}
+
+#[test]
+fn little_without_a_checkpoint_is_not_looked_at() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::on_disk(dir.path()).unwrap();
+    fill(&cache);
+    assert!(cache.open(&key("v1")).unwrap().take_older().is_empty());
 }

@@ -74,7 +74,7 @@ impl Versions {
             while let Some(piece) = receiver.poll_piece() {
                 has_worked = true;
                 let values = leaves(&self.manifests[0], &(piece.segment()..piece.segment() + 1));
-                if !piece.has_values() {
+                if piece.values().is_none() {
                     let equal = Some(values).filter(|values| piece.is_equal(values));
                     receiver.handle_compared(&piece, equal, now);
                     continue;

@@ -49,9 +49,18 @@ impl Piece {
         self.segment
     }
 
-    /// Whether the values of the leaves are known. Otherwise only whole segments can be compared.
-    pub fn has_values(&self) -> bool {
-        self.values.is_some()
+    /// Returns the values of the leaves; `None` if they are not known, so that only whole segments
+    /// can be compared.
+    pub fn values(&self) -> Option<&[Value]> {
+        self.values.as_deref()
+    }
+
+    /// Takes leaves off that are no longer missing.
+    pub fn take_off(&mut self, leaves: &[u64]) {
+        let first = self.segment * SEGMENT_LEAVES;
+        for leaf in leaves {
+            self.lacking.remove(leaf - first);
+        }
     }
 
     /// Whether an older version with these leaf values has the whole segment.

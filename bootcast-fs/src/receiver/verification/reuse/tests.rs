@@ -21,7 +21,7 @@ fn step(verification: &mut Verification, older: &File, stored: &[u8], now: Insta
     let segments = older.manifest.tree().segments();
     let values =
         if segment < segments { older.leaves(&(segment..segment + 1)) } else { Default::default() };
-    if piece.has_values() {
+    if piece.values().is_some() {
         for run in piece.equal_leaves(values) {
             let wrong = run.wrong_leaves(&stored[range(&run.bytes())]);
             for leaves in verification.handle_reused(&run, &wrong) {
