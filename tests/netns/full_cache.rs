@@ -11,6 +11,7 @@ use harness::{Lab, MountProc, Random, SOON, digest_of, lab_or_skip, mib, wait_un
 use rustix::fs::FlockOperation;
 use rustix::mount::{MountFlags, UnmountFlags};
 
+use crate::plain_peers::plain_server;
 use crate::{TRANSFER, text};
 
 /// Returns what a directory takes up, with everything below it.
@@ -183,6 +184,18 @@ fn readers_of_files_on_a_full_disk_get_the_right_bytes_over_http() {
 #[test]
 fn readers_of_files_on_a_full_disk_get_the_right_bytes_without_hashes() {
     read_on_a_full_disk("verify=tag");
+}
+
+#[test]
+fn a_file_of_a_plain_server_is_read_past_a_full_cache() {
+    let lab = lab_or_skip!(Lab::builder());
+    let image = lab.put("image", mib(2) + 77);
+    let _server = plain_server(&lab, &[]);
+    let mount = lab.mount(1).option("cache_size=1M,cache_min_free=0").start();
+    for _ in 0..2 {
+        assert_eq!(digest_of(mount.join("image")), image.digest, "{}", mount.log());
+    }
+    assert!(mount.log().contains("the cache has no room"), "{}", mount.log());
 }
 
 #[test]
