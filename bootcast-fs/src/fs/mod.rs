@@ -352,7 +352,7 @@ impl Fs {
             let fs = self.clone();
             let tidy = move || {
                 fs.retire_idle();
-                fs.trim_windows();
+                fs.tidy_windows();
                 if checkpoint {
                     fs.checkpoint_all();
                 }

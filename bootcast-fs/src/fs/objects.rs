@@ -161,9 +161,13 @@ impl Fs {
         objects
     }
 
-    /// Gives memory back that files past the cache use beyond their share.
-    pub(super) fn trim_windows(&self) {
+    /// Moves bytes of files past the cache to the cache if that has room, and gives memory back that
+    /// they use beyond their share.
+    pub(super) fn tidy_windows(&self) {
         for object in self.all_objects() {
+            if !self.cache.is_short() {
+                object.settle_window();
+            }
             object.trim_window();
         }
     }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use tracing::{info, warn};
 
+use super::storing::Saved;
 use super::{Inner, Object};
 use crate::cache::{CheckpointError, Settled};
 use crate::receiver::{Assembly, Fill};
@@ -110,11 +111,23 @@ impl Object {
         inner.receiver.stop_filling();
     }
 
+    /// Moves bytes from memory to the cache if there are some and it has room by now.
+    pub fn settle_window(&self) {
+        if self.store.has_window() {
+            let _alone = panics::lock(&self.saving);
+            if let Err(error) = self.settle()
+                && let Some(more) = log_limit::allow("cannot move bytes to the cache", &error)
+            {
+                warn!(path = %self.key.path, %error, "cannot move bytes to the cache{more}");
+            }
+        }
+    }
+
     /// Moves bytes from memory to the cache if that has room by now, and fills the file again if
-    /// all of it has. Returns whether some were moved.
-    pub(super) fn settle(&self) -> Result<bool, CheckpointError> {
+    /// all of it has. Nobody else does so at the same time.
+    pub(super) fn settle(&self) -> Result<(), CheckpointError> {
         if !self.store.may_drop() {
-            return Ok(false);
+            return Ok(());
         }
         let some = self.store.in_window(&(0..u64::MAX));
         let settled = loop {
@@ -128,6 +141,9 @@ impl Object {
         let is_settled = settled == Settled::All;
         let missing = {
             let mut inner = self.lock();
+            if !some.is_empty() {
+                inner.saved = Saved::default();
+            }
             if let Some(geometry) = inner.receiver.assembly().map(|it| *it.geometry()) {
                 for bytes in &some {
                     inner.receiver.mark_changed(geometry.pages_covering(bytes.clone()));
@@ -146,7 +162,7 @@ impl Object {
                 inner.receiver.resume_filling();
             }
         }
-        Ok(!some.is_empty() && is_settled)
+        Ok(())
     }
 }
 

@@ -185,10 +185,10 @@ impl Object {
     /// Saves to disk which pages are held. Waits for the disk; call it on a thread that may.
     pub fn checkpoint(&self) -> Result<(), CheckpointError> {
         let _alone = panics::lock(&self.saving);
-        let has_settled = self.settle()?;
+        self.settle()?;
         // Before the link to the content, so that who finds that finds the hashes, too.
         self.save_lists();
-        let (kept, changed) = self.snapshot_held(has_settled);
+        let (kept, changed) = self.snapshot_held();
         let result = match &kept {
             Some((_, Some(kept))) => self.store.checkpoint(kept),
             // Of lost data an earlier state may still be there, if it could not be removed.
@@ -221,16 +221,13 @@ impl Object {
 
     /// Takes a snapshot of the pages that are held, if it differs from what is saved. Returns it,
     /// and the groups with changes that it has.
-    fn snapshot_held(
-        &self,
-        has_settled: bool,
-    ) -> (Option<(Saved, Option<HeldSnapshot>)>, BTreeSet<u32>) {
+    fn snapshot_held(&self) -> (Option<(Saved, Option<HeldSnapshot>)>, BTreeSet<u32>) {
         let past = self.store.in_window(&(0..u64::MAX));
         let mut inner = self.lock();
         let (content, proven) = (inner.receiver.content_id(), inner.receiver.proven_content());
         let Some(assembly) = inner.receiver.assembly() else { return (None, BTreeSet::new()) };
         let (geometry, saved) = (*assembly.geometry(), Saved::of(assembly, proven));
-        if saved == inner.saved && !has_settled && past.is_empty() {
+        if saved == inner.saved && past.is_empty() {
             return (None, BTreeSet::new());
         }
         for bytes in &past {
