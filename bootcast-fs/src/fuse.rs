@@ -47,6 +47,8 @@ pub struct Adapter {
     mounter: u32,
     /// Whether the kernel checks modes, so that not every user may see all names.
     enforces_modes: bool,
+    /// Whether the kernel may read cache files itself.
+    has_passthrough: bool,
     /// Modes of the open files.
     opens: Arc<Mutex<OpenModes<BackingId>>>,
 }
@@ -54,8 +56,16 @@ pub struct Adapter {
 impl Adapter {
     /// Creates the adapter. All files belong to `uid` and `gid`.
     pub fn new(fs: Arc<Fs>, runtime: Handle, uid: u32, gid: u32) -> Self {
-        let mounter = rustix::process::geteuid().as_raw();
-        Self { fs, runtime, uid, gid, mounter, enforces_modes: false, opens: Arc::default() }
+        Self {
+            fs,
+            runtime,
+            uid,
+            gid,
+            mounter: rustix::process::geteuid().as_raw(),
+            enforces_modes: false,
+            has_passthrough: false,
+            opens: Arc::default(),
+        }
     }
 
     /// Sets whether the kernel checks modes; if so, only root and the user who mounted see in the
@@ -63,6 +73,13 @@ impl Adapter {
     #[must_use]
     pub fn with_modes_enforced(self, enforces_modes: bool) -> Self {
         Self { enforces_modes, ..self }
+    }
+
+    /// Sets whether the kernel reads complete files itself where it can. That takes one level of the
+    /// two that the kernel allows for file systems on top of each other.
+    #[must_use]
+    pub fn with_passthrough(self, has_passthrough: bool) -> Self {
+        Self { has_passthrough, ..self }
     }
 
     /// Runs `call`, which may wait, on the runtime. Passes its result to `answer`, or replies with
@@ -207,6 +224,7 @@ impl Waiter for ReadWaiter {
 
 /// Replies to an open with the mode in which the kernel must read the inode at present.
 fn reply_to_open(
+    has_passthrough: bool,
     opens: &Mutex<OpenModes<BackingId>>,
     ino: INodeNo,
     file: &OpenFile,
@@ -214,7 +232,8 @@ fn reply_to_open(
 ) {
     let handle = FileHandle(file.handle);
     let register_backing = || {
-        let backing = file.is_durable.then(|| reply.open_backing(file.object.store()));
+        let may_pass = has_passthrough && file.is_durable;
+        let backing = may_pass.then(|| reply.open_backing(file.object.store()));
         backing.and_then(Result::ok)
     };
     // Locked until the reply is sent, so that the kernel gets the replies in the order in which the
@@ -246,14 +265,17 @@ impl Filesystem for Adapter {
             InitFlags::FUSE_DO_READDIRPLUS,
             InitFlags::FUSE_READDIRPLUS_AUTO,
             InitFlags::FUSE_PARALLEL_DIROPS,
-            InitFlags::FUSE_PASSTHROUGH,
+            // Reads of one descriptor with O_DIRECT and native AIO are in flight at the same time.
+            InitFlags::FUSE_ASYNC_DIO,
         ];
-        for capability in wanted {
+        let passthrough = self.has_passthrough.then_some(InitFlags::FUSE_PASSTHROUGH);
+        for capability in wanted.into_iter().chain(passthrough) {
             if config.add_capabilities(capability).is_err() {
                 debug!(?capability, "this kernel lacks a FUSE capability");
             }
         }
-        if config.capabilities().contains(InitFlags::FUSE_PASSTHROUGH) {
+        let is_capable = config.capabilities().contains(InitFlags::FUSE_PASSTHROUGH);
+        if self.has_passthrough && is_capable {
             config.set_max_stack_depth(1).map_err(|_| io::ErrorKind::InvalidInput)?;
         }
         Ok(())
@@ -296,8 +318,9 @@ impl Filesystem for Adapter {
 
     fn open(&self, request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         let (fs, opens) = (self.fs.clone(), self.opens.clone());
+        let has_passthrough = self.has_passthrough;
         self.spawn(request, reply, async move { fs.open(ino.0).await }, move |reply, file| {
-            reply_to_open(&opens, ino, &file, reply);
+            reply_to_open(has_passthrough, &opens, ino, &file, reply);
         });
     }
 

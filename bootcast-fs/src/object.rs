@@ -145,7 +145,8 @@ impl Object {
         let (restored, older) = (store.take_restored(), store.take_older());
         let content = key.content.or(restored.as_ref().and_then(|restored| restored.content));
         let kept = restored.map(|restored| restored.assembly);
-        let saved = kept.as_ref().map(|kept| Saved::of(kept, None)).unwrap_or_default();
+        let saved = kept.as_ref().filter(|_| !store.is_adopted());
+        let saved = saved.map(|kept| Saved::of(kept, None)).unwrap_or_default();
         let pin = Pin { etag: key.etag.clone(), size, content };
         let inner = Inner {
             receiver: Receiver::new(pin, kept, timing, seed).with_fill(fill),
@@ -172,6 +173,13 @@ impl Object {
             answering: Answering::default(),
             changed: watch::Sender::new(()),
         }
+    }
+
+    /// Fills the file only after its readers have shown that they want it.
+    #[must_use]
+    pub fn with_intent_awaited(self) -> Self {
+        self.lock().receiver.await_intent();
+        self
     }
 
     /// Sets whether the file may be fetched over HTTP.

@@ -16,7 +16,7 @@ use crate::fuse::Adapter;
 use crate::io::{Caller, Control, Intake, IntakeConfig, InterfaceChoice};
 use crate::log_limit;
 use crate::metrics::{self, Listener};
-use crate::mount::options::{CacheKind, MetricsAddress};
+use crate::mount::options::{CacheKind, MetricsAddress, Passthrough};
 use crate::mount::{MountError, MountOptions, MountRequest, kernel, root_fs};
 use crate::panics;
 use crate::receiver::{Timing, Verify};
@@ -81,6 +81,7 @@ impl Mounted {
         let metrics = listen_for_metrics(options).await?;
         // The bytes of pinned files are proven at every read.
         let verify = if pins.is_some() { Verify::AtReader } else { options.verify };
+        let has_passthrough = may_pass_through(options, pins.is_some());
         let config = FsConfig { verify, pins, ..fs_config(options) };
         let interface =
             options.interface.as_deref().map_or(InterfaceChoice::TowardServer, |text| {
@@ -96,7 +97,8 @@ impl Mounted {
         });
         let connection = kernel::mount(request)?;
         let adapter = Adapter::new(fs.clone(), runtime, uid, gid)
-            .with_modes_enforced(options.default_permissions);
+            .with_modes_enforced(options.default_permissions)
+            .with_passthrough(has_passthrough);
         let mut config = Config::default();
         config.n_threads = Some(FUSE_THREADS);
         config.clone_fd = true;
@@ -150,6 +152,15 @@ async fn listen_for_metrics(options: &MountOptions) -> Result<Option<Listener>, 
         };
         MountError::failed(&format!("cannot serve metrics at {address}: {error}"))
     })
+}
+
+/// Whether the kernel may ever read a cache file of this mount itself.
+fn may_pass_through(options: &MountOptions, has_pins: bool) -> bool {
+    let is_root = rustix::process::geteuid().is_root();
+    options.passthrough == Passthrough::Allowed
+        && options.cache == CacheKind::Disk
+        && is_root
+        && !has_pins
 }
 
 fn fs_config(options: &MountOptions) -> FsConfig {

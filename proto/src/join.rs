@@ -52,6 +52,8 @@ pub struct Extensions {
     pub content_id: Option<ContentId>,
     /// Bytes in a leaf of the manifest, if the server has manifests.
     pub leaf_bytes: Option<u64>,
+    /// Members of the cast, this one included.
+    pub members: Option<u64>,
 }
 
 /// Name of the repair code in the line `FEC=`. A slash and the interleave follow it.
@@ -100,6 +102,7 @@ impl JoinAnswer {
             lease,
             content_id,
             leaf_bytes,
+            members,
         } = &self.extensions;
         if let Some(size) = size {
             line("SIZE", size);
@@ -131,6 +134,9 @@ impl JoinAnswer {
         if let Some(leaf_bytes) = leaf_bytes {
             line("LEAF", leaf_bytes);
         }
+        if let Some(members) = members {
+            line("MEMBERS", members);
+        }
         text.push('\n');
         text
     }
@@ -160,6 +166,7 @@ impl JoinAnswer {
                     .map(|lease| Duration::from_secs(lease).min(LEASE_MAX)),
                 content_id: optional(text, "B3"),
                 leaf_bytes: optional(text, "LEAF"),
+                members: optional(text, "MEMBERS"),
             },
         };
         answer.check_size()?;
@@ -239,7 +246,8 @@ mod tests {
         FEC=cauchy8-128/16\n\
         LEASE=60\n\
         B3=6437b3ac38465133ffb63b75273a8db548c558465d79db03fd359c6cd5bd9d85\n\
-        LEAF=16384\n\n";
+        LEAF=16384\n\
+        MEMBERS=2\n\n";
 
     #[test]
     fn a_lease_that_would_overflow_a_clock_is_shortened_to_a_day() {
@@ -322,6 +330,7 @@ mod tests {
                         lease: Some(Duration::from_secs(rate % 1000)),
                         content_id: key.map(ContentId::from_bytes),
                         leaf_bytes: key.map(|_| rate),
+                        members: Some(rate),
                     }
                 } else {
                     Extensions::default()

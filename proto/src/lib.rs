@@ -86,6 +86,10 @@ pub const HEADER_RESUME: &str = "x-bootcast-resume";
 /// Request header of a join: `1` asks for leaf lists in the cast. docs/PROTOCOL.md, "Leaf lists".
 pub const HEADER_LEAVES: &str = "x-bootcast-leaves";
 
+/// Request header of `GET /file/`: `1` asks for a small file whose cast the client would otherwise
+/// join. docs/PROTOCOL.md, "Small files".
+pub const HEADER_SMALL: &str = "x-bootcast-small";
+
 /// Query of `GET /manifest/` that asks for the values that are known so far. It may stand beside
 /// `segments=`, separated by `&`. docs/PROTOCOL.md, "Manifest".
 pub const QUERY_KNOWN: &str = "known=1";

@@ -20,6 +20,10 @@ pub const SERVER_IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 pub const CLIENT_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 const _: () = assert!(CLIENT_IDLE_TIMEOUT.as_millis() < SERVER_IDLE_TIMEOUT.as_millis());
 
+/// Maximum size of a small file, in bytes: one that a client may ask for instead of joining. It is
+/// of four leaves at most.
+pub const SMALL_FILE: u64 = 64 << 10;
+
 /// Longest hold: time from the join that starts a cast to its first page.
 ///
 /// During the hold the client reads the answer and opens its socket, and the switches on the path
@@ -136,6 +140,7 @@ mod tests {
         let expected = [
             ("longest lease", time(LEASE_MAX)),
             ("longest `Retry-After`", time(RETRY_AFTER_MAX)),
+            ("largest small file", format!("{} KiB", SMALL_FILE >> 10)),
             ("idle connection, until the client gives it up", time(CLIENT_IDLE_TIMEOUT)),
             ("the same, until the server closes it", time(SERVER_IDLE_TIMEOUT)),
             ("longest hold", time(HOLD)),

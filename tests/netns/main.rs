@@ -23,6 +23,7 @@ mod demand_once;
 mod demanding;
 mod failing_disk;
 mod fetching;
+mod filling;
 mod forging;
 mod forging_at_rate;
 mod full_cache;

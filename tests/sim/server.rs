@@ -136,6 +136,7 @@ impl Server {
             lease: Some(REPAIR.lease),
             content_id: self.proof().map(Manifest::id),
             leaf_bytes: self.proof().map(|_| LEAF_BYTES),
+            members: None,
         }
     }
 

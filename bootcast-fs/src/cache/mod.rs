@@ -32,6 +32,7 @@ mod leaf_values;
 mod older;
 mod paths;
 mod room;
+mod small_file;
 mod state;
 mod store;
 mod symbols;
@@ -50,6 +51,7 @@ pub use budget::{Amount, Budget};
 pub use kept::{Checked, Kept, KeptFile, list};
 pub use leaf_values::LeafValues;
 pub use older::Older;
+pub use small_file::SmallFile;
 pub use state::{HeldSnapshot, Restored};
 pub(crate) use store::is_no_room;
 pub use store::{CheckpointError, Settled, Store};
@@ -175,6 +177,13 @@ impl Cache {
         }
         let older = Older::find(dir, key, &key.id(etag));
         Ok(store.with_older(older))
+    }
+
+    /// Whether pages of this version, or another version with the same content, are on disk.
+    pub fn has(&self, key: &ObjectKey) -> bool {
+        let (Some(dir), Some(etag)) = (self.dir(), &key.etag) else { return false };
+        let has_content = key.content.is_some_and(|content| contents::find(dir, content).is_some());
+        has_content || state::exists(&dir.join("objects").join(key.id(etag))).unwrap_or(true)
     }
 
     /// Opens the store of a version in the directory of a cache on disk.

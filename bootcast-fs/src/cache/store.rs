@@ -65,6 +65,8 @@ pub struct Store {
     leaf_values: Option<LeafValues>,
     /// Pages of the last checkpoint, until [`Self::take_restored`].
     restored: Option<Restored>,
+    /// Whether the pages of `restored` were stored just now, and no state lists them.
+    is_adopted: bool,
     /// What leaves may be taken from, the best first, until [`Self::take_older`].
     older: Vec<Older>,
     /// State on disk, whose blocks are written in place; `None` if the next save replaces it.
@@ -250,6 +252,7 @@ impl Store {
             symbols: Symbols::new(cache),
             object_dir,
             restored,
+            is_adopted: false,
             older: Vec::new(),
             state: Mutex::default(),
             disk: Box::new(RealDisk),
@@ -260,6 +263,24 @@ impl Store {
     /// Whether every page was held at the last checkpoint, before [`Self::take_restored`].
     pub(super) fn is_complete(&self) -> bool {
         self.restored.as_ref().is_some_and(|restored| restored.assembly.is_complete())
+    }
+
+    /// Whether [`Self::take_restored`] would return pages.
+    pub(super) fn has_restored(&self) -> bool {
+        self.restored.is_some()
+    }
+
+    /// Sets the pages that were stored just now.
+    pub(super) fn set_adopted(&mut self, restored: Restored) {
+        assert!(!self.is_shared, "an object that others read is complete");
+        self.restored = Some(restored);
+        self.is_adopted = true;
+        self.older.clear();
+    }
+
+    /// Whether pages of [`Self::take_restored`] are in no state yet.
+    pub fn is_adopted(&self) -> bool {
+        self.is_adopted
     }
 
     /// Adds what leaves may be taken from: what an earlier use left here, and `older`, an older

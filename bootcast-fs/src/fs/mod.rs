@@ -32,12 +32,12 @@ pub use pins::{Pins, PinsError};
 pub use status::FileAttribute;
 
 use crate::cache::Cache;
-use crate::io::{Control, ControlError, Intake, now};
+use crate::io::{Control, ControlError, Intake, SmallAnswer, now};
 use crate::log_limit;
 use crate::object::{Object, Opening, Seek, Unread, Waiter};
 use crate::panics::lock;
 use crate::proof::Proof;
-use crate::receiver::{Fill, REQUEST_BACKOFF, Timing, UnicastMode, Verify};
+use crate::receiver::{FillPolicy, REQUEST_BACKOFF, Timing, UnicastMode, Verify};
 use inode::Inodes;
 use names::OpenDir;
 use objects::Objects;
@@ -71,7 +71,7 @@ pub struct FsConfig {
     /// Rule for fetching pages over HTTP instead of receiving them by multicast.
     pub unicast: UnicastMode,
     /// Pages of an open file that are received.
-    pub fill: Fill,
+    pub fill: FillPolicy,
     /// Proof that bytes need before they are read.
     pub verify: Verify,
     /// The only files that may be opened, with their contents; `None` for all files.
@@ -201,9 +201,15 @@ impl Fs {
             FileVersion::Etag(_) => Some(node.attributes.size),
             FileVersion::Plain(_) => None,
         };
+        let small = self.fetch_small(&node.path, &version, node.attributes.size).await;
+        if matches!(small, Some(SmallAnswer::File(_))) {
+            // The server has just shown that this is its version.
+            lock(&self.inodes).refresh(ino, node.attributes.clone(), now());
+        }
         let pending = {
             let (fs, path, version) = (self.clone(), node.path.clone(), version.clone());
-            let acquired = tokio::task::spawn_blocking(move || fs.acquire(&path, &version, size));
+            let acquire = move || fs.acquire(&path, &version, size, small.as_ref());
+            let acquired = tokio::task::spawn_blocking(acquire);
             acquired.await.map_err(|error| FsError::Io(error.to_string()))??
         };
         let confirmed = self.wait_for_version(pending.object(), ino, &version).await;

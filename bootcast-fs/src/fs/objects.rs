@@ -7,14 +7,15 @@ use std::time::Instant;
 
 use bootcast_proto::RemotePath;
 use bootcast_proto::api::Kind;
+use bootcast_proto::limits::SMALL_FILE;
 use tracing::warn;
 
 use super::{FileVersion, Fs, FsError, Server, lock};
-use crate::cache::ObjectKey;
-use crate::io::{now, seed};
+use crate::cache::{ObjectKey, is_no_room};
+use crate::io::{SmallAnswer, now, seed};
 use crate::log_limit;
 use crate::object::{Object, Snapshot};
-use crate::receiver::Verify;
+use crate::receiver::{Fill, FillPolicy, UnicastMode, Verify};
 
 /// Maximum number of idle objects on disk that are kept. Each takes a few descriptors.
 const MAX_KEPT: usize = 64;
@@ -76,6 +77,7 @@ impl Fs {
         path: &RemotePath,
         version: &FileVersion,
         size: Option<u64>,
+        small: Option<&SmallAnswer>,
     ) -> Result<PendingOpen, FsError> {
         let key = (path.clone(), version.clone());
         let slot = lock(&self.objects).entry(key).or_default().clone();
@@ -97,7 +99,7 @@ impl Fs {
             if let (Server::Plain(names), FileVersion::Plain(content)) = (&self.server, version) {
                 lock(names).begin(path, *content)?;
             }
-            let object = Arc::new(self.create(path, version, size)?);
+            let object = Arc::new(self.create(path, version, size, small)?);
             *lock(&slot.object) = Some(object.clone());
             object.open();
             object
@@ -107,22 +109,61 @@ impl Fs {
         Ok(PendingOpen { fs: self.clone(), object: Some(object) })
     }
 
-    /// Creates an object with its store.
+    /// Fetches the content of a small file, so that no join is needed for its open. Returns `None`
+    /// if the file is here, or should come with a cast.
+    pub(super) async fn fetch_small(
+        &self,
+        path: &RemotePath,
+        version: &FileVersion,
+        size: u64,
+    ) -> Option<SmallAnswer> {
+        let FileVersion::Etag(etag) = version else { return None };
+        let may_fetch = self.config.unicast != UnicastMode::Never && self.config.pins.is_none();
+        if size > SMALL_FILE || !may_fetch || self.object(path, version).is_some() {
+            return None;
+        }
+        let (cache, key) = (self.cache.clone(), self.key(path, version));
+        let is_here = tokio::task::spawn_blocking(move || cache.has(&key)).await.unwrap_or(true);
+        if is_here {
+            return None;
+        }
+        self.control.small_file(path, etag, size).await
+    }
+
+    /// Creates an object with its store, which gets the content of a small file.
     fn create(
         &self,
         path: &RemotePath,
         version: &FileVersion,
         size: Option<u64>,
+        small: Option<&SmallAnswer>,
     ) -> Result<Object, FsError> {
         let key = self.key(path, version);
-        let store = self.cache.open(&key).map_err(|error| {
+        let mut store = self.cache.open(&key).map_err(|error| {
             if let Some(more) = log_limit::allow("cannot open the cache", &error) {
                 warn!(%path, %error, "cannot open the cache{more}");
             }
             FsError::Io(error.to_string())
         })?;
-        let (timing, fill) = (self.config.timing, self.config.fill);
-        let object = Object::new(key, store, size, timing, fill, seed());
+        if let Some(SmallAnswer::File(small)) = small {
+            match store.adopt(small) {
+                // Its pages come as they are read.
+                Err(error) if is_no_room(&error) => {}
+                adopted => {
+                    adopted
+                        .map_err(|error| FsError::Io(format!("cannot write the cache: {error}")))?;
+                }
+            }
+        }
+        let fill = match self.config.fill {
+            FillPolicy::Never => Fill::Demand,
+            FillPolicy::AfterIntent | FillPolicy::AtOpen => Fill::Full,
+        };
+        let object = Object::new(key, store, size, self.config.timing, fill, seed());
+        // The cast of a small file that several hosts want forms in its hold.
+        let is_wanted = matches!(small, Some(SmallAnswer::Wanted));
+        let awaits = self.config.fill == FillPolicy::AfterIntent && !is_wanted;
+        let object = if awaits { object.with_intent_awaited() } else { object };
         Ok(object.with_unicast(self.config.unicast).with_verify(self.config.verify))
     }
 

@@ -12,7 +12,7 @@ use super::{FileVersion, Fs, FsError, ROOT, lock};
 use crate::cache::KeptFile;
 use crate::io::now;
 use crate::object::Object;
-use crate::receiver::{Fill, UnicastMode, Verify};
+use crate::receiver::{FillPolicy, UnicastMode, Verify};
 use crate::status::{FileState, FileStatus, MountStatus};
 use crate::totals::TOTALS;
 use crate::warnings;
@@ -171,8 +171,9 @@ impl Fs {
         let cache_dir = self.cache.dir().map(|dir| dir.display().to_string());
         let cache = if cache_dir.is_some() { "disk" } else { "memory" };
         let fill = match self.config.fill {
-            Fill::Full => "full",
-            Fill::Demand => "demand",
+            FillPolicy::AfterIntent => "full",
+            FillPolicy::AtOpen => "eager",
+            FillPolicy::Never => "demand",
         };
         let verify = match self.config.verify {
             Verify::Leaf | Verify::AtReader => "leaf",

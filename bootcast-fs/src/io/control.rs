@@ -10,15 +10,17 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use bootcast_proto::api::{Attributes, Meta, Report, Status, WantBody};
+use bootcast_proto::limits::SMALL_FILE;
 use bootcast_proto::{
     ContentId, Etag, FILL_DEMAND, HEADER_EXTENSIONS, HEADER_FILL, HEADER_LEAVES, HEADER_QUEUE,
-    HEADER_RESUME, HEADER_TOKEN, JoinAnswer, PageRange, QUERY_KNOWN, QUERY_ZEROS, RemotePath,
-    Token, ZeroMap,
+    HEADER_RESUME, HEADER_SMALL, HEADER_TOKEN, JoinAnswer, PageRange, QUERY_KNOWN, QUERY_ZEROS,
+    RemotePath, Token, ZeroMap,
 };
 use reqwest::header::{CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_NONE_MATCH, IF_RANGE, RANGE};
 use reqwest::{Client, RequestBuilder, Response, StatusCode};
 
 use super::stated_ids::StatedIds;
+use crate::cache::SmallFile;
 use crate::receiver::{FetchError, Fill, JoinError, JoinOptions, REQUEST_BACKOFF};
 use answers::{content_id, header, unreadable_pages};
 use exchange::{
@@ -35,6 +37,9 @@ pub use error::ControlError;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Timeout of a demand. Missing pages are demanded again before it ends.
 const WANT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Timeout of a request for a small file. If it ends, a join is tried, which waits for as long as
+/// it takes.
+const SMALL_TIMEOUT: Duration = Duration::from_secs(2);
 /// Upper bound of the queueing delay that the answer to a demand may state.
 const QUEUE_MAX: Duration = Duration::from_secs(2);
 /// Number of attempts to leave a cast.
@@ -43,6 +48,15 @@ const LEAVE_ATTEMPTS: u32 = 4;
 const LISTING_LIMIT: usize = 256 << 20;
 /// Largest manifest that is read, in bytes: the segment values of 8 TiB.
 const MANIFEST_LIMIT: usize = 64 << 20;
+
+/// Answer to a request for a small file.
+#[derive(Clone, Debug)]
+pub enum SmallAnswer {
+    /// The file.
+    File(SmallFile),
+    /// Several hosts want it, so that it is cast.
+    Wanted,
+}
 
 /// Client of one server's control plane.
 #[derive(Clone, Debug)]
@@ -287,6 +301,31 @@ impl Control {
         let offset = if response.status() == StatusCode::PARTIAL_CONTENT { offset } else { 0 };
         let size = response.content_length().map(|length| length + offset);
         Ok(FileAnswer { response, offset, size, etag })
+    }
+
+    /// Fetches a small file instead of joining its cast. Returns `None` if the client should join:
+    /// the server has another version, does not know such requests, or does not answer.
+    pub async fn small_file(
+        &self,
+        path: &RemotePath,
+        etag: &Etag,
+        size: u64,
+    ) -> Option<SmallAnswer> {
+        let request = self.get("file", path).header(HEADER_SMALL, "1").timeout(SMALL_TIMEOUT);
+        let response = match self.send(request).await {
+            Err(ControlError::Refused { status: 409, .. }) => return Some(SmallAnswer::Wanted),
+            response => response.ok()?,
+        };
+        let version = header(&response, ETAG).and_then(|value| Etag::from_header(&value).ok());
+        let id = content_id(&response);
+        let limit = usize::try_from(SMALL_FILE).ok()?;
+        if version.as_ref() != Some(etag) || response.content_length() != Some(size) {
+            return None;
+        }
+        let bytes = self.body(response, limit).await.ok()?;
+        let file = SmallFile::new(bytes, size, id)?;
+        id.inspect(|id| self.stated_ids.remember(path, etag, *id));
+        Some(SmallAnswer::File(file))
     }
 
     /// Requests these bytes of the version `etag`. Returns a response whose body is that part;

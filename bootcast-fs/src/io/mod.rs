@@ -18,7 +18,7 @@ mod stated_ids;
 mod sys;
 
 pub use caller::Caller;
-pub use control::{Control, ControlError, FileAnswer, SegmentRange};
+pub use control::{Control, ControlError, FileAnswer, SegmentRange, SmallAnswer};
 pub use intake::{Intake, IntakeConfig};
 pub use interface::InterfaceChoice;
 

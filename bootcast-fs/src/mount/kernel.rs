@@ -28,6 +28,9 @@ const SUBTYPE: &str = "bootcastfs";
 /// Program that mounts and unmounts FUSE file systems for users other than root.
 const FUSERMOUNT: &str = "fusermount3";
 
+/// Maximum number of dead mounts on one mount point that a mount takes off.
+const MAX_DEAD: usize = 16;
+
 /// Value of `rootmode=`: the file type of the root directory (`S_IFDIR`), without permissions.
 const ROOT_MODE: u32 = 0o040_000;
 
@@ -71,7 +74,7 @@ pub enum KernelError {
 ///
 /// Tries mount(2) first, then fusermount3 if the caller may not call mount(2).
 pub fn mount(request: &MountRequest) -> Result<OwnedFd, KernelError> {
-    check_mountpoint(&request.mountpoint)?;
+    clear_mountpoint(&request.mountpoint)?;
     match mount_directly(request) {
         Err(KernelError::System(_, error)) if error.kind() == io::ErrorKind::PermissionDenied => {
             mount_by_fusermount(request)
@@ -90,6 +93,52 @@ pub fn unmount(mountpoint: &Path, lazy: bool) -> Result<(), KernelError> {
         Err(Errno::INVAL | Errno::NOENT) => Err(KernelError::NotMounted(mountpoint.to_owned())),
         Err(errno) => Err(KernelError::System("unmount", errno.into())),
     }
+}
+
+/// Checks the mount point, and takes dead mounts of this program off it, such as one whose process
+/// was killed. Nobody can use them any more.
+fn clear_mountpoint(mountpoint: &Path) -> Result<(), KernelError> {
+    for _ in 0..MAX_DEAD {
+        match check_mountpoint(mountpoint) {
+            Err(KernelError::Stale(_)) if is_own(mountpoint) => {
+                unmount(mountpoint, true)?;
+                tracing::warn!("took a dead mount off {mountpoint:?}");
+            }
+            outcome => return outcome,
+        }
+    }
+    check_mountpoint(mountpoint)
+}
+
+/// Whether the file system that covers the mount point is one of this program.
+fn is_own(mountpoint: &Path) -> bool {
+    // The last component cannot be looked at: it is dead.
+    let parent = mountpoint.parent().and_then(|parent| fs::canonicalize(parent).ok());
+    let path = parent.zip(mountpoint.file_name()).map(|(parent, name)| parent.join(name));
+    let table = fs::read("/proc/self/mountinfo").unwrap_or_default();
+    path.is_some_and(|path| top_type(&table, &path) == Some(format!("fuse.{SUBTYPE}").as_bytes()))
+}
+
+/// Type of the file system that was mounted last at this path, by a table in the form of
+/// proc(5), `mountinfo`.
+fn top_type<'a>(table: &'a [u8], path: &Path) -> Option<&'a [u8]> {
+    let escaped = escape(path.as_os_str().as_bytes());
+    table.split(|byte| *byte == b'\n').rev().find_map(|line| {
+        let mut fields = line.split(|byte| *byte == b' ');
+        if fields.nth(4)? != escaped {
+            return None;
+        }
+        fields.skip_while(|field| *field != b"-").nth(1)
+    })
+}
+
+/// Writes a path as the kernel's tables do: some bytes as a backslash and three octal digits.
+fn escape(path: &[u8]) -> Vec<u8> {
+    let escaped = path.iter().flat_map(|byte| match byte {
+        b' ' | b'\t' | b'\n' | b'\\' => format!("\\{byte:03o}").into_bytes(),
+        byte => vec![*byte],
+    });
+    escaped.collect()
 }
 
 /// Checks that the mount point is a directory and not covered by a dead mount.
@@ -349,17 +398,29 @@ mod tests {
     }
 
     #[test]
-    fn a_dead_mount_has_an_error_of_its_own_and_can_be_unmounted() {
+    fn dead_mounts_are_taken_off_by_the_next_mount() {
         if !can_mount() {
             return;
         }
         let mountpoint = Mountpoint::new();
         let request = mountpoint.request("head:/", "");
         drop(mount(&request).unwrap());
-        let error = mount(&request).unwrap_err();
+        let error = check_mountpoint(mountpoint.0.path()).unwrap_err();
         assert!(matches!(error, KernelError::Stale(_)), "{error}");
-        unmount(mountpoint.0.path(), true).unwrap();
-        assert_eq!(mountpoint.mounted(), None);
+        drop(mount(&request).unwrap());
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let path = mountpoint.0.path().to_str().unwrap();
+        assert_eq!(table.matches(path).count(), 1, "{table}");
+    }
+
+    #[test]
+    fn the_type_of_a_mount_is_that_of_the_last_one_at_its_path() {
+        let table = b"22 1 0:5 / /a\\040b rw,nosuid shared:7 - ext4 /dev/x rw\n\
+            23 22 0:6 / /a\\040b ro - fuse.bootcastfs head:/ ro\n24 1 0:7 / /a rw - tmpfs none rw\n";
+        let own: Option<&[u8]> = Some(b"fuse.bootcastfs");
+        assert_eq!(top_type(table, Path::new("/a b")), own);
+        assert_eq!(top_type(table, Path::new("/a")), Some(&b"tmpfs"[..]));
+        assert_eq!(top_type(table, Path::new("/")), None);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use bootcast_proto::ContentId;
 use rustix::mount::MountFlags;
 
 use crate::cache::{Amount, Budget};
-use crate::receiver::{Fill, UnicastMode, Verify};
+use crate::receiver::{FillPolicy, UnicastMode, Verify};
 
 mod list;
 mod table;
@@ -52,8 +52,10 @@ pub struct MountOptions {
     pub cache_min_free: Option<Amount>,
     /// Rule for fetching pages over HTTP instead of receiving them by multicast.
     pub unicast: UnicastMode,
+    /// Whether the kernel may read the cache files of complete files itself.
+    pub passthrough: Passthrough,
     /// Pages of an open file that are received: all, or those that readers ask for.
-    pub fill: Fill,
+    pub fill: FillPolicy,
     /// Proof that bytes need before they are read.
     pub verify: Verify,
     /// File that names the contents of all files; `None` for any contents.
@@ -137,6 +139,15 @@ pub enum OptionError {
     },
 }
 
+/// Whether the kernel may read cache files without this program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Passthrough {
+    /// Where it can.
+    Allowed,
+    /// Never.
+    Refused,
+}
+
 impl Default for MountOptions {
     fn default() -> Self {
         Self {
@@ -154,7 +165,8 @@ impl Default for MountOptions {
             cache_size: None,
             cache_min_free: None,
             unicast: UnicastMode::Auto,
-            fill: Fill::Full,
+            passthrough: Passthrough::Allowed,
+            fill: FillPolicy::AtOpen,
             verify: Verify::Leaf,
             pins: None,
             b3: None,
@@ -270,7 +282,7 @@ mod tests {
         let options = parse(
             "allow_other,default_permissions,uid=1000,gid=100,umask=0027,port=9999,interface=eth1,\
              cache=memory,cache_dir=/var/c,unicast=always,fill=demand,pins=/etc/pins,linger=1m30s,\
-             attr_ttl=0.5,log=debug,metrics=[::1]:9555,root_fs,max_read=131072",
+             passthrough=no,attr_ttl=0.5,log=debug,metrics=[::1]:9555,root_fs,max_read=131072",
         )
         .unwrap();
         let expected = MountOptions {
@@ -284,7 +296,8 @@ mod tests {
             cache: CacheKind::Memory,
             cache_dir: Some("/var/c".into()),
             unicast: UnicastMode::Always,
-            fill: Fill::Demand,
+            passthrough: Passthrough::Refused,
+            fill: FillPolicy::Never,
             pins: Some("/etc/pins".into()),
             linger: Duration::from_secs(90),
             attr_ttl: Duration::from_millis(500),
@@ -309,7 +322,7 @@ mod tests {
     #[test]
     fn sloppy_ignores_unknown_options_and_no_wrong_values() {
         let options = MountOptions::parse_sloppy(&["bogus,bogus=1,fill=demand"]).unwrap();
-        assert_eq!(options.fill, Fill::Demand);
+        assert_eq!(options.fill, FillPolicy::Never);
         assert!(MountOptions::parse_sloppy(&["fill=bogus"]).is_err());
     }
 
@@ -372,6 +385,8 @@ mod tests {
             "cache_dir=",
             "fill=",
             "fill=half",
+            "passthrough=",
+            "passthrough=maybe",
             "linger=soon",
             "attr_ttl=-1",
             "timeo=0",
@@ -401,9 +416,10 @@ mod tests {
 
     #[test]
     fn fill_is_full_unless_demand_is_given() {
-        assert_eq!(parse("").unwrap().fill, Fill::Full);
-        assert_eq!(parse("fill=demand").unwrap().fill, Fill::Demand);
-        assert_eq!(parse("fill=demand,fill=full").unwrap().fill, Fill::Full);
+        assert_eq!(parse("").unwrap().fill, FillPolicy::AtOpen);
+        assert_eq!(parse("fill=demand").unwrap().fill, FillPolicy::Never);
+        assert_eq!(parse("fill=eager").unwrap().fill, FillPolicy::AtOpen);
+        assert_eq!(parse("fill=demand,fill=full").unwrap().fill, FillPolicy::AfterIntent);
     }
 
     #[test]
@@ -458,7 +474,9 @@ mod tests {
         for row in &rows {
             let default = row[1].trim_matches('`');
             let name = row[0].trim_matches('`').split('=').next().unwrap();
-            if ["cache", "unicast", "fill", "verify", "linger", "attr_ttl"].contains(&name) {
+            if ["cache", "unicast", "fill", "passthrough", "verify", "linger", "attr_ttl"]
+                .contains(&name)
+            {
                 assert_eq!(parse(&format!("{name}={default}")), parse(""), "{name}");
             }
         }
@@ -470,9 +488,14 @@ mod tests {
 
     #[test]
     fn the_help_lists_the_options_of_bootcastfs() {
-        for name in
-            ["allow_other", "fill=full|demand", "timeo=TIME", "cache_dir=DIR", "hard", "log=FILTER"]
-        {
+        for name in [
+            "allow_other",
+            "fill=eager|full|demand",
+            "timeo=TIME",
+            "cache_dir=DIR",
+            "hard",
+            "log=FILTER",
+        ] {
             assert!(help().contains(name), "{name}");
         }
     }

@@ -110,6 +110,16 @@ impl Demand {
         self.fill
     }
 
+    /// Bytes that were read so far.
+    pub(super) fn bytes_read(&self) -> u64 {
+        self.runs.total()
+    }
+
+    /// Bytes that the last reader has read one after another.
+    pub(super) fn newest_run(&self) -> Range<u64> {
+        self.runs.newest()
+    }
+
     /// Whether the server supports demand.
     pub(super) fn is_supported(&self) -> bool {
         self.is_supported

@@ -84,6 +84,16 @@ impl DemandLoop {
         self.demand.record_read(bytes, view(file, self.stream.as_ref()))
     }
 
+    /// Bytes that were read so far.
+    pub(super) fn bytes_read(&self) -> u64 {
+        self.demand.bytes_read()
+    }
+
+    /// Bytes that the last reader has read one after another.
+    pub(super) fn newest_run(&self) -> Range<u64> {
+        self.demand.newest_run()
+    }
+
     /// Starts the wait of a read.
     pub(super) fn begin_wait(
         &mut self,
@@ -174,6 +184,11 @@ impl DemandLoop {
         if let Some(stream) = &mut self.stream {
             stream.beacon(position, now);
         }
+    }
+
+    /// Whether the stream sends pages for somebody, as far as beacons tell.
+    pub(super) fn is_streaming(&self, now: Instant) -> bool {
+        self.stream.as_ref().is_some_and(|stream| stream.is_running(now))
     }
 
     /// Declares overdue demanded pages lost.

@@ -36,6 +36,7 @@ impl Receiver {
     /// Handles a reader that closed the file.
     pub fn handle_close(&mut self, now: Instant) {
         self.session.handle_close(now);
+        self.close_intent();
     }
 
     /// Handles a read of these bytes, all within the file. Returns an identifier of its wait if
@@ -43,6 +44,7 @@ impl Receiver {
     pub fn handle_read(&mut self, bytes: &Range<u64>, now: Instant) -> Option<WaitId> {
         let file = FileView { assembly: self.content.assembly(), blocks: self.repair.blocks() };
         let access = self.demand.record_read(bytes, file);
+        self.record_intent(now);
         self.rescue.read(bytes);
         // Pages whose time as unreadable is over may be asked for again, which needs a membership.
         self.content.expire_unreadable(now);
@@ -76,11 +78,17 @@ impl Receiver {
 
     /// Handles the answer to a join.
     pub fn handle_join(&mut self, answer: &JoinAnswer, now: Instant) {
-        let has_repair = self.fill() == Fill::Full && answer.block_layout().is_some();
+        if answer.extensions.lease.is_none() && self.intent.is_awaited() {
+            // The server sends everything to everybody.
+            self.drop_intent();
+            self.demand.set_fill(Fill::Full);
+        }
+        let has_repair = self.may_fill() && answer.block_layout().is_some();
         if !self.session.handle_join(answer, has_repair, now) {
             // After a data loss, its pages would be stored and read where others got lost.
             return;
         }
+        self.adopt_cast(answer);
         if self.content.adopt(answer) {
             self.begin(answer, now);
             self.begin_reuse(now);
@@ -214,7 +222,10 @@ impl Receiver {
             return RepairArrival::Bad(RepairError::Index);
         }
         let decoded = match self.repair.decode(checked.bytes) {
-            None => return RepairArrival::Nothing,
+            None => {
+                self.handle_awaited_beacon(checked.bytes, now);
+                return RepairArrival::Nothing;
+            }
             Some(Ok(decoded)) => decoded,
             Some(Err(error)) => {
                 self.counters.bad += 1;
@@ -424,6 +435,7 @@ impl Receiver {
     pub(super) fn rest_if_nothing_can_come(&mut self) {
         if self.content.lacks_only_unreadable() {
             self.demand.stop_filling();
+            self.drop_intent();
             self.reuse = Reuse::Off;
             self.repair.discard_blocks();
             self.session.rest();

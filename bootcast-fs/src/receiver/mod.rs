@@ -27,6 +27,7 @@ mod gate;
 mod hearing;
 mod in_flight;
 mod inputs;
+mod intent;
 mod loss_meter;
 mod membership;
 mod passed_windows;
@@ -73,6 +74,8 @@ use content::Content;
 use demand_loop::{DemandLoop, FileView};
 use fetches::{Missing, Scope};
 use in_flight::PagesInFlight;
+pub use intent::FillPolicy;
+use intent::Intent;
 use repair_loop::{MulticastView, RepairLoop};
 use rescue::{Rescue, RescueEvent, RescueView};
 use reuse::Reuse;
@@ -89,6 +92,7 @@ pub struct Receiver {
     rescue: Rescue,
     in_flight: PagesInFlight,
     reuse: Reuse,
+    intent: Intent,
     counters: Counters,
 }
 
@@ -105,6 +109,7 @@ impl Receiver {
             rescue: Rescue::default(),
             in_flight: PagesInFlight::default(),
             reuse: Reuse::default(),
+            intent: Intent::default(),
             counters: Counters::default(),
         }
     }
@@ -231,6 +236,7 @@ impl Receiver {
         self.rescue.handle_timeout(&view, now);
         self.follow_rescue(now);
         self.end_reuse_if_over(now);
+        self.fill_if_due(now);
         self.session.rejoin_if_ended(now);
         self.session.handle_timeout(now);
         self.request_zeros_if_due(now);
@@ -389,7 +395,8 @@ impl Receiver {
         let verification = self.content.verification().filter(|_| self.may_verify());
         let verification = verification.and_then(Verification::poll_timeout);
         let reuse = self.reuse_timeout();
-        others.chain([self.session.poll_timeout(), verification, reuse]).flatten().min()
+        let own = [self.session.poll_timeout(), self.intent_timeout(), verification, reuse];
+        others.chain(own).flatten().min()
     }
 
     /// Returns the next action.

@@ -23,6 +23,8 @@ pub(super) enum Access {
 pub(super) struct Runs {
     /// Runs, the most recently continued one last.
     runs: VecDeque<Run>,
+    /// Bytes that were read so far, each once while its run is remembered.
+    total: u64,
 }
 
 /// Bytes that were read one after another.
@@ -47,6 +49,9 @@ impl Runs {
         let known = found.as_ref().map(|run| run.bytes.clone());
         let mut run = found.unwrap_or(Run { bytes: bytes.clone(), ahead: bytes.end });
         run.bytes = run.bytes.start.min(bytes.start)..run.bytes.end.max(bytes.end);
+        let known_len = known.as_ref().map_or(0, |known| known.end - known.start);
+        let growth = (run.bytes.end - run.bytes.start) - known_len;
+        self.total = self.total.saturating_add(growth.min(bytes.end - bytes.start));
         if self.runs.len() == MAX_RUNS {
             self.runs.pop_front();
         }
@@ -62,10 +67,22 @@ impl Runs {
         }
     }
 
-    /// Bytes that the last reader will probably read next: up to `window` bytes after its read,
-    /// without those announced before. Empty if that is less than half of the window.
+    /// Bytes that were read so far. A repeated read counts once.
+    pub(super) fn total(&self) -> u64 {
+        self.total
+    }
+
+    /// Bytes that the last reader has read one after another.
+    pub(super) fn newest(&self) -> Range<u64> {
+        self.runs.back().map_or(0..0, |run| run.bytes.clone())
+    }
+
+    /// Bytes that the last reader will probably read next: up to `window` bytes after its read, but
+    /// no more than it has read, without those announced before. Empty if that is less than half
+    /// of the window.
     pub(super) fn announce(&mut self, window: u64) -> Range<u64> {
         let Some(run) = self.runs.back_mut() else { return 0..0 };
+        let window = window.min(run.bytes.end - run.bytes.start);
         let (start, end) = (run.ahead.max(run.bytes.end), run.bytes.end.saturating_add(window));
         if end.saturating_sub(start) < window / 2 {
             return 0..0;
@@ -91,6 +108,18 @@ mod tests {
     }
 
     #[test]
+    fn what_is_read_twice_counts_once() {
+        let mut runs = Runs::default();
+        for bytes in [0..100, 100..200, 50..150, 5000..5100, 5000..5050] {
+            runs.record(&bytes);
+        }
+        assert_eq!(runs.total(), 300);
+        // The gap is bridged, but was not read.
+        runs.record(&(300..400));
+        assert_eq!(runs.total(), 400);
+    }
+
+    #[test]
     fn requests_that_overtook_each_other_are_one_run() {
         let mut runs = Runs::default();
         assert_eq!(runs.record(&(100..200)), Access::Random);
@@ -113,11 +142,20 @@ mod tests {
     #[test]
     fn what_comes_next_is_said_once_and_in_pieces_worth_saying() {
         let mut runs = Runs::default();
-        runs.record(&(0..10));
-        assert_eq!(runs.announce(100), 10..110);
-        runs.record(&(10..20));
+        runs.record(&(0..100));
+        assert_eq!(runs.announce(100), 100..200);
+        runs.record(&(100..110));
         assert_eq!(runs.announce(100), 0..0);
-        runs.record(&(20..70));
-        assert_eq!(runs.announce(100), 110..170);
+        runs.record(&(110..160));
+        assert_eq!(runs.announce(100), 200..260);
+    }
+
+    #[test]
+    fn no_more_is_said_than_was_read() {
+        let mut runs = Runs::default();
+        runs.record(&(0..10));
+        assert_eq!(runs.announce(100), 10..20);
+        runs.record(&(10..20));
+        assert_eq!(runs.announce(100), 20..40);
     }
 }

@@ -43,7 +43,7 @@ impl Receiver {
     /// Sets that an older version of the file is at hand. Has an effect only before the first join,
     /// with verification, and if all pages should arrive.
     pub fn handle_older(&mut self) {
-        let may_reuse = self.content.verify() == Verify::Leaf && self.fill() == Fill::Full;
+        let may_reuse = self.content.verify() == Verify::Leaf && self.may_fill();
         if may_reuse && !self.session.is_member() && !self.content.has_all_pages() {
             self.reuse = Reuse::Copying;
             self.demand.set_fill(Fill::Demand);
@@ -65,7 +65,8 @@ impl Receiver {
             verification.begin_reuse(now);
         }
         self.end_reuse_if_over(now);
-        if self.session.joined_fill() == Fill::Demand && self.fill() == Fill::Full {
+        let joined_too_little = self.session.joined_fill() == Fill::Demand;
+        if joined_too_little && self.fill() == Fill::Full && self.demand.is_supported() {
             self.session.join_again(now);
         }
     }
@@ -126,11 +127,23 @@ impl Receiver {
         }
         self.counters.reused_leaves += self.content.end_reuse();
         self.reuse = Reuse::Off;
-        let missing = self.content.missing_pages().unwrap_or(0);
+        if !self.intent.is_awaited() {
+            self.fill_rest(self.lacks_little(), now);
+        }
+    }
+
+    /// Whether so little is missing, in whatever places, that it should be demanded.
+    fn lacks_little(&self) -> bool {
         let pages = self.content.geometry().map_or(0, Geometry::pages);
-        if missing == 0 || self.session.failure().is_some() {
+        self.content.missing_pages().unwrap_or(0) <= pages / REMAINDER_DIVISOR
+    }
+
+    /// Fills the file: little is demanded, more comes with the stream.
+    pub(super) fn fill_rest(&mut self, is_little: bool, now: Instant) {
+        let is_complete = self.content.has_all_pages();
+        if is_complete || self.session.failure().is_some() {
             self.demand.set_fill(Fill::Full);
-        } else if missing <= pages / REMAINDER_DIVISOR && self.demand.is_supported() {
+        } else if is_little && self.demand.is_supported() {
             self.reuse = Reuse::Asking;
             self.demand.begin_remainder();
             self.want_if_due(now);

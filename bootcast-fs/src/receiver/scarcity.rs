@@ -12,6 +12,8 @@ impl Receiver {
     /// arrives.
     pub fn stop_filling(&mut self) {
         let was_full = self.fill() == Fill::Full;
+        // Readers of the whole file would otherwise have it filled without room for it.
+        self.drop_intent();
         self.demand.stop_filling();
         self.reuse = Reuse::Off;
         if was_full && !self.content.has_all_pages() {

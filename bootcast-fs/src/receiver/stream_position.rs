@@ -56,6 +56,12 @@ impl StreamPosition {
         Some(PageIndex(self.position.0)).filter(|at| self.is_told && at.0 < self.pages)
     }
 
+    /// Whether a beacon said lately that the stream sends pages.
+    pub(super) fn is_running(&self, now: Instant) -> bool {
+        let age = now.saturating_duration_since(self.position.1);
+        self.position().is_some() && age <= BELIEVED
+    }
+
     /// Earliest time from now at which the stream will have sent `page`, in this pass or the next.
     /// `None` if the stream rests or its position is too old.
     pub(super) fn eta(&self, page: PageIndex, now: Instant) -> Option<Duration> {

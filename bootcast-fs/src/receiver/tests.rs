@@ -3,6 +3,7 @@
 mod demand;
 pub(in crate::receiver) mod fixture;
 mod freshness;
+mod intent;
 mod repair;
 mod reuse;
 mod unicast;

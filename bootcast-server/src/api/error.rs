@@ -63,6 +63,9 @@ pub enum ApiError {
         /// Error that the file system returned.
         error: io::Error,
     },
+    /// A file that was asked for as a small one is not small, or several hosts ask for it.
+    #[error("not sent as a small file: join its cast")]
+    NotSmall,
     /// The manifest cannot be computed, or not yet.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
@@ -108,6 +111,7 @@ impl ApiError {
             | Self::UnknownToken
             | Self::NoSegment { .. }
             | Self::Source(SourceError::NotFound) => StatusCode::NOT_FOUND,
+            Self::NotSmall => StatusCode::CONFLICT,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::Unreadable { .. } | Self::Source(SourceError::Io(_)) => {
                 StatusCode::INTERNAL_SERVER_ERROR

@@ -7,16 +7,21 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
+use axum::Extension;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use bootcast_proto::RemotePath;
+use bootcast_proto::limits::SMALL_FILE;
+use bootcast_proto::manifest::HEADER_CONTENT_ID;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 
 use super::range::{Selection, select};
+use super::small::{asks_for_small_file, content_id};
 use super::{ApiError, ApiState, remote_path};
+use crate::io::peers::Peer;
 use crate::io::reader::proof::prove;
 use crate::io::reader::source::FileSource;
 use crate::source::{OpenFile, SourceError};
@@ -35,6 +40,7 @@ const MAX_UNREADABLE_BYTES: u64 = 64 << 10;
 /// Answers `GET` and `HEAD /file/`.
 pub(super) async fn file(
     State(state): State<ApiState>,
+    peer: Option<Extension<Peer>>,
     method: Method,
     uri: Uri,
     headers: HeaderMap,
@@ -42,6 +48,9 @@ pub(super) async fn file(
     let path = remote_path(&uri, "/file/")?;
     let open = super::open(&state, &path).await?;
     let (size, modified) = (open.version.size(), open.present.modified());
+    if asks_for_small_file(&headers) {
+        return small_file(state, path, open, peer.map(|Extension(peer)| peer)).await;
+    }
     let common = [
         (header::ETAG, open.etag().to_header()),
         (header::LAST_MODIFIED, httpdate::fmt_http_date(modified)),
@@ -71,6 +80,30 @@ pub(super) async fn file(
         response.headers_mut().insert(header::CONTENT_RANGE, range);
     }
     Ok(response)
+}
+
+/// Answers a request for a small file: all of its bytes, and the hash that proves them.
+async fn small_file(
+    state: ApiState,
+    path: RemotePath,
+    open: OpenFile,
+    peer: Option<Peer>,
+) -> Result<Response, ApiError> {
+    let size = open.version.size();
+    let is_admitted = peer.is_none_or(|Peer(host)| state.small_files.admits_now(&path, host));
+    if size > SMALL_FILE || !is_admitted {
+        return Err(ApiError::NotSmall);
+    }
+    let etag = [(header::ETAG, open.etag().to_header())];
+    let source = FileSource::new(path.clone(), open, state.identity.clone());
+    let mut reader = ChunkReader { state, path, source: Arc::new(source), rest: 0..size };
+    let chunk = reader.next().await.map_err(SourceError::from)?;
+    if let Some(bad) = chunk.unreadable {
+        let ChunkReader { path, .. } = reader;
+        return Err(ApiError::Unreadable { path, bytes: bad.range, error: bad.error });
+    }
+    let id = content_id(&chunk.bytes).map(|id| [(HEADER_CONTENT_ID, id.to_string())]);
+    Ok((etag, id, chunk.bytes).into_response())
 }
 
 /// Reads the bytes of an answer from the open file, chunk by chunk.

@@ -10,6 +10,7 @@ mod membership;
 mod meta;
 mod range;
 mod report;
+mod small;
 mod want;
 
 use axum::Router;
@@ -24,6 +25,7 @@ use crate::io::identity::Identity;
 use crate::io::listings::{Listing, Listings};
 use crate::io::manifests::Manifests;
 use crate::io::sender::SenderHandle;
+use crate::io::small_files::SmallFiles;
 use crate::io::stable_version::await_stable_version;
 use crate::source::{OpenFile, SourceError};
 pub use error::ApiError;
@@ -48,6 +50,7 @@ pub struct ApiState {
     reads: BlockingPool,
     listings: Listings,
     manifests: Manifests,
+    small_files: SmallFiles,
 }
 
 impl ApiState {
@@ -64,6 +67,7 @@ impl ApiState {
             reads: BlockingPool::new(READ_THREADS),
             listings,
             manifests,
+            small_files: SmallFiles::default(),
         }
     }
 

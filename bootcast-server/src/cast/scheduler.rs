@@ -76,6 +76,8 @@ pub struct Joined {
     pub has_started_cast: bool,
     /// Present sending rate of the cast.
     pub rate: BitRate,
+    /// Members of the cast, this one included.
+    pub members: u64,
 }
 
 /// Why a join was refused. All reasons are temporary.
@@ -238,7 +240,9 @@ impl Scheduler {
         self.assert_invariants();
         let running = &self.casts[&id];
         let rate = running.control.rate();
-        Ok(Joined { cast: id, group: running.group, has_started_cast: same.is_none(), rate })
+        let members = running.cast.members() as u64;
+        let (group, has_started_cast) = (running.group, same.is_none());
+        Ok(Joined { cast: id, group, has_started_cast, rate, members })
     }
 
     /// Asserts what holds between any two calls.

@@ -1,9 +1,10 @@
 //! Accepts the connections of the control plane, serves them, and limits what they can occupy.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::Router;
+use axum::{Extension, Router};
 use bootcast_proto::limits::SERVER_IDLE_TIMEOUT;
 use bootcast_proto::log_limit::Limiter;
 use hyper::server::conn::http1;
@@ -16,7 +17,7 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
-use super::peers::Peers;
+use super::peers::{Peer, Peers};
 
 /// Maximum number of connections at a time; further ones wait in the kernel's backlog. Each takes a
 /// descriptor and buffers.
@@ -68,7 +69,7 @@ pub async fn serve(listener: TcpListener, router: Router, stop: impl Future<Outp
                     tracing::debug!(%peer, "connection closed: too many from this host");
                     continue;
                 };
-                let connection = connections.watch(connection(stream, router.clone()));
+                let connection = connections.watch(connection(stream, router.clone(), peer.ip()));
                 tokio::spawn(async move {
                     // Errors are the client's fault: it disconnected or does not speak HTTP.
                     if let Err(error) = connection.await {
@@ -93,8 +94,11 @@ pub async fn serve(listener: TcpListener, router: Router, stop: impl Future<Outp
 fn connection(
     stream: TcpStream,
     router: Router,
+    host: IpAddr,
 ) -> http1::Connection<TokioIo<TcpStream>, TowerToHyperService<Router>> {
     set_options(&stream);
+    // A dual-stack listener shows IPv4 hosts as IPv4-mapped IPv6 addresses.
+    let router = router.layer(Extension(Peer(host.to_canonical())));
     http1::Builder::new()
         .timer(TokioTimer::new())
         // Also the time for a request's header: a client that sends byte by byte cannot occupy a

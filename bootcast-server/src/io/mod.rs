@@ -17,6 +17,7 @@
 //! | [`prehash`] | computes manifests ahead, at idle priority |
 //! | [`http`] | serves the connections of the control plane |
 //! | [`peers`] | limits the connections of each host |
+//! | [`small_files`] | knows which small files several hosts ask for |
 #![expect(clippy::disallowed_methods, reason = "the clock is read here and nowhere else")]
 
 pub mod blocking_pool;
@@ -30,6 +31,7 @@ pub mod peers;
 pub mod prehash;
 pub mod reader;
 pub mod sender;
+pub mod small_files;
 pub mod socket;
 pub mod stable_version;
 pub mod state_dir;

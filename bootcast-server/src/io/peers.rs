@@ -12,6 +12,10 @@ pub struct Peers {
     open: Arc<Mutex<HashMap<IpAddr, usize>>>,
 }
 
+/// Host that a request comes from. Handlers get it as an extension of the request.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer(pub IpAddr);
+
 /// Admission of one connection. Counts against the limit until it is dropped.
 #[derive(Debug)]
 pub struct Admitted {

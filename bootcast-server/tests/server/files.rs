@@ -1,6 +1,6 @@
 //! Files over plain HTTP, requested as by wget and curl.
 
-use crate::http::request;
+use crate::http::{request, request_small};
 use crate::process::Server;
 
 fn bytes(len: usize) -> Vec<u8> {
@@ -77,4 +77,36 @@ fn the_etag_survives_a_restart_and_equals_that_of_join_and_listing() {
     let dir = server.dir.path().to_str().unwrap();
     let restarted = Server::start(&["--dir", dir]);
     assert_eq!(restarted.get("/file/file").header("etag"), Some(format!("\"{etag}\"").as_str()));
+}
+
+#[test]
+fn a_small_file_comes_with_its_content_id_and_a_second_host_is_told_to_join() {
+    let server = Server::start(&[]);
+    let (one, other) = ([127, 0, 0, 1], [127, 0, 0, 2]);
+    for (name, len) in [("a", 1), ("b", 65_536)] {
+        let content = bytes(len);
+        server.write(name, &content);
+        let path = format!("/file/{name}");
+        let answer = request_small(server.address(), one, &path);
+        assert_eq!(answer.status, 200, "{name}");
+        assert!(answer.body == content, "{name}");
+        let id = blake3::hash(&content).to_hex();
+        assert_eq!(answer.header("x-bootcast-b3"), Some(id.as_str()), "{name}");
+        assert_eq!(answer.header("etag"), server.get(&path).header("etag"), "{name}");
+    }
+    server.write("empty", b"");
+    let empty = request_small(server.address(), one, "/file/empty");
+    assert_eq!((empty.status, empty.header("x-bootcast-b3")), (200, None));
+    server.write("large", &bytes(65_537));
+    assert_eq!(request_small(server.address(), one, "/file/large").status, 409);
+    assert_eq!(request_small(server.address(), one, "/file/missing").status, 404);
+
+    // More than a second may pass between two requests on a busy machine, but not each time.
+    let refused = (0..20).any(|k| {
+        let path = format!("/file/small{k}");
+        server.write(&format!("small{k}"), b"small");
+        assert_eq!(request_small(server.address(), one, &path).status, 200, "{path}");
+        request_small(server.address(), other, &path).status == 409
+    });
+    assert!(refused, "every host gets the file");
 }

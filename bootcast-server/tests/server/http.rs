@@ -61,7 +61,19 @@ pub(crate) fn post(server: SocketAddr, path: &str, token: Option<&str>, body: &s
 
 /// Sends the text on a new connection, and reads the answer up to its end.
 pub(crate) fn raw(server: SocketAddr, text: &str) -> Response {
-    let mut stream = TcpStream::connect(server).unwrap();
+    exchange(TcpStream::connect(server).unwrap(), text)
+}
+
+/// Requests a file from this address, as a small one.
+pub(crate) fn request_small(server: SocketAddr, from: [u8; 4], path: &str) -> Response {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from((from, 0)).into()).unwrap();
+    socket.connect(&server.into()).unwrap();
+    let headers = "host: x\r\nconnection: close\r\nX-BOOTCAST-SMALL: 1";
+    exchange(socket.into(), &format!("GET {path} HTTP/1.1\r\n{headers}\r\n\r\n"))
+}
+
+fn exchange(mut stream: TcpStream, text: &str) -> Response {
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
     stream.write_all(text.as_bytes()).unwrap();
     let mut answer = Vec::new();

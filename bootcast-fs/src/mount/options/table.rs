@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use rustix::mount::MountFlags;
 
-use super::{CacheKind, MetricsAddress, MountOptions, Waiting};
+use super::{CacheKind, MetricsAddress, MountOptions, Passthrough, Waiting};
 use crate::cache::Amount;
 use crate::durations;
 use crate::mount::{logging, source};
-use crate::receiver::{Fill, UnicastMode, Verify};
+use crate::receiver::{FillPolicy, UnicastMode, Verify};
 
 /// Effect of an option.
 pub(super) enum Effect {
@@ -140,13 +140,27 @@ const OWN_OPTIONS: &[OwnOption] = &[
     ),
     value(
         "fill",
-        "=full|demand",
-        "pages to receive: all, or those that are read [full]",
+        "=eager|full|demand",
+        "receive all pages at open, once much is read, or never [eager]",
         |options, text| {
             options.fill = match text.to_str() {
-                Some("full") => Fill::Full,
-                Some("demand") => Fill::Demand,
-                _ => return Err("full or demand"),
+                Some("full") => FillPolicy::AfterIntent,
+                Some("eager") => FillPolicy::AtOpen,
+                Some("demand") => FillPolicy::Never,
+                _ => return Err("eager, full or demand"),
+            };
+            Ok(())
+        },
+    ),
+    value(
+        "passthrough",
+        "=yes|no",
+        "let the kernel read the cache itself [yes]",
+        |options, text| {
+            options.passthrough = match text.to_str() {
+                Some("yes") => Passthrough::Allowed,
+                Some("no") => Passthrough::Refused,
+                _ => return Err("yes or no"),
             };
             Ok(())
         },

@@ -328,23 +328,34 @@ fn a_server_that_does_not_answer_is_asked_a_few_times_at_most() {
 #[test]
 fn ahead_of_a_reader_who_reads_on_a_window_is_announced_once() {
     let mut member = Member::new(Fill::Demand);
+    member.read(1000, 40).unwrap();
+    assert_eq!(member.ask(), now(&[(1001, 40)]));
+    member.store(1000, 40);
+    member.now += ms(1);
+    member.read(1040, 24).unwrap();
+    let later = runs(&[(1065, 64)]);
+    let first = Want { later, ..now(&[(1041, 24)]) };
+    assert_eq!(member.ask(), first);
+    member.store(1040, 88);
+    member.now += ms(1);
+    // All here, and the end of what was announced comes nearer.
+    assert_eq!(member.read(1064, 40), None);
+    let later = runs(&[(1129, 40)]);
+    assert_eq!(member.ask(), Want { later, ..Want::default() });
+    member.now += ms(1);
+    assert_eq!(member.read(1104, 10), None);
+    assert_eq!(member.ask(), Want::default());
+}
+
+#[test]
+fn ahead_of_a_reader_who_has_read_little_little_is_announced() {
+    let mut member = Member::new(Fill::Demand);
     member.read(1000, 10).unwrap();
-    assert_eq!(member.ask(), now(&[(1001, 10)]));
+    member.ask();
     member.store(1000, 10);
     member.now += ms(1);
     member.read(1010, 10).unwrap();
-    let later = runs(&[(1021, 64)]);
-    let first = Want { later, ..now(&[(1011, 10)]) };
-    assert_eq!(member.ask(), first);
-    member.store(1010, 74);
-    member.now += ms(1);
-    // All here, and the end of what was announced comes nearer.
-    assert_eq!(member.read(1020, 40), None);
-    let later = runs(&[(1085, 40)]);
-    assert_eq!(member.ask(), Want { later, ..Want::default() });
-    member.now += ms(1);
-    assert_eq!(member.read(1060, 10), None);
-    assert_eq!(member.ask(), Want::default());
+    assert_eq!(member.ask(), Want { later: runs(&[(1021, 20)]), ..now(&[(1011, 10)]) });
 }
 
 #[test]

@@ -44,10 +44,12 @@ impl Moment<'_> {
     /// Decides about a missing page.
     pub(super) fn urgency(&self, page: PageIndex) -> Urgency {
         let waited = self.now.saturating_duration_since(self.since);
-        match (self.fill, self.access) {
-            (Fill::Demand, _) => Urgency::Ask,
-            (Fill::Full, Access::Random) => self.of_random(page, waited),
-            (Fill::Full, Access::Following | Access::Continuing) => self.of_onward(page, waited),
+        // Of a stream that runs for others, a reader by demand knows only if it may join it later.
+        let follows = self.fill == Fill::Full || self.view.stream.is_running(self.now);
+        match (follows, self.access) {
+            (false, _) => Urgency::Ask,
+            (true, Access::Random) => self.of_random(page, waited),
+            (true, Access::Following | Access::Continuing) => self.of_onward(page, waited),
         }
     }
 

@@ -9,7 +9,7 @@ use bootcast_proto::{PageRange, Token};
 use super::super::demand::first_of;
 use super::super::members::{Impairment, MemberKind};
 use super::super::stream::Audience;
-use super::{BLOCK_PAGES, Cast};
+use super::{BLOCK_PAGES, Cast, State};
 use crate::cast::repair::Repair;
 
 impl Cast {
@@ -51,8 +51,10 @@ impl Cast {
     /// Takes over the needs and windows that a report asks for.
     fn apply_report(&mut self, report: &Report, now: Instant) {
         let members = self.members.receivers();
-        // With other members, windows wait until the repair of the others is sent.
+        // With other members, windows wait until the repair of the others is sent. In the hold
+        // nothing was sent that could be lacking, and the group forms: its windows are the stream.
         let is_deferred = members > 1
+            && !matches!(self.state, State::Holding { .. })
             && self.audience() != Audience::Everybody
             && self.members.repair_receivers() > 0;
         let mut wants_more = false;

@@ -492,3 +492,14 @@ proptest! {
         prop_assert_eq!(pages, expected);
     }
 }
+
+#[test]
+fn windows_that_members_ask_for_in_the_hold_are_sent_when_it_ends() {
+    let mut lab = Lab::joined(&[MemberKind::Resuming, MemberKind::Resuming]);
+    let report = Report { bulk: vec![(2, 2)], ..Report::default() };
+    for member in 0..2 {
+        assert!(lab.cast.handle_report(&token(member), &report, lab.now));
+    }
+    lab.run(SHORT_HOLD + DATAGRAM * (2 * WINDOW + 2));
+    assert_eq!(lab.pages(), [window(2), window(3)].concat());
+}

@@ -241,6 +241,7 @@ impl SenderHandle {
                 lease: repair.map(|(settings, _)| settings.lease),
                 content_id: None,
                 leaf_bytes: Some(LEAF_BYTES),
+                members: Some(joined.members),
             },
         })
     }
