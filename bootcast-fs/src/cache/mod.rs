@@ -21,8 +21,8 @@
 //! others. A second store for a version that is not complete, in this process or another one, gets
 //! a directory of its own, which goes with it. A content that is complete is found under any name.
 //!
-//! A cache with a budget (`Budgeted`) removes what was not used for longest ([`room`]). Bytes for
-//! which there is no room are in memory for a while ([`window`]).
+//! A cache with a budget (`Budgeted`) removes what was not used for longest (`room`). Bytes for
+//! which there is no room are in memory for a while (`window`).
 
 mod budget;
 mod contents;
