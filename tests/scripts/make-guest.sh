@@ -14,10 +14,10 @@ trap 'rm -rf --one-file-system "$build"' EXIT
 
 echo "building a Debian system in $out: two minutes, once"
 mmdebstrap --quiet --mode=root --variant=minbase --include="$packages" "$suite" "$build/root.tar"
-mkdir "$build/root"
-tar --extract --file "$build/root.tar" --directory "$build/root" --exclude './dev/*'
+mkdir "$build/tree"
+tar --extract --file "$build/root.tar" --directory "$build/tree" --exclude './dev/*'
 
-units=$build/root/etc/systemd/system
+units=$build/tree/etc/systemd/system
 cat >"$units/booted.service" <<'EOF'
 [Unit]
 Description=Report on the console
@@ -30,7 +30,7 @@ EOF
 mkdir -p "$units/graphical.target.wants"
 ln -s ../booted.service "$units/graphical.target.wants/"
 
-mke2fs -q -t ext4 -d "$build/root" "$build/root.img" "$size"
+mke2fs -q -t ext4 -d "$build/tree" "$build/root.img" "$size"
 mv "$build/root.img" "$out/root.img"
-cp "$build"/root/boot/vmlinuz-* "$out/vmlinuz"
-cp "$build"/root/boot/initrd.img-* "$out/initrd"
+cp "$build"/tree/boot/vmlinuz-* "$out/vmlinuz"
+cp "$build"/tree/boot/initrd.img-* "$out/initrd"
