@@ -8,19 +8,6 @@ pub(crate) use responder::Listener;
 
 use crate::status::{FileState, MountStatus};
 
-/// States of files, each with a line of its own, so that a state without files is shown as 0.
-const STATES: [FileState; 9] = [
-    FileState::Closed,
-    FileState::Joining,
-    FileState::Joined,
-    FileState::Multicast,
-    FileState::Unicast,
-    FileState::Away,
-    FileState::Verifying,
-    FileState::Complete,
-    FileState::Failed,
-];
-
 /// Formats the metrics of a mount in version 0.0.4 of the text format.
 pub(crate) fn text(status: &MountStatus) -> String {
     let mut text = Text::default();
@@ -46,7 +33,8 @@ pub(crate) fn text(status: &MountStatus) -> String {
         &oldest.as_secs_f64(),
     );
     text.metric("files", "gauge", "Files that are open or known, by state.");
-    for state in STATES {
+    // Each has a line of its own, so that a state without files is shown as 0.
+    for state in FileState::ALL {
         let count = status.files.iter().filter(|file| file.state == state).count();
         text.line(&[("state", &state.to_string())], &count);
     }

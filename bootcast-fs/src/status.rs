@@ -35,6 +35,21 @@ pub enum FileState {
     Failed,
 }
 
+impl FileState {
+    /// All states, in the order of a file's life.
+    pub(crate) const ALL: [Self; 9] = [
+        Self::Closed,
+        Self::Joining,
+        Self::Joined,
+        Self::Multicast,
+        Self::Unicast,
+        Self::Away,
+        Self::Verifying,
+        Self::Complete,
+        Self::Failed,
+    ];
+}
+
 impl fmt::Display for FileState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -259,17 +274,7 @@ mod tests {
     #[test]
     fn states_are_the_words_of_the_document() {
         let page = include_str!("../../docs/SEMANTICS.md");
-        for state in [
-            FileState::Closed,
-            FileState::Joining,
-            FileState::Joined,
-            FileState::Multicast,
-            FileState::Unicast,
-            FileState::Away,
-            FileState::Verifying,
-            FileState::Complete,
-            FileState::Failed,
-        ] {
+        for state in FileState::ALL {
             assert_eq!(serde_json::to_string(&state).unwrap(), format!("\"{state}\""));
             assert!(page.contains(&format!("\n| `{state}` | ")), "{state}");
         }

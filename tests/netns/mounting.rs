@@ -41,6 +41,13 @@ pub(crate) fn with_mount_8(
 
 const MOUNT: &str = "mount -t fuse.bootcastfs \"$1\" \"$2\" -o \"$3\"";
 
+/// Asserts that a script succeeded, and that it printed a line of `/proc/self/mounts` with our mount.
+fn assert_was_mounted(output: &Output) {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let mount = String::from_utf8_lossy(&output.stdout);
+    assert!(mount.starts_with("10.77.0.1:/ ") && mount.contains(" fuse.bootcastfs ro,"), "{mount}");
+}
+
 /// Asserts that standard error is one line.
 pub(crate) fn assert_one_line(output: &Output) {
     let errors = String::from_utf8_lossy(&output.stderr);
@@ -67,9 +74,7 @@ fn mount_8_mounts_and_umount_ends_the_daemon() {
          && umount \"$2\""
     );
     let output = with_mount_8(lab.client(1), &script, "10.77.0.1:/", &path, &options);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let mount = String::from_utf8(output.stdout).unwrap();
-    assert!(mount.starts_with("10.77.0.1:/ ") && mount.contains(" fuse.bootcastfs ro,"), "{mount}");
+    assert_was_mounted(&output);
     assert_eq!(digest_of(path.with_extension("copy")), image.digest);
     wait_until(SOON, "the daemon has ended", || processes_on(lab.client(1)).is_empty());
 }
@@ -98,9 +103,7 @@ fn mount_8_mounts_the_type_bootcastfs_by_a_helper_of_that_name() {
          && mount -s -t bootcastfs \"$1\" \"$2\" -o \"$3,bogus\" && umount \"$2\""
     );
     let output = with_mount_8(lab.client(1), &script, "10.77.0.1:/", &path, &options);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let mount = String::from_utf8(output.stdout).unwrap();
-    assert!(mount.starts_with("10.77.0.1:/ ") && mount.contains(" fuse.bootcastfs ro,"), "{mount}");
+    assert_was_mounted(&output);
     assert_eq!(digest_of(path.with_extension("copy")), image.digest);
     wait_until(SOON, "the daemon has ended", || processes_on(lab.client(1)).is_empty());
 }

@@ -75,7 +75,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// What the command line asks for, under either name of the program.
+/// Request of the command line, under either name of the program.
 struct Invocation {
     args: Args,
     /// Whether nothing is to be mounted.

@@ -1,6 +1,6 @@
 //! Room for bytes that are about to be stored: the budget of a cache, shared out in grants.
 //!
-//! What a cache on disk takes up is what its directory takes up, so that all processes with the
+//! The use of a cache on disk is the allocated size of its directory, so that all processes with the
 //! same directory share one budget:
 //!
 //! ```text
@@ -281,7 +281,7 @@ impl Room {
     }
 }
 
-/// What a cache on disk takes up.
+/// Use of a cache on disk.
 #[derive(Debug)]
 struct Usage {
     /// Objects, the least recently used first.

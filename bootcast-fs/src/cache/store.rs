@@ -67,7 +67,8 @@ pub struct Store {
     restored: Option<Restored>,
     /// Whether the pages of `restored` were stored just now, and no state lists them.
     is_adopted: bool,
-    /// What leaves may be taken from, the best first, until [`Self::take_older`].
+    /// Earlier bytes that may have leaves of this version, the best first, until
+    /// [`Self::take_older`].
     older: Vec<Older>,
     /// State on disk, whose blocks are written in place; `None` if the next save replaces it.
     state: Mutex<Option<StateFile>>,
@@ -350,7 +351,7 @@ impl Store {
             let len = part.iter().map(|slice| slice.len()).sum();
             let taken = self.room.as_ref().map(|room| room.take(offset, len as u64));
             if matches!(taken, Some(None)) {
-                // What is copied ahead of its readers must not drop what others read.
+                // A copy runs ahead of its readers, and must not drop bytes that others read.
                 return Err(io::ErrorKind::StorageFull.into());
             }
             let copied = older.settled_data().map_or(0, |data| self.copy_from(data, offset, len));

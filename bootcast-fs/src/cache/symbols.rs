@@ -82,7 +82,7 @@ impl Symbols {
     pub fn clear(&self) {
         let file = crate::panics::lock(&self.file).take();
         if let (Some(_), Some(name)) = (file, &self.name) {
-            // What stays is removed by the next use.
+            // A file that stays is removed by the next use of the object.
             let _ = fs::remove_file(name);
         }
     }

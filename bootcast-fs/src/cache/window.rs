@@ -194,7 +194,7 @@ impl Bytes {
         // Whole units only: the kernel would write zeros to the others, whose bytes are kept.
         let (start, end) = (range.start.next_multiple_of(4096), range.end / 4096 * 4096);
         if start < end {
-            // What is not freed now is freed with the window.
+            // If this fails, the memory is freed with the window.
             let _ = rustix::fs::fallocate(&memory.file, hole, start, end - start);
         }
         let left: Vec<_> = chunks(range)

@@ -1,4 +1,4 @@
-//! How much is stored, and what goes for it.
+//! The budget holds, and the least recently used objects are removed for it.
 
 use std::io::{IoSlice, Write};
 
