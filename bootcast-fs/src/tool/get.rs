@@ -15,11 +15,10 @@ use super::output::{OnDisk, Output, PartialFile, Sink};
 use super::progress::{Hash, Progress, Screen};
 use super::proof::{Gate, check_file};
 use super::range::ByteRange;
+use super::receiving::ReceivingArgs;
 use super::signals::Signals;
 use super::unicast::UnicastFetch;
 use super::url::{Target, default_file_name};
-use crate::durations;
-use crate::io::InterfaceChoice;
 use crate::proof::Proof;
 use crate::receiver::Verify;
 
@@ -65,23 +64,8 @@ pub(super) struct Args {
     #[arg(short, long)]
     unicast: bool,
 
-    /// Interface on which multicast arrives, by name or address [default: the route to the server]
-    #[arg(short, long, value_name = "NAME|ADDR", env = "BOOTCAST_INTERFACE")]
-    interface: Option<InterfaceChoice>,
-
-    /// Give up after this time without a new byte: seconds, or with units as in 1m30s; 0 for never
-    #[arg(
-        short,
-        long,
-        value_name = "DURATION",
-        default_value = "60s",
-        value_parser = durations::parse
-    )]
-    timeout: Duration,
-
-    /// Show only errors: no progress bar, notices or log lines
-    #[arg(short, long)]
-    quiet: bool,
+    #[command(flatten)]
+    receiving: ReceivingArgs,
 
     /// Log to standard error what happens; given twice, also the details
     #[arg(short, long, action = clap::ArgAction::Count, conflicts_with = "quiet")]
@@ -113,17 +97,18 @@ pub(super) async fn run(args: Args) -> Result<(), ToolError> {
         Some(path) => Output::at(path)?,
         None => Output::at(&default_file_name(&target.path)?)?,
     };
-    let screen = Screen::new(args.quiet, to_stdout);
-    screen.start_logging(args.quiet, args.verbose);
+    let screen = Screen::new(args.receiving.quiet, to_stdout);
+    screen.start_logging(args.receiving.quiet, args.verbose);
     let signals = Signals::listen()
         .map_err(|error| ToolError::Local(format!("cannot listen for signals: {error}")))?;
-    let timeout = Some(args.timeout).filter(|timeout| !timeout.is_zero());
+    let timeout = args.receiving.timeout();
     let transport = if args.unicast {
         Transport::Unicast { timeout }
     } else {
         // The bytes of an expected content are proven when they are written.
         let verify = if args.b3.is_some() { Verify::AtReader } else { args.verify.into() };
-        let cast = CastFetch::new(&target, args.interface.unwrap_or_default(), timeout, verify)?;
+        let cast =
+            CastFetch::new(&target, args.receiving.interface.unwrap_or_default(), timeout, verify)?;
         match args.range {
             Some(range) => Transport::Range(cast, range),
             None => Transport::Cast(cast),

@@ -15,6 +15,7 @@
 //! | `mount_status` | `bootcast status MOUNTPOINT` |
 //! | `cache`, `warm` | `bootcast cache` |
 //! | `url` | the argument that names a file on a server |
+//! | `receiving` | options of the commands that receive files |
 //! | `signals` | ending a command on a signal |
 //! | `stdout` | printing short answers |
 //! | `error` | errors and exit codes |
@@ -30,6 +31,7 @@ mod probe;
 mod progress;
 mod proof;
 mod range;
+mod receiving;
 mod relay;
 mod signals;
 mod spool;

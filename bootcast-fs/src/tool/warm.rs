@@ -1,7 +1,6 @@
 //! `bootcast cache warm`: fetches files into the cache ahead of their use.
 
 use std::ffi::OsString;
-use std::time::Duration;
 
 use bootcast_proto::api::Kind;
 
@@ -9,11 +8,10 @@ use super::cache::Place;
 use super::cast::CastFetch;
 use super::error::ToolError;
 use super::progress::Screen;
+use super::receiving::ReceivingArgs;
 use super::signals::Signals;
 use super::url::Target;
 use crate::cache::{Amount, Budget, Cache};
-use crate::durations;
-use crate::io::InterfaceChoice;
 use crate::receiver::Verify;
 
 /// Arguments of `bootcast cache warm`.
@@ -34,23 +32,8 @@ pub(super) struct Args {
     #[arg(long, value_name = "SIZE|N%", value_parser = Amount::parse)]
     cache_min_free: Option<Amount>,
 
-    /// Interface on which multicast arrives, by name or address [default: the route to the server]
-    #[arg(short, long, value_name = "NAME|ADDR", env = "BOOTCAST_INTERFACE")]
-    interface: Option<InterfaceChoice>,
-
-    /// Give up after this time without a new byte: seconds, or with units as in 1m30s; 0 for never
-    #[arg(
-        short,
-        long,
-        value_name = "DURATION",
-        default_value = "60s",
-        value_parser = durations::parse
-    )]
-    timeout: Duration,
-
-    /// Show only errors: no progress bar, notices or log lines
-    #[arg(short, long)]
-    quiet: bool,
+    #[command(flatten)]
+    receiving: ReceivingArgs,
 }
 
 /// Fetches the files, one after another. Goes on after one that cannot be fetched, and returns the
@@ -58,8 +41,8 @@ pub(super) struct Args {
 pub(super) async fn run(args: Args) -> Result<(), ToolError> {
     let targets = args.urls.iter().map(|url| Target::parse(url)).collect::<Result<Vec<_>, _>>()?;
     let cache = args.open_cache()?;
-    let screen = Screen::new(args.quiet, false);
-    screen.start_logging(args.quiet, 0);
+    let screen = Screen::new(args.receiving.quiet, false);
+    screen.start_logging(args.receiving.quiet, 0);
     let mut signals = Signals::listen()
         .map_err(|error| ToolError::Local(format!("cannot listen for signals: {error}")))?;
     let mut first = None;
@@ -94,14 +77,14 @@ impl Args {
         screen: &Screen,
         signals: &mut Signals,
     ) -> Result<(), ToolError> {
-        let timeout = Some(self.timeout).filter(|timeout| !timeout.is_zero());
+        let timeout = self.receiving.timeout();
         let attributes =
             signals.guard(async { Ok(target.control.attributes(&target.path).await?) });
         let attributes = attributes.await?;
         let (Kind::File, Some(etag)) = (attributes.kind, attributes.etag) else {
             return Err(ToolError::Usage("only single files can be fetched ahead".into()));
         };
-        let interface = self.interface.clone().unwrap_or_default();
+        let interface = self.receiving.interface.clone().unwrap_or_default();
         let progress = screen.progress(&target.display_name());
         let cast = CastFetch::new(&target, interface, timeout, Verify::Leaf)?;
         let size = cast.keep(cache, etag, attributes.size, &progress, signals).await?;
