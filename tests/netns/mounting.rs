@@ -41,7 +41,8 @@ pub(crate) fn with_mount_8(
 
 const MOUNT: &str = "mount -t fuse.bootcastfs \"$1\" \"$2\" -o \"$3\"";
 
-/// Asserts that a script succeeded, and that it printed a line of `/proc/self/mounts` with our mount.
+/// Asserts that a script succeeded, and that it printed a line of `/proc/self/mounts` with our
+/// mount.
 fn assert_was_mounted(output: &Output) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let mount = String::from_utf8_lossy(&output.stdout);

@@ -1,6 +1,6 @@
 //! `bootcastfs SOURCE MOUNTPOINT`: mounts a directory of a bootcast server. `mount -t
-//! fuse.bootcastfs` runs this program. Under the name `mount.bootcastfs` it takes the arguments that
-//! mount(8) passes.
+//! fuse.bootcastfs` runs this program. Under the name `mount.bootcastfs` it takes the arguments
+//! that mount(8) passes.
 
 use std::ffi::OsString;
 use std::path::PathBuf;

@@ -14,8 +14,8 @@
 //! ```
 //!
 //! `<id>` is the first half of the BLAKE3 hash of server, path and version, in hexadecimal. `state`
-//! is written only after `data` was synced. So a page that it lists as held is on disk, even after a
-//! crash. A damaged block of `state` counts as one without held pages.
+//! is written only after `data` was synced. So a page that it lists as held is on disk, even after
+//! a crash. A damaged block of `state` counts as one without held pages.
 //!
 //! A store locks its `data`, alone until it has all of a known content, and then together with
 //! others. A second store for a version that is not complete, in this process or another one, gets

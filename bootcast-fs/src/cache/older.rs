@@ -16,8 +16,8 @@ use super::{LeafValues, ObjectKey, open_data, paths, state};
 
 /// Bytes and hashes of an older version, or of an earlier use. Neither is proven.
 ///
-/// Its descriptors keep the bytes for as long as they are needed, whoever removes the object. If the
-/// object is complete, a shared lock also tells others that it is in use.
+/// Its descriptors keep the bytes for as long as they are needed, whoever removes the object. If
+/// the object is complete, a shared lock also tells others that it is in use.
 #[derive(Debug)]
 pub struct Older {
     data: File,
@@ -64,8 +64,8 @@ impl Older {
         (tree.leaves() > 0).then_some(older)
     }
 
-    /// Returns the values that the leaves of a segment may have here. `own` are those of the version
-    /// that may be the same one. [`UNKNOWN`] stands for leaves that are not here.
+    /// Returns the values that the leaves of a segment may have here. `own` are those of the
+    /// version that may be the same one. [`UNKNOWN`] stands for leaves that are not here.
     pub fn values_to_compare(&self, segment: u64, own: &[Value]) -> Vec<Value> {
         if !self.is_own {
             return self.leaf_values(segment);

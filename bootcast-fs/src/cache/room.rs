@@ -1,7 +1,7 @@
 //! Room for bytes that are about to be stored: the budget of a cache, shared out in grants.
 //!
-//! The use of a cache on disk is the allocated size of its directory, so that all processes with the
-//! same directory share one budget:
+//! The use of a cache on disk is the allocated size of its directory, so that all processes with
+//! the same directory share one budget:
 //!
 //! ```text
 //! CACHE_DIR/lock         locked alone while room is made, and shared while an object is opened
@@ -148,8 +148,9 @@ impl Room {
         }
     }
 
-    /// Takes room for `len` bytes at `offset` of a file; `None` if there is none. Where it is scarce,
-    /// waits for objects to be removed. The bytes must be stored before the result is dropped.
+    /// Takes room for `len` bytes at `offset` of a file; `None` if there is none. Where it is
+    /// scarce, waits for objects to be removed. The bytes must be stored before the result is
+    /// dropped.
     pub(super) fn take(self: &Arc<Self>, offset: u64, len: u64) -> Option<Taken<'_>> {
         let units = (offset + len).div_ceil(UNIT) - offset / UNIT;
         let bytes = units * UNIT;

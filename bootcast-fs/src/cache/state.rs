@@ -11,9 +11,10 @@
 //!
 //! A block of zeros, which may be a hole, has no held pages. Blocks are written in place, so that
 //! saving a large file costs what changed. A page is a hole of `data` until it is held, and a hole
-//! reads as zeros. So no page may count as held because of damage: a block that is not exactly as it
-//! was saved, or belongs to an earlier file, counts as one without held pages. If the beginning is
-//! damaged, the whole state counts as absent. `b3`, the content id, is left out until it is known.
+//! reads as zeros. So no page may count as held because of damage: a block that is not exactly as
+//! it was saved, or belongs to an earlier file, counts as one without held pages. If the beginning
+//! is damaged, the whole state counts as absent. `b3`, the content id, is left out until it is
+//! known.
 //!
 //! The file is replaced atomically whenever its beginning changes.
 
@@ -381,8 +382,8 @@ pub struct HeldSnapshot {
 
 impl HeldSnapshot {
     /// Takes a snapshot; `None` until the exact size of the file is known. `content` is the hash of
-    /// the whole file, if it is known; `is_verified` if all bytes were found to be those of it. Bytes
-    /// of `left_out` are not in the cache. With `changed` it has these groups only.
+    /// the whole file, if it is known; `is_verified` if all bytes were found to be those of it.
+    /// Bytes of `left_out` are not in the cache. With `changed` it has these groups only.
     pub fn of(
         assembly: &Assembly,
         content: Option<ContentId>,

@@ -333,8 +333,8 @@ impl Store {
         Err(io::Error::new(io::ErrorKind::StorageFull, text))
     }
 
-    /// Writes `slices` one after another, starting at `offset`. Zeros are not written where the file
-    /// has a hole, which reads as zeros.
+    /// Writes `slices` one after another, starting at `offset`. Zeros are not written where the
+    /// file has a hole, which reads as zeros.
     pub fn write_run(&self, slices: &mut [IoSlice<'_>], offset: u64) -> io::Result<()> {
         self.write_parts(slices, offset, |part, offset| self.write_all(part, offset))
     }

@@ -202,8 +202,8 @@ impl Fs {
         objects
     }
 
-    /// Moves bytes of files past the cache to the cache if that has room, and gives memory back that
-    /// they use beyond their share.
+    /// Moves bytes of files past the cache to the cache if that has room, and gives memory back
+    /// that they use beyond their share.
     pub(super) fn tidy_windows(&self) {
         for object in self.all_objects() {
             if !self.cache.is_short() {

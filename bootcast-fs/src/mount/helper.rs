@@ -1,5 +1,5 @@
-//! Command line of a mount(8) helper: `mount.bootcastfs SOURCE MOUNTPOINT [-sfnv] [-N NAMESPACE] [-o
-//! OPTIONS] [-t TYPE]`; see mount(8), "EXTERNAL HELPERS".
+//! Command line of a mount(8) helper: `mount.bootcastfs SOURCE MOUNTPOINT [-sfnv] [-N NAMESPACE]
+//! [-o OPTIONS] [-t TYPE]`; see mount(8), "EXTERNAL HELPERS".
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;

@@ -56,8 +56,8 @@ pub fn to_stderr(filter: Option<&str>) {
     init(stderr.with_filter(targets(filter)));
 }
 
-/// Whether standard error is the stream to the journal that systemd opened: `JOURNAL_STREAM` has its
-/// device and inode (systemd.exec(5)).
+/// Whether standard error is the stream to the journal that systemd opened: `JOURNAL_STREAM` has
+/// its device and inode (systemd.exec(5)).
 fn is_read_by_journal() -> bool {
     let stream = std::env::var("JOURNAL_STREAM").unwrap_or_default();
     let stderr = rustix::fs::fstat(io::stderr());

@@ -48,8 +48,8 @@ fn overlap(one: &Range<u64>, other: &Range<u64>) -> bool {
 }
 
 impl Object {
-    /// Keeps bytes that may be read now until the result is dropped. Needs the lock under which they
-    /// were found to be here. `None`: they are where nothing is dropped.
+    /// Keeps bytes that may be read now until the result is dropped. Needs the lock under which
+    /// they were found to be here. `None`: they are where nothing is dropped.
     pub(super) fn keep(&self, bytes: &Range<u64>) -> Option<Kept> {
         self.store.may_drop().then(|| self.answering.keep(bytes))
     }

@@ -1,5 +1,5 @@
-//! When a file is filled: at once, or when its readers have shown that they mean to read much of it.
-//! docs/SEMANTICS.md, "Filling".
+//! When a file is filled: at once, or when its readers have shown that they mean to read much of
+//! it. docs/SEMANTICS.md, "Filling".
 
 use std::time::{Duration, Instant};
 

@@ -42,8 +42,8 @@ impl Receiver {
     }
 
     /// Marks pages as missing whose bytes are about to be dropped. They are asked for again when
-    /// somebody reads them. Returns `false`, and does nothing, while some are being checked, or others
-    /// are rebuilt from them.
+    /// somebody reads them. Returns `false`, and does nothing, while some are being checked, or
+    /// others are rebuilt from them.
     pub fn drop_pages(&mut self, pages: PageRange) -> bool {
         let is_dropped = self.repair.blocks().is_none() && self.content.drop_pages(pages);
         if is_dropped && !self.content.has_all_pages() {

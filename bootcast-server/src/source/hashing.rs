@@ -304,9 +304,9 @@ impl<'a, R: ReadAt> SegmentHasher<'a, R> {
         }
     }
 
-    /// Hashes the segments whose values are not known, and completes the manifest. Returns `None` if
-    /// `go_on` or the lead ends it early. Fails early if more than `max_failures` leaves cannot be
-    /// read.
+    /// Hashes the segments whose values are not known, and completes the manifest. Returns `None`
+    /// if `go_on` or the lead ends it early. Fails early if more than `max_failures` leaves cannot
+    /// be read.
     fn hash_all(
         mut self,
         run: &mut HashRun,

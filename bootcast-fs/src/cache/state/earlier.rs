@@ -18,8 +18,8 @@ use crate::receiver::Assembly;
 /// Its format number.
 const FORMAT: u32 = 2;
 
-/// Format without a checksum. It is not read: a bit that flipped in it cannot be noticed, and saving
-/// it anew would give the damage a right checksum.
+/// Format without a checksum. It is not read: a bit that flipped in it cannot be noticed, and
+/// saving it anew would give the damage a right checksum.
 const FORMAT_WITHOUT_CHECKSUM: u32 = 1;
 
 /// Most bytes of such a state: a bit for each page of the largest file, and a header.

@@ -1,5 +1,5 @@
-//! Stores in a cache that has little room: bytes that lie in memory instead, and the lock that keeps
-//! others from removing an object.
+//! Stores in a cache that has little room: bytes that lie in memory instead, and the lock that
+//! keeps others from removing an object.
 
 use std::io::{self, IoSlice};
 use std::ops::Range;

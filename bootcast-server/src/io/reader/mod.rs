@@ -11,7 +11,8 @@
 //! | `queue` | which job runs next, so that a file system that hangs leaves threads for others |
 //!
 //! A file system may hang or be slow. Therefore the sender thread reads nothing but what is in the
-//! page cache: it gives jobs to the stage, and goes on with other casts until their outcomes arrive.
+//! page cache: it gives jobs to the stage, and goes on with other casts until their outcomes
+//! arrive.
 
 mod cached;
 pub mod pages;

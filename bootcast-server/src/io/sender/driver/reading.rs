@@ -28,7 +28,8 @@ const ENCODE_AHEAD_MAX: usize = 6 << 20;
 const CACHED_READ_BYTES: usize = 128 << 10;
 
 /// Ceiling up to which the sender reads pages of streams itself where that takes no waiting. It
-/// needs a second of CPU time for a GiB then. At higher rates a second processor does a part of that.
+/// needs a second of CPU time for a GiB then. At higher rates a second processor does a part of
+/// that.
 const MAX_INLINE_RATE: u64 = 2_500_000_000;
 
 /// Part of a cast that reads on its own. The stage does one job at a time for each.

@@ -88,8 +88,8 @@ impl StreamBuffer {
         self.front.datagrams(run)
     }
 
-    /// Reads pages that the sender waits for with `read`, which does not block. Returns whether they
-    /// were in memory. `read` gets memory for the pages, and returns it if it fails.
+    /// Reads pages that the sender waits for with `read`, which does not block. Returns whether
+    /// they were in memory. `read` gets memory for the pages, and returns it if it fails.
     pub(super) fn read_cached(
         &mut self,
         read: impl FnOnce(PageBuffer) -> Result<PageBuffer, PageBuffer>,
@@ -111,8 +111,8 @@ impl StreamBuffer {
         }
     }
 
-    /// Returns the pages behind the front if the stage is to read them now. Runs of the stream are as
-    /// long as `run`, and the file has `pages` pages.
+    /// Returns the pages behind the front if the stage is to read them now. Runs of the stream are
+    /// as long as `run`, and the file has `pages` pages.
     pub(super) fn poll_read_ahead(
         &mut self,
         run: PageRange,
