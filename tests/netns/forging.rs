@@ -318,6 +318,7 @@ fn replayed_datagrams_of_an_earlier_cast_are_dropped() {
     server.wait_cast("image", "the new version is being sent", |cast| {
         cast.etag != old.etag && cast.pages_sent > 0
     });
+    lab.wait_members(&server, "image", 1..=1);
     let group: SocketAddrV4 = server.cast_of("image").unwrap().group.parse().unwrap();
     let source = sending_socket(&server);
     lab.client(2).enter(|| replay(&forgers(source), *group.ip(), &earlier));
