@@ -6,7 +6,6 @@ use std::time::Duration;
 use fuser::{Config, Session, SessionACL};
 use rustix::process::{Resource, Rlimit};
 use tokio::runtime::{Builder, Runtime};
-use tokio::signal::unix::SignalKind;
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
@@ -21,7 +20,7 @@ use crate::mount::{MountError, MountOptions, MountRequest, kernel, root_fs};
 use crate::panics;
 use crate::receiver::{Timing, Verify};
 use crate::root::Root;
-use bootcast_host::signals::EndSignal;
+use bootcast_host::signals::{EndSignal, EndSignals};
 
 /// Time without a datagram after which a member joins again.
 const SILENCE: Duration = Duration::from_secs(2);
@@ -45,17 +44,20 @@ pub fn run_mount(request: &MountRequest, ready: impl FnOnce()) -> Result<(), Mou
         .enable_all()
         .build()
         .map_err(|error| MountError::failed(&error))?;
-    let mounted = runtime.block_on(async {
-        tokio::select! {
+    let (mounted, signals) = runtime.block_on(async {
+        let mut signals = EndSignals::listen().map_err(|error| MountError::failed(&error))?;
+        let begin = signals.guard(Mounted::begin(request, runtime.handle().clone()));
+        let mounted = tokio::select! {
             biased;
             reason = panics::first() => Err(MountError::failed(&reason)),
-            mounted = Mounted::begin(request, runtime.handle().clone()) => mounted,
-        }
+            mounted = begin => mounted,
+        };
+        mounted.map(|mounted| (mounted, signals))
     })?;
     ready();
     let (source, mountpoint) = (request.shown_source.display(), request.mountpoint.display());
     info!(%source, %mountpoint, "mounted");
-    serve(&runtime, request, mounted)
+    serve(&runtime, request, mounted, signals)
 }
 
 /// A mount that the kernel accepted.
@@ -179,7 +181,12 @@ fn fs_config(options: &MountOptions) -> FsConfig {
 }
 
 /// Serves until the kernel closes the connection or a signal arrives.
-fn serve(runtime: &Runtime, request: &MountRequest, mounted: Mounted) -> Result<(), MountError> {
+fn serve(
+    runtime: &Runtime,
+    request: &MountRequest,
+    mounted: Mounted,
+    mut signals: EndSignals,
+) -> Result<(), MountError> {
     let Mounted { fs, session, metrics } = mounted;
     let (ended, end) = oneshot::channel();
     let thread = std::thread::Builder::new().name("session".into());
@@ -207,8 +214,8 @@ fn serve(runtime: &Runtime, request: &MountRequest, mounted: Mounted) -> Result<
                 let died = || Err(std::io::Error::other("the thread that serves the kernel died"));
                 ended.unwrap_or_else(|_| died())
             }
-            name = terminated(request.options.root_fs) => {
-                info!(signal = name, "unmounting");
+            signal = terminated(&mut signals, request.options.root_fs) => {
+                info!(signal = signal.name(), "unmounting");
                 fs.stop(LEAVE_PATIENCE).await;
                 unmount(request);
                 Ok(())
@@ -221,32 +228,18 @@ fn serve(runtime: &Runtime, request: &MountRequest, mounted: Mounted) -> Result<
     })
 }
 
-/// Waits for SIGTERM, SIGINT or SIGHUP and returns its name. Signals that were ignored when the
-/// program started stay ignored. None of them ends a process that serves a root file system: it
+/// Waits for a signal that ends the process. None ends a process that serves a root file system: it
 /// must outlive whatever would be run to shut the system down.
-async fn terminated(is_root_fs: bool) -> &'static str {
-    let listen = |kind| EndSignal::listen(kind).unwrap_or_default();
-    let (mut term, mut int, mut hup) = (
-        listen(SignalKind::terminate()),
-        listen(SignalKind::interrupt()),
-        listen(SignalKind::hangup()),
-    );
-    if is_root_fs {
-        loop {
-            let name = tokio::select! {
-                () = term.recv() => "SIGTERM",
-                () = int.recv() => "SIGINT",
-                () = hup.recv() => "SIGHUP",
-            };
-            if let Some(more) = log_limit::allow("signal ignored", name) {
-                info!(signal = name, "ignored: this process serves a root file system{more}");
-            }
+async fn terminated(signals: &mut EndSignals, is_root_fs: bool) -> EndSignal {
+    loop {
+        let signal = signals.recv().await;
+        if !is_root_fs {
+            return signal;
         }
-    }
-    tokio::select! {
-        () = term.recv() => "SIGTERM",
-        () = int.recv() => "SIGINT",
-        () = hup.recv() => "SIGHUP",
+        let name = signal.name();
+        if let Some(more) = log_limit::allow("signal ignored", name) {
+            info!(signal = name, "ignored: this process serves a root file system{more}");
+        }
     }
 }
 

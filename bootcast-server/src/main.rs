@@ -3,14 +3,13 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use bootcast_host::signals::EndSignal;
+use bootcast_host::signals::EndSignals;
 use bootcast_server::cli::{Args, Command, Config};
 use bootcast_server::hash;
 use bootcast_server::logging::Logging;
 use bootcast_server::server::Server;
 use clap::Parser;
 use tokio::runtime::Runtime;
-use tokio::signal::unix::SignalKind;
 
 /// Exit code if the server cannot start.
 const EXIT_START: u8 = 2;
@@ -43,11 +42,18 @@ async fn run_command() -> ExitCode {
             Err(error) => report_failure(&error, EXIT_FAILED),
         };
     }
-    let server = match start(args).await {
-        Ok(server) => server,
-        Err(error) => return report_failure(&error, EXIT_START),
+    let mut signals = match EndSignals::listen() {
+        Ok(signals) => signals,
+        Err(error) => return report_failure(&error.into(), EXIT_START),
     };
-    match run(server).await {
+    let server = tokio::select! {
+        started = start(args) => match started {
+            Ok(server) => server,
+            Err(error) => return report_failure(&error, EXIT_START),
+        },
+        _ = signals.recv() => return ExitCode::SUCCESS,
+    };
+    match run(server, signals).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // The log says what led to the error, and goes first.
@@ -62,21 +68,14 @@ async fn start(args: Args) -> anyhow::Result<Server> {
     Server::start(Config::try_from(args)?).await
 }
 
-/// Runs the server until SIGINT, SIGTERM, or SIGHUP of a terminal that was closed.
-async fn run(server: Server) -> anyhow::Result<()> {
-    let mut interrupt = EndSignal::listen(SignalKind::interrupt())?;
-    let mut terminate = EndSignal::listen(SignalKind::terminate())?;
-    let mut hangup = EndSignal::listen(SignalKind::hangup())?;
+/// Runs the server until a signal ends it.
+async fn run(server: Server, mut signals: EndSignals) -> anyhow::Result<()> {
     // Does nothing if no service manager started this process.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     server
         .run(async move {
-            tokio::select! {
-                () = interrupt.recv() => {}
-                () = terminate.recv() => {}
-                () = hangup.recv() => {}
-            }
-            tracing::info!("stopping");
+            let signal = signals.recv().await;
+            tracing::info!(signal = signal.name(), "stopping");
             let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
         })
         .await

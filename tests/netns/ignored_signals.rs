@@ -1,4 +1,4 @@
-//! Signals that are ignored when a program starts, as under `nohup`, do not end it.
+//! Signals that end programs, and those that are ignored when a program starts, as under `nohup`.
 
 use std::fs;
 
@@ -76,11 +76,38 @@ fn a_mount_continues_on_an_ignored_sighup() {
     let source = format!("{}:/", lab.head().address());
     let args = [&source, text(&path), "-f", "-o", "interface=eth0,cache=memory"];
     let mut mount = spawn_ignoring(client, "HUP", "bootcastfs", &args);
+    // Signals count from the beginning, also while the mount still starts.
     wait_until(SOON, "the directory is mounted", || is_mounted(&path));
-    wait_until(SOON, "the log says so", || mount.log().contains("mounted"));
     mount.signal(Signal::HUP);
     mount.signal(Signal::TERM);
     mount.wait_success(SOON);
     assert!(mount.log().contains("SIGTERM"), "the signal that ended it: {}", mount.log());
     assert!(!is_mounted(&path));
+}
+
+#[test]
+fn a_mount_that_waits_for_its_server_ends_on_a_signal() {
+    let lab = lab_or_skip!(Lab::builder());
+    let server = lab.server().start();
+    server.proc().signal(Signal::STOP);
+    let client = lab.client(1);
+    let path = client.fresh_path("mnt");
+    fs::create_dir(&path).unwrap();
+    let source = format!("{}:/", lab.head().address());
+    let args = [&source, text(&path), "-f", "-o", "interface=eth0,cache=memory"];
+    let mut mount = client.spawn(binary("bootcastfs"), args);
+    // The kernel of the stopped server accepts the connection.
+    let connections = format!("/proc/{}/net/tcp", mount.pid());
+    wait_until(SOON, "a connection to the server", || {
+        fs::read_to_string(&connections).unwrap().lines().skip(1).any(|line| {
+            let mut fields = line.split_whitespace().skip(2);
+            fields.next().is_some_and(|remote| remote.ends_with(":22B8"))
+                && fields.next() == Some("01")
+        })
+    });
+    mount.signal(Signal::TERM);
+    assert_eq!(mount.wait(SOON).code(), Some(32), "{}", mount.log());
+    assert!(mount.log().contains("terminated before anything was mounted"), "{}", mount.log());
+    assert!(!is_mounted(&path));
+    server.proc().signal(Signal::CONT);
 }

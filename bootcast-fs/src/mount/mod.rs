@@ -15,6 +15,8 @@
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
+use bootcast_host::signals::EndSignal;
+
 pub mod daemon;
 pub mod helper;
 pub mod kernel;
@@ -111,6 +113,12 @@ impl MountError {
             Self::Usage(_) => 1,
             Self::Failed(_) => 32,
         }
+    }
+}
+
+impl From<EndSignal> for MountError {
+    fn from(signal: EndSignal) -> Self {
+        Self::Failed(format!("{signal} before anything was mounted"))
     }
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bootcast_host::signals::EndSignals;
 use bootcast_proto::Etag;
 
 use super::error::ToolError;
@@ -12,7 +13,6 @@ use super::progress::Progress;
 use super::proof::Gate;
 use super::range::{ByteRange, RangeFetch};
 use super::relay::{Relay, Relayed};
-use super::signals::Signals;
 use super::spool::{Scratch, Spool};
 use super::stall::{ProgressDetector, StallClock};
 use super::unicast::{ResumePoint, UnicastFetch};
@@ -62,7 +62,7 @@ impl CastFetch {
         &self,
         sink: &Sink,
         progress: &Progress,
-        signals: &mut Signals,
+        signals: &mut EndSignals,
     ) -> Result<u64, ToolError> {
         let store = Store::transient(sink.reopen()?, Scratch::find().cache());
         let object = self.object(store, Fill::Full);
@@ -89,7 +89,7 @@ impl CastFetch {
         etag: Etag,
         size: u64,
         progress: &Progress,
-        signals: &mut Signals,
+        signals: &mut EndSignals,
     ) -> Result<u64, ToolError> {
         let Target { control, path } = &self.target;
         let content = control.stated_id(path, &etag);
@@ -126,7 +126,7 @@ impl CastFetch {
         sink: &Sink,
         gate: Option<Gate>,
         progress: &Progress,
-        signals: &mut Signals,
+        signals: &mut EndSignals,
     ) -> Result<u64, ToolError> {
         let spool = Spool::new()?;
         let object = self.object(spool.store()?, Fill::Full);
@@ -150,7 +150,7 @@ impl CastFetch {
         range: ByteRange,
         sink: &Sink,
         progress: &Progress,
-        signals: &mut Signals,
+        signals: &mut EndSignals,
     ) -> Result<u64, ToolError> {
         let spool = Spool::new()?;
         let object = self.object(spool.store()?, Fill::Demand);
@@ -182,7 +182,7 @@ impl CastFetch {
         gate: Option<Gate>,
         sink: &Sink,
         progress: &Progress,
-        signals: &mut Signals,
+        signals: &mut EndSignals,
     ) -> Result<u64, ToolError> {
         progress.notify("no room to spool for a slow reader, fetching the rest over HTTP");
         let fetch = UnicastFetch::resume(&self.target, self.timeout, progress, sink, from)?;
@@ -208,7 +208,7 @@ impl CastFetch {
         object: &Arc<Object>,
         clock: &StallClock,
         show: impl Fn(&Snapshot),
-        signals: &mut Signals,
+        signals: &mut EndSignals,
         work: impl Future<Output = Result<T, ToolError>>,
     ) -> Result<T, ToolError> {
         object.open();

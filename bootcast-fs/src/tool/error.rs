@@ -3,9 +3,9 @@
 use std::io;
 use std::path::Path;
 
+use bootcast_host::signals::EndSignal;
 use bootcast_proto::RemotePath;
 
-use super::signals::Signal;
 use super::url::printable;
 use crate::io::ControlError;
 use crate::object::Unread;
@@ -79,7 +79,13 @@ pub(super) enum ToolError {
     ReaderGone,
     /// A signal ended the command.
     #[error("{0}")]
-    Signal(Signal),
+    Signal(EndSignal),
+}
+
+impl From<EndSignal> for ToolError {
+    fn from(signal: EndSignal) -> Self {
+        Self::Signal(signal)
+    }
 }
 
 impl ToolError {
@@ -197,9 +203,9 @@ mod tests {
             ToolError::ChangedMidway(1),
             ToolError::Content(text()),
             ToolError::ReaderGone,
-            ToolError::Signal(Signal::Hangup),
-            ToolError::Signal(Signal::Interrupt),
-            ToolError::Signal(Signal::Terminate),
+            ToolError::Signal(EndSignal::Hangup),
+            ToolError::Signal(EndSignal::Interrupt),
+            ToolError::Signal(EndSignal::Terminate),
         ]
     }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bootcast_host::signals::EndSignals;
 use bootcast_proto::ContentId;
 use futures_util::FutureExt;
 use tracing::warn;
@@ -16,7 +17,6 @@ use super::progress::{Hash, Progress, Screen};
 use super::proof::{Gate, check_file};
 use super::range::ByteRange;
 use super::receiving::ReceivingArgs;
-use super::signals::Signals;
 use super::unicast::UnicastFetch;
 use super::url::{Target, default_file_name};
 use crate::proof::Proof;
@@ -99,7 +99,7 @@ pub(super) async fn run(args: Args) -> Result<(), ToolError> {
     };
     let screen = Screen::new(args.receiving.quiet, to_stdout);
     screen.start_logging(args.receiving.quiet, args.verbose);
-    let signals = Signals::listen()
+    let signals = EndSignals::listen()
         .map_err(|error| ToolError::Local(format!("cannot listen for signals: {error}")))?;
     let timeout = args.receiving.timeout();
     let transport = if args.unicast {
@@ -150,7 +150,7 @@ struct Get {
     output: Output,
     expected: Option<Expected>,
     progress: Progress,
-    signals: Signals,
+    signals: EndSignals,
 }
 
 impl Get {
@@ -162,7 +162,7 @@ impl Get {
                 Err(ToolError::Changed) if attempts < MAX_ATTEMPTS => {
                     attempts += 1;
                     self.progress.restart("the file changed on the server");
-                    let pause = tokio::time::sleep(RETRY_PAUSE).map(Ok);
+                    let pause = tokio::time::sleep(RETRY_PAUSE).map(Ok::<_, ToolError>);
                     self.signals.guard(pause).await?;
                 }
                 outcome => break outcome?,

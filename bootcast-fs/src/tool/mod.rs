@@ -33,7 +33,6 @@ mod proof;
 mod range;
 mod receiving;
 mod relay;
-mod signals;
 mod spool;
 mod stall;
 mod status;

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 
+use bootcast_host::signals::EndSignals;
 use bootcast_proto::api::Kind;
 
 use super::cache::Place;
@@ -9,7 +10,6 @@ use super::cast::CastFetch;
 use super::error::ToolError;
 use super::progress::Screen;
 use super::receiving::ReceivingArgs;
-use super::signals::Signals;
 use super::url::Target;
 use crate::cache::{Amount, Budget, Cache};
 use crate::receiver::Verify;
@@ -43,7 +43,7 @@ pub(super) async fn run(args: Args) -> Result<(), ToolError> {
     let cache = args.open_cache()?;
     let screen = Screen::new(args.receiving.quiet, false);
     screen.start_logging(args.receiving.quiet, 0);
-    let mut signals = Signals::listen()
+    let mut signals = EndSignals::listen()
         .map_err(|error| ToolError::Local(format!("cannot listen for signals: {error}")))?;
     let mut first = None;
     for target in targets {
@@ -75,11 +75,11 @@ impl Args {
         target: Target,
         cache: &Cache,
         screen: &Screen,
-        signals: &mut Signals,
+        signals: &mut EndSignals,
     ) -> Result<(), ToolError> {
         let timeout = self.receiving.timeout();
-        let attributes =
-            signals.guard(async { Ok(target.control.attributes(&target.path).await?) });
+        let attributes = signals
+            .guard(async { Ok::<_, ToolError>(target.control.attributes(&target.path).await?) });
         let attributes = attributes.await?;
         let (Kind::File, Some(etag)) = (attributes.kind, attributes.etag) else {
             return Err(ToolError::Usage("only single files can be fetched ahead".into()));

@@ -1,32 +1,104 @@
-//! Signals that end the program, unless they were ignored when it started.
+//! The signals that end a program, unless they were ignored when it started.
 //!
 //! `nohup` ignores SIGHUP, and a shell without job control ignores SIGINT in its background jobs. A
 //! program inherits that; installing a handler would undo it.
 
+use std::fmt;
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// A signal that ends the program; `None` if the process ignores the signal.
-#[derive(Debug, Default)]
-pub struct EndSignal(Option<Signal>);
+/// A signal that ends a program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndSignal {
+    /// SIGHUP: the terminal was closed.
+    Hangup,
+    /// SIGINT: Ctrl-C.
+    Interrupt,
+    /// SIGTERM: the usual kill.
+    Terminate,
+}
 
 impl EndSignal {
-    /// Replaces the default action of the signal; an ignored signal stays ignored. Must be called
-    /// within a tokio runtime.
-    pub fn listen(kind: SignalKind) -> io::Result<Self> {
-        if is_ignored(kind, &process_status()) {
-            return Ok(Self(None));
+    /// Returns the name, such as `SIGTERM`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Hangup => "SIGHUP",
+            Self::Interrupt => "SIGINT",
+            Self::Terminate => "SIGTERM",
         }
-        signal(kind).map(|signal| Self(Some(signal)))
     }
 
-    /// Resolves when the signal arrives. Never resolves if the signal is ignored.
-    pub async fn recv(&mut self) {
-        match &mut self.0 {
-            Some(signal) => drop(signal.recv().await),
-            None => std::future::pending().await,
+    /// Returns the exit code that a shell reports for a death by this signal.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::Hangup => 128 + 1,
+            Self::Interrupt => 128 + 2,
+            Self::Terminate => 128 + 15,
         }
+    }
+}
+
+impl fmt::Display for EndSignal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Hangup => "hung up",
+            Self::Interrupt => "interrupted",
+            Self::Terminate => "terminated",
+        })
+    }
+}
+
+/// Handlers of the signals that end a program; `None` for those that the process ignores.
+///
+/// A program registers them first of all: until then a signal kills it on the spot.
+#[derive(Debug)]
+pub struct EndSignals {
+    hangup: Option<Signal>,
+    interrupt: Option<Signal>,
+    terminate: Option<Signal>,
+}
+
+impl EndSignals {
+    /// Replaces the default action of the signals; an ignored signal stays ignored. Must be called
+    /// within a tokio runtime.
+    pub fn listen() -> io::Result<Self> {
+        let status = process_status();
+        let listen = |kind| (!is_ignored(kind, &status)).then(|| signal(kind)).transpose();
+        Ok(Self {
+            hangup: listen(SignalKind::hangup())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            terminate: listen(SignalKind::terminate())?,
+        })
+    }
+
+    /// Runs `work`. If a signal arrives first, drops `work` and fails.
+    pub async fn guard<T, E: From<EndSignal>>(
+        &mut self,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        tokio::select! {
+            biased;
+            done = work => done,
+            signal = self.recv() => Err(signal.into()),
+        }
+    }
+
+    /// Waits for the next signal, also one that arrived since the last call.
+    pub async fn recv(&mut self) -> EndSignal {
+        tokio::select! {
+            () = next(&mut self.hangup) => EndSignal::Hangup,
+            () = next(&mut self.interrupt) => EndSignal::Interrupt,
+            () = next(&mut self.terminate) => EndSignal::Terminate,
+        }
+    }
+}
+
+/// Resolves when the signal arrives. Never resolves if it is ignored.
+async fn next(signal: &mut Option<Signal>) {
+    match signal {
+        Some(signal) => drop(signal.recv().await),
+        None => std::future::pending().await,
     }
 }
 
