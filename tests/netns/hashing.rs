@@ -45,11 +45,14 @@ fn wait_known(lab: &Lab, image: &Image) {
 
 #[test]
 fn a_file_is_read_once_for_its_cast_and_its_manifest() {
-    let lab = lab_or_skip!(Lab::builder());
+    let lab = lab_or_skip!(Lab::builder().valve());
     let image = lab.put("image", SIZE);
     let server = lab.server().option("--rate", RATE).start();
     let before = bytes_read(&server);
+    let valve = lab.hold_multicast_after(0);
     let mut get = Get::start_with(&lab, 1, &image, &["-v"]);
+    lab.wait_members(&server, "image", 1..=1);
+    valve.open();
     get.finish(&image);
     let log = get.proc.log();
     let stated = format!("b3 {}, as the server states it", b3(&image));

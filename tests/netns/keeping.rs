@@ -123,15 +123,16 @@ fn pages_of_a_checkpoint_survive_a_crash_of_the_client() {
 fn what_arrived_since_the_last_checkpoint_survives_a_kill() {
     let lab = lab_or_skip!(Lab::builder().valve());
     let image = lab.put("image", mib(16));
-    let mut server = lab.server().option("--rate", "100mbit").start();
+    let mut server = lab.server().option("--rate", "40mbit").start();
     let cache = lab.client(1).fresh_path("kept");
     let mut killed = mount_with(&lab, &cache, "unicast=never");
     let valve = lab.hold_multicast_after(mib(13));
     let reader = readers::read_at(lab.client(1), &killed.join("image"), mib(16) - 4096);
-    wait_until(TRANSFER, "most of the file is there", || held_bytes(&cache) > mib(12));
+    wait_until(TRANSFER, "a part of the file is there", || held_bytes(&cache) > mib(6));
     killed.proc().signal(Signal::KILL);
     wait_until(SOON, "the daemon is gone", || killed.proc().exited().is_some());
     drop((reader, killed));
+    let lacking = (image.size - held_bytes(&cache)).div_ceil(1456);
     // The state is written after ten seconds. It may have been, on a slow machine.
     server.stop();
     valve.open();
@@ -141,7 +142,7 @@ fn what_arrived_since_the_last_checkpoint_survives_a_kill() {
     assert_eq!(digest_of(again.join("image")), image.digest);
     let totals = server.status().totals;
     let sent = totals.pages_sent + totals.symbols_sent;
-    assert!(sent < image.size / 1456 / 2, "{sent} pages and symbols; {}", again.log());
+    assert!(sent < lacking * 3 / 2, "{sent} datagrams for {lacking} pages; {}", again.log());
 }
 
 #[test]
@@ -179,12 +180,12 @@ pub(crate) fn held_bytes(cache: &Path) -> u64 {
 fn a_client_that_returns_with_most_of_a_file_is_sent_only_the_rest() {
     let lab = lab_or_skip!(Lab::builder().valve());
     let image = lab.put("image", mib(16));
-    let server = lab.server().option("--rate", "100mbit").start();
+    let server = lab.server().option("--rate", "40mbit").start();
     let cache = lab.client(1).fresh_path("kept");
     let first = mount_with(&lab, &cache, "unicast=never");
     let valve = lab.hold_multicast_after(mib(13));
     let file = File::open(first.join("image")).unwrap();
-    wait_until(TRANSFER, "most of the file is held", || held_bytes(&cache) > mib(12));
+    wait_until(TRANSFER, "a part of the file is held", || held_bytes(&cache) > mib(6));
     drop(file);
     first.umount();
     valve.open();
@@ -202,7 +203,7 @@ fn a_client_that_returns_with_most_of_a_file_is_sent_only_the_rest() {
     let lacking = (image.size - held).div_ceil(1456);
     assert!(sent < lacking * 3 / 2, "{sent} datagrams for {lacking} pages");
     let bytes = lab.head().counters().tx_bytes - bytes_before;
-    assert!(bytes < image.size / 2, "{bytes} bytes left the head");
+    assert!(bytes < (image.size - held) * 2, "{bytes} bytes left the head");
     assert_eq!(digest_of(again.join("image")), image.digest);
 }
 

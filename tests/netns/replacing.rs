@@ -72,7 +72,7 @@ fn versions_of_a_file_that_is_replaced_during_its_cast_never_mix() {
     let old_bytes = fs::read(&image.path).unwrap();
     let server = lab.server().option("--rate", "20mbit").start();
     let mount = lab.mount(1).option("unicast=never").start();
-    let valve = lab.hold_multicast_after(mib(1));
+    let valve = lab.hold_multicast_after(mib(3));
     let path = mount.join("image");
     let old = File::open(&path).unwrap();
     old.read_exact_at(&mut vec![0; CHUNK], 0).unwrap();

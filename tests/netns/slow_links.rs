@@ -28,10 +28,10 @@ fn percent_sent(cast: &CastStatus) -> u64 {
 /// Runs two gets through a link of 6 Mbit/s, and checks that the server answers requests meanwhile.
 /// Returns the state of the cast at the end.
 fn get_through_6_mbit(lab: &Lab) -> CastStatus {
-    let image = lab.put("image", mib(2) + 5);
+    let image = lab.put("image", mib(4) + 5);
     let server = start_server(lab);
     let mut gets = [1, 2].map(|k| Get::start(lab, k, &image));
-    // The file takes three seconds. Each answer waits in the link's queue.
+    // The file takes six seconds. Each answer waits in the link's queue.
     wait_until(TRANSFER, "an answer arrives while pages are being sent", || {
         status_at_client(lab).casts.iter().any(|cast| cast.pages_sent > 0 && cast.members > 0)
     });

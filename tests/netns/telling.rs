@@ -241,7 +241,7 @@ fn a_mount_serves_metrics_at_an_address_or_a_socket() {
     for (option, curl) in
         [(at_socket, &by_socket[..]), (format!("metrics={address}"), &by_address[..])]
     {
-        let mount = lab.mount(1).option(&option).start();
+        let mount = lab.mount(1).option(&option).option("unicast=never").start();
         assert_eq!(digest_of(mount.join("image")), image.digest);
         let output = lab.client(1).run("curl", curl);
         let metrics = String::from_utf8(output.stdout).unwrap();

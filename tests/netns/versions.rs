@@ -112,7 +112,7 @@ fn readers_and_casts_do_not_notice_other_attributes_of_the_same_content() {
     assert_eq!((totals.joins, totals.pages_sent), (1, sent), "the file was fetched again");
 }
 
-/// Starts to read the file `image` in a mount, of which only the first quarter arrives. Then lets
+/// Starts to read the file `image` in a mount, of which only the first three quarters arrive. Then lets
 /// `rewrite` change its bytes, and checks that the versions do not mix.
 fn rewrite_in_mid_cast(lab: &Lab, image: &Image, rewrite: impl FnOnce(Content)) {
     let bytes = fs::read(&image.path).unwrap();
@@ -120,7 +120,7 @@ fn rewrite_in_mid_cast(lab: &Lab, image: &Image, rewrite: impl FnOnce(Content)) 
     let name = text(&image.name);
     wait_hashed(lab, name);
     let mount = lab.mount(1).option("unicast=never").start();
-    let valve = lab.hold_multicast_after(mib(1));
+    let valve = lab.hold_multicast_after(mib(3));
     let old = File::open(mount.join(name)).unwrap();
     old.read_exact_at(&mut vec![0; CHUNK], 0).unwrap();
     server.wait_cast(name, "the old version is being sent", |cast| {
