@@ -22,7 +22,7 @@ use super::range::{Selection, select};
 use super::small::{asks_for_small_file, content_id};
 use super::{ApiError, ApiState, remote_path};
 use crate::io::peers::Peer;
-use crate::io::reader::proof::prove;
+use crate::io::reader::proof::{PartialLeaves, prove};
 use crate::io::reader::source::FileSource;
 use crate::source::{OpenFile, SourceError};
 
@@ -191,7 +191,8 @@ fn read_chunk(source: &FileSource, range: &Range<u64>) -> io::Result<Chunk> {
         }
     }
     let read = range.start..range.start + bytes.len() as u64;
-    prove(source, once((read, once(&bytes[..])))).map_err(io::Error::other)?;
+    prove(source, PartialLeaves::Complete, once((read, once(&bytes[..]))))
+        .map_err(io::Error::other)?;
     Ok(Chunk { bytes: bytes.into(), unreadable })
 }
 

@@ -14,7 +14,7 @@ use proptest::prelude::*;
 
 use super::memory::Memory;
 use super::pages::{PageBuffer, PageReader};
-use super::proof::prove;
+use super::proof::{PartialLeaves, prove};
 use super::source::{PageSource, ReadError};
 use super::symbols::{Rows, SymbolReader};
 use crate::cast::Symbol;
@@ -89,7 +89,7 @@ proptest! {
         let source = Memory::new(size);
         for start in [0, size / 2, size.saturating_sub(1), size] {
             let bytes = source.bytes[place(start..size)].chunks(1456);
-            prop_assert!(prove(&source, once((start..size, bytes))).is_ok());
+            prop_assert!(prove(&source, PartialLeaves::Complete, once((start..size, bytes))).is_ok());
         }
         let mut behind = [0; 1];
         let read = source.read(&mut [IoSliceMut::new(&mut behind)], size);

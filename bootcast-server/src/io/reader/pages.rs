@@ -9,7 +9,7 @@ use bootcast_proto::{BlockLayout, DatagramKey, Geometry, Layout, PageIndex, Page
 
 use super::ReadFailure;
 use super::cached::Cached;
-use super::proof::prove;
+use super::proof::{PartialLeaves, prove};
 use super::source::{PageSource, ReadError};
 use super::symbols::SymbolReader;
 
@@ -159,7 +159,7 @@ impl PageReader {
             self.source.read(&mut payloads, bytes.start)?;
         }
         let payloads = buffer.chunks(datagram).map(|datagram| &datagram[HEADER_LEN..]);
-        prove(&*self.source, std::iter::once((bytes.clone(), payloads)))?;
+        prove(&*self.source, PartialLeaves::Complete, std::iter::once((bytes.clone(), payloads)))?;
         let announced = self.layout.announced_pages(&self.geometry);
         for (page, datagram) in pages.iter().zip(buffer.chunks_mut(datagram)) {
             let (header, payload) = datagram.split_at_mut(HEADER_LEN);

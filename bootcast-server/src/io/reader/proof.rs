@@ -13,6 +13,17 @@ use bootcast_proto::manifest::LEAF_BYTES;
 use super::source::{PageSource, ReadError};
 use crate::source::is_leaf;
 
+/// What happens with leaves of which a range has only a part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PartialLeaves {
+    /// Their rest is read as well, so that every byte of the range is compared.
+    Complete,
+    /// They are not compared. For repair symbols: their rows are short, and reading the leaves
+    /// around them would multiply the work. A member that rebuilds a wrong page notices it by the
+    /// hash of the leaf, and fetches that leaf over HTTP, where it is compared.
+    Skip,
+}
+
 /// Whether bytes could be compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Proof {
@@ -26,13 +37,14 @@ enum Proof {
 /// known, otherwise by the attributes of the file. Each range comes with its bytes in parts.
 pub fn prove<'a, P: Iterator<Item = &'a [u8]>>(
     source: &dyn PageSource,
+    partial: PartialLeaves,
     ranges: impl Iterator<Item = (Range<u64>, P)>,
 ) -> Result<(), ReadError> {
     // Checked after the reads: if the version is still the same, the bytes belong to it.
     let Some(manifest) = source.manifest() else { return source.check_version() };
     let mut proof = Proof::Proven;
     for (range, parts) in ranges.filter(|(range, _)| !range.is_empty()) {
-        match prove_range(source, &manifest, range, parts) {
+        match prove_range(source, &manifest, partial, range, parts) {
             Ok(Proof::Proven) => {}
             Ok(Proof::Unknown) => proof = Proof::Unknown,
             Err(other) => {
@@ -44,19 +56,23 @@ pub fn prove<'a, P: Iterator<Item = &'a [u8]>>(
     if proof == Proof::Unknown { source.check_version() } else { Ok(()) }
 }
 
-/// Compares the leaves that overlap a range. Reads what the range lacks of the first and of the last
-/// one. Fails with the bytes of the first leaf that has other bytes.
+/// Compares the leaves that overlap a range. The range may have only a part of the first and of the
+/// last one. Fails with the bytes of the first leaf that has other bytes.
 fn prove_range<'a>(
     source: &dyn PageSource,
     manifest: &Manifest,
+    partial: PartialLeaves,
     range: Range<u64>,
     parts: impl Iterator<Item = &'a [u8]>,
 ) -> Result<Proof, Range<u64>> {
     let mut leaves = Leaves { manifest, leaf: range.start / LEAF_BYTES, bytes: Vec::new() };
+    let is_completed = partial == PartialLeaves::Complete;
     let mut proof = Proof::Proven;
     let mut at = leaves.range().start;
     if at < range.start {
-        if let Some(head) = read(source, at..range.start) {
+        if !is_completed {
+            leaves.leaf += 1;
+        } else if let Some(head) = read(source, at..range.start) {
             leaves.add(&head)?;
         } else {
             proof = Proof::Unknown;
@@ -72,7 +88,7 @@ fn prove_range<'a>(
     }
     debug_assert_eq!(at, range.end, "the parts are not those of the range");
     let last = leaves.range();
-    if !leaves.bytes.is_empty() {
+    if is_completed && !leaves.bytes.is_empty() {
         match read(source, range.end..last.end) {
             Some(tail) => leaves.add(&tail)?,
             None => proof = Proof::Unknown,
@@ -135,7 +151,8 @@ mod tests {
     /// Proves a range in parts of this length.
     fn prove_parts(source: &Memory, range: Range<usize>, part_len: usize) -> Result<(), ReadError> {
         let bytes = range.start as u64..range.end as u64;
-        prove(source, once((bytes, source.bytes[range].chunks(part_len))))
+        let ranges = once((bytes, source.bytes[range].chunks(part_len)));
+        prove(source, PartialLeaves::Complete, ranges)
     }
 
     const SIZE: usize = 50_000;
@@ -173,6 +190,24 @@ mod tests {
             let behind = behind.expect("the file has several leaves");
             assert!(prove_parts(&source, behind..behind + 1, 1456).is_ok());
         }
+    }
+
+    #[test]
+    fn partial_leaves_of_symbols_are_not_compared_also_under_other_attributes() {
+        let mut source = Memory::new(SIZE as u64);
+        source.bytes[LEAF + 5] ^= 1;
+        source.is_changed.store(true, Ordering::Relaxed);
+        let prove = |source: &Memory, range: Range<usize>| {
+            let bytes = range.start as u64..range.end as u64;
+            let ranges = once((bytes, source.bytes[range].chunks(1456)));
+            prove(source, PartialLeaves::Skip, ranges)
+        };
+        for range in [LEAF..2 * LEAF - 1, LEAF + 1..3 * LEAF, 0..LEAF + 6, LEAF..LEAF] {
+            assert!(prove(&source, range.clone()).is_ok(), "{range:?}");
+        }
+        assert_eq!(source.other(), None);
+        assert!(matches!(prove(&source, 99..2 * LEAF), Err(ReadError::Changed)));
+        assert_eq!(source.other(), Some(LEAF as u64..2 * LEAF as u64));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use bootcast_proto::{BlockIndex, BlockLayout, DatagramKey, Geometry, PageRange};
 
 use super::ReadFailure;
 use super::pages::failure_of;
-use super::proof::prove;
+use super::proof::{PartialLeaves, prove};
 use super::source::{PageSource, ReadError, read_ranges};
 use crate::cast::Symbol;
 
@@ -170,7 +170,7 @@ impl SymbolReader {
         read_ranges(&*self.source, reads)?;
         let parts = std::iter::zip(rows.chunks_exact(row_len), &ranges)
             .map(|(row, bytes)| (bytes.clone(), std::iter::once(&row[..len(bytes)])));
-        prove(&*self.source, parts)?;
+        prove(&*self.source, PartialLeaves::Skip, parts)?;
         Ok(ranges.iter().map(|bytes| bytes.end - bytes.start).sum())
     }
 
