@@ -182,6 +182,13 @@ impl Object {
         self
     }
 
+    /// Asks for the profile of the content when it joins and holds nothing.
+    #[must_use]
+    pub fn with_profile(self) -> Self {
+        self.lock().receiver.request_profile();
+        self
+    }
+
     /// Sets whether the file may be fetched over HTTP.
     #[must_use]
     pub fn with_unicast(self, mode: UnicastMode) -> Self {

@@ -14,6 +14,7 @@ use bootcast_proto::{BLOCK_PAGES, BitRate, PageSize};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 
 use crate::api::{self, ApiState};
 use crate::cast::{CeilingSource, RepairSettings, Settings};
@@ -24,6 +25,7 @@ use crate::io::identity::Identity;
 use crate::io::interface::{self, Interface};
 use crate::io::manifests::Manifests;
 use crate::io::prehash::{self, Prehash};
+use crate::io::profiles::Profiles;
 use crate::io::sender::{self, SenderConfig, SenderHandle, SourceAddress};
 use crate::io::socket::{SocketConfig, batch_datagrams};
 use crate::io::state_dir::StateDir;
@@ -45,6 +47,9 @@ const WINDOW_TIME: Duration = Duration::from_millis(200);
 /// ones delay the repair of slow casts.
 const DEFAULT_INTERLEAVE: RangeInclusive<u64> = 16..=512;
 
+/// Time that a server which stops waits for the profiles to be kept.
+const KEEP_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// Default rate ceiling in percent of the interface's speed. The rest is left to HTTP answers and
 /// other traffic of this host. The ceiling counts Ethernet framing.
 const DEFAULT_RATE_PERCENT: u64 = 97;
@@ -65,6 +70,8 @@ pub struct Server {
     sender: SenderHandle,
     sender_ended: oneshot::Receiver<()>,
     prehash: Option<Prehash>,
+    /// Keeps the profiles that casts learn, until the sender thread has ended.
+    keeping_profiles: JoinHandle<()>,
     /// Threads that panicked.
     panics: mpsc::UnboundedReceiver<ThreadPanicked>,
 }
@@ -98,6 +105,9 @@ impl Server {
         let address = listener.local_addr()?;
         let manifests = Manifests::new(state_dir(config.directories.state_dir).await);
         let identity = Identity::new(Arc::clone(&source), manifests.clone());
+        let profiles = Profiles::new(manifests.clone());
+        let (learned, received) = mpsc::unbounded_channel();
+        let keeping_profiles = tokio::spawn(profiles.clone().keep(received));
         let sender = SenderConfig {
             identity: identity.clone(),
             source_address: SourceAddress::new(interface.address),
@@ -108,6 +118,7 @@ impl Server {
             page_size,
             layout: config.layout,
             keys: config.tags.then(cast_keys).transpose()?,
+            profiles: learned,
         };
         let (watch, panics) = ThreadWatch::new();
         let (sender, sender_ended) = sender::spawn(sender, settings, &watch)
@@ -120,8 +131,17 @@ impl Server {
         let start = || prehash::start(source.clone(), manifests.clone(), &watch);
         let prehash = config.prehash.then(start);
         let prehash = prehash.transpose().context("cannot start a thread for --prehash")?;
-        let state = ApiState::new(identity, sender.clone());
-        Ok(Self { listener, address, state, sender, sender_ended, prehash, panics })
+        let state = ApiState::new(identity, sender.clone(), profiles);
+        Ok(Self {
+            listener,
+            address,
+            state,
+            sender,
+            sender_ended,
+            prehash,
+            keeping_profiles,
+            panics,
+        })
     }
 
     /// Returns the address of the control plane.
@@ -132,7 +152,8 @@ impl Server {
     /// Serves until `stop` resolves, then ends all casts and returns within about a second. Fails
     /// if a thread panics: what it was doing will never be finished.
     pub async fn run(self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
-        let Self { listener, state, sender, sender_ended, mut panics, prehash, .. } = self;
+        let Self { listener, state, sender, sender_ended, prehash, keeping_profiles, .. } = self;
+        let mut panics = self.panics;
         let mut panicked = None;
         let until = async {
             tokio::select! {
@@ -149,6 +170,8 @@ impl Server {
         }
         // The thread sends nothing: this resolves, with an error, when the thread ends.
         let _ = sender_ended.await;
+        // What the casts learned last is kept, unless the disk hangs.
+        let _ = tokio::time::timeout(KEEP_TIMEOUT, keeping_profiles).await;
         Ok(())
     }
 }

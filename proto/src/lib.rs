@@ -9,6 +9,7 @@
 //! | [`fec`] | the repair code |
 //! | [`page_set`] | sets of pages, such as those that arrived |
 //! | [`range_map`] | values for runs of pages |
+//! | [`profile`] | the leaves of a content that readers want first after an open |
 //! | [`path`] | paths and names, percent-encoded in URLs |
 //! | [`share`] | shares of a cast's members |
 //! | [`join`] | the answer to a join |
@@ -40,6 +41,7 @@ pub mod log_limit;
 pub mod manifest;
 pub mod page_set;
 pub mod path;
+pub mod profile;
 pub mod range_map;
 pub mod share;
 pub mod tag;
@@ -56,6 +58,7 @@ pub use join::JoinAnswer;
 pub use manifest::{ContentId, ContentTree, Manifest, PartialManifest};
 pub use page_set::PageSet;
 pub use path::RemotePath;
+pub use profile::Profile;
 pub use range_map::RangeMap;
 pub use share::Share;
 pub use tag::DatagramKey;
@@ -85,6 +88,10 @@ pub const HEADER_RESUME: &str = "x-bootcast-resume";
 
 /// Request header of a join: `1` asks for leaf lists in the cast. docs/PROTOCOL.md, "Leaf lists".
 pub const HEADER_LEAVES: &str = "x-bootcast-leaves";
+
+/// Request header of a join: `1` asks for the profile of the content ahead of everything but
+/// demands, from a member that demands and holds nothing yet. docs/PROTOCOL.md, "Profile".
+pub const HEADER_PROFILE: &str = "x-bootcast-profile";
 
 /// Request header of `GET /file/`: `1` asks for a small file whose cast the client would otherwise
 /// join. docs/PROTOCOL.md, "Small files".

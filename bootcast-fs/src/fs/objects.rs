@@ -164,6 +164,7 @@ impl Fs {
         let is_wanted = matches!(small, Some(SmallAnswer::Wanted));
         let awaits = self.config.fill == FillPolicy::AfterIntent && !is_wanted;
         let object = if awaits { object.with_intent_awaited() } else { object };
+        let object = if fill == Fill::Demand { object.with_profile() } else { object };
         Ok(object.with_unicast(self.config.unicast).with_verify(self.config.verify))
     }
 

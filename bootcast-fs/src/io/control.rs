@@ -3,6 +3,7 @@
 mod answers;
 mod error;
 mod exchange;
+mod profiles;
 mod reachability;
 
 use std::net::SocketAddr;
@@ -12,9 +13,9 @@ use std::time::{Duration, Instant};
 use bootcast_proto::api::{Attributes, Meta, Report, Status, WantBody};
 use bootcast_proto::limits::SMALL_FILE;
 use bootcast_proto::{
-    ContentId, Etag, FILL_DEMAND, HEADER_EXTENSIONS, HEADER_FILL, HEADER_LEAVES, HEADER_QUEUE,
-    HEADER_RESUME, HEADER_SMALL, HEADER_TOKEN, JoinAnswer, PageRange, QUERY_KNOWN, QUERY_ZEROS,
-    RemotePath, Token, ZeroMap,
+    ContentId, Etag, FILL_DEMAND, HEADER_EXTENSIONS, HEADER_FILL, HEADER_LEAVES, HEADER_PROFILE,
+    HEADER_QUEUE, HEADER_RESUME, HEADER_SMALL, HEADER_TOKEN, JoinAnswer, PageRange, QUERY_KNOWN,
+    QUERY_ZEROS, RemotePath, Token, ZeroMap,
 };
 use reqwest::header::{CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_NONE_MATCH, IF_RANGE, RANGE};
 use reqwest::{Client, RequestBuilder, Response, StatusCode};
@@ -120,7 +121,7 @@ impl Control {
         path: &RemotePath,
         options: JoinOptions,
     ) -> Result<(JoinAnswer, Option<SocketAddr>), JoinError> {
-        let JoinOptions { fill, resumes, wants_leaf_lists } = options;
+        let JoinOptions { fill, resumes, wants_leaf_lists, wants_profile } = options;
         let request = self.get("join", path).header(HEADER_EXTENSIONS, "1").timeout(ANSWER_TIMEOUT);
         let request = match fill {
             Fill::Full if resumes => request.header(HEADER_RESUME, "1"),
@@ -128,6 +129,7 @@ impl Control {
             Fill::Demand => request.header(HEADER_FILL, FILL_DEMAND),
         };
         let request = if wants_leaf_lists { request.header(HEADER_LEAVES, "1") } else { request };
+        let request = if wants_profile { request.header(HEADER_PROFILE, "1") } else { request };
         let joined = async {
             let response = self.send(request).await?;
             let address = response.remote_addr();

@@ -93,6 +93,8 @@ pub struct Receiver {
     in_flight: PagesInFlight,
     reuse: Reuse,
     intent: Intent,
+    /// Whether readers are likely to want what those of other hosts wanted first.
+    is_profile_of_use: bool,
     counters: Counters,
 }
 
@@ -110,6 +112,7 @@ impl Receiver {
             in_flight: PagesInFlight::default(),
             reuse: Reuse::default(),
             intent: Intent::default(),
+            is_profile_of_use: false,
             counters: Counters::default(),
         }
     }
@@ -119,6 +122,11 @@ impl Receiver {
     pub fn with_fill(mut self, fill: Fill) -> Self {
         self.demand.set_fill(fill);
         self
+    }
+
+    /// Asks for the profile of the content when it joins and holds nothing.
+    pub fn request_profile(&mut self) {
+        self.is_profile_of_use = true;
     }
 
     /// Sets the proof that bytes need before they may be read; the tag, by default.

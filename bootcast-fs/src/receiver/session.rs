@@ -47,6 +47,8 @@ pub struct JoinOptions {
     pub resumes: bool,
     /// Whether the cast should bring leaf lists.
     pub wants_leaf_lists: bool,
+    /// Whether the server should send the profile: what readers of this content wanted first.
+    pub wants_profile: bool,
 }
 
 /// Why a join had no usable answer.
@@ -117,7 +119,12 @@ impl Session {
             senders: Senders::default(),
             ends: Ends::default(),
             useful: 0,
-            asked: JoinOptions { fill: Fill::Full, resumes: false, wants_leaf_lists: false },
+            asked: JoinOptions {
+                fill: Fill::Full,
+                resumes: false,
+                wants_leaf_lists: false,
+                wants_profile: false,
+            },
             failure: None,
         }
     }

@@ -28,7 +28,7 @@ Exit codes:
   129, 130, 143  ended by SIGHUP, SIGINT, SIGTERM
   141  the reader of standard output went away";
 
-/// Exit codes of `ls` and `status`, as `--help` shows them.
+/// Exit codes of `ls`, `status` and `profile`, as `--help` shows them.
 pub(super) const ANSWER_EXIT_CODES: &str = "\
 Exit codes:
   0    done
@@ -36,7 +36,7 @@ Exit codes:
   2    standard output cannot be written, or a mount does not tell its status
   3    the server cannot be reached
   4    the server has not hashed a file in time
-  5    the server has no such file or directory
+  5    the server has no such file or directory, or no profile of it yet
   6    the server refuses, or does not speak this protocol
   9    an error in this program; please report it
   141  the reader of standard output went away";

@@ -11,7 +11,7 @@
 //! | `proof` | checking the bytes against a content id |
 //! | `stall`, `probe` | detecting that a fetch stalled or cannot succeed |
 //! | `progress` | progress bar, notices and log lines on the terminal |
-//! | `list`, `status` | `bootcast ls`, `bootcast status URL` |
+//! | `list`, `status`, `profile` | `bootcast ls`, `status URL`, `profile` |
 //! | `mount_status` | `bootcast status MOUNTPOINT` |
 //! | `cache`, `warm` | `bootcast cache` |
 //! | `url` | the argument that names a file on a server |
@@ -28,6 +28,7 @@ mod list;
 mod mount_status;
 mod output;
 mod probe;
+mod profile;
 mod progress;
 mod proof;
 mod range;
@@ -59,6 +60,7 @@ Examples:
   bootcast ls -l http://head/images
   bootcast status /mnt/images
   bootcast status http://head
+  bootcast profile http://head/images/debian.img
   bootcast cache ls
   bootcast cache warm http://head/images/debian.img";
 
@@ -81,6 +83,9 @@ enum Command {
     /// Show what a mount does, or what a server is casting
     #[command(after_help = ANSWER_EXIT_CODES)]
     Status(status::Args),
+    /// Show which parts of a file its readers want first after an open
+    #[command(after_help = ANSWER_EXIT_CODES)]
+    Profile(profile::Args),
     /// Show, check or free what mounts keep on this machine
     #[command(subcommand, after_help = cache::EXIT_CODES)]
     Cache(cache::Command),
@@ -126,6 +131,7 @@ fn run_command(command: Command) -> Result<(), ToolError> {
                     Command::Get(args) => get::run(args).await,
                     Command::Ls(args) => list::run(args).await,
                     Command::Status(args) => status::run(args).await,
+                    Command::Profile(args) => profile::run(args).await,
                     Command::Cache(cache::Command::Warm(args)) => warm::run(args).await,
                     Command::Cache(command) => cache::run(command),
                 }
@@ -147,7 +153,7 @@ fn catch_panic(work: impl FnOnce() -> Result<(), ToolError>) -> Result<(), ToolE
 fn usage_error(error: &clap::Error) -> ToolError {
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         return ToolError::Usage(
-            "a command is missing: get, ls, status or cache (see --help)".into(),
+            "a command is missing: get, ls, status, profile or cache (see --help)".into(),
         );
     }
     let text = error.render().to_string();

@@ -33,8 +33,8 @@ pub enum ApiError {
     Join(#[from] JoinError),
     /// There is no such endpoint.
     #[error(
-        "no such endpoint: there are /join/, /leave/, /meta/, /file/, /manifest/, /report/, /want/ \
-         and /status"
+        "no such endpoint: there are /join/, /leave/, /meta/, /file/, /manifest/, /profile/, \
+         /report/, /want/ and /status"
     )]
     NoRoute,
     /// The endpoint does not support the method.
@@ -69,6 +69,11 @@ pub enum ApiError {
     /// The manifest cannot be computed, or not yet.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
+    /// Nothing was learned about the content of the file.
+    #[error(
+        "no profile yet: it is learned when mounts with fill=demand and an empty cache read the file"
+    )]
+    NoProfile,
     /// The query of a manifest is malformed.
     #[error("malformed segments: send ?segments=FIRST-LAST, counted from 0")]
     InvalidSegments,
@@ -109,6 +114,7 @@ impl ApiError {
             Self::Source(SourceError::Forbidden) => StatusCode::FORBIDDEN,
             Self::NoRoute
             | Self::UnknownToken
+            | Self::NoProfile
             | Self::NoSegment { .. }
             | Self::Source(SourceError::NotFound) => StatusCode::NOT_FOUND,
             Self::NotSmall => StatusCode::CONFLICT,

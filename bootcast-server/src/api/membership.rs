@@ -5,9 +5,10 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::IntoResponse;
+use bootcast_proto::manifest::ContentId;
 use bootcast_proto::{
-    FILL_DEMAND, HEADER_EXTENSIONS, HEADER_FILL, HEADER_LEAVES, HEADER_RESUME, HEADER_TOKEN,
-    RemotePath, Token,
+    FILL_DEMAND, HEADER_EXTENSIONS, HEADER_FILL, HEADER_LEAVES, HEADER_PROFILE, HEADER_RESUME,
+    HEADER_TOKEN, Profile, RemotePath, Token,
 };
 
 use super::{ApiError, ApiState, remote_path};
@@ -29,6 +30,8 @@ pub(super) async fn join(
     let kind = member_kind(&headers);
     let asks = headers.get(HEADER_LEAVES).is_some_and(|it| it == "1");
     let wants_leaves = kind != MemberKind::Plain && asks;
+    let asks = headers.get(HEADER_PROFILE).is_some_and(|it| it == "1");
+    let wants_profile = kind == MemberKind::Demand && asks;
     let mut tries = 1;
     let mut newer_than = None;
     let mut content_id;
@@ -36,11 +39,17 @@ pub(super) async fn join(
         let open = super::open(&state, &path).await?;
         // Before the join, because the cast may begin right after it.
         content_id = state.manifests.content_id(open.version).await;
+        let profile = if wants_profile {
+            Some(known_profile(&state, content_id, open.version.size()).await)
+        } else {
+            None
+        };
         // Without a descriptor the cast goes on without leaf values.
         let again = wants_leaves.then(|| open.try_clone().ok()).flatten();
         let source = Arc::new(FileSource::new(path.clone(), open, state.identity.clone()));
         let token = random_token()?;
-        let join = Join { path: path.clone(), source, token, kind, newer_than, wants_leaves };
+        let name = path.clone();
+        let join = Join { path: name, source, token, kind, newer_than, wants_leaves, profile };
         match state.sender.join(join).await {
             // What is opened from now on is newer than the version that is being sent.
             Err(JoinError::Outdated { running }) if tries < JOIN_TRIES => {
@@ -59,6 +68,14 @@ pub(super) async fn join(
     answer.extensions.content_id = content_id;
     let headers = [(header::CONTENT_TYPE, "text/plain"), (header::CACHE_CONTROL, "no-store")];
     Ok((headers, answer.encode()))
+}
+
+/// Returns what earlier casts learned of a content; an empty profile where the content is not known.
+async fn known_profile(state: &ApiState, id: Option<ContentId>, size: u64) -> Arc<Profile> {
+    match id {
+        Some(id) => state.profiles.get(id, size).await,
+        None => Arc::new(Profile::new(size)),
+    }
 }
 
 /// Attaches the manifest of a file to its cast, as soon as it is known. Computes it if necessary:

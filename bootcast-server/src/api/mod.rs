@@ -8,6 +8,7 @@ mod file;
 mod manifest;
 mod membership;
 mod meta;
+mod profile;
 mod range;
 mod report;
 mod small;
@@ -24,6 +25,7 @@ use crate::io::blocking_pool::BlockingPool;
 use crate::io::identity::Identity;
 use crate::io::listings::{Listing, Listings};
 use crate::io::manifests::Manifests;
+use crate::io::profiles::Profiles;
 use crate::io::sender::SenderHandle;
 use crate::io::small_files::SmallFiles;
 use crate::io::stable_version::await_stable_version;
@@ -50,12 +52,13 @@ pub struct ApiState {
     reads: BlockingPool,
     listings: Listings,
     manifests: Manifests,
+    profiles: Profiles,
     small_files: SmallFiles,
 }
 
 impl ApiState {
     /// Serves the files that `identity` announces, through the casts of `sender`.
-    pub fn new(identity: Identity, sender: SenderHandle) -> Self {
+    pub fn new(identity: Identity, sender: SenderHandle, profiles: Profiles) -> Self {
         let listed = identity.clone();
         let manifests = identity.manifests().clone();
         let listings = Listings::new(move |path| list(&listed, path));
@@ -67,6 +70,7 @@ impl ApiState {
             reads: BlockingPool::new(READ_THREADS),
             listings,
             manifests,
+            profiles,
             small_files: SmallFiles::default(),
         }
     }
@@ -102,6 +106,8 @@ pub fn router(state: ApiState) -> Router {
         .route("/file/{*path}", get(file::file))
         .route("/manifest/", get(manifest::manifest))
         .route("/manifest/{*path}", get(manifest::manifest))
+        .route("/profile/", get(profile::profile))
+        .route("/profile/{*path}", get(profile::profile))
         .route("/report/", post(report::report))
         .route("/report/{*path}", post(report::report))
         .route("/want/", post(want::want))

@@ -2,6 +2,7 @@
 
 mod invariants;
 mod leaves;
+mod profile;
 mod requests;
 mod sending;
 
@@ -19,6 +20,7 @@ use super::leaf_lists::LeafLists;
 use super::members::{MemberKind, Members};
 use super::multicast_probe::MulticastProbe;
 use super::precedence::Precedence;
+use super::profile::CastProfile;
 use super::repair::{Repair, Situation, Symbol};
 use super::stream::{Audience, Stream};
 use super::unreadable::Unreadable;
@@ -141,6 +143,7 @@ pub struct Cast {
     stream: Stream,
     repair: Option<Repair>,
     demand: Demand,
+    profile: CastProfile,
     leaf_lists: LeafLists,
     /// Priority of demanded pages over other datagrams, in pages.
     precedence: Precedence,
@@ -178,6 +181,7 @@ impl Cast {
             stream: Stream::new(geometry.pages(), layout, now),
             repair: layout.map(repair_of),
             demand: Demand::new(geometry.pages()),
+            profile: CastProfile::new(*geometry),
             leaf_lists: LeafLists::new(*geometry, now),
             precedence: Precedence::default(),
             probe: MulticastProbe::new(now),
@@ -239,6 +243,7 @@ impl Cast {
     pub fn handle_leave(&mut self, token: &Token, now: Instant) -> bool {
         let Some(kind) = self.members.leave(token) else { return false };
         self.credits.forget(token);
+        self.profile.handle_leave(token);
         self.on_heard(kind);
         self.on_members_gone();
         if self.members.is_empty() {
@@ -321,6 +326,7 @@ impl Cast {
                 if self.members.forget_silent(now) {
                     let members = &self.members;
                     self.credits.retain(|token| members.has_lease(token));
+                    self.profile.retain(|token| members.has_lease(token));
                     self.on_members_gone();
                     if self.members.is_empty() {
                         self.end(EndReason::LeasesExpired);
@@ -339,7 +345,7 @@ impl Cast {
             State::Serving => self.members.check_at(),
             State::Ended(_) => return None,
         };
-        [own, self.unreadable.expires_at()].into_iter().flatten().min()
+        [own, self.unreadable.expires_at(), self.profile.keep_at()].into_iter().flatten().min()
     }
 
     /// Returns `Some` once when the end of the cast must be announced to its group: the number that
@@ -384,8 +390,8 @@ impl Cast {
 
     /// Returns the number of pages sent since the cast started.
     pub fn pages_sent(&self) -> u64 {
-        let sent = self.stream.pages_sent() + self.demand.pages_sent() + self.probe.pages_sent();
-        sent.saturating_sub(self.unsent)
+        let sent = self.stream.pages_sent() + self.demand.pages_sent() + self.profile.pages_sent();
+        (sent + self.probe.pages_sent()).saturating_sub(self.unsent)
     }
 
     /// Returns the number of pages of zeros that the stream left out since the cast started.

@@ -21,6 +21,7 @@
 //! | `repair` | which repair symbols go out next, and what beacons say |
 //! | `demand` | which demanded pages go out before all that |
 //! | `leaf_lists` | which leaf values go out ahead of the pages that they prove |
+//! | `profile` | which leaves members wanted first, and when new members get them |
 //! | `precedence` | how much is left for everything else while demanded pages go first |
 //! | `unreadable` | which pages are left out because they cannot be read |
 //! | `multicast_probe` | when a beacon and a few pages go to members that are all deaf |
@@ -39,6 +40,7 @@ mod members;
 mod multicast_probe;
 mod pacer;
 mod precedence;
+mod profile;
 mod rate;
 mod repair;
 mod restart_backoff;

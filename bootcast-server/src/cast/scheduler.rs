@@ -2,6 +2,7 @@
 
 mod ended;
 mod leaves;
+mod profiles;
 mod running;
 mod sizes;
 mod turns;
@@ -15,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use bootcast_proto::api::{Report, Totals, Want};
 use bootcast_proto::units::wire_len;
-use bootcast_proto::{BitRate, BlockLayout, Etag, Geometry, PageRange, RemotePath, Token};
+use bootcast_proto::{BitRate, BlockLayout, Etag, Geometry, PageRange, Profile, RemotePath, Token};
 
 use super::end_announcements::EndAnnouncements;
 use super::rate::{Allowance, CeilingSource, RateControl};
@@ -111,8 +112,8 @@ pub struct Transmit {
     pub group: SocketAddrV4,
     /// Content: at most `batch_pages` datagrams.
     pub content: Sending,
-    /// Whether the pages were demanded. The following pages are then unlikely to be sent next, so
-    /// reading ahead is of no use.
+    /// Whether the pages were demanded, or are part of a profile. The following pages are then
+    /// unlikely to be sent next, so reading ahead is of no use.
     pub demanded: bool,
     /// Order in which the datagrams were handed out.
     pub lane: Lane,
@@ -134,6 +135,9 @@ enum Polled {
 pub enum Event {
     /// A cast ended and its group was returned.
     Ended(Ended),
+    /// The profile of the file that a cast sends changed, and should be kept. Comes before the end
+    /// of the cast.
+    Profile(CastId, Profile),
 }
 
 /// Read access to a running cast.
@@ -396,8 +400,10 @@ impl Scheduler {
 
     /// Handles the timers that are due at `now`. An early call changes nothing.
     pub fn handle_timeout(&mut self, now: Instant) {
-        for running in self.casts.values_mut() {
+        for (id, running) in &mut self.casts {
             running.cast.handle_timeout(now);
+            let changed = running.cast.poll_profile(now);
+            self.events.extend(changed.map(|profile| Event::Profile(*id, profile)));
         }
         let ids: Vec<_> = self.casts.keys().copied().collect();
         for id in ids {
@@ -563,7 +569,9 @@ impl Scheduler {
         }
         let Some(reason) = reason else { return };
         self.waiting.forget(id);
-        let running = self.casts.remove(&id).expect("looked up above");
+        let mut running = self.casts.remove(&id).expect("looked up above");
+        let changed = running.cast.poll_profile(now);
+        self.events.extend(changed.map(|profile| Event::Profile(id, profile)));
         self.by_path.remove(&running.path);
         if self.turns.front() == Some(&id) {
             self.has_quantum = false;

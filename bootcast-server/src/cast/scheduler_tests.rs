@@ -90,7 +90,10 @@ impl Lab {
 
     fn ended_casts(&mut self) -> Vec<(CastId, EndReason)> {
         std::iter::from_fn(|| self.scheduler.poll_event())
-            .map(|Event::Ended(Ended { cast, reason, .. })| (cast, reason))
+            .filter_map(|event| match event {
+                Event::Ended(Ended { cast, reason, .. }) => Some((cast, reason)),
+                Event::Profile(..) => None,
+            })
             .collect()
     }
 

@@ -12,7 +12,8 @@
 //! | [`blocking_pool`] | shares threads between the subtrees of the served directory |
 //! | [`listings`] | lists each directory once for all concurrent requests |
 //! | [`manifests`] | hashes each file once for all requests for its manifest |
-//! | [`state_dir`] | keeps manifests across restarts |
+//! | [`profiles`] | keeps which leaves of a content readers want first |
+//! | [`state_dir`] | keeps manifests and profiles across restarts |
 //! | [`identity`] | announces versions: compares bytes when attributes change |
 //! | [`prehash`] | computes manifests ahead, at idle priority |
 //! | [`http`] | serves the connections of the control plane |
@@ -29,6 +30,7 @@ pub mod listings;
 pub mod manifests;
 pub mod peers;
 pub mod prehash;
+pub mod profiles;
 pub mod reader;
 pub mod sender;
 pub mod small_files;

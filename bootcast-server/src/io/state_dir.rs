@@ -1,4 +1,4 @@
-//! State directory: keeps manifests across restarts of the server.
+//! State directory: keeps manifests and profiles across restarts of the server.
 //!
 //! Each manifest is a file, named by the key of its version. Numbers are little-endian:
 //!
@@ -21,8 +21,12 @@
 //! | 40..96 | the announced version: see `Version::to_bytes` |
 //! | 96..128 | BLAKE3 hash of all bytes before |
 //!
+//! A profile is a text, named by the content id: see docs/PROTOCOL.md, "Profile".
+//!
 //! A file with other content counts as absent. Several processes may use one directory, because
 //! files are only added, replaced and removed as a whole.
+
+mod profiles;
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Write};
@@ -38,7 +42,7 @@ use rustix::io::Errno;
 
 use crate::source::{VERSION_LEN, Version, VersionKey};
 
-/// Upper bound of the disk space that manifests take: 256 MiB, for 128 GiB of served files.
+/// Upper bound of the disk space that all files take: 256 MiB, for 128 GiB of served files.
 const MAX_BYTES: u64 = 256 << 20;
 
 /// Unit in which most file systems allocate disk space, in bytes.
@@ -224,7 +228,7 @@ impl StateDir {
         Ok(())
     }
 
-    /// Lists the manifests and aliases. Removes what crashes left behind, and ignores files of
+    /// Lists the manifests, aliases and profiles. Removes what crashes left behind, and ignores files of
     /// others.
     fn list(&self) -> io::Result<Vec<Kept>> {
         let mut kept = Vec::new();
@@ -234,7 +238,7 @@ impl StateDir {
             // The file may have been removed since.
             let Ok(metadata) = entry.metadata() else { continue };
             let (Some(name), Ok(used)) = (name.to_str(), metadata.modified()) else { continue };
-            if name.ends_with(SUFFIX) || name.ends_with(ALIAS_SUFFIX) {
+            if [SUFFIX, ALIAS_SUFFIX, profiles::SUFFIX].iter().any(|it| name.ends_with(it)) {
                 kept.push(Kept { used, disk_bytes: disk_bytes(metadata.len()), path });
             } else if name.starts_with(TEMPORARY_PREFIX)
                 && used.elapsed().is_ok_and(|age| age > TEMPORARY_MAX_AGE)

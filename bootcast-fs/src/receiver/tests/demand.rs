@@ -62,6 +62,23 @@ fn who_wants_what_is_read_listens_to_no_repair_and_asks_for_what_is_read() {
 }
 
 #[test]
+fn only_who_holds_nothing_and_wants_what_is_read_asks_for_the_profile() {
+    let now = Instant::now();
+    let mut receiver = Receiver::new(Pin::default(), None, TIMING, 1).with_fill(Fill::Demand);
+    assert!(!receiver.begin_join().wants_profile, "a program that reads one part");
+    receiver.request_profile();
+    receiver.handle_open();
+    assert!(receiver.begin_join().wants_profile);
+    receiver.handle_join(&FILE.answer(1), now);
+    actions(&mut receiver, now);
+    feed(&mut receiver, 10, now);
+    assert!(!receiver.begin_join().wants_profile, "it holds a page");
+    let mut receiver = Receiver::new(Pin::default(), None, TIMING, 1);
+    receiver.request_profile();
+    assert!(!receiver.begin_join().wants_profile, "the stream brings everything");
+}
+
+#[test]
 fn a_member_asks_as_the_worked_want_of_the_protocol_says() {
     let page = include_str!("../../../../docs/PROTOCOL.md");
     let part = |heading| page.split("\n### ").find(|part| part.starts_with(heading)).unwrap();

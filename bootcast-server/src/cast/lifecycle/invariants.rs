@@ -20,6 +20,10 @@ impl Cast {
             self.credits.len() <= self.members.leased(),
             "credits of clients that are no members would accumulate"
         );
+        debug_assert!(
+            self.profile.members() <= self.members.leased(),
+            "clients that are no members keep the profile waiting"
+        );
     }
 
     /// Asserts that datagrams can go out: there are some, no more than `budget`, and the file has

@@ -37,7 +37,8 @@ impl Cast {
             return Some(Sending::LeafList(list));
         }
         let pages = self.demand.poll_urgent(budget, now)?;
-        let sending = self.send_demanded(pages, budget);
+        self.profile.on_sent(pages);
+        let sending = self.send_first(pages, budget);
         self.assert_sendable(&sending, budget);
         Some(sending)
     }
@@ -87,8 +88,14 @@ impl Cast {
             }
             self.precedence.on_others_idle();
         }
+        if self.state == State::Serving
+            && let Some(pages) = self.poll_profile_pages(budget, now)
+        {
+            return Some(self.send_first(pages, budget));
+        }
         if let Some(pages) = self.demand.poll_later(budget, now) {
-            return Some(self.send_demanded(pages, budget));
+            self.profile.on_sent(pages);
+            return Some(self.send_first(pages, budget));
         }
         self.poll_undemanded(budget, now)
     }
@@ -108,7 +115,8 @@ impl Cast {
         let repair = repair.and_then(|repair| repair.poll_at(situation));
         let probe = self.probe.poll_at(&self.members);
         let stream = self.stream.poll_at(self.audience());
-        [later, stream, self.leaf_lists_at(), repair, probe].into_iter().flatten().min()
+        let profile = self.profile.poll_at();
+        [later, profile, stream, self.leaf_lists_at(), repair, probe].into_iter().flatten().min()
     }
 }
 
@@ -153,8 +161,8 @@ impl Cast {
         Some(Sending::Symbols(symbols))
     }
 
-    /// Counts demanded pages and wraps them.
-    fn send_demanded(&mut self, pages: PageRange, budget: u32) -> Sending {
+    /// Counts pages that go before others, demanded or of the profile, and wraps them.
+    fn send_first(&mut self, pages: PageRange, budget: u32) -> Sending {
         self.precedence.on_prioritised_sent(pages.len().into(), budget.into());
         if let Some(repair) = self.active_repair() {
             repair.on_sent();
@@ -193,6 +201,7 @@ impl Cast {
         let run = self.stream.poll(budget, audience, now)?;
         self.stream_was_last = true;
         self.demand.on_sent(run.pages, now);
+        self.profile.on_sent(run.pages);
         self.on_stream_pages(run.pages, audience, now);
         let members = self.members.receivers();
         if let Some(repair) = self.active_repair() {

@@ -38,9 +38,11 @@ impl Scheduler {
             }
             let affordable = u32::try_from(running.deficit / page_wire).unwrap_or(u32::MAX);
             let budget = affordable.min(running.allowance.batch_pages());
-            let demanded = running.cast.demanded();
+            let before = (running.cast.demanded(), running.cast.profile_pages());
             if let Some(content) = running.cast.poll_transmit(budget, now) {
-                let demanded = running.cast.demanded() != demanded;
+                let after = (running.cast.demanded(), running.cast.profile_pages());
+                self.totals.demanded += after.0 - before.0;
+                let demanded = after != before;
                 let cost = wire_bytes(&running.geometry, &content);
                 running.deficit = running.deficit.saturating_sub(cost);
                 self.urgent.on_others_sent(cost);
@@ -84,9 +86,6 @@ impl Scheduler {
         running.allowance.take(cost, now);
         let group = self.destination(id, &content);
         self.count(&content);
-        if demanded {
-            self.totals.demanded += u64::from(count);
-        }
         self.charge(cost, now);
         self.reap(id, now);
         Transmit { cast: id, group, content, demanded, lane: Lane::Turn }

@@ -44,6 +44,9 @@ impl Scheduler {
             debug_assert!(!is_estimated || cost <= bytes, "{cost} bytes, but {bytes} were allowed");
             self.urgent.on_sent(cost, self.batch_wire);
             let demanded = matches!(content, Sending::Pages(_));
+            if demanded {
+                self.totals.demanded += u64::from(content.datagrams());
+            }
             let transmit = self.hand_out(id, content, demanded, cost, now);
             return Polled::Sent(Transmit { lane: Lane::Urgent, ..transmit });
         }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use bootcast_proto::log_limit::Limiter;
 use bootcast_proto::wire::end_datagram;
-use bootcast_proto::{PageRange, RemotePath};
+use bootcast_proto::{PageRange, Profile, RemotePath};
 
 use self::log::SenderLog;
 pub(super) use self::reading::Outcome;
@@ -23,6 +23,7 @@ use self::versions::VersionRound;
 use super::{Command, SenderConfig};
 use crate::cast::{CastId, EndReason, Event, Scheduler, Sending, Settings, Symbol, Transmit};
 use crate::io::interface;
+use crate::io::profiles::LearnedProfile;
 use crate::io::reader::stage::Stage;
 use crate::io::reader::symbols::Rows;
 use crate::io::socket::{MulticastSocket, SendError};
@@ -312,11 +313,17 @@ impl Driver {
         ControlFlow::Continue(())
     }
 
-    /// Logs the ends of casts, and drops their readers once their last datagrams are sent.
+    /// Hands out profiles that are to be kept. Logs the ends of casts, and drops their readers once
+    /// their last datagrams are sent.
     fn remove_ended_casts(&mut self) {
-        while let Some(Event::Ended(ended)) = self.scheduler.poll_event() {
-            self.ended.push(ended.cast);
-            self.log.log_end(&ended, Instant::now());
+        while let Some(event) = self.scheduler.poll_event() {
+            match event {
+                Event::Profile(cast, profile) => self.keep_profile(cast, profile),
+                Event::Ended(ended) => {
+                    self.ended.push(ended.cast);
+                    self.log.log_end(&ended, Instant::now());
+                }
+            }
         }
         let unsent = self.unsent.as_ref().map(|unsent| unsent.cast);
         let is_sent =
@@ -325,6 +332,14 @@ impl Driver {
         for cast in sent {
             self.remove_reader(cast);
         }
+    }
+
+    /// Passes a profile on to be kept.
+    fn keep_profile(&self, cast: CastId, profile: Profile) {
+        // The reader of a cast is there until after the end of the cast was handled.
+        let Some(reader) = self.readers.get(&cast) else { return };
+        // Fails if the server stops without waiting for profiles, as in tests.
+        let _ = self.config.profiles.send(LearnedProfile { version: reader.version(), profile });
     }
 
     /// Handles an interface that is down. Returns the time of the next attempt.

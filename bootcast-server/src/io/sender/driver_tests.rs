@@ -51,6 +51,7 @@ impl Fixture {
             page_size: page_size(),
             layout: Layout::Base,
             keys: None,
+            profiles: tokio::sync::mpsc::unbounded_channel().0,
         };
         let settings = Settings {
             repair,
@@ -102,7 +103,15 @@ impl Fixture {
         let command = Command::Join {
             etag: version.etag(),
             geometry: Geometry::new(version.size(), page_size()).unwrap(),
-            join: Join { kind, path: path(name), source, token, newer_than, wants_leaves: false },
+            join: Join {
+                kind,
+                path: path(name),
+                source,
+                token,
+                newer_than,
+                wants_leaves: false,
+                profile: None,
+            },
             reply,
         };
         assert!(self.driver.execute(command).is_continue());

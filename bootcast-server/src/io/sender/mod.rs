@@ -12,13 +12,15 @@ use bootcast_proto::geometry::TooManyPages;
 use bootcast_proto::join::Extensions;
 use bootcast_proto::manifest::LEAF_BYTES;
 use bootcast_proto::{
-    Etag, Geometry, JoinAnswer, Layout, Manifest, PageRange, PageSize, RemotePath, Token,
+    Etag, Geometry, JoinAnswer, Layout, Manifest, PageRange, PageSize, Profile, RemotePath, Token,
 };
+use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 
 use super::cast_keys::CastKeys;
 use super::identity::Identity;
 use super::interface::{Interface, InterfaceName};
+use super::profiles::LearnedProfile;
 use super::reader::source::PageSource;
 use super::reader::stage::Stage;
 use super::socket::{MulticastSocket, SocketConfig};
@@ -72,6 +74,8 @@ pub struct SenderConfig {
     pub layout: Layout,
     /// Keys that tag the datagrams; `None` sends them without tags.
     pub keys: Option<CastKeys>,
+    /// Takes the profiles that casts learned.
+    pub profiles: UnboundedSender<LearnedProfile>,
 }
 
 /// Why a join failed.
@@ -144,6 +148,9 @@ pub struct Join {
     pub newer_than: Option<Version>,
     /// Whether the client asked for leaf lists.
     pub wants_leaves: bool,
+    /// What earlier casts of this content learned, if the client asked for it: the client then holds
+    /// nothing, and only demands.
+    pub profile: Option<Arc<Profile>>,
 }
 
 /// Command to the sender thread, with the channel for its answer.

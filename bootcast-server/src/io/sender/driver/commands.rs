@@ -67,7 +67,7 @@ impl Driver {
         reply: oneshot::Sender<Result<Joined, JoinError>>,
         now: Instant,
     ) {
-        let Join { path, source, token, kind, newer_than, wants_leaves } = join;
+        let Join { path, source, token, kind, newer_than, wants_leaves, profile } = join;
         let running = self.version_of(&path).filter(|it| *it != source.version());
         if let Some(running) = running.filter(|running| newer_than != Some(*running)) {
             self.close(source);
@@ -86,6 +86,9 @@ impl Driver {
             }
             if wants_leaves {
                 self.scheduler.request_leaves(cast, &name);
+            }
+            if let Some(profile) = &profile {
+                self.scheduler.request_profile(cast, &name, profile, now);
             }
             let members = self.member_count(cast);
             tracing::debug!(%cast, %path, token = %name, members, "joined");

@@ -1,0 +1,217 @@
+//! The profile of a cast's file: which leaves its members wanted first, and when they are sent to
+//! members that hold nothing yet. docs/PROTOCOL.md, "Profile".
+//!
+//! Members cannot be trusted: one may want pages that no reader needs, or join again and again. A
+//! profile is bounded, a join costs at most one profile, and only the last member that asked for it
+//! keeps it waiting.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use bootcast_proto::limits::WANT_PAGES;
+use bootcast_proto::{Geometry, PageRange, Profile, RangeMap, Token};
+
+use super::demand::first_of;
+
+/// Time from the join of a member within which its wants become part of the profile.
+const RECORD_TIME: Duration = Duration::from_secs(180);
+
+/// Time from a change of the profile until it is handed out to be kept.
+const KEEP_DELAY: Duration = Duration::from_secs(10);
+
+/// Time from the last join of a member that holds nothing to the first page of the profile.
+const HOLD: Duration = Duration::from_millis(200);
+
+/// The same from the first of these joins, at most.
+const HOLD_MAX: Duration = Duration::from_secs(1);
+
+/// The profile of one cast's file.
+#[derive(Debug)]
+pub(super) struct CastProfile {
+    geometry: Geometry,
+    profile: Profile,
+    /// Members that held nothing when they joined, with the end of the time in which their wants
+    /// become part of the profile.
+    fresh: BTreeMap<Token, Instant>,
+    /// Pages of the profile that some of these members may not have got.
+    waiting: RangeMap<()>,
+    /// Whether these are all pages of the profile.
+    do_all_wait: bool,
+    /// Index of the run of the profile that is sent next. After the last one follows the first.
+    next_run: usize,
+    /// Join since which pages have waited, and when they may be sent; `None` while none waits.
+    hold: Option<Hold>,
+    /// Time of the first change that was not handed out to be kept.
+    changed_at: Option<Instant>,
+    /// Number of pages sent as part of the profile.
+    pages_sent: u64,
+}
+
+/// Time in which the group of members forms that get the profile together.
+#[derive(Clone, Copy, Debug)]
+struct Hold {
+    since: Instant,
+    until: Instant,
+}
+
+impl CastProfile {
+    /// Creates the empty profile of a cast without members.
+    pub(super) fn new(geometry: Geometry) -> Self {
+        Self {
+            geometry,
+            profile: Profile::new(geometry.size()),
+            fresh: BTreeMap::new(),
+            waiting: RangeMap::default(),
+            do_all_wait: false,
+            next_run: 0,
+            hold: None,
+            changed_at: None,
+            pages_sent: 0,
+        }
+    }
+
+    /// Adds what earlier casts of this content learned. Ignores a profile of another size.
+    pub(super) fn learn(&mut self, known: &Profile) {
+        let is_of_file = known.size() == self.geometry.size();
+        debug_assert!(is_of_file, "the profile of another file");
+        if is_of_file && self.profile.merge(known) {
+            self.do_all_wait = false;
+        }
+    }
+
+    /// Handles the join of a member that holds nothing. All of the profile is sent, once for all
+    /// who join meanwhile: those who join later get what they missed when the rest is sent.
+    pub(super) fn handle_join(&mut self, token: Token, now: Instant) {
+        self.fresh.insert(token, now + RECORD_TIME);
+        // In a storm of joins, only the first one costs work.
+        if !self.do_all_wait {
+            for run in self.profile.runs() {
+                let pages = self.geometry.pages_covering(self.profile.bytes_of(run));
+                self.waiting.insert(pages, ());
+            }
+            self.do_all_wait = true;
+        }
+        if !self.waiting.is_empty() {
+            let since = self.hold.map_or(now, |hold| hold.since);
+            let until = (now + HOLD).min(since + HOLD_MAX);
+            self.hold = Some(Hold { since, until });
+        }
+        self.assert_invariants();
+    }
+
+    /// Records pages that a member wants. Ignores members that held something when they joined, and
+    /// wants long after the join.
+    pub(super) fn handle_want(&mut self, token: &Token, pages: &[PageRange], now: Instant) {
+        if self.fresh.get(token).is_none_or(|until| *until <= now) {
+            return;
+        }
+        let mut room = WANT_PAGES;
+        for run in pages {
+            let run = first_of(*run, room);
+            room -= run.len();
+            if self.profile.extend_by_pages(run, &self.geometry) {
+                self.do_all_wait = false;
+                self.changed_at.get_or_insert(now);
+            }
+        }
+        self.assert_invariants();
+    }
+
+    /// Removes a member. Without members that held nothing, no page waits.
+    pub(super) fn handle_leave(&mut self, token: &Token) {
+        self.fresh.remove(token);
+        self.on_members_gone();
+    }
+
+    /// Removes all members for which `is_member` is `false`.
+    pub(super) fn retain(&mut self, is_member: impl Fn(&Token) -> bool) {
+        self.fresh.retain(|token, _| is_member(token));
+        self.on_members_gone();
+    }
+
+    fn on_members_gone(&mut self) {
+        if self.fresh.is_empty() {
+            self.waiting = RangeMap::default();
+            self.do_all_wait = false;
+            self.hold = None;
+        }
+        self.assert_invariants();
+    }
+
+    /// Handles pages that were sent, for whatever reason.
+    pub(super) fn on_sent(&mut self, pages: PageRange) {
+        if self.hold.is_none() {
+            return;
+        }
+        self.waiting.remove(pages);
+        self.do_all_wait = false;
+        if self.waiting.is_empty() {
+            self.hold = None;
+        }
+        self.assert_invariants();
+    }
+
+    /// Returns the time from which [`Self::poll`] has pages; `None` while none waits.
+    pub(super) fn poll_at(&self) -> Option<Instant> {
+        self.hold.map(|hold| hold.until)
+    }
+
+    /// Returns the next pages of the profile, at most `budget`. `None` until [`Self::poll_at`].
+    pub(super) fn poll(&mut self, budget: u32, now: Instant) -> Option<PageRange> {
+        if self.poll_at().is_none_or(|at| now < at) {
+            return None;
+        }
+        let runs = self.profile.runs();
+        let (before, after) = runs.split_at(self.next_run.min(runs.len()));
+        let in_turn = after.iter().zip(self.next_run..).chain(before.iter().zip(0..));
+        let next = in_turn.into_iter().find_map(|(run, index)| {
+            let pages = self.geometry.pages_covering(self.profile.bytes_of(run));
+            let (part, ()) = self.waiting.parts(pages).next()?;
+            Some((part, pages.end.0, index))
+        });
+        let (part, end, index) = next.expect("the waiting pages are those of the profile");
+        let pages = first_of(part, budget);
+        let rest = PageRange::new(pages.end.0, end);
+        let is_run_sent = self.waiting.parts(rest).next().is_none();
+        self.next_run = if is_run_sent { index + 1 } else { index };
+        self.pages_sent += u64::from(pages.len());
+        Some(pages)
+    }
+
+    /// Number of pages sent as part of the profile.
+    pub(super) fn pages_sent(&self) -> u64 {
+        self.pages_sent
+    }
+
+    /// Returns when [`Self::take_changed`] is due; `None` while nothing changed.
+    pub(super) fn keep_at(&self) -> Option<Instant> {
+        self.changed_at.map(|at| at + KEEP_DELAY)
+    }
+
+    /// Returns the profile if it changed since the last call, so that it should be kept.
+    pub(super) fn take_changed(&mut self) -> Option<Profile> {
+        self.changed_at.take().map(|_| self.profile.clone())
+    }
+
+    /// Number of members that held nothing when they joined.
+    pub(super) fn members(&self) -> usize {
+        self.fresh.len()
+    }
+
+    /// Asserts what holds between any two calls.
+    fn assert_invariants(&self) {
+        // The driver would spin if the profile claimed to have pages and sent none.
+        assert!(
+            self.waiting.is_empty() == self.hold.is_none(),
+            "since when pages of the profile wait is not known"
+        );
+        assert!(
+            self.waiting.is_empty() || !self.fresh.is_empty(),
+            "the profile would be sent to nobody"
+        );
+    }
+}
+
+#[cfg(test)]
+#[path = "profile_tests.rs"]
+mod tests;
