@@ -7,6 +7,7 @@ use std::process::Command;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
+use bootcast_fs::status::{MountStatus, STATUS_ATTRIBUTE, STATUS_MAX};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::Signal;
 
@@ -167,6 +168,15 @@ impl MountProc<'_> {
     /// Log of the daemon.
     pub fn log(&self) -> String {
         self.proc.log()
+    }
+
+    /// What the mount tells of itself.
+    #[track_caller]
+    pub fn status(&self) -> MountStatus {
+        let mut value = vec![0; STATUS_MAX];
+        let len = rustix::fs::getxattr(&self.path, STATUS_ATTRIBUTE, &mut value[..]);
+        value.truncate(len.expect("the mount has a status"));
+        serde_json::from_slice(&value).expect("a status in JSON")
     }
 
     /// Number of kernel requests that the daemon has not answered yet, such as parked reads.

@@ -46,6 +46,7 @@ mod outputs;
 mod panicking;
 mod plain_peers;
 mod prehashing;
+mod profiles;
 mod proving;
 mod rates;
 mod readers;
