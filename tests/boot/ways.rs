@@ -5,9 +5,14 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use bootcast_fs::status::Totals;
 use clap::ValueEnum;
+use harness::binaries::binary;
 use harness::lab::HEAD_ADDRESS;
 use harness::{Lab, MountProc, Proc, SOON, ServerProc, wait_until};
+
+/// Name of the image that is shared.
+pub(crate) const IMAGE: &str = "root.img";
 
 /// A way to share an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -23,9 +28,11 @@ pub(crate) enum Way {
 }
 
 /// An image that is being shared, until this is dropped.
-#[derive(Default)]
-#[expect(dead_code, reason = "mounts and programs run as long as they are here")]
+#[expect(dead_code, reason = "programs run as long as they are here")]
 pub(crate) struct Sharing<'lab> {
+    lab: &'lab Lab,
+    /// The option `fill=` of mounts of bootcast.
+    fill: &'static str,
     image: Vec<String>,
     /// Caches of the hosts; empty where they keep none.
     caches: Vec<PathBuf>,
@@ -61,34 +68,71 @@ impl<'lab> Sharing<'lab> {
         self.image[k - 1].clone()
     }
 
+    /// Replaces the mounts of bootcast by some with empty caches, as on other hosts, and restarts the
+    /// server.
+    pub(crate) fn renew(&mut self) {
+        for mount in self.mounts.drain(..) {
+            mount.umount();
+        }
+        if let Some(server) = &mut self.server {
+            server.stop();
+            server.start();
+        }
+        let profile = self.lab.client(1).run(binary("bootcast"), ["profile", &self.lab.url(IMAGE)]);
+        println!("{}", String::from_utf8_lossy(&profile.stdout));
+        self.mount();
+    }
+
+    /// Returns how many reads the mounts of bootcast got from the kernel, and how many of them had
+    /// to wait; `None` where others share the image.
+    pub(crate) fn reads(&self) -> Option<(u64, u64)> {
+        let totals = self.mounts.iter().map(|mount| mount.status().totals);
+        let add = |sum: (u64, u64), one: Totals| (sum.0 + one.reads, sum.1 + one.reads_waited);
+        (!self.mounts.is_empty()).then(|| totals.fold((0, 0), add))
+    }
+
     /// Returns the bytes in the caches of all hosts together; `None` if they keep none.
     pub(crate) fn fetched(&self) -> Option<u64> {
         let bytes = || self.caches.iter().map(|cache| allocated(cache)).sum();
         (!self.caches.is_empty()).then(bytes)
     }
 
-    fn bootcast(lab: &'lab Lab, rate: &str, fill: &str) -> Self {
+    fn bootcast(lab: &'lab Lab, rate: &str, fill: &'static str) -> Self {
         let server = lab.server().option("--rate", rate).start();
-        let clients = 1..=lab.clients().len();
-        let mounts: Vec<_> = clients.map(|k| lab.mount(k).option(fill).start()).collect();
+        let mut sharing = Self { server: Some(server), fill, ..Self::nothing(lab) };
+        sharing.mount();
+        sharing
+    }
+
+    fn mount(&mut self) {
+        let clients = 1..=self.lab.clients().len();
+        self.mounts = clients.map(|k| self.lab.mount(k).option(self.fill).start()).collect();
+        self.image = self.mounts.iter().map(|mount| text(&mount.join(IMAGE))).collect();
+        self.caches = self.mounts.iter().map(|mount| mount.cache().to_owned()).collect();
+    }
+
+    fn nothing(lab: &'lab Lab) -> Self {
         Self {
-            image: mounts.iter().map(|mount| text(&mount.join("root.img"))).collect(),
-            caches: mounts.iter().map(|mount| mount.cache().to_owned()).collect(),
-            mounts,
-            server: Some(server),
+            lab,
+            fill: "",
+            image: Vec::new(),
+            caches: Vec::new(),
+            mounts: Vec::new(),
+            server: None,
             programs: Vec::new(),
         }
     }
 
     fn nbd(lab: &'lab Lab) -> Self {
-        let image = text(&lab.served().join("root.img"));
+        let image = text(&lab.served().join(IMAGE));
         let nbdkit = lab.head().spawn("nbdkit", ["-f", "-r", "-p", "10809", "file", &image]);
         let url = format!("nbd://{HEAD_ADDRESS}:10809");
         let client = lab.client(1);
         wait_until(SOON, "nbdkit answers", || {
             client.run("qemu-img", ["info", &url]).status.success()
         });
-        Self { image: vec![url; lab.clients().len()], programs: vec![nbdkit], ..Self::default() }
+        let image = vec![url; lab.clients().len()];
+        Self { image, programs: vec![nbdkit], ..Self::nothing(lab) }
     }
 
     fn rclone(lab: &'lab Lab) -> Self {
@@ -108,12 +152,12 @@ impl<'lab> Sharing<'lab> {
             let args = ["mount", ":http:", &text(&mount), "--http-url", &url];
             let args = args.into_iter().chain(options).map(str::to_owned).chain([text(&cache)]);
             programs.push(client.spawn("rclone", args));
-            let file = mount.join("root.img");
+            let file = mount.join(IMAGE);
             wait_until(SOON, "rclone has mounted", || file.exists());
             image.push(text(&file));
             caches.push(cache);
         }
-        Self { image, caches, programs, ..Self::default() }
+        Self { image, caches, programs, ..Self::nothing(lab) }
     }
 }
 

@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use bootcast_proto::api::Want;
 use bootcast_proto::limits::WANT_PAGES;
 use bootcast_proto::{Geometry, PageRange, Profile, RangeMap, Token};
 
@@ -99,14 +100,14 @@ impl CastProfile {
         self.assert_invariants();
     }
 
-    /// Records pages that a member wants. Ignores members that held something when they joined, and
-    /// wants long after the join.
-    pub(super) fn handle_want(&mut self, token: &Token, pages: &[PageRange], now: Instant) {
+    /// Records pages that a member wants, also those that its readers will probably read next.
+    /// Ignores members that held something when they joined, and wants long after the join.
+    pub(super) fn handle_want(&mut self, token: &Token, want: &Want, now: Instant) {
         if self.fresh.get(token).is_none_or(|until| *until <= now) {
             return;
         }
         let mut room = WANT_PAGES;
-        for run in pages {
+        for run in want.now.iter().chain(&want.later) {
             let run = first_of(*run, room);
             room -= run.len();
             if self.profile.extend_by_pages(run, &self.geometry) {

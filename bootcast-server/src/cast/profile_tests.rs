@@ -205,6 +205,16 @@ fn the_order_of_first_wants_is_handed_out_to_be_kept() {
 }
 
 #[test]
+fn what_a_reader_will_probably_want_next_is_part_of_the_profile() {
+    let mut lab = Fixture::new();
+    lab.join_fresh(1, &[]);
+    let want = Want { later: vec![pages_of(8), pages_of(9)], ..want(7) };
+    assert!(lab.cast.handle_want(&token(1), &want, lab.now));
+    lab.cast.handle_end(EndReason::Stopped);
+    assert_eq!(lab.cast.poll_profile(lab.now), Some(profile(&[7, 8, 9])));
+}
+
+#[test]
 fn what_is_wanted_long_after_the_join_is_not_part_of_the_profile() {
     let mut lab = Fixture::new();
     lab.join_fresh(1, &[]);

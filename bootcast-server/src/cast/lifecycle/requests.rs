@@ -100,13 +100,13 @@ impl Cast {
         }
         if self.unreadable.is_empty() && credit == requested {
             self.demand.handle_want(token, want, now);
-            self.profile.handle_want(token, &want.now, now);
+            self.profile.handle_want(token, want, now);
         } else {
             let mut served = want.clone();
             served.now = self.unreadable.readable(&first_pages(&want.now, &mut credit));
             served.later = self.unreadable.readable(&first_pages(&want.later, &mut credit));
             self.demand.handle_want(token, &served, now);
-            self.profile.handle_want(token, &served.now, now);
+            self.profile.handle_want(token, &served, now);
         }
         self.assert_invariants();
         true
