@@ -26,6 +26,9 @@ pub struct Profile {
     runs: Vec<Range<u64>>,
     /// The same leaves in ascending order.
     leaves: BTreeSet<u64>,
+    /// Leaves that one reader wanted besides: they become part of the profile when another does. At
+    /// most [`PROFILE_LEAVES`] of them, none of which is in `leaves`.
+    candidates: BTreeSet<u64>,
 }
 
 /// Why a text is not the profile of a content.
@@ -42,7 +45,12 @@ pub enum ProfileError {
 impl Profile {
     /// Creates an empty profile of a content of `size` bytes.
     pub fn new(size: u64) -> Self {
-        Self { tree: ContentTree::new(size), runs: Vec::new(), leaves: BTreeSet::new() }
+        Self {
+            tree: ContentTree::new(size),
+            runs: Vec::new(),
+            leaves: BTreeSet::new(),
+            candidates: BTreeSet::new(),
+        }
     }
 
     /// Size of the content in bytes.
@@ -76,6 +84,16 @@ impl Profile {
         (run.start * LEAF_BYTES).min(size)..(run.end * LEAF_BYTES).min(size)
     }
 
+    /// Whether a leaf is in the profile.
+    pub fn contains(&self, leaf: u64) -> bool {
+        self.leaves.contains(&leaf)
+    }
+
+    /// Whether a leaf is a candidate.
+    pub fn has_candidate(&self, leaf: u64) -> bool {
+        self.candidates.contains(&leaf)
+    }
+
     /// Adds the leaves of a run that are not in the profile, behind all others. Drops those that
     /// the content does not have, and those for which there is no room. Returns whether any was
     /// added.
@@ -86,15 +104,25 @@ impl Profile {
                 break;
             }
             if self.leaves.insert(leaf) {
+                self.candidates.remove(&leaf);
                 self.push(leaf);
             }
         }
         self.leaves.len() > before
     }
 
-    /// Adds the leaves of pages that readers want. A leaf counts as wanted if the page with its
-    /// middle byte is: the first and the last page of a leaf may be in its neighbours, too.
-    pub fn extend_by_pages(&mut self, pages: PageRange, geometry: &Geometry) -> bool {
+    /// Makes a leaf a candidate, if there is room. Returns whether it became one.
+    pub fn propose(&mut self, leaf: u64) -> bool {
+        leaf < self.tree.leaves()
+            && self.candidates.len() < PROFILE_LEAVES
+            && !self.leaves.contains(&leaf)
+            && self.candidates.insert(leaf)
+    }
+
+    /// Returns the leaves of pages that readers want, as far as the content has them. A leaf counts
+    /// as wanted if the page with its middle byte is: the first and the last page of a leaf may be
+    /// in its neighbours, too.
+    pub fn leaves_wanted_by(&self, pages: PageRange, geometry: &Geometry) -> Range<u64> {
         debug_assert_eq!(geometry.size(), self.size(), "pages of another file");
         let bytes = geometry.byte_range(pages);
         let mut first = bytes.start / LEAF_BYTES;
@@ -105,14 +133,15 @@ impl Profile {
         if end > first && self.middle_of(end - 1) >= bytes.end {
             end -= 1;
         }
-        self.extend(first..end)
+        first..end.max(first)
     }
 
-    /// Adds all leaves of another profile of this content that are not in this one. Returns whether
-    /// there were any.
+    /// Adds all leaves and candidates of another profile of this content that are not in this one.
+    /// Returns whether there were any.
     pub fn merge(&mut self, other: &Self) -> bool {
         debug_assert_eq!(other.size(), self.size(), "the profile of another content");
-        other.runs.iter().fold(false, |grew, run| self.extend(run.clone()) | grew)
+        let grew = other.runs.iter().fold(false, |grew, run| self.extend(run.clone()) | grew);
+        other.candidates.iter().fold(grew, |grew, leaf| self.propose(*leaf) | grew)
     }
 
     /// Encodes the profile of the content `id` as text.
@@ -122,6 +151,9 @@ impl Profile {
         let _ = writeln!(text, "{FIRST_LINE}\nb3 {id}\nsize {}", self.size());
         for run in &self.runs {
             let _ = writeln!(text, "{} {}", run.start, run.end - run.start);
+        }
+        for leaf in &self.candidates {
+            let _ = writeln!(text, "? {leaf}");
         }
         text
     }
@@ -142,7 +174,11 @@ impl Profile {
         let size = next("size ")?.parse().map_err(|_| ProfileError::Malformed(3))?;
         let mut profile = Self::new(size);
         for (line, number) in lines {
-            profile.parse_run(line).ok_or(ProfileError::Malformed(number))?;
+            let parsed = match line.strip_prefix("? ") {
+                Some(leaf) => profile.parse_candidate(leaf),
+                None => profile.parse_run(line),
+            };
+            parsed.ok_or(ProfileError::Malformed(number))?;
         }
         Ok((id, profile))
     }
@@ -166,6 +202,12 @@ impl Profile {
         (count > 0 && end <= self.tree.leaves()).then_some(())?;
         self.extend(first..end);
         (self.len() as u64 == before + count).then_some(())
+    }
+
+    /// Adds a candidate of the text form, which must be new and fit.
+    fn parse_candidate(&mut self, leaf: &str) -> Option<()> {
+        let leaf = leaf.parse().ok()?;
+        self.propose(leaf).then_some(())
     }
 
     /// Adds a leaf to the runs.
@@ -232,12 +274,12 @@ mod tests {
             let geometry = Geometry::new(SIZE, PageSize::new(page_size).unwrap()).unwrap();
             // The last leaf, of 10 bytes, lies in the last page of the one before.
             for leaf in 0..99 {
-                let mut profile = Profile::new(SIZE);
+                let profile = Profile::new(SIZE);
                 let bytes = profile.bytes_of(&(leaf..leaf + 1));
-                profile.extend_by_pages(geometry.pages_covering(bytes), &geometry);
-                assert!(profile.leaves.contains(&leaf), "{leaf} at {page_size}");
+                let wanted = profile.leaves_wanted_by(geometry.pages_covering(bytes), &geometry);
+                assert!(wanted.contains(&leaf), "{leaf} at {page_size}");
                 let neighbours = if page_size < 8192 { 0 } else { 8 };
-                assert!(profile.len() <= 1 + neighbours, "{leaf} at {page_size}: {profile:?}");
+                assert!(wanted.count() <= 1 + neighbours, "{leaf} at {page_size}");
             }
         }
     }
@@ -247,7 +289,8 @@ mod tests {
         let mut profile = Profile::new(1 << 20);
         profile.extend(50..52);
         profile.extend(3..4);
-        let text = format!("bootcast profile 1\nb3 {}\nsize 1048576\n50 2\n3 1\n", id());
+        assert!(profile.propose(60) && profile.propose(7));
+        let text = format!("bootcast profile 1\nb3 {}\nsize 1048576\n50 2\n3 1\n? 7\n? 60\n", id());
         assert_eq!(profile.encode(&id()), text);
         assert_eq!(Profile::parse(&text), Ok((id(), profile.clone())));
         assert_eq!(Profile::parse_of(&text, &id(), 1 << 20), Ok(profile));
@@ -269,9 +312,23 @@ mod tests {
             (format!("{head}63 2\n"), 4),
             (format!("{head}1 2\n2 1\n"), 5),
             (format!("{head}18446744073709551615 1\n"), 4),
+            (format!("{head}1 2\n? 2\n"), 5),
+            (format!("{head}? 64\n"), 4),
         ] {
             assert_eq!(Profile::parse(&text), Err(ProfileError::Malformed(line)), "{text}");
         }
+    }
+
+    #[test]
+    fn a_candidate_is_no_leaf_of_the_profile_until_it_is_added() {
+        let mut profile = Profile::new(u64::MAX);
+        assert!(profile.propose(5) && !profile.propose(5));
+        assert!(profile.is_empty() && profile.has_candidate(5));
+        assert!(profile.extend(5..6));
+        assert!(profile.contains(5) && !profile.has_candidate(5) && !profile.propose(5));
+        let room = PROFILE_LEAVES as u64;
+        assert!((10..10 + room).all(|leaf| profile.propose(leaf)));
+        assert!(!profile.propose(9), "there is no room");
     }
 
     proptest! {
@@ -282,15 +339,17 @@ mod tests {
             let mut profile = Profile::new(SIZE);
             for (first, count) in runs {
                 profile.extend(first..first + count);
+                profile.propose(first + count);
             }
             let parsed = Profile::parse_of(&profile.encode(&id()), &id(), SIZE).unwrap();
-            prop_assert_eq!(parsed.runs(), profile.runs());
+            prop_assert_eq!(&parsed, &profile);
             let all: Vec<u64> = profile.runs().iter().cloned().flatten().collect();
             let distinct: BTreeSet<u64> = all.iter().copied().collect();
             prop_assert_eq!(all.len(), distinct.len(), "a leaf is in it twice");
             let mut merged = Profile::new(SIZE);
-            prop_assert_eq!(merged.merge(&profile), !profile.is_empty());
-            prop_assert_eq!(merged.runs(), profile.runs());
+            let is_empty = profile.is_empty() && profile.candidates.is_empty();
+            prop_assert_eq!(merged.merge(&profile), !is_empty);
+            prop_assert_eq!(&merged, &profile);
             prop_assert_eq!(vec![merged.merge(&profile)], vec![false]);
         }
     }

@@ -85,7 +85,10 @@ fn add_row(table: &mut String, name: &str, cost: &Cost, data: u64) {
     let boots: Vec<_> = cost.boots.iter().map(|it| format!("{:.1}", it.as_secs_f64())).collect();
     let waited = cost.reads.map_or_else(
         || "-".to_owned(),
-        |(reads, waited)| format!("{waited} of {reads}, {}", percent(waited, reads)),
+        |(reads, waited)| {
+            let tenths = waited * 1000 / reads.max(1);
+            format!("{waited} of {reads}, {}.{} %", tenths / 10, tenths % 10)
+        },
     );
     let _ = writeln!(
         table,

@@ -6,6 +6,7 @@
 //! keeps it waiting.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bootcast_proto::api::Want;
@@ -31,6 +32,13 @@ const HOLD_MAX: Duration = Duration::from_secs(1);
 pub(super) struct CastProfile {
     geometry: Geometry,
     profile: Profile,
+    /// Until then everything is recorded that members want: nothing was known at the first join.
+    /// Afterwards a leaf must be wanted by two members. `None` if something was known.
+    first_until: Option<Instant>,
+    /// Candidates of the profile that are new in this cast, with the member that wanted each.
+    proposed: BTreeMap<u64, Token>,
+    /// What the last join brought of earlier casts. It is a part of `profile`.
+    known: Option<Arc<Profile>>,
     /// Members that held nothing when they joined, with the end of the time in which their wants
     /// become part of the profile.
     fresh: BTreeMap<Token, Instant>,
@@ -61,6 +69,9 @@ impl CastProfile {
         Self {
             geometry,
             profile: Profile::new(geometry.size()),
+            first_until: None,
+            proposed: BTreeMap::new(),
+            known: None,
             fresh: BTreeMap::new(),
             waiting: RangeMap::default(),
             do_all_wait: false,
@@ -72,10 +83,16 @@ impl CastProfile {
     }
 
     /// Adds what earlier casts of this content learned. Ignores a profile of another size.
-    pub(super) fn learn(&mut self, known: &Profile) {
+    pub(super) fn learn(&mut self, known: &Arc<Profile>) {
         let is_of_file = known.size() == self.geometry.size();
         debug_assert!(is_of_file, "the profile of another file");
-        if is_of_file && self.profile.merge(known) {
+        // In a storm of joins, all of them bring the same profile.
+        let is_merged = self.known.as_ref().is_some_and(|merged| Arc::ptr_eq(merged, known));
+        if !is_of_file || is_merged {
+            return;
+        }
+        self.known = Some(Arc::clone(known));
+        if self.profile.merge(known) {
             self.do_all_wait = false;
         }
     }
@@ -83,7 +100,11 @@ impl CastProfile {
     /// Handles the join of a member that holds nothing. All of the profile is sent, once for all
     /// who join meanwhile: those who join later get what they missed when the rest is sent.
     pub(super) fn handle_join(&mut self, token: Token, now: Instant) {
-        self.fresh.insert(token, now + RECORD_TIME);
+        let until = now + RECORD_TIME;
+        self.fresh.insert(token, until);
+        if self.profile.is_empty() {
+            self.first_until.get_or_insert(until);
+        }
         // In a storm of joins, only the first one costs work.
         if !self.do_all_wait {
             for run in self.profile.runs() {
@@ -110,15 +131,39 @@ impl CastProfile {
         for run in want.now.iter().chain(&want.later) {
             let run = first_of(*run, room);
             room -= run.len();
-            if self.profile.extend_by_pages(run, &self.geometry) {
-                self.do_all_wait = false;
-                self.changed_at.get_or_insert(now);
+            for leaf in self.profile.leaves_wanted_by(run, &self.geometry) {
+                self.record(leaf, token, now);
             }
         }
         self.assert_invariants();
     }
 
-    /// Removes a member. Without members that held nothing, no page waits.
+    /// Records a leaf that a member wants. It becomes part of the profile if nothing is known yet,
+    /// or if another member wanted it before. Otherwise it becomes a candidate.
+    fn record(&mut self, leaf: u64, token: &Token, now: Instant) {
+        if self.profile.contains(leaf) {
+            return;
+        }
+        let is_first = self.first_until.is_some_and(|until| now < until);
+        // A candidate that is not new in this cast was wanted by a member of an earlier one.
+        let is_confirmed =
+            self.profile.has_candidate(leaf) && self.proposed.get(&leaf) != Some(token);
+        let has_changed = if is_first || is_confirmed {
+            self.proposed.remove(&leaf);
+            self.do_all_wait = false;
+            self.profile.extend(leaf..leaf + 1)
+        } else if self.profile.propose(leaf) {
+            self.proposed.insert(leaf, token.clone());
+            true
+        } else {
+            false
+        };
+        if has_changed {
+            self.changed_at.get_or_insert(now);
+        }
+    }
+
+    /// Removes a member, or one to which nothing is sent. Without members that held nothing, no page waits.
     pub(super) fn handle_leave(&mut self, token: &Token) {
         self.fresh.remove(token);
         self.on_members_gone();
@@ -205,6 +250,10 @@ impl CastProfile {
         assert!(
             self.waiting.is_empty() == self.hold.is_none(),
             "since when pages of the profile wait is not known"
+        );
+        debug_assert!(
+            self.proposed.keys().all(|leaf| self.profile.has_candidate(*leaf)),
+            "a leaf is proposed that is no candidate"
         );
         assert!(
             self.waiting.is_empty() || !self.fresh.is_empty(),

@@ -4,7 +4,7 @@
 use std::num::NonZeroU32;
 
 use bootcast_proto::PageSize;
-use bootcast_proto::api::Want;
+use bootcast_proto::api::{Report, Want};
 use bootcast_proto::manifest::LEAF_BYTES;
 use proptest::prelude::*;
 
@@ -71,7 +71,7 @@ impl Fixture {
     /// Joins as a member that holds nothing.
     fn join_fresh(&mut self, member: u128, known: &[u64]) {
         self.join(member);
-        self.cast.request_profile(&token(member), &profile(known), self.now);
+        self.cast.request_profile(&token(member), &Arc::new(profile(known)), self.now);
     }
 
     fn join(&mut self, member: u128) {
@@ -179,9 +179,23 @@ fn nothing_is_sent_to_members_that_did_not_ask() {
     assert!(lab.cast.handle_leave(&token(2), lab.now));
     lab.pass(HOLD_MAX);
     assert_eq!(lab.send_all(), [] as [u32; 0], "the member that asked has left");
-    lab.cast.request_profile(&token(2), &profile(&[10]), lab.now);
+    lab.cast.request_profile(&token(2), &Arc::new(profile(&[10])), lab.now);
     lab.pass(HOLD_MAX);
     assert_eq!(lab.send_all(), [] as [u32; 0], "it is no member");
+}
+
+#[test]
+fn nothing_is_sent_to_a_member_that_multicast_does_not_reach() {
+    let mut lab = Fixture::new();
+    lab.join_fresh(1, &(0..100).collect::<Vec<_>>());
+    lab.pass(HOLD);
+    assert!(!lab.send(2).is_empty());
+    let report = Report { unicast: true, ..Report::default() };
+    assert!(lab.cast.handle_report(&token(1), &report, lab.now));
+    assert_eq!(lab.cast.profile_pages(), lab.cast.pages_sent());
+    let before = lab.cast.pages_sent();
+    lab.send(2);
+    assert_eq!(lab.cast.profile_pages(), before, "the rest is dropped");
 }
 
 #[test]
@@ -202,6 +216,45 @@ fn the_order_of_first_wants_is_handed_out_to_be_kept() {
     assert!(lab.cast.handle_want(&token(1), &want(7), lab.now));
     lab.cast.handle_end(EndReason::Stopped);
     assert_eq!(lab.cast.poll_profile(lab.now), Some(profile(&[50, 3, 4, 7])));
+}
+
+#[test]
+fn a_leaf_beyond_a_known_profile_must_be_wanted_twice() {
+    let mut lab = Fixture::new();
+    for member in 1..=3 {
+        lab.join_fresh(member, &[5]);
+    }
+    for (member, leaf) in [(1, 30), (1, 30), (2, 40), (3, 40)] {
+        assert!(lab.cast.handle_want(&token(member), &want(leaf), lab.now));
+    }
+    lab.cast.handle_end(EndReason::Stopped);
+    let mut learned = profile(&[5, 40]);
+    assert!(learned.propose(30));
+    assert_eq!(lab.cast.poll_profile(lab.now), Some(learned.clone()));
+
+    // A member of a later cast is another one.
+    let mut lab = Fixture::new();
+    lab.join(1);
+    lab.cast.request_profile(&token(1), &Arc::new(learned), lab.now);
+    assert!(lab.cast.handle_want(&token(1), &want(30), lab.now));
+    lab.cast.handle_end(EndReason::Stopped);
+    assert_eq!(lab.cast.poll_profile(lab.now), Some(profile(&[5, 40, 30])));
+}
+
+#[test]
+fn a_running_cast_that_has_learned_enough_takes_what_two_members_want() {
+    let mut lab = Fixture::new();
+    lab.join_fresh(1, &[]);
+    assert!(lab.cast.handle_want(&token(1), &want(50), lab.now));
+    lab.pass(RECORD_TIME);
+    for (member, leaf) in [(2, 60), (2, 70), (3, 70)] {
+        lab.join_fresh(member, &[]);
+        assert!(lab.cast.handle_want(&token(member), &want(leaf), lab.now));
+    }
+    lab.cast.handle_end(EndReason::Stopped);
+    let mut learned = profile(&[50, 70]);
+    assert!(learned.propose(60));
+    assert_eq!(lab.cast.poll_profile(lab.now), Some(learned));
 }
 
 #[test]
@@ -241,7 +294,7 @@ fn without_a_repair_channel_there_is_no_profile() {
     let policy = CastPolicy { idle_passes: NonZeroU32::MIN, linger: Duration::from_secs(1) };
     let mut cast = Cast::new(&geometry(), policy, None, now);
     cast.handle_join(token(1), MemberKind::Demand, now);
-    cast.request_profile(&token(1), &profile(&[10]), now);
+    cast.request_profile(&token(1), &Arc::new(profile(&[10])), now);
     cast.handle_timeout(now + HOLD_MAX);
     let Some(Sending::Pages(pages)) = cast.poll_transmit(BATCH, now + HOLD_MAX) else {
         panic!("the carousel of a plain member runs");

@@ -1,6 +1,7 @@
 //! Profiles of contents: kept beside the manifests in the state directory, and the recent ones in
 //! memory. docs/PROTOCOL.md, "Profile".
 
+use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -12,13 +13,19 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::blocking_pool::BlockingPool;
 use super::manifests::Manifests;
-use crate::source::Version;
+use crate::source::{Version, VersionKey};
 
 /// Maximum number of profiles in memory. Each takes up to a megabyte.
 const IN_MEMORY: NonZeroUsize = NonZeroUsize::new(32).expect("not 0");
 
 /// Time that a join waits for the state directory. Then it is answered without a profile.
 const LOAD_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Maximum number of profiles that wait until the content of their file is known.
+const UNNAMED_MAX: usize = 32;
+
+/// Time after which the content ids of these files are looked up again.
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A profile that a cast learned.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,13 +61,29 @@ impl Profiles {
         loaded.ok().and_then(Result::ok).unwrap_or_else(|| Arc::new(Profile::new(size)))
     }
 
-    /// Keeps the profiles that casts learn, until all senders are gone.
+    /// Keeps the profiles that casts learn, until all senders are gone. Those of files whose content
+    /// is still being hashed are kept as soon as it is known.
     pub async fn keep(self, mut learned: UnboundedReceiver<LearnedProfile>) {
-        while let Some(LearnedProfile { version, profile }) = learned.recv().await {
-            // Where the content is not known yet, the profile is handed out again when it changes,
-            // and at the end of the cast.
-            if let Some(id) = self.manifests.content_id(version).await {
-                self.add(id, profile).await;
+        let mut unnamed: HashMap<VersionKey, LearnedProfile> = HashMap::new();
+        loop {
+            match tokio::time::timeout(RETRY_INTERVAL, learned.recv()).await {
+                Ok(Some(more)) if unnamed.len() < UNNAMED_MAX => {
+                    unnamed.insert(more.version.key(), more);
+                }
+                Ok(Some(_)) | Err(_) => {}
+                Ok(None) => break,
+            }
+            self.keep_known(&mut unnamed).await;
+        }
+        self.keep_known(&mut unnamed).await;
+    }
+
+    /// Keeps and removes the profiles whose content is known.
+    async fn keep_known(&self, unnamed: &mut HashMap<VersionKey, LearnedProfile>) {
+        for (key, LearnedProfile { version, profile }) in std::mem::take(unnamed) {
+            match self.manifests.content_id(version).await {
+                Some(id) => self.add(id, profile).await,
+                None => drop(unnamed.insert(key, LearnedProfile { version, profile })),
             }
         }
     }
@@ -120,14 +143,21 @@ mod tests {
 
     const SIZE: usize = 1 << 20;
 
-    /// A file whose manifest is known.
-    async fn known_file(manifests: &Manifests) -> (Version, ContentId) {
+    fn file() -> OpenFile {
         let mut file = tempfile::tempfile().unwrap();
         std::io::Write::write_all(&mut file, &vec![7; SIZE]).unwrap();
-        let open = OpenFile::new(file).unwrap();
-        let version = open.version;
+        OpenFile::new(file).unwrap()
+    }
+
+    async fn content_of(manifests: &Manifests, open: OpenFile) -> ContentId {
         let path = RemotePath::decode("file").unwrap();
-        (version, manifests.get(&path, open).await.unwrap().id())
+        manifests.get(&path, open).await.unwrap().id()
+    }
+
+    /// A file whose manifest is known.
+    async fn known_file(manifests: &Manifests) -> (Version, ContentId) {
+        let open = file();
+        (open.version, content_of(manifests, open).await)
     }
 
     fn profile(runs: &[(u64, u64)]) -> Profile {
@@ -167,6 +197,22 @@ mod tests {
         sender.send(LearnedProfile { version, profile: profile(&[(9, 2)]) }).unwrap();
         drop(sender);
         profiles.clone().keep(received).await;
+        assert_eq!(*profiles.get(id, SIZE as u64).await, profile(&[(9, 2)]));
+    }
+
+    #[tokio::test]
+    async fn the_profile_of_a_file_that_is_not_hashed_yet_is_kept_when_it_is() {
+        let manifests = Manifests::new(None);
+        let open = file();
+        let version = open.version;
+        let profiles = Profiles::new(manifests.clone());
+        let (sender, received) = unbounded_channel();
+        sender.send(LearnedProfile { version, profile: profile(&[(9, 2)]) }).unwrap();
+        let keeping = tokio::spawn(profiles.clone().keep(received));
+        tokio::task::yield_now().await;
+        let id = content_of(&manifests, open).await;
+        drop(sender);
+        keeping.await.unwrap();
         assert_eq!(*profiles.get(id, SIZE as u64).await, profile(&[(9, 2)]));
     }
 }

@@ -13,19 +13,24 @@ use crate::process::{DEADLINE, Server, wait_for};
 
 const PAGE: usize = 1456;
 
-fn bytes(len: usize) -> Vec<u8> {
+pub(crate) fn bytes(len: usize) -> Vec<u8> {
     (0..len).map(|at| u8::try_from(at * 31 % 253).unwrap()).collect()
 }
 
 /// A member that receives only the pages that it demands, and its socket.
-struct Member {
-    answer: JoinAnswer,
+pub(crate) struct Member {
+    pub(crate) answer: JoinAnswer,
     socket: UdpSocket,
 }
 
 impl Member {
     fn join(server: &Server, path: &str) -> Self {
-        let headers = [("X-BOOTCAST", "1"), ("X-BOOTCAST-FILL", "demand")];
+        Self::join_with(server, path, &[])
+    }
+
+    /// Joins with more headers.
+    pub(crate) fn join_with(server: &Server, path: &str, more: &[(&str, &str)]) -> Self {
+        let headers = [&[("X-BOOTCAST", "1"), ("X-BOOTCAST-FILL", "demand")], more].concat();
         let response = request(server.address(), "GET", &format!("/join/{path}"), &headers);
         assert_eq!(response.status, 200, "{}", response.text());
         let answer = JoinAnswer::parse(response.text()).unwrap();
@@ -38,14 +43,14 @@ impl Member {
         Self { answer, socket }
     }
 
-    fn want(&self, server: &Server, path: &str, body: &str) -> Response {
+    pub(crate) fn want(&self, server: &Server, path: &str, body: &str) -> Response {
         let token = Some(self.answer.token.as_str());
         post(server.address(), &format!("/want/{path}"), token, body)
     }
 
     /// Receives `count` pages and returns their numbers, counted from 1. Asserts that their bytes
     /// are those of `content`.
-    fn receive(&self, count: usize, content: &[u8]) -> Vec<u32> {
+    pub(crate) fn receive(&self, count: usize, content: &[u8]) -> Vec<u32> {
         let mut datagram = vec![0; 65_536];
         let mut receive = || {
             let len = self.socket.recv(&mut datagram).expect("a datagram within the deadline");

@@ -11,6 +11,7 @@ mod leaf_lists;
 mod manifests;
 mod prehash;
 mod process;
+mod profiles;
 mod repair;
 mod startup;
 mod state_dir;

@@ -1,5 +1,6 @@
 //! The profile of a cast's file: who gets it, and when it is to be kept.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use bootcast_proto::{PageRange, Profile, Token};
@@ -10,7 +11,7 @@ impl Cast {
     /// Sends the profile to a member that joined just now and holds nothing, and records what it
     /// wants first. `known` is what earlier casts of this content learned. Ignores members without a
     /// lease.
-    pub fn request_profile(&mut self, token: &Token, known: &Profile, now: Instant) {
+    pub fn request_profile(&mut self, token: &Token, known: &Arc<Profile>, now: Instant) {
         if !self.members.has_lease(token) {
             return;
         }

@@ -31,6 +31,7 @@ impl Cast {
         }
         if matches!(impairment, Some(Impairment::Unicast | Impairment::NoCredit)) {
             // Nothing is sent for a deaf member. Its report says nothing about the others' needs.
+            self.profile.handle_leave(token);
             if has_changed {
                 self.probe.restart(now);
             }
