@@ -47,8 +47,8 @@ struct Cost {
     boots: Vec<Duration>,
     /// Bytes of the image that the hosts got, on average.
     fetched: u64,
-    /// Reads of the guests that reached the mounts, and those of them that had to wait; `None` where
-    /// others share the image.
+    /// Number of reads that the kernel passed to the mounts, and of those that had to wait; `None`
+    /// for other ways than bootcast.
     reads: Option<(u64, u64)>,
 }
 

@@ -68,8 +68,8 @@ impl<'lab> Sharing<'lab> {
         self.image[k - 1].clone()
     }
 
-    /// Replaces the mounts of bootcast by some with empty caches, as on other hosts, and restarts the
-    /// server.
+    /// Restarts the server of bootcast, and replaces its mounts by mounts with empty caches, like
+    /// those of other hosts.
     pub(crate) fn renew(&mut self) {
         for mount in self.mounts.drain(..) {
             mount.umount();
@@ -84,7 +84,7 @@ impl<'lab> Sharing<'lab> {
     }
 
     /// Returns how many reads the mounts of bootcast got from the kernel, and how many of them had
-    /// to wait; `None` where others share the image.
+    /// to wait; `None` for other ways than bootcast.
     pub(crate) fn reads(&self) -> Option<(u64, u64)> {
         let totals = self.mounts.iter().map(|mount| mount.status().totals);
         let add = |sum: (u64, u64), one: Totals| (sum.0 + one.reads, sum.1 + one.reads_waited);

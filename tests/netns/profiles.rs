@@ -69,14 +69,14 @@ fn a_fresh_host_gets_what_earlier_hosts_wanted_first_without_asking() {
     for mount in fresh {
         wait_profile(&server, mount);
     }
-    let waited = || fresh.iter().map(|it| it.status().totals.reads_waited).sum::<u64>();
-    let before = waited();
+    let reads_waited = || fresh.iter().map(|it| it.status().totals.reads_waited).sum::<u64>();
+    let before = reads_waited();
     for mount in fresh {
         read_all(mount, &content);
     }
     let totals = server.status().totals;
     assert_eq!(totals.demanded, 0, "a read found nothing");
-    assert_eq!(waited(), before, "a read waited");
+    assert_eq!(reads_waited(), before, "a read waited");
     assert!(totals.pages_sent <= wanted, "{} pages for both, of {wanted}", totals.pages_sent);
 
     let answer = lab.client(1).get(&lab.url("profile/image"));

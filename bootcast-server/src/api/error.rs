@@ -71,7 +71,8 @@ pub enum ApiError {
     Manifest(#[from] ManifestError),
     /// Nothing was learned about the content of the file.
     #[error(
-        "no profile yet: it is learned when mounts with fill=demand and an empty cache read the file"
+        "no profile yet: it is learned when mounts with fill=demand and an empty cache read the \
+         file"
     )]
     NoProfile,
     /// The query of a manifest is malformed.

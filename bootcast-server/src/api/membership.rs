@@ -70,7 +70,7 @@ pub(super) async fn join(
     Ok((headers, answer.encode()))
 }
 
-/// Returns what earlier casts learned of a content; an empty profile where the content is not known.
+/// Returns what earlier casts learned of a content. The profile is empty if the id is not known.
 async fn known_profile(state: &ApiState, id: Option<ContentId>, size: u64) -> Arc<Profile> {
     match id {
         Some(id) => state.profiles.get(id, size).await,

@@ -1,9 +1,9 @@
 //! The profile of a cast's file: which leaves its members wanted first, and when they are sent to
 //! members that hold nothing yet. docs/PROTOCOL.md, "Profile".
 //!
-//! Members cannot be trusted: one may want pages that no reader needs, or join again and again. A
-//! profile is bounded, a join costs at most one profile, and only the last member that asked for it
-//! keeps it waiting.
+//! Members cannot be trusted: one may want pages that no reader needs, or join again and again. So
+//! the number of leaves is bounded, and a join causes at most one profile to be sent. When the last
+//! member that asked for it leaves, pages that wait are dropped.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use bootcast_proto::api::Want;
 use bootcast_proto::limits::WANT_PAGES;
+use bootcast_proto::profile::PROFILE_LEAVES;
 use bootcast_proto::{Geometry, PageRange, Profile, RangeMap, Token};
 
 use super::demand::first_of;
@@ -32,20 +33,20 @@ const HOLD_MAX: Duration = Duration::from_secs(1);
 pub(super) struct CastProfile {
     geometry: Geometry,
     profile: Profile,
-    /// Until then everything is recorded that members want: nothing was known at the first join.
-    /// Afterwards a leaf must be wanted by two members. `None` if something was known.
+    /// End of the period in which every want becomes part of the profile, because nothing was known
+    /// at the first join. Afterwards two members must want a leaf. `None` if something was known.
     first_until: Option<Instant>,
     /// Candidates of the profile that are new in this cast, with the member that wanted each.
     proposed: BTreeMap<u64, Token>,
-    /// What the last join brought of earlier casts. It is a part of `profile`.
+    /// Profile of earlier casts that the last join brought. `profile` contains it.
     known: Option<Arc<Profile>>,
     /// Members that held nothing when they joined, with the end of the time in which their wants
     /// become part of the profile.
     fresh: BTreeMap<Token, Instant>,
     /// Pages of the profile that some of these members may not have got.
     waiting: RangeMap<()>,
-    /// Whether these are all pages of the profile.
-    do_all_wait: bool,
+    /// Whether all pages of the profile wait.
+    all_wait: bool,
     /// Index of the run of the profile that is sent next. After the last one follows the first.
     next_run: usize,
     /// Join since which pages have waited, and when they may be sent; `None` while none waits.
@@ -74,7 +75,7 @@ impl CastProfile {
             known: None,
             fresh: BTreeMap::new(),
             waiting: RangeMap::default(),
-            do_all_wait: false,
+            all_wait: false,
             next_run: 0,
             hold: None,
             changed_at: None,
@@ -93,7 +94,9 @@ impl CastProfile {
         }
         self.known = Some(Arc::clone(known));
         if self.profile.merge(known) {
-            self.do_all_wait = false;
+            self.all_wait = false;
+            let profile = &self.profile;
+            self.proposed.retain(|leaf, _| profile.has_candidate(*leaf));
         }
     }
 
@@ -106,12 +109,12 @@ impl CastProfile {
             self.first_until.get_or_insert(until);
         }
         // In a storm of joins, only the first one costs work.
-        if !self.do_all_wait {
+        if !self.all_wait {
             for run in self.profile.runs() {
                 let pages = self.geometry.pages_covering(self.profile.bytes_of(run));
                 self.waiting.insert(pages, ());
             }
-            self.do_all_wait = true;
+            self.all_wait = true;
         }
         if !self.waiting.is_empty() {
             let since = self.hold.map_or(now, |hold| hold.since);
@@ -150,7 +153,7 @@ impl CastProfile {
             self.profile.has_candidate(leaf) && self.proposed.get(&leaf) != Some(token);
         let has_changed = if is_first || is_confirmed {
             self.proposed.remove(&leaf);
-            self.do_all_wait = false;
+            self.all_wait = false;
             self.profile.extend(leaf..leaf + 1)
         } else if self.profile.propose(leaf) {
             self.proposed.insert(leaf, token.clone());
@@ -163,7 +166,7 @@ impl CastProfile {
         }
     }
 
-    /// Removes a member, or one to which nothing is sent. Without members that held nothing, no page waits.
+    /// Removes a member that left, or that multicast does not reach.
     pub(super) fn handle_leave(&mut self, token: &Token) {
         self.fresh.remove(token);
         self.on_members_gone();
@@ -178,7 +181,7 @@ impl CastProfile {
     fn on_members_gone(&mut self) {
         if self.fresh.is_empty() {
             self.waiting = RangeMap::default();
-            self.do_all_wait = false;
+            self.all_wait = false;
             self.hold = None;
         }
         self.assert_invariants();
@@ -190,7 +193,7 @@ impl CastProfile {
             return;
         }
         self.waiting.remove(pages);
-        self.do_all_wait = false;
+        self.all_wait = false;
         if self.waiting.is_empty() {
             self.hold = None;
         }
@@ -252,8 +255,8 @@ impl CastProfile {
             "since when pages of the profile wait is not known"
         );
         debug_assert!(
-            self.proposed.keys().all(|leaf| self.profile.has_candidate(*leaf)),
-            "a leaf is proposed that is no candidate"
+            self.proposed.len() <= PROFILE_LEAVES,
+            "leaves are proposed that are no candidates"
         );
         assert!(
             self.waiting.is_empty() || !self.fresh.is_empty(),

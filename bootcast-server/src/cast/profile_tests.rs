@@ -125,9 +125,9 @@ fn members_that_hold_nothing_get_the_profile_once_and_in_its_order() {
     lab.join_fresh(1, &[50, 3, 4, 120]);
     lab.pass(Duration::from_millis(100));
     lab.join_fresh(2, &[50, 3, 4, 120]);
-    lab.pass(HOLD - Duration::from_millis(1));
+    lab.pass(HOLD / 2);
     assert_eq!(lab.send_all(), [] as [u32; 0], "the group forms");
-    lab.pass(Duration::from_millis(1));
+    lab.pass(HOLD / 2);
     assert_eq!(lab.send_all(), pages_of_all(&[50, 3, 4, 120]));
     assert_eq!(lab.cast.demanded(), 0);
     assert_eq!(lab.cast.profile_pages(), lab.cast.pages_sent());
@@ -239,6 +239,17 @@ fn a_leaf_beyond_a_known_profile_must_be_wanted_twice() {
     assert!(lab.cast.handle_want(&token(1), &want(30), lab.now));
     lab.cast.handle_end(EndReason::Stopped);
     assert_eq!(lab.cast.poll_profile(lab.now), Some(profile(&[5, 40, 30])));
+}
+
+#[test]
+fn a_candidate_that_another_cast_confirmed_comes_with_the_next_join() {
+    let mut lab = Fixture::new();
+    lab.join_fresh(1, &[5]);
+    assert!(lab.cast.handle_want(&token(1), &want(30), lab.now));
+    lab.join_fresh(2, &[5, 30]);
+    assert!(lab.cast.handle_want(&token(1), &want(30), lab.now));
+    lab.cast.handle_end(EndReason::Stopped);
+    assert_eq!(lab.cast.poll_profile(lab.now), Some(profile(&[5, 30])));
 }
 
 #[test]

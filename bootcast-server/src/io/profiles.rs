@@ -61,8 +61,8 @@ impl Profiles {
         loaded.ok().and_then(Result::ok).unwrap_or_else(|| Arc::new(Profile::new(size)))
     }
 
-    /// Keeps the profiles that casts learn, until all senders are gone. Those of files whose content
-    /// is still being hashed are kept as soon as it is known.
+    /// Keeps the profiles that casts learn, until all senders are gone. If the content of a file is
+    /// still being hashed, its profile is kept once the content id is known.
     pub async fn keep(self, mut learned: UnboundedReceiver<LearnedProfile>) {
         let mut unnamed: HashMap<VersionKey, LearnedProfile> = HashMap::new();
         loop {

@@ -228,8 +228,8 @@ impl StateDir {
         Ok(())
     }
 
-    /// Lists the manifests, aliases and profiles. Removes what crashes left behind, and ignores files of
-    /// others.
+    /// Lists the manifests, aliases and profiles. Removes what crashes left behind, and ignores
+    /// files of others.
     fn list(&self) -> io::Result<Vec<Kept>> {
         let mut kept = Vec::new();
         for entry in fs::read_dir(&self.path)? {

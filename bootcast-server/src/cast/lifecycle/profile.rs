@@ -9,8 +9,8 @@ use super::Cast;
 
 impl Cast {
     /// Sends the profile to a member that joined just now and holds nothing, and records what it
-    /// wants first. `known` is what earlier casts of this content learned. Ignores members without a
-    /// lease.
+    /// wants first. `known` is what earlier casts of this content learned. Ignores members without
+    /// a lease.
     pub fn request_profile(&mut self, token: &Token, known: &Arc<Profile>, now: Instant) {
         if !self.members.has_lease(token) {
             return;
