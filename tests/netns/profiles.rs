@@ -94,3 +94,24 @@ fn a_fresh_host_gets_what_earlier_hosts_wanted_first_without_asking() {
     let first = String::from_utf8_lossy(&order.stdout).lines().next().unwrap().to_owned();
     assert_eq!(first, format!("{}-{}", 7 * LEAF, 8 * LEAF - 1));
 }
+
+#[test]
+fn what_gets_lost_of_a_profile_is_demanded() {
+    let lab = lab_or_skip!(Lab::builder().clients(2).loss(5.0));
+    let image = lab.put("image", mib(64));
+    let content = fs::read(&image.path).unwrap();
+    let server = lab.server().option("--rate", "200mbit").start();
+    let mounts = [1, 2].map(|k| lab.mount(k).option("fill=demand").option("linger=0s").start());
+    read_all(&mounts[0], &content);
+    server.wait_no_members();
+    wait_until(SOON, "the profile is kept", || {
+        lab.client(1).get(&lab.url("profile/image")).status == 200
+    });
+    let learned = server.status().totals.demanded;
+    let _open = File::open(mounts[1].join("image")).unwrap();
+    // A leaf is of 12 or 13 pages.
+    wait_until(SOON, "the profile was sent", || unasked(&server) >= 60 * 12);
+    read_all(&mounts[1], &content);
+    let lost = server.status().totals.demanded - learned;
+    assert!(lost * 2 < learned, "{lost} pages demanded, with the profile of {learned}");
+}
