@@ -4,29 +4,37 @@
 //! runtime, together with their reply object. A read that must wait is parked together with its
 //! reply object.
 
+mod backing;
 mod modes;
+pub mod session;
+mod sys;
 mod xattr;
 
 use std::ffi::OsStr;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bootcast_proto::api::Kind;
 use fuser::{
-    BackingId, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr,
-    Request,
+    Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
 use tokio::runtime::Handle;
 use tracing::{debug, warn};
 
-use crate::fs::{Attr, CONTENT_ID_ATTRIBUTE, DirEntry, FileAttribute, Fs, FsError, OpenFile, ROOT};
+use crate::fs::{
+    Attr, CONTENT_ID_ATTRIBUTE, DirEntry, FileAttribute, Fs, FsError, OpenFile, ROOT, RestoredOpen,
+};
 use crate::io::Caller;
+use crate::journal;
 use crate::object::{Seek, Unread, Waiter};
 use crate::panics::lock;
 use crate::status::{STATUS_ATTRIBUTE, STATUS_MAX};
+use backing::Backing;
 use modes::{Mode, OpenModes};
 
 /// Maximum number of background requests that the kernel has in flight, and the number from which
@@ -47,10 +55,12 @@ pub struct Adapter {
     mounter: u32,
     /// Whether the kernel checks modes, so that not every user may see all names.
     enforces_modes: bool,
-    /// Whether the kernel may read cache files itself.
-    has_passthrough: bool,
+    /// The connection to the kernel, if it may read cache files itself.
+    passthrough: Option<Arc<OwnedFd>>,
     /// Modes of the open files.
-    opens: Arc<Mutex<OpenModes<BackingId>>>,
+    opens: Arc<Mutex<OpenModes<Backing>>>,
+    /// Whether the kernel can send requests again, set by INIT.
+    can_resend: Arc<AtomicBool>,
 }
 
 impl Adapter {
@@ -63,8 +73,9 @@ impl Adapter {
             gid,
             mounter: rustix::process::geteuid().as_raw(),
             enforces_modes: false,
-            has_passthrough: false,
+            passthrough: None,
             opens: Arc::default(),
+            can_resend: Arc::default(),
         }
     }
 
@@ -75,11 +86,32 @@ impl Adapter {
         Self { enforces_modes, ..self }
     }
 
-    /// Sets whether the kernel reads complete files itself where it can. That takes one level of
-    /// the two that the kernel allows for file systems on top of each other.
+    /// Lets the kernel on the other end of `device` read complete files itself where it can. That
+    /// takes one level of the two that the kernel allows for file systems on top of each other.
     #[must_use]
-    pub fn with_passthrough(self, has_passthrough: bool) -> Self {
-        Self { has_passthrough, ..self }
+    pub fn with_passthrough(self, device: Option<OwnedFd>) -> Self {
+        Self { passthrough: device.map(Arc::new), ..self }
+    }
+
+    /// Takes over the modes in which the kernel reads the open files of the previous process.
+    #[must_use]
+    pub fn with_restored(self, opens: &[RestoredOpen]) -> Self {
+        for RestoredOpen { handle, ino, mode, object } in opens {
+            let restore = |id| self.passthrough.as_ref().map(|device| Backing::restore(device, id));
+            let mode = match *mode {
+                journal::Mode::Cached => Mode::Cached,
+                journal::Mode::Direct => Mode::Direct,
+                journal::Mode::Passthrough(id) => Mode::Passthrough(id),
+            };
+            lock(&self.opens).restore(*ino, *handle, object.id(), mode, restore);
+        }
+        self
+    }
+
+    /// Returns a flag that tells, after INIT, whether the kernel can send requests again that were
+    /// not answered (Linux 6.9).
+    pub fn can_resend(&self) -> Arc<AtomicBool> {
+        self.can_resend.clone()
     }
 
     /// Runs `call`, which may wait, on the runtime. Passes its result to `answer`, or replies with
@@ -94,7 +126,7 @@ impl Adapter {
         T: Send + 'static,
         R: ErrorReply + Send + 'static,
     {
-        let caller = Caller(request.pid());
+        let (caller, fs) = (Caller(request.pid()), self.fs.clone());
         self.runtime.spawn(async move {
             let outcome = tokio::select! {
                 outcome = call => outcome,
@@ -102,6 +134,7 @@ impl Adapter {
             };
             match outcome {
                 Ok(value) => answer(reply, value),
+                Err(_) if fs.is_handing_over() => leave_unanswered(reply),
                 Err(error) => reply.send_error(&error),
             }
         });
@@ -201,10 +234,17 @@ impl_error_reply!(
     ReplyXattr
 );
 
+/// Leaves a request to the next process, to which the kernel sends it again. A reply object that is
+/// dropped would answer with EIO.
+fn leave_unanswered<R>(reply: R) {
+    std::mem::forget(reply);
+}
+
 /// Kernel read that may wait for its pages.
 struct ReadWaiter {
     reply: ReplyData,
     caller: Caller,
+    fs: Arc<Fs>,
 }
 
 impl Waiter for ReadWaiter {
@@ -213,6 +253,7 @@ impl Waiter for ReadWaiter {
             // Shorter than requested only at the end of the file: the kernel takes a short reply
             // for the end.
             Ok(bytes) => self.reply.data(bytes),
+            Err(_) if self.fs.is_handing_over() => leave_unanswered(self.reply),
             Err(error) => self.reply.send_error(&error.into()),
         }
     }
@@ -224,33 +265,35 @@ impl Waiter for ReadWaiter {
 
 /// Replies to an open with the mode in which the kernel must read the inode at present.
 fn reply_to_open(
-    has_passthrough: bool,
-    opens: &Mutex<OpenModes<BackingId>>,
+    fs: &Fs,
+    passthrough: Option<&Arc<OwnedFd>>,
+    opens: &Mutex<OpenModes<Backing>>,
     ino: INodeNo,
     file: &OpenFile,
     reply: ReplyOpen,
 ) {
     let handle = FileHandle(file.handle);
     let register_backing = || {
-        let may_pass = has_passthrough && file.is_durable;
-        let backing = may_pass.then(|| reply.open_backing(file.object.store()));
-        backing.and_then(Result::ok)
+        let device = passthrough.filter(|_| file.is_durable)?;
+        Backing::register(device, file.object.store()).ok()
     };
     // Locked until the reply is sent, so that the kernel gets the replies in the order in which the
     // modes were chosen.
     let mut opens = lock(opens);
-    match opens.open(ino.0, file.handle, file.object.id(), register_backing) {
+    let mode = opens.open(ino.0, file.handle, file.object.id(), register_backing);
+    let recorded = match &mode {
+        Mode::Cached => journal::Mode::Cached,
+        Mode::Passthrough(backing) => journal::Mode::Passthrough(backing.id()),
+        Mode::Direct => journal::Mode::Direct,
+    };
+    fs.record_open(file.handle, ino.0, recorded);
+    let flags = FopenFlags::FOPEN_NOFLUSH;
+    match mode {
         // Without KEEP_CACHE, an open makes the kernel drop the inode's page cache and wait for
         // pages that a parked read has locked.
-        Mode::Cached => {
-            reply.opened(handle, FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
-        }
-        Mode::Passthrough(backing) => {
-            reply.opened_passthrough(handle, FopenFlags::FOPEN_NOFLUSH, &backing);
-        }
-        Mode::Direct => {
-            reply.opened(handle, FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH);
-        }
+        Mode::Cached => reply.opened(handle, FopenFlags::FOPEN_KEEP_CACHE | flags),
+        Mode::Passthrough(backing) => sys::reply_with_backing(reply, handle, flags, backing.id()),
+        Mode::Direct => reply.opened(handle, FopenFlags::FOPEN_DIRECT_IO | flags),
     }
 }
 
@@ -268,16 +311,18 @@ impl Filesystem for Adapter {
             // Reads of one descriptor with O_DIRECT and native AIO are in flight at the same time.
             InitFlags::FUSE_ASYNC_DIO,
         ];
-        let passthrough = self.has_passthrough.then_some(InitFlags::FUSE_PASSTHROUGH);
+        let passthrough = self.passthrough.is_some().then_some(InitFlags::FUSE_PASSTHROUGH);
         for capability in wanted.into_iter().chain(passthrough) {
             if config.add_capabilities(capability).is_err() {
                 debug!(?capability, "this kernel lacks a FUSE capability");
             }
         }
         let is_capable = config.capabilities().contains(InitFlags::FUSE_PASSTHROUGH);
-        if self.has_passthrough && is_capable {
+        if self.passthrough.is_some() && is_capable {
             config.set_max_stack_depth(1).map_err(|_| io::ErrorKind::InvalidInput)?;
         }
+        let can_resend = config.capabilities().contains(InitFlags::FUSE_HAS_RESEND);
+        self.can_resend.store(can_resend, Ordering::Release);
         Ok(())
     }
 
@@ -318,9 +363,13 @@ impl Filesystem for Adapter {
 
     fn open(&self, request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         let (fs, opens) = (self.fs.clone(), self.opens.clone());
-        let has_passthrough = self.has_passthrough;
-        self.spawn(request, reply, async move { fs.open(ino.0).await }, move |reply, file| {
-            reply_to_open(has_passthrough, &opens, ino, &file, reply);
+        let passthrough = self.passthrough.clone();
+        let opened = {
+            let fs = fs.clone();
+            async move { fs.open(ino.0).await }
+        };
+        self.spawn(request, reply, opened, move |reply, file| {
+            reply_to_open(&fs, passthrough.as_ref(), &opens, ino, &file, reply);
         });
     }
 
@@ -335,7 +384,8 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let waiter = Box::new(ReadWaiter { reply, caller: Caller(request.pid()) });
+        let waiter =
+            Box::new(ReadWaiter { reply, caller: Caller(request.pid()), fs: self.fs.clone() });
         self.fs.read(handle.0, offset, size, waiter);
     }
 

@@ -10,6 +10,8 @@
 //! | [`proof`] | checks bytes against the BLAKE3 hash of their file |
 //! | [`fs`] | the file system without FUSE |
 //! | [`fuse`] | kernel requests -> `fs` -> replies |
+//! | [`journal`] | what the kernel knows of a mount, for a process that takes over |
+//! | [`handover`] | passing the FUSE connection from one process to the next |
 //! | [`mount`] | `-o` options, mount(2), the daemon |
 //! | [`panics`] | ending the program after a panic in any thread |
 //! | `run`, `root` | a mount from its start to its end; what it shows |
@@ -22,7 +24,9 @@ pub mod cache;
 mod durations;
 pub mod fs;
 pub mod fuse;
+pub mod handover;
 pub mod io;
+pub mod journal;
 mod log_limit;
 mod metrics;
 pub mod mount;

@@ -32,19 +32,32 @@ impl Root {
             return single_file(control, &source.path, id).await;
         }
         let attributes = find_directory(control, &source.path).await?;
-        let pins = options.pins.as_ref().map(|file| {
-            let failed = |error: &dyn Display| {
-                MountError::failed(&format!("cannot use pins={}: {error}", file.display()))
-            };
-            let text = std::fs::read(file).map_err(|error| failed(&error))?;
-            Pins::parse(&text, &source.path).map_err(|error| failed(&error))
-        });
-        let pins = pins.transpose()?;
+        let pins = read_pins(request)?;
         if pins.is_some() && attributes.is_none() {
             return Err(no_proofs("pins="));
         }
         Ok(Self { path: source.path.clone(), attributes, pins })
     }
+
+    /// Returns the pinned files of a mount that another process began. Makes no request.
+    pub(crate) fn pins_of(request: &MountRequest) -> Result<Option<Pins>, MountError> {
+        match request.options.b3 {
+            Some(id) => Ok(Some(Pins::single(request.source.path.clone(), id))),
+            None => read_pins(request),
+        }
+    }
+}
+
+/// Reads the list of pinned files, if the mount has one.
+fn read_pins(request: &MountRequest) -> Result<Option<Pins>, MountError> {
+    let pins = request.options.pins.as_ref().map(|file| {
+        let failed = |error: &dyn Display| {
+            MountError::failed(&format!("cannot use pins={}: {error}", file.display()))
+        };
+        let text = std::fs::read(file).map_err(|error| failed(&error))?;
+        Pins::parse(&text, &request.source.path).map_err(|error| failed(&error))
+    });
+    pins.transpose()
 }
 
 /// Checks that `file` is a regular file. The root is the directory around it.

@@ -1,20 +1,25 @@
 //! Runs a mount from its start to its end.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use fuser::{Config, Session, SessionACL};
+use fuser::{Session, SessionACL};
 use rustix::process::{Resource, Rlimit};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::cache::Cache;
-use crate::fs::{Fs, FsConfig};
-use crate::fuse::Adapter;
+use crate::fs::{Fs, FsConfig, Pins};
+use crate::fuse::{Adapter, session};
+use crate::handover::store::Store;
+use crate::handover::{self, Connection, Start};
 use crate::io::{Caller, Control, Intake, IntakeConfig, InterfaceChoice};
+use crate::journal::{Journal, Record};
 use crate::log_limit;
-use crate::metrics::{self, Listener};
+use crate::metrics;
 use crate::mount::options::{CacheKind, MetricsAddress, Passthrough};
 use crate::mount::{MountError, MountOptions, MountRequest, kernel, root_fs};
 use crate::panics;
@@ -26,13 +31,26 @@ use bootcast_host::signals::{EndSignal, EndSignals};
 const SILENCE: Duration = Duration::from_secs(2);
 /// Longest time that the end of a mount waits for its leave requests.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(2);
-/// Number of threads that take kernel requests. They also copy held pages from the cache, so this
-/// many reads of a slow disk block all other requests.
-const FUSE_THREADS: usize = 4;
+/// Longest time that a process waits for its leave requests when it hands its mount over.
+const HANDOVER_LEAVE_PATIENCE: Duration = Duration::from_millis(100);
 
-/// Mounts the file system, calls `ready` once the kernel accepts requests, and serves until an
-/// unmount or a signal.
-pub fn run_mount(request: &MountRequest, ready: impl FnOnce()) -> Result<(), MountError> {
+/// How a mount ended for this process.
+enum Ended {
+    /// It is unmounted.
+    Unmounted,
+    /// Another process serves it from now on.
+    HandedOver,
+}
+
+/// Mounts the file system, or takes a mount over, as `start` says. Calls `ready` once the kernel's
+/// requests are served, and serves until an unmount, a signal, or the next process. Leaves the
+/// connection in `store`.
+pub fn run_mount(
+    request: &MountRequest,
+    start: Start,
+    store: &Store,
+    ready: impl FnOnce(),
+) -> Result<(), MountError> {
     raise_file_limit();
     if request.options.root_fs {
         Caller::keep_proc_open();
@@ -44,33 +62,58 @@ pub fn run_mount(request: &MountRequest, ready: impl FnOnce()) -> Result<(), Mou
         .enable_all()
         .build()
         .map_err(|error| MountError::failed(&error))?;
-    let (mounted, signals) = runtime.block_on(async {
+    let is_taken_over = AtomicBool::new(false);
+    let begun = runtime.block_on(async {
         let mut signals = EndSignals::listen().map_err(|error| MountError::failed(&error))?;
-        let begin = signals.guard(Mounted::begin(request, runtime.handle().clone()));
+        let begin = Mounted::begin(request, runtime.handle().clone(), start, &is_taken_over);
+        let begin = signals.guard(begin);
         let mounted = tokio::select! {
             biased;
             reason = panics::first() => Err(MountError::failed(&reason)),
             mounted = begin => mounted,
         };
         mounted.map(|mounted| (mounted, signals))
-    })?;
+    });
+    if begun.is_err() && is_taken_over.load(Ordering::Acquire) {
+        // Nobody else serves it.
+        unmount(request);
+    }
+    let (mut mounted, signals) = begun?;
+    mounted.listener = runtime.block_on(async { mounted.listen(request, store) });
+    store.keep(mounted.connection.as_ref());
     ready();
     let (source, mountpoint) = (request.shown_source.display(), request.mountpoint.display());
     info!(%source, %mountpoint, "mounted");
-    serve(&runtime, request, mounted, signals)
+    match serve(&runtime, request, mounted, signals) {
+        Ok(Ended::HandedOver) => {
+            // Its tasks have requests that are the next process's to answer.
+            std::mem::forget(runtime);
+            Ok(())
+        }
+        ended => {
+            store.remove();
+            ended.map(|_| ())
+        }
+    }
 }
 
 /// A mount that the kernel accepted.
 struct Mounted {
     fs: Arc<Fs>,
     session: Session<Adapter>,
-    metrics: Option<Listener>,
+    metrics: Option<metrics::Listener>,
+    /// Connection for the next process; `None` if none could resume it.
+    connection: Option<Connection>,
+    /// Socket at which the next process asks for the connection.
+    listener: Option<handover::Listener>,
 }
 
 impl Mounted {
     async fn begin(
         request: &MountRequest,
         runtime: tokio::runtime::Handle,
+        start: Start,
+        is_taken_over: &AtomicBool,
     ) -> Result<Self, MountError> {
         let MountRequest { source, options, .. } = request;
         if options.wants_rw {
@@ -78,42 +121,148 @@ impl Mounted {
         }
         let control =
             Control::new(&source.base_url()).map_err(|error| MountError::failed(&error))?;
-        let Root { path, attributes, pins } = Root::find(&control, request).await?;
-        let cache = open_cache(options)?;
-        let metrics = listen_for_metrics(options).await?;
-        // The bytes of pinned files are proven at every read.
-        let verify = if pins.is_some() { Verify::AtReader } else { options.verify };
-        let has_passthrough = may_pass_through(options, pins.is_some());
-        let config = FsConfig { verify, pins, ..fs_config(options) };
         let interface =
             options.interface.as_deref().map_or(InterfaceChoice::TowardServer, |text| {
                 text.parse().unwrap_or_else(|never: std::convert::Infallible| match never {})
             });
         interface.check().map_err(|error| MountError::failed(&error))?;
+        let connection = match start {
+            Start::Mount => None,
+            Start::Replace(offer) => {
+                let accepted = tokio::task::spawn_blocking(move || offer.accept()).await;
+                Some(accepted.map_err(|error| MountError::failed(&error))??)
+            }
+            Start::Resume(connection) => Some(connection),
+        };
+        is_taken_over.store(connection.is_some(), Ordering::Release);
+        let cache = open_cache(options)?;
+        let metrics = listen_for_metrics(options).await?;
         let intake = IntakeConfig { control: control.clone(), interface, runtime: runtime.clone() };
-        let intake = Intake::start(intake).map_err(|error| MountError::failed(&error))?;
-        let (uid, gid) = (config.uid, config.gid);
-        let fs = Arc::new(match attributes {
-            Some(attributes) => Fs::new(config, control, cache, intake, path, attributes),
-            None => Fs::new_plain(config, control, cache, intake, path),
-        });
-        let connection = kernel::mount(request)?;
-        let adapter = Adapter::new(fs.clone(), runtime, uid, gid)
-            .with_modes_enforced(options.default_permissions)
-            .with_passthrough(has_passthrough);
-        let mut config = Config::default();
-        config.n_threads = Some(FUSE_THREADS);
-        config.clone_fd = true;
-        // The FUSE handshake happens here.
-        let acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
-        match Session::from_fd(adapter, connection, acl, config) {
-            Ok(session) => Ok(Self { fs, session, metrics }),
-            Err(error) => {
-                let _ = kernel::unmount(&request.mountpoint, true);
-                Err(MountError::failed(&error))
+        let intake = || Intake::start(intake).map_err(|error| MountError::failed(&error));
+        match connection {
+            None => {
+                let root = Root::find(&control, request).await?;
+                let fs = new_fs(request, control, cache, intake()?, root)?;
+                let device = kernel::mount(request)?;
+                let begun = Self::begin_session(request, fs, runtime, device, metrics);
+                if begun.is_err() {
+                    let _ = kernel::unmount(&request.mountpoint, true);
+                }
+                begun
+            }
+            Some(Connection { device, journal }) => {
+                let (journal, mut state) =
+                    Journal::resume(journal).map_err(|error| MountError::failed(&error))?;
+                let pins = Root::pins_of(request)?;
+                let (config, journal) = (fs_config(options, pins), Arc::new(journal));
+                let fs = Fs::resumed(config, control, cache, intake()?, &mut state, journal);
+                let fs = Arc::new(fs);
+                let opens = fs.restore_opens(&state).await;
+                let adapter = adapter(request, &fs, runtime, &device)?.with_restored(&opens);
+                let session = session::resume(adapter, &device, acl(options));
+                let session = session.map_err(|error| MountError::failed(&error))?;
+                let connection = connection_of(&fs, device)?;
+                info!(open_files = opens.len(), "took the mount over from another process");
+                Ok(Self { fs, session, metrics, connection, listener: None })
             }
         }
     }
+
+    /// Starts the session of a new connection. The FUSE handshake happens here.
+    fn begin_session(
+        request: &MountRequest,
+        fs: Arc<Fs>,
+        runtime: tokio::runtime::Handle,
+        device: OwnedFd,
+        metrics: Option<metrics::Listener>,
+    ) -> Result<Self, MountError> {
+        let failed = |error: std::io::Error| MountError::failed(&error);
+        let adapter = adapter(request, &fs, runtime, &device)?;
+        let can_resend = adapter.can_resend();
+        let spare = device.try_clone().map_err(failed)?;
+        let session = session::begin(adapter, device, acl(&request.options)).map_err(failed)?;
+        let connection = if can_resend.load(Ordering::Acquire) {
+            connection_of(&fs, spare)?
+        } else {
+            debug!("this kernel cannot send requests again: the mount cannot be handed over");
+            None
+        };
+        Ok(Self { fs, session, metrics, connection, listener: None })
+    }
+
+    /// Opens the socket for the next process, if there may be one.
+    fn listen(&self, request: &MountRequest, store: &Store) -> Option<handover::Listener> {
+        // A service manager would not know the next process.
+        let connection = self.connection.as_ref().filter(|_| !store.is_service_manager())?;
+        let listen = || {
+            let minor = kernel::connection_number(&request.mountpoint)?;
+            let bound = connection
+                .try_clone()
+                .and_then(|connection| handover::Listener::bind(minor, connection));
+            bound.map_err(|error| MountError::failed(&error))
+        };
+        listen()
+            .inspect_err(|error| {
+                info!(%error, "bootcastfs --replace will not find this process");
+            })
+            .ok()
+    }
+}
+
+/// Creates the file system of a new mount.
+fn new_fs(
+    request: &MountRequest,
+    control: Control,
+    cache: Cache,
+    intake: Intake,
+    Root { path, attributes, pins }: Root,
+) -> Result<Arc<Fs>, MountError> {
+    let options = &request.options;
+    let config = fs_config(options, pins);
+    Ok(Arc::new(match attributes {
+        Some(attributes) => {
+            let journal = new_journal(request)?;
+            Fs::new(config, control, cache, intake, path, attributes, Arc::new(journal))
+        }
+        // A next process could not tell whether it gets the same content under the same name.
+        None => Fs::new_plain(config, control, cache, intake, path),
+    }))
+}
+
+fn new_journal(request: &MountRequest) -> Result<Journal, MountError> {
+    if request.options.root_fs {
+        // The next process would be read from its own mount.
+        return Ok(Journal::disabled());
+    }
+    let journal = Journal::create().map_err(|error| MountError::failed(&error))?;
+    journal.record(|| Record::Mount(request.typed.clone()));
+    Ok(journal)
+}
+
+/// Creates the adapter of a mount whose connection is `device`.
+fn adapter(
+    request: &MountRequest,
+    fs: &Arc<Fs>,
+    runtime: tokio::runtime::Handle,
+    device: &OwnedFd,
+) -> Result<Adapter, MountError> {
+    let options = &request.options;
+    let (uid, gid) = owner(options);
+    let device = may_pass_through(options).then(|| device.try_clone()).transpose();
+    let device = device.map_err(|error| MountError::failed(&error))?;
+    Ok(Adapter::new(fs.clone(), runtime, uid, gid)
+        .with_modes_enforced(options.default_permissions)
+        .with_passthrough(device))
+}
+
+/// Returns what the next process needs; `None` if the mount has no journal.
+fn connection_of(fs: &Fs, device: OwnedFd) -> Result<Option<Connection>, MountError> {
+    let journal = fs.journal().file().transpose().map_err(|error| MountError::failed(&error))?;
+    Ok(journal.map(|journal| Connection { device, journal }))
+}
+
+fn acl(options: &MountOptions) -> SessionACL {
+    if options.allow_other { SessionACL::All } else { SessionACL::Owner }
 }
 
 /// Raises the limit of open files to the hard limit. Each object keeps one or two files open: its
@@ -144,9 +293,11 @@ fn open_cache(options: &MountOptions) -> Result<Cache, MountError> {
 }
 
 /// Opens the socket for metrics, if there is to be one.
-async fn listen_for_metrics(options: &MountOptions) -> Result<Option<Listener>, MountError> {
+async fn listen_for_metrics(
+    options: &MountOptions,
+) -> Result<Option<metrics::Listener>, MountError> {
     let Some(address) = &options.metrics else { return Ok(None) };
-    let listener = Listener::bind(address).await;
+    let listener = metrics::Listener::bind(address).await;
     listener.map(Some).map_err(|error| {
         let address = match address {
             MetricsAddress::Tcp(address) => address.to_string(),
@@ -157,7 +308,8 @@ async fn listen_for_metrics(options: &MountOptions) -> Result<Option<Listener>, 
 }
 
 /// Whether the kernel may ever read a cache file of this mount itself.
-fn may_pass_through(options: &MountOptions, has_pins: bool) -> bool {
+fn may_pass_through(options: &MountOptions) -> bool {
+    let has_pins = options.pins.is_some() || options.b3.is_some();
     let is_root = rustix::process::geteuid().is_root();
     options.passthrough == Passthrough::Allowed
         && options.cache == CacheKind::Disk
@@ -165,29 +317,40 @@ fn may_pass_through(options: &MountOptions, has_pins: bool) -> bool {
         && !has_pins
 }
 
-fn fs_config(options: &MountOptions) -> FsConfig {
+/// Returns user and group of all files.
+fn owner(options: &MountOptions) -> (u32, u32) {
+    let uid = options.uid.unwrap_or_else(|| rustix::process::geteuid().as_raw());
+    let gid = options.gid.unwrap_or_else(|| rustix::process::getegid().as_raw());
+    (uid, gid)
+}
+
+fn fs_config(options: &MountOptions, pins: Option<Pins>) -> FsConfig {
+    let (uid, gid) = owner(options);
     FsConfig {
-        uid: options.uid.unwrap_or_else(|| rustix::process::geteuid().as_raw()),
-        gid: options.gid.unwrap_or_else(|| rustix::process::getegid().as_raw()),
+        uid,
+        gid,
         umask: options.umask.unwrap_or(0).into(),
         attr_ttl: options.attr_ttl,
         wait_limit: options.wait_limit(),
         timing: Timing { linger: options.linger, silence: SILENCE },
         unicast: options.unicast,
         fill: options.fill,
-        verify: options.verify,
-        pins: None,
+        // The bytes of pinned files are proven at every read.
+        verify: if pins.is_some() { Verify::AtReader } else { options.verify },
+        pins,
     }
 }
 
-/// Serves until the kernel closes the connection or a signal arrives.
+/// Serves until the kernel closes the connection, a signal arrives, or another process takes over.
 fn serve(
     runtime: &Runtime,
     request: &MountRequest,
     mounted: Mounted,
     mut signals: EndSignals,
-) -> Result<(), MountError> {
-    let Mounted { fs, session, metrics } = mounted;
+) -> Result<Ended, MountError> {
+    let Mounted { fs, session, metrics, connection, listener } = mounted;
+    // The socket and the store have their own descriptors.
+    drop(connection);
     let (ended, end) = oneshot::channel();
     let thread = std::thread::Builder::new().name("session".into());
     thread
@@ -220,12 +383,25 @@ fn serve(
                 unmount(request);
                 Ok(())
             }
+            () = next_process(listener.as_ref()) => {
+                info!("handing the mount over to another process");
+                fs.hand_over(HANDOVER_LEAVE_PATIENCE).await;
+                return Ok(Ended::HandedOver);
+            }
         };
         // The last step, because it may block on the disk.
         fs.save();
         info!("unmounted");
-        outcome.map_err(|error| MountError::failed(&error))
+        outcome.map(|()| Ended::Unmounted).map_err(|error| MountError::failed(&error))
     })
+}
+
+/// Waits until another process takes over. Never returns if none can.
+async fn next_process(listener: Option<&handover::Listener>) {
+    match listener {
+        Some(listener) => listener.next_process().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Waits for a signal that ends the process. None ends a process that serves a root file system: it

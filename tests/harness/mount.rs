@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bootcast_fs::status::{MountStatus, STATUS_ATTRIBUTE, STATUS_MAX};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::binaries::binary;
 use crate::host::Host;
@@ -191,6 +191,37 @@ impl MountProc<'_> {
     #[track_caller]
     pub fn wait_parked(&self, count: u64) {
         wait_until(SOON, &format!("{count} reads are parked"), || self.parked_requests() >= count);
+    }
+
+    /// Has a new process take the mount over with `--replace`, and waits until the old one ended.
+    #[track_caller]
+    pub fn replace(&mut self) {
+        let mut command = self.host.command(binary("bootcastfs"));
+        command.arg("--replace").arg(&self.path).arg("-f");
+        let mut new = Proc::start(command, &self.host.fresh_path("log"));
+        wait_until(SOON, "a new process has taken the mount over", || {
+            assert!(new.exited().is_none(), "the new process ended:\n{}", new.log());
+            new.log().contains("took the mount over")
+        });
+        std::mem::replace(&mut self.proc, new).wait_success(SOON);
+    }
+
+    /// Process id of the child that serves the mount under the option `keeper`.
+    #[track_caller]
+    pub fn kept_child(&self) -> Pid {
+        let pid = self.proc.pid();
+        let children = format!("/proc/{pid}/task/{pid}/children");
+        wait_for(SOON, "the keeper has a child", || {
+            let children = fs::read_to_string(&children).expect("a running keeper");
+            Pid::from_raw(children.split(' ').next()?.parse().ok()?)
+        })
+    }
+
+    /// Kills the child that serves the mount under the option `keeper`.
+    #[track_caller]
+    pub fn kill_kept_child(&self) {
+        // The keeper may have waited for a child that died; then this was not the last one.
+        let _ = kill_process(self.kept_child(), Signal::KILL);
     }
 
     /// Unmounts like `umount`, and requires that the daemon exits with status 0. The mount may be

@@ -27,6 +27,7 @@ mod filling;
 mod forging;
 mod forging_at_rate;
 mod full_cache;
+mod handing_over;
 mod hanging;
 mod hashing;
 mod identity;

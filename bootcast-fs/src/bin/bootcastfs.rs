@@ -6,6 +6,9 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use bootcast_fs::handover::replace::Offer;
+use bootcast_fs::handover::store::Store;
+use bootcast_fs::handover::{Connection, Start, keeper};
 use bootcast_fs::mount::helper::{HelperArgs, is_helper};
 use bootcast_fs::mount::{MountError, MountRequest, daemon, logging, options, root_fs};
 use bootcast_fs::panics;
@@ -17,6 +20,7 @@ Examples:
   bootcastfs head:/images /mnt/images -f -o allow_other,cache=memory,log=debug
   mount -t bootcastfs head:8888:/images /mnt/images -o allow_other,interface=eth1
   mount -t bootcastfs head:/images/root.erofs /mnt -o b3=HASH
+  bootcastfs --replace /mnt/images
 
 /etc/fstab:
   head:/images  /mnt/images  bootcastfs  ro,allow_other,_netdev,nofail  0  0
@@ -35,10 +39,17 @@ Exit codes, as of mount(8):
 struct Args {
     #[arg(help = "Directory to mount, or with -o b3= a file: HOST:[PORT:]/PATH or \
                 http://HOST[:PORT]/PATH, with an IPv6 address in brackets; port 8888 unless named")]
-    source: OsString,
+    #[arg(required_unless_present = "replace")]
+    source: Option<OsString>,
 
     /// Directory to mount on
-    mountpoint: PathBuf,
+    #[arg(required_unless_present = "replace")]
+    mountpoint: Option<PathBuf>,
+
+    /// Take over a mount from the process that serves it, with its options, while files stay open;
+    /// this starts a new version of the program without an unmount
+    #[arg(long, value_name = "MOUNTPOINT", conflicts_with_all = ["source", "mountpoint", "options"])]
+    replace: Option<PathBuf>,
 
     /// Mount options, separated by commas; can be given more than once
     #[arg(short = 'o', value_name = "OPTIONS")]
@@ -68,11 +79,13 @@ fn main() -> ExitCode {
         }
         Err(error) => return daemon::fail(&usage_error(&error)),
     };
-    match invocation.request() {
-        Ok(_) if invocation.is_fake => ExitCode::SUCCESS,
-        Ok(request) => run(request, &invocation, &command_line),
-        Err(error) => daemon::fail(&error),
+    if invocation.is_fake {
+        return match invocation.request() {
+            Ok(_) => ExitCode::SUCCESS,
+            Err(error) => daemon::fail(&error),
+        };
     }
+    run(&invocation, &command_line)
 }
 
 /// Request of the command line, under either name of the program.
@@ -87,28 +100,85 @@ struct Invocation {
 impl Invocation {
     fn request(&self) -> Result<MountRequest, MountError> {
         let Args { source, mountpoint, options, .. } = &self.args;
+        let (source, mountpoint) =
+            (source.clone().unwrap_or_default(), mountpoint.clone().unwrap_or_default());
         if self.is_sloppy {
-            MountRequest::parse_sloppy(source, mountpoint, options)
+            MountRequest::parse_sloppy(&source, &mountpoint, options)
         } else {
-            MountRequest::parse(source, mountpoint, options)
+            MountRequest::parse(&source, &mountpoint, options)
+        }
+    }
+
+    /// Whether the process stays in the foreground.
+    fn is_foreground(&self) -> bool {
+        self.args.foreground || self.args.debug
+    }
+
+    /// Returns what to mount, and how to come by the connection. `stored` is a connection that a
+    /// previous process left.
+    fn start(&self, stored: Option<Connection>) -> Result<(MountRequest, Start), MountError> {
+        match (&self.args.replace, stored) {
+            (None, None) => Ok((self.request()?, Start::Mount)),
+            (None, Some(connection)) => Ok((self.request()?, Start::Resume(connection))),
+            (Some(_), Some(connection)) => {
+                Ok((connection.mount_request()?, Start::Resume(connection)))
+            }
+            (Some(mountpoint), None) => {
+                let offer = Offer::request(mountpoint)?;
+                Ok((offer.mount_request()?, Start::Replace(offer)))
+            }
         }
     }
 }
 
-fn run(mut request: MountRequest, invocation: &Invocation, command_line: &[OsString]) -> ExitCode {
+fn run(invocation: &Invocation, command_line: &[OsString]) -> ExitCode {
+    // Its error cannot be reported to a keeper: there is no socket to it.
+    match Store::open(invocation.is_foreground()) {
+        Ok((store, stored)) => match invocation.start(stored) {
+            Ok((request, start)) => serve(request, start, &store, invocation, command_line),
+            Err(error) => fail(&store, &error),
+        },
+        Err(error) => daemon::fail(&error),
+    }
+}
+
+fn serve(
+    mut request: MountRequest,
+    start: Start,
+    store: &Store,
+    invocation: &Invocation,
+    command_line: &[OsString],
+) -> ExitCode {
     request.options.root_fs |= root_fs::is_in_initrd();
     if request.options.root_fs
         && let Err(error) = root_fs::mark(command_line)
     {
-        return daemon::fail(&error);
+        return fail(store, &error);
     }
     let (request, args) = (&request, &invocation.args);
     let log = request.options.log.clone();
-    if args.foreground || args.debug {
+    let serve = |start: Start, ready: &mut dyn FnMut()| {
+        if request.options.keeper && !keeper::is_child() {
+            keeper::run(command_line, &request.mountpoint, start, ready)
+        } else {
+            bootcast_fs::run_mount(request, start, store, ready)
+        }
+    };
+    if invocation.is_foreground() {
         logging::to_stderr(log.as_deref().or(args.debug.then_some("debug")));
-        return match bootcast_fs::run_mount(request, || ()) {
+        return match serve(start, &mut || ()) {
             Ok(()) => ExitCode::SUCCESS,
-            Err(error) => daemon::fail(&error),
+            Err(error) => fail(store, &error),
+        };
+    }
+    if keeper::is_child() {
+        logging::to_syslog(log.as_deref());
+        return match serve(start, &mut || ()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                tracing::error!("{error}");
+                fail(store, &error)
+            }
         };
     }
     if request.options.wants_rw {
@@ -117,15 +187,30 @@ fn run(mut request: MountRequest, invocation: &Invocation, command_line: &[OsStr
     }
     daemon::run_in_background(|reporter| {
         logging::to_syslog(log.as_deref());
-        bootcast_fs::run_mount(request, move || reporter.report_ready())
+        serve(start, &mut || reporter.report_ready())
     })
+}
+
+/// Reports an error to the keeper of this process, or prints it. Returns its exit code.
+fn fail(store: &Store, error: &MountError) -> ExitCode {
+    if store.report_error(error) {
+        return ExitCode::from(error.exit_code());
+    }
+    daemon::fail(error)
 }
 
 fn parse(command_line: &[OsString]) -> Result<Invocation, clap::Error> {
     if command_line.first().is_some_and(|program| is_helper(program)) {
         let helper = HelperArgs::try_parse_from(command_line)?;
         let HelperArgs { source, mountpoint, options, fake, sloppy, .. } = helper;
-        let args = Args { source, mountpoint, options, foreground: false, debug: false };
+        let args = Args {
+            source: Some(source),
+            mountpoint: Some(mountpoint),
+            replace: None,
+            options,
+            foreground: false,
+            debug: false,
+        };
         return Ok(Invocation { args, is_fake: fake, is_sloppy: sloppy });
     }
     let help = format!("Mount options:\n{}\n{EXAMPLES}", options::help());

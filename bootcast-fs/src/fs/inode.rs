@@ -1,12 +1,14 @@
 //! Inodes: one for each version of a file, and one for each directory, link or special file.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Instant;
 
 use bootcast_proto::api::{Attributes, Kind};
 use bootcast_proto::{Etag, RemotePath};
 
 use super::numbers::{Identity, Numbers};
+use crate::journal::{self, Journal, Record};
 
 /// Inode number of the mounted directory.
 pub const ROOT: u64 = 1;
@@ -19,6 +21,15 @@ pub enum FileVersion {
     /// Number of the content. Plain servers send no `ETag`, so each new content of a name gets the
     /// next number.
     Plain(u64),
+}
+
+impl FileVersion {
+    /// Returns the version that these attributes of an extended server state; `None` if they are
+    /// not of a regular file.
+    pub(super) fn of(attributes: &Attributes) -> Option<Self> {
+        let etag = attributes.etag.clone().filter(|_| attributes.kind == Kind::File);
+        etag.map(Self::Etag)
+    }
 }
 
 /// Path, version and attributes behind an inode number.
@@ -37,7 +48,7 @@ pub(super) struct Node {
 }
 
 /// Table of the inodes that the kernel has references to.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Inodes {
     /// Inodes by number.
     nodes: HashMap<u64, Node>,
@@ -46,16 +57,55 @@ pub(super) struct Inodes {
     numbers: Numbers,
     /// Number that the latest lookup of each path returned.
     newest: HashMap<RemotePath, u64>,
+    /// Gets a record of each change, in the order of the changes.
+    journal: Arc<Journal>,
 }
 
 impl Inodes {
     /// Creates the table with the mounted directory, which is never removed.
-    pub(super) fn new(path: RemotePath, attributes: Attributes, now: Instant) -> Self {
-        let mut inodes = Self::default();
+    pub(super) fn new(
+        path: RemotePath,
+        attributes: Attributes,
+        now: Instant,
+        journal: Arc<Journal>,
+    ) -> Self {
+        let mut inodes = Self::empty(journal);
         inodes.live.insert(Identity::of(&path, None, attributes.kind), ROOT);
         let root = inodes.remember(path, None, attributes, now);
         debug_assert_eq!(root, ROOT);
         inodes
+    }
+
+    fn empty(journal: Arc<Journal>) -> Self {
+        Self {
+            nodes: HashMap::new(),
+            live: HashMap::new(),
+            numbers: Numbers::default(),
+            newest: HashMap::new(),
+            journal,
+        }
+    }
+
+    /// Restores the table of the process that wrote `journal`. The attributes count as fetched at
+    /// `fetched`. Leaves out inodes with an invalid path.
+    pub(super) fn restore(
+        inodes: impl IntoIterator<Item = (journal::Inode, u64)>,
+        fetched: Instant,
+        journal: Arc<Journal>,
+    ) -> Self {
+        let mut restored = Self::empty(journal);
+        for (journal::Inode { ino, path, attributes }, lookups) in inodes {
+            let Ok(path) = RemotePath::decode(&path) else { continue };
+            let version = FileVersion::of(&attributes);
+            let identity = Identity::of(&path, version.as_ref(), attributes.kind);
+            if ino != ROOT {
+                restored.numbers.restore(identity, ino);
+            }
+            restored.live.insert(identity, ino);
+            restored.newest.insert(path.clone(), ino);
+            restored.nodes.insert(ino, Node { path, version, attributes, fetched, lookups });
+        }
+        restored
     }
 
     /// Adds one kernel reference to the inode of this path and version, which is created if needed.
@@ -70,6 +120,8 @@ impl Inodes {
         let identity = Identity::of(&path, version.as_ref(), attributes.kind);
         let ino = *self.live.entry(identity).or_insert_with(|| self.numbers.acquire(identity));
         self.newest.insert(path.clone(), ino);
+        let inode = || journal::Inode { ino, path: path.encode(), attributes: attributes.clone() };
+        self.journal.record(|| Record::Inode(inode(), 1));
         let node = Node { path, version, attributes, fetched: now, lookups: 1 };
         self.nodes
             .entry(ino)
@@ -140,6 +192,7 @@ impl Inodes {
         if ino == ROOT {
             return;
         }
+        self.journal.record(|| Record::Forget { ino, lookups });
         let Some(node) = self.nodes.get_mut(&ino) else { return };
         node.lookups = node.lookups.saturating_sub(lookups);
         if node.lookups == 0 {
@@ -168,7 +221,35 @@ mod tests {
     }
 
     fn inodes() -> Inodes {
-        Inodes::new(RemotePath::root(), attributes(Kind::Directory), Instant::now())
+        let journal = Arc::new(Journal::disabled());
+        Inodes::new(RemotePath::root(), attributes(Kind::Directory), Instant::now(), journal)
+    }
+
+    #[test]
+    fn a_restored_table_has_the_numbers_and_references_of_the_journal() {
+        let journal = Arc::new(Journal::create().unwrap());
+        let directory = attributes(Kind::Directory);
+        let mut inodes =
+            Inodes::new(RemotePath::root(), directory.clone(), Instant::now(), journal.clone());
+        let etag = Etag::new("v1").unwrap();
+        let file = Attributes { etag: Some(etag), ..attributes(Kind::File) };
+        let version = FileVersion::of(&file);
+        let kept = inodes.remember(path("a"), version.clone(), file.clone(), Instant::now());
+        let dir = inodes.remember(path("d"), None, directory, Instant::now());
+        inodes.remember(path("a"), version.clone(), file, Instant::now());
+        inodes.forget(dir, 1);
+
+        let file = journal.file().unwrap().unwrap();
+        let (journal, state) = Journal::resume(file).unwrap();
+        let known = state.inodes.into_values();
+        let mut restored = Inodes::restore(known, Instant::now(), Arc::new(journal));
+        assert!(restored.find(ROOT).is_some() && restored.find(dir).is_none());
+        assert_eq!(restored.number(&path("a"), version.as_ref(), Kind::File), Some(kept));
+        assert_eq!(restored.newest(&path("a")).unwrap().version, version);
+        restored.forget(kept, 1);
+        assert!(restored.find(kept).is_some());
+        restored.forget(kept, 1);
+        assert!(restored.find(kept).is_none());
     }
 
     #[test]

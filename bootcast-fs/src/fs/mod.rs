@@ -11,9 +11,10 @@ mod objects;
 mod outage;
 mod pins;
 mod plain;
+mod restore;
 mod status;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -29,10 +30,12 @@ pub use error::FsError;
 pub use inode::{FileVersion, ROOT};
 pub use names::{Attr, DirEntry};
 pub use pins::{Pins, PinsError};
+pub use restore::RestoredOpen;
 pub use status::FileAttribute;
 
 use crate::cache::Cache;
 use crate::io::{Control, ControlError, Intake, SmallAnswer, now};
+use crate::journal::{Journal, Record};
 use crate::log_limit;
 use crate::object::{Object, Opening, Seek, Unread, Waiter};
 use crate::panics::lock;
@@ -96,6 +99,7 @@ pub struct Fs {
     intake: Intake,
     server: Server,
     outage: Outage,
+    journal: Arc<Journal>,
     inodes: Mutex<Inodes>,
     objects: Mutex<Objects>,
     /// Open files, by handle.
@@ -107,6 +111,8 @@ pub struct Fs {
     last_handle: AtomicU64,
     /// Set to true when the mount ends.
     stopping: watch::Sender<bool>,
+    /// Whether another process takes the connection over, and answers what this one does not.
+    is_handing_over: AtomicBool,
     started: Instant,
     rates: Mutex<Rates>,
 }
@@ -132,7 +138,7 @@ pub struct OpenFile {
 
 impl Fs {
     /// Creates the file system for the directory `path` of an extended server. `attributes` are
-    /// those of the directory.
+    /// those of the directory. Records in `journal` what the kernel learns.
     pub fn new(
         config: FsConfig,
         control: Control,
@@ -140,8 +146,10 @@ impl Fs {
         intake: Intake,
         path: RemotePath,
         attributes: Attributes,
+        journal: Arc<Journal>,
     ) -> Self {
-        Self::with_server(config, control, cache, intake, (path, attributes), Server::Extended)
+        let inodes = Inodes::new(path, attributes, now(), journal.clone());
+        Self::with_server(config, control, cache, intake, (inodes, journal), Server::Extended)
     }
 
     /// Creates the file system for paths below `path` of a plain server.
@@ -153,8 +161,9 @@ impl Fs {
         path: RemotePath,
     ) -> Self {
         let server = Server::Plain(Mutex::default());
-        let root = (path, plain::directory_attributes());
-        Self::with_server(config, control, cache, intake, root, server)
+        let journal = Arc::new(Journal::disabled());
+        let inodes = Inodes::new(path, plain::directory_attributes(), now(), journal.clone());
+        Self::with_server(config, control, cache, intake, (inodes, journal), server)
     }
 
     fn with_server(
@@ -162,7 +171,7 @@ impl Fs {
         control: Control,
         cache: Cache,
         intake: Intake,
-        (path, attributes): (RemotePath, Attributes),
+        (inodes, journal): (Inodes, Arc<Journal>),
         server: Server,
     ) -> Self {
         Self {
@@ -172,13 +181,15 @@ impl Fs {
             intake,
             server,
             outage: Outage::default(),
-            inodes: Mutex::new(Inodes::new(path, attributes, now())),
+            journal,
+            inodes: Mutex::new(inodes),
             objects: Mutex::default(),
             handles: DashMap::new(),
             proofs: DashMap::new(),
             dirs: DashMap::new(),
             last_handle: AtomicU64::new(0),
             stopping: watch::Sender::new(false),
+            is_handing_over: AtomicBool::new(false),
             started: now(),
             rates: Mutex::default(),
         }
@@ -306,6 +317,7 @@ impl Fs {
 
     /// Ends an open, after its last descriptor was closed.
     pub fn release(&self, handle: u64) {
+        self.journal.record(|| Record::Release { handle });
         if let Some((_, handle)) = self.handles.remove(&handle) {
             self.close_object(&handle.object);
         }

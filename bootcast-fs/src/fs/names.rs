@@ -13,6 +13,7 @@ use super::inode::Node;
 use super::numbers::Identity;
 use super::{FileVersion, Fs, FsError, Pins, Server, is_fresh, lock, plain};
 use crate::io::now;
+use crate::journal::Record;
 
 /// Longest name in a listing, in bytes. It is `NAME_MAX` of limits.h, for which `struct dirent` of
 /// programs has room.
@@ -63,6 +64,13 @@ pub(super) struct OpenDir {
     entries: OnceCell<Arc<Vec<DirEntry>>>,
 }
 
+impl OpenDir {
+    /// Creates an open directory that is not listed yet.
+    pub(super) fn new(ino: u64) -> Self {
+        Self { ino, entries: OnceCell::new() }
+    }
+}
+
 impl DirEntry {
     /// Creates the entry `.` or `..`.
     fn dot(name: &[u8], ino: u64) -> Self {
@@ -108,11 +116,10 @@ impl Fs {
 
     /// Adds one kernel reference to the inode of these attributes.
     fn remember(&self, path: RemotePath, attributes: &Attributes) -> Result<Attr, FsError> {
-        let version = match (attributes.kind, &attributes.etag) {
-            (Kind::File, Some(etag)) => Some(FileVersion::Etag(etag.clone())),
-            (Kind::File, None) => return Err(FsError::Io(format!("{path} has no version"))),
-            (Kind::Directory | Kind::Symlink | Kind::Other, _) => None,
-        };
+        let version = FileVersion::of(attributes);
+        if attributes.kind == Kind::File && version.is_none() {
+            return Err(FsError::Io(format!("{path} has no version")));
+        }
         let ino = lock(&self.inodes).remember(path, version, attributes.clone(), now());
         Ok(self.attr(ino, attributes, self.config.attr_ttl))
     }
@@ -215,7 +222,8 @@ impl Fs {
     pub fn opendir(&self, ino: u64) -> Result<u64, FsError> {
         self.directory(ino)?;
         let handle = self.next_handle();
-        self.dirs.insert(handle, Arc::new(OpenDir { ino, entries: OnceCell::new() }));
+        self.journal.record(|| Record::Opendir { handle, ino });
+        self.dirs.insert(handle, Arc::new(OpenDir::new(ino)));
         Ok(handle)
     }
 
@@ -236,8 +244,7 @@ impl Fs {
             Server::Extended => {
                 for (path, attributes) in self.remote_entries(&dir.path).await? {
                     let name = path.file_name().unwrap_or_default().to_vec();
-                    let version = attributes.etag.clone().map(FileVersion::Etag);
-                    let version = version.filter(|_| attributes.kind == Kind::File);
+                    let version = FileVersion::of(&attributes);
                     let found = (path, version, attributes);
                     entries.push(self.dir_entry(name, found, &mut listed));
                 }
@@ -320,6 +327,7 @@ impl Fs {
 
     /// Closes a directory.
     pub fn releasedir(&self, handle: u64) {
+        self.journal.record(|| Record::Releasedir { handle });
         self.dirs.remove(&handle);
     }
 

@@ -76,6 +76,14 @@ impl Numbers {
         number
     }
 
+    /// Marks a number as in use by the inode that another process gave it to.
+    pub(super) fn restore(&mut self, identity: Identity, number: u64) {
+        self.owners.insert(number, identity);
+        if identity.candidates().next() != Some(number) {
+            self.displaced.insert(identity, number);
+        }
+    }
+
     /// Ends the use of a number, unless it is reserved for a displaced identity.
     pub(super) fn release(&mut self, number: u64, identity: &Identity) {
         if !self.displaced.contains_key(identity) && self.owners.get(&number) == Some(identity) {

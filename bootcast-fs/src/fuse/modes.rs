@@ -6,13 +6,13 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-/// Mode in which the kernel reads one open file.
+/// Mode in which the kernel reads one open file. `P` is a backing file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Mode<B> {
+pub(super) enum Mode<P> {
     /// Through the page cache, which the kernel fills by requests to this program.
     Cached,
     /// From this backing file, without requests.
-    Passthrough(Arc<B>),
+    Passthrough(P),
     /// By a request to this program for every read.
     Direct,
 }
@@ -53,7 +53,7 @@ impl<B> OpenModes<B> {
         handle: u64,
         object: u64,
         register: impl FnOnce() -> Option<B>,
-    ) -> Mode<B> {
+    ) -> Mode<Arc<B>> {
         let open = self.inodes.entry(ino).or_insert_with(|| InodeOpens {
             count: 0,
             backing: register().map(|backing| (object, Arc::new(backing))),
@@ -72,6 +72,31 @@ impl<B> OpenModes<B> {
                 Mode::Cached
             }
         }
+    }
+
+    /// Records an open of the previous process, which the kernel reads in this mode. `restore`
+    /// takes over a backing file by its number. It is called for the first open of an inode only.
+    pub(super) fn restore(
+        &mut self,
+        ino: u64,
+        handle: u64,
+        object: u64,
+        mode: Mode<u32>,
+        restore: impl FnOnce(u32) -> Option<B>,
+    ) {
+        let backing = match mode {
+            Mode::Direct => {
+                self.direct.insert(handle);
+                return;
+            }
+            Mode::Cached => None,
+            Mode::Passthrough(id) => Some(id),
+        };
+        let open = self.inodes.entry(ino).or_insert_with(|| InodeOpens {
+            count: 0,
+            backing: backing.and_then(restore).map(|backing| (object, Arc::new(backing))),
+        });
+        open.count += 1;
     }
 
     /// Records the end of an open.
@@ -105,6 +130,21 @@ mod tests {
         modes.release(INO, 4);
         assert_eq!(modes.open(INO, 5, 1, || Some("file")), Mode::Passthrough(Arc::new("file")));
         assert_eq!(modes.open(INO, 6, 1, || None), Mode::Passthrough(Arc::new("file")));
+    }
+
+    #[test]
+    fn opens_of_the_previous_process_decide_the_mode_of_the_next_ones() {
+        let mut modes = OpenModes::default();
+        modes.restore(INO, 1, 1, Mode::Passthrough(8), Some);
+        modes.restore(INO, 2, 1, Mode::Passthrough(8), |_| unreachable!("registered once"));
+        modes.restore(INO, 3, 1, Mode::Direct, |_| unreachable!("direct"));
+        modes.restore(INO + 1, 4, 2, Mode::Cached, |_| unreachable!("cached"));
+        assert_eq!(modes.open(INO, 5, 1, || Some(9)), Mode::Passthrough(Arc::new(8)));
+        assert_eq!(modes.open(INO + 1, 6, 2, || Some(9)), Mode::Cached);
+        for (ino, handle) in [(INO, 1), (INO, 2), (INO, 3), (INO, 5), (INO + 1, 4), (INO + 1, 6)] {
+            modes.release(ino, handle);
+        }
+        assert!(modes.inodes.is_empty() && modes.direct.is_empty());
     }
 
     #[test]

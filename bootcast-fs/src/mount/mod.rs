@@ -17,6 +17,8 @@ use std::path::{Path, PathBuf};
 
 use bootcast_host::signals::EndSignal;
 
+use crate::journal::MountRecord;
+
 pub mod daemon;
 pub mod helper;
 pub mod kernel;
@@ -41,6 +43,8 @@ pub struct MountRequest {
     /// Source as shown in `/proc/mounts`: exactly as typed, unless `fsname=` replaces it. `mount
     /// -a` compares this text with `/etc/fstab` to see what is already mounted.
     pub shown_source: OsString,
+    /// Command line as typed.
+    pub typed: MountRecord,
 }
 
 impl MountRequest {
@@ -50,8 +54,7 @@ impl MountRequest {
         mountpoint: &Path,
         option_lists: &[OsString],
     ) -> Result<Self, MountError> {
-        let options = MountOptions::parse_sloppy(option_lists);
-        Self::with_options(source, mountpoint, options)
+        Self::typed(record(source, mountpoint, option_lists, true))
     }
 
     /// Parses the arguments of the command line. Makes relative paths absolute, because the
@@ -61,22 +64,37 @@ impl MountRequest {
         mountpoint: &Path,
         option_lists: &[OsString],
     ) -> Result<Self, MountError> {
-        Self::with_options(source, mountpoint, MountOptions::parse(option_lists))
+        Self::typed(record(source, mountpoint, option_lists, false))
     }
 
-    fn with_options(
-        source: &OsStr,
-        mountpoint: &Path,
-        options: Result<MountOptions, options::OptionError>,
-    ) -> Result<Self, MountError> {
+    /// Parses a command line as it was typed in the current directory.
+    pub fn typed(typed: MountRecord) -> Result<Self, MountError> {
+        let MountRecord { source, mountpoint, options, is_sloppy, .. } = &typed;
+        let options = if *is_sloppy {
+            MountOptions::parse_sloppy(options)
+        } else {
+            MountOptions::parse(options)
+        };
         let mut options = options.map_err(|error| MountError::usage(&error))?;
         for path in [&mut options.cache_dir, &mut options.pins] {
             *path = path.as_deref().map(absolute).transpose()?;
         }
-        let shown_source = options.fsname.clone().unwrap_or_else(|| source.to_owned());
+        let shown_source = options.fsname.clone().unwrap_or_else(|| source.clone());
         let source =
             Source::parse(source, options.port).map_err(|error| MountError::usage(&error))?;
-        Ok(Self { source, mountpoint: absolute(mountpoint)?, options, shown_source })
+        let mountpoint = absolute(Path::new(mountpoint))?;
+        Ok(Self { source, mountpoint, options, shown_source, typed })
+    }
+}
+
+fn record(source: &OsStr, mountpoint: &Path, options: &[OsString], is_sloppy: bool) -> MountRecord {
+    MountRecord {
+        source: source.to_owned(),
+        mountpoint: mountpoint.as_os_str().to_owned(),
+        options: options.to_vec(),
+        is_sloppy,
+        // Only relative paths need it, and they fail without.
+        directory: std::env::current_dir().unwrap_or_default().into(),
     }
 }
 

@@ -74,6 +74,8 @@ pub struct MountOptions {
     pub fsname: Option<OsString>,
     /// Whether the process serves a root file system.
     pub root_fs: bool,
+    /// Whether a parent process keeps the mount when the serving process is killed.
+    pub keeper: bool,
     /// Largest read request of the kernel, in bytes; `None` for the kernel's own limit.
     pub max_read: Option<u32>,
     /// Last of the options `hard` and `soft`.
@@ -176,6 +178,7 @@ impl Default for MountOptions {
             metrics: None,
             fsname: None,
             root_fs: false,
+            keeper: false,
             max_read: None,
             waiting: Waiting::Hard,
             timeo: None,
@@ -282,7 +285,8 @@ mod tests {
         let options = parse(
             "allow_other,default_permissions,uid=1000,gid=100,umask=0027,port=9999,interface=eth1,\
              cache=memory,cache_dir=/var/c,unicast=always,fill=demand,pins=/etc/pins,linger=1m30s,\
-             passthrough=no,attr_ttl=0.5,log=debug,metrics=[::1]:9555,root_fs,max_read=131072",
+             passthrough=no,attr_ttl=0.5,log=debug,metrics=[::1]:9555,root_fs,keeper,\
+             max_read=131072",
         )
         .unwrap();
         let expected = MountOptions {
@@ -304,6 +308,7 @@ mod tests {
             log: Some("debug".into()),
             metrics: Some(MetricsAddress::Tcp("[::1]:9555".parse().unwrap())),
             root_fs: true,
+            keeper: true,
             max_read: Some(131_072),
             ..MountOptions::default()
         };

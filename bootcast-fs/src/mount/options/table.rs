@@ -219,6 +219,9 @@ const OWN_OPTIONS: &[OwnOption] = &[
     switch("root_fs", "serve a root file system: stay in memory, outlive signals", |options| {
         options.root_fs = true;
     }),
+    switch("keeper", "go on in a new process when this one is killed", |options| {
+        options.keeper = true;
+    }),
     value("metrics", "=ADDR:PORT|PATH", "answer requests of Prometheus there", |options, text| {
         let address = match text.as_bytes() {
             [b'/', _, ..] => Some(MetricsAddress::Unix(text.into())),

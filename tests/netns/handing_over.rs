@@ -1,0 +1,72 @@
+//! Another process takes a mount over, while programs use it. docs/SEMANTICS.md, "Updates".
+
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt};
+
+use harness::content::Image;
+use harness::{Lab, MountProc, SOON, digest_of, lab_or_skip, mib, wait_until};
+use rustix::fs::Dir;
+
+use crate::readers::READ_LEN;
+use crate::{TRANSFER, readers};
+
+/// Number of times that the process of a mount changes under load. A longer run by hand sets
+/// `BOOTCAST_ROUNDS`.
+const ROUNDS: usize = 10;
+
+/// Replaces the process of a mount by `change` while a reader waits, and a file and a directory are
+/// open. Nothing of it may show.
+fn assert_unnoticed(
+    mut mount: MountProc<'_>,
+    lab: &Lab,
+    image: &Image,
+    change: impl Fn(&mut MountProc<'_>),
+) {
+    let valve = lab.hold_multicast_after(0);
+    let path = mount.join("image");
+    let file = File::open(&path).unwrap();
+    let number = file.metadata().unwrap().ino();
+    let directory = File::open(mount.path()).unwrap();
+    let mut reader = readers::read_at(lab.client(1), &path, mib(16) - READ_LEN);
+    mount.wait_parked(1);
+
+    change(&mut mount);
+    assert!(reader.exited().is_none(), "{}", reader.log());
+    valve.open();
+    reader.wait_success(TRANSFER);
+    let mut bytes = vec![0; usize::try_from(image.size).unwrap()];
+    file.read_exact_at(&mut bytes, 0).unwrap();
+    assert!(bytes == fs::read(&image.path).unwrap(), "other bytes");
+    assert_eq!(fs::metadata(&path).unwrap().ino(), number);
+    let mut names = Dir::read_from(&directory).unwrap();
+    assert!(names.any(|entry| entry.unwrap().file_name() == c"image"));
+    assert_eq!(digest_of(&path), image.digest);
+    drop((file, directory, names));
+    mount.umount();
+}
+
+#[test]
+fn a_new_process_answers_who_waits_and_knows_what_is_open() {
+    let lab = lab_or_skip!(Lab::builder().valve());
+    let image = lab.put("image", mib(16));
+    let _server = lab.server().option("--rate", "50mbit").start();
+    let mount = lab.mount(1).option("unicast=never").start();
+    assert_unnoticed(mount, &lab, &image, |mount| mount.replace());
+}
+
+#[test]
+fn a_keeper_starts_a_new_process_when_the_mount_is_killed() {
+    let lab = lab_or_skip!(Lab::builder().valve());
+    let image = lab.put("image", mib(16));
+    let _server = lab.server().option("--rate", "50mbit").start();
+    let mount = lab.mount(1).option("unicast=never").option("keeper").start();
+    assert_unnoticed(mount, &lab, &image, kill);
+}
+
+/// Kills the process that serves a kept mount, and waits for the next one.
+fn kill(mount: &mut MountProc<'_>) {
+    let takes = |mount: &MountProc<'_>| mount.log().matches("took the mount over").count();
+    let before = takes(mount);
+    mount.kill_kept_child();
+    wait_until(SOON, "a new process serves the mount", || takes(mount) > before);
+}
