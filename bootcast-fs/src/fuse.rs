@@ -6,10 +6,12 @@
 
 mod backing;
 mod modes;
+mod reply;
 pub mod session;
 mod sys;
 mod xattr;
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -21,7 +23,7 @@ use bootcast_proto::api::Kind;
 use fuser::{
     Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
     KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
+    ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request, RequestId,
 };
 use tokio::runtime::Handle;
 use tracing::{debug, warn};
@@ -31,16 +33,21 @@ use crate::fs::{
 };
 use crate::io::Caller;
 use crate::journal;
-use crate::object::{Seek, Unread, Waiter};
+use crate::object::Seek;
 use crate::panics::lock;
 use crate::status::{STATUS_ATTRIBUTE, STATUS_MAX};
 use backing::Backing;
 use modes::{Mode, OpenModes};
+use reply::{ErrorReply, ReadWaiter, leave_unanswered};
 
 /// Maximum number of background requests that the kernel has in flight, and the number from which
 /// it counts the mount as congested. Parked reads are background requests: with the FUSE library's
 /// default of 16, that many parked reads would block all other ones.
 const MAX_BACKGROUND: u16 = u16::MAX;
+
+/// Bit in the number of a request that the kernel sends again: `FUSE_UNIQUE_RESEND` of
+/// `linux/fuse.h`.
+const RESENT: u64 = 1 << 63;
 
 /// Adapter between the kernel and [`Fs`].
 #[derive(Debug)]
@@ -59,6 +66,8 @@ pub struct Adapter {
     passthrough: Option<Arc<OwnedFd>>,
     /// Modes of the open files.
     opens: Arc<Mutex<OpenModes<Backing>>>,
+    /// Inode and handle of the opens that the previous process may not have answered, by request.
+    unanswered: Mutex<HashMap<u64, (u64, u64)>>,
     /// Whether the kernel can send requests again, set by INIT.
     can_resend: Arc<AtomicBool>,
 }
@@ -75,6 +84,7 @@ impl Adapter {
             enforces_modes: false,
             passthrough: None,
             opens: Arc::default(),
+            unanswered: Mutex::default(),
             can_resend: Arc::default(),
         }
     }
@@ -96,7 +106,8 @@ impl Adapter {
     /// Takes over the modes in which the kernel reads the open files of the previous process.
     #[must_use]
     pub fn with_restored(self, opens: &[RestoredOpen]) -> Self {
-        for RestoredOpen { handle, ino, mode, object } in opens {
+        for RestoredOpen { handle, ino, mode, request, object } in opens {
+            lock(&self.unanswered).insert(*request, (*ino, *handle));
             let restore = |id| self.passthrough.as_ref().map(|device| Backing::restore(device, id));
             let mode = match *mode {
                 journal::Mode::Cached => Mode::Cached,
@@ -106,6 +117,26 @@ impl Adapter {
             lock(&self.opens).restore(*ino, *handle, object.id(), mode, restore);
         }
         self
+    }
+
+    /// Ends the open that the previous process made for this request, if it did not answer: the
+    /// kernel sends the request again, and never learns that handle.
+    fn end_unanswered_open(&self, request: RequestId) {
+        if request.0 & RESENT == 0 {
+            return;
+        }
+        let unanswered = lock(&self.unanswered).remove(&(request.0 & !RESENT));
+        if let Some((ino, handle)) = unanswered {
+            self.end_open(ino, handle);
+        }
+    }
+
+    /// Ends an open.
+    fn end_open(&self, ino: u64, handle: u64) {
+        let mut opens = lock(&self.opens);
+        // Comes first: the next process must not use a backing file that is closed.
+        self.fs.release(handle);
+        opens.release(ino, handle);
     }
 
     /// Returns a flag that tells, after INIT, whether the kernel can send requests again that were
@@ -207,68 +238,12 @@ fn file_type(kind: Kind) -> FileType {
     }
 }
 
-/// Reply object that can carry an errno.
-trait ErrorReply {
-    /// Replies with the errno of `error`.
-    fn send_error(self, error: &FsError);
-}
-
-macro_rules! impl_error_reply {
-    ($($reply:ty),*) => {$(
-        impl ErrorReply for $reply {
-            fn send_error(self, error: &FsError) {
-                debug!(%error, "request failed");
-                self.error(Errno::from_i32(error.errno()));
-            }
-        }
-    )*};
-}
-impl_error_reply!(
-    ReplyAttr,
-    ReplyData,
-    ReplyDirectory,
-    ReplyDirectoryPlus,
-    ReplyEntry,
-    ReplyLseek,
-    ReplyOpen,
-    ReplyXattr
-);
-
-/// Leaves a request to the next process, to which the kernel sends it again. A reply object that is
-/// dropped would answer with EIO.
-fn leave_unanswered<R>(reply: R) {
-    std::mem::forget(reply);
-}
-
-/// Kernel read that may wait for its pages.
-struct ReadWaiter {
-    reply: ReplyData,
-    caller: Caller,
-    fs: Arc<Fs>,
-}
-
-impl Waiter for ReadWaiter {
-    fn answer(self: Box<Self>, outcome: Result<&[u8], Unread>) {
-        match outcome {
-            // Shorter than requested only at the end of the file: the kernel takes a short reply
-            // for the end.
-            Ok(bytes) => self.reply.data(bytes),
-            Err(_) if self.fs.is_handing_over() => leave_unanswered(self.reply),
-            Err(error) => self.reply.send_error(&error.into()),
-        }
-    }
-
-    fn is_abandoned(&self) -> bool {
-        self.caller.is_dying()
-    }
-}
-
 /// Replies to an open with the mode in which the kernel must read the inode at present.
 fn reply_to_open(
     fs: &Fs,
     passthrough: Option<&Arc<OwnedFd>>,
     opens: &Mutex<OpenModes<Backing>>,
-    ino: INodeNo,
+    (request, ino): (u64, INodeNo),
     file: &OpenFile,
     reply: ReplyOpen,
 ) {
@@ -286,7 +261,7 @@ fn reply_to_open(
         Mode::Passthrough(backing) => journal::Mode::Passthrough(backing.id()),
         Mode::Direct => journal::Mode::Direct,
     };
-    fs.record_open(file.handle, ino.0, recorded);
+    fs.record_open(file.handle, ino.0, recorded, request);
     let flags = FopenFlags::FOPEN_NOFLUSH;
     match mode {
         // Without KEEP_CACHE, an open makes the kernel drop the inode's page cache and wait for
@@ -362,6 +337,8 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.end_unanswered_open(request.unique());
+        let number = request.unique().0 & !RESENT;
         let (fs, opens) = (self.fs.clone(), self.opens.clone());
         let passthrough = self.passthrough.clone();
         let opened = {
@@ -369,7 +346,8 @@ impl Filesystem for Adapter {
             async move { fs.open(ino.0).await }
         };
         self.spawn(request, reply, opened, move |reply, file| {
-            reply_to_open(&fs, passthrough.as_ref(), &opens, ino, &file, reply);
+            let passthrough = passthrough.as_ref();
+            reply_to_open(&fs, passthrough, &opens, (number, ino), &file, reply);
         });
     }
 
@@ -427,8 +405,7 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        lock(&self.opens).release(ino.0, handle.0);
-        self.fs.release(handle.0);
+        self.end_open(ino.0, handle.0);
         reply.ok();
     }
 

@@ -239,7 +239,7 @@ mod tests {
         let name = "x".repeat(4000);
         for handle in 0..4000 {
             record(file_record(7, &name));
-            record(Record::Open { handle, ino: 7, mode: Mode::Cached });
+            record(Record::Open { handle, ino: 7, mode: Mode::Cached, request: 5 });
             record(Record::Release { handle });
             record(Record::Forget { ino: 7, lookups: 1 });
         }

@@ -134,6 +134,9 @@ impl Mounted {
             }
             Start::Resume(connection) => Some(connection),
         };
+        if connection.is_some() {
+            debug!("the old process has ended");
+        }
         is_taken_over.store(connection.is_some(), Ordering::Release);
         let cache = open_cache(options)?;
         let metrics = listen_for_metrics(options).await?;

@@ -3,12 +3,14 @@
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 
+use harness::binaries::peer;
 use harness::content::Image;
-use harness::{Lab, MountProc, SOON, digest_of, lab_or_skip, mib, wait_until};
+use harness::{Lab, MountProc, Proc, SOON, digest_of, lab_or_skip, mib, wait_until};
 use rustix::fs::Dir;
+use rustix::process::Signal;
 
 use crate::readers::READ_LEN;
-use crate::{TRANSFER, readers};
+use crate::{TRANSFER, readers, text};
 
 /// Number of times that the process of a mount changes under load. A longer run by hand sets
 /// `BOOTCAST_ROUNDS`.
@@ -69,4 +71,60 @@ fn kill(mount: &mut MountProc<'_>) {
     let before = takes(mount);
     mount.kill_kept_child();
     wait_until(SOON, "a new process serves the mount", || takes(mount) > before);
+}
+
+/// Changes the process of a mount again and again while programs read from it. Prints the longest
+/// time that one of their calls took.
+fn assert_calm_under_load(options: &[&str], change: impl Fn(&mut MountProc<'_>)) {
+    let lab = lab_or_skip!(Lab::builder());
+    let names = ["image", "small", "middle"];
+    let sizes = [mib(24), 100_000, mib(3)];
+    let images: Vec<_> =
+        names.into_iter().zip(sizes).map(|(name, size)| lab.put(name, size)).collect();
+    let _server = lab.server().start();
+    let mount = options.iter().fold(lab.mount(1), |mount, option| mount.option(option));
+    let mut mount = mount.start();
+    for (name, image) in names.into_iter().zip(&images) {
+        assert_eq!(digest_of(mount.join(name)), image.digest);
+    }
+    let (script, served) = (peer("reading_load.py"), lab.served());
+    let args = [text(&script), text(mount.path()), text(&served)];
+    let mut load = lab.client(1).spawn("python3", args.into_iter().chain(names));
+    let rounds = std::env::var("BOOTCAST_ROUNDS").map_or(ROUNDS, |text| text.parse().unwrap());
+    for _ in 0..rounds {
+        // The load has made calls since the last change.
+        let before = calls(&load);
+        wait_until(SOON, "the load goes on", || {
+            calls(&load) > before + 100 || load.exited().is_some()
+        });
+        assert!(load.exited().is_none(), "{}\n{}", load.log(), mount.log());
+        change(&mut mount);
+    }
+    load.signal(Signal::TERM);
+    let status = load.wait(TRANSFER);
+    println!("{rounds} times, {options:?}: {}", load.log().lines().last().unwrap_or_default());
+    assert!(status.success(), "{}\n{}", load.log(), mount.log());
+    mount.umount();
+}
+
+/// Number of calls that the load has made.
+fn calls(load: &Proc) -> u64 {
+    let log = load.log();
+    let counts = log.lines().filter_map(|line| line.strip_prefix("calls="));
+    counts.last().map_or(0, |count| count.parse().unwrap())
+}
+
+#[test]
+fn no_reader_notices_that_the_process_is_replaced_again_and_again() {
+    assert_calm_under_load(&["attr_ttl=0s"], |mount| mount.replace());
+}
+
+#[test]
+fn no_reader_notices_that_a_process_without_passthrough_is_replaced() {
+    assert_calm_under_load(&["passthrough=no"], |mount| mount.replace());
+}
+
+#[test]
+fn no_reader_notices_that_a_kept_process_is_killed_again_and_again() {
+    assert_calm_under_load(&["keeper"], kill);
 }

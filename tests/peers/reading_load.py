@@ -2,8 +2,8 @@
 
 Usage: reading_load.py MOUNT ORIGINALS NAME..
 
-Prints the longest time that one call took, in milliseconds, and the number of calls. Ends with
-status 1 and a message when a call fails, or returns something else than the originals have.
+Prints the number of calls from time to time, and at last the longest time that one call took, in
+milliseconds. Ends with status 1 and a message when a call fails, or returns something else than the originals have.
 """
 
 import mmap
@@ -80,6 +80,8 @@ jobs = [open_and_read, open_and_read, read_directly, look_up]
 threads = [threading.Thread(target=work, args=(job, seed)) for seed, job in enumerate(jobs)]
 for thread in threads:
     thread.start()
+while not stopping.wait(0.02) and not failures:
+    print(f"calls={calls[0]}", flush=True)
 for thread in threads:
     thread.join()
 took, what = longest[0]

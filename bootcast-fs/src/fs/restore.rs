@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::inode::Inodes;
 use super::names::OpenDir;
@@ -25,6 +25,8 @@ pub struct RestoredOpen {
     pub ino: u64,
     /// Mode in which the kernel reads it.
     pub mode: Mode,
+    /// Number of the kernel's request to open it.
+    pub request: u64,
     /// Object that has the file's bytes now.
     pub object: Arc<Object>,
 }
@@ -57,9 +59,9 @@ impl Fs {
     /// objects in the cache. Does not wait for the server, except for the proofs of pinned files.
     pub async fn restore_opens(self: &Arc<Self>, state: &State) -> Vec<RestoredOpen> {
         let mut restored = Vec::new();
-        for (&handle, &journal::Open { ino, mode }) in &state.opens {
+        for (&handle, &journal::Open { ino, mode, request }) in &state.opens {
             match self.restore_open(handle, ino).await {
-                Ok(object) => restored.push(RestoredOpen { handle, ino, mode, object }),
+                Ok(object) => restored.push(RestoredOpen { handle, ino, mode, request, object }),
                 Err(error) => warn!(handle, ino, %error, "an open file is lost"),
             }
         }
@@ -91,8 +93,8 @@ impl Fs {
     }
 
     /// Records that the kernel is about to learn the handle of an open file.
-    pub fn record_open(&self, handle: u64, ino: u64, mode: Mode) {
-        self.journal.record(|| Record::Open { handle, ino, mode });
+    pub fn record_open(&self, handle: u64, ino: u64, mode: Mode, request: u64) {
+        self.journal.record(|| Record::Open { handle, ino, mode, request });
     }
 
     /// Whether the next process answers the requests that this one does not answer.
@@ -106,9 +108,12 @@ impl Fs {
     pub async fn hand_over(self: &Arc<Self>, leave_timeout: Duration) {
         // Most of the saving comes first, while readers are still served.
         self.save_in_background().await;
+        debug!("saved: requests are left to the next process from here on");
         self.is_handing_over.store(true, Ordering::Release);
         self.stop(leave_timeout).await;
+        debug!("left all casts");
         self.save_in_background().await;
+        debug!("saved what came since");
     }
 
     async fn save_in_background(self: &Arc<Self>) {

@@ -29,7 +29,7 @@ pub(super) struct OpenModes<B> {
 /// Cached or passthrough opens of one inode.
 #[derive(Debug)]
 struct InodeOpens<B> {
-    count: usize,
+    handles: HashSet<u64>,
     /// Object and its backing file in passthrough mode; `None` in cached mode.
     backing: Option<(u64, Arc<B>)>,
 }
@@ -55,7 +55,7 @@ impl<B> OpenModes<B> {
         register: impl FnOnce() -> Option<B>,
     ) -> Mode<Arc<B>> {
         let open = self.inodes.entry(ino).or_insert_with(|| InodeOpens {
-            count: 0,
+            handles: HashSet::new(),
             backing: register().map(|backing| (object, Arc::new(backing))),
         });
         match &open.backing {
@@ -64,11 +64,11 @@ impl<B> OpenModes<B> {
                 Mode::Direct
             }
             Some((_, backing)) => {
-                open.count += 1;
+                open.handles.insert(handle);
                 Mode::Passthrough(backing.clone())
             }
             None => {
-                open.count += 1;
+                open.handles.insert(handle);
                 Mode::Cached
             }
         }
@@ -93,20 +93,21 @@ impl<B> OpenModes<B> {
             Mode::Passthrough(id) => Some(id),
         };
         let open = self.inodes.entry(ino).or_insert_with(|| InodeOpens {
-            count: 0,
+            handles: HashSet::new(),
             backing: backing.and_then(restore).map(|backing| (object, Arc::new(backing))),
         });
-        open.count += 1;
+        open.handles.insert(handle);
     }
 
-    /// Records the end of an open.
+    /// Records the end of an open. Ignores an unknown handle: the previous process may have recorded
+    /// its end, too.
     pub(super) fn release(&mut self, ino: u64, handle: u64) {
         if self.direct.remove(&handle) {
             return;
         }
         let Some(open) = self.inodes.get_mut(&ino) else { return };
-        open.count -= 1;
-        if open.count == 0 {
+        open.handles.remove(&handle);
+        if open.handles.is_empty() {
             self.inodes.remove(&ino);
         }
     }
@@ -141,6 +142,7 @@ mod tests {
         modes.restore(INO + 1, 4, 2, Mode::Cached, |_| unreachable!("cached"));
         assert_eq!(modes.open(INO, 5, 1, || Some(9)), Mode::Passthrough(Arc::new(8)));
         assert_eq!(modes.open(INO + 1, 6, 2, || Some(9)), Mode::Cached);
+        modes.release(INO, 99);
         for (ino, handle) in [(INO, 1), (INO, 2), (INO, 3), (INO, 5), (INO + 1, 4), (INO + 1, 6)] {
             modes.release(ino, handle);
         }

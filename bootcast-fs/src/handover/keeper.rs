@@ -38,12 +38,19 @@ pub(super) const READY: u8 = b'k';
 /// Byte with which the keeper starts a child, with a connection to resume if there is one.
 const START: u8 = b's';
 
-/// Number of children that may be killed within [`RESTART_WINDOW`]. More than that is a fault that
-/// the next child would have, too.
-const MAX_RESTARTS: usize = 10;
+/// Number of children in a row that may be killed before they are ready. The next one would fare the
+/// same.
+const MAX_FAILED_STARTS: u32 = 10;
+
+/// Number of restarts within [`RESTART_WINDOW`] that come without a pause.
+const FREE_RESTARTS: usize = 10;
 
 /// Time within which restarts count.
 const RESTART_WINDOW: Duration = Duration::from_secs(10);
+
+/// Pause before a restart that comes after many others. A request that kills each process would
+/// otherwise take a CPU.
+const RESTART_PAUSE: Duration = Duration::from_millis(200);
 
 /// Whether this process is the child of a keeper.
 pub fn is_child() -> bool {
@@ -66,6 +73,7 @@ pub fn run(
             Start::Replace(offer) => Some(offer.accept()?),
             Start::Resume(connection) => Some(connection),
         },
+        failed_starts: 0,
         restarts: VecDeque::new(),
     };
     let outcome = runtime.block_on(keeper.keep(ready));
@@ -83,6 +91,8 @@ struct Keeper<'a> {
     command_line: &'a [OsString],
     /// Connection of the mount, as soon as a child has one that can be resumed.
     connection: Option<Connection>,
+    /// Number of children in a row that were killed before they were ready.
+    failed_starts: u32,
     /// Times of the last restarts.
     restarts: VecDeque<Instant>,
 }
@@ -95,8 +105,11 @@ impl Keeper<'_> {
         loop {
             let status = self.run_child(&mut signals, &mut ready).await?;
             match status.signal() {
-                Some(signal) if self.connection.is_some() && self.may_restart(now()) => {
+                Some(signal)
+                    if self.connection.is_some() && self.failed_starts < MAX_FAILED_STARTS =>
+                {
                     warn!(signal, "the process of the mount was killed: starting it again");
+                    tokio::time::sleep(self.pause_before_restart(now())).await;
                 }
                 Some(signal) => {
                     let reason = format!("its process was killed by signal {signal}");
@@ -130,7 +143,9 @@ impl Keeper<'_> {
                 reported = &mut report, if !is_reported => {
                     is_reported = true;
                     let reported = reported.map_err(|error| failed(io::Error::other(error)))?;
+                    self.failed_starts += 1;
                     if let Some(connection) = reported? {
+                        self.failed_starts = 0;
                         self.connection = connection.or(self.connection.take());
                         if let Some(ready) = ready.take() {
                             ready();
@@ -164,14 +179,14 @@ impl Keeper<'_> {
         Ok((child, ours))
     }
 
-    /// Whether a child may be started again, after fewer than [`MAX_RESTARTS`] in the last time.
-    fn may_restart(&mut self, now: Instant) -> bool {
+    /// Records a restart. Returns how long to wait before it.
+    fn pause_before_restart(&mut self, now: Instant) -> Duration {
         let is_old = |restart: &Instant| now.duration_since(*restart) > RESTART_WINDOW;
         while self.restarts.front().is_some_and(is_old) {
             self.restarts.pop_front();
         }
         self.restarts.push_back(now);
-        self.restarts.len() <= MAX_RESTARTS
+        if self.restarts.len() <= FREE_RESTARTS { Duration::ZERO } else { RESTART_PAUSE }
     }
 }
 
@@ -202,13 +217,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_child_is_not_started_again_and_again_within_a_short_time() {
-        let mut keeper = Keeper { command_line: &[], connection: None, restarts: VecDeque::new() };
+    fn many_restarts_within_a_short_time_are_slowed_down() {
+        let (failed_starts, restarts) = (0, VecDeque::new());
+        let mut keeper = Keeper { command_line: &[], connection: None, failed_starts, restarts };
         let start = Instant::now();
-        for _ in 0..MAX_RESTARTS {
-            assert!(keeper.may_restart(start));
+        for _ in 0..FREE_RESTARTS {
+            assert_eq!(keeper.pause_before_restart(start), Duration::ZERO);
         }
-        assert!(!keeper.may_restart(start + RESTART_WINDOW));
-        assert!(keeper.may_restart(start + 3 * RESTART_WINDOW));
+        assert_eq!(keeper.pause_before_restart(start + RESTART_WINDOW), RESTART_PAUSE);
+        assert_eq!(keeper.pause_before_restart(start + 3 * RESTART_WINDOW), Duration::ZERO);
     }
 }

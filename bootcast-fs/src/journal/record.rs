@@ -28,6 +28,8 @@ pub enum Record {
         ino: u64,
         /// Mode in which the kernel reads it.
         mode: Mode,
+        /// Number of the kernel's request.
+        request: u64,
     },
     /// An open file was released.
     Release {
@@ -92,6 +94,8 @@ pub struct Open {
     pub ino: u64,
     /// Mode in which the kernel reads it.
     pub mode: Mode,
+    /// Number of the kernel's request. If that comes again, the kernel does not know this open.
+    pub request: u64,
 }
 
 /// What the kernel knows of a mount.
@@ -124,8 +128,8 @@ impl State {
                     }
                 }
             }
-            Record::Open { handle, ino, mode } => {
-                self.opens.insert(handle, Open { ino, mode });
+            Record::Open { handle, ino, mode, request } => {
+                self.opens.insert(handle, Open { ino, mode, request });
             }
             Record::Release { handle } => {
                 self.opens.remove(&handle);
@@ -143,8 +147,9 @@ impl State {
     pub(super) fn into_records(self) -> Vec<Record> {
         let mount = self.mount.into_iter().map(Record::Mount);
         let inodes = self.inodes.into_values().map(|(inode, count)| Record::Inode(inode, count));
-        let opens = self.opens.into_iter();
-        let opens = opens.map(|(handle, Open { ino, mode })| Record::Open { handle, ino, mode });
+        let opens = self.opens.into_iter().map(|(handle, Open { ino, mode, request })| {
+            Record::Open { handle, ino, mode, request }
+        });
         let dirs = self.dirs.into_iter().map(|(handle, ino)| Record::Opendir { handle, ino });
         mount.chain(inodes).chain(opens).chain(dirs).collect()
     }
@@ -196,7 +201,7 @@ pub(super) mod tests {
             file_record(7, "a"),
             file_record(7, "a"),
             file_record(8, "b"),
-            Record::Open { handle: 4, ino: 7, mode: Mode::Passthrough(2) },
+            Record::Open { handle: 4, ino: 7, mode: Mode::Passthrough(2), request: 5 },
             Record::Opendir { handle: 9, ino: 1 },
         ];
         for record in records {
@@ -217,7 +222,7 @@ pub(super) mod tests {
         for record in [
             file_record(7, "a"),
             file_record(7, "a"),
-            Record::Open { handle: 1, ino: 7, mode: Mode::Cached },
+            Record::Open { handle: 1, ino: 7, mode: Mode::Cached, request: 5 },
             Record::Forget { ino: 7, lookups: 1 },
         ] {
             state.apply(record);
