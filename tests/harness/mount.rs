@@ -11,7 +11,7 @@ use bootcast_fs::status::{MountStatus, STATUS_ATTRIBUTE, STATUS_MAX};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::binaries::binary;
+use crate::binaries::{binary, peer};
 use crate::host::Host;
 use crate::lab::HEAD_ADDRESS;
 use crate::mount_namespace::mountinfo;
@@ -48,6 +48,7 @@ pub struct MountBuilder<'lab> {
     options: Vec<String>,
     variables: Vec<(String, String)>,
     failing: Option<String>,
+    is_service: bool,
 }
 
 /// A mounted directory, which only the test and its programs see.
@@ -71,6 +72,7 @@ impl<'lab> MountBuilder<'lab> {
             options: Vec::new(),
             variables: Vec::new(),
             failing: None,
+            is_service: false,
         }
     }
 
@@ -103,6 +105,14 @@ impl<'lab> MountBuilder<'lab> {
         self
     }
 
+    /// Runs the daemon as a service, which is started again when it was killed, and has a store for
+    /// descriptors as under systemd.
+    #[must_use]
+    pub fn service(mut self) -> Self {
+        self.is_service = true;
+        self
+    }
+
     /// Mounts and waits until the mount is there.
     #[track_caller]
     pub fn start(self) -> MountProc<'lab> {
@@ -113,6 +123,10 @@ impl<'lab> MountBuilder<'lab> {
         let mut command = self.host.command(self.program());
         if let Some(call) = &self.failing {
             command.args(["-c", FAIL_CALL, call]).arg(binary("bootcastfs"));
+        }
+        if self.is_service {
+            let socket = self.host.fresh_path("notify");
+            command.arg(peer("service_manager.py")).arg(socket).arg(binary("bootcastfs"));
         }
         command.args(args).envs(self.variables.iter().map(|(name, value)| (name, value)));
         let mut proc = Proc::start(command, &self.host.fresh_path("log"));
@@ -125,7 +139,8 @@ impl<'lab> MountBuilder<'lab> {
     }
 
     fn program(&self) -> PathBuf {
-        if self.failing.is_some() { "python3".into() } else { binary("bootcastfs") }
+        let is_wrapped = self.failing.is_some() || self.is_service;
+        if is_wrapped { "python3".into() } else { binary("bootcastfs") }
     }
 
     fn args(&self, path: &Path, cache: &Path) -> Vec<OsString> {
@@ -206,9 +221,9 @@ impl MountProc<'_> {
         std::mem::replace(&mut self.proc, new).wait_success(SOON);
     }
 
-    /// Process id of the child that serves the mount under the option `keeper`.
+    /// Process id of the child that serves the mount, under the option `keeper` or as a service.
     #[track_caller]
-    pub fn kept_child(&self) -> Pid {
+    fn kept_child(&self) -> Pid {
         let pid = self.proc.pid();
         let children = format!("/proc/{pid}/task/{pid}/children");
         wait_for(SOON, "the keeper has a child", || {
@@ -217,7 +232,7 @@ impl MountProc<'_> {
         })
     }
 
-    /// Kills the child that serves the mount under the option `keeper`.
+    /// Kills the child that serves the mount, under the option `keeper` or as a service.
     #[track_caller]
     pub fn kill_kept_child(&self) {
         // The keeper may have waited for a child that died; then this was not the last one.

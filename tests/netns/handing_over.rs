@@ -3,12 +3,14 @@
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 
-use harness::binaries::peer;
+use harness::binaries::{binary, peer};
 use harness::content::Image;
+use harness::mount::MountBuilder;
 use harness::{Lab, MountProc, Proc, SOON, digest_of, lab_or_skip, mib, wait_until};
 use rustix::fs::Dir;
 use rustix::process::Signal;
 
+use crate::plain_peers::plain_server;
 use crate::readers::READ_LEN;
 use crate::{TRANSFER, readers, text};
 
@@ -65,6 +67,15 @@ fn a_keeper_starts_a_new_process_when_the_mount_is_killed() {
     assert_unnoticed(mount, &lab, &image, kill);
 }
 
+#[test]
+fn a_service_that_is_killed_goes_on_with_the_descriptors_in_its_store() {
+    let lab = lab_or_skip!(Lab::builder().valve());
+    let image = lab.put("image", mib(16));
+    let _server = lab.server().option("--rate", "50mbit").start();
+    let mount = lab.mount(1).option("unicast=never").service().start();
+    assert_unnoticed(mount, &lab, &image, kill);
+}
+
 /// Kills the process that serves a kept mount, and waits for the next one.
 fn kill(mount: &mut MountProc<'_>) {
     let takes = |mount: &MountProc<'_>| mount.log().matches("took the mount over").count();
@@ -75,15 +86,17 @@ fn kill(mount: &mut MountProc<'_>) {
 
 /// Changes the process of a mount again and again while programs read from it. Prints the longest
 /// time that one of their calls took.
-fn assert_calm_under_load(options: &[&str], change: impl Fn(&mut MountProc<'_>)) {
+fn assert_calm_under_load(
+    start: impl for<'lab> Fn(MountBuilder<'lab>) -> MountBuilder<'lab>,
+    change: impl Fn(&mut MountProc<'_>),
+) {
     let lab = lab_or_skip!(Lab::builder());
     let names = ["image", "small", "middle"];
     let sizes = [mib(24), 100_000, mib(3)];
     let images: Vec<_> =
         names.into_iter().zip(sizes).map(|(name, size)| lab.put(name, size)).collect();
     let _server = lab.server().start();
-    let mount = options.iter().fold(lab.mount(1), |mount, option| mount.option(option));
-    let mut mount = mount.start();
+    let mut mount = start(lab.mount(1)).start();
     for (name, image) in names.into_iter().zip(&images) {
         assert_eq!(digest_of(mount.join(name)), image.digest);
     }
@@ -102,7 +115,7 @@ fn assert_calm_under_load(options: &[&str], change: impl Fn(&mut MountProc<'_>))
     }
     load.signal(Signal::TERM);
     let status = load.wait(TRANSFER);
-    println!("{rounds} times, {options:?}: {}", load.log().lines().last().unwrap_or_default());
+    println!("{rounds} times: {}", load.log().lines().last().unwrap_or_default());
     assert!(status.success(), "{}\n{}", load.log(), mount.log());
     mount.umount();
 }
@@ -116,15 +129,34 @@ fn calls(load: &Proc) -> u64 {
 
 #[test]
 fn no_reader_notices_that_the_process_is_replaced_again_and_again() {
-    assert_calm_under_load(&["attr_ttl=0s"], |mount| mount.replace());
+    assert_calm_under_load(|mount| mount.option("attr_ttl=0s"), |mount| mount.replace());
 }
 
 #[test]
 fn no_reader_notices_that_a_process_without_passthrough_is_replaced() {
-    assert_calm_under_load(&["passthrough=no"], |mount| mount.replace());
+    assert_calm_under_load(|mount| mount.option("passthrough=no"), |mount| mount.replace());
 }
 
 #[test]
 fn no_reader_notices_that_a_kept_process_is_killed_again_and_again() {
-    assert_calm_under_load(&["keeper"], kill);
+    assert_calm_under_load(|mount| mount.option("keeper"), kill);
+}
+
+#[test]
+fn no_reader_notices_that_a_service_is_killed_again_and_again() {
+    assert_calm_under_load(|mount| mount.option("passthrough=no").service(), kill);
+}
+
+#[test]
+fn a_mount_of_a_plain_server_is_not_handed_over() {
+    let lab = lab_or_skip!(Lab::builder());
+    lab.put("image", mib(1));
+    let _server = plain_server(&lab, &[]);
+    let mount = lab.mount(1).start();
+    let output = lab.client(1).run(binary("bootcastfs"), ["--replace", text(mount.path())]);
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(32), "{message}");
+    assert!(message.contains("unmount it, then mount it again"), "{message}");
+    assert!(mount.join("image").exists());
+    mount.umount();
 }
