@@ -426,10 +426,12 @@ impl Filesystem for Adapter {
     ) {
         let fs = self.fs.clone();
         let listing = async move { fs.readdir(handle.0).await };
+        let fs = self.fs.clone();
         self.spawn(request, reply, listing, move |mut reply, entries| {
             for (next, entry) in from_offset(&entries, offset) {
                 let name = OsStr::from_bytes(&entry.name);
                 if reply.add(INodeNo(entry.ino), next, file_type(entry.kind), name) {
+                    fs.record_listing(handle.0, &entries);
                     break;
                 }
             }
@@ -464,6 +466,7 @@ impl Filesystem for Adapter {
                     if let Some(attr) = referenced {
                         fs.forget(attr.ino, 1);
                     }
+                    fs.record_listing(handle.0, &entries);
                     break;
                 }
             }

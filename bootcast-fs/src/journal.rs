@@ -28,7 +28,7 @@ use rustix::fs::{FallocateFlags, MemfdFlags};
 use tracing::warn;
 
 use crate::panics::lock;
-pub use record::{Inode, Mode, MountRecord, Open, Record, State};
+pub use record::{Dir, Inode, Listed, Mode, MountRecord, Open, Record, State};
 
 /// First bytes of a journal. The digit changes when older programs cannot read newer records.
 const MAGIC: &[u8; 8] = b"bcfsjnl1";

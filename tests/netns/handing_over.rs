@@ -76,6 +76,37 @@ fn a_service_that_is_killed_goes_on_with_the_descriptors_in_its_store() {
     assert_unnoticed(mount, &lab, &image, kill);
 }
 
+#[test]
+fn a_listing_that_was_read_in_part_goes_on_although_the_directory_has_changed() {
+    let lab = lab_or_skip!(Lab::builder());
+    let served = lab.served();
+    let mut names: Vec<_> = (0..2000).map(|number| format!("name-{number:0>100}")).collect();
+    for name in &names {
+        fs::write(served.join(name), b"x").unwrap();
+    }
+    let _server = lab.server().start();
+    let mut mount = lab.mount(1).option("attr_ttl=0s").start();
+    let directory = File::open(mount.path()).unwrap();
+    let mut entries = Dir::read_from(&directory).unwrap();
+    let mut listed: Vec<String> = Vec::new();
+    let mut next = || {
+        let name = entries.next()?.unwrap().file_name().to_string_lossy().into_owned();
+        Some(name)
+    };
+    listed.extend(next());
+    for name in names.iter().step_by(2) {
+        fs::remove_file(served.join(name)).unwrap();
+    }
+    mount.replace();
+    listed.extend(std::iter::from_fn(next));
+    listed.retain(|name| name != "." && name != "..");
+    listed.sort();
+    names.sort();
+    assert!(listed == names, "{} of {} names", listed.len(), names.len());
+    drop((directory, entries));
+    mount.umount();
+}
+
 /// Kills the process that serves a kept mount, and waits for the next one.
 fn kill(mount: &mut MountProc<'_>) {
     let takes = |mount: &MountProc<'_>| mount.log().matches("took the mount over").count();

@@ -2,18 +2,19 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use bootcast_proto::RemotePath;
 use bootcast_proto::api::{Attributes, Kind};
-use bootcast_proto::path::decode_segment;
+use bootcast_proto::path::{decode_segment, encode_name};
 use tokio::sync::OnceCell;
 
 use super::inode::Node;
 use super::numbers::Identity;
 use super::{FileVersion, Fs, FsError, Pins, Server, is_fresh, lock, plain};
 use crate::io::now;
-use crate::journal::Record;
+use crate::journal::{self, Record};
 
 /// Longest name in a listing, in bytes. It is `NAME_MAX` of limits.h, for which `struct dirent` of
 /// programs has room.
@@ -62,12 +63,23 @@ pub(super) struct OpenDir {
     ino: u64,
     /// Entries, set by the first read.
     entries: OnceCell<Arc<Vec<DirEntry>>>,
+    /// Whether the journal has the entries.
+    is_recorded: AtomicBool,
 }
 
 impl OpenDir {
     /// Creates an open directory that is not listed yet.
-    pub(super) fn new(ino: u64) -> Self {
-        Self { ino, entries: OnceCell::new() }
+    fn new(ino: u64) -> Self {
+        Self { ino, entries: OnceCell::new(), is_recorded: AtomicBool::new(false) }
+    }
+
+    /// Restores a directory that the previous process opened. `path` is that of the directory.
+    pub(super) fn restore(path: &RemotePath, dir: &journal::Dir) -> Self {
+        let listing = dir.listing.as_ref().map(|listing| {
+            Arc::new(listing.iter().filter_map(|listed| DirEntry::restore(path, listed)).collect())
+        });
+        let is_recorded = AtomicBool::new(listing.is_some());
+        Self { ino: dir.ino, entries: OnceCell::new_with(listing), is_recorded }
     }
 }
 
@@ -75,6 +87,23 @@ impl DirEntry {
     /// Creates the entry `.` or `..`.
     fn dot(name: &[u8], ino: u64) -> Self {
         Self { name: name.to_vec(), found: None, ino, kind: Kind::Directory }
+    }
+
+    /// Restores an entry from the journal; `None` if its name is invalid.
+    fn restore(directory: &RemotePath, listed: &journal::Listed) -> Option<Self> {
+        let name = decode_segment(&listed.name).ok()?;
+        let Some(attributes) = listed.attributes.clone() else {
+            return Some(Self::dot(&name, listed.ino));
+        };
+        let (path, kind) = (directory.join(&name).ok()?, attributes.kind);
+        let found = Some((path, FileVersion::of(&attributes), attributes));
+        Some(Self { name, found, ino: listed.ino, kind })
+    }
+
+    /// Returns the entry as the journal has it.
+    fn listed(&self) -> journal::Listed {
+        let attributes = self.found.as_ref().map(|(_, _, attributes)| attributes.clone());
+        journal::Listed { name: encode_name(&self.name), ino: self.ino, attributes }
     }
 }
 
@@ -232,6 +261,16 @@ impl Fs {
     pub async fn readdir(self: &Arc<Self>, handle: u64) -> Result<Arc<Vec<DirEntry>>, FsError> {
         let dir = self.dirs.get(&handle).map(|dir| dir.clone()).ok_or(FsError::BadHandle)?;
         dir.entries.get_or_try_init(|| self.list(dir.ino)).await.cloned()
+    }
+
+    /// Records the entries of an open directory, before the kernel gets the first part of them. It
+    /// asks for the rest by position, so the next process needs the same entries.
+    pub fn record_listing(&self, handle: u64, entries: &[DirEntry]) {
+        let dir = self.dirs.get(&handle).map(|dir| dir.clone());
+        if dir.is_some_and(|dir| !dir.is_recorded.swap(true, Ordering::AcqRel)) {
+            let listed = || entries.iter().map(DirEntry::listed).collect();
+            self.journal.record(|| Record::Listing { handle, entries: listed() });
+        }
     }
 
     /// Fetches the entries of a directory.

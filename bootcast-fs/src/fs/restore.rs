@@ -49,8 +49,10 @@ impl Fs {
         let fs =
             Self::with_server(config, control, cache, intake, (inodes, journal), Server::Extended);
         fs.last_handle.store(state.last_handle(), Ordering::Relaxed);
-        for (&handle, &ino) in &state.dirs {
-            fs.dirs.insert(handle, Arc::new(OpenDir::new(ino)));
+        for (&handle, dir) in &state.dirs {
+            if let Ok(node) = fs.node(dir.ino) {
+                fs.dirs.insert(handle, Arc::new(OpenDir::restore(&node.path, dir)));
+            }
         }
         fs
     }

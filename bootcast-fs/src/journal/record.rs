@@ -43,6 +43,13 @@ pub enum Record {
         /// Inode number.
         ino: u64,
     },
+    /// The kernel gets a part of a listing, and will ask for the rest by its position.
+    Listing {
+        /// Handle of the open directory.
+        handle: u64,
+        /// All entries, in the order in which the kernel gets them.
+        entries: Vec<Listed>,
+    },
     /// An open directory was released.
     Releasedir {
         /// Handle of the open.
@@ -98,6 +105,26 @@ pub struct Open {
     pub request: u64,
 }
 
+/// Entry of a listing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listed {
+    /// Name, percent-encoded.
+    pub name: String,
+    /// Inode number.
+    pub ino: u64,
+    /// Attributes; `None` for `.` and `..`.
+    pub attributes: Option<Attributes>,
+}
+
+/// An open directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dir {
+    /// Inode number.
+    pub ino: u64,
+    /// Listing of which the kernel has a part.
+    pub listing: Option<Vec<Listed>>,
+}
+
 /// What the kernel knows of a mount.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct State {
@@ -107,8 +134,8 @@ pub struct State {
     pub inodes: BTreeMap<u64, (Inode, u64)>,
     /// Open files, by handle.
     pub opens: BTreeMap<u64, Open>,
-    /// Inode numbers of open directories, by handle.
-    pub dirs: BTreeMap<u64, u64>,
+    /// Open directories, by handle.
+    pub dirs: BTreeMap<u64, Dir>,
 }
 
 impl State {
@@ -135,7 +162,12 @@ impl State {
                 self.opens.remove(&handle);
             }
             Record::Opendir { handle, ino } => {
-                self.dirs.insert(handle, ino);
+                self.dirs.insert(handle, Dir { ino, listing: None });
+            }
+            Record::Listing { handle, entries } => {
+                if let Some(dir) = self.dirs.get_mut(&handle) {
+                    dir.listing = Some(entries);
+                }
             }
             Record::Releasedir { handle } => {
                 self.dirs.remove(&handle);
@@ -150,7 +182,10 @@ impl State {
         let opens = self.opens.into_iter().map(|(handle, Open { ino, mode, request })| {
             Record::Open { handle, ino, mode, request }
         });
-        let dirs = self.dirs.into_iter().map(|(handle, ino)| Record::Opendir { handle, ino });
+        let dirs = self.dirs.into_iter().flat_map(|(handle, Dir { ino, listing })| {
+            let listing = listing.map(|entries| Record::Listing { handle, entries });
+            std::iter::once(Record::Opendir { handle, ino }).chain(listing)
+        });
         mount.chain(inodes).chain(opens).chain(dirs).collect()
     }
 
@@ -202,7 +237,12 @@ pub(super) mod tests {
             file_record(7, "a"),
             file_record(8, "b"),
             Record::Open { handle: 4, ino: 7, mode: Mode::Passthrough(2), request: 5 },
+            Record::Opendir { handle: 8, ino: 1 },
             Record::Opendir { handle: 9, ino: 1 },
+            Record::Listing {
+                handle: 9,
+                entries: vec![Listed { name: "a%20b".into(), ino: 7, attributes: None }],
+            },
         ];
         for record in records {
             state.apply(record);
