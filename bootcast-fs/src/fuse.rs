@@ -114,7 +114,7 @@ impl Adapter {
                 journal::Mode::Direct => Mode::Direct,
                 journal::Mode::Passthrough(id) => Mode::Passthrough(id),
             };
-            lock(&self.opens).restore(*ino, *handle, object.id(), mode, restore);
+            lock(&self.opens).restore(*ino, *handle, object.id(), &mode, restore);
         }
         self
     }

@@ -1,8 +1,8 @@
 //! Journal of what the kernel knows of a mount: inodes, open files and open directories.
 //!
 //! A process that takes over the FUSE connection reads it, so that numbers in the kernel's requests
-//! keep their meaning. The journal lies in an anonymous memory file (memfd_create(2)). Whoever
-//! holds its descriptor keeps it, also when the process that wrote it was killed.
+//! keep their meaning. The journal lies in an anonymous memory file (`memfd_create(2)`).
+//! Whoever holds its descriptor keeps it, also when the process that wrote it was killed.
 //!
 //! Every record is written before the reply that makes it true. So the journal may state more than
 //! the kernel knows, never less. An excess reference to an inode keeps a table entry until the
@@ -216,7 +216,7 @@ mod tests {
     #[test]
     fn a_record_that_was_cut_off_counts_as_not_written() {
         let journal = Journal::create().unwrap();
-        journal.record(|| mount_record());
+        journal.record(mount_record);
         let file = file_of(&journal);
         let end = file.metadata().unwrap().len();
         file.write_all_at(b"{\"Opendir\":{\"hand", end).unwrap();

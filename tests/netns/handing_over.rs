@@ -136,10 +136,10 @@ fn assert_calm_under_load(
     let mut load = lab.client(1).spawn("python3", args.into_iter().chain(names));
     let rounds = std::env::var("BOOTCAST_ROUNDS").map_or(ROUNDS, |text| text.parse().unwrap());
     for _ in 0..rounds {
-        // The load has made calls since the last change.
+        // Each part of the load has made calls since the last change.
         let before = calls(&load);
         wait_until(SOON, "the load goes on", || {
-            calls(&load) > before + 100 || load.exited().is_some()
+            calls(&load) > before + 2 || load.exited().is_some()
         });
         assert!(load.exited().is_none(), "{}\n{}", load.log(), mount.log());
         change(&mut mount);
@@ -151,11 +151,11 @@ fn assert_calm_under_load(
     mount.umount();
 }
 
-/// Number of calls that the load has made.
+/// Number of calls that each part of the load has made at least.
 fn calls(load: &Proc) -> u64 {
     let log = load.log();
-    let counts = log.lines().filter_map(|line| line.strip_prefix("calls="));
-    counts.last().map_or(0, |count| count.parse().unwrap())
+    let mut counts = log.lines().filter_map(|line| line.strip_prefix("calls="));
+    counts.next_back().map_or(0, |count| count.parse().unwrap())
 }
 
 #[test]
@@ -170,7 +170,7 @@ fn no_reader_notices_that_a_process_without_passthrough_is_replaced() {
 
 #[test]
 fn no_reader_notices_that_a_kept_process_is_killed_again_and_again() {
-    assert_calm_under_load(|mount| mount.option("keeper"), kill);
+    assert_calm_under_load(|mount| mount.option("keeper,attr_ttl=0s"), kill);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 Usage: reading_load.py MOUNT ORIGINALS NAME..
 
-Prints the number of calls from time to time, and at last the longest time that one call took, in
+Prints from time to time how many calls each thread has made at least, and at last the longest time that one call took, in
 milliseconds. Ends with status 1 and a message when a call fails, or returns something else than the originals have.
 """
 
@@ -18,7 +18,7 @@ mount, originals, names = sys.argv[1], sys.argv[2], sys.argv[3:]
 stopping = threading.Event()
 signal.signal(signal.SIGTERM, lambda *_: stopping.set())
 contents = {name: open(f"{originals}/{name}", "rb").read() for name in names}
-calls, longest, failures = [0], [(0.0, "")], []
+calls, longest, failures = {}, [(0.0, "")], []
 
 
 def timed(what, call, *arguments):
@@ -26,7 +26,8 @@ def timed(what, call, *arguments):
     begin = time.monotonic()
     result = call(*arguments)
     took = time.monotonic() - begin
-    calls[0] += 1
+    thread = threading.get_ident()
+    calls[thread] = calls.get(thread, 0) + 1
     longest[0] = max(longest[0], (took, what))
     return result
 
@@ -81,9 +82,10 @@ threads = [threading.Thread(target=work, args=(job, seed)) for seed, job in enum
 for thread in threads:
     thread.start()
 while not stopping.wait(0.02) and not failures:
-    print(f"calls={calls[0]}", flush=True)
+    counts = list(calls.values())
+    print(f"calls={min(counts) if len(counts) == len(jobs) else 0}", flush=True)
 for thread in threads:
     thread.join()
 took, what = longest[0]
-print(f"longest={took * 1000:.0f} ms in {what}, {calls[0]} calls")
+print(f"longest={took * 1000:.0f} ms in {what}, {sum(calls.values())} calls")
 sys.exit("\n".join(failures) or 0)

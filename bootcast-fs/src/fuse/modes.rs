@@ -81,7 +81,7 @@ impl<B> OpenModes<B> {
         ino: u64,
         handle: u64,
         object: u64,
-        mode: Mode<u32>,
+        mode: &Mode<u32>,
         restore: impl FnOnce(u32) -> Option<B>,
     ) {
         let backing = match mode {
@@ -90,7 +90,7 @@ impl<B> OpenModes<B> {
                 return;
             }
             Mode::Cached => None,
-            Mode::Passthrough(id) => Some(id),
+            Mode::Passthrough(id) => Some(*id),
         };
         let open = self.inodes.entry(ino).or_insert_with(|| InodeOpens {
             handles: HashSet::new(),
@@ -136,10 +136,10 @@ mod tests {
     #[test]
     fn opens_of_the_previous_process_decide_the_mode_of_the_next_ones() {
         let mut modes = OpenModes::default();
-        modes.restore(INO, 1, 1, Mode::Passthrough(8), Some);
-        modes.restore(INO, 2, 1, Mode::Passthrough(8), |_| unreachable!("registered once"));
-        modes.restore(INO, 3, 1, Mode::Direct, |_| unreachable!("direct"));
-        modes.restore(INO + 1, 4, 2, Mode::Cached, |_| unreachable!("cached"));
+        modes.restore(INO, 1, 1, &Mode::Passthrough(8), Some);
+        modes.restore(INO, 2, 1, &Mode::Passthrough(8), |_| unreachable!("registered once"));
+        modes.restore(INO, 3, 1, &Mode::Direct, |_| unreachable!("direct"));
+        modes.restore(INO + 1, 4, 2, &Mode::Cached, |_| unreachable!("cached"));
         assert_eq!(modes.open(INO, 5, 1, || Some(9)), Mode::Passthrough(Arc::new(8)));
         assert_eq!(modes.open(INO + 1, 6, 2, || Some(9)), Mode::Cached);
         modes.release(INO, 99);

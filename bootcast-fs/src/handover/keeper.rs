@@ -50,7 +50,7 @@ const RESTART_WINDOW: Duration = Duration::from_secs(10);
 
 /// Pause before a restart that comes after many others. A request that kills each process would
 /// otherwise take a CPU.
-const RESTART_PAUSE: Duration = Duration::from_millis(200);
+const RESTART_PAUSE: Duration = Duration::from_millis(50);
 
 /// Whether this process is the child of a keeper.
 pub fn is_child() -> bool {
@@ -134,7 +134,7 @@ impl Keeper<'_> {
     ) -> Result<ExitStatus, MountError> {
         let (mut child, socket) = self.start_child().map_err(failed)?;
         let pid = Pid::from_child(&child);
-        let mut report = tokio::task::spawn_blocking(move || receive_report(socket));
+        let mut report = tokio::task::spawn_blocking(move || receive_report(&socket));
         let mut ended = tokio::task::spawn_blocking(move || child.wait());
         let mut is_reported = false;
         loop {
@@ -144,7 +144,7 @@ impl Keeper<'_> {
                     is_reported = true;
                     let reported = reported.map_err(|error| failed(io::Error::other(error)))?;
                     self.failed_starts += 1;
-                    if let Some(connection) = reported? {
+                    if let Report::Ready(connection) = reported? {
                         self.failed_starts = 0;
                         self.connection = connection.or(self.connection.take());
                         if let Some(ready) = ready.take() {
@@ -190,23 +190,31 @@ impl Keeper<'_> {
     }
 }
 
-/// Waits for the report of a child: READY with its connection, or the error why it cannot mount.
-/// Returns `None` if it ended without a report.
-fn receive_report(socket: UnixStream) -> Result<Option<Option<Connection>>, MountError> {
-    match receive(&socket) {
-        Ok(Some((READY, connection))) => Ok(Some(connection)),
+/// Report of a child that can mount.
+enum Report {
+    /// The mount is there. It can be resumed if there is a connection.
+    Ready(Option<Connection>),
+    /// The child ended without a report.
+    None,
+}
+
+/// Waits for the report of a child. Fails with the error that it reports.
+fn receive_report(mut socket: &UnixStream) -> Result<Report, MountError> {
+    match receive(socket) {
+        Ok(Some((READY, connection))) => Ok(Report::Ready(connection)),
         Ok(Some((code, _))) => {
             let mut text = Vec::new();
             // What was read before an error is shown.
-            let _ = (&socket).read_to_end(&mut text);
+            let _ = socket.read_to_end(&mut text);
             let text = String::from_utf8_lossy(&text);
             let usage = MountError::usage(&text);
             Err(if code == usage.exit_code() { usage } else { MountError::failed(&text) })
         }
-        Ok(None) | Err(_) => Ok(None),
+        Ok(None) | Err(_) => Ok(Report::None),
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 fn failed(error: io::Error) -> MountError {
     MountError::failed(&format!("cannot keep a mount: {error}"))
 }

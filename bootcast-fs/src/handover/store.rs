@@ -1,7 +1,7 @@
 //! Keepers of a connection, as seen by the process that serves the mount: systemd with its
 //! descriptor store, or the parent process of the option `keeper`.
 //!
-//! systemd: `FileDescriptorStoreMax=` in systemd.service(5), and `FDSTORE=1` in sd_notify(3).
+//! systemd: `FileDescriptorStoreMax=` in `systemd.service(5)`, `FDSTORE=1` in `sd_notify(3)`.
 
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
