@@ -6,6 +6,7 @@
 
 mod backing;
 mod modes;
+mod opens;
 mod reply;
 pub mod session;
 mod sys;
@@ -23,31 +24,23 @@ use bootcast_proto::api::Kind;
 use fuser::{
     Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
     KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request, RequestId,
+    ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
 use tokio::runtime::Handle;
 use tracing::{debug, warn};
 
-use crate::fs::{
-    Attr, CONTENT_ID_ATTRIBUTE, DirEntry, FileAttribute, Fs, FsError, OpenFile, ROOT, RestoredOpen,
-};
+use crate::fs::{Attr, CONTENT_ID_ATTRIBUTE, DirEntry, FileAttribute, Fs, FsError, ROOT};
 use crate::io::Caller;
-use crate::journal;
 use crate::object::Seek;
-use crate::panics::lock;
 use crate::status::{STATUS_ATTRIBUTE, STATUS_MAX};
 use backing::Backing;
-use modes::{Mode, OpenModes};
+use modes::OpenModes;
 use reply::{ErrorReply, ReadWaiter, leave_unanswered};
 
 /// Maximum number of background requests that the kernel has in flight, and the number from which
 /// it counts the mount as congested. Parked reads are background requests: with the FUSE library's
 /// default of 16, that many parked reads would block all other ones.
 const MAX_BACKGROUND: u16 = u16::MAX;
-
-/// Bit in the number of a request that the kernel sends again: `FUSE_UNIQUE_RESEND` of
-/// `linux/fuse.h`.
-const RESENT: u64 = 1 << 63;
 
 /// Adapter between the kernel and [`Fs`].
 #[derive(Debug)]
@@ -101,42 +94,6 @@ impl Adapter {
     #[must_use]
     pub fn with_passthrough(self, device: Option<OwnedFd>) -> Self {
         Self { passthrough: device.map(Arc::new), ..self }
-    }
-
-    /// Takes over the modes in which the kernel reads the open files of the previous process.
-    #[must_use]
-    pub fn with_restored(self, opens: &[RestoredOpen]) -> Self {
-        for RestoredOpen { handle, ino, mode, request, object } in opens {
-            lock(&self.unanswered).insert(*request, (*ino, *handle));
-            let restore = |id| self.passthrough.as_ref().map(|device| Backing::restore(device, id));
-            let mode = match *mode {
-                journal::Mode::Cached => Mode::Cached,
-                journal::Mode::Direct => Mode::Direct,
-                journal::Mode::Passthrough(id) => Mode::Passthrough(id),
-            };
-            lock(&self.opens).restore(*ino, *handle, object.id(), &mode, restore);
-        }
-        self
-    }
-
-    /// Ends the open that the previous process made for this request, if it did not answer: the
-    /// kernel sends the request again, and never learns that handle.
-    fn end_unanswered_open(&self, request: RequestId) {
-        if request.0 & RESENT == 0 {
-            return;
-        }
-        let unanswered = lock(&self.unanswered).remove(&(request.0 & !RESENT));
-        if let Some((ino, handle)) = unanswered {
-            self.end_open(ino, handle);
-        }
-    }
-
-    /// Ends an open.
-    fn end_open(&self, ino: u64, handle: u64) {
-        let mut opens = lock(&self.opens);
-        // Comes first: the next process must not use a backing file that is closed.
-        self.fs.release(handle);
-        opens.release(ino, handle);
     }
 
     /// Returns a flag that tells, after INIT, whether the kernel can send requests again that were
@@ -238,40 +195,6 @@ fn file_type(kind: Kind) -> FileType {
     }
 }
 
-/// Replies to an open with the mode in which the kernel must read the inode at present.
-fn reply_to_open(
-    fs: &Fs,
-    passthrough: Option<&Arc<OwnedFd>>,
-    opens: &Mutex<OpenModes<Backing>>,
-    (request, ino): (u64, INodeNo),
-    file: &OpenFile,
-    reply: ReplyOpen,
-) {
-    let handle = FileHandle(file.handle);
-    let register_backing = || {
-        let device = passthrough.filter(|_| file.is_durable)?;
-        Backing::register(device, file.object.store()).ok()
-    };
-    // Locked until the reply is sent, so that the kernel gets the replies in the order in which the
-    // modes were chosen.
-    let mut opens = lock(opens);
-    let mode = opens.open(ino.0, file.handle, file.object.id(), register_backing);
-    let recorded = match &mode {
-        Mode::Cached => journal::Mode::Cached,
-        Mode::Passthrough(backing) => journal::Mode::Passthrough(backing.id()),
-        Mode::Direct => journal::Mode::Direct,
-    };
-    fs.record_open(file.handle, ino.0, recorded, request);
-    let flags = FopenFlags::FOPEN_NOFLUSH;
-    match mode {
-        // Without KEEP_CACHE, an open makes the kernel drop the inode's page cache and wait for
-        // pages that a parked read has locked.
-        Mode::Cached => reply.opened(handle, FopenFlags::FOPEN_KEEP_CACHE | flags),
-        Mode::Passthrough(backing) => sys::reply_with_backing(reply, handle, flags, backing.id()),
-        Mode::Direct => reply.opened(handle, FopenFlags::FOPEN_DIRECT_IO | flags),
-    }
-}
-
 impl Filesystem for Adapter {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
         for set in [KernelConfig::set_max_background, KernelConfig::set_congestion_threshold] {
@@ -338,7 +261,7 @@ impl Filesystem for Adapter {
 
     fn open(&self, request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         self.end_unanswered_open(request.unique());
-        let number = request.unique().0 & !RESENT;
+        let number = opens::number(request.unique());
         let (fs, opens) = (self.fs.clone(), self.opens.clone());
         let passthrough = self.passthrough.clone();
         let opened = {
@@ -347,7 +270,7 @@ impl Filesystem for Adapter {
         };
         self.spawn(request, reply, opened, move |reply, file| {
             let passthrough = passthrough.as_ref();
-            reply_to_open(&fs, passthrough, &opens, (number, ino), &file, reply);
+            opens::reply(&fs, passthrough, &opens, (number, ino), &file, reply);
         });
     }
 

@@ -2,8 +2,9 @@
 
 Usage: reading_load.py MOUNT ORIGINALS NAME..
 
-Prints from time to time how many calls each thread has made at least, and at last the longest time that one call took, in
-milliseconds. Ends with status 1 and a message when a call fails, or returns something else than the originals have.
+Prints from time to time how many calls each thread has made at least, and at last the longest time
+that one call took, in milliseconds. Ends with status 1 and a message when a call fails, or returns
+something else than the originals have.
 """
 
 import mmap

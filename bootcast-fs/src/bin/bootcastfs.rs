@@ -48,7 +48,11 @@ struct Args {
 
     /// Take over a mount from the process that serves it, with its options, while files stay open;
     /// this starts a new version of the program without an unmount
-    #[arg(long, value_name = "MOUNTPOINT", conflicts_with_all = ["source", "mountpoint", "options"])]
+    #[arg(
+        long,
+        value_name = "MOUNTPOINT",
+        conflicts_with_all = ["source", "mountpoint", "options"]
+    )]
     replace: Option<PathBuf>,
 
     /// Mount options, separated by commas; can be given more than once

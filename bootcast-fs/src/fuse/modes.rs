@@ -99,8 +99,8 @@ impl<B> OpenModes<B> {
         open.handles.insert(handle);
     }
 
-    /// Records the end of an open. Ignores an unknown handle: the previous process may have recorded
-    /// its end, too.
+    /// Records the end of an open. Ignores an unknown handle: the previous process may have
+    /// recorded its end, too.
     pub(super) fn release(&mut self, ino: u64, handle: u64) {
         if self.direct.remove(&handle) {
             return;

@@ -38,8 +38,8 @@ pub(super) const READY: u8 = b'k';
 /// Byte with which the keeper starts a child, with a connection to resume if there is one.
 const START: u8 = b's';
 
-/// Number of children in a row that may be killed before they are ready. The next one would fare the
-/// same.
+/// Number of children in a row that may be killed before they are ready. The next one would fare
+/// the same.
 const MAX_FAILED_STARTS: u32 = 10;
 
 /// Number of restarts within [`RESTART_WINDOW`] that come without a pause.
@@ -57,8 +57,8 @@ pub fn is_child() -> bool {
     std::env::var_os(VARIABLE).is_some()
 }
 
-/// Keeps the connection of the mount at `mountpoint` until the mount ends. `command_line` is that of
-/// this process, or one that mounts the same. Calls `ready` when the mount is there.
+/// Keeps the connection of the mount at `mountpoint` until the mount ends. `command_line` is that
+/// of this process. Calls `ready` when the mount is there.
 pub fn run(
     command_line: &[OsString],
     mountpoint: &Path,

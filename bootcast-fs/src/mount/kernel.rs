@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
-use super::MountRequest;
+use super::{MountRequest, mount_table};
 
 /// Device whose open file is the connection to the kernel.
 const DEVICE: &str = "/dev/fuse";
@@ -113,49 +113,13 @@ fn clear_mountpoint(mountpoint: &Path) -> Result<(), KernelError> {
 /// Returns the number of the FUSE connection behind a mount point of this program: the minor device
 /// number of the mount. Makes no request to the mount, which may hang.
 pub(crate) fn connection_number(mountpoint: &Path) -> Result<u32, KernelError> {
-    own_connection(mountpoint).ok_or_else(|| KernelError::NotMounted(mountpoint.to_owned()))
+    mount_table::top_minor(mountpoint, &format!("fuse.{SUBTYPE}"))
+        .ok_or_else(|| KernelError::NotMounted(mountpoint.to_owned()))
 }
 
 /// Whether the file system that covers the mount point is one of this program.
 fn is_own(mountpoint: &Path) -> bool {
-    own_connection(mountpoint).is_some()
-}
-
-/// Returns the minor device number of the file system that covers the mount point; `None` if it is
-/// not one of this program.
-fn own_connection(mountpoint: &Path) -> Option<u32> {
-    let mountpoint = std::path::absolute(mountpoint).ok()?;
-    // The last component cannot be looked at: it may be dead.
-    let parent = mountpoint.parent().and_then(|parent| fs::canonicalize(parent).ok());
-    let path = parent.zip(mountpoint.file_name()).map(|(parent, name)| parent.join(name))?;
-    let table = fs::read("/proc/self/mountinfo").unwrap_or_default();
-    let (minor, kind) = top_mount(&table, &path)?;
-    (kind == format!("fuse.{SUBTYPE}").as_bytes()).then_some(minor)
-}
-
-/// Minor device number and type of the file system that was mounted last at this path, by a table
-/// in the form of proc(5), `mountinfo`.
-fn top_mount<'a>(table: &'a [u8], path: &Path) -> Option<(u32, &'a [u8])> {
-    let escaped = escape(path.as_os_str().as_bytes());
-    table.split(|byte| *byte == b'\n').rev().find_map(|line| {
-        let mut fields = line.split(|byte| *byte == b' ');
-        let device = fields.nth(2)?;
-        if fields.nth(1)? != escaped {
-            return None;
-        }
-        let minor = device.rsplit(|byte| *byte == b':').next()?;
-        let minor = std::str::from_utf8(minor).ok()?.parse().ok()?;
-        Some((minor, fields.skip_while(|field| *field != b"-").nth(1)?))
-    })
-}
-
-/// Writes a path as the kernel's tables do: some bytes as a backslash and three octal digits.
-fn escape(path: &[u8]) -> Vec<u8> {
-    let escaped = path.iter().flat_map(|byte| match byte {
-        b' ' | b'\t' | b'\n' | b'\\' => format!("\\{byte:03o}").into_bytes(),
-        byte => vec![*byte],
-    });
-    escaped.collect()
+    mount_table::top_minor(mountpoint, &format!("fuse.{SUBTYPE}")).is_some()
 }
 
 /// Checks that the mount point is a directory and not covered by a dead mount.
@@ -428,15 +392,6 @@ mod tests {
         let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
         let path = mountpoint.0.path().to_str().unwrap();
         assert_eq!(table.matches(path).count(), 1, "{table}");
-    }
-
-    #[test]
-    fn the_number_and_type_of_a_mount_are_those_of_the_last_one_at_its_path() {
-        let table = b"22 1 0:5 / /a\\040b rw,nosuid shared:7 - ext4 /dev/x rw\n\
-            23 22 0:6 / /a\\040b ro - fuse.bootcastfs head:/ ro\n24 1 0:7 / /a rw - tmpfs none rw\n";
-        assert_eq!(top_mount(table, Path::new("/a b")), Some((6, &b"fuse.bootcastfs"[..])));
-        assert_eq!(top_mount(table, Path::new("/a")), Some((7, &b"tmpfs"[..])));
-        assert_eq!(top_mount(table, Path::new("/")), None);
     }
 
     #[test]

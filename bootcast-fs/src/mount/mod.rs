@@ -5,6 +5,7 @@
 //! | [`source`] | the source: `head:/images` names a server and a directory, or a file |
 //! | [`options`] | the mount options behind `-o` |
 //! | [`kernel`] | mount(2), umount2(2), fusermount3 |
+//! | `mount_table` | what is mounted where |
 //! | [`daemon`] | fork; the parent exits with the start-up status of the child |
 //! | [`helper`] | command line of a helper of mount(8) |
 //! | [`logging`] | destination and filter of log lines |
@@ -23,6 +24,7 @@ pub mod daemon;
 pub mod helper;
 pub mod kernel;
 pub mod logging;
+mod mount_table;
 pub mod options;
 pub mod root_fs;
 pub mod source;
