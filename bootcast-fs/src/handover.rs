@@ -55,13 +55,18 @@ pub enum Start {
 
 impl Connection {
     /// Parses the command line of the mount, which the process that ended was started with.
-    /// Changes the working directory to where it was typed, for the relative paths in it.
+    /// Relative paths in it start where it was typed.
     pub fn mount_request(&self) -> Result<MountRequest, MountError> {
         let state = Journal::peek(&self.journal).map_err(|error| MountError::failed(&error))?;
         let typed = state.mount.ok_or_else(|| MountError::failed(&"the journal is empty"))?;
+        let directory = std::env::current_dir();
         // If that directory is gone, only relative paths need it.
         let _ = std::env::set_current_dir(&typed.directory);
-        MountRequest::typed(typed)
+        let request = MountRequest::typed(typed);
+        if let Ok(directory) = directory {
+            let _ = std::env::set_current_dir(directory);
+        }
+        request
     }
 
     /// Returns other descriptors of the same connection.

@@ -123,10 +123,11 @@ impl Invocation {
     fn start(&self, stored: Option<Connection>) -> Result<(MountRequest, Start), MountError> {
         match (&self.args.replace, stored) {
             (None, None) => Ok((self.request()?, Start::Mount)),
-            (None, Some(connection)) => Ok((self.request()?, Start::Resume(connection))),
-            (Some(_), Some(connection)) => {
+            // A keeper has another working directory than the command line was typed in.
+            (replace, Some(connection)) if replace.is_some() || keeper::is_child() => {
                 Ok((connection.mount_request()?, Start::Resume(connection)))
             }
+            (_, Some(connection)) => Ok((self.request()?, Start::Resume(connection))),
             (Some(mountpoint), None) => {
                 let offer = Offer::request(mountpoint)?;
                 Ok((offer.mount_request()?, Start::Replace(offer)))
@@ -176,6 +177,10 @@ fn serve(
         };
     }
     if keeper::is_child() {
+        // The keeper has the terminal, and reports errors there.
+        if let Err(error) = daemon::leave_terminal() {
+            return fail(store, &MountError::failed(&error));
+        }
         logging::to_syslog(log.as_deref());
         return match serve(start, &mut || ()) {
             Ok(()) => ExitCode::SUCCESS,

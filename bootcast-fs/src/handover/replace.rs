@@ -1,7 +1,7 @@
 //! `bootcastfs --replace MOUNTPOINT`: takes the connection of a mount from the process that serves
 //! it.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -13,10 +13,18 @@ use tracing::warn;
 
 use super::listener::{GO, OFFER};
 use super::{Connection, receive, socket_path};
+use crate::io::now;
 use crate::mount::{MountError, MountRequest, kernel};
 
 /// Longest time that the old process may take to save what it holds. Then it is killed.
 const END_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Longest time to wait for a process that is starting: nobody listens at the socket of a process
+/// that was killed until its keeper has started the next one.
+const START_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Interval at which a process that is starting is looked for.
+const START_PERIOD: Duration = Duration::from_millis(20);
 
 /// A running process that gives its connection away.
 #[derive(Debug)]
@@ -37,7 +45,7 @@ impl Offer {
         };
         let minor = kernel::connection_number(mountpoint)?;
         let path = socket_path(minor).ok_or_else(|| no_offer(&"XDG_RUNTIME_DIR is unset"))?;
-        let socket = UnixStream::connect(&path).map_err(|error| {
+        let socket = connect(&path).map_err(|error| {
             no_offer(&format!("it does not answer at {}: {error}", path.display()))
         })?;
         let peer = rustix::net::sockopt::socket_peercred(&socket).map_err(|e| no_offer(&e))?;
@@ -81,4 +89,22 @@ impl Offer {
             poll(&mut ended, timeout.as_ref()).map(|count| count > 0)
         })
     }
+}
+
+/// Connects to the socket of a mount, as soon as somebody listens there.
+fn connect(path: &Path) -> io::Result<UnixStream> {
+    let deadline = now() + START_TIMEOUT;
+    loop {
+        match UnixStream::connect(path) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused && now() < deadline => {
+                pause();
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "nothing tells that a process will listen")]
+fn pause() {
+    std::thread::sleep(START_PERIOD);
 }

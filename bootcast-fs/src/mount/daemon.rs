@@ -135,7 +135,7 @@ fn exit_reason(child: Pid) -> String {
 
 /// Detaches from the terminal: starts a new session, changes to `/`, and replaces standard input,
 /// output and error by `/dev/null`.
-fn leave_terminal() -> io::Result<()> {
+pub fn leave_terminal() -> io::Result<()> {
     rustix::process::setsid()?;
     rustix::process::chdir("/")?;
     let null = File::options().read(true).write(true).open("/dev/null")?;
