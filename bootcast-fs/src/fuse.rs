@@ -309,11 +309,10 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
-        match self.fs.readlink(ino.0) {
-            Ok(target) => reply.data(&target),
-            Err(error) => reply.send_error(&error),
-        }
+    fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
+        let fs = self.fs.clone();
+        let target = async move { fs.readlink(ino.0) };
+        self.spawn(request, reply, target, |reply, target| reply.data(&target));
     }
 
     fn open(&self, request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {

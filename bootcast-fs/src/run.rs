@@ -9,7 +9,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
-use crate::cache::Cache;
+use crate::cache::{Cache, Names};
 use crate::fs::{Fs, FsConfig};
 use crate::fuse::Adapter;
 use crate::io::{Caller, Control, Intake, IntakeConfig, InterfaceChoice};
@@ -19,7 +19,7 @@ use crate::mount::options::{CacheKind, MetricsAddress, Passthrough};
 use crate::mount::{MountError, MountOptions, MountRequest, kernel, root_fs};
 use crate::panics;
 use crate::receiver::{Timing, Verify};
-use crate::root::Root;
+use crate::root::{Root, Search};
 use bootcast_host::signals::{EndSignal, EndSignals};
 
 /// Time without a datagram after which a member joins again.
@@ -31,7 +31,7 @@ const LEAVE_PATIENCE: Duration = Duration::from_secs(2);
 const FUSE_THREADS: usize = 4;
 
 /// Mounts the file system, calls `ready` once the kernel accepts requests, and serves until an
-/// unmount or a signal.
+/// unmount or a signal. With `bg`, `ready` is called earlier if the server does not answer.
 pub fn run_mount(request: &MountRequest, ready: impl FnOnce()) -> Result<(), MountError> {
     raise_file_limit();
     if request.options.root_fs {
@@ -44,9 +44,15 @@ pub fn run_mount(request: &MountRequest, ready: impl FnOnce()) -> Result<(), Mou
         .enable_all()
         .build()
         .map_err(|error| MountError::failed(&error))?;
+    let mut ready = Some(ready);
     let (mounted, signals) = runtime.block_on(async {
         let mut signals = EndSignals::listen().map_err(|error| MountError::failed(&error))?;
-        let begin = signals.guard(Mounted::begin(request, runtime.handle().clone()));
+        let on_wait = || {
+            if let Some(ready) = ready.take_if(|_| request.options.is_background) {
+                ready();
+            }
+        };
+        let begin = signals.guard(Mounted::begin(request, runtime.handle().clone(), on_wait));
         let mounted = tokio::select! {
             biased;
             reason = panics::first() => Err(MountError::failed(&reason)),
@@ -54,7 +60,9 @@ pub fn run_mount(request: &MountRequest, ready: impl FnOnce()) -> Result<(), Mou
         };
         mounted.map(|mounted| (mounted, signals))
     })?;
-    ready();
+    if let Some(ready) = ready {
+        ready();
+    }
     let (source, mountpoint) = (request.shown_source.display(), request.mountpoint.display());
     info!(%source, %mountpoint, "mounted");
     serve(&runtime, request, mounted, signals)
@@ -71,6 +79,7 @@ impl Mounted {
     async fn begin(
         request: &MountRequest,
         runtime: tokio::runtime::Handle,
+        on_wait: impl FnMut(),
     ) -> Result<Self, MountError> {
         let MountRequest { source, options, .. } = request;
         if options.wants_rw {
@@ -78,8 +87,10 @@ impl Mounted {
         }
         let control =
             Control::new(&source.base_url()).map_err(|error| MountError::failed(&error))?;
-        let Root { path, attributes, pins } = Root::find(&control, request).await?;
         let cache = open_cache(options)?;
+        let names = open_names(&cache, &control)?;
+        let search = Search { control: &control, request, names: names.as_ref() };
+        let Root { path, attributes, pins, is_remembered } = search.run(on_wait).await?;
         let metrics = listen_for_metrics(options).await?;
         // The bytes of pinned files are proven at every read.
         let verify = if pins.is_some() { Verify::AtReader } else { options.verify };
@@ -94,9 +105,14 @@ impl Mounted {
         let intake = Intake::start(intake).map_err(|error| MountError::failed(&error))?;
         let (uid, gid) = (config.uid, config.gid);
         let fs = Arc::new(match attributes {
-            Some(attributes) => Fs::new(config, control, cache, intake, path, attributes),
+            Some(attributes) => {
+                Fs::new(config, control, cache, intake, path, attributes).with_names(names)
+            }
             None => Fs::new_plain(config, control, cache, intake, path),
         });
+        if is_remembered {
+            fs.begin_without_server();
+        }
         let connection = kernel::mount(request)?;
         let adapter = Adapter::new(fs.clone(), runtime, uid, gid)
             .with_modes_enforced(options.default_permissions)
@@ -141,6 +157,12 @@ fn open_cache(options: &MountOptions) -> Result<Cache, MountError> {
             })
         }
     }
+}
+
+/// Opens the names that the cache remembers, if it outlives the mount.
+fn open_names(cache: &Cache, control: &Control) -> Result<Option<Names>, MountError> {
+    Names::of(cache, control.server())
+        .map_err(|error| MountError::failed(&format!("cannot record names in the cache: {error}")))
 }
 
 /// Opens the socket for metrics, if there is to be one.

@@ -40,6 +40,7 @@ mod loss;
 mod lying;
 mod members;
 mod mounting;
+mod mounting_away;
 mod new_versions;
 mod outages;
 mod outputs;

@@ -11,6 +11,7 @@ mod objects;
 mod outage;
 mod pins;
 mod plain;
+mod recall;
 mod status;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -31,7 +32,7 @@ pub use names::{Attr, DirEntry};
 pub use pins::{Pins, PinsError};
 pub use status::FileAttribute;
 
-use crate::cache::Cache;
+use crate::cache::{Cache, Names};
 use crate::io::{Control, ControlError, Intake, SmallAnswer, now};
 use crate::log_limit;
 use crate::object::{Object, Opening, Seek, Unread, Waiter};
@@ -93,6 +94,8 @@ pub struct Fs {
     config: FsConfig,
     control: Control,
     cache: Cache,
+    /// Names that the cache remembers; `None` if it is in memory, or the server is a plain one.
+    names: Option<Names>,
     intake: Intake,
     server: Server,
     outage: Outage,
@@ -157,6 +160,12 @@ impl Fs {
         Self::with_server(config, control, cache, intake, root, server)
     }
 
+    /// Sets the names that the cache remembers.
+    #[must_use]
+    pub fn with_names(self, names: Option<Names>) -> Self {
+        Self { names, ..self }
+    }
+
     fn with_server(
         config: FsConfig,
         control: Control,
@@ -169,6 +178,7 @@ impl Fs {
             config,
             control,
             cache,
+            names: None,
             intake,
             server,
             outage: Outage::default(),
@@ -207,8 +217,12 @@ impl Fs {
             lock(&self.inodes).refresh(ino, node.attributes.clone(), now());
         }
         let pending = {
-            let (fs, path, version) = (self.clone(), node.path.clone(), version.clone());
-            let acquire = move || fs.acquire(&path, &version, size, small.as_ref());
+            let (fs, node, path) = (self.clone(), node.clone(), node.path.clone());
+            let version = version.clone();
+            let acquire = move || {
+                fs.record_name(&node);
+                fs.acquire(&path, &version, size, small.as_ref())
+            };
             let acquired = tokio::task::spawn_blocking(acquire);
             acquired.await.map_err(|error| FsError::Io(error.to_string()))??
         };

@@ -99,7 +99,7 @@ impl Fs {
         let known = lock(&self.inodes).newest(path).map(|node| node.attributes.clone());
         let attributes = match known {
             Some(known) => self.revalidate(path, known).await?,
-            None => self.retry(|| self.control.attributes(path)).await?,
+            None => self.attributes_or_recalled(path).await?,
         };
         // A link could lead readers to bytes outside of the mount.
         let is_shown = only.is_none() || attributes.kind == Kind::File;
@@ -197,9 +197,10 @@ impl Fs {
         Ok(())
     }
 
-    /// Returns the target of a symbolic link.
-    pub fn readlink(&self, ino: u64) -> Result<Vec<u8>, FsError> {
+    /// Returns the target of a symbolic link. Must be called within the runtime.
+    pub fn readlink(self: &Arc<Self>, ino: u64) -> Result<Vec<u8>, FsError> {
         let node = self.node(ino)?;
+        self.record_name_later(&node);
         let target = node.attributes.target.ok_or(FsError::Access)?;
         // A target is encoded like a name, but may contain slashes.
         decode_segment(&target).map_err(|error| FsError::Io(error.to_string()))
@@ -270,6 +271,9 @@ impl Fs {
                 Err(FsError::NotFound) => Ok(Vec::new()),
                 Err(error) => Err(error),
             };
+        }
+        if let Some(entries) = self.recall_entries(dir).await {
+            return Ok(entries);
         }
         let meta = self.retry(|| self.control.meta(dir, None)).await?;
         let entries = meta.and_then(|meta| meta.entries).ok_or(FsError::NotDirectory)?;

@@ -3,6 +3,7 @@
 mod answers;
 mod error;
 mod exchange;
+mod ids;
 mod reachability;
 
 use std::net::SocketAddr;
@@ -428,17 +429,6 @@ impl Control {
 
     fn no_manifest(&self, why: &str) -> ControlError {
         ControlError::Garbled { base: self.base.clone(), reason: format!("not a manifest: {why}") }
-    }
-
-    /// Returns the content id that the server stated for a version, in the answer to a join or with
-    /// a manifest. Nothing proves it.
-    pub fn stated_id(&self, path: &RemotePath, etag: &Etag) -> Option<ContentId> {
-        self.stated_ids.get(path, etag)
-    }
-
-    /// Returns the content id that the server stated for the version of the latest join.
-    pub fn latest_stated_id(&self, path: &RemotePath) -> Option<ContentId> {
-        self.stated_ids.latest(path)
     }
 }
 
