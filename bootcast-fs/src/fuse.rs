@@ -5,6 +5,7 @@
 //! reply object.
 
 mod modes;
+mod statfs;
 mod xattr;
 
 use std::ffi::OsStr;
@@ -159,7 +160,7 @@ fn file_attr(attr: &Attr, uid: u32, gid: u32) -> FileAttr {
         uid,
         gid,
         rdev: 0,
-        blksize: 4096,
+        blksize: statfs::BLOCK,
         flags: 0,
     }
 }
@@ -480,8 +481,10 @@ impl Filesystem for Adapter {
     }
 
     fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        // The server's capacity is unknown. Programs read 0 of 0 blocks as "unknown".
-        reply.statfs(0, 0, 0, 0, 0, 4096, 255, 4096);
+        statfs::answer(reply, self.fs.space());
+        // The next answer is then the server's newest one. `df` asks for attributes before.
+        let fs = self.fs.clone();
+        self.runtime.spawn(async move { fs.getattr(ROOT).await });
     }
 }
 

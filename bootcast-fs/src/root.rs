@@ -111,6 +111,7 @@ async fn find_directory(
     path: &RemotePath,
 ) -> Result<Option<Attributes>, RootError> {
     let server = control.server();
+    control.watch_space_of(path);
     let fault = match control.attributes(path).await {
         Ok(attributes) if attributes.kind == Kind::Directory => return Ok(Some(attributes)),
         Ok(attributes) if attributes.kind == Kind::File => format!(

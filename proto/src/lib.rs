@@ -42,6 +42,7 @@ pub mod page_set;
 pub mod path;
 pub mod range_map;
 pub mod share;
+pub mod space;
 pub mod tag;
 pub mod units;
 pub mod unreadable;

@@ -14,6 +14,7 @@
 
 mod absence;
 mod cache_tool;
+mod capacity;
 mod casting;
 mod conditions;
 mod content_ids;

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use bootcast_proto::RemotePath;
 use bootcast_proto::api::{Attributes, Kind};
 use bootcast_proto::path::decode_segment;
+use bootcast_proto::space::Space;
 use tokio::sync::OnceCell;
 
 use super::inode::Node;
@@ -180,6 +181,12 @@ impl Fs {
                 Ok(self.attr(ino, &node.attributes, self.config.attr_ttl))
             }
         }
+    }
+
+    /// Returns the capacity of the server's file system, as the newest answer about the mounted
+    /// directory states it; `None` if none did. Asks nobody.
+    pub fn space(&self) -> Option<Space> {
+        self.control.space()
     }
 
     /// Fails with [`FsError::Stale`] if the path of this inode leads to another version now.

@@ -5,6 +5,7 @@ mod error;
 mod exchange;
 mod ids;
 mod reachability;
+mod space;
 
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -29,6 +30,7 @@ use exchange::{
 };
 
 use reachability::Reachability;
+use space::LatestSpace;
 
 pub(super) use answers::{DemandAnswer, KnownValues, ValueList};
 pub use answers::{FileAnswer, SegmentRange};
@@ -74,6 +76,7 @@ pub struct Control {
     /// Content ids from the answers so far.
     stated_ids: StatedIds,
     reachability: Reachability,
+    space: LatestSpace,
 }
 
 impl Control {
@@ -88,6 +91,7 @@ impl Control {
             base: base.trim_end_matches('/').to_owned(),
             stated_ids: StatedIds::default(),
             reachability: Reachability::default(),
+            space: LatestSpace::default(),
         })
     }
 
@@ -235,7 +239,7 @@ impl Control {
         // A server that does not know this query sends the entries as well. They are ignored.
         let url = format!("{}?entries=0", self.url("meta", path));
         let meta: Option<(Attributes, Option<ContentId>)> =
-            self.request_meta(self.client.get(url), known).await?;
+            self.request_meta(path, self.client.get(url), known).await?;
         let Some((attributes, id)) = meta else { return Ok(None) };
         if let (Some(etag), Some(id)) = (&attributes.etag, id) {
             self.stated_ids.remember(path, etag, id);
@@ -250,7 +254,8 @@ impl Control {
         path: &RemotePath,
         known: Option<&Etag>,
     ) -> Result<Option<Meta>, ControlError> {
-        let meta = self.request_meta(self.listings.get(self.url("meta", path)), known).await?;
+        let meta =
+            self.request_meta(path, self.listings.get(self.url("meta", path)), known).await?;
         Ok(meta.map(|(meta, _)| meta))
     }
 
@@ -258,6 +263,7 @@ impl Control {
     /// server knows it. Returns `None` if the version is still `known`.
     async fn request_meta<T: serde::de::DeserializeOwned>(
         &self,
+        path: &RemotePath,
         mut request: RequestBuilder,
         known: Option<&Etag>,
     ) -> Result<Option<(T, Option<ContentId>)>, ControlError> {
@@ -265,6 +271,7 @@ impl Control {
             request = request.header(IF_NONE_MATCH, etag.to_header());
         }
         let response = self.send(request).await?;
+        self.space.record(path, &response);
         if response.status() == StatusCode::NOT_MODIFIED {
             return Ok(None);
         }
