@@ -15,7 +15,7 @@ fn df_shows_the_file_system_of_the_server_and_does_not_wait_for_it() {
     lab.put("images/image", 1000);
     let server = lab.server().start();
     let mount = lab.mount(1).option("attr_ttl=0s").start();
-    let expected = statvfs(&lab.served()).unwrap();
+    let expected = statvfs(lab.served()).unwrap();
     for path in [mount.path().to_owned(), mount.join("images"), mount.join("images/image")] {
         let shown = statvfs(&path).unwrap();
         // What is free changes with everything else that runs on this machine.
