@@ -399,8 +399,8 @@ impl Filesystem for Adapter {
     ) {
         let fs = self.fs.clone();
         let listing = async move { fs.readdir(handle.0).await };
-        self.spawn(request, reply, listing, move |mut reply, entries| {
-            for (next, entry) in from_offset(&entries, offset) {
+        self.spawn(request, reply, listing, move |mut reply, listed| {
+            for (next, entry) in from_offset(&listed.entries, offset) {
                 let name = OsStr::from_bytes(&entry.name);
                 if reply.add(INodeNo(entry.ino), next, file_type(entry.kind), name) {
                     break;
@@ -423,10 +423,10 @@ impl Filesystem for Adapter {
             let fs = fs.clone();
             async move { fs.readdir(handle.0).await }
         };
-        self.spawn(request, reply, listing, move |mut reply, entries| {
-            for (next, entry) in from_offset(&entries, offset) {
+        self.spawn(request, reply, listing, move |mut reply, listed| {
+            for (next, entry) in from_offset(&listed.entries, offset) {
                 let name = OsStr::from_bytes(&entry.name);
-                let referenced = fs.remember_entry(entry);
+                let referenced = fs.remember_entry(&listed, entry);
                 let Some(attr) = referenced.clone().or_else(|| fs.dot_attr(entry.ino)) else {
                     continue;
                 };

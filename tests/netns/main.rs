@@ -40,6 +40,7 @@ mod large_directory;
 mod loss;
 mod lying;
 mod members;
+mod metadata;
 mod mounting;
 mod mounting_away;
 mod new_versions;

@@ -5,6 +5,7 @@
 mod content_id;
 mod error;
 mod inode;
+mod listings;
 mod names;
 mod numbers;
 mod objects;
@@ -28,7 +29,7 @@ use tracing::warn;
 pub use content_id::CONTENT_ID_ATTRIBUTE;
 pub use error::FsError;
 pub use inode::{FileVersion, ROOT};
-pub use names::{Attr, DirEntry};
+pub use names::{Attr, DirEntry, Entries};
 pub use pins::{Pins, PinsError};
 pub use status::FileAttribute;
 
@@ -40,6 +41,7 @@ use crate::panics::lock;
 use crate::proof::Proof;
 use crate::receiver::{FillPolicy, REQUEST_BACKOFF, Timing, UnicastMode, Verify};
 use inode::Inodes;
+use listings::Listings;
 use names::OpenDir;
 use objects::Objects;
 use outage::Outage;
@@ -100,6 +102,7 @@ pub struct Fs {
     server: Server,
     outage: Outage,
     inodes: Mutex<Inodes>,
+    listings: Listings,
     objects: Mutex<Objects>,
     /// Open files, by handle.
     handles: DashMap<u64, Handle>,
@@ -183,6 +186,7 @@ impl Fs {
             server,
             outage: Outage::default(),
             inodes: Mutex::new(Inodes::new(path, attributes, now())),
+            listings: Listings::default(),
             objects: Mutex::default(),
             handles: DashMap::new(),
             proofs: DashMap::new(),

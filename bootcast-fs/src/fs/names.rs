@@ -2,15 +2,16 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use bootcast_proto::RemotePath;
-use bootcast_proto::api::{Attributes, Kind};
+use bootcast_proto::api::{Attributes, Kind, Meta};
 use bootcast_proto::path::decode_segment;
 use bootcast_proto::space::Space;
 use tokio::sync::OnceCell;
 
 use super::inode::Node;
+use super::listings::Listing;
 use super::numbers::Identity;
 use super::{FileVersion, Fs, FsError, Pins, Server, is_fresh, lock, plain};
 use crate::io::now;
@@ -61,7 +62,16 @@ pub struct DirEntry {
 pub(super) struct OpenDir {
     ino: u64,
     /// Entries, set by the first read.
-    entries: OnceCell<Arc<Vec<DirEntry>>>,
+    entries: OnceCell<Arc<Entries>>,
+}
+
+/// Entries of an open directory.
+#[derive(Debug)]
+pub struct Entries {
+    /// Entries in the order of their offsets.
+    pub entries: Vec<DirEntry>,
+    /// Time at which the server was asked for them.
+    fetched: Instant,
 }
 
 impl DirEntry {
@@ -83,7 +93,7 @@ impl Fs {
             }
             Server::Extended => {
                 let attributes = self.present_attributes(&path).await?;
-                self.remember(path, &attributes)
+                self.remember(path, &attributes, now())
             }
         }
     }
@@ -107,15 +117,21 @@ impl Fs {
         is_shown.then_some(attributes).ok_or(FsError::NotFound)
     }
 
-    /// Adds one kernel reference to the inode of these attributes.
-    fn remember(&self, path: RemotePath, attributes: &Attributes) -> Result<Attr, FsError> {
+    /// Adds one kernel reference to the inode of these attributes, which arrived at `fetched`.
+    fn remember(
+        &self,
+        path: RemotePath,
+        attributes: &Attributes,
+        fetched: Instant,
+    ) -> Result<Attr, FsError> {
         let version = match (attributes.kind, &attributes.etag) {
             (Kind::File, Some(etag)) => Some(FileVersion::Etag(etag.clone())),
             (Kind::File, None) => return Err(FsError::Io(format!("{path} has no version"))),
             (Kind::Directory | Kind::Symlink | Kind::Other, _) => None,
         };
-        let ino = lock(&self.inodes).remember(path, version, attributes.clone(), now());
-        Ok(self.attr(ino, attributes, self.config.attr_ttl))
+        let ino = lock(&self.inodes).remember(path, version, attributes.clone(), fetched);
+        let ttl = self.config.attr_ttl.saturating_sub(now().saturating_duration_since(fetched));
+        Ok(self.attr(ino, attributes, ttl))
     }
 
     /// Adds one kernel reference to the inode of content `version` on a plain server.
@@ -229,20 +245,23 @@ impl Fs {
 
     /// Returns the entries of an open directory. Its first read fetches them, so later changes on
     /// the server do not show.
-    pub async fn readdir(self: &Arc<Self>, handle: u64) -> Result<Arc<Vec<DirEntry>>, FsError> {
+    pub async fn readdir(self: &Arc<Self>, handle: u64) -> Result<Arc<Entries>, FsError> {
         let dir = self.dirs.get(&handle).map(|dir| dir.clone()).ok_or(FsError::BadHandle)?;
         dir.entries.get_or_try_init(|| self.list(dir.ino)).await.cloned()
     }
 
     /// Fetches the entries of a directory.
-    async fn list(self: &Arc<Self>, ino: u64) -> Result<Arc<Vec<DirEntry>>, FsError> {
+    async fn list(self: &Arc<Self>, ino: u64) -> Result<Arc<Entries>, FsError> {
         let dir = self.directory(ino)?;
         let parent = lock(&self.inodes).parent(&dir.path);
         let mut entries = vec![DirEntry::dot(b".", ino), DirEntry::dot(b"..", parent)];
         let mut listed = HashMap::new();
+        let mut fetched = now();
         match &self.server {
             Server::Extended => {
-                for (path, attributes) in self.remote_entries(&dir.path).await? {
+                let listing = self.listing(&dir.path).await?;
+                fetched = listing.fetched;
+                for (path, attributes) in listing.entries.iter().cloned() {
                     let name = path.file_name().unwrap_or_default().to_vec();
                     let version = attributes.etag.clone().map(FileVersion::Etag);
                     let version = version.filter(|_| attributes.kind == Kind::File);
@@ -264,33 +283,55 @@ impl Fs {
                 }
             }
         }
-        Ok(Arc::new(entries))
+        Ok(Arc::new(Entries { entries, fetched }))
     }
 
     /// Returns the paths in a directory of the server that the mount shows, with their attributes.
-    async fn remote_entries(
-        self: &Arc<Self>,
-        dir: &RemotePath,
-    ) -> Result<Vec<(RemotePath, Attributes)>, FsError> {
+    async fn listing(self: &Arc<Self>, dir: &RemotePath) -> Result<Listing, FsError> {
+        let start = now();
         if let Some(only) = self.config.pins.as_ref().and_then(Pins::only) {
             return match self.present_attributes(only).await {
-                Ok(attributes) => Ok(vec![(only.clone(), attributes)]),
-                Err(FsError::NotFound) => Ok(Vec::new()),
+                Ok(attributes) => Ok(Listing::new(vec![(only.clone(), attributes)], start)),
+                Err(FsError::NotFound) => Ok(Listing::new(Vec::new(), start)),
                 Err(error) => Err(error),
             };
         }
         if let Some(entries) = self.recall_entries(dir).await {
-            return Ok(entries);
+            return Ok(Listing::new(entries, start));
         }
-        let meta = self.retry(|| self.control.meta(dir, None)).await?;
-        let entries = meta.and_then(|meta| meta.entries).ok_or(FsError::NotDirectory)?;
+        let latest = self.listings.latest(dir);
+        if let Some(listing) = &latest
+            && !listing.time_left(self.config.attr_ttl, start).is_zero()
+        {
+            return Ok(listing.clone());
+        }
+        let known = latest.as_ref().and_then(|listing| listing.etag.as_ref());
+        let meta = self.retry(|| self.control.meta(dir, known)).await?;
+        let listing = match (meta, latest) {
+            (None, Some(latest)) => Listing { fetched: start, ..latest },
+            (meta, _) => Self::parse_listing(dir, meta, start)?,
+        };
+        if !self.config.attr_ttl.is_zero() {
+            self.listings.keep(dir, &listing);
+        }
+        Ok(listing)
+    }
+
+    /// Converts the server's answer to a request for a listing.
+    fn parse_listing(
+        dir: &RemotePath,
+        meta: Option<Meta>,
+        fetched: Instant,
+    ) -> Result<Listing, FsError> {
+        let Meta { attributes, entries } = meta.ok_or(FsError::NotDirectory)?;
+        let entries = entries.ok_or(FsError::NotDirectory)?;
         let found = entries.into_iter().filter_map(|entry| {
             let name = decode_segment(&entry.name).ok()?;
             // Leaves out names that are invalid in a path, or too long for programs.
             let path = dir.join(&name).ok().filter(|_| name.len() <= NAME_MAX)?;
             Some((path, entry.attributes))
         });
-        Ok(found.collect())
+        Ok(Listing { etag: attributes.etag, ..Listing::new(found.collect(), fetched) })
     }
 
     /// Creates the entry of a name, with the inode number that its lookup will return.
@@ -307,11 +348,13 @@ impl Fs {
 
     /// Returns the attributes of an entry as a lookup would, and adds one kernel reference. Returns
     /// `None` for `.` and `..`, which get no reference.
-    pub fn remember_entry(&self, entry: &DirEntry) -> Option<Attr> {
+    pub fn remember_entry(&self, listed: &Entries, entry: &DirEntry) -> Option<Attr> {
         let (path, version, attributes) = entry.found.clone()?;
         match version {
             Some(FileVersion::Plain(version)) => Some(self.remember_plain(path, version)),
-            Some(FileVersion::Etag(_)) | None => self.remember(path, &attributes).ok(),
+            Some(FileVersion::Etag(_)) | None => {
+                self.remember(path, &attributes, listed.fetched).ok()
+            }
         }
     }
 
