@@ -62,6 +62,7 @@ mod single_file;
 mod slow_links;
 mod slow_readers;
 mod sparse;
+mod stopped;
 mod telling;
 mod transfers;
 mod tree;
