@@ -64,6 +64,7 @@ mod slow_readers;
 mod sparse;
 mod stopped;
 mod telling;
+mod torture;
 mod transfers;
 mod tree;
 mod unicast;
