@@ -72,7 +72,7 @@ impl Fs {
         Ok(known)
     }
 
-    /// Asks for the attributes of a path, for as long as is worth it if there may be another answer.
+    /// Asks for the attributes of a path. Waits no longer than is worth it if the cache may answer.
     pub(super) async fn ask_once(
         self: &Arc<Self>,
         path: &RemotePath,

@@ -44,7 +44,10 @@ impl Fs {
         if let Err(error) = record()
             && let Some(more) = log_limit::allow("cannot record names", &error)
         {
-            warn!(%error, "cannot record names in the cache: a mount without the server will lack them{more}");
+            warn!(
+                %error,
+                "cannot record names in the cache: a mount without the server lacks them{more}"
+            );
         }
     }
 

@@ -17,9 +17,9 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(1);
 const ENOUGH_SENT: u64 = 32;
 /// Pages that came before the lack of beacons means anything.
 const ENOUGH_PAGES: u32 = 32;
-/// Time for which pages must come without a beacon after beacons did come. A server that stops, or a
-/// link that goes down, cuts both off at once: then the pages after the last beacon come within two
-/// beacon intervals.
+/// Time for which pages must come without a beacon after beacons did come. A server that stops, or
+/// a link that goes down, cuts both off at once: then the pages after the last beacon come within
+/// two beacon intervals.
 const ENOUGH_TIME: Duration = BEACON_INTERVAL_MAX.saturating_mul(4);
 /// Time within which [`RETURN_PAGES`] must come to show that multicast works again.
 const ROW_TIME: Duration = Duration::from_secs(2);
@@ -97,7 +97,7 @@ impl Hearing {
     pub(super) fn new_page(&mut self, is_full: bool, now: Instant) {
         let last = self.last_new.replace(now);
         if self.period.is_some() && last.is_some_and(|last| last + PATIENCE <= now) {
-            // The server was silent on both ports, so it was not the network that kept beacons away.
+            // The server was silent on both ports: no closed port kept the beacons away.
             self.unannounced = None;
         }
         let (_, pages) = self.unannounced.get_or_insert((now, 0));

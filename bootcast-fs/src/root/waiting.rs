@@ -1,4 +1,5 @@
-//! What a mount does while its server does not answer: it asks again, or shows what the cache holds.
+//! What a mount does while its server does not answer: it asks again, or shows what the cache
+//! holds.
 
 use std::time::{Duration, Instant};
 
