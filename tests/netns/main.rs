@@ -41,6 +41,7 @@ mod loss;
 mod lying;
 mod members;
 mod metadata;
+mod model;
 mod mounting;
 mod mounting_away;
 mod new_versions;
