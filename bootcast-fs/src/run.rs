@@ -88,7 +88,7 @@ impl Mounted {
         let control =
             Control::new(&source.base_url()).map_err(|error| MountError::failed(&error))?;
         let cache = open_cache(options)?;
-        let names = open_names(&cache, &control)?;
+        let names = open_names(&cache, &control);
         let search = Search { control: &control, request, names: names.as_ref() };
         let Root { path, attributes, pins, is_remembered } = search.run(on_wait).await?;
         let metrics = listen_for_metrics(options).await?;
@@ -159,10 +159,13 @@ fn open_cache(options: &MountOptions) -> Result<Cache, MountError> {
     }
 }
 
-/// Opens the names that the cache remembers, if it outlives the mount.
-fn open_names(cache: &Cache, control: &Control) -> Result<Option<Names>, MountError> {
-    Names::of(cache, control.server())
-        .map_err(|error| MountError::failed(&format!("cannot record names in the cache: {error}")))
+/// Opens the names that the cache remembers, if it outlives the mount. Without them, as on a full
+/// disk, the mount only lacks them.
+fn open_names(cache: &Cache, control: &Control) -> Option<Names> {
+    Names::of(cache, control.server()).unwrap_or_else(|error| {
+        warn!(%error, "cannot record names in the cache: a mount without the server lacks them");
+        None
+    })
 }
 
 /// Opens the socket for metrics, if there is to be one.
