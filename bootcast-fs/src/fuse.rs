@@ -4,6 +4,7 @@
 //! runtime, together with their reply object. A read that must wait is parked together with its
 //! reply object.
 
+mod error_reply;
 mod modes;
 mod statfs;
 mod xattr;
@@ -16,9 +17,9 @@ use std::sync::{Arc, Mutex};
 use bootcast_proto::api::Kind;
 use fuser::{
     BackingId, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr,
-    Request,
+    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
+    ReplyStatfs, ReplyXattr, Request,
 };
 use tokio::runtime::Handle;
 use tracing::{debug, warn};
@@ -28,6 +29,7 @@ use crate::io::Caller;
 use crate::object::{Seek, Unread, Waiter};
 use crate::panics::lock;
 use crate::status::{STATUS_ATTRIBUTE, STATUS_MAX};
+use error_reply::ErrorReply;
 use modes::{Mode, OpenModes};
 
 /// Maximum number of background requests that the kernel has in flight, and the number from which
@@ -174,33 +176,6 @@ fn file_type(kind: Kind) -> FileType {
         Kind::Other => FileType::Socket,
     }
 }
-
-/// Reply object that can carry an errno.
-trait ErrorReply {
-    /// Replies with the errno of `error`.
-    fn send_error(self, error: &FsError);
-}
-
-macro_rules! impl_error_reply {
-    ($($reply:ty),*) => {$(
-        impl ErrorReply for $reply {
-            fn send_error(self, error: &FsError) {
-                debug!(%error, "request failed");
-                self.error(Errno::from_i32(error.errno()));
-            }
-        }
-    )*};
-}
-impl_error_reply!(
-    ReplyAttr,
-    ReplyData,
-    ReplyDirectory,
-    ReplyDirectoryPlus,
-    ReplyEntry,
-    ReplyLseek,
-    ReplyOpen,
-    ReplyXattr
-);
 
 /// Kernel read that may wait for its pages.
 struct ReadWaiter {
@@ -478,6 +453,22 @@ impl Filesystem for Adapter {
     fn listxattr(&self, _request: &Request, _ino: INodeNo, size: u32, reply: ReplyXattr) {
         // Programs that copy files would request the value of each listed attribute.
         xattr::answer(reply, size, b"");
+    }
+
+    fn ioctl(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _handle: FileHandle,
+        _flags: IoctlFlags,
+        _command: u32,
+        _argument: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        // Many programs ask whether a file that they open is a terminal. The library's default
+        // would log each time.
+        reply.error(Errno::ENOTTY);
     }
 
     fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
