@@ -9,6 +9,7 @@ mod modes;
 mod opens;
 mod reply;
 pub mod session;
+mod statfs;
 mod sys;
 mod xattr;
 
@@ -23,8 +24,9 @@ use std::sync::{Arc, Mutex};
 use bootcast_proto::api::Kind;
 use fuser::{
     Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
-    KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
+    IoctlFlags, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs,
+    ReplyXattr, Request,
 };
 use tokio::runtime::Handle;
 use tracing::{debug, warn};
@@ -180,7 +182,7 @@ fn file_attr(attr: &Attr, uid: u32, gid: u32) -> FileAttr {
         uid,
         gid,
         rdev: 0,
-        blksize: 4096,
+        blksize: statfs::BLOCK,
         flags: 0,
     }
 }
@@ -252,11 +254,10 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
-        match self.fs.readlink(ino.0) {
-            Ok(target) => reply.data(&target),
-            Err(error) => reply.send_error(&error),
-        }
+    fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
+        let fs = self.fs.clone();
+        let target = async move { fs.readlink(ino.0) };
+        self.spawn(request, reply, target, |reply, target| reply.data(&target));
     }
 
     fn open(&self, request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -350,11 +351,11 @@ impl Filesystem for Adapter {
         let fs = self.fs.clone();
         let listing = async move { fs.readdir(handle.0).await };
         let fs = self.fs.clone();
-        self.spawn(request, reply, listing, move |mut reply, entries| {
-            for (next, entry) in from_offset(&entries, offset) {
+        self.spawn(request, reply, listing, move |mut reply, listed| {
+            for (next, entry) in from_offset(&listed.entries, offset) {
                 let name = OsStr::from_bytes(&entry.name);
                 if reply.add(INodeNo(entry.ino), next, file_type(entry.kind), name) {
-                    fs.record_listing(handle.0, &entries);
+                    fs.record_listing(handle.0, &listed.entries);
                     break;
                 }
             }
@@ -375,10 +376,10 @@ impl Filesystem for Adapter {
             let fs = fs.clone();
             async move { fs.readdir(handle.0).await }
         };
-        self.spawn(request, reply, listing, move |mut reply, entries| {
-            for (next, entry) in from_offset(&entries, offset) {
+        self.spawn(request, reply, listing, move |mut reply, listed| {
+            for (next, entry) in from_offset(&listed.entries, offset) {
                 let name = OsStr::from_bytes(&entry.name);
-                let referenced = fs.remember_entry(entry);
+                let referenced = fs.remember_entry(&listed, entry);
                 let Some(attr) = referenced.clone().or_else(|| fs.dot_attr(entry.ino)) else {
                     continue;
                 };
@@ -389,7 +390,7 @@ impl Filesystem for Adapter {
                     if let Some(attr) = referenced {
                         fs.forget(attr.ino, 1);
                     }
-                    fs.record_listing(handle.0, &entries);
+                    fs.record_listing(handle.0, &listed.entries);
                     break;
                 }
             }
@@ -433,9 +434,27 @@ impl Filesystem for Adapter {
         xattr::answer(reply, size, b"");
     }
 
+    fn ioctl(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _handle: FileHandle,
+        _flags: IoctlFlags,
+        _command: u32,
+        _argument: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        // Many programs ask whether a file that they open is a terminal. The library's default
+        // would log each time.
+        reply.error(Errno::ENOTTY);
+    }
+
     fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        // The server's capacity is unknown. Programs read 0 of 0 blocks as "unknown".
-        reply.statfs(0, 0, 0, 0, 0, 4096, 255, 4096);
+        statfs::answer(reply, self.fs.space());
+        // The next answer is then the server's newest one. `df` asks for attributes before.
+        let fs = self.fs.clone();
+        self.runtime.spawn(async move { fs.getattr(ROOT).await });
     }
 }
 

@@ -7,8 +7,12 @@ use bootcast_proto::{ContentId, RemotePath};
 use tracing::info;
 
 use crate::fs::Pins;
-use crate::io::Control;
+use crate::io::{Control, ControlError};
 use crate::mount::{MountError, MountRequest};
+
+mod waiting;
+
+pub(crate) use waiting::Search;
 
 /// Root directory of a mount, and its pinned files.
 #[derive(Debug)]
@@ -19,14 +23,35 @@ pub(crate) struct Root {
     pub(crate) attributes: Option<Attributes>,
     /// The only files that may be opened, with their contents; `None` for all files.
     pub(crate) pins: Option<Pins>,
+    /// Whether the attributes are those that the cache remembers, because the server is away.
+    pub(crate) is_remembered: bool,
+}
+
+/// Reason why a root was not found.
+#[derive(Debug)]
+enum RootError {
+    /// The server does not answer, or cannot answer now. It may later.
+    Away(ControlError),
+    /// Another attempt would have the same result.
+    Failed(MountError),
+}
+
+impl From<MountError> for RootError {
+    fn from(error: MountError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl From<ControlError> for RootError {
+    fn from(error: ControlError) -> Self {
+        if error.is_temporary() { Self::Away(error) } else { MountError::failed(&error).into() }
+    }
 }
 
 impl Root {
-    /// Requests the attributes of what the mount's source names. Reads the list of pinned files.
-    pub(crate) async fn find(
-        control: &Control,
-        request: &MountRequest,
-    ) -> Result<Self, MountError> {
+    /// Requests the attributes of what the mount's source names, once. Reads the list of pinned
+    /// files.
+    async fn ask(control: &Control, request: &MountRequest) -> Result<Self, RootError> {
         let MountRequest { source, options, .. } = request;
         if let Some(id) = options.b3 {
             return single_file(control, &source.path, id).await;
@@ -34,9 +59,9 @@ impl Root {
         let attributes = find_directory(control, &source.path).await?;
         let pins = read_pins(request)?;
         if pins.is_some() && attributes.is_none() {
-            return Err(no_proofs("pins="));
+            return Err(no_proofs("pins=").into());
         }
-        Ok(Self { path: source.path.clone(), attributes, pins })
+        Ok(Self { path: source.path.clone(), attributes, pins, is_remembered: false })
     }
 
     /// Returns the pinned files of a mount that another process began. Makes no request.
@@ -65,14 +90,14 @@ async fn single_file(
     control: &Control,
     file: &RemotePath,
     id: ContentId,
-) -> Result<Root, MountError> {
+) -> Result<Root, RootError> {
     let server = control.server();
     let fault = match control.attributes(file).await {
         Ok(attributes) => match (attributes.kind, file.parent()) {
             (Kind::File, Some(directory)) => {
                 let attributes = find_directory(control, &directory).await?;
                 let pins = Some(Pins::single(file.clone(), id));
-                return Ok(Root { path: directory, attributes, pins });
+                return Ok(Root { path: directory, attributes, pins, is_remembered: false });
             }
             (Kind::File, None) | (Kind::Directory, _) => {
                 format!("{file} is a directory on {server}: b3= needs a file, pins= a directory")
@@ -84,44 +109,46 @@ async fn single_file(
         },
         Err(error) if error.is_not_found() => {
             if is_plain(control).await? {
-                return Err(no_proofs("b3="));
+                return Err(no_proofs("b3=").into());
             }
             format!("no file {file} on {server}")
         }
-        Err(error) => error.to_string(),
+        Err(error) => return Err(error.into()),
     };
-    Err(MountError::failed(&fault))
+    Err(MountError::failed(&fault).into())
 }
 
 /// Requests the attributes of a directory. Returns `None` from a plain server.
 async fn find_directory(
     control: &Control,
     path: &RemotePath,
-) -> Result<Option<Attributes>, MountError> {
+) -> Result<Option<Attributes>, RootError> {
     let server = control.server();
-    match control.attributes(path).await {
-        Ok(attributes) if attributes.kind == Kind::Directory => Ok(Some(attributes)),
-        Ok(attributes) if attributes.kind == Kind::File => Err(MountError::failed(&format!(
+    control.watch_space_of(path);
+    let fault = match control.attributes(path).await {
+        Ok(attributes) if attributes.kind == Kind::Directory => return Ok(Some(attributes)),
+        Ok(attributes) if attributes.kind == Kind::File => format!(
             "{path} is a file on {server}: mount its directory, or the file alone with b3=HASH"
-        ))),
-        Ok(_) => Err(MountError::failed(&format!("{path} is not a directory on {server}"))),
+        ),
+        Ok(_) => format!("{path} is not a directory on {server}"),
         Err(error) if error.is_not_found() => {
             if is_plain(control).await? {
                 info!("a plain server, without listings: files appear when they are opened");
                 return Ok(None);
             }
-            Err(MountError::failed(&format!("no directory {path} on {server}")))
+            format!("no directory {path} on {server}")
         }
-        Err(error) => Err(MountError::failed(&error)),
-    }
+        Err(error) => return Err(error.into()),
+    };
+    Err(MountError::failed(&fault).into())
 }
 
 /// Whether the server knows only the base protocol: it has no attributes of its directory.
-async fn is_plain(control: &Control) -> Result<bool, MountError> {
+async fn is_plain(control: &Control) -> Result<bool, RootError> {
     match control.attributes(&RemotePath::root()).await {
         Ok(_) => Ok(false),
         Err(error) if error.is_not_found() => Ok(true),
-        Err(error) => Err(MountError::failed(&error)),
+        Err(error) => Err(error.into()),
     }
 }
 

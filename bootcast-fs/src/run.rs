@@ -11,7 +11,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
 use tracing::{debug, info, warn};
 
-use crate::cache::Cache;
+use crate::cache::{Cache, Names};
 use crate::fs::{Fs, FsConfig, Pins};
 use crate::fuse::{Adapter, session};
 use crate::handover::store::Store;
@@ -24,7 +24,7 @@ use crate::mount::options::{CacheKind, MetricsAddress, Passthrough};
 use crate::mount::{MountError, MountOptions, MountRequest, kernel, root_fs};
 use crate::panics;
 use crate::receiver::{Timing, Verify};
-use crate::root::Root;
+use crate::root::{Root, Search};
 use bootcast_host::signals::{EndSignal, EndSignals};
 
 /// Time without a datagram after which a member joins again.
@@ -43,8 +43,8 @@ enum Ended {
 }
 
 /// Mounts the file system, or takes a mount over, as `start` says. Calls `ready` once the kernel's
-/// requests are served, and serves until an unmount, a signal, or the next process. Leaves the
-/// connection in `store`.
+/// requests are served, and serves until an unmount, a signal, or the next process. With `bg`,
+/// `ready` is called earlier if the server does not answer. Leaves the connection in `store`.
 pub fn run_mount(
     request: &MountRequest,
     start: Start,
@@ -63,9 +63,16 @@ pub fn run_mount(
         .build()
         .map_err(|error| MountError::failed(&error))?;
     let is_taken_over = AtomicBool::new(false);
+    let mut ready = Some(ready);
     let begun = runtime.block_on(async {
         let mut signals = EndSignals::listen().map_err(|error| MountError::failed(&error))?;
-        let begin = Mounted::begin(request, runtime.handle().clone(), start, &is_taken_over);
+        let on_wait = || {
+            if let Some(ready) = ready.take_if(|_| request.options.is_background) {
+                ready();
+            }
+        };
+        let begin =
+            Mounted::begin(request, runtime.handle().clone(), start, &is_taken_over, on_wait);
         let begin = signals.guard(begin);
         let mounted = tokio::select! {
             biased;
@@ -81,7 +88,9 @@ pub fn run_mount(
     let (mut mounted, signals) = begun?;
     mounted.listener = runtime.block_on(async { mounted.listen(request, store) });
     store.keep(mounted.connection.as_ref());
-    ready();
+    if let Some(ready) = ready {
+        ready();
+    }
     let (source, mountpoint) = (request.shown_source.display(), request.mountpoint.display());
     info!(%source, %mountpoint, "mounted");
     match serve(&runtime, request, mounted, signals) {
@@ -114,6 +123,7 @@ impl Mounted {
         runtime: tokio::runtime::Handle,
         start: Start,
         is_taken_over: &AtomicBool,
+        on_wait: impl FnMut(),
     ) -> Result<Self, MountError> {
         let MountRequest { source, options, .. } = request;
         if options.wants_rw {
@@ -139,13 +149,19 @@ impl Mounted {
         }
         is_taken_over.store(connection.is_some(), Ordering::Release);
         let cache = open_cache(options)?;
+        let names = open_names(&cache, &control);
         let metrics = listen_for_metrics(options).await?;
         let intake = IntakeConfig { control: control.clone(), interface, runtime: runtime.clone() };
         let intake = || Intake::start(intake).map_err(|error| MountError::failed(&error));
         match connection {
             None => {
-                let root = Root::find(&control, request).await?;
-                let fs = new_fs(request, control, cache, intake()?, root)?;
+                let search = Search { control: &control, request, names: names.as_ref() };
+                let root = search.run(on_wait).await?;
+                let is_remembered = root.is_remembered;
+                let fs = new_fs(request, control, cache, names, intake()?, root)?;
+                if is_remembered {
+                    fs.begin_without_server();
+                }
                 let device = kernel::mount(request)?;
                 let begun = Self::begin_session(request, fs, runtime, device, metrics);
                 if begun.is_err() {
@@ -159,7 +175,7 @@ impl Mounted {
                 let pins = Root::pins_of(request)?;
                 let (config, journal) = (fs_config(options, pins), Arc::new(journal));
                 let fs = Fs::resumed(config, control, cache, intake()?, &mut state, journal);
-                let fs = Arc::new(fs);
+                let fs = Arc::new(fs.with_names(names));
                 let opens = fs.restore_opens(&state).await;
                 let adapter = adapter(request, &fs, runtime, &device)?.with_restored(&opens);
                 let session = session::resume(adapter, &device, acl(options));
@@ -217,8 +233,9 @@ fn new_fs(
     request: &MountRequest,
     control: Control,
     cache: Cache,
+    names: Option<Names>,
     intake: Intake,
-    Root { path, attributes, pins }: Root,
+    Root { path, attributes, pins, .. }: Root,
 ) -> Result<Arc<Fs>, MountError> {
     let options = &request.options;
     let config = fs_config(options, pins);
@@ -226,6 +243,7 @@ fn new_fs(
         Some(attributes) => {
             let journal = new_journal(request)?;
             Fs::new(config, control, cache, intake, path, attributes, Arc::new(journal))
+                .with_names(names)
         }
         // A next process could not tell whether it gets the same content under the same name.
         None => Fs::new_plain(config, control, cache, intake, path),
@@ -293,6 +311,15 @@ fn open_cache(options: &MountOptions) -> Result<Cache, MountError> {
             })
         }
     }
+}
+
+/// Opens the names that the cache remembers, if it outlives the mount. Without them, as on a full
+/// disk, the mount only lacks them.
+fn open_names(cache: &Cache, control: &Control) -> Option<Names> {
+    Names::of(cache, control.server()).unwrap_or_else(|error| {
+        warn!(%error, "cannot record names in the cache: a mount without the server lacks them");
+        None
+    })
 }
 
 /// Opens the socket for metrics, if there is to be one.

@@ -44,6 +44,7 @@ pub mod path;
 pub mod profile;
 pub mod range_map;
 pub mod share;
+pub mod space;
 pub mod tag;
 pub mod units;
 pub mod unreadable;

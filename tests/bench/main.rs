@@ -13,6 +13,7 @@ mod demand_sequential;
 mod fleet;
 mod gigabit;
 mod memory;
+mod metadata;
 mod one_client;
 mod peers;
 mod random;
@@ -39,7 +40,7 @@ const RUN_DEADLINE: Duration = Duration::from_secs(300);
 /// A part of the report: its name, and the function that measures it and writes its text.
 type Part = (&'static str, fn() -> String);
 
-const PARTS: [Part; 18] = [
+const PARTS: [Part; 19] = [
     ("fleet", fleet::measure),
     ("lossy", fleet::measure_lossy),
     ("peers", peers::measure),
@@ -48,6 +49,7 @@ const PARTS: [Part; 18] = [
     ("one_client", one_client::measure),
     ("complete", complete::measure),
     ("memory", memory::measure),
+    ("metadata", metadata::measure),
     ("random", random::measure),
     ("same_order", random::measure_same_order),
     ("demand_sequential", demand_sequential::measure),

@@ -14,6 +14,7 @@
 
 mod absence;
 mod cache_tool;
+mod capacity;
 mod casting;
 mod conditions;
 mod content_ids;
@@ -40,7 +41,10 @@ mod large_directory;
 mod loss;
 mod lying;
 mod members;
+mod metadata;
+mod model;
 mod mounting;
+mod mounting_away;
 mod new_versions;
 mod outages;
 mod outputs;
@@ -61,7 +65,9 @@ mod single_file;
 mod slow_links;
 mod slow_readers;
 mod sparse;
+mod stopped;
 mod telling;
+mod torture;
 mod transfers;
 mod tree;
 mod unicast;

@@ -161,6 +161,7 @@ fn started_in_an_initramfs_it_serves_a_root() {
 fn an_unreachable_server_gives_one_line_and_exit_code_32() {
     let lab = lab_or_skip!(Lab::builder());
     let (path, options) = place(lab.client(1));
+    let options = format!("{options},retry=0");
     let output = with_mount_8(lab.client(1), MOUNT, "10.77.0.1:/", &path, &options);
     assert_eq!(output.status.code(), Some(32), "{output:?}");
     assert_one_line(&output);

@@ -34,6 +34,19 @@ fn file_status(mount: &MountProc<'_>, name: &str) -> Value {
 }
 
 #[test]
+fn a_program_that_asks_whether_a_file_is_a_terminal_leaves_no_trace_in_the_log() {
+    let lab = lab_or_skip!(Lab::builder());
+    lab.put("image", 1000);
+    let _server = lab.server().start();
+    let mount = lab.mount(1).start();
+    let program = "import os, sys; print(os.isatty(os.open(sys.argv[1], os.O_RDONLY)))";
+    let answer = mount.host().run_ok("python3", ["-c", program, text(&mount.join("image"))]);
+    assert_eq!(answer.trim(), "False");
+    assert!(!mount.log().contains("Not Implemented"), "{}", mount.log());
+    mount.umount();
+}
+
+#[test]
 fn a_file_tells_how_far_it_is() {
     let lab = lab_or_skip!(Lab::builder());
     let image = lab.put("dir/an image", mib(1) + 7);

@@ -10,6 +10,7 @@
 //! CACHE_DIR/objects/<id>/leaves  hashes of the content
 //! CACHE_DIR/contents/<b3>         link to an object that has all of this content
 //! CACHE_DIR/paths/<id>            list of the objects of one path
+//! CACHE_DIR/names/<id>            names that were opened in one directory, with their attributes
 //! CACHE_DIR/lock, CACHE_DIR/grants     see [`room`]
 //! ```
 //!
@@ -29,6 +30,7 @@ mod contents;
 mod holes;
 mod kept;
 mod leaf_values;
+mod names;
 mod older;
 mod paths;
 mod room;
@@ -50,6 +52,7 @@ use rustix::fs::{FlockOperation, MemfdFlags, OFlags};
 pub use budget::{Amount, Budget};
 pub use kept::{Checked, Kept, KeptFile, list};
 pub use leaf_values::LeafValues;
+pub use names::{Names, Remembered};
 pub use older::Older;
 pub use small_file::SmallFile;
 pub use state::{HeldSnapshot, Restored};

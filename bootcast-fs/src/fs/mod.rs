@@ -5,12 +5,14 @@
 mod content_id;
 mod error;
 mod inode;
+mod listings;
 mod names;
 mod numbers;
 mod objects;
 mod outage;
 mod pins;
 mod plain;
+mod recall;
 mod restore;
 mod status;
 
@@ -28,12 +30,12 @@ use tracing::warn;
 pub use content_id::CONTENT_ID_ATTRIBUTE;
 pub use error::FsError;
 pub use inode::{FileVersion, ROOT};
-pub use names::{Attr, DirEntry};
+pub use names::{Attr, DirEntry, Entries};
 pub use pins::{Pins, PinsError};
 pub use restore::RestoredOpen;
 pub use status::FileAttribute;
 
-use crate::cache::Cache;
+use crate::cache::{Cache, Names};
 use crate::io::{Control, ControlError, Intake, SmallAnswer, now};
 use crate::journal::{Journal, Record};
 use crate::log_limit;
@@ -42,6 +44,7 @@ use crate::panics::lock;
 use crate::proof::Proof;
 use crate::receiver::{FillPolicy, REQUEST_BACKOFF, Timing, UnicastMode, Verify};
 use inode::Inodes;
+use listings::Listings;
 use names::OpenDir;
 use objects::Objects;
 use outage::Outage;
@@ -96,11 +99,14 @@ pub struct Fs {
     config: FsConfig,
     control: Control,
     cache: Cache,
+    /// Names that the cache remembers; `None` if it is in memory, or the server is a plain one.
+    names: Option<Names>,
     intake: Intake,
     server: Server,
     outage: Outage,
     journal: Arc<Journal>,
     inodes: Mutex<Inodes>,
+    listings: Listings,
     objects: Mutex<Objects>,
     /// Open files, by handle.
     handles: DashMap<u64, Handle>,
@@ -166,6 +172,12 @@ impl Fs {
         Self::with_server(config, control, cache, intake, (inodes, journal), server)
     }
 
+    /// Sets the names that the cache remembers.
+    #[must_use]
+    pub fn with_names(self, names: Option<Names>) -> Self {
+        Self { names, ..self }
+    }
+
     fn with_server(
         config: FsConfig,
         control: Control,
@@ -178,11 +190,13 @@ impl Fs {
             config,
             control,
             cache,
+            names: None,
             intake,
             server,
             outage: Outage::default(),
             journal,
             inodes: Mutex::new(inodes),
+            listings: Listings::default(),
             objects: Mutex::default(),
             handles: DashMap::new(),
             proofs: DashMap::new(),
@@ -218,8 +232,12 @@ impl Fs {
             lock(&self.inodes).refresh(ino, node.attributes.clone(), now());
         }
         let pending = {
-            let (fs, path, version) = (self.clone(), node.path.clone(), version.clone());
-            let acquire = move || fs.acquire(&path, &version, size, small.as_ref());
+            let (fs, node, path) = (self.clone(), node.clone(), node.path.clone());
+            let version = version.clone();
+            let acquire = move || {
+                fs.record_name(&node);
+                fs.acquire(&path, &version, size, small.as_ref())
+            };
             let acquired = tokio::task::spawn_blocking(acquire);
             acquired.await.map_err(|error| FsError::Io(error.to_string()))??
         };

@@ -3,14 +3,16 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use bootcast_proto::RemotePath;
-use bootcast_proto::api::{Attributes, Kind};
+use bootcast_proto::api::{Attributes, Kind, Meta};
 use bootcast_proto::path::{decode_segment, encode_name};
+use bootcast_proto::space::Space;
 use tokio::sync::OnceCell;
 
 use super::inode::Node;
+use super::listings::Listing;
 use super::numbers::Identity;
 use super::{FileVersion, Fs, FsError, Pins, Server, is_fresh, lock, plain};
 use crate::io::now;
@@ -62,7 +64,7 @@ pub struct DirEntry {
 pub(super) struct OpenDir {
     ino: u64,
     /// Entries, set by the first read.
-    entries: OnceCell<Arc<Vec<DirEntry>>>,
+    entries: OnceCell<Arc<Entries>>,
     /// Whether the journal has the entries.
     is_recorded: AtomicBool,
 }
@@ -74,13 +76,24 @@ impl OpenDir {
     }
 
     /// Restores a directory that the previous process opened. `path` is that of the directory.
-    pub(super) fn restore(path: &RemotePath, dir: &journal::Dir) -> Self {
+    /// Its entries count as fetched at `fetched`.
+    pub(super) fn restore(path: &RemotePath, dir: &journal::Dir, fetched: Instant) -> Self {
         let listing = dir.listing.as_ref().map(|listing| {
-            Arc::new(listing.iter().filter_map(|listed| DirEntry::restore(path, listed)).collect())
+            let entries = listing.iter().filter_map(|listed| DirEntry::restore(path, listed));
+            Arc::new(Entries { entries: entries.collect(), fetched })
         });
         let is_recorded = AtomicBool::new(listing.is_some());
         Self { ino: dir.ino, entries: OnceCell::new_with(listing), is_recorded }
     }
+}
+
+/// Entries of an open directory.
+#[derive(Debug)]
+pub struct Entries {
+    /// Entries in the order of their offsets.
+    pub entries: Vec<DirEntry>,
+    /// Time at which the server was asked for them.
+    fetched: Instant,
 }
 
 impl DirEntry {
@@ -119,7 +132,7 @@ impl Fs {
             }
             Server::Extended => {
                 let attributes = self.present_attributes(&path).await?;
-                self.remember(path, &attributes)
+                self.remember(path, &attributes, now())
             }
         }
     }
@@ -136,21 +149,27 @@ impl Fs {
         let known = lock(&self.inodes).newest(path).map(|node| node.attributes.clone());
         let attributes = match known {
             Some(known) => self.revalidate(path, known).await?,
-            None => self.retry(|| self.control.attributes(path)).await?,
+            None => self.attributes_or_recalled(path).await?,
         };
         // A link could lead readers to bytes outside of the mount.
         let is_shown = only.is_none() || attributes.kind == Kind::File;
         is_shown.then_some(attributes).ok_or(FsError::NotFound)
     }
 
-    /// Adds one kernel reference to the inode of these attributes.
-    fn remember(&self, path: RemotePath, attributes: &Attributes) -> Result<Attr, FsError> {
+    /// Adds one kernel reference to the inode of these attributes, which arrived at `fetched`.
+    fn remember(
+        &self,
+        path: RemotePath,
+        attributes: &Attributes,
+        fetched: Instant,
+    ) -> Result<Attr, FsError> {
         let version = FileVersion::of(attributes);
         if attributes.kind == Kind::File && version.is_none() {
             return Err(FsError::Io(format!("{path} has no version")));
         }
-        let ino = lock(&self.inodes).remember(path, version, attributes.clone(), now());
-        Ok(self.attr(ino, attributes, self.config.attr_ttl))
+        let ino = lock(&self.inodes).remember(path, version, attributes.clone(), fetched);
+        let ttl = self.config.attr_ttl.saturating_sub(now().saturating_duration_since(fetched));
+        Ok(self.attr(ino, attributes, ttl))
     }
 
     /// Adds one kernel reference to the inode of content `version` on a plain server.
@@ -218,6 +237,12 @@ impl Fs {
         }
     }
 
+    /// Returns the capacity of the server's file system, as the newest answer about the mounted
+    /// directory states it; `None` if none did. Asks nobody.
+    pub fn space(&self) -> Option<Space> {
+        self.control.space()
+    }
+
     /// Fails with [`FsError::Stale`] if the path of this inode leads to another version now.
     /// Succeeds if the server is away, and without asking it within `attr_ttl`.
     pub(super) async fn confirm(self: &Arc<Self>, ino: u64) -> Result<(), FsError> {
@@ -233,9 +258,10 @@ impl Fs {
         Ok(())
     }
 
-    /// Returns the target of a symbolic link.
-    pub fn readlink(&self, ino: u64) -> Result<Vec<u8>, FsError> {
+    /// Returns the target of a symbolic link. Must be called within the runtime.
+    pub fn readlink(self: &Arc<Self>, ino: u64) -> Result<Vec<u8>, FsError> {
         let node = self.node(ino)?;
+        self.record_name_later(&node);
         let target = node.attributes.target.ok_or(FsError::Access)?;
         // A target is encoded like a name, but may contain slashes.
         decode_segment(&target).map_err(|error| FsError::Io(error.to_string()))
@@ -258,7 +284,7 @@ impl Fs {
 
     /// Returns the entries of an open directory. Its first read fetches them, so later changes on
     /// the server do not show.
-    pub async fn readdir(self: &Arc<Self>, handle: u64) -> Result<Arc<Vec<DirEntry>>, FsError> {
+    pub async fn readdir(self: &Arc<Self>, handle: u64) -> Result<Arc<Entries>, FsError> {
         let dir = self.dirs.get(&handle).map(|dir| dir.clone()).ok_or(FsError::BadHandle)?;
         dir.entries.get_or_try_init(|| self.list(dir.ino)).await.cloned()
     }
@@ -274,14 +300,17 @@ impl Fs {
     }
 
     /// Fetches the entries of a directory.
-    async fn list(self: &Arc<Self>, ino: u64) -> Result<Arc<Vec<DirEntry>>, FsError> {
+    async fn list(self: &Arc<Self>, ino: u64) -> Result<Arc<Entries>, FsError> {
         let dir = self.directory(ino)?;
         let parent = lock(&self.inodes).parent(&dir.path);
         let mut entries = vec![DirEntry::dot(b".", ino), DirEntry::dot(b"..", parent)];
         let mut listed = HashMap::new();
+        let mut fetched = now();
         match &self.server {
             Server::Extended => {
-                for (path, attributes) in self.remote_entries(&dir.path).await? {
+                let listing = self.listing(&dir.path).await?;
+                fetched = listing.fetched;
+                for (path, attributes) in listing.entries.iter().cloned() {
                     let name = path.file_name().unwrap_or_default().to_vec();
                     let version = FileVersion::of(&attributes);
                     let found = (path, version, attributes);
@@ -302,30 +331,55 @@ impl Fs {
                 }
             }
         }
-        Ok(Arc::new(entries))
+        Ok(Arc::new(Entries { entries, fetched }))
     }
 
     /// Returns the paths in a directory of the server that the mount shows, with their attributes.
-    async fn remote_entries(
-        self: &Arc<Self>,
-        dir: &RemotePath,
-    ) -> Result<Vec<(RemotePath, Attributes)>, FsError> {
+    async fn listing(self: &Arc<Self>, dir: &RemotePath) -> Result<Listing, FsError> {
+        let start = now();
         if let Some(only) = self.config.pins.as_ref().and_then(Pins::only) {
             return match self.present_attributes(only).await {
-                Ok(attributes) => Ok(vec![(only.clone(), attributes)]),
-                Err(FsError::NotFound) => Ok(Vec::new()),
+                Ok(attributes) => Ok(Listing::new(vec![(only.clone(), attributes)], start)),
+                Err(FsError::NotFound) => Ok(Listing::new(Vec::new(), start)),
                 Err(error) => Err(error),
             };
         }
-        let meta = self.retry(|| self.control.meta(dir, None)).await?;
-        let entries = meta.and_then(|meta| meta.entries).ok_or(FsError::NotDirectory)?;
+        if let Some(entries) = self.recall_entries(dir).await {
+            return Ok(Listing::new(entries, start));
+        }
+        let latest = self.listings.latest(dir);
+        if let Some(listing) = &latest
+            && !listing.time_left(self.config.attr_ttl, start).is_zero()
+        {
+            return Ok(listing.clone());
+        }
+        let known = latest.as_ref().and_then(|listing| listing.etag.as_ref());
+        let meta = self.retry(|| self.control.meta(dir, known)).await?;
+        let listing = match (meta, latest) {
+            (None, Some(latest)) => Listing { fetched: start, ..latest },
+            (meta, _) => Self::parse_listing(dir, meta, start)?,
+        };
+        if !self.config.attr_ttl.is_zero() {
+            self.listings.keep(dir, &listing);
+        }
+        Ok(listing)
+    }
+
+    /// Converts the server's answer to a request for a listing.
+    fn parse_listing(
+        dir: &RemotePath,
+        meta: Option<Meta>,
+        fetched: Instant,
+    ) -> Result<Listing, FsError> {
+        let Meta { attributes, entries } = meta.ok_or(FsError::NotDirectory)?;
+        let entries = entries.ok_or(FsError::NotDirectory)?;
         let found = entries.into_iter().filter_map(|entry| {
             let name = decode_segment(&entry.name).ok()?;
             // Leaves out names that are invalid in a path, or too long for programs.
             let path = dir.join(&name).ok().filter(|_| name.len() <= NAME_MAX)?;
             Some((path, entry.attributes))
         });
-        Ok(found.collect())
+        Ok(Listing { etag: attributes.etag, ..Listing::new(found.collect(), fetched) })
     }
 
     /// Creates the entry of a name, with the inode number that its lookup will return.
@@ -342,11 +396,13 @@ impl Fs {
 
     /// Returns the attributes of an entry as a lookup would, and adds one kernel reference. Returns
     /// `None` for `.` and `..`, which get no reference.
-    pub fn remember_entry(&self, entry: &DirEntry) -> Option<Attr> {
+    pub fn remember_entry(&self, listed: &Entries, entry: &DirEntry) -> Option<Attr> {
         let (path, version, attributes) = entry.found.clone()?;
         match version {
             Some(FileVersion::Plain(version)) => Some(self.remember_plain(path, version)),
-            Some(FileVersion::Etag(_)) | None => self.remember(path, &attributes).ok(),
+            Some(FileVersion::Etag(_)) | None => {
+                self.remember(path, &attributes, listed.fetched).ok()
+            }
         }
     }
 

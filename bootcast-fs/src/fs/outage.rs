@@ -35,9 +35,11 @@ const PROBE_PAUSE: Duration = Duration::from_millis(500);
 #[derive(Debug, Default)]
 pub(super) struct Outage {
     /// Whether a request and a probe timed out, and no probe was answered since.
-    is_silent: AtomicBool,
+    pub(super) is_silent: AtomicBool,
     /// Whether a task probes the server.
     is_probing: AtomicBool,
+    /// Whether the mount began without the server, which has not answered yet.
+    pub(super) has_begun_without: AtomicBool,
 }
 
 impl Fs {
@@ -55,18 +57,12 @@ impl Fs {
         if self.outage.is_silent.load(Ordering::Relaxed) {
             return Ok(known);
         }
-        let start = now();
         let request = self.control.attributes_unless(path, known.etag.as_ref());
-        let error = match timeout(REVALIDATE_TIMEOUT, request).await {
-            Ok(Ok(changed)) => return Ok(changed.unwrap_or(known)),
-            Ok(Err(error)) if error.is_temporary() => error,
-            Ok(Err(error)) => return Err(error),
-            Err(_) => self.control.unanswered(),
+        let error = match self.ask_for_a_while(request).await {
+            Ok(changed) => return Ok(changed.unwrap_or(known)),
+            Err(error) if error.is_temporary() => error,
+            Err(error) => return Err(error),
         };
-        let is_unreachable = matches!(error, ControlError::Unreachable { .. });
-        if is_unreachable && now().saturating_duration_since(start) >= SLOW_FAILURE {
-            self.probe();
-        }
         if let Some(more) = log_limit::allow("server away", "") {
             warn!(
                 %path, %error,
@@ -74,6 +70,36 @@ impl Fs {
             );
         }
         Ok(known)
+    }
+
+    /// Asks for the attributes of a path. Waits no longer than is worth it if the cache may answer.
+    pub(super) async fn ask_once(
+        self: &Arc<Self>,
+        path: &RemotePath,
+    ) -> Result<Attributes, ControlError> {
+        self.ask_for_a_while(self.control.attributes(path)).await
+    }
+
+    /// Waits for an answer up to a time-out. Begins to probe the server if it does not answer.
+    async fn ask_for_a_while<T>(
+        self: &Arc<Self>,
+        request: impl Future<Output = Result<T, ControlError>>,
+    ) -> Result<T, ControlError> {
+        let start = now();
+        let answer = timeout(REVALIDATE_TIMEOUT, request).await;
+        let answer = answer.unwrap_or_else(|_| Err(self.control.unanswered()));
+        let is_unreachable = matches!(answer, Err(ControlError::Unreachable { .. }));
+        if is_unreachable && now().saturating_duration_since(start) >= SLOW_FAILURE {
+            self.probe();
+        }
+        answer
+    }
+
+    /// Begins as a mount whose server does not answer. Must be called within the runtime.
+    pub fn begin_without_server(self: &Arc<Self>) {
+        self.outage.has_begun_without.store(true, Ordering::Relaxed);
+        self.outage.is_silent.store(true, Ordering::Relaxed);
+        self.probe();
     }
 
     /// Starts a task that probes the server until it answers, unless there is one. The outage lasts
@@ -94,6 +120,7 @@ impl Fs {
             {
                 info!(server = fs.control.server(), "the server answers again{more}");
             }
+            fs.outage.has_begun_without.store(false, Ordering::Relaxed);
             fs.outage.is_probing.store(false, Ordering::Relaxed);
         });
     }

@@ -51,7 +51,7 @@ impl Fs {
         fs.last_handle.store(state.last_handle(), Ordering::Relaxed);
         for (&handle, dir) in &state.dirs {
             if let Ok(node) = fs.node(dir.ino) {
-                fs.dirs.insert(handle, Arc::new(OpenDir::restore(&node.path, dir)));
+                fs.dirs.insert(handle, Arc::new(OpenDir::restore(&node.path, dir, fetched)));
             }
         }
         fs

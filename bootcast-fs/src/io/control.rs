@@ -3,8 +3,10 @@
 mod answers;
 mod error;
 mod exchange;
+mod ids;
 mod profiles;
 mod reachability;
+mod space;
 
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -29,6 +31,7 @@ use exchange::{
 };
 
 use reachability::Reachability;
+use space::LatestSpace;
 
 pub(super) use answers::{DemandAnswer, KnownValues, ValueList};
 pub use answers::{FileAnswer, SegmentRange};
@@ -74,6 +77,7 @@ pub struct Control {
     /// Content ids from the answers so far.
     stated_ids: StatedIds,
     reachability: Reachability,
+    space: LatestSpace,
 }
 
 impl Control {
@@ -88,6 +92,7 @@ impl Control {
             base: base.trim_end_matches('/').to_owned(),
             stated_ids: StatedIds::default(),
             reachability: Reachability::default(),
+            space: LatestSpace::default(),
         })
     }
 
@@ -236,7 +241,7 @@ impl Control {
         // A server that does not know this query sends the entries as well. They are ignored.
         let url = format!("{}?entries=0", self.url("meta", path));
         let meta: Option<(Attributes, Option<ContentId>)> =
-            self.request_meta(self.client.get(url), known).await?;
+            self.request_meta(path, self.client.get(url), known).await?;
         let Some((attributes, id)) = meta else { return Ok(None) };
         if let (Some(etag), Some(id)) = (&attributes.etag, id) {
             self.stated_ids.remember(path, etag, id);
@@ -251,7 +256,8 @@ impl Control {
         path: &RemotePath,
         known: Option<&Etag>,
     ) -> Result<Option<Meta>, ControlError> {
-        let meta = self.request_meta(self.listings.get(self.url("meta", path)), known).await?;
+        let meta =
+            self.request_meta(path, self.listings.get(self.url("meta", path)), known).await?;
         Ok(meta.map(|(meta, _)| meta))
     }
 
@@ -259,6 +265,7 @@ impl Control {
     /// server knows it. Returns `None` if the version is still `known`.
     async fn request_meta<T: serde::de::DeserializeOwned>(
         &self,
+        path: &RemotePath,
         mut request: RequestBuilder,
         known: Option<&Etag>,
     ) -> Result<Option<(T, Option<ContentId>)>, ControlError> {
@@ -266,6 +273,7 @@ impl Control {
             request = request.header(IF_NONE_MATCH, etag.to_header());
         }
         let response = self.send(request).await?;
+        self.space.record(path, &response);
         if response.status() == StatusCode::NOT_MODIFIED {
             return Ok(None);
         }
@@ -430,17 +438,6 @@ impl Control {
 
     fn no_manifest(&self, why: &str) -> ControlError {
         ControlError::Garbled { base: self.base.clone(), reason: format!("not a manifest: {why}") }
-    }
-
-    /// Returns the content id that the server stated for a version, in the answer to a join or with
-    /// a manifest. Nothing proves it.
-    pub fn stated_id(&self, path: &RemotePath, etag: &Etag) -> Option<ContentId> {
-        self.stated_ids.get(path, etag)
-    }
-
-    /// Returns the content id that the server stated for the version of the latest join.
-    pub fn latest_stated_id(&self, path: &RemotePath) -> Option<ContentId> {
-        self.stated_ids.latest(path)
     }
 }
 

@@ -78,6 +78,12 @@ pub struct MountOptions {
     pub keeper: bool,
     /// Largest read request of the kernel, in bytes; `None` for the kernel's own limit.
     pub max_read: Option<u32>,
+    /// Whether a mount whose server does not answer shows what the cache holds.
+    pub offline: Offline,
+    /// Whether the command returns before the mount is there, if the server does not answer.
+    pub is_background: bool,
+    /// Value of `retry=`.
+    retry: Option<Duration>,
     /// Last of the options `hard` and `soft`.
     waiting: Waiting,
     /// Value of `timeo=`, which has an effect only with `soft`.
@@ -141,6 +147,15 @@ pub enum OptionError {
     },
 }
 
+/// Whether a mount can begin without its server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Offline {
+    /// If the cache remembers names of the server.
+    Allowed,
+    /// Never.
+    Refused,
+}
+
 /// Whether the kernel may read cache files without this program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Passthrough {
@@ -180,6 +195,9 @@ impl Default for MountOptions {
             root_fs: false,
             keeper: false,
             max_read: None,
+            offline: Offline::Allowed,
+            is_background: false,
+            retry: None,
             waiting: Waiting::Hard,
             timeo: None,
         }
@@ -219,6 +237,13 @@ impl MountOptions {
             Waiting::Hard => None,
             Waiting::Soft => Some(self.timeo.unwrap_or(DEFAULT_TIMEO)),
         }
+    }
+
+    /// Returns how long a mount asks a server that does not answer. Without `retry=`, the times are
+    /// those of mount.nfs(8).
+    pub fn retry_limit(&self) -> Duration {
+        let minutes = |number: u64| Duration::from_secs(60 * number);
+        self.retry.unwrap_or(minutes(if self.is_background { 10_000 } else { 2 }))
     }
 
     /// Returns the limits of the cache.
@@ -479,9 +504,8 @@ mod tests {
         for row in &rows {
             let default = row[1].trim_matches('`');
             let name = row[0].trim_matches('`').split('=').next().unwrap();
-            if ["cache", "unicast", "fill", "passthrough", "verify", "linger", "attr_ttl"]
-                .contains(&name)
-            {
+            let stated = "cache unicast fill passthrough verify linger attr_ttl offline".split(' ');
+            if stated.clone().any(|stated| stated == name) {
                 assert_eq!(parse(&format!("{name}={default}")), parse(""), "{name}");
             }
         }
@@ -489,6 +513,16 @@ mod tests {
         let soft = format!("`timeo=` ({} s unless given)", DEFAULT_TIMEO.as_secs());
         let ttl = format!("`attr_ttl=` ({} s)", MountOptions::default().attr_ttl.as_secs());
         assert!(text.contains(&soft) && text.contains(&ttl), "{soft}, {ttl}");
+    }
+
+    #[test]
+    fn a_mount_asks_its_server_for_minutes_and_longer_in_the_background() {
+        for (text, minutes) in
+            [("", 2), ("bg", 10_000), ("bg,fg", 2), ("retry=0", 0), ("bg,retry=7", 7)]
+        {
+            assert_eq!(parse(text).unwrap().retry_limit().as_secs(), 60 * minutes, "{text}");
+        }
+        assert!(parse("retry=1m").is_err() && parse("retry=").is_err() && parse("bg=1").is_err());
     }
 
     #[test]

@@ -8,7 +8,7 @@
 use std::time::{Duration, Instant};
 
 use bootcast_proto::PageIndex;
-use bootcast_proto::limits::{HEARD_DIVISOR, RETURN_PAGES};
+use bootcast_proto::limits::{BEACON_INTERVAL_MAX, HEARD_DIVISOR, RETURN_PAGES};
 
 /// Time in which a server that sends must be heard.
 pub(super) const PATIENCE: Duration = Duration::from_secs(1);
@@ -17,6 +17,10 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(1);
 const ENOUGH_SENT: u64 = 32;
 /// Pages that came before the lack of beacons means anything.
 const ENOUGH_PAGES: u32 = 32;
+/// Time for which pages must come without a beacon after beacons did come. A server that stops, or
+/// a link that goes down, cuts both off at once: then the pages after the last beacon come within
+/// two beacon intervals.
+const ENOUGH_TIME: Duration = BEACON_INTERVAL_MAX.saturating_mul(4);
 /// Time within which [`RETURN_PAGES`] must come to show that multicast works again.
 const ROW_TIME: Duration = Duration::from_secs(2);
 
@@ -91,7 +95,11 @@ impl Hearing {
 
     /// Handles a page that was missing. `is_full`: as long as the longest datagram of the cast.
     pub(super) fn new_page(&mut self, is_full: bool, now: Instant) {
-        self.last_new = Some(now);
+        let last = self.last_new.replace(now);
+        if self.period.is_some() && last.is_some_and(|last| last + PATIENCE <= now) {
+            // The server was silent on both ports: no closed port kept the beacons away.
+            self.unannounced = None;
+        }
         let (_, pages) = self.unannounced.get_or_insert((now, 0));
         *pages = pages.saturating_add(1);
         if !is_full {
@@ -252,6 +260,11 @@ impl Hearing {
     /// When the repair channel counts as closed, unless a beacon arrives before.
     pub(super) fn repair_deadline(&self) -> Option<Instant> {
         let (since, pages) = self.unannounced.filter(|_| self.expects_repair())?;
+        let is_cut_off =
+            self.period.is_some() && self.last_new.is_none_or(|last| last < since + ENOUGH_TIME);
+        if is_cut_off {
+            return None;
+        }
         (pages >= ENOUGH_PAGES && !self.is_repair_closed).then_some(since + PATIENCE)
     }
 
@@ -371,6 +384,25 @@ mod tests {
         assert_eq!(hearing.stalled_at(), Some(now + PATIENCE));
         hearing.beacon(9, false, now + PATIENCE);
         assert!(!hearing.is_repair_closed() && hearing.stalled_at().is_none());
+    }
+
+    /// Brings full pages, one each millisecond. Returns the time of the last one.
+    fn pages(hearing: &mut Hearing, count: u32, start: Instant) -> Instant {
+        (1..=count).for_each(|page| hearing.new_page(true, start + page * MS));
+        start + count * MS
+    }
+
+    #[test]
+    fn a_server_that_stops_closes_no_port_and_neither_do_its_first_pages_afterwards() {
+        let (mut hearing, start) = hearing();
+        hearing.beacon(0, false, start);
+        let stopped = pages(&mut hearing, 100, start);
+        assert_eq!(hearing.repair_deadline(), None);
+        let goes_on = stopped + 60 * PATIENCE;
+        let later = pages(&mut hearing, 150, goes_on);
+        assert_eq!(hearing.repair_deadline(), None);
+        pages(&mut hearing, 100, later);
+        assert_eq!(hearing.repair_deadline(), Some(goes_on + MS + PATIENCE), "now it is closed");
     }
 
     #[test]

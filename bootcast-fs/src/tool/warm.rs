@@ -3,7 +3,8 @@
 use std::ffi::OsString;
 
 use bootcast_host::signals::EndSignals;
-use bootcast_proto::api::Kind;
+use bootcast_proto::api::{Attributes, Kind};
+use tracing::warn;
 
 use super::cache::Place;
 use super::cast::CastFetch;
@@ -11,7 +12,7 @@ use super::error::ToolError;
 use super::progress::Screen;
 use super::receiving::ReceivingArgs;
 use super::url::Target;
-use crate::cache::{Amount, Budget, Cache};
+use crate::cache::{Amount, Budget, Cache, Names};
 use crate::receiver::Verify;
 
 /// Arguments of `bootcast cache warm`.
@@ -81,7 +82,7 @@ impl Args {
         let attributes = signals
             .guard(async { Ok::<_, ToolError>(target.control.attributes(&target.path).await?) });
         let attributes = attributes.await?;
-        let (Kind::File, Some(etag)) = (attributes.kind, attributes.etag) else {
+        let (Kind::File, Some(etag)) = (attributes.kind, attributes.etag.clone()) else {
             return Err(ToolError::Usage("only single files can be fetched ahead".into()));
         };
         let interface = self.receiving.interface.clone().unwrap_or_default();
@@ -89,6 +90,31 @@ impl Args {
         let cast = CastFetch::new(&target, interface, timeout, Verify::Leaf)?;
         let size = cast.keep(cache, etag, attributes.size, &progress, signals).await?;
         progress.finish(size, None);
+        // The file is there all the same.
+        if let Err(error) = record_names(cache, &target, &attributes).await {
+            warn!(%error, "a mount without the server will not show the file");
+        }
         Ok(())
     }
+}
+
+/// Records the file and the directories above it for mounts that begin without the server. Each of
+/// these may be what is mounted.
+async fn record_names(
+    cache: &Cache,
+    target: &Target,
+    attributes: &Attributes,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let Some(names) = Names::of(cache, target.control.server())? else { return Ok(()) };
+    let etag = attributes.etag.as_ref();
+    let content = etag.and_then(|etag| target.control.stated_id(&target.path, etag));
+    names.record(&target.path, attributes, content)?;
+    let mut path = target.path.parent();
+    while let Some(directory) = path {
+        let attributes = target.control.attributes(&directory).await?;
+        names.record_root(&directory, &attributes)?;
+        names.record(&directory, &attributes, None)?;
+        path = directory.parent();
+    }
+    Ok(())
 }

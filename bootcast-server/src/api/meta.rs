@@ -3,9 +3,10 @@
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use bootcast_proto::Etag;
 use bootcast_proto::api::{Kind, Meta};
 use bootcast_proto::manifest::HEADER_CONTENT_ID;
+use bootcast_proto::space::HEADER_SPACE;
+use bootcast_proto::{Etag, RemotePath};
 
 use super::range::contains_etag;
 use super::{ApiError, ApiState, JSON, json, remote_path};
@@ -26,17 +27,34 @@ pub(super) async fn meta(
     }
     if attributes.kind != Kind::Directory || !wants_entries(&uri) {
         let etag = attributes.etag.clone();
+        let space = space(&state, &path, attributes.kind).await;
         // Only what is known at once: a `stat` does not wait for the state directory.
         let id = version.and_then(|version| state.manifests.content_id_now(version));
         let body = || {
             let id = id.map(|id| [(HEADER_CONTENT_ID, id.to_string())]);
             (id, json(&Meta { attributes, entries: None })).into_response()
         };
-        return Ok(answer(&headers, etag.as_ref(), body));
+        let answer = answer(&headers, etag.as_ref(), body);
+        return Ok((space, answer).into_response());
     }
     let listing = state.listings.get(&path).await?;
     let body = || ([(header::CONTENT_TYPE, JSON)], listing.json).into_response();
     Ok(answer(&headers, listing.etag.as_ref(), body))
+}
+
+/// Returns the header that states the capacity of a directory's file system, also with 304. The
+/// answer does not depend on it.
+async fn space(
+    state: &ApiState,
+    path: &RemotePath,
+    kind: Kind,
+) -> Option<[(&'static str, String); 1]> {
+    if kind != Kind::Directory {
+        return None;
+    }
+    let (identity, name) = (state.identity.clone(), path.clone());
+    let space = state.lookup(path, move || identity.space(&name)).await.ok()?;
+    Some([(HEADER_SPACE, space.encode())])
 }
 
 /// Returns whether the request asks for the entries, if its path is a directory.

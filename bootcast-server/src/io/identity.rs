@@ -13,6 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bootcast_proto::RemotePath;
 use bootcast_proto::api::{Attributes, Meta};
+use bootcast_proto::space::Space;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 
@@ -136,6 +137,11 @@ impl Identity {
             version
         })?;
         Ok((attributes, announced.get()))
+    }
+
+    /// Returns the capacity of the file system that the path lies on. May block.
+    pub fn space(&self, path: &RemotePath) -> Result<Space, SourceError> {
+        self.source.space(path)
     }
 
     /// Reads the attributes of a directory and of all its entries. May block.

@@ -20,6 +20,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bootcast_proto::api::{Attributes, Meta};
+use bootcast_proto::space::Space;
 use bootcast_proto::{Etag, RemotePath};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -129,6 +130,18 @@ impl Source {
     ) -> Result<Attributes, SourceError> {
         let located = self.lookup(path, OFlags::NOFOLLOW)?;
         Ok(listing::own_attributes(located.as_fd(), announced)?)
+    }
+
+    /// Returns the capacity of the file system that the path lies on.
+    pub fn space(&self, path: &RemotePath) -> Result<Space, SourceError> {
+        let located = self.lookup(path, OFlags::NOFOLLOW)?;
+        let file_system = rustix::fs::fstatvfs(located)?;
+        let bytes = |blocks: u64| blocks.saturating_mul(file_system.f_frsize);
+        Ok(Space {
+            total: bytes(file_system.f_blocks),
+            free: bytes(file_system.f_bfree),
+            available: bytes(file_system.f_bavail.min(file_system.f_bfree)),
+        })
     }
 
     /// Reads the attributes of a directory and of all its entries. Fails if the path is not a

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rustix::mount::MountFlags;
 
-use super::{CacheKind, MetricsAddress, MountOptions, Passthrough, Waiting};
+use super::{CacheKind, MetricsAddress, MountOptions, Offline, Passthrough, Waiting};
 use crate::cache::Amount;
 use crate::durations;
 use crate::mount::{logging, source};
@@ -190,6 +190,31 @@ const OWN_OPTIONS: &[OwnOption] = &[
         options.attr_ttl = parse_duration(text)?;
         Ok(())
     }),
+    value(
+        "retry",
+        "=MINUTES",
+        "how long to ask a server that is away [2; bg: 10000]",
+        |o, text| {
+            let minutes = parse_number(text, 0..=u32::MAX).ok_or("a number of minutes")?;
+            o.retry = Some(Duration::from_secs(60 * u64::from(minutes)));
+            Ok(())
+        },
+    ),
+    switch("bg", "go on asking in the background", |options| options.is_background = true),
+    switch("fg", "ask in the foreground (default)", |options| options.is_background = false),
+    value(
+        "offline",
+        "=yes|no",
+        "mount what the cache holds if the server is away [yes]",
+        |options, text| {
+            options.offline = match text.to_str() {
+                Some("yes") => Offline::Allowed,
+                Some("no") => Offline::Refused,
+                _ => return Err("yes or no"),
+            };
+            Ok(())
+        },
+    ),
     switch("hard", "calls wait without a time limit (default)", |options| {
         options.waiting = Waiting::Hard;
     }),

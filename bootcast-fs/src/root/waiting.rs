@@ -1,0 +1,96 @@
+//! What a mount does while its server does not answer: it asks again, or shows what the cache
+//! holds.
+
+use std::time::{Duration, Instant};
+
+use tokio::time::{sleep, timeout};
+use tracing::{info, warn};
+
+use super::{Root, RootError};
+use crate::cache::Names;
+use crate::io::{Control, now};
+use crate::log_limit;
+use crate::mount::options::Offline;
+use crate::mount::{MountError, MountRequest};
+use crate::receiver::REQUEST_BACKOFF;
+
+/// Time for which the server is asked before the mount begins with what the cache holds. A server
+/// that restarts is back within it.
+const OFFLINE_AFTER: Duration = Duration::from_secs(5);
+
+/// Search for the root directory of a mount.
+pub(crate) struct Search<'a> {
+    pub(crate) control: &'a Control,
+    pub(crate) request: &'a MountRequest,
+    /// Names that the cache remembers; `None` if it is in memory.
+    pub(crate) names: Option<&'a Names>,
+}
+
+impl Search<'_> {
+    /// Asks the server until it answers or `retry=` is over. Returns the root that the cache
+    /// remembers if the server does not answer. Calls `on_wait` after each attempt without an
+    /// answer.
+    pub(crate) async fn run(&self, mut on_wait: impl FnMut()) -> Result<Root, MountError> {
+        let start = now();
+        let mut failures = 0;
+        loop {
+            let error = match self.attempt(start).await {
+                Ok(root) => return Ok(root),
+                Err(RootError::Failed(error)) => return Err(error),
+                Err(RootError::Away(error)) => error,
+            };
+            let pause = REQUEST_BACKOFF.pause(failures);
+            let waited = now().saturating_duration_since(start);
+            let is_last = waited + pause >= self.request.options.retry_limit();
+            if (is_last || waited >= OFFLINE_AFTER)
+                && let Some(root) = self.remembered().await
+            {
+                warn!(%error, "mounting what the cache holds, because the server does not answer");
+                return Ok(root);
+            }
+            if is_last {
+                return Err(MountError::failed(&error));
+            }
+            if let Some(more) = log_limit::allow("waiting to mount", &error) {
+                info!(%error, "the server does not answer: trying again{more}");
+            }
+            on_wait();
+            sleep(pause).await;
+            failures += 1;
+        }
+    }
+
+    /// Asks the server once. Waits for the answer no longer than until the cache may serve, if it
+    /// can.
+    async fn attempt(&self, start: Instant) -> Result<Root, RootError> {
+        let ask = Root::ask(self.control, self.request);
+        if !self.may_be_remembered() {
+            return ask.await;
+        }
+        let waited = now().saturating_duration_since(start);
+        let rest = OFFLINE_AFTER.saturating_sub(waited).max(Duration::from_secs(1));
+        match timeout(rest, ask).await {
+            Ok(answer) => answer,
+            Err(_) => Err(RootError::Away(self.control.unanswered())),
+        }
+    }
+
+    /// Whether the cache may serve instead of the server. Pinned files are proven by hashes that
+    /// only the server has.
+    fn may_be_remembered(&self) -> bool {
+        let options = &self.request.options;
+        let is_pinned = options.pins.is_some() || options.b3.is_some();
+        options.offline == Offline::Allowed && !is_pinned && self.names.is_some()
+    }
+
+    /// Returns the root that the cache remembers.
+    async fn remembered(&self) -> Option<Root> {
+        if !self.may_be_remembered() {
+            return None;
+        }
+        let (names, path) = (self.names?.clone(), self.request.source.path.clone());
+        let find = move || names.root(&path).map(|attributes| (path, attributes));
+        let (path, attributes) = tokio::task::spawn_blocking(find).await.ok()??;
+        Some(Root { path, attributes: Some(attributes), pins: None, is_remembered: true })
+    }
+}
