@@ -89,6 +89,8 @@ pub struct Manifests {
     loading: Arc<Semaphore>,
     /// Permits to keep what is hashed ahead of a stream.
     leads: Arc<Semaphore>,
+    /// Size in bytes of a file that is taken to stay in the page cache once it was read.
+    page_cache: u64,
     memory: Arc<Mutex<Memory>>,
 }
 
@@ -102,6 +104,7 @@ impl Manifests {
             state: state.map(Arc::new),
             loading: Arc::new(Semaphore::new(1)),
             leads: Arc::new(Semaphore::new(with_stream::LEADS)),
+            page_cache: with_stream::page_cache(),
             memory: Arc::default(),
         }
     }

@@ -289,3 +289,19 @@ async fn few_files_are_hashed_near_their_streams_at_a_time() {
     assert!(!new_lead(false).is_open(), "there is no stream");
     assert!(new_lead(true).is_open());
 }
+
+#[tokio::test]
+async fn members_of_a_file_that_memory_can_hold_do_not_wait_for_its_stream() {
+    let (mut manifests, file) = (Manifests::new(None), open(b"abc"));
+    let closes_with = |manifests: &Manifests| {
+        let lead = manifests.new_lead(&file, true);
+        (1..100).find(|_| {
+            lead.add_member();
+            !lead.is_open()
+        })
+    };
+    manifests.page_cache = 3;
+    assert_eq!(closes_with(&manifests), Some(2));
+    manifests.page_cache = 2;
+    assert_eq!(closes_with(&manifests), Some(9));
+}

@@ -29,14 +29,12 @@ const LEAD_SEGMENTS: u64 = 4;
 /// Maximum number of pieces that are kept.
 const MAX_PIECES: u64 = LEAD_SEGMENTS * (SEGMENT_BYTES / PIECE_BYTES);
 
-/// Maximum number of members whose leaf lists may have to wait for the stream. Each fetches them
-/// over HTTP, 0.2 % of the file, while the manifest is not known (ADR 25).
-const MAX_MEMBERS: u32 = 8;
-
 /// The lead of the hasher of one file over its stream.
 #[derive(Debug)]
 pub struct Lead {
     tree: ContentTree,
+    /// Number of members from which on the lead is closed.
+    too_many_members: u32,
     /// Attributes of the file that is hashed; `None` of a lead that was never open.
     file: Option<Version>,
     state: Mutex<State>,
@@ -77,9 +75,14 @@ pub(super) enum Turn {
 }
 
 impl Lead {
-    /// Creates a lead of the hasher of an open file over a stream that is about to begin.
-    pub fn new(open: &OpenFile, room: OwnedSemaphorePermit) -> Self {
-        Self { file: Some(open.present), ..Self::with(open.version.size(), Some(room)) }
+    /// Creates a lead of the hasher of an open file over a stream that is about to begin. The lead
+    /// closes when more than `max_members` ask for leaf lists.
+    pub fn new(open: &OpenFile, room: OwnedSemaphorePermit, max_members: u32) -> Self {
+        Self {
+            too_many_members: max_members.saturating_add(1),
+            file: Some(open.present),
+            ..Self::with(open.version.size(), Some(room))
+        }
     }
 
     /// Creates a lead that is closed: the hasher waits for no stream.
@@ -99,6 +102,7 @@ impl Lead {
         };
         Self {
             tree: ContentTree::new(size),
+            too_many_members: 1,
             file: None,
             state: Mutex::new(state),
             piece_read: Condvar::new(),
@@ -136,13 +140,13 @@ impl Lead {
         state.close_if_passed();
     }
 
-    /// Counts a member that asked for leaf lists. Closes the lead if there are many of them.
+    /// Counts a member that asked for leaf lists. Closes the lead if there are too many of them.
     pub fn add_member(&self) {
         let mut state = self.lock();
         state.members += 1;
-        let are_many = state.members > MAX_MEMBERS;
+        let are_too_many = state.members >= self.too_many_members;
         drop(state);
-        if are_many {
+        if are_too_many {
             self.close();
         }
     }

@@ -17,6 +17,14 @@ use crate::source::{
 /// memory. Others are hashed without regard to their streams.
 pub(super) const LEADS: usize = 4;
 
+/// Maximum number of members whose leaf lists may have to wait for the stream. Each fetches them
+/// over HTTP, 0.2 % of the file, while the manifest is not known (ADR 25).
+const MAX_MEMBERS: u32 = 8;
+
+/// The same for a file that memory can hold: the stream finds in the page cache what the hasher
+/// read, so that reading ahead without limit costs the disk nothing.
+const MAX_MEMBERS_IN_MEMORY: u32 = 1;
+
 /// Time in which a stream has to read on for a segment: 17 Mbit/s. Members do not wait for a slower
 /// one: the file is hashed without regard to it.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -61,7 +69,9 @@ impl Manifests {
     /// room.
     pub(super) fn new_lead(&self, open: &OpenFile, has_stream: bool) -> Lead {
         let room = has_stream.then(|| Arc::clone(&self.leads).try_acquire_owned().ok()).flatten();
-        room.map_or_else(|| Lead::closed(open.version.size()), |room| Lead::new(open, room))
+        let size = open.version.size();
+        let max_members = if size <= self.page_cache { MAX_MEMBERS_IN_MEMORY } else { MAX_MEMBERS };
+        room.map_or_else(|| Lead::closed(size), |room| Lead::new(open, room, max_members))
     }
 
     /// Counts a member that asked for leaf lists of a version. If no stream brings it the file, it
@@ -111,6 +121,14 @@ impl Manifests {
         end_lead(&work.lead, result.is_err());
         result.map(|manifest| Computed::new(&work.open, manifest, is_stable))
     }
+}
+
+/// Returns the size of a file that the page cache is taken to keep between two readings: a quarter of
+/// the machine's memory.
+pub(super) fn page_cache() -> u64 {
+    let info = rustix::system::sysinfo();
+    let memory = u128::from(info.totalram) * u128::from(info.mem_unit);
+    u64::try_from(memory / 4).unwrap_or(u64::MAX)
 }
 
 /// Ends the lead of a file that is hashed. A stream gets the time to begin, and to take the rest.
