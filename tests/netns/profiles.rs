@@ -36,6 +36,12 @@ fn unasked(server: &ServerProc<'_>) -> u64 {
     totals.pages_sent - totals.demanded
 }
 
+/// Waits until the server has a profile of the file in its state directory.
+fn wait_kept(lab: &Lab) {
+    let is_kept = || lab.client(1).get(&lab.url("profile/image")).status == 200;
+    wait_until(SOON, "the profile is kept", is_kept);
+}
+
 /// Waits until the server has sent the profile, and everything that it sent is stored and verified.
 fn wait_profile(server: &ServerProc<'_>, mount: &MountProc<'_>) {
     wait_until(SOON, "the profile is stored and verified", || {
@@ -47,7 +53,7 @@ fn wait_profile(server: &ServerProc<'_>, mount: &MountProc<'_>) {
 
 #[test]
 fn a_fresh_host_gets_what_earlier_hosts_wanted_first_without_asking() {
-    let lab = lab_or_skip!(Lab::builder().clients(3));
+    let lab = lab_or_skip!(Lab::builder().clients(3).valve());
     let image = lab.put("image", mib(64));
     let content = fs::read(&image.path).unwrap();
     let mut server = lab.server().option("--rate", "200mbit").start();
@@ -61,11 +67,15 @@ fn a_fresh_host_gets_what_earlier_hosts_wanted_first_without_asking() {
     server.wait_no_members();
     assert_eq!(unasked(&server), 0, "there was no profile");
     let wanted = server.status().totals.demanded;
+    wait_kept(&lab);
     server.stop();
     server.start();
 
     let fresh = &mounts[1..];
+    let valve = lab.hold_multicast_after(0);
     let _open = fresh.iter().map(|it| File::open(it.join("image")).unwrap()).collect::<Vec<_>>();
+    lab.wait_members(&server, "image", 2..=3);
+    valve.open();
     for mount in fresh {
         wait_profile(&server, mount);
     }
@@ -97,18 +107,19 @@ fn a_fresh_host_gets_what_earlier_hosts_wanted_first_without_asking() {
 
 #[test]
 fn what_gets_lost_of_a_profile_is_demanded() {
-    let lab = lab_or_skip!(Lab::builder().clients(2).loss(5.0));
+    let lab = lab_or_skip!(Lab::builder().clients(2).loss(5.0).valve());
     let image = lab.put("image", mib(64));
     let content = fs::read(&image.path).unwrap();
     let server = lab.server().option("--rate", "200mbit").start();
     let mounts = [1, 2].map(|k| lab.mount(k).option("fill=demand").option("linger=0s").start());
     read_all(&mounts[0], &content);
     server.wait_no_members();
-    wait_until(SOON, "the profile is kept", || {
-        lab.client(1).get(&lab.url("profile/image")).status == 200
-    });
+    wait_kept(&lab);
     let learned = server.status().totals.demanded;
+    let valve = lab.hold_multicast_after(0);
     let _open = File::open(mounts[1].join("image")).unwrap();
+    lab.wait_members(&server, "image", 2..=2);
+    valve.open();
     // A leaf is of 12 or 13 pages.
     wait_until(SOON, "the profile was sent", || unasked(&server) >= 60 * 12);
     read_all(&mounts[1], &content);
