@@ -112,8 +112,8 @@ fn readers_and_casts_do_not_notice_other_attributes_of_the_same_content() {
     assert_eq!((totals.joins, totals.pages_sent), (1, sent), "the file was fetched again");
 }
 
-/// Starts to read the file `image` in a mount, of which only the first three quarters arrive. Then lets
-/// `rewrite` change its bytes, and checks that the versions do not mix.
+/// Starts to read the file `image` in a mount, of which only the first three quarters arrive. Then
+/// lets `rewrite` change its bytes, and checks that the versions do not mix.
 fn rewrite_in_mid_cast(lab: &Lab, image: &Image, rewrite: impl FnOnce(Content)) {
     let bytes = fs::read(&image.path).unwrap();
     let server = lab.server().option("--rate", "20mbit").start();

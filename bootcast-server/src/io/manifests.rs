@@ -219,7 +219,8 @@ impl Manifests {
         Some(id)
     }
 
-    /// Returns whether the content id of a version is in memory, or is being computed for a request.
+    /// Returns whether the content id of a version is in memory, or is being computed for a
+    /// request.
     pub fn is_known(&self, version: &Version) -> bool {
         let (mut memory, key) = (self.lock(), version.key());
         memory.contains(&key) || memory.content_id(&key).is_some()
@@ -239,8 +240,8 @@ impl Manifests {
         }
     }
 
-    /// Forgets the manifest of attributes under which the content changed. The state directory keeps
-    /// it.
+    /// Forgets the manifest of attributes under which the content changed. The state directory
+    /// keeps it.
     pub fn forget(&self, present: &Version) {
         self.lock().forget(&present.key());
     }
@@ -390,8 +391,8 @@ async fn finished(mut result: watch::Receiver<Option<ManifestResult>>) -> Manife
     }
 }
 
-/// Computes the manifest of a file. May block for as long as the disk takes. `progress` must be new,
-/// and gets the values one segment after the other.
+/// Computes the manifest of a file. May block for as long as the disk takes. `progress` must be
+/// new, and gets the values one segment after the other.
 pub fn hash(open: &OpenFile, progress: &HashProgress) -> Result<Computed, HashError> {
     let computed = hash_at(open, progress, |_| true, SystemTime::now())?;
     Ok(computed.expect("nothing ends it early"))

@@ -175,8 +175,8 @@ impl Lead {
         self.piece_read.notify_all();
     }
 
-    /// Takes over a piece that was read; `None` of a hole. Keeps it for the stream unless the stream
-    /// is elsewhere.
+    /// Takes over a piece that was read; `None` of a hole. Keeps it for the stream unless the
+    /// stream is elsewhere.
     pub(super) fn end_piece(&self, piece: u64, bytes: Option<&Arc<Vec<u8>>>) {
         let mut state = self.lock();
         if let Some(reading) = &mut state.reading {
@@ -191,16 +191,16 @@ impl Lead {
         self.piece_read.notify_all();
     }
 
-    /// Records that the hasher pauses, has ended, or tries parts of a piece that cannot be read. The
-    /// stream does not wait for it then.
+    /// Records that the hasher pauses, has ended, or tries parts of a piece that cannot be read.
+    /// The stream does not wait for it then.
     pub(super) fn pause(&self) {
         self.lock().reading = None;
         self.piece_read.notify_all();
     }
 
     /// Fills buffers of the stream with the bytes from `offset` on, as far as they were read by the
-    /// hasher. Waits for those of the segment that it reads at this moment. Returns their number, and
-    /// what is left of the buffers.
+    /// hasher. Waits for those of the segment that it reads at this moment. Returns their number,
+    /// and what is left of the buffers.
     pub fn take<'a, 'b>(
         &self,
         buffers: &'a mut [IoSliceMut<'b>],

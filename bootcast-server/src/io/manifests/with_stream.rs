@@ -123,8 +123,8 @@ impl Manifests {
     }
 }
 
-/// Returns the size of a file that the page cache is taken to keep between two readings: a quarter of
-/// the machine's memory.
+/// Returns the size of a file that the page cache is taken to keep between two readings: a quarter
+/// of the machine's memory.
 pub(super) fn page_cache() -> u64 {
     let info = rustix::system::sysinfo();
     let memory = u128::from(info.totalram) * u128::from(info.mem_unit);

@@ -1,5 +1,5 @@
-//! The end of a file: its last page, leaf, segment and block, at all sizes near their borders. Bytes
-//! come from memory, so that the manifest and the file can differ.
+//! The end of a file: its last page, leaf, segment and block, at all sizes near their borders.
+//! Bytes come from memory, so that the manifest and the file can differ.
 
 use std::io::IoSliceMut;
 use std::iter::once;
