@@ -378,14 +378,14 @@ fn serve(
     mounted: Mounted,
     mut signals: EndSignals,
 ) -> Result<Ended, MountError> {
-    let Mounted { fs, session, metrics, connection, listener } = mounted;
+    let Mounted { fs, session: fuse, metrics, connection, listener } = mounted;
     // The socket and the store have their own descriptors.
     drop(connection);
     let (ended, end) = oneshot::channel();
     let thread = std::thread::Builder::new().name("session".into());
     thread
         .spawn(move || {
-            let _ = ended.send(session.run());
+            let _ = ended.send(session::run(fuse));
         })
         .map_err(|error| MountError::failed(&error))?;
     runtime.block_on(async {

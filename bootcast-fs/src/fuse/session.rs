@@ -41,6 +41,21 @@ pub fn resume(adapter: Adapter, device: &OwnedFd, acl: SessionACL) -> io::Result
     Ok(session)
 }
 
+/// Serves the kernel's requests until the connection ends, as by an unmount.
+pub fn run(session: Session<Adapter>) -> io::Result<()> {
+    end_of(session.run())
+}
+
+/// Returns how a session ended. The kernel answers ENODEV after an unmount, which the library takes
+/// for the end, and ECONNABORTED to who was reading a request at that moment (`fuse_dev_do_read` in
+/// Linux `fs/fuse/dev.c`).
+fn end_of(outcome: io::Result<()>) -> io::Result<()> {
+    match outcome {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => Ok(()),
+        outcome => outcome,
+    }
+}
+
 /// Returns the configuration of a session. All threads use one descriptor: when the last copy of a
 /// descriptor is closed, the requests that were read from it fail. A process that was killed must
 /// not close one that nobody else holds.
@@ -70,7 +85,15 @@ fn init_request() -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use rustix::io::Errno;
+
     use super::*;
+
+    #[test]
+    fn an_unmount_while_a_request_is_read_is_the_end_and_no_error() {
+        assert!(end_of(Err(Errno::CONNABORTED.into())).is_ok());
+        assert!(end_of(Err(Errno::IO.into())).is_err());
+    }
 
     #[test]
     fn the_init_request_has_the_length_that_it_states() {
