@@ -33,7 +33,7 @@ use crate::mount::{MountError, MountRequest};
 pub(crate) use listener::Listener;
 use replace::Offer;
 
-/// What a process needs to serve a mount that another process served.
+/// Descriptors with which a process can serve a mount that another process served before.
 #[derive(Debug)]
 pub struct Connection {
     /// The FUSE device.
@@ -42,7 +42,7 @@ pub struct Connection {
     pub journal: File,
 }
 
-/// How a process comes by its connection.
+/// Origin of the connection that a process serves.
 #[derive(Debug)]
 pub enum Start {
     /// It mounts.

@@ -34,7 +34,7 @@ const LEAVE_PATIENCE: Duration = Duration::from_secs(2);
 /// Longest time that a process waits for its leave requests when it hands its mount over.
 const HANDOVER_LEAVE_PATIENCE: Duration = Duration::from_millis(100);
 
-/// How a mount ended for this process.
+/// End of a mount for this process.
 enum Ended {
     /// It is unmounted.
     Unmounted,

@@ -170,7 +170,7 @@ impl Server {
         }
         // The thread sends nothing: this resolves, with an error, when the thread ends.
         let _ = sender_ended.await;
-        // What the casts learned last is kept, unless the disk hangs.
+        // The newest profiles are kept, unless the disk hangs.
         let _ = tokio::time::timeout(KEEP_TIMEOUT, keeping_profiles).await;
         Ok(())
     }

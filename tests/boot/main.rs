@@ -39,7 +39,7 @@ struct Cli {
     ways: Vec<Way>,
 }
 
-/// What one boot of the fleet cost.
+/// Cost of one boot of the fleet.
 struct Cost {
     /// Bytes that the head sent.
     sent: u64,

@@ -185,7 +185,7 @@ impl MountProc<'_> {
         self.proc.log()
     }
 
-    /// What the mount tells of itself.
+    /// Returns the status that the mount reports.
     #[track_caller]
     pub fn status(&self) -> MountStatus {
         let mut value = vec![0; STATUS_MAX];

@@ -18,7 +18,7 @@ fn df_shows_the_file_system_of_the_server_and_does_not_wait_for_it() {
     let expected = statvfs(lab.served()).unwrap();
     for path in [mount.path().to_owned(), mount.join("images"), mount.join("images/image")] {
         let shown = statvfs(&path).unwrap();
-        // What is free changes with everything else that runs on this machine.
+        // The free space changes with everything else that runs on this machine.
         assert_eq!(total(&shown), total(&expected) / 4096 * 4096, "{}", path.display());
         assert!(shown.f_bavail <= shown.f_bfree && 0 < shown.f_bfree);
     }

@@ -25,7 +25,7 @@ const FILES: u64 = 3;
 /// Share of the datagrams that get lost while there is loss.
 const LOSS: &str = "udp dport { 9000, 9001 } numgen random mod 100 < 10";
 
-/// What the model knows of a file: all contents that it had, the present one last.
+/// A file in the model: all contents that it had, the present one last.
 struct Model {
     contents: Vec<Vec<u8>>,
 }

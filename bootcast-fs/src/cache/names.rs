@@ -56,7 +56,7 @@ struct Latest {
     lines: Arc<BTreeMap<String, Line>>,
 }
 
-/// What is known to be on disk, so that a name is written once.
+/// Lines that are on disk already. They are not written again.
 #[derive(Debug, Default)]
 struct Written {
     /// Files that were read.

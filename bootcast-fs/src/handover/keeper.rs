@@ -204,7 +204,7 @@ fn receive_report(mut socket: &UnixStream) -> Result<Report, MountError> {
         Ok(Some((READY, connection))) => Ok(Report::Ready(connection)),
         Ok(Some((code, _))) => {
             let mut text = Vec::new();
-            // What was read before an error is shown.
+            // If this fails, the message has only the bytes that were read before.
             let _ = socket.read_to_end(&mut text);
             let text = String::from_utf8_lossy(&text);
             let usage = MountError::usage(&text);

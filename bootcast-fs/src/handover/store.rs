@@ -17,7 +17,7 @@ use crate::mount::MountError;
 const DEVICE_NAME: &str = "bootcastfs-device";
 const JOURNAL_NAME: &str = "bootcastfs-journal";
 
-/// What keeps the connection when this process is killed.
+/// Process that keeps the descriptors of the connection while this one may be killed.
 #[derive(Debug)]
 pub enum Store {
     /// Nothing.

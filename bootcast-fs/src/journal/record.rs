@@ -125,7 +125,7 @@ pub struct Dir {
     pub listing: Option<Vec<Listed>>,
 }
 
-/// What the kernel knows of a mount.
+/// Inodes, open files and open directories that the kernel refers to, and the mount they belong to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct State {
     /// Command line of the mount.

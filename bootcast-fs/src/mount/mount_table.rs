@@ -48,7 +48,8 @@ mod tests {
     #[test]
     fn the_number_and_type_of_a_mount_are_those_of_the_last_one_at_its_path() {
         let table = b"22 1 0:5 / /a\\040b rw,nosuid shared:7 - ext4 /dev/x rw\n\
-            23 22 0:6 / /a\\040b ro - fuse.bootcastfs head:/ ro\n24 1 0:7 / /a rw - tmpfs none rw\n";
+            23 22 0:6 / /a\\040b ro - fuse.bootcastfs head:/ ro\n\
+            24 1 0:7 / /a rw - tmpfs none rw\n";
         assert_eq!(top_mount(table, Path::new("/a b")), Some((6, &b"fuse.bootcastfs"[..])));
         assert_eq!(top_mount(table, Path::new("/a")), Some((7, &b"tmpfs"[..])));
         assert_eq!(top_mount(table, Path::new("/")), None);

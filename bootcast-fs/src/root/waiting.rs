@@ -1,5 +1,5 @@
-//! What a mount does while its server does not answer: it asks again, or shows what the cache
-//! holds.
+//! The search for the root of a mount. While the server does not answer, the mount asks again, or
+//! begins with the names that the cache remembers.
 
 use std::time::{Duration, Instant};
 

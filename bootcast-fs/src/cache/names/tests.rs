@@ -1,4 +1,4 @@
-//! What a later mount of the same server finds of the names in a cache.
+//! A later mount of the same server finds the names that an earlier one recorded.
 
 use std::io::{IoSlice, Write};
 

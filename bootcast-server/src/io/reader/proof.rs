@@ -13,7 +13,7 @@ use bootcast_proto::manifest::LEAF_BYTES;
 use super::source::{PageSource, ReadError};
 use crate::source::is_leaf;
 
-/// What happens with leaves of which a range has only a part.
+/// Treatment of leaves of which a range has only a part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PartialLeaves {
     /// Their rest is read as well, so that every byte of the range is compared.

@@ -148,8 +148,8 @@ pub struct Join {
     pub newer_than: Option<Version>,
     /// Whether the client asked for leaf lists.
     pub wants_leaves: bool,
-    /// What earlier casts of this content learned, if the client asked for it. Such a client only
-    /// demands, and holds nothing.
+    /// Profile that earlier casts of this content learned, if the client asked for it. Such a
+    /// client only demands, and holds nothing.
     pub profile: Option<Arc<Profile>>,
 }
 
