@@ -3,13 +3,14 @@
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
+use bootcast_proto::Etag;
 use bootcast_proto::api::{Kind, Meta};
 use bootcast_proto::manifest::HEADER_CONTENT_ID;
 use bootcast_proto::space::HEADER_SPACE;
-use bootcast_proto::{Etag, RemotePath};
 
 use super::range::contains_etag;
 use super::{ApiError, ApiState, JSON, json, remote_path};
+use crate::io::identity::Located;
 
 /// Answers `GET /meta/`.
 pub(super) async fn meta(
@@ -19,15 +20,17 @@ pub(super) async fn meta(
 ) -> Result<Response, ApiError> {
     let path = remote_path(&uri, "/meta/")?;
     let (identity, name) = (state.identity.clone(), path.clone());
-    let (mut attributes, mut version) =
+    let Located { mut attributes, mut version, space } =
         state.lookup(&path, move || identity.attributes(&name)).await?;
     if attributes.kind == Kind::File && state.identity.wait_verdict(&path).await {
         let (identity, name) = (state.identity.clone(), path.clone());
-        (attributes, version) = state.lookup(&path, move || identity.attributes(&name)).await?;
+        Located { attributes, version, .. } =
+            state.lookup(&path, move || identity.attributes(&name)).await?;
     }
     if attributes.kind != Kind::Directory || !wants_entries(&uri) {
         let etag = attributes.etag.clone();
-        let space = space(&state, &path, attributes.kind).await;
+        // Also with 304: the version of a directory says nothing of it.
+        let space = space.map(|space| [(HEADER_SPACE, space.encode())]);
         // Only what is known at once: a `stat` does not wait for the state directory.
         let id = version.and_then(|version| state.manifests.content_id_now(version));
         let body = || {
@@ -40,21 +43,6 @@ pub(super) async fn meta(
     let listing = state.listings.get(&path).await?;
     let body = || ([(header::CONTENT_TYPE, JSON)], listing.json).into_response();
     Ok(answer(&headers, listing.etag.as_ref(), body))
-}
-
-/// Returns the header that states the capacity of a directory's file system, also with 304. The
-/// answer does not depend on it.
-async fn space(
-    state: &ApiState,
-    path: &RemotePath,
-    kind: Kind,
-) -> Option<[(&'static str, String); 1]> {
-    if kind != Kind::Directory {
-        return None;
-    }
-    let (identity, name) = (state.identity.clone(), path.clone());
-    let space = state.lookup(path, move || identity.space(&name)).await.ok()?;
-    Some([(HEADER_SPACE, space.encode())])
 }
 
 /// Returns whether the request asks for the entries, if its path is a directory.

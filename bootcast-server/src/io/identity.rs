@@ -71,6 +71,17 @@ struct Suspicion {
     until: Instant,
 }
 
+/// A path that was looked up.
+#[derive(Clone, Debug)]
+pub struct Located {
+    /// Attributes of the path alone.
+    pub attributes: Attributes,
+    /// Announced version of a regular file.
+    pub version: Option<Version>,
+    /// Capacity of the file system that a directory lies on, if that is known.
+    pub space: Option<Space>,
+}
+
 impl Identity {
     /// Announces the files of `source`. Loads the aliases of the state directory, so it may block.
     pub fn new(source: Arc<Source>, manifests: Manifests) -> Self {
@@ -124,24 +135,15 @@ impl Identity {
         Ok(self.resolve(path, self.source.version(path)?).version)
     }
 
-    /// Reads the attributes of the path alone, and the announced version of a regular file. May
-    /// block.
-    pub fn attributes(
-        &self,
-        path: &RemotePath,
-    ) -> Result<(Attributes, Option<Version>), SourceError> {
+    /// Reads the attributes of the path alone. May block.
+    pub fn attributes(&self, path: &RemotePath) -> Result<Located, SourceError> {
         let announced = Cell::new(None);
-        let attributes = self.source.attributes(path, &|present| {
+        let (attributes, space) = self.source.attributes(path, &|present| {
             let version = self.resolve(path, present).version;
             announced.set(Some(version));
             version
         })?;
-        Ok((attributes, announced.get()))
-    }
-
-    /// Returns the capacity of the file system that the path lies on. May block.
-    pub fn space(&self, path: &RemotePath) -> Result<Space, SourceError> {
-        self.source.space(path)
+        Ok(Located { attributes, version: announced.get(), space })
     }
 
     /// Reads the attributes of a directory and of all its entries. May block.

@@ -19,7 +19,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use bootcast_proto::api::{Attributes, Meta};
+use bootcast_proto::api::{Attributes, Kind, Meta};
 use bootcast_proto::space::Space;
 use bootcast_proto::{Etag, RemotePath};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
@@ -121,27 +121,20 @@ impl Source {
         Ok(Version::of_file(&located)?)
     }
 
-    /// Reads the attributes of the path alone. Does not follow a symbolic link at its end.
-    /// `announced` returns the version that is announced for the present one.
+    /// Reads the attributes of the path alone, and of a directory the capacity of its file system.
+    /// Does not follow a symbolic link at its end. `announced` returns the version that is announced
+    /// for the present one.
     pub fn attributes(
         &self,
         path: &RemotePath,
         announced: &dyn Fn(Version) -> Version,
-    ) -> Result<Attributes, SourceError> {
+    ) -> Result<(Attributes, Option<Space>), SourceError> {
         let located = self.lookup(path, OFlags::NOFOLLOW)?;
-        Ok(listing::own_attributes(located.as_fd(), announced)?)
-    }
-
-    /// Returns the capacity of the file system that the path lies on.
-    pub fn space(&self, path: &RemotePath) -> Result<Space, SourceError> {
-        let located = self.lookup(path, OFlags::NOFOLLOW)?;
-        let file_system = rustix::fs::fstatvfs(located)?;
-        let bytes = |blocks: u64| blocks.saturating_mul(file_system.f_frsize);
-        Ok(Space {
-            total: bytes(file_system.f_blocks),
-            free: bytes(file_system.f_bfree),
-            available: bytes(file_system.f_bavail.min(file_system.f_bfree)),
-        })
+        let attributes = listing::own_attributes(located.as_fd(), announced)?;
+        let is_directory = attributes.kind == Kind::Directory;
+        // Attributes are of use without it.
+        let space = is_directory.then(|| space(&located).ok()).flatten();
+        Ok((attributes, space))
     }
 
     /// Reads the attributes of a directory and of all its entries. Fails if the path is not a
@@ -200,4 +193,15 @@ impl OpenFile {
     pub fn etag(&self) -> Etag {
         self.version.etag()
     }
+}
+
+/// Returns the capacity of the file system behind a descriptor.
+fn space(located: impl AsFd) -> Result<Space, Errno> {
+    let file_system = rustix::fs::fstatvfs(located)?;
+    let bytes = |blocks: u64| blocks.saturating_mul(file_system.f_frsize);
+    Ok(Space {
+        total: bytes(file_system.f_blocks),
+        free: bytes(file_system.f_bfree),
+        available: bytes(file_system.f_bavail.min(file_system.f_bfree)),
+    })
 }
