@@ -3,9 +3,10 @@
 //!
 //! Members cannot be trusted: one may want pages that no reader needs, or join again and again. So
 //! the number of leaves is bounded, and a join causes at most one profile to be sent. When the last
-//! member that asked for it leaves, pages that wait are dropped.
+//! member that asked for it leaves, none of it is sent until another one joins.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -43,13 +44,14 @@ pub(super) struct CastProfile {
     /// Members that held nothing when they joined, with the end of the time in which their wants
     /// become part of the profile.
     fresh: BTreeMap<Token, Instant>,
-    /// Pages of the profile that some of these members may not have got.
+    /// Pages of the profile that some of these members, or of earlier ones, may not have got.
     waiting: RangeMap<()>,
-    /// Whether all pages of the profile wait.
-    all_wait: bool,
+    /// The other pages of the profile, and some that wait.
+    idle: RangeMap<()>,
     /// Index of the run of the profile that is sent next. After the last one follows the first.
     next_run: usize,
-    /// Join since which pages have waited, and when they may be sent; `None` while none waits.
+    /// Join since which pages have waited, and when they may be sent; `None` while none waits for a
+    /// member.
     hold: Option<Hold>,
     /// Time of the first change that was not handed out to be kept.
     changed_at: Option<Instant>,
@@ -75,7 +77,7 @@ impl CastProfile {
             known: None,
             fresh: BTreeMap::new(),
             waiting: RangeMap::default(),
-            all_wait: false,
+            idle: RangeMap::default(),
             next_run: 0,
             hold: None,
             changed_at: None,
@@ -94,7 +96,9 @@ impl CastProfile {
         }
         self.known = Some(Arc::clone(known));
         if self.profile.merge(known) {
-            self.all_wait = false;
+            for run in self.profile.runs() {
+                self.idle.insert(pages_of(&self.profile, run, &self.geometry), ());
+            }
             let profile = &self.profile;
             self.proposed.retain(|leaf, _| profile.has_candidate(*leaf));
         }
@@ -108,13 +112,9 @@ impl CastProfile {
         if self.profile.is_empty() {
             self.first_until.get_or_insert(until);
         }
-        // In a storm of joins, only the first one costs work.
-        if !self.all_wait {
-            for run in self.profile.runs() {
-                let pages = self.geometry.pages_covering(self.profile.bytes_of(run));
-                self.waiting.insert(pages, ());
-            }
-            self.all_wait = true;
+        // A page becomes idle when it is sent. So a storm of joins costs no more work than sending.
+        for (pages, ()) in std::mem::take(&mut self.idle).iter() {
+            self.waiting.insert(pages, ());
         }
         if !self.waiting.is_empty() {
             let since = self.hold.map_or(now, |hold| hold.since);
@@ -153,7 +153,7 @@ impl CastProfile {
             self.profile.has_candidate(leaf) && self.proposed.get(&leaf) != Some(token);
         let has_changed = if is_first || is_confirmed {
             self.proposed.remove(&leaf);
-            self.all_wait = false;
+            self.idle.insert(pages_of(&self.profile, &(leaf..leaf + 1), &self.geometry), ());
             self.profile.extend(leaf..leaf + 1)
         } else if self.profile.propose(leaf) {
             self.proposed.insert(leaf, token.clone());
@@ -180,8 +180,6 @@ impl CastProfile {
 
     fn on_members_gone(&mut self) {
         if self.fresh.is_empty() {
-            self.waiting = RangeMap::default();
-            self.all_wait = false;
             self.hold = None;
         }
         self.assert_invariants();
@@ -192,8 +190,10 @@ impl CastProfile {
         if self.hold.is_none() {
             return;
         }
+        for (sent, ()) in self.waiting.parts(pages) {
+            self.idle.insert(sent, ());
+        }
         self.waiting.remove(pages);
-        self.all_wait = false;
         if self.waiting.is_empty() {
             self.hold = None;
         }
@@ -214,7 +214,7 @@ impl CastProfile {
         let (before, after) = runs.split_at(self.next_run.min(runs.len()));
         let in_turn = after.iter().zip(self.next_run..).chain(before.iter().zip(0..));
         let next = in_turn.into_iter().find_map(|(run, index)| {
-            let pages = self.geometry.pages_covering(self.profile.bytes_of(run));
+            let pages = pages_of(&self.profile, run, &self.geometry);
             let (part, ()) = self.waiting.parts(pages).next()?;
             Some((part, pages.end.0, index))
         });
@@ -251,18 +251,19 @@ impl CastProfile {
     fn assert_invariants(&self) {
         // The driver would spin if the profile claimed to have pages and sent none.
         assert!(
-            self.waiting.is_empty() == self.hold.is_none(),
-            "since when pages of the profile wait is not known"
+            self.hold.is_some() == (!self.waiting.is_empty() && !self.fresh.is_empty()),
+            "pages of the profile wait for nobody, or nobody knows since when"
         );
         debug_assert!(
             self.proposed.len() <= PROFILE_LEAVES,
             "leaves are proposed that are no candidates"
         );
-        assert!(
-            self.waiting.is_empty() || !self.fresh.is_empty(),
-            "the profile would be sent to nobody"
-        );
     }
+}
+
+/// Returns the pages that a run of leaves of the profile touches.
+fn pages_of(profile: &Profile, run: &Range<u64>, geometry: &Geometry) -> PageRange {
+    geometry.pages_covering(profile.bytes_of(run))
 }
 
 #[cfg(test)]

@@ -1,7 +1,6 @@
 //! Profiles of contents: kept beside the manifests in the state directory, and the recent ones in
 //! memory. docs/PROTOCOL.md, "Profile".
 
-use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -21,10 +20,11 @@ const IN_MEMORY: NonZeroUsize = NonZeroUsize::new(32).expect("not 0");
 /// Time that a join waits for the state directory. Then it is answered without a profile.
 const LOAD_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Maximum number of profiles that wait until the content of their file is known.
-const UNNAMED_MAX: usize = 32;
+/// Maximum number of learned profiles that cannot be kept yet, because the content id of their file
+/// is not known, or the state directory does not answer. One more replaces the oldest.
+const WAITING_MAX: NonZeroUsize = NonZeroUsize::new(32).expect("not 0");
 
-/// Time after which the content ids of these files are looked up again.
+/// Time after which they are tried again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A profile that a cast learned.
@@ -40,8 +40,8 @@ pub struct LearnedProfile {
 #[derive(Clone, Debug)]
 pub struct Profiles {
     manifests: Manifests,
-    /// Thread that uses the state directory.
-    thread: BlockingPool,
+    /// Threads that use the state directory.
+    threads: BlockingPool,
     recent: Arc<Mutex<LruCache<ContentId, Arc<Profile>>>>,
 }
 
@@ -49,7 +49,7 @@ impl Profiles {
     /// Keeps profiles in the state directory of the manifests, if they have one.
     pub fn new(manifests: Manifests) -> Self {
         let recent = Arc::new(Mutex::new(LruCache::new(IN_MEMORY)));
-        Self { manifests, thread: BlockingPool::new(1), recent }
+        Self { manifests, threads: BlockingPool::new(1), recent }
     }
 
     /// Returns the profile of a content of `size` bytes, empty if nothing was learned. Waits for
@@ -58,68 +58,88 @@ impl Profiles {
         // Goes on after the timeout, so that a later join finds the profile in memory.
         let loading = tokio::spawn(self.clone().load(id, size));
         let loaded = tokio::time::timeout(LOAD_TIMEOUT, loading).await;
-        loaded.ok().and_then(Result::ok).unwrap_or_else(|| Arc::new(Profile::new(size)))
+        let loaded = loaded.ok().and_then(Result::ok).flatten();
+        loaded.unwrap_or_else(|| Arc::new(Profile::new(size)))
     }
 
     /// Keeps the profiles that casts learn, until all senders are gone. If the content of a file is
     /// still being hashed, its profile is kept once the content id is known.
     pub async fn keep(self, mut learned: UnboundedReceiver<LearnedProfile>) {
-        let mut unnamed: HashMap<VersionKey, LearnedProfile> = HashMap::new();
+        let mut waiting: LruCache<VersionKey, LearnedProfile> = LruCache::new(WAITING_MAX);
+        let mut retry = tokio::time::interval(RETRY_INTERVAL);
         loop {
-            match tokio::time::timeout(RETRY_INTERVAL, learned.recv()).await {
-                Ok(Some(more)) if unnamed.len() < UNNAMED_MAX => {
-                    unnamed.insert(more.version.key(), more);
+            tokio::select! {
+                next = learned.recv() => {
+                    let Some(next) = next else { break };
+                    // What the same cast learned earlier is part of it.
+                    waiting.pop(&next.version.key());
+                    self.keep_or_wait(next, &mut waiting).await;
                 }
-                Ok(Some(_)) | Err(_) => {}
-                Ok(None) => break,
+                _ = retry.tick(), if !waiting.is_empty() => self.keep_all(&mut waiting).await,
             }
-            self.keep_known(&mut unnamed).await;
         }
-        self.keep_known(&mut unnamed).await;
+        self.keep_all(&mut waiting).await;
     }
 
-    /// Keeps and removes the profiles whose content is known.
-    async fn keep_known(&self, unnamed: &mut HashMap<VersionKey, LearnedProfile>) {
-        for (key, LearnedProfile { version, profile }) in std::mem::take(unnamed) {
-            match self.manifests.content_id(version).await {
-                Some(id) => self.add(id, profile).await,
-                None => drop(unnamed.insert(key, LearnedProfile { version, profile })),
-            }
+    /// Keeps the profiles that wait, as far as that is possible now.
+    async fn keep_all(&self, waiting: &mut LruCache<VersionKey, LearnedProfile>) {
+        let mut pending = std::mem::replace(waiting, LruCache::new(WAITING_MAX));
+        while let Some((_, learned)) = pending.pop_lru() {
+            self.keep_or_wait(learned, waiting).await;
         }
     }
 
-    /// Adds what a cast learned to what is known of a content.
-    async fn add(&self, id: ContentId, learned: Profile) {
-        let mut profile = Arc::unwrap_or_clone(self.clone().load(id, learned.size()).await);
-        if !profile.merge(&learned) {
-            return;
+    /// Keeps a profile, or lets it wait.
+    async fn keep_or_wait(
+        &self,
+        learned: LearnedProfile,
+        waiting: &mut LruCache<VersionKey, LearnedProfile>,
+    ) {
+        let id = self.manifests.content_id(learned.version).await;
+        let is_kept = match id {
+            Some(id) => self.add(id, &learned.profile).await,
+            None => false,
+        };
+        if !is_kept {
+            waiting.put(learned.version.key(), learned);
+        }
+    }
+
+    /// Adds what a cast learned to what is known of a content. Returns `false` if that cannot be
+    /// read now: then nothing is replaced.
+    async fn add(&self, id: ContentId, learned: &Profile) -> bool {
+        let Some(known) = self.clone().load(id, learned.size()).await else { return false };
+        let mut profile = Arc::unwrap_or_clone(known);
+        if !profile.merge(learned) {
+            return true;
         }
         let profile = Arc::new(profile);
         self.lock().put(id, Arc::clone(&profile));
         let this = self.clone();
         let store = move || this.manifests.state().map(|state| state.store_profile(&id, &profile));
-        if let Ok(Some(Err(error))) = self.thread.run(&RemotePath::root(), store).await {
+        if let Ok(Some(Err(error))) = self.threads.run(&RemotePath::root(), store).await {
             tracing::warn!(content = %id, %error, "cannot keep the profile of a file");
         }
+        true
     }
 
-    /// Returns a profile from memory or the state directory, or an empty one. Loads it into memory.
-    async fn load(self, id: ContentId, size: u64) -> Arc<Profile> {
+    /// Returns a profile from memory or the state directory; an empty one if there is none, and
+    /// `None` if the state directory cannot be read. Loads it into memory.
+    async fn load(self, id: ContentId, size: u64) -> Option<Arc<Profile>> {
         if let Some(recent) = self.recent_of(id) {
-            return recent;
+            return Some(recent);
         }
         let this = self.clone();
         let load = move || {
-            let recent = this.recent_of(id);
-            recent.unwrap_or_else(|| {
-                let kept = this.manifests.state().and_then(|state| state.load_profile(&id, size));
-                let profile = Arc::new(kept.unwrap_or_else(|| Profile::new(size)));
-                this.lock().put(id, Arc::clone(&profile));
-                profile
-            })
+            let kept = match this.manifests.state() {
+                Some(state) => state.load_profile(&id, size).ok()?,
+                None => None,
+            };
+            // A newer one may have come into memory meanwhile.
+            let kept = || Arc::new(kept.unwrap_or_else(|| Profile::new(size)));
+            Some(Arc::clone(this.lock().get_or_insert(id, kept)))
         };
-        let loaded = self.thread.run(&RemotePath::root(), load).await;
-        loaded.unwrap_or_else(|_| Arc::new(Profile::new(size)))
+        self.threads.run(&RemotePath::root(), load).await.ok().flatten()
     }
 
     fn recent_of(&self, id: ContentId) -> Option<Arc<Profile>> {
@@ -214,5 +234,39 @@ mod tests {
         drop(sender);
         keeping.await.unwrap();
         assert_eq!(*profiles.get(id, SIZE as u64).await, profile(&[(9, 2)]));
+    }
+    #[tokio::test]
+    async fn files_that_are_never_hashed_do_not_keep_profiles_of_others_from_being_kept() {
+        let manifests = Manifests::new(None);
+        // Open until the end: another file could get the inode of one that is closed.
+        let files: Vec<_> = (0..2 * WAITING_MAX.get()).map(|_| file()).collect();
+        let (version, id) = known_file(&manifests).await;
+        let profiles = Profiles::new(manifests);
+        let (sender, received) = unbounded_channel();
+        for OpenFile { version, .. } in &files {
+            let learned = LearnedProfile { version: *version, profile: profile(&[(1, 1)]) };
+            sender.send(learned).unwrap();
+        }
+        sender.send(LearnedProfile { version, profile: profile(&[(9, 2)]) }).unwrap();
+        drop(sender);
+        profiles.clone().keep(received).await;
+        assert_eq!(*profiles.get(id, SIZE as u64).await, profile(&[(9, 2)]));
+    }
+
+    #[tokio::test]
+    async fn a_kept_profile_that_cannot_be_read_now_is_not_replaced() {
+        let dir = TempDir::new().unwrap();
+        let manifests = Manifests::new(Some(StateDir::open(dir.path()).unwrap()));
+        let (version, id) = known_file(&manifests).await;
+        // Reading a directory fails, also for root.
+        let kept = dir.path().join(format!("{id}.profile"));
+        std::fs::create_dir(&kept).unwrap();
+        let profiles = Profiles::new(manifests);
+        let learned = LearnedProfile { version, profile: profile(&[(9, 2)]) };
+        assert!(!profiles.add(id, &learned.profile).await);
+        assert!(profiles.get(id, SIZE as u64).await.is_empty());
+        std::fs::remove_dir(kept).unwrap();
+        assert!(profiles.add(id, &learned.profile).await);
+        assert_eq!(*profiles.get(id, SIZE as u64).await, learned.profile);
     }
 }

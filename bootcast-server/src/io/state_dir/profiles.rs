@@ -15,26 +15,31 @@ use super::StateDir;
 pub(super) const SUFFIX: &str = ".profile";
 
 /// Maximum length of a profile in bytes. The longest one that the server writes has 16,384 runs of
-/// one leaf each.
+/// one leaf each, and as many candidates.
 const MAX_LEN: u64 = 1 << 20;
 
 impl StateDir {
-    /// Returns the profile of a content. One that is damaged counts as absent.
-    pub fn load_profile(&self, id: &ContentId, size: u64) -> Option<Profile> {
+    /// Returns the profile of a content. One that is malformed counts as absent. Fails if the file
+    /// cannot be read.
+    pub fn load_profile(&self, id: &ContentId, size: u64) -> io::Result<Option<Profile>> {
         let path = self.profile_path(id);
         match read(&path) {
             Ok(text) => {
                 let parsed = Profile::parse_of(&text, id, size);
-                parsed
-                    .inspect_err(|error| {
-                        tracing::warn!(file = %path.display(), %error, "ignoring a kept profile");
-                    })
-                    .ok()
+                let usable = parsed.inspect_err(|error| {
+                    tracing::warn!(file = %path.display(), %error, "ignoring a kept profile");
+                });
+                Ok(usable.ok())
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            // It is no text.
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                tracing::warn!(file = %path.display(), %error, "ignoring a kept profile");
+                Ok(None)
+            }
             Err(error) => {
                 tracing::debug!(file = %path.display(), %error, "cannot read a kept profile");
-                None
+                Err(error)
             }
         }
     }
@@ -75,19 +80,21 @@ mod tests {
         let dir = TempDir::new().unwrap();
         let id = ContentId::from_bytes([7; 32]);
         let state = StateDir::open(dir.path()).unwrap();
-        assert_eq!(state.load_profile(&id, 1 << 20), None);
+        assert_eq!(state.load_profile(&id, 1 << 20).unwrap(), None);
         let mut profile = Profile::new(1 << 20);
         profile.extend(5..9);
         state.store_profile(&id, &profile).unwrap();
         let later = StateDir::open(dir.path()).unwrap();
-        assert_eq!(later.load_profile(&id, 1 << 20), Some(profile.clone()));
-        assert_eq!(later.load_profile(&id, 1 << 21), None, "another size");
+        assert_eq!(later.load_profile(&id, 1 << 20).unwrap(), Some(profile.clone()));
+        assert_eq!(later.load_profile(&id, 1 << 21).unwrap(), None, "another size");
         let text = std::fs::read_to_string(state.profile_path(&id)).unwrap();
         assert_eq!(text, profile.encode(&id));
         std::fs::write(state.profile_path(&id), "bootcast profile 1\nrubbish\n").unwrap();
-        assert_eq!(later.load_profile(&id, 1 << 20), None);
+        assert_eq!(later.load_profile(&id, 1 << 20).unwrap(), None);
+        std::fs::write(state.profile_path(&id), [0xff]).unwrap();
+        assert_eq!(later.load_profile(&id, 1 << 20).unwrap(), None);
         state.store_profile(&id, &profile).unwrap();
-        assert_eq!(later.load_profile(&id, 1 << 20), Some(profile));
+        assert_eq!(later.load_profile(&id, 1 << 20).unwrap(), Some(profile));
         assert_eq!(later.list().unwrap().len(), 1, "it counts for the size of the directory");
     }
 
@@ -97,11 +104,13 @@ mod tests {
         let id = ContentId::from_bytes([7; 32]);
         let state = StateDir::open(dir.path()).unwrap();
         let mut profile = Profile::new(u64::MAX);
-        for leaf in 0..PROFILE_LEAVES as u64 {
-            profile.extend(u64::MAX / (2 << 14) - 2 * leaf - 1..u64::MAX / (2 << 14) - 2 * leaf);
+        let last = u64::MAX / (2 << 14);
+        for leaf in (0..PROFILE_LEAVES as u64).map(|step| last - 2 * step) {
+            profile.extend(leaf - 1..leaf);
+            assert!(profile.propose(leaf));
         }
         assert_eq!(profile.runs().len(), PROFILE_LEAVES);
         state.store_profile(&id, &profile).unwrap();
-        assert_eq!(state.load_profile(&id, u64::MAX), Some(profile));
+        assert_eq!(state.load_profile(&id, u64::MAX).unwrap(), Some(profile));
     }
 }
