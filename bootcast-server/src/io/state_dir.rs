@@ -175,13 +175,7 @@ impl StateDir {
 
     /// Reads a manifest, and marks it as used now.
     fn read(&self, path: &Path, version: &Version) -> io::Result<Manifest> {
-        // Opening a pipe without NONBLOCK would wait for a writer.
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-        let file = rustix::fs::open(path, flags, Mode::empty());
-        let file = File::from(file.map_err(|errno| match errno {
-            Errno::LOOP => invalid("it is a symbolic link"),
-            errno => errno.into(),
-        })?);
+        let file = open(path)?;
         let tree = ContentTree::new(version.size());
         let (metadata, expected) = (file.metadata()?, encoded_len(tree));
         if !metadata.is_file() || metadata.len() != expected || expected > self.max_bytes {
@@ -191,10 +185,7 @@ impl StateDir {
         (&file).take(expected).read_to_end(&mut bytes)?;
         let manifest =
             decode(&bytes, version.key(), tree).ok_or_else(|| invalid("it is damaged"))?;
-        if let Err(error) = file.set_modified(SystemTime::now()) {
-            // The file belongs to another user.
-            tracing::debug!(file = %path.display(), %error, "cannot mark it as used");
-        }
+        mark_used(&file, path);
         Ok(manifest)
     }
 
@@ -247,6 +238,25 @@ impl StateDir {
             }
         }
         Ok(kept)
+    }
+}
+
+/// Opens a file of the directory for reading.
+fn open(path: &Path) -> io::Result<File> {
+    // Opening a pipe without NONBLOCK would wait for a writer.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = rustix::fs::open(path, flags, Mode::empty());
+    Ok(File::from(file.map_err(|errno| match errno {
+        Errno::LOOP => invalid("it is a symbolic link"),
+        errno => errno.into(),
+    })?))
+}
+
+/// Marks a file of the directory as used now: those unused for longest are removed first.
+fn mark_used(file: &File, path: &Path) {
+    if let Err(error) = file.set_modified(SystemTime::now()) {
+        // The file belongs to another user.
+        tracing::debug!(file = %path.display(), %error, "cannot mark it as used");
     }
 }
 

@@ -1,13 +1,10 @@
 //! Profiles in the state directory: text files, named by the content id.
 
-use std::fs::File;
 use std::io::{self, Read};
-use std::path::PathBuf;
-use std::time::SystemTime;
+use std::path::{Path, PathBuf};
 
 use bootcast_proto::Profile;
 use bootcast_proto::manifest::ContentId;
-use rustix::fs::{Mode, OFlags};
 
 use super::StateDir;
 
@@ -32,7 +29,7 @@ impl StateDir {
                 Ok(usable.ok())
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            // It is no text.
+            // It is no text, or a symbolic link.
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                 tracing::warn!(file = %path.display(), %error, "ignoring a kept profile");
                 Ok(None)
@@ -55,16 +52,11 @@ impl StateDir {
 }
 
 /// Reads a profile, and marks it as used now.
-fn read(path: &PathBuf) -> io::Result<String> {
-    // Opening a pipe without NONBLOCK would wait for a writer.
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+fn read(path: &Path) -> io::Result<String> {
+    let file = super::open(path)?;
     let mut text = String::new();
     (&file).take(MAX_LEN).read_to_string(&mut text)?;
-    if let Err(error) = file.set_modified(SystemTime::now()) {
-        // The file belongs to another user.
-        tracing::debug!(file = %path.display(), %error, "cannot mark it as used");
-    }
+    super::mark_used(&file, path);
     Ok(text)
 }
 
