@@ -43,10 +43,13 @@ fn files_are_listed_and_checked_and_those_that_nobody_uses_are_removed() {
     let (code, pruned) = run(host, &cache, &["prune", "--all"]);
     assert!(code == Some(0) && pruned.starts_with("removed 1 file, "), "{pruned}");
     assert!(pruned.ends_with("; 1 file in use stayed\n"), "{pruned}");
+    let names = || std::fs::read_dir(cache.join("names")).unwrap().count();
+    assert_eq!(names(), 0);
     drop(open);
     for file in [&image, &other] {
         assert_eq!(digest_of(second.join(file.path.file_name().unwrap())), file.digest);
     }
+    assert_eq!(names(), 1, "the mount records what is opened");
     second.umount();
     assert_eq!(run(host, &cache, &["prune", "--size", "1G"]).1, "removed 0 files, 0 B\n");
 

@@ -5,6 +5,8 @@ use std::path::{Component, Path, PathBuf};
 
 use bootcast_proto::ContentId;
 
+use super::replace;
+
 /// Directory of all objects, as seen from the links.
 const OBJECTS: &str = "../objects";
 
@@ -27,14 +29,8 @@ pub(super) fn record(object: &Path, content: ContentId) -> io::Result<()> {
         return Err(io::ErrorKind::InvalidInput.into());
     };
     let link = link(cache_dir, content);
-    // Another process may do the same at this moment.
-    let temporary = link.with_extension(std::process::id().to_string());
-    match std::fs::remove_file(&temporary) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        Ok(()) | Err(_) => {}
-    }
-    std::os::unix::fs::symlink(Path::new(OBJECTS).join(name), &temporary)?;
-    std::fs::rename(&temporary, &link)
+    let target = Path::new(OBJECTS).join(name);
+    replace(&link, |new| std::os::unix::fs::symlink(&target, new), |()| Ok(()))
 }
 
 /// Removes the link to an object, if it leads there.

@@ -41,7 +41,7 @@ mod symbols;
 mod window;
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -52,7 +52,7 @@ use rustix::fs::{FlockOperation, MemfdFlags, OFlags};
 pub use budget::{Amount, Budget};
 pub use kept::{Checked, Kept, KeptFile, list};
 pub use leaf_values::LeafValues;
-pub use names::{Names, Remembered};
+pub use names::{Names, Remembered, forget_names};
 pub use older::Older;
 pub use small_file::SmallFile;
 pub use state::{HeldSnapshot, Restored};
@@ -189,6 +189,14 @@ impl Cache {
         has_content || state::exists(&dir.join("objects").join(key.id(etag))).unwrap_or(true)
     }
 
+    /// Whether an object of this version, complete or not, or another version with the same content
+    /// is on disk.
+    fn has_object(&self, key: &ObjectKey) -> bool {
+        let (Some(dir), Some(etag)) = (self.dir(), &key.etag) else { return false };
+        let object = dir.join("objects").join(key.id(etag));
+        self.has(key) || object.try_exists().unwrap_or(true)
+    }
+
     /// Opens the store of a version in the directory of a cache on disk.
     fn open_version(&self, dir: &Path, key: &ObjectKey, etag: &Etag) -> io::Result<Store> {
         if let Some(store) = key.content.and_then(|content| self.open_content(dir, key, content)) {
@@ -302,6 +310,25 @@ pub(crate) fn nameless_file(dir: &Path) -> io::Result<File> {
         }
         made => made,
     }
+}
+
+/// Puts what `make` creates, and `fill` fills, in the place of `path`. Whoever looks finds the whole
+/// of the old one or of the new one. If this fails, nothing is left of the new one.
+fn replace<T>(
+    path: &Path,
+    make: impl FnMut(&Path) -> io::Result<T>,
+    fill: impl FnOnce(&mut T) -> io::Result<()>,
+) -> io::Result<T> {
+    let dir = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    let mut new = tempfile::Builder::new().prefix(".").make_in(dir, make)?;
+    fill(new.as_file_mut())?;
+    Ok(new.persist(path)?)
+}
+
+/// Replaces the file at `path` by one with these bytes that only its owner may read.
+fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let make = |path: &Path| OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    replace(path, make, |file| file.write_all(bytes)).map(drop)
 }
 
 fn create_private_dir(dir: &Path) -> io::Result<()> {

@@ -9,29 +9,32 @@
 //!
 //! The JSON is an entry of the server's listings (docs/PROTOCOL.md, "Meta") with the content id, if
 //! that is known. The name `.` stands for the directory itself. Lines are appended, and the last
-//! one of a name counts. A line whose checksum is wrong is ignored. So neither a crash nor another
-//! process that appends at the same time can damage more than one line.
+//! one of a name counts. A line whose checksum is wrong is ignored, so a crash can damage no more
+//! than one. Whoever appends, or replaces a long file by a shorter one, locks it.
 
-use std::collections::{BTreeMap, HashSet};
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+mod file;
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, TryLockError};
 
 use bootcast_proto::api::{Attributes, Entry, Kind};
 use bootcast_proto::path::{decode_segment, encode_name};
 use bootcast_proto::{ContentId, RemotePath};
 use serde::{Deserialize, Serialize};
 
-use super::{Cache, ObjectKey, short_hash};
+use super::{Cache, ObjectKey, paths, short_hash};
 use crate::panics::lock;
+use file::{Locked, Stamp};
 
 /// Name of the line about the directory itself.
 const DIRECTORY: &str = ".";
 
-/// Number of lines from which on a file is tidied when it is first used: names whose content is
-/// gone and lines that were replaced are left out.
+/// Number of lines from which on a file is tidied when it is first used, and number of lines by
+/// which a file may exceed two for each name: names whose content is gone and lines that were
+/// replaced are left out.
 const TIDY_LINES: usize = 256;
 
 /// Names below the directories of one server. Cheap to clone.
@@ -42,27 +45,28 @@ pub struct Names {
     dir: PathBuf,
     /// Server as `host:port`.
     server: String,
-    written: Arc<Mutex<Written>>,
+    /// Names files that lines were recorded in.
+    written: Arc<Mutex<HashMap<PathBuf, Written>>>,
     /// The directory that was looked at last.
     latest: Arc<Mutex<Option<Latest>>>,
 }
 
-/// A file that was read, which serves for as long as nothing is appended to it.
+/// The names file that was parsed last. It is valid while the file has this stamp.
 #[derive(Debug)]
 struct Latest {
     file: PathBuf,
-    /// Bytes of the file.
-    len: u64,
+    stamp: Stamp,
     lines: Arc<BTreeMap<String, Line>>,
 }
 
-/// Lines that are on disk already. They are not written again.
-#[derive(Debug, Default)]
+/// What a names file has on disk. It is valid while the file has this stamp.
+#[derive(Debug)]
 struct Written {
-    /// Files that were read.
-    files: HashSet<PathBuf>,
-    /// Hashes of a file's name and a line of it.
-    lines: HashSet<u64>,
+    stamp: Stamp,
+    /// Number of lines, also of those that were replaced.
+    lines: usize,
+    /// Hash of the newest line of each name, by the hash of the name.
+    newest: HashMap<u64, u64>,
 }
 
 /// A name as it was when it was last opened.
@@ -111,6 +115,25 @@ impl Names {
         self.append(&parent, encode_name(name), attributes, content)
     }
 
+    /// Whether these attributes of a path are on disk already. Does not wait: false if that is not
+    /// known at present.
+    pub fn is_recorded(
+        &self,
+        path: &RemotePath,
+        attributes: &Attributes,
+        content: Option<ContentId>,
+    ) -> bool {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return true };
+        let Ok(line) = Line::new(encode_name(name), attributes, content).text() else {
+            return false;
+        };
+        let file = self.file(&parent);
+        match self.written.try_lock() {
+            Ok(written) => has_line(written.get(&file), &file, &encode_name(name), &line),
+            Err(TryLockError::WouldBlock | TryLockError::Poisoned(_)) => false,
+        }
+    }
+
     fn append(
         &self,
         dir: &RemotePath,
@@ -118,23 +141,49 @@ impl Names {
         attributes: &Attributes,
         content: Option<ContentId>,
     ) -> io::Result<()> {
-        let entry = Entry { name, attributes: attributes.clone() };
-        let line = Line { entry, b3: content }.text()?;
-        let file = self.file(dir);
+        let line = Line::new(name.clone(), attributes, content).text()?;
+        let path = self.file(dir);
         let mut written = lock(&self.written);
-        if !written.files.contains(&file) {
-            for line in self.tidy(dir, &file)? {
-                written.lines.insert(mark(&file, &line));
-            }
-            written.files.insert(file.clone());
-        }
-        if !written.lines.insert(mark(&file, &line)) {
+        if has_line(written.get(&path), &path, &name, &line) {
             return Ok(());
         }
-        let mut options = OpenOptions::new();
-        options.append(true).create(true).mode(0o600);
-        // After a crash the last line may lack its end.
-        options.open(file)?.write_all(format!("\n{line}\n").as_bytes())
+        let mut file = Locked::open(&path)?;
+        let mut known = self.update(dir, &mut file, written.remove(&path))?;
+        if known.newest.get(&mark(&name)) != Some(&mark(&line)) {
+            file.append(&line)?;
+            known.insert(&name, &line);
+            known.stamp = file.stamp()?;
+        }
+        written.insert(path, known);
+        Ok(())
+    }
+
+    /// Returns what a file has on disk, of which `known` was there before. Tidies a long file.
+    fn update(
+        &self,
+        dir: &RemotePath,
+        file: &mut Locked,
+        known: Option<Written>,
+    ) -> io::Result<Written> {
+        let stamp = file.stamp()?;
+        let is_first_use = known.is_none();
+        let known = known.and_then(|known| Some((stamp.end_of(&known.stamp)?, known)));
+        let (start, mut known) = known.unwrap_or_else(|| (0, Written::new(stamp.clone())));
+        if start < stamp.len() {
+            known.read(&file.read(start)?)?;
+        }
+        known.stamp = stamp;
+        let usual = if is_first_use { 0 } else { 2 * known.newest.len() };
+        if known.lines > usual + TIDY_LINES {
+            let lines = self.tidy(dir, &file.read(0)?);
+            let texts = lines.values().map(Line::text).collect::<io::Result<Vec<_>>>()?;
+            file.replace(&texts)?;
+            known = Written::new(file.stamp()?);
+            for (name, text) in lines.keys().zip(&texts) {
+                known.insert(name, text);
+            }
+        }
+        Ok(known)
     }
 
     /// Returns the attributes of a directory that was mounted.
@@ -191,48 +240,81 @@ impl Names {
     /// Returns the newest line of each name in a directory.
     fn lines(&self, dir: &RemotePath) -> Arc<BTreeMap<String, Line>> {
         let file = self.file(dir);
-        let Ok(len) = fs::metadata(&file).map(|file| file.len()) else { return Arc::default() };
+        let Ok(stamp) = Stamp::of(&file) else { return Arc::default() };
         let mut latest = lock(&self.latest);
         if let Some(known) = latest.as_ref()
-            && (&known.file, known.len) == (&file, len)
+            && (&known.file, &known.stamp) == (&file, &stamp)
         {
             return known.lines.clone();
         }
-        let bytes = fs::read(&file).unwrap_or_default();
-        let lines = Arc::new(parse(&bytes));
-        *latest = Some(Latest { file, len: bytes.len() as u64, lines: lines.clone() });
+        let lines = Arc::new(parse(&fs::read(&file).unwrap_or_default()));
+        *latest = Some(Latest { file, stamp, lines: lines.clone() });
         lines
     }
 
-    /// Returns the lines of a file that count. Replaces a long file by these, without files whose
-    /// content is gone.
-    fn tidy(&self, dir: &RemotePath, file: &Path) -> io::Result<Vec<String>> {
-        let bytes = match fs::read(file) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            bytes => bytes?,
-        };
-        let mut lines = parse(&bytes);
-        let is_long = bytes.split(|byte| *byte == b'\n').count() > TIDY_LINES;
-        if is_long {
-            lines.retain(|name, line| {
-                let attributes = &line.entry.attributes;
-                let path = decode_segment(name).ok().and_then(|name| dir.join(&name).ok());
-                attributes.kind != Kind::File
-                    || path
-                        .is_some_and(|path| self.cache.has(&self.key(&path, attributes, line.b3)))
-            });
-        }
-        let texts = lines.values().map(Line::text).collect::<io::Result<Vec<_>>>()?;
-        if is_long {
-            let temporary = file.with_extension(std::process::id().to_string());
-            fs::write(&temporary, texts.join("\n") + "\n")?;
-            fs::rename(&temporary, file)?;
-        }
-        Ok(texts)
+    /// Returns the lines of a file that count, without those of files whose content is gone.
+    fn tidy(&self, dir: &RemotePath, bytes: &[u8]) -> BTreeMap<String, Line> {
+        let mut lines = parse(bytes);
+        lines.retain(|name, line| {
+            let attributes = &line.entry.attributes;
+            let path = decode_segment(name).ok().and_then(|name| dir.join(&name).ok());
+            // What is being received may be complete when it is looked for.
+            attributes.kind != Kind::File
+                || path.is_some_and(|path| {
+                    self.cache.has_object(&self.key(&path, attributes, line.b3))
+                })
+        });
+        lines
     }
 }
 
+impl Written {
+    fn new(stamp: Stamp) -> Self {
+        Self { stamp, lines: 0, newest: HashMap::new() }
+    }
+
+    fn insert(&mut self, name: &str, line: &str) {
+        self.lines += 1;
+        self.newest.insert(mark(name), mark(line));
+    }
+
+    /// Adds the lines of a part of a file.
+    fn read(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let before = self.lines;
+        for (name, line) in parse(bytes) {
+            self.insert(&name, &line.text()?);
+        }
+        let lines = bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        self.lines = before + lines.count();
+        Ok(())
+    }
+}
+
+/// Removes all names of the cache in `cache_dir`. Mounts that run record those that are opened from
+/// then on.
+pub fn forget_names(cache_dir: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(cache_dir.join("names")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        let file = if paths::is_name(&entry.file_name().to_string_lossy()) {
+            Some(Locked::open(&entry.path())?)
+        } else {
+            // It was left by a process that was cut off, or is about to become a names file.
+            Locked::open_left(&entry.path())?
+        };
+        file.map_or(Ok(()), Locked::remove)?;
+    }
+    Ok(())
+}
+
 impl Line {
+    fn new(name: String, attributes: &Attributes, content: Option<ContentId>) -> Self {
+        Self { entry: Entry { name, attributes: attributes.clone() }, b3: content }
+    }
+
     fn text(&self) -> io::Result<String> {
         let json = serde_json::to_string(self)?;
         Ok(format!("{} {json}", checksum(json.as_bytes())))
@@ -253,11 +335,18 @@ fn checksum(bytes: &[u8]) -> String {
     blake3::hash(bytes).to_hex()[..16].to_owned()
 }
 
-/// Returns a short hash of a line of a file.
-fn mark(file: &Path, line: &str) -> u64 {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(file.as_os_str().as_encoded_bytes()).update(line.as_bytes());
-    hasher.finalize().as_bytes().first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes))
+/// Whether this is the newest line of a name in a file, of which `known` was on disk.
+fn has_line(known: Option<&Written>, file: &Path, name: &str, line: &str) -> bool {
+    known.is_some_and(|known| {
+        known.newest.get(&mark(name)) == Some(&mark(line))
+            && Stamp::of(file).is_ok_and(|stamp| stamp == known.stamp)
+    })
+}
+
+/// Returns a short hash of a name or a line.
+fn mark(text: &str) -> u64 {
+    let hash = blake3::hash(text.as_bytes());
+    hash.as_bytes().first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes))
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::ObjectKey;
+use super::{ObjectKey, replace_file};
 
 /// Maximum number of objects in a list.
 const MAX_OBJECTS: usize = 8;
@@ -49,9 +49,7 @@ pub(super) fn forget(object: &Path, key: &ObjectKey) {
 
 fn write(list: &Path, names: &[String]) -> io::Result<()> {
     // Another process may do the same at this moment. Then one of the two lists wins.
-    let temporary = list.with_extension(std::process::id().to_string());
-    fs::write(&temporary, names.join("\n") + "\n")?;
-    fs::rename(&temporary, list)
+    replace_file(list, (names.join("\n") + "\n").as_bytes())
 }
 
 /// Returns the objects of the path of `key` except `own`, the newest first, as far as the list
@@ -77,6 +75,8 @@ fn list(cache_dir: &Path, key: &ObjectKey) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use bootcast_proto::RemotePath;
 
     use super::*;
@@ -108,6 +108,11 @@ mod tests {
         }
         assert_eq!(of("").len(), MAX_OBJECTS);
         assert_eq!(of("")[0], objects.join(name(29)));
+        let files = fs::read_dir(dir.path().join("paths")).unwrap();
+        let modes: Vec<_> = files
+            .map(|file| file.unwrap().metadata().unwrap().permissions().mode() & 0o777)
+            .collect();
+        assert_eq!(modes, [0o600; 2], "and nothing else is left");
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Room for bytes that are about to be stored: the budget of a cache, shared out in grants.
 //!
-//! The use of a cache on disk is the allocated size of its directory, so that all processes with
-//! the same directory share one budget:
+//! The use of a cache on disk is the allocated size of its objects, and of the links and lists that
+//! lead to them (`contents`, `paths`). Names of directories (`names`) and the files here do not
+//! count. All processes with the same directory share one budget:
 //!
 //! ```text
 //! CACHE_DIR/lock         locked alone while room is made, and shared while an object is opened

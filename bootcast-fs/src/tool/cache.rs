@@ -53,7 +53,7 @@ pub(super) enum Command {
         /// Remove what was not used for this long, such as 30d
         #[arg(long, value_name = "TIME", value_parser = durations::parse, group = "which")]
         unused: Option<Duration>,
-        /// Remove all
+        /// Remove all, and forget the names that mounts show without their server
         #[arg(long, group = "which")]
         all: bool,
     },
@@ -91,8 +91,11 @@ pub(super) fn run(command: Command) -> Result<(), ToolError> {
             prune(&dir, old, u64::MAX)
         }
         // With `--all` there is no size, and nothing may stay.
-        Command::Prune { place, size, .. } => {
+        Command::Prune { place, size, all, .. } => {
             let (dir, kept) = place.list()?;
+            if all {
+                cache::forget_names(&dir).map_err(|error| unusable(&dir, &error))?;
+            }
             let total = kept.iter().map(|object| object.allocated).sum::<u64>();
             prune(&dir, kept.iter(), total.saturating_sub(size.unwrap_or(0)))
         }
