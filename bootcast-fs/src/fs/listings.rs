@@ -2,17 +2,18 @@
 //! listed a moment ago asks nobody. Older ones are asked for again with their version: the server
 //! then need not send them.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bootcast_proto::api::Attributes;
 use bootcast_proto::{Etag, RemotePath};
+use lru::LruCache;
 
 use crate::panics::lock;
 
-/// Most names of all cached listings together. Each takes a few hundred bytes.
-const MAX_NAMES: usize = 100_000;
+/// Most names of all cached listings together, with one more for each listing. Each takes a few
+/// hundred bytes.
+const MAX_WEIGHT: usize = 100_000;
 
 /// Names of one directory with their attributes, as the server listed them.
 #[derive(Clone, Debug)]
@@ -31,6 +32,11 @@ impl Listing {
         Self { etag: None, entries: Arc::new(entries), fetched }
     }
 
+    /// Returns how much it counts among all listings.
+    fn weight(&self) -> usize {
+        self.entries.len() + 1
+    }
+
     /// Returns how much longer attributes of the listing may be used, out of `ttl`.
     pub(super) fn time_left(&self, ttl: Duration, now: Instant) -> Duration {
         ttl.saturating_sub(now.saturating_duration_since(self.fetched))
@@ -38,25 +44,44 @@ impl Listing {
 }
 
 /// Latest listings, by directory.
-#[derive(Debug, Default)]
-pub(super) struct Listings(Mutex<HashMap<RemotePath, Listing>>);
+#[derive(Debug)]
+pub(super) struct Listings(Mutex<Kept>);
+
+#[derive(Debug)]
+struct Kept {
+    /// Listings in the order of their last use.
+    listings: LruCache<RemotePath, Listing>,
+    /// Sum of the listings' weights.
+    weight: usize,
+}
+
+impl Default for Listings {
+    fn default() -> Self {
+        Self(Mutex::new(Kept { listings: LruCache::unbounded(), weight: 0 }))
+    }
+}
 
 impl Listings {
     /// Returns the latest listing of a directory, of any age.
     pub(super) fn latest(&self, dir: &RemotePath) -> Option<Listing> {
-        lock(&self.0).get(dir).cloned()
+        lock(&self.0).listings.get(dir).cloned()
     }
 
-    /// Keeps a listing. Drops the oldest ones if there are too many names.
+    /// Keeps a listing. Drops those that were not used for longest if there are too many names.
     pub(super) fn keep(&self, dir: &RemotePath, listing: &Listing) {
-        let mut listings = lock(&self.0);
-        listings.insert(dir.clone(), listing.clone());
-        let mut names: usize = listings.values().map(|listing| listing.entries.len()).sum();
-        while names > MAX_NAMES {
-            let oldest = listings.iter().min_by_key(|(_, listing)| listing.fetched);
-            let Some(oldest) = oldest.map(|(dir, _)| dir.clone()) else { break };
-            let dropped = listings.remove(&oldest);
-            names -= dropped.map_or(0, |listing| listing.entries.len());
+        let mut kept = lock(&self.0);
+        if let Some(before) = kept.listings.pop(dir) {
+            kept.weight -= before.weight();
+        }
+        if listing.weight() > MAX_WEIGHT {
+            return;
+        }
+        kept.weight += listing.weight();
+        kept.listings.push(dir.clone(), listing.clone());
+        while kept.weight > MAX_WEIGHT
+            && let Some((_, dropped)) = kept.listings.pop_lru()
+        {
+            kept.weight -= dropped.weight();
         }
     }
 }
@@ -77,16 +102,33 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_listings_go_when_there_are_too_many_names() {
+    fn the_listings_that_were_not_used_for_longest_go_when_there_are_too_many_names() {
         let (listings, start) = (Listings::default(), Instant::now());
-        for (age, dir) in [(2, "b"), (3, "a"), (1, "c")] {
-            let fetched = start + Duration::from_secs(10 - age);
-            listings.keep(&path(dir), &listing(MAX_NAMES / 2, fetched));
+        for dir in ["b", "a"] {
+            listings.keep(&path(dir), &listing(MAX_WEIGHT / 3, start));
         }
+        assert!(listings.latest(&path("b")).is_some());
+        listings.keep(&path("c"), &listing(MAX_WEIGHT / 3, start));
         let kept = ["a", "b", "c"].map(|dir| listings.latest(&path(dir)).is_some());
         assert_eq!(kept, [false, true, true]);
-        listings.keep(&path("d"), &listing(MAX_NAMES + 1, start));
+        listings.keep(&path("d"), &listing(MAX_WEIGHT, start));
         assert!(listings.latest(&path("d")).is_none(), "too large to be kept");
+        assert!(listings.latest(&path("c")).is_some(), "nothing goes in vain");
+        listings.keep(&path("c"), &listing(MAX_WEIGHT, start));
+        assert!(listings.latest(&path("c")).is_none(), "the earlier one is out of date");
+    }
+
+    #[test]
+    fn listings_without_names_are_limited_too() {
+        let (listings, start) = (Listings::default(), Instant::now());
+        for dir in 0..MAX_WEIGHT + 5 {
+            for _ in 0..2 {
+                listings.keep(&path(&dir.to_string()), &listing(0, start));
+            }
+        }
+        let kept = lock(&listings.0);
+        assert_eq!((kept.listings.len(), kept.weight), (MAX_WEIGHT, MAX_WEIGHT));
+        assert!(!kept.listings.contains(&path("4")) && kept.listings.contains(&path("5")));
     }
 
     #[test]
