@@ -115,8 +115,14 @@ impl Names {
         self.append(&parent, encode_name(name), attributes, content)
     }
 
-    /// Whether these attributes of a path are on disk already. Does not wait: false if that is not
-    /// known at present.
+    /// Whether [`Self::record_root`] has nothing to write. Does not wait: false if that is not known
+    /// at present.
+    pub fn is_root_recorded(&self, path: &RemotePath, attributes: &Attributes) -> bool {
+        self.is_written(path, DIRECTORY.to_owned(), attributes, None)
+    }
+
+    /// Whether [`Self::record`] has nothing to write. Does not wait: false if that is not known at
+    /// present.
     pub fn is_recorded(
         &self,
         path: &RemotePath,
@@ -124,12 +130,20 @@ impl Names {
         content: Option<ContentId>,
     ) -> bool {
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return true };
-        let Ok(line) = Line::new(encode_name(name), attributes, content).text() else {
-            return false;
-        };
-        let file = self.file(&parent);
+        self.is_written(&parent, encode_name(name), attributes, content)
+    }
+
+    fn is_written(
+        &self,
+        dir: &RemotePath,
+        name: String,
+        attributes: &Attributes,
+        content: Option<ContentId>,
+    ) -> bool {
+        let path = self.file(dir);
+        let Ok(line) = Line::new(name.clone(), attributes, content).text() else { return false };
         match self.written.try_lock() {
-            Ok(written) => has_line(written.get(&file), &file, &encode_name(name), &line),
+            Ok(written) => has_line(written.get(&path), &path, &name, &line),
             Err(TryLockError::WouldBlock | TryLockError::Poisoned(_)) => false,
         }
     }

@@ -232,15 +232,12 @@ impl Fs {
             lock(&self.inodes).refresh(ino, node.attributes.clone(), now());
         }
         let pending = {
-            let (fs, node, path) = (self.clone(), node.clone(), node.path.clone());
-            let version = version.clone();
-            let acquire = move || {
-                fs.record_name(&node);
-                fs.acquire(&path, &version, size, small.as_ref())
-            };
+            let (fs, path, version) = (self.clone(), node.path.clone(), version.clone());
+            let acquire = move || fs.acquire(&path, &version, size, small.as_ref());
             let acquired = tokio::task::spawn_blocking(acquire);
             acquired.await.map_err(|error| FsError::Io(error.to_string()))??
         };
+        let recorded = self.record_name_later(&node);
         let confirmed = self.wait_for_version(pending.object(), ino, &version).await;
         if let (Server::Plain(names), FileVersion::Plain(content)) = (&self.server, &version) {
             let size = pending.object().snapshot().size;
@@ -256,6 +253,8 @@ impl Fs {
             }
             FileVersion::Plain(_) => self.pinned(&node.path, None).await?,
         };
+        // A mount that is killed after the reply loses no name.
+        let _ = recorded.await;
         let object = pending.commit();
         let handle = self.next_handle();
         // The kernel would read the cache file of a pinned file unchecked.

@@ -5,8 +5,10 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use bootcast_proto::RemotePath;
 use bootcast_proto::api::Attributes;
+use bootcast_proto::{ContentId, RemotePath};
+use futures_util::future::OptionFuture;
+use tokio::task::JoinHandle;
 use tracing::warn;
 
 use super::inode::Node;
@@ -14,32 +16,21 @@ use super::{FileVersion, Fs, FsError, ROOT, lock};
 use crate::cache::Remembered;
 use crate::log_limit;
 
+/// Path and attributes of a directory.
+type Directory = (RemotePath, Attributes);
+
 impl Fs {
     /// Records a name and the directories above it, so that a later mount finds them without the
     /// server. Waits for the disk.
-    pub(super) fn record_name(&self, node: &Node) {
+    fn record_name(&self, node: &Node) {
         let Some(names) = &self.names else { return };
-        let root = {
-            let inodes = lock(&self.inodes);
-            inodes.find(ROOT).map(|root| (root.path.clone(), root.attributes.clone()))
-        };
-        let Some((root, attributes)) = root else { return };
+        let Some((root, directories)) = self.directories_of(&node.path) else { return };
         let record = || -> io::Result<()> {
-            names.record_root(&root, &attributes)?;
-            let mut path = node.path.parent().filter(|path| *path != root);
-            while let Some(directory) = path {
-                let known =
-                    lock(&self.inodes).newest(&directory).map(|node| node.attributes.clone());
-                if let Some(attributes) = known {
-                    names.record(&directory, &attributes, None)?;
-                }
-                path = directory.parent().filter(|path| *path != root);
+            names.record_root(&root.0, &root.1)?;
+            for (directory, attributes) in &directories {
+                names.record(directory, attributes, None)?;
             }
-            let content = match &node.version {
-                Some(FileVersion::Etag(etag)) => self.control.stated_id(&node.path, etag),
-                Some(FileVersion::Plain(_)) | None => None,
-            };
-            names.record(&node.path, &node.attributes, content)
+            names.record(&node.path, &node.attributes, self.content_of(node))
         };
         if let Err(error) = record()
             && let Some(more) = log_limit::allow("cannot record names", &error)
@@ -51,10 +42,44 @@ impl Fs {
         }
     }
 
-    /// Like [`Self::record_name`], without waiting. Must be called within the runtime.
-    pub(super) fn record_name_later(self: &Arc<Self>, node: &Node) {
-        let (fs, node) = (self.clone(), node.clone());
-        drop(tokio::task::spawn_blocking(move || fs.record_name(&node)));
+    /// Returns the mounted directory, and the known directories between it and a path, with their
+    /// latest attributes.
+    fn directories_of(&self, path: &RemotePath) -> Option<(Directory, Vec<Directory>)> {
+        let inodes = lock(&self.inodes);
+        let root = inodes.find(ROOT).map(|root| (root.path.clone(), root.attributes.clone()))?;
+        let above = |path: &RemotePath| path.parent().filter(|path| *path != root.0);
+        let directories = std::iter::successors(above(path), above).filter_map(|directory| {
+            let attributes = inodes.newest(&directory)?.attributes.clone();
+            Some((directory, attributes))
+        });
+        let directories = directories.collect();
+        Some((root, directories))
+    }
+
+    fn content_of(&self, node: &Node) -> Option<ContentId> {
+        match &node.version {
+            Some(FileVersion::Etag(etag)) => self.control.stated_id(&node.path, etag),
+            Some(FileVersion::Plain(_)) | None => None,
+        }
+    }
+
+    /// Like [`Self::record_name`], without waiting. Must be called within the runtime. The result
+    /// ends when the name is on disk, as far as it can be.
+    pub(super) fn record_name_later(self: &Arc<Self>, node: &Node) -> OptionFuture<JoinHandle<()>> {
+        let task = (!self.is_recorded(node)).then(|| {
+            let (fs, node) = (self.clone(), node.clone());
+            tokio::task::spawn_blocking(move || fs.record_name(&node))
+        });
+        task.into()
+    }
+
+    /// Whether a name and the directories above it need not be recorded.
+    fn is_recorded(&self, node: &Node) -> bool {
+        let Some(names) = &self.names else { return true };
+        let Some((root, directories)) = self.directories_of(&node.path) else { return true };
+        names.is_root_recorded(&root.0, &root.1)
+            && directories.iter().all(|(path, known)| names.is_recorded(path, known, None))
+            && names.is_recorded(&node.path, &node.attributes, self.content_of(node))
     }
 
     /// Returns the attributes of a path that the cache remembers: of a file only if all of its
