@@ -109,28 +109,34 @@ impl Inodes {
     }
 
     /// Adds one kernel reference to the inode of this path and version, which is created if needed.
-    /// Returns its number.
+    /// Attributes that arrived later than these, at `fetched`, stay. Returns its number.
     pub(super) fn remember(
         &mut self,
         path: RemotePath,
         version: Option<FileVersion>,
         attributes: Attributes,
-        now: Instant,
+        fetched: Instant,
     ) -> u64 {
         let identity = Identity::of(&path, version.as_ref(), attributes.kind);
         let ino = *self.live.entry(identity).or_insert_with(|| self.numbers.acquire(identity));
-        self.newest.insert(path.clone(), ino);
-        let inode = || journal::Inode { ino, path: path.encode(), attributes: attributes.clone() };
+        if self.newest(&path).is_none_or(|newest| newest.fetched <= fetched) {
+            self.newest.insert(path.clone(), ino);
+        }
+        let known = self.nodes.remove(&ino);
+        debug_assert!(
+            known.as_ref().is_none_or(|known| (&known.path, &known.version) == (&path, &version))
+        );
+        let lookups = known.as_ref().map_or(0, |known| known.lookups) + 1;
+        let node = match known.filter(|known| known.fetched > fetched) {
+            Some(known) => Node { lookups, ..known },
+            None => Node { path, version, attributes, fetched, lookups },
+        };
+        let inode = || {
+            let (path, attributes) = (node.path.encode(), node.attributes.clone());
+            journal::Inode { ino, path, attributes }
+        };
         self.journal.record(|| Record::Inode(inode(), 1));
-        let node = Node { path, version, attributes, fetched: now, lookups: 1 };
-        self.nodes
-            .entry(ino)
-            .and_modify(|known| {
-                debug_assert_eq!((&known.path, &known.version), (&node.path, &node.version));
-                let lookups = known.lookups + 1;
-                *known = Node { lookups, ..node.clone() };
-            })
-            .or_insert(node);
+        self.nodes.insert(ino, node);
         ino
     }
 
@@ -178,6 +184,12 @@ impl Inodes {
         self.nodes.get(self.newest.get(path)?)
     }
 
+    /// Returns the number that the latest lookup of `path` returned, if the kernel still refers to
+    /// it.
+    pub(super) fn latest_number(&self, path: &RemotePath) -> Option<u64> {
+        self.newest.get(path).copied()
+    }
+
     /// Replaces the attributes of an inode by those that arrived at `now`.
     pub(super) fn refresh(&mut self, ino: u64, attributes: Attributes, now: Instant) {
         if let Some(node) = self.nodes.get_mut(&ino) {
@@ -210,6 +222,8 @@ impl Inodes {
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "a virtual clock needs a first moment")]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn attributes(kind: Kind) -> Attributes {
@@ -282,6 +296,30 @@ mod tests {
         assert_eq!(inodes.newest(&path("a")).unwrap().version, version("v2"));
         inodes.forget(second, 1);
         assert!(inodes.newest(&path("a")).is_none());
+    }
+
+    #[test]
+    fn attributes_of_an_older_listing_replace_no_later_ones() {
+        let journal = Arc::new(Journal::create().unwrap());
+        let (start, directory) = (Instant::now(), attributes(Kind::Directory));
+        let later = start + Duration::from_secs(40);
+        let mut inodes = Inodes::new(RemotePath::root(), directory.clone(), start, journal.clone());
+        let version = |etag: &str| Some(FileVersion::Etag(Etag::new(etag).unwrap()));
+        let file = attributes(Kind::File);
+        let first = inodes.remember(path("a"), version("v1"), file.clone(), start);
+        let second = inodes.remember(path("a"), version("v2"), file.clone(), later);
+        assert_eq!(inodes.remember(path("a"), version("v1"), file, start), first);
+        assert_eq!(inodes.newest(&path("a")).unwrap().version, version("v2"));
+        inodes.forget(second, 1);
+        assert!(inodes.newest(&path("a")).is_none());
+
+        let changed = Attributes { mtime: 7, ..directory.clone() };
+        inodes.remember(path("d"), None, changed.clone(), later);
+        let dir = inodes.remember(path("d"), None, directory, start);
+        let node = inodes.find(dir).unwrap();
+        assert_eq!((&node.attributes, node.fetched, node.lookups), (&changed, later, 2));
+        let state = Journal::peek(&journal.file().unwrap().unwrap()).unwrap();
+        assert_eq!(state.inodes[&dir].0.attributes, changed);
     }
 
     #[test]

@@ -157,6 +157,7 @@ impl Fs {
     }
 
     /// Adds one kernel reference to the inode of these attributes, which arrived at `fetched`.
+    /// Returns its attributes, which are later ones if there are any.
     fn remember(
         &self,
         path: RemotePath,
@@ -167,9 +168,18 @@ impl Fs {
         if attributes.kind == Kind::File && version.is_none() {
             return Err(FsError::Io(format!("{path} has no version")));
         }
-        let ino = lock(&self.inodes).remember(path, version, attributes.clone(), fetched);
-        let ttl = self.config.attr_ttl.saturating_sub(now().saturating_duration_since(fetched));
-        Ok(self.attr(ino, attributes, ttl))
+        let mut inodes = lock(&self.inodes);
+        let ino = inodes.remember(path.clone(), version, attributes.clone(), fetched);
+        let (attributes, fetched) = inodes.find(ino).map_or_else(
+            || (attributes.clone(), fetched),
+            |node| (node.attributes.clone(), node.fetched),
+        );
+        // The path has led elsewhere since, so the kernel is to look it up again.
+        let is_replaced = inodes.latest_number(&path).is_some_and(|newest| newest != ino);
+        drop(inodes);
+        let age = now().saturating_duration_since(fetched);
+        let ttl = self.config.attr_ttl.saturating_sub(age);
+        Ok(self.attr(ino, &attributes, if is_replaced { Duration::ZERO } else { ttl }))
     }
 
     /// Adds one kernel reference to the inode of content `version` on a plain server.
