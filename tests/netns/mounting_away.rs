@@ -4,6 +4,7 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use harness::binaries::binary;
 use harness::content::Image;
@@ -115,6 +116,18 @@ fn a_mount_begins_from_the_cache_while_the_server_hangs() {
         digest_of(mount.join("images/latest/image")) == newer.digest
     });
     mount.umount();
+}
+
+#[test]
+fn a_slow_server_is_waited_for_where_the_cache_remembers_nothing() {
+    let lab = lab_or_skip!(Lab::builder().delay(Duration::from_secs(1)));
+    let _server = lab.server().start();
+    let dir = format!("cache_dir={},retry=1", text(&lab.client(1).fresh_path("empty")));
+    let (mut mount, path) = begin_mount(&lab, &["-f"], &dir);
+    // An address, a connection and an answer take 2 s each.
+    wait_until(4 * SOON, "the directory is mounted", || is_mounted(&path));
+    mount.signal(Signal::TERM);
+    mount.wait_success(4 * SOON);
 }
 
 #[test]

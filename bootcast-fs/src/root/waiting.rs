@@ -1,7 +1,7 @@
 //! The search for the root of a mount. While the server does not answer, the mount asks again, or
 //! begins with the names that the cache remembers.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
@@ -18,6 +18,9 @@ use crate::receiver::REQUEST_BACKOFF;
 /// that restarts is back within it.
 const OFFLINE_AFTER: Duration = Duration::from_secs(5);
 
+/// Least time that the server gets for one answer if the cache may serve.
+const LEAST_PATIENCE: Duration = Duration::from_secs(1);
+
 /// Search for the root directory of a mount.
 pub(crate) struct Search<'a> {
     pub(crate) control: &'a Control,
@@ -32,9 +35,11 @@ impl Search<'_> {
     /// answer.
     pub(crate) async fn run(&self, mut on_wait: impl FnMut()) -> Result<Root, MountError> {
         let start = now();
+        let is_remembered = self.remembered().await.is_some();
         let mut failures = 0;
         loop {
-            let error = match self.attempt(start).await {
+            let patience = is_remembered.then(|| patience(now().saturating_duration_since(start)));
+            let error = match self.attempt(patience).await {
                 Ok(root) => return Ok(root),
                 Err(RootError::Failed(error)) => return Err(error),
                 Err(RootError::Away(error)) => error,
@@ -60,16 +65,11 @@ impl Search<'_> {
         }
     }
 
-    /// Asks the server once. Waits for the answer no longer than until the cache may serve, if it
-    /// can.
-    async fn attempt(&self, start: Instant) -> Result<Root, RootError> {
+    /// Asks the server once. Waits for the answer no longer than `patience`.
+    async fn attempt(&self, patience: Option<Duration>) -> Result<Root, RootError> {
         let ask = Root::ask(self.control, self.request);
-        if !self.may_be_remembered() {
-            return ask.await;
-        }
-        let waited = now().saturating_duration_since(start);
-        let rest = OFFLINE_AFTER.saturating_sub(waited).max(Duration::from_secs(1));
-        match timeout(rest, ask).await {
+        let Some(patience) = patience else { return ask.await };
+        match timeout(patience, ask).await {
             Ok(answer) => answer,
             Err(_) => Err(RootError::Away(self.control.unanswered())),
         }
@@ -92,5 +92,22 @@ impl Search<'_> {
         let find = move || names.root(&path).map(|attributes| (path, attributes));
         let (path, attributes) = tokio::task::spawn_blocking(find).await.ok()??;
         Some(Root { path, attributes: Some(attributes), pins: None, is_remembered: true })
+    }
+}
+
+/// Returns how long an attempt waits for the server, `waited` after the first one began, if the
+/// cache remembers the root.
+fn patience(waited: Duration) -> Duration {
+    OFFLINE_AFTER.saturating_sub(waited).max(LEAST_PATIENCE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_server_gets_what_is_left_before_the_cache_may_serve_and_a_second_then() {
+        let waited = [0, 3, 5, 100].map(Duration::from_secs);
+        assert_eq!(waited.map(|waited| patience(waited).as_secs()), [5, 2, 1, 1]);
     }
 }
