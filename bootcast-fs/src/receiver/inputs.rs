@@ -71,7 +71,7 @@ impl Receiver {
         let fill = self.fill();
         let resumes = fill == Fill::Full && self.content.has_pages();
         let wants_leaf_lists = fill == Fill::Full && self.content.wants_leaf_lists();
-        // Whoever holds a part, or copies one of an older version, needs less than others did.
+        // A member that holds a part, or copies from an older version, needs less than the profile.
         let is_fresh = !self.content.has_pages() && self.reuse == Reuse::Off;
         let wants_profile = self.is_profile_of_use && fill == Fill::Demand && is_fresh;
         let asked = JoinOptions { fill, resumes, wants_leaf_lists, wants_profile };
