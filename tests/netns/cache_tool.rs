@@ -2,9 +2,11 @@
 
 use std::fs::File;
 use std::path::Path;
+use std::time::Duration;
 
 use harness::binaries::binary;
-use harness::{Host, Lab, MountProc, digest_of, lab_or_skip, mib};
+use harness::{Host, Lab, MountProc, SOON, digest_of, lab_or_skip, mib, wait_until};
+use rustix::process::Signal;
 
 use crate::{keeping, text};
 
@@ -94,6 +96,25 @@ fn what_was_fetched_ahead_is_opened_without_a_join() {
     assert_eq!(server.status().totals.joins, joins, "{}", mount.log());
     let listed = run(host, &cache, &["ls"]).1;
     assert!(listed.contains("\nat most 64.00 MiB, "), "{listed}");
+}
+
+#[test]
+fn a_signal_ends_a_fetch_that_records_the_directories_above_the_file() {
+    let lab = lab_or_skip!(Lab::builder().delay(Duration::from_millis(300)));
+    let path = "a/b/c/d/e/f/g/h/i/j/image";
+    lab.put(path, 1000);
+    let _server = lab.server().start();
+    let (host, cache) = (lab.client(1), lab.client(1).fresh_path("kept"));
+    let url = lab.url(path);
+    let args = ["cache", "warm", "-i", "eth0", "--cache-dir", text(&cache), &url];
+    let mut warm = host.spawn(binary("bootcast"), args);
+    // The name of the file comes first. Then the server is asked for each of the directories.
+    wait_until(4 * SOON, "the name is recorded", || {
+        std::fs::read_dir(cache.join("names")).is_ok_and(|names| names.count() > 0)
+    });
+    warm.signal(Signal::INT);
+    assert_eq!(warm.wait(SOON).code(), Some(130), "{}", warm.log());
+    assert!(run(host, &cache, &["ls"]).1.contains(" 100% "), "the fetch is not undone");
 }
 
 #[test]

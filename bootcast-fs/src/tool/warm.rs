@@ -1,9 +1,13 @@
 //! `bootcast cache warm`: fetches files into the cache ahead of their use.
 
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
+use std::io;
 
 use bootcast_host::signals::EndSignals;
+use bootcast_proto::RemotePath;
 use bootcast_proto::api::{Attributes, Kind};
+use tokio::task::spawn_blocking;
 use tracing::warn;
 
 use super::cache::Place;
@@ -46,10 +50,12 @@ pub(super) async fn run(args: Args) -> Result<(), ToolError> {
     screen.start_logging(args.receiving.quiet, 0);
     let mut signals = EndSignals::listen()
         .map_err(|error| ToolError::Local(format!("cannot listen for signals: {error}")))?;
+    let mut recorder = Recorder::default();
     let mut first = None;
     for target in targets {
         let path = target.path.clone();
-        let fetched = Box::pin(args.fetch(target, &cache, &screen, &mut signals)).await;
+        let fetch = args.fetch(target, &cache, &mut recorder, &screen, &mut signals);
+        let fetched = Box::pin(fetch).await;
         match fetched.map_err(|error| error.with_path(&path)) {
             Ok(()) => {}
             Err(error @ ToolError::Signal(_)) => return Err(error),
@@ -75,6 +81,7 @@ impl Args {
         &self,
         target: Target,
         cache: &Cache,
+        recorder: &mut Recorder,
         screen: &Screen,
         signals: &mut EndSignals,
     ) -> Result<(), ToolError> {
@@ -90,31 +97,69 @@ impl Args {
         let cast = CastFetch::new(&target, interface, timeout, Verify::Leaf)?;
         let size = cast.keep(cache, etag, attributes.size, &progress, signals).await?;
         progress.finish(size, None);
-        // The file is there all the same.
-        if let Err(error) = record_names(cache, &target, &attributes).await {
+        // A failure here does not undo the fetch.
+        let recorded = signals
+            .guard(async { Ok::<_, ToolError>(recorder.record(cache, &target, attributes).await) });
+        if let Err(error) = recorded.await? {
             warn!(%error, "a mount without the server will not show the file");
         }
         Ok(())
     }
 }
 
-/// Records the file and the directories above it for mounts that begin without the server. Each of
-/// these may be what is mounted.
-async fn record_names(
-    cache: &Cache,
-    target: &Target,
-    attributes: &Attributes,
-) -> Result<(), Box<dyn std::error::Error>> {
-    let Some(names) = Names::of(cache, target.control.server())? else { return Ok(()) };
-    let etag = attributes.etag.as_ref();
-    let content = etag.and_then(|etag| target.control.stated_id(&target.path, etag));
-    names.record(&target.path, attributes, content)?;
-    let mut path = target.path.parent();
-    while let Some(directory) = path {
-        let attributes = target.control.attributes(&directory).await?;
-        names.record_root(&directory, &attributes)?;
-        names.record(&directory, &attributes, None)?;
-        path = directory.parent();
+/// Records names for mounts that begin without the server.
+#[derive(Default)]
+struct Recorder {
+    /// Names in the cache, by server.
+    names: HashMap<String, Names>,
+    /// Servers and directories that were recorded, with those above them.
+    recorded: HashSet<(String, RemotePath)>,
+}
+
+impl Recorder {
+    /// Records the file and the directories above it. Each of these may be what is mounted.
+    async fn record(
+        &mut self,
+        cache: &Cache,
+        target: &Target,
+        attributes: Attributes,
+    ) -> Result<(), Box<dyn std::error::Error>> {
+        let Target { control, path } = target;
+        let server = control.server();
+        let Some(names) = self.names_of(cache, server).await? else { return Ok(()) };
+        let etag = attributes.etag.as_ref();
+        let content = etag.and_then(|etag| control.stated_id(path, etag));
+        {
+            let (names, path) = (names.clone(), path.clone());
+            spawn_blocking(move || names.record(&path, &attributes, content)).await??;
+        }
+        let mut above = Vec::new();
+        for directory in std::iter::successors(path.parent(), RemotePath::parent) {
+            if self.recorded.contains(&(server.to_owned(), directory.clone())) {
+                break;
+            }
+            let attributes = control.attributes(&directory).await?;
+            let (names, path) = (names.clone(), directory.clone());
+            let record = move || {
+                names.record_root(&path, &attributes)?;
+                names.record(&path, &attributes, None)
+            };
+            spawn_blocking(record).await??;
+            above.push((server.to_owned(), directory));
+        }
+        self.recorded.extend(above);
+        Ok(())
     }
-    Ok(())
+
+    /// Returns the names of a server; `None` if the cache remembers none.
+    async fn names_of(&mut self, cache: &Cache, server: &str) -> io::Result<Option<Names>> {
+        if let Some(names) = self.names.get(server) {
+            return Ok(Some(names.clone()));
+        }
+        let (cache, of) = (cache.clone(), server.to_owned());
+        let opened = spawn_blocking(move || Names::of(&cache, &of)).await;
+        let opened = opened.map_err(io::Error::other)??;
+        self.names.extend(opened.clone().map(|names| (server.to_owned(), names)));
+        Ok(opened)
+    }
 }
