@@ -120,11 +120,11 @@ fn a_mount_begins_from_the_cache_while_the_server_hangs() {
 
 #[test]
 fn a_slow_server_is_waited_for_where_the_cache_remembers_nothing() {
-    let lab = lab_or_skip!(Lab::builder().delay(Duration::from_secs(1)));
+    let lab = lab_or_skip!(Lab::builder().delay(Duration::from_millis(1300)));
     let _server = lab.server().start();
     let dir = format!("cache_dir={},retry=1", text(&lab.client(1).fresh_path("empty")));
     let (mut mount, path) = begin_mount(&lab, &["-f"], &dir);
-    // An address, a connection and an answer take 2 s each.
+    // A connection and an answer take 2.6 s each: more than the 5 s after which a cache may serve.
     wait_until(4 * SOON, "the directory is mounted", || is_mounted(&path));
     mount.signal(Signal::TERM);
     mount.wait_success(4 * SOON);
