@@ -101,7 +101,7 @@ impl Names {
 
     /// Records the attributes of a directory that is mounted. Waits for the disk.
     pub fn record_root(&self, path: &RemotePath, attributes: &Attributes) -> io::Result<()> {
-        self.append(path, DIRECTORY.to_owned(), attributes, None)
+        self.append(path, DIRECTORY, attributes, None)
     }
 
     /// Records the attributes of a path, unless they are on disk already. Waits for the disk.
@@ -112,13 +112,13 @@ impl Names {
         content: Option<ContentId>,
     ) -> io::Result<()> {
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Ok(()) };
-        self.append(&parent, encode_name(name), attributes, content)
+        self.append(&parent, &encode_name(name), attributes, content)
     }
 
     /// Whether [`Self::record_root`] has nothing to write. Does not wait: false if that is not known
     /// at present.
     pub fn is_root_recorded(&self, path: &RemotePath, attributes: &Attributes) -> bool {
-        self.is_written(path, DIRECTORY.to_owned(), attributes, None)
+        self.is_written(path, DIRECTORY, attributes, None)
     }
 
     /// Whether [`Self::record`] has nothing to write. Does not wait: false if that is not known at
@@ -130,20 +130,20 @@ impl Names {
         content: Option<ContentId>,
     ) -> bool {
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return true };
-        self.is_written(&parent, encode_name(name), attributes, content)
+        self.is_written(&parent, &encode_name(name), attributes, content)
     }
 
     fn is_written(
         &self,
         dir: &RemotePath,
-        name: String,
+        name: &str,
         attributes: &Attributes,
         content: Option<ContentId>,
     ) -> bool {
         let path = self.file(dir);
-        let Ok(line) = Line::new(name.clone(), attributes, content).text() else { return false };
+        let Ok(line) = Line::new(name, attributes, content).text() else { return false };
         match self.written.try_lock() {
-            Ok(written) => has_line(written.get(&path), &path, &name, &line),
+            Ok(written) => has_line(written.get(&path), &path, name, &line),
             Err(TryLockError::WouldBlock | TryLockError::Poisoned(_)) => false,
         }
     }
@@ -151,21 +151,21 @@ impl Names {
     fn append(
         &self,
         dir: &RemotePath,
-        name: String,
+        name: &str,
         attributes: &Attributes,
         content: Option<ContentId>,
     ) -> io::Result<()> {
-        let line = Line::new(name.clone(), attributes, content).text()?;
+        let line = Line::new(name, attributes, content).text()?;
         let path = self.file(dir);
         let mut written = lock(&self.written);
-        if has_line(written.get(&path), &path, &name, &line) {
+        if has_line(written.get(&path), &path, name, &line) {
             return Ok(());
         }
         let mut file = Locked::open(&path)?;
         let mut known = self.update(dir, &mut file, written.remove(&path))?;
-        if known.newest.get(&mark(&name)) != Some(&mark(&line)) {
+        if known.newest.get(&mark(name)) != Some(&mark(&line)) {
             file.append(&line)?;
-            known.insert(&name, &line);
+            known.insert(name, &line);
             known.stamp = file.stamp()?;
         }
         written.insert(path, known);
@@ -325,8 +325,9 @@ pub fn forget_names(cache_dir: &Path) -> io::Result<()> {
 }
 
 impl Line {
-    fn new(name: String, attributes: &Attributes, content: Option<ContentId>) -> Self {
-        Self { entry: Entry { name, attributes: attributes.clone() }, b3: content }
+    fn new(name: &str, attributes: &Attributes, content: Option<ContentId>) -> Self {
+        let (name, attributes) = (name.to_owned(), attributes.clone());
+        Self { entry: Entry { name, attributes }, b3: content }
     }
 
     fn text(&self) -> io::Result<String> {

@@ -132,7 +132,7 @@ impl Fs {
             }
             Server::Extended => {
                 let attributes = self.present_attributes(&path).await?;
-                self.remember(path, &attributes, now())
+                self.remember(&path, &attributes, now())
             }
         }
     }
@@ -160,7 +160,7 @@ impl Fs {
     /// Returns its attributes, which are later ones if there are any.
     fn remember(
         &self,
-        path: RemotePath,
+        path: &RemotePath,
         attributes: &Attributes,
         fetched: Instant,
     ) -> Result<Attr, FsError> {
@@ -175,7 +175,7 @@ impl Fs {
             |node| (node.attributes.clone(), node.fetched),
         );
         // The path has led elsewhere since, so the kernel is to look it up again.
-        let is_replaced = inodes.latest_number(&path).is_some_and(|newest| newest != ino);
+        let is_replaced = inodes.latest_number(path).is_some_and(|newest| newest != ino);
         drop(inodes);
         let age = now().saturating_duration_since(fetched);
         let ttl = self.config.attr_ttl.saturating_sub(age);
@@ -412,7 +412,7 @@ impl Fs {
         match version {
             Some(FileVersion::Plain(version)) => Some(self.remember_plain(path, version)),
             Some(FileVersion::Etag(_)) | None => {
-                self.remember(path, &attributes, listed.fetched).ok()
+                self.remember(&path, &attributes, listed.fetched).ok()
             }
         }
     }

@@ -98,9 +98,9 @@ impl Args {
         let size = cast.keep(cache, etag, attributes.size, &progress, signals).await?;
         progress.finish(size, None);
         // A failure here does not undo the fetch.
-        let recorded = signals
+        let names = signals
             .guard(async { Ok::<_, ToolError>(recorder.record(cache, &target, attributes).await) });
-        if let Err(error) = recorded.await? {
+        if let Err(error) = names.await? {
             warn!(%error, "a mount without the server will not show the file");
         }
         Ok(())
