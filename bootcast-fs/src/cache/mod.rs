@@ -312,8 +312,8 @@ pub(crate) fn nameless_file(dir: &Path) -> io::Result<File> {
     }
 }
 
-/// Puts what `make` creates, and `fill` fills, in the place of `path`. Whoever looks finds the whole
-/// of the old one or of the new one. If this fails, nothing is left of the new one.
+/// Puts what `make` creates, and `fill` fills, in the place of `path`. Whoever looks finds all of
+/// the old one or all of the new one. If this fails, nothing is left of the new one.
 fn replace<T>(
     path: &Path,
     make: impl FnMut(&Path) -> io::Result<T>,

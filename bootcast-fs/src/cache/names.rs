@@ -115,8 +115,8 @@ impl Names {
         self.append(&parent, &encode_name(name), attributes, content)
     }
 
-    /// Whether [`Self::record_root`] has nothing to write. Does not wait: false if that is not known
-    /// at present.
+    /// Whether [`Self::record_root`] has nothing to write. Does not wait: false if that is not
+    /// known at present.
     pub fn is_root_recorded(&self, path: &RemotePath, attributes: &Attributes) -> bool {
         self.is_written(path, DIRECTORY, attributes, None)
     }

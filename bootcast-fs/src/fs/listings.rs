@@ -11,9 +11,9 @@ use lru::LruCache;
 
 use crate::panics::lock;
 
-/// Most names of all cached listings together, with one more for each listing. Each takes a few
-/// hundred bytes.
-const MAX_WEIGHT: usize = 100_000;
+/// Most names of all cached listings together, with one more for each listing, so that a directory
+/// of 100,000 names is kept. Each takes a few hundred bytes.
+const MAX_WEIGHT: usize = 100_001;
 
 /// Names of one directory with their attributes, as the server listed them.
 #[derive(Clone, Debug)]
