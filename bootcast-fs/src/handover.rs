@@ -29,7 +29,7 @@ use rustix::net::{
 };
 
 use crate::journal::Journal;
-use crate::mount::{MountError, MountRequest};
+use crate::mount::{MountError, MountRequest, kernel};
 pub(crate) use listener::Listener;
 use replace::Offer;
 
@@ -53,6 +53,18 @@ pub enum Start {
     Resume(Connection),
 }
 
+impl Start {
+    /// Returns the connection to take over; `None` if the process mounts. Makes a running process
+    /// end, and waits until it has.
+    pub(crate) fn connection(self) -> Result<Option<Connection>, MountError> {
+        match self {
+            Self::Mount => Ok(None),
+            Self::Replace(offer) => offer.accept().map(Some),
+            Self::Resume(connection) => Ok(Some(connection)),
+        }
+    }
+}
+
 impl Connection {
     /// Parses the command line of the mount, which the process that ended was started with.
     /// Relative paths in it start where it was typed.
@@ -67,6 +79,20 @@ impl Connection {
             let _ = std::env::set_current_dir(directory);
         }
         request
+    }
+
+    /// Returns the connection if it is of the mount that `request` names. Otherwise unmounts the
+    /// other mount, closes the connection, and returns that mount point.
+    pub fn of_mount(self, request: &MountRequest) -> Result<Self, PathBuf> {
+        // A journal that cannot be read is reported when it is resumed.
+        let Ok(old) = self.mount_request() else { return Ok(self) };
+        if old.source == request.source && old.mountpoint == request.mountpoint {
+            return Ok(self);
+        }
+        if kernel::connection_number(&old.mountpoint).is_ok() {
+            let _ = kernel::unmount(&old.mountpoint, true);
+        }
+        Err(old.mountpoint)
     }
 
     /// Returns other descriptors of the same connection.

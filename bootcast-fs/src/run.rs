@@ -2,12 +2,12 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use fuser::{Session, SessionACL};
 use rustix::process::{Resource, Rlimit};
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::oneshot;
 use tracing::{debug, info, warn};
 
@@ -62,38 +62,39 @@ pub fn run_mount(
         .enable_all()
         .build()
         .map_err(|error| MountError::failed(&error))?;
-    let is_taken_over = AtomicBool::new(false);
-    let mut ready = Some(ready);
-    let begun = runtime.block_on(async {
-        let mut signals = EndSignals::listen().map_err(|error| MountError::failed(&error))?;
-        let on_wait = || {
-            if let Some(ready) = ready.take_if(|_| request.options.is_background) {
-                ready();
-            }
-        };
-        let begin =
-            Mounted::begin(request, runtime.handle().clone(), start, &is_taken_over, on_wait);
-        let begin = signals.guard(begin);
-        let mounted = tokio::select! {
-            biased;
-            reason = panics::first() => Err(MountError::failed(&reason)),
-            mounted = begin => mounted,
-        };
-        mounted.map(|mounted| (mounted, signals))
+    let prepared = runtime.block_on(async {
+        let signals = EndSignals::listen().map_err(|error| MountError::failed(&error))?;
+        Network::check(request).map(|network| (network, signals))
     });
-    if begun.is_err() && is_taken_over.load(Ordering::Acquire) {
+    let (network, mut signals) = prepared?;
+    // A signal waits until the connection is here: nobody else would serve the mount.
+    let connection = start.connection()?;
+    let is_taken_over = connection.is_some();
+    let number = is_taken_over.then(|| kernel::connection_number(&request.mountpoint).ok());
+    let mut ready = Some(ready);
+    let on_wait = || {
+        if let Some(ready) = ready.take_if(|_| request.options.is_background) {
+            store.report_waiting();
+            ready();
+        }
+    };
+    let begun = runtime.block_on(begin(request, network, connection, &mut signals, on_wait));
+    if begun.is_err() && is_taken_over {
         // Nobody else serves it.
-        unmount(request);
+        if let Some(number) = number.flatten() {
+            kernel::detach(&request.mountpoint, number);
+        }
+        store.remove();
     }
-    let (mut mounted, signals) = begun?;
-    mounted.listener = runtime.block_on(async { mounted.listen(request, store) });
+    let mounted = begun?;
+    let listener = runtime.block_on(async { mounted.listen(request, store) });
     store.keep(mounted.connection.as_ref());
     if let Some(ready) = ready {
         ready();
     }
     let (source, mountpoint) = (request.shown_source.display(), request.mountpoint.display());
     info!(%source, %mountpoint, "mounted");
-    match serve(&runtime, request, mounted, signals) {
+    match serve(&runtime, (request, store), mounted, listener.as_ref(), signals) {
         Ok(Ended::HandedOver) => {
             // Its tasks have requests that are the next process's to answer.
             std::mem::forget(runtime);
@@ -106,25 +107,36 @@ pub fn run_mount(
     }
 }
 
-/// A mount that the kernel accepted.
-struct Mounted {
-    fs: Arc<Fs>,
-    session: Session<Adapter>,
-    metrics: Option<metrics::Listener>,
-    /// Connection for the next process; `None` if none could resume it.
+/// Mounts, or resumes the connection. Fails on a signal, and on a panic of any thread.
+async fn begin(
+    request: &MountRequest,
+    network: Network,
     connection: Option<Connection>,
-    /// Socket at which the next process asks for the connection.
-    listener: Option<handover::Listener>,
+    signals: &mut EndSignals,
+    on_wait: impl FnMut(),
+) -> Result<Mounted, MountError> {
+    let begin = async {
+        match connection {
+            None => Mounted::begin_new(request, network, on_wait).await,
+            Some(connection) => Mounted::begin_resumed(request, network, connection).await,
+        }
+    };
+    tokio::select! {
+        biased;
+        reason = panics::first() => Err(MountError::failed(&reason)),
+        mounted = signals.guard(begin) => mounted,
+    }
 }
 
-impl Mounted {
-    async fn begin(
-        request: &MountRequest,
-        runtime: tokio::runtime::Handle,
-        start: Start,
-        is_taken_over: &AtomicBool,
-        on_wait: impl FnMut(),
-    ) -> Result<Self, MountError> {
+/// Client of the server, and the interface to it. A process checks them before it takes a mount
+/// over.
+struct Network {
+    control: Control,
+    interface: InterfaceChoice,
+}
+
+impl Network {
+    fn check(request: &MountRequest) -> Result<Self, MountError> {
         let MountRequest { source, options, .. } = request;
         if options.wants_rw {
             warn!("ignoring -o rw: the file system is read-only");
@@ -136,67 +148,86 @@ impl Mounted {
                 text.parse().unwrap_or_else(|never: std::convert::Infallible| match never {})
             });
         interface.check().map_err(|error| MountError::failed(&error))?;
-        let connection = match start {
-            Start::Mount => None,
-            Start::Replace(offer) => {
-                let accepted = tokio::task::spawn_blocking(move || offer.accept()).await;
-                Some(accepted.map_err(|error| MountError::failed(&error))??)
-            }
-            Start::Resume(connection) => Some(connection),
-        };
-        if connection.is_some() {
-            debug!("the old process has ended");
+        Ok(Self { control, interface })
+    }
+
+    /// Starts to receive what a file system asks for.
+    fn start_intake(&self) -> Result<Intake, MountError> {
+        let (control, interface) = (self.control.clone(), self.interface.clone());
+        let config = IntakeConfig { control, interface, runtime: Handle::current() };
+        Intake::start(config).map_err(|error| MountError::failed(&error))
+    }
+}
+
+/// A mount that the kernel accepted.
+struct Mounted {
+    fs: Arc<Fs>,
+    session: Session<Adapter>,
+    metrics: Option<metrics::Listener>,
+    /// Connection for the next process; `None` if none could resume it.
+    connection: Option<Connection>,
+}
+
+impl Mounted {
+    /// Mounts. Calls `on_wait` if the server does not answer.
+    async fn begin_new(
+        request: &MountRequest,
+        network: Network,
+        on_wait: impl FnMut(),
+    ) -> Result<Self, MountError> {
+        let cache = open_cache(&request.options)?;
+        let names = open_names(&cache, &network.control);
+        let metrics = listen_for_metrics(&request.options).await?;
+        let search = Search { control: &network.control, request, names: names.as_ref() };
+        let root = search.run(on_wait).await?;
+        let is_remembered = root.is_remembered;
+        let intake = network.start_intake()?;
+        let fs = new_fs(request, network.control, cache, names, intake, root)?;
+        if is_remembered {
+            fs.begin_without_server();
         }
-        is_taken_over.store(connection.is_some(), Ordering::Release);
-        let cache = open_cache(options)?;
-        let names = open_names(&cache, &control);
-        let metrics = listen_for_metrics(options).await?;
-        let intake = IntakeConfig { control: control.clone(), interface, runtime: runtime.clone() };
-        let intake = || Intake::start(intake).map_err(|error| MountError::failed(&error));
-        match connection {
-            None => {
-                let search = Search { control: &control, request, names: names.as_ref() };
-                let root = search.run(on_wait).await?;
-                let is_remembered = root.is_remembered;
-                let fs = new_fs(request, control, cache, names, intake()?, root)?;
-                if is_remembered {
-                    fs.begin_without_server();
-                }
-                let device = kernel::mount(request)?;
-                let begun = Self::begin_session(request, fs, runtime, device, metrics);
-                if begun.is_err() {
-                    let _ = kernel::unmount(&request.mountpoint, true);
-                }
-                begun
-            }
-            Some(Connection { device, journal }) => {
-                let (journal, mut state) =
-                    Journal::resume(journal).map_err(|error| MountError::failed(&error))?;
-                let pins = Root::pins_of(request)?;
-                let (config, journal) = (fs_config(options, pins), Arc::new(journal));
-                let fs = Fs::resumed(config, control, cache, intake()?, &mut state, journal);
-                let fs = Arc::new(fs.with_names(names));
-                let opens = fs.restore_opens(&state).await;
-                let adapter = adapter(request, &fs, runtime, &device)?.with_restored(&opens);
-                let session = session::resume(adapter, &device, acl(options));
-                let session = session.map_err(|error| MountError::failed(&error))?;
-                let connection = connection_of(&fs, device)?;
-                info!(open_files = opens.len(), "took the mount over from another process");
-                Ok(Self { fs, session, metrics, connection, listener: None })
-            }
+        let device = kernel::mount(request)?;
+        let begun = Self::begin_session(request, fs, device, metrics);
+        if begun.is_err() {
+            let _ = kernel::unmount(&request.mountpoint, true);
         }
+        begun
+    }
+
+    /// Takes over the mount whose process had this connection, and has ended.
+    async fn begin_resumed(
+        request: &MountRequest,
+        network: Network,
+        Connection { device, journal }: Connection,
+    ) -> Result<Self, MountError> {
+        debug!("the old process has ended");
+        let cache = open_cache(&request.options)?;
+        let names = open_names(&cache, &network.control);
+        let metrics = listen_for_metrics(&request.options).await?;
+        let (journal, mut state) =
+            Journal::resume(journal).map_err(|error| MountError::failed(&error))?;
+        let config = fs_config(&request.options, Root::pins_of(request)?);
+        let (intake, journal) = (network.start_intake()?, Arc::new(journal));
+        let fs = Fs::resumed(config, network.control, cache, intake, &mut state, journal);
+        let fs = Arc::new(fs.with_names(names));
+        let opens = fs.restore_opens(&state).await;
+        let adapter = adapter(request, &fs, &device)?.with_restored(&opens);
+        let session = session::resume(adapter, &device, acl(&request.options));
+        let session = session.map_err(|error| MountError::failed(&error))?;
+        let connection = connection_of(&fs, device)?;
+        info!(open_files = opens.len(), "took the mount over from another process");
+        Ok(Self { fs, session, metrics, connection })
     }
 
     /// Starts the session of a new connection. The FUSE handshake happens here.
     fn begin_session(
         request: &MountRequest,
         fs: Arc<Fs>,
-        runtime: tokio::runtime::Handle,
         device: OwnedFd,
         metrics: Option<metrics::Listener>,
     ) -> Result<Self, MountError> {
         let failed = |error: std::io::Error| MountError::failed(&error);
-        let adapter = adapter(request, &fs, runtime, &device)?;
+        let adapter = adapter(request, &fs, &device)?;
         let can_resend = adapter.can_resend();
         let spare = device.try_clone().map_err(failed)?;
         let session = session::begin(adapter, device, acl(&request.options)).map_err(failed)?;
@@ -206,7 +237,7 @@ impl Mounted {
             debug!("this kernel cannot send requests again: the mount cannot be handed over");
             None
         };
-        Ok(Self { fs, session, metrics, connection, listener: None })
+        Ok(Self { fs, session, metrics, connection })
     }
 
     /// Opens the socket for the next process, if there may be one.
@@ -260,18 +291,13 @@ fn new_journal(request: &MountRequest) -> Result<Journal, MountError> {
     Ok(journal)
 }
 
-/// Creates the adapter of a mount whose connection is `device`.
-fn adapter(
-    request: &MountRequest,
-    fs: &Arc<Fs>,
-    runtime: tokio::runtime::Handle,
-    device: &OwnedFd,
-) -> Result<Adapter, MountError> {
+/// Creates the adapter of a mount whose connection is `device`. Must be called within the runtime.
+fn adapter(request: &MountRequest, fs: &Arc<Fs>, device: &OwnedFd) -> Result<Adapter, MountError> {
     let options = &request.options;
     let (uid, gid) = owner(options);
     let device = may_pass_through(options).then(|| device.try_clone()).transpose();
     let device = device.map_err(|error| MountError::failed(&error))?;
-    Ok(Adapter::new(fs.clone(), runtime, uid, gid)
+    Ok(Adapter::new(fs.clone(), Handle::current(), uid, gid)
         .with_modes_enforced(options.default_permissions)
         .with_passthrough(device))
 }
@@ -374,11 +400,12 @@ fn fs_config(options: &MountOptions, pins: Option<Pins>) -> FsConfig {
 /// Serves until the kernel closes the connection, a signal arrives, or another process takes over.
 fn serve(
     runtime: &Runtime,
-    request: &MountRequest,
+    (request, store): (&MountRequest, &Store),
     mounted: Mounted,
+    listener: Option<&handover::Listener>,
     mut signals: EndSignals,
 ) -> Result<Ended, MountError> {
-    let Mounted { fs, session: fuse, metrics, connection, listener } = mounted;
+    let Mounted { fs, session: fuse, metrics, connection } = mounted;
     // The socket and the store have their own descriptors.
     drop(connection);
     let (ended, end) = oneshot::channel();
@@ -413,7 +440,8 @@ fn serve(
                 unmount(request);
                 Ok(())
             }
-            () = next_process(listener.as_ref()) => {
+            () = next_process(listener) => {
+                store.give_away();
                 info!("handing the mount over to another process");
                 fs.hand_over(HANDOVER_LEAVE_PATIENCE).await;
                 return Ok(Ended::HandedOver);
@@ -449,8 +477,8 @@ async fn terminated(signals: &mut EndSignals, is_root_fs: bool) -> EndSignal {
     }
 }
 
-/// Unmounts, or detaches the mount if files are still open. The kernel closes the FUSE connection
-/// when this process ends.
+/// Unmounts, or detaches the mount if files are still open. Then the FUSE connection is closed when
+/// the last process that has it ends: this one, or the one that keeps it.
 fn unmount(request: &MountRequest) {
     let first = kernel::unmount(&request.mountpoint, false);
     if let Err(error) = first.or_else(|_| kernel::unmount(&request.mountpoint, true)) {

@@ -147,15 +147,14 @@ fn a_mount_waits_for_its_server_and_a_signal_ends_it() {
     waiting.wait_success(SOON);
 }
 
-#[test]
-fn a_mount_in_the_background_returns_before_its_server_is_there() {
+/// Mounts with these options, while the server is away at first. The command must return.
+fn assert_returns_before_the_server_is_there(options: &str) {
     let lab = lab_or_skip!(Lab::builder());
-    let pid_of = |path: &Path| {
+    let is_served = |path: &Path| {
         let pattern = format!("bootcastfs.*{}", path.display());
-        let output = lab.client(1).run("pgrep", ["-f", &pattern]);
-        String::from_utf8(output.stdout).unwrap().trim().parse::<u32>().ok()
+        !lab.client(1).run("pgrep", ["-f", &pattern]).stdout.is_empty()
     };
-    let (mut command, path) = begin_mount(&lab, &[], "bg");
+    let (mut command, path) = begin_mount(&lab, &[], options);
     command.wait_success(SOON);
     assert!(!is_mounted(&path));
     let image = lab.put("image", 100_000);
@@ -163,7 +162,17 @@ fn a_mount_in_the_background_returns_before_its_server_is_there() {
     wait_until(SOON, "the directory is mounted", || is_mounted(&path));
     assert_eq!(digest_of(path.join("image")), image.digest);
     lab.client(1).run_ok("umount", [&path]);
-    wait_until(SOON, "the daemon has ended", || pid_of(&path).is_none());
+    wait_until(SOON, "the daemon has ended", || !is_served(&path));
+}
+
+#[test]
+fn a_mount_in_the_background_returns_before_its_server_is_there() {
+    assert_returns_before_the_server_is_there("bg");
+}
+
+#[test]
+fn a_kept_mount_in_the_background_returns_before_its_server_is_there() {
+    assert_returns_before_the_server_is_there("bg,keeper");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use tracing::{debug, warn};
 
 use super::inode::Inodes;
 use super::names::OpenDir;
-use super::{FileVersion, Fs, FsConfig, FsError, Handle, Server};
+use super::{FileVersion, Fs, FsConfig, FsError, Handle, ROOT, Server};
 use crate::cache::Cache;
 use crate::io::{Control, Intake, now};
 use crate::journal::{self, Journal, Mode, Record, State};
@@ -48,6 +48,9 @@ impl Fs {
         let inodes = Inodes::restore(known, fetched, journal.clone());
         let fs =
             Self::with_server(config, control, cache, intake, (inodes, journal), Server::Extended);
+        if let Ok(root) = fs.node(ROOT) {
+            fs.control.watch_space_of(&root.path);
+        }
         fs.last_handle.store(state.last_handle(), Ordering::Relaxed);
         for (&handle, dir) in &state.dirs {
             if let Ok(node) = fs.node(dir.ino) {

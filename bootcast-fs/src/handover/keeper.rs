@@ -12,16 +12,17 @@
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
-use bootcast_host::signals::EndSignals;
-use rustix::process::{Pid, Signal, kill_process};
+use bootcast_host::signals::{EndSignal, EndSignals};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use tokio::io::Interest;
+use tokio::net::UnixStream;
 use tokio::runtime::Builder;
 use tracing::{info, warn};
 
@@ -34,6 +35,15 @@ const VARIABLE: &str = "BOOTCASTFS_KEEPER";
 
 /// Byte with which the child reports that the mount is there.
 pub(super) const READY: u8 = b'k';
+
+/// Byte with which the child reports that it waits for its server.
+pub(super) const WAITING: u8 = b'w';
+
+/// Byte with which the child reports that another process takes the mount over.
+pub(super) const GIVEN: u8 = b'g';
+
+/// Maximum length in bytes of the message of an error.
+const MAX_MESSAGE: usize = 64 << 10;
 
 /// Byte with which the keeper starts a child, with a connection to resume if there is one.
 const START: u8 = b's';
@@ -58,7 +68,7 @@ pub fn is_child() -> bool {
 }
 
 /// Keeps the connection of the mount at `mountpoint` until the mount ends. `command_line` is that
-/// of this process. Calls `ready` when the mount is there.
+/// of this process. Calls `ready` when the mount is there, or waits for its server.
 pub fn run(
     command_line: &[OsString],
     mountpoint: &Path,
@@ -66,108 +76,173 @@ pub fn run(
     ready: impl FnOnce(),
 ) -> Result<(), MountError> {
     let runtime = Builder::new_current_thread().enable_all().build().map_err(failed)?;
-    let mut keeper = Keeper {
-        command_line,
-        connection: match start {
-            Start::Mount => None,
-            Start::Replace(offer) => Some(offer.accept()?),
-            Start::Resume(connection) => Some(connection),
-        },
-        failed_starts: 0,
-        restarts: VecDeque::new(),
-    };
-    let outcome = runtime.block_on(keeper.keep(ready));
-    if let Err(error) = &outcome
-        && keeper.connection.take().is_some()
-    {
-        warn!(%error, "giving the mount up");
-        // Readers get an error when the connection is closed, and the mount point is free.
-        let _ = kernel::unmount(mountpoint, true);
-    }
+    // Comes first: until then a signal ends this process, which may be the only one that has the
+    // connection.
+    let signals = runtime.block_on(async { EndSignals::listen() });
+    let mut signals = signals.map_err(failed)?;
+    let mut keeper = Keeper::new(command_line, mountpoint, start.connection()?);
+    let outcome = runtime.block_on(keeper.keep(&mut signals, ready));
+    keeper.give_up(outcome.as_ref().err());
     outcome
 }
 
 struct Keeper<'a> {
     command_line: &'a [OsString],
+    mountpoint: &'a Path,
     /// Connection of the mount, as soon as a child has one that can be resumed.
     connection: Option<Connection>,
+    /// Number of that connection, see [`kernel::connection_number`].
+    number: Option<u32>,
     /// Number of children in a row that were killed before they were ready.
     failed_starts: u32,
     /// Times of the last restarts.
     restarts: VecDeque<Instant>,
+    /// First signal that was passed on to a child.
+    stopped_by: Option<EndSignal>,
+    /// Whether a process that is no child takes the mount over.
+    is_given_away: bool,
+    /// Error that the child reports.
+    fault: Option<MountError>,
 }
 
-impl Keeper<'_> {
-    /// Runs one child after the other until one ends by itself.
-    async fn keep(&mut self, ready: impl FnOnce()) -> Result<(), MountError> {
-        let mut signals = EndSignals::listen().map_err(failed)?;
+impl<'a> Keeper<'a> {
+    fn new(
+        command_line: &'a [OsString],
+        mountpoint: &'a Path,
+        connection: Option<Connection>,
+    ) -> Self {
+        let number = connection.as_ref().and_then(|_| kernel::connection_number(mountpoint).ok());
+        Self {
+            command_line,
+            mountpoint,
+            connection,
+            number,
+            failed_starts: 0,
+            restarts: VecDeque::new(),
+            stopped_by: None,
+            is_given_away: false,
+            fault: None,
+        }
+    }
+
+    /// Runs one child after the other until the mount ends, or belongs to another process.
+    async fn keep(
+        &mut self,
+        signals: &mut EndSignals,
+        ready: impl FnOnce(),
+    ) -> Result<(), MountError> {
         let mut ready = Some(ready);
         loop {
-            let status = self.run_child(&mut signals, &mut ready).await?;
-            match status.signal() {
-                Some(signal)
-                    if self.connection.is_some() && self.failed_starts < MAX_FAILED_STARTS =>
-                {
-                    warn!(signal, "the process of the mount was killed: starting it again");
-                    tokio::time::sleep(self.pause_before_restart(now())).await;
-                }
-                Some(signal) => {
-                    let reason = format!("its process was killed by signal {signal}");
-                    return Err(MountError::failed(&reason));
-                }
-                None => {
-                    // It has unmounted itself.
-                    self.connection = None;
-                    let reason = format!("its process ended: {status}");
-                    return status.success().then_some(()).ok_or(MountError::Failed(reason));
-                }
+            let status = self.run_child(signals, &mut ready).await?;
+            let Some(signal) = self.restart_after(status)? else { return Ok(()) };
+            warn!(signal, "the process of the mount was killed: starting it again");
+            tokio::time::sleep(self.pause_before_restart(now())).await;
+        }
+    }
+
+    /// Returns the signal that killed a child, if another one is to take its place. Drops the
+    /// connection of a mount that has ended.
+    fn restart_after(&mut self, status: ExitStatus) -> Result<Option<i32>, MountError> {
+        if self.is_given_away {
+            return Ok(None);
+        }
+        if let Some(fault) = self.fault.take() {
+            return Err(fault);
+        }
+        match (status.signal(), self.stopped_by) {
+            (None, _) if status.success() => {
+                // It has unmounted itself.
+                self.connection = None;
+                Ok(None)
+            }
+            (None, _) => Err(MountError::Failed(format!("its process ended: {status}"))),
+            // A child that has no handlers yet dies of the signal that it is to end by.
+            (Some(_), Some(_)) if self.connection.is_some() => Ok(None),
+            (Some(_), Some(signal)) => Err(signal.into()),
+            (Some(signal), None)
+                if self.connection.is_some() && self.failed_starts < MAX_FAILED_STARTS =>
+            {
+                Ok(Some(signal))
+            }
+            (Some(signal), None) => {
+                Err(MountError::failed(&format!("its process was killed by signal {signal}")))
             }
         }
     }
 
-    /// Starts a child and waits until it ends. Passes signals on to it. Fails if the child reports
-    /// that it cannot mount.
+    /// Unmounts what the last child left mounted. Readers get an error when the connection is
+    /// closed, and the mount point is free.
+    fn give_up(&mut self, error: Option<&MountError>) {
+        if self.connection.take().is_none() {
+            return;
+        }
+        if let Some(error) = error {
+            warn!(%error, "giving the mount up");
+        }
+        if let Some(number) = self.number {
+            kernel::detach(self.mountpoint, number);
+        }
+    }
+
+    /// Starts a child and waits until it ends. Passes signals on to it.
     async fn run_child(
         &mut self,
         signals: &mut EndSignals,
         ready: &mut Option<impl FnOnce()>,
     ) -> Result<ExitStatus, MountError> {
-        let (mut child, socket) = self.start_child().map_err(failed)?;
-        let pid = Pid::from_child(&child);
-        let mut report = tokio::task::spawn_blocking(move || receive_report(&socket));
+        let (mut child, process, socket) = self.start_child().map_err(failed)?;
+        self.failed_starts += 1;
         let mut ended = tokio::task::spawn_blocking(move || child.wait());
-        let mut is_reported = false;
+        let mut is_open = true;
         loop {
             tokio::select! {
                 biased;
-                reported = &mut report, if !is_reported => {
-                    is_reported = true;
-                    let reported = reported.map_err(|error| failed(io::Error::other(error)))?;
-                    self.failed_starts += 1;
-                    if let Report::Ready(connection) = reported? {
-                        self.failed_starts = 0;
-                        self.connection = connection.or(self.connection.take());
-                        if let Some(ready) = ready.take() {
-                            ready();
-                        }
-                    }
-                }
-                status = &mut ended, if is_reported => {
+                report = receive_report(&socket), if is_open => match report {
+                    Some(report) => self.take(report, ready),
+                    None => is_open = false,
+                },
+                status = &mut ended, if !is_open => {
                     let status = status.map_err(|error| failed(io::Error::other(error)))?;
                     return status.map_err(failed);
                 }
                 signal = signals.recv() => {
                     info!(signal = signal.name(), "passing the signal on");
+                    self.stopped_by.get_or_insert(signal);
                     // Fails if the child has ended.
-                    let _ = kill_process(pid, Signal::TERM);
+                    let _ = pidfd_send_signal(&process, Signal::TERM);
                 }
             }
         }
     }
 
-    /// Starts this program again, as a child. Returns the socket to it.
-    fn start_child(&self) -> io::Result<(Child, UnixStream)> {
-        let (ours, theirs) = UnixStream::pair()?;
+    /// Takes note of what a child reports.
+    fn take(&mut self, report: Report, ready: &mut Option<impl FnOnce()>) {
+        match report {
+            Report::Ready(connection) => {
+                self.failed_starts = 0;
+                self.connection = connection.or(self.connection.take());
+                let number = || kernel::connection_number(self.mountpoint).ok();
+                self.number = self.number.or_else(number);
+                if let Some(ready) = ready.take() {
+                    ready();
+                }
+            }
+            Report::Waiting => {
+                if let Some(ready) = ready.take() {
+                    ready();
+                }
+            }
+            Report::GivenAway => {
+                self.connection = None;
+                self.is_given_away = true;
+            }
+            Report::Failed(error) => self.fault = Some(error),
+        }
+    }
+
+    /// Starts this program again, as a child. Returns its pidfd and the socket to it, too.
+    fn start_child(&self) -> io::Result<(Child, OwnedFd, UnixStream)> {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
         let name = self.command_line.first().map(OsString::as_os_str).unwrap_or_default();
         let child = Command::new("/proc/self/exe")
             .arg0(name)
@@ -175,8 +250,10 @@ impl Keeper<'_> {
             .env(VARIABLE, "1")
             .stdin(OwnedFd::from(theirs))
             .spawn()?;
+        let process = pidfd_open(Pid::from_child(&child), PidfdFlags::empty())?;
         send(&ours, START, self.connection.as_ref())?;
-        Ok((child, ours))
+        ours.set_nonblocking(true)?;
+        Ok((child, process, UnixStream::from_std(ours)?))
     }
 
     /// Records a restart. Returns how long to wait before it.
@@ -190,28 +267,39 @@ impl Keeper<'_> {
     }
 }
 
-/// Report of a child that can mount.
+/// Report of a child.
+#[derive(Debug)]
 enum Report {
     /// The mount is there. It can be resumed if there is a connection.
     Ready(Option<Connection>),
-    /// The child ended without a report.
-    None,
+    /// The mount waits for its server.
+    Waiting,
+    /// Another process takes the mount over.
+    GivenAway,
+    /// The child ends with this error.
+    Failed(MountError),
 }
 
-/// Waits for the report of a child. Fails with the error that it reports.
-fn receive_report(mut socket: &UnixStream) -> Result<Report, MountError> {
-    match receive(socket) {
-        Ok(Some((READY, connection))) => Ok(Report::Ready(connection)),
-        Ok(Some((code, _))) => {
-            let mut text = Vec::new();
-            // If this fails, the message has only the bytes that were read before.
-            let _ = socket.read_to_end(&mut text);
-            let text = String::from_utf8_lossy(&text);
+/// Waits for the next report of a child; `None` if there will be none.
+async fn receive_report(socket: &UnixStream) -> Option<Report> {
+    let received = socket.async_io(Interest::READABLE, || receive(socket)).await;
+    Some(match received.ok()?? {
+        (READY, connection) => Report::Ready(connection),
+        (WAITING, _) => Report::Waiting,
+        (GIVEN, _) => Report::GivenAway,
+        (code, _) => {
+            // The child wrote code and message at once.
+            let mut text = vec![0; MAX_MESSAGE];
+            let len = socket.try_read(&mut text).unwrap_or(0);
+            let text = String::from_utf8_lossy(&text[..len]);
             let usage = MountError::usage(&text);
-            Err(if code == usage.exit_code() { usage } else { MountError::failed(&text) })
+            Report::Failed(if code == usage.exit_code() {
+                usage
+            } else {
+                MountError::failed(&text)
+            })
         }
-        Ok(None) | Err(_) => Ok(Report::None),
-    }
+    })
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
@@ -222,12 +310,79 @@ fn failed(error: io::Error) -> MountError {
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "a virtual clock needs a first moment")]
 mod tests {
+    use super::super::store::Store;
     use super::*;
+
+    /// Wait status of a process that was killed by SIGTERM.
+    const TERMINATED: i32 = 15;
+
+    /// Returns a keeper, and whether a child has reported a connection to it.
+    fn keeper(has_connection: bool) -> Keeper<'static> {
+        let mut keeper = Keeper::new(&[], Path::new("/nonexistent/mnt"), None);
+        if has_connection {
+            let file = || tempfile::tempfile().unwrap();
+            let connection = Connection { device: file().into(), journal: file() };
+            keeper.take(Report::Ready(Some(connection)), &mut Some(|| ()));
+        }
+        keeper
+    }
+
+    #[test]
+    fn a_child_that_was_killed_is_started_again() {
+        let killed = ExitStatus::from_raw(TERMINATED);
+        assert_eq!(keeper(true).restart_after(killed), Ok(Some(TERMINATED)));
+        assert!(keeper(false).restart_after(killed).is_err(), "nothing to resume");
+    }
+
+    #[test]
+    fn a_child_that_dies_of_a_signal_that_was_passed_on_is_not_started_again() {
+        let killed = ExitStatus::from_raw(TERMINATED);
+        let mut stopped = keeper(true);
+        stopped.stopped_by = Some(EndSignal::Interrupt);
+        assert_eq!(stopped.restart_after(killed), Ok(None));
+        assert!(stopped.connection.is_some(), "it is still mounted");
+        let mut early = keeper(false);
+        early.stopped_by = Some(EndSignal::Terminate);
+        assert_eq!(early.restart_after(killed), Err(EndSignal::Terminate.into()));
+    }
+
+    #[test]
+    fn a_mount_that_was_given_away_is_left_alone_however_the_child_ends() {
+        for status in [0, TERMINATED] {
+            let mut keeper = keeper(true);
+            keeper.take(Report::GivenAway, &mut None::<fn()>);
+            assert!(keeper.connection.is_none());
+            assert_eq!(keeper.restart_after(ExitStatus::from_raw(status)), Ok(None));
+        }
+    }
+
+    #[tokio::test]
+    async fn all_reports_of_a_child_arrive() {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let ours = UnixStream::from_std(ours).unwrap();
+        let store = Store::Parent(theirs);
+        store.report_waiting();
+        store.keep(None);
+        store.give_away();
+        let error = MountError::usage(&"no such option");
+        assert!(store.report_error(&error));
+        drop(store);
+        let mut reports = Vec::new();
+        while let Some(report) = receive_report(&ours).await {
+            reports.push(report);
+        }
+        let [Report::Waiting, Report::Ready(None), Report::GivenAway, Report::Failed(reported)] =
+            &reports[..]
+        else {
+            panic!("{reports:?}")
+        };
+        assert_eq!(*reported, error);
+    }
 
     #[test]
     fn many_restarts_within_a_short_time_are_slowed_down() {
-        let (failed_starts, restarts) = (0, VecDeque::new());
-        let mut keeper = Keeper { command_line: &[], connection: None, failed_starts, restarts };
+        let mut keeper = keeper(false);
         let start = Instant::now();
         for _ in 0..FREE_RESTARTS {
             assert_eq!(keeper.pause_before_restart(start), Duration::ZERO);

@@ -4,7 +4,7 @@
 //! systemd: `FileDescriptorStoreMax=` in `systemd.service(5)`, `FDSTORE=1` in `sd_notify(3)`.
 
 use std::io::{self, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use sd_notify::NotifyState;
@@ -31,7 +31,7 @@ pub enum Store {
 impl Store {
     /// Returns the store of this process, and the connection in it if a previous process left one.
     /// `is_service` tells whether the process stays in the foreground, as services do. Must be
-    /// called once, before any thread is started.
+    /// called only once: it takes the descriptors that this process inherited.
     pub fn open(is_service: bool) -> Result<(Self, Option<Connection>), MountError> {
         let failed = |error: io::Error| MountError::failed(&format!("no connection: {error}"));
         if keeper::is_child() {
@@ -45,11 +45,19 @@ impl Store {
         if !is_service || std::env::var_os("NOTIFY_SOCKET").is_none() {
             return Ok((Self::None, None));
         }
-        Ok((Self::ServiceManager, stored().map_err(failed)?))
+        let (device, journal) = stored().map_err(failed)?;
+        if device.is_some() != journal.is_some() {
+            // The previous process was killed while it stored them.
+            Self::ServiceManager.remove();
+        }
+        let connection = device.zip(journal);
+        let connection =
+            connection.map(|(device, journal)| Connection { device, journal: journal.into() });
+        Ok((Self::ServiceManager, connection))
     }
 
     /// Whether a process that takes over from this one would be out of reach of what manages it.
-    pub(crate) fn is_service_manager(&self) -> bool {
+    pub fn is_service_manager(&self) -> bool {
         matches!(self, Self::ServiceManager)
     }
 
@@ -61,10 +69,15 @@ impl Store {
             Self::Parent(socket) => send(socket, keeper::READY, connection),
             Self::ServiceManager => {
                 let kept = connection.map_or(Ok(()), |Connection { device, journal }| {
-                    store(DEVICE_NAME, device.as_fd())?;
-                    store(JOURNAL_NAME, journal.as_fd())
+                    // A device without a journal would only keep readers waiting.
+                    store(JOURNAL_NAME, journal.as_fd())?;
+                    store(DEVICE_NAME, device.as_fd())
                 });
-                kept.and_then(|()| sd_notify::notify(&[NotifyState::Ready]))
+                if kept.is_err() {
+                    self.remove();
+                }
+                let reported = sd_notify::notify(&[NotifyState::Ready]);
+                kept.and(reported)
             }
         };
         if let Err(error) = kept {
@@ -72,17 +85,36 @@ impl Store {
         }
     }
 
+    /// Tells the parent that the mount waits for its server.
+    pub(crate) fn report_waiting(&self) {
+        self.tell_parent(keeper::WAITING);
+    }
+
+    /// Tells the parent that another process takes the mount over. However this process ends from
+    /// here on, the parent must not start another one.
+    pub(crate) fn give_away(&self) {
+        self.tell_parent(keeper::GIVEN);
+    }
+
+    fn tell_parent(&self, byte: u8) {
+        if let Self::Parent(socket) = self
+            && let Err(error) = send(socket, byte, None)
+        {
+            debug!(%error, "the parent process is gone");
+        }
+    }
+
     /// Passes an error on to the parent, which reports it. Returns whether there is a parent.
     pub fn report_error(&self, error: &MountError) -> bool {
         let Self::Parent(socket) = self else { return false };
         let report = [&[error.exit_code()], error.to_string().as_bytes()].concat();
-        // A parent that has the report READY does not read it.
+        // Fails only if the parent is gone.
         let _ = (&*socket).write_all(&report);
         true
     }
 
     /// Takes the connection out of the store when the mount has ended.
-    pub(crate) fn remove(&self) {
+    pub fn remove(&self) {
         if let Self::ServiceManager = self {
             for name in [DEVICE_NAME, JOURNAL_NAME] {
                 let remove = [NotifyState::FdStoreRemove, NotifyState::FdName(name)];
@@ -100,8 +132,8 @@ fn store(name: &str, descriptor: BorrowedFd<'_>) -> io::Result<()> {
     sd_notify::notify_with_fds(&state, &[descriptor])
 }
 
-/// Returns the connection that a previous process left with the service manager.
-fn stored() -> io::Result<Option<Connection>> {
+/// Returns device and journal that a previous process left with the service manager.
+fn stored() -> io::Result<(Option<OwnedFd>, Option<OwnedFd>)> {
     let (mut device, mut journal) = (None, None);
     for (descriptor, name) in sd_notify::listen_fds_with_names()? {
         let slot = match name.as_str() {
@@ -112,6 +144,5 @@ fn stored() -> io::Result<Option<Connection>> {
         // The newest of each name counts.
         *slot = Some(sys::inherited(descriptor));
     }
-    let connection = device.zip(journal);
-    Ok(connection.map(|(device, journal)| Connection { device, journal: journal.into() }))
+    Ok((device, journal))
 }

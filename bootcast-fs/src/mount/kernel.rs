@@ -95,12 +95,22 @@ pub fn unmount(mountpoint: &Path, lazy: bool) -> Result<(), KernelError> {
     }
 }
 
+/// Detaches the mount of the connection with this number, unless it has been unmounted: then what
+/// lies beneath belongs to somebody else.
+pub(crate) fn detach(mountpoint: &Path, connection: u32) {
+    if connection_number(mountpoint).is_ok_and(|found| found == connection)
+        && let Err(error) = unmount(mountpoint, true)
+    {
+        tracing::warn!(%error, "cannot unmount");
+    }
+}
+
 /// Checks the mount point, and takes dead mounts of this program off it, such as one whose process
 /// was killed. Nobody can use them any more.
 fn clear_mountpoint(mountpoint: &Path) -> Result<(), KernelError> {
     for _ in 0..MAX_DEAD {
         match check_mountpoint(mountpoint) {
-            Err(KernelError::Stale(_)) if is_own(mountpoint) => {
+            Err(KernelError::Stale(_)) if connection_number(mountpoint).is_ok() => {
                 unmount(mountpoint, true)?;
                 tracing::warn!("took a dead mount off {mountpoint:?}");
             }
@@ -115,11 +125,6 @@ fn clear_mountpoint(mountpoint: &Path) -> Result<(), KernelError> {
 pub(crate) fn connection_number(mountpoint: &Path) -> Result<u32, KernelError> {
     mount_table::top_minor(mountpoint, &format!("fuse.{SUBTYPE}"))
         .ok_or_else(|| KernelError::NotMounted(mountpoint.to_owned()))
-}
-
-/// Whether the file system that covers the mount point is one of this program.
-fn is_own(mountpoint: &Path) -> bool {
-    mount_table::top_minor(mountpoint, &format!("fuse.{SUBTYPE}")).is_some()
 }
 
 /// Checks that the mount point is a directory and not covered by a dead mount.
