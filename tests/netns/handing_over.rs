@@ -5,11 +5,12 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 
 use harness::binaries::{binary, peer};
 use harness::content::Image;
-use harness::mount::MountBuilder;
-use harness::{Lab, MountProc, Proc, SOON, digest_of, lab_or_skip, mib, wait_until};
-use rustix::fs::Dir;
-use rustix::process::Signal;
+use harness::mount::{MountBuilder, is_mounted};
+use harness::{Lab, MountProc, Proc, SOON, digest_of, lab_or_skip, mib, wait_for, wait_until};
+use rustix::fs::{Dir, statvfs};
+use rustix::process::{Pid, Signal, kill_process};
 
+use crate::mounting::{assert_one_line, place};
 use crate::plain_peers::plain_server;
 use crate::readers::READ_LEN;
 use crate::{TRANSFER, readers, text};
@@ -27,15 +28,19 @@ fn assert_unnoticed(
     change: impl Fn(&mut MountProc<'_>),
 ) {
     let valve = lab.hold_multicast_after(0);
-    let path = mount.join("image");
+    let (mount_path, path) = (mount.path().to_owned(), mount.join("image"));
     let file = File::open(&path).unwrap();
     let number = file.metadata().unwrap().ino();
     let directory = File::open(mount.path()).unwrap();
     let mut reader = readers::read_at(lab.client(1), &path, mib(16) - READ_LEN);
     mount.wait_parked(1);
+    let capacity = || statvfs(mount_path.as_path()).unwrap().f_blocks;
+    wait_until(SOON, "the capacity is that of the server", || capacity() > 0);
+    let before = capacity();
 
     change(&mut mount);
     assert!(reader.exited().is_none(), "{}", reader.log());
+    wait_until(SOON, "the capacity is that of the server", || capacity() == before);
     valve.open();
     reader.wait_success(TRANSFER);
     let mut bytes = vec![0; usize::try_from(image.size).unwrap()];
@@ -190,4 +195,55 @@ fn a_mount_of_a_plain_server_is_not_handed_over() {
     assert!(message.contains("unmount it, then mount it again"), "{message}");
     assert!(mount.join("image").exists());
     mount.umount();
+}
+
+#[test]
+fn a_service_that_is_started_with_another_mount_point_leaves_the_old_one() {
+    let lab = lab_or_skip!(Lab::builder());
+    let image = lab.put("image", mib(1));
+    let _server = lab.server().start();
+    let client = lab.client(1);
+    let (old, options) = place(client);
+    let (new, _) = place(client);
+    let mountpoint = client.fresh_path("mountpoint");
+    fs::write(&mountpoint, text(&old)).unwrap();
+    let (manager, program) = (peer("service_manager.py"), binary("bootcastfs"));
+    let socket = client.fresh_path("notify");
+    let source = format!("{}:/", lab.head().address());
+    let script = r#"exec "$0" "$1" "$(cat "$2")" -f -o "$3""#;
+    let args = [text(&manager), text(&socket), "/bin/sh", "-c", script, text(&program), &source];
+    let args = [&args[..], &[text(&mountpoint), &options]].concat();
+    let mut service = client.spawn("python3", args);
+    wait_until(SOON, "it is mounted", || service.log().contains("READY=1"));
+    let open = File::open(old.join("image")).unwrap();
+
+    fs::write(&mountpoint, text(&new)).unwrap();
+    let children = format!("/proc/{0}/task/{0}/children", service.pid());
+    let child = wait_for(SOON, "a process of the service", || {
+        Pid::from_raw(fs::read_to_string(&children).unwrap().trim().parse().ok()?)
+    });
+    kill_process(child, Signal::KILL).unwrap();
+    wait_until(SOON, "the other mount point is used", || {
+        service.log().matches("READY=1").count() == 2
+    });
+    assert!(is_mounted(&new) && !is_mounted(&old), "{}", service.log());
+    assert_eq!(digest_of(new.join("image")), image.digest);
+    assert!(open.metadata().is_err(), "its connection is closed");
+    drop(open);
+    service.signal(Signal::TERM);
+    service.wait_success(SOON);
+    assert!(!is_mounted(&new));
+}
+
+#[test]
+fn a_service_has_no_keeper_besides() {
+    let lab = lab_or_skip!(Lab::builder());
+    let (path, options) = place(lab.client(1));
+    let options = format!("{options},keeper");
+    let mut command = lab.client(1).command(binary("bootcastfs"));
+    command.args(["head:/", text(&path), "-f", "-o", &options]);
+    let output = command.env("NOTIFY_SOCKET", "/nonexistent/notify").output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert_one_line(&output);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("FileDescriptorStoreMax"));
 }

@@ -43,7 +43,7 @@ def start():
 def receive():
     """Handles one message of the service."""
     space = socket.CMSG_SPACE(8 * array.array("i").itemsize)
-    text, control, _, _ = notify.recvmsg(4096, space)
+    text, control, _, _ = notify.recvmsg(4096, space, socket.MSG_CMSG_CLOEXEC)
     state = dict(line.split("=", 1) for line in text.decode().splitlines())
     descriptors = array.array("i")
     for _, _, data in control:

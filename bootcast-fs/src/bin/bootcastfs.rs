@@ -119,15 +119,30 @@ impl Invocation {
     }
 
     /// Returns what to mount, and how to come by the connection. `stored` is a connection that a
-    /// previous process left.
-    fn start(&self, stored: Option<Connection>) -> Result<(MountRequest, Start), MountError> {
+    /// previous process left in `store`.
+    fn start(
+        &self,
+        store: &Store,
+        stored: Option<Connection>,
+    ) -> Result<(MountRequest, Start), MountError> {
         match (&self.args.replace, stored) {
             (None, None) => Ok((self.request()?, Start::Mount)),
             // A keeper has another working directory than the command line was typed in.
             (replace, Some(connection)) if replace.is_some() || keeper::is_child() => {
                 Ok((connection.mount_request()?, Start::Resume(connection)))
             }
-            (_, Some(connection)) => Ok((self.request()?, Start::Resume(connection))),
+            (_, Some(connection)) => {
+                let request = self.request()?;
+                let start = connection.of_mount(&request).map_or_else(
+                    |mountpoint| {
+                        eprintln!("bootcastfs: warning: unmounted {}", mountpoint.display());
+                        store.remove();
+                        Start::Mount
+                    },
+                    Start::Resume,
+                );
+                Ok((request, start))
+            }
             (Some(mountpoint), None) => {
                 let offer = Offer::request(mountpoint)?;
                 Ok((offer.mount_request()?, Start::Replace(offer)))
@@ -139,7 +154,7 @@ impl Invocation {
 fn run(invocation: &Invocation, command_line: &[OsString]) -> ExitCode {
     // Its error cannot be reported to a keeper: there is no socket to it.
     match Store::open(invocation.is_foreground()) {
-        Ok((store, stored)) => match invocation.start(stored) {
+        Ok((store, stored)) => match invocation.start(&store, stored) {
             Ok((request, start)) => serve(request, start, &store, invocation, command_line),
             Err(error) => fail(&store, &error),
         },
@@ -159,6 +174,11 @@ fn serve(
         && let Err(error) = root_fs::mark(command_line)
     {
         return fail(store, &error);
+    }
+    if request.options.keeper && store.is_service_manager() {
+        let reason = "no keeper in a service: systemd keeps the connection, with \
+                      FileDescriptorStoreMax=2";
+        return fail(store, &MountError::usage(&reason));
     }
     let (request, args) = (&request, &invocation.args);
     let log = request.options.log.clone();
