@@ -57,8 +57,10 @@ pub struct Adapter {
     mounter: u32,
     /// Whether the kernel checks modes, so that not every user may see all names.
     enforces_modes: bool,
-    /// The connection to the kernel, if it may read cache files itself.
-    passthrough: Option<Arc<OwnedFd>>,
+    /// The connection to the kernel.
+    device: Arc<OwnedFd>,
+    /// Whether the kernel may read more cache files itself.
+    may_pass_through: bool,
     /// Modes of the open files.
     opens: Arc<Mutex<OpenModes<Backing>>>,
     /// Inode and handle of the opens that the previous process may not have answered, by request.
@@ -68,8 +70,9 @@ pub struct Adapter {
 }
 
 impl Adapter {
-    /// Creates the adapter. All files belong to `uid` and `gid`.
-    pub fn new(fs: Arc<Fs>, runtime: Handle, uid: u32, gid: u32) -> Self {
+    /// Creates the adapter for the kernel on the other end of `device`. All files belong to `uid`
+    /// and `gid`.
+    pub fn new(fs: Arc<Fs>, runtime: Handle, device: OwnedFd, uid: u32, gid: u32) -> Self {
         Self {
             fs,
             runtime,
@@ -77,7 +80,8 @@ impl Adapter {
             gid,
             mounter: rustix::process::geteuid().as_raw(),
             enforces_modes: false,
-            passthrough: None,
+            device: Arc::new(device),
+            may_pass_through: false,
             opens: Arc::default(),
             unanswered: Mutex::default(),
             can_resend: Arc::default(),
@@ -91,11 +95,11 @@ impl Adapter {
         Self { enforces_modes, ..self }
     }
 
-    /// Lets the kernel on the other end of `device` read complete files itself where it can. That
-    /// takes one level of the two that the kernel allows for file systems on top of each other.
+    /// Sets whether the kernel reads complete files itself where it can. That takes one level of the
+    /// two that the kernel allows for file systems on top of each other.
     #[must_use]
-    pub fn with_passthrough(self, device: Option<OwnedFd>) -> Self {
-        Self { passthrough: device.map(Arc::new), ..self }
+    pub fn with_passthrough(self, may_pass_through: bool) -> Self {
+        Self { may_pass_through, ..self }
     }
 
     /// Returns a flag that tells, after INIT, whether the kernel can send requests again that were
@@ -211,14 +215,14 @@ impl Filesystem for Adapter {
             // Reads of one descriptor with O_DIRECT and native AIO are in flight at the same time.
             InitFlags::FUSE_ASYNC_DIO,
         ];
-        let passthrough = self.passthrough.is_some().then_some(InitFlags::FUSE_PASSTHROUGH);
+        let passthrough = self.may_pass_through.then_some(InitFlags::FUSE_PASSTHROUGH);
         for capability in wanted.into_iter().chain(passthrough) {
             if config.add_capabilities(capability).is_err() {
                 debug!(?capability, "this kernel lacks a FUSE capability");
             }
         }
         let is_capable = config.capabilities().contains(InitFlags::FUSE_PASSTHROUGH);
-        if self.passthrough.is_some() && is_capable {
+        if self.may_pass_through && is_capable {
             config.set_max_stack_depth(1).map_err(|_| io::ErrorKind::InvalidInput)?;
         }
         let can_resend = config.capabilities().contains(InitFlags::FUSE_HAS_RESEND);
@@ -264,7 +268,7 @@ impl Filesystem for Adapter {
         self.end_unanswered_open(request.unique());
         let number = opens::number(request.unique());
         let (fs, opens) = (self.fs.clone(), self.opens.clone());
-        let passthrough = self.passthrough.clone();
+        let passthrough = self.may_pass_through.then(|| self.device.clone());
         let opened = {
             let fs = fs.clone();
             async move { fs.open(ino.0).await }

@@ -69,8 +69,8 @@ impl Connection {
     /// Parses the command line of the mount, which the process that ended was started with.
     /// Relative paths in it start where it was typed.
     pub fn mount_request(&self) -> Result<MountRequest, MountError> {
-        let state = Journal::peek(&self.journal).map_err(|error| MountError::failed(&error))?;
-        let typed = state.mount.ok_or_else(|| MountError::failed(&"the journal is empty"))?;
+        let typed = Journal::mount_record(&self.journal);
+        let typed = typed.map_err(|error| MountError::failed(&error))?;
         let directory = std::env::current_dir();
         // If that directory is gone, only relative paths need it.
         let _ = std::env::set_current_dir(&typed.directory);

@@ -5,8 +5,8 @@
 //! Whoever holds its descriptor keeps it, also when the process that wrote it was killed.
 //!
 //! Every record is written before the reply that makes it true. So the journal may state more than
-//! the kernel knows, never less. An excess reference to an inode keeps a table entry until the
-//! unmount, and does no other harm.
+//! the kernel knows, never less. An excess inode or open directory keeps a table entry until the
+//! unmount, and does no other harm. An excess open ends when the kernel sends its request again.
 //!
 //! ```text
 //! 0      magic number of the format
@@ -48,6 +48,9 @@ pub enum JournalError {
     /// Another version of the program wrote it.
     #[error("the journal has another format: this version cannot take over from that one")]
     Format,
+    /// It has no record.
+    #[error("the journal is empty")]
+    Empty,
     /// A record could not be written.
     #[error("the journal is incomplete: there was no memory for it")]
     Incomplete,
@@ -90,8 +93,25 @@ impl Journal {
         Ok((Self::at(file, start, end), state))
     }
 
-    /// Reads the present state of a journal that another process may be writing.
-    pub fn peek(file: &File) -> Result<State, JournalError> {
+    /// Returns the first record of a journal that another process may be writing.
+    pub fn mount_record(file: &File) -> Result<MountRecord, JournalError> {
+        loop {
+            let start = start_of(file)?;
+            let line = line_at(file, start)?;
+            // A rewrite gives the space of the records before it back.
+            if start_of(file)? != start {
+                continue;
+            }
+            return match serde_json::from_slice(&line.ok_or(JournalError::Empty)?) {
+                Ok(Record::Mount(record)) => Ok(record),
+                _ => Err(JournalError::Format),
+            };
+        }
+    }
+
+    /// Reads the present state.
+    #[cfg(test)]
+    pub(crate) fn peek(file: &File) -> Result<State, JournalError> {
         read(file).map(|(state, ..)| state)
     }
 
@@ -107,13 +127,17 @@ impl Journal {
 
     /// Appends the record that `record` returns. If that fails, the journal is marked as
     /// incomplete.
+    ///
+    /// Two records of one inode or handle must not be written at the same time.
     pub fn record(&self, record: impl FnOnce() -> Record) {
         let Some(log) = &self.0 else { return };
+        // Before the lock, which the requests of all files share.
+        let text = text_of(&[record()]);
         let mut log = lock(log);
         if log.start == 0 {
             return;
         }
-        let appended = log.append(&[record()]);
+        let appended = text.and_then(|text| log.append(&text));
         let appended = appended.and_then(|()| log.rewrite_if_long());
         if let Err(error) = appended {
             warn!(%error, "this mount cannot be handed over any more");
@@ -124,26 +148,32 @@ impl Journal {
 }
 
 impl Log {
-    /// Appends records in one write.
-    fn append(&mut self, records: &[Record]) -> io::Result<()> {
-        let mut text = Vec::new();
-        for record in records {
-            serde_json::to_writer(&mut text, record)?;
-            text.push(b'\n');
-        }
-        self.file.write_all_at(&text, self.end)?;
+    /// Appends lines in one write.
+    fn append(&mut self, text: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(text, self.end)?;
         self.end += text.len() as u64;
         Ok(())
     }
 
-    /// Replaces the records by the state that they lead to, if that is worth it.
+    /// Replaces the records by the state that they lead to, if that is worth it. If that fails, the
+    /// journal goes on growing, and only an error of the repair is one.
     fn rewrite_if_long(&mut self) -> io::Result<()> {
-        if self.end - self.start < self.rewrite_len {
+        let (len, end) = (self.end - self.start, self.end);
+        if len < self.rewrite_len {
             return Ok(());
         }
+        let Err(error) = self.rewrite() else { return Ok(()) };
+        warn!(%error, "cannot rewrite the journal of this mount");
+        self.end = end;
+        self.rewrite_len = 2 * len;
+        // The beginning of a new state would be read after the old one.
+        self.file.set_len(end)
+    }
+
+    fn rewrite(&mut self) -> io::Result<()> {
         let (state, ..) = read(&self.file).map_err(io::Error::other)?;
         let (old_start, start) = (self.start, self.end);
-        self.append(&state.into_records())?;
+        self.append(&text_of(&state.into_records())?)?;
         self.file.write_all_at(&header(start), 0)?;
         self.start = start;
         self.rewrite_len = MIN_REWRITE.max(2 * (self.end - start));
@@ -151,10 +181,21 @@ impl Log {
         // The first page has the header.
         let hole = old_start.max(4096);
         if hole < start {
-            rustix::fs::fallocate(&self.file, punch, hole, start - hole)?;
+            // Fails only without memory; then the space comes back with a later rewrite.
+            let _ = rustix::fs::fallocate(&self.file, punch, hole, start - hole);
         }
         Ok(())
     }
+}
+
+/// Returns the lines of these records.
+fn text_of(records: &[Record]) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    for record in records {
+        serde_json::to_writer(&mut text, record)?;
+        text.push(b'\n');
+    }
+    Ok(text)
 }
 
 /// Returns the header of a journal whose first record is at `start`.
@@ -165,8 +206,8 @@ fn header(start: u64) -> [u8; 16] {
     header
 }
 
-/// Returns the state that a journal leads to, and the offsets of its first record and its end.
-fn read(file: &File) -> Result<(State, u64, u64), JournalError> {
+/// Returns the offset of the first record.
+fn start_of(file: &File) -> Result<u64, JournalError> {
     let mut head = [0; 16];
     file.read_exact_at(&mut head, 0)?;
     let (magic, start) = head.split_at(8);
@@ -177,6 +218,28 @@ fn read(file: &File) -> Result<(State, u64, u64), JournalError> {
     if start == 0 {
         return Err(JournalError::Incomplete);
     }
+    Ok(start)
+}
+
+/// Returns the line at this offset, without its end; `None` if there is no whole line.
+fn line_at(file: &File, start: u64) -> io::Result<Option<Vec<u8>>> {
+    let (mut line, mut chunk) = (Vec::new(), [0; 4096]);
+    loop {
+        let len = file.read_at(&mut chunk, start + line.len() as u64)?;
+        if len == 0 {
+            return Ok(None);
+        }
+        let end = chunk[..len].iter().position(|byte| *byte == b'\n');
+        line.extend_from_slice(&chunk[..end.unwrap_or(len)]);
+        if end.is_some() {
+            return Ok(Some(line));
+        }
+    }
+}
+
+/// Returns the state that a journal leads to, and the offsets of its first record and its end.
+fn read(file: &File) -> Result<(State, u64, u64), JournalError> {
+    let start = start_of(file)?;
     let len = file.metadata()?.len().saturating_sub(start);
     let mut text = vec![0; usize::try_from(len).map_err(|_| JournalError::Format)?];
     file.read_exact_at(&mut text, start)?;
@@ -207,6 +270,7 @@ mod tests {
             journal.record(|| record.clone());
             expected.apply(record);
         }
+        assert_eq!(Journal::mount_record(&file_of(&journal)).ok(), expected.mount);
         let (resumed, state) = Journal::resume(file_of(&journal)).unwrap();
         assert_eq!(state, expected);
         resumed.record(|| Record::Releasedir { handle: 3 });
@@ -248,6 +312,42 @@ mod tests {
         let allocated = std::os::unix::fs::MetadataExt::blocks(&file.metadata().unwrap()) * 512;
         assert!(allocated <= 2 * MIN_REWRITE, "{allocated}");
         assert_eq!(Journal::peek(&file).unwrap(), expected);
+        assert_eq!(Journal::mount_record(&file).ok(), expected.mount);
+    }
+
+    #[test]
+    fn a_rewrite_that_fails_is_tried_again_at_twice_the_length() {
+        let journal = Journal::create().unwrap();
+        let file = file_of(&journal);
+        let mut expected = State::default();
+        let mut record = |record: Record| {
+            journal.record(|| record.clone());
+            expected.apply(record);
+        };
+        record(mount_record());
+        // Makes the first rewrite fail.
+        file.write_all_at(b"?", HEADER_LEN).unwrap();
+        let name = "x".repeat(4000);
+        let mut references = 0;
+        while file.metadata().unwrap().len() < MIN_REWRITE + MIN_REWRITE / 2 {
+            record(file_record(7, &name));
+            references += 1;
+        }
+        assert_eq!(start_of(&file).unwrap(), HEADER_LEN);
+        file.write_all_at(b"{", HEADER_LEN).unwrap();
+        for _ in 0..references {
+            record(file_record(7, &name));
+        }
+        assert!(start_of(&file).unwrap() > HEADER_LEN, "rewritten");
+        assert_eq!(Journal::peek(&file).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_journal_without_a_whole_record_is_empty() {
+        let journal = Journal::create().unwrap();
+        let file = file_of(&journal);
+        file.write_all_at(b"{\"Mount\"", HEADER_LEN).unwrap();
+        assert!(matches!(Journal::mount_record(&file), Err(JournalError::Empty)));
     }
 
     #[test]

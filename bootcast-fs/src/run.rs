@@ -295,11 +295,10 @@ fn new_journal(request: &MountRequest) -> Result<Journal, MountError> {
 fn adapter(request: &MountRequest, fs: &Arc<Fs>, device: &OwnedFd) -> Result<Adapter, MountError> {
     let options = &request.options;
     let (uid, gid) = owner(options);
-    let device = may_pass_through(options).then(|| device.try_clone()).transpose();
-    let device = device.map_err(|error| MountError::failed(&error))?;
-    Ok(Adapter::new(fs.clone(), Handle::current(), uid, gid)
+    let device = device.try_clone().map_err(|error| MountError::failed(&error))?;
+    Ok(Adapter::new(fs.clone(), Handle::current(), device, uid, gid)
         .with_modes_enforced(options.default_permissions)
-        .with_passthrough(device))
+        .with_passthrough(may_pass_through(options)))
 }
 
 /// Returns what the next process needs; `None` if the mount has no journal.

@@ -27,8 +27,9 @@ pub struct RestoredOpen {
     pub mode: Mode,
     /// Number of the kernel's request to open it.
     pub request: u64,
-    /// Object that has the file's bytes now.
-    pub object: Arc<Object>,
+    /// Object that has the file's bytes now; `None` if the file is lost. The kernel holds its mode
+    /// all the same.
+    pub object: Option<Arc<Object>>,
 }
 
 impl Fs {
@@ -51,7 +52,7 @@ impl Fs {
         if let Ok(root) = fs.node(ROOT) {
             fs.control.watch_space_of(&root.path);
         }
-        fs.last_handle.store(state.last_handle(), Ordering::Relaxed);
+        fs.last_handle.store(state.last_handle, Ordering::Relaxed);
         for (&handle, dir) in &state.dirs {
             if let Ok(node) = fs.node(dir.ino) {
                 fs.dirs.insert(handle, Arc::new(OpenDir::restore(&node.path, dir, fetched)));
@@ -65,10 +66,11 @@ impl Fs {
     pub async fn restore_opens(self: &Arc<Self>, state: &State) -> Vec<RestoredOpen> {
         let mut restored = Vec::new();
         for (&handle, &journal::Open { ino, mode, request }) in &state.opens {
-            match self.restore_open(handle, ino).await {
-                Ok(object) => restored.push(RestoredOpen { handle, ino, mode, request, object }),
-                Err(error) => warn!(handle, ino, %error, "an open file is lost"),
-            }
+            let object = self.restore_open(handle, ino).await;
+            let object = object.inspect_err(|error| {
+                warn!(handle, ino, %error, "an open file is lost");
+            });
+            restored.push(RestoredOpen { handle, ino, mode, request, object: object.ok() });
         }
         restored
     }

@@ -6,16 +6,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-/// Mode in which the kernel reads one open file. `P` is a backing file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Mode<P> {
-    /// Through the page cache, which the kernel fills by requests to this program.
-    Cached,
-    /// From this backing file, without requests.
-    Passthrough(P),
-    /// By a request to this program for every read.
-    Direct,
-}
+use crate::journal::Mode;
 
 /// Open files of each inode. `B` identifies a backing file to the kernel.
 #[derive(Debug)]
@@ -30,8 +21,9 @@ pub(super) struct OpenModes<B> {
 #[derive(Debug)]
 struct InodeOpens<B> {
     handles: HashSet<u64>,
-    /// Object and its backing file in passthrough mode; `None` in cached mode.
-    backing: Option<(u64, Arc<B>)>,
+    /// Object and its backing file in passthrough mode; `None` in cached mode. The object is `None`
+    /// if the previous process had it, and this one could not open it again.
+    backing: Option<(Option<u64>, Arc<B>)>,
 }
 
 impl<B> Default for OpenModes<B> {
@@ -56,10 +48,10 @@ impl<B> OpenModes<B> {
     ) -> Mode<Arc<B>> {
         let open = self.inodes.entry(ino).or_insert_with(|| InodeOpens {
             handles: HashSet::new(),
-            backing: register().map(|backing| (object, Arc::new(backing))),
+            backing: register().map(|backing| (Some(object), Arc::new(backing))),
         });
         match &open.backing {
-            Some((owner, _)) if *owner != object => {
+            Some((owner, _)) if *owner != Some(object) => {
                 self.direct.insert(handle);
                 Mode::Direct
             }
@@ -76,13 +68,14 @@ impl<B> OpenModes<B> {
 
     /// Records an open of the previous process, which the kernel reads in this mode. `restore`
     /// takes over a backing file by its number. It is called for the first open of an inode only.
+    /// `object` is `None` if the file is lost.
     pub(super) fn restore(
         &mut self,
         ino: u64,
         handle: u64,
-        object: u64,
-        mode: &Mode<u32>,
-        restore: impl FnOnce(u32) -> Option<B>,
+        object: Option<u64>,
+        mode: Mode,
+        restore: impl FnOnce(u32) -> B,
     ) {
         let backing = match mode {
             Mode::Direct => {
@@ -90,11 +83,11 @@ impl<B> OpenModes<B> {
                 return;
             }
             Mode::Cached => None,
-            Mode::Passthrough(id) => Some(*id),
+            Mode::Passthrough(id) => Some(id),
         };
         let open = self.inodes.entry(ino).or_insert_with(|| InodeOpens {
             handles: HashSet::new(),
-            backing: backing.and_then(restore).map(|backing| (object, Arc::new(backing))),
+            backing: backing.map(|id| (object, Arc::new(restore(id)))),
         });
         open.handles.insert(handle);
     }
@@ -136,10 +129,10 @@ mod tests {
     #[test]
     fn opens_of_the_previous_process_decide_the_mode_of_the_next_ones() {
         let mut modes = OpenModes::default();
-        modes.restore(INO, 1, 1, &Mode::Passthrough(8), Some);
-        modes.restore(INO, 2, 1, &Mode::Passthrough(8), |_| unreachable!("registered once"));
-        modes.restore(INO, 3, 1, &Mode::Direct, |_| unreachable!("direct"));
-        modes.restore(INO + 1, 4, 2, &Mode::Cached, |_| unreachable!("cached"));
+        modes.restore(INO, 1, Some(1), Mode::Passthrough(8), |id| id);
+        modes.restore(INO, 2, Some(1), Mode::Passthrough(8), |_| unreachable!("registered once"));
+        modes.restore(INO, 3, Some(1), Mode::Direct, |_| unreachable!("direct"));
+        modes.restore(INO + 1, 4, Some(2), Mode::Cached, |_| unreachable!("cached"));
         assert_eq!(modes.open(INO, 5, 1, || Some(9)), Mode::Passthrough(Arc::new(8)));
         assert_eq!(modes.open(INO + 1, 6, 2, || Some(9)), Mode::Cached);
         modes.release(INO, 99);
@@ -147,6 +140,15 @@ mod tests {
             modes.release(ino, handle);
         }
         assert!(modes.inodes.is_empty() && modes.direct.is_empty());
+    }
+
+    #[test]
+    fn a_lost_open_keeps_its_inode_in_the_mode_that_the_kernel_knows() {
+        let mut modes = OpenModes::default();
+        modes.restore(INO, 1, None, Mode::Passthrough(8), |id| id);
+        assert_eq!(modes.open(INO, 2, 1, || Some(9)), Mode::Direct);
+        modes.release(INO, 1);
+        assert_eq!(modes.open(INO, 3, 1, || Some(9)), Mode::Passthrough(Arc::new(9)));
     }
 
     #[test]

@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex};
 use fuser::{FileHandle, FopenFlags, INodeNo, ReplyOpen, RequestId};
 
 use super::backing::Backing;
-use super::modes::{Mode, OpenModes};
+use super::modes::OpenModes;
 use super::{Adapter, sys};
 use crate::fs::{Fs, OpenFile, RestoredOpen};
-use crate::journal;
+use crate::journal::Mode;
 use crate::panics::lock;
 
 /// Bit in the number of a request that the kernel sends again: `FUSE_UNIQUE_RESEND` of
@@ -27,13 +27,9 @@ impl Adapter {
     pub fn with_restored(self, opens: &[RestoredOpen]) -> Self {
         for RestoredOpen { handle, ino, mode, request, object } in opens {
             lock(&self.unanswered).insert(*request, (*ino, *handle));
-            let restore = |id| self.passthrough.as_ref().map(|device| Backing::restore(device, id));
-            let mode = match *mode {
-                journal::Mode::Cached => Mode::Cached,
-                journal::Mode::Direct => Mode::Direct,
-                journal::Mode::Passthrough(id) => Mode::Passthrough(id),
-            };
-            lock(&self.opens).restore(*ino, *handle, object.id(), &mode, restore);
+            let object = object.as_ref().map(|object| object.id());
+            let restore = |id| Backing::restore(&self.device, id);
+            lock(&self.opens).restore(*ino, *handle, object, *mode, restore);
         }
         self
     }
@@ -77,12 +73,7 @@ pub(super) fn reply(
     // modes were chosen.
     let mut opens = lock(opens);
     let mode = opens.open(ino.0, file.handle, file.object.id(), register_backing);
-    let recorded = match &mode {
-        Mode::Cached => journal::Mode::Cached,
-        Mode::Passthrough(backing) => journal::Mode::Passthrough(backing.id()),
-        Mode::Direct => journal::Mode::Direct,
-    };
-    fs.record_open(file.handle, ino.0, recorded, request);
+    fs.record_open(file.handle, ino.0, mode.map(|backing| backing.id()), request);
     let flags = FopenFlags::FOPEN_NOFLUSH;
     match mode {
         // Without KEEP_CACHE, an open makes the kernel drop the inode's page cache and wait for

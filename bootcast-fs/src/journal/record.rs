@@ -83,15 +83,27 @@ pub struct Inode {
     pub attributes: Attributes,
 }
 
-/// Mode in which the kernel reads an open file.
+/// Mode in which the kernel reads an open file. `P` is a backing file, which the journal has by its
+/// number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Mode {
+pub enum Mode<P = u32> {
     /// Through the page cache.
     Cached,
     /// By a request for every read.
     Direct,
-    /// From the backing file with this number, without requests.
-    Passthrough(u32),
+    /// From this backing file, without requests.
+    Passthrough(P),
+}
+
+impl<P> Mode<P> {
+    /// Returns the same mode with `by` applied to its backing file.
+    pub fn map<Q>(&self, by: impl FnOnce(&P) -> Q) -> Mode<Q> {
+        match self {
+            Self::Cached => Mode::Cached,
+            Self::Direct => Mode::Direct,
+            Self::Passthrough(backing) => Mode::Passthrough(by(backing)),
+        }
+    }
 }
 
 /// An open file.
@@ -136,6 +148,9 @@ pub struct State {
     pub opens: BTreeMap<u64, Open>,
     /// Open directories, by handle.
     pub dirs: BTreeMap<u64, Dir>,
+    /// The largest handle that was ever given; 0 if there was none. The kernel may still send a
+    /// request with a handle that was released meanwhile, so no number is given twice.
+    pub last_handle: u64,
 }
 
 impl State {
@@ -156,12 +171,14 @@ impl State {
                 }
             }
             Record::Open { handle, ino, mode, request } => {
+                self.last_handle = self.last_handle.max(handle);
                 self.opens.insert(handle, Open { ino, mode, request });
             }
             Record::Release { handle } => {
                 self.opens.remove(&handle);
             }
             Record::Opendir { handle, ino } => {
+                self.last_handle = self.last_handle.max(handle);
                 self.dirs.insert(handle, Dir { ino, listing: None });
             }
             Record::Listing { handle, entries } => {
@@ -177,6 +194,8 @@ impl State {
 
     /// Returns records that lead to this state.
     pub(super) fn into_records(self) -> Vec<Record> {
+        let is_open = |handle| self.opens.contains_key(handle) || self.dirs.contains_key(handle);
+        let is_released = self.last_handle > 0 && !is_open(&self.last_handle);
         let mount = self.mount.into_iter().map(Record::Mount);
         let inodes = self.inodes.into_values().map(|(inode, count)| Record::Inode(inode, count));
         let opens = self.opens.into_iter().map(|(handle, Open { ino, mode, request })| {
@@ -186,13 +205,11 @@ impl State {
             let listing = listing.map(|entries| Record::Listing { handle, entries });
             std::iter::once(Record::Opendir { handle, ino }).chain(listing)
         });
-        mount.chain(inodes).chain(opens).chain(dirs).collect()
-    }
-
-    /// Returns the largest handle in use; 0 if there is none.
-    pub fn last_handle(&self) -> u64 {
-        let last = |last: Option<&u64>| last.copied().unwrap_or(0);
-        last(self.opens.keys().next_back()).max(last(self.dirs.keys().next_back()))
+        // Older programs know no record of a number alone.
+        let handle = self.last_handle;
+        let last = [Record::Opendir { handle, ino: 1 }, Record::Releasedir { handle }];
+        let last = is_released.then_some(last).into_iter().flatten();
+        mount.chain(inodes).chain(opens).chain(dirs).chain(last).collect()
     }
 }
 
@@ -248,7 +265,25 @@ pub(super) mod tests {
             state.apply(record);
         }
         assert_eq!(state.inodes[&7].1, 2, "references are counted");
-        assert_eq!(state.last_handle(), 9);
+        assert_eq!(state.last_handle, 9);
+        let mut again = State::default();
+        for record in state.clone().into_records() {
+            again.apply(record);
+        }
+        assert_eq!(again, state);
+    }
+
+    #[test]
+    fn a_handle_that_was_released_is_still_the_last_one() {
+        let mut state = State::default();
+        for record in [
+            Record::Opendir { handle: 3, ino: 1 },
+            Record::Open { handle: 4, ino: 7, mode: Mode::Cached, request: 5 },
+            Record::Release { handle: 4 },
+        ] {
+            state.apply(record);
+        }
+        assert_eq!(state.last_handle, 4);
         let mut again = State::default();
         for record in state.clone().into_records() {
             again.apply(record);
@@ -270,6 +305,6 @@ pub(super) mod tests {
         assert_eq!(state.inodes[&7].1, 1);
         state.apply(Record::Release { handle: 1 });
         state.apply(Record::Forget { ino: 7, lookups: 1 });
-        assert_eq!(state, State::default());
+        assert_eq!(state, State { last_handle: 1, ..State::default() });
     }
 }
