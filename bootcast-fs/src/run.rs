@@ -390,8 +390,9 @@ fn fs_config(options: &MountOptions, pins: Option<Pins>) -> FsConfig {
         timing: Timing { linger: options.linger, silence: SILENCE },
         unicast: options.unicast,
         fill: options.fill,
-        // The bytes of pinned files are proven at every read.
-        verify: if pins.is_some() { Verify::AtReader } else { options.verify },
+        // The bytes of pinned files are proven at every read. Leaves are verified before all the
+        // same, so that a member that forges is found out.
+        verify: if pins.is_some() { Verify::Leaf } else { options.verify },
         pins,
     }
 }

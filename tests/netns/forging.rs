@@ -166,7 +166,7 @@ fn read_beside_a_forger(tag: ForgedTag) -> Option<String> {
     let (image, _) = (lab.put("image", mib(4)), lab.put("other", mib(1)));
     let server = lab.server().option("--rate", "20mbit").option("--idle-passes", "100000").start();
     let valve = lab.hold_multicast_after(0);
-    let mut copy = Copy::start_on(lab.mount(1).start(), &image);
+    let mut copy = Copy::start_on(lab.mount(1).option("unicast=never").start(), &image);
     lab.wait_members(&server, "image", 1..=1);
 
     let own = join(&lab, "image");

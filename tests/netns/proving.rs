@@ -2,12 +2,14 @@
 //! `pins=`. docs/PROTOCOL.md, "Manifest"; docs/SEMANTICS.md, "Pinned files".
 
 use std::fs;
+use std::net::SocketAddrV4;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bootcast_proto::wire::Layout;
-use bootcast_proto::{JoinAnswer, PageIndex};
+use bootcast_proto::{JoinAnswer, Token};
 use harness::binaries::binary;
 use harness::content::Image;
 use harness::lab::HEAD_ADDRESS;
@@ -17,7 +19,7 @@ use rustix::process::Signal;
 
 use crate::forging::{Forger, sending_socket};
 use crate::transfers::{Copy, Get};
-use crate::{TRANSFER, keeping, readers, text};
+use crate::{SetOnDrop, TRANSFER, keeping, readers, text};
 
 pub(crate) fn b3(image: &Image) -> String {
     image.digest.to_hex().to_string()
@@ -29,57 +31,104 @@ pub(crate) fn wait_hashed(lab: &Lab, name: &str) {
     wait_until(TRANSFER, "the file is hashed", || lab.client(1).get(&url).status == 200);
 }
 
-/// Joins the cast of `image` on client 2 as a member, which learns the key, and sends each page
-/// with wrong bytes and a right tag in the name of the server.
-pub(crate) fn forge_all_pages(lab: &Lab, server: &ServerProc<'_>, image: &Image) {
-    let host = lab.client(2);
-    let url = lab.url(&format!("join/{}", image.name.display()));
-    let answer = JoinAnswer::parse(&host.get_with(&url, &[("X-BOOTCAST", "1")]).body).unwrap();
-    let key = answer.extensions.key.expect("a key");
-    let geometry = answer.geometry().unwrap();
-    let source = sending_socket(server);
-    host.enter(|| {
-        let forger = Forger::new(source);
-        for page in 0..geometry.pages() {
-            let page = PageIndex(page);
+/// A member on client 2 that forges every page of a cast in the name of the server.
+struct Impostor<'lab> {
+    lab: &'lab Lab,
+    forger: Forger,
+    connect: SocketAddrV4,
+    datagrams: Vec<Vec<u8>>,
+    name: String,
+    token: Token,
+}
+
+impl<'lab> Impostor<'lab> {
+    /// Joins, which tells the key.
+    fn join(lab: &'lab Lab, server: &ServerProc<'_>, image: &Image) -> Self {
+        let (host, name) = (lab.client(2), text(&image.name).to_owned());
+        let url = lab.url(&format!("join/{name}"));
+        let answer = JoinAnswer::parse(&host.get_with(&url, &[("X-BOOTCAST", "1")]).body).unwrap();
+        let key = answer.extensions.key.expect("a key");
+        let geometry = answer.geometry().unwrap();
+        let datagram = |page| {
             let payload = vec![0xee; geometry.page_len(page).unwrap() as usize];
             let header = Layout::Base.header(page, answer.pages, &payload);
             let mut datagram = [&header[..], &payload].concat();
             key.seal(&mut datagram);
-            forger.send(answer.connect, &datagram);
-        }
-    });
-    let token = [("X-TOKEN", answer.token.as_str())];
-    host.get_with(&lab.url(&format!("leave/{}", image.name.display())), &token);
+            datagram
+        };
+        let datagrams = geometry.all().iter().map(datagram).collect();
+        let forger = host.enter(|| Forger::new(sending_socket(server)));
+        Self { lab, forger, connect: answer.connect, datagrams, name, token: answer.token }
+    }
+
+    /// Sends each page with wrong bytes and a right tag.
+    fn forge(&self) {
+        let send = |datagram: &Vec<u8>| self.forger.send(self.connect, datagram);
+        self.lab.client(2).enter(|| self.datagrams.iter().for_each(send));
+    }
+
+    /// Starts a client with `start`, and forges until `is_over`. The cast is held back.
+    fn forge_until<T>(self, start: impl FnOnce() -> T, is_over: impl Fn(&mut T) -> bool) -> T {
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    self.forge();
+                }
+            });
+            let _done = SetOnDrop(&done);
+            let mut client = start();
+            wait_until(TRANSFER, "the client heard the forger", || is_over(&mut client));
+            client
+        })
+    }
+}
+
+impl Drop for Impostor<'_> {
+    fn drop(&mut self) {
+        let token = [("X-TOKEN", self.token.as_str())];
+        self.lab.client(2).get_with(&self.lab.url(&format!("leave/{}", self.name)), &token);
+    }
+}
+
+/// Waits until client 1 is a member and listens. Then client 2 forges every page once.
+pub(crate) fn forge_all_pages(lab: &Lab, server: &ServerProc<'_>, image: &Image) {
+    lab.wait_members(server, text(&image.name), 1..=1);
+    wait_until(TRANSFER, "the client listens", || lab.client(1).is_in_a_group());
+    Impostor::join(lab, server, image).forge();
 }
 
 /// Starts `bootcast get` of `image` with these options on client 1. Its cast is held back, and
-/// client 2 forges every page of it.
+/// client 2 forges every page of it, until `is_over`.
 pub(crate) fn get_forged_pages(
     lab: &Lab,
     server: &ServerProc<'_>,
     image: &Image,
     options: &[&str],
+    is_over: impl Fn(&mut Get) -> bool,
 ) -> Get {
     let _valve = lab.hold_multicast_after(0);
-    let get = Get::start_with(lab, 1, image, options);
-    lab.wait_members(server, text(&image.name), 1..=1);
-    forge_all_pages(lab, server, image);
-    get
+    let start = || Get::start_with(lab, 1, image, options);
+    Impostor::join(lab, server, image).forge_until(start, is_over)
 }
 
-/// Like [`get_forged_pages`], but copies `image` from a mount on client 1.
+/// Like [`get_forged_pages`], but copies `image` from a mount on client 1, until the log shows that
+/// it got wrong bytes.
 pub(crate) fn copy_forged_pages<'lab>(
-    lab: &Lab,
+    lab: &'lab Lab,
     server: &ServerProc<'_>,
     image: &Image,
     mount: MountProc<'lab>,
 ) -> Copy<'lab> {
     let _valve = lab.hold_multicast_after(0);
-    let copy = Copy::start_on(mount, image);
-    lab.wait_members(server, text(&image.name), 1..=1);
-    forge_all_pages(lab, server, image);
-    copy
+    let start = || Copy::start_on(mount, image);
+    let is_heard = |copy: &mut Copy<'_>| copy.mount.log().contains("with wrong bytes");
+    Impostor::join(lab, server, image).forge_until(start, is_heard)
+}
+
+/// Whether a fetch logged that it got wrong bytes.
+pub(crate) fn has_wrong_bytes(get: &mut Get) -> bool {
+    get.proc.log().contains("with wrong bytes")
 }
 
 #[test]
@@ -87,10 +136,8 @@ fn a_member_that_forges_every_page_puts_no_wrong_byte_into_the_file() {
     let lab = lab_or_skip!(Lab::builder().clients(2).valve());
     let image = lab.put("image", mib(2));
     let server = lab.server().option("--rate", "20mbit").start();
-    let mut get = get_forged_pages(&lab, &server, &image, &["-v", "--b3", &b3(&image)]);
-    get.finish(&image);
-    let log = get.proc.log();
-    assert!(log.contains("128 parts of 16 KiB arrived wrong"), "{log}");
+    let options = ["-v", "--b3", &b3(&image)];
+    get_forged_pages(&lab, &server, &image, &options, has_wrong_bytes).finish(&image);
 }
 
 #[test]
@@ -105,7 +152,6 @@ fn a_member_that_forges_every_page_puts_no_wrong_byte_into_a_pipe() {
     let mut command = host.command(binary("bootcast"));
     command.args(["get", "--b3", &b3(&image), "-O", "-", "--interface", "eth0", &url]);
     let mut get = command.stdout(Stdio::from(fs::File::create(&copy).unwrap())).spawn().unwrap();
-    lab.wait_members(&server, "image", 1..=1);
     forge_all_pages(&lab, &server, &image);
     wait_until(TRANSFER, "the transfer ends", || get.try_wait().unwrap().is_some());
     assert!(get.wait().unwrap().success());
@@ -200,8 +246,6 @@ fn a_reader_of_a_pinned_file_gets_no_byte_of_a_member_that_forges_every_page() {
     let mount = lab.mount(1).option(&format!("pins={}", text(&pins))).start();
     let mut copy = copy_forged_pages(&lab, &server, &image, mount);
     copy.finish(&image);
-    let log = copy.mount.log();
-    assert!(log.contains("are wrong: fetched over HTTP"), "{log}");
     // The cache was corrected too, and each read is checked anew.
     assert_eq!(digest_of(copy.mount.join("image")), image.digest);
 }
@@ -223,7 +267,7 @@ fn a_cached_byte_that_changed_is_not_read_from_a_pinned_file() {
 
     let again = lab.mount(1).option(&options).start();
     assert_eq!(digest_of(again.join("image")), image.digest);
-    assert!(again.log().contains("are wrong: fetched over HTTP"), "{}", again.log());
+    assert!(again.log().contains("with wrong bytes"), "{}", again.log());
 }
 
 #[test]

@@ -228,7 +228,6 @@ fn it_replaces_the_pages_that_a_member_forged() {
     let valve = lab.hold_multicast_after(0);
     let output = lab.client(1).fresh_path("out");
     let mut client = proving_client(&lab, 1, &output);
-    lab.wait_members(&server, "image", 1..=1);
     forge_all_pages(&lab, &server, &image);
     valve.open();
     client.wait_success(TRANSFER);

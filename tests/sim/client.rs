@@ -6,13 +6,13 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bootcast_fs::receiver::{
-    Action, Arrival, Finding, JoinError, ListRequest, Pin, Receiver, RepairArrival, Replacement,
-    ReportError, Timing, Verify,
+    Action, Arrival, Finding, HashRequest, JoinError, ListRequest, Pin, Receiver, RepairArrival,
+    Replacement, ReportError, Timing, Verify,
 };
 use bootcast_proto::api::Report;
 use bootcast_proto::manifest::{ContentId, LEAF_BYTES, Value};
 use bootcast_proto::wire::LeafList;
-use bootcast_proto::{Geometry, JoinAnswer, PageIndex, PageRange, Token};
+use bootcast_proto::{Geometry, JoinAnswer, PageHash, PageIndex, PageRange, Token};
 
 use super::audit::ClientAudit;
 use super::burst::{Burst, Channel};
@@ -32,6 +32,8 @@ pub(super) enum Request {
     Report(Token, Report),
     /// Get hashes.
     Lists(ListRequest),
+    /// Get the hashes of pages.
+    PageHashes(HashRequest),
     /// Get leaves that were wrong.
     Replace(Replacement),
 }
@@ -45,6 +47,8 @@ pub(super) enum Answer {
     Report(Token, bool),
     /// Hashes, and the content id.
     Lists(ListRequest, Option<ContentId>, Vec<Value>),
+    /// The hashes of pages.
+    PageHashes(HashRequest),
     /// The right bytes of leaves.
     Replaced(Replacement),
 }
@@ -191,6 +195,7 @@ impl Client {
     }
 
     fn read_page(&mut self, sender: SocketAddr, datagram: &[u8], now: Instant) {
+        let ignored = self.receiver.counters().ignored;
         match self.receiver.handle_datagram(sender, datagram, now) {
             Arrival::New(page) => {
                 if page.payload[0] == FORGED_BYTE {
@@ -199,9 +204,12 @@ impl Client {
                 self.store(page.index);
             }
             Arrival::Duplicate(_) => {}
-            // A forger is ignored at some time, and a complete receiver refuses the rest.
+            // A forger is ignored at some time, or pages without a known hash are. A complete
+            // receiver refuses the rest.
             Arrival::Bad(error) => {
-                let is_refused = sender != ADDRESS || self.receiver.has_all_pages();
+                let is_refused = sender != ADDRESS
+                    || self.receiver.has_all_pages()
+                    || self.receiver.counters().ignored > ignored;
                 assert!(is_refused, "the receiver refuses a page of the server: {error}");
             }
         }
@@ -315,6 +323,12 @@ impl Client {
                 self.receiver.handle_lists(request, *id, values, now);
                 self.verify(now);
             }
+            Answer::PageHashes(request) => {
+                // The file consists of zeros.
+                let hash = PageHash::of(&vec![0; request.size.get() as usize]);
+                let hashes = vec![hash; request.pages.len() as usize];
+                self.receiver.handle_page_hashes(request, Some(hashes), now);
+            }
             Answer::Replaced(leaves) => self.replace(leaves, now),
         }
     }
@@ -340,6 +354,7 @@ impl Client {
                 // The simulation has no readers, so nothing is demanded.
                 Action::Want(_) | Action::ZeroMap => {}
                 Action::Lists(request) => return Some(Request::Lists(request)),
+                Action::PageHashes(request) => return Some(Request::PageHashes(request)),
                 Action::Replace(leaves) => return Some(Request::Replace(leaves)),
                 Action::Report(report) => {
                     ClientAudit::check_useful(report.useful, self.receiver.counters());

@@ -33,8 +33,8 @@ pub struct Outcome {
     in_all: Sent,
     /// Bytes of the manifest that complete clients have to fetch over HTTP.
     manifest_bytes: u64,
-    /// Bytes of wrong leaves that clients fetched over HTTP.
-    replaced_bytes: u64,
+    /// Bytes of wrong leaves, and of hashes, that clients fetched over HTTP.
+    fetched_bytes: u64,
 }
 
 /// Results of one crowd.
@@ -68,7 +68,7 @@ impl Outcome {
             until_done: Sent::default(),
             in_all: Sent::default(),
             manifest_bytes: 0,
-            replaced_bytes: 0,
+            fetched_bytes: 0,
         }
     }
 
@@ -149,16 +149,16 @@ impl Outcome {
         self.manifest_bytes as f64 / (1456.0 * f64::from(self.pages))
     }
 
-    /// Records bytes of wrong leaves that a client fetches over HTTP.
-    pub(super) fn record_replaced(&mut self, bytes: u64) {
-        self.replaced_bytes += bytes;
+    /// Records bytes that a client fetches over HTTP because of a forger: wrong leaves, and hashes.
+    pub(super) fn record_fetched(&mut self, bytes: u64) {
+        self.fetched_bytes += bytes;
     }
 
-    /// Bytes of wrong leaves that all clients together fetched over HTTP, as a multiple of the
+    /// Bytes that all clients together fetched over HTTP because of a forger, as a multiple of the
     /// file.
     #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
-    pub fn replaced_per_file(&self) -> f64 {
-        self.replaced_bytes as f64 / (1456.0 * f64::from(self.pages))
+    pub fn fetched_per_file(&self) -> f64 {
+        self.fetched_bytes as f64 / (1456.0 * f64::from(self.pages))
     }
 
     /// Leaf lists sent for each page of the file, until the end.

@@ -3,6 +3,8 @@
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use bootcast_proto::PageHash;
+
 use super::burst::Burst;
 use super::client::{Answer, Client, Request};
 use super::core::Core;
@@ -315,9 +317,13 @@ impl<'a> World<'a> {
                 let (id, values) = (self.server.content_id(), self.server.lists(&request));
                 Some(Answer::Lists(request, id, values))
             }
+            Request::PageHashes(request) => {
+                self.outcome.record_fetched(u64::from(request.pages.len()) * PageHash::LEN as u64);
+                Some(Answer::PageHashes(request))
+            }
             Request::Replace(leaves) => {
                 let bytes = leaves.bytes();
-                self.outcome.record_replaced(bytes.end - bytes.start);
+                self.outcome.record_fetched(bytes.end - bytes.start);
                 Some(Answer::Replaced(leaves))
             }
         };

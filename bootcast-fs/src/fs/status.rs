@@ -176,7 +176,7 @@ impl Fs {
             FillPolicy::Never => "demand",
         };
         let verify = match self.config.verify {
-            Verify::Leaf | Verify::AtReader => "leaf",
+            Verify::Leaf => "leaf",
             Verify::Tag => "tag",
         };
         let unicast = match self.config.unicast {

@@ -16,15 +16,15 @@ use bootcast_proto::api::{Attributes, Meta, Report, Status, WantBody};
 use bootcast_proto::limits::SMALL_FILE;
 use bootcast_proto::{
     ContentId, Etag, FILL_DEMAND, HEADER_EXTENSIONS, HEADER_FILL, HEADER_LEAVES, HEADER_PROFILE,
-    HEADER_QUEUE, HEADER_RESUME, HEADER_SMALL, HEADER_TOKEN, JoinAnswer, PageRange, QUERY_KNOWN,
-    QUERY_ZEROS, RemotePath, Token, ZeroMap,
+    HEADER_QUEUE, HEADER_RESUME, HEADER_SMALL, HEADER_TOKEN, JoinAnswer, PageHash, PageRange,
+    QUERY_KNOWN, QUERY_ZEROS, RemotePath, Token, ZeroMap,
 };
 use reqwest::header::{CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_NONE_MATCH, IF_RANGE, RANGE};
 use reqwest::{Client, RequestBuilder, Response, StatusCode};
 
 use super::stated_ids::StatedIds;
 use crate::cache::SmallFile;
-use crate::receiver::{FetchError, Fill, JoinError, JoinOptions, REQUEST_BACKOFF};
+use crate::receiver::{FetchError, Fill, HashRequest, JoinError, JoinOptions, REQUEST_BACKOFF};
 use answers::{content_id, header, unreadable_pages};
 use exchange::{
     ANSWER_LIMIT, CONNECT_TIMEOUT, FIRST_CONNECT_TIMEOUT, LISTING_TIMEOUT, READ_TIMEOUT, client,
@@ -434,6 +434,25 @@ impl Control {
         let body = self.body(response, limit.min(MANIFEST_LIMIT)).await?;
         ZeroMap::from_bytes(leaves, &body)
             .ok_or_else(|| self.no_manifest("it is not a zero map of this file"))
+    }
+
+    /// Fetches the hashes of pages of the version `etag`.
+    pub async fn page_hashes(
+        &self,
+        path: &RemotePath,
+        etag: &Etag,
+        HashRequest { pages, size }: &HashRequest,
+    ) -> Result<Vec<PageHash>, ControlError> {
+        let (first, last) = (pages.start, pages.end.0.saturating_sub(1));
+        let url = format!("{}?pages={first}-{last}&size={size}", self.url("manifest", path));
+        let response = self.send(self.client.get(url).timeout(ANSWER_TIMEOUT)).await?;
+        let version = header(&response, ETAG).and_then(|value| Etag::from_header(&value).ok());
+        if version.as_ref() != Some(etag) {
+            return Err(self.no_manifest("it is of another version"));
+        }
+        let limit = pages.len() as usize * PageHash::LEN;
+        let body = self.body(response, limit).await?;
+        PageHash::divide(&body).ok_or_else(|| self.no_manifest("it ends within a hash"))
     }
 
     fn no_manifest(&self, why: &str) -> ControlError {

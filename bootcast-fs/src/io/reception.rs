@@ -166,6 +166,11 @@ fn message(notice: &Notice, server: &str) -> String {
             "{sender} sends wrong pages in the name of {server}: it is not listened to any more; \
              a member of the cast forges them"
         ),
+        Cause::ForgerWithServersPort => format!(
+            "somebody sends wrong pages in the name of {server}, from its address and port: pages \
+             are compared with hashes that {server} sends over HTTP; a member of the cast forges \
+             them"
+        ),
         Cause::RepairLost { port } => {
             let then = if notice.fetches { "; fetching the rest over HTTP" } else { "" };
             format!(

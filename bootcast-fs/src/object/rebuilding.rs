@@ -233,9 +233,13 @@ impl Object {
                 lowest.is_none_or(|lowest| lowest >= inner.freed_until)
                     && inner.receiver.confirms(plan)
             };
-            for (plan, pages) in built.iter().filter(|(plan, _)| is_right(plan)) {
-                for ((_, page), bytes) in plan.missing.iter().zip(pages) {
-                    rebuilt.push((*page, IoSlice::new(&bytes[..page_len(geometry, *page)])));
+            let current: Vec<_> = built.iter().filter(|(plan, _)| is_right(plan)).collect();
+            for (plan, pages) in current {
+                let pages = plan.missing.iter().zip(pages);
+                let pages =
+                    pages.map(|((_, page), bytes)| (*page, &bytes[..page_len(geometry, *page)]));
+                if inner.receiver.admits_rebuilt(plan, pages.clone().map(|(_, bytes)| bytes)) {
+                    rebuilt.extend(pages.map(|(page, bytes)| (page, IoSlice::new(bytes))));
                 }
             }
             for (page, _) in &rebuilt {

@@ -5,13 +5,13 @@ use std::io::{self, IoSlice};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bootcast_proto::ContentId;
 use bootcast_proto::manifest::{UNKNOWN, Value};
+use bootcast_proto::{ContentId, PageHash};
 use tracing::warn;
 
 use super::{Inner, Object, Ready, with_buffer};
 use crate::cache::is_no_room;
-use crate::receiver::{Check, Finding, Learned, ListRequest, Replacement};
+use crate::receiver::{Check, Finding, HashRequest, Learned, ListRequest, Replacement};
 use crate::{log_limit, panics};
 
 /// Checking of the leaves of one object. Each object has at most one at a time.
@@ -233,6 +233,16 @@ impl Object {
         let mut inner = self.lock();
         inner.receiver.handle_version_gone();
         self.take_answerable(&mut inner)
+    }
+
+    /// Handles the answer to a request for page hashes. `None`: it failed.
+    pub fn handle_page_hashes(
+        &self,
+        request: &HashRequest,
+        hashes: Option<Vec<PageHash>>,
+        now: Instant,
+    ) {
+        self.lock().receiver.handle_page_hashes(request, hashes, now);
     }
 
     /// Stores those of the wrong leaves that were fetched whose bytes are right. `None`: nothing

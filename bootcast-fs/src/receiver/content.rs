@@ -45,8 +45,6 @@ pub enum Verify {
     /// The tag of their datagram.
     #[default]
     Tag,
-    /// The hash of their leaf, which whoever reads them checks at each read.
-    AtReader,
 }
 
 /// Source of pages.
@@ -255,8 +253,6 @@ impl Content {
         let is_of_use = match self.verify {
             // The server has the map if it knows the content id.
             Verify::Leaf => self.pin.content.is_some(),
-            // The reader requests hashes in any case, so the server computes the map too.
-            Verify::AtReader => true,
             // Nothing would find out what a wrong map claims.
             Verify::Tag => false,
         };

@@ -160,6 +160,10 @@ impl Receiver {
         };
         let (page, is_new) = match arrival {
             Arrival::New(page) => {
+                if !self.is_servers(page, now) {
+                    self.counters.ignored += 1;
+                    return Arrival::Bad(DataError::Index);
+                }
                 self.session.record_page(checked.from, page.index);
                 (page.index, self.in_flight.record(page.index))
             }
@@ -482,55 +486,6 @@ impl Receiver {
     pub fn handle_version_gone(&mut self) {
         if !self.content.accept_unproven() {
             self.fail(Failure::Stale);
-        }
-    }
-
-    /// Handles the bytes that were checked, before the result: they show who sent wrong pages.
-    pub fn handle_checked_bytes(
-        &mut self,
-        check: &Check,
-        finding: &Finding,
-        bytes: &[u8],
-        now: Instant,
-    ) {
-        let Finding::Wrong(wrong) = finding else { return };
-        let Some(geometry) = self.content.geometry().filter(|_| self.content.is_current(check))
-        else {
-            return;
-        };
-        let (senders, layout) = (self.session.senders_mut(), self.repair.layout());
-        for (leaf, start, own) in check.leaves_of(bytes) {
-            if wrong.contains(&leaf) {
-                senders.handle_wrong(leaf, start, own, geometry, layout);
-            } else {
-                senders.handle_right(leaf, start, own, geometry);
-            }
-        }
-        self.ignore_forgers(now);
-    }
-
-    /// Handles wrong leaves that were fetched, before the result: `wrong` are wrong again.
-    pub fn handle_fetched_leaves(
-        &mut self,
-        leaves: &Replacement,
-        wrong: &[u64],
-        bytes: &[u8],
-        now: Instant,
-    ) {
-        let Some(geometry) = self.content.geometry() else { return };
-        let senders = self.session.senders_mut();
-        let parts = leaves.check().leaves_of(bytes);
-        for (leaf, _, own) in parts.filter(|(leaf, ..)| !wrong.contains(leaf)) {
-            senders.handle_replaced(leaf, own, geometry);
-        }
-        self.ignore_forgers(now);
-    }
-
-    /// Listens no more to senders that forged again and again.
-    fn ignore_forgers(&mut self, now: Instant) {
-        while let Some(sender) = self.session.ignore_next() {
-            self.rescue.notify_forger(sender);
-            self.repair.forget_beacons(now);
         }
     }
 

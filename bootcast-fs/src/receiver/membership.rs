@@ -8,6 +8,7 @@ use bootcast_proto::api::{Report, Want};
 use bootcast_proto::limits::RETRY_AFTER_MAX;
 use bootcast_proto::{Backoff, Token};
 
+use super::page_hashes::HashRequest;
 use super::verification::{ListRequest, Replacement};
 
 /// Pauses after requests that fail, while the server is away.
@@ -37,6 +38,8 @@ pub enum Action {
     ZeroMap,
     /// Request hashes; answer with `handle_lists` or `handle_lists_failed`.
     Lists(ListRequest),
+    /// Request the hashes of pages; answer with `handle_page_hashes`.
+    PageHashes(HashRequest),
     /// Fetch wrong leaves over HTTP and store the right ones; answer with `handle_replaced`.
     Replace(Replacement),
 }

@@ -23,6 +23,7 @@ mod demand;
 mod demand_loop;
 mod ends;
 mod fetches;
+mod forgers;
 mod gate;
 mod hearing;
 mod in_flight;
@@ -30,6 +31,7 @@ mod inputs;
 mod intent;
 mod loss_meter;
 mod membership;
+mod page_hashes;
 mod passed_windows;
 mod reads;
 mod remainder;
@@ -62,6 +64,7 @@ pub use fetches::Fetch;
 pub use gate::{Checked, Epoch, Gate};
 pub use loss_meter::CastCounts;
 pub use membership::{Action, REQUEST_BACKOFF, Subscription, Timing};
+pub use page_hashes::HashRequest;
 pub use repair::DecodePlan;
 pub use repair_loop::{RepairArrival, ReportError, Round};
 pub use rescue::{Cause, FetchError, Notice, Reception, UnicastMode};
@@ -76,6 +79,7 @@ use fetches::{Missing, Scope};
 use in_flight::PagesInFlight;
 pub use intent::FillPolicy;
 use intent::Intent;
+use page_hashes::PageHashes;
 use repair_loop::{MulticastView, RepairLoop};
 use rescue::{Rescue, RescueEvent, RescueView};
 use reuse::Reuse;
@@ -91,6 +95,7 @@ pub struct Receiver {
     demand: DemandLoop,
     rescue: Rescue,
     in_flight: PagesInFlight,
+    page_hashes: PageHashes,
     reuse: Reuse,
     intent: Intent,
     /// Whether readers are likely to want what those of other hosts wanted first.
@@ -110,6 +115,7 @@ impl Receiver {
             demand: DemandLoop::default(),
             rescue: Rescue::default(),
             in_flight: PagesInFlight::default(),
+            page_hashes: PageHashes::default(),
             reuse: Reuse::default(),
             intent: Intent::default(),
             is_profile_of_use: false,
@@ -206,6 +212,7 @@ impl Receiver {
         let is_full = self.fill() == Fill::Full;
         let resumes = self.session.begin(answer, self.content.has_pages());
         self.in_flight.clear();
+        self.page_hashes.begin();
         let layout = answer.block_layout().filter(|_| is_full);
         let blocks = layout.zip(self.content.assembly().map(Assembly::arrived));
         self.repair.begin(answer, blocks, resumes, now);

@@ -402,9 +402,14 @@ impl Rescue {
 
     /// Fetches these pages even while multicast arrives: they were demanded and did not come.
     pub(super) fn fetch_now(&mut self, pages: PageRange) {
-        if self.mode != UnicastMode::Never && self.server.has_files {
+        if self.may_fetch_named() {
             self.fetches.name(pages);
         }
+    }
+
+    /// Whether single pages may be fetched.
+    pub(super) fn may_fetch_named(&self) -> bool {
+        self.mode != UnicastMode::Never && self.server.has_files
     }
 
     /// Returns what may be fetched at present.

@@ -153,6 +153,8 @@ pub(super) struct Senders {
     symbols: BTreeMap<BlockIndex, SenderSet>,
     /// Wrong leaves, by their number in the file.
     evidence: BTreeMap<u64, Vec<Part>>,
+    /// Number of leaves with wrong rebuilt pages all of whose senders are proven.
+    unexplained: u8,
     /// Whether a leaf was wrong in this membership.
     is_alarmed: bool,
     /// Pages that came again before their right bytes were known: the sender and the hash of each.
@@ -307,9 +309,12 @@ impl Senders {
 
     fn judge(&mut self, parts: &[Part], right: &[u8]) {
         let (mut guilty, mut proven) = (SenderSet::default(), SenderSet::default());
+        let mut has_unexplained = false;
         for Part { bytes, print, from, is_rebuilt, .. } in parts {
             let Some(own) = right.get(bytes.clone()) else { continue };
             let is_right = blake3::hash(own) == *print;
+            let are_all_proven = from.iter().all(|sender| self.standing(sender).is_proven());
+            has_unexplained |= !is_right && *is_rebuilt && are_all_proven;
             for sender in from.iter() {
                 match (is_right, is_rebuilt) {
                     (true, false) => proven.insert(sender),
@@ -325,6 +330,7 @@ impl Senders {
             *strikes = strikes.saturating_add(1);
         }
         self.prove(proven);
+        self.unexplained = self.unexplained.saturating_add(has_unexplained.into());
     }
 
     /// Compares whole pages of a leaf that came again, or will, with the right ones.
@@ -368,14 +374,30 @@ impl Senders {
     /// Returns a sender to ignore from now on, if its pages were wrong again and again, and another
     /// sender is proven and brought no wrong page.
     pub(super) fn poll_ignored(&mut self) -> Option<SenderId> {
-        let is_trusted = |it: &Standing| it.is_proven() && it.strikes == 0 && !it.is_ignored;
-        if !self.standings.iter().any(is_trusted) {
+        if !self.is_somebody_trusted() {
             return None;
         }
-        let is_guilty = |it: &Standing| it.strikes >= STRIKES && !it.is_ignored;
-        let id = self.active.iter().find(|id| is_guilty(self.standing(*id)))?;
+        let id = self.guilty()?;
         self.standing(id).is_ignored = true;
+        self.unexplained = 0;
         Some(id)
+    }
+
+    /// Whether pages were wrong again and again, and no sender can be ignored for it. One that has
+    /// the server's address and port cannot be told from it.
+    pub(super) fn is_nobody_to_blame(&self) -> bool {
+        let is_guilty = !self.is_somebody_trusted() && self.guilty().is_some();
+        is_guilty || self.unexplained >= STRIKES
+    }
+
+    fn is_somebody_trusted(&self) -> bool {
+        let is_trusted = |it: &Standing| it.is_proven() && it.strikes == 0 && !it.is_ignored;
+        self.standings.iter().any(is_trusted)
+    }
+
+    fn guilty(&self) -> Option<SenderId> {
+        let is_guilty = |it: &Standing| it.strikes >= STRIKES && !it.is_ignored;
+        self.active.iter().find(|id| is_guilty(&self.standings[usize::from(id.0)]))
     }
 }
 

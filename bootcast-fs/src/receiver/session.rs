@@ -253,6 +253,11 @@ impl Session {
         senders.into_iter().filter_map(|sender| self.gate.address(sender)).collect()
     }
 
+    /// Whether pages were wrong again and again, and no sender can be ignored for it.
+    pub(super) fn is_nobody_to_blame(&self) -> bool {
+        self.senders.is_nobody_to_blame()
+    }
+
     /// Ignores the next sender that forged again and again. Returns its address.
     pub(super) fn ignore_next(&mut self) -> Option<SocketAddr> {
         let sender = self.senders.poll_ignored()?;

@@ -105,8 +105,9 @@ pub(super) async fn run(args: Args) -> Result<(), ToolError> {
     let transport = if args.unicast {
         Transport::Unicast { timeout }
     } else {
-        // The bytes of an expected content are proven when they are written.
-        let verify = if args.b3.is_some() { Verify::AtReader } else { args.verify.into() };
+        // The bytes of an expected content are proven when they are written. Leaves are verified
+        // before all the same, so that a member that forges is found out.
+        let verify = if args.b3.is_some() { Verify::Leaf } else { args.verify.into() };
         let cast =
             CastFetch::new(&target, args.receiving.interface.unwrap_or_default(), timeout, verify)?;
         match args.range {

@@ -84,6 +84,15 @@ pub enum ApiError {
         /// Number of segments in the file.
         segments: u64,
     },
+    /// The query of page hashes is malformed.
+    #[error("malformed pages: send ?pages=FIRST-LAST&size=BYTES, counted from 0")]
+    InvalidPages,
+    /// The file has no such page.
+    #[error("no such page: the file has {pages} of this size, counted from 0")]
+    NoPage {
+        /// Number of pages in the file.
+        pages: u32,
+    },
     /// No thread was available for the work: the path's file system may hang.
     #[error(transparent)]
     Pool(#[from] PoolError),
@@ -109,6 +118,7 @@ impl ApiError {
             | Self::NoToken
             | Self::InvalidBody(_)
             | Self::InvalidSegments
+            | Self::InvalidPages
             | Self::Source(SourceError::NotRegular)
             | Self::Join(JoinError::TooManyPages(_)) => StatusCode::BAD_REQUEST,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
@@ -117,6 +127,7 @@ impl ApiError {
             | Self::UnknownToken
             | Self::NoProfile
             | Self::NoSegment { .. }
+            | Self::NoPage { .. }
             | Self::Source(SourceError::NotFound) => StatusCode::NOT_FOUND,
             Self::NotSmall => StatusCode::CONFLICT,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,

@@ -1,4 +1,4 @@
-//! Serves manifests and zero maps. docs/PROTOCOL.md, "Manifest".
+//! Serves manifests and what belongs to them. docs/PROTOCOL.md, "Manifest".
 
 use std::ops::Range;
 
@@ -10,18 +10,23 @@ use bootcast_proto::manifest::{
 };
 use bootcast_proto::{Etag, Manifest, QUERY_KNOWN, QUERY_ZEROS, RemotePath};
 
-use super::{ApiError, ApiState, has_query, remote_path};
+use super::page_hashes::{Wanted, page_hashes};
+use super::{ApiError, ApiState, has_query, index_range, query_value, remote_path};
 use crate::io::manifests::Known;
 use crate::source::{OpenFile, SourceError};
 
-/// Answers `GET /manifest/`: the values of all segments, or those of the leaves of some segments.
+/// Answers `GET /manifest/`: the values of all segments, those of the leaves of some segments, the
+/// zero map, or the hashes of some pages.
 pub(super) async fn manifest(
     State(state): State<ApiState>,
     uri: Uri,
 ) -> Result<Response, ApiError> {
     let path = remote_path(&uri, "/manifest/")?;
-    let wanted = segments(&uri)?;
+    let (wanted, pages) = (segments(&uri)?, Wanted::parse(&uri)?);
     let open = super::open(&state, &path).await?;
+    if let Some(pages) = pages {
+        return page_hashes(&state, path, open, &pages).await;
+    }
     let etag = open.etag();
     let segments = ContentTree::new(open.version.size()).segments();
     if wanted.as_ref().is_some_and(|wanted| wanted.start >= segments) {
@@ -117,14 +122,7 @@ fn answer(etag: &Etag, id: Option<ContentId>, body: Vec<u8>) -> Response {
 
 /// Reads the query `segments=FIRST-LAST`, counted from 0; `None` if there is none.
 fn segments(uri: &Uri) -> Result<Option<Range<u64>>, ApiError> {
-    let query = uri.query().unwrap_or_default();
-    let Some(value) = query.split('&').find_map(|pair| pair.strip_prefix("segments=")) else {
-        return Ok(None);
-    };
-    let range = value.split_once('-').and_then(|(first, last)| {
-        let (first, last): (u64, u64) = (first.parse().ok()?, last.parse().ok()?);
-        (first <= last).then_some(first..last.saturating_add(1))
-    });
-    let range = range.ok_or(ApiError::InvalidSegments)?;
+    let Some(value) = query_value(uri, "segments") else { return Ok(None) };
+    let range = index_range(value).ok_or(ApiError::InvalidSegments)?;
     Ok(Some(range.start..range.end.min(range.start.saturating_add(MANIFEST_SEGMENTS_MAX))))
 }

@@ -8,11 +8,14 @@ mod file;
 mod manifest;
 mod membership;
 mod meta;
+mod page_hashes;
 mod profile;
 mod range;
 mod report;
 mod small;
 mod want;
+
+use std::ops::Range;
 
 use axum::Router;
 use axum::http::{StatusCode, Uri, header};
@@ -150,6 +153,19 @@ fn remote_path(uri: &Uri, prefix: &str) -> Result<RemotePath, ApiError> {
 /// Whether the query of a request has this pair, such as `known=1`.
 fn has_query(uri: &Uri, pair: &str) -> bool {
     uri.query().unwrap_or_default().split('&').any(|it| it == pair)
+}
+
+/// Returns the value of a query `NAME=VALUE`.
+fn query_value<'a>(uri: &'a Uri, name: &str) -> Option<&'a str> {
+    let mut pairs = uri.query()?.split('&').filter_map(|pair| pair.split_once('='));
+    pairs.find(|(found, _)| *found == name).map(|(_, value)| value)
+}
+
+/// Reads `FIRST-LAST`, both counted from 0.
+fn index_range(text: &str) -> Option<Range<u64>> {
+    let (first, last) = text.split_once('-')?;
+    let (first, last): (u64, u64) = (first.parse().ok()?, last.parse().ok()?);
+    (first <= last).then_some(first..last.saturating_add(1))
 }
 
 /// Opens a file and waits until its version is stable. If the file has other attributes than

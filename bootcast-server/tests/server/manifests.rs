@@ -1,5 +1,6 @@
 //! Content ids and manifests: what proves a file to a client that knows its hash.
 
+use bootcast_proto::PageHash;
 use bootcast_proto::manifest::{
     ContentId, ContentTree, HEADER_CONTENT_ID, LEAF_BYTES, SEGMENT_BYTES, Value,
 };
@@ -77,6 +78,27 @@ fn an_empty_file_has_an_id_and_no_values() {
 }
 
 #[test]
+fn page_hashes_are_those_of_the_pages_of_any_size() {
+    let server = Server::start(&[]);
+    let content: Vec<u8> = (0..=250).cycle().take(5_000_000).collect();
+    server.write("file", &content);
+    let file = server.get("/file/file");
+    let hashes = |pages: &str, size: usize| {
+        let answer = server.get(&format!("/manifest/file?pages={pages}&size={size}"));
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        assert_eq!(answer.header("etag"), file.header("etag"));
+        PageHash::divide(&answer.body).unwrap()
+    };
+    let expected = |size: usize| content.chunks(size).map(PageHash::of).collect::<Vec<_>>();
+    let all = expected(1456);
+    assert_eq!(hashes("0-99", 1456), all[..100]);
+    assert_eq!(hashes("3400-18446744073709551614", 1456), all[3400..], "up to the end");
+    assert_eq!(hashes("100-3400", 1456), all[100..100 + 2048], "no more than one answer has");
+    let large = expected(65_000);
+    assert_eq!(hashes("1-76", 65_000), large[1..65], "no more bytes than one answer has");
+}
+
+#[test]
 fn what_has_no_manifest_is_refused_with_a_reason() {
     let server = Server::start(&[]);
     std::fs::create_dir(server.dir.path().join("dir")).unwrap();
@@ -88,6 +110,10 @@ fn what_has_no_manifest_is_refused_with_a_reason() {
         ("dir/file?segments=1-0", 400, "send ?segments=FIRST-LAST"),
         ("dir/file?segments=-1", 400, "send ?segments=FIRST-LAST"),
         ("dir/file?segments=0-18446744073709551616", 400, "send ?segments=FIRST-LAST"),
+        ("dir/file?pages=0-0", 400, "send ?pages=FIRST-LAST&size=BYTES"),
+        ("dir/file?pages=0-0&size=0", 400, "send ?pages=FIRST-LAST&size=BYTES"),
+        ("dir/file?pages=1-0&size=1456", 400, "send ?pages=FIRST-LAST&size=BYTES"),
+        ("dir/file?pages=1-1&size=1456", 404, "the file has 1 of this size"),
     ] {
         let response = server.get(&format!("/manifest/{path}"));
         assert_eq!(response.status, status, "{path}");

@@ -216,6 +216,7 @@ impl Attended {
                 }
                 Action::Lists(request) => send(Request::Lists(request)),
                 Action::ZeroMap => send(Request::ZeroMap),
+                Action::PageHashes(request) => send(Request::PageHashes(request)),
                 Action::Replace(leaf) => send(Request::Replace(leaf)),
                 Action::Join => send(Request::Join),
                 Action::Leave(token) => send(Request::Leave(token)),

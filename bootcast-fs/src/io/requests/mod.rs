@@ -32,7 +32,7 @@ use super::receive::Inbox;
 use super::reception::MulticastMonitor;
 use crate::object::{Object, Ready, Rebuilding, Reusing, Verifying};
 use crate::panics;
-use crate::receiver::{Fetch, ListRequest, Replacement};
+use crate::receiver::{Fetch, HashRequest, ListRequest, Replacement};
 
 pub(super) use in_flight::{InFlight, InFlightCount};
 
@@ -59,6 +59,8 @@ pub(super) enum Request {
     Lists(ListRequest),
     /// Get the zero map, and take its pages.
     ZeroMap,
+    /// Get the hashes of pages.
+    PageHashes(HashRequest),
     /// Fetch a leaf that arrived wrong.
     Replace(Replacement),
 }
@@ -157,6 +159,7 @@ impl Job {
             // An orderly end does not wait for what only readers need.
             Request::Lists(request) => drop(tokio::spawn(self.lists(request))),
             Request::ZeroMap => drop(tokio::spawn(self.zero_map())),
+            Request::PageHashes(request) => drop(tokio::spawn(self.page_hashes(request))),
             Request::Replace(leaf) => drop(tokio::spawn(self.replace(leaf))),
         }
     }

@@ -11,7 +11,7 @@ use crate::io::SegmentRange;
 use crate::io::control::ControlError;
 use crate::io::now;
 use crate::object::{ListsFailure, Object, Reusing, Verifying};
-use crate::receiver::{FetchError, ListRequest, Replacement};
+use crate::receiver::{FetchError, HashRequest, ListRequest, Replacement};
 
 /// Time for which leaves accumulate, unless some must be checked at once: some 30 at 1 Gbit/s. Each
 /// check costs a read and two locks, however few leaves it has.
@@ -93,6 +93,18 @@ impl Job {
                 Err(ListsFailure::Retry(after))
             }
         }
+    }
+
+    /// Gets the hashes of pages from the server.
+    pub(super) async fn page_hashes(self, request: HashRequest) {
+        let (path, mut hashes) = (&self.object.key().path, None);
+        // Only a plain server names no version, and has no hashes.
+        if let Some(etag) = self.object.snapshot().etag {
+            let answer = self.context.control.page_hashes(path, &etag, &request).await;
+            hashes = answer.inspect_err(|error| debug!(%path, %error, "no page hashes")).ok();
+        }
+        self.object.handle_page_hashes(&request, hashes, now());
+        self.attend();
     }
 
     /// Fetches leaves that arrived wrong over HTTP.

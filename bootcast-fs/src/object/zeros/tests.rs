@@ -40,23 +40,11 @@ fn pages_of_zeros_arrive_without_a_byte_and_the_server_hears_of_it_at_once() {
 
 #[test]
 fn the_map_is_asked_for_where_bytes_are_verified() {
-    for (verify, is_asked) in [(Verify::Tag, false), (Verify::Leaf, true), (Verify::AtReader, true)]
-    {
+    for (verify, is_asked) in [(Verify::Tag, false), (Verify::Leaf, true)] {
         let object = File::new().object_with(verify, Fill::Full, &[]);
         let actions = object.poll(Instant::now()).actions;
         assert_eq!(actions.contains(&Action::ZeroMap), is_asked, "{verify:?}: {actions:?}");
     }
-}
-
-#[test]
-fn a_reader_that_checks_its_bytes_gets_zeros_of_the_map_at_once() {
-    let file = File::new();
-    let object = file.object_with(Verify::AtReader, Fill::Full, &[]);
-    take(&object, &file.map(false));
-    assert!(object.lock().receiver.holds(&(0..SEGMENT_BYTES)));
-    assert!(!object.lock().receiver.holds(&(SEGMENT_BYTES..SEGMENT_BYTES * 2)));
-    let actions = object.poll(Instant::now()).actions;
-    assert!(actions.iter().any(is_report), "{actions:?}");
 }
 
 #[test]

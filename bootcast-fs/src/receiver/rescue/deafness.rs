@@ -55,6 +55,8 @@ pub enum Cause {
         /// Its address and port.
         sender: SocketAddr,
     },
+    /// A sender forged pages and cannot be told from the server.
+    ForgerWithServersPort,
     /// Pages come, but neither beacons nor symbols do.
     RepairLost {
         /// UDP port of the repair channel.
@@ -161,6 +163,12 @@ impl Rescue {
     /// Records that a sender is not listened to any more.
     pub(in crate::receiver) fn notify_forger(&mut self, sender: SocketAddr) {
         self.notify(Cause::Forger { sender }, false);
+    }
+
+    /// Records that pages are compared with their hashes, because a sender that forges cannot be
+    /// told from the server.
+    pub(in crate::receiver) fn notify_comparing(&mut self) {
+        self.notify(Cause::ForgerWithServersPort, false);
     }
 
     /// Returns what the user is to be told since the last call.

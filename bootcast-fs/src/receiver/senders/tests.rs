@@ -88,8 +88,11 @@ fn a_sender_of_which_a_page_in_each_leaf_is_wrong_is_ignored_after_three_leaves(
 #[test]
 fn the_only_sender_is_never_ignored() {
     let mut cast = Cast::new();
-    assert!(forged(&mut cast, 0..10, |_| SERVER).is_empty());
+    assert!(forged(&mut cast, 0..2, |_| SERVER).is_empty());
+    assert!(!cast.senders.is_nobody_to_blame());
+    assert!(forged(&mut cast, 2..10, |_| SERVER).is_empty());
     assert_eq!(cast.senders.standing(SenderId(0)).strikes, 10);
+    assert!(cast.senders.is_nobody_to_blame());
 }
 
 #[test]
@@ -133,7 +136,30 @@ fn a_sender_of_symbols_only_gets_the_blame_for_rebuilt_pages() {
         cast.senders.handle_wrong(number, start, stored, &cast.geometry, Some(layout));
         cast.senders.handle_replaced(number, &[1; LEAF], &cast.geometry);
     }
+    assert!(!cast.senders.is_nobody_to_blame());
     assert_eq!(cast.senders.poll_ignored(), Some(SenderId(1)));
+}
+
+#[test]
+fn wrong_rebuilt_pages_of_proven_senders_are_nobodys_fault() {
+    let mut cast = Cast::new();
+    let layout = BlockLayout::new(90, 1).unwrap();
+    (0..90).for_each(|page| cast.page(u8::from(page % 2 == 0), page, 1));
+    (0..3).for_each(|leaf| assert_eq!(cast.check(leaf), []));
+    for (count, leaf) in [3, 5, 7].into_iter().enumerate() {
+        assert!(!cast.senders.is_nobody_to_blame(), "after {count} leaves");
+        let page = PageIndex(u32::try_from(leaf * 9 / 2 + 1).unwrap());
+        let server = cast.table.learn(address(SERVER));
+        cast.senders.record_symbol(server, layout.place(page).0);
+        cast.senders.record_other(PageRange::single(page), true);
+        cast.stored[page.0 as usize * 1000..][..1000].fill(2);
+        let (number, stored) = (leaf as u64, &cast.stored[Cast::bytes(leaf)]);
+        let start = (leaf * LEAF) as u64;
+        cast.senders.handle_wrong(number, start, stored, &cast.geometry, Some(layout));
+        cast.senders.handle_replaced(number, &[1; LEAF], &cast.geometry);
+    }
+    assert!(cast.senders.is_nobody_to_blame());
+    assert_eq!(cast.senders.poll_ignored(), None);
 }
 
 /// Forges whole leaves before their right pages come again.
