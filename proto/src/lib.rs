@@ -18,6 +18,7 @@
 //! | [`manifest`] | content ids, and the hashes that prove parts of a file |
 //! | [`unreadable`] | the header that names unreadable parts of a file |
 //! | [`api`] | JSON bodies of the HTTP interface |
+//! | [`bundle`] | runs of small files that are cast as one file |
 //! | [`backoff`] | pauses between attempts that fail |
 //! | [`limits`] | numbers that both ends rely on |
 //! | [`log_limit`] | rate limit for log messages |
@@ -32,6 +33,7 @@ extern crate std;
 pub mod api;
 pub mod backoff;
 pub mod blocks;
+pub mod bundle;
 pub mod fec;
 pub mod geometry;
 pub mod ids;

@@ -24,6 +24,13 @@ const _: () = assert!(CLIENT_IDLE_TIMEOUT.as_millis() < SERVER_IDLE_TIMEOUT.as_m
 /// of four leaves at most.
 pub const SMALL_FILE: u64 = 64 << 10;
 
+/// Maximum number of bytes of the files in a bundle. A host that turns out not to want them was
+/// sent so much in vain.
+pub const BUNDLE_BYTES: u64 = 4 << 20;
+
+/// Maximum number of files in a bundle.
+pub const BUNDLE_FILES: usize = 4096;
+
 /// Longest hold: time from the join that starts a cast to its first page.
 ///
 /// During the hold the client reads the answer and opens its socket, and the switches on the path

@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bootcast_proto::RemotePath;
+use bootcast_proto::bundle::HEADER_BUNDLES;
 use bootcast_proto::log_limit::Limiter;
 use bootcast_proto::path::PathError;
 use bootcast_proto::unreadable::{HEADER_UNREADABLE, encode_bytes};
@@ -198,6 +199,9 @@ impl IntoResponse for ApiError {
             && let Some(bytes) = encode_bytes(bytes).and_then(|it| HeaderValue::try_from(it).ok())
         {
             headers.insert(HEADER_UNREADABLE, bytes);
+        }
+        if matches!(self, Self::NotSmall) {
+            headers.insert(HEADER_BUNDLES, HeaderValue::from_static("1"));
         }
         if status.is_server_error() {
             self.warn();

@@ -13,6 +13,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use bootcast_proto::RemotePath;
+use bootcast_proto::bundle::HEADER_BUNDLES;
 use bootcast_proto::limits::SMALL_FILE;
 use bootcast_proto::manifest::HEADER_CONTENT_ID;
 use bytes::Bytes;
@@ -103,7 +104,7 @@ async fn small_file(
         return Err(ApiError::Unreadable { path, bytes: bad.range, error: bad.error });
     }
     let id = content_id(&chunk.bytes).map(|id| [(HEADER_CONTENT_ID, id.to_string())]);
-    Ok((etag, id, chunk.bytes).into_response())
+    Ok((etag, [(HEADER_BUNDLES, "1")], id, chunk.bytes).into_response())
 }
 
 /// Reads the bytes of an answer from the open file, chunk by chunk.

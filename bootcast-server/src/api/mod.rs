@@ -3,6 +3,7 @@
 //! Handlers touch no socket. Work that may block on a disk runs on a [`BlockingPool`].
 
 mod body;
+mod bundle;
 mod error;
 mod file;
 mod manifest;
@@ -25,6 +26,7 @@ use bootcast_proto::unreadable::{HEADER_UNREADABLE, encode_pages};
 use bootcast_proto::{PageRange, RemotePath};
 
 use crate::io::blocking_pool::BlockingPool;
+use crate::io::bundles::Bundles;
 use crate::io::identity::Identity;
 use crate::io::listings::{Listing, Listings};
 use crate::io::manifests::Manifests;
@@ -57,6 +59,7 @@ pub struct ApiState {
     manifests: Manifests,
     profiles: Profiles,
     small_files: SmallFiles,
+    bundles: Bundles,
 }
 
 impl ApiState {
@@ -66,15 +69,18 @@ impl ApiState {
         let manifests = identity.manifests().clone();
         let listings = Listings::new(move |path| list(&listed, path));
         let lookups = BlockingPool::new(LOOKUP_THREADS);
+        let reads = BlockingPool::new(READ_THREADS);
+        let bundles = Bundles::new(identity.clone(), reads.clone());
         Self {
             identity,
             sender,
             lookups,
-            reads: BlockingPool::new(READ_THREADS),
+            reads,
             listings,
             manifests,
             profiles,
             small_files: SmallFiles::default(),
+            bundles,
         }
     }
 
@@ -107,6 +113,7 @@ pub fn router(state: ApiState) -> Router {
         .route("/meta/{*path}", get(meta::meta))
         .route("/file/", get(file::file))
         .route("/file/{*path}", get(file::file))
+        .route("/bundle/{*path}", get(bundle::bundle))
         .route("/manifest/", get(manifest::manifest))
         .route("/manifest/{*path}", get(manifest::manifest))
         .route("/profile/", get(profile::profile))

@@ -18,6 +18,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 
 use super::blocking_pool::BlockingPool;
+use super::bundles::BundleFiles;
 use super::manifests::Manifests;
 use super::state_dir::StateDir;
 use crate::source::{
@@ -35,6 +36,8 @@ const VERDICT_TIMEOUT: Duration = Duration::from_millis(500);
 #[derive(Clone, Debug)]
 pub struct Identity {
     source: Arc<Source>,
+    /// Bundles of files, which have paths as well.
+    bundles: BundleFiles,
     manifests: Manifests,
     /// Threads that compare bytes.
     pool: BlockingPool,
@@ -93,6 +96,7 @@ impl Identity {
         let announcements = Announcements::new(aliases.unwrap_or_default());
         Self {
             source,
+            bundles: BundleFiles::default(),
             manifests,
             pool: BlockingPool::new(THREADS),
             turns: Arc::new(Semaphore::new(THREADS)),
@@ -107,10 +111,15 @@ impl Identity {
         &self.manifests
     }
 
-    /// Opens a regular file. Its announced version is not known before [`Self::announce`]. May
+    /// Returns the bundles in memory.
+    pub fn bundle_files(&self) -> &BundleFiles {
+        &self.bundles
+    }
+
+    /// Opens a regular file or a bundle. Its announced version is not known before [`Self::announce`]. May
     /// block.
     pub fn open(&self, path: &RemotePath) -> Result<OpenFile, SourceError> {
-        self.source.open(path)
+        self.bundles.open(path).unwrap_or_else(|| self.source.open(path))
     }
 
     /// Sets the announced version of an open file. May block on the state directory.
@@ -132,7 +141,9 @@ impl Identity {
 
     /// Returns the version that is announced for a path at present. May block.
     pub fn version(&self, path: &RemotePath) -> Result<Version, SourceError> {
-        Ok(self.resolve(path, self.source.version(path)?).version)
+        let present = self.bundles.version(path).map(Ok);
+        let present = present.unwrap_or_else(|| self.source.version(path))?;
+        Ok(self.resolve(path, present).version)
     }
 
     /// Reads the attributes of the path alone. May block.

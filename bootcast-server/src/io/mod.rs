@@ -18,10 +18,12 @@
 //! | [`prehash`] | computes manifests ahead, at idle priority |
 //! | [`http`] | serves the connections of the control plane |
 //! | [`peers`] | limits the connections of each host |
+//! | [`bundles`] | copies small files into bundles, which are cast as one file |
 //! | [`small_files`] | knows which small files several hosts ask for |
 #![expect(clippy::disallowed_methods, reason = "the clock is read here and nowhere else")]
 
 pub mod blocking_pool;
+pub mod bundles;
 pub mod cast_keys;
 pub mod http;
 pub mod identity;

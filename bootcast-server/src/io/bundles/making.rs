@@ -1,0 +1,220 @@
+//! Divides a directory into bundles, and copies small files into one.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bootcast_proto::RemotePath;
+use bootcast_proto::api::{Entry, Kind};
+use bootcast_proto::bundle::{BUNDLE_PREFIX, BundleIndex, BundleInfo, BundledFile};
+use bootcast_proto::limits::{BUNDLE_BYTES, BUNDLE_FILES, SMALL_FILE};
+use bootcast_proto::manifest::{ContentId, ContentTree, LEAF_BYTES, Manifest};
+use bootcast_proto::path::decode_segment;
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+
+use crate::io::identity::Identity;
+use crate::source::{OpenFile, SourceError, Version};
+
+/// A small file of a listing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Listed {
+    /// Name in the directory.
+    name: Vec<u8>,
+    /// Percent-encoded name.
+    encoded: String,
+}
+
+/// Files of a directory that belong to one bundle.
+#[derive(Debug)]
+pub(super) struct Run {
+    pub(super) files: Arc<[Listed]>,
+    /// The bundle, once it was made.
+    pub(super) made: Option<BundleInfo>,
+}
+
+impl Run {
+    fn new(files: &mut Vec<Listed>) -> Self {
+        Self { files: std::mem::take(files).into(), made: None }
+    }
+
+    /// Whether the run has a file of this name.
+    pub(super) fn has(&self, name: &[u8]) -> bool {
+        self.files.iter().any(|file| file.name == name)
+    }
+
+    /// Returns the percent-encoded name of the first file.
+    pub(super) fn first(&self) -> Option<&str> {
+        self.files.first().map(|file| file.encoded.as_str())
+    }
+}
+
+/// Divides the entries of a directory into runs. Entries come in the order of their encoded names.
+pub(super) fn plan(entries: Vec<Entry>) -> Vec<Run> {
+    let (mut runs, mut files, mut bytes) = (Vec::new(), Vec::new(), 0);
+    for Entry { name: encoded, attributes } in entries {
+        let is_small = attributes.kind == Kind::File && attributes.size <= SMALL_FILE;
+        let Some(name) = decode_segment(&encoded).ok().filter(|_| is_small) else { continue };
+        if bytes + attributes.size > BUNDLE_BYTES || files.len() == BUNDLE_FILES {
+            runs.push(Run::new(&mut files));
+            bytes = 0;
+        }
+        bytes += attributes.size;
+        files.push(Listed { name, encoded });
+    }
+    if !files.is_empty() {
+        runs.push(Run::new(&mut files));
+    }
+    runs
+}
+
+/// Copies these files into a bundle, which can be opened from then on. Leaves out those that cannot
+/// be read or that change; returns `None` if none is left. Blocks.
+pub(super) fn make(
+    identity: &Identity,
+    directory: &RemotePath,
+    files: &[Listed],
+) -> Result<Option<BundleInfo>, SourceError> {
+    let (mut index, mut bytes) = (BundleIndex::default(), Vec::new());
+    for file in files {
+        let Ok(path) = directory.join(&file.name) else { continue };
+        let Some((open, content)) = read(identity, &path) else { continue };
+        if bytes.len() + content.len() > usize::try_from(BUNDLE_BYTES).unwrap_or(usize::MAX) {
+            // The files have grown.
+            break;
+        }
+        let b3 = (!content.is_empty()).then(|| content_id(&content));
+        let (name, size) = (file.encoded.clone(), content.len() as u64);
+        index.files.push(BundledFile { name, etag: open.etag(), size, b3 });
+        bytes.extend_from_slice(&content);
+    }
+    if index.files.is_empty() {
+        return Ok(None);
+    }
+    let mut head = serde_json::to_vec(&index).map_err(io::Error::other)?;
+    let hash = blake3::hash(&head).to_hex();
+    let name = format!("{BUNDLE_PREFIX}{}", &hash[..32]);
+    let index = head.len() as u64;
+    head.append(&mut bytes);
+    let path = directory.join(name.as_bytes()).map_err(io::Error::other)?;
+    let file = in_memory(&head)?;
+    let version = Version::of_file(&file)?;
+    // Casts then know it from their first page on, and it is not kept on disk.
+    identity.manifests().remember_ahead(&version, manifest(&head), false);
+    identity.bundle_files().add(path, file, version);
+    Ok(Some(BundleInfo { name, etag: version.etag(), size: version.size(), index, next: None }))
+}
+
+/// Reads a small file; `None` if it cannot be read, or may be changing.
+fn read(identity: &Identity, path: &RemotePath) -> Option<(OpenFile, Vec<u8>)> {
+    let open = identity.announce(path, identity.open(path).ok()?);
+    let is_settled = open.present.unstable_for(SystemTime::now()).is_none() && !open.is_suspect;
+    if open.present.size() > SMALL_FILE || !is_settled {
+        return None;
+    }
+    let mut bytes = Vec::new();
+    (&open.file).take(SMALL_FILE + 1).read_to_end(&mut bytes).ok()?;
+    let is_unchanged = Version::of_file(&open.file).ok()? == open.present;
+    let known = identity.manifests().content_id_in_memory(&open.version);
+    let is_right = known.is_none_or(|id| bytes.is_empty() || id == content_id(&bytes));
+    let is_whole = bytes.len() as u64 == open.version.size();
+    (is_unchanged && is_right && is_whole).then_some((open, bytes))
+}
+
+fn content_id(bytes: &[u8]) -> ContentId {
+    ContentId::from_bytes(*blake3::hash(bytes).as_bytes())
+}
+
+/// Creates a file in memory with these bytes, which nobody can change.
+fn in_memory(bytes: &[u8]) -> io::Result<File> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let mut file = File::from(memfd_create("bootcast-bundle", flags)?);
+    file.write_all(bytes)?;
+    fcntl_add_seals(&file, SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK)?;
+    Ok(file)
+}
+
+fn manifest(bytes: &[u8]) -> Manifest {
+    let tree = ContentTree::new(bytes.len() as u64);
+    let leaf_bytes = usize::try_from(LEAF_BYTES).unwrap_or(usize::MAX);
+    let leaves = (0u64..).zip(bytes.chunks(leaf_bytes));
+    let values = leaves.map(|(leaf, bytes)| tree.leaf_value(leaf, bytes)).collect();
+    Manifest::new(tree, values)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::io::manifests::Manifests;
+    use crate::source::Source;
+
+    fn identity(dir: &tempfile::TempDir) -> Identity {
+        Identity::new(Arc::new(Source::new(dir.path()).unwrap()), Manifests::new(None))
+    }
+
+    fn entries(identity: &Identity) -> Vec<Entry> {
+        identity.list(&RemotePath::root()).unwrap().entries.unwrap()
+    }
+
+    /// Waits until what was written has its final version.
+    fn settle(identity: &Identity, name: &str) {
+        let path = RemotePath::decode(name).unwrap();
+        while identity.open(&path).unwrap().present.unstable_for(SystemTime::now()).is_some() {
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn a_directory_is_divided_by_bytes_and_large_files_are_left_out() {
+        let dir = tempfile::tempdir().unwrap();
+        for k in 0..130 {
+            File::create(dir.path().join(format!("{k:03}"))).unwrap().set_len(SMALL_FILE).unwrap();
+        }
+        File::create(dir.path().join("000-large")).unwrap().set_len(SMALL_FILE + 1).unwrap();
+        std::fs::create_dir(dir.path().join("000-directory")).unwrap();
+        let runs = plan(entries(&identity(&dir)));
+        let found: Vec<_> =
+            runs.iter().map(|run| (run.first().unwrap(), run.files.len())).collect();
+        assert_eq!(found, [("000", 64), ("064", 64), ("128", 2)]);
+        assert!(runs[1].has(b"127") && !runs[1].has(b"128") && !runs[0].has(b"000-large"));
+    }
+
+    #[test]
+    fn a_bundle_has_an_index_and_the_bytes_of_its_files_and_can_be_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, bytes) in [("a b", &b"one"[..]), ("c", b""), ("d", b"three")] {
+            std::fs::write(dir.path().join(name), bytes).unwrap();
+        }
+        let identity = identity(&dir);
+        let files = plan(entries(&identity)).remove(0).files;
+        // It vanishes after the listing.
+        std::fs::remove_file(dir.path().join("d")).unwrap();
+        std::fs::set_permissions(dir.path().join("c"), PermissionsExt::from_mode(0o600)).unwrap();
+        settle(&identity, "c");
+        let info = make(&identity, &RemotePath::root(), &files).unwrap().unwrap();
+        let path = RemotePath::decode(&info.name).unwrap();
+        let mut open = identity.announce(&path, identity.open(&path).unwrap());
+        assert_eq!((open.etag(), open.version.size()), (info.etag.clone(), info.size));
+        assert_eq!(identity.version(&path).unwrap(), open.version);
+        let mut bytes = Vec::new();
+        io::Seek::rewind(&mut open.file).unwrap();
+        open.file.read_to_end(&mut bytes).unwrap();
+        let (head, rest) = bytes.split_at(usize::try_from(info.index).unwrap());
+        let index: BundleIndex = serde_json::from_slice(head).unwrap();
+        let found: Vec<_> = index.files.iter().map(|it| (it.name.as_str(), it.size)).collect();
+        assert_eq!((found, rest), (vec![("a%20b", 3), ("c", 0)], &b"one"[..]));
+        assert_eq!(index.files[0].b3, Some(content_id(b"one")));
+        assert_eq!(index.files[1].b3, None);
+        let id = identity.manifests().content_id_in_memory(&open.version);
+        assert_eq!(id, Some(content_id(&bytes)));
+    }
+
+    #[test]
+    fn no_file_no_bundle() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = [Listed { name: b"gone".to_vec(), encoded: "gone".into() }];
+        assert_eq!(make(&identity(&dir), &RemotePath::root(), &files).unwrap(), None);
+    }
+}
