@@ -2,6 +2,8 @@
 //!
 //! docs/SEMANTICS.md specifies its behaviour.
 
+mod bundled;
+mod bundles;
 mod content_id;
 mod error;
 mod inode;
@@ -43,6 +45,7 @@ use crate::object::{Object, Opening, Seek, Unread, Waiter};
 use crate::panics::lock;
 use crate::proof::Proof;
 use crate::receiver::{FillPolicy, REQUEST_BACKOFF, Timing, UnicastMode, Verify};
+use bundles::Bundles;
 use inode::Inodes;
 use listings::Listings;
 use names::OpenDir;
@@ -108,6 +111,9 @@ pub struct Fs {
     inodes: Mutex<Inodes>,
     listings: Listings,
     objects: Mutex<Objects>,
+    bundles: Mutex<Bundles>,
+    /// Notified when a bundle came, or does not come.
+    bundles_changed: watch::Sender<()>,
     /// Open files, by handle.
     handles: DashMap<u64, Handle>,
     /// Proofs of the pinned files that were opened.
@@ -198,6 +204,8 @@ impl Fs {
             inodes: Mutex::new(inodes),
             listings: Listings::default(),
             objects: Mutex::default(),
+            bundles: Mutex::default(),
+            bundles_changed: watch::Sender::new(()),
             handles: DashMap::new(),
             proofs: DashMap::new(),
             dirs: DashMap::new(),
@@ -387,6 +395,7 @@ impl Fs {
             let fs = self.clone();
             let tidy = move || {
                 fs.retire_idle();
+                fs.tidy_bundles();
                 fs.tidy_windows();
                 if checkpoint {
                     fs.checkpoint_all();
@@ -406,7 +415,8 @@ impl Fs {
     /// `leave_timeout` for the leaves.
     pub async fn stop(&self, leave_timeout: Duration) {
         self.stopping.send_replace(true);
-        for object in self.all_objects() {
+        let bundles = lock(&self.bundles).objects();
+        for object in self.all_objects().into_iter().chain(bundles) {
             object.shut_down();
             self.intake.attend(&object);
         }
@@ -422,7 +432,9 @@ impl Fs {
             objects.values().cloned().collect()
         };
         let open = self.handles.iter().map(|handle| handle.object.clone());
-        for object in slots.iter().filter_map(|slot| slot.object_after_panic()).chain(open) {
+        let bundles = self.bundles.lock().unwrap_or_else(PoisonError::into_inner).objects();
+        let objects = slots.iter().filter_map(|slot| slot.object_after_panic());
+        for object in objects.chain(open).chain(bundles) {
             object.abandon();
         }
     }

@@ -112,7 +112,7 @@ impl Fs {
     /// Fetches the content of a small file, so that no join is needed for its open. Returns `None`
     /// if the file is here, or should come with a cast.
     pub(super) async fn fetch_small(
-        &self,
+        self: &Arc<Self>,
         path: &RemotePath,
         version: &FileVersion,
         size: u64,
@@ -127,7 +127,7 @@ impl Fs {
         if is_here {
             return None;
         }
-        self.control.small_file(path, etag, size).await
+        self.small_file(path, etag, size).await
     }
 
     /// Creates an object with its store, which gets the content of a small file.
@@ -145,7 +145,7 @@ impl Fs {
             }
             FsError::Io(error.to_string())
         })?;
-        if let Some(SmallAnswer::File(small)) = small {
+        if let Some(SmallAnswer::File(small) | SmallAnswer::Bundled(small)) = small {
             match store.adopt(small) {
                 // Its pages come as they are read.
                 Err(error) if is_no_room(&error) => {}
@@ -216,7 +216,8 @@ impl Fs {
 
     /// Fails the parked reads of killed callers, and those that were parked before `deadline`.
     pub(super) fn reap(&self, deadline: Option<Instant>) {
-        for object in self.all_objects() {
+        let bundles = lock(&self.bundles).objects();
+        for object in self.all_objects().into_iter().chain(bundles) {
             object.reap(deadline);
         }
     }

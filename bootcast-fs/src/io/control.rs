@@ -10,9 +10,12 @@ mod space;
 
 use std::net::SocketAddr;
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bootcast_proto::api::{Attributes, Meta, Report, Status, WantBody};
+use bootcast_proto::bundle::BundleInfo;
 use bootcast_proto::limits::SMALL_FILE;
 use bootcast_proto::{
     ContentId, Etag, FILL_DEMAND, HEADER_EXTENSIONS, HEADER_FILL, HEADER_LEAVES, HEADER_PROFILE,
@@ -56,8 +59,10 @@ const MANIFEST_LIMIT: usize = 64 << 20;
 /// Answer to a request for a small file.
 #[derive(Clone, Debug)]
 pub enum SmallAnswer {
-    /// The file.
+    /// The file, as the server has it at present.
     File(SmallFile),
+    /// The file, as a bundle has it.
+    Bundled(SmallFile),
     /// Several hosts want it, so that it is cast.
     Wanted,
 }
@@ -78,6 +83,8 @@ pub struct Control {
     stated_ids: StatedIds,
     reachability: Reachability,
     space: LatestSpace,
+    /// Whether the server has said that it has bundles.
+    has_bundles: Arc<AtomicBool>,
 }
 
 impl Control {
@@ -93,6 +100,7 @@ impl Control {
             stated_ids: StatedIds::default(),
             reachability: Reachability::default(),
             space: LatestSpace::default(),
+            has_bundles: Arc::default(),
         })
     }
 
@@ -336,6 +344,18 @@ impl Control {
         let file = SmallFile::new(bytes, size, id)?;
         id.inspect(|id| self.stated_ids.remember(path, etag, *id));
         Some(SmallAnswer::File(file))
+    }
+
+    /// Whether the server has said that it has bundles.
+    pub fn has_bundles(&self) -> bool {
+        self.has_bundles.load(Ordering::Relaxed)
+    }
+
+    /// Asks for the bundle that has a small file. Returns `None` if there is none, or no answer.
+    pub async fn bundle(&self, path: &RemotePath) -> Option<BundleInfo> {
+        let response = self.send(self.get("bundle", path).timeout(SMALL_TIMEOUT)).await.ok()?;
+        let text = self.text(response, ANSWER_LIMIT).await.ok()?;
+        serde_json::from_str(&text).ok()
     }
 
     /// Requests these bytes of the version `etag`. Returns a response whose body is that part;

@@ -10,6 +10,7 @@ use crate::source::SourceError;
 /// Answers `GET /bundle/`.
 pub(super) async fn bundle(State(state): State<ApiState>, uri: Uri) -> Result<Response, ApiError> {
     let path = remote_path(&uri, "/bundle/")?;
-    let info = state.bundles.get(&path).await?.ok_or(SourceError::NotFound)?;
+    let is_shared = path.parent().is_some_and(|it| state.small_files.is_shared(&it));
+    let info = state.bundles.get(&path, is_shared).await?.ok_or(SourceError::NotFound)?;
     Ok(([(header::CACHE_CONTROL, "no-store")], json(&info)).into_response())
 }

@@ -30,6 +30,10 @@ const PLAN_TIME: Duration = Duration::from_secs(2);
 /// The division is also kept for this many times as long as listing the directory took.
 const PLAN_TIME_FACTOR: u32 = 10;
 
+/// Time from the first request for a bundle to its answer, if several hosts want files of the
+/// directory. They then join at the same time, and the bundle is sent once.
+const GATHER: Duration = Duration::from_millis(250);
+
 /// Maximum number of directories whose division is kept.
 const MAX_PLANS: usize = 256;
 
@@ -119,8 +123,13 @@ impl Bundles {
     }
 
     /// Returns the bundle that has the file of this path; `None` if there is none. Makes it if
-    /// necessary.
-    pub async fn get(&self, path: &RemotePath) -> Result<Option<BundleInfo>, ListingError> {
+    /// necessary. `gathers`: several hosts want files of the directory, so that the answer waits for
+    /// a moment.
+    pub async fn get(
+        &self,
+        path: &RemotePath,
+        gathers: bool,
+    ) -> Result<Option<BundleInfo>, ListingError> {
         let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
             return Ok(None);
         };
@@ -139,8 +148,12 @@ impl Bundles {
         };
         if !run.made.as_ref().is_some_and(is_here) {
             run.made = self.make(&directory, run.files.clone()).await?;
+            run.gathered = Instant::now() + if gathers { GATHER } else { Duration::ZERO };
         }
-        Ok(run.made.clone().map(|info| BundleInfo { next, ..info }))
+        let (made, gathered) = (run.made.clone(), run.gathered);
+        drop(plan);
+        tokio::time::sleep_until(gathered.into()).await;
+        Ok(made.map(|info| BundleInfo { next, ..info }))
     }
 
     /// Returns the place of a directory's division. Forgets divisions that are out of date.

@@ -10,12 +10,22 @@ use bootcast_proto::RemotePath;
 /// Time after a request within which another host is told to join.
 const MANY_WITHIN: Duration = Duration::from_secs(1);
 
+/// Time for which a directory is remembered of which several hosts asked for the same file.
+const SHARED_FOR: Duration = Duration::from_secs(60);
+
 /// Maximum number of files whose last request is remembered. Those of further files are answered.
 const MAX_FILES: usize = 4096;
 
 /// Latest request for each small file.
 #[derive(Clone, Debug, Default)]
-pub struct SmallFiles(Arc<Mutex<HashMap<RemotePath, LastRequest>>>);
+pub struct SmallFiles(Arc<Mutex<Requests>>);
+
+#[derive(Debug, Default)]
+struct Requests {
+    files: HashMap<RemotePath, LastRequest>,
+    /// Directories of files that several hosts asked for, with the time of the last such request.
+    shared: HashMap<RemotePath, Instant>,
+}
 
 #[derive(Clone, Copy, Debug)]
 struct LastRequest {
@@ -35,19 +45,41 @@ impl SmallFiles {
     /// Like [`Self::admits_now`], at this time.
     fn admits(&self, path: &RemotePath, host: IpAddr, now: Instant) -> bool {
         let mut requests = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Requests { files, shared } = &mut *requests;
         let is_recent = |last: &LastRequest| now < last.at + MANY_WITHIN;
-        if let Some(last) = requests.get_mut(path).filter(|last| is_recent(last)) {
+        if let Some(last) = files.get_mut(path).filter(|last| is_recent(last)) {
             last.at = now;
-            return last.host == host;
+            let is_admitted = last.host == host;
+            if !is_admitted {
+                record_shared(shared, path, now);
+            }
+            return is_admitted;
         }
-        if requests.len() >= MAX_FILES {
-            requests.retain(|_, last| is_recent(last));
+        if files.len() >= MAX_FILES {
+            files.retain(|_, last| is_recent(last));
         }
-        if requests.len() < MAX_FILES {
-            requests.insert(path.clone(), LastRequest { host, at: now });
+        if files.len() < MAX_FILES {
+            files.insert(path.clone(), LastRequest { host, at: now });
         }
-        debug_assert!(requests.len() <= MAX_FILES, "requests would accumulate");
+        debug_assert!(files.len() <= MAX_FILES, "requests would accumulate");
         true
+    }
+
+    /// Whether several hosts have lately asked for the same file of this directory.
+    pub fn is_shared(&self, directory: &RemotePath) -> bool {
+        let requests = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = requests.shared.get(directory);
+        at.is_some_and(|at| Instant::now() < *at + SHARED_FOR)
+    }
+}
+
+/// Records that several hosts asked for a file.
+fn record_shared(shared: &mut HashMap<RemotePath, Instant>, path: &RemotePath, now: Instant) {
+    if shared.len() >= MAX_FILES {
+        shared.retain(|_, at| now < *at + SHARED_FOR);
+    }
+    if let Some(directory) = path.parent().filter(|_| shared.len() < MAX_FILES) {
+        shared.insert(directory, now);
     }
 }
 
@@ -79,9 +111,9 @@ mod tests {
         for k in 0..=MAX_FILES {
             assert!(files.admits(&RemotePath::decode(&k.to_string()).unwrap(), host, now));
         }
-        assert_eq!(files.0.lock().unwrap().len(), MAX_FILES);
+        assert_eq!(files.0.lock().unwrap().files.len(), MAX_FILES);
         let later = now + MANY_WITHIN;
         assert!(files.admits(&RemotePath::decode("x").unwrap(), host, later));
-        assert_eq!(files.0.lock().unwrap().len(), 1);
+        assert_eq!(files.0.lock().unwrap().files.len(), 1);
     }
 }

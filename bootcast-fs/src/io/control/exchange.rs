@@ -1,7 +1,9 @@
 //! One request and its answer: connections, timeouts, refusals, and limits of what is read.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bootcast_proto::bundle::HEADER_BUNDLES;
 use bootcast_proto::limits::CLIENT_IDLE_TIMEOUT;
 use bootcast_proto::unreadable::decode_bytes;
 use reqwest::header::RETRY_AFTER;
@@ -65,6 +67,9 @@ impl Control {
             Err(_) => self.reachability.record_no_answer(now()),
         }
         let response = response.map_err(|error| self.unreachable(&error))?;
+        if response.headers().contains_key(HEADER_BUNDLES) {
+            self.has_bundles.store(true, Ordering::Relaxed);
+        }
         let status = response.status();
         if status.is_success() || status == StatusCode::NOT_MODIFIED {
             return Ok(response);

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use bootcast_proto::RemotePath;
 use bootcast_proto::api::{Entry, Kind};
@@ -31,11 +31,13 @@ pub(super) struct Run {
     pub(super) files: Arc<[Listed]>,
     /// The bundle, once it was made.
     pub(super) made: Option<BundleInfo>,
+    /// Time from which on requests are answered.
+    pub(super) gathered: Instant,
 }
 
 impl Run {
     fn new(files: &mut Vec<Listed>) -> Self {
-        Self { files: std::mem::take(files).into(), made: None }
+        Self { files: std::mem::take(files).into(), made: None, gathered: Instant::now() }
     }
 
     /// Whether the run has a file of this name.
