@@ -2,7 +2,7 @@
 //! listed a moment ago asks nobody. Older ones are asked for again with their version: the server
 //! then need not send them.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use bootcast_proto::api::Attributes;
@@ -15,6 +15,12 @@ use crate::panics::lock;
 /// of 100,000 names is kept. Each takes a few hundred bytes.
 const MAX_WEIGHT: usize = 100_001;
 
+/// Number of names that must be looked up within `attr_ttl` until their directory is listed again.
+const MIN_LOOKUPS: usize = 8;
+
+/// 1 / this of the names of a directory must be looked up as well.
+const LOOKUPS_DIVISOR: usize = 64;
+
 /// Names of one directory with their attributes, as the server listed them.
 #[derive(Clone, Debug)]
 pub(super) struct Listing {
@@ -24,12 +30,27 @@ pub(super) struct Listing {
     pub(super) entries: Arc<Vec<(RemotePath, Attributes)>>,
     /// Time at which the server was asked.
     pub(super) fetched: Instant,
+    /// Positions of the entries in the order of their paths, once a path was looked for.
+    pub(super) order: Arc<OnceLock<Vec<u32>>>,
 }
 
 impl Listing {
     /// Creates a listing that is not asked for again by its version.
     pub(super) fn new(entries: Vec<(RemotePath, Attributes)>, fetched: Instant) -> Self {
-        Self { etag: None, entries: Arc::new(entries), fetched }
+        Self { etag: None, entries: Arc::new(entries), fetched, order: Arc::default() }
+    }
+
+    /// Returns the attributes of a path.
+    fn find(&self, path: &RemotePath) -> Option<&Attributes> {
+        let at = |position: u32| self.entries.get(usize::try_from(position).ok()?);
+        let path_at = |position: &u32| at(*position).map(|(path, _)| path);
+        let order = self.order.get_or_init(|| {
+            let mut order: Vec<_> = (0..).take(self.entries.len()).collect();
+            order.sort_unstable_by(|a, b| path_at(a).cmp(&path_at(b)));
+            order
+        });
+        let found = order.binary_search_by(|position| path_at(position).cmp(&Some(path))).ok()?;
+        at(order[found]).map(|(_, attributes)| attributes)
     }
 
     /// Returns how much it counts among all listings.
@@ -43,6 +64,17 @@ impl Listing {
     }
 }
 
+/// How the attributes of a name are asked for.
+#[derive(Debug)]
+pub(super) enum Lookup {
+    /// A listing has them, for which the server was asked at this time.
+    Listed(Attributes, Instant),
+    /// With all names of the directory, of which this is the latest listing.
+    List(Listing),
+    /// Alone.
+    Alone,
+}
+
 /// Latest listings, by directory.
 #[derive(Debug)]
 pub(super) struct Listings(Mutex<Kept>);
@@ -53,11 +85,22 @@ struct Kept {
     listings: LruCache<RemotePath, Listing>,
     /// Sum of the listings' weights.
     weight: usize,
+    /// Directory whose names are being looked up one after another.
+    lookups: Option<Lookups>,
+}
+
+/// Names of a directory that are looked up one after another.
+#[derive(Debug)]
+struct Lookups {
+    directory: RemotePath,
+    since: Instant,
+    /// Number of lookups since then that no listing answered.
+    count: usize,
 }
 
 impl Default for Listings {
     fn default() -> Self {
-        Self(Mutex::new(Kept { listings: LruCache::unbounded(), weight: 0 }))
+        Self(Mutex::new(Kept { listings: LruCache::unbounded(), weight: 0, lookups: None }))
     }
 }
 
@@ -65,6 +108,33 @@ impl Listings {
     /// Returns the latest listing of a directory, of any age.
     pub(super) fn latest(&self, dir: &RemotePath) -> Option<Listing> {
         lock(&self.0).listings.get(dir).cloned()
+    }
+
+    /// Records that a name is looked up. Returns what is to be done about it.
+    pub(super) fn handle_lookup(&self, path: &RemotePath, ttl: Duration, now: Instant) -> Lookup {
+        let Some(directory) = path.parent() else { return Lookup::Alone };
+        let mut kept = lock(&self.0);
+        let Kept { listings, lookups, .. } = &mut *kept;
+        let Some(listing) = listings.peek(&directory) else { return Lookup::Alone };
+        if !listing.time_left(ttl, now).is_zero() {
+            let found = listing.find(path).cloned();
+            return found.map_or(Lookup::Alone, |it| Lookup::Listed(it, listing.fetched));
+        }
+        let is_same = |it: &&mut Lookups| it.directory == directory;
+        let lookups = match lookups.as_mut().filter(is_same) {
+            Some(lookups) => lookups,
+            None => lookups.insert(Lookups { directory, since: now, count: 0 }),
+        };
+        if lookups.since + ttl <= now {
+            (lookups.since, lookups.count) = (now, 0);
+        }
+        lookups.count += 1;
+        if lookups.count < MIN_LOOKUPS.max(listing.entries.len() / LOOKUPS_DIVISOR) {
+            return Lookup::Alone;
+        }
+        // The others ask alone until the listing is here.
+        lookups.count = 0;
+        Lookup::List(listing.clone())
     }
 
     /// Keeps a listing. Drops those that were not used for longest if there are too many names.
@@ -129,6 +199,29 @@ mod tests {
         let kept = lock(&listings.0);
         assert_eq!((kept.listings.len(), kept.weight), (MAX_WEIGHT, MAX_WEIGHT));
         assert!(!kept.listings.contains(&path("4")) && kept.listings.contains(&path("5")));
+    }
+
+    #[test]
+    fn many_names_that_are_looked_up_again_lead_to_a_listing_that_answers_for_a_while() {
+        let (listings, start, ttl) = (Listings::default(), Instant::now(), Duration::from_secs(1));
+        let at = |ms| start + Duration::from_millis(ms);
+        let name = |k: usize| path("d").join(k.to_string().as_bytes()).unwrap();
+        let list = |fetched| {
+            let entries = (0..64 * 20).map(|k| (name(k), file_attributes(k as u64)));
+            listings.keep(&path("d"), &Listing::new(entries.collect(), fetched));
+        };
+        let look = |k, now| listings.handle_lookup(&name(k), ttl, now);
+        assert!(matches!(look(0, start), Lookup::Alone), "it was never listed");
+        list(start);
+        for k in 0..19 {
+            assert!(matches!(look(k, at(1000)), Lookup::Alone), "{k}");
+        }
+        assert!(matches!(look(19, at(1999)), Lookup::List(_)));
+        assert!(matches!(look(20, at(1999)), Lookup::Alone), "it is not here yet");
+        list(at(1999));
+        assert!(matches!(look(777, at(2998)), Lookup::Listed(found, _) if found.size == 777));
+        assert!(matches!(look(5000, at(2998)), Lookup::Alone), "the listing has no such name");
+        assert!(matches!(look(778, at(2999)), Lookup::Alone), "it is too old");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use bootcast_proto::space::Space;
 use tokio::sync::OnceCell;
 
 use super::inode::Node;
-use super::listings::Listing;
+use super::listings::{Listing, Lookup};
 use super::numbers::Identity;
 use super::{FileVersion, Fs, FsError, Pins, Server, is_fresh, lock, plain};
 use crate::io::now;
@@ -131,9 +131,41 @@ impl Fs {
                 Ok(self.remember_plain(path, version))
             }
             Server::Extended => {
+                if let Some((attributes, fetched)) = self.listed_attributes(&path).await {
+                    return self.remember(&path, &attributes, fetched);
+                }
                 let attributes = self.present_attributes(&path).await?;
                 self.remember(&path, &attributes, now())
             }
+        }
+    }
+
+    /// Returns the attributes of a path by a listing of its directory, and when the server was asked
+    /// for it, if the listing is new. Lists the directory again if many of its names are looked up.
+    async fn listed_attributes(
+        self: &Arc<Self>,
+        path: &RemotePath,
+    ) -> Option<(Attributes, Instant)> {
+        let (ttl, start) = (self.config.attr_ttl, now());
+        let is_away = self.outage.is_silent.load(Ordering::Relaxed);
+        if ttl.is_zero() || is_away || self.config.pins.as_ref().and_then(Pins::only).is_some() {
+            return None;
+        }
+        let latest = match self.listings.handle_lookup(path, ttl, start) {
+            Lookup::Listed(attributes, fetched) => return Some((attributes, fetched)),
+            Lookup::Alone => return None,
+            Lookup::List(latest) => latest,
+        };
+        let directory = path.parent()?;
+        let asked = self.control.meta(&directory, latest.etag.as_ref());
+        let listing = match self.ask_for_a_while(asked).await.ok()? {
+            None => Listing { fetched: start, ..latest },
+            meta => Self::parse_listing(&directory, meta, start).ok()?,
+        };
+        self.listings.keep(&directory, &listing);
+        match self.listings.handle_lookup(path, ttl, now()) {
+            Lookup::Listed(attributes, fetched) => Some((attributes, fetched)),
+            Lookup::List(_) | Lookup::Alone => None,
         }
     }
 

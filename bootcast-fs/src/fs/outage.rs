@@ -81,7 +81,7 @@ impl Fs {
     }
 
     /// Waits for an answer up to a time-out. Begins to probe the server if it does not answer.
-    async fn ask_for_a_while<T>(
+    pub(super) async fn ask_for_a_while<T>(
         self: &Arc<Self>,
         request: impl Future<Output = Result<T, ControlError>>,
     ) -> Result<T, ControlError> {

@@ -30,9 +30,12 @@ const PLAN_TIME: Duration = Duration::from_secs(2);
 /// The division is also kept for this many times as long as listing the directory took.
 const PLAN_TIME_FACTOR: u32 = 10;
 
-/// Time from the first request for a bundle to its answer, if several hosts want files of the
-/// directory. They then join at the same time, and the bundle is sent once.
+/// Time from the last request for a new bundle to the answer of all, if several hosts want files of
+/// the directory. They then join at the same time, and the bundle is sent once.
 const GATHER: Duration = Duration::from_millis(250);
+
+/// Maximum time from the first request to the answer. Less than a client waits for it.
+const GATHER_MAX: Duration = Duration::from_secs(1);
 
 /// Maximum number of directories whose division is kept.
 const MAX_PLANS: usize = 256;
@@ -148,12 +151,21 @@ impl Bundles {
         };
         if !run.made.as_ref().is_some_and(is_here) {
             run.made = self.make(&directory, run.files.clone()).await?;
-            run.gathered = Instant::now() + if gathers { GATHER } else { Duration::ZERO };
+            run.made_at = Instant::now();
+            run.gathered = run.made_at + if gathers { GATHER } else { Duration::ZERO };
+        } else if Instant::now() < run.gathered {
+            run.gathered = (Instant::now() + GATHER).min(run.made_at + GATHER_MAX);
         }
-        let (made, gathered) = (run.made.clone(), run.gathered);
-        drop(plan);
-        tokio::time::sleep_until(gathered.into()).await;
-        Ok(made.map(|info| BundleInfo { next, ..info }))
+        let Some(made) = run.made.clone() else { return Ok(None) };
+        let mut gathered = run.gathered;
+        while Instant::now() < gathered {
+            drop(plan);
+            tokio::time::sleep_until(gathered.into()).await;
+            plan = slot.lock().await;
+            let run = plan.as_ref().and_then(|plan| plan.runs.get(found));
+            gathered = run.map_or(gathered, |run| run.gathered);
+        }
+        Ok(Some(BundleInfo { next, ..made }))
     }
 
     /// Returns the place of a directory's division. Forgets divisions that are out of date.

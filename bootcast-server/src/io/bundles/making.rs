@@ -31,13 +31,15 @@ pub(super) struct Run {
     pub(super) files: Arc<[Listed]>,
     /// The bundle, once it was made.
     pub(super) made: Option<BundleInfo>,
+    pub(super) made_at: Instant,
     /// Time from which on requests are answered.
     pub(super) gathered: Instant,
 }
 
 impl Run {
     fn new(files: &mut Vec<Listed>) -> Self {
-        Self { files: std::mem::take(files).into(), made: None, gathered: Instant::now() }
+        let now = Instant::now();
+        Self { files: std::mem::take(files).into(), made: None, made_at: now, gathered: now }
     }
 
     /// Whether the run has a file of this name.
