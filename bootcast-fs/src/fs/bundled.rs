@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_millis(50);
 
 /// Time that an open waits for a bundle if several hosts want the file, so that its own cast is the
 /// other way.
-const PATIENCE_AMONG_MANY: Duration = Duration::from_secs(1);
+const PATIENCE_AMONG_MANY: Duration = Duration::from_secs(2);
 
 /// Time that the index of a bundle may take. Opens do not wait for so long.
 const INDEX_TIMEOUT: Duration = Duration::from_secs(5);
@@ -151,14 +151,11 @@ impl Fs {
         tokio::spawn(async move {
             let Some(directory) = path.parent() else { return };
             let begun = fs.begin_bundle(&path, &directory).await;
-            let unused = match begun {
-                Some((info, object, files)) => {
-                    lock(&fs.bundles).add(&directory, info, object, files, now())
-                }
-                None => {
-                    lock(&fs.bundles).handle_none(&directory, now());
-                    None
-                }
+            let unused = if let Some((info, object, files)) = begun {
+                lock(&fs.bundles).add(&directory, info, object, files, now())
+            } else {
+                lock(&fs.bundles).handle_none(&directory, now());
+                None
             };
             fs.bundles_changed.send_replace(());
             unused.inspect(|object| fs.close_object(object));
@@ -179,13 +176,11 @@ impl Fs {
         let object = self.open_bundle(directory.join(info.name.as_bytes()).ok()?, &info)?;
         let index = self.read_bundle(&object, 0..info.index);
         let index = tokio::time::timeout(INDEX_TIMEOUT, index).await.ok().flatten();
-        match index.and_then(|text| read_index(&text, &info)) {
-            Some(files) => Some((info, object, files)),
-            None => {
-                self.close_object(&object);
-                None
-            }
-        }
+        let Some(files) = index.and_then(|text| read_index(&text, &info)) else {
+            self.close_object(&object);
+            return None;
+        };
+        Some((info, object, files))
     }
 
     /// Opens a bundle, whose bytes stay in memory.

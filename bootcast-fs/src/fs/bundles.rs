@@ -31,7 +31,7 @@ const MAX_BUNDLES: usize = 4;
 /// Time after its last use for which a bundle is kept.
 const KEPT_FOR: Duration = Duration::from_secs(10);
 
-/// Number of times that a bundle may be slower than a request for a single file.
+/// Number of times in a row that a bundle may be slower than a request for a single file.
 const MAX_LATE: u32 = 3;
 
 /// Maximum number of directories whose opens are counted.
@@ -70,6 +70,7 @@ struct Bundle {
     used: Instant,
     /// Number of files that were taken.
     taken: usize,
+    /// Number of files that came sooner over HTTP, since one was taken.
     late: u32,
 }
 
@@ -216,6 +217,7 @@ impl Bundles {
         let mut bundles = directory.bundles.iter_mut();
         let bundle = bundles.find(|bundle| bundle.object.id() == object.id())?;
         bundle.taken += 1;
+        bundle.late = 0;
         if bundle.taken * 2 < bundle.files.len() || directory.is_asking {
             return None;
         }

@@ -205,9 +205,9 @@ mod tests {
     fn many_names_that_are_looked_up_again_lead_to_a_listing_that_answers_for_a_while() {
         let (listings, start, ttl) = (Listings::default(), Instant::now(), Duration::from_secs(1));
         let at = |ms| start + Duration::from_millis(ms);
-        let name = |k: usize| path("d").join(k.to_string().as_bytes()).unwrap();
+        let name = |k: u64| path("d").join(k.to_string().as_bytes()).unwrap();
         let list = |fetched| {
-            let entries = (0..64 * 20).map(|k| (name(k), file_attributes(k as u64)));
+            let entries = (0..64 * 20).map(|k| (name(k), file_attributes(k)));
             listings.keep(&path("d"), &Listing::new(entries.collect(), fetched));
         };
         let look = |k, now| listings.handle_lookup(&name(k), ttl, now);

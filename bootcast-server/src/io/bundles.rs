@@ -35,7 +35,7 @@ const PLAN_TIME_FACTOR: u32 = 10;
 const GATHER: Duration = Duration::from_millis(250);
 
 /// Maximum time from the first request to the answer. Less than a client waits for it.
-const GATHER_MAX: Duration = Duration::from_secs(1);
+const GATHER_MAX: Duration = Duration::from_millis(750);
 
 /// Maximum number of directories whose division is kept.
 const MAX_PLANS: usize = 256;
@@ -75,13 +75,13 @@ impl BundleFiles {
     }
 
     /// Adds a bundle. Removes those that were not used for long, and more where it is too large.
-    fn add(&self, path: RemotePath, file: File, version: Version) {
+    fn add(&self, path: &RemotePath, file: File, version: Version) {
         let now = Instant::now();
         let mut bundles = self.lock();
         bundles.retain(|_, bundle| now < bundle.used + KEPT_FOR);
         bundles.insert(path.clone(), BundleFile { file: Arc::new(file), version, used: now });
         while bundles.values().map(|bundle| bundle.version.size()).sum::<u64>() > MAX_BYTES {
-            let others = bundles.iter().filter(|(other, _)| **other != path);
+            let others = bundles.iter().filter(|(other, _)| *other != path);
             let oldest = others.min_by_key(|(_, bundle)| bundle.used).map(|(path, _)| path.clone());
             let Some(oldest) = oldest else { break };
             bundles.remove(&oldest);
@@ -217,7 +217,7 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         file.set_len(size).unwrap();
         let version = Version::of_file(&file).unwrap();
-        bundles.add(path.clone(), file, version);
+        bundles.add(&path, file, version);
         path
     }
 

@@ -105,7 +105,7 @@ pub(super) fn make(
     let version = Version::of_file(&file)?;
     // Casts then know it from their first page on, and it is not kept on disk.
     identity.manifests().remember_ahead(&version, manifest(&head), false);
-    identity.bundle_files().add(path, file, version);
+    identity.bundle_files().add(&path, file, version);
     Ok(Some(BundleInfo { name, etag: version.etag(), size: version.size(), index, next: None }))
 }
 
