@@ -172,7 +172,7 @@ impl Bundles {
     fn slot(&self, directory: &RemotePath) -> Slot {
         // A panic cannot leave the map half changed.
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
-        if plans.len() >= MAX_PLANS && !plans.contains_key(directory) {
+        if !plans.contains_key(directory) {
             let now = Instant::now();
             plans.retain(|_, slot| match slot.try_lock() {
                 Ok(plan) => plan.as_ref().is_some_and(|plan| now < plan.until),

@@ -101,11 +101,16 @@ pub(super) fn make(
     let index = head.len() as u64;
     head.append(&mut bytes);
     let path = directory.join(name.as_bytes()).map_err(io::Error::other)?;
-    let file = in_memory(&head)?;
-    let version = Version::of_file(&file)?;
-    // Casts then know it from their first page on, and it is not kept on disk.
-    identity.manifests().remember_ahead(&version, manifest(&head), false);
-    identity.bundle_files().add(&path, file, version);
+    // A cast of the same bytes goes on.
+    if identity.bundle_files().version(&path).is_none() {
+        let file = in_memory(&head)?;
+        let version = Version::of_file(&file)?;
+        // Casts then know it from their first page on, and it is not kept on disk.
+        identity.manifests().remember_ahead(&version, manifest(&head), false);
+        identity.bundle_files().add(&path, file, version);
+    }
+    // An earlier version, if the same bundle was dropped before.
+    let version = identity.version(&path)?;
     Ok(Some(BundleInfo { name, etag: version.etag(), size: version.size(), index, next: None }))
 }
 
@@ -198,6 +203,8 @@ mod tests {
         std::fs::set_permissions(dir.path().join("c"), PermissionsExt::from_mode(0o600)).unwrap();
         settle(&identity, "c");
         let info = make(&identity, &RemotePath::root(), &files).unwrap().unwrap();
+        let again = make(&identity, &RemotePath::root(), &files).unwrap();
+        assert_eq!(again.as_ref(), Some(&info), "its casts go on");
         let path = RemotePath::decode(&info.name).unwrap();
         let mut open = identity.announce(&path, identity.open(&path).unwrap());
         assert_eq!((open.etag(), open.version.size()), (info.etag.clone(), info.size));
