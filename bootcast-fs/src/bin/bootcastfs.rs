@@ -215,7 +215,10 @@ fn serve(
         eprintln!("bootcastfs: warning: ignoring -o rw: the file system is read-only");
     }
     daemon::run_in_background(|reporter| {
-        logging::to_syslog(log.as_deref());
+        let is_logging = request.options.root_fs && logging::to_kernel_log(log.as_deref()).is_ok();
+        if !is_logging {
+            logging::to_syslog(log.as_deref());
+        }
         serve(start, &mut || reporter.report_ready())
     })
 }

@@ -1,5 +1,7 @@
-//! Destination and filter of log lines: standard error in the foreground, syslog in the background.
+//! Destination and filter of log lines: standard error in the foreground, syslog in the background,
+//! the kernel's log if the mount is a root file system.
 
+use std::fs::File;
 use std::io::{self, IsTerminal};
 
 use tracing::{Level, Metadata};
@@ -131,6 +133,65 @@ pub fn to_syslog(filter: Option<&str>) {
     init(syslog.with_filter(targets(filter)));
 }
 
+/// Starts logging to the kernel's log, which is the console and later the journal. An initramfs has
+/// no syslog, and what is below its `/dev` is out of reach after the switch to the new root.
+pub fn to_kernel_log(filter: Option<&str>) -> io::Result<()> {
+    let kernel_log = KernelLog(File::options().write(true).open("/dev/kmsg")?);
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(kernel_log)
+        .with_ansi(false)
+        .without_time()
+        .with_level(false);
+    init(lines.with_filter(targets(filter)));
+    Ok(())
+}
+
+/// Writes each event to the kernel's log.
+#[derive(Debug)]
+struct KernelLog(File);
+
+/// Destination of one event in the kernel's log, with the event's priority.
+#[derive(Debug)]
+struct KernelLogRecord<'a, W>(&'a str, W);
+
+impl<'a> MakeWriter<'a> for KernelLog {
+    type Writer = KernelLogRecord<'a, &'a File>;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        KernelLogRecord(kernel_priority(Level::INFO), &self.0)
+    }
+
+    fn make_writer_for(&'a self, metadata: &Metadata<'_>) -> Self::Writer {
+        KernelLogRecord(kernel_priority(*metadata.level()), &self.0)
+    }
+}
+
+impl<W: io::Write> io::Write for KernelLogRecord<'_, W> {
+    /// Takes a whole event. Each line is one write, because the kernel makes a record of each write.
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        for line in event.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+            let name = format!("{}bootcastfs[{}]: ", self.0, std::process::id());
+            self.1.write_all(&[name.as_bytes(), line, b"\n"].concat())?;
+        }
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.1.flush()
+    }
+}
+
+/// Returns the prefix of a record in the kernel's log: facility "daemon" and a level. Without a
+/// facility, the journal would not take the name from the record.
+fn kernel_priority(level: Level) -> &'static str {
+    match level {
+        Level::ERROR => "<27>",
+        Level::WARN => "<28>",
+        Level::INFO => "<30>",
+        _ => "<31>",
+    }
+}
+
 /// Starts logging. Warnings are also remembered for the status of the mount.
 fn init(lines: impl Layer<Registry> + Send + Sync) {
     let recorder = WarningRecorder.with_filter(LevelFilter::WARN);
@@ -159,6 +220,26 @@ mod tests {
         PrefixedLine(priority(Level::WARN), &mut written).write_all(b"one\ntwo\n").unwrap();
         assert_eq!(written, b"<4>one\n<4>two\n");
         assert_eq!([Level::ERROR, Level::INFO, Level::TRACE].map(priority), ["<3>", "<6>", "<7>"]);
+    }
+
+    #[test]
+    fn each_line_for_the_kernel_is_one_write_with_facility_level_and_name() {
+        /// Collects each write by itself.
+        struct Writes(Vec<String>);
+        impl Write for Writes {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                self.0.push(String::from_utf8_lossy(bytes).into());
+                Ok(bytes.len())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let mut record = KernelLogRecord(kernel_priority(Level::WARN), Writes(Vec::new()));
+        record.write_all(b"one\ntwo\n").unwrap();
+        let id = std::process::id();
+        let expected = ["one", "two"].map(|line| format!("<28>bootcastfs[{id}]: {line}\n"));
+        assert_eq!(record.1.0, expected);
     }
 
     #[test]
