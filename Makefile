@@ -67,6 +67,19 @@ install: all ## binaries to $(PREFIX)/bin, helpers of mount(8) to $(HELPER_DIR)
 	ln -sf $(PREFIX)/bin/bootcastfs $(DESTDIR)$(HELPER_DIR)/mount.bootcastfs
 	ln -sf $(PREFIX)/bin/bootcastfs $(DESTDIR)$(HELPER_DIR)/mount.fuse.bootcastfs
 
+# The initramfs gets programs that are built for size.
+INITRAMFS := bootcast-fs/initramfs
+install-initramfs: ## modules for initramfs-tools, to boot machines over the cast
+	install -d $(DESTDIR)/usr/share/bootcast $(DESTDIR)/usr/share/initramfs-tools/hooks \
+	    $(DESTDIR)/usr/share/initramfs-tools/scripts/init-top
+	install -m 644 $(INITRAMFS)/netboot.sh $(DESTDIR)/usr/share/bootcast
+	install -m 755 $(INITRAMFS)/initramfs-tools/hooks/bootcast \
+	    $(DESTDIR)/usr/share/initramfs-tools/hooks
+	install -m 644 $(INITRAMFS)/initramfs-tools/scripts/bootcast \
+	    $(DESTDIR)/usr/share/initramfs-tools/scripts
+	install -m 755 $(INITRAMFS)/initramfs-tools/scripts/init-top/bootcast \
+	    $(DESTDIR)/usr/share/initramfs-tools/scripts/init-top
+
 clean-lab: ## remove namespaces, mounts and processes of test runs that were killed
 	tests/scripts/clean-lab.sh
 

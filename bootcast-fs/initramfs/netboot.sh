@@ -1,0 +1,215 @@
+# shellcheck shell=sh
+# Mounts a root file system that comes over the cast. Both families of initramfs source this file:
+# initramfs-tools and dracut. It needs a POSIX shell, cat, mkdir, mount, modprobe, sleep, losetup,
+# and the programs bootcastfs and bootcast. docs/NETBOOT.md says what an operator may write.
+#
+# Everything is mounted below /bootcast in the initramfs and not below /run. So the new system does
+# not see these mounts: systemd would unmount them when it shuts down, while it still reads there.
+# /bootcast is a mount of its own, which what empties the initramfs leaves alone.
+
+bootcast_dir=/bootcast
+
+# Prints a line on the console.
+bootcast_say() {
+    echo "bootcast: $*" >/dev/console
+}
+
+# Prints a line on the console unless the kernel command line has `quiet`.
+bootcast_progress() {
+    bootcast_has_word quiet || bootcast_say "$@"
+}
+
+# Succeeds if the kernel command line has this word.
+bootcast_has_word() {
+    # shellcheck disable=SC2013 # Words are what is wanted.
+    for bootcast_word in $(cat /proc/cmdline); do
+        [ "$bootcast_word" = "$1" ] && return 0
+    done
+    return 1
+}
+
+# Prints the last value of a parameter of the kernel command line, or else the default.
+bootcast_parameter() {
+    bootcast_value=$2
+    # shellcheck disable=SC2013 # Words are what is wanted.
+    for bootcast_word in $(cat /proc/cmdline); do
+        case $bootcast_word in
+        "$1"=*) bootcast_value=${bootcast_word#*=} ;;
+        esac
+    done
+    echo "$bootcast_value"
+}
+
+# Reads `bootcast:HEAD[:PORT]:/PATH[,OPTION..]`. Fails with a line on the console if it is wrong.
+# $2 is the head if the value names none.
+bootcast_parse() {
+    bootcast_source=${1#bootcast:}
+    bootcast_options=
+    case $bootcast_source in
+    *,*)
+        bootcast_options=,${bootcast_source#*,}
+        bootcast_source=${bootcast_source%%,*}
+        ;;
+    esac
+    case $bootcast_source in
+    /*) bootcast_source=$2:$bootcast_source ;;
+    esac
+    case $bootcast_source in
+    :/*)
+        bootcast_say "root=$1 names no head, and DHCP names none: root=bootcast:HEAD:/PATH"
+        return 1
+        ;;
+    ?*:/?*) ;;
+    *)
+        bootcast_say "root=$1 is not root=bootcast:HEAD[:PORT]:/PATH[,OPTION..]"
+        return 1
+        ;;
+    esac
+    bootcast_head=${bootcast_source%%:/*}
+    bootcast_path=/${bootcast_source#*:/}
+    bootcast_name=${bootcast_path##*/}
+    bootcast_read_options
+}
+
+# Finds the options that concern more than the mount.
+bootcast_read_options() {
+    bootcast_hash=
+    case $bootcast_options, in
+    *,b3=*)
+        bootcast_hash=${bootcast_options#*,b3=}
+        bootcast_hash=${bootcast_hash%%,*}
+        ;;
+    esac
+    bootcast_mode=$(bootcast_parameter bootcast.mode cast)
+}
+
+# Says what is waited for, and waits. A line that repeats is printed once a minute.
+bootcast_wait() {
+    if [ "$*" != "$bootcast_said" ] || [ "$bootcast_repeats" -ge 30 ]; then
+        bootcast_say "$*"
+        bootcast_said=$*
+        bootcast_repeats=0
+    fi
+    bootcast_repeats=$((bootcast_repeats + 1))
+    sleep 2
+}
+
+# Mounts the image's directory, or the image alone if its hash is known. Tries for ever.
+bootcast_mount() {
+    bootcast_from=$bootcast_head:${bootcast_path%/*}
+    [ -n "$bootcast_hash" ] && bootcast_from=$bootcast_source
+    [ "$bootcast_from" = "$bootcast_head:" ] && bootcast_from=$bootcast_head:/
+    mkdir -p "$bootcast_dir/mnt"
+    bootcast_progress "mounting $bootcast_from"
+    until bootcast_error=$(bootcastfs "$bootcast_from" "$bootcast_dir/mnt" -o \
+        "ro,allow_other,default_permissions,root_fs,cache=memory,retry=0$bootcast_options" \
+        2>&1 </dev/null); do
+        bootcast_wait "waits for $bootcast_source: ${bootcast_error#bootcastfs: }"
+    done
+    bootcast_image=$bootcast_dir/mnt/$bootcast_name
+    until [ -e "$bootcast_image" ]; do
+        bootcast_wait "waits for $bootcast_path: $bootcast_head has no such file"
+    done
+}
+
+# Fetches the whole image into memory. Tries for ever. Nothing of ours runs afterwards.
+bootcast_fetch() {
+    mkdir -p "$bootcast_dir/ram"
+    mount -t tmpfs -o mode=0700,size=90% bootcast "$bootcast_dir/ram"
+    bootcast_image=$bootcast_dir/ram/$bootcast_name
+    bootcast_progress "fetching $bootcast_source into memory"
+    until bootcast_error=$(bootcast get "$(bootcast_url)" -O "$bootcast_image" \
+        ${bootcast_hash:+--b3 "$bootcast_hash"} 2>&1 </dev/null); do
+        bootcast_wait "waits for $bootcast_source: ${bootcast_error##*bootcast: }"
+    done
+}
+
+# Prints the image's URL, which always names a port.
+bootcast_url() {
+    bootcast_authority=$bootcast_head
+    case $bootcast_head in
+    *]) bootcast_authority=$bootcast_head:8888 ;;
+    *]:* | *:*) ;;
+    *) bootcast_authority=$bootcast_head:8888 ;;
+    esac
+    echo "http://$bootcast_authority$bootcast_path"
+}
+
+# Attaches the image to a loop device. Tries for ever: the head may still get the right image.
+bootcast_attach() {
+    until bootcast_device=$(losetup --read-only --find --show "$bootcast_image" 2>/dev/null); do
+        if [ -n "$bootcast_hash" ]; then
+            bootcast_wait "refused: $bootcast_path on $bootcast_head is not the content of b3=" \
+                "or cannot be proven; waits for the right one"
+        else
+            bootcast_wait "waits for $bootcast_path: $bootcast_head cannot read it"
+        fi
+    done
+}
+
+# Mounts the loop device read-only, whatever file system it has. $1 is a type, or empty.
+bootcast_mount_device() {
+    for bootcast_type in ${1:-squashfs erofs ext4 xfs iso9660}; do
+        bootcast_flags=ro
+        # The journal cannot be replayed on a read-only device.
+        [ "$bootcast_type" = ext4 ] && bootcast_flags=ro,noload
+        modprobe -q "$bootcast_type"
+        mount -t "$bootcast_type" -o "$bootcast_flags" "$bootcast_device" "$2" 2>/dev/null &&
+            return 0
+    done
+    bootcast_say "$bootcast_path is none of squashfs, erofs, ext4, xfs, iso9660: rootfstype=TYPE"
+    return 1
+}
+
+# Succeeds if the distribution puts its own overlay over the root, or none is wanted.
+bootcast_is_bare() {
+    [ "$(bootcast_parameter bootcast.overlay yes)" = no ] ||
+        [ -n "$(bootcast_parameter overlayroot '')" ] ||
+        [ -n "$(bootcast_parameter rd.overlay '')" ] || bootcast_has_word rd.overlay
+}
+
+# Mounts memory over $1, and both together as the new root $2.
+bootcast_overlay() {
+    mkdir -p "$bootcast_dir/rw"
+    mount -t tmpfs -o "mode=0755,size=$(bootcast_parameter bootcast.overlay_size 50%)" \
+        bootcast-rw "$bootcast_dir/rw" &&
+        mkdir -p "$bootcast_dir/rw/upper" "$bootcast_dir/rw/work" &&
+        mount -t overlay -o "lowerdir=$1,upperdir=$bootcast_dir/rw/upper,workdir=$bootcast_dir/rw/work" \
+            bootcast-root "$2"
+}
+
+# Mounts the image itself at $2: a directory as it is, a file by a loop device. $1 is the type of
+# its file system, or empty.
+bootcast_mount_image() {
+    if [ -d "$bootcast_image" ]; then
+        mount --bind "$bootcast_image" "$2"
+        return
+    fi
+    bootcast_attach
+    bootcast_mount_device "$1" "$2"
+}
+
+# Mounts the new root $1. $2 is the type of its file system, or empty. bootcast_parse comes first.
+bootcast_mount_root() {
+    modprobe -q fuse
+    modprobe -q loop
+    modprobe -q overlay
+    mkdir -p "$bootcast_dir"
+    mount -t tmpfs -o mode=0700 bootcast "$bootcast_dir"
+    case $bootcast_mode in
+    cast) bootcast_mount ;;
+    ram) bootcast_fetch ;;
+    *)
+        bootcast_say "bootcast.mode=$bootcast_mode is neither cast nor ram"
+        return 1
+        ;;
+    esac
+    if bootcast_is_bare; then
+        bootcast_mount_image "$2" "$1" || return 1
+    else
+        mkdir -p "$bootcast_dir/lower"
+        bootcast_mount_image "$2" "$bootcast_dir/lower" &&
+            bootcast_overlay "$bootcast_dir/lower" "$1" || return 1
+    fi
+    bootcast_progress "the root is $bootcast_path of $bootcast_head"
+}

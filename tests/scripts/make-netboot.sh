@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# Builds a Debian system that boots over the cast: make-netboot.sh DIRECTORY PROGRAMS. Writes the
+# kernel, an initial RAM disk with the programs of directory PROGRAMS, and the image:
+# vmlinuz, initrd.initramfs-tools, root.squashfs.
+#
+# The system is kept in DIRECTORY/tree, so that only what is ours is made anew each time. It says on
+# its console when it has reached multi-user mode, and then does what `netboot.then=` on the kernel
+# command line names: poweroff or reboot.
+set -euo pipefail
+
+out=$1 programs=$2 suite=bookworm
+project=$(cd "$(dirname "$0")/../.." && pwd)
+packages=dbus,initramfs-tools,iproute2,linux-image-cloud-amd64,systemd-sysv,udev
+
+build_tree() {
+    echo "building a Debian system in $out: two minutes, once"
+    mkdir -p "$out"
+    rm -rf --one-file-system "$out/tree.new"
+    mkdir "$out/tree.new"
+    mmdebstrap --quiet --mode=root --variant=minbase --include="$packages" \
+        --skip=cleanup/reproducible "$suite" "$out/tree.tar"
+    tar --extract --file "$out/tree.tar" --directory "$out/tree.new" --exclude './dev/*'
+    rm "$out/tree.tar"
+    mv "$out/tree.new" "$out/tree"
+}
+
+# Lets the system report, and lets it end by itself if it is told so.
+add_report() {
+    local units=$out/tree/etc/systemd/system
+    cat >"$units/booted.service" <<'EOF'
+[Unit]
+Description=Report on the console
+After=multi-user.target
+
+[Service]
+Type=oneshot
+ExecStart=/usr/local/sbin/booted
+EOF
+    mkdir -p "$units/graphical.target.wants"
+    ln -sf ../booted.service "$units/graphical.target.wants/"
+    cat >"$out/tree/usr/local/sbin/booted" <<'EOF'
+#!/bin/sh
+# Says that the system is up, and ends it as the kernel command line says.
+echo "multi-user after $(cut -d ' ' -f 1 /proc/uptime) s on $(findmnt -no FSTYPE /)" >/dev/ttyS0
+for word in $(cat /proc/cmdline); do
+    case $word in
+    netboot.then=*) systemctl --no-block "${word#*=}" ;;
+    esac
+done
+EOF
+    chmod 755 "$out/tree/usr/local/sbin/booted"
+}
+
+# Runs a command in the system.
+inside() { chroot "$out/tree" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin "$@"; }
+
+make_initrds() {
+    local version
+    version=$(basename "$(echo "$out"/tree/lib/modules/*)")
+    make -s -C "$project" install-initramfs PREFIX=/usr DESTDIR="$(realpath "$out/tree")"
+    install -m 755 "$programs"/bootcastfs "$programs"/bootcast "$out/tree/usr/bin/"
+    inside mkinitramfs -o /boot/initrd.initramfs-tools "$version"
+    cp "$out/tree/boot/vmlinuz-$version" "$out/vmlinuz"
+    cp "$out"/tree/boot/initrd.initramfs-tools "$out/"
+}
+
+[ -d "$out/tree" ] || build_tree
+add_report
+make_initrds
+mksquashfs "$out/tree" "$out/root.squashfs" -comp lz4 -noappend -no-progress -quiet \
+    -e boot var/cache var/lib/apt usr/share/doc usr/share/locale usr/share/man
