@@ -69,9 +69,10 @@ install: all ## binaries to $(PREFIX)/bin, helpers of mount(8) to $(HELPER_DIR)
 
 # The initramfs gets programs that are built for size.
 INITRAMFS := bootcast-fs/initramfs
-install-initramfs: ## modules for initramfs-tools, to boot machines over the cast
+install-initramfs: ## modules for initramfs-tools and dracut, to boot machines over the cast
 	install -d $(DESTDIR)/usr/share/bootcast $(DESTDIR)/usr/share/initramfs-tools/hooks \
-	    $(DESTDIR)/usr/share/initramfs-tools/scripts/init-top
+	    $(DESTDIR)/usr/share/initramfs-tools/scripts/init-top \
+	    $(DESTDIR)/usr/lib/dracut/modules.d/74bootcast
 	install -m 644 $(INITRAMFS)/netboot.sh $(DESTDIR)/usr/share/bootcast
 	install -m 755 $(INITRAMFS)/initramfs-tools/hooks/bootcast \
 	    $(DESTDIR)/usr/share/initramfs-tools/hooks
@@ -79,6 +80,8 @@ install-initramfs: ## modules for initramfs-tools, to boot machines over the cas
 	    $(DESTDIR)/usr/share/initramfs-tools/scripts
 	install -m 755 $(INITRAMFS)/initramfs-tools/scripts/init-top/bootcast \
 	    $(DESTDIR)/usr/share/initramfs-tools/scripts/init-top
+	install -m 755 $(INITRAMFS)/dracut/74bootcast/*.sh \
+	    $(DESTDIR)/usr/lib/dracut/modules.d/74bootcast
 
 clean-lab: ## remove namespaces, mounts and processes of test runs that were killed
 	tests/scripts/clean-lab.sh

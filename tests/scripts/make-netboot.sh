@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds a Debian system that boots over the cast: make-netboot.sh DIRECTORY PROGRAMS. Writes the
-# kernel, an initial RAM disk with the programs of directory PROGRAMS, and the image:
-# vmlinuz, initrd.initramfs-tools, root.squashfs.
+# kernel, an initial RAM disk of each family with the programs of directory PROGRAMS, and the image:
+# vmlinuz, initrd.initramfs-tools, initrd.dracut, root.squashfs.
 #
 # The system is kept in DIRECTORY/tree, so that only what is ours is made anew each time. It says on
 # its console when it has reached multi-user mode, and then does what `netboot.then=` on the kernel
@@ -10,7 +10,7 @@ set -euo pipefail
 
 out=$1 programs=$2 suite=bookworm
 project=$(cd "$(dirname "$0")/../.." && pwd)
-packages=dbus,initramfs-tools,iproute2,linux-image-cloud-amd64,systemd-sysv,udev
+packages=dbus,dracut-core,dracut-network,initramfs-tools,iproute2,linux-image-cloud-amd64,systemd-sysv,udev
 
 build_tree() {
     echo "building a Debian system in $out: two minutes, once"
@@ -60,8 +60,9 @@ make_initrds() {
     make -s -C "$project" install-initramfs PREFIX=/usr DESTDIR="$(realpath "$out/tree")"
     install -m 755 "$programs"/bootcastfs "$programs"/bootcast "$out/tree/usr/bin/"
     inside mkinitramfs -o /boot/initrd.initramfs-tools "$version"
+    inside dracut --quiet --force --no-hostonly --add bootcast /boot/initrd.dracut "$version"
     cp "$out/tree/boot/vmlinuz-$version" "$out/vmlinuz"
-    cp "$out"/tree/boot/initrd.initramfs-tools "$out/"
+    cp "$out"/tree/boot/initrd.initramfs-tools "$out"/tree/boot/initrd.dracut "$out/"
 }
 
 [ -d "$out/tree" ] || build_tree

@@ -1,0 +1,11 @@
+#!/bin/sh
+# Hook of dracut, sourced after it has waited for long: dracut would give up soon.
+
+# shellcheck disable=SC2154,SC2034 # dracut sets and reads these names.
+case $netroot in
+bootcast:*)
+    echo "bootcast: waits for an address: is a network cable plugged in, does DHCP answer?" \
+        >/dev/console
+    main_loop=0
+    ;;
+esac
