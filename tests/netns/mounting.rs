@@ -119,6 +119,7 @@ fn the_server_of_a_root_is_marked_locked_in_memory_and_outlives_signals() {
     let read = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap();
     let name = read("cmdline");
     assert!(name.starts_with("@bootcastfs\0"), "{name}");
+    assert_eq!(read("comm").trim(), "bootcastfs");
     // In a container even root may lack CAP_SYS_RESOURCE.
     let try_it = "echo -1000 >/proc/self/oom_score_adj";
     if lab.client(1).run("sh", ["-c", try_it]).status.success() {

@@ -2,7 +2,7 @@
 //! mount, and nothing may kill it before the system is down.
 //! docs/SEMANTICS.md, "A root file system".
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::{CStr, OsStr, OsString};
 use std::fs;
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -47,9 +47,15 @@ fn marked(name: &OsStr) -> Option<OsString> {
     Some(OsString::from_vec([&[KEEP_MARK], name.as_bytes()].concat()))
 }
 
+/// Name of the process for `ps` and `pgrep`: without it, it would be that of `/proc/self/exe`.
+const PROCESS_NAME: &CStr = c"bootcastfs";
+
 /// Keeps this process in memory, and out of reach of the kernel's OOM killer. Must be called in the
-/// process that serves: a fork undoes it.
+/// main thread of the process that serves: a fork undoes it.
 pub fn settle() -> Result<(), MountError> {
+    if let Err(error) = rustix::thread::set_name(PROCESS_NAME) {
+        tracing::debug!(%error, "the process keeps its name");
+    }
     lock_memory().map_err(|error| {
         MountError::failed(&format!(
             "cannot lock memory for a root file system: {error}; run as root, or raise \
