@@ -12,12 +12,12 @@ BENCH_DIR ?= /dev/shm
 # Tests that run at once. Most of the time each waits.
 TEST_THREADS ?= 3
 
-.PHONY: all help deps check wasm test demo demo-fleet bench install clean-lab clean
+.PHONY: all help deps check wasm test demo demo-fleet test-boot bench install install-initramfs clean-lab clean
 all: ## release binaries in target/release
 	cargo build --release --workspace --bins
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 deps: ## install the Debian packages that are missing
 	tests/scripts/install-deps.sh
@@ -54,6 +54,15 @@ demo-fleet: ## four virtual machines boot Debian off one image at once (as root,
 	tests/scripts/make-guest.sh $(GUEST)
 	cargo build --workspace --bins
 	cargo run -p bootcast-tests --bin boot -- $(GUEST) --ways $(WAYS)
+
+# The programs are those for an initramfs: debug builds are slow where processors are emulated.
+NETBOOT ?= $(TARGET)/netboot
+test-boot: ## virtual machines boot Debian over the cast, which must work (as root, ten minutes)
+	tests/scripts/install-guest-deps.sh squashfs-tools dnsmasq-base ipxe-qemu
+	cargo build --profile small -p bootcast-fs --bins
+	cargo build --workspace --bins
+	tests/scripts/make-netboot.sh $(NETBOOT) $(TARGET)/small
+	cargo run -p bootcast-tests --bin netboot -- $(NETBOOT) $(if $(ONLY),--only $(ONLY))
 
 bench: ## measure in network namespaces, write docs/BENCHMARKS.md; PART=name measures one part and prints it
 	tests/scripts/install-bench-deps.sh

@@ -10,7 +10,7 @@ set -euo pipefail
 
 out=$1 programs=$2 suite=bookworm
 project=$(cd "$(dirname "$0")/../.." && pwd)
-packages=dbus,dracut-core,dracut-network,initramfs-tools,iproute2,linux-image-cloud-amd64,systemd-sysv,udev
+packages=dbus,dracut-core,dracut-network,initramfs-tools,iproute2,linux-image-cloud-amd64,procps,systemd-sysv,udev
 
 build_tree() {
     echo "building a Debian system in $out: two minutes, once"
@@ -41,7 +41,15 @@ EOF
     cat >"$out/tree/usr/local/sbin/booted" <<'EOF'
 #!/bin/sh
 # Says that the system is up, and ends it as the kernel command line says.
-echo "multi-user after $(cut -d ' ' -f 1 /proc/uptime) s on $(findmnt -no FSTYPE /)" >/dev/ttyS0
+count=0
+for name in /proc/[0-9]*/comm; do
+    case $(cat "$name" 2>/dev/null) in
+    bootcast*) count=$((count + 1)) ;;
+    esac
+done
+echo "multi-user after $(cut -d ' ' -f 1 /proc/uptime) s, bootcast processes: $count" >/dev/ttyS0
+mount=/proc/$(pgrep -x bootcastfs)/root/bootcast/mnt
+[ -d "$mount" ] && bootcast status --once "$mount" >/dev/ttyS0 2>&1
 for word in $(cat /proc/cmdline); do
     case $word in
     netboot.then=*) systemctl --no-block "${word#*=}" ;;
@@ -51,8 +59,12 @@ EOF
     chmod 755 "$out/tree/usr/local/sbin/booted"
 }
 
-# Runs a command in the system.
-inside() { chroot "$out/tree" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin "$@"; }
+# Runs a command in the system, which gets a /proc for it.
+inside() {
+    ln -sfn /proc/self/fd "$out/tree/dev/fd"
+    unshare --mount --pid --fork --mount-proc="$out/tree/proc" \
+        chroot "$out/tree" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin "$@"
+}
 
 make_initrds() {
     local version
