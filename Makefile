@@ -12,7 +12,7 @@ BENCH_DIR ?= /dev/shm
 # Tests that run at once. Most of the time each waits.
 TEST_THREADS ?= 3
 
-.PHONY: all help deps check wasm test demo demo-fleet test-boot bench install install-initramfs clean-lab clean
+.PHONY: all help deps check wasm test demo demo-fleet test-boot demo-netboot bench install install-initramfs clean-lab clean
 all: ## release binaries in target/release
 	cargo build --release --workspace --bins
 
@@ -63,6 +63,9 @@ test-boot: ## virtual machines boot Debian over the cast, which must work (as ro
 	cargo build --workspace --bins
 	tests/scripts/make-netboot.sh $(NETBOOT) $(TARGET)/small
 	cargo run -p bootcast-tests --bin netboot -- $(NETBOOT) $(if $(ONLY),--only $(ONLY))
+
+demo-netboot: ## a machine with nothing but a network card boots Debian: DHCP, iPXE, the cast
+	$(MAKE) test-boot ONLY=pxe
 
 bench: ## measure in network namespaces, write docs/BENCHMARKS.md; PART=name measures one part and prints it
 	tests/scripts/install-bench-deps.sh

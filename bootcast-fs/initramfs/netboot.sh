@@ -112,16 +112,42 @@ bootcast_mount() {
     done
 }
 
-# Fetches the whole image into memory. Tries for ever. Nothing of ours runs afterwards.
-bootcast_fetch() {
+# Fetches the whole image into memory. Nothing of ours runs afterwards.
+bootcast_fetch_to_ram() {
     mkdir -p "$bootcast_dir/ram"
     mount -t tmpfs -o mode=0700,size=90% bootcast "$bootcast_dir/ram"
-    bootcast_image=$bootcast_dir/ram/$bootcast_name
-    bootcast_progress "fetching $bootcast_source into memory"
-    until bootcast_error=$(bootcast get "$(bootcast_url)" -O "$bootcast_image" \
-        ${bootcast_hash:+--b3 "$bootcast_hash"} 2>&1 </dev/null); do
-        bootcast_wait "waits for $bootcast_source: ${bootcast_error##*bootcast: }"
+    bootcast_fetch "$bootcast_dir/ram/$bootcast_name"
+}
+
+# Fetches the whole image onto block device $1, which is overwritten. Nothing of ours runs
+# afterwards.
+bootcast_fetch_to_disk() {
+    until [ -b "$1" ]; do
+        bootcast_wait "waits for the device $1 of bootcast.mode="
     done
+    bootcast_fetch "$1"
+    bootcast_device=$1
+}
+
+# Fetches the whole image to $1. Tries for ever.
+bootcast_fetch() {
+    bootcast_image=$1
+    bootcast_progress "fetching $bootcast_source to $1"
+    until bootcast_error=$(bootcast get "$(bootcast_url)" -O "$1" \
+        ${bootcast_hash:+--b3 "$bootcast_hash"} 2>&1 </dev/null); do
+        # 8: the content is not that of --b3, see README.
+        if [ "$?" -eq 8 ]; then
+            bootcast_refuse
+        else
+            bootcast_wait "waits for $bootcast_source: ${bootcast_error##*bootcast: }"
+        fi
+    done
+}
+
+# Says that the image is not the one of b3=, and waits.
+bootcast_refuse() {
+    bootcast_wait "refused: $bootcast_path on $bootcast_head is not the content of b3=" \
+        "or cannot be proven; waits for the right one"
 }
 
 # Prints the image's URL, which always names a port.
@@ -139,15 +165,14 @@ bootcast_url() {
 bootcast_attach() {
     until bootcast_device=$(losetup --read-only --find --show "$bootcast_image" 2>/dev/null); do
         if [ -n "$bootcast_hash" ]; then
-            bootcast_wait "refused: $bootcast_path on $bootcast_head is not the content of b3=" \
-                "or cannot be proven; waits for the right one"
+            bootcast_refuse
         else
             bootcast_wait "waits for $bootcast_path: $bootcast_head cannot read it"
         fi
     done
 }
 
-# Mounts the loop device read-only, whatever file system it has. $1 is a type, or empty.
+# Mounts the device read-only, whatever file system it has. $1 is a type, or empty.
 bootcast_mount_device() {
     for bootcast_type in ${1:-squashfs erofs ext4 xfs iso9660}; do
         bootcast_flags=ro
@@ -178,14 +203,14 @@ bootcast_overlay() {
             bootcast-root "$2"
 }
 
-# Mounts the image itself at $2: a directory as it is, a file by a loop device. $1 is the type of
+# Mounts the image itself at $2: a directory as it is, a file by a loop device, a disk. $1 is the type of
 # its file system, or empty.
 bootcast_mount_image() {
     if [ -d "$bootcast_image" ]; then
         mount --bind "$bootcast_image" "$2"
         return
     fi
-    bootcast_attach
+    [ -n "$bootcast_device" ] || bootcast_attach
     bootcast_mount_device "$1" "$2"
 }
 
@@ -196,11 +221,13 @@ bootcast_mount_root() {
     modprobe -q overlay
     mkdir -p "$bootcast_dir"
     mount -t tmpfs -o mode=0700 bootcast "$bootcast_dir"
+    bootcast_device=
     case $bootcast_mode in
     cast) bootcast_mount ;;
-    ram) bootcast_fetch ;;
+    ram) bootcast_fetch_to_ram ;;
+    disk:/dev/?*) bootcast_fetch_to_disk "${bootcast_mode#disk:}" ;;
     *)
-        bootcast_say "bootcast.mode=$bootcast_mode is neither cast nor ram"
+        bootcast_say "bootcast.mode=$bootcast_mode is none of cast, ram, disk:/dev/NAME"
         return 1
         ;;
     esac

@@ -1,5 +1,6 @@
-//! A virtual machine that has nothing but a network card.
+//! A virtual machine with a network card and an empty disk.
 
+use std::fs::File;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,9 @@ use harness::{Host, Proc, wait_until};
 
 /// Time in which a guest does what is waited for. Emulated, four of them share two cores.
 const DEADLINE: Duration = Duration::from_secs(600);
+
+/// Size of a guest's disk, which is empty at first and sparse.
+const DISK_BYTES: u64 = 1 << 30;
 
 /// Line on the console of a guest that is up.
 const UP: &str = "multi-user after";
@@ -84,7 +88,12 @@ impl Guest {
         let console = ["-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot"];
         let cable = "tap,id=cable,ifname=tap0,script=no,downscript=no";
         let network = ["-netdev", cable, "-device", &card];
-        let args = machine.iter().chain(&console).chain(&network).map(|&arg| arg.to_owned());
+        let disk = host.fresh_path("disk");
+        File::create(&disk).and_then(|file| file.set_len(DISK_BYTES)).expect("a disk");
+        let drive = format!("file={},format=raw,if=virtio,cache=unsafe", disk.display());
+        let disk = ["-drive", &drive];
+        let args =
+            machine.iter().chain(&console).chain(&network).chain(&disk).map(|&arg| arg.to_owned());
         let args = args.chain(boot.arguments(k));
         let qemu = host.spawn("qemu-system-x86_64", args);
         Self { qemu, begin: Instant::now(), up_after: None }

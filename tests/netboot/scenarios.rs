@@ -29,6 +29,8 @@ pub(crate) enum Scenario {
     Dracut,
     /// The image is fetched into memory first
     Ram,
+    /// The image is fetched onto a disk first
+    Disk,
     /// The head is killed in the middle of the boot, and started again
     HeadAway,
     /// Firmware, DHCP, iPXE, kernel: everything over the network
@@ -81,6 +83,7 @@ impl Scenario {
             Self::SeveralDemand => format!("{several} at once, `fill=demand`"),
             Self::Dracut => "1, dracut".into(),
             Self::Ram => "1, `bootcast.mode=ram`".into(),
+            Self::Disk => "1, `bootcast.mode=disk:`".into(),
             Self::HeadAway => "1, head killed and back".into(),
             Self::Pxe => "1, from power-on by iPXE".into(),
             Self::WrongImage => "1, `b3=`, wrong image at first".into(),
@@ -95,7 +98,8 @@ impl Scenario {
             Self::Dracut => site.boot_and_end("", "reboot", Family::Dracut),
             Self::Several => site.boot_all(""),
             Self::SeveralDemand => site.boot_all(",fill=demand"),
-            Self::Ram => site.boot_from_memory(),
+            Self::Ram => site.boot_without_head("ram"),
+            Self::Disk => site.boot_without_head("disk:/dev/vda"),
             Self::HeadAway => site.lose_the_head(),
             Self::Pxe => site.boot_from_nothing(),
             Self::WrongImage => site.refuse_the_wrong_image(),
@@ -134,10 +138,10 @@ impl Site<'_> {
         self.cost(boots)
     }
 
-    /// Boots a guest that has the whole image in memory. The head goes away before it is up.
-    fn boot_from_memory(&self) -> Cost {
+    /// Boots a guest that fetches the whole image first. The head goes away before it is up.
+    fn boot_without_head(&self, mode: &str) -> Cost {
         let mut server = self.serve();
-        let mut guest = self.start(1, Family::InitramfsTools, "", "bootcast.mode=ram");
+        let mut guest = self.start(1, Family::InitramfsTools, "", &format!("bootcast.mode={mode}"));
         guest.wait_line("bootcast: the root is");
         server.stop();
         let up = guest.wait_up();
@@ -151,7 +155,7 @@ impl Site<'_> {
         let mut guest = self.start(1, Family::InitramfsTools, ",fill=demand", "");
         guest.wait_line("bootcast: the root is");
         server.kill();
-        guest.wait_line("the server does not answer");
+        guest.wait_line("trying again");
         assert_eq!(guest.up_after(), None, "it cannot be up without the head");
         server.start();
         let up = guest.wait_up();
