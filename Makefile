@@ -28,6 +28,9 @@ check: wasm ## format, lints and documentation, without tests
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
 	if cargo deny --version >/dev/null 2>&1; then cargo deny check; \
 	    else echo "skipped: cargo deny, which is not installed"; fi
+	if command -v shellcheck >/dev/null; then \
+	    find $(INITRAMFS) -type f | xargs shellcheck --exclude SC1091; \
+	    else echo "skipped: shellcheck, which is not installed"; fi
 
 # What cannot be built for a machine without sockets and clock has crept in where it must not be.
 # Where the target is not installed, tests/workspace.rs keeps watch alone.
