@@ -12,7 +12,7 @@ BENCH_DIR ?= /dev/shm
 # Tests that run at once. Most of the time each waits.
 TEST_THREADS ?= 3
 
-.PHONY: all help deps check wasm test demo demo-fleet test-boot demo-netboot bench install install-initramfs clean-lab clean
+.PHONY: all help deps check wasm test demo demo-fleet test-boot demo-netboot bench install small install-initramfs clean-lab clean
 all: ## release binaries in target/release
 	cargo build --release --workspace --bins
 
@@ -60,11 +60,10 @@ demo-fleet: ## four virtual machines boot Debian off one image at once (as root,
 
 # The programs are those for an initramfs: debug builds are slow where processors are emulated.
 NETBOOT ?= $(TARGET)/netboot
-test-boot: ## virtual machines boot Debian over the cast, which must work (as root, ten minutes)
+test-boot: small ## virtual machines boot Debian over the cast, which must work (as root, ten minutes)
 	tests/scripts/install-guest-deps.sh squashfs-tools dnsmasq-base ipxe-qemu
-	cargo build --profile small -p bootcast-fs --bins
 	cargo build --workspace --bins
-	tests/scripts/make-netboot.sh $(NETBOOT) $(TARGET)/small
+	tests/scripts/make-netboot.sh $(NETBOOT)
 	cargo run -p bootcast-tests --bin netboot -- $(NETBOOT) $(if $(ONLY),--only $(ONLY))
 
 demo-netboot: ## a machine with nothing but a network card boots Debian: DHCP, iPXE, the cast
@@ -82,9 +81,14 @@ install: all ## binaries to $(PREFIX)/bin, helpers of mount(8) to $(HELPER_DIR)
 	ln -sf $(PREFIX)/bin/bootcastfs $(DESTDIR)$(HELPER_DIR)/mount.bootcastfs
 	ln -sf $(PREFIX)/bin/bootcastfs $(DESTDIR)$(HELPER_DIR)/mount.fuse.bootcastfs
 
-# The initramfs gets programs that are built for size.
+small: ## programs for an initramfs in target/small, built for size
+	cargo build --profile small -p bootcast-fs --bins
+
+# The hooks of both families look for the programs in /usr/lib/bootcast first.
 INITRAMFS := bootcast-fs/initramfs
-install-initramfs: ## modules for initramfs-tools and dracut, to boot machines over the cast
+install-initramfs: small ## modules for initramfs-tools and dracut, to boot machines over the cast
+	install -d $(DESTDIR)/usr/lib/bootcast
+	install -m 755 $(TARGET)/small/bootcastfs $(TARGET)/small/bootcast $(DESTDIR)/usr/lib/bootcast
 	install -d $(DESTDIR)/usr/share/bootcast $(DESTDIR)/usr/share/initramfs-tools/hooks \
 	    $(DESTDIR)/usr/share/initramfs-tools/scripts/init-top \
 	    $(DESTDIR)/usr/lib/dracut/modules.d/74bootcast

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Builds a Debian system that boots over the cast: make-netboot.sh DIRECTORY PROGRAMS. Writes the
-# kernel, an initial RAM disk of each family with the programs of directory PROGRAMS, and the image:
-# vmlinuz, initrd.initramfs-tools, initrd.dracut, root.squashfs.
+# Builds a Debian system that boots over the cast: make-netboot.sh DIRECTORY. Writes the kernel,
+# an initial RAM disk of each family with programs that are built for size, and the image: vmlinuz,
+# initrd.initramfs-tools, initrd.dracut, root.squashfs.
 #
 # The system is kept in DIRECTORY/tree, so that only what is ours is made anew each time. It says on
 # its console when it has reached multi-user mode, and then does what `netboot.then=` on the kernel
 # command line names: poweroff or reboot.
 set -euo pipefail
 
-out=$1 programs=$2 suite=bookworm
+out=$1 suite=bookworm
 project=$(cd "$(dirname "$0")/../.." && pwd)
 packages=dbus,dracut-core,dracut-network,initramfs-tools,iproute2,linux-image-cloud-amd64,procps,systemd-sysv,udev
 
@@ -69,8 +69,8 @@ inside() {
 make_initrds() {
     local version
     version=$(basename "$(echo "$out"/tree/lib/modules/*)")
-    make -s -C "$project" install-initramfs PREFIX=/usr DESTDIR="$(realpath "$out/tree")"
-    install -m 755 "$programs"/bootcastfs "$programs"/bootcast "$out/tree/usr/bin/"
+    make -s -C "$project" install-initramfs DESTDIR="$(realpath "$out/tree")"
+    ln -sf /usr/lib/bootcast/bootcast "$out/tree/usr/bin/"
     inside mkinitramfs -o /boot/initrd.initramfs-tools "$version"
     inside dracut --quiet --force --no-hostonly --add bootcast /boot/initrd.dracut "$version"
     cp "$out/tree/boot/vmlinuz-$version" "$out/vmlinuz"

@@ -1,9 +1,19 @@
 #!/bin/bash
 # dracut module: root=bootcast:.., see docs/NETBOOT.md.
 
+# Prints the path of a program. Those that are built for size come first.
+bootcast_program() {
+    if [[ -x /usr/lib/bootcast/$1 ]]; then
+        echo "/usr/lib/bootcast/$1"
+    else
+        command -v "$1"
+    fi
+}
+
 # Included only if it is asked for: `dracut --add bootcast`, or add_dracutmodules in dracut.conf.
 check() {
-    require_binaries bootcastfs bootcast losetup || return 1
+    require_binaries losetup || return 1
+    bootcast_program bootcastfs >/dev/null && bootcast_program bootcast >/dev/null || return 1
     return 255
 }
 
@@ -16,7 +26,9 @@ installkernel() {
 }
 
 install() {
-    inst_multiple bootcastfs bootcast losetup modprobe mount cat mkdir sleep ip
+    inst_multiple losetup modprobe mount cat mkdir sleep ip
+    inst "$(bootcast_program bootcastfs)" /usr/bin/bootcastfs
+    inst "$(bootcast_program bootcast)" /usr/bin/bootcast
     inst_simple /usr/share/bootcast/netboot.sh
     # shellcheck disable=SC2154 # dracut sets these names.
     inst_hook cmdline 90 "$moddir/parse-bootcastroot.sh"
