@@ -48,7 +48,8 @@ for name in /proc/[0-9]*/comm; do
     esac
 done
 echo "multi-user after $(cut -d ' ' -f 1 /proc/uptime) s, bootcast processes: $count" >/dev/ttyS0
-cd "/proc/$(pgrep -x bootcastfs)/root" && bootcast status --once bootcast/mnt >/dev/ttyS0 2>&1
+initramfs=/proc/$(pgrep -x bootcastfs)/root
+[ -d "$initramfs/bootcast" ] && bootcast status --once "$initramfs/bootcast/mnt" >/dev/ttyS0 2>&1
 for word in $(cat /proc/cmdline); do
     case $word in
     netboot.then=*) systemctl --no-block "${word#*=}" ;;
