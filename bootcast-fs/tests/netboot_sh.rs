@@ -12,10 +12,11 @@ fn run(words: &str, script: &str, args: &[&str]) -> String {
          cat() {{ if [ \"$1\" = /proc/cmdline ]; then echo '{words}'; else command cat \"$@\"; fi; }}\n"
     );
     let mut command = Command::new("sh");
-    let output = command.arg("-euc").arg(prelude + script).arg("sh").args(args).output().unwrap();
+    let output =
+        command.arg("-euc").arg(prelude + script).arg("sh").args(args).output().expect("a shell");
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(error.is_empty(), "{error}");
-    String::from_utf8(output.stdout).unwrap()
+    String::from_utf8(output.stdout).expect("UTF-8")
 }
 
 #[test]
