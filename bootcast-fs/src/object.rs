@@ -8,6 +8,7 @@
 //! | `rebuilding` | pages that are rebuilt from repair symbols |
 //! | `reusing` | leaves that an older version has |
 //! | `scarcity` | bytes that the cache has no room for |
+//! | `sharing` | one copy for several processes: what others are told, and told by others |
 //! | `seeking` | holes and data, as `lseek` shows them |
 //! | `verifying` | checks of stored leaves, and their hashes |
 //! | `zeros` | pages that consist of zeros by the zero map |
@@ -23,6 +24,7 @@ mod rebuilding;
 mod reusing;
 mod scarcity;
 mod seeking;
+mod sharing;
 mod snapshot;
 mod status;
 mod storing;
@@ -32,7 +34,7 @@ mod zeros;
 use std::cell::RefCell;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 use bootcast_proto::api::Want;
@@ -56,6 +58,7 @@ pub use reads::{FollowUp, Ready, Unread, Waiter};
 pub use rebuilding::Rebuilding;
 pub use reusing::Reusing;
 pub use seeking::Seek;
+pub use sharing::{Attached, Following, Holding, Sharing, Wishes};
 pub use snapshot::{Opening, Snapshot};
 pub use verifying::{ListsFailure, Verifying};
 
@@ -63,7 +66,9 @@ pub use verifying::{ListsFailure, Verifying};
 pub struct Object {
     id: u64,
     key: ObjectKey,
-    store: Store,
+    first_store: Store,
+    /// Store for what arrives after the first one could not go on to follow another store.
+    own_store: OnceLock<Store>,
     /// Older version of the path in the cache, until it is of no more use. Locked before `inner`.
     older: Mutex<Option<Arc<[Older]>>>,
     inner: Mutex<Inner>,
@@ -110,6 +115,19 @@ struct InBackground {
     is_verifying: bool,
     /// Whether a [`Reusing`] exists.
     is_reusing: bool,
+    sharing: SharingInBackground,
+}
+
+/// Work that shares an object with other processes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum SharingInBackground {
+    /// There is none.
+    #[default]
+    None,
+    /// A [`Following`] exists.
+    Following,
+    /// A [`Holding`] was handed out.
+    Holding,
 }
 
 /// Work of the receive thread for an object.
@@ -148,8 +166,12 @@ impl Object {
         let saved = kept.as_ref().filter(|_| !store.is_adopted());
         let saved = saved.map(|kept| Saved::of(kept, None)).unwrap_or_default();
         let pin = Pin { etag: key.etag.clone(), size, content };
+        let mut receiver = Receiver::new(pin, kept, timing, seed).with_fill(fill);
+        if store.follows() {
+            receiver.follow();
+        }
         let inner = Inner {
-            receiver: Receiver::new(pin, kept, timing, seed).with_fill(fill),
+            receiver,
             parked: Vec::new(),
             is_shut_down: false,
             has_final_size: false,
@@ -164,7 +186,8 @@ impl Object {
         Self {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             key,
-            store,
+            first_store: store,
+            own_store: OnceLock::new(),
             older: Mutex::new((!older.is_empty()).then(|| older.into())),
             inner: Mutex::new(inner),
             check_now: Condvar::new(),
@@ -233,7 +256,7 @@ impl Object {
 
     /// Bytes of the object.
     pub fn store(&self) -> &Store {
-        &self.store
+        self.own_store.get().unwrap_or(&self.first_store)
     }
 
     /// Adds an open. The receive thread must attend to the object afterwards.
@@ -243,12 +266,26 @@ impl Object {
 
     /// Ends an open. The receive thread must attend to the object afterwards.
     pub fn close(&self, now: Instant) {
-        self.lock().receiver.handle_close(now);
+        let mut inner = self.lock();
+        inner.receiver.handle_close(now);
+        self.tell_follower(&inner);
+    }
+
+    /// Keeps others from removing the object from the cache. Returns `false` if somebody did, or if
+    /// it must not be used for another reason. Call it after [`Self::open`].
+    #[must_use]
+    pub fn pin(&self) -> bool {
+        let inner = self.lock();
+        if inner.receiver.follows() {
+            return inner.in_background.sharing == SharingInBackground::Following;
+        }
+        drop(inner);
+        self.store().pin()
     }
 
     /// Lets others remove the object from the cache, if nobody has it open and all of it is there.
     pub fn unpin_if_idle(&self) {
-        self.store.unpin(|| {
+        self.store().unpin(|| {
             let snapshot = self.snapshot();
             snapshot.is_idle && snapshot.is_durable
         });

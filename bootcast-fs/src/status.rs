@@ -27,6 +27,8 @@ pub enum FileState {
     Unicast,
     /// It waits for a server that does not answer.
     Away,
+    /// Another process of this machine receives it into the same cache.
+    Shared,
     /// It checks hashes of a file of which every page is held.
     Verifying,
     /// Nothing more: every byte may be read.
@@ -37,13 +39,14 @@ pub enum FileState {
 
 impl FileState {
     /// All states, in the order of a file's life.
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Closed,
         Self::Joining,
         Self::Joined,
         Self::Multicast,
         Self::Unicast,
         Self::Away,
+        Self::Shared,
         Self::Verifying,
         Self::Complete,
         Self::Failed,
@@ -59,6 +62,7 @@ impl fmt::Display for FileState {
             Self::Multicast => "multicast",
             Self::Unicast => "unicast",
             Self::Away => "away",
+            Self::Shared => "shared",
             Self::Verifying => "verifying",
             Self::Complete => "complete",
             Self::Failed => "failed",

@@ -62,6 +62,7 @@ mod renumbering;
 mod replacing;
 mod replaying;
 mod second_implementation;
+mod sharing;
 mod single_file;
 mod slow_links;
 mod slow_readers;

@@ -56,8 +56,8 @@ pub use names::{Names, Remembered, forget_names};
 pub use older::Older;
 pub use small_file::SmallFile;
 pub use state::{HeldSnapshot, Restored};
-pub(crate) use store::is_no_room;
-pub use store::{CheckpointError, Settled, Store};
+pub use store::{CheckpointError, Lock, Settled, Store};
+pub(crate) use store::{is_no_room, open_dir};
 pub use symbols::Symbols;
 
 use room::Room;
@@ -175,7 +175,7 @@ impl Cache {
             let _opening = self.room().map(|room| room.opening());
             self.open_version(dir, key, etag)?
         };
-        if store.is_complete() {
+        if store.is_complete() || store.follows() {
             return Ok(store);
         }
         let older = Older::find(dir, key, &key.id(etag));
@@ -218,13 +218,19 @@ impl Cache {
             Ok(()) => Store::persistent(data, object, key.clone(), etag.clone(), self.clone())
                 .or_else(|_| self.open_private(&id)),
             Err(rustix::io::Errno::WOULDBLOCK) => {
-                match Store::shared(data, object, key.clone(), self.clone()) {
+                match Store::shared(data, object.clone(), key.clone(), self.clone()) {
                     Some(store) => Ok(store),
-                    None => self.open_private(&id),
+                    None => self.follow(object, key, etag).or_else(|_| self.open_private(&id)),
                 }
             }
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Opens the store of an object that another store fills.
+    fn follow(&self, object: PathBuf, key: &ObjectKey, etag: &Etag) -> io::Result<Store> {
+        let data = open_data(&object, false)?;
+        Ok(Store::following(data, object, key.clone(), etag.clone(), self.clone()))
     }
 
     /// Opens a store that others do not find, and that vanishes when it is closed.

@@ -1,7 +1,10 @@
 //! Stores: the bytes of one version of one file.
 
+mod following;
 mod scarcity;
 
+pub use following::Lock;
+pub(crate) use following::open_dir;
 pub use scarcity::Settled;
 
 use std::fmt;
@@ -46,15 +49,18 @@ pub struct Store {
     symbols: Symbols,
     /// Room of a cache with a budget.
     room: Option<Arc<Room>>,
+    /// Whether no page will be written any more, so that others may lock the object, too.
+    is_settled: AtomicBool,
     /// Bytes that the cache has no room for.
     window: Window,
     /// Directory that vanishes with the store.
     private_dir: Option<TempDir>,
     /// Whether `data` is locked, so that nobody removes the object.
     is_pinned: Mutex<bool>,
-    /// Whether the object was complete when it was opened, and others may use it too. Its state is
-    /// not saved again.
-    is_shared: bool,
+    /// Whether others store what arrives, or nobody does any more. The state is not saved here.
+    use_of_object: Mutex<Use>,
+    /// Cache to open a store of its own in, should it not be able to follow.
+    cache: Cache,
     /// Whether the file is in memory and needs no checkpoints.
     is_in_memory: bool,
     /// Whether held bytes may be in a hole of the file. Until then no check looks for one.
@@ -76,6 +82,17 @@ pub struct Store {
     /// Set once a sync has failed, and never cleared. The kernel reports a failed write-back only
     /// once and then counts the lost pages as written, so a later successful sync proves nothing.
     data_loss: Mutex<Option<DataLoss>>,
+}
+
+/// Use that a store makes of its object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Use {
+    /// It stores what arrives.
+    Own,
+    /// The object was complete when it was opened, and others may use it too.
+    Shared,
+    /// Another store fills the object. docs/SEMANTICS.md, "One copy for several mounts".
+    Following,
 }
 
 /// Failed sync of a store.
@@ -196,6 +213,7 @@ impl Store {
         store.state = Mutex::new(state);
         if is_settled {
             // No page of it will be written, so that others may read it.
+            store.is_settled = AtomicBool::new(true);
             let _ = rustix::fs::flock(&store.data, FlockOperation::NonBlockingLockShared);
         } else if let Some(object) = &store.object_dir {
             store.symbols.keep_in(&object.dir);
@@ -217,7 +235,7 @@ impl Store {
         // A newer version of this path may take leaves from there.
         let _ = paths::record(&object.dir, &object.key);
         let mut store = Self::with(data, cache, Some(object), Some(restored));
-        store.is_shared = true;
+        store.use_of_object = Mutex::new(Use::Shared);
         Some(store)
     }
 
@@ -237,17 +255,20 @@ impl Store {
         );
         let leaf_values = object_dir.as_ref().and_then(|it| LeafValues::open(&it.dir).ok());
         let (data, room) = (Arc::new(data), cache.room().cloned());
+        let own_cache = cache.clone();
         if let Some(room) = &room {
             room.count(&data);
         }
         Self {
             data,
             room,
+            is_settled: AtomicBool::new(false),
             window: Window::default(),
             private_dir: None,
             is_pinned: Mutex::new(true),
             leaf_values,
-            is_shared: false,
+            use_of_object: Mutex::new(Use::Own),
+            cache: own_cache,
             is_in_memory: cache.dir().is_none(),
             may_have_holes: AtomicBool::new(restored.is_some()),
             symbols: Symbols::new(cache),
@@ -259,6 +280,11 @@ impl Store {
             disk: Box::new(RealDisk),
             data_loss: Mutex::default(),
         }
+    }
+
+    /// Whether it stores what arrives.
+    fn fills(&self) -> bool {
+        *crate::panics::lock(&self.use_of_object) == Use::Own
     }
 
     /// Whether every page was held at the last checkpoint, before [`Self::take_restored`].
@@ -273,7 +299,7 @@ impl Store {
 
     /// Sets the pages that were stored just now.
     pub(super) fn set_adopted(&mut self, restored: Restored) {
-        assert!(!self.is_shared, "an object that others read is complete");
+        assert!(self.fills(), "others fill the object");
         self.restored = Some(restored);
         self.is_adopted = true;
         self.older.clear();
@@ -294,7 +320,7 @@ impl Store {
     /// Returns what an earlier use left in this store without a checkpoint, if that is much: its
     /// process was killed, or the machine failed.
     fn unrecorded(&self) -> Option<Older> {
-        let object = self.object_dir.as_ref().filter(|_| !self.is_shared)?;
+        let object = self.object_dir.as_ref().filter(|_| self.fills())?;
         let recorded = self.restored.as_ref().map_or(0, |it| it.assembly.arrived_bytes());
         let allocated =
             std::os::unix::fs::MetadataExt::blocks(&self.data.metadata().ok()?) * kept::BLOCK;
@@ -538,7 +564,7 @@ impl Store {
             *self.data_loss() = Some(loss);
             return self.fail_if_lost();
         }
-        let Some(object) = self.object_dir.as_ref().filter(|_| !self.is_shared) else {
+        let Some(object) = self.object_dir.as_ref().filter(|_| self.fills()) else {
             return Ok(());
         };
         let mut state = crate::panics::lock(&self.state);
@@ -556,6 +582,7 @@ impl Store {
             // Without the link, the content is received once more under another name.
             let _ = contents::record(&object.dir, content);
             // From here on no page is written, so that others may read the object.
+            self.is_settled.store(true, Ordering::Relaxed);
             let _ = rustix::fs::flock(&self.data, FlockOperation::NonBlockingLockShared);
         }
         Ok(())
@@ -606,6 +633,11 @@ impl Store {
 
 #[cfg(test)]
 impl Store {
+    /// Whether the object was complete when it was opened.
+    pub(super) fn is_shared(&self) -> bool {
+        *crate::panics::lock(&self.use_of_object) == Use::Shared
+    }
+
     /// Returns the file with the bytes.
     pub(super) fn file(&self) -> &File {
         &self.data

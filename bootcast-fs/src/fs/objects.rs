@@ -87,7 +87,7 @@ impl Fs {
         let existing = existing.filter(|existing| {
             // Comes before `slot` is dropped, whose reference keeps the object from being retired.
             existing.open();
-            let is_here = existing.store().pin();
+            let is_here = existing.pin();
             if !is_here {
                 existing.close(now());
             }
@@ -145,6 +145,7 @@ impl Fs {
             }
             FsError::Io(error.to_string())
         })?;
+        let small = small.filter(|_| !store.follows());
         if let Some(SmallAnswer::File(small) | SmallAnswer::Bundled(small)) = small {
             match store.adopt(small) {
                 // Its pages come as they are read.

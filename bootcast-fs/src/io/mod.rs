@@ -10,6 +10,7 @@ mod interface;
 mod receive;
 mod reception;
 mod requests;
+mod sharing;
 mod stated_ids;
 #[expect(
     unsafe_code,

@@ -64,6 +64,8 @@ pub struct Ready {
     pub error: Option<Unread>,
     /// Keeps the bytes from being dropped before they are read.
     kept: Option<Kept>,
+    /// Whether the object had a store of its own when the bytes were found to be here.
+    is_own: bool,
 }
 
 /// Work that the caller of [`Object::read`] must do because of the read.
@@ -126,6 +128,7 @@ impl Object {
             (Some(wait), None) => {
                 TOTALS.reads_waited.add(1);
                 inner.parked.push(Parked { bytes, since: now, wait, waiter });
+                self.tell_follower(&inner);
                 return FollowUp::take(&mut inner, now);
             }
             (Some(wait), Some(_)) => {
@@ -134,21 +137,22 @@ impl Object {
             }
             (None, _) => FollowUp::take(&mut inner, now),
         };
-        let kept = self.keep(&bytes);
+        let (kept, is_own) = (self.keep(&bytes), self.own_store.get().is_some());
         drop(inner);
-        self.answer(Ready { bytes, waiter, error, kept });
+        self.answer(Ready { bytes, waiter, error, kept, is_own });
         follow_up
     }
 
     /// Answers a read from the store.
     pub fn answer(&self, ready: Ready) {
-        let Ready { bytes, waiter, error, kept: _kept } = ready;
+        let Ready { bytes, waiter, error, kept: _kept, is_own } = ready;
         if let Some(error) = error {
             return waiter.answer(Err(error));
         }
         // The kernel asks for at most about a MiB at a time.
         let len = usize::try_from(bytes.end - bytes.start).unwrap_or(usize::MAX);
-        with_buffer(len, |buffer| match self.store.read_exact_at(buffer, bytes.start) {
+        let store = if is_own { self.store() } else { &self.first_store };
+        with_buffer(len, |buffer| match store.read_exact_at(buffer, bytes.start) {
             Ok(()) => waiter.answer(Ok(buffer)),
             Err(error) => waiter.answer(Err(Unread::Store(error.to_string()))),
         });
@@ -159,7 +163,7 @@ impl Object {
     pub(super) fn take_answerable(&self, inner: &mut Inner) -> Vec<Ready> {
         self.changed.send_replace(());
         if inner.receiver.is_complete() {
-            self.store.symbols().clear();
+            self.store().symbols().clear();
         }
         let mut parked = std::mem::take(&mut inner.parked);
         let is_over = |parked: &mut Parked| {
@@ -171,8 +175,8 @@ impl Object {
             inner.receiver.handle_wait_over(wait);
             let is_held = inner.receiver.holds(&bytes);
             let error = if is_held { None } else { inner.error_of(&bytes) };
-            let kept = self.keep(&bytes);
-            Ready { bytes, waiter, error, kept }
+            let (kept, is_own) = (self.keep(&bytes), self.own_store.get().is_some());
+            Ready { bytes, waiter, error, kept, is_own }
         });
         answerable.collect()
     }

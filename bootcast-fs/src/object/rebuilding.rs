@@ -115,7 +115,7 @@ impl Object {
         }
         // A symbol that cannot be stored counts as lost.
         symbols.retain(|(block, number, _, payload)| {
-            let kept = self.store.symbols().write(*block, *number, payload);
+            let kept = self.store().symbols().write(*block, *number, payload);
             kept.inspect_err(|error| debug!(%error, "cannot keep a repair symbol")).is_ok()
         });
         if !symbols.is_empty() {
@@ -180,7 +180,7 @@ impl Object {
                 let Some((first, pages)) = needed else { continue };
                 let bytes = geometry.byte_range(pages);
                 let len = usize::try_from(bytes.end - bytes.start).expect("a row fits memory");
-                self.store.read_exact_at(&mut row[column(first)..][..len], bytes.start)?;
+                self.store().read_exact_at(&mut row[column(first)..][..len], bytes.start)?;
             }
             let mut built = Vec::with_capacity(span.len());
             for plan in span {
@@ -214,7 +214,7 @@ impl Object {
     ) -> Result<Vec<Vec<u8>>, String> {
         let mut repairs = Vec::with_capacity(plan.symbols.len());
         for (number, symbol) in plan.symbols.iter().zip(symbols.chunks_exact_mut(page_size)) {
-            let read = self.store.symbols().read(plan.block, *number, symbol);
+            let read = self.store().symbols().read(plan.block, *number, symbol);
             read.map_err(|error| error.to_string())?;
             repairs.push((*number, &*symbol));
         }
@@ -267,7 +267,7 @@ impl Object {
             let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
             let len = piece.end - piece.start;
             // If the file system cannot do this, the space is freed at the end.
-            let _ = rustix::fs::fallocate(&self.store, hole, piece.start, len);
+            let _ = rustix::fs::fallocate(self.store(), hole, piece.start, len);
         }
     }
 }

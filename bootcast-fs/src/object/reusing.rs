@@ -143,7 +143,7 @@ impl Object {
         for run in leaves.split(|(leaf, _)| wrong.contains(leaf)) {
             let Some((first, _)) = run.first() else { continue };
             let mut slices: Vec<_> = run.iter().map(|(_, leaf)| IoSlice::new(leaf)).collect();
-            self.store.write_from(older, &mut slices, first * LEAF_BYTES)?;
+            self.store().write_from(older, &mut slices, first * LEAF_BYTES)?;
         }
         Ok(())
     }

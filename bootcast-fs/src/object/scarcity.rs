@@ -51,7 +51,7 @@ impl Object {
     /// Keeps bytes that may be read now until the result is dropped. Needs the lock under which
     /// they were found to be here. `None`: they are where nothing is dropped.
     pub(super) fn keep(&self, bytes: &Range<u64>) -> Option<Kept> {
-        self.store.may_drop().then(|| self.answering.keep(bytes))
+        self.store().may_drop().then(|| self.answering.keep(bytes))
     }
 
     /// Drops bytes in memory so that `len` others fit, those that were not read for longest first.
@@ -60,11 +60,11 @@ impl Object {
         let mut inner = self.lock();
         self.stop_filling(&mut inner);
         let waited: Vec<_> = inner.parked.iter().map(|parked| parked.bytes.clone()).collect();
-        let oldest = self.store.oldest_in_window();
+        let oldest = self.store().oldest_in_window();
         let is_waited = |bytes: &Range<u64>| waited.iter().any(|own| overlap(own, bytes));
         let (last, first): (Vec<_>, Vec<_>) = oldest.into_iter().partition(is_waited);
         for bytes in first.into_iter().chain(last) {
-            if self.store.window_excess(len) == 0 {
+            if self.store().window_excess(len) == 0 {
                 break;
             }
             self.drop_bytes(&mut inner, &bytes);
@@ -77,7 +77,7 @@ impl Object {
         let pages = geometry.pages_covering(bytes.clone());
         let whole = geometry.byte_range(pages);
         if !self.answering.overlaps(&whole) && inner.receiver.drop_pages(pages) {
-            self.store.drop_from_window(&whole);
+            self.store().drop_from_window(&whole);
             inner.contiguous = super::ContiguousPages::default();
         }
     }
@@ -89,7 +89,7 @@ impl Object {
 
     /// Drops what is too much in memory since other files need a part of it.
     pub fn trim_window(&self) {
-        if self.store.may_drop() && self.store.window_excess(0) > 0 {
+        if self.store().may_drop() && self.store().window_excess(0) > 0 {
             let _alone = self.begin_writing();
             self.drop_oldest(0);
         }
@@ -113,7 +113,7 @@ impl Object {
 
     /// Moves bytes from memory to the cache if there are some and it has room by now.
     pub fn settle_window(&self) {
-        if self.store.has_window() {
+        if self.store().has_window() {
             let _alone = panics::lock(&self.saving);
             if let Err(error) = self.settle()
                 && let Some(more) = log_limit::allow("cannot move bytes to the cache", &error)
@@ -126,14 +126,14 @@ impl Object {
     /// Moves bytes from memory to the cache if that has room by now, and fills the file again if
     /// all of it has. Nobody else does so at the same time.
     pub(super) fn settle(&self) -> Result<(), CheckpointError> {
-        if !self.store.may_drop() {
+        if !self.store().may_drop() {
             return Ok(());
         }
-        let some = self.store.in_window(&(0..u64::MAX));
+        let some = self.store().in_window(&(0..u64::MAX));
         let settled = loop {
             // In pieces, so that what arrives meanwhile is stored.
             let _alone = self.begin_writing();
-            match self.store.settle_window().map_err(CheckpointError::State)? {
+            match self.store().settle_window().map_err(CheckpointError::State)? {
                 Settled::Some => {}
                 settled => break settled,
             }
@@ -153,7 +153,7 @@ impl Object {
             missing.filter(|_| is_settled && inner.is_past_cache)
         };
         if let Some(missing) = missing
-            && self.store.has_room(missing)
+            && self.store().has_room(missing)
         {
             let mut inner = self.lock();
             inner.is_past_cache = false;

@@ -41,12 +41,19 @@ impl Object {
     /// more behind them.
     fn next_hole(&self, bytes: Range<u64>) -> Option<Range<u64>> {
         let mut rest = bytes;
-        while let Some(hole) = self.store.next_hole(&rest) {
+        let store = self.store();
+        while let Some(hole) = store.next_hole(&rest) {
             // In parts, so that the lock is held for a short time.
             let mut start = hole.start;
             while start < hole.end {
                 let end = hole.end.min(end_of_segment(start));
-                let readable = self.lock().receiver.first_readable(&(start..end));
+                let inner = self.lock();
+                if !std::ptr::eq(store, self.store()) {
+                    // It was changed for another one, which has its own holes.
+                    return None;
+                }
+                let readable = inner.receiver.first_readable(&(start..end));
+                drop(inner);
                 if readable.is_some() {
                     return readable;
                 }

@@ -89,9 +89,10 @@ impl Object {
             received: assembly.map_or(0, received),
             is_complete: receiver.is_complete(),
             is_durable: receiver.is_complete()
-                && !self.store.has_window()
+                && !receiver.follows()
+                && !self.store().has_window()
                 && assembly.is_some_and(|held| {
-                    self.store.is_in_memory() || saved.is_of(held, receiver.proven_content())
+                    self.store().is_in_memory() || saved.is_of(held, receiver.proven_content())
                 }),
             is_idle: receiver.is_idle() && receiver.readers() == 0,
             unreadable: size_at_most.and_then(|size| receiver.unreadable(&(0..size))),

@@ -47,6 +47,9 @@ impl super::Inner {
         if receiver.failure().is_some() {
             return FileState::Failed;
         }
+        if receiver.follows() && receiver.readers() > 0 {
+            return FileState::Shared;
+        }
         if receiver.has_all_pages() {
             let is_busy = receiver.readers() > 0 || !receiver.is_idle();
             return if is_busy { FileState::Verifying } else { FileState::Closed };

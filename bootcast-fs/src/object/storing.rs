@@ -96,7 +96,7 @@ impl Object {
         if !inner.has_final_size
             && let Some(size) = inner.receiver.size()
         {
-            match self.store.set_size(size) {
+            match self.store().set_size(size) {
                 Ok(()) => inner.has_final_size = true,
                 Err(error) => self.store_failed(inner, error.to_string()),
             }
@@ -135,17 +135,19 @@ impl Object {
             let (run, rest) = pages.split_at_mut(len);
             let mut slices: Vec<_> = run.iter().map(|(_, slice)| *slice).collect();
             let offset = u64::from(first.0) * u64::from(page_size.get());
-            let mut stored = self.store.write_run(&mut slices, offset);
+            let mut stored = self.store().write_run(&mut slices, offset);
             if stored.as_ref().is_err_and(is_no_room) {
                 self.drop_oldest(run.iter().map(|(_, slice)| slice.len() as u64).sum());
                 let mut slices: Vec<_> = run.iter().map(|(_, slice)| *slice).collect();
-                stored = self.store.write_run(&mut slices, offset);
+                stored = self.store().write_run(&mut slices, offset);
             }
             let end = u32::try_from(len).map_or(u32::MAX, |len| first.0 + len);
             let own = PageRange::new(first.0, end);
             match stored {
                 Ok(()) => written.runs.push(own),
-                Err(error) if self.store.may_drop() && is_no_room(&error) => written.lost.push(own),
+                Err(error) if self.store().may_drop() && is_no_room(&error) => {
+                    written.lost.push(own);
+                }
                 Err(error) => {
                     written.error = Some(error.to_string());
                     return written;
@@ -167,7 +169,7 @@ impl Object {
         for run in written.lost {
             inner.receiver.handle_not_stored(run, now());
         }
-        if self.store.has_window() {
+        if self.store().has_window() {
             self.stop_filling(&mut inner);
         }
         if let Some(error) = written.error {
@@ -185,14 +187,17 @@ impl Object {
     /// Saves to disk which pages are held. Waits for the disk; call it on a thread that may.
     pub fn checkpoint(&self) -> Result<(), CheckpointError> {
         let _alone = panics::lock(&self.saving);
+        if self.store().follows() {
+            return Ok(());
+        }
         self.settle()?;
         // Before the link to the content, so that who finds that finds the hashes, too.
         self.save_lists();
         let (kept, changed) = self.snapshot_held();
         let result = match &kept {
-            Some((_, Some(kept))) => self.store.checkpoint(kept),
+            Some((_, Some(kept))) => self.store().checkpoint(kept),
             // Of lost data an earlier state may still be there, if it could not be removed.
-            Some((_, None)) | None => return self.store.fail_if_lost(),
+            Some((_, None)) | None => return self.store().fail_if_lost(),
         };
         if let Err(error) = &result
             && let Some(more) = log_limit::allow("cannot save which pages are held", error)
@@ -206,7 +211,11 @@ impl Object {
             }
         }
         match &result {
-            Ok(()) => inner.saved = kept.map(|(saved, _)| saved).unwrap_or_default(),
+            Ok(()) => {
+                inner.saved = kept.map(|(saved, _)| saved).unwrap_or_default();
+                // Followers can lock an object that is complete from now on.
+                self.changed.send_replace(());
+            }
             // The kernel reports a failed write-back once, and then shows the page as clean.
             Err(CheckpointError::Data(error)) => {
                 inner.receiver.handle_store_lost(error.clone());
@@ -222,7 +231,7 @@ impl Object {
     /// Takes a snapshot of the pages that are held, if it differs from what is saved. Returns it,
     /// and the groups with changes that it has.
     fn snapshot_held(&self) -> (Option<(Saved, Option<HeldSnapshot>)>, BTreeSet<u32>) {
-        let past = self.store.in_window(&(0..u64::MAX));
+        let past = self.store().in_window(&(0..u64::MAX));
         let mut inner = self.lock();
         let (content, proven) = (inner.receiver.content_id(), inner.receiver.proven_content());
         let Some(assembly) = inner.receiver.assembly() else { return (None, BTreeSet::new()) };
@@ -234,7 +243,7 @@ impl Object {
             inner.receiver.mark_changed(geometry.pages_covering(bytes.clone()));
         }
         let changed = inner.receiver.take_changed();
-        let saves_changes = self.store.saves_changes(&geometry, content);
+        let saves_changes = self.store().saves_changes(&geometry, content);
         let of = |assembly| {
             let is_verified = proven.is_some();
             let only = Some(&changed).filter(|_| saves_changes);

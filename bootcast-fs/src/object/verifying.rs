@@ -108,12 +108,12 @@ impl Object {
     /// Returns the reads that can be answered.
     fn check_leaves(&self, check: &Check, now: impl FnOnce() -> Instant) -> Vec<Ready> {
         let bytes = check.bytes();
-        if self.store.is_hole(&bytes) {
+        if self.store().is_hole(&bytes) {
             return self.handle_finding(check, Ok(check.examine_zeros()), None, now());
         }
         let len = usize::try_from(bytes.end - bytes.start).expect("at most a segment");
         with_buffer(len, |buffer| {
-            let read = self.store.read_exact_at(buffer, bytes.start);
+            let read = self.store().read_exact_at(buffer, bytes.start);
             let finding = read.map(|()| check.examine(buffer));
             self.handle_finding(check, finding, Some(buffer), now())
         })
@@ -177,7 +177,7 @@ impl Object {
     /// They are checked like those of the server.
     fn stored_lists(&self, request: &ListRequest) -> Option<Vec<Value>> {
         let tree = self.lock().receiver.tree()?;
-        let stored = self.store.leaf_values()?;
+        let stored = self.store().leaf_values()?;
         let values = match request {
             ListRequest::Segments => stored.segments(&tree),
             ListRequest::Leaves(segments) => stored.leaves(&tree, segments),
@@ -212,7 +212,7 @@ impl Object {
     /// Keeps hashes that became known with the bytes. Waits for the disk.
     pub fn save_lists(&self) {
         while let Some(learned) = self.next_learned() {
-            let Some(stored) = self.store.leaf_values() else { continue };
+            let Some(stored) = self.store().leaf_values() else { continue };
             let tree = self.lock().receiver.tree();
             // Without them, the server is asked again.
             let _ = match (learned, tree) {
@@ -259,7 +259,7 @@ impl Object {
         let mut inner = self.lock();
         let wrong = stored.unwrap_or_else(|error| {
             // Without room, nothing came: they are fetched again.
-            if !is_no_room(&error) || !self.store.may_drop() {
+            if !is_no_room(&error) || !self.store().may_drop() {
                 self.store_failed(&mut inner, error.to_string());
             }
             None
@@ -278,10 +278,10 @@ impl Object {
         for range in right {
             let at = |position: u64| usize::try_from(position - start).expect("within the bytes");
             let own = &bytes[at(range.start)..at(range.end)];
-            let mut stored = self.store.write_run(&mut [IoSlice::new(own)], range.start);
+            let mut stored = self.store().write_run(&mut [IoSlice::new(own)], range.start);
             if stored.as_ref().is_err_and(is_no_room) {
                 self.drop_oldest(own.len() as u64);
-                stored = self.store.write_run(&mut [IoSlice::new(own)], range.start);
+                stored = self.store().write_run(&mut [IoSlice::new(own)], range.start);
             }
             stored?;
         }

@@ -79,12 +79,12 @@ impl Object {
     }
 
     fn take_zero_pages(&self, pages: PageRange, geometry: &Geometry, epoch: Epoch) -> Vec<Ready> {
-        let written = self.store.write_zeros(geometry.byte_range(pages));
+        let written = self.store().write_zeros(geometry.byte_range(pages));
         let mut inner = self.lock();
         match written {
             Ok(()) => inner.receiver.handle_zeros_stored(pages, epoch),
             // They stay missing, and are asked for when somebody reads them.
-            Err(error) if is_no_room(&error) && self.store.may_drop() => {
+            Err(error) if is_no_room(&error) && self.store().may_drop() => {
                 self.stop_filling(&mut inner);
             }
             Err(error) => self.store_failed(&mut inner, error.to_string()),

@@ -17,6 +17,7 @@ use bootcast_proto::{
 };
 
 use super::assembly::{Arrival, Assembly};
+use super::following::{self, Description, Told, ToldOf};
 use super::unreadable::Unreadable;
 use super::verification::{
     Check, Finding, ListRequest, ListsError, Refuted, Replacement, Verification,
@@ -283,6 +284,77 @@ impl Content {
         self.zeros.is_taken()
     }
 
+    /// Describes the file to others of this machine; `None` until its exact size is known.
+    pub(super) fn describe(&self) -> Option<Description> {
+        let assembly = self.assembly.as_ref()?;
+        assembly.size()?;
+        let (geometry, content) = (*assembly.geometry(), self.pin.content);
+        Some(Description { geometry, content, has_hashes: self.has_hashes })
+    }
+
+    /// Begins with a file that another process of this machine describes. Nothing of it counts as
+    /// here. Returns `false`, and changes nothing, if it is another file.
+    pub(super) fn adopt_description(&mut self, file: &Description) -> bool {
+        let size = file.geometry.size();
+        let is_other = differ(self.pin.size, Some(size)) || differ(self.pin.content, file.content);
+        if is_other {
+            return false;
+        }
+        let nothing = PageSet::new(file.geometry.pages());
+        self.assembly = Some(Assembly::resume(file.geometry, nothing));
+        self.pin.size = Some(size);
+        self.pin.content = self.pin.content.or(file.content);
+        self.has_hashes |= file.has_hashes;
+        match &mut self.verification {
+            Some(verification) => verification.handle_restored(|_| false),
+            None => self.begin_verification(),
+        }
+        self.adopt_id(file.content)
+    }
+
+    /// Counts everything as missing.
+    pub(super) fn forget_pages(&mut self) {
+        if let Some(file) = self.describe() {
+            self.adopt_description(&file);
+        }
+    }
+
+    /// Whether leaves are verified, so that others can be told of them.
+    pub(super) fn tells_leaves(&self) -> bool {
+        self.verifies()
+    }
+
+    /// Handles leaves that another process of this machine has stored and verified.
+    pub(super) fn handle_told_leaves(&mut self, leaves: &Range<u64>) {
+        self.begin_verification();
+        let (Some(verification), Some(assembly)) = (&mut self.verification, &mut self.assembly)
+        else {
+            return;
+        };
+        let leaves = leaves.start..leaves.end.min(verification.tree().leaves());
+        if leaves.is_empty() {
+            return;
+        }
+        verification.handle_told(&leaves);
+        let bytes = verification.bytes_of(&leaves);
+        let geometry = *assembly.geometry();
+        let pages = whole_pages(&geometry, &bytes, |page| verification.has_verified(page));
+        assembly.stored(pages);
+    }
+
+    /// Returns what may be read and was not told yet; `None` if something that was told may not be
+    /// read any more.
+    pub(super) fn news(&self, told: &mut Told) -> Option<Vec<Range<u64>>> {
+        match (&mut told.0, &self.verification, &self.assembly) {
+            (ToldOf::Leaves(told), Some(verification), _) => verification.news(told),
+            (ToldOf::Pages(told), _, Some(assembly)) => {
+                let readable = |page: &Range<u64>| self.holds(page);
+                following::new_pages(told, assembly, readable)
+            }
+            (ToldOf::Leaves(_), None, _) | (ToldOf::Pages(_), _, None) => Some(Vec::new()),
+        }
+    }
+
     /// Forgets all pages, because the store may have lost them.
     pub(super) fn discard(&mut self) {
         self.assembly = None;
@@ -358,7 +430,7 @@ impl Content {
     }
 
     /// Returns the bytes that must have arrived before these may be read.
-    fn needed_for(&self, bytes: &Range<u64>) -> Range<u64> {
+    pub(super) fn needed_for(&self, bytes: &Range<u64>) -> Range<u64> {
         let verification = self.verification.as_ref();
         verification.map_or_else(|| bytes.clone(), |it| it.whole_leaves(bytes))
     }

@@ -115,7 +115,7 @@ impl Receiver {
         }
     }
 
-    fn fail(&mut self, failure: Failure) {
+    pub(super) fn fail(&mut self, failure: Failure) {
         if self.content.is_complete() {
             self.session.end();
         } else {

@@ -182,7 +182,7 @@ impl Receiver {
     }
 
     /// Fills the file from now on. What is not much is demanded, the rest comes with the stream.
-    fn show_intent(&mut self, now: Instant) {
+    pub(super) fn show_intent(&mut self, now: Instant) {
         let little = if self.is_of_many() { MUCH_OF_MANY } else { MUCH };
         self.intent = Intent::Settled;
         // If leaves are copied, the end of that decides what to ask for.

@@ -123,6 +123,8 @@ pub(super) struct Membership {
     subscription: Option<Subscription>,
     /// Whether membership is of no more use: all pages are held, or can never arrive.
     over: bool,
+    /// Whether another process of this machine is the member, so that this one does not join.
+    follows: bool,
     actions: VecDeque<Action>,
 }
 
@@ -172,6 +174,7 @@ impl Membership {
             may_be_silent: false,
             subscription: None,
             over,
+            follows: false,
             actions: VecDeque::new(),
         }
     }
@@ -180,11 +183,25 @@ impl Membership {
     pub(super) fn opened(&mut self) {
         self.readers += 1;
         self.linger_until = None;
-        if matches!(self.state, State::Idle) && !self.over {
-            self.state = State::Joining(Attempt::FIRST);
-            self.actions.push_back(Action::Join);
-        }
+        self.wake();
         self.assert_invariants();
+    }
+
+    /// Does not join from now on, because another process of this machine is the member.
+    pub(super) fn follow(&mut self) {
+        debug_assert!(self.is_idle(), "a member follows another one");
+        self.follows = true;
+    }
+
+    /// Joins from now on like any client.
+    pub(super) fn stop_following(&mut self) {
+        self.follows = false;
+        self.wake();
+    }
+
+    /// Whether another process of this machine is the member.
+    pub(super) fn follows(&self) -> bool {
+        self.follows
     }
 
     /// Removes a reader. The last one starts the linger time.
@@ -219,6 +236,7 @@ impl Membership {
         let is_idle = matches!(self.state, State::Idle);
         // The server would send for a member that needs nothing.
         assert!(!self.over || is_idle, "a member stays although its membership is over");
+        assert!(!self.follows || is_idle, "a member follows another one");
         assert!(
             self.linger_until.is_none() || (self.readers == 0 && !is_idle),
             "{} readers of a membership that ends soon",
@@ -297,7 +315,7 @@ impl Membership {
 
     /// Joins, if a reader is there and nothing else is in flight, because something may come again.
     pub(super) fn wake(&mut self) {
-        if matches!(self.state, State::Idle) && !self.over && self.readers > 0 {
+        if matches!(self.state, State::Idle) && !self.over && !self.follows && self.readers > 0 {
             self.state = State::Joining(Attempt::FIRST);
             self.actions.push_back(Action::Join);
         }

@@ -24,6 +24,7 @@ mod demand_loop;
 mod ends;
 mod fetches;
 mod forgers;
+mod following;
 mod gate;
 mod hearing;
 mod in_flight;
@@ -61,6 +62,7 @@ pub use assembly::{Arrival, Assembly, GROUP_PAGES};
 pub use content::{Pin, Verify};
 pub use demand::{Fill, WaitId};
 pub use fetches::Fetch;
+pub use following::{Description, News, Told};
 pub use gate::{Checked, Epoch, Gate};
 pub use loss_meter::CastCounts;
 pub use membership::{Action, REQUEST_BACKOFF, Subscription, Timing};
@@ -590,14 +592,16 @@ impl Receiver {
 
     /// Whether there is nothing to do for this file except to keep it.
     pub fn is_idle(&self) -> bool {
-        self.session.is_idle() && !(self.is_verifying() && self.may_verify())
+        let follows = self.session.follows() && self.session.readers() > 0;
+        self.session.is_idle() && !follows && !(self.is_verifying() && self.may_verify())
     }
 
     /// Whether this version can be opened: the server confirmed it in this membership, or all of it
-    /// is here, or the server is away and some of it is here.
+    /// is here, or the server is away and some of it is here, or another process receives it.
     pub fn is_confirmed(&self) -> bool {
         let begun = self.content.assembly().is_some();
-        begun && (self.content.has_all_pages() || self.is_member() || self.join_failures() > 0)
+        let is_tried = self.is_member() || self.join_failures() > 0 || self.session.follows();
+        begun && (self.content.has_all_pages() || is_tried)
     }
 
     /// Whether it is a member of a cast.

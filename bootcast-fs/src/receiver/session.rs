@@ -363,6 +363,21 @@ impl Session {
         self.membership.wake();
     }
 
+    /// Does not join from now on, because another process of this machine is the member.
+    pub(super) fn follow(&mut self) {
+        self.membership.follow();
+    }
+
+    /// Joins from now on like any client.
+    pub(super) fn stop_following(&mut self) {
+        self.membership.stop_following();
+    }
+
+    /// Whether another process of this machine is the member.
+    pub(super) fn follows(&self) -> bool {
+        self.membership.follows()
+    }
+
     /// Allows membership again, because pages are missing that were here.
     pub(super) fn reopen(&mut self) {
         if self.failure.is_none() {

@@ -20,6 +20,7 @@ mod reuse;
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "a virtual clock needs a first moment")]
 mod tests;
+mod told;
 mod whole_segments;
 mod wrong_leaves;
 
@@ -39,6 +40,7 @@ pub use lists::{Learned, ListRequest, ListsError};
 use lists::{Lists, Offer};
 pub use reuse::Piece;
 use reuse::Reuse;
+pub(super) use told::ToldLeaves;
 use whole_segments::WholeSegments;
 use wrong_leaves::WrongLeaves;
 

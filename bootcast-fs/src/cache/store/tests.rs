@@ -39,7 +39,7 @@ fn a_complete_content_is_found_under_another_name_and_shared() {
     let cache = Cache::on_disk(dir.path()).unwrap();
     fill(&cache);
     let store = cache.open(&key("v1")).unwrap();
-    assert!(!cache.open(&other_key(content(1))).unwrap().is_shared, "not complete yet");
+    assert!(!cache.open(&other_key(content(1))).unwrap().is_shared(), "not complete yet");
     complete(&store);
     for (key, is_found) in [
         (key("v1"), true),
@@ -49,7 +49,7 @@ fn a_complete_content_is_found_under_another_name_and_shared() {
     ] {
         let mut other = cache.open(&key).unwrap();
         assert_eq!(other.take_restored().is_some(), is_found, "{key:?}");
-        assert_eq!(other.is_shared, is_found);
+        assert_eq!(other.is_shared(), is_found);
         let mut bytes = [0; 10];
         assert_eq!(other.read_exact_at(&mut bytes, 0).is_ok(), is_found);
         assert!(!is_found || bytes == *b"aaaabbbbcc");

@@ -248,6 +248,9 @@ impl Attended {
         if let Some(reusing) = object.begin_reusing() {
             send(Request::Reuse(reusing));
         }
+        if let Some(sharing) = object.begin_sharing() {
+            send(Request::Share(sharing));
+        }
         has_subscribed
     }
 }

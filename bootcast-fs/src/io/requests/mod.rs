@@ -30,7 +30,8 @@ use super::answers::Answers;
 use super::control::Control;
 use super::receive::Inbox;
 use super::reception::MulticastMonitor;
-use crate::object::{Object, Ready, Rebuilding, Reusing, Verifying};
+use super::sharing;
+use crate::object::{Object, Ready, Rebuilding, Reusing, Sharing, Verifying};
 use crate::panics;
 use crate::receiver::{Fetch, HashRequest, ListRequest, Replacement};
 
@@ -63,6 +64,8 @@ pub(super) enum Request {
     PageHashes(HashRequest),
     /// Fetch a leaf that arrived wrong.
     Replace(Replacement),
+    /// Share the file with other processes of this machine.
+    Share(Sharing),
 }
 
 /// Sends requests to the task that starts them. The task ends when all clones are dropped.
@@ -161,6 +164,13 @@ impl Job {
             Request::ZeroMap => drop(tokio::spawn(self.zero_map())),
             Request::PageHashes(request) => drop(tokio::spawn(self.page_hashes(request))),
             Request::Replace(leaf) => drop(tokio::spawn(self.replace(leaf))),
+            // It lasts for as long as the object, and does not keep that.
+            Request::Share(Sharing::Hold(holding)) => {
+                drop(tokio::spawn(sharing::hold(self.context, holding)));
+            }
+            Request::Share(Sharing::Follow(following)) => {
+                drop(tokio::spawn(sharing::follow(self.context, following)));
+            }
         }
     }
 
@@ -173,6 +183,12 @@ impl Job {
     fn attend(&self) {
         self.context.inbox.attend(&self.object, self.context.in_flight.begin());
     }
+}
+
+/// Demands pages without the receive thread.
+pub(super) fn want(context: &Arc<Context>, object: &Arc<Object>, token: Token, want: Want) {
+    let job = Job { context: context.clone(), object: object.clone() };
+    spawn(context.in_flight.begin(), job.want(token, want));
 }
 
 /// Starts a task that counts as in flight until it ends.
