@@ -235,6 +235,11 @@ impl Object {
         Some(Sharing::Hold(Holding { object, dir, changes }))
     }
 
+    /// Whether another process receives the file.
+    pub fn follows(&self) -> bool {
+        self.lock().receiver.follows()
+    }
+
     /// Wakes who tells the holder what readers want.
     pub(super) fn tell_follower(&self, inner: &Inner) {
         if inner.receiver.follows() {
@@ -245,7 +250,8 @@ impl Object {
     /// Describes the file to followers; `None` until it can be opened.
     pub fn describe(&self) -> Option<Description> {
         let inner = self.lock();
-        inner.receiver.describe().filter(|_| inner.receiver.is_confirmed())
+        let can_be_opened = inner.receiver.is_confirmed() && !inner.is_shut_down;
+        inner.receiver.describe().filter(|_| can_be_opened)
     }
 
     /// Returns an empty set of what a follower was told. `verifies`: the follower verifies leaves.
@@ -257,7 +263,10 @@ impl Object {
     /// Returns what a follower is to be told. Bytes that lie in memory are not told of.
     pub fn news(&self, told: &mut Told) -> News {
         let inner = self.lock();
-        if inner.is_shut_down || inner.is_past_cache || self.store().has_window() {
+        if inner.is_shut_down {
+            return News::Ending;
+        }
+        if inner.is_past_cache || self.store().has_window() {
             return News::Failed;
         }
         inner.receiver.news(told)

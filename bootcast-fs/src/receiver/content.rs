@@ -325,21 +325,23 @@ impl Content {
     }
 
     /// Handles leaves that another process of this machine has stored and verified.
-    pub(super) fn handle_told_leaves(&mut self, leaves: &Range<u64>) {
+    /// Returns the number of pages that are here since.
+    pub(super) fn handle_told_leaves(&mut self, leaves: &Range<u64>) -> u32 {
         self.begin_verification();
         let (Some(verification), Some(assembly)) = (&mut self.verification, &mut self.assembly)
         else {
-            return;
+            return 0;
         };
         let leaves = leaves.start..leaves.end.min(verification.tree().leaves());
         if leaves.is_empty() {
-            return;
+            return 0;
         }
         verification.handle_told(&leaves);
         let bytes = verification.bytes_of(&leaves);
         let geometry = *assembly.geometry();
         let pages = whole_pages(&geometry, &bytes, |page| verification.has_verified(page));
         assembly.stored(pages);
+        pages.len()
     }
 
     /// Returns what may be read and was not told yet; `None` if something that was told may not be

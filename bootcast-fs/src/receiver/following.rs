@@ -57,6 +57,8 @@ pub enum News {
     Readable(Vec<Range<u64>>),
     /// Something that was told may not be read any more: the follower must begin anew.
     Retracted,
+    /// The holder ends, and saves what it has.
+    Ending,
     /// The server no longer has the version: nothing more can arrive.
     Gone,
     /// The rest does not arrive here for another reason.
@@ -130,7 +132,7 @@ impl Receiver {
 
     /// Handles leaves that the holder has stored and verified.
     pub fn handle_told_leaves(&mut self, leaves: &Range<u64>) {
-        self.content.handle_told_leaves(leaves);
+        self.counters.pages += u64::from(self.content.handle_told_leaves(leaves));
         self.end_if_complete();
         self.assert_invariants();
     }

@@ -29,6 +29,8 @@ const TIMING: Timing = Timing { linger: Duration::ZERO, silence: Duration::from_
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time between two checks of the progress.
 const CHECK_PERIOD: Duration = Duration::from_millis(100);
+/// Time for another process to save what it received.
+const SAVE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Fetch of a file as a member of its cast.
 #[derive(Debug)]
@@ -97,7 +99,7 @@ impl CastFetch {
         let key = ObjectKey { server, path: path.clone(), etag: Some(etag), content };
         let store = cache.open(&key).map_err(|error| cannot_keep(&error))?;
         if !store.is_persistent() {
-            return Err(ToolError::Local("another program fetches it into this cache".into()));
+            return Err(not_shared());
         }
         let object = Object::new(key, store, Some(size), TIMING, Fill::Full, seed());
         let object = object.with_unicast(UnicastMode::Auto).with_verify(self.verify);
@@ -107,7 +109,7 @@ impl CastFetch {
             let show = |now: &Snapshot| progress.show(now.received, now.size_at_most);
             let kept = async {
                 tokio::select! {
-                    done = completion(&object) => done.map_err(ToolError::from),
+                    done = kept_completion(&object) => done.map_err(ToolError::from),
                     full = has_no_room(&object) => Err(full),
                 }
             };
@@ -294,10 +296,18 @@ fn cannot_keep(error: &impl ToString) -> ToolError {
     ToolError::Local(format!("cannot use the cache: {}", error.to_string()))
 }
 
-/// Waits until the cache has no room for the file.
+fn not_shared() -> ToolError {
+    let text = "another program fetches it into this cache, and does not share it";
+    ToolError::Local(text.into())
+}
+
+/// Waits until the file cannot be kept in the cache, mostly because that has no room for it.
 async fn has_no_room(object: &Object) -> ToolError {
     let mut ticks = tokio::time::interval(CHECK_PERIOD);
     while !object.is_past_cache() {
+        if !object.store().is_persistent() {
+            return not_shared();
+        }
         ticks.tick().await;
     }
     ToolError::Local("the cache has no room for it: see --cache-size and --cache-min-free".into())
@@ -319,6 +329,15 @@ async fn unless_unreadable<T>(
         done = work => done,
         unreadable = unreadable => Err(unreadable.into()),
     }
+}
+
+/// Waits until every page is held, and saved by the process that received it, if that is another.
+async fn kept_completion(object: &Object) -> Result<(), Failure> {
+    completion(object).await?;
+    let saved = object.wait_for(|_| (!object.follows()).then_some(()));
+    // A process that cannot know the content saves it when it ends.
+    let _ = tokio::time::timeout(SAVE_PATIENCE, saved).await;
+    Ok(())
 }
 
 /// Waits until every page is held.

@@ -121,7 +121,7 @@ fn a_private_store_counts_and_vanishes() {
     let dir = tempfile::tempdir().unwrap();
     let cache = cache(dir.path(), 32 * MIB);
     let first = open(&cache, "a");
-    let second = open(&cache, "a");
+    let second = open(&cache, "a").open_own().unwrap();
     write(&second, 2);
     assert!(used(dir.path()) >= 2 * MIB && names(dir.path()) == 2);
     drop(second);

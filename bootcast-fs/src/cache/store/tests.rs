@@ -323,14 +323,55 @@ fn another_version_has_no_restored_pages() {
 }
 
 #[test]
-fn a_second_store_of_an_object_in_use_is_transient_and_empty() {
+fn a_second_store_of_an_object_in_use_follows_until_it_can_lock_it() {
     let dir = tempfile::tempdir().unwrap();
     let cache = Cache::on_disk(dir.path()).unwrap();
     fill(&cache);
     let first = cache.open(&key("v1")).unwrap();
     let mut second = cache.open(&key("v1")).unwrap();
-    assert!(first.is_persistent() && !second.is_persistent());
+    assert!(!first.follows() && second.follows() && first.is_followable());
     assert!(second.take_restored().is_none());
+    assert!(matches!(second.try_lock().unwrap(), Lock::Held));
+    let mut bytes = [0; 4];
+    second.read_exact_at(&mut bytes, 4).unwrap();
+    assert_eq!(&bytes, b"bbbb");
+    // What it would hold is no business of its state.
+    second.checkpoint(&snapshot(10, PageRange::new(0, 3))).unwrap();
+    drop(first);
+    let Lock::Own(Some(restored)) = second.try_lock().unwrap() else { panic!("no lock") };
+    assert!(restored.assembly.holds(&(0..8)) && !restored.assembly.holds(&(8..10)));
+    assert!(!second.follows() && second.is_followable());
+    assert!(cache.open(&key("v1")).unwrap().follows());
+}
+
+#[test]
+fn a_store_that_followed_shares_an_object_that_is_complete() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::on_disk(dir.path()).unwrap();
+    fill(&cache);
+    let first = cache.open(&key("v1")).unwrap();
+    let second = cache.open(&key("v1")).unwrap();
+    complete(&first);
+    assert!(first.is_settled() && !first.is_followable());
+    let Lock::Shared(restored) = second.try_lock().unwrap() else { panic!("not shared") };
+    assert!(restored.assembly.is_complete() && second.is_shared());
+    assert!(cache.open(&key("v1")).unwrap().is_shared());
+}
+
+#[test]
+fn a_store_that_follows_finds_that_its_object_was_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::on_disk(dir.path()).unwrap();
+    fill(&cache);
+    let first = cache.open(&key("v1")).unwrap();
+    let second = cache.open(&key("v1")).unwrap();
+    drop(first);
+    for kept in crate::cache::list(dir.path()).unwrap() {
+        assert!(kept.remove().unwrap());
+    }
+    assert!(matches!(second.try_lock().unwrap(), Lock::Removed));
+    let own = second.open_own().unwrap();
+    assert!(!own.follows() && !own.is_followable());
 }
 
 #[test]

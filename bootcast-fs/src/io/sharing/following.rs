@@ -20,6 +20,8 @@ use crate::object::{Attached, Following, Object, Ready, Wishes};
 /// Time without a word of the holder, after which a follower receives the file itself. A part of a
 /// second is allowed for a busy machine, and the rest for one that sleeps for a moment.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Time for a holder that ends to save what it has. The disk can take long.
+const SAVE_PATIENCE: Duration = Duration::from_secs(60);
 /// Pause before another attempt to reach a holder, or to become it.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
@@ -28,8 +30,9 @@ const RETRY_PAUSE: Duration = Duration::from_millis(20);
 enum End {
     /// There was none.
     Unreachable,
-    /// The holder ended it.
-    Closed,
+    /// The holder closed it. This time is allowed until another one, or this process, takes its
+    /// place.
+    Closed { patience: Duration },
     /// The file cannot come from the holder.
     Useless,
     /// Nobody reads the file any more, or nothing more can arrive.
@@ -71,7 +74,8 @@ impl Follower {
             debug!(%path, ?end, "the connection to the process that receives the file ended");
             match end {
                 Ok(End::Over) => return,
-                Ok(End::Closed) => give_up_at = now() + PATIENCE,
+                Ok(End::Closed { patience }) if patience.is_zero() && now() >= give_up_at => break,
+                Ok(End::Closed { patience }) => give_up_at = give_up_at.max(now() + patience),
                 Ok(End::Unreachable) | Err(_) if now() < give_up_at => {}
                 Ok(End::Useless | End::Unreachable) | Err(_) => break,
             }
@@ -157,7 +161,7 @@ impl Connection<'_> {
             }
             tokio::select! {
                 message = timeout_at(silence.deadline(), messages.next()) => match message {
-                    Ok(None) => return Ok(End::Closed),
+                    Ok(None) => return Ok(self.closed(PATIENCE)),
                     Ok(Some(message)) => {
                         silence = Silence::begin();
                         if let Some(end) = self.handle(message) {
@@ -170,6 +174,13 @@ impl Connection<'_> {
                 _ = changes.changed() => {}
             }
         }
+    }
+
+    /// Returns the end of the connection by the holder. One that never described the file may do so
+    /// again and again, so that no more time is allowed for it.
+    fn closed(&self, patience: Duration) -> End {
+        let patience = if self.by_pages.is_some() { patience } else { Duration::ZERO };
+        End::Closed { patience }
     }
 
     /// Tells the holder what readers want, if that has changed and the file is known.
@@ -200,7 +211,8 @@ impl Connection<'_> {
             }
             FromHolder::Alive => {}
             // The next attempt to lock the object succeeds.
-            FromHolder::Settled => return Some(End::Closed),
+            FromHolder::Settled => return Some(self.closed(PATIENCE)),
+            FromHolder::Ending => return Some(self.closed(SAVE_PATIENCE)),
             FromHolder::Gone => {
                 self.answer(self.following.handle_gone());
                 return Some(End::Over);

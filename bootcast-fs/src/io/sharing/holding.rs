@@ -159,6 +159,7 @@ impl Follower {
             }
             // It connects again, and begins anew.
             (News::Retracted, _) => return Ok(false),
+            (News::Ending, _) => Some(FromHolder::Ending),
             (News::Gone, _) => Some(FromHolder::Gone),
             (News::Failed, _) => Some(FromHolder::Failed),
         };

@@ -17,7 +17,7 @@
 //!    | <----------- Readable ------ |    what may be read, as it arrives
 //!    | ------------ Wishes -------> |    what readers wait for, whenever that changes
 //!    | <----------- Alive --------- |    each second
-//!    | <- Settled, Gone or Failed - |
+//!    | <--- one of the others ------ |    at the end
 //! ```
 
 mod following;
@@ -83,6 +83,8 @@ enum FromHolder {
     Alive,
     /// The object is complete, and can be locked.
     Settled,
+    /// The holder is about to unlock the object.
+    Ending,
     /// The server no longer has the version.
     Gone,
     /// The rest does not arrive in the cache.
