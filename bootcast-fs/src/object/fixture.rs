@@ -22,7 +22,7 @@ pub(super) fn range(bytes: &Range<u64>) -> Range<usize> {
     index(bytes.start)..index(bytes.end)
 }
 
-fn key() -> ObjectKey {
+pub(super) fn key() -> ObjectKey {
     let path = RemotePath::decode("image").unwrap();
     let etag = Some(Etag::new("v1").unwrap());
     ObjectKey { server: "head:8888".into(), path, etag, content: None }

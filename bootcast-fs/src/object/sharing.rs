@@ -287,3 +287,6 @@ impl Object {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

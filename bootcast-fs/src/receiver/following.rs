@@ -123,6 +123,7 @@ impl Receiver {
     pub fn handle_description(&mut self, file: &Description) -> bool {
         let fits = self.content.adopt_description(file);
         if fits {
+            self.is_told_pages = false;
             self.session.reopen();
             self.end_if_complete();
         }
@@ -141,6 +142,7 @@ impl Receiver {
     pub fn handle_told_pages(&mut self, pages: &Range<u64>) {
         let Some(all) = self.content.geometry().map(Geometry::all) else { return };
         let page = |at: u64| u32::try_from(at).unwrap_or(u32::MAX).min(all.end.0);
+        self.is_told_pages = true;
         let pages = PageRange::new(page(pages.start), page(pages.end).max(page(pages.start)));
         self.handle_stored(pages, self.session.epoch());
     }

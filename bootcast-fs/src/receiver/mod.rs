@@ -102,6 +102,8 @@ pub struct Receiver {
     intent: Intent,
     /// Whether readers are likely to want what those of other hosts wanted first.
     is_profile_of_use: bool,
+    /// Whether a holder tells of pages, so that leaves are verified here.
+    is_told_pages: bool,
     counters: Counters,
 }
 
@@ -121,6 +123,7 @@ impl Receiver {
             reuse: Reuse::default(),
             intent: Intent::default(),
             is_profile_of_use: false,
+            is_told_pages: false,
             counters: Counters::default(),
         }
     }
@@ -286,9 +289,10 @@ impl Receiver {
     }
 
     /// Whether verification goes on. If every page is here, it does without readers too: proven
-    /// once, the file can be read while the server is away.
+    /// once, the file can be read while the server is away. It rests while a holder does it.
     fn may_verify(&self) -> bool {
-        let is_used = self.session.is_member() || self.session.readers() > 0;
+        let does_holder = self.session.follows() && !self.is_told_pages;
+        let is_used = self.session.is_member() || self.session.readers() > 0 && !does_holder;
         (is_used || self.content.has_all_pages()) && self.session.failure().is_none()
     }
 
