@@ -57,7 +57,7 @@ pub use older::Older;
 pub use small_file::SmallFile;
 pub use state::{HeldSnapshot, Restored};
 pub use store::{CheckpointError, Lock, Settled, Store};
-pub(crate) use store::{is_no_room, open_dir};
+pub(crate) use store::{SHARE_SOCKET, is_no_room, open_dir};
 pub use symbols::Symbols;
 
 use room::Room;

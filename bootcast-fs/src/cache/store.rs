@@ -4,7 +4,7 @@ mod following;
 mod scarcity;
 
 pub use following::Lock;
-pub(crate) use following::open_dir;
+pub(crate) use following::{SHARE_SOCKET, open_dir};
 pub use scarcity::Settled;
 
 use std::fmt;
@@ -660,6 +660,7 @@ impl Drop for Store {
     fn drop(&mut self) {
         // The last chance to remove a state that may list lost pages as held.
         let _ = self.fail_if_lost();
+        self.remove_socket();
         if self.object_dir.is_some() {
             // Closing the descriptor may not release the lock: a child that was just forked has a
             // copy of the descriptor until it executes its program.

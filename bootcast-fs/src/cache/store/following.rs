@@ -16,6 +16,9 @@ use crate::cache::state::{self, Restored};
 use crate::cache::{Cache, ObjectKey, Older, kept};
 use crate::panics::lock;
 
+/// Name of the socket in the directory of an object, on which its holder tells what arrives.
+pub(crate) const SHARE_SOCKET: &str = "share";
+
 /// Outcome of an attempt to lock the object of a store that follows.
 #[derive(Debug)]
 pub enum Lock {
@@ -105,6 +108,18 @@ impl Store {
         let name = dir.and_then(Path::file_name).unwrap_or_default().to_string_lossy();
         let store = self.cache.open_private(&name)?;
         Ok(store.with_older(dir.and_then(Older::of_earlier_use)))
+    }
+
+    /// Removes the socket of an object that this store has locked.
+    pub(super) fn remove_socket(&self) {
+        let is_locked = *lock(&self.is_pinned);
+        if is_locked
+            && self.is_followable()
+            && let Some(dir) = self.shared_dir()
+        {
+            // The next holder removes it, if this fails.
+            let _ = std::fs::remove_file(dir.join(SHARE_SOCKET));
+        }
     }
 
     /// Directory of an object that this store fills, or may fill later; `None` for other stores.

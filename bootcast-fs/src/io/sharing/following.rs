@@ -81,7 +81,7 @@ impl Follower {
             }
             tokio::time::sleep(RETRY_PAUSE).await;
         }
-        info!(%path, "another process does not share what it receives: receiving the file here, too");
+        info!(%path, "another process does not share this file: receiving it here, too");
         self.blocking(|following| ((), following.start_alone())).await;
     }
 

@@ -23,7 +23,7 @@ use crate::log_limit;
 use crate::object::{FollowUp, Holding, Object, Unread, Waiter};
 use crate::receiver::{News, Told};
 
-/// Time for which news accumulate while no reader of the follower waits.
+/// Time for which news accumulate, except for what a reader of the follower waits for.
 const COALESCE_DELAY: Duration = Duration::from_millis(10);
 
 /// Tells followers of an object what arrives, until they are of no more use.
@@ -56,7 +56,7 @@ pub(in crate::io) async fn hold(context: Arc<Context>, holding: Holding) {
         is_settled = over => is_settled,
     };
     if is_settled {
-        // Nobody else makes one while this process has the object locked.
+        // Nobody makes one of an object that is complete. Otherwise the store removes it.
         let _ = std::fs::remove_file(socket_path(&dir));
     }
 }
@@ -96,8 +96,8 @@ async fn converse(
     let Some(FromFollower::Hello { version: VERSION, verifies }) = messages.next().await else {
         return Ok(());
     };
-    let (answers, mut answered) = mpsc::unbounded_channel();
-    let mut follower = Follower {
+    let (answers, answered) = mpsc::unbounded_channel();
+    let follower = Follower {
         context: context.clone(),
         object: object.clone(),
         socket,
@@ -106,24 +106,7 @@ async fn converse(
         waits: BTreeMap::new(),
         answers,
     };
-    let mut changes = object.watch();
-    let mut alive = tokio::time::interval(ALIVE_PERIOD);
-    while follower.tell().await? {
-        tokio::select! {
-            message = messages.next() => match message {
-                Some(FromFollower::Wishes { bytes, fill }) => follower.handle_wishes(&bytes, fill),
-                Some(FromFollower::Hello { .. }) | None => break,
-            },
-            Some(answer) = answered.recv() => follower.handle_answer(answer).await?,
-            result = changes.changed() => {
-                if result.is_ok() && follower.waits.is_empty() {
-                    tokio::time::sleep(COALESCE_DELAY).await;
-                }
-            }
-            _ = alive.tick() => send(&mut follower.socket, &FromHolder::Alive).await?,
-        }
-    }
-    Ok(())
+    follower.run(messages, answered).await
 }
 
 /// A follower, as its holder sees it.
@@ -144,6 +127,42 @@ struct Follower {
 type Answer = (Span, Result<(), Unread>);
 
 impl Follower {
+    /// Serves the follower until one of both ends.
+    async fn run(
+        mut self,
+        mut messages: Messages<FromFollower>,
+        mut answered: mpsc::UnboundedReceiver<Answer>,
+    ) -> io::Result<()> {
+        let mut changes = self.object.watch();
+        let mut alive = tokio::time::interval(ALIVE_PERIOD);
+        // When to tell what is new; `None` while nothing is.
+        let mut tell_at = Some(now());
+        loop {
+            if tell_at.is_some_and(|at| at <= now()) {
+                tell_at = None;
+                if !self.tell().await? {
+                    return Ok(());
+                }
+            }
+            let pause = tell_at.map_or(ALIVE_PERIOD, |at| at.saturating_duration_since(now()));
+            tokio::select! {
+                message = messages.next() => match message {
+                    Some(FromFollower::Wishes { bytes, fill }) => self.handle_wishes(&bytes, fill),
+                    Some(FromFollower::Hello { .. }) | None => return Ok(()),
+                },
+                Some(answer) = answered.recv() => {
+                    self.handle_answer(answer).await?;
+                    tell_at = Some(now());
+                }
+                _ = changes.changed(), if tell_at.is_none() => {
+                    tell_at = Some(now() + COALESCE_DELAY);
+                }
+                () = tokio::time::sleep(pause), if tell_at.is_some() => {}
+                _ = alive.tick() => send(&mut self.socket, &FromHolder::Alive).await?,
+            }
+        }
+    }
+
     /// Tells what is new. Returns `false` if there is nothing more to tell.
     async fn tell(&mut self) -> io::Result<bool> {
         self.describe().await?;

@@ -6,9 +6,9 @@
 //! | `holding` | the process that receives the file, and tells of it |
 //! | `following` | a process that learns what arrives |
 //!
-//! The holder listens on the socket `share` in the directory of the object. A message is its length,
-//! 4 bytes little-endian, and JSON. Each side drops the connection if it does not understand the
-//! other, for example because that is another version of the program.
+//! The holder listens on the socket `share` in the directory of the object. A message is its
+//! length, 4 bytes little-endian, and JSON. Each side drops the connection if it does not understand
+//! the other, for example because that is another version of the program.
 //!
 //! ```text
 //! follower                       holder
@@ -36,6 +36,7 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use crate::cache::SHARE_SOCKET;
 use crate::receiver::Description;
 
 pub(super) use following::follow;
@@ -43,8 +44,6 @@ pub(super) use holding::hold;
 
 /// Version of the messages.
 const VERSION: u32 = 1;
-/// Name of the socket in the directory of an object.
-const SOCKET: &str = "share";
 /// Longest message in bytes.
 const MAX_MESSAGE: u32 = 1 << 20;
 /// Maximum number of ranges in a message.
@@ -121,7 +120,7 @@ impl FileMessage {
 /// Returns a path of the socket of an object that is short enough for an address. It is valid while
 /// the directory is open.
 fn socket_path(dir: &impl std::os::fd::AsRawFd) -> PathBuf {
-    Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string()).join(SOCKET)
+    Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string()).join(SHARE_SOCKET)
 }
 
 /// Fails unless the other end belongs to the same user: the directory of the cache is private.
