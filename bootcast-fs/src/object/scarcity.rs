@@ -9,6 +9,7 @@ use tracing::{info, warn};
 use super::storing::Saved;
 use super::{Inner, Object};
 use crate::cache::{CheckpointError, Settled};
+use crate::io::now;
 use crate::receiver::{Assembly, Fill};
 use crate::{log_limit, panics};
 
@@ -76,7 +77,7 @@ impl Object {
         let Some(geometry) = inner.receiver.assembly().map(|it| *it.geometry()) else { return };
         let pages = geometry.pages_covering(bytes.clone());
         let whole = geometry.byte_range(pages);
-        if !self.answering.overlaps(&whole) && inner.receiver.drop_pages(pages) {
+        if !self.answering.overlaps(&whole) && inner.receiver.drop_pages(pages, now()) {
             self.store().drop_from_window(&whole);
             inner.contiguous = super::ContiguousPages::default();
         }

@@ -255,6 +255,20 @@ impl Demand {
         }
     }
 
+    /// Handles pages that were here and are dropped: reads that wait for more than these need them
+    /// once more.
+    pub(super) fn handle_dropped(&mut self, pages: PageRange, now: Instant) {
+        for (id, wait) in &mut self.waits {
+            if wait.pages.start < pages.end && pages.start < wait.pages.end {
+                if let Some(at) = wait.look_at.replace(now) {
+                    self.looks.remove(&(at, *id));
+                }
+                self.looks.insert((now, *id));
+            }
+        }
+        self.assert_invariants();
+    }
+
     /// Whether a random reader waits, so that the time of each page matters.
     pub(super) fn is_hurried(&self, now: Instant) -> bool {
         self.random_at.is_some_and(|at| now < at + HURRY)

@@ -179,6 +179,11 @@ impl DemandLoop {
         self.demand.handle_not_stored(pages, now);
     }
 
+    /// Handles pages that were here and are dropped.
+    pub(super) fn handle_dropped(&mut self, pages: PageRange, now: Instant) {
+        self.demand.handle_dropped(pages, now);
+    }
+
     /// Handles the position that the newest beacon states.
     pub(super) fn handle_beacon(&mut self, position: PageIndex, now: Instant) {
         if let Some(stream) = &mut self.stream {

@@ -41,11 +41,14 @@ impl Receiver {
         self.demand.handle_not_stored(pages, now);
     }
 
-    /// Marks pages as missing whose bytes are about to be dropped. They are asked for again when
-    /// somebody reads them. Returns `false`, and does nothing, while some are being checked, or
-    /// others are rebuilt from them.
-    pub fn drop_pages(&mut self, pages: PageRange) -> bool {
+    /// Marks pages as missing whose bytes are about to be dropped. They are asked for again if a
+    /// read waits for them, or when somebody reads them. Returns `false`, and does nothing, while
+    /// some are being checked, or others are rebuilt from them.
+    pub fn drop_pages(&mut self, pages: PageRange, now: Instant) -> bool {
         let is_dropped = self.repair.blocks().is_none() && self.content.drop_pages(pages);
+        if is_dropped {
+            self.demand.handle_dropped(pages, now);
+        }
         if is_dropped && !self.content.has_all_pages() {
             self.session.reopen();
         }

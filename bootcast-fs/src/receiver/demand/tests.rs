@@ -114,6 +114,13 @@ impl Member {
         self.held.insert_range(pages);
         self.demand.stored(pages);
     }
+
+    /// Drops pages, because there is no room for them.
+    fn drop(&mut self, first: u32, count: u32) {
+        let pages = PageRange::new(first, first + count);
+        self.held.remove_range(pages);
+        self.demand.handle_dropped(pages, self.now);
+    }
 }
 
 /// Converts pairs of a message: a first page, counted from 1, and a number of pages.
@@ -160,6 +167,19 @@ fn a_read_that_waits_is_asked_for_at_once_and_then_ever_more_seldom() {
         .collect();
     // Nothing is known of the path yet; each later pause is twice the one before, up to a second.
     assert_eq!(times, [0, 20, 60, 140, 300, 620, 1260, 2260, 3260]);
+}
+
+#[test]
+fn pages_that_are_dropped_while_a_read_waits_for_others_are_asked_for_again() {
+    let mut member = Member::new(Fill::Demand);
+    member.read(500, 3).unwrap();
+    assert_eq!(member.ask(), now(&[(501, 3)]));
+    member.store(500, 2);
+    member.watch(ms(4000));
+    member.drop(500, 1);
+    let asked: Vec<_> = member.watch(ms(4000)).into_iter().flat_map(|(_, it)| it.now).collect();
+    assert!(asked.iter().any(|run| run.contains(PageIndex(500))), "{asked:?}");
+    assert!(!asked.iter().any(|run| run.contains(PageIndex(501))), "{asked:?}");
 }
 
 #[test]
@@ -471,6 +491,7 @@ enum Step {
     Read(u32, u32),
     End(usize),
     Store(u32, u32),
+    Drop(u32, u32),
     Pass(u64),
     Beacon(u32),
     Rejoin,
@@ -481,6 +502,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (0u32..2000, 1u32..40).prop_map(|(first, count)| Step::Read(first, count)),
         1 => (0usize..8).prop_map(Step::End),
         3 => (0u32..2000, 1u32..60).prop_map(|(first, count)| Step::Store(first, count)),
+        1 => (0u32..2000, 1u32..60).prop_map(|(first, count)| Step::Drop(first, count)),
         4 => (0u64..40).prop_map(Step::Pass),
         1 => (0u32..=PAGES).prop_map(Step::Beacon),
         1 => Just(Step::Rejoin),
@@ -521,6 +543,7 @@ proptest! {
                         member.demand.end_wait(id);
                     }
                 }
+                Step::Drop(first, count) => member.drop(first, count),
                 Step::Pass(time) => {
                     for (_, want) in member.watch(ms(time)) {
                         check(&member, &waits, &want);
