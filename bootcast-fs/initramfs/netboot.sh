@@ -195,16 +195,18 @@ bootcast_is_bare() {
 
 # Mounts memory over $1, and both together as the new root $2.
 bootcast_overlay() {
-    mkdir -p "$bootcast_dir/rw"
+    bootcast_rw=$bootcast_dir/rw
+    mkdir -p "$bootcast_rw"
     mount -t tmpfs -o "mode=0755,size=$(bootcast_parameter bootcast.overlay_size 50%)" \
-        bootcast-rw "$bootcast_dir/rw" &&
-        mkdir -p "$bootcast_dir/rw/upper" "$bootcast_dir/rw/work" &&
-        mount -t overlay -o "lowerdir=$1,upperdir=$bootcast_dir/rw/upper,workdir=$bootcast_dir/rw/work" \
+        bootcast-rw "$bootcast_rw" &&
+        mkdir -p "$bootcast_rw/upper" "$bootcast_rw/work" &&
+        mount -t overlay \
+            -o "lowerdir=$1,upperdir=$bootcast_rw/upper,workdir=$bootcast_rw/work" \
             bootcast-root "$2"
 }
 
-# Mounts the image itself at $2: a directory as it is, a file by a loop device, a disk. $1 is the type of
-# its file system, or empty.
+# Mounts the image itself at $2: a directory as it is, a file by a loop device, a disk. $1 is the
+# type of its file system, or empty.
 bootcast_mount_image() {
     if [ -d "$bootcast_image" ]; then
         mount --bind "$bootcast_image" "$2"
