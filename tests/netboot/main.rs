@@ -28,7 +28,7 @@ struct Cli {
     /// Rate of the head's uplink. Emulated guests take hardly more
     #[arg(long, default_value = "25mbit")]
     rate: String,
-    /// Scenarios, one after the other [all]
+    /// Scenarios, one after the other (default: all)
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Scenario>,
 }
