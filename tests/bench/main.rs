@@ -12,6 +12,7 @@ mod defaults;
 mod demand_sequential;
 mod fleet;
 mod gigabit;
+mod large_file;
 mod memory;
 mod metadata;
 mod one_client;
@@ -40,7 +41,7 @@ const RUN_DEADLINE: Duration = Duration::from_secs(300);
 /// A part of the report: its name, and the function that measures it and writes its text.
 type Part = (&'static str, fn() -> String);
 
-const PARTS: [Part; 19] = [
+const PARTS: [Part; 20] = [
     ("fleet", fleet::measure),
     ("lossy", fleet::measure_lossy),
     ("peers", peers::measure),
@@ -49,6 +50,7 @@ const PARTS: [Part; 19] = [
     ("one_client", one_client::measure),
     ("complete", complete::measure),
     ("memory", memory::measure),
+    ("large_file", large_file::measure),
     ("metadata", metadata::measure),
     ("random", random::measure),
     ("same_order", random::measure_same_order),

@@ -1,4 +1,4 @@
-//! Every error of the table in docs/SEMANTICS.md, "Errors a reader sees", is one that a reader gets.
+//! Every error of the table in docs/SEMANTICS.md, "Errors a reader sees", is one that readers get.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};

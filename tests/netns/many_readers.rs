@@ -1,4 +1,4 @@
-//! Many readers of one file, and of many small ones. docs/SEMANTICS.md, "Filling" and "Small files".
+//! Many readers of one file, and of many small ones. docs/SEMANTICS.md, "Filling", "Small files".
 
 use std::fs;
 
