@@ -430,7 +430,23 @@ impl Verification {
             Finding::Values(values) => self.handle_whole_checked(&check.leaves, values),
         }
         self.close_if_verified(check.leaves.start / SEGMENT_LEAVES);
+        self.forget_lists();
         self.assert_invariants();
+    }
+
+    /// Forgets leaf lists that nothing is checked by, if there are many: random reads touch every
+    /// segment of a large file, and complete none.
+    fn forget_lists(&mut self) {
+        if self.reuse.is_some() {
+            return;
+        }
+        let is_in_use = |known: &Segment| !known.checking.is_empty() || !known.wrong.is_empty();
+        self.lists.forget_unneeded(|segment| {
+            let mut wanted = self.wanted.range(self.tree.leaves_of(segment));
+            self.ready.contains(&segment)
+                || self.open.get(&segment).is_some_and(is_in_use)
+                || wanted.next().is_some()
+        });
     }
 
     /// Whether a check is of the bytes that there are now, and used the leaf list that is known.

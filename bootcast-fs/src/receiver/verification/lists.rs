@@ -41,6 +41,9 @@ pub enum ListsError {
     OtherContent(ContentId),
 }
 
+/// Maximum number of leaf lists that are kept although nothing is to be checked by them: 8 MiB.
+const MAX_LISTS: usize = 1024;
+
 /// Hashes that became known, to keep with the bytes. Nothing may prove them yet: who reads them
 /// later must check them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,6 +83,10 @@ pub(super) struct Lists {
     is_unprovable: bool,
     /// Leaf lists that are in use.
     known: BTreeMap<u64, Arc<[Value]>>,
+    /// Maximum number of known lists that are not needed at present.
+    most: usize,
+    /// Segment after the last one whose list was forgotten.
+    forget_from: u64,
     /// Leaf lists that come in the cast.
     parts: BTreeMap<u64, Parts>,
     /// Segment values that follow from leaf lists that nothing proves yet.
@@ -102,6 +109,8 @@ impl Lists {
             segments: None,
             is_unprovable: false,
             known: BTreeMap::new(),
+            most: MAX_LISTS,
+            forget_from: 0,
             parts: BTreeMap::new(),
             provisional: BTreeMap::new(),
             needed: Needed::default(),
@@ -480,6 +489,27 @@ impl Lists {
         self.known.remove(&segment);
         self.needed.remove(segment);
         self.parts.remove(&segment);
+    }
+
+    /// Sets the maximum number of known lists that are not needed at present.
+    #[cfg(test)]
+    pub(super) fn set_most(&mut self, most: usize) {
+        self.most = most;
+    }
+
+    /// Forgets lists if there are too many, except where `is_needed`. The cache has them, so that
+    /// they can be had again; before the content id proves them they stay, to be compared with it.
+    pub(super) fn forget_unneeded(&mut self, is_needed: impl Fn(u64) -> bool) {
+        while self.segments.is_some() && self.known.len() > self.most {
+            let from = self.forget_from;
+            let mut lists = self.known.range(from..).chain(self.known.range(..from));
+            let Some((&segment, _)) = lists.find(|(segment, _)| !is_needed(**segment)) else {
+                return;
+            };
+            self.known.remove(&segment);
+            self.forget_from = segment + 1;
+        }
+        self.assert_invariants();
     }
 
     /// Requests the content id soon, because nothing else is missing. The server knows it when it

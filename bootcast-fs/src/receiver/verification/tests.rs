@@ -500,6 +500,33 @@ fn readers_are_served_before_the_stream() {
     assert_eq!(verification.poll_check().unwrap().bytes().start, 0);
 }
 
+#[test]
+fn of_many_leaf_lists_those_that_nothing_needs_are_forgotten_and_requested_again() {
+    let (file, now) = (File::new(3 * SEGMENT_BYTES), Instant::now());
+    let mut verification = file.verification(true);
+    verification.lists.set_most(1);
+    let mut held = Vec::new();
+    let mut arrive = |verification: &mut Verification, leaf: u64| {
+        held.push(leaf);
+        let holds = |it: &Range<u64>| {
+            (it.start / LEAF_BYTES..it.end.div_ceil(LEAF_BYTES)).all(|leaf| held.contains(&leaf))
+        };
+        verification.handle_arrived(&(leaf * LEAF_BYTES..(leaf + 1) * LEAF_BYTES), holds);
+        file.answer(verification, now);
+        assert_eq!(check(verification, &file.bytes, now), 1, "leaf {leaf}");
+        let known = (0..3).filter(|segment| verification.lists.values(*segment).is_some());
+        known.collect::<Vec<_>>()
+    };
+    assert_eq!(arrive(&mut verification, 0), [0]);
+    assert_eq!(arrive(&mut verification, SEGMENT_LEAVES), [1]);
+    // A leaf that a reader waits for has not come.
+    verification.handle_read(&(LEAF_BYTES..LEAF_BYTES + 1));
+    assert_eq!(arrive(&mut verification, 2 * SEGMENT_LEAVES), [0], "a reader needs it soon");
+    assert_eq!(arrive(&mut verification, 2 * SEGMENT_LEAVES + 1), [0]);
+    assert_eq!(arrive(&mut verification, 1), [0]);
+    assert_eq!(arrive(&mut verification, SEGMENT_LEAVES + 1), [1]);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
     #[test]
@@ -508,6 +535,7 @@ proptest! {
         parts in proptest::collection::vec((0u64..1000, 0u64..500), 1..20),
         flips in proptest::collection::vec(0u64..1000, 0..6),
         restores in 0usize..20,
+        lists in 0usize..4,
     ) {
         let (file, now) = (File::new(size), Instant::now());
         let mut stored = file.bytes.clone();
@@ -516,6 +544,7 @@ proptest! {
             stored[index(at(flip).min(size - 1))] ^= 1;
         }
         let mut verification = file.verification(true);
+        verification.lists.set_most(lists);
         let mut arrived = vec![false; stored.len()];
         for (step, (start, len)) in parts.into_iter().enumerate() {
             let bytes = at(start)..(at(start) + at(len)).min(size);
