@@ -95,8 +95,8 @@ impl Adapter {
         Self { enforces_modes, ..self }
     }
 
-    /// Sets whether the kernel reads complete files itself where it can. That takes one level of the
-    /// two that the kernel allows for file systems on top of each other.
+    /// Sets whether the kernel reads complete files itself where it can. That takes one level of
+    /// the two that the kernel allows for file systems on top of each other.
     #[must_use]
     pub fn with_passthrough(self, may_pass_through: bool) -> Self {
         Self { may_pass_through, ..self }

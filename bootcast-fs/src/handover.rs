@@ -21,7 +21,7 @@ use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -89,10 +89,16 @@ impl Connection {
         if old.source == request.source && old.mountpoint == request.mountpoint {
             return Ok(self);
         }
-        if kernel::connection_number(&old.mountpoint).is_ok() {
-            let _ = kernel::unmount(&old.mountpoint, true);
+        if let Some(number) = self.number(&old.mountpoint) {
+            kernel::detach(&old.mountpoint, number);
         }
         Err(old.mountpoint)
+    }
+
+    /// Returns the number of this connection at its mount point, see [`kernel::connection_number`];
+    /// `None` if it is mounted there no more.
+    pub fn number(&self, mountpoint: &Path) -> Option<u32> {
+        kernel::connection_number(mountpoint).ok()
     }
 
     /// Returns other descriptors of the same connection.

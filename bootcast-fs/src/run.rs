@@ -70,7 +70,7 @@ pub fn run_mount(
     // A signal waits until the connection is here: nobody else would serve the mount.
     let connection = start.connection()?;
     let is_taken_over = connection.is_some();
-    let number = is_taken_over.then(|| kernel::connection_number(&request.mountpoint).ok());
+    let number = connection.as_ref().and_then(|it| it.number(&request.mountpoint));
     let mut ready = Some(ready);
     let on_wait = || {
         if let Some(ready) = ready.take_if(|_| request.options.is_background) {
@@ -81,7 +81,7 @@ pub fn run_mount(
     let begun = runtime.block_on(begin(request, network, connection, &mut signals, on_wait));
     if begun.is_err() && is_taken_over {
         // Nobody else serves it.
-        if let Some(number) = number.flatten() {
+        if let Some(number) = number {
             kernel::detach(&request.mountpoint, number);
         }
         store.remove();

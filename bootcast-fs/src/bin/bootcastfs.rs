@@ -135,7 +135,7 @@ impl Invocation {
                 let request = self.request()?;
                 let start = connection.of_mount(&request).map_or_else(
                     |mountpoint| {
-                        eprintln!("bootcastfs: warning: unmounted {}", mountpoint.display());
+                        eprintln!("bootcastfs: warning: left {}", mountpoint.display());
                         store.remove();
                         Start::Mount
                     },
@@ -201,7 +201,7 @@ fn serve(
         if let Err(error) = daemon::leave_terminal() {
             return fail(store, &MountError::failed(&error));
         }
-        logging::to_syslog(log.as_deref());
+        logging::in_background(request.options.root_fs, log.as_deref());
         return match serve(start, &mut || ()) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
@@ -215,10 +215,7 @@ fn serve(
         eprintln!("bootcastfs: warning: ignoring -o rw: the file system is read-only");
     }
     daemon::run_in_background(|reporter| {
-        let is_logging = request.options.root_fs && logging::to_kernel_log(log.as_deref()).is_ok();
-        if !is_logging {
-            logging::to_syslog(log.as_deref());
-        }
+        logging::in_background(request.options.root_fs, log.as_deref());
         serve(start, &mut || reporter.report_ready())
     })
 }

@@ -32,9 +32,8 @@ use file::{Locked, Stamp};
 /// Name of the line about the directory itself.
 const DIRECTORY: &str = ".";
 
-/// Number of lines from which on a file is tidied when it is first used, and number of lines by
-/// which a file may exceed two for each name: names whose content is gone and lines that were
-/// replaced are left out.
+/// A file is tidied at its first use if it has more lines than this, and later if it has this many
+/// more than two for each name. Tidying drops names whose content is gone, and replaced lines.
 const TIDY_LINES: usize = 256;
 
 /// Names below the directories of one server. Cheap to clone.
@@ -121,8 +120,8 @@ impl Names {
         self.is_written(path, DIRECTORY, attributes, None)
     }
 
-    /// Whether [`Self::record`] has nothing to write. Does not wait: false if that is not known at
-    /// present.
+    /// Whether [`Self::record`] has nothing to write. Waits for no other process, and false if that
+    /// is not known at present.
     pub fn is_recorded(
         &self,
         path: &RemotePath,
@@ -142,10 +141,11 @@ impl Names {
     ) -> bool {
         let path = self.file(dir);
         let Ok(line) = Line::new(name, attributes, content).text() else { return false };
-        match self.written.try_lock() {
-            Ok(written) => has_line(written.get(&path), &path, name, &line),
-            Err(TryLockError::WouldBlock | TryLockError::Poisoned(_)) => false,
-        }
+        let stamp = match self.written.try_lock() {
+            Ok(written) => stamp_with(written.get(&path), name, &line).cloned(),
+            Err(TryLockError::WouldBlock | TryLockError::Poisoned(_)) => None,
+        };
+        stamp.is_some_and(|stamp| Stamp::of(&path).is_ok_and(|present| present == stamp))
     }
 
     fn append(
@@ -158,7 +158,8 @@ impl Names {
         let line = Line::new(name, attributes, content).text()?;
         let path = self.file(dir);
         let mut written = lock(&self.written);
-        if has_line(written.get(&path), &path, name, &line) {
+        let stamp = stamp_with(written.get(&path), name, &line);
+        if stamp.is_some_and(|stamp| Stamp::of(&path).is_ok_and(|present| present == *stamp)) {
             return Ok(());
         }
         let mut file = Locked::open(&path)?;
@@ -350,12 +351,10 @@ fn checksum(bytes: &[u8]) -> String {
     blake3::hash(bytes).to_hex()[..16].to_owned()
 }
 
-/// Whether this is the newest line of a name in a file, of which `known` was on disk.
-fn has_line(known: Option<&Written>, file: &Path, name: &str, line: &str) -> bool {
-    known.is_some_and(|known| {
-        known.newest.get(&mark(name)) == Some(&mark(line))
-            && Stamp::of(file).is_ok_and(|stamp| stamp == known.stamp)
-    })
+/// Returns the state of a file in which this is the newest line of a name, if that is known.
+fn stamp_with<'a>(known: Option<&'a Written>, name: &str, line: &str) -> Option<&'a Stamp> {
+    let known = known?;
+    (known.newest.get(&mark(name)) == Some(&mark(line))).then_some(&known.stamp)
 }
 
 /// Returns a short hash of a name or a line.

@@ -64,15 +64,15 @@ impl Listing {
     }
 }
 
-/// How the attributes of a name are asked for.
+/// Where the attributes of a name come from.
 #[derive(Debug)]
 pub(super) enum Lookup {
-    /// A listing has them, for which the server was asked at this time.
+    /// From a listing, for which the server was asked at this time.
     Listed(Attributes, Instant),
-    /// With all names of the directory, of which this is the latest listing.
-    List(Listing),
-    /// Alone.
+    /// From a request for this name alone.
     Alone,
+    /// The same, and the directory should be listed for later lookups. This is its latest listing.
+    AloneAndList(Listing),
 }
 
 /// Latest listings, by directory.
@@ -96,6 +96,8 @@ struct Lookups {
     since: Instant,
     /// Number of lookups since then that no listing answered.
     count: usize,
+    /// Whether the directory is being listed.
+    is_listing: bool,
 }
 
 impl Default for Listings {
@@ -113,28 +115,35 @@ impl Listings {
     /// Records that a name is looked up. Returns what is to be done about it.
     pub(super) fn handle_lookup(&self, path: &RemotePath, ttl: Duration, now: Instant) -> Lookup {
         let Some(directory) = path.parent() else { return Lookup::Alone };
-        let mut kept = lock(&self.0);
-        let Kept { listings, lookups, .. } = &mut *kept;
-        let Some(listing) = listings.peek(&directory) else { return Lookup::Alone };
+        let Some(listing) = self.latest(&directory) else { return Lookup::Alone };
         if !listing.time_left(ttl, now).is_zero() {
             let found = listing.find(path).cloned();
             return found.map_or(Lookup::Alone, |it| Lookup::Listed(it, listing.fetched));
         }
+        let lookups = &mut lock(&self.0).lookups;
         let is_same = |it: &&mut Lookups| it.directory == directory;
         let lookups = match lookups.as_mut().filter(is_same) {
             Some(lookups) => lookups,
-            None => lookups.insert(Lookups { directory, since: now, count: 0 }),
+            None => lookups.insert(Lookups { directory, since: now, count: 0, is_listing: false }),
         };
         if lookups.since + ttl <= now {
             (lookups.since, lookups.count) = (now, 0);
         }
         lookups.count += 1;
-        if lookups.count < MIN_LOOKUPS.max(listing.entries.len() / LOOKUPS_DIVISOR) {
+        let is_enough = lookups.count >= MIN_LOOKUPS.max(listing.entries.len() / LOOKUPS_DIVISOR);
+        if lookups.is_listing || !is_enough {
             return Lookup::Alone;
         }
-        // The others ask alone until the listing is here.
-        lookups.count = 0;
-        Lookup::List(listing.clone())
+        lookups.is_listing = true;
+        Lookup::AloneAndList(listing)
+    }
+
+    /// Handles the end of the request for a listing.
+    pub(super) fn handle_listing_end(&self, dir: &RemotePath) {
+        let lookups = &mut lock(&self.0).lookups;
+        if lookups.as_ref().is_some_and(|it| it.directory == *dir) {
+            *lookups = None;
+        }
     }
 
     /// Keeps a listing. Drops those that were not used for longest if there are too many names.
@@ -211,14 +220,21 @@ mod tests {
             listings.keep(&path("d"), &Listing::new(entries.collect(), fetched));
         };
         let look = |k, now| listings.handle_lookup(&name(k), ttl, now);
+        let asks = |k, now| matches!(look(k, now), Lookup::AloneAndList(_));
         assert!(matches!(look(0, start), Lookup::Alone), "it was never listed");
         list(start);
         for k in 0..19 {
             assert!(matches!(look(k, at(1000)), Lookup::Alone), "{k}");
         }
-        assert!(matches!(look(19, at(1999)), Lookup::List(_)));
-        assert!(matches!(look(20, at(1999)), Lookup::Alone), "it is not here yet");
+        assert!(asks(19, at(1999)));
+        for k in 20..100 {
+            assert!(matches!(look(k, at(1999 + 100 * k)), Lookup::Alone), "it is being listed");
+        }
+        listings.handle_listing_end(&path("d"));
+        let asked = (0..100).filter(|k| asks(*k, at(12_000))).count();
+        assert_eq!(asked, 1, "after as many lookups again");
         list(at(1999));
+        listings.handle_listing_end(&path("d"));
         assert!(matches!(look(777, at(2998)), Lookup::Listed(found, _) if found.size == 777));
         assert!(matches!(look(5000, at(2998)), Lookup::Alone), "the listing has no such name");
         assert!(matches!(look(778, at(2999)), Lookup::Alone), "it is too old");

@@ -131,7 +131,7 @@ impl Fs {
                 Ok(self.remember_plain(path, version))
             }
             Server::Extended => {
-                if let Some((attributes, fetched)) = self.listed_attributes(&path).await {
+                if let Some((attributes, fetched)) = self.listed_attributes(&path) {
                     return self.remember(&path, &attributes, fetched);
                 }
                 let attributes = self.present_attributes(&path).await?;
@@ -140,33 +140,42 @@ impl Fs {
         }
     }
 
-    /// Returns the attributes of a path by a listing of its directory, and when the server was asked
-    /// for it, if the listing is new. Lists the directory again if many of its names are looked up.
-    async fn listed_attributes(
-        self: &Arc<Self>,
-        path: &RemotePath,
-    ) -> Option<(Attributes, Instant)> {
-        let (ttl, start) = (self.config.attr_ttl, now());
+    /// Returns the attributes of a path from a new listing of its directory, and when the server was
+    /// asked for that. If many of the directory's names are looked up, it is listed in the
+    /// background.
+    fn listed_attributes(self: &Arc<Self>, path: &RemotePath) -> Option<(Attributes, Instant)> {
+        let ttl = self.config.attr_ttl;
         let is_away = self.outage.is_silent.load(Ordering::Relaxed);
         if ttl.is_zero() || is_away || self.config.pins.as_ref().and_then(Pins::only).is_some() {
             return None;
         }
-        let latest = match self.listings.handle_lookup(path, ttl, start) {
-            Lookup::Listed(attributes, fetched) => return Some((attributes, fetched)),
-            Lookup::Alone => return None,
-            Lookup::List(latest) => latest,
-        };
-        let directory = path.parent()?;
-        let asked = self.control.meta(&directory, latest.etag.as_ref());
-        let listing = match self.ask_for_a_while(asked).await.ok()? {
-            None => Listing { fetched: start, ..latest },
-            meta => Self::parse_listing(&directory, meta, start).ok()?,
-        };
-        self.listings.keep(&directory, &listing);
         match self.listings.handle_lookup(path, ttl, now()) {
-            Lookup::Listed(attributes, fetched) => Some((attributes, fetched)),
-            Lookup::List(_) | Lookup::Alone => None,
+            Lookup::Listed(attributes, fetched) => return Some((attributes, fetched)),
+            Lookup::Alone => {}
+            Lookup::AloneAndList(latest) => {
+                let (fs, directory) = (self.clone(), path.parent()?);
+                tokio::spawn(async move {
+                    fs.list_again(&directory, latest).await;
+                    fs.listings.handle_listing_end(&directory);
+                });
+            }
         }
+        None
+    }
+
+    /// Keeps the present listing of a directory, of which `latest` is here.
+    async fn list_again(&self, directory: &RemotePath, latest: Listing) {
+        let start = now();
+        // Later lookups may use it, and none waits for it.
+        let Ok(meta) = self.control.meta(directory, latest.etag.as_ref()).await else { return };
+        let listing = match meta {
+            None => Listing { fetched: start, ..latest },
+            meta => match Self::parse_listing(directory, meta, start) {
+                Ok(listing) => listing,
+                Err(_) => return,
+            },
+        };
+        self.listings.keep(directory, &listing);
     }
 
     /// Returns the present attributes of a path, or the known ones while the server is away.

@@ -111,7 +111,7 @@ impl<'a> Keeper<'a> {
         mountpoint: &'a Path,
         connection: Option<Connection>,
     ) -> Self {
-        let number = connection.as_ref().and_then(|_| kernel::connection_number(mountpoint).ok());
+        let number = connection.as_ref().and_then(|it| it.number(mountpoint));
         Self {
             command_line,
             mountpoint,

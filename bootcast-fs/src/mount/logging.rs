@@ -116,7 +116,7 @@ fn priority(level: Level) -> &'static str {
 
 /// Starts logging to `/dev/log`, which syslogd or the systemd journal reads. Lines are dropped, and
 /// no thread waits, if neither listens there.
-pub fn to_syslog(filter: Option<&str>) {
+fn to_syslog(filter: Option<&str>) {
     let options = syslog_tracing::Options::LOG_PID;
     // `None` only if this process has a syslog logger already.
     let Some(syslog) =
@@ -133,9 +133,17 @@ pub fn to_syslog(filter: Option<&str>) {
     init(syslog.with_filter(targets(filter)));
 }
 
+/// Starts logging of a process without a terminal: to the kernel's log for a root file system, and
+/// otherwise to syslog.
+pub fn in_background(is_root: bool, filter: Option<&str>) {
+    if !(is_root && to_kernel_log(filter).is_ok()) {
+        to_syslog(filter);
+    }
+}
+
 /// Starts logging to the kernel's log, which is the console and later the journal. An initramfs has
 /// no syslog, and what is below its `/dev` is out of reach after the switch to the new root.
-pub fn to_kernel_log(filter: Option<&str>) -> io::Result<()> {
+fn to_kernel_log(filter: Option<&str>) -> io::Result<()> {
     let kernel_log = KernelLog(File::options().write(true).open("/dev/kmsg")?);
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(kernel_log)
@@ -145,6 +153,10 @@ pub fn to_kernel_log(filter: Option<&str>) -> io::Result<()> {
     init(lines.with_filter(targets(filter)));
     Ok(())
 }
+
+/// Maximum number of bytes of a line in one record, which the kernel refuses from some 1,000 bytes
+/// on (`devkmsg_write` in kernel/printk/printk.c).
+const RECORD_BYTES: usize = 900;
 
 /// Writes each event to the kernel's log.
 #[derive(Debug)]
@@ -167,11 +179,14 @@ impl<'a> MakeWriter<'a> for KernelLog {
 }
 
 impl<W: io::Write> io::Write for KernelLogRecord<'_, W> {
-    /// Takes a whole event. Each line is one write, because the kernel makes a record of each write.
+    /// Takes a whole event. The kernel makes a record of each write, so that each line is one; long
+    /// lines are several.
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
-        for line in event.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
-            let name = format!("{}bootcastfs[{}]: ", self.0, std::process::id());
-            self.1.write_all(&[name.as_bytes(), line, b"\n"].concat())?;
+        for line in event.split(|byte| *byte == b'\n') {
+            for piece in line.chunks(RECORD_BYTES) {
+                let name = format!("{}bootcastfs[{}]: ", self.0, std::process::id());
+                self.1.write_all(&[name.as_bytes(), piece, b"\n"].concat())?;
+            }
         }
         Ok(event.len())
     }
@@ -236,10 +251,12 @@ mod tests {
             }
         }
         let mut record = KernelLogRecord(kernel_priority(Level::WARN), Writes(Vec::new()));
-        record.write_all(b"one\ntwo\n").unwrap();
+        let long = "x".repeat(RECORD_BYTES);
+        record.write_all(format!("one\n{long}rest\ntwo\n").as_bytes()).unwrap();
         let id = std::process::id();
-        let expected = ["one", "two"].map(|line| format!("<28>bootcastfs[{id}]: {line}\n"));
-        assert_eq!(record.1.0, expected);
+        let lines = ["one", &long, "rest", "two"];
+        assert_eq!(record.1.0, lines.map(|line| format!("<28>bootcastfs[{id}]: {line}\n")));
+        assert!(record.1.0.iter().all(|record| record.len() < 1000), "the kernel takes it");
     }
 
     #[test]

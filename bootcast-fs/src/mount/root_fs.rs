@@ -47,7 +47,8 @@ fn marked(name: &OsStr) -> Option<OsString> {
     Some(OsString::from_vec([&[KEEP_MARK], name.as_bytes()].concat()))
 }
 
-/// Name of the process for `ps` and `pgrep`: without it, it would be that of `/proc/self/exe`.
+/// Name of the process for `ps` and `pgrep`. A process that was started from `/proc/self/exe` would
+/// be called `exe`.
 const PROCESS_NAME: &CStr = c"bootcastfs";
 
 /// Keeps this process in memory, and out of reach of the kernel's OOM killer. Must be called in the

@@ -29,7 +29,7 @@ pub(super) async fn meta(
     }
     if attributes.kind != Kind::Directory || !wants_entries(&uri) {
         let etag = attributes.etag.clone();
-        // Also with 304: the version of a directory says nothing of it.
+        // Sent with 304, too: free space changes without a change of the directory's version.
         let space = space.map(|space| [(HEADER_SPACE, space.encode())]);
         // Only what is known at once: a `stat` does not wait for the state directory.
         let id = version.and_then(|version| state.manifests.content_id_now(version));

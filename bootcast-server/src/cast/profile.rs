@@ -46,7 +46,7 @@ pub(super) struct CastProfile {
     fresh: BTreeMap<Token, Instant>,
     /// Pages of the profile that some of these members, or of earlier ones, may not have got.
     waiting: RangeMap<()>,
-    /// The other pages of the profile, and some that wait.
+    /// Pages that wait from the next join on: all that do not wait now, and perhaps others.
     idle: RangeMap<()>,
     /// Index of the run of the profile that is sent next. After the last one follows the first.
     next_run: usize,

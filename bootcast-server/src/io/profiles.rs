@@ -3,12 +3,14 @@
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use bootcast_proto::log_limit::Limiter;
 use bootcast_proto::manifest::ContentId;
 use bootcast_proto::{Profile, RemotePath};
 use lru::LruCache;
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::time::MissedTickBehavior;
 
 use super::blocking_pool::BlockingPool;
 use super::manifests::Manifests;
@@ -24,8 +26,11 @@ const LOAD_TIMEOUT: Duration = Duration::from_secs(1);
 /// is not known, or the state directory does not answer. One more replaces the oldest.
 const WAITING_MAX: NonZeroUsize = NonZeroUsize::new(32).expect("not 0");
 
-/// Time after which they are tried again.
+/// Interval at which the server tries again to keep the profiles that wait.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Limits warnings to one a minute for each error: attempts are repeated.
+static WARNINGS: Mutex<Limiter<String, Instant>> = Mutex::new(Limiter::new());
 
 /// A profile that a cast learned.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,6 +72,8 @@ impl Profiles {
     pub async fn keep(self, mut learned: UnboundedReceiver<LearnedProfile>) {
         let mut waiting: LruCache<VersionKey, LearnedProfile> = LruCache::new(WAITING_MAX);
         let mut retry = tokio::time::interval(RETRY_INTERVAL);
+        // While nothing waits, no attempt is missed.
+        retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 next = learned.recv() => {
@@ -106,7 +113,7 @@ impl Profiles {
     }
 
     /// Adds what a cast learned to what is known of a content. Returns `false` if that cannot be
-    /// read now: then nothing is replaced.
+    /// read now, so that nothing is replaced, or if the sum cannot be stored.
     async fn add(&self, id: ContentId, learned: &Profile) -> bool {
         let Some(known) = self.clone().load(id, learned.size()).await else { return false };
         let mut profile = Arc::unwrap_or_clone(known);
@@ -117,10 +124,20 @@ impl Profiles {
         self.lock().put(id, Arc::clone(&profile));
         let this = self.clone();
         let store = move || this.manifests.state().map(|state| state.store_profile(&id, &profile));
-        if let Ok(Some(Err(error))) = self.threads.run(&RemotePath::root(), store).await {
-            tracing::warn!(content = %id, %error, "cannot keep the profile of a file");
+        let stored = self.threads.run(&RemotePath::root(), store).await;
+        let error = match stored {
+            Ok(None | Some(Ok(()))) => return true,
+            Ok(Some(Err(error))) => error.to_string(),
+            Err(error) => error.to_string(),
+        };
+        let mut warnings = WARNINGS.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(suppressed) = warnings.allow(&error, Instant::now()) {
+            tracing::warn!(content = %id, suppressed, "cannot keep the profile of a file: {error}");
         }
-        true
+        drop(warnings);
+        // The next attempt begins with what is in the state directory.
+        self.lock().pop(&id);
+        false
     }
 
     /// Returns a profile from memory or the state directory; an empty one if there is none, and
@@ -235,6 +252,7 @@ mod tests {
         keeping.await.unwrap();
         assert_eq!(*profiles.get(id, SIZE as u64).await, profile(&[(9, 2)]));
     }
+
     #[tokio::test]
     async fn files_that_are_never_hashed_do_not_keep_profiles_of_others_from_being_kept() {
         let manifests = Manifests::new(None);
@@ -268,5 +286,22 @@ mod tests {
         std::fs::remove_dir(kept).unwrap();
         assert!(profiles.add(id, &learned.profile).await);
         assert_eq!(*profiles.get(id, SIZE as u64).await, learned.profile);
+    }
+
+    #[tokio::test]
+    async fn a_profile_that_cannot_be_stored_now_is_stored_later() {
+        let dir = TempDir::new().unwrap();
+        let manifests = || Manifests::new(Some(StateDir::open(dir.path()).unwrap()));
+        let (first, learned) = (manifests(), profile(&[(9, 2)]));
+        let (_, id) = known_file(&first).await;
+        let profiles = Profiles::new(first);
+        assert!(profiles.get(id, SIZE as u64).await.is_empty(), "in memory now");
+        // Renaming a file over a directory fails, also for root.
+        let kept = dir.path().join(format!("{id}.profile"));
+        std::fs::create_dir(&kept).unwrap();
+        assert!(!profiles.add(id, &learned).await);
+        std::fs::remove_dir(kept).unwrap();
+        assert!(profiles.add(id, &learned).await);
+        assert_eq!(*Profiles::new(manifests()).get(id, SIZE as u64).await, learned);
     }
 }

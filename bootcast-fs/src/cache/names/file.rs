@@ -4,11 +4,18 @@ use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::FlockOperation;
 
 use crate::cache::replace;
+use crate::io::now;
+
+/// Time for which a process waits for others that change a file.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Pause between two attempts to lock a file.
+const LOCK_PAUSE: Duration = Duration::from_millis(2);
 
 /// State of a names file. Each change leads to another one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,9 +39,12 @@ impl Stamp {
         self.len
     }
 
-    /// Returns where the bytes begin that the file got since an earlier state; `None` if it may be
-    /// another file.
+    /// Returns the offset of the bytes that were appended since an earlier state; `None` if the file
+    /// may have been replaced meanwhile.
     pub(super) fn end_of(&self, earlier: &Self) -> Option<u64> {
+        if self == earlier {
+            return Some(earlier.len);
+        }
         let is_same = (self.inode, self.created) == (earlier.inode, earlier.created);
         (is_same && self.created.is_some() && self.len >= earlier.len).then_some(earlier.len)
     }
@@ -49,6 +59,11 @@ impl From<&Metadata> for Stamp {
             len: metadata.len(),
         }
     }
+}
+
+#[expect(clippy::disallowed_methods, reason = "flock(2) waits without a deadline, or not at all")]
+fn pause() {
+    std::thread::sleep(LOCK_PAUSE);
 }
 
 /// A names file that no other process changes until this is dropped.
@@ -66,14 +81,21 @@ impl Drop for Locked {
 }
 
 impl Locked {
-    /// Opens the file at `path`, and creates it if it is missing. Waits for other processes.
+    /// Opens the file at `path`, and creates it if it is missing. Waits for other processes for a
+    /// second at most: one that is stopped would never unlock it.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
+        let deadline = now() + LOCK_TIMEOUT;
         loop {
             let mut options = OpenOptions::new();
             options.read(true).append(true).create(true).mode(0o600);
             let file = options.custom_flags(libc::O_NOFOLLOW).open(path)?;
-            if let Some(locked) = Self::lock(path, file, FlockOperation::LockExclusive)? {
-                return Ok(locked);
+            match Self::lock(path, file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(Some(locked)) => return Ok(locked),
+                Ok(None) => {}
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock || deadline <= now() => {
+                    return Err(error);
+                }
+                Err(_) => pause(),
             }
         }
     }
@@ -140,5 +162,34 @@ impl Locked {
     /// Removes the file.
     pub(super) fn remove(self) -> io::Result<()> {
         fs::remove_file(&self.path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_a_stopped_process_has_locked_is_given_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("names");
+        let locked = Locked::open(&path).unwrap();
+        assert_eq!(Locked::open(&path).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        drop(locked);
+        assert!(Locked::open(&path).is_ok());
+    }
+
+    #[test]
+    fn an_unchanged_file_has_nothing_new_whether_its_birth_is_known_or_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("names");
+        fs::write(&path, "a").unwrap();
+        for created in [None, Some(SystemTime::UNIX_EPOCH)] {
+            let stamp = Stamp { created, ..Stamp::of(&path).unwrap() };
+            assert_eq!(stamp.end_of(&stamp), Some(1));
+            let longer = Stamp { len: 5, ..stamp.clone() };
+            assert_eq!(longer.end_of(&stamp), created.map(|_| 1));
+            assert_eq!(stamp.end_of(&longer), None);
+        }
     }
 }
