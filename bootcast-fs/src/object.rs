@@ -67,7 +67,7 @@ pub struct Object {
     id: u64,
     key: ObjectKey,
     first_store: Store,
-    /// Store for what arrives after the first one could not go on to follow another store.
+    /// Private store, used instead of `first_store` once this process stopped following a holder.
     own_store: OnceLock<Store>,
     /// Older version of the path in the cache, until it is of no more use. Locked before `inner`.
     older: Mutex<Option<Arc<[Older]>>>,

@@ -3,11 +3,24 @@
 
 use alloc::vec::Vec;
 
+use crate::units::PageSize;
+
 /// Maximum number of pages whose hashes one answer of `GET /manifest/` holds: 32 KiB.
-pub const PAGE_HASHES_MAX: u32 = 2048;
+const PAGES_MAX: u32 = 2048;
 
 /// Maximum number of bytes of the file that one answer has the hashes of.
-pub const HASHED_BYTES_MAX: u64 = 4 << 20;
+const BYTES_MAX: u32 = 4 << 20;
+
+/// Query of `GET /manifest/` that names pages, as `pages=FIRST-LAST`.
+pub const QUERY_PAGES: &str = "pages";
+
+/// Query that states the size of a full page in bytes, as `size=BYTES`.
+pub const QUERY_SIZE: &str = "size";
+
+/// Returns the maximum number of pages of this size whose hashes one answer has.
+pub fn pages_per_answer(size: PageSize) -> u32 {
+    (BYTES_MAX / size.get()).clamp(1, PAGES_MAX)
+}
 
 /// First 16 bytes of the BLAKE3 hash of a page's payload.
 ///

@@ -3,6 +3,7 @@
 
 use alloc::vec;
 use alloc::vec::Vec;
+use core::ops::Range;
 
 use crate::ids::{PageIndex, PageRange};
 
@@ -56,19 +57,11 @@ impl PageSet {
 
     /// First page of `range` that is missing. Pages out of range count as missing.
     pub fn first_missing(&self, range: PageRange) -> Option<PageIndex> {
-        let mut page = range.start.0;
-        while page < range.end.0 {
-            if page >= self.pages {
-                return Some(PageIndex(page));
-            }
-            let missing = !self.words[(page / WORD) as usize] >> (page % WORD);
-            if missing != 0 {
-                let found = page + missing.trailing_zeros();
-                return (found < range.end.0).then_some(PageIndex(found));
-            }
-            page = (page / WORD + 1).saturating_mul(WORD);
-        }
-        None
+        let known = range.start.0..range.end.0.min(self.pages);
+        let found = first_one(known.clone(), |at| !self.words[at]);
+        let beyond =
+            (range.start.0.max(known.end) < range.end.0).then(|| range.start.0.max(known.end));
+        found.or(beyond).map(PageIndex)
     }
 
     /// Adds `page`. Returns `false` if it was in the set already or is out of range.
@@ -100,16 +93,24 @@ impl PageSet {
         }
     }
 
+    /// Runs of pages in the set, ascending.
+    pub fn ranges(&self) -> impl Iterator<Item = PageRange> + '_ {
+        runs(self.pages, |at| self.words[at])
+    }
+
     /// Runs of missing pages, ascending.
     pub fn missing_ranges(&self) -> impl Iterator<Item = PageRange> + '_ {
-        let mut next = PageIndex(0);
-        core::iter::from_fn(move || {
-            let start =
-                self.first_missing(PageRange { start: next, end: PageIndex(self.pages) })?;
-            let end = (start.0..self.pages).find(|&page| self.contains(PageIndex(page)));
-            next = PageIndex(end.unwrap_or(self.pages));
-            Some(PageRange { start, end: next })
-        })
+        runs(self.pages, |at| !self.words[at])
+    }
+
+    /// Runs of pages that are in this set and not in `other`, ascending.
+    ///
+    /// # Panics
+    ///
+    /// If the sets are of files with different numbers of pages.
+    pub fn ranges_without<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = PageRange> + 'a {
+        assert_eq!(self.pages, other.pages, "the sets are of different files");
+        runs(self.pages, |at| self.words[at] & !other.words[at])
     }
 
     /// Returns a copy of the set, cut to the first `pages` pages.
@@ -185,6 +186,30 @@ impl PageSet {
     }
 }
 
+/// Returns the runs of ones among the first `pages` bits of some words.
+fn runs(pages: u32, word: impl Fn(usize) -> u64) -> impl Iterator<Item = PageRange> {
+    let mut next = 0;
+    core::iter::from_fn(move || {
+        let start = first_one(next..pages, &word)?;
+        next = first_one(start..pages, |at| !word(at)).unwrap_or(pages);
+        Some(PageRange::new(start, next))
+    })
+}
+
+/// Returns the first of these bits of some words that is 1.
+fn first_one(bits: Range<u32>, word: impl Fn(usize) -> u64) -> Option<u32> {
+    let mut bit = bits.start;
+    while bit < bits.end {
+        let ones = word((bit / WORD) as usize) >> (bit % WORD);
+        if ones != 0 {
+            let found = bit + ones.trailing_zeros();
+            return (found < bits.end).then_some(found);
+        }
+        bit = (bit / WORD + 1).saturating_mul(WORD);
+    }
+    None
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -231,11 +256,16 @@ mod tests {
             let missing: BTreeSet<u32> =
                 set.missing_ranges().flat_map(PageRange::iter).map(|page| page.0).collect();
             prop_assert_eq!(missing, (0..pages).filter(|page| !model.contains(page)).collect());
+            let present = set.ranges().flat_map(PageRange::iter).map(|page| page.0);
+            prop_assert!(present.eq(model.iter().copied()));
             let mut fewer = set.clone();
             fewer.remove_range(PageRange::new(pages / 3, pages / 2));
             let left = model.iter().filter(|page| !(pages / 3..pages / 2).contains(*page));
             prop_assert_eq!(fewer.len() as usize, left.count());
             prop_assert!(!(pages / 3..pages / 2).any(|page| fewer.contains(PageIndex(page))));
+            let removed = set.ranges_without(&fewer).flat_map(PageRange::iter).map(|page| page.0);
+            prop_assert!(removed.eq(model.range(pages / 3..(pages / 2).max(pages / 3)).copied()));
+            prop_assert_eq!(fewer.ranges_without(&set).count(), 0);
             let cut = set.truncated(pages / 2);
             prop_assert_eq!(cut.len() as usize, model.range(..pages / 2).count());
             let mut parts = PageSet::new(pages);

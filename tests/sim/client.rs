@@ -195,7 +195,6 @@ impl Client {
     }
 
     fn read_page(&mut self, sender: SocketAddr, datagram: &[u8], now: Instant) {
-        let ignored = self.receiver.counters().ignored;
         match self.receiver.handle_datagram(sender, datagram, now) {
             Arrival::New(page) => {
                 if page.payload[0] == FORGED_BYTE {
@@ -203,13 +202,10 @@ impl Client {
                 }
                 self.store(page.index);
             }
-            Arrival::Duplicate(_) => {}
-            // A forger is ignored at some time, or pages without a known hash are. A complete
-            // receiver refuses the rest.
+            Arrival::Duplicate(_) | Arrival::Ignored => {}
+            // A forger is ignored at some time, and a complete receiver refuses the rest.
             Arrival::Bad(error) => {
-                let is_refused = sender != ADDRESS
-                    || self.receiver.has_all_pages()
-                    || self.receiver.counters().ignored > ignored;
+                let is_refused = sender != ADDRESS || self.receiver.has_all_pages();
                 assert!(is_refused, "the receiver refuses a page of the server: {error}");
             }
         }

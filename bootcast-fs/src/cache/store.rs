@@ -57,9 +57,9 @@ pub struct Store {
     private_dir: Option<TempDir>,
     /// Whether `data` is locked, so that nobody removes the object.
     is_pinned: Mutex<bool>,
-    /// Whether others store what arrives, or nobody does any more. The state is not saved here.
+    /// Role of this store for its object. Only a store with [`Use::Own`] saves the state.
     use_of_object: Mutex<Use>,
-    /// Cache to open a store of its own in, should it not be able to follow.
+    /// Cache in which [`Self::open_own`] opens a private store.
     cache: Cache,
     /// Whether the file is in memory and needs no checkpoints.
     is_in_memory: bool,

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use bootcast_proto::api::{Attributes, Meta, Report, Status, WantBody};
 use bootcast_proto::bundle::BundleInfo;
 use bootcast_proto::limits::SMALL_FILE;
+use bootcast_proto::page_hash::{QUERY_PAGES, QUERY_SIZE};
 use bootcast_proto::{
     ContentId, Etag, FILL_DEMAND, HEADER_EXTENSIONS, HEADER_FILL, HEADER_LEAVES, HEADER_PROFILE,
     HEADER_QUEUE, HEADER_RESUME, HEADER_SMALL, HEADER_TOKEN, JoinAnswer, PageHash, PageRange,
@@ -464,7 +465,8 @@ impl Control {
         HashRequest { pages, size }: &HashRequest,
     ) -> Result<Vec<PageHash>, ControlError> {
         let (first, last) = (pages.start, pages.end.0.saturating_sub(1));
-        let url = format!("{}?pages={first}-{last}&size={size}", self.url("manifest", path));
+        let manifest = self.url("manifest", path);
+        let url = format!("{manifest}?{QUERY_PAGES}={first}-{last}&{QUERY_SIZE}={size}");
         let response = self.send(self.client.get(url).timeout(ANSWER_TIMEOUT)).await?;
         let version = header(&response, ETAG).and_then(|value| Etag::from_header(&value).ok());
         if version.as_ref() != Some(etag) {

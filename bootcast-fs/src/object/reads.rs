@@ -64,7 +64,7 @@ pub struct Ready {
     pub error: Option<Unread>,
     /// Keeps the bytes from being dropped before they are read.
     kept: Option<Kept>,
-    /// Whether the object had a store of its own when the bytes were found to be here.
+    /// Whether to read from `own_store`: the store that had the bytes when they were found.
     is_own: bool,
 }
 

@@ -65,7 +65,7 @@ pub struct Following {
     is_over: bool,
 }
 
-/// What a follower asks its holder for.
+/// Byte ranges, and whether the whole file, that a follower requests from its holder.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wishes {
     /// Bytes that readers wait for.
@@ -240,7 +240,7 @@ impl Object {
         self.lock().receiver.follows()
     }
 
-    /// Wakes who tells the holder what readers want.
+    /// Wakes the follower task, which sends the readers' wishes to the holder.
     pub(super) fn tell_follower(&self, inner: &Inner) {
         if inner.receiver.follows() {
             self.changed.send_replace(());

@@ -39,6 +39,8 @@ pub enum Arrival<'a> {
     New(Page<'a>),
     /// A page that arrived before.
     Duplicate(Page<'a>),
+    /// A page that is not the server's, or whose hash is not known yet: it counts as lost.
+    Ignored,
     /// Not a page of this cast.
     Bad(DataError),
 }

@@ -312,6 +312,17 @@ impl Content {
         self.adopt_id(file.content)
     }
 
+    /// Takes the content id that the cache has for this version. Returns `false` for another
+    /// content.
+    pub(super) fn adopt_content(&mut self, id: Option<ContentId>) -> bool {
+        if differ(self.pin.content, id) {
+            return false;
+        }
+        self.pin.content = self.pin.content.or(id);
+        self.has_hashes |= id.is_some();
+        self.adopt_id(id)
+    }
+
     /// Counts everything as missing.
     pub(super) fn forget_pages(&mut self) {
         if let Some(file) = self.describe() {

@@ -255,8 +255,8 @@ impl Demand {
         }
     }
 
-    /// Handles pages that were here and are dropped: reads that wait for more than these need them
-    /// once more.
+    /// Demands dropped pages again for waiting reads: a read of several pages may have counted them
+    /// as arrived.
     pub(super) fn handle_dropped(&mut self, pages: PageRange, now: Instant) {
         for (id, wait) in &mut self.waits {
             if wait.pages.start < pages.end && pages.start < wait.pages.end {

@@ -4,7 +4,7 @@
 use std::ops::Range;
 use std::time::Instant;
 
-use bootcast_proto::{ContentId, Geometry, PageIndex, PageRange, PageSet};
+use bootcast_proto::{ContentId, Geometry, PageRange, PageSet};
 
 use super::verification::ToldLeaves;
 use super::{Assembly, Failure, Fill, Receiver, Verify};
@@ -20,11 +20,11 @@ pub struct Description {
     pub has_hashes: bool,
 }
 
-/// What a follower was told.
+/// Leaves or pages already reported to one follower.
 #[derive(Debug)]
 pub struct Told(pub(super) ToldOf);
 
-/// Kinds of what a follower was told.
+/// Kinds of what was reported.
 #[derive(Debug)]
 pub(super) enum ToldOf {
     /// Verified leaves.
@@ -79,12 +79,13 @@ pub(super) fn new_pages(
         }
         *told = PageSet::new(geometry.pages());
     }
-    let mut before = told.clone();
+    if told.ranges_without(arrived).next().is_some() {
+        return None;
+    }
     let mut runs: Vec<Range<u64>> = Vec::new();
-    let untold: Vec<_> = told.missing_ranges().collect();
+    let untold: Vec<_> = arrived.ranges_without(told).collect();
     for page in untold.into_iter().flat_map(PageRange::iter) {
-        let bytes = geometry.byte_range(PageRange::single(page));
-        if !arrived.contains(page) || !readable(&bytes) {
+        if !readable(&geometry.byte_range(PageRange::single(page))) {
             continue;
         }
         told.insert(page);
@@ -94,15 +95,7 @@ pub(super) fn new_pages(
             None => runs.push(at..at + 1),
         }
     }
-    for missing in arrived.missing_ranges() {
-        before.remove_range(missing);
-    }
-    let is_kept = before.len() + runs.iter().map(run_len).sum::<u32>() == told.len();
-    is_kept.then_some(runs)
-}
-
-fn run_len(run: &Range<u64>) -> u32 {
-    u32::try_from(run.end - run.start).expect("pages of a file")
+    Some(runs)
 }
 
 impl Receiver {
@@ -189,10 +182,12 @@ impl Receiver {
         let own = self.content.geometry().copied();
         let geometry = *stored.geometry();
         let file = Description { geometry, content, has_hashes: content.is_some() };
-        let fits = own.is_some_and(|own| own == geometry)
-            || own.is_none() && self.content.adopt_description(&file);
+        let fits = match own {
+            Some(own) => own == geometry && self.content.adopt_content(content),
+            None => self.content.adopt_description(&file),
+        };
         if fits {
-            for run in runs_of(stored.arrived()) {
+            for run in stored.arrived().ranges() {
                 self.handle_stored(run, self.session.epoch());
             }
         }
@@ -236,18 +231,4 @@ impl Receiver {
         self.show_intent(now);
         self.assert_invariants();
     }
-}
-
-/// Returns the pages of a set, in runs.
-fn runs_of(pages: &PageSet) -> Vec<PageRange> {
-    let mut runs = Vec::new();
-    let mut start = 0;
-    let end = PageRange::new(pages.pages(), pages.pages());
-    for missing in pages.missing_ranges().chain([end]) {
-        if missing.start.0 > start {
-            runs.push(PageRange { start: PageIndex(start), end: missing.start });
-        }
-        start = missing.end.0;
-    }
-    runs
 }

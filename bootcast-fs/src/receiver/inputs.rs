@@ -162,7 +162,7 @@ impl Receiver {
             Arrival::New(page) => {
                 if !self.is_servers(page, now) {
                     self.counters.ignored += 1;
-                    return Arrival::Bad(DataError::Index);
+                    return Arrival::Ignored;
                 }
                 self.session.record_page(checked.from, page.index);
                 (page.index, self.in_flight.record(page.index))
@@ -174,7 +174,7 @@ impl Receiver {
                 }
                 (page.index, false)
             }
-            Arrival::Bad(_) => {
+            Arrival::Bad(_) | Arrival::Ignored => {
                 self.counters.bad += 1;
                 return arrival;
             }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
-use bootcast_proto::page_hash::{HASHED_BYTES_MAX, PageHash};
+use bootcast_proto::page_hash::{PageHash, pages_per_answer};
 use bootcast_proto::{Geometry, PageIndex, PageRange, PageSize};
 
 use super::retry::Retry;
@@ -36,7 +36,7 @@ pub struct HashRequest {
     pub size: PageSize,
 }
 
-/// What its hash says about a page.
+/// Result of comparing a page with its hash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     /// It is the server's.
@@ -92,7 +92,7 @@ impl PageHashes {
     }
 
     fn is_given_up(&self, geometry: &Geometry) -> bool {
-        let groups = u64::from(geometry.pages().div_ceil(group_pages(geometry)));
+        let groups = u64::from(geometry.pages().div_ceil(group_pages(geometry.page_size())));
         self.failures >= MAX_FAILURES || self.requests >= REQUESTS_PER_GROUP * groups
     }
 
@@ -105,7 +105,7 @@ impl PageHashes {
         is_missing: impl Fn(PageRange) -> bool,
     ) -> Verdict {
         let Some(geometry) = self.geometry else { return Verdict::Right };
-        let group = page.0 / group_pages(&geometry);
+        let group = page.0 / group_pages(geometry.page_size());
         for ahead in group..=group.saturating_add(GROUPS_AHEAD) {
             let pages = pages_of(ahead, &geometry);
             let is_asked = self.known.contains_key(&ahead) || self.requested.contains(&ahead);
@@ -119,7 +119,7 @@ impl PageHashes {
     /// Compares a page with its hash.
     pub(super) fn compare(&self, page: PageIndex, payload: &[u8]) -> Verdict {
         let Some(geometry) = &self.geometry else { return Verdict::Right };
-        let group = page.0 / group_pages(geometry);
+        let group = page.0 / group_pages(geometry.page_size());
         let Some(hashes) = self.known.get(&group) else { return Verdict::Unknown };
         let at = page.0 - pages_of(group, geometry).start.0;
         let is_right = hashes.get(at as usize) == Some(&PageHash::of(payload));
@@ -150,12 +150,11 @@ impl PageHashes {
         hashes: Option<Vec<PageHash>>,
         now: Instant,
     ) {
-        let Some(geometry) = self.geometry.filter(|it| it.page_size() == request.size) else {
-            return;
-        };
-        let group = request.pages.start.0 / group_pages(&geometry);
-        if !self.requested.remove(&group) {
-            // The membership that asked is over.
+        let group = request.pages.start.0 / group_pages(request.size);
+        let is_asked = self.requested.remove(&group);
+        let is_of_use = self.geometry.is_some_and(|it| it.page_size() == request.size);
+        if !is_asked || !is_of_use {
+            // The membership that asked is over, or pages are not compared any more.
             return;
         }
         if let Some(hashes) = hashes.filter(|it| it.len() == request.pages.len() as usize) {
@@ -182,14 +181,13 @@ impl PageHashes {
 }
 
 /// Number of pages in a group: no more than one answer has.
-fn group_pages(geometry: &Geometry) -> u32 {
-    let most = HASHED_BYTES_MAX / u64::from(geometry.page_size().get());
-    u32::try_from(most).unwrap_or(GROUP_PAGES).clamp(1, GROUP_PAGES)
+fn group_pages(size: PageSize) -> u32 {
+    GROUP_PAGES.min(pages_per_answer(size))
 }
 
 /// Returns the pages of a group; none behind the end of the file.
 fn pages_of(group: u32, geometry: &Geometry) -> PageRange {
-    let size = group_pages(geometry);
+    let size = group_pages(geometry.page_size());
     let at = |group: u32| group.saturating_mul(size).min(geometry.pages());
     PageRange::new(at(group), at(group.saturating_add(1)))
 }
@@ -298,6 +296,18 @@ mod tests {
         assert!(hashes.start(geometry(9)));
         answer(&mut hashes, &request, now);
         assert_eq!(hashes.check(PageIndex(0), &PAGE, |_| true), Verdict::Unknown);
+    }
+
+    #[test]
+    fn an_answer_that_comes_while_nothing_is_compared_can_be_asked_for_again() {
+        let (mut hashes, now) = (started(9), Instant::now());
+        hashes.check(PageIndex(0), &PAGE, |_| true);
+        let request = hashes.poll_request(now).unwrap();
+        hashes.stop();
+        answer(&mut hashes, &request, now);
+        assert!(hashes.start(geometry(9)));
+        assert_eq!(hashes.check(PageIndex(0), &PAGE, |_| true), Verdict::Unknown);
+        assert_eq!(hashes.poll_request(now), Some(request));
     }
 
     #[test]

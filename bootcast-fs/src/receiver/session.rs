@@ -84,7 +84,8 @@ pub struct Counters {
     pub strangers: u64,
     /// Datagrams from the server's address with a wrong tag.
     pub forged: u64,
-    /// Datagrams of senders that are not listened to, because they forged.
+    /// Datagrams of senders that are not listened to, because they forged, and pages that do not
+    /// have the server's hash, or came before it.
     pub ignored: u64,
     /// Datagrams that this machine's socket had no room for.
     pub drops: u64,

@@ -136,3 +136,21 @@ fn what_was_kept_complete_never_joins() {
     assert_eq!(receiver.actions(), []);
     assert!(receiver.holds(&(0..6)));
 }
+
+#[test]
+fn a_follower_that_takes_over_learns_the_content_id_that_was_saved() {
+    let geometry = bootcast_proto::Geometry::new(6, PageSize::new(4).unwrap()).unwrap();
+    let [id, other] = [[1; 32], [2; 32]].map(ContentId::from_bytes);
+    for (told, is_taken) in [(None, true), (Some(id), true), (Some(other), false)] {
+        let mut receiver = Receiver::new(Pin::default(), None, TIMING, 1);
+        receiver.follow();
+        receiver.handle_open();
+        let file = Description { geometry, content: told, has_hashes: true };
+        assert!(receiver.handle_description(&file));
+        let mut held = bootcast_proto::PageSet::new(2);
+        held.insert_range(PageRange::new(0, 2));
+        receiver.take_over(Some((Assembly::resume(geometry, held), Some(id))));
+        assert_eq!(receiver.content_id(), if is_taken { Some(id) } else { told });
+        assert_eq!(receiver.has_all_pages(), is_taken, "pages of another content");
+    }
+}

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 
 use axum::http::{Uri, header};
 use axum::response::{IntoResponse, Response};
-use bootcast_proto::page_hash::{HASHED_BYTES_MAX, PAGE_HASHES_MAX, PageHash};
+use bootcast_proto::page_hash::{PageHash, QUERY_PAGES, QUERY_SIZE, pages_per_answer};
 use bootcast_proto::{Geometry, PageIndex, PageRange, PageSize, RemotePath};
 
 use super::{ApiError, ApiState, index_range, query_value};
@@ -25,8 +25,8 @@ pub(super) struct Wanted {
 impl Wanted {
     /// Reads the queries `pages=FIRST-LAST` and `size=BYTES`; `None` if there is none of pages.
     pub(super) fn parse(uri: &Uri) -> Result<Option<Self>, ApiError> {
-        let Some(pages) = query_value(uri, "pages") else { return Ok(None) };
-        let size = query_value(uri, "size").and_then(|size| size.parse().ok());
+        let Some(pages) = query_value(uri, QUERY_PAGES) else { return Ok(None) };
+        let size = query_value(uri, QUERY_SIZE).and_then(|size| size.parse().ok());
         let size = size.and_then(|size| PageSize::new(size).ok());
         let wanted = index_range(pages).zip(size).map(|(pages, size)| Self { pages, size });
         wanted.map(Some).ok_or(ApiError::InvalidPages)
@@ -40,8 +40,7 @@ impl Wanted {
         let Some(first) = first.filter(|first| *first < geometry.pages()) else {
             return Err(no_page);
         };
-        let most = HASHED_BYTES_MAX / u64::from(self.size.get());
-        let most = most.clamp(1, PAGE_HASHES_MAX.into());
+        let most = u64::from(pages_per_answer(self.size));
         let end = self.pages.end.min(geometry.pages().into()).min(u64::from(first) + most);
         let end = u32::try_from(end).expect("at most the number of pages");
         Ok((geometry, PageRange { start: PageIndex(first), end: PageIndex(end) }))

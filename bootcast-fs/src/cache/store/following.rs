@@ -60,20 +60,24 @@ impl Store {
             return Ok(Lock::Held);
         };
         let _opening = self.room.as_ref().map(|room| room.opening());
-        let flock = |operation| match rustix::fs::flock(&self.data, operation) {
-            Ok(()) => Ok(true),
-            Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
-            Err(error) => Err(io::Error::from(error)),
-        };
-        let is_alone = flock(FlockOperation::NonBlockingLockExclusive)?;
-        if !is_alone && !flock(FlockOperation::NonBlockingLockShared)? {
+        let is_alone = self.flock(FlockOperation::NonBlockingLockExclusive)?;
+        if !is_alone && !self.flock(FlockOperation::NonBlockingLockShared)? {
             return Ok(Lock::Held);
         }
         let locked = self.take_object(object, is_alone);
         if matches!(locked, Err(_) | Ok(Lock::Held | Lock::Removed)) {
-            flock(FlockOperation::Unlock)?;
+            self.flock(FlockOperation::Unlock)?;
         }
         locked
+    }
+
+    /// Changes the lock of the object. Returns `false` if another store has it.
+    fn flock(&self, operation: FlockOperation) -> io::Result<bool> {
+        match rustix::fs::flock(&self.data, operation) {
+            Ok(()) => Ok(true),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Uses the object, which is locked.
@@ -82,7 +86,10 @@ impl Store {
             return Ok(Lock::Removed);
         }
         if let Some(complete) = state::load_complete(&object.dir, object.key.content, &self.data) {
-            rustix::fs::flock(&self.data, FlockOperation::NonBlockingLockShared)?;
+            // The kernel unlocks before it locks anew (flock(2)): another store may come between.
+            if !self.flock(FlockOperation::NonBlockingLockShared)? {
+                return Ok(Lock::Held);
+            }
             self.use_object(Use::Shared);
             return Ok(Lock::Shared(complete));
         }

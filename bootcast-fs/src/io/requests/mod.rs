@@ -164,7 +164,7 @@ impl Job {
             Request::ZeroMap => drop(tokio::spawn(self.zero_map())),
             Request::PageHashes(request) => drop(tokio::spawn(self.page_hashes(request))),
             Request::Replace(leaf) => drop(tokio::spawn(self.replace(leaf))),
-            // It lasts for as long as the object, and does not keep that.
+            // The task ends with the object, to which it holds no strong reference.
             Request::Share(Sharing::Hold(holding)) => {
                 drop(tokio::spawn(sharing::hold(self.context, holding)));
             }

@@ -12,7 +12,8 @@ use tracing::{debug, info};
 use super::super::now;
 use super::super::requests::Context;
 use super::{
-    FileMessage, FromFollower, FromHolder, Messages, Span, VERSION, check_peer, send, socket_path,
+    FileMessage, FromFollower, FromHolder, MAX_RANGES, Messages, Span, VERSION, check_peer, send,
+    socket_path,
 };
 use crate::cache::open_dir;
 use crate::object::{Attached, Following, Object, Ready, Wishes};
@@ -141,7 +142,7 @@ struct Connection<'a> {
     socket: OwnedWriteHalf,
     /// Whether the holder tells of pages; `None` before it has described the file.
     by_pages: Option<bool>,
-    /// What the holder was asked for last.
+    /// Last wishes that were sent to the holder. They are sent again only when they change.
     wished: Wishes,
 }
 
@@ -189,7 +190,8 @@ impl Connection<'_> {
             return Ok(());
         }
         let span = |bytes: &std::ops::Range<u64>| (bytes.start, bytes.end);
-        let bytes: Vec<Span> = wishes.bytes.iter().map(span).collect();
+        // The others are told as soon as some of these have arrived.
+        let bytes: Vec<Span> = wishes.bytes.iter().map(span).take(MAX_RANGES).collect();
         let fill = wishes.fill;
         self.wished = wishes;
         send(&mut self.socket, &FromFollower::Wishes { bytes, fill }).await

@@ -28,14 +28,19 @@ const COALESCE_DELAY: Duration = Duration::from_millis(10);
 
 /// Tells followers of an object what arrives, until they are of no more use.
 pub(in crate::io) async fn hold(context: Arc<Context>, holding: Holding) {
-    let listening = open_dir(holding.dir()).and_then(|dir| Ok((listen(&dir)?, dir)));
-    let (listener, dir) = match listening {
-        Ok(listening) => listening,
-        Err(error) => {
-            if let Some(more) = log_limit::allow("cannot share a file", &error) {
-                warn!(%error, "cannot share files with other processes of this machine{more}");
+    let (listener, dir) = loop {
+        match open_dir(holding.dir()).and_then(|dir| Ok((listen(&dir)?, dir))) {
+            Ok(listening) => break listening,
+            Err(error) => {
+                if let Some(more) = log_limit::allow("cannot share a file", &error) {
+                    warn!(%error, "cannot share files with other processes of this machine{more}");
+                }
             }
-            return;
+        }
+        // Descriptors, or room, may be short for a moment.
+        tokio::select! {
+            () = tokio::time::sleep(ALIVE_PERIOD) => {}
+            _ = holding.over() => return,
         }
     };
     let over = holding.over();
@@ -116,9 +121,10 @@ struct Follower {
     socket: OwnedWriteHalf,
     /// Whether it verifies leaves.
     verifies: bool,
-    /// What it was told of the file; `None` before the file was described.
+    /// Leaves or pages already reported to this follower; `None` until the file was described to
+    /// it.
     told: Option<Told>,
-    /// Bytes that its readers wait for, with a mark that is set when they do no more.
+    /// Reads parked here for the follower, by their bytes. The flag of each is set to abandon it.
     waits: BTreeMap<Span, Arc<AtomicBool>>,
     answers: mpsc::UnboundedSender<Answer>,
 }
@@ -147,7 +153,9 @@ impl Follower {
             let pause = tell_at.map_or(ALIVE_PERIOD, |at| at.saturating_duration_since(now()));
             tokio::select! {
                 message = messages.next() => match message {
-                    Some(FromFollower::Wishes { bytes, fill }) => self.handle_wishes(&bytes, fill),
+                    Some(FromFollower::Wishes { bytes, fill }) => {
+                        self.handle_wishes(&bytes, fill)?;
+                    }
                     Some(FromFollower::Hello { .. }) | None => return Ok(()),
                 },
                 Some(answer) = answered.recv() => {
@@ -210,7 +218,10 @@ impl Follower {
     }
 
     /// Handles what the follower's readers wait for: each range is a read of this process.
-    fn handle_wishes(&mut self, bytes: &[Span], fill: bool) {
+    fn handle_wishes(&mut self, bytes: &[Span], fill: bool) -> io::Result<()> {
+        if bytes.len() > MAX_RANGES || bytes.iter().any(|(start, end)| start > end) {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
         if fill {
             self.object.fill_for_followers(now());
             self.attend();
@@ -225,6 +236,7 @@ impl Follower {
                 self.wait(*span);
             }
         }
+        Ok(())
     }
 
     /// Waits for bytes, like a reader of this process.
@@ -280,11 +292,31 @@ struct Wait {
 
 impl Waiter for Wait {
     fn answer(self: Box<Self>, outcome: Result<&[u8], Unread>) {
+        if self.is_over.load(Ordering::Relaxed) {
+            // The same bytes may be waited for again by now.
+            return;
+        }
         // Fails if the follower is gone.
         let _ = self.answers.send((self.span, outcome.map(drop)));
     }
 
     fn is_abandoned(&self) -> bool {
         self.is_over.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_that_was_given_up_does_not_end_another_one_for_the_same_bytes() {
+        let (answers, mut answered) = mpsc::unbounded_channel();
+        for is_given_up in [true, false] {
+            let is_over = Arc::new(AtomicBool::new(is_given_up));
+            let wait = Wait { span: (0, 5), is_over, answers: answers.clone() };
+            Box::new(wait).answer(Err(Unread::Interrupted));
+            assert_eq!(answered.try_recv().is_err(), is_given_up);
+        }
     }
 }

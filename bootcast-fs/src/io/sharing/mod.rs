@@ -7,8 +7,8 @@
 //! | `following` | a process that learns what arrives |
 //!
 //! The holder listens on the socket `share` in the directory of the object. A message is its
-//! length, 4 bytes little-endian, and JSON. Each side drops the connection if it does not understand
-//! the other, for example because that is another version of the program.
+//! length, 4 bytes little-endian, and JSON. Each side drops the connection if it does not
+//! understand the other, for example because that is another version of the program.
 //!
 //! ```text
 //! follower                       holder
@@ -72,7 +72,7 @@ enum FromFollower {
 /// Message of a holder.
 #[derive(Debug, Serialize, Deserialize)]
 enum FromHolder {
-    /// The file. Nothing of it was told yet.
+    /// Description of the file. The follower counts all of it as missing from here on.
     File(FileMessage),
     /// Leaves or pages that may be read.
     Readable(Vec<Span>),

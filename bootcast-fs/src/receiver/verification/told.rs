@@ -9,7 +9,7 @@ use bootcast_proto::manifest::SEGMENT_LEAVES;
 
 use super::{LeafBits, Verification, index};
 
-/// Leaves that another process was told of.
+/// Verified leaves already reported to one follower.
 #[derive(Debug, Default)]
 pub(in crate::receiver) struct ToldLeaves {
     /// For each segment, whether all of its leaves were told.
@@ -18,42 +18,35 @@ pub(in crate::receiver) struct ToldLeaves {
     open: BTreeMap<u64, LeafBits>,
 }
 
-impl ToldLeaves {
-    fn is_whole(&self, segment: u64) -> bool {
-        self.whole.get(index(segment)) == Some(&true)
-    }
-}
-
 impl Verification {
     /// Returns verified leaves that were not told yet, in runs. `None` if a leaf that was told is
     /// not verified any more.
     pub(in crate::receiver) fn news(&self, told: &mut ToldLeaves) -> Option<Vec<Range<u64>>> {
         told.whole.resize(index(self.tree.segments()), false);
         let mut runs = Vec::new();
-        for segment in 0..self.tree.segments() {
-            let is_verified = self.is_verified[index(segment)];
-            if told.is_whole(segment) {
-                if !is_verified {
-                    return None;
+        for (segment, (was_whole, is_whole)) in
+            (0..).zip(told.whole.iter_mut().zip(self.is_verified.iter().copied()))
+        {
+            match (*was_whole, is_whole) {
+                (true, false) => return None,
+                (false, true) => {
+                    let before = told.open.remove(&segment).unwrap_or_default();
+                    push_runs(&mut runs, segment, all(self.tree, segment).without(before));
+                    *was_whole = true;
                 }
-                continue;
+                (true, true) | (false, false) => {}
             }
-            let verified = if is_verified {
-                all(self.tree, segment)
-            } else {
-                self.open.get(&segment).map_or(LeafBits::default(), |known| known.verified)
-            };
-            let before = told.open.get(&segment).copied().unwrap_or_default();
-            if !before.without(verified).is_empty() {
-                return None;
-            }
-            push_runs(&mut runs, segment, verified.without(before));
-            if is_verified {
-                told.open.remove(&segment);
-                told.whole[index(segment)] = true;
-            } else if !verified.is_empty() {
-                told.open.insert(segment, verified);
-            }
+        }
+        let verified = |segment: &u64| self.open.get(segment).map(|known| known.verified);
+        let is_kept = |(segment, before): (&u64, &LeafBits)| {
+            before.without(verified(segment).unwrap_or_default()).is_empty()
+        };
+        if !told.open.iter().all(is_kept) {
+            return None;
+        }
+        for (segment, known) in self.open.iter().filter(|(_, known)| !known.verified.is_empty()) {
+            let before = told.open.insert(*segment, known.verified).unwrap_or_default();
+            push_runs(&mut runs, *segment, known.verified.without(before));
         }
         Some(runs)
     }
