@@ -50,7 +50,7 @@ pub struct Names {
     latest: Arc<Mutex<Option<Latest>>>,
 }
 
-/// The names file that was parsed last. It is valid while the file has this stamp.
+/// Content of the names file that was parsed last, as long as the file has this stamp.
 #[derive(Debug)]
 struct Latest {
     file: PathBuf,
@@ -58,7 +58,7 @@ struct Latest {
     lines: Arc<BTreeMap<String, Line>>,
 }
 
-/// What a names file has on disk. It is valid while the file has this stamp.
+/// Content of a names file on disk, as long as the file has this stamp.
 #[derive(Debug)]
 struct Written {
     stamp: Stamp,
@@ -273,7 +273,7 @@ impl Names {
         lines.retain(|name, line| {
             let attributes = &line.entry.attributes;
             let path = decode_segment(name).ok().and_then(|name| dir.join(&name).ok());
-            // What is being received may be complete when it is looked for.
+            // An object that still arrives counts: it may be complete when the name is looked up.
             attributes.kind != Kind::File
                 || path.is_some_and(|path| {
                     self.cache.has_object(&self.key(&path, attributes, line.b3))

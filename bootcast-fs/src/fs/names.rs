@@ -211,10 +211,8 @@ impl Fs {
         }
         let mut inodes = lock(&self.inodes);
         let ino = inodes.remember(path.clone(), version, attributes.clone(), fetched);
-        let (attributes, fetched) = inodes.find(ino).map_or_else(
-            || (attributes.clone(), fetched),
-            |node| (node.attributes.clone(), node.fetched),
-        );
+        let node = inodes.find(ino).expect("it was just remembered");
+        let (attributes, fetched) = (node.attributes.clone(), node.fetched);
         // The path has led elsewhere since, so the kernel is to look it up again.
         let is_replaced = inodes.latest_number(path).is_some_and(|newest| newest != ino);
         drop(inodes);

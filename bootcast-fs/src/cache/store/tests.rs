@@ -335,7 +335,7 @@ fn a_second_store_of_an_object_in_use_follows_until_it_can_lock_it() {
     let mut bytes = [0; 4];
     second.read_exact_at(&mut bytes, 4).unwrap();
     assert_eq!(&bytes, b"bbbb");
-    // What it would hold is no business of its state.
+    // A follower does not save the state: that is for the holder.
     second.checkpoint(&snapshot(10, PageRange::new(0, 3))).unwrap();
     drop(first);
     let Lock::Own(Some(restored)) = second.try_lock().unwrap() else { panic!("no lock") };

@@ -56,6 +56,22 @@ impl Cast {
         }
         ignored.into_iter().map(|id| self.table.address(id)).collect()
     }
+
+    /// Stores a wrong page of a leaf that was rebuilt from symbols of these senders. Then the right
+    /// bytes of the leaf come.
+    fn rebuild_wrong(&mut self, leaf: usize, layout: BlockLayout, senders: &[u8]) {
+        let page = PageIndex(u32::try_from(leaf * 9 / 2 + 1).unwrap());
+        for sender in senders {
+            let sender = self.table.learn(address(*sender));
+            self.senders.record_symbol(sender, layout.place(page).0);
+        }
+        self.senders.record_other(PageRange::single(page), true);
+        self.stored[page.0 as usize * 1000..][..1000].fill(2);
+        let (number, stored) = (leaf as u64, &self.stored[Self::bytes(leaf)]);
+        let start = (leaf * LEAF) as u64;
+        self.senders.handle_wrong(number, start, stored, &self.geometry, Some(layout));
+        self.senders.handle_replaced(number, &[1; LEAF], &self.geometry);
+    }
 }
 
 /// Stores the pages of `leaves` leaves, one of each by `forger`, and checks these.
@@ -123,18 +139,9 @@ fn a_sender_of_symbols_only_gets_the_blame_for_rebuilt_pages() {
     let layout = BlockLayout::new(90, 1).unwrap();
     (0..90).for_each(|page| cast.page(SERVER, page, 1));
     (0..3).for_each(|leaf| assert_eq!(cast.check(leaf), []));
+    cast.table.learn(address(SERVER));
     for leaf in [3, 5, 7] {
-        let page = PageIndex(u32::try_from(leaf * 9 / 2 + 1).unwrap());
-        let (server, forger) = (cast.table.learn(address(SERVER)), cast.table.learn(address(9)));
-        let block = layout.place(page).0;
-        cast.senders.record_symbol(forger, block);
-        cast.senders.record_symbol(server, block);
-        cast.senders.record_other(PageRange::single(page), true);
-        cast.stored[page.0 as usize * 1000..][..1000].fill(2);
-        let (number, stored) = (leaf as u64, &cast.stored[Cast::bytes(leaf)]);
-        let start = (leaf * LEAF) as u64;
-        cast.senders.handle_wrong(number, start, stored, &cast.geometry, Some(layout));
-        cast.senders.handle_replaced(number, &[1; LEAF], &cast.geometry);
+        cast.rebuild_wrong(leaf, layout, &[9, SERVER]);
     }
     assert!(!cast.senders.is_nobody_to_blame());
     assert_eq!(cast.senders.poll_ignored(), Some(SenderId(1)));
@@ -148,15 +155,7 @@ fn wrong_rebuilt_pages_of_proven_senders_are_nobodys_fault() {
     (0..3).for_each(|leaf| assert_eq!(cast.check(leaf), []));
     for (count, leaf) in [3, 5, 7].into_iter().enumerate() {
         assert!(!cast.senders.is_nobody_to_blame(), "after {count} leaves");
-        let page = PageIndex(u32::try_from(leaf * 9 / 2 + 1).unwrap());
-        let server = cast.table.learn(address(SERVER));
-        cast.senders.record_symbol(server, layout.place(page).0);
-        cast.senders.record_other(PageRange::single(page), true);
-        cast.stored[page.0 as usize * 1000..][..1000].fill(2);
-        let (number, stored) = (leaf as u64, &cast.stored[Cast::bytes(leaf)]);
-        let start = (leaf * LEAF) as u64;
-        cast.senders.handle_wrong(number, start, stored, &cast.geometry, Some(layout));
-        cast.senders.handle_replaced(number, &[1; LEAF], &cast.geometry);
+        cast.rebuild_wrong(leaf, layout, &[SERVER]);
     }
     assert!(cast.senders.is_nobody_to_blame());
     assert_eq!(cast.senders.poll_ignored(), None);
