@@ -95,8 +95,8 @@ impl Connection {
         Err(old.mountpoint)
     }
 
-    /// Returns the number of this connection at its mount point, see [`kernel::connection_number`];
-    /// `None` if it is mounted there no more.
+    /// Returns the number of this connection at its mount point, which is the device number
+    /// of its file system; `None` if it is mounted there no more.
     pub fn number(&self, mountpoint: &Path) -> Option<u32> {
         kernel::connection_number(mountpoint).ok()
     }

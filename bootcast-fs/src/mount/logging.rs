@@ -34,7 +34,7 @@ pub(crate) fn parse_filter(text: &str) -> Option<Targets> {
     text.parse().ok()
 }
 
-/// Whether `text` is a valid filter for [`to_stderr`] and [`to_syslog`].
+/// Whether `text` is a valid filter for [`to_stderr`] and the system log.
 pub fn is_filter(text: &str) -> bool {
     parse_filter(text).is_some()
 }
