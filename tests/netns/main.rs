@@ -35,6 +35,7 @@ mod hanging;
 mod hashing;
 mod identity;
 mod ignored_signals;
+mod installing;
 mod keeping;
 mod kernel_facts;
 mod killing;

@@ -27,13 +27,18 @@ pub(crate) fn mount_tmpfs(directory: &Path, options: &str) {
 }
 
 /// A block device over a sparse file.
-struct LoopDevice(PathBuf);
+pub(crate) struct LoopDevice(pub(crate) PathBuf);
 
 impl LoopDevice {
+    /// The file whose bytes are those of a device that was attached in `directory`.
+    pub(crate) fn backing(directory: &Path) -> PathBuf {
+        directory.join("backing")
+    }
+
     /// Creates a device of `size_mib` MiB over a file in `directory`. If the machine has no loop
     /// device, reports the test as skipped and returns `None`.
-    fn attach(directory: &Path, size_mib: u64) -> Option<Self> {
-        let backing = directory.join("backing");
+    pub(crate) fn attach(directory: &Path, size_mib: u64) -> Option<Self> {
+        let backing = Self::backing(directory);
         File::create(&backing).unwrap().set_len(mib(size_mib)).unwrap();
         let attached = Command::new("losetup").args(["--find", "--show"]).arg(&backing).output();
         match attached {

@@ -3,12 +3,15 @@
 use std::fs::File;
 use std::io::IoSlice;
 use std::ops::Range;
+use std::os::fd::AsFd;
 
-use rustix::fs::SeekFrom;
+use rustix::fs::{FallocateFlags, SeekFrom};
 
 /// Minimum length of zeros between other bytes of a run for which the run is written in two parts.
 /// It has whole blocks of a file system in it.
 const MIN_ZEROS: usize = 16 << 10;
+/// Blocks that can be freed are multiples of this, or of a part of it.
+const BLOCK: u64 = 4096;
 
 /// A part of a run of pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,7 +90,22 @@ pub(super) fn first_hole(file: &File, bytes: &Range<u64>) -> Option<Range<u64>> 
     (start < end).then_some(start..end)
 }
 
-fn is_zeros(bytes: &[u8]) -> bool {
+/// Frees the whole blocks among these bytes, so that they read as zeros. Returns the freed bytes:
+/// none where the file system or the device cannot free blocks.
+///
+/// On a device the kernel frees blocks only if they certainly read as zeros afterwards
+/// (block/fops.c, `blkdev_fallocate`).
+pub(crate) fn free(file: impl AsFd, bytes: &Range<u64>) -> Range<u64> {
+    let (start, end) = (bytes.start.next_multiple_of(BLOCK), bytes.end / BLOCK * BLOCK);
+    let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    if start < end && rustix::fs::fallocate(file, punch, start, end - start).is_ok() {
+        start..end
+    } else {
+        bytes.start..bytes.start
+    }
+}
+
+pub(crate) fn is_zeros(bytes: &[u8]) -> bool {
     // Without a branch for each byte: the compiler makes few instructions of it.
     bytes.chunks(256).all(|chunk| chunk.iter().fold(0, |any, byte| any | byte) == 0)
 }

@@ -27,7 +27,7 @@
 
 mod budget;
 mod contents;
-mod holes;
+pub(crate) mod holes;
 mod kept;
 mod leaf_values;
 mod names;

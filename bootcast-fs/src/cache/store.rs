@@ -65,6 +65,8 @@ pub struct Store {
     is_in_memory: bool,
     /// Whether held bytes may be in a hole of the file. Until then no check looks for one.
     may_have_holes: AtomicBool,
+    /// Whether blocks of zeros are freed, though the file knows no holes: it is a device.
+    frees_zeros: bool,
     /// Directory and identity of a persistent store; `None` for transient ones.
     object_dir: Option<ObjectDir>,
     /// Hashes of a persistent store's content, if their file can be opened.
@@ -177,6 +179,12 @@ impl Store {
         Self::with(data, cache, None, None)
     }
 
+    /// Frees blocks of a device that become zeros, where the device can, instead of writing them.
+    pub(crate) fn freeing_zeros(mut self) -> Self {
+        self.frees_zeros = true;
+        self
+    }
+
     /// Creates a store like [`Self::transient`] in a directory that vanishes with it. The caller
     /// must have locked `data`.
     pub(super) fn private(data: File, dir: TempDir, cache: Cache) -> Self {
@@ -271,6 +279,7 @@ impl Store {
             cache: own_cache,
             is_in_memory: cache.dir().is_none(),
             may_have_holes: AtomicBool::new(restored.is_some()),
+            frees_zeros: false,
             symbols: Symbols::new(cache),
             object_dir,
             restored,
@@ -424,6 +433,8 @@ impl Store {
             if part.is_zeros && holes::is_hole(&self.data, offset, part.len) {
                 self.record_hole();
                 self.window.remove(&(offset..offset + part.len as u64));
+            } else if part.is_zeros && self.frees_zeros {
+                self.write_zeros(offset..offset + part.len as u64)?;
             } else {
                 write(head, offset)?;
             }
@@ -436,9 +447,18 @@ impl Store {
     /// Makes these bytes zeros: they are written where the file has no hole. The file must have its
     /// final size.
     pub fn write_zeros(&self, bytes: Range<u64>) -> io::Result<()> {
-        static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
         self.record_hole();
         self.window.remove(&bytes);
+        if !self.frees_zeros {
+            return self.write_zeros_outside_holes(bytes);
+        }
+        let freed = holes::free(&self.data, &bytes);
+        self.write_zeros_outside_holes(bytes.start..freed.start)?;
+        self.write_zeros_outside_holes(freed.end..bytes.end)
+    }
+
+    fn write_zeros_outside_holes(&self, bytes: Range<u64>) -> io::Result<()> {
+        static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
         let mut rest = bytes;
         while let Some(data) = holes::first_data(&self.data, &rest) {
             for start in data.clone().step_by(ZEROS.len()) {

@@ -7,7 +7,7 @@ use bootcast_host::signals::EndSignals;
 use bootcast_proto::Etag;
 
 use super::error::ToolError;
-use super::output::Sink;
+use super::output::{Sink, Zeros};
 use super::probe::Probe;
 use super::progress::Progress;
 use super::proof::Gate;
@@ -63,10 +63,12 @@ impl CastFetch {
     pub(super) async fn write_in_place(
         &self,
         sink: &Sink,
+        zeros: Zeros,
         progress: &Progress,
         signals: &mut EndSignals,
     ) -> Result<u64, ToolError> {
         let store = Store::transient(sink.reopen()?, Scratch::find().cache());
+        let store = if zeros == Zeros::Freed { store.freeing_zeros() } else { store };
         let object = self.object(store, Fill::Full);
         let clock = StallClock::new(self.timeout);
         let show = |now: &Snapshot| progress.show(now.received, now.size_at_most);
@@ -187,7 +189,7 @@ impl CastFetch {
         signals: &mut EndSignals,
     ) -> Result<u64, ToolError> {
         progress.notify("no room to spool for a slow reader, fetching the rest over HTTP");
-        let fetch = UnicastFetch::resume(&self.target, self.timeout, progress, sink, from)?;
+        let fetch = UnicastFetch::resume(&self.target, self.timeout, progress, sink, from);
         let mut fetch = fetch.through(gate);
         signals.guard(fetch.run()).await
     }

@@ -23,7 +23,7 @@ Exit codes:
   5    the server has no such file
   6    the server refuses, or does not speak this protocol
   7    the file changes on the server while it is being fetched
-  8    the content is not the one that --b3 names
+  8    the content is not the one that --b3 names, or --decompress cannot expand it
   9    an error in this program; please report it
   129, 130, 143  ended by SIGHUP, SIGINT, SIGTERM
   141  the reader of standard output went away";
@@ -71,6 +71,9 @@ pub(super) enum ToolError {
     /// The content is not the expected one. The text says what was found.
     #[error("not the content that --b3 names: {0}")]
     Content(String),
+    /// The file cannot be expanded, for this reason.
+    #[error("--decompress cannot expand it: {0}")]
+    Compressed(String),
     /// A thread panicked. The text describes the panic.
     #[error("{0}")]
     Panic(String),
@@ -99,10 +102,19 @@ impl ToolError {
             Self::NotFound(_) => 5,
             Self::Refused(_) => 6,
             Self::Changed | Self::ChangedMidway(_) => 7,
-            Self::Content(_) => 8,
+            Self::Content(_) | Self::Compressed(_) => 8,
             Self::Panic(_) => 9,
             Self::ReaderGone => 141,
             Self::Signal(signal) => signal.exit_code(),
+        }
+    }
+
+    /// Makes the error one that another attempt can help against: the output is written again from
+    /// its beginning.
+    pub(super) fn before_another_attempt(self) -> Self {
+        match self {
+            Self::ChangedMidway(_) => Self::Changed,
+            error => error,
         }
     }
 

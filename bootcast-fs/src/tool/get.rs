@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use bootcast_host::signals::EndSignals;
 use bootcast_proto::ContentId;
-use futures_util::FutureExt;
+use futures_util::{FutureExt, TryFutureExt};
+use indicatif::BinaryBytes;
 use tracing::warn;
 
 use super::cast::CastFetch;
 use super::error::ToolError;
-use super::output::{OnDisk, Output, PartialFile, Sink};
+use super::expand::{Expansion, expanded_name};
+use super::output::{OnDisk, Output, PartialFile, Sink, Zeros, blocking};
 use super::progress::{Hash, Progress, Screen};
 use super::proof::{Gate, check_file};
 use super::range::ByteRange;
@@ -60,6 +62,15 @@ pub(super) struct Args {
     #[arg(long, value_name = "leaf|tag", default_value = "leaf")]
     verify: VerifyArg,
 
+    /// Expand a file in the format of zstd, gzip or xz on the way; without --output, the name loses
+    /// .zst, .gz or .xz
+    #[arg(short, long, conflicts_with = "range")]
+    decompress: bool,
+
+    /// Free the blocks of a block device first, and then those of zeros instead of writing them
+    #[arg(long, requires = "output")]
+    discard: bool,
+
     /// Fetch over plain HTTP, without multicast
     #[arg(short, long)]
     unicast: bool,
@@ -95,8 +106,14 @@ pub(super) async fn run(args: Args) -> Result<(), ToolError> {
     let output = match &args.output {
         Some(_) if to_stdout => Output::stdout()?,
         Some(path) => Output::at(path)?,
-        None => Output::at(&default_file_name(&target.path)?)?,
+        None => {
+            let name = default_file_name(&target.path)?;
+            Output::at(&if args.decompress { expanded_name(name) } else { name })?
+        }
     };
+    if args.discard && !matches!(output, Output::Device(_)) {
+        return Err(ToolError::Usage("--discard needs a block device as output".into()));
+    }
     let screen = Screen::new(args.receiving.quiet, to_stdout);
     screen.start_logging(args.receiving.quiet, args.verbose);
     let signals = EndSignals::listen()
@@ -118,7 +135,8 @@ pub(super) async fn run(args: Args) -> Result<(), ToolError> {
     let progress = screen.progress(&target.display_name());
     let path = target.path.clone();
     let expected = args.b3.map(|id| Expected { id, timeout });
-    let get = Get { target, transport, output, expected, progress, signals };
+    let Args { decompress, discard, .. } = args;
+    let get = Get { target, transport, output, decompress, discard, expected, progress, signals };
     // On the heap, because it is large.
     Box::pin(get.run()).await.map_err(|error| error.with_path(&path))
 }
@@ -149,6 +167,8 @@ struct Get {
     target: Target,
     transport: Transport,
     output: Output,
+    decompress: bool,
+    discard: bool,
     expected: Option<Expected>,
     progress: Progress,
     signals: EndSignals,
@@ -199,40 +219,49 @@ impl Get {
         Ok(size)
     }
 
-    /// Writes one version and syncs it. Returns its size.
+    /// Writes one version and syncs it. Returns the number of fetched bytes.
     async fn write(&mut self, proof: Option<&Arc<Proof>>) -> Result<u64, ToolError> {
         match &self.output {
             Output::Stream(sink) => {
                 let sink = sink.clone();
-                let size = self.fetch_to(&sink, Order::Ascending, proof).await?;
-                if proof.is_some_and(|proof| proof.tree().size() != size) {
-                    // Each leaf was proven, but not that these were all.
-                    return Err(ToolError::ChangedMidway(size));
-                }
+                let size = self.fetch_to(&sink, Order::Ascending, Zeros::Written, proof).await?;
                 self.signals.guard(sink.sync()).await?;
                 Ok(size)
             }
             Output::Device(sink) => {
                 let sink = sink.clone();
-                let size = self.fetch_to(&sink, Order::Any, proof).await?;
-                self.check(proof, size, &sink).await?;
+                let zeros = self.prepare(&sink).await?;
+                let fetched = self.fetch_to(&sink, Order::Any, zeros, proof).await;
+                // The device is written again from its beginning.
+                let size = fetched.map_err(ToolError::before_another_attempt)?;
                 self.signals.guard(sink.sync()).await?;
                 Ok(size)
             }
             Output::File(path) => {
                 let part = PartialFile::create(path)?;
-                let sink = part.sink()?;
-                let fetched = self.fetch_to(&sink, Order::Any, proof).await;
-                let size = fetched.map_err(|error| match error {
-                    // The written bytes disappear with the partial file.
-                    ToolError::ChangedMidway(_) => ToolError::Changed,
-                    error => error,
-                })?;
-                self.check(proof, size, &sink).await?;
+                let (sink, order) = (part.sink()?, Order::Any);
+                let fetched = self.fetch_to(&sink, order, Zeros::LeftOut, proof).await;
+                // The written bytes disappear with the partial file.
+                let size = fetched.map_err(ToolError::before_another_attempt)?;
                 self.signals.guard(part.publish(OnDisk)).await?;
                 Ok(size)
             }
         }
+    }
+
+    /// Prepares a device to be written from its beginning. Returns how it takes zeros.
+    async fn prepare(&mut self, sink: &Sink) -> Result<Zeros, ToolError> {
+        sink.rewind()?;
+        if !self.discard {
+            return Ok(Zeros::Written);
+        }
+        let device = sink.clone();
+        let freeing = blocking(move || device.free_all());
+        let freeing = freeing.map_err(|error| sink.write_error(&error));
+        if !self.signals.guard(freeing).await? {
+            warn!("the device cannot free blocks that then read as zeros: zeros are written");
+        }
+        Ok(Zeros::Freed)
     }
 
     /// Fetches the proof of the expected content, if one is expected.
@@ -248,6 +277,72 @@ impl Get {
         signals.guard(Box::pin(proof)).await.map(Some)
     }
 
+    /// Writes the bytes, proven and expanded if that is wanted. Returns the number of fetched bytes.
+    async fn fetch_to(
+        &mut self,
+        sink: &Sink,
+        order: Order,
+        zeros: Zeros,
+        proof: Option<&Arc<Proof>>,
+    ) -> Result<u64, ToolError> {
+        if self.decompress {
+            let expansion = Expansion::start(sink, zeros)?;
+            let fetched = self.fetch_in_order(&expansion.input(), Zeros::Written, proof).await;
+            let (fetched, expanded) = self.signals.guard(expansion.finish(fetched)).await?;
+            self.progress.notify(&format!("expanded to {}", BinaryBytes(expanded)));
+            return Ok(fetched);
+        }
+        match order {
+            Order::Ascending => self.fetch_in_order(sink, zeros, proof).await,
+            Order::Any => {
+                let size = self.fetch_in_place(sink, zeros).await?;
+                self.check(proof, size, sink).await?;
+                Ok(size)
+            }
+        }
+    }
+
+    /// Writes the bytes from the first to the last, each once it is proven. Returns their number.
+    async fn fetch_in_order(
+        &mut self,
+        sink: &Sink,
+        zeros: Zeros,
+        proof: Option<&Arc<Proof>>,
+    ) -> Result<u64, ToolError> {
+        let Self { target, transport, progress, signals, .. } = self;
+        let gate = proof.cloned().map(Gate::new);
+        let size = match transport {
+            Transport::Cast(cast) => cast.write_in_order(sink, gate, progress, signals).await?,
+            Transport::Range(cast, range) => {
+                return cast.write_range(*range, sink, progress, signals).await;
+            }
+            Transport::Unicast { timeout } => {
+                let output = sink.in_order(zeros);
+                let fetch = UnicastFetch::new(target, *timeout, progress, output);
+                let mut fetch = fetch.through(gate);
+                signals.guard(fetch.run()).await?
+            }
+        };
+        if proof.is_some_and(|proof| proof.tree().size() != size) {
+            // Each leaf was proven, but not that these were all.
+            return Err(ToolError::ChangedMidway(size));
+        }
+        Ok(size)
+    }
+
+    /// Writes the bytes, each in place when it arrives. Returns their number.
+    async fn fetch_in_place(&mut self, sink: &Sink, zeros: Zeros) -> Result<u64, ToolError> {
+        match &self.transport {
+            Transport::Cast(cast) => {
+                cast.write_in_place(sink, zeros, &self.progress, &mut self.signals).await
+            }
+            // Nothing arrives out of order.
+            Transport::Range(..) | Transport::Unicast { .. } => {
+                self.fetch_in_order(sink, zeros, None).await
+            }
+        }
+    }
+
     /// Checks what was written, and replaces wrong bytes.
     async fn check(
         &mut self,
@@ -260,36 +355,6 @@ impl Get {
             return Err(ToolError::Changed);
         }
         self.signals.guard(check_file(proof, sink.reopen()?, sink)).await
-    }
-
-    /// Writes the bytes to `sink`. Returns their number. Bytes in ascending order are proven before
-    /// they are written.
-    async fn fetch_to(
-        &mut self,
-        sink: &Sink,
-        order: Order,
-        proof: Option<&Arc<Proof>>,
-    ) -> Result<u64, ToolError> {
-        let Self { target, transport, progress, signals, .. } = self;
-        match (transport, order) {
-            (Transport::Cast(cast), Order::Ascending) => {
-                let gate = proof.cloned().map(Gate::new);
-                cast.write_in_order(sink, gate, progress, signals).await
-            }
-            (Transport::Cast(cast), Order::Any) => {
-                cast.write_in_place(sink, progress, signals).await
-            }
-            (Transport::Range(cast, range), _) => {
-                cast.write_range(*range, sink, progress, signals).await
-            }
-            (Transport::Unicast { timeout }, order) => {
-                let gate = proof.cloned().map(Gate::new);
-                let gate = gate.filter(|_| matches!(order, Order::Ascending));
-                let fetch = UnicastFetch::new(target, *timeout, progress, sink)?;
-                let mut fetch = fetch.through(gate);
-                signals.guard(fetch.run()).await
-            }
-        }
     }
 }
 

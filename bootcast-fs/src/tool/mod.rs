@@ -6,6 +6,7 @@
 //! | `get` | `bootcast get` |
 //! | `cast`, `unicast` | fetching by multicast, and over plain HTTP |
 //! | `range` | fetching a part of a file |
+//! | `expand` | expanding a compressed file on the way |
 //! | `output` | the destination of the bytes, and syncing it |
 //! | `spool`, `relay` | storing pages that arrive in any order, and writing them in order |
 //! | `proof` | checking the bytes against a content id |
@@ -23,6 +24,7 @@
 mod cache;
 mod cast;
 mod error;
+mod expand;
 mod get;
 mod list;
 mod mount_status;
@@ -55,7 +57,7 @@ use error::{ANSWER_EXIT_CODES, EXIT_CODES, ToolError};
 const EXAMPLES: &str = "\
 Examples:
   bootcast get http://head/images/debian.img
-  bootcast get head:/images/debian.img.zst -O - | zstd -d > /dev/sda
+  bootcast get head:/images/debian.img.zst --decompress -O /dev/sda --discard
   bootcast get http://head/images/debian.img --range 0-511 -O mbr
   bootcast ls -l http://head/images
   bootcast status /mnt/images

@@ -2,21 +2,38 @@
 //! any order, or a file that appears in one step. Each is synced before the command succeeds.
 
 use std::fs::{self, File, Permissions};
-use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd};
+use std::io::{self, Seek, SeekFrom, Write};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd};
 use tempfile::NamedTempFile;
 
 use super::error::ToolError;
+use crate::cache::holes::{self, is_zeros};
 
 /// Most bytes of the final name that the name of a partial file repeats. With the other parts the
 /// name stays below 255 bytes, the limit of Linux file systems.
 const MAX_STEM_LEN: usize = 200;
+
+/// Bytes of a piece of zeros that can be left out, at least.
+const BLOCK: usize = 4096;
+
+/// How zeros become part of an output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Zeros {
+    /// They are written.
+    Written,
+    /// They are left out of a new file, which then has a hole there.
+    LeftOut,
+    /// The blocks of a device are freed, where the device can.
+    Freed,
+}
 
 /// Destination of fetched bytes.
 #[derive(Debug)]
@@ -38,8 +55,20 @@ impl Output {
         Ok(Self::Stream(Sink { file: Arc::new(stdout.into()), name }))
     }
 
+    /// Takes over a descriptor that the caller opened. Bytes go where it stands, in order, because
+    /// the caller may use it before and after.
+    fn already_open(number: RawFd, path: &Path) -> Result<Self, ToolError> {
+        let this = rustix::process::pidfd_open(getpid(), PidfdFlags::empty());
+        let file = this.and_then(|this| pidfd_getfd(this, number, PidfdGetfdFlags::empty()));
+        let file = file.map_err(|error| ToolError::local(path, &error.into()))?;
+        Ok(Self::Stream(Sink { file: Arc::new(file.into()), name: path.display().to_string() }))
+    }
+
     /// Opens the device or pipe at `path`. Any other path becomes an [`Output::File`].
     pub(super) fn at(path: &Path) -> Result<Self, ToolError> {
+        if let Some(number) = open_descriptor(path) {
+            return Self::already_open(number, path);
+        }
         // Follows symbolic links: the target is replaced, not the link.
         let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
         match fs::metadata(&path) {
@@ -59,6 +88,18 @@ impl Output {
     }
 }
 
+/// Returns the number of the descriptor that a path such as `/dev/fd/3` names.
+fn open_descriptor(path: &Path) -> Option<RawFd> {
+    let path = path.to_str()?;
+    match path {
+        "/dev/stdout" => return Some(1),
+        "/dev/stderr" => return Some(2),
+        _ => {}
+    }
+    let number = ["/dev/fd/", "/proc/self/fd/"].iter().find_map(|dir| path.strip_prefix(dir))?;
+    number.parse().ok().filter(|number| *number >= 0)
+}
+
 /// An open stream, device or partial file.
 #[derive(Clone, Debug)]
 pub(super) struct Sink {
@@ -68,14 +109,14 @@ pub(super) struct Sink {
 }
 
 impl Sink {
+    /// Creates a sink for a pipe of this program.
+    pub(super) fn pipe(file: File) -> Self {
+        Self { file: Arc::new(file), name: "a pipe".into() }
+    }
+
     fn open(path: &Path, options: &fs::OpenOptions) -> Result<Self, ToolError> {
         let file = options.open(path).map_err(|error| ToolError::local(path, &error))?;
         Ok(Self { file: Arc::new(file), name: path.display().to_string() })
-    }
-
-    /// Duplicates the descriptor.
-    pub(super) fn duplicate(&self) -> Result<File, ToolError> {
-        self.file.try_clone().map_err(|error| self.write_error(&error))
     }
 
     /// Opens the file a second time.
@@ -90,9 +131,39 @@ impl Sink {
         opened.or_else(|_| self.file.try_clone()).map_err(|error| self.write_error(&error))
     }
 
-    /// Writes all of `bytes`. Blocks while a pipe is full.
-    pub(super) fn write_all(&self, bytes: &[u8]) -> io::Result<()> {
-        (&*self.file).write_all(bytes)
+    /// Writes all of `bytes`. Blocks while a pipe is full, even if the pipe is in non-blocking mode,
+    /// as one may be that other programs share.
+    pub(super) fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            match (&*self.file).write(bytes) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => bytes = &bytes[written..],
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let mut writable = [PollFd::new(&*self.file, PollFlags::OUT)];
+                    rustix::io::retry_on_intr(|| rustix::event::poll(&mut writable, None))?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Goes back to the first byte of a device.
+    pub(super) fn rewind(&self) -> Result<(), ToolError> {
+        (&*self.file).rewind().map_err(|error| self.write_error(&error))
+    }
+
+    /// Frees all blocks of a device. Returns whether the device can do so.
+    pub(super) fn free_all(&self) -> io::Result<bool> {
+        let end = (&*self.file).seek(SeekFrom::End(0))?;
+        self.file.as_ref().rewind()?;
+        Ok(!holes::free(&self.file, &(0..end)).is_empty())
+    }
+
+    /// Returns a writer of bytes from the first to the last.
+    pub(super) fn in_order(&self, zeros: Zeros) -> InOrder {
+        InOrder { sink: self.clone(), zeros, written: 0 }
     }
 
     /// Creates the error of a failed write.
@@ -111,6 +182,72 @@ impl Sink {
         let file = self.file.clone();
         let synced = blocking(move || ignore_unsyncable(file.sync_data())).await;
         synced.map_err(|error| self.write_error(&error))
+    }
+}
+
+/// Writes bytes from the first to the last, and treats zeros as the output permits.
+#[derive(Clone, Debug)]
+pub(super) struct InOrder {
+    sink: Sink,
+    zeros: Zeros,
+    /// Number of bytes that were written, or were zeros and left out.
+    written: u64,
+}
+
+impl InOrder {
+    /// Writes the next bytes. Zeros are found in whole blocks from the start of `bytes` on.
+    pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let are_zeros = is_zeros(&rest[..BLOCK.min(rest.len())]);
+            let run = rest.chunks(BLOCK).take_while(|block| is_zeros(block) == are_zeros);
+            let (run, others) = rest.split_at(run.map(<[u8]>::len).sum());
+            if are_zeros {
+                self.write_zeros(run)?;
+            } else {
+                self.write_run(run)?;
+            }
+            self.written += run.len() as u64;
+            rest = others;
+        }
+        Ok(())
+    }
+
+    /// Ends the output. Returns the number of bytes.
+    pub(super) fn finish(&self) -> io::Result<u64> {
+        if self.zeros == Zeros::LeftOut {
+            // The last bytes may be zeros.
+            self.sink.file.set_len(self.written)?;
+        }
+        Ok(self.written)
+    }
+
+    /// Creates the error of a failed write.
+    pub(super) fn error(&self, error: &io::Error) -> ToolError {
+        self.sink.write_error(error)
+    }
+
+    fn write_run(&self, run: &[u8]) -> io::Result<()> {
+        match self.zeros {
+            Zeros::Written => self.sink.write_all(run),
+            Zeros::LeftOut | Zeros::Freed => self.sink.file.write_all_at(run, self.written),
+        }
+    }
+
+    fn write_zeros(&self, run: &[u8]) -> io::Result<()> {
+        match self.zeros {
+            Zeros::Written => self.write_run(run),
+            Zeros::LeftOut => Ok(()),
+            Zeros::Freed => {
+                let all = self.written..self.written + run.len() as u64;
+                let freed = holes::free(&self.sink.file, &all);
+                let rest = [all.start..freed.start, freed.end..all.end];
+                rest.into_iter().filter(|part| !part.is_empty()).try_for_each(|part| {
+                    let len = usize::try_from(part.end - part.start).map_err(io::Error::other)?;
+                    self.sink.file.write_all_at(&run[..len], part.start)
+                })
+            }
+        }
     }
 }
 

@@ -4,11 +4,11 @@ use std::time::{Duration, Instant};
 
 use bootcast_proto::Etag;
 use bootcast_proto::log_limit::{Limiter, Suppressed};
-use tokio::io::AsyncWriteExt;
+use bytes::Bytes;
 use tracing::info;
 
 use super::error::ToolError;
-use super::output::Sink;
+use super::output::{InOrder, Sink, Zeros, blocking};
 use super::progress::Progress;
 use super::proof::Gate;
 use super::stall::StallClock;
@@ -16,17 +16,13 @@ use super::url::Target;
 use crate::io::{ControlError, FileAnswer, now};
 use crate::receiver::REQUEST_BACKOFF;
 
-/// Most bytes of one write.
-const WRITE_LEN: usize = 1 << 20;
-
 /// Fetch over plain HTTP that reconnects when a connection breaks.
 #[derive(Debug)]
 pub(super) struct UnicastFetch<'a> {
     target: &'a Target,
     clock: StallClock,
     progress: &'a Progress,
-    output: tokio::fs::File,
-    sink: Sink,
+    output: InOrder,
     /// Offset of the first byte to fetch.
     first: u64,
     /// Number of bytes written from there on.
@@ -67,22 +63,19 @@ enum Connection {
 }
 
 impl<'a> UnicastFetch<'a> {
-    /// Creates a fetch of the whole file into `sink`. It gives up after `timeout` without a new
+    /// Creates a fetch of the whole file into `output`. It gives up after `timeout` without a new
     /// byte.
     pub(super) fn new(
         target: &'a Target,
         timeout: Option<Duration>,
         progress: &'a Progress,
-        sink: &Sink,
-    ) -> Result<Self, ToolError> {
-        let mut output = tokio::fs::File::from_std(sink.duplicate()?);
-        output.set_max_buf_size(WRITE_LEN);
-        Ok(Self {
+        output: InOrder,
+    ) -> Self {
+        Self {
             target,
             clock: StallClock::new(timeout),
             progress,
             output,
-            sink: sink.clone(),
             first: 0,
             written: 0,
             end: None,
@@ -91,7 +84,7 @@ impl<'a> UnicastFetch<'a> {
             last_error: None,
             log_limiter: Limiter::new(),
             gate: None,
-        })
+        }
     }
 
     /// Creates a fetch of the bytes that another transport did not write.
@@ -101,10 +94,10 @@ impl<'a> UnicastFetch<'a> {
         progress: &'a Progress,
         sink: &Sink,
         from: ResumePoint,
-    ) -> Result<Self, ToolError> {
+    ) -> Self {
         let ResumePoint { first, written, end, etag } = from;
-        let fetch = Self::new(target, timeout, progress, sink)?;
-        Ok(Self { first, written, end, etag: Some(etag), ..fetch })
+        let fetch = Self::new(target, timeout, progress, sink.in_order(Zeros::Written));
+        Self { first, written, end, etag: Some(etag), ..fetch }
     }
 
     /// Proves bytes before they are written.
@@ -117,13 +110,11 @@ impl<'a> UnicastFetch<'a> {
     /// If the file changes, fails with [`ToolError::ChangedMidway`], or with [`ToolError::Changed`]
     /// before the first byte.
     pub(super) async fn run(&mut self) -> Result<u64, ToolError> {
-        let outcome = self.copy().await;
-        let flushed = self.output.flush().await;
-        outcome.map_err(|error| match error {
+        self.copy().await.map_err(|error| match error {
             ToolError::Changed if self.written > 0 => ToolError::ChangedMidway(self.written),
             error => error,
         })?;
-        flushed.map_err(|error| self.sink.write_error(&error))?;
+        self.output.finish().map_err(|error| self.output.error(&error))?;
         Ok(self.written)
     }
 
@@ -177,7 +168,7 @@ impl<'a> UnicastFetch<'a> {
         let mut response = answer.response;
         loop {
             match self.within_timeout(response.chunk()).await? {
-                Ok(Some(bytes)) => self.write(&bytes).await?,
+                Ok(Some(bytes)) => self.write(bytes).await?,
                 Ok(None) => return Ok(Connection::Done),
                 Err(error) => return Ok(Connection::Broken(control.unreachable(&error))),
             }
@@ -204,19 +195,17 @@ impl<'a> UnicastFetch<'a> {
     }
 
     /// Writes the bytes of a response that belong to the range.
-    async fn write(&mut self, bytes: &[u8]) -> Result<(), ToolError> {
+    async fn write(&mut self, mut bytes: Bytes) -> Result<(), ToolError> {
         let wanted = self.end.map_or(u64::MAX, |end| end.saturating_sub(self.position()));
-        let len = usize::try_from(wanted).unwrap_or(usize::MAX).min(bytes.len());
-        let proven;
-        let out = match &mut self.gate {
-            None => &bytes[..len],
-            Some(gate) => {
-                proven = self.clock.pause(gate.pass(&bytes[..len])).await?;
-                &proven
-            }
-        };
-        let written = self.clock.pause(self.output.write_all(out)).await;
-        written.map_err(|error| self.sink.write_error(&error))?;
+        bytes.truncate(usize::try_from(wanted).unwrap_or(usize::MAX));
+        let len = bytes.len();
+        if let Some(gate) = &mut self.gate {
+            bytes = self.clock.pause(gate.pass(&bytes)).await?.into();
+        }
+        let mut output = self.output.clone();
+        let writing = blocking(move || output.write(&bytes).map(|()| output));
+        let written = self.clock.pause(writing).await;
+        self.output = written.map_err(|error| self.output.error(&error))?;
         self.written += len as u64;
         self.last_error = None;
         let end = self.end.or(self.size);

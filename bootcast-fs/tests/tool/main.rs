@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bootcast_proto::manifest::{ContentTree, HEADER_CONTENT_ID, LEAF_BYTES, Manifest};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, Signal, kill_process};
 use server::{
     Carousel, NO_ANSWER, PAGE_SIZE, ScriptedServer, join_answer, partial_response, response,
@@ -215,6 +216,50 @@ fn a_stream_begins_before_the_file_is_complete() {
     assert!(rest == content[2 * PAGE_SIZE..]);
     assert_eq!(child.wait().unwrap().code(), Some(0));
     assert_eq!(server.requests("leave").len(), 1);
+}
+
+/// Starts a server that has `content` for one fetch over HTTP.
+fn server_with(content: &str) -> ScriptedServer {
+    ScriptedServer::start([("file", response("200 OK", ETAG, content))])
+}
+
+#[test]
+fn a_pipe_in_non_blocking_mode_gets_all_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let content = "0123456789abcdef".repeat(1 << 16);
+    let server = server_with(&content);
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    rustix::io::ioctl_fionbio(&writer, true).unwrap();
+    let mut command = get(dir.path(), &["--unicast", &server.url("image"), "-O", "-"]);
+    let mut child = command.stdout(writer.try_clone().unwrap()).spawn().unwrap();
+    let is_full = || {
+        let mut writable = [PollFd::new(&writer, PollFlags::OUT)];
+        rustix::event::poll(&mut writable, Some(&Timespec::default())).unwrap() == 0
+    };
+    wait_until("the pipe is full", is_full);
+    // Otherwise its reader would wait for more.
+    drop((command, writer));
+    let mut written = String::new();
+    reader.read_to_string(&mut written).unwrap();
+    assert!(written == content);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn an_open_descriptor_is_written_where_it_stands() {
+    let dir = tempfile::tempdir().unwrap();
+    let bootcast = env!("CARGO_BIN_EXE_bootcast");
+    for name in ["/dev/fd/3", "/proc/self/fd/3", "/dev/stdout"] {
+        let server = server_with("content");
+        let script = "{ printf before, >&3; \"$0\" get --unicast \"$1\" -O \"$2\" >&3; \
+             printf ,after >&3; } 3>out";
+        let mut shell = Command::new("sh");
+        shell.current_dir(&dir).args(["-c", script, bootcast, &server.url("image"), name]);
+        let output = shell.output().unwrap();
+        assert!(output.status.success(), "{name}: {output:?}");
+        let written = fs::read_to_string(dir.path().join("out")).unwrap();
+        assert_eq!(written, "before,content,after", "{name}");
+    }
 }
 
 #[test]
