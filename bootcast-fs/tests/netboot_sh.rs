@@ -9,7 +9,9 @@ fn run(words: &str, script: &str, args: &[&str]) -> String {
     let prelude = format!(
         ". {functions}\n\
          bootcast_say() {{ echo \"console: $*\"; }}\n\
-         cat() {{ if [ \"$1\" = /proc/cmdline ]; then echo '{words}'; else command cat \"$@\"; fi; }}\n"
+         cat() {{\n\
+         if [ \"$1\" = /proc/cmdline ]; then echo '{words}'; else command cat \"$@\"; fi\n\
+         }}\n"
     );
     let mut command = Command::new("sh");
     let output =

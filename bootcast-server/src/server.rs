@@ -149,9 +149,9 @@ impl Server {
         self.address
     }
 
-    /// Serves until `stop` resolves, then ends all casts and returns within about a second, or three
-    /// if the state directory hangs. Fails if a thread panics: what it was doing will never be
-    /// finished.
+    /// Serves until `stop` resolves, then ends all casts and returns within about a second, or
+    /// three if the state directory hangs. Fails if a thread panics: what it was doing will never
+    /// be finished.
     pub async fn run(self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
         let Self { listener, state, sender, sender_ended, prehash, keeping_profiles, .. } = self;
         let mut panics = self.panics;

@@ -102,8 +102,8 @@ pub(crate) fn measure_cached() -> String {
     let [again, other, touched] = [0, 1, 2].map(middle);
     format!(
         "\n## What the cache has\n\n\
-         4 GiB in the cache in `/var/tmp`. `open` and a `pread` of 4 KiB in the middle, {} rounds: in a \
-         second mount after the page cache was dropped, of a copy with another name on the \
+         4 GiB in the cache in `/var/tmp`. `open` and a `pread` of 4 KiB in the middle, {} rounds: \
+         in a second mount after the page cache was dropped, of a copy with another name on the \
          server, and after `touch` there. No page was sent.\n\n\
          | second mount, ms | other name, ms | after `touch`, ms |\n|---|---|---|\n\
          | {again:.1} | {other:.1} | {touched:.1} |\n\nGoal: 50 ms.\n",
@@ -271,8 +271,8 @@ enum Source {
     Slow,
 }
 
-/// Returns the seconds that a cast takes beside another one. The other one's file comes from another
-/// server through a mount in the served directory.
+/// Returns the seconds that a cast takes beside another one. The other one's file comes from
+/// another server through a mount in the served directory.
 fn beside(source: Source) -> f64 {
     let lab = Lab::builder().clients(4).build();
     lab.put("image", mib(256));

@@ -36,7 +36,8 @@ pub(crate) fn measure() -> String {
         "\n## A very large file, read here and there\n\n\
          4 KiB at random places of a file of 200 GiB for a minute, 1 Gbit/s, `fill=demand`, the \
          cache on a disk.\n\n\
-         | reads | MiB came | MiB written to disk | ratio | peak RSS, MiB |\n|---|---|---|---|---|\n\
+         | reads | MiB came | MiB written to disk | ratio | peak RSS, MiB |\n\
+         |---|---|---|---|---|\n\
          | {reads} | {} | {} | {:.2} | {} |\n\nGoal: a ratio of 2, 64 MiB.\n",
         came >> 20,
         written >> 20,

@@ -48,7 +48,10 @@ pub(crate) fn measure() -> String {
             text.push('\n');
         }
     }
-    text.push_str("\nGoal: median 1 ms, 99 % 5 ms, also with loss, and at most 6 bytes for each that is read.\n");
+    text.push_str(
+        "\nGoal: median 1 ms, 99 % 5 ms, also with loss, and at most 6 bytes for each that is \
+         read.\n",
+    );
     text
 }
 

@@ -162,7 +162,8 @@ fn a_user_mounts_a_file_alone_through_fusermount3() {
     chown(&copy, Some(NOBODY), Some(NOBODY)).unwrap();
     // The device is open to all users, as it is on most machines.
     let as_root = "mknod -m 666 \"$3.dev\" c 10 229 && mount --bind \"$3.dev\" /dev/fuse \
-                   && exec setpriv --reuid 65534 --regid 65534 --clear-groups sh -c \"$0\" sh \"$@\"";
+                   && exec setpriv --reuid 65534 --regid 65534 --clear-groups \
+                   sh -c \"$0\" sh \"$@\"";
     let as_user = "\"$1\" \"$2\" \"$3\" -o \"$4\" && cat \"$3/image\" >\"$5\"; code=$?; \
                    fusermount3 -u \"$3\"; exit $code";
     let source = source("image");

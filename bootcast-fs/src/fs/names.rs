@@ -140,8 +140,8 @@ impl Fs {
         }
     }
 
-    /// Returns the attributes of a path from a new listing of its directory, and when the server was
-    /// asked for that. If many of the directory's names are looked up, it is listed in the
+    /// Returns the attributes of a path from a new listing of its directory, and when the server
+    /// was asked for that. If many of the directory's names are looked up, it is listed in the
     /// background.
     fn listed_attributes(self: &Arc<Self>, path: &RemotePath) -> Option<(Attributes, Instant)> {
         let ttl = self.config.attr_ttl;

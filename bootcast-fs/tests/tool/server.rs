@@ -100,7 +100,8 @@ pub(crate) fn partial_response(status: &str, headers: &str, body: &str) -> Strin
 pub(crate) fn join_answer(group: SocketAddrV4, token: &str, size: usize, etag: &str) -> String {
     let pages = size.div_ceil(PAGE_SIZE);
     let body = format!(
-        "CONNECT={group}\nTOKEN={token}\nPAGES={pages}\nPAGESIZE={PAGE_SIZE}\nSIZE={size}\nETAG={etag}\n\n"
+        "CONNECT={group}\nTOKEN={token}\nPAGES={pages}\nPAGESIZE={PAGE_SIZE}\nSIZE={size}\n\
+         ETAG={etag}\n\n"
     );
     response("200 OK", "", &body)
 }

@@ -116,8 +116,8 @@ impl Identity {
         &self.bundles
     }
 
-    /// Opens a regular file or a bundle. Its announced version is not known before [`Self::announce`]. May
-    /// block.
+    /// Opens a regular file or a bundle. The announced version of a file is not known before
+    /// [`Self::announce`]. May block.
     pub fn open(&self, path: &RemotePath) -> Result<OpenFile, SourceError> {
         self.bundles.open(path).unwrap_or_else(|| self.source.open(path))
     }

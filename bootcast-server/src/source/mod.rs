@@ -122,8 +122,8 @@ impl Source {
     }
 
     /// Reads the attributes of the path alone, and of a directory the capacity of its file system.
-    /// Does not follow a symbolic link at its end. `announced` returns the version that is announced
-    /// for the present one.
+    /// Does not follow a symbolic link at its end. `announced` returns the version that is
+    /// announced for the present one.
     pub fn attributes(
         &self,
         path: &RemotePath,

@@ -39,8 +39,8 @@ impl Stamp {
         self.len
     }
 
-    /// Returns the offset of the bytes that were appended since an earlier state; `None` if the file
-    /// may have been replaced meanwhile.
+    /// Returns the offset of the bytes that were appended since an earlier state; `None` if the
+    /// file may have been replaced meanwhile.
     pub(super) fn end_of(&self, earlier: &Self) -> Option<u64> {
         if self == earlier {
             return Some(earlier.len);

@@ -219,7 +219,8 @@ fn the_format_before_is_read_and_the_one_without_a_checksum_is_not() {
 proptest! {
     #[test]
     fn damage_never_makes_a_missing_page_held(
-        places in proptest::collection::vec((0..5 * BLOCK, any::<u8>()), 1..20), cut in 0..6 * BLOCK,
+        places in proptest::collection::vec((0..5 * BLOCK, any::<u8>()), 1..20),
+        cut in 0..6 * BLOCK,
     ) {
         let (dir, _) = saved();
         let (mut state, held) = (bytes_of(&dir), set(&runs()));

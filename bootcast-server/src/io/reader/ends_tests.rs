@@ -71,7 +71,9 @@ proptest! {
 
     #[test]
     fn another_byte_in_the_last_leaf_is_found_in_the_last_page(
-        size in sizes(), page_size in prop::sample::select(vec![100, 1456, 65_491]), back in 1..99u64,
+        size in sizes(),
+        page_size in prop::sample::select(vec![100, 1456, 65_491]),
+        back in 1..99u64,
     ) {
         prop_assume!(size > 0);
         let mut source = Memory::new(size);
