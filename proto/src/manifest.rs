@@ -57,6 +57,11 @@ pub struct ContentId(Value);
 pub struct ContentIdError;
 
 impl ContentId {
+    /// Computes the content id of a file from all of its bytes.
+    pub fn of_content(bytes: &[u8]) -> Self {
+        Self(blake3::hash(bytes).into())
+    }
+
     /// Wraps a BLAKE3 hash.
     pub fn from_bytes(hash: Value) -> Self {
         Self(hash)
@@ -179,7 +184,7 @@ impl ContentTree {
     pub fn content_id(&self, segments: &[Value]) -> ContentId {
         assert_eq!(self.segments(), segments.len() as u64, "a file is proven as a whole");
         if segments.is_empty() {
-            return ContentId(blake3::hash(&[]).into());
+            return ContentId::of_content(&[]);
         }
         ContentId(self.merge(segments, SEGMENT_BYTES, 0..self.size))
     }
@@ -220,6 +225,13 @@ pub struct Manifest {
 }
 
 impl Manifest {
+    /// Computes the manifest of a file from all of its bytes. No leaf is known to consist of zeros.
+    pub fn of_content(bytes: &[u8]) -> Self {
+        let tree = ContentTree::new(bytes.len() as u64);
+        let leaves = bytes.chunks(index(LEAF_BYTES)).zip(0..);
+        Self::new(tree, leaves.map(|(bytes, leaf)| tree.leaf_value(leaf, bytes)).collect())
+    }
+
     /// Computes segment values and content id from the values of all leaves, in order. No leaf is
     /// known to consist of zeros.
     ///
@@ -374,34 +386,28 @@ mod tests {
         (0..size).map(|at| (at ^ (at >> 8) ^ (at >> 16)).to_le_bytes()[0] ^ seed).collect()
     }
 
-    fn manifest(bytes: &[u8]) -> Manifest {
-        let tree = ContentTree::new(bytes.len() as u64);
-        let leaves = bytes.chunks(index(LEAF_BYTES)).zip(0..);
-        Manifest::new(tree, leaves.map(|(leaf, index)| tree.leaf_value(index, leaf)).collect())
-    }
-
     #[test]
     fn the_content_id_is_the_hash_of_the_file() {
         let sizes = [0, 1, LEAF_BYTES, SEGMENT_BYTES, 2 * SEGMENT_BYTES, 3 * SEGMENT_BYTES];
         for size in sizes.into_iter().flat_map(|size| [size.saturating_sub(1), size, size + 1]) {
             let bytes = content(size, 0);
-            assert_eq!(manifest(&bytes).id().as_bytes(), blake3::hash(&bytes).as_bytes(), "{size}");
+            assert_eq!(Manifest::of_content(&bytes).id(), ContentId::of_content(&bytes), "{size}");
         }
     }
 
     #[test]
     fn the_value_of_the_whole_file_is_the_content_id() {
         let bytes = content(LEAF_BYTES - 1, 0);
-        let one_leaf = manifest(&bytes);
+        let one_leaf = Manifest::of_content(&bytes);
         assert_eq!(one_leaf.leaves(), [*one_leaf.id().as_bytes()]);
         assert_eq!(one_leaf.segments(), one_leaf.leaves());
-        let one_segment = manifest(&content(SEGMENT_BYTES, 0));
+        let one_segment = Manifest::of_content(&content(SEGMENT_BYTES, 0));
         assert_eq!(one_segment.segments(), [*one_segment.id().as_bytes()]);
     }
 
     #[test]
     fn a_content_id_reads_back_from_its_text() {
-        let id = manifest(b"abc").id();
+        let id = Manifest::of_content(b"abc").id();
         let text = "6437b3ac38465133ffb63b75273a8db548c558465d79db03fd359c6cd5bd9d85";
         assert_eq!(std::format!("{id}"), text);
         assert_eq!(text.parse(), Ok(id));
@@ -422,7 +428,7 @@ mod tests {
 
     #[test]
     fn a_manifest_grows_by_segments_and_shows_what_it_has() {
-        let whole = manifest(&content(2 * SEGMENT_BYTES + LEAF_BYTES + 1, 3));
+        let whole = Manifest::of_content(&content(2 * SEGMENT_BYTES + LEAF_BYTES + 1, 3));
         let mut partial = PartialManifest::new(*whole.tree());
         for (leaves, added) in whole.leaves().chunks(256).zip(0..) {
             assert_eq!(partial.segments(), &whole.segments()[..added]);
@@ -439,7 +445,7 @@ mod tests {
 
     #[test]
     fn segments_may_be_set_in_any_order_and_the_gap_ends_what_is_listed() {
-        let whole = manifest(&content(3 * SEGMENT_BYTES, 3));
+        let whole = Manifest::of_content(&content(3 * SEGMENT_BYTES, 3));
         let leaves = |segment: usize| &whole.leaves()[256 * segment..256 * (segment + 1)];
         let mut partial = PartialManifest::new(*whole.tree());
         partial.set(1, leaves(1));
@@ -455,7 +461,7 @@ mod tests {
 
     #[test]
     fn an_unknown_leaf_makes_its_segment_unknown_until_it_is_set_again() {
-        let whole = manifest(&content(2 * SEGMENT_BYTES, 3));
+        let whole = Manifest::of_content(&content(2 * SEGMENT_BYTES, 3));
         let mut partial = PartialManifest::new(*whole.tree());
         let mut damaged = whole.leaves()[..256].to_vec();
         damaged[7] = UNKNOWN;
@@ -473,7 +479,7 @@ mod tests {
         #[test]
         fn every_size_has_the_hash_of_the_blake3_crate(size in 0..3 * SEGMENT_BYTES, seed: u8) {
             let bytes = content(size, seed);
-            prop_assert_eq!(*manifest(&bytes).id().as_bytes(), *blake3::hash(&bytes).as_bytes());
+            prop_assert_eq!(*Manifest::of_content(&bytes).id().as_bytes(), *blake3::hash(&bytes).as_bytes());
         }
 
         #[test]
@@ -482,7 +488,7 @@ mod tests {
             at: proptest::sample::Index,
         ) {
             let bytes = content(size, 7);
-            let (good, tree) = (manifest(&bytes), ContentTree::new(size));
+            let (good, tree) = (Manifest::of_content(&bytes), ContentTree::new(size));
             prop_assert_eq!(tree.content_id(good.segments()), good.id());
             let leaf = at.index(good.leaves().len()) as u64;
             let segment = leaf / SEGMENT_LEAVES;

@@ -2,8 +2,7 @@
 
 use std::io::{self, IoSlice};
 
-use bootcast_proto::manifest::{ContentTree, LEAF_BYTES, Manifest};
-use bootcast_proto::{ContentId, Geometry, PageSet, PageSize};
+use bootcast_proto::{ContentId, Geometry, Manifest, PageSet, PageSize};
 
 use super::{Restored, Store};
 use crate::receiver::Assembly;
@@ -28,10 +27,7 @@ impl SmallFile {
         if bytes.is_empty() {
             return Some(Self { bytes, manifest: None });
         }
-        let tree = ContentTree::new(size);
-        let leaves = (0u64..).zip(bytes.chunks(usize::try_from(LEAF_BYTES).ok()?));
-        let values = leaves.map(|(leaf, bytes)| tree.leaf_value(leaf, bytes)).collect();
-        let manifest = Manifest::new(tree, values);
+        let manifest = Manifest::of_content(&bytes);
         (Some(manifest.id()) == id).then_some(Self { bytes, manifest: Some(manifest) })
     }
 }
@@ -67,7 +63,7 @@ mod tests {
     #[test]
     fn only_the_bytes_of_the_hash_are_taken() {
         let bytes = vec![7; 40_000];
-        let id = ContentId::from_bytes(*blake3::hash(&bytes).as_bytes());
+        let id = ContentId::of_content(&bytes);
         assert!(SmallFile::new(bytes.clone(), 40_000, Some(id)).is_some());
         assert!(SmallFile::new(bytes.clone(), 40_000, None).is_none());
         assert!(SmallFile::new(bytes, 40_001, Some(id)).is_none());

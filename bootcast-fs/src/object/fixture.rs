@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bootcast_proto::manifest::{ContentTree, SEGMENT_BYTES};
+use bootcast_proto::manifest::SEGMENT_BYTES;
 use bootcast_proto::{Etag, JoinAnswer, Manifest, PageRange, RemotePath, Token, ZeroMap};
 
 use super::{ListsFailure, Object};
@@ -38,10 +38,7 @@ impl File {
     pub(super) fn new() -> Self {
         let mut bytes = vec![0; range(&(0..3 * SEGMENT_BYTES + 77)).end];
         bytes[5_000_000..5_000_100].fill(7);
-        let tree = ContentTree::new(bytes.len() as u64);
-        let leaf = |leaf| tree.leaf_value(leaf, &bytes[range(&tree.leaf(leaf))]);
-        let leaves = (0..tree.leaves()).map(leaf).collect();
-        Self { manifest: Manifest::new(tree, leaves), bytes }
+        Self { manifest: Manifest::of_content(&bytes), bytes }
     }
 
     /// The true map, and those of a lying server: leaves of data in it, too.

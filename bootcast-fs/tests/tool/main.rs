@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use bootcast_proto::manifest::{ContentTree, HEADER_CONTENT_ID, LEAF_BYTES, Manifest};
+use bootcast_proto::manifest::{HEADER_CONTENT_ID, Manifest};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, Signal, kill_process};
 use server::{
@@ -413,10 +413,7 @@ fn a_refused_connection_is_an_error_at_once() {
 
 /// Starts a server with a right manifest of `content`, which sends `body` as the file.
 fn server_with_manifest(content: &[u8], body: &[u8]) -> (ScriptedServer, String) {
-    let tree = ContentTree::new(content.len() as u64);
-    let leaves = content.chunks(usize::try_from(LEAF_BYTES).unwrap()).zip(0..);
-    let leaves = leaves.map(|(bytes, leaf)| tree.leaf_value(leaf, bytes)).collect();
-    let manifest = Manifest::new(tree, leaves);
+    let manifest = Manifest::of_content(content);
     let id = manifest.id().to_string();
     let answer = |body: &[u8]| {
         let headers = format!("ETag: \"v1\"\r\n{HEADER_CONTENT_ID}: {id}\r\n");

@@ -12,15 +12,14 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use bootcast_proto::RemotePath;
 use bootcast_proto::bundle::HEADER_BUNDLES;
 use bootcast_proto::limits::SMALL_FILE;
 use bootcast_proto::manifest::HEADER_CONTENT_ID;
+use bootcast_proto::{ContentId, HEADER_SMALL, RemotePath};
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 
 use super::range::{Selection, select};
-use super::small::{asks_for_small_file, content_id};
 use super::{ApiError, ApiState, remote_path};
 use crate::io::peers::Peer;
 use crate::io::reader::proof::{PartialLeaves, prove};
@@ -49,7 +48,7 @@ pub(super) async fn file(
     let path = remote_path(&uri, "/file/")?;
     let open = super::open(&state, &path).await?;
     let (size, modified) = (open.version.size(), open.present.modified());
-    if asks_for_small_file(&headers) {
+    if headers.get(HEADER_SMALL).is_some_and(|value| value == "1") {
         return small_file(state, path, open, peer.map(|Extension(peer)| peer)).await;
     }
     let common = [
@@ -83,7 +82,8 @@ pub(super) async fn file(
     Ok(response)
 }
 
-/// Answers a request for a small file: all of its bytes, and the hash that proves them.
+/// Answers a client that would join the cast of a small file otherwise: with all of its bytes, and
+/// the hash that proves them.
 async fn small_file(
     state: ApiState,
     path: RemotePath,
@@ -103,7 +103,8 @@ async fn small_file(
         let ChunkReader { path, .. } = reader;
         return Err(ApiError::Unreadable { path, bytes: bad.range, error: bad.error });
     }
-    let id = content_id(&chunk.bytes).map(|id| [(HEADER_CONTENT_ID, id.to_string())]);
+    let id = (size > 0).then(|| ContentId::of_content(&chunk.bytes));
+    let id = id.map(|id| [(HEADER_CONTENT_ID, id.to_string())]);
     Ok((etag, [(HEADER_BUNDLES, "1")], id, chunk.bytes).into_response())
 }
 

@@ -13,7 +13,6 @@ mod page_hashes;
 mod profile;
 mod range;
 mod report;
-mod small;
 mod want;
 
 use std::ops::Range;

@@ -145,10 +145,7 @@ mod tests {
     #[test]
     fn the_worked_lists_of_the_protocol_state_the_two_leaves_of_the_dialogues_file() {
         let file: Vec<u8> = (0..19_190_u32).map(|at| u8::try_from(at % 251).unwrap()).collect();
-        let tree = ContentTree::new(19_190);
-        let leaves = file.chunks(usize::try_from(LEAF_BYTES).unwrap()).zip(0..);
-        let values = leaves.map(|(bytes, leaf)| tree.leaf_value(leaf, bytes)).collect();
-        let manifest = Manifest::new(tree, values);
+        let manifest = Manifest::of_content(&file);
         let protocol = include_str!("../../../docs/PROTOCOL.md");
         assert!(protocol.contains(&std::format!("    {}\n", manifest.id())), "{}", manifest.id());
         // Pages of 48 bytes have room for one value.

@@ -26,7 +26,7 @@ fn keep(cache: &Cache, path: &str, pages: u32) -> Store {
     let geometry = Geometry::new(BYTES.len() as u64, PageSize::new(4).unwrap()).unwrap();
     let mut held = PageSet::new(geometry.pages());
     held.insert_range(PageRange::new(0, pages));
-    let content = ContentId::from_bytes(*blake3::hash(BYTES).as_bytes());
+    let content = ContentId::of_content(BYTES);
     let snapshot = HeldSnapshot::of_pages(geometry, &held, &[], None);
     let snapshot = HeldSnapshot { content: Some(content), is_verified: pages == 3, ..snapshot };
     store.set_size(BYTES.len() as u64).unwrap();

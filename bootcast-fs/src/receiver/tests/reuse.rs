@@ -19,19 +19,13 @@ struct Versions {
     now: Instant,
 }
 
-fn manifest(bytes: &[u8]) -> Manifest {
-    let tree = ContentTree::new(bytes.len() as u64);
-    let leaf = |(leaf, bytes): (usize, &[u8])| tree.leaf_value(leaf as u64, bytes);
-    Manifest::new(tree, bytes.chunks(16 << 10).enumerate().map(leaf).collect())
-}
-
 impl Versions {
     /// Joins the newer version, of which these leaves are other ones.
     fn join(changed: impl Iterator<Item = usize>) -> Self {
         let older: Vec<u8> = (0..2 * SEGMENT_BYTES + 5).map(|at| (at % 251) as u8).collect();
         let mut new = older.clone();
         changed.for_each(|leaf| new[leaf * (16 << 10)] ^= 1);
-        let manifests = [manifest(&older), manifest(&new)];
+        let manifests = [Manifest::of_content(&older), Manifest::of_content(&new)];
         let mut receiver = Receiver::new(Pin::default(), None, TIMING, 1);
         receiver.set_verify(Verify::Leaf);
         receiver.handle_older();

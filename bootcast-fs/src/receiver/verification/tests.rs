@@ -20,10 +20,7 @@ impl File {
     }
 
     pub(super) fn of(bytes: Vec<u8>) -> Self {
-        let tree = ContentTree::new(bytes.len() as u64);
-        let leaf = |leaf| tree.leaf_value(leaf, &bytes[range(&tree.leaf(leaf))]);
-        let leaves = (0..tree.leaves()).map(leaf).collect();
-        Self { manifest: Manifest::new(tree, leaves), bytes }
+        Self { manifest: Manifest::of_content(&bytes), bytes }
     }
 
     pub(super) fn verification(&self, knows_id: bool) -> Verification {

@@ -5,12 +5,11 @@ use std::io::{self, Read, Write};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use bootcast_proto::RemotePath;
 use bootcast_proto::api::{Entry, Kind};
 use bootcast_proto::bundle::{BUNDLE_PREFIX, BundleIndex, BundleInfo, BundledFile};
 use bootcast_proto::limits::{BUNDLE_BYTES, BUNDLE_FILES, SMALL_FILE};
-use bootcast_proto::manifest::{ContentId, ContentTree, LEAF_BYTES, Manifest};
 use bootcast_proto::path::decode_segment;
+use bootcast_proto::{ContentId, Manifest, RemotePath};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 
 use crate::io::identity::Identity;
@@ -87,7 +86,7 @@ pub(super) fn make(
             // The files have grown.
             break;
         }
-        let b3 = (!content.is_empty()).then(|| content_id(&content));
+        let b3 = (!content.is_empty()).then(|| ContentId::of_content(&content));
         let (name, size) = (file.encoded.clone(), content.len() as u64);
         index.files.push(BundledFile { name, etag: open.etag(), size, b3 });
         bytes.extend_from_slice(&content);
@@ -106,7 +105,7 @@ pub(super) fn make(
         let file = in_memory(&head)?;
         let version = Version::of_file(&file)?;
         // Casts then know it from their first page on, and it is not kept on disk.
-        identity.manifests().remember_ahead(&version, manifest(&head), false);
+        identity.manifests().remember_ahead(&version, Manifest::of_content(&head), false);
         identity.bundle_files().add(&path, file, version);
     }
     // An earlier version, if the same bundle was dropped before.
@@ -125,13 +124,9 @@ fn read(identity: &Identity, path: &RemotePath) -> Option<(OpenFile, Vec<u8>)> {
     (&open.file).take(SMALL_FILE + 1).read_to_end(&mut bytes).ok()?;
     let is_unchanged = Version::of_file(&open.file).ok()? == open.present;
     let known = identity.manifests().content_id_in_memory(&open.version);
-    let is_right = known.is_none_or(|id| bytes.is_empty() || id == content_id(&bytes));
+    let is_right = known.is_none_or(|id| bytes.is_empty() || id == ContentId::of_content(&bytes));
     let is_whole = bytes.len() as u64 == open.version.size();
     (is_unchanged && is_right && is_whole).then_some((open, bytes))
-}
-
-fn content_id(bytes: &[u8]) -> ContentId {
-    ContentId::from_bytes(*blake3::hash(bytes).as_bytes())
 }
 
 /// Creates a file in memory with these bytes, which nobody can change.
@@ -141,14 +136,6 @@ fn in_memory(bytes: &[u8]) -> io::Result<File> {
     file.write_all(bytes)?;
     fcntl_add_seals(&file, SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK)?;
     Ok(file)
-}
-
-fn manifest(bytes: &[u8]) -> Manifest {
-    let tree = ContentTree::new(bytes.len() as u64);
-    let leaf_bytes = usize::try_from(LEAF_BYTES).unwrap_or(usize::MAX);
-    let leaves = (0u64..).zip(bytes.chunks(leaf_bytes));
-    let values = leaves.map(|(leaf, bytes)| tree.leaf_value(leaf, bytes)).collect();
-    Manifest::new(tree, values)
 }
 
 #[cfg(test)]
@@ -216,10 +203,10 @@ mod tests {
         let index: BundleIndex = serde_json::from_slice(head).unwrap();
         let found: Vec<_> = index.files.iter().map(|it| (it.name.as_str(), it.size)).collect();
         assert_eq!((found, rest), (vec![("a%20b", 3), ("c", 0)], &b"one"[..]));
-        assert_eq!(index.files[0].b3, Some(content_id(b"one")));
+        assert_eq!(index.files[0].b3, Some(ContentId::of_content(b"one")));
         assert_eq!(index.files[1].b3, None);
         let id = identity.manifests().content_id_in_memory(&open.version);
-        assert_eq!(id, Some(content_id(&bytes)));
+        assert_eq!(id, Some(ContentId::of_content(&bytes)));
     }
 
     #[test]

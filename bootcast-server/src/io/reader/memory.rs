@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bootcast_proto::Manifest;
-use bootcast_proto::manifest::ContentTree;
 use rustix::io::Errno;
 
 use super::source::{PageSource, ReadError};
@@ -29,13 +28,10 @@ pub(super) struct Memory {
 impl Memory {
     pub(super) fn new(size: u64) -> Self {
         let bytes: Vec<u8> = (0..size).map(|at| (at ^ (at >> 8)).to_le_bytes()[0]).collect();
-        let tree = ContentTree::new(size);
-        let leaves = bytes.chunks(16 << 10).zip(0..);
-        let values = leaves.map(|(bytes, leaf)| tree.leaf_value(leaf, bytes)).collect();
         Self {
             version: OpenFile::new(tempfile::tempfile().unwrap()).unwrap().version,
+            manifest: Arc::new(Manifest::of_content(&bytes)),
             bytes,
-            manifest: Arc::new(Manifest::new(tree, values)),
             unreadable: 0..0,
             cached: 0..0,
             is_changed: AtomicBool::new(false),
