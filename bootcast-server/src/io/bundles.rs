@@ -55,7 +55,11 @@ impl BundleFiles {
     /// Opens the bundle of this path; `None` if there is none.
     pub fn open(&self, path: &RemotePath) -> Option<Result<OpenFile, SourceError>> {
         let file = self.find(path, |bundle| Arc::clone(&bundle.file))?;
-        Some(file.try_clone().map_err(SourceError::from).and_then(|file| Ok(OpenFile::new(file)?)))
+        Some(
+            file.try_clone()
+                .map_err(SourceError::from)
+                .and_then(|file| Ok(OpenFile::sealed(file)?)),
+        )
     }
 
     /// Returns the version of the bundle of this path; `None` if there is none.
@@ -74,18 +78,19 @@ impl BundleFiles {
         Some(get(bundle))
     }
 
-    /// Adds a bundle. Removes those that were not used for long, and more where it is too large.
-    fn add(&self, path: &RemotePath, file: File, version: Version) {
-        let now = Instant::now();
+    /// Adds a bundle, unless there is one of this path, which has the same bytes. Returns the
+    /// version of the bundle. Removes others that were not used for longest if there is no room.
+    fn add(&self, path: &RemotePath, file: File, version: Version) -> Version {
         let mut bundles = self.lock();
-        bundles.retain(|_, bundle| now < bundle.used + KEPT_FOR);
-        bundles.insert(path.clone(), BundleFile { file: Arc::new(file), version, used: now });
+        let new = BundleFile { file: Arc::new(file), version, used: Instant::now() };
+        let version = bundles.entry(path.clone()).or_insert(new).version;
         while bundles.values().map(|bundle| bundle.version.size()).sum::<u64>() > MAX_BYTES {
             let others = bundles.iter().filter(|(other, _)| *other != path);
             let oldest = others.min_by_key(|(_, bundle)| bundle.used).map(|(path, _)| path.clone());
             let Some(oldest) = oldest else { break };
             bundles.remove(&oldest);
         }
+        version
     }
 
     /// Removes the bundles that were not used for long.

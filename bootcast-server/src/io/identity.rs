@@ -124,6 +124,9 @@ impl Identity {
 
     /// Sets the announced version of an open file. May block on the state directory.
     pub fn announce(&self, path: &RemotePath, open: OpenFile) -> OpenFile {
+        if open.is_sealed {
+            return open;
+        }
         let Resolution { version, is_suspect, .. } = self.resolve(path, open.present);
         OpenFile { version, is_suspect, ..open }
     }
@@ -141,9 +144,10 @@ impl Identity {
 
     /// Returns the version that is announced for a path at present. May block.
     pub fn version(&self, path: &RemotePath) -> Result<Version, SourceError> {
-        let present = self.bundles.version(path).map(Ok);
-        let present = present.unwrap_or_else(|| self.source.version(path))?;
-        Ok(self.resolve(path, present).version)
+        if let Some(version) = self.bundles.version(path) {
+            return Ok(version);
+        }
+        Ok(self.resolve(path, self.source.version(path)?).version)
     }
 
     /// Reads the attributes of the path alone. May block.

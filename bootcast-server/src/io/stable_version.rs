@@ -12,7 +12,8 @@ const MAX_WAITS: u32 = 3;
 /// that time. Gives up on a file that is written all the time: its cast ends soon anyway.
 pub async fn await_stable_version(mut open: OpenFile) -> io::Result<OpenFile> {
     for _ in 0..MAX_WAITS {
-        let Some(wait) = open.present.unstable_for(SystemTime::now()) else { break };
+        let wait = open.present.unstable_for(SystemTime::now()).filter(|_| !open.is_sealed);
+        let Some(wait) = wait else { break };
         tokio::time::sleep(wait).await;
         let reread = move || io::Result::Ok(OpenFile::new(open.file)?);
         open = tokio::task::spawn_blocking(reread).await.map_err(io::Error::other)??;

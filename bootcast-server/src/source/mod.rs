@@ -54,6 +54,8 @@ pub struct OpenFile {
     pub present: Version,
     /// Whether it is not known yet that the file has the content of the announced version.
     pub is_suspect: bool,
+    /// Whether nobody can change the bytes. Such a file is announced as it is.
+    pub is_sealed: bool,
 }
 
 impl OpenFile {
@@ -186,7 +188,12 @@ impl OpenFile {
     /// Wraps an open file, whose present version counts as the announced one.
     pub fn new(file: File) -> Result<Self, Errno> {
         let version = Version::of_file(&file)?;
-        Ok(Self { file, version, present: version, is_suspect: false })
+        Ok(Self { file, version, present: version, is_suspect: false, is_sealed: false })
+    }
+
+    /// Wraps an open file whose bytes nobody can change.
+    pub fn sealed(file: File) -> Result<Self, Errno> {
+        Ok(Self { is_sealed: true, ..Self::new(file)? })
     }
 
     /// Returns the `ETag` of the version.

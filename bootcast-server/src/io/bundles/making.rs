@@ -100,16 +100,17 @@ pub(super) fn make(
     let index = head.len() as u64;
     head.append(&mut bytes);
     let path = directory.join(name.as_bytes()).map_err(io::Error::other)?;
-    // A cast of the same bytes goes on.
-    if identity.bundle_files().version(&path).is_none() {
-        let file = in_memory(&head)?;
-        let version = Version::of_file(&file)?;
-        // Casts then know it from their first page on, and it is not kept on disk.
-        identity.manifests().remember_ahead(&version, Manifest::of_content(&head), false);
-        identity.bundle_files().add(&path, file, version);
-    }
-    // An earlier version, if the same bundle was dropped before.
-    let version = identity.version(&path)?;
+    let version = match identity.bundle_files().version(&path) {
+        // Its casts go on.
+        Some(version) => version,
+        None => {
+            let file = in_memory(&head)?;
+            let version = Version::of_file(&file)?;
+            // Casts then know it from their first page on, and it is not kept on disk.
+            identity.manifests().remember_ahead(&version, Manifest::of_content(&head), false);
+            identity.bundle_files().add(&path, file, version)
+        }
+    };
     Ok(Some(BundleInfo { name, etag: version.etag(), size: version.size(), index, next: None }))
 }
 
@@ -207,6 +208,29 @@ mod tests {
         assert_eq!(index.files[1].b3, None);
         let id = identity.manifests().content_id_in_memory(&open.version);
         assert_eq!(id, Some(ContentId::of_content(&bytes)));
+    }
+
+    #[tokio::test]
+    async fn a_bundle_that_is_made_again_has_a_version_of_its_own_and_is_not_suspect() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("a"), "one").unwrap();
+        let identity = identity(&dir);
+        settle(&identity, "a");
+        let files = plan(entries(&identity)).remove(0).files;
+        let make = || make(&identity, &RemotePath::root(), &files).unwrap().unwrap();
+        let first = make();
+        let path = RemotePath::decode(&first.name).unwrap();
+        let open = || identity.announce(&path, identity.open(&path).unwrap());
+        assert_eq!(open().etag(), first.etag);
+        identity.bundle_files().lock().clear();
+        let again = make();
+        assert_eq!(again.name, first.name);
+        for _ in 0..2 {
+            let open = open();
+            assert!(!open.is_suspect);
+            assert_eq!((open.etag(), open.version), (again.etag.clone(), open.present));
+            assert_eq!(identity.version(&path).unwrap(), open.present);
+        }
     }
 
     #[test]
