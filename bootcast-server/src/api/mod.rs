@@ -69,7 +69,7 @@ impl ApiState {
         let listings = Listings::new(move |path| list(&listed, path));
         let lookups = BlockingPool::new(LOOKUP_THREADS);
         let reads = BlockingPool::new(READ_THREADS);
-        let bundles = Bundles::new(identity.clone(), reads.clone());
+        let bundles = Bundles::new(identity.clone());
         Self {
             identity,
             sender,

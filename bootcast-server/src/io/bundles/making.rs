@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::SystemTime;
 
 use bootcast_proto::api::{Entry, Kind};
 use bootcast_proto::bundle::{BUNDLE_PREFIX, BundleIndex, BundleInfo, BundledFile};
@@ -12,63 +12,62 @@ use bootcast_proto::path::decode_segment;
 use bootcast_proto::{ContentId, Manifest, RemotePath};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 
+use super::MAX_NAME_BYTES;
+use super::gathering::Gathering;
 use crate::io::identity::Identity;
 use crate::source::{OpenFile, SourceError, Version};
 
-/// A small file of a listing.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Listed {
-    /// Name in the directory.
-    name: Vec<u8>,
-    /// Percent-encoded name.
-    encoded: String,
-}
+/// Memory in bytes that a name takes besides its letters: pointer, length, and what the allocator
+/// adds.
+const NAME_OVERHEAD: usize = 32;
 
 /// Files of a directory that belong to one bundle.
 #[derive(Debug)]
 pub(super) struct Run {
-    pub(super) files: Arc<[Listed]>,
-    /// The bundle, once it was made.
-    pub(super) made: Option<BundleInfo>,
-    pub(super) made_at: Instant,
-    /// Time from which on requests are answered.
-    pub(super) gathered: Instant,
+    /// Percent-encoded names.
+    pub(super) files: Arc<[Box<str>]>,
+    /// The bundle once it was made, and the requests that wait for it.
+    pub(super) made: Option<(BundleInfo, Gathering)>,
 }
 
 impl Run {
-    fn new(files: &mut Vec<Listed>) -> Self {
-        let now = Instant::now();
-        Self { files: std::mem::take(files).into(), made: None, made_at: now, gathered: now }
+    fn new(files: &mut Vec<Box<str>>) -> Self {
+        Self { files: std::mem::take(files).into(), made: None }
     }
 
-    /// Whether the run has a file of this name.
-    pub(super) fn has(&self, name: &[u8]) -> bool {
-        self.files.iter().any(|file| file.name == name)
+    /// Whether the run has a file of this encoded name.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.files.iter().any(|file| **file == *name)
     }
 
-    /// Returns the percent-encoded name of the first file.
+    /// Returns the encoded name of the first file.
     pub(super) fn first(&self) -> Option<&str> {
-        self.files.first().map(|file| file.encoded.as_str())
+        self.files.first().map(AsRef::as_ref)
     }
 }
 
-/// Divides the entries of a directory into runs. Entries come in the order of their encoded names.
-pub(super) fn plan(entries: Vec<Entry>) -> Vec<Run> {
-    let (mut runs, mut files, mut bytes) = (Vec::new(), Vec::new(), 0);
-    for Entry { name: encoded, attributes } in entries {
-        let is_small = attributes.kind == Kind::File && attributes.size <= SMALL_FILE;
-        let Some(name) = decode_segment(&encoded).ok().filter(|_| is_small) else { continue };
+/// Divides the entries of a directory into runs, until their names take too much memory. Returns
+/// also how many bytes these take. Entries come in the order of their encoded names.
+pub(super) fn divide(entries: Vec<Entry>) -> (Vec<Run>, usize) {
+    let is_small =
+        |Entry { attributes: it, .. }: &Entry| it.kind == Kind::File && it.size <= SMALL_FILE;
+    let (mut runs, mut files, mut bytes, mut memory) = (Vec::new(), Vec::new(), 0, 0);
+    for Entry { name, attributes } in entries.into_iter().filter(is_small) {
+        let with_name = memory + name.len() + NAME_OVERHEAD;
+        if with_name > MAX_NAME_BYTES {
+            break;
+        }
         if bytes + attributes.size > BUNDLE_BYTES || files.len() == BUNDLE_FILES {
             runs.push(Run::new(&mut files));
             bytes = 0;
         }
-        bytes += attributes.size;
-        files.push(Listed { name, encoded });
+        (bytes, memory) = (bytes + attributes.size, with_name);
+        files.push(name.into_boxed_str());
     }
     if !files.is_empty() {
         runs.push(Run::new(&mut files));
     }
-    runs
+    (runs, memory)
 }
 
 /// Copies these files into a bundle, which can be opened from then on. Leaves out those that cannot
@@ -76,18 +75,17 @@ pub(super) fn plan(entries: Vec<Entry>) -> Vec<Run> {
 pub(super) fn make(
     identity: &Identity,
     directory: &RemotePath,
-    files: &[Listed],
+    files: &[Box<str>],
 ) -> Result<Option<BundleInfo>, SourceError> {
     let (mut index, mut bytes) = (BundleIndex::default(), Vec::new());
     for file in files {
-        let Ok(path) = directory.join(&file.name) else { continue };
-        let Some((open, content)) = read(identity, &path) else { continue };
+        let Some((open, content)) = read(identity, directory, file) else { continue };
         if bytes.len() + content.len() > usize::try_from(BUNDLE_BYTES).unwrap_or(usize::MAX) {
             // The files have grown.
             break;
         }
         let b3 = (!content.is_empty()).then(|| ContentId::of_content(&content));
-        let (name, size) = (file.encoded.clone(), content.len() as u64);
+        let (name, size) = (file.to_string(), content.len() as u64);
         index.files.push(BundledFile { name, etag: open.etag(), size, b3 });
         bytes.extend_from_slice(&content);
     }
@@ -100,23 +98,23 @@ pub(super) fn make(
     let index = head.len() as u64;
     head.append(&mut bytes);
     let path = directory.join(name.as_bytes()).map_err(io::Error::other)?;
-    let version = match identity.bundle_files().version(&path) {
+    let version = if let Some(version) = identity.bundle_files().version(&path) {
         // Its casts go on.
-        Some(version) => version,
-        None => {
-            let file = in_memory(&head)?;
-            let version = Version::of_file(&file)?;
-            // Casts then know it from their first page on, and it is not kept on disk.
-            identity.manifests().remember_ahead(&version, Manifest::of_content(&head), false);
-            identity.bundle_files().add(&path, file, version)
-        }
+        version
+    } else {
+        let file = in_memory(&head)?;
+        let version = Version::of_file(&file)?;
+        // Casts then know it from their first page on, and it is not kept on disk.
+        identity.manifests().remember_ahead(&version, Manifest::of_content(&head), false);
+        identity.bundle_files().add(&path, file, version)
     };
     Ok(Some(BundleInfo { name, etag: version.etag(), size: version.size(), index, next: None }))
 }
 
-/// Reads a small file; `None` if it cannot be read, or may be changing.
-fn read(identity: &Identity, path: &RemotePath) -> Option<(OpenFile, Vec<u8>)> {
-    let open = identity.announce(path, identity.open(path).ok()?);
+/// Reads a small file of this encoded name; `None` if it cannot be read, or may be changing.
+fn read(identity: &Identity, directory: &RemotePath, name: &str) -> Option<(OpenFile, Vec<u8>)> {
+    let path = directory.join(&decode_segment(name).ok()?).ok()?;
+    let open = identity.announce(&path, identity.open(&path).ok()?);
     let is_settled = open.present.unstable_for(SystemTime::now()).is_none() && !open.is_suspect;
     if open.present.size() > SMALL_FILE || !is_settled {
         return None;
@@ -143,49 +141,32 @@ fn in_memory(bytes: &[u8]) -> io::Result<File> {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
+    use super::super::tests::{served, settle};
     use super::*;
-    use crate::io::manifests::Manifests;
-    use crate::source::Source;
 
-    fn identity(dir: &tempfile::TempDir) -> Identity {
-        Identity::new(Arc::new(Source::new(dir.path()).unwrap()), Manifests::new(None))
-    }
-
-    fn entries(identity: &Identity) -> Vec<Entry> {
-        identity.list(&RemotePath::root()).unwrap().entries.unwrap()
-    }
-
-    /// Waits until what was written has its final version.
-    fn settle(identity: &Identity, name: &str) {
-        let path = RemotePath::decode(name).unwrap();
-        while identity.open(&path).unwrap().present.unstable_for(SystemTime::now()).is_some() {
-            std::thread::yield_now();
-        }
+    fn runs(identity: &Identity) -> Vec<Run> {
+        divide(identity.list(&RemotePath::root()).unwrap().entries.unwrap()).0
     }
 
     #[test]
     fn a_directory_is_divided_by_bytes_and_large_files_are_left_out() {
-        let dir = tempfile::tempdir().unwrap();
+        let (dir, identity) = served(&[]);
         for k in 0..130 {
             File::create(dir.path().join(format!("{k:03}"))).unwrap().set_len(SMALL_FILE).unwrap();
         }
         File::create(dir.path().join("000-large")).unwrap().set_len(SMALL_FILE + 1).unwrap();
         std::fs::create_dir(dir.path().join("000-directory")).unwrap();
-        let runs = plan(entries(&identity(&dir)));
+        let runs = runs(&identity);
         let found: Vec<_> =
             runs.iter().map(|run| (run.first().unwrap(), run.files.len())).collect();
         assert_eq!(found, [("000", 64), ("064", 64), ("128", 2)]);
-        assert!(runs[1].has(b"127") && !runs[1].has(b"128") && !runs[0].has(b"000-large"));
+        assert!(runs[1].has("127") && !runs[1].has("128") && !runs[0].has("000-large"));
     }
 
     #[test]
     fn a_bundle_has_an_index_and_the_bytes_of_its_files_and_can_be_opened() {
-        let dir = tempfile::tempdir().unwrap();
-        for (name, bytes) in [("a b", &b"one"[..]), ("c", b""), ("d", b"three")] {
-            std::fs::write(dir.path().join(name), bytes).unwrap();
-        }
-        let identity = identity(&dir);
-        let files = plan(entries(&identity)).remove(0).files;
+        let (dir, identity) = served(&[("a b", "one"), ("c", ""), ("d", "three")]);
+        let files = runs(&identity).remove(0).files;
         // It vanishes after the listing.
         std::fs::remove_file(dir.path().join("d")).unwrap();
         std::fs::set_permissions(dir.path().join("c"), PermissionsExt::from_mode(0o600)).unwrap();
@@ -212,11 +193,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_bundle_that_is_made_again_has_a_version_of_its_own_and_is_not_suspect() {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("a"), "one").unwrap();
-        let identity = identity(&dir);
-        settle(&identity, "a");
-        let files = plan(entries(&identity)).remove(0).files;
+        let (_dir, identity) = served(&[("a", "one")]);
+        let files = runs(&identity).remove(0).files;
         let make = || make(&identity, &RemotePath::root(), &files).unwrap().unwrap();
         let first = make();
         let path = RemotePath::decode(&first.name).unwrap();
@@ -235,8 +213,8 @@ mod tests {
 
     #[test]
     fn no_file_no_bundle() {
-        let dir = tempfile::tempdir().unwrap();
-        let files = [Listed { name: b"gone".to_vec(), encoded: "gone".into() }];
-        assert_eq!(make(&identity(&dir), &RemotePath::root(), &files).unwrap(), None);
+        let (_dir, identity) = served(&[]);
+        let files = ["gone".into()];
+        assert_eq!(make(&identity, &RemotePath::root(), &files).unwrap(), None);
     }
 }
