@@ -15,11 +15,12 @@ use crate::io::{SmallAnswer, now, seed};
 use crate::object::{Object, Unread, Waiter};
 use crate::receiver::{Fill, FillPolicy, Verify};
 
-/// Time that an open waits for a bundle. Then the file is asked for over HTTP as well.
+/// Time that an open waits for the bundle alone. Then the file is asked for over HTTP as well.
 const PATIENCE: Duration = Duration::from_millis(50);
 
-/// Time that an open waits for a bundle if several hosts want the file, so that its own cast is the
-/// other way.
+/// Time that an open waits for the bundle after the server has refused the file over HTTP, because
+/// other hosts want it too. Then the open joins the cast of this single file. A join takes some
+/// 50 ms, but most bundles come within two seconds.
 const PATIENCE_AMONG_MANY: Duration = Duration::from_secs(2);
 
 /// Time that the index of a bundle may take. Opens do not wait for so long.
@@ -69,17 +70,20 @@ impl Fs {
         self.note_open(path, is_wanted);
         if !is_wanted {
             if is_late {
-                self.note_late(path, etag);
+                self.note_late(path, etag, false);
             }
             return answer;
         }
-        // The other way is the cast of this file alone.
         let bundled = self.bundled(path, etag, size);
         let bundled = tokio::time::timeout(PATIENCE_AMONG_MANY, bundled).await;
+        if bundled.is_err() {
+            self.note_late(path, etag, true);
+        }
         bundled.ok().flatten().map(SmallAnswer::Bundled).or(answer)
     }
 
-    /// Takes a small file from a bundle. Returns `None` if no bundle has it.
+    /// Takes a small file from a bundle. Returns `None` if no bundle has it. Gives the bundle up if
+    /// it fails.
     async fn bundled(
         self: &Arc<Self>,
         path: &RemotePath,
@@ -97,8 +101,11 @@ impl Fs {
             changes.changed().await.ok()?;
         };
         let Place { bytes, id, .. } = place;
-        let bytes = self.read_bundle(&object, bytes).await?;
-        let file = SmallFile::new(bytes, size, id)?;
+        let bytes = self.read_bundle(&object, bytes).await;
+        let Some(file) = bytes.and_then(|bytes| SmallFile::new(bytes, size, id)) else {
+            self.give_up_bundle(path, &object);
+            return None;
+        };
         if self.config.verify == Verify::Leaf {
             // The server's hashes have proven the index.
             id.inspect(|id| self.control.remember_id(path, etag, *id));
@@ -136,13 +143,25 @@ impl Fs {
         }
     }
 
-    /// Records that a file came sooner over HTTP than from its bundle.
-    fn note_late(&self, path: &RemotePath, etag: &Etag) {
+    /// Records that a file came sooner over HTTP than from its bundle, or that the bundle
+    /// `is_overdue`, so that it is given up.
+    fn note_late(&self, path: &RemotePath, etag: &Etag, is_overdue: bool) {
         let mut bundles = lock(&self.bundles);
         let Found::In(object, _) = bundles.find(path, etag, now()) else { return };
-        let given_up = bundles.handle_late(path, &object, now());
+        let is_given_up = is_overdue || bundles.handle_late(path, &object);
         drop(bundles);
-        given_up.inspect(|object| self.close_object(object));
+        if is_given_up {
+            self.give_up_bundle(path, &object);
+        }
+    }
+
+    /// Gives up the bundle that has this file. Its files are opened one by one from then on.
+    fn give_up_bundle(&self, path: &RemotePath, object: &Arc<Object>) {
+        // Several opens notice that it fails.
+        let is_first = lock(&self.bundles).give_up(path, object, now());
+        if is_first {
+            self.close_object(object);
+        }
     }
 
     /// Gets the bundle that has this file, in the background.
@@ -170,7 +189,7 @@ impl Fs {
         directory: &RemotePath,
     ) -> Option<(BundleInfo, Arc<Object>, HashMap<Vec<u8>, Place>)> {
         let info = self.control.bundle(path).await.filter(is_sound)?;
-        if lock(&self.bundles).has(directory, &info.name) || *self.stopping.borrow() {
+        if lock(&self.bundles).has(directory, &info.name) {
             return None;
         }
         let object = self.open_bundle(directory.join(info.name.as_bytes()).ok()?, &info)?;
@@ -183,7 +202,7 @@ impl Fs {
         Some((info, object, files))
     }
 
-    /// Opens a bundle, whose bytes stay in memory.
+    /// Opens a bundle, whose bytes stay in memory. Returns `None` if the mount ends.
     fn open_bundle(self: &Arc<Self>, path: RemotePath, info: &BundleInfo) -> Option<Arc<Object>> {
         let (server, etag) = (self.control.server().to_owned(), Some(info.etag.clone()));
         let key = ObjectKey { server, path, etag, content: None };
@@ -193,6 +212,14 @@ impl Fs {
         let object = object.with_unicast(self.config.unicast).with_verify(self.config.verify);
         let object = Arc::new(object);
         object.open();
+        {
+            let mut bundles = lock(&self.bundles);
+            // `stop` and `abandon` set this before they look for objects.
+            if *self.stopping.borrow() {
+                return None;
+            }
+            bundles.begin(&object);
+        }
         self.intake.attend(&object);
         Some(object)
     }
@@ -205,3 +232,6 @@ impl Fs {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

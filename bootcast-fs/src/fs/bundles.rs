@@ -13,16 +13,18 @@ use bootcast_proto::{ContentId, Etag, RemotePath};
 
 use crate::object::Object;
 
-/// Number of small files of a directory that are opened before a bundle is asked for.
+/// Number of small files of a directory that are opened within [`OPENS_WITHIN`] before a bundle is
+/// asked for. Fewer do not show that more will follow.
 const OPENS: usize = 8;
 
-/// The same if other hosts want these files at the same time.
+/// Number of opened small files that suffice if other hosts want these very files, because each
+/// needs a cast of its own otherwise.
 const OPENS_AMONG_MANY: usize = 3;
 
-/// Time within which they are opened.
+/// Time within which the opens of a directory are counted together.
 const OPENS_WITHIN: Duration = Duration::from_secs(2);
 
-/// Time for which a directory does without bundles after one was refused, or did not come.
+/// Time for which no bundle of a directory is asked for after one was refused, or did not come.
 const PAUSE: Duration = Duration::from_secs(10);
 
 /// Maximum number of bundles of a mount.
@@ -44,8 +46,8 @@ const INDEX_MAX: u64 = 4 << 20;
 #[derive(Debug, Default)]
 pub(super) struct Bundles {
     directories: HashMap<RemotePath, Directory>,
-    /// Objects of bundles that are not used any more, until they have left their casts.
-    retired: Vec<Arc<Object>>,
+    /// Objects of all bundles, from their open until they have left their casts.
+    objects: Vec<Arc<Object>>,
 }
 
 #[derive(Debug)]
@@ -149,6 +151,11 @@ impl Bundles {
         }
     }
 
+    /// Adds the object of a bundle whose index is not known yet. It must have been opened.
+    pub(super) fn begin(&mut self, object: &Arc<Object>) {
+        self.objects.push(Arc::clone(object));
+    }
+
     /// Adds the bundle that was asked for. Returns an object that the caller must close, which is
     /// that of another bundle that makes room for it, or its own if it is of no use.
     pub(super) fn add(
@@ -192,7 +199,6 @@ impl Bundles {
         for directory in self.directories.values_mut() {
             directory.bundles.retain(|bundle| bundle.object.id() != object.id());
         }
-        self.retired.push(Arc::clone(object));
     }
 
     /// Looks for a version of a file.
@@ -226,29 +232,33 @@ impl Bundles {
         Some(next)
     }
 
-    /// Handles that a file came sooner over HTTP than from a bundle. Returns an object that the
-    /// caller must close, if the bundle is given up.
-    pub(super) fn handle_late(
-        &mut self,
-        path: &RemotePath,
-        object: &Arc<Object>,
-        now: Instant,
-    ) -> Option<Arc<Object>> {
-        let directory = self.directories.get_mut(&path.parent()?)?;
-        let mut bundles = directory.bundles.iter_mut();
-        let bundle = bundles.find(|bundle| bundle.object.id() == object.id())?;
+    /// Handles that a file came sooner over HTTP than from a bundle. Returns whether that happened
+    /// too often.
+    pub(super) fn handle_late(&mut self, path: &RemotePath, object: &Object) -> bool {
+        let directory = path.parent().and_then(|path| self.directories.get_mut(&path));
+        let mut bundles = directory.into_iter().flat_map(|directory| &mut directory.bundles);
+        let Some(bundle) = bundles.find(|bundle| bundle.object.id() == object.id()) else {
+            return false;
+        };
         bundle.late += 1;
-        if bundle.late < MAX_LATE {
-            return None;
-        }
+        bundle.late >= MAX_LATE
+    }
+
+    /// Handles that a bundle is given up. Returns whether the caller must close its object; `false`
+    /// if another caller does.
+    pub(super) fn give_up(&mut self, path: &RemotePath, object: &Object, now: Instant) -> bool {
+        let directory = path.parent().and_then(|path| self.directories.get_mut(&path));
+        let Some(directory) = directory else { return false };
+        let at = directory.bundles.iter().position(|bundle| bundle.object.id() == object.id());
+        let Some(at) = at else { return false };
+        directory.bundles.remove(at);
         directory.paused_until = Some(now + PAUSE);
-        self.remove(object);
-        Some(Arc::clone(object))
+        true
     }
 
     /// Removes what is not used any more. Returns objects that the caller must close.
     pub(super) fn tidy(&mut self, now: Instant) -> Vec<Arc<Object>> {
-        self.retired.retain(|object| !object.snapshot().is_idle);
+        self.objects.retain(|object| !object.snapshot().is_idle);
         let bundles = self.directories.values().flat_map(|directory| &directory.bundles);
         let old = bundles.filter(|bundle| bundle.used + KEPT_FOR <= now);
         let old: Vec<_> = old.map(|bundle| Arc::clone(&bundle.object)).collect();
@@ -261,9 +271,7 @@ impl Bundles {
 
     /// Returns the objects of all bundles.
     pub(super) fn objects(&self) -> Vec<Arc<Object>> {
-        let bundles = self.directories.values().flat_map(|directory| &directory.bundles);
-        let objects = bundles.map(|bundle| &bundle.object).chain(&self.retired);
-        objects.cloned().collect()
+        self.objects.clone()
     }
 }
 
