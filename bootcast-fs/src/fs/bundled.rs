@@ -19,8 +19,8 @@ use crate::receiver::{Fill, FillPolicy, Verify};
 const PATIENCE: Duration = Duration::from_millis(50);
 
 /// Time that an open waits for the bundle after the server has refused the file over HTTP, because
-/// other hosts want it too. Then the open joins the cast of this single file. A join takes some
-/// 50 ms, but most bundles come within two seconds.
+/// other hosts want it too. After this time it joins the cast of this single file. The server may
+/// hold an answer about a bundle back for 750 ms, and then has to send it.
 const PATIENCE_AMONG_MANY: Duration = Duration::from_secs(2);
 
 /// Time that the index of a bundle may take. Opens do not wait for so long.
