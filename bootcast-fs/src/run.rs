@@ -94,7 +94,8 @@ pub fn run_mount(
     }
     let (source, mountpoint) = (request.shown_source.display(), request.mountpoint.display());
     info!(%source, %mountpoint, "mounted");
-    match serve(&runtime, (request, store), mounted, listener.as_ref(), signals) {
+    let serving = Serving { request, store, mounted, listener: listener.as_ref(), signals };
+    match serving.run(&runtime) {
         Ok(Ended::HandedOver) => {
             // Its tasks have requests that are the next process's to answer.
             std::mem::forget(runtime);
@@ -397,61 +398,70 @@ fn fs_config(options: &MountOptions, pins: Option<Pins>) -> FsConfig {
     }
 }
 
-/// Serves until the kernel closes the connection, a signal arrives, or another process takes over.
-fn serve(
-    runtime: &Runtime,
-    (request, store): (&MountRequest, &Store),
+/// A mount that is served until the kernel closes the connection, a signal arrives, or another
+/// process takes over.
+struct Serving<'a> {
+    request: &'a MountRequest,
+    /// Keeps the connection for the next process.
+    store: &'a Store,
     mounted: Mounted,
-    listener: Option<&handover::Listener>,
-    mut signals: EndSignals,
-) -> Result<Ended, MountError> {
-    let Mounted { fs, session: fuse, metrics, connection } = mounted;
-    // The socket and the store have their own descriptors.
-    drop(connection);
-    let (ended, end) = oneshot::channel();
-    let thread = std::thread::Builder::new().name("session".into());
-    thread
-        .spawn(move || {
-            let _ = ended.send(session::run(fuse));
+    /// Socket at which the next process asks for the mount; `None` if none can.
+    listener: Option<&'a handover::Listener>,
+    signals: EndSignals,
+}
+
+impl Serving<'_> {
+    /// Serves the mount.
+    fn run(self, runtime: &Runtime) -> Result<Ended, MountError> {
+        let Self { request, store, mounted, listener, mut signals } = self;
+        let Mounted { fs, session: fuse, metrics, connection } = mounted;
+        // The socket and the store have their own descriptors.
+        drop(connection);
+        let (ended, end) = oneshot::channel();
+        let thread = std::thread::Builder::new().name("session".into());
+        thread
+            .spawn(move || {
+                let _ = ended.send(session::run(fuse));
+            })
+            .map_err(|error| MountError::failed(&error))?;
+        runtime.block_on(async {
+            tokio::spawn(fs.clone().housekeep());
+            if let Some(metrics) = metrics {
+                let fs = fs.clone();
+                tokio::spawn(metrics.serve(move || metrics::text(&fs.status(true))));
+            }
+            let outcome = tokio::select! {
+                biased;
+                reason = panics::first() => {
+                    // Nothing is saved: what is held may be half recorded.
+                    fs.abandon();
+                    unmount(request);
+                    return Err(MountError::failed(&reason));
+                }
+                ended = end => {
+                    fs.stop(LEAVE_PATIENCE).await;
+                    let died = || Err(std::io::Error::other("the thread that serves the kernel died"));
+                    ended.unwrap_or_else(|_| died())
+                }
+                signal = terminated(&mut signals, request.options.root_fs) => {
+                    info!(signal = signal.name(), "unmounting");
+                    fs.stop(LEAVE_PATIENCE).await;
+                    unmount(request);
+                    Ok(())
+                }
+                () = next_process(listener) => {
+                    store.give_away();
+                    info!("handing the mount over to another process");
+                    fs.hand_over(HANDOVER_LEAVE_PATIENCE).await;
+                    return Ok(Ended::HandedOver);
+                }
+            };
+            // The last step, because it may block on the disk.
+            fs.save();
+            info!("unmounted");
+            outcome.map(|()| Ended::Unmounted).map_err(|error| MountError::failed(&error))
         })
-        .map_err(|error| MountError::failed(&error))?;
-    runtime.block_on(async {
-        tokio::spawn(fs.clone().housekeep());
-        if let Some(metrics) = metrics {
-            let fs = fs.clone();
-            tokio::spawn(metrics.serve(move || metrics::text(&fs.status(true))));
-        }
-        let outcome = tokio::select! {
-            biased;
-            reason = panics::first() => {
-                // Nothing is saved: what is held may be half recorded.
-                fs.abandon();
-                unmount(request);
-                return Err(MountError::failed(&reason));
-            }
-            ended = end => {
-                fs.stop(LEAVE_PATIENCE).await;
-                let died = || Err(std::io::Error::other("the thread that serves the kernel died"));
-                ended.unwrap_or_else(|_| died())
-            }
-            signal = terminated(&mut signals, request.options.root_fs) => {
-                info!(signal = signal.name(), "unmounting");
-                fs.stop(LEAVE_PATIENCE).await;
-                unmount(request);
-                Ok(())
-            }
-            () = next_process(listener) => {
-                store.give_away();
-                info!("handing the mount over to another process");
-                fs.hand_over(HANDOVER_LEAVE_PATIENCE).await;
-                return Ok(Ended::HandedOver);
-            }
-        };
-        // The last step, because it may block on the disk.
-        fs.save();
-        info!("unmounted");
-        outcome.map(|()| Ended::Unmounted).map_err(|error| MountError::failed(&error))
-    })
+    }
 }
 
 /// Waits until another process takes over. Never returns if none can.
