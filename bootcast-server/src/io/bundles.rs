@@ -130,12 +130,22 @@ type Slot = Arc<tokio::sync::Mutex<Option<Plan>>>;
 /// Division of a directory into bundles.
 #[derive(Debug)]
 struct Plan {
-    /// When the directory must be listed again.
+    /// When the directory must be listed again, unless requests for a bundle are being gathered.
     until: Instant,
     /// In the order of the listing.
     runs: Vec<Run>,
     /// Memory that the names take.
     _names: OwnedSemaphorePermit,
+}
+
+impl Plan {
+    /// Whether a request for the bundle that has the file of this encoded name is answered from the
+    /// plan. Requests that are gathered get the same answer, however long that takes.
+    fn is_good_for(&self, name: &str, now: Instant) -> bool {
+        let mut made =
+            self.runs.iter().filter(|run| run.has(name)).filter_map(|run| run.made.as_ref());
+        now < self.until || made.any(|(_, gathering)| gathering.is_waiting(now))
+    }
 }
 
 impl Bundles {
@@ -168,13 +178,16 @@ impl Bundles {
         let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
             return Ok(None);
         };
-        let slot = Arc::clone(self.plans().get_or_insert(directory.clone(), Slot::default));
-        let slot = slot.lock_owned().await;
+        let slot = self.slot(&directory).lock_owned().await;
         let finding = self.clone().find(slot, directory, encode_name(name), gathers);
         let found = tokio::spawn(finding).await.map_err(|_| PoolError::Stopped)??;
         let Some((info, answers_at)) = found else { return Ok(None) };
         gathering::wait(answers_at).await;
         Ok(Some(info))
+    }
+
+    fn slot(&self, directory: &RemotePath) -> Slot {
+        Arc::clone(self.plans().get_or_insert(directory.clone(), Slot::default))
     }
 
     /// Returns the bundle that has the file of this encoded name, and the time of the answer. Lists
@@ -186,7 +199,7 @@ impl Bundles {
         name: String,
         gathers: bool,
     ) -> Result<Option<(BundleInfo, watch::Receiver<Instant>)>, ListingError> {
-        let plan = match slot.take().filter(|plan| Instant::now() < plan.until) {
+        let plan = match slot.take().filter(|plan| plan.is_good_for(&name, Instant::now())) {
             Some(plan) => plan,
             None => self.plan(&directory).await?,
         };
@@ -262,7 +275,8 @@ impl Bundles {
         self.identity.bundle_files().tidy(now);
         for (_, slot) in self.plans().iter() {
             if let Ok(mut plan) = slot.try_lock() {
-                plan.take_if(|plan| plan.until <= now);
+                // By then no requests are gathered any more.
+                plan.take_if(|plan| plan.until + TIDY_PERIOD <= now);
             }
         }
     }
@@ -321,6 +335,27 @@ mod tests {
         let request = bundles.get(&RemotePath::decode("a").unwrap(), false).now_or_never();
         assert!(request.is_none(), "the client goes away while the directory is listed");
         wait_until(|| identity.bundle_files().lock().len() == 1).await;
+    }
+
+    #[tokio::test]
+    async fn requests_are_gathered_beyond_the_time_of_a_plan() {
+        let (_dir, identity) = served(&[("a", "one")]);
+        let bundles = Bundles::new(identity);
+        let slot = async || bundles.slot(&RemotePath::root()).lock_owned().await;
+        let answers_at = async || {
+            let found = bundles.clone().find(slot().await, RemotePath::root(), "a".into(), true);
+            found.await.unwrap().unwrap().1
+        };
+        loop {
+            let first = answers_at().await;
+            slot().await.as_mut().unwrap().until = Instant::now();
+            let second = answers_at().await;
+            // A busy machine may be slower than the first answer.
+            if Instant::now() < *first.borrow() {
+                assert!(second.same_channel(&first));
+                break;
+            }
+        }
     }
 
     #[tokio::test]

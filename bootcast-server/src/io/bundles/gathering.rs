@@ -35,8 +35,14 @@ impl Gathering {
 
     /// Handles one more request. Puts the answers off if they are still waiting.
     pub(super) fn handle_request(&self, now: Instant) {
-        let later = (now + QUIET).min(self.latest);
-        self.answers_at.send_if_modified(|at| now < *at && std::mem::replace(at, later) != later);
+        if self.is_waiting(now) {
+            self.answers_at.send_replace((now + QUIET).min(self.latest));
+        }
+    }
+
+    /// Whether the answers are still waiting.
+    pub(super) fn is_waiting(&self, now: Instant) -> bool {
+        now < *self.answers_at.borrow()
     }
 
     /// Returns the time of the answers, for [`wait`].
