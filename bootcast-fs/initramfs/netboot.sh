@@ -1,7 +1,8 @@
 # shellcheck shell=sh
 # Mounts a root file system that comes over the cast. Both families of initramfs source this file:
 # initramfs-tools and dracut. It needs a POSIX shell, cat, mkdir, mount, modprobe, sleep, losetup,
-# and the programs bootcastfs and bootcast. docs/NETBOOT.md says what an operator may write.
+# and the programs bootcastfs and bootcast. Those of klibc and busybox are enough, but for losetup
+# and modprobe. docs/NETBOOT.md says what an operator may write.
 #
 # Everything is mounted below /bootcast in the initramfs and not below /run. So the new system does
 # not see these mounts: systemd would unmount them when it shuts down, while it still reads there.
@@ -73,14 +74,20 @@ bootcast_parse() {
 
 # Finds the options that concern more than the mount.
 bootcast_read_options() {
-    bootcast_hash=
-    case $bootcast_options, in
-    *,b3=*)
-        bootcast_hash=${bootcast_options#*,b3=}
-        bootcast_hash=${bootcast_hash%%,*}
+    bootcast_hash=$(bootcast_option b3)
+    bootcast_interface=$(bootcast_option interface)
+    bootcast_port=$(bootcast_option port)
+    bootcast_mode=$(bootcast_parameter bootcast.mode cast)
+}
+
+# Prints the last value of a mount option, or nothing.
+bootcast_option() {
+    case $bootcast_options in
+    *,"$1"=*)
+        bootcast_value=${bootcast_options##*,"$1"=}
+        echo "${bootcast_value%%,*}"
         ;;
     esac
-    bootcast_mode=$(bootcast_parameter bootcast.mode cast)
 }
 
 # Says what is waited for, and waits. A line that repeats is printed once a minute.
@@ -133,8 +140,7 @@ bootcast_fetch_to_disk() {
 bootcast_fetch() {
     bootcast_image=$1
     bootcast_progress "fetching $bootcast_source to $1"
-    until bootcast_error=$(bootcast get "$(bootcast_url)" -O "$1" \
-        ${bootcast_hash:+--b3 "$bootcast_hash"} 2>&1 </dev/null); do
+    until bootcast_error=$(bootcast_get "$1" 2>&1); do
         # 8: the content is not that of --b3, see README.
         if [ "$?" -eq 8 ]; then
             bootcast_refuse
@@ -142,6 +148,12 @@ bootcast_fetch() {
             bootcast_wait "waits for $bootcast_source: ${bootcast_error##*bootcast: }"
         fi
     done
+}
+
+# Fetches the whole image to $1, with those of the mount options that a fetch has too.
+bootcast_get() {
+    bootcast get "$(bootcast_url)" -O "$1" ${bootcast_hash:+--b3 "$bootcast_hash"} \
+        ${bootcast_interface:+--interface "$bootcast_interface"} </dev/null
 }
 
 # Says that the image is not the one of b3=, and waits.
@@ -152,11 +164,10 @@ bootcast_refuse() {
 
 # Prints the image's URL, which always names a port.
 bootcast_url() {
-    bootcast_authority=$bootcast_head
+    bootcast_authority=$bootcast_head:${bootcast_port:-8888}
     case $bootcast_head in
-    *]) bootcast_authority=$bootcast_head:8888 ;;
-    *]:* | *:*) ;;
-    *) bootcast_authority=$bootcast_head:8888 ;;
+    *]) ;;
+    *:*) bootcast_authority=$bootcast_head ;;
     esac
     echo "http://$bootcast_authority$bootcast_path"
 }
@@ -189,8 +200,14 @@ bootcast_mount_device() {
 # Succeeds if the distribution puts its own overlay over the root, or none is wanted.
 bootcast_is_bare() {
     [ "$(bootcast_parameter bootcast.overlay yes)" = no ] ||
-        [ -n "$(bootcast_parameter overlayroot '')" ] ||
-        [ -n "$(bootcast_parameter rd.overlay '')" ] || bootcast_has_word rd.overlay
+        bootcast_is_on overlayroot || bootcast_is_on rd.overlay || bootcast_has_word rd.overlay
+}
+
+# Succeeds if the kernel command line has this parameter with a value that does not turn it off.
+bootcast_is_on() {
+    case $(bootcast_parameter "$1" '') in
+    '' | disabled | no | off | 0) return 1 ;;
+    esac
 }
 
 # Mounts memory over $1, and both together as the new root $2.
@@ -209,7 +226,8 @@ bootcast_overlay() {
 # type of its file system, or empty.
 bootcast_mount_image() {
     if [ -d "$bootcast_image" ]; then
-        mount --bind "$bootcast_image" "$2"
+        # The mount of klibc has no --bind.
+        mount -o bind "$bootcast_image" "$2"
         return
     fi
     [ -n "$bootcast_device" ] || bootcast_attach

@@ -1,24 +1,55 @@
 //! Tests of the shell functions of an initramfs (`initramfs/netboot.sh`), in this machine's shell.
 
-use std::process::Command;
+use std::path::Path;
+use std::process::{Command, Output};
 
-/// Sources the functions, with the console on standard output and the kernel command line in
-/// `words`, and runs a script with arguments. Returns what it printed.
+/// Directory of klibc's programs, which are the ones of a small Debian initramfs.
+const KLIBC: &str = "/usr/lib/klibc/bin";
+
+/// Shell functions under test.
+const FUNCTIONS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/initramfs/netboot.sh");
+
+/// Replaces the console by standard output, and the kernel command line by `$WORDS`.
+const STUBS: &str = r#"
+    bootcast_say() { echo "console: $*"; }
+    cat() { if [ "$1" = /proc/cmdline ]; then echo "$WORDS"; else command cat "$@"; fi; }
+"#;
+
+/// Sources the functions and runs a script with arguments, in the shell of this machine and in
+/// those of an initramfs that are here. Returns what it printed, which must be the same in all.
 fn run(words: &str, script: &str, args: &[&str]) -> String {
-    let functions = concat!(env!("CARGO_MANIFEST_DIR"), "/initramfs/netboot.sh");
-    let prelude = format!(
-        ". {functions}\n\
-         bootcast_say() {{ echo \"console: $*\"; }}\n\
-         cat() {{\n\
-         if [ \"$1\" = /proc/cmdline ]; then echo '{words}'; else command cat \"$@\"; fi\n\
-         }}\n"
-    );
-    let mut command = Command::new("sh");
-    let output =
-        command.arg("-euc").arg(prelude + script).arg("sh").args(args).output().expect("a shell");
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(error.is_empty(), "{error}");
-    String::from_utf8(output.stdout).expect("UTF-8")
+    let mut printed: Option<String> = None;
+    for shell in shells() {
+        let output = run_in(&shell, words, script, args);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(error.is_empty(), "{shell:?}: {error}");
+        let text = String::from_utf8(output.stdout).expect("UTF-8");
+        assert_eq!(*printed.get_or_insert_with(|| text.clone()), text, "{shell:?}");
+    }
+    printed.expect("a shell")
+}
+
+/// Commands that start the shells of this machine.
+fn shells() -> Vec<Vec<&'static str>> {
+    let mut shells = vec![vec!["sh"]];
+    if has_busybox() {
+        shells.push(vec!["busybox", "sh"]);
+    }
+    if Path::new(KLIBC).exists() {
+        shells.push(vec!["/usr/lib/klibc/bin/sh"]);
+    }
+    shells
+}
+
+fn has_busybox() -> bool {
+    Command::new("busybox").arg("true").status().is_ok_and(|status| status.success())
+}
+
+/// Runs a script after the functions in a shell.
+fn run_in(shell: &[&str], words: &str, script: &str, args: &[&str]) -> Output {
+    let mut command = Command::new(shell[0]);
+    command.args(&shell[1..]).arg("-euc").arg(format!(". {FUNCTIONS}\n{STUBS}\n{script}"));
+    command.arg("sh").args(args).env("WORDS", words).output().expect("a shell")
 }
 
 #[test]
@@ -83,4 +114,75 @@ fn what_is_waited_for_is_said_once_a_minute() {
         for i in $(seq 30); do bootcast_wait refused; done";
     let expected = "console: waits for it\nconsole: refused\nconsole: refused\n";
     assert_eq!(run("", script, &[]), expected);
+}
+
+#[test]
+fn an_overlay_of_the_distribution_that_is_off_does_not_count() {
+    for (words, expected) in [
+        ("overlayroot=disabled", "overlay"),
+        ("overlayroot=", "overlay"),
+        ("rd.overlay=0", "overlay"),
+        ("overlayroot=tmpfs", "bare"),
+        ("rd.overlay=1", "bare"),
+        ("rd.overlay", "bare"),
+        ("bootcast.overlay=no overlayroot=disabled", "bare"),
+    ] {
+        let script = "if bootcast_is_bare; then echo bare; else echo overlay; fi";
+        assert_eq!(run(words, script, &[]).trim_end(), expected, "{words}");
+    }
+}
+
+#[test]
+fn a_fetch_has_the_hash_the_interface_and_the_port_of_the_options() {
+    let script = "bootcast() { echo \"$*\"; }\nbootcast_parse \"$1\" ''\nbootcast_get /dev/vda";
+    for (options, expected) in [
+        ("", "get http://10.0.0.1:8888/a -O /dev/vda"),
+        (
+            ",interface=eth1,fill=demand,b3=0f",
+            "get http://10.0.0.1:8888/a -O /dev/vda --b3 0f --interface eth1",
+        ),
+        (
+            ",interface=eth0,port=80,interface=eth1",
+            "get http://10.0.0.1:80/a -O /dev/vda --interface eth1",
+        ),
+    ] {
+        let root = format!("bootcast:10.0.0.1:/a{options}");
+        assert_eq!(run("", script, &[&root]).trim_end(), expected, "{root}");
+    }
+}
+
+/// Mounts a directory as the root in a mount namespace of its own, and shows what is there.
+const BIND: &str = r#"
+    mount -t tmpfs -o mode=0700 bootcast "$1"
+    mkdir "$1/image" "$1/root"
+    echo here >"$1/image/file"
+    bootcast_image=$1/image
+    bootcast_mount_image "" "$1/root"
+    while read -r line; do echo "$line"; done <"$1/root/file"
+"#;
+
+#[test]
+fn a_directory_is_mounted_with_the_tools_of_an_initramfs() {
+    if !rustix::process::geteuid().is_root() {
+        return println!("skipped: mounting needs root");
+    }
+    let place = tempfile::tempdir().expect("a directory");
+    let place = place.path().to_str().expect("UTF-8");
+    let mut tools = vec!["PATH=/usr/sbin:/usr/bin:/sbin:/bin".to_owned()];
+    if Path::new(KLIBC).exists() {
+        tools.push(format!("PATH={KLIBC}"));
+    }
+    let busybox = tempfile::tempdir().expect("a directory");
+    if has_busybox() {
+        for tool in ["mount", "mkdir"] {
+            let link = busybox.path().join(tool);
+            std::os::unix::fs::symlink("/bin/busybox", link).expect("a link");
+        }
+        tools.push(format!("PATH={}", busybox.path().display()));
+    }
+    for path in tools {
+        let shell = ["unshare", "--mount", "/usr/bin/env", path.as_str(), "/bin/sh"];
+        let output = run_in(&shell, "", BIND, &[place]);
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "here\n", "{path}: {output:?}");
+    }
 }

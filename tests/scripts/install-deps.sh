@@ -5,7 +5,7 @@
 set -euo pipefail
 
 wanted=(
-    ca-certificates curl ethtool fuse3 gcc iproute2 libc6-dev nftables procps
+    busybox ca-certificates curl ethtool fuse3 gcc iproute2 klibc-utils libc6-dev nftables procps
     python3 qemu-utils tcpdump util-linux wget "$@"
 )
 
