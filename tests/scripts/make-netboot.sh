@@ -8,38 +8,15 @@
 # command line names: poweroff or reboot.
 set -euo pipefail
 
-out=$1 suite=bookworm
+out=$1
 project=$(cd "$(dirname "$0")/../.." && pwd)
+. "$project/tests/scripts/debian-tree.sh"
 packages=dbus,dracut-core,dracut-network,initramfs-tools,iproute2,linux-image-cloud-amd64,procps
 packages+=,systemd-sysv,udev
 
-build_tree() {
-    echo "building a Debian system in $out: two minutes, once"
-    mkdir -p "$out"
-    rm -rf --one-file-system "$out/tree.new"
-    mkdir "$out/tree.new"
-    mmdebstrap --quiet --mode=root --variant=minbase --include="$packages" \
-        --skip=cleanup/reproducible "$suite" "$out/tree.tar"
-    tar --extract --file "$out/tree.tar" --directory "$out/tree.new" --exclude './dev/*'
-    rm "$out/tree.tar"
-    mv "$out/tree.new" "$out/tree"
-}
-
 # Lets the system report, and lets it end by itself if it is told so.
 add_report() {
-    local units=$out/tree/etc/systemd/system
-    cat >"$units/booted.service" <<'EOF'
-[Unit]
-Description=Report on the console
-After=multi-user.target
-
-[Service]
-Type=oneshot
-ExecStart=/usr/local/sbin/booted
-EOF
-    mkdir -p "$units/graphical.target.wants"
-    ln -sf ../booted.service "$units/graphical.target.wants/"
-    cat >"$out/tree/usr/local/sbin/booted" <<'EOF'
+    report_up "$out/tree" <<'EOF'
 #!/bin/sh
 # Says that the system is up, and ends it as the kernel command line says.
 count=0
@@ -57,7 +34,6 @@ for word in $(cat /proc/cmdline); do
     esac
 done
 EOF
-    chmod 755 "$out/tree/usr/local/sbin/booted"
 }
 
 # Runs a command in the system, which gets a /proc for it.
@@ -78,7 +54,7 @@ make_initrds() {
     cp "$out"/tree/boot/initrd.initramfs-tools "$out"/tree/boot/initrd.dracut "$out/"
 }
 
-[ -d "$out/tree" ] || build_tree
+[ -d "$out/tree" ] || debian_tree "$out/tree" "$packages"
 add_report
 make_initrds
 mksquashfs "$out/tree" "$out/root.squashfs" -comp lz4 -noappend -no-progress -quiet \
