@@ -41,35 +41,45 @@ bootcast_parameter() {
     echo "$bootcast_value"
 }
 
-# Reads `bootcast:HEAD[:PORT]:/PATH[,OPTION..]`. Fails with a line on the console if it is wrong.
-# $2 is the head if the value names none.
+# Reads `bootcast:[HEAD[:PORT][,HEAD[:PORT]..]:]/PATH[,OPTION..]`. Fails with a line on the console
+# if it is wrong. $2 are the heads if the value names none. The first `:/` ends the heads, so commas
+# before it separate heads, and commas behind it separate options.
 bootcast_parse() {
-    bootcast_source=${1#bootcast:}
-    bootcast_options=
-    case $bootcast_source in
-    *,*)
-        bootcast_options=,${bootcast_source#*,}
-        bootcast_source=${bootcast_source%%,*}
+    bootcast_heads=
+    bootcast_path=
+    case $1 in
+    bootcast:/?*)
+        bootcast_heads=$2
+        bootcast_path=${1#bootcast:}
+        if [ -z "$bootcast_heads" ]; then
+            bootcast_say "root=$1 names no head, and DHCP names none: root=bootcast:HEAD:/PATH"
+            return 1
+        fi
+        ;;
+    bootcast:?*:/?*)
+        bootcast_heads=${1#bootcast:}
+        bootcast_heads=${bootcast_heads%%:/*}
+        bootcast_path=/${1#*:/}
         ;;
     esac
-    case $bootcast_source in
-    /*) bootcast_source=$2:$bootcast_source ;;
+    case $bootcast_path in
+    *,*) bootcast_options=,${bootcast_path#*,} ;;
+    *) bootcast_options= ;;
     esac
-    case $bootcast_source in
-    :/*)
-        bootcast_say "root=$1 names no head, and DHCP names none: root=bootcast:HEAD:/PATH"
+    bootcast_path=${bootcast_path%%,*}
+    if ! bootcast_are_heads "$bootcast_heads" || [ -z "${bootcast_path#/}" ]; then
+        bootcast_say "root=$1 is not root=bootcast:HEAD[:PORT][,HEAD..]:/PATH[,OPTION..]"
         return 1
-        ;;
-    ?*:/?*) ;;
-    *)
-        bootcast_say "root=$1 is not root=bootcast:HEAD[:PORT]:/PATH[,OPTION..]"
-        return 1
-        ;;
-    esac
-    bootcast_head=${bootcast_source%%:/*}
-    bootcast_path=/${bootcast_source#*:/}
+    fi
     bootcast_name=${bootcast_path##*/}
     bootcast_read_options
+}
+
+# Succeeds if this can be a list of heads. An option does not belong there.
+bootcast_are_heads() {
+    case ,$1, in
+    *,,* | *=* | */*) return 1 ;;
+    esac
 }
 
 # Finds the options that concern more than the mount.
@@ -101,29 +111,75 @@ bootcast_wait() {
     sleep 2
 }
 
-# Mounts the image's directory, or the image alone if its hash is known. Tries for ever.
+# Runs a command for one head after the other, as bootcast_head, until it succeeds. Tries for ever.
+# A command that fails sets bootcast_reason, which is printed on the console.
+bootcast_try_heads() {
+    while :; do
+        bootcast_reasons=
+        bootcast_rest=$bootcast_heads,
+        while [ -n "$bootcast_rest" ]; do
+            bootcast_head=${bootcast_rest%%,*}
+            bootcast_rest=${bootcast_rest#*,}
+            "$@" && return
+            bootcast_reasons="$bootcast_reasons${bootcast_reasons:+; }$bootcast_reason"
+        done
+        bootcast_wait "$bootcast_reasons"
+    done
+}
+
+# Mounts the directory of the image from the head, or the image alone if its hash is known, and
+# attaches the image. The mount stays if there is no other head: the head may still get the image.
+bootcast_try_mount() {
+    if [ "$bootcast_mounted" != "$bootcast_head" ]; then
+        bootcast_mount || return
+        bootcast_mounted=$bootcast_head
+    fi
+    bootcast_image=$bootcast_dir/mnt/$bootcast_name
+    bootcast_attach && return
+    if [ "$bootcast_head" != "$bootcast_heads" ] && umount "$bootcast_dir/mnt"; then
+        bootcast_mounted=
+    fi
+    return 1
+}
+
+# Mounts what the head serves.
 bootcast_mount() {
     bootcast_from=$bootcast_head:${bootcast_path%/*}
-    [ -n "$bootcast_hash" ] && bootcast_from=$bootcast_source
+    [ -n "$bootcast_hash" ] && bootcast_from=$bootcast_head:$bootcast_path
     [ "$bootcast_from" = "$bootcast_head:" ] && bootcast_from=$bootcast_head:/
     mkdir -p "$bootcast_dir/mnt"
-    bootcast_progress "mounting $bootcast_from"
-    until bootcast_error=$(bootcastfs "$bootcast_from" "$bootcast_dir/mnt" -o \
+    bootcast_error=$(bootcastfs "$bootcast_from" "$bootcast_dir/mnt" -o \
         "ro,allow_other,default_permissions,root_fs,cache=memory,retry=0$bootcast_options" \
-        2>&1 </dev/null); do
-        bootcast_wait "waits for $bootcast_source: ${bootcast_error#bootcastfs: }"
-    done
-    bootcast_image=$bootcast_dir/mnt/$bootcast_name
-    until [ -e "$bootcast_image" ]; do
-        bootcast_wait "waits for $bootcast_path: $bootcast_head has no such file"
-    done
+        2>&1 </dev/null) && return
+    bootcast_reason="waits for $bootcast_head:$bootcast_path: ${bootcast_error#bootcastfs: }"
+    return 1
+}
+
+# Finds the image, and attaches it to a loop device if it is not a directory.
+bootcast_attach() {
+    if ! [ -e "$bootcast_image" ]; then
+        bootcast_reason="waits for $bootcast_path: $bootcast_head has no such file"
+        return 1
+    fi
+    [ -d "$bootcast_image" ] && return
+    bootcast_device=$(losetup --read-only --find --show "$bootcast_image" 2>/dev/null) && return
+    if [ -n "$bootcast_hash" ]; then
+        bootcast_refuse
+    else
+        bootcast_reason="waits for $bootcast_path: $bootcast_head cannot read it"
+    fi
+    return 1
 }
 
 # Fetches the whole image into memory. Nothing of ours runs afterwards.
 bootcast_fetch_to_ram() {
     mkdir -p "$bootcast_dir/ram"
     mount -t tmpfs -o mode=0700,size=90% bootcast "$bootcast_dir/ram"
-    bootcast_fetch "$bootcast_dir/ram/$bootcast_name"
+    bootcast_image=$bootcast_dir/ram/$bootcast_name
+    bootcast_try_heads bootcast_fetch "$bootcast_image"
+    bootcast_attach && return
+    bootcast_say "$bootcast_reason"
+    return 1
 }
 
 # Fetches the whole image onto block device $1, which is overwritten. Nothing of ours runs
@@ -132,22 +188,21 @@ bootcast_fetch_to_disk() {
     until [ -b "$1" ]; do
         bootcast_wait "waits for the device $1 of bootcast.mode="
     done
-    bootcast_fetch "$1"
+    bootcast_try_heads bootcast_fetch "$1"
+    bootcast_image=$1
     bootcast_device=$1
 }
 
-# Fetches the whole image to $1. Tries for ever.
+# Fetches the whole image from the head to $1.
 bootcast_fetch() {
-    bootcast_image=$1
-    bootcast_progress "fetching $bootcast_source to $1"
-    until bootcast_error=$(bootcast_get "$1" 2>&1); do
-        # 8: the content is not that of --b3, see README.
-        if [ "$?" -eq 8 ]; then
-            bootcast_refuse
-        else
-            bootcast_wait "waits for $bootcast_source: ${bootcast_error##*bootcast: }"
-        fi
-    done
+    bootcast_error=$(bootcast_get "$1" 2>&1) && return
+    # 8: the content is not that of --b3, see README.
+    if [ "$?" -eq 8 ]; then
+        bootcast_refuse
+    else
+        bootcast_reason="waits for $bootcast_head:$bootcast_path: ${bootcast_error##*bootcast: }"
+    fi
+    return 1
 }
 
 # Fetches the whole image to $1, with those of the mount options that a fetch has too.
@@ -156,10 +211,10 @@ bootcast_get() {
         ${bootcast_interface:+--interface "$bootcast_interface"} </dev/null
 }
 
-# Says that the image is not the one of b3=, and waits.
+# Sets the reason: the image is not the one of b3=.
 bootcast_refuse() {
-    bootcast_wait "refused: $bootcast_path on $bootcast_head is not the content of b3=" \
-        "or cannot be proven; waits for the right one"
+    bootcast_reason="refused: $bootcast_path on $bootcast_head is not the content of b3= or cannot"
+    bootcast_reason="$bootcast_reason be proven; waits for the right one"
 }
 
 # Prints the image's URL, which always names a port.
@@ -170,17 +225,6 @@ bootcast_url() {
     *:*) bootcast_authority=$bootcast_head ;;
     esac
     echo "http://$bootcast_authority$bootcast_path"
-}
-
-# Attaches the image to a loop device. Tries for ever: the head may still get the right image.
-bootcast_attach() {
-    until bootcast_device=$(losetup --read-only --find --show "$bootcast_image" 2>/dev/null); do
-        if [ -n "$bootcast_hash" ]; then
-            bootcast_refuse
-        else
-            bootcast_wait "waits for $bootcast_path: $bootcast_head cannot read it"
-        fi
-    done
 }
 
 # Mounts the device read-only, whatever file system it has. $1 is a type, or empty.
@@ -222,16 +266,15 @@ bootcast_overlay() {
             bootcast-root "$2"
 }
 
-# Mounts the image itself at $2: a directory as it is, a file by a loop device, a disk. $1 is the
-# type of its file system, or empty.
+# Mounts the image itself at $2: a directory as it is, or else its device. $1 is the type of its
+# file system, or empty.
 bootcast_mount_image() {
     if [ -d "$bootcast_image" ]; then
         # The mount of klibc has no --bind.
         mount -o bind "$bootcast_image" "$2"
-        return
+    else
+        bootcast_mount_device "$1" "$2"
     fi
-    [ -n "$bootcast_device" ] || bootcast_attach
-    bootcast_mount_device "$1" "$2"
 }
 
 # Mounts the new root $1. $2 is the type of its file system, or empty. bootcast_parse comes first.
@@ -241,16 +284,8 @@ bootcast_mount_root() {
     modprobe -q overlay
     mkdir -p "$bootcast_dir"
     mount -t tmpfs -o mode=0700 bootcast "$bootcast_dir"
-    bootcast_device=
-    case $bootcast_mode in
-    cast) bootcast_mount ;;
-    ram) bootcast_fetch_to_ram ;;
-    disk:/dev/?*) bootcast_fetch_to_disk "${bootcast_mode#disk:}" ;;
-    *)
-        bootcast_say "bootcast.mode=$bootcast_mode is none of cast, ram, disk:/dev/NAME"
-        return 1
-        ;;
-    esac
+    bootcast_mounted=
+    bootcast_bring_image || return
     if bootcast_is_bare; then
         bootcast_mount_image "$2" "$1" || return 1
     else
@@ -259,4 +294,26 @@ bootcast_mount_root() {
             bootcast_overlay "$bootcast_dir/lower" "$1" || return 1
     fi
     bootcast_progress "the root is $bootcast_path of $bootcast_head"
+}
+
+# Brings the image to this machine, as bootcast.mode= says.
+bootcast_bring_image() {
+    case $bootcast_mode in
+    cast)
+        bootcast_progress "mounting $bootcast_heads:$bootcast_path"
+        bootcast_try_heads bootcast_try_mount
+        ;;
+    ram)
+        bootcast_progress "fetching $bootcast_heads:$bootcast_path into memory"
+        bootcast_fetch_to_ram
+        ;;
+    disk:/dev/?*)
+        bootcast_progress "fetching $bootcast_heads:$bootcast_path to ${bootcast_mode#disk:}"
+        bootcast_fetch_to_disk "${bootcast_mode#disk:}"
+        ;;
+    *)
+        bootcast_say "bootcast.mode=$bootcast_mode is none of cast, ram, disk:/dev/NAME"
+        return 1
+        ;;
+    esac
 }

@@ -54,8 +54,8 @@ fn run_in(shell: &[&str], words: &str, script: &str, args: &[&str]) -> Output {
 
 #[test]
 fn root_names_head_path_and_options() {
-    let script = "bootcast_parse \"$1\" \"$2\" && echo \
-        \"$bootcast_head $bootcast_path $bootcast_name [$bootcast_options] [$bootcast_hash] \
+    let script = "bootcast_parse \"$1\" \"$2\" && bootcast_head=$bootcast_heads && echo \
+        \"$bootcast_heads $bootcast_path $bootcast_name [$bootcast_options] [$bootcast_hash] \
         $(bootcast_url)\"";
     for (root, dhcp, expected) in [
         (
@@ -87,8 +87,16 @@ fn root_names_head_path_and_options() {
 
 #[test]
 fn a_wrong_root_is_told_in_one_line() {
-    for root in ["bootcast:10.0.0.1", "bootcast:10.0.0.1:/", "bootcast:/a", "bootcast:", "/dev/sda"]
-    {
+    for root in [
+        "bootcast:10.0.0.1",
+        "bootcast:10.0.0.1:/",
+        "bootcast:10.0.0.1:/,fill=demand",
+        "bootcast:10.0.0.1,fill=demand:/a",
+        "bootcast:10.0.0.1,,10.0.0.2:/a",
+        "bootcast:/a",
+        "bootcast:",
+        "/dev/sda",
+    ] {
         let printed = run("", "bootcast_parse \"$1\" '' || echo failed", &[root]);
         let lines: Vec<_> = printed.lines().collect();
         let [line, "failed"] = lines[..] else { panic!("{root}: {printed}") };
@@ -134,7 +142,8 @@ fn an_overlay_of_the_distribution_that_is_off_does_not_count() {
 
 #[test]
 fn a_fetch_has_the_hash_the_interface_and_the_port_of_the_options() {
-    let script = "bootcast() { echo \"$*\"; }\nbootcast_parse \"$1\" ''\nbootcast_get /dev/vda";
+    let script = "bootcast() { echo \"$*\"; }\nbootcast_parse \"$1\" ''\n\
+        bootcast_head=$bootcast_heads\nbootcast_get /dev/vda";
     for (options, expected) in [
         ("", "get http://10.0.0.1:8888/a -O /dev/vda"),
         (
@@ -184,5 +193,61 @@ fn a_directory_is_mounted_with_the_tools_of_an_initramfs() {
         let shell = ["unshare", "--mount", "/usr/bin/env", path.as_str(), "/bin/sh"];
         let output = run_in(&shell, "", BIND, &[place]);
         assert_eq!(String::from_utf8_lossy(&output.stdout), "here\n", "{path}: {output:?}");
+    }
+}
+
+#[test]
+fn several_heads_are_separated_by_commas_before_the_path() {
+    let script = "bootcast_parse \"$1\" '' && echo \"$bootcast_heads $bootcast_path \
+        $bootcast_options\"";
+    for (root, expected) in [
+        ("bootcast:a,b:81:/x,b3=0f", "a,b:81 /x ,b3=0f"),
+        ("bootcast:[fd00::1],[fd00::2]:81:/d/x", "[fd00::1],[fd00::2]:81 /d/x "),
+        ("bootcast:a:/x,fsname=b:/y", "a /x ,fsname=b:/y"),
+    ] {
+        assert_eq!(run("", script, &[root]), format!("{expected}\n"), "{root}");
+    }
+}
+
+#[test]
+fn several_heads_are_tried_in_their_order_until_one_has_the_image() {
+    let script = "sleep() { :; }\nbootcast_said= bootcast_repeats=0 tries=0\n\
+        try() { tries=$((tries + 1)); echo \"$bootcast_head\"; \
+            bootcast_reason=\"$bootcast_head is away\"; [ \"$tries\" -eq 4 ]; }\n\
+        bootcast_parse bootcast:a,[b]:/x '' && bootcast_try_heads try && echo \"$bootcast_head\"";
+    let expected = "a\n[b]\nconsole: a is away; [b] is away\na\n[b]\n[b]\n";
+    assert_eq!(run("", script, &[]), expected);
+}
+
+/// Head `a` is away, head `b` has no image, head `c` has it.
+const THREE_HEADS: &str = r#"
+    bootcastfs() {
+        echo "$1 $2" >>"$bootcast_dir/log"
+        case $1 in
+        a:*) echo "bootcastfs: connection refused"; return 1 ;;
+        c:*) : >"$2/x" ;;
+        esac
+    }
+    umount() { echo "umount $1" >>"$bootcast_dir/log"; }
+    losetup() { echo /dev/loop9; }
+    sleep() { echo "no head was right" >&2; exit 1; }
+    bootcast_dir=$1 bootcast_said='' bootcast_repeats=0 bootcast_mounted=''
+    mkdir -p "$1/mnt"
+    bootcast_parse "$2" ''
+    bootcast_try_heads bootcast_try_mount
+    echo "$bootcast_head $bootcast_device"
+    while read -r line; do echo "$line"; done <"$1/log"
+"#;
+
+#[test]
+fn a_head_without_the_image_is_left_for_the_next_one() {
+    for shell in shells() {
+        let place = tempfile::tempdir().expect("a directory");
+        let place = place.path().to_str().expect("UTF-8");
+        let output = run_in(&shell, "", THREE_HEADS, &[place, "bootcast:a,b,c:/d/x"]);
+        let mount = format!("{place}/mnt");
+        let expected =
+            format!("c /dev/loop9\na:/d {mount}\nb:/d {mount}\numount {mount}\nc:/d {mount}\n");
+        assert_eq!(String::from_utf8_lossy(&output.stdout), expected, "{shell:?}: {output:?}");
     }
 }
