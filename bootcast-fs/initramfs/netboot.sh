@@ -100,6 +100,90 @@ bootcast_option() {
     esac
 }
 
+# Reads what DHCP says about the root into bootcast_dhcp_head and bootcast_dhcp_root, which are empty
+# if it says nothing. Klibc's ipconfig has written it to net-NAME.conf in directory $1. The one of
+# network card $2 counts, if it is named and there.
+bootcast_read_klibc() {
+    bootcast_dhcp_head=
+    bootcast_dhcp_root=
+    for bootcast_file in "$1/net-$2.conf" "$1"/net-*.conf; do
+        if [ -e "$bootcast_file" ]; then
+            bootcast_read_ipconfig "$bootcast_file"
+            return
+        fi
+    done
+}
+
+# Reads a file of ipconfig.
+bootcast_read_ipconfig() {
+    # shellcheck disable=SC1090 # The files are written when this runs.
+    bootcast_dhcp_head=$(ROOTSERVER='' && . "$1" && echo "$ROOTSERVER")
+    # shellcheck disable=SC1090
+    bootcast_dhcp_root=$(ROOTPATH='' && . "$1" && echo "$ROOTPATH")
+    [ "$bootcast_dhcp_head" != 0.0.0.0 ] || bootcast_dhcp_head=
+}
+
+# Sets bootcast_root to the root-path that DHCP names. Fails if it is none of ours.
+bootcast_take_dhcp_root() {
+    bootcast_root=$bootcast_dhcp_root
+    case $bootcast_root in
+    bootcast:*) ;;
+    *) return 1 ;;
+    esac
+}
+
+# Waits for another answer of DHCP.
+bootcast_wait_dhcp_root() {
+    bootcast_wait "waits for root-path bootcast:HEAD:/PATH of DHCP, which is '$bootcast_dhcp_root'"
+}
+
+# Reads the same from the files of dracut below directory $1, which is empty for the real ones.
+# With BOOTIF= on the kernel command line only the lease of that network card counts. Fails if there is
+# none yet.
+bootcast_read_dracut() {
+    for bootcast_card in "$1"/sys/class/net/*; do
+        bootcast_is_boot_card "$bootcast_card" || continue
+        bootcast_dhcp_head=
+        bootcast_dhcp_root=
+        bootcast_file=$1/tmp/dhclient.${bootcast_card##*/}.dhcpopts
+        [ -e "$bootcast_file" ] && bootcast_read_dhcpopts "$bootcast_file" && return
+        bootcast_file=$1/run/systemd/netif/leases/$(cat "$bootcast_card/ifindex")
+        [ -e "$bootcast_file" ] && bootcast_read_lease "$bootcast_file" && return
+    done
+    return 1
+}
+
+# Reads $1, a file that dracut's network-legacy or network-manager wrote
+# (/tmp/dhclient.NAME.dhcpopts).
+bootcast_read_dhcpopts() {
+    # shellcheck disable=SC1090
+    bootcast_dhcp_head=$(new_next_server='' new_dhcp_server_identifier='' && . "$1" &&
+        echo "${new_next_server:-$new_dhcp_server_identifier}")
+    # shellcheck disable=SC1090
+    bootcast_dhcp_root=$(new_root_path='' && . "$1" && echo "$new_root_path")
+}
+
+# Reads $1, a lease of systemd-networkd (/run/systemd/netif/leases/N).
+bootcast_read_lease() {
+    bootcast_server=
+    while read -r bootcast_line; do
+        bootcast_value=${bootcast_line#*=}
+        case $bootcast_line in
+        NEXT_SERVER=*) bootcast_dhcp_head=$bootcast_value ;;
+        SERVER_ADDRESS=*) bootcast_server=$bootcast_value ;;
+        ROOT_PATH=*) bootcast_dhcp_root=$bootcast_value ;;
+        esac
+    done <"$1"
+    [ -n "$bootcast_dhcp_head" ] || bootcast_dhcp_head=$bootcast_server
+}
+
+# Succeeds if BOOTIF=01-MAC names the network card $1, a directory of /sys, or if there is none.
+bootcast_is_boot_card() {
+    bootcast_boot_card=$(bootcast_parameter BOOTIF '' | tr A-F a-f)
+    [ -z "$bootcast_boot_card" ] ||
+        [ "$bootcast_boot_card" = "01-$(tr : - <"$1/address")" ]
+}
+
 # Says what is waited for, and waits. A line that repeats is printed once a minute.
 bootcast_wait() {
     if [ "$*" != "$bootcast_said" ] || [ "$bootcast_repeats" -ge 30 ]; then

@@ -1,5 +1,6 @@
 //! Tests of the shell functions of an initramfs (`initramfs/netboot.sh`), in this machine's shell.
 
+use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 

@@ -4,7 +4,7 @@
 
 # shellcheck disable=SC2154 # dracut sets these names.
 case $netroot in
-bootcast:*)
+bootcast:* | dhcp)
     if [ ! -e /run/bootcast.lock ] && [ -n "$(ip -oneline address show scope global)" ]; then
         /sbin/bootcastroot "" "$netroot" "$NEWROOT"
     fi

@@ -3,8 +3,8 @@
 
 # shellcheck disable=SC2154,SC2034 # dracut sets and reads these names.
 case $netroot in
-bootcast:*)
-    echo "bootcast: waits for an address: is a network cable plugged in, does DHCP answer?" \
+bootcast:* | dhcp)
+    echo "bootcast: waits for an address or for root-path of DHCP: is a network cable plugged in?" \
         >/dev/console
     main_loop=0
     ;;

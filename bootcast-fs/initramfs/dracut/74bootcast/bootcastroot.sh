@@ -1,19 +1,26 @@
 #!/bin/sh
-# Handler of dracut: bootcastroot NETIF NETROOT NEWROOT. Mounts the root. It is called when the
-# network is up, maybe for each interface; the first call does all, and tries for ever.
+# Handler of dracut: bootcastroot NETIF NETROOT NEWROOT. Mounts the root. It is called when a network
+# card has an address, and again and again. The first call that knows head and path does all, and
+# tries for ever. NETIF is not used: the leases of all cards are read.
 
 command -v getarg >/dev/null || . /lib/dracut-lib.sh
 . /usr/share/bootcast/netboot.sh
 
-# The head that DHCP names, if root=bootcast:/PATH names none.
-bootcast_dhcp_head() {
-    # shellcheck disable=SC1090
-    [ -e "/tmp/dhclient.$1.dhcpopts" ] && . "/tmp/dhclient.$1.dhcpopts"
-    # shellcheck disable=SC2154 # dhclient sets these names.
-    echo "${new_next_server:-$new_dhcp_server_identifier}"
+# Sets bootcast_root and bootcast_dhcp_head. Fails if DHCP must name one of them and has not yet.
+find_root() {
+    bootcast_root=$1
+    bootcast_dhcp_head=
+    case $1 in
+    dhcp) bootcast_read_dracut "" && bootcast_take_dhcp_root ;;
+    bootcast:/*) bootcast_read_dracut "" ;;
+    esac
 }
 
 mkdir /run/bootcast.lock 2>/dev/null || exit 0
-bootcast_parse "$2" "$(bootcast_dhcp_head "$1")" || die "bootcast: wrong root=$2"
+if ! find_root "$2"; then
+    rmdir /run/bootcast.lock
+    exit 0
+fi
+bootcast_parse "$bootcast_root" "$bootcast_dhcp_head" || die "bootcast: wrong root=$bootcast_root"
 bootcast_mount_root "$3" "$(getarg rootfstype=)" || die "bootcast: the root cannot be mounted"
 : >/run/bootcast.mounted

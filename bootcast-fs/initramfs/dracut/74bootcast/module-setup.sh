@@ -26,7 +26,7 @@ installkernel() {
 }
 
 install() {
-    inst_multiple losetup modprobe mount cat mkdir sleep ip
+    inst_multiple losetup modprobe mount umount cat mkdir rmdir sleep tr ip
     inst "$(bootcast_program bootcastfs)" /usr/bin/bootcastfs
     inst "$(bootcast_program bootcast)" /usr/bin/bootcast
     inst_simple /usr/share/bootcast/netboot.sh
