@@ -369,6 +369,10 @@ bootcast_mount_root() {
     mkdir -p "$bootcast_dir"
     mount -t tmpfs -o mode=0700 bootcast "$bootcast_dir"
     bootcast_mounted=
+    if bootcast_is_archive; then
+        bootcast_unpack_root "$1"
+        return
+    fi
     bootcast_bring_image || return
     if bootcast_is_bare; then
         bootcast_mount_image "$2" "$1" || return 1
@@ -380,8 +384,115 @@ bootcast_mount_root() {
     bootcast_progress "the root is $bootcast_path of $bootcast_head"
 }
 
+# Succeeds if the image is an archive by its name.
+bootcast_is_archive() {
+    case $bootcast_name in
+    *.tar | *.tar.gz | *.tgz | *.tar.xz | *.tar.zst) ;;
+    *.cpio | *.cpio.gz | *.cpio.xz | *.cpio.zst) ;;
+    *) return 1 ;;
+    esac
+}
+
+# Unpacks an archive into memory, which is the new root $1. Nothing of ours runs afterwards.
+bootcast_unpack_root() {
+    if [ "$bootcast_mode" != ram ] && [ "$bootcast_mode" != cast ]; then
+        bootcast_say "$bootcast_path is an archive: it is unpacked into memory, not onto a disk"
+        return 1
+    fi
+    case $bootcast_name in
+    *.cpio*) bootcast_needs cpio ;;
+    *) bootcast_needs tar ;;
+    esac || return
+    case $bootcast_name in
+    # klibc has gunzip alone.
+    *gz) command -v gzip >/dev/null || bootcast_needs gunzip ;;
+    *.xz) bootcast_needs xz ;;
+    *.zst) bootcast_needs zstd ;;
+    esac || return
+    bootcast_progress "unpacking $bootcast_heads:$bootcast_path"
+    bootcast_try_heads bootcast_unpack
+    mount -o bind "$bootcast_dir/tree" "$1" || return
+    bootcast_progress "the root is $bootcast_path of $bootcast_head"
+}
+
+# Succeeds if the initramfs has a program, or says on the console that it is missing.
+bootcast_needs() {
+    command -v "$1" >/dev/null && return
+    bootcast_say "$bootcast_path cannot be unpacked: this initramfs has no $1"
+    return 1
+}
+
+# Unpacks the archive of the head into memory that is empty at first.
+bootcast_unpack() {
+    bootcast_tree=$bootcast_dir/tree
+    # What an attempt before has left.
+    [ -d "$bootcast_tree" ] && umount "$bootcast_tree"
+    mkdir -p "$bootcast_tree"
+    mount -t tmpfs -o "mode=0755,size=$(bootcast_parameter bootcast.overlay_size 50%)" \
+        bootcast-root "$bootcast_tree"
+    # The shells here have no pipefail. Each program that fails writes a word to descriptor 4.
+    bootcast_failed=$({
+        { bootcast_get - 2>"$bootcast_dir/get.log" || echo "get$?" >&4; } |
+            { bootcast_decompress 2>"$bootcast_dir/unpack.log" || echo decompress >&4; } |
+            { bootcast_extract 2>>"$bootcast_dir/unpack.log" || echo extract >&4; }
+    } 4>&1 >/dev/null)
+    case $bootcast_failed in
+    '') return ;;
+    *get8*) bootcast_refuse ;;
+    # A fetch that lost its reader (141) is not the cause.
+    *get141*) bootcast_cannot_unpack ;;
+    *get*)
+        bootcast_error=$(cat "$bootcast_dir/get.log")
+        bootcast_reason="waits for $bootcast_head:$bootcast_path: ${bootcast_error##*bootcast: }"
+        ;;
+    *) bootcast_cannot_unpack ;;
+    esac
+    return 1
+}
+
+# Sets the reason: the first line that a program printed. Files that do not fit are the usual one.
+bootcast_cannot_unpack() {
+    bootcast_error=
+    read -r bootcast_error <"$bootcast_dir/unpack.log"
+    bootcast_reason="waits for $bootcast_path, which cannot be unpacked: $bootcast_error"
+}
+
+# Decompresses standard input, if the name of the image says that it is compressed.
+bootcast_decompress() {
+    case $bootcast_name in
+    *gz)
+        if command -v gzip >/dev/null; then gzip -dc; else gunzip -c; fi
+        ;;
+    *.xz) xz -dc ;;
+    *.zst) zstd -dc ;;
+    *) cat ;;
+    esac
+}
+
+# Extracts the archive on standard input. Names of users that the initramfs knows do not matter.
+bootcast_extract() {
+    case $bootcast_name in
+    *.cpio*)
+        cd "$bootcast_tree" || return
+        # The one of klibc knows no other option: it makes directories, and sets no times.
+        case $(cpio -i -d -m 2>&1 </dev/null) in
+        *"not implemented"*) cpio -i ;;
+        *) cpio -i -d -m ;;
+        esac
+        ;;
+    *) tar -x -p -f - -C "$bootcast_tree" --numeric-owner ;;
+    esac
+}
+
 # Brings the image to this machine, as bootcast.mode= says.
 bootcast_bring_image() {
+    case $(bootcast_parameter bootcast.release 0):$bootcast_mode in
+    0:* | *:ram | *:disk:*) ;;
+    *)
+        bootcast_say "bootcast.release=1 needs bootcast.mode=ram or bootcast.mode=disk:/dev/NAME"
+        return 1
+        ;;
+    esac
     case $bootcast_mode in
     cast)
         bootcast_progress "mounting $bootcast_heads:$bootcast_path"

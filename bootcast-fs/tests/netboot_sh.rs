@@ -13,7 +13,7 @@ const FUNCTIONS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/initramfs/netboot.
 /// Replaces the console by standard output, and the kernel command line by `$WORDS`.
 const STUBS: &str = r#"
     bootcast_say() { echo "console: $*"; }
-    cat() { if [ "$1" = /proc/cmdline ]; then echo "$WORDS"; else command cat "$@"; fi; }
+    cat() { if [ "${1-}" = /proc/cmdline ]; then echo "$WORDS"; else command cat "$@"; fi; }
 "#;
 
 /// Sources the functions and runs a script with arguments, in the shell of this machine and in
@@ -171,29 +171,143 @@ const BIND: &str = r#"
     while read -r line; do echo "$line"; done <"$1/root/file"
 "#;
 
-#[test]
-fn a_directory_is_mounted_with_the_tools_of_an_initramfs() {
-    if !rustix::process::geteuid().is_root() {
-        return println!("skipped: mounting needs root");
-    }
-    let place = tempfile::tempdir().expect("a directory");
-    let place = place.path().to_str().expect("UTF-8");
-    let mut tools = vec!["PATH=/usr/sbin:/usr/bin:/sbin:/bin".to_owned()];
-    if Path::new(KLIBC).exists() {
-        tools.push(format!("PATH={KLIBC}"));
-    }
+/// Runs a script as root in a mount namespace of its own, with an empty directory as its first
+/// argument: once with the tools of this machine, and once with those of each family of initramfs
+/// that are here. Returns what it printed, which must be the same.
+fn run_with_tools(words: &str, script: &str, args: &[&str]) -> String {
     let busybox = tempfile::tempdir().expect("a directory");
+    let mut paths = vec!["/usr/sbin:/usr/bin:/sbin:/bin".to_owned()];
+    if Path::new(KLIBC).exists() {
+        paths.push(KLIBC.to_owned());
+    }
     if has_busybox() {
-        for tool in ["mount", "mkdir"] {
+        for tool in ["cat", "cpio", "gunzip", "gzip", "mkdir", "mount", "tar", "umount", "xz"] {
             let link = busybox.path().join(tool);
             std::os::unix::fs::symlink("/bin/busybox", link).expect("a link");
         }
-        tools.push(format!("PATH={}", busybox.path().display()));
+        paths.push(busybox.path().display().to_string());
     }
-    for path in tools {
-        let shell = ["unshare", "--mount", "/usr/bin/env", path.as_str(), "/bin/sh"];
-        let output = run_in(&shell, "", BIND, &[place]);
-        assert_eq!(String::from_utf8_lossy(&output.stdout), "here\n", "{path}: {output:?}");
+    let mut printed: Option<String> = None;
+    for path in paths {
+        let place = tempfile::tempdir().expect("a directory");
+        let place = place.path().to_str().expect("UTF-8");
+        let variable = format!("PATH={path}");
+        let shell = ["unshare", "--mount", "/usr/bin/env", &variable, "/bin/sh"];
+        let output = run_in(&shell, words, script, &[&[place], args].concat());
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{path}: {output:?}");
+        assert_eq!(*printed.get_or_insert_with(|| text.clone()), text, "{path}: {output:?}");
+    }
+    printed.expect("tools")
+}
+
+/// Whether a test that mounts can run. Says so if not.
+fn can_mount() -> bool {
+    let can = rustix::process::geteuid().is_root();
+    if !can {
+        println!("skipped: mounting needs root");
+    }
+    can
+}
+
+#[test]
+fn a_directory_is_mounted_with_the_tools_of_an_initramfs() {
+    if can_mount() {
+        assert_eq!(run_with_tools("", BIND, &[]), "here\n");
+    }
+}
+
+/// Unpacks the archive `$2`, which has the name `$3` on the head, and shows one file of it.
+const UNPACK: &str = r#"
+    archive=$2
+    bootcast() { cat "$archive"; }
+    sleep() { exit 0; }
+    bootcast_dir=$1/bootcast bootcast_said='' bootcast_repeats=0
+    mkdir "$1/bootcast" "$1/root"
+    bootcast_parse "bootcast:10.0.0.1:/images/$3" ''
+    bootcast_is_archive
+    bootcast_unpack_root "$1/root" || exit 0
+    while read -r line; do echo "$line"; done <"$1/root/etc/name"
+"#;
+
+/// Makes archives of a small tree with the tools of this machine: `root.tar` and `root.cpio`, and
+/// the compressed ones that this machine can make.
+fn archives() -> tempfile::TempDir {
+    let place = files(&[("tree/etc/name", "unpacked\n")]);
+    let script = "cd tree\ntar -cf ../root.tar .\nfind . | busybox cpio -o -H newc >../root.cpio\n\
+        cd ..\nfor name in root.tar root.cpio; do gzip -k $name\n\
+        for tool in xz zstd; do ! command -v $tool || $tool -qk $name; done; done";
+    let made = Command::new("sh").arg("-euc").arg(script).current_dir(place.path()).output();
+    let made = made.expect("a shell");
+    assert!(made.status.success(), "{made:?}");
+    place
+}
+
+#[test]
+fn archives_are_unpacked_with_the_tools_of_an_initramfs() {
+    if !can_mount() || !has_busybox() {
+        return println!("skipped: no root or no busybox");
+    }
+    let place = archives();
+    for (name, missing) in [
+        // klibc has no tar and no xz, and busybox no zstd.
+        ("root.cpio", ""),
+        ("root.cpio.gz", ""),
+        ("root.tar", "tar"),
+        ("root.tar.gz", "tar"),
+        ("root.tar.xz", "tar"),
+        ("root.cpio.zst", "zstd"),
+    ] {
+        let archive = place.path().join(name);
+        if archive.exists() {
+            let script = if missing.is_empty() {
+                UNPACK.to_owned()
+            } else {
+                format!("command -v {missing} >/dev/null || {{ echo unpacked; exit 0; }}\n{UNPACK}")
+            };
+            let args = [archive.to_str().expect("UTF-8"), name];
+            let printed = run_with_tools("quiet", &script, &args);
+            assert_eq!(printed, "unpacked\n", "{name}");
+        }
+    }
+}
+
+#[test]
+fn an_archive_that_cannot_be_unpacked_is_told_in_one_line() {
+    if !can_mount() || !has_busybox() {
+        return println!("skipped: no root or no busybox");
+    }
+    let place = files(&[("root.cpio.gz", "no archive")]);
+    let archive = place.path().join("root.cpio.gz");
+    let archive = archive.to_str().expect("UTF-8");
+    let first = "bootcast_say() { set -- $*; echo \"console: $1 $2 $3 $4 $5 $6\"; }\n";
+    let script = format!("{first}{UNPACK}");
+    let expected = "console: waits for /images/root.cpio.gz, which cannot be\n";
+    assert_eq!(run_with_tools("quiet", &script, &[archive, "root.cpio.gz"]), expected);
+    let without = format!("bootcast_needs() {{ bootcast_say no $1; return 1; }}\n{UNPACK}");
+    let expected = "console: no zstd\n";
+    let without = without.replace("bootcast_say no", "[ $1 != zstd ] || bootcast_say no");
+    let without = without.replace("return 1", "[ $1 != zstd ]");
+    assert_eq!(run_with_tools("quiet", &without, &[archive, "root.cpio.zst"]), expected);
+    let disk = "quiet bootcast.mode=disk:/dev/vda";
+    let expected = "console: /images/root.cpio.gz is an archive: it is unpacked into memory, not onto a disk\n";
+    assert_eq!(run_with_tools(disk, UNPACK, &[archive, "root.cpio.gz"]), expected);
+}
+
+#[test]
+fn a_release_needs_a_mode_without_a_process() {
+    let script = "bootcast_parse bootcast:a:/x '' && bootcast_try_heads() { echo tried; }\n\
+        bootcast_fetch_to_ram() { echo ram; }\nbootcast_bring_image || echo failed";
+    for (words, expected) in [
+        ("quiet bootcast.release=1 bootcast.mode=ram", "ram\n"),
+        ("quiet bootcast.release=0", "tried\n"),
+        (
+            "quiet bootcast.release=1",
+            "console: bootcast.release=1 needs bootcast.mode=ram or bootcast.mode=disk:/dev/NAME\n\
+             failed\n",
+        ),
+    ] {
+        assert_eq!(run(words, script, &[]), expected, "{words}");
     }
 }
 
@@ -251,4 +365,89 @@ fn a_head_without_the_image_is_left_for_the_next_one() {
             format!("c /dev/loop9\na:/d {mount}\nb:/d {mount}\numount {mount}\nc:/d {mount}\n");
         assert_eq!(String::from_utf8_lossy(&output.stdout), expected, "{shell:?}: {output:?}");
     }
+}
+
+/// Writes files, given as pairs of a path and a text, below a new directory.
+fn files(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let place = tempfile::tempdir().expect("a directory");
+    for (path, text) in files {
+        let path = place.path().join(path);
+        fs::create_dir_all(path.parent().expect("a directory")).expect("a directory");
+        fs::write(path, text).expect("a file");
+    }
+    place
+}
+
+#[test]
+fn klibc_says_which_head_dhcp_names() {
+    let script = "bootcast_read_klibc \"$1\" ''\necho \"$bootcast_dhcp_head $bootcast_dhcp_root\"";
+    for (text, expected) in [
+        (
+            "DEVICE='eth0'\nROOTSERVER='10.0.0.1'\nROOTPATH='bootcast:10.0.0.2:/a,b3=0f'\n",
+            "10.0.0.1 bootcast:10.0.0.2:/a,b3=0f\n",
+        ),
+        ("DEVICE=eth0\nROOTSERVER=10.0.0.1\nROOTPATH=\n", "10.0.0.1 \n"),
+        ("DEVICE='eth0'\nROOTSERVER='0.0.0.0'\nROOTPATH=''\n", " \n"),
+    ] {
+        let place = files(&[("net-eth0.conf", text)]);
+        let run_directory = place.path().to_str().expect("UTF-8");
+        assert_eq!(run("", script, &[run_directory]), expected, "{text}");
+    }
+}
+
+#[test]
+fn klibc_says_it_about_the_card_of_the_boot() {
+    let place = files(&[
+        ("net-eth0.conf", "ROOTSERVER='10.0.0.1'\n"),
+        ("net-eth1.conf", "ROOTSERVER='10.0.0.2'\n"),
+    ]);
+    let script = "bootcast_read_klibc \"$1\" \"$2\"\necho \"$bootcast_dhcp_head\"";
+    for (card, expected) in [("", "10.0.0.1\n"), ("eth1", "10.0.0.2\n"), ("eth2", "10.0.0.1\n")] {
+        let run_directory = place.path().to_str().expect("UTF-8");
+        assert_eq!(run("", script, &[run_directory, card]), expected, "{card}");
+    }
+}
+
+/// Two network cards of a machine as dracut sees them, one with a lease of systemd-networkd and one
+/// with a lease of dhclient.
+const CARDS: [(&str, &str); 6] = [
+    ("sys/class/net/eth0/address", "52:54:00:77:00:01\n"),
+    ("sys/class/net/eth0/ifindex", "2\n"),
+    ("sys/class/net/eth1/address", "52:54:00:77:00:0a\n"),
+    ("sys/class/net/eth1/ifindex", "3\n"),
+    (
+        "run/systemd/netif/leases/2",
+        "# This is private data. Do not parse.\nSERVER_ADDRESS=10.0.0.8\nNEXT_SERVER=10.0.0.1\n\
+         ROOT_PATH=bootcast:10.0.0.1:/a=b\n",
+    ),
+    (
+        "tmp/dhclient.eth1.dhcpopts",
+        "new_dhcp_server_identifier='10.0.0.9'\nnew_root_path='bootcast:/c'\n",
+    ),
+];
+
+#[test]
+fn dracut_says_which_head_dhcp_names_on_the_card_of_the_boot() {
+    let place = files(&CARDS);
+    let script = "bootcast_read_dracut \"$1\" && echo \"$bootcast_dhcp_head $bootcast_dhcp_root\" \
+        || echo none";
+    for (words, expected) in [
+        ("", "10.0.0.1 bootcast:10.0.0.1:/a=b\n"),
+        ("BOOTIF=01-52-54-00-77-00-01", "10.0.0.1 bootcast:10.0.0.1:/a=b\n"),
+        ("BOOTIF=01-52-54-00-77-00-0a", "10.0.0.9 bootcast:/c\n"),
+        ("BOOTIF=01-52-54-00-77-00-0A", "10.0.0.9 bootcast:/c\n"),
+        ("BOOTIF=01-52-54-00-77-00-0b", "none\n"),
+    ] {
+        let root = place.path().to_str().expect("UTF-8");
+        assert_eq!(run(words, script, &[root]), expected, "{words}");
+    }
+}
+
+#[test]
+fn a_lease_without_next_server_names_the_dhcp_server() {
+    let place = files(&[("lease", "SERVER_ADDRESS=10.0.0.8\n")]);
+    let script = "bootcast_dhcp_head= bootcast_dhcp_root=; bootcast_read_lease \"$1\"\n\
+        echo \"$bootcast_dhcp_head\"; bootcast_take_dhcp_root || echo none";
+    let lease = place.path().join("lease");
+    assert_eq!(run("", script, &[lease.to_str().expect("UTF-8")]), "10.0.0.8\nnone\n");
 }
