@@ -33,6 +33,7 @@ pub mod binaries;
 pub mod capture;
 pub mod content;
 mod delay_line;
+mod forger;
 pub mod generated;
 pub mod host;
 mod impairment;
@@ -51,6 +52,7 @@ pub mod valve;
 pub mod wait;
 
 pub use content::{Content, digest_of, mib};
+pub use forger::{Forger, sending_socket};
 pub use host::Host;
 pub use lab::Lab;
 pub use mount::MountProc;

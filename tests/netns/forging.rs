@@ -3,60 +3,17 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
-use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bootcast_proto::fec::RepairIndex;
 use bootcast_proto::manifest::ContentTree;
 use bootcast_proto::wire::{Beacon, Layout, LeafSpan, end_datagram, symbol_header};
 use bootcast_proto::{BlockIndex, JoinAnswer, Manifest, PageIndex, Share};
-use harness::lab::HEAD_ADDRESS;
 use harness::requirements::report_skipped;
-use harness::{Host, Lab, SOON, ServerProc, lab_or_skip, mib, wait_until};
-use rustix::net::{AddressFamily, SendFlags, SocketType, ipproto};
+use harness::{Forger, Host, Lab, SOON, ServerProc, lab_or_skip, mib, sending_socket, wait_until};
 
 use crate::transfers::Copy;
 use crate::{SetOnDrop, TRANSFER};
-
-/// Sends UDP datagrams with a forged source address and port.
-pub(crate) struct Forger {
-    socket: OwnedFd,
-    source: SocketAddrV4,
-}
-
-impl Forger {
-    /// Creates a forger of datagrams from `source`. Must be called on the forging host.
-    pub(crate) fn new(source: SocketAddrV4) -> Self {
-        let socket =
-            rustix::net::socket(AddressFamily::INET, SocketType::RAW, Some(ipproto::RAW)).unwrap();
-        Self { socket, source }
-    }
-
-    /// Sends a datagram. The kernel fills in length, identification and checksum of the IP header;
-    /// the UDP checksum 0 means that there is none.
-    pub(crate) fn send(&self, to: SocketAddrV4, payload: &[u8]) {
-        let length = u16::try_from(8 + payload.len()).unwrap();
-        let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 1, 17, 0, 0];
-        packet.extend(self.source.ip().octets());
-        packet.extend(to.ip().octets());
-        packet.extend(
-            [self.source.port(), to.port(), length, 0].map(u16::to_be_bytes).as_flattened(),
-        );
-        packet.extend(payload);
-        rustix::net::sendto(&self.socket, &packet, SendFlags::empty(), &to).unwrap();
-    }
-}
-
-/// Returns the address and port that the server's datagrams come from.
-pub(crate) fn sending_socket(server: &ServerProc<'_>) -> SocketAddrV4 {
-    let table = fs::read_to_string(format!("/proc/{}/net/udp", server.proc().pid())).unwrap();
-    let address = format!("{:08X}:", u32::from_le_bytes(HEAD_ADDRESS.octets()));
-    let port = table
-        .lines()
-        .find_map(|line| line.split_whitespace().nth(1)?.strip_prefix(&address))
-        .expect("a UDP socket on the head's address");
-    SocketAddrV4::new(HEAD_ADDRESS, u16::from_str_radix(port, 16).unwrap())
-}
 
 /// Returns forged datagrams that would do harm if a client accepted them, each with its port.
 fn harmful(pages: u32, page_size: u32) -> Vec<(u16, Vec<u8>)> {

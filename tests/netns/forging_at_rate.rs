@@ -9,9 +9,8 @@ use bootcast_proto::wire::{Layout, symbol_header};
 use bootcast_proto::{BlockLayout, DatagramKey, Geometry, JoinAnswer, PageIndex, Token};
 use harness::content::Image;
 use harness::lab::HEAD_ADDRESS;
-use harness::{Lab, SOON, ServerProc, lab_or_skip, mib, wait_until};
+use harness::{Forger, Lab, SOON, ServerProc, lab_or_skip, mib, sending_socket, wait_until};
 
-use crate::forging::{Forger, sending_socket};
 use crate::proving::b3;
 use crate::transfers::{Copy, Get};
 use crate::{SetOnDrop, text};

@@ -13,11 +13,13 @@ use bootcast_proto::{JoinAnswer, Token};
 use harness::binaries::binary;
 use harness::content::Image;
 use harness::lab::HEAD_ADDRESS;
-use harness::{Lab, MountProc, SOON, ServerProc, digest_of, lab_or_skip, mib, wait_until};
+use harness::{
+    Forger, Lab, MountProc, SOON, ServerProc, digest_of, lab_or_skip, mib, sending_socket,
+    wait_until,
+};
 use rustix::io::Errno;
 use rustix::process::Signal;
 
-use crate::forging::{Forger, sending_socket};
 use crate::transfers::{Copy, Get};
 use crate::{SetOnDrop, TRANSFER, keeping, readers, text};
 

@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bootcast_proto::JoinAnswer;
-use harness::{Host, Lab, SOON, ServerProc, lab_or_skip, mib, wait_until};
+use harness::{Forger, Host, Lab, SOON, ServerProc, lab_or_skip, mib, sending_socket, wait_until};
 
-use crate::forging::{Forger, PORTS, Recorded, forgers, listen, sending_socket};
+use crate::forging::{PORTS, Recorded, forgers, listen};
 use crate::transfers::{Copy, Get};
 use crate::{SetOnDrop, TRANSFER};
 
