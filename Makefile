@@ -59,8 +59,9 @@ demo-fleet: ## four virtual machines boot Debian off one image at once (as root,
 	cargo run -p bootcast-tests --bin boot -- $(GUEST) --ways $(WAYS)
 
 # The programs are those for an initramfs: debug builds are slow where processors are emulated.
+# ONLY=one,ram,dracut,pxe runs these scenarios; docs/TESTING.md, "Machines that boot", has all.
 NETBOOT ?= $(TARGET)/netboot
-test-boot: small ## virtual machines boot Debian over the cast, which must work (as root, ten minutes)
+test-boot: small ## virtual machines boot Debian over the cast, ONLY=one: one scenario (as root)
 	tests/scripts/install-guest-deps.sh squashfs-tools dnsmasq-base ipxe-qemu
 	cargo build --workspace --bins
 	tests/scripts/make-netboot.sh $(NETBOOT)

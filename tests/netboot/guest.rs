@@ -14,6 +14,9 @@ const DEADLINE: Duration = Duration::from_secs(600);
 /// Size of a guest's disk, which is empty at first and sparse.
 const DISK_BYTES: u64 = 1 << 30;
 
+/// Memory of a guest in MiB. The unpacked system takes a half of it.
+const MEMORY: &str = "1536";
+
 /// Line on the console of a guest that is up.
 const UP: &str = "multi-user after";
 
@@ -48,6 +51,8 @@ pub(crate) enum Boot {
         initrd: PathBuf,
         /// Kernel command line, without console and address.
         append: String,
+        /// Whether DHCP gives the address; otherwise it is on the kernel command line.
+        dhcp: bool,
     },
     /// The firmware of the network card asks DHCP.
     Network,
@@ -56,11 +61,15 @@ pub(crate) enum Boot {
 impl Boot {
     /// Returns the arguments of QEMU for machine `k` of the network.
     fn arguments(&self, k: usize) -> Vec<String> {
-        let Self::Kernel { kernel, initrd, append } = self else {
+        let Self::Kernel { kernel, initrd, append, dhcp } = self else {
             return vec!["-boot".into(), "n".into()];
         };
         let text = |path: &PathBuf| path.to_str().expect("UTF-8").to_owned();
-        let address = format!("ip=10.77.0.{}::{HEAD_ADDRESS}:255.255.255.0::eth0:off", 100 + k);
+        let address = if *dhcp {
+            format!("ip=dhcp BOOTIF=01-{}", hardware_address(k).replace(':', "-"))
+        } else {
+            format!("ip=10.77.0.{}::{HEAD_ADDRESS}:255.255.255.0::eth0:off", 100 + k)
+        };
         let append = format!("console=ttyS0 net.ifnames=0 {address} {append}");
         let (kernel, initrd) = (text(kernel), text(initrd));
         [("-kernel", kernel), ("-initrd", initrd), ("-append", append)]
@@ -83,8 +92,8 @@ impl Guest {
     /// Starts a guest behind the network card of a host, as machine `k` of the network.
     pub(crate) fn start(host: &Host, k: usize, boot: &Boot) -> Self {
         plug(host);
-        let card = format!("virtio-net-pci,netdev=cable,mac=52:54:00:77:00:{k:02x}");
-        let machine = ["-accel", "tcg", "-machine", "q35", "-cpu", "max", "-m", "768"];
+        let card = format!("virtio-net-pci,netdev=cable,mac={}", hardware_address(k));
+        let machine = ["-accel", "tcg", "-machine", "q35", "-cpu", "max", "-m", MEMORY];
         let console = ["-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot"];
         let cable = "tap,id=cable,ifname=tap0,script=no,downscript=no";
         let network = ["-netdev", cable, "-device", &card];
@@ -137,6 +146,11 @@ impl Guest {
     fn has_ended(&mut self) -> bool {
         self.qemu.exited().is_some()
     }
+}
+
+/// Hardware address of machine `k` of the network.
+fn hardware_address(k: usize) -> String {
+    format!("52:54:00:77:00:{k:02x}")
 }
 
 /// Takes the network card of a host for a guest: frames pass between card and guest.

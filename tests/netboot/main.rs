@@ -1,6 +1,7 @@
 //! Boots virtual machines whose root file system comes over the cast: one and several at once, with
-//! both families of initramfs, with a head that goes away, with the wrong image. Checks that all of
-//! them are up, that a wrong image is refused, and that they end by themselves. Prints a table.
+//! both families of initramfs, with losses, with a head that goes away, with the wrong image. Checks
+//! that all of them are up, that a wrong image is refused, and that they end by themselves. Prints a
+//! table.
 #![expect(clippy::disallowed_methods, reason = "boot times are measured on the real clock")]
 
 mod guest;
@@ -16,6 +17,9 @@ use scenarios::{Scenario, Site};
 
 /// Name of the image in the directory of tests/scripts/make-netboot.sh, and on the head.
 const IMAGE: &str = "root.squashfs";
+
+/// The same for the system as an archive.
+const ARCHIVE: &str = "root.cpio.gz";
 
 /// Boots virtual machines over the cast, and prints what that cost
 #[derive(Debug, Parser)]
@@ -45,7 +49,7 @@ fn main() {
         String::from("\n| guests | head sent | of the image | up after, s |\n|---|---|---|---|\n");
     for scenario in scenarios {
         println!("\n{}", scenario.title(cli.guests));
-        let lab = Lab::builder().clients(scenario.guests(cli.guests)).rate(&cli.rate).build();
+        let lab = scenario.lab(cli.guests).rate(&cli.rate).build();
         let site = Site { lab: &lab, files: &cli.files, rate: &cli.rate };
         let cost = scenario.run(&site);
         table.push_str(&cost.row(&scenario.title(cli.guests), data));

@@ -1,15 +1,19 @@
 //! What guests are put through.
 
 use std::fs;
+use std::net::SocketAddrV4;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use bootcast_proto::wire::Layout;
+use bootcast_proto::{JoinAnswer, PageIndex};
 use clap::ValueEnum;
-use harness::lab::HEAD_ADDRESS;
-use harness::{Lab, Proc, SOON, ServerProc, wait_until};
+use harness::lab::{HEAD_ADDRESS, LabBuilder};
+use harness::{Forger, Lab, Proc, SOON, ServerProc, sending_socket, wait_until};
 
-use crate::IMAGE;
 use crate::guest::{Boot, Family, Guest};
+use crate::{ARCHIVE, IMAGE};
 
 /// Time in which all guests are up.
 const UP_DEADLINE: Duration = Duration::from_secs(900);
@@ -37,6 +41,22 @@ pub(crate) enum Scenario {
     Pxe,
     /// The head has another image than the kernel command line names, and gets the right one later
     WrongImage,
+    /// 2 % of the packets are lost
+    Loss,
+    /// Another host forges pages of the image, which the kernel command line names by its hash
+    Forged,
+    /// Two heads, the first of which is away
+    TwoHeads,
+    /// DHCP gives address and head
+    DhcpHead,
+    /// The same with the other family of initramfs
+    DhcpHeadDracut,
+    /// DHCP gives address and root
+    DhcpRoot,
+    /// The same with the other family of initramfs
+    DhcpRootDracut,
+    /// The image is an archive
+    Archive,
 }
 
 /// Network and files of a scenario.
@@ -70,9 +90,15 @@ impl Scenario {
         Self::value_variants().to_vec()
     }
 
-    /// Number of guests, if several of them are `several`.
-    pub(crate) fn guests(self, several: u8) -> u8 {
-        if matches!(self, Self::Several | Self::SeveralDemand) { several } else { 1 }
+    /// Describes the network, where several guests are `several`.
+    pub(crate) fn lab(self, several: u8) -> LabBuilder {
+        let lab = Lab::builder();
+        match self {
+            Self::Several | Self::SeveralDemand => lab.clients(several),
+            Self::Forged => lab.clients(2),
+            Self::Loss => lab.loss(2.0),
+            _ => lab,
+        }
     }
 
     pub(crate) fn title(self, several: u8) -> String {
@@ -87,6 +113,14 @@ impl Scenario {
             Self::HeadAway => "1, head killed and back".into(),
             Self::Pxe => "1, from power-on by iPXE".into(),
             Self::WrongImage => "1, `b3=`, wrong image at first".into(),
+            Self::Loss => "1, 2 % loss".into(),
+            Self::Forged => "1, `b3=`, forged pages".into(),
+            Self::TwoHeads => "1, first of two heads away".into(),
+            Self::DhcpHead => "1, head from DHCP".into(),
+            Self::DhcpHeadDracut => "1, head from DHCP, dracut".into(),
+            Self::DhcpRoot => "1, `root=dhcp`".into(),
+            Self::DhcpRootDracut => "1, `root=dhcp`, dracut".into(),
+            Self::Archive => "1, archive".into(),
         }
     }
 
@@ -103,6 +137,14 @@ impl Scenario {
             Self::HeadAway => site.lose_the_head(),
             Self::Pxe => site.boot_from_nothing(),
             Self::WrongImage => site.refuse_the_wrong_image(),
+            Self::Loss => site.lose_packets(),
+            Self::Forged => site.hear_a_forger(),
+            Self::TwoHeads => site.try_two_heads(),
+            Self::DhcpHead => site.ask_dhcp(Family::InitramfsTools, &head_left_out()),
+            Self::DhcpHeadDracut => site.ask_dhcp(Family::Dracut, &head_left_out()),
+            Self::DhcpRoot => site.ask_dhcp(Family::InitramfsTools, "dhcp"),
+            Self::DhcpRootDracut => site.ask_dhcp(Family::Dracut, "dhcp"),
+            Self::Archive => site.unpack(),
         }
     }
 }
@@ -172,10 +214,99 @@ impl Site<'_> {
         *bytes.last_mut().expect("an image is not empty") ^= 1;
         fs::write(&wrong, bytes).expect("the wrong image");
         let mut guest = self.start(1, Family::InitramfsTools, &format!(",b3={hash}"), "quiet");
-        guest.wait_line(&format!("bootcast: refused: /{IMAGE} on {HEAD_ADDRESS}"));
+        let refused = format!("bootcast: refused: /{IMAGE} on {HEAD_ADDRESS}");
+        guest.wait_line(&refused);
         fs::rename(&right, &wrong).expect("the right image takes its place");
         let up = guest.wait_up();
         server.stop();
+        let waited = guest.console().lines().filter(|line| line.contains("bootcast: ")).count();
+        assert_eq!(waited, 1, "one line tells it:\n{}", guest.console());
+        self.cost(vec![up])
+    }
+
+    /// Boots a guest that misses packets.
+    fn lose_packets(&self) -> Cost {
+        let _server = self.serve();
+        let mut guest = self.start(1, Family::InitramfsTools, "", "");
+        let up = guest.wait_up();
+        assert!(self.lab.lost_packets(1) > 0, "no packet was lost");
+        self.cost(vec![up])
+    }
+
+    /// Boots a guest while another host, a member of the cast, sends wrong pages with the right tag.
+    fn hear_a_forger(&self) -> Cost {
+        let server = self.serve();
+        let image = fs::read(self.lab.served().join(IMAGE)).expect("the image");
+        let hash = blake3::hash(&image);
+        let mut guest = self.start(1, Family::InitramfsTools, &format!(",b3={hash}"), "");
+        self.lab.wait_members(&server, IMAGE, 1..=1);
+        let done = AtomicBool::new(false);
+        let up = std::thread::scope(|scope| {
+            scope.spawn(|| self.forge(&server, &done));
+            let done = SetOnDrop(&done);
+            guest.wait_line("wrong bytes");
+            drop(done);
+            guest.wait_up()
+        });
+        self.cost(vec![up])
+    }
+
+    /// Sends wrong pages of the image from client 2 until `done`.
+    fn forge(&self, server: &ServerProc<'_>, done: &AtomicBool) {
+        let host = self.lab.client(2);
+        let join = self.lab.url(&format!("join/{IMAGE}"));
+        let own = host.get_with(&join, &[("X-BOOTCAST", "1")]);
+        let own = JoinAnswer::parse(&own.body).expect("an answer to a join");
+        let payload = vec![0xee; own.page_size.get() as usize];
+        let source = sending_socket(server);
+        host.enter(|| {
+            let forger = Forger::new(source);
+            for page in (0..own.pages - 1).cycle() {
+                if done.load(Ordering::Relaxed) {
+                    break;
+                }
+                let header = Layout::Base.header(PageIndex(page), own.pages, &payload);
+                let mut datagram = [&header[..], &payload].concat();
+                own.extensions.key.inspect(|key| key.seal(&mut datagram));
+                forger.send(SocketAddrV4::new(*own.connect.ip(), 9000), &datagram);
+                // The request is a pause: an emulated machine takes hardly more than the cast.
+                if page % 10 == 0 {
+                    server.status();
+                }
+            }
+        });
+    }
+
+    /// Boots a guest that has two heads on its kernel command line. The first does not answer.
+    fn try_two_heads(&self) -> Cost {
+        let _server = self.serve();
+        let root = format!("bootcast:10.77.0.99,{HEAD_ADDRESS}:/{IMAGE}");
+        let mut guest = self.start_root(1, Family::InitramfsTools, &root, "", false);
+        let up = guest.wait_up();
+        self.cost(vec![up])
+    }
+
+    /// Boots a guest that has its address, and what `root` leaves out, from DHCP.
+    fn ask_dhcp(&self, family: Family, root: &str) -> Cost {
+        let _server = self.serve();
+        let root_path = format!("bootcast:{HEAD_ADDRESS}:/{IMAGE}");
+        let _dhcp = self.serve_addresses(&format!("dhcp-option=option:root-path,{root_path}\n"));
+        let mut guest = self.start_root(1, family, root, "", true);
+        let up = guest.wait_up();
+        self.cost(vec![up])
+    }
+
+    /// Boots a guest that unpacks an archive into its memory.
+    fn unpack(&self) -> Cost {
+        let copied = fs::copy(self.files.join(ARCHIVE), self.lab.served().join(ARCHIVE));
+        copied.expect("a copy of the archive");
+        let mut server = self.lab.server().option("--rate", self.rate).start();
+        let root = format!("bootcast:{HEAD_ADDRESS}:/{ARCHIVE}");
+        let mut guest = self.start_root(1, Family::InitramfsTools, &root, "", false);
+        guest.wait_line("bootcast: the root is");
+        server.stop();
+        let up = guest.wait_up();
+        assert_eq!(daemons(&guest), 0, "nothing of bootcast runs:\n{}", guest.console());
         self.cost(vec![up])
     }
 
@@ -196,20 +327,20 @@ impl Site<'_> {
         let script = script.replace(" ip=dhcp ", " ip=dhcp console=ttyS0 ");
         fs::write(served.join("boot/boot.ipxe"), script).expect("the script of iPXE");
         let _server = self.lab.server().option("--rate", self.rate).start();
-        let _dhcp = self.serve_addresses();
+        let _dhcp = self.serve_addresses("");
         let mut guest = Guest::start(self.lab.client(1), 1, &Boot::Network);
         println!("  guest 1 is switched on");
         let up = guest.wait_up();
         self.cost(vec![up])
     }
 
-    /// Starts dnsmasq on the head, with the file of docs/examples.
-    fn serve_addresses(&self) -> Proc {
+    /// Starts dnsmasq on the head, with the file of docs/examples and more lines.
+    fn serve_addresses(&self, more: &str) -> Proc {
         let example = include_str!("../../docs/examples/netboot-dnsmasq.conf");
         let config = self.lab.head().fresh_path("dnsmasq.conf");
         let tftp = format!("tftp-root={}", self.lab.directory().display());
         let text = example.replace("10.0.0.", "10.77.0.").replace("tftp-root=/usr/lib/ipxe", &tftp);
-        fs::write(&config, text).expect("the configuration of dnsmasq");
+        fs::write(&config, text + more).expect("the configuration of dnsmasq");
         let leases = self.lab.head().fresh_path("leases");
         let args = ["--keep-in-foreground", "--log-facility=-", "--user=root", "--pid-file"];
         let files = [
@@ -230,9 +361,16 @@ impl Site<'_> {
     }
 
     fn start(&self, k: usize, family: Family, options: &str, more: &str) -> Guest {
-        let append = format!("root=bootcast:{HEAD_ADDRESS}:/{IMAGE}{options} {more}");
+        let root = format!("bootcast:{HEAD_ADDRESS}:/{IMAGE}{options}");
+        self.start_root(k, family, &root, more, false)
+    }
+
+    /// Starts a guest with this `root=` and more on its kernel command line. `dhcp` says whether it
+    /// asks DHCP for its address.
+    fn start_root(&self, k: usize, family: Family, root: &str, more: &str, dhcp: bool) -> Guest {
+        let append = format!("root={root} {more}");
         let (kernel, initrd) = (self.files.join("vmlinuz"), self.files.join(family.initrd()));
-        let boot = Boot::Kernel { kernel, initrd, append };
+        let boot = Boot::Kernel { kernel, initrd, append, dhcp };
         let guest = Guest::start(self.lab.client(k), k, &boot);
         println!("  guest {k} is switched on");
         guest
@@ -242,6 +380,20 @@ impl Site<'_> {
     fn cost(&self, boots: Vec<Duration>) -> Cost {
         Cost { sent: self.lab.head().counters().tx_bytes, boots }
     }
+}
+
+/// Ends a thread also if a wait for it panics.
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Value of `root=` that leaves the head to DHCP.
+fn head_left_out() -> String {
+    format!("bootcast:/{IMAGE}")
 }
 
 /// Number of processes of bootcast in a guest that is up, as it says itself.

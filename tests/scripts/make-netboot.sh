@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds a Debian system that boots over the cast: make-netboot.sh DIRECTORY. Writes the kernel,
-# an initial RAM disk of each family with programs that are built for size, and the image: vmlinuz,
-# initrd.initramfs-tools, initrd.dracut, root.squashfs.
+# an initial RAM disk of each family with programs that are built for size, and the image in two
+# forms: vmlinuz, initrd.initramfs-tools, initrd.dracut, root.squashfs, root.cpio.gz.
 #
 # The system is kept in DIRECTORY/tree, so that only what is ours is made anew each time. It says on
 # its console when it has reached multi-user mode, and then does what `netboot.then=` on the kernel
@@ -57,5 +57,13 @@ make_initrds() {
 [ -d "$out/tree" ] || debian_tree "$out/tree" "$packages"
 add_report
 make_initrds
+# What a running system does not need.
+unneeded=(boot var/cache var/lib/apt usr/share/doc usr/share/locale usr/share/man)
 mksquashfs "$out/tree" "$out/root.squashfs" -comp lz4 -noappend -no-progress -quiet \
-    -e boot var/cache var/lib/apt usr/share/doc usr/share/locale usr/share/man
+    -e "${unneeded[@]}"
+prune=()
+for name in "${unneeded[@]}"; do
+    prune+=(-path "./$name" -prune -o)
+done
+(cd "$out/tree" && find . "${prune[@]}" -print | busybox cpio -o -H newc) |
+    gzip -1 >"$out/root.cpio.gz"
