@@ -100,9 +100,9 @@ bootcast_option() {
     esac
 }
 
-# Reads what DHCP says about the root into bootcast_dhcp_head and bootcast_dhcp_root, which are empty
-# if it says nothing. Klibc's ipconfig has written it to net-NAME.conf in directory $1. The one of
-# network card $2 counts, if it is named and there.
+# Reads what DHCP says about the root into bootcast_dhcp_head and bootcast_dhcp_root, which are
+# empty if it says nothing. Klibc's ipconfig has written it to net-NAME.conf in directory $1. The
+# one of network card $2 counts, if it is named and there.
 bootcast_read_klibc() {
     bootcast_dhcp_head=
     bootcast_dhcp_root=
@@ -138,8 +138,8 @@ bootcast_wait_dhcp_root() {
 }
 
 # Reads the same from the files of dracut below directory $1, which is empty for the real ones.
-# With BOOTIF= on the kernel command line only the lease of that network card counts. Fails if there is
-# none yet.
+# With BOOTIF= on the kernel command line only the lease of that network card counts. Fails if there
+# is no lease yet.
 bootcast_read_dracut() {
     for bootcast_card in "$1"/sys/class/net/*; do
         bootcast_is_boot_card "$bootcast_card" || continue
@@ -215,6 +215,7 @@ bootcast_try_heads() {
 # attaches the image. The mount stays if there is no other head: the head may still get the image.
 bootcast_try_mount() {
     if [ "$bootcast_mounted" != "$bootcast_head" ]; then
+        [ "$bootcast_head" = "$bootcast_heads" ] || bootcast_probe || return
         bootcast_mount || return
         bootcast_mounted=$bootcast_head
     fi
@@ -223,6 +224,19 @@ bootcast_try_mount() {
     if [ "$bootcast_head" != "$bootcast_heads" ] && umount "$bootcast_dir/mnt"; then
         bootcast_mounted=
     fi
+    return 1
+}
+
+# Finds out whether the head has the image. Each mount leaves lines in the log, so a head without
+# the image is not mounted again and again.
+bootcast_probe() {
+    bootcast_error=$(bootcast ls "$(bootcast_url)" 2>&1 </dev/null) && return
+    case $? in
+    5) bootcast_reason="waits for $bootcast_path: $bootcast_head has no such file" ;;
+    # 6: the server does not list, see README. The mount shows whether it has the image.
+    6) return 0 ;;
+    *) bootcast_reason="waits for $bootcast_head:$bootcast_path: ${bootcast_error##*bootcast: }" ;;
+    esac
     return 1
 }
 

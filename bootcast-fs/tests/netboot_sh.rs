@@ -290,7 +290,8 @@ fn an_archive_that_cannot_be_unpacked_is_told_in_one_line() {
     let without = without.replace("return 1", "[ $1 != zstd ]");
     assert_eq!(run_with_tools("quiet", &without, &[archive, "root.cpio.zst"]), expected);
     let disk = "quiet bootcast.mode=disk:/dev/vda";
-    let expected = "console: /images/root.cpio.gz is an archive: it is unpacked into memory, not onto a disk\n";
+    let expected = "console: /images/root.cpio.gz is an archive: it is unpacked into memory, \
+        not onto a disk\n";
     assert_eq!(run_with_tools(disk, UNPACK, &[archive, "root.cpio.gz"]), expected);
 }
 
@@ -334,35 +335,44 @@ fn several_heads_are_tried_in_their_order_until_one_has_the_image() {
     assert_eq!(run("", script, &[]), expected);
 }
 
-/// Head `a` is away, head `b` has no image, head `c` has it.
-const THREE_HEADS: &str = r#"
-    bootcastfs() {
+/// Head `a` is away, head `b` has no image, head `c` cannot list what it has and has no image, and
+/// head `d` has it.
+const FOUR_HEADS: &str = r#"
+    bootcast() {
         echo "$1 $2" >>"$bootcast_dir/log"
-        case $1 in
-        a:*) echo "bootcastfs: connection refused"; return 1 ;;
-        c:*) : >"$2/x" ;;
+        case $2 in
+        http://a:*) echo "bootcast: connection refused"; return 3 ;;
+        http://b:*) echo "bootcast: no such file"; return 5 ;;
+        http://c:*) echo "bootcast: no list"; return 6 ;;
         esac
     }
-    umount() { echo "umount $1" >>"$bootcast_dir/log"; }
+    bootcastfs() {
+        echo "mount $1" >>"$bootcast_dir/log"
+        case $1 in
+        d:*) : >"$2/x" ;;
+        esac
+    }
+    umount() { echo "umount" >>"$bootcast_dir/log"; }
     losetup() { echo /dev/loop9; }
     sleep() { echo "no head was right" >&2; exit 1; }
     bootcast_dir=$1 bootcast_said='' bootcast_repeats=0 bootcast_mounted=''
     mkdir -p "$1/mnt"
-    bootcast_parse "$2" ''
+    bootcast_parse bootcast:a,b,c,d:/x ''
     bootcast_try_heads bootcast_try_mount
-    echo "$bootcast_head $bootcast_device"
+    echo "$bootcast_head $bootcast_device, not: $bootcast_reasons"
     while read -r line; do echo "$line"; done <"$1/log"
 "#;
 
 #[test]
 fn a_head_without_the_image_is_left_for_the_next_one() {
+    let expected = "d /dev/loop9, not: waits for a:/x: connection refused; \
+        waits for /x: b has no such file; waits for /x: c has no such file\n\
+        ls http://a:8888/x\nls http://b:8888/x\nls http://c:8888/x\nmount c:/\numount\n\
+        ls http://d:8888/x\nmount d:/\n";
     for shell in shells() {
         let place = tempfile::tempdir().expect("a directory");
         let place = place.path().to_str().expect("UTF-8");
-        let output = run_in(&shell, "", THREE_HEADS, &[place, "bootcast:a,b,c:/d/x"]);
-        let mount = format!("{place}/mnt");
-        let expected =
-            format!("c /dev/loop9\na:/d {mount}\nb:/d {mount}\numount {mount}\nc:/d {mount}\n");
+        let output = run_in(&shell, "", FOUR_HEADS, &[place]);
         assert_eq!(String::from_utf8_lossy(&output.stdout), expected, "{shell:?}: {output:?}");
     }
 }

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Generator of systemd in the initramfs: a sysroot.mount for root=bootcast:.. and root=dhcp that waits
-# for the handler. The handler has mounted the root by then. Without this unit, systemd would write
-# one of its own, which tries to mount the value of root=.
+# Generator of systemd in the initramfs: a sysroot.mount for root=bootcast:.. and root=dhcp that
+# waits for the handler. The handler has mounted the root by then. Without this unit, systemd would
+# write one of its own, which tries to mount the value of root=.
 
 command -v getarg >/dev/null || . /lib/dracut-lib.sh
 

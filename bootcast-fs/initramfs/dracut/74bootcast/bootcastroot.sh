@@ -1,7 +1,7 @@
 #!/bin/sh
-# Handler of dracut: bootcastroot NETIF NETROOT NEWROOT. Mounts the root. It is called when a network
-# card has an address, and again and again. The first call that knows head and path does all, and
-# tries for ever. NETIF is not used: the leases of all cards are read.
+# Handler of dracut: bootcastroot NETIF NETROOT NEWROOT. Mounts the root. It is called when a
+# network card has an address, and again and again. The first call that knows head and path does
+# all, and tries for ever. NETIF is not used: the leases of all cards are read.
 
 command -v getarg >/dev/null || . /lib/dracut-lib.sh
 . /usr/share/bootcast/netboot.sh
