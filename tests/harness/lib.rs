@@ -14,6 +14,7 @@
 //! | [`server`] | `bootcast-server` on the head |
 //! | [`mount`] | `bootcastfs` on a client |
 //! | [`capture`] | `tcpdump` on a host |
+//! | [`forger`] | datagrams that a host sends in the name of the server |
 //! | [`content`] | seeded random files and digests |
 //! | [`random`] | random choices from a seed that is printed |
 //! | [`generated`] | the generated part of a document |
@@ -33,7 +34,7 @@ pub mod binaries;
 pub mod capture;
 pub mod content;
 mod delay_line;
-mod forger;
+pub mod forger;
 pub mod generated;
 pub mod host;
 mod impairment;

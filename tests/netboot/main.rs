@@ -1,7 +1,7 @@
 //! Boots virtual machines whose root file system comes over the cast: one and several at once, with
-//! both families of initramfs, with losses, with a head that goes away, with the wrong image. Checks
-//! that all of them are up, that a wrong image is refused, and that they end by themselves. Prints a
-//! table.
+//! both families of initramfs, with losses, with a head that goes away, with the wrong image.
+//! Checks that all of them are up, that a wrong image is refused, and that they end by themselves.
+//! Prints a table.
 #![expect(clippy::disallowed_methods, reason = "boot times are measured on the real clock")]
 
 mod guest;

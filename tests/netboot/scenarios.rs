@@ -57,6 +57,8 @@ pub(crate) enum Scenario {
     DhcpRootDracut,
     /// The image is an archive
     Archive,
+    /// The same with the other family of initramfs
+    ArchiveDracut,
 }
 
 /// Network and files of a scenario.
@@ -121,6 +123,7 @@ impl Scenario {
             Self::DhcpRoot => "1, `root=dhcp`".into(),
             Self::DhcpRootDracut => "1, `root=dhcp`, dracut".into(),
             Self::Archive => "1, archive".into(),
+            Self::ArchiveDracut => "1, archive, dracut".into(),
         }
     }
 
@@ -144,7 +147,8 @@ impl Scenario {
             Self::DhcpHeadDracut => site.ask_dhcp(Family::Dracut, &head_left_out()),
             Self::DhcpRoot => site.ask_dhcp(Family::InitramfsTools, "dhcp"),
             Self::DhcpRootDracut => site.ask_dhcp(Family::Dracut, "dhcp"),
-            Self::Archive => site.unpack(),
+            Self::Archive => site.unpack(Family::InitramfsTools),
+            Self::ArchiveDracut => site.unpack(Family::Dracut),
         }
     }
 }
@@ -233,7 +237,7 @@ impl Site<'_> {
         self.cost(vec![up])
     }
 
-    /// Boots a guest while another host, a member of the cast, sends wrong pages with the right tag.
+    /// Boots a guest while another member of the cast sends wrong pages with the right tag.
     fn hear_a_forger(&self) -> Cost {
         let server = self.serve();
         let image = fs::read(self.lab.served().join(IMAGE)).expect("the image");
@@ -297,12 +301,12 @@ impl Site<'_> {
     }
 
     /// Boots a guest that unpacks an archive into its memory.
-    fn unpack(&self) -> Cost {
+    fn unpack(&self, family: Family) -> Cost {
         let copied = fs::copy(self.files.join(ARCHIVE), self.lab.served().join(ARCHIVE));
         copied.expect("a copy of the archive");
         let mut server = self.lab.server().option("--rate", self.rate).start();
         let root = format!("bootcast:{HEAD_ADDRESS}:/{ARCHIVE}");
-        let mut guest = self.start_root(1, Family::InitramfsTools, &root, "", false);
+        let mut guest = self.start_root(1, family, &root, "", false);
         guest.wait_line("bootcast: the root is");
         server.stop();
         let up = guest.wait_up();
