@@ -303,9 +303,11 @@ bootcast_fetch() {
     return 1
 }
 
-# Fetches the whole image to $1, with those of the mount options that a fetch has too.
+# Fetches the whole image to $1, with those of the mount options that a fetch has too. More options
+# may follow. If $1 is a pipe, pages that arrive early wait in TMPDIR. Its file system must know
+# its free space, which the root of an initramfs does not.
 bootcast_get() {
-    bootcast get "$(bootcast_url)" -O "$1" ${bootcast_hash:+--b3 "$bootcast_hash"} \
+    TMPDIR=$bootcast_dir bootcast get "$(bootcast_url)" -O "$@" ${bootcast_hash:+--b3 "$bootcast_hash"} \
         ${bootcast_interface:+--interface "$bootcast_interface"} </dev/null
 }
 
@@ -417,12 +419,6 @@ bootcast_unpack_root() {
     *.cpio*) bootcast_needs cpio ;;
     *) bootcast_needs tar ;;
     esac || return
-    case $bootcast_name in
-    # klibc has gunzip alone.
-    *gz) command -v gzip >/dev/null || bootcast_needs gunzip ;;
-    *.xz) bootcast_needs xz ;;
-    *.zst) bootcast_needs zstd ;;
-    esac || return
     bootcast_progress "unpacking $bootcast_heads:$bootcast_path"
     bootcast_try_heads bootcast_unpack
     mount -o bind "$bootcast_dir/tree" "$1" || return
@@ -446,40 +442,30 @@ bootcast_unpack() {
         bootcast-root "$bootcast_tree"
     # The shells here have no pipefail. Each program that fails writes a word to descriptor 4.
     bootcast_failed=$({
-        { bootcast_get - 2>"$bootcast_dir/get.log" || echo "get$?" >&4; } |
-            { bootcast_decompress 2>"$bootcast_dir/unpack.log" || echo decompress >&4; } |
-            { bootcast_extract 2>>"$bootcast_dir/unpack.log" || echo extract >&4; }
+        { bootcast_get_archive 2>"$bootcast_dir/get.log" || echo "get$?" >&4; } |
+            { bootcast_extract 2>"$bootcast_dir/extract.log" || echo extract >&4; }
     } 4>&1 >/dev/null)
+    bootcast_error=
     case $bootcast_failed in
     '') return ;;
-    *get8*) bootcast_refuse ;;
-    # A fetch that lost its reader (141) is not the cause.
-    *get141*) bootcast_cannot_unpack ;;
-    *get*)
+    # A fetch that lost its reader (141) is not the cause. Files that do not fit are the usual one.
+    *get141* | extract)
+        read -r bootcast_error <"$bootcast_dir/extract.log"
+        bootcast_reason="waits for $bootcast_path, which cannot be unpacked: $bootcast_error"
+        ;;
+    *)
         bootcast_error=$(cat "$bootcast_dir/get.log")
         bootcast_reason="waits for $bootcast_head:$bootcast_path: ${bootcast_error##*bootcast: }"
         ;;
-    *) bootcast_cannot_unpack ;;
     esac
     return 1
 }
 
-# Sets the reason: the first line that a program printed. Files that do not fit are the usual one.
-bootcast_cannot_unpack() {
-    bootcast_error=
-    read -r bootcast_error <"$bootcast_dir/unpack.log"
-    bootcast_reason="waits for $bootcast_path, which cannot be unpacked: $bootcast_error"
-}
-
-# Decompresses standard input, if the name of the image says that it is compressed.
-bootcast_decompress() {
+# Fetches the archive to standard output, without its compression.
+bootcast_get_archive() {
     case $bootcast_name in
-    *gz)
-        if command -v gzip >/dev/null; then gzip -dc; else gunzip -c; fi
-        ;;
-    *.xz) xz -dc ;;
-    *.zst) zstd -dc ;;
-    *) cat ;;
+    *.cpio | *.tar) bootcast_get - ;;
+    *) bootcast_get - --decompress ;;
     esac
 }
 

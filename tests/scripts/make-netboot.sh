@@ -49,7 +49,7 @@ make_initrds() {
     make -s -C "$project" install-initramfs DESTDIR="$(realpath "$out/tree")"
     ln -sf /usr/lib/bootcast/bootcast "$out/tree/usr/bin/"
     inside mkinitramfs -o /boot/initrd.initramfs-tools "$version"
-    inside dracut --quiet --force --no-hostonly --add bootcast --install 'cpio gzip' \
+    inside dracut --quiet --force --no-hostonly --add bootcast --install cpio \
         /boot/initrd.dracut "$version"
     cp "$out/tree/boot/vmlinuz-$version" "$out/vmlinuz"
     cp "$out"/tree/boot/initrd.initramfs-tools "$out"/tree/boot/initrd.dracut "$out/"
