@@ -307,7 +307,8 @@ bootcast_fetch() {
 # may follow. If $1 is a pipe, pages that arrive early wait in TMPDIR. Its file system must know
 # its free space, which the root of an initramfs does not.
 bootcast_get() {
-    TMPDIR=$bootcast_dir bootcast get "$(bootcast_url)" -O "$@" ${bootcast_hash:+--b3 "$bootcast_hash"} \
+    TMPDIR=$bootcast_dir bootcast get "$(bootcast_url)" -O "$@" \
+        ${bootcast_hash:+--b3 "$bootcast_hash"} \
         ${bootcast_interface:+--interface "$bootcast_interface"} </dev/null
 }
 
