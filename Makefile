@@ -12,7 +12,7 @@ BENCH_DIR ?= /dev/shm
 # Tests that run at once. Most of the time each waits.
 TEST_THREADS ?= 3
 
-.PHONY: all help deps check wasm test demo demo-fleet test-boot demo-netboot bench install small install-initramfs clean-lab clean
+.PHONY: all help manual deps check wasm test demo demo-fleet test-boot demo-netboot bench install small install-initramfs clean-lab clean
 all: ## release binaries in target/release
 	cargo build --release --workspace --bins
 
@@ -81,6 +81,9 @@ install: all ## binaries to $(PREFIX)/bin, helpers of mount(8) to $(HELPER_DIR)
 	install -d $(DESTDIR)$(HELPER_DIR)
 	ln -sf $(PREFIX)/bin/bootcastfs $(DESTDIR)$(HELPER_DIR)/mount.bootcastfs
 	ln -sf $(PREFIX)/bin/bootcastfs $(DESTDIR)$(HELPER_DIR)/mount.fuse.bootcastfs
+
+manual: ## man pages and shell completions in target/manual
+	cargo run -p bootcast-tests --bin manual -- $(TARGET)/manual
 
 small: ## programs for an initramfs in target/small, built for size
 	cargo build --profile small -p bootcast-fs --bins

@@ -13,6 +13,7 @@
 //! | [`journal`] | what the kernel knows of a mount, for a process that takes over |
 //! | [`handover`] | passing the FUSE connection from one process to the next |
 //! | [`mount`] | `-o` options, mount(2), the daemon |
+//! | [`mount_command`] | the command `bootcastfs` |
 //! | [`panics`] | ending the program after a panic in any thread |
 //! | `run`, `root` | a mount from its start to its end; what it shows |
 //! | [`tool`] | the command line tool `bootcast` |
@@ -30,6 +31,7 @@ pub mod journal;
 mod log_limit;
 mod metrics;
 pub mod mount;
+pub mod mount_command;
 pub mod object;
 pub mod panics;
 pub mod proof;

@@ -48,8 +48,8 @@ use std::ffi::OsString;
 use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
 
-use clap::Parser;
 use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
 
 use crate::panics;
 use error::{ANSWER_EXIT_CODES, EXIT_CODES, ToolError};
@@ -95,6 +95,11 @@ enum Command {
 
 fn after_help() -> String {
     format!("{EXAMPLES}\n\n{EXIT_CODES}")
+}
+
+/// Returns the command lines that the tool understands, with their help.
+pub fn command() -> clap::Command {
+    Args::command()
 }
 
 /// Runs the command line, which starts with the program's name.
@@ -172,8 +177,6 @@ fn one_line(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     fn parse(line: &str) -> Result<Args, clap::Error> {
@@ -182,7 +185,7 @@ mod tests {
 
     #[test]
     fn the_command_line_is_consistent() {
-        Args::command().debug_assert();
+        command().debug_assert();
     }
 
     #[test]
