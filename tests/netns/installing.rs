@@ -99,6 +99,25 @@ fn a_sparse_image_frees_the_blocks_of_a_device_that_it_has_no_data_for() {
     }
 }
 
+#[test]
+fn zeros_behind_the_end_of_a_device_are_an_error() {
+    let lab = lab_or_skip!(Lab::builder());
+    let image = put_sparse(&lab);
+    let compressed = compress(&image);
+    let _server = lab.server().start();
+    // All data of the image fits.
+    let Some(device) = LoopDevice::attach(lab.directory(), 22) else { return };
+    for (file, more) in [(&image, &[][..]), (&image, &["--unicast"]), (&compressed, &["-d"])] {
+        let url = lab.url(text(file.strip_prefix(lab.served()).unwrap()));
+        for freeing in [&[][..], &["--discard"]] {
+            let (_, output) = get(&lab, &[&[&url, "-O", text(&device.0)], more, freeing].concat());
+            let errors = String::from_utf8(output.stderr).unwrap();
+            let case = format!("{url} {more:?} {freeing:?}: {errors}");
+            assert_eq!((output.status.code(), errors.lines().count()), (Some(2), 1), "{case}");
+        }
+    }
+}
+
 /// What a device holds before an image is written.
 const OLD: u8 = 0xa5;
 

@@ -67,7 +67,6 @@ impl Object {
             return None;
         }
         inner.in_background.is_reusing = true;
-        self.set_final_size(&mut inner);
         Some(Reusing { object: self.clone(), older: older.clone()?, is_over: false })
     }
 
@@ -118,6 +117,7 @@ impl Object {
             let wrong =
                 read.map_or_else(|_| check.leaves().collect(), |()| check.wrong_leaves(buffer));
             let _alone = self.begin_writing();
+            self.set_final_size(&mut self.lock());
             let stored = self.store_right(check, &wrong, older, buffer);
             let mut inner = self.lock();
             match stored {

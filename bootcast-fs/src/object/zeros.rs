@@ -35,7 +35,7 @@ impl Object {
             match self.take_zeros_of(map, &geometry, epoch, &mut answer) {
                 Ok(()) => return self.lock().receiver.handle_zeros_taken(now()),
                 Err(Stop::Rejoined) => {}
-                Err(Stop::Over) => return,
+                Err(Stop::Over) => return answer(self.take_answerable(&mut self.lock())),
             }
         }
     }

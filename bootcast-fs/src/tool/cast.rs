@@ -68,7 +68,7 @@ impl CastFetch {
         signals: &mut EndSignals,
     ) -> Result<u64, ToolError> {
         let store = Store::transient(sink.reopen()?, Scratch::find().cache());
-        let store = if zeros == Zeros::Freed { store.freeing_zeros() } else { store };
+        let store = if let Zeros::Freed(_) = zeros { store.freeing_zeros() } else { store };
         let object = self.object(store, Fill::Full);
         let clock = StallClock::new(self.timeout);
         let show = |now: &Snapshot| progress.show(now.received, now.size_at_most);

@@ -211,14 +211,14 @@ mod tests {
     fn every_format_expands_and_leaves_zeros_out() {
         let image = image();
         for format in FORMATS {
-            for zeros in [Zeros::Written, Zeros::LeftOut, Zeros::Freed] {
+            for zeros in [Zeros::Written, Zeros::LeftOut, Zeros::Freed(u64::MAX)] {
                 let (dir, outcome) = expand_to_file(&format(&image), zeros);
                 assert_eq!(outcome.unwrap(), image.len() as u64);
                 let file = dir.path().join("image");
                 let expanded = std::fs::read(&file).unwrap();
                 assert!(image.starts_with(&expanded));
                 // A device has its size. So what frees its blocks leaves the size of a file alone.
-                assert!(expanded.len() == image.len() || zeros == Zeros::Freed);
+                assert!(expanded.len() == image.len() || zeros == Zeros::Freed(u64::MAX));
                 let allocated = file.metadata().unwrap().blocks() * 512;
                 assert_eq!(allocated < image.len() as u64, zeros != Zeros::Written, "{zeros:?}");
             }

@@ -258,10 +258,12 @@ impl Get {
         let device = sink.clone();
         let freeing = blocking(move || device.free_all());
         let freeing = freeing.map_err(|error| sink.write_error(&error));
-        if !self.signals.guard(freeing).await? {
+        let freed = self.signals.guard(freeing).await?;
+        if freed == 0 {
             warn!("the device cannot free blocks that then read as zeros: zeros are written");
+            return Ok(Zeros::Written);
         }
-        Ok(Zeros::Freed)
+        Ok(Zeros::Freed(freed))
     }
 
     /// Fetches the proof of the expected content, if one is expected.

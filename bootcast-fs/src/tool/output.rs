@@ -31,8 +31,9 @@ pub(super) enum Zeros {
     Written,
     /// They are left out of a new file, which then has a hole there.
     LeftOut,
-    /// The blocks of a device are freed, where the device can.
-    Freed,
+    /// The blocks of a device are freed. So many bytes from its start on were freed before the first
+    /// is written, and read as zeros.
+    Freed(u64),
 }
 
 /// Destination of fetched bytes.
@@ -154,11 +155,12 @@ impl Sink {
         (&*self.file).rewind().map_err(|error| self.write_error(&error))
     }
 
-    /// Frees all blocks of a device. Returns whether the device can do so.
-    pub(super) fn free_all(&self) -> io::Result<bool> {
+    /// Frees all blocks of a device. Returns the number of bytes from its start on that then read as
+    /// zeros: 0 if the device cannot free blocks.
+    pub(super) fn free_all(&self) -> io::Result<u64> {
         let end = (&*self.file).seek(SeekFrom::End(0))?;
         self.file.as_ref().rewind()?;
-        Ok(!holes::free(&self.file, &(0..end)).is_empty())
+        Ok(holes::free(&self.file, &(0..end)).end)
     }
 
     /// Returns a writer of bytes from the first to the last.
@@ -205,7 +207,7 @@ impl InOrder {
             if are_zeros {
                 self.write_zeros(run)?;
             } else {
-                self.write_run(run)?;
+                self.write_run(run, self.written)?;
             }
             self.written += run.len() as u64;
             rest = others;
@@ -227,27 +229,22 @@ impl InOrder {
         self.sink.write_error(error)
     }
 
-    fn write_run(&self, run: &[u8]) -> io::Result<()> {
+    fn write_run(&self, run: &[u8], position: u64) -> io::Result<()> {
         match self.zeros {
             Zeros::Written => self.sink.write_all(run),
-            Zeros::LeftOut | Zeros::Freed => self.sink.file.write_all_at(run, self.written),
+            Zeros::LeftOut | Zeros::Freed(_) => self.sink.file.write_all_at(run, position),
         }
     }
 
     fn write_zeros(&self, run: &[u8]) -> io::Result<()> {
-        match self.zeros {
-            Zeros::Written => self.write_run(run),
-            Zeros::LeftOut => Ok(()),
-            Zeros::Freed => {
-                let all = self.written..self.written + run.len() as u64;
-                let freed = holes::free(&self.sink.file, &all);
-                let rest = [all.start..freed.start, freed.end..all.end];
-                rest.into_iter().filter(|part| !part.is_empty()).try_for_each(|part| {
-                    let len = usize::try_from(part.end - part.start).map_err(io::Error::other)?;
-                    self.sink.file.write_all_at(&run[..len], part.start)
-                })
-            }
-        }
+        let end = self.written + run.len() as u64;
+        let present = match self.zeros {
+            Zeros::Written => self.written,
+            Zeros::LeftOut => end,
+            Zeros::Freed(freed) => freed.clamp(self.written, end),
+        };
+        let absent = usize::try_from(end - present).map_err(io::Error::other)?;
+        self.write_run(&run[..absent], present)
     }
 }
 

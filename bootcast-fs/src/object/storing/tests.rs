@@ -75,15 +75,22 @@ fn with_delayed_page(write: impl FnOnce(&File, &Object)) {
 #[test]
 fn a_store_without_room_for_the_file_fails_it_although_the_first_pages_have_room() {
     let file = File::new();
-    let small = memfd_create("small", MemfdFlags::ALLOW_SEALING).unwrap();
-    ftruncate(&small, 4 * PAGE).unwrap();
-    fcntl_add_seals(&small, SealFlags::GROW).unwrap();
-    let store = Store::transient(small.into(), Cache::Memory);
-    let object = file.object_in(store, Verify::Leaf, Fill::Full);
-    let watcher = object.changed.subscribe();
-    drop(object.receive(&[(SENDER, &forged(&file, 0))], Instant::now()));
-    assert!(matches!(object.lock().receiver.failure(), Some(Failure::Store(_))));
-    assert!(watcher.has_changed().unwrap(), "who waits for the file does not learn that it failed");
+    let ways: [fn(&File, &Object); 2] = [
+        |file, object| drop(object.receive(&[(SENDER, &forged(file, 0))], Instant::now())),
+        |file, object| object.take_zeros(&file.map(false), drop, Instant::now),
+    ];
+    for receive in ways {
+        let small = memfd_create("small", MemfdFlags::ALLOW_SEALING).unwrap();
+        ftruncate(&small, 4 * PAGE).unwrap();
+        fcntl_add_seals(&small, SealFlags::GROW).unwrap();
+        let store = Store::transient(small.into(), Cache::Memory);
+        let object = file.object_in(store, Verify::Leaf, Fill::Full);
+        let watcher = object.changed.subscribe();
+        receive(&file, &object);
+        assert!(matches!(object.lock().receiver.failure(), Some(Failure::Store(_))));
+        let is_told = watcher.has_changed().unwrap();
+        assert!(is_told, "who waits for the file does not learn that it failed");
+    }
 }
 
 #[test]
