@@ -75,7 +75,9 @@ impl Host {
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net={NAMESPACES}/{}", self.namespace));
-        command.args(["--", "setpriv", "--pdeathsig", "KILL", "--"]).arg(program);
+        command.args(["--", "setpriv", "--pdeathsig", "KILL", "--"]);
+        // Who starts the tests may ignore signals, as nohup does.
+        command.args(["env", "--default-signal=HUP,INT,TERM"]).arg(program);
         command
     }
 

@@ -19,6 +19,7 @@ mod capacity;
 mod casting;
 mod conditions;
 mod content_ids;
+mod continuing;
 mod damaging;
 mod deafness;
 mod demand_once;

@@ -16,8 +16,9 @@ import threading
 import time
 
 mount, originals, names = sys.argv[1], sys.argv[2], sys.argv[3:]
-stopping = threading.Event()
-signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+# An event would not do: its lock may be held when the signal arrives.
+stopping = []
+signal.signal(signal.SIGTERM, lambda *_: stopping.append(True))
 contents = {name: open(f"{originals}/{name}", "rb").read() for name in names}
 calls, longest, failures = {}, [(0.0, "")], []
 
@@ -71,7 +72,7 @@ def look_up(chance):
 
 def work(job, seed):
     chance = random.Random(seed)
-    while not stopping.is_set() and not failures:
+    while not stopping and not failures:
         try:
             job(chance)
         except Exception as error:
@@ -82,7 +83,8 @@ jobs = [open_and_read, open_and_read, read_directly, look_up]
 threads = [threading.Thread(target=work, args=(job, seed)) for seed, job in enumerate(jobs)]
 for thread in threads:
     thread.start()
-while not stopping.wait(0.02) and not failures:
+while not stopping and not failures:
+    time.sleep(0.02)
     counts = list(calls.values())
     print(f"calls={min(counts) if len(counts) == len(jobs) else 0}", flush=True)
 for thread in threads:

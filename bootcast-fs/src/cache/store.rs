@@ -649,6 +649,11 @@ impl Store {
     pub fn is_persistent(&self) -> bool {
         self.object_dir.is_some()
     }
+
+    /// Returns the path of the file with the bytes; `None` if they do not outlive this process.
+    pub fn path(&self) -> Option<PathBuf> {
+        self.object_dir.as_ref().map(|object| object.dir.join("data"))
+    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Fetches a file by multicast, as a member of its cast.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -86,7 +87,8 @@ impl CastFetch {
         Ok(size)
     }
 
-    /// Fetches a version into a cache. Returns its size.
+    /// Fetches a version into a cache. What arrived is kept also if the rest does not. Returns the
+    /// size, and the file in the cache.
     pub(super) async fn keep(
         &self,
         cache: &Cache,
@@ -94,18 +96,17 @@ impl CastFetch {
         size: u64,
         progress: &Progress,
         signals: &mut EndSignals,
-    ) -> Result<u64, ToolError> {
+    ) -> Result<(u64, PathBuf), ToolError> {
         let Target { control, path } = &self.target;
         let content = control.stated_id(path, &etag);
         let server = control.server().to_owned();
         let key = ObjectKey { server, path: path.clone(), etag: Some(etag), content };
         let store = cache.open(&key).map_err(|error| cannot_keep(&error))?;
-        if !store.is_persistent() {
-            return Err(not_shared());
-        }
+        let Some(data) = store.path() else { return Err(not_shared()) };
         let object = Object::new(key, store, Some(size), TIMING, Fill::Full, seed());
         let object = object.with_unicast(UnicastMode::Auto).with_verify(self.verify);
         let object = Arc::new(object);
+        let mut outcome = Ok(());
         if !object.has_all_pages() {
             let clock = StallClock::new(self.timeout);
             let show = |now: &Snapshot| progress.show(now.received, now.size_at_most);
@@ -115,12 +116,13 @@ impl CastFetch {
                     full = has_no_room(&object) => Err(full),
                 }
             };
-            self.run_as_member(&object, &clock, show, signals, unless_unreadable(&object, kept))
-                .await?;
+            let kept = unless_unreadable(&object, kept);
+            outcome = self.run_as_member(&object, &clock, show, signals, kept).await;
         }
         let saved = tokio::task::spawn_blocking(move || object.checkpoint()).await;
+        outcome?;
         let saved = saved.map_err(|error| cannot_keep(&error))?;
-        saved.map_err(|error| cannot_keep(&error)).map(|()| size)
+        saved.map_err(|error| cannot_keep(&error)).map(|()| (size, data))
     }
 
     /// Writes the file to `sink` in order, as pages arrive and `gate` has proven them. Returns the

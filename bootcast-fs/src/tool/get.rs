@@ -1,12 +1,13 @@
 //! `bootcast get`: fetches one file.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bootcast_host::signals::EndSignals;
 use bootcast_proto::ContentId;
+use bootcast_proto::api::Kind;
 use futures_util::{FutureExt, TryFutureExt};
 use indicatif::BinaryBytes;
 use tracing::warn;
@@ -15,6 +16,7 @@ use super::cast::CastFetch;
 use super::error::ToolError;
 use super::expand::{Expansion, expanded_name};
 use super::output::{OnDisk, Output, PartialFile, Sink, Zeros, blocking};
+use super::parts::Parts;
 use super::progress::{Hash, Progress, Screen};
 use super::proof::{Gate, check_file};
 use super::range::ByteRange;
@@ -31,6 +33,7 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// Arguments of `bootcast get`.
 #[derive(clap::Args, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub(super) struct Args {
     #[arg(help = "File to fetch: http://HOST[:PORT]/PATH with a percent-encoded path, or \
                 HOST:[PORT:]/PATH with the path as it is; port 8888 unless named")]
@@ -70,6 +73,15 @@ pub(super) struct Args {
     /// Free the blocks of a block device first, and then those of zeros instead of writing them
     #[arg(long, requires = "output")]
     discard: bool,
+
+    /// Go on from where an earlier fetch with this option ended; what arrived is kept beside FILE
+    /// until FILE is complete
+    #[arg(
+        short = 'c',
+        long = "continue",
+        conflicts_with_all = ["range", "decompress", "discard", "unicast"]
+    )]
+    resumes: bool,
 
     /// Fetch over plain HTTP, without multicast
     #[arg(short, long)]
@@ -114,6 +126,9 @@ pub(super) async fn run(args: Args) -> Result<(), ToolError> {
     if args.discard && !matches!(output, Output::Device(_)) {
         return Err(ToolError::Usage("--discard needs a block device as output".into()));
     }
+    if args.resumes && !matches!(output, Output::File(_)) {
+        return Err(ToolError::Usage("--continue needs a file as output".into()));
+    }
     let screen = Screen::new(args.receiving.quiet, to_stdout);
     screen.start_logging(args.receiving.quiet, args.verbose);
     let signals = EndSignals::listen()
@@ -135,8 +150,18 @@ pub(super) async fn run(args: Args) -> Result<(), ToolError> {
     let progress = screen.progress(&target.display_name());
     let path = target.path.clone();
     let expected = args.b3.map(|id| Expected { id, timeout });
-    let Args { decompress, discard, .. } = args;
-    let get = Get { target, transport, output, decompress, discard, expected, progress, signals };
+    let Args { decompress, discard, resumes, .. } = args;
+    let get = Get {
+        target,
+        transport,
+        output,
+        decompress,
+        discard,
+        resumes,
+        expected,
+        progress,
+        signals,
+    };
     // On the heap, because it is large.
     Box::pin(get.run()).await.map_err(|error| error.with_path(&path))
 }
@@ -169,6 +194,7 @@ struct Get {
     output: Output,
     decompress: bool,
     discard: bool,
+    resumes: bool,
     expected: Option<Expected>,
     progress: Progress,
     signals: EndSignals,
@@ -236,6 +262,10 @@ impl Get {
                 let size = fetched.map_err(ToolError::before_another_attempt)?;
                 self.signals.guard(sink.sync()).await?;
                 Ok(size)
+            }
+            Output::File(path) if self.resumes => {
+                let path = path.clone();
+                self.fetch_resumably(&path, proof).await
             }
             Output::File(path) => {
                 let part = PartialFile::create(path)?;
@@ -343,6 +373,32 @@ impl Get {
                 self.fetch_in_order(sink, zeros, None).await
             }
         }
+    }
+
+    /// Fetches one version to a file, with what earlier fetches left of it. Returns its size.
+    async fn fetch_resumably(
+        &mut self,
+        path: &Path,
+        proof: Option<&Arc<Proof>>,
+    ) -> Result<u64, ToolError> {
+        let parts = Parts::open(path)?;
+        let Self { target, transport, progress, signals, .. } = self;
+        let Transport::Cast(cast) = transport else {
+            unreachable!("--continue conflicts with other transports")
+        };
+        let (control, remote) = (target.control.clone(), target.path.clone());
+        let attributes =
+            signals.guard(async { Ok::<_, ToolError>(control.attributes(&remote).await?) }).await?;
+        let (Kind::File, Some(etag)) = (attributes.kind, attributes.etag) else {
+            return Err(ToolError::Usage("this server names no version to continue".into()));
+        };
+        let (size, data) =
+            cast.keep(parts.cache(), etag, attributes.size, progress, signals).await?;
+        let part = parts.take(&data)?;
+        self.check(proof, size, &part.sink()?).await?;
+        self.signals.guard(part.publish(OnDisk)).await?;
+        parts.remove();
+        Ok(size)
     }
 
     /// Checks what was written, and replaces wrong bytes.

@@ -29,6 +29,7 @@ mod get;
 mod list;
 mod mount_status;
 mod output;
+mod parts;
 mod probe;
 mod profile;
 mod progress;

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd};
-use tempfile::NamedTempFile;
+use tempfile::{NamedTempFile, TempPath};
 
 use super::error::ToolError;
 use crate::cache::holes::{self, is_zeros};
@@ -314,18 +314,21 @@ pub(super) struct PartialFile {
 impl PartialFile {
     /// Creates an empty partial file.
     pub(super) fn create(target: &Path) -> Result<Self, ToolError> {
-        let fail = |error| ToolError::local(target, &error);
-        let dir = directory_of(target);
-        let name = target.file_name().ok_or_else(|| fail(io::ErrorKind::IsADirectory.into()))?;
-        let name = &name.as_bytes()[..name.len().min(MAX_STEM_LEN)];
-        // Reports a missing directory by its name, not by that of the partial file.
-        fs::metadata(dir).map_err(|error| ToolError::local(dir, &error))?;
-        let prefix = [b".", name, b".part-"].concat();
-        let file = tempfile::Builder::new()
-            .prefix(std::ffi::OsStr::from_bytes(&prefix))
-            .permissions(Permissions::from_mode(0o666)) // less the umask
-            .tempfile_in(dir)
-            .map_err(|error| fail(error.kind().into()))?;
+        let fail = |error: io::Error| ToolError::local(target, &error.kind().into());
+        let file = new_file(&hidden_beside(target)?, directory_of(target)).map_err(fail)?;
+        Ok(Self { file, target: target.to_path_buf() })
+    }
+
+    /// Takes over a file with another name on the same file system. It gets the permissions of a
+    /// new file.
+    pub(super) fn of(path: &Path, target: &Path) -> Result<Self, ToolError> {
+        let fail = |error: io::Error| ToolError::local(path, &error);
+        let file = File::options().read(true).write(true).open(path).map_err(fail)?;
+        let new = new_file(Path::new("permissions"), directory_of(path)).map_err(fail)?;
+        let permissions = new.as_file().metadata().map_err(fail)?.permissions();
+        file.set_permissions(permissions).map_err(fail)?;
+        let path = TempPath::try_from_path(path).map_err(fail)?;
+        let file = NamedTempFile::from_parts(file, path);
         Ok(Self { file, target: target.to_path_buf() })
     }
 
@@ -355,6 +358,28 @@ impl PartialFile {
     fn write_error(&self, error: &io::Error) -> ToolError {
         ToolError::writing(&self.target.display().to_string(), error)
     }
+}
+
+/// Creates a file in `directory` whose name begins like that of `path`.
+fn new_file(path: &Path, directory: &Path) -> io::Result<NamedTempFile> {
+    let mut prefix = path.file_name().unwrap_or_default().to_owned();
+    prefix.push("-");
+    tempfile::Builder::new()
+        .prefix(&prefix)
+        .permissions(Permissions::from_mode(0o666)) // less the umask
+        .tempfile_in(directory)
+}
+
+/// Returns the path `.NAME.part` beside `target`. Fails if that has no directory or no name.
+pub(super) fn hidden_beside(target: &Path) -> Result<PathBuf, ToolError> {
+    let directory = directory_of(target);
+    let no_file = || ToolError::local(target, &io::ErrorKind::IsADirectory.into());
+    let name = target.file_name().ok_or_else(no_file)?;
+    let name = &name.as_bytes()[..name.len().min(MAX_STEM_LEN)];
+    // Reports a missing directory by its name, not by that of what is created there.
+    fs::metadata(directory).map_err(|error| ToolError::local(directory, &error))?;
+    let hidden = [b".", name, b".part"].concat();
+    Ok(directory.join(std::ffi::OsStr::from_bytes(&hidden)))
 }
 
 /// Returns the directory of `path`.

@@ -95,7 +95,7 @@ impl Args {
         let interface = self.receiving.interface.clone().unwrap_or_default();
         let progress = screen.progress(&target.display_name());
         let cast = CastFetch::new(&target, interface, timeout, Verify::Leaf)?;
-        let size = cast.keep(cache, etag, attributes.size, &progress, signals).await?;
+        let (size, _) = cast.keep(cache, etag, attributes.size, &progress, signals).await?;
         progress.finish(size, None);
         // A failure here does not undo the fetch.
         let names = signals
