@@ -11,6 +11,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use ipnet::Ipv4Net;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
+use crate::api::Names;
 use crate::cast::{CastPolicy, GroupPool, GroupPoolError};
 use crate::io::interface::InterfaceName;
 
@@ -44,6 +45,12 @@ pub struct Args {
         env = "BOOTCAST_LISTEN"
     )]
     listen: SocketAddr,
+
+    /// Name by which clients may call the server, beside its addresses, such as head.example; may be
+    /// given several times, or with commas between. Requests for other names are refused, so that
+    /// no web page can read files under a name of its own [default: every name]
+    #[arg(long, value_name = "NAME", value_delimiter = ',', env = "BOOTCAST_HOST")]
+    host: Vec<String>,
 
     /// Interface that sends the multicast datagrams, by its name or its IPv4 address [default: the
     /// one that the kernel routes the groups through, else the only one that is up]
@@ -241,6 +248,8 @@ pub struct Config {
     pub prehash: bool,
     /// Address and port of the control plane.
     pub listen: SocketAddr,
+    /// Names by which clients may call the server.
+    pub names: Names,
     /// Interface to send through; `None` takes the one of the route, or the only one.
     pub interface: Option<InterfaceName>,
     /// Pool of groups, one for each cast.
@@ -294,6 +303,7 @@ impl TryFrom<Args> for Config {
             directories: args.directories,
             prehash: args.prehash,
             listen: args.listen,
+            names: Names::new(args.host),
             interface: args.interface,
             groups: GroupPool::new(args.groups)?,
             any_group: args.groups.network(),

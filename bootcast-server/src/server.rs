@@ -67,6 +67,8 @@ pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
     state: ApiState,
+    /// Names by which clients may call the server.
+    names: api::Names,
     sender: SenderHandle,
     sender_ended: oneshot::Receiver<()>,
     prehash: Option<Prehash>,
@@ -132,10 +134,12 @@ impl Server {
         let prehash = config.prehash.then(start);
         let prehash = prehash.transpose().context("cannot start a thread for --prehash")?;
         let state = ApiState::new(identity, sender.clone(), profiles);
+        let names = config.names;
         Ok(Self {
             listener,
             address,
             state,
+            names,
             sender,
             sender_ended,
             prehash,
@@ -153,7 +157,8 @@ impl Server {
     /// three if the state directory hangs. Fails if a thread panics: what it was doing will never
     /// be finished.
     pub async fn run(self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
-        let Self { listener, state, sender, sender_ended, prehash, keeping_profiles, .. } = self;
+        let Self { listener, state, names, sender, sender_ended, prehash, .. } = self;
+        let keeping_profiles = self.keeping_profiles;
         let mut panics = self.panics;
         let mut panicked = None;
         let until = async {
@@ -165,7 +170,7 @@ impl Server {
             drop(prehash);
             sender.stop();
         };
-        http::serve(listener, api::router(state), until).await;
+        http::serve(listener, api::router(state, names), until).await;
         if let Some(panicked) = panicked {
             return Err(panicked.into());
         }

@@ -39,8 +39,14 @@ pub enum ApiError {
     )]
     NoRoute,
     /// The endpoint does not support the method.
-    #[error("method not allowed: use GET, or POST for /report/ and /want/")]
+    #[error("method not allowed: use GET, or POST for /join/, /leave/, /report/ and /want/")]
     Method,
+    /// A web page asks for a change.
+    #[error("refused because a browser sent it, perhaps for a web page: use another client")]
+    OfPage,
+    /// The request is for a name that is not permitted.
+    #[error("no such host here: use the address of the server, or a name that --host permits")]
+    WrongHost,
     /// A report or a demand has no token.
     #[error("no X-TOKEN header: send the TOKEN of the join answer")]
     NoToken,
@@ -123,7 +129,8 @@ impl ApiError {
             | Self::Source(SourceError::NotRegular)
             | Self::Join(JoinError::TooManyPages(_)) => StatusCode::BAD_REQUEST,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::Source(SourceError::Forbidden) => StatusCode::FORBIDDEN,
+            Self::Source(SourceError::Forbidden) | Self::OfPage => StatusCode::FORBIDDEN,
+            Self::WrongHost => StatusCode::MISDIRECTED_REQUEST,
             Self::NoRoute
             | Self::UnknownToken
             | Self::NoProfile

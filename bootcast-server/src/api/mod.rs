@@ -9,6 +9,7 @@ mod file;
 mod manifest;
 mod membership;
 mod meta;
+mod origin;
 mod page_hashes;
 mod profile;
 mod range;
@@ -17,10 +18,10 @@ mod want;
 
 use std::ops::Range;
 
-use axum::Router;
 use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
+use axum::{Router, middleware};
 use bootcast_proto::unreadable::{HEADER_UNREADABLE, encode_pages};
 use bootcast_proto::{PageRange, RemotePath};
 
@@ -35,6 +36,7 @@ use crate::io::small_files::SmallFiles;
 use crate::io::stable_version::await_stable_version;
 use crate::source::{OpenFile, SourceError};
 pub use error::ApiError;
+pub use origin::Names;
 
 /// Maximum number of threads that look up paths and open files.
 const LOOKUP_THREADS: usize = 256;
@@ -102,12 +104,13 @@ fn list(identity: &Identity, path: &RemotePath) -> Result<Listing, SourceError> 
 }
 
 /// Creates the routes of all endpoints. A prefix without a path names the served directory itself.
-pub fn router(state: ApiState) -> Router {
+/// Only requests for one of these `names` are answered.
+pub fn router(state: ApiState, names: Names) -> Router {
     Router::new()
-        .route("/join/", get(membership::join).head(no_head))
-        .route("/join/{*path}", get(membership::join).head(no_head))
-        .route("/leave/", get(membership::leave).head(no_head))
-        .route("/leave/{*path}", get(membership::leave).head(no_head))
+        .route("/join/", get(membership::join).post(membership::join).head(no_head))
+        .route("/join/{*path}", get(membership::join).post(membership::join).head(no_head))
+        .route("/leave/", get(membership::leave).post(membership::leave).head(no_head))
+        .route("/leave/{*path}", get(membership::leave).post(membership::leave).head(no_head))
         .route("/meta/", get(meta::meta))
         .route("/meta/{*path}", get(meta::meta))
         .route("/file/", get(file::file))
@@ -124,6 +127,7 @@ pub fn router(state: ApiState) -> Router {
         .route("/status", get(status))
         .fallback(any(no_route))
         .method_not_allowed_fallback(no_method)
+        .layer(middleware::from_fn_with_state(names, origin::guard))
         .with_state(state)
 }
 
@@ -146,7 +150,7 @@ async fn no_method() -> ApiError {
 
 /// Refuses HEAD for joins and leaves: they change something, which HEAD must not.
 async fn no_head() -> impl IntoResponse {
-    ([(header::ALLOW, "GET")], ApiError::Method)
+    ([(header::ALLOW, "GET,POST")], ApiError::Method)
 }
 
 /// Extracts the path behind an endpoint's prefix from the raw URI. Names may contain any bytes, but

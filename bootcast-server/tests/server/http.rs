@@ -103,7 +103,7 @@ fn every_error_has_its_status_and_one_line_of_text() {
         ("GET", "/file/sub", 400),
         ("GET", "/", 404),
         ("GET", "/elsewhere", 404),
-        ("POST", "/join/file", 405),
+        ("PUT", "/join/file", 405),
         ("PUT", "/file/file", 405),
         ("DELETE", "/status", 405),
     ] {
@@ -120,8 +120,70 @@ fn a_head_request_joins_nothing() {
     let server = Server::start(&[]);
     server.write("file", b"bytes");
     let response = request(server.address(), "HEAD", "/join/file", &[]);
-    assert_eq!((response.status, response.header("allow")), (405, Some("GET")));
+    assert_eq!((response.status, response.header("allow")), (405, Some("GET,POST")));
     assert_eq!(server.status().totals.joins, 0);
+}
+
+#[test]
+fn a_web_page_in_a_browser_changes_nothing() {
+    let server = Server::start(&[]);
+    server.write("file", b"bytes");
+    for header in [
+        ("Origin", "http://elsewhere.example"),
+        ("Origin", "null"),
+        ("Referer", "http://head:8888/file/page.html"),
+        ("Sec-Fetch-Mode", "no-cors"),
+        ("User-Agent", "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"),
+    ] {
+        for (method, path) in [
+            ("GET", "/join/file"),
+            ("POST", "/join/file"),
+            ("GET", "/join//file"),
+            ("GET", "/leave/file"),
+            ("POST", "/report/file"),
+            ("POST", "/want/file"),
+        ] {
+            let response = request(server.address(), method, path, &[header]);
+            assert_eq!(response.status, 403, "{method} {path} {header:?}");
+            assert_eq!(response.text().lines().count(), 1, "{method} {path} {header:?}");
+        }
+        let response = request(server.address(), "GET", "/file/file", &[header]);
+        assert_eq!(response.text(), "bytes", "{header:?}");
+    }
+    assert_eq!(server.status().totals.joins, 0);
+}
+
+#[test]
+fn a_post_joins_and_leaves_as_a_get_does() {
+    let server = Server::start(&[]);
+    server.write("file", b"bytes");
+    let answer = request(server.address(), "POST", "/join/file", &[]);
+    let token = answer.text().lines().find_map(|line| line.strip_prefix("TOKEN=")).unwrap();
+    let left = request(server.address(), "POST", "/leave/file", &[("X-TOKEN", token)]);
+    assert_eq!((answer.status, left.status), (200, 204));
+    let totals = server.status().totals;
+    assert_eq!((totals.joins, totals.leaves), (1, 1));
+}
+
+#[test]
+fn requests_for_names_that_are_not_permitted_get_nothing() {
+    let server = Server::start(&["--host", "head,head.example"]);
+    server.write("file", b"bytes");
+    for (host, status) in [
+        ("host: head.example:8888\r\n", 200),
+        ("host: 127.0.0.1:8888\r\n", 200),
+        ("host: evil.example\r\n", 421),
+    ] {
+        for path in ["/file/file", "/status", "/meta/", "/join/file"] {
+            let text = format!("GET {path} HTTP/1.1\r\n{host}connection: close\r\n\r\n");
+            assert_eq!(raw(server.address(), &text).status, status, "{host} {path}");
+        }
+    }
+    let old = raw(server.address(), "GET /file/file HTTP/1.0\r\n\r\n");
+    assert_eq!(old.status, 200);
+    let absolute = "GET http://evil.example/file/file HTTP/1.1\r\nhost: head\r\n\
+                    connection: close\r\n\r\n";
+    assert_eq!(raw(server.address(), absolute).status, 421);
 }
 
 #[test]
