@@ -1,6 +1,5 @@
 //! The stream: the pages of one file in file order, for all members at once.
 
-use std::collections::BTreeSet;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
@@ -50,7 +49,9 @@ pub(super) struct Stream {
     /// because a member missed them.
     wanted_again: u32,
     /// Windows that become wanted once nothing else is to be sent.
-    deferred: BTreeSet<u32>,
+    deferred: Vec<bool>,
+    /// Number of deferred windows.
+    deferred_windows: usize,
     pass_started_at: Instant,
     /// Earliest start of the next pass for plain members.
     not_before: Instant,
@@ -72,7 +73,8 @@ impl Stream {
             wanted: vec![0; windows],
             wanted_windows: 0,
             wanted_again: 0,
-            deferred: BTreeSet::new(),
+            deferred: vec![false; windows],
+            deferred_windows: 0,
             pass_started_at: now,
             not_before: now,
             passes: 0,
@@ -112,7 +114,12 @@ impl Stream {
     /// sent again if the client missed too much of it.
     pub(super) fn want_all(&mut self) {
         self.want(0, u32::MAX);
-        self.deferred.clear();
+        self.drop_deferred();
+    }
+
+    fn drop_deferred(&mut self) {
+        self.deferred.fill(false);
+        self.deferred_windows = 0;
     }
 
     /// Marks `count` windows from `first` on as wanted. Windows that the file does not have are
@@ -140,13 +147,20 @@ impl Stream {
 
     /// Defers `count` windows from `first` on, until [`Self::want_deferred`] makes them wanted.
     pub(super) fn defer(&mut self, first: u32, count: u32) {
-        let windows = self.existing(first, count);
-        self.deferred.extend(windows);
+        for window in self.existing(first, count) {
+            let was_deferred = std::mem::replace(&mut self.deferred[window as usize], true);
+            self.deferred_windows += usize::from(!was_deferred);
+        }
     }
 
     /// Marks the deferred windows as wanted. Returns whether this changed anything.
     pub(super) fn want_deferred(&mut self) -> bool {
-        let deferred = std::mem::take(&mut self.deferred);
+        if self.deferred_windows == 0 {
+            return false;
+        }
+        let windows = self.existing(0, u32::MAX);
+        let deferred: Vec<_> = windows.filter(|it| self.deferred[*it as usize]).collect();
+        self.drop_deferred();
         deferred.into_iter().fold(false, |changed, window| self.want(window, 1) | changed)
     }
 
@@ -155,7 +169,7 @@ impl Stream {
         self.wanted.fill(0);
         self.wanted_windows = 0;
         self.wanted_again = 0;
-        self.deferred.clear();
+        self.drop_deferred();
     }
 
     /// Whether every wanted window has been sent.
@@ -276,11 +290,12 @@ impl Stream {
     /// Drops the window that begins with `page` from the deferred ones if all of it is wanted,
     /// because the members that asked for it receive it now.
     fn begin_window(&mut self, page: PageIndex) {
-        let Some(layout) = self.layout.filter(|_| !self.deferred.is_empty()) else { return };
+        let Some(layout) = self.layout.filter(|_| self.deferred_windows > 0) else { return };
         let window = layout.window_of(page);
         let pages = layout.pages_of(window);
         if page == pages.start && self.wanted[window.0 as usize] == pages.len() {
-            self.deferred.remove(&window.0);
+            let was_deferred = std::mem::take(&mut self.deferred[window.0 as usize]);
+            self.deferred_windows -= usize::from(was_deferred);
         }
     }
 

@@ -59,7 +59,7 @@ impl Cast {
             && self.audience() != Audience::Everybody
             && self.members.repair_receivers() > 0;
         let mut wants_more = false;
-        for &(first, count) in report.bulk.iter().take(REPORT_RUNS) {
+        for (first, count) in bulk_runs(report) {
             if is_deferred {
                 self.stream.defer(first, count);
             } else {
@@ -117,13 +117,30 @@ impl Cast {
     fn requested_pages(&self, report: &Report) -> u64 {
         let Some(layout) = self.repair.as_ref().map(Repair::layout) else { return 0 };
         let window = u64::from(layout.interleave()) * u64::from(BLOCK_PAGES);
-        let bulk = report.bulk.iter().take(REPORT_RUNS);
-        let bulk = bulk.map(|&(first, count)| {
+        let bulk = bulk_runs(report).into_iter().map(|(first, count)| {
             window * u64::from(count.min(layout.windows().saturating_sub(first)))
         });
         let pages: u64 = bulk.sum();
         pages.min(self.pages.into()) + report.needs.len() as u64
     }
+}
+
+/// Returns the runs of windows that a report asks for in bulk, without overlap and in order: who
+/// names the same windows many times makes no more work than one who names them once.
+fn bulk_runs(report: &Report) -> Vec<(u32, u32)> {
+    let mut runs: Vec<_> = report.bulk.iter().take(REPORT_RUNS).copied().collect();
+    runs.sort_unstable();
+    let mut merged: Vec<(u32, u32)> = Vec::with_capacity(runs.len());
+    for (first, count) in runs {
+        let end = first.saturating_add(count);
+        match merged.last_mut() {
+            Some((last, length)) if first <= *last + *length => {
+                *length = (*length).max(end - *last);
+            }
+            _ => merged.push((first, end - first)),
+        }
+    }
+    merged
 }
 
 /// Returns the first pages of these runs, as many as the credit allows, and takes them off it.
@@ -137,4 +154,22 @@ fn first_pages(runs: &[PageRange], credit: &mut u64) -> Vec<PageRange> {
         }
     }
     served
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn runs(bulk: &[(u32, u32)]) -> Vec<(u32, u32)> {
+        bulk_runs(&Report { bulk: bulk.to_vec(), ..Report::default() })
+    }
+
+    #[test]
+    fn windows_that_are_named_many_times_are_asked_for_once() {
+        assert_eq!(runs(&[(0, u32::MAX); 256]), [(0, u32::MAX)]);
+        assert_eq!(runs(&[(7, 3), (0, 5), (4, 2), (8, 1)]), [(0, 6), (7, 3)]);
+        assert_eq!(runs(&[(0, 2), (2, 2)]), [(0, 4)]);
+        assert_eq!(runs(&[(u32::MAX, u32::MAX), (5, 0)]), [(5, 0), (u32::MAX, 0)]);
+        assert_eq!(runs(&[(0, 1); REPORT_RUNS + 1]).len(), 1);
+    }
 }
