@@ -12,7 +12,7 @@ BENCH_DIR ?= /dev/shm
 # Tests that run at once. Most of the time each waits.
 TEST_THREADS ?= 3
 
-.PHONY: all help manual deps check wasm test demo demo-fleet test-boot demo-netboot bench install small install-initramfs clean-lab clean
+.PHONY: all help manual deps check wasm test demo demo-fleet test-boot demo-netboot bench install small install-initramfs deb rpm test-packages clean-lab clean
 all: ## release binaries in target/release
 	cargo build --release --workspace --bins
 
@@ -75,12 +75,14 @@ bench: ## measure in network namespaces, write docs/BENCHMARKS.md; PART=name mea
 	cargo build --release --workspace --bins
 	TMPDIR=$(BENCH_DIR) cargo bench -p bootcast-tests --bench fleet -- $(PART)
 
-install: all ## binaries to $(PREFIX)/bin, helpers of mount(8) to $(HELPER_DIR)
+install: all manual ## binaries to $(PREFIX)/bin, helpers of mount(8) to $(HELPER_DIR)
 	install -d $(DESTDIR)$(PREFIX)/bin
 	install -m 755 $(BINARIES:%=$(TARGET)/release/%) $(DESTDIR)$(PREFIX)/bin
 	install -d $(DESTDIR)$(HELPER_DIR)
 	ln -sf $(PREFIX)/bin/bootcastfs $(DESTDIR)$(HELPER_DIR)/mount.bootcastfs
 	ln -sf $(PREFIX)/bin/bootcastfs $(DESTDIR)$(HELPER_DIR)/mount.fuse.bootcastfs
+	install -D -m 644 $(TARGET)/manual/man/*.1 -t $(DESTDIR)$(PREFIX)/share/man/man1
+	install -D -m 644 $(TARGET)/manual/man/*.8 -t $(DESTDIR)$(PREFIX)/share/man/man8
 
 manual: ## man pages and shell completions in target/manual
 	cargo run -p bootcast-tests --bin manual -- $(TARGET)/manual
@@ -88,11 +90,11 @@ manual: ## man pages and shell completions in target/manual
 small: ## programs for an initramfs in target/small, built for size
 	cargo build --profile small -p bootcast-fs --bins
 
-# The hooks of both families look for the programs in /usr/lib/bootcast first.
+# The hooks of both families look for the program in /usr/lib/bootcast first.
 INITRAMFS := bootcast-fs/initramfs
 install-initramfs: small ## modules for initramfs-tools and dracut, to boot machines over the cast
 	install -d $(DESTDIR)/usr/lib/bootcast
-	install -m 755 $(TARGET)/small/bootcastfs $(TARGET)/small/bootcast $(DESTDIR)/usr/lib/bootcast
+	install -m 755 $(TARGET)/small/bootcast $(DESTDIR)/usr/lib/bootcast
 	install -d $(DESTDIR)/usr/share/bootcast $(DESTDIR)/usr/share/initramfs-tools/hooks \
 	    $(DESTDIR)/usr/share/initramfs-tools/scripts/init-top \
 	    $(DESTDIR)/usr/lib/dracut/modules.d/74bootcast
@@ -105,6 +107,22 @@ install-initramfs: small ## modules for initramfs-tools and dracut, to boot mach
 	    $(DESTDIR)/usr/share/initramfs-tools/scripts/init-top
 	install -m 755 $(INITRAMFS)/dracut/74bootcast/*.sh \
 	    $(DESTDIR)/usr/lib/dracut/modules.d/74bootcast
+	install -D -m 644 $(INITRAMFS)/bootcast-netboot.7 -t $(DESTDIR)$(PREFIX)/share/man/man7
+
+# Packages get what was built here, and run where the C library is not older than here.
+deb: all manual small ## Debian packages in target/debian: server, client, initramfs (needs cargo-deb)
+	cargo deb --no-build --strip -p bootcast-server
+	cargo deb --no-build --strip -p bootcast-fs
+	cargo deb --no-build --strip -p bootcast-fs --variant initramfs --profile small
+
+rpm: all manual small ## RPM packages in target/generate-rpm (needs cargo-generate-rpm)
+	cargo generate-rpm -p bootcast-server
+	cargo generate-rpm -p bootcast-fs
+	cargo generate-rpm -p bootcast-fs --variant initramfs
+
+test-packages: deb ## install, use and remove the Debian packages in a Debian system (as root, minutes)
+	tests/scripts/install-deps.sh mmdebstrap
+	tests/scripts/test-packages.sh $(TARGET)/debian
 
 clean-lab: ## remove namespaces, mounts and processes of test runs that were killed
 	tests/scripts/clean-lab.sh

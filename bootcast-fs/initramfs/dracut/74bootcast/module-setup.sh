@@ -1,19 +1,19 @@
 #!/bin/bash
 # dracut module: root=bootcast:.., see docs/NETBOOT.md.
 
-# Prints the path of a program. Those that are built for size come first.
+# Prints the path of the program. The one that is built for size comes first.
 bootcast_program() {
-    if [[ -x /usr/lib/bootcast/$1 ]]; then
-        echo "/usr/lib/bootcast/$1"
+    if [[ -x /usr/lib/bootcast/bootcast ]]; then
+        echo /usr/lib/bootcast/bootcast
     else
-        command -v "$1"
+        command -v bootcast
     fi
 }
 
 # Included only if it is asked for: `dracut --add bootcast`, or add_dracutmodules in dracut.conf.
 check() {
     require_binaries losetup || return 1
-    bootcast_program bootcastfs >/dev/null && bootcast_program bootcast >/dev/null || return 1
+    bootcast_program >/dev/null || return 1
     return 255
 }
 
@@ -27,8 +27,9 @@ installkernel() {
 
 install() {
     inst_multiple losetup modprobe mount umount cat mkdir rmdir sleep tr ip
-    inst "$(bootcast_program bootcastfs)" /usr/bin/bootcastfs
-    inst "$(bootcast_program bootcast)" /usr/bin/bootcast
+    inst "$(bootcast_program)" /usr/bin/bootcast
+    # Under this name it mounts.
+    ln_r /usr/bin/bootcast /usr/bin/bootcastfs
     inst_simple /usr/share/bootcast/netboot.sh
     # shellcheck disable=SC2154 # dracut sets these names.
     inst_hook cmdline 90 "$moddir/parse-bootcastroot.sh"
