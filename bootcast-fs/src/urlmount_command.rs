@@ -276,6 +276,16 @@ mod tests {
     }
 
     #[test]
+    fn options_that_bootcastfs_does_not_know_are_refused_before_any_url_is_tried() {
+        for (options, reason) in [("bogus", "unknown option"), ("pins=/p", "pins= excludes")] {
+            let places = vec!["http://a/x".into(), "mnt".into()];
+            let error = Choice::new(places, vec![options.into()], false).unwrap_err();
+            assert_eq!(error.exit_code(), 1);
+            assert!(error.to_string().contains(reason), "{error}");
+        }
+    }
+
+    #[test]
     fn urls_that_cannot_be_used_do_not_count() {
         assert!(choice(&["https://a/other", "http://b/x", "mnt"]).is_ok());
     }
