@@ -78,6 +78,7 @@ bench: ## measure in network namespaces, write docs/BENCHMARKS.md; PART=name mea
 install: all manual ## binaries to $(PREFIX)/bin, helpers of mount(8) to $(HELPER_DIR)
 	install -d $(DESTDIR)$(PREFIX)/bin
 	install -m 755 $(BINARIES:%=$(TARGET)/release/%) $(DESTDIR)$(PREFIX)/bin
+	ln -sf bootcast $(DESTDIR)$(PREFIX)/bin/bootcast-urlmount
 	install -d $(DESTDIR)$(HELPER_DIR)
 	ln -sf $(PREFIX)/bin/bootcastfs $(DESTDIR)$(HELPER_DIR)/mount.bootcastfs
 	ln -sf $(PREFIX)/bin/bootcastfs $(DESTDIR)$(HELPER_DIR)/mount.fuse.bootcastfs

@@ -14,6 +14,7 @@
 //! | [`handover`] | passing the FUSE connection from one process to the next |
 //! | [`mount`] | `-o` options, mount(2), the daemon |
 //! | [`mount_command`] | the command `bootcastfs` |
+//! | [`urlmount_command`] | the command `bootcast-urlmount` |
 //! | [`panics`] | ending the program after a panic in any thread |
 //! | `run`, `root` | a mount from its start to its end; what it shows |
 //! | [`tool`] | the command line tool `bootcast` |
@@ -42,6 +43,7 @@ mod sizes;
 pub mod status;
 pub mod tool;
 mod totals;
+pub mod urlmount_command;
 mod warnings;
 
 pub use run::run_mount;

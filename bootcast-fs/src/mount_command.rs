@@ -16,7 +16,8 @@ use crate::mount::helper::{HelperArgs, is_helper};
 use crate::mount::{MountError, MountRequest, daemon, logging, options, root_fs};
 use crate::{panics, run_mount};
 
-const NAME: &str = "bootcastfs";
+/// Name of the program that runs this command.
+pub(crate) const NAME: &str = "bootcastfs";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -267,7 +268,7 @@ fn parse(command_line: &[OsString]) -> Result<Invocation, clap::Error> {
 }
 
 /// Creates the error of a wrong command line from the first paragraph of clap's message.
-fn usage_error(error: &clap::Error) -> MountError {
+pub(crate) fn usage_error(error: &clap::Error) -> MountError {
     let text = error.render().to_string();
     let paragraph = text.split("\n\n").next().unwrap_or_default();
     MountError::usage(&format!("{} (see --help)", paragraph.trim_start_matches("error: ")))

@@ -23,6 +23,8 @@ pub(crate) struct Root {
     pub(crate) attributes: Option<Attributes>,
     /// The only files that may be opened, with their contents; `None` for all files.
     pub(crate) pins: Option<Pins>,
+    /// The only path that the mount shows; `None` if it shows the whole directory.
+    pub(crate) only: Option<RemotePath>,
     /// Whether the attributes are those that the cache remembers, because the server is away.
     pub(crate) is_remembered: bool,
 }
@@ -53,15 +55,16 @@ impl Root {
     /// files.
     async fn ask(control: &Control, request: &MountRequest) -> Result<Self, RootError> {
         let MountRequest { source, options, .. } = request;
-        if let Some(id) = options.b3 {
-            return single_file(control, &source.path, id).await;
+        if options.is_single_file() {
+            return single_file(control, &source.path, options.b3).await;
         }
         let attributes = find_directory(control, &source.path).await?;
         let pins = read_pins(request)?;
         if pins.is_some() && attributes.is_none() {
             return Err(no_proofs("pins=").into());
         }
-        Ok(Self { path: source.path.clone(), attributes, pins, is_remembered: false })
+        let path = source.path.clone();
+        Ok(Self { path, attributes, pins, only: None, is_remembered: false })
     }
 
     /// Returns the pinned files of a mount that another process began. Makes no request.
@@ -69,6 +72,20 @@ impl Root {
         match request.options.b3 {
             Some(id) => Ok(Some(Pins::single(request.source.path.clone(), id))),
             None => read_pins(request),
+        }
+    }
+
+    /// Returns the only path that a mount shows that another process began.
+    pub(crate) fn only_of(request: &MountRequest) -> Option<RemotePath> {
+        request.options.is_single_file().then(|| request.source.path.clone())
+    }
+
+    /// Asks the server once whether the mount of this request could begin.
+    pub(crate) async fn check(control: &Control, request: &MountRequest) -> Result<(), MountError> {
+        match Self::ask(control, request).await {
+            Ok(_) => Ok(()),
+            Err(RootError::Failed(error)) => Err(error),
+            Err(RootError::Away(error)) => Err(MountError::failed(&error)),
         }
     }
 }
@@ -89,18 +106,21 @@ fn read_pins(request: &MountRequest) -> Result<Option<Pins>, MountError> {
 async fn single_file(
     control: &Control,
     file: &RemotePath,
-    id: ContentId,
+    id: Option<ContentId>,
 ) -> Result<Root, RootError> {
     let server = control.server();
     let fault = match control.attributes(file).await {
         Ok(attributes) => match (attributes.kind, file.parent()) {
             (Kind::File, Some(directory)) => {
                 let attributes = find_directory(control, &directory).await?;
-                let pins = Some(Pins::single(file.clone(), id));
-                return Ok(Root { path: directory, attributes, pins, is_remembered: false });
+                let pins = id.map(|id| Pins::single(file.clone(), id));
+                let only = Some(file.clone());
+                return Ok(Root { path: directory, attributes, pins, only, is_remembered: false });
             }
             (Kind::File, None) | (Kind::Directory, _) => {
-                format!("{file} is a directory on {server}: b3= needs a file, pins= a directory")
+                format!(
+                    "{file} is a directory on {server}: b3= and -o file need a file, pins= a directory"
+                )
             }
             (Kind::Symlink, _) => {
                 format!("{file} is a symbolic link on {server}: name the file that it leads to")
@@ -109,7 +129,13 @@ async fn single_file(
         },
         Err(error) if error.is_not_found() => {
             if is_plain(control).await? {
-                return Err(no_proofs("b3=").into());
+                return Err(match id {
+                    Some(_) => no_proofs("b3="),
+                    None => MountError::failed(&format!(
+                        "{server} does not tell the size of {file}: -o file needs bootcast-server"
+                    )),
+                }
+                .into());
             }
             format!("no file {file} on {server}")
         }
@@ -128,7 +154,7 @@ async fn find_directory(
     let fault = match control.attributes(path).await {
         Ok(attributes) if attributes.kind == Kind::Directory => return Ok(Some(attributes)),
         Ok(attributes) if attributes.kind == Kind::File => format!(
-            "{path} is a file on {server}: mount its directory, or the file alone with b3=HASH"
+            "{path} is a file on {server}: mount its directory, or the file alone with -o file or b3=HASH"
         ),
         Ok(_) => format!("{path} is not a directory on {server}"),
         Err(error) if error.is_not_found() => {

@@ -23,7 +23,7 @@ struct Page {
     see_also: &'static str,
 }
 
-fn pages() -> [Page; 3] {
+fn pages() -> [Page; 4] {
     [
         Page {
             command: bootcast_fs::tool::command(),
@@ -34,6 +34,11 @@ fn pages() -> [Page; 3] {
             command: bootcast_fs::mount_command::command(),
             section: "8",
             see_also: "bootcast(1), bootcast-server(8), bootcast-netboot(7), mount(8), fuse(8)",
+        },
+        Page {
+            command: bootcast_fs::urlmount_command::command(),
+            section: "8",
+            see_also: "bootcastfs(8), bootcast-server(8)",
         },
         Page {
             command: bootcast_server::cli::Args::command(),
@@ -148,6 +153,7 @@ mod tests {
             ("bootcast-get.1", &["\\-\\-decompress", ".SH \"EXIT CODES\""]),
             ("bootcast-cache-warm.1", &["\\-\\-cache\\-size"]),
             ("bootcastfs.8", &[".SH \"MOUNT OPTIONS\"", "\\fBattr_ttl=TIME\\fR", "/ETC/FSTAB"]),
+            ("bootcast-urlmount.8", &["fill=demand", ".SH \"EXIT CODES\""]),
             ("bootcast-server.8", &["\\-\\-state\\-dir", "BOOTCAST_RATE"]),
             ("bootcast-server-hash.8", &["b3sum"]),
         ] {

@@ -78,6 +78,7 @@ mod transfers;
 mod tree;
 mod unicast;
 mod unreadable;
+mod urlmount;
 mod verifying;
 mod versions;
 mod waiting;

@@ -76,6 +76,26 @@ fn another_content_under_the_name_does_not_open_and_the_right_one_does() {
 }
 
 #[test]
+fn without_a_hash_the_file_is_alone_too_and_its_new_version_opens() {
+    let lab = lab_or_skip!(Lab::builder());
+    let old = lab.put("images/root.erofs", mib(1));
+    lab.put("images/other", 10);
+    let _server = lab.server().start();
+    let source = source("images/root.erofs");
+    let mut mount = lab.mount(1).source(&source).option("file").option("attr_ttl=0").start();
+    let name = mount.join("root.erofs");
+    assert_eq!(digest_of(&name), old.digest);
+    let new = lab.put("images/new", mib(1) + 1);
+    fs::rename(new.path, old.path).unwrap();
+    assert_eq!(digest_of(&name), new.digest);
+    // Another process shows the same.
+    mount.replace();
+    assert_eq!(names_in(mount.path()), ["root.erofs"]);
+    assert!(!mount.join("other").exists());
+    assert_eq!(digest_of(&name), new.digest);
+}
+
+#[test]
 fn a_name_that_leads_to_a_link_or_directory_by_now_is_not_shown() {
     let lab = lab_or_skip!(Lab::builder());
     let image = lab.put("image", 1000);
@@ -103,10 +123,11 @@ fn a_source_that_does_not_fit_the_options_fails_the_mount_with_one_line() {
     let both = format!("pins=/nowhere,{b3}");
     for (path, option, code, told) in [
         ("dir", b3.as_str(), 32, "/dir is a directory"),
+        ("dir", "file", 32, "-o file need a file"),
         ("", &b3, 32, "/ is a directory"),
         ("dir/link", &b3, 32, "name the file that it leads to"),
         ("dir/none", &b3, 32, "no file /dir/none"),
-        ("dir/image", "ro", 32, "the file alone with b3=HASH"),
+        ("dir/image", "ro", 32, "the file alone with -o file"),
         ("dir/image", &both, 1, "give b3= if the source is a single file"),
         ("dir/image", "b3=0123", 1, "64 hexadecimal digits"),
     ] {

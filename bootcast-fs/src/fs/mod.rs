@@ -85,6 +85,8 @@ pub struct FsConfig {
     pub verify: Verify,
     /// The only files that may be opened, with their contents; `None` for all files.
     pub pins: Option<Pins>,
+    /// The only path below the root that the mount shows; `None` if it shows all.
+    pub only: Option<RemotePath>,
 }
 
 /// Kind of the server.

@@ -14,7 +14,7 @@ use tokio::sync::OnceCell;
 use super::inode::Node;
 use super::listings::{Listing, Lookup};
 use super::numbers::Identity;
-use super::{FileVersion, Fs, FsError, Pins, Server, is_fresh, lock, plain};
+use super::{FileVersion, Fs, FsError, Server, is_fresh, lock, plain};
 use crate::io::now;
 use crate::journal::{self, Record};
 
@@ -146,7 +146,7 @@ impl Fs {
     fn listed_attributes(self: &Arc<Self>, path: &RemotePath) -> Option<(Attributes, Instant)> {
         let ttl = self.config.attr_ttl;
         let is_away = self.outage.is_silent.load(Ordering::Relaxed);
-        if ttl.is_zero() || is_away || self.config.pins.as_ref().and_then(Pins::only).is_some() {
+        if ttl.is_zero() || is_away || self.config.only.is_some() {
             return None;
         }
         match self.listings.handle_lookup(path, ttl, now()) {
@@ -183,7 +183,7 @@ impl Fs {
         self: &Arc<Self>,
         path: &RemotePath,
     ) -> Result<Attributes, FsError> {
-        let only = self.config.pins.as_ref().and_then(Pins::only);
+        let only = self.config.only.as_ref();
         if only.is_some_and(|only| only != path) {
             return Err(FsError::NotFound);
         }
@@ -387,7 +387,7 @@ impl Fs {
     /// Returns the paths in a directory of the server that the mount shows, with their attributes.
     async fn listing(self: &Arc<Self>, dir: &RemotePath) -> Result<Listing, FsError> {
         let start = now();
-        if let Some(only) = self.config.pins.as_ref().and_then(Pins::only) {
+        if let Some(only) = &self.config.only {
             return match self.present_attributes(only).await {
                 Ok(attributes) => Ok(Listing::new(vec![(only.clone(), attributes)], start)),
                 Err(FsError::NotFound) => Ok(Listing::new(Vec::new(), start)),

@@ -26,8 +26,6 @@ const ABANDONED_PERIOD: Duration = Duration::from_millis(250);
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pins {
     contents: BTreeMap<RemotePath, ContentId>,
-    /// Whether the mount shows these files only. Else it shows others too, which do not open.
-    is_all_shown: bool,
 }
 
 /// Error: a line is not one that `b3sum` prints.
@@ -44,17 +42,12 @@ impl Pins {
         let lines = text.split(|byte| *byte == b'\n').zip(1..).filter(|(it, _)| !it.is_empty());
         let pins = lines.map(|(text, line)| parse_line(text, root).ok_or(PinsError { line }));
         let contents = pins.collect::<Result<_, _>>()?;
-        Ok(Self { contents, is_all_shown: false })
+        Ok(Self { contents })
     }
 
-    /// Pins one file, which the mount shows alone.
+    /// Pins one file.
     pub fn single(path: RemotePath, id: ContentId) -> Self {
-        Self { contents: BTreeMap::from([(path, id)]), is_all_shown: true }
-    }
-
-    /// Returns the only path below the root that the mount shows; `None` if it shows all.
-    pub(super) fn only(&self) -> Option<&RemotePath> {
-        self.contents.keys().next().filter(|_| self.is_all_shown)
+        Self { contents: BTreeMap::from([(path, id)]) }
     }
 
     /// Returns the content that a file must have; `None` if the file must not be opened.
@@ -262,7 +255,6 @@ mod tests {
     fn parse(text: &str) -> Result<Vec<String>, PinsError> {
         let pins = Pins::parse(text.as_bytes(), &RemotePath::decode("images").unwrap())?;
         assert!(pins.contents.values().all(|id| id.to_string() == HASH));
-        assert_eq!(pins.only(), None);
         Ok(pins
             .contents
             .keys()

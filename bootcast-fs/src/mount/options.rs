@@ -60,8 +60,10 @@ pub struct MountOptions {
     pub verify: Verify,
     /// File that names the contents of all files; `None` for any contents.
     pub pins: Option<PathBuf>,
-    /// Content of the single file that the source names; `None` if it names a directory.
+    /// Content of the single file that the source names; `None` for any content.
     pub b3: Option<ContentId>,
+    /// Whether `file` was given: the source names a single file.
+    file: bool,
     /// Time for which an incomplete file is still received after its last close.
     pub linger: Duration,
     /// Time for which the kernel may use names and attributes without asking again.
@@ -129,12 +131,12 @@ pub enum OptionError {
     /// An option that takes no value has one, as in `ro=1`.
     #[error("option {0} takes no value")]
     TakesNoValue(&'static str),
-    /// Both `pins=` and `b3=` were given.
+    /// Options of a directory and of a single file were given together.
     #[error(
-        "pins= and b3= exclude each other: give b3= if the source is a single file, pins= if it is \
-         a directory"
+        "pins= excludes b3= and file: give b3= if the source is a single file, pins= if it is a \
+         directory"
     )]
-    PinsAndB3,
+    PinsAndFile,
     /// A value is missing or malformed.
     #[error("option {name}={value}: expected {expected}")]
     Value {
@@ -187,6 +189,7 @@ impl Default for MountOptions {
             verify: Verify::Leaf,
             pins: None,
             b3: None,
+            file: false,
             linger: Duration::from_secs(10),
             attr_ttl: Duration::from_secs(1),
             log: None,
@@ -224,10 +227,15 @@ impl MountOptions {
                 applied => applied?,
             }
         }
-        if options.pins.is_some() && options.b3.is_some() {
-            return Err(OptionError::PinsAndB3);
+        if options.pins.is_some() && options.is_single_file() {
+            return Err(OptionError::PinsAndFile);
         }
         Ok(options)
+    }
+
+    /// Whether the source names a single file, and not a directory.
+    pub fn is_single_file(&self) -> bool {
+        self.file || self.b3.is_some()
     }
 
     /// Returns how long a call waits before it fails with EIO; `None` under `hard`, which sets no
@@ -456,9 +464,13 @@ mod tests {
     fn a_single_file_is_pinned_by_its_hash_and_not_by_a_list() {
         let hash = "6437b3ac38465133ffb63b75273a8db548c558465d79db03fd359c6cd5bd9d85";
         assert_eq!(parse(&format!("b3={hash}")).unwrap().b3, hash.parse().ok());
-        for both in [format!("pins=/p,b3={hash}"), format!("b3={hash},pins=/p")] {
+        assert!(parse(&format!("b3={hash},file")).unwrap().is_single_file());
+        assert!(!parse("").unwrap().is_single_file());
+        for both in
+            [format!("pins=/p,b3={hash}"), format!("b3={hash},pins=/p"), "file,pins=/p".into()]
+        {
             let error = parse(&both).unwrap_err();
-            assert_eq!(error, OptionError::PinsAndB3);
+            assert_eq!(error, OptionError::PinsAndFile);
             assert!(error.to_string().contains("give b3= if the source is a single file"));
         }
     }

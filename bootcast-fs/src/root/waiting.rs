@@ -76,11 +76,12 @@ impl Search<'_> {
     }
 
     /// Whether the cache may serve instead of the server. Pinned files are proven by hashes that
-    /// only the server has.
+    /// only the server has, and the cache remembers directories but not what else there was.
     fn may_be_remembered(&self) -> bool {
         let options = &self.request.options;
         let is_pinned = options.pins.is_some() || options.b3.is_some();
-        options.offline == Offline::Allowed && !is_pinned && self.names.is_some()
+        let names_directory = !is_pinned && !options.is_single_file();
+        options.offline == Offline::Allowed && names_directory && self.names.is_some()
     }
 
     /// Returns the root that the cache remembers.
@@ -91,7 +92,8 @@ impl Search<'_> {
         let (names, path) = (self.names?.clone(), self.request.source.path.clone());
         let find = move || names.root(&path).map(|attributes| (path, attributes));
         let (path, attributes) = tokio::task::spawn_blocking(find).await.ok()??;
-        Some(Root { path, attributes: Some(attributes), pins: None, is_remembered: true })
+        let attributes = Some(attributes);
+        Some(Root { path, attributes, pins: None, only: None, is_remembered: true })
     }
 }
 

@@ -140,6 +140,7 @@ impl Server {
             fill: FillPolicy::AtOpen,
             verify: Verify::Tag,
             pins: None,
+            only: None,
         };
         let fs = Arc::new(Fs::new(
             config,

@@ -182,6 +182,9 @@ const OWN_OPTIONS: &[OwnOption] = &[
         options.b3 = Some(id.ok_or("64 hexadecimal digits, as b3sum prints them")?);
         Ok(())
     }),
+    switch("file", "mount the one file that the source names, whatever its content", |options| {
+        options.file = true;
+    }),
     value("linger", "=TIME", "how long to receive after the last close [10s]", |options, text| {
         options.linger = parse_duration(text)?;
         Ok(())
