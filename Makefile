@@ -97,6 +97,9 @@ install-initramfs: small ## modules for initramfs-tools and dracut, to boot mach
 	    $(DESTDIR)/usr/share/initramfs-tools/scripts/init-top \
 	    $(DESTDIR)/usr/lib/dracut/modules.d/74bootcast
 	install -m 644 $(INITRAMFS)/netboot.sh $(DESTDIR)/usr/share/bootcast
+	install -m 755 $(INITRAMFS)/first-stage/init $(INITRAMFS)/first-stage/make-first-stage \
+	    $(DESTDIR)/usr/share/bootcast
+	install -m 644 $(INITRAMFS)/first-stage/kernel.config $(DESTDIR)/usr/share/bootcast
 	install -m 755 $(INITRAMFS)/initramfs-tools/hooks/bootcast \
 	    $(DESTDIR)/usr/share/initramfs-tools/hooks
 	install -m 644 $(INITRAMFS)/initramfs-tools/scripts/bootcast \

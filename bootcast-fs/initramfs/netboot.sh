@@ -191,9 +191,17 @@ bootcast_read_lease() {
 
 # Succeeds if BOOTIF=01-MAC names the network card $1, a directory of /sys, or if there is none.
 bootcast_is_boot_card() {
-    bootcast_boot_card=$(bootcast_parameter BOOTIF '' | tr A-F a-f)
+    bootcast_boot_card=$(bootcast_parameter BOOTIF '')
     [ -z "$bootcast_boot_card" ] ||
-        [ "$bootcast_boot_card" = "01-$(tr : - <"$1/address")" ]
+        [ "$(bootcast_bytes "${bootcast_boot_card#*-}")" = "$(bootcast_bytes "$(cat "$1/address")")" ]
+}
+
+# Prints the bytes of a hardware address as decimal numbers. klibc has no tr.
+bootcast_bytes() {
+    IFS=:-
+    for bootcast_byte in $1; do
+        echo "$((0x$bootcast_byte))"
+    done
 }
 
 # Says what is waited for, and waits. A line that repeats is printed once a minute.
