@@ -12,7 +12,7 @@ BENCH_DIR ?= /dev/shm
 # Tests that run at once. Most of the time each waits.
 TEST_THREADS ?= 3
 
-.PHONY: all help manual deps check wasm test demo demo-fleet test-boot demo-netboot bench install small install-initramfs clean-lab clean
+.PHONY: all help manual deps check wasm test demo demo-fleet test-boot demo-netboot bench install small first-stage install-initramfs clean-lab clean
 all: ## release binaries in target/release
 	cargo build --release --workspace --bins
 
@@ -87,6 +87,16 @@ manual: ## man pages and shell completions in target/manual
 
 small: ## programs for an initramfs in target/small, built for size
 	cargo build --profile small -p bootcast-fs --bins
+
+# For a kernel with built-in network drivers. DRIVERS="/lib/modules/VERSION MODULE.." adds modules.
+# Linked statically, what the program does not use of libc is left out.
+FIRST_STAGE ?= $(TARGET)/first-stage
+RUST_HOST = $(shell rustc -vV | sed -n 's/^host: //p')
+first-stage: ## initramfs that fetches kernel and initramfs by the cast, target/first-stage
+	RUSTFLAGS="-C target-feature=+crt-static" \
+	    cargo build --profile small -p bootcast-fs --bin bootcast --target $(RUST_HOST)
+	BOOTCAST=$(TARGET)/$(RUST_HOST)/small/bootcast \
+	    $(INITRAMFS)/first-stage/make-first-stage $(FIRST_STAGE) $(DRIVERS)
 
 # The hooks of both families look for the programs in /usr/lib/bootcast first.
 INITRAMFS := bootcast-fs/initramfs

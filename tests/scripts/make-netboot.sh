@@ -57,10 +57,10 @@ make_initrds() {
         /boot/initrd.dracut "$version"
     cp "$out/tree/boot/vmlinuz-$version" "$out/vmlinuz"
     cp "$out"/tree/boot/initrd.initramfs-tools "$out"/tree/boot/initrd.dracut "$out/"
-    local modules=("$out/tree/lib/modules/$version" virtio_pci virtio_net)
-    if [ -e "$out/vmlinuz.small" ]; then modules=(); fi
-    BOOTCAST=$out/tree/usr/lib/bootcast/bootcast "$out/tree/usr/share/bootcast/make-first-stage" \
-        "$out/first-stage" "${modules[@]}"
+    local drivers
+    drivers="$(realpath "$out/tree")/lib/modules/$version virtio_pci virtio_net"
+    if [ -e "$out/vmlinuz.small" ]; then drivers=; fi
+    make -s -C "$project" first-stage DRIVERS="$drivers" FIRST_STAGE="$(realpath "$out")/first-stage"
 }
 
 [ -d "$out/tree" ] || debian_tree "$out/tree" "$packages"
