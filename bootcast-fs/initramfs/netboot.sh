@@ -126,6 +126,14 @@ bootcast_read_klibc() {
     done
 }
 
+# Succeeds if klibc's ipconfig has found an address.
+bootcast_is_configured() {
+    for bootcast_conf in /run/net-*.conf; do
+        [ -e "$bootcast_conf" ] && return 0
+    done
+    return 1
+}
+
 # Reads a file of ipconfig.
 bootcast_read_ipconfig() {
     # shellcheck disable=SC1090 # The files are written when this runs.
@@ -192,8 +200,9 @@ bootcast_read_lease() {
 # Succeeds if BOOTIF=01-MAC names the network card $1, a directory of /sys, or if there is none.
 bootcast_is_boot_card() {
     bootcast_boot_card=$(bootcast_parameter BOOTIF '')
-    [ -z "$bootcast_boot_card" ] ||
-        [ "$(bootcast_bytes "${bootcast_boot_card#*-}")" = "$(bootcast_bytes "$(cat "$1/address")")" ]
+    [ -n "$bootcast_boot_card" ] || return 0
+    bootcast_boot_card=$(bootcast_bytes "${bootcast_boot_card#*-}")
+    [ "$bootcast_boot_card" = "$(bootcast_bytes "$(cat "$1/address")")" ]
 }
 
 # Prints the bytes of a hardware address as decimal numbers. klibc has no tr.

@@ -60,7 +60,8 @@ make_initrds() {
     local drivers
     drivers="$(realpath "$out/tree")/lib/modules/$version virtio_pci virtio_net"
     if [ -e "$out/vmlinuz.small" ]; then drivers=; fi
-    make -s -C "$project" first-stage DRIVERS="$drivers" FIRST_STAGE="$(realpath "$out")/first-stage"
+    make -s -C "$project" first-stage DRIVERS="$drivers" \
+        FIRST_STAGE="$(realpath "$out")/first-stage"
 }
 
 [ -d "$out/tree" ] || debian_tree "$out/tree" "$packages"

@@ -49,8 +49,8 @@ fn open(path: &Path) -> Result<File, ToolError> {
 fn refusal(error: &io::Error) -> String {
     let what = match Errno::from_io_error(error) {
         Some(Errno::PERM) => {
-            "the running kernel does not allow it: it takes root and, with Secure Boot or lockdown=, \
-             a kernel signed for it; kernel.kexec_load_disabled must be 0"
+            "the running kernel forbids it: it takes root, kernel.kexec_load_disabled=0 and, with \
+             Secure Boot or lockdown=, a kernel that is signed for it"
         }
         Some(Errno::KEYREJECTED | Errno::NOKEY | Errno::BADMSG | Errno::NODATA | Errno::NOPKG) => {
             "its signature does not count for the running kernel: take a kernel that is signed for \
