@@ -12,7 +12,7 @@ BENCH_DIR ?= /dev/shm
 # Tests that run at once. Most of the time each waits.
 TEST_THREADS ?= 3
 
-.PHONY: all help manual deps check wasm test demo demo-fleet test-boot demo-netboot bench install small install-initramfs deb rpm test-packages clean-lab clean
+.PHONY: all help manual deps check wasm test demo demo-fleet test-boot demo-netboot bench install small first-stage install-initramfs deb rpm test-packages clean-lab clean
 all: ## release binaries in target/release
 	cargo build --release --workspace --bins
 
@@ -29,7 +29,7 @@ check: wasm ## format, lints and documentation, without tests
 	if cargo deny --version >/dev/null 2>&1; then cargo deny check; \
 	    else echo "skipped: cargo deny, which is not installed"; fi
 	if command -v shellcheck >/dev/null; then \
-	    find $(INITRAMFS) -type f | xargs shellcheck --exclude SC1091; \
+	    find $(INITRAMFS) -type f ! -name '*.config' | xargs shellcheck --exclude SC1091; \
 	    else echo "skipped: shellcheck, which is not installed"; fi
 
 # What cannot be built for a machine without sockets and clock has crept in where it must not be.
@@ -91,6 +91,16 @@ manual: ## man pages and shell completions in target/manual
 small: ## programs for an initramfs in target/small, built for size
 	cargo build --profile small -p bootcast-fs --bins
 
+# For a kernel with built-in network drivers. DRIVERS="/lib/modules/VERSION MODULE.." adds modules.
+# Linked statically, what the program does not use of libc is left out.
+FIRST_STAGE ?= $(TARGET)/first-stage
+RUST_HOST = $(shell rustc -vV | sed -n 's/^host: //p')
+first-stage: ## initramfs that fetches kernel and initramfs by the cast, target/first-stage
+	RUSTFLAGS="-C target-feature=+crt-static" \
+	    cargo build --profile small -p bootcast-fs --bin bootcast --target $(RUST_HOST)
+	BOOTCAST=$(TARGET)/$(RUST_HOST)/small/bootcast \
+	    $(INITRAMFS)/first-stage/make-first-stage $(FIRST_STAGE) $(DRIVERS)
+
 # The hooks of both families look for the program in /usr/lib/bootcast first.
 INITRAMFS := bootcast-fs/initramfs
 install-initramfs: small ## modules for initramfs-tools and dracut, to boot machines over the cast
@@ -100,6 +110,9 @@ install-initramfs: small ## modules for initramfs-tools and dracut, to boot mach
 	    $(DESTDIR)/usr/share/initramfs-tools/scripts/init-top \
 	    $(DESTDIR)/usr/lib/dracut/modules.d/74bootcast
 	install -m 644 $(INITRAMFS)/netboot.sh $(DESTDIR)/usr/share/bootcast
+	install -m 755 $(INITRAMFS)/first-stage/init $(INITRAMFS)/first-stage/make-first-stage \
+	    $(DESTDIR)/usr/share/bootcast
+	install -m 644 $(INITRAMFS)/first-stage/kernel.config $(DESTDIR)/usr/share/bootcast
 	install -m 755 $(INITRAMFS)/initramfs-tools/hooks/bootcast \
 	    $(DESTDIR)/usr/share/initramfs-tools/hooks
 	install -m 644 $(INITRAMFS)/initramfs-tools/scripts/bootcast \

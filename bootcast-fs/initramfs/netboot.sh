@@ -41,25 +41,37 @@ bootcast_parameter() {
     echo "$bootcast_value"
 }
 
-# Reads `bootcast:[HEAD[:PORT][,HEAD[:PORT]..]:]/PATH[,OPTION..]`. Fails with a line on the console
-# if it is wrong. $2 are the heads if the value names none. The first `:/` ends the heads, so commas
-# before it separate heads, and commas behind it separate options.
+# Reads `bootcast:[HEAD[:PORT][,HEAD[:PORT]..]:]/PATH[,OPTION..]`, the value of root=. Fails with a
+# line on the console if it is wrong. $2 are the heads if the value names none.
 bootcast_parse() {
+    case $1 in
+    bootcast:*) bootcast_parse_place root=bootcast: "${1#bootcast:}" "$2" ;;
+    *)
+        bootcast_say "root=$1 is not root=bootcast:HEAD[:PORT][,HEAD..]:/PATH[,OPTION..]"
+        return 1
+        ;;
+    esac
+}
+
+# Reads the place of a file, $2, on heads: `[HEAD[:PORT][,HEAD[:PORT]..]:]/PATH[,OPTION..]`. Fails
+# with a line on the console if it is wrong, which calls the parameter $1. $3 are the heads if the
+# place names none. The first `:/` ends the heads, so commas before it separate heads, and commas
+# behind it separate options.
+bootcast_parse_place() {
     bootcast_heads=
     bootcast_path=
-    case $1 in
-    bootcast:/?*)
-        bootcast_heads=$2
-        bootcast_path=${1#bootcast:}
+    case $2 in
+    /?*)
+        bootcast_heads=$3
+        bootcast_path=$2
         if [ -z "$bootcast_heads" ]; then
-            bootcast_say "root=$1 names no head, and DHCP names none: root=bootcast:HEAD:/PATH"
+            bootcast_say "$1$2 names no head, and DHCP names none: $1HEAD:/PATH"
             return 1
         fi
         ;;
-    bootcast:?*:/?*)
-        bootcast_heads=${1#bootcast:}
-        bootcast_heads=${bootcast_heads%%:/*}
-        bootcast_path=/${1#*:/}
+    ?*:/?*)
+        bootcast_heads=${2%%:/*}
+        bootcast_path=/${2#*:/}
         ;;
     esac
     case $bootcast_path in
@@ -68,7 +80,7 @@ bootcast_parse() {
     esac
     bootcast_path=${bootcast_path%%,*}
     if ! bootcast_are_heads "$bootcast_heads" || [ -z "${bootcast_path#/}" ]; then
-        bootcast_say "root=$1 is not root=bootcast:HEAD[:PORT][,HEAD..]:/PATH[,OPTION..]"
+        bootcast_say "$1$2 is not $1HEAD[:PORT][,HEAD..]:/PATH[,OPTION..]"
         return 1
     fi
     bootcast_name=${bootcast_path##*/}
@@ -112,6 +124,14 @@ bootcast_read_klibc() {
             return
         fi
     done
+}
+
+# Succeeds if klibc's ipconfig has found an address.
+bootcast_is_configured() {
+    for bootcast_conf in /run/net-*.conf; do
+        [ -e "$bootcast_conf" ] && return 0
+    done
+    return 1
 }
 
 # Reads a file of ipconfig.
@@ -179,9 +199,18 @@ bootcast_read_lease() {
 
 # Succeeds if BOOTIF=01-MAC names the network card $1, a directory of /sys, or if there is none.
 bootcast_is_boot_card() {
-    bootcast_boot_card=$(bootcast_parameter BOOTIF '' | tr A-F a-f)
-    [ -z "$bootcast_boot_card" ] ||
-        [ "$bootcast_boot_card" = "01-$(tr : - <"$1/address")" ]
+    bootcast_boot_card=$(bootcast_parameter BOOTIF '')
+    [ -n "$bootcast_boot_card" ] || return 0
+    bootcast_boot_card=$(bootcast_bytes "${bootcast_boot_card#*-}")
+    [ "$bootcast_boot_card" = "$(bootcast_bytes "$(cat "$1/address")")" ]
+}
+
+# Prints the bytes of a hardware address as decimal numbers. klibc has no tr.
+bootcast_bytes() {
+    IFS=:-
+    for bootcast_byte in $1; do
+        echo "$((0x$bootcast_byte))"
+    done
 }
 
 # Says what is waited for, and waits. A line that repeats is printed once a minute.
@@ -379,7 +408,12 @@ bootcast_mount_image() {
 }
 
 # Mounts the new root $1. $2 is the type of its file system, or empty. bootcast_parse comes first.
+# With bootcast.mode=kexec another kernel is started instead, which does it.
 bootcast_mount_root() {
+    if bootcast_has_word bootcast.mode=kexec; then
+        bootcast_start_kernel
+        return 1
+    fi
     modprobe -q fuse
     modprobe -q loop
     modprobe -q overlay
@@ -399,6 +433,53 @@ bootcast_mount_root() {
             bootcast_overlay "$bootcast_dir/lower" "$1" || return 1
     fi
     bootcast_progress "the root is $bootcast_path of $bootcast_head"
+}
+
+# Fetches the kernel and the initramfs that bootcast.kernel= and bootcast.initrd= name, and starts
+# them. bootcast_heads are the heads if these name none. Returns only if the command line is wrong.
+bootcast_start_kernel() {
+    bootcast_default_heads=$bootcast_heads
+    mkdir -p "$bootcast_dir"
+    # Half of the memory by default, which the kernel's own copy needs as well.
+    mount -t tmpfs -o mode=0700 bootcast "$bootcast_dir"
+    bootcast_initrd=$(bootcast_parameter bootcast.initrd '')
+    while :; do
+        bootcast_bring_file kernel || return
+        if [ -n "$bootcast_initrd" ]; then
+            bootcast_bring_file initrd || return
+        fi
+        bootcast_kernel=$(bootcast_parameter bootcast.kernel '')
+        bootcast_progress "starting the kernel $bootcast_kernel"
+        bootcast_error=$(bootcast kexec "$bootcast_dir/kernel" \
+            ${bootcast_initrd:+--initrd "$bootcast_dir/initrd"} \
+            --append "$(bootcast_next_words)" 2>&1 </dev/null)
+        # The files are large, so all machines do not fetch them every other second.
+        bootcast_say "refused: the kernel $bootcast_kernel: ${bootcast_error##*bootcast: }"
+        sleep 60
+    done
+}
+
+# Fetches the file that the parameter bootcast.$1 of the kernel command line names into memory.
+bootcast_bring_file() {
+    bootcast_parse_place "bootcast.$1=" "$(bootcast_parameter "bootcast.$1" '')" \
+        "$bootcast_default_heads" || return
+    bootcast_progress "fetching $bootcast_heads:$bootcast_path"
+    bootcast_try_heads bootcast_fetch "$bootcast_dir/$1"
+}
+
+# Prints the kernel command line for the kernel that comes next.
+bootcast_next_words() {
+    set -f
+    bootcast_next=
+    # shellcheck disable=SC2013 # Words are what is wanted.
+    for bootcast_word in $(cat /proc/cmdline); do
+        case $bootcast_word in
+        bootcast.mode=kexec | bootcast.kernel=* | bootcast.initrd=*) ;;
+        *) bootcast_next="$bootcast_next${bootcast_next:+ }$bootcast_word" ;;
+        esac
+    done
+    set +f
+    echo "$bootcast_next"
 }
 
 # Succeeds if the image is an archive by its name.

@@ -380,6 +380,72 @@ fn a_head_without_the_image_is_left_for_the_next_one() {
     }
 }
 
+/// Fetches a kernel and an initramfs that are not there, and starts the kernel. The first attempt to
+/// start it fails.
+const KEXEC: &str = r#"
+    mount() { :; }
+    sleep() { echo "sleep $1"; [ ! -e "$bootcast_dir/started" ] || exit 0; }
+    bootcast() {
+        if [ -e "$bootcast_dir/tried" ]; then
+            echo "$*" >"$bootcast_dir/started"
+        else
+            : >"$bootcast_dir/tried"
+            echo "bootcast: it is no kernel for this machine" >&2
+            return 2
+        fi
+    }
+    bootcast_try_heads() { bootcast_head=$bootcast_heads; echo "$(bootcast_url) to ${2##*/}"; }
+    bootcast_dir=$1
+    if bootcast_parse "$2" '' && ! bootcast_mount_root "$1/root" ''; then echo ended; fi
+"#;
+
+#[test]
+fn kexec_fetches_both_files_and_starts_the_kernel_with_the_rest_of_the_words() {
+    let words = "console=ttyS0 bootcast.mode=ram bootcast.mode=kexec quiet \
+        bootcast.kernel=/boot/vmlinuz,b3=0f bootcast.initrd=10.0.0.2:81:/initrd * a=b";
+    let expected =
+        "http://10.0.0.1:8888/boot/vmlinuz to kernel\nhttp://10.0.0.2:81/initrd to initrd\n";
+    let again = format!(
+        "{expected}console: refused: the kernel /boot/vmlinuz,b3=0f: it is no kernel for this \
+         machine\nsleep 60\n{expected}"
+    );
+    for shell in shells() {
+        let place = tempfile::tempdir().expect("a directory");
+        let place = place.path().to_str().expect("UTF-8");
+        let output = run_in(&shell, words, KEXEC, &[place, "bootcast:10.0.0.1:/a"]);
+        let started = fs::read_to_string(format!("{place}/started"))
+            .unwrap_or_else(|_| panic!("{shell:?}: {output:?}"));
+        let started = started.replace(place, "");
+        assert_eq!(
+            started,
+            "kexec /kernel --initrd /initrd --append console=ttyS0 bootcast.mode=ram quiet * a=b\n",
+            "{shell:?}"
+        );
+        let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(printed.starts_with(&again), "{shell:?}: {printed}");
+    }
+}
+
+#[test]
+fn kexec_without_a_kernel_ends_the_boot_with_one_line() {
+    let root = "bootcast:10.0.0.1:/a";
+    for (kernel, expected) in [
+        (
+            "",
+            "console: bootcast.kernel= is not bootcast.kernel=HEAD[:PORT][,HEAD..]:/PATH[,OPTION..]",
+        ),
+        (
+            "bootcast.kernel=a/b",
+            "console: bootcast.kernel=a/b is not bootcast.kernel=HEAD[:PORT][,HEAD..]:/PATH[,OPTION..]",
+        ),
+    ] {
+        let place = tempfile::tempdir().expect("a directory");
+        let place = place.path().to_str().expect("UTF-8");
+        let words = format!("bootcast.mode=kexec {kernel}");
+        assert_eq!(run(&words, KEXEC, &[place, root]), format!("{expected}\nended\n"), "{kernel}");
+    }
+}
+
 /// Writes files, given as pairs of a path and a text, below a new directory.
 fn files(files: &[(&str, &str)]) -> tempfile::TempDir {
     let place = tempfile::tempdir().expect("a directory");

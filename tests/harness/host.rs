@@ -157,6 +157,16 @@ impl Host {
         link::pass_multicast(&self.namespace);
     }
 
+    /// Counts the multicast that leaves by `eth0` from now on.
+    pub fn count_multicast(&self) {
+        link::count_multicast(&self.namespace);
+    }
+
+    /// Bytes that [`Host::count_multicast`] has counted, in the way of [`Counters`].
+    pub fn multicast_bytes(&self) -> u64 {
+        link::multicast_bytes(&self.namespace)
+    }
+
     /// Counters of `eth0`.
     pub fn counters(&self) -> Counters {
         let text = self.enter(|| std::fs::read_to_string("/proc/thread-self/net/dev"));

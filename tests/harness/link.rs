@@ -236,6 +236,28 @@ pub(crate) fn pass_multicast(namespace: &str) {
     run(&["ip", "netns", "exec", namespace, "nft", "delete", "table", "netdev", "multicast"], "");
 }
 
+/// Counts all multicast that leaves a host by `eth0`.
+pub(crate) fn count_multicast(namespace: &str) {
+    let rules = "table netdev counted {
+        counter multicast { }
+        chain from_host {
+            type filter hook egress device \"eth0\" priority 0; policy accept;
+            ip daddr 224.0.0.0/4 counter name multicast
+        }
+    }";
+    run(&["ip", "netns", "exec", namespace, "nft", "-f", "-"], rules);
+}
+
+/// Bytes that [`count_multicast`] has counted.
+pub(crate) fn multicast_bytes(namespace: &str) -> u64 {
+    let list = "nft -j list counter netdev counted multicast".split(' ');
+    let output = Command::new("ip").args(["netns", "exec", namespace]).args(list).output();
+    let answer: serde_json::Value =
+        serde_json::from_slice(&output.expect("ip runs").stdout).expect("JSON of nft");
+    let objects = answer["nftables"].as_array().expect("a list");
+    objects.iter().find_map(|it| it["counter"]["bytes"].as_u64()).expect("a counter")
+}
+
 /// Size of the closed valve's queue. It is larger than a socket's send buffer, so the sender blocks
 /// before the queue drops anything.
 const VALVE_QUEUE: &str = "16mb";

@@ -21,6 +21,13 @@ const IMAGE: &str = "root.squashfs";
 /// The same for the system as an archive.
 const ARCHIVE: &str = "root.cpio.gz";
 
+/// Initial RAM disk of the first stage there.
+const FIRST_STAGE: &str = "first-stage";
+
+/// Kernel of the first stage. The directory has it if somebody built a small one, see
+/// docs/NETBOOT.md; otherwise it is that of the system.
+const SMALL_KERNEL: &str = "vmlinuz.small";
+
 /// Boots virtual machines over the cast, and prints what that cost
 #[derive(Debug, Parser)]
 struct Cli {
@@ -46,10 +53,12 @@ fn main() {
     println!("guests boot an image of {} MiB", data >> 20);
     let scenarios = if cli.only.is_empty() { Scenario::all() } else { cli.only.clone() };
     let mut table =
-        String::from("\n| guests | head sent | of the image | up after, s |\n|---|---|---|---|\n");
+        String::from("\n| guests | head sent | of the image | unicast, a guest | up after, s |\n");
+    table.push_str("|---|---|---|---|---|\n");
     for scenario in scenarios {
         println!("\n{}", scenario.title(cli.guests));
         let lab = scenario.lab(cli.guests).rate(&cli.rate).build();
+        lab.head().count_multicast();
         let site = Site { lab: &lab, files: &cli.files, rate: &cli.rate };
         let cost = scenario.run(&site);
         table.push_str(&cost.row(&scenario.title(cli.guests), data));

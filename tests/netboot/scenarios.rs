@@ -13,7 +13,7 @@ use harness::lab::{HEAD_ADDRESS, LabBuilder};
 use harness::{Forger, Lab, Proc, SOON, ServerProc, sending_socket, wait_until};
 
 use crate::guest::{Boot, Family, Guest};
-use crate::{ARCHIVE, IMAGE};
+use crate::{ARCHIVE, FIRST_STAGE, IMAGE, SMALL_KERNEL};
 
 /// Time in which all guests are up.
 const UP_DEADLINE: Duration = Duration::from_secs(900);
@@ -59,6 +59,12 @@ pub(crate) enum Scenario {
     Archive,
     /// The same with the other family of initramfs
     ArchiveDracut,
+    /// From power-on, with a kernel and an initramfs that come by the cast
+    Kexec,
+    /// Several of these at once
+    KexecSeveral,
+    /// The head has another kernel than the kernel command line names, and gets the right one later
+    KexecWrongKernel,
 }
 
 /// Network and files of a scenario.
@@ -73,6 +79,8 @@ pub(crate) struct Site<'a> {
 pub(crate) struct Cost {
     /// Bytes that the head sent.
     sent: u64,
+    /// Those of them that went by multicast.
+    multicast: u64,
     /// Time until each guest was up, in ascending order.
     boots: Vec<Duration>,
 }
@@ -83,7 +91,14 @@ impl Cost {
         let boots: Vec<_> =
             self.boots.iter().map(|it| format!("{:.1}", it.as_secs_f64())).collect();
         let share = self.sent * 100 / data.max(1);
-        format!("| {title} | {} MiB | {share} % | {} |\n", self.sent >> 20, boots.join(", "))
+        let (sent, boots, unicast) = (self.sent >> 20, boots.join(", "), self.unicast());
+        let unicast = format!("{}.{} MB", unicast / 1_000_000, unicast / 100_000 % 10);
+        format!("| {title} | {sent} MiB | {share} % | {unicast} | {boots} |\n")
+    }
+
+    /// Returns the bytes that the head sent to one of the guests alone.
+    fn unicast(&self) -> u64 {
+        self.sent.saturating_sub(self.multicast) / self.boots.len().max(1) as u64
     }
 }
 
@@ -96,7 +111,7 @@ impl Scenario {
     pub(crate) fn lab(self, several: u8) -> LabBuilder {
         let lab = Lab::builder();
         match self {
-            Self::Several | Self::SeveralDemand => lab.clients(several),
+            Self::Several | Self::SeveralDemand | Self::KexecSeveral => lab.clients(several),
             Self::Forged => lab.clients(2),
             Self::Loss => lab.loss(2.0),
             _ => lab,
@@ -124,6 +139,9 @@ impl Scenario {
             Self::DhcpRootDracut => "1, `root=dhcp`, dracut".into(),
             Self::Archive => "1, archive".into(),
             Self::ArchiveDracut => "1, archive, dracut".into(),
+            Self::Kexec => "1, from power-on, `bootcast.mode=kexec`".into(),
+            Self::KexecSeveral => format!("{several} at once, the same"),
+            Self::KexecWrongKernel => "1, `mode=kexec`, `b3=`, wrong kernel at first".into(),
         }
     }
 
@@ -149,6 +167,8 @@ impl Scenario {
             Self::DhcpRootDracut => site.ask_dhcp(Family::Dracut, "dhcp"),
             Self::Archive => site.unpack(Family::InitramfsTools),
             Self::ArchiveDracut => site.unpack(Family::Dracut),
+            Self::Kexec | Self::KexecSeveral => site.boot_by_first_stage(),
+            Self::KexecWrongKernel => site.refuse_the_wrong_kernel(),
         }
     }
 }
@@ -317,24 +337,97 @@ impl Site<'_> {
     /// Boots a guest whose firmware knows nothing but its network card, with the files of
     /// docs/examples.
     fn boot_from_nothing(&self) -> Cost {
-        let served = self.lab.served();
-        for directory in ["boot", "images"] {
-            fs::create_dir(served.join(directory)).expect("a directory on the head");
-        }
-        let copy = |from: &str, to: &str| {
-            fs::copy(self.files.join(from), served.join(to)).expect("a copy on the head");
-        };
-        copy("vmlinuz", "boot/vmlinuz");
-        copy(Family::InitramfsTools.initrd(), "boot/initrd");
-        copy(IMAGE, &format!("images/{IMAGE}"));
-        let script = include_str!("../../docs/examples/boot.ipxe");
-        let script = script.replace(" ip=dhcp ", " ip=dhcp console=ttyS0 ");
-        fs::write(served.join("boot/boot.ipxe"), script).expect("the script of iPXE");
+        self.fill_boot_directory(include_str!("../../docs/examples/boot.ipxe"));
         let _server = self.lab.server().option("--rate", self.rate).start();
         let _dhcp = self.serve_addresses("");
         let mut guest = Guest::start(self.lab.client(1), 1, &Boot::Network);
         println!("  guest 1 is switched on");
         let up = guest.wait_up();
+        self.cost(vec![up])
+    }
+
+    /// Copies kernel, initial RAM disk and image to the head, below the directories of
+    /// docs/NETBOOT.md, and has iPXE run this script.
+    fn fill_boot_directory(&self, script: &str) {
+        let served = self.lab.served();
+        for directory in ["boot", "images"] {
+            fs::create_dir(served.join(directory)).expect("a directory on the head");
+        }
+        self.copy("vmlinuz", "boot/vmlinuz");
+        self.copy(Family::InitramfsTools.initrd(), "boot/initrd");
+        self.copy(IMAGE, &format!("images/{IMAGE}"));
+        let script = script.replace(" ip=dhcp ", " ip=dhcp console=ttyS0 ");
+        fs::write(served.join("boot/boot.ipxe"), script).expect("the script of iPXE");
+    }
+
+    /// Copies a file to the head.
+    fn copy(&self, from: &str, to: &str) -> u64 {
+        let copied = fs::copy(self.files.join(from), self.lab.served().join(to));
+        copied.unwrap_or_else(|error| panic!("a copy of {from} on the head: {error}"))
+    }
+
+    /// Boots a guest on each client at once. iPXE fetches a first stage, and everything else comes
+    /// by the cast.
+    fn boot_by_first_stage(&self) -> Cost {
+        self.fill_boot_directory(include_str!("../../docs/examples/first-stage.ipxe"));
+        let first = self.copy(self.first_kernel(), "boot/first-kernel")
+            + self.copy(FIRST_STAGE, "boot/first-stage");
+        println!("  kernel and initramfs of the first stage have {first} bytes");
+        let _server = self.lab.server().option("--rate", self.rate).start();
+        let _dhcp = self.serve_addresses("");
+        let clients = 1..=self.lab.clients().len();
+        let start = |k| Guest::start(self.lab.client(k), k, &Boot::Network);
+        let mut guests: Vec<_> = clients.map(start).collect();
+        println!("  {} guests are switched on", guests.len());
+        wait_until(UP_DEADLINE, "all guests are up", || {
+            guests.iter_mut().filter_map(Guest::up_after).count() == guests.len()
+        });
+        let mut boots: Vec<_> = guests.iter_mut().filter_map(Guest::up_after).collect();
+        boots.sort_unstable();
+        let cost = self.cost(boots);
+        for guest in &guests {
+            let console = guest.console();
+            assert!(console.contains("bootcast: starting the kernel"), "no kexec:\n{console}");
+            assert_eq!(daemons(guest), 1, "one process serves the root");
+        }
+        // Beside the first stage there are headers and requests, but no kernel and no initramfs.
+        let most = first
+            + (fs::metadata(self.lab.served().join("boot/vmlinuz")))
+                .map_or(0, |kernel| kernel.len() / 2);
+        assert!(cost.unicast() < most, "{} bytes by unicast to each guest", cost.unicast());
+        cost
+    }
+
+    /// Returns the name of the kernel of the first stage.
+    fn first_kernel(&self) -> &'static str {
+        if self.files.join(SMALL_KERNEL).exists() { SMALL_KERNEL } else { "vmlinuz" }
+    }
+
+    /// Boots a guest that shall start a certain kernel, from a head with another one.
+    fn refuse_the_wrong_kernel(&self) -> Cost {
+        let _server = self.serve();
+        self.copy(Family::InitramfsTools.initrd(), "initrd");
+        let mut bytes = fs::read(self.files.join("vmlinuz")).expect("the kernel");
+        let hash = blake3::hash(&bytes);
+        let initrd = fs::read(self.files.join(Family::InitramfsTools.initrd()));
+        let initrd = blake3::hash(&initrd.expect("the initial RAM disk"));
+        *bytes.last_mut().expect("a kernel is not empty") ^= 1;
+        fs::write(self.lab.served().join("vmlinuz"), bytes).expect("the wrong kernel");
+        let append = format!(
+            "quiet root=bootcast:{HEAD_ADDRESS}:/{IMAGE} bootcast.mode=kexec \
+             bootcast.kernel=/vmlinuz,b3={hash} bootcast.initrd=/initrd,b3={initrd}"
+        );
+        let (kernel, initrd) = (self.files.join(self.first_kernel()), self.files.join(FIRST_STAGE));
+        let boot = Boot::Kernel { kernel, initrd, append, dhcp: false };
+        let mut guest = Guest::start(self.lab.client(1), 1, &boot);
+        println!("  guest 1 is switched on");
+        guest.wait_line(&format!("bootcast: refused: /vmlinuz on {HEAD_ADDRESS}"));
+        self.copy("vmlinuz", "right");
+        let right = self.lab.served().join("right");
+        fs::rename(right, self.lab.served().join("vmlinuz")).expect("the right kernel");
+        let up = guest.wait_up();
+        let lines = guest.console().lines().filter(|line| line.contains("bootcast: ")).count();
+        assert_eq!(lines, 1, "one line tells it:\n{}", guest.console());
         self.cost(vec![up])
     }
 
@@ -382,7 +475,8 @@ impl Site<'_> {
 
     /// Returns the cost of a boot that is over now.
     fn cost(&self, boots: Vec<Duration>) -> Cost {
-        Cost { sent: self.lab.head().counters().tx_bytes, boots }
+        let multicast = self.lab.head().multicast_bytes();
+        Cost { sent: self.lab.head().counters().tx_bytes, multicast, boots }
     }
 }
 

@@ -1,7 +1,11 @@
 #!/usr/bin/env bash
 # Builds a Debian system that boots over the cast: make-netboot.sh DIRECTORY. Writes the kernel,
-# an initial RAM disk of each family with programs that are built for size, and the image in two
-# forms: vmlinuz, initrd.initramfs-tools, initrd.dracut, root.squashfs, root.cpio.gz.
+# an initial RAM disk of each family with programs that are built for size, that of the first stage,
+# and the image in two forms: vmlinuz, initrd.initramfs-tools, initrd.dracut, first-stage,
+# root.squashfs, root.cpio.gz.
+#
+# If there is a small kernel for the first stage, DIRECTORY/vmlinuz.small (docs/NETBOOT.md, "Kernel
+# and initramfs by the cast"), the first stage is made for it.
 #
 # The system is kept in DIRECTORY/tree, so that only what is ours is made anew each time. It says on
 # its console when it has reached multi-user mode, and then does what `netboot.then=` on the kernel
@@ -53,6 +57,11 @@ make_initrds() {
         /boot/initrd.dracut "$version"
     cp "$out/tree/boot/vmlinuz-$version" "$out/vmlinuz"
     cp "$out"/tree/boot/initrd.initramfs-tools "$out"/tree/boot/initrd.dracut "$out/"
+    local drivers
+    drivers="$(realpath "$out/tree")/lib/modules/$version virtio_pci virtio_net"
+    if [ -e "$out/vmlinuz.small" ]; then drivers=; fi
+    make -s -C "$project" first-stage DRIVERS="$drivers" \
+        FIRST_STAGE="$(realpath "$out")/first-stage"
 }
 
 [ -d "$out/tree" ] || debian_tree "$out/tree" "$packages"

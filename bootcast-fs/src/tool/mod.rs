@@ -15,6 +15,7 @@
 //! | `list`, `status`, `profile` | `bootcast ls`, `status URL`, `profile` |
 //! | `mount_status` | `bootcast status MOUNTPOINT` |
 //! | `cache`, `warm` | `bootcast cache` |
+//! | `kexec`, `sys` | `bootcast kexec` |
 //! | `url` | the argument that names a file on a server |
 //! | `receiving` | options of the commands that receive files |
 //! | `signals` | ending a command on a signal |
@@ -26,6 +27,7 @@ mod cast;
 mod error;
 mod expand;
 mod get;
+mod kexec;
 mod list;
 mod mount_status;
 mod output;
@@ -41,6 +43,7 @@ mod spool;
 mod stall;
 mod status;
 mod stdout;
+mod sys;
 mod unicast;
 mod url;
 mod warm;
@@ -92,6 +95,9 @@ enum Command {
     /// Show, check or free what mounts keep on this machine
     #[command(subcommand, after_help = cache::EXIT_CODES)]
     Cache(cache::Command),
+    /// Start another kernel at once, without an end of what runs: for an initramfs
+    #[command(after_help = EXIT_CODES)]
+    Kexec(kexec::Args),
 }
 
 fn after_help() -> String {
@@ -142,6 +148,7 @@ fn run_command(command: Command) -> Result<(), ToolError> {
                     Command::Profile(args) => profile::run(args).await,
                     Command::Cache(cache::Command::Warm(args)) => warm::run(args).await,
                     Command::Cache(command) => cache::run(command),
+                    Command::Kexec(args) => kexec::run(args),
                 }
             } => outcome,
         }
@@ -161,7 +168,7 @@ fn catch_panic(work: impl FnOnce() -> Result<(), ToolError>) -> Result<(), ToolE
 fn usage_error(error: &clap::Error) -> ToolError {
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         return ToolError::Usage(
-            "a command is missing: get, ls, status, profile or cache (see --help)".into(),
+            "a command is missing: get, ls, status, profile, cache or kexec (see --help)".into(),
         );
     }
     let text = error.render().to_string();
