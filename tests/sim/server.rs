@@ -1,6 +1,6 @@
 //! Drives the real scheduler of the server, and encodes what it sends.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,7 +15,8 @@ use bootcast_proto::{
     RemotePath, Token,
 };
 use bootcast_server::cast::{
-    CastPolicy, GroupPool, MemberKind, RepairSettings, Scheduler, Sending, Settings, Symbol,
+    CastPolicy, GroupPool, MemberKind, Newcomer, RepairSettings, Scheduler, Sending, Settings,
+    Symbol,
 };
 
 use super::audit::{ClientAudit, ServerAudit};
@@ -104,11 +105,15 @@ impl Server {
 
     /// Handles a join. Returns `None` if the server refuses it; the client then tries again.
     pub(super) fn join(&mut self, plain: bool, now: Instant) -> Option<JoinAnswer> {
-        let token = Token::from_random(self.random.wide());
+        let number = self.random.wide();
+        let token = Token::from_random(number);
         let kind = if plain { MemberKind::Plain } else { MemberKind::Extended };
+        // Each client is a host of its own.
+        let principal = IpAddr::from(Ipv6Addr::from_bits(number)).into();
+        let newcomer = Newcomer { token: token.clone(), kind, principal };
         let joined = self
             .scheduler
-            .handle_join(&self.path, &self.etag, self.geometry, token.clone(), kind, now)
+            .handle_join(&self.path, &self.etag, self.geometry, newcomer, now)
             .ok()?;
         if let Some(manifest) = &self.manifest {
             self.scheduler.request_leaves(joined.cast, &token);

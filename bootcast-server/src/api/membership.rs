@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use axum::Extension;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::IntoResponse;
@@ -12,7 +13,8 @@ use bootcast_proto::{
 };
 
 use super::{ApiError, ApiState, remote_path};
-use crate::cast::MemberKind;
+use crate::cast::{MemberKind, Principal};
+use crate::io::peers::Peer;
 use crate::io::reader::source::FileSource;
 use crate::io::sender::{Join, JoinError};
 use crate::source::{OpenFile, SourceError};
@@ -23,9 +25,11 @@ const JOIN_TRIES: u32 = 4;
 /// Answers `GET /join/`.
 pub(super) async fn join(
     State(state): State<ApiState>,
+    Extension(Peer(host)): Extension<Peer>,
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<impl IntoResponse, ApiError> {
+    let principal = Principal::from(host);
     let path = remote_path(&uri, "/join/")?;
     let kind = member_kind(&headers);
     let asks = headers.get(HEADER_LEAVES).is_some_and(|it| it == "1");
@@ -49,7 +53,8 @@ pub(super) async fn join(
         let source = Arc::new(FileSource::new(path.clone(), open, state.identity.clone()));
         let token = random_token()?;
         let name = path.clone();
-        let join = Join { path: name, source, token, kind, newer_than, wants_leaves, profile };
+        let join =
+            Join { path: name, source, token, kind, principal, newer_than, wants_leaves, profile };
         match state.sender.join(join).await {
             // What is opened from now on is newer than the version that is being sent.
             Err(JoinError::Outdated { running }) if tries < JOIN_TRIES => {

@@ -20,6 +20,7 @@ use super::leaf_lists::LeafLists;
 use super::members::{MemberKind, Members};
 use super::multicast_probe::MulticastProbe;
 use super::precedence::Precedence;
+use super::principal::Principal;
 use super::profile::CastProfile;
 use super::repair::{Repair, Situation, Symbol};
 use super::stream::{Audience, Stream};
@@ -237,6 +238,16 @@ impl Cast {
             MemberKind::Demand => self.had_leased = true,
         }
         self.assert_invariants();
+    }
+
+    /// Records whose membership this is. Does nothing if the token is no member.
+    pub fn set_owner(&mut self, token: &Token, principal: Principal) {
+        self.members.set_owner(token, principal);
+    }
+
+    /// Returns the number of memberships of a principal.
+    pub fn members_of(&self, principal: Principal) -> usize {
+        self.members.of_principal(principal)
     }
 
     /// Removes a member. Returns `false` if the token is not a member.

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use bootcast_proto::Token;
 
+use super::principal::{Owners, Principal};
+
 /// Number of checks of the leases per lease. A silent member is forgotten at most 1 / this of a
 /// lease too late.
 const CHECKS_PER_LEASE: u32 = 16;
@@ -33,6 +35,7 @@ pub(super) struct Members {
     plain_by_age: BTreeSet<(u64, Token)>,
     extended: Leased,
     demand: Leased,
+    owners: Owners,
     lease: Duration,
     /// When to check the leases; `None` while no member has one.
     check_at: Option<Instant>,
@@ -157,6 +160,7 @@ impl Members {
             plain_by_age: BTreeSet::new(),
             extended: Leased::default(),
             demand: Leased::default(),
+            owners: Owners::default(),
             lease,
             check_at: None,
         }
@@ -178,8 +182,22 @@ impl Members {
         self.assert_invariants();
     }
 
+    /// Records whose membership this is. Does nothing if the token is no member.
+    pub(super) fn set_owner(&mut self, token: &Token, principal: Principal) {
+        if self.plain.contains_key(token) || self.has_lease(token) {
+            self.owners.insert(token.clone(), principal);
+        }
+        self.assert_invariants();
+    }
+
+    /// Returns the number of memberships of a principal.
+    pub(super) fn of_principal(&self, principal: Principal) -> usize {
+        self.owners.memberships(principal)
+    }
+
     /// Asserts what holds between any two calls.
     fn assert_invariants(&self) {
+        debug_assert!(self.owners.len() <= self.len(), "somebody owns a membership that is over");
         assert!(
             self.leased() == 0 || self.check_at.is_some(),
             "leases that nobody checks would never expire"
@@ -208,6 +226,7 @@ impl Members {
 
     /// Removes a member and returns its kind; `None` if the token is not a member.
     pub(super) fn leave(&mut self, token: &Token) -> Option<MemberKind> {
+        self.owners.remove(token);
         if let Some(carousel) = self.plain.remove(token) {
             self.plain_by_age.remove(&(carousel, token.clone()));
             return Some(MemberKind::Plain);
@@ -231,6 +250,7 @@ impl Members {
         while self.plain_by_age.first().is_some_and(|(joined, _)| joined + idle <= carousel) {
             let Some((_, token)) = self.plain_by_age.pop_first() else { break };
             any_forgotten |= self.plain.remove(&token).is_some();
+            self.owners.remove(&token);
         }
         self.assert_invariants();
         any_forgotten
@@ -251,6 +271,12 @@ impl Members {
         let lease = self.lease;
         self.extended.forget_silent(lease, now);
         self.demand.forget_silent(lease, now);
+        let Self { owners, plain, extended, demand, .. } = self;
+        owners.retain(|token| {
+            plain.contains_key(token)
+                || extended.last_request.contains_key(token)
+                || demand.last_request.contains_key(token)
+        });
         let earliest =
             self.extended.last_request.values().chain(self.demand.last_request.values()).min();
         self.check_at = earliest.map(|at| (*at + lease).max(now + lease / CHECKS_PER_LEASE));

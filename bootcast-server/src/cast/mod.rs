@@ -16,6 +16,7 @@
 //! | module | decides |
 //! |---|---|
 //! | `members` | which clients still take part |
+//! | `principal` | whose clients they are |
 //! | `credit` | whether the requests of a member are still served |
 //! | `stream` | which pages go out next |
 //! | `repair` | which repair symbols go out next, and what beacons say |
@@ -40,6 +41,7 @@ mod members;
 mod multicast_probe;
 mod pacer;
 mod precedence;
+mod principal;
 mod profile;
 mod rate;
 mod repair;
@@ -53,10 +55,11 @@ pub use groups::{GroupPool, GroupPoolError};
 pub use lifecycle::{Cast, CastPolicy, EndReason, RepairSettings, Sending};
 pub use members::MemberKind;
 pub use pacer::{Pacer, TokenBucket};
+pub use principal::Principal;
 pub use rate::CeilingSource;
 pub use repair::Symbol;
 pub use scheduler::{
-    CastId, CastView, Ended, Event, JoinRefusal, Joined, Lane, MAX_MEMBERS, Scheduler, Settings,
-    Transmit,
+    CastId, CastView, Ended, Event, JoinRefusal, Joined, Lane, MAX_MEMBERS, Newcomer, Scheduler,
+    Settings, Transmit,
 };
 pub use stream::PASS_INTERVAL;

@@ -19,6 +19,7 @@ use bootcast_proto::units::wire_len;
 use bootcast_proto::{BitRate, BlockLayout, Etag, Geometry, PageRange, Profile, RemotePath, Token};
 
 use super::end_announcements::EndAnnouncements;
+use super::principal::{Principal, share_of};
 use super::rate::{Allowance, CeilingSource, RateControl};
 use super::restart_backoff::RestartBackoff;
 use super::urgent::UrgentCasts;
@@ -66,6 +67,17 @@ pub struct Settings {
     pub repair: Option<RepairSettings>,
 }
 
+/// Client that joins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Newcomer {
+    /// Name of the membership.
+    pub token: Token,
+    /// What the client understands and wants.
+    pub kind: MemberKind,
+    /// Whose client it is.
+    pub principal: Principal,
+}
+
 /// Result of a join.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Joined {
@@ -93,6 +105,12 @@ pub enum JoinRefusal {
     /// The limit [`MAX_MEMBERS`] is reached.
     #[error("this cast has too many members: try again later")]
     TooManyMembers,
+    /// The principal has its share of the members of this cast.
+    #[error("this host has {0} memberships of this file, its share of all: leave first")]
+    TooManyOfHost(usize),
+    /// The principal has started its share of the casts that run.
+    #[error("this host has started {0} of the casts that run, its share of all: leave first")]
+    TooManyCastsOfHost(usize),
     /// The file's casts failed several times in a row.
     #[error("casts of this file keep ending ({reason}): try again later")]
     Backoff {
@@ -221,8 +239,7 @@ impl Scheduler {
         path: &RemotePath,
         etag: &Etag,
         geometry: Geometry,
-        token: Token,
-        kind: MemberKind,
+        Newcomer { token, kind, principal }: Newcomer,
         now: Instant,
     ) -> Result<Joined, JoinRefusal> {
         let present = self.by_path.get(path).copied();
@@ -232,13 +249,19 @@ impl Scheduler {
         }
         let id = match same {
             Some(id) => id,
-            None => self.start_cast(path, etag, geometry, now)?,
+            None => self.start_cast(path, etag, geometry, principal, now)?,
         };
         let running = self.casts.get_mut(&id).expect("found or started above");
         if running.cast.members() >= MAX_MEMBERS {
             return Err(JoinRefusal::TooManyMembers);
         }
+        let owned = running.cast.members_of(principal);
+        if owned >= share_of(MAX_MEMBERS) {
+            return Err(JoinRefusal::TooManyOfHost(owned));
+        }
+        let name = token.clone();
         running.cast.handle_join(token, kind, now);
+        running.cast.set_owner(&name, principal);
         self.end_announcements.cancel(running.group);
         self.totals.joins += 1;
         self.assert_invariants();
@@ -510,6 +533,7 @@ impl Scheduler {
         path: &RemotePath,
         etag: &Etag,
         geometry: Geometry,
+        principal: Principal,
         now: Instant,
     ) -> Result<CastId, JoinRefusal> {
         if let Some((reason, after)) = self.restart_backoff.pause(path, now) {
@@ -517,6 +541,10 @@ impl Scheduler {
         }
         if self.casts.len() >= self.settings.max_casts {
             return Err(JoinRefusal::TooManyCasts);
+        }
+        let started = self.casts.values().filter(|it| it.started_by == principal).count();
+        if started >= share_of(self.settings.max_casts) {
+            return Err(JoinRefusal::TooManyCastsOfHost(started));
         }
         let address = self.settings.groups.take(now).ok_or(JoinRefusal::NoGroup)?;
         // The members of both casts would get the pages of two files.
@@ -544,6 +572,7 @@ impl Scheduler {
                 geometry,
                 group: SocketAddrV4::new(address, self.settings.data_port),
                 started_at: now,
+                started_by: principal,
                 cast,
                 control,
                 allowance,

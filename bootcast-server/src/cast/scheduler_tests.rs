@@ -17,6 +17,16 @@ mod waiting;
 
 const BATCH: u32 = 8;
 
+/// A client of a host that has no other.
+fn newcomer(token: Token, kind: MemberKind) -> Newcomer {
+    let number = u32::from_str_radix(&token.as_str()[24..], 16).unwrap();
+    newcomer_of(number, token, kind)
+}
+
+fn newcomer_of(host: u32, token: Token, kind: MemberKind) -> Newcomer {
+    Newcomer { token, kind, principal: std::net::IpAddr::from(host.to_be_bytes()).into() }
+}
+
 struct Lab {
     scheduler: Scheduler,
     now: Instant,
@@ -64,8 +74,7 @@ impl Lab {
             &name(path),
             &etag,
             geometry,
-            token.clone(),
-            kind,
+            newcomer(token.clone(), kind),
             self.now,
         )?;
         Ok((joined, token))
@@ -452,4 +461,33 @@ fn a_cast_that_sent_its_file_to_the_end_clears_the_failures_of_the_path() {
         lab.scheduler.handle_end(joined.cast, EndReason::FileChanged, lab.now);
     }
     assert!(lab.join("a", "v5", MIB).unwrap().0.has_started_cast, "two failures are free again");
+}
+
+#[test]
+fn one_host_fills_a_quarter_of_the_members_and_of_the_casts() {
+    let mut lab = Lab::new("100mbit", "239.255.0.0/16", 100);
+    let etag = Etag::new("v1").unwrap();
+    let geometry = Geometry::new(5000, page_size()).unwrap();
+    let now = lab.now;
+    let mut join = |host: u32, number: u128, path: &str| {
+        let token = Token::from_random(number);
+        let newcomer = newcomer_of(host, token.clone(), MemberKind::Plain);
+        lab.scheduler.handle_join(&name(path), &etag, geometry, newcomer, now)
+    };
+    for number in 0..25 {
+        join(1, number, &format!("file{number}")).unwrap();
+    }
+    assert_eq!(join(1, 25, "file25"), Err(JoinRefusal::TooManyCastsOfHost(25)));
+    join(2, 25, "file25").unwrap();
+    join(1, 26, "file25").unwrap();
+
+    let share = MAX_MEMBERS as u128 / 4;
+    for number in 100..100 + share - 1 {
+        join(1, number, "file0").unwrap();
+    }
+    assert_eq!(join(1, 99, "file0"), Err(JoinRefusal::TooManyOfHost(MAX_MEMBERS / 4)));
+    join(2, 99, "file0").unwrap();
+    assert!(lab.scheduler.handle_leave(&name("file0"), &Token::from_random(100), now).is_some());
+    let newcomer = newcomer_of(1, Token::from_random(100), MemberKind::Plain);
+    assert!(lab.scheduler.handle_join(&name("file0"), &etag, geometry, newcomer, now).is_ok());
 }

@@ -19,7 +19,7 @@ fn join(lab: &mut Lab, token: &Token) -> CastId {
     let (etag, kind) = (Etag::new("v1").unwrap(), MemberKind::Demand);
     let geometry = Geometry::new(100 * MIB, page_size()).unwrap();
     let (path, token) = (name(PATHS[1]), token.clone());
-    let joined = lab.scheduler.handle_join(&path, &etag, geometry, token, kind, lab.now);
+    let joined = lab.scheduler.handle_join(&path, &etag, geometry, newcomer(token, kind), lab.now);
     joined.unwrap().cast
 }
 
@@ -139,7 +139,7 @@ fn demand_keeps_to_the_rate_of_its_cast_if_members_report_counters() {
         let (etag, geometry) =
             (Etag::new("v1").unwrap(), Geometry::new(100 * MIB, page_size()).unwrap());
         let (path, other) = (name(PATHS[1]), Token::from_random(7));
-        lab.scheduler.handle_join(&path, &etag, geometry, other, kind, lab.now).unwrap();
+        lab.scheduler.handle_join(&path, &etag, geometry, newcomer(other, kind), lab.now).unwrap();
         for at in 0..20 {
             want(&mut lab, &reader, &[(1 + at * 1000, 1000)]);
             lab.run(SECOND / 20);
@@ -162,7 +162,9 @@ fn urgent_casts_send_in_turn() {
         let (path, token) = (name(&number.to_string()), Token::from_random(number));
         let (etag, geometry) = (Etag::new("v1").unwrap(), Geometry::new(MIB, page_size()).unwrap());
         let kind = MemberKind::Demand;
-        lab.scheduler.handle_join(&path, &etag, geometry, token.clone(), kind, lab.now).unwrap();
+        lab.scheduler
+            .handle_join(&path, &etag, geometry, newcomer(token.clone(), kind), lab.now)
+            .unwrap();
         members.push((path, token));
     }
     for (path, token) in &members {

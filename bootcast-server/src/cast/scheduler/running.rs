@@ -7,6 +7,7 @@ use bootcast_proto::{Etag, Geometry, RemotePath};
 
 use super::{CastId, CastView};
 use crate::cast::Cast;
+use crate::cast::Principal;
 use crate::cast::rate::{Allowance, RateControl};
 
 /// A running cast, with its rate and its place in the round robin.
@@ -17,6 +18,8 @@ pub(super) struct Running {
     pub(super) geometry: Geometry,
     pub(super) group: SocketAddrV4,
     pub(super) started_at: Instant,
+    /// Whose join started it.
+    pub(super) started_by: Principal,
     pub(super) cast: Cast,
     pub(super) control: RateControl,
     pub(super) allowance: Allowance,

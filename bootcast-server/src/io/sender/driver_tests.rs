@@ -108,6 +108,7 @@ impl Fixture {
                 path: path(name),
                 source,
                 token,
+                principal: std::net::IpAddr::from([192, 0, 2, 1]).into(),
                 newer_than,
                 wants_leaves: false,
                 profile: None,

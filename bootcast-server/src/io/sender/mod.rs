@@ -25,7 +25,7 @@ use super::reader::source::PageSource;
 use super::reader::stage::Stage;
 use super::socket::{MulticastSocket, SocketConfig};
 use super::threads::{ThreadWatch, set_niceness};
-use crate::cast::{CastId, JoinRefusal, Joined, MemberKind, RepairSettings, Settings};
+use crate::cast::{CastId, JoinRefusal, Joined, MemberKind, Principal, RepairSettings, Settings};
 use crate::source::Version;
 use driver::{Driver, Outcome};
 
@@ -144,6 +144,8 @@ pub struct Join {
     pub token: Token,
     /// What the client understands.
     pub kind: MemberKind,
+    /// Whose client it is.
+    pub principal: Principal,
     /// A version whose cast ran before this one was opened, and which is therefore outdated.
     pub newer_than: Option<Version>,
     /// Whether the client asked for leaf lists.

@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use super::log::Begun;
 use super::reading::CastReader;
 use super::{CastId, Driver};
-use crate::cast::Joined;
+use crate::cast::{Joined, Newcomer};
 use crate::io::sender::{Command, Join, JoinError, WantAnswer};
 use crate::source::Version;
 
@@ -67,7 +67,7 @@ impl Driver {
         reply: oneshot::Sender<Result<Joined, JoinError>>,
         now: Instant,
     ) {
-        let Join { path, source, token, kind, newer_than, wants_leaves, profile } = join;
+        let Join { path, source, token, kind, principal, newer_than, wants_leaves, profile } = join;
         let running = self.version_of(&path).filter(|it| *it != source.version());
         if let Some(running) = running.filter(|running| newer_than != Some(*running)) {
             self.close(source);
@@ -76,7 +76,8 @@ impl Driver {
             return;
         }
         let name = token.clone();
-        let joined = self.scheduler.handle_join(&path, etag, geometry, token, kind, now);
+        let newcomer = Newcomer { token, kind, principal };
+        let joined = self.scheduler.handle_join(&path, etag, geometry, newcomer, now);
         if let Ok(joined) = joined {
             let (cast, group) = (joined.cast, joined.group);
             if joined.has_started_cast {
