@@ -529,8 +529,9 @@ bootcast_unpack() {
     } 4>&1 >/dev/null)
     bootcast_error=
     case $bootcast_failed in
-    '') return ;;
-    # A fetch that lost its reader (141) is not the cause. Files that do not fit are the usual one.
+    # Busybox reads no padding behind the last entry, so that the fetch may lose its reader (141).
+    '' | get141) return ;;
+    # A fetch that lost its reader is not the cause. Files that do not fit are the usual one.
     *get141* | extract)
         read -r bootcast_error <"$bootcast_dir/extract.log"
         bootcast_reason="waits for $bootcast_path, which cannot be unpacked: $bootcast_error"

@@ -269,6 +269,20 @@ fn archives_are_unpacked_with_the_tools_of_an_initramfs() {
 }
 
 #[test]
+fn an_archive_with_padding_that_is_not_read_is_unpacked() {
+    if !can_mount() || !has_busybox() {
+        return println!("skipped: no root or no busybox");
+    }
+    let place = archives();
+    let archive = place.path().join("root.cpio");
+    let padded = r#"/bin/sh -c 'cat "$0"; /usr/bin/head -c 1000000 /dev/zero' "$archive""#;
+    let script = UNPACK.replace("*) cat \"$archive\"", &format!("*) {padded}"));
+    assert_ne!(script, UNPACK);
+    let args = [archive.to_str().expect("UTF-8"), "root.cpio"];
+    assert_eq!(run_with_tools("quiet", &script, &args), "unpacked\n");
+}
+
+#[test]
 fn an_archive_that_cannot_be_unpacked_is_told_in_one_line() {
     if !can_mount() || !has_busybox() {
         return println!("skipped: no root or no busybox");
