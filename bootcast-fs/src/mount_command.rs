@@ -42,7 +42,7 @@ Exit codes, as of mount(8):
 #[derive(Parser)]
 #[command(name = NAME, version, max_term_width = 100)]
 struct Args {
-    #[arg(help = "Directory to mount, or with -o b3= a file: HOST:[PORT:]/PATH or \
+    #[arg(help = "Directory to mount, or with -o file or b3= a file: HOST:[PORT:]/PATH or \
                 http://HOST[:PORT]/PATH, with an IPv6 address in brackets; port 8888 unless named")]
     #[arg(required_unless_present = "replace")]
     source: Option<OsString>,
@@ -60,17 +60,24 @@ struct Args {
     )]
     replace: Option<PathBuf>,
 
+    #[command(flatten)]
+    how: How,
+}
+
+/// How to mount, for all commands that mount.
+#[derive(clap::Args, Debug, Default)]
+pub(crate) struct How {
     /// Mount options, separated by commas; can be given more than once
     #[arg(short = 'o', value_name = "OPTIONS")]
-    options: Vec<OsString>,
+    pub(crate) options: Vec<OsString>,
 
     /// Stay in the foreground and log to standard error
     #[arg(short, long)]
-    foreground: bool,
+    pub(crate) foreground: bool,
 
     /// Like -f -o log=debug
     #[arg(short, long)]
-    debug: bool,
+    pub(crate) debug: bool,
 }
 
 /// Whether a program that is started under this name runs this command. A process that serves a
@@ -123,7 +130,7 @@ struct Invocation {
 
 impl Invocation {
     fn request(&self) -> Result<MountRequest, MountError> {
-        let Args { source, mountpoint, options, .. } = &self.args;
+        let Args { source, mountpoint, how: How { options, .. }, .. } = &self.args;
         let (source, mountpoint) =
             (source.clone().unwrap_or_default(), mountpoint.clone().unwrap_or_default());
         if self.is_sloppy {
@@ -135,7 +142,7 @@ impl Invocation {
 
     /// Whether the process stays in the foreground.
     fn is_foreground(&self) -> bool {
-        self.args.foreground || self.args.debug
+        self.args.how.foreground || self.args.how.debug
     }
 
     /// Returns what to mount, and how to come by the connection. `stored` is a connection that a
@@ -210,7 +217,7 @@ fn serve(
         }
     };
     if invocation.is_foreground() {
-        logging::to_stderr(log.as_deref().or(args.debug.then_some("debug")));
+        logging::to_stderr(log.as_deref().or(args.how.debug.then_some("debug")));
         return match serve(start, &mut || ()) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => fail(store, &error),
@@ -256,9 +263,7 @@ fn parse(command_line: &[OsString]) -> Result<Invocation, clap::Error> {
             source: Some(source),
             mountpoint: Some(mountpoint),
             replace: None,
-            options,
-            foreground: false,
-            debug: false,
+            how: How { options, ..How::default() },
         };
         return Ok(Invocation { args, is_fake: fake, is_sloppy: sloppy });
     }

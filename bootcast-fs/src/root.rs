@@ -23,8 +23,6 @@ pub(crate) struct Root {
     pub(crate) attributes: Option<Attributes>,
     /// The only files that may be opened, with their contents; `None` for all files.
     pub(crate) pins: Option<Pins>,
-    /// The only path that the mount shows; `None` if it shows the whole directory.
-    pub(crate) only: Option<RemotePath>,
     /// Whether the attributes are those that the cache remembers, because the server is away.
     pub(crate) is_remembered: bool,
 }
@@ -63,8 +61,7 @@ impl Root {
         if pins.is_some() && attributes.is_none() {
             return Err(no_proofs("pins=").into());
         }
-        let path = source.path.clone();
-        Ok(Self { path, attributes, pins, only: None, is_remembered: false })
+        Ok(Self { path: source.path.clone(), attributes, pins, is_remembered: false })
     }
 
     /// Returns the pinned files of a mount that another process began. Makes no request.
@@ -75,7 +72,7 @@ impl Root {
         }
     }
 
-    /// Returns the only path that a mount shows that another process began.
+    /// Returns the only path that a mount shows; `None` if it shows the whole directory.
     pub(crate) fn only_of(request: &MountRequest) -> Option<RemotePath> {
         request.options.is_single_file().then(|| request.source.path.clone())
     }
@@ -114,12 +111,12 @@ async fn single_file(
             (Kind::File, Some(directory)) => {
                 let attributes = find_directory(control, &directory).await?;
                 let pins = id.map(|id| Pins::single(file.clone(), id));
-                let only = Some(file.clone());
-                return Ok(Root { path: directory, attributes, pins, only, is_remembered: false });
+                return Ok(Root { path: directory, attributes, pins, is_remembered: false });
             }
             (Kind::File, None) | (Kind::Directory, _) => {
                 format!(
-                    "{file} is a directory on {server}: b3= and -o file need a file, pins= a directory"
+                    "{file} is a directory on {server}: b3= and -o file need a file, pins= a \
+                     directory"
                 )
             }
             (Kind::Symlink, _) => {
@@ -154,7 +151,8 @@ async fn find_directory(
     let fault = match control.attributes(path).await {
         Ok(attributes) if attributes.kind == Kind::Directory => return Ok(Some(attributes)),
         Ok(attributes) if attributes.kind == Kind::File => format!(
-            "{path} is a file on {server}: mount its directory, or the file alone with -o file or b3=HASH"
+            "{path} is a file on {server}: mount its directory, or the file alone with -o file or \
+             b3=HASH"
         ),
         Ok(_) => format!("{path} is not a directory on {server}"),
         Err(error) if error.is_not_found() => {

@@ -26,7 +26,6 @@ use crate::panics;
 use crate::receiver::{Timing, Verify};
 use crate::root::{Root, Search};
 use bootcast_host::signals::{EndSignal, EndSignals};
-use bootcast_proto::RemotePath;
 
 /// Time without a datagram after which a member joins again.
 const SILENCE: Duration = Duration::from_secs(2);
@@ -208,7 +207,7 @@ impl Mounted {
         let metrics = listen_for_metrics(&request.options).await?;
         let (journal, mut state) =
             Journal::resume(journal).map_err(|error| MountError::failed(&error))?;
-        let config = fs_config(&request.options, Root::pins_of(request)?, Root::only_of(request));
+        let config = fs_config(request, Root::pins_of(request)?);
         let (intake, journal) = (network.start_intake()?, Arc::new(journal));
         let fs = Fs::resumed(config, network.control, cache, intake, &mut state, journal);
         let fs = Arc::new(fs.with_names(names));
@@ -268,10 +267,9 @@ fn new_fs(
     cache: Cache,
     names: Option<Names>,
     intake: Intake,
-    Root { path, attributes, pins, only, .. }: Root,
+    Root { path, attributes, pins, .. }: Root,
 ) -> Result<Arc<Fs>, MountError> {
-    let options = &request.options;
-    let config = fs_config(options, pins, only);
+    let config = fs_config(request, pins);
     Ok(Arc::new(match attributes {
         Some(attributes) => {
             let journal = new_journal(request)?;
@@ -381,7 +379,8 @@ fn owner(options: &MountOptions) -> (u32, u32) {
     (uid, gid)
 }
 
-fn fs_config(options: &MountOptions, pins: Option<Pins>, only: Option<RemotePath>) -> FsConfig {
+fn fs_config(request: &MountRequest, pins: Option<Pins>) -> FsConfig {
+    let options = &request.options;
     let (uid, gid) = owner(options);
     FsConfig {
         uid,
@@ -396,7 +395,7 @@ fn fs_config(options: &MountOptions, pins: Option<Pins>, only: Option<RemotePath
         // same, so that a member that forges is found out.
         verify: if pins.is_some() { Verify::Leaf } else { options.verify },
         pins,
-        only,
+        only: Root::only_of(request),
     }
 }
 

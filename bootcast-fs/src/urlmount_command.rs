@@ -16,7 +16,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::io::{Control, now};
 use crate::mount::{MountError, MountOptions, MountRequest, root_fs};
-use crate::mount_command;
+use crate::mount_command::{self, How};
 use crate::root::Root;
 
 const NAME: &str = "bootcast-urlmount";
@@ -61,17 +61,8 @@ struct Args {
     #[arg(value_name = "URL|DIR", required = true)]
     places: Vec<OsString>,
 
-    /// Mount options, separated by commas; can be given more than once
-    #[arg(short = 'o', value_name = "OPTIONS")]
-    options: Vec<OsString>,
-
-    /// Stay in the foreground and log to standard error
-    #[arg(short, long)]
-    foreground: bool,
-
-    /// Like -f -o log=debug
-    #[arg(short, long)]
-    debug: bool,
+    #[command(flatten)]
+    how: How,
 
     /// One thread (no effect)
     #[arg(short)]
@@ -110,8 +101,9 @@ pub fn run_process() -> ExitCode {
         }
         Err(error) => return fail(&mount_command::usage_error(&error)),
     };
-    let switches = [(args.foreground, "-f"), (args.debug, "-d")];
-    let choice = match Choice::new(args.places, args.options, root_fs::is_in_initrd()) {
+    let How { options, foreground, debug } = args.how;
+    let switches = [(foreground, "-f"), (debug, "-d")];
+    let choice = match Choice::new(args.places, options, root_fs::is_in_initrd()) {
         Ok(choice) => choice,
         Err(error) => return fail(&error),
     };
@@ -247,7 +239,7 @@ mod tests {
         command().debug_assert();
         let line = "bootcast-urlmount -s http://a/x http://b/x /mnt -f -o allow_other -o soft";
         let args = Args::try_parse_from(line.split(' ')).unwrap();
-        assert_eq!((args.places.len(), args.options.len()), (3, 2));
+        assert_eq!((args.places.len(), args.how.options.len()), (3, 2));
     }
 
     #[test]

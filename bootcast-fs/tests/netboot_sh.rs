@@ -394,7 +394,7 @@ fn a_head_without_the_image_is_left_for_the_next_one() {
     }
 }
 
-/// Fetches a kernel and an initramfs that are not there, and starts the kernel. The first attempt to
+/// Fetches a kernel and an initramfs that are not there, and starts the kernel. The first try to
 /// start it fails.
 const KEXEC: &str = r#"
     mount() { :; }
@@ -446,11 +446,13 @@ fn kexec_without_a_kernel_ends_the_boot_with_one_line() {
     for (kernel, expected) in [
         (
             "",
-            "console: bootcast.kernel= is not bootcast.kernel=HEAD[:PORT][,HEAD..]:/PATH[,OPTION..]",
+            "console: bootcast.kernel= is not bootcast.kernel=HEAD[:PORT][,HEAD..]:/PATH\
+             [,OPTION..]",
         ),
         (
             "bootcast.kernel=a/b",
-            "console: bootcast.kernel=a/b is not bootcast.kernel=HEAD[:PORT][,HEAD..]:/PATH[,OPTION..]",
+            "console: bootcast.kernel=a/b is not bootcast.kernel=HEAD[:PORT][,HEAD..]:/PATH\
+             [,OPTION..]",
         ),
     ] {
         let place = tempfile::tempdir().expect("a directory");

@@ -46,8 +46,8 @@ pub struct Args {
     )]
     listen: SocketAddr,
 
-    /// Name by which clients may call the server, beside its addresses, such as head.example; may be
-    /// given several times, or with commas between. Requests for other names are refused, so that
+    /// Name by which clients may call the server, beside its addresses, such as head.example; may
+    /// be given several times, or with commas between. Requests for other names are refused, so that
     /// no web page can read files under a name of its own [default: every name]
     #[arg(long, value_name = "NAME", value_delimiter = ',', env = "BOOTCAST_HOST")]
     host: Vec<String>,

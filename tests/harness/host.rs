@@ -76,7 +76,7 @@ impl Host {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net={NAMESPACES}/{}", self.namespace));
         command.args(["--", "setpriv", "--pdeathsig", "KILL", "--"]);
-        // Who starts the tests may ignore signals, as nohup does.
+        // The tests may run with signals ignored, as under nohup, and programs inherit that.
         command.args(["env", "--default-signal=HUP,INT,TERM"]).arg(program);
         command
     }

@@ -93,7 +93,7 @@ impl Search<'_> {
         let find = move || names.root(&path).map(|attributes| (path, attributes));
         let (path, attributes) = tokio::task::spawn_blocking(find).await.ok()??;
         let attributes = Some(attributes);
-        Some(Root { path, attributes, pins: None, only: None, is_remembered: true })
+        Some(Root { path, attributes, pins: None, is_remembered: true })
     }
 }
 

@@ -31,8 +31,8 @@ pub(super) enum Zeros {
     Written,
     /// They are left out of a new file, which then has a hole there.
     LeftOut,
-    /// The blocks of a device are freed. So many bytes from its start on were freed before the first
-    /// is written, and read as zeros.
+    /// The blocks of a device are freed. This many bytes at its start were freed before anything was
+    /// written, and read as zeros.
     Freed(u64),
 }
 
@@ -155,7 +155,7 @@ impl Sink {
         (&*self.file).rewind().map_err(|error| self.write_error(&error))
     }
 
-    /// Frees all blocks of a device. Returns the number of bytes from its start on that then read as
+    /// Frees all blocks of a device. Returns the number of bytes at its start that then read as
     /// zeros: 0 if the device cannot free blocks.
     pub(super) fn free_all(&self) -> io::Result<u64> {
         let end = (&*self.file).seek(SeekFrom::End(0))?;

@@ -1,5 +1,5 @@
-//! What arrived of a file that `bootcast get --continue` fetches: a cache of its own, in the
-//! directory `.NAME.part` beside the file.
+//! The directory `.NAME.part`, in which `bootcast get --continue` keeps what arrived of a file. It
+//! is a cache for this file alone, beside the file.
 
 use std::fs::{self, File};
 use std::io;

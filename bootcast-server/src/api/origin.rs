@@ -77,7 +77,7 @@ pub(super) async fn guard(
 
 /// Returns the host that a request names. HTTP/1.0 need not name any.
 fn host_of<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Option<&'a str> {
-    // What is no text is no permitted name.
+    // `?` stands for a header that is not text. No name that is permitted equals it.
     let header = || headers.get(header::HOST).map(|host| host.to_str().unwrap_or("?"));
     uri.authority().map(Authority::as_str).or_else(header)
 }

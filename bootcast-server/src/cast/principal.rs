@@ -1,4 +1,4 @@
-//! Who asks: the host that a request comes from. Limits that are shared fairly count by it.
+//! The host that a request comes from. No host may use up what all of them share.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

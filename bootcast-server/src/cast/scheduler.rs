@@ -72,7 +72,7 @@ pub struct Settings {
 pub struct Newcomer {
     /// Name of the membership.
     pub token: Token,
-    /// What the client understands and wants.
+    /// Which extensions the client knows, and whether it wants the whole file.
     pub kind: MemberKind,
     /// Whose client it is.
     pub principal: Principal,
