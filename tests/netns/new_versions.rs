@@ -4,8 +4,10 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use harness::content::Image;
+use harness::requirements::report_skipped;
 use harness::{Lab, MountProc, SOON, ServerProc, digest_of, lab_or_skip, mib, wait_until};
 use rustix::process::Signal;
 
@@ -106,6 +108,55 @@ fn of_a_new_version_only_what_changed_is_sent() {
     assert!(more <= percent_of(&image, 3), "{more} pages and symbols; {}", mount.log());
     assert!(more >= percent_of(&image, 1) / 2, "{more}");
     assert_eq!(digest_of(mount.join("image")), digest_of(&image.path));
+}
+
+#[test]
+fn both_versions_share_blocks_where_the_file_system_can() {
+    let lab = lab_or_skip!(Lab::builder());
+    let Some(cache) = btrfs(&lab) else { return };
+    let image = lab.put("image", mib(32));
+    let server = lab.server().option("--rate", "400mbit").start();
+    let mount = mount(&lab, 1, &cache);
+    read_first_version(&mount, &cache, &server, &image);
+    let first = keeping::only_object(&cache).join("data");
+
+    publish(&lab, &image, scattered(&image));
+    wait_complete(&mount, &cache);
+    assert_eq!(digest_of(mount.join("image")), digest_of(&image.path));
+    mount.umount();
+    let shared = shared_bytes(&first);
+    assert!(shared >= image.size * 9 / 10, "{shared} bytes are shared");
+}
+
+/// Mounts a new file system whose files can share blocks. The lab unmounts it. If this machine
+/// cannot, reports the test as skipped.
+fn btrfs(lab: &Lab) -> Option<PathBuf> {
+    let (backing, mounted) = (lab.directory().join("btrfs"), lab.client(1).fresh_path("kept"));
+    File::create(&backing).unwrap().set_len(mib(256)).unwrap();
+    fs::create_dir(&mounted).unwrap();
+    let made = Command::new("mkfs.btrfs").args(["--quiet", text(&backing)]).output();
+    if made.is_err() {
+        report_skipped("no mkfs.btrfs, install btrfs-progs");
+        return None;
+    }
+    let mount = ["-t", "btrfs", "-o", "loop", text(&backing), text(&mounted)];
+    let mount = Command::new("mount").args(mount).output().unwrap();
+    if !mount.status.success() {
+        let error = String::from_utf8_lossy(&mount.stderr);
+        report_skipped(&format!("btrfs cannot be mounted: {}", error.trim()));
+        return None;
+    }
+    Some(mounted)
+}
+
+/// Returns the number of bytes of a file whose blocks another file has, too.
+fn shared_bytes(path: &Path) -> u64 {
+    let extents = Command::new("filefrag").args(["-s", "-v", "-b4096", text(path)]).output();
+    let extents = String::from_utf8(extents.unwrap().stdout).unwrap();
+    // An extent: "0: 256.. 511: 3584.. 3839: 256: 256: last,shared,eof".
+    let shared = extents.lines().filter(|line| line.contains("shared"));
+    let blocks = shared.map(|line| line.split(':').nth(3).unwrap().trim().parse::<u64>().unwrap());
+    blocks.sum::<u64>() * 4096
 }
 
 #[test]

@@ -5,8 +5,8 @@
 set -euo pipefail
 
 wanted=(
-    busybox ca-certificates curl ethtool fuse3 gcc iproute2 klibc-utils libc6-dev nftables procps
-    python3 qemu-utils tcpdump util-linux wget "$@"
+    btrfs-progs busybox ca-certificates curl ethtool fuse3 gcc iproute2 klibc-utils libc6-dev
+    nftables procps python3 qemu-utils tcpdump util-linux wget "$@"
 )
 
 if ! command -v cargo >/dev/null; then
