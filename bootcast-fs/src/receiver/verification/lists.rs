@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bootcast_proto::manifest::{ContentId, ContentTree, Value};
+use bootcast_proto::manifest::{ContentId, ContentTree, UNKNOWN, Value};
 
 use super::index;
 use super::leaf_bits::LeafBits;
@@ -89,7 +89,7 @@ pub(super) struct Lists {
     forget_from: u64,
     /// Leaf lists that come in the cast.
     parts: BTreeMap<u64, Parts>,
-    /// Segment values that follow from leaf lists that nothing proves yet.
+    /// Segment values that follow from leaf lists that nothing proves yet, also forgotten ones.
     provisional: BTreeMap<u64, Value>,
     needed: Needed,
     /// Number of requests for leaf lists that are not answered.
@@ -360,8 +360,8 @@ impl Lists {
         if rest.is_empty() { Ok(()) } else { Err(ListsError::Length) }
     }
 
-    /// Handles the hashes that an earlier use left for a request, if they are proven. Returns
-    /// whether they are; otherwise the request goes on.
+    /// Handles the hashes that the cache has for a request, if they are proven, or are those that
+    /// were used before. Returns whether they are; otherwise the request goes on.
     pub(super) fn handle_stored(
         &mut self,
         request: &ListRequest,
@@ -390,18 +390,17 @@ impl Lists {
         }
     }
 
-    /// Divides the leaf lists of all these segments, if their proven values prove each of them.
+    /// Divides the leaf lists of all these segments, if each of them has the expected value.
     fn prove<'a>(
         &self,
         segments: &Range<u64>,
         values: &'a [Value],
     ) -> Option<Vec<(u64, &'a [Value])>> {
-        let proven = self.segments.as_ref()?;
         let (mut rest, mut lists) = (values, Vec::new());
         for segment in segments.clone() {
             let leaves = self.tree.leaves_of(segment);
             let (own, others) = rest.split_at_checked(index(leaves.end - leaves.start))?;
-            if self.tree.segment_value(segment, own) != proven[index(segment)] {
+            if self.tree.segment_value(segment, own) != self.expected_value(segment)? {
                 return None;
             }
             lists.push((segment, own));
@@ -416,10 +415,8 @@ impl Lists {
             return Ok(());
         }
         let value = self.tree.segment_value(segment, values);
-        match &self.segments {
-            Some(segments) if segments[index(segment)] != value => {
-                return Err(ListsError::Contradiction);
-            }
+        match self.expected_value(segment) {
+            Some(expected) if expected != value => return Err(ListsError::Contradiction),
             Some(_) => {}
             None => {
                 self.provisional.insert(segment, value);
@@ -427,6 +424,12 @@ impl Lists {
         }
         self.learn(segment, values.into());
         Ok(())
+    }
+
+    /// Returns the value that the leaf list of a segment must have: the proven one, or else that of
+    /// the list that leaves of it were checked against.
+    fn expected_value(&self, segment: u64) -> Option<Value> {
+        self.segment_value(segment).or_else(|| self.provisional.get(&segment).copied())
     }
 
     /// Whether the values of all segments are known, so that a segment can be checked as a whole.
@@ -498,11 +501,13 @@ impl Lists {
     }
 
     /// Forgets lists if there are too many, except where `is_needed`. The cache has them, so that
-    /// they can be had again; before the content id proves them they stay, to be compared with it.
+    /// they can be had again. What they prove leaves by stays: the values of their segments. A
+    /// list that lacks values will have another value, and stays until the content id is known.
     pub(super) fn forget_unneeded(&mut self, is_needed: impl Fn(u64) -> bool) {
-        while self.segments.is_some() && self.known.len() > self.most {
+        while self.known.len() > self.most {
             let from = self.forget_from;
-            let mut lists = self.known.range(from..).chain(self.known.range(..from));
+            let lists = self.known.range(from..).chain(self.known.range(..from));
+            let mut lists = lists.filter(|(_, values)| self.segments.is_some() || is_whole(values));
             let Some((&segment, _)) = lists.find(|(segment, _)| !is_needed(**segment)) else {
                 return;
             };
@@ -554,4 +559,9 @@ impl Lists {
     pub(super) fn is_proven(&self) -> bool {
         self.segments.is_some() || self.is_unprovable || self.tree.segments() == 0
     }
+}
+
+/// Whether a list has the values of all its leaves.
+fn is_whole(values: &[Value]) -> bool {
+    !values.contains(&UNKNOWN)
 }

@@ -524,6 +524,61 @@ fn of_many_leaf_lists_those_that_nothing_needs_are_forgotten_and_requested_again
     assert_eq!(arrive(&mut verification, SEGMENT_LEAVES + 1), [1]);
 }
 
+#[test]
+fn leaf_lists_are_forgotten_before_the_content_id_is_known_and_compared_with_it_all_the_same() {
+    let (file, now) = (File::new(3 * SEGMENT_BYTES), Instant::now());
+    let mut other = file.bytes.clone();
+    other[5] ^= 1;
+    let mut false_leaves = file.leaves(&(0..1)).to_vec();
+    false_leaves[0] = file.manifest.tree().leaf_value(0, &other[..index(LEAF_BYTES)]);
+    let mut verification = file.verification(false);
+    verification.lists.set_most(1);
+    let leaf_of = |segment: u64| segment * SEGMENT_BYTES..segment * SEGMENT_BYTES + LEAF_BYTES;
+    for segment in 0..3 {
+        let leaf = leaf_of(segment);
+        verification.handle_arrived(&leaf, |bytes| *bytes == leaf);
+        let lists = ListRequest::Leaves(segment..segment + 1);
+        while verification.poll_request(now).is_some_and(|request| request != lists) {}
+        let right = file.leaves(&(segment..segment + 1));
+        let values = if segment == 0 { &false_leaves[..] } else { right };
+        verification.handle_early_lists(&lists, values, now).unwrap();
+        assert_eq!(check(&mut verification, &other, now), 1);
+        assert!(verification.has_verified(&leaf));
+        assert!(verification.lists.values(segment.wrapping_sub(1)).is_none(), "not forgotten");
+    }
+
+    // Another leaf of segment 1: its list is needed again, and must be the one that was used.
+    let leaf = SEGMENT_BYTES + LEAF_BYTES..SEGMENT_BYTES + 2 * LEAF_BYTES;
+    verification.handle_arrived(&leaf, |bytes| *bytes == leaf);
+    let lists = verification.poll_request(now).unwrap();
+    assert_eq!(lists, ListRequest::Leaves(1..2));
+    assert!(!verification.handle_stored_lists(&lists, file.leaves(&(2..3)), now));
+    assert!(verification.handle_stored_lists(&lists, file.leaves(&(1..2)), now));
+    assert_eq!(check(&mut verification, &other, now), 1);
+
+    verification.handle_id(file.manifest.id()).unwrap();
+    verification.handle_lists(&ListRequest::Segments, file.manifest.segments(), now).unwrap();
+    assert!(!verification.has_verified(&leaf_of(0)), "the list was false");
+    assert!(verification.has_verified(&leaf_of(1)) && verification.has_verified(&leaf));
+}
+
+#[test]
+fn before_the_content_id_is_known_a_second_list_of_a_segment_must_be_the_first_one() {
+    let (file, now) = (File::new(3 * SEGMENT_BYTES), Instant::now());
+    let mut verification = file.verification(false);
+    verification.lists.set_most(0);
+    let lists = ListRequest::Leaves(1..2);
+    for (values, result) in [(1..2, Ok(())), (2..3, Err(ListsError::Contradiction))] {
+        let leaf = (SEGMENT_LEAVES + values.start) * LEAF_BYTES;
+        let leaf = leaf..leaf + LEAF_BYTES;
+        verification.handle_arrived(&leaf, |bytes| *bytes == leaf);
+        while verification.poll_request(now).is_some_and(|request| request != lists) {}
+        let values = file.leaves(&values);
+        assert_eq!(verification.handle_early_lists(&lists, values, now), result);
+        check(&mut verification, &file.bytes, now);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
     #[test]
