@@ -21,7 +21,7 @@ use crate::journal::{Journal, Record};
 use crate::log_limit;
 use crate::metrics;
 use crate::mount::options::{CacheKind, MetricsAddress, Passthrough};
-use crate::mount::{MountError, MountOptions, MountRequest, kernel, root_fs};
+use crate::mount::{self, MountError, MountOptions, MountRequest, kernel, root_fs};
 use crate::panics;
 use crate::receiver::{Timing, Verify};
 use crate::root::{Root, Search};
@@ -52,6 +52,7 @@ pub fn run_mount(
     ready: impl FnOnce(),
 ) -> Result<(), MountError> {
     raise_file_limit();
+    mount::limit_arenas();
     if request.options.root_fs {
         Caller::keep_proc_open();
         root_fs::settle()?;

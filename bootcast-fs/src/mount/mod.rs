@@ -32,6 +32,7 @@ mod sys;
 
 pub use options::MountOptions;
 pub use source::Source;
+pub(crate) use sys::limit_arenas;
 
 /// Request to mount a source on a directory.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,9 +1,23 @@
-//! fork(2), for which no library has a safe wrapper.
-#![expect(unsafe_code, reason = "fork has no safe wrapper")]
+//! fork(2) and mallopt(3), for which no library has safe wrappers.
+#![expect(unsafe_code, reason = "fork and mallopt have no safe wrappers")]
 
 use std::{fs, io};
 
 use rustix::process::Pid;
+
+/// Heaps ("arenas") of the memory allocator that all threads of the process share.
+#[cfg(target_env = "gnu")]
+const ARENAS: libc::c_int = 2;
+
+/// Lets all threads allocate from a few heaps. By default each of the first threads gets one of its
+/// own, and memory that one thread freed is of no use to others: some 10 MiB each after random
+/// reads of a file of 200 GiB.
+pub(crate) fn limit_arenas() {
+    // A value that the allocator refuses changes nothing.
+    // SAFETY: mallopt only takes numbers, and may be called at any time.
+    #[cfg(target_env = "gnu")]
+    let _ = unsafe { libc::mallopt(libc::M_ARENA_MAX, ARENAS) };
+}
 
 /// Process in which a fork returned.
 pub(super) enum Forked {
