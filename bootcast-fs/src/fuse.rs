@@ -214,6 +214,8 @@ impl Filesystem for Adapter {
             InitFlags::FUSE_PARALLEL_DIROPS,
             // Reads of one descriptor with O_DIRECT and native AIO are in flight at the same time.
             InitFlags::FUSE_ASYNC_DIO,
+            // NFS servers find inodes that the kernel forgot.
+            InitFlags::FUSE_EXPORT_SUPPORT,
         ];
         let passthrough = self.may_pass_through.then_some(InitFlags::FUSE_PASSTHROUGH);
         for capability in wanted.into_iter().chain(passthrough) {

@@ -1,17 +1,22 @@
 //! Inodes: one for each version of a file, and one for each directory, link or special file.
 
 use std::collections::HashMap;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Instant;
 
 use bootcast_proto::api::{Attributes, Kind};
 use bootcast_proto::{Etag, RemotePath};
+use lru::LruCache;
 
 use super::numbers::{Identity, Numbers};
 use crate::journal::{self, Journal, Record};
 
 /// Inode number of the mounted directory.
 pub const ROOT: u64 = 1;
+
+/// Maximum number of inodes that are remembered after the kernel forgot them.
+const FORGOTTEN: NonZeroUsize = NonZeroUsize::new(1 << 15).unwrap();
 
 /// Version of a file that an inode stands for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -47,6 +52,23 @@ pub(super) struct Node {
     lookups: u64,
 }
 
+/// What an inode number stood for that the kernel forgot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Forgotten {
+    /// Path that was looked up.
+    pub path: RemotePath,
+    /// Version; `None` if it was not a regular file.
+    pub version: Option<FileVersion>,
+    /// Type.
+    pub kind: Kind,
+}
+
+impl Forgotten {
+    fn identity(&self) -> Identity {
+        Identity::of(&self.path, self.version.as_ref(), self.kind)
+    }
+}
+
 /// Table of the inodes that the kernel has references to.
 #[derive(Debug)]
 pub(super) struct Inodes {
@@ -54,6 +76,8 @@ pub(super) struct Inodes {
     nodes: HashMap<u64, Node>,
     /// Number of each inode in `nodes`, by identity.
     live: HashMap<Identity, u64>,
+    /// Inodes without references, by number. They keep their numbers as long as they are here.
+    forgotten: LruCache<u64, Forgotten>,
     numbers: Numbers,
     /// Number that the latest lookup of each path returned.
     newest: HashMap<RemotePath, u64>,
@@ -80,6 +104,7 @@ impl Inodes {
         Self {
             nodes: HashMap::new(),
             live: HashMap::new(),
+            forgotten: LruCache::new(FORGOTTEN),
             numbers: Numbers::default(),
             newest: HashMap::new(),
             journal,
@@ -119,6 +144,7 @@ impl Inodes {
     ) -> u64 {
         let identity = Identity::of(&path, version.as_ref(), attributes.kind);
         let ino = *self.live.entry(identity).or_insert_with(|| self.numbers.acquire(identity));
+        self.forgotten.pop(&ino);
         if self.newest(&path).is_none_or(|newest| newest.fetched <= fetched) {
             self.newest.insert(path.clone(), ino);
         }
@@ -208,14 +234,22 @@ impl Inodes {
         let Some(node) = self.nodes.get_mut(&ino) else { return };
         node.lookups = node.lookups.saturating_sub(lookups);
         if node.lookups == 0 {
-            let identity = Identity::of(&node.path, node.version.as_ref(), node.attributes.kind);
             if self.newest.get(&node.path) == Some(&ino) {
                 self.newest.remove(&node.path);
             }
-            self.nodes.remove(&ino);
-            self.live.remove(&identity);
-            self.numbers.release(ino, &identity);
+            let Node { path, version, attributes, .. } =
+                self.nodes.remove(&ino).expect("it was just found");
+            let forgotten = Forgotten { path, version, kind: attributes.kind };
+            self.live.remove(&forgotten.identity());
+            if let Some((ino, oldest)) = self.forgotten.push(ino, forgotten) {
+                self.numbers.release(ino, &oldest.identity());
+            }
         }
+    }
+
+    /// Returns what a number stood for, if the kernel forgot it not long ago.
+    pub(super) fn forgotten(&self, ino: u64) -> Option<&Forgotten> {
+        self.forgotten.peek(&ino)
     }
 }
 
@@ -332,9 +366,27 @@ mod tests {
         inodes.forget(ino, 1);
         assert!(inodes.find(ino).is_none());
         assert_eq!(inodes.number(&path("a"), None, Kind::Directory), None);
+        let forgotten = Forgotten { path: path("a"), version: None, kind: Kind::Directory };
+        assert_eq!(inodes.forgotten(ino), Some(&forgotten));
         let again = inodes.remember(path("a"), None, attributes(Kind::Directory), Instant::now());
         assert_eq!(again, ino, "the number outlives the inode");
+        assert_eq!(inodes.forgotten(ino), None);
         inodes.forget(ROOT, 100);
         assert!(inodes.find(ROOT).is_some());
+    }
+
+    #[test]
+    fn the_inodes_that_were_forgotten_first_are_no_longer_known() {
+        let mut inodes = inodes();
+        let mut forget = |name: usize| {
+            let (path, directory) = (path(&name.to_string()), attributes(Kind::Directory));
+            let ino = inodes.remember(path, None, directory, Instant::now());
+            inodes.forget(ino, 1);
+            ino
+        };
+        let first = forget(0);
+        let others: Vec<_> = (1..=FORGOTTEN.get()).map(&mut forget).collect();
+        assert_eq!(inodes.forgotten(first), None);
+        assert!(others.iter().all(|ino| inodes.forgotten(*ino).is_some()));
     }
 }

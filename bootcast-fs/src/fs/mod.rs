@@ -6,6 +6,7 @@ mod bundled;
 mod bundles;
 mod content_id;
 mod error;
+mod handles;
 mod inode;
 mod listings;
 mod names;

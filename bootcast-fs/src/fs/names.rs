@@ -14,7 +14,7 @@ use tokio::sync::OnceCell;
 use super::inode::Node;
 use super::listings::{Listing, Lookup};
 use super::numbers::Identity;
-use super::{FileVersion, Fs, FsError, Server, is_fresh, lock, plain};
+use super::{FileVersion, Fs, FsError, ROOT, Server, is_fresh, lock, plain};
 use crate::io::now;
 use crate::journal::{self, Record};
 
@@ -122,9 +122,24 @@ impl DirEntry {
 
 impl Fs {
     /// Looks up `name` in the directory `parent`. Adds one kernel reference to the result.
+    ///
+    /// For a file handle, the kernel looks up `.`, which is the inode `parent` itself, a directory
+    /// or not, and `..`. It may have forgotten these inodes.
     pub async fn lookup(self: &Arc<Self>, parent: u64, name: &[u8]) -> Result<Attr, FsError> {
+        if name == b"." {
+            return self.lookup_number(parent).await;
+        }
         let dir = self.directory(parent)?;
-        let path = dir.path.join(name).map_err(|_| FsError::NotFound)?;
+        let path = match name {
+            b".." if parent == ROOT => return Err(FsError::NotFound),
+            b".." => dir.path.parent().ok_or(FsError::NotFound)?,
+            name => dir.path.join(name).map_err(|_| FsError::NotFound)?,
+        };
+        self.lookup_path(path).await
+    }
+
+    /// Looks up a path. Adds one kernel reference to the result.
+    pub(super) async fn lookup_path(self: &Arc<Self>, path: RemotePath) -> Result<Attr, FsError> {
         match &self.server {
             Server::Plain(names) => {
                 let version = lock(names).version(&path);
@@ -199,7 +214,7 @@ impl Fs {
 
     /// Adds one kernel reference to the inode of these attributes, which arrived at `fetched`.
     /// Returns its attributes, which are later ones if there are any.
-    fn remember(
+    pub(super) fn remember(
         &self,
         path: &RemotePath,
         attributes: &Attributes,
@@ -222,7 +237,7 @@ impl Fs {
     }
 
     /// Adds one kernel reference to the inode of content `version` on a plain server.
-    fn remember_plain(&self, path: RemotePath, version: u64) -> Attr {
+    pub(super) fn remember_plain(&self, path: RemotePath, version: u64) -> Attr {
         let size = self.plain_size(&path, version);
         let version = FileVersion::Plain(version);
         let attributes = plain::file_attributes(size.unwrap_or(0));
