@@ -27,6 +27,7 @@ mod demanding;
 mod errors;
 mod failing_disk;
 mod fetching;
+mod fetching_cached;
 mod file_handles;
 mod filling;
 mod forging;

@@ -10,7 +10,7 @@ use super::error::ToolError;
 use super::status::{counted, write_columns};
 use super::stdout;
 use super::url::printable;
-use crate::cache::{self, Budget, Checked, Kept, KeptFile};
+use crate::cache::{self, Budget, Cache, Checked, Kept, KeptFile};
 use crate::{durations, sizes};
 
 /// Exit codes of `cache`, as `--help` shows them.
@@ -115,6 +115,11 @@ impl Place {
         let kept = cache::list(&dir).map_err(|error| unusable(&dir, &error))?;
         Ok((dir, kept))
     }
+}
+
+/// Opens a cache, and creates it if it is missing.
+pub(super) fn open(dir: &Path, budget: Budget) -> Result<Cache, ToolError> {
+    Cache::with_budget(dir, budget).map_err(|error| unusable(dir, &error))
 }
 
 pub(super) fn unusable(dir: &Path, error: &std::io::Error) -> ToolError {

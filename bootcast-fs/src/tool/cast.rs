@@ -1,6 +1,5 @@
 //! Fetches a file by multicast, as a member of its cast.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -88,7 +87,7 @@ impl CastFetch {
     }
 
     /// Fetches a version into a cache. What arrived is kept also if the rest does not. Returns the
-    /// size, and the file in the cache.
+    /// complete file, which stays in the cache as long as the object lives.
     pub(super) async fn keep(
         &self,
         cache: &Cache,
@@ -96,13 +95,15 @@ impl CastFetch {
         size: u64,
         progress: &Progress,
         signals: &mut EndSignals,
-    ) -> Result<(u64, PathBuf), ToolError> {
+    ) -> Result<Arc<Object>, ToolError> {
         let Target { control, path } = &self.target;
         let content = control.stated_id(path, &etag);
         let server = control.server().to_owned();
         let key = ObjectKey { server, path: path.clone(), etag: Some(etag), content };
         let store = cache.open(&key).map_err(|error| cannot_keep(&error))?;
-        let Some(data) = store.path() else { return Err(not_shared()) };
+        if store.path().is_none() {
+            return Err(not_shared());
+        }
         let object = Object::new(key, store, Some(size), TIMING, Fill::Full, seed());
         let object = object.with_unicast(UnicastMode::Auto).with_verify(self.verify);
         let object = Arc::new(object);
@@ -112,17 +113,21 @@ impl CastFetch {
             let show = |now: &Snapshot| progress.show(now.received, now.size_at_most);
             let kept = async {
                 tokio::select! {
-                    done = kept_completion(&object) => done.map_err(ToolError::from),
+                    done = kept_completion(&object) => done.map_err(|failure| match failure {
+                        Failure::Store(reason) => ToolError::Cache(reason),
+                        failure => failure.into(),
+                    }),
                     full = has_no_room(&object) => Err(full),
                 }
             };
             let kept = unless_unreadable(&object, kept);
             outcome = self.run_as_member(&object, &clock, show, signals, kept).await;
         }
-        let saved = tokio::task::spawn_blocking(move || object.checkpoint()).await;
+        let kept = object.clone();
+        let saved = tokio::task::spawn_blocking(move || kept.checkpoint()).await;
         outcome?;
         let saved = saved.map_err(|error| cannot_keep(&error))?;
-        saved.map_err(|error| cannot_keep(&error)).map(|()| (size, data))
+        saved.map_err(|error| cannot_keep(&error)).map(|()| object)
     }
 
     /// Writes the file to `sink` in order, as pages arrive and `gate` has proven them. Returns the
@@ -297,12 +302,11 @@ impl CastFetch {
 }
 
 fn cannot_keep(error: &impl ToString) -> ToolError {
-    ToolError::Local(format!("cannot use the cache: {}", error.to_string()))
+    ToolError::Cache(format!("cannot use the cache: {}", error.to_string()))
 }
 
 fn not_shared() -> ToolError {
-    let text = "another program fetches it into this cache, and does not share it";
-    ToolError::Local(text.into())
+    ToolError::Cache("another program fetches it into this cache, and does not share it".into())
 }
 
 /// Waits until the file cannot be kept in the cache, mostly because that has no room for it.
@@ -314,7 +318,7 @@ async fn has_no_room(object: &Object) -> ToolError {
         }
         ticks.tick().await;
     }
-    ToolError::Local("the cache has no room for it: see --cache-size and --cache-min-free".into())
+    ToolError::Cache("the cache has no room for it: see --cache-size and --cache-min-free".into())
 }
 
 /// Creates the error of a full spool on a plain server, which serves no files over HTTP.

@@ -50,6 +50,9 @@ pub(super) enum ToolError {
     /// A local file cannot be read or written.
     #[error("{0}")]
     Local(String),
+    /// The cache cannot take the file.
+    #[error("{0}")]
+    Cache(String),
     /// The server cannot be reached.
     #[error("{0}")]
     Unreachable(String),
@@ -96,7 +99,7 @@ impl ToolError {
     pub(super) fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) => 1,
-            Self::Local(_) => 2,
+            Self::Local(_) | Self::Cache(_) => 2,
             Self::Unreachable(_) => 3,
             Self::TimedOut(_) => 4,
             Self::NotFound(_) => 5,

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bootcast_host::signals::EndSignals;
-use bootcast_proto::ContentId;
 use bootcast_proto::api::Kind;
+use bootcast_proto::{ContentId, Etag};
 use futures_util::{FutureExt, TryFutureExt};
 use indicatif::BinaryBytes;
 use tracing::warn;
@@ -15,7 +15,7 @@ use tracing::warn;
 use super::cast::CastFetch;
 use super::error::ToolError;
 use super::expand::{Expansion, expanded_name};
-use super::output::{OnDisk, Output, PartialFile, Sink, Zeros, blocking};
+use super::output::{InOrder, OnDisk, Output, PartialFile, Sink, Zeros, blocking};
 use super::parts::Parts;
 use super::progress::{Hash, Progress, Screen};
 use super::proof::{Gate, check_file};
@@ -23,6 +23,8 @@ use super::range::ByteRange;
 use super::receiving::ReceivingArgs;
 use super::unicast::UnicastFetch;
 use super::url::{Target, default_file_name};
+use crate::cache::{Budget, Cache};
+use crate::object::Object;
 use crate::proof::Proof;
 use crate::receiver::Verify;
 
@@ -30,6 +32,9 @@ use crate::receiver::Verify;
 const MAX_ATTEMPTS: u32 = 4;
 /// Pause before another attempt, because the file may still be changing.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
+
+/// Bytes of a piece that is copied from the cache at a time.
+const COPY_BYTES: u64 = 1 << 20;
 
 /// Arguments of `bootcast get`.
 #[derive(clap::Args, Debug)]
@@ -82,6 +87,10 @@ pub(super) struct Args {
         conflicts_with_all = ["range", "decompress", "discard", "unicast"]
     )]
     resumes: bool,
+
+    /// Keep the file in this cache, as mounts with cache_dir=DIR do, and take from it what it has
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["range", "resumes", "unicast"])]
+    cache_dir: Option<PathBuf>,
 
     /// Fetch over plain HTTP, without multicast
     #[arg(short, long)]
@@ -147,6 +156,8 @@ pub(super) async fn run(args: Args) -> Result<(), ToolError> {
             None => Transport::Cast(cast),
         }
     };
+    let cache = args.cache_dir.as_deref().map(|dir| super::cache::open(dir, Budget::recorded(dir)));
+    let cache = cache.transpose()?;
     let progress = screen.progress(&target.display_name());
     let path = target.path.clone();
     let expected = args.b3.map(|id| Expected { id, timeout });
@@ -154,6 +165,7 @@ pub(super) async fn run(args: Args) -> Result<(), ToolError> {
     let get = Get {
         target,
         transport,
+        cache,
         output,
         decompress,
         discard,
@@ -191,6 +203,8 @@ struct Expected {
 struct Get {
     target: Target,
     transport: Transport,
+    /// Cache that keeps the whole file, if it is to be kept.
+    cache: Option<Cache>,
     output: Output,
     decompress: bool,
     discard: bool,
@@ -211,6 +225,10 @@ impl Get {
                     self.progress.restart("the file changed on the server");
                     let pause = tokio::time::sleep(RETRY_PAUSE).map(Ok::<_, ToolError>);
                     self.signals.guard(pause).await?;
+                }
+                Err(error @ ToolError::Cache(_)) if self.cache.is_some() => {
+                    self.cache = None;
+                    warn!("fetching without the cache: {error}");
                 }
                 outcome => break outcome?,
             }
@@ -341,14 +359,18 @@ impl Get {
         zeros: Zeros,
         proof: Option<&Arc<Proof>>,
     ) -> Result<u64, ToolError> {
-        let Self { target, transport, progress, signals, .. } = self;
         let gate = proof.cloned().map(Gate::new);
-        let size = match transport {
-            Transport::Cast(cast) => cast.write_in_order(sink, gate, progress, signals).await?,
-            Transport::Range(cast, range) => {
+        let kept = self.keep().await?;
+        let Self { target, transport, progress, signals, .. } = self;
+        let size = match (transport, kept) {
+            (_, Some(kept)) => signals.guard(copy(&kept, sink.in_order(zeros), gate)).await?,
+            (Transport::Cast(cast), None) => {
+                cast.write_in_order(sink, gate, progress, signals).await?
+            }
+            (Transport::Range(cast, range), None) => {
                 return cast.write_range(*range, sink, progress, signals).await;
             }
-            Transport::Unicast { timeout } => {
+            (Transport::Unicast { timeout }, None) => {
                 let output = sink.in_order(zeros);
                 let fetch = UnicastFetch::new(target, *timeout, progress, output);
                 let mut fetch = fetch.through(gate);
@@ -365,14 +387,22 @@ impl Get {
     /// Writes the bytes, each in place when it arrives. Returns their number.
     async fn fetch_in_place(&mut self, sink: &Sink, zeros: Zeros) -> Result<u64, ToolError> {
         match &self.transport {
-            Transport::Cast(cast) => {
+            Transport::Cast(cast) if self.cache.is_none() => {
                 cast.write_in_place(sink, zeros, &self.progress, &mut self.signals).await
             }
             // Nothing arrives out of order.
-            Transport::Range(..) | Transport::Unicast { .. } => {
+            Transport::Cast(_) | Transport::Range(..) | Transport::Unicast { .. } => {
                 self.fetch_in_order(sink, zeros, None).await
             }
         }
+    }
+
+    /// Fetches the file into the cache that is to keep it. Returns `None` if none is.
+    async fn keep(&mut self) -> Result<Option<Arc<Object>>, ToolError> {
+        let Self { target, transport, cache, progress, signals, .. } = self;
+        let (Transport::Cast(cast), Some(cache)) = (transport, cache) else { return Ok(None) };
+        let (etag, size) = version(target, signals).await?;
+        cast.keep(cache, etag, size, progress, signals).await.map(Some)
     }
 
     /// Fetches one version to a file, with what earlier fetches left of it. Returns its size.
@@ -386,15 +416,9 @@ impl Get {
         let Transport::Cast(cast) = transport else {
             unreachable!("--continue conflicts with other transports")
         };
-        let (control, remote) = (target.control.clone(), target.path.clone());
-        let attributes =
-            signals.guard(async { Ok::<_, ToolError>(control.attributes(&remote).await?) }).await?;
-        let (Kind::File, Some(etag)) = (attributes.kind, attributes.etag) else {
-            return Err(ToolError::Usage("this server names no version to continue".into()));
-        };
-        let (size, data) =
-            cast.keep(parts.cache(), etag, attributes.size, progress, signals).await?;
-        let part = parts.take(&data)?;
+        let (etag, size) = version(target, signals).await?;
+        let kept = cast.keep(parts.cache(), etag, size, progress, signals).await?;
+        let part = parts.take(&kept.store().path().expect("a cache on disk"))?;
         self.check(proof, size, &part.sink()?).await?;
         self.signals.guard(part.publish(OnDisk)).await?;
         parts.remove();
@@ -414,6 +438,45 @@ impl Get {
         }
         self.signals.guard(check_file(proof, sink.reopen()?, sink)).await
     }
+}
+
+/// Returns the version and the size of a file, before anything of it is fetched.
+async fn version(target: &Target, signals: &mut EndSignals) -> Result<(Etag, u64), ToolError> {
+    let Target { control, path } = target;
+    let attributes = signals.guard(async { Ok::<_, ToolError>(control.attributes(path).await?) });
+    let attributes = attributes.await?;
+    match (attributes.kind, attributes.etag) {
+        (Kind::File, Some(etag)) => Ok((etag, attributes.size)),
+        _ => Err(ToolError::Usage("this server names no version that could be kept".into())),
+    }
+}
+
+/// Writes a complete file to an output, through a gate if it must be proven. Returns its size.
+async fn copy(
+    file: &Arc<Object>,
+    mut output: InOrder,
+    mut gate: Option<Gate>,
+) -> Result<u64, ToolError> {
+    let size = file.snapshot().size.expect("it is complete");
+    let mut offset = 0;
+    while offset < size {
+        let (source, len) = (file.clone(), (size - offset).min(COPY_BYTES));
+        let read = blocking(move || {
+            let mut bytes = vec![0; usize::try_from(len).expect("at most a MiB")];
+            source.store().read_exact_at(&mut bytes, offset).map(|()| bytes)
+        });
+        let read = read.await;
+        let mut bytes = read.map_err(|error| ToolError::Local(format!("the cache: {error}")))?;
+        if let Some(gate) = &mut gate {
+            bytes = gate.pass(&bytes).await?;
+        }
+        let mut to = output.clone();
+        let written = blocking(move || to.write(&bytes).map(|()| to)).await;
+        output = written.map_err(|error| output.error(&error))?;
+        offset += len;
+    }
+    let end = output.clone();
+    blocking(move || end.finish()).await.map_err(|error| output.error(&error))
 }
 
 /// Order in which an output takes bytes.

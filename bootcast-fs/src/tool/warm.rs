@@ -74,7 +74,7 @@ impl Args {
             size: self.cache_size.unwrap_or(recorded.size),
             min_free: self.cache_min_free.unwrap_or(recorded.min_free),
         };
-        Cache::with_budget(&dir, budget).map_err(|error| super::cache::unusable(&dir, &error))
+        super::cache::open(&dir, budget)
     }
 
     async fn fetch(
@@ -95,8 +95,8 @@ impl Args {
         let interface = self.receiving.interface.clone().unwrap_or_default();
         let progress = screen.progress(&target.display_name());
         let cast = CastFetch::new(&target, interface, timeout, Verify::Leaf)?;
-        let (size, _) = cast.keep(cache, etag, attributes.size, &progress, signals).await?;
-        progress.finish(size, None);
+        cast.keep(cache, etag, attributes.size, &progress, signals).await?;
+        progress.finish(attributes.size, None);
         // A failure here does not undo the fetch.
         let names = signals
             .guard(async { Ok::<_, ToolError>(recorder.record(cache, &target, attributes).await) });
