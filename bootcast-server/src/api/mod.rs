@@ -11,6 +11,7 @@ mod membership;
 mod meta;
 mod origin;
 mod page_hashes;
+mod panics;
 mod profile;
 mod range;
 mod report;
@@ -128,6 +129,7 @@ pub fn router(state: ApiState, names: Names) -> Router {
         .fallback(any(no_route))
         .method_not_allowed_fallback(no_method)
         .layer(middleware::from_fn_with_state(names, origin::guard))
+        .layer(middleware::from_fn(panics::catch))
         .with_state(state)
 }
 

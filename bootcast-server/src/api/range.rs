@@ -27,17 +27,19 @@ pub(super) fn select(
     size: u64,
 ) -> Selection {
     let modified = whole_seconds(modified);
-    let not_modified = match headers.get(header::IF_NONE_MATCH) {
-        Some(known) => contains_etag(known, etag),
+    let not_modified = if headers.contains_key(header::IF_NONE_MATCH) {
+        contains_etag(headers, etag)
+    } else {
         // Evaluated only without If-None-Match (RFC 9110, 13.1.3).
-        None => date(headers, header::IF_MODIFIED_SINCE).is_some_and(|since| modified <= since),
+        date(headers, header::IF_MODIFIED_SINCE).is_some_and(|since| modified <= since)
     };
     if not_modified {
         return Selection::NotModified;
     }
-    let Some(range) = headers.get(header::RANGE).and_then(|range| range.to_str().ok()) else {
-        return Selection::Whole;
-    };
+    // Several fields are several ranges.
+    let mut ranges = headers.get_all(header::RANGE).iter();
+    let (Some(range), None) = (ranges.next(), ranges.next()) else { return Selection::Whole };
+    let Ok(range) = range.to_str() else { return Selection::Whole };
     let unchanged = match headers.get(header::IF_RANGE) {
         None => true,
         Some(value) => is_etag(value, etag) || date(headers, header::IF_RANGE) == Some(modified),
@@ -45,11 +47,11 @@ pub(super) fn select(
     if unchanged { select_range(range, size) } else { Selection::Whole }
 }
 
-/// Returns whether the value of an `If-None-Match` header contains this version or is `*`.
-pub(super) fn contains_etag(list: &HeaderValue, etag: &Etag) -> bool {
-    let Ok(list) = list.to_str() else { return false };
+/// Returns whether an `If-None-Match` header contains this version or is `*`.
+pub(super) fn contains_etag(headers: &HeaderMap, etag: &Etag) -> bool {
+    let lists = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|it| it.to_str().ok());
     // An `Etag` has no comma. The comparison is weak (RFC 9110, 13.1.2).
-    list.split(',').map(str::trim).any(|one| {
+    lists.flat_map(|list| list.split(',')).map(str::trim).any(|one| {
         one == "*" || Etag::from_header(one.strip_prefix("W/").unwrap_or(one)).as_ref() == Ok(etag)
     })
 }
@@ -162,6 +164,8 @@ mod tests {
         ] {
             assert_eq!(selected(&[(header::RANGE, range)]), Selection::Whole, "{range:?}");
         }
+        let fields = [(header::RANGE, "bytes=0-1"), (header::RANGE, "bytes=5-6")];
+        assert_eq!(selected(&fields), Selection::Whole);
     }
 
     #[test]
@@ -193,6 +197,8 @@ mod tests {
             let wanted = if has { Selection::NotModified } else { Selection::Whole };
             assert_eq!(selected(&[(name.clone(), value)]), wanted, "{name}: {value}");
         }
+        let fields = [(header::IF_NONE_MATCH, "\"v0\""), (header::IF_NONE_MATCH, "\"v1\"")];
+        assert_eq!(selected(&fields), Selection::NotModified);
         let both = [(header::IF_NONE_MATCH, "\"v0\""), (header::IF_MODIFIED_SINCE, MODIFIED)];
         assert_eq!(selected(&both), Selection::Whole);
     }

@@ -17,6 +17,7 @@
 //! | [`identity`] | announces versions: compares bytes when attributes change |
 //! | [`prehash`] | computes manifests ahead, at idle priority |
 //! | [`http`] | serves the connections of the control plane |
+//! | [`client_stream`] | watches connections: clients that read too slowly, or closed |
 //! | [`peers`] | limits the connections of each host |
 //! | [`bundles`] | copies small files into bundles, which are cast as one file |
 //! | [`small_files`] | knows which small files several hosts ask for |
@@ -25,6 +26,7 @@
 pub mod blocking_pool;
 pub mod bundles;
 pub mod cast_keys;
+pub mod client_stream;
 pub mod http;
 pub mod identity;
 pub mod interface;
