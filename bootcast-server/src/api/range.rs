@@ -94,6 +94,31 @@ fn parse_position(text: &str) -> Result<Option<u64>, ()> {
     Ok((!text.is_empty()).then(|| text.parse().unwrap_or(u64::MAX)))
 }
 
+/// Selects a part of a file, for fuzzing. The lines are the size of the file, and headers.
+pub(crate) fn fuzz(bytes: &[u8]) {
+    let mut lines = bytes.split(|byte| *byte == b'\n');
+    let size =
+        lines.next().and_then(|line| str::from_utf8(line).ok()?.parse().ok()).unwrap_or(1000);
+    let names = [
+        header::RANGE,
+        header::IF_RANGE,
+        header::IF_NONE_MATCH,
+        header::IF_MODIFIED_SINCE,
+        header::RANGE,
+    ];
+    let fields = names.into_iter().zip(lines).filter(|(_, value)| !value.is_empty());
+    let fields =
+        fields.filter_map(|(name, value)| Some((name, HeaderValue::from_bytes(value).ok()?)));
+    let mut headers = HeaderMap::new();
+    for (name, value) in fields {
+        headers.append(name, value);
+    }
+    let Ok(etag) = Etag::new("v1") else { return };
+    if let Selection::Part(part) = select(&headers, &etag, UNIX_EPOCH, size) {
+        assert!(part.start < part.end && part.end <= size, "{part:?} of {size} bytes");
+    }
+}
+
 /// Parses the date of a header; `None` if it is absent or malformed.
 fn date(headers: &HeaderMap, name: HeaderName) -> Option<SystemTime> {
     httpdate::parse_http_date(headers.get(name)?.to_str().ok()?).ok()

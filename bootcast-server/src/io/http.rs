@@ -136,7 +136,7 @@ fn connection(
 
 /// Removes empty names and `.` before the endpoint, as in `//file/image`. Those behind it are
 /// skipped with the path.
-fn skip_empty_names(uri: &mut Uri) {
+pub(crate) fn skip_empty_names(uri: &mut Uri) {
     let Some(target) = uri.path_and_query().map(PathAndQuery::as_str) else { return };
     let mut rest = target;
     while let Some(shorter) = rest.strip_prefix("/.").or_else(|| rest.strip_prefix('/'))

@@ -320,6 +320,25 @@ fn decode(bytes: &[u8], key: VersionKey, tree: ContentTree) -> Option<Manifest> 
     valid.then(|| Manifest::with_zeros(tree, leaves.as_chunks().0.to_vec(), zeros))
 }
 
+/// Reads files of the directory for fuzzing: as they are, and with a right header and checksum.
+pub(crate) fn fuzz(bytes: &[u8]) {
+    let sealed = |content: &[&[u8]]| {
+        let mut bytes = content.concat();
+        bytes.extend_from_slice(blake3::hash(&bytes).as_bytes());
+        bytes
+    };
+    decode_alias(bytes);
+    decode_alias(&sealed(&[ALIAS_MAGIC, bytes]));
+    let Some((size, rest)) = bytes.split_first_chunk() else { return };
+    let Some((key, values)) = rest.split_first_chunk() else { return };
+    let (tree, key) = (ContentTree::new(u64::from_le_bytes(*size)), VersionKey::from_bytes(*key));
+    decode(bytes, key, tree);
+    if let Some(manifest) = decode(&sealed(&[MAGIC, key.as_bytes(), size, values]), key, tree) {
+        let again = decode(&encode(key, &manifest), key, tree);
+        assert!(again == Some(manifest), "a manifest that is written again differs");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use tempfile::TempDir;
