@@ -1,7 +1,7 @@
 //! UDP socket that sends batches of datagrams with few system calls.
 
 use std::io::IoSlice;
-use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::SendFlags;
 
+use super::group_watch::OwnSender;
 use super::interface::Interface;
 
 /// Maximum number of datagrams in one send with GSO (generic segmentation offload). The kernel's
@@ -88,6 +89,14 @@ impl MulticastSocket {
         let mut socket = Self { socket, datagram_len: config.datagram_len, gso: false };
         socket.set_interface(interface)?;
         Ok(socket)
+    }
+
+    /// Returns what tells the datagrams on this interface from those of other senders.
+    pub fn own_sender(&self, interface: &Interface) -> std::io::Result<OwnSender> {
+        match self.socket.local_addr()? {
+            SocketAddr::V4(address) => Ok(OwnSender { address, interface: interface.index }),
+            SocketAddr::V6(_) => Err(std::io::ErrorKind::Unsupported.into()),
+        }
     }
 
     /// Sends through this interface from now on. Keeps the source address and port, by which

@@ -179,7 +179,8 @@ impl Client<'_> {
 
     fn handle_page(&mut self) {
         let choice = self.input.u8();
-        let index = PageIndex(self.input.mostly_small(self.geometry.pages()));
+        let index = self.input.mostly_small(self.geometry.pages()).min(u32::MAX - 1);
+        let index = PageIndex(index);
         let mut datagram = if choice & 3 == 3 {
             let len = usize::from(self.input.u8());
             self.input.take(len).to_vec()
