@@ -31,9 +31,8 @@ fn inputs(target: &Target) -> Vec<Vec<u8>> {
 
 /// Runs a target. Prints an input that fails, as an argument of `printf`.
 fn run(target: &Target, input: &[u8]) {
-    if catch_unwind(AssertUnwindSafe(|| (target.run)(input))).is_err() {
-        panic!("{} fails with this input: \"{}\"", target.name, input.escape_ascii());
-    }
+    let result = catch_unwind(AssertUnwindSafe(|| (target.run)(input)));
+    assert!(result.is_ok(), "{} fails with this input: \"{}\"", target.name, input.escape_ascii());
 }
 
 #[test]
@@ -42,7 +41,9 @@ fn no_input_of_the_corpus_and_no_change_of_one_makes_a_target_panic() {
     for target in &TARGETS {
         let inputs = inputs(target);
         assert!(!inputs.is_empty(), "{} has no input", target.name);
-        inputs.iter().for_each(|input| run(target, input));
+        for input in &inputs {
+            run(target, input);
+        }
         let mut random = Random::seeded(1);
         for _ in 0..runs {
             run(target, &mutate::mutated(&inputs, &mut random));

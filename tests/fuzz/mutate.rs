@@ -22,7 +22,7 @@ const MAX_LEN: usize = 4096;
 /// Returns an input that is made of one or two others.
 pub(crate) fn mutated(inputs: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
     let mut bytes = pick(inputs, random).to_vec();
-    for _ in 0..1 + random.below(4) {
+    for _ in 0..=random.below(4) {
         let at = below(random, bytes.len() + 1);
         let len = below(random, 16).min(bytes.len() - at);
         match random.below(8) {

@@ -284,7 +284,12 @@ impl Lab {
 
     /// Prepares a server for the served directory.
     pub fn server(&self) -> ServerBuilder<'_> {
-        ServerBuilder::new(self)
+        ServerBuilder::new(self, &self.head)
+    }
+
+    /// Prepares another server for the served directory, on client `k`.
+    pub fn server_on(&self, k: usize) -> ServerBuilder<'_> {
+        ServerBuilder::new(self, self.client(k))
     }
 
     /// Prepares a mount on client `k`.

@@ -77,6 +77,7 @@ mod telling;
 mod torture;
 mod transfers;
 mod tree;
+mod two_heads;
 mod unicast;
 mod unreadable;
 mod urlmount;

@@ -163,7 +163,7 @@ impl Client<'_> {
             etag: has(4).then_some(etag),
             rate: has(3).then(|| "10mbit".parse().expect("a rate")),
             source: Some(address(0).ip()),
-            key: has(0).then(|| key()),
+            key: has(0).then(key),
             repair: has(1).then_some(9001),
             interleave: has(1).then_some(u32::from(self.input.u8() % 6)),
             lease: has(2).then_some(Duration::from_secs(self.input.u8().into())),
@@ -189,7 +189,9 @@ impl Client<'_> {
             let range = index_of(bytes.start)..index_of(bytes.end);
             let mut payload = self.file.get(range).unwrap_or_default().to_vec();
             if choice & 0x30 == 0x30 {
-                payload.iter_mut().for_each(|byte| *byte ^= 1);
+                for byte in &mut payload {
+                    *byte ^= 1;
+                }
             }
             let layout = if choice & 8 == 8 { Layout::Reference } else { Layout::Base };
             let header = layout.header(index, self.geometry.pages(), &payload);
@@ -378,7 +380,7 @@ impl Client<'_> {
                 Action::Report(report) => self.reports.push(report),
                 Action::Want(want) => self.wants.push(want),
                 Action::ZeroMap | Action::Lists(_) | Action::PageHashes(_) | Action::Replace(_) => {
-                    self.actions.push(action)
+                    self.actions.push(action);
                 }
                 Action::Join | Action::Leave(_) | Action::Subscribe(_) | Action::Unsubscribe => {}
             }

@@ -61,10 +61,10 @@ pub(super) fn headers(bytes: &[u8]) {
     if let Ok(id) = text.parse::<ContentId>() {
         assert_eq!(id.to_string().parse(), Ok(id));
     }
-    if let Ok(name) = decode_segment(text) {
-        if let Ok(path) = RemotePath::root().join(&name) {
-            assert_eq!(RemotePath::decode(&path.encode()).as_ref(), Ok(&path));
-        }
+    if let Ok(name) = decode_segment(text)
+        && let Ok(path) = RemotePath::root().join(&name)
+    {
+        assert_eq!(RemotePath::decode(&path.encode()).as_ref(), Ok(&path));
     }
 }
 
