@@ -26,6 +26,8 @@ static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 const PAGE: u16 = 64;
 /// Largest number of steps of a run.
 const MAX_STEPS: usize = 400;
+/// Largest number of pages that a server states.
+const MAX_PAGES: u32 = 1 << 20;
 /// Largest size of the file.
 const MAX_SIZE: usize = 200_000;
 
@@ -156,7 +158,8 @@ impl Client<'_> {
             (geometry.pages(), geometry.page_size())
         } else {
             let size = PageSize::new(u64::from(self.input.u16())).unwrap_or(geometry.page_size());
-            (self.input.mostly_small(1000), size)
+            // The bits of a file with more pages would take half a GiB.
+            (self.input.mostly_small(1000) % MAX_PAGES, size)
         };
         let extensions = Extensions {
             size: (has(5) && has(6)).then_some(geometry.size()),
