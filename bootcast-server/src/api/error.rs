@@ -109,6 +109,9 @@ pub enum ApiError {
     /// The handler of the request panicked.
     #[error("error in this program: see the log of the server")]
     Panicked,
+    /// The listings that are being sent take all the memory that listings may take.
+    #[error("clients read too many listings at the same time: try again later")]
+    ManyListings,
     /// The sender thread did not answer.
     #[error(transparent)]
     NoAnswer(#[from] NoAnswer),
@@ -119,6 +122,7 @@ impl From<ListingError> for ApiError {
         match error {
             ListingError::Source(error) => error.into(),
             ListingError::Pool(error) => error.into(),
+            ListingError::NoMemory => Self::ManyListings,
         }
     }
 }
@@ -155,6 +159,7 @@ impl ApiError {
                 HashError::Io(_) => StatusCode::INTERNAL_SERVER_ERROR,
             },
             Self::NoAnswer(_)
+            | Self::ManyListings
             | Self::Pool(_)
             | Self::Manifest(_)
             | Self::Source(SourceError::Busy)
