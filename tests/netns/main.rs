@@ -38,6 +38,7 @@ mod hashing;
 mod identity;
 mod ignored_signals;
 mod installing;
+mod interfaces;
 mod keeping;
 mod kernel_facts;
 mod killing;
