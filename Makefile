@@ -12,7 +12,7 @@ BENCH_DIR ?= /dev/shm
 # Tests that run at once. Most of the time each waits.
 TEST_THREADS ?= 3
 
-.PHONY: all help manual deps check wasm test demo demo-fleet test-boot demo-netboot bench install small first-stage install-initramfs deb rpm test-packages clean-lab clean
+.PHONY: all help manual deps check wasm test demo demo-fleet test-boot demo-netboot bench fuzz install small first-stage install-initramfs deb rpm test-packages clean-lab clean
 all: ## release binaries in target/release
 	cargo build --release --workspace --bins
 
@@ -74,6 +74,12 @@ bench: ## measure in network namespaces, write docs/BENCHMARKS.md; PART=name mea
 	tests/scripts/install-bench-deps.sh
 	cargo build --release --workspace --bins
 	TMPDIR=$(BENCH_DIR) cargo bench -p bootcast-tests --bench fleet -- $(PART)
+
+# TARGETS=page,repair fuzzes these alone. What is found stays in target/fuzz/corpus.
+FUZZ_SECONDS ?= 600
+comma := ,
+fuzz: ## fuzz every decoder for FUZZ_SECONDS=600 each, TARGETS=page,repair: these (hours, needs a C++ compiler)
+	FUZZ_SECONDS=$(FUZZ_SECONDS) tests/scripts/fuzz.sh $(subst $(comma), ,$(TARGETS))
 
 install: all manual ## binaries to $(PREFIX)/bin, helpers of mount(8) to $(HELPER_DIR)
 	install -d $(DESTDIR)$(PREFIX)/bin

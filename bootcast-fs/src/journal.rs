@@ -115,6 +115,18 @@ impl Journal {
         read(file).map(|(state, ..)| state)
     }
 
+    /// Returns the header of a journal, for fuzzing.
+    pub(crate) fn fuzz_header() -> [u8; 16] {
+        header(HEADER_LEN)
+    }
+
+    /// Writes a journal of this state and reads it, for fuzzing.
+    pub(crate) fn fuzz_rewritten(state: &State) -> Option<State> {
+        let text = text_of(&state.clone().into_records()).ok()?;
+        let file = crate::fuzz::memory_file(&[&Self::fuzz_header()[..], &text].concat()).ok()?;
+        read(&file).ok().map(|(state, ..)| state)
+    }
+
     fn at(file: File, start: u64, end: u64) -> Self {
         let rewrite_len = MIN_REWRITE.max(2 * (end - start));
         Self(Some(Mutex::new(Log { file, start, end, rewrite_len })))

@@ -10,6 +10,7 @@
 //! | [`proof`] | checks bytes against the BLAKE3 hash of their file |
 //! | [`fs`] | the file system without FUSE |
 //! | [`fuse`] | kernel requests -> `fs` -> replies |
+//! | [`fuzz`] | decoders as entry points for fuzzing |
 //! | [`journal`] | what the kernel knows of a mount, for a process that takes over |
 //! | [`handover`] | passing the FUSE connection from one process to the next |
 //! | [`mount`] | `-o` options, mount(2), the daemon |
@@ -26,6 +27,7 @@ pub mod cache;
 mod durations;
 pub mod fs;
 pub mod fuse;
+pub mod fuzz;
 pub mod handover;
 pub mod io;
 pub mod journal;

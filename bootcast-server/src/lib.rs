@@ -7,6 +7,7 @@
 //! | [`source`] | opens files of the served directory, and none outside of it |
 //! | [`api`] | answers HTTP requests (the control plane) |
 //! | [`io`] | owns sockets, threads and the clock |
+//! | [`fuzz`] | decoders as entry points for fuzzing |
 //! | [`hash`] | prints hashes of files, and computes their manifests ahead |
 //! | [`logging`] | logs to standard error without ever waiting for it |
 //! | [`server`] | assembles these parts and runs them |
@@ -14,6 +15,7 @@
 pub mod api;
 pub mod cast;
 pub mod cli;
+pub mod fuzz;
 pub mod hash;
 pub mod io;
 pub mod logging;

@@ -284,7 +284,12 @@ impl Lab {
 
     /// Prepares a server for the served directory.
     pub fn server(&self) -> ServerBuilder<'_> {
-        ServerBuilder::new(self)
+        ServerBuilder::new(self, &self.head)
+    }
+
+    /// Prepares another server for the served directory, on client `k`.
+    pub fn server_on(&self, k: usize) -> ServerBuilder<'_> {
+        ServerBuilder::new(self, self.client(k))
     }
 
     /// Prepares a mount on client `k`.
@@ -368,14 +373,7 @@ impl Lab {
         link::add_switch(&switch, builder.snooping);
         let querier_on = Instant::now();
         for host in &hosts {
-            let cable = Cable {
-                switch: &switch,
-                host: host.namespace(),
-                port: &host.to_string(),
-                address: &host.address().to_string(),
-                mac: &mac(host),
-            };
-            cable.plug();
+            self.plug(host);
         }
         self.attach_head(builder);
         for (client, number) in self.clients.iter().zip(1..) {
@@ -400,6 +398,25 @@ impl Lab {
         if builder.snooping {
             sleep(QUERIER_DELAY.saturating_sub(querier_on.elapsed()));
         }
+    }
+
+    /// Connects a host to a port of the switch, which has no loss and no cap.
+    fn plug(&self, host: &Host) {
+        let cable = Cable {
+            switch: &self.switch(),
+            host: host.namespace(),
+            port: &host.to_string(),
+            address: &host.address().to_string(),
+            mac: &mac(host),
+        };
+        cable.plug();
+    }
+
+    /// Removes `eth0` of a host, and makes it anew: another interface of the same name and address.
+    pub fn replace_interface(&self, host: &Host) {
+        host.run_ok("ip", ["link", "del", "eth0"]);
+        self.plug(host);
+        link::attach(&self.switch(), &host.to_string());
     }
 
     /// Connects the head to the switch, with cap and delay.

@@ -17,10 +17,14 @@ impl Random {
             let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
             since.map_or(1, |since| u64::from(since.subsec_nanos()) ^ since.as_secs())
         };
-        let given = std::env::var(SEED).ok();
-        let seed = given.map_or_else(clock, |seed| seed.parse().expect("a seed is a number"));
+        let seed = given_seed().unwrap_or_else(clock);
         println!("repeat with {SEED}={seed}");
         Self(seed)
+    }
+
+    /// Creates the same random numbers every time, unless the environment variable names a seed.
+    pub fn seeded(seed: u64) -> Self {
+        Self(given_seed().unwrap_or(seed))
     }
 
     /// Returns a number below `end`, which is not 0.
@@ -30,6 +34,12 @@ impl Random {
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         (mixed ^ (mixed >> 31)) % end
     }
+}
+
+/// Returns the seed in the environment variable.
+fn given_seed() -> Option<u64> {
+    let given = std::env::var(SEED).ok()?;
+    Some(given.parse().expect("a seed is a number"))
 }
 
 impl Default for Random {

@@ -9,7 +9,7 @@ use rustix::process::Signal;
 
 use crate::binaries::binary;
 use crate::host::Host;
-use crate::lab::{HEAD_ADDRESS, Lab};
+use crate::lab::Lab;
 use crate::process::Proc;
 use crate::wait::{SOON, wait_until};
 
@@ -30,12 +30,12 @@ pub struct ServerProc<'lab> {
 }
 
 impl<'lab> ServerBuilder<'lab> {
-    pub(crate) fn new(lab: &'lab Lab) -> Self {
+    pub(crate) fn new(lab: &'lab Lab, host: &'lab Host) -> Self {
         let args = [
             "--dir".into(),
             lab.served().into(),
             "--state-dir".into(),
-            lab.head().fresh_path("state").into(),
+            host.fresh_path("state").into(),
             "--listen".into(),
             format!("0.0.0.0:{DEFAULT_PORT}").into(),
             "--interface".into(),
@@ -43,7 +43,7 @@ impl<'lab> ServerBuilder<'lab> {
             "--log".into(),
             "info".into(),
         ];
-        Self { host: lab.head(), args: args.into() }
+        Self { host, args: args.into() }
     }
 
     /// Adds an option, such as `("--rate", "50mbit")`.
@@ -113,10 +113,15 @@ impl ServerProc<'_> {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
+    /// URL of `path` on this server.
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}:{DEFAULT_PORT}/{path}", self.host.address())
+    }
+
     /// Answer to `GET /status`.
     #[track_caller]
     pub fn status(&self) -> Status {
-        let answer = self.host.get(&format!("http://{HEAD_ADDRESS}:{DEFAULT_PORT}/status"));
+        let answer = self.host.get(&self.url("status"));
         serde_json::from_str(&answer.body)
             .unwrap_or_else(|error| panic!("/status says {answer:?}: {error}"))
     }

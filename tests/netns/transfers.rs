@@ -22,9 +22,14 @@ impl Get {
 
     /// Like [`Get::start`], with more options.
     pub(crate) fn start_with(lab: &Lab, k: usize, image: &Image, options: &[&str]) -> Self {
+        Self::start_of(lab, k, &lab.url(text(&image.name)), options)
+    }
+
+    /// Starts `bootcast get` of a URL on client `k`.
+    pub(crate) fn start_of(lab: &Lab, k: usize, url: &str, options: &[&str]) -> Self {
         let host = lab.client(k);
-        let (url, target) = (lab.url(text(&image.name)), host.fresh_path("got"));
-        let args = ["get", "--interface", "eth0", &url, "-O", text(&target)];
+        let target = host.fresh_path("got");
+        let args = ["get", "--interface", "eth0", url, "-O", text(&target)];
         Self { proc: host.spawn(binary("bootcast"), [&args[..], options].concat()), target }
     }
 

@@ -347,6 +347,18 @@ fn parse(bytes: &[u8]) -> BTreeMap<String, Line> {
     lines.collect()
 }
 
+/// Parses a names file for fuzzing: as it is, and with right checksums.
+pub(crate) fn fuzz(bytes: &[u8]) {
+    parse(bytes);
+    let lines = bytes.split(|byte| *byte == b'\n');
+    let lines = lines.map(|json| [checksum(json).as_bytes(), b" ", json, b"\n"].concat());
+    for (name, line) in parse(&lines.collect::<Vec<_>>().concat()) {
+        let again = line.text().map(|text| parse(text.as_bytes()));
+        let again = again.ok().and_then(|lines| lines.get(&name).cloned());
+        assert!(again == Some(line), "a line that is written again differs");
+    }
+}
+
 fn checksum(bytes: &[u8]) -> String {
     blake3::hash(bytes).to_hex()[..16].to_owned()
 }

@@ -34,6 +34,7 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use super::{KeptFile, ObjectKey};
+use crate::fuzz::memory_file;
 use crate::io::seed;
 use crate::log_limit;
 use crate::receiver::{Assembly, GROUP_PAGES};
@@ -347,6 +348,27 @@ fn read_blocks(
     }
     let assembly = Assembly::resume(geometry, held);
     Ok(Some(Parsed { header, assembly, is_damaged, header_len: Some(header_len) }))
+}
+
+/// Reads a state for fuzzing: as it is, and with right checksums.
+pub(crate) fn fuzz(bytes: &[u8]) {
+    let read = |bytes: &[u8]| memory_file(bytes).map(|file| drop(read(&file)));
+    // Fails if there is no memory.
+    let _ = read(bytes);
+    let line = bytes.split_inclusive(|byte| *byte == b'\n').next().unwrap_or_default();
+    let rest = &bytes[line.len()..];
+    let earlier = [bytes, blake3::hash(bytes).as_bytes()].concat();
+    let _ = read(&earlier);
+    let len = (line.len() + blake3::OUT_LEN).next_multiple_of(BLOCK) - blake3::OUT_LEN;
+    let mut state = [line, &vec![0; len - line.len()]].concat();
+    state.extend_from_slice(blake3::hash(&state).as_bytes());
+    let nonce = serde_json::from_slice(line).map_or(String::new(), |header: Header| header.nonce);
+    for (group, bits) in (0..).zip(rest.chunks(BITS)) {
+        let bits = [bits, &vec![0; BITS - bits.len()]].concat();
+        state.extend_from_slice(&bits);
+        state.extend_from_slice(checksum(&nonce, group, &bits).as_bytes());
+    }
+    let _ = read(&state);
 }
 
 impl Header {

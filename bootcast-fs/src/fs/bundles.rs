@@ -297,6 +297,16 @@ pub(super) fn read_index(text: &[u8], info: &BundleInfo) -> Option<HashMap<Vec<u
     is_sound.then_some(files)
 }
 
+/// Reads the index of a bundle for fuzzing.
+pub(crate) fn fuzz_index(info: &BundleInfo, text: &[u8]) {
+    if !is_sound(info) {
+        return;
+    }
+    for place in read_index(text, info).unwrap_or_default().into_values() {
+        assert!(info.index <= place.bytes.start && place.bytes.end <= info.size, "out of bounds");
+    }
+}
+
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "a virtual clock needs a first moment")]
 mod tests {

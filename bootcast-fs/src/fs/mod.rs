@@ -30,9 +30,11 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::warn;
 
+pub(crate) use bundles::fuzz_index as fuzz_bundle_index;
 pub use content_id::CONTENT_ID_ATTRIBUTE;
 pub use error::FsError;
 pub use inode::{FileVersion, ROOT};
+pub(crate) use names::fuzz_listing;
 pub use names::{Attr, DirEntry, Entries};
 pub use pins::{Pins, PinsError};
 pub use restore::RestoredOpen;

@@ -514,3 +514,8 @@ fn blocks(attributes: &Attributes) -> u64 {
 fn plain_ttl(size: Option<u64>) -> Duration {
     if size.is_some() { Duration::from_secs(1) } else { Duration::ZERO }
 }
+
+/// Converts the answer to a request for a listing, for fuzzing.
+pub(crate) fn fuzz_listing(meta: Meta) {
+    let _ = Fs::parse_listing(&RemotePath::root(), Some(meta), now());
+}

@@ -491,12 +491,15 @@ mod tests {
 
     /// Answers one request with `body`, and returns its first line.
     async fn serve_once(listener: &TcpListener, body: &str) -> String {
+        serve_head(listener, "200 OK\r\nETag: \"v1\"", body).await
+    }
+
+    async fn serve_head(listener: &TcpListener, head: &str, body: &str) -> String {
         let (mut connection, _) = listener.accept().await.unwrap();
         let mut lines = BufReader::new(&mut connection).lines();
         let first = lines.next_line().await.unwrap().unwrap();
         while lines.next_line().await.unwrap().is_some_and(|line| !line.is_empty()) {}
-        let head =
-            format!("HTTP/1.1 200 OK\r\nETag: \"v1\"\r\nContent-Length: {}\r\n\r\n", body.len());
+        let head = format!("HTTP/1.1 {head}\r\nContent-Length: {}\r\n\r\n", body.len());
         connection.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
         first
     }
@@ -516,6 +519,27 @@ mod tests {
         let (request, meta) = tokio::join!(serve_once(&listener, body), control.meta(&path, None));
         assert_eq!(request, "GET /meta/a%20b HTTP/1.1");
         assert_eq!(meta.unwrap().unwrap().entries.unwrap().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_pause_that_a_server_asks_for_is_limited() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let control = Control::new(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
+        let path = RemotePath::decode("image").unwrap();
+        for (text, seconds) in [
+            ("7", 7),
+            ("31", 30),
+            ("18446744073709551615", 30),
+            ("18446744073709551616", 0),
+            ("-1", 0),
+            ("Fri, 31 Dec 9999 23:59:59 GMT", 0),
+        ] {
+            let head = format!("503 Service Unavailable\r\nRetry-After: {text}");
+            let (_, answer) =
+                tokio::join!(serve_head(&listener, &head, "busy\n"), control.attributes(&path));
+            let Err(ControlError::Refused { retry_after, .. }) = answer else { panic!("{text}") };
+            assert_eq!(retry_after, Duration::from_secs(seconds), "{text}");
+        }
     }
 
     #[tokio::test]

@@ -22,6 +22,7 @@ pub use caller::Caller;
 pub use control::{Control, ControlError, FileAnswer, SegmentRange, SmallAnswer};
 pub use intake::{Intake, IntakeConfig};
 pub use interface::InterfaceChoice;
+pub(crate) use sharing::fuzz_message as fuzz_message_of_holder;
 
 use std::hash::{BuildHasher, RandomState};
 use std::time::Instant;

@@ -126,6 +126,12 @@ impl Gate {
         false
     }
 
+    /// Whether a datagram has the right tag, whatever address it comes from.
+    pub(super) fn is_tagged(&self, checked: &Checked<'_>) -> bool {
+        let is_genuine = |key: DatagramKey| key.is_genuine(checked.bytes);
+        !self.senders.is_ignored(checked.from) && self.key.is_some_and(is_genuine)
+    }
+
     /// Records the sender of a datagram that fits the present cast. Where datagrams have tags, the
     /// port does not matter: a stranger may have sent an old datagram again from another one.
     pub(super) fn record_sender(&mut self, sender: SocketAddr) {

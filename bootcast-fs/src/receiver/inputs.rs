@@ -226,6 +226,7 @@ impl Receiver {
         now: Instant,
     ) -> RepairArrival<'a> {
         if !self.session.admits(checked, &mut self.counters) {
+            self.handle_end_from_elsewhere(checked, now);
             return RepairArrival::Bad(RepairError::Index);
         }
         let decoded = match self.repair.decode(checked.bytes) {
@@ -249,13 +250,26 @@ impl Receiver {
             }
             RepairDatagram::Beacon(beacon) => self.handle_beacon(&beacon, now),
             RepairDatagram::LeafList(list) => self.content.handle_cast_leaves(&list),
-            RepairDatagram::End { next_beacon } => {
-                let newest = self.repair.newest_beacon();
-                let draw = |longest| self.repair.draw(longest);
-                self.session.handle_cast_end(next_beacon, newest, draw, now);
-            }
+            RepairDatagram::End { next_beacon } => self.handle_cast_end(next_beacon, now),
         }
         RepairArrival::Nothing
+    }
+
+    /// Handles the end of the cast if a stranger announces it with the right tag: the server got
+    /// another address.
+    fn handle_end_from_elsewhere(&mut self, checked: &Checked<'_>, now: Instant) {
+        let decoded = self.repair.decode(checked.bytes);
+        if let Some(Ok(RepairDatagram::End { next_beacon })) = decoded
+            && self.session.is_tagged(checked)
+        {
+            self.handle_cast_end(next_beacon, now);
+        }
+    }
+
+    fn handle_cast_end(&mut self, next_beacon: Option<u32>, now: Instant) {
+        let newest = self.repair.newest_beacon();
+        let draw = |longest| self.repair.draw(longest);
+        self.session.handle_cast_end(next_beacon, newest, draw, now);
     }
 
     /// Returns the round to store the symbol in, if it is useful.

@@ -215,6 +215,11 @@ impl Session {
         self.gate.admits(checked, counters)
     }
 
+    /// Whether a datagram has the right tag, whatever address it comes from.
+    pub(super) fn is_tagged(&self, checked: &Checked<'_>) -> bool {
+        self.gate.is_tagged(checked)
+    }
+
     /// Records the sender of a datagram that fits the cast.
     pub(super) fn record_sender(&mut self, sender: SocketAddr) {
         self.gate.record_sender(sender);

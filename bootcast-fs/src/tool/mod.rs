@@ -183,6 +183,12 @@ fn one_line(text: &str) -> String {
     url::printable(line.as_bytes())
 }
 
+/// Parses arguments of the command line that are not plain words, for fuzzing.
+pub(crate) fn fuzz_arguments(text: &str) {
+    let _ = text.parse::<range::ByteRange>();
+    let _ = url::printable(text.as_bytes());
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

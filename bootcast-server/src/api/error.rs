@@ -103,6 +103,15 @@ pub enum ApiError {
     /// No thread was available for the work: the path's file system may hang.
     #[error(transparent)]
     Pool(#[from] PoolError),
+    /// The client closed its connection before its join was answered. Nobody reads this answer.
+    #[error("the client closed its connection")]
+    Closed,
+    /// The handler of the request panicked.
+    #[error("error in this program: see the log of the server")]
+    Panicked,
+    /// The listings that are being sent take all the memory that listings may take.
+    #[error("clients read too many listings at the same time: try again later")]
+    ManyListings,
     /// The sender thread did not answer.
     #[error(transparent)]
     NoAnswer(#[from] NoAnswer),
@@ -113,6 +122,7 @@ impl From<ListingError> for ApiError {
         match error {
             ListingError::Source(error) => error.into(),
             ListingError::Pool(error) => error.into(),
+            ListingError::NoMemory => Self::ManyListings,
         }
     }
 }
@@ -122,6 +132,7 @@ impl ApiError {
     fn status(&self) -> StatusCode {
         match self {
             Self::Path(_)
+            | Self::Closed
             | Self::NoToken
             | Self::InvalidBody(_)
             | Self::InvalidSegments
@@ -139,14 +150,16 @@ impl ApiError {
             | Self::Source(SourceError::NotFound) => StatusCode::NOT_FOUND,
             Self::NotSmall => StatusCode::CONFLICT,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
-            Self::Unreadable { .. } | Self::Source(SourceError::Io(_)) => {
-                StatusCode::INTERNAL_SERVER_ERROR
-            }
+            Self::Panicked
+            | Self::Pool(PoolError::Panicked)
+            | Self::Unreadable { .. }
+            | Self::Source(SourceError::Io(_)) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Manifest(ManifestError::Hash(error)) => match **error {
                 HashError::Changed => StatusCode::SERVICE_UNAVAILABLE,
                 HashError::Io(_) => StatusCode::INTERNAL_SERVER_ERROR,
             },
             Self::NoAnswer(_)
+            | Self::ManyListings
             | Self::Pool(_)
             | Self::Manifest(_)
             | Self::Source(SourceError::Busy)
@@ -177,8 +190,11 @@ impl ApiError {
     /// Logs a request that failed through no fault of the client, once a minute for each error
     /// text: a thousand clients may try again and again.
     pub(super) fn warn(&self) {
-        if matches!(self, Self::Manifest(ManifestError::Unfinished { .. })) {
-            // Nothing failed, and the text changes all the time.
+        // Nothing failed, and the text changes all the time.
+        let is_unfinished = matches!(self, Self::Manifest(ManifestError::Unfinished { .. }));
+        // The panic is in the log already, with its place.
+        let is_panic = matches!(self, Self::Panicked | Self::Pool(PoolError::Panicked));
+        if is_unfinished || is_panic {
             return;
         }
         let (error, status) = (self.to_string(), self.status());

@@ -14,6 +14,7 @@ use bootcast_proto::{
 
 use super::{ApiError, ApiState, remote_path};
 use crate::cast::{MemberKind, Principal};
+use crate::io::client_stream::StreamWatch;
 use crate::io::peers::Peer;
 use crate::io::reader::source::FileSource;
 use crate::io::sender::{Join, JoinError};
@@ -25,10 +26,28 @@ const JOIN_TRIES: u32 = 4;
 /// Answers `GET /join/`.
 pub(super) async fn join(
     State(state): State<ApiState>,
-    Extension(Peer(host)): Extension<Peer>,
+    Extension(peer): Extension<Peer>,
+    Extension(client): Extension<StreamWatch>,
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<impl IntoResponse, ApiError> {
+    // A plain client may close its sending half alone, and wait. Others do not, so the member would
+    // never leave.
+    let is_plain = member_kind(&headers) == MemberKind::Plain;
+    tokio::select! {
+        biased;
+        answer = join_cast(state, peer, uri, headers) => answer,
+        () = client.closed(), if !is_plain => Err(ApiError::Closed),
+    }
+}
+
+/// Joins a cast. Dropping the future undoes a join that is not answered yet.
+async fn join_cast(
+    state: ApiState,
+    Peer(host): Peer,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Result<impl IntoResponse + use<>, ApiError> {
     let principal = Principal::from(host);
     let path = remote_path(&uri, "/join/")?;
     let kind = member_kind(&headers);

@@ -11,6 +11,7 @@ mod membership;
 mod meta;
 mod origin;
 mod page_hashes;
+mod panics;
 mod profile;
 mod range;
 mod report;
@@ -37,6 +38,7 @@ use crate::io::stable_version::await_stable_version;
 use crate::source::{OpenFile, SourceError};
 pub use error::ApiError;
 pub use origin::Names;
+pub(crate) use range::fuzz as fuzz_range;
 
 /// Maximum number of threads that look up paths and open files.
 const LOOKUP_THREADS: usize = 256;
@@ -128,6 +130,7 @@ pub fn router(state: ApiState, names: Names) -> Router {
         .fallback(any(no_route))
         .method_not_allowed_fallback(no_method)
         .layer(middleware::from_fn_with_state(names, origin::guard))
+        .layer(middleware::from_fn(panics::catch))
         .with_state(state)
 }
 
@@ -158,6 +161,22 @@ async fn no_head() -> impl IntoResponse {
 fn remote_path(uri: &Uri, prefix: &str) -> Result<RemotePath, ApiError> {
     let path = uri.path().strip_prefix(prefix).ok_or(ApiError::NoRoute)?;
     Ok(RemotePath::decode(path)?)
+}
+
+/// Reads the target of a request, for fuzzing.
+pub(crate) fn fuzz_target(text: &str) {
+    let Ok(mut uri) = text.parse::<Uri>() else { return };
+    crate::io::http::skip_empty_names(&mut uri);
+    let names = Names::new(["head".to_owned()]);
+    names.permit(uri.authority().map_or(text, |it| it.as_str()));
+    if let Ok(path) = remote_path(&uri, "/file/") {
+        let again = RemotePath::decode(&path.encode());
+        assert_eq!(again.as_ref(), Ok(&path), "the path that is encoded is another one");
+    }
+    let _ = (has_query(&uri, "known=1"), query_value(&uri, "segments").and_then(index_range));
+    if let Ok(Some(wanted)) = page_hashes::Wanted::parse(&uri) {
+        let _ = (wanted.of(0), wanted.of(5000), wanted.of(u64::MAX));
+    }
 }
 
 /// Whether the query of a request has this pair, such as `known=1`.

@@ -39,7 +39,7 @@ impl Names {
 
     /// Whether a request for this host, with or without a port, may be answered. Addresses always
     /// may: a page needs a name to be taken for one of its own site.
-    fn permit(&self, host: &str) -> bool {
+    pub(super) fn permit(&self, host: &str) -> bool {
         let name = name_of(host);
         self.0.is_empty()
             || name.eq_ignore_ascii_case("localhost")

@@ -33,7 +33,7 @@ impl Wanted {
     }
 
     /// Returns those of the pages that one answer has.
-    fn of(&self, file_size: u64) -> Result<(Geometry, PageRange), ApiError> {
+    pub(super) fn of(&self, file_size: u64) -> Result<(Geometry, PageRange), ApiError> {
         let geometry = Geometry::new(file_size, self.size).map_err(|_| ApiError::InvalidPages)?;
         let no_page = ApiError::NoPage { pages: geometry.pages() };
         let first = u32::try_from(self.pages.start).ok();

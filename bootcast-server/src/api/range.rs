@@ -27,17 +27,19 @@ pub(super) fn select(
     size: u64,
 ) -> Selection {
     let modified = whole_seconds(modified);
-    let not_modified = match headers.get(header::IF_NONE_MATCH) {
-        Some(known) => contains_etag(known, etag),
+    let not_modified = if headers.contains_key(header::IF_NONE_MATCH) {
+        contains_etag(headers, etag)
+    } else {
         // Evaluated only without If-None-Match (RFC 9110, 13.1.3).
-        None => date(headers, header::IF_MODIFIED_SINCE).is_some_and(|since| modified <= since),
+        date(headers, header::IF_MODIFIED_SINCE).is_some_and(|since| modified <= since)
     };
     if not_modified {
         return Selection::NotModified;
     }
-    let Some(range) = headers.get(header::RANGE).and_then(|range| range.to_str().ok()) else {
-        return Selection::Whole;
-    };
+    // Several fields are several ranges.
+    let mut ranges = headers.get_all(header::RANGE).iter();
+    let (Some(range), None) = (ranges.next(), ranges.next()) else { return Selection::Whole };
+    let Ok(range) = range.to_str() else { return Selection::Whole };
     let unchanged = match headers.get(header::IF_RANGE) {
         None => true,
         Some(value) => is_etag(value, etag) || date(headers, header::IF_RANGE) == Some(modified),
@@ -45,11 +47,11 @@ pub(super) fn select(
     if unchanged { select_range(range, size) } else { Selection::Whole }
 }
 
-/// Returns whether the value of an `If-None-Match` header contains this version or is `*`.
-pub(super) fn contains_etag(list: &HeaderValue, etag: &Etag) -> bool {
-    let Ok(list) = list.to_str() else { return false };
+/// Returns whether an `If-None-Match` header contains this version or is `*`.
+pub(super) fn contains_etag(headers: &HeaderMap, etag: &Etag) -> bool {
+    let lists = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|it| it.to_str().ok());
     // An `Etag` has no comma. The comparison is weak (RFC 9110, 13.1.2).
-    list.split(',').map(str::trim).any(|one| {
+    lists.flat_map(|list| list.split(',')).map(str::trim).any(|one| {
         one == "*" || Etag::from_header(one.strip_prefix("W/").unwrap_or(one)).as_ref() == Ok(etag)
     })
 }
@@ -90,6 +92,31 @@ fn parse_position(text: &str) -> Result<Option<u64>, ()> {
         return Err(());
     }
     Ok((!text.is_empty()).then(|| text.parse().unwrap_or(u64::MAX)))
+}
+
+/// Selects a part of a file, for fuzzing. The lines are the size of the file, and headers.
+pub(crate) fn fuzz(bytes: &[u8]) {
+    let mut lines = bytes.split(|byte| *byte == b'\n');
+    let size =
+        lines.next().and_then(|line| str::from_utf8(line).ok()?.parse().ok()).unwrap_or(1000);
+    let names = [
+        header::RANGE,
+        header::IF_RANGE,
+        header::IF_NONE_MATCH,
+        header::IF_MODIFIED_SINCE,
+        header::RANGE,
+    ];
+    let fields = names.into_iter().zip(lines).filter(|(_, value)| !value.is_empty());
+    let fields =
+        fields.filter_map(|(name, value)| Some((name, HeaderValue::from_bytes(value).ok()?)));
+    let mut headers = HeaderMap::new();
+    for (name, value) in fields {
+        headers.append(name, value);
+    }
+    let Ok(etag) = Etag::new("v1") else { return };
+    if let Selection::Part(part) = select(&headers, &etag, UNIX_EPOCH, size) {
+        assert!(part.start < part.end && part.end <= size, "{part:?} of {size} bytes");
+    }
 }
 
 /// Parses the date of a header; `None` if it is absent or malformed.
@@ -162,6 +189,8 @@ mod tests {
         ] {
             assert_eq!(selected(&[(header::RANGE, range)]), Selection::Whole, "{range:?}");
         }
+        let fields = [(header::RANGE, "bytes=0-1"), (header::RANGE, "bytes=5-6")];
+        assert_eq!(selected(&fields), Selection::Whole);
     }
 
     #[test]
@@ -193,6 +222,8 @@ mod tests {
             let wanted = if has { Selection::NotModified } else { Selection::Whole };
             assert_eq!(selected(&[(name.clone(), value)]), wanted, "{name}: {value}");
         }
+        let fields = [(header::IF_NONE_MATCH, "\"v0\""), (header::IF_NONE_MATCH, "\"v1\"")];
+        assert_eq!(selected(&fields), Selection::NotModified);
         let both = [(header::IF_NONE_MATCH, "\"v0\""), (header::IF_MODIFIED_SINCE, MODIFIED)];
         assert_eq!(selected(&both), Selection::Whole);
     }

@@ -5,8 +5,13 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 
 /// Ranges of other protocols, each with the reason why a cast must not use it.
-const RESERVED: [(Ipv4Net, &str); 3] = [
-    (net([224, 0, 0, 0], 16), "belongs to the network's own protocols (224.0.0.0/16)"),
+const RESERVED: [(Ipv4Net, &str); 5] = [
+    (net([224, 0, 0, 0], 8), "belongs to other protocols (224.0.0.0/8, assigned by IANA)"),
+    (net([233, 252, 0, 0], 14), "belongs to other protocols (233.252.0.0/14, RFC 5771)"),
+    (
+        net([239, 195, 255, 0], 24),
+        "belongs to protocols of organizations (239.195.255.0/24, RFC 2365)",
+    ),
     (net([232, 0, 0, 0], 8), "needs joins that name their source (232.0.0.0/8, RFC 4607)"),
     (
         net([239, 255, 255, 0], 24),

@@ -12,6 +12,9 @@ use super::group_ranges::reserved_for;
 /// the group within this time, before pages of another cast arrive there.
 const QUARANTINE: Duration = Duration::from_secs(10);
 
+/// Time for which an address stays unused that another sender was heard on.
+const TAKEN_QUARANTINE: Duration = Duration::from_secs(600);
+
 /// Pool of the multicast addresses that are lent to casts.
 ///
 /// Addresses that were never lent come first, then returned ones, the longest unused first. Late
@@ -92,9 +95,8 @@ impl GroupPool {
     /// Lends an address. Returns `None` while all are lent or in quarantine.
     pub fn take(&mut self, now: Instant) -> Option<Ipv4Addr> {
         while self.used < self.len {
-            let nth = (self.offset + self.used) % self.len;
+            let group = self.address(self.used);
             self.used += 1;
-            let group = Ipv4Addr::from_bits(self.first + nth);
             if reserved_for(group).is_none() {
                 self.assert_own(group);
                 return Some(group);
@@ -104,14 +106,48 @@ impl GroupPool {
         self.returned.pop_front().map(|(group, _)| group)
     }
 
+    /// Whether [`Self::take`] would lend an address.
+    pub fn has_free(&self, now: Instant) -> bool {
+        let mut rest = (self.used..self.len).map(|nth| self.address(nth));
+        rest.any(|group| reserved_for(group).is_none())
+            || self.returned.front().is_some_and(|(_, until)| *until <= now)
+    }
+
     /// Takes an address back and starts its quarantine.
     pub fn give_back(&mut self, group: Ipv4Addr, now: Instant) {
+        self.return_until(group, now + QUARANTINE);
+    }
+
+    /// Takes an address back that another sender uses. That sender probably lends the next ones as
+    /// well. So this pool goes on in the middle of those that it has not lent yet.
+    pub fn give_back_taken(&mut self, group: Ipv4Addr, now: Instant) {
+        let first = self.used;
+        self.used += (self.len - self.used) / 2;
+        for nth in first..self.used {
+            let group = self.address(nth);
+            if reserved_for(group).is_none() {
+                // Free, but lent after all the others.
+                self.return_until(group, now);
+            }
+        }
+        self.return_until(group, now + TAKEN_QUARANTINE);
+    }
+
+    /// Returns an address that may be lent again from `until` on.
+    fn return_until(&mut self, group: Ipv4Addr, until: Instant) {
         debug_assert!(
             self.returned.iter().all(|(other, _)| *other != group),
             "{group} is returned twice, so two casts would share it"
         );
-        self.returned.push_back((group, now + QUARANTINE));
+        let at = self.returned.partition_point(|(_, other)| *other <= until);
+        self.returned.insert(at, (group, until));
         self.assert_own(group);
+    }
+
+    /// Returns the address at a position, counted from that which is lent first.
+    fn address(&self, nth: u32) -> Ipv4Addr {
+        let nth = (u64::from(self.offset) + u64::from(nth)) % u64::from(self.len);
+        Ipv4Addr::from_bits(self.first + u32::try_from(nth).expect("below a u32"))
     }
 }
 
@@ -164,6 +200,34 @@ mod tests {
     }
 
     #[test]
+    fn a_group_that_another_sender_uses_is_left_alone_and_so_are_those_after_it() {
+        let now = Instant::now();
+        let mut pool = pool("239.255.0.0/28").unwrap();
+        let group = |host| Some(Ipv4Addr::new(239, 255, 0, host));
+        let first = pool.take(now).unwrap();
+        pool.give_back_taken(first, now);
+        // Of 14 groups 13 were not lent; 6 are skipped.
+        let lent: Vec<_> = std::iter::from_fn(|| pool.take(now)).map(Some).collect();
+        let expected: Vec<_> = (8..=14).chain(2..=7).map(group).collect();
+        assert_eq!(lent, expected);
+        assert!(!pool.has_free(now + QUARANTINE));
+        assert!(pool.has_free(now + TAKEN_QUARANTINE));
+        assert_eq!(pool.take(now + TAKEN_QUARANTINE), Some(first));
+    }
+
+    #[test]
+    fn a_group_with_a_shorter_quarantine_is_lent_before_one_with_a_longer() {
+        let now = Instant::now();
+        let mut pool = pool("239.255.0.0/30").unwrap();
+        let groups = [pool.take(now).unwrap(), pool.take(now).unwrap()];
+        assert!(!pool.has_free(now));
+        pool.give_back_taken(groups[0], now);
+        pool.give_back(groups[1], now);
+        assert_eq!(pool.take(now + QUARANTINE), Some(groups[1]));
+        assert_eq!(pool.take(now + QUARANTINE), None);
+    }
+
+    #[test]
     fn groups_of_other_protocols_are_skipped() {
         let now = Instant::now();
         let lent = |block: &str| {
@@ -171,7 +235,7 @@ mod tests {
             std::iter::from_fn(move || pool.take(now))
         };
         assert_eq!(lent("239.0.0.0/16").next(), Some(Ipv4Addr::new(239, 0, 1, 0)));
-        assert_eq!(lent("224.0.0.0/15").next(), Some(Ipv4Addr::new(224, 1, 0, 0)));
+        assert_eq!(lent("224.0.0.0/7").next(), Some(Ipv4Addr::new(225, 0, 1, 0)));
         assert_eq!(lent("232.0.0.0/7").next(), Some(Ipv4Addr::new(233, 0, 1, 0)));
         let last = lent("239.255.254.0/23").last();
         assert_eq!(last, Some(Ipv4Addr::new(239, 255, 254, 255)));
@@ -193,9 +257,11 @@ mod tests {
             assert!(matches!(pool(unicast), Err(GroupPoolError::NotMulticast(_))), "{unicast}");
         }
         for (reserved, word) in [
-            ("224.0.0.0/24", "own protocols"),
-            ("224.0.1.1/32", "own protocols"),
-            ("224.0.255.0/30", "own protocols"),
+            ("224.0.0.0/24", "IANA"),
+            ("224.0.1.1/32", "IANA"),
+            ("224.2.127.254/32", "IANA"),
+            ("233.252.0.0/24", "RFC 5771"),
+            ("239.195.255.0/24", "RFC 2365"),
             ("232.1.1.1/32", "RFC 4607"),
             ("232.0.0.0/8", "RFC 4607"),
             ("239.255.255.248/29", "SSDP"),

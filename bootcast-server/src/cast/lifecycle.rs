@@ -79,6 +79,9 @@ pub enum EndReason {
     /// The server now sends from another address than the one it announced to the members.
     #[error("address changed")]
     AddressChanged,
+    /// Another sender uses the group.
+    #[error("group in use by another sender")]
+    GroupTaken,
     /// The server is stopping.
     #[error("server stops")]
     Stopped,

@@ -60,6 +60,6 @@ pub use rate::CeilingSource;
 pub use repair::Symbol;
 pub use scheduler::{
     CastId, CastView, Ended, Event, JoinRefusal, Joined, Lane, MAX_MEMBERS, Newcomer, Scheduler,
-    Settings, Transmit,
+    Settings, Taken, Transmit,
 };
 pub use stream::PASS_INTERVAL;

@@ -172,6 +172,7 @@ mod tests {
             EndReason::IdlePasses,
             EndReason::LeasesExpired,
             EndReason::AddressChanged,
+            EndReason::GroupTaken,
             EndReason::Stopped,
         ] {
             for _ in 0..10 {

@@ -5,6 +5,7 @@ mod leaves;
 mod profiles;
 mod running;
 mod sizes;
+mod taken;
 mod turns;
 mod urgent_turns;
 mod waiting;
@@ -27,6 +28,7 @@ use super::{Cast, CastPolicy, EndReason, GroupPool, MemberKind, Pacer, RepairSet
 pub use ended::Ended;
 use running::Running;
 use sizes::{END_LEN, datagrams, wire_bytes};
+pub use taken::Taken;
 pub use waiting::Lane;
 use waiting::WaitingTransmits;
 
@@ -205,6 +207,8 @@ pub struct Scheduler {
     /// Rate at which new casts start: what got through to the last cast with congestion. `None` if
     /// there was none, or if a later cast reached the ceiling.
     last_good: Option<BitRate>,
+    /// When a cast ended last because another sender uses its group.
+    last_taken: Option<Instant>,
 }
 
 impl Scheduler {
@@ -229,6 +233,7 @@ impl Scheduler {
             events: VecDeque::new(),
             totals: Totals::default(),
             last_good: None,
+            last_taken: None,
         }
     }
 
@@ -577,6 +582,7 @@ impl Scheduler {
                 control,
                 allowance,
                 deficit: 0,
+                strangers: None,
             },
         );
         self.by_path.insert(path.clone(), id);
@@ -612,7 +618,11 @@ impl Scheduler {
             self.last_good = last_good;
         }
         self.share_panel();
-        self.settings.groups.give_back(*running.group.ip(), now);
+        if reason == EndReason::GroupTaken {
+            self.settings.groups.give_back_taken(*running.group.ip(), now);
+        } else {
+            self.settings.groups.give_back(*running.group.ip(), now);
+        }
         let duration = now.saturating_duration_since(running.started_at);
         if reason == EndReason::LastLeave && running.is_sent() {
             self.restart_backoff.on_success(&running.path);

@@ -12,6 +12,8 @@ use super::*;
 
 #[path = "scheduler/demand_tests.rs"]
 mod demand;
+#[path = "scheduler/taken_tests.rs"]
+mod taken;
 #[path = "scheduler/waiting_tests.rs"]
 mod waiting;
 

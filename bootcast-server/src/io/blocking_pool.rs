@@ -25,7 +25,10 @@ pub enum PoolError {
     /// All threads of the path, or of a subtree around it, are in use.
     #[error("too many requests wait for this directory's file system: try again later")]
     Exhausted,
-    /// The runtime stops, or the work panicked.
+    /// The work panicked.
+    #[error("error in this program: see the log of the server")]
+    Panicked,
+    /// The runtime stops.
     #[error("the server is stopping")]
     Stopped,
 }
@@ -72,7 +75,9 @@ impl BlockingPool {
             let _slot = slot;
             work()
         };
-        tokio::task::spawn_blocking(work).await.map_err(|_| PoolError::Stopped)
+        tokio::task::spawn_blocking(work).await.map_err(|error| {
+            if error.is_panic() { PoolError::Panicked } else { PoolError::Stopped }
+        })
     }
 
     /// Waits for a slot. Takes the permit of the innermost subtree first, so that a request that
@@ -183,7 +188,7 @@ mod tests {
         let pool = BlockingPool::new(2);
         for _ in 0..8 {
             let panicked = pool.run(&path("a"), || panic!("intended by the test")).await;
-            assert_eq!(panicked, Err::<(), _>(PoolError::Stopped));
+            assert_eq!(panicked, Err::<(), _>(PoolError::Panicked));
         }
         assert!(pool.subtrees.lock().is_empty());
     }

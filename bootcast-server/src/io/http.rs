@@ -4,12 +4,17 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::{Extension, Router};
+use axum::Router;
+use axum::http::Uri;
+use axum::http::uri::PathAndQuery;
 use bootcast_proto::limits::SERVER_IDLE_TIMEOUT;
 use bootcast_proto::log_limit::Limiter;
+use hyper::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulConnection, GracefulShutdown};
 use hyper_util::service::TowerToHyperService;
 use nix::sys::socket::setsockopt;
 use nix::{getsockopt_impl, libc, setsockopt_impl, sockopt_impl};
@@ -17,6 +22,7 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
+use super::client_stream::{ClientStream, StreamWatch};
 use super::peers::{Peer, Peers};
 
 /// Maximum number of connections at a time; further ones wait in the kernel's backlog. Each takes a
@@ -69,11 +75,17 @@ pub async fn serve(listener: TcpListener, router: Router, stop: impl Future<Outp
                     tracing::debug!(%peer, "connection closed: too many from this host");
                     continue;
                 };
-                let connection = connections.watch(connection(stream, router.clone(), peer.ip()));
+                let (connection, watch) = connection(stream, router.clone(), peer.ip());
+                let connection = connections.watch(connection);
                 tokio::spawn(async move {
-                    // Errors are the client's fault: it disconnected or does not speak HTTP.
-                    if let Err(error) = connection.await {
-                        tracing::debug!(%error, "connection failed");
+                    tokio::select! {
+                        // Errors are the client's fault: it disconnected or does not speak HTTP.
+                        result = connection => if let Err(error) = result {
+                            tracing::debug!(%peer, %error, "connection failed");
+                        },
+                        () = watch.too_slow() => {
+                            tracing::debug!(%peer, "connection closed: reads too slowly");
+                        }
                     }
                     drop((permit, admitted));
                 });
@@ -95,17 +107,53 @@ fn connection(
     stream: TcpStream,
     router: Router,
     host: IpAddr,
-) -> http1::Connection<TokioIo<TcpStream>, TowerToHyperService<Router>> {
+) -> (impl GracefulConnection<Error = hyper::Error>, StreamWatch) {
     set_options(&stream);
+    let stream = ClientStream::new(stream);
+    let watch = stream.watch();
     // A dual-stack listener shows IPv4 hosts as IPv4-mapped IPv6 addresses.
-    let router = router.layer(Extension(Peer(host.to_canonical())));
-    http1::Builder::new()
+    let peer = Peer(host.to_canonical());
+    let (router, client) = (TowerToHyperService::new(router), watch.clone());
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(peer);
+        request.extensions_mut().insert(client.clone());
+        skip_empty_names(request.uri_mut());
+        router.call(request)
+    });
+    let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         // Also the time for a request's header: a client that sends byte by byte cannot occupy a
         // connection for longer.
         .header_read_timeout(SERVER_IDLE_TIMEOUT)
         .max_buf_size(MAX_HEADER_BYTES)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
+        // Some clients shut down their sending half after the request, as `nc -N` does.
+        .half_close(true)
+        // Some boot firmware looks for `Content-Length` without regard for other spellings.
+        .title_case_headers(true)
+        .serve_connection(TokioIo::new(stream), service);
+    (connection, watch)
+}
+
+/// Removes empty names and `.` before the endpoint, as in `//file/image`. Those behind it are
+/// skipped with the path.
+pub(crate) fn skip_empty_names(uri: &mut Uri) {
+    let Some(target) = uri.path_and_query().map(PathAndQuery::as_str) else { return };
+    let mut rest = target;
+    while let Some(shorter) = rest.strip_prefix("/.").or_else(|| rest.strip_prefix('/'))
+        && shorter.starts_with('/')
+    {
+        rest = shorter;
+    }
+    if rest.len() == target.len() {
+        return;
+    }
+    let Ok(path) = rest.parse() else { return };
+    let mut parts = uri.clone().into_parts();
+    parts.path_and_query = Some(path);
+    // Without its beginning a target is still one.
+    if let Ok(shorter) = Uri::from_parts(parts) {
+        *uri = shorter;
+    }
 }
 
 /// Sets socket options. Errors are ignored: without an option, answers are slower, or peers that
@@ -151,6 +199,25 @@ mod tests {
             Ok(rto_min) => assert_eq!(rto_min, RTO_MIN_US),
             Err(Errno::ENOPROTOOPT) => report_skipped("the kernel is older than 6.15"),
             Err(errno) => panic!("{errno}"),
+        }
+    }
+
+    #[test]
+    fn empty_names_before_the_endpoint_are_skipped() {
+        for (target, expected) in [
+            ("/file/a", "/file/a"),
+            ("//file//a", "/file//a"),
+            ("/.///./file/./a?b=//c", "/file/./a?b=//c"),
+            ("http://head:8888//file/a", "http://head:8888/file/a"),
+            ("/../file/a", "/../file/a"),
+            ("/.file/a", "/.file/a"),
+            ("//", "/"),
+            ("/", "/"),
+            ("*", "*"),
+        ] {
+            let mut uri: Uri = target.parse().unwrap();
+            skip_empty_names(&mut uri);
+            assert_eq!(uri.to_string(), expected, "{target}");
         }
     }
 

@@ -2,12 +2,12 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use bootcast_proto::{Etag, RemotePath};
 use bytes::Bytes;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 
 use super::blocking_pool::{BlockingPool, PoolError};
@@ -22,9 +22,20 @@ const MANY_ENTRIES: usize = 1000;
 /// Time for which a listing of many entries is cached.
 const CACHE_TIME: Duration = Duration::from_secs(1);
 
+/// Factor by which a listing of fewer entries is cached for longer than it took to make, so that a
+/// twentieth of a core is spent on one directory. [`CACHE_TIME`] is the upper bound.
+const CACHE_FACTOR: u32 = 20;
+
 /// Upper bound of the cache time of a listing that took longer than [`CACHE_TIME`]. Such a listing
 /// is cached for as long as it took, so that a client that timed out gets it at its next request.
 const CACHE_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// Maximum number of bytes of the listings that are being sent, or are cached. A client may read
+/// slowly, and ask for another directory at the same time.
+const MAX_BYTES: usize = 256 << 20;
+
+/// Bytes that one permit stands for.
+const PERMIT_BYTES: usize = 4 << 10;
 
 /// The answer to a request for a directory's entries.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +57,9 @@ pub enum ListingError {
     /// No thread was available, or the server is stopping.
     #[error(transparent)]
     Pool(#[from] PoolError),
+    /// The listings that clients are still reading take all the memory that listings may take.
+    #[error("clients read too many listings at the same time: try again later")]
+    NoMemory,
 }
 
 type ListingResult = Result<Listing, ListingError>;
@@ -58,6 +72,62 @@ pub struct Listings {
     pool: BlockingPool,
     /// The value is `None` while the listing is being made.
     cache: Arc<Mutex<HashMap<RemotePath, watch::Receiver<Option<ListingResult>>>>>,
+    bodies: Arc<Bodies>,
+}
+
+/// Bodies of answers, whose memory is bounded.
+struct Bodies {
+    /// One permit for each [`PERMIT_BYTES`] that are free.
+    free: Arc<Semaphore>,
+    permits: u32,
+    /// The latest body of each directory, as long as a client reads it or it is cached. Clients
+    /// that read slowly then share one body of a directory that does not change.
+    latest: Mutex<HashMap<RemotePath, Weak<Body>>>,
+}
+
+/// Body of an answer, and the permits for its memory.
+struct Body {
+    json: Bytes,
+    _permits: OwnedSemaphorePermit,
+}
+
+/// A share in a body, which keeps its permits.
+struct BodyShare(Arc<Body>);
+
+impl AsRef<[u8]> for BodyShare {
+    fn as_ref(&self) -> &[u8] {
+        &self.0.json
+    }
+}
+
+impl Bodies {
+    fn new(bytes: usize) -> Self {
+        let permits = u32::try_from(bytes / PERMIT_BYTES).unwrap_or(u32::MAX);
+        let free = Arc::new(Semaphore::new(permits as usize));
+        Self { free, permits, latest: Mutex::default() }
+    }
+
+    /// Counts the memory of a listing until nobody reads it any more. A listing that is larger than
+    /// all the memory must be the only one.
+    fn share(&self, path: &RemotePath, listing: Listing) -> ListingResult {
+        // A panic cannot leave the map half changed.
+        let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = latest.get(path).and_then(Weak::upgrade);
+        let body = match known.filter(|known| known.json == listing.json) {
+            Some(known) => known,
+            None => {
+                let permits = u32::try_from(listing.json.len().div_ceil(PERMIT_BYTES));
+                let permits = permits.unwrap_or(u32::MAX).min(self.permits);
+                let permits = Arc::clone(&self.free).try_acquire_many_owned(permits);
+                let permits = permits.map_err(|_| ListingError::NoMemory)?;
+                let body = Arc::new(Body { json: listing.json, _permits: permits });
+                latest.retain(|_, body| body.strong_count() > 0);
+                latest.insert(path.clone(), Arc::downgrade(&body));
+                body
+            }
+        };
+        Ok(Listing { json: Bytes::from_owner(BodyShare(body)), ..listing })
+    }
 }
 
 impl fmt::Debug for Listings {
@@ -71,7 +141,12 @@ impl Listings {
     pub fn new(
         list: impl Fn(&RemotePath) -> Result<Listing, SourceError> + Send + Sync + 'static,
     ) -> Self {
-        Self { list: Arc::new(list), pool: BlockingPool::new(THREADS), cache: Arc::default() }
+        Self {
+            list: Arc::new(list),
+            pool: BlockingPool::new(THREADS),
+            cache: Arc::default(),
+            bodies: Arc::new(Bodies::new(MAX_BYTES)),
+        }
     }
 
     /// Returns the listing of a directory: a cached one, the one that is being made, or a new one.
@@ -102,7 +177,8 @@ impl Listings {
         let began = Instant::now();
         let (list, name) = (Arc::clone(&self.list), path.clone());
         let result = match self.pool.run(&path, move || list(&name)).await {
-            Ok(result) => result.map_err(ListingError::from),
+            Ok(Ok(listing)) => self.bodies.share(&path, listing),
+            Ok(Err(error)) => Err(error.into()),
             Err(error) => Err(error.into()),
         };
         let cache_time = cache_time(&result, began.elapsed());
@@ -123,13 +199,13 @@ impl Listings {
     }
 }
 
-/// Returns the cache time of a listing that took `took` to make. A small one that was made quickly,
-/// or an error, is not cached.
+/// Returns the cache time of a listing that took `took` to make. An error is not cached.
 fn cache_time(result: &ListingResult, took: Duration) -> Duration {
     match result {
         Ok(_) if took > CACHE_TIME => took.min(CACHE_TIME_MAX),
         Ok(listing) if listing.entries >= MANY_ENTRIES => CACHE_TIME,
-        Ok(_) | Err(_) => Duration::ZERO,
+        Ok(_) => (took * CACHE_FACTOR).min(CACHE_TIME),
+        Err(_) => Duration::ZERO,
     }
 }
 
@@ -138,7 +214,6 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use tokio::runtime::Handle;
-    use tokio::sync::Semaphore;
 
     use super::*;
 
@@ -191,10 +266,33 @@ mod tests {
             assert_eq!(request.await.unwrap().unwrap(), listing(5));
         }
         assert_eq!(made.load(Ordering::Relaxed), 1);
-        // A small directory is listed again for a later request.
+        // When its cache time is over, a directory is listed again.
+        wait_until(|| listings.lock().is_empty()).await;
         listings.get(&path("bad")).await.unwrap();
         assert_eq!(made.load(Ordering::Relaxed), 2);
-        assert!(listings.lock().is_empty());
+    }
+
+    #[test]
+    fn clients_that_read_slowly_share_memory_that_is_bounded() {
+        let bodies = Bodies::new(3 * PERMIT_BYTES);
+        let share = |name: &str, byte, len| {
+            let listing = Listing { json: vec![byte; len].into(), ..listing(5) };
+            bodies.share(&path(name), listing)
+        };
+        let first = share("a", 1, PERMIT_BYTES + 1).unwrap();
+        // Two of three permits are taken, once for all who get the same.
+        let same = share("a", 1, PERMIT_BYTES + 1).unwrap();
+        assert_eq!(same.json.as_ptr(), first.json.as_ptr());
+        assert!(matches!(share("a", 2, PERMIT_BYTES + 1), Err(ListingError::NoMemory)));
+        let other = share("b", 1, 1).unwrap();
+        assert!(matches!(share("c", 1, 1), Err(ListingError::NoMemory)));
+        drop((first, other));
+        assert!(share("c", 1, 1).is_ok());
+        assert!(matches!(share("d", 1, usize::pow(PERMIT_BYTES, 2)), Err(ListingError::NoMemory)));
+        drop(same);
+        assert!(share("d", 1, usize::pow(PERMIT_BYTES, 2)).is_ok());
+        assert!(share("c", 1, 1).is_ok());
+        assert_eq!(bodies.latest.lock().unwrap().len(), 1);
     }
 
     #[tokio::test]
@@ -219,15 +317,21 @@ mod tests {
     }
 
     #[test]
-    fn slow_and_large_listings_are_cached_and_errors_are_not() {
+    fn listings_are_cached_for_longer_the_longer_they_take_and_errors_are_not() {
         let (small, error) = (Ok(listing(1)), Err(PoolError::Exhausted.into()));
         let large = Ok(listing(MANY_ENTRIES));
-        for (result, took_s, cached_s) in
-            [(&small, 0, 0), (&small, 5, 5), (&small, 100, 10), (&large, 0, 1), (&error, 100, 0)]
-        {
-            let took = Duration::from_secs(took_s);
-            let cached = Duration::from_secs(cached_s);
-            assert_eq!(cache_time(result, took), cached, "{result:?} {took_s}");
+        for (result, took_ms, cached_ms) in [
+            (&small, 0, 0),
+            (&small, 1, 20),
+            (&small, 200, 1000),
+            (&small, 5000, 5000),
+            (&small, 100_000, 10_000),
+            (&large, 0, 1000),
+            (&error, 100_000, 0),
+        ] {
+            let took = Duration::from_millis(took_ms);
+            let cached = Duration::from_millis(cached_ms);
+            assert_eq!(cache_time(result, took), cached, "{result:?} {took_ms}");
         }
     }
 

@@ -7,6 +7,7 @@
 //! | [`threads`] | starts threads, and notices when one of them panics |
 //! | [`cast_keys`] | derives the key of each cast's datagrams |
 //! | [`socket`] | sends datagrams |
+//! | [`group_watch`] | listens for other senders in the groups of casts |
 //! | [`interface`] | finds the network interface |
 //! | [`stable_version`] | waits until the version of a newly written file is stable |
 //! | [`blocking_pool`] | shares threads between the subtrees of the served directory |
@@ -17,6 +18,7 @@
 //! | [`identity`] | announces versions: compares bytes when attributes change |
 //! | [`prehash`] | computes manifests ahead, at idle priority |
 //! | [`http`] | serves the connections of the control plane |
+//! | [`client_stream`] | watches connections: clients that read too slowly, or closed |
 //! | [`peers`] | limits the connections of each host |
 //! | [`bundles`] | copies small files into bundles, which are cast as one file |
 //! | [`small_files`] | knows which small files several hosts ask for |
@@ -25,6 +27,8 @@
 pub mod blocking_pool;
 pub mod bundles;
 pub mod cast_keys;
+pub mod client_stream;
+pub mod group_watch;
 pub mod http;
 pub mod identity;
 pub mod interface;

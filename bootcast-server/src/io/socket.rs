@@ -1,17 +1,18 @@
 //! UDP socket that sends batches of datagrams with few system calls.
 
 use std::io::IoSlice;
-use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::os::fd::AsRawFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use bootcast_proto::BitRate;
+use bootcast_proto::{Backoff, BitRate};
 use nix::sys::socket::sockopt::UdpGsoSegment;
 use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrIn, sendmmsg, setsockopt};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::SendFlags;
 
+use super::group_watch::OwnSender;
 use super::interface::Interface;
 
 /// Maximum number of datagrams in one send with GSO (generic segmentation offload). The kernel's
@@ -65,7 +66,21 @@ pub struct MulticastSocket {
     datagram_len: usize,
     /// Whether GSO is on: the kernel splits one large buffer into datagrams.
     gso: bool,
+    /// When GSO is tried again after it failed; `None` if the kernel does not know it.
+    gso_retry: Option<Retry>,
 }
+
+/// Attempts at something that failed.
+#[derive(Clone, Copy, Debug)]
+struct Retry {
+    at: Instant,
+    /// Failures before the next attempt.
+    failures: u32,
+}
+
+/// Pauses before GSO is tried again. A device may lack it for a moment, while somebody changes its
+/// options, and some lack it for good.
+const GSO_RETRY: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(600));
 
 /// Returns the number of datagrams of `datagram_len` bytes that one system call can send.
 pub fn batch_datagrams(datagram_len: usize) -> usize {
@@ -85,9 +100,18 @@ impl MulticastSocket {
             .clamp(*SEND_BUFFER_BYTES.start(), *SEND_BUFFER_BYTES.end());
         let buffer = usize::try_from(buffer).unwrap_or(usize::MAX);
         socket2::SockRef::from(&socket).set_send_buffer_size(buffer)?;
-        let mut socket = Self { socket, datagram_len: config.datagram_len, gso: false };
+        let datagram_len = config.datagram_len;
+        let mut socket = Self { socket, datagram_len, gso: false, gso_retry: None };
         socket.set_interface(interface)?;
         Ok(socket)
+    }
+
+    /// Returns what tells the datagrams on this interface from those of other senders.
+    pub fn own_sender(&self, interface: &Interface) -> std::io::Result<OwnSender> {
+        match self.socket.local_addr()? {
+            SocketAddr::V4(address) => Ok(OwnSender { address, interface: interface.index }),
+            SocketAddr::V6(_) => Err(std::io::ErrorKind::Unsupported.into()),
+        }
     }
 
     /// Sends through this interface from now on. Keeps the source address and port, by which
@@ -100,12 +124,16 @@ impl MulticastSocket {
             interface.index,
         )?;
         self.gso = self.set_gso(true);
+        self.gso_retry = None;
         Ok(())
     }
 
     /// Sends consecutive datagrams, all full except the last. Returns the number of bytes sent,
     /// which are whole datagrams from the front.
     pub fn send(&mut self, datagrams: &[u8], group: SocketAddrV4) -> Result<usize, SendError> {
+        if self.gso_retry.is_some_and(|retry| !self.gso && retry.at <= Instant::now()) {
+            self.gso = self.set_gso(true);
+        }
         if !self.gso || datagrams.len() <= self.datagram_len {
             return self.send_each(datagrams, group).map_err(Self::error);
         }
@@ -114,12 +142,28 @@ impl MulticastSocket {
             // failed for another reason and fails again.
             Err(Errno::INVAL | Errno::IO | Errno::OPNOTSUPP | Errno::MSGSIZE) => {
                 let sent = self.send_each(datagrams, group).map_err(Self::error)?;
-                self.gso = false;
-                tracing::info!("the interface has no UDP segmentation offload: sending without it");
+                self.give_gso_up();
                 Ok(sent)
             }
-            sent => sent.map_err(Self::error),
+            sent => {
+                if sent.is_ok() && self.gso_retry.take().is_some() {
+                    tracing::info!("the interface does UDP segmentation offload again");
+                }
+                sent.map_err(Self::error)
+            }
         }
+    }
+
+    /// Sends without GSO for a while.
+    fn give_gso_up(&mut self) {
+        self.set_gso(false);
+        self.gso = false;
+        let failures = self.gso_retry.map_or(0, |retry| retry.failures);
+        if failures == 0 {
+            tracing::info!("the interface has no UDP segmentation offload: sending without it");
+        }
+        let at = Instant::now() + GSO_RETRY.pause(failures);
+        self.gso_retry = Some(Retry { at, failures: failures.saturating_add(1) });
     }
 
     /// Waits until the socket accepts datagrams again or the timeout expires.
@@ -229,6 +273,29 @@ mod tests {
         sender.set_gso(false);
         assert_eq!(sender.send(&batch(), group), Ok(batch().len()));
         assert_eq!(received(&member), WHOLE_BATCH);
+    }
+
+    #[test]
+    fn gso_that_failed_is_tried_again() {
+        let (member, group, mut sender) = pair();
+        for failures in 1..4 {
+            sender.give_gso_up();
+            assert!(!sender.gso);
+            let retry = sender.gso_retry.as_mut().unwrap();
+            assert_eq!(retry.failures, failures);
+            retry.at += Duration::from_secs(3600);
+            assert_eq!(sender.send(&batch(), group), Ok(batch().len()));
+            assert!(!sender.gso);
+            received(&member);
+            sender.gso_retry.as_mut().unwrap().at = Instant::now();
+            // A single datagram does not show whether it works.
+            sender.send(&batch()[..100], group).unwrap();
+            assert!(sender.gso && sender.gso_retry.is_some());
+            member.recv(&mut [0; 2000]).unwrap();
+        }
+        assert_eq!(sender.send(&batch(), group), Ok(batch().len()));
+        assert_eq!(received(&member), WHOLE_BATCH);
+        assert!(sender.gso && sender.gso_retry.is_none());
     }
 
     #[test]

@@ -35,7 +35,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use bootcast_proto::manifest::ContentTree;
+use bootcast_proto::manifest::{ContentTree, UNKNOWN};
 use bootcast_proto::{Manifest, ZeroMap};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -317,7 +317,29 @@ fn decode(bytes: &[u8], key: VersionKey, tree: ContentTree) -> Option<Manifest> 
     let valid = header == expected && blake3::hash(content).as_bytes() == checksum;
     let (leaves, zeros) = values.split_at_checked(32 * usize::try_from(tree.leaves()).ok()?)?;
     let zeros = ZeroMap::from_bytes(tree.leaves(), zeros)?;
-    valid.then(|| Manifest::with_zeros(tree, leaves.as_chunks().0.to_vec(), zeros))
+    let leaves = leaves.as_chunks().0;
+    // Nobody writes a manifest of which a part is unknown.
+    let is_whole = !leaves.contains(&UNKNOWN);
+    (valid && is_whole).then(|| Manifest::with_zeros(tree, leaves.to_vec(), zeros))
+}
+
+/// Reads files of the directory for fuzzing: as they are, and with a right header and checksum.
+pub(crate) fn fuzz(bytes: &[u8]) {
+    let sealed = |content: &[&[u8]]| {
+        let mut bytes = content.concat();
+        bytes.extend_from_slice(blake3::hash(&bytes).as_bytes());
+        bytes
+    };
+    decode_alias(bytes);
+    decode_alias(&sealed(&[ALIAS_MAGIC, bytes]));
+    let Some((size, rest)) = bytes.split_first_chunk() else { return };
+    let Some((key, values)) = rest.split_first_chunk() else { return };
+    let (tree, key) = (ContentTree::new(u64::from_le_bytes(*size)), VersionKey::from_bytes(*key));
+    decode(bytes, key, tree);
+    if let Some(manifest) = decode(&sealed(&[MAGIC, key.as_bytes(), size, values]), key, tree) {
+        let again = decode(&encode(key, &manifest), key, tree);
+        assert!(again == Some(manifest), "a manifest that is written again differs");
+    }
 }
 
 #[cfg(test)]
@@ -383,6 +405,16 @@ mod tests {
             assert_eq!(decode(&good[..len], key, tree), None, "{len} bytes");
         }
         assert_eq!(decode(&[&good[..], &[0]].concat(), key, tree), None);
+    }
+
+    #[test]
+    fn a_manifest_with_an_unknown_value_is_refused() {
+        let (version, manifest) = served(&vec![7; 20_000]);
+        let mut bytes = encode(version.key(), &manifest);
+        bytes.truncate(bytes.len() - CHECKSUM_LEN);
+        bytes[HEADER_LEN..HEADER_LEN + 32].fill(0);
+        bytes.extend_from_slice(blake3::hash(&bytes).as_bytes());
+        assert_eq!(decode(&bytes, version.key(), *manifest.tree()), None);
     }
 
     #[test]

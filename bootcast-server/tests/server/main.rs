@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a helper that fails must fail the test")]
 #![expect(clippy::disallowed_methods, reason = "deadlines need a clock, and polling needs a pause")]
 
+mod boot_clients;
 mod bundles;
 mod casts;
 mod confinement;

@@ -113,9 +113,13 @@ impl Server {
         self.log.lock().unwrap()
     }
 
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
     /// Sends a signal and waits for the end of the process.
     pub(crate) fn stop_with(&mut self, signal: Signal) -> ExitStatus {
-        kill_process(Pid::from_child(&self.child), signal).unwrap();
+        self.signal(signal);
         wait_for("the end of the process", || self.child.try_wait().unwrap())
     }
 }

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bootcast_proto::bundle::HEADER_BUNDLES;
-use bootcast_proto::limits::CLIENT_IDLE_TIMEOUT;
+use bootcast_proto::limits::{CLIENT_IDLE_TIMEOUT, RETRY_AFTER_MAX};
 use bootcast_proto::unreadable::decode_bytes;
 use reqwest::header::RETRY_AFTER;
 use reqwest::{Client, RequestBuilder, Response, StatusCode};
@@ -89,7 +89,7 @@ impl Control {
         Err(ControlError::Refused {
             status: status.as_u16(),
             message,
-            retry_after: Duration::from_secs(retry_after.unwrap_or(0)),
+            retry_after: Duration::from_secs(retry_after.unwrap_or(0)).min(RETRY_AFTER_MAX),
         })
     }
 

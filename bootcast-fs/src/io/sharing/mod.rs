@@ -117,6 +117,14 @@ impl FileMessage {
     }
 }
 
+/// Parses a message of a holder, and one of a follower, for fuzzing.
+pub(crate) fn fuzz_message(json: &[u8]) {
+    let _ = serde_json::from_slice::<FromFollower>(json);
+    if let Ok(FromHolder::File(message)) = serde_json::from_slice(json) {
+        let _ = message.file();
+    }
+}
+
 /// Returns a path of the socket of an object that is short enough for an address. It is valid while
 /// the directory is open.
 fn socket_path(dir: &impl std::os::fd::AsRawFd) -> PathBuf {

@@ -127,6 +127,23 @@ fn old_datagrams_of_every_kind_are_silence() {
 }
 
 #[test]
+fn the_end_is_believed_from_another_address_if_its_tag_is_right() {
+    let elsewhere = "192.0.2.77:4242".parse().unwrap();
+    for (is_tagged, next, rejoins) in [(true, 6, 1), (false, 6, 0), (true, 5, 0)] {
+        let mut member = Member::new();
+        let mut answer = answer(1);
+        answer.extensions.source = Some(SERVER.ip());
+        member.receiver.handle_join(&answer, member.now);
+        member.pages(0..20);
+        member.beacon(5, 20, NOTHING_SENT);
+        let mut end = file().sealed(end_datagram(Some(next)));
+        end[15] ^= u8::from(!is_tagged);
+        member.receiver.handle_repair_datagram(elsewhere, &end, member.now);
+        assert_eq!(joins(&member.pass(500 * MS)), rejoins, "{is_tagged} {next}");
+    }
+}
+
+#[test]
 fn old_pages_are_silence_for_a_member_that_waits_for_demanded_ones() {
     let mut member = Member::joined(UnicastMode::Never, Fill::Demand);
     member.pages([1, 2]);

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use bootcast_proto::{Etag, Geometry, RemotePath};
 
+use super::taken::Strangers;
 use super::{CastId, CastView};
 use crate::cast::Cast;
 use crate::cast::Principal;
@@ -26,6 +27,8 @@ pub(super) struct Running {
     /// Bytes on the wire that the cast may still send in its turn. Deficit round robin (Shreedhar
     /// and Varghese, 1995).
     pub(super) deficit: u64,
+    /// Other senders that were heard in the group.
+    pub(super) strangers: Option<Strangers>,
 }
 
 impl Running {

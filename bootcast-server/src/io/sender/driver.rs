@@ -22,6 +22,7 @@ use self::reading::{CastReader, Part};
 use self::versions::VersionRound;
 use super::{Command, SenderConfig};
 use crate::cast::{CastId, EndReason, Event, Scheduler, Sending, Settings, Symbol, Transmit};
+use crate::io::group_watch::{GroupWatch, Heard};
 use crate::io::interface;
 use crate::io::profiles::LearnedProfile;
 use crate::io::reader::stage::Stage;
@@ -61,6 +62,8 @@ pub(super) struct Driver {
     scheduler: Scheduler,
     /// Threads that read files.
     stage: Stage,
+    /// Listens for other senders in the groups of casts.
+    groups: GroupWatch,
     /// Channel of this thread's own commands, for the outcomes of the stage.
     outcomes: mpsc::Sender<Command>,
     readers: BTreeMap<CastId, CastReader>,
@@ -87,6 +90,7 @@ impl Driver {
         settings: Settings,
         socket: MulticastSocket,
         stage: Stage,
+        groups: GroupWatch,
         outcomes: mpsc::Sender<Command>,
     ) -> Self {
         let now = Instant::now();
@@ -95,6 +99,7 @@ impl Driver {
             config,
             socket,
             stage,
+            groups,
             outcomes,
             readers: BTreeMap::new(),
             ended: Vec::new(),
@@ -122,6 +127,7 @@ impl Driver {
                 break;
             }
         }
+        self.groups.stop();
         let now = Instant::now();
         self.scheduler.handle_stop(now);
         self.send_end_announcements(now);
@@ -320,6 +326,7 @@ impl Driver {
             match event {
                 Event::Profile(cast, profile) => self.keep_profile(cast, profile),
                 Event::Ended(ended) => {
+                    self.groups.end(ended.cast);
                     self.ended.push(ended.cast);
                     self.log.log_end(&ended, Instant::now());
                 }
@@ -353,6 +360,26 @@ impl Driver {
         until
     }
 
+    /// Listens to the groups on the present interface, for senders other than the present socket.
+    fn watch_groups(&self) {
+        match self.socket.own_sender(&self.config.interface) {
+            Ok(own) => self.groups.set_own(own),
+            Err(error) => tracing::debug!(%error, "the address of the socket is not known"),
+        }
+    }
+
+    /// Handles another sender in the group of a cast. The one with the lower address and port keeps
+    /// the group.
+    fn handle_heard(&mut self, (cast, other): Heard) {
+        let Ok(own) = self.socket.own_sender(&self.config.interface) else { return };
+        let Some(group) = self.scheduler.cast(cast).map(|view| view.group) else { return };
+        let now = Instant::now();
+        let keeps = own.address < other;
+        if let Some(taken) = self.scheduler.handle_taken(cast, keeps, now) {
+            self.log.log_taken(group, other, taken, now);
+        }
+    }
+
     /// Looks up the interface again, because one that comes back may have another index or address.
     /// If that fails, the next send fails too, and another pause follows.
     fn find_interface(&mut self) {
@@ -362,6 +389,7 @@ impl Driver {
         if interface.address == config.interface.address {
             if self.socket.set_interface(&interface).is_ok() {
                 config.interface = interface;
+                self.watch_groups();
             }
             return;
         }
@@ -375,6 +403,7 @@ impl Driver {
         self.unsent = None;
         config.source_address.set(interface.address);
         config.interface = interface;
+        self.watch_groups();
         self.scheduler.handle_end_of_all(EndReason::AddressChanged, Instant::now());
         self.remove_ended_casts();
     }

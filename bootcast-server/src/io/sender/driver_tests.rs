@@ -66,7 +66,9 @@ impl Fixture {
         let socket = MulticastSocket::open(&config.interface, &config.socket).unwrap();
         let stage = Stage::start(ThreadWatch::new().0).unwrap();
         let (outcomes, commands) = mpsc::channel();
-        let driver = Driver::new(config, settings, socket, stage, outcomes);
+        // Other tests send to the same groups.
+        let groups = GroupWatch::new(socket.own_sender(&config.interface).unwrap());
+        let driver = Driver::new(config, settings, socket, stage, groups, outcomes);
         Self { dir, driver, commands, faults: Faults::default(), tokens: 0 }
     }
 

@@ -18,6 +18,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 
 use super::cast_keys::CastKeys;
+use super::group_watch::{GroupWatch, Heard};
 use super::identity::Identity;
 use super::interface::{Interface, InterfaceName};
 use super::profiles::LearnedProfile;
@@ -189,6 +190,8 @@ enum Command {
     Status {
         reply: oneshot::Sender<Status>,
     },
+    /// Another sender was heard in the group of a cast.
+    Heard(Heard),
     /// The reader stage has done a job for a cast.
     Outcome(CastId, Outcome),
     Stop,
@@ -205,6 +208,10 @@ pub fn spawn(
     let (commands, received) = mpsc::channel();
     let stage = Stage::start(watch.clone())?;
     let outcomes = commands.clone();
+    let groups = GroupWatch::new(socket.own_sender(&config.interface)?);
+    let heard = commands.clone();
+    // Fails if the sender thread has already ended.
+    groups.start(watch, move |other| drop(heard.send(Command::Heard(other))))?;
     let handle = SenderHandle {
         commands,
         page_size: config.page_size,
@@ -219,7 +226,7 @@ pub fn spawn(
         let _ending: oneshot::Sender<()> = ending;
         // Wire time that the thread misses for lack of CPU is lost for all clients.
         set_niceness(NICENESS);
-        Driver::new(config, settings, socket, stage, outcomes).run(&received);
+        Driver::new(config, settings, socket, stage, groups, outcomes).run(&received);
     })?;
     Ok((handle, ended))
 }

@@ -50,6 +50,7 @@ impl Driver {
             Command::Status { reply } => {
                 let _ = reply.send(self.status(now));
             }
+            Command::Heard(heard) => self.handle_heard(heard),
             Command::Outcome(cast, outcome) => self.handle_outcome(cast, outcome),
             Command::Stop => return ControlFlow::Break(()),
         }
@@ -82,6 +83,7 @@ impl Driver {
             let (cast, group) = (joined.cast, joined.group);
             if joined.has_started_cast {
                 self.add_reader(cast, Arc::clone(&source), geometry, kind);
+                self.groups.begin(cast, group);
                 let size = geometry.size();
                 self.log.log_begin(&Begun { cast, path: &path, etag, size, group }, now);
             }

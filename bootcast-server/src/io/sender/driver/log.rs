@@ -8,7 +8,7 @@ use bootcast_proto::{Etag, RemotePath};
 use rustix::io::Errno;
 
 use super::SenderConfig;
-use crate::cast::{CastId, EndReason, Ended};
+use crate::cast::{CastId, EndReason, Ended, Taken};
 use crate::io::interface::{Interface, InterfaceName};
 
 /// Logs each cause once a minute. A client that joins and leaves in a loop, a file that changes all
@@ -27,6 +27,7 @@ pub(super) struct SenderLog {
 enum NetworkFault {
     Down,
     Refused,
+    Taken,
 }
 
 /// Description of a cast that begins, for the log.
@@ -90,6 +91,23 @@ impl SenderLog {
             %group, %errno, suppressed,
             "the kernel refuses datagrams to this group: check the firewall"
         );
+    }
+
+    /// Logs another sender in the group of a cast.
+    pub(super) fn log_taken(
+        &mut self,
+        group: SocketAddrV4,
+        other: SocketAddrV4,
+        taken: Taken,
+        now: Instant,
+    ) {
+        let Some(suppressed) = self.network.allow(&NetworkFault::Taken, now) else { return };
+        let then = match taken {
+            Taken::Ended => "the cast ends, and its members join again in another group",
+            Taken::Waits => "the cast goes on for now",
+            Taken::NoOtherGroup => "no other group is free: give each server --groups of its own",
+        };
+        tracing::warn!(%group, %other, suppressed, "another sender uses this group: {then}");
     }
 
     /// Returns how many such warnings were suppressed; `None` if this one must be suppressed too.
