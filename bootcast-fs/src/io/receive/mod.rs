@@ -16,7 +16,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::answers::Answers;
 use super::now;
@@ -33,6 +33,9 @@ pub(super) use sockets::Subscriber;
 
 /// The thread wakes at least this often, in case a wake-up is lost.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
+/// Time between two looks whether multicast arrives on another interface now: one that was made anew,
+/// or to which the route leads.
+const INTERFACE_INTERVAL: Duration = Duration::from_millis(500);
 /// Nice value of the receive thread. docs/SEMANTICS.md, "Priority".
 const NICENESS: i32 = -10;
 /// `epoll` data of the inbox.
@@ -61,6 +64,8 @@ struct ReceiveThread {
     attended: BTreeMap<u64, Attended>,
     batches: Batches,
     arrivals: ArrivalRate,
+    /// When to look at the interface.
+    interface_at: Instant,
 }
 
 /// An object and its sockets.
@@ -87,6 +92,7 @@ impl Receiving {
             attended: BTreeMap::new(),
             batches: Batches::new(),
             arrivals: ArrivalRate::new(now()),
+            interface_at: now(),
         };
         let thread = std::thread::Builder::new().name("receive".into());
         thread.spawn(move || receive.run())
@@ -109,6 +115,7 @@ impl ReceiveThread {
             if events.iter().any(|event| event.data.u64() == INBOX) {
                 self.attend_to_inbox();
             }
+            self.follow_interface();
             // After reading the sockets, because a thread that was held up must not take that for
             // silence.
             self.attend_to_due();
@@ -133,7 +140,25 @@ impl ReceiveThread {
     fn time_left(&self) -> Duration {
         let next =
             self.attended.values().filter_map(|attended| attended.object.poll_timeout()).min();
-        next.map_or(LONGEST_SLEEP, |next| next.saturating_duration_since(now())).min(LONGEST_SLEEP)
+        let longest = if self.attended.is_empty() { LONGEST_SLEEP } else { INTERFACE_INTERVAL };
+        next.map_or(longest, |next| next.saturating_duration_since(now())).min(longest)
+    }
+
+    /// Listens on another interface if multicast arrives there now.
+    fn follow_interface(&mut self) {
+        let now = now();
+        if now < self.interface_at || self.attended.is_empty() {
+            return;
+        }
+        self.interface_at = now + INTERFACE_INTERVAL;
+        // An interface that is gone may come back.
+        let Ok(interface) = self.parts.subscriber.interface() else { return };
+        for Attended { object, sockets, .. } in self.attended.values_mut() {
+            if let Some(subscription) = sockets.moved_to(interface) {
+                info!(path = %object.key().path, interface, "listening on another interface");
+                *sockets = self.parts.subscriber.subscribe(&self.epoll, object, &subscription);
+            }
+        }
     }
 
     /// Lets messages accumulate where they arrive densely and no reader is in a hurry.

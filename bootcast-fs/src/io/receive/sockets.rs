@@ -64,7 +64,13 @@ impl Subscriber {
         SocketPair {
             pages: open(subscription.connect, Channel::Pages),
             repair: subscription.repair.and_then(|group| open(group, Channel::Repair)),
+            place: self.interface().ok().map(|interface| (*subscription, interface)),
         }
+    }
+
+    /// Returns the index of the interface, or 0 to let the kernel choose.
+    pub(super) fn interface(&self) -> io::Result<u32> {
+        self.server.last().map_or(Ok(0), |server| self.interface.index(server))
     }
 
     fn open(
@@ -96,11 +102,7 @@ impl Subscriber {
         group: SocketAddrV4,
         data: epoll::EventData,
     ) -> io::Result<GroupSocket> {
-        let interface = match self.server.last() {
-            Some(server) => self.interface.index(server)?,
-            None => 0,
-        };
-        let socket = GroupSocket::subscribe(group, interface)?;
+        let socket = GroupSocket::subscribe(group, self.interface()?)?;
         epoll::add(epoll, &socket, data, epoll::EventFlags::IN)?;
         Ok(socket)
     }
@@ -123,9 +125,17 @@ impl Batches {
 pub(super) struct SocketPair {
     pages: Option<CountingSocket>,
     repair: Option<CountingSocket>,
+    /// What they listen to, and the index of the interface.
+    place: Option<(Subscription, u32)>,
 }
 
 impl SocketPair {
+    /// Returns what to listen to on `interface`; `None` if the sockets do, or if there are none.
+    pub(super) fn moved_to(&self, interface: u32) -> Option<Subscription> {
+        let (subscription, present) = self.place?;
+        (present != interface).then_some(subscription)
+    }
+
     /// Receives what waits, and hands it to `object` in the order of arrival: a beacon counts what
     /// was sent before it, and the report compares this with what had arrived by then.
     ///
