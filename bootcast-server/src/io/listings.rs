@@ -113,18 +113,17 @@ impl Bodies {
         // A panic cannot leave the map half changed.
         let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
         let known = latest.get(path).and_then(Weak::upgrade);
-        let body = match known.filter(|known| known.json == listing.json) {
-            Some(known) => known,
-            None => {
-                let permits = u32::try_from(listing.json.len().div_ceil(PERMIT_BYTES));
-                let permits = permits.unwrap_or(u32::MAX).min(self.permits);
-                let permits = Arc::clone(&self.free).try_acquire_many_owned(permits);
-                let permits = permits.map_err(|_| ListingError::NoMemory)?;
-                let body = Arc::new(Body { json: listing.json, _permits: permits });
-                latest.retain(|_, body| body.strong_count() > 0);
-                latest.insert(path.clone(), Arc::downgrade(&body));
-                body
-            }
+        let body = if let Some(known) = known.filter(|known| known.json == listing.json) {
+            known
+        } else {
+            let permits = u32::try_from(listing.json.len().div_ceil(PERMIT_BYTES));
+            let permits = permits.unwrap_or(u32::MAX).min(self.permits);
+            let permits = Arc::clone(&self.free).try_acquire_many_owned(permits);
+            let permits = permits.map_err(|_| ListingError::NoMemory)?;
+            let body = Arc::new(Body { json: listing.json, _permits: permits });
+            latest.retain(|_, body| body.strong_count() > 0);
+            latest.insert(path.clone(), Arc::downgrade(&body));
+            body
         };
         Ok(Listing { json: Bytes::from_owner(BodyShare(body)), ..listing })
     }
