@@ -17,6 +17,7 @@ mod bundles;
 mod cache_tool;
 mod capacity;
 mod casting;
+mod chaos;
 mod conditions;
 mod content_ids;
 mod continuing;
