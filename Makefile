@@ -12,7 +12,7 @@ BENCH_DIR ?= /dev/shm
 # Tests that run at once. Most of the time each waits.
 TEST_THREADS ?= 3
 
-.PHONY: all help manual deps check wasm test demo demo-fleet test-boot demo-netboot bench fuzz install small first-stage install-initramfs deb rpm test-packages clean-lab clean
+.PHONY: all help manual deps check wasm test demo demo-fleet test-boot demo-netboot bench fuzz chaos install small first-stage install-initramfs deb rpm test-packages clean-lab clean
 all: ## release binaries in target/release
 	cargo build --release --workspace --bins
 
@@ -80,6 +80,12 @@ FUZZ_SECONDS ?= 600
 comma := ,
 fuzz: ## fuzz every decoder for FUZZ_SECONDS=600 each, TARGETS=page,repair: these (hours, needs a C++ compiler)
 	FUZZ_SECONDS=$(FUZZ_SECONDS) tests/scripts/fuzz.sh $(subst $(comma), ,$(TARGETS))
+
+# BOOTCAST_SEED repeats the choices of a run, which it prints.
+FAULTS ?= 500
+chaos: deps ## FAULTS=500 faults at random moments while files are read (as root, at two seconds each)
+	cargo build --workspace --bins
+	BOOTCAST_FAULTS=$(FAULTS) cargo test -p bootcast-tests --test netns -- chaos:: --nocapture
 
 install: all manual ## binaries to $(PREFIX)/bin, helpers of mount(8) to $(HELPER_DIR)
 	install -d $(DESTDIR)$(PREFIX)/bin
