@@ -105,6 +105,70 @@ fn a_wrong_root_is_told_in_one_line() {
     }
 }
 
+/// Parts of values that a kernel command line may have, or that somebody tries.
+const PIECES: [&str; 30] = [
+    "bootcast:",
+    "10.0.0.1",
+    "head",
+    "[fd00::1]",
+    "[",
+    "]",
+    ":",
+    ":/",
+    "/",
+    "//",
+    ",",
+    "b3=",
+    "0f",
+    "port=",
+    "99999999999",
+    "interface=",
+    "eth0",
+    "fill=demand",
+    "=",
+    "*",
+    "?",
+    "$HOME",
+    "$((1/0))",
+    "$(touch ran)",
+    "`touch ran`",
+    ";touch ran;",
+    "&",
+    "'",
+    "\"",
+    "%2f",
+];
+
+#[test]
+fn no_root_makes_the_shell_fail_or_run_anything() {
+    let dir = tempfile::TempDir::new().expect("a directory");
+    // Numbers of a linear congruential generator: the same every time.
+    let mut state = 1_u64;
+    let mut below = |end: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        usize::try_from(state >> 33).expect("31 bits") % end
+    };
+    let mut roots = Vec::new();
+    for _ in 0..500 {
+        let mut root = String::from(if below(4) > 0 { "bootcast:" } else { "" });
+        for _ in 0..=below(9) {
+            root += PIECES[below(PIECES.len())];
+        }
+        roots.push(root);
+    }
+    let args: Vec<_> = roots.iter().map(String::as_str).collect();
+    let script = format!(
+        "cd {}; for root; do if bootcast_parse \"$root\" 10.0.0.9; then
+            bootcast_head=${{bootcast_heads%%,*}}; bootcast_url >/dev/null
+            echo \"$bootcast_heads $bootcast_path $bootcast_options $bootcast_hash\"; fi; done",
+        dir.path().display()
+    );
+    let printed = run("", &script, &args);
+    assert_eq!(printed.lines().count(), roots.len(), "{printed}");
+    assert!(printed.lines().any(|line| !line.starts_with("console: ")), "{printed}");
+    assert_eq!(fs::read_dir(dir.path()).expect("the directory").count(), 0, "something ran");
+}
+
 #[test]
 fn parameters_and_words_come_from_the_kernel_command_line() {
     let words = "ro quiet bootcast.mode=cast bootcast.mode=ram bootcast.overlay=no";
