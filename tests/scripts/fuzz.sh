@@ -1,5 +1,5 @@
 #!/bin/sh
-# Fuzzes the targets of tests/fuzz/ one after the other, each for $FUZZ_SECONDS (600), and prints how
+# Fuzzes the targets of tests/fuzz/ one after another, each for $FUZZ_SECONDS (600), and prints how
 # often each ran. Arguments name targets; without any, all. New inputs stay in $FUZZ_DIR; with
 # FUZZ_KEEP=1 some of them go to the corpus in the repository.
 #

@@ -16,7 +16,8 @@ use socket2::{Domain, InterfaceIndexOrAddress, Protocol, SockFilter, Socket, Typ
 use super::threads::ThreadWatch;
 use crate::cast::CastId;
 
-/// Time for which the thread listens to a group. A stream of 200 kbit/s sends [`MIN_DATAGRAMS`] in it.
+/// Time for which the thread listens to a group. A stream of 200 kbit/s sends [`MIN_DATAGRAMS`] in
+/// it.
 const LISTEN_TIME: Duration = Duration::from_millis(200);
 
 /// Pause between two groups, unless a cast has just begun.

@@ -33,8 +33,8 @@ pub(super) use sockets::Subscriber;
 
 /// The thread wakes at least this often, in case a wake-up is lost.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
-/// Time between two looks whether multicast arrives on another interface now: one that was made anew,
-/// or to which the route leads.
+/// Time between two looks whether multicast arrives on another interface now: one that was made
+/// anew, or to which the route leads.
 const INTERFACE_INTERVAL: Duration = Duration::from_millis(500);
 /// Nice value of the receive thread. docs/SEMANTICS.md, "Priority".
 const NICENESS: i32 = -10;
