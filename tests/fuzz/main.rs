@@ -15,7 +15,7 @@ use harness::Random;
 use targets::{TARGETS, Target};
 
 /// Number of changed inputs of each target.
-const RUNS: u32 = 4000;
+const RUNS: u32 = 2000;
 
 fn corpus() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus")
