@@ -15,7 +15,7 @@ use bootcast_proto::{
     RemotePath, Token,
 };
 use bootcast_server::cast::{
-    CastPolicy, GroupPool, MemberKind, Newcomer, RepairSettings, Scheduler, Sending, Settings,
+    CastPolicy, GroupPool, MemberKind, Newcomer, PlainTrust, RepairSettings, Scheduler, Sending, Settings,
     Symbol,
 };
 
@@ -85,6 +85,7 @@ impl Server {
                 idle_passes: NonZeroU32::new(5).expect("not 0"),
                 linger: Duration::from_millis(500),
             },
+            plain: PlainTrust::Limited,
             groups: GroupPool::new("239.255.0.0/16".parse().expect("a block")).expect("multicast"),
             repair: Some(REPAIR),
         };

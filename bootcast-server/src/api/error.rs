@@ -8,6 +8,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bootcast_proto::RemotePath;
 use bootcast_proto::bundle::HEADER_BUNDLES;
+use bootcast_proto::limits::RETRY_AFTER_MAX;
 use bootcast_proto::log_limit::Limiter;
 use bootcast_proto::path::PathError;
 use bootcast_proto::unreadable::{HEADER_UNREADABLE, encode_bytes};
@@ -140,7 +141,9 @@ impl ApiError {
             | Self::Source(SourceError::NotRegular)
             | Self::Join(JoinError::TooManyPages(_)) => StatusCode::BAD_REQUEST,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::Source(SourceError::Forbidden) | Self::OfPage => StatusCode::FORBIDDEN,
+            Self::Source(SourceError::Forbidden)
+            | Self::OfPage
+            | Self::Join(JoinError::Refused(JoinRefusal::PlainDenied)) => StatusCode::FORBIDDEN,
             Self::WrongHost => StatusCode::MISDIRECTED_REQUEST,
             Self::NoRoute
             | Self::UnknownToken
@@ -180,8 +183,11 @@ impl ApiError {
     /// Returns the time after which a client should try again, in seconds.
     fn retry_after_s(&self) -> u64 {
         match self {
-            Self::Join(JoinError::Refused(JoinRefusal::Backoff { after, .. })) => {
-                after.as_millis().div_ceil(1000).try_into().unwrap_or(RETRY_AFTER_S)
+            Self::Join(JoinError::Refused(
+                JoinRefusal::Backoff { after, .. } | JoinRefusal::BudgetUsedUp { after },
+            )) => {
+                let after = (*after).min(RETRY_AFTER_MAX).as_millis();
+                after.div_ceil(1000).try_into().unwrap_or(RETRY_AFTER_S)
             }
             _ => RETRY_AFTER_S,
         }

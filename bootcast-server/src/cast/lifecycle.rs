@@ -14,6 +14,7 @@ use bootcast_proto::limits::{HOLD, SHORT_HOLD};
 use bootcast_proto::wire::{Beacon, HEADER_LEN, LeafSpan};
 use bootcast_proto::{BLOCK_PAGES, BlockLayout, Geometry, PageRange, Token};
 
+use super::accounts::Entry;
 use super::credit::Credits;
 use super::demand::Demand;
 use super::leaf_lists::LeafLists;
@@ -142,6 +143,8 @@ pub struct Cast {
     policy: CastPolicy,
     /// Number of pages in the file.
     pages: u32,
+    /// Bytes of a full page.
+    page_bytes: u64,
     state: State,
     members: Members,
     stream: Stream,
@@ -180,6 +183,7 @@ impl Cast {
         Self {
             policy,
             pages: geometry.pages(),
+            page_bytes: geometry.page_size().get().into(),
             state: State::Lingering { until: now + policy.linger },
             members: Members::new(repair.map_or(Duration::ZERO, |repair| repair.lease)),
             stream: Stream::new(geometry.pages(), layout, now),
@@ -214,7 +218,13 @@ impl Cast {
         // Without a repair channel every member knows only the base protocol.
         let kind = if self.repair.is_some() { kind } else { MemberKind::Plain };
         let is_first = self.members.whole_file_members() == 0 && kind != MemberKind::Demand;
-        self.members.join(token, kind, self.carousel_pages, now);
+        match kind {
+            MemberKind::Plain => {
+                let pages = self.pages_of_passes(self.policy.idle_passes.get().into());
+                self.members.join_plain(token, self.carousel_pages, pages);
+            }
+            kind => self.members.join_leased(token, kind == MemberKind::Demand, now),
+        }
         self.joins += 1;
         self.on_heard(kind);
         match self.state {
@@ -245,7 +255,42 @@ impl Cast {
 
     /// Records whose membership this is. Does nothing if the token is no member.
     pub fn set_owner(&mut self, token: &Token, principal: Principal) {
-        self.members.set_owner(token, principal);
+        self.members.set_owner(token, principal, self.stream.pages_sent());
+    }
+
+    /// Sets the number of passes after which a plain member is forgotten.
+    pub(super) fn limit_passes(&mut self, token: &Token, passes: u64) {
+        self.members.limit_plain(token, self.pages_of_passes(passes));
+    }
+
+    fn pages_of_passes(&self, passes: u64) -> u64 {
+        passes.saturating_mul(self.pages.into())
+    }
+
+    /// Forgets all plain members of a principal, because its budget is used up. Returns their
+    /// number.
+    pub(super) fn forget_plain_of(&mut self, principal: Principal) -> usize {
+        let forgotten = self.members.forget_plain_of(principal);
+        if forgotten > 0 && self.members.is_empty() && self.end_reason().is_none() {
+            self.end(EndReason::IdlePasses);
+        }
+        self.assert_invariants();
+        forgotten
+    }
+
+    /// Returns the entries for the accounts of principals since the last call.
+    pub(super) fn take_entries(&mut self) -> Vec<Entry> {
+        self.members.take_entries()
+    }
+
+    /// Returns the number of members that want the whole file.
+    pub fn whole_file_members(&self) -> usize {
+        self.members.whole_file_members()
+    }
+
+    /// Whether the token is a member.
+    pub(super) fn is_member(&self, token: &Token) -> bool {
+        self.members.contains(token)
     }
 
     /// Returns the number of memberships of a principal.
@@ -255,6 +300,10 @@ impl Cast {
 
     /// Removes a member. Returns `false` if the token is not a member.
     pub fn handle_leave(&mut self, token: &Token, now: Instant) -> bool {
+        let (pages, sent) = (self.pages.into(), self.stream.pages_sent());
+        if self.members.had_a_pass(token, pages, sent, self.carousel_pages) {
+            self.members.prove(token);
+        }
         let Some(kind) = self.members.leave(token) else { return false };
         self.credits.forget(token);
         self.profile.handle_leave(token);

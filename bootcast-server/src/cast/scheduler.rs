@@ -1,5 +1,6 @@
 //! All casts of one interface: decides which of them sends next, and how much.
 
+mod budgets;
 mod ended;
 mod leaves;
 mod profiles;
@@ -15,10 +16,11 @@ use std::fmt;
 use std::net::SocketAddrV4;
 use std::time::{Duration, Instant};
 
-use bootcast_proto::api::{Report, Totals, Want};
+use bootcast_proto::api::{Budgets, Report, Totals, Want};
 use bootcast_proto::units::wire_len;
 use bootcast_proto::{BitRate, BlockLayout, Etag, Geometry, PageRange, Profile, RemotePath, Token};
 
+use super::accounts::{Accounts, PlainTrust};
 use super::end_announcements::EndAnnouncements;
 use super::principal::{Principal, share_of};
 use super::rate::{Allowance, CeilingSource, RateControl};
@@ -63,6 +65,8 @@ pub struct Settings {
     pub max_casts: usize,
     /// Limits after which a cast ends on its own.
     pub policy: CastPolicy,
+    /// How far plain members are trusted.
+    pub plain: PlainTrust,
     /// Pool that the groups of casts are taken from.
     pub groups: GroupPool,
     /// Settings of the repair channel; `None` treats all members as plain ones.
@@ -95,7 +99,7 @@ pub struct Joined {
     pub members: u64,
 }
 
-/// Why a join was refused. All reasons are temporary.
+/// Why a join was refused. All reasons but [`Self::PlainDenied`] are temporary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum JoinRefusal {
     /// The limit `max_casts` is reached.
@@ -113,6 +117,18 @@ pub enum JoinRefusal {
     /// The principal has started its share of the casts that run.
     #[error("this host has started {0} of the casts that run, its share of all: leave first")]
     TooManyCastsOfHost(usize),
+    /// The principal has used up its budget for members that proved nothing.
+    #[error(
+        "too much was sent to this host for plain members that never left: let them leave when \
+         they are done, use `bootcast get`, or try again later"
+    )]
+    BudgetUsedUp {
+        /// Time until the budget is enough for a pass over the file.
+        after: Duration,
+    },
+    /// The server takes no plain members.
+    #[error("this server takes no plain members: use `bootcast get`, or fetch /file/ over HTTP")]
+    PlainDenied,
     /// The file's casts failed several times in a row.
     #[error("casts of this file keep ending ({reason}): try again later")]
     Backoff {
@@ -155,6 +171,9 @@ enum Polled {
 pub enum Event {
     /// A cast ended and its group was returned.
     Ended(Ended),
+    /// The principal has used up its budget for members that proved nothing. So its plain members
+    /// of this file were forgotten, or its join was refused or asks for nothing.
+    BudgetUsedUp(Principal, RemotePath),
     /// The profile of the file that a cast sends changed, and should be kept. Comes before the end
     /// of the cast.
     Profile(CastId, Profile),
@@ -203,7 +222,10 @@ pub struct Scheduler {
     restart_backoff: RestartBackoff,
     next_id: CastId,
     events: VecDeque<Event>,
+    accounts: Accounts,
     totals: Totals,
+    /// How often budgets were used up.
+    budgets: Budgets,
     /// Rate at which new casts start: what got through to the last cast with congestion. `None` if
     /// there was none, or if a later cast reached the ceiling.
     last_good: Option<BitRate>,
@@ -219,6 +241,7 @@ impl Scheduler {
         Self {
             pacer: Pacer::new(settings.rate, batch, now),
             batch_wire: batch,
+            accounts: Accounts::new(settings.rate, settings.policy.idle_passes),
             settings,
             casts: BTreeMap::new(),
             by_path: BTreeMap::new(),
@@ -232,6 +255,7 @@ impl Scheduler {
             next_id: CastId(0),
             events: VecDeque::new(),
             totals: Totals::default(),
+            budgets: Budgets::default(),
             last_good: None,
             last_taken: None,
         }
@@ -252,6 +276,7 @@ impl Scheduler {
         if let (Some(outdated), None) = (present, same) {
             self.handle_end(outdated, EndReason::FileChanged, now);
         }
+        let kind = self.admit(path, geometry.size(), kind, principal, now)?;
         let id = match same {
             Some(id) => id,
             None => self.start_cast(path, etag, geometry, principal, now)?,
@@ -267,6 +292,10 @@ impl Scheduler {
         let name = token.clone();
         running.cast.handle_join(token, kind, now);
         running.cast.set_owner(&name, principal);
+        if self.settings.plain == PlainTrust::Limited {
+            let passes = self.accounts.passes_of(principal, geometry.size(), now);
+            running.cast.limit_passes(&name, passes);
+        }
         self.end_announcements.cancel(running.group);
         self.totals.joins += 1;
         self.assert_invariants();
@@ -298,13 +327,16 @@ impl Scheduler {
         token: &Token,
         now: Instant,
     ) -> Option<CastId> {
-        let id = *self.by_path.get(path)?;
-        let running = self.casts.get_mut(&id)?;
-        if !running.cast.handle_leave(token, now) {
+        let running = self.by_path.get(path).and_then(|id| Some((*id, self.casts.get_mut(id)?)));
+        let running = running.filter(|(_, running)| running.cast.is_member(token));
+        let Some((id, running)) = running else {
+            self.accounts.on_late_leave(token, now);
             return None;
-        }
+        };
+        running.cast.handle_leave(token, now);
         running.control.forget(token);
         self.totals.leaves += 1;
+        self.settle(id, now);
         self.reap(id, now);
         Some(id)
     }
@@ -317,8 +349,8 @@ impl Scheduler {
         report: &Report,
         now: Instant,
     ) -> bool {
-        let running = self.by_path.get(path).and_then(|id| self.casts.get_mut(id));
-        let Some(running) = running else { return false };
+        let Some(&id) = self.by_path.get(path) else { return false };
+        let Some(running) = self.casts.get_mut(&id) else { return false };
         if !running.cast.handle_report(token, report, now) {
             return false;
         }
@@ -330,15 +362,23 @@ impl Scheduler {
             running.control.forget(token);
         }
         running.end_opening(now);
+        self.settle(id, now);
         true
     }
 
     /// Records the `useful` that a demand of a member states.
-    pub fn handle_progress(&mut self, path: &RemotePath, token: &Token, useful: u64) {
-        let running = self.by_path.get(path).and_then(|id| self.casts.get_mut(id));
-        if let Some(running) = running {
+    pub fn handle_progress(
+        &mut self,
+        path: &RemotePath,
+        token: &Token,
+        useful: u64,
+        now: Instant,
+    ) {
+        let Some(&id) = self.by_path.get(path) else { return };
+        if let Some(running) = self.casts.get_mut(&id) {
             running.cast.handle_progress(token, useful);
         }
+        self.settle(id, now);
     }
 
     /// Queues pages that a member of the cast of this path demands. Returns the estimated time
@@ -520,6 +560,11 @@ impl Scheduler {
     /// Returns the counters of all casts since the server started. The driver adds `bytes_read`.
     pub fn totals(&self) -> Totals {
         self.totals
+    }
+
+    /// Returns how often budgets were used up since the server started.
+    pub fn budgets(&self) -> Budgets {
+        self.budgets
     }
 
     /// Returns the windows and blocks of a file; `None` if it gets no repair.

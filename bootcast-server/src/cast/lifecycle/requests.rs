@@ -19,8 +19,11 @@ impl Cast {
         let Some(kind) = self.members.renew(token, now) else { return false };
         self.members.set_has_zero_map(token, report.zeros);
         let requested = self.requested_pages(report);
-        let has_credit = self.credits.handle_report(token, report, requested);
-        let impairment = match (report.unicast, has_credit) {
+        let standing = self.credits.handle_report(token, report, requested);
+        if standing.has_progress {
+            self.members.prove(token);
+        }
+        let impairment = match (report.unicast, standing.is_served) {
             (true, _) => Some(Impairment::Unicast),
             (false, false) if kind == MemberKind::Extended => Some(Impairment::NoCredit),
             (false, _) => report.stream_only.then_some(Impairment::StreamOnly),
@@ -77,8 +80,8 @@ impl Cast {
 
     /// Records the `useful` that a demand of a member states.
     pub fn handle_progress(&mut self, token: &Token, useful: u64) {
-        if self.members.has_lease(token) {
-            self.credits.handle_progress(token, useful);
+        if self.members.has_lease(token) && self.credits.handle_progress(token, useful) {
+            self.members.prove(token);
         }
     }
 
