@@ -15,8 +15,8 @@ use bootcast_proto::{
     RemotePath, Token,
 };
 use bootcast_server::cast::{
-    CastPolicy, GroupPool, MemberKind, Newcomer, PlainTrust, RepairSettings, Scheduler, Sending, Settings,
-    Symbol,
+    CastPolicy, GroupPool, MemberKind, Newcomer, PlainTrust, RepairSettings, Scheduler, Sending,
+    Settings, Symbol,
 };
 
 use super::audit::{ClientAudit, ServerAudit};

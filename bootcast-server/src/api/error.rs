@@ -18,6 +18,7 @@ use crate::cast::JoinRefusal;
 use crate::io::blocking_pool::PoolError;
 use crate::io::listings::ListingError;
 use crate::io::manifests::ManifestError;
+use crate::io::request_limits::RequestKind;
 use crate::io::sender::{JoinError, NoAnswer};
 use crate::source::{HashError, SourceError};
 
@@ -48,6 +49,9 @@ pub enum ApiError {
     /// The request is for a name that is not permitted.
     #[error("no such host here: use the address of the server, or a name that --host permits")]
     WrongHost,
+    /// The host sent more requests of this kind than it may.
+    #[error("too many {} from this host: at most {} a second", .0.noun(), .0.per_second())]
+    TooManyRequests(RequestKind),
     /// A report or a demand has no token.
     #[error("no X-TOKEN header: send the TOKEN of the join answer")]
     NoToken,
@@ -152,6 +156,7 @@ impl ApiError {
             | Self::NoPage { .. }
             | Self::Source(SourceError::NotFound) => StatusCode::NOT_FOUND,
             Self::NotSmall => StatusCode::CONFLICT,
+            Self::TooManyRequests(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::Panicked
             | Self::Pool(PoolError::Panicked)
@@ -221,7 +226,7 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let status = self.status();
         let mut headers = HeaderMap::new();
-        if status == StatusCode::SERVICE_UNAVAILABLE {
+        if matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
             headers.insert(header::RETRY_AFTER, self.retry_after_s().into());
         }
         if let Self::Unreadable { bytes, .. } = &self

@@ -44,6 +44,8 @@ pub(super) enum Entry {
     Charge(Principal, u64),
     /// A member of it showed that it received something.
     Proof(Principal),
+    /// Symbols and pages that it asked for beyond its ration.
+    Deferred(Principal, u64),
     /// A plain member of it was forgotten.
     Forgotten(Principal, Token),
 }

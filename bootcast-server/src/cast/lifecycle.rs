@@ -23,6 +23,7 @@ use super::multicast_probe::MulticastProbe;
 use super::precedence::Precedence;
 use super::principal::Principal;
 use super::profile::CastProfile;
+use super::rations::Rations;
 use super::repair::{Repair, Situation, Symbol};
 use super::stream::{Audience, Stream};
 use super::unreadable::Unreadable;
@@ -163,6 +164,9 @@ pub struct Cast {
     /// Number of pages that the carousel has sent for plain members.
     carousel_pages: u64,
     credits: Credits,
+    rations: Rations,
+    /// Whether the streams of other casts run.
+    has_neighbours: bool,
     joins: u64,
     /// Whether the end must be announced: members with a lease may still wait for datagrams.
     must_announce_end: bool,
@@ -198,6 +202,8 @@ impl Cast {
             stream_was_last: false,
             carousel_pages: 0,
             credits: Credits::new(geometry.pages()),
+            rations: Rations::new(geometry.pages()),
+            has_neighbours: false,
             joins: 0,
             must_announce_end: false,
             had_leased: false,
@@ -215,6 +221,29 @@ impl Cast {
     /// Adds a member. A running stream continues where it is. For the first member that wants the
     /// whole file it starts with page 1, after a hold.
     pub fn handle_join(&mut self, token: Token, kind: MemberKind, now: Instant) {
+        self.handle_join_of(token, kind, None, now);
+    }
+
+    /// Does the same as [`Self::handle_join`], for a member of this principal. Beside others, a
+    /// principal that was a member before gets the windows that the stream has passed when nothing
+    /// else is to be sent: who joins again and again does not hold the stream up.
+    pub(super) fn handle_join_of(
+        &mut self,
+        token: Token,
+        kind: MemberKind,
+        principal: Option<Principal>,
+        now: Instant,
+    ) {
+        let is_repeated = principal.is_some_and(|it| self.rations.handle_join(it))
+            && self.members.whole_file_members() > 0;
+        let name = token.clone();
+        self.add_member(token, kind, is_repeated, now);
+        if let Some(principal) = principal {
+            self.members.set_owner(&name, principal, self.stream.pages_sent());
+        }
+    }
+
+    fn add_member(&mut self, token: Token, kind: MemberKind, is_repeated: bool, now: Instant) {
         // Without a repair channel every member knows only the base protocol.
         let kind = if self.repair.is_some() { kind } else { MemberKind::Plain };
         let is_first = self.members.whole_file_members() == 0 && kind != MemberKind::Demand;
@@ -240,7 +269,9 @@ impl Cast {
             MemberKind::Plain => {}
             MemberKind::Extended | MemberKind::Resuming => {
                 self.had_leased = true;
-                if kind == MemberKind::Extended {
+                if kind == MemberKind::Extended && is_repeated {
+                    self.stream.defer(0, u32::MAX);
+                } else if kind == MemberKind::Extended {
                     self.stream.want_all();
                 }
                 if let Some(repair) = &mut self.repair {
@@ -253,9 +284,9 @@ impl Cast {
         self.assert_invariants();
     }
 
-    /// Records whose membership this is. Does nothing if the token is no member.
-    pub fn set_owner(&mut self, token: &Token, principal: Principal) {
-        self.members.set_owner(token, principal, self.stream.pages_sent());
+    /// Sets whether the streams of other casts run, so that demands must leave them their share.
+    pub(super) fn set_has_neighbours(&mut self, has_neighbours: bool) {
+        self.has_neighbours = has_neighbours;
     }
 
     /// Sets the number of passes after which a plain member is forgotten.
@@ -449,6 +480,11 @@ impl Cast {
     /// Whether anything is sent for the member: it has a lease and does not count as deaf.
     pub fn serves(&self, token: &Token) -> bool {
         self.members.serves(token)
+    }
+
+    /// Returns the number of principals that have members.
+    pub(super) fn principals(&self) -> usize {
+        self.members.principals()
     }
 
     /// Returns the number of pages sent since the cast started.

@@ -217,6 +217,23 @@ impl Members {
         self.plain.limit(token, pages);
     }
 
+    /// Returns whose membership this is, if that is known.
+    pub(super) fn owner_of(&self, token: &Token) -> Option<Principal> {
+        self.owners.owner_of(token)
+    }
+
+    /// Number of principals that have members.
+    pub(super) fn principals(&self) -> usize {
+        self.owners.principals()
+    }
+
+    /// Records that a principal asked for more than its ration.
+    pub(super) fn record_deferred(&mut self, principal: Principal, count: u64) {
+        if count > 0 {
+            self.entries.push(Entry::Deferred(principal, count));
+        }
+    }
+
     /// Returns the entries for the accounts of principals since the last call.
     pub(super) fn take_entries(&mut self) -> Vec<Entry> {
         std::mem::take(&mut self.entries)

@@ -18,6 +18,7 @@
 //! |---|---|
 //! | `members` | which clients still take part |
 //! | `principal` | whose clients they are |
+//! | `rations` | how much goes before the stream for a single principal |
 //! | `shares` | what each principal owes for members that proved nothing |
 //! | `credit` | whether the requests of a member are still served |
 //! | `stream` | which pages go out next |
@@ -47,6 +48,7 @@ mod precedence;
 mod principal;
 mod profile;
 mod rate;
+mod rations;
 mod repair;
 mod restart_backoff;
 mod scheduler;

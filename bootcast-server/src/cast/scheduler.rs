@@ -174,6 +174,8 @@ pub enum Event {
     /// The principal has used up its budget for members that proved nothing. So its plain members
     /// of this file were forgotten, or its join was refused or asks for nothing.
     BudgetUsedUp(Principal, RemotePath),
+    /// The principal asked for more of this file than goes before what others wait for.
+    RationUsedUp(Principal, RemotePath),
     /// The profile of the file that a cast sends changed, and should be kept. Comes before the end
     /// of the cast.
     Profile(CastId, Profile),
@@ -290,8 +292,7 @@ impl Scheduler {
             return Err(JoinRefusal::TooManyOfHost(owned));
         }
         let name = token.clone();
-        running.cast.handle_join(token, kind, now);
-        running.cast.set_owner(&name, principal);
+        running.cast.handle_join_of(token, kind, Some(principal), now);
         if self.settings.plain == PlainTrust::Limited {
             let passes = self.accounts.passes_of(principal, geometry.size(), now);
             running.cast.limit_passes(&name, passes);
@@ -367,13 +368,7 @@ impl Scheduler {
     }
 
     /// Records the `useful` that a demand of a member states.
-    pub fn handle_progress(
-        &mut self,
-        path: &RemotePath,
-        token: &Token,
-        useful: u64,
-        now: Instant,
-    ) {
+    pub fn handle_progress(&mut self, path: &RemotePath, token: &Token, useful: u64, now: Instant) {
         let Some(&id) = self.by_path.get(path) else { return };
         if let Some(running) = self.casts.get_mut(&id) {
             running.cast.handle_progress(token, useful);
@@ -391,13 +386,17 @@ impl Scheduler {
         now: Instant,
     ) -> Option<Duration> {
         let &id = self.by_path.get(path)?;
+        let mut others = self.casts.iter().filter(|(other, _)| **other != id);
+        let has_neighbours = others.any(|(_, it)| it.cast.whole_file_members() > 0);
         let running = self.casts.get_mut(&id)?;
+        running.cast.set_has_neighbours(has_neighbours);
         if !running.cast.handle_want(token, want, now) {
             return None;
         }
         if running.cast.next_urgent(1).is_some() {
             self.urgent.push(id);
         }
+        self.settle(id, now);
         Some(self.urgent_queue(id, now))
     }
 

@@ -106,7 +106,7 @@ impl Lab {
         std::iter::from_fn(|| self.scheduler.poll_event())
             .filter_map(|event| match event {
                 Event::Ended(Ended { cast, reason, .. }) => Some((cast, reason)),
-                Event::Profile(..) | Event::BudgetUsedUp(..) => None,
+                Event::Profile(..) | Event::BudgetUsedUp(..) | Event::RationUsedUp(..) => None,
             })
             .collect()
     }

@@ -3,6 +3,8 @@
 use std::ops::Range;
 use std::time::Duration;
 
+use bootcast_proto::limits::RETRY_AFTER_MAX;
+
 /// Why a request failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ControlError {
@@ -57,6 +59,17 @@ impl ControlError {
             Self::Unreachable { .. } => true,
             Self::Refused { status, .. } => *status >= 500 || *status == 429,
             Self::Garbled { .. } | Self::Unreadable { .. } => false,
+        }
+    }
+
+    /// Returns the pause that the server requests before another attempt, up to the longest that a
+    /// client obeys.
+    pub fn retry_after(&self) -> Duration {
+        match self {
+            Self::Refused { retry_after, .. } => (*retry_after).min(RETRY_AFTER_MAX),
+            Self::Unreachable { .. } | Self::Garbled { .. } | Self::Unreadable { .. } => {
+                Duration::ZERO
+            }
         }
     }
 }

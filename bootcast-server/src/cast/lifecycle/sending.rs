@@ -97,7 +97,15 @@ impl Cast {
             self.profile.on_sent(pages);
             return Some(self.send_first(pages, budget));
         }
-        self.poll_undemanded(budget, now)
+        if let Some(other) = self.poll_undemanded(budget, now) {
+            return Some(other);
+        }
+        let pages = self.demand.poll_idle(budget, now)?;
+        self.profile.on_sent(pages);
+        if let Some(repair) = self.active_repair() {
+            repair.on_sent();
+        }
+        Some(Sending::Pages(pages))
     }
 
     /// Returns the earliest time at which [`Self::poll_transmit`] has something. It may be past.
@@ -105,7 +113,8 @@ impl Cast {
         if !self.sends_demand() {
             return None;
         }
-        let later = self.demand.later_since();
+        let later = [self.demand.later_since(), self.demand.idle_since()];
+        let later = later.into_iter().flatten().min();
         if self.state != State::Serving {
             return later;
         }

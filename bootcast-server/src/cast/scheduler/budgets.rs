@@ -51,13 +51,16 @@ impl Scheduler {
     pub(super) fn settle(&mut self, id: CastId, now: Instant) {
         let Some(running) = self.casts.get_mut(&id) else { return };
         let entries = running.cast.take_entries();
-        if entries.is_empty() || self.settings.plain == PlainTrust::Allow {
-            return;
-        }
+        let is_limited = self.settings.plain != PlainTrust::Allow;
         let size = running.geometry.size();
         let mut charged = Vec::new();
         for entry in entries {
             match entry {
+                Entry::Deferred(principal, count) => {
+                    self.budgets.deferred += count;
+                    self.events.push_back(Event::RationUsedUp(principal, running.path.clone()));
+                }
+                _ if !is_limited => {}
                 Entry::Charge(principal, bytes) => {
                     self.accounts.charge(principal, bytes, now);
                     charged.push(principal);

@@ -327,6 +327,9 @@ impl Driver {
                 Event::BudgetUsedUp(principal, path) => {
                     self.log.log_budget(principal, &path, Instant::now());
                 }
+                Event::RationUsedUp(principal, path) => {
+                    self.log.log_ration(principal, &path, Instant::now());
+                }
                 Event::Profile(cast, profile) => self.keep_profile(cast, profile),
                 Event::Ended(ended) => {
                     self.groups.end(ended.cast);

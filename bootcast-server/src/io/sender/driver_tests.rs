@@ -11,9 +11,7 @@ use tokio::sync::oneshot;
 
 use super::super::{Join, JoinError, SourceAddress};
 use super::*;
-use crate::cast::{
-    CastPolicy, CeilingSource, GroupPool, MemberKind, PlainTrust, RepairSettings,
-};
+use crate::cast::{CastPolicy, CeilingSource, GroupPool, MemberKind, PlainTrust, RepairSettings};
 use crate::io::identity::Identity;
 use crate::io::manifests::Manifests;
 use crate::io::reader::faults::{Faults, FaultySource, Hang};

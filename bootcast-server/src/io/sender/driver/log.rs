@@ -19,6 +19,7 @@ pub(super) struct SenderLog {
     ends: Limiter<(RemotePath, EndReason), Instant>,
     network: Limiter<NetworkFault, Instant>,
     budgets: Limiter<Principal, Instant>,
+    rations: Limiter<Principal, Instant>,
     /// Whether the last line about the interface says that it is down.
     is_down: bool,
 }
@@ -72,6 +73,15 @@ impl SenderLog {
         tracing::warn!(
             %host, %path, suppressed,
             "budget used up: plain members of this host never left, or its clients receive nothing"
+        );
+    }
+
+    /// Logs that a host asked for more than goes before what others wait for.
+    pub(super) fn log_ration(&mut self, host: Principal, path: &RemotePath, now: Instant) {
+        let Some(suppressed) = self.rations.allow(&host, now) else { return };
+        tracing::info!(
+            %host, %path, suppressed,
+            "this host needs much more than others: it waits until they have what they need"
         );
     }
 
