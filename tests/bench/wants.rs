@@ -18,7 +18,7 @@ const RUN: Duration = Duration::from_secs(3);
 const PAGES: u32 = 3;
 
 /// Number of hosts that the members are on, by turns. One host may send 10,000 wants a second.
-const HOSTS: u32 = 8;
+const HOSTS: u8 = 8;
 
 /// Numbers of members to measure with. Each has one connection and one request at a time.
 const MEMBERS: [u32; 3] = [1, 8, 64];
@@ -55,7 +55,7 @@ pub(crate) fn measure() -> String {
 
 #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
 fn measure_members(members: u32) -> Figures {
-    let lab = Lab::builder().clients(HOSTS as usize).build();
+    let lab = Lab::builder().clients(HOSTS).build();
     lab.put("image", SIZE);
     let server = lab.server().option("--rate", "3gbit").start();
     let mut runs = Vec::new();
@@ -96,7 +96,7 @@ fn send_wants(lab: &Lab, members: u32, run: u32) -> u64 {
     };
     // A thread starts in the namespace of its creator.
     let begin = |member: u32| {
-        let host = &lab.clients()[((member + run) % HOSTS) as usize];
+        let host = &lab.clients()[((member + run) % u32::from(HOSTS)) as usize];
         host.enter(|| begin_one(member))
     };
     let threads: Vec<_> = (0..members).map(begin).collect();

@@ -1,7 +1,5 @@
 //! Refuses the requests of hosts that send too many. docs/PROTOCOL.md, "Requests a second".
 
-use std::time::Instant;
-
 use axum::Extension;
 use axum::extract::{Request, State};
 use axum::middleware::Next;
@@ -20,7 +18,7 @@ pub(super) async fn guard(
     next: Next,
 ) -> Result<Response, ApiError> {
     let kind = RequestKind::of(request.uri().path());
-    if !limits.admit(Principal::from(host), kind, Instant::now()) {
+    if !limits.admit(Principal::from(host), kind) {
         return Err(ApiError::TooManyRequests(kind));
     }
     Ok(next.run(request).await)

@@ -27,12 +27,29 @@ pub(super) struct Rations {
     used: BTreeMap<Principal, u64>,
     /// Principals that joined.
     joined: BTreeSet<Principal>,
+    /// Whether the streams of other casts run.
+    has_neighbours: bool,
 }
 
 impl Rations {
     /// Creates full rations for a file of `pages` pages.
     pub(super) fn new(pages: u32) -> Self {
-        Self { pages: pages.into(), used: BTreeMap::new(), joined: BTreeSet::new() }
+        Self {
+            pages: pages.into(),
+            used: BTreeMap::new(),
+            joined: BTreeSet::new(),
+            has_neighbours: false,
+        }
+    }
+
+    /// Sets whether the streams of other casts run.
+    pub(super) fn set_has_neighbours(&mut self, has_neighbours: bool) {
+        self.has_neighbours = has_neighbours;
+    }
+
+    /// Whether the streams of other casts run.
+    pub(super) fn has_neighbours(&self) -> bool {
+        self.has_neighbours
     }
 
     /// Handles a join. Returns whether the principal joined before.

@@ -3,6 +3,7 @@
 
 use std::num::NonZeroU32;
 
+use bootcast_proto::api::{Report, Want};
 use bootcast_proto::limits::{HOLD, SHORT_HOLD};
 use bootcast_proto::wire::Beacon;
 use bootcast_proto::{PageSize, Share};

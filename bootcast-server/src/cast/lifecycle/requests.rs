@@ -124,7 +124,7 @@ impl Cast {
     /// else, the others behind it.
     fn queue_want(&mut self, token: &Token, want: &Want, now: Instant) {
         let has_stream = self.members.whole_file_members() > 0 && self.members.principals() > 1;
-        let has_others = self.has_neighbours || has_stream;
+        let has_others = self.rations.has_neighbours() || has_stream;
         let (principal, ration) = self.ration_of(token, has_others);
         let asker = Asker { token: token.clone(), principal };
         let first = split_want(want, ration);
