@@ -81,6 +81,7 @@ impl Demand {
     /// many are queued so.
     pub(super) fn handle_idle_want(&mut self, asker: &Asker, want: &Want, now: Instant) -> u32 {
         let before = self.idle.requested_pages;
+        self.sent_pages.forget_before(now);
         let arrivals = self.sent_pages.arrivals(want, now);
         for &run in want.now.iter().chain(&want.later).take(2 * WANT_RUNS_READ) {
             let demanded = self.in_file(run);

@@ -514,9 +514,10 @@ impl Scheduler {
         Ok(id)
     }
 
-    /// Schedules the announcement of the end if the cast requests it. Removes a cast that has ended
-    /// and returns its group to the pool.
+    /// Settles the accounts of its members, and schedules the announcement of the end if the cast
+    /// requests it. Removes a cast that has ended and returns its group to the pool.
     fn reap(&mut self, id: CastId, now: Instant) {
+        self.settle(id, now);
         let Some(running) = self.casts.get_mut(&id) else { return };
         let announcement = running.cast.poll_end_announcement();
         let reason = running.cast.end_reason();

@@ -111,8 +111,8 @@ impl Cast {
             self.profile.handle_want(token, want, now);
         } else {
             let mut served = want.clone();
-            served.now = self.unreadable.readable(&first_pages(&want.now, &mut credit));
-            served.later = self.unreadable.readable(&first_pages(&want.later, &mut credit));
+            served.now = self.unreadable.readable(&split_runs(&want.now, &mut credit).0);
+            served.later = self.unreadable.readable(&split_runs(&want.later, &mut credit).0);
             self.queue_want(token, &served, now);
             self.profile.handle_want(token, &served, now);
         }
@@ -127,14 +127,14 @@ impl Cast {
         let has_others = self.rations.has_neighbours() || has_stream;
         let (principal, ration) = self.ration_of(token, has_others);
         let asker = Asker { token: token.clone(), principal };
-        let first = split_want(want, ration);
-        let queued = match &first {
-            Some((first, _)) => self.demand.handle_want(asker.clone(), first, now),
-            None => self.demand.handle_want(asker.clone(), want, now),
+        let (first, idle) = match &split_want(want, ration) {
+            Some((first, rest)) => {
+                let queued = self.demand.handle_want(asker.clone(), first, now);
+                (queued, self.demand.handle_idle_want(&asker, rest, now))
+            }
+            None => (self.demand.handle_want(asker, want, now), 0),
         };
-        let rest = first.as_ref().map(|(_, rest)| rest);
-        let idle = rest.map_or(0, |rest| self.demand.handle_idle_want(&asker, rest, now));
-        self.take_ration(principal, ration, queued.into(), idle.into());
+        self.take_ration(principal, ration, first.into(), idle.into());
     }
 
     /// Returns the principal of a member, and what may go first for it; `u64::MAX` if there are no
@@ -192,34 +192,25 @@ fn split_want(want: &Want, pages: u64) -> Option<(Want, Want)> {
         return None;
     }
     let mut left = pages;
-    let (mut first, mut rest) = (want.clone(), want.clone());
-    first.now = first_pages(&want.now, &mut left);
-    first.later = first_pages(&want.later, &mut left);
-    rest.now = without(&want.now, &first.now);
-    rest.later = without(&want.later, &first.later);
+    let (now, rest_now) = split_runs(&want.now, &mut left);
+    let (later, rest_later) = split_runs(&want.later, &mut left);
+    let first = Want { now, later, ..want.clone() };
+    let rest = Want { now: rest_now, later: rest_later, ..want.clone() };
     Some((first, rest))
 }
 
-/// Returns the runs without the pages of `first`, which are those at their beginning.
-fn without(runs: &[PageRange], first: &[PageRange]) -> Vec<PageRange> {
-    let rest = runs.iter().enumerate().map(|(at, run)| {
-        let end = first.get(at).map_or(run.start, |first| first.end);
-        PageRange::new(end.0, run.end.0)
-    });
-    rest.filter(|run| !run.is_empty()).collect()
-}
-
-/// Returns the first pages of these runs, as many as the credit allows, and takes them off it.
-fn first_pages(runs: &[PageRange], credit: &mut u64) -> Vec<PageRange> {
-    let mut served = Vec::new();
-    for run in runs {
-        let run = first_of(*run, u32::try_from(*credit).unwrap_or(u32::MAX));
-        *credit -= u64::from(run.len());
-        if !run.is_empty() {
-            served.push(run);
-        }
+/// Returns the first pages of these runs, as many as the credit allows, and the others. Takes the
+/// first ones off the credit.
+fn split_runs(runs: &[PageRange], credit: &mut u64) -> (Vec<PageRange>, Vec<PageRange>) {
+    let (mut served, mut others) = (Vec::new(), Vec::new());
+    for run in runs.iter().filter(|run| !run.is_empty()) {
+        let first = first_of(*run, u32::try_from(*credit).unwrap_or(u32::MAX));
+        *credit -= u64::from(first.len());
+        let rest = PageRange::new(first.end.0, run.end.0);
+        served.extend(Some(first).filter(|run| !run.is_empty()));
+        others.extend(Some(rest).filter(|run| !run.is_empty()));
     }
-    served
+    (served, others)
 }
 
 #[cfg(test)]
@@ -254,6 +245,10 @@ mod tests {
         let (first, rest) = split_want(&want, 4).unwrap();
         assert_eq!((first.now, first.later), (runs(&[(0, 3), (10, 11)]), vec![]));
         assert_eq!((rest.now, rest.later), (runs(&[(11, 12)]), runs(&[(20, 24)])));
+        // A pair may ask for nothing.
+        let odd = Want { now: runs(&[(9, 9), (0, 3)]), ..Want::default() };
+        let (first, rest) = split_want(&odd, 2).unwrap();
+        assert_eq!((first.now, rest.now), (runs(&[(0, 2)]), runs(&[(2, 3)])));
         let (first, rest) = split_want(&want, 0).unwrap();
         assert_eq!((first.now.len(), &rest), (0, &want));
         let (first, rest) = split_want(&want, 6).unwrap();

@@ -150,14 +150,16 @@ impl Repair {
             let (block, need) = (BlockIndex(block), u32::from(need));
             let promised = self.levels.promised(block).unwrap_or(need);
             let more = u64::from(need.saturating_sub(promised));
-            if is_outlier {
-                raised |= self.levels.defer(block, need);
+            let (is_raised, count) = if is_outlier {
+                (self.levels.defer(block, need), None)
             } else if served.promised + more <= author.ration {
-                raised |= self.levels.promise_need(block, need);
-                served.promised += more;
+                (self.levels.promise_need(block, need), Some(&mut served.promised))
             } else {
-                raised |= self.levels.defer(block, need);
-                served.deferred += more;
+                (self.levels.defer(block, need), Some(&mut served.deferred))
+            };
+            raised |= is_raised;
+            if let Some(count) = count.filter(|_| is_raised) {
+                *count += more;
             }
         }
         if raised {

@@ -70,7 +70,6 @@ impl Scheduler {
         running.cast.handle_leave(token, now);
         running.control.forget(token);
         self.totals.leaves += 1;
-        self.settle(id, now);
         self.reap(id, now);
         Some(id)
     }

@@ -87,7 +87,6 @@ impl Scheduler {
         let group = self.destination(id, &content);
         self.count(&content);
         self.charge(cost, now);
-        self.settle(id, now);
         self.reap(id, now);
         Transmit { cast: id, group, content, demanded, lane: Lane::Turn }
     }
