@@ -5,7 +5,7 @@
 //! principal that lies about them would hold up all others. So beside others each principal has a
 //! ration. What is beyond waits until nothing else is to be sent.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use super::principal::Principal;
 
@@ -25,8 +25,6 @@ pub(super) struct Rations {
     pages: u64,
     /// Pages and symbols that went first for each principal, also of one that left meanwhile.
     used: BTreeMap<Principal, u64>,
-    /// Principals that joined.
-    joined: BTreeSet<Principal>,
     /// Whether the streams of other casts run.
     has_neighbours: bool,
 }
@@ -34,12 +32,7 @@ pub(super) struct Rations {
 impl Rations {
     /// Creates full rations for a file of `pages` pages.
     pub(super) fn new(pages: u32) -> Self {
-        Self {
-            pages: pages.into(),
-            used: BTreeMap::new(),
-            joined: BTreeSet::new(),
-            has_neighbours: false,
-        }
+        Self { pages: pages.into(), used: BTreeMap::new(), has_neighbours: false }
     }
 
     /// Sets whether the streams of other casts run.
@@ -50,14 +43,6 @@ impl Rations {
     /// Whether the streams of other casts run.
     pub(super) fn has_neighbours(&self) -> bool {
         self.has_neighbours
-    }
-
-    /// Handles a join. Returns whether the principal joined before.
-    pub(super) fn handle_join(&mut self, principal: Principal) -> bool {
-        if self.joined.len() >= MAX_PRINCIPALS && !self.joined.contains(&principal) {
-            self.joined.pop_first();
-        }
-        !self.joined.insert(principal)
     }
 
     /// Returns how many pages and symbols may still go first for a principal, after the cast sent

@@ -14,9 +14,7 @@ impl Cast {
         self.handle_join_of(token, kind, None, now);
     }
 
-    /// Does the same as [`Self::handle_join`], for a member of this principal. Beside others, a
-    /// principal that was a member before gets the windows that the stream has passed when nothing
-    /// else is to be sent: who joins again and again does not hold the stream up.
+    /// Does the same as [`Self::handle_join`], for a member of this principal.
     pub(in crate::cast) fn handle_join_of(
         &mut self,
         token: Token,
@@ -24,18 +22,14 @@ impl Cast {
         principal: Option<Principal>,
         now: Instant,
     ) {
-        let is_repeated = principal.is_some_and(|it| {
-            let own = usize::from(self.members.of_principal(it) > 0);
-            self.rations.handle_join(it) && self.members.principals() > own
-        });
         let name = token.clone();
-        self.add_member(token, kind, is_repeated, now);
+        self.add_member(token, kind, now);
         if let Some(principal) = principal {
             self.members.set_owner(&name, principal, self.stream.pages_sent());
         }
     }
 
-    fn add_member(&mut self, token: Token, kind: MemberKind, is_repeated: bool, now: Instant) {
+    fn add_member(&mut self, token: Token, kind: MemberKind, now: Instant) {
         // Without a repair channel every member knows only the base protocol.
         let kind = if self.repair.is_some() { kind } else { MemberKind::Plain };
         let is_first = self.members.whole_file_members() == 0 && kind != MemberKind::Demand;
@@ -61,9 +55,7 @@ impl Cast {
             MemberKind::Plain => {}
             MemberKind::Extended | MemberKind::Resuming => {
                 self.had_leased = true;
-                if kind == MemberKind::Extended && is_repeated {
-                    self.stream.defer(0, u32::MAX);
-                } else if kind == MemberKind::Extended {
+                if kind == MemberKind::Extended {
                     self.stream.want_all();
                 }
                 if let Some(repair) = &mut self.repair {

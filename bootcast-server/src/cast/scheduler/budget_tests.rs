@@ -164,21 +164,6 @@ fn beside_a_member_that_receives_a_dead_plain_member_costs_nothing() {
 }
 
 #[test]
-fn a_host_that_joins_again_beside_others_does_not_hold_the_stream_up() {
-    let mut lab = lab();
-    lab.join_of(1, "large", LARGE, MemberKind::Extended).unwrap();
-    lab.run(HOLD);
-    let end = lab.now + 3 * SECOND;
-    while lab.now < end {
-        lab.join_of(2, "large", LARGE, MemberKind::Extended).unwrap();
-        lab.run(SECOND / 100);
-    }
-    // The stream is at its end, but for what the first join of the second host missed.
-    let cast = lab.scheduler.cast_of(&name("large")).unwrap().cast;
-    assert!(cast.passes() >= 1, "{} pages", cast.pages_sent());
-}
-
-#[test]
 fn an_extended_member_that_never_reports_costs_one_file_and_then_nothing() {
     let mut lab = lab();
     lab.join_of(1, "large", LARGE, MemberKind::Extended).unwrap();
