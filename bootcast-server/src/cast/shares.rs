@@ -1,8 +1,8 @@
 //! What each principal owes for pages that a cast sends for members that proved nothing.
 //!
 //! A page that several principals need is shared among them. Dividing each page at once would take
-//! longer the more of them there are. So the cast has a *price*: what a principal would owe that had
-//! been there from the beginning. A principal owes how much the price rose while it was there.
+//! longer the more of them there are. So the cast has a *price*: what a principal would owe that
+//! had been there from the beginning. A principal owes how much the price rose while it was there.
 
 use std::collections::BTreeMap;
 

@@ -128,8 +128,8 @@ impl Job {
     }
 }
 
-/// Waits for as long as the server requests. Until then the request counts as under way, so that the
-/// receiver sends no others in its place.
+/// Waits for as long as the server requests. Until then the request counts as under way, so that
+/// the receiver sends no others in its place.
 async fn hold_back(error: &ControlError) {
     tokio::time::sleep(error.retry_after().min(HOLD_BACK_MAX)).await;
 }
