@@ -288,7 +288,9 @@ async fn persist<T, F: Future<Output = Result<T, ControlError>>>(
                         }
                         tokio::time::sleep(pause).await;
                     }
-                    Err(error) if error.is_temporary() => tokio::time::sleep(RETRY_PAUSE).await,
+                    Err(error) if error.is_temporary() => {
+                        tokio::time::sleep(error.retry_after().max(RETRY_PAUSE)).await;
+                    }
                     Err(error) => return Err(ProofError::from(error)),
                 }
             }

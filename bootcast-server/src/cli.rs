@@ -12,7 +12,7 @@ use ipnet::Ipv4Net;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
 use crate::api::Names;
-use crate::cast::{CastPolicy, GroupPool, GroupPoolError};
+use crate::cast::{CastPolicy, GroupPool, GroupPoolError, PlainTrust};
 use crate::io::interface::InterfaceName;
 
 /// Sends the files of a directory by UDP multicast, each page once for all clients that want it.
@@ -125,6 +125,12 @@ pub struct Args {
     #[arg(long, value_name = "PASSES", default_value = "5", env = "BOOTCAST_IDLE_PASSES")]
     idle_passes: NonZeroU32,
 
+    /// How far plain members are trusted, which know only the base protocol: each gets all its
+    /// passes, or what is sent for them comes out of a budget of their host, or their joins are
+    /// refused
+    #[arg(long, value_enum, default_value = "limited", env = "BOOTCAST_PLAIN")]
+    plain: PlainArg,
+
     /// Time for which a cast that all members left can still be joined, such as 500ms or 2s; it
     /// sends nothing meanwhile
     #[arg(
@@ -212,6 +218,23 @@ pub struct HashArgs {
 const LINGER_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
+enum PlainArg {
+    Allow,
+    Limited,
+    Deny,
+}
+
+impl From<PlainArg> for PlainTrust {
+    fn from(plain: PlainArg) -> Self {
+        match plain {
+            PlainArg::Allow => Self::Allow,
+            PlainArg::Limited => Self::Limited,
+            PlainArg::Deny => Self::Deny,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
 enum LayoutArg {
     Base,
     Reference,
@@ -270,6 +293,8 @@ pub struct Config {
     pub ttl: u8,
     /// When a cast ends without a request.
     pub policy: CastPolicy,
+    /// How far plain members are trusted.
+    pub plain: PlainTrust,
     /// Maximum number of casts at the same time.
     pub max_casts: usize,
     /// Layout of the datagram headers.
@@ -314,6 +339,7 @@ impl TryFrom<Args> for Config {
             page_size: args.page_size,
             rate: args.rate,
             ttl: args.ttl,
+            plain: args.plain.into(),
             policy: CastPolicy { idle_passes: args.idle_passes, linger: args.linger },
             max_casts: usize::try_from(args.max_casts.get()).unwrap_or(usize::MAX),
             layout: match args.layout {

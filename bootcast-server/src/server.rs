@@ -98,6 +98,7 @@ impl Server {
             data_port: config.data_port,
             max_casts: config.max_casts,
             policy: config.policy,
+            plain: config.plain,
             groups: config.groups.starting_at(getrandom::u32()?),
             repair: config.repair.map(|it| repair_settings(it, rate, page_size)),
         };

@@ -161,6 +161,9 @@ pub struct Status {
     pub casts: Vec<CastStatus>,
     /// Sums since the server started.
     pub totals: Totals,
+    /// How often the budgets of hosts were used up since the server started.
+    #[serde(default)]
+    pub budgets: Budgets,
 }
 
 /// State of one running cast.
@@ -230,6 +233,39 @@ pub struct Totals {
     pub bytes_sent: u64,
     /// Bytes read from files for casts.
     pub bytes_read: u64,
+}
+
+/// How often the budgets of hosts were used up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Budgets {
+    /// Plain members that were forgotten, after their passes or because the budget was used up.
+    #[serde(default)]
+    pub plain: u64,
+    /// Plain joins that were refused, and joins with extensions that asked for nothing.
+    #[serde(default)]
+    pub joins: u64,
+    /// Symbols and demanded pages that did not go before what others need.
+    #[serde(default)]
+    pub deferred: u64,
+    /// Requests that were refused, because a host sent too many a second.
+    #[serde(default)]
+    pub requests: RefusedRequests,
+}
+
+/// Requests that were refused, because a host sent too many a second.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RefusedRequests {
+    /// Joins and leaves.
+    pub joins: u64,
+    /// Reports.
+    pub reports: u64,
+    /// Demands.
+    pub wants: u64,
+    /// Requests for names and attributes.
+    pub meta: u64,
+    /// All other requests.
+    pub others: u64,
 }
 
 /// Whether a number is 0. Such a field is left out of the JSON.

@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use bootcast_proto::{DEFAULT_PORT, JoinAnswer};
-use harness::{Host, Lab, mib};
+use harness::{Lab, mib};
 
 use crate::{RUNS, median};
 
@@ -16,6 +16,9 @@ const RUN: Duration = Duration::from_secs(3);
 
 /// Number of pages in one request.
 const PAGES: u32 = 3;
+
+/// Number of hosts that the members are on, by turns. One host may send 10,000 wants a second.
+const HOSTS: u8 = 8;
 
 /// Numbers of members to measure with. Each has one connection and one request at a time.
 const MEMBERS: [u32; 3] = [1, 8, 64];
@@ -52,14 +55,14 @@ pub(crate) fn measure() -> String {
 
 #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
 fn measure_members(members: u32) -> Figures {
-    let lab = Lab::builder().build();
+    let lab = Lab::builder().clients(HOSTS).build();
     lab.put("image", SIZE);
     let server = lab.server().option("--rate", "3gbit").start();
     let mut runs = Vec::new();
     for run in 0..RUNS {
         let (cpu, sent) = (server.proc().cpu_time().as_secs_f64(), server.status().totals.demanded);
         let began = Instant::now();
-        let wants = send_wants(lab.client(1), members, u32::try_from(run).expect("a few runs"));
+        let wants = send_wants(&lab, members, u32::try_from(run).expect("a few runs"));
         let seconds = began.elapsed().as_secs_f64();
         let cpu = server.proc().cpu_time().as_secs_f64() - cpu;
         runs.push(Figures {
@@ -77,8 +80,8 @@ fn measure_members(members: u32) -> Figures {
 }
 
 /// Sends wants for the duration of a run. Returns the number of answered requests.
-fn send_wants(host: &Host, members: u32, run: u32) -> u64 {
-    let begin = |member: u32| {
+fn send_wants(lab: &Lab, members: u32, run: u32) -> u64 {
+    let begin_one = move |member: u32| {
         std::thread::spawn(move || {
             let mut member = Member::join(run * 1000 + member);
             let end = Instant::now() + RUN;
@@ -91,11 +94,13 @@ fn send_wants(host: &Host, members: u32, run: u32) -> u64 {
             wants
         })
     };
-    host.enter(|| {
-        // A thread starts in the namespace of its creator.
-        let threads: Vec<_> = (0..members).map(begin).collect();
-        threads.into_iter().map(|thread| thread.join().unwrap()).sum()
-    })
+    // A thread starts in the namespace of its creator.
+    let begin = |member: u32| {
+        let host = &lab.clients()[((member + run) % u32::from(HOSTS)) as usize];
+        host.enter(|| begin_one(member))
+    };
+    let threads: Vec<_> = (0..members).map(begin).collect();
+    threads.into_iter().map(|thread| thread.join().unwrap()).sum()
 }
 
 struct Member {

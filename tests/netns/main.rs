@@ -13,6 +13,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod absence;
+mod budgets;
 mod bundles;
 mod cache_tool;
 mod capacity;

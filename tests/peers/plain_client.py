@@ -17,26 +17,39 @@ options.add_argument("--interface", default="0.0.0.0", help="address of the rece
 options.add_argument("--layout", choices=["base", "reference"], default="base")
 options = options.parse_args()
 
-# Join: four lines of the answer name the group, the port and the number of pages.
 url = urllib.parse.urlsplit(options.url)
-with urllib.request.urlopen(f"http://{url.netloc}/join{url.path}") as answer:
-    lines = dict(line.split("=", 1) for line in answer.read().decode().splitlines() if line)
-group, port = lines["CONNECT"].split(":")
-pages, page_size = int(lines["PAGES"]), int(lines["PAGESIZE"])
 
-# Subscribe to the group. A socket bound to its address receives no other group on the same port.
-data = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-data.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-data.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
-data.bind((group, int(port)))
-membership = socket.inet_aton(group) + socket.inet_aton(options.interface)
-data.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, membership)
+
+def join():
+    """Joins, and subscribes to the group. Returns the lines of the answer and the socket."""
+    with urllib.request.urlopen(f"http://{url.netloc}/join{url.path}") as answer:
+        lines = dict(line.split("=", 1) for line in answer.read().decode().splitlines() if line)
+    group, port = lines["CONNECT"].split(":")
+    # A socket bound to the address of its group receives no other group on the same port.
+    data = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    data.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    data.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+    data.bind((group, int(port)))
+    membership = socket.inet_aton(group) + socket.inet_aton(options.interface)
+    data.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, membership)
+    # After that long without a page, the server takes this client for gone.
+    data.settimeout(5)
+    return lines, data
+
+
+lines, data = join()
+pages, page_size = int(lines["PAGES"]), int(lines["PAGESIZE"])
 
 # Write every page to its place. Pages may arrive in any order, and more than once.
 missing = set(range(1, pages + 1))
 with open(options.output, "wb") as file:
     while missing:
-        datagram = data.recv(65535)
+        try:
+            datagram = data.recv(65535)
+        except TimeoutError:
+            data.close()
+            lines, data = join()
+            continue
         if len(datagram) <= 16:
             continue
         words = struct.unpack("!4I", datagram[:16])

@@ -172,7 +172,7 @@ fn main() {
     let scenarios = match &cli.goals {
         Some(text) => {
             let all = table::goals().into_iter();
-            let all = all.chain(table::rate_goals());
+            let all = all.chain(table::rate_goals()).chain(table::liar_goals());
             all.filter(|scenario| scenario.name.contains(text.as_str()))
                 .map(|scenario| Scenario { seed: cli.seed, ..scenario })
                 .collect()

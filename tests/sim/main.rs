@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread;
 
-use harness::sim::{HEADER, Scenario, run, table};
+use harness::sim::{HEADER, Outcome, Scenario, run, table};
 
 /// Runs all scenarios, in parallel on all processors. Returns their lines in order.
 fn results(scenarios: &[Scenario]) -> String {
@@ -101,4 +101,21 @@ fn members_fetch_little_because_of_a_forger() {
     assert!(fetched(true) <= 0.05);
     // That, and the hashes of all pages.
     assert!(fetched(false) <= 0.07);
+}
+
+#[test]
+fn a_host_that_lies_or_floods_costs_eight_others_little() {
+    let mut liars = table::liars(200_000, 8).into_iter();
+    let without = run(&liars.next().unwrap());
+    let seconds = |outcome: &Outcome| outcome.time_95().unwrap().as_secs_f64();
+    for scenario in liars {
+        let outcome = run(&scenario);
+        let time = seconds(&outcome) / seconds(&without);
+        let sent = outcome.sent_per_page() / without.sent_per_page();
+        println!("{}: time {time:.4}, sent {sent:.4}", scenario.name);
+        // The goal is 1.02 for the time. The ration of a file of this size is 1 % of it and 1/128
+        // of what is sent.
+        assert!(time <= 1.02, "{}: {time}", scenario.name);
+        assert!(sent <= 1.05, "{}: {sent}", scenario.name);
+    }
 }

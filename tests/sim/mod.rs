@@ -9,6 +9,7 @@
 //! | `core` | the network core: a link that all receivers share |
 //! | `link` | the link of each receiver |
 //! | `intruder` | a host that sends in the server's name |
+//! | `liar` | a host whose requests are lies, or a flood |
 //! | `audit` | checks of what the server sends and what a client stores |
 //! | `outcome` | results, as lines of a table |
 //! | `table` | the scenarios of `scenarios.txt`, and those of the goals |
@@ -22,6 +23,7 @@ mod client;
 mod core;
 mod event_queue;
 mod intruder;
+mod liar;
 mod link;
 mod outcome;
 mod random;
@@ -32,6 +34,7 @@ mod world;
 
 pub use core::CoreKind;
 pub use intruder::IntruderKind;
+pub use liar::LiarKind;
 pub use link::{LinkKind, Loss};
 pub use outcome::{HEADER, Outcome};
 pub use scenario::{Crowd, Scenario, Stalls};

@@ -8,6 +8,7 @@ use bootcast_server::cast::CeilingSource;
 
 use super::core::CoreKind;
 use super::intruder::IntruderKind;
+use super::liar::LiarKind;
 use super::link::LinkKind;
 
 /// One simulated cast.
@@ -31,6 +32,8 @@ pub struct Scenario {
     pub leaf_lists: bool,
     /// Host that sends in the server's name; `None`: there is none.
     pub intruder: Option<IntruderKind>,
+    /// Host whose requests are lies; `None`: there is none.
+    pub liar: Option<LiarKind>,
     /// Receivers of the file, grouped by kind.
     pub crowds: Vec<Crowd>,
     /// Seed of every random decision. Equal seeds give equal runs.
@@ -90,6 +93,7 @@ impl Scenario {
             rtt: Duration::from_millis(1),
             control_loss: 0.0,
             intruder: None,
+            liar: None,
             leaf_lists: false,
             crowds,
             seed: 1,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bootcast_fs::receiver::ListRequest;
-use bootcast_proto::api::Report;
+use bootcast_proto::api::{Report, Want};
 use bootcast_proto::join::Extensions;
 use bootcast_proto::manifest::{ContentId, LEAF_BYTES, Value};
 use bootcast_proto::wire::{HEADER_LEN, REPAIR_HEADER_LEN, end_datagram, symbol_header};
@@ -15,8 +15,8 @@ use bootcast_proto::{
     RemotePath, Token,
 };
 use bootcast_server::cast::{
-    CastPolicy, GroupPool, MemberKind, Newcomer, RepairSettings, Scheduler, Sending, Settings,
-    Symbol,
+    CastPolicy, GroupPool, MemberKind, Newcomer, PlainTrust, RepairSettings, Scheduler, Sending,
+    Settings, Symbol,
 };
 
 use super::audit::{ClientAudit, ServerAudit};
@@ -85,6 +85,7 @@ impl Server {
                 idle_passes: NonZeroU32::new(5).expect("not 0"),
                 linger: Duration::from_millis(500),
             },
+            plain: PlainTrust::Limited,
             groups: GroupPool::new("239.255.0.0/16".parse().expect("a block")).expect("multicast"),
             repair: Some(REPAIR),
         };
@@ -105,12 +106,33 @@ impl Server {
 
     /// Handles a join. Returns `None` if the server refuses it; the client then tries again.
     pub(super) fn join(&mut self, plain: bool, now: Instant) -> Option<JoinAnswer> {
-        let number = self.random.wide();
-        let token = Token::from_random(number);
         let kind = if plain { MemberKind::Plain } else { MemberKind::Extended };
+        let number = self.random.wide();
         // Each client is a host of its own.
-        let principal = IpAddr::from(Ipv6Addr::from_bits(number)).into();
-        let newcomer = Newcomer { token: token.clone(), kind, principal };
+        let host = Ipv6Addr::from_bits(number).into();
+        self.admit(Token::from_random(number), kind, host, now)
+    }
+
+    /// Does the same as [`Self::join`] for a client of this host.
+    pub(super) fn join_as(
+        &mut self,
+        kind: MemberKind,
+        host: IpAddr,
+        now: Instant,
+    ) -> Option<JoinAnswer> {
+        let token = Token::from_random(self.random.wide());
+        self.admit(token, kind, host, now)
+    }
+
+    fn admit(
+        &mut self,
+        token: Token,
+        kind: MemberKind,
+        host: IpAddr,
+        now: Instant,
+    ) -> Option<JoinAnswer> {
+        let plain = kind == MemberKind::Plain;
+        let newcomer = Newcomer { token: token.clone(), kind, principal: host.into() };
         let joined = self
             .scheduler
             .handle_join(&self.path, &self.etag, self.geometry, newcomer, now)
@@ -177,6 +199,12 @@ impl Server {
     /// Handles a report. Returns `false` if the server does not know the member.
     pub(super) fn report(&mut self, token: &Token, report: &Report, now: Instant) -> bool {
         self.scheduler.handle_report(&self.path, token, report, now)
+    }
+
+    /// Handles a demand of a member that states its progress.
+    pub(super) fn want(&mut self, token: &Token, want: &Want, useful: u64, now: Instant) {
+        self.scheduler.handle_progress(&self.path, token, useful, now);
+        self.scheduler.handle_want(&self.path, token, want, now);
     }
 
     /// Handles due timers, and returns the datagrams to send now.

@@ -6,6 +6,7 @@ use bootcast_server::cast::CeilingSource;
 
 use super::core::CoreKind;
 use super::intruder::IntruderKind;
+use super::liar::LiarKind;
 use super::link::{LinkKind, Loss};
 use super::scenario::{Crowd, Scenario, Stalls};
 
@@ -14,6 +15,9 @@ const SMALL: u32 = 20_000;
 
 /// Pages of a large file, which takes 1.2 s at 1 Gbit/s.
 const LARGE: u32 = 100_000;
+
+/// Pages of a file of 512 MiB, which takes 4.5 s at 1 Gbit/s.
+const HALF_A_GIB: u32 = 368_731;
 
 /// Returns the scenarios of `scenarios.txt`: all kinds of trouble, in sizes that together take a
 /// minute.
@@ -35,7 +39,27 @@ pub fn reviewed() -> Vec<Scenario> {
     table.extend(slow_machines(LARGE));
     table.extend(intruders(SMALL, 50));
     table.extend([forger(SMALL, 50, true), forger(SMALL, 50, false)]);
+    table.extend(liars(HALF_A_GIB, 8));
     table
+}
+
+/// Returns scenarios with a host that lies or floods, and first one without, to compare with.
+pub fn liars(pages: u32, clients: usize) -> Vec<Scenario> {
+    let kinds = [
+        ("no liar", None),
+        ("liar: needs", Some(LiarKind::Needs)),
+        ("liar: deficits", Some(LiarKind::Deficits)),
+        ("liar: bulk", Some(LiarKind::Bulk)),
+        ("liar: wants", Some(LiarKind::Wants)),
+        ("liar: joins", Some(LiarKind::Joins)),
+        ("liar: plain joins", Some(LiarKind::PlainJoins)),
+        ("liar: dead joins", Some(LiarKind::DeadJoins)),
+    ];
+    let scenario = |(name, liar)| {
+        let crowds = vec![Crowd::new(clients, lossy(0.1))];
+        Scenario { liar, ..Scenario::new(name, pages, crowds) }
+    };
+    kinds.map(scenario).into()
 }
 
 /// Returns a scenario with a member that forges each page before the server sends it, from a port
@@ -78,6 +102,11 @@ pub fn rate_goals() -> Vec<Scenario> {
     let mut table: Vec<_> = rates(HUGE, 200).into();
     table.extend(slow_machines(HUGE));
     table
+}
+
+/// Returns the scenarios with a host that lies or floods beside 8 and 1000 receivers.
+pub fn liar_goals() -> Vec<Scenario> {
+    [8, 1000].into_iter().flat_map(|clients| liars(HALF_A_GIB, clients)).collect()
 }
 
 /// Returns scenarios of rate control with a guessed ceiling of 1 Gbit/s: slower links, competing

@@ -10,6 +10,7 @@ use super::client::{Answer, Client, Request};
 use super::core::Core;
 use super::event_queue::EventQueue;
 use super::intruder::Intruder;
+use super::liar::Liar;
 use super::link::{Delivery, Link, Mask, SharedLoss, all};
 use super::outcome::Outcome;
 use super::random::Random;
@@ -56,6 +57,8 @@ enum Event {
     ClientResumes(usize),
     /// An intruder sends something.
     IntruderTurn,
+    /// A liar sends requests.
+    LiarTurn,
 }
 
 /// A running simulation.
@@ -72,6 +75,7 @@ struct World<'a> {
     clients: Vec<Client>,
     core: Option<Core>,
     intruder: Option<Intruder>,
+    liar: Option<Liar>,
     /// Switch ports at which loss is shared.
     ports: Vec<SharedLoss>,
     random: Random,
@@ -114,6 +118,7 @@ impl<'a> World<'a> {
             clients: Vec::new(),
             core: scenario.core.map(|kind| Core::new(kind, now)),
             intruder: None,
+            liar: None,
             ports: Vec::new(),
             random: Random::new(scenario.seed, 2),
             outcome: Outcome::new(scenario),
@@ -127,6 +132,11 @@ impl<'a> World<'a> {
             let (geometry, key) = (world.server.geometry(), scenario.key());
             world.intruder = Some(Intruder::new(kind, geometry, key, random));
             world.events.schedule(now, Event::IntruderTurn);
+        }
+        if let Some(kind) = scenario.liar {
+            world.liar = Some(Liar::new(kind, Random::new(scenario.seed, 4)));
+            // It is there when the others come.
+            world.events.schedule(now, Event::LiarTurn);
         }
         world
     }
@@ -192,6 +202,7 @@ impl<'a> World<'a> {
             }
             Event::ClientStalls(index) => self.stall(index),
             Event::IntruderTurn => self.intrude(),
+            Event::LiarTurn => self.lie(),
             Event::ClientResumes(index) => {
                 self.clients[index].resume(self.now);
                 self.after_client_event(index);
@@ -207,6 +218,14 @@ impl<'a> World<'a> {
             self.distribute(&burst, 0);
         }
         self.events.schedule(self.now + pause, Event::IntruderTurn);
+    }
+
+    /// Handles the requests of the liar, for as long as a client lacks something.
+    fn lie(&mut self) {
+        let Some(liar) = self.liar.as_mut().filter(|_| self.incomplete > 0) else { return };
+        liar.take_turn(&mut self.server, self.now);
+        self.events.schedule(self.now + Liar::pause(), Event::LiarTurn);
+        self.run_server();
     }
 
     /// Sends a burst through the core, if there is one.
@@ -350,11 +369,13 @@ impl<'a> World<'a> {
     /// Runs the server, sends its datagrams and schedules its timer.
     fn run_server(&mut self) {
         let before = self.server.sent();
+        // The last members may be forgotten with the last page of their last pass.
+        let members = self.server.members();
         let bursts = self.server.wake(self.now);
         let sent = self.server.sent();
         self.outcome.record_sent(before, sent, self.now);
         assert!(
-            self.server.members() > 0 || sent == before,
+            members > 0 || sent == before,
             "{}: the server sends although it has no members",
             self.scenario.name
         );

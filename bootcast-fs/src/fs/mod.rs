@@ -361,17 +361,19 @@ impl Fs {
         let deadline = self.config.wait_limit.map(|limit| now() + limit);
         let mut failures = 0;
         loop {
-            let pause = REQUEST_BACKOFF.pause(failures);
+            let pause =
+                |error: &ControlError| REQUEST_BACKOFF.pause(failures).max(error.retry_after());
             match request().await {
                 Err(error)
-                    if error.is_temporary() && deadline.is_none_or(|end| now() + pause < end) =>
+                    if error.is_temporary()
+                        && deadline.is_none_or(|end| now() + pause(&error) < end) =>
                 {
                     if failures == 0
                         && let Some(more) = log_limit::allow("trying again", &error)
                     {
                         warn!(%error, "a request to the server failed: trying again{more}");
                     }
-                    tokio::time::sleep(pause).await;
+                    tokio::time::sleep(pause(&error)).await;
                     failures += 1;
                 }
                 result => return result,

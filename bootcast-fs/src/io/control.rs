@@ -177,7 +177,8 @@ impl Control {
         for earlier in 0..LEAVE_ATTEMPTS - 1 {
             match self.leave_once(path, token).await {
                 Err(error) if error.is_temporary() => {
-                    tokio::time::sleep(REQUEST_BACKOFF.pause(earlier)).await;
+                    let pause = REQUEST_BACKOFF.pause(earlier).max(error.retry_after());
+                    tokio::time::sleep(pause).await;
                 }
                 result => return result,
             }

@@ -88,7 +88,8 @@ pub(super) struct Args {
     )]
     resumes: bool,
 
-    /// Keep the file in this cache, as mounts with cache_dir=DIR do, and take from it what it has
+    /// Keep the file in this cache, as mounts do by their option of this name, and take from it what
+    /// it has
     #[arg(long, value_name = "DIR", conflicts_with_all = ["range", "resumes", "unicast"])]
     cache_dir: Option<PathBuf>,
 

@@ -133,6 +133,7 @@ pub(super) fn write_columns<const N: usize>(text: &mut String, rows: &[[String; 
 #[cfg(test)]
 mod tests {
     use bootcast_proto::Etag;
+    use bootcast_proto::api::Budgets;
 
     use super::*;
 
@@ -163,6 +164,7 @@ mod tests {
             rate_bps: 900_000_000,
             casts: vec![cast],
             totals,
+            budgets: Budgets::default(),
         }
     }
 

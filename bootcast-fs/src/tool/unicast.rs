@@ -145,8 +145,9 @@ impl<'a> UnicastFetch<'a> {
                 let more = Suppressed(suppressed);
                 info!(error = cause, written, "connection lost, reconnecting{more}");
             }
+            let pause = REQUEST_BACKOFF.pause(failures).max(error.retry_after());
             self.last_error = Some(error);
-            self.within_timeout(tokio::time::sleep(REQUEST_BACKOFF.pause(failures))).await?;
+            self.within_timeout(tokio::time::sleep(pause)).await?;
             failures += 1;
         }
         Ok(())

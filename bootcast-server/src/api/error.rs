@@ -8,6 +8,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bootcast_proto::RemotePath;
 use bootcast_proto::bundle::HEADER_BUNDLES;
+use bootcast_proto::limits::RETRY_AFTER_MAX;
 use bootcast_proto::log_limit::Limiter;
 use bootcast_proto::path::PathError;
 use bootcast_proto::unreadable::{HEADER_UNREADABLE, encode_bytes};
@@ -17,6 +18,7 @@ use crate::cast::JoinRefusal;
 use crate::io::blocking_pool::PoolError;
 use crate::io::listings::ListingError;
 use crate::io::manifests::ManifestError;
+use crate::io::request_limits::RequestKind;
 use crate::io::sender::{JoinError, NoAnswer};
 use crate::source::{HashError, SourceError};
 
@@ -47,6 +49,9 @@ pub enum ApiError {
     /// The request is for a name that is not permitted.
     #[error("no such host here: use the address of the server, or a name that --host permits")]
     WrongHost,
+    /// The host sent more requests of this kind than it may.
+    #[error("too many {} from this host: at most {} a second", .0.noun(), .0.per_second())]
+    TooManyRequests(RequestKind),
     /// A report or a demand has no token.
     #[error("no X-TOKEN header: send the TOKEN of the join answer")]
     NoToken,
@@ -140,7 +145,9 @@ impl ApiError {
             | Self::Source(SourceError::NotRegular)
             | Self::Join(JoinError::TooManyPages(_)) => StatusCode::BAD_REQUEST,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::Source(SourceError::Forbidden) | Self::OfPage => StatusCode::FORBIDDEN,
+            Self::Source(SourceError::Forbidden)
+            | Self::OfPage
+            | Self::Join(JoinError::Refused(JoinRefusal::PlainDenied)) => StatusCode::FORBIDDEN,
             Self::WrongHost => StatusCode::MISDIRECTED_REQUEST,
             Self::NoRoute
             | Self::UnknownToken
@@ -149,6 +156,7 @@ impl ApiError {
             | Self::NoPage { .. }
             | Self::Source(SourceError::NotFound) => StatusCode::NOT_FOUND,
             Self::NotSmall => StatusCode::CONFLICT,
+            Self::TooManyRequests(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::Panicked
             | Self::Pool(PoolError::Panicked)
@@ -180,8 +188,11 @@ impl ApiError {
     /// Returns the time after which a client should try again, in seconds.
     fn retry_after_s(&self) -> u64 {
         match self {
-            Self::Join(JoinError::Refused(JoinRefusal::Backoff { after, .. })) => {
-                after.as_millis().div_ceil(1000).try_into().unwrap_or(RETRY_AFTER_S)
+            Self::Join(JoinError::Refused(
+                JoinRefusal::Backoff { after, .. } | JoinRefusal::BudgetUsedUp { after },
+            )) => {
+                let after = (*after).min(RETRY_AFTER_MAX).as_millis();
+                after.div_ceil(1000).try_into().unwrap_or(RETRY_AFTER_S)
             }
             _ => RETRY_AFTER_S,
         }
@@ -215,7 +226,7 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let status = self.status();
         let mut headers = HeaderMap::new();
-        if status == StatusCode::SERVICE_UNAVAILABLE {
+        if matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
             headers.insert(header::RETRY_AFTER, self.retry_after_s().into());
         }
         if let Self::Unreadable { bytes, .. } = &self

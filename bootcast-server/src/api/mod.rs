@@ -6,6 +6,7 @@ mod body;
 mod bundle;
 mod error;
 mod file;
+mod limits;
 mod manifest;
 mod membership;
 mod meta;
@@ -32,6 +33,7 @@ use crate::io::identity::Identity;
 use crate::io::listings::{Listing, Listings};
 use crate::io::manifests::Manifests;
 use crate::io::profiles::Profiles;
+use crate::io::request_limits::RequestLimits;
 use crate::io::sender::SenderHandle;
 use crate::io::small_files::SmallFiles;
 use crate::io::stable_version::await_stable_version;
@@ -63,6 +65,7 @@ pub struct ApiState {
     profiles: Profiles,
     small_files: SmallFiles,
     bundles: Bundles,
+    limits: RequestLimits,
 }
 
 impl ApiState {
@@ -84,6 +87,7 @@ impl ApiState {
             profiles,
             small_files: SmallFiles::default(),
             bundles,
+            limits: RequestLimits::default(),
         }
     }
 
@@ -130,6 +134,7 @@ pub fn router(state: ApiState, names: Names) -> Router {
         .fallback(any(no_route))
         .method_not_allowed_fallback(no_method)
         .layer(middleware::from_fn_with_state(names, origin::guard))
+        .layer(middleware::from_fn_with_state(state.limits.clone(), limits::guard))
         .layer(middleware::from_fn(panics::catch))
         .with_state(state)
 }
@@ -138,7 +143,9 @@ pub fn router(state: ApiState, names: Names) -> Router {
 async fn status(
     axum::extract::State(state): axum::extract::State<ApiState>,
 ) -> Result<Response, ApiError> {
-    Ok(json(&state.sender.status().await?))
+    let mut status = state.sender.status().await?;
+    status.budgets.requests = state.limits.refused();
+    Ok(json(&status))
 }
 
 /// Answers a request for an unknown endpoint.

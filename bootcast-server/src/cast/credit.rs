@@ -38,6 +38,15 @@ pub(super) struct Credits {
     by_member: BTreeMap<Token, Credit>,
 }
 
+/// Result of a report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Standing {
+    /// Whether the member has credit for what it asks for.
+    pub(super) is_served: bool,
+    /// Whether the report shows that the member received something.
+    pub(super) has_progress: bool,
+}
+
 /// Credit of one member, as the part that is used up.
 #[derive(Clone, Copy, Debug, Default)]
 struct Credit {
@@ -63,11 +72,16 @@ impl Credits {
         Self { pages: pages.into(), by_member: BTreeMap::new() }
     }
 
-    /// Records a report that asks for `requested` pages and symbols. Returns whether the member has
-    /// credit for them.
-    pub(super) fn handle_report(&mut self, token: &Token, report: &Report, requested: u64) -> bool {
+    /// Records a report that asks for `requested` pages and symbols.
+    pub(super) fn handle_report(
+        &mut self,
+        token: &Token,
+        report: &Report,
+        requested: u64,
+    ) -> Standing {
         let credit = self.by_member.entry(token.clone()).or_default();
-        if credit.update_counters(report) | credit.update_useful(report.useful) {
+        let has_progress = credit.update_counters(report) | credit.update_useful(report.useful);
+        if has_progress {
             credit.restore();
         }
         let limit = REPORTED_PAGES_MIN.max(REPORTED_FILES.saturating_mul(self.pages));
@@ -75,16 +89,18 @@ impl Credits {
         if is_served {
             credit.reported = credit.reported.saturating_add(requested);
         }
-        is_served
+        Standing { is_served, has_progress }
     }
 
-    /// Records the `useful` that a demand of a member states.
-    pub(super) fn handle_progress(&mut self, token: &Token, useful: u64) {
+    /// Records the `useful` that a demand of a member states. Returns whether it grew.
+    pub(super) fn handle_progress(&mut self, token: &Token, useful: u64) -> bool {
         let credit = self.by_member.entry(token.clone()).or_default();
         credit.demands_state_useful = true;
-        if credit.update_useful(useful) {
+        let has_progress = credit.update_useful(useful);
+        if has_progress {
             credit.restore();
         }
+        has_progress
     }
 
     /// Records a demand for `requested` pages. Returns for how many of them the member has credit.
@@ -158,7 +174,7 @@ mod tests {
     }
 
     fn is_served(credits: &mut Credits, report: &Report) -> bool {
-        credits.handle_report(&token(), report, PAGES.into())
+        credits.handle_report(&token(), report, PAGES.into()).is_served
     }
 
     #[test]

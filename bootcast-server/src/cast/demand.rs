@@ -1,18 +1,20 @@
-//! Demanded pages, which go out before the stream in the order of the requests. docs/PROTOCOL.md,
-//! "Demand".
+//! Demanded pages, which go out before the stream. docs/PROTOCOL.md, "Demand".
 //!
 //! Requests cannot be trusted: one may name pages that the file does not have, all of 2^32, or the
-//! same page a thousand times. The queues bound memory and work, and limit each member to a share.
+//! same page a thousand times. The queues bound memory and work, and limit each member and each
+//! principal to a share.
 
-use std::collections::{BTreeMap, VecDeque};
+mod queue;
+
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use bootcast_proto::api::Want;
-use bootcast_proto::limits::{WANT_PAGES, WANT_RUNS_READ};
-use bootcast_proto::{PageIndex, PageRange, RangeMap, Token};
+use bootcast_proto::limits::WANT_RUNS_READ;
+use bootcast_proto::{PageIndex, PageRange, RangeMap};
 
-/// Most pages in either queue: it takes sixteen members to fill one.
-const QUEUE_PAGES: u32 = 65_536;
+pub(in crate::cast) use queue::Asker;
+use queue::Queue;
 
 /// Time for which a page counts as in flight to a member that states no delay.
 const DEFAULT_DELAY: Duration = Duration::from_millis(4);
@@ -33,12 +35,15 @@ pub(super) struct Demand {
     pages: u32,
     /// Pages that readers wait for.
     urgent: Queue,
-    /// Pages that readers will probably need next. No page is in both queues.
+    /// Pages that readers will probably need next.
     later: Queue,
+    /// Pages beyond the rations of principals, which wait until nothing else is to be sent. No page
+    /// is in two queues.
+    idle: Queue,
     sent_pages: SentPages,
     /// Last page of the newest want if its member's path is lossy, with the member. It is sent
     /// twice.
-    repeat: Option<(PageIndex, Token)>,
+    repeat: Option<(PageIndex, Asker)>,
     /// Number of pages sent on demand.
     pages_sent: u64,
 }
@@ -50,51 +55,90 @@ impl Demand {
             pages,
             urgent: Queue::default(),
             later: Queue::default(),
+            idle: Queue::default(),
             sent_pages: SentPages::default(),
             repeat: None,
             pages_sent: 0,
         }
     }
 
-    /// Queues the demanded pages that are neither queued nor in flight to the member.
-    pub(super) fn handle_want(&mut self, token: &Token, want: &Want, now: Instant) {
+    /// Queues the demanded pages that are neither queued nor in flight to the member. Returns how
+    /// many go before others now.
+    pub(super) fn handle_want(
+        &mut self,
+        asker: impl Into<Asker>,
+        want: &Want,
+        now: Instant,
+    ) -> u32 {
+        let asker = &asker.into();
+        let before = self.urgent.requested_pages + self.later.requested_pages;
+        self.queue(asker, want, now);
+        let after = self.urgent.requested_pages + self.later.requested_pages;
+        after.saturating_sub(before)
+    }
+
+    /// Queues demanded pages behind everything else, unless they go before it anyway. Returns how
+    /// many are queued so.
+    pub(super) fn handle_idle_want(&mut self, asker: &Asker, want: &Want, now: Instant) -> u32 {
+        let before = self.idle.requested_pages;
+        self.sent_pages.forget_before(now);
+        let arrivals = self.sent_pages.arrivals(want, now);
+        for &run in want.now.iter().chain(&want.later).take(2 * WANT_RUNS_READ) {
+            let demanded = self.in_file(run);
+            let room = self.idle.room(asker);
+            for range in self.sent_pages.not_in_flight(demanded, &arrivals, room) {
+                for range in self.urgent.not_queued(range, room) {
+                    for range in self.later.not_queued(range, room) {
+                        self.idle.push_back(asker, range, now);
+                    }
+                }
+            }
+        }
+        self.idle.requested_pages - before
+    }
+
+    fn queue(&mut self, asker: &Asker, want: &Want, now: Instant) {
         self.sent_pages.forget_before(now);
         let arrivals = self.sent_pages.arrivals(want, now);
         let (mut lost, mut newest) = (Vec::new(), None);
         for &run in want.now.iter().take(WANT_RUNS_READ) {
-            if self.urgent.room(token) == 0 {
+            if self.urgent.room(asker) == 0 {
                 break;
             }
             let demanded = self.in_file(run);
-            let room = self.urgent.room(token);
+            let room = self.urgent.room(asker);
             for range in self.sent_pages.not_in_flight(demanded, &arrivals, room) {
                 lost.extend(self.sent_pages.parts(range));
                 let unsent = self.sent_pages.gaps(range);
                 for queued in
-                    unsent.into_iter().flat_map(|run| self.urgent.push_back(token, run, now))
+                    unsent.into_iter().flat_map(|run| self.urgent.push_back(asker, run, now))
                 {
                     self.later.remove(queued);
+                    self.idle.remove(queued);
                     newest = Some(queued);
                 }
             }
         }
         // Lost pages were demanded earlier than all waiting ones.
         for range in lost.into_iter().rev() {
-            for queued in self.urgent.push_front(token, range, now) {
+            for queued in self.urgent.push_front(asker, range, now) {
                 self.later.remove(queued);
+                self.idle.remove(queued);
                 newest.get_or_insert(queued);
             }
         }
         if let Some(newest) = newest {
             let page = PageIndex(newest.end.0 - 1);
-            self.repeat = want.lossy.then(|| (page, token.clone()));
+            self.repeat = want.lossy.then(|| (page, asker.clone()));
         }
         for &run in want.later.iter().take(WANT_RUNS_READ) {
             let demanded = self.in_file(run);
-            let room = self.later.room(token);
+            let room = self.later.room(asker);
             for range in self.sent_pages.not_in_flight(demanded, &arrivals, room) {
-                for range in self.urgent.not_queued(range, self.later.room(token)) {
-                    self.later.push_back(token, range, now);
+                for range in self.urgent.not_queued(range, self.later.room(asker)) {
+                    for queued in self.later.push_back(asker, range, now) {
+                        self.idle.remove(queued);
+                    }
                 }
             }
         }
@@ -104,6 +148,7 @@ impl Demand {
     pub(super) fn on_sent(&mut self, range: PageRange, now: Instant) {
         self.urgent.remove(range);
         self.later.remove(range);
+        self.idle.remove(range);
         self.sent_pages.insert(range, now);
     }
 
@@ -112,6 +157,7 @@ impl Demand {
         self.repeat = None;
         self.urgent = Queue::default();
         self.later = Queue::default();
+        self.idle = Queue::default();
     }
 
     /// Returns when readers began to wait for pages; `None` while none waits.
@@ -137,8 +183,9 @@ impl Demand {
 
     /// Returns the next consecutive pages that readers wait for, at most `budget`.
     pub(super) fn poll_urgent(&mut self, budget: u32, now: Instant) -> Option<PageRange> {
-        let run = self.urgent.next(budget)?;
+        let (run, turn) = (self.urgent.next(budget)?, self.urgent.turn());
         let run = self.hand_out(run, now);
+        self.urgent.end_turn(turn);
         if self.urgent.since().is_none() {
             self.repeat_last_of(run, now);
         }
@@ -148,16 +195,32 @@ impl Demand {
     /// Queues the last page of the run again if it ends a want of a member on a lossy path. The
     /// second copy shows the member at once which pages of the want were lost.
     fn repeat_last_of(&mut self, run: PageRange, now: Instant) {
-        let Some((page, token)) = self.repeat.take() else { return };
+        let Some((page, asker)) = self.repeat.take() else { return };
         if page.0 + 1 == run.end.0 {
-            self.urgent.push_back(&token, PageRange::single(page), now);
+            self.urgent.push_back(&asker, PageRange::single(page), now);
         }
     }
 
     /// Returns the next consecutive pages of the queue of later pages, at most `budget`.
     pub(super) fn poll_later(&mut self, budget: u32, now: Instant) -> Option<PageRange> {
-        let run = self.later.next(budget)?;
-        Some(self.hand_out(run, now))
+        let (run, turn) = (self.later.next(budget)?, self.later.turn());
+        let run = self.hand_out(run, now);
+        self.later.end_turn(turn);
+        Some(run)
+    }
+
+    /// Returns when the queue of pages beyond the rations became non-empty; `None` while it is
+    /// empty.
+    pub(super) fn idle_since(&self) -> Option<Instant> {
+        self.idle.since()
+    }
+
+    /// Returns the next consecutive pages beyond the rations, at most `budget`.
+    pub(super) fn poll_idle(&mut self, budget: u32, now: Instant) -> Option<PageRange> {
+        let (run, turn) = (self.idle.next(budget)?, self.idle.turn());
+        let run = self.hand_out(run, now);
+        self.idle.end_turn(turn);
+        Some(run)
     }
 
     /// Number of pages sent on demand.
@@ -171,7 +234,7 @@ impl Demand {
         self.pages_sent += u64::from(run.len());
         assert!(run.end.0 <= self.pages, "pages {run} are demanded of a file of {}", self.pages);
         debug_assert!(
-            !self.urgent.waits(run) && !self.later.waits(run),
+            ![&self.urgent, &self.later, &self.idle].iter().any(|queue| queue.waits(run)),
             "{run} would be sent twice"
         );
         run
@@ -188,156 +251,6 @@ impl Demand {
 /// Returns the first `budget` pages of a run, or all of it.
 pub(super) fn first_of(run: PageRange, budget: u32) -> PageRange {
     PageRange::new(run.start.0, run.start.0.saturating_add(budget).min(run.end.0))
-}
-
-/// Queue of pages in the order of the requests.
-#[derive(Debug, Default)]
-struct Queue {
-    /// Requested runs with their members, oldest first. Pages that were sent meanwhile stay until
-    /// their run reaches the front. The front begins with a waiting page.
-    requests: VecDeque<(PageRange, Token)>,
-    /// Number of pages in `requests`, including those that were sent meanwhile.
-    requested_pages: u32,
-    /// The same for each member; no entry is 0.
-    by_member: BTreeMap<Token, u32>,
-    /// Pages that wait to be sent.
-    waiting: RangeMap<()>,
-    /// Since when the queue has not been empty.
-    since: Option<Instant>,
-}
-
-impl Queue {
-    /// Asserts what holds between any two calls.
-    fn assert_invariants(&self) {
-        let is_empty = self.requests.is_empty();
-        assert!(
-            self.requested_pages <= QUEUE_PAGES && (self.requested_pages == 0) == is_empty,
-            "{} pages in {} requests",
-            self.requested_pages,
-            self.requests.len()
-        );
-        // A queue that claims to have pages and sends none would keep the driver busy for ever.
-        assert!(self.since.is_none() == is_empty, "since when pages wait is not known");
-        assert!(self.waiting.is_empty() == is_empty, "pages wait that no request names");
-        debug_assert!(self.by_member.is_empty() == is_empty, "pages of no member are queued");
-        debug_assert!(
-            self.requests.front().is_none_or(|(run, _)| self.waits(PageRange::single(run.start))),
-            "the oldest request begins with a page that was sent"
-        );
-    }
-
-    /// Whether any of these pages wait here.
-    fn waits(&self, range: PageRange) -> bool {
-        self.waiting.parts(range).next().is_some()
-    }
-
-    fn since(&self) -> Option<Instant> {
-        self.since
-    }
-
-    /// Returns the number of pages that this member may still queue.
-    fn room(&self, token: &Token) -> u32 {
-        let own = self.by_member.get(token).map_or(0, |pages| *pages);
-        (QUEUE_PAGES - self.requested_pages).min(WANT_PAGES.saturating_sub(own))
-    }
-
-    /// Returns the parts of `range` that do not wait here, at most `limit` of them.
-    fn not_queued(&self, range: PageRange, limit: u32) -> Vec<PageRange> {
-        self.waiting.gaps(range).take(limit as usize).collect()
-    }
-
-    /// Queues the pages of `range` that do not wait yet, as far as there is room. Returns the parts
-    /// that were added.
-    fn push_back(&mut self, token: &Token, range: PageRange, now: Instant) -> Vec<PageRange> {
-        let queued = self.admit(token, range, now);
-        self.requests.extend(queued.iter().map(|run| (*run, token.clone())));
-        self.assert_invariants();
-        queued
-    }
-
-    /// Does the same as [`Self::push_back`], in front of all other requests.
-    fn push_front(&mut self, token: &Token, range: PageRange, now: Instant) -> Vec<PageRange> {
-        let queued = self.admit(token, range, now);
-        for run in queued.iter().rev() {
-            self.requests.push_front((*run, token.clone()));
-        }
-        self.assert_invariants();
-        queued
-    }
-
-    /// Marks the pages of `range` that do not wait yet as waiting, as far as there is room, and
-    /// returns them.
-    fn admit(&mut self, token: &Token, range: PageRange, now: Instant) -> Vec<PageRange> {
-        let mut queued = Vec::new();
-        for gap in self.not_queued(range, self.room(token)) {
-            let run = first_of(gap, self.room(token));
-            if run.is_empty() {
-                break;
-            }
-            self.requested_pages += run.len();
-            let own = self.by_member.entry(token.clone()).or_insert(0);
-            *own += run.len();
-            debug_assert!(*own <= WANT_PAGES, "a member takes more than its share of the queue");
-            self.waiting.insert(run, ());
-            self.since.get_or_insert(now);
-            queued.push(run);
-        }
-        queued
-    }
-
-    /// Removes pages that were sent from the waiting ones, and finished requests from the front.
-    fn remove(&mut self, range: PageRange) {
-        if self.requests.is_empty() {
-            return;
-        }
-        self.waiting.remove(range);
-        while let Some((front, _)) = self.requests.front() {
-            let front = *front;
-            let first_waiting = self.waiting.parts(front).next().map(|(part, ())| part.start);
-            let finished = first_waiting.unwrap_or(front.end).0 - front.start.0;
-            self.shorten_front(finished);
-            if first_waiting.is_some() {
-                self.assert_invariants();
-                return;
-            }
-        }
-        self.since = None;
-        self.assert_invariants();
-    }
-
-    /// Removes the first `pages` pages of the front, and the front if none are left.
-    fn shorten_front(&mut self, pages: u32) {
-        let Some((range, token)) = self.requests.front_mut() else { return };
-        range.start.0 += pages;
-        self.requested_pages -= pages;
-        if let Some(own) = self.by_member.get_mut(token) {
-            *own -= pages;
-            if *own == 0 {
-                self.by_member.remove(token);
-            }
-        }
-        if range.is_empty() {
-            self.requests.pop_front();
-        }
-    }
-
-    /// Returns the pages to send next, at most `budget`; `None` if none wait. These are the first
-    /// waiting pages of the front, and those of the following requests if they are consecutive.
-    fn next(&self, budget: u32) -> Option<PageRange> {
-        let mut run: Option<PageRange> = None;
-        for (range, _) in &self.requests {
-            let Some((part, ())) = self.waiting.parts(*range).next() else { break };
-            let follows = run.is_none_or(|run| run.end == part.start && part.start == range.start);
-            if !follows {
-                break;
-            }
-            run = Some(PageRange::new(run.map_or(part.start.0, |run| run.start.0), part.end.0));
-            if part.end != range.end || run.is_some_and(|run| budget <= run.len()) {
-                break;
-            }
-        }
-        run.map(|run| first_of(run, budget)).filter(|run| !run.is_empty())
-    }
 }
 
 /// Number and time of a sent run.

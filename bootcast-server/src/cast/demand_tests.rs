@@ -1,10 +1,13 @@
 //! Demand queues on a virtual clock.
 #![expect(clippy::disallowed_methods, reason = "a test needs some instant to count from")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
+use bootcast_proto::Token;
+use bootcast_proto::limits::WANT_PAGES;
 use proptest::prelude::*;
 
+use super::queue::{PRINCIPAL_PAGES, QUEUE_PAGES};
 use super::*;
 
 const BATCH: u32 = 44;
@@ -41,6 +44,7 @@ fn the_limits_are_those_of_the_protocol() {
     for limit in [
         format!("at most {} pages in either queue", with_comma(QUEUE_PAGES.into())),
         format!("of one member {}", with_comma(WANT_PAGES.into())),
+        format!("of one host {}", with_comma(PRINCIPAL_PAGES.into())),
         format!("{pairs} pairs of either kind of a request"),
         format!(
             "`delay_us` ago ({} ms where that is 0, {} ms at most)",
@@ -250,7 +254,7 @@ fn the_queues_are_bounded_for_any_number_of_members_and_become_empty() {
     assert_eq!(demand.urgent.requested_pages, QUEUE_PAGES);
     assert_eq!(drain(&mut demand, start).len(), 2 * QUEUE_PAGES as usize);
     for queue in [&demand.urgent, &demand.later] {
-        assert_eq!((queue.requested_pages, queue.by_member.len(), queue.requests.len()), (0, 0, 0));
+        assert!(queue.is_empty());
     }
     assert!(demand.sent_pages.runs.len() <= MAX_HISTORY_RUNS);
 }
@@ -328,4 +332,39 @@ proptest! {
         prop_assert_eq!(rest, &waiting[0] | &waiting[1]);
         prop_assert_eq!(demand.urgent.requested_pages + demand.later.requested_pages, 0);
     }
+}
+
+/// A member of a host that has only this one.
+fn asker(host: u8, member: u128) -> Asker {
+    Asker { token: token(member), principal: Some(std::net::IpAddr::from([10, 0, 0, host]).into()) }
+}
+
+#[test]
+fn hosts_take_turns_however_much_each_demands() {
+    let start = Instant::now();
+    let mut demand = Demand::new(100_000);
+    for member in 0..8 {
+        let first = u32::try_from(member).unwrap() * 4096 + 1;
+        demand.handle_want(asker(1, member), &now_pages(&[(first, 4096)]), start);
+    }
+    assert_eq!(demand.urgent_pages(), PRINCIPAL_PAGES, "its share of the queue");
+    demand.handle_want(asker(2, 100), &now_pages(&[(50_000, 2), (60_000, 2)]), start);
+    demand.handle_want(asker(3, 101), &now_pages(&[(70_000, 1)]), start);
+    let runs = drain(&mut demand, start);
+    assert_eq!(runs[..6], [(1, 44), (50_000, 2), (70_000, 1), (45, 44), (60_000, 2), (89, 44)]);
+    assert_eq!(runs.iter().map(|(_, pages)| pages).sum::<u32>(), PRINCIPAL_PAGES + 5);
+}
+
+#[test]
+fn pages_beyond_the_rations_come_last_unless_another_host_demands_them() {
+    let start = Instant::now();
+    let mut demand = Demand::new(1000);
+    demand.handle_idle_want(&asker(1, 1), &now_pages(&[(1, 10)]), start);
+    assert_eq!((demand.urgent_since(), demand.idle_since()), (None, Some(start)));
+    demand.handle_want(asker(2, 2), &now_pages(&[(4, 2)]), start);
+    demand.handle_want(asker(2, 2), &later_pages(&[(9, 1)]), start);
+    assert_eq!(drain(&mut demand, start), [(4, 2), (9, 1)]);
+    let idle: Vec<_> = std::iter::from_fn(|| demand.poll_idle(BATCH, start)).collect();
+    assert_eq!(idle, [PageRange::new(0, 3), PageRange::new(5, 8), PageRange::new(9, 10)]);
+    assert_eq!(demand.idle_since(), None);
 }

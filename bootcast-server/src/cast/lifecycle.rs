@@ -2,6 +2,7 @@
 
 mod invariants;
 mod leaves;
+mod membership;
 mod profile;
 mod requests;
 mod sending;
@@ -14,6 +15,7 @@ use bootcast_proto::limits::{HOLD, SHORT_HOLD};
 use bootcast_proto::wire::{Beacon, HEADER_LEN, LeafSpan};
 use bootcast_proto::{BLOCK_PAGES, BlockLayout, Geometry, PageRange, Token};
 
+use super::accounts::Entry;
 use super::credit::Credits;
 use super::demand::Demand;
 use super::leaf_lists::LeafLists;
@@ -22,6 +24,7 @@ use super::multicast_probe::MulticastProbe;
 use super::precedence::Precedence;
 use super::principal::Principal;
 use super::profile::CastProfile;
+use super::rations::Rations;
 use super::repair::{Repair, Situation, Symbol};
 use super::stream::{Audience, Stream};
 use super::unreadable::Unreadable;
@@ -142,6 +145,8 @@ pub struct Cast {
     policy: CastPolicy,
     /// Number of pages in the file.
     pages: u32,
+    /// Bytes of a full page.
+    page_bytes: u64,
     state: State,
     members: Members,
     stream: Stream,
@@ -160,6 +165,7 @@ pub struct Cast {
     /// Number of pages that the carousel has sent for plain members.
     carousel_pages: u64,
     credits: Credits,
+    rations: Rations,
     joins: u64,
     /// Whether the end must be announced: members with a lease may still wait for datagrams.
     must_announce_end: bool,
@@ -180,6 +186,7 @@ impl Cast {
         Self {
             policy,
             pages: geometry.pages(),
+            page_bytes: geometry.page_size().get().into(),
             state: State::Lingering { until: now + policy.linger },
             members: Members::new(repair.map_or(Duration::ZERO, |repair| repair.lease)),
             stream: Stream::new(geometry.pages(), layout, now),
@@ -194,6 +201,7 @@ impl Cast {
             stream_was_last: false,
             carousel_pages: 0,
             credits: Credits::new(geometry.pages()),
+            rations: Rations::new(geometry.pages()),
             joins: 0,
             must_announce_end: false,
             had_leased: false,
@@ -208,63 +216,29 @@ impl Cast {
         }
     }
 
-    /// Adds a member. A running stream continues where it is. For the first member that wants the
-    /// whole file it starts with page 1, after a hold.
-    pub fn handle_join(&mut self, token: Token, kind: MemberKind, now: Instant) {
-        // Without a repair channel every member knows only the base protocol.
-        let kind = if self.repair.is_some() { kind } else { MemberKind::Plain };
-        let is_first = self.members.whole_file_members() == 0 && kind != MemberKind::Demand;
-        self.members.join(token, kind, self.carousel_pages, now);
-        self.joins += 1;
-        self.on_heard(kind);
-        match self.state {
-            State::Lingering { .. } => {
-                self.must_announce_end = false;
-                self.hold(now, now);
-            }
-            State::Holding { .. } | State::Serving if is_first => self.hold(now, now),
-            State::Holding { since, .. } if kind != MemberKind::Demand => self.hold(since, now),
-            State::Holding { .. } | State::Serving | State::Ended(_) => {}
-        }
-        match kind {
-            MemberKind::Plain => {}
-            MemberKind::Extended | MemberKind::Resuming => {
-                self.had_leased = true;
-                if kind == MemberKind::Extended {
-                    self.stream.want_all();
-                }
-                if let Some(repair) = &mut self.repair {
-                    repair.on_change(now);
-                }
-                self.notify_repair();
-            }
-            MemberKind::Demand => self.had_leased = true,
-        }
-        self.assert_invariants();
+    /// Sets whether the streams of other casts run, so that demands must leave them their share.
+    pub(super) fn set_has_neighbours(&mut self, has_neighbours: bool) {
+        self.rations.set_has_neighbours(has_neighbours);
     }
 
-    /// Records whose membership this is. Does nothing if the token is no member.
-    pub fn set_owner(&mut self, token: &Token, principal: Principal) {
-        self.members.set_owner(token, principal);
+    /// Returns the entries for the accounts of principals since the last call.
+    pub(super) fn take_entries(&mut self) -> Vec<Entry> {
+        self.members.take_entries()
+    }
+
+    /// Returns the number of members that want the whole file.
+    pub fn whole_file_members(&self) -> usize {
+        self.members.whole_file_members()
+    }
+
+    /// Whether the token is a member.
+    pub(super) fn is_member(&self, token: &Token) -> bool {
+        self.members.contains(token)
     }
 
     /// Returns the number of memberships of a principal.
     pub fn members_of(&self, principal: Principal) -> usize {
         self.members.of_principal(principal)
-    }
-
-    /// Removes a member. Returns `false` if the token is not a member.
-    pub fn handle_leave(&mut self, token: &Token, now: Instant) -> bool {
-        let Some(kind) = self.members.leave(token) else { return false };
-        self.credits.forget(token);
-        self.profile.handle_leave(token);
-        self.on_heard(kind);
-        self.on_members_gone();
-        if self.members.is_empty() {
-            self.linger(now);
-        }
-        self.assert_invariants();
-        true
     }
 
     /// Handles pages that could not be read. Neither they nor symbols of their blocks are sent
@@ -400,6 +374,11 @@ impl Cast {
     /// Whether anything is sent for the member: it has a lease and does not count as deaf.
     pub fn serves(&self, token: &Token) -> bool {
         self.members.serves(token)
+    }
+
+    /// Returns the number of principals that have members.
+    pub(super) fn principals(&self) -> usize {
+        self.members.principals()
     }
 
     /// Returns the number of pages sent since the cast started.

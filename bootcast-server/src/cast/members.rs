@@ -1,11 +1,16 @@
 //! Members of a cast, and when they are forgotten.
 
+mod plain;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use bootcast_proto::Token;
 
+use super::accounts::Entry;
 use super::principal::{Owners, Principal};
+use super::shares::Shares;
+use plain::Plain;
 
 /// Number of checks of the leases per lease. A silent member is forgotten at most 1 / this of a
 /// lease too late.
@@ -29,13 +34,17 @@ pub enum MemberKind {
 /// passes. Members with a lease are forgotten when it expires.
 #[derive(Debug)]
 pub(super) struct Members {
-    /// Plain members, each with the number of pages that the carousel had sent when it joined.
-    plain: BTreeMap<Token, u64>,
-    /// The same members in the order of their joins.
-    plain_by_age: BTreeSet<(u64, Token)>,
+    plain: Plain,
     extended: Leased,
     demand: Leased,
     owners: Owners,
+    /// Owned extended members that showed no progress, each with the number of pages that the
+    /// stream had sent when it joined.
+    unproven: BTreeMap<Token, u64>,
+    /// What principals owe for these, and for plain members.
+    shares: Shares,
+    /// Entries for the accounts of principals.
+    entries: Vec<Entry>,
     lease: Duration,
     /// When to check the leases; `None` while no member has one.
     check_at: Option<Instant>,
@@ -156,38 +165,123 @@ impl Leased {
 impl Members {
     pub(super) fn new(lease: Duration) -> Self {
         Self {
-            plain: BTreeMap::new(),
-            plain_by_age: BTreeSet::new(),
+            plain: Plain::default(),
             extended: Leased::default(),
             demand: Leased::default(),
             owners: Owners::default(),
+            unproven: BTreeMap::new(),
+            shares: Shares::default(),
+            entries: Vec::new(),
             lease,
             check_at: None,
         }
     }
 
-    /// Adds a member. `carousel` is the number of pages that the carousel has sent so far.
-    pub(super) fn join(&mut self, token: Token, kind: MemberKind, carousel: u64, now: Instant) {
-        let leased = match kind {
-            MemberKind::Plain => {
-                self.plain_by_age.insert((carousel, token.clone()));
-                self.plain.insert(token, carousel);
-                return;
-            }
-            MemberKind::Extended | MemberKind::Resuming => &mut self.extended,
-            MemberKind::Demand => &mut self.demand,
-        };
+    /// Adds a plain member that gets `pages` pages of the carousel, which has sent `carousel` pages
+    /// so far.
+    pub(super) fn join_plain(&mut self, token: Token, carousel: u64, pages: u64) {
+        self.plain.join(token, carousel, pages);
+        self.assert_invariants();
+    }
+
+    /// Adds a member with a lease.
+    pub(super) fn join_leased(&mut self, token: Token, only_demands: bool, now: Instant) {
+        let leased = if only_demands { &mut self.demand } else { &mut self.extended };
         leased.last_request.insert(token, now);
         self.check_at.get_or_insert(now + self.lease);
         self.assert_invariants();
     }
 
-    /// Records whose membership this is. Does nothing if the token is no member.
-    pub(super) fn set_owner(&mut self, token: &Token, principal: Principal) {
-        if self.plain.contains_key(token) || self.has_lease(token) {
+    /// Records whose membership this is. `sent` is the number of pages that the stream has sent so
+    /// far. Does nothing if the token is no member, or owned already.
+    pub(super) fn set_owner(&mut self, token: &Token, principal: Principal, sent: u64) {
+        if self.owners.owner_of(token).is_some() {
+            return;
+        }
+        let is_extended = self.extended.last_request.contains_key(token);
+        if is_extended {
+            self.unproven.insert(token.clone(), sent);
+        }
+        let wants_all = is_extended || self.plain.contains(token);
+        if wants_all {
+            self.shares.join(principal);
+        }
+        if wants_all || self.demand.last_request.contains_key(token) {
             self.owners.insert(token.clone(), principal);
         }
         self.assert_invariants();
+    }
+
+    /// Changes the number of pages that a plain member gets.
+    pub(super) fn limit_plain(&mut self, token: &Token, pages: u64) {
+        self.plain.limit(token, pages);
+    }
+
+    /// Returns whose membership this is, if that is known.
+    pub(super) fn owner_of(&self, token: &Token) -> Option<Principal> {
+        self.owners.owner_of(token)
+    }
+
+    /// Number of principals that have members.
+    pub(super) fn principals(&self) -> usize {
+        self.owners.principals()
+    }
+
+    /// Records that a principal asked for more than its ration.
+    pub(super) fn record_deferred(&mut self, principal: Principal, count: u64) {
+        if count > 0 {
+            self.entries.push(Entry::Deferred(principal, count));
+        }
+    }
+
+    /// Returns the entries for the accounts of principals since the last call.
+    pub(super) fn take_entries(&mut self) -> Vec<Entry> {
+        std::mem::take(&mut self.entries)
+    }
+
+    /// Divides bytes that are sent only for members that proved nothing among their principals.
+    pub(super) fn charge(&mut self, bytes: u64) {
+        self.shares.on_sent(bytes);
+        let owed = self.shares.poll().into_iter().flatten();
+        self.entries.extend(owed.map(|(principal, bytes)| Entry::Charge(principal, bytes)));
+    }
+
+    /// Records that a member received something.
+    pub(super) fn prove(&mut self, token: &Token) {
+        if let Some(principal) = self.owners.owner_of(token) {
+            if self.unproven.remove(token).is_some() {
+                // What it owes is cleared.
+                self.shares.leave(principal);
+            }
+            self.entries.push(Entry::Proof(principal));
+        }
+        self.assert_invariants();
+    }
+
+    /// Whether an extended member showed that it receives something.
+    pub(super) fn has_proven(&self) -> bool {
+        self.extended.last_request.len() > self.unproven.len()
+    }
+
+    /// Whether a member is there since before the last pass: before the last `pages` pages of the
+    /// stream, which has sent `sent` of them, `carousel` with plain members.
+    pub(super) fn had_a_pass(&self, token: &Token, pages: u64, sent: u64, carousel: u64) -> bool {
+        let since = self.unproven.get(token).copied();
+        since.is_some_and(|since| since + pages <= sent)
+            || self.plain.has_had(token, carousel, pages)
+    }
+
+    /// Forgets whose membership this was, and charges what its principal owes. `is_plain`: the
+    /// member was a plain one.
+    fn settle(&mut self, token: &Token, is_plain: bool) -> Option<Principal> {
+        let principal = self.owners.remove(token)?;
+        if self.unproven.remove(token).is_some() || is_plain {
+            let owed = self.shares.leave(principal);
+            if owed > 0 {
+                self.entries.push(Entry::Charge(principal, owed));
+            }
+        }
+        Some(principal)
     }
 
     /// Returns the number of memberships of a principal.
@@ -216,7 +310,11 @@ impl Members {
                 "more members have the zero map than there are"
             );
         }
-        debug_assert_eq!(self.plain_by_age.len(), self.plain.len());
+        debug_assert!(
+            self.shares.principals() <= self.plain.len() + self.unproven.len()
+                && self.unproven.len() <= self.extended.last_request.len(),
+            "somebody pays for members that are gone"
+        );
     }
 
     /// Number of members with a lease.
@@ -226,11 +324,11 @@ impl Members {
 
     /// Removes a member and returns its kind; `None` if the token is not a member.
     pub(super) fn leave(&mut self, token: &Token) -> Option<MemberKind> {
-        self.owners.remove(token);
-        if let Some(carousel) = self.plain.remove(token) {
-            self.plain_by_age.remove(&(carousel, token.clone()));
+        if self.plain.leave(token).is_some() {
+            self.settle(token, true);
             return Some(MemberKind::Plain);
         }
+        self.settle(token, false);
         let extended = self.extended.leave(token).then_some(MemberKind::Extended);
         let left = extended.or_else(|| self.demand.leave(token).then_some(MemberKind::Demand));
         self.assert_invariants();
@@ -243,17 +341,36 @@ impl Members {
         extended.or_else(|| self.demand.renew(token, now).then_some(MemberKind::Demand))
     }
 
-    /// Forgets the plain members that joined at least `idle` pages of the carousel ago. `carousel`
-    /// is the number of pages that it has sent so far. Returns whether any was forgotten.
-    pub(super) fn forget_plain(&mut self, carousel: u64, idle: u64) -> bool {
+    /// Forgets the plain members that had all their pages. `carousel` is the number of pages that
+    /// the carousel has sent so far. Returns whether any was forgotten.
+    pub(super) fn forget_finished_plain(&mut self, carousel: u64) -> bool {
         let mut any_forgotten = false;
-        while self.plain_by_age.first().is_some_and(|(joined, _)| joined + idle <= carousel) {
-            let Some((_, token)) = self.plain_by_age.pop_first() else { break };
-            any_forgotten |= self.plain.remove(&token).is_some();
-            self.owners.remove(&token);
+        while let Some(token) = self.plain.pop_finished(carousel) {
+            let principal = self.settle(&token, true);
+            self.entries.extend(principal.map(|it| Entry::Forgotten(it, token)));
+            any_forgotten = true;
         }
         self.assert_invariants();
         any_forgotten
+    }
+
+    /// Forgets all plain members of a principal. Returns their number.
+    pub(super) fn forget_plain_of(&mut self, principal: Principal) -> usize {
+        let is_its_own = |token: &&Token| self.owners.owner_of(token) == Some(principal);
+        let gone: Vec<_> = self.plain.tokens().filter(is_its_own).cloned().collect();
+        let forgotten = gone.len();
+        for token in gone {
+            self.plain.leave(&token);
+            self.settle(&token, true);
+            self.entries.push(Entry::Forgotten(principal, token));
+        }
+        self.assert_invariants();
+        forgotten
+    }
+
+    /// Whether the token is a member.
+    pub(super) fn contains(&self, token: &Token) -> bool {
+        self.plain.contains(token) || self.has_lease(token)
     }
 
     /// Whether the token has a lease.
@@ -271,12 +388,9 @@ impl Members {
         let lease = self.lease;
         self.extended.forget_silent(lease, now);
         self.demand.forget_silent(lease, now);
-        let Self { owners, plain, extended, demand, .. } = self;
-        owners.retain(|token| {
-            plain.contains_key(token)
-                || extended.last_request.contains_key(token)
-                || demand.last_request.contains_key(token)
-        });
+        for token in self.owners.not_in(|token| self.contains(token)) {
+            self.settle(&token, false);
+        }
         let earliest =
             self.extended.last_request.values().chain(self.demand.last_request.values()).min();
         self.check_at = earliest.map(|at| (*at + lease).max(now + lease / CHECKS_PER_LEASE));
@@ -304,7 +418,7 @@ impl Members {
     }
 
     pub(super) fn has_plain(&self) -> bool {
-        !self.plain.is_empty()
+        self.plain.len() > 0
     }
 
     /// Returns the number of extended members that receive datagrams.
@@ -341,7 +455,7 @@ impl Members {
     /// Whether every member that wants the whole file has the zero map. Deaf ones count: they may
     /// hear again at any time.
     pub(super) fn all_have_zero_map(&self) -> bool {
-        self.plain.is_empty()
+        self.plain.len() == 0
             && self.extended.zero_map_holders.len() == self.extended.last_request.len()
     }
 

@@ -9,6 +9,7 @@
 //! | `urgent` | which casts send first, because readers wait for their pages |
 //! | [`GroupPool`] | which multicast address a cast gets |
 //! | `end_announcements` | when the end of a cast is announced to its group |
+//! | `accounts` | what may still be sent for members that proved nothing |
 //! | `restart_backoff` | when a file whose casts fail repeatedly may get the next cast |
 //!
 //! A cast consists of
@@ -17,6 +18,8 @@
 //! |---|---|
 //! | `members` | which clients still take part |
 //! | `principal` | whose clients they are |
+//! | `rations` | how much goes before the stream for a single principal |
+//! | `shares` | what each principal owes for members that proved nothing |
 //! | `credit` | whether the requests of a member are still served |
 //! | `stream` | which pages go out next |
 //! | `repair` | which repair symbols go out next, and what beacons say |
@@ -30,6 +33,7 @@
 //! The unit of sending is a few datagrams of one kind ([`Transmit`]). [`crate::io`] fills them with
 //! bytes.
 
+mod accounts;
 mod credit;
 mod demand;
 mod end_announcements;
@@ -44,13 +48,16 @@ mod precedence;
 mod principal;
 mod profile;
 mod rate;
+mod rations;
 mod repair;
 mod restart_backoff;
 mod scheduler;
+mod shares;
 mod stream;
 mod unreadable;
 mod urgent;
 
+pub use accounts::PlainTrust;
 pub use groups::{GroupPool, GroupPoolError};
 pub use lifecycle::{Cast, CastPolicy, EndReason, RepairSettings, Sending};
 pub use members::MemberKind;

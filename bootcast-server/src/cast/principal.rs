@@ -1,6 +1,7 @@
 //! The host that a request comes from. No host may use up what all of them share.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::IpAddr;
 
 use bootcast_proto::Token;
@@ -15,6 +16,12 @@ const AT_LEAST: usize = 16;
 /// one host can use them all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Principal(IpAddr);
+
+impl fmt::Display for Principal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
 
 impl From<IpAddr> for Principal {
     fn from(address: IpAddr) -> Self {
@@ -47,24 +54,31 @@ impl Owners {
         *self.memberships.entry(principal).or_default() += 1;
     }
 
-    /// Forgets a membership. Does nothing if it is not known.
-    pub(super) fn remove(&mut self, token: &Token) {
-        let Some(principal) = self.by_member.remove(token) else { return };
+    /// Forgets a membership, and returns whose it was. Does nothing if it is not known.
+    pub(super) fn remove(&mut self, token: &Token) -> Option<Principal> {
+        let principal = self.by_member.remove(token)?;
         if let Some(count) = self.memberships.get_mut(&principal) {
             *count -= 1;
             if *count == 0 {
                 self.memberships.remove(&principal);
             }
         }
+        Some(principal)
     }
 
-    /// Forgets all memberships for which `is_member` is `false`.
-    pub(super) fn retain(&mut self, is_member: impl Fn(&Token) -> bool) {
-        let gone: Vec<_> =
-            self.by_member.keys().filter(|token| !is_member(token)).cloned().collect();
-        for token in &gone {
-            self.remove(token);
-        }
+    /// Returns whose membership this is, if that is known.
+    pub(super) fn owner_of(&self, token: &Token) -> Option<Principal> {
+        self.by_member.get(token).copied()
+    }
+
+    /// Number of principals with memberships.
+    pub(super) fn principals(&self) -> usize {
+        self.memberships.len()
+    }
+
+    /// Returns all memberships for which `is_member` is `false`.
+    pub(super) fn not_in(&self, is_member: impl Fn(&Token) -> bool) -> Vec<Token> {
+        self.by_member.keys().filter(|token| !is_member(token)).cloned().collect()
     }
 
     /// Returns the number of memberships of a principal.
@@ -114,7 +128,9 @@ mod tests {
         owners.remove(&token(0));
         owners.remove(&token(0));
         assert_eq!((owners.memberships(host), owners.len()), (2, 3));
-        owners.retain(|member| *member == token(3));
-        assert_eq!((owners.memberships(host), owners.len()), (0, 1));
+        assert_eq!(owners.owner_of(&token(3)), Some(principal("10.0.0.2")));
+        assert_eq!(owners.not_in(|member| *member == token(3)), [token(1), token(2)]);
+        assert_eq!(owners.remove(&token(1)), Some(host));
+        assert_eq!((owners.memberships(host), owners.principals()), (1, 2));
     }
 }

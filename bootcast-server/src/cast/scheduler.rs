@@ -1,8 +1,10 @@
 //! All casts of one interface: decides which of them sends next, and how much.
 
+mod budgets;
 mod ended;
 mod leaves;
 mod profiles;
+mod requests;
 mod running;
 mod sizes;
 mod taken;
@@ -15,10 +17,11 @@ use std::fmt;
 use std::net::SocketAddrV4;
 use std::time::{Duration, Instant};
 
-use bootcast_proto::api::{Report, Totals, Want};
+use bootcast_proto::api::{Budgets, Totals};
 use bootcast_proto::units::wire_len;
 use bootcast_proto::{BitRate, BlockLayout, Etag, Geometry, PageRange, Profile, RemotePath, Token};
 
+use super::accounts::{Accounts, PlainTrust};
 use super::end_announcements::EndAnnouncements;
 use super::principal::{Principal, share_of};
 use super::rate::{Allowance, CeilingSource, RateControl};
@@ -63,6 +66,8 @@ pub struct Settings {
     pub max_casts: usize,
     /// Limits after which a cast ends on its own.
     pub policy: CastPolicy,
+    /// How far plain members are trusted.
+    pub plain: PlainTrust,
     /// Pool that the groups of casts are taken from.
     pub groups: GroupPool,
     /// Settings of the repair channel; `None` treats all members as plain ones.
@@ -95,7 +100,7 @@ pub struct Joined {
     pub members: u64,
 }
 
-/// Why a join was refused. All reasons are temporary.
+/// Why a join was refused. All reasons but [`Self::PlainDenied`] are temporary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum JoinRefusal {
     /// The limit `max_casts` is reached.
@@ -113,6 +118,18 @@ pub enum JoinRefusal {
     /// The principal has started its share of the casts that run.
     #[error("this host has started {0} of the casts that run, its share of all: leave first")]
     TooManyCastsOfHost(usize),
+    /// The principal has used up its budget for members that proved nothing.
+    #[error(
+        "too much was sent to this host for plain members that never left: let them leave when \
+         they are done, use `bootcast get`, or try again later"
+    )]
+    BudgetUsedUp {
+        /// Time until the budget is enough for a pass over the file.
+        after: Duration,
+    },
+    /// The server takes no plain members.
+    #[error("this server takes no plain members: use `bootcast get`, or fetch /file/ over HTTP")]
+    PlainDenied,
     /// The file's casts failed several times in a row.
     #[error("casts of this file keep ending ({reason}): try again later")]
     Backoff {
@@ -155,6 +172,11 @@ enum Polled {
 pub enum Event {
     /// A cast ended and its group was returned.
     Ended(Ended),
+    /// The principal has used up its budget for members that proved nothing. So its plain members
+    /// of this file were forgotten, or its join was refused or asks for nothing.
+    BudgetUsedUp(Principal, RemotePath),
+    /// The principal asked for more of this file than goes before what others wait for.
+    RationUsedUp(Principal, RemotePath),
     /// The profile of the file that a cast sends changed, and should be kept. Comes before the end
     /// of the cast.
     Profile(CastId, Profile),
@@ -203,7 +225,10 @@ pub struct Scheduler {
     restart_backoff: RestartBackoff,
     next_id: CastId,
     events: VecDeque<Event>,
+    accounts: Accounts,
     totals: Totals,
+    /// How often budgets were used up.
+    budgets: Budgets,
     /// Rate at which new casts start: what got through to the last cast with congestion. `None` if
     /// there was none, or if a later cast reached the ceiling.
     last_good: Option<BitRate>,
@@ -219,6 +244,7 @@ impl Scheduler {
         Self {
             pacer: Pacer::new(settings.rate, batch, now),
             batch_wire: batch,
+            accounts: Accounts::new(settings.rate, settings.policy.idle_passes),
             settings,
             casts: BTreeMap::new(),
             by_path: BTreeMap::new(),
@@ -232,49 +258,10 @@ impl Scheduler {
             next_id: CastId(0),
             events: VecDeque::new(),
             totals: Totals::default(),
+            budgets: Budgets::default(),
             last_good: None,
             last_taken: None,
         }
-    }
-
-    /// Adds a member to the cast of this version, and starts the cast if there is none. Ends a cast
-    /// of another version of the path, because the file has changed.
-    pub fn handle_join(
-        &mut self,
-        path: &RemotePath,
-        etag: &Etag,
-        geometry: Geometry,
-        Newcomer { token, kind, principal }: Newcomer,
-        now: Instant,
-    ) -> Result<Joined, JoinRefusal> {
-        let present = self.by_path.get(path).copied();
-        let same = present.filter(|id| self.casts[id].etag == *etag);
-        if let (Some(outdated), None) = (present, same) {
-            self.handle_end(outdated, EndReason::FileChanged, now);
-        }
-        let id = match same {
-            Some(id) => id,
-            None => self.start_cast(path, etag, geometry, principal, now)?,
-        };
-        let running = self.casts.get_mut(&id).expect("found or started above");
-        if running.cast.members() >= MAX_MEMBERS {
-            return Err(JoinRefusal::TooManyMembers);
-        }
-        let owned = running.cast.members_of(principal);
-        if owned >= share_of(MAX_MEMBERS) {
-            return Err(JoinRefusal::TooManyOfHost(owned));
-        }
-        let name = token.clone();
-        running.cast.handle_join(token, kind, now);
-        running.cast.set_owner(&name, principal);
-        self.end_announcements.cancel(running.group);
-        self.totals.joins += 1;
-        self.assert_invariants();
-        let running = &self.casts[&id];
-        let rate = running.control.rate();
-        let members = running.cast.members() as u64;
-        let (group, has_started_cast) = (running.group, same.is_none());
-        Ok(Joined { cast: id, group, has_started_cast, rate, members })
     }
 
     /// Asserts what holds between any two calls.
@@ -289,76 +276,6 @@ impl Scheduler {
         );
         debug_assert!(casts <= self.settings.max_casts, "{casts} casts are more than allowed");
         debug_assert!(!self.has_quantum || casts > 0, "no cast has a quantum");
-    }
-
-    /// Removes a member from the cast of this path; `None` if the token is not a member.
-    pub fn handle_leave(
-        &mut self,
-        path: &RemotePath,
-        token: &Token,
-        now: Instant,
-    ) -> Option<CastId> {
-        let id = *self.by_path.get(path)?;
-        let running = self.casts.get_mut(&id)?;
-        if !running.cast.handle_leave(token, now) {
-            return None;
-        }
-        running.control.forget(token);
-        self.totals.leaves += 1;
-        self.reap(id, now);
-        Some(id)
-    }
-
-    /// Handles a report to the cast of this path. Returns `false` if the token may not report.
-    pub fn handle_report(
-        &mut self,
-        path: &RemotePath,
-        token: &Token,
-        report: &Report,
-        now: Instant,
-    ) -> bool {
-        let running = self.by_path.get(path).and_then(|id| self.casts.get_mut(id));
-        let Some(running) = running else { return false };
-        if !running.cast.handle_report(token, report, now) {
-            return false;
-        }
-        if running.cast.serves(token) {
-            let is_changed = running.control.handle_report(token, report, now);
-            running.apply_rate(is_changed, now);
-        } else {
-            // The counters of a deaf member say nothing about the rate.
-            running.control.forget(token);
-        }
-        running.end_opening(now);
-        true
-    }
-
-    /// Records the `useful` that a demand of a member states.
-    pub fn handle_progress(&mut self, path: &RemotePath, token: &Token, useful: u64) {
-        let running = self.by_path.get(path).and_then(|id| self.casts.get_mut(id));
-        if let Some(running) = running {
-            running.cast.handle_progress(token, useful);
-        }
-    }
-
-    /// Queues pages that a member of the cast of this path demands. Returns the estimated time
-    /// until the last urgent one is sent, or `None` if the token may not demand.
-    pub fn handle_want(
-        &mut self,
-        path: &RemotePath,
-        token: &Token,
-        want: &Want,
-        now: Instant,
-    ) -> Option<Duration> {
-        let &id = self.by_path.get(path)?;
-        let running = self.casts.get_mut(&id)?;
-        if !running.cast.handle_want(token, want, now) {
-            return None;
-        }
-        if running.cast.next_urgent(1).is_some() {
-            self.urgent.push(id);
-        }
-        Some(self.urgent_queue(id, now))
     }
 
     /// Handles pages of a cast that cannot be read. They are not sent for a while.
@@ -522,6 +439,11 @@ impl Scheduler {
         self.totals
     }
 
+    /// Returns how often budgets were used up since the server started.
+    pub fn budgets(&self) -> Budgets {
+        self.budgets
+    }
+
     /// Returns the windows and blocks of a file; `None` if it gets no repair.
     pub fn layout(&self, geometry: &Geometry) -> Option<BlockLayout> {
         self.settings.repair.as_ref()?.layout(geometry)
@@ -592,9 +514,10 @@ impl Scheduler {
         Ok(id)
     }
 
-    /// Schedules the announcement of the end if the cast requests it. Removes a cast that has ended
-    /// and returns its group to the pool.
+    /// Settles the accounts of its members, and schedules the announcement of the end if the cast
+    /// requests it. Removes a cast that has ended and returns its group to the pool.
     fn reap(&mut self, id: CastId, now: Instant) {
+        self.settle(id, now);
         let Some(running) = self.casts.get_mut(&id) else { return };
         let announcement = running.cast.poll_end_announcement();
         let reason = running.cast.end_reason();

@@ -3,6 +3,7 @@
 
 use std::num::NonZeroU32;
 
+use bootcast_proto::api::{Report, Want};
 use bootcast_proto::limits::{HOLD, SHORT_HOLD};
 use bootcast_proto::wire::Beacon;
 use bootcast_proto::{PageSize, Share};
@@ -10,6 +11,8 @@ use proptest::prelude::*;
 
 use super::*;
 
+#[path = "scheduler/budget_tests.rs"]
+mod budget;
 #[path = "scheduler/demand_tests.rs"]
 mod demand;
 #[path = "scheduler/taken_tests.rs"]
@@ -49,6 +52,7 @@ impl Lab {
                 idle_passes: NonZeroU32::new(5).unwrap(),
                 linger: Duration::from_millis(500),
             },
+            plain: PlainTrust::Limited,
             groups: GroupPool::new(groups.parse().unwrap()).unwrap(),
             repair: None,
         };
@@ -103,7 +107,7 @@ impl Lab {
         std::iter::from_fn(|| self.scheduler.poll_event())
             .filter_map(|event| match event {
                 Event::Ended(Ended { cast, reason, .. }) => Some((cast, reason)),
-                Event::Profile(..) => None,
+                Event::Profile(..) | Event::BudgetUsedUp(..) | Event::RationUsedUp(..) => None,
             })
             .collect()
     }

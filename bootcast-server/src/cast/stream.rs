@@ -172,6 +172,12 @@ impl Stream {
         self.drop_deferred();
     }
 
+    /// Whether extended members want the window that the stream is in.
+    pub(super) fn is_wanted(&self) -> bool {
+        let window = self.layout.map(|layout| layout.window_of(self.next));
+        window.is_some_and(|window| self.wanted[window.0 as usize] > 0)
+    }
+
     /// Whether every wanted window has been sent.
     pub(super) fn is_done(&self) -> bool {
         self.wanted_windows == 0

@@ -20,6 +20,7 @@
 //! | [`http`] | serves the connections of the control plane |
 //! | [`client_stream`] | watches connections: clients that read too slowly, or closed |
 //! | [`peers`] | limits the connections of each host |
+//! | [`request_limits`] | limits the requests of each host |
 //! | [`bundles`] | copies small files into bundles, which are cast as one file |
 //! | [`small_files`] | knows which small files several hosts ask for |
 #![expect(clippy::disallowed_methods, reason = "the clock is read here and nowhere else")]
@@ -38,6 +39,7 @@ pub mod peers;
 pub mod prehash;
 pub mod profiles;
 pub mod reader;
+pub mod request_limits;
 pub mod sender;
 pub mod small_files;
 pub mod socket;

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use bootcast_proto::api::{Report, Want};
 use bootcast_proto::{Etag, Geometry, PageIndex, PageRange, PageSize, RemotePath, Token};
 use bootcast_server::cast::{
-    CastPolicy, CeilingSource, EndReason, GroupPool, MemberKind, Newcomer, RepairSettings,
-    Scheduler, Settings,
+    CastPolicy, CeilingSource, EndReason, GroupPool, MemberKind, Newcomer, PlainTrust,
+    RepairSettings, Scheduler, Settings,
 };
 
 use super::input::Input;
@@ -29,7 +29,13 @@ pub(super) fn run(bytes: &[u8]) {
     let mut input = Input::new(bytes);
     let page_size = PageSize::new(1456).expect("even");
     let sizes = [input.mostly_small(9_000_000), input.mostly_small(1_000)].map(u64::from);
-    let has_repair = input.u8() & 1 == 0;
+    let flags = input.u8();
+    let has_repair = flags & 1 == 0;
+    let plain = match flags >> 1 & 7 {
+        0 => PlainTrust::Allow,
+        1 => PlainTrust::Deny,
+        _ => PlainTrust::Limited,
+    };
     let repair = RepairSettings {
         interleave: 1 + u32::from(input.u8() % 20),
         repair_port: 9001,
@@ -45,6 +51,7 @@ pub(super) fn run(bytes: &[u8]) {
             idle_passes: NonZeroU32::new(3).expect("not 0"),
             linger: Duration::from_millis(500),
         },
+        plain,
         groups: GroupPool::new("239.255.0.0/24".parse().expect("a block")).expect("multicast"),
         repair: has_repair.then_some(repair),
     };
@@ -86,7 +93,7 @@ pub(super) fn run(bytes: &[u8]) {
                 }
             }
             6 | 7 => drop(scheduler.handle_want(path, &token, &want(&mut input), now)),
-            8 => scheduler.handle_progress(path, &token, input.u64()),
+            8 => scheduler.handle_progress(path, &token, input.u64(), now),
             9 => {
                 let id = scheduler.cast_of(path).map(|view| view.id);
                 let pages = pages(&mut input, geometry.pages());

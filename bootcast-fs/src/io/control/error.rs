@@ -3,6 +3,8 @@
 use std::ops::Range;
 use std::time::Duration;
 
+use bootcast_proto::limits::RETRY_AFTER_MAX;
+
 /// Why a request failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ControlError {
@@ -58,5 +60,40 @@ impl ControlError {
             Self::Refused { status, .. } => *status >= 500 || *status == 429,
             Self::Garbled { .. } | Self::Unreadable { .. } => false,
         }
+    }
+
+    /// Returns the pause that the server requests before another attempt, up to the longest that a
+    /// client obeys.
+    pub fn retry_after(&self) -> Duration {
+        match self {
+            Self::Refused { retry_after, .. } => (*retry_after).min(RETRY_AFTER_MAX),
+            Self::Unreachable { .. } | Self::Garbled { .. } | Self::Unreadable { .. } => {
+                Duration::ZERO
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn too_many_requests_are_temporary_and_their_pause_is_obeyed_up_to_a_limit() {
+        let refused = |status, seconds| ControlError::Refused {
+            status,
+            message: "too many requests".into(),
+            retry_after: Duration::from_secs(seconds),
+        };
+        assert!(refused(429, 1).is_temporary() && refused(503, 1).is_temporary());
+        assert!(!refused(403, 1).is_temporary());
+        assert_eq!(refused(429, 7).retry_after(), Duration::from_secs(7));
+        assert_eq!(refused(503, 9999).retry_after(), RETRY_AFTER_MAX);
+        let unreachable = ControlError::Unreachable {
+            base: "http://head".into(),
+            reason: "refused".into(),
+            is_connected: false,
+        };
+        assert_eq!(unreachable.retry_after(), Duration::ZERO);
     }
 }

@@ -1,5 +1,7 @@
 //! Requests of a member: join, leave, report, demand.
 
+use std::time::Duration;
+
 use bootcast_proto::Token;
 use bootcast_proto::api::{Report, Want, WantBody};
 use tracing::{debug, info, warn};
@@ -13,6 +15,9 @@ use crate::log_limit;
 use crate::object::{Object, Snapshot};
 use crate::receiver::{Counters, JoinError, ReportError};
 use crate::totals::TOTALS;
+
+/// Longest time for which a refused request holds back the next ones.
+const HOLD_BACK_MAX: Duration = Duration::from_secs(2);
 
 impl Job {
     /// Joins and passes the result to the object.
@@ -80,7 +85,10 @@ impl Job {
         let (needs, bulk) = (report.needs.len(), report.bulk.len());
         match &result {
             Ok(_) => debug!(%path, %token, needs, bulk, "reported"),
-            Err(error) => debug!(%path, %token, needs, bulk, %error, "report failed"),
+            Err(error) => {
+                debug!(%path, %token, needs, bulk, %error, "report failed");
+                hold_back(error).await;
+            }
         }
         let unreadable = result.as_ref().map_or(&[][..], Vec::as_slice);
         if !unreadable.is_empty() {
@@ -103,7 +111,10 @@ impl Job {
                 let queue = answer.queue;
                 debug!(%path, %token, runs, later, ?queue, "demanded");
             }
-            Err(error) => debug!(%path, %token, runs, later, %error, "demand failed"),
+            Err(error) => {
+                debug!(%path, %token, runs, later, %error, "demand failed");
+                hold_back(error).await;
+            }
         }
         let unreadable = result.as_ref().map_or(&[][..], |answer| &answer.unreadable);
         let ends_reads = !unreadable.is_empty();
@@ -115,6 +126,12 @@ impl Job {
             self.attend();
         }
     }
+}
+
+/// Waits for as long as the server requests. Until then the request counts as under way, so that
+/// the receiver sends no others in its place.
+async fn hold_back(error: &ControlError) {
+    tokio::time::sleep(error.retry_after().min(HOLD_BACK_MAX)).await;
 }
 
 /// Converts the error of a report or a demand to what it says about the membership.

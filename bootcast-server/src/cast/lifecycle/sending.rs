@@ -97,7 +97,15 @@ impl Cast {
             self.profile.on_sent(pages);
             return Some(self.send_first(pages, budget));
         }
-        self.poll_undemanded(budget, now)
+        if let Some(other) = self.poll_undemanded(budget, now) {
+            return Some(other);
+        }
+        let pages = self.demand.poll_idle(budget, now)?;
+        self.profile.on_sent(pages);
+        if let Some(repair) = self.active_repair() {
+            repair.on_sent();
+        }
+        Some(Sending::Pages(pages))
     }
 
     /// Returns the earliest time at which [`Self::poll_transmit`] has something. It may be past.
@@ -105,7 +113,8 @@ impl Cast {
         if !self.sends_demand() {
             return None;
         }
-        let later = self.demand.later_since();
+        let later = [self.demand.later_since(), self.demand.idle_since()];
+        let later = later.into_iter().flatten().min();
         if self.state != State::Serving {
             return later;
         }
@@ -198,8 +207,12 @@ impl Cast {
             return Some(Sending::LeafList(list));
         }
         let budget = budget.min(self.pages_until_leaf_list(audience));
+        let is_wanted = self.stream.is_wanted();
         let run = self.stream.poll(budget, audience, now)?;
         self.stream_was_last = true;
+        if !(is_wanted && self.members.has_proven()) {
+            self.members.charge(u64::from(run.pages.len()) * self.page_bytes);
+        }
         self.demand.on_sent(run.pages, now);
         self.profile.on_sent(run.pages);
         self.on_stream_pages(run.pages, audience, now);
@@ -234,8 +247,8 @@ impl Cast {
     /// Counts pages of the carousel, and forgets plain members that got all their passes.
     fn count_carousel(&mut self, pages: PageRange) {
         self.carousel_pages += u64::from(pages.len());
-        let idle_pages = u64::from(self.policy.idle_passes.get()) * u64::from(self.pages);
-        if self.members.forget_plain(self.carousel_pages, idle_pages) && self.members.is_empty() {
+        let any_forgotten = self.members.forget_finished_plain(self.carousel_pages);
+        if any_forgotten && self.members.is_empty() {
             self.end(EndReason::IdlePasses);
         }
     }

@@ -24,6 +24,8 @@ use bootcast_proto::fec::RepairIndex;
 use bootcast_proto::wire::Beacon;
 use bootcast_proto::{BlockIndex, BlockLayout, PageIndex, WindowIndex};
 
+use super::principal::Principal;
+
 use beacons::Beacons;
 use fill::Fill;
 use levels::Levels;
@@ -40,6 +42,25 @@ pub struct Symbol {
     pub number: RepairIndex,
     /// Symbols promised of the block in all; 255 stands for 255 or more.
     pub promised: u8,
+}
+
+/// Author of a report.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Author {
+    /// Whose report it is, if that is known.
+    pub(super) principal: Option<Principal>,
+    /// Symbols that may be promised because of it; `u64::MAX` if there are no others whom these
+    /// would hold up.
+    pub(super) ration: u64,
+}
+
+/// Symbols that a report asked for beyond what was promised.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Served {
+    /// Those that are promised now.
+    pub(super) promised: u64,
+    /// Those that are deferred, because they exceed the ration.
+    pub(super) deferred: u64,
 }
 
 /// State of the cast outside its repair channel that repair depends on.
@@ -104,27 +125,47 @@ impl Repair {
         self.levels.drop_promises();
     }
 
-    /// Takes over the needs in a report of one of `members` members.
-    pub(super) fn handle_report(&mut self, report: &Report, members: usize, now: Instant) {
+    /// Takes over the needs in a report of one of `members` members. What goes beyond the ration of
+    /// its author is deferred.
+    pub(super) fn handle_report(
+        &mut self,
+        report: &Report,
+        members: usize,
+        author: Author,
+        now: Instant,
+    ) -> Served {
+        let mut served = Served::default();
         if report.needs.is_empty() && report.bulk.is_empty() {
-            return;
+            return served;
         }
         self.beacons.count_report(members);
         let reporters = self.beacons.reporters(members);
         let redundancy = self.redundancy.symbols();
         let is_outlier = self.outliers.is_outlier(report, &self.levels, redundancy, reporters, now);
+        if !is_outlier {
+            self.redundancy.handle_needs(&report.needs, self.levels.layout(), author);
+        }
         let mut raised = false;
         for &(block, need) in &report.needs {
-            let (block, need) = (BlockIndex(block), need.into());
-            raised |= if is_outlier {
-                self.levels.defer(block, need)
+            let (block, need) = (BlockIndex(block), u32::from(need));
+            let promised = self.levels.promised(block).unwrap_or(need);
+            let more = u64::from(need.saturating_sub(promised));
+            let (is_raised, count) = if is_outlier {
+                (self.levels.defer(block, need), None)
+            } else if served.promised + more <= author.ration {
+                (self.levels.promise_need(block, need), Some(&mut served.promised))
             } else {
-                self.levels.promise_need(block, need)
+                (self.levels.defer(block, need), Some(&mut served.deferred))
             };
+            raised |= is_raised;
+            if let Some(count) = count.filter(|_| is_raised) {
+                *count += more;
+            }
         }
         if raised {
             self.on_change(now);
         }
+        served
     }
 
     /// Handles the end of a window in the stream, and promises it the redundancy.

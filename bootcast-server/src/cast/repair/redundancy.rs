@@ -3,10 +3,12 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use bootcast_proto::{Share, WindowIndex};
+use bootcast_proto::{BlockLayout, Share, WindowIndex};
 
+use super::Author;
 use super::levels::Levels;
 use super::reporters::Reporters;
+use crate::cast::principal::Principal;
 
 /// Upper bound of the redundancy, in symbols per block: half the pages of a block.
 const MAX_SYMBOLS: u32 = 64;
@@ -45,6 +47,30 @@ struct Watched {
     permit: Share,
     /// When all reports of its needs should have arrived.
     reports_due_at: Instant,
+    /// What principals said of its needs.
+    witnesses: Witnesses,
+}
+
+/// Largest needs that two principals reported. A single one that lies must not make the server send
+/// more for all.
+#[derive(Clone, Copy, Debug, Default)]
+struct Witnesses {
+    largest: Option<(Principal, u32)>,
+    /// Largest need of the others.
+    second: u32,
+}
+
+impl Witnesses {
+    fn add(&mut self, principal: Principal, need: u32) {
+        match &mut self.largest {
+            Some((largest, most)) if *largest == principal => *most = need.max(*most),
+            Some((_, most)) if need <= *most => self.second = need.max(self.second),
+            largest => {
+                let before = largest.replace((principal, need));
+                self.second = before.map_or(0, |(_, most)| most.max(self.second));
+            }
+        }
+    }
 }
 
 /// Learns the redundancy from reported needs. It starts at 0, so a network without loss pays
@@ -55,6 +81,8 @@ pub(super) struct Redundancy {
     symbols: u32,
     /// Watched windows, in the order of the stream.
     watched: VecDeque<Watched>,
+    /// Whether several principals report, so that needs must be confirmed by a second one.
+    needs_confirmation: bool,
 }
 
 impl Redundancy {
@@ -86,7 +114,27 @@ impl Redundancy {
             initial,
             permit: Share::NONE,
             reports_due_at,
+            witnesses: Witnesses::default(),
         });
+    }
+
+    /// Records who reports which needs.
+    pub(super) fn handle_needs(
+        &mut self,
+        needs: &[(u32, u8)],
+        layout: BlockLayout,
+        Author { principal, ration }: Author,
+    ) {
+        // The ration of a principal that is alone has no end.
+        self.needs_confirmation = principal.is_some() && ration < u64::MAX;
+        let Some(principal) = principal else { return };
+        for watched in &mut self.watched {
+            let blocks = layout.blocks_of(watched.window);
+            for &(block, need) in needs.iter().filter(|(block, _)| blocks.contains(block)) {
+                let base = watched.base[(block - blocks.start) as usize];
+                watched.witnesses.add(principal, u32::from(need).saturating_sub(base));
+            }
+        }
     }
 
     /// Returns the windows whose reports may still arrive.
@@ -103,7 +151,10 @@ impl Redundancy {
         }
         let min_blocks = MIN_WINDOW_BLOCKS.min(levels.blocks_of_a_window());
         for watched in self.watched.iter().filter(|watched| watched.base.len() >= min_blocks) {
-            self.symbols = self.symbols.max(watched.needed(levels, reporters).min(MAX_SYMBOLS));
+            let confirmed =
+                if self.needs_confirmation { watched.witnesses.second } else { MAX_SYMBOLS };
+            let needed = watched.needed(levels, reporters).min(confirmed);
+            self.symbols = self.symbols.max(needed.min(MAX_SYMBOLS));
         }
         if self.symbols > before {
             for watched in &self.watched {

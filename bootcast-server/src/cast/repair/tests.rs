@@ -391,7 +391,8 @@ fn redundancy_follows_the_need_of_most_blocks_up_and_down() {
     };
     end_window(&mut repair, 0);
     let needs = vec![(0, 5), (1, 6), (2, 5), (3, 9)];
-    repair.handle_report(&Report { needs, ..Report::default() }, 1, Instant::now());
+    let author = Author { principal: None, ration: u64::MAX };
+    repair.handle_report(&Report { needs, ..Report::default() }, 1, author, Instant::now());
     end_window(&mut repair, 1);
     assert_eq!(repair.redundancy(), 5);
     end_window(&mut repair, 2);

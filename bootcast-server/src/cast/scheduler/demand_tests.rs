@@ -84,20 +84,27 @@ fn a_run_of_demanded_pages_waits_only_until_its_own_bytes_may_leave() {
 }
 
 #[test]
-fn the_stream_of_another_cast_keeps_a_tenth_however_much_is_demanded() {
+fn the_stream_of_another_cast_keeps_a_tenth_and_then_half_however_much_is_demanded() {
     let (mut lab, token) = lab("100mbit");
     let cast = join(&mut lab, &token);
     lab.run(HOLD + SECOND / 10);
-    lab.sent.clear();
-    for at in 0..400 {
-        want(&mut lab, &token, &[(1 + at * 170 % 68_000, 100)]);
-        lab.run(Duration::from_millis(2));
-    }
-    let (all, demanded) =
-        (lab.sent.iter().map(|(_, it, _)| pages_in(it).len()).sum::<u32>(), lab.pages_of(cast));
-    // 6,600 pages fit 0.8 s at this rate.
-    assert!((6400..=6800).contains(&all), "{all}");
+    let mut demand = |wants: std::ops::Range<u32>| {
+        lab.sent.clear();
+        for at in wants {
+            want(&mut lab, &token, &[(1 + at * 170 % 68_000, 100)]);
+            lab.run(Duration::from_millis(2));
+        }
+        let all = lab.sent.iter().map(|(_, it, _)| pages_in(it).len()).sum::<u32>();
+        (all, lab.pages_of(cast))
+    };
+    // 16.5 pages fit 2 ms at this rate.
+    let (all, demanded) = demand(0..100);
+    assert!((1550..=1750).contains(&all), "{all}");
     assert!(demanded <= all * 9 / 10 + 100 && all * 8 / 10 < demanded, "{demanded} of {all}");
+    // The ration of the host is used up: its cast has no more than the other.
+    demand(100..200);
+    let (all, demanded) = demand(200..400);
+    assert!((all * 2 / 5..=all * 3 / 5).contains(&demanded), "{demanded} of {all}");
 }
 
 #[test]

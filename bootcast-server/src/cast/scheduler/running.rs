@@ -33,9 +33,10 @@ pub(super) struct Running {
 
 impl Running {
     /// Returns the weight of the cast for sharing the rate. It grows with the logarithm of the
-    /// number of members: a cast with 1024 members gets eleven times the rate of a cast with one.
+    /// number of hosts with members: a cast with 1024 of them gets eleven times the rate of a cast
+    /// with one.
     pub(super) fn weight(&self) -> u64 {
-        u64::from(1 + self.cast.members().max(1).ilog2())
+        u64::from(1 + self.cast.principals().max(1).ilog2())
     }
 
     /// Whether at least as many pages were sent as the file has.

@@ -324,6 +324,12 @@ impl Driver {
     fn remove_ended_casts(&mut self) {
         while let Some(event) = self.scheduler.poll_event() {
             match event {
+                Event::BudgetUsedUp(principal, path) => {
+                    self.log.log_budget(principal, &path, Instant::now());
+                }
+                Event::RationUsedUp(principal, path) => {
+                    self.log.log_ration(principal, &path, Instant::now());
+                }
                 Event::Profile(cast, profile) => self.keep_profile(cast, profile),
                 Event::Ended(ended) => {
                     self.groups.end(ended.cast);

@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 
 use super::super::{Join, JoinError, SourceAddress};
 use super::*;
-use crate::cast::{CastPolicy, CeilingSource, GroupPool, MemberKind, RepairSettings};
+use crate::cast::{CastPolicy, CeilingSource, GroupPool, MemberKind, PlainTrust, RepairSettings};
 use crate::io::identity::Identity;
 use crate::io::manifests::Manifests;
 use crate::io::reader::faults::{Faults, FaultySource, Hang};
@@ -61,6 +61,7 @@ impl Fixture {
             data_port: 9000,
             max_casts: 1000,
             policy: CastPolicy { idle_passes: NonZeroU32::MIN, linger: Duration::from_secs(60) },
+            plain: PlainTrust::Limited,
             groups: GroupPool::new("239.254.18.0/22".parse().unwrap()).unwrap(),
         };
         let socket = MulticastSocket::open(&config.interface, &config.socket).unwrap();

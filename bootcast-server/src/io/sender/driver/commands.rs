@@ -118,7 +118,7 @@ impl Driver {
     ) -> Option<WantAnswer> {
         let WantBody { want, useful } = want;
         if let Some(useful) = useful {
-            self.scheduler.handle_progress(path, token, useful);
+            self.scheduler.handle_progress(path, token, useful, now);
         }
         let queue_time = self.scheduler.handle_want(path, token, &want, now);
         tracing::trace!(%path, %token, ?queue_time, ?want, "pages demanded");
@@ -163,6 +163,7 @@ impl Driver {
             rate_bps: self.scheduler.rate().bits_per_second(),
             casts: casts.collect(),
             totals,
+            budgets: self.scheduler.budgets(),
         }
     }
 }

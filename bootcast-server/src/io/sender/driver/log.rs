@@ -8,7 +8,7 @@ use bootcast_proto::{Etag, RemotePath};
 use rustix::io::Errno;
 
 use super::SenderConfig;
-use crate::cast::{CastId, EndReason, Ended, Taken};
+use crate::cast::{CastId, EndReason, Ended, Principal, Taken};
 use crate::io::interface::{Interface, InterfaceName};
 
 /// Logs each cause once a minute. A client that joins and leaves in a loop, a file that changes all
@@ -18,6 +18,8 @@ pub(super) struct SenderLog {
     begins: Limiter<RemotePath, Instant>,
     ends: Limiter<(RemotePath, EndReason), Instant>,
     network: Limiter<NetworkFault, Instant>,
+    budgets: Limiter<Principal, Instant>,
+    rations: Limiter<Principal, Instant>,
     /// Whether the last line about the interface says that it is down.
     is_down: bool,
 }
@@ -62,6 +64,24 @@ impl SenderLog {
         tracing::info!(
             %cast, %path, %group, %reason, joins, pages, symbols, passes, %seconds, suppressed,
             "cast ended"
+        );
+    }
+
+    /// Logs that a host has used up its budget for members that proved nothing.
+    pub(super) fn log_budget(&mut self, host: Principal, path: &RemotePath, now: Instant) {
+        let Some(suppressed) = self.budgets.allow(&host, now) else { return };
+        tracing::warn!(
+            %host, %path, suppressed,
+            "budget used up: plain members of this host never left, or its clients receive nothing"
+        );
+    }
+
+    /// Logs that a host asked for more than goes before what others wait for.
+    pub(super) fn log_ration(&mut self, host: Principal, path: &RemotePath, now: Instant) {
+        let Some(suppressed) = self.rations.allow(&host, now) else { return };
+        tracing::info!(
+            %host, %path, suppressed,
+            "this host needs much more than others: it waits until they have what they need"
         );
     }
 
