@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use harness::capture::Capture;
-use harness::{Lab, MountProc, lab_or_skip};
+use harness::{Lab, MountProc, SOON, lab_or_skip, wait_until};
 
 use crate::text;
 
@@ -96,7 +96,10 @@ fn a_listing_that_is_too_old_is_asked_for_again_and_shows_what_changed() {
     for count in [10, 11] {
         create_files(&lab.served().join("some"), count);
         let asked = requests.during(|mount| {
-            assert_eq!(fs::read_dir(mount.join("some")).unwrap().count(), count);
+            // The server may have the former listing for a moment.
+            wait_until(SOON, "the new name is listed", || {
+                fs::read_dir(mount.join("some")).unwrap().count() == count
+            });
         });
         assert!(asked.iter().any(|path| path == "some"), "{asked:?}");
     }
