@@ -64,7 +64,7 @@ struct Args {
     how: How,
 }
 
-/// How to mount, for all commands that mount.
+/// Arguments that all commands share that mount.
 #[derive(clap::Args, Debug, Default)]
 pub(crate) struct How {
     /// Mount options, separated by commas; can be given more than once

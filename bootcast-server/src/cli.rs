@@ -125,9 +125,8 @@ pub struct Args {
     #[arg(long, value_name = "PASSES", default_value = "5", env = "BOOTCAST_IDLE_PASSES")]
     idle_passes: NonZeroU32,
 
-    /// How far plain members are trusted, which know only the base protocol: each gets all its
-    /// passes, or what is sent for them comes out of a budget of their host, or their joins are
-    /// refused
+    /// What members get that know only the base protocol: all their passes, as many passes as a
+    /// budget of their host allows, or a refusal
     #[arg(long, value_enum, default_value = "limited", env = "BOOTCAST_PLAIN")]
     plain: PlainArg,
 
@@ -293,7 +292,7 @@ pub struct Config {
     pub ttl: u8,
     /// When a cast ends without a request.
     pub policy: CastPolicy,
-    /// How far plain members are trusted.
+    /// Number of passes that plain members get.
     pub plain: PlainTrust,
     /// Maximum number of casts at the same time.
     pub max_casts: usize,

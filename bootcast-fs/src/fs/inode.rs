@@ -52,7 +52,7 @@ pub(super) struct Node {
     lookups: u64,
 }
 
-/// What an inode number stood for that the kernel forgot.
+/// Inode that the kernel forgot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Forgotten {
     /// Path that was looked up.

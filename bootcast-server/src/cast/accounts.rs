@@ -26,12 +26,12 @@ const MAX_ACCOUNTS: usize = 65_536;
 /// Maximum number of forgotten plain members whose leaves still count. Bounds memory.
 const MAX_FORGOTTEN: usize = 16_384;
 
-/// How far plain members are trusted.
+/// Number of passes that plain members get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PlainTrust {
     /// Each gets all its passes, whatever they cost.
     Allow,
-    /// What is sent for them comes out of budgets.
+    /// The budget of its host limits the passes of each.
     Limited,
     /// Their joins are refused.
     Deny,
@@ -61,7 +61,7 @@ pub(super) struct Accounts {
     /// Plain members that were forgotten lately. The leave of one that had all it needs in its last
     /// pass arrives after the end of this pass.
     forgotten: BTreeMap<Token, Principal>,
-    /// The same members, oldest first.
+    /// Tokens that were put into `forgotten`, oldest first. Some have left since.
     forgotten_in_order: VecDeque<Token>,
 }
 

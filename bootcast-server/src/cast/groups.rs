@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::net::Ipv4Addr;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
@@ -27,8 +28,9 @@ pub struct GroupPool {
     len: u32,
     /// Position, counted from `first`, of the address that is lent first.
     offset: u32,
-    /// Number of addresses, from `offset` on and wrapping, that were lent or skipped.
-    used: u32,
+    /// Positions of the addresses that were never lent, counted from `offset` on and wrapping; in
+    /// the order in which they are lent.
+    unlent: VecDeque<Range<u32>>,
     /// Returned addresses, each with the end of its quarantine; earliest first.
     returned: VecDeque<(Ipv4Addr, Instant)>,
 }
@@ -68,19 +70,20 @@ impl GroupPool {
             first <= last && is_multicast(first) && is_multicast(last),
             "{block} is not multicast"
         );
-        Ok(Self { first, len: last - first + 1, offset: 0, used: 0, returned: VecDeque::new() })
+        let len = last - first + 1;
+        Ok(Self { first, len, offset: 0, unlent: [0..len].into(), returned: VecDeque::new() })
     }
 
-    /// Asserts that the pool may lend this address, and that no more addresses were returned than
-    /// lent.
-    fn assert_own(&self, group: Ipv4Addr) {
+    /// Asserts that this address is lent.
+    fn assert_lent(&self, group: Ipv4Addr) {
+        let at = group.to_bits().wrapping_sub(self.first);
         // Datagrams to a foreign address would reach the members of other groups.
-        let is_in_block = group.to_bits().wrapping_sub(self.first) < self.len;
-        assert!(is_in_block, "{group} is not of this pool");
+        assert!(at < self.len, "{group} is not of this pool");
         debug_assert!(reserved_for(group).is_none(), "{group} is reserved");
         debug_assert!(
-            self.returned.len() <= self.used as usize && self.used <= self.len,
-            "more groups were returned than lent"
+            !self.unlent.iter().any(|unlent| unlent.contains(&self.position(at)))
+                && self.returned.iter().all(|(other, _)| *other != group),
+            "{group} is free as well, so two casts would share it"
         );
     }
 
@@ -94,23 +97,37 @@ impl GroupPool {
 
     /// Lends an address. Returns `None` while all are lent or in quarantine.
     pub fn take(&mut self, now: Instant) -> Option<Ipv4Addr> {
-        while self.used < self.len {
-            let group = self.address(self.used);
-            self.used += 1;
-            if reserved_for(group).is_none() {
-                self.assert_own(group);
-                return Some(group);
-            }
-        }
-        self.returned.front().filter(|(_, until)| *until <= now)?;
-        self.returned.pop_front().map(|(group, _)| group)
+        self.skip_reserved();
+        let group = if let Some(unlent) = self.unlent.front_mut() {
+            let nth = unlent.start;
+            unlent.start += 1;
+            self.address(nth)
+        } else {
+            self.returned.front().filter(|(_, until)| *until <= now)?;
+            self.returned.pop_front()?.0
+        };
+        self.assert_lent(group);
+        Some(group)
     }
 
     /// Whether [`Self::take`] would lend an address.
-    pub fn has_free(&self, now: Instant) -> bool {
-        let mut rest = (self.used..self.len).map(|nth| self.address(nth));
-        rest.any(|group| reserved_for(group).is_none())
-            || self.returned.front().is_some_and(|(_, until)| *until <= now)
+    pub fn has_free(&mut self, now: Instant) -> bool {
+        self.skip_reserved();
+        !self.unlent.is_empty() || self.returned.front().is_some_and(|(_, until)| *until <= now)
+    }
+
+    /// Leaves out reserved addresses until the first one that was never lent may be lent.
+    fn skip_reserved(&mut self) {
+        while let Some(unlent) = self.unlent.front().cloned() {
+            let usable = |nth: &u32| reserved_for(self.address(*nth)).is_none();
+            match unlent.clone().find(usable) {
+                Some(nth) => {
+                    self.unlent[0].start = nth;
+                    return;
+                }
+                None => self.unlent.pop_front(),
+            };
+        }
     }
 
     /// Takes an address back and starts its quarantine.
@@ -121,27 +138,24 @@ impl GroupPool {
     /// Takes an address back that another sender uses. That sender probably lends the next ones as
     /// well. So this pool goes on in the middle of those that it has not lent yet.
     pub fn give_back_taken(&mut self, group: Ipv4Addr, now: Instant) {
-        let first = self.used;
-        self.used += (self.len - self.used) / 2;
-        for nth in first..self.used {
-            let group = self.address(nth);
-            if reserved_for(group).is_none() {
-                // Free, but lent after all the others.
-                self.return_until(group, now);
-            }
+        if let Some(next) = self.unlent.pop_front() {
+            let middle = next.start.midpoint(next.end);
+            self.unlent.push_front(middle..next.end);
+            self.unlent.push_back(next.start..middle);
         }
         self.return_until(group, now + TAKEN_QUARANTINE);
     }
 
     /// Returns an address that may be lent again from `until` on.
     fn return_until(&mut self, group: Ipv4Addr, until: Instant) {
-        debug_assert!(
-            self.returned.iter().all(|(other, _)| *other != group),
-            "{group} is returned twice, so two casts would share it"
-        );
+        self.assert_lent(group);
         let at = self.returned.partition_point(|(_, other)| *other <= until);
         self.returned.insert(at, (group, until));
-        self.assert_own(group);
+    }
+
+    /// Returns the position, counted from that which is lent first, of the `nth` address.
+    fn position(&self, nth: u32) -> u32 {
+        if nth >= self.offset { nth - self.offset } else { nth + (self.len - self.offset) }
     }
 
     /// Returns the address at a position, counted from that which is lent first.
@@ -206,13 +220,24 @@ mod tests {
         let group = |host| Some(Ipv4Addr::new(239, 255, 0, host));
         let first = pool.take(now).unwrap();
         pool.give_back_taken(first, now);
-        // Of 14 groups 13 were not lent; 6 are skipped.
+        // The other sender probably lends .2 and those after it.
         let lent: Vec<_> = std::iter::from_fn(|| pool.take(now)).map(Some).collect();
         let expected: Vec<_> = (8..=14).chain(2..=7).map(group).collect();
         assert_eq!(lent, expected);
         assert!(!pool.has_free(now + QUARANTINE));
         assert!(pool.has_free(now + TAKEN_QUARANTINE));
         assert_eq!(pool.take(now + TAKEN_QUARANTINE), Some(first));
+    }
+
+    #[test]
+    fn a_large_block_is_divided_for_other_senders_without_a_list_of_its_groups() {
+        let now = Instant::now();
+        let mut pool = pool("239.0.0.0/8").unwrap();
+        for _ in 0..100 {
+            let group = pool.take(now).unwrap();
+            pool.give_back_taken(group, now);
+        }
+        assert!(pool.unlent.len() <= 101, "{} parts", pool.unlent.len());
     }
 
     #[test]

@@ -66,7 +66,7 @@ pub struct Settings {
     pub max_casts: usize,
     /// Limits after which a cast ends on its own.
     pub policy: CastPolicy,
-    /// How far plain members are trusted.
+    /// Number of passes that plain members get.
     pub plain: PlainTrust,
     /// Pool that the groups of casts are taken from.
     pub groups: GroupPool,

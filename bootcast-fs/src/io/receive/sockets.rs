@@ -125,7 +125,7 @@ impl Batches {
 pub(super) struct SocketPair {
     pages: Option<CountingSocket>,
     repair: Option<CountingSocket>,
-    /// What they listen to, and the index of the interface.
+    /// Group and ports that the sockets listen to, and the index of their interface.
     place: Option<(Subscription, u32)>,
 }
 

@@ -41,7 +41,7 @@ pub(super) struct Queue {
     turns: VecDeque<Option<Principal>>,
     /// Number of pages in `lines`, including those that were sent meanwhile.
     pub(super) requested_pages: u32,
-    /// The same for each member; no entry is 0.
+    /// Number of such pages of each member that has any.
     by_member: BTreeMap<Token, u32>,
     /// Pages that wait to be sent.
     waiting: RangeMap<()>,
