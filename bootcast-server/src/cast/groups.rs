@@ -71,7 +71,8 @@ impl GroupPool {
             "{block} is not multicast"
         );
         let len = last - first + 1;
-        Ok(Self { first, len, offset: 0, unlent: [0..len].into(), returned: VecDeque::new() })
+        let unlent = std::iter::once(0..len).collect();
+        Ok(Self { first, len, offset: 0, unlent, returned: VecDeque::new() })
     }
 
     /// Asserts that this address is lent.
