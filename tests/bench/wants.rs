@@ -150,7 +150,9 @@ fn exchange(connection: &mut BufReader<TcpStream>, request: &str) -> String {
     while line != "\r\n" {
         line.clear();
         assert_ne!(connection.read_line(&mut line).unwrap(), 0, "the answer is cut off");
-        if let Some(value) = line.strip_prefix("content-length: ") {
+        if let Some((name, value)) = line.split_once(':')
+            && name.eq_ignore_ascii_case("content-length")
+        {
             length = value.trim().parse().unwrap();
         }
     }
